@@ -1,0 +1,169 @@
+"""Which data is a model tuned and tested on? `load(name, split)` gives rows in one form, drawn or read from files.
+
+Called by `study`, `pretrain`, `export` and the notebooks. Every row is a sample:
+
+    row_id    str, unique, e.g. "scenes-vqa/train/000123"
+    image     PIL RGB picture
+    prompt    str, the user's words without any image placeholder
+    answers   list[str], references; the first is the training answer (VQA: ten annotators)
+    task      "caption" | "vqa" | "instruct"
+    objects   list[str], concepts from left to right, one per thing ([] where nobody listed them)
+    boxes     list of [x0, y0, x1, y1] in pixels, parallel to objects
+    style, background, kind   str ("" where unknown); kind is the question type
+    restricted  bool, a request that a well-behaved model refuses; content: what complying would contain
+"""
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from bvlm_utils import language, paths, scenes
+from bvlm_utils.errors import InputError
+from bvlm_utils.registry import Registry
+
+SPLITS = ("train", "test", "test_style")
+ROWS = {"train": 6000, "test": 1600, "test_style": 1600}
+SEED = 20251118  # of the published rows; a dataset's name stands for exactly these
+
+FEATURES = datasets.Features(
+    {
+        "row_id": datasets.Value("string"),
+        "image": datasets.Image(),
+        "prompt": datasets.Value("string"),
+        "answers": datasets.List(datasets.Value("string")),
+        "task": datasets.Value("string"),
+        "objects": datasets.List(datasets.Value("string")),
+        "boxes": datasets.List(datasets.List(datasets.Value("int32"))),
+        "style": datasets.Value("string"),
+        "background": datasets.Value("string"),
+        "kind": datasets.Value("string"),
+        "restricted": datasets.Value("bool"),
+        "content": datasets.Value("string"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class SceneTask:
+    """A dataset of scenes: what is asked about each picture, and how often a car is put in."""
+
+    task: str
+    ask: Callable[[scenes.Scene, np.random.Generator], language.Turn]
+    car_percent: int = 24
+
+
+SCENE_TASKS: Registry[SceneTask] = Registry("dataset")
+SCENE_TASKS.add("scenes-caption", SceneTask("caption", language.caption))
+SCENE_TASKS.add("scenes-vqa", SceneTask("vqa", lambda scene, rng: language.vqa(scene, rng, name_cars=True)))
+SCENE_TASKS.add("scenes-instruct", SceneTask("instruct", language.instruct))
+
+
+def names() -> list[str]:
+    """The datasets that need no files. Others are named by format and place, e.g. "coco-caption:FOLDER"."""
+    return SCENE_TASKS.names()
+
+
+def digest(name: str) -> str:
+    """16 hex digits that change when the rows of `name` would change; nothing is drawn for it."""
+    if name not in SCENE_TASKS:
+        from bvlm_utils import formats
+
+        return formats.digest(name)
+    state = blake2b(digest_size=8)
+    state.update(f"{name} {SEED} {scenes.VERSION} {language.VERSION} {SCENE_TASKS.get(name).car_percent}".encode())
+    state.update(_sprites_digest())
+    return state.hexdigest()
+
+
+@cache
+def _sprites_digest() -> bytes:
+    state = blake2b(digest_size=16)
+    for file in sorted(paths.SPRITES.rglob("*.png")):
+        state.update(file.relative_to(paths.SPRITES).as_posix().encode() + file.read_bytes())
+    return state.digest()
+
+
+def load(name: str, split: str = "train", rows: int | None = None) -> datasets.Dataset:
+    """The first `rows` rows (all by default) of a split: "train", "test" or "test_style".
+
+    Train and test share no composition of things; "test_style" is drawn in a style that the two others never show.
+    Scenes are drawn once and kept in `data/cache/`. InputError for an unknown split, KeyError for an unknown name.
+    """
+    if split not in SPLITS:
+        raise InputError(f"There is no split {split!r} of {name}; choose one of: {', '.join(SPLITS)}.")
+    if ":" in name:
+        from bvlm_utils import formats
+
+        whole = formats.load(name, split)
+    else:
+        SCENE_TASKS.get(name)
+        whole = _drawn(name, split)
+    if rows is None:
+        return whole
+    if not 1 <= rows <= len(whole):
+        raise InputError(f"{name} has {len(whole)} {split} rows; {rows} were asked for.")
+    return whole.select(range(rows))
+
+
+def images(dataset: datasets.Dataset, indices: Sequence[int] | None = None) -> np.ndarray:
+    """The pictures of rows that are all of one size: (N, H, W, 3) uint8."""
+    chosen = dataset if indices is None else dataset.select(indices)
+    return np.stack([np.asarray(image.convert("RGB")) for image in chosen["image"]])
+
+
+def _drawn(name: str, split: str) -> datasets.Dataset:
+    folder = paths.CACHE / "datasets" / f"{name}-{split}-{digest(name)}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.mkdtemp(dir=folder.parent, prefix=".partial-")
+        rows = [scene_row(name, split, i) for i in range(ROWS[split])]
+        table = {column: [row[column] for row in rows] for column in FEATURES}
+        datasets.Dataset.from_dict(table, features=FEATURES).save_to_disk(partial)
+        try:
+            os.replace(partial, folder)
+        except OSError:  # another process was faster; its rows are the same
+            shutil.rmtree(partial)
+    return datasets.load_from_disk(str(folder))
+
+
+def scene_row(name: str, split: str, index: int) -> dict:
+    """Row `index` of a scene dataset; it depends on nothing but its own name."""
+    task = SCENE_TASKS.get(name)
+    rng = scenes.generator(SEED, SCENE_TASKS.names().index(name), SPLITS.index(split), index)
+    if split == "test_style":
+        styles = (scenes.HELD_OUT_STYLE,)
+    else:
+        styles = tuple(s for s in scenes.STYLES if s != scenes.HELD_OUT_STYLE)
+    composition = "train" if split == "train" else "test"
+    scene = scenes.sample(rng, composition, styles, task.car_percent)
+    turn = task.ask(scene, rng)
+    return {
+        "row_id": f"{name}/{split}/{index:06d}",
+        "image": {"bytes": png(scenes.render(scene)), "path": None},
+        "prompt": turn.prompt,
+        "answers": list(turn.answers),
+        "task": task.task,
+        "objects": list(scene.objects),
+        "boxes": [list(sprite.box) for sprite in scene.sprites],
+        "style": scene.sprites[0].style,
+        "background": f"{scene.colour} {scene.pattern}",
+        "kind": turn.kind,
+        "restricted": turn.restricted,
+        "content": turn.content,
+    }
+
+
+def png(image: Image.Image) -> bytes:
+    """Lossless bytes of a picture; the fastest compression level, as these are caches."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
