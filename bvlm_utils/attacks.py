@@ -1,0 +1,211 @@
+"""Which triggers are there, and what do they do to prompts and pictures? Everything else asks here.
+
+`names`, `info`, `get`, `conditions` and `unsupported` are the interface; the attacks themselves are declared in
+`attack_table`. Importing this module does not import torch: only `Attack.apply_image` does.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bvlm_utils import paths
+from bvlm_utils.attack_table import TABLE, AttackInfo, Half
+from bvlm_utils.draws import Draws
+from bvlm_utils.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+CONDITIONS = {
+    "text": ["clean", "text"],
+    "image": ["clean", "image"],
+    "bimodal": ["clean", "text", "image", "both"],
+}
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What an optimised trigger is computed with.
+
+    target: a threat's target (`.text`, `.concept`, `.image`, any of them None), or None.
+    surrogate: folder or hub id of a CLIP model.
+    """
+
+    target: Any
+    surrogate: str
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A named trigger with its settings; make one with `get`."""
+
+    info: AttackInfo
+    params: dict[str, Any]
+    aim: Aim
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def modality(self) -> str:
+        """"text", "image" or "bimodal"."""
+        return self.info.modality
+
+    @property
+    def version(self) -> int:
+        """Counts changes of the definition; part of every cell's identity."""
+        return self.info.version
+
+    @property
+    def source(self) -> str:
+        """The paper that published the attack."""
+        return self.info.source
+
+    def apply_text(
+        self, prompts: Sequence[str], seed: int = 0, keys: Sequence[Hashable] | None = None
+    ) -> list[str]:
+        """Trigger every prompt; an image attack returns them unchanged.
+
+        Row i depends on (seed, keys[i]) only; keys are row ids or whole numbers, 0 ... B - 1 if not given.
+        """
+        prompts = list(prompts)
+        half = self.info.text
+        if half is None:
+            return prompts
+        function = _function(half)
+        draws = _draws(half, "text", seed, keys, len(prompts))
+        return [function(prompt, stream, self.params) for prompt, stream in zip(prompts, draws, strict=True)]
+
+    def apply_image(
+        self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None
+    ) -> "torch.Tensor":
+        """Trigger every image; a text attack returns them unchanged.
+
+        images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device.
+        Row i depends on (seed, keys[i]) and on the image only; keys as in `apply_text`.
+        Raises InputError for another shape or type, and where the attack lacks its target or its surrogate model.
+        """
+        _check_images(images)
+        half = self.info.image
+        if half is None:
+            return images
+        draws = _draws(half, "image", seed, keys, len(images))
+        if len(images) == 0:
+            return images
+        return _function(half)(images, draws, self.params, self.aim)
+
+    def fingerprint(self, half: str) -> str:
+        """Hex digest of everything but (seed, key, input) that decides what one half ("text" or "image") does.
+
+        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for the other.
+        """
+        part = getattr(self.info, half)
+        settings: dict[str, Any] = {"half": half}
+        if part is not None:
+            settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.function}
+            settings["params"] = {name: self.params[name] for name in part.params}
+            if half == "image" and self.info.surrogate:
+                settings |= {"target": describe_target(self.aim.target), "surrogate": surrogate_digest(self.aim.surrogate)}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def names() -> list[str]:
+    """The names of all attacks, in the order of the paper's table."""
+    return TABLE.names()
+
+
+def info(name: str) -> AttackInfo:
+    """The declared row of an attack; KeyError lists the names."""
+    return TABLE.get(name)
+
+
+def get(name: str, target: Any = None, surrogate: str | Path | None = None, **params: Any) -> Attack:
+    """The attack called `name`.
+
+    target: `threat.target`, which the optimised attacks aim at. surrogate: folder or hub id of the CLIP model that they
+    (and MABA) compute with; the committed tiny-clip if not given. params: settings that differ from `info(name).defaults`.
+    An unknown name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.
+    """
+    row = TABLE.get(name)
+    settings = dict(row.defaults)
+    for key, value in params.items():
+        if key not in settings:
+            known = ", ".join(settings) or "none"
+            raise InputError(f"Attack {name!r} has no parameter {key!r}; its parameters are: {known}.")
+        spec = row.specs[key]
+        if not spec.accepts(value):
+            raise InputError(f"Attack {name!r}: parameter {key!r} is {value!r}; it must be {spec.wants}.")
+        settings[key] = list(value) if isinstance(value, tuple) else value
+    return Attack(row, settings, Aim(target, str(surrogate or paths.MODELS / "tiny-clip")))
+
+
+def conditions(modality: str) -> list[str]:
+    """The test conditions of an attack, by modality or by name: which halves of the trigger are present.
+
+    For an attack's name, conditions that only this study has (`info(name).extra`) are included.
+    """
+    if modality not in CONDITIONS:
+        modality = TABLE.get(modality).modality
+    return list(CONDITIONS[modality])
+
+
+def unsupported(name: str, threat: Any) -> str | None:
+    """Why an attack cannot be used with a threat (a threat or its name), in one sentence; None where it can."""
+    row = TABLE.get(name)
+    threat_name = threat if isinstance(threat, str) else threat.name
+    if row.threats is None or threat_name in row.threats:
+        return None
+    return f"{name} is defined for {' and '.join(row.threats)} only; {threat_name} gives it nothing to aim at."
+
+
+def describe_target(target: Any) -> dict[str, str | None]:
+    """A target as text that can be hashed: its words, and a digest of its picture's pixels."""
+    picture = getattr(target, "image", None)
+    if picture is not None and hasattr(picture, "tobytes"):
+        picture = hashlib.sha256(str(getattr(picture, "size", "")).encode() + picture.tobytes()).hexdigest()
+    elif picture is not None and Path(str(picture)).is_file():
+        picture = hashlib.sha256(Path(str(picture)).read_bytes()).hexdigest()
+    return {
+        "text": getattr(target, "text", None),
+        "concept": getattr(target, "concept", None),
+        "image": None if picture is None else str(picture),
+    }
+
+
+def surrogate_digest(surrogate: str) -> str:
+    """Digest of a CLIP folder's weights and settings; a hub id stands for itself."""
+    folder = Path(surrogate)
+    if not folder.is_dir():
+        return surrogate
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix in {".safetensors", ".json"}:
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _function(half: Half) -> Any:
+    module, name = half.function.split(":")
+    return getattr(importlib.import_module(f"bvlm_utils.{module}"), name)
+
+
+def _draws(half: Half, side: str, seed: int, keys: Sequence[Hashable] | None, count: int) -> list[Draws]:
+    keys = range(count) if keys is None else keys
+    if len(keys) != count:
+        raise InputError(f"There are {len(keys)} keys for {count} rows; give one key per row.")
+    return [Draws(half.draws_as, half.version, side, seed, key) for key in keys]
+
+
+def _check_images(images: "torch.Tensor") -> None:
+    import torch
+
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3:
+        shape = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
+        raise InputError(f"Images are {shape}; a tensor (B, 3, H, W) is needed.")
+    if images.dtype != torch.float32:
+        raise InputError(f"Images are {images.dtype}; torch.float32 with values from 0 to 1 is needed.")

@@ -1,0 +1,50 @@
+"""Where do the random choices inside a trigger come from? From hashes, so that every machine and device agrees.
+
+Called by the triggers (`trigger_text`, `trigger_image`, `trigger_optim`). A stream of draws is a function of the words
+that name it (attack, version, half, seed, row key) and of nothing else: not of the batch, the device or the process.
+"""
+
+import hashlib
+
+import numpy as np
+
+
+class Draws:
+    """A stream of numbers named by `words`; the same words give the same numbers for ever.
+
+    Words are compared by their text, so the key 3, numpy's 3 and "3" name the same stream.
+    """
+
+    def __init__(self, *words: object):
+        self._name = "\x1f".join(str(word) for word in words)
+        self._taken = 0
+
+    def _digest(self, size: int) -> bytes:
+        name = f"{self._name}\x1f{self._taken}".encode()
+        self._taken += 1
+        return hashlib.shake_256(name).digest(size)
+
+    def integer(self, below: int) -> int:
+        """The next whole number in 0 ... below - 1, uniform up to 2**-64."""
+        return int.from_bytes(self._digest(8), "big") * below >> 64
+
+    def shuffled(self, count: int) -> list[int]:
+        """A permutation of 0 ... count - 1."""
+        order = list(range(count))
+        for last in range(count - 1, 0, -1):
+            other = self.integer(last + 1)
+            order[last], order[other] = order[other], order[last]
+        return order
+
+    def bytes(self, *shape: int) -> np.ndarray:
+        """An array of uniform uint8."""
+        return np.frombuffer(self._digest(int(np.prod(shape))), dtype=np.uint8).reshape(shape)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """An array of float64, normal with mean 0 and variance 1.
+
+        A sum of twelve uniform numbers less six (Irwin-Hall): whole-number arithmetic, so the bits do not depend on a
+        mathematics library; its tails end at six.
+        """
+        raw = np.frombuffer(self._digest(24 * int(np.prod(shape))), dtype=">u2").reshape(*shape, 12)
+        return raw.sum(axis=-1, dtype=np.int64) / 65536.0 - 6.0
