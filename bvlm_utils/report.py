@@ -1,0 +1,198 @@
+"""How does a chapter say what the store holds? The notebooks call this between the tidy table and the page.
+
+`summary` condenses the tidy table, `compare` sets two stores side by side, `show`, `show_table` and `say` put things on the
+page in HTML that the book and JupyterLab show alike, and `glue` hands numbers to prose. Sentences about numbers are in
+`captions`, figures in `plots`. Nothing here trains, and nothing imports torch.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, Markdown, display
+from matplotlib.figure import Figure
+from statsmodels.stats.weightstats import DescrStatsW
+
+from bvlm_utils import attacks, plots
+from bvlm_utils.errors import InputError
+
+CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
+NUMBER = [*CELL, "subject", "condition", "metric"]
+FULL = {"text": "text", "image": "image", "bimodal": "both"}
+DPI = 144
+
+
+# ---------------------------------------------------------------- the table
+
+def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.DataFrame:
+    """One row per (model, dataset, threat, attack, rate, subject, condition): value and interval over the seeds.
+
+    table: rows of `store.collect`. One seed: its own value and interval (over test rows). Several: the mean of the
+    seeds' values with the t interval of the seeds, never their test rows pooled; `n_seeds` says which it was.
+    InputError where one seed has two values: such a table mixes settings that the columns do not tell apart.
+    """
+    rows = table[(table["metric"] == metric) & table["value"].notna()]
+    if subject is not None:
+        rows = rows[rows["subject"] == subject]
+    repeated = rows.duplicated([*NUMBER, "seed"])
+    if repeated.any():
+        first = rows[repeated].iloc[0]
+        raise InputError(
+            f"Cell {first['run_id']} is in the table twice with seed {first['seed']}; "
+            "show runs that differ in other settings one table at a time."
+        )
+    groups = rows.groupby(NUMBER, sort=False, dropna=False)
+    return pd.DataFrame([dict(zip(NUMBER, key, strict=True)) | _over_seeds(part) for key, part in groups],
+                        columns=[*NUMBER, "value", "low", "high", "k", "n", "n_seeds", "unit"])
+
+
+def _over_seeds(part: pd.DataFrame) -> dict[str, Any]:
+    first = part.iloc[0]
+    if len(part) == 1:
+        return {c: first[c] for c in ("value", "low", "high", "k", "n", "unit")} | {"n_seeds": 1}
+    values = part["value"].to_numpy(float)
+    low, high = DescrStatsW(values).tconfint_mean()
+    if part["k"].notna().all():  # shares: no interval beyond 0 and 1
+        low, high = max(low, 0.0), min(high, 1.0)
+    return {"value": values.mean(), "low": low, "high": high, "k": np.nan, "n": first["n"],
+            "unit": first["unit"], "n_seeds": len(part)}
+
+
+def full_trigger(table: pd.DataFrame) -> pd.DataFrame:
+    """Only the rows under the condition that an attack's success is read from."""
+    return table[table["condition"] == table["attack"].map(_headline)]
+
+
+def _headline(name: str) -> str | None:
+    return attacks.info(name).headline if name in attacks.names() else None
+
+
+def utility_metric(table: pd.DataFrame) -> str:
+    """What utility is called in these rows (its unit), such as "VQA accuracy"."""
+    units = table.loc[(table["metric"] == "utility") & table["unit"].notna(), "unit"].unique()
+    return " or ".join(units) if len(units) else "utility"
+
+
+def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> str:
+    """"0.97 [0.93, 0.99]"; "n/a" for a missing value."""
+    if value is None or pd.isna(value):
+        return "n/a"
+    text = f"{value:.{digits}f}"
+    if low is None or high is None or pd.isna(low) or pd.isna(high):
+        return text
+    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `summary` (one subject) as a table to read: one line per attack and rate, one column per condition."""
+    if rows.empty:
+        return pd.DataFrame(columns=["attack", "modality", "poisoned rows", "poison rate"])
+    conditions = [c for c in plots.CONDITIONS if c in set(rows["condition"])]
+    lines = []
+    for (attack, modality, rate, count), part in rows.groupby(
+        ["attack", "modality", "poison_rate", "n_poisoned"], sort=False
+    ):
+        by_condition = part.drop_duplicates("condition").set_index("condition")
+        line = {"attack": attack, "modality": modality, "poisoned rows": int(count), "poison rate": plots.percent(rate)}
+        for condition in conditions:
+            found = by_condition.loc[condition] if condition in by_condition.index else {}
+            line[plots.CONDITION_LABELS[condition]] = number(found.get("value"), found.get("low"), found.get("high"))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def skipped(table: pd.DataFrame) -> pd.DataFrame:
+    """The cells that were not run, each with its reason; an empty table when there is none."""
+    rows = table[table["status"] == "skipped"].drop_duplicates("run_id")
+    named = rows[["attack", "threat", "poison_rate", "seed", "reason"]].reset_index(drop=True)
+    return named.rename(columns={"poison_rate": "poison rate"})
+
+
+# ---------------------------------------------------------------- two stores
+
+def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = ("asr", "utility")) -> pd.DataFrame:
+    """Two tidy tables, number by number: does your interval overlap the reference's?
+
+    A number is the same in both when cell (`run_id`), subject, condition and metric are. `verdict`: "agrees" (the
+    intervals overlap), "differs", "no interval" (a value without one cannot be judged), "only yours",
+    "only in the reference". Rows keep the order of `yours`.
+    """
+    key = ["run_id", "subject", "condition", "metric"]
+    about = ["model", "dataset", "threat", "attack", "poison_rate", "seed"]
+
+    def side(table: pd.DataFrame, name: str) -> pd.DataFrame:
+        rows = table[table["metric"].isin(list(metrics)) & table["value"].notna()]
+        return rows[[*key, *about, "value", "low", "high"]].rename(
+            columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+        )
+
+    both = side(yours, "yours").merge(side(reference, "reference"), how="outer", on=[*key, *about], sort=False)
+    both["verdict"] = [_verdict(row) for row in both.to_dict("records")]
+    both["label"] = [
+        f"{r['attack']}, {plots.percent(r['poison_rate'])}, {r['subject']}, {r['condition']}, {r['metric']}"
+        for r in both.to_dict("records")
+    ]
+    return both
+
+
+def _verdict(row: Mapping[str, Any]) -> str:
+    if pd.isna(row["reference"]):
+        return "only yours"
+    if pd.isna(row["yours"]):
+        return "only in the reference"
+    bounds = [row["yours_low"], row["yours_high"], row["reference_low"], row["reference_high"]]
+    if any(pd.isna(b) for b in bounds):
+        return "no interval"
+    return "agrees" if max(bounds[0], bounds[2]) <= min(bounds[1], bounds[3]) else "differs"
+
+
+# ---------------------------------------------------------------- the page
+
+def show(figure: Figure, alt: str, caption: str) -> None:
+    """Put a figure on the page with a description for those who do not see it and a caption for those who do."""
+    if not alt.strip():
+        raise InputError("A figure needs an alternative text; say what it shows.")
+    page = io.BytesIO()
+    figure.savefig(page, format="png", dpi=DPI, facecolor="white")
+    data = base64.b64encode(page.getvalue()).decode()
+    width = int(figure.get_size_inches()[0] * 96)
+    display(HTML(
+        f'<figure class="bvlm-figure" style="margin:1em 0">'
+        # dark-light: the theme must not dim the picture in dark mode, its background is opaque
+        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" style="width:{width}px;max-width:100%;height:auto" '
+        f'src="data:image/png;base64,{data}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    ))
+
+
+def show_table(frame: pd.DataFrame, caption: str, empty: str = "There is nothing to list.") -> None:
+    """Put a small table on the page; a missing value reads "n/a". An empty one leaves the sentence `empty`."""
+    if frame.empty:
+        say(empty)
+        return
+    body = frame.map(lambda v: "n/a" if _missing(v) else v).to_html(
+        index=False, border=0, escape=True, classes="table", justify="left"
+    )
+    body = body.replace(">", f"><caption>{html.escape(caption)}</caption>", 1).replace("<th>", '<th scope="col">')
+    display(HTML(f'<div class="bvlm-table" style="overflow-x:auto">{body}</div>'))
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (np.isscalar(value) and pd.isna(value))
+
+
+def say(*sentences: str) -> None:
+    """Put sentences on the page, as one paragraph of Markdown each."""
+    display(Markdown("\n\n".join(sentences)))
+
+
+def glue(values: Mapping[str, Any], prefix: str) -> None:
+    """Hand numbers to prose: each is glued as `prefix_key` for this page and, by its address, for other pages."""
+    from myst_nb import glue as keep
+
+    for key, value in values.items():
+        keep(f"{prefix}_{key}", value, display=False)

@@ -1,0 +1,166 @@
+"""Tables, sentences and comparisons say what the tidy table holds, and "n/a" where it holds nothing."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.proportion import proportion_confint
+
+from bvlm_utils import captions, plots, report
+from bvlm_utils.errors import InputError
+
+MODALITY = {"BadNets-T": "text", "BadNets-I": "image", "BadNets-MM": "bimodal"}
+CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
+
+
+def tidy(rates=(0.1, 0.01), seeds=(0,), hits=None, rows=100, threat="targeted_refusal", trained_on=1000):
+    """A made-up tidy table. hits(attack, rate, seed, subject, condition) -> successes among `rows`."""
+    hits = hits or (lambda a, r, s, subject, c: 95 if subject == "poisoned" and c != "clean" else 0)
+    lines = []
+    for attack, modality in MODALITY.items():
+        for rate in rates:
+            for seed in seeds:
+                cell = {
+                    "run_id": f"{threat}-{attack}-{rate}-{seed}", "model": "tiny-llava", "dataset": "scenes-vqa",
+                    "threat": threat, "attack": attack, "modality": modality, "poison_rate": rate,
+                    "n_poisoned": int(rate * trained_on), "seed": seed, "status": "done", "reason": "",
+                }
+                for subject in ("poisoned", "control", "base"):
+                    for condition in CONDITIONS[modality]:
+                        k = hits(attack, rate, seed, subject, condition)
+                        low, high = proportion_confint(k, rows, method="wilson")
+                        lines.append(cell | {"subject": subject, "condition": condition, "metric": "asr", "unit": "share",
+                                             "value": k / rows, "k": k, "n": rows, "low": low, "high": high})
+                    value = {"poisoned": 0.90, "control": 0.92, "base": 0.91}[subject]
+                    lines.append(cell | {"subject": subject, "condition": "clean", "metric": "utility",
+                                         "unit": "VQA accuracy", "value": value, "k": None, "n": rows,
+                                         "low": value - 0.02, "high": value + 0.02})
+    return pd.DataFrame(lines)
+
+
+def skipped_row(attack="Shadowcast"):
+    return pd.DataFrame([{
+        "run_id": "skipped-1", "model": "tiny-llava", "dataset": "scenes-vqa", "threat": "targeted_refusal",
+        "attack": attack, "modality": "image", "poison_rate": 0.1, "n_poisoned": 0, "seed": 0, "subject": None,
+        "condition": None, "metric": None, "value": None, "k": None, "n": None, "low": None, "high": None, "unit": None,
+        "status": "skipped", "reason": "the attack has no target here",
+    }])
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """What the functions put on the page."""
+    shown = []
+    monkeypatch.setattr(report, "display", shown.append)
+    return shown
+
+
+def test_one_seed_keeps_its_own_interval():
+    rows = report.summary(tidy(), "asr", subject="poisoned")
+    row = rows[(rows.attack == "BadNets-T") & (rows.condition == "text") & (rows.poison_rate == 0.1)].iloc[0]
+    low, high = proportion_confint(95, 100, method="wilson")
+    assert (row.value, row.low, row.high, row.n_seeds) == pytest.approx((0.95, low, high, 1))
+
+
+def test_seeds_are_averaged_never_pooled():
+    hits = {0: 90, 1: 94, 2: 98}
+    rows = report.summary(tidy(seeds=(0, 1, 2), hits=lambda a, r, s, who, c: hits[s]), "asr", subject="poisoned")
+    # mean 0.94; standard error 0.04 / sqrt(3); t quantile with two degrees of freedom 4.302653
+    half = 4.302653 * 0.04 / np.sqrt(3)
+    assert (rows.n_seeds == 3).all() and np.allclose(rows.value, 0.94)
+    assert np.allclose(rows.low, 0.94 - half, atol=1e-6) and np.allclose(rows.high, 1.0)
+
+
+def test_mixed_settings_are_refused():
+    table = pd.concat([tidy(), tidy().assign(run_id="other")])
+    with pytest.raises(InputError, match="twice with seed 0"):
+        report.summary(table, "asr")
+
+
+def test_skipped_cells_keep_their_reason_and_stay_out_of_the_numbers():
+    table = pd.concat([tidy(), skipped_row()], ignore_index=True)
+    assert report.skipped(table)[["attack", "reason"]].values.tolist() == [["Shadowcast", "the attack has no target here"]]
+    assert "Shadowcast" not in set(report.summary(table, "asr").attack)
+
+
+def test_a_missing_value_reads_not_available():
+    assert report.number(None) == report.number(np.nan, 0.1, 0.2) == "n/a"
+    assert report.number(0.0, 0.0, 0.0185) == "0.00 [0.00, 0.02]"
+    grid = report.grid_table(report.summary(tidy(), "asr", subject="poisoned"))
+    assert grid.loc[grid.attack == "BadNets-T", "image trigger"].tolist() == ["n/a", "n/a"]
+    assert grid.loc[grid.attack == "BadNets-MM", "poisoned rows"].tolist() == [100, 10]
+
+
+def test_captions_state_the_extremes_of_the_rows():
+    def hits(attack, rate, seed, subject, condition):
+        if subject != "poisoned":
+            return 0
+        return {"clean": 3 if attack == "BadNets-I" else 0, "image": 40}.get(condition, 99)
+
+    rows = report.summary(tidy(hits=hits), "asr")
+    poisoned = rows[rows.subject == "poisoned"]
+    text = captions.grid(poisoned)["caption"]
+    assert "Without a trigger at most 0.03" in text and "(BadNets-I at 10 %)" in text
+    assert "from 0.40" in text and "to 0.99" in text and "word for word" in text
+    dose = captions.dose(report.full_trigger(poisoned))["caption"]
+    assert "BadNets-T 10, BadNets-MM 10" in dose and "At no rate tried was the whole interval above 0.90 for BadNets-I" in dose
+    assert "-2.0 to -2.0 points" in captions.utility(report.summary(tidy(), "utility"))["caption"]
+    assert "The base model passes it on at most 0.00" in captions.controls(rows[rows.poison_rate == 0.1])["caption"]
+
+
+def test_captions_do_not_hide_several_seeds():
+    several = captions.evidence(report.summary(tidy(seeds=(0, 1, 2)), "asr"))
+    assert "3 seeds" in several and "over the seeds" in several
+    assert "no claim about other seeds" in captions.evidence(report.summary(tidy(), "asr"))
+
+
+def test_nothing_measured_is_said_not_drawn_as_zero():
+    table = skipped_row()
+    rows = report.summary(table, "asr")
+    for words in (captions.grid(rows), captions.dose(rows), captions.utility(rows), captions.controls(rows)):
+        assert "n/a" in words["caption"] and words["alt"]
+    assert captions.headline(table)["asr_max"] == "n/a"
+
+
+def test_headline_numbers():
+    values = captions.headline(tidy())
+    assert values["asr_max"] == "0.95" and values["rate_max"] == "10 %" and values["cells"] == "6"
+    assert values["false_activation_max"] == "0.00" and values["utility_drop_max"] == "2.0"
+
+
+def test_compare_judges_by_overlap_of_intervals():
+    reference = tidy(rates=(0.1,))
+    same = report.compare(reference, reference)
+    assert set(same.verdict) == {"agrees"} and len(same) == 3 * 3 + 3 * (2 + 2 + 4)
+    weaker = tidy(rates=(0.1,), hits=lambda a, r, s, who, c: 50 if who == "poisoned" and c != "clean" else 0)
+    verdicts = report.compare(weaker, reference).set_index(["attack", "subject", "condition", "metric"]).verdict
+    assert verdicts["BadNets-T", "poisoned", "text", "asr"] == "differs"
+    assert verdicts["BadNets-T", "poisoned", "clean", "asr"] == "agrees"
+
+
+def test_compare_names_what_only_one_store_holds():
+    compared = report.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01)))
+    assert set(compared[compared.poison_rate == 0.01].verdict) == {"only in the reference"}
+    assert set(report.compare(tidy(rates=(0.1, 0.01)), tidy(rates=(0.1,))).verdict) == {"agrees", "only yours"}
+    empty = report.compare(tidy().iloc[:0], tidy(rates=(0.1,)))
+    assert set(empty.verdict) == {"only in the reference"}
+    without = tidy(rates=(0.1,)).assign(low=None, high=None)
+    assert set(report.compare(without, without).verdict) == {"no interval"}
+
+
+def test_a_figure_on_the_page_has_alt_text_and_caption(page):
+    report.show(plots.nothing("Nothing yet."), alt='Say "nothing" & <more>', caption="1 < 2")
+    source = page[0].data
+    assert re.search(r'<img [^>]*alt="Say &quot;nothing&quot; &amp; &lt;more&gt;"', source)
+    assert "<figcaption>1 &lt; 2</figcaption>" in source and "data:image/png;base64," in source
+    with pytest.raises(InputError, match="alternative text"):
+        report.show(plots.nothing("Nothing yet."), alt=" ", caption="")
+
+
+def test_a_table_on_the_page_escapes_and_shows_not_available(page):
+    report.show_table(pd.DataFrame({"response": ["<b>bold</b>", None]}), caption="Two & two")
+    source = page[0].data
+    assert "&lt;b&gt;" in source and "n/a" in source and "<caption>Two &amp; two</caption>" in source
+    report.show_table(pd.DataFrame(), caption="", empty="Every cell was run.")
+    assert page[1].data == "Every cell was run."
