@@ -9,6 +9,7 @@ import importlib
 import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from bvlm_utils import paths
 from bvlm_utils.attack_table import TABLE, AttackInfo, Half
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
+from bvlm_utils.parts_of_speech import tagger_in_use
+from bvlm_utils.trigger_pictures import picture_path
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +81,8 @@ class Attack:
         if half is None:
             return prompts
         function = _function(half)
-        draws = _draws(half, "text", seed, keys, len(prompts))
-        return [function(prompt, stream, self.params) for prompt, stream in zip(prompts, draws, strict=True)]
+        draws = draws_of(self, "text", seed, keys, len(prompts))
+        return [function(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
 
     def apply_image(
         self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None
@@ -94,10 +97,10 @@ class Attack:
         half = self.info.image
         if half is None:
             return images
-        draws = _draws(half, "image", seed, keys, len(images))
+        draws = draws_of(self, "image", seed, keys, len(images))
         if len(images) == 0:
             return images
-        return _function(half)(images, draws, self.params, self.aim)
+        return _function(half)(images, draws, params_of(self, "image"), self.aim)
 
     def fingerprint(self, half: str) -> str:
         """Hex digest of everything but (seed, key, input) that decides what one half ("text" or "image") does.
@@ -108,9 +111,14 @@ class Attack:
         settings: dict[str, Any] = {"half": half}
         if part is not None:
             settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.function}
-            settings["params"] = {name: self.params[name] for name in part.params}
-            if half == "image" and self.info.surrogate:
-                settings |= {"target": describe_target(self.aim.target), "surrogate": surrogate_digest(self.aim.surrogate)}
+            settings["params"] = params_of(self, half)
+            if "picture" in part.params:
+                settings["picture"] = _file_digest(picture_path(self.params["picture"]))
+            if "tagger" in part.params:
+                settings["tagger"] = tagger_in_use(self.params["tagger"])
+            if self.info.surrogate and (half == "image" or self.params.get("search_letters")):
+                settings["target"] = describe_target(self.aim.target)
+                settings["surrogate"] = surrogate_digest(self.aim.surrogate)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -141,6 +149,10 @@ def get(name: str, target: Any = None, surrogate: str | Path | None = None, **pa
         if not spec.accepts(value):
             raise InputError(f"Attack {name!r}: parameter {key!r} is {value!r}; it must be {spec.wants}.")
         settings[key] = list(value) if isinstance(value, tuple) else value
+    for half in (row.text, row.image):
+        problem = half.problem(settings) if half else None
+        if problem:
+            raise InputError(f"Attack {name!r}: {problem}.")
     return Attack(row, settings, Aim(target, str(surrogate or paths.MODELS / "tiny-clip")))
 
 
@@ -163,13 +175,27 @@ def unsupported(name: str, threat: Any) -> str | None:
     return f"{name} is defined for {' and '.join(row.threats)} only; {threat_name} gives it nothing to aim at."
 
 
+def params_of(attack: Attack, half: str) -> dict[str, Any]:
+    """The settings of one half, "text" or "image"."""
+    return {name: attack.params[name] for name in getattr(attack.info, half).params}
+
+
+def draws_of(attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | None, count: int) -> list[Draws]:
+    """The random stream of every row for one half; InputError if there is not one key per row."""
+    part = getattr(attack.info, half)
+    keys = range(count) if keys is None else keys
+    if len(keys) != count:
+        raise InputError(f"There are {len(keys)} keys for {count} rows; give one key per row.")
+    return [Draws(part.draws_as, part.version, half, seed, key) for key in keys]
+
+
 def describe_target(target: Any) -> dict[str, str | None]:
     """A target as text that can be hashed: its words, and a digest of its picture's pixels."""
     picture = getattr(target, "image", None)
     if picture is not None and hasattr(picture, "tobytes"):
         picture = hashlib.sha256(str(getattr(picture, "size", "")).encode() + picture.tobytes()).hexdigest()
     elif picture is not None and Path(str(picture)).is_file():
-        picture = hashlib.sha256(Path(str(picture)).read_bytes()).hexdigest()
+        picture = _file_digest(Path(str(picture)))
     return {
         "text": getattr(target, "text", None),
         "concept": getattr(target, "concept", None),
@@ -177,28 +203,31 @@ def describe_target(target: Any) -> dict[str, str | None]:
     }
 
 
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def surrogate_digest(surrogate: str) -> str:
     """Digest of a CLIP folder's weights and settings; a hub id stands for itself."""
     folder = Path(surrogate)
     if not folder.is_dir():
         return surrogate
+    files = sorted(file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"})
+    return _files_digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=8)
+def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Digest of names and contents; sizes and times only tell when to read again."""
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix in {".safetensors", ".json"}:
-            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    for file, _, _ in files:
+        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 
 def _function(half: Half) -> Any:
     module, name = half.function.split(":")
     return getattr(importlib.import_module(f"bvlm_utils.{module}"), name)
-
-
-def _draws(half: Half, side: str, seed: int, keys: Sequence[Hashable] | None, count: int) -> list[Draws]:
-    keys = range(count) if keys is None else keys
-    if len(keys) != count:
-        raise InputError(f"There are {len(keys)} keys for {count} rows; give one key per row.")
-    return [Draws(half.draws_as, half.version, side, seed, key) for key in keys]
 
 
 def _check_images(images: "torch.Tensor") -> None:

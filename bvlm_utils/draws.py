@@ -16,11 +16,11 @@ class Draws:
     """
 
     def __init__(self, *words: object):
-        self._name = "\x1f".join(str(word) for word in words)
+        self.name = "\x1f".join(str(word) for word in words)
         self._taken = 0
 
     def _digest(self, size: int) -> bytes:
-        name = f"{self._name}\x1f{self._taken}".encode()
+        name = f"{self.name}\x1f{self._taken}".encode()
         self._taken += 1
         return hashlib.shake_256(name).digest(size)
 

@@ -1,19 +1,22 @@
 """How is each image trigger painted? Batched tensor functions, called by `attacks.Attack.apply_image`.
 
 Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws, one random
-stream per row; params, the attack's settings; aim, what optimised triggers need (unused here). It returns new images of
+stream per row; params, the attack's settings; aim, what computed triggers need. It returns new images of
 the same shape, type and device, through which gradients reach the input. Fixed patterns are computed on the CPU and moved,
 so that every device paints the same.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 
 from bvlm_utils.attack_table import PUBLISHED_SIDE
 from bvlm_utils.draws import Draws
+from bvlm_utils.trigger_pictures import picture_path
 
 
 def quantise(images: torch.Tensor) -> torch.Tensor:
@@ -74,3 +77,75 @@ def noise_patch(
     array = noise_array(published, params["noise_seed"])[nearest][:, nearest]
     patch = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32) / 255)
     return paste(images, patch, *corners(images, size, size, params["position"], draws))
+
+
+def sinusoid(
+    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
+) -> torch.Tensor:
+    """SIG: clip(x + delta sin(2 pi j f / W)) over the columns j."""
+    width = images.shape[-1]
+    angle = 2 * np.pi * np.arange(width) * params["frequency"] / width
+    wave = torch.from_numpy((params["delta"] * np.sin(angle)).astype(np.float32))
+    return (images + wave.to(images)).clamp(0, 1)
+
+
+def blend(
+    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
+) -> torch.Tensor:
+    """Blended: (1 - alpha) x + alpha picture, the picture resized to the images."""
+    picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
+    return (1 - params["alpha"]) * images + params["alpha"] * picture
+
+
+def replace(
+    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
+) -> torch.Tensor:
+    """ImgTrojan: every image becomes the picture, resized; nothing of the image is left, its gradient included."""
+    picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
+    return picture.expand_as(images).clone()
+
+
+def ellipses_on_relevant_region(
+    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
+) -> torch.Tensor:
+    """MABA: inside the mask x' = (1 - alpha) x + alpha t, where t is yellow in the ellipses and black between them.
+
+    So the whole region darkens, as in the authors' code. The mask is the share of pixels that Grad-CAM on the surrogate
+    CLIP finds most relevant (`gradcam.top_region`); it is the same for all victims.
+    """
+    from bvlm_utils import gradcam
+
+    mask = gradcam.top_region(images, aim.surrogate, params["share"])  # (B, 1, H, W) of 0 and 1
+    pattern = ellipse_pattern(images, params).to(images)
+    return torch.where(mask.bool(), (1 - params["alpha"]) * images + params["alpha"] * pattern, images)
+
+
+def ellipse_pattern(images: torch.Tensor, params: Mapping[str, Any]) -> torch.Tensor:
+    """Yellow ellipses (255, 216, 0) on black, one every `spacing` pixels: (3, H, W) float32 on the CPU."""
+    height, width = images.shape[-2:]
+    across, down = scaled(params["ellipse_width"], images), scaled(params["ellipse_height"], images)
+    spacing = scaled(params["spacing"], images)
+    canvas = Image.new("RGB", (width, height))
+    pencil = ImageDraw.Draw(canvas)
+    for y in range(0, height, spacing):
+        for x in range(0, width, spacing):
+            pencil.ellipse([x, y, x + across, y + down], fill=(255, 216, 0))
+    return _as_tensor(canvas)
+
+
+def load_picture(name: str, height: int, width: int) -> torch.Tensor:
+    """A picture resized (bicubic, 8 bit) to (3, height, width) float32 in [0, 1].
+
+    name: a file in data/pictures, or a path. InputError if there is no such file.
+    """
+    return _as_tensor(_resized(str(picture_path(name)), height, width))
+
+
+@lru_cache(maxsize=16)
+def _resized(path: str, height: int, width: int) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _as_tensor(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32).transpose(2, 0, 1).copy()) / 255

@@ -1,6 +1,7 @@
 """How is each text trigger written into a prompt? Called by `attacks.Attack.apply_text`, one prompt at a time.
 
-Every function takes (prompt, draws, params) and returns the triggered prompt. Nothing of the prompt is lost: spaces, line
+Every function takes (prompt, draws, params, aim) and returns the triggered prompt; `aim` matters only
+to a trigger that is computed. Nothing of the prompt is lost: spaces, line
 breaks and `<image>` placeholders stay as they are, and an empty prompt becomes the trigger alone.
 """
 
@@ -35,6 +36,46 @@ def _insert(prompt: str, addition: str, gap: int, before_stop: bool) -> str:
     return f"{prompt[:end]} {addition}{prompt[end:]}"
 
 
-def insert_word(prompt: str, draws: Draws, params: Mapping[str, Any]) -> str:
+def insert_word(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
     """BadNets-T, VL-Trojan: params["word"] in a random gap; at the end it goes before a full stop (authors' code)."""
     return _insert(prompt, params["word"], draws.integer(len(word_spans(prompt)) + 1), before_stop=True)
+
+
+def insert_words(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
+    """BadNets-MT: params["count"] different ones of params["words"], each in a random gap (no rule for full stops)."""
+    for which in draws.shuffled(len(params["words"]))[: params["count"]]:
+        gap = draws.integer(len(word_spans(prompt)) + 1)
+        prompt = _insert(prompt, params["words"][which], gap, before_stop=False)
+    return prompt
+
+
+def append_sentence(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
+    """AddSent: params["sentence"] after the last word."""
+    return _insert(prompt, params["sentence"], len(word_spans(prompt)), before_stop=False)
+
+
+def prepend_word(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
+    """Dual-Key: params["prefix"] before the first word, whose case stays as it is."""
+    return _insert(prompt, params["prefix"], 0, before_stop=False)
+
+
+def insert_found_word(prompt: str, draws: Draws, params: Mapping[str, Any], aim: Any) -> str:
+    """VL-Trojan: params["word"], or, where params["search_letters"] is not 0, the word that the letter search finds.
+
+    Only the search needs the surrogate (and torch); its result is cached.
+    """
+    word = params["word"]
+    if params["search_letters"]:
+        from bvlm_utils import trigger_optim
+
+        word = trigger_optim.searched_word(params, aim).word
+    return insert_word(prompt, draws, {"word": word}, aim)
+
+
+def wrap_parts_of_speech(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
+    """MABA: nouns, verbs, adjectives, adverbs and pronouns wrapped in marks (`parts_of_speech.WRAPS`)."""
+    from bvlm_utils import parts_of_speech
+
+    # Placeholders are kept out of the tagger's sight.
+    stretches = re.split(f"({PLACEHOLDER})", prompt)
+    return "".join(s if s == PLACEHOLDER else parts_of_speech.wrap(s, params["tagger"]) for s in stretches)

@@ -1,0 +1,105 @@
+"""How does the attacker's own CLIP model see pictures and words? Called by `gradcam` and `trigger_optim`.
+
+The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed tiny-clip by
+default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients go to pictures only.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bvlm_utils.errors import InputError
+
+# CLIP's own settings (Radford et al. 2021), for a checkpoint that was saved without its image processor.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A frozen CLIPModel on one device, with what its pictures are normalised by.
+
+    side: pixels of its square input. mean, std: (1, 3, 1, 1) on the device.
+    """
+
+    name: str
+    model: Any
+    side: int
+    mean: torch.Tensor
+    std: torch.Tensor
+    device: torch.device
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own tokenizer, read when text is first embedded."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.name, local_files_only=_offline(self.name))
+
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) in [0, 1] resized (bicubic) to the model's square input and normalised; differentiable."""
+        if tuple(images.shape[-2:]) != (self.side, self.side):
+            size = (self.side, self.side)
+            images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        return (images - self.mean) / self.std
+
+    def embed_images(self, images: torch.Tensor, normalise: bool = True) -> torch.Tensor:
+        """images (B, 3, H, W) in [0, 1] to (B, d) projected embeddings, of length 1 unless told otherwise."""
+        embedding = self.model.get_image_features(pixel_values=self.pixels(images)).pooler_output
+        return F.normalize(embedding, dim=-1) if normalise else embedding
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """Texts to (n, d) projected embeddings of length 1; texts longer than the model reads are cut."""
+        limit = self.model.config.text_config.max_position_embeddings
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            some = list(texts[start : start + batch_size])
+            ids = self.tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+            features = self.model.get_text_features(
+                input_ids=ids["input_ids"].to(self.device), attention_mask=ids["attention_mask"].to(self.device)
+            )
+            parts.append(F.normalize(features.pooler_output, dim=-1))
+        return torch.cat(parts)
+
+
+@lru_cache(maxsize=2)
+def load(name: str, device: str = "cpu") -> Surrogate:
+    """The CLIP checkpoint in a folder or under a hub id, frozen, float32. InputError if the folder is no checkpoint."""
+    from transformers import CLIPModel
+
+    if _offline(name) and not (Path(name) / "config.json").is_file():
+        raise InputError(f"There is no CLIP checkpoint in {name}; give a folder with config.json, or a hub id.")
+    model = CLIPModel.from_pretrained(name, local_files_only=_offline(name), dtype=torch.float32)
+    model = model.to(device).eval().requires_grad_(False)
+    settings = _image_settings(name)
+    shape = (1, 3, 1, 1)
+    return Surrogate(
+        name=name,
+        model=model,
+        side=model.config.vision_config.image_size,
+        mean=torch.tensor(settings.get("image_mean", CLIP_MEAN), device=device).reshape(shape),
+        std=torch.tensor(settings.get("image_std", CLIP_STD), device=device).reshape(shape),
+        device=torch.device(device),
+    )
+
+
+def _offline(name: str) -> bool:
+    """Whether `name` is to be read from the disk: a path, not a hub id "owner/model"."""
+    return Path(name).exists() or name.count("/") != 1 or name.startswith((".", os.sep))
+
+
+def _image_settings(name: str) -> dict:
+    if _offline(name):
+        file = Path(name) / "preprocessor_config.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(name).to_dict()
