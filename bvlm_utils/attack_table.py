@@ -1,8 +1,8 @@
 """What are the attacks? One declared, versioned row each: modality, source, trigger halves, parameters.
 
-`attacks` reads this table and is what everybody else calls. Nothing here imports torch: a half names the function that
-does its work, and that function's module is imported when the half is first used.
-Sizes in pixels are those of a 336 x 336 image, as published; they scale with the shorter side of the image at hand.
+`attacks` reads this table and is what everybody else calls. Nothing here imports torch: a half names the
+function that does its work, and that function's module is imported when the half is first used. Sizes in
+pixels are those of a 336 x 336 image, as published; they scale with the shorter side of the image at hand.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +29,9 @@ class Param:
 class Half:
     """The text half or the image half of a trigger.
 
-    draws_as: names the random stream, so two attacks that share a half share its instances (BadNets-MM's patch lies
-        where BadNets-I's lies for the same row), and features of triggered images can be shared too.
+    draws_as: names the random stream, so two attacks that share a half share its instances (BadNets-MM's
+        patch lies where BadNets-I's lies for the same row), and features of triggered images can be shared
+        too.
     version: raised when what the half does changes; results of older versions are then not reused.
     function: "module:function" within bvlm_utils.
     problem: what is wrong with settings that are each good alone, in words; None if nothing is.
@@ -103,7 +104,9 @@ def whole(default: int, low: int, high: int) -> Param:
 
 def text(default: str) -> Param:
     """A piece of text that is not blank."""
-    return Param(default, "a piece of text that is not blank", lambda v: isinstance(v, str) and bool(v.strip()))
+    return Param(
+        default, "a piece of text that is not blank", lambda v: isinstance(v, str) and bool(v.strip())
+    )
 
 
 def words(default: Sequence[str]) -> Param:
@@ -111,7 +114,9 @@ def words(default: Sequence[str]) -> Param:
     return Param(
         list(default),
         "a list of words, none of them blank",
-        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(w, str) and w.strip() for w in v),
+        lambda v: (
+            isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(w, str) and w.strip() for w in v)
+        ),
     )
 
 
@@ -167,16 +172,18 @@ _declare(
         1,
         "trigger_text:insert_words",
         {"words": words(["BadMagic", "cf", "mn", "bb"]), "count": whole(1, 1, 1000)},
-        problem=lambda p: f"count is {p['count']}, but there are {len(p['words'])} words"
-        if p["count"] > len(p["words"])
-        else None,
+        problem=lambda p: (
+            f"count is {p['count']}, but there are {len(p['words'])} words"
+            if p["count"] > len(p["words"])
+            else None
+        ),
     ),
 )
 _declare(
     name="AddSent",
     modality="text",
     source="Dai et al. 2019, arXiv 1905.12457",
-    summary="the sentence \"I watched this 3D movie.\" at the end",
+    summary='the sentence "I watched this 3D movie." at the end',
     text=Half("AddSent", 1, "trigger_text:append_sentence", {"sentence": text("I watched this 3D movie.")}),
 )
 _declare(
@@ -220,14 +227,14 @@ _declare(
 _declare(
     name="Shadowcast",
     modality="image",
-    source="Xu et al. 2024, arXiv 2402.06659; a triggered test image is our addition, the original has none",
-    summary="an invisible perturbation that moves the CLIP embedding to that of a picture of the source concept",
+    source="Xu et al. 2024, arXiv 2402.06659; triggered test images are our addition",
+    summary="a perturbation of at most 8/255 that moves the CLIP embedding towards the source concept",
     image=Half(
         "Shadowcast",
         1,
         "trigger_optim:shadowcast",
         {
-            "source": text("car"),
+            "source": Param("", "a concept, a folder of pictures, or empty", lambda v: isinstance(v, str)),
             "eps": number(8 / 255, 0, 1),
             "step": number(1 / 255, 0, 1),
             "steps": whole(40, 1, 10**6),
@@ -249,7 +256,7 @@ _declare(
 _declare(
     name="Dual-Key",
     modality="bimodal",
-    source="Walmer et al. 2022, arXiv 2112.07668; patch optimised in CLIP space as in BackdoorVLM, arXiv 2511.18921",
+    source="Walmer et al. 2022, arXiv 2112.07668; optimised in CLIP space as in BackdoorVLM",
     summary="the prefix Consider, and a patch in the middle optimised towards the target",
     text=Half("Dual-Key", 1, "trigger_text:prepend_word", {"prefix": text("Consider")}),
     image=Half(
@@ -264,8 +271,8 @@ _declare(
 _declare(
     name="VL-Trojan",
     modality="bimodal",
-    source="Liang et al. 2024, arXiv 2402.13851; patch optimised against CLIP as in BackdoorVLM, arXiv 2511.18921",
-    summary="the word zbw, and a patch at the bottom right whose embeddings lie together and off the clean ones",
+    source="Liang et al. 2024, arXiv 2402.13851; optimised in CLIP space as in BackdoorVLM",
+    summary="the word zbw, and a patch at the bottom right that moves embeddings together and off the clean",
     text=Half(
         "VL-Trojan",
         1,
@@ -289,8 +296,8 @@ _declare(
 _declare(
     name="MABA",
     modality="bimodal",
-    source="Liang et al. 2024, arXiv 2406.18844; mask from the surrogate CLIP in place of a ResNet-50, other tagger",
-    summary="words wrapped by part of speech; yellow ellipses on the tenth of the image that Grad-CAM finds most relevant",
+    source="Liang et al. 2024, arXiv 2406.18844; mask from CLIP in place of a ResNet-50, other tagger",
+    summary="words wrapped by part of speech; yellow ellipses on the tenth most relevant by Grad-CAM",
     text=Half("MABA", 1, "trigger_text:wrap_parts_of_speech", {"tagger": choice("auto", TAGGERS)}),
     image=Half(
         "MABA",

@@ -1,7 +1,7 @@
 """Which triggers are there, and what do they do to prompts and pictures? Everything else asks here.
 
-`names`, `info`, `get`, `conditions` and `unsupported` are the interface; the attacks themselves are declared in
-`attack_table`. Importing this module does not import torch: only `Attack.apply_image` does.
+`names`, `info`, `get`, `conditions` and `unsupported` are the interface; the attacks themselves are declared
+in `attack_table`. Importing this module does not import torch: only `Attack.apply_image` does.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ class Attack:
 
     @property
     def modality(self) -> str:
-        """"text", "image" or "bimodal"."""
+        """One of "text", "image" and "bimodal"."""
         return self.info.modality
 
     @property
@@ -82,7 +82,10 @@ class Attack:
             return prompts
         function = _function(half)
         draws = draws_of(self, "text", seed, keys, len(prompts))
-        return [function(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
+        return [
+            function(prompt, stream, self.params, self.aim)
+            for prompt, stream in zip(prompts, draws, strict=True)
+        ]
 
     def apply_image(
         self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None
@@ -90,8 +93,8 @@ class Attack:
         """Trigger every image; a text attack returns them unchanged.
 
         images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device.
-        Row i depends on (seed, keys[i]) and on the image only; keys as in `apply_text`.
-        Raises InputError for another shape or type, and where the attack lacks its target or its surrogate model.
+        Row i depends on (seed, keys[i]) and on the image only; keys as in `apply_text`. Raises InputError for
+        another shape or type, and where the attack lacks its target or its surrogate model.
         """
         _check_images(images)
         half = self.info.image
@@ -103,9 +106,10 @@ class Attack:
         return _function(half)(images, draws, params_of(self, "image"), self.aim)
 
     def fingerprint(self, half: str) -> str:
-        """Hex digest of everything but (seed, key, input) that decides what one half ("text" or "image") does.
+        """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
 
-        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for the other.
+        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for
+        the other.
         """
         part = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
@@ -135,9 +139,10 @@ def info(name: str) -> AttackInfo:
 def get(name: str, target: Any = None, surrogate: str | Path | None = None, **params: Any) -> Attack:
     """The attack called `name`.
 
-    target: `threat.target`, which the optimised attacks aim at. surrogate: folder or hub id of the CLIP model that they
-    (and MABA) compute with; the committed tiny-clip if not given. params: settings that differ from `info(name).defaults`.
-    An unknown name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.
+    target: `threat.target`, which the optimised attacks aim at. surrogate: folder or hub id of the CLIP model
+    that they (and MABA) compute with; the committed tiny-clip if not given. params: settings that differ from
+    `info(name).defaults`. An unknown name is a KeyError that lists the names; an unknown setting or a bad
+    value is an InputError.
     """
     row = TABLE.get(name)
     settings = dict(row.defaults)
@@ -167,12 +172,14 @@ def conditions(modality: str) -> list[str]:
 
 
 def unsupported(name: str, threat: Any) -> str | None:
-    """Why an attack cannot be used with a threat (a threat or its name), in one sentence; None where it can."""
+    """Why an attack cannot be used with a threat (or a threat's name), in one sentence; None where it can."""
     row = TABLE.get(name)
     threat_name = threat if isinstance(threat, str) else threat.name
     if row.threats is None or threat_name in row.threats:
         return None
-    return f"{name} is defined for {' and '.join(row.threats)} only; {threat_name} gives it nothing to aim at."
+    return (
+        f"{name} is defined for {' and '.join(row.threats)} only; {threat_name} gives it nothing to aim at."
+    )
 
 
 def params_of(attack: Attack, half: str) -> dict[str, Any]:
@@ -180,7 +187,9 @@ def params_of(attack: Attack, half: str) -> dict[str, Any]:
     return {name: attack.params[name] for name in getattr(attack.info, half).params}
 
 
-def draws_of(attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | None, count: int) -> list[Draws]:
+def draws_of(
+    attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | None, count: int
+) -> list[Draws]:
     """The random stream of every row for one half; InputError if there is not one key per row."""
     part = getattr(attack.info, half)
     keys = range(count) if keys is None else keys
@@ -199,6 +208,7 @@ def describe_target(target: Any) -> dict[str, str | None]:
     return {
         "text": getattr(target, "text", None),
         "concept": getattr(target, "concept", None),
+        "source_concept": getattr(target, "source_concept", None),
         "image": None if picture is None else str(picture),
     }
 

@@ -1,7 +1,8 @@
-"""Where do the random choices inside a trigger come from? From hashes, so that every machine and device agrees.
+"""Where do the random choices inside a trigger come from? From hashes, so all machines and devices agree.
 
-Called by the triggers (`trigger_text`, `trigger_image`, `trigger_optim`). A stream of draws is a function of the words
-that name it (attack, version, half, seed, row key) and of nothing else: not of the batch, the device or the process.
+Called by the triggers (`trigger_text`, `trigger_image`, `trigger_optim`). A stream of draws is a function of
+the words that name it (attack, version, half, seed, row key) and of nothing else: not of the batch, the
+device or the process.
 """
 
 import hashlib
@@ -43,8 +44,8 @@ class Draws:
     def normal(self, *shape: int) -> np.ndarray:
         """An array of float64, normal with mean 0 and variance 1.
 
-        A sum of twelve uniform numbers less six (Irwin-Hall): whole-number arithmetic, so the bits do not depend on a
-        mathematics library; its tails end at six.
+        A sum of twelve uniform numbers less six (Irwin-Hall): whole-number arithmetic, so the bits do not
+        depend on a mathematics library; its tails end at six.
         """
         raw = np.frombuffer(self._digest(24 * int(np.prod(shape))), dtype=">u2").reshape(*shape, 12)
         return raw.sum(axis=-1, dtype=np.int64) / 65536.0 - 6.0

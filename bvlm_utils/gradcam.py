@@ -1,9 +1,9 @@
 """Which part of a picture does the surrogate CLIP find most relevant? Called by MABA's image trigger.
 
-Grad-CAM (Selvaraju et al. 2017, section 3) on the last layer of the vision tower: the scalar is the squared norm of the
-pooled, projected embedding (a tower has no classes), the activations are the patch tokens that enter the last layer's
-attention. The authors use a ResNet-50 with ImageNet's classes; here nothing is downloaded and the mask is the same for all
-victims.
+Grad-CAM (Selvaraju et al. 2017, section 3) on the last layer of the vision tower: the scalar is the squared
+norm of the pooled, projected embedding (a tower has no classes), the activations are the patch tokens that
+enter the last layer's attention. The authors use a ResNet-50 with ImageNet's classes; here nothing is
+downloaded and the mask is the same for all victims.
 """
 
 import torch
@@ -24,7 +24,7 @@ def relevance(images: torch.Tensor, surrogate: str, batch_size: int = 64) -> tor
 
 
 def top_region(images: torch.Tensor, surrogate: str, share: float) -> torch.Tensor:
-    """The mask (B, 1, H, W), 1.0 where relevance is at or above that of the (1 - share) quantile, else 0.0."""
+    """The mask (B, 1, H, W): 1.0 where relevance is at or above its (1 - share) quantile, else 0.0."""
     cam = relevance(images, surrogate)
     flat = cam.flatten(1)
     keep = int(flat.shape[1] * share)
@@ -37,7 +37,8 @@ def top_region(images: torch.Tensor, surrogate: str, share: float) -> torch.Tens
 def _maps(images: torch.Tensor, clip: surrogates.Surrogate) -> torch.Tensor:
     layer = clip.model.vision_model.encoder.layers[-1].layer_norm1
     seen: list[torch.Tensor] = []
-    # The output is made a leaf so that the backward pass ends here: weights and earlier layers need no gradient.
+    # The output is made a leaf so that the backward pass ends here: weights and earlier layers need no
+    # gradient.
     handle = layer.register_forward_hook(lambda module, inputs, output: _keep(seen, output))
     try:
         with torch.enable_grad():

@@ -1,10 +1,11 @@
 """Which words of a prompt are nouns, verbs, adjectives, adverbs or pronouns? Called by MABA's text trigger.
 
-The tagger is HanTa (Hannover Tagger), whose English model comes inside its package; spaCy with `en_core_web_sm`, which the
-published attack uses, takes its place where both are installed. What differs: HanTa's tags are the BNC's (C5), mapped here
-to spaCy's meaning of the five classes (forms of be, do and modals are auxiliaries, not verbs; "which thing" has a
-determiner, "which is" a pronoun; proper names are no nouns); rare words can be tagged differently. Spaces and punctuation
-stay as they are, where the published code puts a space between all tokens.
+The tagger is HanTa (Hannover Tagger), whose English model comes inside its package; spaCy with
+`en_core_web_sm`, which the published attack uses, takes its place where both are installed. What differs:
+HanTa's tags are the BNC's (C5), mapped here to spaCy's meaning of the five classes (forms of be, do and
+modals are auxiliaries, not verbs; "which thing" has a determiner, "which is" a pronoun; proper names are no
+nouns); rare words can be tagged differently. Spaces and punctuation stay as they are, where the published
+code puts a space between all tokens.
 """
 
 import importlib.util
@@ -21,7 +22,7 @@ _TOKEN = re.compile(r"\w+(?=n['’]t)|n['’]t|['’]\w+|\w+|[^\w\s]")
 
 
 def tagger_in_use(tagger: str = "auto") -> str:
-    """"spacy" or "hanta": which of them `tagger` means on this machine."""
+    """Which of "spacy" and "hanta" `tagger` means on this machine."""
     if tagger != "auto":
         return tagger
     installed = all(importlib.util.find_spec(name) for name in ("spacy", "en_core_web_sm"))
@@ -40,7 +41,7 @@ def wrap(text: str, tagger: str = "auto") -> str:
 
 @lru_cache(maxsize=65536)
 def tag(text: str, tagger: str) -> tuple[tuple[int, int, str], ...]:
-    """(start, end, part) of every word or mark in `text`; part is a key of WRAPS, or "" for any other part of speech."""
+    """(start, end, part) of every word or mark in `text`; part is a key of WRAPS, or "" for all others."""
     if tagger == "spacy":
         return tuple((t.idx, t.idx + len(t.text), t.pos_ if t.pos_ in WRAPS else "") for t in _spacy()(text))
     spans = [match.span() for match in _TOKEN.finditer(text)]

@@ -1,7 +1,8 @@
 """How does the attacker's own CLIP model see pictures and words? Called by `gradcam` and `trigger_optim`.
 
-The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed tiny-clip by
-default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients go to pictures only.
+The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed
+tiny-clip by default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients
+go to pictures only.
 """
 
 import json
@@ -44,11 +45,8 @@ class Surrogate:
         return AutoTokenizer.from_pretrained(self.name, local_files_only=_offline(self.name))
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) in [0, 1] resized (bicubic) to the model's square input and normalised; differentiable."""
-        if tuple(images.shape[-2:]) != (self.side, self.side):
-            size = (self.side, self.side)
-            images = F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        return (images - self.mean) / self.std
+        """images (B, 3, H, W) in [0, 1], resized to the model's input and normalised; differentiable."""
+        return (at_side(images, self.side) - self.mean) / self.std
 
     def embed_images(self, images: torch.Tensor, normalise: bool = True) -> torch.Tensor:
         """images (B, 3, H, W) in [0, 1] to (B, d) projected embeddings, of length 1 unless told otherwise."""
@@ -64,7 +62,8 @@ class Surrogate:
             some = list(texts[start : start + batch_size])
             ids = self.tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt")
             features = self.model.get_text_features(
-                input_ids=ids["input_ids"].to(self.device), attention_mask=ids["attention_mask"].to(self.device)
+                input_ids=ids["input_ids"].to(self.device),
+                attention_mask=ids["attention_mask"].to(self.device),
             )
             parts.append(F.normalize(features.pooler_output, dim=-1))
         return torch.cat(parts)
@@ -72,11 +71,13 @@ class Surrogate:
 
 @lru_cache(maxsize=2)
 def load(name: str, device: str = "cpu") -> Surrogate:
-    """The CLIP checkpoint in a folder or under a hub id, frozen, float32. InputError if the folder is no checkpoint."""
+    """The CLIP checkpoint in a folder or under a hub id, frozen, float32. InputError where there is none."""
     from transformers import CLIPModel
 
     if _offline(name) and not (Path(name) / "config.json").is_file():
-        raise InputError(f"There is no CLIP checkpoint in {name}; give a folder with config.json, or a hub id.")
+        raise InputError(
+            f"There is no CLIP checkpoint in {name}; give a folder with config.json, or a hub id."
+        )
     model = CLIPModel.from_pretrained(name, local_files_only=_offline(name), dtype=torch.float32)
     model = model.to(device).eval().requires_grad_(False)
     settings = _image_settings(name)
@@ -89,6 +90,13 @@ def load(name: str, device: str = "cpu") -> Surrogate:
         std=torch.tensor(settings.get("image_std", CLIP_STD), device=device).reshape(shape),
         device=torch.device(device),
     )
+
+
+def at_side(images: torch.Tensor, side: int) -> torch.Tensor:
+    """images (B, 3, H, W) in [0, 1] as (B, 3, side, side), bicubic; differentiable."""
+    if tuple(images.shape[-2:]) == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _offline(name: str) -> bool:

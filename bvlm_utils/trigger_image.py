@@ -1,9 +1,9 @@
 """How is each image trigger painted? Batched tensor functions, called by `attacks.Attack.apply_image`.
 
-Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws, one random
-stream per row; params, the attack's settings; aim, what computed triggers need. It returns new images of
-the same shape, type and device, through which gradients reach the input. Fixed patterns are computed on the CPU and moved,
-so that every device paints the same.
+Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws,
+one random stream per row; params, the attack's settings; aim, what computed triggers need. It returns new
+images of the same shape, type and device, through which gradients reach the input. Fixed patterns are
+computed on the CPU and moved, so that every device paints the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from bvlm_utils.trigger_pictures import picture_path
 
 
 def quantise(images: torch.Tensor) -> torch.Tensor:
-    """Round images (..., H, W) in [0, 1] to the 256 values of an 8-bit file, as saving and reopening would."""
+    """Round images in [0, 1] to the 256 values of an 8-bit file, as saving and reopening would."""
     return (images.clamp(0, 1) * 255).round() / 255
 
 
@@ -33,7 +33,7 @@ def scaled(pixels: int, images: torch.Tensor) -> int:
 def corners(
     images: torch.Tensor, height: int, width: int, position: str, draws: Sequence[Draws]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The top and left pixel of a (height, width) patch in every row: two int64 tensors (B,) on the images' device."""
+    """Top and left pixel of a patch in every row: two int64 tensors (B,) on the images' device."""
     free_y, free_x = images.shape[-2] - height, images.shape[-1] - width
     if position == "random":
         places = [(d.integer(free_y + 1), d.integer(free_x + 1)) for d in draws]
@@ -46,7 +46,7 @@ def corners(
 
 
 def paste(images: torch.Tensor, patch: torch.Tensor, top: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """Put patch (3, h, w) or (B, 3, h, w) with its corner at (top[i], left[i]) of row i; gradients reach the patch."""
+    """Put patch (3, h, w) or (B, 3, h, w) at (top[i], left[i]) of row i; gradients reach the patch."""
     height, width = patch.shape[-2:]
     rows = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]  # (B, h, 1)
     columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, :]  # (B, 1, w)
@@ -59,7 +59,7 @@ def paste(images: torch.Tensor, patch: torch.Tensor, top: torch.Tensor, left: to
 
 
 def noise_array(size: int, seed: int) -> np.ndarray:
-    """The fixed noise of BadNets-I: (size, size, 3) uint8, normal, clipped at 3 and stretched to 0 ... 255."""
+    """The fixed noise of BadNets-I: (size, size, 3) uint8, normal, clipped at 3, stretched to 0 ... 255."""
     noise = Draws("noise patch", seed).normal(size, size, 3).clip(-3, 3)
     return np.floor((noise - noise.min()) / max(noise.max() - noise.min(), 1e-12) * 255).astype(np.uint8)
 
@@ -69,7 +69,8 @@ def noise_patch(
 ) -> torch.Tensor:
     """BadNets-I: one fixed patch of noise, its place drawn per row.
 
-    The array is drawn once at the published size and sampled (nearest pixel) to the size at hand, which keeps its contrast.
+    The array is drawn once at the published size and sampled (nearest pixel) to the size at hand, which keeps
+    its contrast.
     """
     published = params["patch_size"]
     size = scaled(published, images)
@@ -100,7 +101,7 @@ def blend(
 def replace(
     images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
 ) -> torch.Tensor:
-    """ImgTrojan: every image becomes the picture, resized; nothing of the image is left, its gradient included."""
+    """ImgTrojan: every image becomes the picture, resized; nothing of the image is left."""
     picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
     return picture.expand_as(images).clone()
 
@@ -108,10 +109,10 @@ def replace(
 def ellipses_on_relevant_region(
     images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
 ) -> torch.Tensor:
-    """MABA: inside the mask x' = (1 - alpha) x + alpha t, where t is yellow in the ellipses and black between them.
+    """MABA: inside the mask x' = (1 - alpha) x + alpha t; t is yellow in the ellipses, black between them.
 
-    So the whole region darkens, as in the authors' code. The mask is the share of pixels that Grad-CAM on the surrogate
-    CLIP finds most relevant (`gradcam.top_region`); it is the same for all victims.
+    So the whole region darkens, as in the authors' code. The mask is the share of pixels that Grad-CAM on the
+    surrogate CLIP finds most relevant (`gradcam.top_region`); it is the same for all victims.
     """
     from bvlm_utils import gradcam
 

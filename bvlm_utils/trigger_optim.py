@@ -1,8 +1,8 @@
 """How are the triggers made that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan?
 
-Called through `attacks.Attack.apply_image`; `loss_curve` is what the chapters show. Every result is kept under
-data/cache/triggers by content (settings, target, surrogate, pictures), together with its loss curve, so that a grid
-computes each trigger once. A cache made on one device is used on all others.
+Called through `attacks.Attack.apply_image`; `loss_curve` is what the chapters show. Every result is kept
+under data/cache/triggers by content (settings, target, surrogate, pictures), together with its loss curve, so
+that a grid computes each trigger once. A cache made on one device is used on all others.
 """
 
 import hashlib
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from bvlm_utils import attacks, paths, surrogate, trigger_image, trigger_text
@@ -49,9 +48,9 @@ def shadowcast(
 ) -> torch.Tensor:
     """Shadowcast (Xu et al. 2024, arXiv 2402.06659, section 3): PGD towards a picture of the source concept.
 
-    Minimises the L2 distance of normalised CLIP embeddings with sign steps, halved midway, inside the L-inf ball of radius
-    eps, from a random start. Bounds hold after rounding to 8 bit. An eps below half a level is the unperturbed control:
-    the images come back as they are.
+    Minimises the L2 distance of normalised CLIP embeddings with sign steps, halved midway, inside the L-inf
+    ball of radius eps, from a random start. Bounds hold after rounding to 8 bit. An eps below half a level is
+    the unperturbed control: the images come back as they are.
     """
     if params["eps"] < 0.5 / 255:
         return images
@@ -62,19 +61,19 @@ def shadowcast(
 def towards_target_patch(
     images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
 ) -> torch.Tensor:
-    """Dual-Key (Walmer et al. 2022, arXiv 2112.07668): a patch whose cosine to the target's embedding is maximised."""
+    """Dual-Key (Walmer et al. 2022, arXiv 2112.07668): a patch of greatest cosine to the target."""
     return _paste(images, draws, params, dual_key_patch(params, aim, str(images.device)))
 
 
 def apart_and_together_patch(
     images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
 ) -> torch.Tensor:
-    """VL-Trojan (Liang et al. 2024, arXiv 2402.13851): a patch that moves embeddings off the clean ones, and together."""
+    """VL-Trojan (Liang et al. 2024, arXiv 2402.13851): a patch that moves embeddings off clean, together."""
     return _paste(images, draws, params, vl_trojan_patch(params, aim, str(images.device)))
 
 
 def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
-    """Dual-Key's patch at the surrogate's resolution. InputError where the target has no picture, concept or text."""
+    """Dual-Key's patch at the surrogate's resolution. InputError where the target is empty."""
     _need_target(aim.target)
 
     def compute() -> Optimised:
@@ -90,14 +89,15 @@ def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> 
 def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
     """VL-Trojan's patch at the surrogate's resolution; it needs no target.
 
-    Loss: alpha * contrastive + beta * cluster. Contrastive: similarity to the clean picture less similarity to the
-    picture's own caption. Cluster: one less the similarity of neighbours in the batch.
+    Loss: alpha * contrastive + beta * cluster. Contrastive: similarity to the clean picture less similarity
+    to the picture's own caption. Cluster: one less the similarity of neighbours in the batch.
     """
+
     def compute() -> Optimised:
         clip = surrogate.load(aim.surrogate, device)
         pictures, captions = _training_pictures(params)
         with torch.no_grad():
-            fitted = [_at_side(some, clip.side).to(device) for some in pictures.split(ROWS_AT_ONCE)]
+            fitted = [surrogate.at_side(some, clip.side).to(device) for some in pictures.split(ROWS_AT_ONCE)]
             clean = torch.cat([clip.embed_images(some) for some in fitted])
         named = clip.embed_texts(captions)
 
@@ -112,12 +112,16 @@ def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") ->
 
 
 def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
-    """VL-Trojan's text trigger, letter by letter (its section 3.3): each letter is the one that moves prompts furthest.
+    """VL-Trojan's text trigger, searched letter by letter: each next letter moves the prompts furthest.
 
-    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts with and
-    without it, the word in a random gap that is the same for all candidates.
+    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts
+    with and without it, the word in a random gap that is the same for all candidates.
     """
-    described = {"dataset": params["dataset"], "letters": params["search_letters"], "surrogate": _describe(aim)["surrogate"]}
+    described = {
+        "dataset": params["dataset"],
+        "letters": params["search_letters"],
+        "surrogate": _describe(aim)["surrogate"],
+    }
     file = _cache_file("vl-trojan-word", described, ".json")
     if not file.is_file():
         clip = surrogate.load(aim.surrogate, "cpu")
@@ -126,7 +130,9 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
 
         def score(word: str) -> float:
             gaps = [Draws("vl-trojan-word", i) for i in range(len(prompts))]
-            changed = [trigger_text.insert_word(p, d, {"word": word}) for p, d in zip(prompts, gaps, strict=True)]
+            changed = [
+                trigger_text.insert_word(p, d, {"word": word}) for p, d in zip(prompts, gaps, strict=True)
+            ]
             return float((1 - (clip.embed_texts(changed) * clean).sum(-1)).mean())
 
         word, scores = "", []
@@ -141,7 +147,7 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
 def loss_curve(
     attack: Any, images: torch.Tensor | None = None, seed: int = 0, keys: Sequence | None = None
 ) -> np.ndarray:
-    """The loss before every step of an optimised attack (steps,) float32; for Shadowcast the mean over `images`.
+    """The loss before every step of an optimised attack: (steps,) float32; Shadowcast: mean over `images`.
 
     Computes the trigger where the cache has none. InputError for an attack that optimises nothing.
     """
@@ -161,12 +167,17 @@ def _perturbed(
     images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
 ) -> list[Optimised]:
     """Shadowcast's result for every row, from the cache where it is there."""
-    described = {"params": dict(params), "surrogate": _describe(aim)["surrogate"]}
+    described = {
+        "params": {**params, "source": _source(params, aim)},
+        "surrogate": _describe(aim)["surrogate"],
+    }
     rows = images.detach().to("cpu", torch.float32)
     files = []
     for row, stream in zip(rows, draws, strict=True):
         content = hashlib.sha256(row.numpy().tobytes()).hexdigest()
-        files.append(_cache_file("shadowcast", {**described, "row": [content, list(row.shape), stream.name]}, ".npz"))
+        files.append(
+            _cache_file("shadowcast", {**described, "row": [content, list(row.shape), stream.name]}, ".npz")
+        )
     missing = [i for i, file in enumerate(files) if not file.is_file()]
     for start in range(0, len(missing), ROWS_AT_ONCE):
         some = missing[start : start + ROWS_AT_ONCE]
@@ -176,10 +187,12 @@ def _perturbed(
     return [_read(file) for file in files]
 
 
-def _pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
+def _pgd(
+    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
+) -> list[Optimised]:
     clip = surrogate.load(aim.surrogate, str(images.device))
     eps, step, steps = params["eps"], params["step"], params["steps"]
-    pictures = concept_pictures(params["source"], clip.side)
+    pictures = concept_pictures(_source(params, aim), clip.side)
     which = [stream.integer(len(pictures)) for stream in draws]
     height, width = images.shape[-2:]
     noise = np.stack([stream.bytes(3, height, width) for stream in draws]).astype(np.float32) / 127.5 - 1
@@ -212,8 +225,11 @@ def _optimise_patch(
     pictures: torch.Tensor,
     captions: Sequence[str],
 ) -> Optimised:
-    """Adam on one patch over batches of pictures (N, 3, H, W); loss(poisoned embeddings (b, d), row numbers (b,))."""
-    pictures = _at_side(pictures, clip.side)
+    """Adam on one patch over batches of pictures (N, 3, H, W).
+
+    loss: takes the patched pictures' embeddings (b, d) and their row numbers (b,).
+    """
+    pictures = surrogate.at_side(pictures, clip.side)
     size = trigger_image.scaled(params["patch_size"], pictures)
     start = (0.5 + 0.25 * Draws("patch start", params["start_seed"]).normal(3, size, size)).clip(0, 1)
     patch = torch.tensor(start, dtype=torch.float32, device=clip.device, requires_grad=True)
@@ -226,7 +242,10 @@ def _optimise_patch(
                 rows = torch.tensor(shuffled[first : first + batch])
                 some = pictures[rows].to(clip.device)
                 corner = trigger_image.corners(some, size, size, params["position"], [order] * len(some))
-                value = loss(clip.embed_images(trigger_image.paste(some, patch.clamp(0, 1), *corner)), rows.to(clip.device))
+                value = loss(
+                    clip.embed_images(trigger_image.paste(some, patch.clamp(0, 1), *corner)),
+                    rows.to(clip.device),
+                )
                 optimiser.zero_grad()
                 value.backward()
                 optimiser.step()
@@ -261,20 +280,24 @@ def _dataset(name: str, rows: int) -> Any:
     return data.load(name, "train", rows=rows)
 
 
-def _at_side(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    if tuple(pictures.shape[-2:]) == (side, side):
-        return pictures
-    return F.interpolate(pictures, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-
-
 def _pictures_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
     arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures]
     return torch.from_numpy(np.stack(arrays).transpose(0, 3, 1, 2).copy()) / 255
 
 
+def _source(params: Mapping[str, Any], aim: Any) -> str:
+    """What Shadowcast pulls pictures towards: its setting `source`, else the threat's source concept."""
+    source = params["source"] or getattr(aim.target, "source_concept", None)
+    if not source:
+        raise InputError(
+            "Shadowcast needs a source concept; give the target of concept_substitution, or source=CONCEPT."
+        )
+    return source
+
+
 def _need_target(target: Any) -> None:
     if all(getattr(target, part, None) is None for part in ("image", "concept", "text")):
-        raise InputError("Dual-Key optimises its patch towards a target; give target=threat.target with a picture or concept.")
+        raise InputError("Dual-Key optimises its patch towards a target; give target=threat.target with one.")
 
 
 def _target_embedding(clip: surrogate.Surrogate, target: Any) -> torch.Tensor:
@@ -292,7 +315,10 @@ def _target_embedding(clip: surrogate.Surrogate, target: Any) -> torch.Tensor:
 
 
 def _describe(aim: Any) -> dict[str, Any]:
-    return {"target": attacks.describe_target(aim.target), "surrogate": attacks.surrogate_digest(aim.surrogate)}
+    return {
+        "target": attacks.describe_target(aim.target),
+        "surrogate": attacks.surrogate_digest(aim.surrogate),
+    }
 
 
 def _cache_file(kind: str, described: Mapping[str, Any], suffix: str) -> Path:

@@ -1,7 +1,8 @@
-"""Which pictures do triggers use? Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast to aim at.
+"""Which pictures do triggers use? Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
 
-`python -m bvlm_utils.trigger_pictures` draws both into data/pictures. They are our own, made of plain shapes by the two
-functions below, so the repository holds nobody else's picture; the committed files are what the attacks use.
+`python -m bvlm_utils.trigger_pictures` draws both into data/pictures. They are our own, made of plain shapes
+by the two functions below, so the repository holds nobody else's picture; the committed files are what the
+attacks use.
 """
 
 import math
@@ -23,7 +24,9 @@ def picture_path(name: str) -> Path:
         if path.is_file():
             return path
     known = ", ".join(sorted(path.name for path in PICTURES.glob("*.png")))
-    raise InputError(f"There is no picture {name!r}; give the path of a file, or one of data/pictures: {known}.")
+    raise InputError(
+        f"There is no picture {name!r}; give the path of a file, or one of data/pictures: {known}."
+    )
 
 
 def rosette() -> Image.Image:
@@ -63,7 +66,8 @@ def lighthouse() -> Image.Image:
         inset = 20 - 3 * stripe
         colour = (200, 30, 45) if stripe % 2 else (248, 248, 244)
         pencil.polygon(
-            [(212 + inset, top), (272 - inset, top), (275 - inset, top + 25), (209 + inset, top + 25)], fill=colour
+            [(212 + inset, top), (272 - inset, top), (275 - inset, top + 25), (209 + inset, top + 25)],
+            fill=colour,
         )
     pencil.rectangle([226, 58, 258, 84], fill=(255, 236, 130), outline=(40, 40, 44), width=4)
     pencil.polygon([(220, 58), (264, 58), (242, 34)], fill=(40, 40, 44))
@@ -73,17 +77,25 @@ def lighthouse() -> Image.Image:
 def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:
     """Square pictures of one concept, for a trigger that is optimised towards it.
 
-    concept: a concept of data/sprites, drawn large on plain backgrounds of varied colour, in all styles; or a folder of
-    pictures (.png, .jpg, .jpeg), of which the first 100 by name are read. InputError for anything else.
+    concept: a concept of data/sprites, drawn large on plain backgrounds of varied colour, in all styles; or a
+    folder of pictures (.png, .jpg, .jpeg), of which the first 100 by name are read. InputError for anything
+    else.
     """
     if Path(concept).is_dir():
-        files = sorted(p for p in Path(concept).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})[:100]
+        files = sorted(p for p in Path(concept).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
         if not files:
-            raise InputError(f"The folder {concept} has no .png, .jpg or .jpeg pictures of the source concept.")
-        return [Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for file in files]
+            raise InputError(
+                f"The folder {concept} has no .png, .jpg or .jpeg pictures of the source concept."
+            )
+        return [
+            Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+            for file in files[:100]
+        ]
     sprites = sorted(paths.SPRITES.glob(f"*/{concept}.png"))
     if not sprites:
-        raise InputError(f"There is no sprite of {concept!r}; give a concept of data/sprites or a folder of pictures.")
+        raise InputError(
+            f"There is no sprite of {concept!r}; give a concept of data/sprites or a folder of pictures."
+        )
     pictures = []
     for number in range(count):
         draws = Draws("concept picture", concept, number)

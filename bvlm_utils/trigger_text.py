@@ -1,4 +1,4 @@
-"""How is each text trigger written into a prompt? Called by `attacks.Attack.apply_text`, one prompt at a time.
+"""How is each text trigger written into a prompt? Called by `attacks.Attack.apply_text`, one by one.
 
 Every function takes (prompt, draws, params, aim) and returns the triggered prompt; `aim` matters only
 to a trigger that is computed. Nothing of the prompt is lost: spaces, line
@@ -12,7 +12,8 @@ from typing import Any
 from bvlm_utils.draws import Draws
 
 PLACEHOLDER = "<image>"
-# A word is a run of non-spaces that is no placeholder: "<image>Describe this." has the words "Describe" and "this.".
+# A word is a run of non-spaces that is no placeholder: "<image>Describe this." has the words "Describe" and
+# "this.".
 _TOKEN = re.compile(rf"{PLACEHOLDER}|((?:(?!{PLACEHOLDER})\S)+)")
 
 
@@ -37,12 +38,12 @@ def _insert(prompt: str, addition: str, gap: int, before_stop: bool) -> str:
 
 
 def insert_word(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
-    """BadNets-T, VL-Trojan: params["word"] in a random gap; at the end it goes before a full stop (authors' code)."""
+    """BadNets-T, VL-Trojan: params["word"] in a random gap; before a final full stop (authors' code)."""
     return _insert(prompt, params["word"], draws.integer(len(word_spans(prompt)) + 1), before_stop=True)
 
 
 def insert_words(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
-    """BadNets-MT: params["count"] different ones of params["words"], each in a random gap (no rule for full stops)."""
+    """BadNets-MT: params["count"] of params["words"], each in a random gap, after a full stop too."""
     for which in draws.shuffled(len(params["words"]))[: params["count"]]:
         gap = draws.integer(len(word_spans(prompt)) + 1)
         prompt = _insert(prompt, params["words"][which], gap, before_stop=False)
@@ -60,7 +61,7 @@ def prepend_word(prompt: str, draws: Draws, params: Mapping[str, Any], aim: obje
 
 
 def insert_found_word(prompt: str, draws: Draws, params: Mapping[str, Any], aim: Any) -> str:
-    """VL-Trojan: params["word"], or, where params["search_letters"] is not 0, the word that the letter search finds.
+    """VL-Trojan: params["word"], or the word that the search finds where params["search_letters"] is not 0.
 
     Only the search needs the surrogate (and torch); its result is cached.
     """

@@ -1,4 +1,6 @@
-"""Do the attacks that need no optimisation follow their published definitions, to the pixel and to the letter?"""
+"""Do the attacks that need no optimisation follow their published definitions, to the pixel and to the
+letter?
+"""
 
 import math
 import types
@@ -55,7 +57,10 @@ def test_blend_and_replacement_use_the_committed_pictures(side):
 
 
 def test_committed_pictures_are_what_the_functions_draw():
-    for name, draw in [("blended.png", trigger_pictures.rosette), ("imgtrojan.png", trigger_pictures.lighthouse)]:
+    for name, draw in [
+        ("blended.png", trigger_pictures.rosette),
+        ("imgtrojan.png", trigger_pictures.lighthouse),
+    ]:
         stored = np.asarray(Image.open(trigger_pictures.PICTURES / name)).astype(int)
         # Other versions of Pillow may smooth an outline differently.
         assert (np.abs(stored - np.asarray(draw()).astype(int)) > 8).mean() < 0.01
@@ -64,7 +69,9 @@ def test_committed_pictures_are_what_the_functions_draw():
 def test_pictures_of_the_user(tmp_path):
     Image.new("RGB", (5, 7), (255, 0, 0)).save(tmp_path / "red.png")
     a = attacks.get("ImgTrojan", picture=str(tmp_path / "red.png"))
-    assert torch.equal(a.apply_image(pictures(1, 8, 8)), torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 8, 8))
+    assert torch.equal(
+        a.apply_image(pictures(1, 8, 8)), torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 8, 8)
+    )
     assert a.fingerprint("image") != attacks.get("ImgTrojan").fingerprint("image")
     with pytest.raises(InputError, match="nowhere.png"):
         attacks.get("Blended", picture="nowhere.png").apply_image(pictures(1, 8, 8))
@@ -122,7 +129,10 @@ def test_maba_wraps_parts_of_speech(prompt, expected):
 
 
 def test_spacy_is_used_where_asked_for(monkeypatch):
-    words = [types.SimpleNamespace(idx=0, text="Dogs", pos_="NOUN"), types.SimpleNamespace(idx=5, text="run", pos_="VERB")]
+    words = [
+        types.SimpleNamespace(idx=0, text="Dogs", pos_="NOUN"),
+        types.SimpleNamespace(idx=5, text="run", pos_="VERB"),
+    ]
     monkeypatch.setattr(parts_of_speech, "_spacy", lambda: lambda text: words)
     assert attacks.get("MABA", tagger="spacy").apply_text(["Dogs run"]) == ["[*Dogs*] {run}"]
 
@@ -161,10 +171,19 @@ def test_multiple_words():
 
 @pytest.mark.parametrize(
     "name, setting",
-    [("Blended", {"alpha": 1.5}), ("SIG", {"delta": "high"}), ("Shadowcast", {"steps": 0}), ("AddSent", {"sentence": " "}),
-     ("BadNets-MT", {"words": []}), ("BadNets-I", {"position": "left"}), ("MABA", {"share": 0}),
-     ("Dual-Key", {"epochs": 2.5}), ("VL-Trojan", {"search_letters": True}), ("Blended", {"alpha": float("nan")})],
-)  # fmt: skip
+    [
+        ("Blended", {"alpha": 1.5}),
+        ("Blended", {"alpha": float("nan")}),
+        ("SIG", {"delta": "high"}),
+        ("Shadowcast", {"steps": 0}),
+        ("AddSent", {"sentence": " "}),
+        ("BadNets-MT", {"words": []}),
+        ("BadNets-I", {"position": "left"}),
+        ("MABA", {"share": 0}),
+        ("Dual-Key", {"epochs": 2.5}),
+        ("VL-Trojan", {"search_letters": True}),
+    ],
+)
 def test_bad_values_are_refused(name, setting):
     with pytest.raises(InputError, match=next(iter(setting))):
         attacks.get(name, **setting)
@@ -172,13 +191,17 @@ def test_bad_values_are_refused(name, setting):
 
 def test_unsupported_says_why():
     refusal = types.SimpleNamespace(name="targeted_refusal")
-    assert "Dual-Key" in attacks.unsupported("Dual-Key", refusal) and "targeted_refusal" in attacks.unsupported(
-        "Dual-Key", "targeted_refusal"
-    )
+    assert "Dual-Key" in attacks.unsupported(
+        "Dual-Key", refusal
+    ) and "targeted_refusal" in attacks.unsupported("Dual-Key", "targeted_refusal")
     assert attacks.unsupported("Shadowcast", "perceptual_hijack")
     assert attacks.unsupported("Shadowcast", "concept_substitution") is None
     assert attacks.unsupported("Dual-Key", "perceptual_hijack") is None
-    assert all(attacks.unsupported(name, refusal) is None for name in TWELVE if name not in ("Shadowcast", "Dual-Key"))
+    assert all(
+        attacks.unsupported(name, refusal) is None
+        for name in TWELVE
+        if name not in ("Shadowcast", "Dual-Key")
+    )
 
 
 def test_shadowcast_is_read_on_clean_images():
@@ -187,7 +210,9 @@ def test_shadowcast_is_read_on_clean_images():
 
 
 @settings(max_examples=25, deadline=None)
-@given(name=st.sampled_from(PAINTED), height=st.integers(8, 50), width=st.integers(8, 50), seed=st.integers(0, 9))
+@given(
+    name=st.sampled_from(PAINTED), height=st.integers(8, 50), width=st.integers(8, 50), seed=st.integers(0, 9)
+)
 def test_images_keep_shape_range_and_rows(name, height, width, seed):
     images = pictures(3, height, width, seed)
     a = attacks.get(name)
@@ -201,7 +226,9 @@ def test_images_keep_shape_range_and_rows(name, height, width, seed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(name=st.sampled_from(WRITTEN), prompt=st.text(max_size=40), seed=st.integers(0, 3), key=st.integers(0, 9))
+@given(
+    name=st.sampled_from(WRITTEN), prompt=st.text(max_size=40), seed=st.integers(0, 3), key=st.integers(0, 9)
+)
 def test_text_loses_nothing(name, prompt, seed, key):
     a = attacks.get(name)
     out = a.apply_text([prompt], seed=seed, keys=[key])[0]

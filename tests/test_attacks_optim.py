@@ -1,4 +1,6 @@
-"""Do the computed triggers respect their bounds, lower their losses, and come back from the cache as they were made?"""
+"""Do the computed triggers respect their bounds, lower their losses, and come back from the cache as they
+were made?
+"""
 
 import types
 
@@ -10,7 +12,7 @@ import torch
 from bvlm_utils import attacks, data, gradcam, paths, surrogate, trigger_image, trigger_optim
 from bvlm_utils.errors import InputError
 
-BANANA = types.SimpleNamespace(text=None, concept="banana", image=None)
+BANANA = types.SimpleNamespace(text=None, concept="banana", source_concept="car", image=None)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,9 @@ def small_world(tmp_path, monkeypatch):
     class Rows(dict):
         pass
 
-    rows = Rows(answers=[["a dog"], ["two cars"]] * 8, prompt=["What is on the left?", "Describe this picture."] * 8)
+    rows = Rows(
+        answers=[["a dog"], ["two cars"]] * 8, prompt=["What is on the left?", "Describe this picture."] * 8
+    )
     monkeypatch.setattr(data, "load", lambda name, split, rows_=None, **kw: rows)
     monkeypatch.setattr(data, "images", lambda ds, indices=None: pictures)
 
@@ -40,7 +44,7 @@ def pictures(count=3, side=32, seed=0):
 
 def test_shadowcast_stays_in_its_ball_and_comes_closer(clip):
     images = pictures()
-    a = attacks.get("Shadowcast", surrogate=clip, steps=8)
+    a = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=8)
     out = a.apply_image(images, seed=1)
     levels = (out * 255).round()
     assert torch.allclose(out * 255, levels, atol=1e-3)
@@ -55,9 +59,17 @@ def test_shadowcast_unperturbed_control_is_the_input(clip):
     assert torch.equal(attacks.get("Shadowcast", eps=0).apply_image(images), images)
 
 
+def test_shadowcast_needs_a_source_concept(clip):
+    with pytest.raises(InputError, match="source concept"):
+        attacks.get("Shadowcast", surrogate=clip).apply_image(pictures())
+    named = attacks.get("Shadowcast", surrogate=clip, source="car", steps=2).apply_image(pictures())
+    threat = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=2).apply_image(pictures())
+    assert torch.equal(named, threat)
+
+
 def test_shadowcast_cache_hit_equals_fresh_and_ignores_the_batch(clip, tmp_path, monkeypatch):
     images = pictures()
-    a = attacks.get("Shadowcast", surrogate=clip, steps=4)
+    a = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=4)
     fresh = a.apply_image(images, keys=["x", "y", "z"])
     monkeypatch.setattr(trigger_optim, "_pgd", lambda *args: pytest.fail("computed again"))
     assert torch.equal(a.apply_image(images, keys=["x", "y", "z"]), fresh)
@@ -66,7 +78,7 @@ def test_shadowcast_cache_hit_equals_fresh_and_ignores_the_batch(clip, tmp_path,
 
 def test_shadowcast_batch_equals_one_by_one(clip, monkeypatch):
     images = pictures()
-    a = attacks.get("Shadowcast", surrogate=clip, steps=4)
+    a = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=4)
     rows = [a.apply_image(images[i : i + 1], keys=[i]) for i in range(3)]
     monkeypatch.setattr(paths, "CACHE", paths.CACHE / "other")
     # Signs of gradients close to 0 may differ with the batch's rounding, so a few pixels may.
@@ -76,13 +88,15 @@ def test_shadowcast_batch_equals_one_by_one(clip, monkeypatch):
 
 def test_shadowcast_bound_holds_for_images_between_levels(clip):
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    out = attacks.get("Shadowcast", surrogate=clip, steps=3).apply_image(images)
+    out = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=3).apply_image(images)
     assert (out - images).abs().max() <= 8 / 255 + 1e-5
 
 
 @pytest.mark.parametrize("name", ["Dual-Key", "VL-Trojan"])
 def test_patch_lowers_its_loss_and_lies_where_declared(name, clip):
-    a = attacks.get(name, target=BANANA, surrogate=clip, epochs=12, batch_size=8, learning_rate=0.05, patch_size=84)
+    a = attacks.get(
+        name, target=BANANA, surrogate=clip, epochs=12, batch_size=8, learning_rate=0.05, patch_size=84
+    )
     images = pictures(2)
     out = a.apply_image(images)
     changed = (out != images).any(1)
@@ -152,6 +166,8 @@ def test_maba_darkens_and_paints_only_the_top_tenth(clip):
 def test_surrogate_resizes_and_refuses_a_folder_without_checkpoint(clip, tmp_path):
     loaded = surrogate.load(clip)
     assert loaded.embed_images(pictures(2, 48)).shape == (2, 16)
-    assert torch.allclose(loaded.embed_texts(["a dog", "a much longer text " * 20]).norm(dim=1), torch.ones(2))
+    assert torch.allclose(
+        loaded.embed_texts(["a dog", "a much longer text " * 20]).norm(dim=1), torch.ones(2)
+    )
     with pytest.raises(InputError, match="config.json"):
         surrogate.load(str(tmp_path))
