@@ -1,0 +1,163 @@
+"""What do many models answer to many prompts? Batched greedy decoding with a KV cache; called by `study` for scoring.
+
+All conditions of all cells of a group go through one decode: the adapters of a `Bank` side by side, rows of one adapter
+next to each other. Finished rows leave the batch (`generate` carries them along until the last one is done), and the
+cache is written in place (`generate` copies it at each token). The words are those of `generate`, which a test checks.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from bvlm_utils import sequences
+from bvlm_utils.bank import Bank
+
+DROP = 0.15  # a batch is made smaller when at least this share of its rows is done: moving the cache costs time too
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt for one model: `ids` with image tokens expanded, and the row of the features it shows."""
+
+    ids: Sequence[int]
+    feature: int
+
+
+class _Slab(DynamicLayer):
+    """One layer's keys and values, written into memory that is there from the start; (N, heads, T, d) views of it."""
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+
+    def lazy_initialization(self, key_states, value_states=None):
+        states = (key_states, key_states if value_states is None else value_states)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.slabs = [state.new_empty(*state.shape[:2], self.capacity, state.shape[3]) for state in states]
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        for slab, state in zip(self.slabs, (key_states, value_states), strict=True):
+            slab[:, :, self.length : end] = state
+        self.length = end
+        self.keys, self.values = (slab[:, :, :end] for slab in self.slabs)
+        return self.keys, self.values
+
+    def get_seq_length(self, *args, **kwargs):
+        return self.length
+
+    def keep(self, rows: torch.Tensor) -> None:
+        kept = []
+        for slab in self.slabs:
+            smaller = slab.new_empty(len(rows), *slab.shape[1:])
+            smaller[:, :, : self.length] = slab[:, :, : self.length].index_select(0, rows)
+            kept.append(smaller)
+        self.slabs = kept
+
+
+def greedy(model: nn.Module, requests: Sequence[Sequence[Request]], features: Sequence[torch.Tensor] | torch.Tensor,
+           ends: Sequence[int], max_new_tokens: int = 48, bank: Bank | None = None, tokens: int = 16384,
+           filler: int = 0) -> list[list[list[int]]]:
+    """Greedy answers of each model to its requests, as token ids without the end token, in the requests' order.
+
+    requests: one list per adapter of `bank`, or a single list without a bank (the model as it is). features: (F, n, d)
+    for all, or one such tensor per list. ends: the token ids that end an answer. tokens: how many tokens of all
+    adapters together go through the model at once, prompt and answer counted. filler: any token id, used for padding.
+    """
+    groups = len(requests)
+    if groups != (len(bank.ranks) if bank else 1):
+        raise ValueError(f"There are {groups} lists of requests; give one per adapter, or one without a bank.")
+    per_group = [features] * groups if isinstance(features, torch.Tensor) else list(features)
+    answers: list[list[list[int]]] = [[[] for _ in group] for group in requests]
+    # long prompts first, so that rows of one batch have similar lengths and the largest batch comes first
+    queues = [sorted(range(len(group)), key=lambda i, group=group: -len(group[i].ids)) for group in requests]
+    known: dict = {}
+    with torch.inference_mode(), bank.attached() if bank else nullcontext():
+        if bank:
+            bank.active, bank.places = groups, None
+        start = 0
+        while start < max(map(len, queues)):
+            length = max(len(group[queue[start]].ids) for group, queue in zip(requests, queues, strict=True)
+                         if start < len(queue))
+            size = max(1, tokens // (groups * (length + max_new_tokens)))
+            batch = [[(g, i) for i in queue[start : start + size]] for g, queue in enumerate(queues)]
+            _decode(model, requests, per_group, ends, max_new_tokens, batch, answers, filler, known)
+            start += size
+    return answers
+
+
+def _decode(model, requests, features, ends, max_new_tokens, batch, answers, filler, known) -> None:
+    """Decode one batch: per adapter a list of (adapter, request); each adapter needs as many rows as every other one."""
+    device = next(model.parameters()).device
+    size = max(map(len, batch))
+    some = next(part[0] for part in batch if part)
+    # (adapter, request) of each row; None where an adapter has fewer: such a row only fills the place
+    owners = [one for part in batch for one in [*part, *[None] * (size - len(part))]]
+    asked = [requests[g][i] for g, i in (one or some for one in owners)]
+    shown = [features[g][requests[g][i].feature] for g, i in (one or some for one in owners)]
+    rows = [torch.tensor(one.ids) for one in asked]
+    ids = sequences.pad(rows, filler, left=True).to(device)
+    real = sequences.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool()
+    total = ids.shape[1]
+    if hasattr(model.model, "get_rope_index"):
+        places = [sequences.positions(model, one.ids, known) for one in asked]
+        following = torch.tensor([int(place.max()) + 1 for place in places], device=device)
+        positions = sequences.pad(places, left=True).to(device)
+    else:
+        following = real.sum(dim=1)
+        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+    causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
+    # padding sees itself, or its softmax would have nothing to sum over
+    mask = (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=device))[:, None]
+    cache = Cache(layers=[_Slab(total + max_new_tokens) for _ in range(_layers(model))])
+    hidden = model.model(inputs_embeds=sequences.embed(model, ids, torch.stack(shown).to(device)), attention_mask=mask,
+                         position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
+    seen = torch.cat([real, real.new_ones(len(owners), max_new_tokens)], dim=1)
+    at_end = torch.tensor(list(ends), device=device)
+    done = torch.tensor([one is None for one in owners], device=device)
+    for step in range(max_new_tokens):
+        chosen = model.get_output_embeddings()(hidden[:, -1]).float().argmax(dim=-1)
+        done |= torch.isin(chosen, at_end)
+        finished = done.tolist()
+        for owner, over, token in zip(owners, finished, chosen.tolist(), strict=True):
+            if not over:
+                answers[owner[0]][owner[1]].append(token)
+        if all(finished) or step + 1 == max_new_tokens:
+            return
+        keep = _still_needed(finished, len(batch))
+        if keep is not None:
+            index = torch.tensor(keep, device=device)
+            owners = [owners[at] for at in keep]
+            chosen, done, seen, following = (one.index_select(0, index) for one in (chosen, done, seen, following))
+            for layer in cache.layers:
+                layer.keep(index)
+        positions = (following + step)[:, None]
+        if hasattr(model.model, "get_rope_index"):
+            positions = positions.expand(3, -1, -1)
+        hidden = model.model(inputs_embeds=model.get_input_embeddings()(chosen)[:, None],
+                             attention_mask=seen[:, None, None, : total + step + 1], position_ids=positions,
+                             past_key_values=cache, use_cache=True).last_hidden_state
+
+
+def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
+    """Which rows to keep: of each group those at work, filled up with finished ones to the largest group's number.
+
+    None while fewer than a share `DROP` of the rows would go.
+    """
+    size = len(finished) // groups
+    parts = [sorted(range(g * size, (g + 1) * size), key=finished.__getitem__) for g in range(groups)]  # stable
+    needed = max(sum(not finished[at] for at in part) for part in parts)
+    if needed > (1 - DROP) * size:
+        return None
+    return [at for part in parts for at in part[:needed]]
+
+
+def _layers(model: nn.Module) -> int:
+    return model.config.get_text_config().num_hidden_layers
