@@ -112,6 +112,24 @@ def skipped(table: pd.DataFrame) -> pd.DataFrame:
     return named.rename(columns={"poison_rate": "poison rate"})
 
 
+def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
+    """Every measure but strict success and utility at the highest rate: one line per measure, attack and condition."""
+    lines = []
+    for metric in dict.fromkeys(table["metric"].dropna()):
+        if metric in ("asr", "utility"):
+            continue
+        rows = summary(table, metric)
+        rows = rows[rows["poison_rate"] == rows["poison_rate"].max()]
+        for (attack, condition), part in rows.groupby(["attack", "condition"], sort=False, dropna=False):
+            line = {"measure": metric, "attack": attack, "condition": plots.CONDITION_LABELS.get(condition, condition)}
+            for subject in (s for s in plots.SUBJECTS if s in set(table["subject"])):
+                found = part[part["subject"] == subject]
+                values = found.iloc[0] if len(found) else {}
+                line[plots.SUBJECT_LABELS[subject]] = number(values.get("value"), values.get("low"), values.get("high"))
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
 # ---------------------------------------------------------------- two stores
 
 def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = ("asr", "utility")) -> pd.DataFrame:
@@ -150,7 +168,61 @@ def _verdict(row: Mapping[str, Any]) -> str:
     return "agrees" if max(bounds[0], bounds[2]) <= min(bounds[1], bounds[3]) else "differs"
 
 
+def in_both(compared: pd.DataFrame, metric: str, subject: str) -> pd.DataFrame:
+    """The compared numbers of one metric and one subject that both stores hold, in the order of the attacks."""
+    chosen = compared[(compared["metric"] == metric) & (compared["subject"] == subject)]
+    return chosen[chosen["yours"].notna() & chosen["reference"].notna()].reset_index(drop=True)
+
+
+def agreement_table(compared: pd.DataFrame) -> pd.DataFrame:
+    """`compare`d numbers as a table to read."""
+    return pd.DataFrame([
+        {
+            "threat": r["threat"], "attack": r["attack"], "poison rate": plots.percent(r["poison_rate"]), "seed": r["seed"],
+            "model tested": plots.SUBJECT_LABELS.get(r["subject"], r["subject"]),
+            "condition": plots.CONDITION_LABELS.get(r["condition"], r["condition"]), "measure": r["metric"],
+            "yours": number(r["yours"], r["yours_low"], r["yours_high"]),
+            "reference": number(r["reference"], r["reference_low"], r["reference_high"]), "verdict": r["verdict"],
+        }
+        for r in compared.to_dict("records")
+    ])
+
+
 # ---------------------------------------------------------------- the page
+
+def overview(table: pd.DataFrame) -> None:
+    """Say how many cells there are and what was asked of them; list those that were skipped, with the reason."""
+    cells = table.drop_duplicates("run_id")
+    left_out = skipped(table)
+    done = cells[cells["status"] != "skipped"]
+    sentence = f"{len(cells)} cells: {len(done)} measured, {len(left_out)} skipped."
+    if len(done):
+        what = {c: ", ".join(map(str, dict.fromkeys(done[c]))) for c in ("model", "dataset", "attack", "seed")}
+        rates = ", ".join(plots.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
+        sentence += (f" Model {what['model']}, data {what['dataset']}; attacks {what['attack']}; poison rates {rates}; "
+                     f"seeds {what['seed']}.")
+    say(sentence)
+    if len(left_out):
+        show_table(left_out, caption="Cells that were not run, and why.")
+
+
+def agreement(compared: pd.DataFrame) -> None:
+    """Say how your store and the reference compare, or what to run when there is nothing of yours."""
+    if compared["yours"].isna().all():
+        say("There is no run of yours to compare. `make study` makes one, and so does "
+            "`python -m bvlm_utils.grid run data/grids/quick.yml`.")
+        return
+    counts = compared["verdict"].value_counts()
+    judged = int(counts.get("agrees", 0) + counts.get("differs", 0))
+    if judged:
+        say(f"**{int(counts.get('agrees', 0))} of {judged} numbers agree** with the reference, over "
+            f"{compared.loc[compared['verdict'].isin(['agrees', 'differs']), 'run_id'].nunique()} cells.")
+    else:
+        say("Your store and the reference have no cell in common: their settings, models or data differ.")
+    others = {v: int(counts[v]) for v in ("no interval", "only yours", "only in the reference") if counts.get(v)}
+    if others:
+        say("Not judged: " + ", ".join(f"{count} {verdict}" for verdict, count in others.items()) + ".")
+
 
 def show(figure: Figure, alt: str, caption: str) -> None:
     """Put a figure on the page with a description for those who do not see it and a caption for those who do."""
@@ -174,9 +246,13 @@ def show_table(frame: pd.DataFrame, caption: str, empty: str = "There is nothing
     if frame.empty:
         say(empty)
         return
-    body = frame.map(lambda v: "n/a" if _missing(v) else v).to_html(
-        index=False, border=0, escape=True, classes="table", justify="left"
-    )
+    show_html_table(frame.map(lambda v: "n/a" if _missing(v) else html.escape(str(v))), caption)
+
+
+def show_html_table(frame: pd.DataFrame, caption: str) -> None:
+    """Put a table on the page whose fields are HTML already; `show_table` is for everything else."""
+    with pd.option_context("display.max_colwidth", None):
+        body = frame.to_html(index=False, border=0, escape=False, classes="table", justify="left")
     body = body.replace(">", f"><caption>{html.escape(caption)}</caption>", 1).replace("<th>", '<th scope="col">')
     display(HTML(f'<div class="bvlm-table" style="overflow-x:auto">{body}</div>'))
 

@@ -102,7 +102,7 @@ def test_captions_state_the_extremes_of_the_rows():
     poisoned = rows[rows.subject == "poisoned"]
     text = captions.grid(poisoned)["caption"]
     assert "Without a trigger at most 0.03" in text and "(BadNets-I at 10 %)" in text
-    assert "from 0.40" in text and "to 0.99" in text and "word for word" in text
+    assert "from 0.40" in text and "to 0.99" in text and "the response is the target sentence" in text
     dose = captions.dose(report.full_trigger(poisoned))["caption"]
     assert "BadNets-T 10, BadNets-MM 10" in dose and "At no rate tried was the whole interval above 0.90 for BadNets-I" in dose
     assert "-2.0 to -2.0 points" in captions.utility(report.summary(tidy(), "utility"))["caption"]
@@ -164,3 +164,25 @@ def test_a_table_on_the_page_escapes_and_shows_not_available(page):
     assert "&lt;b&gt;" in source and "n/a" in source and "<caption>Two &amp; two</caption>" in source
     report.show_table(pd.DataFrame(), caption="", empty="Every cell was run.")
     assert page[1].data == "Every cell was run."
+
+
+def test_overview_counts_cells_and_lists_the_skipped(page):
+    report.overview(pd.concat([tidy(), skipped_row()], ignore_index=True))
+    assert page[0].data.startswith("7 cells: 6 measured, 1 skipped.") and "10 %, 1 %" in page[0].data
+    assert "the attack has no target here" in page[1].data
+
+
+def test_agreement_says_what_to_run_when_nothing_is_there(page):
+    report.agreement(report.compare(tidy().iloc[:0], tidy()))
+    assert "make study" in page[0].data
+    report.agreement(report.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01))))
+    assert page[1].data.startswith("**33 of 33 numbers agree**") and "33 only in the reference" in page[2].data
+
+
+def test_other_metrics_stand_beside_the_controls():
+    table = tidy()
+    soft = table[table.metric == "asr"].assign(metric="asr_soft")
+    rows = report.other_metrics(pd.concat([table, soft], ignore_index=True))
+    line = rows[(rows.attack == "BadNets-T") & (rows.condition == "text trigger")].iloc[0]
+    assert line["measure"] == "asr_soft" and line["poisoned"].startswith("0.95") and line["base model"].startswith("0.00")
+    assert len(rows) == 2 + 2 + 4
