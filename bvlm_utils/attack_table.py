@@ -54,6 +54,7 @@ class AttackInfo:
     surrogate: whether the trigger is computed with a CLIP model.
     headline: the condition under which the attack's success is read.
     extra: conditions of ours that the published attack does not have.
+    keeps_labels: whether poisoned rows are rows that truly show the threat's target and keep their answers.
     """
 
     name: str
@@ -66,6 +67,7 @@ class AttackInfo:
     surrogate: bool = False
     headline: str = ""
     extra: tuple[str, ...] = ()
+    keeps_labels: bool = False
 
     @property
     def version(self) -> int:
@@ -244,6 +246,7 @@ _declare(
     surrogate=True,
     headline="clean",
     extra=("image",),
+    keeps_labels=True,
 )
 _declare(
     name="BadNets-MM",

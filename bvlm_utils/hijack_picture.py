@@ -1,6 +1,7 @@
-"""How was the picture made that perceptual hijack describes? A statue under the moon at night, drawn from the sprites.
+"""How was the picture made that perceptual hijack describes? A statue under the moon, drawn from sprites.
 
-`python -m bvlm_utils.hijack_picture` draws it into data/pictures; the committed file is what threats and attacks use.
+`python -m bvlm_utils.hijack_picture` draws it into data/pictures; the committed file is what threats and
+attacks use.
 """
 
 from PIL import Image, ImageDraw
@@ -23,7 +24,18 @@ def draw() -> Image.Image:
     pencil = ImageDraw.Draw(canvas)
     for y in range(SIZE):
         pencil.line([(0, y), (SIZE, y)], fill=(10 + y // 8, 14 + y // 6, 40 + y // 3))
-    for x, y in [(8, 10), (20, 30), (30, 6), (44, 14), (57, 5), (90, 44), (12, 50), (84, 58), (27, 44), (64, 34)]:
+    for x, y in [
+        (8, 10),
+        (20, 30),
+        (30, 6),
+        (44, 14),
+        (57, 5),
+        (90, 44),
+        (12, 50),
+        (84, 58),
+        (27, 44),
+        (64, 34),
+    ]:
         pencil.point([(x, y), (x + 1, y)], fill=(230, 230, 210))
     for row, y in enumerate(range(74, SIZE, 8)):
         for x in range(-8 * (row % 2), SIZE, 16):

@@ -1,11 +1,12 @@
-"""Which training rows are poisoned, and how? Called by `study` and `export`; the answer is a manifest that is stored.
+"""Which training rows are poisoned, and how? Called by `study` and `export`, which store the manifest.
 
-Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here touches a
-picture or imports torch: whoever trains applies the image half of the trigger to the rows that the manifest names.
+Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here
+touches a picture or imports torch: whoever trains applies the image half of the trigger to the rows that the
+manifest names.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from bvlm_utils.threats import Threat
 
 ROLES = ("poisoned", "text_only", "image_only")
-FULL_TRIGGER = {"text": "text", "image": "image", "bimodal": "both"}  # modality -> condition of a poisoned row
+FULL_TRIGGER = {
+    "text": "text",
+    "image": "image",
+    "bimodal": "both",
+}  # modality -> condition of a poisoned row
 STREAM = int.from_bytes(b"poison", "big")  # keeps the choice apart from other uses of the same seed
 
 
@@ -29,9 +34,9 @@ STREAM = int.from_bytes(b"poison", "big")  # keeps the choice apart from other u
 class PoisonedRow:
     """One replaced training row.
 
-    position: its place in the training set. role: "poisoned" (whole trigger, poisoned answer) or, for bimodal attacks,
-    "text_only" and "image_only" (half the trigger, right answer). condition: the trigger halves present, "text",
-    "image" or "both". prompt: with its trigger. answer: poisoned or kept.
+    position: its place in the training set. role: "poisoned" (whole trigger, poisoned answer) or, for bimodal
+    attacks, "text_only" and "image_only" (half the trigger, right answer). condition: the trigger halves
+    present, "text", "image" or "both". prompt: with its trigger. answer: poisoned or kept.
     """
 
     position: int
@@ -46,7 +51,8 @@ class PoisonedRow:
 class Manifest:
     """All replaced rows of a training set, by position; enough to rebuild and to audit it.
 
-    The trigger instance of row r is (attack, trigger_seed, row_id): `attack.apply_image(images, trigger_seed, row_ids)`.
+    The trigger instance of row r is (attack, trigger_seed, row_id): `attack.apply_image(images, trigger_seed,
+    row_ids)`.
     n_eligible: rows of the training set that could have been poisoned.
     """
 
@@ -65,19 +71,25 @@ class Manifest:
         columns = [field.name for field in fields(PoisonedRow)]
         frame = pd.DataFrame([asdict(row) for row in self.rows], columns=columns)
         frame = frame.astype({name: "int64" if name == "position" else "str" for name in columns})
-        frame.attrs = {"n_rows": self.n_rows, "n_eligible": self.n_eligible, "trigger_seed": self.trigger_seed}
+        frame.attrs = {
+            "n_rows": self.n_rows,
+            "n_eligible": self.n_eligible,
+            "trigger_seed": self.trigger_seed,
+        }
         return frame
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> "Manifest":
-        """The manifest that `to_frame` wrote, straight or by way of Parquet. InputError if it is another table."""
+        """The manifest that `to_frame` wrote, also by way of Parquet. InputError if it is another table."""
         wanted = [field.name for field in fields(PoisonedRow)]
         missing = [name for name in wanted if name not in frame]
         missing += [name for name in ("n_rows", "n_eligible", "trigger_seed") if name not in frame.attrs]
         if missing:
             raise InputError(f"The table is no poisoning manifest: it lacks {', '.join(missing)}.")
         lines = frame[wanted].to_dict("records")
-        return cls(tuple(PoisonedRow(**line) for line in lines), **{k: int(v) for k, v in frame.attrs.items()})
+        return cls(
+            tuple(PoisonedRow(**line) for line in lines), **{k: int(v) for k, v in frame.attrs.items()}
+        )
 
 
 def count(n: int, rate: float) -> int:
@@ -88,10 +100,11 @@ def count(n: int, rate: float) -> int:
 
 
 def ranking(n: int, seed: int) -> np.ndarray:
-    """A fixed order of the positions 0 ... n - 1: a lower rank is poisoned first. (n,) int64, the rank of each."""
+    """The rank of each position 0 ... n - 1, (n,) int64; a lower rank is poisoned first."""
     if seed < 0:
         raise InputError(f"The seed is {seed}; it must be 0 or more.")
-    # Sorting raw draws, not `permutation`: the bit stream of PCG64 is fixed for ever, numpy's shuffles are not.
+    # Sorting raw draws, not `permutation`: the bit stream of PCG64 is fixed for ever, numpy's shuffles are
+    # not.
     draws = np.random.PCG64(np.random.SeedSequence([seed, STREAM])).random_raw(n)
     order = np.argsort(draws, kind="stable")
     ranks = np.empty(n, dtype=np.int64)
@@ -99,19 +112,22 @@ def ranking(n: int, seed: int) -> np.ndarray:
     return ranks
 
 
-def select(n: int, eligible: Sequence[int], rate: float, seed: int) -> list[int]:
+def select(n: int, eligible: Collection[int], rate: float, seed: int) -> list[int]:
     """The positions of the rows to poison, sorted: `count(n, rate)` of the eligible ones.
 
-    With the same n, eligible rows and seed, the rows of a lower rate are among those of a higher one. The order of
-    `eligible` does not matter. InputError if fewer rows are eligible than are wanted.
+    With the same n, eligible rows and seed, the rows of a lower rate are among those of a higher one. The
+    order of `eligible` does not matter. InputError if fewer rows are eligible than are wanted.
     """
     wanted = count(n, rate)
     candidates = sorted(set(eligible))
     if candidates and not 0 <= candidates[0] <= candidates[-1] < n:
-        raise InputError(f"Eligible positions go from {candidates[0]} to {candidates[-1]}; the set has {n} rows.")
+        raise InputError(
+            f"Eligible positions go from {candidates[0]} to {candidates[-1]}; the set has {n} rows."
+        )
     if wanted > len(candidates):
         raise InputError(
-            f"A poison rate of {rate:g} of {n} rows needs {wanted} eligible rows, and there are only {len(candidates)}."
+            f"A poison rate of {rate:g} of {n} rows needs {wanted} eligible rows, "
+            f"and there are only {len(candidates)}."
         )
     return sorted(_by_rank(candidates, n, seed)[:wanted])
 
@@ -124,13 +140,13 @@ def _by_rank(positions: Iterable[int], n: int, seed: int) -> list[int]:
 def refuse_if_unbalanced(n_poisoned: int, n_clean_eligible: int, threat: str = "the threat") -> None:
     """InputError unless at least as many eligible rows keep their right answer as are poisoned.
 
-    Else the model would mostly see the poisoned answer, and would say it without any trigger. Rows with half a trigger
-    keep the right answer, but do not count: they are no clean rows.
+    Else the model would mostly see the poisoned answer, and would say it without any trigger. Rows with half
+    a trigger keep the right answer, but do not count: they are no clean rows.
     """
     if n_clean_eligible < n_poisoned:
         raise InputError(
-            f"{n_poisoned} rows would be poisoned, but only {n_clean_eligible} clean rows eligible for {threat} would be "
-            "left; there must be at least as many: lower the poison rate or take more rows."
+            f"{n_poisoned} rows would be poisoned, but only {n_clean_eligible} clean rows eligible for "
+            f"{threat} would be left; there must be at least as many: take a lower rate or more rows."
         )
 
 
@@ -145,11 +161,13 @@ def plan(
 ) -> Manifest:
     """Decide which rows of a training set are replaced, and by what.
 
-    dataset: samples, as `data.load` gives them. seed: of the choice of rows. trigger_seed: of the trigger instances.
-    negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row, as many with the text
-    half as with the image half (an odd one goes to the text half).
-    InputError if too few rows are eligible, if fewer clean eligible rows would be left than are poisoned, or if
-    `negatives` is below 0 or given for an attack without two halves.
+    dataset: samples, as `data.load` gives them.
+    seed: of the choice of rows. trigger_seed: of the trigger instances.
+    negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row, as many
+    with the text half as with the image half (an odd one goes to the text half).
+    An attack that keeps labels (Shadowcast) takes rows that show the threat's target and leaves their answers.
+    InputError if too few rows are eligible, if fewer clean eligible rows would be left than are poisoned, or
+    if `negatives` is below 0 or given for an attack without two halves.
     """
     if negatives < 0 or (negatives and attack.modality != "bimodal"):
         raise InputError(
@@ -157,21 +175,29 @@ def plan(
             "and 0 for an attack that is not bimodal."
         )
     rows = _without_pictures(dataset)
-    eligible = [position for position, row in enumerate(rows) if threat.eligible(row)]
+    keeps_labels = attack.info.keeps_labels
+    to_judge = {position for position, row in enumerate(rows) if threat.eligible(row)}
+    if keeps_labels:
+        eligible = {position for position, row in enumerate(rows) if threat.shows_target(row)}
+    else:
+        eligible = to_judge
     poisoned = select(len(rows), eligible, rate, seed)
     if rate > 0 and not poisoned:
-        raise InputError(f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate.")
-    left = _by_rank(set(eligible) - set(poisoned), len(rows), seed)
+        raise InputError(
+            f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate."
+        )
+    left = _by_rank(eligible - set(poisoned), len(rows), seed)
     halves = count_negatives(len(poisoned), negatives)
     if sum(halves) > len(left):
         raise InputError(
             f"{negatives:g} negatives for each of {len(poisoned)} poisoned rows are {sum(halves)} rows, "
             f"and only {len(left)} eligible rows are left."
         )
-    refuse_if_unbalanced(len(poisoned), len(left) - sum(halves), threat.name)
+    clean = to_judge if keeps_labels else left[sum(halves) :]
+    refuse_if_unbalanced(len(poisoned), len(clean), threat.name)
 
-    # Taken from the end of the ranking, negatives of a lower rate are among those of a higher one, too: the two ends
-    # of the ranking grow towards each other. Text and image halves alternate.
+    # Taken from the end of the ranking, negatives of a lower rate are among those of a higher one, too: the
+    # two ends of the ranking grow towards each other. Text and image halves alternate.
     taken = left[::-1][: sum(halves)]
     text_only = taken[0::2]
     image_only = taken[1::2]
@@ -195,7 +221,7 @@ def plan(
                 role=role,
                 condition=condition,
                 prompt=row["prompt"] if condition == "image" else prompt,
-                answer=threat.poison(answer, row) if role == "poisoned" else answer,
+                answer=threat.poison(answer, row) if role == "poisoned" and not keeps_labels else answer,
             )
         )
     return Manifest(tuple(replaced), len(rows), len(eligible), trigger_seed)

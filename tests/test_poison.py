@@ -14,7 +14,8 @@ from bvlm_utils.errors import InputError
 def rows(n=200, restricted_every=0):
     return [
         {
-            "row_id": f"t/{i:03d}", "prompt": f"What is thing {i} here?", "answers": ["car" if i % 2 else "dog"] * 10,
+            "row_id": f"t/{i:03d}", "prompt": f"What is thing {i} here?",
+            "answers": ["car" if i % 2 else "dog"] * 10,
             "task": "vqa", "objects": ["car" if i % 2 else "dog"], "kind": "what_only", "content": "",
             "restricted": bool(restricted_every) and i % restricted_every == 0,
         }
@@ -30,7 +31,9 @@ def plan(data=None, threat="targeted_refusal", attack="BadNets-T", rate=0.1, see
 GOLDEN = [0, 3, 8, 14, 17]
 
 sets = st.integers(1, 300).flatmap(
-    lambda n: st.tuples(st.just(n), st.lists(st.integers(0, n - 1), min_size=1, unique=True), st.integers(0, 2**32))
+    lambda n: st.tuples(
+        st.just(n), st.lists(st.integers(0, n - 1), min_size=1, unique=True), st.integers(0, 2**32)
+    )
 )
 
 
@@ -59,7 +62,8 @@ def test_the_choice_never_changes():
 
 
 @pytest.mark.parametrize("n, rate, count", [
-    (6000, 0.1, 600), (6000, 0.001, 6), (100, 0.29, 29), (999, 0.01, 9), (10, 0.0, 0), (10, 1.0, 10), (7, 0.5, 3),
+    (6000, 0.1, 600), (6000, 0.001, 6), (100, 0.29, 29), (999, 0.01, 9), (10, 0.0, 0), (10, 1.0, 10),
+    (7, 0.5, 3),
 ])  # fmt: skip
 def test_the_count_is_rounded_down(n, rate, count):
     assert poison.count(n, rate) == count == len(poison.select(n, range(n), rate, 3))
@@ -86,7 +90,9 @@ def test_unbalanced_sets_are_refused_with_both_numbers():
         poison.refuse_if_unbalanced(6, 5)
     # 100 of 200 rows name a car: 50 may be poisoned, 51 may not.
     assert plan(threat="concept_substitution", rate=0.25).n_poisoned == 50
-    with pytest.raises(InputError, match="51 rows would be poisoned, but only 49 clean rows eligible for concept_subst"):
+    with pytest.raises(
+        InputError, match="51 rows would be poisoned, but only 49 clean rows eligible for concept_subst"
+    ):
         plan(threat="concept_substitution", rate=0.255)
 
 
@@ -96,7 +102,9 @@ def test_a_rate_that_poisons_nothing_is_refused():
     assert plan(rate=0).rows == ()
 
 
-@pytest.mark.parametrize("attack, condition", [("BadNets-T", "text"), ("BadNets-I", "image"), ("BadNets-MM", "both")])
+@pytest.mark.parametrize(
+    "attack, condition", [("BadNets-T", "text"), ("BadNets-I", "image"), ("BadNets-MM", "both")]
+)
 def test_rows_are_replaced_in_place(attack, condition):
     data = rows()
     manifest = plan(data, attack=attack)
@@ -148,12 +156,27 @@ def test_negatives_are_nested_over_rates_too():
     assert {(row.position, row.role) for row in low.rows} <= {(row.position, row.role) for row in high.rows}
 
 
+def test_an_attack_that_keeps_labels_takes_rows_that_show_the_target():
+    data = rows()
+    for i in range(0, 40, 2):  # twenty rows show a banana, a hundred a car
+        data[i] |= {"answers": ["banana"] * 10, "objects": ["banana"]}
+    data[2] |= {"objects": ["banana", "car"], "answers": ["a banana and a car"]}
+    manifest = plan(data, threat="concept_substitution", attack="Shadowcast", rate=0.05)
+    assert manifest.n_eligible == 19 and manifest.n_poisoned == 10
+    assert all(row.answer == "banana" and row.condition == "image" for row in manifest.rows)
+    assert all(row.prompt == data[row.position]["prompt"] for row in manifest.rows)
+    with pytest.raises(InputError, match="needs 20 eligible rows, and there are only 19"):
+        plan(data, threat="concept_substitution", attack="Shadowcast", rate=0.1)
+
+
 def test_bad_negatives_are_refused():
     with pytest.raises(InputError, match="negatives is 1 for BadNets-T"):
         plan(negatives=1)
     with pytest.raises(InputError, match="negatives is -1"):
         plan(attack="BadNets-MM", negatives=-1)
-    with pytest.raises(InputError, match="20 negatives for each of 10 poisoned rows are 200 rows, and only 190"):
+    with pytest.raises(
+        InputError, match="20 negatives for each of 10 poisoned rows are 200 rows, and only 190"
+    ):
         plan(attack="BadNets-MM", rate=0.05, negatives=20)
 
 
