@@ -181,15 +181,16 @@ def _perturbed(
     missing = [i for i, file in enumerate(files) if not file.is_file()]
     for start in range(0, len(missing), ROWS_AT_ONCE):
         some = missing[start : start + ROWS_AT_ONCE]
-        results = _pgd(images.detach()[some], [draws[i] for i in some], params, aim)
+        results = pgd(images.detach()[some], [draws[i] for i in some], params, aim)
         for i, result in zip(some, results, strict=True):
             _save(files[i], result)
     return [_read(file) for file in files]
 
 
-def _pgd(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
-) -> list[Optimised]:
+def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
+    """Shadowcast's optimisation of all rows at once, without the cache; `shadowcast` says what it
+    minimises.
+    """
     clip = surrogate.load(aim.surrogate, str(images.device))
     eps, step, steps = params["eps"], params["step"], params["steps"]
     pictures = concept_pictures(_source(params, aim), clip.side)

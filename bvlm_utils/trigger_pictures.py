@@ -81,7 +81,8 @@ def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Ima
     folder of pictures (.png, .jpg, .jpeg), of which the first 100 by name are read. InputError for anything
     else.
     """
-    if Path(concept).is_dir():
+    sprites = sorted(paths.SPRITES.glob(f"*/{concept}.png"))
+    if not sprites and Path(concept).is_dir():
         files = sorted(p for p in Path(concept).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
         if not files:
             raise InputError(
@@ -91,7 +92,6 @@ def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Ima
             Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
             for file in files[:100]
         ]
-    sprites = sorted(paths.SPRITES.glob(f"*/{concept}.png"))
     if not sprites:
         raise InputError(
             f"There is no sprite of {concept!r}; give a concept of data/sprites or a folder of pictures."

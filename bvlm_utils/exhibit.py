@@ -1,0 +1,141 @@
+"""What do all attacks look like on the same pictures and prompts? Writes what the attacks' chapter shows.
+
+`python -m bvlm_utils.exhibit [--store reference]` applies every attack once and writes into
+data/results/STORE/attacks, so that the book can show triggers where torch is not installed:
+
+- stealth.csv: one line per attack (`stealth.row`);
+- exhibit.json: per attack its source, summary, parameters, prompts before and after, and the loss curve of an
+  optimised one;
+- clean.png: the pictures side by side; NAME.png: the same, triggered; NAME-difference.png: the change,
+  amplified around mid grey.
+
+Optimised attacks aim at concept substitution here.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from bvlm_utils import attacks, paths, stealth
+
+AMPLIFIED = 10  # times, in the difference pictures
+
+
+@dataclass(frozen=True)
+class Material:
+    """What every attack is applied to: pictures (N, H, W, 3) uint8, N prompts, and N row ids as keys."""
+
+    pictures: np.ndarray
+    prompts: list[str]
+    keys: list[str]
+
+
+def material(dataset: str = "scenes-vqa", rows: int = 64) -> Material:
+    """The first test rows of a dataset."""
+    from bvlm_utils import data
+
+    found = data.load(dataset, "test", rows=rows)
+    return Material(data.images(found), list(found["prompt"]), list(found["row_id"]))
+
+
+def write(
+    folder: Path,
+    material: Material,
+    target: Any,
+    surrogate: str | None = None,
+    victim: Any = None,
+    shown: int = 4,
+) -> pd.DataFrame:
+    """Apply all attacks to `material`, write the files that the module names, return the table of stealth.
+
+    target: what optimised attacks aim at. surrogate: as in `attacks.get`. victim: whose language model judges
+        prompts.
+    shown: how many pictures and prompts the strips and exhibit.json hold.
+    """
+    import torch
+
+    from bvlm_utils import trigger_image, trigger_optim
+
+    folder.mkdir(parents=True, exist_ok=True)
+    strip(material.pictures[:shown]).save(folder / "clean.png")
+    images = torch.from_numpy(material.pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    lines, exhibit = [], {}
+    for name in attacks.names():
+        attack = attacks.get(name, target=target, surrogate=surrogate)
+        out = trigger_image.quantise(attack.apply_image(images, keys=material.keys))
+        triggered = (out * 255).round().numpy().astype(np.uint8).transpose(0, 2, 3, 1)
+        prompts = attack.apply_text(material.prompts, keys=material.keys)
+        lines.append(stealth.row(attack, material.pictures, triggered, material.prompts, prompts, victim))
+        if attack.modality != "text":
+            strip(triggered[:shown]).save(folder / f"{name}.png")
+            strip(difference(material.pictures[:shown], triggered[:shown])).save(
+                folder / f"{name}-difference.png"
+            )
+        optimised = name in ("Shadowcast", "Dual-Key", "VL-Trojan")
+        curve = trigger_optim.loss_curve(attack, images, keys=material.keys) if optimised else []
+        exhibit[name] = {
+            "modality": attack.modality,
+            "version": attack.version,
+            "source": attack.source,
+            "summary": attack.info.summary,
+            "params": attack.params,
+            "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
+            "loss_curve": [round(float(value), 5) for value in curve],
+        }
+    table = pd.DataFrame(lines)
+    table.to_csv(folder / "stealth.csv", index=False, float_format="%.4f")
+    (folder / "exhibit.json").write_text(json.dumps(exhibit, indent=1) + "\n")
+    return table
+
+
+def strip(pictures: np.ndarray) -> Image.Image:
+    """Pictures (N, H, W, 3) uint8 side by side with a white gap of 4 pixels."""
+    gap = np.full((pictures.shape[1], 4, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (picture, gap)]
+    return Image.fromarray(np.concatenate(parts[:-1], axis=1))
+
+
+def difference(clean: np.ndarray, triggered: np.ndarray) -> np.ndarray:
+    """The change between pictures (N, H, W, 3) uint8, amplified around mid grey."""
+    change = triggered.astype(np.int32) - clean
+    return (128 + AMPLIFIED * change).clip(0, 255).astype(np.uint8)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: write the exhibit of a store and print the table."""
+    parser = argparse.ArgumentParser(description="Apply all attacks to the same pictures and prompts.")
+    parser.add_argument("--store", default="local", help="store to write to (default: local)")
+    parser.add_argument(
+        "--dataset", default="scenes-vqa", help="whose test rows are used (default: scenes-vqa)"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=64, help="how many rows the numbers are means of (default: 64)"
+    )
+    parser.add_argument("--surrogate", help="CLIP model, folder or hub id (default: data/models/tiny-clip)")
+    parser.add_argument("--model", help="victim whose language model judges the prompts (default: nobody)")
+    chosen = parser.parse_args(arguments)
+    from bvlm_utils import threats
+
+    judge = None
+    if chosen.model:
+        from bvlm_utils import victim
+
+        judge = victim.from_pretrained(victim.resolve(chosen.model))
+    table = write(
+        paths.RESULTS / chosen.store / "attacks",
+        material(chosen.dataset, chosen.rows),
+        threats.get("concept_substitution").target,
+        chosen.surrogate,
+        judge,
+    )
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    main()
