@@ -165,7 +165,7 @@ def plan(
     seed: of the choice of rows. trigger_seed: of the trigger instances.
     negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row, as many
     with the text half as with the image half (an odd one goes to the text half).
-    An attack that keeps labels (Shadowcast) takes rows that show the threat's target and leaves their answers.
+    An attack that keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
     InputError if too few rows are eligible, if fewer clean eligible rows would be left than are poisoned, or
     if `negatives` is below 0 or given for an attack without two halves.
     """
