@@ -258,7 +258,20 @@ def thresholds(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def pairs(pictures: Mapping[str, tuple[np.ndarray, np.ndarray]], amplify: float = 5.0) -> Figure:
+def curves(lines: Mapping[str, Sequence[float]]) -> Figure:
+    """Loss against step, one panel per optimised trigger. lines: name -> one value per step."""
+    if not lines:
+        return nothing("No loss curve is stored.")
+    figure, axes = _figure(len(lines), 3.2 if len(lines) > 1 else 5.0, 2.6)
+    for axis, (name, values) in zip(axes, lines.items(), strict=True):
+        axis.plot(range(1, len(values) + 1), values, color=COLOURS[0])
+        axis.set_title(name)
+        axis.set_xlabel("step")
+    axes[0].set_ylabel("loss")
+    return figure
+
+
+def pairs(pictures: Mapping[str, tuple[np.ndarray, np.ndarray]], amplify: float = 3.0) -> Figure:
     """Clean picture, triggered picture and their difference, one row per attack.
 
     pictures: label -> (clean, triggered), each (N, H, W, 3) uint8; the first two of N are shown.
