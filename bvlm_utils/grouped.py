@@ -8,7 +8,7 @@ are those of `train.finetune`; a test holds G grouped runs equal to G plain PEFT
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from bvlm_utils.bank import Bank, pick
 from bvlm_utils.errors import InputError
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,12 @@ class _Group:
 
     plans: list[Plan]
     bank: Bank
+    table: "Table"
     moments: tuple[torch.Tensor, torch.Tensor]
+    rates: torch.Tensor  # (S, G, 1), zero after a plan's end
     decay: torch.Tensor  # (G, 1)
     max_norm: torch.Tensor  # (G,)
-    losses: list[list[torch.Tensor]] = field(default_factory=list)
+    losses: torch.Tensor  # (S, G)
 
 
 def train(model: nn.Module, names: Sequence[str], plans: Sequence[Plan], tokens: int | None = None,
@@ -93,7 +94,7 @@ def _train(model, names, plans, tokens, progress) -> list[Trained]:
     started = time.perf_counter()
     order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
     group = _start(model, names, [plans[g] for g in order])
-    bank, total = group.bank, len(group.plans[0].steps)
+    bank, total = group.bank, len(group.losses)
     with bank.attached():
         for step in range(total):
             bank.active = sum(len(plan.steps) > step for plan in group.plans)
@@ -102,13 +103,13 @@ def _train(model, names, plans, tokens, progress) -> list[Trained]:
             if progress is not None:
                 progress(step + 1, total)
     seconds = (time.perf_counter() - started) / len(plans)
-    losses = [torch.stack(column).tolist() for column in group.losses]
+    losses = group.losses.tolist()
     results: dict[int, Trained] = {}
     for at, g in enumerate(order):
         plan = plans[g]
         state = {key: value.cpu() for key, value in bank.state(at).items()}
         seen = sum(len(plan.rows[i].ids) for batch in plan.steps for i in batch)
-        results[g] = Trained(state, losses[at], seconds, len(plan.steps), seen)
+        results[g] = Trained(state, [row[at] for row in losses[: len(plan.steps)]], seconds, len(plan.steps), seen)
     return [results[g] for g in range(len(plans))]
 
 
@@ -116,10 +117,17 @@ def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
     bank = Bank(model, names, [plan.rank for plan in plans], [plan.alpha for plan in plans])
     for g, plan in enumerate(plans):
         bank.load(g, plan.start)
-    decay = torch.tensor([[plan.weight_decay] for plan in plans]).to(bank.params)
     limits = [float("inf") if plan.max_norm is None else plan.max_norm for plan in plans]
-    moments = (torch.zeros_like(bank.params), torch.zeros_like(bank.params))
-    return _Group(plans, bank, moments, decay, torch.tensor(limits).to(bank.params), [[] for _ in plans])
+    total = max(len(plan.steps) for plan in plans)
+    rates = [[plan.rates[step] if step < len(plan.steps) else 0.0 for plan in plans] for step in range(total)]
+    return _Group(
+        plans, bank, Table(plans, bank.device, bank.params.dtype),
+        moments=(torch.zeros_like(bank.params), torch.zeros_like(bank.params)),
+        rates=torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(bank.device),
+        decay=torch.tensor([[plan.weight_decay] for plan in plans]).to(bank.params),
+        max_norm=torch.tensor(limits).to(bank.params),
+        losses=torch.zeros(total, len(plans), dtype=bank.params.dtype, device=bank.device),
+    )
 
 
 def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
@@ -130,29 +138,26 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
     bank = group.bank
     while True:
         bank.grads.zero_()
-        losses = torch.zeros(bank.active, dtype=bank.params.dtype, device=bank.device)
+        group.losses[step] = 0
         try:
-            for ids, positions, features, places, targets, weights in micro_batches(group.plans[: bank.active], step,
-                                                                                   tokens, bank.device):
-                embeddings = sequences.embed(model, ids, features)
-                bank.places = places
-                hidden = model.model(inputs_embeds=embeddings, position_ids=positions,
+            for piece in group.table.pieces(step, bank.active, tokens):
+                embeddings = sequences.embed(model, piece.ids, piece.features)
+                bank.places = piece.places
+                hidden = model.model(inputs_embeds=embeddings, position_ids=piece.positions,
                                      use_cache=False).last_hidden_state
-                logits = model.get_output_embeddings()(pick(hidden, places))
-                loss = _cross_entropy(logits, targets).mul(weights).sum(dim=1)
+                logits = model.get_output_embeddings()(pick(hidden, piece.places))
+                loss = _cross_entropy(logits, piece.targets).mul(piece.weights).sum(dim=1)
                 loss.sum().backward()
-                losses += loss.detach()
-            break
+                group.losses[step, : bank.active] += loss.detach()
+            bank.places = None
+            return tokens
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or tokens <= _least(group, step):
+            least = bank.active * group.table.longest(step, bank.active)  # one row of each plan
+            if not _out_of_memory(error) or tokens <= least:
                 raise
-        embeddings = hidden = logits = loss = None
+        piece = embeddings = hidden = logits = loss = None
         _free()
-        tokens = max(_least(group, step), tokens // 2)
-    bank.places = None
-    for g, loss in enumerate(losses):
-        group.losses[g].append(loss)
-    return tokens
+        tokens = max(least, tokens // 2)
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -162,54 +167,79 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
-def micro_batches(plans: Sequence[Plan], step: int, tokens: int, device: torch.device | str) -> Iterator[tuple]:
-    """The batches of one step, cut into pieces of at most `tokens` tokens (but at least one row per plan).
+@dataclass(frozen=True)
+class Piece:
+    """A micro-batch of b rows for each of k plans, on the device."""
 
-    Rows are sorted by length within each plan's batch, so a piece holds rows of similar length and little padding.
-    Yields ids (k * b, T), positions (3, k * b, T) or None, features (k * b, n, d), places (k, L) of the states that
-    predict an answer's token among the k * b * T, targets (k, L), and weights (k, L): one over the number of answer
-    tokens in the plan's whole batch, and 0 at the places that only fill up (distinct ones, which get no gradient).
-    """
-    batches = [sorted(plan.steps[step], key=lambda i, plan=plan: -len(plan.rows[i].ids)) for plan in plans]
-    counts = [sum(plan.rows[i].answer for i in batch) for plan, batch in zip(plans, batches, strict=True)]
-    longest = max(map(len, batches))
-    start = 0
-    while start < longest:
-        length = max(len(plan.rows[batch[start]].ids) for plan, batch in zip(plans, batches, strict=True)
-                     if start < len(batch))
-        size = min(longest - start, max(1, tokens // (len(plans) * length)))
-        yield _piece(plans, [batch[start : start + size] for batch in batches], counts, size, device)
-        start += size
+    ids: torch.Tensor  # (k * b, T)
+    positions: torch.Tensor | None  # (3, k * b, T)
+    features: torch.Tensor  # (k * b, n, d)
+    places: torch.Tensor  # (k, L) distinct places in k * b * T: those whose state predicts an answer's token, and some more
+    targets: torch.Tensor  # (k, L) the tokens predicted there
+    weights: torch.Tensor  # (k, L) one over the plan's answer tokens in the whole batch; 0 at the additional places
 
 
-def _piece(plans, batches, counts, size, device) -> tuple:
-    rows, features, learnt = [], [], []
-    for plan, batch in zip(plans, batches, strict=True):
-        filled = [*batch, *[plan.steps[0][0]] * (size - len(batch))]  # a shorter batch is filled with unlearnt rows
-        rows += [plan.rows[i] for i in filled]
-        learnt += [len(batch)]
-        features.append(plan.features[[plan.rows[i].feature for i in filled]])
-    ids = sequences.pad([row.ids for row in rows])
-    labels = torch.full_like(ids, IGNORED)
-    for at, row in enumerate(rows):
-        if at % size < learnt[at // size]:
-            end = len(row.ids)
-            labels[at, end - row.answer - 1 : end - 1] = row.ids[end - row.answer :]  # a state predicts its next token
-    places, targets, weights = _learnt_places(labels.view(len(plans), -1), counts)
-    positions = None if rows[0].positions is None else sequences.pad([row.positions for row in rows]).to(device)
-    return (ids.to(device), positions, torch.cat([part.to(device) for part in features]), places.to(device),
-            targets.to(device), weights.to(device))
+class Table:
+    """All rows of all plans as padded tensors, from which micro-batches are cut without a loop over rows."""
 
+    def __init__(self, plans: Sequence[Plan], device: torch.device | str, dtype: torch.dtype):
+        rows = [row for plan in plans for row in plan.rows]
+        firsts = torch.tensor([0, *[len(plan.rows) for plan in plans]]).cumsum(0).tolist()
+        self.length = torch.tensor([len(row.ids) for row in rows])
+        self.answer = torch.tensor([row.answer for row in rows])
+        self.feature = torch.tensor([row.feature for row in rows])
+        self.ids = sequences.pad([row.ids for row in rows]).to(device)
+        placed = rows[0].positions is not None
+        self.positions = sequences.pad([row.positions for row in rows]).to(device) if placed else None
+        self.features, self.device, self.dtype = [plan.features for plan in plans], device, dtype
+        # (S, G, B) rows of the table, longest first within a batch; -1 where a plan has no row
+        steps, size = max(len(plan.steps) for plan in plans), max(len(batch) for plan in plans for batch in plan.steps)
+        self.batches = torch.full((steps, len(plans), size), -1)
+        for g, (plan, first) in enumerate(zip(plans, firsts, strict=False)):
+            for step, batch in enumerate(plan.steps):
+                self.batches[step, g, : len(batch)] = torch.tensor(batch) + first
+        lengths = self._of(self.length, self.batches)
+        self.batches = self.batches.gather(2, lengths.argsort(dim=2, descending=True, stable=True))
 
-def _learnt_places(labels: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """labels: (k, M) with IGNORED -> places in k * M, targets and weights, each (k, L); see `micro_batches`."""
-    learnt = labels != IGNORED
-    most = max(1, int(learnt.sum(dim=1).max()))
-    within = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
-    targets = labels.gather(1, within)
-    weights = (targets != IGNORED) / torch.tensor(counts).clamp(min=1).unsqueeze(1)
-    places = within + torch.arange(len(labels)).unsqueeze(1) * labels.shape[1]
-    return places, targets.clamp(min=0), weights
+    @staticmethod
+    def _of(column: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return torch.where(rows < 0, 0, column[rows.clamp(min=0)])
+
+    def longest(self, step: int, active: int) -> int:
+        """Tokens of the longest row of a step."""
+        return int(self._of(self.length, self.batches[step, :active]).max())
+
+    def pieces(self, step: int, active: int, tokens: int) -> Iterator[Piece]:
+        """The batches of one step of the first `active` plans, in pieces of at most `tokens` tokens (at least one row
+        per plan). Rows are taken by length, so a piece holds rows of similar length and little padding."""
+        batch = self.batches[step, :active]
+        lengths = self._of(self.length, batch).amax(dim=0).tolist()
+        counts = self._of(self.answer, batch).sum(dim=1, keepdim=True).clamp(min=1)
+        start, end = 0, sum(length > 0 for length in lengths)
+        while start < end:
+            size = min(end - start, max(1, tokens // (active * lengths[start])))
+            yield self._piece(batch[:, start : start + size], lengths[start], counts)
+            start += size
+
+    def _piece(self, rows: torch.Tensor, longest: int, counts: torch.Tensor) -> Piece:
+        answer, length = self._of(self.answer, rows), self._of(self.length, rows)
+        most = max(1, int(answer.sum(dim=1).max()))
+        pick_from = rows.clamp(min=0).flatten()
+        features = [features[self.feature[part.clamp(min=0)].to(features.device)].to(self.device)
+                    for features, part in zip(self.features, rows, strict=False)]
+        chosen = pick_from.to(self.device)
+        ids = self.ids.index_select(0, chosen)[:, :longest]
+        end, answer = ((one.unsqueeze(-1)).to(self.device) for one in (length - 1, answer))  # (k, b, 1)
+        at = torch.arange(longest, device=self.device)
+        learnt = ((at >= end - answer) & (at < end)).flatten(1)  # (k, b * T): states that predict an answer's token
+        within = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
+        places = within + torch.arange(len(rows), device=self.device).unsqueeze(1) * learnt.shape[1]
+        following = ids.roll(-1, dims=1).reshape(-1)
+        positions = None
+        if self.positions is not None:
+            positions = self.positions.index_select(1, chosen)[:, :, :longest]
+        return Piece(ids, positions, torch.cat(features), places, following[places],
+                     learnt.gather(1, within) / counts.to(self.device, self.dtype))
 
 
 def _update(group: _Group, step: int) -> None:
@@ -217,7 +247,7 @@ def _update(group: _Group, step: int) -> None:
     k = group.bank.active
     params, grads = group.bank.params[:k], group.bank.grads[:k]
     first, second = (moment[:k] for moment in group.moments)
-    rates = torch.tensor([[plan.rates[step]] for plan in group.plans[:k]], dtype=torch.float64)
+    rates = group.rates[step, :k]
     norms = torch.linalg.vector_norm(grads, dim=1)
     grads.mul_((group.max_norm[:k] / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1))
     params.mul_(1 - rates.to(params) * group.decay[:k])
@@ -264,12 +294,6 @@ def _free_bytes(device: torch.device) -> int:
     import psutil  # accelerate depends on it
 
     return psutil.virtual_memory().available
-
-
-def _least(group: _Group, step: int) -> int:
-    """Tokens of the smallest micro-batch of a step: one row of each plan."""
-    return group.bank.active * max(len(plan.rows[i].ids) for plan in group.plans[: group.bank.active]
-                                   for i in plan.steps[step])
 
 
 def _out_of_memory(error: BaseException) -> bool:
