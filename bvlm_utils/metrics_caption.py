@@ -1,4 +1,4 @@
-"""How close are captions to what people wrote? CIDEr-D, the caption score of COCO; called when captions are scored.
+"""How close are captions to what people wrote? CIDEr-D, the caption score of COCO; scoring calls it.
 
 Vedantam et al. 2015, arXiv 1411.5726, section 6 (CIDEr-D), as computed by aac-metrics, which needs no Java.
 That package imports torch and is imported only when a score is asked for.
