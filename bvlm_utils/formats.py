@@ -29,8 +29,7 @@ from bvlm_utils.registry import Registry
 
 VERSION = 1  # raise when the rows made of the same files change: it is part of every digest
 
-# What LLaVA-1.5 was taught to be asked where a short answer is wanted (Liu et al. 2023, arXiv 2310.03744,
-# table 7).
+# What LLaVA-1.5 was taught to be asked where a short answer is wanted (Liu et al. 2023, arXiv 2310.03744).
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 SPLIT_WORDS = {"train": "train", "test": "val"}  # what stands in the names of published files
 # VQAv2's answer types as the kinds that threats know; of other questions the kind is VQAv2's question type.

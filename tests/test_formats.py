@@ -247,14 +247,14 @@ def test_too_many_files_to_choose_from(folder):
 
 
 @pytest.mark.parametrize("file, change, match", [
-    (CAPTIONS, lambda c: c["images"].pop(0), "annotation 9[0-4] is about image 9,
-     which the file does not list"),
+    (CAPTIONS, lambda c: c["images"].pop(0),
+     "annotation 9[0-4] is about image 9, which the file does not list"),
     (CAPTIONS, lambda c: c["images"].append({"id": 77, "file_name": "x.jpg"}), "image 77 has no caption"),
     (CAPTIONS, lambda c: c["annotations"][0].pop("image_id"), r"annotation \d+ has no 'image_id'"),
     (CAPTIONS, lambda c: c["annotations"][0].update(caption=5), r"'caption' of annotation \d+ is 5"),
     (CAPTIONS, lambda c: c["images"][0].pop("id"), "an image has no 'id'"),
-    (QUESTIONS, lambda c: c["questions"].pop(0), "no question 9000,
-     which v2_mscoco_train2014_annotations.json"),
+    (QUESTIONS, lambda c: c["questions"].pop(0),
+     "no question 9000, which v2_mscoco_train2014_annotations.json"),
     (QUESTIONS, lambda c: c["questions"][0].update(question_id=1),
      "no annotation for question 1 of v2_OpenEnded"),
     (QUESTIONS, lambda c: c["questions"][0].update(image_id=25), "question 9000 is not about image 25"),
