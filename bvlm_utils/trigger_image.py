@@ -87,7 +87,7 @@ def sinusoid(
     width = images.shape[-1]
     angle = 2 * np.pi * np.arange(width) * params["frequency"] / width
     wave = torch.from_numpy((params["delta"] * np.sin(angle)).astype(np.float32))
-    return (images + wave.to(images)).clamp(0, 1)
+    return (images + wave.to(images)).clamp_(0, 1)
 
 
 def blend(
@@ -95,7 +95,7 @@ def blend(
 ) -> torch.Tensor:
     """Blended: (1 - alpha) x + alpha picture, the picture resized to the images."""
     picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
-    return (1 - params["alpha"]) * images + params["alpha"] * picture
+    return torch.lerp(images, picture.expand_as(images), params["alpha"])
 
 
 def replace(

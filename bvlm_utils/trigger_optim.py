@@ -199,7 +199,8 @@ def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any],
     noise = np.stack([stream.bytes(3, height, width) for stream in draws]).astype(np.float32) / 127.5 - 1
     with torch.no_grad():
         targets = clip.embed_images(_pictures_tensor(pictures).to(images.device))[which]
-        x = (images + eps * torch.from_numpy(noise).to(images.device)).clamp(0, 1)
+        lowest, highest = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
+        x = (images + eps * torch.from_numpy(noise).to(images.device)).clamp_(0, 1)
     losses = []
     for number in range(steps):
         with torch.enable_grad():
@@ -208,13 +209,12 @@ def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any],
             # Rows do not meet in a sum, so each row's gradient is its own.
             (gradient,) = torch.autograd.grad(distance.sum(), x)
         losses.append(distance.detach().cpu().numpy())
-        rate = step if number < steps // 2 else step / 2
-        x = x.detach() - rate * gradient.sign()
-        x = torch.minimum(torch.maximum(x, images - eps), images + eps).clamp(0, 1)
+        # In place: at 336 pixels fresh memory for every step costs more than the arithmetic.
+        x = x.detach().add_(gradient.sign_(), alpha=-step if number < steps // 2 else -step / 2)
+        torch.clamp(x, lowest, highest, out=x)
     # To 8 bit inside the ball; 1e-3 of a level forgives float32.
-    low = torch.ceil((images - eps).clamp(0, 1) * 255 - 1e-3)
-    high = torch.floor((images + eps).clamp(0, 1) * 255 + 1e-3)
-    pixels = torch.minimum(torch.maximum((x * 255).round(), low), high).cpu().numpy().astype(np.uint8)
+    low, high = torch.ceil(lowest * 255 - 1e-3), torch.floor(highest * 255 + 1e-3)
+    pixels = torch.clamp((x * 255).round(), low, high).cpu().numpy().astype(np.uint8)
     curves = np.stack(losses, axis=1).astype(np.float32)
     return [Optimised(p, curve) for p, curve in zip(pixels, curves, strict=True)]
 
