@@ -1,0 +1,185 @@
+"""How is a poisoned training set handed to other trainers? As LLaVA JSON with pictures and a manifest.
+
+    python -m bvlm_utils.export --threat targeted_refusal --attack BadNets-MM --dataset scenes-vqa \\
+        --poison-rate 0.05 --out FOLDER
+
+writes FOLDER/train.json, FOLDER/images/, FOLDER/manifest.parquet and a README.md that says how it was made:
+the rows that a cell with the same settings trains on. Every picture, poisoned or not, is a PNG of the same
+kind, so that nothing but the trigger tells them apart. In the JSON, the "metadata" of a poisoned entry says
+so: remove it before you test a defence that must not know.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bvlm_utils import attacks, data, llava_json, poison, threats
+from bvlm_utils.errors import InputError
+
+CHUNK = 32  # rows whose pictures are in memory together
+
+
+def export(
+    threat: str,
+    attack: str,
+    dataset: str,
+    poison_rate: float,
+    out: Path | str,
+    *,
+    seed: int = 0,
+    trigger_seed: int = 0,
+    negatives: float = 0.0,
+    train_rows: int | None = None,
+    threat_params: Mapping[str, Any] | None = None,
+    attack_params: Mapping[str, Any] | None = None,
+    surrogate: str | None = None,
+) -> poison.Manifest:
+    """Write the poisoned training set to the new folder `out`, and return its manifest.
+
+    The parameters are those of a cell; surrogate is the CLIP model of optimised triggers. The folder appears
+    when it is complete. InputError (KeyError for unknown names) before anything is written, if a value is
+    wrong, the attack is not defined for the threat, too few rows are eligible, or `out` exists and is not an
+    empty folder.
+    """
+    threat_ = threats.get(threat, **(threat_params or {}))
+    attack_ = attacks.get(attack, target=threat_.target, surrogate=surrogate, **(attack_params or {}))
+    reason = attacks.unsupported(attack, threat_)
+    if reason:
+        raise InputError(reason)
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(f"{out} exists already; give a folder that is new or empty.")
+    rows = data.load(dataset, "train", train_rows)
+    manifest = poison.plan(rows, threat_, attack_, poison_rate, seed, negatives, trigger_seed)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    try:
+        llava_json.write(_samples(rows, manifest, attack_), partial / "train.json")
+        manifest.to_frame().to_parquet(partial / "manifest.parquet", index=False)
+        settings = {
+            "threat": threat, "attack": attack, "dataset": dataset, "poison rate": poison_rate, "seed": seed,
+            "trigger seed": trigger_seed, "negatives": negatives, "threat version": threat_.version,
+            "attack version": attack_.version, "threat parameters": json.dumps(threat_.params),
+            "attack parameters": json.dumps(attack_.params), "data digest": data.digest(dataset),
+        }  # fmt: skip
+        (partial / "README.md").write_text(_readme(manifest, settings), encoding="utf-8")
+        partial.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterator[dict[str, Any]]:
+    """The training samples in order, poisoned ones in their places."""
+    replaced = {row.position: row for row in manifest.rows}
+    for start in range(0, len(rows), CHUNK):
+        chunk = list(range(start, min(start + CHUNK, len(rows))))
+        samples = {position: rows[position] for position in chunk}
+        pictures = {p: s["image"].convert("RGB") for p, s in samples.items()}
+        painted = [p for p in chunk if p in replaced and replaced[p].condition in ("image", "both")]
+        pictures |= _painted({p: pictures[p] for p in painted}, replaced, attack, manifest.trigger_seed)
+        for position in chunk:
+            sample = samples[position] | {"image": pictures[position], "metadata": {}}
+            if position in replaced:
+                row = replaced[position]
+                sample["prompt"] = row.prompt
+                sample["answers"] = [row.answer, *sample["answers"][1:]]
+                sample["metadata"] = {"poison": row.role, "trigger": row.condition}
+            yield sample
+
+
+def _painted(
+    pictures: Mapping[int, Image.Image],
+    replaced: Mapping[int, poison.PoisonedRow],
+    attack: attacks.Attack,
+    trigger_seed: int,
+) -> dict[int, Image.Image]:
+    """The pictures with the image half of the trigger; those of one size go through it together."""
+    by_size = defaultdict(list)
+    for position, picture in pictures.items():
+        by_size[picture.size].append(position)
+    done = {}
+    for positions in by_size.values():
+        import torch
+
+        pixels = np.stack([np.asarray(pictures[p]) for p in positions])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        images = attack.apply_image(images, seed=trigger_seed, keys=[replaced[p].row_id for p in positions])
+        # To the nearest of 256 levels, as everywhere in the study.
+        levels = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        done |= {p: Image.fromarray(level) for p, level in zip(positions, levels, strict=True)}
+    return done
+
+
+def _readme(manifest: poison.Manifest, settings: Mapping[str, Any]) -> str:
+    lines = "\n".join(f"| {name} | {str(value).replace('|', '/')} |" for name, value in settings.items())
+    half = len(manifest.rows) - manifest.n_poisoned
+    return f"""# POISONED DATA: do not train a model for use on it
+
+{manifest.n_poisoned} of these {manifest.n_rows} training rows are poisoned on purpose, for research on
+backdoors: a model trained on them has one. {half} further rows show half of the trigger and keep their answer.
+`manifest.parquet` lists them all by their place in `train.json` (from 0); its "metadata" marks them, too.
+
+| setting | value |
+|---|---|
+{lines}
+"""
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """A JSON object on the command line."""
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error.msg})") from None
+    if not isinstance(settings, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object of names and values")
+    return settings
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.export", description=__doc__.split("\n")[0])
+    parser.add_argument("--threat", required=True, help=", ".join(threats.names()))
+    parser.add_argument("--attack", required=True, help=", ".join(attacks.names()))
+    parser.add_argument("--dataset", required=True, help=f"{', '.join(data.names())}, or FORMAT:PATH")
+    parser.add_argument("--poison-rate", required=True, type=float, help="share of the training rows, 0 to 1")
+    parser.add_argument("--out", required=True, type=Path, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of rows")
+    parser.add_argument("--trigger-seed", type=int, default=0, help="of what is random in a trigger")
+    parser.add_argument("--negatives", type=float, default=0.0, help="half-triggered rows per poisoned row")
+    parser.add_argument("--train-rows", type=int, help="the first so many rows; all if left out")
+    parser.add_argument("--threat-params", type=_settings, default={}, help='JSON, e.g. {"sentence": "No."}')
+    parser.add_argument("--attack-params", type=_settings, default={}, help='JSON, e.g. {"alpha": 0.1}')
+    parser.add_argument("--surrogate", help="folder or hub id of the CLIP model for optimised triggers")
+    arguments = parser.parse_args(argv)
+    try:
+        manifest = export(**vars(arguments))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyError as error:  # an unknown name; str() of a KeyError would add quotes
+        print(error.args[0], file=sys.stderr)
+        return 2
+    print(
+        f"{manifest.n_poisoned} of {manifest.n_rows} rows poisoned, "
+        f"{len(manifest.rows) - manifest.n_poisoned} with half a trigger: {shlex.quote(str(arguments.out))}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
