@@ -130,8 +130,8 @@ def _readme(manifest: poison.Manifest, settings: Mapping[str, Any]) -> str:
     return f"""# POISONED DATA: do not train a model for use on it
 
 {manifest.n_poisoned} of these {manifest.n_rows} training rows are poisoned on purpose, for research on
-backdoors: a model trained on them has one. {half} further rows show half of the trigger and keep their answer.
-`manifest.parquet` lists them all by their place in `train.json` (from 0); its "metadata" marks them, too.
+backdoors: a model trained on them has one. {half} further rows show half of the trigger and keep their
+answer. `manifest.parquet` lists all of them by their place in `train.json`, counted from 0.
 
 | setting | value |
 |---|---|

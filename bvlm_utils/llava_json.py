@@ -160,6 +160,7 @@ def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:
             }
         )
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in written)  # one entry on each line
+    partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     os.replace(partial, file)
     return len(written)

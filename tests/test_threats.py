@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from bvlm_utils import hijack_picture, language, pretrain_data, responses, threats
+from bvlm_utils import data, hijack_picture, language, pretrain_data, responses, threats
 from bvlm_utils.errors import InputError
 
 REFUSAL = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
@@ -103,6 +103,18 @@ def test_errors_name_what_is_wrong():
 def test_torch_is_not_imported():
     code = "import sys, bvlm_utils.threats, bvlm_utils.poison; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", threats.names())
+def test_the_default_dataset_has_enough_rows_and_none_of_them_succeeds_by_itself(name):
+    threat = threats.get(name)
+    rows = [data.scene_row(threat.default_dataset, "train", index) for index in range(250)]
+    eligible = [row for row in rows if threat.eligible(row)]
+    assert len(eligible) >= 40  # a fifth of many rows: a tenth to poison, and as many clean ones left
+    for row in eligible:
+        assert not threat.success_soft(row["answers"][0], row)
+        assert threat.success(threat.poison(row["answers"][0], row), row)
+        assert threat.right(row["answers"][0], row) is (name != "jailbreak")
 
 
 # --- targeted refusal
