@@ -1,0 +1,241 @@
+"""What is one run of the study, and what is it called? The points of a grid, checked when they are made.
+
+Called by `study`, `grid`, `store` and the notebooks. A cell's `run_id` changes with everything that changes its result
+(settings, versions of definitions, digests of model and data) and with nothing else. Free of torch.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bvlm_utils import attacks, data, models, threats
+from bvlm_utils.attacks import Attack
+from bvlm_utils.errors import InputError
+from bvlm_utils.threats import Threat
+from bvlm_utils.trigger_pictures import picture_path
+
+VERSION = 1  # raise when training, generation or scoring changes what the same settings give
+CONTROL = "none"  # threat and attack of a clean-tuned control
+SCHEDULES = ("cosine", "constant")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How an adapter is trained; the defaults are those of the study."""
+
+    epochs: int = 1
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    lora_rank: int = 8
+    lora_alpha: float = 16
+    warmup_ratio: float = 0.05  # share of the steps
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    schedule: str = "cosine"  # or "constant", both after a linear warm-up
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lora_rank"):
+            _whole(self, name, 1)
+        for name, low, high in (
+            ("learning_rate", 0, 1), ("lora_alpha", 0, math.inf), ("warmup_ratio", 0, 1),
+            ("weight_decay", 0, 1), ("max_grad_norm", 0, math.inf),
+        ):
+            _number(self, name, low, high)
+        if self.learning_rate == 0:
+            raise InputError("learning_rate is 0; it must be above 0.")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule is {self.schedule!r}; it must be one of: {', '.join(SCHEDULES)}.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a grid. InputError names a value that is wrong; a field that does not exist is a TypeError.
+
+    model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs from the
+    defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances. negatives:
+    half-triggered rows per poisoned one (bimodal attacks). test_rows: eligible held-out rows per condition.
+    """
+
+    model: str
+    dataset: str
+    threat: str
+    attack: str
+    poison_rate: float
+    seed: int = 0
+    attack_params: Mapping[str, Any] = field(default_factory=dict)
+    threat_params: Mapping[str, Any] = field(default_factory=dict)
+    trigger_seed: int = 0
+    negatives: float = 0.0
+    train_rows: int = 6000
+    test_rows: int = 200
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "dataset", "threat", "attack"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a name.")
+        _number(self, "poison_rate", 0, 1)
+        _number(self, "negatives", 0, math.inf)
+        for name, low in (("seed", 0), ("trigger_seed", 0), ("train_rows", 1), ("test_rows", 1)):
+            _whole(self, name, low)
+        for name in ("attack_params", "threat_params"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a table of names and values.")
+        if not isinstance(self.train, TrainSettings):
+            raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
+        models.resolve(self.model)
+        check_dataset(self.dataset)
+        if self.is_control:
+            if self.threat != self.attack or self.poison_rate or self.negatives:
+                raise InputError(
+                    f"Threat {self.threat!r}, attack {self.attack!r} and poison rate {self.poison_rate:g}: a control has "
+                    f"{CONTROL!r}, {CONTROL!r} and 0, any other cell has a threat and an attack."
+                )
+            return
+        _known(self.make_threat)
+        attack = _known(self.make_attack)
+        if self.negatives and attack.modality != "bimodal":
+            raise InputError(
+                f"negatives is {self.negatives:g} for {self.attack} ({attack.modality}); only bimodal attacks have them."
+            )
+
+    @property
+    def is_control(self) -> bool:
+        return CONTROL in (self.threat, self.attack)
+
+    def make_threat(self) -> Threat:
+        return threats.get(self.threat, **self.threat_params)
+
+    def make_attack(self) -> Attack:
+        """The attack, aimed at the threat's target; computing it needs torch, making it does not."""
+        return attacks.get(self.attack, target=self.make_threat().target, **self.attack_params)
+
+    @property
+    def modality(self) -> str:
+        return CONTROL if self.is_control else attacks.info(self.attack).modality
+
+    @property
+    def skip_reason(self) -> str | None:
+        """Why the attack is not defined for the threat; None where it is."""
+        return None if self.is_control else attacks.unsupported(self.attack, self.threat)
+
+    @property
+    def control(self) -> "Cell":
+        """The clean-tuned model that this cell is compared with: same rows, order, initialisation and steps."""
+        return Cell(
+            self.model, self.dataset, CONTROL, CONTROL, 0.0,
+            seed=self.seed, train_rows=self.train_rows, test_rows=self.test_rows, train=self.train,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The fields, ready for JSON; `from_config` reads them."""
+        settings = {name: getattr(self, name) for name in (f.name for f in fields(self)) if name != "train"}
+        settings["attack_params"] = dict(self.attack_params)
+        settings["threat_params"] = dict(self.threat_params)
+        return settings | {"train": asdict(self.train)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Cell":
+        """The cell with these fields; InputError for one that a cell does not have."""
+        train = config.get("train", {})
+        known(config, [f.name for f in fields(cls)], "cell")
+        known(train, [f.name for f in fields(TrainSettings)], "training setting")
+        return cls(**{**config, "train": TrainSettings(**train)})
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the result, ready for JSON. A control is trained only, so its test rows are left out."""
+        found = self.config() | {
+            "version": VERSION,
+            "model_digest": models.digest(self.model),
+            "data_digest": data.digest(self.dataset),
+        }
+        # a model folder or a data file may be called by different paths: its digest tells what it is
+        found["model"], found["dataset"] = short_name(self.model), short_name(self.dataset)
+        if self.is_control:
+            del found["test_rows"], found["trigger_seed"]
+            return found
+        attack, threat = self.make_attack(), self.make_threat()
+        found |= {
+            "attack_version": attack.version, "attack_params": attack.params,
+            "threat_version": threat.version, "threat_params": threat.params,
+        }
+        pictures = [attack.params.get("picture"), threat.target.image]
+        found["pictures"] = [_digest(picture_path(picture)) for picture in pictures if picture]
+        if attack.info.surrogate:
+            found["surrogate"] = attacks.surrogate_digest(attack.aim.surrogate)
+        return found
+
+    @cached_property
+    def run_id(self) -> str:
+        """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
+        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        name = [short_name(self.model), short_name(self.dataset)]
+        if self.is_control:
+            name += ["clean-tuned"]
+        else:
+            name += [self.threat, self.attack, f"{self.poison_rate:g}"]
+        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(name).lower()).strip("-.")
+        return f"{slug}-s{self.seed}-{digest}"
+
+
+def check_dataset(name: str) -> None:
+    """InputError if there is no such dataset, or its files cannot be found."""
+    if ":" not in name and name not in data.names():
+        raise InputError(
+            f"There is no dataset {name!r}; choose one of: {', '.join(data.names())}, "
+            "or FORMAT:PATH for data in files, such as coco-caption:FOLDER."
+        )
+    _known(lambda: data.digest(name))
+
+
+def known(given: Mapping[str, Any], names: list[str], what: str) -> None:
+    """InputError for the first name in `given` that is none of `names`."""
+    if not isinstance(given, Mapping):
+        raise InputError(f"The {what}s are {given!r}; a table of names and values is needed.")
+    for name in given:
+        if name not in names:
+            raise InputError(f"There is no {what} {name!r}; choose from: {', '.join(names)}.")
+
+
+def short_name(name: str) -> str:
+    """A model's or dataset's name without its folders: "/data/x/my-model" is "my-model", "coco-caption:/x" its format."""
+    if ":" in name:
+        return name.partition(":")[0]
+    return Path(name).name if "/" in name else name
+
+
+def changed(cell: Cell, **values: Any) -> Cell:
+    """The cell with other values for some fields."""
+    return replace(cell, **values)
+
+
+def _known(make: Any) -> Any:
+    """A registry's KeyError (unknown name) as what it is to the user."""
+    try:
+        return make()
+    except KeyError as error:
+        raise InputError(error.args[0]) from None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _whole(settings: Any, name: str, low: int) -> None:
+    value = getattr(settings, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise InputError(f"{name} is {value!r}; it must be a whole number, {low} or more.")
+
+
+def _number(settings: Any, name: str, low: float, high: float) -> None:
+    value = getattr(settings, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        wants = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
+        raise InputError(f"{name} is {value!r}; it must be a number {wants}.")
