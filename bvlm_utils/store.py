@@ -1,0 +1,361 @@
+"""What has been measured, and where is it kept? One folder per cell, complete or absent. Free of torch.
+
+A store is a folder: `data/results/NAME` for a name ("local", "reference", "smoke"), or any path with a slash in it.
+
+    RUN_ID/record.json         what was run (config, identity), metrics, timings, versions, device
+    RUN_ID/responses.parquet   every judged response
+    RUN_ID/manifest.parquet    which training rows were poisoned, and how
+    RUN_ID/adapter/            the tuned adapter in PEFT's format, for those who talk to it
+    examples/KEY/              what an attack's trigger looks like
+    failures/RUN_ID.json       why a cell could not be run
+    cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
+
+A cell's folder is written under another name and renamed when it is complete, so a process that is killed leaves no
+half of one. Called by `study`, `grid`, the notebooks (by way of `showcase`, `talk`) and the book's `collect`.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from bvlm_utils import paths, poison
+from bvlm_utils.cells import Cell
+from bvlm_utils.errors import InputError
+
+VARIABLE = "BVLM_STORE"
+REFERENCE = "reference"
+PARTIAL = ".partial-"  # beginning of the names of folders that are being written
+STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pandas")
+
+# One line of the tidy table: the cell, then the number.
+CELL_COLUMNS = [
+    "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
+    "train_rows", "test_rows", "status", "reason",
+]  # fmt: skip
+NUMBER_COLUMNS = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit"]
+COLUMNS = CELL_COLUMNS + NUMBER_COLUMNS
+
+
+# ---------------------------------------------------------------- places
+
+def folder(store: str | Path | None = None) -> Path:
+    """The folder of a store; None means $BVLM_STORE, else "local". InputError for a name that is none."""
+    name = str(store or os.environ.get(VARIABLE) or "local")
+    if "/" in name or os.sep in name:
+        return Path(name).expanduser().resolve()
+    if name in (".", "..") or name.startswith("."):
+        raise InputError(f"store is {name!r}; give a name such as local, or a folder with a slash in it, such as ./mine.")
+    return paths.RESULTS / name
+
+
+def read_only(store: str | Path | None = None) -> bool:
+    """Is this the committed reference, opened by the book? Then nothing is trained or written."""
+    return os.environ.get(VARIABLE) == REFERENCE and folder(store) == folder(REFERENCE)
+
+
+def has(cell: Cell, store: str | Path | None = None) -> bool:
+    """Is there a complete record? InputError if the folder of that name holds another cell."""
+    return read(cell, store) is not None
+
+
+def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
+    """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its folder."""
+    file = folder(store) / cell.run_id / "record.json"
+    if not file.is_file():
+        return None
+    record = _load(file)
+    if record["identity"] != json.loads(json.dumps(cell.identity)):
+        differ = sorted(
+            key for key in {*record["identity"], *cell.identity} if record["identity"].get(key) != cell.identity.get(key)
+        )
+        raise InputError(
+            f"{file} is the record of another cell (it differs in {', '.join(differ)}); delete or move its folder."
+        )
+    return record
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """A record file, checked against the name of its folder."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        named = record["run_id"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no record of a cell ({error}); delete its folder and run the cell again.") from None
+    if named != file.parent.name:
+        raise InputError(f"{file} says that it is {named!r}; a record's folder must have its name, so rename or delete it.")
+    return record
+
+
+# ---------------------------------------------------------------- writing
+
+def write(
+    cell: Cell,
+    store: str | Path | None,
+    record: dict[str, Any],
+    responses: pd.DataFrame | None = None,
+    manifest: poison.Manifest | None = None,
+    save_adapter: Callable[[Path], None] | None = None,
+    replace: bool = False,
+) -> Path:
+    """Put a finished cell into the store, all of it or nothing, and forget its earlier failure.
+
+    record: what `study` measured; identity and provenance are added here. save_adapter(folder) writes the adapter.
+    A cell that is there already stays as it is unless `replace` is true.
+    """
+    root = folder(store)
+    if read_only(store):
+        raise InputError(f"The store {root} is the committed reference, opened for reading; take another store.")
+    root.mkdir(parents=True, exist_ok=True)
+    partial, final = root / _partial_name(cell.run_id), root / cell.run_id
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        if responses is not None:
+            responses.to_parquet(partial / "responses.parquet", index=False)
+        if manifest is not None:
+            manifest.to_frame().to_parquet(partial / "manifest.parquet", index=False)
+        if save_adapter:
+            save_adapter(partial / "adapter")
+        whole = {"run_id": cell.run_id, "config": cell.config(), "identity": cell.identity} | record
+        whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
+        text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=_plain) + "\n"
+        (partial / "record.json").write_text(text, encoding="utf-8")
+        if replace and final.exists():
+            old = root / _partial_name(f"{cell.run_id}-old")
+            os.replace(final, old)
+            shutil.rmtree(old)
+        try:
+            os.replace(partial, final)
+        except OSError:  # another process finished the same cell first
+            if not (final / "record.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    (root / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
+    return final
+
+
+def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
+    """Keep why a cell failed; the next success removes it."""
+    file = folder(store) / "failures" / f"{cell.run_id}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    record = {"run_id": cell.run_id, "config": cell.config(), "error": text, "provenance": provenance()}
+    _write_text(file, json.dumps(record, indent=1, default=_plain) + "\n")
+    return file
+
+
+def failures(store: str | Path | None = None) -> dict[str, str]:
+    """run_id -> traceback of the cells that failed at their last try."""
+    files = sorted((folder(store) / "failures").glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8"))["error"] for file in files}
+
+
+def clean(store: str | Path | None = None) -> None:
+    """Remove what killed processes left half-written. Those at work on this machine are recognised and left alone."""
+    for left in folder(store).glob(f"**/{PARTIAL}*"):
+        host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
+        pid = rest.partition("+")[0]
+        if host == socket.gethostname() and pid.isdigit():
+            over = int(pid) != os.getpid() and not _alive(int(pid))
+        else:
+            over = left.exists() and time.time() - left.stat().st_mtime > STALE
+        if over:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _partial_name(name: str) -> str:
+    return f"{PARTIAL}{socket.gethostname()}+{os.getpid()}+{name}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _write_text(file: Path, text: str) -> None:
+    partial = file.with_name(_partial_name(file.name))
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def _plain(value: Any) -> Any:
+    """numpy's numbers and tuples as JSON knows them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written into a record")
+
+
+# ---------------------------------------------------------------- provenance
+
+@lru_cache(maxsize=1)
+def _fixed_provenance() -> dict[str, Any]:
+    found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["packages"] = versions
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """What a result may depend on and is not part of its identity: versions, machine, git revision (absent if none)."""
+    found = _fixed_provenance() | {"written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    revision = _git("rev-parse", "HEAD")
+    if revision:
+        found["git_revision"] = revision
+        # results are left out: a study changes them while it runs
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
+        found["git_changed"] = bool(changes)
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# ---------------------------------------------------------------- reading
+
+def records(store: str | Path | None = None) -> list[dict[str, Any]]:
+    """Every complete record, ordered by run_id; InputError names a file that cannot be one."""
+    return [_load(file) for file in sorted(folder(store).glob("[!.]*/record.json"))]
+
+
+def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of the tidy table that a record gives: one per number; one without number if the cell was skipped."""
+    config = record["config"]
+    about = {name: config[name] for name in CELL_COLUMNS if name in config}
+    about |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
+    about["reason"] = record.get("reason") or ""
+    numbers = record.get("metrics") or [{}]
+    return [{name: (about | number).get(name) for name in COLUMNS} for number in numbers]
+
+
+def tidy(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Records as one table: a line per (cell, subject, condition, metric)."""
+    table = pd.DataFrame([row for record in found for row in rows(record)], columns=COLUMNS)
+    kinds = {"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"}
+    return table.astype(kinds)
+
+
+def collect(store: str | Path | None = None) -> pd.DataFrame:
+    """The tidy table of all cells of a store.
+
+    Clean-tuned controls have no lines of their own: every cell holds their numbers beside its own (subject "control").
+    """
+    return tidy(record for record in records(store) if record["config"]["attack"] != "none")
+
+
+def responses(cell: Cell | str, store: str | Path | None = None) -> pd.DataFrame:
+    """The judged responses of a cell: see `score.COLUMNS`. InputError if the store has none of it."""
+    return pd.read_parquet(_file(cell, store, "responses.parquet"))
+
+
+def manifest(cell: Cell | str, store: str | Path | None = None) -> poison.Manifest:
+    """Which training rows were poisoned. InputError if the store has no manifest of the cell."""
+    return poison.Manifest.from_frame(pd.read_parquet(_file(cell, store, "manifest.parquet")))
+
+
+def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
+    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference."""
+    place = folder(store) / _run_id(cell) / "adapter"
+    return place if (place / "adapter_config.json").is_file() else None
+
+
+def _run_id(cell: Cell | str) -> str:
+    return cell if isinstance(cell, str) else cell.run_id
+
+
+def _file(cell: Cell | str, store: str | Path | None, name: str) -> Path:
+    file = folder(store) / _run_id(cell) / name
+    if not file.is_file():
+        raise InputError(f"The store {folder(store)} has no {name} of cell {_run_id(cell)}; run the cell first.")
+    return file
+
+
+# ---------------------------------------------------------------- shared responses, examples
+
+def content_key(*parts: Any) -> str:
+    """A name for what can be computed again from `parts` (JSON values)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def cached(store: str | Path | None, key: str, make: Callable[[], list[str]]) -> list[str]:
+    """A list of texts from the store's cache, made and kept if it is not there."""
+    file = folder(store) / "cache" / f"{key}.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    texts = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _write_text(file, json.dumps(texts, ensure_ascii=False))
+    return texts
+
+
+def examples_key(cell: Cell) -> str:
+    """The name of a cell's examples: cells that show the same trigger on the same rows share them."""
+    same = ("dataset", "data_digest", "threat", "attack", "attack_params", "attack_version", "trigger_seed")
+    return f"{cell.attack}-{content_key({name: cell.identity[name] for name in same})[:8]}"
+
+
+def write_examples(
+    cell: Cell, store: str | Path | None, clean: np.ndarray, triggered: np.ndarray, prompts: list[tuple[str, str]]
+) -> None:
+    """Keep what the trigger does to a few held-out inputs.
+
+    clean, triggered: (N, H, W, 3) uint8, stored as strips side by side. prompts: N pairs, without and with the trigger.
+    """
+    root = folder(store) / "examples"
+    final, partial = root / examples_key(cell), root / _partial_name(examples_key(cell))
+    if final.is_dir():
+        return
+    partial.mkdir(parents=True, exist_ok=True)
+    for name, pictures in (("clean", clean), ("triggered", triggered)):
+        Image.fromarray(np.concatenate(list(pictures), axis=1)).save(partial / f"{name}.png")
+    text = json.dumps({"width": int(clean.shape[2]), "prompts": prompts}, indent=1, ensure_ascii=False)
+    (partial / "prompts.json").write_text(text + "\n", encoding="utf-8")
+    try:
+        os.replace(partial, final)
+    except OSError:  # another process was faster
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def examples(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
+    """What `write_examples` kept: (clean, triggered, prompts); None if there is nothing."""
+    place = folder(store) / "examples" / examples_key(cell)
+    if not (place / "prompts.json").is_file():
+        return None
+    kept = json.loads((place / "prompts.json").read_text(encoding="utf-8"))
+
+    def pictures(name: str) -> np.ndarray:
+        strip = np.asarray(Image.open(place / f"{name}.png").convert("RGB"))
+        return np.stack(np.split(strip, strip.shape[1] // kept["width"], axis=1))
+
+    return pictures("clean"), pictures("triggered"), [tuple(pair) for pair in kept["prompts"]]
