@@ -13,9 +13,12 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from bvlm_utils import sequences
+from bvlm_utils import memory, sequences
 from bvlm_utils.bank import Bank
+from bvlm_utils.errors import InputError
+from bvlm_utils.victim import Victim
 
+TOKENS = 16384  # at once by default, prompts and answers of all adapters
 DROP = 0.15  # a batch is made smaller when at least this share of its rows is done: moving the cache costs time too
 
 
@@ -62,8 +65,37 @@ class _Slab(DynamicLayer):
         self.slabs = kept
 
 
+def answer(victim: Victim, asked: Sequence[Sequence[tuple[str, int]]], features: Sequence[torch.Tensor] | torch.Tensor,
+           bank: Bank | None = None, max_new_tokens: int = 64, tokens: int = TOKENS) -> list[list[str]]:
+    """What each adapter of `bank` answers to its prompts, as `Victim.generate` would with that adapter alone.
+
+    asked: per adapter (prompt, row of the features) pairs; a single list without a bank. features: (F, n, d) for all, or
+    one tensor per adapter. Ask for all conditions at once: every list may repeat prompts with other pictures.
+    """
+    shared = isinstance(features, torch.Tensor)
+    known: dict[tuple[str, int], list[int]] = {}
+    requests = []
+    for g, pairs in enumerate(asked):
+        image_tokens = (features if shared else features[g]).shape[1]
+        for prompt, _ in pairs:
+            if (prompt, image_tokens) not in known:
+                known[prompt, image_tokens] = victim.prompt_ids(prompt, image_tokens)
+        requests.append([Request(known[prompt, image_tokens], row) for prompt, row in pairs])
+    found = greedy(victim.model, requests, features, _ends(victim), max_new_tokens, bank, tokens,
+                   victim.tokenizer.pad_token_id)
+    return [[text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)] for group in found]
+
+
+def _ends(victim: Victim) -> list[int]:
+    """The tokens at which `generate` stops."""
+    ends = victim.model.generation_config.eos_token_id
+    if ends is None:
+        raise InputError(f"The model {victim.name!r} has no eos_token_id in its generation_config; add one.")
+    return [ends] if isinstance(ends, int) else list(ends)
+
+
 def greedy(model: nn.Module, requests: Sequence[Sequence[Request]], features: Sequence[torch.Tensor] | torch.Tensor,
-           ends: Sequence[int], max_new_tokens: int = 48, bank: Bank | None = None, tokens: int = 16384,
+           ends: Sequence[int], max_new_tokens: int = 48, bank: Bank | None = None, tokens: int = TOKENS,
            filler: int = 0) -> list[list[list[int]]]:
     """Greedy answers of each model to its requests, as token ids without the end token, in the requests' order.
 
@@ -88,8 +120,18 @@ def greedy(model: nn.Module, requests: Sequence[Sequence[Request]], features: Se
                          if start < len(queue))
             size = max(1, tokens // (groups * (length + max_new_tokens)))
             batch = [[(g, i) for i in queue[start : start + size]] for g, queue in enumerate(queues)]
-            _decode(model, requests, per_group, ends, max_new_tokens, batch, answers, filler, known)
-            start += size
+            try:
+                _decode(model, requests, per_group, ends, max_new_tokens, batch, answers, filler, known)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not memory.ran_out(error) or size == 1:
+                    raise
+                tokens //= 2
+            else:
+                start += size
+                continue
+            memory.release()
+            for g, i in (one for part in batch for one in part):
+                answers[g][i].clear()
     return answers
 
 

@@ -5,20 +5,123 @@ size and nothing else: rows, seed, learning rate, schedule, rank and number of s
 are those of `train.finetune`; a test holds G grouped runs equal to G plain PEFT runs for every model family.
 """
 
-import gc
+import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bvlm_utils import sequences
+from bvlm_utils import memory, sequences
+from bvlm_utils import train as plain
 from bvlm_utils.bank import Bank, pick
+from bvlm_utils.cells import TrainSettings
 from bvlm_utils.errors import InputError
+from bvlm_utils.victim import Victim, language_linears
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
+
+
+@dataclass(frozen=True)
+class GroupJob:
+    """What `train.finetune` takes, for one cell. Jobs may share one tensor of features (F, n, d)."""
+
+    rows: Sequence[plain.TrainRow]
+    features: torch.Tensor
+    settings: TrainSettings
+    seed: int
+
+
+@dataclass
+class GroupResult:
+    """What `train.TrainResult` says of one cell; the adapter is kept as PEFT's state dict and configuration."""
+
+    state: dict[str, torch.Tensor]
+    config: Any  # peft.LoraConfig
+    losses: list[float]
+    seconds: float  # this cell's share of the group's time
+    steps: int
+    tokens: int
+
+    def save(self, folder: Path | str, about: dict[str, Any]) -> None:
+        """Write the adapter in PEFT's format with its card, as `train.save_adapter` does."""
+        from safetensors.torch import save_file
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file(self.state, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = copy.copy(self.config)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        plain.write_card(folder, about)
+
+
+def finetune_group(victim: Victim, jobs: Sequence[GroupJob], tokens: int | None = None,
+                   progress: Callable[[int, int, float], None] | None = None) -> list[GroupResult]:
+    """Tune one adapter per job, all at once, as `train.finetune` would tune each; the victim stays as it is.
+
+    Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups. tokens and
+    progress as in `train`. InputError if a job has no rows.
+    """
+    if any(not job.rows for job in jobs):
+        raise InputError(f"Job {next(i for i, job in enumerate(jobs) if not job.rows)} of the group has no training "
+                         "rows; give at least one.")
+    if not jobs:
+        return []
+    names = language_linears(victim.model)
+    plans, configs = _plans(victim, jobs)
+    longest = max(len(row.ids) for plan in plans for row in plan.rows)
+    size = memory.largest_group(victim.model, names, max(plan.rank for plan in plans), longest)
+    trained = [one for at in range(0, len(plans), size)
+               for one in train(victim.model, names, plans[at : at + size], tokens, progress)]
+    return [GroupResult(one.state, config, one.losses, one.seconds, one.steps, one.tokens)
+            for one, config in zip(trained, configs, strict=True)]
+
+
+def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
+    """The trained adapters side by side, for `decode.answer`."""
+    made = Bank(victim.model, language_linears(victim.model), [one.config.r for one in results],
+                [one.config.lora_alpha for one in results])
+    for g, one in enumerate(results):
+        made.load(g, one.state)
+    return made
+
+
+def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list["Plan"], list[Any]]:
+    """Token ids, batches, rates and first adapters of the jobs; what several jobs share is made once."""
+    from peft import get_peft_model_state_dict
+
+    known_rows: dict[tuple, tuple] = {}
+    known_starts: dict[tuple, tuple] = {}
+    known_places: dict = {}
+    plans, configs = [], []
+    for job in jobs:
+        image_tokens, rows = job.features.shape[1], []
+        for row in job.rows:
+            key = (row.prompt, row.answer, image_tokens)
+            if key not in known_rows:
+                prompt, answer = victim.prompt_ids(row.prompt, image_tokens), victim.answer_ids(row.answer)
+                ids = prompt + answer
+                known_rows[key] = (torch.tensor(ids), len(answer), sequences.positions(victim.model, ids, known_places))
+            ids, answer, positions = known_rows[key]
+            rows.append(Row(ids, answer, row.feature_index, positions))
+        settings = job.settings
+        key = (settings.lora_rank, settings.lora_alpha, job.seed)
+        if key not in known_starts:
+            adapter = plain.attach_lora(victim, settings, job.seed)
+            state = {name: value.clone() for name, value in get_peft_model_state_dict(adapter).items()}
+            known_starts[key] = (state, adapter.peft_config["default"])
+            plain.detach(victim, adapter)
+        start, config = known_starts[key]
+        steps = plain.batches(len(rows), settings, job.seed)
+        plans.append(Plan(rows, steps, plain.learning_rates(settings, len(steps)), job.features, settings.lora_rank,
+                          settings.lora_alpha, start, settings.weight_decay, settings.max_grad_norm or 0.0))
+        configs.append(config)
+    return plans, configs
 
 
 @dataclass(frozen=True)
@@ -43,7 +146,7 @@ class Plan:
     alpha: float
     start: dict[str, torch.Tensor]  # PEFT state dict that training starts from
     weight_decay: float = 0.0
-    max_norm: float | None = 1.0
+    max_norm: float = 1.0  # 0 leaves gradients as they are, as in `train`
 
 
 @dataclass
@@ -72,61 +175,75 @@ class _Group:
 
 
 def train(model: nn.Module, names: Sequence[str], plans: Sequence[Plan], tokens: int | None = None,
-          progress: Callable[[int, int], None] | None = None) -> list[Trained]:
+          progress: Callable[[int, int, float], None] | None = None) -> list[Trained]:
     """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans' order.
 
-    tokens: how many tokens, padding included, go through the model at once (default: `tokens_at_once`). A batch is cut
+    tokens: how many tokens, padding included, go through the model at once (default: `memory.tokens_at_once`). A batch is cut
     into micro-batches of rows of similar length, whose gradients add up to the batch's; a group that does not fit in
-    memory is trained in two halves. progress(step, steps) is called after each step.
+    memory is trained in two halves. progress(step, steps, mean loss)
+    is called after each step.
     """
-    tokens = tokens or tokens_at_once(model, names, plans)
+    tokens = tokens or memory.tokens_at_once(model, names, max(plan.rank for plan in plans), len(plans))
     try:
-        return _train(model, names, plans, tokens, progress)
+        return train_together(model, names, plans, tokens, progress)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error) or len(plans) == 1:
+        if not memory.ran_out(error) or len(plans) == 1:
             raise
-    _free()
+    memory.release()
     half = len(plans) // 2
     return [one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress)]
 
 
-def _train(model, names, plans, tokens, progress) -> list[Trained]:
+def train_together(model: nn.Module, names: Sequence[str], plans: Sequence[Plan], tokens: int,
+                   progress: Callable[[int, int, float], None] | None = None) -> list[Trained]:
+    """`train` in one group; torch.OutOfMemoryError if one row of each plan is too much."""
     started = time.perf_counter()
     order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
     group = _start(model, names, [plans[g] for g in order])
-    bank, total = group.bank, len(group.losses)
-    with bank.attached():
+    stack, total = group.bank, len(group.losses)
+    # checkpointing works in training mode only; language models have no dropout
+    with stack.attached(), _mode(model, training=memory.checkpointing(model)):
         for step in range(total):
-            bank.active = sum(len(plan.steps) > step for plan in group.plans)
+            stack.active = sum(len(plan.steps) > step for plan in group.plans)
             tokens = _gradients(model, group, step, tokens)
             _update(group, step)
             if progress is not None:
-                progress(step + 1, total)
+                progress(step + 1, total, group.losses[step, : stack.active].mean().item())
     seconds = (time.perf_counter() - started) / len(plans)
     losses = group.losses.tolist()
     results: dict[int, Trained] = {}
     for at, g in enumerate(order):
         plan = plans[g]
-        state = {key: value.cpu() for key, value in bank.state(at).items()}
+        state = {key: value.cpu() for key, value in stack.state(at).items()}
         seen = sum(len(plan.rows[i].ids) for batch in plan.steps for i in batch)
         results[g] = Trained(state, [row[at] for row in losses[: len(plan.steps)]], seconds, len(plan.steps), seen)
     return [results[g] for g in range(len(plans))]
 
 
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
 def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
-    bank = Bank(model, names, [plan.rank for plan in plans], [plan.alpha for plan in plans])
+    made = Bank(model, names, [plan.rank for plan in plans], [plan.alpha for plan in plans])
     for g, plan in enumerate(plans):
-        bank.load(g, plan.start)
-    limits = [float("inf") if plan.max_norm is None else plan.max_norm for plan in plans]
+        made.load(g, plan.start)
+    limits = [plan.max_norm or float("inf") for plan in plans]
     total = max(len(plan.steps) for plan in plans)
     rates = [[plan.rates[step] if step < len(plan.steps) else 0.0 for plan in plans] for step in range(total)]
     return _Group(
-        plans, bank, Table(plans, bank.device, bank.params.dtype),
-        moments=(torch.zeros_like(bank.params), torch.zeros_like(bank.params)),
-        rates=torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(bank.device),
-        decay=torch.tensor([[plan.weight_decay] for plan in plans]).to(bank.params),
-        max_norm=torch.tensor(limits).to(bank.params),
-        losses=torch.zeros(total, len(plans), dtype=bank.params.dtype, device=bank.device),
+        plans, made, Table(plans, made.device, made.params.dtype),
+        moments=(torch.zeros_like(made.params), torch.zeros_like(made.params)),
+        rates=torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(made.device),
+        decay=torch.tensor([[plan.weight_decay] for plan in plans]).to(made.params),
+        max_norm=torch.tensor(limits).to(made.params),
+        losses=torch.zeros(total, len(plans), dtype=made.params.dtype, device=made.device),
     )
 
 
@@ -153,10 +270,10 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
             return tokens
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             least = bank.active * group.table.longest(step, bank.active)  # one row of each plan
-            if not _out_of_memory(error) or tokens <= least:
+            if not memory.ran_out(error) or tokens <= least:
                 raise
         piece = embeddings = hidden = logits = loss = None
-        _free()
+        memory.release()
         tokens = max(least, tokens // 2)
 
 
@@ -257,51 +374,3 @@ def _update(group: _Group, step: int) -> None:
     scale = second.sqrt().div_(corrections[1] ** 0.5).add_(EPSILON)
     params.sub_(first / scale * (rates / corrections[0]).to(params))
     group.bank.refresh()
-
-
-def tokens_at_once(model: nn.Module, names: Sequence[str], plans: Sequence[Plan]) -> int:
-    """How many tokens to send through the model at once: what fits in memory, and on a CPU what stays near its caches."""
-    device = next(model.parameters()).device
-    free = _free_bytes(device) * 0.8 - len(plans) * adapter_bytes(model, names, max(plan.rank for plan in plans))
-    return max(1, min(4096 if device.type == "cpu" else 65536, int(free / token_bytes(model))))
-
-
-def largest_group(model: nn.Module, names: Sequence[str], rank: int, length: int) -> int:
-    """How many adapters of `rank` fit in memory beside the model with one row of `length` tokens each; at least 1."""
-    device = next(model.parameters()).device
-    each = adapter_bytes(model, names, rank) + token_bytes(model) * (1 if device.type == "cpu" else length)
-    return max(1, int(_free_bytes(device) * 0.8 / each))
-
-
-def adapter_bytes(model: nn.Module, names: Sequence[str], rank: int) -> int:
-    """One adapter's share of a bank: weights, gradients, two moments, one working copy, one low-precision copy."""
-    modules = dict(model.named_modules())
-    return sum(rank * sum(modules[name].weight.shape) for name in names) * 6 * 4
-
-
-def token_bytes(model: nn.Module) -> int:
-    """What one token's states, kept for the backward pass, take at most; counted from the layers' sizes."""
-    config = model.config.get_text_config()
-    item = next(model.parameters()).element_size()
-    narrow, wide = config.hidden_size, config.intermediate_size
-    return config.num_hidden_layers * (narrow * (10 * item + 24) + wide * 5 * item)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
-    import psutil  # accelerate depends on it
-
-    return psutil.virtual_memory().available
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; on a CPU torch says so with a plain RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -50,7 +50,7 @@ def _alone(model, names, plan):
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
-        if plan.max_norm is not None:
+        if plan.max_norm:
             torch.nn.utils.clip_grad_norm_(trained, plan.max_norm)
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
@@ -70,7 +70,7 @@ def test_grouped_runs_equal_separate_peft_runs_in_float64(family):
     names = tiny.linears(model)
     plans = [
         _plan(model, names, seed=1, steps=50),
-        _plan(model, names, seed=2, steps=50, rank=2, alpha=16.0, rate=2e-3, max_norm=None),
+        _plan(model, names, seed=2, steps=50, rank=2, alpha=16.0, rate=2e-3, max_norm=0.0),
         _plan(model, names, seed=3, steps=20, rows=3, decay=0.1, max_norm=0.05),
     ]
     before = {key: value.clone() for key, value in model.state_dict().items()}
