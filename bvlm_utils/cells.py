@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ class Cell:
     @cached_property
     def run_id(self) -> str:
         """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(_canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
         name = [short_name(self.model), short_name(self.dataset)]
         if self.is_control:
             name += ["clean-tuned"]
@@ -211,9 +211,13 @@ def short_name(name: str) -> str:
     return Path(name).name if "/" in name else name
 
 
-def changed(cell: Cell, **values: Any) -> Cell:
-    """The cell with other values for some fields."""
-    return replace(cell, **values)
+def _canonical(value: Any) -> Any:
+    """Equal numbers written alike, so that 1 and 1.0 are one cell."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _known(make: Any) -> Any:

@@ -1,0 +1,162 @@
+"""What did the study measure, and what is still to be run? The one way from a list of cells to a table.
+
+    cells = study.cells(threat="targeted_refusal", attacks=["BadNets-T"], poison_rates=[0.01, 0.1])
+    table = study.run_cells(cells)
+
+Called by the notebooks, which the grid runner, the book and readers all run. What the store has is read; the rest is
+carried out by `execute`. torch is imported only when something has to be trained.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bvlm_utils import attacks, execute, store as results, threats
+from bvlm_utils.cells import Cell, TrainSettings, known
+from bvlm_utils.errors import InputError, StudyError
+
+FORCE = "BVLM_FORCE"  # a UTC time: records that are older are run again; set by `grid run --force`
+TRAIN = [field.name for field in fields(TrainSettings)]
+# What `cells` makes by crossing lists, so no setting of a single cell.
+CROSSED = ("model", "dataset", "threat", "attack", "poison_rate", "seed", "train")
+CELL = [field.name for field in fields(Cell) if field.name not in CROSSED]
+
+
+def cells(
+    threat: str,
+    model: str | Sequence[str] = "tiny-llava",
+    dataset: str | Sequence[str] | None = None,
+    attacks: Sequence[str] = ("BadNets-T",),
+    poison_rates: Sequence[float] = (0.1,),
+    seeds: Sequence[int] = (0,),
+    **settings: Any,
+) -> list[Cell]:
+    """All cells of the given models, datasets, attacks, rates and seeds (varying slowest to fastest in that order).
+
+    dataset: the threat's own if not given. settings: other fields of `Cell` and `TrainSettings`, such as train_rows,
+    test_rows, negatives, attack_params, epochs, learning_rate, lora_rank. `negatives` goes to bimodal attacks only, as
+    no other attack has half a trigger. InputError names the first value that is wrong.
+    """
+    known(settings, [*CELL, *TRAIN], "setting")
+    lists = {
+        "models": [model] if isinstance(model, str) else model,
+        "attacks": attacks, "poison_rates": poison_rates, "seeds": seeds,
+    }  # fmt: skip
+    if dataset is None:
+        dataset = _default_dataset(threat)
+    lists["datasets"] = [dataset] if isinstance(dataset, str) else dataset
+    for name, values in lists.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise InputError(f"{name} is {values!r}; it must be a list with one value or more.")
+        if len(set(map(str, values))) < len(values):
+            raise InputError(f"{name} is {list(values)!r}; name each value once.")
+    train = TrainSettings(**{name: value for name, value in settings.items() if name in TRAIN})
+    others = {name: value for name, value in settings.items() if name in CELL}
+    made = []
+    for one_model, one_dataset, attack, rate, seed in product(
+        lists["models"], lists["datasets"], attacks, poison_rates, seeds
+    ):
+        own = dict(others)
+        if own.get("negatives") and _modality(attack) not in (None, "bimodal"):
+            own["negatives"] = 0.0
+        made.append(Cell(one_model, one_dataset, threat, attack, rate, seed=seed, train=train, **own))
+    return made
+
+
+def run_cells(cells: Sequence[Cell], store: str | Path | None = None) -> pd.DataFrame:
+    """The tidy table of exactly these cells; what the store lacks is run first.
+
+    Columns are `store.COLUMNS`: one line per number, and one without a number for a skipped cell. StudyError lists the
+    cells that failed, after all others were run. In the book (BVLM_STORE=reference) nothing is ever trained: a cell
+    that the reference lacks is an InputError with the command that makes it.
+    """
+    place = results.folder(store)
+    missing = list({cell.run_id: cell for cell in cells if not finished(cell, place)}.values())
+    if missing and results.read_only(place):
+        raise InputError(_how_to_make(missing))
+    if missing:
+        results.clean(place)
+        failed = _run_missing(missing, place)
+        if failed:
+            raise StudyError(_failures(failed, len(missing), place))
+    return results.tidy(results.read(cell, place) for cell in cells)
+
+
+def finished(cell: Cell, store: str | Path | None = None) -> bool:
+    """Does the store hold the cell, and is it not to be run again ($BVLM_FORCE)?"""
+    record = results.read(cell, store)
+    if record is None:
+        return False
+    since = os.environ.get(FORCE)
+    return not since or record["provenance"]["written"] >= since
+
+
+def _run_missing(missing: Sequence[Cell], place: Path) -> list[Cell]:
+    """Run cells, those that share model, data and training rows together; the failed ones are returned."""
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in missing:
+        groups.setdefault((cell.model, cell.dataset, cell.train_rows), []).append(cell)
+    failed: list[Cell] = []
+    with _progress(len(missing)) as told:
+        for group in groups.values():
+            failed += execute.execute(group, place, told)
+    return failed
+
+
+class _progress:
+    """A progress bar on a terminal, silence elsewhere: bars fill logs and notebooks."""
+
+    def __init__(self, total: int):
+        self.total = total
+
+    def __enter__(self) -> Callable[[Cell, str], None]:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=self.total, unit="cell", disable=not sys.stderr.isatty())
+        return self._told
+
+    def _told(self, cell: Cell, status: str) -> None:
+        self.bar.set_postfix_str(f"{cell.attack} {cell.poison_rate:g} {status}")
+        self.bar.update()
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+
+
+def _how_to_make(missing: Sequence[Cell]) -> str:
+    names = ", ".join(cell.run_id for cell in missing[:8])
+    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+    command = "; ".join(
+        f"papermill notebooks/{threat}.ipynb out.ipynb -p store local"
+        for threat in dict.fromkeys(cell.threat for cell in missing)
+    )
+    return (
+        f"The reference store has no record of {names}{more}, and the book does not train. Make them with your settings, "
+        f"for example `{command}`, and read the table from that store."
+    )
+
+
+def _failures(failed: Sequence[Cell], tried: int, place: Path) -> str:
+    texts = results.failures(place)
+    lines = [f"{len(failed)} of {tried} cells failed; what they left is in {place / 'failures'}:"]
+    for cell in failed:
+        last = texts.get(cell.run_id, "").strip().splitlines()
+        lines.append(f"  {cell.run_id}: {last[-1] if last else 'unknown'}")
+    return "\n".join(lines)
+
+
+def _default_dataset(threat: str) -> str:
+    try:
+        return threats.THREATS.get(threat).default_dataset
+    except KeyError as error:
+        raise InputError(error.args[0]) from None
+
+
+def _modality(attack: Any) -> str | None:
+    return attacks.info(attack).modality if isinstance(attack, str) and attack in attacks.names() else None
