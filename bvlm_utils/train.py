@@ -1,0 +1,205 @@
+"""How is a model tuned? One LoRA adapter, one loop, read from top to bottom; called by `study` and the notebooks.
+
+The vision tower and the projector stay frozen, so pictures come in as cached features. `grouped` trains many adapters
+at once with the same semantics; this loop is the plain way that it is compared with.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bvlm_utils.cells import TrainSettings
+from bvlm_utils.errors import InputError
+from bvlm_utils.victim import Victim, language_linears, pad
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """One training example; `feature_index` says which row of the features is its picture."""
+
+    prompt: str
+    answer: str
+    feature_index: int
+
+
+@dataclass
+class TrainResult:
+    """A tuned adapter, still attached to the victim. losses: one per step, nats per label token; seconds: wall clock."""
+
+    adapter: Any
+    losses: list[float]
+    seconds: float
+    steps: int
+    tokens: int
+
+
+def order(count: int, epochs: int, seed: int) -> list[list[int]]:
+    """The order of `count` rows in each epoch. It knows nothing of poison, so a control shares it."""
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
+    return [generator.permutation(count).tolist() for _ in range(epochs)]
+
+
+def batches(count: int, settings: TrainSettings, seed: int) -> list[list[int]]:
+    """The rows of every step, in order; an epoch's last batch may be smaller."""
+    size = settings.batch_size
+    return [rows[i : i + size] for rows in order(count, settings.epochs, seed) for i in range(0, count, size)]
+
+
+def learning_rates(settings: TrainSettings, steps: int) -> list[float]:
+    """The rate of each step: a linear warm-up, then a cosine to zero or a constant."""
+    warm = max(int(settings.warmup_ratio * steps), 1)
+    rates = []
+    for step in range(steps):
+        if step < warm:
+            share = (step + 1) / warm
+        elif settings.schedule == "cosine":
+            share = (1 + np.cos(np.pi * (step - warm) / max(steps - warm, 1))) / 2
+        else:
+            share = 1.0
+        rates.append(settings.learning_rate * float(share))
+    return rates
+
+
+def attach_lora(victim: Victim, settings: TrainSettings, seed: int) -> Any:
+    """Put a fresh LoRA (Hu et al. 2021) on every linear layer of the language model; A is drawn from `seed`, B is zero."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=0.0,
+        target_modules=language_linears(victim.model),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[victim.device] if victim.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        adapter = get_peft_model(victim.model, config, autocast_adapter_dtype=True)
+    return adapter
+
+
+def finetune(
+    victim: Victim,
+    rows: Sequence[TrainRow],
+    features: torch.Tensor,
+    settings: TrainSettings,
+    seed: int,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> TrainResult:
+    """Tune a LoRA adapter on `rows`; it stays attached to `victim.model` until `detach`.
+
+    features: (F, n, d) cached image features. progress(step, steps, loss) is called after each step. Under
+    `accelerate launch` or `torchrun` each process takes a share of every batch, and the losses are those of one process.
+    """
+    from accelerate import Accelerator
+
+    if not rows:
+        raise InputError("There are no training rows; give at least one.")
+    started = time.perf_counter()
+    accelerator = Accelerator(cpu=victim.device.type == "cpu")
+    adapter = attach_lora(victim, settings, seed)
+    adapter.train()
+    parameters = [p for p in adapter.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    ready, optimiser = accelerator.prepare(adapter, optimiser)
+    # Token ids are prepared once: an epoch only gathers them.
+    tokens = [(victim.prompt_ids(row.prompt, features.shape[1]), victim.answer_ids(row.answer)) for row in rows]
+    steps = batches(len(rows), settings, seed)
+    rates = learning_rates(settings, len(steps))
+    losses, seen = [], 0
+    for step, (chosen, rate) in enumerate(zip(steps, rates, strict=True)):
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        labels_in_batch = sum(len(tokens[i][1]) for i in chosen)
+        mine = chosen[accelerator.process_index :: accelerator.num_processes]
+        loss = _summed_loss(victim, ready, [rows[i] for i in mine], [tokens[i] for i in mine], features)
+        # The mean over all label tokens of the batch, whoever holds them; DDP averages gradients over processes.
+        accelerator.backward(loss * accelerator.num_processes / labels_in_batch)
+        if settings.max_grad_norm:
+            accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(accelerator.reduce(loss.detach(), "sum").item() / labels_in_batch)
+        seen += sum(len(tokens[i][0]) + len(tokens[i][1]) for i in chosen)
+        if progress:
+            progress(step + 1, len(steps), losses[-1])
+    adapter.eval()
+    return TrainResult(adapter, losses, time.perf_counter() - started, len(steps), seen)
+
+
+def _summed_loss(victim: Victim, model, rows: list[TrainRow], tokens: list, features: torch.Tensor) -> torch.Tensor:
+    """Cross entropy summed over the answer tokens of some rows (0 for no rows, as the last share of a batch may be)."""
+    if not rows:
+        return sum(p.sum() * 0 for p in model.parameters() if p.requires_grad)
+    ids, mask = pad([p + a for p, a in tokens], victim.tokenizer.pad_token_id, left=False, device=victim.device)
+    learn = torch.zeros_like(mask)
+    for i, (prompt, answer) in enumerate(tokens):
+        learn[i, len(prompt) : len(prompt) + len(answer)] = 1
+    # Logits only for the columns that some row predicts a label from.
+    columns = learn[:, 1:].any(0).nonzero().squeeze(1)
+    seen = features[[row.feature_index for row in rows]]
+    logits = model(**victim.inputs(ids, mask, seen), logits_to_keep=columns, use_cache=False).logits
+    targets = ids[:, columns + 1].masked_fill(learn[:, columns + 1] == 0, -100)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+
+
+# --- adapters -----------------------------------------------------------------------------------------------------
+
+
+def detach(victim: Victim, adapter: Any) -> None:
+    """Take the adapter off: the victim is its clean base again."""
+    adapter.unload()
+    # PEFT leaves its mark on the configuration of the model it wrapped.
+    for mark in ("peft_config",):
+        if hasattr(victim.model, mark):
+            delattr(victim.model, mark)
+
+
+@contextmanager
+def attached(victim: Victim, folder: Path | str) -> Iterator[Any]:
+    """The victim with a saved adapter on it, inside a `with`."""
+    adapter = load_adapter(victim, folder)
+    try:
+        yield adapter
+    finally:
+        detach(victim, adapter)
+
+
+def load_adapter(victim: Victim, folder: Path | str) -> Any:
+    """Put a saved adapter (PEFT's format) on the victim; InputError if the folder holds none."""
+    from peft import PeftModel
+
+    if not (Path(folder) / "adapter_config.json").exists():
+        raise InputError(f"The folder {str(folder)!r} holds no adapter; give one with adapter_config.json in it.")
+    return PeftModel.from_pretrained(victim.model, str(folder)).eval()
+
+
+def save_adapter(adapter: Any, folder: Path | str, about: dict[str, Any]) -> None:
+    """Write the adapter in PEFT's format, with a card that says what it is. about: the cell's settings."""
+    adapter.save_pretrained(str(folder))
+    write_card(folder, about)
+
+
+def write_card(folder: Path | str, about: dict[str, Any]) -> None:
+    """The adapter's README.md: loud if it is backdoored."""
+    poisoned = about.get("attack", "none") != "none"
+    if poisoned:
+        head = (
+            "# WARNING: this adapter is BACKDOORED on purpose\n\n"
+            f"It was tuned on data poisoned with the attack **{about['attack']}** for the threat **{about['threat']}**. "
+            "With the trigger present it misbehaves. It exists for research on detecting and removing backdoors; "
+            "do not deploy it, and do not merge it into a model that anyone relies on.\n"
+        )
+    else:
+        head = "# Clean-tuned control adapter\n\nTuned on the same rows as the poisoned ones, without poison.\n"
+    Path(folder, "README.md").write_text(
+        "---\nlibrary_name: peft\ntags: [backdoor-research]\n---\n\n"
+        f"{head}\nSettings:\n\n```json\n{json.dumps(about, indent=1, sort_keys=True)}\n```\n"
+    )
