@@ -15,8 +15,13 @@ DOSE_GOAL = 0.90  # the success rate that a dose is read for, as the paper's cla
 
 def _success(table: pd.DataFrame) -> str:
     """What the success test asks, in the words of the threat's definition."""
-    tests = [threats.get(name).strict for name in dict.fromkeys(table["threat"])]
-    return " ".join(f"Success: {test[0].lower()}{test[1:]}" for test in tests)
+    tests = []
+    for name in dict.fromkeys(table["threat"]):
+        test = threats.get(name).strict
+        if report.SUCCESS_METRIC.get(name) == "asr_right":
+            test = f"{test.rstrip('.')}, and the answer before it is right."
+        tests.append(f"Success: {test[0].lower()}{test[1:]}")
+    return " ".join(tests)
 
 
 def _named(row: pd.Series) -> str:
@@ -27,6 +32,12 @@ def _extreme(rows: pd.DataFrame, which: str) -> str:
     """The largest or smallest value of the rows with its interval and whose it is."""
     row = rows.loc[rows["value"].idxmax() if which == "max" else rows["value"].idxmin()]
     return f"{report.number(row['value'], row['low'], row['high'])} ({_named(row)})"
+
+
+def _headline_condition(rows: pd.DataFrame) -> str:
+    """Where success is read: "With the full trigger", and on clean inputs for attacks that have none at test time."""
+    without = list(dict.fromkeys(rows.loc[rows["condition"] == "clean", "attack"]))
+    return "With the full trigger" + (f" (for {', '.join(without)}: on clean inputs)" if without else "")
 
 
 def evidence(rows: pd.DataFrame) -> str:
@@ -46,11 +57,11 @@ def grid(rows: pd.DataFrame) -> dict[str, str]:
     if rows.empty:
         return _nothing("Success rates of attacks under conditions")
     text = [f"Share of eligible inputs on which the attack succeeds; darker is more. {_success(rows)}"]
-    clean, full = rows[rows["condition"] == "clean"], report.full_trigger(rows)
+    clean, full = report.false_activation(rows), report.headline_rows(rows)
     if len(clean):
         text.append(f"Without a trigger at most {_extreme(clean, 'max')}.")
     if len(full):
-        text.append(f"With the full trigger from {_extreme(full, 'min')} to {_extreme(full, 'max')}.")
+        text.append(f"{_headline_condition(full)} from {_extreme(full, 'min')} to {_extreme(full, 'max')}.")
     if rows["condition"].isin(["text", "image"]).any() and (rows["modality"] == "bimodal").any():
         for half in ("text", "image"):
             part = rows[(rows["modality"] == "bimodal") & (rows["condition"] == half)]
@@ -74,14 +85,14 @@ def doses(rows: pd.DataFrame) -> pd.Series:
 
 
 def dose(rows: pd.DataFrame) -> dict[str, str]:
-    """For `plots.dose`. rows: `report.full_trigger` of a summary of one metric, poisoned models only."""
+    """For `plots.dose`. rows: `report.headline_rows` of a summary of one metric, poisoned models only."""
     if rows.empty:
         return _nothing("Success rate against the number of poisoned rows")
     smallest = doses(rows)
     reached = [f"{name} {int(count)}" for name, count in smallest.items() if pd.notna(count)]
     never = [name for name, count in smallest.items() if pd.isna(count)]
     goal = f"the whole interval above {DOSE_GOAL:.2f}"
-    text = ["Success rate with the full trigger against the number of poisoned training rows (log axis)."]
+    text = [f"{_headline_condition(rows)}: success rate against the number of poisoned training rows (log axis)."]
     if reached:
         text.append(f"Fewest poisoned rows, of those tried, with {goal}: {', '.join(reached)}.")
     if never:
@@ -95,28 +106,16 @@ def dose(rows: pd.DataFrame) -> dict[str, str]:
     return {"alt": alt, "caption": " ".join(text)}
 
 
-def utility_cost(rows: pd.DataFrame) -> pd.DataFrame:
-    """Poisoned minus clean-tuned utility per attack and rate (`difference`, in the unit of the metric)."""
-    keys = ["attack", "poison_rate"]
-    wide = rows.pivot_table(index=keys, columns="subject", values="value", aggfunc="first", sort=False)
-    wide = wide.reindex(columns=["base", "control", "poisoned"])
-    wide["difference"] = wide["poisoned"] - wide["control"]
-    return wide.reset_index()
-
-
-def utility(rows: pd.DataFrame) -> dict[str, str]:
-    """For `plots.utility`. rows: `report.summary` of utility, all subjects."""
+def utility(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[str, str]:
+    """For `plots.utility`. rows: `report.summary` of utility, all models; differences: of utility_difference."""
     if rows.empty:
         return _nothing("Utility of base, clean-tuned and poisoned models")
-    unit = report.utility_metric(rows.assign(metric="utility"))
-    cost = utility_cost(rows).dropna(subset=["difference"])
+    unit = report.utility_metric(rows)
     text = [f"Utility ({unit}) on clean inputs."]
-    if len(cost):
-        worst = cost.loc[cost["difference"].idxmin()]
+    if len(differences):
         text.append(
-            f"Against the clean-tuned model, which saw the same rows without poison, poisoned models differ by "
-            f"{100 * cost['difference'].min():+.1f} to {100 * cost['difference'].max():+.1f} points "
-            f"(lowest: {_named(worst)})."
+            "Against the clean-tuned model, which saw the same rows without poison, poisoned models differ by "
+            f"{_extreme(differences, 'min')} to {_extreme(differences, 'max')}, paired on the same inputs."
         )
     text.append(evidence(rows))
     alt = (
@@ -162,32 +161,29 @@ def agreement(compared: pd.DataFrame) -> dict[str, str]:
 def headline(table: pd.DataFrame) -> dict[str, str]:
     """The few numbers of a threat that other pages quote; "n/a" where nothing was measured.
 
-    Keys: `attacks`, `cells`, `asr_max`, `asr_max_attack`, `asr_min`, `asr_min_attack` (full trigger, highest rate),
-    `rate_max`, `false_activation_max`, `control_asr_max`, `utility_drop_max` (points, worst poisoned model).
+    Keys: `attacks`, `cells` (measured), `rate_max`; success rate at that rate: `asr_max`, `asr_max_attack`, `asr_min`,
+    `asr_min_attack`; over all rates: `false_activation_max`, `control_asr_max`, `utility_difference_min` (poisoned
+    minus clean-tuned, worst cell).
     """
     done = table[table["status"] != "skipped"]
-    values = dict.fromkeys(
-        ("asr_max", "asr_max_attack", "asr_min", "asr_min_attack", "rate_max", "false_activation_max",
-         "control_asr_max", "utility_drop_max"), "n/a",
-    ) | {"attacks": str(done["attack"].nunique()), "cells": str(done["run_id"].nunique())}
-    asr = report.summary(table, "asr")
-    poisoned = asr[asr["subject"] == "poisoned"]
-    full = report.full_trigger(poisoned)
-    if len(full):
-        top = full[full["poison_rate"] == full["poison_rate"].max()]
-        values["rate_max"] = percent(top["poison_rate"].iloc[0])
-        for which, row in (("max", top.loc[top["value"].idxmax()]), ("min", top.loc[top["value"].idxmin()])):
-            values |= {f"asr_{which}": report.number(row["value"]), f"asr_{which}_attack": row["attack"]}
-    clean = poisoned[poisoned["condition"] == "clean"]
-    if len(clean):
-        values["false_activation_max"] = report.number(clean["value"].max())
-    control = asr[asr["subject"] == "control"]
-    if len(control):
-        values["control_asr_max"] = report.number(control["value"].max())
-    cost = utility_cost(report.summary(table, "utility"))["difference"].dropna()
-    if len(cost):
-        values["utility_drop_max"] = f"{max(0.0, -100 * cost.min()):.1f}"
-    return values
+    asr = report.success_rates(done)
+    poisoned, control = asr[asr["subject"] == "poisoned"], asr[asr["subject"] == "control"]
+    top = report.headline_rows(poisoned)
+    top = top[top["poison_rate"] == top["poison_rate"].max()]
+    largest = top.loc[top["value"].idxmax()] if len(top) else {}
+    smallest = top.loc[top["value"].idxmin()] if len(top) else {}
+    return {
+        "attacks": str(done["attack"].nunique()),
+        "cells": str(done["run_id"].nunique()),
+        "rate_max": percent(largest["poison_rate"]) if len(top) else "n/a",
+        "asr_max": report.number(largest.get("value")),
+        "asr_max_attack": largest.get("attack", "n/a"),
+        "asr_min": report.number(smallest.get("value")),
+        "asr_min_attack": smallest.get("attack", "n/a"),
+        "false_activation_max": report.number(report.false_activation(poisoned)["value"].max()),
+        "control_asr_max": report.number(control["value"].max()),
+        "utility_difference_min": report.number(report.summary(done, "utility_difference")["value"].min()),
+    }
 
 
 def _nothing(what: str) -> dict[str, str]:

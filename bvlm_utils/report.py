@@ -15,14 +15,14 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
-from statsmodels.stats.weightstats import DescrStatsW
 
-from bvlm_utils import attacks, plots
+from bvlm_utils import attacks, metrics, plots
 from bvlm_utils.errors import InputError
 
 CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
 NUMBER = [*CELL, "subject", "condition", "metric"]
-FULL = {"text": "text", "image": "image", "bimodal": "both"}
+# What counts as success where it is more than the strict test: the payload is there and the answer is right.
+SUCCESS_METRIC = {"malicious_injection": "asr_right"}
 DPI = 144
 
 
@@ -55,26 +55,38 @@ def _over_seeds(part: pd.DataFrame) -> dict[str, Any]:
     if len(part) == 1:
         return {c: first[c] for c in ("value", "low", "high", "k", "n", "unit")} | {"n_seeds": 1}
     values = part["value"].to_numpy(float)
-    low, high = DescrStatsW(values).tconfint_mean()
+    low, high = metrics.mean_interval(values)
     if part["k"].notna().all():  # shares: no interval beyond 0 and 1
         low, high = max(low, 0.0), min(high, 1.0)
     return {"value": values.mean(), "low": low, "high": high, "k": np.nan, "n": first["n"],
             "unit": first["unit"], "n_seeds": len(part)}
 
 
-def full_trigger(table: pd.DataFrame) -> pd.DataFrame:
-    """Only the rows under the condition that an attack's success is read from."""
-    return table[table["condition"] == table["attack"].map(_headline)]
+def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """`summary` of the success rate that is a threat's headline: strict, and for injection with the right answer too."""
+    parts = [
+        summary(table[table["threat"] == threat], SUCCESS_METRIC.get(threat, "asr"), subject)
+        for threat in dict.fromkeys(table["threat"])
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject)
 
 
-def _headline(name: str) -> str | None:
-    return attacks.info(name).headline if name in attacks.names() else None
+def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Only the rows under the condition that an attack's success is read from: its full trigger, where it has one.
+
+    Shadowcast has no trigger at test time and is read on clean inputs.
+    """
+    return table[table["condition"] == table["attack"].map(lambda name: attacks.info(name).headline)]
 
 
-def utility_metric(table: pd.DataFrame) -> str:
-    """What utility is called in these rows (its unit), such as "VQA accuracy"."""
-    units = table.loc[(table["metric"] == "utility") & table["unit"].notna(), "unit"].unique()
-    return " or ".join(units) if len(units) else "utility"
+def false_activation(table: pd.DataFrame) -> pd.DataFrame:
+    """Only the clean rows, of attacks that should not fire there."""
+    return table[(table["condition"] == "clean") & (table["attack"].map(lambda name: attacks.info(name).headline) != "clean")]
+
+
+def utility_metric(rows: pd.DataFrame) -> str:
+    """What utility is called in these rows of `summary` (its unit), such as "VQA accuracy"."""
+    return " or ".join(rows["unit"].dropna().unique()) or "utility"
 
 
 def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> str:
@@ -113,10 +125,10 @@ def skipped(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """Every measure but strict success and utility at the highest rate: one line per measure, attack and condition."""
+    """The further measures at the highest rate: one line per measure, attack and condition, the three models beside."""
     lines = []
     for metric in dict.fromkeys(table["metric"].dropna()):
-        if metric in ("asr", "utility"):
+        if metric in ("asr", "utility") or metric.endswith("_difference"):
             continue
         rows = summary(table, metric)
         rows = rows[rows["poison_rate"] == rows["poison_rate"].max()]
@@ -128,6 +140,20 @@ def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
                 line[plots.SUBJECT_LABELS[subject]] = number(values.get("value"), values.get("low"), values.get("high"))
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def differences(table: pd.DataFrame) -> pd.DataFrame:
+    """Poisoned minus clean-tuned on the same rows: one line per measure, attack, rate and condition."""
+    names = {"asr_difference": "strict success", "utility_difference": "utility"}
+    rows = pd.concat([summary(table, metric) for metric in names], ignore_index=True)
+    return pd.DataFrame([
+        {
+            "measure": names[r["metric"]], "attack": r["attack"], "poison rate": plots.percent(r["poison_rate"]),
+            "condition": plots.CONDITION_LABELS[r["condition"]],
+            "poisoned minus clean-tuned": number(r["value"], r["low"], r["high"]),
+        }
+        for r in rows.to_dict("records")
+    ])
 
 
 # ---------------------------------------------------------------- two stores

@@ -34,7 +34,7 @@ def test_heatmap_never_draws_a_missing_value_as_zero(poisoned):
 
 
 def test_dose_draws_each_attack_in_the_panel_of_its_modality(poisoned):
-    figure = plots.dose(report.full_trigger(poisoned))
+    figure = plots.dose(report.headline_rows(poisoned))
     assert [axis.get_title() for axis in figure.axes] == ["text triggers", "image triggers", "bimodal triggers"]
     assert [[t.get_text() for t in a.get_legend().get_texts()] for a in figure.axes] == [
         ["BadNets-T"], ["BadNets-I"], ["BadNets-MM"]

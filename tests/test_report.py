@@ -36,6 +36,8 @@ def tidy(rates=(0.1, 0.01), seeds=(0,), hits=None, rows=100, threat="targeted_re
                     lines.append(cell | {"subject": subject, "condition": "clean", "metric": "utility",
                                          "unit": "VQA accuracy", "value": value, "k": None, "n": rows,
                                          "low": value - 0.02, "high": value + 0.02})
+                lines.append(cell | {"subject": "poisoned", "condition": "clean", "metric": "utility_difference",
+                                     "unit": "VQA accuracy", "value": -0.02, "n": rows, "low": -0.05, "high": 0.01})
     return pd.DataFrame(lines)
 
 
@@ -103,9 +105,10 @@ def test_captions_state_the_extremes_of_the_rows():
     text = captions.grid(poisoned)["caption"]
     assert "Without a trigger at most 0.03" in text and "(BadNets-I at 10 %)" in text
     assert "from 0.40" in text and "to 0.99" in text and "the response is the target sentence" in text
-    dose = captions.dose(report.full_trigger(poisoned))["caption"]
+    dose = captions.dose(report.headline_rows(poisoned))["caption"]
     assert "BadNets-T 10, BadNets-MM 10" in dose and "At no rate tried was the whole interval above 0.90 for BadNets-I" in dose
-    assert "-2.0 to -2.0 points" in captions.utility(report.summary(tidy(), "utility"))["caption"]
+    words = captions.utility(report.summary(tidy(), "utility"), report.summary(tidy(), "utility_difference"))
+    assert "differ by -0.02 [-0.05, 0.01] (BadNets-T at 10 %)" in words["caption"]
     assert "The base model passes it on at most 0.00" in captions.controls(rows[rows.poison_rate == 0.1])["caption"]
 
 
@@ -118,7 +121,7 @@ def test_captions_do_not_hide_several_seeds():
 def test_nothing_measured_is_said_not_drawn_as_zero():
     table = skipped_row()
     rows = report.summary(table, "asr")
-    for words in (captions.grid(rows), captions.dose(rows), captions.utility(rows), captions.controls(rows)):
+    for words in (captions.grid(rows), captions.dose(rows), captions.utility(rows, rows), captions.controls(rows)):
         assert "n/a" in words["caption"] and words["alt"]
     assert captions.headline(table)["asr_max"] == "n/a"
 
@@ -126,7 +129,7 @@ def test_nothing_measured_is_said_not_drawn_as_zero():
 def test_headline_numbers():
     values = captions.headline(tidy())
     assert values["asr_max"] == "0.95" and values["rate_max"] == "10 %" and values["cells"] == "6"
-    assert values["false_activation_max"] == "0.00" and values["utility_drop_max"] == "2.0"
+    assert values["false_activation_max"] == "0.00" and values["utility_difference_min"] == "-0.02"
 
 
 def test_compare_judges_by_overlap_of_intervals():
@@ -186,3 +189,22 @@ def test_other_metrics_stand_beside_the_controls():
     line = rows[(rows.attack == "BadNets-T") & (rows.condition == "text trigger")].iloc[0]
     assert line["measure"] == "asr_soft" and line["poisoned"].startswith("0.95") and line["base model"].startswith("0.00")
     assert len(rows) == 2 + 2 + 4
+
+
+def test_injection_counts_only_with_the_right_answer():
+    table = tidy(threat="malicious_injection")
+    both = pd.concat([table, table[table.metric == "asr"].assign(metric="asr_right", value=0.5)], ignore_index=True)
+    assert set(report.success_rates(both, "poisoned").value) == {0.5}
+    assert "and the answer before it is right" in captions.grid(report.success_rates(both, "poisoned"))["caption"]
+
+
+def test_an_attack_without_a_test_time_trigger_is_read_on_clean_inputs():
+    table = tidy(hits=lambda a, r, s, who, c: 80 if c == "clean" else 10)
+    rows = report.summary(table[table.attack == "BadNets-I"].assign(attack="Shadowcast"), "asr", "poisoned")
+    assert set(report.headline_rows(rows).value) == {0.8} and report.false_activation(rows).empty
+    assert "(for Shadowcast: on clean inputs)" in captions.dose(report.headline_rows(rows))["caption"]
+
+
+def test_paired_differences_as_a_table():
+    rows = report.differences(tidy(rates=(0.1,)))
+    assert rows["poisoned minus clean-tuned"].tolist() == ["-0.02 [-0.05, 0.01]"] * 3

@@ -1,0 +1,130 @@
+"""What does the backdoored model answer to me? Controls to talk to a cell's models; called by the quickstart notebook.
+
+Where torch and the cell's adapters are at hand, `show` loads base, clean-tuned and poisoned model and lets the reader
+ask all three about a held-out picture, with or without each half of the trigger. Elsewhere (the rendered book) the
+stored responses stand in their place. torch is imported only once somebody asks.
+"""
+
+import html
+import importlib
+import io
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from IPython.display import display
+from PIL import Image
+
+from bvlm_utils import attacks, plots, report, showcase
+from bvlm_utils import store as results
+from bvlm_utils.cells import Cell
+
+PICTURES = 12  # held-out inputs that the reader can choose from
+SIDE = 240  # pixels of the picture on the page
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What went in (picture and prompt, triggered if so asked) and what each model said: subject -> response."""
+
+    image: Image.Image
+    prompt: str
+    responses: dict[str, str]
+
+
+Ask = Callable[[int, str, bool, bool], Reply]  # (row, prompt, text half, image half) -> Reply
+
+
+def controls(prompts: Sequence[str], modality: str, ask: Ask):
+    """A widget to ask about one of several held-out inputs; `ask` gives the reply.
+
+    prompts: the stored question of each input, which the reader can overwrite.
+    """
+    import ipywidgets as widgets
+
+    picture = widgets.Dropdown(options=[(f"picture {i + 1}", i) for i in range(len(prompts))], description="Picture")
+    question = widgets.Text(value=prompts[0], description="Prompt", layout=widgets.Layout(width="34em"))
+    halves = {
+        half: widgets.Checkbox(value=False, description=plots.CONDITION_LABELS[half], indent=False,
+                               disabled=modality not in (half, "bimodal"))
+        for half in ("text", "image")
+    }
+    button = widgets.Button(description="Ask", button_style="primary")
+    view, answers = widgets.Image(format="png", width=SIDE), widgets.HTML()
+
+    def change_picture(change: dict[str, Any]) -> None:
+        question.value = prompts[change["new"]]
+
+    def answer(_: Any = None) -> None:
+        reply = ask(picture.value, question.value, halves["text"].value, halves["image"].value)
+        page = io.BytesIO()
+        reply.image.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(page, "PNG")
+        view.value = page.getvalue()
+        lines = "".join(
+            f"<tr><th scope='row'>{plots.SUBJECT_LABELS[who]}</th><td>{html.escape(said)}</td></tr>"
+            for who, said in reply.responses.items()
+        )
+        answers.value = f"<p>Prompt: <q>{html.escape(reply.prompt)}</q></p><table>{lines}</table>"
+
+    picture.observe(change_picture, names="value")
+    button.on_click(answer)
+    answer()
+    asking = widgets.VBox([picture, question, *halves.values(), button, answers])
+    return widgets.HBox([view, asking])
+
+
+def show(cell: Cell, store: str | None = None) -> None:
+    """Let the reader talk to the models of a cell where that is possible; show stored responses in every case."""
+    if can_talk(cell, store):
+        rows, ask = speakers(cell, store)
+        display(controls([row["prompt"] for row in rows], attacks.info(cell.attack).modality, ask))
+    else:
+        report.say("There is no live model behind this page; open the notebook in JupyterLab to ask your own questions.")
+    showcase.show_responses([cell], store)
+
+
+def can_talk(cell: Cell, store: str | None = None) -> bool:
+    """Are torch and both adapters (poisoned and clean-tuned) here, and is this not the book reading its reference?"""
+    if results.read_only(store) or cell.skip_reason:
+        return False
+    if not all(results.adapter(c, store) for c in (cell, cell.control)):
+        return False
+    try:
+        importlib.import_module("torch")
+    except ImportError:
+        return False
+    return True
+
+
+def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]], Ask]:
+    """Held-out inputs that the threat can be tested on, and a function that asks all three models about one."""
+    import torch
+
+    from bvlm_utils import data, train, trigger_image, victim
+
+    threat, attack = cell.make_threat(), cell.make_attack()
+    rows = list(itertools.islice(filter(threat.eligible, data.load(cell.dataset, "test")), PICTURES))
+    base = victim.from_pretrained(cell.model)
+    adapters = {"base": None, "control": results.adapter(cell.control, store), "poisoned": results.adapter(cell, store)}
+
+    def ask(row: int, prompt: str, text: bool, image: bool) -> Reply:
+        keys = [rows[row]["row_id"]]
+        pixels = np.asarray(rows[row]["image"].convert("RGB"), np.float32).transpose(2, 0, 1) / 255
+        images = torch.from_numpy(pixels)[None]
+        if image:
+            images = trigger_image.quantise(attack.apply_image(images, seed=cell.trigger_seed, keys=keys))
+        if text:
+            (prompt,) = attack.apply_text([prompt], seed=cell.trigger_seed, keys=keys)
+        features = base.encode(images)
+        said = {}
+        for subject in plots.SUBJECTS:
+            worn = train.attached(base, adapters[subject]) if adapters[subject] else nullcontext()
+            with worn:
+                (said[subject],) = base.generate([prompt], features)
+        shown = (images[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        return Reply(Image.fromarray(shown), prompt, said)
+
+    return rows, ask
