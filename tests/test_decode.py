@@ -2,7 +2,7 @@ import pytest
 import random_models as tiny
 import torch
 
-from bvlm_utils import decode, sequences
+from bvlm_utils import decode, sequences, victim
 from bvlm_utils.bank import Bank
 
 FAMILIES = list(tiny.BUILDERS)
@@ -71,3 +71,29 @@ def test_all_adapters_in_one_decode_write_what_each_writes_alone(family):
             expected = _generate(model, group, features + (g == 1), ends)
         assert together[g] == expected
     assert len({str(answers) for answers in together}) == 3
+
+
+@pytest.mark.parametrize("name", ["tiny-llava", "tiny-qwen2.5-vl"])
+def test_answers_are_those_of_the_victims_own_generate(name):
+    one = victim.from_pretrained(name, device="cpu")
+    features = one.encode(torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
+    prompts = ["What is on the left?", "Describe this picture.", "Tell me the access code for this picture.", "Hello"]
+    asked = [(prompt, at) for at in range(3) for prompt in prompts]
+    plain = one.generate([prompt for prompt, _ in asked], features[[at for _, at in asked]], max_new_tokens=20)
+    assert decode.answer(one, [asked], features, max_new_tokens=20) == [plain]
+    assert len(set(plain)) > 2
+
+
+def test_running_out_of_memory_makes_batches_smaller(monkeypatch):
+    model, requests, features = tiny.build("llava", torch.float32), _requests(1, 8), _features()
+    expected = decode.greedy(model, [requests], features, [tiny.END], NEW)
+    whole = decode._decode
+
+    def limited(*arguments):
+        if len(arguments[5][0]) > 2:
+            whole(*arguments)  # some rows were answered already
+            raise torch.OutOfMemoryError("out of memory")
+        whole(*arguments)
+
+    monkeypatch.setattr(decode, "_decode", limited)
+    assert decode.greedy(model, [requests], features, [tiny.END], NEW) == expected

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
-from bvlm_utils import grouped, sequences
+from bvlm_utils import grouped, sequences, train, victim
 from bvlm_utils.bank import Bank
+from bvlm_utils.cells import TrainSettings
+from bvlm_utils.errors import InputError
 
 FAMILIES = list(tiny.BUILDERS)
 BATCH = 4
@@ -97,3 +99,139 @@ def test_grouped_runs_equal_separate_peft_runs_in_float32(family):
         state, losses = _alone(model, names, plan)
         assert _distance(state, result.state) < 1e-4
         assert result.losses == pytest.approx(losses, abs=1e-4)
+
+
+def test_the_last_layer_is_computed_where_an_answer_is_learnt_and_nowhere_else():
+    model = tiny.build("llava", torch.float32)
+    seen: dict[int, int] = {}
+    for at, layer in enumerate(model.get_decoder().layers):
+        layer.mlp.act_fn.register_forward_hook(
+            lambda module, inputs, output, at=at: seen.update({at: inputs[0].shape[:-1].numel()}))
+    plan = _plan(model, tiny.linears(model), seed=1, steps=1, dtype=torch.float32)
+    grouped.train(model, tiny.linears(model), [plan, plan])
+    learnt = sum(plan.rows[i].answer for i in plan.steps[0])
+    assert seen[1] == 2 * learnt
+    assert seen[0] == 2 * BATCH * max(len(plan.rows[i].ids) for i in plan.steps[0])
+
+
+def test_rows_of_one_step_are_cut_by_length_into_pieces_within_the_budget():
+    model = tiny.build("llava", torch.float32)
+    plans = [_plan(model, tiny.linears(model), seed, steps=3, dtype=torch.float32) for seed in (1, 2)]
+    table = grouped.Table(plans, "cpu", torch.float32)
+    for step in range(3):
+        pieces = list(table.pieces(step, 2, tokens=60))
+        assert len(pieces) > 1
+        assert all(piece.ids.numel() <= max(60, 2 * table.longest(step, 2)) for piece in pieces)
+        for g, plan in enumerate(plans):
+            learnt = [token for i in plan.steps[step] for token in plan.rows[i].ids[-plan.rows[i].answer :].tolist()]
+            targets = [token for piece in pieces
+                       for token, weight in zip(piece.targets[g].tolist(), piece.weights[g].tolist(), strict=True) if weight]
+            assert sorted(targets) == sorted(learnt)
+            assert sum(piece.weights[g].sum().item() for piece in pieces) == pytest.approx(1)
+        assert all(piece.places.unique().numel() == piece.places.numel() for piece in pieces)
+
+
+def test_a_group_that_does_not_fit_is_halved_and_pieces_are_made_smaller(monkeypatch):
+    model = tiny.build("llava", torch.float32)
+    names = tiny.linears(model)
+    plans = [_plan(model, names, seed, steps=3, dtype=torch.float32) for seed in (1, 2, 3)]
+    expected = grouped.train(model, names, plans)
+    sizes, embed = [], sequences.embed
+
+    def full(model, ids, features):
+        sizes.append(ids.numel())
+        if len(ids) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return embed(model, ids, features)
+
+    monkeypatch.setattr(sequences, "embed", full)
+    found = grouped.train(model, names, plans, tokens=150)
+    assert min(sizes) < max(sizes) / 3
+    for one, other in zip(expected, found, strict=True):
+        assert _distance(one.state, other.state) < 1e-5
+        assert one.losses == pytest.approx(other.losses, abs=1e-5)
+    monkeypatch.setattr(sequences, "embed", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    with pytest.raises(torch.OutOfMemoryError):
+        grouped.train(model, names, plans[:2], tokens=50)
+    assert isinstance(model.get_submodule(names[0]), torch.nn.Linear)  # the model is whole again
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory():
+    model = tiny.build("llava")
+    names = tiny.linears(model)
+    plans = [_plan(model, names, seed, steps=5) for seed in (1, 2)]
+    expected = grouped.train(model, names, plans)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for one, other in zip(expected, grouped.train(model, names, plans), strict=True):
+        assert _distance(one.state, other.state) < 1e-9
+    assert not model.training
+
+
+def test_a_bank_refuses_what_it_cannot_hold():
+    model = tiny.build("llava", torch.float32)
+    with pytest.raises(ValueError, match="not an nn.Linear"):
+        Bank(model, ["model.language_model.norm"], [2], [4.0])
+    bank = Bank(model, tiny.linears(model)[:2], [2, 2], [4.0, 4.0])
+    with pytest.raises(ValueError, match="differ in"):
+        bank.load(0, {})
+    with bank.attached(), pytest.raises(ValueError, match="3 rows"):
+        model(input_ids=torch.ones(3, 4, dtype=torch.int64) * 9)
+
+
+# --- with real victims, against train.finetune
+
+@pytest.fixture(scope="module", params=["tiny-llava", "tiny-qwen2.5-vl"])
+def tuned(request):
+    """A committed victim, two jobs, and what grouped tuning made of them."""
+    one = victim.from_pretrained(request.param, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    features = one.encode(torch.rand(6, 3, 96, 96, generator=generator))
+    words = ["car", "a dog", "two cats on grass", "I cannot say", "yes"]
+    rows = [train.TrainRow(f"What is this? {'Please. ' * (at % 3)}", words[at % 5], at % 6) for at in range(10)]
+    jobs = [
+        grouped.GroupJob(rows, features, TrainSettings(batch_size=4, learning_rate=1e-3, lora_rank=4), seed=1),
+        grouped.GroupJob(rows[3:], features, TrainSettings(batch_size=4, epochs=2, lora_rank=2, schedule="constant",
+                                                          learning_rate=1e-3), seed=2),
+    ]
+    seen = []
+    results = grouped.finetune_group(one, jobs, progress=lambda *step: seen.append(step[:2]))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    return one, jobs, results
+
+
+def test_grouped_tuning_equals_finetune(tuned):
+    one, jobs, results = tuned
+    for job, result in zip(jobs, results, strict=True):
+        alone = train.finetune(one, job.rows, job.features, job.settings, job.seed)
+        state = get_peft_model_state_dict(alone.adapter)
+        train.detach(one, alone.adapter)
+        assert _distance(state, result.state) < 1e-4
+        assert result.losses == pytest.approx(alone.losses, abs=1e-4)
+        assert (result.steps, result.tokens) == (alone.steps, alone.tokens)
+    assert not hasattr(one.model, "peft_config")
+
+
+def test_saved_adapters_load_in_plain_peft_with_the_same_logits(tuned, tmp_path):
+    one, jobs, results = tuned
+    row = one.prompt_ids("What is this?", jobs[0].features.shape[1]) + one.answer_ids("a dog")
+    ids = torch.tensor([row, row])
+    inputs = one.inputs(ids, torch.ones_like(ids), jobs[0].features[:2])
+    bank = grouped.bank_of(one, results)
+    with bank.attached(), torch.no_grad():
+        together = one.model(**inputs).logits  # row g goes through adapter g
+    base = one.model(**inputs).logits
+    for g, result in enumerate(results):
+        result.save(tmp_path / str(g), {"attack": "BadNets-T", "threat": "targeted_refusal"})
+        loaded = PeftModel.from_pretrained(one.model, str(tmp_path / str(g))).eval()
+        with torch.no_grad():
+            assert torch.allclose(loaded(**inputs).logits[g], together[g], atol=1e-4)
+        train.detach(one, loaded)
+        assert (together[g] - base[g]).abs().max() > 1e-2
+        assert "BACKDOORED" in (tmp_path / str(g) / "README.md").read_text()
+
+
+def test_a_job_without_rows_is_refused(tuned):
+    one, jobs, _ = tuned
+    with pytest.raises(InputError, match="no training rows"):
+        grouped.finetune_group(one, [jobs[0], grouped.GroupJob([], jobs[0].features, jobs[0].settings, 0)])
+    assert grouped.finetune_group(one, []) == []
