@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bvlm_utils import attacks, paths, stealth
+from bvlm_utils import attacks, stealth
 
 AMPLIFIED = 10  # times, in the difference pictures
 
@@ -110,7 +110,9 @@ def difference(clean: np.ndarray, triggered: np.ndarray) -> np.ndarray:
 def main(arguments: list[str] | None = None) -> None:
     """Command line: write the exhibit of a store and print the table."""
     parser = argparse.ArgumentParser(description="Apply all attacks to the same pictures and prompts.")
-    parser.add_argument("--store", default="local", help="store to write to (default: local)")
+    parser.add_argument(
+        "--store", default="local", help="store to write to: a name or a folder (default: local)"
+    )
     parser.add_argument(
         "--dataset", default="scenes-vqa", help="whose test rows are used (default: scenes-vqa)"
     )
@@ -120,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--surrogate", help="CLIP model, folder or hub id (default: data/models/tiny-clip)")
     parser.add_argument("--model", help="victim whose language model judges the prompts (default: nobody)")
     chosen = parser.parse_args(arguments)
+    from bvlm_utils import store as results
     from bvlm_utils import threats
 
     judge = None
@@ -128,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         judge = victim.from_pretrained(victim.resolve(chosen.model))
     table = write(
-        paths.RESULTS / chosen.store / "attacks",
+        results.folder(chosen.store) / "attacks",
         material(chosen.dataset, chosen.rows),
         threats.get("concept_substitution").target,
         chosen.surrogate,

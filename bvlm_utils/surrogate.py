@@ -71,7 +71,7 @@ class Surrogate:
 
 @lru_cache(maxsize=2)
 def load(name: str, device: str = "cpu") -> Surrogate:
-    """The CLIP checkpoint in a folder or under a hub id, frozen, float32. InputError where there is none."""
+    """A CLIP checkpoint (folder or hub id), frozen, float32. InputError where a folder holds none."""
     from transformers import CLIPModel
 
     if _offline(name) and not (Path(name) / "config.json").is_file():
@@ -104,10 +104,16 @@ def _offline(name: str) -> bool:
     return Path(name).exists() or name.count("/") != 1 or name.startswith((".", os.sep))
 
 
-def _image_settings(name: str) -> dict:
-    if _offline(name):
-        file = Path(name) / "preprocessor_config.json"
-        return json.loads(file.read_text()) if file.is_file() else {}
-    from transformers import AutoImageProcessor
+def _image_settings(name: str) -> dict[str, Any]:
+    """The settings of a checkpoint's image processor; {} where it was saved without one."""
+    if not _offline(name):
+        from transformers import AutoImageProcessor
 
-    return AutoImageProcessor.from_pretrained(name).to_dict()
+        return AutoImageProcessor.from_pretrained(name).to_dict()
+    # Since transformers 5 a processor keeps them in its own file; older checkpoints have a file for them alone.
+    together, alone = Path(name) / "processor_config.json", Path(name) / "preprocessor_config.json"
+    if together.is_file():
+        settings = json.loads(together.read_text())
+        if "image_processor" in settings:
+            return settings["image_processor"]
+    return json.loads(alone.read_text()) if alone.is_file() else {}

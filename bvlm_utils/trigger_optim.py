@@ -24,6 +24,7 @@ from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 from bvlm_utils.trigger_pictures import concept_pictures
 
+VERSION = 1  # raise when a computation changes: it is part of every cache key
 ROWS_AT_ONCE = 32  # images that share one PGD step; bounds the memory, does not change the result
 
 
@@ -323,6 +324,7 @@ def _describe(aim: Any) -> dict[str, Any]:
 
 
 def _cache_file(kind: str, described: Mapping[str, Any], suffix: str) -> Path:
+    described = {"version": VERSION, **described}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
     return paths.CACHE / "triggers" / kind / digest[:2] / (digest + suffix)
 

@@ -2,6 +2,7 @@
 were made?
 """
 
+import json
 import types
 
 import clip_checkpoint
@@ -161,6 +162,17 @@ def test_maba_darkens_and_paints_only_the_top_tenth(clip):
     assert abs(mask.float().mean() - 0.1) < 0.005
     pattern = trigger_image.ellipse_pattern(images, a.params)
     assert torch.allclose(out, torch.where(mask, 0.5 * images + 0.5 * pattern, images))
+
+
+@pytest.mark.parametrize(
+    "file, nest", [("processor_config.json", "image_processor"), ("preprocessor_config.json", None)]
+)
+def test_surrogate_normalises_as_its_processor_says(file, nest, tmp_path):
+    folder = clip_checkpoint.save(tmp_path)
+    settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / file).write_text(json.dumps({nest: settings} if nest else settings))
+    pixels = surrogate.load(folder).pixels(torch.full((1, 3, 32, 32), 0.6))
+    assert torch.allclose(pixels[0, :, 0, 0], torch.tensor([1.0, 0.8, 0.6]))
 
 
 def test_surrogate_resizes_and_refuses_a_folder_without_checkpoint(clip, tmp_path):
