@@ -289,7 +289,8 @@ def _run(bench: Bench, cell: Cell, place: Path) -> str:
         said["poisoned"] = _answers(bench, asked)
         clock.lap("generate")
         frame, unit = _judge(bench, cell, asked, said)
-        metrics = score.measure(frame, unit)
+        sample = bench.rows["test"][asked[0].positions[0]]
+        metrics = score.measure(frame, unit, score.keeps_answer(threat, sample))
         clock.lap("score")
         about = _about(bench, cell, clock) | _training(result) | {
             "n_poisoned": manifest.n_poisoned,
