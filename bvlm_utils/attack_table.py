@@ -148,8 +148,8 @@ NOISE_PATCH = Half(
     },
 )
 
-# Published: rate 1/255, thousands of COCO pictures; Dual-Key 20 epochs one by one, VL-Trojan 40 epochs in batches
-# of 32. Here the rate is ten times that, and the epochs are where the loss against tiny-clip is flat.
+# Published: rate 1/255, thousands of COCO pictures; Dual-Key 20 epochs one by one, VL-Trojan 40 epochs in
+# batches of 32. Here the rate is ten times that, and the epochs are where the loss against tiny-clip is flat.
 PATCH_SEARCH = {
     "patch_size": whole(30, 1, PUBLISHED_SIDE),
     "dataset": text("scenes-caption"),

@@ -110,7 +110,7 @@ def _image_settings(name: str) -> dict[str, Any]:
         from transformers import AutoImageProcessor
 
         return AutoImageProcessor.from_pretrained(name).to_dict()
-    # Since transformers 5 a processor keeps them in its own file; older checkpoints have a file for them alone.
+    # Since transformers 5 a processor keeps them in its own file; before, they had one for them alone.
     together, alone = Path(name) / "processor_config.json", Path(name) / "preprocessor_config.json"
     if together.is_file():
         settings = json.loads(together.read_text())
