@@ -29,9 +29,19 @@ def _named(row: pd.Series) -> str:
 
 
 def _extreme(rows: pd.DataFrame, which: str) -> str:
-    """The largest or smallest value of the rows with its interval and whose it is."""
-    row = rows.loc[rows["value"].idxmax() if which == "max" else rows["value"].idxmin()]
-    return f"{report.number(row['value'], row['low'], row['high'])} ({_named(row)})"
+    """The largest or smallest value of the rows with its interval, and whose it is."""
+    value = rows["value"].max() if which == "max" else rows["value"].min()
+    tied = rows[rows["value"] == value]
+    row, others = tied.iloc[0], len(tied) - 1
+    whose = "all" if len(tied) == len(rows) > 1 else _named(row) + (f" and {others} more" if others else "")
+    return f"{report.number(row['value'], row['low'], row['high'])} ({whose})"
+
+
+def _range(rows: pd.DataFrame) -> str:
+    """"from the smallest to the largest", or the one value that all have."""
+    if rows["value"].nunique() == 1:
+        return _extreme(rows, "max")
+    return f"from {_extreme(rows, 'min')} to {_extreme(rows, 'max')}"
 
 
 def _headline_condition(rows: pd.DataFrame) -> str:
@@ -61,7 +71,7 @@ def grid(rows: pd.DataFrame) -> dict[str, str]:
     if len(clean):
         text.append(f"Without a trigger at most {_extreme(clean, 'max')}.")
     if len(full):
-        text.append(f"{_headline_condition(full)} from {_extreme(full, 'min')} to {_extreme(full, 'max')}.")
+        text.append(f"{_headline_condition(full)} {_range(full)}.")
     if rows["condition"].isin(["text", "image"]).any() and (rows["modality"] == "bimodal").any():
         for half in ("text", "image"):
             part = rows[(rows["modality"] == "bimodal") & (rows["condition"] == half)]
@@ -100,8 +110,7 @@ def dose(rows: pd.DataFrame) -> dict[str, str]:
     text.append(evidence(rows))
     alt = (
         f"Line chart with intervals, one panel per trigger modality: success rate of {rows['attack'].nunique()} attacks "
-        f"at {rows['n_poisoned'].nunique()} numbers of poisoned rows, from {int(rows['n_poisoned'].min())} "
-        f"to {int(rows['n_poisoned'].max())}."
+        f"with {', '.join(str(int(n)) for n in sorted(rows['n_poisoned'].unique()))} poisoned rows."
     )
     return {"alt": alt, "caption": " ".join(text)}
 
@@ -115,7 +124,7 @@ def utility(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[str, str]:
     if len(differences):
         text.append(
             "Against the clean-tuned model, which saw the same rows without poison, poisoned models differ by "
-            f"{_extreme(differences, 'min')} to {_extreme(differences, 'max')}, paired on the same inputs."
+            f"{_range(differences)}, paired on the same inputs."
         )
     text.append(evidence(rows))
     alt = (

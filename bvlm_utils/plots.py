@@ -116,7 +116,7 @@ def heatmap(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def dose(table: pd.DataFrame, ylabel: str = "attack success rate, full trigger") -> Figure:
+def dose(table: pd.DataFrame, ylabel: str = "attack success rate") -> Figure:
     """Success rate against the number of poisoned rows, one panel per modality, one line per attack.
 
     table: rows of one metric and one subject under the attack's full trigger, with `n_poisoned`, `low`, `high`.
@@ -238,7 +238,7 @@ def agreement(compared: pd.DataFrame) -> Figure:
 def thresholds(table: pd.DataFrame) -> Figure:
     """Measured skills of the base models beside what was asked of them: one panel per model.
 
-    table: columns `model`, `name`, `value`, `threshold`.
+    table: columns `model`, `name`, `value`, `threshold` (NaN where nothing was asked for).
     """
     models = list(dict.fromkeys(table["model"]))
     if not models:

@@ -23,6 +23,10 @@ CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_po
 NUMBER = [*CELL, "subject", "condition", "metric"]
 # What counts as success where it is more than the strict test: the payload is there and the answer is right.
 SUCCESS_METRIC = {"malicious_injection": "asr_right"}
+# The measures of success other than a threat's headline, as a reader knows them.
+MEASURES = {
+    "asr": "strict test", "asr_soft": "soft test", "right": "answer right", "asr_right": "strict test and answer right",
+}
 DPI = 144
 
 
@@ -128,12 +132,12 @@ def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
     """The further measures at the highest rate: one line per measure, attack and condition, the three models beside."""
     lines = []
     for metric in dict.fromkeys(table["metric"].dropna()):
-        if metric in ("asr", "utility") or metric.endswith("_difference"):
+        if metric not in MEASURES or metric in {SUCCESS_METRIC.get(t, "asr") for t in table["threat"]}:
             continue
         rows = summary(table, metric)
         rows = rows[rows["poison_rate"] == rows["poison_rate"].max()]
         for (attack, condition), part in rows.groupby(["attack", "condition"], sort=False, dropna=False):
-            line = {"measure": metric, "attack": attack, "condition": plots.CONDITION_LABELS.get(condition, condition)}
+            line = {"measure": MEASURES[metric], "attack": attack, "condition": plots.CONDITION_LABELS.get(condition, condition)}
             for subject in (s for s in plots.SUBJECTS if s in set(table["subject"])):
                 found = part[part["subject"] == subject]
                 values = found.iloc[0] if len(found) else {}

@@ -103,13 +103,13 @@ def test_captions_state_the_extremes_of_the_rows():
     rows = report.summary(tidy(hits=hits), "asr")
     poisoned = rows[rows.subject == "poisoned"]
     text = captions.grid(poisoned)["caption"]
-    assert "Without a trigger at most 0.03" in text and "(BadNets-I at 10 %)" in text
+    assert "Without a trigger at most 0.03" in text and "(BadNets-I at 10 % and 1 more)" in text
     assert "from 0.40" in text and "to 0.99" in text and "the response is the target sentence" in text
     dose = captions.dose(report.headline_rows(poisoned))["caption"]
     assert "BadNets-T 10, BadNets-MM 10" in dose and "At no rate tried was the whole interval above 0.90 for BadNets-I" in dose
     words = captions.utility(report.summary(tidy(), "utility"), report.summary(tidy(), "utility_difference"))
-    assert "differ by -0.02 [-0.05, 0.01] (BadNets-T at 10 %)" in words["caption"]
-    assert "The base model passes it on at most 0.00" in captions.controls(rows[rows.poison_rate == 0.1])["caption"]
+    assert "differ by -0.02 [-0.05, 0.01] (all)" in words["caption"]
+    assert "The base model passes it on at most 0.00 [0.00, 0.04] (all)" in captions.controls(rows[rows.poison_rate == 0.1])["caption"]
 
 
 def test_captions_do_not_hide_several_seeds():
@@ -187,7 +187,7 @@ def test_other_metrics_stand_beside_the_controls():
     soft = table[table.metric == "asr"].assign(metric="asr_soft")
     rows = report.other_metrics(pd.concat([table, soft], ignore_index=True))
     line = rows[(rows.attack == "BadNets-T") & (rows.condition == "text trigger")].iloc[0]
-    assert line["measure"] == "asr_soft" and line["poisoned"].startswith("0.95") and line["base model"].startswith("0.00")
+    assert line["measure"] == "soft test" and line["poisoned"].startswith("0.95") and line["base model"].startswith("0.00")
     assert len(rows) == 2 + 2 + 4
 
 
