@@ -22,6 +22,8 @@ from bvlm_utils.trigger_pictures import picture_path
 
 VERSION = 1  # raise when training, generation or scoring changes what the same settings give
 CONTROL = "none"  # threat and attack of a clean-tuned control
+# What optimised triggers are computed with if a cell does not say: the CLIP model that matches the victim's size.
+SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 SCHEDULES = ("cosine", "constant")
 
 
@@ -59,7 +61,8 @@ class Cell:
 
     model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs from the
     defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances. negatives:
-    half-triggered rows per poisoned one (bimodal attacks). test_rows: eligible held-out rows per condition.
+    half-triggered rows per poisoned one (bimodal attacks). surrogate: folder or hub id of the CLIP model of optimised
+    triggers; if empty, tiny-clip, and CLIP-L at 336 pixels for victims from the hub. test_rows: eligible held-out rows per condition.
     """
 
     model: str
@@ -72,12 +75,13 @@ class Cell:
     threat_params: Mapping[str, Any] = field(default_factory=dict)
     trigger_seed: int = 0
     negatives: float = 0.0
+    surrogate: str = ""
     train_rows: int = 6000
     test_rows: int = 200
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
-        for name in ("model", "dataset", "threat", "attack"):
+        for name in ("model", "dataset", "threat", "attack", "surrogate"):
             if not isinstance(getattr(self, name), str):
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be a name.")
         _number(self, "poison_rate", 0, 1)
@@ -114,7 +118,8 @@ class Cell:
 
     def make_attack(self) -> Attack:
         """The attack, aimed at the threat's target; computing it needs torch, making it does not."""
-        return attacks.get(self.attack, target=self.make_threat().target, **self.attack_params)
+        surrogate = models.resolve(self.surrogate or (HUB_SURROGATE if models.is_hub_id(self.model) else SURROGATE))
+        return attacks.get(self.attack, self.make_threat().target, surrogate, **self.attack_params)
 
     @property
     def modality(self) -> str:
@@ -158,6 +163,7 @@ class Cell:
         }
         # a model folder or a data file may be called by different paths: its digest tells what it is
         found["model"], found["dataset"] = short_name(self.model), short_name(self.dataset)
+        del found["surrogate"]
         if self.is_control:
             del found["test_rows"], found["trigger_seed"]
             return found

@@ -229,7 +229,7 @@ def _papermill(job: Job, place: Path, output: Path, log: Path) -> str | None:
             with _stderr_to(log), _importable():
                 papermill.execute_notebook(
                     str(job.notebook), str(output), parameters={**job.parameters, "store": str(place)},
-                    kernel_name="python3", language="python", progress_bar=False, cwd=str(paths.NOTEBOOKS),
+                    kernel_name="python3", language="python", progress_bar=False,
                     start_timeout=START_SECONDS,
                 )
             return None

@@ -1,0 +1,188 @@
+"""A store holds complete records or none, whatever happens, and tells what does not belong."""
+
+import json
+import os
+import socket
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bvlm_utils import paths, poison, store
+from bvlm_utils.cells import Cell
+from bvlm_utils.errors import InputError
+
+
+def cell(rate=0.1, **values):
+    return Cell("tiny-llava", "scenes-vqa", "targeted_refusal", "BadNets-T", rate, **values)
+
+
+def record(value=0.5, **others):
+    number = {"subject": "poisoned", "condition": "clean", "metric": "asr", "value": value, "k": 1, "n": 2, "low": 0.1,
+              "high": 0.9, "unit": "share"}
+    return {"status": "done", "modality": "text", "n_poisoned": 3, "metrics": [number], "provenance": {}, **others}
+
+
+def test_what_is_written_is_read(tmp_path):
+    manifest = poison.Manifest((poison.PoisonedRow(0, "a", "poisoned", "text", "p", "q"),), 10, 5, 0)
+    store.write(cell(), tmp_path, record(), manifest=manifest)
+    assert store.has(cell(), tmp_path) and not store.has(cell(0.2), tmp_path)
+    assert store.manifest(cell(), tmp_path) == manifest
+    (line,) = store.collect(tmp_path).to_dict("records")
+    assert (line["run_id"], line["value"], line["n_poisoned"], line["poison_rate"]) == (cell().run_id, 0.5, 3, 0.1)
+    assert list(store.collect(tmp_path)) == store.COLUMNS
+
+
+def test_an_empty_store_gives_an_empty_table(tmp_path):
+    assert store.collect(tmp_path / "none").empty and list(store.collect(tmp_path / "none")) == store.COLUMNS
+
+
+def test_a_record_that_is_there_stays_unless_replaced(tmp_path):
+    store.write(cell(), tmp_path, record(0.1))
+    store.write(cell(), tmp_path, record(0.2))
+    assert store.collect(tmp_path)["value"].tolist() == [0.1]
+    store.write(cell(), tmp_path, record(0.2), replace=True)
+    assert store.collect(tmp_path)["value"].tolist() == [0.2]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_dying_at_any_step_of_writing_leaves_the_old_state(tmp_path, monkeypatch, replace):
+    if replace:
+        store.write(cell(), tmp_path, record(0.1))
+    before = store.collect(tmp_path)
+
+    def die(folder):
+        folder.mkdir()
+        (folder / "half").write_text("half")
+        raise Killed
+
+    with pytest.raises(Killed):
+        store.write(cell(), tmp_path, record(0.2), save_adapter=die, replace=replace)
+    assert store.collect(tmp_path).equals(before)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(store.json, "dumps", lambda *a, **k: (_ for _ in ()).throw(Killed()))
+        store.write(cell(), tmp_path, record(0.2), replace=replace)
+    assert store.collect(tmp_path).equals(before)
+
+
+def test_leftovers_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path):
+    host = socket.gethostname()
+    dead, living = f"{store.PARTIAL}{host}+999999999+x", f"{store.PARTIAL}{host}+{os.getppid()}+x"
+    other, old = f"{store.PARTIAL}elsewhere+1+x", f"{store.PARTIAL}elsewhere+1+y"
+    for name in (dead, living, other, old):
+        (tmp_path / "examples" / name).mkdir(parents=True)
+    os.utime(tmp_path / "examples" / old, (0, 0))
+    store.clean(tmp_path)
+    assert {p.name for p in (tmp_path / "examples").iterdir()} == {living, other}
+
+
+def test_a_folder_with_another_cell_is_refused(tmp_path):
+    place = store.write(cell(), tmp_path, record())
+    os.rename(place, tmp_path / cell(0.2).run_id)
+    with pytest.raises(InputError, match=r"0\.1.*0\.2|rename or delete"):
+        store.collect(tmp_path)
+    with pytest.raises(InputError, match="rename or delete"):
+        store.has(cell(0.2), tmp_path)
+    text = (tmp_path / cell(0.2).run_id / "record.json").read_text()
+    (tmp_path / cell(0.2).run_id / "record.json").write_text(text.replace(cell().run_id, cell(0.2).run_id))
+    with pytest.raises(InputError, match="differs in poison_rate"):
+        store.has(cell(0.2), tmp_path)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    place = store.write(cell(), tmp_path, record())
+    (place / "record.json").write_text("{")
+    with pytest.raises(InputError, match=cell().run_id):
+        store.collect(tmp_path)
+
+
+def test_nothing_but_numbers_is_written_as_a_number(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        store.write(cell(), tmp_path, record(float("nan")))
+    assert not store.has(cell(), tmp_path) and not list(tmp_path.iterdir())
+
+
+def test_a_success_forgets_the_failure(tmp_path):
+    store.write_failure(cell(), tmp_path, "Traceback\nValueError: no")
+    assert store.failures(tmp_path) == {cell().run_id: "Traceback\nValueError: no"}
+    store.write(cell(), tmp_path, record())
+    assert store.failures(tmp_path) == {}
+
+
+def test_the_reference_is_read_only_where_the_book_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    store.write(cell(), "reference", record())
+    monkeypatch.setenv("BVLM_STORE", "reference")
+    assert store.folder() == tmp_path / "reference" and store.read_only() and not store.read_only("local")
+    with pytest.raises(InputError, match="reference"):
+        store.write(cell(0.2), None, record())
+
+
+def test_names_of_stores(tmp_path, monkeypatch):
+    monkeypatch.delenv("BVLM_STORE", raising=False)
+    assert store.folder() == paths.RESULTS / "local" and store.folder("smoke") == paths.RESULTS / "smoke"
+    assert store.folder(f"{tmp_path}/x/") == tmp_path / "x"
+    with pytest.raises(InputError):
+        store.folder("..")
+
+
+def test_no_path_of_this_machine_is_in_a_record(tmp_path):
+    folder = tmp_path / "some-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    one = Cell(str(folder), "scenes-vqa", "targeted_refusal", "BadNets-T", 0.1)
+    place = store.write(one, tmp_path / "store", record(provenance=store.provenance()))
+    assert str(tmp_path) not in (place / "record.json").read_text()
+    assert store.has(one, tmp_path / "store")
+
+
+def test_provenance_has_no_git_revision_outside_a_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert "git_revision" not in store.provenance() and store.provenance()["packages"]["numpy"] == np.__version__
+
+
+def test_cached_makes_once(tmp_path):
+    made = []
+    for _ in range(2):
+        assert store.cached(tmp_path, "k", lambda: made.append(1) or ["é"]) == ["é"]
+    assert made == [1]
+
+
+def test_examples_come_back(tmp_path):
+    clean = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
+    assert store.examples(cell(), tmp_path) is None
+    store.write_examples(cell(), tmp_path, clean, 255 - clean, [("a", "a b")] * 3)
+    got, triggered, prompts = store.examples(cell(0.2, seed=3), tmp_path)  # rate and seed do not change the trigger
+    assert (got == clean).all() and (triggered == 255 - clean).all() and prompts == [("a", "a b")] * 3
+    assert store.examples(cell(trigger_seed=1), tmp_path) is None
+
+
+rates = st.sampled_from([0.0, 0.01, 0.1, 1.0])
+steps = st.lists(st.tuples(rates, st.floats(0, 1), st.sampled_from(["write", "replace", "fail", "die"])), max_size=8)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps)
+def test_the_table_is_what_was_written_last(tmp_path_factory, done):
+    place, expected = tmp_path_factory.mktemp("store"), {}
+    for rate, value, what in done:
+        one = cell(rate)
+        if what == "fail":
+            store.write_failure(one, place, "no")
+        elif what == "die":
+            with pytest.raises(Killed):
+                store.write(one, place, record(value), replace=True, save_adapter=lambda _: (_ for _ in ()).throw(Killed()))
+        else:
+            store.write(one, place, record(value), replace=what == "replace")
+            if what == "replace" or one.run_id not in expected:
+                expected[one.run_id] = value
+    table = store.collect(place)
+    assert dict(zip(table["run_id"], table["value"], strict=True)) == expected
+    assert json.loads(json.dumps(expected)).keys() == {c["run_id"] for c in store.records(place)}
+    assert not any(left.name.startswith(store.PARTIAL) for left in place.iterdir())
