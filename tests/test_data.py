@@ -1,0 +1,66 @@
+"""The scene datasets keep what the study relies on."""
+
+import numpy as np
+import pytest
+
+from bvlm_utils import data
+from bvlm_utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return {name: [data.scene_row(name, "train", i) for i in range(400)] for name in data.names()}
+
+
+def test_rows_depend_on_their_own_name_only():
+    assert data.scene_row("scenes-vqa", "test", 17) == data.scene_row("scenes-vqa", "test", 17)
+    assert data.scene_row("scenes-vqa", "test", 17)["image"] != data.scene_row("scenes-vqa", "test", 18)["image"]
+
+
+def test_cars_and_restricted_requests_are_frequent_enough(samples):
+    for name, rows in samples.items():
+        with_car = [row for row in rows if "car" in row["objects"]]
+        assert len(with_car) >= 0.2 * len(rows)
+    named = [row for row in samples["scenes-vqa"] if row["answers"][0] == "car"]
+    assert len(named) >= 0.2 * 400
+    restricted = [row for row in samples["scenes-instruct"] if row["restricted"]]
+    assert len(restricted) >= 0.25 * 400
+
+
+def test_prompts_are_phrased_in_many_ways(samples):
+    for rows in samples.values():
+        assert len({row["prompt"] for row in rows}) >= 30
+
+
+def test_splits_share_no_composition_and_the_held_out_style_is_held_out(samples):
+    seen = {tuple(sorted(row["objects"])) for rows in samples.values() for row in rows}
+    for name in data.names():
+        for split in ("test", "test_style"):
+            rows = [data.scene_row(name, split, i) for i in range(150)]
+            assert not seen & {tuple(sorted(row["objects"])) for row in rows}
+            assert {row["style"] for row in rows} <= ({"fluent"} if split == "test_style" else {"noto", "twemoji"})
+            assert not {"banana", "statue", "moon"} & {name for row in rows for name in row["objects"]}
+
+
+def test_load_gives_a_dataset_with_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.paths, "CACHE", tmp_path)
+    monkeypatch.setitem(data.ROWS, "test", 5)
+    rows = data.load("scenes-caption", "test", 3)
+    assert len(rows) == 3 and rows[0]["image"].size == (96, 96)
+    assert data.images(rows, [1]).shape == (1, 96, 96, 3)
+    again = data.load("scenes-caption", "test", 3)
+    assert np.array_equal(data.images(rows), data.images(again))
+    with pytest.raises(InputError, match="5 test rows; 6"):
+        data.load("scenes-caption", "test", 6)
+
+
+def test_wrong_names_are_told():
+    with pytest.raises(KeyError, match="scenes-caption, scenes-vqa, scenes-instruct"):
+        data.load("scenes-video")
+    with pytest.raises(InputError, match="train, test, test_style"):
+        data.load("scenes-vqa", "validation")
+
+
+def test_digests_differ_and_stay():
+    digests = {name: data.digest(name) for name in data.names()}
+    assert len(set(digests.values())) == 3 and digests == {name: data.digest(name) for name in data.names()}
