@@ -380,9 +380,9 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
         line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
         value = part.set_index(["subject", "condition", "metric"])["value"]
         for condition in ("clean", "text", "image", "both"):
-            line[f"ASR {condition}"] = value.get(("poisoned", condition, "asr"))
+            line[f"ASR {condition}"] = value.get(("poisoned", condition, "asr"), float("nan"))
         for subject in ("poisoned", "control"):
-            line[f"utility {subject}"] = value.get((subject, "clean", "utility"))
+            line[f"utility {subject}"] = value.get((subject, "clean", "utility"), float("nan"))
         lines.append(line | {"run_id": run_id})
     return pd.DataFrame(lines)
 

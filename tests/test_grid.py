@@ -1,0 +1,198 @@
+"""A grid is checked as a whole, survives being killed, and says in its exit code and words what happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import yaml
+
+from bvlm_utils import grid, paths, store, study, threats
+from bvlm_utils.errors import InputError
+
+SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
+
+
+def write(folder, *jobs, **others):
+    file = folder / "grid.yml"
+    file.write_text(yaml.safe_dump({"jobs": list(jobs), **others}))
+    return file
+
+
+def job(notebook="targeted_refusal", **parameters):
+    return {"notebook": notebook, "parameters": {**SMALL, **parameters}}
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "bvlm_utils.grid", *map(str, arguments)]
+
+
+# ---------------------------------------------------------------- reading
+
+def test_the_quick_grid_is_the_one_that_the_readme_promises():
+    jobs, named = grid.load(paths.GRIDS / "quick.yml")
+    cells = [cell for one in jobs for cell in one.cells]
+    assert named is None and {c.threat for c in cells} == {"targeted_refusal", "malicious_injection"}
+    assert {c.attack for c in cells} == {"BadNets-T", "BadNets-I", "BadNets-MM"}
+    assert len({c.control.run_id for c in cells}) == 1
+
+
+def test_the_published_grid_asks_for_the_data_that_it_needs():
+    with pytest.raises(InputError, match="llava_instruct.json"):
+        grid.load(paths.GRIDS / "paper.yml")
+
+
+@pytest.mark.parametrize("name", threats.names())
+def test_cells_of_a_job_are_those_that_its_notebook_makes(name, tmp_path):
+    """The notebook calls `study.cells` with each of its parameters under its own name."""
+    notebook = paths.NOTEBOOKS / f"{name}.ipynb"
+    declared = grid.parameters_of(notebook)
+    code = next(c for c in json.loads(notebook.read_text())["cells"] if "study.cells(" in "".join(c["source"]))["source"]
+    call = "".join(code).partition("cells = ")[2].partition("\ntable")[0]
+    made = eval(call, {"study": study, **{n: default for n, (_, default) in declared.items()}})
+    ((one,), _) = grid.load(write(tmp_path, {"notebook": name}))
+    assert list(one.cells) == made
+
+
+def test_each_and_shards_make_jobs(tmp_path):
+    entry = job(attacks=["BadNets-T", "BadNets-I", "BadNets-MM"]) | {"each": {"seeds": [[0], [1]]}, "attacks_per_job": 2}
+    jobs, _ = grid.load(write(tmp_path, entry))
+    assert [(one.parameters["seeds"], one.parameters["attacks"]) for one in jobs] == [
+        (seeds, attacks) for seeds in ([0], [1]) for attacks in (["BadNets-T", "BadNets-I"], ["BadNets-MM"])
+    ]
+    assert len({one.name for one in jobs}) == 4
+
+
+BAD = [
+    (job(atacks=["BadNets-T"]), "atacks"), (job(attacks=["BadNet"]), "'BadNet'"), (job(attacks="BadNets-T"), "attacks"),
+    (job(poison_rates=[1.5]), "1.5"), (job(poison_rates=[-0.1]), "-0.1"), (job(model="gpt"), "'gpt'"),
+    (job("refusal"), "'refusal'"), (job("quickstart"), "'quickstart'"), (job(dataset="scenes"), "'scenes'"),
+    (job(train_rows=1.5), "train_rows"), (job(seeds=["a"]), "seed"), ({**job(), "shards": 2}, "shards"),
+    ({**job(), "attacks_per_job": 0}, "attacks_per_job"), ({**job(), "each": {"seeds": 1}}, "each.seeds"), ("x", "job 2"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "words"), BAD)
+def test_a_wrong_job_is_refused_before_anything_runs(tmp_path, capsys, wrong, words):
+    """The first job is good, and is not run either."""
+    code = grid.main(["run", str(write(tmp_path, job(), wrong)), "--store", f"{tmp_path}/store"])
+    said = capsys.readouterr()
+    assert code == 2 and words in said.err and "job 2" in said.err and len(said.err.splitlines()) == 1
+    assert said.out == "" and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("jobs: [", "YAML"), ("", "grid"), ("jobs: []", "jobs"), ("job: []", "'job'"), ("jobs: 3", "jobs"),
+])
+def test_a_wrong_file_is_refused(tmp_path, capsys, text, words):
+    file = tmp_path / "grid.yml"
+    file.write_text(text)
+    assert grid.main(["run", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == 1
+    assert grid.main(["status", str(tmp_path / "none.yml")]) == 2
+
+
+def test_a_dry_run_lists_cells_and_runs_nothing(tmp_path, capsys):
+    file = write(tmp_path, job(attacks=["BadNets-T"]))
+    assert grid.main(["run", str(file), "--dry-run", "--store", f"{tmp_path}/store"]) == 0
+    ((one,), _) = grid.load(file)
+    assert one.cells[0].run_id in capsys.readouterr().out and not (tmp_path / "store").exists()
+
+
+# ---------------------------------------------------------------- running
+
+def test_status_and_table(tmp_path, capsys):
+    file = write(tmp_path, job(attacks=["BadNets-T", "Shadowcast"]))
+    ((one,), _) = grid.load(file)
+    place = tmp_path / "store"
+    study.run_cells([c for c in one.cells if c.attack == "Shadowcast"], place)
+    store.write_failure(one.cells[0], place, "Traceback\nValueError: no luck")
+    assert grid.main(["status", str(file), "--store", f"{place}/"]) == 0
+    said = capsys.readouterr().out
+    assert "1 skipped, 1 failed" in said and "no luck" in said
+    assert grid.main(["table", str(file), "--store", f"{place}/"]) == 0
+    said = capsys.readouterr().out
+    assert "Shadowcast" in said and "skipped" in said and "n/a" in said
+
+
+def test_a_failing_notebook_does_not_stop_the_grid(tmp_path, capsys, monkeypatch):
+    """A kernel that fails is started once more; then the next job has its turn, and the exit code is 1."""
+    import papermill
+
+    tried = []
+
+    def execute(source, output, parameters, **_):
+        tried.append(parameters["attacks"])
+        if parameters["attacks"] == ["BadNets-T"]:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        study.run_cells(grid.load(file)[0][1].cells, parameters["store"])
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    file = write(tmp_path, job(attacks=["BadNets-T"]), job(attacks=["Shadowcast"]))
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 1
+    assert tried == [["BadNets-T"], ["BadNets-T"], ["Shadowcast"]]
+    said = capsys.readouterr().out
+    assert "FAILED" in said and "Kernel died" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
+
+
+def test_a_notebook_that_leaves_no_record_has_failed(tmp_path, capsys, monkeypatch):
+    import papermill
+
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: None)
+    file = write(tmp_path, job(attacks=["BadNets-T"]))
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 1
+    assert "no record" in capsys.readouterr().out
+
+
+def start(file, place):
+    return subprocess.Popen(command("run", file, "--store", f"{place}/"), cwd=paths.ROOT, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(what, process, seconds=240):
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.1)
+    return found
+
+
+def test_a_killed_grid_resumes(tmp_path, capsys):
+    """SIGTERM while the kernel starts, SIGKILL after the first cell, then a run to the end: nothing lost, nothing twice."""
+    file, place = write(tmp_path, job(attacks=["BadNets-T", "BadNets-I"])), tmp_path / "store"
+    ((one,), _) = grid.load(file)
+
+    first = start(file, place)
+    children = wait_for(lambda: psutil.Process(first.pid).children(recursive=True), first)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 128 + signal.SIGTERM
+    assert "Stopped by SIGTERM" in first.stdout.read()
+    assert not psutil.wait_procs(children, timeout=10)[1], "the kernel outlived the runner"
+
+    second = start(file, place)
+    record = place / one.cells[0].run_id / "record.json"
+    wait_for(record.is_file, second)
+    children = psutil.Process(second.pid).children(recursive=True)
+    os.kill(second.pid, signal.SIGKILL)
+    second.wait(60)
+    assert not psutil.wait_procs(children, timeout=30)[1], "the kernel outlived the runner"
+    store.collect(place)  # every record is complete
+    kept = {path: path.stat().st_mtime_ns for path in place.glob("*/record.json")}
+    assert record in kept and place / one.cells[1].run_id / "record.json" not in kept
+
+    done = subprocess.run(command("run", file, "--store", f"{place}/"), cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 to run" in done.stdout and "Every cell has its record." in done.stdout
+    assert done.stderr == "" and "Warning" not in done.stdout
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert set(store.collect(place)["run_id"]) == {cell.run_id for cell in one.cells}
+    assert not list(place.glob(f"**/{store.PARTIAL}*"))
+    assert (place / "notebooks" / f"{one.name}.ipynb").is_file()
+    assert grid.main(["run", str(file), "--store", f"{place}/"]) == 0
+    assert "0 to run" in capsys.readouterr().out
