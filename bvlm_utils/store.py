@@ -65,7 +65,7 @@ def folder(store: str | Path | None = None) -> Path:
 
 def read_only(store: str | Path | None = None) -> bool:
     """Is this the committed reference, opened by the book? Then nothing is trained or written."""
-    return os.environ.get(VARIABLE) == REFERENCE and folder(store) == folder(REFERENCE)
+    return os.environ.get(VARIABLE) == REFERENCE and folder(store).resolve() == folder(REFERENCE).resolve()
 
 
 def has(cell: Cell, store: str | Path | None = None) -> bool:
