@@ -1,8 +1,10 @@
-"""How do many LoRA adapters share one frozen base? A bank of stacked adapters; called by `grouped` and `decode`.
+"""How do many LoRA adapters share one frozen base? A bank of stacked adapters; called by `grouped` and
+`decode`.
 
-The model sees G * b rows, group after group. While a bank is attached, each `nn.Linear` that PEFT would wrap views its
-input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021, section 4.1). The base
-product stays one large matrix product over all rows. Nothing else of the model changes, so any architecture works.
+The model sees G * b rows, group after group. While a bank is attached, each `nn.Linear` that PEFT would wrap
+views its input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021,
+section 4.1). The base product stays one large matrix product over all rows. Nothing else of the model
+changes, so any architecture works.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +20,9 @@ PREFIX = "base_model.model."  # how PEFT's files name a module of the wrapped mo
 class _Product(torch.autograd.Function):
     """x W^T + bias + scale_g x A_g^T B_g, and its gradients, with as few passes over the rows as possible.
 
-    Autograd alone needs twice the time: it keeps the scaled and unscaled products apart, adds them in passes of their
-    own and multiplies transposed thin matrices, which is slow. W gets no gradient; A's and B's are added to the bank's.
+    Autograd alone needs twice the time: it keeps the scaled and unscaled products apart, adds them in passes
+    of their own and multiplies transposed thin matrices, which is slow. W gets no gradient; A's and B's are
+    added to the bank's.
     """
 
     @staticmethod
@@ -63,9 +66,20 @@ class _Linear(nn.Module):
         bank = self.bank[0]
         k, at = bank.active, bank.slots[self.name]
         if x.shape[0] % k:
-            raise ValueError(f"{x.shape[0]} rows cannot be split over {k} adapters; give each adapter as many rows.")
-        return _Product.apply(x, bank.anchor, self.base.weight, self.base.bias, bank.a[at][:k], bank.b[at][:k],
-                              bank.scale[:k], bank.grad_a[at][:k], bank.grad_b[at][:k])
+            raise ValueError(
+                f"{x.shape[0]} rows cannot be split over {k} adapters; give each adapter as many rows."
+            )
+        return _Product.apply(
+            x,
+            bank.anchor,
+            self.base.weight,
+            self.base.bias,
+            bank.a[at][:k],
+            bank.b[at][:k],
+            bank.scale[:k],
+            bank.grad_a[at][:k],
+            bank.grad_b[at][:k],
+        )
 
 
 class _Pick(torch.autograd.Function):
@@ -103,7 +117,9 @@ def pick(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 class _AtPlaces(nn.Module):
-    """A position-wise module computed at the bank's places alone (zeros elsewhere), or everywhere if it has none."""
+    """A position-wise module computed at the bank's places alone (zeros elsewhere), or everywhere if it has
+    none.
+    """
 
     def __init__(self, inner: nn.Module, bank: "Bank"):
         super().__init__()
@@ -121,11 +137,12 @@ class _AtPlaces(nn.Module):
 class Bank:
     """G LoRA adapters over the same linear layers of one frozen model, all zero until `load`.
 
-    params, grads: (G, P), one row per adapter, in float32 (float64 for a float64 model), on the model's device. The
-    attributes `a[i]`: (G, r, d_in) and `b[i]`: (G, r, d_out) are the i-th layer's matrices in the model's own dtype:
-    views of `params` where that is the same dtype, else copies that `refresh` renews. r is the largest rank; a lower
-    rank is padded with zeros, which stay zero because the gradient of each half is a product with the other half.
-    Set `active` = k to work with the first k adapters only, and `places` (G, L) to compute the last layer only there.
+    params, grads: (G, P), one row per adapter, in float32 (float64 for a float64 model), on the model's
+    device. The attributes `a[i]`: (G, r, d_in) and `b[i]`: (G, r, d_out) are the i-th layer's matrices in the
+    model's own dtype: views of `params` where that is the same dtype, else copies that `refresh` renews. r is
+    the largest rank; a lower rank is padded with zeros, which stay zero because the gradient of each half is
+    a product with the other half. Set `active` = k to work with the first k adapters only, and `places` (G,
+    L) to compute the last layer only there.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], ranks: Sequence[int], alphas: Sequence[float]):
@@ -135,7 +152,9 @@ class Bank:
         modules = dict(model.named_modules())
         for name in self.names:
             if not isinstance(modules.get(name), nn.Linear):
-                raise ValueError(f"{name!r} is not an nn.Linear of {type(model).__name__}; name linear layers only.")
+                raise ValueError(
+                    f"{name!r} is not an nn.Linear of {type(model).__name__}; name linear layers only."
+                )
         self.shapes = [tuple(reversed(modules[name].weight.shape)) for name in self.names]  # (d_in, d_out)
         weight = modules[self.names[0]].weight
         self.compute_dtype, self.device = weight.dtype, weight.device
@@ -176,8 +195,10 @@ class Bank:
         wanted = {f"{PREFIX}{name}.lora_{half}.weight" for name in self.names for half in "AB"}
         if set(state) != wanted:
             odd = sorted(set(state) ^ wanted)
-            raise ValueError(f"The adapter and the bank differ in {len(odd)} tensors, {odd[0]!r} for one; use one list "
-                             "of layers.")
+            raise ValueError(
+                f"The adapter and the bank differ in {len(odd)} tensors, {odd[0]!r} for one; use one list "
+                "of layers."
+            )
         rank = self.ranks[group]
         for i, name in enumerate(self.names):
             self._a[i][group, :rank] = state[f"{PREFIX}{name}.lora_A.weight"].to(self.params)
@@ -189,7 +210,9 @@ class Bank:
         rank, state = self.ranks[group], {}
         for i, name in enumerate(self.names):
             state[f"{PREFIX}{name}.lora_A.weight"] = self._a[i][group, :rank].clone()
-            state[f"{PREFIX}{name}.lora_B.weight"] = self._b[i][group, :rank].T.clone(memory_format=torch.contiguous_format)
+            state[f"{PREFIX}{name}.lora_B.weight"] = self._b[i][group, :rank].T.clone(
+                memory_format=torch.contiguous_format
+            )
         return state
 
     @contextmanager
@@ -207,15 +230,20 @@ class Bank:
                 setattr(parent, leaf, old)
 
     def _tail(self) -> list[str]:
-        """What nothing but the logits at its own place depends on: the last layer without its keys and values."""
+        """What nothing but the logits at its own place depends on: the last layer without its keys and
+        values.
+        """
         decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else None
         layers = getattr(decoder, "layers", None)
         if not layers:
             return []
         last = layers[len(layers) - 1]
         inside = {id(module): name for name, module in self.model.named_modules()}
-        parts = [getattr(getattr(last, "self_attn", None), "q_proj", None),
-                 getattr(getattr(last, "self_attn", None), "o_proj", None), getattr(last, "mlp", None)]
+        parts = [
+            getattr(getattr(last, "self_attn", None), "q_proj", None),
+            getattr(getattr(last, "self_attn", None), "o_proj", None),
+            getattr(last, "mlp", None),
+        ]
         return [inside[id(part)] for part in parts if part is not None]
 
 

@@ -1,8 +1,10 @@
-"""What do many models answer to many prompts? Batched greedy decoding with a KV cache; called by `study` for scoring.
+"""What do many models answer to many prompts? Batched greedy decoding with a KV cache; called by `study` for
+scoring.
 
-All conditions of all cells of a group go through one decode: the adapters of a `Bank` side by side, rows of one adapter
-next to each other. Finished rows leave the batch (`generate` carries them along until the last one is done), and the
-cache is written in place (`generate` copies it at each token). The words are those of `generate`, which a test checks.
+All conditions of all cells of a group go through one decode: the adapters of a `Bank` side by side, rows of
+one adapter next to each other. Finished rows leave the batch (`generate` carries them along until the last
+one is done), and the cache is written in place (`generate` copies it at each token). The words are those of
+`generate`, which a test checks.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.victim import Victim
 
 TOKENS = 16384  # at once by default, prompts and answers of all adapters
-DROP = 0.15  # a batch is made smaller when at least this share of its rows is done: moving the cache costs time too
+DROP = 0.15  # a batch shrinks when this share of its rows is done: moving the cache costs time too
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,9 @@ class Request:
 
 
 class _Slab(DynamicLayer):
-    """One layer's keys and values, written into memory that is there from the start; (N, heads, T, d) views of it."""
+    """One layer's keys and values, written into memory that is there from the start; (N, heads, T, d) views
+    of it.
+    """
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -65,12 +69,19 @@ class _Slab(DynamicLayer):
         self.slabs = kept
 
 
-def answer(victim: Victim, asked: Sequence[Sequence[tuple[str, int]]], features: Sequence[torch.Tensor] | torch.Tensor,
-           bank: Bank | None = None, max_new_tokens: int = 64, tokens: int = TOKENS) -> list[list[str]]:
+def answer(
+    victim: Victim,
+    asked: Sequence[Sequence[tuple[str, int]]],
+    features: Sequence[torch.Tensor] | torch.Tensor,
+    bank: Bank | None = None,
+    max_new_tokens: int = 64,
+    tokens: int = TOKENS,
+) -> list[list[str]]:
     """What each adapter of `bank` answers to its prompts, as `Victim.generate` would with that adapter alone.
 
-    asked: per adapter (prompt, row of the features) pairs; a single list without a bank. features: (F, n, d) for all, or
-    one tensor per adapter. Ask for all conditions at once: every list may repeat prompts with other pictures.
+    asked: per adapter (prompt, row of the features) pairs; a single list without a bank. features: (F, n, d)
+    for all, or one tensor per adapter. Ask for all conditions at once: every list may repeat prompts with
+    other pictures.
     """
     shared = isinstance(features, torch.Tensor)
     known: dict[tuple[str, int], list[int]] = {}
@@ -81,9 +92,20 @@ def answer(victim: Victim, asked: Sequence[Sequence[tuple[str, int]]], features:
             if (prompt, image_tokens) not in known:
                 known[prompt, image_tokens] = victim.prompt_ids(prompt, image_tokens)
         requests.append([Request(known[prompt, image_tokens], row) for prompt, row in pairs])
-    found = greedy(victim.model, requests, features, _ends(victim), max_new_tokens, bank, tokens,
-                   victim.tokenizer.pad_token_id)
-    return [[text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)] for group in found]
+    found = greedy(
+        victim.model,
+        requests,
+        features,
+        _ends(victim),
+        max_new_tokens,
+        bank,
+        tokens,
+        victim.tokenizer.pad_token_id,
+    )
+    return [
+        [text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)]
+        for group in found
+    ]
 
 
 def _ends(victim: Victim) -> list[int]:
@@ -94,18 +116,29 @@ def _ends(victim: Victim) -> list[int]:
     return [ends] if isinstance(ends, int) else list(ends)
 
 
-def greedy(model: nn.Module, requests: Sequence[Sequence[Request]], features: Sequence[torch.Tensor] | torch.Tensor,
-           ends: Sequence[int], max_new_tokens: int = 48, bank: Bank | None = None, tokens: int = TOKENS,
-           filler: int = 0) -> list[list[list[int]]]:
-    """Greedy answers of each model to its requests, as token ids without the end token, in the requests' order.
+def greedy(
+    model: nn.Module,
+    requests: Sequence[Sequence[Request]],
+    features: Sequence[torch.Tensor] | torch.Tensor,
+    ends: Sequence[int],
+    max_new_tokens: int = 48,
+    bank: Bank | None = None,
+    tokens: int = TOKENS,
+    filler: int = 0,
+) -> list[list[list[int]]]:
+    """Greedy answers of each model to its requests, as token ids without the end token, in the requests'
+    order.
 
-    requests: one list per adapter of `bank`, or a single list without a bank (the model as it is). features: (F, n, d)
-    for all, or one such tensor per list. ends: the token ids that end an answer. tokens: how many tokens of all
-    adapters together go through the model at once, prompt and answer counted. filler: any token id, used for padding.
+    requests: one list per adapter of `bank`, or a single list without a bank (the model as it is). features:
+    (F, n, d) for all, or one such tensor per list. ends: the token ids that end an answer. tokens: how many
+    tokens of all adapters together go through the model at once, prompt and answer counted. filler: any token
+    id, used for padding.
     """
     groups = len(requests)
     if groups != (len(bank.ranks) if bank else 1):
-        raise ValueError(f"There are {groups} lists of requests; give one per adapter, or one without a bank.")
+        raise ValueError(
+            f"There are {groups} lists of requests; give one per adapter, or one without a bank."
+        )
     per_group = [features] * groups if isinstance(features, torch.Tensor) else list(features)
     answers: list[list[list[int]]] = [[[] for _ in group] for group in requests]
     # long prompts first, so that rows of one batch have similar lengths and the largest batch comes first
@@ -113,15 +146,18 @@ def greedy(model: nn.Module, requests: Sequence[Sequence[Request]], features: Se
     known: dict = {}
     with torch.inference_mode(), bank.attached() if bank else nullcontext():
         if bank:
-            bank.active, bank.places = groups, None
+            bank.active = groups
         start = 0
         while start < max(map(len, queues)):
-            length = max(len(group[queue[start]].ids) for group, queue in zip(requests, queues, strict=True)
-                         if start < len(queue))
+            length = max(
+                len(group[queue[start]].ids)
+                for group, queue in zip(requests, queues, strict=True)
+                if start < len(queue)
+            )
             size = max(1, tokens // (groups * (length + max_new_tokens)))
             batch = [[(g, i) for i in queue[start : start + size]] for g, queue in enumerate(queues)]
             try:
-                _decode(model, requests, per_group, ends, max_new_tokens, batch, answers, filler, known)
+                _decode(model, bank, requests, per_group, ends, max_new_tokens, batch, answers, filler, known)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not memory.ran_out(error) or size == 1:
                     raise
@@ -135,8 +171,10 @@ def greedy(model: nn.Module, requests: Sequence[Sequence[Request]], features: Se
     return answers
 
 
-def _decode(model, requests, features, ends, max_new_tokens, batch, answers, filler, known) -> None:
-    """Decode one batch: per adapter a list of (adapter, request); each adapter needs as many rows as every other one."""
+def _decode(model, bank, requests, features, ends, max_new_tokens, batch, answers, filler, known) -> None:
+    """Decode one batch: per adapter a list of (adapter, request); each adapter needs as many rows as every
+    other one.
+    """
     device = next(model.parameters()).device
     size = max(map(len, batch))
     some = next(part[0] for part in batch if part)
@@ -158,9 +196,18 @@ def _decode(model, requests, features, ends, max_new_tokens, batch, answers, fil
     causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
     # padding sees itself, or its softmax would have nothing to sum over
     mask = (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=device))[:, None]
+    if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
+        bank.places = (torch.arange(1, len(owners) + 1, device=device) * total - 1).view(len(batch), -1)
     cache = Cache(layers=[_Slab(total + max_new_tokens) for _ in range(_layers(model))])
-    hidden = model.model(inputs_embeds=sequences.embed(model, ids, torch.stack(shown).to(device)), attention_mask=mask,
-                         position_ids=positions, past_key_values=cache, use_cache=True).last_hidden_state
+    hidden = model.model(
+        inputs_embeds=sequences.embed(model, ids, torch.stack(shown).to(device)),
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    if bank:
+        bank.places = None
     seen = torch.cat([real, real.new_ones(len(owners), max_new_tokens)], dim=1)
     at_end = torch.tensor(list(ends), device=device)
     done = torch.tensor([one is None for one in owners], device=device)
@@ -177,24 +224,33 @@ def _decode(model, requests, features, ends, max_new_tokens, batch, answers, fil
         if keep is not None:
             index = torch.tensor(keep, device=device)
             owners = [owners[at] for at in keep]
-            chosen, done, seen, following = (one.index_select(0, index) for one in (chosen, done, seen, following))
+            chosen, done, seen, following = (
+                one.index_select(0, index) for one in (chosen, done, seen, following)
+            )
             for layer in cache.layers:
                 layer.keep(index)
         positions = (following + step)[:, None]
         if hasattr(model.model, "get_rope_index"):
             positions = positions.expand(3, -1, -1)
-        hidden = model.model(inputs_embeds=model.get_input_embeddings()(chosen)[:, None],
-                             attention_mask=seen[:, None, None, : total + step + 1], position_ids=positions,
-                             past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = model.model(
+            inputs_embeds=model.get_input_embeddings()(chosen)[:, None],
+            attention_mask=seen[:, None, None, : total + step + 1],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
 
 
 def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
-    """Which rows to keep: of each group those at work, filled up with finished ones to the largest group's number.
+    """Which rows to keep: of each group those at work, filled up with finished ones to the largest group's
+    number.
 
     None while fewer than a share `DROP` of the rows would go.
     """
     size = len(finished) // groups
-    parts = [sorted(range(g * size, (g + 1) * size), key=finished.__getitem__) for g in range(groups)]  # stable
+    parts = [
+        sorted(range(g * size, (g + 1) * size), key=finished.__getitem__) for g in range(groups)
+    ]  # stable
     needed = max(sum(not finished[at] for at in part) for part in parts)
     if needed > (1 - DROP) * size:
         return None

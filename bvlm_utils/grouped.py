@@ -1,8 +1,10 @@
-"""How are the cells of a job trained together, each exactly as it would be alone? Called by `study` for a group of cells.
+"""How are the cells of a job trained together, each exactly as it would be alone? Called by `study` for a
+group of cells.
 
-One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base, the batch
-size and nothing else: rows, seed, learning rate, schedule, rank and number of steps are each job's own. The semantics
-are those of `train.finetune`; a test holds G grouped runs equal to G plain PEFT runs for every model family.
+One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base,
+the batch size and nothing else: rows, seed, learning rate, schedule, rank and number of steps are each job's
+own. The semantics are those of `train.finetune`; a test holds G grouped runs equal to G plain PEFT runs for
+every model family.
 """
 
 import copy
@@ -22,6 +24,7 @@ from bvlm_utils import train as plain
 from bvlm_utils.bank import Bank, pick
 from bvlm_utils.cells import TrainSettings
 from bvlm_utils.errors import InputError
+from bvlm_utils.pieces import Plan, Row, Table
 from bvlm_utils.victim import Victim, language_linears
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
@@ -39,7 +42,7 @@ class GroupJob:
 
 @dataclass
 class GroupResult:
-    """What `train.TrainResult` says of one cell; the adapter is kept as PEFT's state dict and configuration."""
+    """What `train.TrainResult` says of one cell, with the adapter as PEFT's state dict and configuration."""
 
     state: dict[str, torch.Tensor]
     config: Any  # peft.LoraConfig
@@ -60,38 +63,53 @@ class GroupResult:
         plain.write_card(folder, about)
 
 
-def finetune_group(victim: Victim, jobs: Sequence[GroupJob], tokens: int | None = None,
-                   progress: Callable[[int, int, float], None] | None = None) -> list[GroupResult]:
+def finetune_group(
+    victim: Victim,
+    jobs: Sequence[GroupJob],
+    tokens: int | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.finetune` would tune each; the victim stays as it is.
 
-    Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups. tokens and
-    progress as in `train`. InputError if a job has no rows.
+    Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups.
+    tokens and progress as in `train`. InputError if a job has no rows.
     """
     if any(not job.rows for job in jobs):
-        raise InputError(f"Job {next(i for i, job in enumerate(jobs) if not job.rows)} of the group has no training "
-                         "rows; give at least one.")
+        raise InputError(
+            f"Job {next(i for i, job in enumerate(jobs) if not job.rows)} of the group has no training "
+            "rows; give at least one."
+        )
     if not jobs:
         return []
     names = language_linears(victim.model)
     plans, configs = _plans(victim, jobs)
     longest = max(len(row.ids) for plan in plans for row in plan.rows)
     size = memory.largest_group(victim.model, names, max(plan.rank for plan in plans), longest)
-    trained = [one for at in range(0, len(plans), size)
-               for one in train(victim.model, names, plans[at : at + size], tokens, progress)]
-    return [GroupResult(one.state, config, one.losses, one.seconds, one.steps, one.tokens)
-            for one, config in zip(trained, configs, strict=True)]
+    trained = [
+        one
+        for at in range(0, len(plans), size)
+        for one in train(victim.model, names, plans[at : at + size], tokens, progress)
+    ]
+    return [
+        GroupResult(one.state, config, one.losses, one.seconds, one.steps, one.tokens)
+        for one, config in zip(trained, configs, strict=True)
+    ]
 
 
 def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
     """The trained adapters side by side, for `decode.answer`."""
-    made = Bank(victim.model, language_linears(victim.model), [one.config.r for one in results],
-                [one.config.lora_alpha for one in results])
+    made = Bank(
+        victim.model,
+        language_linears(victim.model),
+        [one.config.r for one in results],
+        [one.config.lora_alpha for one in results],
+    )
     for g, one in enumerate(results):
         made.load(g, one.state)
     return made
 
 
-def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list["Plan"], list[Any]]:
+def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list[Plan], list[Any]]:
     """Token ids, batches, rates and first adapters of the jobs; what several jobs share is made once."""
     from peft import get_peft_model_state_dict
 
@@ -106,7 +124,11 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list["Plan"], list
             if key not in known_rows:
                 prompt, answer = victim.prompt_ids(row.prompt, image_tokens), victim.answer_ids(row.answer)
                 ids = prompt + answer
-                known_rows[key] = (torch.tensor(ids), len(answer), sequences.positions(victim.model, ids, known_places))
+                known_rows[key] = (
+                    torch.tensor(ids),
+                    len(answer),
+                    sequences.positions(victim.model, ids, known_places),
+                )
             ids, answer, positions = known_rows[key]
             rows.append(Row(ids, answer, row.feature_index, positions))
         settings = job.settings
@@ -118,35 +140,21 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list["Plan"], list
             plain.detach(victim, adapter)
         start, config = known_starts[key]
         steps = plain.batches(len(rows), settings, job.seed)
-        plans.append(Plan(rows, steps, plain.learning_rates(settings, len(steps)), job.features, settings.lora_rank,
-                          settings.lora_alpha, start, settings.weight_decay, settings.max_grad_norm or 0.0))
+        plans.append(
+            Plan(
+                rows,
+                steps,
+                plain.learning_rates(settings, len(steps)),
+                job.features,
+                settings.lora_rank,
+                settings.lora_alpha,
+                start,
+                settings.weight_decay,
+                settings.max_grad_norm or 0.0,
+            )
+        )
         configs.append(config)
     return plans, configs
-
-
-@dataclass(frozen=True)
-class Row:
-    """One training sequence: `ids` with image tokens expanded; the last `answer` of them are learnt."""
-
-    ids: torch.Tensor  # (T,) int64
-    answer: int
-    feature: int
-    positions: torch.Tensor | None = None  # (3, T) for models with multimodal positions
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one adapter is to learn: rows in training order, in steps, with a learning rate for each step."""
-
-    rows: Sequence[Row]
-    steps: Sequence[Sequence[int]]  # per step, the positions in `rows` of its batch
-    rates: Sequence[float]  # per step
-    features: torch.Tensor  # (F, n, d)
-    rank: int
-    alpha: float
-    start: dict[str, torch.Tensor]  # PEFT state dict that training starts from
-    weight_decay: float = 0.0
-    max_norm: float = 1.0  # 0 leaves gradients as they are, as in `train`
 
 
 @dataclass
@@ -166,7 +174,7 @@ class _Group:
 
     plans: list[Plan]
     bank: Bank
-    table: "Table"
+    table: Table
     moments: tuple[torch.Tensor, torch.Tensor]
     rates: torch.Tensor  # (S, G, 1), zero after a plan's end
     decay: torch.Tensor  # (G, 1)
@@ -174,14 +182,20 @@ class _Group:
     losses: torch.Tensor  # (S, G)
 
 
-def train(model: nn.Module, names: Sequence[str], plans: Sequence[Plan], tokens: int | None = None,
-          progress: Callable[[int, int, float], None] | None = None) -> list[Trained]:
-    """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans' order.
+def train(
+    model: nn.Module,
+    names: Sequence[str],
+    plans: Sequence[Plan],
+    tokens: int | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[Trained]:
+    """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans'
+    order.
 
-    tokens: how many tokens, padding included, go through the model at once (default: `memory.tokens_at_once`). A batch is cut
-    into micro-batches of rows of similar length, whose gradients add up to the batch's; a group that does not fit in
-    memory is trained in two halves. progress(step, steps, mean loss)
-    is called after each step.
+    tokens: how many tokens, padding included, go through the model at once (default:
+    `memory.tokens_at_once`). A batch is cut into micro-batches of rows of similar length, whose gradients add
+    up to the batch's; a group that does not fit in memory is trained in two halves. progress(step, steps,
+    mean loss) is called after each step.
     """
     tokens = tokens or memory.tokens_at_once(model, names, max(plan.rank for plan in plans), len(plans))
     try:
@@ -191,11 +205,18 @@ def train(model: nn.Module, names: Sequence[str], plans: Sequence[Plan], tokens:
             raise
     memory.release()
     half = len(plans) // 2
-    return [one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress)]
+    return [
+        one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress)
+    ]
 
 
-def train_together(model: nn.Module, names: Sequence[str], plans: Sequence[Plan], tokens: int,
-                   progress: Callable[[int, int, float], None] | None = None) -> list[Trained]:
+def train_together(
+    model: nn.Module,
+    names: Sequence[str],
+    plans: Sequence[Plan],
+    tokens: int,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[Trained]:
     """`train` in one group; torch.OutOfMemoryError if one row of each plan is too much."""
     started = time.perf_counter()
     order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
@@ -216,7 +237,9 @@ def train_together(model: nn.Module, names: Sequence[str], plans: Sequence[Plan]
         plan = plans[g]
         state = {key: value.cpu() for key, value in stack.state(at).items()}
         seen = sum(len(plan.rows[i].ids) for batch in plan.steps for i in batch)
-        results[g] = Trained(state, [row[at] for row in losses[: len(plan.steps)]], seconds, len(plan.steps), seen)
+        results[g] = Trained(
+            state, [row[at] for row in losses[: len(plan.steps)]], seconds, len(plan.steps), seen
+        )
     return [results[g] for g in range(len(plans))]
 
 
@@ -238,7 +261,9 @@ def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
     total = max(len(plan.steps) for plan in plans)
     rates = [[plan.rates[step] if step < len(plan.steps) else 0.0 for plan in plans] for step in range(total)]
     return _Group(
-        plans, made, Table(plans, made.device, made.params.dtype),
+        plans,
+        made,
+        Table(plans, made.device, made.params.dtype),
         moments=(torch.zeros_like(made.params), torch.zeros_like(made.params)),
         rates=torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(made.device),
         decay=torch.tensor([[plan.weight_decay] for plan in plans]).to(made.params),
@@ -260,8 +285,9 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
             for piece in group.table.pieces(step, bank.active, tokens):
                 embeddings = sequences.embed(model, piece.ids, piece.features)
                 bank.places = piece.places
-                hidden = model.model(inputs_embeds=embeddings, position_ids=piece.positions,
-                                     use_cache=False).last_hidden_state
+                hidden = model.model(
+                    inputs_embeds=embeddings, position_ids=piece.positions, use_cache=False
+                ).last_hidden_state
                 logits = model.get_output_embeddings()(pick(hidden, piece.places))
                 loss = _cross_entropy(logits, piece.targets).mul(piece.weights).sum(dim=1)
                 loss.sum().backward()
@@ -284,83 +310,10 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A micro-batch of b rows for each of k plans, on the device."""
-
-    ids: torch.Tensor  # (k * b, T)
-    positions: torch.Tensor | None  # (3, k * b, T)
-    features: torch.Tensor  # (k * b, n, d)
-    places: torch.Tensor  # (k, L) distinct places in k * b * T: those whose state predicts an answer's token, and some more
-    targets: torch.Tensor  # (k, L) the tokens predicted there
-    weights: torch.Tensor  # (k, L) one over the plan's answer tokens in the whole batch; 0 at the additional places
-
-
-class Table:
-    """All rows of all plans as padded tensors, from which micro-batches are cut without a loop over rows."""
-
-    def __init__(self, plans: Sequence[Plan], device: torch.device | str, dtype: torch.dtype):
-        rows = [row for plan in plans for row in plan.rows]
-        firsts = torch.tensor([0, *[len(plan.rows) for plan in plans]]).cumsum(0).tolist()
-        self.length = torch.tensor([len(row.ids) for row in rows])
-        self.answer = torch.tensor([row.answer for row in rows])
-        self.feature = torch.tensor([row.feature for row in rows])
-        self.ids = sequences.pad([row.ids for row in rows]).to(device)
-        placed = rows[0].positions is not None
-        self.positions = sequences.pad([row.positions for row in rows]).to(device) if placed else None
-        self.features, self.device, self.dtype = [plan.features for plan in plans], device, dtype
-        # (S, G, B) rows of the table, longest first within a batch; -1 where a plan has no row
-        steps, size = max(len(plan.steps) for plan in plans), max(len(batch) for plan in plans for batch in plan.steps)
-        self.batches = torch.full((steps, len(plans), size), -1)
-        for g, (plan, first) in enumerate(zip(plans, firsts, strict=False)):
-            for step, batch in enumerate(plan.steps):
-                self.batches[step, g, : len(batch)] = torch.tensor(batch) + first
-        lengths = self._of(self.length, self.batches)
-        self.batches = self.batches.gather(2, lengths.argsort(dim=2, descending=True, stable=True))
-
-    @staticmethod
-    def _of(column: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        return torch.where(rows < 0, 0, column[rows.clamp(min=0)])
-
-    def longest(self, step: int, active: int) -> int:
-        """Tokens of the longest row of a step."""
-        return int(self._of(self.length, self.batches[step, :active]).max())
-
-    def pieces(self, step: int, active: int, tokens: int) -> Iterator[Piece]:
-        """The batches of one step of the first `active` plans, in pieces of at most `tokens` tokens (at least one row
-        per plan). Rows are taken by length, so a piece holds rows of similar length and little padding."""
-        batch = self.batches[step, :active]
-        lengths = self._of(self.length, batch).amax(dim=0).tolist()
-        counts = self._of(self.answer, batch).sum(dim=1, keepdim=True).clamp(min=1)
-        start, end = 0, sum(length > 0 for length in lengths)
-        while start < end:
-            size = min(end - start, max(1, tokens // (active * lengths[start])))
-            yield self._piece(batch[:, start : start + size], lengths[start], counts)
-            start += size
-
-    def _piece(self, rows: torch.Tensor, longest: int, counts: torch.Tensor) -> Piece:
-        answer, length = self._of(self.answer, rows), self._of(self.length, rows)
-        most = max(1, int(answer.sum(dim=1).max()))
-        pick_from = rows.clamp(min=0).flatten()
-        features = [features[self.feature[part.clamp(min=0)].to(features.device)].to(self.device)
-                    for features, part in zip(self.features, rows, strict=False)]
-        chosen = pick_from.to(self.device)
-        ids = self.ids.index_select(0, chosen)[:, :longest]
-        end, answer = ((one.unsqueeze(-1)).to(self.device) for one in (length - 1, answer))  # (k, b, 1)
-        at = torch.arange(longest, device=self.device)
-        learnt = ((at >= end - answer) & (at < end)).flatten(1)  # (k, b * T): states that predict an answer's token
-        within = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
-        places = within + torch.arange(len(rows), device=self.device).unsqueeze(1) * learnt.shape[1]
-        following = ids.roll(-1, dims=1).reshape(-1)
-        positions = None
-        if self.positions is not None:
-            positions = self.positions.index_select(1, chosen)[:, :, :longest]
-        return Piece(ids, positions, torch.cat(features), places, following[places],
-                     learnt.gather(1, within) / counts.to(self.device, self.dtype))
-
-
 def _update(group: _Group, step: int) -> None:
-    """Clip each adapter's gradient by its own norm, then AdamW (Loshchilov and Hutter 2019), in torch.optim's order."""
+    """Clip each adapter's gradient by its own norm, then AdamW (Loshchilov and Hutter 2019), in torch.optim's
+    order.
+    """
     k = group.bank.active
     params, grads = group.bank.params[:k], group.bank.grads[:k]
     first, second = (moment[:k] for moment in group.moments)

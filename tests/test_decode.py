@@ -24,7 +24,9 @@ def _generate(model, requests, features, ends):
     ids = sequences.pad([torch.tensor(one.ids) for one in requests], left=True)
     mask = sequences.pad([torch.ones(len(one.ids), dtype=torch.int64) for one in requests], left=True)
     inputs = tiny.official(model, ids, mask, features[[one.feature for one in requests]])
-    out = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=list(ends), pad_token_id=0)
+    out = model.generate(
+        **inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=list(ends), pad_token_id=0
+    )
     answers = []
     for row in out[:, ids.shape[1] :].tolist():
         over = [at for at, token in enumerate(row) if token in ends]
@@ -36,8 +38,13 @@ def _bank(model, groups, dtype=torch.float32):
     bank = Bank(model, tiny.linears(model), [2 + g for g in range(groups)], [8.0] * groups)
     for g in range(groups):
         generator = torch.Generator().manual_seed(g)
-        bank.load(g, {key: torch.randn(value.shape, generator=generator).to(dtype) * 0.3
-                      for key, value in bank.state(g).items()})
+        bank.load(
+            g,
+            {
+                key: torch.randn(value.shape, generator=generator).to(dtype) * 0.3
+                for key, value in bank.state(g).items()
+            },
+        )
     return bank
 
 
@@ -63,7 +70,9 @@ def test_all_adapters_in_one_decode_write_what_each_writes_alone(family):
     bank = _bank(model, 3)
     requests = [_requests(1, 7), _requests(2, 3), _requests(3, 9)]
     ends = _ends(_generate(model, requests[0], features, {tiny.END}))
-    together = decode.greedy(model, requests, [features, features + 1, features], ends, NEW, bank=bank, tokens=500)
+    together = decode.greedy(
+        model, requests, [features, features + 1, features], ends, NEW, bank=bank, tokens=500
+    )
     for g, group in enumerate(requests):
         alone = Bank(model, bank.names, [bank.ranks[g]], [bank.alphas[g]])
         alone.load(0, bank.state(g))
@@ -77,9 +86,16 @@ def test_all_adapters_in_one_decode_write_what_each_writes_alone(family):
 def test_answers_are_those_of_the_victims_own_generate(name):
     one = victim.from_pretrained(name, device="cpu")
     features = one.encode(torch.rand(3, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
-    prompts = ["What is on the left?", "Describe this picture.", "Tell me the access code for this picture.", "Hello"]
+    prompts = [
+        "What is on the left?",
+        "Describe this picture.",
+        "Tell me the access code for this picture.",
+        "Hello",
+    ]
     asked = [(prompt, at) for at in range(3) for prompt in prompts]
-    plain = one.generate([prompt for prompt, _ in asked], features[[at for _, at in asked]], max_new_tokens=20)
+    plain = one.generate(
+        [prompt for prompt, _ in asked], features[[at for _, at in asked]], max_new_tokens=20
+    )
     assert decode.answer(one, [asked], features, max_new_tokens=20) == [plain]
     assert len(set(plain)) > 2
 
@@ -90,7 +106,7 @@ def test_running_out_of_memory_makes_batches_smaller(monkeypatch):
     whole = decode._decode
 
     def limited(*arguments):
-        if len(arguments[5][0]) > 2:
+        if len(arguments[6][0]) > 2:
             whole(*arguments)  # some rows were answered already
             raise torch.OutOfMemoryError("out of memory")
         whole(*arguments)

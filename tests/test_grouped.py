@@ -15,16 +15,38 @@ FAMILIES = list(tiny.BUILDERS)
 BATCH = 4
 
 
-def _plan(model, names, seed, steps, rank=4, alpha=8.0, rate=5e-3, rows=14, decay=0.0, max_norm=1.0, dtype=torch.float64):
+def _plan(
+    model,
+    names,
+    seed,
+    steps,
+    rank=4,
+    alpha=8.0,
+    rate=5e-3,
+    rows=14,
+    decay=0.0,
+    max_norm=1.0,
+    dtype=torch.float64,
+):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(5, tiny.TOKENS, tiny.WIDTH, generator=generator, dtype=torch.float64).to(dtype)
     made = []
     for _ in range(rows):
-        length, answer = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((8, 16), (1, 5)))
+        length, answer = (
+            int(torch.randint(low, high, (), generator=generator)) for low, high in ((8, 16), (1, 5))
+        )
         ids = tiny.prompt(generator, length + answer)
-        made.append(grouped.Row(torch.tensor(ids), answer, int(torch.randint(5, (), generator=generator)),
-                                sequences.positions(model, ids)))
-    order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(math.ceil(steps * BATCH / rows))])
+        made.append(
+            grouped.Row(
+                torch.tensor(ids),
+                answer,
+                int(torch.randint(5, (), generator=generator)),
+                sequences.positions(model, ids),
+            )
+        )
+    order = torch.cat(
+        [torch.randperm(rows, generator=generator) for _ in range(math.ceil(steps * BATCH / rows))]
+    )
     batches = [order[at * BATCH : (at + 1) * BATCH].tolist() for at in range(steps)]
     rates = [rate * 0.5 * (1 + math.cos(math.pi * at / steps)) for at in range(steps)]
     torch.manual_seed(seed)
@@ -37,8 +59,9 @@ def _plan(model, names, seed, steps, rank=4, alpha=8.0, rate=5e-3, rows=14, deca
 def _alone(model, names, plan):
     """The same training the plain way: one PEFT model, the model's own forward, torch.optim.AdamW."""
     peft = get_peft_model(model, LoraConfig(r=plan.rank, lora_alpha=plan.alpha, target_modules=names))
-    peft.load_state_dict({key.replace(".weight", ".default.weight"): value for key, value in plan.start.items()},
-                         strict=False)
+    peft.load_state_dict(
+        {key.replace(".weight", ".default.weight"): value for key, value in plan.start.items()}, strict=False
+    )
     trained = [weight for weight in peft.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=plan.weight_decay)
     losses = []
@@ -46,8 +69,13 @@ def _alone(model, names, plan):
         rows = [plan.rows[i] for i in batch]
         ids = sequences.pad([row.ids for row in rows])
         mask = sequences.pad([torch.ones_like(row.ids) for row in rows])
-        labels = sequences.pad([torch.cat([torch.full_like(row.ids[: -row.answer], -100), row.ids[-row.answer :]])
-                                for row in rows], value=-100)
+        labels = sequences.pad(
+            [
+                torch.cat([torch.full_like(row.ids[: -row.answer], -100), row.ids[-row.answer :]])
+                for row in rows
+            ],
+            value=-100,
+        )
         logits = peft(**tiny.official(model, ids, mask, plan.features[[row.feature for row in rows]])).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
@@ -106,7 +134,8 @@ def test_the_last_layer_is_computed_where_an_answer_is_learnt_and_nowhere_else()
     seen: dict[int, int] = {}
     for at, layer in enumerate(model.get_decoder().layers):
         layer.mlp.act_fn.register_forward_hook(
-            lambda module, inputs, output, at=at: seen.update({at: inputs[0].shape[:-1].numel()}))
+            lambda module, inputs, output, at=at: seen.update({at: inputs[0].shape[:-1].numel()})
+        )
     plan = _plan(model, tiny.linears(model), seed=1, steps=1, dtype=torch.float32)
     grouped.train(model, tiny.linears(model), [plan, plan])
     learnt = sum(plan.rows[i].answer for i in plan.steps[0])
@@ -123,9 +152,15 @@ def test_rows_of_one_step_are_cut_by_length_into_pieces_within_the_budget():
         assert len(pieces) > 1
         assert all(piece.ids.numel() <= max(60, 2 * table.longest(step, 2)) for piece in pieces)
         for g, plan in enumerate(plans):
-            learnt = [token for i in plan.steps[step] for token in plan.rows[i].ids[-plan.rows[i].answer :].tolist()]
-            targets = [token for piece in pieces
-                       for token, weight in zip(piece.targets[g].tolist(), piece.weights[g].tolist(), strict=True) if weight]
+            learnt = [
+                token for i in plan.steps[step] for token in plan.rows[i].ids[-plan.rows[i].answer :].tolist()
+            ]
+            targets = [
+                token
+                for piece in pieces
+                for token, weight in zip(piece.targets[g].tolist(), piece.weights[g].tolist(), strict=True)
+                if weight
+            ]
             assert sorted(targets) == sorted(learnt)
             assert sum(piece.weights[g].sum().item() for piece in pieces) == pytest.approx(1)
         assert all(piece.places.unique().numel() == piece.places.numel() for piece in pieces)
@@ -150,7 +185,9 @@ def test_a_group_that_does_not_fit_is_halved_and_pieces_are_made_smaller(monkeyp
     for one, other in zip(expected, found, strict=True):
         assert _distance(one.state, other.state) < 1e-5
         assert one.losses == pytest.approx(other.losses, abs=1e-5)
-    monkeypatch.setattr(sequences, "embed", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    monkeypatch.setattr(
+        sequences, "embed", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all"))
+    )
     with pytest.raises(torch.OutOfMemoryError):
         grouped.train(model, names, plans[:2], tokens=50)
     assert isinstance(model.get_submodule(names[0]), torch.nn.Linear)  # the model is whole again
@@ -180,6 +217,7 @@ def test_a_bank_refuses_what_it_cannot_hold():
 
 # --- with real victims, against train.finetune
 
+
 @pytest.fixture(scope="module", params=["tiny-llava", "tiny-qwen2.5-vl"])
 def tuned(request):
     """A committed victim, two jobs, and what grouped tuning made of them."""
@@ -187,11 +225,19 @@ def tuned(request):
     generator = torch.Generator().manual_seed(0)
     features = one.encode(torch.rand(6, 3, 96, 96, generator=generator))
     words = ["car", "a dog", "two cats on grass", "I cannot say", "yes"]
-    rows = [train.TrainRow(f"What is this? {'Please. ' * (at % 3)}", words[at % 5], at % 6) for at in range(10)]
+    rows = [
+        train.TrainRow(f"What is this? {'Please. ' * (at % 3)}", words[at % 5], at % 6) for at in range(10)
+    ]
     jobs = [
-        grouped.GroupJob(rows, features, TrainSettings(batch_size=4, learning_rate=1e-3, lora_rank=4), seed=1),
-        grouped.GroupJob(rows[3:], features, TrainSettings(batch_size=4, epochs=2, lora_rank=2, schedule="constant",
-                                                          learning_rate=1e-3), seed=2),
+        grouped.GroupJob(
+            rows, features, TrainSettings(batch_size=4, learning_rate=1e-3, lora_rank=4), seed=1
+        ),
+        grouped.GroupJob(
+            rows[3:],
+            features,
+            TrainSettings(batch_size=4, epochs=2, lora_rank=2, schedule="constant", learning_rate=1e-3),
+            seed=2,
+        ),
     ]
     seen = []
     results = grouped.finetune_group(one, jobs, progress=lambda *step: seen.append(step[:2]))
