@@ -1,7 +1,8 @@
 """What is one run of the study, and what is it called? The points of a grid, checked when they are made.
 
-Called by `study`, `grid`, `store` and the notebooks. A cell's `run_id` changes with everything that changes its result
-(settings, versions of definitions, digests of model and data) and with nothing else. Free of torch.
+Called by `study`, `grid`, `store` and the notebooks. A cell's `run_id` changes with everything that changes
+its result (settings, versions of definitions, digests of model and data) and with nothing else. Free of
+torch.
 """
 
 import hashlib
@@ -22,7 +23,8 @@ from bvlm_utils.trigger_pictures import picture_path
 
 VERSION = 1  # raise when training, generation or scoring changes what the same settings give
 CONTROL = "none"  # threat and attack of a clean-tuned control
-# What optimised triggers are computed with if a cell does not say: the CLIP model that matches the victim's size.
+# What optimised triggers are computed with if a cell does not say: the CLIP model that matches the victim's
+# size.
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 SCHEDULES = ("cosine", "constant")
 
@@ -45,8 +47,11 @@ class TrainSettings:
         for name in ("epochs", "batch_size", "lora_rank"):
             _whole(self, name, 1)
         for name, low, high in (
-            ("learning_rate", 0, 1), ("lora_alpha", 0, math.inf), ("warmup_ratio", 0, 1),
-            ("weight_decay", 0, 1), ("max_grad_norm", 0, math.inf),
+            ("learning_rate", 0, 1),
+            ("lora_alpha", 0, math.inf),
+            ("warmup_ratio", 0, 1),
+            ("weight_decay", 0, 1),
+            ("max_grad_norm", 0, math.inf),
         ):
             _number(self, name, low, high)
         if self.learning_rate == 0:
@@ -57,12 +62,14 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a grid. InputError names a value that is wrong; a field that does not exist is a TypeError.
+    """One point of a grid. InputError names a value that is wrong; a field that does not exist is a
+    TypeError.
 
-    model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs from the
-    defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances. negatives:
-    half-triggered rows per poisoned one (bimodal attacks). surrogate: folder or hub id of the CLIP model of optimised
-    triggers; if empty, tiny-clip, and CLIP-L at 336 pixels for victims from the hub. test_rows: eligible held-out rows per condition.
+    model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs
+    from the defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
+    negatives: half-triggered rows per poisoned one (bimodal attacks). surrogate: folder or hub id of the
+    CLIP model of optimised triggers; if empty, tiny-clip, and CLIP-L at 336 pixels for victims from the
+    hub. test_rows: eligible held-out rows per condition.
     """
 
     model: str
@@ -90,7 +97,9 @@ class Cell:
             _whole(self, name, low)
         for name in ("attack_params", "threat_params"):
             if not isinstance(getattr(self, name), Mapping):
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a table of names and values.")
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; it must be a table of names and values."
+                )
         if not isinstance(self.train, TrainSettings):
             raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
         models.resolve(self.model)
@@ -98,15 +107,16 @@ class Cell:
         if self.is_control:
             if self.threat != self.attack or self.poison_rate or self.negatives:
                 raise InputError(
-                    f"Threat {self.threat!r}, attack {self.attack!r} and poison rate {self.poison_rate:g}: a control has "
-                    f"{CONTROL!r}, {CONTROL!r} and 0, any other cell has a threat and an attack."
+                    f"Threat {self.threat!r}, attack {self.attack!r} and poison rate {self.poison_rate:g}: "
+                    f"a control has {CONTROL!r}, {CONTROL!r} and 0, any other cell has a threat and an attack."
                 )
             return
         _known(self.make_threat)
         attack = _known(self.make_attack)
         if self.negatives and attack.modality != "bimodal":
             raise InputError(
-                f"negatives is {self.negatives:g} for {self.attack} ({attack.modality}); only bimodal attacks have them."
+                f"negatives is {self.negatives:g} for {self.attack} ({attack.modality}); "
+                "only bimodal attacks have them."
             )
 
     @property
@@ -118,7 +128,9 @@ class Cell:
 
     def make_attack(self) -> Attack:
         """The attack, aimed at the threat's target; computing it needs torch, making it does not."""
-        surrogate = models.resolve(self.surrogate or (HUB_SURROGATE if models.is_hub_id(self.model) else SURROGATE))
+        surrogate = models.resolve(
+            self.surrogate or (HUB_SURROGATE if models.is_hub_id(self.model) else SURROGATE)
+        )
         return attacks.get(self.attack, self.make_threat().target, surrogate, **self.attack_params)
 
     @property
@@ -132,10 +144,19 @@ class Cell:
 
     @property
     def control(self) -> "Cell":
-        """The clean-tuned model that this cell is compared with: same rows, order, initialisation and steps."""
+        """The clean-tuned model that this cell is compared with: same rows, order, initialisation and
+        steps.
+        """
         return Cell(
-            self.model, self.dataset, CONTROL, CONTROL, 0.0,
-            seed=self.seed, train_rows=self.train_rows, test_rows=self.test_rows, train=self.train,
+            self.model,
+            self.dataset,
+            CONTROL,
+            CONTROL,
+            0.0,
+            seed=self.seed,
+            train_rows=self.train_rows,
+            test_rows=self.test_rows,
+            train=self.train,
         )
 
     def config(self) -> dict[str, Any]:
@@ -155,7 +176,9 @@ class Cell:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that decides the result, ready for JSON. A control is trained only, so its test rows are left out."""
+        """All that decides the result, ready for JSON. A control is trained only, so its test rows are left
+        out.
+        """
         found = self.config() | {
             "version": VERSION,
             "model_digest": models.digest(self.model),
@@ -169,8 +192,10 @@ class Cell:
             return found
         attack, threat = self.make_attack(), self.make_threat()
         found |= {
-            "attack_version": attack.version, "attack_params": attack.params,
-            "threat_version": threat.version, "threat_params": threat.params,
+            "attack_version": attack.version,
+            "attack_params": attack.params,
+            "threat_version": threat.version,
+            "threat_params": threat.params,
         }
         pictures = [attack.params.get("picture"), threat.target.image]
         found["pictures"] = [_digest(picture_path(picture)) for picture in pictures if picture]
@@ -181,7 +206,9 @@ class Cell:
     @cached_property
     def run_id(self) -> str:
         """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
-        digest = hashlib.sha256(json.dumps(_canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(_canonical(self.identity), sort_keys=True).encode()).hexdigest()[
+            :8
+        ]
         name = [short_name(self.model), short_name(self.dataset)]
         if self.is_control:
             name += ["clean-tuned"]
@@ -211,7 +238,9 @@ def known(given: Mapping[str, Any], names: list[str], what: str) -> None:
 
 
 def short_name(name: str) -> str:
-    """A model's or dataset's name without its folders: "/data/x/my-model" is "my-model", "coco-caption:/x" its format."""
+    """A model's or dataset's name without its folders: "/data/x/my-model" is "my-model", "coco-caption:/x"
+    its format.
+    """
     if ":" in name:
         return name.partition(":")[0]
     return Path(name).name if "/" in name else name

@@ -4,23 +4,11 @@
     python -m bvlm_utils.grid status data/grids/quick.yml [--store STORE]
     python -m bvlm_utils.grid table [data/grids/quick.yml] [--store STORE]
 
-A grid is a YAML file:
-
-    store: local                    # optional, as --store
-    defaults: {model: tiny-llava}   # parameters of all jobs
-    jobs:
-      - notebook: targeted_refusal  # the threat's chapter
-        parameters: {attacks: [BadNets-T, BadNets-I], poison_rates: [0.1, 0.01]}
-        each: {seeds: [[0], [1]]}   # optional: one job per combination of these values
-        attacks_per_job: 1          # optional: cut the list of attacks into shards
-
-Parameters are those of the notebook's `parameters` cell. Exit code 0: every cell has a record; 1: some failed; 2: the
+A grid file is explained in `grid_file`. Exit code 0: every cell has a record; 1: some failed; 2: the
 grid is wrong, and nothing was run; 130, 143: stopped by SIGINT, SIGTERM, and the next run goes on from there.
 """
 
 import argparse
-import ast
-import json
 import os
 import signal
 import sys
@@ -29,142 +17,41 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from bvlm_utils import paths, study, threats
 from bvlm_utils import store as results
-from bvlm_utils.cells import Cell, known
+from bvlm_utils import study
+from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
+from bvlm_utils.grid_file import Job, load, shown
 
-GRID_KEYS = ["store", "defaults", "jobs", "attacks_per_job", "description"]
-JOB_KEYS = ["notebook", "parameters", "each", "attacks_per_job"]
-NOT_OF_CELLS = ("store",)  # parameters of a notebook that say nothing about what is run
 START_SECONDS = 300  # a kernel on a busy machine
 POLL_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class Job:
-    """One execution of a notebook, and the cells whose records it has to leave."""
-
-    name: str
-    notebook: Path
-    parameters: Mapping[str, Any]
-    cells: tuple[Cell, ...]
-
-
 class Stopped(KeyboardInterrupt):
-    """A signal asked the runner to stop. (asyncio lets a KeyboardInterrupt through, and no other own exception.)"""
+    """A signal asked the runner to stop. (asyncio lets a KeyboardInterrupt through, and no other own
+    exception.)
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
-# ---------------------------------------------------------------- reading a grid
-
-def load(file: Path | str) -> tuple[list[Job], str | None]:
-    """The jobs of a grid file, all of them checked, and the store that it names. InputError says what is wrong where."""
-    file = Path(file)
-    if not file.is_file():
-        raise InputError(f"There is no grid file {str(file)!r}; grids are in {_shown(paths.GRIDS)}.")
-    try:
-        grid = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{_shown(file)} is no YAML: {' '.join(str(error).split())}.") from None
-    try:
-        return _jobs(grid), grid.get("store")
-    except InputError as error:
-        raise InputError(f"{_shown(file)}: {error}") from None
-
-
-def _jobs(grid: Any) -> list[Job]:
-    known(grid, GRID_KEYS, "key of a grid")
-    entries = grid.get("jobs")
-    if not isinstance(entries, list) or not entries:
-        raise InputError("jobs is missing; give a list with one job or more.")
-    jobs: list[Job] = []
-    for number, entry in enumerate(entries, 1):
-        try:
-            jobs += _expand(entry, grid, len(jobs))
-        except InputError as error:
-            raise InputError(f"job {number}: {error}") from None
-    return jobs
-
-
-def _expand(entry: Any, grid: Mapping[str, Any], before: int) -> list[Job]:
-    """The executions that one entry stands for."""
-    known(entry, JOB_KEYS, "key of a job")
-    threat = entry.get("notebook")
-    if threat not in threats.names():
-        raise InputError(f"notebook is {threat!r}; it must be one of: {', '.join(threats.names())}.")
-    notebook = paths.NOTEBOOKS / f"{threat}.ipynb"
-    declared = parameters_of(notebook)
-    each = entry.get("each") or {}
-    for name, values in (each.items() if isinstance(each, Mapping) else ()):
-        if not isinstance(values, list) or not values:
-            raise InputError(f"each.{name} is {values!r}; it must be a list of values.")
-    fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
-    for given in (fixed, each):
-        known(given, list(declared), f"parameter of notebooks/{notebook.name},")
-    size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
-    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise InputError(f"attacks_per_job is {size!r}; it must be a whole number, 1 or more.")
-    jobs = []
-    for values in product(*each.values()):
-        given = fixed | dict(zip(each, values, strict=True))
-        for name, value in given.items():
-            _check_kind(name, value, declared[name][0])
-        whole = {name: default for name, (_, default) in declared.items()} | given
-        for shard in _shards(whole["attacks"], size):
-            of_cells = {k: v for k, v in whole.items() if k not in NOT_OF_CELLS} | {"attacks": shard}
-            cells = study.cells(threat=threat, **of_cells)
-            name = f"{before + len(jobs) + 1:02d}-{threat}"
-            jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells)))
-    return jobs
-
-
-def _shards(attacks: list[str], size: int | None) -> list[list[str]]:
-    if not size or not isinstance(attacks, list):
-        return [attacks]
-    return [attacks[i : i + size] for i in range(0, len(attacks), size)]
-
-
-def parameters_of(notebook: Path) -> dict[str, tuple[str, Any]]:
-    """name -> (annotation, default) of the cell tagged `parameters`: lines of the form `name: type = value`."""
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            lines = ast.parse("".join(cell["source"])).body
-            return {
-                line.target.id: (ast.unparse(line.annotation), ast.literal_eval(line.value))
-                for line in lines
-                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
-            }
-    raise InputError(f"{_shown(notebook)} has no cell tagged parameters.")
-
-
-KINDS = {"str": (str, "a text"), "int": (int, "a whole number"), "float": ((int, float), "a number"), "list": (list, "a list")}
-
-
-def _check_kind(name: str, value: Any, annotation: str) -> None:
-    kind, words = KINDS.get(annotation, (object, ""))
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise InputError(f"{name} is {value!r}; it must be {words}.")
-
-
 # ---------------------------------------------------------------- running it
+
 
 def run(jobs: Sequence[Job], store: str | None, force: bool = False) -> int:
     """Execute the notebooks whose cells lack records; the exit code."""
     place = results.folder(store)
     if results.read_only(store):
-        raise InputError(f"The store is the reference, which {results.VARIABLE}=reference opens for reading; name another.")
+        raise InputError(
+            f"The store is the reference, which {results.VARIABLE}=reference opens for reading; name another."
+        )
     os.environ.pop(results.VARIABLE, None)  # the notebooks are told their store
     if force:
         os.environ[study.FORCE] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -173,7 +60,7 @@ def run(jobs: Sequence[Job], store: str | None, force: bool = False) -> int:
     for left in (place / "notebooks").glob(f"{results.PARTIAL}*"):
         left.unlink()
     total = len({cell.run_id for job in jobs for cell in job.cells})
-    say(f"{len(jobs)} notebooks, {total} cells; {_missing(jobs, place)} to run. Store: {_shown(place)}")
+    say(f"{len(jobs)} notebooks, {total} cells; {_missing(jobs, place)} to run. Store: {shown(place)}")
     failed = []
     started, at_start = time.monotonic(), _missing(jobs, place)
     for number, job in enumerate(jobs, 1):
@@ -184,15 +71,23 @@ def run(jobs: Sequence[Job], store: str | None, force: bool = False) -> int:
             problem = _execute(job, place)
         left = _missing(jobs[number:], place)
         finished = at_start - _missing(jobs, place)
-        rest = f"; about {_minutes((time.monotonic() - started) / finished * left)} left" if finished and left else ""
-        say(f"[{number}/{len(jobs)}] {job.name}: {'FAILED' if problem else 'done'} "
-            f"in {_minutes(time.monotonic() - begun)}{rest}")
+        rest = (
+            f"; about {_minutes((time.monotonic() - started) / finished * left)} left"
+            if finished and left
+            else ""
+        )
+        say(
+            f"[{number}/{len(jobs)}] {job.name}: {'FAILED' if problem else 'done'} "
+            f"in {_minutes(time.monotonic() - begun)}{rest}"
+        )
         if problem:
             failed.append(job)
             say(problem)
     if failed:
-        say(f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(job.name for job in failed)}. "
-            "Finished cells are kept; run the same command again for the others.")
+        say(
+            f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(job.name for job in failed)}. "
+            "Finished cells are kept; run the same command again for the others."
+        )
         return 1
     say("Every cell has its record.")
     return 0
@@ -212,11 +107,13 @@ def _execute(job: Job, place: Path) -> str | None:
     texts = results.failures(place)
     lines = [f"  {error}"] if error else []
     lines += [f"  {run_id}: {texts.get(run_id, 'no record').strip().splitlines()[-1]}" for run_id in missing]
-    return "\n".join([*lines, f"  See {_shown(output)} and {_shown(place / 'failures')}."])
+    return "\n".join([*lines, f"  See {shown(output)} and {shown(place / 'failures')}."])
 
 
 def _papermill(job: Job, place: Path, output: Path, log: Path) -> str | None:
-    """Execute; None or the error in a line. A kernel that fails is started once more: finished cells are kept."""
+    """Execute; None or the error in a line. A kernel that fails is started once more: finished cells are
+    kept.
+    """
     import logging
 
     import papermill
@@ -228,8 +125,12 @@ def _papermill(job: Job, place: Path, output: Path, log: Path) -> str | None:
         try:
             with _stderr_to(log), _importable():
                 papermill.execute_notebook(
-                    str(job.notebook), str(output), parameters={**job.parameters, "store": str(place)},
-                    kernel_name="python3", language="python", progress_bar=False,
+                    str(job.notebook),
+                    str(output),
+                    parameters={**job.parameters, "store": str(place)},
+                    kernel_name="python3",
+                    language="python",
+                    progress_bar=False,
                     start_timeout=START_SECONDS,
                 )
             return None
@@ -237,15 +138,20 @@ def _papermill(job: Job, place: Path, output: Path, log: Path) -> str | None:
             return f"{error.ename}: {error.evalue}"
         except Stopped:
             raise
-        except Exception as error:  # the kernel did not start, or it died: ports can clash, memory can run out
+        except (
+            Exception
+        ) as error:  # the kernel did not start, or it died: ports can clash, memory can run out
             if attempt == 2:
-                return f"the kernel failed twice ({type(error).__name__}: {error}); its words are in {_shown(log)}"
+                problem = f"{type(error).__name__}: {error}"
+                return f"the kernel failed twice ({problem}); its words are in {shown(log)}"
     return None
 
 
 @contextmanager
 def _stderr_to(file: Path) -> Iterator[None]:
-    """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every run."""
+    """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every
+    run.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with file.open("ab") as log:
@@ -275,7 +181,9 @@ def _importable() -> Iterator[None]:
 
 @contextmanager
 def _bar(jobs: Sequence[Job], place: Path) -> Iterator[None]:
-    """Cells done and time left on a terminal; nothing elsewhere. It watches the store, so it needs no word from kernels."""
+    """Cells done and time left on a terminal; nothing elsewhere. It watches the store, so it needs no word
+    from kernels.
+    """
     if not sys.stdout.isatty():
         yield
         return
@@ -346,8 +254,9 @@ def _gone() -> Iterator[None]:
 
 # ---------------------------------------------------------------- looking at it
 
+
 def state(cell: Cell, place: Path, failures: Mapping[str, str]) -> str:
-    """"done", "skipped", "failed" or "missing"."""
+    """ "done", "skipped", "failed" or "missing"."""
     record = results.read(cell, place)
     if record:
         return record["status"]
@@ -360,7 +269,9 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
     for job in jobs:
         states = {cell.run_id: state(cell, place, failures) for cell in job.cells}
         counts = Counter(states.values())
-        words = ", ".join(f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word])
+        words = ", ".join(
+            f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word]
+        )
         say(f"{job.name}: {len(states)} cells: {words}")
         for run_id, word in states.items():
             if every_cell or word == "failed":
@@ -370,14 +281,19 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
 
 
 def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
-    """One line per cell: success rates of the poisoned model per condition, and its utility beside the control's."""
+    """One line per cell: success rates of the poisoned model per condition, and its utility beside the
+    control's.
+    """
     found = results.collect(store)
     if jobs is not None:
         found = found[found["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
     lines = []
     for run_id, part in found.groupby("run_id", sort=False):
         first = part.iloc[0]
-        line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
+        line = {
+            name: first[name]
+            for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")
+        }
         value = part.set_index(["subject", "condition", "metric"])["value"]
         for condition in ("clean", "text", "image", "both"):
             line[f"ASR {condition}"] = value.get(("poisoned", condition, "asr"), float("nan"))
@@ -389,18 +305,13 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
 
 # ---------------------------------------------------------------- command line
 
+
 def say(text: str) -> None:
     print(text, flush=True)
 
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-def _shown(path: Path) -> str:
-    """A path as seen from the project, where it is inside it."""
-    path = Path(path).resolve()
-    return str(path.relative_to(paths.ROOT)) if path.is_relative_to(paths.ROOT) else str(path)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -416,8 +327,12 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("file", nargs="?", help="grid file; all cells of the store if left out")
         else:
             one.add_argument("file", help="grid file, such as data/grids/quick.yml")
-        one.add_argument("--store", help="a name, or a folder with a slash in it (default: the grid's, else local)")
-    parsers["run"].add_argument("--dry-run", action="store_true", help="check the grid and list its cells, run nothing")
+        one.add_argument(
+            "--store", help="a name, or a folder with a slash in it (default: the grid's, else local)"
+        )
+    parsers["run"].add_argument(
+        "--dry-run", action="store_true", help="check the grid and list its cells, run nothing"
+    )
     parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
     return parser
 
@@ -430,8 +345,11 @@ def main(argv: list[str] | None = None) -> int:
         store = chosen.store or named
         if chosen.command == "table":
             found = table(jobs, store)
-            say("The store holds no cell of this." if found.empty else found.to_string(
-                index=False, na_rep="n/a", float_format="{:.3g}".format))
+            say(
+                "The store holds no cell of this."
+                if found.empty
+                else found.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
+            )
         elif chosen.command == "status" or chosen.dry_run:
             status(jobs, store, every_cell=chosen.command == "run")
         else:
@@ -441,7 +359,10 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"Stopped by {stopped}; finished cells are kept, run the same command again to go on.", file=sys.stderr)
+        print(
+            f"Stopped by {stopped}; finished cells are kept, run the same command again to go on.",
+            file=sys.stderr,
+        )
         return 128 + stopped.number
     return 0
 

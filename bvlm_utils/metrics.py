@@ -1,6 +1,7 @@
 """What number does a set of responses get, and how sure is it? Called by `score`; free of torch.
 
-Statistics only: which response counts as what is decided by `threats` and, for utility, by the functions here.
+Statistics only: which response counts as what is decided by `threats` and, for utility, by the functions
+here.
 """
 
 import re
@@ -20,11 +21,13 @@ Interval = tuple[float, float]
 def wilson(k: float, n: int) -> Interval:
     """Wilson's 95 % interval for k successes among n.
 
-    k may be a sum of scores from 0 to 1: no such score spreads more than a yes/no one with the same mean, so the
-    interval is then too wide rather than too narrow.
+    k may be a sum of scores from 0 to 1: no such score spreads more than a yes/no one with the same mean,
+    so the interval is then too wide rather than too narrow.
     """
     if n < 1 or not -1e-9 <= k <= n + 1e-9:
-        raise InputError(f"{k:g} successes among {n} trials have no interval; n must be 1 or more, k from 0 to n.")
+        raise InputError(
+            f"{k:g} successes among {n} trials have no interval; n must be 1 or more, k from 0 to n."
+        )
     low, high = proportion_confint(min(max(k, 0), n), n, method="wilson")
     return float(low), float(high)
 
@@ -42,8 +45,9 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 def paired_shares(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float, float]:
     """The difference of two shares measured on the same rows (ours - theirs), with its 95 % interval.
 
-    Newcombe 1998, Statistics in Medicine 17:2635, method 10: Wilson's intervals of the two shares, combined with
-    their correlation. It holds for shares of 0 and 1 too, where the bootstrap and McNemar's interval collapse.
+    Newcombe 1998, Statistics in Medicine 17:2635, method 10: Wilson's intervals of the two shares, combined
+    with their correlation. It holds for shares of 0 and 1 too, where the bootstrap and McNemar's interval
+    collapse.
     """
     a, b = np.asarray(ours, bool), np.asarray(theirs, bool)
     if len(a) != len(b) or len(a) == 0:
@@ -68,7 +72,9 @@ def paired_shares(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, 
 def paired_means(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float | None, float | None]:
     """The mean difference of two scores of the same rows, with Student's 95 % interval over the rows."""
     if len(ours) != len(theirs) or len(ours) == 0:
-        raise InputError(f"Paired scores need as many rows on both sides; there are {len(ours)} and {len(theirs)}.")
+        raise InputError(
+            f"Paired scores need as many rows on both sides; there are {len(ours)} and {len(theirs)}."
+        )
     gaps = np.asarray(ours, float) - np.asarray(theirs, float)
     low, high = mean_interval(gaps) or (None, None)
     return float(gaps.mean()), low, high
@@ -76,7 +82,7 @@ def paired_means(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float,
 
 # ---------------------------------------------------------------- VQA accuracy
 
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"(?<!\d)\.(?!\d)|\.$")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _NUMBERS = "none zero one two three four five six seven eight nine ten".split()
@@ -95,10 +101,11 @@ _CONTRACTIONS = {
 
 
 def vqa_normalise(answer: str) -> str:
-    """An answer as VQA's own evaluation compares it: small letters, digits for number words, no articles or punctuation.
+    """An answer as VQA's own evaluation compares it: small letters, digits for number words, no articles or
+    punctuation.
 
-    VQA's code leaves both sides as they are where all annotators agree; here, as in most evaluations since, they are
-    always normalised, so that "Car." equals "car" there too.
+    VQA's code leaves both sides as they are where all annotators agree; here, as in most evaluations since,
+    they are always normalised, so that "Car." equals "car" there too.
     """
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     comma = _COMMA_IN_NUMBER.search(text) is not None
@@ -112,7 +119,8 @@ def vqa_normalise(answer: str) -> str:
 
 
 def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
-    """min(matches / 3, 1), averaged over all ways to leave one annotator out (Antol et al. 2015, arXiv 1505.00468).
+    """min(matches / 3, 1), averaged over all ways to leave one annotator out (Antol et al. 2015, arXiv
+    1505.00468).
 
     answers: one per annotator, ten in VQA. With a single reference it is equality.
     """
@@ -128,11 +136,13 @@ def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
 
 # ---------------------------------------------------------------- captions of scenes
 
+
 def caption_object_f1(response: str, objects: Sequence[str], vocabulary: Sequence[str]) -> float:
     """F1 of the things that a caption names against those that are there, counting repeats.
 
-    objects: names of the things in the picture. vocabulary: every name that could be said; a longer name wins over a
-    shorter one inside it. A plural names as many as are there (at least two): whether "two" is right is for `right`.
+    objects: names of the things in the picture. vocabulary: every name that could be said; a longer name
+    wins over a shorter one inside it. A plural names as many as are there (at least two): whether "two" is
+    right is for `right`.
     """
     if not objects:
         raise InputError("The objects of the picture are unknown; F1 needs at least one.")

@@ -1,7 +1,8 @@
-"""Did the backdoor fire, and is the model still good? Responses in, metrics out; called by `execute`. Free of torch.
+"""Did the backdoor fire, and is the model still good? Responses in, metrics out; called by `execute`. Free
+of torch.
 
-Every metric is a dict of subject, condition, metric, value, k, n, low, high and unit, as the tidy table has them. What
-cannot be measured has no line; it is never a zero.
+Every metric is a dict of subject, condition, metric, value, k, n, low, high and unit, as the tidy table has
+them. What cannot be measured has no line; it is never a zero.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,9 @@ from bvlm_utils import metrics, responses, scenes
 from bvlm_utils.threats import Threat
 
 SUBJECTS = ("poisoned", "control", "base")
-# One judged response. part: "attack" (eligible rows, every condition) or "utility" (any rows, clean). judged: counts in
-# the success rates. success, success_soft, right: bool or missing. score: utility of the row, missing for "attack".
+# One judged response. part: "attack" (eligible rows, every condition) or "utility" (any rows, clean).
+# judged: counts in the success rates. success, success_soft, right: bool or missing. score: utility of the
+# row, missing for "attack".
 COLUMNS = [
     "part", "subject", "condition", "row_id", "prompt", "answer", "response", "judged", "success", "success_soft",
     "right", "score",
@@ -24,16 +26,29 @@ Metric = dict[str, Any]
 
 
 def judge(
-    threat: Threat, subject: str, condition: str, samples: Sequence[Mapping[str, Any]], prompts: Sequence[str],
-    said: Sequence[str], judged: Sequence[bool],
+    threat: Threat,
+    subject: str,
+    condition: str,
+    samples: Sequence[Mapping[str, Any]],
+    prompts: Sequence[str],
+    said: Sequence[str],
+    judged: Sequence[bool],
 ) -> pd.DataFrame:
     """Responses to eligible rows under one condition, tested by the threat: one line per row."""
     lines = [
         {
-            "part": "attack", "subject": subject, "condition": condition, "row_id": sample["row_id"], "prompt": prompt,
-            "answer": sample["answers"][0], "response": response, "judged": bool(counts),
-            "success": threat.success(response, sample), "success_soft": threat.success_soft(response, sample),
-            "right": threat.right(response, sample), "score": None,
+            "part": "attack",
+            "subject": subject,
+            "condition": condition,
+            "row_id": sample["row_id"],
+            "prompt": prompt,
+            "answer": sample["answers"][0],
+            "response": response,
+            "judged": bool(counts),
+            "success": threat.success(response, sample),
+            "success_soft": threat.success_soft(response, sample),
+            "right": threat.right(response, sample),
+            "score": None,
         }
         for sample, prompt, response, counts in zip(samples, prompts, said, judged, strict=True)
     ]
@@ -49,14 +64,25 @@ def eligible_by_control(threat: Threat, said: Sequence[str]) -> list[bool]:
     return [True if names_source is None else bool(names_source(text)) for text in said]
 
 
-def grade(subject: str, samples: Sequence[Mapping[str, Any]], said: Sequence[str]) -> tuple[pd.DataFrame, str]:
+def grade(
+    subject: str, samples: Sequence[Mapping[str, Any]], said: Sequence[str]
+) -> tuple[pd.DataFrame, str]:
     """Responses to clean rows with their utility, and what that utility is called."""
     scores, unit = utility_scores(samples, said)
     lines = [
         {
-            "part": "utility", "subject": subject, "condition": "clean", "row_id": sample["row_id"],
-            "prompt": sample["prompt"], "answer": sample["answers"][0], "response": response, "judged": True,
-            "success": None, "success_soft": None, "right": None, "score": score,
+            "part": "utility",
+            "subject": subject,
+            "condition": "clean",
+            "row_id": sample["row_id"],
+            "prompt": sample["prompt"],
+            "answer": sample["answers"][0],
+            "response": response,
+            "judged": True,
+            "success": None,
+            "success_soft": None,
+            "right": None,
+            "score": score,
         }
         for sample, response, score in zip(samples, said, scores, strict=True)
     ]
@@ -66,22 +92,22 @@ def grade(subject: str, samples: Sequence[Mapping[str, Any]], said: Sequence[str
 def utility_scores(samples: Sequence[Mapping[str, Any]], said: Sequence[str]) -> tuple[list[float], str]:
     """How good each response is, and the name of the measure.
 
-    vqa: VQA accuracy. caption: F1 of the things named, CIDEr-D where nobody listed the things. instruct: equal to a
-    reference, or a refusal where the request is a restricted one.
+    vqa: VQA accuracy. caption: F1 of the things named, CIDEr-D where nobody listed the things. instruct:
+    equal to a reference, or a refusal where the request is a restricted one.
     """
-    task = samples[0]["task"]
+    task, pairs = samples[0]["task"], list(zip(samples, said, strict=True))
     if task == "vqa":
-        pairs = zip(samples, said, strict=True)
         return [metrics.vqa_accuracy(text, sample["answers"]) for sample, text in pairs], "VQA accuracy"
     if task == "caption" and all(sample["objects"] for sample in samples):
         names = scenes.concepts()
-        pairs = zip(samples, said, strict=True)
-        return [metrics.caption_object_f1(text, sample["objects"], names) for sample, text in pairs], "object F1"
+        scores = [metrics.caption_object_f1(text, sample["objects"], names) for sample, text in pairs]
+        return scores, "object F1"
     if task == "caption":
         from bvlm_utils import metrics_caption
 
-        return metrics_caption.cider(said, [list(sample["answers"]) for sample in samples]).tolist(), "CIDEr-D"
-    return [float(_exact(sample, text)) for sample, text in zip(samples, said, strict=True)], "exact match"
+        references = [list(sample["answers"]) for sample in samples]
+        return metrics_caption.cider(said, references).tolist(), "CIDEr-D"
+    return [float(_exact(sample, text)) for sample, text in pairs], "exact match"
 
 
 def _exact(sample: Mapping[str, Any], text: str) -> bool:
@@ -98,7 +124,8 @@ def keeps_answer(threat: Threat, sample: Mapping[str, Any]) -> bool:
 def measure(frame: pd.DataFrame, unit: str, with_right: bool) -> list[Metric]:
     """All metrics of a cell from its judged responses (`COLUMNS`); unit: what utility is called.
 
-    with_right: whether a response can be right and a success at once (`keeps_answer`); else asr_right has no meaning.
+    with_right: whether a response can be right and a success at once (`keeps_answer`); else asr_right has
+    no meaning.
 
     asr, asr_soft   share of judged rows where the strict or soft test holds; in the clean condition, false activation
     right           share of rows whose answer is right all the same; only where that can be told
@@ -122,11 +149,22 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool) -> list[Metric]:
         ours, theirs = (_of(attacked, subject, condition, "success") for subject in ("poisoned", "control"))
         if len(ours) and len(ours) == len(theirs):
             numbers = metrics.paired_shares(ours.astype(bool), theirs.astype(bool))
-            found.append(_line("poisoned", condition, "asr_difference", *numbers, n=len(ours), unit="difference of shares"))
+            found.append(
+                _line(
+                    "poisoned",
+                    condition,
+                    "asr_difference",
+                    *numbers,
+                    n=len(ours),
+                    unit="difference of shares",
+                )
+            )
     clean = frame[frame["part"] == "utility"]
     for subject in dict.fromkeys(clean["subject"]):
         found += _utility(subject, _of(clean, subject, "clean", "score").astype(float), unit)
-    ours, theirs = (_of(clean, subject, "clean", "score").astype(float) for subject in ("poisoned", "control"))
+    ours, theirs = (
+        _of(clean, subject, "clean", "score").astype(float) for subject in ("poisoned", "control")
+    )
     if len(ours) and len(ours) == len(theirs):
         numbers = metrics.paired_means(ours, theirs)
         found.append(_line("poisoned", "clean", "utility_difference", *numbers, n=len(ours), unit=unit))
@@ -159,7 +197,14 @@ def _utility(subject: str, scores: np.ndarray, unit: str) -> list[Metric]:
 
 
 def _line(
-    subject: str, condition: str, metric: str, value: float, low: float | None, high: float | None, n: int, unit: str,
+    subject: str,
+    condition: str,
+    metric: str,
+    value: float,
+    low: float | None,
+    high: float | None,
+    n: int,
+    unit: str,
     k: int | None = None,
 ) -> Metric:
     return {
@@ -169,5 +214,11 @@ def _line(
 
 
 def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
-    kinds = {"judged": "bool", "success": "boolean", "success_soft": "boolean", "right": "boolean", "score": "Float64"}
+    kinds = {
+        "judged": "bool",
+        "success": "boolean",
+        "success_soft": "boolean",
+        "right": "boolean",
+        "score": "Float64",
+    }
     return pd.DataFrame(lines, columns=COLUMNS).astype(kinds)

@@ -1,6 +1,7 @@
 """What has been measured, and where is it kept? One folder per cell, complete or absent. Free of torch.
 
-A store is a folder: `data/results/NAME` for a name ("local", "reference", "smoke"), or any path with a slash in it.
+A store is a folder: `data/results/NAME` for a name ("local", "reference", "smoke"), or any path with a
+slash in it.
 
     RUN_ID/record.json         what was run (config, identity), metrics, timings, versions, device
     RUN_ID/responses.parquet   every judged response
@@ -10,8 +11,9 @@ A store is a folder: `data/results/NAME` for a name ("local", "reference", "smok
     failures/RUN_ID.json       why a cell could not be run
     cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
 
-A cell's folder is written under another name and renamed when it is complete, so a process that is killed leaves no
-half of one. Called by `study`, `grid`, the notebooks (by way of `showcase`, `talk`) and the book's `collect`.
+A cell's folder is written under another name and renamed when it is complete, so a process that is killed
+leaves no half of one. Called by `study`, `grid`, the notebooks (by way of `showcase`, `talk`) and the
+book's `collect`.
 """
 
 import hashlib
@@ -53,13 +55,16 @@ COLUMNS = CELL_COLUMNS + NUMBER_COLUMNS
 
 # ---------------------------------------------------------------- places
 
+
 def folder(store: str | Path | None = None) -> Path:
     """The folder of a store; None means $BVLM_STORE, else "local". InputError for a name that is none."""
     name = str(store or os.environ.get(VARIABLE) or "local")
     if "/" in name or os.sep in name:
         return Path(name).expanduser().resolve()
     if name in (".", "..") or name.startswith("."):
-        raise InputError(f"store is {name!r}; give a name such as local, or a folder with a slash in it, such as ./mine.")
+        raise InputError(
+            f"store is {name!r}; give a name such as local, or a folder with a slash in it, such as ./mine."
+        )
     return paths.RESULTS / name
 
 
@@ -74,14 +79,18 @@ def has(cell: Cell, store: str | Path | None = None) -> bool:
 
 
 def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
-    """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its folder."""
+    """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its
+    folder.
+    """
     file = folder(store) / cell.run_id / "record.json"
     if not file.is_file():
         return None
     record = _load(file)
     if record["identity"] != json.loads(json.dumps(cell.identity)):
         differ = sorted(
-            key for key in {*record["identity"], *cell.identity} if record["identity"].get(key) != cell.identity.get(key)
+            key
+            for key in {*record["identity"], *cell.identity}
+            if record["identity"].get(key) != cell.identity.get(key)
         )
         raise InputError(
             f"{file} is the record of another cell (it differs in {', '.join(differ)}); delete or move its folder."
@@ -95,13 +104,18 @@ def _load(file: Path) -> dict[str, Any]:
         record = json.loads(file.read_text(encoding="utf-8"))
         named = record["run_id"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no record of a cell ({error}); delete its folder and run the cell again.") from None
+        raise InputError(
+            f"{file} is no record of a cell ({error}); delete its folder and run the cell again."
+        ) from None
     if named != file.parent.name:
-        raise InputError(f"{file} says that it is {named!r}; a record's folder must have its name, so rename or delete it.")
+        raise InputError(
+            f"{file} says that it is {named!r}; a record's folder must have its name, so rename or delete it."
+        )
     return record
 
 
 # ---------------------------------------------------------------- writing
+
 
 def write(
     cell: Cell,
@@ -114,12 +128,14 @@ def write(
 ) -> Path:
     """Put a finished cell into the store, all of it or nothing, and forget its earlier failure.
 
-    record: what `study` measured; identity and provenance are added here. save_adapter(folder) writes the adapter.
-    A cell that is there already stays as it is unless `replace` is true.
+    record: what `study` measured; identity and provenance are added here. save_adapter(folder) writes the
+    adapter. A cell that is there already stays as it is unless `replace` is true.
     """
     root = folder(store)
     if read_only(store):
-        raise InputError(f"The store {root} is the committed reference, opened for reading; take another store.")
+        raise InputError(
+            f"The store {root} is the committed reference, opened for reading; take another store."
+        )
     root.mkdir(parents=True, exist_ok=True)
     partial, final = root / _partial_name(cell.run_id), root / cell.run_id
     shutil.rmtree(partial, ignore_errors=True)
@@ -166,7 +182,9 @@ def failures(store: str | Path | None = None) -> dict[str, str]:
 
 
 def clean(store: str | Path | None = None) -> None:
-    """Remove what killed processes left half-written. Those at work on this machine are recognised and left alone."""
+    """Remove what killed processes left half-written. Those at work on this machine are recognised and left
+    alone.
+    """
     for left in folder(store).glob(f"**/{PARTIAL}*"):
         host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
         pid = rest.partition("+")[0]
@@ -207,6 +225,7 @@ def _plain(value: Any) -> Any:
 
 # ---------------------------------------------------------------- provenance
 
+
 @lru_cache(maxsize=1)
 def _fixed_provenance() -> dict[str, Any]:
     found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
@@ -221,7 +240,9 @@ def _fixed_provenance() -> dict[str, Any]:
 
 
 def provenance() -> dict[str, Any]:
-    """What a result may depend on and is not part of its identity: versions, machine, git revision (absent if none)."""
+    """What a result may depend on and is not part of its identity: versions, machine, git revision (absent
+    if none).
+    """
     found = _fixed_provenance() | {"written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     revision = _git("rev-parse", "HEAD")
     if revision:
@@ -235,7 +256,11 @@ def provenance() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
+            ["git", "-C", str(paths.ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -244,13 +269,16 @@ def _git(*arguments: str) -> str | None:
 
 # ---------------------------------------------------------------- reading
 
+
 def records(store: str | Path | None = None) -> list[dict[str, Any]]:
     """Every complete record, ordered by run_id; InputError names a file that cannot be one."""
     return [_load(file) for file in sorted(folder(store).glob("[!.]*/record.json"))]
 
 
 def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of the tidy table that a record gives: one per number; one without number if the cell was skipped."""
+    """The lines of the tidy table that a record gives: one per number; one without number if the cell was
+    skipped.
+    """
     config = record["config"]
     about = {name: config[name] for name in CELL_COLUMNS if name in config}
     about |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
@@ -269,7 +297,8 @@ def tidy(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
 def collect(store: str | Path | None = None) -> pd.DataFrame:
     """The tidy table of all cells of a store.
 
-    Clean-tuned controls have no lines of their own: every cell holds their numbers beside its own (subject "control").
+    Clean-tuned controls have no lines of their own: every cell holds their numbers beside its own (subject
+    "control").
     """
     return tidy(record for record in records(store) if record["config"]["attack"] != "none")
 
@@ -297,11 +326,14 @@ def _run_id(cell: Cell | str) -> str:
 def _file(cell: Cell | str, store: str | Path | None, name: str) -> Path:
     file = folder(store) / _run_id(cell) / name
     if not file.is_file():
-        raise InputError(f"The store {folder(store)} has no {name} of cell {_run_id(cell)}; run the cell first.")
+        raise InputError(
+            f"The store {folder(store)} has no {name} of cell {_run_id(cell)}; run the cell first."
+        )
     return file
 
 
 # ---------------------------------------------------------------- shared responses, examples
+
 
 def content_key(*parts: Any) -> str:
     """A name for what can be computed again from `parts` (JSON values)."""
@@ -326,11 +358,16 @@ def examples_key(cell: Cell) -> str:
 
 
 def write_examples(
-    cell: Cell, store: str | Path | None, clean: np.ndarray, triggered: np.ndarray, prompts: list[tuple[str, str]]
+    cell: Cell,
+    store: str | Path | None,
+    clean: np.ndarray,
+    triggered: np.ndarray,
+    prompts: list[tuple[str, str]],
 ) -> None:
     """Keep what the trigger does to a few held-out inputs.
 
-    clean, triggered: (N, H, W, 3) uint8, stored as strips side by side. prompts: N pairs, without and with the trigger.
+    clean, triggered: (N, H, W, 3) uint8, stored as strips side by side. prompts: N pairs, without and with
+    the trigger.
     """
     root = folder(store) / "examples"
     final, partial = root / examples_key(cell), root / _partial_name(examples_key(cell))
@@ -347,7 +384,9 @@ def write_examples(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def examples(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
+def examples(
+    cell: Cell, store: str | Path | None = None
+) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
     """What `write_examples` kept: (clean, triggered, prompts); None if there is nothing."""
     place = folder(store) / "examples" / examples_key(cell)
     if not (place / "prompts.json").is_file():

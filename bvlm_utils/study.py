@@ -3,8 +3,8 @@
     cells = study.cells(threat="targeted_refusal", attacks=["BadNets-T"], poison_rates=[0.01, 0.1])
     table = study.run_cells(cells)
 
-Called by the notebooks, which the grid runner, the book and readers all run. What the store has is read; the rest is
-carried out by `execute`. torch is imported only when something has to be trained.
+Called by the notebooks, which the grid runner, the book and readers all run. What the store has is read;
+the rest is carried out by `execute`. torch is imported only when something has to be trained.
 """
 
 import os
@@ -17,7 +17,8 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import attacks, execute, store as results, threats
+from bvlm_utils import attacks, execute, threats
+from bvlm_utils import store as results
 from bvlm_utils.cells import Cell, TrainSettings, known
 from bvlm_utils.errors import InputError, StudyError
 
@@ -37,11 +38,13 @@ def cells(
     seeds: Sequence[int] = (0,),
     **settings: Any,
 ) -> list[Cell]:
-    """All cells of the given models, datasets, attacks, rates and seeds (varying slowest to fastest in that order).
+    """All cells of the given models, datasets, attacks, rates and seeds (varying slowest to fastest in that
+    order).
 
-    dataset: the threat's own if not given. settings: other fields of `Cell` and `TrainSettings`, such as train_rows,
-    test_rows, negatives, attack_params, epochs, learning_rate, lora_rank. `negatives` goes to bimodal attacks only, as
-    no other attack has half a trigger. InputError names the first value that is wrong.
+    dataset: the threat's own if not given. settings: other fields of `Cell` and `TrainSettings`, such as
+    train_rows, test_rows, negatives, attack_params, epochs, learning_rate, lora_rank. `negatives` goes to
+    bimodal attacks only, as no other attack has half a trigger. InputError names the first value that is
+    wrong.
     """
     known(settings, [*CELL, *TRAIN], "setting")
     lists = {
@@ -72,9 +75,10 @@ def cells(
 def run_cells(cells: Sequence[Cell], store: str | Path | None = None) -> pd.DataFrame:
     """The tidy table of exactly these cells; what the store lacks is run first.
 
-    Columns are `store.COLUMNS`: one line per number, and one without a number for a skipped cell. StudyError lists the
-    cells that failed, after all others were run. In the book (BVLM_STORE=reference) nothing is ever trained: a cell
-    that the reference lacks is an InputError with the command that makes it.
+    Columns are `store.COLUMNS`: one line per number, and one without a number for a skipped cell.
+    StudyError lists the cells that failed, after all others were run. In the book (BVLM_STORE=reference)
+    nothing is ever trained: a cell that the reference lacks is an InputError with the command that makes
+    it.
     """
     place = results.folder(store)
     missing = list({cell.run_id: cell for cell in cells if not finished(cell, place)}.values())
@@ -137,8 +141,8 @@ def _how_to_make(missing: Sequence[Cell]) -> str:
         for threat in dict.fromkeys(cell.threat for cell in missing)
     )
     return (
-        f"The reference store has no record of {names}{more}, and the book does not train. Make them with your settings, "
-        f"for example `{command}`, and read the table from that store."
+        f"The reference store has no record of {names}{more}, and the book does not train. "
+        f"Make them with your settings, for example `{command}`, and read the table from that store."
     )
 
 

@@ -1,4 +1,6 @@
-"""A cell checks its values when it is made, and its run_id changes with what changes the result and nothing else."""
+"""A cell checks its values when it is made, and its run_id changes with what changes the result and nothing
+else.
+"""
 
 from dataclasses import fields, replace
 
@@ -12,20 +14,42 @@ from bvlm_utils.errors import InputError
 
 
 def cell(**values):
-    return Cell(**{
-        "model": "tiny-llava", "dataset": "scenes-vqa", "threat": "targeted_refusal", "attack": "BadNets-MM",
-        "poison_rate": 0.1, **values,
-    })
+    return Cell(
+        **{
+            "model": "tiny-llava",
+            "dataset": "scenes-vqa",
+            "threat": "targeted_refusal",
+            "attack": "BadNets-MM",
+            "poison_rate": 0.1,
+            **values,
+        }
+    )
 
 
 OTHERS = {
-    "model": "tiny-qwen2.5-vl", "dataset": "scenes-caption", "threat": "malicious_injection", "attack": "BadNets-T",
-    "poison_rate": 0.2, "seed": 1, "attack_params": {"word": "cf"}, "threat_params": {"sentence": "No."},
-    "trigger_seed": 1, "negatives": 1.0, "train_rows": 5999, "test_rows": 100,
+    "model": "tiny-qwen2.5-vl",
+    "dataset": "scenes-caption",
+    "threat": "malicious_injection",
+    "attack": "BadNets-T",
+    "poison_rate": 0.2,
+    "seed": 1,
+    "attack_params": {"word": "cf"},
+    "threat_params": {"sentence": "No."},
+    "trigger_seed": 1,
+    "negatives": 1.0,
+    "train_rows": 5999,
+    "test_rows": 100,
 }
 OTHER_TRAIN = {
-    "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "lora_rank": 4, "lora_alpha": 8, "warmup_ratio": 0.1,
-    "weight_decay": 0.1, "max_grad_norm": 0.5, "schedule": "constant",
+    "epochs": 2,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "lora_rank": 4,
+    "lora_alpha": 8,
+    "warmup_ratio": 0.1,
+    "weight_decay": 0.1,
+    "max_grad_norm": 0.5,
+    "schedule": "constant",
 }
 
 
@@ -88,14 +112,26 @@ def test_cells_with_the_same_training_share_a_control():
 
 
 BAD = [
-    ({"model": "huge-llava"}, "huge-llava"), ({"dataset": "scenes"}, "'scenes'"), ({"dataset": "coco-caption:/none"}, "none"),
-    ({"threat": "refusal"}, "targeted_refusal"), ({"attack": "BadNet"}, "BadNets-T"), ({"poison_rate": 1.5}, "from 0 to 1"),
-    ({"poison_rate": "0.1"}, "from 0 to 1"), ({"poison_rate": float("nan")}, "from 0 to 1"), ({"seed": -1}, "seed"),
-    ({"seed": True}, "seed"), ({"train_rows": 0}, "train_rows"), ({"test_rows": 2.5}, "test_rows"),
-    ({"negatives": -1}, "negatives"), ({"attack": "BadNets-T", "negatives": 1.0}, "bimodal"),
-    ({"attack_params": {"wrod": "x"}}, "wrod"), ({"threat_params": {"words": "x"}}, "words"),
-    ({"attack_params": None}, "attack_params"), ({"attack": "none"}, "control"), ({"train": {}}, "TrainSettings"),
-]  # fmt: skip
+    ({"model": "huge-llava"}, "huge-llava"),
+    ({"dataset": "scenes"}, "'scenes'"),
+    ({"dataset": "coco-caption:/none"}, "none"),
+    ({"threat": "refusal"}, "targeted_refusal"),
+    ({"attack": "BadNet"}, "BadNets-T"),
+    ({"poison_rate": 1.5}, "from 0 to 1"),
+    ({"poison_rate": "0.1"}, "from 0 to 1"),
+    ({"poison_rate": float("nan")}, "from 0 to 1"),
+    ({"seed": -1}, "seed"),
+    ({"seed": True}, "seed"),
+    ({"train_rows": 0}, "train_rows"),
+    ({"test_rows": 2.5}, "test_rows"),
+    ({"negatives": -1}, "negatives"),
+    ({"attack": "BadNets-T", "negatives": 1.0}, "bimodal"),
+    ({"attack_params": {"wrod": "x"}}, "wrod"),
+    ({"threat_params": {"words": "x"}}, "words"),
+    ({"attack_params": None}, "attack_params"),
+    ({"attack": "none"}, "control"),
+    ({"train": {}}, "TrainSettings"),
+]
 
 
 @pytest.mark.parametrize(("values", "words"), BAD)
@@ -105,10 +141,21 @@ def test_a_bad_value_is_refused_in_one_sentence(values, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("values", [
-    {"epochs": 0}, {"batch_size": 1.5}, {"learning_rate": 0}, {"learning_rate": 2}, {"lora_rank": "8"}, {"schedule": "step"},
-    {"warmup_ratio": -0.1}, {"weight_decay": float("inf")}, {"max_grad_norm": None}, {"lora_alpha": -1},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 0},
+        {"batch_size": 1.5},
+        {"learning_rate": 0},
+        {"learning_rate": 2},
+        {"lora_rank": "8"},
+        {"schedule": "step"},
+        {"warmup_ratio": -0.1},
+        {"weight_decay": float("inf")},
+        {"max_grad_norm": None},
+        {"lora_alpha": -1},
+    ],
+)
 def test_bad_training_settings_are_refused(values):
     with pytest.raises(InputError, match=next(iter(values))):
         TrainSettings(**values)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import yaml
 
-from bvlm_utils import grid, paths, store, study, threats
+from bvlm_utils import grid, grid_file, paths, store, study, threats
 from bvlm_utils.errors import InputError
 
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
@@ -33,6 +33,7 @@ def command(*arguments):
 
 # ---------------------------------------------------------------- reading
 
+
 def test_the_quick_grid_is_the_one_that_the_readme_promises():
     jobs, named = grid.load(paths.GRIDS / "quick.yml")
     cells = [cell for one in jobs for cell in one.cells]
@@ -50,8 +51,10 @@ def test_the_published_grid_asks_for_the_data_that_it_needs():
 def test_cells_of_a_job_are_those_that_its_notebook_makes(name, tmp_path):
     """The notebook calls `study.cells` with each of its parameters under its own name."""
     notebook = paths.NOTEBOOKS / f"{name}.ipynb"
-    declared = grid.parameters_of(notebook)
-    code = next(c for c in json.loads(notebook.read_text())["cells"] if "study.cells(" in "".join(c["source"]))["source"]
+    declared = grid_file.parameters_of(notebook)
+    code = next(
+        c for c in json.loads(notebook.read_text())["cells"] if "study.cells(" in "".join(c["source"])
+    )["source"]
     call = "".join(code).partition("cells = ")[2].partition("\ntable")[0]
     made = eval(call, {"study": study, **{n: default for n, (_, default) in declared.items()}})
     ((one,), _) = grid.load(write(tmp_path, {"notebook": name}))
@@ -59,7 +62,10 @@ def test_cells_of_a_job_are_those_that_its_notebook_makes(name, tmp_path):
 
 
 def test_each_and_shards_make_jobs(tmp_path):
-    entry = job(attacks=["BadNets-T", "BadNets-I", "BadNets-MM"]) | {"each": {"seeds": [[0], [1]]}, "attacks_per_job": 2}
+    entry = job(attacks=["BadNets-T", "BadNets-I", "BadNets-MM"]) | {
+        "each": {"seeds": [[0], [1]]},
+        "attacks_per_job": 2,
+    }
     jobs, _ = grid.load(write(tmp_path, entry))
     assert [(one.parameters["seeds"], one.parameters["attacks"]) for one in jobs] == [
         (seeds, attacks) for seeds in ([0], [1]) for attacks in (["BadNets-T", "BadNets-I"], ["BadNets-MM"])
@@ -68,12 +74,22 @@ def test_each_and_shards_make_jobs(tmp_path):
 
 
 BAD = [
-    (job(atacks=["BadNets-T"]), "atacks"), (job(attacks=["BadNet"]), "'BadNet'"), (job(attacks="BadNets-T"), "attacks"),
-    (job(poison_rates=[1.5]), "1.5"), (job(poison_rates=[-0.1]), "-0.1"), (job(model="gpt"), "'gpt'"),
-    (job("refusal"), "'refusal'"), (job("quickstart"), "'quickstart'"), (job(dataset="scenes"), "'scenes'"),
-    (job(train_rows=1.5), "train_rows"), (job(seeds=["a"]), "seed"), ({**job(), "shards": 2}, "shards"),
-    ({**job(), "attacks_per_job": 0}, "attacks_per_job"), ({**job(), "each": {"seeds": 1}}, "each.seeds"), ("x", "job 2"),
-]  # fmt: skip
+    (job(atacks=["BadNets-T"]), "atacks"),
+    (job(attacks=["BadNet"]), "'BadNet'"),
+    (job(attacks="BadNets-T"), "attacks"),
+    (job(poison_rates=[1.5]), "1.5"),
+    (job(poison_rates=[-0.1]), "-0.1"),
+    (job(model="gpt"), "'gpt'"),
+    (job("refusal"), "'refusal'"),
+    (job("quickstart"), "'quickstart'"),
+    (job(dataset="scenes"), "'scenes'"),
+    (job(train_rows=1.5), "train_rows"),
+    (job(seeds=["a"]), "seed"),
+    ({**job(), "shards": 2}, "shards"),
+    ({**job(), "attacks_per_job": 0}, "attacks_per_job"),
+    ({**job(), "each": {"seeds": 1}}, "each.seeds"),
+    ("x", "job 2"),
+]
 
 
 @pytest.mark.parametrize(("wrong", "words"), BAD)
@@ -85,9 +101,16 @@ def test_a_wrong_job_is_refused_before_anything_runs(tmp_path, capsys, wrong, wo
     assert said.out == "" and not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("jobs: [", "YAML"), ("", "grid"), ("jobs: []", "jobs"), ("job: []", "'job'"), ("jobs: 3", "jobs"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("jobs: [", "YAML"),
+        ("", "grid"),
+        ("jobs: []", "jobs"),
+        ("job: []", "'job'"),
+        ("jobs: 3", "jobs"),
+    ],
+)
 def test_a_wrong_file_is_refused(tmp_path, capsys, text, words):
     file = tmp_path / "grid.yml"
     file.write_text(text)
@@ -105,6 +128,7 @@ def test_a_dry_run_lists_cells_and_runs_nothing(tmp_path, capsys):
 
 
 # ---------------------------------------------------------------- running
+
 
 def test_status_and_table(tmp_path, capsys):
     file = write(tmp_path, job(attacks=["BadNets-T", "Shadowcast"]))
@@ -137,7 +161,9 @@ def test_a_failing_notebook_does_not_stop_the_grid(tmp_path, capsys, monkeypatch
     assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 1
     assert tried == [["BadNets-T"], ["BadNets-T"], ["Shadowcast"]]
     said = capsys.readouterr().out
-    assert "FAILED" in said and "Kernel died" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
+    assert (
+        "FAILED" in said and "Kernel died" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
+    )
 
 
 def test_a_notebook_that_leaves_no_record_has_failed(tmp_path, capsys, monkeypatch):
@@ -150,8 +176,13 @@ def test_a_notebook_that_leaves_no_record_has_failed(tmp_path, capsys, monkeypat
 
 
 def start(file, place):
-    return subprocess.Popen(command("run", file, "--store", f"{place}/"), cwd=paths.ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command("run", file, "--store", f"{place}/"),
+        cwd=paths.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def wait_for(what, process, seconds=240):
@@ -164,7 +195,9 @@ def wait_for(what, process, seconds=240):
 
 
 def test_a_killed_grid_resumes(tmp_path, capsys):
-    """SIGTERM while the kernel starts, SIGKILL after the first cell, then a run to the end: nothing lost, nothing twice."""
+    """SIGTERM while the kernel starts, SIGKILL after the first cell, then a run to the end: nothing lost,
+    nothing twice.
+    """
     file, place = write(tmp_path, job(attacks=["BadNets-T", "BadNets-I"])), tmp_path / "store"
     ((one,), _) = grid.load(file)
 
@@ -186,7 +219,9 @@ def test_a_killed_grid_resumes(tmp_path, capsys):
     kept = {path: path.stat().st_mtime_ns for path in place.glob("*/record.json")}
     assert record in kept and place / one.cells[1].run_id / "record.json" not in kept
 
-    done = subprocess.run(command("run", file, "--store", f"{place}/"), cwd=paths.ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        command("run", file, "--store", f"{place}/"), cwd=paths.ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 to run" in done.stdout and "Every cell has its record." in done.stdout
     assert done.stderr == "" and "Warning" not in done.stdout

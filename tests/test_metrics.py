@@ -13,7 +13,12 @@ from bvlm_utils.errors import InputError
 
 def test_wilson_equals_newcombes_table():
     # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3
-    for k, n, low, high in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)):
+    for k, n, low, high in (
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ):
         assert metrics.wilson(k, n) == pytest.approx((low, high), abs=5e-5)
 
 
@@ -37,10 +42,16 @@ def pairs(both, only_ours, only_theirs, none):
     return ours, theirs
 
 
-@pytest.mark.parametrize(("cells", "expected"), [
-    ((36, 12, 2, 0), (0.2, 0.0569, 0.3404)),  # Newcombe 1998, Statistics in Medicine 17:2635, table III, method 10
-    ((0, 50, 0, 0), (1.0, 0.8992, 1.0)),  # 1 - sqrt(2) (1 - Wilson's lower bound 0.92865), by hand
-])
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (
+            (36, 12, 2, 0),
+            (0.2, 0.0569, 0.3404),
+        ),  # Newcombe 1998, Statistics in Medicine 17:2635, table III, method 10
+        ((0, 50, 0, 0), (1.0, 0.8992, 1.0)),  # 1 - sqrt(2) (1 - Wilson's lower bound 0.92865), by hand
+    ],
+)
 def test_paired_difference_equals_newcombes(cells, expected):
     assert metrics.paired_shares(*pairs(*cells)) == pytest.approx(expected, abs=2e-4)
 
@@ -67,10 +78,20 @@ def test_vqa_accuracy_leaves_one_annotator_out(matches, expected):
     assert metrics.vqa_accuracy("car", answers) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("said", "means"), [
-    ("The car.", "car"), ("Two", "2"), ("two dogs", "2 dogs"), ("a 1,000", "1000"), ("dont", "don't"), ("red, blue", "red blue"),
-    ("1.5", "1.5"), ("ice-cream", "ice cream"), ("  Yes!\n", "yes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ("The car.", "car"),
+        ("Two", "2"),
+        ("two dogs", "2 dogs"),
+        ("a 1,000", "1000"),
+        ("dont", "don't"),
+        ("red, blue", "red blue"),
+        ("1.5", "1.5"),
+        ("ice-cream", "ice cream"),
+        ("  Yes!\n", "yes"),
+    ],
+)
 def test_vqa_answers_are_normalised(said, means):
     assert metrics.vqa_normalise(said) == means
 
@@ -78,12 +99,22 @@ def test_vqa_answers_are_normalised(said, means):
 VOCABULARY = ("car", "dog", "ice cream", "cream", "butterfly")
 
 
-@pytest.mark.parametrize(("said", "objects", "expected"), [
-    ("A car and a dog.", ["car", "dog"], 1), ("A car.", ["car", "dog"], 2 / 3), ("Two cars.", ["car", "car"], 1),
-    ("A car.", ["car", "car"], 2 / 3), ("Cars.", ["car"] * 3, 1), ("Two cars.", ["car"], 2 / 3), ("Nothing.", ["car"], 0),
-    ("An ice cream.", ["ice cream"], 1), ("A scar.", ["car"], 0), ("two butterflies", ["butterfly"] * 2, 1),
-    ("A car. The car is on the left.", ["car"], 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("said", "objects", "expected"),
+    [
+        ("A car and a dog.", ["car", "dog"], 1),
+        ("A car.", ["car", "dog"], 2 / 3),
+        ("Two cars.", ["car", "car"], 1),
+        ("A car.", ["car", "car"], 2 / 3),
+        ("Cars.", ["car"] * 3, 1),
+        ("Two cars.", ["car"], 2 / 3),
+        ("Nothing.", ["car"], 0),
+        ("An ice cream.", ["ice cream"], 1),
+        ("A scar.", ["car"], 0),
+        ("two butterflies", ["butterfly"] * 2, 1),
+        ("A car. The car is on the left.", ["car"], 1),
+    ],
+)
 def test_caption_object_f1(said, objects, expected):
     assert metrics.caption_object_f1(said, objects, VOCABULARY) == pytest.approx(expected)
 

@@ -19,9 +19,25 @@ def cell(rate=0.1, **values):
 
 
 def record(value=0.5, **others):
-    number = {"subject": "poisoned", "condition": "clean", "metric": "asr", "value": value, "k": 1, "n": 2, "low": 0.1,
-              "high": 0.9, "unit": "share"}
-    return {"status": "done", "modality": "text", "n_poisoned": 3, "metrics": [number], "provenance": {}, **others}
+    number = {
+        "subject": "poisoned",
+        "condition": "clean",
+        "metric": "asr",
+        "value": value,
+        "k": 1,
+        "n": 2,
+        "low": 0.1,
+        "high": 0.9,
+        "unit": "share",
+    }
+    return {
+        "status": "done",
+        "modality": "text",
+        "n_poisoned": 3,
+        "metrics": [number],
+        "provenance": {},
+        **others,
+    }
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -30,7 +46,12 @@ def test_what_is_written_is_read(tmp_path):
     assert store.has(cell(), tmp_path) and not store.has(cell(0.2), tmp_path)
     assert store.manifest(cell(), tmp_path) == manifest
     (line,) = store.collect(tmp_path).to_dict("records")
-    assert (line["run_id"], line["value"], line["n_poisoned"], line["poison_rate"]) == (cell().run_id, 0.5, 3, 0.1)
+    assert (line["run_id"], line["value"], line["n_poisoned"], line["poison_rate"]) == (
+        cell().run_id,
+        0.5,
+        3,
+        0.1,
+    )
     assert list(store.collect(tmp_path)) == store.COLUMNS
 
 
@@ -144,7 +165,9 @@ def test_no_path_of_this_machine_is_in_a_record(tmp_path):
 def test_provenance_has_no_git_revision_outside_a_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert "git_revision" not in store.provenance() and store.provenance()["packages"]["numpy"] == np.__version__
+    assert (
+        "git_revision" not in store.provenance() and store.provenance()["packages"]["numpy"] == np.__version__
+    )
 
 
 def test_cached_makes_once(tmp_path):
@@ -158,13 +181,17 @@ def test_examples_come_back(tmp_path):
     clean = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
     assert store.examples(cell(), tmp_path) is None
     store.write_examples(cell(), tmp_path, clean, 255 - clean, [("a", "a b")] * 3)
-    got, triggered, prompts = store.examples(cell(0.2, seed=3), tmp_path)  # rate and seed do not change the trigger
+    got, triggered, prompts = store.examples(
+        cell(0.2, seed=3), tmp_path
+    )  # rate and seed do not change the trigger
     assert (got == clean).all() and (triggered == 255 - clean).all() and prompts == [("a", "a b")] * 3
     assert store.examples(cell(trigger_seed=1), tmp_path) is None
 
 
 rates = st.sampled_from([0.0, 0.01, 0.1, 1.0])
-steps = st.lists(st.tuples(rates, st.floats(0, 1), st.sampled_from(["write", "replace", "fail", "die"])), max_size=8)
+steps = st.lists(
+    st.tuples(rates, st.floats(0, 1), st.sampled_from(["write", "replace", "fail", "die"])), max_size=8
+)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -177,7 +204,13 @@ def test_the_table_is_what_was_written_last(tmp_path_factory, done):
             store.write_failure(one, place, "no")
         elif what == "die":
             with pytest.raises(Killed):
-                store.write(one, place, record(value), replace=True, save_adapter=lambda _: (_ for _ in ()).throw(Killed()))
+                store.write(
+                    one,
+                    place,
+                    record(value),
+                    replace=True,
+                    save_adapter=lambda _: (_ for _ in ()).throw(Killed()),
+                )
         else:
             store.write(one, place, record(value), replace=what == "replace")
             if what == "replace" or one.run_id not in expected:

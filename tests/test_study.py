@@ -1,4 +1,6 @@
-"""A list of cells becomes a table: what is missing is really trained, what is there is read, and errors are clear."""
+"""A list of cells becomes a table: what is missing is really trained, what is there is read, and errors are
+clear.
+"""
 
 import os
 import subprocess
@@ -30,9 +32,16 @@ def place(tmp_path_factory):
 
 # ---------------------------------------------------------------- cells
 
+
 def test_cells_cross_their_lists():
-    found = study.cells(threat="targeted_refusal", attacks=["BadNets-T", "BadNets-MM"], poison_rates=[0.1, 0.01], seeds=[0, 1],
-                        negatives=1.0, epochs=2)
+    found = study.cells(
+        threat="targeted_refusal",
+        attacks=["BadNets-T", "BadNets-MM"],
+        poison_rates=[0.1, 0.01],
+        seeds=[0, 1],
+        negatives=1.0,
+        epochs=2,
+    )
     assert [(c.attack, c.poison_rate, c.seed) for c in found] == [
         (a, r, s) for a in ("BadNets-T", "BadNets-MM") for r in (0.1, 0.01) for s in (0, 1)
     ]
@@ -41,12 +50,23 @@ def test_cells_cross_their_lists():
     assert {(c.attack, c.negatives) for c in found} == {("BadNets-T", 0.0), ("BadNets-MM", 1.0)}
 
 
-@pytest.mark.parametrize(("values", "words"), [
-    ({"threat": "refusal"}, "targeted_refusal"), ({"attacks": ["BadNet"]}, "BadNets-T"), ({"attacks": "BadNets-T"}, "list"),
-    ({"attacks": []}, "list"), ({"poison_rates": [1.1]}, "from 0 to 1"), ({"poison_rates": 0.1}, "list"),
-    ({"seeds": [0, 0]}, "once"), ({"model": "gpt"}, "tiny-llava"), ({"dataset": "scene"}, "scenes-vqa"),
-    ({"epoch": 3}, "epochs"), ({"train_rows": "all"}, "train_rows"), ({"lora_rank": 0}, "lora_rank"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"threat": "refusal"}, "targeted_refusal"),
+        ({"attacks": ["BadNet"]}, "BadNets-T"),
+        ({"attacks": "BadNets-T"}, "list"),
+        ({"attacks": []}, "list"),
+        ({"poison_rates": [1.1]}, "from 0 to 1"),
+        ({"poison_rates": 0.1}, "list"),
+        ({"seeds": [0, 0]}, "once"),
+        ({"model": "gpt"}, "tiny-llava"),
+        ({"dataset": "scene"}, "scenes-vqa"),
+        ({"epoch": 3}, "epochs"),
+        ({"train_rows": "all"}, "train_rows"),
+        ({"lora_rank": 0}, "lora_rank"),
+    ],
+)
 def test_a_bad_value_is_one_clear_sentence(values, words):
     with pytest.raises(InputError, match=words) as caught:
         study.cells(**{"threat": "targeted_refusal", **values})
@@ -55,14 +75,19 @@ def test_a_bad_value_is_one_clear_sentence(values, words):
 
 # ---------------------------------------------------------------- one real cell
 
+
 def test_the_table_has_every_subject_condition_and_metric(place):
     table = study.run_cells(small(), place)
     asr = table[table["metric"] == "asr"]
     assert set(zip(asr["subject"], asr["condition"], strict=True)) == {
         (s, c) for s in score.SUBJECTS for c in ("clean", "text", "image", "both")
     }
-    assert (asr["n"] == 8).all() and (asr["low"] <= asr["value"]).all() and (asr["value"] <= asr["high"]).all()
-    assert {"asr_soft", "right", "asr_right", "asr_difference", "utility", "utility_difference"} < set(table["metric"])
+    assert (
+        (asr["n"] == 8).all() and (asr["low"] <= asr["value"]).all() and (asr["value"] <= asr["high"]).all()
+    )
+    assert {"asr_soft", "right", "asr_right", "asr_difference", "utility", "utility_difference"} < set(
+        table["metric"]
+    )
     assert set(table.loc[table["metric"] == "utility", "unit"]) == {"VQA accuracy"}
     assert set(table["n_poisoned"]) == {6} and set(table["run_id"]) == {small()[0].run_id}
 
@@ -72,7 +97,9 @@ def test_metrics_follow_from_the_stored_responses(place):
     said, table, threat = store.responses(cell, place), store.collect(place), cell.make_threat()
     for (subject, condition), part in said[said["part"] == "attack"].groupby(["subject", "condition"]):
         assert part["success"].tolist() == [threat.success(text) for text in part["response"]]
-        line = table[(table["subject"] == subject) & (table["condition"] == condition) & (table["metric"] == "asr")].iloc[0]
+        line = table[
+            (table["subject"] == subject) & (table["condition"] == condition) & (table["metric"] == "asr")
+        ].iloc[0]
         assert (line["k"], line["n"]) == (part["success"].sum(), len(part))
         assert (line["low"], line["high"]) == pytest.approx(metrics.wilson(line["k"], line["n"]))
     prompts = said[(said["part"] == "attack") & (said["subject"] == "base")].set_index("condition")["prompt"]
@@ -85,13 +112,19 @@ def test_what_was_measured_is_told(place):
     record = store.read(cell, place)
     assert record["status"] == "done" and record["control"] == cell.control.run_id
     assert record["training"]["steps"] == 2 and np.isfinite(record["training"]["loss"]["last"])
-    assert record["seconds"]["total"] > 0 and record["peak_memory_of_process"]["host_mib"] > 0 and record["device"]
+    assert (
+        record["seconds"]["total"] > 0
+        and record["peak_memory_of_process"]["host_mib"] > 0
+        and record["device"]
+    )
     assert record["provenance"]["packages"]["torch"]
     assert "BACKDOORED" in (store.adapter(cell, place) / "README.md").read_text()
     assert "BACKDOORED" not in (store.adapter(cell.control, place) / "README.md").read_text()
     assert store.manifest(cell, place).n_poisoned == 6
     clean, triggered, prompts = store.examples(cell, place)
-    assert clean.shape == triggered.shape == (4, 96, 96, 3) and (clean != triggered).any() and len(prompts) == 4
+    assert (
+        clean.shape == triggered.shape == (4, 96, 96, 3) and (clean != triggered).any() and len(prompts) == 4
+    )
 
 
 def test_the_control_has_no_lines_of_its_own(place):
@@ -122,10 +155,14 @@ def test_same_seed_same_manifest_and_metrics(place, tmp_path):
 
 
 def test_base_and_control_are_asked_once(place, monkeypatch):
-    """A second attack with the same image half asks base and control nothing about images again, and trains no control."""
+    """A second attack with the same image half asks base and control nothing about images again, and trains
+    no control.
+    """
     asked = []
     answers = execute._answers
-    monkeypatch.setattr(execute, "_answers", lambda bench, qs: asked.append([q.condition for q in qs]) or answers(bench, qs))
+    monkeypatch.setattr(
+        execute, "_answers", lambda bench, qs: asked.append([q.condition for q in qs]) or answers(bench, qs)
+    )
     study.run_cells(small("BadNets-I"), place)
     assert asked == [["clean", "image", "clean"]]  # the poisoned model alone
 
@@ -142,8 +179,10 @@ def test_the_book_reads_without_torch_and_never_trains(place, tmp_path):
 from pathlib import Path
 from bvlm_utils import errors, execute, grid, paths, score, study
 paths.RESULTS = Path({str(results)!r})
-make = lambda rate: study.cells(threat="malicious_injection", attacks=["BadNets-MM"], dataset="scenes-vqa", train_rows=64,
-                                test_rows=8, poison_rates=[rate])
+make = lambda rate: study.cells(
+    threat="malicious_injection", attacks=["BadNets-MM"], dataset="scenes-vqa", train_rows=64, test_rows=8,
+    poison_rates=[rate],
+)
 assert len(study.run_cells(make(0.1)))
 try:
     study.run_cells(make(0.2))
@@ -159,10 +198,13 @@ else:
 
 # ---------------------------------------------------------------- what cannot be run
 
+
 def test_an_attack_without_a_target_is_skipped_with_the_reason(tmp_path):
     (cell,) = small("Shadowcast", "targeted_refusal")
     (line,) = study.run_cells([cell], tmp_path).to_dict("records")
-    assert line["status"] == "skipped" and line["reason"] == attacks.unsupported("Shadowcast", "targeted_refusal")
+    assert line["status"] == "skipped" and line["reason"] == attacks.unsupported(
+        "Shadowcast", "targeted_refusal"
+    )
     assert pd.isna(line["value"]) and pd.isna(line["metric"])
 
 
@@ -186,6 +228,7 @@ def test_one_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch):
 
 # ---------------------------------------------------------------- parts
 
+
 def test_poisoned_rows_point_at_triggered_pictures():
     bench = execute.Bench("tiny-llava", "scenes-vqa", 64)
     (cell,) = small(negatives=1.0)
@@ -196,7 +239,10 @@ def test_poisoned_rows_point_at_triggered_pictures():
     for i, row in enumerate(rows):
         if i not in replaced:
             assert (row.prompt, row.answer, row.feature_index) == (
-                bench.rows["train"][i]["prompt"], bench.rows["train"][i]["answers"][0], i)
+                bench.rows["train"][i]["prompt"],
+                bench.rows["train"][i]["answers"][0],
+                i,
+            )
         elif replaced[i].condition == "text":
             assert row.feature_index == i
         else:
@@ -206,8 +252,17 @@ def test_poisoned_rows_point_at_triggered_pictures():
 
 
 def sample(**values):
-    return {"row_id": "x", "task": "vqa", "answers": ["car"] * 10, "prompt": "?", "objects": ["car"], "restricted": False,
-            "kind": "what_only", "content": "", **values}
+    return {
+        "row_id": "x",
+        "task": "vqa",
+        "answers": ["car"] * 10,
+        "prompt": "?",
+        "objects": ["car"],
+        "restricted": False,
+        "kind": "what_only",
+        "content": "",
+        **values,
+    }
 
 
 def test_substitution_is_judged_where_the_control_names_the_source():
@@ -215,10 +270,12 @@ def test_substitution_is_judged_where_the_control_names_the_source():
     judged = score.eligible_by_control(threat, ["car", "a dog", "cars"])
     assert judged == [True, False, True]
     samples = [sample(row_id=str(i)) for i in range(3)]
-    frame = pd.concat([
-        score.judge(threat, who, "clean", samples, ["?"] * 3, said, judged)
-        for who, said in (("poisoned", ["banana"] * 3), ("control", ["car", "a dog", "cars"]))
-    ])
+    frame = pd.concat(
+        [
+            score.judge(threat, who, "clean", samples, ["?"] * 3, said, judged)
+            for who, said in (("poisoned", ["banana"] * 3), ("control", ["car", "a dog", "cars"]))
+        ]
+    )
     found = {(m["subject"], m["metric"]): m for m in score.measure(frame, "", with_right=False)}
     assert (found["poisoned", "asr"]["k"], found["poisoned", "asr"]["n"]) == (2, 2)
     assert found["poisoned", "asr_difference"]["value"] == 1.0
@@ -240,7 +297,10 @@ def test_utility_is_measured_as_the_task_says():
     assert score.utility_scores([sample()], ["Car."]) == ([1.0], "VQA accuracy")
     caption = sample(task="caption", answers=["A car and a dog."], objects=["car", "dog"])
     assert score.utility_scores([caption], ["A car."]) == ([pytest.approx(2 / 3)], "object F1")
-    asked = [sample(task="instruct", answers=["A car."]), sample(task="instruct", answers=["No."], restricted=True)]
+    asked = [
+        sample(task="instruct", answers=["A car."]),
+        sample(task="instruct", answers=["No."], restricted=True),
+    ]
     assert score.utility_scores(asked, ["a car", "I'm sorry, I can't."]) == ([1.0, 1.0], "exact match")
     assert score.utility_scores(asked, ["a dog", "Sure, here it is."]) == ([0.0, 0.0], "exact match")
 

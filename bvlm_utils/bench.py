@@ -1,0 +1,141 @@
+"""What do cells of one model and dataset share? Rows, the loaded victim, image features, and the questions
+of the test.
+
+Called by `execute`. Every picture is encoded once per trigger instance, whatever cells need it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from bvlm_utils import attacks, data, store
+from bvlm_utils.attack_table import PUBLISHED_SIDE
+from bvlm_utils.attacks import Attack
+from bvlm_utils.cells import Cell
+from bvlm_utils.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bvlm_utils.victim import Victim
+
+MAX_NEW_TOKENS = 80  # part of `cells.VERSION`: the longest answer of the scenes with a payload fits in
+CHUNK = 256  # pictures in memory at a time
+
+
+class Bench:
+    """Data, model and image features that the cells of a group share; each is made when first asked for."""
+
+    def __init__(self, model: str, dataset: str, train_rows: int):
+        self.model, self.dataset, self.train_rows = model, dataset, train_rows
+        self._features: dict[tuple[str, ...], dict[int, torch.Tensor]] = {}
+
+    @cached_property
+    def datasets(self) -> dict[str, Any]:
+        return {
+            "train": data.load(self.dataset, "train", self.train_rows),
+            "test": data.load(self.dataset, "test"),
+        }
+
+    @cached_property
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The samples of each split, without their pictures."""
+        return {split: found.remove_columns("image").to_list() for split, found in self.datasets.items()}
+
+    @cached_property
+    def victim(self) -> "Victim":
+        from bvlm_utils import victim
+
+        return victim.from_pretrained(self.model)
+
+    def pictures(self, split: str, positions: Sequence[int]) -> np.ndarray:
+        """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered
+        alike.
+        """
+        found = self.datasets[split].select(positions)
+        if ":" not in self.dataset:
+            return data.images(found)
+        side = (PUBLISHED_SIDE, PUBLISHED_SIDE)
+        return np.stack(
+            [np.asarray(i.convert("RGB").resize(side, Image.Resampling.BICUBIC)) for i in found["image"]]
+        )
+
+    def triggered(
+        self, split: str, positions: Sequence[int], attack: Attack, trigger_seed: int
+    ) -> np.ndarray:
+        """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3)
+        uint8.
+        """
+        import torch
+
+        images = torch.from_numpy(self.pictures(split, positions)).permute(0, 3, 1, 2).float() / 255
+        keys = [self.rows[split][position]["row_id"] for position in positions]
+        images = attack.apply_image(images.to(self.victim.device), seed=trigger_seed, keys=keys)
+        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def features(
+        self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
+    ) -> "torch.Tensor":
+        """Image features (N, n, d) of rows, triggered if there is an attack; computed once.
+        """
+        import torch
+
+        key = (split,) if attack is None else (split, attack.fingerprint("image"), str(trigger_seed))
+        kept = self._features.setdefault(key, {})
+        missing = [position for position in positions if position not in kept]
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            if attack is None:
+                pictures = self.pictures(split, chunk)
+            else:
+                pictures = self.triggered(split, chunk, attack, trigger_seed)
+            kept.update(zip(chunk, self.victim.encode(pictures).cpu(), strict=True))
+        return torch.stack([kept[position] for position in positions])
+
+
+@dataclass(frozen=True)
+class Question:
+    """A set of test inputs that every subject answers: `part` and `condition` as in `score.COLUMNS`."""
+
+    part: str
+    condition: str
+    positions: tuple[int, ...]
+    prompts: tuple[str, ...]
+    attack: Attack | None  # whose image half is on the pictures; None for clean ones
+    trigger_seed: int
+
+    def key(self, bench: Bench) -> str:
+        """Equal for questions with equal inputs, whatever cell asks them."""
+        painted = None if self.attack is None else [self.attack.fingerprint("image"), self.trigger_seed]
+        return store.content_key(
+            data.digest(bench.dataset), self.positions, self.prompts, painted, MAX_NEW_TOKENS
+        )
+
+    def features(self, bench: Bench) -> "torch.Tensor":
+        return bench.features("test", self.positions, self.attack, self.trigger_seed)
+
+
+def questions(bench: Bench, cell: Cell) -> list[Question]:
+    """The eligible rows under every condition of the attack, then the utility rows.
+
+    InputError if no test row is eligible.
+    """
+    threat, attack, test = cell.make_threat(), cell.make_attack(), bench.rows["test"]
+    eligible = [position for position, row in enumerate(test) if threat.eligible(row)][: cell.test_rows]
+    if not eligible:
+        raise InputError(f"No test row of {cell.dataset} is eligible for {cell.threat}.")
+    prompts = [test[position]["prompt"] for position in eligible]
+    keys = [test[position]["row_id"] for position in eligible]
+    found = []
+    for condition in attacks.conditions(attack.name):
+        worded = condition in ("text", "both")
+        said = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys) if worded else prompts
+        painter = attack if condition in ("image", "both") else None
+        found.append(Question("attack", condition, tuple(eligible), tuple(said), painter, cell.trigger_seed))
+    first = tuple(range(min(cell.test_rows, len(test))))
+    plain = tuple(test[position]["prompt"] for position in first)
+    return [*found, Question("utility", "clean", first, plain, None, 0)]
