@@ -1,9 +1,10 @@
-"""How are the cells of a job trained together, each exactly as it would be alone? For `study`'s groups of cells.
+"""How are the cells of a job trained together, each exactly as it would be alone? For `study`'s groups of
+cells.
 
 One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base
-and the number of image tokens, nothing else: rows, seed, learning rate, schedule, rank and number of steps are
-each job's own. The semantics are those of `train.finetune`; a test holds G grouped runs equal to G plain PEFT runs for
-every model family.
+and the number of image tokens, nothing else: rows, seed, learning rate, schedule, rank and number of steps
+are each job's own. The semantics are those of `train.finetune`; a test holds G grouped runs equal to G plain
+PEFT runs for every model family.
 """
 
 import copy
