@@ -80,8 +80,7 @@ class Bench:
     def features(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
     ) -> "torch.Tensor":
-        """Image features (N, n, d) of rows, triggered if there is an attack; computed once.
-        """
+        """Image features (N, n, d) of rows on the CPU, triggered if there is an attack; computed once."""
         import torch
 
         key = (split,) if attack is None else (split, attack.fingerprint("image"), str(trigger_seed))
