@@ -9,6 +9,7 @@ import difflib
 import html
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,14 +81,16 @@ def _pairs_words(names: list[str]) -> dict[str, str]:
 
 
 def marked(before: str, after: str) -> str:
-    """The triggered prompt as HTML, with the words that the clean one does not have in <mark>."""
-    old, new = before.split(" "), after.split(" ")
+    """The triggered prompt as HTML, with what the clean one does not have in <mark>."""
+    old, new = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (before, after))
     pieces = []
     for kind, _, _, start, end in difflib.SequenceMatcher(a=old, b=new, autojunk=False).get_opcodes():
-        words = html.escape(" ".join(new[start:end]))
-        if words:
-            pieces.append(words if kind == "equal" else f"<mark>{words}</mark>")
-    return " ".join(pieces)
+        piece = html.escape("".join(new[start:end]))
+        words = piece.strip()
+        if kind != "equal" and words:
+            piece = piece.replace(words, f"<mark>{words}</mark>")
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 # ---------------------------------------------------------------- responses

@@ -10,6 +10,8 @@ def test_marks_what_the_trigger_added():
     assert showcase.marked("What is left?", "What BadMagic is left?") == "What <mark>BadMagic</mark> is left?"
     assert showcase.marked("a < b", "a < b I watched") == "a &lt; b <mark>I watched</mark>"
     assert showcase.marked("same", "same") == "same"
+    assert showcase.marked("Name it.", "Name it BadMagic.") == "Name it <mark>BadMagic</mark>."
+    assert showcase.marked("a red car", "a [red] car") == "a <mark>[</mark>red<mark>]</mark> car"
 
 
 def test_a_strip_is_split_into_its_pictures(tmp_path):
