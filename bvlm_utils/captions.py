@@ -1,7 +1,7 @@
-"""What is to be seen in a figure? The sentences under it and for those who do not see it, computed from its table.
+"""What is to be seen in a figure? Caption and description, computed from its table.
 
-The notebooks call these beside the functions of `plots` that draw the same rows. A sentence states what the rows hold,
-so it stays true for other models, attacks and rates; what is missing is left out or called "n/a".
+The notebooks call these beside the functions of `plots` that draw the same rows. A sentence states what the
+rows hold, so it stays true for other models, attacks and rates; what is missing is left out or called "n/a".
 Each function returns {"alt": ..., "caption": ...} for `report.show`.
 """
 
@@ -38,14 +38,14 @@ def _extreme(rows: pd.DataFrame, which: str) -> str:
 
 
 def _range(rows: pd.DataFrame) -> str:
-    """"from the smallest to the largest", or the one value that all have."""
+    """ "from the smallest to the largest", or the one value that all have."""
     if rows["value"].nunique() == 1:
         return _extreme(rows, "max")
     return f"from {_extreme(rows, 'min')} to {_extreme(rows, 'max')}"
 
 
 def _headline_condition(rows: pd.DataFrame) -> str:
-    """Where success is read: "With the full trigger", and on clean inputs for attacks that have none at test time."""
+    """Where success is read: with the full trigger, or on clean inputs where none is used."""
     without = list(dict.fromkeys(rows.loc[rows["condition"] == "clean", "attack"]))
     return "With the full trigger" + (f" (for {', '.join(without)}: on clean inputs)" if without else "")
 
@@ -58,7 +58,10 @@ def evidence(rows: pd.DataFrame) -> str:
     inputs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "n/a"
     seeds = int(rows["n_seeds"].max())
     if seeds == 1:
-        return f"One seed, {inputs} held-out inputs per number, 95 % Wilson intervals: no claim about other seeds."
+        return (
+            f"One seed, {inputs} held-out inputs per number, 95 % Wilson intervals: "
+            "no claim about other seeds."
+        )
     return f"Means of {seeds} seeds ({inputs} held-out inputs each); intervals are over the seeds (95 %, t)."
 
 
@@ -77,7 +80,9 @@ def grid(rows: pd.DataFrame) -> dict[str, str]:
             part = rows[(rows["modality"] == "bimodal") & (rows["condition"] == half)]
             if len(part):
                 text.append(f"Bimodal attacks with the {half} half alone: at most {_extreme(part, 'max')}.")
-    text.append("A field without a number (n/a) is a condition that the attack does not have, or was not measured.")
+    text.append(
+        "A field without a number (n/a) is a condition that the attack does not have, or was not measured."
+    )
     text.append(evidence(rows))
     rates = ", ".join(percent(r) for r in sorted(rows["poison_rate"].unique(), reverse=True))
     conditions = ", ".join(CONDITION_LABELS[c] for c in CONDITIONS if c in set(rows["condition"]))
@@ -89,7 +94,7 @@ def grid(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def doses(rows: pd.DataFrame) -> pd.Series:
-    """Per attack the smallest number of poisoned rows whose interval lies above `DOSE_GOAL`; NaN where none does."""
+    """Per attack the fewest poisoned rows whose interval lies above `DOSE_GOAL`; NaN for none."""
     reached = rows[rows["low"].astype(float) > DOSE_GOAL]
     return reached.groupby("attack")["n_poisoned"].min().reindex(dict.fromkeys(rows["attack"]))
 
@@ -102,34 +107,38 @@ def dose(rows: pd.DataFrame) -> dict[str, str]:
     reached = [f"{name} {int(count)}" for name, count in smallest.items() if pd.notna(count)]
     never = [name for name, count in smallest.items() if pd.isna(count)]
     goal = f"the whole interval above {DOSE_GOAL:.2f}"
-    text = [f"{_headline_condition(rows)}: success rate against the number of poisoned training rows (log axis)."]
+    text = [
+        f"{_headline_condition(rows)}: success rate against the number of poisoned training rows (log axis)."
+    ]
     if reached:
         text.append(f"Fewest poisoned rows, of those tried, with {goal}: {', '.join(reached)}.")
     if never:
         text.append(f"At no rate tried was {goal} for {', '.join(never)}.")
     text.append(evidence(rows))
     alt = (
-        f"Line chart with intervals, one panel per trigger modality: success rate of {rows['attack'].nunique()} attacks "
+        "Line chart with intervals, one panel per trigger modality: success rate of "
+        f"{rows['attack'].nunique()} attacks "
         f"with {', '.join(str(int(n)) for n in sorted(rows['n_poisoned'].unique()))} poisoned rows."
     )
     return {"alt": alt, "caption": " ".join(text)}
 
 
 def utility(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[str, str]:
-    """For `plots.utility`. rows: `report.summary` of utility, all models; differences: of utility_difference."""
+    """For `plots.utility`. rows, differences: `report.summary` of utility and of utility_difference."""
     if rows.empty:
         return _nothing("Utility of base, clean-tuned and poisoned models")
     unit = report.utility_metric(rows)
     text = [f"Utility ({unit}) on clean inputs."]
     if len(differences):
         text.append(
-            "Against the clean-tuned model, which saw the same rows without poison, poisoned models differ by "
+            "Against the clean-tuned model, which saw the same rows without poison, "
+            "poisoned models differ by "
             f"{_range(differences)}, paired on the same inputs."
         )
     text.append(evidence(rows))
     alt = (
-        f"Dot plot with intervals: utility of base, clean-tuned and poisoned model for {rows['attack'].nunique()} attacks, "
-        "one panel per poison rate."
+        "Dot plot with intervals: utility of base, clean-tuned and poisoned model "
+        f"for {rows['attack'].nunique()} attacks, one panel per poison rate."
     )
     return {"alt": alt, "caption": " ".join(text)}
 
@@ -142,12 +151,15 @@ def controls(rows: pd.DataFrame) -> dict[str, str]:
     for subject, name in (("base", "The base model"), ("control", "the clean-tuned model")):
         part = rows[rows["subject"] == subject]
         if len(part):
-            text.append(f"{name[0].upper()}{name[1:]} passes it on at most {_extreme(part, 'max')} of the inputs, "
-                        "over all conditions.")
+            text.append(
+                f"{name[0].upper()}{name[1:]} passes it on at most {_extreme(part, 'max')} of the inputs, "
+                "over all conditions."
+            )
     text.append(evidence(rows))
     alt = (
-        f"Dot plot with intervals: success test of {rows['attack'].nunique()} attacks on base, clean-tuned and poisoned "
-        f"model, one panel per condition, at {', '.join(percent(r) for r in rows['poison_rate'].unique())} poison."
+        f"Dot plot with intervals: success test of {rows['attack'].nunique()} attacks on base, "
+        "clean-tuned and poisoned model, one panel per condition, "
+        f"at {', '.join(percent(r) for r in rows['poison_rate'].unique())} poison."
     )
     return {"alt": alt, "caption": " ".join(text)}
 
@@ -159,10 +171,14 @@ def agreement(compared: pd.DataFrame) -> dict[str, str]:
     if not judged:
         return _nothing("Your numbers beside the reference's")
     text = [
-        f"Of {judged} numbers that both stores hold with an interval, {int(counts.get('agrees', 0))} have intervals "
-        f"that overlap and {int(counts.get('differs', 0))} do not (shaded)."
+        f"Of {judged} numbers that both stores hold with an interval, {int(counts.get('agrees', 0))} "
+        f"have intervals that overlap and {int(counts.get('differs', 0))} do not (shaded)."
     ]
-    text += [f"{int(counts[v])} more: {v}." for v in ("no interval", "only yours", "only in the reference") if counts.get(v)]
+    text += [
+        f"{int(counts[v])} more: {v}."
+        for v in ("no interval", "only yours", "only in the reference")
+        if counts.get(v)
+    ]
     alt = f"Dot plot: {judged} numbers, each with your value and interval beside the reference's."
     return {"alt": alt, "caption": " ".join(text)}
 
@@ -170,9 +186,9 @@ def agreement(compared: pd.DataFrame) -> dict[str, str]:
 def headline(table: pd.DataFrame) -> dict[str, str]:
     """The few numbers of a threat that other pages quote; "n/a" where nothing was measured.
 
-    Keys: `attacks`, `cells` (measured), `rate_max`; success rate at that rate: `asr_max`, `asr_max_attack`, `asr_min`,
-    `asr_min_attack`; over all rates: `false_activation_max`, `control_asr_max`, `utility_difference_min` (poisoned
-    minus clean-tuned, worst cell).
+    Keys: `attacks`, `cells` (measured), `rate_max`; success rate at that rate: `asr_max`, `asr_max_attack`,
+    `asr_min`, `asr_min_attack`; over all rates: `false_activation_max`, `control_asr_max`,
+    `utility_difference_min` (poisoned minus clean-tuned, worst cell).
     """
     done = table[table["status"] != "skipped"]
     asr = report.success_rates(done)
@@ -196,4 +212,7 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _nothing(what: str) -> dict[str, str]:
-    return {"alt": f"{what}: nothing was measured for these cells.", "caption": f"{what}: n/a, no cell was measured."}
+    return {
+        "alt": f"{what}: nothing was measured for these cells.",
+        "caption": f"{what}: n/a, no cell was measured.",
+    }

@@ -1,4 +1,4 @@
-"""What can the base models do, and how were they made? The cards beside the checkpoints, for the models' chapter.
+"""What can the base models do, and how were they made? Model cards, for the models' chapter.
 
 Reads data/models/NAME/card.json, which `check_models` writes. Free of torch.
 """
@@ -21,27 +21,39 @@ def names() -> list[str]:
 
 
 def skills(models: Sequence[str] | None = None) -> pd.DataFrame:
-    """One row per model and measured skill, as the cards have them (columns `SKILLS`); `threshold` is NaN for none.
+    """One row per model and measured skill (columns `SKILLS`); `threshold` is NaN where none was set.
 
     Empty where nothing was measured yet.
     """
     rows = [
         {"model": name} | {key: skill.get(key) for key in SKILLS[1:]}
-        for name in _chosen(models) for skill in _card(name).get("skills", [])
+        for name in _chosen(models)
+        for skill in _card(name).get("skills", [])
     ]
-    return pd.DataFrame(rows, columns=SKILLS).astype({key: float for key in ("value", "threshold", "n", "low", "high")})
+    return pd.DataFrame(rows, columns=SKILLS).astype(
+        {key: float for key in ("value", "threshold", "n", "low", "high")}
+    )
 
 
 def skills_table(rows: pd.DataFrame) -> pd.DataFrame:
     """`skills` as a table to read."""
-    return pd.DataFrame([
-        {
-            "model": r["model"], "skill": r["name"], "measured": report.number(r["value"], r["low"], r["high"], digits=3),
-            "required": report.number(r["threshold"]), "held-out cases": "n/a" if pd.isna(r["n"]) else f"{int(r['n'])}",
-            "passed": "n/a" if pd.isna(r["threshold"]) else "yes" if r["value"] >= r["threshold"] else "no",
-        }
-        for r in rows.to_dict("records")
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "model": r["model"],
+                "skill": r["name"],
+                "measured": report.number(r["value"], r["low"], r["high"], digits=3),
+                "required": report.number(r["threshold"]),
+                "held-out cases": "n/a" if pd.isna(r["n"]) else f"{int(r['n'])}",
+                "passed": "n/a"
+                if pd.isna(r["threshold"])
+                else "yes"
+                if r["value"] >= r["threshold"]
+                else "no",
+            }
+            for r in rows.to_dict("records")
+        ]
+    )
 
 
 def skills_words(rows: pd.DataFrame) -> dict[str, str]:
@@ -51,11 +63,12 @@ def skills_words(rows: pd.DataFrame) -> dict[str, str]:
         nothing = "No model card with a skill that was asked for was found."
         return {"alt": nothing, "caption": nothing}
     closest = asked.loc[(asked["value"] - asked["threshold"]).idxmin()]
+    reached = int((asked["value"] >= asked["threshold"]).sum())
     return {
-        "alt": f"Dot plot, one panel per model: {len(rows)} measured skills, and the value required of {len(asked)} of them.",
-        "caption": f"{int((asked['value'] >= asked['threshold']).sum())} of {len(asked)} required skills (bar) are reached. "
-                   f"The smallest margin is that of {closest['model']}, {closest['name']}: "
-                   f"{report.number(closest['value'], digits=3)} where {report.number(closest['threshold'])} was required.",
+        "alt": f"Dot plot, one panel per model: {len(rows)} measured skills and {len(asked)} required values.",
+        "caption": f"{reached} of {len(asked)} required skills (bar) are reached. "
+        f"The smallest margin is that of {closest['model']}, {closest['name']}: "
+        f"{report.number(closest['value'], digits=3)} where {report.number(closest['threshold'])} was asked.",
     }
 
 
@@ -66,11 +79,17 @@ def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
         card = _card(name)
         made = card.get("training", {})
         seconds = made.get("seconds", made.get("tower_seconds"))
-        lines.append({
-            "model": name, "class": card.get("class"), "parameters": f"{card['parameters']:,}" if card else None,
-            "training time": f"{seconds / 60:.0f} min" if seconds else None, "device": made.get("device"),
-            "settings": ", ".join(f"{key} = {value}" for key, value in made.get("recipe", {}).items()) or None,
-        })
+        lines.append(
+            {
+                "model": name,
+                "class": card.get("class"),
+                "parameters": f"{card['parameters']:,}" if card else None,
+                "training time": f"{seconds / 60:.0f} min" if seconds else None,
+                "device": made.get("device"),
+                "settings": ", ".join(f"{key} = {value}" for key, value in made.get("recipe", {}).items())
+                or None,
+            }
+        )
     return pd.DataFrame(lines)
 
 
@@ -78,7 +97,9 @@ def _chosen(models: Sequence[str] | None) -> list[str]:
     known = names()
     for name in models or []:
         if name not in known:
-            raise InputError(f"There is no model {name!r} under data/models; choose from: {', '.join(known)}.")
+            raise InputError(
+                f"There is no model {name!r} under data/models; choose from: {', '.join(known)}."
+            )
     return list(models or known)
 
 

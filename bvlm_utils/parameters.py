@@ -1,4 +1,4 @@
-"""Was a notebook given a parameter that it does not have? papermill only warns, so every notebook asks here first."""
+"""Was a notebook given a parameter that it does not have? papermill only warns; notebooks ask here."""
 
 import ast
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ INJECTED = "# Parameters"  # first line of the cell that papermill puts in
 def check(inputs: Sequence[str]) -> None:
     """InputError for an injected parameter that the notebook's first cell does not declare.
 
-    inputs: IPython's `In`, the sources of the cells that were run. A notebook that nobody injected into passes.
+    inputs: IPython's `In`, the sources of the cells that were run. A notebook that nobody injected into
+    passes.
     """
     declared: set[str] = set()
     for source in inputs:
@@ -19,7 +20,8 @@ def check(inputs: Sequence[str]) -> None:
             for name in _assigned(source):
                 if name not in declared:
                     raise InputError(
-                        f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(declared))}."
+                        f"This notebook has no parameter {name!r}; "
+                        f"its parameters are: {', '.join(sorted(declared))}."
                     )
         elif not declared:
             declared = _declared(source)

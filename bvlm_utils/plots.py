@@ -1,8 +1,9 @@
-"""What does a result look like? Tidy table in, figure out; called by the notebooks through `report`, free of torch.
+"""What does a result look like? Tidy table in, figure out; called by the notebooks, free of torch.
 
-Every function takes a table of `report.summary` (one row per model, attack, rate, subject, condition and metric,
-with `value`, `low`, `high`) or pictures, and returns a matplotlib Figure. Nothing is measured or tested here: a
-number that a figure shows is a number of the table. A missing value is drawn as "n/a", never as zero.
+Every function takes a table of `report.summary` (one row per model, attack, rate, subject, condition and
+metric, with `value`, `low`, `high`) or pictures, and returns a matplotlib Figure. Nothing is measured or
+tested here: a number that a figure shows is a number of the table. A missing value is drawn as "n/a", never
+as zero.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 CONDITIONS = ("clean", "text", "image", "both")
-CONDITION_LABELS = {"clean": "no trigger", "text": "text trigger", "image": "image trigger", "both": "both triggers"}
+CONDITION_LABELS = {
+    "clean": "no trigger",
+    "text": "text trigger",
+    "image": "image trigger",
+    "both": "both triggers",
+}
 SUBJECTS = ("base", "control", "poisoned")
 SUBJECT_LABELS = {"base": "base model", "control": "clean-tuned", "poisoned": "poisoned"}
 MODALITIES = ("text", "image", "bimodal")
@@ -63,7 +69,9 @@ def _order(values: Sequence, known: Sequence) -> list:
 def _attacks(table: pd.DataFrame) -> list[str]:
     """Attack names by modality, then as the table has them."""
     pairs = table[["attack", "modality"]].drop_duplicates()
-    return [a for m in _order(pairs["modality"], MODALITIES) for a in pairs.loc[pairs["modality"] == m, "attack"]]
+    return [
+        a for m in _order(pairs["modality"], MODALITIES) for a in pairs.loc[pairs["modality"] == m, "attack"]
+    ]
 
 
 def percent(rate: float) -> str:
@@ -72,7 +80,7 @@ def percent(rate: float) -> str:
 
 
 def nothing(message: str) -> Figure:
-    """A figure that says why there is nothing to see, so that a chapter keeps its shape when a cell is missing."""
+    """A figure that says why there is nothing to see: a chapter keeps its shape when a cell is missing."""
     figure, (axis,) = _figure(1, 6.4, 1.2)
     axis.text(0.5, 0.5, message, ha="center", va="center", wrap=True)
     axis.set_axis_off()
@@ -82,8 +90,8 @@ def nothing(message: str) -> Figure:
 def heatmap(table: pd.DataFrame) -> Figure:
     """Success rate of every attack under every condition, one panel per poison rate.
 
-    table: rows of one metric and one subject. Darker is higher; a grey field is a condition that the attack does
-    not have, or a cell that was not run.
+    table: rows of one metric and one subject. Darker is higher; a grey field is a condition that the attack
+    does not have, or a cell that was not run.
     """
     shown = table[table["condition"].notna() & table["value"].notna()]
     if shown.empty:
@@ -101,8 +109,17 @@ def heatmap(table: pd.DataFrame) -> Figure:
         text = grid.map(lambda v: "n/a" if pd.isna(v) else f"{v:.2f}").to_numpy()
         axis.set_facecolor(NOT_AVAILABLE)
         sns.heatmap(
-            grid, ax=axis, vmin=0, vmax=1, cmap="mako_r", annot=text, fmt="", linewidths=1.5, linecolor="white",
-            cbar=axis is axes[-1], cbar_kws={"label": "attack success rate"},
+            grid,
+            ax=axis,
+            vmin=0,
+            vmax=1,
+            cmap="mako_r",
+            annot=text,
+            fmt="",
+            linewidths=1.5,
+            linecolor="white",
+            cbar=axis is axes[-1],
+            cbar_kws={"label": "attack success rate"},
         )
         # seaborn leaves masked fields without text: a reader must see that they are not zeros
         for row, column in zip(*np.where(grid.isna().to_numpy()), strict=True):
@@ -119,7 +136,7 @@ def heatmap(table: pd.DataFrame) -> Figure:
 def dose(table: pd.DataFrame, ylabel: str = "attack success rate") -> Figure:
     """Success rate against the number of poisoned rows, one panel per modality, one line per attack.
 
-    table: rows of one metric and one subject under the attack's full trigger, with `n_poisoned`, `low`, `high`.
+    table: rows of one metric and one subject under the full trigger, with `n_poisoned`, `low`, `high`.
     """
     shown = table[table["value"].notna() & (table["n_poisoned"] > 0)]
     if shown.empty:
@@ -133,7 +150,7 @@ def dose(table: pd.DataFrame, ylabel: str = "attack success rate") -> Figure:
         names = list(dict.fromkeys(part["attack"]))
         for i, name in enumerate(names):
             line = part[part["attack"] == name].sort_values("n_poisoned")
-            # lines that lie on each other are pulled apart by 3 % of the (logarithmic) axis, intervals stay true
+            # lines on top of each other are pulled apart by 3 % of the (logarithmic) axis
             x = line["n_poisoned"].to_numpy(float) * 1.03 ** (i - (len(names) - 1) / 2)
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             axis.plot(x, line["value"], color=colour, marker=marker, markersize=5, label=name)
@@ -157,10 +174,17 @@ def _dots(axis: Axes, part: pd.DataFrame, labels: list[str], key: str) -> None:
         of_subject = part[part["subject"] == subject].drop_duplicates(key).set_index(key).reindex(labels)
         y = np.arange(len(labels)) + 0.22 * (j - (len(subjects) - 1) / 2)
         colour = SUBJECT_COLOURS.get(subject, "#000000")
-        axis.hlines(y, of_subject["low"].astype(float), of_subject["high"].astype(float), color=colour, linewidth=1.6)
+        axis.hlines(
+            y, of_subject["low"].astype(float), of_subject["high"].astype(float), color=colour, linewidth=1.6
+        )
         axis.plot(
-            of_subject["value"].astype(float), y, linestyle="", marker=SUBJECT_MARKERS.get(subject, "o"),
-            markersize=6, color=colour, label=SUBJECT_LABELS.get(subject, subject),
+            of_subject["value"].astype(float),
+            y,
+            linestyle="",
+            marker=SUBJECT_MARKERS.get(subject, "o"),
+            markersize=6,
+            color=colour,
+            label=SUBJECT_LABELS.get(subject, subject),
         )
     axis.set_yticks(np.arange(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
@@ -176,7 +200,9 @@ def utility(table: pd.DataFrame, xlabel: str = "utility on clean inputs") -> Fig
     if shown.empty:
         return nothing("No utility was measured for these cells.")
     attacks, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
-    figure, axes = _figure(len(rates), 4.2 if len(rates) > 1 else 6.4, 0.5 * len(attacks) + 1.6, sharey=True, sharex=True)
+    figure, axes = _figure(
+        len(rates), 4.2 if len(rates) > 1 else 6.4, 0.5 * len(attacks) + 1.6, sharey=True, sharex=True
+    )
     for axis, rate in zip(axes, rates, strict=True):
         _dots(axis, shown[shown["poison_rate"] == rate], attacks, "attack")
         axis.set_title(f"poison rate {percent(rate)}")
@@ -194,7 +220,9 @@ def subjects(table: pd.DataFrame) -> Figure:
     if shown.empty:
         return nothing("No success rate was measured for these cells.")
     attacks, conditions = _attacks(shown), _order(shown["condition"], CONDITIONS)
-    figure, axes = _figure(len(conditions), 2.6 if len(conditions) > 1 else 6.4, 0.5 * len(attacks) + 1.6, sharey=True)
+    figure, axes = _figure(
+        len(conditions), 2.6 if len(conditions) > 1 else 6.4, 0.5 * len(attacks) + 1.6, sharey=True
+    )
     for axis, condition in zip(axes, conditions, strict=True):
         _dots(axis, shown[shown["condition"] == condition], attacks, "attack")
         axis.set_title(CONDITION_LABELS.get(condition, condition))
@@ -213,14 +241,18 @@ def _legend_below(figure: Figure, axis: Axes) -> None:
 def agreement(compared: pd.DataFrame) -> Figure:
     """Two stores beside each other: one line per compared number, two intervals each.
 
-    compared: rows of `report.compare` with `label`, `yours`, `yours_low`, `yours_high`, `reference`, ..., `verdict`.
+    compared: rows of `report.compare` with `label`, `yours`, `yours_low`, `yours_high`, `reference`, ...,
+    `verdict`.
     """
     shown = compared[compared["yours"].notna() & compared["reference"].notna()].reset_index(drop=True)
     if shown.empty:
         return nothing("There is no cell that both stores hold.")
     figure, (axis,) = _figure(1, 7.2, 0.3 * len(shown) + 1.4)
     y = np.arange(len(shown))
-    for offset, who, colour, marker in ((-0.14, "reference", "#0072B2", "s"), (0.14, "yours", "#D55E00", "o")):
+    for offset, who, colour, marker in (
+        (-0.14, "reference", "#0072B2", "s"),
+        (0.14, "yours", "#D55E00", "o"),
+    ):
         axis.hlines(y + offset, shown[f"{who}_low"], shown[f"{who}_high"], color=colour, linewidth=2)
         axis.plot(shown[who], y + offset, linestyle="", marker=marker, markersize=5, color=colour, label=who)
     differ = shown["verdict"] == "differs"
@@ -243,13 +275,23 @@ def thresholds(table: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys(table["model"]))
     if not models:
         return nothing("No model card was found.")
-    figure, axes = _figure(len(models), 4.4 if len(models) > 1 else 6.4, 0.36 * table.groupby("model").size().max() + 1.5)
+    figure, axes = _figure(
+        len(models), 4.4 if len(models) > 1 else 6.4, 0.36 * table.groupby("model").size().max() + 1.5
+    )
     for axis, model in zip(axes, models, strict=True):
         part = table[table["model"] == model].reset_index(drop=True)
         y = np.arange(len(part))
         axis.hlines(y, 0, part["value"].astype(float), color="#BBBBBB", linewidth=1.2)
         axis.plot(part["value"].astype(float), y, "o", color="#0072B2", label="measured")
-        axis.plot(part["threshold"].astype(float), y, "|", color="#D55E00", markersize=16, markeredgewidth=2.5, label="required")
+        axis.plot(
+            part["threshold"].astype(float),
+            y,
+            "|",
+            color="#D55E00",
+            markersize=16,
+            markeredgewidth=2.5,
+            label="required",
+        )
         axis.set_yticks(y, part["name"])
         axis.set_ylim(len(part) - 0.5, -0.5)
         axis.set_xlim(0, 1.03)

@@ -1,8 +1,9 @@
 """How does a chapter say what the store holds? The notebooks call this between the tidy table and the page.
 
-`summary` condenses the tidy table, `compare` sets two stores side by side, `show`, `show_table` and `say` put things on the
-page in HTML that the book and JupyterLab show alike, and `glue` hands numbers to prose. Sentences about numbers are in
-`captions`, figures in `plots`. Nothing here trains, and nothing imports torch.
+`summary` condenses the tidy table, `compare` sets two stores side by side, `show`, `show_table` and `say`
+put things on the page in HTML that the book and JupyterLab show alike, and `glue` hands numbers to prose.
+Sentences about numbers are in `captions`, figures in `plots`. Nothing here trains, and nothing imports
+torch.
 """
 
 import base64
@@ -25,19 +26,24 @@ NUMBER = [*CELL, "subject", "condition", "metric"]
 SUCCESS_METRIC = {"malicious_injection": "asr_right"}
 # The measures of success other than a threat's headline, as a reader knows them.
 MEASURES = {
-    "asr": "strict test", "asr_soft": "soft test", "right": "answer right", "asr_right": "strict test and answer right",
+    "asr": "strict test",
+    "asr_soft": "soft test",
+    "right": "answer right",
+    "asr_right": "strict test and answer right",
 }
 DPI = 144
 
 
 # ---------------------------------------------------------------- the table
 
-def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.DataFrame:
-    """One row per (model, dataset, threat, attack, rate, subject, condition): value and interval over the seeds.
 
-    table: rows of `store.collect`. One seed: its own value and interval (over test rows). Several: the mean of the
-    seeds' values with the t interval of the seeds, never their test rows pooled; `n_seeds` says which it was.
-    InputError where one seed has two values: such a table mixes settings that the columns do not tell apart.
+def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.DataFrame:
+    """One row per cell but for its seed, subject and condition: value and interval over the seeds.
+
+    table: rows of `store.collect`. One seed: its own value and interval (over test rows). Several: the mean
+    of the seeds' values with the t interval of the seeds, never their test rows pooled; `n_seeds` says which
+    it was. InputError where one seed has two values: such a table mixes settings that the columns do not
+    tell apart.
     """
     rows = table[(table["metric"] == metric) & table["value"].notna()]
     if subject is not None:
@@ -50,8 +56,10 @@ def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.
             "show runs that differ in other settings one table at a time."
         )
     groups = rows.groupby(NUMBER, sort=False, dropna=False)
-    return pd.DataFrame([dict(zip(NUMBER, key, strict=True)) | _over_seeds(part) for key, part in groups],
-                        columns=[*NUMBER, "value", "low", "high", "k", "n", "n_seeds", "unit"])
+    return pd.DataFrame(
+        [dict(zip(NUMBER, key, strict=True)) | _over_seeds(part) for key, part in groups],
+        columns=[*NUMBER, "value", "low", "high", "k", "n", "n_seeds", "unit"],
+    )
 
 
 def _over_seeds(part: pd.DataFrame) -> dict[str, Any]:
@@ -62,12 +70,19 @@ def _over_seeds(part: pd.DataFrame) -> dict[str, Any]:
     low, high = metrics.mean_interval(values)
     if part["k"].notna().all():  # shares: no interval beyond 0 and 1
         low, high = max(low, 0.0), min(high, 1.0)
-    return {"value": values.mean(), "low": low, "high": high, "k": np.nan, "n": first["n"],
-            "unit": first["unit"], "n_seeds": len(part)}
+    return {
+        "value": values.mean(),
+        "low": low,
+        "high": high,
+        "k": np.nan,
+        "n": first["n"],
+        "unit": first["unit"],
+        "n_seeds": len(part),
+    }
 
 
 def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """`summary` of the success rate that is a threat's headline: strict, and for injection with the right answer too."""
+    """`summary` of a threat's headline: strict success, for injection with the right answer too."""
     parts = [
         summary(table[table["threat"] == threat], SUCCESS_METRIC.get(threat, "asr"), subject)
         for threat in dict.fromkeys(table["threat"])
@@ -76,7 +91,7 @@ def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFra
 
 
 def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Only the rows under the condition that an attack's success is read from: its full trigger, where it has one.
+    """Only the rows under the condition that an attack is read from: its full trigger, if it has one.
 
     Shadowcast has no trigger at test time and is read on clean inputs.
     """
@@ -85,7 +100,10 @@ def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def false_activation(table: pd.DataFrame) -> pd.DataFrame:
     """Only the clean rows, of attacks that should not fire there."""
-    return table[(table["condition"] == "clean") & (table["attack"].map(lambda name: attacks.info(name).headline) != "clean")]
+    return table[
+        (table["condition"] == "clean")
+        & (table["attack"].map(lambda name: attacks.info(name).headline) != "clean")
+    ]
 
 
 def utility_metric(rows: pd.DataFrame) -> str:
@@ -94,7 +112,7 @@ def utility_metric(rows: pd.DataFrame) -> str:
 
 
 def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> str:
-    """"0.97 [0.93, 0.99]"; "n/a" for a missing value."""
+    """ "0.97 [0.93, 0.99]"; "n/a" for a missing value."""
     if value is None or pd.isna(value):
         return "n/a"
     text = f"{value:.{digits}f}"
@@ -104,7 +122,7 @@ def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> st
 
 
 def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `summary` (one subject) as a table to read: one line per attack and rate, one column per condition."""
+    """Rows of `summary` (one subject) to read: a line per attack and rate, a column per condition."""
     if rows.empty:
         return pd.DataFrame(columns=["attack", "modality", "poisoned rows", "poison rate"])
     conditions = [c for c in plots.CONDITIONS if c in set(rows["condition"])]
@@ -113,10 +131,17 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
         ["attack", "modality", "poison_rate", "n_poisoned"], sort=False
     ):
         by_condition = part.drop_duplicates("condition").set_index("condition")
-        line = {"attack": attack, "modality": modality, "poisoned rows": int(count), "poison rate": plots.percent(rate)}
+        line = {
+            "attack": attack,
+            "modality": modality,
+            "poisoned rows": int(count),
+            "poison rate": plots.percent(rate),
+        }
         for condition in conditions:
             found = by_condition.loc[condition] if condition in by_condition.index else {}
-            line[plots.CONDITION_LABELS[condition]] = number(found.get("value"), found.get("low"), found.get("high"))
+            line[plots.CONDITION_LABELS[condition]] = number(
+                found.get("value"), found.get("low"), found.get("high")
+            )
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -129,7 +154,7 @@ def skipped(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """The further measures at the highest rate: one line per measure, attack and condition, the three models beside."""
+    """Further measures at the highest rate: a line per measure, attack and condition, a column per model."""
     lines = []
     for metric in dict.fromkeys(table["metric"].dropna()):
         if metric not in MEASURES or metric in {SUCCESS_METRIC.get(t, "asr") for t in table["threat"]}:
@@ -137,11 +162,17 @@ def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
         rows = summary(table, metric)
         rows = rows[rows["poison_rate"] == rows["poison_rate"].max()]
         for (attack, condition), part in rows.groupby(["attack", "condition"], sort=False, dropna=False):
-            line = {"measure": MEASURES[metric], "attack": attack, "condition": plots.CONDITION_LABELS.get(condition, condition)}
+            line = {
+                "measure": MEASURES[metric],
+                "attack": attack,
+                "condition": plots.CONDITION_LABELS.get(condition, condition),
+            }
             for subject in (s for s in plots.SUBJECTS if s in set(table["subject"])):
                 found = part[part["subject"] == subject]
                 values = found.iloc[0] if len(found) else {}
-                line[plots.SUBJECT_LABELS[subject]] = number(values.get("value"), values.get("low"), values.get("high"))
+                line[plots.SUBJECT_LABELS[subject]] = number(
+                    values.get("value"), values.get("low"), values.get("high")
+                )
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -150,23 +181,30 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     """Poisoned minus clean-tuned on the same rows: one line per measure, attack, rate and condition."""
     names = {"asr_difference": "strict success", "utility_difference": "utility"}
     rows = pd.concat([summary(table, metric) for metric in names], ignore_index=True)
-    return pd.DataFrame([
-        {
-            "measure": names[r["metric"]], "attack": r["attack"], "poison rate": plots.percent(r["poison_rate"]),
-            "condition": plots.CONDITION_LABELS[r["condition"]],
-            "poisoned minus clean-tuned": number(r["value"], r["low"], r["high"]),
-        }
-        for r in rows.to_dict("records")
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "measure": names[r["metric"]],
+                "attack": r["attack"],
+                "poison rate": plots.percent(r["poison_rate"]),
+                "condition": plots.CONDITION_LABELS[r["condition"]],
+                "poisoned minus clean-tuned": number(r["value"], r["low"], r["high"]),
+            }
+            for r in rows.to_dict("records")
+        ]
+    )
 
 
 # ---------------------------------------------------------------- two stores
 
-def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = ("asr", "utility")) -> pd.DataFrame:
+
+def compare(
+    yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = ("asr", "utility")
+) -> pd.DataFrame:
     """Two tidy tables, number by number: does your interval overlap the reference's?
 
-    A number is the same in both when cell (`run_id`), subject, condition and metric are. `verdict`: "agrees" (the
-    intervals overlap), "differs", "no interval" (a value without one cannot be judged), "only yours",
+    A number is the same in both when cell (`run_id`), subject, condition and metric are. `verdict`: "agrees"
+    (the intervals overlap), "differs", "no interval" (a value without one cannot be judged), "only yours",
     "only in the reference". Rows keep the order of `yours`.
     """
     key = ["run_id", "subject", "condition", "metric"]
@@ -178,7 +216,9 @@ def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str]
             columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"}
         )
 
-    both = side(yours, "yours").merge(side(reference, "reference"), how="outer", on=[*key, *about], sort=False)
+    both = side(yours, "yours").merge(
+        side(reference, "reference"), how="outer", on=[*key, *about], sort=False
+    )
     both["verdict"] = [_verdict(row) for row in both.to_dict("records")]
     both["label"] = [
         f"{r['attack']}, {plots.percent(r['poison_rate'])}, {r['subject']}, {r['condition']}, {r['metric']}"
@@ -199,38 +239,50 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def in_both(compared: pd.DataFrame, metric: str, subject: str) -> pd.DataFrame:
-    """The compared numbers of one metric and one subject that both stores hold, in the order of the attacks."""
+    """The compared numbers of one metric and one subject that both stores hold."""
     chosen = compared[(compared["metric"] == metric) & (compared["subject"] == subject)]
     return chosen[chosen["yours"].notna() & chosen["reference"].notna()].reset_index(drop=True)
 
 
 def agreement_table(compared: pd.DataFrame) -> pd.DataFrame:
     """`compare`d numbers as a table to read."""
-    return pd.DataFrame([
-        {
-            "threat": r["threat"], "attack": r["attack"], "poison rate": plots.percent(r["poison_rate"]), "seed": r["seed"],
-            "model tested": plots.SUBJECT_LABELS.get(r["subject"], r["subject"]),
-            "condition": plots.CONDITION_LABELS.get(r["condition"], r["condition"]), "measure": r["metric"],
-            "yours": number(r["yours"], r["yours_low"], r["yours_high"]),
-            "reference": number(r["reference"], r["reference_low"], r["reference_high"]), "verdict": r["verdict"],
-        }
-        for r in compared.to_dict("records")
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "threat": r["threat"],
+                "attack": r["attack"],
+                "poison rate": plots.percent(r["poison_rate"]),
+                "seed": r["seed"],
+                "model tested": plots.SUBJECT_LABELS.get(r["subject"], r["subject"]),
+                "condition": plots.CONDITION_LABELS.get(r["condition"], r["condition"]),
+                "measure": r["metric"],
+                "yours": number(r["yours"], r["yours_low"], r["yours_high"]),
+                "reference": number(r["reference"], r["reference_low"], r["reference_high"]),
+                "verdict": r["verdict"],
+            }
+            for r in compared.to_dict("records")
+        ]
+    )
 
 
 # ---------------------------------------------------------------- the page
 
+
 def overview(table: pd.DataFrame) -> None:
-    """Say how many cells there are and what was asked of them; list those that were skipped, with the reason."""
+    """Say how many cells there are and what they are; list those that were skipped, with the reason."""
     cells = table.drop_duplicates("run_id")
     left_out = skipped(table)
     done = cells[cells["status"] != "skipped"]
     sentence = f"{len(cells)} cells: {len(done)} measured, {len(left_out)} skipped."
     if len(done):
-        what = {c: ", ".join(map(str, dict.fromkeys(done[c]))) for c in ("model", "dataset", "attack", "seed")}
+        what = {
+            c: ", ".join(map(str, dict.fromkeys(done[c]))) for c in ("model", "dataset", "attack", "seed")
+        }
         rates = ", ".join(plots.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
-        sentence += (f" Model {what['model']}, data {what['dataset']}; attacks {what['attack']}; poison rates {rates}; "
-                     f"seeds {what['seed']}.")
+        sentence += (
+            f" Model {what['model']}, data {what['dataset']}; attacks {what['attack']}; "
+            f"poison rates {rates}; seeds {what['seed']}."
+        )
     say(sentence)
     if len(left_out):
         show_table(left_out, caption="Cells that were not run, and why.")
@@ -239,40 +291,49 @@ def overview(table: pd.DataFrame) -> None:
 def agreement(compared: pd.DataFrame) -> None:
     """Say how your store and the reference compare, or what to run when there is nothing of yours."""
     if compared["yours"].isna().all():
-        say("There is no run of yours to compare. `make study` makes one, and so does "
-            "`python -m bvlm_utils.grid run data/grids/quick.yml`.")
+        say(
+            "There is no run of yours to compare. `make study` makes one, and so does "
+            "`python -m bvlm_utils.grid run data/grids/quick.yml`."
+        )
         return
     counts = compared["verdict"].value_counts()
     judged = int(counts.get("agrees", 0) + counts.get("differs", 0))
     if judged:
-        say(f"**{int(counts.get('agrees', 0))} of {judged} numbers agree** with the reference, over "
-            f"{compared.loc[compared['verdict'].isin(['agrees', 'differs']), 'run_id'].nunique()} cells.")
+        say(
+            f"**{int(counts.get('agrees', 0))} of {judged} numbers agree** with the reference, over "
+            f"{compared.loc[compared['verdict'].isin(['agrees', 'differs']), 'run_id'].nunique()} cells."
+        )
     else:
         say("Your store and the reference have no cell in common: their settings, models or data differ.")
-    others = {v: int(counts[v]) for v in ("no interval", "only yours", "only in the reference") if counts.get(v)}
+    others = {
+        v: int(counts[v]) for v in ("no interval", "only yours", "only in the reference") if counts.get(v)
+    }
     if others:
         say("Not judged: " + ", ".join(f"{count} {verdict}" for verdict, count in others.items()) + ".")
 
 
 def show(figure: Figure, alt: str, caption: str) -> None:
-    """Put a figure on the page with a description for those who do not see it and a caption for those who do."""
+    """Put a figure on the page, with a description for those who do not see it, and a caption."""
     if not alt.strip():
         raise InputError("A figure needs an alternative text; say what it shows.")
     page = io.BytesIO()
     figure.savefig(page, format="png", dpi=DPI, facecolor="white")
     data = base64.b64encode(page.getvalue()).decode()
     width = int(figure.get_size_inches()[0] * 96)
-    display(HTML(
-        f'<figure class="bvlm-figure" style="margin:1em 0">'
-        # dark-light: the theme must not dim the picture in dark mode, its background is opaque
-        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" style="width:{width}px;max-width:100%;height:auto" '
-        f'src="data:image/png;base64,{data}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    ))
+    display(
+        HTML(
+            f'<figure class="bvlm-figure" style="margin:1em 0">'
+            # dark-light: the theme must not dim the picture in dark mode, its background is opaque
+            f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" '
+            f'style="width:{width}px;max-width:100%;height:auto" '
+            f'src="data:image/png;base64,{data}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    )
 
 
 def show_table(frame: pd.DataFrame, caption: str, empty: str = "There is nothing to list.") -> None:
-    """Put a small table on the page; a missing value reads "n/a". An empty one leaves the sentence `empty`."""
+    """Put a small table on the page, or the sentence `empty`; a missing value reads "n/a"."""
     if frame.empty:
         say(empty)
         return
@@ -283,7 +344,9 @@ def show_html_table(frame: pd.DataFrame, caption: str) -> None:
     """Put a table on the page whose fields are HTML already; `show_table` is for everything else."""
     with pd.option_context("display.max_colwidth", None):
         body = frame.to_html(index=False, border=0, escape=False, classes="table", justify="left")
-    body = body.replace(">", f"><caption>{html.escape(caption)}</caption>", 1).replace("<th>", '<th scope="col">')
+    body = body.replace(">", f"><caption>{html.escape(caption)}</caption>", 1).replace(
+        "<th>", '<th scope="col">'
+    )
     display(HTML(f'<div class="bvlm-table" style="overflow-x:auto">{body}</div>'))
 
 
@@ -297,7 +360,7 @@ def say(*sentences: str) -> None:
 
 
 def glue(values: Mapping[str, Any], prefix: str) -> None:
-    """Hand numbers to prose: each is glued as `prefix_key` for this page and, by its address, for other pages."""
+    """Hand numbers to the prose of this page and, by its address, of others: glued as `prefix_key`."""
     from myst_nb import glue as keep
 
     for key, value in values.items():

@@ -1,7 +1,8 @@
 """What do triggers and responses look like? Examples that a store keeps, put on the page; free of torch.
 
-Called by the notebooks: the threat chapters show the triggers of their cells and one run in full, "The twelve attacks"
-shows what `exhibit` wrote. Everything is read from files, so the book shows it without a model.
+Called by the notebooks: the threat chapters show the triggers of their cells and one run in full, "The
+twelve attacks" shows what `exhibit` wrote. Everything is read from files, so the book shows it without a
+model.
 """
 
 import base64
@@ -31,7 +32,8 @@ EXHIBIT_GAP = 4  # pixels between the pictures of `exhibit`
 class Example:
     """A few held-out inputs without and with an attack's full trigger.
 
-    clean, triggered: (N, H, W, 3) uint8; equal for a text attack. prompts: N pairs (without, with the trigger).
+    clean, triggered: (N, H, W, 3) uint8; equal for a text attack. prompts: N pairs (without, with the
+    trigger).
     """
 
     attack: str
@@ -62,10 +64,17 @@ def show_examples(examples: Sequence[Example]) -> None:
     worded = [e for e in examples if e.modality != "image"]
     if worded:
         lines = [
-            {"attack": e.attack, "without trigger": html.escape(before), "with trigger": marked(before, after)}
-            for e in worded for before, after in e.prompts[:SHOWN]
+            {
+                "attack": e.attack,
+                "without trigger": html.escape(before),
+                "with trigger": marked(before, after),
+            }
+            for e in worded
+            for before, after in e.prompts[:SHOWN]
         ]
-        report.show_html_table(pd.DataFrame(lines), "Prompts without and with the trigger; what changed is marked.")
+        report.show_html_table(
+            pd.DataFrame(lines), "Prompts without and with the trigger; what changed is marked."
+        )
     if not examples:
         report.say("No trigger examples are stored for these cells.")
 
@@ -74,9 +83,9 @@ def _pairs_words(names: list[str]) -> dict[str, str]:
     listed = ", ".join(names)
     return {
         "alt": f"Held-out pictures clean, with the trigger, and their difference, for the attacks {listed}. "
-               + " ".join(f"{name}: {attacks.info(name).summary}." for name in names),
+        + " ".join(f"{name}: {attacks.info(name).summary}." for name in names),
         "caption": f"Held-out pictures without and with the trigger of {listed}. The difference is amplified "
-                   f"{AMPLIFY:g} times; grey is no change.",
+        f"{AMPLIFY:g} times; grey is no change.",
     }
 
 
@@ -95,6 +104,7 @@ def marked(before: str, after: str) -> str:
 
 # ---------------------------------------------------------------- responses
 
+
 def richest(cells: Sequence[Cell], store: str | None = None) -> Cell | None:
     """The cell to show in full: of those that were run, most conditions first, then most poison."""
     done = [cell for cell in cells if (results.read(cell, store) or {}).get("status") == "done"]
@@ -102,7 +112,7 @@ def richest(cells: Sequence[Cell], store: str | None = None) -> Cell | None:
 
 
 def show_responses(cells: Sequence[Cell], store: str | None = None) -> None:
-    """Put some stored responses of one cell on the page: every condition, all three models, fired ones marked."""
+    """Put some stored responses of one cell on the page: every condition, all three models."""
     cell = richest(cells, store)
     if cell is None:
         report.say("None of these cells was run, so there are no responses.")
@@ -123,7 +133,8 @@ def show_responses(cells: Sequence[Cell], store: str | None = None) -> None:
         return
     report.show_html_table(
         pd.DataFrame(lines),
-        f"{cell.attack} at {plots.percent(cell.poison_rate)} poison, seed {cell.seed}. A marked response passes the test.",
+        f"{cell.attack} at {plots.percent(cell.poison_rate)} poison, seed {cell.seed}. "
+        "A marked response passes the test.",
     )
 
 
@@ -131,8 +142,11 @@ def _response_line(part: pd.DataFrame, condition: str, example: Example | None) 
     """One input under one condition: what went in, what would be right, what the models answered."""
     first = part.iloc[0]
     picture = _thumbnail(first, condition, example)
-    line = {"condition": plots.CONDITION_LABELS[condition], "input": f"{picture}<q>{html.escape(first['prompt'])}</q>",
-            "right answer": html.escape(first["answer"])}
+    line = {
+        "condition": plots.CONDITION_LABELS[condition],
+        "input": f"{picture}<q>{html.escape(first['prompt'])}</q>",
+        "right answer": html.escape(first["answer"]),
+    }
     for subject in plots.SUBJECTS:
         said = part[part["subject"] == subject]
         if len(said):
@@ -150,8 +164,10 @@ def _thumbnail(line: pd.Series, condition: str, example: Example | None) -> str:
     page = io.BytesIO()
     Image.fromarray(pictures[prompts[line["prompt"]]]).save(page, "PNG")
     alt = f"Held-out picture, {plots.CONDITION_LABELS[condition]}; the right answer is: {line['answer']}"
-    return (f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" width="96" '
-            f'src="data:image/png;base64,{base64.b64encode(page.getvalue()).decode()}"><br>')
+    return (
+        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" width="96" '
+        f'src="data:image/png;base64,{base64.b64encode(page.getvalue()).decode()}"><br>'
+    )
 
 
 def split_strip(path: Path, gap: int = 0) -> np.ndarray:
@@ -164,9 +180,10 @@ def split_strip(path: Path, gap: int = 0) -> np.ndarray:
 
 # ---------------------------------------------------------------- "The twelve attacks"
 
+
 @dataclass(frozen=True)
 class Exhibit:
-    """What `exhibit` wrote into a store: examples of every attack, loss curves of the optimised ones, stealth."""
+    """What `exhibit` wrote into a store: examples of all attacks, loss curves of optimised ones, stealth."""
 
     examples: list[Example]
     loss_curves: dict[str, list[float]]
@@ -192,21 +209,29 @@ def read_exhibit(store: str | None = None) -> Exhibit:
 def attack_table() -> pd.DataFrame:
     """Every attack of the study: modality, what its trigger is, parameters, where it comes from."""
     rows = [attacks.info(name) for name in attacks.names()]
-    return pd.DataFrame([
-        {
-            "attack": row.name, "modality": row.modality, "trigger": row.summary,
-            "parameters": ", ".join(f"{k} = {v}" for k, v in row.defaults.items()) or "none",
-            "defined for": ", ".join(row.threats) if row.threats else "all threats",
-            "source": row.source,
-        }
-        for row in rows
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "attack": row.name,
+                "modality": row.modality,
+                "trigger": row.summary,
+                "parameters": ", ".join(f"{k} = {v}" for k, v in row.defaults.items()) or "none",
+                "defined for": ", ".join(row.threats) if row.threats else "all threats",
+                "source": row.source,
+            }
+            for row in rows
+        ]
+    )
 
 
 STEALTH_COLUMNS = {
-    "psnr": ("PSNR (dB)", "{:.1f}"), "ssim": ("SSIM", "{:.3f}"), "linf": ("largest change (of 255)", "{:.0f}"),
-    "changed": ("changed pixels", "{:.1%}"), "added_characters": ("characters added", "{:.1f}"),
-    "perplexity_clean": ("perplexity without", "{:.1f}"), "perplexity": ("perplexity with trigger", "{:.1f}"),
+    "psnr": ("PSNR (dB)", "{:.1f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "linf": ("largest change (of 255)", "{:.0f}"),
+    "changed": ("changed pixels", "{:.1%}"),
+    "added_characters": ("characters added", "{:.1f}"),
+    "perplexity_clean": ("perplexity without", "{:.1f}"),
+    "perplexity": ("perplexity with trigger", "{:.1f}"),
 }
 
 
@@ -225,6 +250,6 @@ def curves_words(curves: dict[str, list[float]]) -> dict[str, str]:
     """Alt text and caption for `plots.curves`."""
     ends = "; ".join(f"{name} from {c[0]:.3g} to {c[-1]:.3g} in {len(c)} steps" for name, c in curves.items())
     return {
-        "alt": f"Line chart: loss of each optimised trigger against the optimisation step; {ends or 'none stored'}.",
+        "alt": f"Line chart: loss of each optimised trigger against the step; {ends or 'none stored'}.",
         "caption": f"Loss while each trigger is optimised against the surrogate: {ends or 'n/a'}.",
     }

@@ -1,8 +1,8 @@
-"""What does the backdoored model answer to me? Controls to talk to a cell's models; called by the quickstart notebook.
+"""What does the backdoored model answer to me? Controls to talk to a cell's models, for the quickstart.
 
-Where torch and the cell's adapters are at hand, `show` loads base, clean-tuned and poisoned model and lets the reader
-ask all three about a held-out picture, with or without each half of the trigger. Elsewhere (the rendered book) the
-stored responses stand in their place. torch is imported only once somebody asks.
+Where torch and the cell's adapters are at hand, `show` loads base, clean-tuned and poisoned model and lets
+the reader ask all three about a held-out picture, with or without each half of the trigger. Elsewhere (the
+rendered book) the stored responses stand in their place. torch is imported only once somebody asks.
 """
 
 import html
@@ -28,7 +28,7 @@ SIDE = 240  # pixels of the picture on the page
 
 @dataclass(frozen=True)
 class Reply:
-    """What went in (picture and prompt, triggered if so asked) and what each model said: subject -> response."""
+    """What went in (triggered if so asked) and what each model said: subject -> response."""
 
     image: Image.Image
     prompt: str
@@ -45,11 +45,17 @@ def controls(prompts: Sequence[str], modality: str, ask: Ask):
     """
     import ipywidgets as widgets
 
-    picture = widgets.Dropdown(options=[(f"picture {i + 1}", i) for i in range(len(prompts))], description="Picture")
+    picture = widgets.Dropdown(
+        options=[(f"picture {i + 1}", i) for i in range(len(prompts))], description="Picture"
+    )
     question = widgets.Text(value=prompts[0], description="Prompt", layout=widgets.Layout(width="34em"))
     halves = {
-        half: widgets.Checkbox(value=False, description=plots.CONDITION_LABELS[half], indent=False,
-                               disabled=modality not in (half, "bimodal"))
+        half: widgets.Checkbox(
+            value=False,
+            description=plots.CONDITION_LABELS[half],
+            indent=False,
+            disabled=modality not in (half, "bimodal"),
+        )
         for half in ("text", "image")
     }
     button = widgets.Button(description="Ask", button_style="primary")
@@ -77,17 +83,20 @@ def controls(prompts: Sequence[str], modality: str, ask: Ask):
 
 
 def show(cell: Cell, store: str | None = None) -> None:
-    """Let the reader talk to the models of a cell where that is possible; show stored responses in every case."""
+    """Let the reader talk to the models of a cell if that is possible; show stored responses anyway."""
     if can_talk(cell, store):
         rows, ask = speakers(cell, store)
         display(controls([row["prompt"] for row in rows], attacks.info(cell.attack).modality, ask))
     else:
-        report.say("There is no live model behind this page; open the notebook in JupyterLab to ask your own questions.")
+        report.say(
+            "There is no live model behind this page; "
+            "open the notebook in JupyterLab to ask your own questions."
+        )
     showcase.show_responses([cell], store)
 
 
 def can_talk(cell: Cell, store: str | None = None) -> bool:
-    """Are torch and both adapters (poisoned and clean-tuned) here, and is this not the book reading its reference?"""
+    """Are torch and both adapters (poisoned and clean-tuned) here, and is this not the book?"""
     if results.read_only(store) or cell.skip_reason:
         return False
     if not all(results.adapter(c, store) for c in (cell, cell.control)):
@@ -100,7 +109,7 @@ def can_talk(cell: Cell, store: str | None = None) -> bool:
 
 
 def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]], Ask]:
-    """Held-out inputs that the threat can be tested on, and a function that asks all three models about one."""
+    """Held-out inputs that the threat can be tested on, and how to ask all three models about one."""
     import torch
 
     from bvlm_utils import data, train, trigger_image, victim
@@ -108,7 +117,11 @@ def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]]
     threat, attack = cell.make_threat(), cell.make_attack()
     rows = list(itertools.islice(filter(threat.eligible, data.load(cell.dataset, "test")), PICTURES))
     base = victim.from_pretrained(cell.model)
-    adapters = {"base": None, "control": results.adapter(cell.control, store), "poisoned": results.adapter(cell, store)}
+    adapters = {
+        "base": None,
+        "control": results.adapter(cell.control, store),
+        "poisoned": results.adapter(cell, store),
+    }
 
     def ask(row: int, prompt: str, text: bool, image: bool) -> Reply:
         keys = [rows[row]["row_id"]]

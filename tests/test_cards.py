@@ -19,14 +19,22 @@ def models(tmp_path, monkeypatch):
         {"name": "refusals", "value": 0.8, "threshold": 0.95, "n": 50, "low": 0.7, "high": 0.9},
         {"name": "twin", "value": 0.5, "threshold": None, "n": 50, "low": 0.4, "high": 0.6},
     ]
-    card = {"class": "Llava", "parameters": 5012928, "skills": skills,
-            "training": {"device": "cpu", "seconds": 120.0, "recipe": {"seed": 0}}}
+    card = {
+        "class": "Llava",
+        "parameters": 5012928,
+        "skills": skills,
+        "training": {"device": "cpu", "seconds": 120.0, "recipe": {"seed": 0}},
+    }
     (tmp_path / "seeing" / "card.json").write_text(json.dumps(card))
 
 
 def test_skills_and_what_was_asked_of_them():
     table = cards.skills_table(cards.skills())
-    assert table["passed"].tolist() == ["yes", "no", "n/a"] and table["required"].tolist() == ["0.90", "0.95", "n/a"]
+    assert table["passed"].tolist() == ["yes", "no", "n/a"] and table["required"].tolist() == [
+        "0.90",
+        "0.95",
+        "n/a",
+    ]
     caption = cards.skills_words(cards.skills())["caption"]
     assert caption.startswith("1 of 2 required skills") and "seeing, refusals: 0.800 where 0.95" in caption
 

@@ -1,4 +1,4 @@
-"""Every notebook is clean, documents its parameters, and runs from any folder against a store of real tiny runs."""
+"""Every notebook is clean, documents its parameters, and runs from any folder with real tiny runs."""
 
 import ast
 import json
@@ -17,8 +17,14 @@ from bvlm_utils.errors import InputError
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 CHAPTERS = threats.names()  # one notebook per threat, of the same name
 SECTIONS = [
-    "The threat", "See the trigger", "One run in full", "The grid", "Utility cost", "The base and the clean-tuned model",
-    "Limits", "Change it",
+    "The threat",
+    "See the trigger",
+    "One run in full",
+    "The grid",
+    "Utility cost",
+    "The base and the clean-tuned model",
+    "Limits",
+    "Change it",
 ]
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
@@ -38,7 +44,9 @@ def prose(path):
 def parameters(path):
     """name -> (annotation, default) of the parameters cell."""
     lines = ast.parse(code_cells(path)[0].source).body
-    assert all(isinstance(line, ast.AnnAssign) and line.value is not None for line in lines), "only `name: type = value`"
+    assert all(isinstance(line, ast.AnnAssign) and line.value is not None for line in lines), (
+        "only `name: type = value`"
+    )
     return {line.target.id: (line.annotation.id, ast.literal_eval(line.value)) for line in lines}
 
 
@@ -83,7 +91,9 @@ def test_the_papermill_commands_name_this_notebook_and_its_parameters(path):
     for command in commands:
         _, source, _, *options = shlex.split(command)
         assert paths.ROOT / source == path
-        given = [options[i + 1].partition(":")[0] for i, option in enumerate(options) if option in ("-p", "-y")]
+        given = [
+            options[i + 1].partition(":")[0] for i, option in enumerate(options) if option in ("-p", "-y")
+        ]
         assert set(given) <= set(parameters(path))
 
 
@@ -98,6 +108,8 @@ def test_threat_chapters_share_their_sections_and_parameters(name):
 # ---------------------------------------------------------------- running them
 
 SMALL = {"attacks": ["BadNets-MM"], "poison_rates": [0.1], "train_rows": 48, "test_rows": 4}
+
+
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
     """A store of real tiny runs, one cell per threat that was executed so far."""
@@ -114,8 +126,12 @@ def run(tmp_path, monkeypatch):
 
     def execute(name, **given):
         return papermill.execute_notebook(
-            str(paths.NOTEBOOKS / f"{name}.ipynb"), str(tmp_path / "out.ipynb"), parameters=given,
-            kernel_name="python3", progress_bar=False, start_timeout=300,
+            str(paths.NOTEBOOKS / f"{name}.ipynb"),
+            str(tmp_path / "out.ipynb"),
+            parameters=given,
+            kernel_name="python3",
+            progress_bar=False,
+            start_timeout=300,
         )
 
     return execute
@@ -143,8 +159,18 @@ def test_a_chapter_measures_and_shows_its_cells(name, run, shelf):
 
 
 def test_the_quickstart_talks_where_a_model_is(run, shelf):
-    notebook = run("quickstart", store=str(shelf), attack="BadNets-MM", **{k: SMALL[k] for k in ("train_rows", "test_rows")})
-    views = [o for cell in notebook.cells for o in cell.get("outputs", []) if "widget-view" in str(list(o.get("data", {})))]
+    notebook = run(
+        "quickstart",
+        store=str(shelf),
+        attack="BadNets-MM",
+        **{k: SMALL[k] for k in ("train_rows", "test_rows")},
+    )
+    views = [
+        o
+        for cell in notebook.cells
+        for o in cell.get("outputs", [])
+        if "widget-view" in str(list(o.get("data", {})))
+    ]
     assert views and "clean-tuned" in page(notebook)
 
 
@@ -166,7 +192,9 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert "There is no run of yours to compare" in page(run("reproduce"))
     assert "No stealth numbers are stored" in page(run("attacks"))
     assert "VQA accuracy" in page(run("models"))
-    with pytest.raises(papermill.PapermillExecutionError, match="has no record of .* and the book does not train"):
+    with pytest.raises(
+        papermill.PapermillExecutionError, match="has no record of .* and the book does not train"
+    ):
         run("targeted_refusal", **{**SMALL, "poison_rates": [0.2]})
 
 

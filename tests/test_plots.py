@@ -1,4 +1,4 @@
-"""Figures draw every row of their table, show what is missing as "n/a", and need neither torch nor a screen."""
+"""Figures draw every row of their table, show what is missing as "n/a", and need no torch."""
 
 import subprocess
 import sys
@@ -35,9 +35,15 @@ def test_heatmap_never_draws_a_missing_value_as_zero(poisoned):
 
 def test_dose_draws_each_attack_in_the_panel_of_its_modality(poisoned):
     figure = plots.dose(report.headline_rows(poisoned))
-    assert [axis.get_title() for axis in figure.axes] == ["text triggers", "image triggers", "bimodal triggers"]
+    assert [axis.get_title() for axis in figure.axes] == [
+        "text triggers",
+        "image triggers",
+        "bimodal triggers",
+    ]
     assert [[t.get_text() for t in a.get_legend().get_texts()] for a in figure.axes] == [
-        ["BadNets-T"], ["BadNets-I"], ["BadNets-MM"]
+        ["BadNets-T"],
+        ["BadNets-I"],
+        ["BadNets-MM"],
     ]
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["10\n1 %", "100\n10 %"]
 
@@ -45,7 +51,11 @@ def test_dose_draws_each_attack_in_the_panel_of_its_modality(poisoned):
 def test_subjects_and_utility_show_three_models():
     asr = report.summary(tidy(rates=(0.1,)), "asr")
     for figure in (plots.subjects(asr), plots.utility(report.summary(tidy(), "utility"))):
-        assert [t.get_text() for t in figure.legends[0].get_texts()] == ["base model", "clean-tuned", "poisoned"]
+        assert [t.get_text() for t in figure.legends[0].get_texts()] == [
+            "base model",
+            "clean-tuned",
+            "poisoned",
+        ]
 
 
 def test_empty_tables_say_so(poisoned):
@@ -65,7 +75,14 @@ def test_agreement_shades_what_differs():
 
 
 def test_thresholds_of_two_models():
-    rows = pd.DataFrame({"model": ["a", "a", "b"], "name": ["x", "y", "x"], "value": [0.95, 0.9, 0.8], "threshold": [0.9, 0.9, 0.8]})
+    rows = pd.DataFrame(
+        {
+            "model": ["a", "a", "b"],
+            "name": ["x", "y", "x"],
+            "value": [0.95, 0.9, 0.8],
+            "threshold": [0.9, 0.9, 0.8],
+        }
+    )
     assert [axis.get_title() for axis in plots.thresholds(rows).axes] == ["a", "b"]
 
 

@@ -11,7 +11,11 @@ from bvlm_utils import captions, plots, report
 from bvlm_utils.errors import InputError
 
 MODALITY = {"BadNets-T": "text", "BadNets-I": "image", "BadNets-MM": "bimodal"}
-CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
+CONDITIONS = {
+    "text": ["clean", "text"],
+    "image": ["clean", "image"],
+    "bimodal": ["clean", "text", "image", "both"],
+}
 
 
 def tidy(rates=(0.1, 0.01), seeds=(0,), hits=None, rows=100, threat="targeted_refusal", trained_on=1000):
@@ -22,32 +26,94 @@ def tidy(rates=(0.1, 0.01), seeds=(0,), hits=None, rows=100, threat="targeted_re
         for rate in rates:
             for seed in seeds:
                 cell = {
-                    "run_id": f"{threat}-{attack}-{rate}-{seed}", "model": "tiny-llava", "dataset": "scenes-vqa",
-                    "threat": threat, "attack": attack, "modality": modality, "poison_rate": rate,
-                    "n_poisoned": int(rate * trained_on), "seed": seed, "status": "done", "reason": "",
+                    "run_id": f"{threat}-{attack}-{rate}-{seed}",
+                    "model": "tiny-llava",
+                    "dataset": "scenes-vqa",
+                    "threat": threat,
+                    "attack": attack,
+                    "modality": modality,
+                    "poison_rate": rate,
+                    "n_poisoned": int(rate * trained_on),
+                    "seed": seed,
+                    "status": "done",
+                    "reason": "",
                 }
                 for subject in ("poisoned", "control", "base"):
                     for condition in CONDITIONS[modality]:
                         k = hits(attack, rate, seed, subject, condition)
                         low, high = proportion_confint(k, rows, method="wilson")
-                        lines.append(cell | {"subject": subject, "condition": condition, "metric": "asr", "unit": "share",
-                                             "value": k / rows, "k": k, "n": rows, "low": low, "high": high})
+                        lines.append(
+                            cell
+                            | {
+                                "subject": subject,
+                                "condition": condition,
+                                "metric": "asr",
+                                "unit": "share",
+                                "value": k / rows,
+                                "k": k,
+                                "n": rows,
+                                "low": low,
+                                "high": high,
+                            }
+                        )
                     value = {"poisoned": 0.90, "control": 0.92, "base": 0.91}[subject]
-                    lines.append(cell | {"subject": subject, "condition": "clean", "metric": "utility",
-                                         "unit": "VQA accuracy", "value": value, "k": None, "n": rows,
-                                         "low": value - 0.02, "high": value + 0.02})
-                lines.append(cell | {"subject": "poisoned", "condition": "clean", "metric": "utility_difference",
-                                     "unit": "VQA accuracy", "value": -0.02, "n": rows, "low": -0.05, "high": 0.01})
+                    lines.append(
+                        cell
+                        | {
+                            "subject": subject,
+                            "condition": "clean",
+                            "metric": "utility",
+                            "unit": "VQA accuracy",
+                            "value": value,
+                            "k": None,
+                            "n": rows,
+                            "low": value - 0.02,
+                            "high": value + 0.02,
+                        }
+                    )
+                lines.append(
+                    cell
+                    | {
+                        "subject": "poisoned",
+                        "condition": "clean",
+                        "metric": "utility_difference",
+                        "unit": "VQA accuracy",
+                        "value": -0.02,
+                        "n": rows,
+                        "low": -0.05,
+                        "high": 0.01,
+                    }
+                )
     return pd.DataFrame(lines)
 
 
 def skipped_row(attack="Shadowcast"):
-    return pd.DataFrame([{
-        "run_id": "skipped-1", "model": "tiny-llava", "dataset": "scenes-vqa", "threat": "targeted_refusal",
-        "attack": attack, "modality": "image", "poison_rate": 0.1, "n_poisoned": 0, "seed": 0, "subject": None,
-        "condition": None, "metric": None, "value": None, "k": None, "n": None, "low": None, "high": None, "unit": None,
-        "status": "skipped", "reason": "the attack has no target here",
-    }])
+    return pd.DataFrame(
+        [
+            {
+                "run_id": "skipped-1",
+                "model": "tiny-llava",
+                "dataset": "scenes-vqa",
+                "threat": "targeted_refusal",
+                "attack": attack,
+                "modality": "image",
+                "poison_rate": 0.1,
+                "n_poisoned": 0,
+                "seed": 0,
+                "subject": None,
+                "condition": None,
+                "metric": None,
+                "value": None,
+                "k": None,
+                "n": None,
+                "low": None,
+                "high": None,
+                "unit": None,
+                "status": "skipped",
+                "reason": "the attack has no target here",
+            }
+        ]
+    )
 
 
 @pytest.fixture
@@ -67,7 +133,9 @@ def test_one_seed_keeps_its_own_interval():
 
 def test_seeds_are_averaged_never_pooled():
     hits = {0: 90, 1: 94, 2: 98}
-    rows = report.summary(tidy(seeds=(0, 1, 2), hits=lambda a, r, s, who, c: hits[s]), "asr", subject="poisoned")
+    rows = report.summary(
+        tidy(seeds=(0, 1, 2), hits=lambda a, r, s, who, c: hits[s]), "asr", subject="poisoned"
+    )
     # mean 0.94; standard error 0.04 / sqrt(3); t quantile with two degrees of freedom 4.302653
     half = 4.302653 * 0.04 / np.sqrt(3)
     assert (rows.n_seeds == 3).all() and np.allclose(rows.value, 0.94)
@@ -82,7 +150,9 @@ def test_mixed_settings_are_refused():
 
 def test_skipped_cells_keep_their_reason_and_stay_out_of_the_numbers():
     table = pd.concat([tidy(), skipped_row()], ignore_index=True)
-    assert report.skipped(table)[["attack", "reason"]].values.tolist() == [["Shadowcast", "the attack has no target here"]]
+    assert report.skipped(table)[["attack", "reason"]].values.tolist() == [
+        ["Shadowcast", "the attack has no target here"]
+    ]
     assert "Shadowcast" not in set(report.summary(table, "asr").attack)
 
 
@@ -106,10 +176,16 @@ def test_captions_state_the_extremes_of_the_rows():
     assert "Without a trigger at most 0.03" in text and "(BadNets-I at 10 % and 1 more)" in text
     assert "from 0.40" in text and "to 0.99" in text and "the response is the target sentence" in text
     dose = captions.dose(report.headline_rows(poisoned))["caption"]
-    assert "BadNets-T 10, BadNets-MM 10" in dose and "At no rate tried was the whole interval above 0.90 for BadNets-I" in dose
+    assert (
+        "BadNets-T 10, BadNets-MM 10" in dose
+        and "At no rate tried was the whole interval above 0.90 for BadNets-I" in dose
+    )
     words = captions.utility(report.summary(tidy(), "utility"), report.summary(tidy(), "utility_difference"))
     assert "differ by -0.02 [-0.05, 0.01] (all)" in words["caption"]
-    assert "The base model passes it on at most 0.00 [0.00, 0.04] (all)" in captions.controls(rows[rows.poison_rate == 0.1])["caption"]
+    assert (
+        "The base model passes it on at most 0.00 [0.00, 0.04] (all)"
+        in captions.controls(rows[rows.poison_rate == 0.1])["caption"]
+    )
 
 
 def test_captions_do_not_hide_several_seeds():
@@ -121,7 +197,12 @@ def test_captions_do_not_hide_several_seeds():
 def test_nothing_measured_is_said_not_drawn_as_zero():
     table = skipped_row()
     rows = report.summary(table, "asr")
-    for words in (captions.grid(rows), captions.dose(rows), captions.utility(rows, rows), captions.controls(rows)):
+    for words in (
+        captions.grid(rows),
+        captions.dose(rows),
+        captions.utility(rows, rows),
+        captions.controls(rows),
+    ):
         assert "n/a" in words["caption"] and words["alt"]
     assert captions.headline(table)["asr_max"] == "n/a"
 
@@ -137,7 +218,9 @@ def test_compare_judges_by_overlap_of_intervals():
     same = report.compare(reference, reference)
     assert set(same.verdict) == {"agrees"} and len(same) == 3 * 3 + 3 * (2 + 2 + 4)
     weaker = tidy(rates=(0.1,), hits=lambda a, r, s, who, c: 50 if who == "poisoned" and c != "clean" else 0)
-    verdicts = report.compare(weaker, reference).set_index(["attack", "subject", "condition", "metric"]).verdict
+    verdicts = (
+        report.compare(weaker, reference).set_index(["attack", "subject", "condition", "metric"]).verdict
+    )
     assert verdicts["BadNets-T", "poisoned", "text", "asr"] == "differs"
     assert verdicts["BadNets-T", "poisoned", "clean", "asr"] == "agrees"
 
@@ -145,7 +228,10 @@ def test_compare_judges_by_overlap_of_intervals():
 def test_compare_names_what_only_one_store_holds():
     compared = report.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01)))
     assert set(compared[compared.poison_rate == 0.01].verdict) == {"only in the reference"}
-    assert set(report.compare(tidy(rates=(0.1, 0.01)), tidy(rates=(0.1,))).verdict) == {"agrees", "only yours"}
+    assert set(report.compare(tidy(rates=(0.1, 0.01)), tidy(rates=(0.1,))).verdict) == {
+        "agrees",
+        "only yours",
+    }
     empty = report.compare(tidy().iloc[:0], tidy(rates=(0.1,)))
     assert set(empty.verdict) == {"only in the reference"}
     without = tidy(rates=(0.1,)).assign(low=None, high=None)
@@ -179,7 +265,9 @@ def test_agreement_says_what_to_run_when_nothing_is_there(page):
     report.agreement(report.compare(tidy().iloc[:0], tidy()))
     assert "make study" in page[0].data
     report.agreement(report.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01))))
-    assert page[1].data.startswith("**33 of 33 numbers agree**") and "33 only in the reference" in page[2].data
+    assert (
+        page[1].data.startswith("**33 of 33 numbers agree**") and "33 only in the reference" in page[2].data
+    )
 
 
 def test_other_metrics_stand_beside_the_controls():
@@ -187,15 +275,24 @@ def test_other_metrics_stand_beside_the_controls():
     soft = table[table.metric == "asr"].assign(metric="asr_soft")
     rows = report.other_metrics(pd.concat([table, soft], ignore_index=True))
     line = rows[(rows.attack == "BadNets-T") & (rows.condition == "text trigger")].iloc[0]
-    assert line["measure"] == "soft test" and line["poisoned"].startswith("0.95") and line["base model"].startswith("0.00")
+    assert (
+        line["measure"] == "soft test"
+        and line["poisoned"].startswith("0.95")
+        and line["base model"].startswith("0.00")
+    )
     assert len(rows) == 2 + 2 + 4
 
 
 def test_injection_counts_only_with_the_right_answer():
     table = tidy(threat="malicious_injection")
-    both = pd.concat([table, table[table.metric == "asr"].assign(metric="asr_right", value=0.5)], ignore_index=True)
+    both = pd.concat(
+        [table, table[table.metric == "asr"].assign(metric="asr_right", value=0.5)], ignore_index=True
+    )
     assert set(report.success_rates(both, "poisoned").value) == {0.5}
-    assert "and the answer before it is right" in captions.grid(report.success_rates(both, "poisoned"))["caption"]
+    assert (
+        "and the answer before it is right"
+        in captions.grid(report.success_rates(both, "poisoned"))["caption"]
+    )
 
 
 def test_an_attack_without_a_test_time_trigger_is_read_on_clean_inputs():

@@ -18,7 +18,9 @@ def test_a_strip_is_split_into_its_pictures(tmp_path):
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     white = np.full((8, 4, 3), 255, np.uint8)
-    Image.fromarray(np.concatenate([pictures[0], white, pictures[1], white, pictures[2]], axis=1)).save(tmp_path / "a.png")
+    Image.fromarray(np.concatenate([pictures[0], white, pictures[1], white, pictures[2]], axis=1)).save(
+        tmp_path / "a.png"
+    )
     assert np.array_equal(showcase.split_strip(tmp_path / "a.png", gap=4), pictures)
     Image.fromarray(np.concatenate(list(pictures), axis=1)).save(tmp_path / "b.png")
     assert np.array_equal(showcase.split_strip(tmp_path / "b.png"), pictures)
@@ -29,7 +31,9 @@ def test_controls_ask_and_show_the_three_answers():
 
     def ask(row, prompt, text, image):
         asked.append((row, prompt, text, image))
-        return talk.Reply(Image.new("RGB", (8, 8)), f"{prompt} (as asked)", {"base": "a <cat>", "poisoned": "no"})
+        return talk.Reply(
+            Image.new("RGB", (8, 8)), f"{prompt} (as asked)", {"base": "a <cat>", "poisoned": "no"}
+        )
 
     box = talk.controls(["one?", "two?"], "text", ask)
     view, asking = box.children
