@@ -65,7 +65,7 @@ def skills_words(rows: pd.DataFrame) -> dict[str, str]:
     closest = asked.loc[(asked["value"] - asked["threshold"]).idxmin()]
     reached = int((asked["value"] >= asked["threshold"]).sum())
     return {
-        "alt": f"Dot plot, one panel per model: {len(rows)} measured skills and {len(asked)} required values.",
+        "alt": f"Dot plot, one panel per model: {len(rows)} measured skills, {len(asked)} required values.",
         "caption": f"{reached} of {len(asked)} required skills (bar) are reached. "
         f"The smallest margin is that of {closest['model']}, {closest['name']}: "
         f"{report.number(closest['value'], digits=3)} where {report.number(closest['threshold'])} was asked.",

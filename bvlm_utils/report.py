@@ -9,6 +9,7 @@ torch.
 import base64
 import html
 import io
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -196,6 +197,11 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------- two stores
+
+
+def your_store(name: str | None = None) -> str:
+    """The store of the reader's own runs: `name`, else $BVLM_YOURS (which the book sets), else "local"."""
+    return name or os.environ.get("BVLM_YOURS") or "local"
 
 
 def compare(

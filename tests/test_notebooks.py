@@ -122,7 +122,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(paths.ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("BVLM_STORE", raising=False)
+    for name in ("BVLM_STORE", "BVLM_YOURS"):
+        monkeypatch.delenv(name, raising=False)
 
     def execute(name, **given):
         return papermill.execute_notebook(

@@ -305,3 +305,10 @@ def test_an_attack_without_a_test_time_trigger_is_read_on_clean_inputs():
 def test_paired_differences_as_a_table():
     rows = report.differences(tidy(rates=(0.1,)))
     assert rows["poisoned minus clean-tuned"].tolist() == ["-0.02 [-0.05, 0.01]"] * 3
+
+
+def test_the_book_says_whose_run_is_compared(monkeypatch):
+    monkeypatch.delenv("BVLM_YOURS", raising=False)
+    assert report.your_store() == "local" and report.your_store("mine") == "mine"
+    monkeypatch.setenv("BVLM_YOURS", "none")
+    assert report.your_store() == "none"
