@@ -1,0 +1,42 @@
+# Everything that a reader needs: make study, make test, make book, make lab. See README.md.
+SHELL := bash
+.SHELLFLAGS := -eo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PAGE := book/_build/html/index.html
+# Warnings are errors, and every page is built again: a page must not outlive the results that it shows.
+BUILD := $(BIN)/jupyter-book build . -W -n --keep-going --all --path-output book
+
+.PHONY: study test book lab
+
+## Run the quick study (about ten minutes on two cores) and show it beside the reference.
+study: $(INSTALLED)
+	$(BIN)/python -m bvlm_utils.grid run data/grids/quick.yml
+	rm -rf book/_build
+	BVLM_YOURS=local $(BUILD)
+	@echo "Your study is in $(CURDIR)/$(PAGE)"
+
+## Run all tests, notebooks and a build of the book included.
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+## Build the book from the committed reference: nothing is trained, torch is not imported.
+book: $(INSTALLED)
+	rm -rf book/_build
+	$(BUILD)
+	@echo "The book is in $(CURDIR)/$(PAGE)"
+
+## Open the notebooks in JupyterLab.
+lab: $(INSTALLED)
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$$($(PYTHON) --version) is too old: Python 3.11 or newer is needed (make PYTHON=python3.12 ...)." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,lab,test]'
+	touch $@
