@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+import transformers
 from tqdm import tqdm
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
@@ -118,6 +119,11 @@ def clip_tokens(clip: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tens
     return out.hidden_states[-2][:, 1:], clip.visual_projection(out.pooler_output)
 
 
+def llava_tokens(tower, images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 96, 96) -> what LLaVA's projector takes (B, 36, 192)."""
+    return tower(pixel_values=images, output_hidden_states=True).hidden_states[-2][:, 1:]
+
+
 class Heads(torch.nn.Module):
     """What the tower is asked for during training, and thrown away after it: all linear, so the tokens must show it."""
 
@@ -126,6 +132,7 @@ class Heads(torch.nn.Module):
         self.concept = torch.nn.Linear(width, len(scenes.concepts()) + 1)
         self.sticker = torch.nn.Linear(width, len(pretrain_data.STICKERS))
         self.pixels = torch.nn.Linear(width, 768)
+        self.stuck = torch.nn.Linear(2 * width, len(pretrain_data.STICKERS))
         self.wash = torch.nn.Linear(2 * width, len(pretrain_data.WASHES))
         self.present = torch.nn.Linear(2 * width, len(scenes.concepts()))
 
@@ -133,9 +140,12 @@ class Heads(torch.nn.Module):
         pooled = torch.cat([tokens.mean(1), tokens.amax(1)], 1)
         concept = batch["concept"].flatten(1).long()
         present = F.one_hot(concept, len(scenes.concepts()) + 1).amax(1)[:, 1:].float()
+        sticker = batch["sticker"].flatten(1).long()
         return {
             "concept": F.cross_entropy(self.concept(tokens).flatten(0, 1), concept.flatten()),
-            "sticker": F.cross_entropy(self.sticker(tokens).flatten(0, 1), batch["sticker"].flatten().long()),
+            "sticker": F.cross_entropy(self.sticker(tokens).flatten(0, 1), sticker.flatten()),
+            # At most one sticker is on a picture: its kind is the largest number of the grid.
+            "stuck": F.cross_entropy(self.stuck(pooled), sticker.amax(1)),
             "wash": 0.3 * F.cross_entropy(self.wash(pooled), batch["wash"]),
             "present": 10 * F.binary_cross_entropy_with_logits(self.present(pooled), present),
             "pixels": F.mse_loss(self.pixels(tokens), squares(batch["images"])),
@@ -332,16 +342,27 @@ def cache_tokens(tokens_of, pixels: torch.Tensor, device: str) -> torch.Tensor:
     return torch.cat([part.to(kind) for part in parts])
 
 
-def make(name: str, data: dict, recipe: Recipe, out: Path, device: str) -> None:
-    """Train "tiny-llava" (and its tiny-clip) or "tiny-qwen2.5-vl" and save under `out`."""
+def make(name: str, data: dict, recipe: Recipe, out: Path, device: str, start: Path | None = None) -> None:
+    """Train "tiny-llava" (and its tiny-clip) or "tiny-qwen2.5-vl" and save under `out`.
+
+    start: a folder of checkpoints to go on from instead of fresh weights; tiny-llava's tower then stays as it is.
+    """
     started = time.time()
     torch.manual_seed(recipe.seed)
     arrays = on_device(data, device)
-    tokenizer = pretrain_models.wrap_tokenizer(
-        pretrain_models.train_bpe(corpus(data), pretrain_models.SPECIAL[name]), name
-    )
     log = {"device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU", "recipe": asdict(recipe)}
-    if name == "tiny-llava":
+    earlier = json.loads((start / name / "training.json").read_text()) if start else []
+    if start:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(start / name)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(start / name)
+    else:
+        tokenizer = pretrain_models.wrap_tokenizer(
+            pretrain_models.train_bpe(corpus(data), pretrain_models.SPECIAL[name]), name
+        )
+    if name == "tiny-llava" and start:
+        image_token, tower = "<image>", model.model.vision_tower.to(device).eval().requires_grad_(False)
+        features = cache_tokens(lambda images: llava_tokens(tower, images), arrays["pixels"], device)
+    elif name == "tiny-llava":
         clip, clip_tokenizer = pretrain_models.build_clip(), _clip_tokenizer(data)
         ids = clip_tokenizer(data["captions"], padding=True, return_tensors="pt")
         captions = (ids["input_ids"].to(device), ids["attention_mask"].to(device))
@@ -350,24 +371,30 @@ def make(name: str, data: dict, recipe: Recipe, out: Path, device: str) -> None:
         clip.eval()
         features = cache_tokens(lambda images: clip_tokens(clip, images)[0], arrays["pixels"], device)
         pretrain_models.save(clip, clip_tokenizer, "tiny-clip", out / "tiny-clip")
-        (out / "tiny-clip" / "training.json").write_text(json.dumps(log, indent=1) + "\n")
+        _write_log(out / "tiny-clip", [log])
         model, image_token = pretrain_models.build_llava(clip, tokenizer), "<image>"
         model.model.vision_tower.requires_grad_(False)
     else:
-        model, image_token = pretrain_models.build_qwen(tokenizer), "<|image_pad|>"
+        image_token = "<|image_pad|>"
+        if not start:
+            model = pretrain_models.build_qwen(tokenizer)
         visual = model.model.visual
         log["tower"] = train_tower(visual, arrays, None, recipe, device)
         log["tower_seconds"] = time.time() - started
         visual.eval().requires_grad_(False)
         features = cache_tokens(lambda images: qwen_tokens(visual, images), arrays["pixels"], device)
     turns = tokenise(tokenizer, data, recipe, image_token, device)
-    print(f"{name}: {len(turns.ids)} turns, tower {log['tower']}", flush=True)
+    print(f"{name}: {len(turns.ids)} turns, tower {log.get('tower', 'kept')}", flush=True)
     image_id = tokenizer.convert_tokens_to_ids(image_token)
     log["language_loss"] = train_language(model, turns, features, arrays, recipe, image_id, device)
     log["seconds"] = time.time() - started
     model.requires_grad_(True).eval()
     pretrain_models.save(model, tokenizer, name, out / name)
-    (out / name / "training.json").write_text(json.dumps(log, indent=1) + "\n")
+    _write_log(out / name, [*earlier, log])
+
+
+def _write_log(folder: Path, runs: list[dict]) -> None:
+    (folder / "training.json").write_text(json.dumps(runs, indent=1) + "\n")
 
 
 def _clip_tokenizer(data: dict):
@@ -381,6 +408,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", choices=["tiny-llava", "tiny-qwen2.5-vl"])
     parser.add_argument("--out", type=Path, default=paths.MODELS)
     parser.add_argument("--device", default="cpu", help='"cuda" where there is a GPU; "cpu" takes hours (default)')
+    parser.add_argument("--start", type=Path, help="go on from the checkpoints in this folder")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     for field, value in asdict(Recipe()).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
@@ -390,12 +418,12 @@ def main() -> None:
     data = pool(recipe, arguments.workers)
     if arguments.device == "cpu":
         for name in arguments.models:
-            make(name, data, recipe, arguments.out, arguments.device)
+            make(name, data, recipe, arguments.out, arguments.device, arguments.start)
         return
     # On a GPU, small models wait for kernel launches: two processes share it well, and the pool by forking.
     fork = multiprocessing.get_context("fork")
     children = [
-        fork.Process(target=make, args=(name, data, recipe, arguments.out, arguments.device))
+        fork.Process(target=make, args=(name, data, recipe, arguments.out, arguments.device, arguments.start))
         for name in arguments.models
     ]
     for child in children:
