@@ -17,7 +17,7 @@ import pandas as pd
 
 from bvlm_utils import poison, score, store
 from bvlm_utils.bench import MAX_NEW_TOKENS, Bench, Question, questions
-from bvlm_utils.cells import Cell
+from bvlm_utils.cells import VERSION, Cell
 from bvlm_utils.errors import InputError
 
 EXAMPLES = 4  # held-out inputs kept with their trigger
@@ -127,7 +127,7 @@ def _control(bench: Bench, control: Cell, place: Path) -> Path:
             control,
             place,
             about,
-            replace=True,
+            replace=store.adapter(control, place) is None,  # another process may be reading the one it made
             save_adapter=lambda folder: train.save_adapter(result.adapter, folder, control.config()),
         )
     return final / "adapter"
@@ -174,9 +174,10 @@ def _run(bench: Bench, cell: Cell, place: Path) -> str:
 
     clock = Clock()
     threat, attack = cell.make_threat(), cell.make_attack()
+    train_rows = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
     try:
         manifest = poison.plan(
-            bench.rows["train"],
+            train_rows,
             threat,
             attack,
             cell.poison_rate,
@@ -191,7 +192,9 @@ def _run(bench: Bench, cell: Cell, place: Path) -> str:
     control = _control(bench, cell.control, place)
     clock.lap("control")
     said = {
-        "base": _kept_answers(bench, place, ["base", cell.identity["model_digest"]], asked, nullcontext()),
+        "base": _kept_answers(
+            bench, place, ["base", VERSION, cell.identity["model_digest"]], asked, nullcontext()
+        ),
         "control": _kept_answers(
             bench, place, ["control", cell.control.run_id], asked, train.attached(bench.victim, control)
         ),

@@ -67,15 +67,10 @@ def run(jobs: Sequence[Job], store: str | None, force: bool = False) -> int:
         if not _missing([job], place):
             continue
         begun = time.monotonic()
-        with _bar(jobs, place):
+        with _watched(jobs, place, started, at_start):
             problem = _execute(job, place)
-        left = _missing(jobs[number:], place)
-        finished = at_start - _missing(jobs, place)
-        rest = (
-            f"; about {_minutes((time.monotonic() - started) / finished * left)} left"
-            if finished and left
-            else ""
-        )
+        left = _missing(jobs, place)
+        rest = _estimate(at_start - left, _missing(jobs[number:], place), started)
         say(
             f"[{number}/{len(jobs)}] {job.name}: {'FAILED' if problem else 'done'} "
             f"in {_minutes(time.monotonic() - begun)}{rest}"
@@ -180,23 +175,32 @@ def _importable() -> Iterator[None]:
 
 
 @contextmanager
-def _bar(jobs: Sequence[Job], place: Path) -> Iterator[None]:
-    """Cells done and time left on a terminal; nothing elsewhere. It watches the store, so it needs no word
-    from kernels.
+def _watched(jobs: Sequence[Job], place: Path, started: float, at_start: int) -> Iterator[None]:
+    """Cells done and time left: a bar on a terminal, one line per finished cell elsewhere. It watches the
+    store, so it needs no word from kernels.
+
+    started: when the grid was, by `time.monotonic`. at_start: cells that lacked a record then.
     """
-    if not sys.stdout.isatty():
-        yield
-        return
     from tqdm import tqdm
 
-    over = threading.Event()
-    total = len({cell.run_id for job in jobs for cell in job.cells})
-    bar = tqdm(total=total, initial=total - _missing(jobs, place), unit="cell", file=sys.stdout, leave=False)
+    over, silent = threading.Event(), not sys.stdout.isatty()
+    cells = list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
+    waiting = [cell for cell in cells if not study.finished(cell, place)]
+    done = len(cells) - len(waiting)
+    bar = tqdm(total=len(cells), initial=done, unit="cell", file=sys.stdout, leave=False, disable=silent)
+
+    def look() -> None:
+        for cell in [cell for cell in waiting if study.finished(cell, place)]:
+            waiting.remove(cell)
+            bar.update()
+            if silent:
+                rest = _estimate(at_start - len(waiting), len(waiting), started)
+                say(f"  {len(cells) - len(waiting)}/{len(cells)} {cell.run_id}{rest}")
 
     def watch() -> None:
         while not over.wait(POLL_SECONDS):
-            bar.n = total - _missing(jobs, place)
-            bar.refresh()
+            look()
+        look()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -206,6 +210,13 @@ def _bar(jobs: Sequence[Job], place: Path) -> Iterator[None]:
         over.set()
         thread.join()
         bar.close()
+
+
+def _estimate(finished: int, left: int, started: float) -> str:
+    """Words on the time left, as long as cells have taken so far; none before the first cell and after the last."""
+    if not finished or not left:
+        return ""
+    return f"; about {_minutes((time.monotonic() - started) / finished * left)} left"
 
 
 def _missing(jobs: Sequence[Job], place: Path) -> int:

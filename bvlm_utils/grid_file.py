@@ -61,7 +61,10 @@ def load(file: Path | str) -> tuple[list[Job], str | None]:
 
 
 def _jobs(grid: Any) -> list[Job]:
-    known(grid, GRID_KEYS, "key of a grid")
+    if not isinstance(grid, Mapping):
+        raise InputError(f"the file is {grid!r}; a grid is a table with a list of jobs.")
+    _table(grid.get("defaults"), "defaults")
+    known(grid, GRID_KEYS, "grid key")
     entries = grid.get("jobs")
     if not isinstance(entries, list) or not entries:
         raise InputError("jobs is missing; give a list with one job or more.")
@@ -76,14 +79,16 @@ def _jobs(grid: Any) -> list[Job]:
 
 def _expand(entry: Any, grid: Mapping[str, Any], before: int) -> list[Job]:
     """The executions that one entry stands for."""
-    known(entry, JOB_KEYS, "key of a job")
+    known(entry, JOB_KEYS, "job key")
+    for name in ("parameters", "each"):
+        _table(entry.get(name), name)
     threat = entry.get("notebook")
     if threat not in threats.names():
         raise InputError(f"notebook is {threat!r}; it must be one of: {', '.join(threats.names())}.")
     notebook = paths.NOTEBOOKS / f"{threat}.ipynb"
     declared = parameters_of(notebook)
     each = entry.get("each") or {}
-    for name, values in each.items() if isinstance(each, Mapping) else ():
+    for name, values in each.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"each.{name} is {values!r}; it must be a list of values.")
     fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
@@ -104,6 +109,11 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: int) -> list[Job]:
             name = f"{before + len(jobs) + 1:02d}-{threat}"
             jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells)))
     return jobs
+
+
+def _table(value: Any, name: str) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise InputError(f"{name} is {value!r}; it must be a table of names and values.")
 
 
 def _shards(attacks: list[str], size: int | None) -> list[list[str]]:

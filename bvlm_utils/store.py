@@ -16,6 +16,7 @@ leaves no half of one. Called by `study`, `grid`, the notebooks (by way of `show
 book's `collect`.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,9 +85,10 @@ def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
     folder.
     """
     file = folder(store) / cell.run_id / "record.json"
-    if not file.is_file():
+    try:
+        record = _load(file)
+    except FileNotFoundError:
         return None
-    record = _load(file)
     if record["identity"] != json.loads(json.dumps(cell.identity)):
         differ = sorted(
             key
@@ -151,19 +154,52 @@ def write(
         whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=_plain) + "\n"
         (partial / "record.json").write_text(text, encoding="utf-8")
-        if replace and final.exists():
-            old = root / _partial_name(f"{cell.run_id}-old")
-            os.replace(final, old)
-            shutil.rmtree(old)
-        try:
-            os.replace(partial, final)
-        except OSError:  # another process finished the same cell first
-            if not (final / "record.json").is_file():
-                raise
+        _put(partial, final, replace)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     (root / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
     return final
+
+
+def _put(partial: Path, final: Path, replace: bool) -> None:
+    """Give a complete folder its name. Where another process put the same cell there meanwhile, that one stays."""
+    old = final.with_name(_partial_name(f"{final.name}-old"))
+    if replace:
+        with suppress(FileNotFoundError):
+            os.replace(final, old)
+    try:
+        os.replace(partial, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def thin(source: str | Path | None, target: str | Path) -> list[str]:
+    """Copy what the book needs of a store: records, responses, manifests, examples; no adapters, cache, failures.
+
+    A cell that the target has already stays as it is there; the run_ids that were copied are returned.
+    """
+    start, end = folder(source), folder(target)
+    if read_only(target):
+        raise InputError(
+            f"The store {end} is the committed reference, opened for reading; take another store."
+        )
+    places = [start / record["run_id"] for record in records(start)]
+    places += sorted((start / "examples").glob("[!.]*"))
+    copied = []
+    for place in places:
+        final = end / place.relative_to(start)
+        if final.exists():
+            continue
+        partial = final.with_name(_partial_name(final.name))
+        shutil.copytree(place, partial, ignore=shutil.ignore_patterns("adapter"))
+        _put(partial, final, replace=False)
+        shutil.rmtree(partial, ignore_errors=True)
+        if place.parent == start:
+            copied.append(place.name)
+    return copied
 
 
 def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:

@@ -109,6 +109,10 @@ def test_a_wrong_job_is_refused_before_anything_runs(tmp_path, capsys, wrong, wo
         ("jobs: []", "jobs"),
         ("job: []", "'job'"),
         ("jobs: 3", "jobs"),
+        ("[1]", "the file is [1]"),
+        ("{jobs: [{notebook: jailbreak}], defaults: [1]}", "defaults is [1]"),
+        ("{jobs: [{notebook: jailbreak, parameters: 3}]}", "parameters is 3"),
+        ("{jobs: [{notebook: jailbreak, each: 3}]}", "each is 3"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, capsys, text, words):
@@ -164,6 +168,20 @@ def test_a_failing_notebook_does_not_stop_the_grid(tmp_path, capsys, monkeypatch
     assert (
         "FAILED" in said and "Kernel died" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
     )
+
+
+def test_without_a_terminal_every_finished_cell_is_a_line(tmp_path, capsys, monkeypatch):
+    import papermill
+
+    def execute(source, output, parameters, **_):
+        study.run_cells(grid.load(file)[0][0].cells, parameters["store"])
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    file = write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[0.1, 0.2]))
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 0
+    said = capsys.readouterr().out
+    ((one,), _) = grid.load(file)
+    assert all(f"/2 {cell.run_id}" in said for cell in one.cells) and "\r" not in said
 
 
 def test_a_notebook_that_leaves_no_record_has_failed(tmp_path, capsys, monkeypatch):

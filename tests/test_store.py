@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -175,6 +177,39 @@ def test_cached_makes_once(tmp_path):
     for _ in range(2):
         assert store.cached(tmp_path, "k", lambda: made.append(1) or ["é"]) == ["é"]
     assert made == [1]
+
+
+def test_two_processes_that_write_the_same_cell_both_succeed(tmp_path):
+    """Workers may finish a cell twice; whoever comes second must not fail, and the record stays whole."""
+    code = f"""
+from bvlm_utils import store
+from tests.test_store import cell, record
+for i in range(60):
+    store.write(cell(), {str(tmp_path)!r}, record(), replace=True)
+    store.has(cell(), {str(tmp_path)!r})
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", code], cwd=paths.ROOT) for _ in range(2)]
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert store.has(cell(), tmp_path) and [p.name for p in tmp_path.iterdir() if p.is_dir()] == [
+        cell().run_id
+    ]
+
+
+def test_a_thin_copy_gives_the_same_table_without_adapters(tmp_path):
+    def save(folder):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")
+
+    fat, thin = tmp_path / "fat", tmp_path / "thin"
+    store.write(cell(), fat, record(), save_adapter=save)
+    store.cached(fat, "k", lambda: ["x"])
+    picture = np.zeros((1, 4, 4, 3), np.uint8)
+    store.write_examples(cell(), fat, picture, picture, [("a", "b")])
+    assert store.thin(fat, thin) == [cell().run_id] and store.thin(fat, thin) == []
+    assert store.collect(thin).equals(store.collect(fat))
+    assert store.examples(cell(), thin) is not None
+    assert store.adapter(cell(), fat) and store.adapter(cell(), thin) is None
+    assert not list(thin.rglob(f"{store.PARTIAL}*")) and not (thin / "cache").exists()
 
 
 def test_examples_come_back(tmp_path):

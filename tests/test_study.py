@@ -213,6 +213,26 @@ def test_too_many_poisoned_rows_are_skipped_with_the_reason(tmp_path):
     assert line["status"] == "skipped" and "at least as many" in line["reason"]
 
 
+def test_rows_that_the_data_does_not_have_are_a_failure_not_a_skip(tmp_path):
+    with pytest.raises(StudyError, match="asked for"):
+        study.run_cells(small(train_rows=10**7), tmp_path)
+    assert store.collect(tmp_path).empty
+
+
+def test_what_the_base_said_is_kept_for_one_version_only(place, monkeypatch):
+    keys = []
+    monkeypatch.setattr(
+        execute, "_kept_answers", lambda bench, where, subject, *_: keys.append(subject) or 1 / 0
+    )
+    monkeypatch.setattr(execute, "_control", lambda *_: place)
+    bench = execute.Bench("tiny-llava", "scenes-vqa", 64)
+    for version in (1, 2):
+        monkeypatch.setattr(execute, "VERSION", version)
+        with pytest.raises(ZeroDivisionError):
+            execute._run(bench, small()[0], place)
+    assert keys[0] != keys[1]
+
+
 def test_one_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch):
     good, bad = small("Shadowcast", "targeted_refusal")[0], small("BadNets-T")[0]
 
