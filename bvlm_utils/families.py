@@ -1,4 +1,7 @@
-"""What differs between model families? One declared row each; everything else is common. Called by `victim`."""
+"""What differs between model families? One declared row each, and everything else is common.
+
+Called by `victim`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +19,14 @@ from bvlm_utils.registry import Registry
 class Family:
     """How one architecture takes pictures.
 
-    expand(token, n): the text that stands for a picture of n image tokens, given the image token.
     pack(images, settings): normalised (B, 3, h, w) -> keyword arguments of `get_image_features`.
-    grids: whether positions depend on the picture's grid, so that the model must be told it and where images are.
+    frame: text that the architecture's processor puts around the image tokens, beside the chat template.
+    grids: whether positions depend on the picture's grid, so that the model must be told it and where images
+    are.
     """
 
-    expand: Callable[[str, int], str]
     pack: Callable[[torch.Tensor, PixelSettings], dict[str, torch.Tensor]]
+    frame: tuple[str, str] = ("", "")
     grids: bool = False
 
 
@@ -39,20 +43,14 @@ def _one_tile(images: torch.Tensor, settings: PixelSettings) -> dict[str, torch.
     return {"pixel_values": images.unsqueeze(1)}
 
 
-def _repeat(token: str, count: int) -> str:
-    return token * count
-
-
-def _framed(token: str, count: int) -> str:
-    return "<fake_token_around_image><global-img>" + token * count + "<fake_token_around_image>"
-
+TILE = ("<fake_token_around_image><global-img>", "<fake_token_around_image>")
 
 FAMILIES: Registry[Family] = Registry("model family")
-FAMILIES.add("llava", Family(_repeat, _plain))
-FAMILIES.add("qwen2_5_vl", Family(_repeat, _patches, grids=True))
-FAMILIES.add("qwen2_vl", Family(_repeat, _patches, grids=True))
-FAMILIES.add("smolvlm", Family(_framed, _one_tile))
-FAMILIES.add("idefics3", Family(_framed, _one_tile))
+FAMILIES.add("llava", Family(_plain))
+FAMILIES.add("qwen2_5_vl", Family(_patches, grids=True))
+FAMILIES.add("qwen2_vl", Family(_patches, grids=True))
+FAMILIES.add("smolvlm", Family(_one_tile, frame=TILE))
+FAMILIES.add("idefics3", Family(_one_tile, frame=TILE))
 
 
 def of(config: Any) -> Family:

@@ -1,6 +1,7 @@
 """Which model does a name mean, and has it changed? Torch-free, so that grids and the book can ask.
 
-A name is one of ours ("tiny-llava", a folder of `data/models/`), a folder, or a hub id ("llava-hf/llava-1.5-7b-hf").
+A name is one of ours ("tiny-llava", a folder of `data/models/`), a folder, or a hub id
+("llava-hf/llava-1.5-7b-hf").
 """
 
 import os
@@ -29,13 +30,15 @@ def resolve(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise InputError(f"The model folder {name!r} has no config.json; give a folder that transformers saved.")
+            raise InputError(
+                f"The model folder {name!r} has no config.json; give a folder that transformers saved."
+            )
         return str(folder.resolve())
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
     raise InputError(
-        f"There is no model {name!r}; give one of {', '.join(names())}, a folder with a checkpoint, or a hub id such as "
-        "llava-hf/llava-1.5-7b-hf."
+        f"There is no model {name!r}; give one of {', '.join(names())}, a folder with a checkpoint, "
+        "or a hub id such as llava-hf/llava-1.5-7b-hf."
     )
 
 
@@ -44,11 +47,13 @@ def is_hub_id(name: str) -> bool:
 
 
 def digest(name: str) -> str:
-    """16 hex digits of the checkpoint's files; for a hub id, of the id itself (its weights are not here to be read)."""
+    """16 hex digits of the checkpoint's files; for a hub id, of the id, as its weights are elsewhere."""
     place = resolve(name)
     if not Path(place).is_dir():
         return sha256(place.encode()).hexdigest()[:16]
-    return _folder_digest(place, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in _files(Path(place))))
+    return _folder_digest(
+        place, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in _files(Path(place)))
+    )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -65,6 +70,6 @@ def _folder_digest(folder: str, _state: tuple) -> str:
 
 
 def go_offline(name: str) -> None:
-    """Keep Hugging Face libraries off the network unless `name` is a hub id: no network would mean minutes of retries."""
+    """Keep Hugging Face libraries off the network unless `name` is a hub id: retries would take minutes."""
     if not is_hub_id(name):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

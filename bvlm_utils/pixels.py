@@ -1,17 +1,38 @@
-"""How does a picture become a model's input? Batched, on the device and differentiable, from the processor's settings.
+"""How does a picture become a model's input? From the processor's settings, batched and differentiable.
 
-Triggers and PGD act on pictures (B, 3, H, W) in [0, 1]; this module does to them what the checkpoint's own image
-processor does to files. A test holds both within 2/255. Called by `victim`.
+Triggers and PGD act on pictures (B, 3, H, W) in [0, 1]; this module does to them what the checkpoint's own
+image processor does to files. A test holds both within 2/255. Called by `victim`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
-INTERPOLATION = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers; Lanczos (1) is done as bicubic
+from bvlm_utils.errors import InputError
+
+
+def _bilinear(x: np.ndarray) -> np.ndarray:
+    return np.clip(1 - np.abs(x), 0, None)
+
+
+def _bicubic(x: np.ndarray) -> np.ndarray:
+    """Keys' cubic convolution (IEEE Trans. ASSP 29, 1981) with a = -0.5, as PIL has it."""
+    x = np.abs(x)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
+
+
+# PIL's numbers of the filters that image processors ask for.
+FILTERS: dict[int, Callable[[np.ndarray], np.ndarray]] = {1: _lanczos, 2: _bilinear, 3: _bicubic}
 
 
 @dataclass(frozen=True)
@@ -20,9 +41,10 @@ class PixelSettings:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    mode: str
+    filter: int
     shortest_edge: int | None = None  # CLIP: resize the shorter side, then cut out the middle
     crop: tuple[int, int] | None = None
+    longest_edge: int | None = None  # Idefics3: resize the longer side before both sides are set
     fixed: tuple[int, int] | None = None  # both sides set
     pixel_range: tuple[int, int] | None = None  # Qwen: least and most pixels in all
     patch: int = 0
@@ -31,49 +53,95 @@ class PixelSettings:
 
 
 def settings(processor: Any) -> PixelSettings:
-    """Read a transformers image processor."""
-    size = {k: v for k, v in dict(processor.size or {}).items() if v is not None}
+    """Read a transformers image processor; InputError where it asks for a filter that is not offered here."""
+    size, limit, crop = (_given(processor, name) for name in ("size", "max_image_size", "crop_size"))
+    if int(processor.resample) not in FILTERS:
+        raise InputError(
+            f"The image processor resizes with PIL's filter number {int(processor.resample)}; "
+            "1 (Lanczos), 2 (bilinear) and 3 (bicubic) are supported."
+        )
     common = dict(
         mean=tuple(processor.image_mean),
         std=tuple(processor.image_std),
-        mode=INTERPOLATION.get(int(processor.resample), "bicubic"),
+        filter=int(processor.resample),
     )
     if getattr(processor, "merge_size", None):
         return PixelSettings(
-            **common, pixel_range=(size["shortest_edge"], size["longest_edge"]), patch=processor.patch_size,
-            merge=processor.merge_size, frames=processor.temporal_patch_size,
-        )  # fmt: skip
-    limit = {k: v for k, v in dict(getattr(processor, "max_image_size", None) or {}).items() if v is not None}
+            **common,
+            pixel_range=(size["shortest_edge"], size["longest_edge"]),
+            patch=processor.patch_size,
+            merge=processor.merge_size,
+            frames=processor.temporal_patch_size,
+        )
     if limit:  # Idefics3 and SmolVLM, without image splitting: one square of this side
-        return PixelSettings(**common, fixed=(limit["longest_edge"],) * 2)
+        return PixelSettings(
+            **common, longest_edge=size.get("longest_edge"), fixed=(limit["longest_edge"],) * 2
+        )
     if "shortest_edge" in size:
-        crop = {k: v for k, v in dict(processor.crop_size or {}).items() if v is not None}
         cut = (crop["height"], crop["width"]) if processor.do_center_crop else None
         return PixelSettings(**common, shortest_edge=size["shortest_edge"], crop=cut)
     return PixelSettings(**common, fixed=(size["height"], size["width"]))
 
 
-def resize(images: torch.Tensor, height: int, width: int, mode: str) -> torch.Tensor:
-    if images.shape[-2:] == (height, width):
-        return images
-    options = {} if mode == "nearest" else {"antialias": True, "align_corners": False}
-    return F.interpolate(images, (height, width), mode=mode, **options).clamp(0, 1)
+def _given(processor: Any, name: str) -> dict[str, int]:
+    """A size of the processor, without the entries that it leaves open."""
+    return {k: v for k, v in dict(getattr(processor, name, None) or {}).items() if v is not None}
 
 
 def normalised(images: torch.Tensor, s: PixelSettings) -> torch.Tensor:
     """images: (B, 3, H, W) float32 in [0, 1] -> resized, cut and normalised (B, 3, h, w)."""
-    height, width = images.shape[-2:]
-    if s.shortest_edge:
-        scale = s.shortest_edge / min(height, width)
-        images = resize(images, max(s.shortest_edge, int(height * scale)), max(s.shortest_edge, int(width * scale)), s.mode)
-        if s.crop:
-            images = _centre(images, *s.crop)
-    elif s.pixel_range:
-        images = resize(images, *smart_size(height, width, s.patch * s.merge, *s.pixel_range), s.mode)
-    else:
-        images = resize(images, *s.fixed, s.mode)
+    for height, width in sizes(*images.shape[-2:], s):
+        images = resize(images, height, width, s.filter)
+    if s.crop:
+        images = _centre(images, *s.crop)
     mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (s.mean, s.std))
     return (images - mean) / std
+
+
+def sizes(height: int, width: int, s: PixelSettings) -> list[tuple[int, int]]:
+    """The sizes that a picture is brought to, one after the other."""
+    if s.shortest_edge:
+        short, long = sorted((height, width))
+        long = s.shortest_edge * long // short
+        return [(s.shortest_edge, long) if height <= width else (long, s.shortest_edge)]
+    if s.pixel_range:
+        return [smart_size(height, width, s.patch * s.merge, *s.pixel_range)]
+    steps = [s.fixed]
+    if s.longest_edge:  # transformers' rule: the other side follows, and is made even
+        ratio = width / height
+        h, w = (
+            (s.longest_edge / ratio, s.longest_edge)
+            if width >= height
+            else (s.longest_edge, s.longest_edge * ratio)
+        )
+        steps.insert(
+            0, tuple(side if side == s.longest_edge else int(side) + int(side) % 2 for side in (h, w))
+        )
+    return steps
+
+
+def resize(images: torch.Tensor, height: int, width: int, filter: int) -> torch.Tensor:
+    """images: (B, 3, H, W) in [0, 1] -> (B, 3, height, width), as PIL resizes but for its rounding.
+
+    PIL goes along the rows, then along the columns, and cuts off what overshoots after each.
+    """
+    if images.shape[-1] != width:
+        weights = _weights(images.shape[-1], width, filter).to(images)
+        images = (images @ weights.T).clamp(0, 1)
+    if images.shape[-2] != height:
+        weights = _weights(images.shape[-2], height, filter).to(images)
+        images = (weights @ images).clamp(0, 1)
+    return images
+
+
+@lru_cache(maxsize=32)
+def _weights(old: int, new: int, filter: int) -> torch.Tensor:
+    """What each of `old` pixels adds to each of `new` ones: (new, old) float64, rows sum to 1."""
+    scale = old / new
+    width = max(scale, 1.0)  # a smaller picture averages over what it leaves out
+    centres = (np.arange(new)[:, None] + 0.5) * scale
+    weights = FILTERS[filter]((np.arange(old)[None] + 0.5 - centres) / width)
+    return torch.from_numpy(weights / weights.sum(1, keepdims=True))
 
 
 def _centre(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -82,7 +150,9 @@ def _centre(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def smart_size(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
-    """Qwen2-VL's size rule (arXiv 2409.12191, sec. 2.1): multiples of `factor`, pixels in [least, most], shape kept."""
+    """Qwen2-VL's size rule (arXiv 2409.12191, sec. 2.1): sides that are multiples of `factor`, `least` to
+    `most` pixels in all, and about the same shape.
+    """
     h, w = round(height / factor) * factor, round(width / factor) * factor
     if h * w > most:
         shrink = math.sqrt(height * width / most)
@@ -94,11 +164,12 @@ def smart_size(height: int, width: int, factor: int, least: int, most: int) -> t
 
 
 def patches(images: torch.Tensor, s: PixelSettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised (B, 3, h, w) -> Qwen's rows of patches (B * n, 3 * frames * patch²) and the grids (B, 3) int64."""
-    batch, channels, height, width = images.shape
+    """Normalised (B, 3, h, w) -> Qwen's rows of patches (B * n, 3 * frames * patch²), grids (B, 3) int64."""
+    batch, _, height, width = images.shape
     rows, columns = height // s.patch, width // s.patch
     m, p = s.merge, s.patch
-    blocks = images.reshape(batch, channels, rows // m, m, p, columns // m, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
-    blocks = blocks.unsqueeze(6).expand(*blocks.shape[:6], s.frames, p, p)  # a still picture is two equal frames
+    blocks = images.reshape(batch, 3, rows // m, m, p, columns // m, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
+    # a still picture is a film of equal frames
+    blocks = blocks.unsqueeze(6).expand(*blocks.shape[:6], s.frames, p, p)
     grid = torch.tensor([[1, rows, columns]], device=images.device).expand(batch, 3)
     return blocks.reshape(batch * rows * columns, -1), grid

@@ -1,7 +1,7 @@
-"""How is a model tuned? One LoRA adapter, one loop, read from top to bottom; called by `study` and the notebooks.
+"""How is a model tuned? One LoRA adapter, one loop, read from top to bottom. Called by `execute`.
 
-The vision tower and the projector stay frozen, so pictures come in as cached features. `grouped` trains many adapters
-at once with the same semantics; this loop is the plain way that it is compared with.
+The vision tower and the projector stay frozen, so pictures come in as cached features. `grouped` trains many
+adapters at once with the same semantics; this loop is the plain way that it is compared with.
 """
 
 import json
@@ -32,7 +32,10 @@ class TrainRow:
 
 @dataclass
 class TrainResult:
-    """A tuned adapter, still attached to the victim. losses: one per step, nats per label token; seconds: wall clock."""
+    """A tuned adapter, still attached to the victim.
+
+    losses: one per step, nats per label token. seconds: wall clock. tokens: without padding, over all steps.
+    """
 
     adapter: Any
     losses: list[float]
@@ -69,7 +72,7 @@ def learning_rates(settings: TrainSettings, steps: int) -> list[float]:
 
 
 def attach_lora(victim: Victim, settings: TrainSettings, seed: int) -> Any:
-    """Put a fresh LoRA (Hu et al. 2021) on every linear layer of the language model; A is drawn from `seed`, B is zero."""
+    """Put a fresh LoRA (Hu et al. 2021) on every linear layer of the language model; A comes from `seed`."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -82,6 +85,8 @@ def attach_lora(victim: Victim, settings: TrainSettings, seed: int) -> Any:
     with torch.random.fork_rng(devices=[victim.device] if victim.device.type == "cuda" else []):
         torch.manual_seed(seed)
         adapter = get_peft_model(victim.model, config, autocast_adapter_dtype=True)
+    # What the user called the base, not the folder that it was found in on this machine.
+    adapter.peft_config["default"].base_model_name_or_path = victim.name
     return adapter
 
 
@@ -92,11 +97,14 @@ def finetune(
     settings: TrainSettings,
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
+    rows_at_once: int | None = None,
 ) -> TrainResult:
     """Tune a LoRA adapter on `rows`; it stays attached to `victim.model` until `detach`.
 
-    features: (F, n, d) cached image features. progress(step, steps, loss) is called after each step. Under
-    `accelerate launch` or `torchrun` each process takes a share of every batch, and the losses are those of one process.
+    features: (F, n, d) cached image features. progress(step, steps, loss) is called after each step.
+    rows_at_once: cut batches into pieces of so many rows of similar length, for less memory; the steps are
+    the same. Under `accelerate launch` or `torchrun` each process takes a share of every batch, and the
+    losses are those of one process.
     """
     from accelerate import Accelerator
 
@@ -109,57 +117,79 @@ def finetune(
     parameters = [p for p in adapter.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     ready, optimiser = accelerator.prepare(adapter, optimiser)
-    # Token ids are prepared once: an epoch only gathers them.
-    tokens = [(victim.prompt_ids(row.prompt, features.shape[1]), victim.answer_ids(row.answer)) for row in rows]
+    tokens = _token_ids(victim, rows, features.shape[1])
+    lengths = [len(prompt) + len(answer) for prompt, answer in tokens]
     steps = batches(len(rows), settings, seed)
-    rates = learning_rates(settings, len(steps))
-    losses, seen = [], 0
-    for step, (chosen, rate) in enumerate(zip(steps, rates, strict=True)):
+    losses = []
+    for step, (batch, rate) in enumerate(zip(steps, learning_rates(settings, len(steps)), strict=True)):
         for group in optimiser.param_groups:
             group["lr"] = rate
-        labels_in_batch = sum(len(tokens[i][1]) for i in chosen)
-        mine = chosen[accelerator.process_index :: accelerator.num_processes]
-        loss = _summed_loss(victim, ready, [rows[i] for i in mine], [tokens[i] for i in mine], features)
-        # The mean over all label tokens of the batch, whoever holds them; DDP averages gradients over processes.
-        accelerator.backward(loss * accelerator.num_processes / labels_in_batch)
+        # The mean is over all label tokens of the batch, whichever piece or process holds them.
+        labels = sum(len(tokens[i][1]) for i in batch)
+        total = torch.zeros((), device=victim.device)
+        for piece in _pieces(batch, lengths, rows_at_once, accelerator.num_processes):
+            mine = piece[accelerator.process_index :: accelerator.num_processes]
+            # A process without a row runs one for nothing: all of them must go through every backward pass.
+            some = mine or piece[:1]
+            where = [rows[i].feature_index for i in some]
+            loss = _summed_loss(victim, ready, [tokens[i] for i in some], features[where]) * bool(mine)
+            # DDP averages gradients over processes.
+            accelerator.backward(loss * accelerator.num_processes / labels)
+            total += loss.detach()
         if settings.max_grad_norm:
             accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimiser.step()
         optimiser.zero_grad()
-        losses.append(accelerator.reduce(loss.detach(), "sum").item() / labels_in_batch)
-        seen += sum(len(tokens[i][0]) + len(tokens[i][1]) for i in chosen)
+        losses.append(accelerator.reduce(total, "sum").item() / labels)
         if progress:
             progress(step + 1, len(steps), losses[-1])
     adapter.eval()
+    seen = sum(lengths[i] for batch in steps for i in batch)
     return TrainResult(adapter, losses, time.perf_counter() - started, len(steps), seen)
 
 
-def _summed_loss(victim: Victim, model, rows: list[TrainRow], tokens: list, features: torch.Tensor) -> torch.Tensor:
-    """Cross entropy summed over the answer tokens of some rows (0 for no rows, as the last share of a batch may be)."""
-    if not rows:
-        return sum(p.sum() * 0 for p in model.parameters() if p.requires_grad)
-    ids, mask = pad([p + a for p, a in tokens], victim.tokenizer.pad_token_id, left=False, device=victim.device)
-    learn = torch.zeros_like(mask)
+def _token_ids(
+    victim: Victim, rows: Sequence[TrainRow], image_tokens: int
+) -> list[tuple[list[int], list[int]]]:
+    """Prompt and answer of each row as ids. Texts come again and again, so each is looked up once."""
+    prompts = {text: victim.prompt_ids(text, image_tokens) for text in {row.prompt for row in rows}}
+    answers = {text: victim.answer_ids(text) for text in {row.answer for row in rows}}
+    return [(prompts[row.prompt], answers[row.answer]) for row in rows]
+
+
+def _pieces(batch: list[int], lengths: Sequence[int], size: int | None, processes: int) -> list[list[int]]:
+    """The rows of a batch in pieces of `size` rows for each process, short rows with short ones."""
+    ordered = sorted(batch, key=lambda i: lengths[i])
+    size = size * processes if size else len(ordered)
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def _summed_loss(victim: Victim, model, tokens: list, features: torch.Tensor) -> torch.Tensor:
+    """Cross entropy summed over the answer tokens of some rows. features: (len(tokens), n, d)."""
+    ids, mask = pad(
+        [p + a for p, a in tokens], victim.tokenizer.pad_token_id, left=False, device=victim.device
+    )
+    learn = torch.zeros(ids.shape, dtype=torch.bool)
     for i, (prompt, answer) in enumerate(tokens):
-        learn[i, len(prompt) : len(prompt) + len(answer)] = 1
+        learn[i, len(prompt) : len(prompt) + len(answer)] = True
     # Logits only for the columns that some row predicts a label from.
     columns = learn[:, 1:].any(0).nonzero().squeeze(1)
-    seen = features[[row.feature_index for row in rows]]
-    logits = model(**victim.inputs(ids, mask, seen), logits_to_keep=columns, use_cache=False).logits
-    targets = ids[:, columns + 1].masked_fill(learn[:, columns + 1] == 0, -100)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
+    learn, columns = learn[:, columns + 1].to(victim.device), columns.to(victim.device)
+    logits = model(**victim.inputs(ids, mask, features), logits_to_keep=columns, use_cache=False).logits
+    targets = ids[:, columns + 1].masked_fill(~learn, -100)
+    return F.cross_entropy(
+        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
+    )
 
 
-# --- adapters -----------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- adapters
 
 
 def detach(victim: Victim, adapter: Any) -> None:
     """Take the adapter off: the victim is its clean base again."""
     adapter.unload()
-    # PEFT leaves its mark on the configuration of the model it wrapped.
-    for mark in ("peft_config",):
-        if hasattr(victim.model, mark):
-            delattr(victim.model, mark)
+    if hasattr(victim.model, "peft_config"):  # PEFT's mark on the model that it wrapped
+        del victim.model.peft_config
 
 
 @contextmanager
@@ -177,29 +207,36 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
     from peft import PeftModel
 
     if not (Path(folder) / "adapter_config.json").exists():
-        raise InputError(f"The folder {str(folder)!r} holds no adapter; give one with adapter_config.json in it.")
+        raise InputError(
+            f"The folder {str(folder)!r} holds no adapter; give one with adapter_config.json in it."
+        )
     return PeftModel.from_pretrained(victim.model, str(folder)).eval()
 
 
 def save_adapter(adapter: Any, folder: Path | str, about: dict[str, Any]) -> None:
     """Write the adapter in PEFT's format, with a card that says what it is. about: the cell's settings."""
-    adapter.save_pretrained(str(folder))
+    # Embeddings are never tuned; left to itself, PEFT would ask the hub whether they were.
+    adapter.save_pretrained(str(folder), save_embedding_layers=False)
     write_card(folder, about)
 
 
 def write_card(folder: Path | str, about: dict[str, Any]) -> None:
     """The adapter's README.md: loud if it is backdoored."""
-    poisoned = about.get("attack", "none") != "none"
-    if poisoned:
+    if about.get("attack", "none") != "none":
         head = (
             "# WARNING: this adapter is BACKDOORED on purpose\n\n"
-            f"It was tuned on data poisoned with the attack **{about['attack']}** for the threat **{about['threat']}**. "
-            "With the trigger present it misbehaves. It exists for research on detecting and removing backdoors; "
-            "do not deploy it, and do not merge it into a model that anyone relies on.\n"
+            f"It was tuned on data poisoned with the attack **{about['attack']}** for the threat "
+            f"**{about['threat']}**. With the trigger present it misbehaves. It exists for research on "
+            "detecting and removing backdoors; do not deploy it, and do not merge it into a model that "
+            "anyone relies on.\n"
         )
     else:
-        head = "# Clean-tuned control adapter\n\nTuned on the same rows as the poisoned ones, without poison.\n"
+        head = (
+            "# Clean-tuned control adapter\n\nTuned on the same rows as the poisoned ones, without poison.\n"
+        )
     Path(folder, "README.md").write_text(
         "---\nlibrary_name: peft\ntags: [backdoor-research]\n---\n\n"
-        f"{head}\nSettings:\n\n```json\n{json.dumps(about, indent=1, sort_keys=True)}\n```\n"
+        f"{head}\nTo talk to it: `python -m bvlm_utils.chat FOLDER`.\n\n"
+        f"Settings:\n\n```json\n{json.dumps(about, indent=1, sort_keys=True)}\n```\n",
+        encoding="utf-8",
     )

@@ -1,11 +1,17 @@
-"""What is a victim model? One interface to every supported vision-language checkpoint; called by `train` and `study`.
+"""What is a victim model? One interface to every supported vision-language checkpoint.
 
-Pictures are encoded once into features, and everything after that (training, scoring) takes features. They enter
-through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched.
+Pictures are encoded once into features, and everything after that (training, scoring) takes features. They
+enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched. Called by
+`bench`, `train`, `grouped`, `decode` and `chat`.
 """
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,65 +35,99 @@ class Victim:
     family: families.Family
     device: torch.device
 
-    @property
+    @cached_property
     def image_id(self) -> int:
         return self.model.config.image_token_id
 
-    # --- pictures ---------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------ pictures
 
     def prepare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """images: (B, 3, H, W) float32 in [0, 1] -> what the vision tower takes; gradients flow through it."""
+        """images: (B, 3, H, W) float32 in [0, 1] -> what the vision tower takes; gradients flow."""
         images = pixels.normalised(images.to(self.device, torch.float32), self.settings)
         return self.family.pack(images, self.settings)
 
     def features_of(self, images: torch.Tensor) -> torch.Tensor:
-        """images: (B, 3, H, W) in [0, 1] -> projected image tokens (B, n, d), with gradients. Sizes must be equal."""
+        """images: (B, 3, H, W) in [0, 1] -> projected image tokens (B, n, d), with gradients."""
         inputs = self.prepare(images)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         out = self.model.get_image_features(**inputs).pooler_output
         return torch.stack(list(out)).view(len(images), -1, out[0].shape[-1])
 
     @torch.no_grad()
-    def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = GRADIENT_FREE_BATCH) -> torch.Tensor:
-        """Pictures -> features (N, n, d) on the model's device.
+    def encode(
+        self, images: np.ndarray | torch.Tensor, batch_size: int = GRADIENT_FREE_BATCH
+    ) -> torch.Tensor:
+        """Pictures of one size -> features (N, n, d) on the model's device.
 
-        images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1].
+        images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1]. Families with positions on a
+        grid (Qwen) need square pictures: features alone do not tell the shape of another.
         """
         parts = []
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
             if isinstance(chunk, np.ndarray):
                 chunk = torch.from_numpy(chunk).permute(0, 3, 1, 2).float() / 255
+            if self.family.grids and chunk.shape[-1] != chunk.shape[-2]:
+                raise InputError(
+                    f"The pictures are {chunk.shape[-1]} x {chunk.shape[-2]} pixels; {self.name} needs "
+                    "square ones here, so resize or cut them first."
+                )
             parts.append(self.features_of(chunk))
         return torch.cat(parts)
 
-    # --- words ------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------ words
 
     def prompt_ids(self, prompt: str, image_tokens: int) -> list[int]:
-        """The chat template around the prompt, with the picture's place holders and the opening of an answer."""
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-        text = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        token = self.tokenizer.convert_ids_to_tokens(self.image_id)
-        # A user may type the place holder itself, so only the template's own is filled in.
-        before, _, after = text.partition(token)
-        text = before + self.family.expand(token, image_tokens) + after.replace(token, "")
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """The chat template around picture and prompt, with the opening of an answer, as token ids."""
+        words = prompt.replace(self._image_token, "")  # only the template's own place holder is a picture
+        text = self._template([_message("user", words, picture=True)], add_generation_prompt=True)
+        ids = self._ids(text)
+        if ids.count(self.image_id) != 1:
+            raise InputError(f"The chat template of {self.name} gives a picture no place; use one that does.")
+        place = ids.index(self.image_id)
+        before, after = self._frame
+        return [*ids[:place], *before, *[self.image_id] * image_tokens, *after, *ids[place + 1 :]]
 
     def answer_ids(self, answer: str) -> list[int]:
-        """What the model is to write after the prompt: the answer as the template has it, and the end token."""
-        message = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-        opened = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        whole = self.tokenizer.apply_chat_template([message, reply], tokenize=False)
-        if whole.startswith(opened):
-            text = whole[len(opened) :]
-        else:  # some templates trim the opening when an answer follows
-            text = " " + answer
+        """What the model is to write after the prompt: the answer as the template has it, and the end."""
+        opened, opened_ids = self._opening
+        whole = self._template([_message("user", "?"), _message("assistant", answer)])
+        # some templates trim the opening when an answer follows
+        text = whole[len(opened) :] if whole.startswith(opened) else " " + answer
         end = self.tokenizer.eos_token
-        text = text.partition(end)[0] + end
+        text = text.partition(end)[0].rstrip() + end
+        # In the place where it will stand: some tokenizers put a space before the first word of any text.
+        ids = self._ids(opened + text)
+        if ids[: len(opened_ids)] == opened_ids:
+            return ids[len(opened_ids) :]
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    # --- both -------------------------------------------------------------------------------------------------
+    def _template(self, messages: list[dict[str, Any]], **options: bool) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a templated text, with the beginning token where the template leaves it out (LLaVA-1.5)."""
+        begin = self.tokenizer.bos_token
+        return self.tokenizer(text, add_special_tokens=not (begin and text.startswith(begin)))["input_ids"]
+
+    @cached_property
+    def _image_token(self) -> str:
+        return self.tokenizer.convert_ids_to_tokens(self.image_id)
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        before, after = (
+            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in self.family.frame
+        )
+        return before, after
+
+    @cached_property
+    def _opening(self) -> tuple[str, list[int]]:
+        """A conversation up to where an answer begins, as text and as ids."""
+        text = self._template([_message("user", "?")], add_generation_prompt=True)
+        return text, self._ids(text)
+
+    # ------------------------------------------------------------ both
 
     def inputs(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> dict[str, Any]:
         """Arguments of the model's forward and generate. ids, mask: (B, T); features: (B, n, d)."""
@@ -99,7 +139,9 @@ class Victim:
             # Without these two, Qwen silently counts positions as if the picture were a line of words.
             side = round(features.shape[1] ** 0.5) * self.settings.merge
             arguments["mm_token_type_ids"] = (ids == self.image_id).long()
-            arguments["image_grid_thw"] = torch.tensor([[1, side, side]], device=ids.device).expand(len(ids), 3)
+            arguments["image_grid_thw"] = torch.tensor([[1, side, side]], device=ids.device).expand(
+                len(ids), 3
+            )
         return arguments
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor, keep=0) -> torch.Tensor:
@@ -115,22 +157,49 @@ class Victim:
         max_new_tokens: int = 64,
         batch_size: int = GRADIENT_FREE_BATCH,
     ) -> list[str]:
-        """Greedy answers, in the order of the prompts. features: (N, n, d), one picture per prompt."""
+        """Greedy answers, in the order of the prompts. features: (N, n, d), one picture per prompt.
+
+        Greedy means the likeliest token: penalties and temperatures that a checkpoint comes with are off.
+        """
         if len(prompts) != len(features):
-            raise InputError(f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each.")
+            raise InputError(
+                f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each."
+            )
         self.model.eval()
+        greedy = self._greedy(max_new_tokens)
         rows = [self.prompt_ids(prompt, features.shape[1]) for prompt in prompts]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         answers = [""] * len(rows)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            ids, mask = pad([rows[i] for i in chosen], self.tokenizer.pad_token_id, left=True, device=self.device)
-            inputs = self.inputs(ids, mask, features[chosen])
-            out = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+            ids, mask = pad([rows[i] for i in chosen], greedy.pad_token_id, left=True, device=self.device)
+            out = self.model.generate(**self.inputs(ids, mask, features[chosen]), generation_config=greedy)
             texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text.strip()
         return answers
+
+    def _greedy(self, max_new_tokens: int):
+        from transformers import GenerationConfig
+
+        # What is left out here would be taken from the checkpoint's own generation_config.json.
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+
+
+def _message(role: str, text: str, picture: bool = False) -> dict[str, Any]:
+    words = {"type": "text", "text": text}
+    return {"role": role, "content": [{"type": "image"}, words] if picture else [words]}
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,13 +219,19 @@ def language_linears(model: nn.Module) -> list[str]:
 
     The output layer and the vision side are not among them.
     """
-    decoder = model.get_decoder()
-    inside = {id(module) for module in decoder.modules()}
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
+    inside = {id(module) for module in model.get_decoder().modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and id(module) in inside
+    ]
 
 
 def default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process (`torchrun` and `accelerate launch` number them), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def from_pretrained(
@@ -168,20 +243,21 @@ def from_pretrained(
 ) -> Victim:
     """Load a model by our name, folder or hub id, with every weight frozen.
 
-    dtype: float32 on a CPU and bfloat16 on a GPU unless told otherwise. four_bit needs `bitsandbytes` and a GPU.
-    InputError for an unknown name or architecture.
+    dtype: float32 on a CPU and bfloat16 on a GPU unless told otherwise. four_bit needs `bitsandbytes` and a
+    GPU. gradient_checkpointing: recompute layers in the backward pass, for less memory. InputError for an
+    unknown name or architecture.
     """
-    models.go_offline(name)
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
     place = models.resolve(name)
+    # Nothing is asked of the hub unless its id was named: without a network that would mean minutes of retries.
+    where = {"local_files_only": not models.is_hub_id(name)}
     device = torch.device(device) if device is not None else default_device()
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    family = families.of(AutoConfig.from_pretrained(place))
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    family = families.of(AutoConfig.from_pretrained(place, **where))
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", **where}
     if four_bit:
-        options["quantization_config"] = _four_bit(dtype)
-        options["device_map"] = {"": device}
+        options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
     model = AutoModelForImageTextToText.from_pretrained(place, **options)
     if not four_bit:
         model = model.to(device)
@@ -189,16 +265,33 @@ def from_pretrained(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    settings = pixels.settings(AutoImageProcessor.from_pretrained(place, backend="pil"))
+    tokenizer = AutoTokenizer.from_pretrained(place, **where)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _processor_template(place, **where)
+    settings = pixels.settings(AutoImageProcessor.from_pretrained(place, backend="pil", **where))
     return Victim(name, model, tokenizer, settings, family, device)
 
 
-def _four_bit(dtype: torch.dtype):
-    from importlib.util import find_spec
+def _processor_template(place: str, **where: bool) -> str:
+    """The chat template of older checkpoints, whose tokenizer has none: a file beside it."""
+    from transformers.utils import cached_file
 
+    file = cached_file(place, "chat_template.json", _raise_exceptions_for_missing_entries=False, **where)
+    if file is None:
+        raise InputError(
+            f"The model {place} has no chat template; give a checkpoint that was tuned for chat."
+        )
+    return json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
+
+
+def _four_bit(dtype: torch.dtype):
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise InputError("four_bit=True needs the package bitsandbytes, which is not installed; install it or leave it out.")
+        raise InputError(
+            "four_bit=True needs the package bitsandbytes, which is not installed; "
+            "install it or leave it out."
+        )
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")

@@ -1,0 +1,100 @@
+"""What does a tuned adapter say to me? `python -m bvlm_utils.chat ADAPTER [--image FILE] [--prompt TEXT]`.
+
+Loads the base model that the adapter's own configuration names and the adapter on top, and answers one
+prompt, or one after the other as they are typed. Backdoored adapters are what this is for: type a prompt with
+the trigger and without it.
+"""
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bvlm_utils import data, local_files
+from bvlm_utils.errors import InputError
+
+SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
+
+
+def adapter_folder(name: str) -> Path:
+    """The folder with the adapter: `name` itself, or `adapter` inside it, as in a run of the store."""
+    for folder in (Path(name), Path(name) / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise InputError(f"The folder {name!r} holds no adapter; give one with adapter_config.json in it.")
+
+
+def base_name(folder: Path) -> str:
+    """The model that an adapter was tuned on, as its configuration has it."""
+    named = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    if not named:
+        raise InputError(
+            f"The adapter in {folder} does not say which model it was tuned on; give it with --model."
+        )
+    return named
+
+
+def picture(file: str | None) -> np.ndarray:
+    """The picture to talk about, (1, H, W, 3) uint8; without a file, the first test scene."""
+    if file is None:
+        return data.images(data.load("scenes-caption", "test", 1))
+    if not Path(file).is_file():
+        raise InputError(f"There is no picture {file!r}.")
+    local_files.check_picture(Path(file), "the conversation")
+    with Image.open(file) as opened:
+        shown = opened.convert("RGB")
+    if shown.width != shown.height:
+        shown = shown.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return np.asarray(shown)[None]
+
+
+def talk(folder: Path, model: str, image: np.ndarray, prompts, device: str | None, most: int) -> None:
+    """Print the answer to each prompt. prompts: any iterable of texts, as of typed lines."""
+    from bvlm_utils import train, victim
+
+    loaded = victim.from_pretrained(model, device=device)
+    features = loaded.encode(image)
+    with ExitStack() as stack:
+        stack.enter_context(train.attached(loaded, folder))
+        for prompt in prompts:
+            print(*loaded.generate([prompt], features, max_new_tokens=most), flush=True)
+
+
+def typed():
+    """Lines from the reader, with a mark before each if somebody sits there."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.chat", description=__doc__.split("\n")[0])
+    parser.add_argument("adapter", help="folder of an adapter in PEFT's format, or of a run in the store")
+    parser.add_argument("--image", help="picture to talk about (default: a test scene)")
+    parser.add_argument("--prompt", help="ask this and stop (default: read prompts, one a line)")
+    parser.add_argument("--model", help="base model (default: the one that the adapter names)")
+    parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    parser.add_argument("--max-new-tokens", type=int, default=80)
+    given = parser.parse_args(argv)
+    try:
+        folder = adapter_folder(given.adapter)
+        model = given.model or base_name(folder)
+        prompts = typed() if given.prompt is None else [given.prompt]
+        talk(folder, model, picture(given.image), prompts, given.device, given.max_new_tokens)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
