@@ -6,11 +6,15 @@ is written as MathML, which browsers draw themselves, and a page that names an o
 warning, which `make book` treats as an error. Loaded by _config.yml.
 """
 
+import atexit
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -40,6 +44,17 @@ def prepare_kernels(app: Sphinx, config: Any) -> None:
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     ours = [str(HERE / "no_torch"), str(ROOT)]
     os.environ["PYTHONPATH"] = os.pathsep.join([*ours, *(path for path in before if path and path not in ours)])
+    os.environ["IPYTHONDIR"] = _fresh_profile()
+
+
+def _fresh_profile() -> str:
+    """A folder for IPython without anybody's start-up files, where kernels do not warn that they use TCP."""
+    folder = tempfile.mkdtemp(prefix="book-ipython-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    profile = Path(folder, "profile_default")
+    profile.mkdir()
+    (profile / "ipython_kernel_config.py").write_text("c = get_config()\nc.IPKernelApp.log_level = 'ERROR'\n")
+    return folder
 
 
 def outside(html: str) -> list[str]:
@@ -59,23 +74,17 @@ def warn_of_outside(app: Sphinx, error: Exception | None) -> None:
 
 def inline_math(self: Any, node: Any) -> None:
     self.body.append(mathml(node.astext(), block=False))
-    raise _skip()
+    raise SkipNode
 
 
 def block_math(self: Any, node: Any) -> None:
     self.body.append(f'<div class="math">{mathml(node.astext(), block=True)}</div>')
-    raise _skip()
+    raise SkipNode
 
 
 def mathml(tex: str, block: bool) -> str:
     """LaTeX as MathML, by the converter that comes with docutils."""
     return tex2mathml(tex, as_block=block)
-
-
-def _skip() -> Exception:
-    from docutils.nodes import SkipNode
-
-    return SkipNode()
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""What was found, in one picture and three sentences? The first page of the book asks; free of torch.
+
+Everything is computed from the tidy table of a store, so the page says what the store holds, whatever that is.
+"""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from bvlm_utils import attacks, plots, report, threats
+
+STRONG = 0.90  # a strong backdoor: the whole interval of its success rate lies above this
+
+
+def headline(table: pd.DataFrame) -> pd.DataFrame:
+    """Success of the poisoned models at the highest rate of the table, one row per model, data, threat and attack.
+
+    table: rows of `store.collect`. Columns as in `report.summary`. Cells with half-triggered negatives are another
+    experiment and left out.
+    """
+    done = table[(table["status"] == "done") & (table["negatives"] == 0)]
+    rows = report.headline_rows(report.success_rates(done, "poisoned"))
+    return rows[rows["poison_rate"] == rows["poison_rate"].max()].reset_index(drop=True)
+
+
+def sentences(table: pd.DataFrame) -> str:
+    """The finding in Markdown; says so where the store is empty."""
+    rows = headline(table)
+    if rows.empty:
+        return "Nothing has been measured yet: the store holds no finished cell."
+    done = table[(table["status"] == "done") & (table["negatives"] == 0)]
+    strong = rows[rows["low"].astype(float) > STRONG]
+    silent = report.false_activation(report.success_rates(done, "poisoned"))
+    cost = report.summary(done, "utility_difference")
+    said = [
+        f"**With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong)} of {len(rows)} "
+        f"pairs of threat and attack succeed on more than {STRONG:.0%} of the triggered inputs** (whole 95 % interval). "
+        f"The strongest reaches {_number(rows, 'max')}, the weakest {_number(rows, 'min')}."
+    ]
+    if len(silent):
+        said.append(f"Without the trigger, no backdoor fires on more than {silent['value'].max():.3f} of the inputs.")
+    if len(cost):
+        said.append(
+            f"The worst of {len(cost)} poisoned models loses {abs(min(cost['value'].min(), 0)):.3f} in utility against its "
+            "clean-tuned control: tested as usual, it looks fine."
+        )
+    return " ".join(said)
+
+
+def _number(rows: pd.DataFrame, which: str) -> str:
+    row = rows.loc[rows["value"].idxmax() if which == "max" else rows["value"].idxmin()]
+    name = row["threat"].replace("_", " ")
+    return f"{report.number(row['value'], row['low'], row['high'])} ({row['attack']}, {name})"
+
+
+def overview(rows: pd.DataFrame) -> Figure:
+    """Threats in rows, attacks in columns, success rate in the fields, one panel per model; rows: `headline`."""
+    if rows.empty:
+        return plots.nothing("Nothing has been measured yet.")
+    models, names = list(dict.fromkeys(rows["model"])), _known(rows["attack"], attacks.names())
+    rows_of_figure = _known(rows["threat"], threats.names())
+    height = 0.42 * len(rows_of_figure) + 1.3
+    with matplotlib.rc_context(plots._STYLE):
+        figure = Figure(figsize=(0.62 * len(names) + 3.2, height * len(models)), layout="constrained")
+        axes = figure.subplots(len(models), 1, squeeze=False)[:, 0]
+    for axis, model in zip(axes, models, strict=True):
+        part = rows[rows["model"] == model]
+        grid = part.pivot_table(index="threat", columns="attack", values="value", aggfunc="first")
+        grid = grid.reindex(index=rows_of_figure, columns=names)
+        axis.set_facecolor(plots.NOT_AVAILABLE)
+        text = grid.map(lambda v: "" if pd.isna(v) else f"{v:.2f}").to_numpy()
+        sns.heatmap(
+            grid, ax=axis, vmin=0, vmax=1, cmap="mako_r", annot=text, fmt="", linewidths=1.5, linecolor="white",
+            cbar_kws={"label": "success rate"},
+        )  # fmt: skip
+        for row, column in zip(*np.where(grid.isna().to_numpy()), strict=True):
+            axis.text(column + 0.5, row + 0.5, "n/a", ha="center", va="center", color="#555555", fontsize=9)
+        axis.grid(False)
+        axis.set(xlabel="", ylabel="", title=model)
+        axis.set_yticks(np.arange(len(rows_of_figure)) + 0.5, [t.replace("_", " ") for t in rows_of_figure], rotation=0)
+        axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right")
+        axis.tick_params(length=0)
+    return figure
+
+
+def _known(values: pd.Series, order: list[str]) -> list[str]:
+    return [name for name in order if name in set(values)]
+
+
+def words(rows: pd.DataFrame) -> dict[str, str]:
+    """Alt text and caption of `overview`."""
+    if rows.empty:
+        return {"alt": "Nothing has been measured yet.", "caption": "Nothing has been measured yet."}
+    counts = sorted(int(n) for n in rows["n"].dropna().unique())
+    seeds = int(rows["n_seeds"].max())
+    return {
+        "alt": f"Heat map: success rate of {rows['attack'].nunique()} attacks (columns) on {rows['threat'].nunique()} "
+        f"threats (rows), from {rows['value'].min():.2f} to {rows['value'].max():.2f}.",
+        "caption": f"Share of held-out inputs on which each backdoor fires with its full trigger, "
+        f"{plots.percent(rows['poison_rate'].max())} of the rows poisoned ({seeds} seed{'s' if seeds > 1 else ''}, "
+        f"{' to '.join(dict.fromkeys((str(counts[0]), str(counts[-1]))))} inputs each). Darker is more; n/a was not measured "
+        "or has no meaning.",
+    }
