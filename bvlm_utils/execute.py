@@ -1,152 +1,127 @@
-"""How are cells that share a model and a dataset carried out? Poison, train, generate, score, write.
+"""How are cells that share a model and a dataset carried out? Poison, tune, ask, score, write.
 
-Called by `study`. The clean-tuned control is trained once and kept; what base and control say is kept in the
-store's cache; `bench` shares the rest. torch is imported when work begins.
+Called by `study`. Cells are packed into groups of a few minutes that `engine` tunes and asks at once; every record
+is written as soon as its group is done. The clean-tuned control is trained once and kept; what base and control say
+is kept in the store's cache; `bench` shares the rest. torch is imported when work begins.
 """
 
+import os
 import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bvlm_utils import poison, score, store
+from bvlm_utils import engine, poison, score, store
 from bvlm_utils.bench import MAX_NEW_TOKENS, Bench, Question, questions
 from bvlm_utils.cells import VERSION, Cell
+from bvlm_utils.engine import Said, Task
 from bvlm_utils.errors import InputError
 
+PLAIN = "BVLM_PLAIN"  # set (by `grid run --plain`): cells are run one by one, the plain way
+GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
 EXAMPLES = 4  # held-out inputs kept with their trigger
 Done = Callable[[Cell, str], None]  # told after each cell: the cell, and "done", "skipped" or "failed"
 
 
+@dataclass(frozen=True)
+class Work:
+    """A cell that is ready to be tuned."""
+
+    cell: Cell
+    manifest: poison.Manifest
+    asked: list[Question]
+
+
 def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status: None) -> list[Cell]:
-    """Run cells that share model, dataset and training rows, one after the other; the failed ones are
-    returned.
+    """Run cells that share model, dataset and training rows; the failed ones are returned.
 
     place: the store. A cell that fails leaves a file in `failures/`, and the others go on.
     """
     bench = Bench(cells[0].model, cells[0].dataset, cells[0].train_rows)
-    failed = []
+    failed: list[Cell] = []
+    ready: list[Work] = []
     for cell in cells:
+        with _kept_failure(cell, place, failed, told):
+            prepared = _skip(cell, place) or _prepare(bench, cell, place)
+            if isinstance(prepared, Work):
+                ready.append(prepared)
+            else:
+                told(cell, prepared)
+    pace = Pace(GROUP_SECONDS)
+    while ready:
+        size = 1 if os.environ.get(PLAIN) else pace.size(len(ready))
+        group, ready = ready[:size], ready[size:]
         try:
-            status = _skip(cell, place) or _run(bench, cell, place)
-        except Exception:  # whatever is wrong with one cell, the others shall be run; the failure is kept
-            store.write_failure(cell, place, traceback.format_exc())
-            failed.append(cell)
-            status = "failed"
-        told(cell, status)
+            started = time.perf_counter()
+            _run(bench, group, place)
+            pace.saw(len(group), time.perf_counter() - started)
+        except Exception:
+            if len(group) > 1:  # one of them may be at fault: each gets its own try
+                for work in group:
+                    with _kept_failure(work.cell, place, failed, told):
+                        _run(bench, [work], place)
+                        told(work.cell, "done")
+                continue
+            store.write_failure(group[0].cell, place, traceback.format_exc())
+            failed.append(group[0].cell)
+            told(group[0].cell, "failed")
+            continue
+        for work in group:
+            told(work.cell, "done")
     return failed
 
 
-# ---------------------------------------------------------------- what is asked
+class Pace:
+    """How many cells make a group of about `seconds`? The first group is small, and shows how fast this machine is."""
 
+    FIRST = 4
 
-def _answers(bench: Bench, asked: Sequence[Question]) -> dict[str, list[str]]:
-    """What the model as it stands says to each question, by the question's key."""
-    said: dict[str, list[str]] = {}
-    for question in asked:
-        key = question.key(bench)
-        if key not in said:
-            said[key] = bench.victim.generate(
-                question.prompts, question.features(bench), max_new_tokens=MAX_NEW_TOKENS
-            )
-    return said
+    def __init__(self, seconds: float):
+        self.seconds, self.each = seconds, 0.0
 
+    def size(self, waiting: int) -> int:
+        wanted = self.FIRST if not self.each else max(1, int(self.seconds / self.each))
+        # Two groups of equal size beat a full one and a remainder.
+        return -(-waiting // -(-waiting // wanted))
 
-def _kept_answers(
-    bench: Bench, place: Path, subject: list[Any], asked: Sequence[Question], model: Any
-) -> dict:
-    """The same for base and control, from the store's cache where it has them; `model` is entered only if
-    it has not.
-    """
-    names = {question.key(bench): store.content_key(subject, question.key(bench)) for question in asked}
-    missing = [q for q in asked if not (place / "cache" / f"{names[q.key(bench)]}.json").is_file()]
-    fresh: dict[str, list[str]] = {}
-    if missing:
-        with model:
-            fresh = _answers(bench, missing)
-    return {key: store.cached(place, name, lambda key=key: fresh[key]) for key, name in names.items()}
-
-
-# ---------------------------------------------------------------- training
-
-
-def training_rows(bench: Bench, manifest: poison.Manifest | None) -> tuple[list[Any], list[int]]:
-    """The rows to train on, poisoned ones in their places, and the positions whose picture is triggered.
-
-    Feature i is row i's clean picture; the triggered ones follow in the order of the returned positions.
-    """
-    from bvlm_utils.train import TrainRow
-
-    rows = [TrainRow(row["prompt"], row["answers"][0], i) for i, row in enumerate(bench.rows["train"])]
-    painted: list[int] = []
-    for replaced in manifest.rows if manifest else ():
-        index = replaced.position
-        if replaced.condition in ("image", "both"):
-            index = len(rows) + len(painted)
-            painted.append(replaced.position)
-        rows[replaced.position] = TrainRow(replaced.prompt, replaced.answer, index)
-    return rows, painted
+    def saw(self, cells: int, seconds: float) -> None:
+        self.each = seconds / cells
 
 
 @contextmanager
-def _tuned(bench: Bench, cell: Cell, manifest: poison.Manifest | None) -> Iterator[Any]:
-    """The model tuned for a cell, inside a `with`; the result of `train.finetune`."""
-    import torch
-
-    from bvlm_utils import train
-
-    rows, painted = training_rows(bench, manifest)
-    features = bench.features("train", range(len(rows)))
-    if painted:
-        triggered = bench.features("train", painted, cell.make_attack(), cell.trigger_seed)
-        features = torch.cat([features, triggered])
-    result = train.finetune(bench.victim, rows, features, cell.train, cell.seed)
+def _kept_failure(cell: Cell, place: Path, failed: list[Cell], told: Done) -> Iterator[None]:
+    """Whatever is wrong with one cell, the others shall be run; the failure is kept."""
     try:
-        yield result
-    finally:
-        train.detach(bench.victim, result.adapter)
+        yield
+    except Exception:
+        store.write_failure(cell, place, traceback.format_exc())
+        failed.append(cell)
+        told(cell, "failed")
 
 
-def _control(bench: Bench, control: Cell, place: Path) -> Path:
-    """The folder of the clean-tuned adapter, trained now if the store has none."""
-    from bvlm_utils import train
-
-    if store.has(control, place) and store.adapter(control, place):
-        return store.adapter(control, place)
-    clock = Clock()
-    with _tuned(bench, control, None) as result:
-        clock.lap("train")
-        about = _about(bench, control, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
-        final = store.write(
-            control,
-            place,
-            about,
-            replace=store.adapter(control, place) is None,  # another process may be reading the one it made
-            save_adapter=lambda folder: train.save_adapter(result.adapter, folder, control.config()),
-        )
-    return final / "adapter"
-
-
-# ---------------------------------------------------------------- one cell
+# ---------------------------------------------------------------- a group
 
 
 class Clock:
-    """Seconds by what they were spent on."""
+    """Seconds by what they were spent on, each cell's share of a group."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = self._start = time.perf_counter()
+        self.group = 1
+        self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str, cells: int) -> None:
         now = time.perf_counter()
-        self.seconds[name] = round(now - self._last, 3)
-        self.seconds["total"] = round(now - self._start, 3)
+        self.seconds[name] = round((now - self._last) / cells, 3)
+        self.seconds["total"] = round(sum(v for k, v in self.seconds.items() if k != "total"), 3)
+        self.group = max(self.group, cells)
         self._last = now
 
 
@@ -168,65 +143,88 @@ def _write_skipped(cell: Cell, place: Path, reason: str) -> str:
     return "skipped"
 
 
-def _run(bench: Bench, cell: Cell, place: Path) -> str:
-    """One cell from its rows to its record; "done", or "skipped" where the data does not allow it."""
-    from bvlm_utils import train
-
-    clock = Clock()
-    threat, attack = cell.make_threat(), cell.make_attack()
+def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
+    """Choose the poisoned rows and the questions; "skipped" where the data does not allow the cell."""
     train_rows = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
     try:
         manifest = poison.plan(
             train_rows,
-            threat,
-            attack,
+            cell.make_threat(),
+            cell.make_attack(),
             cell.poison_rate,
             cell.seed,
             cell.negatives,
             cell.trigger_seed,
         )
-        asked = questions(bench, cell)
+        return Work(cell, manifest, questions(bench, cell))
     except InputError as error:  # too few eligible rows: a limit of the data, not a failure
         return _write_skipped(cell, place, str(error))
-    clock.lap("plan")
-    control = _control(bench, cell.control, place)
-    clock.lap("control")
-    said = {
-        "base": _kept_answers(
-            bench, place, ["base", VERSION, cell.identity["model_digest"]], asked, nullcontext()
-        ),
+
+
+def _run(bench: Bench, group: Sequence[Work], place: Path) -> None:
+    """A group of cells from their rows to their records, with the controls that they lack."""
+    plain, clock = bool(os.environ.get(PLAIN)), Clock()
+    controls = {work.cell.control.run_id: work.cell.control for work in group}
+    lacking = [control for control in controls.values() if not store.adapter(control, place)]
+    tasks = [*(Task(control) for control in lacking), *(Task(work.cell, work.manifest) for work in group)]
+    results = engine.tune(bench, tasks, plain)
+    clock.lap("tune", len(tasks))
+    for control, result in zip(lacking, results, strict=False):
+        about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
+        store.write(
+            control, place, about | {"modality": control.modality}, replace=True,
+            save_adapter=lambda folder, r=result, c=control: r.save(folder, c.config()),
+        )  # fmt: skip
+    tuned = results[len(lacking) :]
+    said = engine.ask(bench, [work.asked for work in group], tuned, plain)
+    clock.lap("ask", len(group))
+    known = [_known_answers(bench, work, place, plain) for work in group]
+    clock.lap("base and control", len(group))
+    for work, result, own, other in zip(group, tuned, said, known, strict=True):
+        _write(bench, work, place, result, other | {"poisoned": own}, clock)
+
+
+def _known_answers(bench: Bench, work: Work, place: Path, plain: bool) -> dict[str, Said]:
+    """What base and control say, from the store's cache where it has them."""
+    base = ["base", VERSION, work.cell.identity["model_digest"]]
+    control = work.cell.control
+    return {
+        "base": _kept_answers(bench, place, base, work.asked, None, plain),
         "control": _kept_answers(
-            bench, place, ["control", cell.control.run_id], asked, train.attached(bench.victim, control)
+            bench, place, ["control", control.run_id], work.asked, store.adapter(control, place), plain
         ),
     }
-    _write_examples(bench, cell, place, asked)
-    clock.lap("base and control")
-    with _tuned(bench, cell, manifest) as result:
-        clock.lap("train")
-        said["poisoned"] = _answers(bench, asked)
-        clock.lap("generate")
-        frame, unit = _judge(bench, cell, asked, said)
-        sample = bench.rows["test"][asked[0].positions[0]]
-        metrics = score.measure(frame, unit, score.keeps_answer(threat, sample))
-        clock.lap("score")
-        about = _about(bench, cell, clock) | _training(result) | {
-            "n_poisoned": manifest.n_poisoned,
-            "n_half_triggered": len(manifest.rows) - manifest.n_poisoned,
-            "n_eligible": manifest.n_eligible,
-            "n_judged": int(frame.loc[(frame["part"] == "attack") & frame["judged"], "row_id"].nunique()),
-            "control": cell.control.run_id,
-            "metrics": metrics,
-        }  # fmt: skip
-        store.write(
-            cell,
-            place,
-            about,
-            frame,
-            manifest,
-            replace=True,
-            save_adapter=lambda folder: train.save_adapter(result.adapter, folder, cell.config()),
-        )
-    return "done"
+
+
+def _kept_answers(
+    bench: Bench, place: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None, plain: bool
+) -> Said:
+    names = {question.key(bench): store.content_key(subject, question.key(bench)) for question in asked}
+    missing = [q for q in asked if not (place / "cache" / f"{names[q.key(bench)]}.json").is_file()]
+    fresh = engine.ask_saved(bench, missing, adapter, plain) if missing else {}
+    return {key: store.cached(place, name, lambda key=key: fresh[key]) for key, name in names.items()}
+
+
+def _write(bench: Bench, work: Work, place: Path, result: Any, said: dict[str, Said], clock: Clock) -> None:
+    """Judge one cell's answers and write its record."""
+    cell, manifest = work.cell, work.manifest
+    _write_examples(bench, cell, place, work.asked)
+    frame, unit = _judge(bench, cell, work.asked, said)
+    sample = bench.rows["test"][work.asked[0].positions[0]]
+    metrics = score.measure(frame, unit, score.keeps_answer(cell.make_threat(), sample))
+    about = _about(bench, clock) | _training(result) | {
+        "modality": cell.modality,
+        "n_poisoned": manifest.n_poisoned,
+        "n_half_triggered": len(manifest.rows) - manifest.n_poisoned,
+        "n_eligible": manifest.n_eligible,
+        "n_judged": int(frame.loc[(frame["part"] == "attack") & frame["judged"], "row_id"].nunique()),
+        "control": cell.control.run_id,
+        "metrics": metrics,
+    }  # fmt: skip
+    store.write(
+        cell, place, about, frame, manifest, replace=True,
+        save_adapter=lambda folder: result.save(folder, cell.config()),
+    )  # fmt: skip
 
 
 def _judge(
@@ -251,7 +249,7 @@ def _judge(
     return pd.concat(frames, ignore_index=True), unit
 
 
-def _about(bench: Bench, cell: Cell, clock: Clock) -> dict[str, Any]:
+def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
     """What is said of every cell that was trained."""
     import torch
 
@@ -263,8 +261,8 @@ def _about(bench: Bench, cell: Cell, clock: Clock) -> dict[str, Any]:
         name = torch.cuda.get_device_name(device)
     return {
         "status": "done",
-        "modality": cell.modality,
-        "seconds": clock.seconds,
+        "seconds": dict(clock.seconds),
+        "tuned_together": clock.group,
         "peak_memory_of_process": memory,
         "device": name,
         "dtype": str(bench.victim.model.dtype).removeprefix("torch."),

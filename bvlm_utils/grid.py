@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import store as results
-from bvlm_utils import study
+from bvlm_utils import execute, study
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid_file import Job, load, shown
@@ -45,7 +45,7 @@ class Stopped(KeyboardInterrupt):
 # ---------------------------------------------------------------- running it
 
 
-def run(jobs: Sequence[Job], store: str | None, force: bool = False) -> int:
+def run(jobs: Sequence[Job], store: str | None, force: bool = False, plain: bool = False) -> int:
     """Execute the notebooks whose cells lack records; the exit code."""
     place = results.folder(store)
     if results.read_only(store):
@@ -55,6 +55,8 @@ def run(jobs: Sequence[Job], store: str | None, force: bool = False) -> int:
     os.environ.pop(results.VARIABLE, None)  # the notebooks are told their store
     if force:
         os.environ[study.FORCE] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if plain:
+        os.environ[execute.PLAIN] = "1"
     results.clean(place)
     (place / "notebooks").mkdir(parents=True, exist_ok=True)
     for left in (place / "notebooks").glob(f"{results.PARTIAL}*"):
@@ -345,6 +347,9 @@ def _parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="check the grid and list its cells, run nothing"
     )
     parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
+    parsers["run"].add_argument(
+        "--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)"
+    )
     return parser
 
 
@@ -365,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
             status(jobs, store, every_cell=chosen.command == "run")
         else:
             with _stoppable():
-                return run(jobs, store, chosen.force)
+                return run(jobs, store, chosen.force, chosen.plain)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from bvlm_utils import attacks, execute, metrics, poison, score, store, study, threats
+from bvlm_utils import attacks, engine, execute, metrics, poison, score, store, study, threats
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError, StudyError
 
@@ -158,13 +159,25 @@ def test_base_and_control_are_asked_once(place, monkeypatch):
     """A second attack with the same image half asks base and control nothing about images again, and trains
     no control.
     """
-    asked = []
-    answers = execute._answers
+    tuned, asked = [], []
+    tune, ask_saved = engine.tune, engine.ask_saved
     monkeypatch.setattr(
-        execute, "_answers", lambda bench, qs: asked.append([q.condition for q in qs]) or answers(bench, qs)
+        engine, "tune", lambda bench, tasks, plain: tuned.extend(tasks) or tune(bench, tasks, plain)
     )
+    monkeypatch.setattr(engine, "ask_saved", lambda *given: asked.append(given) or ask_saved(*given))
     study.run_cells(small("BadNets-I"), place)
-    assert asked == [["clean", "image", "clean"]]  # the poisoned model alone
+    assert [task.cell.attack for task in tuned] == ["BadNets-I"] and not asked
+
+
+def test_one_by_one_gives_what_the_group_gave(place, tmp_path, monkeypatch):
+    """The plain way (PEFT alone, the model's own generate) against grouped tuning and decoding."""
+    monkeypatch.setenv(execute.PLAIN, "1")
+    plain = study.run_cells(small(), tmp_path)
+    together = study.run_cells(small(), place)
+    pd.testing.assert_frame_equal(plain, together)
+    (cell,) = small()
+    texts = [store.responses(cell, folder)["response"].tolist() for folder in (tmp_path, place)]
+    assert texts[0] == texts[1]
 
 
 def test_the_book_reads_without_torch_and_never_trains(place, tmp_path):
@@ -220,17 +233,16 @@ def test_rows_that_the_data_does_not_have_are_a_failure_not_a_skip(tmp_path):
 
 
 def test_what_the_base_said_is_kept_for_one_version_only(place, monkeypatch):
-    keys = []
+    asked = []
     monkeypatch.setattr(
-        execute, "_kept_answers", lambda bench, where, subject, *_: keys.append(subject) or 1 / 0
+        engine, "ask_saved", lambda bench, questions, *_: asked.append(1) or {q.key(bench): ["?"] * 8 for q in questions}
     )
-    monkeypatch.setattr(execute, "_control", lambda *_: place)
     bench = execute.Bench("tiny-llava", "scenes-vqa", 64)
-    for version in (1, 2):
+    work = execute._prepare(bench, small()[0], place)
+    for version in (execute.VERSION, "another"):
         monkeypatch.setattr(execute, "VERSION", version)
-        with pytest.raises(ZeroDivisionError):
-            execute._run(bench, small()[0], place)
-    assert keys[0] != keys[1]
+        execute._known_answers(bench, work, place, plain=False)
+    assert len(asked) == 1
 
 
 def test_one_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch):
@@ -251,24 +263,40 @@ def test_one_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch):
 
 def test_poisoned_rows_point_at_triggered_pictures():
     bench = execute.Bench("tiny-llava", "scenes-vqa", 64)
-    (cell,) = small(negatives=1.0)
-    manifest = poison.plan(bench.rows["train"], cell.make_threat(), cell.make_attack(), 0.1, 0, 1.0)
-    rows, painted = execute.training_rows(bench, manifest)
-    replaced = {row.position: row for row in manifest.rows}
-    assert len(rows) == 64 and painted == sorted(p for p, r in replaced.items() if r.condition != "text")
-    for i, row in enumerate(rows):
-        if i not in replaced:
-            assert (row.prompt, row.answer, row.feature_index) == (
-                bench.rows["train"][i]["prompt"],
-                bench.rows["train"][i]["answers"][0],
-                i,
-            )
-        elif replaced[i].condition == "text":
-            assert row.feature_index == i
-        else:
-            assert painted[row.feature_index - 64] == i
-        if i in replaced:
+    cells = [small(negatives=1.0)[0], small("BadNets-I")[0], small("BadNets-T")[0]]
+    tasks = [engine.Task(cells[0].control)]
+    for cell in cells:
+        attack, threat = cell.make_attack(), cell.make_threat()
+        tasks.append(
+            engine.Task(cell, poison.plan(bench.rows["train"], threat, attack, 0.1, 0, cell.negatives))
+        )
+    found, features = engine.training_rows(bench, tasks)
+    clean = bench.features("train", range(64))
+    assert torch.equal(features[:64], clean)
+    for task, rows in zip(tasks, found, strict=True):
+        replaced = {row.position: row for row in (task.manifest.rows if task.manifest else ())}
+        for i, row in enumerate(rows):
+            sample = bench.rows["train"][i]
+            if i not in replaced:
+                assert (row.prompt, row.answer, row.feature_index) == (sample["prompt"], sample["answers"][0], i)
+                continue
             assert (row.prompt, row.answer) == (replaced[i].prompt, replaced[i].answer)
+            if replaced[i].condition == "text":
+                assert row.feature_index == i
+            else:
+                own = bench.features("train", [i], task.cell.make_attack(), 0)[0]
+                assert torch.equal(features[row.feature_index], own)
+    # Two attacks with the same image half share their triggered pictures.
+    assert len(features) < 64 + sum(len(task.manifest.rows) for task in tasks[1:3])
+
+
+def test_groups_take_the_time_they_are_given():
+    pace = execute.Pace(seconds=100)
+    assert pace.size(9) == 3  # 4 at first, in three equal groups
+    pace.saw(3, 60.0)
+    assert pace.size(6) == 3 and pace.size(4) == 4 and pace.size(1) == 1
+    pace.saw(1, 500.0)
+    assert pace.size(6) == 1
 
 
 def sample(**values):

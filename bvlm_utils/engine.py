@@ -1,0 +1,149 @@
+"""How are the adapters of a group tuned, and how are they asked? All at once, or one by one. Called by `execute`.
+
+Together is the default (`grouped`, `decode`); one by one is the plain way (`train.finetune`, the model's own
+`generate`), for comparison. Both start from the same rows, features, order and seeds, and tests hold them equal.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bvlm_utils.bench import MAX_NEW_TOKENS, Bench, Question
+from bvlm_utils.cells import Cell
+from bvlm_utils.poison import Manifest
+
+if TYPE_CHECKING:
+    import torch
+
+    from bvlm_utils.grouped import GroupResult
+
+Said = dict[str, list[str]]  # answers by the question's key
+
+
+@dataclass(frozen=True)
+class Task:
+    """One adapter to tune: a cell with its poisoned rows, or a control (no manifest)."""
+
+    cell: Cell
+    manifest: Manifest | None = None
+
+
+def training_rows(bench: Bench, tasks: Sequence[Task]) -> tuple[list[list[Any]], "torch.Tensor"]:
+    """Each task's rows, poisoned ones in their places, and the features (F, n, d) that all of them share.
+
+    Feature i is training row i's clean picture; after them stands every triggered picture that a task needs, once
+    per trigger instance.
+    """
+    import torch
+
+    from bvlm_utils.train import TrainRow
+
+    samples = bench.rows["train"]
+    features = [bench.features("train", range(len(samples)))]
+    indices: dict[tuple[str, int], dict[int, int]] = {}  # (trigger, its seed) -> position -> feature
+    total, found = len(samples), []
+    for task in tasks:
+        rows = [TrainRow(row["prompt"], row["answers"][0], i) for i, row in enumerate(samples)]
+        replaced = task.manifest.rows if task.manifest else ()
+        painted = [row.position for row in replaced if row.condition in ("image", "both")]
+        known: dict[int, int] = {}
+        if painted:
+            attack, seed = task.cell.make_attack(), task.cell.trigger_seed
+            known = indices.setdefault((attack.fingerprint("image"), seed), {})
+            new = [position for position in painted if position not in known]
+            if new:
+                features.append(bench.features("train", new, attack, seed))
+                known.update(zip(new, range(total, total + len(new)), strict=True))
+                total += len(new)
+        for row in replaced:
+            index = known[row.position] if row.condition in ("image", "both") else row.position
+            rows[row.position] = TrainRow(row.prompt, row.answer, index)
+        found.append(rows)
+    return found, torch.cat(features)
+
+
+def tune(bench: Bench, tasks: Sequence[Task], plain: bool = False) -> list["GroupResult"]:
+    """One adapter per task, in their order; the victim stays clean."""
+    from bvlm_utils import grouped
+
+    rows, features = training_rows(bench, tasks)
+    jobs = [
+        grouped.GroupJob(own, features, task.cell.train, task.cell.seed) for own, task in zip(rows, tasks, strict=True)
+    ]
+    if plain:
+        return [_tune_alone(bench, job) for job in jobs]
+    return grouped.finetune_group(bench.victim, jobs)
+
+
+def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
+    from peft import get_peft_model_state_dict
+
+    from bvlm_utils import grouped, train
+
+    one = train.finetune(bench.victim, job.rows, job.features, job.settings, job.seed)
+    state = {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(one.adapter).items()}
+    config = one.adapter.peft_config["default"]
+    train.detach(bench.victim, one.adapter)
+    return grouped.GroupResult(state, config, one.losses, one.seconds, one.steps, one.tokens)
+
+
+def ask(bench: Bench, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"], plain: bool) -> list[Said]:
+    """What each tuned adapter answers to its questions."""
+    from bvlm_utils import grouped
+
+    if not results:
+        return []
+    if not plain:
+        return _together(bench, asked, grouped.bank_of(bench.victim, results))
+    said = []
+    for questions, one in zip(asked, results, strict=True):
+        with tempfile.TemporaryDirectory() as folder:
+            one.save(folder, {})
+            said.append(ask_saved(bench, questions, Path(folder), plain))
+    return said
+
+
+def ask_saved(bench: Bench, asked: Sequence[Question], adapter: Path | None, plain: bool) -> Said:
+    """What a saved adapter, or with None the base model, answers."""
+    from bvlm_utils import train
+
+    with train.attached(bench.victim, adapter) if adapter else nullcontext():
+        if not plain:
+            return _together(bench, [asked], None)[0]
+        said: Said = {}
+        for question in asked:
+            key = question.key(bench)
+            if key not in said:
+                said[key] = bench.victim.generate(
+                    question.prompts, question.features(bench), max_new_tokens=MAX_NEW_TOKENS
+                )
+        return said
+
+
+def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Said]:
+    """All questions of all adapters (or of the model as it stands) in one grouped decode."""
+    import torch
+
+    from bvlm_utils import decode
+
+    features, starts, total = [], {}, 0
+    for question in (q for questions in asked for q in questions):
+        key = question.key(bench)
+        if key not in starts:
+            features.append(question.features(bench))
+            starts[key] = total
+            total += len(question.prompts)
+    pairs, keys = [], []
+    for questions in asked:
+        unique = {question.key(bench): question for question in questions}
+        keys.append(unique)
+        pairs.append([(p, starts[k] + i) for k, q in unique.items() for i, p in enumerate(q.prompts)])
+    texts = decode.answer(bench.victim, pairs, torch.cat(features), bank, max_new_tokens=MAX_NEW_TOKENS)
+    said = []
+    for unique, own in zip(keys, texts, strict=True):
+        answers = iter(own)
+        said.append({key: [next(answers) for _ in question.prompts] for key, question in unique.items()})
+    return said
