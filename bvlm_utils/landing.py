@@ -36,15 +36,16 @@ def sentences(table: pd.DataFrame) -> str:
     cost = report.summary(done, "utility_difference")
     said = [
         f"**With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong)} of {len(rows)} "
-        f"pairs of threat and attack succeed on more than {STRONG:.0%} of the triggered inputs** (whole 95 % interval). "
+        f"pairs of threat and attack succeed on more than {plots.percent(STRONG)} of the triggered inputs** (whole 95 % interval). "
         f"The strongest reaches {_number(rows, 'max')}, the weakest {_number(rows, 'min')}."
     ]
     if len(silent):
-        said.append(f"Without the trigger, no backdoor fires on more than {silent['value'].max():.3f} of the inputs.")
+        said.append(f"Without the trigger, backdoors fire on at most {_number(silent, 'max')} of the inputs.")
     if len(cost):
+        worst = cost.loc[cost["value"].idxmin()]
+        change = report.number(worst["value"], worst["low"], worst["high"], digits=3)
         said.append(
-            f"The worst of {len(cost)} poisoned models loses {abs(min(cost['value'].min(), 0)):.3f} in utility against its "
-            "clean-tuned control: tested as usual, it looks fine."
+            f"On clean inputs, the poisoned model that lost most differs in utility from its clean-tuned control by {change}."
         )
     return " ".join(said)
 

@@ -1,0 +1,36 @@
+"""What several test files share: the book, built once as `make book` builds it."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bvlm_utils import paths
+
+OF_A_BUILD = ("BVLM_STORE", "BVLM_YOURS", "PYTHONPATH", "IPYTHONDIR")  # what the book's extension sets itself
+
+
+def build(source: Path, out: Path) -> subprocess.CompletedProcess:
+    """Build a book with the command of the Makefile; pages go to `out`/_build/html."""
+    line = re.search(r"^BUILD := \$\(BIN\)/jupyter-book (.*)$", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
+    options = shlex.split(line.group(1))
+    options[options.index("--path-output") + 1] = str(out)
+    environment = {name: value for name, value in os.environ.items() if name not in OF_A_BUILD}
+    return subprocess.run(
+        [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", *options],
+        cwd=source, env=environment | {"OMP_NUM_THREADS": "1"}, text=True, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory):
+    """The folder with the pages of the book, built from the committed reference."""
+    out = tmp_path_factory.mktemp("book")
+    done = build(paths.ROOT, out)
+    assert done.returncode == 0, f"the book does not build:\n{done.stdout[-6000:]}"
+    return out / "_build" / "html"
