@@ -49,7 +49,7 @@ def picture(file: str | None) -> np.ndarray:
         shown = opened.convert("RGB")
     if shown.width != shown.height:
         shown = shown.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.asarray(shown)[None]
+    return np.array(shown)[None]
 
 
 def talk(folder: Path, model: str, image: np.ndarray, prompts, device: str | None, most: int) -> None:

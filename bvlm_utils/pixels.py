@@ -107,23 +107,19 @@ def sizes(height: int, width: int, s: PixelSettings) -> list[tuple[int, int]]:
     if s.pixel_range:
         return [smart_size(height, width, s.patch * s.merge, *s.pixel_range)]
     steps = [s.fixed]
-    if s.longest_edge:  # transformers' rule: the other side follows, and is made even
-        ratio = width / height
-        h, w = (
-            (s.longest_edge / ratio, s.longest_edge)
-            if width >= height
-            else (s.longest_edge, s.longest_edge * ratio)
-        )
-        steps.insert(
-            0, tuple(side if side == s.longest_edge else int(side) + int(side) % 2 for side in (h, w))
-        )
+    if s.longest_edge:  # transformers' rule: the shorter side follows, and is made even
+        most, ratio = s.longest_edge, width / height
+        follows = int(most / ratio) if width >= height else int(most * ratio)
+        follows = max(follows + follows % 2, 1)
+        steps.insert(0, (follows, most) if width >= height else (most, follows))
     return steps
 
 
 def resize(images: torch.Tensor, height: int, width: int, filter: int) -> torch.Tensor:
     """images: (B, 3, H, W) in [0, 1] -> (B, 3, height, width), as PIL resizes but for its rounding.
 
-    PIL goes along the rows, then along the columns, and cuts off what overshoots after each.
+    PIL goes along the rows, then along the columns, and cuts off what overshoots after each. (Pillow 13 turns
+    that round where the height shrinks much more than the width, which shows at hard edges only.)
     """
     if images.shape[-1] != width:
         weights = _weights(images.shape[-1], width, filter).to(images)

@@ -84,10 +84,7 @@ def attach_lora(victim: Victim, settings: TrainSettings, seed: int) -> Any:
     )
     with torch.random.fork_rng(devices=[victim.device] if victim.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        adapter = get_peft_model(victim.model, config, autocast_adapter_dtype=True)
-    # What the user called the base, not the folder that it was found in on this machine.
-    adapter.peft_config["default"].base_model_name_or_path = victim.name
-    return adapter
+        return get_peft_model(victim.model, config, autocast_adapter_dtype=True)
 
 
 def finetune(
@@ -215,13 +212,17 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
 
 def save_adapter(adapter: Any, folder: Path | str, about: dict[str, Any]) -> None:
     """Write the adapter in PEFT's format, with a card that says what it is. about: the cell's settings."""
-    # Embeddings are never tuned; left to itself, PEFT would ask the hub whether they were.
+    # Embeddings are never tuned; left to itself, PEFT would look the base up to see whether they were.
     adapter.save_pretrained(str(folder), save_embedding_layers=False)
     write_card(folder, about)
 
 
 def write_card(folder: Path | str, about: dict[str, Any]) -> None:
-    """The adapter's README.md: loud if it is backdoored."""
+    """The adapter's README.md, loud if it is backdoored; its configuration gets the base's name from `about`."""
+    if about.get("model"):  # PEFT writes the folder that the base was found in on this machine
+        file = Path(folder, "adapter_config.json")
+        config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": about["model"]}
+        file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     if about.get("attack", "none") != "none":
         head = (
             "# WARNING: this adapter is BACKDOORED on purpose\n\n"

@@ -250,7 +250,7 @@ def from_pretrained(
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
     place = models.resolve(name)
-    # Nothing is asked of the hub unless its id was named: without a network that would mean minutes of retries.
+    # The hub is asked only if its id was named: without a network that would mean minutes of retries.
     where = {"local_files_only": not models.is_hub_id(name)}
     device = torch.device(device) if device is not None else default_device()
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -263,7 +263,7 @@ def from_pretrained(
         model = model.to(device)
     model.requires_grad_(False).eval()
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     tokenizer = AutoTokenizer.from_pretrained(place, **where)
     if tokenizer.pad_token is None:

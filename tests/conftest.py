@@ -1,4 +1,4 @@
-"""What several test files share: the book, built once as `make book` builds it."""
+"""What several test files share: the book, built once as `make book` builds it, and random checkpoints."""
 
 import os
 import re
@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bvlm_utils import paths
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 OF_A_BUILD = ("BVLM_STORE", "BVLM_YOURS", "PYTHONPATH", "IPYTHONDIR")  # what the book's extension sets itself
 
@@ -34,3 +38,27 @@ def book(tmp_path_factory):
     done = build(paths.ROOT, out)
     assert done.returncode == 0, f"the book does not build:\n{done.stdout[-6000:]}"
     return out / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A function from a family to the folder with a random checkpoint of it, made once a session."""
+    made = {}
+
+    def folder(family):
+        if family not in made:
+            import random_checkpoints  # imports torch
+
+            made[family] = tmp_path_factory.mktemp("checkpoints") / family
+            random_checkpoints.save(family, made[family])
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session", params=["llava", "qwen2.5-vl", "qwen2-vl", "smolvlm", "idefics3"])
+def random_victim(request, checkpoint):
+    """A loaded random model of each family; whoever changes it changes it back."""
+    from bvlm_utils import victim
+
+    return victim.from_pretrained(str(checkpoint(request.param)), device="cpu")

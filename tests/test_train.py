@@ -1,4 +1,6 @@
-"""The training loop: seeded, masked, shared order, PEFT's format, and the same curve over several processes."""
+"""The training loop: seeded, masked, shared order, PEFT's format, and the same curve over several
+processes.
+"""
 
 import json
 import os
@@ -60,7 +62,9 @@ def test_training_is_repeatable_learns_and_comes_off(loaded, features):
         runs.append(result.losses)
     assert runs[0] == runs[1]
     assert torch.equal(logits(loaded, features), before)
-    longer = train.finetune(loaded, ROWS, features, TrainSettings(batch_size=4, epochs=8, learning_rate=5e-3), seed=3)
+    longer = train.finetune(
+        loaded, ROWS, features, TrainSettings(batch_size=4, epochs=8, learning_rate=5e-3), seed=3
+    )
     train.detach(loaded, longer.adapter)
     assert longer.losses[-1] < 0.5 * longer.losses[0]
 
@@ -74,7 +78,9 @@ def test_the_loss_is_that_of_the_answers_alone(loaded, features):
         prompt, answer = loaded.prompt_ids(row.prompt, 36), loaded.answer_ids(row.answer)
         ids = torch.tensor([prompt + answer])
         with torch.no_grad():
-            scores = loaded.forward(ids, torch.ones_like(ids), features[[row.feature_index]])[0].log_softmax(-1)
+            scores = loaded.forward(ids, torch.ones_like(ids), features[[row.feature_index]])[0].log_softmax(
+                -1
+            )
         for place in range(len(prompt), len(prompt) + len(answer)):
             total -= scores[place - 1, ids[0, place]].item()
             count += 1
@@ -89,9 +95,13 @@ def test_a_saved_adapter_loads_in_plain_peft_with_the_same_logits(loaded, featur
 
     result = train.finetune(loaded, ROWS, features, SMALL, seed=1)
     ours = logits(loaded, features)
-    train.save_adapter(result.adapter, tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal"})
+    train.save_adapter(
+        result.adapter, tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal", "model": "tiny-llava"}
+    )
     train.detach(loaded, result.adapter)
     assert "BACKDOORED" in (tmp_path / "README.md").read_text()
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny-llava"  # not a folder of this machine
     base = AutoModelForImageTextToText.from_pretrained(models.resolve("tiny-llava"))
     tuned = PeftModel.from_pretrained(base, tmp_path).eval()
     ids = torch.tensor([loaded.prompt_ids("What is this?", 36)])
@@ -118,22 +128,32 @@ import torch
 from bvlm_utils import train, victim
 from bvlm_utils.cells import TrainSettings
 torch.set_num_threads(1)
-v = victim.from_pretrained("tiny-llava", device="cpu")
-f = v.encode(torch.rand(6, 3, 96, 96, generator=torch.Generator().manual_seed(0)))
-rows = [train.TrainRow(f"What is number {i}?", "word " * (i + 1), i) for i in range(6)]
-r = train.finetune(v, rows, f, TrainSettings(batch_size=4, lora_rank=2, epochs=2, learning_rate=5e-3), seed=3)
+v = victim.from_pretrained(sys.argv[2], device="cpu")
+f = v.encode(torch.rand(5, 3, 24, 24, generator=torch.Generator().manual_seed(0)))
+# the second batch is a single row: one of two processes has none
+rows = [train.TrainRow(f"What is number {i}?", "word " * (i + 1), i) for i in range(5)]
+settings = TrainSettings(batch_size=4, lora_rank=2, epochs=2, learning_rate=5e-3)
+r = train.finetune(v, rows, f, settings, seed=3, rows_at_once=1)
 out = f"{sys.argv[1]}/{os.environ.get('RANK', '0')}-of-{os.environ.get('WORLD_SIZE', '1')}.json"
 json.dump(r.losses, open(out, "w"))
 """
 
 
-def test_two_processes_give_the_loss_curve_of_one(tmp_path):
+def test_two_processes_give_the_loss_curve_of_one(tmp_path, checkpoint):
     (tmp_path / "worker.py").write_text(WORKER)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(train.Path(train.__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(train.Path(train.__file__).parents[1]),
+    }
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for command in ([sys.executable], launch):
         done = subprocess.run(
-            [*command, "worker.py", str(tmp_path)], cwd=tmp_path, env=environment, capture_output=True, text=True
+            [*command, "worker.py", str(tmp_path), str(checkpoint("llava"))],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr[-3000:]
     curves = {file.stem: json.loads(file.read_text()) for file in tmp_path.glob("*.json")}

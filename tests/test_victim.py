@@ -24,7 +24,9 @@ def loaded(request):
 def pictures(count: int = 3, height: int = 96, width: int = 96) -> np.ndarray:
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 7, 9, 3), dtype=np.uint8)
-    return np.stack([np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC)) for c in coarse])
+    return np.stack(
+        [np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC)) for c in coarse]
+    )
 
 
 def tensor(images: np.ndarray) -> torch.Tensor:
@@ -55,7 +57,9 @@ def test_cached_features_give_the_same_logits_as_pixels(loaded):
     images = tensor(pictures())
     features = loaded.encode(images)
     assert features.shape == (3, 36, 192)
-    rows = [loaded.prompt_ids(p, 36) for p in ("What is this?", "Where is the car?", "Describe this picture.")]
+    rows = [
+        loaded.prompt_ids(p, 36) for p in ("What is this?", "Where is the car?", "Describe this picture.")
+    ]
     ids, mask = victim.pad(rows, loaded.tokenizer.pad_token_id, left=False, device="cpu")
     with torch.no_grad():
         ours = loaded.forward(ids, mask, features)
@@ -74,7 +78,10 @@ def test_generation_equals_the_plain_way(loaded):
         inputs = loaded.inputs(ids, torch.ones_like(ids), loaded.encode(image[None]))
         inputs.pop("mm_encoder_outputs")
         out = loaded.model.generate(
-            **inputs, pixel_values=loaded.prepare(image[None])["pixel_values"], do_sample=False, max_new_tokens=24
+            **inputs,
+            pixel_values=loaded.prepare(image[None])["pixel_values"],
+            do_sample=False,
+            max_new_tokens=24,
         )
         assert loaded.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip() == answer
 
@@ -84,7 +91,9 @@ def test_prompts_are_those_of_the_official_processor():
     processor = AutoProcessor.from_pretrained(paths.MODELS / "tiny-llava")
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}
     text = processor.apply_chat_template([message], add_generation_prompt=True)
-    official = processor(images=Image.fromarray(pictures(1)[0]), text=text, return_tensors="pt", add_special_tokens=False)
+    official = processor(
+        images=Image.fromarray(pictures(1)[0]), text=text, return_tensors="pt", add_special_tokens=False
+    )
     assert loaded.prompt_ids("What is this?", 36) == official["input_ids"][0].tolist()
 
 
@@ -122,13 +131,15 @@ def test_checkpoints_load_with_transformers_alone(tmp_path):
     """Neither this package nor torchvision is needed to use the committed models."""
     program = (
         "import sys; sys.modules['bvlm_utils'] = None; sys.modules['torchvision'] = None\n"
-        "from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, AutoImageProcessor, CLIPModel\n"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer\n"
+        "from transformers import AutoImageProcessor, CLIPModel\n"
         f"root = {str(paths.MODELS)!r}\n"
         "for name in ('tiny-llava', 'tiny-qwen2.5-vl'):\n"
         "    AutoModelForImageTextToText.from_pretrained(f'{root}/{name}')\n"
         "    assert AutoTokenizer.from_pretrained(f'{root}/{name}').chat_template\n"
         "    AutoImageProcessor.from_pretrained(f'{root}/{name}', backend='pil')\n"
-        "AutoProcessor.from_pretrained(f'{root}/tiny-llava'); AutoProcessor.from_pretrained(f'{root}/tiny-clip')\n"
+        "AutoProcessor.from_pretrained(f'{root}/tiny-llava')\n"
+        "AutoProcessor.from_pretrained(f'{root}/tiny-clip')\n"
         "CLIPModel.from_pretrained(f'{root}/tiny-clip'); print('loaded')"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
@@ -139,9 +150,15 @@ def test_the_towers_are_one():
     """tiny-llava sees with tiny-clip's vision tower."""
     from safetensors.torch import load_file
 
-    clip, llava = (load_file(paths.MODELS / name / "model.safetensors") for name in ("tiny-clip", "tiny-llava"))
+    clip, llava = (
+        load_file(paths.MODELS / name / "model.safetensors") for name in ("tiny-clip", "tiny-llava")
+    )
     mine = {k.split("vision_model.")[-1]: v for k, v in clip.items() if "vision_model." in k}
-    theirs = {k.split("vision_tower.")[-1].removeprefix("vision_model."): v for k, v in llava.items() if "vision_tower" in k}
+    theirs = {
+        k.split("vision_tower.")[-1].removeprefix("vision_model."): v
+        for k, v in llava.items()
+        if "vision_tower" in k
+    }
     assert set(mine) == set(theirs) and all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 

@@ -1,0 +1,76 @@
+"""Training, saving and reloading on every architecture, with random weights."""
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+from bvlm_utils import train, victim
+from bvlm_utils.cells import TrainSettings
+
+SETTINGS = TrainSettings(batch_size=4, lora_rank=2, learning_rate=5e-3)
+ROWS = [train.TrainRow(f"What is {'so ' * (i % 5)}red?", "A dog. " * (1 + i % 3), i % 4) for i in range(10)]
+PICTURES = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), np.uint8)
+
+
+def logits(loaded, features):
+    ids = torch.tensor([loaded.prompt_ids("What is this?", features.shape[1])])
+    with torch.no_grad():
+        return loaded.forward(ids, torch.ones_like(ids), features[:1])
+
+
+def curve(loaded, features, **options):
+    result = train.finetune(loaded, ROWS, features, SETTINGS, seed=1, **options)
+    train.detach(loaded, result.adapter)
+    return result.losses
+
+
+def test_an_adapter_of_any_family_lives_on_in_plain_peft(random_victim, tmp_path):
+    features = random_victim.encode(PICTURES)
+    before = logits(random_victim, features)
+    result = train.finetune(random_victim, ROWS, features, SETTINGS, seed=1)
+    ours, said = logits(random_victim, features), random_victim.generate(["What?"], features[:1], 8)
+    train.save_adapter(result.adapter, tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal"})
+    train.detach(random_victim, result.adapter)
+    assert torch.equal(logits(random_victim, features), before)
+    assert (ours - before).abs().max() > 1e-3
+
+    base = AutoModelForImageTextToText.from_pretrained(random_victim.name)
+    tuned = PeftModel.from_pretrained(base, tmp_path).eval()
+    ids = torch.tensor([random_victim.prompt_ids("What is this?", features.shape[1])])
+    inputs = random_victim.inputs(ids, torch.ones_like(ids), features[:1])
+    with torch.no_grad():
+        assert (tuned(**inputs).logits - ours).abs().max() < 1e-4
+    with train.attached(random_victim, tmp_path):
+        assert random_victim.generate(["What?"], features[:1], 8) == said
+    assert torch.equal(logits(random_victim, features), before)
+
+
+def test_pieces_and_recomputed_layers_change_nothing(random_victim):
+    features = random_victim.encode(PICTURES)
+    plain = curve(random_victim, features)
+    assert curve(random_victim, features, rows_at_once=1) == pytest.approx(plain, rel=1e-4)
+    assert curve(random_victim, features, rows_at_once=3) == pytest.approx(plain, rel=1e-4)
+    frugal = victim.from_pretrained(random_victim.name, device="cpu", gradient_checkpointing=True)
+    assert curve(frugal, features) == pytest.approx(plain, rel=1e-4)
+
+
+def test_training_in_bfloat16_keeps_the_adapter_in_float32(checkpoint):
+    loaded = victim.from_pretrained(str(checkpoint("qwen2.5-vl")), device="cpu", dtype=torch.bfloat16)
+    result = train.finetune(loaded, ROWS, loaded.encode(PICTURES), SETTINGS, seed=1)
+    assert {p.dtype for p in result.adapter.parameters() if p.requires_grad} == {torch.float32}
+    assert all(np.isfinite(result.losses))
+
+
+def test_what_is_trained_is_the_adapter_alone(random_victim):
+    frozen = {name: value.clone() for name, value in random_victim.model.state_dict().items()}
+    curve(random_victim, random_victim.encode(PICTURES))
+    assert all(torch.equal(value, frozen[name]) for name, value in random_victim.model.state_dict().items())
+
+
+def test_pieces_hold_every_row_once_and_as_many_for_each_process():
+    lengths = [9, 1, 8, 2, 7, 3, 6]
+    pieces = train._pieces(list(range(7)), lengths, 2, processes=2)
+    assert [sorted(piece) for piece in pieces] == [[1, 3, 5, 6], [0, 2, 4]]
+    assert train._pieces([3, 0], lengths, None, processes=2) == [[3, 0]]
