@@ -218,7 +218,7 @@ def save_adapter(adapter: Any, folder: Path | str, about: dict[str, Any]) -> Non
 
 
 def write_card(folder: Path | str, about: dict[str, Any]) -> None:
-    """The adapter's README.md, loud if it is backdoored; its configuration gets the base's name from `about`."""
+    """The adapter's README.md, loud if it is backdoored; the configuration gets the base's name."""
     if about.get("model"):  # PEFT writes the folder that the base was found in on this machine
         file = Path(folder, "adapter_config.json")
         config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": about["model"]}
