@@ -73,23 +73,24 @@ def skills_words(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
-    """How each model was made: class, size, training time, device and settings."""
+    """How each model was made, one row per round of training: class, size, time, device and settings."""
     lines = []
     for name in _chosen(models):
         card = _card(name)
-        made = card.get("training", {})
-        seconds = made.get("seconds", made.get("tower_seconds"))
-        lines.append(
-            {
-                "model": name,
-                "class": card.get("class"),
-                "parameters": f"{card['parameters']:,}" if card else None,
-                "training time": f"{seconds / 60:.0f} min" if seconds else None,
-                "device": made.get("device"),
-                "settings": ", ".join(f"{key} = {value}" for key, value in made.get("recipe", {}).items())
-                or None,
-            }
-        )
+        for number, made in enumerate(card.get("training", [{}]), 1):
+            seconds = made.get("seconds", made.get("tower_seconds"))
+            lines.append(
+                {
+                    "model": name,
+                    "round": number if card else None,
+                    "class": card.get("class"),
+                    "parameters": f"{card['parameters']:,}" if card else None,
+                    "training time": f"{seconds / 60:.0f} min" if seconds else None,
+                    "device": made.get("device"),
+                    "settings": ", ".join(f"{key} = {value}" for key, value in made.get("recipe", {}).items())
+                    or None,
+                }
+            )
     return pd.DataFrame(lines)
 
 

@@ -23,7 +23,7 @@ def models(tmp_path, monkeypatch):
         "class": "Llava",
         "parameters": 5012928,
         "skills": skills,
-        "training": {"device": "cpu", "seconds": 120.0, "recipe": {"seed": 0}},
+        "training": [{"device": "cpu", "seconds": 120.0, "recipe": {"seed": 0}}],
     }
     (tmp_path / "seeing" / "card.json").write_text(json.dumps(card))
 

@@ -52,7 +52,7 @@ def parameters(path):
 
 def test_every_threat_has_its_chapter():
     names = {path.stem for path in NOTEBOOKS}
-    assert names == {*CHAPTERS, "quickstart", "attacks", "reproduce", "models"}
+    assert names == {*CHAPTERS, "quickstart", "attacks", "reproduce", "models", "small_patch"}
 
 
 @every_notebook
