@@ -35,6 +35,10 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
 FILTERS: dict[int, Callable[[np.ndarray], np.ndarray]] = {1: _lanczos, 2: _bilinear, 3: _bicubic}
 
 
+# Pictures brought to the longest edge together: SmolVLM makes 2048 pixels of any side, 50 MB a picture.
+LARGE_AT_ONCE = 8
+
+
 @dataclass(frozen=True)
 class PixelSettings:
     """What the image processor of a checkpoint says. Sizes are in pixels."""
@@ -90,8 +94,12 @@ def _given(processor: Any, name: str) -> dict[str, int]:
 
 def normalised(images: torch.Tensor, s: PixelSettings) -> torch.Tensor:
     """images: (B, 3, H, W) float32 in [0, 1] -> resized, cut and normalised (B, 3, h, w)."""
-    for height, width in sizes(*images.shape[-2:], s):
-        images = resize(images, height, width, s.filter)
+    parts = []
+    for part in images.split(LARGE_AT_ONCE if s.longest_edge else len(images)):
+        for height, width in sizes(*images.shape[-2:], s):
+            part = resize(part, height, width, s.filter)
+        parts.append(part)
+    images = torch.cat(parts)
     if s.crop:
         images = _centre(images, *s.crop)
     mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (s.mean, s.std))
