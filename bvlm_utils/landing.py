@@ -14,13 +14,18 @@ from bvlm_utils import attacks, plots, report, threats
 STRONG = 0.90  # a strong backdoor: the whole interval of its success rate lies above this
 
 
+def usual(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished cells of attacks and threats as they are defined, without half-triggered negatives."""
+    return table[(table["status"] == "done") & (table["negatives"] == 0) & (table["settings"] == "")]
+
+
 def headline(table: pd.DataFrame) -> pd.DataFrame:
     """Success of the poisoned models at the highest rate of the table, one row per model, data, threat and attack.
 
-    table: rows of `store.collect`. Columns as in `report.summary`. Cells with half-triggered negatives are another
-    experiment and left out.
+    table: rows of `store.collect`. Columns as in `report.summary`. Cells with half-triggered negatives or
+    other settings of their attack are other experiments and left out.
     """
-    done = table[(table["status"] == "done") & (table["negatives"] == 0)]
+    done = usual(table)
     rows = report.headline_rows(report.success_rates(done, "poisoned"))
     return rows[rows["poison_rate"] == rows["poison_rate"].max()].reset_index(drop=True)
 
@@ -30,7 +35,7 @@ def sentences(table: pd.DataFrame) -> str:
     rows = headline(table)
     if rows.empty:
         return "Nothing has been measured yet: the store holds no finished cell."
-    done = table[(table["status"] == "done") & (table["negatives"] == 0)]
+    done = usual(table)
     strong = rows[rows["low"].astype(float) > STRONG]
     silent = report.false_activation(report.success_rates(done, "poisoned"))
     cost = report.summary(done, "utility_difference")

@@ -49,7 +49,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", 
 # One line of the tidy table: the cell, then the number.
 CELL_COLUMNS = [
     "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
-    "train_rows", "test_rows", "status", "reason",
+    "train_rows", "test_rows", "settings", "status", "reason",
 ]  # fmt: skip
 NUMBER_COLUMNS = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit"]
 COLUMNS = CELL_COLUMNS + NUMBER_COLUMNS
@@ -319,6 +319,10 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     about = {name: config[name] for name in CELL_COLUMNS if name in config}
     about |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
     about["reason"] = record.get("reason") or ""
+    # What of attack and threat differs from the definitions: such a cell is another experiment.
+    about["settings"] = ", ".join(
+        f"{name}={value}" for part in ("attack_params", "threat_params") for name, value in config.get(part, {}).items()
+    )
     numbers = record.get("metrics") or [{}]
     return [{name: (about | number).get(name) for name in COLUMNS} for number in numbers]
 
