@@ -1,6 +1,6 @@
 """What was found, in one picture and three sentences? The first page of the book asks; free of torch.
 
-Everything is computed from the tidy table of a store, so the page says what the store holds, whatever that is.
+Everything is computed from the tidy table of a store, so the page says what the store holds, whatever it is.
 """
 
 import matplotlib
@@ -20,7 +20,7 @@ def usual(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:
-    """Success of the poisoned models at the highest rate of the table, one row per model, data, threat and attack.
+    """Success of the poisoned models at the highest rate: a row per model, data, threat and attack.
 
     table: rows of `store.collect`. Columns as in `report.summary`. Cells with half-triggered negatives or
     other settings of their attack are other experiments and left out.
@@ -40,9 +40,10 @@ def sentences(table: pd.DataFrame) -> str:
     silent = report.false_activation(report.success_rates(done, "poisoned"))
     cost = report.summary(done, "utility_difference")
     said = [
-        f"**With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong)} of {len(rows)} "
-        f"pairs of threat and attack succeed on more than {plots.percent(STRONG)} of the triggered inputs** (whole 95 % interval). "
-        f"The strongest reaches {_number(rows, 'max')}, the weakest {_number(rows, 'min')}."
+        f"**With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong)} of "
+        f"{len(rows)} pairs of threat and attack succeed on more than {plots.percent(STRONG)} of the "
+        f"triggered inputs** (whole 95 % interval). The strongest reaches {_number(rows, 'max')}, "
+        f"the weakest {_number(rows, 'min')}."
     ]
     if len(silent):
         said.append(f"Without the trigger, backdoors fire on at most {_number(silent, 'max')} of the inputs.")
@@ -50,7 +51,8 @@ def sentences(table: pd.DataFrame) -> str:
         worst = cost.loc[cost["value"].idxmin()]
         change = report.number(worst["value"], worst["low"], worst["high"], digits=3)
         said.append(
-            f"On clean inputs, the poisoned model that lost most differs in utility from its clean-tuned control by {change}."
+            "On clean inputs, the poisoned model that lost most differs in utility from its clean-tuned "
+            f"control by {change}."
         )
     return " ".join(said)
 
@@ -62,7 +64,7 @@ def _number(rows: pd.DataFrame, which: str) -> str:
 
 
 def overview(rows: pd.DataFrame) -> Figure:
-    """Threats in rows, attacks in columns, success rate in the fields, one panel per model; rows: `headline`."""
+    """Threats in rows, attacks in columns, one panel per model; rows: `headline`."""
     if rows.empty:
         return plots.nothing("Nothing has been measured yet.")
     models, names = list(dict.fromkeys(rows["model"])), _known(rows["attack"], attacks.names())
@@ -78,14 +80,15 @@ def overview(rows: pd.DataFrame) -> Figure:
         axis.set_facecolor(plots.NOT_AVAILABLE)
         text = grid.map(lambda v: "" if pd.isna(v) else f"{v:.2f}").to_numpy()
         sns.heatmap(
-            grid, ax=axis, vmin=0, vmax=1, cmap="mako_r", annot=text, fmt="", linewidths=1.5, linecolor="white",
-            cbar_kws={"label": "success rate"},
+            grid, ax=axis, vmin=0, vmax=1, cmap="mako_r", annot=text, fmt="", linewidths=1.5,
+            linecolor="white", cbar_kws={"label": "success rate"},
         )  # fmt: skip
         for row, column in zip(*np.where(grid.isna().to_numpy()), strict=True):
             axis.text(column + 0.5, row + 0.5, "n/a", ha="center", va="center", color="#555555", fontsize=9)
         axis.grid(False)
         axis.set(xlabel="", ylabel="", title=model)
-        axis.set_yticks(np.arange(len(rows_of_figure)) + 0.5, [t.replace("_", " ") for t in rows_of_figure], rotation=0)
+        lines = [name.replace("_", " ") for name in rows_of_figure]
+        axis.set_yticks(np.arange(len(lines)) + 0.5, lines, rotation=0)
         axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right")
         axis.tick_params(length=0)
     return figure
@@ -100,12 +103,14 @@ def words(rows: pd.DataFrame) -> dict[str, str]:
     if rows.empty:
         return {"alt": "Nothing has been measured yet.", "caption": "Nothing has been measured yet."}
     counts = sorted(int(n) for n in rows["n"].dropna().unique())
+    inputs = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
     seeds = int(rows["n_seeds"].max())
     return {
-        "alt": f"Heat map: success rate of {rows['attack'].nunique()} attacks (columns) on {rows['threat'].nunique()} "
-        f"threats (rows), from {rows['value'].min():.2f} to {rows['value'].max():.2f}.",
-        "caption": f"Share of held-out inputs on which each backdoor fires with its full trigger, "
-        f"{plots.percent(rows['poison_rate'].max())} of the rows poisoned ({seeds} seed{'s' if seeds > 1 else ''}, "
-        f"{' to '.join(dict.fromkeys((str(counts[0]), str(counts[-1]))))} inputs each). Darker is more; n/a was not measured "
-        "or has no meaning.",
+        "alt": f"Heat map: success rate of {rows['attack'].nunique()} attacks (columns) on "
+        f"{rows['threat'].nunique()} threats (rows), from {rows['value'].min():.2f} to "
+        f"{rows['value'].max():.2f}.",
+        "caption": "Share of held-out inputs on which each backdoor fires with its full trigger, "
+        f"{plots.percent(rows['poison_rate'].max())} of the rows poisoned ({seeds} "
+        f"seed{'s' if seeds > 1 else ''}, {inputs} inputs each). Darker is more; n/a was not measured or has "
+        "no meaning.",
     }

@@ -1,5 +1,6 @@
 """A headless Chromium that tests can steer: DevTools protocol over one websocket, and nothing else."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -15,8 +16,8 @@ import websocket
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
-    "--remote-debugging-port=0", "--remote-allow-origins=*",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--hide-scrollbars", "--remote-debugging-port=0", "--remote-allow-origins=*",
 )  # fmt: skip
 SECONDS = 60.0  # for anything that the browser is asked, on a busy machine
 
@@ -88,14 +89,16 @@ class Chromium:
             self.events.append(message)
 
     def open(self, address: str, width: int, height: int, scheme: str) -> list[dict[str, Any]]:
-        """Load a page as a screen of that size and colour scheme ("light", "dark") shows it; the events since then."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        """Load a page on a screen of that size and colour scheme ("light", "dark"); the events since then."""
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.ask("Emulation.setDeviceMetricsOverride", **screen)
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
         self.ask("Page.navigate", url=address)
         self._until("Page.loadEventFired")
         # two frames later deferred scripts have run and the layout is final
-        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 100))))")
+        frame = "requestAnimationFrame"
+        self.run(f"new Promise(done => {frame}(() => {frame}(() => setTimeout(done, 100))))")
         return self.events
 
     def _until(self, method: str) -> None:
@@ -111,8 +114,6 @@ class Chromium:
 
     def picture(self, whole: bool = False) -> bytes:
         """A PNG of what is on the screen, or of the whole page."""
-        import base64
-
         return base64.b64decode(self.ask("Page.captureScreenshot", captureBeyondViewport=whole)["data"])
 
 

@@ -20,7 +20,8 @@ OF_A_BUILD = ("BVLM_STORE", "BVLM_YOURS", "PYTHONPATH", "IPYTHONDIR")  # what th
 
 def build(source: Path, out: Path) -> subprocess.CompletedProcess:
     """Build a book with the command of the Makefile; pages go to `out`/_build/html."""
-    line = re.search(r"^BUILD := \$\(BIN\)/jupyter-book (.*)$", (paths.ROOT / "Makefile").read_text(), re.MULTILINE)
+    makefile = (paths.ROOT / "Makefile").read_text()
+    line = re.search(r"^BUILD := \$\(BIN\)/jupyter-book (.*)$", makefile, re.MULTILINE)
     options = shlex.split(line.group(1))
     options[options.index("--path-output") + 1] = str(out)
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_BUILD}

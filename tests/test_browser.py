@@ -27,7 +27,8 @@ UNSEEN = "[...document.images].filter(image => image.complete && !image.naturalW
 CONTRAST = """
 (() => {
   const parse = colour => (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+  const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => [r, g, b].map(linear)
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const behind = element => {
     for (; element; element = element.parentElement) {
@@ -36,7 +37,8 @@ CONTRAST = """
     }
     return [255, 255, 255];
   };
-  return [...document.querySelectorAll("article p, article figcaption, article caption, article td, article mark, article a")]
+  const words = ["p", "figcaption", "caption", "td", "mark", "a"].map(tag => `article ${tag}`).join();
+  return [...document.querySelectorAll(words)]
     .filter(element => element.textContent.trim() && element.offsetParent).map(element => {
       const one = light(parse(getComputedStyle(element).color)), two = light(behind(element));
       return [(Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05), element.outerHTML.slice(0, 100)];
@@ -74,7 +76,8 @@ def test_a_page_opens_without_error_or_request_and_nothing_is_cut_off(name, book
 def test_the_search_finds_without_a_server(book, browser):
     browser.open((book / "search.html").as_uri() + "?q=poison", 1440, 900, "light")
     found = browser.run(
-        "new Promise(done => { const look = tries => { const hits = document.querySelectorAll('#search-results li').length;"
+        "new Promise(done => { const look = tries => {"
+        " const hits = document.querySelectorAll('#search-results li').length;"
         " hits || !tries ? done(hits) : setTimeout(() => look(tries - 1), 100); }; look(100); })"
     )
     assert found > 3
@@ -84,9 +87,11 @@ def test_the_search_finds_without_a_server(book, browser):
 def test_what_is_wrong_is_seen(tmp_path, browser):
     """The checks above find what they are for."""
     (tmp_path / "bad.html").write_text(
-        "<body style='margin:0'><article><p style='width: 3000px; color: #777; background: #888'>wide and grey</p>"
+        "<body style='margin:0'><article>"
+        "<p style='width: 3000px; color: #777; background: #888'>wide and grey</p>"
         "<img alt='gone' src='missing.png'></article>"
-        "<script src='http://127.0.0.1:9/x.js'></script><script>console.error('oh'); nothing.at.all()</script>"
+        "<script src='http://127.0.0.1:9/x.js'></script>"
+        "<script>console.error('oh'); nothing.at.all()</script>"
     )
     events = browser.open((tmp_path / "bad.html").as_uri(), 390, 844, "light")
     found = " ".join(chromium.problems(events))

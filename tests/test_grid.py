@@ -193,9 +193,9 @@ def test_a_notebook_that_leaves_no_record_has_failed(tmp_path, capsys, monkeypat
     assert "no record" in capsys.readouterr().out
 
 
-def start(file, place):
+def start(file, place, *options):
     return subprocess.Popen(
-        command("run", file, "--store", f"{place}/"),
+        command("run", file, "--store", f"{place}/", *options),
         cwd=paths.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -226,7 +226,7 @@ def test_a_killed_grid_resumes(tmp_path, capsys):
     assert "Stopped by SIGTERM" in first.stdout.read()
     assert not psutil.wait_procs(children, timeout=10)[1], "the kernel outlived the runner"
 
-    second = start(file, place)
+    second = start(file, place, "--plain")  # cell by cell, so that one is done before the other
     record = place / one.cells[0].run_id / "record.json"
     wait_for(record.is_file, second)
     children = psutil.Process(second.pid).children(recursive=True)

@@ -1,5 +1,6 @@
 """The first page says what the store holds, and says so when it holds nothing."""
 
+import pandas as pd
 import pytest
 from test_report import tidy
 
@@ -8,7 +9,11 @@ from bvlm_utils import landing
 
 @pytest.fixture
 def table():
-    frame = tidy(hits=lambda a, r, s, subject, c: {0.1: 99, 0.01: 40}[r] if subject == "poisoned" and c != "clean" else 1)
+    frame = tidy(
+        hits=lambda a, r, s, subject, c: (
+            {0.1: 99, 0.01: 40}[r] if subject == "poisoned" and c != "clean" else 1
+        )
+    )
     frame["negatives"] = 0.0
     frame["settings"] = ""
     return frame
@@ -37,8 +42,6 @@ def test_a_weak_attack_is_not_called_strong(table):
 def test_cells_with_negatives_and_skipped_ones_are_left_out(table):
     other = table[table["attack"] == "BadNets-MM"].assign(negatives=1.0, run_id="other")
     skipped = table.iloc[:1].assign(status="skipped", value=None, attack="MABA")
-    import pandas as pd
-
     rows = landing.headline(pd.concat([table, other, skipped]))
     assert len(rows) == 3 and "MABA" not in set(rows["attack"])
 
@@ -46,8 +49,9 @@ def test_cells_with_negatives_and_skipped_ones_are_left_out(table):
 def test_the_figure_has_a_field_for_every_pair_and_words_for_it(table):
     rows = landing.headline(table)
     figure = landing.overview(rows)
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["BadNets-T", "BadNets-I", "BadNets-MM"]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["targeted refusal"]
+    columns, lines = figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in columns] == ["BadNets-T", "BadNets-I", "BadNets-MM"]
+    assert [label.get_text() for label in lines] == ["targeted refusal"]
     words = landing.words(rows)
     assert "3 attacks" in words["alt"] and "1 seed, 100 inputs each" in words["caption"]
 

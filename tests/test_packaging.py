@@ -1,4 +1,4 @@
-"""What is installed is what is declared: pyproject.toml, environment.yml, constraints.txt and the code agree."""
+"""What is installed is what is declared: pyproject.toml, environment.yml, constraints.txt and code agree."""
 
 import ast
 import importlib.metadata
@@ -13,12 +13,12 @@ import yaml
 
 from bvlm_utils import paths
 
-# Where conda-forge calls a package otherwise. The CPU build and the packages without a window system are meant.
+# Where conda-forge calls a package otherwise: the CPU build, and packages without a window system.
 CONDA = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}
 # Where the module is called otherwise than the package.
 MODULES = {
-    "PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "skimage": "scikit-image", "yaml": "pyyaml",
-    "HanTa": "hanta", "myst_nb": "myst-nb", "aac_metrics": "aac-metrics",
+    "PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "skimage": "scikit-image",
+    "yaml": "pyyaml", "HanTa": "hanta", "myst_nb": "myst-nb", "aac_metrics": "aac-metrics",
 }  # fmt: skip
 OPTIONAL = {"spacy", "bitsandbytes"}  # used where somebody has installed them
 
@@ -46,7 +46,7 @@ def project():
 def declared(project):
     """All exact pins of pyproject.toml but those for development."""
     extras = project["optional-dependencies"]
-    return pins([*project["dependencies"], *(line for name in ("book", "lab", "test") for line in extras[name])])
+    return pins([*project["dependencies"], *extras["book"], *extras["lab"], *extras["test"]])
 
 
 def test_conda_and_pip_get_the_same_versions(project, declared):
@@ -92,7 +92,9 @@ def test_jupyter_book_stays_below_version_two(declared):
 
 @pytest.mark.parametrize("target", ["study", "test", "book", "lab"])
 def test_make_knows_its_targets(target):
-    done = subprocess.run(["make", "--dry-run", target], cwd=paths.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "--dry-run", target], cwd=paths.ROOT, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
