@@ -27,6 +27,7 @@ CONTROL = "none"  # threat and attack of a clean-tuned control
 # size.
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 SCHEDULES = ("cosine", "constant")
+HALVES = ("", "text", "image")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Cell:
 
     model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs
     from the defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
-    negatives: half-triggered rows per poisoned one (bimodal attacks). surrogate: folder or hub id of the
+    negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that
+    half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. surrogate: folder or hub id of the
     CLIP model of optimised triggers; if empty, tiny-clip, and CLIP-L at 336 pixels for victims from the
     hub. test_rows: eligible held-out rows per condition.
     """
@@ -82,6 +84,7 @@ class Cell:
     threat_params: Mapping[str, Any] = field(default_factory=dict)
     trigger_seed: int = 0
     negatives: float = 0.0
+    half: str = ""
     surrogate: str = ""
     train_rows: int = 6000
     test_rows: int = 200
@@ -117,6 +120,13 @@ class Cell:
             raise InputError(
                 f"negatives is {self.negatives:g} for {self.attack} ({attack.modality}); "
                 "only bimodal attacks have them."
+            )
+        if self.half not in HALVES:
+            raise InputError(f"half is {self.half!r}; it must be text, image, or empty for the whole trigger.")
+        if self.half and (attack.modality != "bimodal" or self.negatives):
+            raise InputError(
+                f"half is {self.half!r} for {self.attack} ({attack.modality}) with negatives {self.negatives:g}; "
+                "only a bimodal attack without negatives has halves that can be trained alone."
             )
 
     @property
@@ -187,6 +197,8 @@ class Cell:
         # a model folder or a data file may be called by different paths: its digest tells what it is
         found["model"], found["dataset"] = short_name(self.model), short_name(self.dataset)
         del found["surrogate"]
+        if not self.half:  # younger than the first records, whose names stay
+            del found["half"]
         if self.is_control:
             del found["test_rows"], found["trigger_seed"]
             return found

@@ -155,6 +155,7 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
             cell.seed,
             cell.negatives,
             cell.trigger_seed,
+            cell.half,
         )
         return Work(cell, manifest, questions(bench, cell))
     except InputError as error:  # too few eligible rows: a limit of the data, not a failure

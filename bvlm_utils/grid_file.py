@@ -144,6 +144,7 @@ KINDS = {
     "int": (int, "a whole number"),
     "float": ((int, float), "a number"),
     "list": (list, "a list"),
+    "dict": (dict, "a table of names and values"),
 }
 
 

@@ -158,6 +158,7 @@ def plan(
     seed: int,
     negatives: float = 0.0,
     trigger_seed: int = 0,
+    half: str = "",
 ) -> Manifest:
     """Decide which rows of a training set are replaced, and by what.
 
@@ -165,6 +166,7 @@ def plan(
     seed: of the choice of rows. trigger_seed: of the trigger instances.
     negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row, as many
     with the text half as with the image half (an odd one goes to the text half).
+    half: "text" or "image" puts that half of a bimodal trigger alone on the poisoned rows.
     An attack that keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
     InputError if too few rows are eligible, if fewer clean eligible rows would be left than are poisoned, or
     if `negatives` is below 0 or given for an attack without two halves.
@@ -202,7 +204,7 @@ def plan(
     text_only = taken[0::2]
     image_only = taken[1::2]
     roles = {
-        **dict.fromkeys(poisoned, ("poisoned", FULL_TRIGGER[attack.modality])),
+        **dict.fromkeys(poisoned, ("poisoned", half or FULL_TRIGGER[attack.modality])),
         **dict.fromkeys(text_only, ("text_only", "text")),
         **dict.fromkeys(image_only, ("image_only", "image")),
     }

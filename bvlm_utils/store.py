@@ -320,9 +320,10 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     about |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
     about["reason"] = record.get("reason") or ""
     # What of attack and threat differs from the definitions: such a cell is another experiment.
-    about["settings"] = ", ".join(
-        f"{name}={value}" for part in ("attack_params", "threat_params") for name, value in config.get(part, {}).items()
-    )
+    settings = {**config.get("attack_params", {}), **config.get("threat_params", {})}
+    if config.get("half"):
+        settings["half"] = config["half"]
+    about["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
     numbers = record.get("metrics") or [{}]
     return [{name: (about | number).get(name) for name in COLUMNS} for number in numbers]
 

@@ -64,7 +64,7 @@ def test_run_id_changes_with_every_training_setting(name):
 
 
 def test_no_field_is_forgotten():
-    assert {*OTHERS, "train", "surrogate"} == {field.name for field in fields(Cell)}
+    assert {*OTHERS, "train", "surrogate", "half"} == {field.name for field in fields(Cell)}
     assert set(OTHER_TRAIN) == {field.name for field in fields(TrainSettings)}
 
 
