@@ -5,7 +5,7 @@ data/results/STORE/attacks, so that the book can show triggers where torch is no
 
 - stealth.csv: one line per attack (`stealth.row`);
 - exhibit.json: per attack its source, summary, parameters, prompts before and after, and the loss curve of an
-  optimised one;
+  optimised one (per step, or the mean of each epoch);
 - clean.png: the pictures side by side; NAME.png: the same, triggered; NAME-difference.png: the change,
   amplified around mid grey.
 
@@ -86,12 +86,18 @@ def write(
             "summary": attack.info.summary,
             "params": attack.params,
             "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
-            "loss_curve": [round(float(value), 5) for value in curve],
+            "loss_curve": [round(value, 5) for value in _per_epoch(curve, attack.params.get("epochs"))],
+            "loss_per": "epoch" if "epochs" in attack.params else "step",
         }
     table = pd.DataFrame(lines)
     table.to_csv(folder / "stealth.csv", index=False, float_format="%.4f")
     (folder / "exhibit.json").write_text(json.dumps(exhibit, indent=1) + "\n")
     return table
+
+
+def _per_epoch(curve: Any, epochs: int | None) -> list[float]:
+    """A patch sees other pictures in every step: only the means of whole epochs show whether its loss falls."""
+    return np.asarray(curve, float).reshape(epochs or len(curve), -1).mean(axis=1).tolist() if len(curve) else []
 
 
 def strip(pictures: np.ndarray) -> Image.Image:
@@ -129,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.model:
         from bvlm_utils import victim
 
-        judge = victim.from_pretrained(victim.resolve(chosen.model))
+        judge = victim.from_pretrained(chosen.model)
     table = write(
         results.folder(chosen.store) / "attacks",
         material(chosen.dataset, chosen.rows),

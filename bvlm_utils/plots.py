@@ -300,15 +300,15 @@ def thresholds(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def curves(lines: Mapping[str, Sequence[float]]) -> Figure:
-    """Loss against step, one panel per optimised trigger. lines: name -> one value per step."""
+def curves(lines: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
+    """Loss of optimised triggers, a panel each. lines: (name, "step" or "epoch") -> a value for each of those."""
     if not lines:
         return nothing("No loss curve is stored.")
     figure, axes = _figure(len(lines), 3.2 if len(lines) > 1 else 5.0, 2.6)
-    for axis, (name, values) in zip(axes, lines.items(), strict=True):
+    for axis, ((name, unit), values) in zip(axes, lines.items(), strict=True):
         axis.plot(range(1, len(values) + 1), values, color=COLOURS[0])
         axis.set_title(name)
-        axis.set_xlabel("step")
+        axis.set_xlabel(unit)
     axes[0].set_ylabel("loss")
     return figure
 

@@ -186,7 +186,7 @@ class Exhibit:
     """What `exhibit` wrote into a store: examples of all attacks, loss curves of optimised ones, stealth."""
 
     examples: list[Example]
-    loss_curves: dict[str, list[float]]
+    loss_curves: dict[tuple[str, str], list[float]]  # by attack and "step" or "epoch"
     stealth: pd.DataFrame
 
 
@@ -202,7 +202,9 @@ def read_exhibit(store: str | None = None) -> Exhibit:
         picture = folder / f"{name}.png"
         triggered = split_strip(picture, EXHIBIT_GAP) if picture.is_file() else clean
         examples.append(Example(name, clean, triggered, [(a, b) for a, b in entry["prompts"]]))
-    curves = {name: entry["loss_curve"] for name, entry in stored.items() if entry["loss_curve"]}
+    curves = {
+        (name, entry["loss_per"]): entry["loss_curve"] for name, entry in stored.items() if entry["loss_curve"]
+    }
     return Exhibit(examples, curves, pd.read_csv(folder / "stealth.csv"))
 
 
@@ -230,8 +232,8 @@ STEALTH_COLUMNS = {
     "linf": ("largest change (of 255)", "{:.0f}"),
     "changed": ("changed pixels", "{:.1%}"),
     "added_characters": ("characters added", "{:.1f}"),
-    "perplexity_clean": ("perplexity without", "{:.1f}"),
-    "perplexity": ("perplexity with trigger", "{:.1f}"),
+    "perplexity_clean": ("perplexity without", "{:,.0f}"),
+    "perplexity": ("perplexity with trigger", "{:,.0f}"),
 }
 
 
@@ -246,10 +248,12 @@ def stealth_table(stealth: pd.DataFrame) -> pd.DataFrame:
     return shown
 
 
-def curves_words(curves: dict[str, list[float]]) -> dict[str, str]:
+def curves_words(curves: dict[tuple[str, str], list[float]]) -> dict[str, str]:
     """Alt text and caption for `plots.curves`."""
-    ends = "; ".join(f"{name} from {c[0]:.3g} to {c[-1]:.3g} in {len(c)} steps" for name, c in curves.items())
+    ends = "; ".join(
+        f"{name} from {c[0]:.3g} to {c[-1]:.3g} in {len(c)} {unit}s" for (name, unit), c in curves.items()
+    )
     return {
-        "alt": f"Line chart: loss of each optimised trigger against the step; {ends or 'none stored'}.",
+        "alt": f"Line chart: loss of each optimised trigger against the step or epoch; {ends or 'none stored'}.",
         "caption": f"Loss while each trigger is optimised against the surrogate: {ends or 'n/a'}.",
     }

@@ -69,7 +69,8 @@ def test_exhibit_holds_all_attacks(tmp_path, monkeypatch):
     assert table["attack"].tolist() == attacks.names()
     stored = json.loads((tmp_path / "out" / "exhibit.json").read_text())
     assert stored["AddSent"]["prompts"][0] == ["What is it?", "What is it? I watched this 3D movie."]
-    assert len(stored["Shadowcast"]["loss_curve"]) == 2 and stored["SIG"]["loss_curve"] == []
+    assert len(stored["Shadowcast"]["loss_curve"]) == 2 and len(stored["Dual-Key"]["loss_curve"]) == 2
+    assert stored["SIG"]["loss_curve"] == []
     assert Image.open(tmp_path / "out" / "SIG-difference.png").size == (68, 32)
     assert not (tmp_path / "out" / "AddSent.png").exists()
     by_name = table.set_index("attack")
