@@ -21,6 +21,7 @@ from bvlm_utils.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from bvlm_utils.features import Kept
     from bvlm_utils.victim import Victim
 
 MAX_NEW_TOKENS = 80  # part of `cells.VERSION`: the longest answer of the scenes with a payload fits in
@@ -32,7 +33,13 @@ class Bench:
 
     def __init__(self, model: str, dataset: str, train_rows: int):
         self.model, self.dataset, self.train_rows = model, dataset, train_rows
-        self._features: dict[tuple[str, ...], dict[int, torch.Tensor]] = {}
+
+    @cached_property
+    def kept(self) -> "Kept":
+        """The image features of all rows that were asked for, clean and triggered."""
+        from bvlm_utils.features import Kept
+
+        return Kept()
 
     @cached_property
     def datasets(self) -> dict[str, Any]:
@@ -77,23 +84,29 @@ class Bench:
         images = attack.apply_image(images.to(self.victim.device), seed=trigger_seed, keys=keys)
         return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
+    def places(
+        self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
+    ) -> list[int]:
+        """Where rows' image features stand in `kept.table`, triggered if there is an attack; computed once."""
+        trigger = () if attack is None else (attack.fingerprint("image"), trigger_seed)
+        keys = [(split, position, *trigger) for position in positions]
+        missing = [key for key in dict.fromkeys(keys) if key not in self.kept.index]
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            where = [position for _, position, *_ in chunk]
+            if attack is None:
+                pictures = self.pictures(split, where)
+            else:
+                pictures = self.triggered(split, where, attack, trigger_seed)
+            self.kept.add(chunk, self.victim.encode(pictures))
+        return self.kept.places(keys)
+
     def features(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
     ) -> "torch.Tensor":
-        """Image features (N, n, d) of rows on the CPU, triggered if there is an attack; computed once."""
-        import torch
-
-        key = (split,) if attack is None else (split, attack.fingerprint("image"), str(trigger_seed))
-        kept = self._features.setdefault(key, {})
-        missing = [position for position in positions if position not in kept]
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            if attack is None:
-                pictures = self.pictures(split, chunk)
-            else:
-                pictures = self.triggered(split, chunk, attack, trigger_seed)
-            kept.update(zip(chunk, self.victim.encode(pictures).cpu(), strict=True))
-        return torch.stack([kept[position] for position in positions])
+        """Image features (N, n, d) of rows on the CPU, triggered if there is an attack; a copy."""
+        places = self.places(split, positions, attack, trigger_seed)
+        return self.kept.table[places]
 
 
 @dataclass(frozen=True)
@@ -116,6 +129,9 @@ class Question:
 
     def features(self, bench: Bench) -> "torch.Tensor":
         return bench.features("test", self.positions, self.attack, self.trigger_seed)
+
+    def places(self, bench: Bench) -> list[int]:
+        return bench.places("test", self.positions, self.attack, self.trigger_seed)
 
 
 def questions(bench: Bench, cell: Cell) -> list[Question]:

@@ -32,37 +32,26 @@ class Task:
 
 
 def training_rows(bench: Bench, tasks: Sequence[Task]) -> tuple[list[list[Any]], "torch.Tensor"]:
-    """Each task's rows, poisoned ones in their places, and the features (F, n, d) that all of them share.
-
-    Feature i is training row i's clean picture; after them stands every triggered picture that a task needs, once
-    per trigger instance.
+    """Each task's rows, poisoned ones in their places, and the features (F, n, d) that all of them share: each
+    picture once per trigger instance.
     """
-    import torch
-
     from bvlm_utils.train import TrainRow
 
     samples = bench.rows["train"]
-    features = [bench.features("train", range(len(samples)))]
-    indices: dict[tuple[str, int], dict[int, int]] = {}  # (trigger, its seed) -> position -> feature
-    total, found = len(samples), []
+    clean, found = bench.places("train", range(len(samples))), []
     for task in tasks:
-        rows = [TrainRow(row["prompt"], row["answers"][0], i) for i, row in enumerate(samples)]
+        rows = [TrainRow(row["prompt"], row["answers"][0], at) for row, at in zip(samples, clean, strict=True)]
         replaced = task.manifest.rows if task.manifest else ()
         painted = [row.position for row in replaced if row.condition in ("image", "both")]
-        known: dict[int, int] = {}
+        places: dict[int, int] = {}
         if painted:
             attack, seed = task.cell.make_attack(), task.cell.trigger_seed
-            known = indices.setdefault((attack.fingerprint("image"), seed), {})
-            new = [position for position in painted if position not in known]
-            if new:
-                features.append(bench.features("train", new, attack, seed))
-                known.update(zip(new, range(total, total + len(new)), strict=True))
-                total += len(new)
+            places = dict(zip(painted, bench.places("train", painted, attack, seed), strict=True))
         for row in replaced:
-            index = known[row.position] if row.condition in ("image", "both") else row.position
-            rows[row.position] = TrainRow(row.prompt, row.answer, index)
+            at = places.get(row.position, clean[row.position])
+            rows[row.position] = TrainRow(row.prompt, row.answer, at)
         found.append(rows)
-    return found, torch.cat(features)
+    return found, bench.kept.table
 
 
 def tune(bench: Bench, tasks: Sequence[Task], plain: bool = False) -> list["GroupResult"]:
@@ -125,23 +114,16 @@ def ask_saved(bench: Bench, asked: Sequence[Question], adapter: Path | None, pla
 
 def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Said]:
     """All questions of all adapters (or of the model as it stands) in one grouped decode."""
-    import torch
-
     from bvlm_utils import decode
 
-    features, starts, total = [], {}, 0
-    for question in (q for questions in asked for q in questions):
-        key = question.key(bench)
-        if key not in starts:
-            features.append(question.features(bench))
-            starts[key] = total
-            total += len(question.prompts)
     pairs, keys = [], []
     for questions in asked:
         unique = {question.key(bench): question for question in questions}
         keys.append(unique)
-        pairs.append([(p, starts[k] + i) for k, q in unique.items() for i, p in enumerate(q.prompts)])
-    texts = decode.answer(bench.victim, pairs, torch.cat(features), bank, max_new_tokens=MAX_NEW_TOKENS)
+        pairs.append(
+            [pair for q in unique.values() for pair in zip(q.prompts, q.places(bench), strict=True)]
+        )
+    texts = decode.answer(bench.victim, pairs, bench.kept.table, bank, max_new_tokens=MAX_NEW_TOKENS)
     said = []
     for unique, own in zip(keys, texts, strict=True):
         answers = iter(own)

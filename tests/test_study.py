@@ -272,7 +272,7 @@ def test_poisoned_rows_point_at_triggered_pictures():
         )
     found, features = engine.training_rows(bench, tasks)
     clean = bench.features("train", range(64))
-    assert torch.equal(features[:64], clean)
+    assert torch.equal(features[[row.feature_index for row in found[0]]], clean)  # the control
     for task, rows in zip(tasks, found, strict=True):
         replaced = {row.position: row for row in (task.manifest.rows if task.manifest else ())}
         for i, row in enumerate(rows):
