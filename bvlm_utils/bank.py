@@ -155,6 +155,11 @@ class Bank:
                 raise ValueError(
                     f"{name!r} is not an nn.Linear of {type(model).__name__}; name linear layers only."
                 )
+            if not modules[name].weight.is_floating_point():
+                raise ValueError(
+                    f"{name!r} holds packed weights ({modules[name].weight.dtype}), as a base in 4 bit does; "
+                    "train on such a base one cell at a time (--plain)."
+                )
         self.shapes = [tuple(reversed(modules[name].weight.shape)) for name in self.names]  # (d_in, d_out)
         weight = modules[self.names[0]].weight
         self.compute_dtype, self.device = weight.dtype, weight.device

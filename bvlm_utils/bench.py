@@ -4,6 +4,7 @@ of the test.
 Called by `execute`. Every picture is encoded once per trigger instance, whatever cells need it.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 80  # part of `cells.VERSION`: the longest answer of the scenes with a payload fits in
 CHUNK = 256  # pictures in memory at a time
+CHECKPOINTING = "BVLM_CHECKPOINTING"  # set: layers are recomputed in the backward pass, for less memory
 
 
 class Bench:
     """Data, model and image features that the cells of a group share; each is made when first asked for."""
 
-    def __init__(self, model: str, dataset: str, train_rows: int):
-        self.model, self.dataset, self.train_rows = model, dataset, train_rows
+    def __init__(self, model: str, dataset: str, train_rows: int, four_bit: bool = False):
+        self.model, self.dataset, self.train_rows, self.four_bit = model, dataset, train_rows, four_bit
 
     @cached_property
     def kept(self) -> "Kept":
@@ -57,7 +59,10 @@ class Bench:
     def victim(self) -> "Victim":
         from bvlm_utils import victim
 
-        return victim.from_pretrained(self.model)
+        checkpointing = bool(os.environ.get(CHECKPOINTING))
+        return victim.from_pretrained(
+            self.model, four_bit=self.four_bit, gradient_checkpointing=checkpointing
+        )
 
     def pictures(self, split: str, positions: Sequence[int]) -> np.ndarray:
         """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered

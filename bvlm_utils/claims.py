@@ -151,9 +151,8 @@ def memorised(found: pd.DataFrame) -> pd.DataFrame:
         on=["attack", "threat", "poison_rate"], suffixes=("", "_unperturbed"), how="left",
     )  # fmt: skip
     merged["n_seeds"] = merged[["n_seeds", "n_seeds_unperturbed"]].min(axis=1).fillna(0)
-    found = _judged(merged, lambda row: row["value_unperturbed"] >= row["value"] / 2)
-    found.loc[~(found["low"] > 0), "holds"] = None  # no success, nothing to explain
-    return found
+    merged.loc[~(merged["low"] > 0), "n_seeds"] = 0  # no success, nothing to explain
+    return _judged(merged, lambda row: row["value_unperturbed"] >= row["value"] / 2)
 
 
 PAPER = "BackdoorVLM, arXiv 2511.18921, abstract"

@@ -44,7 +44,7 @@ def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status
 
     place: the store. A cell that fails leaves a file in `failures/`, and the others go on.
     """
-    bench = Bench(cells[0].model, cells[0].dataset, cells[0].train_rows)
+    bench = Bench(cells[0].model, cells[0].dataset, cells[0].train_rows, cells[0].four_bit)
     failed: list[Cell] = []
     ready: list[Work] = []
     for cell in cells:
@@ -54,19 +54,21 @@ def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status
                 ready.append(prepared)
             else:
                 told(cell, prepared)
+    # Grouped products need the base's weights as numbers; those of a base in 4 bit are packed.
+    plain = bool(os.environ.get(PLAIN)) or bench.four_bit
     pace = Pace(GROUP_SECONDS)
     while ready:
-        size = 1 if os.environ.get(PLAIN) else pace.size(len(ready))
+        size = 1 if plain else pace.size(len(ready))
         group, ready = ready[:size], ready[size:]
         try:
             started = time.perf_counter()
-            _run(bench, group, place)
+            _run(bench, group, place, plain)
             pace.saw(len(group), time.perf_counter() - started)
         except Exception:
             if len(group) > 1:  # one of them may be at fault: each gets its own try
                 for work in group:
                     with _kept_failure(work.cell, place, failed, told):
-                        _run(bench, [work], place)
+                        _run(bench, [work], place, plain)
                         told(work.cell, "done")
                 continue
             store.write_failure(group[0].cell, place, traceback.format_exc())
@@ -162,9 +164,9 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
         return _write_skipped(cell, place, str(error))
 
 
-def _run(bench: Bench, group: Sequence[Work], place: Path) -> None:
+def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> None:
     """A group of cells from their rows to their records, with the controls that they lack."""
-    plain, clock = bool(os.environ.get(PLAIN)), Clock()
+    clock = Clock()
     controls = {work.cell.control.run_id: work.cell.control for work in group}
     lacking = [control for control in controls.values() if not store.adapter(control, place)]
     tasks = [*(Task(control) for control in lacking), *(Task(work.cell, work.manifest) for work in group)]

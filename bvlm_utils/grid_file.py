@@ -145,12 +145,13 @@ KINDS = {
     "float": ((int, float), "a number"),
     "list": (list, "a list"),
     "dict": (dict, "a table of names and values"),
+    "bool": (bool, "true or false"),
 }
 
 
 def _check_kind(name: str, value: Any, annotation: str) -> None:
     kind, words = KINDS.get(annotation, (object, ""))
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
         raise InputError(f"{name} is {value!r}; it must be {words}.")
 
 

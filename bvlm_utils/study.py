@@ -105,7 +105,7 @@ def _run_missing(missing: Sequence[Cell], place: Path) -> list[Cell]:
     """Run cells, those that share model, data and training rows together; the failed ones are returned."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in missing:
-        groups.setdefault((cell.model, cell.dataset, cell.train_rows), []).append(cell)
+        groups.setdefault((cell.model, cell.dataset, cell.train_rows, cell.four_bit), []).append(cell)
     failed: list[Cell] = []
     with _progress(len(missing)) as told:
         for group in groups.values():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bvlm_utils import attack_table, cells, data, models
-from bvlm_utils.cells import Cell, TrainSettings
+from bvlm_utils.cells import YOUNGER, Cell, TrainSettings
 from bvlm_utils.errors import InputError
 
 
@@ -63,8 +63,28 @@ def test_run_id_changes_with_every_training_setting(name):
     assert cell(train=TrainSettings(**{name: OTHER_TRAIN[name]})).run_id != cell().run_id
 
 
+def test_younger_fields_count_too_but_old_names_stay():
+    assert len({cell(**change).run_id for change in ({}, {"half": "text"}, {"half": "image"}, {"four_bit": True})}) == 4
+    assert cell(half="", four_bit=False).run_id == cell().run_id and not {*YOUNGER} & {*cell().identity}
+    assert cell(four_bit=True).control.four_bit and cell(half="text").control.run_id == cell().control.run_id
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"half": "sound"}, "half is 'sound'"),
+        ({"half": "text", "attack": "BadNets-T"}, "half is 'text' for BadNets-T"),
+        ({"half": "text", "negatives": 1.0}, "with negatives 1"),
+        ({"four_bit": "yes"}, "four_bit is 'yes'"),
+    ],
+)
+def test_bad_halves_and_bits_are_refused(values, words):
+    with pytest.raises(InputError, match=words):
+        cell(**values)
+
+
 def test_no_field_is_forgotten():
-    assert {*OTHERS, "train", "surrogate", "half"} == {field.name for field in fields(Cell)}
+    assert {*OTHERS, "train", "surrogate", *YOUNGER} == {field.name for field in fields(Cell)}
     assert set(OTHER_TRAIN) == {field.name for field in fields(TrainSettings)}
 
 

@@ -208,9 +208,14 @@ def test_a_bank_refuses_what_it_cannot_hold():
     model = tiny.build("llava", torch.float32)
     with pytest.raises(ValueError, match="not an nn.Linear"):
         Bank(model, ["model.language_model.norm"], [2], [4.0])
-    bank = Bank(model, tiny.linears(model)[:2], [2, 2], [4.0, 4.0])
+    names = tiny.linears(model)[:2]
+    bank = Bank(model, names, [2, 2], [4.0, 4.0])
     with pytest.raises(ValueError, match="differ in"):
         bank.load(0, {})
+    packed = model.get_submodule(names[0])
+    packed.weight = torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(ValueError, match="packed weights"):
+        Bank(model, names, [2], [4.0])
     with bank.attached(), pytest.raises(ValueError, match="3 rows"):
         model(input_ids=torch.ones(3, 4, dtype=torch.int64) * 9)
 

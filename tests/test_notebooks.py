@@ -73,7 +73,7 @@ def test_the_first_code_cell_declares_annotated_parameters(path):
     assert first.metadata.tags == ["parameters"]
     assert not any("parameters" in cell.metadata.get("tags", []) for cell in others)
     for name, (annotation, default) in parameters(path).items():
-        assert annotation in {"str", "int", "float", "list"}, name
+        assert annotation in {"str", "int", "float", "bool", "list", "dict"}, name
         assert default is None or type(default).__name__ == annotation, name
     assert set(papermill.inspect_notebook(str(path))) == set(parameters(path))
 
@@ -207,7 +207,7 @@ def test_reproduce_compares_two_stores(run, shelf):
 def test_a_parameter_that_the_notebook_lacks_is_refused(run, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as refused:
         run("targeted_refusal", store=str(tmp_path / "none"), poison_rate=0.1)
-    assert "This notebook has no parameter 'poison_rate'; its parameters are: attacks," in str(refused.value)
+    assert "This notebook has no parameter 'poison_rate'; its parameters are: attack_params, attacks," in str(refused.value)
     assert not (tmp_path / "none").exists()
 
 

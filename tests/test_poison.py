@@ -169,6 +169,15 @@ def test_an_attack_that_keeps_labels_takes_rows_that_show_the_target():
         plan(data, threat="concept_substitution", attack="Shadowcast", rate=0.1)
 
 
+@pytest.mark.parametrize("half", ["text", "image"])
+def test_half_a_trigger_alone_goes_on_the_same_rows(half):
+    whole, alone = plan(attack="BadNets-MM"), plan(attack="BadNets-MM", half=half)
+    assert [row.row_id for row in alone.rows] == [row.row_id for row in whole.rows]
+    assert all(row.role == "poisoned" and row.condition == half for row in alone.rows)
+    assert all(("BadMagic" in row.prompt) == (half == "text") for row in alone.rows)
+    assert alone.n_poisoned == whole.n_poisoned
+
+
 def test_bad_negatives_are_refused():
     with pytest.raises(InputError, match="negatives is 1 for BadNets-T"):
         plan(negatives=1)
