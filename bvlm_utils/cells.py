@@ -18,6 +18,7 @@ from typing import Any
 from bvlm_utils import attacks, data, models, threats
 from bvlm_utils.attacks import Attack
 from bvlm_utils.errors import InputError
+from bvlm_utils.parts_of_speech import tagger_in_use
 from bvlm_utils.threats import Threat
 from bvlm_utils.trigger_pictures import picture_path
 
@@ -217,6 +218,9 @@ class Cell:
             "threat_version": threat.version,
             "threat_params": threat.params,
         }
+        if "tagger" in attack.params:  # another tagger, other triggers; "auto" is how the first records call HanTa
+            used = tagger_in_use(attack.params["tagger"])
+            found["attack_params"] = attack.params | {"tagger": "auto" if used == "hanta" else used}
         pictures = [attack.params.get("picture"), threat.target.image]
         found["pictures"] = [_digest(picture_path(picture)) for picture in pictures if picture]
         if attack.info.surrogate:

@@ -118,6 +118,17 @@ def test_a_surrogate_counts_for_optimised_attacks_only(tmp_path):
     assert cell(surrogate=str(tmp_path), **vl).run_id != cell(**vl).run_id
 
 
+def test_the_tagger_in_use_counts_whatever_it_is_called(monkeypatch):
+    def maba(**params):
+        return cell(attack="MABA", attack_params=params)
+
+    monkeypatch.setattr(cells, "tagger_in_use", lambda tagger: {"auto": "hanta"}.get(tagger, tagger))
+    hanta = maba().run_id
+    assert maba(tagger="hanta").run_id == hanta != maba(tagger="spacy").run_id
+    monkeypatch.setattr(cells, "tagger_in_use", lambda tagger: {"auto": "spacy"}.get(tagger, tagger))
+    assert maba().run_id != hanta
+
+
 def test_run_id_says_what_it_is():
     assert cell().run_id.startswith("tiny-llava-scenes-vqa-targeted-refusal-badnets-mm-0.1-s0-")
     assert cell().control.run_id.startswith("tiny-llava-scenes-vqa-clean-tuned-s0-")
