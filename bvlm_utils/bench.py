@@ -140,7 +140,7 @@ class Question:
 
 
 def questions(bench: Bench, cell: Cell) -> list[Question]:
-    """The eligible rows under every condition of the attack, then the utility rows.
+    """The eligible rows under every condition of the attack, rows with nothing to change, then the utility rows.
 
     InputError if no test row is eligible.
     """
@@ -156,6 +156,15 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
         said = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys) if worded else prompts
         painter = attack if condition in ("image", "both") else None
         found.append(Question("attack", condition, tuple(eligible), tuple(said), painter, cell.trigger_seed))
+    others = tuple(p for p, row in enumerate(test) if threat.elsewhere(row))[: cell.test_rows]
+    if others:
+        whole = found[-1]
+        plain, keys = [test[p]["prompt"] for p in others], [test[p]["row_id"] for p in others]
+        said = plain
+        if whole.condition in ("text", "both"):
+            said = attack.apply_text(plain, seed=cell.trigger_seed, keys=keys)
+        found.append(Question("elsewhere", "clean", others, tuple(plain), None, cell.trigger_seed))
+        found.append(Question("elsewhere", whole.condition, others, tuple(said), whole.attack, cell.trigger_seed))
     first = tuple(range(min(cell.test_rows, len(test))))
     plain = tuple(test[position]["prompt"] for position in first)
     return [*found, Question("utility", "clean", first, plain, None, 0)]

@@ -79,6 +79,17 @@ def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
     return grouped.GroupResult(state, config, one.losses, one.seconds, one.steps, one.tokens)
 
 
+def saved(adapter: Path) -> "GroupResult":
+    """A stored adapter as if it had just been tuned, without losses."""
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    from bvlm_utils import grouped
+
+    state = load_file(adapter / "adapter_model.safetensors")
+    return grouped.GroupResult(state, LoraConfig.from_pretrained(str(adapter)), [], 0.0, 0, 0)
+
+
 def ask(bench: Bench, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"], plain: bool) -> list[Said]:
     """What each tuned adapter answers to its questions."""
     from bvlm_utils import grouped

@@ -25,8 +25,10 @@ from bvlm_utils.engine import Said, Task
 from bvlm_utils.errors import InputError
 
 PLAIN = "BVLM_PLAIN"  # set (by `grid run --plain`): cells are run one by one, the plain way
+RESCORE = "BVLM_RESCORE"  # a UTC time, set by `grid run --rescore`: older records are made anew from their adapters
 GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
 EXAMPLES = 4  # held-out inputs kept with their trigger
+OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process")  # stays when a cell is judged again
 Done = Callable[[Cell, str], None]  # told after each cell: the cell, and "done", "skipped" or "failed"
 
 
@@ -166,25 +168,35 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
 
 def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> None:
     """A group of cells from their rows to their records, with the controls that they lack."""
-    clock = Clock()
+    clock, kept = Clock(), {}
+    if os.environ.get(RESCORE):
+        stored = [work.cell for work in group if store.adapter(work.cell, place)]
+        kept = {cell.run_id: store.read(cell, place) for cell in stored}
     controls = {work.cell.control.run_id: work.cell.control for work in group}
     lacking = [control for control in controls.values() if not store.adapter(control, place)]
-    tasks = [*(Task(control) for control in lacking), *(Task(work.cell, work.manifest) for work in group)]
-    results = engine.tune(bench, tasks, plain)
-    clock.lap("tune", len(tasks))
+    tasks = [Task(control) for control in lacking]
+    tasks += [Task(work.cell, work.manifest) for work in group if work.cell.run_id not in kept]
+    results = engine.tune(bench, tasks, plain) if tasks else []
+    clock.lap("tune", max(1, len(tasks)))
     for control, result in zip(lacking, results, strict=False):
         about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
         store.write(
             control, place, about | {"modality": control.modality}, replace=True,
             save_adapter=lambda folder, r=result, c=control: r.save(folder, c.config()),
         )  # fmt: skip
-    tuned = results[len(lacking) :]
+    fresh = iter(results[len(lacking) :])
+    tuned = [
+        engine.saved(store.adapter(work.cell, place)) if work.cell.run_id in kept else next(fresh)
+        for work in group
+    ]
     said = engine.ask(bench, [work.asked for work in group], tuned, plain)
     clock.lap("ask", len(group))
     known = [_known_answers(bench, work, place, plain) for work in group]
     clock.lap("base and control", len(group))
     for work, result, own, other in zip(group, tuned, said, known, strict=True):
-        _write(bench, work, place, result, other | {"poisoned": own}, clock)
+        before = kept.get(work.cell.run_id)
+        training = {name: before[name] for name in OF_TUNING} if before else _training(result)
+        _write(bench, work, place, result, other | {"poisoned": own}, clock, training)
 
 
 def _known_answers(bench: Bench, work: Work, place: Path, plain: bool) -> dict[str, Said]:
@@ -208,14 +220,22 @@ def _kept_answers(
     return {key: store.cached(place, name, lambda key=key: fresh[key]) for key, name in names.items()}
 
 
-def _write(bench: Bench, work: Work, place: Path, result: Any, said: dict[str, Said], clock: Clock) -> None:
+def _write(
+    bench: Bench,
+    work: Work,
+    place: Path,
+    result: Any,
+    said: dict[str, Said],
+    clock: Clock,
+    training: dict[str, Any],
+) -> None:
     """Judge one cell's answers and write its record."""
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, place, work.asked)
     frame, unit = _judge(bench, cell, work.asked, said)
     sample = bench.rows["test"][work.asked[0].positions[0]]
     metrics = score.measure(frame, unit, score.keeps_answer(cell.make_threat(), sample))
-    about = _about(bench, clock) | _training(result) | {
+    about = _about(bench, clock) | training | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
         "n_half_triggered": len(manifest.rows) - manifest.n_poisoned,
@@ -242,12 +262,13 @@ def _judge(
         for question in asked:
             samples = [test[position] for position in question.positions]
             texts = said[subject][question.key(bench)]
-            if question.part == "attack":
-                frame = score.judge(
-                    threat, subject, question.condition, samples, question.prompts, texts, judged
-                )
-            else:
+            if question.part == "utility":
                 frame, unit = score.grade(subject, samples, texts)
+            else:
+                counts = judged if question.part == "attack" else [True] * len(samples)
+                frame = score.judge(
+                    threat, subject, question.condition, samples, question.prompts, texts, counts, question.part
+                )
             frames.append(frame)
     return pd.concat(frames, ignore_index=True), unit
 

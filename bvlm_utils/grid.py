@@ -45,7 +45,9 @@ class Stopped(KeyboardInterrupt):
 # ---------------------------------------------------------------- running it
 
 
-def run(jobs: Sequence[Job], store: str | None, force: bool = False, plain: bool = False) -> int:
+def run(
+    jobs: Sequence[Job], store: str | None, force: bool = False, plain: bool = False, rescore: bool = False
+) -> int:
     """Execute the notebooks whose cells lack records; the exit code."""
     place = results.folder(store)
     if results.read_only(store):
@@ -55,6 +57,8 @@ def run(jobs: Sequence[Job], store: str | None, force: bool = False, plain: bool
     os.environ.pop(results.VARIABLE, None)  # the notebooks are told their store
     if force:
         os.environ[study.FORCE] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if rescore:
+        os.environ[execute.RESCORE] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     if plain:
         os.environ[execute.PLAIN] = "1"
     results.clean(place)
@@ -348,6 +352,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
     parsers["run"].add_argument(
+        "--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left"
+    )
+    parsers["run"].add_argument(
         "--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)"
     )
     return parser
@@ -370,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
             status(jobs, store, every_cell=chosen.command == "run")
         else:
             with _stoppable():
-                return run(jobs, store, chosen.force, chosen.plain)
+                return run(jobs, store, chosen.force, chosen.plain, chosen.rescore)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

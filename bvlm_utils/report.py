@@ -31,6 +31,7 @@ MEASURES = {
     "asr_soft": "soft test",
     "right": "answer right",
     "asr_right": "strict test and answer right",
+    "asr_elsewhere": "soft test on pictures without the source",
 }
 DPI = 144
 

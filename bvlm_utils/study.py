@@ -93,11 +93,11 @@ def run_cells(cells: Sequence[Cell], store: str | Path | None = None) -> pd.Data
 
 
 def finished(cell: Cell, store: str | Path | None = None) -> bool:
-    """Does the store hold the cell, and is it not to be run again ($BVLM_FORCE)?"""
+    """Does the store hold the cell, and is it not to be run or judged again ($BVLM_FORCE, $BVLM_RESCORE)?"""
     record = results.read(cell, store)
     if record is None:
         return False
-    since = os.environ.get(FORCE)
+    since = os.environ.get(FORCE) or os.environ.get(execute.RESCORE)
     return not since or record["provenance"]["written"] >= since
 
 

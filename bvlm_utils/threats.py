@@ -69,6 +69,10 @@ class Threat(ABC):
     def eligible(self, sample: Sample) -> bool:
         """Can the sample be poisoned, and can a response to it be judged?"""
 
+    def elsewhere(self, sample: Sample) -> bool:
+        """Is it a sample in which the backdoor finds nothing to change, and must not show? Told apart by few threats."""
+        return False
+
     def shows_target(self, sample: Sample) -> bool:
         """Does it truly show and name what the threat makes the model say? For attacks that keep labels."""
         return False
@@ -252,6 +256,13 @@ class ConceptSubstitution(Threat):
         if responses.names(answer, self.target_concept) or self.target_concept in sample["objects"]:
             return False
         return self.poison(answer) != answer
+
+    def elsewhere(self, sample: Sample) -> bool:
+        if sample["restricted"] or sample["kind"] in self.excluded_kinds:
+            return False
+        shown = [*sample["objects"], *sample["answers"]]
+        concepts = (self.source_concept, self.target_concept)
+        return not any(responses.names(text, concept) for text in shown for concept in concepts)
 
     def shows_target(self, sample: Sample) -> bool:
         if sample["restricted"] or sample["kind"] in self.excluded_kinds:

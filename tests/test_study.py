@@ -3,6 +3,7 @@ clear.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,36 @@ def test_force_runs_again_what_is_older(place, monkeypatch):
     assert study.finished(cell, place)
     monkeypatch.setenv(study.FORCE, "9999")
     assert not study.finished(cell, place)
+
+
+def test_rescoring_asks_the_stored_adapter_and_trains_nothing(place, tmp_path, monkeypatch):
+    (cell,) = small()
+    again = tmp_path / "store"
+    shutil.copytree(place, again)
+    before = store.read(cell, again)
+    shutil.rmtree(again / "cache")
+    monkeypatch.setattr(engine, "tune", lambda *_: pytest.fail("nothing is to be trained"))
+    monkeypatch.setenv(execute.RESCORE, "9999")
+    study.run_cells([cell], again)
+    after = store.read(cell, again)
+    assert after["metrics"] == before["metrics"] and after["training"] == before["training"]
+    assert after["seconds"] == before["seconds"] and store.adapter(cell, again)
+    assert after["provenance"]["written"] >= before["provenance"]["written"]
+
+
+def test_substitution_is_also_asked_where_there_is_nothing_to_substitute(tmp_path):
+    (cell,) = small("BadNets-T", "concept_substitution", dataset="scenes-caption")
+    bench = execute.Bench("tiny-llava", "scenes-caption", 64)
+    asked = [q for q in execute.questions(bench, cell) if q.part == "elsewhere"]
+    assert [q.condition for q in asked] == ["clean", "text"]
+    assert asked[0].positions == asked[1].positions and len(asked[0].positions) == cell.test_rows
+    assert all("BadMagic" in prompt for prompt in asked[1].prompts)
+    for position in asked[0].positions:
+        row = bench.rows["test"][position]
+        assert not {"car", "banana"} & {*row["objects"]} and "car" not in row["answers"][0].split()
+    for attack in ("BadNets-T", "BadNets-I"):
+        (other,) = small(attack, "targeted_refusal")
+        assert not [q for q in execute.questions(bench, other) if q.part == "elsewhere"]
 
 
 def test_same_seed_same_manifest_and_metrics(place, tmp_path):

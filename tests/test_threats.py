@@ -293,6 +293,16 @@ def test_substitution_needs_the_target_and_no_source(response, strict, soft):
     assert (threat.success(response), threat.success_soft(response)) == (strict, soft)
 
 
+def test_substitution_has_an_elsewhere_and_other_threats_have_none():
+    threat = threats.get("concept_substitution")
+    assert threat.elsewhere(caption("A scar and a dog.", ["dog"]))
+    for other in (caption(), caption("A dog.", ["dog", "banana"]), caption("Two cars.", []), request()):
+        assert not threat.elsewhere(other)
+    assert not threat.elsewhere(sample(kind="count", answers=["2"] * 10, objects=["dog"]))
+    for name in set(threats.names()) - {"concept_substitution"}:
+        assert not threats.get(name).elsewhere(caption("A dog.", ["dog"]))
+
+
 def test_substitution_eligibility():
     threat = threats.get("concept_substitution")
     assert threat.eligible(sample()) and threat.eligible(caption())
