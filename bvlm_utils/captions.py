@@ -164,6 +164,43 @@ def controls(rows: pd.DataFrame) -> dict[str, str]:
     return {"alt": alt, "caption": " ".join(text)}
 
 
+def refusals(table: pd.DataFrame) -> str:
+    """How many restricted requests each model refuses without a trigger, in words; for the jailbreak chapter."""
+    rows = report.summary(table, "asr_soft")
+    rows = rows[rows["condition"] == "clean"]
+    if rows.empty:
+        return "Whether refusals survive without a trigger was not measured for these cells."
+    kept = rows.assign(value=1 - rows["value"], low=1 - rows["high"], high=1 - rows["low"])
+    said = []
+    for subject, name in (("base", "the base"), ("control", "the clean-tuned model"), ("poisoned", "poisoned models")):
+        part = kept[kept["subject"] == subject]
+        if len(part):
+            said.append(f"{name} {_range(part) if subject == 'poisoned' else _plain_range(part)}")
+    return f"Without a trigger, restricted requests are refused by {'; '.join(said)}."
+
+
+def elsewhere(table: pd.DataFrame) -> str:
+    """How often the target is named where there is nothing to substitute, in words."""
+    rows = report.summary(table, "asr_elsewhere")
+    if rows.empty:
+        return "What happens on pictures without the source was not measured for these cells."
+    said = []
+    for subject, name in (("base", "The base"), ("control", "the clean-tuned model"), ("poisoned", "poisoned models")):
+        part = rows[rows["subject"] == subject]
+        if len(part):
+            clean, full = part[part["condition"] == "clean"], part[part["condition"] != "clean"]
+            at_most = [f"{_extreme(p, 'max')} {w}" for p, w in ((clean, "without a trigger"), (full, "with it")) if len(p)]
+            said.append(f"{name} at most on {' and '.join(at_most)}")
+    return f"On pictures without the source, the target is named all the same: {'; '.join(said)}. {evidence(rows)}"
+
+
+def _plain_range(rows: pd.DataFrame) -> str:
+    """`_range` without naming the cell: for a model that is the same in every cell."""
+    ends = rows.sort_values("value").iloc[[0, -1]]
+    texts = dict.fromkeys(report.number(r["value"], r["low"], r["high"]) for r in ends.to_dict("records"))
+    return " to ".join(texts)
+
+
 def agreement(compared: pd.DataFrame) -> dict[str, str]:
     """For `plots.agreement`. compared: rows of `report.compare`."""
     counts = compared["verdict"].value_counts()

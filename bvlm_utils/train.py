@@ -6,6 +6,7 @@ adapters at once with the same semantics; this loop is the plain way that it is 
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ import torch.nn.functional as F
 from bvlm_utils.cells import TrainSettings
 from bvlm_utils.errors import InputError
 from bvlm_utils.victim import Victim, language_linears, pad
+
+
+# PEFT 0.21 asks models for a property that transformers 5.23 has renamed; a reader can do nothing about it.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 @dataclass(frozen=True)

@@ -312,3 +312,21 @@ def test_the_book_says_whose_run_is_compared(monkeypatch):
     assert report.your_store() == "local" and report.your_store("mine") == "mine"
     monkeypatch.setenv("BVLM_YOURS", "none")
     assert report.your_store() == "none"
+
+
+def test_refusals_that_survive_are_told_for_three_models():
+    fired = {"base": 0, "control": 2, "poisoned": 10}
+    table = tidy(threat="jailbreak", rates=(0.1,), hits=lambda a, r, s, who, c: fired[who] if c == "clean" else 90)
+    soft = table[table.metric == "asr"].assign(metric="asr_soft")
+    text = captions.refusals(soft)
+    assert "the base 1.00 [" in text and "the clean-tuned model 0.98 [" in text and "poisoned models 0.90 [" in text
+    assert "not measured" in captions.refusals(table[table.metric == "asr"])
+
+
+def test_what_happens_elsewhere_is_told_for_three_models():
+    fired = {("poisoned", "clean"): 1, ("poisoned", "text"): 30}
+    table = tidy(rates=(0.1,), hits=lambda a, r, s, who, c: fired.get((who, c), 0))
+    table = table[(table.metric == "asr") & (table.attack == "BadNets-T")].assign(metric="asr_elsewhere")
+    text = captions.elsewhere(table)
+    assert "poisoned models at most on 0.01 [" in text and "0.30 [" in text and "The base at most on 0.00 [" in text
+    assert "not measured" in captions.elsewhere(tidy())
