@@ -14,6 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -209,31 +210,48 @@ def read_exhibit(store: str | None = None) -> Exhibit:
 
 
 def attack_table() -> pd.DataFrame:
-    """Every attack of the study: modality, what its trigger is, parameters, where it comes from."""
+    """Every attack of the study: modality, what its trigger is, where it comes from."""
+    rows = [attacks.info(name) for name in attacks.names()]
+    return pd.DataFrame(
+        [
+            {"attack": row.name, "modality": row.modality, "trigger": row.summary, "source": row.source}
+            for row in rows
+        ]
+    )
+
+
+def parameter_table() -> pd.DataFrame:
+    """What can be set of every attack, with its default, and the threats it is defined for."""
     rows = [attacks.info(name) for name in attacks.names()]
     return pd.DataFrame(
         [
             {
                 "attack": row.name,
-                "modality": row.modality,
-                "trigger": row.summary,
-                "parameters": ", ".join(f"{k} = {v}" for k, v in row.defaults.items()) or "none",
-                "defined for": ", ".join(row.threats) if row.threats else "all threats",
-                "source": row.source,
+                "defined for": ", ".join(row.threats).replace("_", " ") if row.threats else "all threats",
+                "parameters": "; ".join(f"{name}: {_default(value)}" for name, value in row.defaults.items()),
             }
             for row in rows
         ]
     )
 
 
+def _default(value: Any) -> str:
+    """A default as people write it: parts of 255 where it is that, lists without brackets."""
+    if isinstance(value, float) and len(str(value)) > 6:  # 40/255 is 0.1568627450980392
+        return f"{round(value * 255)}/255"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "of the threat" if value == "" else str(value)
+
+
 STEALTH_COLUMNS = {
     "psnr": ("PSNR (dB)", "{:.1f}"),
     "ssim": ("SSIM", "{:.3f}"),
-    "linf": ("largest change (of 255)", "{:.0f}"),
+    "linf": ("largest change", "{:.0f}"),
     "changed": ("changed pixels", "{:.1%}"),
     "added_characters": ("characters added", "{:.1f}"),
-    "perplexity_clean": ("perplexity without", "{:,.0f}"),
-    "perplexity": ("perplexity with trigger", "{:,.0f}"),
+    "perplexity_clean": ("perplexity, clean", "{:,.0f}"),
+    "perplexity": ("triggered", "{:,.0f}"),
 }
 
 
@@ -241,7 +259,7 @@ def stealth_table(stealth: pd.DataFrame) -> pd.DataFrame:
     """The stored stealth numbers as a table to read; a number without meaning for an attack is "n/a"."""
     if stealth.empty:
         return stealth
-    shown = stealth[["attack", "modality"]].copy()
+    shown = stealth[["attack"]].copy()
     for column, (title, form) in STEALTH_COLUMNS.items():
         if column in stealth and stealth[column].notna().any():
             shown[title] = ["n/a" if pd.isna(v) else form.format(v) for v in stealth[column]]
