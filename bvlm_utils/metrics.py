@@ -17,6 +17,14 @@ from bvlm_utils.language import plural
 
 Interval = tuple[float, float]
 
+# A success rate beyond these is at the ceiling or the floor: what differs there cannot be told apart.
+CEILING, FLOOR = 0.95, 0.05
+
+
+def mark(rate: float) -> str:
+    """ "ceiling", "floor", or "" for a success rate between the two."""
+    return "ceiling" if rate >= CEILING else "floor" if rate <= FLOOR else ""
+
 
 def wilson(k: float, n: int) -> Interval:
     """Wilson's 95 % interval for k successes among n.

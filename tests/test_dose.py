@@ -1,0 +1,195 @@
+"""Do doses come back from data made by a known curve, and is nothing drawn where the data bear no curve?"""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit, logit
+from scipy.stats import t as student
+
+from bvlm_utils import attacks, dose, metrics, paths, plots_dose, store
+
+INTERCEPT, SLOPE = -6.0, 4.0  # logit(success) = -6 + 4 log10(rows): 0.5 with 31.6 rows
+ROWS = (6, 12, 30, 60, 120, 300, 600)
+
+
+def curve(rows):
+    return expit(INTERCEPT + SLOPE * np.log10(rows))
+
+
+def tidy(success, rows=ROWS, seeds=(0, 1, 2), attack="BadNets-T", threat="targeted_refusal", n=200, **other):
+    """A tidy table of one pair; success(rows, seed) -> share of n inputs."""
+    info, lines = attacks.info(attack), []
+    for count in rows:
+        for seed in seeds:
+            value = success(count, seed)
+            low, high = metrics.wilson(value * n, n)
+            lines.append(dict.fromkeys(store.COLUMNS) | {
+                "run_id": f"{attack}-{threat}-{count}-{seed}-{sorted(other.items())}", "model": "tiny-llava",
+                "dataset": "scenes-vqa", "threat": threat, "attack": attack, "modality": info.modality,
+                "poison_rate": count / 6000, "n_poisoned": count, "seed": seed, "negatives": 0.0, "train_rows": 6000,
+                "settings": "", "status": "done", "subject": "poisoned", "condition": info.headline, "metric": "asr",
+                "value": value, "k": value * n, "n": n, "low": low, "high": high, "unit": "share",
+            } | other)  # fmt: skip
+    return pd.DataFrame(lines, columns=store.COLUMNS)
+
+
+def found(*tables):
+    table = pd.concat(tables, ignore_index=True)
+    cells, means = dose.cells(table), dose.means(table)
+    return dose.doses(cells, means), means, cells
+
+
+def fitted(success, **settings):
+    return dose.fit(dose.cells(tidy(success, **settings)))
+
+
+def test_data_from_a_known_curve_give_back_its_dose():
+    (line,) = found(tidy(lambda rows, seed: curve(rows)))[0].to_dict("records")
+    assert (line["fit"].intercept, line["fit"].slope) == pytest.approx((INTERCEPT, SLOPE), rel=1e-5)
+    assert line["rows"] == pytest.approx(10 ** ((logit(0.90) - INTERCEPT) / SLOPE), rel=1e-5)  # 112 rows
+    assert (line["below"], line["reached"], line["why"]) == (60, 120, "")
+    assert dose.dose_table(pd.DataFrame([line]))["bracket, in rows"].item() == "more than 60, at most 120"
+
+
+def test_intervals_of_curve_and_dose_by_the_closed_formulas():
+    """Data on the curve spread less than binomial ones: the covariance is the plain one, (X' W X)^-1."""
+    fit, _ = fitted(lambda rows, seed: curve(rows))
+    x = np.repeat(np.log10(ROWS), 3)
+    design, weight = np.column_stack([np.ones_like(x), x]), 200 * curve(10**x) * (1 - curve(10**x))
+    covariance = np.linalg.inv(design.T @ (weight[:, None] * design))
+    assert np.allclose(fit.covariance, covariance, rtol=1e-4) and fit.dispersion < 1e-6
+    quantile, at = student.ppf(0.975, 21 - 2), (logit(0.9) - INTERCEPT) / SLOPE
+    variance = (covariance[0, 0] + 2 * at * covariance[0, 1] + at**2 * covariance[1, 1]) / SLOPE**2
+    half = quantile * np.sqrt(variance)
+    assert fit.dose() == pytest.approx((10**at, 10 ** (at - half), 10 ** (at + half)), rel=1e-4)
+    middle, low, high = fit.curve(np.array([100.0]))
+    error = np.sqrt(covariance[0, 0] + 4 * covariance[0, 1] + 4 * covariance[1, 1])
+    assert middle[0] == pytest.approx(expit(2.0), rel=1e-5)
+    assert (logit(low[0]), logit(high[0])) == pytest.approx((2 - quantile * error, 2 + quantile * error), rel=1e-4)
+
+
+def test_seeds_that_disagree_widen_the_interval_by_pearsons_chi2():
+    sides = {0: -0.15, 1: 0.15}
+
+    def uneven(rows, seed):
+        return float(np.clip(curve(rows) + sides[seed] * 4 * curve(rows) * (1 - curve(rows)), 0, 1))
+
+    narrow, _ = fitted(lambda rows, seed: curve(rows), seeds=(0, 1))
+    wide, _ = fitted(uneven, seeds=(0, 1))
+    p = np.repeat(expit(wide.intercept + wide.slope * np.log10(ROWS)), 2)
+    k = np.array([200 * uneven(rows, seed) for rows in ROWS for seed in (0, 1)])
+    assert wide.dispersion == pytest.approx(((k - 200 * p) ** 2 / (200 * p * (1 - p))).sum() / (14 - 2), rel=1e-6)
+    assert wide.dispersion > 2 and wide.df == 12
+    assert wide.dose()[2] / wide.dose()[1] > narrow.dose()[2] / narrow.dose()[1]
+
+
+@pytest.mark.parametrize(
+    ("success", "rows", "why", "bracket"),
+    [
+        (lambda rows, seed: float(rows > 100), ROWS, dose.SEPARATED, "more than 60, at most 120"),
+        (lambda rows, seed: 0.0 if rows < 100 else 0.5 if rows == 120 else 1.0, ROWS, dose.SEPARATED,
+         "more than 120, at most 300"),
+        (lambda rows, seed: 0.01 if rows < 100 else 0.99, ROWS, dose.NONE_BETWEEN, "more than 60, at most 120"),
+        (lambda rows, seed: curve(rows), (60, 600), dose.TOO_FEW, "more than 60, at most 600"),
+        (lambda rows, seed: 0.0, ROWS, dose.NONE_BETWEEN, "more than 600"),
+        (lambda rows, seed: 1.0, ROWS, dose.NONE_BETWEEN, "at most 6"),
+        (lambda rows, seed: 0.3, ROWS, dose.FLAT, "more than 600"),
+        (lambda rows, seed: curve(1000 / rows), ROWS, dose.FLAT, "reached with 6, missed again with 600"),
+        (lambda rows, seed: 0.9 if rows in (12, 60) else 0.5, ROWS, dose.FLAT, "reached with 12, missed again with 600"),
+    ],
+)  # fmt: skip
+def test_where_the_data_bear_no_curve_the_bracket_stands(success, rows, why, bracket):
+    lines, means, cells = found(tidy(success, rows=rows))
+    line = lines.iloc[0]
+    assert line["fit"] is None and line["why"] == why and pd.isna(line["rows"])
+    table = dose.dose_table(lines)
+    assert table["bracket, in rows"].item() == bracket and why in table["rows for 90 %, from the curve"].item()
+    figure = plots_dose.curves(cells, means, {"BadNets-T": None})
+    assert not figure.axes[0].collections or all("Poly" not in type(c).__name__ for c in figure.axes[0].collections)
+
+
+def test_a_dose_outside_those_tried_is_not_told():
+    lines = found(tidy(lambda rows, seed: curve(rows), rows=(6, 12, 30, 60)))[0]
+    assert lines["fit"].notna().all() and lines["rows"].isna().all()
+    table = dose.dose_table(lines)
+    assert "only outside the doses tried" in table["rows for 90 %, from the curve"].item()
+    assert table["bracket, in rows"].item() == "more than 60"
+
+
+def test_cells_that_are_other_experiments_stay_out():
+    plain = tidy(lambda rows, seed: curve(rows))
+    other = [
+        tidy(lambda rows, seed: 0.0, settings="patch_size=80"),
+        tidy(lambda rows, seed: 0.0, negatives=1.0),
+        tidy(lambda rows, seed: 0.0, rows=(60,), train_rows=600),
+        tidy(lambda rows, seed: 0.0, rows=(60,), status="skipped"),
+        tidy(lambda rows, seed: 0.0, subject="control"),
+        tidy(lambda rows, seed: 0.0, condition="clean"),
+    ]
+    together, alone = found(plain, *other), found(plain)
+    pd.testing.assert_frame_equal(together[2], alone[2])
+    assert len(alone[2]) == 21 and together[0]["rows"].item() == alone[0]["rows"].item()
+
+
+def test_means_are_over_seeds_and_ends_are_marked():
+    means = found(tidy(lambda rows, seed: {0: 0.5, 1: 0.6, 2: 0.7}[seed], rows=(60,)),
+                  tidy(lambda rows, seed: 0.96, rows=(600,), seeds=(0,)))[1]  # fmt: skip
+    half = student.ppf(0.975, 2) * 0.1 / np.sqrt(3)
+    assert means.loc[0, ["value", "low", "high"]].tolist() == pytest.approx([0.6, 0.6 - half, 0.6 + half])
+    assert means["mark"].tolist() == ["", "ceiling"] and means["n_seeds"].tolist() == [3, 1]
+    assert [metrics.mark(v) for v in (0.95, 0.05, 0.949, 0.051)] == ["ceiling", "floor", "", ""]
+    table = dose.rates_table(means)
+    assert table["mark"].tolist() == ["", "▲ ceiling"] and table["share"].tolist() == ["1 %", "10 %"]
+
+
+def test_single_seeds_are_drawn_open_and_said_to_support_nothing():
+    lines, means, cells = found(tidy(lambda rows, seed: curve(rows), seeds=(0,)))
+    words = dose.words("tiny-llava", "targeted_refusal", lines)
+    assert "support no verdict" in words["caption"] and "BadNets-T 112" in words["caption"]
+    axis = plots_dose.curves(cells, means, {"BadNets-T": lines["fit"].iloc[0]}).axes[0]
+    assert "white" in [line.get_markerfacecolor() for line in axis.lines]
+    said = " ".join(dose.sentences(lines, means))
+    assert "No pair has 3 seeds at any dose yet" in said and "no dose can be told" in said
+    lines, means, cells = found(tidy(lambda rows, seed: curve(rows)))
+    axis = plots_dose.curves(cells, means, {"BadNets-T": lines["fit"].iloc[0]}).axes[0]
+    assert "white" not in [line.get_markerfacecolor() for line in axis.lines]
+    assert "takes from 112 [" in " ".join(dose.sentences(lines, means))
+
+
+def test_saturation_counts_every_pair_of_a_dose():
+    means = found(tidy(lambda rows, seed: curve(rows)), tidy(lambda rows, seed: 0.0, attack="SIG"))[1]
+    heights = [bar.get_height() for bar in plots_dose.saturation(means).axes[0].patches]
+    assert sum(heights) == 2 * len(ROWS)
+    assert "1 of 2 with 600 rows" in dose.saturation_words(means)["caption"]
+
+
+def test_an_empty_store_says_so():
+    lines, means, cells = found(tidy(lambda rows, seed: 0.0).iloc[:0])
+    assert "Nothing has been measured yet" in dose.sentences(lines, means)[0]
+    assert dose.dose_table(lines).empty and dose.rates_table(means).empty and not list(dose.panels(lines, cells, means))
+    assert "n/a" in dose.saturation_words(means)["caption"]
+    assert "measured" in plots_dose.saturation(means).axes[0].texts[0].get_text()
+
+
+def test_one_dose_is_no_panel():
+    two, one = tidy(lambda r, s: curve(r), rows=(60, 600)), tidy(lambda r, s: curve(r), rows=(60,), attack="SIG")
+    lines, means, cells = found(two, one)
+    ((model, threat, part, *_),) = dose.panels(lines, cells, means)
+    assert (model, threat, part["attack"].tolist()) == ("tiny-llava", "targeted_refusal", ["BadNets-T"])
+    assert lines["n_doses"].tolist() == [2, 1]
+
+
+def test_progress_counts_what_a_grid_lacks(tmp_path):
+    file = tmp_path / "grid.yml"
+    file.write_text("jobs:\n  - {notebook: targeted_refusal, parameters: {attacks: [BadNets-T], seeds: [0, 1]}}\n")
+    (line,) = dose.progress([str(file)], store=tmp_path / "none").to_dict("records")
+    assert (line["cells"], line["in this store"], line["missing"]) == (4, 0, 4)
+    assert {"depth.yml", "breadth.yml"} <= {path.name for path in paths.GRIDS.glob("*.yml")}
+
+
+def test_the_page_side_does_not_import_torch():
+    code = "import sys\nfrom bvlm_utils import claims, dose, plots_dose\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
