@@ -1,6 +1,7 @@
 """A real browser opens every page, light and dark, wide and narrow: no error, no request, nothing cut off."""
 
 import os
+import re
 
 import chromium
 import pytest
@@ -81,6 +82,20 @@ def test_the_search_finds_without_a_server(book, browser):
         " hits || !tries ? done(hits) : setTimeout(() => look(tries - 1), 100); }; look(100); })"
     )
     assert found > 3
+    assert not chromium.problems(browser.events)
+
+
+def test_the_leaderboard_sorts_and_filters_without_a_server(book, browser):
+    browser.open((book / "notebooks" / "leaderboard.html").as_uri(), 1440, 900, "light")
+    first = "document.querySelectorAll('.dt-scroll-body tbody tr')[0].cells[4].textContent"
+    heads = "[...document.querySelectorAll('.dt-scroll-head thead th')]"
+    best = browser.run(first)
+    browser.run(f"{heads}[4].querySelector('.dtcc-button').click()")
+    assert re.match(r"\d\.\d\d \[", best), "the best success is on top, with its interval"
+    assert browser.run(first) != best, "the other way round"
+    box = "document.querySelector('.dt-search input')"
+    browser.run(f"{box}.value = 'no such cell'; {box}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+    assert "No matching records" in browser.run("document.querySelector('.dt-scroll-body tbody').textContent")
     assert not chromium.problems(browser.events)
 
 

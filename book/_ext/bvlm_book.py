@@ -54,6 +54,8 @@ def prepare_kernels(app: Sphinx, config: Any) -> None:
     folder = tempfile.mkdtemp(prefix="book-")
     atexit.register(_remove, folder, os.getpid())
     os.environ["IPYTHONDIR"] = folder  # nobody's start-up files
+    # Where a chapter puts files for readers to take; Sphinx keeps what it finds there.
+    os.environ["BVLM_DOWNLOADS"] = str(Path(app.outdir) / "_static" / "results")
     SocketKernelManager.folder = folder
     jupyter_client.AsyncKernelManager = SocketKernelManager  # nbclient asks for it by this name
 
