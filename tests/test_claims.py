@@ -1,5 +1,7 @@
 """Do the verdicts follow from the rules, on tables whose verdict is plain?"""
 
+import html
+
 import pandas as pd
 import pytest
 
@@ -103,3 +105,87 @@ def test_shadowcast_is_judged_beside_its_unperturbed_rows():
 def test_a_cell_with_negatives_is_another_experiment():
     lines = [line | {"negatives": 1.0} for line in cell("BadNets-MM", 1.0)]
     assert judged("text_1", lines).judged == 0
+
+
+# ---------------------------------------------------------------- what the page shows
+
+
+def of(*cells, models=("tiny-llava",)):
+    table = pd.DataFrame([line for lines in cells for line in lines], columns=store.COLUMNS)
+    return claims.verdicts(table, models), table
+
+
+def test_the_overview_has_a_row_per_claim_with_its_rule_verdict_and_counts():
+    few = cell("BadNets-T", 0.02, rate=0.002, poisoned=12), cell("SIG", 0.6, rate=0.002, poisoned=12)
+    single = cell("AddSent", 0.02, rate=0.002, poisoned=12, seeds=1)
+    found, table = of(*few, single)
+    shown = claims.overview(found, table)
+    assert len(shown) == len(claims.CLAIMS)
+    for claim, (_, row) in zip(claims.CLAIMS, shown.iterrows(), strict=True):
+        said = html.unescape(row["what is said"])
+        assert claim.says in said and claim.source in said
+        assert row["the rule"] == claim.rule and f'href="#claim-{claim.key}"' in row["evidence"]
+        assert row["7B models"].startswith("<strong>untested</strong>")
+    judged = shown.loc[[claim.key == "few" for claim in claims.CLAIMS], "tiny-llava"].item()
+    assert "not confirmed at this scale" in judged
+    assert "holds in 1 of 2 judged pairs (1 more cannot be judged); ASR 0.02 to 0.60" in judged
+    assert "not testable here</strong>: the store has no such pair" in shown["tiny-llava"].iloc[1]
+
+
+def test_a_claim_on_seven_billion_parameters_is_untested_until_there_is_a_record():
+    for name, large in (("llava-1.5-7b-hf", True), ("Qwen2.5-VL-7B-Instruct", True), ("smolvlm-2.7b", False),
+                        ("tiny-llava", False), ("model-17b", False)):  # fmt: skip
+        found, table = of([line | {"model": name} for line in cell("BadNets-T", 1.0)])
+        assert (claims.of_seven_billion(table) == [name]) is large
+        assert ("7B models" in claims.overview(found, table)) is not large
+        assert ("untested" in claims.large_models(table)) is not large
+        assert found["text_1"][name].verdict == claims.CONFIRMED  # whatever its size, it has its own verdicts
+        assert found["text_1"]["tiny-llava"].verdict in (claims.CONFIRMED, claims.UNTESTABLE)
+    skipped = [line | {"model": "llava-1.5-7b-hf", "status": "skipped"} for line in cell("BadNets-T", 1.0)]
+    assert "untested" in claims.large_models(of(skipped)[1])
+
+
+def test_evidence_says_what_could_not_be_judged():
+    found, _ = of(cell("BadNets-T", 0.95), cell("AddSent", 0.95, seeds=1), cell("MABA", 0.5))
+    table = claims.evidence_table(found["text_1"]["tiny-llava"]).set_index("attack")
+    assert table["holds"].to_dict() == {"BadNets-T": "yes", "AddSent": "cannot be judged", "MABA": "no"}
+    assert table.loc["BadNets-T", "ASR"] == "0.95 [0.95, 0.95]" and table.loc["AddSent", "seeds"] == 1
+    found, _ = of(
+        cell("BadNets-MM", 1.0, condition="text"), cell("BadNets-MM", 0.05, condition="image"),
+        cell("BadNets-MM", 1.0, condition="text", settings="half=text"),
+    )  # fmt: skip
+    (line,) = claims.evidence_table(found["dominance"]["tiny-llava"]).to_dict("records")
+    assert (line["difference"], line["text half alone"]) == ("0.95 [0.95, 0.95]", "1.00")
+    assert (line["image half alone"], line["holds"]) == ("n/a", "cannot be judged")
+
+
+def test_shadowcasts_evidence_stands_beside_its_control():
+    threat = {"threat": "concept_substitution"}
+    found, _ = of(cell("Shadowcast", 0.40, **threat), cell("Shadowcast", 0.30, settings="eps=0", **threat))
+    of_model = found["memorised"]["tiny-llava"]
+    assert claims.behind(of_model).endswith("unperturbed 0.30 to 0.30")
+    assert claims.evidence_table(of_model)["unperturbed"].item() == "0.30 [0.30, 0.30]"
+
+
+def test_sentences_count_verdicts_and_the_points_that_could_support_one():
+    found, table = of(cell("BadNets-T", 1.0), cell("SIG", 1.0, seeds=1), models=("tiny-llava", "tiny-qwen2.5-vl"))
+    llava, qwen, seeds = claims.sentences(found, table)
+    assert "1 confirmed, 0 not confirmed at this scale, 4 not testable here" in llava
+    assert "0 confirmed" in qwen and "1 of the 2 points" in seeds
+
+
+def test_a_chapter_is_linked_only_if_the_book_has_it(tmp_path, monkeypatch):
+    assert set(claims.CHAPTERS) == set(RULES)
+    monkeypatch.setattr(claims.paths, "ROOT", tmp_path)
+    assert claims.chapter_title("dose") is None
+    (tmp_path / "_toc.yml").write_text("chapters:\n  - file: notebooks/dose\n")
+    assert claims.chapter_title("dose") == "How little poison is enough?"
+    assert claims.chapter_title("modality") is None
+    links = claims.overview(*of(cell("BadNets-T", 1.0)))["evidence"]
+    assert 'href="dose.html"' in links.iloc[0] and "modality" not in links.iloc[1]
+
+
+def test_the_chapter_shows_every_claim():
+    text = (claims.paths.NOTEBOOKS / "claims.ipynb").read_text()
+    for key in RULES:
+        assert f'show_claim(\\"{key}\\"' in text and f'show_evidence(\\"{key}\\"' in text

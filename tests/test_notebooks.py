@@ -52,7 +52,7 @@ def parameters(path):
 
 def test_every_threat_has_its_chapter():
     names = {path.stem for path in NOTEBOOKS}
-    assert names == {*CHAPTERS, "quickstart", "attacks", "reproduce", "models", "small_patch"}
+    assert names == {*CHAPTERS, "quickstart", "attacks", "reproduce", "models", "small_patch", "dose", "claims", "leaderboard"}
 
 
 @every_notebook
@@ -193,6 +193,9 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert "There is no run of yours to compare" in page(run("reproduce"))
     assert "No stealth numbers are stored" in page(run("attacks"))
     assert "VQA accuracy" in page(run("models"))
+    assert "No pair has 3 seeds at any dose yet" in page(run("dose", grids=[]))
+    claims = page(run("claims"))
+    assert "not testable here" in claims and "every claim on this page is untested" in claims
     with pytest.raises(
         papermill.PapermillExecutionError, match="has no record of .* and the book does not train"
     ):
