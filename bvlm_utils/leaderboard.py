@@ -1,8 +1,8 @@
 """Which cells are there, and what came of each? One line per cell, to sort, to filter and to take away.
 
-The leaderboard chapter calls `lines` for the table, `show` to put it on the page and `offer` for the files. Nothing is
-pooled: seeds stay apart, skipped cells stay in with their reason. DataTables comes with `itables` and is written into
-the page, so that sorting asks no other host for anything. Free of torch.
+The leaderboard chapter calls `lines` for the table, `show` to put it on the page and `offer` for the files.
+Nothing is pooled: seeds stay apart, skipped cells stay in with their reason. DataTables comes with `itables`
+and is written into the page, so that sorting asks no other host for anything. Free of torch.
 """
 
 import html
@@ -19,7 +19,8 @@ from bvlm_utils import attacks, report
 VARIABLE = "BVLM_DOWNLOADS"  # the folder of the built book that the files go to; the book's extension sets it
 LINK = "../_static/results"  # the same folder, seen from a chapter
 ABOUT = [
-    "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives", "settings",
+    "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
+    "settings",
     "train_rows", "test_rows",
 ]  # fmt: skip
 # What is read from a cell's numbers: all of the poisoned model.
@@ -51,7 +52,11 @@ SHOWN = {
     "status": "status",
     "run_id": "cell",
 }
-CHOSEN = ("model", "threat", "attack", "modality", "poison_rate", "seed", "dataset", "negatives", "settings", "status")
+# Columns with few values, which are chosen from a list; in the others one searches.
+CHOSEN = (
+    "model", "threat", "attack", "modality", "poison_rate", "seed", "dataset", "negatives", "settings",
+    "status",
+)  # fmt: skip
 DIGITS = {"utility": 3, "utility_difference": 3}
 WHOLE = ("n_poisoned", "seed", "success_n", "train_rows")
 
@@ -60,9 +65,9 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     """One row per cell of a tidy table (`store.collect`), in `COLUMNS`.
 
     success: the threat's headline (`measure`) under the condition that the attack is read from (`condition`).
-    false_activation: the same measure on clean inputs; missing where the attack is read from them. *_difference:
-    poisoned minus clean-tuned on the same rows. *_low, *_high: 95 % interval; *_n: rows. What was not measured is
-    missing, never 0; `reason` says why a cell was skipped.
+    false_activation: the same measure on clean inputs; missing where the attack is read from them.
+    *_difference: poisoned minus clean-tuned on the same rows. *_low, *_high: 95 % interval; *_n: rows. What
+    was not measured is missing, never 0; `reason` says why a cell was skipped.
     """
     found = [_line(part) for _, part in table.groupby("run_id", sort=False)]
     board = pd.DataFrame(found, columns=COLUMNS)
@@ -89,7 +94,12 @@ def _line(part: pd.DataFrame) -> dict[str, Any]:
     for name, key in found.items():
         if key in ours.index:
             row = ours.loc[key]
-            line |= {name: row["value"], f"{name}_low": row["low"], f"{name}_high": row["high"], f"{name}_n": row["n"]}
+            line |= {
+                name: row["value"],
+                f"{name}_low": row["low"],
+                f"{name}_high": row["high"],
+                f"{name}_n": row["n"],
+            }
             if name == "utility":
                 line["utility_unit"] = row["unit"]
     return line
@@ -118,7 +128,7 @@ def _count(number: int, word: str) -> str:
 
 
 def show(board: pd.DataFrame) -> None:
-    """Put the table on the page, to be sorted and filtered; the sentence of `overview` where there is nothing."""
+    """Put the table on the page, to be sorted and filtered; the sentence of `overview` if there is none."""
     if board.empty:
         report.say(overview(board))
         return
@@ -131,7 +141,7 @@ def show(board: pd.DataFrame) -> None:
 
 
 def _for_the_page(board: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The shown columns, then the bounds (hidden, they are written behind the values), and DataTables' settings."""
+    """The shown columns, then the bounds (hidden: values' columns write them), and the settings."""
     frame = board[list(SHOWN)].rename(columns=SHOWN)
     skipped = board["status"] == "skipped"
     frame["status"] = np.where(skipped, "skipped: " + board["reason"].astype(str), board["status"])
@@ -141,8 +151,16 @@ def _for_the_page(board: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     definitions: list[dict[str, Any]] = [
         {"targets": list(range(len(SHOWN), len(SHOWN) + len(bounds))), "visible": False, "searchable": False},
         {"targets": [names.index("status")], "className": "bvlm-long"},
-        {"targets": [names.index("poison_rate")], "type": "num", "render": _script("`${+(100 * value).toPrecision(6)} %`")},
-        {"targets": [names.index(name) for name in WHOLE], "type": "num", "render": _script("value.toFixed(0)")},
+        {
+            "targets": [names.index("poison_rate")],
+            "type": "num",
+            "render": _script("`${+(100 * value).toPrecision(6)} %`"),
+        },
+        {
+            "targets": [names.index(name) for name in WHOLE],
+            "type": "num",
+            "render": _script("value.toFixed(0)"),
+        },
     ]
     for name in MEASURED:
         at, digits = len(SHOWN) + bounds.index(f"{name}_low"), DIGITS.get(name, 2)
@@ -200,7 +218,8 @@ def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path) -> list[Path]:
 def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None) -> None:
     """Write the files and say where they are: links in the book, paths elsewhere.
 
-    folder: where to; None means $BVLM_DOWNLOADS, which a build of the book sets, and nothing is written without it.
+    folder: where to; None means $BVLM_DOWNLOADS, which a build of the book sets, and nothing is written
+    without it.
     """
     if board.empty:
         report.say("There is nothing to take away yet.")
@@ -208,8 +227,8 @@ def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None) -
     built = os.environ.get(VARIABLE)
     if not folder and not built:
         report.say(
-            "In the built book, this is the place of four files. Here, give the parameter `downloads` a folder, "
-            "and they are written there."
+            "In the built book, four files are linked here. Elsewhere they are written where the parameter "
+            "`downloads` says."
         )
         return
     what = {"leaderboard": "the table above, a line per cell", "numbers": "every number, a line each"}
@@ -217,6 +236,10 @@ def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None) -
     for file in save(board, table, Path(folder or built)):
         name = html.escape(file.name)
         size = f"{max(1, round(file.stat().st_size / 1000)):,} kB"
-        shown = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'
+        shown = (
+            f"<code>{html.escape(str(file))}</code>"
+            if folder
+            else f'<a href="{LINK}/{name}" download>{name}</a>'
+        )
         entries.append(f"<li>{shown}: {what[file.stem]} ({size})</li>")
     display(HTML(f"<ul>{''.join(entries)}</ul>"))

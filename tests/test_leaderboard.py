@@ -9,21 +9,25 @@ import pytest
 from bvlm_utils import leaderboard, store
 
 
-def record(attack, threat="targeted_refusal", rate=0.1, seed=0, metrics=(), status="done", reason="", **config):
+def record(
+    attack, threat="targeted_refusal", rate=0.1, seed=0, metrics=(), status="done", reason="", **config
+):
     config = {
-        "model": "tiny-llava", "dataset": "scenes-vqa", "threat": threat, "attack": attack, "poison_rate": rate,
-        "seed": seed, "negatives": 0.0, "train_rows": 6000, "test_rows": 200, "attack_params": {}, "threat_params": {},
+        "model": "tiny-llava", "dataset": "scenes-vqa", "threat": threat, "attack": attack,
+        "poison_rate": rate, "seed": seed, "negatives": 0.0, "train_rows": 6000, "test_rows": 200,
+        "attack_params": {}, "threat_params": {},
     } | config  # fmt: skip
     return {
         "run_id": f"{threat}-{attack}-{rate:g}-s{seed}", "config": config, "status": status, "reason": reason,
-        "modality": "text", "n_poisoned": None if status == "skipped" else int(6000 * rate), "metrics": list(metrics),
+        "modality": "text", "n_poisoned": None if status == "skipped" else int(6000 * rate),
+        "metrics": list(metrics),
     }  # fmt: skip
 
 
 def number(metric, condition, value, subject="poisoned", low=0.1, high=0.2, n=50, unit="share"):
     return {
-        "subject": subject, "condition": condition, "metric": metric, "value": value, "k": None, "n": n, "low": low,
-        "high": high, "unit": unit,
+        "subject": subject, "condition": condition, "metric": metric, "value": value, "k": None, "n": n,
+        "low": low, "high": high, "unit": unit,
     }  # fmt: skip
 
 
@@ -40,7 +44,9 @@ REFUSED = record(
 )
 INJECTED = record(
     "BadNets-I", "malicious_injection", attack_params={"patch_size": 80},
-    metrics=[number("asr", "image", 1.0), number("asr_right", "image", 0.6), number("asr_difference", "image", 1.0)],
+    metrics=[
+        number("asr", "image", 1.0), number("asr_right", "image", 0.6), number("asr_difference", "image", 1.0),
+    ],
 )  # fmt: skip
 POISONED = record("Shadowcast", "concept_substitution", metrics=[number("asr", "clean", 0.3)])
 SKIPPED = record("Dual-Key", status="skipped", reason="It gives <nothing> to aim at.")
@@ -58,9 +64,18 @@ def board(table):
 
 def test_a_line_holds_the_numbers_of_the_poisoned_model_under_the_attacks_own_condition(board):
     line = board.loc["BadNets-T"]
-    assert (line["success"], line["success_low"], line["success_high"], line["success_n"]) == (0.9, 0.8, 0.95, 50)
+    assert (line["success"], line["success_low"], line["success_high"], line["success_n"]) == (
+        0.9,
+        0.8,
+        0.95,
+        50,
+    )
     assert (line["false_activation"], line["success_difference"]) == (0.02, 0.88)
-    assert (line["utility"], line["utility_unit"], line["utility_difference"]) == (0.75, "VQA accuracy", -0.01)
+    assert (line["utility"], line["utility_unit"], line["utility_difference"]) == (
+        0.75,
+        "VQA accuracy",
+        -0.01,
+    )
     assert (line["condition"], line["measure"], line["n_poisoned"]) == ("text", "asr", 600)
 
 
@@ -101,7 +116,9 @@ def shown(monkeypatch, work):
 def test_the_page_escapes_what_it_shows_and_marks_the_missing(table, monkeypatch):
     page = shown(monkeypatch, lambda: leaderboard.show(leaderboard.lines(table)))
     assert "It gives &lt;nothing&gt; to aim at." in page and "<nothing>" not in page
-    rows = json.loads(re.search(r'"data_json": "(.*?[^\\])"', page).group(1).encode().decode("unicode_escape"))
+    rows = json.loads(
+        re.search(r'"data_json": "(.*?[^\\])"', page).group(1).encode().decode("unicode_escape")
+    )
     success = {row[1]: row[4] for row in rows}
     assert success["BadNets-T"] == 0.9 and success["Dual-Key"] == "___NaN___", "n/a is no number"
 
