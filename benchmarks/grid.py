@@ -15,7 +15,8 @@ The default takes the committed model and rows of a dataset. With --shape the mo
 and rows are random tokens, so nothing but the shape matters. Cells share clean rows and pictures, as the
 cells of a study do; each has its own seed, order and triggered pictures for a tenth of its rows. Every way
 starts from the same adapters and sees the same batches; the run reports how far the trained adapters are
-apart and how many decoded answers agree. One JSON line per measurement, then a table.
+apart and how many decoded answers agree. One JSON line per measurement, then a table; --out FILE keeps them
+(the book reads benchmarks/results/).
 """
 
 import argparse
@@ -28,6 +29,7 @@ import time
 from pathlib import Path
 
 import torch
+from keep import Kept
 from material import PAD, SHAPES, Cell, build, encode, lora, make_cell, random_material, real_material
 from peft import get_peft_model, get_peft_model_state_dict
 from transformers import Trainer, TrainingArguments
@@ -446,7 +448,11 @@ def main() -> None:
     parser.add_argument(
         "--profile", action="store_true", help="only say where grouped training spends its time"
     )
+    parser.add_argument("--out", type=Path, help="keep the measurements in this JSON file")
     args = parser.parse_args()
+    if args.out and (args.largest or args.profile):
+        parser.error("--out keeps measurements; --largest and --profile make none.")
+    kept = Kept("grid", args.device, args.threads)
     logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
     args.dtype = torch.bfloat16 if args.shape == "llava-7b" else torch.float32
@@ -480,7 +486,10 @@ def main() -> None:
     elif args.profile:
         profile(model, names, material, args)
     else:
-        print(table(measure(model, names, material, args)))
+        lines = measure(model, names, material, args)
+        print(table(lines))
+        if args.out:
+            kept.write(args.out, args, lines)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ within 1/255:
 
 Shadowcast is timed on all images at once against one by one, both without the cache. Every ratio is of two
 times taken side by side in one run: the fastest of the repeats of each, since the machine may be shared.
+--out FILE keeps them (the book reads benchmarks/results/).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from keep import Kept
 from PIL import Image, ImageDraw
 
 from bvlm_utils import attacks, paths, trigger_image, trigger_optim, trigger_pictures
@@ -185,7 +187,9 @@ def main() -> int:
     parser.add_argument("--surrogate", default=str(paths.MODELS / "tiny-clip"), help="CLIP folder or hub id")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=10, help="PGD steps of the Shadowcast comparison")
+    parser.add_argument("--out", type=Path, help="keep the measurements in this JSON file")
     chosen = parser.parse_args()
+    kept, lines = Kept("poisoning", chosen.device, chosen.threads), []
     torch.set_num_threads(chosen.threads)
     clean = pictures(chosen.images)
     print(f"{chosen.images} images of {SIDE} x {SIDE}, {chosen.device}, {torch.get_num_threads()} threads")
@@ -195,6 +199,7 @@ def main() -> int:
     for name in ATTACKS:
         r = compare(name, clean, chosen.surrogate, chosen.device, chosen.repeats)
         agree &= r["levels"] <= 1
+        lines.append({"attack": name, "side": SIDE, "images": chosen.images} | r)
         print(
             f"| {name} | {r['batched']:.0f} | {r['loop']:.0f} | {r['batched'] / r['loop']:.1f} "
             f"| {r['files']:.0f} | {r['batched'] / r['files']:.1f} | {r['levels']:.2f} |",
@@ -202,11 +207,14 @@ def main() -> int:
         )
     for side in (96, SIDE):
         r = compare_shadowcast(chosen.surrogate, chosen.device, 32, chosen.steps, side, chosen.repeats)
+        lines.append({"attack": "Shadowcast", "side": side, "images": 32} | r)
         print(
             f"Shadowcast, 32 images of {side} x {side}, {chosen.steps} steps: {r['batched']:.2f} images/s "
             f"at once, {r['loop']:.2f} one by one, ratio {r['batched'] / r['loop']:.1f}, "
             f"equal pixels {r['equal']:.4f}"
         )
+    if chosen.out:
+        kept.write(chosen.out, chosen, lines)
     return 0 if agree else 1
 
 

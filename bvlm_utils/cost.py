@@ -1,0 +1,236 @@
+"""What does a cell cost in seconds and memory, and what does grouping save? Free of torch.
+
+The cost chapter asks. `lines` reads the timings that every record keeps; `benchmarks` reads what
+`benchmarks/*.py --out` measured side by side. Nothing is timed here, and what no file holds is said to be
+missing.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bvlm_utils import paths, plots, report
+
+FOLDER = paths.ROOT / "benchmarks" / "results"
+# What a record's seconds were spent on, and how that is called on the page.
+PARTS = {"tune": "to train", "ask": "to ask", "base and control": "to ask base and control"}
+COLUMNS = [
+    "run_id", "model", "dataset", "device", "threads", "train_rows", "tuned_together", *PARTS, "total",
+    "training_seconds", "tokens", "host_mib", "gpu_mib",
+]  # fmt: skip
+KIND = ["model", "dataset", "train_rows", "device", "threads"]
+WAYS = {
+    "plain": "plain: Trainer, PEFT, generate",
+    "alone": "our engine, one cell at a time",
+    "grouped": "our engine, all cells at once",
+}
+
+
+# ---------------------------------------------------------------- what the records say
+
+
+def lines(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per measured cell (`store.records`), in `COLUMNS`; skipped cells and controls have none.
+
+    tune, ask, base and control, total: seconds of wall clock, the cell's share of its group's.
+    training_seconds: of the training loop alone. host_mib, gpu_mib: the most memory that the process had held
+    by then, so no less than the cell's own need.
+    """
+    found = []
+    for record in records:
+        if record.get("status") != "done" or record["config"]["attack"] == "none":
+            continue
+        seconds, memory = record.get("seconds", {}), record.get("peak_memory_of_process", {})
+        training = record.get("training", {})
+        line = {name: record["config"].get(name) for name in ("model", "dataset", "train_rows")}
+        line |= {name: record.get(name) for name in ("run_id", "device", "threads", "tuned_together")}
+        line |= {name: seconds.get(name) for name in (*PARTS, "total")}
+        line |= {"training_seconds": training.get("seconds"), "tokens": training.get("tokens")}
+        found.append(line | {name: memory.get(name) for name in ("host_mib", "gpu_mib")})
+    table = pd.DataFrame(found, columns=COLUMNS)
+    return table.astype({name: "float64" for name in [*PARTS, "total", *COLUMNS[-4:]]})
+
+
+def by_kind(table: pd.DataFrame) -> pd.DataFrame:
+    """What a cell cost, to read: a line per model, data and machine, medians with their range."""
+    found = []
+    for key, part in table.groupby(KIND, dropna=False):
+        line = dict(zip(KIND, key, strict=True))
+        known = part["host_mib"].max(), part["gpu_mib"].max()
+        found.append(
+            {
+                "model": line["model"],
+                "data": line["dataset"],
+                "training rows": line["train_rows"],
+                "machine": f"{line['device']}, {_count(line['threads'], 'thread')}",
+                "cells": len(part),
+                "at once": _range(part["tuned_together"]),
+                "seconds per cell": _range(part["total"]),
+                **{name: report.number(part[key].median(), digits=0) for key, name in PARTS.items()},
+                "memory": ", ".join(
+                    f"{mib / 1024:.1f} GiB{where}"
+                    for mib, where in zip(known, ("", " on the GPU"), strict=True)
+                    if pd.notna(mib)
+                ),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def _range(values: pd.Series) -> str:
+    if values.isna().all():
+        return "n/a"
+    middle, low, high = values.median(), values.min(), values.max()
+    return f"{middle:.0f}" if len(values) == 1 else f"{middle:.0f} ({low:.0f} to {high:.0f})"
+
+
+def _count(number: Any, word: str) -> str:
+    return f"unknown {word}s" if pd.isna(number) else f"{int(number)} {word}{'' if number == 1 else 's'}"
+
+
+def overview(table: pd.DataFrame) -> str:
+    """How long all measured cells took together, in Markdown; says so where there is none."""
+    timed = table[table["total"].notna()]
+    if timed.empty:
+        return "No timings yet: the store holds no measured cell."
+    return (
+        f"The {len(timed)} measured cells took {timed['total'].sum() / 3600:.1f} hours of one process, "
+        f"{timed['total'].median():.0f} seconds in the median ({timed['total'].min():.0f} to "
+        f"{timed['total'].max():.0f})."
+    )
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """Seconds per cell against the cells that were run at once: a dot per cell, a panel per machine."""
+    timed = table[table["total"].notna()]
+    if timed.empty:
+        return plots.nothing("No timings yet.")
+    machines = list(dict.fromkeys(zip(timed["device"], timed["threads"], strict=True)))
+    kinds = list(dict.fromkeys(zip(timed["model"], timed["dataset"], strict=True)))
+    with matplotlib.rc_context(plots._STYLE):
+        drawn = Figure(figsize=(4.2 * len(machines) + 2.2, 3.4), layout="constrained")
+        axes = drawn.subplots(1, len(machines), squeeze=False, sharey=True)[0]
+    for axis, (device, threads) in zip(axes, machines, strict=True):
+        here = timed[(timed["device"] == device) & (timed["threads"] == threads)]
+        for number, (model, dataset) in enumerate(kinds):
+            part = here[(here["model"] == model) & (here["dataset"] == dataset)]
+            axis.scatter(
+                part["tuned_together"], part["total"], s=28, alpha=0.75, label=f"{model}, {dataset}",
+                color=plots.COLOURS[number % len(plots.COLOURS)],
+                marker=plots.MARKERS[number % len(plots.MARKERS)], edgecolors="white", linewidths=0.5,
+            )  # fmt: skip
+        axis.set(title=f"{device}, {_count(threads, 'thread')}", xlabel="cells trained and asked at once")
+        axis.set_xlim(left=0)
+        axis.set_ylim(bottom=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel("seconds per cell")
+    handles, labels = axes[0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside right upper")
+    return drawn
+
+
+def words(table: pd.DataFrame) -> dict[str, str]:
+    """Alt text and caption of `figure`."""
+    timed = table[table["total"].notna()]
+    if timed.empty:
+        return {"alt": "No timings have been stored yet.", "caption": "No timings have been stored yet."}
+    sizes = sorted({int(size) for size in timed["tuned_together"].dropna()})
+    slow, fast = timed["total"].max(), timed["total"].min()
+    groups = " to ".join(dict.fromkeys((str(sizes[0]), str(sizes[-1])))) if sizes else "unknown"
+    return {
+        "alt": f"Scatter plot: seconds per cell, from {fast:.0f} to {slow:.0f}, against the number of cells "
+        f"that were run at once ({groups}).",
+        "caption": f"Every dot is a cell of the study: {fast:.0f} to {slow:.0f} seconds, {groups} at once. "
+        "Whatever else the machine did meanwhile is in these seconds too; what grouping saves is measured "
+        "side by side below.",
+    }
+
+
+# ---------------------------------------------------------------- what the benchmarks say
+
+
+def benchmarks(name: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The result files of benchmarks/NAME.py, oldest first; an empty list where none was kept."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    return sorted((kept for kept in found if kept["benchmark"] == name), key=lambda kept: kept["written"])
+
+
+def conditions(kept: Mapping[str, Any]) -> str:
+    """On what, and amid how much other work, a benchmark was run; a clause."""
+    machine = kept["machine"]
+    busy = "unknown"
+    if kept["load_before"] is not None:
+        busy = f"{kept['load_before']:g} before and {kept['load_after']:g} after"
+    return (
+        f"{machine['processor']}, {_count(machine['cores'], 'core')}, {_count(machine['threads'], 'thread')}"
+        + (f", {machine['device']}" if machine["device"] != "cpu" else "")
+        + f", torch {machine['torch']}, {kept['written'][:10]}; processes that wanted a core: {busy}"
+    )
+
+
+def grid_table(kept: Mapping[str, Any]) -> pd.DataFrame:
+    """One result of benchmarks/grid.py, to read: a line per number of cells and way."""
+    return pd.DataFrame(
+        [
+            {
+                "cells": line["cells"],
+                "way": WAYS.get(line["way"], line["way"]),
+                "train, s per cell": report.number(line["train_s_per_cell"]),
+                "answer, s per cell": report.number(line["decode_s_per_cell"]),
+                "times plain": report.number(_times_plain(line), digits=1),
+                "share of GEMM peak": report.number(line["gemm_share"]),
+                "peak memory, GiB": report.number(line["peak_gib"], digits=1),
+                "same answers": "" if line["way"] == "plain" else report.number(line.get("same_answers")),
+            }
+            for line in kept["lines"]
+        ]
+    )
+
+
+def _times_plain(line: Mapping[str, Any]) -> float | None:
+    return 1.0 if line["way"] == "plain" else line.get("times_plain")
+
+
+def poisoning_table(kept: Mapping[str, Any]) -> pd.DataFrame:
+    """One result of benchmarks/poisoning.py, to read: a line per attack and side."""
+    return pd.DataFrame(
+        [
+            {
+                "attack": line["attack"],
+                "side, pixels": line["side"],
+                "batched, images/s": report.number(line["batched"], digits=1),
+                "times a loop": report.number(line["batched"] / line["loop"], digits=1),
+                "times the way through files": report.number(
+                    line["batched"] / line["files"] if line.get("files") else None, digits=1
+                ),
+            }
+            for line in kept["lines"]
+        ]
+    )
+
+
+def show_benchmarks(name: str, folder: Path = FOLDER) -> None:
+    """Put every kept result of benchmarks/NAME.py on the page, or say how to make one."""
+    found = benchmarks(name, folder)
+    if not found:
+        report.say(
+            f"**Not measured yet**: no result of `benchmarks/{name}.py` is kept in `benchmarks/results/`. "
+            f"`python benchmarks/{name}.py --out benchmarks/results/{name}.json` makes one."
+        )
+    for kept in found:
+        if name == "grid":
+            given = kept["arguments"]
+            what = given["shape"] or f"{given['model']}, {given['dataset']}"
+            caption = (
+                f"{what}: {given['rows']} training rows, {2 * given['tests']} answers per cell, batches of "
+                f"{given['batch']}, rank {given['rank']}, fastest of {given['repeat']}. {conditions(kept)}."
+            )
+            report.show_table(grid_table(kept), caption)
+        else:
+            caption = f"Fastest of {kept['arguments']['repeats']}. {conditions(kept)}."
+            report.show_table(poisoning_table(kept), caption)
