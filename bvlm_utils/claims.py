@@ -218,7 +218,9 @@ CHAPTERS = {
 
 
 def of_seven_billion(table: pd.DataFrame) -> list[str]:
-    """The models that the table has finished cells of and whose names say 7B, as those of published checkpoints do."""
+    """The models that the table has finished cells of and whose names say 7B, as those of published
+    checkpoints do.
+    """
     done = table[table["status"] == "done"]
     return [name for name in dict.fromkeys(done["model"]) if SEVEN_BILLION.search(name)]
 
@@ -241,12 +243,16 @@ def behind(found: Verdict) -> str:
         said += f" ({pairs - found.judged} more cannot be judged)"
     judged = found.evidence[found.evidence["holds"].notna()]
     what, name = ("difference", "difference") if "difference" in judged else ("ASR", "value")
-    low, high = judged[name].min(), judged[name].max()
-    said += f"; {what} {low:.2f} to {high:.2f}, intervals within {judged['low'].min():.2f} and {judged['high'].max():.2f}"
+    said += f"; {what} {_span(judged[name])}"
+    said += f", intervals within {judged['low'].min():.2f} and {judged['high'].max():.2f}"
     if "value_unperturbed" in judged:
-        bare = judged["value_unperturbed"]
-        said += f"; unperturbed {bare.min():.2f} to {bare.max():.2f}"
+        said += f"; unperturbed {_span(judged['value_unperturbed'])}"
     return said
+
+
+def _span(values: pd.Series) -> str:
+    ends = dict.fromkeys((f"{values.min():.2f}", f"{values.max():.2f}"))
+    return " to ".join(ends)
 
 
 def overview(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> pd.DataFrame:
@@ -315,8 +321,10 @@ def show_claim(key: str, found: dict[str, dict[str, Verdict]]) -> None:
         f"**Said:** {claim.says} ({claim.source})",
         f"**Rule:** {claim.rule}",
         *(f"**{model}:** {of_model.verdict}; {behind(of_model)}." for model, of_model in found[key].items()),
-        *([f"More on the evidence: [{title}]({CHAPTERS[key]}.ipynb)."] if title else []),
     )
+    if title:  # in HTML, as the book leaves Markdown links of outputs alone
+        link = f'<a href="{CHAPTERS[key]}.html">{html.escape(title)}</a>'
+        display(HTML(f"<p>More on the evidence: {link}</p>"))
 
 
 def show_evidence(key: str, found: dict[str, dict[str, Verdict]]) -> None:
@@ -339,7 +347,8 @@ def sentences(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> list
     seeds = table[table["status"] == "done"].groupby(POINT)["seed"].nunique()
     enough = int((seeds >= MIN_SEEDS).sum())
     said.append(
-        f"A verdict needs {MIN_SEEDS} seeds of a cell: {enough} of the {len(seeds)} points of the grid in the store "
+        f"A verdict needs {MIN_SEEDS} seeds of a cell: {enough} of the {len(seeds)} points of the grid in "
+        "the store "
         "have them."
     )
     return said
@@ -350,10 +359,12 @@ def large_models(table: pd.DataFrame) -> str:
     names = of_seven_billion(table)
     if names:
         return (
-            f"The store holds records of models of seven billion parameters: {', '.join(names)}. Each has its own "
+            f"The store holds records of models of seven billion parameters: {', '.join(names)}. Each has "
+            "its own "
             "verdicts, which speak of that model and of no other."
         )
     return (
-        "The store behind this page holds no record of a model of seven billion parameters, so **for those models "
+        "The store behind this page holds no record of a model of seven billion parameters, so **for those "
+        "models "
         f"every claim on this page is {UNTESTED}**."
     )

@@ -1,15 +1,17 @@
-"""How many poisoned rows are enough? Points, curves and doses from the tidy table; called by the dose chapter.
+"""How many poisoned rows are enough? Points, curves and doses from the tidy table; called by the dose
+chapter.
 
-A *pair* is an attack on a threat, for one model and data set; a *dose* is the absolute number of poisoned rows.
-`cells` gives one success rate per dose and seed, `means` the mean over seeds, `fit` a logistic curve in
-log10(rows), `doses` the fewest rows for a success rate of 90 %: from the curve where the data bear one, and as a
-bracket between two doses that were tried. Figures are in `plots_dose`. Free of torch.
+A *pair* is an attack on a threat, for one model and data set; a *dose* is the absolute number of poisoned
+rows. `cells` gives one success rate per dose and seed, `means` the mean over seeds, `fit` a logistic curve in
+log10(rows), `doses` the fewest rows for a success rate of 90 %: from the curve where the data bear one, and
+as a bracket between two doses that were tried. Figures are in `plots_dose`. Free of torch.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,19 +37,24 @@ FLAT = "success does not clearly grow with the dose"
 
 
 def usual(table: pd.DataFrame) -> pd.DataFrame:
-    """Finished cells as attacks and threats are defined, per model with the number of training rows that most have.
+    """Finished cells as attacks and threats are defined, per model with the number of training rows that
+    most have.
 
     table: rows of `store.collect`.
     """
     done = landing.usual(table)
-    parts = [part[part["train_rows"] == part["train_rows"].mode().iloc[0]] for _, part in done.groupby("model")]
+    parts = [
+        part[part["train_rows"] == part["train_rows"].mode().iloc[0]] for _, part in done.groupby("model")
+    ]
     return pd.concat(parts) if parts else done
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
-    """Success of the poisoned models, read as each attack is meant to be: a line per pair and dose, over its seeds.
+    """Success of the poisoned models, read as each attack is meant to be: a line per pair and dose, over its
+    seeds.
 
-    Columns as in `report.summary` (one seed: its Wilson interval; several: Student's over the seeds), and `mark`.
+    Columns as in `report.summary` (one seed: its Wilson interval; several: Student's over the seeds), and
+    `mark`.
     """
     rows = report.headline_rows(report.success_rates(usual(table), "poisoned"))
     rows = rows.assign(mark=[metrics.mark(value) for value in rows["value"]])
@@ -72,8 +79,8 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
 class Fit:
     """logit(success rate) = intercept + slope * log10(rows).
 
-    covariance: (2, 2), of intercept and slope, over-dispersion included. dispersion: Pearson's chi2 by its degrees
-    of freedom `df`; 1 where cells differ no more than their test rows explain.
+    covariance: (2, 2), of intercept and slope, over-dispersion included. dispersion: Pearson's chi2 by its
+    degrees of freedom `df`; 1 where cells differ no more than their test rows explain.
     """
 
     intercept: float
@@ -88,7 +95,9 @@ class Fit:
         return float(student.ppf(0.975, self.df))
 
     def curve(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Success rate and its 95 % interval (the curve's, not a new cell's) at numbers of poisoned rows (N,)."""
+        """Success rate and its 95 % interval (the curve's, not a new cell's) at numbers of poisoned rows
+        (N,).
+        """
         design = np.column_stack([np.ones(len(rows)), np.log10(rows)])  # (N, 2)
         middle = design @ [self.intercept, self.slope]
         half = self.quantile * np.sqrt(np.einsum("ni,ij,nj->n", design, self.covariance, design))
@@ -105,8 +114,8 @@ class Fit:
 def fit(part: pd.DataFrame) -> tuple[Fit | None, str]:
     """The logistic curve of one pair, or None and why the data bear none. part: its lines of `cells`.
 
-    A binomial GLM on k of n per cell, every cell by itself; Pearson's chi2 widens its covariance by as much as
-    cells spread more than their test rows explain, and never narrows it.
+    A binomial GLM on k of n per cell, every cell by itself; Pearson's chi2 widens its covariance by as much
+    as cells spread more than their test rows explain, and never narrows it.
     """
     rows, k, n = (part[name].to_numpy(float) for name in ("n_poisoned", "k", "n"))
     by_dose = part.groupby("n_poisoned")["value"].mean()
@@ -141,7 +150,8 @@ def fit(part: pd.DataFrame) -> tuple[Fit | None, str]:
 
 
 def bracket(part: pd.DataFrame, goal: float = GOAL) -> tuple[int | None, int | None]:
-    """The largest dose whose mean success is below `goal`, and the smallest at or above it; None where none is.
+    """The largest dose whose mean success is below `goal`, and the smallest at or above it; None where none
+    is.
 
     part: lines of `means` of one pair.
     """
@@ -166,9 +176,9 @@ def bracket_text(below: int | None, reached: int | None) -> str:
 def doses(found: pd.DataFrame, over_seeds: pd.DataFrame) -> pd.DataFrame:
     """Rows for a success rate of `GOAL`: a line per pair.
 
-    found, over_seeds: `cells` and `means` of the same table. Columns: `PAIR`, train_rows, smallest and largest dose
-    tried, n_doses, seeds_min, seeds_max, fit, why (no curve), rows, low, high (NaN without a curve, or where the
-    curve does not reach the goal within the doses tried), below, reached (`bracket`).
+    found, over_seeds: `cells` and `means` of the same table. Columns: `PAIR`, train_rows, smallest and
+    largest dose tried, n_doses, seeds_min, seeds_max, fit, why (no curve), rows, low, high (NaN without a
+    curve, or where the curve does not reach the goal within the doses tried), below, reached (`bracket`).
     """
     lines, by_pair = [], over_seeds.groupby(PAIR)
     for key, part in found.groupby(PAIR, sort=False):
@@ -212,11 +222,14 @@ def dose_table(found: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _rows(row: dict) -> str:
+def _rows(row: Mapping[str, Any]) -> str:
     if row["why"]:
         return f"n/a: {row['why']}"
-    share = plots.percent(row["rows"] / row["train_rows"])
-    return f"{row['rows']:.0f} [{row['low']:.0f}, {row['high']:.0f}], {share} of the rows"
+    return f"{row['rows']:.0f} [{row['low']:.0f}, {row['high']:.0f}], {_share(row)} of the rows"
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['rows'] / row['train_rows']:.2g} %"
 
 
 def _whole(value: float | None) -> int | None:
@@ -250,9 +263,13 @@ def rates_table(over_seeds: pd.DataFrame) -> pd.DataFrame:
 def panels(
     found: pd.DataFrame, cells: pd.DataFrame, over_seeds: pd.DataFrame
 ) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
-    """Model, threat and their lines of `doses`, `cells` and `means`, where a pair was tried with more than one dose."""
+    """Model, threat and their lines of `doses`, `cells` and `means`, where a pair was tried with more than
+    one dose.
+    """
     for (model, threat), part in found[found["n_doses"] > 1].groupby(["model", "threat"], sort=False):
-        of_panel = [rows[(rows["model"] == model) & (rows["threat"] == threat)] for rows in (cells, over_seeds)]
+        of_panel = [
+            rows[(rows["model"] == model) & (rows["threat"] == threat)] for rows in (cells, over_seeds)
+        ]
         yield model, threat, part, *of_panel
 
 
@@ -263,14 +280,18 @@ def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
     several, curves = found[found["n_doses"] > 1], found[found["rows"].notna()]
     sure = curves[curves["seeds_min"] >= MIN_SEEDS]
     said = [
-        f"The store holds {len(found)} pairs of attack and threat ({', '.join(dict.fromkeys(found['model']))}), with "
-        f"{_range(found['smallest'].min(), found['largest'].max())} poisoned rows. Tried with more than one dose: "
-        f"{len(several)}; with a curve that reaches {plots.percent(GOAL)} within the doses tried: {len(curves)}, "
-        f"{len(sure)} of them with {MIN_SEEDS} seeds or more at every dose."
+        f"The store holds {len(found)} pairs of attack and threat "
+        f"({', '.join(dict.fromkeys(found['model']))}), with "
+        f"{_range(found['smallest'].min(), found['largest'].max())} poisoned rows. Tried with more than "
+        "one dose: "
+        f"{len(several)}; with a curve that reaches {plots.percent(GOAL)} within the doses tried: "
+        f"{len(curves)}"
+        + (f" ({len(sure)} with {MIN_SEEDS} seeds or more at every dose)." if len(curves) else ".")
     ]
     if len(sure):
         said.append(
-            f"**Success on {plots.percent(GOAL)} of the inputs takes from {_named(sure.loc[sure['rows'].idxmin()])} "
+            f"**Success on {plots.percent(GOAL)} of the inputs takes from "
+            f"{_named(sure.loc[sure['rows'].idxmin()])} "
             f"to {_named(sure.loc[sure['rows'].idxmax()])} poisoned rows.**"
         )
     else:
@@ -278,19 +299,22 @@ def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
     top = over_seeds[over_seeds["n_poisoned"] == over_seeds["n_poisoned"].max()]
     counts = top["mark"].value_counts()
     said.append(
-        f"With {int(top['n_poisoned'].iloc[0])} rows, {int(counts.get('ceiling', 0))} of {len(top)} pairs are at the "
+        f"With {int(top['n_poisoned'].iloc[0])} rows, {int(counts.get('ceiling', 0))} of {len(top)} pairs "
+        "are at the "
         f"ceiling and {int(counts.get('floor', 0))} at the floor."
     )
     if (over_seeds["n_seeds"] < MIN_SEEDS).all():
-        said.append(f"No pair has {MIN_SEEDS} seeds at any dose yet, so nothing on this page supports a verdict.")
+        said.append(
+            f"No pair has {MIN_SEEDS} seeds at any dose yet, so nothing on this page supports a verdict."
+        )
     return said
 
 
 def _named(row: pd.Series) -> str:
-    share = plots.percent(row["rows"] / row["train_rows"])
     threat = row["threat"].replace("_", " ")
     return (
-        f"{row['rows']:.0f} [{row['low']:.0f}, {row['high']:.0f}] ({share} of the training rows; {row['attack']}, "
+        f"{row['rows']:.0f} [{row['low']:.0f}, {row['high']:.0f}] ({_share(row)} of the training rows; "
+        f"{row['attack']}, "
         f"{threat}, {row['model']})"
     )
 
@@ -299,7 +323,9 @@ def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `plots_dose.curves`; part: lines of `doses` of one model and threat."""
     name = threat.replace("_", " ")
     curves = part[part["rows"].notna()].sort_values("rows")
-    text = [f"{name.capitalize()}, {model}: success with the full trigger against the number of poisoned rows."]
+    text = [
+        f"{name.capitalize()}, {model}: success with the full trigger against the number of poisoned rows."
+    ]
     if len(curves):
         given = "; ".join(
             f"{r['attack']} {r['rows']:.0f} [{r['low']:.0f}, {r['high']:.0f}]"
@@ -310,17 +336,23 @@ def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
     without = list(part.loc[part["fit"].isna(), "attack"])
     if without:
         text.append(f"No curve for {', '.join(without)}: the table says why.")
-    text.append(
-        "Small points are seeds, full marks means of several seeds with Student's 95 % interval over the seeds."
-    )
+    if (part["seeds_max"] > 1).any():
+        text.append(
+            "Small points are seeds, full marks their means with Student's 95 % interval over the seeds."
+        )
     if (part["seeds_min"] == 1).any():
         text.append(
-            "Open marks are single seeds (Wilson's interval over test rows): they support no verdict, and neither does a "
+            "Open marks are single seeds (Wilson's interval over test rows): they support no verdict, and "
+            "neither does a "
             "curve through them (dashed), whose interval knows little of seeds."
         )
-    text.append(f"Shaded: ceiling (from {metrics.CEILING}) and floor (to {metrics.FLOOR}), where nothing can be told apart.")
+    text.append(
+        f"Shaded: ceiling (from {metrics.CEILING}) and floor (to {metrics.FLOOR}), where nothing can be "
+        "told apart."
+    )
     return {
-        "alt": f"Line chart on a logarithmic axis, one panel per trigger modality: success rate of {len(part)} attacks on "
+        "alt": "Line chart on a logarithmic axis, one panel per trigger modality: success rate of "
+        f"{len(part)} attacks on "
         f"{name}, {model}, with {_range(part['smallest'].min(), part['largest'].max())} poisoned rows.",
         "caption": " ".join(text),
     }
@@ -329,7 +361,10 @@ def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
 def saturation_words(over_seeds: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `plots_dose.saturation`; over_seeds: `means`."""
     if over_seeds.empty:
-        return {"alt": "Saturation: nothing was measured.", "caption": "Saturation: n/a, no cell was measured."}
+        return {
+            "alt": "Saturation: nothing was measured.",
+            "caption": "Saturation: n/a, no cell was measured.",
+        }
     text = ["How many pairs of attack and threat are at the ceiling, between, and at the floor, per dose."]
     for model, part in over_seeds.groupby("model", sort=False):
         said = [
@@ -338,11 +373,13 @@ def saturation_words(over_seeds: pd.DataFrame) -> dict[str, str]:
         ]
         text.append(f"{model}, at the ceiling: {', '.join(said)}.")
     text.append(
-        f"Ceiling: a mean of {metrics.CEILING} or more; floor: {metrics.FLOOR} or less. Not every pair was tried with "
+        f"Ceiling: a mean of {metrics.CEILING} or more; floor: {metrics.FLOOR} or less. Not every pair was "
+        "tried with "
         "every dose, so compare shares, not heights; single seeds are counted too."
     )
     return {
-        "alt": "Stacked bars, one per number of poisoned rows: pairs of attack and threat at the ceiling, between, and at "
+        "alt": "Stacked bars, one per number of poisoned rows: pairs of attack and threat at the ceiling, "
+        "between, and at "
         "the floor.",
         "caption": " ".join(text),
     }

@@ -1,4 +1,6 @@
-"""What does success against the number of poisoned rows look like? Tables of `dose` in, figures out; free of torch."""
+"""What does success against the number of poisoned rows look like? Tables of `dose` in, figures out; free of
+torch.
+"""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +19,8 @@ CURVE_POINTS = 120
 
 
 def curves(cells: pd.DataFrame, means: pd.DataFrame, fits: dict[str, Fit | None]) -> Figure:
-    """Success rate against poisoned rows (log axis) of one model and threat: a panel per modality, a colour per attack.
+    """Success rate against poisoned rows (log axis) of one model and threat: a panel per modality, a colour
+    per attack.
 
     cells, means: lines of `dose.cells` and `dose.means`. fits: attack -> curve, or None for points alone.
     """
@@ -25,7 +28,7 @@ def curves(cells: pd.DataFrame, means: pd.DataFrame, fits: dict[str, Fit | None]
     if shown.empty:
         return plots.nothing("No pair of these was tried with more than one dose.")
     modalities = plots._order(shown["modality"], plots.MODALITIES)
-    figure, axes = plots._figure(len(modalities), 3.9 if len(modalities) > 1 else 6.4, 3.7, sharey=True)
+    figure, axes = plots._figure(len(modalities), 3.1 if len(modalities) > 1 else 6.4, 3.9, sharey=True)
     for axis, modality in zip(axes, modalities, strict=True):
         of_panel = shown[shown["modality"] == modality]
         names = list(dict.fromkeys(of_panel["attack"]))
@@ -33,7 +36,9 @@ def curves(cells: pd.DataFrame, means: pd.DataFrame, fits: dict[str, Fit | None]
             # points on top of each other are pulled apart by 4 % of the (logarithmic) axis
             shift = 1.04 ** (i - (len(names) - 1) / 2)
             style = plots.COLOURS[i % len(plots.COLOURS)], plots.MARKERS[i % len(plots.MARKERS)]
-            _points(axis, cells[cells["attack"] == name], of_panel[of_panel["attack"] == name], name, shift, style)
+            _points(
+                axis, cells[cells["attack"] == name], of_panel[of_panel["attack"] == name], name, shift, style
+            )
             if fits[name]:
                 _curve(axis, fits[name], of_panel[of_panel["attack"] == name], style[0])
         _axes(axis, shown, f"{modality} triggers")
@@ -52,9 +57,13 @@ def _points(
         x = part["n_poisoned"] * shift
         axis.vlines(x, part["low"], part["high"], color=colour, linewidth=1.4, alpha=0.6 if single else 1)
         fill = "white" if single else colour
-        axis.plot(x, part["value"], linestyle="", marker=marker, markersize=6, color=colour, markerfacecolor=fill)
+        axis.plot(
+            x, part["value"], linestyle="", marker=marker, markersize=6, color=colour, markerfacecolor=fill
+        )
     face = "white" if (means["n_seeds"] == 1).all() else colour
-    line = Line2D([], [], color=colour, marker=marker, markersize=6, markerfacecolor=face, linestyle="", label=name)
+    line = Line2D(
+        [], [], color=colour, marker=marker, markersize=6, markerfacecolor=face, linestyle="", label=name
+    )
     axis.add_line(line)
 
 
@@ -63,7 +72,9 @@ def _curve(axis: Axes, fit: Fit, means: pd.DataFrame, colour: str) -> None:
     rows = np.geomspace(means["n_poisoned"].min(), means["n_poisoned"].max(), CURVE_POINTS)
     middle, low, high = fit.curve(rows)
     axis.fill_between(rows, low, high, color=colour, alpha=0.13, linewidth=0)
-    axis.plot(rows, middle, color=colour, linewidth=1.6, linestyle="--" if means["n_seeds"].min() == 1 else "-")
+    axis.plot(
+        rows, middle, color=colour, linewidth=1.6, linestyle="--" if means["n_seeds"].min() == 1 else "-"
+    )
 
 
 def _axes(axis: Axes, shown: pd.DataFrame, title: str) -> None:
@@ -73,12 +84,12 @@ def _axes(axis: Axes, shown: pd.DataFrame, title: str) -> None:
     axis.axhline(GOAL, color="#777777", linewidth=1, linestyle="--", zorder=1)
     axis.set_xscale("log")
     axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
-    axis.set_xticks(rates.index, [f"{int(n)}\n{plots.percent(r)}" for n, r in rates.items()], fontsize=8)
+    axis.set_xticks(rates.index, [f"{int(n)}\n{plots.percent(r)}" for n, r in rates.items()], fontsize=7)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_ylim(-0.04, 1.04)
     axis.set_title(title)
     axis.set_xlabel("poisoned rows (share)")
-    axis.legend(loc="upper left", bbox_to_anchor=(0, 0.93), framealpha=0.8, frameon=True, edgecolor="none")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2)  # below: curves go anywhere
 
 
 def saturation(means: pd.DataFrame) -> Figure:

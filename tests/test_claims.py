@@ -163,7 +163,7 @@ def test_shadowcasts_evidence_stands_beside_its_control():
     threat = {"threat": "concept_substitution"}
     found, _ = of(cell("Shadowcast", 0.40, **threat), cell("Shadowcast", 0.30, settings="eps=0", **threat))
     of_model = found["memorised"]["tiny-llava"]
-    assert claims.behind(of_model).endswith("unperturbed 0.30 to 0.30")
+    assert claims.behind(of_model).endswith("; ASR 0.40, intervals within 0.40 and 0.40; unperturbed 0.30")
     assert claims.evidence_table(of_model)["unperturbed"].item() == "0.30 [0.30, 0.30]"
 
 
