@@ -113,7 +113,7 @@ def figure(table: pd.DataFrame) -> Figure:
     machines = list(dict.fromkeys(zip(timed["device"], timed["threads"], strict=True)))
     kinds = list(dict.fromkeys(zip(timed["model"], timed["dataset"], strict=True)))
     with matplotlib.rc_context(plots._STYLE):
-        drawn = Figure(figsize=(4.2 * len(machines) + 2.2, 3.4), layout="constrained")
+        drawn = Figure(figsize=(max(5.5, 4.2 * len(machines)), 4), layout="constrained")
         axes = drawn.subplots(1, len(machines), squeeze=False, sharey=True)[0]
     for axis, (device, threads) in zip(axes, machines, strict=True):
         here = timed[(timed["device"] == device) & (timed["threads"] == threads)]
@@ -130,7 +130,7 @@ def figure(table: pd.DataFrame) -> Figure:
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("seconds per cell")
     handles, labels = axes[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside right upper")
+    drawn.legend(handles, labels, loc="outside lower center", ncols=2)
     return drawn
 
 
@@ -146,17 +146,31 @@ def words(table: pd.DataFrame) -> dict[str, str]:
         "alt": f"Scatter plot: seconds per cell, from {fast:.0f} to {slow:.0f}, against the number of cells "
         f"that were run at once ({groups}).",
         "caption": f"Every dot is a cell of the study: {fast:.0f} to {slow:.0f} seconds, {groups} at once. "
+        f"{_finding(timed)}"
         "Whatever else the machine did meanwhile is in these seconds too; what grouping saves is measured "
         "side by side below.",
     }
 
 
+def _finding(timed: pd.DataFrame) -> str:
+    """Medians of the cells that were run alone and in groups, if there are both."""
+    single = timed["tuned_together"] == 1
+    alone, grouped = timed.loc[single, "total"], timed.loc[~single, "total"]
+    if alone.empty or grouped.empty:
+        return ""
+    return f"Alone a cell took {alone.median():.0f} seconds in the median, in groups {grouped.median():.0f}. "
+
+
 # ---------------------------------------------------------------- what the benchmarks say
 
 
-def benchmarks(name: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """The result files of benchmarks/NAME.py, oldest first; an empty list where none was kept."""
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+def benchmarks(name: str, folder: str | Path | None = None) -> list[dict[str, Any]]:
+    """The result files of benchmarks/NAME.py, oldest first; an empty list where none was kept.
+
+    folder: None means `FOLDER`, benchmarks/results.
+    """
+    files = sorted(Path(folder or FOLDER).glob("*.json"))
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return sorted((kept for kept in found if kept["benchmark"] == name), key=lambda kept: kept["written"])
 
 
@@ -214,12 +228,13 @@ def poisoning_table(kept: Mapping[str, Any]) -> pd.DataFrame:
     )
 
 
-def show_benchmarks(name: str, folder: Path = FOLDER) -> None:
+def show_benchmarks(name: str, folder: str | Path | None = None) -> None:
     """Put every kept result of benchmarks/NAME.py on the page, or say how to make one."""
     found = benchmarks(name, folder)
     if not found:
+        place = folder or "benchmarks/results"
         report.say(
-            f"**Not measured yet**: no result of `benchmarks/{name}.py` is kept in `benchmarks/results/`. "
+            f"**Not measured yet**: no result of `benchmarks/{name}.py` is kept in `{place}`. "
             f"`python benchmarks/{name}.py --out benchmarks/results/{name}.json` makes one."
         )
     for kept in found:

@@ -55,6 +55,7 @@ def test_an_empty_store_has_no_timings():
 def test_the_figure_says_its_range():
     table = cost.lines(RECORDS)
     assert "from 60 to 100" in cost.words(table)["alt"] and "1 to 4 at once" in cost.words(table)["caption"]
+    assert "Alone a cell took 100 seconds in the median, in groups 60." in cost.words(table)["caption"]
     assert len(cost.figure(table).axes) == 1
 
 
