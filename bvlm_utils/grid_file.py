@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from bvlm_utils import paths, study, threats
+from bvlm_utils import attacks, paths, study, threats
 from bvlm_utils.cells import Cell, known
 from bvlm_utils.errors import InputError
 
@@ -103,7 +103,8 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: int) -> list[Job]:
         for name, value in given.items():
             _check_kind(name, value, declared[name][0])
         whole = {name: default for name, (_, default) in declared.items()} | given
-        for shard in _shards(whole["attacks"], size):
+        wanted = attacks.names() if whole["attacks"] is None else whole["attacks"]
+        for shard in _shards(wanted, size):
             of_cells = {k: v for k, v in whole.items() if k not in NOT_OF_CELLS} | {"attacks": shard}
             cells = study.cells(threat=threat, **of_cells)
             name = f"{before + len(jobs) + 1:02d}-{threat}"
@@ -116,10 +117,10 @@ def _table(value: Any, name: str) -> None:
         raise InputError(f"{name} is {value!r}; it must be a table of names and values.")
 
 
-def _shards(attacks: list[str], size: int | None) -> list[list[str]]:
-    if not size or not isinstance(attacks, list):
-        return [attacks]
-    return [attacks[i : i + size] for i in range(0, len(attacks), size)]
+def _shards(names: list[str], size: int | None) -> list[list[str]]:
+    if not size or not isinstance(names, list):
+        return [names]
+    return [names[i : i + size] for i in range(0, len(names), size)]
 
 
 def parameters_of(notebook: Path) -> dict[str, tuple[str, Any]]:

@@ -33,7 +33,7 @@ def cells(
     threat: str,
     model: str | Sequence[str] = "tiny-llava",
     dataset: str | Sequence[str] | None = None,
-    attacks: Sequence[str] = ("BadNets-T",),
+    attacks: Sequence[str] | None = None,
     poison_rates: Sequence[float] = (0.1,),
     seeds: Sequence[int] = (0,),
     **settings: Any,
@@ -41,12 +41,13 @@ def cells(
     """All cells of the given models, datasets, attacks, rates and seeds (varying slowest to fastest in that
     order).
 
-    dataset: the threat's own if not given. settings: other fields of `Cell` and `TrainSettings`, such as
+    attacks: all of them if not given. dataset: the threat's own if not given. settings: other fields of `Cell` and `TrainSettings`, such as
     train_rows, test_rows, negatives, attack_params, epochs, learning_rate, lora_rank. `negatives` goes to
     bimodal attacks only, as no other attack has half a trigger. InputError names the first value that is
     wrong.
     """
     known(settings, [*CELL, *TRAIN], "setting")
+    attacks = _every_attack() if attacks is None else attacks
     lists = {
         "models": [model] if isinstance(model, str) else model,
         "attacks": attacks, "poison_rates": poison_rates, "seeds": seeds,
@@ -160,6 +161,10 @@ def _default_dataset(threat: str) -> str:
         return threats.THREATS.get(threat).default_dataset
     except KeyError as error:
         raise InputError(error.args[0]) from None
+
+
+def _every_attack() -> list[str]:
+    return attacks.names()
 
 
 def _modality(attack: Any) -> str | None:

@@ -35,6 +35,10 @@ def place(tmp_path_factory):
 # ---------------------------------------------------------------- cells
 
 
+def test_all_attacks_unless_some_are_named():
+    assert [cell.attack for cell in study.cells("jailbreak")] == attacks.names()
+
+
 def test_cells_cross_their_lists():
     found = study.cells(
         threat="targeted_refusal",
