@@ -28,7 +28,7 @@ def curves(cells: pd.DataFrame, means: pd.DataFrame, fits: dict[str, Fit | None]
     if shown.empty:
         return plots.nothing("No pair of these was tried with more than one dose.")
     modalities = plots._order(shown["modality"], plots.MODALITIES)
-    figure, axes = plots._figure(len(modalities), 3.1 if len(modalities) > 1 else 6.4, 3.9, sharey=True)
+    figure, axes = plots._figure(len(modalities), 3.1 if len(modalities) > 1 else 6.4, 4.1, sharey=True)
     for axis, modality in zip(axes, modalities, strict=True):
         of_panel = shown[shown["modality"] == modality]
         names = list(dict.fromkeys(of_panel["attack"]))
@@ -43,6 +43,7 @@ def curves(cells: pd.DataFrame, means: pd.DataFrame, fits: dict[str, Fit | None]
                 _curve(axis, fits[name], of_panel[of_panel["attack"] == name], style[0])
         _axes(axis, shown, f"{modality} triggers")
     axes[0].set_ylabel("attack success rate")
+    figure.get_layout_engine().set(h_pad=0.12)  # the legends below the axes, as curves go anywhere in them
     return figure
 
 
@@ -89,7 +90,7 @@ def _axes(axis: Axes, shown: pd.DataFrame, title: str) -> None:
     axis.set_ylim(-0.04, 1.04)
     axis.set_title(title)
     axis.set_xlabel("poisoned rows (share)")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), ncols=2)  # below: curves go anywhere
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, frameon=False)
 
 
 def saturation(means: pd.DataFrame) -> Figure:
@@ -108,8 +109,8 @@ def saturation(means: pd.DataFrame) -> Figure:
         below = np.zeros(len(counts))
         for mark, (colour, hatch) in MARKS.items():
             heights = counts[mark].to_numpy(float)
-            axis.bar(range(len(counts)), heights, 0.7, bottom=below, color=colour, hatch=hatch, edgecolor="white",
-                     label=MARK_LABELS[mark])  # fmt: skip
+            axis.bar(range(len(counts)), heights, 0.7, bottom=below, color=colour, hatch=hatch,
+                     edgecolor="white", label=MARK_LABELS[mark])  # fmt: skip
             for x, (height, start) in enumerate(zip(heights, below, strict=True)):
                 if height:
                     axis.text(x, start + height / 2, f"{int(height)}", ha="center", va="center", fontsize=9,

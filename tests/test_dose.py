@@ -167,6 +167,16 @@ def test_single_seeds_are_drawn_open_and_said_to_support_nothing():
     assert "takes from 112 [" in " ".join(dose.sentences(lines, means))
 
 
+def test_legends_of_many_attacks_stay_inside_the_figure():
+    names = ("BadNets-I", "Blended", "SIG", "ImgTrojan", "BadNets-MM", "Dual-Key", "VL-Trojan", "MABA")
+    lines, means, cells = found(*(tidy(lambda r, s: curve(r), attack=name, rows=(60, 600)) for name in names))
+    figure = plots_dose.curves(cells, means, dict(zip(lines["attack"], lines["fit"], strict=True)))
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        box = axis.get_legend().get_window_extent()
+        assert box.y0 >= 0 and box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
 def test_saturation_counts_every_pair_of_a_dose():
     means = found(tidy(lambda rows, seed: curve(rows)), tidy(lambda rows, seed: 0.0, attack="SIG"))[1]
     heights = [bar.get_height() for bar in plots_dose.saturation(means).axes[0].patches]
