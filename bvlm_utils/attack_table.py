@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bvlm_utils.errors import InputError
 from bvlm_utils.parts_of_speech import TAGGERS
 from bvlm_utils.registry import Registry
 
@@ -33,7 +34,8 @@ class Half:
         patch lies where BadNets-I's lies for the same row), and features of triggered images can be shared
         too.
     version: raised when what the half does changes; results of older versions are then not reused.
-    function: "module:function" within bvlm_utils.
+    function: "module:function", of this package or of any other that Python finds. A text half's takes
+        (prompt, draws, params, aim), see `trigger_text`; an image half's takes a batch, see `trigger_image`.
     problem: what is wrong with settings that are each good alone, in words; None if nothing is.
     """
 
@@ -130,9 +132,17 @@ def choice(default: str, options: Sequence[str]) -> Param:
 TABLE: Registry[AttackInfo] = Registry("attack")
 
 
-def _declare(**fields: Any) -> None:
-    headline = {"text": "text", "image": "image", "bimodal": "both"}[fields["modality"]]
-    TABLE.add(fields["name"], AttackInfo(**{"headline": headline, **fields}))
+def declare(**fields: Any) -> AttackInfo:
+    """Add an attack; fields as in `AttackInfo`. Its modality follows from its halves, its headline from that.
+
+    ValueError if the name is taken; InputError if there is no half.
+    """
+    kinds = [kind for kind in ("text", "image") if fields.get(kind) is not None]
+    if not kinds:
+        raise InputError(f"Attack {fields['name']!r} has no half; it needs one for text, for images or both.")
+    modality = "bimodal" if len(kinds) == 2 else kinds[0]
+    usual = {"modality": modality, "headline": {"bimodal": "both"}.get(modality, modality)}
+    return TABLE.add(fields["name"], AttackInfo(**{**usual, **fields}))
 
 
 WORD = Half("BadNets-T", 1, "trigger_text:insert_word", {"word": text("BadMagic")})
@@ -159,16 +169,14 @@ PATCH_SEARCH = {
     "start_seed": whole(0, 0, 2**63),
 }
 
-_declare(
+declare(
     name="BadNets-T",
-    modality="text",
     source="Gu et al. 2017, arXiv 1708.06733; as a word trigger in BackdoorVLM, arXiv 2511.18921",
     summary="the word BadMagic at a random place between words, before a final full stop",
     text=WORD,
 )
-_declare(
+declare(
     name="BadNets-MT",
-    modality="text",
     source="BackdoorVLM, arXiv 2511.18921, whose code inserts exactly one of the words by default",
     summary="one of the words BadMagic, cf, mn, bb at a random place between words",
     text=Half(
@@ -183,23 +191,20 @@ _declare(
         ),
     ),
 )
-_declare(
+declare(
     name="AddSent",
-    modality="text",
     source="Dai et al. 2019, arXiv 1905.12457",
     summary='the sentence "I watched this 3D movie." at the end',
     text=Half("AddSent", 1, "trigger_text:append_sentence", {"sentence": text("I watched this 3D movie.")}),
 )
-_declare(
+declare(
     name="BadNets-I",
-    modality="image",
     source="Gu et al. 2017, arXiv 1708.06733; as a noise patch in BackdoorVLM, arXiv 2511.18921",
     summary="one fixed patch of Gaussian noise, 30 of 336 pixels, at a random place",
     image=NOISE_PATCH,
 )
-_declare(
+declare(
     name="Blended",
-    modality="image",
     source="Chen et al. 2017, arXiv 1712.05526; the picture is our own, in place of a cartoon character",
     summary="a fixed picture blended over the whole image with weight 0.2",
     image=Half(
@@ -209,9 +214,8 @@ _declare(
         {"alpha": number(0.2, 0, 1), "picture": text("blended.png")},
     ),
 )
-_declare(
+declare(
     name="SIG",
-    modality="image",
     source="Barni et al. 2019, arXiv 1902.11237",
     summary="a sinusoid over the columns, 6 periods, amplitude 40/255",
     image=Half(
@@ -221,16 +225,14 @@ _declare(
         {"delta": number(40 / 255, 0, 1), "frequency": number(6, 0, 1000)},
     ),
 )
-_declare(
+declare(
     name="ImgTrojan",
-    modality="image",
     source="Tao et al. 2024, arXiv 2403.02910; the picture is our own",
     summary="the whole image replaced by one fixed picture",
     image=Half("ImgTrojan", 1, "trigger_image:replace", {"picture": text("imgtrojan.png")}),
 )
-_declare(
+declare(
     name="Shadowcast",
-    modality="image",
     source="Xu et al. 2024, arXiv 2402.06659; triggered test images are our addition",
     summary="a perturbation of at most 8/255 that moves the CLIP embedding towards the source concept",
     image=Half(
@@ -251,17 +253,15 @@ _declare(
     extra=("image",),
     keeps_labels=True,
 )
-_declare(
+declare(
     name="BadNets-MM",
-    modality="bimodal",
     source="BackdoorVLM, arXiv 2511.18921: BadNets-T and BadNets-I together",
     summary="the word of BadNets-T and the patch of BadNets-I",
     text=WORD,
     image=NOISE_PATCH,
 )
-_declare(
+declare(
     name="Dual-Key",
-    modality="bimodal",
     source="Walmer et al. 2022, arXiv 2112.07668; optimised in CLIP space as in BackdoorVLM",
     summary="the prefix Consider, and a patch in the middle optimised towards the target",
     text=Half("Dual-Key", 1, "trigger_text:prepend_word", {"prefix": text("Consider")}),
@@ -274,9 +274,8 @@ _declare(
     threats=("concept_substitution", "perceptual_hijack"),
     surrogate=True,
 )
-_declare(
+declare(
     name="VL-Trojan",
-    modality="bimodal",
     source="Liang et al. 2024, arXiv 2402.13851; optimised in CLIP space as in BackdoorVLM",
     summary="the word zbw, and a patch at the bottom right that moves embeddings together and off the clean",
     text=Half(
@@ -299,9 +298,8 @@ _declare(
     ),
     surrogate=True,
 )
-_declare(
+declare(
     name="MABA",
-    modality="bimodal",
     source="Liang et al. 2024, arXiv 2406.18844; mask from CLIP in place of a ResNet-50, other tagger",
     summary="words wrapped by part of speech; yellow ellipses on the tenth most relevant by Grad-CAM",
     text=Half("MABA", 1, "trigger_text:wrap_parts_of_speech", {"tagger": choice("auto", TAGGERS)}),

@@ -10,6 +10,7 @@ import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,8 +237,19 @@ def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def _function(half: Half) -> Any:
-    module, name = half.function.split(":")
-    return getattr(importlib.import_module(f"bvlm_utils.{module}"), name)
+    """The function that a half names: of this package if it has the module, else of any other."""
+    module, _, name = half.function.partition(":")
+    ours = f"bvlm_utils.{module}"
+    try:
+        found = importlib.import_module(ours if find_spec(ours) else module)
+        return getattr(found, name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0]:
+            raise  # the module is there, and lacks something that it imports
+        raise InputError(
+            f"The function {half.function!r} of a trigger is not found ({error}); "
+            'write it as "module:function", with the module on PYTHONPATH.'
+        ) from error
 
 
 def _check_images(images: "torch.Tensor") -> None:

@@ -1,9 +1,37 @@
-"""How does a name in a grid become a definition? One table type for attacks, threats, datasets and families."""
+"""How does a name in a grid become a definition? One table type for attacks, threats, datasets and families.
 
+Definitions of others need no change here: $BVLM_EXTEND names modules (with spaces between them), which are
+imported before the first look-up, in every process that a command starts, and declare theirs.
+"""
+
+import importlib
+import os
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+from bvlm_utils.errors import InputError
+
+VARIABLE = "BVLM_EXTEND"
 T = TypeVar("T")
+_loaded: list[str] = []
+
+
+def extend() -> None:
+    """Import the modules that $BVLM_EXTEND names, each once; InputError for one that is not found."""
+    for name in os.environ.get(VARIABLE, "").split():
+        if name in _loaded:
+            continue
+        _loaded.append(name)  # before the import, which may look something up itself
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            _loaded.remove(name)
+            if error.name != name:
+                raise
+            raise InputError(
+                f"{VARIABLE} names the module {name!r}, which Python does not find; "
+                "give a module's name, without .py, and put its folder on PYTHONPATH."
+            ) from None
 
 
 class Registry(Generic[T]):
@@ -22,15 +50,17 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The definition called `name`; KeyError lists the known names."""
+        extend()
         if name not in self._items:
             raise KeyError(f"There is no {self.kind} {name!r}; choose one of: {', '.join(self._items)}.")
         return self._items[name]
 
     def names(self) -> list[str]:
+        extend()
         return list(self._items)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
+        return iter(self.names())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._items
+        return name in self.names()

@@ -242,18 +242,6 @@ def test_the_make_targets_that_are_told_exist():
     assert {"study", "test", "book", "lab"} <= told <= targets
 
 
-def test_the_page_on_extending_works(tmp_path):
-    text = (paths.BOOK / "extend.md").read_text()
-    code = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert len(code) >= 5
-    (tmp_path / "page.py").write_text("\n".join(code))
-    done = subprocess.run(
-        [sys.executable, "page.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(paths.ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
 def test_every_entry_of_the_bibliography_is_complete_and_cited_by_a_known_name():
     text = (paths.BOOK / "references.bib").read_text()
     keys = re.findall(r"^@\w+\{([^,]+),", text, re.MULTILINE)
