@@ -21,6 +21,7 @@ import pandas as pd
 from bvlm_utils import engine, poison, score, store
 from bvlm_utils.bench import MAX_NEW_TOKENS, Bench, Question, questions
 from bvlm_utils.cells import VERSION, Cell
+from bvlm_utils.controls import lacking
 from bvlm_utils.engine import Said, Task
 from bvlm_utils.errors import InputError
 
@@ -172,31 +173,44 @@ def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> None:
     if os.environ.get(RESCORE):
         stored = [work.cell for work in group if store.adapter(work.cell, place)]
         kept = {cell.run_id: store.read(cell, place) for cell in stored}
-    controls = {work.cell.control.run_id: work.cell.control for work in group}
-    lacking = [control for control in controls.values() if not store.adapter(control, place)]
-    tasks = [Task(control) for control in lacking]
-    tasks += [Task(work.cell, work.manifest) for work in group if work.cell.run_id not in kept]
-    results = engine.tune(bench, tasks, plain) if tasks else []
-    clock.lap("tune", max(1, len(tasks)))
-    for control, result in zip(lacking, results, strict=False):
-        about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
-        store.write(
-            control, place, about | {"modality": control.modality}, replace=True,
-            save_adapter=lambda folder, r=result, c=control: r.save(folder, c.config()),
-        )  # fmt: skip
-    fresh = iter(results[len(lacking) :])
+    controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
+    with lacking(controls, place) as mine:
+        tasks = [Task(control) for control in mine]
+        tasks += [Task(work.cell, work.manifest) for work in group if work.cell.run_id not in kept]
+        results = engine.tune(bench, tasks, plain) if tasks else []
+        clock.lap("tune", max(1, len(tasks)))
+        _write_controls(bench, mine, results, place, clock)
+    fresh = iter(results[len(mine) :])
     tuned = [
         engine.saved(store.adapter(work.cell, place)) if work.cell.run_id in kept else next(fresh)
         for work in group
     ]
     said = engine.ask(bench, [work.asked for work in group], tuned, plain)
     clock.lap("ask", len(group))
+    if not all(store.adapter(control, place) for control in controls):
+        with lacking(controls, place, wait=True) as left:
+            if left:  # who was at work on them has failed or died
+                tuned_now = engine.tune(bench, [Task(control) for control in left], plain)
+                _write_controls(bench, left, tuned_now, place, clock)
+        clock.lap("control of another process", len(group))
     known = [_known_answers(bench, work, place, plain) for work in group]
     clock.lap("base and control", len(group))
     for work, result, own, other in zip(group, tuned, said, known, strict=True):
         before = kept.get(work.cell.run_id)
         training = {name: before[name] for name in OF_TUNING} if before else _training(result)
         _write(bench, work, place, result, other | {"poisoned": own}, clock, training)
+
+
+def _write_controls(
+    bench: Bench, controls: Sequence[Cell], results: Sequence[Any], place: Path, clock: Clock
+) -> None:
+    """Put controls into the store; their results are the first of `results`."""
+    for control, result in zip(controls, results, strict=False):
+        about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
+        store.write(
+            control, place, about | {"modality": control.modality}, replace=True,
+            save_adapter=lambda folder, r=result, c=control: r.save(folder, c.config()),
+        )  # fmt: skip
 
 
 def _known_answers(bench: Bench, work: Work, place: Path, plain: bool) -> dict[str, Said]:

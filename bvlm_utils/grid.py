@@ -1,11 +1,12 @@
-"""How is a whole grid of cells run, one notebook after the other? Papermill over the threats' notebooks.
+"""How is a whole grid of cells run? Papermill over the threats' notebooks, one by one or several at once.
 
-    python -m bvlm_utils.grid run data/grids/quick.yml [--dry-run] [--force] [--store STORE]
+    python -m bvlm_utils.grid run data/grids/quick.yml [--workers N] [--dry-run] [--force] [--store STORE]
     python -m bvlm_utils.grid status data/grids/quick.yml [--store STORE]
     python -m bvlm_utils.grid table [data/grids/quick.yml] [--store STORE]
 
-A grid file is explained in `grid_file`. Exit code 0: every cell has a record; 1: some failed; 2: the
-grid is wrong, and nothing was run; 130, 143: stopped by SIGINT, SIGTERM, and the next run goes on from there.
+A grid file is explained in `grid_file`, `--workers` and `--scheduler` in `grid_dask`. Exit code 0: every cell has
+a record; 1: some failed; 2: the grid or an option is wrong, and nothing was run; 130, 143: stopped by SIGINT,
+SIGTERM, and the next run goes on from there.
 """
 
 import argparse
@@ -15,20 +16,20 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from bvlm_utils import execute, grid_dask, study
 from bvlm_utils import store as results
-from bvlm_utils import execute, study
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid_file import Job, load, shown
+from bvlm_utils.grid_job import carry_out, unfinished
 
-START_SECONDS = 300  # a kernel on a busy machine
 POLL_SECONDS = 1.0
 
 
@@ -46,7 +47,13 @@ class Stopped(KeyboardInterrupt):
 
 
 def run(
-    jobs: Sequence[Job], store: str | None, force: bool = False, plain: bool = False, rescore: bool = False
+    jobs: Sequence[Job],
+    store: str | None,
+    force: bool = False,
+    plain: bool = False,
+    rescore: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> int:
     """Execute the notebooks whose cells lack records; the exit code."""
     place = results.folder(store)
@@ -65,25 +72,25 @@ def run(
     (place / "notebooks").mkdir(parents=True, exist_ok=True)
     for left in (place / "notebooks").glob(f"{results.PARTIAL}*"):
         left.unlink()
-    total = len({cell.run_id for job in jobs for cell in job.cells})
-    say(f"{len(jobs)} notebooks, {total} cells; {_missing(jobs, place)} to run. Store: {shown(place)}")
-    failed = []
-    started, at_start = time.monotonic(), _missing(jobs, place)
-    for number, job in enumerate(jobs, 1):
-        if not _missing([job], place):
-            continue
-        begun = time.monotonic()
-        with _watched(jobs, place, started, at_start):
-            problem = _execute(job, place)
-        left = _missing(jobs, place)
-        rest = _estimate(at_start - left, _missing(jobs[number:], place), started)
-        say(
-            f"[{number}/{len(jobs)}] {job.name}: {'FAILED' if problem else 'done'} "
-            f"in {_minutes(time.monotonic() - begun)}{rest}"
-        )
-        if problem:
-            failed.append(job)
-            say(problem)
+    total, at_start = len({cell.run_id for job in jobs for cell in job.cells}), _missing(jobs, place)
+    say(f"{len(jobs)} notebooks, {total} cells; {at_start} to run. Store: {shown(place)}")
+    numbers = {job.name: number for number, job in enumerate(jobs, 1)}
+    to_do = {job.name: job for job in jobs if unfinished(job, place)}
+    failed, started = [], time.monotonic()
+    with (
+        _watched(jobs, place, started, at_start) as look,
+        _outcomes(list(to_do.values()), place, workers, scheduler) as outcomes,
+    ):
+        for job, problem, seconds in outcomes:
+            look()
+            del to_do[job.name]
+            finished = at_start - _missing(jobs, place)
+            rest = _estimate(finished, _missing(list(to_do.values()), place), started)
+            word = "FAILED" if problem else "done"
+            say(f"[{numbers[job.name]}/{len(jobs)}] {job.name}: {word} in {_minutes(seconds)}{rest}")
+            if problem:
+                failed.append(job)
+                say(problem)
     if failed:
         say(
             f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(job.name for job in failed)}. "
@@ -94,114 +101,47 @@ def run(
     return 0
 
 
-def _execute(job: Job, place: Path) -> str | None:
-    """Run one notebook; None if all its cells have records then, else what went wrong."""
-    output, log = place / "notebooks" / f"{job.name}.ipynb", place / "notebooks" / f"{job.name}.log"
-    partial = output.with_name(f"{results.PARTIAL}{output.name}")
-    error = _papermill(job, place, partial, log)
-    missing = [cell.run_id for cell in job.cells if not study.finished(cell, place)]
-    if partial.is_file():
-        os.replace(partial, output)
-    if not missing and not error:
-        log.unlink(missing_ok=True)
-        return None
-    texts = results.failures(place)
-    lines = [f"  {error}"] if error else []
-    lines += [f"  {run_id}: {texts.get(run_id, 'no record').strip().splitlines()[-1]}" for run_id in missing]
-    return "\n".join([*lines, f"  See {shown(output)} and {shown(place / 'failures')}."])
+def _outcomes(
+    jobs: Sequence[Job], place: Path, workers: int | None, scheduler: str | None
+) -> AbstractContextManager[Iterator[grid_dask.Outcome]]:
+    """The jobs as they finish; without a second worker, one after the other in this process's kernels."""
+    workers = min(workers or 1, len(jobs))
+    if jobs and (scheduler or workers > 1):
+        return grid_dask.outcomes(jobs, place, workers, scheduler)
+    return nullcontext(_in_turn(jobs, place))
 
 
-def _papermill(job: Job, place: Path, output: Path, log: Path) -> str | None:
-    """Execute; None or the error in a line. A kernel that fails is started once more: finished cells are
-    kept.
-    """
-    import logging
-
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("traitlets").setLevel(logging.ERROR)
-    for attempt in (1, 2):
-        try:
-            with _stderr_to(log), _importable():
-                papermill.execute_notebook(
-                    str(job.notebook),
-                    str(output),
-                    parameters={**job.parameters, "store": str(place)},
-                    kernel_name="python3",
-                    language="python",
-                    progress_bar=False,
-                    start_timeout=START_SECONDS,
-                )
-            return None
-        except PapermillExecutionError as error:
-            return f"{error.ename}: {error.evalue}"
-        except Stopped:
-            raise
-        except (
-            Exception
-        ) as error:  # the kernel did not start, or it died: ports can clash, memory can run out
-            if attempt == 2:
-                problem = f"{type(error).__name__}: {error}"
-                return f"the kernel failed twice ({problem}); its words are in {shown(log)}"
-    return None
+def _in_turn(jobs: Sequence[Job], place: Path) -> Iterator[grid_dask.Outcome]:
+    for job in jobs:
+        if unfinished(job, place):  # an earlier job may have had the same cells
+            begun = time.monotonic()
+            problem = carry_out(job, place)
+            yield job, problem, time.monotonic() - begun
 
 
 @contextmanager
-def _stderr_to(file: Path) -> Iterator[None]:
-    """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every
-    run.
-    """
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with file.open("ab") as log:
-        os.dup2(log.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-@contextmanager
-def _importable() -> Iterator[None]:
-    """Kernels start in another folder and must find this package there, installed or not."""
-    before = os.environ.get("PYTHONPATH")
-    home = str(Path(__file__).resolve().parent.parent)
-    os.environ["PYTHONPATH"] = os.pathsep.join([home, *([before] if before else [])])
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
-@contextmanager
-def _watched(jobs: Sequence[Job], place: Path, started: float, at_start: int) -> Iterator[None]:
+def _watched(jobs: Sequence[Job], place: Path, started: float, at_start: int) -> Iterator[Callable[[], None]]:
     """Cells done and time left: a bar on a terminal, one line per finished cell elsewhere. It watches the
-    store, so it needs no word from kernels.
+    store, so it needs no word from kernels; the function that it gives looks at once.
 
     started: when the grid was, by `time.monotonic`. at_start: cells that lacked a record then.
     """
     from tqdm import tqdm
 
-    over, silent = threading.Event(), not sys.stdout.isatty()
+    over, looking, silent = threading.Event(), threading.Lock(), not sys.stdout.isatty()
     cells = list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
     waiting = [cell for cell in cells if not study.finished(cell, place)]
     done = len(cells) - len(waiting)
     bar = tqdm(total=len(cells), initial=done, unit="cell", file=sys.stdout, leave=False, disable=silent)
 
     def look() -> None:
-        for cell in [cell for cell in waiting if study.finished(cell, place)]:
-            waiting.remove(cell)
-            bar.update()
-            if silent:
-                rest = _estimate(at_start - len(waiting), len(waiting), started)
-                say(f"  {len(cells) - len(waiting)}/{len(cells)} {cell.run_id}{rest}")
+        with looking:
+            for cell in [cell for cell in waiting if study.finished(cell, place)]:
+                waiting.remove(cell)
+                bar.update()
+                if silent:
+                    rest = _estimate(at_start - len(waiting), len(waiting), started)
+                    say(f"  {len(cells) - len(waiting)}/{len(cells)} {cell.run_id}{rest}")
 
     def watch() -> None:
         while not over.wait(POLL_SECONDS):
@@ -211,7 +151,7 @@ def _watched(jobs: Sequence[Job], place: Path, started: float, at_start: int) ->
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        yield look
     finally:
         over.set()
         thread.join()
@@ -235,27 +175,33 @@ def _stoppable() -> Iterator[None]:
     """SIGINT and SIGTERM end the kernels at once and raise `Stopped`; the store is made for being killed."""
 
     def stop(number: int, _frame: Any) -> None:
-        _kill_children()
+        _kill("ipykernel_launcher")  # workers are told to end by those who started them
         raise Stopped(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        _kill_children()
+        _kill("ipykernel_launcher", "multiprocessing.spawn")
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _kill_children() -> None:
-    """End the kernels that this process started, and what they started."""
+def _kill(*words: str) -> None:
+    """End what this process started, directly or not, and what has one of the words in its command; and what
+    that started.
+    """
     import psutil
 
-    children = psutil.Process().children(recursive=True)
-    for child in children:
+    killed = []
+    for child in psutil.Process().children(recursive=True):
         with _gone():
-            child.kill()
-    psutil.wait_procs(children, timeout=5)
+            if any(word in " ".join(child.cmdline()) for word in words):
+                for one in [*child.children(recursive=True), child]:
+                    with _gone():
+                        one.kill()
+                        killed.append(one)
+    psutil.wait_procs(killed, timeout=5)
 
 
 @contextmanager
@@ -324,7 +270,11 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    """Print a line, above the bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
 
 
 def _minutes(seconds: float) -> str:
@@ -357,6 +307,12 @@ def _parser() -> argparse.ArgumentParser:
     parsers["run"].add_argument(
         "--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)"
     )
+    parsers["run"].add_argument(
+        "--workers", type=int, help="how many notebooks run at once on this machine (default: 1)"
+    )
+    parsers["run"].add_argument(
+        "--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786"
+    )
     return parser
 
 
@@ -366,6 +322,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         jobs, named = load(chosen.file) if chosen.file else (None, None)
         store = chosen.store or named
+        if chosen.command == "run":
+            grid_dask.check(chosen.workers, chosen.scheduler)
         if chosen.command == "table":
             found = table(jobs, store)
             say(
@@ -377,7 +335,9 @@ def main(argv: list[str] | None = None) -> int:
             status(jobs, store, every_cell=chosen.command == "run")
         else:
             with _stoppable():
-                return run(jobs, store, chosen.force, chosen.plain, chosen.rescore)
+                return run(
+                    jobs, store, chosen.force, chosen.plain, chosen.rescore, chosen.workers, chosen.scheduler
+                )
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
