@@ -15,7 +15,7 @@ BUILD := $(BIN)/jupyter-book build . -W -n --keep-going --all --path-output book
 
 ## Run the quick study (about ten minutes on two cores) and show it beside the reference.
 study: $(INSTALLED)
-	$(BIN)/python -m bvlm_utils.grid run data/grids/quick.yml
+	$(BIN)/python -m bvlm_utils.grid run data/grids/quick.yml --workers 2
 	rm -rf book/_build
 	BVLM_YOURS=local $(BUILD)
 	@echo "Your study is in $(CURDIR)/$(PAGE)"
