@@ -53,7 +53,8 @@ def parameters(path):
 def test_every_threat_has_its_chapter():
     names = {path.stem for path in NOTEBOOKS}
     others = {
-        "quickstart", "attacks", "reproduce", "models", "small_patch", "dose", "claims", "leaderboard", "cost",
+        "quickstart", "attacks", "reproduce", "models", "small_patch", "dose", "claims", "leaderboard",
+        "cost",
     }  # fmt: skip
     assert names == {*CHAPTERS, *others}
 
@@ -196,6 +197,11 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert "There is no run of yours to compare" in page(run("reproduce"))
     assert "No stealth numbers are stored" in page(run("attacks"))
     assert "VQA accuracy" in page(run("models"))
+    board = page(run("leaderboard", downloads=str(tmp_path / "files")))
+    assert " measured and 0 skipped" in board
+    assert "BadNets-MM" in (tmp_path / "files" / "leaderboard.csv").read_text()
+    spent = page(run("cost"))
+    assert "hours of one process" in spent and "Not measured yet" in spent
     assert "No pair has 3 seeds at any dose yet" in page(run("dose", grids=[]))
     claims = page(run("claims"))
     assert "not testable here" in claims and "every claim on this page is untested" in claims
