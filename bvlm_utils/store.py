@@ -8,6 +8,8 @@ slash in it.
     RUN_ID/manifest.parquet    which training rows were poisoned, and how
     RUN_ID/adapter/            the tuned adapter in PEFT's format, for those who talk to it
     examples/KEY/              what an attack's trigger looks like
+    probes/                    what tuned adapters were asked later on, see `probes`
+    attribution/               where tuned adapters look, see `attribution`
     failures/RUN_ID.json       why a cell could not be run
     cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
 
@@ -42,6 +44,7 @@ from bvlm_utils.errors import InputError
 
 VARIABLE = "BVLM_STORE"
 REFERENCE = "reference"
+GATHERED = ("probes", "attribution")  # folders of files beside the cells that the book needs, too
 PARTIAL = ".partial-"  # beginning of the names of folders that are being written
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pandas")
@@ -177,9 +180,11 @@ def _put(partial: Path, final: Path, replace: bool) -> None:
 
 
 def thin(source: str | Path | None, target: str | Path) -> list[str]:
-    """Copy what the book needs of a store: records, responses, manifests, examples; no adapters, cache, failures.
+    """Copy what the book needs of a store: records, responses, manifests, examples and what is `GATHERED`; no
+    adapters, cache, failures.
 
-    A cell that the target has already stays as it is there; the run_ids that were copied are returned.
+    A cell that the target has already stays as it is there; the run_ids that were copied are returned. A gathered
+    file grows while it is asked for more, so the larger one stays.
     """
     start, end = folder(source), folder(target)
     if read_only(target):
@@ -199,6 +204,11 @@ def thin(source: str | Path | None, target: str | Path) -> list[str]:
         shutil.rmtree(partial, ignore_errors=True)
         if place.parent == start:
             copied.append(place.name)
+    for file in (file for name in GATHERED for file in sorted((start / name).glob("[!.]*.json"))):
+        final = end / file.relative_to(start)
+        if not final.exists() or final.stat().st_size < file.stat().st_size:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _write_text(final, file.read_text(encoding="utf-8"))
     return copied
 
 
