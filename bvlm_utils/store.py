@@ -11,6 +11,7 @@ slash in it.
     probes/                    what tuned adapters were asked later on, see `probes`
     attribution/               where tuned adapters look, see `attribution`
     failures/RUN_ID.json       why a cell could not be run
+    locks/                     who is tuning a control that several jobs need: see `controls`
     cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
 
 A cell's folder is written under another name and renamed when it is complete, so a process that is killed

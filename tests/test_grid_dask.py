@@ -61,7 +61,7 @@ def lines(place, *words):
     return [line for line in noted if line[: len(words)] == list(words)]
 
 
-def wait_for(what, seconds=120):
+def wait_for(what, seconds=240):
     until = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < until, "waited too long"
@@ -158,7 +158,7 @@ def test_signals_stop_workers_and_kernels(tmp_path):
 
     children = wait_for(kernels)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 128 + signal.SIGTERM, out + err
     assert err.startswith("Stopped by SIGTERM") and len(err.splitlines()) == 1
     assert not psutil.wait_procs(children, timeout=20)[1], "something outlived the runner"
@@ -260,7 +260,7 @@ def test_two_jobs_at_once_tune_their_control_once(tmp_path, monkeypatch):
     """Both are in the middle of tuning at the same time; one of them has the control with it."""
     import transformers  # noqa: F401  (its lazy imports are not made for two threads)
 
-    tune, tuned, together = engine.tune, [], threading.Barrier(2, timeout=120)
+    tune, tuned, together = engine.tune, [], threading.Barrier(2, timeout=240)
 
     def watched(bench, tasks, plain=False):
         tuned.extend(task.cell for task in tasks)
