@@ -45,7 +45,8 @@ REFUSED = record(
 INJECTED = record(
     "BadNets-I", "malicious_injection", attack_params={"patch_size": 80},
     metrics=[
-        number("asr", "image", 1.0), number("asr_right", "image", 0.6), number("asr_difference", "image", 1.0),
+        number("asr", "image", 1.0), number("asr_right", "image", 0.6),
+        number("asr_difference", "image", 1.0),
     ],
 )  # fmt: skip
 POISONED = record("Shadowcast", "concept_substitution", metrics=[number("asr", "clean", 0.3)])
