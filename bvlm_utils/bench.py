@@ -55,6 +55,11 @@ class Bench:
         """The samples of each split, without their pictures."""
         return {split: found.remove_columns("image").to_list() for split, found in self.datasets.items()}
 
+    def add(self, split: str, found: Any) -> None:
+        """One more split, a `datasets.Dataset`; where it is there already, its rows must begin alike."""
+        self.datasets[split] = found
+        self.rows[split] = found.remove_columns("image").to_list()
+
     @cached_property
     def victim(self) -> "Victim":
         from bvlm_utils import victim

@@ -114,6 +114,26 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
     return whole.select(range(rows))
 
 
+def further(name: str, start: int, rows: int) -> datasets.Dataset:
+    """Up to `rows` training rows from number `start` on, for those who want rows that nobody was tuned on.
+
+    Scenes never run out: rows beyond the published ones are drawn like them, and not kept. Data in files end
+    somewhere, so fewer rows, even none, may come back. KeyError for an unknown name.
+    """
+    if ":" in name:
+        whole = load(name, "train")
+        return whole.select(range(min(start, len(whole)), min(start + rows, len(whole))))
+    SCENE_TASKS.get(name)
+    drawn = [scene_row(name, "train", index) for index in range(start, start + rows)]
+    table = {column: [row[column] for row in drawn] for column in FEATURES}
+    return datasets.Dataset.from_dict(table, features=FEATURES)
+
+
+def beyond(name: str, start: int) -> int | None:
+    """How many rows `further` has from number `start` on; None where they never run out."""
+    return max(0, len(load(name, "train")) - start) if ":" in name else None
+
+
 def images(dataset: datasets.Dataset, indices: Sequence[int] | None = None) -> np.ndarray:
     """The pictures of rows that are all of one size: (N, H, W, 3) uint8."""
     chosen = dataset if indices is None else dataset.select(indices)

@@ -9,7 +9,7 @@ PEFT runs for every model family.
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,16 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
 @dataclass(frozen=True)
 class GroupJob:
-    """What `train.finetune` takes, for one cell. Jobs may share one tensor of features (F, n, d)."""
+    """What `train.finetune` takes, for one cell. Jobs may share one tensor of features (F, n, d).
+
+    start: PEFT state dict of an adapter of that rank and alpha to go on from; if not given, a fresh one.
+    """
 
     rows: Sequence[plain.TrainRow]
     features: torch.Tensor
     settings: TrainSettings
     seed: int
+    start: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass
@@ -139,6 +143,8 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list[Plan], list[A
             known_starts[key] = (state, adapter.peft_config["default"])
             plain.detach(victim, adapter)
         start, config = known_starts[key]
+        if job.start is not None:
+            start = dict(job.start)
         steps = plain.batches(len(rows), settings, job.seed)
         plans.append(
             Plan(

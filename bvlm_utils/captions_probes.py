@@ -1,0 +1,205 @@
+"""What did stored adapters say? Sentences, captions and descriptions of the two chapters that ask them.
+
+Called by those chapters, beside the figures of `plots_probes` that draw the same rows. Everything is computed
+from the panels of `crossfire` and `lasting`; functions of `words` return {"alt": ..., "caption": ...} for
+`report.show`.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from bvlm_utils import attacks, crossfire, lasting, report
+from bvlm_utils.probes import CONTROL, POISONED
+
+NOTHING = (
+    "Nothing has been asked yet: the store holds no such answers. "
+    "The command at the end of this page makes them."
+)
+UNCHANGED = "not changed at all"
+Panels = Sequence[tuple[pd.DataFrame, str]]
+
+
+def crossing_sentences(panels: Panels) -> list[str]:
+    """What the page found, in Markdown."""
+    if not panels:
+        return [NOTHING]
+    said = []
+    for panel, name in panels:
+        others = crossfire.off_diagonal(panel)
+        strangers = others[
+            [not crossfire.related(r["attack"], r["trigger"]) for r in others.to_dict("records")]
+        ]
+        said.append(
+            f"**{name}: {(strangers['value'] > 0.5).sum()} of {len(strangers)} pairs of a backdoored model "
+            "and the trigger of an attack that is no relative of its own fire on more than half of the "
+            f"inputs.** With relatives it is {(others['value'] > 0.5).sum()} of {len(others)}."
+        )
+        said.append(seeds_sentence(panel))
+    return said
+
+
+def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
+    """Alt text and caption of `plots_probes.crossing`."""
+    grid, control = crossfire.matrix(panel)
+    measured = [one for one in grid.index if grid.loc[one].notna().any()]
+    missing = [one for one in grid.index if one not in measured]
+    others = crossfire.off_diagonal(panel)
+    text = [
+        f"{name}: share of inputs on which the model of the row fires when shown the trigger of the column."
+    ]
+    if len(others):
+        over = others[others["value"] > 0.5]
+        strange = [r for r in over.to_dict("records") if not crossfire.related(r["attack"], r["trigger"])]
+        largest = others.iloc[0]
+        text.append(
+            f"Of {len(others)} entries off the diagonal {len(over)} are above one half, {len(strange)} of "
+            "them between triggers that share neither a half nor a word; the largest is "
+            f"{report.number(largest['value'], largest['low'], largest['high'])} ({largest['attack']} "
+            f"shown the trigger of {largest['trigger']})."
+        )
+    if control.notna().any():
+        text.append(f"The clean-tuned model fires on at most {report.number(control.max())} of the inputs.")
+    threat = panel["threat"].iloc[0]
+    undefined = [attack for attack in missing if attacks.unsupported(attack, threat)]
+    without = [attack for attack in missing if attack not in undefined]
+    if undefined:
+        text.append(f"n/a is not zero: {', '.join(undefined)} not defined for this threat.")
+    if without:
+        text.append(f"No adapter was there to be asked of {', '.join(without)}.")
+    text.append(evidence(panel))
+    alt = (
+        f"Heat map: {len(measured)} backdoored models and the clean-tuned model in rows, no trigger and "
+        f"{len(grid.columns) - 1} triggers in columns; a model's own trigger is framed. The largest entries "
+        "off the diagonal are in the table below."
+    )
+    return {"alt": alt, "caption": " ".join(text)}
+
+
+def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
+    """Alt text and caption of `plots_probes.near`."""
+    own = panel[
+        (panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == panel["attack"])
+    ]
+    text = [
+        f"{name}: success of near misses (rows) on the model that the trigger of the column has backdoored."
+    ]
+    for half in ("text", "image"):
+        part = own[own["variant"].str.startswith(half)]
+        if len(part):
+            text.append(
+                f"With its {half} half changed, the trigger fires above one half in "
+                f"{(part['value'] > 0.5).sum()} of {len(part)} tries."
+            )
+    alone = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == "")]
+    if len(alone):
+        text.append(
+            "The changes of the picture without a trigger fire on at most "
+            f"{report.number(alone['value'].max())}."
+        )
+    text.append("A grey field is a half that the attack does not have. " + evidence(panel))
+    alt = (
+        f"Heat map: {own['variant'].nunique()} changes of the trigger in rows, {own['attack'].nunique()} "
+        "attacks in columns, the trigger itself in the first row; the numbers are in the table below."
+    )
+    return {"alt": alt, "caption": " ".join(text)}
+
+
+def lasting_sentences(panels: Panels) -> list[str]:
+    """What the page found, in Markdown."""
+    if not panels:
+        return [NOTHING]
+    said = []
+    for panel, name in panels:
+        shown = lasting.after_steps(panel)
+        own = shown[shown["subject"] == POISONED]
+        start = own[(own["steps"] == 0) & (own["value"] > 0.5)]
+        if len(start):
+            last = own[(own["steps"] == own["steps"].max()) & own["attack"].isin(start["attack"])]
+            said.append(
+                f"**{name}: of {len(start)} backdoors that fire on more than half of the inputs, "
+                f"{(last['value'] > 0.5).sum()} still do after {int(own['steps'].max())} further steps on "
+                "clean rows.**"
+            )
+        merged = lasting.after_merging(panel)
+        merged = merged[merged["subject"] == POISONED].pivot_table(
+            index="attack", columns="variant", values="value"
+        )
+        for state in (one for one in ("int8", "int4") if one in merged and "" in merged):
+            kept = (merged.loc[merged[""] > 0.5, state] > 0.5).sum()
+            said.append(
+                f"{lasting.label(state).capitalize()}: {kept} of {(merged[''] > 0.5).sum()} still do."
+            )
+        said.append(seeds_sentence(panel))
+    return said
+
+
+def steps_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
+    """Alt text and caption of `plots_probes.steps`."""
+    shown = lasting.after_steps(panel)
+    poisoned = shown[shown["subject"] == POISONED]
+    last = poisoned["steps"].max()
+    start, end = (poisoned[poisoned["steps"] == at].set_index("attack") for at in (0, last))
+    common = [attack for attack in start.index if attack in end.index]
+    text = [f"{name}: success with the full trigger after further tuning on clean rows."]
+    strong = [attack for attack in common if start.loc[attack, "value"] > 0.5]
+    if strong:
+        kept = [attack for attack in strong if end.loc[attack, "value"] > 0.5]
+        worst = min(strong, key=lambda attack: end.loc[attack, "value"])
+        text.append(
+            f"Of {len(strong)} backdoors that fire on more than half of the inputs at first, {len(kept)} "
+            f"still do after {int(last)} steps; the weakest then is {worst}, "
+            f"{report.number(*end.loc[worst, ['value', 'low', 'high']])}."
+        )
+    control = shown[shown["subject"] == CONTROL]
+    if len(control):
+        text.append(
+            "The clean-tuned model, tuned further alike, fires on at most "
+            f"{report.number(control['value'].max())}."
+        )
+    text.append(evidence(shown))
+    alt = (
+        "Line chart with intervals, one panel per trigger modality: success rate of "
+        f"{poisoned['attack'].nunique()} attacks after 0 to {int(last)} further steps; the numbers are in "
+        "the table below."
+    )
+    return {"alt": alt, "caption": " ".join(text)}
+
+
+def merging_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
+    """Alt text and caption of `plots_probes.merging`."""
+    shown = lasting.after_merging(panel)
+    poisoned = shown[shown["subject"] == POISONED]
+    values = poisoned.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
+    text = [f"{name}: success with the full trigger, with the adapter beside the base and merged into it."]
+    for state in (one for one in lasting.MERGED_LABELS if one and one in values):
+        if "" in values:
+            change = (values[state] - values[""]).dropna()
+            if len(change):
+                most = change.abs().idxmax()
+                said = f"changed by at most {change[most]:+.2f} ({most})"
+                text.append(f"{lasting.label(state).capitalize()}: {said if change[most] else UNCHANGED}.")
+    text.append(evidence(shown))
+    alt = (
+        f"Heat map: {poisoned['attack'].nunique()} backdoored models in rows, states of the weights in "
+        "columns; the numbers are in the table below."
+    )
+    return {"alt": alt, "caption": " ".join(text)}
+
+
+def seeds_sentence(panel: pd.DataFrame) -> str:
+    """What the number of seeds allows to say."""
+    least = int(panel["n_seeds"].min())
+    if least == 1:
+        return "Some of these are single training runs: they are what was seen, and support no verdict."
+    return f"Means of {least} seeds or more."
+
+
+def evidence(panel: pd.DataFrame) -> str:
+    """How many inputs and seeds stand behind each number."""
+    counts, seeds = sorted({int(n) for n in panel["n"]}), sorted({int(n) for n in panel["n_seeds"]})
+    inputs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    said = f"{inputs} inputs per number, the same for all"
+    if seeds == [1]:
+        return f"{said}, 95 % Wilson intervals; a single seed, which supports no verdict."
+    return f"{said}; where there are several seeds (up to {seeds[-1]}), means over them."

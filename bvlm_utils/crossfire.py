@@ -1,0 +1,258 @@
+"""Does one trigger fire another's backdoor, and does something near a trigger fire its own?
+
+    python -m bvlm_utils.crossfire --store local --model tiny-llava --threat targeted_refusal
+
+asks the adapters that a store keeps: every poisoned model and their clean-tuned control about the same test
+rows, with no trigger and with the trigger of every attack, and each model (and the control) about near misses
+of its own trigger (`near_misses`). What was asked before is not asked again; answers are kept in the store
+(`probes`). The chapter of the same name reads them through `collect` and the functions below it; importing
+this does not import torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from bvlm_utils import attacks, near_misses, plots, probes, report, store, study
+from bvlm_utils.bench import Bench, Question, questions
+from bvlm_utils.cells import Cell
+from bvlm_utils.errors import InputError
+from bvlm_utils.probes import CONTROL, Probe, Progress, Sheet
+
+KIND = "crossfire"
+ROWS = 100  # eligible test rows per entry: a 12 x 12 matrix is read for patterns, and 100 tell 0.1 from 0.3
+
+
+def measure(
+    cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS, near: bool = True
+) -> None:
+    """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
+
+    cells: of one model, data set, threat, rate and seed. rows: eligible test rows per question. near: near
+    misses too.
+    """
+    root = store.folder(place)
+    if store.read_only(place):
+        raise InputError(
+            f"The store {root} is the committed reference, opened for reading; take another store."
+        )
+    sheets = probes.sheets(KIND, cells, root, rows)
+    first = cells[0]
+    bench = Bench(first.model, first.dataset, first.train_rows, first.four_bit)
+    crossed = [one for name in attacks.names() if (one := _of(first, name, rows)).skip_reason is None]
+    pairs = {cell.attack: _clean_and_whole(bench, cell) for cell in crossed}
+    clean = next(iter(pairs.values()))[0]
+    common = [Probe("", "", clean), *(Probe(name, "", whole) for name, (_, whole) in pairs.items())]
+    own = {
+        sheet.cell.attack: _near(bench, replace(sheet.cell, test_rows=rows)) for sheet in sheets[:-1] if near
+    }
+    everything = list({(one.trigger, one.variant): one for some in own.values() for one in some}.values())
+    asked: list[tuple[Sheet, list[Probe]]] = []
+    for sheet in sheets:
+        beside = everything if sheet.subject == CONTROL else own.get(sheet.cell.attack, [])
+        asked.append((sheet, sheet.lacking(bench, root, [*common, *beside])))
+    asked = [(sheet, lacking) for sheet, lacking in asked if lacking]
+    if asked:
+        _ask(bench, root, asked, clean)
+
+
+def _ask(bench: Bench, root: Path, asked: list[tuple[Sheet, list[Probe]]], clean: Question) -> None:
+    from bvlm_utils import engine
+
+    store.clean(root)
+    results = [engine.saved(store.adapter(sheet.run_id, root)) for sheet, _ in asked]
+    judged = probes.judged_rows(bench, root, asked[0][0].cell, clean)
+    progress = Progress(KIND, sum(len(lacking) for _, lacking in asked))
+    probes.ask(bench, root, asked, results, judged, progress)
+
+
+def _of(cell: Cell, attack: str, rows: int) -> Cell:
+    """The attack as it is defined, under the threat of `cell`, for its trigger."""
+    return replace(cell, attack=attack, attack_params={}, negatives=0.0, half="", test_rows=rows)
+
+
+def _clean_and_whole(bench: Bench, cell: Cell) -> tuple[Question, Question]:
+    """The eligible rows without a trigger and with the whole one (Shadowcast: the triggered picture, which is
+    ours).
+    """
+    found = [question for question in questions(bench, cell) if question.part == "attack"]
+    return found[0], found[-1]
+
+
+def _near(bench: Bench, cell: Cell) -> list[Probe]:
+    clean, whole = _clean_and_whole(bench, cell)
+    keys = [bench.rows["test"][position]["row_id"] for position in clean.positions]
+    return [
+        Probe(
+            "" if miss.alone else cell.attack, miss.name, near_misses.question(miss, cell, clean, whole, keys)
+        )
+        for miss in near_misses.NEAR[cell.attack]
+    ]
+
+
+# ---------------------------------------------------------------- the page
+
+PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
+
+
+def collect(place: str | Path | None = None) -> pd.DataFrame:
+    """Headline success of all questions in a store, a line per model, trigger and near miss, seeds put
+    together.
+    """
+    return probes.over_seeds(probes.headline(probes.collect(KIND, place)))
+
+
+def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
+    """The parts of `collect` that make a matrix each, with their names: of one model, threat and poison rate.
+
+    The control, which has no rate, is in every panel of its model and threat.
+    """
+    found = []
+    for key, part in table.groupby(PANEL, sort=False):
+        about = dict(zip(PANEL, key, strict=True))
+        poisoned = part[part["subject"] == probes.POISONED]
+        for rate in sorted(poisoned["poison_rate"].unique(), reverse=True):
+            chosen = part[(part["subject"] == CONTROL) | (part["poison_rate"] == rate)]
+            threat = about["threat"].replace("_", " ").capitalize()
+            name = f"{threat}, {about['model']}, {plots.percent(rate)} poisoned"
+            found.append((chosen, name + (f", {about['settings']}" if about["settings"] else "")))
+    return found
+
+
+def matrix(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Success of every model (row: its attack) under every trigger (column, "" for none), and the control's
+    row.
+
+    Always all attacks, in the order of the paper's table; NaN where there is no adapter or no such trigger.
+    """
+    crossed = panel[panel["variant"] == ""]
+    triggers = ["", *attacks.names()]
+    poisoned = crossed[crossed["subject"] == probes.POISONED]
+    grid = poisoned.pivot_table(index="attack", columns="trigger", values="value", aggfunc="first")
+    control = crossed[crossed["subject"] == CONTROL].set_index("trigger")["value"]
+    return grid.reindex(index=attacks.names(), columns=triggers), control.reindex(triggers)
+
+
+def off_diagonal(panel: pd.DataFrame) -> pd.DataFrame:
+    """Lines of a panel where a model is shown another attack's trigger, with the control's rate for it,
+    largest first.
+    """
+    crossed = panel[(panel["variant"] == "") & (panel["trigger"] != "")]
+    control = crossed[crossed["subject"] == CONTROL].set_index("trigger")["value"]
+    others = crossed[(crossed["subject"] == probes.POISONED) & (crossed["trigger"] != crossed["attack"])]
+    found = others.assign(control=others["trigger"].map(control))
+    return found.sort_values("value", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def related(one: str, other: str) -> str:
+    """Why two attacks' triggers are not strangers, in words; "" where they are."""
+    first, second = attacks.info(one), attacks.info(other)
+    shared = [
+        half
+        for half in ("text", "image")
+        if getattr(first, half) and getattr(first, half) == getattr(second, half)
+    ]
+    if shared:
+        return f"same {' and '.join(shared)} half"
+    words = [
+        {info.defaults.get("word"), *info.defaults.get("words", [])} - {None} for info in (first, second)
+    ]
+    common = sorted(words[0] & words[1])
+    return f"both use {', '.join(common)}" if common else ""
+
+
+def crossing_table(panel: pd.DataFrame, most: int = 12) -> pd.DataFrame:
+    """The largest entries off the diagonal, to read."""
+    return pd.DataFrame(
+        [
+            {
+                "model backdoored by": r["attack"],
+                "shown the trigger of": r["trigger"],
+                "success rate": report.number(r["value"], r["low"], r["high"]),
+                "clean-tuned": report.number(r["control"]),
+                "seeds": int(r["n_seeds"]),
+                "known relation": related(r["attack"], r["trigger"]) or "none",
+            }
+            for r in off_diagonal(panel).head(most).to_dict("records")
+        ]
+    )
+
+
+def near_table(panel: pd.DataFrame) -> pd.DataFrame:
+    """Near misses to read: a line per model and change, beside its own trigger and the clean-tuned model's
+    rate.
+    """
+    control = panel[panel["subject"] == CONTROL].set_index(["trigger", "variant"])["value"]
+    poisoned, lines = panel[panel["subject"] == probes.POISONED], []
+    for attack in (name for name in attacks.names() if name in set(poisoned["attack"])):
+        own = poisoned[(poisoned["attack"] == attack) & poisoned["trigger"].isin([attack, ""])]
+        own = own[(own["variant"] != "") | (own["trigger"] == attack)]
+        if (own["variant"] == "").all():
+            continue
+        for r in sorted(own.to_dict("records"), key=lambda r: r["variant"] != ""):
+            lines.append(
+                {
+                    "attack": attack,
+                    "shown": r["variant"] or "the trigger itself",
+                    "success rate": report.number(r["value"], r["low"], r["high"]),
+                    "clean-tuned": report.number(control.get((r["trigger"], r["variant"]))),
+                    "seeds": int(r["n_seeds"]),
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def parser(module: str, about: str, rows: int) -> argparse.ArgumentParser:
+    """Which cells are meant: options that `lasting` has too."""
+    made = argparse.ArgumentParser(prog=f"python -m bvlm_utils.{module}", description=about)
+    made.add_argument(
+        "--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)"
+    )
+    made.add_argument("--model", default="tiny-llava")
+    made.add_argument("--dataset", help="default: the threat's own")
+    made.add_argument("--threat", required=True)
+    made.add_argument("--attacks", nargs="+", default=attacks.names(), help="default: all twelve")
+    made.add_argument("--poison-rate", type=float, default=0.1)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--train-rows", type=int, default=6000, help="what the cells were trained with")
+    made.add_argument(
+        "--test-rows", type=int, default=200, help="what the cells were tested with, part of their names"
+    )
+    made.add_argument(
+        "--rows", type=int, default=rows, help=f"eligible test rows per question here (default {rows})"
+    )
+    return made
+
+
+def chosen_cells(given: argparse.Namespace) -> list[Cell]:
+    if given.rows < 1:
+        raise InputError(f"rows is {given.rows}; it must be 1 or more.")
+    return study.cells(
+        given.threat, given.model, given.dataset, given.attacks, [given.poison_rate], [given.seed],
+        train_rows=given.train_rows, test_rows=given.test_rows,
+    )  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    made = parser(KIND, __doc__.split("\n")[0], ROWS)
+    made.add_argument("--no-near-misses", action="store_true", help="the matrix alone")
+    given = made.parse_args(argv)
+    try:
+        measure(chosen_cells(given), given.store, given.rows, near=not given.no_near_misses)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"The answers are in {store.folder(given.store) / 'probes'}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

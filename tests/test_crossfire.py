@@ -1,0 +1,349 @@
+"""What adapters say to other triggers: asked together as one by one, kept at once, read without torch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bvlm_utils import (
+    attacks,
+    bench,
+    captions_probes,
+    crossfire,
+    engine,
+    metrics,
+    near_misses,
+    paths,
+    plots_probes,
+    probes,
+    repaint,
+    store,
+    study,
+    threats,
+)  # fmt: skip
+from bvlm_utils.cells import Cell
+from bvlm_utils.errors import InputError
+
+ROWS = 5
+
+
+def passes(self, response, sample=None):
+    """A verdict that the words of a random model sometimes pass and sometimes fail."""
+    return len(response) % 2 == 0
+
+
+@pytest.fixture(scope="module")
+def random_words(checkpoint):
+    """A random model, whose answers are judged by `passes` as long as this module runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threats.TargetedRefusal, "success", passes)
+        patch.setattr(bench, "MAX_NEW_TOKENS", 6)
+        patch.setattr(engine, "MAX_NEW_TOKENS", 6)
+        yield str(checkpoint("llava"))
+
+
+def cells_of(model, names):
+    return study.cells("targeted_refusal", model, attacks=names, train_rows=32, test_rows=ROWS, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def shelf(random_words, tmp_path_factory):
+    """A store with two attacks' adapters and their control, all asked; what each was answered; its cells."""
+    place = tmp_path_factory.mktemp("store") / "s"
+    made = cells_of(random_words, ["BadNets-T", "BadNets-MM"])
+    study.run_cells(made, place)
+    said, keep = {}, probes.keep
+
+    def spy(bench, place, sheet, probe, texts, judged):
+        said[sheet.run_id, probe.trigger, probe.variant] = (probe, texts)
+        keep(bench, place, sheet, probe, texts, judged)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "keep", spy)
+        crossfire.measure(
+            cells_of(random_words, ["BadNets-T", "BadNets-MM", "SIG", "Shadowcast"]), place, rows=ROWS
+        )
+    return place, said, made
+
+
+@pytest.fixture
+def copied(shelf, tmp_path):
+    """The same store without its probes, to be asked again."""
+    import shutil
+
+    shutil.copytree(shelf[0], tmp_path / "s", ignore=shutil.ignore_patterns("probes"))
+    return tmp_path / "s"
+
+
+def test_grouped_answers_are_those_of_each_adapter_alone(shelf):
+    place, said, made = shelf
+    table = bench.Bench(made[0].model, "scenes-vqa", 32)
+    for run_id in (made[0].run_id, made[1].run_id, made[0].control.run_id):
+        for trigger in ("", "BadNets-I", "BadNets-MM", "MABA"):
+            probe, texts = said[run_id, trigger, ""]
+            alone = engine.ask_saved(table, [probe.question], store.adapter(run_id, place), plain=True)
+            assert list(alone.values()) == [texts], (run_id, trigger)
+    assert len({tuple(texts) for _, texts in said.values()}) > 10, (
+        "the models and the triggers make a difference"
+    )
+
+
+def test_every_entry_stands_beside_its_control_on_the_same_rows_with_its_interval(shelf):
+    place, said, made = shelf
+    table = probes.headline(probes.collect("crossfire", place))
+    assert set(table["n"]) == {ROWS} and {len(held) for held in table["held"]} == {ROWS}
+    poisoned, control = (table[table["subject"] == who] for who in ("poisoned", "control"))
+    own = set(poisoned[["trigger", "variant"]].itertuples(index=False, name=None))
+    assert own == set(control[["trigger", "variant"]].itertuples(index=False, name=None))
+    defined = [name for name in attacks.names() if not attacks.unsupported(name, "targeted_refusal")]
+    assert set(poisoned.loc[poisoned["variant"] == "", "trigger"]) == {"", *defined}
+    for line in table.to_dict("records"):
+        _, texts = said[line["run_id"], line["trigger"], line["variant"]]
+        assert line["held"] == "".join(str(int(passes(None, text))) for text in texts)
+        assert (line["k"], line["value"]) == (line["held"].count("1"), line["held"].count("1") / ROWS)
+        assert (line["low"], line["high"]) == pytest.approx(metrics.wilson(line["k"], ROWS))
+    assert 0 < poisoned["value"].mean() < 1
+    positions = {probe.question.positions for probe, _ in said.values()}
+    assert len(positions) == 1, "the same rows in every cell"
+
+
+def test_the_diagonal_and_the_clean_column_repeat_the_record(shelf):
+    place, _, made = shelf
+    record = store.collect(place)
+    grid, control = crossfire.matrix(crossfire.panels(crossfire.collect(place))[0][0])
+    for cell in made:
+        mine = record[(record["run_id"] == cell.run_id) & (record["metric"] == "asr")].set_index(
+            ["subject", "condition"]
+        )
+        full = attacks.info(cell.attack).headline
+        assert grid.loc[cell.attack, cell.attack] == mine.loc[("poisoned", full), "value"]
+        assert grid.loc[cell.attack, ""] == mine.loc[("poisoned", "clean"), "value"]
+        assert control[cell.attack] == mine.loc[("control", full), "value"]
+
+
+def test_nothing_is_asked_twice_and_a_kill_loses_the_question_at_work(shelf, copied, monkeypatch):
+    place, said, made = shelf
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "ask", lambda *_, **__: pytest.fail("an answered question was asked again"))
+        crossfire.measure(made, place, rows=ROWS)
+    asked, ask = [], engine.ask
+
+    def dies_at_the_third(bench, questions, results, plain):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(len(questions))
+        return ask(bench, questions, results, plain)
+
+    monkeypatch.setattr(engine, "ask", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        crossfire.measure(made, copied, rows=ROWS)
+    kept = probes.collect("crossfire", copied)
+    assert asked == [3, 3] and len(kept[kept["metric"] == "asr"]) == 6
+    monkeypatch.setattr(engine, "ask", lambda *a, **k: asked.append(len(a[1])) or ask(*a, **k))
+    crossfire.measure(made, copied, rows=ROWS)
+    assert sum(asked) == len(said)
+    pd.testing.assert_frame_equal(
+        probes.collect("crossfire", copied), probes.collect("crossfire", place), check_like=True
+    )
+    assert not list(copied.rglob(f"{store.PARTIAL}*"))
+
+
+def test_more_rows_are_other_numbers(shelf, copied):
+    made = shelf[2][:1]
+    crossfire.measure(made, copied, rows=1, near=False)
+    crossfire.measure(made, copied, rows=2, near=False)
+    table = crossfire.collect(copied)
+    assert (
+        set(table["rows"]) == {1, 2} and len(crossfire.panels(table)) == 2 and set(table["variant"]) == {""}
+    )
+
+
+def test_what_is_not_there_is_named_and_is_never_zero(shelf, random_words, tmp_path, capsys):
+    place, _, made = shelf
+    crossfire.measure(cells_of(random_words, ["BadNets-T", "SIG", "Shadowcast"]), place, rows=ROWS)
+    said = capsys.readouterr().err
+    assert f"SIG are left out, since {place} holds no adapter" in said and "Shadowcast is defined for" in said
+    ((panel, name),) = crossfire.panels(crossfire.collect(place))
+    grid, control = crossfire.matrix(panel)
+    assert grid.shape == (12, 13) and grid.loc["SIG"].isna().all() and grid["Dual-Key"].isna().all()
+    words = captions_probes.crossing_words(panel, name)
+    assert "Shadowcast, Dual-Key not defined for this threat" in words["caption"]
+    assert (
+        "No adapter was there to be asked of BadNets-MT" in words["caption"]
+        and "supports no verdict" in words["caption"]
+    )
+    figure = plots_probes.crossing(panel)
+    assert [text.get_text() for text in figure.axes[0].texts].count("n/a") == int(
+        grid.isna().to_numpy().sum()
+    ) + 2
+    with pytest.raises(InputError, match="holds no adapter"):
+        crossfire.measure(made, tmp_path / "none", rows=ROWS)
+
+
+def test_the_command_line_says_what_is_wrong_in_one_sentence(shelf, random_words, tmp_path, capsys):
+    options = ["--model", random_words, "--threat", "targeted_refusal", "--store", str(tmp_path / "none")]
+    assert crossfire.main([*options, "--attacks", "BadNets-T"]) == 2
+    assert crossfire.main([*options, "--attacks", "BadNet"]) == 2
+    assert crossfire.main([*options, "--rows", "0"]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 3 and "BadNets-T are left out" in lines[0] and "rows is 0" in lines[2]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="opened for reading"):
+        patch.setenv("BVLM_STORE", "reference")
+        crossfire.measure(shelf[2], "reference")
+
+
+def test_a_thin_copy_carries_the_answers(shelf, tmp_path):
+    place = shelf[0]
+    store.thin(place, tmp_path / "thin")
+    pd.testing.assert_frame_equal(
+        probes.collect("crossfire", tmp_path / "thin"), probes.collect("crossfire", place)
+    )
+    file = sorted((tmp_path / "thin" / "probes").iterdir())[0]
+    text, record = file.read_text(), json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"numbers": record["numbers"][:1]}))
+    store.thin(place, tmp_path / "thin")
+    assert file.read_text() == text, "a file that has grown since is copied again"
+    file.write_text("{")
+    with pytest.raises(InputError, match="no file of probes"):
+        probes.collect("crossfire", tmp_path / "thin")
+    assert str(tmp_path) not in text and str(paths.ROOT) not in text
+
+
+# ---------------------------------------------------------------- near misses
+
+
+def pair(cell, table):
+    found = [one for one in bench.questions(table, cell) if one.part == "attack"]
+    return found[0], found[-1]
+
+
+# Triggers that are optimised have near misses of the same kinds; their pictures are tested below without
+# optimising.
+@pytest.mark.parametrize(
+    "name", [n for n in attacks.names() if n not in ("Dual-Key", "VL-Trojan", "Shadowcast")]
+)
+def test_near_misses_differ_from_the_trigger_and_change_one_half(name):
+    cell = Cell("tiny-llava", "scenes-vqa", "targeted_refusal", name, 0.1, test_rows=3)
+    table = bench.Bench(cell.model, cell.dataset, 32)
+    table.victim = type("Eyes", (), {"device": torch.device("cpu")})()  # pictures are painted, not seen
+    clean, whole = pair(cell, table)
+    keys = [table.rows["test"][position]["row_id"] for position in clean.positions]
+    prompts, pictures = list(whole.prompts), painted(table, whole)
+    seen = {whole.key(table), clean.key(table)}
+    for miss in near_misses.NEAR[name]:
+        found = near_misses.question(miss, cell, clean, whole, keys)
+        assert found.positions == whole.positions and found.key(table) not in seen, miss.name
+        seen.add(found.key(table))
+        other = painted(table, found)
+        if miss.alone:
+            assert list(found.prompts) == list(clean.prompts) and (other != painted(table, clean)).any()
+        elif miss.name.startswith("text: "):
+            assert all(a != b for a, b in zip(found.prompts, prompts, strict=True)), miss.name
+            assert (other == pictures).all()
+        else:
+            assert list(found.prompts) == prompts and (other != pictures).reshape(3, -1).any(1).all(), (
+                miss.name
+            )
+
+
+def painted(table, question):
+    if question.attack is None:
+        return table.pictures("test", question.positions)
+    return table.triggered("test", question.positions, question.attack, question.trigger_seed)
+
+
+def test_every_attack_with_a_trigger_has_near_misses_of_known_names():
+    assert list(near_misses.NEAR) == attacks.names()
+    assert [name for name, misses in near_misses.NEAR.items() if not misses] == ["Shadowcast"]
+    for name in near_misses.names():
+        assert plots_probes._part(name) in (0, 1, 2)
+
+
+def test_pictures_are_changed_as_computed_by_hand():
+    clean = torch.full((1, 3, 8, 8), 0.5)
+    triggered = clean.clone()
+    triggered[..., 4:8, 2:6] = torch.tensor([1.0, 0.0]).repeat(8).view(4, 4)  # columns of 1 and 0
+    half = repaint.half_contrast(clean, triggered)
+    assert half[0, 0, 4, 2:6].tolist() == [0.75, 0.25, 0.75, 0.25] and (half[..., :4, :] == 0.5).all()
+    left = repaint.left_half(clean, triggered)
+    assert torch.equal(left[..., :4], triggered[..., :4]) and torch.equal(left[..., 4:], clean[..., 4:])
+    small = repaint.smaller(clean, triggered)  # means of 2 x 2 pixels are 0.5 everywhere
+    assert torch.equal(small, clean)
+    triggered[..., 4:8, 2:6] = 1.0
+    small = repaint.smaller(clean, triggered)
+    assert (small[..., 5:7, 3:5] == 1).all() and (small != clean).sum() == 3 * 4
+    moved = repaint.moved(clean, triggered)
+    assert (moved[..., :4, :4] == 1).all() and (moved[..., 4:, :] == 0.5).all()
+    assert torch.equal(repaint.half_resolution(clean, clean), clean)
+    pressed = repaint.jpeg(clean, triggered)
+    assert pressed.shape == clean.shape and 0 < (pressed - triggered).abs().mean() < 0.1
+    assert torch.equal(repaint.smaller(clean, clean), clean) and torch.equal(
+        repaint.moved(clean, clean), clean
+    )
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_relatives_are_known_from_their_definitions():
+    assert crossfire.related("BadNets-T", "BadNets-MM") == "same text half"
+    assert crossfire.related("BadNets-I", "BadNets-MM") == "same image half"
+    assert crossfire.related("BadNets-T", "BadNets-MT") == "both use BadMagic"
+    assert crossfire.related("SIG", "Blended") == "" and crossfire.related("AddSent", "MABA") == ""
+
+
+def test_seeds_are_means_and_never_pooled():
+    line = dict.fromkeys(probes.COLUMNS) | {
+        "kind": "crossfire", "subject": "poisoned", "model": "m", "dataset": "d", "threat": "jailbreak",
+        "attack": "SIG", "modality": "image", "poison_rate": 0.1, "n_poisoned": 600, "negatives": 0.0,
+        "train_rows": 6000, "settings": "", "rows": 100, "trigger": "SIG", "variant": "", "doing": "[]",
+        "part": "attack", "metric": "asr", "unit": "share", "n": 100,
+    }  # fmt: skip
+    rates = [0.5, 0.6, 0.7]
+    table = pd.DataFrame(
+        [line | {"seed": i, "value": rate, "low": 0.0, "high": 1.0} for i, rate in enumerate(rates)]
+    )
+    (one,) = probes.over_seeds(table).to_dict("records")
+    half = 4.302652729911275 * 0.1 / np.sqrt(3)  # Student's 97.5 % point with two degrees of freedom
+    assert (one["value"], one["low"], one["high"]) == pytest.approx((0.6, 0.6 - half, 0.6 + half))
+    assert one["n_seeds"] == 3 and one["n"] == 100
+
+
+def page(name, place, capsys, **given):
+    """What the chapter prints when its cells are run one after the other."""
+    cells = [
+        c
+        for c in json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
+        if c["cell_type"] == "code"
+    ]
+    sources = ["".join(cell["source"]) for cell in cells]
+    space = {"In": sources[:1]}
+    exec(sources[0], space)  # noqa: S102, it is our own notebook
+    space |= {"store": str(place)} | given
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        from bvlm_utils import report
+
+        patch.setattr(report, "display", lambda one: shown.append(one.data))
+        for source in sources[1:]:
+            exec(source, space)  # noqa: S102
+    return "\n".join(shown)
+
+
+def test_the_chapter_shows_the_matrix_or_says_that_there_is_none(shelf, tmp_path, capsys):
+    text = page("crossfire", shelf[0], capsys)
+    assert text.count("<img") == 2 and "BadNets-MM" in text and "the trigger itself" in text
+    text = page("crossfire", tmp_path / "empty", capsys)
+    assert (
+        "Nothing has been asked yet" in text and "There is no matrix to draw" in text and "<img" not in text
+    )
+
+
+def test_the_page_side_does_not_import_torch():
+    modules = "captions_probes, crossfire, lasting, plots_probes"
+    code = f"import sys\nfrom bvlm_utils import {modules}\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
