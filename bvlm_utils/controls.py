@@ -1,7 +1,8 @@
-"""Who tunes the clean-tuned control that several jobs need? The first that comes; others wait when they need it.
+"""Who tunes the clean-tuned control that several jobs need? The first that comes; others wait for it.
 
-Called by `execute`. Jobs that run at the same time, in several processes or on several machines, share controls.
-A lock in the store says that somebody is at work on one; the operating system gives it up when its holder dies.
+Called by `execute`. Jobs that run at the same time, in several processes or on several machines, share
+controls. A lock in the store says that somebody is at work on one; the operating system gives it up when its
+holder dies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,8 @@ from bvlm_utils.cells import Cell
 def lacking(controls: Sequence[Cell], place: Path, wait: bool = False) -> Iterator[list[Cell]]:
     """Those controls whose adapters the store lacks; nobody else tunes them until the block ends.
 
-    place: the store. Controls that another process is tuning are left out, or with `wait` awaited: they are in
-    the list then only if that process has failed or died. On a file system without locks all that are lacking
+    place: the store. Controls that another process is tuning are left out, or with `wait` awaited: they are
+    in the list then only if that process has failed or died. On a file system without locks all that are lacking
     are given, and two processes may tune the same one: the store keeps one complete record of it.
     """
     (place / "locks").mkdir(parents=True, exist_ok=True)

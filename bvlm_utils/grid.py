@@ -4,9 +4,9 @@
     python -m bvlm_utils.grid status data/grids/quick.yml [--store STORE]
     python -m bvlm_utils.grid table [data/grids/quick.yml] [--store STORE]
 
-A grid file is explained in `grid_file`, `--workers` and `--scheduler` in `grid_dask`. Exit code 0: every cell has
-a record; 1: some failed; 2: the grid or an option is wrong, and nothing was run; 130, 143: stopped by SIGINT,
-SIGTERM, and the next run goes on from there.
+A grid file is explained in `grid_file`, `--workers` and `--scheduler` in `grid_dask`. Exit code 0: every cell
+has a record; 1: some failed; 2: the grid or an option is wrong, and nothing was run; 130, 143: stopped by
+SIGINT, SIGTERM, and the next run goes on from there.
 """
 
 import argparse

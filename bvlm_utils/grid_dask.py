@@ -1,7 +1,7 @@
-"""How are the jobs of a grid handed to several processes, or machines? By Dask's scheduler; `grid` calls this.
+"""How are the jobs of a grid handed to several processes, or machines? By Dask; `grid` calls this.
 
-One task per job. When a worker dies, Dask gives its task to another one, and finished cells are in the store, which
-all workers share. A kernel ends with its worker: ipykernel looks every second whether its parent is still there.
+One task per job. When a worker dies, Dask gives its task to another one, and finished cells are in the store,
+which all workers share. A kernel ends with its worker: ipykernel looks every second for its parent.
 """
 
 import os
@@ -39,7 +39,8 @@ def check(workers: int | None, scheduler: str | None) -> None:
     """InputError if the options of the command line cannot be followed."""
     if workers is not None and scheduler is not None:
         raise InputError(
-            f"--workers {workers} and --scheduler {scheduler} exclude each other: a scheduler has its own workers."
+            f"--workers {workers} and --scheduler {scheduler} exclude each other: "
+            "a scheduler has its own workers."
         )
     if workers is not None and workers < 1:
         raise InputError(f"--workers is {workers}; it must be 1 or more.")
@@ -148,7 +149,7 @@ def _remote(scheduler: str) -> Iterator["Client"]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"--scheduler is {scheduler!r}, where no Dask scheduler answers ({_first_line(error)}); "
-            "start one with `dask scheduler` and give the address that it prints, such as tcp://10.0.0.1:8786."
+            "start one with `dask scheduler` and give the address that it prints, like tcp://10.0.0.1:8786."
         ) from None
     with client:
         yield client
@@ -180,8 +181,8 @@ def _local(workers: int) -> Iterator["Client"]:
 def _signals_later() -> Iterator[None]:
     """SIGINT and SIGTERM wait until the block ends: half a cluster cannot be closed.
 
-    Processes that are started here never see SIGINT, so that Ctrl-C on a terminal, which goes to all of them, is
-    this process's alone.
+    Processes that are started here never see SIGINT, so that Ctrl-C on a terminal, which goes to all of them,
+    is this process's alone.
     """
     from multiprocessing import resource_tracker
 

@@ -1,4 +1,4 @@
-"""Several workers share a grid: one that dies loses nothing, nothing is done twice, and errors are one sentence."""
+"""Several workers share a grid: one that dies loses nothing, nothing is done twice, errors are clear."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from bvlm_utils.grid_file import Job
 
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
-# Stands for a threat's notebook: a real kernel, but records without training. SIG waits until the test says go.
+# Stands for a threat's notebook: a real kernel, but records without training. SIG waits for a file.
 NOTEBOOK = f"""
 import os, time
 from pathlib import Path
@@ -50,7 +50,8 @@ def job(number, *attacks, folder):
             for n, (tags, source) in enumerate(shown)
         ]  # fmt: skip
         about = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        notebook.write_text(json.dumps({"cells": code, "metadata": about, "nbformat": 4, "nbformat_minor": 5}))
+        whole = {"cells": code, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+        notebook.write_text(json.dumps(whole))
     return Job(f"{number:02d}-test", notebook, {"attacks": list(attacks)}, tuple(cells))
 
 
@@ -100,7 +101,7 @@ class Aside(threading.Thread):
 
 
 def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, place, capsys):
-    """Two workers; the one that is in its second cell is killed. A third job shares a cell with the second."""
+    """Two workers; the one that is in its second cell is killed. A third job has the second's cell."""
     jobs = [
         job(1, "BadNets-T", "SIG", folder=tmp_path),
         job(2, "BadNets-MM", folder=tmp_path),
@@ -125,7 +126,7 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, place, caps
     wrote = [attack for _, attack, *_ in lines(place, "wrote")]
     assert sorted(wrote) == ["BadNets-MM", "BadNets-T", "SIG"], "each cell is written once"
     begun = lines(place, "begin", "SIG")
-    assert len(begun) == 2 and begun[0][3] != begun[1][3], "the cell in hand was begun again by another worker"
+    assert len(begun) == 2 and begun[0][3] != begun[1][3], "another worker began the cell again"
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert {run_id for run_id in os.listdir(place) if (place / run_id / "record.json").is_file()} == {
         cell.run_id for one in jobs for cell in one.cells
@@ -145,8 +146,11 @@ def cores():
 
 def test_signals_stop_workers_and_kernels(tmp_path):
     file, place = tmp_path / "grid.yml", tmp_path / "store"
-    entries = [{"notebook": "targeted_refusal", "parameters": {**SMALL, "attacks": [a]}} for a in ("SIG", "BadNets-T")]
-    file.write_text(yaml.safe_dump({"jobs": entries}))
+    jobs = [
+        {"notebook": "targeted_refusal", "parameters": {**SMALL, "attacks": [attack]}}
+        for attack in ("SIG", "BadNets-T")
+    ]
+    file.write_text(yaml.safe_dump({"jobs": jobs}))
     process = subprocess.Popen(
         [sys.executable, "-m", "bvlm_utils.grid", "run", str(file), "--workers", "2", "--store", f"{place}/"],
         cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -176,7 +180,7 @@ def is_kernel(process):
 
 
 def test_the_workers_of_a_scheduler_are_stopped_and_go_on(tmp_path, place, capsys):
-    """An interrupted run ends its kernel on a worker that somebody else started; the next run uses that worker."""
+    """An interrupted run ends its kernel on a worker of somebody else; the next run uses that worker."""
     from distributed import LocalCluster
 
     jobs = [job(1, "SIG", folder=tmp_path)]
