@@ -1,0 +1,169 @@
+"""Is it the modality, or only how its trigger was made? Patch size and word place, for the modality chapter.
+
+`patches` sets success against the side of the noise patch, from cells of several sizes. `places` splits the
+inputs of one cell by where the trigger's word stands, from the stored responses. Free of torch.
+"""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from bvlm_utils import attacks, metrics, plots, report, store
+from bvlm_utils.attack_table import PUBLISHED_SIDE
+from bvlm_utils.modality import evidence
+
+PATCH = re.compile(r"patch_size=(\d+)")
+FIRST, BETWEEN, LAST = "before the question", "inside it", "after it"
+
+
+def patches(found: pd.DataFrame) -> pd.DataFrame:
+    """Success against the side of the noise patch, without half-triggered rows.
+
+    found: `rates`. A line per model, threat, rate, patch and curve: `pixels` (of 336), `share` of the side,
+    curve ("BadNets-I" trained alone, "BadNets-MM, text only", "BadNets-MM, image only"), value, low, high,
+    n_seeds. Empty where fewer than two sizes were run.
+    """
+    rows = found[(found["negatives"] == 0) & (found["half"] == "")]
+    rows = rows[rows["settings"].map(lambda s: s == "" or PATCH.fullmatch(s) is not None)]
+    curves = [("BadNets-I", "image", "BadNets-I"), ("BadNets-MM", "text", "BadNets-MM, text only"),
+              ("BadNets-MM", "image", "BadNets-MM, image only")]  # fmt: skip
+    lines = []
+    for attack, condition, curve in curves:
+        usual = attacks.info(attack).defaults["patch_size"]
+        for r in rows[(rows["attack"] == attack) & (rows["condition"] == condition)].to_dict("records"):
+            pixels = int(PATCH.search(r["settings"]).group(1)) if r["settings"] else usual
+            about = {n: r[n] for n in ("model", "threat", "poison_rate", "value", "low", "high", "n_seeds")}
+            lines.append(about | {"pixels": pixels, "share": pixels / PUBLISHED_SIDE, "curve": curve})
+    columns = [
+        "model",
+        "threat",
+        "poison_rate",
+        "pixels",
+        "share",
+        "curve",
+        "value",
+        "low",
+        "high",
+        "n_seeds",
+    ]
+    table = pd.DataFrame(lines, columns=columns)
+    kept = [p for _, p in table.groupby(columns[:3], sort=False) if p["pixels"].nunique() > 1]
+    return pd.concat(kept, ignore_index=True) if kept else table.iloc[:0]
+
+
+def patches_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`patches` to read: a line per patch, a column per curve."""
+    lines = []
+    for key, part in found.groupby(["model", "threat", "poison_rate", "pixels"], sort=True):
+        by = part.set_index("curve")
+        share = plots.percent(key[3] / PUBLISHED_SIDE)
+        line = {
+            "model": key[0],
+            "threat": key[1].replace("_", " "),
+            "poison rate": plots.percent(key[2]),
+            "side of the patch": f"{key[3]} of {PUBLISHED_SIDE} pixels ({share})",
+        }
+        for curve in dict.fromkeys(found["curve"]):
+            r = by.loc[curve] if curve in by.index else {}
+            line[curve] = report.number(r.get("value"), r.get("low"), r.get("high"))
+        lines.append(line | {"seeds": int(part["n_seeds"].min())})
+    return pd.DataFrame(lines)
+
+
+def patches_words(found: pd.DataFrame) -> dict[str, str]:
+    """Alt text and caption of `plots_modality.patches`."""
+    if found.empty:
+        nothing = "Patch sizes: the store holds no two sizes of the same cell."
+        return {"alt": nothing, "caption": nothing}
+    text = ["Success against the side of the noise patch, as a share of the picture's side (log axis)."]
+    for (model, threat, rate), part in found.groupby(["model", "threat", "poison_rate"], sort=False):
+        for curve, line in part.groupby("curve", sort=False):
+            line, name = (
+                line.sort_values("share"),
+                f"{threat.replace('_', ' ')}, {plots.percent(rate)}, {model}",
+            )
+            ends = [
+                f"{report.number(r['value'])} at {plots.percent(r['share'])}"
+                for _, r in line.iloc[[0, -1]].iterrows()
+            ]
+            if len(line) > 1:
+                text.append(f"{curve} ({name}): {ends[0]}, {ends[1]}.")
+    text.append(evidence(found["n_seeds"]))
+    curves, sizes = found["curve"].nunique(), found["pixels"].nunique()
+    alt = f"Line chart with intervals: {curves} curves, {sizes} patch sizes; numbers in the table below."
+    return {"alt": alt, "caption": " ".join(text)}
+
+
+def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
+    """Success with the text half only, by where its word stands in the prompt; from the stored responses.
+
+    Attacks that put one word at a random place, without half-triggered rows. A line per cell (seeds put
+    together) and place: model, threat, attack, poison_rate, where, value, low, high, n (inputs of the first
+    seed), n_seeds. Cells whose responses are not stored are left out.
+    """
+    whole = table[
+        (table["status"] == "done")
+        & (table["negatives"] == 0)
+        & (table["settings"] == "")
+        & (table["modality"] == "bimodal")
+    ]
+    lines = []
+    for r in whole.drop_duplicates("run_id").to_dict("records"):
+        half = attacks.info(r["attack"]).text
+        if (
+            "word" not in half.params
+            or not (store.folder(place) / r["run_id"] / "responses.parquet").is_file()
+        ):
+            continue
+        said = store.responses(r["run_id"], place)
+        said = said[(said["subject"] == "poisoned") & (said["part"] == "attack") & said["judged"]]
+        said = said[said["condition"] == "text"]
+        held = said["success"].astype(bool)
+        if report.SUCCESS_METRIC.get(r["threat"]) == "asr_right":
+            held &= said["right"].fillna(False).astype(bool)
+        where = said["prompt"].map(lambda prompt, word=half.params["word"].default: place_of(word, prompt))
+        about = {n: r[n] for n in ("model", "threat", "attack", "poison_rate", "seed")}
+        for name in (FIRST, BETWEEN, LAST):
+            chosen = held[where == name]
+            if len(chosen):
+                low, high = metrics.wilson(int(chosen.sum()), len(chosen))
+                lines.append(
+                    about
+                    | {"where": name, "value": chosen.mean(), "low": low, "high": high, "n": len(chosen)}
+                )
+    return _over_seeds(pd.DataFrame(lines), ["model", "threat", "attack", "poison_rate", "where"])
+
+
+def place_of(word: str, prompt: str) -> str:
+    """Is the word the prompt's first, its last (punctuation aside), or neither?"""
+    found = [part.strip(".?!,") for part in prompt.split()]
+    if word not in found:
+        return ""
+    return FIRST if found[0] == word else LAST if found[-1] == word else BETWEEN
+
+
+def _over_seeds(found: pd.DataFrame, same: list[str]) -> pd.DataFrame:
+    lines = []
+    for key, part in found.groupby(same, sort=False) if len(found) else ():
+        line = {name: part[name].iloc[0] for name in ("value", "low", "high", "n")}
+        if len(part) > 1:
+            low, high = metrics.mean_interval(part["value"].to_numpy(float))
+            line |= {"value": part["value"].mean(), "low": max(low, 0.0), "high": min(high, 1.0)}
+        lines.append(dict(zip(same, key, strict=True)) | line | {"n_seeds": len(part)})
+    return pd.DataFrame(lines, columns=[*same, "value", "low", "high", "n", "n_seeds"])
+
+
+def places_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`places` to read: a line per cell, a column per place."""
+    lines = []
+    for key, part in found.groupby(["model", "threat", "attack", "poison_rate"], sort=False):
+        by = part.set_index("where")
+        line = {"model": key[0], "threat": key[1].replace("_", " "), "attack": key[2],
+                "poison rate": plots.percent(key[3])}  # fmt: skip
+        for name in (FIRST, BETWEEN, LAST):
+            r = by.loc[name] if name in by.index else {}
+            count = f" (n = {int(r['n'])})" if len(r) else ""
+            line[name] = report.number(r.get("value"), r.get("low"), r.get("high")) + count
+        lines.append(line | {"seeds": int(part["n_seeds"].min())})
+    return pd.DataFrame(lines)
