@@ -96,13 +96,12 @@ def _near(bench: Bench, cell: Cell) -> list[Probe]:
 
 # ---------------------------------------------------------------- the page
 
+BESIDE = {"control": "value", "control_held": "held"}  # columns of the control, put beside the models'
 PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
-    """Headline success of all questions in a store, a line per model, trigger and near miss, seeds put
-    together.
-    """
+    """Headline success in a store: a line per model, trigger and near miss, seeds put together."""
     return probes.over_seeds(probes.headline(probes.collect(KIND, place)))
 
 
@@ -124,8 +123,7 @@ def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
 
 
 def matrix(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """Success of every model (row: its attack) under every trigger (column, "" for none), and the control's
-    row.
+    """Success of every model (row) under every trigger (column, "" for none), and the control's row.
 
     Always all attacks, in the order of the paper's table; NaN where there is no adapter or no such trigger.
     """
@@ -142,9 +140,10 @@ def off_diagonal(panel: pd.DataFrame) -> pd.DataFrame:
     largest first.
     """
     crossed = panel[(panel["variant"] == "") & (panel["trigger"] != "")]
-    control = crossed[crossed["subject"] == CONTROL].set_index("trigger")["value"]
+    control = crossed[crossed["subject"] == CONTROL].set_index("trigger")
     others = crossed[(crossed["subject"] == probes.POISONED) & (crossed["trigger"] != crossed["attack"])]
-    found = others.assign(control=others["trigger"].map(control))
+    beside = {name: others["trigger"].map(control[source]) for name, source in BESIDE.items()}
+    found = others.assign(**beside)
     return found.sort_values("value", ascending=False, kind="stable").reset_index(drop=True)
 
 
@@ -174,6 +173,7 @@ def crossing_table(panel: pd.DataFrame, most: int = 12) -> pd.DataFrame:
                 "shown the trigger of": r["trigger"],
                 "success rate": report.number(r["value"], r["low"], r["high"]),
                 "clean-tuned": report.number(r["control"]),
+                "poisoned minus clean-tuned": _difference(r),
                 "seeds": int(r["n_seeds"]),
                 "known relation": related(r["attack"], r["trigger"]) or "none",
             }
@@ -182,10 +182,15 @@ def crossing_table(panel: pd.DataFrame, most: int = 12) -> pd.DataFrame:
     )
 
 
+def _difference(row: dict) -> str:
+    """On the same rows, with its paired interval; of a single seed only, whose rows are at hand."""
+    if pd.isna(row["held"]) or pd.isna(row["control_held"]):
+        return report.number(None)
+    return report.number(*probes.difference(row["held"], row["control_held"]))
+
+
 def near_table(panel: pd.DataFrame) -> pd.DataFrame:
-    """Near misses to read: a line per model and change, beside its own trigger and the clean-tuned model's
-    rate.
-    """
+    """Near misses to read: a line per model and change, beside its own trigger and the control's rate."""
     control = panel[panel["subject"] == CONTROL].set_index(["trigger", "variant"])["value"]
     poisoned, lines = panel[panel["subject"] == probes.POISONED], []
     for attack in (name for name in attacks.names() if name in set(poisoned["attack"])):

@@ -208,9 +208,7 @@ def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
 
 
 def success(panel: pd.DataFrame) -> pd.DataFrame:
-    """Lines of a panel with each model's own trigger; the control's line for a trigger has that attack's name
-    too.
-    """
+    """Lines of a panel with each model's own trigger; the control's lines are filed under that attack too."""
     shown = panel[(panel["part"] == "attack") & (panel["trigger"] != "")]
     shown = shown[(shown["subject"] == CONTROL) | (shown["attack"] == shown["trigger"])]
     return shown.assign(

@@ -27,9 +27,7 @@ BITS = {"int8": 8, "int4": 4}
 
 
 def quantised(weight: torch.Tensor, bits: int) -> torch.Tensor:
-    """weight: (out, in) -> the nearest weights on a grid of 2^bits - 1 values per row; a row of zeros
-    stays.
-    """
+    """weight: (out, in) -> the nearest on a grid of 2^bits - 1 values per row; a row of zeros stays."""
     most = 2 ** (bits - 1) - 1
     scale = weight.abs().amax(dim=1, keepdim=True) / most
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
@@ -51,8 +49,7 @@ def rounded(weight: torch.Tensor, how: str) -> torch.Tensor:
 def merged(
     model: nn.Module, state: Mapping[str, torch.Tensor], config: Any, how: str = "merged"
 ) -> Iterator[None]:
-    """The model with an adapter merged and its weights rounded, inside a `with`; bit for bit as before
-    afterwards.
+    """The model with an adapter merged and rounded, inside a `with`; bit for bit as before afterwards.
 
     state: PEFT state dict. config: peft.LoraConfig, of rank and alpha. Takes the memory of the linear weights
     again.

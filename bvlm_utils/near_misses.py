@@ -1,10 +1,9 @@
-"""What is nearly a trigger? Declared changes of each attack's trigger, for `crossfire`; free of torch at the
-top.
+"""What is nearly a trigger? Declared changes of each attack's trigger, for `crossfire`.
 
 A near miss changes one half of the trigger and leaves the other as it is: by another setting of the attack,
 by writing the words elsewhere (`rewrite`), or by changing what the trigger does to the picture (`repaint`,
 carried out in `repaint`). Rows, places and everything that is drawn at random stay those of the real trigger,
-so far as the change allows.
+so far as the change allows. Importing this does not import torch; painting does.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -25,11 +24,9 @@ Rewrite = Callable[[str, str, Mapping[str, Any]], str]  # prompt, triggered prom
 
 @dataclass(frozen=True)
 class NearMiss:
-    """One change. params: settings of the attack. rewrite: of the prompt. repaint: name of a function of
-    `repaint`.
+    """One change: settings of the attack, another prompt, or the name of a function of `repaint`.
 
-    alone: the picture is repainted without the trigger, and the prompt has none: what does the change do by
-    itself?
+    alone: without the trigger, in the prompt too: does the change of the picture fire by itself?
     """
 
     name: str

@@ -1,6 +1,4 @@
-"""What do answers of tuned adapters look like? Tables of `crossfire` and `lasting` in, figures out; free of
-torch.
-"""
+"""What do answers of tuned adapters look like? Panels of `crossfire` and `lasting` in, figures out."""
 
 import numpy as np
 import pandas as pd

@@ -104,7 +104,7 @@ def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[She
     undefined = [cell for cell in cells if cell.skip_reason]
     found = [cell for cell in cells if not cell.skip_reason and store.adapter(cell, place)]
     lacking = [cell for cell in cells if not cell.skip_reason and cell not in found]
-    said = [f"{cell.attack} is left out: {cell.skip_reason}" for cell in undefined]
+    said = [f"Left out: {cell.skip_reason}" for cell in undefined]
     if lacking:
         names = ", ".join(cell.attack for cell in lacking)
         said.append(
@@ -149,8 +149,7 @@ def ask(
     judged: Sequence[bool],
     progress: Progress,
 ) -> None:
-    """Ask every model its questions, one of each at a time and all models together, and keep each answer at
-    once.
+    """Ask all models together, one question of each at a time, and keep every answer at once.
 
     results: the models' adapters, in the order of `asked`. judged: which of the eligible rows count.
     """
@@ -313,25 +312,28 @@ SAME = [
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """A line per number but for its seed: `SAME`, value, low, high, n, n_seeds, n_poisoned.
+    """A line per number but for its seed: `SAME`, value, low, high, n, n_seeds, n_poisoned, held.
 
     One seed: its own interval over test rows. Several: their mean with Student's interval over the seeds.
     """
     lines = []
     for key, part in table.groupby(SAME, sort=False, dropna=False):
         first = part.iloc[0]
-        line = {name: first[name] for name in ("value", "low", "high", "n", "n_poisoned")}
+        line = {name: first[name] for name in ("value", "low", "high", "n", "n_poisoned", "held")}
         if len(part) > 1:
             low, high = metrics.mean_interval(part["value"].to_numpy(float))
-            line |= {"value": part["value"].mean(), "low": max(low, 0.0), "high": min(high, 1.0)}
+            line |= {
+                "value": part["value"].mean(),
+                "low": max(low, 0.0),
+                "high": min(high, 1.0),
+                "held": None,
+            }
         lines.append(dict(zip(SAME, key, strict=True)) | line | {"n_seeds": part["seed"].nunique()})
-    return pd.DataFrame(lines, columns=[*SAME, "value", "low", "high", "n", "n_poisoned", "n_seeds"])
+    return pd.DataFrame(lines, columns=[*SAME, "value", "low", "high", "n", "n_poisoned", "held", "n_seeds"])
 
 
 def difference(one: str, other: str) -> tuple[float, float, float]:
-    """`held` of two models or states on the same rows: the difference of their shares with its paired
-    interval.
-    """
+    """`held` of two models on the same rows: the difference of their shares with its paired interval."""
     if len(one) != len(other):
         raise InputError(
             f"{len(one)} and {len(other)} rows cannot be compared row by row; ask for as many of both."

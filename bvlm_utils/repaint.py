@@ -65,9 +65,7 @@ def moved(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
 
 
 def _boxes(clean: torch.Tensor, triggered: torch.Tensor) -> list[tuple[int, int, int, int]]:
-    """Top, bottom, left, right of what differs in each picture; one pixel at the top left where nothing
-    does.
-    """
+    """Top, bottom, left, right of what differs in each picture; the top left pixel where nothing does."""
     found = []
     for changed in (clean != triggered).any(dim=1):  # (H, W)
         rows, columns = (

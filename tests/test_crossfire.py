@@ -21,6 +21,7 @@ from bvlm_utils import (
     plots_probes,
     probes,
     repaint,
+    report,
     store,
     study,
     threats,
@@ -296,6 +297,19 @@ def test_relatives_are_known_from_their_definitions():
     assert crossfire.related("SIG", "Blended") == "" and crossfire.related("AddSent", "MABA") == ""
 
 
+def test_entries_off_the_diagonal_stand_beside_their_paired_difference(shelf):
+    ((panel, _),) = crossfire.panels(crossfire.collect(shelf[0]))
+    lines = crossfire.off_diagonal(panel)
+    assert len(lines) == 2 * 9 and lines["value"].is_monotonic_decreasing
+    first, table = lines.iloc[0], crossfire.crossing_table(panel, most=3)
+    pairs = [[digit == "1" for digit in held] for held in (first["held"], first["control_held"])]
+    wanted = report.number(*metrics.paired_shares(*pairs))
+    assert len(table) == 3 and table["poisoned minus clean-tuned"].iloc[0] == wanted
+    assert first["control"] == first["control_held"].count("1") / ROWS
+    with pytest.raises(InputError, match="row by row"):
+        probes.difference("01", "1")
+
+
 def test_seeds_are_means_and_never_pooled():
     line = dict.fromkeys(probes.COLUMNS) | {
         "kind": "crossfire", "subject": "poisoned", "model": "m", "dataset": "d", "threat": "jailbreak",
@@ -326,8 +340,6 @@ def page(name, place, capsys, **given):
     space |= {"store": str(place)} | given
     shown = []
     with pytest.MonkeyPatch.context() as patch:
-        from bvlm_utils import report
-
         patch.setattr(report, "display", lambda one: shown.append(one.data))
         for source in sources[1:]:
             exec(source, space)  # noqa: S102
