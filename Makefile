@@ -20,9 +20,9 @@ study: $(INSTALLED)
 	BVLM_YOURS=local $(BUILD)
 	@echo "Your study is in $(CURDIR)/$(PAGE)"
 
-## Run all tests, notebooks and a build of the book included.
+## Run all tests, notebooks and a build of the book included: a process per core, each test file whole in one of them.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 ## Build the book from the committed reference: nothing is trained, torch is not imported.
 book: $(INSTALLED)

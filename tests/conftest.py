@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from bvlm_utils import paths
@@ -34,10 +35,16 @@ def build(source: Path, out: Path) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="session")
 def book(tmp_path_factory):
-    """The folder with the pages of the book, built from the committed reference."""
-    out = tmp_path_factory.mktemp("book")
-    done = build(paths.ROOT, out)
-    assert done.returncode == 0, f"the book does not build:\n{done.stdout[-6000:]}"
+    """The folder with the pages of the book, built from the committed reference; once, for all test processes."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    out = shared / "book"
+    with FileLock(shared / "book.lock"):
+        if not (out / "built").exists():
+            done = build(paths.ROOT, out)
+            assert done.returncode == 0, f"the book does not build:\n{done.stdout[-6000:]}"
+            (out / "built").touch()
     return out / "_build" / "html"
 
 
