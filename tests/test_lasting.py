@@ -18,6 +18,7 @@ from bvlm_utils import (
     grouped,
     lasting,
     merging,
+    paths,
     plots_probes,
     probes,
     store,
@@ -298,6 +299,16 @@ def test_the_chapter_shows_states_or_says_that_there_are_none(shelf, tmp_path, c
     assert text.count("<img") == 2 and "further steps on clean rows that no model was tuned on" in text
     text = page("lasting", tmp_path / "empty", capsys)
     assert captions_probes.NOTHING in text and "<img" not in text
+
+
+def test_no_cell_is_taken_for_a_magic_of_ipython():
+    """A cell of one line that begins with `store` is `%store` to IPython, and fails in a kernel."""
+    for file in paths.NOTEBOOKS.glob("*.ipynb"):
+        for cell in json.loads(file.read_text())["cells"]:
+            lines = "".join(cell["source"]).strip().splitlines()
+            assert cell["cell_type"] != "code" or len(lines) > 1 or not lines[0].startswith("store"), (
+                file.name
+            )
 
 
 def test_verdicts_of_random_words_do_vary():
