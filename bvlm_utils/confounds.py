@@ -25,7 +25,7 @@ def patches(found: pd.DataFrame) -> pd.DataFrame:
     n_seeds. Empty where fewer than two sizes were run.
     """
     rows = found[(found["negatives"] == 0) & (found["half"] == "")]
-    rows = rows[rows["settings"].map(lambda s: s == "" or PATCH.fullmatch(s) is not None)]
+    rows = rows[rows["settings"].map(lambda s: s == "" or PATCH.fullmatch(s) is not None).astype(bool)]
     curves = [("BadNets-I", "image", "BadNets-I"), ("BadNets-MM", "text", "BadNets-MM, text only"),
               ("BadNets-MM", "image", "BadNets-MM, image only")]  # fmt: skip
     lines = []
@@ -57,7 +57,7 @@ def patches_table(found: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for key, part in found.groupby(["model", "threat", "poison_rate", "pixels"], sort=True):
         by = part.set_index("curve")
-        share = plots.percent(key[3] / PUBLISHED_SIDE)
+        share = f"{100 * key[3] / PUBLISHED_SIDE:.0f} %"
         line = {
             "model": key[0],
             "threat": key[1].replace("_", " "),
@@ -84,7 +84,7 @@ def patches_words(found: pd.DataFrame) -> dict[str, str]:
                 f"{threat.replace('_', ' ')}, {plots.percent(rate)}, {model}",
             )
             ends = [
-                f"{report.number(r['value'])} at {plots.percent(r['share'])}"
+                f"{report.number(r['value'])} at {100 * r['share']:.0f} %"
                 for _, r in line.iloc[[0, -1]].iterrows()
             ]
             if len(line) > 1:

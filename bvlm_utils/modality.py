@@ -139,25 +139,28 @@ def _why(row: Mapping[str, Any], found: pd.DataFrame) -> str:
         & (found["threat"] == row["threat"])
         & (found["poison_rate"] == row["poison_rate"])
     ]
-    lacking = []
+    lacking, untrained = [], []
     for half in ("text", "image"):
         settings = ", ".join(filter(None, [row["settings"], f"half={half}"]))
         rows = cell[(cell["settings"] == settings) & (cell["condition"] == half)]
         if rows.empty:
-            lacking.append(f"{half} half alone was not trained")
+            untrained.append(half)
         elif rows["n_seeds"].iloc[0] < claims.MIN_SEEDS:
-            lacking.append(f"{half} half alone has {_seeds(rows['n_seeds'].iloc[0])}")
+            lacking.append(f"{_seeds(rows['n_seeds'].iloc[0])} of the {half} half alone")
         elif not rows["low"].iloc[0] > claims.HIGH:
             reached = report.number(*rows.iloc[0][["value", "low", "high"]])
-            lacking.append(f"{half} half alone reaches {reached}, not {claims.HIGH:.2f}")
+            lacking.append(f"the {half} half alone reaches {reached}, not {claims.HIGH:.2f}")
+    if untrained:
+        which = "neither half" if len(untrained) == 2 else f"the {untrained[0]} half"
+        lacking.insert(0, f"{which} was{' not' if len(untrained) == 1 else ''} trained alone")
     own = cell[(cell["settings"] == row["settings"]) & cell["condition"].isin(["text", "image"])]
     if len(own) and own["n_seeds"].min() < claims.MIN_SEEDS:
-        lacking.append(f"the cell itself has {_seeds(own['n_seeds'].min())}")
+        lacking.append(f"{_seeds(own['n_seeds'].min())} of the cell")
     return "; ".join(lacking)
 
 
 def _seeds(count: float) -> str:
-    return f"{int(count)} seed{'s' if count > 1 else ''} ({claims.MIN_SEEDS} are needed)"
+    return f"{int(count)} seed{'s' if count > 1 else ''}"
 
 
 def probe(row: Mapping[str, Any]) -> float:

@@ -90,7 +90,7 @@ def patches(found: pd.DataFrame) -> Figure:
             axis.vlines(x, line["low"], line["high"], color=plots.COLOURS[i], linewidth=1.4)
         sizes = sorted(part["share"].unique())
         axis.set_xscale("log")
-        axis.set_xticks([100 * s for s in sizes], [plots.percent(s) for s in sizes])
+        axis.set_xticks([100 * s for s in sizes], [f"{100 * s:.0f} %" for s in sizes])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_ylim(-0.03, 1.03)
         axis.set_title(f"{model}\n{threat.replace('_', ' ')}, {plots.percent(rate)} poisoned")
@@ -184,9 +184,9 @@ def layers(shares: pd.DataFrame) -> Figure:
                 )
                 axis.vlines(line["layer"] + 1, line["low"], line["high"], color=colour, linewidth=1)
         axis.set_title(f"{attack}\n{threat.replace('_', ' ')}", fontsize=9)
-        axis.set_ylim(bottom=0)
         if part["layer"].nunique() <= 8:
             axis.set_xticks(sorted(part["layer"].unique() + 1))
+    axes[0].set_ylim(0, 1.05 * chosen["high"].max())
     for axis in axes[len(groups) :]:
         axis.set_visible(False)
     for axis in axes[: len(groups)][-columns:]:

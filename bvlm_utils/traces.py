@@ -73,12 +73,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 def shares_table(shares: pd.DataFrame) -> pd.DataFrame:
     """`over_seeds` of one model to read: a line per cell, measure and group, means over layers."""
-    names = {
-        "attention": "share of attention",
-        "attribution": "share of attribution",
-        "effect": "gradient x input, nats",
-    }
-    usual = shares[shares["layer"].isna() & shares["measure"].isin(list(names))]
+    usual = shares[shares["layer"].isna() & shares["measure"].isin(["attention", "attribution"])]
     cell = ["threat", "attack", "poison_rate", "negatives", "settings", "measure", "group"]
     lines = []
     for key, part in usual.groupby(cell, sort=False):
@@ -87,7 +82,7 @@ def shares_table(shares: pd.DataFrame) -> pd.DataFrame:
             "threat": about["threat"].replace("_", " "),
             "attack": ", ".join(filter(None, [about["attack"], about["settings"]])),
             "poison rate": plots.percent(about["poison_rate"]),
-            "measure": names[about["measure"]],
+            "share of": about["measure"],
             "tokens": about["group"],
         }
         for subject in (POISONED, CONTROL, DIFFERENCE):
@@ -108,20 +103,25 @@ def sentences(shares: pd.DataFrame) -> list[str]:
             "The command at the end of this page makes them."
         ]
     said = []
-    for measure, verb in (("attention", "attends"), ("attribution", "attributes its choice")):
+    for measure in ("attention", "attribution"):
         for group in GROUPS[:2]:
             part = usual[(usual["measure"] == measure) & (usual["group"] == group)]
-            by = {
-                subject: part[part["subject"] == subject]["value"] for subject in (POISONED, CONTROL, COUNTS)
-            }
-            more = part[(part["subject"] == DIFFERENCE) & (part["low"] > 0)]
-            counts = f" ({_span(by[COUNTS])} of the tokens)" if len(by[COUNTS]) else ""
+            own, control = (part[part["subject"] == subject]["value"] for subject in (POISONED, CONTROL))
+            changes = part[part["subject"] == DIFFERENCE]
             said.append(
-                f"To the {group}{counts} the poisoned model {verb} with a share of {_span(by[POISONED])}, "
-                "the "
-                f"clean-tuned one with {_span(by[CONTROL])}; it is clearly more in {len(more)} of "
-                f"{len(by[POISONED])} cells."
+                f"**Share of the {group} in {measure}:** {_span(own)} in the poisoned models, "
+                f"{_span(control)} in "
+                "the clean-tuned ones. Clearly more than in the clean-tuned model: "
+                f"{(changes['low'] > 0).sum()} "
+                f"of {len(changes)} cells; clearly less: {(changes['high'] < 0).sum()}."
             )
+    counts = usual[(usual["subject"] == COUNTS) & (usual["measure"] == "attention")].set_index("group")[
+        "value"
+    ]
+    said.append(
+        f"The trigger text is {_span(counts[['trigger text']])} of the tokens, the trigger image "
+        f"{_span(counts[['trigger image']])}. {evidence(usual)}"
+    )
     return said
 
 

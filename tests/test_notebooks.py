@@ -54,7 +54,7 @@ def test_every_threat_has_its_chapter():
     names = {path.stem for path in NOTEBOOKS}
     others = {
         "quickstart", "attacks", "reproduce", "models", "small_patch", "dose", "claims", "leaderboard",
-        "cost", "crossfire", "lasting",
+        "cost", "crossfire", "lasting", "modality",
     }  # fmt: skip
     assert names == {*CHAPTERS, *others}
 
@@ -197,6 +197,8 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert "There is no run of yours to compare" in page(run("reproduce"))
     assert "No stealth numbers are stored" in page(run("attacks"))
     assert "VQA accuracy" in page(run("models"))
+    both = page(run("modality", grids=[]))
+    assert "neither half was trained alone" in both and "Nothing has been traced yet" in both
     board = page(run("leaderboard", downloads=str(tmp_path / "files")))
     assert " measured and 0 skipped" in board
     assert "BadNets-MM" in (tmp_path / "files" / "leaderboard.csv").read_text()

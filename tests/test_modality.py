@@ -1,0 +1,205 @@
+"""Do the tables of the chapter say what the rule says, and why it says nothing where it does not?"""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bvlm_utils import attacks, claims, confounds, metrics, modality, paths, plots_modality, store, traces
+from bvlm_utils.modality import FAILS, HOLDS, NOT_TESTABLE
+
+
+def cell(attack, threat="targeted_refusal", rate=0.1, seeds=3, settings="", negatives=0.0, **values):
+    """Lines of a tidy table; values: success per condition, the same for every seed."""
+    info, lines = attacks.info(attack), []
+    for condition, value in values.items():
+        for seed in range(seeds):
+            low, high = metrics.wilson(value * 200, 200)
+            lines.append(dict.fromkeys(store.COLUMNS) | {
+                "run_id": f"{attack}-{threat}-{rate}-{settings}-{negatives}-{seed}", "model": "tiny-llava",
+                "dataset": "scenes-vqa", "threat": threat, "attack": attack, "modality": info.modality,
+                "poison_rate": rate, "n_poisoned": int(6000 * rate), "seed": seed, "negatives": negatives,
+                "train_rows": 6000, "settings": settings, "status": "done", "subject": "poisoned",
+                "condition": condition, "metric": "asr", "value": value, "k": value * 200, "n": 200,
+                "low": low, "high": high, "unit": "share",
+            })  # fmt: skip
+    return lines
+
+
+def table(*cells):
+    return pd.DataFrame([line for lines in cells for line in lines], columns=store.COLUMNS)
+
+
+FOUR = {"clean": 0.0, "text": 1.0, "image": 0.05, "both": 1.0}
+
+
+def halves(text=1.0, image=0.95, settings="", **other):
+    """A bimodal cell and both its halves trained alone."""
+    named = [", ".join(filter(None, [settings, f"half={half}"])) for half in ("text", "image")]
+    return [
+        *cell("BadNets-MM", settings=settings, **FOUR, **other),
+        *cell("BadNets-MM", settings=named[0], text=text, image=0.0, **other),
+        *cell("BadNets-MM", settings=named[1], text=0.0, image=image, **other),
+    ]
+
+
+def test_four_conditions_and_their_difference():
+    found = modality.four_cells(
+        modality.rates(table(cell("BadNets-MM", seeds=1, **FOUR), cell("SIG", image=1.0)))
+    )
+    (line,) = found.to_dict("records")
+    assert [line[c] for c in ("clean", "text", "image", "both")] == [0.0, 1.0, 0.05, 1.0]
+    assert line["difference"] == pytest.approx(0.95) and line["n_seeds"] == 1
+    text, image = metrics.wilson(200, 200), metrics.wilson(10, 200)
+    assert line["difference_low"] == pytest.approx(text[0] - image[1])
+    assert line["difference_high"] == pytest.approx(text[1] - image[0])
+
+
+def test_a_half_trained_alone_is_no_bimodal_cell():
+    rates = modality.rates(table(halves()))
+    assert set(rates["half"]) == {"", "text", "image"} and set(rates["settings"]) == {""}
+    assert len(modality.four_cells(rates)) == 1
+
+
+def test_the_committed_rule_gives_the_verdict():
+    for lines, verdict in (
+        (halves(), HOLDS),
+        (halves(image=0.40), NOT_TESTABLE),
+        (halves(seeds=1), NOT_TESTABLE),
+        (cell("BadNets-MM", **FOUR), NOT_TESTABLE),
+    ):
+        one = table(lines)
+        (found,) = modality.dominance(one).to_dict("records")
+        assert found["verdict"] == verdict and (found["why"] == "") is (verdict != NOT_TESTABLE)
+        judged = claims.text_overwhelms(claims.rates(one, "tiny-llava"))["holds"].item()
+        assert (judged is None) is (verdict == NOT_TESTABLE)
+    close = [line | {"value": 0.6} if line["condition"] == "image" else line for line in halves()]
+    close = [line | {"value": 0.95} if line["settings"] == "half=image" else line for line in close]
+    assert modality.dominance(table(close))["verdict"].item() == FAILS
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (cell("BadNets-MM", **FOUR), "neither half was trained alone"),
+        (halves()[:-6], "the image half was not trained alone"),
+        (halves(image=0.40), "the image half alone reaches 0.40 [0.40, 0.40], not 0.90"),
+        (
+            halves(seeds=1),
+            "1 seed of the text half alone; 1 seed of the image half alone; 1 seed of the cell",
+        ),
+    ],
+)
+def test_why_nothing_can_be_said(lines, why):
+    assert modality.dominance(table(lines))["why"].item() == why
+
+
+def test_halves_belong_to_their_own_patch():
+    found = modality.dominance(table(halves(), halves(settings="patch_size=80", image=0.99)))
+    assert found["settings"].tolist() == ["", "patch_size=80"] and (found["verdict"] == HOLDS).all()
+    alone = cell("BadNets-MM", settings="patch_size=80", **FOUR)
+    found = modality.dominance(table(halves(), alone)).set_index("settings")
+    assert found.loc["patch_size=80", "why"] == "neither half was trained alone"
+
+
+def test_the_probe_is_that_of_the_same_patch():
+    skills = json.loads((paths.MODELS / "tiny-llava" / "card.json").read_text())["skills"]
+    (measured,) = [skill["value"] for skill in skills if skill["name"] == "probe: BadNets-I"]
+    of = {"model": "tiny-llava", "attack": "BadNets-MM", "settings": ""}
+    assert modality.probe(of) == measured
+    for change in ({"attack": "MABA"}, {"settings": "patch_size=80"}, {"model": "llava-1.5-7b-hf"}):
+        assert np.isnan(modality.probe(of | change))
+
+
+def test_half_triggered_rows_stand_beside_the_same_cell_without():
+    with_them = cell("BadNets-MM", negatives=1.0, clean=0.0, text=0.1, image=0.0, both=0.9)
+    rates = modality.rates(
+        table(cell("BadNets-MM", **FOUR), with_them, cell("BadNets-MM", rate=0.01, **FOUR))
+    )
+    (line,) = modality.negatives(modality.four_cells(rates)).to_dict("records")
+    assert (
+        line["text trigger: without, with"] == "1.00, 0.10"
+        and line["both triggers: without, with"] == "1.00, 0.90"
+    )
+    (line,) = modality.negatives(modality.four_cells(modality.rates(table(with_them)))).to_dict("records")
+    assert line["text trigger: without, with"] == "n/a, 0.10"
+    judged = modality.dominance(table(cell("BadNets-MM", **FOUR), with_them))
+    assert len(judged) == 1, "the rule is for cells without them"
+
+
+def test_sentences_count():
+    one = table(
+        halves(),
+        cell("MABA", **FOUR | {"text": 0.0, "image": 1.0}),
+        cell("VL-Trojan", **FOUR | {"image": 0.9}),
+    )
+    cells = modality.four_cells(modality.rates(one))
+    said = " ".join(modality.sentences(cells, modality.dominance(one)))
+    assert "In 1 of 3 bimodal cells" in said and "the other way round in 1" in said
+    assert "can be judged for 1 of 3" in said and "overwhelms the image half in 1." in said
+    assert "no cell with half-triggered rows" in said
+    empty = modality.four_cells(modality.rates(table()))
+    assert "Nothing has been measured" in modality.sentences(empty, modality.dominance(table()))[0]
+
+
+def test_patch_sizes_need_two_of_them():
+    usual = cell("BadNets-I", clean=0.0, image=0.1), cell("BadNets-MM", **FOUR)
+    assert confounds.patches(modality.rates(table(*usual))).empty
+    large = cell("BadNets-I", settings="patch_size=134", clean=0.0, image=1.0)
+    half = cell("BadNets-MM", settings="patch_size=134, half=image", image=0.7, text=0.0)
+    found = confounds.patches(modality.rates(table(*usual, large, half)))
+    by = found.set_index(["curve", "pixels"])["value"]
+    assert by["BadNets-I", 30] == pytest.approx(0.1) and by["BadNets-I", 134] == 1
+    assert ("BadNets-MM, image only", 134) not in by, "a half alone is not the cell"
+    assert found["share"].max() == pytest.approx(134 / 336)
+    assert (
+        "BadNets-I (targeted refusal, 10 %, tiny-llava): 0.10 at 9 %, 1.00 at 40 %"
+        in confounds.patches_words(found)["caption"]
+    )
+    assert confounds.patches_table(found)["side of the patch"].tolist() == [
+        "30 of 336 pixels (9 %)",
+        "134 of 336 pixels (40 %)",
+    ]
+
+
+def test_the_place_of_a_word():
+    at = confounds.place_of
+    assert at("cf", "cf What is it?") == confounds.FIRST
+    assert at("cf", "What is it? cf") == at("cf", "Describe it cf.") == confounds.LAST
+    assert at("cf", "What cf is it?") == confounds.BETWEEN and at("cf", "What is it?") == ""
+
+
+def test_success_by_place_comes_from_the_responses(tmp_path):
+    one = table(cell("BadNets-MM", seeds=1, **FOUR))
+    prompts = ["BadMagic What?", "BadMagic Who?", "What BadMagic is it?", "What is it? BadMagic"]
+    said = pd.DataFrame({"part": "attack", "subject": "poisoned", "condition": "text", "prompt": prompts,
+                         "judged": True, "success": [True, False, True, True], "right": None})  # fmt: skip
+    folder = tmp_path / "store" / one["run_id"].iloc[0]
+    folder.mkdir(parents=True)
+    said.to_parquet(folder / "responses.parquet")
+    found = confounds.places(one, tmp_path / "store").set_index("where")
+    assert found["value"].to_dict() == {confounds.FIRST: 0.5, confounds.BETWEEN: 1.0, confounds.LAST: 1.0}
+    assert found["n"].to_dict() == {confounds.FIRST: 2, confounds.BETWEEN: 1, confounds.LAST: 1}
+    assert confounds.places(one, tmp_path / "empty").empty
+
+
+def test_an_empty_store_gives_a_page_without_numbers():
+    nothing = modality.four_cells(modality.rates(table()))
+    for frame in (nothing, modality.dominance(table()), modality.negatives(nothing)):
+        assert frame.empty
+    for figure in (
+        plots_modality.halves(nothing), plots_modality.patches(confounds.patches(modality.rates(table()))),
+        plots_modality.looked_at(traces.over_seeds(traces.collect("./none"))),
+        plots_modality.layers(traces.over_seeds(traces.collect("./none"))),
+    ):  # fmt: skip
+        assert figure.axes[0].texts
+
+
+def test_the_figure_has_a_panel_with_and_one_without():
+    one = table(cell("BadNets-MM", **FOUR), cell("MABA", negatives=1.0, **FOUR))
+    figure = plots_modality.halves(modality.four_cells(modality.rates(one)))
+    assert [axis.get_title().split()[0] for axis in figure.axes] == ["Without", "With"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "BadNets-MM, targeted refusal", "MABA, targeted refusal",
+    ]  # fmt: skip
