@@ -97,7 +97,7 @@ def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
             "The changes of the picture without a trigger fire on at most "
             f"{report.number(alone['value'].max())}."
         )
-    text.append("A grey field is a half that the attack does not have. " + evidence(panel))
+    text.append("A grey field is a change that the attack has no place for. " + evidence(panel))
     alt = (
         f"Heat map: {own['variant'].nunique()} changes of the trigger in rows, {own['attack'].nunique()} "
         "attacks in columns, the trigger itself in the first row; the numbers are in the table below."
