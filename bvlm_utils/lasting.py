@@ -170,7 +170,12 @@ class _Work:
             )
             for sheet, _ in part
         ]
-        return grouped.finetune_group(self.bench.victim, jobs)
+
+        def told(step: int, total: int, loss: float) -> None:
+            if step % 10 == 0 or step == total:
+                probes.say(f"{KIND}: {step} of {total} further steps of {len(jobs)} models, loss {loss:.3f}")
+
+        return grouped.finetune_group(self.bench.victim, jobs, progress=told)
 
     def ask_merged(self, part: Sequence[tuple[Sheet, Sequence[Probe]]], how: str, progress: Progress) -> None:
         """Ask models one by one: once merged, they share no base."""

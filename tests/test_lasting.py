@@ -228,7 +228,7 @@ def test_what_is_there_is_neither_tuned_nor_asked_again(shelf, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         for name in ("ask", "ask_saved"):
             patch.setattr(engine, name, lambda *_, **__: pytest.fail("an answered question was asked again"))
-        patch.setattr(grouped, "finetune_group", lambda *_: pytest.fail("tuned again"))
+        patch.setattr(grouped, "finetune_group", lambda *_, **__: pytest.fail("tuned again"))
         lasting.measure(made, place, rows=ROWS, steps=STEPS)
     shutil.copytree(place, tmp_path / "s")
     (lost,) = (tmp_path / "s" / "probes").glob(f"lasting-{made[0].run_id}-*")
@@ -236,9 +236,7 @@ def test_what_is_there_is_neither_tuned_nor_asked_again(shelf, tmp_path, monkeyp
     kept = [one for one in record["numbers"] if one["variant"] not in ("3", "int8")]
     lost.write_text(json.dumps(record | {"numbers": kept}))
     tuned, tune = [], grouped.finetune_group
-    monkeypatch.setattr(
-        grouped, "finetune_group", lambda loaded, jobs: tuned.append(len(jobs)) or tune(loaded, jobs)
-    )
+    monkeypatch.setattr(grouped, "finetune_group", lambda *a, **k: tuned.append(len(a[1])) or tune(*a, **k))
     lasting.measure(made, tmp_path / "s", rows=ROWS, steps=STEPS)
     assert tuned == [1], "one model, one number of steps"
     pd.testing.assert_frame_equal(
