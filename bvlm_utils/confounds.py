@@ -21,12 +21,12 @@ def patches(found: pd.DataFrame) -> pd.DataFrame:
     """Success against the side of the noise patch, without half-triggered rows.
 
     found: `rates`. A line per model, threat, rate, patch and curve: `pixels` (of 336), `share` of the side,
-    curve ("BadNets-I" trained alone, "BadNets-MM, text only", "BadNets-MM, image only"), value, low, high,
+    curve ("BadNets-I, trained alone", "BadNets-MM, text only", "BadNets-MM, image only"), value, low, high,
     n_seeds. Empty where fewer than two sizes were run.
     """
     rows = found[(found["negatives"] == 0) & (found["half"] == "")]
     rows = rows[rows["settings"].map(lambda s: s == "" or PATCH.fullmatch(s) is not None).astype(bool)]
-    curves = [("BadNets-I", "image", "BadNets-I"), ("BadNets-MM", "text", "BadNets-MM, text only"),
+    curves = [("BadNets-I", "image", "BadNets-I, trained alone"), ("BadNets-MM", "text", "BadNets-MM, text only"),
               ("BadNets-MM", "image", "BadNets-MM, image only")]  # fmt: skip
     lines = []
     for attack, condition, curve in curves:

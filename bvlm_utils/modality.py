@@ -247,6 +247,9 @@ def sentences(cells: pd.DataFrame, judged: pd.DataFrame) -> list[str]:
     if len(testable):
         holds = int((testable["verdict"] == HOLDS).sum())
         said.append(f"Of those, the text half overwhelms the image half in {holds}.")
+    single = int((plain["n_seeds"] == 1).sum())
+    if single:
+        said.append(f"{single} of the {len(plain)} cells are single training runs, which support no verdict.")
     with_negatives = cells[cells["negatives"] > 0]
     if len(with_negatives):
         largest = with_negatives[["text", "image"]].max()

@@ -150,11 +150,11 @@ def test_patch_sizes_need_two_of_them():
     half = cell("BadNets-MM", settings="patch_size=134, half=image", image=0.7, text=0.0)
     found = confounds.patches(modality.rates(table(*usual, large, half)))
     by = found.set_index(["curve", "pixels"])["value"]
-    assert by["BadNets-I", 30] == pytest.approx(0.1) and by["BadNets-I", 134] == 1
+    assert by["BadNets-I, trained alone"].to_dict() == {30: pytest.approx(0.1), 134: 1}
     assert ("BadNets-MM, image only", 134) not in by, "a half alone is not the cell"
     assert found["share"].max() == pytest.approx(134 / 336)
     assert (
-        "BadNets-I (targeted refusal, 10 %, tiny-llava): 0.10 at 9 %, 1.00 at 40 %"
+        "BadNets-I, trained alone (targeted refusal, 10 %, tiny-llava): 0.10 at 9 %, 1.00 at 40 %"
         in confounds.patches_words(found)["caption"]
     )
     assert confounds.patches_table(found)["side of the patch"].tolist() == [

@@ -199,6 +199,7 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert "VQA accuracy" in page(run("models"))
     both = page(run("modality", grids=[]))
     assert "neither half was trained alone" in both and "Nothing has been traced yet" in both
+    assert "no answer in the held-out style" in both
     board = page(run("leaderboard", downloads=str(tmp_path / "files")))
     assert " measured and 0 skipped" in board
     assert "BadNets-MM" in (tmp_path / "files" / "leaderboard.csv").read_text()

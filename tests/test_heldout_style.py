@@ -1,0 +1,81 @@
+"""Are stored adapters asked about pictures in the held-out style, once, beside their control?"""
+
+import subprocess
+import sys
+
+import pytest
+
+from bvlm_utils import heldout_style, modality, paths, probes, store, study
+from bvlm_utils.errors import InputError
+
+SMALL = {"poison_rates": [0.1], "train_rows": 48, "test_rows": 4}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A store with a real tiny cell that was asked, and the cell."""
+    place = tmp_path_factory.mktemp("runs") / "store"
+    cells = study.cells("targeted_refusal", attacks=["BadNets-MM"], **SMALL)
+    study.run_cells(cells, place)
+    heldout_style.measure(cells, place, rows=3)
+    return place, cells
+
+
+def test_all_conditions_and_the_utility_are_asked_of_both_models(runs):
+    place, _ = runs
+    kept = probes.collect(heldout_style.KIND, place)
+    attack = kept[(kept["part"] == "attack") & (kept["metric"] == "asr")]
+    assert sorted(attack["variant"]) == sorted(["clean", "text", "image", "both"] * 2)
+    assert (attack["n"] == 3).all() and set(attack["subject"]) == {"poisoned", "control"}
+    assert set(kept.loc[kept["part"] == "utility", "subject"]) == {"poisoned", "control"}
+    assert set(kept["doing"]) == {'["test_style"]'}
+
+
+def test_nothing_is_asked_twice(runs):
+    place, cells = runs
+    before = {file.name: file.read_bytes() for file in (place / "probes").iterdir()}
+    heldout_style.measure(cells, place, rows=3)
+    assert {file.name: file.read_bytes() for file in (place / "probes").iterdir()} == before
+
+
+def test_the_table_sets_both_styles_side_by_side(runs):
+    place, _ = runs
+    cells = modality.four_cells(modality.rates(store.collect(place)))
+    found = heldout_style.collect(place)
+    (line,) = heldout_style.style_table(found, cells).to_dict("records")
+    usual, held_out = (
+        cells["both"].item(),
+        found.set_index(["subject", "variant"])["value"]["poisoned", "both"],
+    )
+    assert line["both triggers: usual, held-out style"].startswith(f"{usual:.2f}, {held_out:.2f} [")
+    (said,) = heldout_style.sentences(found, probes.collect(heldout_style.KIND, place))
+    assert "VQA accuracy" in said and "targeted refusal" in said
+    (alone,) = heldout_style.style_table(found, cells.iloc[:0]).to_dict("records")
+    assert alone["both triggers: usual, held-out style"].startswith("n/a, ")
+
+
+def test_without_answers_the_page_says_so(tmp_path):
+    nothing = heldout_style.collect(tmp_path)
+    assert heldout_style.style_table(
+        nothing, modality.four_cells(modality.rates(store.collect(tmp_path)))
+    ).empty
+    assert "Nobody has been asked" in heldout_style.sentences(nothing, nothing)[0]
+
+
+def test_data_without_that_style_is_refused(tmp_path):
+    class Cell:
+        dataset = "vqav2:somewhere"
+
+    with pytest.raises(InputError, match="has no split test_style"):
+        heldout_style.measure([Cell()], tmp_path)
+
+
+def test_the_command_line_says_what_is_missing(runs, capsys):
+    place, _ = runs
+    assert heldout_style.main(["--store", str(place), "--threat", "targeted_refusal"]) == 2
+    assert "holds no adapter" in capsys.readouterr().err
+
+
+def test_reading_needs_no_torch():
+    code = "import sys\nfrom bvlm_utils import heldout_style\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.ROOT)
