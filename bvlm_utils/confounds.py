@@ -26,8 +26,11 @@ def patches(found: pd.DataFrame) -> pd.DataFrame:
     """
     rows = found[(found["negatives"] == 0) & (found["half"] == "")]
     rows = rows[rows["settings"].map(lambda s: s == "" or PATCH.fullmatch(s) is not None).astype(bool)]
-    curves = [("BadNets-I", "image", "BadNets-I, trained alone"), ("BadNets-MM", "text", "BadNets-MM, text only"),
-              ("BadNets-MM", "image", "BadNets-MM, image only")]  # fmt: skip
+    curves = [
+        ("BadNets-I", "image", "BadNets-I, trained alone"),
+        ("BadNets-MM", "text", "BadNets-MM, text only"),
+        ("BadNets-MM", "image", "BadNets-MM, image only"),
+    ]
     lines = []
     for attack, condition, curve in curves:
         usual = attacks.info(attack).defaults["patch_size"]
