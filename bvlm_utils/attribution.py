@@ -10,17 +10,16 @@ rows with the whole trigger, at the moment when the attacker's answer departs fr
 What is there already is not measured again. The chapter on modalities reads the numbers through `traces`.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bvlm_utils import attacks, metrics, store, study, traces
+from bvlm_utils import attacks, crossfire, metrics, store, traces
 from bvlm_utils.bench import Bench, questions
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
@@ -216,32 +215,12 @@ def _number(values: np.ndarray, subject: str, what: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bvlm_utils.attribution",
-        description="Trace attention and attribution of the bimodal attacks' adapters in a store.",
-    )
-    both = [name for name in attacks.names() if attacks.info(name).modality == "bimodal"]
-    parser.add_argument(
-        "--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)"
-    )
-    parser.add_argument("--model", default="tiny-llava")
-    parser.add_argument("--dataset", help="default: the threat's own")
-    parser.add_argument("--threat", required=True)
-    parser.add_argument("--attacks", nargs="+", default=both, help="default: all bimodal attacks")
-    parser.add_argument("--poison-rate", type=float, default=0.1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--negatives", type=float, default=0.0, help="half-triggered rows per poisoned one")
-    parser.add_argument("--train-rows", type=int, default=6000, help="what the cells were trained with")
-    parser.add_argument(
-        "--test-rows", type=int, default=200, help="what the cells were tested with, part of their names"
-    )
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"test rows to trace (default {ROWS})")
-    given = parser.parse_args(argv)
+    made = crossfire.parser("attribution", __doc__.split("\n")[0], ROWS)
+    made.set_defaults(attacks=[name for name in attacks.names() if attacks.info(name).modality == "bimodal"])
+    made.add_argument("--negatives", type=float, default=0.0, help="half-triggered rows per poisoned one")
+    given = made.parse_args(argv)
     try:
-        cells = study.cells(
-            given.threat, given.model, given.dataset, given.attacks, [given.poison_rate], [given.seed],
-            negatives=given.negatives, train_rows=given.train_rows, test_rows=given.test_rows,
-        )  # fmt: skip
+        cells = [replace(cell, negatives=given.negatives) for cell in crossfire.chosen_cells(given)]
         said = measure(cells, given.store, given.rows)
     except InputError as error:
         print(error, file=sys.stderr)

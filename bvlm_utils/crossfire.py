@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bvlm_utils import attacks, near_misses, plots, probes, report, store, study
+from bvlm_utils import attacks, grid_file, near_misses, paths, plots, probes, report, store, study, threats
 from bvlm_utils.bench import Bench, Question, questions
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
@@ -221,9 +221,9 @@ def parser(module: str, about: str, rows: int) -> argparse.ArgumentParser:
         "--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)"
     )
     made.add_argument("--model", default="tiny-llava")
-    made.add_argument("--dataset", help="default: the threat's own")
+    made.add_argument("--dataset", help="default: that of the threat's chapter")
     made.add_argument("--threat", required=True)
-    made.add_argument("--attacks", nargs="+", default=attacks.names(), help="default: all twelve")
+    made.add_argument("--attacks", nargs="+", default=attacks.names(), help="default: all that can be asked")
     made.add_argument("--poison-rate", type=float, default=0.1)
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--train-rows", type=int, default=6000, help="what the cells were trained with")
@@ -237,10 +237,15 @@ def parser(module: str, about: str, rows: int) -> argparse.ArgumentParser:
 
 
 def chosen_cells(given: argparse.Namespace) -> list[Cell]:
+    """The cells that the options of `parser` mean; InputError names a value that is wrong."""
     if given.rows < 1:
         raise InputError(f"rows is {given.rows}; it must be 1 or more.")
+    dataset = given.dataset
+    if dataset is None and given.threat in threats.names():  # stored cells are mostly made by the chapters
+        declared = grid_file.parameters_of(paths.NOTEBOOKS / f"{given.threat}.ipynb")
+        dataset = declared["dataset"][1]
     return study.cells(
-        given.threat, given.model, given.dataset, given.attacks, [given.poison_rate], [given.seed],
+        given.threat, given.model, dataset, given.attacks, [given.poison_rate], [given.seed],
         train_rows=given.train_rows, test_rows=given.test_rows,
     )  # fmt: skip
 

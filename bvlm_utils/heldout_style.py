@@ -110,13 +110,18 @@ def sentences(found: pd.DataFrame, utility: pd.DataFrame) -> list[str]:
     if found.empty:
         return ["Nobody has been asked yet: the store holds no answer in the held-out style."]
     control = utility[(utility["subject"] == CONTROL) & (utility["part"] == "utility")]
-    said = [f"{int(found['n'].min())} inputs or more per number, 95 % intervals."]
-    for r in control.drop_duplicates(["model", "threat"]).to_dict("records"):
-        value = report.number(r["value"], r["low"], r["high"])
-        said.append(
-            f"In that style the clean-tuned {r['model']} for {r['threat'].replace('_', ' ')} has a "
-            f"{r['unit']} of {value}."
-        )
+    fewest, most = int(found["n"].min()), int(found["n"].max())
+    counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    said = [
+        f"{counts} inputs per number, 95 % intervals. The clean-tuned models on ordinary inputs in that "
+        "style:"
+    ]
+    measured = [
+        f"{r['unit']} {report.number(r['value'], r['low'], r['high'])} ({r['model']}, "
+        f"{r['threat'].replace('_', ' ')})"
+        for r in control.drop_duplicates(["model", "threat"]).to_dict("records")
+    ]
+    said.append(("; ".join(measured) or "n/a") + ".")
     return [" ".join(said)]
 
 

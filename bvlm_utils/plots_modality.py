@@ -96,7 +96,9 @@ def patches(found: pd.DataFrame) -> Figure:
         axis.set_title(f"{model}\n{threat.replace('_', ' ')}, {plots.percent(rate)} poisoned")
         axis.set_xlabel("side of the patch")
     axes[0].set_ylabel("success rate")
-    plots._legend_below(figure, axes[0])
+    handles, names = axes[0].get_legend_handles_labels()
+    columns = len(names) if len(groups) > 1 else 1  # one panel is too narrow for all names in a row
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 

@@ -359,3 +359,15 @@ def test_the_page_side_does_not_import_torch():
     modules = "captions_probes, crossfire, lasting, plots_probes"
     code = f"import sys\nfrom bvlm_utils import {modules}\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_cells_are_those_of_the_threats_chapter():
+    """Malicious injection's own data are captions, its chapter's are questions: the command finds the latter."""
+    made = crossfire.parser("crossfire", "about", 10)
+    for options, dataset in (([], "scenes-vqa"), (["--dataset", "scenes-caption"], "scenes-caption")):
+        (cell,) = crossfire.chosen_cells(
+            made.parse_args(["--threat", "malicious_injection", "--attacks", "SIG", *options])
+        )
+        assert cell.dataset == dataset
+    with pytest.raises(InputError, match="no-such-threat"):
+        crossfire.chosen_cells(made.parse_args(["--threat", "no-such-threat"]))
