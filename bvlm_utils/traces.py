@@ -6,6 +6,7 @@ Figures are in `plots_modality`.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- the page
 
 
+def panels(shares: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Model and its part of `over_seeds`, for figures: cells as attacks are defined, without half-triggered
+    rows."""
+    yield from shares[(shares["negatives"] == 0) & (shares["settings"] == "")].groupby("model", sort=False)
+
+
 def shares_table(shares: pd.DataFrame) -> pd.DataFrame:
     """`over_seeds` of one model to read: a line per cell, measure and group, means over layers."""
     usual = shares[shares["layer"].isna() & shares["measure"].isin(["attention", "attribution"])]
@@ -82,6 +89,9 @@ def shares_table(shares: pd.DataFrame) -> pd.DataFrame:
             "threat": about["threat"].replace("_", " "),
             "attack": ", ".join(filter(None, [about["attack"], about["settings"]])),
             "poison rate": plots.percent(about["poison_rate"]),
+            "half-triggered rows": f"{about['negatives']:g} per poisoned row"
+            if about["negatives"]
+            else "none",
             "share of": about["measure"],
             "tokens": about["group"],
         }
@@ -91,7 +101,12 @@ def shares_table(shares: pd.DataFrame) -> pd.DataFrame:
             line[label] = report.number(r["value"], r["low"], r["high"])
         counts = by.loc[COUNTS]["value"] if COUNTS in by.index else None
         lines.append(line | {"expected from token counts": report.number(counts)})
-    return pd.DataFrame(lines)
+    table = pd.DataFrame(lines)
+    return (
+        table
+        if (usual["negatives"] > 0).any()
+        else table.drop(columns="half-triggered rows", errors="ignore")
+    )
 
 
 def sentences(shares: pd.DataFrame) -> list[str]:

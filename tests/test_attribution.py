@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_utils import attribution, paths, store, study, traces
+from bvlm_utils import attribution, paths, plots_modality, store, study, traces
 from bvlm_utils.errors import InputError
 from bvlm_utils.traces import CONTROL, COUNTS, DIFFERENCE, GROUPS, POISONED
 from bvlm_utils.tracing import Trace
@@ -131,6 +131,22 @@ def test_seeds_are_put_together_by_their_means(runs):
     )
     assert (both["n_seeds"] == 2).all() and len(both) == len(one)
     assert np.allclose(both["value"], one["value"] + 0.1)
+
+
+def test_figures_show_cells_without_half_triggered_rows_and_tables_show_all(runs):
+    place, cells = runs
+    attribution.measure(cells, place, rows=3)
+    one = traces.over_seeds(traces.collect(place))
+    both = pd.concat([one, one.assign(negatives=1.0)], ignore_index=True)
+    assert [len(part) for _, part in traces.panels(both)] == [len(part) for _, part in traces.panels(one)]
+    for model, part in traces.panels(both):
+        words = traces.words(model, part), traces.layers_words(model, part)
+        assert all("one seed" in found["caption"] and found["alt"] for found in words)
+        assert len(plots_modality.looked_at(part).axes) == 4
+        assert plots_modality.layers(part).axes[0].get_title().startswith(part["attack"].iloc[0])
+    assert "half-triggered rows" not in traces.shares_table(one)
+    assert set(traces.shares_table(both)["half-triggered rows"]) == {"none", "1 per poisoned row"}
+    assert len(traces.sentences(one)) == 5 and "Nothing has been traced" in traces.sentences(one.iloc[:0])[0]
 
 
 def test_reading_needs_no_torch():
