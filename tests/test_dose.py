@@ -210,7 +210,8 @@ def test_one_dose_is_no_panel():
 def test_progress_counts_what_a_grid_lacks(tmp_path):
     file = tmp_path / "grid.yml"
     file.write_text(
-        "jobs:\n  - {notebook: targeted_refusal, parameters: {attacks: [BadNets-T], seeds: [0, 1]}}\n"
+        "defaults: {attacks: [BadNets-T], poison_rates: [0.1, 0.01], seeds: [0, 1]}\n"
+        "jobs:\n  - {notebook: targeted_refusal}\n"
     )
     (line,) = dose.progress([str(file)], store=tmp_path / "none").to_dict("records")
     assert (line["cells"], line["in this store"], line["missing"]) == (4, 0, 4)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Idefics3Processor
@@ -125,6 +125,8 @@ def test_prompts_of_idefics_are_the_official_ones(checkpoint):
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=20))
 def test_answers_continue_the_prompt_as_one_text_would(random_victim, answer):
+    # the text of a special token is read as that token, which is left out when decoded
+    assume(not any(mark in answer for mark in random_victim.tokenizer.all_special_tokens))
     ids = random_victim.answer_ids(answer)
     assert ids[-1] == random_victim.tokenizer.eos_token_id and random_victim.image_id not in ids
     prompt = random_victim.prompt_ids("What is this?", 4)
