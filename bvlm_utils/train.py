@@ -21,7 +21,6 @@ from bvlm_utils.cells import TrainSettings
 from bvlm_utils.errors import InputError
 from bvlm_utils.victim import Victim, language_linears, pad
 
-
 # PEFT 0.21 asks models for a property that transformers 5.23 has renamed; a reader can do nothing about it.
 warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 

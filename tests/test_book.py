@@ -1,11 +1,9 @@
 """The book builds from stored results without torch, names nothing outside, and breaks loudly."""
 
 import html.parser
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
