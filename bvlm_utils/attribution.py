@@ -55,11 +55,7 @@ def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = 
     """
     if rows < 2:
         raise InputError(f"rows is {rows}; it must be 2 or more, as numbers get an interval over rows.")
-    root, said, benches = store.folder(place), [], {}
-    if store.read_only(place):
-        raise InputError(
-            f"The store {root} is the committed reference, opened for reading; take another store."
-        )
+    root, said, benches = store.writable(place), [], {}
     for cell in cells:
         if cell.modality != "bimodal":
             raise InputError(f"{cell.attack} has no two halves to compare; take a bimodal attack.")

@@ -35,11 +35,7 @@ def measure(
     cells: of one model, data set, threat, rate and seed. rows: eligible test rows per question. near: near
     misses too.
     """
-    root = store.folder(place)
-    if store.read_only(place):
-        raise InputError(
-            f"The store {root} is the committed reference, opened for reading; take another store."
-        )
+    root = store.writable(place)
     sheets = probes.sheets(KIND, cells, root, rows)
     first = cells[0]
     bench = Bench(first.model, first.dataset, first.train_rows, first.four_bit)

@@ -34,11 +34,7 @@ def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = 
     """
     from bvlm_utils import engine
 
-    root = store.folder(place)
-    if store.read_only(place):
-        raise InputError(
-            f"The store {root} is the committed reference, opened for reading; take another store."
-        )
+    root = store.writable(place)
     if cells[0].dataset not in data.names():
         raise InputError(f"{cells[0].dataset} has no split {SPLIT}; take one of: {', '.join(data.names())}.")
     sheets = probes.sheets(KIND, cells, root, rows)

@@ -63,11 +63,7 @@ def measure(
     cells: of one model, data set, threat, rate and seed. steps: further ones, each above 0. merged: of
     `MERGED`.
     """
-    root, first = store.folder(place), cells[0]
-    if store.read_only(place):
-        raise InputError(
-            f"The store {root} is the committed reference, opened for reading; take another store."
-        )
+    root, first = store.writable(place), cells[0]
     if first.four_bit:
         raise InputError(
             "The base is in 4 bit, whose packed weights cannot be merged; take cells of a base that is not."

@@ -79,6 +79,16 @@ def read_only(store: str | Path | None = None) -> bool:
     return os.environ.get(VARIABLE) == REFERENCE and folder(store).resolve() == folder(REFERENCE).resolve()
 
 
+def writable(store: str | Path | None = None) -> Path:
+    """The folder of a store that may be written to; InputError for the reference, opened by the book."""
+    root = folder(store)
+    if read_only(store):
+        raise InputError(
+            f"The store {root} is the committed reference, opened for reading; take another store."
+        )
+    return root
+
+
 def has(cell: Cell, store: str | Path | None = None) -> bool:
     """Is there a complete record? InputError if the folder of that name holds another cell."""
     return read(cell, store) is not None
@@ -138,11 +148,7 @@ def write(
     record: what `study` measured; identity and provenance are added here. save_adapter(folder) writes the
     adapter. A cell that is there already stays as it is unless `replace` is true.
     """
-    root = folder(store)
-    if read_only(store):
-        raise InputError(
-            f"The store {root} is the committed reference, opened for reading; take another store."
-        )
+    root = writable(store)
     root.mkdir(parents=True, exist_ok=True)
     partial, final = root / _partial_name(cell.run_id), root / cell.run_id
     shutil.rmtree(partial, ignore_errors=True)
@@ -187,11 +193,7 @@ def thin(source: str | Path | None, target: str | Path) -> list[str]:
     A cell that the target has already stays as it is there; the run_ids that were copied are returned. A gathered
     file grows while it is asked for more, so the larger one stays.
     """
-    start, end = folder(source), folder(target)
-    if read_only(target):
-        raise InputError(
-            f"The store {end} is the committed reference, opened for reading; take another store."
-        )
+    start, end = folder(source), writable(target)
     places = [start / record["run_id"] for record in records(start)]
     places += sorted((start / "examples").glob("[!.]*"))
     copied = []
@@ -332,8 +334,7 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     about["reason"] = record.get("reason") or ""
     # What of attack and threat differs from the definitions: such a cell is another experiment.
     settings = {**config.get("attack_params", {}), **config.get("threat_params", {})}
-    if config.get("half"):
-        settings["half"] = config["half"]
+    settings |= {name: config[name] for name in ("half", "four_bit") if config.get(name)}
     about["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
     numbers = record.get("metrics") or [{}]
     return [{name: (about | number).get(name) for name in COLUMNS} for number in numbers]
