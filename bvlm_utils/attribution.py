@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bvlm_utils import attacks, crossfire, metrics, store, traces
+from bvlm_utils import attacks, metrics, store, stored_cells, traces
 from bvlm_utils.bench import Bench, questions
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
@@ -211,18 +211,17 @@ def _number(values: np.ndarray, subject: str, what: str) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
-    made = crossfire.parser("attribution", __doc__.split("\n")[0], ROWS)
+    made = stored_cells.parser("attribution", __doc__.split("\n")[0], ROWS)
     made.set_defaults(attacks=[name for name in attacks.names() if attacks.info(name).modality == "bimodal"])
     made.add_argument("--negatives", type=float, default=0.0, help="half-triggered rows per poisoned one")
     given = made.parse_args(argv)
-    try:
-        cells = [replace(cell, negatives=given.negatives) for cell in crossfire.chosen_cells(given)]
+
+    def ask() -> str:
+        cells = [replace(cell, negatives=given.negatives) for cell in stored_cells.chosen(given)]
         said = measure(cells, given.store, given.rows)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print("\n".join([*said, f"The traces are in {store.folder(given.store) / FOLDER}."]))
-    return 0
+        return "\n".join([*said, f"The traces are in {store.folder(given.store) / FOLDER}."])
+
+    return stored_cells.run(ask)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ of its own trigger (`near_misses`). What was asked before is not asked again; an
 this does not import torch.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,10 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bvlm_utils import attacks, grid_file, near_misses, paths, plots, probes, report, store, study, threats
+from bvlm_utils import attacks, near_misses, plots, probes, report, store, stored_cells
 from bvlm_utils.bench import Bench, Question, questions
 from bvlm_utils.cells import Cell
-from bvlm_utils.errors import InputError
 from bvlm_utils.probes import CONTROL, Probe, Progress, Sheet
 
 KIND = "crossfire"
@@ -210,54 +208,17 @@ def near_table(panel: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- the command line
 
 
-def parser(module: str, about: str, rows: int) -> argparse.ArgumentParser:
-    """Which cells are meant: options that `lasting` has too."""
-    made = argparse.ArgumentParser(prog=f"python -m bvlm_utils.{module}", description=about)
-    made.add_argument(
-        "--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)"
-    )
-    made.add_argument("--model", default="tiny-llava")
-    made.add_argument("--dataset", help="default: that of the threat's chapter")
-    made.add_argument("--threat", required=True)
-    made.add_argument("--attacks", nargs="+", default=attacks.names(), help="default: all that can be asked")
-    made.add_argument("--poison-rate", type=float, default=0.1)
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--train-rows", type=int, default=6000, help="what the cells were trained with")
-    made.add_argument(
-        "--test-rows", type=int, default=200, help="what the cells were tested with, part of their names"
-    )
-    made.add_argument(
-        "--rows", type=int, default=rows, help=f"eligible test rows per question here (default {rows})"
-    )
-    return made
-
-
-def chosen_cells(given: argparse.Namespace) -> list[Cell]:
-    """The cells that the options of `parser` mean; InputError names a value that is wrong."""
-    if given.rows < 1:
-        raise InputError(f"rows is {given.rows}; it must be 1 or more.")
-    dataset = given.dataset
-    if dataset is None and given.threat in threats.names():  # stored cells are mostly made by the chapters
-        declared = grid_file.parameters_of(paths.NOTEBOOKS / f"{given.threat}.ipynb")
-        dataset = declared["dataset"][1]
-    return study.cells(
-        given.threat, given.model, dataset, given.attacks, [given.poison_rate], [given.seed],
-        train_rows=given.train_rows, test_rows=given.test_rows,
-    )  # fmt: skip
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
-    made = parser(KIND, __doc__.split("\n")[0], ROWS)
+    made = stored_cells.parser(KIND, __doc__.split("\n")[0], ROWS)
     made.add_argument("--no-near-misses", action="store_true", help="the matrix alone")
     given = made.parse_args(argv)
-    try:
-        measure(chosen_cells(given), given.store, given.rows, near=not given.no_near_misses)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"The answers are in {store.folder(given.store) / 'probes'}.")
-    return 0
+
+    def ask() -> str:
+        measure(stored_cells.chosen(given), given.store, given.rows, near=not given.no_near_misses)
+        return f"The answers are in {store.folder(given.store) / 'probes'}."
+
+    return stored_cells.run(ask)
 
 
 if __name__ == "__main__":

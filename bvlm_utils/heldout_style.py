@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bvlm_utils import attacks, crossfire, data, plots, probes, report, store
+from bvlm_utils import attacks, data, plots, probes, report, store, stored_cells
 from bvlm_utils.bench import Bench, questions
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
@@ -126,16 +126,15 @@ def sentences(found: pd.DataFrame, utility: pd.DataFrame) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
-    made = crossfire.parser("heldout_style", __doc__.split("\n")[0], ROWS)
+    made = stored_cells.parser("heldout_style", __doc__.split("\n")[0], ROWS)
     made.set_defaults(attacks=[name for name in attacks.names() if attacks.info(name).modality == "bimodal"])
     given = made.parse_args(argv)
-    try:
-        measure(crossfire.chosen_cells(given), given.store, given.rows)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"The answers are in {store.folder(given.store) / 'probes'}.")
-    return 0
+
+    def ask() -> str:
+        measure(stored_cells.chosen(given), given.store, given.rows)
+        return f"The answers are in {store.folder(given.store) / 'probes'}."
+
+    return stored_cells.run(ask)
 
 
 if __name__ == "__main__":

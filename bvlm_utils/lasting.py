@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bvlm_utils import attacks, crossfire, data, probes, report, store
+from bvlm_utils import attacks, crossfire, data, probes, report, store, stored_cells
 from bvlm_utils.bench import Bench, Question, questions
 from bvlm_utils.cells import Cell, TrainSettings
 from bvlm_utils.errors import InputError
@@ -291,7 +291,7 @@ def _cell(rows: pd.DataFrame, state: str, interval: bool = True) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
-    made = crossfire.parser(KIND, __doc__.split("\n")[0], ROWS)
+    made = stored_cells.parser(KIND, __doc__.split("\n")[0], ROWS)
     made.add_argument(
         "--steps", type=int, nargs="*", default=list(STEPS), help="further steps (default 10 30 100)"
     )
@@ -299,14 +299,12 @@ def main(argv: list[str] | None = None) -> int:
         "--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)"
     )
     given = made.parse_args(argv)
-    try:
-        cells = crossfire.chosen_cells(given)
-        measure(cells, given.store, given.rows, given.steps, given.merged)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"The answers are in {store.folder(given.store) / 'probes'}.")
-    return 0
+
+    def ask() -> str:
+        measure(stored_cells.chosen(given), given.store, given.rows, given.steps, given.merged)
+        return f"The answers are in {store.folder(given.store) / 'probes'}."
+
+    return stored_cells.run(ask)
 
 
 if __name__ == "__main__":

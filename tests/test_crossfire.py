@@ -23,6 +23,7 @@ from bvlm_utils import (
     repaint,
     report,
     store,
+    stored_cells,
     study,
     threats,
 )  # fmt: skip
@@ -363,11 +364,11 @@ def test_the_page_side_does_not_import_torch():
 
 def test_the_cells_are_those_of_the_threats_chapter():
     """Malicious injection's own data are captions, its chapter's are questions: the command finds the latter."""
-    made = crossfire.parser("crossfire", "about", 10)
+    made = stored_cells.parser("crossfire", "about", 10)
     for options, dataset in (([], "scenes-vqa"), (["--dataset", "scenes-caption"], "scenes-caption")):
-        (cell,) = crossfire.chosen_cells(
+        (cell,) = stored_cells.chosen(
             made.parse_args(["--threat", "malicious_injection", "--attacks", "SIG", *options])
         )
         assert cell.dataset == dataset
     with pytest.raises(InputError, match="no-such-threat"):
-        crossfire.chosen_cells(made.parse_args(["--threat", "no-such-threat"]))
+        stored_cells.chosen(made.parse_args(["--threat", "no-such-threat"]))
