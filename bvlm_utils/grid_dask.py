@@ -140,6 +140,17 @@ def _stop(run: str) -> None:
 # ---------------------------------------------------------------- clusters
 
 
+# A local cluster shares its cores with the kernels. Dask's own variables stay away, for they would hold every kernel to
+# one thread (see also TRIM), and so do its profiler and its fast clocks: together they took a sixth of a core.
+QUIET = {
+    "distributed.nanny.pre-spawn-environ": {},
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
+
+
 @contextmanager
 def _remote(scheduler: str) -> Iterator["Client"]:
     from distributed import Client
@@ -162,8 +173,7 @@ def _local(workers: int) -> Iterator["Client"]:
     import dask
     from distributed import Client, LocalCluster
 
-    # Dask's own variables stay away: they would hold every kernel to one thread, see also TRIM.
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": {}}):
+    with dask.config.set(QUIET):
         with _signals_later():
             cluster = LocalCluster(
                 n_workers=workers,
