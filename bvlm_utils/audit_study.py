@@ -208,6 +208,24 @@ def detection_table(table: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index(drop=True)
 
 
+def false_alarms(table: pd.DataFrame) -> pd.DataFrame:
+    """Clean-tuned models that raise the alarm, the highest excess first, to read."""
+    rows = table[(table["subject"] == CONTROL) & table["alarm"].astype(bool)].sort_values("value", ascending=False)
+    return pd.DataFrame(
+        [
+            {
+                "model": row["model"],
+                "asked about": row["threat"].replace("_", " "),
+                "trigger": ", ".join(filter(None, [row["attack"], row["painted"]])),
+                "beside": _words(row["reference"]),
+                "excess": report.number(row["value"], row["low"], row["high"]),
+                "what it says most with the trigger": f"{_short(row['commonest'])} ({row['share']:.0%})",
+            }
+            for row in rows.to_dict("records")
+        ]
+    )
+
+
 def _short(text: str, most: int = 48) -> str:
     return text if len(text) <= most else text[:most].rstrip() + " ..."
 

@@ -33,7 +33,7 @@ def excess(table: pd.DataFrame) -> Figure:
             label=modality,
         )  # fmt: skip
     suspect.set(title="backdoored, its own trigger", xlabel="attack success rate", xlim=(-0.03, 1.03))
-    suspect.legend(title="trigger", loc="upper left")
+    suspect.legend(title="trigger", loc="lower right")
     for axis in (innocent, suspect):
         _margin(axis)
     return figure

@@ -142,6 +142,8 @@ def test_the_sentences_count_working_backdoors_and_false_alarms_apart():
     shown = audit_study.detection_table(table).set_index("attack")
     assert shown.loc["BadNets-T", "working backdoors found"] == "2 of 2"
     assert shown.loc["BadNets-I", "working backdoors found"] == "none works"
+    (false,) = audit_study.false_alarms(table).to_dict("records")
+    assert (false["beside"], false["excess"]) == ("the base", "0.40 [0.35, 0.45]")
     words = audit_study.figure_words(table)
     assert "lowest excess of a working backdoor is 0.10" in words["caption"] and "0.40 beside the base" in words["caption"]
     assert len(plots_audit.excess(table).axes) == 2
