@@ -338,6 +338,9 @@ def main(argv: list[str] | None = None) -> int:
                 return run(
                     jobs, store, chosen.force, chosen.plain, chosen.rescore, chosen.workers, chosen.scheduler
                 )
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten goes nowhere
+        return 128 + signal.SIGPIPE
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

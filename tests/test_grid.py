@@ -249,3 +249,9 @@ def test_a_killed_grid_resumes(tmp_path, capsys):
     assert (place / "notebooks" / f"{one.name}.ipynb").is_file()
     assert grid.main(["run", str(file), "--store", f"{place}/"]) == 0
     assert "0 to run" in capsys.readouterr().out
+
+
+def test_a_reader_who_has_seen_enough_of_a_list_is_no_error():
+    command = f"{sys.executable} -m bvlm_utils.grid run data/grids/breadth.yml --dry-run --store /nowhere/at/all | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=paths.ROOT, capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == ""
