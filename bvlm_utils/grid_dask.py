@@ -1,6 +1,6 @@
 """How are the jobs of a grid handed to several processes, or machines? By Dask; `grid` calls this.
 
-One task per job. When a worker dies, Dask gives its task to another one, and finished cells are in the store,
+One task per job and worker at a time. When a worker dies, Dask gives its task to another one, and finished cells are in the store,
 which all workers share. A kernel ends with its worker: ipykernel looks every second for its parent.
 """
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 CONNECT_SECONDS = 10
+LOOK_SECONDS = 5  # between looks at how many workers there are
 OURS = "BVLM_"  # variables with this beginning are the same for all workers
 # Dask sets this to 65536 for its workers: memory is given back at once, which training would ask for again.
 TRIM = "MALLOC_TRIM_THRESHOLD_"
@@ -67,22 +68,47 @@ def outcomes(
 def _submit(
     client: "Client", jobs: Sequence[Job], place: Path, variables: dict[str, str | None], run: str
 ) -> Iterator[Outcome]:
-    from distributed import as_completed
+    """The jobs in their order, to each worker the next one when it is free.
+
+    Handing them all over at once is no good: Dask spreads them by guesses of how long they take, and does not take
+    a job of unknown length from a busy worker to give it to an idle one.
+    """
+    from distributed import wait
 
     variables = variables | {name: value for name, value in os.environ.items() if name.startswith(OURS)}
-    futures = {}
-    for job in jobs:
+    waiting, running = list(jobs), {}
+    while waiting or running:
+        for job in _next(waiting, list(running.values()), len(client.scheduler_info()["workers"])):
+            waiting.remove(job)
+            key = f"{job.name}-{run}"
+            running[client.submit(_carry_out, job, place, variables, run, key=key, pure=False)] = job
+        try:
+            finished = wait(list(running), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED").done
+        except TimeoutError:  # look again: there may be more workers now
+            continue
+        for future in finished:
+            job, error = running.pop(future), future.exception()
+            if error is None:
+                yield job, *future.result()
+            else:
+                yield job, f"  {_words(error)}", 0.0
+
+
+def _next(waiting: Sequence[Job], running: Sequence[Job], workers: int) -> list[Job]:
+    """The jobs to begin now. A cell that two jobs share is made once: the second job waits for the first.
+
+    At least one job is under way even without workers, so that the first one to come has something to do.
+    """
+    busy = {cell.run_id for job in running for cell in job.cells}
+    found: list[Job] = []
+    for job in waiting:
+        if len(running) + len(found) >= max(1, workers):
+            break
         names = {cell.run_id for cell in job.cells}
-        # A cell that two jobs share is made once: the second job waits for the first.
-        before = [f for f, other in futures.items() if not names.isdisjoint(c.run_id for c in other.cells)]
-        key = f"{job.name}-{run}"
-        futures[client.submit(_carry_out, job, place, variables, run, before, key=key, pure=False)] = job
-    for future in as_completed(futures):
-        error = future.exception()
-        if error is None:
-            yield futures[future], *future.result()
-        else:
-            yield futures[future], f"  {_words(error)}", 0.0
+        if busy.isdisjoint(names):
+            found.append(job)
+        busy |= names  # one that waits keeps its place before those behind it
+    return found
 
 
 def _words(error: BaseException) -> str:
@@ -97,11 +123,11 @@ def _words(error: BaseException) -> str:
 
 
 def _carry_out(
-    job: Job, place: Path, variables: dict[str, str | None], run: str, before: list[object]
+    job: Job, place: Path, variables: dict[str, str | None], run: str
 ) -> tuple[str | None, float]:
     """The task: what went wrong (None: nothing), and the seconds that it took.
 
-    variables: of the environment. run: a name for the command that wants this. before: results to wait for.
+    variables: of the environment. run: a name for the command that wants this.
     """
     if not place.is_dir():
         return (

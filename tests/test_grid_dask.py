@@ -226,7 +226,7 @@ def test_wrong_options_are_one_sentence(tmp_path, capsys, monkeypatch, options, 
 def test_a_worker_that_does_not_see_the_store_says_so(tmp_path):
     from bvlm_utils import grid_dask
 
-    problem, _ = grid_dask._carry_out(job(1, "SIG", folder=tmp_path), tmp_path / "elsewhere", {}, "run", [])
+    problem, _ = grid_dask._carry_out(job(1, "SIG", folder=tmp_path), tmp_path / "elsewhere", {}, "run")
     assert "does not see the store" in problem and "elsewhere" in problem
 
 
