@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from bvlm_utils import controls, engine, grid, paths, store, study
+from bvlm_utils import controls, engine, grid, grid_dask, paths, store, study
 from bvlm_utils.grid_file import Job
 
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
@@ -224,7 +224,6 @@ def test_wrong_options_are_one_sentence(tmp_path, capsys, monkeypatch, options, 
 
 
 def test_a_worker_that_does_not_see_the_store_says_so(tmp_path):
-    from bvlm_utils import grid_dask
 
     problem, _ = grid_dask._carry_out(job(1, "SIG", folder=tmp_path), tmp_path / "elsewhere", {}, "run")
     assert "does not see the store" in problem and "elsewhere" in problem
@@ -282,3 +281,16 @@ def test_two_jobs_at_once_tune_their_control_once(tmp_path, monkeypatch):
         [*(cell.run_id for cell in cells), cells[0].control.run_id]
     )
     assert all(store.read(cell, tmp_path)["status"] == "done" for cell in cells)
+
+
+def test_every_worker_has_a_job_as_long_as_there_are_any(tmp_path):
+    """Jobs in their order, no more at a time than workers; one that shares a cell with another waits, and keeps its place."""
+    first, second, third = (job(n, name, folder=tmp_path) for n, name in enumerate(["SIG", "BadNets-T", "AddSent"]))
+    shared = job(3, "SIG", "Blended", folder=tmp_path)
+    behind = job(4, "Blended", folder=tmp_path)
+    begun = grid_dask._next
+    assert begun([first, second, third], [], 2) == [first, second]
+    assert begun([third], [first], 2) == [third] and begun([third], [first, second], 2) == []
+    assert begun([shared, third], [first], 3) == [third]
+    assert begun([shared, behind], [first], 3) == [], "what shares a cell with a waiting job does not overtake it"
+    assert begun([first, second], [], 0) == [first]
