@@ -179,21 +179,21 @@ CLAIMS = (
     Claim(
         "saturation",
         "Above 1 % poison almost every attack saturates.",
-        "others' experience, see the bibliography",
+        "others' experience, for which we know no published source",
         "Of all pairs at 5 % or more, more than half have an ASR above 90 %.",
         saturation,
     ),
     Claim(
         "few",
         "With fewer than about 20 poisoned rows most attacks fail.",
-        "others' experience, see the bibliography",
+        "others' experience, for which we know no published source",
         "Of all pairs with at most 20 poisoned rows, more than half have an ASR whose upper bound is below 0.5.",
         few_rows_fail,
     ),
     Claim(
         "memorised",
         "Shadowcast's success is largely memorised labels, not the perturbation.",
-        "others' experience, see the bibliography",
+        "others' experience, for which we know no published source",
         "The same rows without any perturbation reach at least half of its ASR, in more than half of the rates where it "
         "has any success.",
         memorised,
