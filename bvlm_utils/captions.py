@@ -133,7 +133,7 @@ def utility(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[str, str]:
         text.append(
             "Against the clean-tuned model, which saw the same rows without poison, "
             "poisoned models differ by "
-            f"{_range(differences)}, paired on the same inputs."
+            f"{_range(differences).removeprefix('from ')}, paired on the same inputs."
         )
     text.append(evidence(rows))
     alt = (
