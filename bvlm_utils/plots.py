@@ -233,9 +233,9 @@ def subjects(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _legend_below(figure: Figure, axis: Axes) -> None:
+def _legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels), frameon=False)
 
 
 def agreement(compared: pd.DataFrame) -> Figure:

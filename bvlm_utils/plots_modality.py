@@ -72,6 +72,34 @@ def _rows(axis: Axes, labels: list[str]) -> None:
     axis.set_xlim(-0.04, 1.04)
 
 
+def overshadowed(found: pd.DataFrame) -> Figure:
+    """Success of a half learnt alone (open) and beside the other half (filled), a row each. found:
+    `overshadowing.pairs`."""
+    if found.empty:
+        return plots.nothing("No half of a trigger was trained alone.")
+    several = found["poison_rate"].nunique() > 1
+    models = found["model"].nunique() > 1
+    names = [
+        ", ".join([f"{r['half']} half of {_name(r, several)}", *filter(None, [r["settings"], r["model"] if models else ""])])
+        for _, r in found.iterrows()
+    ]
+    figure, (axis,) = plots._figure(1, 8.6, 0.34 * len(names) + 1.5)
+    for half in ("text", "image"):
+        rows, y = found[found["half"] == half], np.flatnonzero(found["half"] == half)
+        _, colour, marker = LOOKS[half]
+        axis.hlines(y, rows["alone"], rows["beside"], color=colour, linewidth=1, linestyle=":")
+        for name, shift, face in (("alone", -0.14, "white"), ("beside", 0.14, colour)):
+            axis.hlines(y + shift, rows[f"{name}_low"], rows[f"{name}_high"], color=colour, linewidth=1.6)
+            label = f"{half} half, learnt {'alone' if name == 'alone' else 'beside the other'}"
+            axis.plot(
+                rows[name], y + shift, linestyle="", marker=marker, color=colour, markerfacecolor=face, label=label
+            )
+    _rows(axis, names)
+    axis.set_xlabel("success rate when this half alone is shown")
+    plots._legend_below(figure, axis, columns=2)
+    return figure
+
+
 def patches(found: pd.DataFrame) -> Figure:
     """Success against the side of the patch, a panel per model, threat and rate. found:
     `confounds.patches`."""

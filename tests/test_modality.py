@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_utils import attacks, claims, confounds, metrics, modality, paths, plots_modality, store, traces
+from bvlm_utils import attacks, claims, confounds, metrics, modality, overshadowing, paths, plots_modality, store, traces
 from bvlm_utils.modality import FAILS, HOLDS, NOT_TESTABLE
 
 
@@ -203,3 +203,40 @@ def test_the_figure_has_a_panel_with_and_one_without():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
         "BadNets-MM, targeted refusal", "MABA, targeted refusal",
     ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- overshadowing
+
+
+def test_a_half_is_compared_with_itself_learnt_alone():
+    rates = modality.rates(table(halves(image=0.80), cell("BadNets-MM", negatives=1.0, **FOUR)))
+    text, image = overshadowing.pairs(rates).to_dict("records")
+    assert (text["half"], image["half"]) == ("text", "image")
+    assert (image["alone"], image["beside"]) == (0.80, 0.05) and image["difference"] == pytest.approx(-0.75)
+    assert image["low"] == pytest.approx(image["beside_low"] - image["alone_high"])
+    assert image["high"] == pytest.approx(image["beside_high"] - image["alone_low"])
+    assert text["difference"] == 0 and image["n_seeds"] == 3 and image["n"] == 200
+
+
+def test_halves_are_compared_with_their_own_patch_only():
+    small, large = halves(image=0.6), halves(image=0.9, settings="patch_size=80")
+    found = overshadowing.pairs(modality.rates(table(small, large)))
+    alone = found[found["half"] == "image"].set_index("settings")["alone"].to_dict()
+    assert alone == {"": 0.6, "patch_size=80": 0.9}
+
+
+def test_the_sentences_count_losses_of_halves_that_work():
+    found = overshadowing.pairs(modality.rates(table(halves(image=0.80))))
+    text, image = overshadowing.sentences(found)
+    assert "Of 1 text halves" in text and ", 0 lose more than 0.1" in text
+    assert "Of 1 image halves" in image and ", 1 lose more than 0.1" in image and "from 0.80" in image
+    weak = overshadowing.sentences(overshadowing.pairs(modality.rates(table(halves(image=0.2, seeds=1)))))
+    assert "No image half fires" in weak[1] and "2 of the 2 comparisons" in weak[2]
+    words = overshadowing.words(found)
+    assert "image halves that work alone lose 0.75 to 0.75" in words["caption"] and words["alt"]
+
+
+def test_without_halves_trained_alone_nothing_is_said_of_losses():
+    found = overshadowing.pairs(modality.rates(table(cell("BadNets-MM", **FOUR))))
+    assert found.empty and "No half was trained alone" in overshadowing.sentences(found)[0]
+    assert overshadowing.words(found) and plots_modality.overshadowed(found).axes

@@ -1,0 +1,119 @@
+"""What does one half of a bimodal trigger take from the other? Called by the chapter on modalities; free of torch.
+
+The same half of the same trigger is learnt twice: alone, and beside the other half, with as many poisoned rows. How
+much less it does in the second case is called overshadowing in the study of learning (Pavlov 1927; Rescorla and
+Wagner 1972): the stronger cue leaves the weaker one little to explain. `claims` and `modality` ask which half wins
+where both work; this asks what a half that works alone loses, whatever the other one does.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from bvlm_utils import claims, modality, plots, report
+
+WORKS = 0.5  # a half that fires on more than half of the inputs when it was learnt alone
+LOSS = 0.1  # what counts as a loss: the whole interval of the difference lies below -LOSS
+HALVES = ("text", "image")
+COLUMNS = [
+    "model", "threat", "attack", "poison_rate", "settings", "half", "alone", "alone_low", "alone_high", "beside",
+    "beside_low", "beside_high", "difference", "low", "high", "n_seeds", "n",
+]  # fmt: skip
+
+
+def pairs(rates: pd.DataFrame) -> pd.DataFrame:
+    """A line per cell and half that was trained both ways, see `COLUMNS`.
+
+    rates: `modality.rates`. alone: success of the half learnt alone, shown alone; beside: of the half learnt beside the
+    other, shown alone. difference: beside minus alone; its bounds are the widest that both intervals allow. Cells
+    without half-triggered negatives only. n_seeds, n: the smaller of both.
+    """
+    plain = rates[(rates["negatives"] == 0) & (rates["modality"] == "bimodal")]
+    lines = []
+    for key, part in plain.groupby(["model", "threat", "attack", "poison_rate", "settings"], sort=False):
+        for half in HALVES:
+            of = part[part["condition"] == half]
+            alone, beside = of[of["half"] == half], of[of["half"] == ""]
+            if alone.empty or beside.empty:
+                continue
+            lines.append([*key, half, *_pair(alone.iloc[0], beside.iloc[0])])
+    return pd.DataFrame(lines, columns=COLUMNS)
+
+
+def _pair(alone: pd.Series, beside: pd.Series) -> list[Any]:
+    difference = beside["value"] - alone["value"]
+    bounds = (beside["low"] - alone["high"], beside["high"] - alone["low"])
+    smaller = [int(min(alone[name], beside[name])) for name in ("n_seeds", "n")]
+    numbers = [one[name] for one in (alone, beside) for name in ("value", "low", "high")]
+    return [*numbers, difference, *bounds, *smaller]
+
+
+def sentences(found: pd.DataFrame) -> list[str]:
+    """The finding, in Markdown. found: `pairs`."""
+    if found.empty:
+        return ["No half was trained alone in this store, so nothing can be said of what the other takes from it."]
+    said = []
+    for half, other in (HALVES, HALVES[::-1]):
+        able = found[(found["half"] == half) & (found["alone"] > WORKS)]
+        if able.empty:
+            said.append(f"No {half} half fires on more than half of the inputs when it is learnt alone.")
+            continue
+        lost = able[able["high"] < -LOSS]
+        worst = able.loc[able["difference"].idxmin()]
+        said.append(
+            f"**Of {len(able)} {half} halves that fire on more than half of the inputs when learnt alone, {len(lost)} "
+            f"lose more than {LOSS:g} when they are learnt beside the {other} half** (whole interval). The largest loss: "
+            f"from {report.number(*worst[['alone', 'alone_low', 'alone_high']])} to "
+            f"{report.number(*worst[['beside', 'beside_low', 'beside_high']])} ({modality.named(worst)}, "
+            f"{worst['model']})."
+        )
+    few = int((found["n_seeds"] < claims.MIN_SEEDS).sum())
+    if few:
+        said.append(f"{few} of the {len(found)} comparisons rest on fewer than {claims.MIN_SEEDS} seeds: no verdict.")
+    return said
+
+
+def words(found: pd.DataFrame) -> dict[str, str]:
+    """Alt text and caption of `plots_modality.overshadowed`."""
+    image = found[(found["half"] == "image") & (found["alone"] > WORKS)]
+    text = found[(found["half"] == "text") & (found["alone"] > WORKS)]
+    told = [
+        f"{name} halves that work alone lose {report.number(-rows['difference'].max())} to "
+        f"{report.number(-rows['difference'].min())}"
+        for name, rows in (("text", text), ("image", image))
+        if len(rows)
+    ]
+    caption = (
+        "What a half of the trigger does when learnt alone (open) and when learnt beside the other half (filled), "
+        f"shown without the other half both times. {_capital('; '.join(told) or 'No half works alone')}. "
+        f"{modality.evidence(found['n_seeds'], found['n'])}"
+    )
+    alt = (
+        f"Dumbbell plot with a row for each of {len(found)} halves of bimodal triggers: success rate learnt alone and "
+        "learnt beside the other half; the numbers are in the table below."
+    )
+    return {"alt": alt, "caption": caption}
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def pairs_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`pairs` to read."""
+    return pd.DataFrame(
+        [
+            {
+                "model": r["model"],
+                "threat": r["threat"].replace("_", " "),
+                "attack": ", ".join(filter(None, [r["attack"], r["settings"]])),
+                "poison rate": plots.percent(r["poison_rate"]),
+                "half": r["half"],
+                "learnt alone": report.number(r["alone"], r["alone_low"], r["alone_high"]),
+                "learnt beside the other": report.number(r["beside"], r["beside_low"], r["beside_high"]),
+                "difference": report.number(r["difference"], r["low"], r["high"]),
+                "seeds": r["n_seeds"],
+            }
+            for r in found.to_dict("records")
+        ]
+    )
