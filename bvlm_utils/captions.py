@@ -62,6 +62,11 @@ def evidence(rows: pd.DataFrame) -> str:
             f"One seed, {inputs} held-out inputs per number, 95 % Wilson intervals: "
             "no claim about other seeds."
         )
+    if (rows["n_seeds"] == 1).any():
+        return (
+            f"Where {seeds} seeds were run, their mean with its interval over the seeds (95 %, t); single seeds with the "
+            f"95 % Wilson interval of their {inputs} held-out inputs, which claims nothing about other seeds."
+        )
     return f"Means of {seeds} seeds ({inputs} held-out inputs each); intervals are over the seeds (95 %, t)."
 
 
@@ -128,7 +133,7 @@ def utility(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[str, str]:
     if rows.empty:
         return _nothing("Utility of base, clean-tuned and poisoned models")
     unit = report.utility_metric(rows)
-    text = [f"Utility ({unit}) on clean inputs."]
+    text = [f"Utility ({unit}) on clean inputs; the axis does not begin at 0."]
     if len(differences):
         text.append(
             "Against the clean-tuned model, which saw the same rows without poison, "

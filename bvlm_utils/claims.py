@@ -170,7 +170,7 @@ CLAIMS = (
     ),
     Claim(
         "dominance",
-        "In a bimodal attack the text trigger overwhelms the image trigger.",
+        "In a bimodal attack the text trigger typically overwhelms the image trigger.",
         PAPER,
         "Only where both halves, trained alone on as many rows, have an ASR above 90 %: in more than half of the pairs "
         "the ASR with the text half only is above that with the image half only by more than 0.5.",
@@ -178,14 +178,14 @@ CLAIMS = (
     ),
     Claim(
         "saturation",
-        "Above 1 % poison almost every attack saturates.",
+        "With 5 % poison or more, most attacks saturate.",
         "others' experience, for which we know no published source",
         "Of all pairs at 5 % or more, more than half have an ASR above 90 %.",
         saturation,
     ),
     Claim(
         "few",
-        "With fewer than about 20 poisoned rows most attacks fail.",
+        "With 20 poisoned rows or fewer, most attacks fail.",
         "others' experience, for which we know no published source",
         "Of all pairs with at most 20 poisoned rows, more than half have an ASR whose upper bound is below 0.5.",
         few_rows_fail,

@@ -41,7 +41,7 @@ def sentences(table: pd.DataFrame) -> str:
     cost = report.summary(done, "utility_difference")
     said = [
         f"**With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong)} of "
-        f"{len(rows)} pairs of threat and attack succeed on more than {plots.percent(STRONG)} of the "
+        f"{len(rows)} pairs of threat and attack {_models(rows)}succeed on more than {plots.percent(STRONG)} of the "
         f"triggered inputs** (whole 95 % interval). The strongest reaches {_number(rows, 'max')}, "
         f"the weakest {_number(rows, 'min')}."
     ]
@@ -57,6 +57,12 @@ def sentences(table: pd.DataFrame) -> str:
     return " ".join(said)
 
 
+def _models(rows: pd.DataFrame) -> str:
+    """Pairs are counted once for each model; nothing where there is one model only."""
+    names = list(dict.fromkeys(rows["model"]))
+    return f"({' and '.join(names)}) " if len(names) > 1 else ""
+
+
 def _number(rows: pd.DataFrame, which: str) -> str:
     row = rows.loc[rows["value"].idxmax() if which == "max" else rows["value"].idxmin()]
     name = row["threat"].replace("_", " ")
@@ -68,15 +74,15 @@ def overview(rows: pd.DataFrame) -> Figure:
     if rows.empty:
         return plots.nothing("Nothing has been measured yet.")
     models, names = list(dict.fromkeys(rows["model"])), _known(rows["attack"], attacks.names())
-    rows_of_figure = _known(rows["threat"], threats.names())
-    height = 0.42 * len(rows_of_figure) + 1.3
+    lines = {model: _known(part["threat"], threats.names()) for model, part in rows.groupby("model", sort=False)}
+    heights = [0.42 * len(lines[model]) + 1.3 for model in models]
     with matplotlib.rc_context(plots._STYLE):
-        figure = Figure(figsize=(0.62 * len(names) + 3.2, height * len(models)), layout="constrained")
-        axes = figure.subplots(len(models), 1, squeeze=False)[:, 0]
+        figure = Figure(figsize=(0.62 * len(names) + 3.2, sum(heights)), layout="constrained")
+        axes = figure.subplots(len(models), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axis, model in zip(axes, models, strict=True):
         part = rows[rows["model"] == model]
         grid = part.pivot_table(index="threat", columns="attack", values="value", aggfunc="first")
-        grid = grid.reindex(index=rows_of_figure, columns=names)
+        grid = grid.reindex(index=lines[model], columns=names)
         axis.set_facecolor(plots.NOT_AVAILABLE)
         text = grid.map(lambda v: "" if pd.isna(v) else f"{v:.2f}").to_numpy()
         sns.heatmap(
@@ -87,8 +93,8 @@ def overview(rows: pd.DataFrame) -> Figure:
             axis.text(column + 0.5, row + 0.5, "n/a", ha="center", va="center", color="#555555", fontsize=9)
         axis.grid(False)
         axis.set(xlabel="", ylabel="", title=model)
-        lines = [name.replace("_", " ") for name in rows_of_figure]
-        axis.set_yticks(np.arange(len(lines)) + 0.5, lines, rotation=0)
+        named = [name.replace("_", " ") for name in lines[model]]
+        axis.set_yticks(np.arange(len(named)) + 0.5, named, rotation=0)
         axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right")
         axis.tick_params(length=0)
     return figure
@@ -111,6 +117,15 @@ def words(rows: pd.DataFrame) -> dict[str, str]:
         f"{rows['value'].max():.2f}.",
         "caption": "Share of held-out inputs on which each backdoor fires with its full trigger, "
         f"{plots.percent(rows['poison_rate'].max())} of the rows poisoned ({seeds} "
-        f"seed{'s' if seeds > 1 else ''}, {inputs} inputs each). Darker is more; n/a was not measured or has "
-        "no meaning.",
+        f"seed{'s' if seeds > 1 else ''}, {inputs} inputs each). {_by_modality(rows)} Darker is more; n/a was not "
+        "measured or has no meaning.",
     }
+
+
+def _by_modality(rows: pd.DataFrame) -> str:
+    """Strong backdoors by what their triggers are, as the finding of the figure."""
+    told = []
+    for modality in _known(rows["modality"], list(plots.MODALITIES)):
+        part = rows[rows["modality"] == modality]
+        told.append(f"{int((part['low'].astype(float) > STRONG).sum())} of {len(part)} with {modality} triggers")
+    return f"Above {STRONG:.2f} with the whole interval: {', '.join(told)}."

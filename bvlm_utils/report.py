@@ -100,6 +100,12 @@ def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["condition"] == table["attack"].map(lambda name: attacks.info(name).headline)]
 
 
+def every_rate(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `stored` whose cells differ from those of `table` in poison rate and seed alone."""
+    same = ["model", "dataset", "threat", "attack", "negatives", "train_rows", "test_rows", "settings"]
+    return stored.merge(table[same].drop_duplicates(), on=same)
+
+
 def false_activation(table: pd.DataFrame) -> pd.DataFrame:
     """Only the clean rows, of attacks that should not fire there."""
     return table[

@@ -31,6 +31,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ import pandas as pd
 from PIL import Image
 
 from bvlm_utils import paths, poison
-from bvlm_utils.cells import Cell
+from bvlm_utils.cells import Cell, TrainSettings
 from bvlm_utils.errors import InputError
 
 VARIABLE = "BVLM_STORE"
@@ -332,9 +333,12 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     about = {name: config[name] for name in CELL_COLUMNS if name in config}
     about |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
     about["reason"] = record.get("reason") or ""
-    # What of attack and threat differs from the definitions: such a cell is another experiment.
+    # What of attack, threat and training differs from the definitions: such a cell is another experiment.
     settings = {**config.get("attack_params", {}), **config.get("threat_params", {})}
-    settings |= {name: config[name] for name in ("half", "four_bit") if config.get(name)}
+    usual = asdict(TrainSettings())
+    settings |= {name: value for name, value in config.get("train", {}).items() if value != usual.get(name)}
+    settings |= {name: config[name] for name in ("trigger_seed", "surrogate", "four_bit", "half") if config.get(name)}
+    # half stays last, see `modality.HALF`
     about["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
     numbers = record.get("metrics") or [{}]
     return [{name: (about | number).get(name) for name in COLUMNS} for number in numbers]
