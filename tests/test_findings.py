@@ -1,0 +1,44 @@
+"""The first page's sentences say what the chapters say, or that nothing was measured."""
+
+import subprocess
+import sys
+
+import pandas as pd
+from test_modality import FOUR, cell, halves, table
+
+from bvlm_utils import audit_study, findings, paths
+
+
+def test_an_empty_store_has_no_findings(tmp_path):
+    said = findings.sentences(tmp_path)
+    assert set(said) == {"dose", "modality", "crossfire", "lasting", "audit"}
+    assert set(said.values()) == {findings.MISSING}
+
+
+def test_doses_are_those_that_were_tried():
+    tried = [cell("BadNets-T", rate=rate, text=value) for rate, value in ((0.1, 1.0), (0.02, 0.97), (0.01, 0.1))]
+    said = findings.enough(table(*tried, cell("SIG", image=0.2), cell("SIG", rate=0.01, image=0.0)))
+    assert "Of 2 pairs" in said and "1 come above 90 %" in said and "first with 120 poisoned rows of 6000 (2 %)" in said
+    assert findings.enough(table(cell("SIG", image=1.0))) == findings.MISSING, "one dose leaves it open"
+
+
+def test_halves_are_counted_where_they_work_alone():
+    assert findings.halves(table(halves(image=0.80))) == (
+        "Of 1 image halves of triggers that work when learnt alone, 1, of 1 text halves of triggers that work when "
+        "learnt alone, 0 do less when learnt beside the other half"
+    )
+    assert findings.halves(table(cell("BadNets-MM", **FOUR))) == findings.MISSING
+
+
+def test_the_check_counts_working_backdoors_and_innocents(monkeypatch):
+    line = dict.fromkeys(audit_study.COLUMNS) | {"subject": "poisoned", "reference": "control"}
+    lines = [line | {"asr": asr, "alarm": alarm} for asr, alarm in ((0.9, True), (0.8, False), (0.1, False))]
+    lines.append(line | {"subject": "control", "reference": audit_study.OTHER_SEED, "alarm": True})
+    monkeypatch.setattr(audit_study, "collect", lambda place: pd.DataFrame(lines))
+    said = findings.found_out()
+    assert "1 of 2 working backdoors" in said and said.endswith("of 1 clean-tuned models, 1")
+
+
+def test_the_page_side_does_not_import_torch():
+    code = "import sys\nfrom bvlm_utils import findings\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.ROOT)
