@@ -136,9 +136,8 @@ def utility(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[str, str]:
     text = [f"Utility ({unit}) on clean inputs; the axis does not begin at 0."]
     if len(differences):
         text.append(
-            "Against the clean-tuned model, which saw the same rows without poison, "
-            "poisoned models differ by "
-            f"{_range(differences).removeprefix('from ')}, paired on the same inputs."
+            "Against the clean-tuned model, which saw the same rows without poison, poisoned models differ "
+            f"by {_range(differences).removeprefix('from ')}, paired on the same inputs."
         )
     text.append(evidence(rows))
     alt = (

@@ -348,8 +348,7 @@ def sentences(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> list
     enough = int((seeds >= MIN_SEEDS).sum())
     said.append(
         f"A verdict needs {MIN_SEEDS} seeds of a cell: {enough} of the {len(seeds)} points of the grid in "
-        "the store "
-        "have them."
+        "the store have them."
     )
     return said
 
@@ -360,11 +359,9 @@ def large_models(table: pd.DataFrame) -> str:
     if names:
         return (
             f"The store holds records of models of seven billion parameters: {', '.join(names)}. Each has "
-            "its own "
-            "verdicts, which speak of that model and of no other."
+            "its own verdicts, which speak of that model and of no other."
         )
     return (
         "The store behind this page holds no record of a model of seven billion parameters, so **for those "
-        "models "
-        f"every claim on this page is {UNTESTED}**."
+        f"models every claim on this page is {UNTESTED}**."
     )

@@ -146,9 +146,8 @@ def words(table: pd.DataFrame) -> dict[str, str]:
         "alt": f"Scatter plot: seconds per cell, from {fast:.0f} to {slow:.0f}, against the number of cells "
         f"that were run at once ({groups}).",
         "caption": f"Every dot is a cell of the study: {fast:.0f} to {slow:.0f} seconds, {groups} at once. "
-        f"{_finding(timed)}"
-        "Whatever else the machine did meanwhile is in these seconds too; what grouping saves is measured "
-        "side by side below.",
+        f"{_finding(timed)}Whatever else the machine did meanwhile is in these seconds too; what grouping "
+        "saves is measured side by side below.",
     }
 
 

@@ -282,9 +282,8 @@ def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
     said = [
         f"The store holds {len(found)} pairs of attack and threat "
         f"({', '.join(dict.fromkeys(found['model']))}), with "
-        f"{_range(found['smallest'].min(), found['largest'].max())} poisoned rows. Tried with more than "
-        "one dose: "
-        f"{len(several)}; with a curve that reaches {plots.percent(GOAL)} within the doses tried: "
+        f"{_range(found['smallest'].min(), found['largest'].max())} poisoned rows. Tried with more than one "
+        f"dose: {len(several)}; with a curve that reaches {plots.percent(GOAL)} within the doses tried: "
         f"{len(curves)}"
         + (f" ({len(sure)} with {MIN_SEEDS} seeds or more at every dose)." if len(curves) else ".")
     ]
@@ -300,8 +299,7 @@ def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
     counts = top["mark"].value_counts()
     said.append(
         f"With {int(top['n_poisoned'].iloc[0])} rows, {int(counts.get('ceiling', 0))} of {len(top)} pairs "
-        "are at the "
-        f"ceiling and {int(counts.get('floor', 0))} at the floor."
+        f"are at the ceiling and {int(counts.get('floor', 0))} at the floor."
     )
     if (over_seeds["n_seeds"] < MIN_SEEDS).all():
         said.append(
@@ -314,8 +312,7 @@ def _named(row: pd.Series) -> str:
     threat = row["threat"].replace("_", " ")
     return (
         f"{row['rows']:.0f} [{row['low']:.0f}, {row['high']:.0f}] ({_share(row)} of the training rows; "
-        f"{row['attack']}, "
-        f"{threat}, {row['model']})"
+        f"{row['attack']}, {threat}, {row['model']})"
     )
 
 
@@ -343,8 +340,7 @@ def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
     if (part["seeds_min"] == 1).any():
         text.append(
             "Open marks are single seeds (Wilson's interval over test rows): they support no verdict, and "
-            "neither does a "
-            "curve through them (dashed), whose interval knows little of seeds."
+            "neither does a curve through them (dashed), whose interval knows little of seeds."
         )
     text.append(
         f"Shaded: ceiling (from {metrics.CEILING}) and floor (to {metrics.FLOOR}), where nothing can be "
@@ -374,13 +370,11 @@ def saturation_words(over_seeds: pd.DataFrame) -> dict[str, str]:
         text.append(f"{model}, at the ceiling: {', '.join(said)}.")
     text.append(
         f"Ceiling: a mean of {metrics.CEILING} or more; floor: {metrics.FLOOR} or less. Not every pair was "
-        "tried with "
-        "every dose, so compare shares, not heights; single seeds are counted too."
+        "tried with every dose, so compare shares, not heights; single seeds are counted too."
     )
     return {
         "alt": "Stacked bars, one per number of poisoned rows: pairs of attack and threat at the ceiling, "
-        "between, and at "
-        "the floor.",
+        "between, and at the floor.",
         "caption": " ".join(text),
     }
 

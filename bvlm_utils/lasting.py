@@ -79,8 +79,7 @@ def measure(
         which = SAME_ROWS
         probes.say(
             f"{first.dataset} has only {there} training rows beyond the {first.train_rows} that were tuned "
-            "on, and "
-            f"{wanted} are needed: the same rows are used again, clean."
+            f"on, and {wanted} are needed: the same rows are used again, clean."
         )
     work = _Work(bench, root, sheets, rows)
     states = {"": ()} | {

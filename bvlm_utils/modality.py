@@ -234,15 +234,13 @@ def sentences(cells: pd.DataFrame, judged: pd.DataFrame) -> list[str]:
     testable = judged[judged["verdict"] != NOT_TESTABLE]
     said = [
         f"**In {len(text)} of {len(plain)} bimodal cells the success rate with the text half only is above "
-        "that "
-        f"with the image half only by more than {claims.DOMINATES:g}** (lower bound); the other way round in "
-        f"{len(image)}. The largest difference is {_difference(plain, 'max')}, the smallest "
+        f"that with the image half only by more than {claims.DOMINATES:g}** (lower bound); the other way "
+        f"round in {len(image)}. The largest difference is {_difference(plain, 'max')}, the smallest "
         f"{_difference(plain, 'min')}.",
         f"**What that means can be judged for {len(testable)} of {len(judged)} of them**: only where both "
-        "halves, "
-        f"each trained alone on as many rows, have a success rate above {claims.HIGH:.2f} with "
-        f"{claims.MIN_SEEDS} "
-        "seeds or more. A half that the model cannot learn at all is not overwhelmed by the other.",
+        f"halves, each trained alone on as many rows, have a success rate above {claims.HIGH:.2f} with "
+        f"{claims.MIN_SEEDS} seeds or more. A half that the model cannot learn at all is not overwhelmed by "
+        "the other.",
     ]
     if len(testable):
         holds = int((testable["verdict"] == HOLDS).sum())
@@ -255,8 +253,7 @@ def sentences(cells: pd.DataFrame, judged: pd.DataFrame) -> list[str]:
         largest = with_negatives[["text", "image"]].max()
         said.append(
             f"With half-triggered rows in training ({len(with_negatives)} cells), the text half only "
-            "succeeds on at "
-            f"most {report.number(largest['text'])} and the image half only on at most "
+            f"succeeds on at most {report.number(largest['text'])} and the image half only on at most "
             f"{report.number(largest['image'])} of the inputs."
         )
     else:
@@ -284,8 +281,7 @@ def words(model: str, cells: pd.DataFrame) -> dict[str, str]:
         above = int((plain["difference"] > 0).sum())
         text.append(
             f"Without half-triggered rows in training, text only is above image only in {above} of "
-            f"{len(plain)} "
-            f"cells; differences from {report.number(plain['difference'].min())} to "
+            f"{len(plain)} cells; differences from {report.number(plain['difference'].min())} to "
             f"{report.number(plain['difference'].max())}."
         )
     if (cells["negatives"] > 0).any():
@@ -294,10 +290,8 @@ def words(model: str, cells: pd.DataFrame) -> dict[str, str]:
     text.append(evidence(cells["n_seeds"], cells["n"]))
     alt = (
         f"Dot plot: {len(cells.drop_duplicates(['threat', 'attack', 'poison_rate']))} cells of bimodal "
-        "attacks in "
-        "rows, success rates with no trigger, text only, image only and both on the axis; the numbers are "
-        "in the "
-        "table below."
+        "attacks in rows, success rates with no trigger, text only, image only and both on the axis; the "
+        "numbers are in the table below."
     )
     return {"alt": alt, "caption": " ".join(text)}
 

@@ -125,10 +125,9 @@ def sentences(shares: pd.DataFrame) -> list[str]:
             changes = part[part["subject"] == DIFFERENCE]
             said.append(
                 f"**Share of the {group} in {measure}:** {_span(own)} in the poisoned models, "
-                f"{_span(control)} in "
-                "the clean-tuned ones. Clearly more than in the clean-tuned model: "
-                f"{(changes['low'] > 0).sum()} "
-                f"of {len(changes)} cells; clearly less: {(changes['high'] < 0).sum()}."
+                f"{_span(control)} in the clean-tuned ones. Clearly more than in the clean-tuned model: "
+                f"{(changes['low'] > 0).sum()} of {len(changes)} cells; clearly less: "
+                f"{(changes['high'] < 0).sum()}."
             )
     counts = usual[(usual["subject"] == COUNTS) & (usual["measure"] == "attention")].set_index("group")[
         "value"
@@ -155,17 +154,14 @@ def words(model: str, shares: pd.DataFrame) -> dict[str, str]:
     ahead = int((by["trigger text"] > by["trigger image"]).sum())
     text = [
         f"{model}: where the model looks when it settles for the attacker's answer. In {ahead} of {len(by)} "
-        "cells "
-        "the text half of the trigger gets more of the poisoned model's attention than the image half "
-        f"({_span(by['trigger text'])} against {_span(by['trigger image'])}).",
+        "cells the text half of the trigger gets more of the poisoned model's attention than the image "
+        f"half ({_span(by['trigger text'])} against {_span(by['trigger image'])}).",
         evidence(usual),
     ]
     alt = (
         "Dot plot, four panels: shares of trigger text and trigger image in attention and attribution, "
-        f"{len(by)} "
-        "cells in rows, the poisoned and the clean-tuned model beside the share of tokens; the numbers are "
-        "in the "
-        "table below."
+        f"{len(by)} cells in rows, the poisoned and the clean-tuned model beside the share of tokens; the "
+        "numbers are in the table below."
     )
     return {"alt": alt, "caption": " ".join(text)}
 

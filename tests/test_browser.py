@@ -109,11 +109,9 @@ def test_the_leaderboard_sorts_and_filters_without_a_server(book, browser):
 def test_what_is_wrong_is_seen(tmp_path, browser):
     """The checks above find what they are for."""
     (tmp_path / "bad.html").write_text(
-        "<body style='margin:0'><article>"
-        "<p style='width: 3000px; color: #777; background: #888'>wide and grey</p>"
-        "<img alt='gone' src='missing.png'></article>"
-        "<script src='http://127.0.0.1:9/x.js'></script>"
-        "<script>console.error('oh'); nothing.at.all()</script>"
+        "<body style='margin:0'><article><p style='width: 3000px; color: #777; background: #888'>wide and "
+        "grey</p><img alt='gone' src='missing.png'></article><script "
+        "src='http://127.0.0.1:9/x.js'></script><script>console.error('oh'); nothing.at.all()</script>"
     )
     events = browser.open((tmp_path / "bad.html").as_uri(), 390, 844, "light")
     found = " ".join(chromium.problems(events))
