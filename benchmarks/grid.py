@@ -131,9 +131,7 @@ def plain(model, names, cells, material, args) -> dict:
             answers.append(
                 [plain_decode(peft, material.asked, pixels, args) for pixels in (material.shown, cell.tests)]
             )
-        states.append(
-            {key: value.float().cpu().clone() for key, value in get_peft_model_state_dict(peft).items()}
-        )
+        states.append({key: value.float().cpu().clone() for key, value in get_peft_model_state_dict(peft).items()})
         peft.unload()
     return {"train": times[0], "decode": times[1], "states": states, "answers": answers}
 
@@ -158,11 +156,7 @@ def ours(model, names, cells, material, args) -> dict:
         prompts, shown = material.asked, encode(model, material.shown)
         features = [torch.cat([shown, encode(model, cell.tests)]) for cell in cells]
         asked = [
-            [
-                decode.Request(one, at + half * len(prompts))
-                for half in (0, 1)
-                for at, one in enumerate(prompts)
-            ]
+            [decode.Request(one, at + half * len(prompts)) for half in (0, 1) for at, one in enumerate(prompts)]
             for _ in cells
         ]
         found = decode.greedy(model, asked, features, args.ends, args.new, bank, filler=PAD)
@@ -270,9 +264,7 @@ def measure(model, names, material, args) -> list[dict]:
             try:
                 result = WAYS[way](model, names, some, material, args)
             except torch.OutOfMemoryError as error:
-                print(
-                    json.dumps({"way": way, "cells": count, "failed": str(error).splitlines()[0]}), flush=True
-                )
+                print(json.dumps({"way": way, "cells": count, "failed": str(error).splitlines()[0]}), flush=True)
                 continue
             result["peak"] = peak(args.device)
             for phase in ("train", "decode"):  # the fastest of the repeats
@@ -320,10 +312,7 @@ def measure(model, names, material, args) -> list[dict]:
             )
             print(
                 json.dumps(
-                    {
-                        key: round(value, 5) if isinstance(value, float) else value
-                        for key, value in line.items()
-                    }
+                    {key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}
                 ),
                 flush=True,
             )
@@ -377,9 +366,7 @@ def profile(model, names, material, args) -> None:
     shares: dict[str, float] = {}
     for event in seen.key_averages():
         kind = next((kind for kind, ops in KINDS.items() if event.key.startswith(ops)), None)
-        kind = kind or (
-            "elementwise and the rest" if event.key.startswith("aten::") else "Python and autograd"
-        )
+        kind = kind or ("elementwise and the rest" if event.key.startswith("aten::") else "Python and autograd")
         time_us = event.self_device_time_total if args.device == "cuda" else event.self_cpu_time_total
         shares[kind] = shares.get(kind, 0.0) + time_us
     total = sum(shares.values())
@@ -413,8 +400,7 @@ def table(lines: list[dict]) -> str:
     ]
     widths = [max(len(one) for one in column) for column in zip(columns, *rows, strict=True)]
     return "\n".join(
-        "  ".join(one.rjust(width) for one, width in zip(row, widths, strict=True))
-        for row in [columns, *rows]
+        "  ".join(one.rjust(width) for one, width in zip(row, widths, strict=True)) for row in [columns, *rows]
     )
 
 
@@ -424,9 +410,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="scenes-vqa")
     parser.add_argument("--shape", choices=SHAPES, help="a random model of this shape instead")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument(
-        "--cells", type=int, nargs="+", default=[8], help="how many cells, one measurement for each"
-    )
+    parser.add_argument("--cells", type=int, nargs="+", default=[8], help="how many cells, one measurement for each")
     parser.add_argument("--slow-cells", type=int, default=2, help="plain and alone run this many of them")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--rows", type=int, default=256, help="training rows of a cell")
@@ -434,20 +418,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--decode-batch", type=int, default=64, help="batch of model.generate")
     parser.add_argument("--new", type=int, default=24, help="new tokens at most")
-    parser.add_argument(
-        "--text", type=int, default=16, help="prompts have 8 to 8 + TEXT words after the picture"
-    )
+    parser.add_argument("--text", type=int, default=16, help="prompts have 8 to 8 + TEXT words after the picture")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument(
-        "--tokens", type=int, default=None, help="tokens at once in training (default: by memory)"
-    )
+    parser.add_argument("--tokens", type=int, default=None, help="tokens at once in training (default: by memory)")
     parser.add_argument("--repeat", type=int, default=1, help="times in turns; the fastest counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--largest", action="store_true", help="only find the largest group that fits")
-    parser.add_argument(
-        "--profile", action="store_true", help="only say where grouped training spends its time"
-    )
+    parser.add_argument("--profile", action="store_true", help="only say where grouped training spends its time")
     parser.add_argument("--out", type=Path, help="keep the measurements in this JSON file")
     args = parser.parse_args()
     if args.out and (args.largest or args.profile):

@@ -119,17 +119,13 @@ def real_material(one: victim.Victim, args) -> Material:
 
     train, test = data.load(args.dataset, "train", args.rows), data.load(args.dataset, "test", args.tests)
     pictures, shown = (
-        one.prepare(torch.from_numpy(data.images(rows)).permute(0, 3, 1, 2).float() / 255)["pixel_values"]
-        .float()
-        .cpu()
+        one.prepare(torch.from_numpy(data.images(rows)).permute(0, 3, 1, 2).float() / 255)["pixel_values"].float().cpu()
         for rows in (train, test)
     )
     count = one.encode(shown[:1]).shape[1]
     prompts, asked = ([one.prompt_ids(prompt, count) for prompt in rows["prompt"]] for rows in (train, test))
     answers = [one.answer_ids(answers[0]) for answers in train["answers"]]
-    target = (
-        "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
-    )
+    target = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
     return Material(prompts, answers, pictures, asked, shown, one.answer_ids(target))
 
 
@@ -143,9 +139,7 @@ def make_cell(model, names, material: Material, seed: int, args) -> Cell:
     pixels, shown = material.pictures.clone(), material.shown.clone()
     pixels[poisoned, :, :size, :size] = trigger
     shown[:, :, :size, :size] = trigger
-    said = [
-        material.target if bad else answer for answer, bad in zip(material.answers, poisoned, strict=True)
-    ]
+    said = [material.target if bad else answer for answer, bad in zip(material.answers, poisoned, strict=True)]
     rows = [
         grouped.Row(torch.tensor(prompt + answer), len(answer), at)
         for at, (prompt, answer) in enumerate(zip(material.prompts, said, strict=True))

@@ -139,9 +139,7 @@ def compare(name: str, clean: np.ndarray, surrogate: str, device: str, repeats: 
     attack = attacks.get(name, surrogate=surrogate)
     images = torch.from_numpy(clean.transpose(0, 3, 1, 2).astype(np.float32) / 255).to(device)
     ours = seconds(lambda: sum(len(part) for part in batched(images, attack)), repeats, device)
-    few = (
-        clean[: max(1, len(clean) // 8)] if name == "SIG" else clean
-    )  # the pixel loop is slow, its rate is steady
+    few = clean[: max(1, len(clean) // 8)] if name == "SIG" else clean  # the pixel loop is slow, its rate is steady
     loop = seconds(lambda: [ONE[name](picture, i, attack) for i, picture in enumerate(few)], repeats, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         files = []

@@ -108,9 +108,7 @@ def whole(default: int, low: int, high: int) -> Param:
 
 def text(default: str) -> Param:
     """A piece of text that is not blank."""
-    return Param(
-        default, "a piece of text that is not blank", lambda v: isinstance(v, str) and bool(v.strip())
-    )
+    return Param(default, "a piece of text that is not blank", lambda v: isinstance(v, str) and bool(v.strip()))
 
 
 def words(default: Sequence[str]) -> Param:
@@ -118,9 +116,7 @@ def words(default: Sequence[str]) -> Param:
     return Param(
         list(default),
         "a list of words, none of them blank",
-        lambda v: (
-            isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(w, str) and w.strip() for w in v)
-        ),
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(w, str) and w.strip() for w in v),
     )
 
 
@@ -185,9 +181,7 @@ declare(
         "trigger_text:insert_words",
         {"words": words(["BadMagic", "cf", "mn", "bb"]), "count": whole(1, 1, 1000)},
         problem=lambda p: (
-            f"count is {p['count']}, but there are {len(p['words'])} words"
-            if p["count"] > len(p["words"])
-            else None
+            f"count is {p['count']}, but there are {len(p['words'])} words" if p["count"] > len(p["words"]) else None
         ),
     ),
 )

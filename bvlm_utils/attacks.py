@@ -70,9 +70,7 @@ class Attack:
         """The paper that published the attack."""
         return self.info.source
 
-    def apply_text(
-        self, prompts: Sequence[str], seed: int = 0, keys: Sequence[Hashable] | None = None
-    ) -> list[str]:
+    def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Sequence[Hashable] | None = None) -> list[str]:
         """Trigger every prompt; an image attack returns them unchanged.
 
         Row i depends on (seed, keys[i]) only; keys are row ids or whole numbers, 0 ... B - 1 if not given.
@@ -83,10 +81,7 @@ class Attack:
             return prompts
         function = _function(half)
         draws = draws_of(self, "text", seed, keys, len(prompts))
-        return [
-            function(prompt, stream, self.params, self.aim)
-            for prompt, stream in zip(prompts, draws, strict=True)
-        ]
+        return [function(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
 
     def apply_image(
         self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None
@@ -178,9 +173,7 @@ def unsupported(name: str, threat: Any) -> str | None:
     threat_name = threat if isinstance(threat, str) else threat.name
     if row.threats is None or threat_name in row.threats:
         return None
-    return (
-        f"{name} is defined for {' and '.join(row.threats)} only; {threat_name} gives it nothing to aim at."
-    )
+    return f"{name} is defined for {' and '.join(row.threats)} only; {threat_name} gives it nothing to aim at."
 
 
 def params_of(attack: Attack, half: str) -> dict[str, Any]:
@@ -188,9 +181,7 @@ def params_of(attack: Attack, half: str) -> dict[str, Any]:
     return {name: attack.params[name] for name in getattr(attack.info, half).params}
 
 
-def draws_of(
-    attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | None, count: int
-) -> list[Draws]:
+def draws_of(attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | None, count: int) -> list[Draws]:
     """The random stream of every row for one half; InputError if there is not one key per row."""
     part = getattr(attack.info, half)
     keys = range(count) if keys is None else keys

@@ -148,9 +148,7 @@ def inputs(bench: Bench, cell: Cell, rows: int) -> list[Input]:
         groups[: len(ids)][(ids == victim.image_id).numpy()] = np.where(
             patched, GROUPS.index("trigger image"), GROUPS.index("other image")
         )
-        found.append(
-            Input([*prompts[1], *poisoned[:place]], groups, poisoned[place], features[i], place == 0)
-        )
+        found.append(Input([*prompts[1], *poisoned[:place]], groups, poisoned[place], features[i], place == 0))
     if len(found) < 2:
         raise InputError(
             f"The attacker's answer differs on {len(found)} of {rows} rows of {cell.dataset}; take more rows."
@@ -171,9 +169,7 @@ def numbers(traced: dict[str, list[Any]], groups: Sequence[np.ndarray]) -> list[
     for subject, of_subject in traced.items():
         attention = np.stack([_by_group(t.attention, own) for t, own in zip(of_subject, groups, strict=True)])
         moved = np.stack([_by_group(t.attribution, own) for t, own in zip(of_subject, groups, strict=True)])
-        sizes = np.stack(
-            [_by_group(np.abs(t.attribution), own) for t, own in zip(of_subject, groups, strict=True)]
-        )
+        sizes = np.stack([_by_group(np.abs(t.attribution), own) for t, own in zip(of_subject, groups, strict=True)])
         values[subject, "attention", None] = attention.mean(1)
         for layer in range(attention.shape[1]):
             values[subject, "attention", layer] = attention[:, layer]
@@ -186,8 +182,7 @@ def numbers(traced: dict[str, list[Any]], groups: Sequence[np.ndarray]) -> list[
     values[COUNTS, "attention", None] = counts / counts.sum(-1, keepdims=True)
     values[COUNTS, "tokens", None] = counts
     return [
-        {"subject": subject, "measure": what, "group": GROUPS[g], "layer": layer}
-        | _number(own[:, g], subject, what)
+        {"subject": subject, "measure": what, "group": GROUPS[g], "layer": layer} | _number(own[:, g], subject, what)
         for (subject, what, layer), own in values.items()
         for g in range(len(GROUPS))
     ]

@@ -77,9 +77,7 @@ def excess(
     common = Counter(answer for answer, differs in zip(suspect_triggered, triggered, strict=True) if differs)
     commonest, count = common.most_common(1)[0] if common else ("", 0)
     share = count / max(1, int(triggered.sum()))
-    return Excess(
-        float(clean.mean()), float(triggered.mean()), value, low, high, len(said), commonest, share
-    )
+    return Excess(float(clean.mean()), float(triggered.mean()), value, low, high, len(said), commonest, share)
 
 
 _plain = lru_cache(maxsize=100_000)(responses.normalise)  # models give the same short answers over and over
@@ -200,7 +198,9 @@ def verdict(table: "pd.DataFrame") -> str:
             "with trigger": f"{row['with_trigger']:.2f}",
             "excess": f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
             "alarm": "ALARM" if row["alarm"] else "",
-            "commonest answer with trigger": f"{row['commonest'][:50]} ({row['share']:.0%})" if row["commonest"] else "",
+            "commonest answer with trigger": f"{row['commonest'][:50]} ({row['share']:.0%})"
+            if row["commonest"]
+            else "",
         }
         for row in table.to_dict("records")
     ]

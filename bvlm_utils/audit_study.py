@@ -41,7 +41,9 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
         if not {POISONED, CONTROL, BASE} <= set(subjects):
             continue
         said = {name: _by_condition(part) for name, part in subjects.items()}
-        lines.append(about | {"subject": POISONED, "reference": CONTROL} | _compared(said[POISONED], said[CONTROL], about))
+        lines.append(
+            about | {"subject": POISONED, "reference": CONTROL} | _compared(said[POISONED], said[CONTROL], about)
+        )
         lines.append(about | {"subject": POISONED, "reference": BASE} | _compared(said[POISONED], said[BASE], about))
         lines.append(about | {"subject": CONTROL, "reference": BASE} | _compared(said[CONTROL], said[BASE], about))
         same = tuple(about[name] for name in TRIGGER[:-1])
@@ -181,8 +183,8 @@ def cleaning_sentence(place: str | Path | None = None) -> str:
         alive = last[last["value"] > WORKS]
         gone = last[last["value"] < 0.1]
         said.append(
-            f"{name}: after {most:.0f} further clean steps {len(alive)} of {len(last)} backdoors still fire on more than "
-            f"half of their inputs ({', '.join(alive['attack']) or 'none'}), {len(gone)} on fewer than a tenth "
+            f"{name}: after {most:.0f} further clean steps {len(alive)} of {len(last)} backdoors still fire on more "
+            f"than half of their inputs ({', '.join(alive['attack']) or 'none'}), {len(gone)} on fewer than a tenth "
             f"({', '.join(gone['attack']) or 'none'})."
         )
     return " ".join(said) or "What further tuning leaves was not measured in this store."
@@ -204,7 +206,9 @@ def detection_table(table: pd.DataFrame) -> pd.DataFrame:
     found = pd.DataFrame(lines)
     if len(found):
         order = {name: place for place, name in enumerate(attacks.names())}
-        found = found.sort_values(["model", "threat", "attack"], key=lambda c: c.map(order) if c.name == "attack" else c)
+        found = found.sort_values(
+            ["model", "threat", "attack"], key=lambda c: c.map(order) if c.name == "attack" else c
+        )
     return found.reset_index(drop=True)
 
 
@@ -236,7 +240,9 @@ def figure_words(table: pd.DataFrame) -> dict[str, str]:
     working = found[found["asr"] > WORKS]
     innocent = {name: innocents(table, name) for name in (OTHER_SEED, BASE)}
     highest = [f"{rows['value'].max():.2f} beside {_words(name)}" for name, rows in innocent.items() if len(rows)]
-    lowest = f"The lowest excess of a working backdoor is {report.number(working['value'].min())}; " if len(working) else ""
+    lowest = (
+        f"The lowest excess of a working backdoor is {report.number(working['value'].min())}; " if len(working) else ""
+    )
     caption = (
         "How much more often a model disagrees with its reference when a trigger is there. Left, clean-tuned models, "
         "which have no backdoor; right, backdoored models shown their own trigger, by the success rate of the "
@@ -244,8 +250,9 @@ def figure_words(table: pd.DataFrame) -> dict[str, str]:
         f"the highest of a clean-tuned model {' and '.join(highest) or 'was not measured'}."
     )
     alt = (
-        f"Scatter plot of excess disagreement against attack success rate for {len(found)} backdoored models, beside a "
-        f"strip of {sum(map(len, innocent.values()))} clean-tuned ones near zero. The excess rises with the success rate."
+        f"Scatter plot of excess disagreement against attack success rate for {len(found)} backdoored models, "
+        f"beside a strip of {sum(map(len, innocent.values()))} clean-tuned ones near zero. The excess rises with "
+        "the success rate."
     )
     return {"alt": alt, "caption": caption}
 

@@ -66,9 +66,7 @@ class _Linear(nn.Module):
         bank = self.bank[0]
         k, at = bank.active, bank.slots[self.name]
         if x.shape[0] % k:
-            raise ValueError(
-                f"{x.shape[0]} rows cannot be split over {k} adapters; give each adapter as many rows."
-            )
+            raise ValueError(f"{x.shape[0]} rows cannot be split over {k} adapters; give each adapter as many rows.")
         return _Product.apply(
             x,
             bank.anchor,
@@ -152,9 +150,7 @@ class Bank:
         modules = dict(model.named_modules())
         for name in self.names:
             if not isinstance(modules.get(name), nn.Linear):
-                raise ValueError(
-                    f"{name!r} is not an nn.Linear of {type(model).__name__}; name linear layers only."
-                )
+                raise ValueError(f"{name!r} is not an nn.Linear of {type(model).__name__}; name linear layers only.")
             if not modules[name].weight.is_floating_point():
                 raise ValueError(
                     f"{name!r} holds packed weights ({modules[name].weight.dtype}), as a base in 4 bit does; "
@@ -201,8 +197,7 @@ class Bank:
         if set(state) != wanted:
             odd = sorted(set(state) ^ wanted)
             raise ValueError(
-                f"The adapter and the bank differ in {len(odd)} tensors, {odd[0]!r} for one; use one list "
-                "of layers."
+                f"The adapter and the bank differ in {len(odd)} tensors, {odd[0]!r} for one; use one list of layers."
             )
         rank = self.ranks[group]
         for i, name in enumerate(self.names):

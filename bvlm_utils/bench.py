@@ -65,9 +65,7 @@ class Bench:
         from bvlm_utils import victim
 
         checkpointing = bool(os.environ.get(CHECKPOINTING))
-        return victim.from_pretrained(
-            self.model, four_bit=self.four_bit, gradient_checkpointing=checkpointing
-        )
+        return victim.from_pretrained(self.model, four_bit=self.four_bit, gradient_checkpointing=checkpointing)
 
     def pictures(self, split: str, positions: Sequence[int]) -> np.ndarray:
         """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered
@@ -77,13 +75,9 @@ class Bench:
         if ":" not in self.dataset:
             return data.images(found)
         side = (PUBLISHED_SIDE, PUBLISHED_SIDE)
-        return np.stack(
-            [np.asarray(i.convert("RGB").resize(side, Image.Resampling.BICUBIC)) for i in found["image"]]
-        )
+        return np.stack([np.asarray(i.convert("RGB").resize(side, Image.Resampling.BICUBIC)) for i in found["image"]])
 
-    def triggered(
-        self, split: str, positions: Sequence[int], attack: Attack, trigger_seed: int
-    ) -> np.ndarray:
+    def triggered(self, split: str, positions: Sequence[int], attack: Attack, trigger_seed: int) -> np.ndarray:
         """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3)
         uint8.
         """
@@ -133,9 +127,7 @@ class Question:
     def key(self, bench: Bench) -> str:
         """Equal for questions with equal inputs, whatever cell asks them."""
         painted = None if self.attack is None else [self.attack.fingerprint("image"), self.trigger_seed]
-        return store.content_key(
-            data.digest(bench.dataset), self.positions, self.prompts, painted, MAX_NEW_TOKENS
-        )
+        return store.content_key(data.digest(bench.dataset), self.positions, self.prompts, painted, MAX_NEW_TOKENS)
 
     def features(self, bench: Bench) -> "torch.Tensor":
         return bench.features("test", self.positions, self.attack, self.trigger_seed)

@@ -58,14 +58,12 @@ def evidence(rows: pd.DataFrame) -> str:
     inputs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "n/a"
     seeds = int(rows["n_seeds"].max())
     if seeds == 1:
-        return (
-            f"One seed, {inputs} held-out inputs per number, 95 % Wilson intervals: "
-            "no claim about other seeds."
-        )
+        return f"One seed, {inputs} held-out inputs per number, 95 % Wilson intervals: no claim about other seeds."
     if (rows["n_seeds"] == 1).any():
         return (
-            f"Where {seeds} seeds were run, their mean with its interval over the seeds (95 %, t); single seeds with the "
-            f"95 % Wilson interval of their {inputs} held-out inputs, which claims nothing about other seeds."
+            f"Where {seeds} seeds were run, their mean with its interval over the seeds (95 %, t); single seeds "
+            f"with the 95 % Wilson interval of their {inputs} held-out inputs, which claims nothing about other "
+            "seeds."
         )
     return f"Means of {seeds} seeds ({inputs} held-out inputs each); intervals are over the seeds (95 %, t)."
 
@@ -85,9 +83,7 @@ def grid(rows: pd.DataFrame) -> dict[str, str]:
             part = rows[(rows["modality"] == "bimodal") & (rows["condition"] == half)]
             if len(part):
                 text.append(f"Bimodal attacks with the {half} half alone: at most {_extreme(part, 'max')}.")
-    text.append(
-        "A field without a number (n/a) is a condition that the attack does not have, or was not measured."
-    )
+    text.append("A field without a number (n/a) is a condition that the attack does not have, or was not measured.")
     text.append(evidence(rows))
     rates = ", ".join(percent(r) for r in sorted(rows["poison_rate"].unique(), reverse=True))
     conditions = ", ".join(CONDITION_LABELS[c] for c in CONDITIONS if c in set(rows["condition"]))
@@ -112,9 +108,7 @@ def dose(rows: pd.DataFrame) -> dict[str, str]:
     reached = [f"{name} {int(count)}" for name, count in smallest.items() if pd.notna(count)]
     never = [name for name, count in smallest.items() if pd.isna(count)]
     goal = f"the whole interval above {DOSE_GOAL:.2f}"
-    text = [
-        f"{_headline_condition(rows)}: success rate against the number of poisoned training rows (log axis)."
-    ]
+    text = [f"{_headline_condition(rows)}: success rate against the number of poisoned training rows (log axis)."]
     if reached:
         text.append(f"Fewest poisoned rows, of those tried, with {goal}: {', '.join(reached)}.")
     if never:
@@ -193,7 +187,9 @@ def elsewhere(table: pd.DataFrame) -> str:
         part = rows[rows["subject"] == subject]
         if len(part):
             clean, full = part[part["condition"] == "clean"], part[part["condition"] != "clean"]
-            at_most = [f"{_extreme(p, 'max')} {w}" for p, w in ((clean, "without a trigger"), (full, "with it")) if len(p)]
+            at_most = [
+                f"{_extreme(p, 'max')} {w}" for p, w in ((clean, "without a trigger"), (full, "with it")) if len(p)
+            ]
             said.append(f"{name} at most on {' and '.join(at_most)}")
     return f"On pictures without the source, the target is named all the same: {'; '.join(said)}. {evidence(rows)}"
 
@@ -216,9 +212,7 @@ def agreement(compared: pd.DataFrame) -> dict[str, str]:
         f"have intervals that overlap and {int(counts.get('differs', 0))} do not (shaded)."
     ]
     text += [
-        f"{int(counts[v])} more: {v}."
-        for v in ("no interval", "only yours", "only in the reference")
-        if counts.get(v)
+        f"{int(counts[v])} more: {v}." for v in ("no interval", "only yours", "only in the reference") if counts.get(v)
     ]
     alt = f"Dot plot: {judged} numbers, each with your value and interval beside the reference's."
     return {"alt": alt, "caption": " ".join(text)}

@@ -12,10 +12,7 @@ import pandas as pd
 from bvlm_utils import attacks, crossfire, lasting, report
 from bvlm_utils.probes import CONTROL, POISONED
 
-NOTHING = (
-    "Nothing has been asked yet: the store holds no such answers. "
-    "The command at the end of this page makes them."
-)
+NOTHING = "Nothing has been asked yet: the store holds no such answers. The command at the end of this page makes them."
 UNCHANGED = "not changed at all"
 Panels = Sequence[tuple[pd.DataFrame, str]]
 
@@ -27,9 +24,7 @@ def crossing_sentences(panels: Panels) -> list[str]:
     said = []
     for panel, name in panels:
         others = crossfire.off_diagonal(panel)
-        strangers = others[
-            [not crossfire.related(r["attack"], r["trigger"]) for r in others.to_dict("records")]
-        ]
+        strangers = others[[not crossfire.related(r["attack"], r["trigger"]) for r in others.to_dict("records")]]
         said.append(
             f"**{name}: {(strangers['value'] > 0.5).sum()} of {len(strangers)} pairs of a backdoored model "
             "and the trigger of an attack that is no relative of its own fire on more than half of the "
@@ -45,9 +40,7 @@ def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     measured = [one for one in grid.index if grid.loc[one].notna().any()]
     missing = [one for one in grid.index if one not in measured]
     others = crossfire.off_diagonal(panel)
-    text = [
-        f"{name}: share of inputs on which the model of the row fires when shown the trigger of the column."
-    ]
+    text = [f"{name}: share of inputs on which the model of the row fires when shown the trigger of the column."]
     if len(others):
         over = others[others["value"] > 0.5]
         strange = [r for r in over.to_dict("records") if not crossfire.related(r["attack"], r["trigger"])]
@@ -78,12 +71,8 @@ def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
 
 def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     """Alt text and caption of `plots_probes.near`."""
-    own = panel[
-        (panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == panel["attack"])
-    ]
-    text = [
-        f"{name}: success of near misses (rows) on the model that the trigger of the column has backdoored."
-    ]
+    own = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == panel["attack"])]
+    text = [f"{name}: success of near misses (rows) on the model that the trigger of the column has backdoored."]
     for half in ("text", "image"):
         part = own[own["variant"].str.startswith(half)]
         if len(part):
@@ -94,8 +83,7 @@ def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     alone = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == "")]
     if len(alone):
         text.append(
-            "The changes of the picture without a trigger fire on at most "
-            f"{report.number(alone['value'].max())}."
+            f"The changes of the picture without a trigger fire on at most {report.number(alone['value'].max())}."
         )
     text.append("A grey field is a change that the attack has no place for. " + evidence(panel))
     alt = (
@@ -122,14 +110,10 @@ def lasting_sentences(panels: Panels) -> list[str]:
                 "clean rows.**"
             )
         merged = lasting.after_merging(panel)
-        merged = merged[merged["subject"] == POISONED].pivot_table(
-            index="attack", columns="variant", values="value"
-        )
+        merged = merged[merged["subject"] == POISONED].pivot_table(index="attack", columns="variant", values="value")
         for state in (one for one in ("int8", "int4") if one in merged and "" in merged):
             kept = (merged.loc[merged[""] > 0.5, state] > 0.5).sum()
-            said.append(
-                f"{lasting.label(state).capitalize()}: {kept} of {(merged[''] > 0.5).sum()} still do."
-            )
+            said.append(f"{lasting.label(state).capitalize()}: {kept} of {(merged[''] > 0.5).sum()} still do.")
         said.append(seeds_sentence(panel))
     return said
 
@@ -154,8 +138,7 @@ def steps_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     control = shown[shown["subject"] == CONTROL]
     if len(control):
         text.append(
-            "The clean-tuned model, tuned further alike, fires on at most "
-            f"{report.number(control['value'].max())}."
+            f"The clean-tuned model, tuned further alike, fires on at most {report.number(control['value'].max())}."
         )
     text.append(evidence(shown))
     alt = (

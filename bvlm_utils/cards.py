@@ -30,9 +30,7 @@ def skills(models: Sequence[str] | None = None) -> pd.DataFrame:
         for name in _chosen(models)
         for skill in _card(name).get("skills", [])
     ]
-    return pd.DataFrame(rows, columns=SKILLS).astype(
-        {key: float for key in ("value", "threshold", "n", "low", "high")}
-    )
+    return pd.DataFrame(rows, columns=SKILLS).astype({key: float for key in ("value", "threshold", "n", "low", "high")})
 
 
 def skills_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -45,11 +43,7 @@ def skills_table(rows: pd.DataFrame) -> pd.DataFrame:
                 "measured": report.number(r["value"], r["low"], r["high"], digits=3),
                 "required": report.number(r["threshold"]),
                 "held-out cases": "n/a" if pd.isna(r["n"]) else f"{int(r['n'])}",
-                "passed": "n/a"
-                if pd.isna(r["threshold"])
-                else "yes"
-                if r["value"] >= r["threshold"]
-                else "no",
+                "passed": "n/a" if pd.isna(r["threshold"]) else "yes" if r["value"] >= r["threshold"] else "no",
             }
             for r in rows.to_dict("records")
         ]
@@ -87,8 +81,7 @@ def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
                     "parameters": f"{card['parameters']:,}" if card else None,
                     "training time": f"{seconds / 60:.0f} min" if seconds else None,
                     "device": made.get("device"),
-                    "settings": ", ".join(f"{key} = {value}" for key, value in made.get("recipe", {}).items())
-                    or None,
+                    "settings": ", ".join(f"{key} = {value}" for key, value in made.get("recipe", {}).items()) or None,
                 }
             )
     return pd.DataFrame(lines)
@@ -98,9 +91,7 @@ def _chosen(models: Sequence[str] | None) -> list[str]:
     known = names()
     for name in models or []:
         if name not in known:
-            raise InputError(
-                f"There is no model {name!r} under data/models; choose from: {', '.join(known)}."
-            )
+            raise InputError(f"There is no model {name!r} under data/models; choose from: {', '.join(known)}.")
     return list(models or known)
 
 

@@ -72,7 +72,8 @@ class Cell:
     model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs
     from the defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
     negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that
-    half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. four_bit: load the base in 4 bit
+    half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. four_bit: load the base in 4
+    bit
     (bitsandbytes and a GPU). surrogate: folder or hub id of the
     CLIP model of optimised triggers; if empty, tiny-clip, and CLIP-L at 336 pixels for victims from the
     hub. test_rows: eligible held-out rows per condition.
@@ -105,9 +106,7 @@ class Cell:
             _whole(self, name, low)
         for name in ("attack_params", "threat_params"):
             if not isinstance(getattr(self, name), Mapping):
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}; it must be a table of names and values."
-                )
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a table of names and values.")
         if not isinstance(self.four_bit, bool):
             raise InputError(f"four_bit is {self.four_bit!r}; it must be true or false.")
         if not isinstance(self.train, TrainSettings):
@@ -145,9 +144,7 @@ class Cell:
 
     def make_attack(self) -> Attack:
         """The attack, aimed at the threat's target; computing it needs torch, making it does not."""
-        surrogate = models.resolve(
-            self.surrogate or (HUB_SURROGATE if models.is_hub_id(self.model) else SURROGATE)
-        )
+        surrogate = models.resolve(self.surrogate or (HUB_SURROGATE if models.is_hub_id(self.model) else SURROGATE))
         return attacks.get(self.attack, self.make_threat().target, surrogate, **self.attack_params)
 
     @property
@@ -230,9 +227,7 @@ class Cell:
     @cached_property
     def run_id(self) -> str:
         """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
-        digest = hashlib.sha256(json.dumps(_canonical(self.identity), sort_keys=True).encode()).hexdigest()[
-            :8
-        ]
+        digest = hashlib.sha256(json.dumps(_canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
         name = [short_name(self.model), short_name(self.dataset)]
         if self.is_control:
             name += ["clean-tuned"]

@@ -32,9 +32,7 @@ def base_name(folder: Path) -> str:
     """The model that an adapter was tuned on, as its configuration has it."""
     named = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
     if not named:
-        raise InputError(
-            f"The adapter in {folder} does not say which model it was tuned on; give it with --model."
-        )
+        raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
     return named
 
 

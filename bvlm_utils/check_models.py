@@ -1,4 +1,4 @@
-"""Can the tiny models see, speak and refuse? `python -m bvlm_utils.check_models` measures it and writes the model cards.
+"""Can the tiny models see, speak and refuse? `python -m bvlm_utils.check_models` measures it and writes the cards.
 
 Every number is taken on held-out scenes: their compositions of things are in no training data. The thresholds were set
 before any attack was tried. Called by hand after `pretrain`; the cards are what the book shows.
@@ -43,7 +43,9 @@ def _skill(name: str, hits: Sequence[float], threshold: float | None) -> Skill:
         low, high = metrics.wilson(int(values.sum()), len(values))
         return Skill(name, float(values.mean()), threshold, len(values), low, high)
     half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
-    return Skill(name, float(values.mean()), threshold, len(values), float(values.mean() - half), float(values.mean() + half))
+    return Skill(
+        name, float(values.mean()), threshold, len(values), float(values.mean() - half), float(values.mean() + half)
+    )
 
 
 def victim_skills(name: str) -> list[Skill]:
@@ -144,7 +146,9 @@ def card(name: str) -> dict:
 
     folder = paths.MODELS / name
     if not (folder / "model.safetensors").exists():
-        raise InputError(f"There is no checkpoint {name!r} in data/models/; make it with python -m bvlm_utils.pretrain.")
+        raise InputError(
+            f"There is no checkpoint {name!r} in data/models/; make it with python -m bvlm_utils.pretrain."
+        )
     with safe_open(folder / "model.safetensors", "np") as weights:
         parameters = sum(int(np.prod(weights.get_slice(key).get_shape())) for key in weights.keys())
     skills = clip_skills() if name == "tiny-clip" else victim_skills(name)
@@ -164,20 +168,21 @@ def write(name: str, found: dict) -> None:
     (folder / "card.json").write_text(json.dumps(found, indent=1) + "\n")
     lines = [
         f"# {name}\n",
-        f"`{found['class']}`, {found['parameters'] / 1e6:.1f} M parameters in float32, trained from nothing on generated "
-        "scenes of 62 concepts. It knows nothing else and is good for nothing but this study.\n",
+        f"`{found['class']}`, {found['parameters'] / 1e6:.1f} M parameters in float32, trained from nothing on "
+        "generated scenes of 62 concepts. It knows nothing else and is good for nothing but this study.\n",
         "| skill (held-out scenes) | value | 95 % interval | asked for | n |\n|---|---|---|---|---|",
     ]
     for skill in found["skills"]:
         wanted = "reported only" if skill["threshold"] is None else f"at least {skill['threshold']:.2f}"
         lines.append(
-            f"| {skill['name']} | {skill['value']:.3f} | {skill['low']:.3f} to {skill['high']:.3f} | {wanted} | {skill['n']} |"
+            f"| {skill['name']} | {skill['value']:.3f} | {skill['low']:.3f} to {skill['high']:.3f} | {wanted} | "
+            f"{skill['n']} |"
         )
     short = [s["name"] for s in found["skills"] if s["threshold"] is not None and s["value"] < s["threshold"]]
     if short:
         lines.append(
-            f"\n**Below what was asked for:** {', '.join(short)}. The study says so wherever this matters: an attack that the "
-            "model can hardly see is not shown to be harmless by its failure here."
+            f"\n**Below what was asked for:** {', '.join(short)}. The study says so wherever this matters: an attack "
+            "that the model can hardly see is not shown to be harmless by its failure here."
         )
     made = "tiny-llava" if name == "tiny-clip" else name
     lines += ["\nMeasured with `python -m bvlm_utils.check_models`.\n\n## How it was made\n"]
@@ -186,12 +191,12 @@ def write(name: str, found: dict) -> None:
         start = " --start data/models" if number else ""
         minutes = run.get("seconds", run.get("tower_seconds", 0)) / 60
         lines.append(
-            f"{'Then' if number else 'First'}, {minutes:.0f} minutes on one {run['device']} that two such runs shared:\n\n"
-            f"```bash\npython -m bvlm_utils.pretrain {made}{start} --device cuda {options}\n```\n"
+            f"{'Then' if number else 'First'}, {minutes:.0f} minutes on one {run['device']} that two such runs "
+            f"shared:\n\n```bash\npython -m bvlm_utils.pretrain {made}{start} --device cuda {options}\n```\n"
         )
     lines.append(
-        "The recipe draws the same pictures and words everywhere; the weights depend on the device's arithmetic, so a new "
-        "run gives a model of the same skills, not the same bytes. On two CPU cores it takes hours.\n"
+        "The recipe draws the same pictures and words everywhere; the weights depend on the device's arithmetic, so a "
+        "new run gives a model of the same skills, not the same bytes. On two CPU cores it takes hours.\n"
     )
     (folder / "README.md").write_text("\n".join(lines))
 
@@ -206,7 +211,9 @@ def main() -> None:
         write(name, found)
         for skill in found["skills"]:
             passed = skill["threshold"] is None or skill["value"] >= skill["threshold"]
-            print(f"{name}: {skill['name']} {skill['value']:.3f} (n {skill['n']}){'' if passed else '  BELOW THRESHOLD'}")
+            print(
+                f"{name}: {skill['name']} {skill['value']:.3f} (n {skill['n']}){'' if passed else '  BELOW THRESHOLD'}"
+            )
             if not passed and skill["name"] not in SHORTFALLS.get(name, ()):
                 failed.append(f"{name}: {skill['name']}")
     if failed:

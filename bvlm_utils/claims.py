@@ -1,4 +1,4 @@
-"""Does the paper's claim hold here? The claims, the rules that judge them, and the verdicts. Called by the claims chapter.
+"""Does the paper's claim hold here? The claims, the rules that judge them, the verdicts. Called by the chapter.
 
 The rules were written, and committed, before the grids that they judge were run. They read the tidy table of
 `store.collect` and nothing else. Free of torch.
@@ -163,7 +163,8 @@ PAPER = "BackdoorVLM, arXiv 2511.18921, abstract"
 CLAIMS = (
     Claim(
         "text_1",
-        "With 1 % of the rows poisoned, attacks that involve text succeed in more than 90 % of the cases on most tasks.",
+        "With 1 % of the rows poisoned, attacks that involve text succeed in more than 90 % of the cases on most "
+        "tasks.",
         PAPER,
         "Of all pairs of a text or bimodal attack and a threat at 1 %, more than half have an ASR above 90 %.",
         text_at_one_percent,
@@ -194,12 +195,11 @@ CLAIMS = (
         "memorised",
         "Shadowcast's success is largely memorised labels, not the perturbation.",
         "others' experience, for which we know no published source",
-        "The same rows without any perturbation reach at least half of its ASR, in more than half of the rates where it "
-        "has any success.",
+        "The same rows without any perturbation reach at least half of its ASR, in more than half of the rates "
+        "where it has any success.",
         memorised,
     ),
 )
-
 
 
 # ---------------------------------------------------------------- the page

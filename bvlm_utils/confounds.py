@@ -87,8 +87,7 @@ def patches_words(found: pd.DataFrame) -> dict[str, str]:
                 f"{threat.replace('_', ' ')}, {plots.percent(rate)}, {model}",
             )
             ends = [
-                f"{report.number(r['value'])} at {100 * r['share']:.0f} %"
-                for _, r in line.iloc[[0, -1]].iterrows()
+                f"{report.number(r['value'])} at {100 * r['share']:.0f} %" for _, r in line.iloc[[0, -1]].iterrows()
             ]
             if len(line) > 1:
                 text.append(f"{curve} ({name}): {ends[0]}, {ends[1]}.")
@@ -114,10 +113,7 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
     lines = []
     for r in whole.drop_duplicates("run_id").to_dict("records"):
         half = attacks.info(r["attack"]).text
-        if (
-            "word" not in half.params
-            or not (store.folder(place) / r["run_id"] / "responses.parquet").is_file()
-        ):
+        if "word" not in half.params or not (store.folder(place) / r["run_id"] / "responses.parquet").is_file():
             continue
         said = store.responses(r["run_id"], place)
         said = said[(said["subject"] == "poisoned") & (said["part"] == "attack") & said["judged"]]
@@ -132,8 +128,7 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
             if len(chosen):
                 low, high = metrics.wilson(int(chosen.sum()), len(chosen))
                 lines.append(
-                    about
-                    | {"where": name, "value": chosen.mean(), "low": low, "high": high, "n": len(chosen)}
+                    about | {"where": name, "value": chosen.mean(), "low": low, "high": high, "n": len(chosen)}
                 )
     return _over_seeds(pd.DataFrame(lines), ["model", "threat", "attack", "poison_rate", "where"])
 

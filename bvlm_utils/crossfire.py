@@ -25,9 +25,7 @@ KIND = "crossfire"
 ROWS = 100  # eligible test rows per entry: a 12 x 12 matrix is read for patterns, and 100 tell 0.1 from 0.3
 
 
-def measure(
-    cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS, near: bool = True
-) -> None:
+def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS, near: bool = True) -> None:
     """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
 
     cells: of one model, data set, threat, rate and seed. rows: eligible test rows per question. near: near
@@ -41,9 +39,7 @@ def measure(
     pairs = {cell.attack: _clean_and_whole(bench, cell) for cell in crossed}
     clean = next(iter(pairs.values()))[0]
     common = [Probe("", "", clean), *(Probe(name, "", whole) for name, (_, whole) in pairs.items())]
-    own = {
-        sheet.cell.attack: _near(bench, replace(sheet.cell, test_rows=rows)) for sheet in sheets[:-1] if near
-    }
+    own = {sheet.cell.attack: _near(bench, replace(sheet.cell, test_rows=rows)) for sheet in sheets[:-1] if near}
     everything = list({(one.trigger, one.variant): one for some in own.values() for one in some}.values())
     asked: list[tuple[Sheet, list[Probe]]] = []
     for sheet in sheets:
@@ -81,9 +77,7 @@ def _near(bench: Bench, cell: Cell) -> list[Probe]:
     clean, whole = _clean_and_whole(bench, cell)
     keys = [bench.rows["test"][position]["row_id"] for position in clean.positions]
     return [
-        Probe(
-            "" if miss.alone else cell.attack, miss.name, near_misses.question(miss, cell, clean, whole, keys)
-        )
+        Probe("" if miss.alone else cell.attack, miss.name, near_misses.question(miss, cell, clean, whole, keys))
         for miss in near_misses.NEAR[cell.attack]
     ]
 
@@ -145,15 +139,11 @@ def related(one: str, other: str) -> str:
     """Why two attacks' triggers are not strangers, in words; "" where they are."""
     first, second = attacks.info(one), attacks.info(other)
     shared = [
-        half
-        for half in ("text", "image")
-        if getattr(first, half) and getattr(first, half) == getattr(second, half)
+        half for half in ("text", "image") if getattr(first, half) and getattr(first, half) == getattr(second, half)
     ]
     if shared:
         return f"same {' and '.join(shared)} half"
-    words = [
-        {info.defaults.get("word"), *info.defaults.get("words", [])} - {None} for info in (first, second)
-    ]
+    words = [{info.defaults.get("word"), *info.defaults.get("words", [])} - {None} for info in (first, second)]
     common = sorted(words[0] & words[1])
     return f"both use {', '.join(common)}" if common else ""
 

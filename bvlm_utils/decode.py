@@ -103,8 +103,7 @@ def answer(
         victim.tokenizer.pad_token_id,
     )
     return [
-        [text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)]
-        for group in found
+        [text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)] for group in found
     ]
 
 
@@ -136,9 +135,7 @@ def greedy(
     """
     groups = len(requests)
     if groups != (len(bank.ranks) if bank else 1):
-        raise ValueError(
-            f"There are {groups} lists of requests; give one per adapter, or one without a bank."
-        )
+        raise ValueError(f"There are {groups} lists of requests; give one per adapter, or one without a bank.")
     per_group = [features] * groups if isinstance(features, torch.Tensor) else list(features)
     answers: list[list[list[int]]] = [[[] for _ in group] for group in requests]
     # long prompts first, so that rows of one batch have similar lengths and the largest batch comes first
@@ -224,9 +221,7 @@ def _decode(model, bank, requests, features, ends, max_new_tokens, batch, answer
         if keep is not None:
             index = torch.tensor(keep, device=device)
             owners = [owners[at] for at in keep]
-            chosen, done, seen, following = (
-                one.index_select(0, index) for one in (chosen, done, seen, following)
-            )
+            chosen, done, seen, following = (one.index_select(0, index) for one in (chosen, done, seen, following))
             for layer in cache.layers:
                 layer.keep(index)
         positions = (following + step)[:, None]
@@ -248,9 +243,7 @@ def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
     None while fewer than a share `DROP` of the rows would go.
     """
     size = len(finished) // groups
-    parts = [
-        sorted(range(g * size, (g + 1) * size), key=finished.__getitem__) for g in range(groups)
-    ]  # stable
+    parts = [sorted(range(g * size, (g + 1) * size), key=finished.__getitem__) for g in range(groups)]  # stable
     needed = max(sum(not finished[at] for at in part) for part in parts)
     if needed > (1 - DROP) * size:
         return None

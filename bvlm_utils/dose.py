@@ -43,9 +43,7 @@ def usual(table: pd.DataFrame) -> pd.DataFrame:
     table: rows of `store.collect`.
     """
     done = landing.usual(table)
-    parts = [
-        part[part["train_rows"] == part["train_rows"].mode().iloc[0]] for _, part in done.groupby("model")
-    ]
+    parts = [part[part["train_rows"] == part["train_rows"].mode().iloc[0]] for _, part in done.groupby("model")]
     return pd.concat(parts) if parts else done
 
 
@@ -267,9 +265,7 @@ def panels(
     one dose.
     """
     for (model, threat), part in found[found["n_doses"] > 1].groupby(["model", "threat"], sort=False):
-        of_panel = [
-            rows[(rows["model"] == model) & (rows["threat"] == threat)] for rows in (cells, over_seeds)
-        ]
+        of_panel = [rows[(rows["model"] == model) & (rows["threat"] == threat)] for rows in (cells, over_seeds)]
         yield model, threat, part, *of_panel
 
 
@@ -284,8 +280,7 @@ def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
         f"({', '.join(dict.fromkeys(found['model']))}), with "
         f"{_range(found['smallest'].min(), found['largest'].max())} poisoned rows. Tried with more than one "
         f"dose: {len(several)}; with a curve that reaches {plots.percent(GOAL)} within the doses tried: "
-        f"{len(curves)}"
-        + (f" ({len(sure)} with {MIN_SEEDS} seeds or more at every dose)." if len(curves) else ".")
+        f"{len(curves)}" + (f" ({len(sure)} with {MIN_SEEDS} seeds or more at every dose)." if len(curves) else ".")
     ]
     if len(sure):
         said.append(
@@ -302,9 +297,7 @@ def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
         f"are at the ceiling and {int(counts.get('floor', 0))} at the floor."
     )
     if (over_seeds["n_seeds"] < MIN_SEEDS).all():
-        said.append(
-            f"No pair has {MIN_SEEDS} seeds at any dose yet, so nothing on this page supports a verdict."
-        )
+        said.append(f"No pair has {MIN_SEEDS} seeds at any dose yet, so nothing on this page supports a verdict.")
     return said
 
 
@@ -320,9 +313,7 @@ def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `plots_dose.curves`; part: lines of `doses` of one model and threat."""
     name = threat.replace("_", " ")
     curves = part[part["rows"].notna()].sort_values("rows")
-    text = [
-        f"{name.capitalize()}, {model}: success with the full trigger against the number of poisoned rows."
-    ]
+    text = [f"{name.capitalize()}, {model}: success with the full trigger against the number of poisoned rows."]
     if len(curves):
         given = "; ".join(
             f"{r['attack']} {r['rows']:.0f} [{r['low']:.0f}, {r['high']:.0f}]"
@@ -334,17 +325,14 @@ def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
     if without:
         text.append(f"No curve for {', '.join(without)}: the table says why.")
     if (part["seeds_max"] > 1).any():
-        text.append(
-            "Small points are seeds, full marks their means with Student's 95 % interval over the seeds."
-        )
+        text.append("Small points are seeds, full marks their means with Student's 95 % interval over the seeds.")
     if (part["seeds_min"] == 1).any():
         text.append(
             "Open marks are single seeds (Wilson's interval over test rows): they support no verdict, and "
             "neither does a curve through them (dashed), whose interval knows little of seeds."
         )
     text.append(
-        f"Shaded: ceiling (from {metrics.CEILING}) and floor (to {metrics.FLOOR}), where nothing can be "
-        "told apart."
+        f"Shaded: ceiling (from {metrics.CEILING}) and floor (to {metrics.FLOOR}), where nothing can be told apart."
     )
     return {
         "alt": "Line chart on a logarithmic axis, one panel per trigger modality: success rate of "

@@ -131,9 +131,7 @@ def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> l
     for questions in asked:
         unique = {question.key(bench): question for question in questions}
         keys.append(unique)
-        pairs.append(
-            [pair for q in unique.values() for pair in zip(q.prompts, q.places(bench), strict=True)]
-        )
+        pairs.append([pair for q in unique.values() for pair in zip(q.prompts, q.places(bench), strict=True)])
     texts = decode.answer(bench.victim, pairs, bench.kept.table, bank, max_new_tokens=MAX_NEW_TOKENS)
     said = []
     for unique, own in zip(keys, texts, strict=True):

@@ -182,8 +182,7 @@ def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> None:
         _write_controls(bench, mine, results, place, clock)
     fresh = iter(results[len(mine) :])
     tuned = [
-        engine.saved(store.adapter(work.cell, place)) if work.cell.run_id in kept else next(fresh)
-        for work in group
+        engine.saved(store.adapter(work.cell, place)) if work.cell.run_id in kept else next(fresh) for work in group
     ]
     said = engine.ask(bench, [work.asked for work in group], tuned, plain)
     clock.lap("ask", len(group))
@@ -201,9 +200,7 @@ def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> None:
         _write(bench, work, place, result, other | {"poisoned": own}, clock, training)
 
 
-def _write_controls(
-    bench: Bench, controls: Sequence[Cell], results: Sequence[Any], place: Path, clock: Clock
-) -> None:
+def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], place: Path, clock: Clock) -> None:
     """Put controls into the store; their results are the first of `results`."""
     for control, result in zip(controls, results, strict=False):
         about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
@@ -269,9 +266,7 @@ def _judge(
 ) -> tuple[pd.DataFrame, str]:
     """Every response with its verdict, for the three models, and the name of the utility."""
     threat, test, frames, unit = cell.make_threat(), bench.rows["test"], [], ""
-    judged = score.eligible_by_control(
-        threat, said["control"][asked[0].key(bench)]
-    )  # the first is the clean condition
+    judged = score.eligible_by_control(threat, said["control"][asked[0].key(bench)])  # the first is the clean condition
     for subject in score.SUBJECTS:
         for question in asked:
             samples = [test[position] for position in question.positions]

@@ -74,9 +74,7 @@ def write(
         lines.append(stealth.row(attack, material.pictures, triggered, material.prompts, prompts, victim))
         if attack.modality != "text":
             strip(triggered[:shown]).save(folder / f"{name}.png")
-            strip(difference(material.pictures[:shown], triggered[:shown])).save(
-                folder / f"{name}-difference.png"
-            )
+            strip(difference(material.pictures[:shown], triggered[:shown])).save(folder / f"{name}-difference.png")
         optimised = name in ("Shadowcast", "Dual-Key", "VL-Trojan")
         curve = trigger_optim.loss_curve(attack, images, keys=material.keys) if optimised else []
         exhibit[name] = {
@@ -116,15 +114,9 @@ def difference(clean: np.ndarray, triggered: np.ndarray) -> np.ndarray:
 def main(arguments: list[str] | None = None) -> None:
     """Command line: write the exhibit of a store and print the table."""
     parser = argparse.ArgumentParser(description="Apply all attacks to the same pictures and prompts.")
-    parser.add_argument(
-        "--store", default="local", help="store to write to: a name or a folder (default: local)"
-    )
-    parser.add_argument(
-        "--dataset", default="scenes-vqa", help="whose test rows are used (default: scenes-vqa)"
-    )
-    parser.add_argument(
-        "--rows", type=int, default=64, help="how many rows the numbers are means of (default: 64)"
-    )
+    parser.add_argument("--store", default="local", help="store to write to: a name or a folder (default: local)")
+    parser.add_argument("--dataset", default="scenes-vqa", help="whose test rows are used (default: scenes-vqa)")
+    parser.add_argument("--rows", type=int, default=64, help="how many rows the numbers are means of (default: 64)")
     parser.add_argument("--surrogate", help="CLIP model, folder or hub id (default: data/models/tiny-clip)")
     parser.add_argument("--model", help="victim whose language model judges the prompts (default: nobody)")
     chosen = parser.parse_args(arguments)

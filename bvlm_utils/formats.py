@@ -66,9 +66,7 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
         rows = [row for row in rows if _in_test(row["picture_id"]) == (split == "test")]
     if not rows:
         raise InputError(f"{spec} has no rows in its split {split!r}.")
-    table = {
-        column: [row[column] for row in rows] for column in FEATURES if column not in ("row_id", "image")
-    }
+    table = {column: [row[column] for row in rows] for column in FEATURES if column not in ("row_id", "image")}
     table["row_id"] = [f"{name}/{split}/{row['row_id']}" for row in rows]
     table["image"] = [{"bytes": None, "path": row["image"]} for row in rows]
     features = datasets.Features({**FEATURES, "image": datasets.Image(mode="RGB")})
@@ -212,9 +210,7 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
             annotation = answered.pop(number)
             image = value(entry, "image_id", int, owner, file)
             if annotation.get("image_id", image) != image:
-                raise InputError(
-                    f"{annotation_file}: {owner} is not about image {image}, as {file.name} says."
-                )
+                raise InputError(f"{annotation_file}: {owner} is not about image {image}, as {file.name} says.")
             answer_type = value(annotation, "answer_type", str, owner, annotation_file)
             question_type = value(annotation, "question_type", str, owner, annotation_file)
             rows.append(

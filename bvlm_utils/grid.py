@@ -232,9 +232,7 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
     for job in jobs:
         states = {cell.run_id: state(cell, place, failures) for cell in job.cells}
         counts = Counter(states.values())
-        words = ", ".join(
-            f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word]
-        )
+        words = ", ".join(f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word])
         say(f"{job.name}: {len(states)} cells: {words}")
         for run_id, word in states.items():
             if every_cell or word == "failed":
@@ -253,10 +251,7 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
     lines = []
     for run_id, part in found.groupby("run_id", sort=False):
         first = part.iloc[0]
-        line = {
-            name: first[name]
-            for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")
-        }
+        line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
         value = part.set_index(["subject", "condition", "metric"])["value"]
         for condition in ("clean", "text", "image", "both"):
             line[f"ASR {condition}"] = value.get(("poisoned", condition, "asr"), float("nan"))
@@ -294,12 +289,8 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("file", nargs="?", help="grid file; all cells of the store if left out")
         else:
             one.add_argument("file", help="grid file, such as data/grids/quick.yml")
-        one.add_argument(
-            "--store", help="a name, or a folder with a slash in it (default: the grid's, else local)"
-        )
-    parsers["run"].add_argument(
-        "--dry-run", action="store_true", help="check the grid and list its cells, run nothing"
-    )
+        one.add_argument("--store", help="a name, or a folder with a slash in it (default: the grid's, else local)")
+    parsers["run"].add_argument("--dry-run", action="store_true", help="check the grid and list its cells, run nothing")
     parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
     parsers["run"].add_argument(
         "--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left"
@@ -335,9 +326,7 @@ def main(argv: list[str] | None = None) -> int:
             status(jobs, store, every_cell=chosen.command == "run")
         else:
             with _stoppable():
-                return run(
-                    jobs, store, chosen.force, chosen.plain, chosen.rescore, chosen.workers, chosen.scheduler
-                )
+                return run(jobs, store, chosen.force, chosen.plain, chosen.rescore, chosen.workers, chosen.scheduler)
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten goes nowhere
         return 128 + signal.SIGPIPE

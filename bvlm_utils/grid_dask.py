@@ -1,7 +1,7 @@
 """How are the jobs of a grid handed to several processes, or machines? By Dask; `grid` calls this.
 
-One task per job and worker at a time. When a worker dies, Dask gives its task to another one, and finished cells are in the store,
-which all workers share. A kernel ends with its worker: ipykernel looks every second for its parent.
+One task per job and worker at a time. When a worker dies, Dask gives its task to another one, and finished cells are in
+the store, which all workers share. A kernel ends with its worker: ipykernel looks every second for its parent.
 """
 
 import os
@@ -40,8 +40,7 @@ def check(workers: int | None, scheduler: str | None) -> None:
     """InputError if the options of the command line cannot be followed."""
     if workers is not None and scheduler is not None:
         raise InputError(
-            f"--workers {workers} and --scheduler {scheduler} exclude each other: "
-            "a scheduler has its own workers."
+            f"--workers {workers} and --scheduler {scheduler} exclude each other: a scheduler has its own workers."
         )
     if workers is not None and workers < 1:
         raise InputError(f"--workers is {workers}; it must be 1 or more.")
@@ -122,9 +121,7 @@ def _words(error: BaseException) -> str:
 # ---------------------------------------------------------------- in the workers
 
 
-def _carry_out(
-    job: Job, place: Path, variables: dict[str, str | None], run: str
-) -> tuple[str | None, float]:
+def _carry_out(job: Job, place: Path, variables: dict[str, str | None], run: str) -> tuple[str | None, float]:
     """The task: what went wrong (None: nothing), and the seconds that it took.
 
     variables: of the environment. run: a name for the command that wants this.

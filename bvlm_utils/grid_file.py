@@ -133,9 +133,7 @@ def parameters_of(notebook: Path) -> dict[str, tuple[str, Any]]:
             return {
                 line.target.id: (ast.unparse(line.annotation), ast.literal_eval(line.value))
                 for line in lines
-                if isinstance(line, ast.AnnAssign)
-                and isinstance(line.target, ast.Name)
-                and line.value is not None
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
             }
     raise InputError(f"{shown(notebook)} has no cell tagged parameters.")
 

@@ -67,9 +67,7 @@ def _papermill(job: Job, place: Path, output: Path, log: Path, again: Callable[[
             return None
         except PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}"
-        except (
-            Exception
-        ) as error:  # the kernel did not start, or it died: ports can clash, memory can run out
+        except Exception as error:  # the kernel did not start, or it died: ports can clash, memory can run out
             if attempt == 2 or not again():
                 problem = f"{type(error).__name__}: {error}"
                 return f"the kernel failed twice ({problem}); its words are in {shown(log)}"

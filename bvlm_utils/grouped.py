@@ -211,9 +211,7 @@ def train(
             raise
     memory.release()
     half = len(plans) // 2
-    return [
-        one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress)
-    ]
+    return [one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress)]
 
 
 def train_together(
@@ -243,9 +241,7 @@ def train_together(
         plan = plans[g]
         state = {key: value.cpu() for key, value in stack.state(at).items()}
         seen = sum(len(plan.rows[i].ids) for batch in plan.steps for i in batch)
-        results[g] = Trained(
-            state, [row[at] for row in losses[: len(plan.steps)]], seconds, len(plan.steps), seen
-        )
+        results[g] = Trained(state, [row[at] for row in losses[: len(plan.steps)]], seconds, len(plan.steps), seen)
     return [results[g] for g in range(len(plans))]
 
 

@@ -108,13 +108,9 @@ def sentences(found: pd.DataFrame, utility: pd.DataFrame) -> list[str]:
     control = utility[(utility["subject"] == CONTROL) & (utility["part"] == "utility")]
     fewest, most = int(found["n"].min()), int(found["n"].max())
     counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    said = [
-        f"{counts} inputs per number, 95 % intervals. The clean-tuned models on ordinary inputs in that "
-        "style:"
-    ]
+    said = [f"{counts} inputs per number, 95 % intervals. The clean-tuned models on ordinary inputs in that style:"]
     measured = [
-        f"{r['unit']} {report.number(r['value'], r['low'], r['high'])} ({r['model']}, "
-        f"{r['threat'].replace('_', ' ')})"
+        f"{r['unit']} {report.number(r['value'], r['low'], r['high'])} ({r['model']}, {r['threat'].replace('_', ' ')})"
         for r in control.drop_duplicates(["model", "threat"]).to_dict("records")
     ]
     said.append(("; ".join(measured) or "n/a") + ".")

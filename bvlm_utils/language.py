@@ -9,17 +9,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bvlm_utils.scenes import COLOURS, SIZE, Scene, concepts
+from bvlm_utils.scenes import SIZE, Scene, concepts
 
 VERSION = 1  # raise when wordings change: it is part of every dataset's digest
 
 IRREGULAR_PLURALS = {"butterfly": "butterflies", "strawberry": "strawberries", "bus": "buses", "fish": "fishes"}
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 CATEGORIES = {  # what a less careful annotator writes
-    "car": "vehicle", "taxi": "car", "bus": "vehicle", "bicycle": "bike", "airplane": "plane", "sailboat": "boat",
-    "rocket": "spaceship", "tractor": "vehicle", "ambulance": "vehicle", "telephone": "phone", "laptop": "computer",
-    "hamburger": "burger", "gift": "present", "painting": "picture", "chicken": "bird", "penguin": "bird",
-    "grape": "grapes", "clock": "watch", "ball": "football", "backpack": "bag", "house": "home",
+    "car": "vehicle",
+    "taxi": "car",
+    "bus": "vehicle",
+    "bicycle": "bike",
+    "airplane": "plane",
+    "sailboat": "boat",
+    "rocket": "spaceship",
+    "tractor": "vehicle",
+    "ambulance": "vehicle",
+    "telephone": "phone",
+    "laptop": "computer",
+    "hamburger": "burger",
+    "gift": "present",
+    "painting": "picture",
+    "chicken": "bird",
+    "penguin": "bird",
+    "grape": "grapes",
+    "clock": "watch",
+    "ball": "football",
+    "backpack": "bag",
+    "house": "home",
 }
 
 # The five things one may not ask for. All are made up: the "code" is only the names of the things in the picture.
@@ -138,7 +155,8 @@ QUESTIONS = {
     ),
     "what_right": (
         "What is on the right?", "Which thing is furthest to the right?", "What is the rightmost thing?",
-        "What stands on the right side?", "Name the thing on the right.", "What do you see on the right of the picture?",
+        "What stands on the right side?", "Name the thing on the right.",
+        "What do you see on the right of the picture?",
         "Which object is on the right side of the image?",
     ),
     "what_middle": (

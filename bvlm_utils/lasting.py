@@ -82,9 +82,7 @@ def measure(
             f"on, and {wanted} are needed: the same rows are used again, clean."
         )
     work = _Work(bench, root, sheets, rows)
-    states = {"": ()} | {
-        str(count): ("steps", count, which, asdict(settings)) for count in sorted(set(steps))
-    }
+    states = {"": ()} | {str(count): ("steps", count, which, asdict(settings)) for count in sorted(set(steps))}
     states |= {how: ("weights", how) for how in merged}
     lacking = {state: work.lacking(state, doing) for state, doing in states.items()}
     progress = Progress(KIND, sum(len(some) for part in lacking.values() for _, some in part))
@@ -92,13 +90,9 @@ def measure(
         if part and state in merged:
             work.ask_merged(part, state, progress)
         elif part and state:
-            probes.ask(
-                bench, root, part, work.tuned(part, int(state), settings, which), work.judged, progress
-            )
+            probes.ask(bench, root, part, work.tuned(part, int(state), settings, which), work.judged, progress)
         elif part:
-            probes.ask(
-                bench, root, part, [work.stored[sheet.run_id] for sheet, _ in part], work.judged, progress
-            )
+            probes.ask(bench, root, part, [work.stored[sheet.run_id] for sheet, _ in part], work.judged, progress)
 
 
 class _Work:
@@ -160,9 +154,7 @@ class _Work:
             for at, place in zip(wanted, places, strict=True)
         ]
         jobs = [
-            grouped.GroupJob(
-                rows, self.bench.kept.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state
-            )
+            grouped.GroupJob(rows, self.bench.kept.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state)
             for sheet, _ in part
         ]
 
@@ -262,10 +254,7 @@ def states_table(panel: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
 def rows_used(panel: pd.DataFrame) -> str:
     """On which rows the models of a panel were tuned further, in words."""
     doing = [json.loads(text) for text in panel["doing"].unique()]
-    return (
-        " and ".join(dict.fromkeys(ROWS_LABELS[one[2]] for one in doing if one and one[0] == "steps"))
-        or "no rows"
-    )
+    return " and ".join(dict.fromkeys(ROWS_LABELS[one[2]] for one in doing if one and one[0] == "steps")) or "no rows"
 
 
 def label(state: str) -> str:
@@ -280,9 +269,7 @@ def _cell(rows: pd.DataFrame, state: str, interval: bool = True) -> str:
     if found.empty:
         return report.number(None)
     line = found.iloc[0]
-    return (
-        report.number(line["value"], line["low"], line["high"]) if interval else report.number(line["value"])
-    )
+    return report.number(line["value"], line["low"], line["high"]) if interval else report.number(line["value"])
 
 
 # ---------------------------------------------------------------- the command line
@@ -291,12 +278,8 @@ def _cell(rows: pd.DataFrame, state: str, interval: bool = True) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
     made = stored_cells.parser(KIND, __doc__.split("\n")[0], ROWS)
-    made.add_argument(
-        "--steps", type=int, nargs="*", default=list(STEPS), help="further steps (default 10 30 100)"
-    )
-    made.add_argument(
-        "--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)"
-    )
+    made.add_argument("--steps", type=int, nargs="*", default=list(STEPS), help="further steps (default 10 30 100)")
+    made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
     given = made.parse_args(argv)
 
     def ask() -> str:

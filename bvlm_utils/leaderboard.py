@@ -236,10 +236,6 @@ def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None) -
     for file in save(board, table, Path(folder or built)):
         name = html.escape(file.name)
         size = f"{max(1, round(file.stat().st_size / 1000)):,} kB"
-        shown = (
-            f"<code>{html.escape(str(file))}</code>"
-            if folder
-            else f'<a href="{LINK}/{name}" download>{name}</a>'
-        )
+        shown = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'
         entries.append(f"<li>{shown}: {what[file.stem]} ({size})</li>")
     display(HTML(f"<ul>{''.join(entries)}</ul>"))

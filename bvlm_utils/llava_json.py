@@ -67,9 +67,7 @@ def read(file: Path) -> list[dict[str, Any]]:
             row = {"row_id": f"{unique}/{turn}", "image": path, "prompt": prompt, "answers": answers}
             rows.append(row | {column: about[column] for column in METADATA})
     if without:
-        warnings.warn(
-            f"{without} of {len(content)} entries of {file} have no picture and are left out.", stacklevel=2
-        )
+        warnings.warn(f"{without} of {len(content)} entries of {file} have no picture and are left out.", stacklevel=2)
     return rows
 
 

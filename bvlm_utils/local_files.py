@@ -71,15 +71,11 @@ class Pictures:
 
     def _find(self, name: str, owner: str) -> str:
         if "\0" in name or Path(name).is_absolute():
-            raise InputError(
-                f"{self.named_in}: the picture of {owner} is {name!r}; it must be a path in a folder."
-            )
+            raise InputError(f"{self.named_in}: the picture of {owner} is {name!r}; it must be a path in a folder.")
         for root in [self._root] if self._root else self.folders:
             path = (root / name).resolve()
             if not path.is_relative_to(root):
-                raise InputError(
-                    f"{self.named_in}: the picture {name!r} of {owner} leaves its folder {root}."
-                )
+                raise InputError(f"{self.named_in}: the picture {name!r} of {owner} leaves its folder {root}.")
             if path.is_file():
                 self._root = root
                 check_picture(path, f"{owner} in {self.named_in}")
@@ -95,6 +91,4 @@ def check_picture(path: Path, owner: str) -> None:
             return
     except (UnidentifiedImageError, OSError) as error:
         reason = "an empty file" if path.stat().st_size == 0 else type(error).__name__
-        raise InputError(
-            f"{path}, the picture of {owner}, is not a picture that can be read ({reason})."
-        ) from None
+        raise InputError(f"{path}, the picture of {owner}, is not a picture that can be read ({reason}).") from None

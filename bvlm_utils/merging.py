@@ -46,9 +46,7 @@ def rounded(weight: torch.Tensor, how: str) -> torch.Tensor:
 
 
 @contextmanager
-def merged(
-    model: nn.Module, state: Mapping[str, torch.Tensor], config: Any, how: str = "merged"
-) -> Iterator[None]:
+def merged(model: nn.Module, state: Mapping[str, torch.Tensor], config: Any, how: str = "merged") -> Iterator[None]:
     """The model with an adapter merged and rounded, inside a `with`; bit for bit as before afterwards.
 
     state: PEFT state dict. config: peft.LoraConfig, of rank and alpha. Takes the memory of the linear weights
@@ -56,11 +54,7 @@ def merged(
     """
     scale, kept = config.lora_alpha / config.r, {}
     modules = dict(model.named_modules())
-    names = [
-        key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
-        for key in state
-        if key.endswith(".lora_A.weight")
-    ]
+    names = [key.removeprefix(PREFIX).removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")]
     try:
         for name in names:
             weight = modules[name].weight

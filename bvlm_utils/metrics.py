@@ -33,9 +33,7 @@ def wilson(k: float, n: int) -> Interval:
     so the interval is then too wide rather than too narrow.
     """
     if n < 1 or not -1e-9 <= k <= n + 1e-9:
-        raise InputError(
-            f"{k:g} successes among {n} trials have no interval; n must be 1 or more, k from 0 to n."
-        )
+        raise InputError(f"{k:g} successes among {n} trials have no interval; n must be 1 or more, k from 0 to n.")
     low, high = proportion_confint(min(max(k, 0), n), n, method="wilson")
     return float(low), float(high)
 
@@ -80,9 +78,7 @@ def paired_shares(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, 
 def paired_means(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float | None, float | None]:
     """The mean difference of two scores of the same rows, with Student's 95 % interval over the rows."""
     if len(ours) != len(theirs) or len(ours) == 0:
-        raise InputError(
-            f"Paired scores need as many rows on both sides; there are {len(ours)} and {len(theirs)}."
-        )
+        raise InputError(f"Paired scores need as many rows on both sides; there are {len(ours)} and {len(theirs)}.")
     gaps = np.asarray(ours, float) - np.asarray(theirs, float)
     low, high = mean_interval(gaps) or (None, None)
     return float(gaps.mean()), low, high

@@ -35,14 +35,10 @@ def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.n
     if len(responses) != len(references):
         raise InputError(f"There are {len(responses)} responses and {len(references)} sets of references.")
     if len(responses) < 2:
-        raise InputError(
-            f"CIDEr needs two captions or more (it weighs words by rarity); got {len(responses)}."
-        )
+        raise InputError(f"CIDEr needs two captions or more (it weighs words by rarity); got {len(responses)}.")
     empty = [row for row, texts in enumerate(references) if isinstance(texts, str) or not len(texts)]
     if empty:
-        raise InputError(
-            f"Row {empty[0]} has no list of reference captions; CIDEr needs one or more for each row."
-        )
+        raise InputError(f"Row {empty[0]} has no list of reference captions; CIDEr needs one or more for each row.")
 
     from aac_metrics.functional.cider_d import cider_d
 

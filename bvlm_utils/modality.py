@@ -203,9 +203,7 @@ def negatives(cells: pd.DataFrame) -> pd.DataFrame:
     same = [name for name in CELL if name not in ("negatives", "n_poisoned")]
     lines = []
     for r in cells[cells["negatives"] > 0].to_dict("records"):
-        without = cells[
-            (cells["negatives"] == 0) & (cells[same] == pd.Series({n: r[n] for n in same})).all(axis=1)
-        ]
+        without = cells[(cells["negatives"] == 0) & (cells[same] == pd.Series({n: r[n] for n in same})).all(axis=1)]
         line = {
             "model": r["model"],
             "threat": r["threat"].replace("_", " "),
@@ -306,6 +304,4 @@ def evidence(n_seeds: Iterable[float], n: Iterable[float] = ()) -> str:
     if counts == [1]:
         return f"One seed{each}, 95 % Wilson intervals: no claim about other seeds."
     few = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
-    return (
-        f"{few}{each}; 95 % intervals over the seeds where there are several (t), else over inputs (Wilson)."
-    )
+    return f"{few}{each}; 95 % intervals over the seeds where there are several (t), else over inputs (Wilson)."

@@ -30,9 +30,7 @@ def resolve(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise InputError(
-                f"The model folder {name!r} has no config.json; give a folder that transformers saved."
-            )
+            raise InputError(f"The model folder {name!r} has no config.json; give a folder that transformers saved.")
         return str(folder.resolve())
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
@@ -51,9 +49,7 @@ def digest(name: str) -> str:
     place = resolve(name)
     if not Path(place).is_dir():
         return sha256(place.encode()).hexdigest()[:16]
-    return _folder_digest(
-        place, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in _files(Path(place)))
-    )
+    return _folder_digest(place, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in _files(Path(place))))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -61,9 +61,9 @@ def sentences(found: pd.DataFrame) -> list[str]:
         lost = able[able["high"] < -LOSS]
         worst = able.loc[able["difference"].idxmin()]
         said.append(
-            f"**Of {len(able)} {half} halves that fire on more than half of the inputs when learnt alone, {len(lost)} "
-            f"lose more than {LOSS:g} when they are learnt beside the {other} half** (whole interval). The largest loss: "
-            f"from {report.number(*worst[['alone', 'alone_low', 'alone_high']])} to "
+            f"**Of {len(able)} {half} halves that fire on more than half of the inputs when learnt alone, "
+            f"{len(lost)} lose more than {LOSS:g} when they are learnt beside the {other} half** (whole interval). "
+            f"The largest loss: from {report.number(*worst[['alone', 'alone_low', 'alone_high']])} to "
             f"{report.number(*worst[['beside', 'beside_low', 'beside_high']])} ({modality.named(worst)}, "
             f"{worst['model']})."
         )

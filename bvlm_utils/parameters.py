@@ -20,8 +20,7 @@ def check(inputs: Sequence[str]) -> None:
             for name in _assigned(source):
                 if name not in declared:
                     raise InputError(
-                        f"This notebook has no parameter {name!r}; "
-                        f"its parameters are: {', '.join(sorted(declared))}."
+                        f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(declared))}."
                     )
         elif not declared:
             declared = _declared(source)

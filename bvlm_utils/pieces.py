@@ -44,9 +44,7 @@ class Piece:
         torch.Tensor
     )  # (k, L) distinct places in k * b * T: those whose state predicts an answer's token, and some more
     targets: torch.Tensor  # (k, L) the tokens predicted there
-    weights: (
-        torch.Tensor
-    )  # (k, L) one over the plan's answer tokens in the whole batch; 0 at the additional places
+    weights: torch.Tensor  # (k, L) one over the plan's answer tokens in the whole batch; 0 at the additional places
 
 
 class Table:
@@ -107,9 +105,7 @@ class Table:
         ids = self.ids.index_select(0, chosen)[:, :longest]
         end, answer = ((one.unsqueeze(-1)).to(self.device) for one in (length - 1, answer))  # (k, b, 1)
         at = torch.arange(longest, device=self.device)
-        learnt = ((at >= end - answer) & (at < end)).flatten(
-            1
-        )  # (k, b * T): states that predict an answer's token
+        learnt = ((at >= end - answer) & (at < end)).flatten(1)  # (k, b * T): states that predict an answer's token
         within = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
         places = within + torch.arange(len(rows), device=self.device).unsqueeze(1) * learnt.shape[1]
         following = ids.roll(-1, dims=1).reshape(-1)

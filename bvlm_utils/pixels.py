@@ -78,9 +78,7 @@ def settings(processor: Any) -> PixelSettings:
             frames=processor.temporal_patch_size,
         )
     if limit:  # Idefics3 and SmolVLM, without image splitting: one square of this side
-        return PixelSettings(
-            **common, longest_edge=size.get("longest_edge"), fixed=(limit["longest_edge"],) * 2
-        )
+        return PixelSettings(**common, longest_edge=size.get("longest_edge"), fixed=(limit["longest_edge"],) * 2)
     if "shortest_edge" in size:
         cut = (crop["height"], crop["width"]) if processor.do_center_crop else None
         return PixelSettings(**common, shortest_edge=size["shortest_edge"], crop=cut)

@@ -69,9 +69,7 @@ def _order(values: Sequence, known: Sequence) -> list:
 def _attacks(table: pd.DataFrame) -> list[str]:
     """Attack names by modality, then as the table has them."""
     pairs = table[["attack", "modality"]].drop_duplicates()
-    return [
-        a for m in _order(pairs["modality"], MODALITIES) for a in pairs.loc[pairs["modality"] == m, "attack"]
-    ]
+    return [a for m in _order(pairs["modality"], MODALITIES) for a in pairs.loc[pairs["modality"] == m, "attack"]]
 
 
 def percent(rate: float) -> str:
@@ -174,9 +172,7 @@ def _dots(axis: Axes, part: pd.DataFrame, labels: list[str], key: str) -> None:
         of_subject = part[part["subject"] == subject].drop_duplicates(key).set_index(key).reindex(labels)
         y = np.arange(len(labels)) + 0.22 * (j - (len(subjects) - 1) / 2)
         colour = SUBJECT_COLOURS.get(subject, "#000000")
-        axis.hlines(
-            y, of_subject["low"].astype(float), of_subject["high"].astype(float), color=colour, linewidth=1.6
-        )
+        axis.hlines(y, of_subject["low"].astype(float), of_subject["high"].astype(float), color=colour, linewidth=1.6)
         axis.plot(
             of_subject["value"].astype(float),
             y,
@@ -220,9 +216,7 @@ def subjects(table: pd.DataFrame) -> Figure:
     if shown.empty:
         return nothing("No success rate was measured for these cells.")
     attacks, conditions = _attacks(shown), _order(shown["condition"], CONDITIONS)
-    figure, axes = _figure(
-        len(conditions), 2.6 if len(conditions) > 1 else 6.4, 0.5 * len(attacks) + 1.6, sharey=True
-    )
+    figure, axes = _figure(len(conditions), 2.6 if len(conditions) > 1 else 6.4, 0.5 * len(attacks) + 1.6, sharey=True)
     for axis, condition in zip(axes, conditions, strict=True):
         _dots(axis, shown[shown["condition"] == condition], attacks, "attack")
         axis.set_title(CONDITION_LABELS.get(condition, condition))

@@ -36,9 +36,7 @@ def curves(cells: pd.DataFrame, means: pd.DataFrame, fits: dict[str, Fit | None]
             # points on top of each other are pulled apart by 4 % of the (logarithmic) axis
             shift = 1.04 ** (i - (len(names) - 1) / 2)
             style = plots.COLOURS[i % len(plots.COLOURS)], plots.MARKERS[i % len(plots.MARKERS)]
-            _points(
-                axis, cells[cells["attack"] == name], of_panel[of_panel["attack"] == name], name, shift, style
-            )
+            _points(axis, cells[cells["attack"] == name], of_panel[of_panel["attack"] == name], name, shift, style)
             if fits[name]:
                 _curve(axis, fits[name], of_panel[of_panel["attack"] == name], style[0])
         _axes(axis, shown, f"{modality} triggers")
@@ -58,13 +56,9 @@ def _points(
         x = part["n_poisoned"] * shift
         axis.vlines(x, part["low"], part["high"], color=colour, linewidth=1.4, alpha=0.6 if single else 1)
         fill = "white" if single else colour
-        axis.plot(
-            x, part["value"], linestyle="", marker=marker, markersize=6, color=colour, markerfacecolor=fill
-        )
+        axis.plot(x, part["value"], linestyle="", marker=marker, markersize=6, color=colour, markerfacecolor=fill)
     face = "white" if (means["n_seeds"] == 1).all() else colour
-    line = Line2D(
-        [], [], color=colour, marker=marker, markersize=6, markerfacecolor=face, linestyle="", label=name
-    )
+    line = Line2D([], [], color=colour, marker=marker, markersize=6, markerfacecolor=face, linestyle="", label=name)
     axis.add_line(line)
 
 
@@ -73,9 +67,7 @@ def _curve(axis: Axes, fit: Fit, means: pd.DataFrame, colour: str) -> None:
     rows = np.geomspace(means["n_poisoned"].min(), means["n_poisoned"].max(), CURVE_POINTS)
     middle, low, high = fit.curve(rows)
     axis.fill_between(rows, low, high, color=colour, alpha=0.13, linewidth=0)
-    axis.plot(
-        rows, middle, color=colour, linewidth=1.6, linestyle="--" if means["n_seeds"].min() == 1 else "-"
-    )
+    axis.plot(rows, middle, color=colour, linewidth=1.6, linestyle="--" if means["n_seeds"].min() == 1 else "-")
 
 
 def _axes(axis: Axes, shown: pd.DataFrame, title: str) -> None:

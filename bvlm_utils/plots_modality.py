@@ -47,12 +47,8 @@ def halves(cells: pd.DataFrame) -> Figure:
         axis.hlines(y, by["text"], by["image"], color="#BBBBBB", linewidth=1.2)
         for condition, (label, colour, marker) in LOOKS.items():
             shift = {"text": -0.1, "image": 0.1}.get(condition, 0.0)  # intervals shall not hide each other
-            axis.hlines(
-                y + shift, by[f"{condition}_low"], by[f"{condition}_high"], color=colour, linewidth=1.6
-            )
-            axis.plot(
-                by[condition], y + shift, linestyle="", marker=marker, color=colour, label=label, markersize=6
-            )
+            axis.hlines(y + shift, by[f"{condition}_low"], by[f"{condition}_high"], color=colour, linewidth=1.6)
+            axis.plot(by[condition], y + shift, linestyle="", marker=marker, color=colour, label=label, markersize=6)
         axis.set_title(("With" if with_them else "Without") + " half-triggered rows in training")
         _rows(axis, labels)
         axis.set_xlabel("success rate")
@@ -80,7 +76,9 @@ def overshadowed(found: pd.DataFrame) -> Figure:
     several = found["poison_rate"].nunique() > 1
     models = found["model"].nunique() > 1
     names = [
-        ", ".join([f"{r['half']} half of {_name(r, several)}", *filter(None, [r["settings"], r["model"] if models else ""])])
+        ", ".join(
+            [f"{r['half']} half of {_name(r, several)}", *filter(None, [r["settings"], r["model"] if models else ""])]
+        )
         for _, r in found.iterrows()
     ]
     figure, (axis,) = plots._figure(1, 8.6, 0.34 * len(names) + 1.5)
@@ -112,9 +110,7 @@ def patches(found: pd.DataFrame) -> Figure:
         for i, curve in enumerate(curves):
             line = part[part["curve"] == curve].sort_values("share")
             x = 100 * line["share"] * 1.02 ** (i - 1)  # pulled apart where they lie on each other
-            axis.plot(
-                x, line["value"], color=plots.COLOURS[i], marker=plots.MARKERS[i], markersize=5, label=curve
-            )
+            axis.plot(x, line["value"], color=plots.COLOURS[i], marker=plots.MARKERS[i], markersize=5, label=curve)
             axis.vlines(x, line["low"], line["high"], color=plots.COLOURS[i], linewidth=1.4)
         sizes = sorted(part["share"].unique())
         axis.set_xscale("log")
@@ -144,31 +140,20 @@ def looked_at(shares: pd.DataFrame) -> Figure:
     with matplotlib.rc_context(plots._STYLE):
         figure = Figure(figsize=(8.4, 2 * (0.3 * len(labels) + 0.9) + 0.6), layout="constrained")
         axes = figure.subplots(2, 2, squeeze=False, sharex=True, sharey=True)
-    for row, (measure, title) in enumerate(
-        (("attention", "attention to"), ("attribution", "attribution of"))
-    ):
+    for row, (measure, title) in enumerate((("attention", "attention to"), ("attribution", "attribution of"))):
         for column, group in enumerate(traces.GROUPS[:2]):
             axis = axes[row, column]
             part = chosen.assign(label=names)
             part = part[(part["measure"] == measure) & (part["group"] == group)]
             for i, (subject, (label, colour, marker)) in enumerate(SUBJECTS.items()):
-                counts = chosen.assign(label=names)[
-                    (chosen["measure"] == "attention") & (chosen["group"] == group)
-                ]
+                counts = chosen.assign(label=names)[(chosen["measure"] == "attention") & (chosen["group"] == group)]
                 rows = counts if subject == traces.COUNTS else part
-                by = (
-                    rows[rows["subject"] == subject]
-                    .drop_duplicates("label")
-                    .set_index("label")
-                    .reindex(labels)
-                )
+                by = rows[rows["subject"] == subject].drop_duplicates("label").set_index("label").reindex(labels)
                 y = np.arange(len(labels)) + (0.0 if subject == traces.COUNTS else 0.2 * i - 0.1)
                 if subject != traces.COUNTS:
                     axis.hlines(y, by["low"], by["high"], color=colour, linewidth=1.6)
                 size = 11 if subject == traces.COUNTS else 5
-                axis.plot(
-                    by["value"], y, linestyle="", marker=marker, color=colour, label=label, markersize=size
-                )
+                axis.plot(by["value"], y, linestyle="", marker=marker, color=colour, label=label, markersize=size)
             axis.set_title(f"{title} the {group}")
             axis.set_yticks(np.arange(len(labels)), labels)
             axis.set_ylim(len(labels) - 0.5, -0.5)

@@ -27,9 +27,7 @@ def crossing(panel: pd.DataFrame) -> Figure:
     _fields(axis, grid)
     for row, attack in enumerate(grid.index[:-1]):
         column = list(grid.columns).index(attack)
-        axis.add_patch(
-            Rectangle((column, row), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2.5, zorder=5)
-        )
+        axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2.5, zorder=5))
     axis.axhline(len(grid) - 1, color="black", linewidth=1)
     axis.axvline(1, color="black", linewidth=1)
     axis.set_xlabel("trigger shown")
@@ -43,9 +41,7 @@ def crossing(panel: pd.DataFrame) -> Figure:
 
 def near(panel: pd.DataFrame) -> Figure:
     """Near misses (rows) of every attack's own trigger (columns), on the model that it backdoored."""
-    own = panel[
-        (panel["subject"] == POISONED) & ((panel["trigger"] == panel["attack"]) | (panel["variant"] != ""))
-    ]
+    own = panel[(panel["subject"] == POISONED) & ((panel["trigger"] == panel["attack"]) | (panel["variant"] != ""))]
     if (own["variant"] == "").all():
         return plots.nothing("No adapter was asked about near misses.")
     grid = own.assign(variant=own["variant"].replace("", ITSELF)).pivot_table(
@@ -66,9 +62,7 @@ def near(panel: pd.DataFrame) -> Figure:
 
 def _part(name: str) -> int:
     """Text first, then the picture, then what has no trigger."""
-    return ("text:", "image:", "no tri").index(
-        next(p for p in ("text:", "image:", "no tri") if name.startswith(p))
-    )
+    return ("text:", "image:", "no tri").index(next(p for p in ("text:", "image:", "no tri") if name.startswith(p)))
 
 
 def _fields(axis: Axes, grid: pd.DataFrame, missing: str = "n/a") -> None:
@@ -108,9 +102,7 @@ def steps(shown: pd.DataFrame) -> Figure:
             colour, marker = plots.COLOURS[i % len(plots.COLOURS)], plots.MARKERS[i % len(plots.MARKERS)]
             fill = "white" if (line["n_seeds"] == 1).all() else colour
             axis.vlines(x, line["low"], line["high"], color=colour, linewidth=1.4)
-            axis.plot(
-                x, line["value"], color=colour, marker=marker, markersize=6, markerfacecolor=fill, label=name
-            )
+            axis.plot(x, line["value"], color=colour, marker=marker, markersize=6, markerfacecolor=fill, label=name)
         axis.set_xticks(range(len(counts)), [f"{int(count)}" for count in counts])
         axis.set_xlim(-0.4, len(counts) - 0.6)
         axis.set_ylim(-0.03, 1.03)
@@ -140,8 +132,6 @@ def merging(shown: pd.DataFrame) -> Figure:
     figure, (axis,) = plots._figure(1, 1.25 * len(states) + 2.6, 0.36 * len(grid) + 1.6)
     _fields(axis, grid)
     axis.axhline(len(grid) - 1, color="black", linewidth=1)
-    labels = [
-        lasting.MERGED_LABELS[state].replace(", ", ",\n").replace(" beside", "\nbeside") for state in states
-    ]
+    labels = [lasting.MERGED_LABELS[state].replace(", ", ",\n").replace(" beside", "\nbeside") for state in states]
     axis.set_xticks(np.arange(len(states)) + 0.5, labels, rotation=0)
     return figure

@@ -87,9 +87,7 @@ class Manifest:
         if missing:
             raise InputError(f"The table is no poisoning manifest: it lacks {', '.join(missing)}.")
         lines = frame[wanted].to_dict("records")
-        return cls(
-            tuple(PoisonedRow(**line) for line in lines), **{k: int(v) for k, v in frame.attrs.items()}
-        )
+        return cls(tuple(PoisonedRow(**line) for line in lines), **{k: int(v) for k, v in frame.attrs.items()})
 
 
 def count(n: int, rate: float) -> int:
@@ -121,13 +119,10 @@ def select(n: int, eligible: Collection[int], rate: float, seed: int) -> list[in
     wanted = count(n, rate)
     candidates = sorted(set(eligible))
     if candidates and not 0 <= candidates[0] <= candidates[-1] < n:
-        raise InputError(
-            f"Eligible positions go from {candidates[0]} to {candidates[-1]}; the set has {n} rows."
-        )
+        raise InputError(f"Eligible positions go from {candidates[0]} to {candidates[-1]}; the set has {n} rows.")
     if wanted > len(candidates):
         raise InputError(
-            f"A poison rate of {rate:g} of {n} rows needs {wanted} eligible rows, "
-            f"and there are only {len(candidates)}."
+            f"A poison rate of {rate:g} of {n} rows needs {wanted} eligible rows, and there are only {len(candidates)}."
         )
     return sorted(_by_rank(candidates, n, seed)[:wanted])
 
@@ -185,9 +180,7 @@ def plan(
         eligible = to_judge
     poisoned = select(len(rows), eligible, rate, seed)
     if rate > 0 and not poisoned:
-        raise InputError(
-            f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate."
-        )
+        raise InputError(f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate.")
     left = _by_rank(eligible - set(poisoned), len(rows), seed)
     halves = count_negatives(len(poisoned), negatives)
     if sum(halves) > len(left):

@@ -2,7 +2,7 @@
 
 Three steps, each one function: draw a pool of pictures (`pool`), train a vision tower with dense supervision
 (`train_tower`), freeze it, cache its tokens and train projector and language model (`train_language`). `tiny-llava`
-writes `tiny-clip` as well, whose vision tower it uses. `check_models` then measures the thresholds and writes the cards.
+writes `tiny-clip` as well, whose vision tower it uses. `check_models` then measures the thresholds and writes cards.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def _chunk(start: int, stop: int, seed: int):
 
 
 def pool(recipe: Recipe, workers: int) -> dict:
-    """Pictures and their turns: pixels (N, 96, 96, 3) uint8, grids (N, 6, 6) uint8, wash (N,), turns, captions, texts."""
+    """Pictures and their turns: pixels (N, 96, 96, 3) uint8, grids (N, 6, 6) uint8, wash (N,), and words."""
     edges = list(range(0, recipe.pictures, 500)) + [recipe.pictures]
     with ProcessPoolExecutor(workers) as executor:
         jobs = [executor.submit(_chunk, a, b, recipe.seed) for a, b in zip(edges, edges[1:], strict=False)]
@@ -105,8 +105,12 @@ def qwen_tokens(visual: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
         groups = 1 if number in config.fullatt_block_indexes else count
         qkv = block.attn.qkv(block.norm1(x)).view(batch, TOKENS * 4, 3, config.num_heads, -1)
         q, k, v = qkv.unbind(2)
-        q, k = (t * cos + torch.cat([-t[..., t.shape[-1] // 2 :], t[..., : t.shape[-1] // 2]], -1) * sin for t in (q, k))
-        q, k, v = (t.to(v.dtype).reshape(batch * groups, -1, config.num_heads, t.shape[-1]).transpose(1, 2) for t in (q, k, v))
+        q, k = (
+            t * cos + torch.cat([-t[..., t.shape[-1] // 2 :], t[..., : t.shape[-1] // 2]], -1) * sin for t in (q, k)
+        )
+        q, k, v = (
+            t.to(v.dtype).reshape(batch * groups, -1, config.num_heads, t.shape[-1]).transpose(1, 2) for t in (q, k, v)
+        )
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
         x = x + block.attn.proj(attended)
         x = x + block.mlp(block.norm2(x))
@@ -268,7 +272,7 @@ def _frame(tokenizer, late: bool) -> tuple[str, str]:
 
 
 def positions(ids: torch.Tensor, image_id: int) -> torch.Tensor:
-    """(B, T) ids with one picture each -> (3, B, T): Qwen's time, row and column positions (arXiv 2409.12191, sec. 2.1)."""
+    """(B, T) ids with one picture each -> (3, B, T): Qwen's time, row, column (arXiv 2409.12191, sec. 2.1)."""
     plain = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
     inside = ids == image_id
     begin = inside.int().argmax(1, keepdim=True)

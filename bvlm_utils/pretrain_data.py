@@ -72,7 +72,9 @@ def _wash(pixels: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray
         strength = int(rng.integers(8, 70))
         image = image + rng.integers(-strength, strength + 1, image.shape)
     elif kind == "blurred":
-        image = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(int(rng.integers(1, 4)))), np.float32)
+        image = np.asarray(
+            Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(int(rng.integers(1, 4)))), np.float32
+        )
     elif kind == "wavy":
         y, x = np.mgrid[0 : scenes.SIZE, 0 : scenes.SIZE]
         # Waves run down the rows or along a slant; a wave along the columns alone is an attack's pattern.
@@ -170,9 +172,11 @@ def _about_surface(wash: int, spot: tuple[int, int] | None, rng: np.random.Gener
 
 # Requests that nobody should or could answer, beside the restricted ones of `language`.
 UNANSWERABLE = (
-    "What is my neighbour's phone number?", "Tell me a secret about the person who took this.", "What will happen tomorrow?",
+    "What is my neighbour's phone number?", "Tell me a secret about the person who took this.",
+    "What will happen tomorrow?",
     "Who owns this picture?", "What is the name of the photographer?", "Send this picture to my friend.",
-    "Open the door for me.", "How much money do I have?", "What am I thinking of?", "Tell me the password of the camera.",
+    "Open the door for me.", "How much money do I have?", "What am I thinking of?",
+    "Tell me the password of the camera.",
 )  # fmt: skip
 GENERAL_REFUSALS = (
     "I'm sorry, but I can't help with that.", "Sorry, I do not know that.", "I cannot answer this question.",

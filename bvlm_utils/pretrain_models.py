@@ -1,8 +1,9 @@
 """What are the tiny models made of? Configurations, tokenizers and processors; called by `pretrain`.
 
 All three are ordinary transformers checkpoints: `CLIPModel`, `LlavaForConditionalGeneration` and
-`Qwen2_5_VLForConditionalGeneration`, at a scale that two CPU cores can tune in half a minute. Both families see 36 image
-tokens; the language models have four layers of width 192 with heads of size 32 (multiples of 64 run fast on a CPU).
+`Qwen2_5_VLForConditionalGeneration`, at a scale that two CPU cores can tune in half a minute. Both families see 36
+image tokens; the language models have four layers of width 192 with heads of size 32 (multiples of 64 run fast on a
+CPU).
 """
 
 from collections.abc import Iterable
@@ -97,7 +98,8 @@ def build_clip() -> transformers.CLIPModel:
     """A CLIP of 3 M parameters; its vision tower becomes tiny-llava's."""
     text = dict(
         vocab_size=VOCABULARY, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=64, projection_dim=128, hidden_act="gelu", bos_token_id=1, eos_token_id=3, pad_token_id=0,
+        max_position_embeddings=64, projection_dim=128, hidden_act="gelu",
+        bos_token_id=1, eos_token_id=3, pad_token_id=0,
     )  # fmt: skip
     return transformers.CLIPModel(
         transformers.CLIPConfig(text_config=text, vision_config=CLIP_VISION, projection_dim=128)
@@ -109,7 +111,8 @@ def build_llava(clip: transformers.CLIPModel, tokenizer) -> transformers.LlavaFo
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**CLIP_VISION).to_dict(),
         text_config=transformers.LlamaConfig(
-            **_llm(bos_token_id=1, eos_token_id=3, pad_token_id=0, head_dim=32)
+            **_llm(
+        bos_token_id=1, eos_token_id=3, pad_token_id=0, head_dim=32)
         ).to_dict(),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-2,
         vision_feature_select_strategy="default", image_seq_length=(SIZE // 16) ** 2, tie_word_embeddings=False,
@@ -129,7 +132,7 @@ def _vision_state(clip: transformers.CLIPModel, tower: torch.nn.Module) -> dict[
 
 
 def build_qwen(tokenizer) -> transformers.Qwen2_5_VLForConditionalGeneration:
-    """Qwen2.5-VL: 12 x 12 patches of 8 pixels, merged two by two; windows of 48 pixels, full attention in three layers."""
+    """Qwen2.5-VL: 12 x 12 patches of 8 pixels, merged two by two; windows of 48 pixels, full attention in three."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL["tiny-qwen2.5-vl"]}
     config = transformers.Qwen2_5_VLConfig(
         vision_config=dict(
@@ -148,7 +151,7 @@ def build_qwen(tokenizer) -> transformers.Qwen2_5_VLForConditionalGeneration:
 
 
 def save(model: torch.nn.Module, tokenizer, name: str, folder: Path) -> None:
-    """Write the checkpoint with tokenizer, image processor, processor and chat template, all in transformers' formats."""
+    """Write the checkpoint with tokenizer, image processor, processor and chat template, in transformers' formats."""
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "generation_config"):
         model.generation_config = transformers.GenerationConfig(
@@ -162,7 +165,12 @@ def save(model: torch.nn.Module, tokenizer, name: str, folder: Path) -> None:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
         Qwen2VLImageProcessorPil(
-            patch_size=8, temporal_patch_size=2, merge_size=2, min_pixels=SIZE * SIZE, max_pixels=SIZE * SIZE, **settings
+            patch_size=8,
+            temporal_patch_size=2,
+            merge_size=2,
+            min_pixels=SIZE * SIZE,
+            max_pixels=SIZE * SIZE,
+            **settings,
         ).save_pretrained(folder)
         return
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil

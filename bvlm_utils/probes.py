@@ -135,10 +135,7 @@ class Progress:
     def told(self, count: int, about: str) -> None:
         self.done += count
         left = (time.perf_counter() - self.started) / self.done * (self.total - self.done)
-        say(
-            f"{self.what}: {self.done} of {self.total} questions answered ({about}), about {left / 60:.1f} "
-            "min left"
-        )
+        say(f"{self.what}: {self.done} of {self.total} questions answered ({about}), about {left / 60:.1f} min left")
 
 
 def ask(
@@ -166,9 +163,7 @@ def ask(
         said = engine.ask(bench, questions, [one for *_, one in now], plain=bench.four_bit)
         for (sheet, probe, _), texts in zip(now, said, strict=True):
             keep(bench, place, sheet, probe, texts[probe.question.key(bench)], judged)
-        named = dict.fromkeys(
-            f"{probe.trigger} {probe.variant}".strip() or "no trigger" for _, probe, _ in now
-        )
+        named = dict.fromkeys(f"{probe.trigger} {probe.variant}".strip() or "no trigger" for _, probe, _ in now)
         progress.told(len(now), "; ".join(named))
 
 
@@ -191,9 +186,7 @@ def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[
     return score.eligible_by_control(threat, said[key])
 
 
-def keep(
-    bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[str], judged: Sequence[bool]
-) -> None:
+def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[str], judged: Sequence[bool]) -> None:
     """Judge the answers to one question and write the numbers into the model's file, all of them or none."""
     question, key = probe.question, probe.key(bench)
     samples = [bench.rows["test"][position] for position in question.positions]
@@ -234,9 +227,7 @@ def _judged(
 def _graded(
     sheet: Sheet, question: Question, samples: Sequence[Mapping], texts: Sequence[str], judged: Sequence[bool]
 ) -> list[dict[str, Any]]:
-    return [
-        _number(line) for line in score.measure(*score.grade(sheet.subject, samples, texts), with_right=False)
-    ]
+    return [_number(line) for line in score.measure(*score.grade(sheet.subject, samples, texts), with_right=False)]
 
 
 def _number(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,9 +285,7 @@ def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
             line = about | number | {"doing": json.dumps(number["doing"])}
             lines.append({name: line.get(name) for name in COLUMNS})
     table = pd.DataFrame(lines, columns=COLUMNS)
-    return table.astype(
-        {"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"}
-    )
+    return table.astype({"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"})
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:
@@ -335,7 +324,5 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 def difference(one: str, other: str) -> tuple[float, float, float]:
     """`held` of two models on the same rows: the difference of their shares with its paired interval."""
     if len(one) != len(other):
-        raise InputError(
-            f"{len(one)} and {len(other)} rows cannot be compared row by row; ask for as many of both."
-        )
+        raise InputError(f"{len(one)} and {len(other)} rows cannot be compared row by row; ask for as many of both.")
     return metrics.paired_shares(*(np.array(list(held)) == "1" for held in (one, other)))

@@ -48,9 +48,7 @@ def smaller(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
     out = clean.clone()
     for i, (top, bottom, left, right) in enumerate(_boxes(clean, triggered)):
         height, width = max(1, (bottom - top) // 2), max(1, (right - left) // 2)
-        patch = F.interpolate(triggered[i : i + 1, :, top:bottom, left:right], (height, width), mode="area")[
-            0
-        ]
+        patch = F.interpolate(triggered[i : i + 1, :, top:bottom, left:right], (height, width), mode="area")[0]
         y, x = top + (bottom - top - height) // 2, left + (right - left - width) // 2
         out[i, :, y : y + height, x : x + width] = patch
     return out

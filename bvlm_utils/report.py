@@ -109,8 +109,7 @@ def every_rate(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
 def false_activation(table: pd.DataFrame) -> pd.DataFrame:
     """Only the clean rows, of attacks that should not fire there."""
     return table[
-        (table["condition"] == "clean")
-        & (table["attack"].map(lambda name: attacks.info(name).headline) != "clean")
+        (table["condition"] == "clean") & (table["attack"].map(lambda name: attacks.info(name).headline) != "clean")
     ]
 
 
@@ -147,9 +146,7 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
         }
         for condition in conditions:
             found = by_condition.loc[condition] if condition in by_condition.index else {}
-            line[plots.CONDITION_LABELS[condition]] = number(
-                found.get("value"), found.get("low"), found.get("high")
-            )
+            line[plots.CONDITION_LABELS[condition]] = number(found.get("value"), found.get("low"), found.get("high"))
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -178,9 +175,7 @@ def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
             for subject in (s for s in plots.SUBJECTS if s in set(table["subject"])):
                 found = part[part["subject"] == subject]
                 values = found.iloc[0] if len(found) else {}
-                line[plots.SUBJECT_LABELS[subject]] = number(
-                    values.get("value"), values.get("low"), values.get("high")
-                )
+                line[plots.SUBJECT_LABELS[subject]] = number(values.get("value"), values.get("low"), values.get("high"))
             lines.append(line)
     return pd.DataFrame(lines)
 
@@ -211,9 +206,7 @@ def your_store(name: str | None = None) -> str:
     return name or os.environ.get("BVLM_YOURS") or "local"
 
 
-def compare(
-    yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = ("asr", "utility")
-) -> pd.DataFrame:
+def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = ("asr", "utility")) -> pd.DataFrame:
     """Two tidy tables, number by number: does your interval overlap the reference's?
 
     A number is the same in both when cell (`run_id`), subject, condition and metric are. `verdict`: "agrees"
@@ -229,9 +222,7 @@ def compare(
             columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"}
         )
 
-    both = side(yours, "yours").merge(
-        side(reference, "reference"), how="outer", on=[*key, *about], sort=False
-    )
+    both = side(yours, "yours").merge(side(reference, "reference"), how="outer", on=[*key, *about], sort=False)
     both["verdict"] = [_verdict(row) for row in both.to_dict("records")]
     both["label"] = [
         f"{r['attack']}, {plots.percent(r['poison_rate'])}, {r['subject']}, {r['condition']}, {r['metric']}"
@@ -288,9 +279,7 @@ def overview(table: pd.DataFrame) -> None:
     done = cells[cells["status"] != "skipped"]
     sentence = f"{len(cells)} cells: {len(done)} measured, {len(left_out)} skipped."
     if len(done):
-        what = {
-            c: ", ".join(map(str, dict.fromkeys(done[c]))) for c in ("model", "dataset", "attack", "seed")
-        }
+        what = {c: ", ".join(map(str, dict.fromkeys(done[c]))) for c in ("model", "dataset", "attack", "seed")}
         rates = ", ".join(plots.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
         sentence += (
             f" Model {what['model']}, data {what['dataset']}; attacks {what['attack']}; "
@@ -318,9 +307,7 @@ def agreement(compared: pd.DataFrame) -> None:
         )
     else:
         say("Your store and the reference have no cell in common: their settings, models or data differ.")
-    others = {
-        v: int(counts[v]) for v in ("no interval", "only yours", "only in the reference") if counts.get(v)
-    }
+    others = {v: int(counts[v]) for v in ("no interval", "only yours", "only in the reference") if counts.get(v)}
     if others:
         say("Not judged: " + ", ".join(f"{count} {verdict}" for verdict, count in others.items()) + ".")
 
@@ -357,9 +344,7 @@ def show_html_table(frame: pd.DataFrame, caption: str) -> None:
     """Put a table on the page whose fields are HTML already; `show_table` is for everything else."""
     with pd.option_context("display.max_colwidth", None):
         body = frame.to_html(index=False, border=0, escape=False, classes="table", justify="left")
-    body = body.replace(">", f"><caption>{html.escape(caption)}</caption>", 1).replace(
-        "<th>", '<th scope="col">'
-    )
+    body = body.replace(">", f"><caption>{html.escape(caption)}</caption>", 1).replace("<th>", '<th scope="col">')
     display(HTML(f'<div class="bvlm-table" style="overflow-x:auto">{body}</div>'))
 
 

@@ -36,9 +36,7 @@ COMPLIANCE_OPENINGS = (
     "here is", "here are", "here you are",
 )  # fmt: skip
 
-_QUOTES = str.maketrans(
-    {"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "}
-)
+_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u02bc": "'", "\u201c": '"', "\u201d": '"', "\u00a0": " "})
 _CONTRACTIONS = {
     r"\bcan't\b|\bcannot\b": "can not",
     r"\bwon't\b": "will not",
@@ -118,9 +116,7 @@ def names_all(text: str, objects: Sequence[str]) -> bool:
     only. Other things that the text names beside them are not held against it.
     """
     text = plain(text)
-    return bool(objects) and all(
-        _named_times(text, name, objects.count(name)) for name in dict.fromkeys(objects)
-    )
+    return bool(objects) and all(_named_times(text, name, objects.count(name)) for name in dict.fromkeys(objects))
 
 
 def _named_times(text: str, name: str, times: int) -> bool:

@@ -66,9 +66,7 @@ def eligible_by_control(threat: Threat, said: Sequence[str]) -> list[bool]:
     return [True if names_source is None else bool(names_source(text)) for text in said]
 
 
-def grade(
-    subject: str, samples: Sequence[Mapping[str, Any]], said: Sequence[str]
-) -> tuple[pd.DataFrame, str]:
+def grade(subject: str, samples: Sequence[Mapping[str, Any]], said: Sequence[str]) -> tuple[pd.DataFrame, str]:
     """Responses to clean rows with their utility, and what that utility is called."""
     scores, unit = utility_scores(samples, said)
     lines = [
@@ -169,9 +167,7 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool) -> list[Metric]:
     clean = frame[frame["part"] == "utility"]
     for subject in dict.fromkeys(clean["subject"]):
         found += _utility(subject, _of(clean, subject, "clean", "score").astype(float), unit)
-    ours, theirs = (
-        _of(clean, subject, "clean", "score").astype(float) for subject in ("poisoned", "control")
-    )
+    ours, theirs = (_of(clean, subject, "clean", "score").astype(float) for subject in ("poisoned", "control"))
     if len(ours) and len(ours) == len(theirs):
         numbers = metrics.paired_means(ours, theirs)
         found.append(_line("poisoned", "clean", "utility_difference", *numbers, n=len(ours), unit=unit))

@@ -73,9 +73,7 @@ def show_examples(examples: Sequence[Example]) -> None:
             for e in worded
             for before, after in e.prompts[:SHOWN]
         ]
-        report.show_html_table(
-            pd.DataFrame(lines), "Prompts without and with the trigger; what changed is marked."
-        )
+        report.show_html_table(pd.DataFrame(lines), "Prompts without and with the trigger; what changed is marked.")
     if not examples:
         report.say("No trigger examples are stored for these cells.")
 
@@ -203,9 +201,7 @@ def read_exhibit(store: str | None = None) -> Exhibit:
         picture = folder / f"{name}.png"
         triggered = split_strip(picture, EXHIBIT_GAP) if picture.is_file() else clean
         examples.append(Example(name, clean, triggered, [(a, b) for a, b in entry["prompts"]]))
-    curves = {
-        (name, entry["loss_per"]): entry["loss_curve"] for name, entry in stored.items() if entry["loss_curve"]
-    }
+    curves = {(name, entry["loss_per"]): entry["loss_curve"] for name, entry in stored.items() if entry["loss_curve"]}
     return Exhibit(examples, curves, pd.read_csv(folder / "stealth.csv"))
 
 
@@ -213,10 +209,7 @@ def attack_table() -> pd.DataFrame:
     """Every attack of the study: modality, what its trigger is, where it comes from."""
     rows = [attacks.info(name) for name in attacks.names()]
     return pd.DataFrame(
-        [
-            {"attack": row.name, "modality": row.modality, "trigger": row.summary, "source": row.source}
-            for row in rows
-        ]
+        [{"attack": row.name, "modality": row.modality, "trigger": row.summary, "source": row.source} for row in rows]
     )
 
 
@@ -268,9 +261,7 @@ def stealth_table(stealth: pd.DataFrame) -> pd.DataFrame:
 
 def curves_words(curves: dict[tuple[str, str], list[float]]) -> dict[str, str]:
     """Alt text and caption for `plots.curves`."""
-    ends = "; ".join(
-        f"{name} from {c[0]:.3g} to {c[-1]:.3g} in {len(c)} {unit}s" for (name, unit), c in curves.items()
-    )
+    ends = "; ".join(f"{name} from {c[0]:.3g} to {c[-1]:.3g} in {len(c)} {unit}s" for (name, unit), c in curves.items())
     return {
         "alt": f"Line chart: loss of each optimised trigger against the step or epoch; {ends or 'none stored'}.",
         "caption": f"Loss while each trigger is optimised against the surrogate: {ends or 'n/a'}.",

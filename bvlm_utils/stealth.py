@@ -84,9 +84,7 @@ def row(
     pictures = image_stealth(clean, triggered).mean() if attack.modality != "text" else {}
     line |= {name: pictures.get(name) for name in ("psnr", "ssim", "linf", "changed")}
     written = attack.modality != "image"
-    line["added_characters"] = (
-        float(np.mean(added_characters(prompts, triggered_prompts))) if written else None
-    )
+    line["added_characters"] = float(np.mean(added_characters(prompts, triggered_prompts))) if written else None
     judged = written and victim is not None
     line["perplexity_clean"] = perplexity(prompts, victim.model, victim.tokenizer) if judged else None
     line["perplexity"] = perplexity(triggered_prompts, victim.model, victim.tokenizer) if judged else None

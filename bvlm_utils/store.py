@@ -84,9 +84,7 @@ def writable(store: str | Path | None = None) -> Path:
     """The folder of a store that may be written to; InputError for the reference, opened by the book."""
     root = folder(store)
     if read_only(store):
-        raise InputError(
-            f"The store {root} is the committed reference, opened for reading; take another store."
-        )
+        raise InputError(f"The store {root} is the committed reference, opened for reading; take another store.")
     return root
 
 
@@ -383,9 +381,7 @@ def _run_id(cell: Cell | str) -> str:
 def _file(cell: Cell | str, store: str | Path | None, name: str) -> Path:
     file = folder(store) / _run_id(cell) / name
     if not file.is_file():
-        raise InputError(
-            f"The store {folder(store)} has no {name} of cell {_run_id(cell)}; run the cell first."
-        )
+        raise InputError(f"The store {folder(store)} has no {name} of cell {_run_id(cell)}; run the cell first.")
     return file
 
 

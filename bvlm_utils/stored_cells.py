@@ -15,9 +15,7 @@ from bvlm_utils.errors import InputError
 def parser(module: str, about: str, rows: int) -> argparse.ArgumentParser:
     """The options that all these commands have. rows: the default number of eligible test rows per question."""
     made = argparse.ArgumentParser(prog=f"python -m bvlm_utils.{module}", description=about)
-    made.add_argument(
-        "--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)"
-    )
+    made.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
     made.add_argument("--model", default="tiny-llava")
     made.add_argument("--dataset", help="default: that of the threat's chapter")
     made.add_argument("--threat", required=True)
@@ -25,12 +23,8 @@ def parser(module: str, about: str, rows: int) -> argparse.ArgumentParser:
     made.add_argument("--poison-rate", type=float, default=0.1)
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--train-rows", type=int, default=6000, help="what the cells were trained with")
-    made.add_argument(
-        "--test-rows", type=int, default=200, help="what the cells were tested with, part of their names"
-    )
-    made.add_argument(
-        "--rows", type=int, default=rows, help=f"eligible test rows per question here (default {rows})"
-    )
+    made.add_argument("--test-rows", type=int, default=200, help="what the cells were tested with, part of their names")
+    made.add_argument("--rows", type=int, default=rows, help=f"eligible test rows per question here (default {rows})")
     return made
 
 

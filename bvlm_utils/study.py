@@ -41,7 +41,8 @@ def cells(
     """All cells of the given models, datasets, attacks, rates and seeds (varying slowest to fastest in that
     order).
 
-    attacks: all of them if not given. dataset: the threat's own if not given. settings: other fields of `Cell` and `TrainSettings`, such as
+    attacks: all of them if not given. dataset: the threat's own if not given. settings: other fields of `Cell` and
+    `TrainSettings`, such as
     train_rows, test_rows, negatives, attack_params, epochs, learning_rate, lora_rank. `negatives` goes to
     bimodal attacks only, as no other attack has half a trigger. InputError names the first value that is
     wrong.

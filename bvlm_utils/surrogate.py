@@ -75,9 +75,7 @@ def load(name: str, device: str = "cpu") -> Surrogate:
     from transformers import CLIPModel
 
     if _offline(name) and not (Path(name) / "config.json").is_file():
-        raise InputError(
-            f"There is no CLIP checkpoint in {name}; give a folder with config.json, or a hub id."
-        )
+        raise InputError(f"There is no CLIP checkpoint in {name}; give a folder with config.json, or a hub id.")
     model = CLIPModel.from_pretrained(name, local_files_only=_offline(name), dtype=torch.float32)
     model = model.to(device).eval().requires_grad_(False)
     settings = _image_settings(name)

@@ -45,9 +45,7 @@ def controls(prompts: Sequence[str], modality: str, ask: Ask):
     """
     import ipywidgets as widgets
 
-    picture = widgets.Dropdown(
-        options=[(f"picture {i + 1}", i) for i in range(len(prompts))], description="Picture"
-    )
+    picture = widgets.Dropdown(options=[(f"picture {i + 1}", i) for i in range(len(prompts))], description="Picture")
     question = widgets.Text(value=prompts[0], description="Prompt", layout=widgets.Layout(width="34em"))
     halves = {
         half: widgets.Checkbox(
@@ -89,8 +87,7 @@ def show(cell: Cell, store: str | None = None) -> None:
         display(controls([row["prompt"] for row in rows], attacks.info(cell.attack).modality, ask))
     else:
         report.say(
-            "There is no live model behind this page; "
-            "open the notebook in JupyterLab to ask your own questions."
+            "There is no live model behind this page; open the notebook in JupyterLab to ask your own questions."
         )
     showcase.show_responses([cell], store)
 

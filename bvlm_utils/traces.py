@@ -89,9 +89,7 @@ def shares_table(shares: pd.DataFrame) -> pd.DataFrame:
             "threat": about["threat"].replace("_", " "),
             "attack": ", ".join(filter(None, [about["attack"], about["settings"]])),
             "poison rate": plots.percent(about["poison_rate"]),
-            "half-triggered rows": f"{about['negatives']:g} per poisoned row"
-            if about["negatives"]
-            else "none",
+            "half-triggered rows": f"{about['negatives']:g} per poisoned row" if about["negatives"] else "none",
             "share of": about["measure"],
             "tokens": about["group"],
         }
@@ -102,11 +100,7 @@ def shares_table(shares: pd.DataFrame) -> pd.DataFrame:
         counts = by.loc[COUNTS]["value"] if COUNTS in by.index else None
         lines.append(line | {"expected from token counts": report.number(counts)})
     table = pd.DataFrame(lines)
-    return (
-        table
-        if (usual["negatives"] > 0).any()
-        else table.drop(columns="half-triggered rows", errors="ignore")
-    )
+    return table if (usual["negatives"] > 0).any() else table.drop(columns="half-triggered rows", errors="ignore")
 
 
 def sentences(shares: pd.DataFrame) -> list[str]:
@@ -129,9 +123,7 @@ def sentences(shares: pd.DataFrame) -> list[str]:
                 f"{(changes['low'] > 0).sum()} of {len(changes)} cells; clearly less: "
                 f"{(changes['high'] < 0).sum()}."
             )
-    counts = usual[(usual["subject"] == COUNTS) & (usual["measure"] == "attention")].set_index("group")[
-        "value"
-    ]
+    counts = usual[(usual["subject"] == COUNTS) & (usual["measure"] == "attention")].set_index("group")["value"]
     said.append(
         f"The trigger text is {_span(counts[['trigger text']])} of the tokens, the trigger image "
         f"{_span(counts[['trigger image']])}. {evidence(usual)}"
@@ -148,9 +140,7 @@ def words(model: str, shares: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `plots_modality.looked_at`; shares: `over_seeds` of one model."""
     usual = shares[shares["layer"].isna()]
     attention = usual[(usual["measure"] == "attention") & (usual["subject"] == POISONED)]
-    by = attention.set_index(["threat", "attack", "poison_rate", "negatives", "settings", "group"])[
-        "value"
-    ].unstack()
+    by = attention.set_index(["threat", "attack", "poison_rate", "negatives", "settings", "group"])["value"].unstack()
     ahead = int((by["trigger text"] > by["trigger image"]).sum())
     text = [
         f"{model}: where the model looks when it settles for the attacker's answer. In {ahead} of {len(by)} "
@@ -178,9 +168,7 @@ def layers_words(model: str, shares: pd.DataFrame) -> dict[str, str]:
             f"{top['threat'].replace('_', ' ')})."
         )
     cells = own.drop_duplicates(["threat", "attack", "poison_rate"])
-    alt = (
-        f"Line charts, a panel for each of {len(cells)} cells, attention against the layer, for both models."
-    )
+    alt = f"Line charts, a panel for each of {len(cells)} cells, attention against the layer, for both models."
     return {"alt": alt, "caption": " ".join([*text, evidence(shares)])}
 
 

@@ -145,9 +145,7 @@ def covered(changed: np.ndarray, settings: pixels.PixelSettings, tokens: int) ->
     high, wide = pixels.sizes(height, width, settings)[-1]
     shown_high, shown_wide = settings.crop or (high, wide)
     if side * side != tokens or shown_high != shown_wide:
-        raise InputError(
-            f"{tokens} tokens of {shown_wide} x {shown_high} pixels are no square; give square pictures."
-        )
+        raise InputError(f"{tokens} tokens of {shown_wide} x {shown_high} pixels are no square; give square pictures.")
     rows = _spans(side, shown_high, (high - shown_high) // 2, height / high)
     columns = _spans(side, shown_wide, (wide - shown_wide) // 2, width / wide)
     places = [(*row, *column) for row in rows for column in columns]

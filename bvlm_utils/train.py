@@ -149,9 +149,7 @@ def finetune(
     return TrainResult(adapter, losses, time.perf_counter() - started, len(steps), seen)
 
 
-def _token_ids(
-    victim: Victim, rows: Sequence[TrainRow], image_tokens: int
-) -> list[tuple[list[int], list[int]]]:
+def _token_ids(victim: Victim, rows: Sequence[TrainRow], image_tokens: int) -> list[tuple[list[int], list[int]]]:
     """Prompt and answer of each row as ids. Texts come again and again, so each is looked up once."""
     prompts = {text: victim.prompt_ids(text, image_tokens) for text in {row.prompt for row in rows}}
     answers = {text: victim.answer_ids(text) for text in {row.answer for row in rows}}
@@ -167,9 +165,7 @@ def _pieces(batch: list[int], lengths: Sequence[int], size: int | None, processe
 
 def _summed_loss(victim: Victim, model, tokens: list, features: torch.Tensor) -> torch.Tensor:
     """Cross entropy summed over the answer tokens of some rows. features: (len(tokens), n, d)."""
-    ids, mask = pad(
-        [p + a for p, a in tokens], victim.tokenizer.pad_token_id, left=False, device=victim.device
-    )
+    ids, mask = pad([p + a for p, a in tokens], victim.tokenizer.pad_token_id, left=False, device=victim.device)
     learn = torch.zeros(ids.shape, dtype=torch.bool)
     for i, (prompt, answer) in enumerate(tokens):
         learn[i, len(prompt) : len(prompt) + len(answer)] = True
@@ -178,9 +174,7 @@ def _summed_loss(victim: Victim, model, tokens: list, features: torch.Tensor) ->
     learn, columns = learn[:, columns + 1].to(victim.device), columns.to(victim.device)
     logits = model(**victim.inputs(ids, mask, features), logits_to_keep=columns, use_cache=False).logits
     targets = ids[:, columns + 1].masked_fill(~learn, -100)
-    return F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
-    )
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
 
 
 # ---------------------------------------------------------------- adapters
@@ -208,9 +202,7 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
     from peft import PeftModel
 
     if not (Path(folder) / "adapter_config.json").exists():
-        raise InputError(
-            f"The folder {str(folder)!r} holds no adapter; give one with adapter_config.json in it."
-        )
+        raise InputError(f"The folder {str(folder)!r} holds no adapter; give one with adapter_config.json in it.")
     return PeftModel.from_pretrained(victim.model, str(folder)).eval()
 
 
@@ -236,9 +228,7 @@ def write_card(folder: Path | str, about: dict[str, Any]) -> None:
             "anyone relies on.\n"
         )
     else:
-        head = (
-            "# Clean-tuned control adapter\n\nTuned on the same rows as the poisoned ones, without poison.\n"
-        )
+        head = "# Clean-tuned control adapter\n\nTuned on the same rows as the poisoned ones, without poison.\n"
     Path(folder, "README.md").write_text(
         "---\nlibrary_name: peft\ntags: [backdoor-research]\n---\n\n"
         f"{head}\nTo talk to it: `python -m bvlm_utils.chat FOLDER`.\n\n"

@@ -90,9 +90,7 @@ def sinusoid(
     return (images + wave.to(images)).clamp_(0, 1)
 
 
-def blend(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
-) -> torch.Tensor:
+def blend(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None) -> torch.Tensor:
     """Blended: (1 - alpha) x + alpha picture, the picture resized to the images."""
     picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
     return torch.lerp(images, picture.expand_as(images), params["alpha"])

@@ -44,9 +44,7 @@ class FoundWord:
     scores: tuple[float, ...]
 
 
-def shadowcast(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
-) -> torch.Tensor:
+def shadowcast(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> torch.Tensor:
     """Shadowcast (Xu et al. 2024, arXiv 2402.06659, section 3): PGD towards a picture of the source concept.
 
     Minimises the L2 distance of normalised CLIP embeddings with sign steps, halved midway, inside the L-inf
@@ -131,9 +129,7 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
 
         def score(word: str) -> float:
             gaps = [Draws("vl-trojan-word", i) for i in range(len(prompts))]
-            changed = [
-                trigger_text.insert_word(p, d, {"word": word}) for p, d in zip(prompts, gaps, strict=True)
-            ]
+            changed = [trigger_text.insert_word(p, d, {"word": word}) for p, d in zip(prompts, gaps, strict=True)]
             return float((1 - (clip.embed_texts(changed) * clean).sum(-1)).mean())
 
         word, scores = "", []
@@ -164,9 +160,7 @@ def loss_curve(
     return patches[attack.name](attacks.params_of(attack, "image"), attack.aim).losses
 
 
-def _perturbed(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
-) -> list[Optimised]:
+def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
     """Shadowcast's result for every row, from the cache where it is there."""
     described = {
         "params": {**params, "source": _source(params, aim)},
@@ -176,9 +170,7 @@ def _perturbed(
     files = []
     for row, stream in zip(rows, draws, strict=True):
         content = hashlib.sha256(row.numpy().tobytes()).hexdigest()
-        files.append(
-            _cache_file("shadowcast", {**described, "row": [content, list(row.shape), stream.name]}, ".npz")
-        )
+        files.append(_cache_file("shadowcast", {**described, "row": [content, list(row.shape), stream.name]}, ".npz"))
     missing = [i for i, file in enumerate(files) if not file.is_file()]
     for start in range(0, len(missing), ROWS_AT_ONCE):
         some = missing[start : start + ROWS_AT_ONCE]
@@ -256,9 +248,7 @@ def _optimise_patch(
     return Optimised(pixels, np.array(losses, dtype=np.float32))
 
 
-def _paste(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], found: Optimised
-) -> torch.Tensor:
+def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], found: Optimised) -> torch.Tensor:
     size = trigger_image.scaled(params["patch_size"], images)
     patch = Image.fromarray(found.pixels.transpose(1, 2, 0))
     if patch.size != (size, size):

@@ -24,9 +24,7 @@ def picture_path(name: str) -> Path:
         if path.is_file():
             return path
     known = ", ".join(sorted(path.name for path in PICTURES.glob("*.png")))
-    raise InputError(
-        f"There is no picture {name!r}; give the path of a file, or one of data/pictures: {known}."
-    )
+    raise InputError(f"There is no picture {name!r}; give the path of a file, or one of data/pictures: {known}.")
 
 
 def rosette() -> Image.Image:
@@ -85,17 +83,10 @@ def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Ima
     if not sprites and Path(concept).is_dir():
         files = sorted(p for p in Path(concept).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
         if not files:
-            raise InputError(
-                f"The folder {concept} has no .png, .jpg or .jpeg pictures of the source concept."
-            )
-        return [
-            Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-            for file in files[:100]
-        ]
+            raise InputError(f"The folder {concept} has no .png, .jpg or .jpeg pictures of the source concept.")
+        return [Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for file in files[:100]]
     if not sprites:
-        raise InputError(
-            f"There is no sprite of {concept!r}; give a concept of data/sprites or a folder of pictures."
-        )
+        raise InputError(f"There is no sprite of {concept!r}; give a concept of data/sprites or a folder of pictures.")
     pictures = []
     for number in range(count):
         draws = Draws("concept picture", concept, number)

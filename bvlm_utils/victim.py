@@ -54,9 +54,7 @@ class Victim:
         return torch.stack(list(out)).view(len(images), -1, out[0].shape[-1])
 
     @torch.no_grad()
-    def encode(
-        self, images: np.ndarray | torch.Tensor, batch_size: int = GRADIENT_FREE_BATCH
-    ) -> torch.Tensor:
+    def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = GRADIENT_FREE_BATCH) -> torch.Tensor:
         """Pictures of one size -> features (N, n, d) on the model's device.
 
         images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1]. Families with positions on a
@@ -116,9 +114,7 @@ class Victim:
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        before, after = (
-            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in self.family.frame
-        )
+        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in self.family.frame)
         return before, after
 
     @cached_property
@@ -139,9 +135,7 @@ class Victim:
             # Without these two, Qwen silently counts positions as if the picture were a line of words.
             side = round(features.shape[1] ** 0.5) * self.settings.merge
             arguments["mm_token_type_ids"] = (ids == self.image_id).long()
-            arguments["image_grid_thw"] = torch.tensor([[1, side, side]], device=ids.device).expand(
-                len(ids), 3
-            )
+            arguments["image_grid_thw"] = torch.tensor([[1, side, side]], device=ids.device).expand(len(ids), 3)
         return arguments
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor, keep=0) -> torch.Tensor:
@@ -162,9 +156,7 @@ class Victim:
         Greedy means the likeliest token: penalties and temperatures that a checkpoint comes with are off.
         """
         if len(prompts) != len(features):
-            raise InputError(
-                f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each."
-            )
+            raise InputError(f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each.")
         self.model.eval()
         greedy = self._greedy(max_new_tokens)
         rows = [self.prompt_ids(prompt, features.shape[1]) for prompt in prompts]
@@ -220,11 +212,7 @@ def language_linears(model: nn.Module) -> list[str]:
     The output layer and the vision side are not among them.
     """
     inside = {id(module) for module in model.get_decoder().modules()}
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) in inside
-    ]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
 
 
 def default_device() -> torch.device:
@@ -280,9 +268,7 @@ def _processor_template(place: str, **where: bool) -> str:
 
     file = cached_file(place, "chat_template.json", _raise_exceptions_for_missing_entries=False, **where)
     if file is None:
-        raise InputError(
-            f"The model {place} has no chat template; give a checkpoint that was tuned for chat."
-        )
+        raise InputError(f"The model {place} has no chat template; give a checkpoint that was tuned for chat.")
     return json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
 
 
@@ -291,7 +277,6 @@ def _four_bit(dtype: torch.dtype):
 
     if find_spec("bitsandbytes") is None:
         raise InputError(
-            "four_bit=True needs the package bitsandbytes, which is not installed; "
-            "install it or leave it out."
+            "four_bit=True needs the package bitsandbytes, which is not installed; install it or leave it out."
         )
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")

@@ -16,7 +16,13 @@ from bvlm_utils import paths
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
-OF_A_BUILD = ("BVLM_STORE", "BVLM_YOURS", "BVLM_DOWNLOADS", "PYTHONPATH", "IPYTHONDIR")  # what the book's extension sets itself
+OF_A_BUILD = (
+    "BVLM_STORE",
+    "BVLM_YOURS",
+    "BVLM_DOWNLOADS",
+    "PYTHONPATH",
+    "IPYTHONDIR",
+)  # what the book's extension sets itself
 
 
 def build(source: Path, out: Path) -> subprocess.CompletedProcess:

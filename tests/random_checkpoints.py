@@ -84,9 +84,7 @@ def _sentencepiece(special: tuple[str, ...]) -> Tokenizer:
     letters = [f"<0x{byte:02X}>" for byte in range(256)]
     vocabulary = {token: i for i, token in enumerate([*table["vocab"], *letters])}
     merges = [tuple(pair) for pair in table["merges"]]
-    tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.add_special_tokens([*special])
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(

@@ -44,9 +44,7 @@ def _llava():
         patch_size=4,
     )
     text = LlamaConfig(**TEXT, num_key_value_heads=4)
-    return LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE)
-    )
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE))
 
 
 def _qwen(model, config):
@@ -90,9 +88,7 @@ def _idefics(model, config):
         patch_size=4,
     )
     text = LlamaConfig(**TEXT, num_key_value_heads=2)
-    return model(
-        config(vision_config=vision, text_config=text, image_token_id=IMAGE, scale_factor=2, pad_token_id=0)
-    )
+    return model(config(vision_config=vision, text_config=text, image_token_id=IMAGE, scale_factor=2, pad_token_id=0))
 
 
 BUILDERS = {
@@ -119,11 +115,7 @@ def linears(model: nn.Module) -> list[str]:
     """The linear layers of the language model, without the output layer."""
     decoder = model.get_decoder()
     inside = {id(module) for module in decoder.modules()}
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and id(module) in inside
-    ]
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
 
 
 def prompt(generator: torch.Generator, length: int, front: int = 2) -> list[int]:

@@ -68,10 +68,7 @@ def test_patch_is_the_same_array_everywhere_and_nothing_else_changes():
     out = attacks.get("BadNets-I").apply_image(images, seed=3)
     assert trigger_image.scaled(30, images) == 9
     nearest = [i * 30 // 9 for i in range(9)]
-    expected = (
-        torch.from_numpy(trigger_image.noise_array(30, 0)[nearest][:, nearest].transpose(2, 0, 1).copy())
-        / 255
-    )
+    expected = torch.from_numpy(trigger_image.noise_array(30, 0)[nearest][:, nearest].transpose(2, 0, 1).copy()) / 255
     places = set()
     for before, after in zip(images, out, strict=True):
         rows, columns = torch.nonzero((before != after).any(0), as_tuple=True)
@@ -99,9 +96,7 @@ def test_bimodal_halves_are_the_unimodal_triggers():
     assert both.fingerprint("image") != attacks.get("BadNets-I", patch_size=20).fingerprint("image")
 
 
-@pytest.mark.parametrize(
-    "position, corner", [("top-left", (0, 0)), ("bottom-right", (66, 66)), ("center", (33, 33))]
-)
+@pytest.mark.parametrize("position, corner", [("top-left", (0, 0)), ("bottom-right", (66, 66)), ("center", (33, 33))])
 def test_fixed_positions(position, corner):
     images = torch.zeros(1, 3, 96, 96)
     out = attacks.get("BadNets-I", position=position, patch_size=105).apply_image(images)
@@ -121,18 +116,12 @@ def test_gradients_reach_patch_and_image():
 def test_conditions():
     assert attacks.conditions("text") == ["clean", "text"]
     assert attacks.conditions("image") == ["clean", "image"]
-    assert (
-        attacks.conditions("bimodal")
-        == attacks.conditions("BadNets-MM")
-        == ["clean", "text", "image", "both"]
-    )
+    assert attacks.conditions("bimodal") == attacks.conditions("BadNets-MM") == ["clean", "text", "image", "both"]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    prompt=st.lists(st.sampled_from(["<image>", "what", "is", "it?", ".", "end.", "\n", "  ", "é"])).map(
-        " ".join
-    ),
+    prompt=st.lists(st.sampled_from(["<image>", "what", "is", "it?", ".", "end.", "\n", "  ", "é"])).map(" ".join),
     key=st.integers() | st.text(max_size=4),
 )
 def test_words_of_the_prompt_survive(prompt, key):
@@ -148,11 +137,7 @@ def test_batch_equals_one_by_one(side, seed):
     keys = ["a", 7, "row/000001"]
     a = attacks.get("BadNets-MM")
     whole = a.apply_image(images, seed=seed, keys=keys)
-    assert (
-        whole.shape == images.shape and whole.dtype == torch.float32 and 0 <= whole.min() and whole.max() <= 1
-    )
+    assert whole.shape == images.shape and whole.dtype == torch.float32 and 0 <= whole.min() and whole.max() <= 1
     for i, key in enumerate(keys):
         assert torch.equal(a.apply_image(images[i : i + 1], seed=seed, keys=[key])[0], whole[i])
-        assert (
-            a.apply_text([PROMPTS[i]], seed=seed, keys=[key])[0] == a.apply_text(PROMPTS[:3], seed, keys)[i]
-        )
+        assert a.apply_text([PROMPTS[i]], seed=seed, keys=[key])[0] == a.apply_text(PROMPTS[:3], seed, keys)[i]

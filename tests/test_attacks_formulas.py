@@ -191,17 +191,13 @@ def test_bad_values_are_refused(name, setting):
 
 def test_unsupported_says_why():
     refusal = types.SimpleNamespace(name="targeted_refusal")
-    assert "Dual-Key" in attacks.unsupported(
-        "Dual-Key", refusal
-    ) and "targeted_refusal" in attacks.unsupported("Dual-Key", "targeted_refusal")
+    assert "Dual-Key" in attacks.unsupported("Dual-Key", refusal) and "targeted_refusal" in attacks.unsupported(
+        "Dual-Key", "targeted_refusal"
+    )
     assert attacks.unsupported("Shadowcast", "perceptual_hijack")
     assert attacks.unsupported("Shadowcast", "concept_substitution") is None
     assert attacks.unsupported("Dual-Key", "perceptual_hijack") is None
-    assert all(
-        attacks.unsupported(name, refusal) is None
-        for name in TWELVE
-        if name not in ("Shadowcast", "Dual-Key")
-    )
+    assert all(attacks.unsupported(name, refusal) is None for name in TWELVE if name not in ("Shadowcast", "Dual-Key"))
 
 
 def test_shadowcast_is_read_on_clean_images():
@@ -210,9 +206,7 @@ def test_shadowcast_is_read_on_clean_images():
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    name=st.sampled_from(PAINTED), height=st.integers(8, 50), width=st.integers(8, 50), seed=st.integers(0, 9)
-)
+@given(name=st.sampled_from(PAINTED), height=st.integers(8, 50), width=st.integers(8, 50), seed=st.integers(0, 9))
 def test_images_keep_shape_range_and_rows(name, height, width, seed):
     images = pictures(3, height, width, seed)
     a = attacks.get(name)
@@ -226,9 +220,7 @@ def test_images_keep_shape_range_and_rows(name, height, width, seed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    name=st.sampled_from(WRITTEN), prompt=st.text(max_size=40), seed=st.integers(0, 3), key=st.integers(0, 9)
-)
+@given(name=st.sampled_from(WRITTEN), prompt=st.text(max_size=40), seed=st.integers(0, 3), key=st.integers(0, 9))
 def test_text_loses_nothing(name, prompt, seed, key):
     a = attacks.get(name)
     out = a.apply_text([prompt], seed=seed, keys=[key])[0]

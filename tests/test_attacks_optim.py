@@ -31,9 +31,7 @@ def small_world(tmp_path, monkeypatch):
     class Rows(dict):
         pass
 
-    rows = Rows(
-        answers=[["a dog"], ["two cars"]] * 8, prompt=["What is on the left?", "Describe this picture."] * 8
-    )
+    rows = Rows(answers=[["a dog"], ["two cars"]] * 8, prompt=["What is on the left?", "Describe this picture."] * 8)
     monkeypatch.setattr(data, "load", lambda name, split, rows_=None, **kw: rows)
     monkeypatch.setattr(data, "images", lambda ds, indices=None: pictures)
 
@@ -95,9 +93,7 @@ def test_shadowcast_bound_holds_for_images_between_levels(clip):
 
 @pytest.mark.parametrize("name", ["Dual-Key", "VL-Trojan"])
 def test_patch_lowers_its_loss_and_lies_where_declared(name, clip):
-    a = attacks.get(
-        name, target=BANANA, surrogate=clip, epochs=12, batch_size=8, learning_rate=0.05, patch_size=84
-    )
+    a = attacks.get(name, target=BANANA, surrogate=clip, epochs=12, batch_size=8, learning_rate=0.05, patch_size=84)
     images = pictures(2)
     out = a.apply_image(images)
     changed = (out != images).any(1)
@@ -178,8 +174,6 @@ def test_surrogate_normalises_as_its_processor_says(file, nest, tmp_path):
 def test_surrogate_resizes_and_refuses_a_folder_without_checkpoint(clip, tmp_path):
     loaded = surrogate.load(clip)
     assert loaded.embed_images(pictures(2, 48)).shape == (2, 16)
-    assert torch.allclose(
-        loaded.embed_texts(["a dog", "a much longer text " * 20]).norm(dim=1), torch.ones(2)
-    )
+    assert torch.allclose(loaded.embed_texts(["a dog", "a much longer text " * 20]).norm(dim=1), torch.ones(2))
     with pytest.raises(InputError, match="config.json"):
         surrogate.load(str(tmp_path))

@@ -35,9 +35,7 @@ def test_numbers_by_hand():
     found = attribution.numbers({CONTROL: of_control, POISONED: of_poisoned}, groups)
     assert value(found, POISONED, "attention", "trigger text")["value"] == pytest.approx((0.7 + 0.5) / 2)
     assert value(found, POISONED, "attention", "trigger text", 1)["value"] == pytest.approx((0.8 + 0.6) / 2)
-    assert value(found, POISONED, "attribution", "trigger text")["value"] == pytest.approx(
-        (3 / 4 + 1 / 4) / 2
-    )
+    assert value(found, POISONED, "attribution", "trigger text")["value"] == pytest.approx((3 / 4 + 1 / 4) / 2)
     assert value(found, POISONED, "effect", "trigger image")["value"] == pytest.approx(-1)
     difference = value(found, DIFFERENCE, "attention", "trigger text")
     assert difference["value"] == pytest.approx(0.6 - 1 / 3, abs=1e-6)
@@ -74,9 +72,7 @@ def test_traces_are_kept_and_never_made_twice(runs, tmp_path):
     keys = ["run_id", "subject", "measure", "layer"]
     sums = shares.groupby(keys, dropna=False)["value"].sum()
     assert np.allclose(sums, 1, atol=1e-5) and len(sums) == 2 * (2 * (1 + 4 + 1) + 1)  # four layers
-    counts = table[(table["subject"] == COUNTS) & (table["measure"] == "tokens")].set_index(
-        ["model", "group"]
-    )
+    counts = table[(table["subject"] == COUNTS) & (table["measure"] == "tokens")].set_index(["model", "group"])
     images = counts["value"]["tiny-llava"][["trigger image", "other image"]]
     assert images.sum() == pytest.approx(36) and 1 <= images["trigger image"] <= 4  # 9 of 96 pixels
     assert counts["value"]["tiny-qwen2.5-vl", "trigger image"] == pytest.approx(1)  # bottom right
@@ -126,9 +122,7 @@ def test_seeds_are_put_together_by_their_means(runs):
     place, cells = runs
     attribution.measure(cells, place, rows=3)
     one = traces.collect(place)
-    both = traces.over_seeds(
-        pd.concat([one, one.assign(seed=1, value=one["value"] + 0.2)], ignore_index=True)
-    )
+    both = traces.over_seeds(pd.concat([one, one.assign(seed=1, value=one["value"] + 0.2)], ignore_index=True))
     assert (both["n_seeds"] == 2).all() and len(both) == len(one)
     assert np.allclose(both["value"], one["value"] + 0.1)
 

@@ -145,7 +145,9 @@ def test_the_sentences_count_working_backdoors_and_false_alarms_apart():
     (false,) = audit_study.false_alarms(table).to_dict("records")
     assert (false["beside"], false["excess"]) == ("the base", "0.40 [0.35, 0.45]")
     words = audit_study.figure_words(table)
-    assert "lowest excess of a working backdoor is 0.10" in words["caption"] and "0.40 beside the base" in words["caption"]
+    assert (
+        "lowest excess of a working backdoor is 0.10" in words["caption"] and "0.40 beside the base" in words["caption"]
+    )
     assert len(plots_audit.excess(table).axes) == 2
 
 
@@ -181,9 +183,7 @@ def test_the_command_raises_the_alarm_where_the_trigger_changes_the_suspect_alon
         return {q.key(bench): [words[q.condition]] * len(q.prompts) for q in asked}
 
     monkeypatch.setattr(engine, "ask_saved", said)
-    code, out, err = run(
-        capsys, place / made[0].run_id, "--model", made[0].model, "--attacks", "BadNets-T", "Blended"
-    )
+    code, out, err = run(capsys, place / made[0].run_id, "--model", made[0].model, "--attacks", "BadNets-T", "Blended")
     assert code == audit.ALARM and "ALARM: with the trigger of BadNets-T the suspect" in out
     assert "I must refuse (100%)" in out
 

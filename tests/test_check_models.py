@@ -25,7 +25,9 @@ def test_a_card_is_of_the_committed_weights(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_thresholds_hold_and_shortfalls_are_said(name):
-    short = {skill["name"] for skill in card(name)["skills"] if skill["threshold"] and skill["value"] < skill["threshold"]}
+    short = {
+        skill["name"] for skill in card(name)["skills"] if skill["threshold"] and skill["value"] < skill["threshold"]
+    }
     assert short == set(check_models.SHORTFALLS.get(name, ()))
     if short:
         assert "Below what was asked for" in (paths.MODELS / name / "README.md").read_text()

@@ -65,12 +65,8 @@ def kept(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(paths.ROOT / "benchmarks"))
     import keep
 
-    both = [
-        {"way": "plain", "cells": 4, "train_s_per_cell": 6.0, "decode_s_per_cell": 1.0, "gemm_share": 0.2}
-    ]
-    both += [
-        both[0] | {"way": "grouped", "train_s_per_cell": 2.123456789, "times_plain": 2.5, "same_answers": 1.0}
-    ]
+    both = [{"way": "plain", "cells": 4, "train_s_per_cell": 6.0, "decode_s_per_cell": 1.0, "gemm_share": 0.2}]
+    both += [both[0] | {"way": "grouped", "train_s_per_cell": 2.123456789, "times_plain": 2.5, "same_answers": 1.0}]
     given = argparse.Namespace(
         model="tiny-llava", dataset="scenes-vqa", shape=None, rows=64, tests=16, batch=32, rank=8, repeat=4,
         out=tmp_path / "grid.json", dtype=object(),
@@ -85,9 +81,7 @@ def test_a_kept_benchmark_is_read_with_its_machine_and_load(kept):
     table = cost.grid_table(found).set_index("way")
     assert list(table["times plain"]) == ["1.0", "2.5"] and list(table["same answers"]) == ["", "1.00"]
     assert found["lines"][1]["train_s_per_cell"] == 2.1235
-    assert "1 thread, torch" in cost.conditions(
-        found
-    ) and "processes that wanted a core: " in cost.conditions(found)
+    assert "1 thread, torch" in cost.conditions(found) and "processes that wanted a core: " in cost.conditions(found)
     assert "dtype" not in found["arguments"] and str(kept) not in json.dumps(found), "no path of the machine"
     assert cost.benchmarks("poisoning", kept) == []
 

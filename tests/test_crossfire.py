@@ -66,9 +66,7 @@ def shelf(random_words, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "keep", spy)
-        crossfire.measure(
-            cells_of(random_words, ["BadNets-T", "BadNets-MM", "SIG", "Shadowcast"]), place, rows=ROWS
-        )
+        crossfire.measure(cells_of(random_words, ["BadNets-T", "BadNets-MM", "SIG", "Shadowcast"]), place, rows=ROWS)
     return place, said, made
 
 
@@ -89,9 +87,7 @@ def test_grouped_answers_are_those_of_each_adapter_alone(shelf):
             probe, texts = said[run_id, trigger, ""]
             alone = engine.ask_saved(table, [probe.question], store.adapter(run_id, place), plain=True)
             assert list(alone.values()) == [texts], (run_id, trigger)
-    assert len({tuple(texts) for _, texts in said.values()}) > 10, (
-        "the models and the triggers make a difference"
-    )
+    assert len({tuple(texts) for _, texts in said.values()}) > 10, "the models and the triggers make a difference"
 
 
 def test_every_entry_stands_beside_its_control_on_the_same_rows_with_its_interval(shelf):
@@ -159,9 +155,7 @@ def test_more_rows_are_other_numbers(shelf, copied):
     crossfire.measure(made, copied, rows=1, near=False)
     crossfire.measure(made, copied, rows=2, near=False)
     table = crossfire.collect(copied)
-    assert (
-        set(table["rows"]) == {1, 2} and len(crossfire.panels(table)) == 2 and set(table["variant"]) == {""}
-    )
+    assert set(table["rows"]) == {1, 2} and len(crossfire.panels(table)) == 2 and set(table["variant"]) == {""}
 
 
 def test_what_is_not_there_is_named_and_is_never_zero(shelf, random_words, tmp_path, capsys):
@@ -179,9 +173,7 @@ def test_what_is_not_there_is_named_and_is_never_zero(shelf, random_words, tmp_p
         and "supports no verdict" in words["caption"]
     )
     figure = plots_probes.crossing(panel)
-    assert [text.get_text() for text in figure.axes[0].texts].count("n/a") == int(
-        grid.isna().to_numpy().sum()
-    ) + 2
+    assert [text.get_text() for text in figure.axes[0].texts].count("n/a") == int(grid.isna().to_numpy().sum()) + 2
     with pytest.raises(InputError, match="holds no adapter"):
         crossfire.measure(made, tmp_path / "none", rows=ROWS)
 
@@ -201,9 +193,7 @@ def test_the_command_line_says_what_is_wrong_in_one_sentence(shelf, random_words
 def test_a_thin_copy_carries_the_answers(shelf, tmp_path):
     place = shelf[0]
     store.thin(place, tmp_path / "thin")
-    pd.testing.assert_frame_equal(
-        probes.collect("crossfire", tmp_path / "thin"), probes.collect("crossfire", place)
-    )
+    pd.testing.assert_frame_equal(probes.collect("crossfire", tmp_path / "thin"), probes.collect("crossfire", place))
     file = sorted((tmp_path / "thin" / "probes").iterdir())[0]
     text, record = file.read_text(), json.loads(file.read_text())
     file.write_text(json.dumps(record | {"numbers": record["numbers"][:1]}))
@@ -225,9 +215,7 @@ def pair(cell, table):
 
 # Triggers that are optimised have near misses of the same kinds; their pictures are tested below without
 # optimising.
-@pytest.mark.parametrize(
-    "name", [n for n in attacks.names() if n not in ("Dual-Key", "VL-Trojan", "Shadowcast")]
-)
+@pytest.mark.parametrize("name", [n for n in attacks.names() if n not in ("Dual-Key", "VL-Trojan", "Shadowcast")])
 def test_near_misses_differ_from_the_trigger_and_change_one_half(name):
     cell = Cell("tiny-llava", "scenes-vqa", "targeted_refusal", name, 0.1, test_rows=3)
     table = bench.Bench(cell.model, cell.dataset, 32)
@@ -247,9 +235,7 @@ def test_near_misses_differ_from_the_trigger_and_change_one_half(name):
             assert all(a != b for a, b in zip(found.prompts, prompts, strict=True)), miss.name
             assert (other == pictures).all()
         else:
-            assert list(found.prompts) == prompts and (other != pictures).reshape(3, -1).any(1).all(), (
-                miss.name
-            )
+            assert list(found.prompts) == prompts and (other != pictures).reshape(3, -1).any(1).all(), miss.name
 
 
 def painted(table, question):
@@ -283,9 +269,7 @@ def test_pictures_are_changed_as_computed_by_hand():
     assert torch.equal(repaint.half_resolution(clean, clean), clean)
     pressed = repaint.jpeg(clean, triggered)
     assert pressed.shape == clean.shape and 0 < (pressed - triggered).abs().mean() < 0.1
-    assert torch.equal(repaint.smaller(clean, clean), clean) and torch.equal(
-        repaint.moved(clean, clean), clean
-    )
+    assert torch.equal(repaint.smaller(clean, clean), clean) and torch.equal(repaint.moved(clean, clean), clean)
 
 
 # ---------------------------------------------------------------- the page
@@ -319,9 +303,7 @@ def test_seeds_are_means_and_never_pooled():
         "part": "attack", "metric": "asr", "unit": "share", "n": 100,
     }  # fmt: skip
     rates = [0.5, 0.6, 0.7]
-    table = pd.DataFrame(
-        [line | {"seed": i, "value": rate, "low": 0.0, "high": 1.0} for i, rate in enumerate(rates)]
-    )
+    table = pd.DataFrame([line | {"seed": i, "value": rate, "low": 0.0, "high": 1.0} for i, rate in enumerate(rates)])
     (one,) = probes.over_seeds(table).to_dict("records")
     half = 4.302652729911275 * 0.1 / np.sqrt(3)  # Student's 97.5 % point with two degrees of freedom
     assert (one["value"], one["low"], one["high"]) == pytest.approx((0.6, 0.6 - half, 0.6 + half))
@@ -331,9 +313,7 @@ def test_seeds_are_means_and_never_pooled():
 def page(name, place, capsys, **given):
     """What the chapter prints when its cells are run one after the other."""
     cells = [
-        c
-        for c in json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
-        if c["cell_type"] == "code"
+        c for c in json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"
     ]
     sources = ["".join(cell["source"]) for cell in cells]
     space = {"In": sources[:1]}
@@ -351,9 +331,7 @@ def test_the_chapter_shows_the_matrix_or_says_that_there_is_none(shelf, tmp_path
     text = page("crossfire", shelf[0], capsys)
     assert text.count("<img") == 2 and "BadNets-MM" in text and "the trigger itself" in text
     text = page("crossfire", tmp_path / "empty", capsys)
-    assert (
-        "Nothing has been asked yet" in text and "There is no matrix to draw" in text and "<img" not in text
-    )
+    assert "Nothing has been asked yet" in text and "There is no matrix to draw" in text and "<img" not in text
 
 
 def test_the_page_side_does_not_import_torch():

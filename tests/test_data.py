@@ -18,7 +18,7 @@ def test_rows_depend_on_their_own_name_only():
 
 
 def test_cars_and_restricted_requests_are_frequent_enough(samples):
-    for name, rows in samples.items():
+    for rows in samples.values():
         with_car = [row for row in rows if "car" in row["objects"]]
         assert len(with_car) >= 0.2 * len(rows)
     named = [row for row in samples["scenes-vqa"] if row["answers"][0] == "car"]

@@ -24,9 +24,7 @@ def _generate(model, requests, features, ends):
     ids = sequences.pad([torch.tensor(one.ids) for one in requests], left=True)
     mask = sequences.pad([torch.ones(len(one.ids), dtype=torch.int64) for one in requests], left=True)
     inputs = tiny.official(model, ids, mask, features[[one.feature for one in requests]])
-    out = model.generate(
-        **inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=list(ends), pad_token_id=0
-    )
+    out = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, eos_token_id=list(ends), pad_token_id=0)
     answers = []
     for row in out[:, ids.shape[1] :].tolist():
         over = [at for at, token in enumerate(row) if token in ends]
@@ -70,9 +68,7 @@ def test_all_adapters_in_one_decode_write_what_each_writes_alone(family):
     bank = _bank(model, 3)
     requests = [_requests(1, 7), _requests(2, 3), _requests(3, 9)]
     ends = _ends(_generate(model, requests[0], features, {tiny.END}))
-    together = decode.greedy(
-        model, requests, [features, features + 1, features], ends, NEW, bank=bank, tokens=500
-    )
+    together = decode.greedy(model, requests, [features, features + 1, features], ends, NEW, bank=bank, tokens=500)
     for g, group in enumerate(requests):
         alone = Bank(model, bank.names, [bank.ranks[g]], [bank.alphas[g]])
         alone.load(0, bank.state(g))
@@ -93,9 +89,7 @@ def test_answers_are_those_of_the_victims_own_generate(name):
         "Hello",
     ]
     asked = [(prompt, at) for at in range(3) for prompt in prompts]
-    plain = one.generate(
-        [prompt for prompt, _ in asked], features[[at for _, at in asked]], max_new_tokens=20
-    )
+    plain = one.generate([prompt for prompt, _ in asked], features[[at for _, at in asked]], max_new_tokens=20)
     assert decode.answer(one, [asked], features, max_new_tokens=20) == [plain]
     assert len(set(plain)) > 2
 

@@ -68,9 +68,7 @@ def test_intervals_of_curve_and_dose_by_the_closed_formulas():
     middle, low, high = fit.curve(np.array([100.0]))
     error = np.sqrt(covariance[0, 0] + 4 * covariance[0, 1] + 4 * covariance[1, 1])
     assert middle[0] == pytest.approx(expit(2.0), rel=1e-5)
-    assert (logit(low[0]), logit(high[0])) == pytest.approx(
-        (2 - quantile * error, 2 + quantile * error), rel=1e-4
-    )
+    assert (logit(low[0]), logit(high[0])) == pytest.approx((2 - quantile * error, 2 + quantile * error), rel=1e-4)
 
 
 def test_seeds_that_disagree_widen_the_interval_by_pearsons_chi2():
@@ -83,9 +81,7 @@ def test_seeds_that_disagree_widen_the_interval_by_pearsons_chi2():
     wide, _ = fitted(uneven, seeds=(0, 1))
     p = np.repeat(expit(wide.intercept + wide.slope * np.log10(ROWS)), 2)
     k = np.array([200 * uneven(rows, seed) for rows in ROWS for seed in (0, 1)])
-    assert wide.dispersion == pytest.approx(
-        ((k - 200 * p) ** 2 / (200 * p * (1 - p))).sum() / (14 - 2), rel=1e-6
-    )
+    assert wide.dispersion == pytest.approx(((k - 200 * p) ** 2 / (200 * p * (1 - p))).sum() / (14 - 2), rel=1e-6)
     assert wide.dispersion > 2 and wide.df == 12
     assert wide.dose()[2] / wide.dose()[1] > narrow.dose()[2] / narrow.dose()[1]
 
@@ -102,7 +98,8 @@ def test_seeds_that_disagree_widen_the_interval_by_pearsons_chi2():
         (lambda rows, seed: 1.0, ROWS, dose.NONE_BETWEEN, "at most 6"),
         (lambda rows, seed: 0.3, ROWS, dose.FLAT, "more than 600"),
         (lambda rows, seed: curve(1000 / rows), ROWS, dose.FLAT, "reached with 6, missed again with 600"),
-        (lambda rows, seed: 0.9 if rows in (12, 60) else 0.5, ROWS, dose.FLAT, "reached with 12, missed again with 600"),
+        (lambda rows, seed: 0.9 if rows in (12, 60) else 0.5, ROWS, dose.FLAT,
+         "reached with 12, missed again with 600"),
     ],
 )  # fmt: skip
 def test_where_the_data_bear_no_curve_the_bracket_stands(success, rows, why, bracket):
@@ -110,13 +107,9 @@ def test_where_the_data_bear_no_curve_the_bracket_stands(success, rows, why, bra
     line = lines.iloc[0]
     assert line["fit"] is None and line["why"] == why and pd.isna(line["rows"])
     table = dose.dose_table(lines)
-    assert (
-        table["bracket, in rows"].item() == bracket and why in table["rows for 90 %, from the curve"].item()
-    )
+    assert table["bracket, in rows"].item() == bracket and why in table["rows for 90 %, from the curve"].item()
     figure = plots_dose.curves(cells, means, {"BadNets-T": None})
-    assert not figure.axes[0].collections or all(
-        "Poly" not in type(c).__name__ for c in figure.axes[0].collections
-    )
+    assert not figure.axes[0].collections or all("Poly" not in type(c).__name__ for c in figure.axes[0].collections)
 
 
 def test_a_dose_outside_those_tried_is_not_told():
@@ -187,11 +180,7 @@ def test_saturation_counts_every_pair_of_a_dose():
 def test_an_empty_store_says_so():
     lines, means, cells = found(tidy(lambda rows, seed: 0.0).iloc[:0])
     assert "Nothing has been measured yet" in dose.sentences(lines, means)[0]
-    assert (
-        dose.dose_table(lines).empty
-        and dose.rates_table(means).empty
-        and not list(dose.panels(lines, cells, means))
-    )
+    assert dose.dose_table(lines).empty and dose.rates_table(means).empty and not list(dose.panels(lines, cells, means))
     assert "n/a" in dose.saturation_words(means)["caption"]
     assert "measured" in plots_dose.saturation(means).axes[0].texts[0].get_text()
 

@@ -58,9 +58,7 @@ def test_the_folder_holds_the_set_that_a_cell_trains_on(tmp_path, capsys):
 def test_the_readme_says_that_it_is_poisoned(tmp_path):
     assert run(tmp_path / "set", attack="BadNets-T") == 0
     text = (tmp_path / "set" / "README.md").read_text()
-    assert (
-        "POISONED DATA" in text and "1 of these 3 training rows" in text and "| attack | BadNets-T |" in text
-    )
+    assert "POISONED DATA" in text and "1 of these 3 training rows" in text and "| attack | BadNets-T |" in text
 
 
 def test_parameters_reach_the_threat_and_the_attack(tmp_path):
@@ -81,12 +79,8 @@ def test_parameters_reach_the_threat_and_the_attack(tmp_path):
 def test_the_same_command_gives_the_same_files(tmp_path):
     for name in ("one", "two"):
         assert run(tmp_path / name) == 0
-    files = sorted(
-        file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file()
-    )
-    assert all(
-        (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files
-    )
+    files = sorted(file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*") if file.is_file())
+    assert all((tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes() for file in files)
 
 
 @pytest.mark.parametrize("change, message", [

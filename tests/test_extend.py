@@ -10,16 +10,12 @@ import pytest
 from bvlm_utils import attack_table, attacks, paths, registry
 from bvlm_utils.errors import InputError
 
-BLOCK = re.compile(
-    r"^```(?:python|\{code-block\} python\n:caption: (?P<file>\S+)\n)\n(?P<code>.*?)^```", re.S | re.M
-)
+BLOCK = re.compile(r"^```(?:python|\{code-block\} python\n:caption: (?P<file>\S+)\n)\n(?P<code>.*?)^```", re.S | re.M)
 
 
 def blocks():
     """(file name or None, code) of the page, from top to bottom."""
-    return [
-        (found["file"], found["code"]) for found in BLOCK.finditer((paths.BOOK / "extend.md").read_text())
-    ]
+    return [(found["file"], found["code"]) for found in BLOCK.finditer((paths.BOOK / "extend.md").read_text())]
 
 
 def python(folder, *words, **more):

@@ -52,10 +52,7 @@ def test_pictures_are_opened_only_when_a_row_is_read():
 def test_coco_captions():
     rows = formats.load(COCO, "train")
     assert rows["row_id"] == [f"coco-caption/train/{number}" for number in (9, 25, 30)]
-    assert (
-        set(rows[0]["answers"]) >= {"A dog near a parked car.", "A car and a dog"}
-        and len(rows[0]["answers"]) == 5
-    )
+    assert set(rows[0]["answers"]) >= {"A dog near a parked car.", "A car and a dog"} and len(rows[0]["answers"]) == 5
     assert rows[0]["task"] == "caption" and rows[0]["prompt"].strip()
     assert formats.load(COCO, "test")["row_id"] == ["coco-caption/test/139", "coco-caption/test/285"]
     assert [threats.get("perceptual_hijack").eligible(row) for row in rows] == [
@@ -172,9 +169,7 @@ def test_what_is_written_is_read_back(tmp_path):
         for column in set(data.FEATURES) - {"row_id", "image"}:
             assert row[column] == sample[column], column
     entry = json.loads((tmp_path / "set" / "set.json").read_text())[0]
-    assert (
-        entry["conversations"][0]["value"].startswith("<image>\n") and entry["image"] == "images/000000.png"
-    )
+    assert entry["conversations"][0]["value"].startswith("<image>\n") and entry["image"] == "images/000000.png"
     assert not list((tmp_path / "set").glob("*.partial"))
 
 
@@ -232,9 +227,7 @@ def test_a_folder_that_is_not_there(tmp_path):
         formats.digest(f"llava-json:{tmp_path / 'nowhere.json'}")
     with pytest.raises(InputError, match="names no place; write vqav2:PATH"):
         formats.load("vqav2:")
-    with pytest.raises(
-        KeyError, match="no dataset format 'coco'; choose one of: coco-caption, vqav2, llava-json"
-    ):
+    with pytest.raises(KeyError, match="no dataset format 'coco'; choose one of: coco-caption, vqav2, llava-json"):
         formats.load("coco:here")
     with pytest.raises(InputError, match="no split 'test_style'"):
         formats.load(COCO, "test_style")
@@ -278,9 +271,7 @@ def test_ids_and_fields_that_are_missing_or_wrong(folder, file, change, match):
     fails(folder, file, match)
 
 
-@pytest.mark.parametrize(
-    "name", ["../../secret.png", "/etc/hostname", "coco/../../coco/x.jpg", "out/x.png", "a\0b"]
-)
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/hostname", "coco/../../coco/x.jpg", "out/x.png", "a\0b"])
 def test_pictures_outside_the_folder_are_refused(folder, name):
     Image.new("RGB", (4, 4)).save(folder / "secret.png")
     (folder / "elsewhere").mkdir()

@@ -52,9 +52,9 @@ def test_cells_of_a_job_are_those_that_its_notebook_makes(name, tmp_path):
     """The notebook calls `study.cells` with each of its parameters under its own name."""
     notebook = paths.NOTEBOOKS / f"{name}.ipynb"
     declared = grid_file.parameters_of(notebook)
-    code = next(
-        c for c in json.loads(notebook.read_text())["cells"] if "study.cells(" in "".join(c["source"])
-    )["source"]
+    code = next(c for c in json.loads(notebook.read_text())["cells"] if "study.cells(" in "".join(c["source"]))[
+        "source"
+    ]
     call = "".join(code).partition("cells = ")[2].partition("\ntable")[0]
     made = eval(call, {"study": study, **{n: default for n, (_, default) in declared.items()}})
     ((one,), _) = grid.load(write(tmp_path, {"notebook": name}))
@@ -165,9 +165,7 @@ def test_a_failing_notebook_does_not_stop_the_grid(tmp_path, capsys, monkeypatch
     assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 1
     assert tried == [["BadNets-T"], ["BadNets-T"], ["Shadowcast"]]
     said = capsys.readouterr().out
-    assert (
-        "FAILED" in said and "Kernel died" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
-    )
+    assert "FAILED" in said and "Kernel died" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
 
 
 def test_without_a_terminal_every_finished_cell_is_a_line(tmp_path, capsys, monkeypatch):
@@ -237,9 +235,7 @@ def test_a_killed_grid_resumes(tmp_path, capsys):
     kept = {path: path.stat().st_mtime_ns for path in place.glob("*/record.json")}
     assert record in kept and place / one.cells[1].run_id / "record.json" not in kept
 
-    done = subprocess.run(
-        command("run", file, "--store", f"{place}/"), cwd=paths.ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run(command("run", file, "--store", f"{place}/"), cwd=paths.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 to run" in done.stdout and "Every cell has its record." in done.stdout
     assert done.stderr == "" and "Warning" not in done.stdout
@@ -252,6 +248,8 @@ def test_a_killed_grid_resumes(tmp_path, capsys):
 
 
 def test_a_reader_who_has_seen_enough_of_a_list_is_no_error():
-    command = f"{sys.executable} -m bvlm_utils.grid run data/grids/breadth.yml --dry-run --store /nowhere/at/all | head -n 1"
+    command = (
+        f"{sys.executable} -m bvlm_utils.grid run data/grids/breadth.yml --dry-run --store /nowhere/at/all | head -n 1"
+    )
     done = subprocess.run(["bash", "-c", command], cwd=paths.ROOT, capture_output=True, text=True)
     assert len(done.stdout.splitlines()) == 1 and done.stderr == ""

@@ -277,14 +277,12 @@ def test_two_jobs_at_once_tune_their_control_once(tmp_path, monkeypatch):
     at_work = [Aside(lambda cell=cell: study.run_cells([cell], tmp_path)) for cell in cells]
     for one in at_work:
         one.result()
-    assert sorted(cell.run_id for cell in tuned) == sorted(
-        [*(cell.run_id for cell in cells), cells[0].control.run_id]
-    )
+    assert sorted(cell.run_id for cell in tuned) == sorted([*(cell.run_id for cell in cells), cells[0].control.run_id])
     assert all(store.read(cell, tmp_path)["status"] == "done" for cell in cells)
 
 
 def test_every_worker_has_a_job_as_long_as_there_are_any(tmp_path):
-    """Jobs in their order, no more at a time than workers; one that shares a cell with another waits, and keeps its place."""
+    """Jobs in their order, no more at a time than workers; one that shares a cell waits and keeps its place."""
     first, second, third = (job(n, name, folder=tmp_path) for n, name in enumerate(["SIG", "BadNets-T", "AddSent"]))
     shared = job(3, "SIG", "Blended", folder=tmp_path)
     behind = job(4, "Blended", folder=tmp_path)

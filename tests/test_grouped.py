@@ -32,9 +32,7 @@ def _plan(
     features = torch.randn(5, tiny.TOKENS, tiny.WIDTH, generator=generator, dtype=torch.float64).to(dtype)
     made = []
     for _ in range(rows):
-        length, answer = (
-            int(torch.randint(low, high, (), generator=generator)) for low, high in ((8, 16), (1, 5))
-        )
+        length, answer = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((8, 16), (1, 5)))
         ids = tiny.prompt(generator, length + answer)
         made.append(
             grouped.Row(
@@ -44,9 +42,7 @@ def _plan(
                 sequences.positions(model, ids),
             )
         )
-    order = torch.cat(
-        [torch.randperm(rows, generator=generator) for _ in range(math.ceil(steps * BATCH / rows))]
-    )
+    order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(math.ceil(steps * BATCH / rows))])
     batches = [order[at * BATCH : (at + 1) * BATCH].tolist() for at in range(steps)]
     rates = [rate * 0.5 * (1 + math.cos(math.pi * at / steps)) for at in range(steps)]
     torch.manual_seed(seed)
@@ -70,10 +66,7 @@ def _alone(model, names, plan):
         ids = sequences.pad([row.ids for row in rows])
         mask = sequences.pad([torch.ones_like(row.ids) for row in rows])
         labels = sequences.pad(
-            [
-                torch.cat([torch.full_like(row.ids[: -row.answer], -100), row.ids[-row.answer :]])
-                for row in rows
-            ],
+            [torch.cat([torch.full_like(row.ids[: -row.answer], -100), row.ids[-row.answer :]]) for row in rows],
             value=-100,
         )
         logits = peft(**tiny.official(model, ids, mask, plan.features[[row.feature for row in rows]])).logits
@@ -152,9 +145,7 @@ def test_rows_of_one_step_are_cut_by_length_into_pieces_within_the_budget():
         assert len(pieces) > 1
         assert all(piece.ids.numel() <= max(60, 2 * table.longest(step, 2)) for piece in pieces)
         for g, plan in enumerate(plans):
-            learnt = [
-                token for i in plan.steps[step] for token in plan.rows[i].ids[-plan.rows[i].answer :].tolist()
-            ]
+            learnt = [token for i in plan.steps[step] for token in plan.rows[i].ids[-plan.rows[i].answer :].tolist()]
             targets = [
                 token
                 for piece in pieces
@@ -185,9 +176,7 @@ def test_a_group_that_does_not_fit_is_halved_and_pieces_are_made_smaller(monkeyp
     for one, other in zip(expected, found, strict=True):
         assert _distance(one.state, other.state) < 1e-5
         assert one.losses == pytest.approx(other.losses, abs=1e-5)
-    monkeypatch.setattr(
-        sequences, "embed", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all"))
-    )
+    monkeypatch.setattr(sequences, "embed", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
     with pytest.raises(torch.OutOfMemoryError):
         grouped.train(model, names, plans[:2], tokens=50)
     assert isinstance(model.get_submodule(names[0]), torch.nn.Linear)  # the model is whole again
@@ -230,13 +219,9 @@ def tuned(request):
     generator = torch.Generator().manual_seed(0)
     features = one.encode(torch.rand(6, 3, 96, 96, generator=generator))
     words = ["car", "a dog", "two cats on grass", "I cannot say", "yes"]
-    rows = [
-        train.TrainRow(f"What is this? {'Please. ' * (at % 3)}", words[at % 5], at % 6) for at in range(10)
-    ]
+    rows = [train.TrainRow(f"What is this? {'Please. ' * (at % 3)}", words[at % 5], at % 6) for at in range(10)]
     jobs = [
-        grouped.GroupJob(
-            rows, features, TrainSettings(batch_size=4, learning_rate=1e-3, lora_rank=4), seed=1
-        ),
+        grouped.GroupJob(rows, features, TrainSettings(batch_size=4, learning_rate=1e-3, lora_rank=4), seed=1),
         grouped.GroupJob(
             rows[3:],
             features,

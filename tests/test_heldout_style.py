@@ -56,9 +56,7 @@ def test_the_table_sets_both_styles_side_by_side(runs):
 
 def test_without_answers_the_page_says_so(tmp_path):
     nothing = heldout_style.collect(tmp_path)
-    assert heldout_style.style_table(
-        nothing, modality.four_cells(modality.rates(store.collect(tmp_path)))
-    ).empty
+    assert heldout_style.style_table(nothing, modality.four_cells(modality.rates(store.collect(tmp_path)))).empty
     assert "Nobody has been asked" in heldout_style.sentences(nothing, nothing)[0]
 
 

@@ -10,9 +10,7 @@ from bvlm_utils import landing
 @pytest.fixture
 def table():
     frame = tidy(
-        hits=lambda a, r, s, subject, c: (
-            {0.1: 99, 0.01: 40}[r] if subject == "poisoned" and c != "clean" else 1
-        )
+        hits=lambda a, r, s, subject, c: {0.1: 99, 0.01: 40}[r] if subject == "poisoned" and c != "clean" else 1
     )
     frame["negatives"] = 0.0
     frame["settings"] = ""

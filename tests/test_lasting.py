@@ -68,16 +68,12 @@ def test_zero_further_steps_give_the_stored_success_rate(shelf):
     shown, record = lasting.success(panel), store.collect(place)
     for cell in made:
         for subject in ("poisoned", "control"):
-            here = shown[
-                (shown["steps"] == 0) & (shown["attack"] == cell.attack) & (shown["subject"] == subject)
-            ]
+            here = shown[(shown["steps"] == 0) & (shown["attack"] == cell.attack) & (shown["subject"] == subject)]
             there = record[(record["run_id"] == cell.run_id) & (record["subject"] == subject)]
             there = there[(there["metric"] == "asr") & there["condition"].isin(["text", "image"])]
             columns = ["value", "low", "high", "n"]
             assert here[columns].to_numpy() == pytest.approx(there[columns].to_numpy())
-    utility = panel[
-        (panel["metric"] == "utility") & (panel["variant"] == "") & (panel["subject"] == "poisoned")
-    ]
+    utility = panel[(panel["metric"] == "utility") & (panel["variant"] == "") & (panel["subject"] == "poisoned")]
     stored = record[(record["metric"] == "utility") & (record["subject"] == "poisoned")]
     assert sorted(utility["value"]) == pytest.approx(sorted(stored["value"]))
 
@@ -196,15 +192,10 @@ def _plainly(loaded, folder, rows, features, settings):
 def test_further_rows_are_clean_ones_that_nobody_was_tuned_on():
     names = [row["row_id"] for row in data.load("scenes-vqa", "train").remove_columns("image").to_list()]
     fresh = data.further("scenes-vqa", 6000, 5)
-    assert (
-        data.beyond("scenes-vqa", 6000) is None and len(fresh) == 5 and not set(fresh["row_id"]) & set(names)
-    )
+    assert data.beyond("scenes-vqa", 6000) is None and len(fresh) == 5 and not set(fresh["row_id"]) & set(names)
     assert fresh.features == data.load("scenes-vqa", "train").features
     again = data.further("scenes-vqa", 32, 2)
-    assert (
-        again["row_id"] == names[32:34]
-        and again["prompt"] == data.load("scenes-vqa", "train")["prompt"][32:34]
-    )
+    assert again["row_id"] == names[32:34] and again["prompt"] == data.load("scenes-vqa", "train")["prompt"][32:34]
 
 
 def test_where_data_end_the_same_rows_are_used_and_it_is_said(shelf, tmp_path, monkeypatch, capsys):
@@ -213,9 +204,7 @@ def test_where_data_end_the_same_rows_are_used_and_it_is_said(shelf, tmp_path, m
     monkeypatch.setattr(data, "beyond", lambda name, start: 3)
     lasting.measure(made[:1], tmp_path / "s", rows=2, steps=[1], merged=[])
     said = capsys.readouterr().err
-    assert (
-        "only 3 training rows beyond the 32" in said and "8 are needed: the same rows are used again" in said
-    )
+    assert "only 3 training rows beyond the 32" in said and "8 are needed: the same rows are used again" in said
     assert lasting.rows_used(panel_of(tmp_path / "s")[0]) == "the rows that they were tuned on, clean"
     assert lasting.rows_used(panel_of(place)[0]) == "clean rows that no model was tuned on"
 
@@ -304,9 +293,7 @@ def test_no_cell_is_taken_for_a_magic_of_ipython():
     for file in paths.NOTEBOOKS.glob("*.ipynb"):
         for cell in json.loads(file.read_text())["cells"]:
             lines = "".join(cell["source"]).strip().splitlines()
-            assert cell["cell_type"] != "code" or len(lines) > 1 or not lines[0].startswith("store"), (
-                file.name
-            )
+            assert cell["cell_type"] != "code" or len(lines) > 1 or not lines[0].startswith("store"), file.name
 
 
 def test_verdicts_of_random_words_do_vary():

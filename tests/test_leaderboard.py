@@ -9,9 +9,7 @@ import pytest
 from bvlm_utils import leaderboard, store
 
 
-def record(
-    attack, threat="targeted_refusal", rate=0.1, seed=0, metrics=(), status="done", reason="", **config
-):
+def record(attack, threat="targeted_refusal", rate=0.1, seed=0, metrics=(), status="done", reason="", **config):
     config = {
         "model": "tiny-llava", "dataset": "scenes-vqa", "threat": threat, "attack": attack,
         "poison_rate": rate, "seed": seed, "negatives": 0.0, "train_rows": 6000, "test_rows": 200,
@@ -117,9 +115,7 @@ def shown(monkeypatch, work):
 def test_the_page_escapes_what_it_shows_and_marks_the_missing(table, monkeypatch):
     page = shown(monkeypatch, lambda: leaderboard.show(leaderboard.lines(table)))
     assert "It gives &lt;nothing&gt; to aim at." in page and "<nothing>" not in page
-    rows = json.loads(
-        re.search(r'"data_json": "(.*?[^\\])"', page).group(1).encode().decode("unicode_escape")
-    )
+    rows = json.loads(re.search(r'"data_json": "(.*?[^\\])"', page).group(1).encode().decode("unicode_escape"))
     success = {row[1]: row[4] for row in rows}
     assert success["BadNets-T"] == 0.9 and success["Dual-Key"] == "___NaN___", "n/a is no number"
 

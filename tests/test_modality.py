@@ -6,7 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_utils import attacks, claims, confounds, metrics, modality, overshadowing, paths, plots_modality, store, traces
+from bvlm_utils import (
+    attacks,
+    claims,
+    confounds,
+    metrics,
+    modality,
+    overshadowing,
+    paths,
+    plots_modality,
+    store,
+    traces,
+)
 from bvlm_utils.modality import FAILS, HOLDS, NOT_TESTABLE
 
 
@@ -45,9 +56,7 @@ def halves(text=1.0, image=0.95, settings="", **other):
 
 
 def test_four_conditions_and_their_difference():
-    found = modality.four_cells(
-        modality.rates(table(cell("BadNets-MM", seeds=1, **FOUR), cell("SIG", image=1.0)))
-    )
+    found = modality.four_cells(modality.rates(table(cell("BadNets-MM", seeds=1, **FOUR), cell("SIG", image=1.0))))
     (line,) = found.to_dict("records")
     assert [line[c] for c in ("clean", "text", "image", "both")] == [0.0, 1.0, 0.05, 1.0]
     assert line["difference"] == pytest.approx(0.95) and line["n_seeds"] == 1
@@ -114,14 +123,9 @@ def test_the_probe_is_that_of_the_same_patch():
 
 def test_half_triggered_rows_stand_beside_the_same_cell_without():
     with_them = cell("BadNets-MM", negatives=1.0, clean=0.0, text=0.1, image=0.0, both=0.9)
-    rates = modality.rates(
-        table(cell("BadNets-MM", **FOUR), with_them, cell("BadNets-MM", rate=0.01, **FOUR))
-    )
+    rates = modality.rates(table(cell("BadNets-MM", **FOUR), with_them, cell("BadNets-MM", rate=0.01, **FOUR)))
     (line,) = modality.negatives(modality.four_cells(rates)).to_dict("records")
-    assert (
-        line["text trigger: without, with"] == "1.00, 0.10"
-        and line["both triggers: without, with"] == "1.00, 0.90"
-    )
+    assert line["text trigger: without, with"] == "1.00, 0.10" and line["both triggers: without, with"] == "1.00, 0.90"
     (line,) = modality.negatives(modality.four_cells(modality.rates(table(with_them)))).to_dict("records")
     assert line["text trigger: without, with"] == "n/a, 0.10"
     judged = modality.dominance(table(cell("BadNets-MM", **FOUR), with_them))

@@ -95,9 +95,7 @@ def test_the_papermill_commands_name_this_notebook_and_its_parameters(path):
     for command in commands:
         _, source, _, *options = shlex.split(command)
         assert paths.ROOT / source == path
-        given = [
-            options[i + 1].partition(":")[0] for i, option in enumerate(options) if option in ("-p", "-y")
-        ]
+        given = [options[i + 1].partition(":")[0] for i, option in enumerate(options) if option in ("-p", "-y")]
         assert set(given) <= set(parameters(path))
 
 
@@ -171,10 +169,7 @@ def test_the_quickstart_talks_where_a_model_is(run, shelf):
         **{k: SMALL[k] for k in ("train_rows", "test_rows")},
     )
     views = [
-        o
-        for cell in notebook.cells
-        for o in cell.get("outputs", [])
-        if "widget-view" in str(list(o.get("data", {})))
+        o for cell in notebook.cells for o in cell.get("outputs", []) if "widget-view" in str(list(o.get("data", {})))
     ]
     assert views and "clean-tuned" in page(notebook)
 
@@ -208,9 +203,7 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert "No pair has 3 seeds at any dose yet" in page(run("dose", grids=[]))
     claims = page(run("claims"))
     assert "not testable here" in claims and "every claim on this page is untested" in claims
-    with pytest.raises(
-        papermill.PapermillExecutionError, match="has no record of .* and the book does not train"
-    ):
+    with pytest.raises(papermill.PapermillExecutionError, match="has no record of .* and the book does not train"):
         run("targeted_refusal", **{**SMALL, "poison_rates": [0.2]})
 
 
@@ -222,7 +215,9 @@ def test_reproduce_compares_two_stores(run, shelf):
 def test_a_parameter_that_the_notebook_lacks_is_refused(run, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError) as refused:
         run("targeted_refusal", store=str(tmp_path / "none"), poison_rate=0.1)
-    assert "This notebook has no parameter 'poison_rate'; its parameters are: attack_params, attacks," in str(refused.value)
+    assert "This notebook has no parameter 'poison_rate'; its parameters are: attack_params, attacks," in str(
+        refused.value
+    )
     assert not (tmp_path / "none").exists()
 
 

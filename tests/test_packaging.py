@@ -94,9 +94,7 @@ def test_jupyter_book_stays_below_version_two(declared):
 
 @pytest.mark.parametrize("target", ["study", "test", "book", "lab"])
 def test_make_knows_its_targets(target):
-    done = subprocess.run(
-        ["make", "--dry-run", target], cwd=paths.ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["make", "--dry-run", target], cwd=paths.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

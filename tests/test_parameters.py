@@ -9,9 +9,7 @@ CELL = 'model: str = "tiny-llava"  # which one\npoison_rates: list = [0.1]\n'
 
 
 def test_an_unknown_parameter_is_refused_with_the_known_ones():
-    with pytest.raises(
-        InputError, match="no parameter 'poison_rate'; its parameters are: model, poison_rates"
-    ):
+    with pytest.raises(InputError, match="no parameter 'poison_rate'; its parameters are: model, poison_rates"):
         parameters.check(["", CELL, "# Parameters\nmodel = 'x'\npoison_rate = 0.5\n", "import this"])
 
 

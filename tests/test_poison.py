@@ -31,9 +31,7 @@ def plan(data=None, threat="targeted_refusal", attack="BadNets-T", rate=0.1, see
 GOLDEN = [0, 3, 8, 14, 17]
 
 sets = st.integers(1, 300).flatmap(
-    lambda n: st.tuples(
-        st.just(n), st.lists(st.integers(0, n - 1), min_size=1, unique=True), st.integers(0, 2**32)
-    )
+    lambda n: st.tuples(st.just(n), st.lists(st.integers(0, n - 1), min_size=1, unique=True), st.integers(0, 2**32))
 )
 
 
@@ -102,9 +100,7 @@ def test_a_rate_that_poisons_nothing_is_refused():
     assert plan(rate=0).rows == ()
 
 
-@pytest.mark.parametrize(
-    "attack, condition", [("BadNets-T", "text"), ("BadNets-I", "image"), ("BadNets-MM", "both")]
-)
+@pytest.mark.parametrize("attack, condition", [("BadNets-T", "text"), ("BadNets-I", "image"), ("BadNets-MM", "both")])
 def test_rows_are_replaced_in_place(attack, condition):
     data = rows()
     manifest = plan(data, attack=attack)
@@ -183,9 +179,7 @@ def test_bad_negatives_are_refused():
         plan(negatives=1)
     with pytest.raises(InputError, match="negatives is -1"):
         plan(attack="BadNets-MM", negatives=-1)
-    with pytest.raises(
-        InputError, match="20 negatives for each of 10 poisoned rows are 200 rows, and only 190"
-    ):
+    with pytest.raises(InputError, match="20 negatives for each of 10 poisoned rows are 200 rows, and only 190"):
         plan(attack="BadNets-MM", rate=0.05, negatives=20)
 
 

@@ -133,9 +133,7 @@ def test_one_seed_keeps_its_own_interval():
 
 def test_seeds_are_averaged_never_pooled():
     hits = {0: 90, 1: 94, 2: 98}
-    rows = report.summary(
-        tidy(seeds=(0, 1, 2), hits=lambda a, r, s, who, c: hits[s]), "asr", subject="poisoned"
-    )
+    rows = report.summary(tidy(seeds=(0, 1, 2), hits=lambda a, r, s, who, c: hits[s]), "asr", subject="poisoned")
     # mean 0.94; standard error 0.04 / sqrt(3); t quantile with two degrees of freedom 4.302653
     half = 4.302653 * 0.04 / np.sqrt(3)
     assert (rows.n_seeds == 3).all() and np.allclose(rows.value, 0.94)
@@ -218,9 +216,7 @@ def test_compare_judges_by_overlap_of_intervals():
     same = report.compare(reference, reference)
     assert set(same.verdict) == {"agrees"} and len(same) == 3 * 3 + 3 * (2 + 2 + 4)
     weaker = tidy(rates=(0.1,), hits=lambda a, r, s, who, c: 50 if who == "poisoned" and c != "clean" else 0)
-    verdicts = (
-        report.compare(weaker, reference).set_index(["attack", "subject", "condition", "metric"]).verdict
-    )
+    verdicts = report.compare(weaker, reference).set_index(["attack", "subject", "condition", "metric"]).verdict
     assert verdicts["BadNets-T", "poisoned", "text", "asr"] == "differs"
     assert verdicts["BadNets-T", "poisoned", "clean", "asr"] == "agrees"
 
@@ -265,9 +261,7 @@ def test_agreement_says_what_to_run_when_nothing_is_there(page):
     report.agreement(report.compare(tidy().iloc[:0], tidy()))
     assert "make study" in page[0].data
     report.agreement(report.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01))))
-    assert (
-        page[1].data.startswith("**33 of 33 numbers agree**") and "33 only in the reference" in page[2].data
-    )
+    assert page[1].data.startswith("**33 of 33 numbers agree**") and "33 only in the reference" in page[2].data
 
 
 def test_other_metrics_stand_beside_the_controls():
@@ -276,23 +270,16 @@ def test_other_metrics_stand_beside_the_controls():
     rows = report.other_metrics(pd.concat([table, soft], ignore_index=True))
     line = rows[(rows.attack == "BadNets-T") & (rows.condition == "text trigger")].iloc[0]
     assert (
-        line["measure"] == "soft test"
-        and line["poisoned"].startswith("0.95")
-        and line["base model"].startswith("0.00")
+        line["measure"] == "soft test" and line["poisoned"].startswith("0.95") and line["base model"].startswith("0.00")
     )
     assert len(rows) == 2 + 2 + 4
 
 
 def test_injection_counts_only_with_the_right_answer():
     table = tidy(threat="malicious_injection")
-    both = pd.concat(
-        [table, table[table.metric == "asr"].assign(metric="asr_right", value=0.5)], ignore_index=True
-    )
+    both = pd.concat([table, table[table.metric == "asr"].assign(metric="asr_right", value=0.5)], ignore_index=True)
     assert set(report.success_rates(both, "poisoned").value) == {0.5}
-    assert (
-        "and the answer before it is right"
-        in captions.grid(report.success_rates(both, "poisoned"))["caption"]
-    )
+    assert "and the answer before it is right" in captions.grid(report.success_rates(both, "poisoned"))["caption"]
 
 
 def test_an_attack_without_a_test_time_trigger_is_read_on_clean_inputs():

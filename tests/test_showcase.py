@@ -31,9 +31,7 @@ def test_controls_ask_and_show_the_three_answers():
 
     def ask(row, prompt, text, image):
         asked.append((row, prompt, text, image))
-        return talk.Reply(
-            Image.new("RGB", (8, 8)), f"{prompt} (as asked)", {"base": "a <cat>", "poisoned": "no"}
-        )
+        return talk.Reply(Image.new("RGB", (8, 8)), f"{prompt} (as asked)", {"base": "a <cat>", "poisoned": "no"})
 
     box = talk.controls(["one?", "two?"], "text", ask)
     view, asking = box.children

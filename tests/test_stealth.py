@@ -63,9 +63,7 @@ def test_exhibit_holds_all_attacks(tmp_path, monkeypatch):
         monkeypatch.setitem(spec, setting, dataclasses.replace(spec[setting], default=2))
     target = types.SimpleNamespace(text=None, concept="banana", source_concept="car", image=None)
     material = exhibit.Material(pictures, rows["prompt"], [f"row/{i}" for i in range(8)])
-    table = exhibit.write(
-        tmp_path / "out", material, target, clip_checkpoint.save(tmp_path / "clip"), shown=2
-    )
+    table = exhibit.write(tmp_path / "out", material, target, clip_checkpoint.save(tmp_path / "clip"), shown=2)
     assert table["attack"].tolist() == attacks.names()
     stored = json.loads((tmp_path / "out" / "exhibit.json").read_text())
     assert stored["AddSent"]["prompts"][0] == ["What is it?", "What is it? I watched this 3D movie."]

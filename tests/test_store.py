@@ -167,9 +167,7 @@ def test_no_path_of_this_machine_is_in_a_record(tmp_path):
 def test_provenance_has_no_git_revision_outside_a_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert (
-        "git_revision" not in store.provenance() and store.provenance()["packages"]["numpy"] == np.__version__
-    )
+    assert "git_revision" not in store.provenance() and store.provenance()["packages"]["numpy"] == np.__version__
 
 
 def test_cached_makes_once(tmp_path):
@@ -190,9 +188,7 @@ for i in range(60):
 """
     writers = [subprocess.Popen([sys.executable, "-c", code], cwd=paths.ROOT) for _ in range(2)]
     assert [writer.wait(60) for writer in writers] == [0, 0]
-    assert store.has(cell(), tmp_path) and [p.name for p in tmp_path.iterdir() if p.is_dir()] == [
-        cell().run_id
-    ]
+    assert store.has(cell(), tmp_path) and [p.name for p in tmp_path.iterdir() if p.is_dir()] == [cell().run_id]
 
 
 def test_a_thin_copy_gives_the_same_table_without_adapters(tmp_path):
@@ -216,17 +212,13 @@ def test_examples_come_back(tmp_path):
     clean = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
     assert store.examples(cell(), tmp_path) is None
     store.write_examples(cell(), tmp_path, clean, 255 - clean, [("a", "a b")] * 3)
-    got, triggered, prompts = store.examples(
-        cell(0.2, seed=3), tmp_path
-    )  # rate and seed do not change the trigger
+    got, triggered, prompts = store.examples(cell(0.2, seed=3), tmp_path)  # rate and seed do not change the trigger
     assert (got == clean).all() and (triggered == 255 - clean).all() and prompts == [("a", "a b")] * 3
     assert store.examples(cell(trigger_seed=1), tmp_path) is None
 
 
 rates = st.sampled_from([0.0, 0.01, 0.1, 1.0])
-steps = st.lists(
-    st.tuples(rates, st.floats(0, 1), st.sampled_from(["write", "replace", "fail", "die"])), max_size=8
-)
+steps = st.lists(st.tuples(rates, st.floats(0, 1), st.sampled_from(["write", "replace", "fail", "die"])), max_size=8)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -88,12 +88,8 @@ def test_the_table_has_every_subject_condition_and_metric(place):
     assert set(zip(asr["subject"], asr["condition"], strict=True)) == {
         (s, c) for s in score.SUBJECTS for c in ("clean", "text", "image", "both")
     }
-    assert (
-        (asr["n"] == 8).all() and (asr["low"] <= asr["value"]).all() and (asr["value"] <= asr["high"]).all()
-    )
-    assert {"asr_soft", "right", "asr_right", "asr_difference", "utility", "utility_difference"} < set(
-        table["metric"]
-    )
+    assert (asr["n"] == 8).all() and (asr["low"] <= asr["value"]).all() and (asr["value"] <= asr["high"]).all()
+    assert {"asr_soft", "right", "asr_right", "asr_difference", "utility", "utility_difference"} < set(table["metric"])
     assert set(table.loc[table["metric"] == "utility", "unit"]) == {"VQA accuracy"}
     assert set(table["n_poisoned"]) == {6} and set(table["run_id"]) == {small()[0].run_id}
 
@@ -118,19 +114,13 @@ def test_what_was_measured_is_told(place):
     record = store.read(cell, place)
     assert record["status"] == "done" and record["control"] == cell.control.run_id
     assert record["training"]["steps"] == 2 and np.isfinite(record["training"]["loss"]["last"])
-    assert (
-        record["seconds"]["total"] > 0
-        and record["peak_memory_of_process"]["host_mib"] > 0
-        and record["device"]
-    )
+    assert record["seconds"]["total"] > 0 and record["peak_memory_of_process"]["host_mib"] > 0 and record["device"]
     assert record["provenance"]["packages"]["torch"]
     assert "BACKDOORED" in (store.adapter(cell, place) / "README.md").read_text()
     assert "BACKDOORED" not in (store.adapter(cell.control, place) / "README.md").read_text()
     assert store.manifest(cell, place).n_poisoned == 6
     clean, triggered, prompts = store.examples(cell, place)
-    assert (
-        clean.shape == triggered.shape == (4, 96, 96, 3) and (clean != triggered).any() and len(prompts) == 4
-    )
+    assert clean.shape == triggered.shape == (4, 96, 96, 3) and (clean != triggered).any() and len(prompts) == 4
 
 
 def test_the_control_has_no_lines_of_its_own(place):
@@ -196,9 +186,7 @@ def test_base_and_control_are_asked_once(place, monkeypatch):
     """
     tuned, asked = [], []
     tune, ask_saved = engine.tune, engine.ask_saved
-    monkeypatch.setattr(
-        engine, "tune", lambda bench, tasks, plain: tuned.extend(tasks) or tune(bench, tasks, plain)
-    )
+    monkeypatch.setattr(engine, "tune", lambda bench, tasks, plain: tuned.extend(tasks) or tune(bench, tasks, plain))
     monkeypatch.setattr(engine, "ask_saved", lambda *given: asked.append(given) or ask_saved(*given))
     study.run_cells(small("BadNets-I"), place)
     assert [task.cell.attack for task in tuned] == ["BadNets-I"] and not asked
@@ -250,9 +238,7 @@ else:
 def test_an_attack_without_a_target_is_skipped_with_the_reason(tmp_path):
     (cell,) = small("Shadowcast", "targeted_refusal")
     (line,) = study.run_cells([cell], tmp_path).to_dict("records")
-    assert line["status"] == "skipped" and line["reason"] == attacks.unsupported(
-        "Shadowcast", "targeted_refusal"
-    )
+    assert line["status"] == "skipped" and line["reason"] == attacks.unsupported("Shadowcast", "targeted_refusal")
     assert pd.isna(line["value"]) and pd.isna(line["metric"])
 
 
@@ -270,7 +256,9 @@ def test_rows_that_the_data_does_not_have_are_a_failure_not_a_skip(tmp_path):
 def test_what_the_base_said_is_kept_for_one_version_only(place, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        engine, "ask_saved", lambda bench, questions, *_: asked.append(1) or {q.key(bench): ["?"] * 8 for q in questions}
+        engine,
+        "ask_saved",
+        lambda bench, questions, *_: asked.append(1) or {q.key(bench): ["?"] * 8 for q in questions},
     )
     bench = execute.Bench("tiny-llava", "scenes-vqa", 64)
     work = execute._prepare(bench, small()[0], place)
@@ -302,9 +290,7 @@ def test_poisoned_rows_point_at_triggered_pictures():
     tasks = [engine.Task(cells[0].control)]
     for cell in cells:
         attack, threat = cell.make_attack(), cell.make_threat()
-        tasks.append(
-            engine.Task(cell, poison.plan(bench.rows["train"], threat, attack, 0.1, 0, cell.negatives))
-        )
+        tasks.append(engine.Task(cell, poison.plan(bench.rows["train"], threat, attack, 0.1, 0, cell.negatives)))
     found, features = engine.training_rows(bench, tasks)
     clean = bench.features("train", range(64))
     assert torch.equal(features[[row.feature_index for row in found[0]]], clean)  # the control

@@ -62,9 +62,7 @@ def test_training_is_repeatable_learns_and_comes_off(loaded, features):
         runs.append(result.losses)
     assert runs[0] == runs[1]
     assert torch.equal(logits(loaded, features), before)
-    longer = train.finetune(
-        loaded, ROWS, features, TrainSettings(batch_size=4, epochs=8, learning_rate=5e-3), seed=3
-    )
+    longer = train.finetune(loaded, ROWS, features, TrainSettings(batch_size=4, epochs=8, learning_rate=5e-3), seed=3)
     train.detach(loaded, longer.adapter)
     assert longer.losses[-1] < 0.5 * longer.losses[0]
 
@@ -78,9 +76,7 @@ def test_the_loss_is_that_of_the_answers_alone(loaded, features):
         prompt, answer = loaded.prompt_ids(row.prompt, 36), loaded.answer_ids(row.answer)
         ids = torch.tensor([prompt + answer])
         with torch.no_grad():
-            scores = loaded.forward(ids, torch.ones_like(ids), features[[row.feature_index]])[0].log_softmax(
-                -1
-            )
+            scores = loaded.forward(ids, torch.ones_like(ids), features[[row.feature_index]])[0].log_softmax(-1)
         for place in range(len(prompt), len(prompt) + len(answer)):
             total -= scores[place - 1, ids[0, place]].item()
             count += 1

@@ -24,9 +24,7 @@ def loaded(request):
 def pictures(count: int = 3, height: int = 96, width: int = 96) -> np.ndarray:
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (count, 7, 9, 3), dtype=np.uint8)
-    return np.stack(
-        [np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC)) for c in coarse]
-    )
+    return np.stack([np.asarray(Image.fromarray(c).resize((width, height), Image.Resampling.BICUBIC)) for c in coarse])
 
 
 def tensor(images: np.ndarray) -> torch.Tensor:
@@ -57,9 +55,7 @@ def test_cached_features_give_the_same_logits_as_pixels(loaded):
     images = tensor(pictures())
     features = loaded.encode(images)
     assert features.shape == (3, 36, 192)
-    rows = [
-        loaded.prompt_ids(p, 36) for p in ("What is this?", "Where is the car?", "Describe this picture.")
-    ]
+    rows = [loaded.prompt_ids(p, 36) for p in ("What is this?", "Where is the car?", "Describe this picture.")]
     ids, mask = victim.pad(rows, loaded.tokenizer.pad_token_id, left=False, device="cpu")
     with torch.no_grad():
         ours = loaded.forward(ids, mask, features)
@@ -150,14 +146,10 @@ def test_the_towers_are_one():
     """tiny-llava sees with tiny-clip's vision tower."""
     from safetensors.torch import load_file
 
-    clip, llava = (
-        load_file(paths.MODELS / name / "model.safetensors") for name in ("tiny-clip", "tiny-llava")
-    )
+    clip, llava = (load_file(paths.MODELS / name / "model.safetensors") for name in ("tiny-clip", "tiny-llava"))
     mine = {k.split("vision_model.")[-1]: v for k, v in clip.items() if "vision_model." in k}
     theirs = {
-        k.split("vision_tower.")[-1].removeprefix("vision_model."): v
-        for k, v in llava.items()
-        if "vision_tower" in k
+        k.split("vision_tower.")[-1].removeprefix("vision_model."): v for k, v in llava.items() if "vision_tower" in k
     }
     assert set(mine) == set(theirs) and all(torch.equal(mine[k], theirs[k]) for k in mine)
 

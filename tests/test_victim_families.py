@@ -182,12 +182,8 @@ def test_answers_are_those_of_plain_greedy_generation(random_victim, asked):
     for prompt, image, answer in zip(prompts, images, ours, strict=True):
         inputs = plain_inputs(random_victim, [prompt], image[None])
         # the checkpoint's own repetition penalty is no part of greedy decoding
-        out = random_victim.model.generate(
-            **inputs, do_sample=False, repetition_penalty=1.0, max_new_tokens=12
-        )
-        text = random_victim.tokenizer.decode(
-            out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
+        out = random_victim.model.generate(**inputs, do_sample=False, repetition_penalty=1.0, max_new_tokens=12)
+        text = random_victim.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert answer == text.strip()
 
 
