@@ -110,14 +110,15 @@ def words(rows: pd.DataFrame) -> dict[str, str]:
         return {"alt": "Nothing has been measured yet.", "caption": "Nothing has been measured yet."}
     counts = sorted(int(n) for n in rows["n"].dropna().unique())
     inputs = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
-    seeds = int(rows["n_seeds"].max())
+    fewest, most = int(rows["n_seeds"].min()), int(rows["n_seeds"].max())
+    seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
     return {
         "alt": f"Heat map: success rate of {rows['attack'].nunique()} attacks (columns) on "
         f"{rows['threat'].nunique()} threats (rows), from {rows['value'].min():.2f} to "
         f"{rows['value'].max():.2f}.",
         "caption": "Share of held-out inputs on which each backdoor fires with its full trigger, "
         f"{plots.percent(rows['poison_rate'].max())} of the rows poisoned ({seeds} "
-        f"seed{'s' if seeds > 1 else ''}, {inputs} inputs each). {_by_modality(rows)} Darker is more; n/a was not "
+        f"seed{'s' if most > 1 else ''}, {inputs} inputs each). {_by_modality(rows)} Darker is more; n/a was not "
         "measured or has no meaning.",
     }
 

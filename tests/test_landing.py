@@ -54,6 +54,13 @@ def test_the_figure_has_a_field_for_every_pair_and_words_for_it(table):
     assert "3 attacks" in words["alt"] and "1 seed, 100 inputs each" in words["caption"]
 
 
+def test_the_caption_does_not_lend_the_seeds_of_a_few_pairs_to_all(table):
+    again = table[table["attack"] == "BadNets-T"]
+    more = [again.assign(seed=seed, run_id=again["run_id"] + f"-{seed}") for seed in (1, 2)]
+    words = landing.words(landing.headline(pd.concat([table, *more])))
+    assert "1 to 3 seeds, 100 inputs each" in words["caption"]
+
+
 def test_an_empty_store_is_said_to_be_empty(table):
     none = table.iloc[:0]
     assert "Nothing has been measured yet" in landing.sentences(none)
