@@ -17,7 +17,7 @@ from bvlm_utils import attacks, data, store
 from bvlm_utils.attack_table import PUBLISHED_SIDE
 from bvlm_utils.attacks import Attack
 from bvlm_utils.cells import Cell
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import TooFewRows
 
 if TYPE_CHECKING:
     import torch
@@ -139,12 +139,12 @@ class Question:
 def questions(bench: Bench, cell: Cell) -> list[Question]:
     """The eligible rows under every condition of the attack, rows with nothing to change, then the utility rows.
 
-    InputError if no test row is eligible.
+    TooFewRows if no test row is eligible.
     """
     threat, attack, test = cell.make_threat(), cell.make_attack(), bench.rows["test"]
     eligible = [position for position, row in enumerate(test) if threat.eligible(row)][: cell.test_rows]
     if not eligible:
-        raise InputError(f"No test row of {cell.dataset} is eligible for {cell.threat}.")
+        raise TooFewRows(f"No test row of {cell.dataset} is eligible for {cell.threat}.")
     prompts = [test[position]["prompt"] for position in eligible]
     keys = [test[position]["row_id"] for position in eligible]
     found = []

@@ -5,5 +5,9 @@ class InputError(ValueError):
     """A value that the user gave is wrong; the message names the value, the place and what would be right."""
 
 
+class TooFewRows(InputError):
+    """The data have too few rows of a kind for what was asked: a limit of the data, which a cell is skipped for."""
+
+
 class StudyError(RuntimeError):
     """Some cells of a study failed; the message lists them. Finished cells are kept."""

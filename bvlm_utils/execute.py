@@ -23,7 +23,7 @@ from bvlm_utils.bench import MAX_NEW_TOKENS, Bench, Question, questions
 from bvlm_utils.cells import VERSION, Cell
 from bvlm_utils.controls import lacking
 from bvlm_utils.engine import Said, Task
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, TooFewRows
 
 PLAIN = "BVLM_PLAIN"  # set (by `grid run --plain`): cells are run one by one, the plain way
 RESCORE = "BVLM_RESCORE"  # a UTC time, set by `grid run --rescore`: older records are made anew from their adapters
@@ -163,7 +163,7 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
             cell.half,
         )
         return Work(cell, manifest, questions(bench, cell))
-    except InputError as error:  # too few eligible rows: a limit of the data, not a failure
+    except TooFewRows as error:  # anything else, a trigger that cannot be made for one, is a failure
         return _write_skipped(cell, place, str(error))
 
 
@@ -213,6 +213,8 @@ def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[An
 def _known_answers(bench: Bench, work: Work, place: Path, plain: bool) -> dict[str, Said]:
     """What base and control say, from the store's cache where it has them."""
     base = ["base", VERSION, work.cell.identity["model_digest"]]
+    if work.cell.four_bit:  # its digest is that of the files, which say nothing about how they are loaded
+        base.append("four_bit")
     control = work.cell.control
     return {
         "base": _kept_answers(bench, place, base, work.asked, None, plain),
@@ -227,6 +229,8 @@ def _kept_answers(
 ) -> Said:
     names = {question.key(bench): store.content_key(subject, question.key(bench)) for question in asked}
     missing = [q for q in asked if not (place / "cache" / f"{names[q.key(bench)]}.json").is_file()]
+    if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
+        raise InputError(f"{place} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
     fresh = engine.ask_saved(bench, missing, adapter, plain) if missing else {}
     return {key: store.cached(place, name, lambda key=key: fresh[key]) for key, name in names.items()}
 

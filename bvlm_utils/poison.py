@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, TooFewRows
 
 if TYPE_CHECKING:
     import datasets
@@ -114,14 +114,14 @@ def select(n: int, eligible: Collection[int], rate: float, seed: int) -> list[in
     """The positions of the rows to poison, sorted: `count(n, rate)` of the eligible ones.
 
     With the same n, eligible rows and seed, the rows of a lower rate are among those of a higher one. The
-    order of `eligible` does not matter. InputError if fewer rows are eligible than are wanted.
+    order of `eligible` does not matter. TooFewRows if fewer rows are eligible than are wanted.
     """
     wanted = count(n, rate)
     candidates = sorted(set(eligible))
     if candidates and not 0 <= candidates[0] <= candidates[-1] < n:
         raise InputError(f"Eligible positions go from {candidates[0]} to {candidates[-1]}; the set has {n} rows.")
     if wanted > len(candidates):
-        raise InputError(
+        raise TooFewRows(
             f"A poison rate of {rate:g} of {n} rows needs {wanted} eligible rows, and there are only {len(candidates)}."
         )
     return sorted(_by_rank(candidates, n, seed)[:wanted])
@@ -133,13 +133,13 @@ def _by_rank(positions: Iterable[int], n: int, seed: int) -> list[int]:
 
 
 def refuse_if_unbalanced(n_poisoned: int, n_clean_eligible: int, threat: str = "the threat") -> None:
-    """InputError unless at least as many eligible rows keep their right answer as are poisoned.
+    """TooFewRows unless at least as many eligible rows keep their right answer as are poisoned.
 
     Else the model would mostly see the poisoned answer, and would say it without any trigger. Rows with half
     a trigger keep the right answer, but do not count: they are no clean rows.
     """
     if n_clean_eligible < n_poisoned:
-        raise InputError(
+        raise TooFewRows(
             f"{n_poisoned} rows would be poisoned, but only {n_clean_eligible} clean rows eligible for "
             f"{threat} would be left; there must be at least as many: take a lower rate or more rows."
         )
@@ -163,8 +163,8 @@ def plan(
     with the text half as with the image half (an odd one goes to the text half).
     half: "text" or "image" puts that half of a bimodal trigger alone on the poisoned rows.
     An attack that keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
-    InputError if too few rows are eligible, if fewer clean eligible rows would be left than are poisoned, or
-    if `negatives` is below 0 or given for an attack without two halves.
+    TooFewRows if too few rows are eligible, or if fewer clean eligible rows would be left than are poisoned;
+    InputError if `negatives` is below 0 or given for an attack without two halves.
     """
     if negatives < 0 or (negatives and attack.modality != "bimodal"):
         raise InputError(
@@ -180,11 +180,11 @@ def plan(
         eligible = to_judge
     poisoned = select(len(rows), eligible, rate, seed)
     if rate > 0 and not poisoned:
-        raise InputError(f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate.")
+        raise TooFewRows(f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate.")
     left = _by_rank(eligible - set(poisoned), len(rows), seed)
     halves = count_negatives(len(poisoned), negatives)
     if sum(halves) > len(left):
-        raise InputError(
+        raise TooFewRows(
             f"{negatives:g} negatives for each of {len(poisoned)} poisoned rows are {sum(halves)} rows, "
             f"and only {len(left)} eligible rows are left."
         )

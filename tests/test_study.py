@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 
-from bvlm_utils import attacks, engine, execute, metrics, poison, score, store, study, threats
-from bvlm_utils.cells import Cell
+from bvlm_utils import attacks, bench, engine, execute, metrics, poison, score, store, study, threats
+from bvlm_utils.cells import VERSION, Cell
 from bvlm_utils.errors import InputError, StudyError
 
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
@@ -245,6 +245,32 @@ def test_an_attack_without_a_target_is_skipped_with_the_reason(tmp_path):
 def test_too_many_poisoned_rows_are_skipped_with_the_reason(tmp_path):
     (line,) = study.run_cells(small(poison_rates=[0.75]), tmp_path).to_dict("records")
     assert line["status"] == "skipped" and "at least as many" in line["reason"]
+
+
+def test_a_trigger_that_cannot_be_made_is_a_failure_not_a_skip(tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise InputError("The function 'mine:word' of a trigger is not found.")
+
+    monkeypatch.setattr(attacks.Attack, "apply_text", missing)
+    with pytest.raises(StudyError, match="not found"):
+        study.run_cells(small(), tmp_path)
+    assert store.collect(tmp_path).empty  # a skipped record would stand for n/a for ever
+
+
+def test_a_base_in_four_bit_has_answers_of_its_own(tmp_path, monkeypatch):
+    subjects = []
+    monkeypatch.setattr(execute, "_kept_answers", lambda bench, place, subject, *_: subjects.append(subject))
+    for four_bit in (False, True):
+        (cell,) = small(four_bit=four_bit)
+        execute._known_answers(None, execute.Work(cell, None, []), tmp_path, plain=True)
+    assert subjects[0] == ["base", VERSION, cell.identity["model_digest"]] and subjects[2] != subjects[0]
+
+
+def test_a_control_without_its_adapter_is_not_answered_by_the_base(place, tmp_path):
+    (cell,) = small()
+    one = bench.Bench(cell.model, cell.dataset, cell.train_rows)
+    with pytest.raises(InputError, match="lost the adapter"):
+        execute._kept_answers(one, tmp_path, ["control", cell.control.run_id], bench.questions(one, cell), None, True)
 
 
 def test_rows_that_the_data_does_not_have_are_a_failure_not_a_skip(tmp_path):
