@@ -113,18 +113,17 @@ def few_rows_fail(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def text_overwhelms(found: pd.DataFrame) -> pd.DataFrame:
-    """One line per bimodal attack, threat, rate and patch: both halves trained alone, then the difference.
+    """One line per bimodal attack, threat, data set, rate and patch: both halves trained alone, then the difference.
 
     The halves trained alone are cells of the same attack with half=text and half=image. Where the text half or the
     image half alone does not work, nothing can be said of which one dominates.
     """
     lines = []
     plain = found[(found["modality"] == "bimodal") & ~found["settings"].str.contains("half=")]
-    for (attack, threat, rate, settings), part in plain.groupby(
-        ["attack", "threat", "poison_rate", "settings"], sort=False
-    ):
-        cell = (found["attack"] == attack) & (found["threat"] == threat) & (found["poison_rate"] == rate)
-        line = {"attack": attack, "threat": threat, "poison_rate": rate, "settings": settings, "holds": None}
+    same = ["attack", "threat", "dataset", "poison_rate"]
+    for (*key, settings), part in plain.groupby([*same, "settings"], sort=False):
+        cell = (found[same] == key).all(axis=1)
+        line = dict(zip(same, key, strict=True)) | {"settings": settings, "holds": None}
         alone = []
         for half in ("text", "image"):
             named = ", ".join(filter(None, [settings, f"half={half}"]))
@@ -141,18 +140,18 @@ def text_overwhelms(found: pd.DataFrame) -> pd.DataFrame:
             if all(alone) and by.loc[["text", "image"], "n_seeds"].min() >= MIN_SEEDS:
                 line["holds"] = line["low"] > DOMINATES
         lines.append(line)
-    columns = ["attack", "threat", "poison_rate", "settings", "text half alone", "image half alone", "text only",
-               "image only", "difference", "low", "high", "holds"]  # fmt: skip
+    columns = [*same, "settings", "text half alone", "image half alone", "text only", "image only", "difference", "low",
+               "high", "holds"]  # fmt: skip
     return pd.DataFrame(lines, columns=columns)
 
 
 def memorised(found: pd.DataFrame) -> pd.DataFrame:
-    """One line per threat and rate: Shadowcast as published beside the same rows unperturbed (eps=0)."""
+    """One line per threat, data set and rate: Shadowcast as published beside the same rows unperturbed (eps=0)."""
     rows = _headline(found)[lambda r: r["attack"] == "Shadowcast"]
     control = _headline(found, "eps=0")
     merged = rows.merge(
-        control[["attack", "threat", "poison_rate", "value", "low", "high", "n_seeds"]],
-        on=["attack", "threat", "poison_rate"], suffixes=("", "_unperturbed"), how="left",
+        control[["attack", "threat", "dataset", "poison_rate", "value", "low", "high", "n_seeds"]],
+        on=["attack", "threat", "dataset", "poison_rate"], suffixes=("", "_unperturbed"), how="left",
     )  # fmt: skip
     merged["n_seeds"] = merged[["n_seeds", "n_seeds_unperturbed"]].min(axis=1).fillna(0)
     merged.loc[~(merged["low"] > 0), "n_seeds"] = 0  # no success, nothing to explain
@@ -285,14 +284,16 @@ def chapter_title(name: str) -> str | None:
 
 
 def evidence_table(found: Verdict) -> pd.DataFrame:
-    """The evidence of a verdict to read: a line per pair."""
-    lines = []
+    """The evidence of a verdict to read: a line per pair, with its data set where there are several."""
+    lines, several = [], found.evidence["dataset"].nunique() > 1
     for row in found.evidence.to_dict("records"):
         line = {
             "attack": row["attack"],
             "threat": row["threat"].replace("_", " "),
             "poison rate": plots.percent(row["poison_rate"]),
         }
+        if several:
+            line["data"] = row["dataset"]
         if row["settings"]:
             line["settings"] = row["settings"]
         if "difference" in row:

@@ -14,6 +14,7 @@ from bvlm_utils.attack_table import PUBLISHED_SIDE
 from bvlm_utils.modality import evidence
 
 PATCH = re.compile(r"patch_size=(\d+)")
+POINT = ["model", "dataset", "threat", "attack", "poison_rate"]
 FIRST, BETWEEN, LAST = "before the question", "inside it", "after it"
 
 
@@ -100,9 +101,9 @@ def patches_words(found: pd.DataFrame) -> dict[str, str]:
 def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
     """Success with the text half only, by where its word stands in the prompt; from the stored responses.
 
-    Attacks that put one word at a random place, without half-triggered rows. A line per cell (seeds put
-    together) and place: model, threat, attack, poison_rate, where, value, low, high, n (inputs of the first
-    seed), n_seeds. Cells whose responses are not stored are left out.
+    Attacks that put one word at a random place, without half-triggered rows; per model, cells with the number of
+    training rows that most have. A line per cell (seeds put together) and place: model, dataset, threat, attack,
+    poison_rate, where, value, low, high, n (inputs of the first seed), n_seeds. Cells whose responses are not stored are left out.
     """
     whole = table[
         (table["status"] == "done")
@@ -110,7 +111,8 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
         & (table["settings"] == "")
         & (table["modality"] == "bimodal")
     ]
-    lines = []
+    usual = whole.groupby("model")["train_rows"].transform(lambda rows: rows.mode().iloc[0])
+    whole, lines = whole[whole["train_rows"] == usual], []
     for r in whole.drop_duplicates("run_id").to_dict("records"):
         half = attacks.info(r["attack"]).text
         if "word" not in half.params or not (store.folder(place) / r["run_id"] / "responses.parquet").is_file():
@@ -122,7 +124,7 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
         if report.SUCCESS_METRIC.get(r["threat"]) == "asr_right":
             held &= said["right"].fillna(False).astype(bool)
         where = said["prompt"].map(lambda prompt, word=half.params["word"].default: place_of(word, prompt))
-        about = {n: r[n] for n in ("model", "threat", "attack", "poison_rate", "seed")}
+        about = {n: r[n] for n in (*POINT, "seed")}
         for name in (FIRST, BETWEEN, LAST):
             chosen = held[where == name]
             if len(chosen):
@@ -130,7 +132,7 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
                 lines.append(
                     about | {"where": name, "value": chosen.mean(), "low": low, "high": high, "n": len(chosen)}
                 )
-    return _over_seeds(pd.DataFrame(lines), ["model", "threat", "attack", "poison_rate", "where"])
+    return _over_seeds(pd.DataFrame(lines), [*POINT, "where"])
 
 
 def place_of(word: str, prompt: str) -> str:
@@ -155,10 +157,10 @@ def _over_seeds(found: pd.DataFrame, same: list[str]) -> pd.DataFrame:
 def places_table(found: pd.DataFrame) -> pd.DataFrame:
     """`places` to read: a line per cell, a column per place."""
     lines = []
-    for key, part in found.groupby(["model", "threat", "attack", "poison_rate"], sort=False):
-        by = part.set_index("where")
-        line = {"model": key[0], "threat": key[1].replace("_", " "), "attack": key[2],
-                "poison rate": plots.percent(key[3])}  # fmt: skip
+    for key, part in found.groupby(POINT, sort=False):
+        by, about = part.set_index("where"), dict(zip(POINT, key, strict=True))
+        line = {"model": about["model"], "threat": about["threat"].replace("_", " "), "attack": about["attack"],
+                "poison rate": plots.percent(about["poison_rate"])}  # fmt: skip
         for name in (FIRST, BETWEEN, LAST):
             r = by.loc[name] if name in by.index else {}
             count = f" (n = {int(r['n'])})" if len(r) else ""

@@ -107,10 +107,9 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def dominance(table: pd.DataFrame) -> pd.DataFrame:
-    """`claims.text_overwhelms` for every model, with model, dataset-free verdict, `why` it is not testable,
-    and probe.
+    """`claims.text_overwhelms` for every model, with model, verdict, `why` it is not testable, and probe.
 
-    Columns: model, attack, threat, poison_rate, settings, "text half alone", "image half alone", "text only",
+    Columns: model, attack, threat, dataset, poison_rate, settings, "text half alone", "image half alone", "text only",
     "image only", difference, low, high, verdict, why, probe. Without half-triggered negatives, as in the
     rule.
     """
@@ -137,6 +136,7 @@ def _why(row: Mapping[str, Any], found: pd.DataFrame) -> str:
     cell = found[
         (found["attack"] == row["attack"])
         & (found["threat"] == row["threat"])
+        & (found["dataset"] == row["dataset"])
         & (found["poison_rate"] == row["poison_rate"])
     ]
     lacking, untrained = [], []
@@ -174,11 +174,12 @@ def probe(row: Mapping[str, Any]) -> float:
 
 
 def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
-    """`dominance` of one model to read."""
-    lines = []
+    """`dominance` of one model to read, with the data set where there are several."""
+    lines, several = [], judged["dataset"].nunique() > 1
     for r in judged.to_dict("records"):
         lines.append(
-            {
+            ({"data": r["dataset"]} if several else {})
+            | {
                 "threat": r["threat"].replace("_", " "),
                 "attack": ", ".join(filter(None, [r["attack"], r["settings"]])),
                 "poison rate": plots.percent(r["poison_rate"]),

@@ -30,7 +30,8 @@ def pairs(rates: pd.DataFrame) -> pd.DataFrame:
     """
     plain = rates[(rates["negatives"] == 0) & (rates["modality"] == "bimodal")]
     lines = []
-    for key, part in plain.groupby(["model", "threat", "attack", "poison_rate", "settings"], sort=False):
+    # not across data sets, though the lines do not name theirs
+    for (*key, _), part in plain.groupby([*COLUMNS[:5], "dataset"], sort=False):
         for half in HALVES:
             of = part[part["condition"] == half]
             alone, beside = of[of["half"] == half], of[of["half"] == ""]

@@ -93,6 +93,27 @@ def test_halves_are_paired_with_their_own_settings():
     assert found.verdict == claims.UNTESTABLE
 
 
+def elsewhere(lines):
+    return [line | {"dataset": "vqav2:/x", "run_id": line["run_id"] + "-vqav2"} for line in lines]
+
+
+def test_data_sets_are_judged_apart():
+    text, image = (cell("BadNets-MM", value, condition=c) for c, value in (("text", 1.0), ("image", 0.05)))
+    alone = [cell("BadNets-MM", 1.0, condition=half, settings=f"half={half}") for half in ("text", "image")]
+    reverse = elsewhere(cell("BadNets-MM", 0.05, condition="text") + cell("BadNets-MM", 1.0, condition="image"))
+    found = judged("dominance", text, image, *alone, reverse)
+    assert found.evidence["dataset"].tolist() == ["scenes-vqa", "vqav2:/x"]
+    assert found.evidence["holds"].tolist() == [True, None]  # the halves were trained alone on the first data only
+    assert claims.evidence_table(found)["data"].tolist() == ["scenes-vqa", "vqav2:/x"]
+    threat = {"threat": "concept_substitution"}
+    same, none = (
+        cell("Shadowcast", 0.4, settings="eps=0", **threat),
+        cell("Shadowcast", 0.0, settings="eps=0", **threat),
+    )
+    with_eps = cell("Shadowcast", 0.4, **threat)
+    assert judged("memorised", with_eps, same, elsewhere(with_eps), elsewhere(none)).holds == 1
+
+
 def test_shadowcast_is_judged_beside_its_unperturbed_rows():
     threat = {"threat": "concept_substitution"}
     with_eps = cell("Shadowcast", 0.40, **threat)

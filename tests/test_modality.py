@@ -186,6 +186,8 @@ def test_success_by_place_comes_from_the_responses(tmp_path):
     assert found["value"].to_dict() == {confounds.FIRST: 0.5, confounds.BETWEEN: 1.0, confounds.LAST: 1.0}
     assert found["n"].to_dict() == {confounds.FIRST: 2, confounds.BETWEEN: 1, confounds.LAST: 1}
     assert confounds.places(one, tmp_path / "empty").empty
+    fewer = [one.assign(train_rows=60), *(one.assign(seed=seed, run_id=one["run_id"] + f"-{seed}") for seed in (1, 2))]
+    assert confounds.places(pd.concat(fewer), tmp_path / "store").empty  # fewer rows are another experiment, no seed
 
 
 def test_an_empty_store_gives_a_page_without_numbers():
