@@ -11,13 +11,15 @@ under the same key is never asked again. `collect` gives one tidy table. Only `a
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from bvlm_utils import execute, metrics, report, score, store
 from bvlm_utils.bench import Bench, Question
@@ -194,17 +196,32 @@ def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[
     place_in_table = {"trigger": probe.trigger, "variant": probe.variant, "part": question.part}
     about = {"asked": key, "doing": list(probe.doing)} | place_in_table
     file = sheet.file(place)
-    others = [one for one in _numbers(file) if {name: one[name] for name in place_in_table} != place_in_table]
     whole = {
         "identity": sheet.identity,
         "subject": sheet.subject,
         "cell": _cell(sheet, place),
-        "numbers": others + [about | number for number in numbers],
+        "numbers": [],
         "provenance": store.provenance() | _machine(bench),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=store._plain)
-    store._write_text(file, text + "\n")
+    with _one_writer(place, file):
+        others = [one for one in _numbers(file) if {name: one[name] for name in place_in_table} != place_in_table]
+        whole["numbers"] = others + [about | number for number in numbers]
+        text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=store._plain)
+        store._write_text(file, text + "\n")
+
+
+@contextmanager
+def _one_writer(place: Path, file: Path) -> Iterator[None]:
+    """Commands for other attacks add to the same control's file: none may overwrite what another has just added.
+
+    On a file system without locks, what was lost is asked again by the next command.
+    """
+    (place / "locks").mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(FileLock(place / "locks" / f"{file.stem}.lock"))
+        yield
 
 
 def _judged(
@@ -311,12 +328,8 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
         line = {name: first[name] for name in ("value", "low", "high", "n", "n_poisoned", "held")}
         if len(part) > 1:
             low, high = metrics.mean_interval(part["value"].to_numpy(float))
-            line |= {
-                "value": part["value"].mean(),
-                "low": max(low, 0.0),
-                "high": min(high, 1.0),
-                "held": None,
-            }
+            most = 10.0 if first["unit"] == "CIDEr-D" else 1.0  # no interval beyond what the measure can be
+            line |= {"value": part["value"].mean(), "low": max(low, 0.0), "high": min(high, most), "held": None}
         lines.append(dict(zip(SAME, key, strict=True)) | line | {"n_seeds": part["seed"].nunique()})
     return pd.DataFrame(lines, columns=[*SAME, "value", "low", "high", "n", "n_poisoned", "held", "n_seeds"])
 

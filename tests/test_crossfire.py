@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -308,6 +310,27 @@ def test_seeds_are_means_and_never_pooled():
     half = 4.302652729911275 * 0.1 / np.sqrt(3)  # Student's 97.5 % point with two degrees of freedom
     assert (one["value"], one["low"], one["high"]) == pytest.approx((0.6, 0.6 - half, 0.6 + half))
     assert one["n_seeds"] == 3 and one["n"] == 100
+    (cider,) = probes.over_seeds(table.assign(metric="utility", unit="CIDEr-D", value=[1.1, 1.2, 1.3])).to_dict(
+        "records"
+    )
+    assert cider["high"] == pytest.approx(1.2 + half)  # a score that goes to ten
+
+
+def test_commands_that_add_to_one_file_take_turns(tmp_path):
+    told = []
+
+    def write(name):
+        with probes._one_writer(tmp_path, tmp_path / "probes" / "crossfire-a.json"):
+            told.append(name)
+            time.sleep(0.05)
+            told.append(name)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told in ([*"aabb"], [*"bbaa"])
 
 
 def page(name, place, capsys, **given):
