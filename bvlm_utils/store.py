@@ -11,7 +11,7 @@ slash in it.
     probes/                    what tuned adapters were asked later on, see `probes`
     attribution/               where tuned adapters look, see `attribution`
     failures/RUN_ID.json       why a cell could not be run
-    locks/                     who is tuning a control that several jobs need: see `controls`
+    locks/                     who is tuning a control that several jobs need, see `controls`, or writing probes
     cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
 
 A cell's folder is written under another name and renamed when it is complete, so a process that is killed
@@ -40,8 +40,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bvlm_utils import paths, poison
-from bvlm_utils.cells import Cell, TrainSettings
+from bvlm_utils import attacks, models, paths, poison, threats
+from bvlm_utils.cells import SURROGATE, Cell, TrainSettings
 from bvlm_utils.errors import InputError
 
 VARIABLE = "BVLM_STORE"
@@ -180,6 +180,8 @@ def _put(partial: Path, final: Path, replace: bool) -> None:
         os.replace(partial, final)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            with suppress(OSError):
+                os.replace(old, final)  # what was there is better than nothing
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
@@ -332,14 +334,27 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     about |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
     about["reason"] = record.get("reason") or ""
     # What of attack, threat and training differs from the definitions: such a cell is another experiment.
-    settings = {**config.get("attack_params", {}), **config.get("threat_params", {})}
-    usual = asdict(TrainSettings())
-    settings |= {name: value for name, value in config.get("train", {}).items() if value != usual.get(name)}
+    attack, threat = config["attack"], config["threat"]
+    settings = _unusual(config.get("attack_params", {}), attacks.info(attack).defaults if _known(attack) else {})
+    settings |= _unusual(
+        config.get("threat_params", {}), threats.get(threat).params if threat in threats.names() else {}
+    )
+    settings |= _unusual(config.get("train", {}), asdict(TrainSettings()))
     settings |= {name: config[name] for name in ("trigger_seed", "surrogate", "four_bit", "half") if config.get(name)}
     # half stays last, see `modality.HALF`
     about["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
     numbers = record.get("metrics") or [{}]
     return [{name: (about | number).get(name) for name in COLUMNS} for number in numbers]
+
+
+def _known(attack: str) -> bool:
+    return attack in attacks.names()  # controls have none, and others declare attacks of their own
+
+
+def _unusual(given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """Settings that are not the usual ones, equal numbers written alike: 0.0 as 0, as in a cell's name."""
+    differ = {name: value for name, value in given.items() if name not in usual or value != usual[name]}
+    return {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in differ.items()}
 
 
 def tidy(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -406,8 +421,15 @@ def cached(store: str | Path | None, key: str, make: Callable[[], list[str]]) ->
 
 def examples_key(cell: Cell) -> str:
     """The name of a cell's examples: cells that show the same trigger on the same rows share them."""
-    same = ("dataset", "data_digest", "threat", "attack", "attack_params", "attack_version", "trigger_seed")
-    return f"{cell.attack}-{content_key({name: cell.identity[name] for name in same})[:8]}"
+    names = ("dataset", "data_digest", "threat", "attack", "attack_params", "attack_version", "trigger_seed")
+    same = {name: cell.identity[name] for name in names}
+    # Left out where they are the usual ones, as the first examples were named without them.
+    if cell.threat_params:
+        same["threat_params"] = cell.identity["threat_params"]
+    surrogate = cell.identity.get("surrogate")
+    if surrogate and surrogate != attacks.surrogate_digest(models.resolve(SURROGATE)):
+        same["surrogate"] = surrogate
+    return f"{cell.attack}-{content_key(same)[:8]}"
 
 
 def write_examples(

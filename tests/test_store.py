@@ -217,6 +217,46 @@ def test_examples_come_back(tmp_path):
     assert store.examples(cell(trigger_seed=1), tmp_path) is None
 
 
+def test_examples_of_another_target_or_surrogate_are_others(tmp_path):
+    def dual_key(**values):
+        return Cell("tiny-llava", "scenes-caption", "concept_substitution", "Dual-Key", 0.1, **values)
+
+    other = tmp_path / "clip"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    cells = [dual_key(), dual_key(threat_params={"target_concept": "apple"}), dual_key(surrogate=str(other))]
+    assert len({store.examples_key(one) for one in cells}) == 3
+    assert store.examples_key(dual_key(surrogate="tiny-clip", seed=1)) == store.examples_key(dual_key())
+
+
+def test_settings_name_what_differs_from_the_definitions_alone(tmp_path):
+    def settings(attack, **values):
+        one = Cell("tiny-llava", "scenes-caption", "concept_substitution", attack, 0.01, **values)
+        store.write(one, tmp_path, record(), replace=True)
+        return store.rows(store.read(one, tmp_path))[0]["settings"]
+
+    assert settings("BadNets-I", attack_params={"patch_size": 30}, threat_params={"source_concept": "car"}) == ""
+    assert settings("BadNets-I", attack_params={"patch_size": 80}) == "patch_size=80"
+    assert settings("Shadowcast", attack_params={"eps": 0.0}) == "eps=0"  # the same cell as with 0
+
+
+def test_a_record_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    store.write(cell(), tmp_path, record(0.25))
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith(cell().run_id) and not str(source).endswith("-old"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        store.write(cell(), tmp_path, record(0.75), replace=True)
+    monkeypatch.undo()
+    assert store.read(cell(), tmp_path)["metrics"][0]["value"] == 0.25
+    assert not list(tmp_path.glob(f"{store.PARTIAL}*"))
+
+
 rates = st.sampled_from([0.0, 0.01, 0.1, 1.0])
 steps = st.lists(st.tuples(rates, st.floats(0, 1), st.sampled_from(["write", "replace", "fail", "die"])), max_size=8)
 
