@@ -103,7 +103,8 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
 
     Attacks that put one word at a random place, without half-triggered rows; per model, cells with the number of
     training rows that most have. A line per cell (seeds put together) and place: model, dataset, threat, attack,
-    poison_rate, where, value, low, high, n (inputs of the first seed), n_seeds. Cells whose responses are not stored are left out.
+    poison_rate, where, value, low, high, n (inputs of the first seed), n_seeds. Cells whose responses are not stored
+    are left out.
     """
     whole = table[
         (table["status"] == "done")
