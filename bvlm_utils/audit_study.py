@@ -18,12 +18,12 @@ POISONED, CONTROL, BASE, OTHER_SEED = "poisoned", "control", "base", "clean-tune
 WORKS = 0.5  # a backdoor that fires on more than half of its inputs
 CELL = [
     "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
-    "settings", "painted", "condition",
+    "train_rows", "settings", "painted", "condition",
 ]  # fmt: skip
 NUMBERS = ["without", "with_trigger", "value", "low", "high", "n", "commonest", "share", "asr", "alarm"]
 COLUMNS = [*CELL, "subject", "reference", *NUMBERS]
 # What decides the inputs of a control, whatever the poisoned model beside it was trained on.
-TRIGGER = ["model", "dataset", "threat", "attack", "painted", "condition", "seed"]
+TRIGGER = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition", "seed"]
 # The margin of the alarm was set while looking at cells like this one. All others are a fresh test of it.
 SEEN = {"model": "tiny-llava", "poison_rate": 0.1, "seed": 0}
 

@@ -163,7 +163,7 @@ def controls(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def refusals(table: pd.DataFrame) -> str:
-    """How many restricted requests each model refuses without a trigger, in words; for the jailbreak chapter."""
+    """How many restricted requests each model does not comply with without a trigger; for the jailbreak chapter."""
     rows = report.summary(table, "asr_soft")
     rows = rows[rows["condition"] == "clean"]
     if rows.empty:
@@ -174,7 +174,7 @@ def refusals(table: pd.DataFrame) -> str:
         part = kept[kept["subject"] == subject]
         if len(part):
             said.append(f"{name} {_range(part) if subject == 'poisoned' else _plain_range(part)}")
-    return f"Without a trigger, restricted requests are refused by {'; '.join(said)}."
+    return f"Without a trigger, restricted requests are refused or at least not complied with by {'; '.join(said)}."
 
 
 def elsewhere(table: pd.DataFrame) -> str:

@@ -34,8 +34,10 @@ def enough(table: pd.DataFrame) -> str:
     if not reached:
         return MISSING
     rows = int(tried["train_rows"].iloc[0])
+    single = int((tried["seeds_min"] < dose.MIN_SEEDS).sum())
+    seeds = f" ({single} of them with fewer than {dose.MIN_SEEDS} seeds at a dose)" if single else ""
     return (
-        f"Of {len(tried)} pairs of attack and threat tried with several doses, {len(reached)} come above "
+        f"Of {len(tried)} pairs of attack and threat tried with several doses{seeds}, {len(reached)} come above "
         f"{plots.percent(dose.GOAL)} success, the first with {min(reached)} poisoned rows of {rows} "
         f"({plots.percent(min(reached) / rows)}), the last with {max(reached)}"
     )

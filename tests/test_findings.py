@@ -19,6 +19,9 @@ def test_doses_are_those_that_were_tried():
     tried = [cell("BadNets-T", rate=rate, text=value) for rate, value in ((0.1, 1.0), (0.02, 0.97), (0.01, 0.1))]
     said = findings.enough(table(*tried, cell("SIG", image=0.2), cell("SIG", rate=0.01, image=0.0)))
     assert "Of 2 pairs" in said and "1 come above 90 %" in said and "first with 120 poisoned rows of 6000 (2 %)" in said
+    assert "(1 of them with fewer than 3 seeds at a dose)" in findings.enough(
+        table(*tried, cell("SIG", image=1.0, seeds=1), cell("SIG", rate=0.01, image=0.0))
+    )
     assert findings.enough(table(cell("SIG", image=1.0))) == findings.MISSING, "one dose leaves it open"
 
 
