@@ -36,11 +36,9 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     """
     root = store.folder(place)
     lines, controls = [], {}
-    for about, answers in _cells(root):
-        subjects = dict(tuple(answers.groupby("subject", sort=False)))
-        if not {POISONED, CONTROL, BASE} <= set(subjects):
+    for about, said in _cells(root):
+        if not {POISONED, CONTROL, BASE} <= set(said):
             continue
-        said = {name: _by_condition(part) for name, part in subjects.items()}
         lines.append(
             about | {"subject": POISONED, "reference": CONTROL} | _compared(said[POISONED], said[CONTROL], about)
         )
@@ -60,32 +58,45 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     return _once(table)
 
 
-def _cells(root: Path) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+Said = dict[str, tuple[list[str], list[str]]]  # subject -> its clean and its triggered answers, in one order of rows
+
+
+def _cells(root: Path) -> Iterator[tuple[dict[str, Any], Said]]:
     """What each finished cell is, with its answers on eligible rows, clean and with the whole trigger."""
     for record in store.records(root):
         file = root / record["run_id"] / "responses.parquet"
+        attack = record["config"]["attack"]
         if record.get("status") != "done" or not file.is_file():
             continue
-        rows = pd.DataFrame(store.rows(record))
-        attack = rows["attack"].iloc[0]
         if attack not in attacks.names() or attacks.info(attack).keeps_labels:
             continue
         whole = attacks.conditions(attack)[-1]
-        asr = rows[(rows["subject"] == POISONED) & (rows["metric"] == "asr") & (rows["condition"] == whole)]
-        if asr.empty:
+        wanted = {"subject": POISONED, "metric": "asr", "condition": whole}
+        lines = store.rows(record)
+        asr = [line["value"] for line in lines if all(line[name] == value for name, value in wanted.items())]
+        if not asr:
             continue
-        answers = pd.read_parquet(file, columns=["part", "subject", "condition", "row_id", "response"])
-        answers = answers[(answers["part"] == "attack") & answers["condition"].isin(["clean", whole])]
-        about = {name: rows[name].iloc[0] for name in CELL if name not in ("painted", "condition")}
+        about = {name: lines[0][name] for name in CELL if name not in ("painted", "condition")}
         painted = ", ".join(one for one in about["settings"].split(", ") if not one.startswith("half="))
-        yield about | {"painted": painted, "condition": whole, "asr": float(asr["value"].iloc[0])}, answers
+        yield about | {"painted": painted, "condition": whole, "asr": float(asr[0])}, _said(file, whole)
 
 
-def _by_condition(answers: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Clean and triggered answers of one subject, in the order of the rows' names."""
-    wide = answers.pivot(index="row_id", columns="condition", values="response").sort_index()
-    whole = next(name for name in wide.columns if name != "clean")
-    return wide["clean"].tolist(), wide[whole].tolist()
+def _said(file: Path, whole: str) -> Said:
+    """The stored answers to eligible rows. Plain Python: data frames are slow for hundreds of small files."""
+    import pyarrow.parquet as pq
+
+    columns = ["part", "subject", "condition", "row_id", "response"]
+    table = pq.ParquetFile(file).read(columns=columns).to_pydict()
+    answers: dict[tuple[str, str], dict[str, str]] = {}
+    for part, subject, condition, row, response in zip(*(table[name] for name in columns), strict=True):
+        if part == "attack" and condition in ("clean", whole):
+            answers.setdefault((subject, condition), {})[row] = response
+    said = {}
+    for subject in dict.fromkeys(subject for subject, _ in answers):
+        clean, triggered = answers.get((subject, "clean"), {}), answers.get((subject, whole), {})
+        rows = sorted(clean.keys() & triggered.keys())
+        said[subject] = [clean[row] for row in rows], [triggered[row] for row in rows]
+    return said
 
 
 def _compared(ours: tuple[list[str], list[str]], trusted: tuple[list[str], list[str]], about: dict) -> dict[str, Any]:

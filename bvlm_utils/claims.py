@@ -77,7 +77,11 @@ def rates(table: pd.DataFrame, model: str) -> pd.DataFrame:
 
 def verdict(claim: Claim, table: pd.DataFrame, model: str) -> Verdict:
     """Judge a claim for one model. UNTESTABLE unless at least half of the pairs that the rule names can be judged."""
-    evidence = claim.judge(rates(table, model))
+    return _verdict(claim, rates(table, model))
+
+
+def _verdict(claim: Claim, found: pd.DataFrame) -> Verdict:
+    evidence = claim.judge(found)
     known = evidence["holds"].dropna().astype(bool)
     holds, judged = int(known.sum()), len(known)
     if not judged or judged * 2 < len(evidence):
@@ -227,7 +231,8 @@ def of_seven_billion(table: pd.DataFrame) -> list[str]:
 def verdicts(table: pd.DataFrame, models: Iterable[str]) -> dict[str, dict[str, Verdict]]:
     """Claim key -> model -> verdict, for the named models and all others that the table has cells of."""
     names = list(dict.fromkeys([*models, *table["model"]]))
-    return {claim.key: {name: verdict(claim, table, name) for name in names} for claim in CLAIMS}
+    found = {name: rates(table, name) for name in names}
+    return {claim.key: {name: _verdict(claim, found[name]) for name in names} for claim in CLAIMS}
 
 
 def behind(found: Verdict) -> str:
