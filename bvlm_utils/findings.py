@@ -4,11 +4,13 @@ Everything is computed from a store by the functions that the chapters use, so t
 than they do. A sentence whose data the store lacks says that it was not measured.
 """
 
+import html
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import HTML, display
 
-from bvlm_utils import audit_study, crossfire, dose, lasting, modality, overshadowing, plots, store
+from bvlm_utils import audit_study, claims, crossfire, dose, lasting, modality, overshadowing, plots, store
 
 MISSING = "Not measured in this store"
 WORKS = 0.5
@@ -24,6 +26,15 @@ def sentences(place: str | Path | None = None) -> dict[str, str]:
         "lasting": durable(place),
         "audit": found_out(place),
     }
+
+
+def show(place: str | Path | None = None) -> None:
+    """Put the findings on the first page, each behind the title of its chapter, which it links to."""
+    items = []
+    for name, said in sentences(place).items():
+        title = html.escape(claims.chapter_title(name) or name)
+        items.append(f'<li><a href="../notebooks/{name}.html"><strong>{title}</strong></a> {html.escape(said)}.</li>')
+    display(HTML(f"<ul>{''.join(items)}</ul>"))
 
 
 def enough(table: pd.DataFrame) -> str:
@@ -47,16 +58,12 @@ def halves(table: pd.DataFrame) -> str:
     """What image halves that work alone lose beside the text half, and the other way round."""
     found = overshadowing.pairs(modality.rates(table))
     told = []
-    for half in ("image", "text"):
+    for half, other in (("image", "text"), ("text", "image")):
         able = found[(found["half"] == half) & (found["alone"] > overshadowing.WORKS)]
         if len(able):
             lost = int((able["high"] < -overshadowing.LOSS).sum())
-            told.append(f"of {len(able)} {half} halves of triggers that work when learnt alone, {lost}")
-    return f"{_capital(', '.join(told))} do less when learnt beside the other half" if told else MISSING
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+            told.append(f"{lost} of {len(able)} {half} halves do less when learnt beside the {other} half")
+    return f"Of the halves of triggers that work when learnt alone, {' and '.join(told)}" if told else MISSING
 
 
 def crossing(place: str | Path | None = None) -> str:

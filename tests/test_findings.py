@@ -15,6 +15,15 @@ def test_an_empty_store_has_no_findings(tmp_path):
     assert set(said.values()) == {findings.MISSING}
 
 
+def test_every_finding_leads_to_its_chapter(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(findings, "display", lambda one: shown.append(one.data))
+    findings.show(tmp_path)
+    for name in findings.sentences(tmp_path):
+        assert f'href="../notebooks/{name}.html"' in shown[0] and (paths.NOTEBOOKS / f"{name}.ipynb").is_file()
+    assert "How little poison is enough?" in shown[0]
+
+
 def test_doses_are_those_that_were_tried():
     tried = [cell("BadNets-T", rate=rate, text=value) for rate, value in ((0.1, 1.0), (0.02, 0.97), (0.01, 0.1))]
     said = findings.enough(table(*tried, cell("SIG", image=0.2), cell("SIG", rate=0.01, image=0.0)))
@@ -27,8 +36,8 @@ def test_doses_are_those_that_were_tried():
 
 def test_halves_are_counted_where_they_work_alone():
     assert findings.halves(table(halves(image=0.80))) == (
-        "Of 1 image halves of triggers that work when learnt alone, 1, of 1 text halves of triggers that work when "
-        "learnt alone, 0 do less when learnt beside the other half"
+        "Of the halves of triggers that work when learnt alone, 1 of 1 image halves do less when learnt beside the text "
+        "half and 0 of 1 text halves do less when learnt beside the image half"
     )
     assert findings.halves(table(cell("BadNets-MM", **FOUR))) == findings.MISSING
 
