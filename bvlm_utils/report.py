@@ -119,13 +119,11 @@ def utility_metric(rows: pd.DataFrame) -> str:
 
 
 def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> str:
-    """ "0.97 [0.93, 0.99]"; "n/a" for a missing value."""
+    """ "0.97 [0.93, 0.99]"; "n/a" for a missing value; never a zero below zero."""
     if value is None or pd.isna(value):
         return "n/a"
-    text = f"{value:.{digits}f}"
-    if low is None or high is None or pd.isna(low) or pd.isna(high):
-        return text
-    return f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+    text, *bounds = (f"{round(one, digits) + 0.0:.{digits}f}" for one in (value, low, high) if not _missing(one))
+    return f"{text} [{', '.join(bounds)}]" if len(bounds) == 2 else text
 
 
 def grid_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -36,8 +36,8 @@ def test_doses_are_those_that_were_tried():
 
 def test_halves_are_counted_where_they_work_alone():
     assert findings.halves(table(halves(image=0.80))) == (
-        "Of the halves of triggers that work when learnt alone, 1 of 1 image halves do less when learnt beside the text "
-        "half and 0 of 1 text halves do less when learnt beside the image half"
+        "Of the halves of triggers that work when learnt alone, 1 of 1 image halves do less when learnt beside the "
+        "text half and 0 of 1 text halves do less when learnt beside the image half"
     )
     assert findings.halves(table(cell("BadNets-MM", **FOUR))) == findings.MISSING
 

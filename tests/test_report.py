@@ -317,3 +317,8 @@ def test_what_happens_elsewhere_is_told_for_three_models():
     text = captions.elsewhere(table)
     assert "poisoned models at most on 0.01 [" in text and "0.30 [" in text and "The base at most on 0.00 [" in text
     assert "not measured" in captions.elsewhere(tidy())
+
+
+def test_numbers_are_written_with_their_interval_and_no_zero_is_negative():
+    assert report.number(-0.001, -0.02, 0.004) == "0.00 [-0.02, 0.00]"
+    assert report.number(0.5, None, 0.6) == "0.50" and report.number(float("nan")) == "n/a"
