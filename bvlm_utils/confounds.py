@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bvlm_utils import attacks, metrics, plots, report, store
+from bvlm_utils import attacks, claims, metrics, plots, report, store
 from bvlm_utils.attack_table import PUBLISHED_SIDE
 from bvlm_utils.modality import evidence
 
@@ -39,18 +39,7 @@ def patches(found: pd.DataFrame) -> pd.DataFrame:
             pixels = int(PATCH.search(r["settings"]).group(1)) if r["settings"] else usual
             about = {n: r[n] for n in ("model", "threat", "poison_rate", "value", "low", "high", "n_seeds")}
             lines.append(about | {"pixels": pixels, "share": pixels / PUBLISHED_SIDE, "curve": curve})
-    columns = [
-        "model",
-        "threat",
-        "poison_rate",
-        "pixels",
-        "share",
-        "curve",
-        "value",
-        "low",
-        "high",
-        "n_seeds",
-    ]
+    columns = ["model", "threat", "poison_rate", "pixels", "share", "curve", "value", "low", "high", "n_seeds"]
     table = pd.DataFrame(lines, columns=columns)
     kept = [p for _, p in table.groupby(columns[:3], sort=False) if p["pixels"].nunique() > 1]
     return pd.concat(kept, ignore_index=True) if kept else table.iloc[:0]
@@ -73,6 +62,28 @@ def patches_table(found: pd.DataFrame) -> pd.DataFrame:
             line[curve] = report.number(r.get("value"), r.get("low"), r.get("high"))
         lines.append(line | {"seeds": int(part["n_seeds"].min())})
     return pd.DataFrame(lines)
+
+
+def patches_sentences(found: pd.DataFrame) -> list[str]:
+    """With which patches which half of BadNets-MM fires, in Markdown: by more than `claims.DOMINATES` in the means."""
+    said = []
+    for (model, threat, rate), part in found.groupby(["model", "threat", "poison_rate"], sort=False):
+        by = part.pivot_table(index="share", columns="curve", values="value", aggfunc="first")
+        if not {"BadNets-MM, text only", "BadNets-MM, image only"} <= set(by.columns):
+            continue
+        difference = (by["BadNets-MM, text only"] - by["BadNets-MM, image only"]).dropna()
+        text, image = difference[difference > claims.DOMINATES], difference[difference < -claims.DOMINATES]
+        parts = [
+            f"the {half} half does the work with patches of {', '.join(f'{100 * share:.0f} %' for share in rows.index)} "
+            "of the side"
+            for half, rows in (("text", text), ("image", image))
+            if len(rows)
+        ]
+        if parts:
+            where = f"{threat.replace('_', ' ')}, {plots.percent(rate)}, {model}"
+            turned = " So which half wins is a matter of how strong each is." if len(parts) > 1 else ""
+            said.append(f"**BadNets-MM ({where}): {'; '.join(parts)}.**{turned}")
+    return said
 
 
 def patches_words(found: pd.DataFrame) -> dict[str, str]:

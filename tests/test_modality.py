@@ -167,6 +167,15 @@ def test_patch_sizes_need_two_of_them():
     ]
 
 
+def test_the_sentence_on_patches_says_where_dominance_turns_round():
+    small = cell("BadNets-MM", **FOUR)
+    large = cell("BadNets-MM", settings="patch_size=134", clean=0.0, text=0.1, image=0.95, both=1.0)
+    (said,) = confounds.patches_sentences(confounds.patches(modality.rates(table(small, large))))
+    assert "the text half does the work with patches of 9 % of the side" in said
+    assert "the image half does the work with patches of 40 % of the side" in said and "how strong each is" in said
+    assert confounds.patches_sentences(confounds.patches(modality.rates(table(small)))) == []
+
+
 def test_the_place_of_a_word():
     at = confounds.place_of
     assert at("cf", "cf What is it?") == confounds.FIRST
