@@ -74,8 +74,8 @@ def patches_sentences(found: pd.DataFrame) -> list[str]:
         difference = (by["BadNets-MM, text only"] - by["BadNets-MM, image only"]).dropna()
         text, image = difference[difference > claims.DOMINATES], difference[difference < -claims.DOMINATES]
         parts = [
-            f"the {half} half does the work with patches of {', '.join(f'{100 * share:.0f} %' for share in rows.index)} "
-            "of the side"
+            f"the {half} half does the work with patches of "
+            f"{', '.join(f'{100 * share:.0f} %' for share in rows.index)} of the side"
             for half, rows in (("text", text), ("image", image))
             if len(rows)
         ]
