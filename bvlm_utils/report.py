@@ -122,7 +122,9 @@ def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> st
     """ "0.97 [0.93, 0.99]"; "n/a" for a missing value; never a zero below zero."""
     if value is None or pd.isna(value):
         return "n/a"
-    text, *bounds = (f"{round(one, digits) + 0.0:.{digits}f}" for one in (value, low, high) if not _missing(one))
+    # Not `round`: NumPy's rounds 0.995 up, formatting and the figures round it down.
+    written = [f"{one:.{digits}f}" for one in (value, low, high) if not _missing(one)]
+    text, *bounds = (one.lstrip("-") if float(one) == 0 else one for one in written)
     return f"{text} [{', '.join(bounds)}]" if len(bounds) == 2 else text
 
 

@@ -321,4 +321,5 @@ def test_what_happens_elsewhere_is_told_for_three_models():
 
 def test_numbers_are_written_with_their_interval_and_no_zero_is_negative():
     assert report.number(-0.001, -0.02, 0.004) == "0.00 [-0.02, 0.00]"
+    assert report.number(np.float64(0.995)) == f"{0.995:.2f}", "as figures write it"
     assert report.number(0.5, None, 0.6) == "0.50" and report.number(float("nan")) == "n/a"
