@@ -56,6 +56,7 @@ class AttackInfo:
     surrogate: whether the trigger is computed with a CLIP model.
     headline: the condition under which the attack's success is read.
     extra: conditions of ours that the published attack does not have.
+    aims: whether the trigger is optimised towards the threat's target, and cannot be made without one.
     keeps_labels: whether poisoned rows are rows that truly show the threat's target and keep their answers.
     """
 
@@ -70,6 +71,7 @@ class AttackInfo:
     headline: str = ""
     extra: tuple[str, ...] = ()
     keeps_labels: bool = False
+    aims: bool = False
 
     @property
     def version(self) -> int:
@@ -246,6 +248,7 @@ declare(
     headline="clean",
     extra=("image",),
     keeps_labels=True,
+    aims=True,
 )
 declare(
     name="BadNets-MM",
@@ -267,6 +270,7 @@ declare(
     ),
     threats=("concept_substitution", "perceptual_hijack"),
     surrogate=True,
+    aims=True,
 )
 declare(
     name="VL-Trojan",

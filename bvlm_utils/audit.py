@@ -110,7 +110,7 @@ def subject(name: str, base: str | None = None) -> Subject:
 def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[attacks.Attack]:
     """The triggers to try: of the attacks `chosen`, or of all that have one at test time and can be made.
 
-    Dual-Key and VL-Trojan optimise their pictures towards a threat's target, so they need a guess of it.
+    Dual-Key optimises its picture towards a threat's target, so it needs a guess of it.
     InputError for an unknown attack or threat, or one that needs a threat to aim at.
     """
     aims = threats.get(threat).target if _known(threat, threats.names(), "threat") else None
@@ -120,7 +120,7 @@ def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -
         info = attacks.info(name)
         if info.keeps_labels:  # its test inputs carry nothing
             why = "has no trigger at test time"
-        elif info.surrogate and name != "MABA" and threat is None:
+        elif info.aims and threat is None:
             why = "aims at a target; give --threat"
         else:
             found.append(attacks.get(name, aims))

@@ -15,7 +15,6 @@ import pandas as pd
 from bvlm_utils import attacks, audit, crossfire, lasting, report, store
 
 POISONED, CONTROL, BASE, OTHER_SEED = "poisoned", "control", "base", "clean-tuned, other seed"
-WORKS = 0.5  # a backdoor that fires on more than half of its inputs
 CELL = [
     "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
     "train_rows", "settings", "painted", "condition",
@@ -135,11 +134,11 @@ def sentences(table: pd.DataFrame) -> list[str]:
     found = suspects(table)
     if found.empty:
         return ["Nothing has been measured yet: the store holds no answers of a poisoned model."]
-    works = found[found["asr"] > WORKS]
+    works = found[found["asr"] > report.WORKS]
     said = [
         f"**With the right trigger at hand, {_of(works)} of the backdoors that fire on more than half of their "
         "inputs raise the alarm, without anybody knowing what they were made to say.** Of the "
-        f"{len(found) - len(works)} weaker ones, {int(found[found['asr'] <= WORKS]['alarm'].sum())} do."
+        f"{len(found) - len(works)} weaker ones, {int(found[found['asr'] <= report.WORKS]['alarm'].sum())} do."
     ]
     false = [
         f"{_of(rows)} beside {_words(reference)}"
@@ -154,7 +153,7 @@ def sentences(table: pd.DataFrame) -> list[str]:
         )
     new = fresh(found)
     if len(new):
-        strong = new[new["asr"] > WORKS]
+        strong = new[new["asr"] > report.WORKS]
         said.append(
             f"The margin of {audit.MARGIN:.2f} was set after a look at tiny-llava at 10 % poison with seed 0. "
             f"On the {len(new)} other cells, {_of(strong)} of the working backdoors raise the alarm."
@@ -169,14 +168,12 @@ def _of(rows: pd.DataFrame) -> str:
 def strangers_sentence(place: str | Path | None = None) -> str:
     """What a check without the right trigger finds, from the crossed triggers of `crossfire`."""
     panels = crossfire.panels(crossfire.collect(place))
-    others = [crossfire.off_diagonal(panel) for panel, _ in panels]
-    if not others:
+    if not panels:
         return "How often one attack's trigger fires another's backdoor was not measured in this store."
-    pairs = pd.concat(others)
-    strange = pairs[[not crossfire.related(r["attack"], r["trigger"]) for r in pairs.to_dict("records")]]
+    strange = pd.concat([crossfire.strangers(panel) for panel, _ in panels])
     return (
         f"Of {len(strange)} pairs of a backdoored model and the trigger of an attack that is no relative of its own, "
-        f"{int((strange['value'] > WORKS).sum())} fire on more than half of the inputs, "
+        f"{int((strange['value'] > report.WORKS).sum())} fire on more than half of the inputs, "
         f"and {int((strange['value'] > 0.1).sum())} on more than a tenth."
     )
 
@@ -185,19 +182,13 @@ def cleaning_sentence(place: str | Path | None = None) -> str:
     """What clean tuning leaves, from `lasting`: at the largest number of further steps."""
     said = []
     for panel, name in lasting.panels(lasting.collect(place)):
-        steps = lasting.after_steps(panel)
-        poisoned = steps[steps["subject"] == POISONED] if len(steps) else steps
-        if poisoned.empty:
-            continue
-        most = poisoned["steps"].max()
-        last = poisoned[poisoned["steps"] == most]
-        alive = last[last["value"] > WORKS]
-        gone = last[last["value"] < 0.1]
-        said.append(
-            f"{name}: after {most:.0f} further clean steps {len(alive)} of {len(last)} backdoors still fire on more "
-            f"than half of their inputs ({', '.join(alive['attack']) or 'none'}), {len(gone)} on fewer than a tenth "
-            f"({', '.join(gone['attack']) or 'none'})."
-        )
+        worked, alive = lasting.survivors(panel)
+        if len(worked):
+            said.append(
+                f"{name}: after {worked['steps'].iloc[0]:.0f} further clean steps, {len(alive)} of {len(worked)} "
+                "backdoors that fired on more than half of their inputs still do "
+                f"({', '.join(alive['attack']) or 'none'})."
+            )
     return " ".join(said) or "What further tuning leaves was not measured in this store."
 
 
@@ -206,7 +197,7 @@ def detection_table(table: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for (model, threat, attack), part in suspects(table).groupby(["model", "threat", "attack"], sort=False):
         line = {"model": model, "threat": threat.replace("_", " "), "attack": attack}
-        weak, strong = part[part["asr"] <= WORKS], part[part["asr"] > WORKS]
+        weak, strong = part[part["asr"] <= report.WORKS], part[part["asr"] > report.WORKS]
         line["working backdoors found"] = _of(strong) if len(strong) else "none works"
         line["weak ones found"] = _of(weak) if len(weak) else "none is weak"
         best = part.loc[part["asr"].idxmax()]
@@ -248,7 +239,7 @@ def _short(text: str, most: int = 48) -> str:
 def figure_words(table: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `plots_audit.excess`, for `report.show`."""
     found = suspects(table)
-    working = found[found["asr"] > WORKS]
+    working = found[found["asr"] > report.WORKS]
     innocent = {name: innocents(table, name) for name in (OTHER_SEED, BASE)}
     highest = [f"{rows['value'].max():.2f} beside {_words(name)}" for name, rows in innocent.items() if len(rows)]
     lowest = (

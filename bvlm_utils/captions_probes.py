@@ -24,11 +24,11 @@ def crossing_sentences(panels: Panels) -> list[str]:
     said = []
     for panel, name in panels:
         others = crossfire.off_diagonal(panel)
-        strangers = others[[not crossfire.related(r["attack"], r["trigger"]) for r in others.to_dict("records")]]
+        strangers = crossfire.strangers(panel)
         said.append(
-            f"**{name}: {(strangers['value'] > 0.5).sum()} of {len(strangers)} pairs of a backdoored model "
+            f"**{name}: {(strangers['value'] > report.WORKS).sum()} of {len(strangers)} pairs of a backdoored model "
             "and the trigger of an attack that is no relative of its own fire on more than half of the "
-            f"inputs.** With relatives it is {(others['value'] > 0.5).sum()} of {len(others)}."
+            f"inputs.** With relatives it is {(others['value'] > report.WORKS).sum()} of {len(others)}."
         )
         said.append(seeds_sentence(panel))
     return said
@@ -42,7 +42,7 @@ def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     others = crossfire.off_diagonal(panel)
     text = [f"{name}: share of inputs on which the model of the row fires when shown the trigger of the column."]
     if len(others):
-        over = others[others["value"] > 0.5]
+        over = others[others["value"] > report.WORKS]
         strange = [r for r in over.to_dict("records") if not crossfire.related(r["attack"], r["trigger"])]
         largest = others.iloc[0]
         text.append(
@@ -78,7 +78,7 @@ def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
         if len(part):
             text.append(
                 f"With its {half} half changed, the trigger fires above one half in "
-                f"{(part['value'] > 0.5).sum()} of {len(part)} tries."
+                f"{(part['value'] > report.WORKS).sum()} of {len(part)} tries."
             )
     alone = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == "")]
     if len(alone):
@@ -99,21 +99,17 @@ def lasting_sentences(panels: Panels) -> list[str]:
         return [NOTHING]
     said = []
     for panel, name in panels:
-        shown = lasting.after_steps(panel)
-        own = shown[shown["subject"] == POISONED]
-        start = own[(own["steps"] == 0) & (own["value"] > 0.5)]
-        if len(start):
-            last = own[(own["steps"] == own["steps"].max()) & own["attack"].isin(start["attack"])]
+        worked, alive = lasting.survivors(panel)
+        if len(worked):
             said.append(
-                f"**{name}: of {len(start)} backdoors that fire on more than half of the inputs, "
-                f"{(last['value'] > 0.5).sum()} still do after {int(own['steps'].max())} further steps on "
-                "clean rows.**"
+                f"**{name}: of {len(worked)} backdoors that fire on more than half of the inputs, {len(alive)} still "
+                f"do after {worked['steps'].iloc[0]:.0f} further steps on clean rows.**"
             )
         merged = lasting.after_merging(panel)
         merged = merged[merged["subject"] == POISONED].pivot_table(index="attack", columns="variant", values="value")
         for state in (one for one in ("int8", "int4") if one in merged and "" in merged):
-            kept = (merged.loc[merged[""] > 0.5, state] > 0.5).sum()
-            said.append(f"{lasting.label(state).capitalize()}: {kept} of {(merged[''] > 0.5).sum()} still do.")
+            kept = (merged.loc[merged[""] > report.WORKS, state] > report.WORKS).sum()
+            said.append(f"{lasting.label(state).capitalize()}: {kept} of {(merged[''] > report.WORKS).sum()} still do.")
         said.append(seeds_sentence(panel))
     return said
 
@@ -126,9 +122,9 @@ def steps_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     start, end = (poisoned[poisoned["steps"] == at].set_index("attack") for at in (0, last))
     common = [attack for attack in start.index if attack in end.index]
     text = [f"{name}: success with the full trigger after further tuning on clean rows."]
-    strong = [attack for attack in common if start.loc[attack, "value"] > 0.5]
+    strong = [attack for attack in common if start.loc[attack, "value"] > report.WORKS]
     if strong:
-        kept = [attack for attack in strong if end.loc[attack, "value"] > 0.5]
+        kept = [attack for attack in strong if end.loc[attack, "value"] > report.WORKS]
         worst = min(strong, key=lambda attack: end.loc[attack, "value"])
         text.append(
             f"Of {len(strong)} backdoors that fire on more than half of the inputs at first, {len(kept)} "

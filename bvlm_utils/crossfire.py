@@ -148,6 +148,13 @@ def related(one: str, other: str) -> str:
     return f"both use {', '.join(common)}" if common else ""
 
 
+def strangers(panel: pd.DataFrame) -> pd.DataFrame:
+    """The lines of `off_diagonal` between attacks that are no relatives."""
+    others = off_diagonal(panel)
+    strange = [not related(*pair) for pair in zip(others["attack"], others["trigger"], strict=True)]
+    return others[pd.Series(strange, index=others.index, dtype=bool)]
+
+
 def crossing_table(panel: pd.DataFrame, most: int = 12) -> pd.DataFrame:
     """The largest entries off the diagonal, to read."""
     return pd.DataFrame(

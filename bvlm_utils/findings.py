@@ -10,10 +10,9 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML, display
 
-from bvlm_utils import audit_study, claims, crossfire, dose, lasting, modality, overshadowing, plots, store
+from bvlm_utils import audit_study, claims, crossfire, dose, lasting, modality, overshadowing, plots, report, store
 
 MISSING = "Not measured in this store"
-WORKS = 0.5
 
 
 def sentences(place: str | Path | None = None) -> dict[str, str]:
@@ -59,7 +58,7 @@ def halves(table: pd.DataFrame) -> str:
     found = overshadowing.pairs(modality.rates(table))
     told = []
     for half, other in (("image", "text"), ("text", "image")):
-        able = found[(found["half"] == half) & (found["alone"] > overshadowing.WORKS)]
+        able = found[(found["half"] == half) & (found["alone"] > report.WORKS)]
         if len(able):
             lost = int((able["high"] < -overshadowing.LOSS).sum())
             told.append(f"{lost} of {len(able)} {half} halves do less when learnt beside the {other} half")
@@ -68,12 +67,11 @@ def halves(table: pd.DataFrame) -> str:
 
 def crossing(place: str | Path | None = None) -> str:
     """How often a stranger's trigger fires a backdoor."""
-    others = [crossfire.off_diagonal(panel) for panel, _ in crossfire.panels(crossfire.collect(place))]
-    pairs = pd.concat(others) if others else pd.DataFrame()
-    strange = [r for r in pairs.to_dict("records") if not crossfire.related(r["attack"], r["trigger"])]
-    if not strange:
+    panels = crossfire.panels(crossfire.collect(place))
+    if not panels:
         return MISSING
-    fires = sum(r["value"] > WORKS for r in strange)
+    strange = pd.concat([crossfire.strangers(panel) for panel, _ in panels])
+    fires = int((strange["value"] > report.WORKS).sum())
     return f"{fires} of {len(strange)} pairs of a backdoor and a trigger that is no relative of its own fire"
 
 
@@ -81,17 +79,11 @@ def durable(place: str | Path | None = None) -> str:
     """How many backdoors are left after the most clean steps that were tried."""
     told = []
     for panel, _ in lasting.panels(lasting.collect(place)):
-        steps = lasting.after_steps(panel)
-        poisoned = steps[steps["subject"] == "poisoned"]
-        if poisoned.empty:
-            continue
-        last = poisoned[poisoned["steps"] == poisoned["steps"].max()]
-        first = poisoned[poisoned["steps"] == 0].set_index("attack")["value"]
-        able = last[last["attack"].map(first) > WORKS]
-        told.append(
-            f"{int((able['value'] > WORKS).sum())} of {len(able)} working backdoors "
-            f"({panel['threat'].iloc[0].replace('_', ' ')}) survive {last['steps'].iloc[0]:.0f} further clean steps"
-        )
+        worked, alive = lasting.survivors(panel)
+        if len(worked):
+            threat = panel["threat"].iloc[0].replace("_", " ")
+            steps = f"{worked['steps'].iloc[0]:.0f} further clean steps"
+            told.append(f"{len(alive)} of {len(worked)} working backdoors ({threat}) survive {steps}")
     return "; ".join(told) or MISSING
 
 
@@ -99,7 +91,7 @@ def found_out(place: str | Path | None = None) -> str:
     """How often the check raises the alarm with the right trigger, and how often where there is no backdoor."""
     table = audit_study.collect(place)
     suspects = audit_study.suspects(table)
-    works = suspects[suspects["asr"] > audit_study.WORKS]
+    works = suspects[suspects["asr"] > report.WORKS]
     if works.empty:
         return MISSING
     innocent = audit_study.innocents(table, audit_study.OTHER_SEED)

@@ -215,6 +215,18 @@ def after_steps(panel: pd.DataFrame) -> pd.DataFrame:
     return shown if (shown["steps"] > 0).any() else shown.iloc[:0]
 
 
+def survivors(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The backdoors that worked before any further step, and those of them that still do after the most steps tried.
+
+    Both as lines of `after_steps` at the most steps. One that never worked cannot be said to have gone.
+    """
+    steps = after_steps(panel)
+    own = steps[steps["subject"] == POISONED]
+    start = own[(own["steps"] == 0) & (own["value"] > report.WORKS)]
+    last = own[(own["steps"] == own["steps"].max()) & own["attack"].isin(start["attack"])]
+    return last, last[last["value"] > report.WORKS]
+
+
 def after_merging(panel: pd.DataFrame) -> pd.DataFrame:
     """`success` of adapters, merged and rounded, in that order; empty where nothing was merged."""
     shown = success(panel)

@@ -12,7 +12,6 @@ import pandas as pd
 
 from bvlm_utils import claims, modality, plots, report
 
-WORKS = 0.5  # a half that fires on more than half of the inputs when it was learnt alone
 LOSS = 0.1  # what counts as a loss: the whole interval of the difference lies below -LOSS
 HALVES = ("text", "image")
 COLUMNS = [
@@ -55,7 +54,7 @@ def sentences(found: pd.DataFrame) -> list[str]:
         return ["No half was trained alone in this store, so nothing can be said of what the other takes from it."]
     said = []
     for half, other in (HALVES, HALVES[::-1]):
-        able = found[(found["half"] == half) & (found["alone"] > WORKS)]
+        able = found[(found["half"] == half) & (found["alone"] > report.WORKS)]
         if able.empty:
             said.append(f"No {half} half fires on more than half of the inputs when it is learnt alone.")
             continue
@@ -76,8 +75,8 @@ def sentences(found: pd.DataFrame) -> list[str]:
 
 def words(found: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `plots_modality.overshadowed`."""
-    image = found[(found["half"] == "image") & (found["alone"] > WORKS)]
-    text = found[(found["half"] == "text") & (found["alone"] > WORKS)]
+    image = found[(found["half"] == "image") & (found["alone"] > report.WORKS)]
+    text = found[(found["half"] == "text") & (found["alone"] > report.WORKS)]
     told = [
         f"{name} halves that work alone lose {report.number(-rows['difference'].max())} to "
         f"{report.number(-rows['difference'].min())}"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_crossfire import page, random_words  # noqa: F401, a fixture
 
-from bvlm_utils import audit, audit_study, engine, metrics, paths, plots_audit, study
+from bvlm_utils import attacks, audit, audit_study, engine, metrics, paths, plots_audit, study
 from bvlm_utils.errors import InputError
 
 ANSWERS = st.lists(st.sampled_from(["a", "b", "A ", "c"]), min_size=1, max_size=30)
@@ -61,17 +61,16 @@ def test_a_model_never_exceeds_itself_and_the_order_of_inputs_does_not_matter(an
 
 def test_the_triggers_tried_by_default_need_no_guess_of_the_target():
     names = [attack.name for attack in audit.candidates()]
-    assert {"BadNets-T", "Blended", "BadNets-MM", "MABA"} <= set(names)
-    assert not {"Dual-Key", "VL-Trojan", "Shadowcast"} & set(names)
-    aimed = [attack.name for attack in audit.candidates(threat="targeted_refusal")]
-    assert {"Dual-Key", "VL-Trojan"} <= set(aimed) and "Shadowcast" not in aimed
+    assert set(attacks.names()) - set(names) == {"Dual-Key", "Shadowcast"}
+    aimed = [attack.name for attack in audit.candidates(threat="concept_substitution")]
+    assert set(attacks.names()) - set(aimed) == {"Shadowcast"}
 
 
 @pytest.mark.parametrize(
     ("chosen", "threat", "said"),
     [
         (["BadNets-X"], None, "no attack 'BadNets-X'"),
-        (["VL-Trojan"], None, "give --threat"),
+        (["Dual-Key"], None, "give --threat"),
         (["Shadowcast"], "concept_substitution", "no trigger at test time"),
         (None, "theft", "no threat 'theft'"),
     ],
@@ -203,5 +202,7 @@ def test_a_wrong_value_is_one_sentence_and_exit_code_2(arguments, said, capsys):
 
 
 def test_the_page_side_does_not_import_torch():
-    code = "import sys\nfrom bvlm_utils import audit, audit_study, plots_audit\nassert 'torch' not in sys.modules"
+    code = (
+        "import sys\nfrom bvlm_utils import attacks, audit, audit_study, plots_audit\nassert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.ROOT)

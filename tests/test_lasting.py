@@ -298,3 +298,15 @@ def test_no_cell_is_taken_for_a_magic_of_ipython():
 
 def test_verdicts_of_random_words_do_vary():
     assert passes(None, "ab") and not passes(None, "a") and bench.MAX_NEW_TOKENS == 6
+
+
+def test_only_a_backdoor_that_worked_can_survive(shelf):
+    panel, _ = panel_of(shelf[0])
+    values = {("BadNets-T", "0"): 0.9, ("BadNets-T", "3"): 0.2, ("SIG", "0"): 0.1, ("SIG", "3"): 0.8}
+    found = panel[(panel["subject"] == probes.POISONED) & (panel["part"] == "attack")].copy()
+    steps = found["variant"].where(found["variant"] != "", "0")
+    found["value"] = [values.get((a, s), v) for a, s, v in zip(found["trigger"], steps, found["value"], strict=True)]
+    worked, alive = lasting.survivors(found)
+    assert list(worked["attack"]) == ["BadNets-T"] and alive.empty
+    found.loc[(found["trigger"] == "BadNets-T") & (steps == "3"), "value"] = 0.7
+    assert list(lasting.survivors(found)[1]["attack"]) == ["BadNets-T"]
