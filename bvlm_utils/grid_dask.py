@@ -5,14 +5,13 @@ the store, which all workers share. A kernel ends with its worker: ipykernel loo
 """
 
 import os
-import queue
 import signal
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.grid_file import Job
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
 CONNECT_SECONDS = 10
 LOOK_SECONDS = 5  # between looks at how many workers there are
@@ -73,19 +72,20 @@ def _submit(
     Handing them all over at once is no good: Dask spreads them by guesses of how long they take, and does not take
     a job of unknown length from a busy worker to give it to an idle one.
     """
+    from distributed import wait
+
     variables = variables | {name: value for name, value in os.environ.items() if name.startswith(OURS)}
     waiting, running = list(jobs), {}
-    done: queue.SimpleQueue[Future] = queue.SimpleQueue()
     while waiting or running:
-        workers = len(client.scheduler_info()["workers"]) if waiting else 0
-        for job in _next(waiting, list(running.values()), workers):
+        for job in _next(waiting, list(running.values()), len(client.scheduler_info()["workers"])):
             waiting.remove(job)
-            future = client.submit(_carry_out, job, place, variables, run, key=f"{job.name}-{run}", pure=False)
-            running[future] = job
-            future.add_done_callback(done.put)
-        # A plain queue: an interrupt that arrives in Dask's own waiting can get lost in the clean-up of its objects.
-        with suppress(queue.Empty):  # then look again, there may be more workers now
-            future = done.get(timeout=LOOK_SECONDS)
+            key = f"{job.name}-{run}"
+            running[client.submit(_carry_out, job, place, variables, run, key=key, pure=False)] = job
+        try:
+            finished = wait(list(running), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED").done
+        except TimeoutError:  # look again: there may be more workers now
+            continue
+        for future in finished:
             job, error = running.pop(future), future.exception()
             if error is None:
                 yield job, *future.result()

@@ -179,6 +179,15 @@ def is_kernel(process):
 # ---------------------------------------------------------------- a scheduler
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT means what Ctrl-C means, also where a shell ignores it for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_workers_of_a_scheduler_are_stopped_and_go_on(tmp_path, place, capsys):
     """An interrupted run ends its kernel on a worker of somebody else; the next run uses that worker."""
     from distributed import LocalCluster
