@@ -58,30 +58,23 @@ def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.
             f"Cell {first['run_id']} is in the table twice with seed {first['seed']}; "
             "show runs that differ in other settings one table at a time."
         )
-    groups = rows.groupby(NUMBER, sort=False, dropna=False)
-    return pd.DataFrame(
-        [dict(zip(NUMBER, key, strict=True)) | _over_seeds(part) for key, part in groups],
-        columns=[*NUMBER, "value", "low", "high", "k", "n", "n_seeds", "unit"],
-    )
+    columns = [*NUMBER, "value", "low", "high", "k", "n", "n_seeds", "unit"]
+    # Plain dictionaries: a DataFrame for each of the hundreds of groups would take most of a chapter's time.
+    groups: dict[int, list[dict[str, Any]]] = {}
+    numbers = rows.groupby(NUMBER, sort=False, dropna=False).ngroup()
+    for number, line in zip(numbers, rows.to_dict("records"), strict=True):
+        groups.setdefault(number, []).append(line)
+    return pd.DataFrame([lines[0] | _over_seeds(lines) for lines in groups.values()], columns=columns)
 
 
-def _over_seeds(part: pd.DataFrame) -> dict[str, Any]:
-    first = part.iloc[0]
-    if len(part) == 1:
-        return {c: first[c] for c in ("value", "low", "high", "k", "n", "unit")} | {"n_seeds": 1}
-    values = part["value"].to_numpy(float)
+def _over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    if len(lines) == 1:
+        return {"n_seeds": 1}
+    values = np.array([line["value"] for line in lines], float)
     low, high = metrics.mean_interval(values)
-    if part["k"].notna().all():  # shares: no interval beyond 0 and 1
+    if not any(pd.isna(line["k"]) for line in lines):  # shares: no interval beyond 0 and 1
         low, high = max(low, 0.0), min(high, 1.0)
-    return {
-        "value": values.mean(),
-        "low": low,
-        "high": high,
-        "k": np.nan,
-        "n": first["n"],
-        "unit": first["unit"],
-        "n_seeds": len(part),
-    }
+    return {"value": values.mean(), "low": low, "high": high, "k": np.nan, "n_seeds": len(lines)}
 
 
 def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
