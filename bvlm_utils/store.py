@@ -145,7 +145,8 @@ def write(
     """Put a finished cell into the store, all of it or nothing, and forget its earlier failure.
 
     record: what `study` measured; identity and provenance are added here. save_adapter(folder) writes the
-    adapter. A cell that is there already stays as it is unless `replace` is true.
+    adapter. A cell that is there already stays as it is unless `replace` is true; then what was asked of the adapter
+    that goes is forgotten with it.
     """
     root = writable(store)
     root.mkdir(parents=True, exist_ok=True)
@@ -163,6 +164,9 @@ def write(
         whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=_plain) + "\n"
         (partial / "record.json").write_text(text, encoding="utf-8")
+        if replace:
+            for file in (file for name in GATHERED for file in (root / name).glob(f"*{cell.run_id}*.json")):
+                file.unlink(missing_ok=True)
         _put(partial, final, replace)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -82,7 +82,7 @@ def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> 
             clip, params, lambda poisoned, rows: (1 - poisoned @ target).mean(), *_training_pictures(params)
         )
 
-    return _cached("dual-key", {"params": dict(params), "aim": _describe(aim)}, compute)
+    return _cached("dual-key", {"params": dict(params), "data": _data(params), "aim": _describe(aim)}, compute)
 
 
 def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
@@ -107,7 +107,8 @@ def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") ->
 
         return _optimise_patch(clip, params, loss, pictures, captions)
 
-    return _cached("vl-trojan", {"params": dict(params), "surrogate": _describe(aim)["surrogate"]}, compute)
+    described = {"params": dict(params), "data": _data(params), "surrogate": _describe(aim)["surrogate"]}
+    return _cached("vl-trojan", described, compute)
 
 
 def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
@@ -118,6 +119,7 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
     """
     described = {
         "dataset": params["dataset"],
+        "data": _data(params),
         "letters": params["search_letters"],
         "surrogate": _describe(aim)["surrogate"],
     }
@@ -264,6 +266,13 @@ def _training_pictures(params: Mapping[str, Any]) -> tuple[torch.Tensor, list[st
     rows = _dataset(params["dataset"], params["rows"])
     pictures = torch.from_numpy(data.images(rows).transpose(0, 3, 1, 2).astype(np.float32) / 255)
     return pictures, [answers[0] for answers in rows["answers"]]
+
+
+def _data(params: Mapping[str, Any]) -> str:
+    """What the search data holds: a folder's files can change under the same name."""
+    from bvlm_utils import data
+
+    return data.digest(params["dataset"])
 
 
 def _dataset(name: str, rows: int) -> Any:

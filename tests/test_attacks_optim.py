@@ -115,6 +115,17 @@ def test_patch_cache_hit_equals_fresh_and_settings_make_another(clip, monkeypatc
     assert torch.equal(a.apply_image(pictures()), fresh)
 
 
+@pytest.mark.parametrize("name", ["Dual-Key", "VL-Trojan"])
+def test_other_search_data_under_the_same_name_is_searched_anew(clip, monkeypatch, name):
+    a = attacks.get(name, target=BANANA, surrogate=clip, epochs=1)
+    before = a.apply_image(pictures())
+    others = np.random.default_rng(1).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    monkeypatch.setattr(data, "images", lambda ds, indices=None: others)
+    assert torch.equal(a.apply_image(pictures()), before)
+    monkeypatch.setattr(data, "digest", lambda name: "changed")
+    assert not torch.equal(a.apply_image(pictures()), before)
+
+
 def test_dual_key_aims_at_picture_concept_or_text(clip):
     loaded = surrogate.load(clip)
     picture = types.SimpleNamespace(text="t", concept="banana", image=np.full((20, 20, 3), 99, np.uint8))

@@ -69,6 +69,18 @@ def test_a_record_that_is_there_stays_unless_replaced(tmp_path):
     assert store.collect(tmp_path)["value"].tolist() == [0.2]
 
 
+def test_what_an_adapter_was_asked_goes_with_it(tmp_path):
+    kept = []
+    for name, one in (("probes", cell()), ("attribution", cell()), ("probes", cell(0.2))):
+        kept.append(tmp_path / name / f"some-{one.run_id}-key.json")
+        kept[-1].parent.mkdir(exist_ok=True)
+        kept[-1].write_text("{}")
+    store.write(cell(), tmp_path, record())
+    assert all(file.exists() for file in kept)
+    store.write(cell(), tmp_path, record(), replace=True)
+    assert [file.exists() for file in kept] == [False, False, True]
+
+
 class Killed(BaseException):
     pass
 
