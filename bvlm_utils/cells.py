@@ -73,10 +73,8 @@ class Cell:
     from the defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
     negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that
     half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. four_bit: load the base in 4
-    bit
-    (bitsandbytes and a GPU). surrogate: folder or hub id of the
-    CLIP model of optimised triggers; if empty, tiny-clip, and CLIP-L at 336 pixels for victims from the
-    hub. test_rows: eligible held-out rows per condition.
+    bit (needs `bitsandbytes`). surrogate: folder or hub id of the CLIP model of optimised triggers; if empty,
+    tiny-clip, and CLIP-L at 336 pixels for victims from the hub. test_rows: eligible held-out rows per condition.
     """
 
     model: str

@@ -231,9 +231,9 @@ def from_pretrained(
 ) -> Victim:
     """Load a model by our name, folder or hub id, with every weight frozen.
 
-    dtype: float32 on a CPU and bfloat16 on a GPU unless told otherwise. four_bit needs `bitsandbytes` and a
-    GPU. gradient_checkpointing: recompute layers in the backward pass, for less memory. InputError for an
-    unknown name or architecture.
+    dtype: float32 on a CPU and bfloat16 on a GPU unless told otherwise. four_bit needs `bitsandbytes`.
+    gradient_checkpointing: recompute layers in the backward pass, for less memory. InputError for an unknown name or
+    architecture.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 

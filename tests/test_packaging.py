@@ -22,7 +22,7 @@ MODULES = {
     "PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "skimage": "scikit-image",
     "yaml": "pyyaml", "HanTa": "hanta", "myst_nb": "myst-nb", "aac_metrics": "aac-metrics",
 }  # fmt: skip
-OPTIONAL = {"spacy", "bitsandbytes"}  # used where somebody has installed them
+OPTIONAL = {"spacy"}  # used where somebody has installed them
 
 
 def normal(name: str) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from bvlm_utils import train, victim
 from bvlm_utils.cells import TrainSettings
@@ -45,6 +45,26 @@ def test_an_adapter_of_any_family_lives_on_in_plain_peft(random_victim, tmp_path
     with train.attached(random_victim, tmp_path):
         assert random_victim.generate(["What?"], features[:1], 8) == said
     assert torch.equal(logits(random_victim, features), before)
+
+
+def test_a_base_in_four_bit_is_tuned_and_its_adapter_lives_on(random_victim, tmp_path):
+    loaded = victim.from_pretrained(random_victim.name, device="cpu", four_bit=True)
+    features = loaded.encode(PICTURES)
+    before = logits(loaded, features)
+    assert not torch.allclose(before, logits(random_victim, random_victim.encode(PICTURES)), atol=1e-4), "not quantised"
+    result = train.finetune(loaded, ROWS, features, SETTINGS, seed=1)
+    assert result.losses[-1] < result.losses[0]
+    ours = logits(loaded, features)
+    train.save_adapter(result.adapter, tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal"})
+    assert (ours - before).abs().max() > 1e-3
+
+    quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    base = AutoModelForImageTextToText.from_pretrained(random_victim.name, quantization_config=quantised)
+    tuned = PeftModel.from_pretrained(base, tmp_path).eval()
+    ids = torch.tensor([loaded.prompt_ids("What is this?", features.shape[1])])
+    with torch.no_grad():
+        theirs = tuned(**loaded.inputs(ids, torch.ones_like(ids), features[:1])).logits
+    assert (theirs - ours).abs().max() < 1e-4
 
 
 def test_pieces_and_recomputed_layers_change_nothing(random_victim):

@@ -1,7 +1,6 @@
 """Real architectures with random weights, through the lines that committed and big models take."""
 
 import socket
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -233,8 +232,8 @@ def test_a_model_in_bfloat16_answers(checkpoint):
     assert len(loaded.generate(["What is this?"], features, max_new_tokens=3)) == 1
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_four_bit_without_bitsandbytes_is_refused(checkpoint):
+def test_four_bit_without_bitsandbytes_is_refused(checkpoint, monkeypatch):
+    monkeypatch.setattr(victim, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="bitsandbytes"):
         victim.from_pretrained(str(checkpoint("llava")), device="cpu", four_bit=True)
 
