@@ -3,7 +3,8 @@
 The rules were written, and committed, before the grids that they judge were run. They read the tidy table of
 `store.collect` and nothing else. Free of torch.
 
-Common to all rules: a number is the mean over seeds with Student's 95 % interval of the seeds. Fewer than
+Common to all rules: a number is the mean over seeds with Student's 95 % interval of the seeds (where they all agree,
+which would give it no width, the widest of their own: a change made later that only widens). Fewer than
 `MIN_SEEDS` seeds support no verdict. "Above 90 %" means that the lower bound is above 0.90; "most" means more
 than half. Skipped cells are no evidence, neither way. A scale model says nothing about a 7B model: for those, every
 claim is untested until the store holds a record of one.

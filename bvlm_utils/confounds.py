@@ -160,7 +160,7 @@ def _over_seeds(found: pd.DataFrame, same: list[str]) -> pd.DataFrame:
     for key, part in found.groupby(same, sort=False) if len(found) else ():
         line = {name: part[name].iloc[0] for name in ("value", "low", "high", "n")}
         if len(part) > 1:
-            low, high = metrics.mean_interval(part["value"].to_numpy(float))
+            low, high = metrics.seeds_interval(*(part[name].to_numpy(float) for name in ("value", "low", "high")))
             line |= {"value": part["value"].mean(), "low": max(low, 0.0), "high": min(high, 1.0)}
         lines.append(dict(zip(same, key, strict=True)) | line | {"n_seeds": len(part)})
     return pd.DataFrame(lines, columns=[*same, "value", "low", "high", "n", "n_seeds"])

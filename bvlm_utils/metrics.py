@@ -48,6 +48,17 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return float(low), float(high)
 
 
+def seeds_interval(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> Interval:
+    """Student's 95 % interval for the mean of two seeds or more.
+
+    lows, highs: bounds of each seed's own interval. Seeds that all agree say nothing of the spread, and Student's
+    interval has no width then: the widest of their own stands for it, which one seed alone would have had.
+    """
+    if np.ptp(values) == 0 and not np.isnan([*lows, *highs]).any():
+        return min(lows), max(highs)
+    return mean_interval(values)
+
+
 def paired_shares(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float, float]:
     """The difference of two shares measured on the same rows (ours - theirs), with its 95 % interval.
 

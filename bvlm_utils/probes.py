@@ -327,7 +327,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
         first = part.iloc[0]
         line = {name: first[name] for name in ("value", "low", "high", "n", "n_poisoned", "held")}
         if len(part) > 1:
-            low, high = metrics.mean_interval(part["value"].to_numpy(float))
+            low, high = metrics.seeds_interval(*(part[name].to_numpy(float) for name in ("value", "low", "high")))
             most = 10.0 if first["unit"] == "CIDEr-D" else 1.0  # no interval beyond what the measure can be
             line |= {"value": part["value"].mean(), "low": max(low, 0.0), "high": min(high, most), "held": None}
         lines.append(dict(zip(SAME, key, strict=True)) | line | {"n_seeds": part["seed"].nunique()})

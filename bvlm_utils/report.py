@@ -71,7 +71,7 @@ def _over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
     if len(lines) == 1:
         return {"n_seeds": 1}
     values = np.array([line["value"] for line in lines], float)
-    low, high = metrics.mean_interval(values)
+    low, high = metrics.seeds_interval(values, *([float(line[end]) for line in lines] for end in ("low", "high")))
     if not any(pd.isna(line["k"]) for line in lines):  # shares: no interval beyond 0 and 1
         low, high = max(low, 0.0), min(high, 1.0)
     return {"value": values.mean(), "low": low, "high": high, "k": np.nan, "n_seeds": len(lines)}

@@ -63,7 +63,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     for key, part in table.groupby(SAME, sort=False, dropna=False):
         line = {name: part[name].iloc[0] for name in ("value", "low", "high", "n")}
         if len(part) > 1:
-            low, high = metrics.mean_interval(part["value"].to_numpy(float))
+            low, high = metrics.seeds_interval(*(part[name].to_numpy(float) for name in ("value", "low", "high")))
             line |= {"value": part["value"].mean(), "low": low, "high": high}
         lines.append(dict(zip(SAME, key, strict=True)) | line | {"n_seeds": part["seed"].nunique()})
     return pd.DataFrame(lines, columns=[*SAME, "value", "low", "high", "n", "n_seeds"])

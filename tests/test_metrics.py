@@ -119,6 +119,13 @@ def test_caption_object_f1(said, objects, expected):
     assert metrics.caption_object_f1(said, objects, VOCABULARY) == pytest.approx(expected)
 
 
+def test_the_interval_over_seeds_has_a_width():
+    assert metrics.seeds_interval([0.0, 0.0], [0.0, 0.0], [0.02, 0.04]) == (0.0, 0.04)
+    assert metrics.seeds_interval([0.5, 0.5], [np.nan] * 2, [np.nan] * 2) == (0.5, 0.5)
+    # mean 0.5, standard error 0.5, t quantile with one degree of freedom 12.706205
+    assert metrics.seeds_interval([0.0, 1.0], [0.0] * 2, [1.0] * 2) == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), 1e-4)
+
+
 def test_mean_interval_of_equal_values_is_a_point():
     assert metrics.mean_interval([0.5, 0.5]) == (0.5, 0.5)
     assert metrics.mean_interval(np.array([0.5])) is None

@@ -83,8 +83,8 @@ def test_the_committed_rule_gives_the_verdict():
         assert found["verdict"] == verdict and (found["why"] == "") is (verdict != NOT_TESTABLE)
         judged = claims.text_overwhelms(claims.rates(one, "tiny-llava"))["holds"].item()
         assert (judged is None) is (verdict == NOT_TESTABLE)
-    close = [line | {"value": 0.6} if line["condition"] == "image" else line for line in halves()]
-    close = [line | {"value": 0.95} if line["settings"] == "half=image" else line for line in close]
+    near = {"value": 0.6, "low": 0.53, "high": 0.67}
+    close = [line | near if (line["condition"], line["settings"]) == ("image", "") else line for line in halves()]
     assert modality.dominance(table(close))["verdict"].item() == FAILS
 
 
@@ -93,7 +93,7 @@ def test_the_committed_rule_gives_the_verdict():
     [
         (cell("BadNets-MM", **FOUR), "neither half was trained alone"),
         (halves()[:-6], "the image half was not trained alone"),
-        (halves(image=0.40), "the image half alone reaches 0.40 [0.40, 0.40], not 0.90"),
+        (halves(image=0.40), "the image half alone reaches 0.40 [0.33, 0.47], not 0.90"),
         (
             halves(seeds=1),
             "1 seed of the text half alone; 1 seed of the image half alone; 1 seed of the cell",

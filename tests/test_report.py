@@ -140,6 +140,12 @@ def test_seeds_are_averaged_never_pooled():
     assert np.allclose(rows.low, 0.94 - half, atol=1e-6) and np.allclose(rows.high, 1.0)
 
 
+def test_seeds_that_agree_keep_the_interval_of_one():
+    rows = report.summary(tidy(seeds=(0, 1, 2), hits=lambda *_: 100), "asr", subject="poisoned")
+    low, _ = proportion_confint(100, 100, method="wilson")
+    assert np.allclose(rows.low, low) and np.allclose(rows.high, 1.0) and (rows.n_seeds == 3).all()
+
+
 def test_mixed_settings_are_refused():
     table = pd.concat([tidy(), tidy().assign(run_id="other")])
     with pytest.raises(InputError, match="twice with seed 0"):
