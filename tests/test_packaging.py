@@ -10,6 +10,7 @@ import tomllib
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from bvlm_utils import paths
 
@@ -72,6 +73,14 @@ def test_what_is_tested_is_what_is_pinned(declared):
     for name, version in declared.items():
         installed = importlib.metadata.version(name).partition("+")[0]
         assert installed == version, f"{name} {installed} is installed, {version} is pinned"
+
+
+def test_every_pin_installs_on_the_oldest_python(project):
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    lines = (paths.ROOT / "constraints.txt").read_text().splitlines()
+    for name in pins(line for line in lines if line and not line.startswith("#")):
+        wanted = importlib.metadata.metadata(name)["Requires-Python"] or ""
+        assert oldest in SpecifierSet(wanted), f"{name} wants Python {wanted}"
 
 
 def test_every_import_of_the_package_is_declared(project):
