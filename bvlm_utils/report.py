@@ -96,8 +96,7 @@ def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 def every_rate(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
     """The rows of `stored` whose cells differ from those of `table` in poison rate and seed alone."""
-    same = ["model", "dataset", "threat", "attack", "negatives", "train_rows", "test_rows", "settings"]
-    return stored.merge(table[same].drop_duplicates(), on=same)
+    return stored[stored["experiment"].isin(table["experiment"])]
 
 
 def false_activation(table: pd.DataFrame) -> pd.DataFrame:

@@ -54,7 +54,11 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", 
 # One line of the tidy table: the cell, then the number.
 CELL_COLUMNS = [
     "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
-    "train_rows", "test_rows", "settings", "status", "reason",
+    "train_rows", "test_rows", "settings", "experiment", "status", "reason",
+]  # fmt: skip
+# What readers of the table tell cells apart by.
+TOLD_APART = [
+    "model", "dataset", "threat", "attack", "poison_rate", "seed", "negatives", "train_rows", "settings",
 ]  # fmt: skip
 NUMBER_COLUMNS = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit"]
 COLUMNS = CELL_COLUMNS + NUMBER_COLUMNS
@@ -347,6 +351,9 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     settings |= {name: config[name] for name in ("trigger_seed", "surrogate", "four_bit", "half") if config.get(name)}
     # half stays last, see `modality.HALF`
     about["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
+    # the same for all rates and seeds of an experiment, another one where anything else differs
+    shared = {name: value for name, value in record["identity"].items() if name not in ("poison_rate", "seed")}
+    about["experiment"] = content_key(shared)[:8]
     numbers = record.get("metrics") or [{}]
     return [{name: (about | number).get(name) for name in COLUMNS} for number in numbers]
 
@@ -361,9 +368,25 @@ def _unusual(given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
     return {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in differ.items()}
 
 
+def _seen(own: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """What readers of the table tell a record by. own: its `rows`."""
+    return tuple(own[0][name] for name in TOLD_APART)
+
+
 def tidy(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Records as one table: a line per (cell, subject, condition, metric)."""
-    table = pd.DataFrame([row for record in found for row in rows(record)], columns=COLUMNS)
+    """Records as one table: a line per (cell, subject, condition, metric).
+
+    Two records may differ in what no column shows: a data file or a checkpoint that was edited between them, an attack
+    of a newer version, other test rows. The newest keeps its name, and the settings of the others say which run they
+    are.
+    """
+    parts = [(record["provenance"].get("written", ""), rows(record)) for record in found]
+    newest = {_seen(own): own[0]["run_id"] for _, own in sorted(parts, key=lambda part: part[0])}
+    lines = []
+    for _, own in parts:
+        told = "" if newest[_seen(own)] == own[0]["run_id"] else f"run={own[0]['run_id'][-8:]}"
+        lines += [line | {"settings": ", ".join(filter(None, [told, line["settings"]]))} for line in own]
+    table = pd.DataFrame(lines, columns=COLUMNS)
     kinds = {"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"}
     return table.astype(kinds)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bvlm_utils import paths, poison, store
+from bvlm_utils import models, paths, poison, report, store
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 
@@ -67,6 +67,24 @@ def test_a_record_that_is_there_stays_unless_replaced(tmp_path):
     assert store.collect(tmp_path)["value"].tolist() == [0.1]
     store.write(cell(), tmp_path, record(0.2), replace=True)
     assert store.collect(tmp_path)["value"].tolist() == [0.2]
+
+
+def test_records_that_no_column_tells_apart_are_told_by_their_run(tmp_path, monkeypatch):
+    """A checkpoint, a data file or an attack's version changed between two runs, or the number of test rows did."""
+    for hour, name in enumerate(("first", "second", "third")):
+        monkeypatch.setattr(store, "provenance", lambda hour=hour: {"written": f"2026-01-01T0{hour}:00:00Z"})
+        monkeypatch.setattr(models, "digest", lambda _, name=name: name)
+        one = cell(test_rows=100 if name == "third" else 200)
+        store.write(one, tmp_path, record(hour / 10) | {"provenance": store.provenance()})
+    other = cell(0.2, test_rows=100)
+    store.write(other, tmp_path, record(0.9) | {"provenance": store.provenance()})
+    table = store.collect(tmp_path)
+    found = dict(zip(table["value"], table["settings"], strict=True))
+    assert found[0.2] == "" and found[0.9] == "" and len(set(found.values())) == 3
+    assert all(text == "" or text.startswith("run=") for text in found.values())
+    newest = table[table["settings"] == ""]
+    assert len(report.success_rates(newest, "poisoned")) == 2
+    assert report.every_rate(store.tidy([store.read(one, tmp_path)]), table)["value"].tolist() == [0.2, 0.9]
 
 
 def test_what_an_adapter_was_asked_goes_with_it(tmp_path):
