@@ -34,7 +34,7 @@ def read(found: pd.DataFrame) -> pd.DataFrame:
     for (attack, modality, rate), part in found.groupby(["attack", "modality", "poison_rate"], sort=False):
         line = {"attack": attack, "modality": modality, "poison rate": plots.percent(rate)}
         for r in part.sort_values("model").to_dict("records"):
-            line[f"{r['model']}: full trigger"] = report.number(r["value"], r["low"], r["high"])
+            line[f"{r['model']}: full trigger"] = report.marked(r["value"], r["low"], r["high"])
             line[f"{r['model']}: {plots.CONDITION_LABELS['clean']}"] = report.number(*(r[name] for name in CLEAN))
         lines.append(line)
     return pd.DataFrame(lines).fillna("n/a")

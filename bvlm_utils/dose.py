@@ -240,7 +240,6 @@ def _range(low: int, high: int) -> str:
 
 def rates_table(over_seeds: pd.DataFrame) -> pd.DataFrame:
     """`means` to read: a line per pair and dose, ceiling and floor marked."""
-    marks = {"ceiling": "▲ ceiling", "floor": "▼ floor", "": ""}
     return pd.DataFrame(
         [
             {
@@ -251,7 +250,7 @@ def rates_table(over_seeds: pd.DataFrame) -> pd.DataFrame:
                 "share": plots.percent(r["poison_rate"]),
                 "success rate": report.number(r["value"], r["low"], r["high"]),
                 "seeds": int(r["n_seeds"]),
-                "mark": marks[r["mark"]],
+                "mark": f"{report.MARKS[r['mark']]} {r['mark']}".strip(),
             }
             for r in over_seeds.to_dict("records")
         ]

@@ -58,9 +58,7 @@ def run(
     """Execute the notebooks whose cells lack records; the exit code."""
     place = results.folder(store)
     if results.read_only(store):
-        raise InputError(
-            f"The store is the reference, which {results.VARIABLE}=reference opens for reading; name another."
-        )
+        raise InputError("The store is the committed reference, which is only read; name another, such as local.")
     os.environ.pop(results.VARIABLE, None)  # the notebooks are told their store
     if force:
         os.environ[study.FORCE] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -242,9 +240,11 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
 
 
 def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
-    """One line per cell: success rates of the poisoned model per condition, and its utility beside the
-    control's.
+    """One line per cell: success rates of the poisoned model per condition, by the test that the book's headlines are
+    read from, and its utility beside the control's.
     """
+    from bvlm_utils.report import SUCCESS_METRIC
+
     found = results.collect(store)
     if jobs is not None:
         found = found[found["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
@@ -253,8 +253,9 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
         first = part.iloc[0]
         line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
         value = part.set_index(["subject", "condition", "metric"])["value"]
+        measure = SUCCESS_METRIC.get(first["threat"], "asr")
         for condition in ("clean", "text", "image", "both"):
-            line[f"ASR {condition}"] = value.get(("poisoned", condition, "asr"), float("nan"))
+            line[f"ASR {condition}"] = value.get(("poisoned", condition, measure), float("nan"))
         for subject in ("poisoned", "control"):
             line[f"utility {subject}"] = value.get((subject, "clean", "utility"), float("nan"))
         lines.append(line | {"run_id": run_id})

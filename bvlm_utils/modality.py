@@ -96,7 +96,7 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
         if (cells["settings"] != "").any():
             line["settings"] = r["settings"]
         for condition in plots.CONDITIONS:
-            line[plots.CONDITION_LABELS[condition]] = report.number(
+            line[plots.CONDITION_LABELS[condition]] = report.marked(
                 r[condition], r[f"{condition}_low"], r[f"{condition}_high"]
             )
         lines.append(line | {"seeds": r["n_seeds"]})

@@ -34,6 +34,7 @@ MEASURES = {
     "asr_right": "strict test and answer right",
     "asr_elsewhere": "soft test on pictures without the source",
 }
+MARKS = {"ceiling": "▲", "floor": "▼", "": ""}
 DPI = 144
 
 
@@ -121,6 +122,12 @@ def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> st
     return f"{text} [{', '.join(bounds)}]" if len(bounds) == 2 else text
 
 
+def marked(value: Any, low: Any = None, high: Any = None) -> str:
+    """`number` of a success rate, marked at the ceiling (▲) and at the floor (▼)."""
+    text = number(value, low, high)
+    return text if text == "n/a" else f"{text} {MARKS[metrics.mark(value)]}".rstrip()
+
+
 def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of `summary` (one subject) to read: a line per attack and rate, a column per condition."""
     if rows.empty:
@@ -139,7 +146,7 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
         }
         for condition in conditions:
             found = by_condition.loc[condition] if condition in by_condition.index else {}
-            line[plots.CONDITION_LABELS[condition]] = number(found.get("value"), found.get("low"), found.get("high"))
+            line[plots.CONDITION_LABELS[condition]] = marked(found.get("value"), found.get("low"), found.get("high"))
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -199,7 +206,7 @@ def your_store(name: str | None = None) -> str:
     return name or os.environ.get("BVLM_YOURS") or "local"
 
 
-def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = ("asr", "utility")) -> pd.DataFrame:
+def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = ("asr", "asr_right", "utility")) -> pd.DataFrame:
     """Two tidy tables, number by number: does your interval overlap the reference's?
 
     A number is the same in both when cell (`run_id`), subject, condition and metric are. `verdict`: "agrees"
@@ -236,8 +243,9 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def in_both(compared: pd.DataFrame, metric: str, subject: str) -> pd.DataFrame:
-    """The compared numbers of one metric and one subject that both stores hold."""
-    chosen = compared[(compared["metric"] == metric) & (compared["subject"] == subject)]
+    """The compared numbers of one subject that both stores hold. metric: "asr" stands for each threat's headline."""
+    wanted = compared["threat"].map(SUCCESS_METRIC).fillna("asr") if metric == "asr" else metric
+    chosen = compared[(compared["metric"] == wanted) & (compared["subject"] == subject)]
     return chosen[chosen["yours"].notna() & chosen["reference"].notna()].reset_index(drop=True)
 
 

@@ -80,15 +80,15 @@ def folder(store: str | Path | None = None) -> Path:
 
 
 def read_only(store: str | Path | None = None) -> bool:
-    """Is this the committed reference, opened by the book? Then nothing is trained or written."""
-    return os.environ.get(VARIABLE) == REFERENCE and folder(store).resolve() == folder(REFERENCE).resolve()
+    """Is this the committed reference? Nothing is trained into it; `thin` alone adds to it."""
+    return folder(store).resolve() == folder(REFERENCE).resolve()
 
 
 def writable(store: str | Path | None = None) -> Path:
-    """The folder of a store that may be written to; InputError for the reference, opened by the book."""
+    """The folder of a store that may be written to; InputError for the reference."""
     root = folder(store)
     if read_only(store):
-        raise InputError(f"The store {root} is the committed reference, opened for reading; take another store.")
+        raise InputError(f"The store {root} is the committed reference, which is only read; take another store.")
     return root
 
 
@@ -202,7 +202,7 @@ def thin(source: str | Path | None, target: str | Path) -> list[str]:
     A cell that the target has already stays as it is there; the run_ids that were copied are returned. A gathered
     file grows while it is asked for more, so the larger one stays.
     """
-    start, end = folder(source), writable(target)
+    start, end = folder(source), folder(target)
     places = [start / record["run_id"] for record in records(start)]
     places += sorted((start / "examples").glob("[!.]*"))
     copied = []

@@ -146,6 +146,18 @@ def test_seeds_that_agree_keep_the_interval_of_one():
     assert np.allclose(rows.low, low) and np.allclose(rows.high, 1.0) and (rows.n_seeds == 3).all()
 
 
+def test_a_rate_is_marked_at_the_ceiling_and_at_the_floor():
+    assert report.marked(0.95, 0.9, 1.0) == "0.95 [0.90, 1.00] ▲" and report.marked(0.05) == "0.05 ▼"
+    assert report.marked(0.5) == "0.50" and report.marked(None) == "n/a"
+
+
+def test_the_comparison_reads_injection_from_its_headline():
+    rows = [line | {"threat": "malicious_injection"} for line in tidy().to_dict("records")]
+    table = pd.DataFrame([line | {"metric": metric} for line in rows for metric in ("asr", "asr_right")])
+    chosen = report.in_both(report.compare(table, table), metric="asr", subject="poisoned")
+    assert len(chosen) and set(chosen["metric"]) == {"asr_right"}
+
+
 def test_mixed_settings_are_refused():
     table = pd.concat([tidy(), tidy().assign(run_id="other")])
     with pytest.raises(InputError, match="twice with seed 0"):

@@ -167,13 +167,15 @@ def test_a_success_forgets_the_failure(tmp_path):
     assert store.failures(tmp_path) == {}
 
 
-def test_the_reference_is_read_only_where_the_book_reads_it(tmp_path, monkeypatch):
+def test_the_reference_is_read_and_only_a_thin_copy_adds_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    store.write(cell(), "reference", record())
     monkeypatch.setenv("BVLM_STORE", "reference")
+    store.write(cell(), "local", record())
+    assert store.thin("local", "reference") == [cell().run_id] and store.has(cell(), "reference")
     assert store.folder() == tmp_path / "reference" and store.read_only() and not store.read_only("local")
-    with pytest.raises(InputError, match="reference"):
-        store.write(cell(0.2), None, record())
+    for name in (None, "reference", f"{tmp_path}/reference"):
+        with pytest.raises(InputError, match="reference"):
+            store.write(cell(0.2), name, record())
 
 
 def test_names_of_stores(tmp_path, monkeypatch):
