@@ -178,6 +178,12 @@ def test_the_reference_is_read_and_only_a_thin_copy_adds_to_it(tmp_path, monkeyp
             store.write(cell(0.2), name, record())
 
 
+def test_the_committed_results_are_small_and_without_adapters():
+    files = [file for file in (paths.RESULTS / "reference").rglob("*") if file.is_file()]
+    assert 1e6 < sum(file.stat().st_size for file in files) < 40e6
+    assert not [file for file in files if file.suffix == ".safetensors"]
+
+
 def test_names_of_stores(tmp_path, monkeypatch):
     monkeypatch.delenv("BVLM_STORE", raising=False)
     assert store.folder() == paths.RESULTS / "local" and store.folder("smoke") == paths.RESULTS / "smoke"
