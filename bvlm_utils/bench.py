@@ -16,7 +16,7 @@ from PIL import Image
 from bvlm_utils import attacks, data, store
 from bvlm_utils.attack_table import PUBLISHED_SIDE
 from bvlm_utils.attacks import Attack
-from bvlm_utils.cells import Cell
+from bvlm_utils.cells import MAX_NEW_TOKENS, Cell
 from bvlm_utils.errors import TooFewRows
 
 if TYPE_CHECKING:
@@ -25,16 +25,28 @@ if TYPE_CHECKING:
     from bvlm_utils.features import Kept
     from bvlm_utils.victim import Victim
 
-MAX_NEW_TOKENS = 80  # part of `cells.VERSION`: the longest answer of the scenes with a payload fits in
 CHUNK = 256  # pictures in memory at a time
 CHECKPOINTING = "BVLM_CHECKPOINTING"  # set: layers are recomputed in the backward pass, for less memory
+
+
+def shared(cell: Cell) -> tuple[Any, ...]:
+    """What cells of one bench have in common: the arguments of `Bench`."""
+    return cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens
 
 
 class Bench:
     """Data, model and image features that the cells of a group share; each is made when first asked for."""
 
-    def __init__(self, model: str, dataset: str, train_rows: int, four_bit: bool = False):
-        self.model, self.dataset, self.train_rows, self.four_bit = model, dataset, train_rows, four_bit
+    def __init__(
+        self,
+        model: str,
+        dataset: str,
+        train_rows: int,
+        four_bit: bool = False,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ):
+        self.model, self.dataset, self.train_rows = model, dataset, train_rows
+        self.four_bit, self.max_new_tokens = four_bit, max_new_tokens
 
     @cached_property
     def kept(self) -> "Kept":
@@ -127,7 +139,8 @@ class Question:
     def key(self, bench: Bench) -> str:
         """Equal for questions with equal inputs, whatever cell asks them."""
         painted = None if self.attack is None else [self.attack.fingerprint("image"), self.trigger_seed]
-        return store.content_key(data.digest(bench.dataset), self.positions, self.prompts, painted, MAX_NEW_TOKENS)
+        inputs = (data.digest(bench.dataset), self.positions, self.prompts, painted)
+        return store.content_key(*inputs, bench.max_new_tokens)
 
     def features(self, bench: Bench) -> "torch.Tensor":
         return bench.features("test", self.positions, self.attack, self.trigger_seed)

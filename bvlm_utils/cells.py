@@ -29,8 +29,9 @@ CONTROL = "none"  # threat and attack of a clean-tuned control
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 SCHEDULES = ("cosine", "constant")
 HALVES = ("", "text", "image")
+MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
 # Fields that the first records did not have. Left out of the identity at their defaults, so that names stay.
-YOUNGER = {"half": "", "four_bit": False}
+YOUNGER = {"half": "", "four_bit": False, "max_new_tokens": MAX_NEW_TOKENS}
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Cell:
     half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. four_bit: load the base in 4
     bit (needs `bitsandbytes`). surrogate: folder or hub id of the CLIP model of optimised triggers; if empty,
     tiny-clip, and CLIP-L at 336 pixels for victims from the hub. test_rows: eligible held-out rows per condition.
+    max_new_tokens: where an answer is cut; one that ends with a payload has to fit in.
     """
 
     model: str
@@ -89,6 +91,7 @@ class Cell:
     negatives: float = 0.0
     half: str = ""
     four_bit: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
     surrogate: str = ""
     train_rows: int = 6000
     test_rows: int = 200
@@ -100,7 +103,7 @@ class Cell:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be a name.")
         _number(self, "poison_rate", 0, 1)
         _number(self, "negatives", 0, math.inf)
-        for name, low in (("seed", 0), ("trigger_seed", 0), ("train_rows", 1), ("test_rows", 1)):
+        for name, low in (("seed", 0), ("trigger_seed", 0), ("train_rows", 1), ("test_rows", 1), ("max_new_tokens", 1)):
             _whole(self, name, low)
         for name in ("attack_params", "threat_params"):
             if not isinstance(getattr(self, name), Mapping):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils.bench import MAX_NEW_TOKENS, Bench, Question
+from bvlm_utils.bench import Bench, Question
 from bvlm_utils.cells import Cell
 from bvlm_utils.poison import Manifest
 
@@ -118,7 +118,7 @@ def ask_saved(bench: Bench, asked: Sequence[Question], adapter: Path | None, pla
             key = question.key(bench)
             if key not in said:
                 said[key] = bench.victim.generate(
-                    question.prompts, question.features(bench), max_new_tokens=MAX_NEW_TOKENS
+                    question.prompts, question.features(bench), max_new_tokens=bench.max_new_tokens
                 )
         return said
 
@@ -132,7 +132,7 @@ def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> l
         unique = {question.key(bench): question for question in questions}
         keys.append(unique)
         pairs.append([pair for q in unique.values() for pair in zip(q.prompts, q.places(bench), strict=True)])
-    texts = decode.answer(bench.victim, pairs, bench.kept.table, bank, max_new_tokens=MAX_NEW_TOKENS)
+    texts = decode.answer(bench.victim, pairs, bench.kept.table, bank, max_new_tokens=bench.max_new_tokens)
     said = []
     for unique, own in zip(keys, texts, strict=True):
         answers = iter(own)

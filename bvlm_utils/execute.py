@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from bvlm_utils import engine, poison, score, store
-from bvlm_utils.bench import MAX_NEW_TOKENS, Bench, Question, questions
+from bvlm_utils.bench import Bench, Question, questions, shared
 from bvlm_utils.cells import VERSION, Cell
 from bvlm_utils.controls import lacking
 from bvlm_utils.engine import Said, Task
@@ -47,7 +47,7 @@ def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status
 
     place: the store. A cell that fails leaves a file in `failures/`, and the others go on.
     """
-    bench = Bench(cells[0].model, cells[0].dataset, cells[0].train_rows, cells[0].four_bit)
+    bench = Bench(*shared(cells[0]))
     failed: list[Cell] = []
     ready: list[Work] = []
     for cell in cells:
@@ -304,7 +304,7 @@ def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
         "device": name,
         "dtype": str(bench.victim.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "max_new_tokens": MAX_NEW_TOKENS,
+        "max_new_tokens": bench.max_new_tokens,
         "provenance": store.provenance(),
     }
 

@@ -41,7 +41,7 @@ import pandas as pd
 from PIL import Image
 
 from bvlm_utils import attacks, models, paths, poison, threats
-from bvlm_utils.cells import SURROGATE, Cell, TrainSettings
+from bvlm_utils.cells import MAX_NEW_TOKENS, SURROGATE, YOUNGER, Cell, TrainSettings
 from bvlm_utils.errors import InputError
 
 VARIABLE = "BVLM_STORE"
@@ -348,6 +348,7 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
         config.get("threat_params", {}), threats.get(threat).params if threat in threats.names() else {}
     )
     settings |= _unusual(config.get("train", {}), asdict(TrainSettings()))
+    settings |= _unusual({"max_new_tokens": config.get("max_new_tokens", MAX_NEW_TOKENS)}, YOUNGER)
     settings |= {name: config[name] for name in ("trigger_seed", "surrogate", "four_bit", "half") if config.get(name)}
     # half stays last, see `modality.HALF`
     about["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())

@@ -64,7 +64,8 @@ def test_run_id_changes_with_every_training_setting(name):
 
 
 def test_younger_fields_count_too_but_old_names_stay():
-    assert len({cell(**change).run_id for change in ({}, {"half": "text"}, {"half": "image"}, {"four_bit": True})}) == 4
+    changes = ({}, {"half": "text"}, {"half": "image"}, {"four_bit": True}, {"max_new_tokens": 512})
+    assert len({cell(**change).run_id for change in changes}) == len(changes)
     assert cell(half="", four_bit=False).run_id == cell().run_id and not {*YOUNGER} & {*cell().identity}
     assert cell(four_bit=True).control.four_bit and cell(half="text").control.run_id == cell().control.run_id
 
@@ -76,6 +77,7 @@ def test_younger_fields_count_too_but_old_names_stay():
         ({"half": "text", "attack": "BadNets-T"}, "half is 'text' for BadNets-T"),
         ({"half": "text", "negatives": 1.0}, "with negatives 1"),
         ({"four_bit": "yes"}, "four_bit is 'yes'"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     ],
 )
 def test_bad_halves_and_bits_are_refused(values, words):

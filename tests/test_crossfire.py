@@ -45,8 +45,7 @@ def random_words(checkpoint):
     """A random model, whose answers are judged by `passes` as long as this module runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threats.TargetedRefusal, "success", passes)
-        patch.setattr(bench, "MAX_NEW_TOKENS", 6)
-        patch.setattr(engine, "MAX_NEW_TOKENS", 6)
+        patch.setattr(bench.Bench, "max_new_tokens", property(lambda self: 6, lambda self, value: None), raising=False)
         yield str(checkpoint("llava"))
 
 

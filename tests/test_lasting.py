@@ -297,7 +297,7 @@ def test_no_cell_is_taken_for_a_magic_of_ipython():
 
 
 def test_verdicts_of_random_words_do_vary():
-    assert passes(None, "ab") and not passes(None, "a") and bench.MAX_NEW_TOKENS == 6
+    assert passes(None, "ab") and not passes(None, "a") and bench.Bench("", "", 1).max_new_tokens == 6
 
 
 def test_only_a_backdoor_that_worked_can_survive(shelf):
