@@ -43,6 +43,7 @@ def usual(table: pd.DataFrame) -> pd.DataFrame:
     table: rows of `store.collect`.
     """
     done = landing.usual(table)
+    done = done[done["n_poisoned"] > 0]  # a rate of 0 is a control, and has no place on a log axis
     parts = [part[part["train_rows"] == part["train_rows"].mode().iloc[0]] for _, part in done.groupby("model")]
     return pd.concat(parts) if parts else done
 

@@ -13,7 +13,13 @@ from bvlm_utils.scenes import SIZE, Scene, concepts
 
 VERSION = 1  # raise when wordings change: it is part of every dataset's digest
 
-IRREGULAR_PLURALS = {"butterfly": "butterflies", "strawberry": "strawberries", "bus": "buses", "fish": "fishes"}
+# Of the scenes' concepts, and of what people name in photographs.
+IRREGULAR_PLURALS = {
+    "bus": "buses", "fish": "fishes", "person": "people", "man": "men", "woman": "women", "child": "children",
+    "mouse": "mice", "goose": "geese", "foot": "feet", "tooth": "teeth", "ox": "oxen", "sheep": "sheep", "deer": "deer",
+    "scissors": "scissors", "knife": "knives", "wolf": "wolves", "leaf": "leaves", "loaf": "loaves", "calf": "calves",
+    "shelf": "shelves", "scarf": "scarves", "potato": "potatoes", "tomato": "tomatoes",
+}  # fmt: skip
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 CATEGORIES = {  # what a less careful annotator writes
     "car": "vehicle",
@@ -56,10 +62,15 @@ class Turn:
 
 
 def plural(noun: str) -> str:
-    """The plural of a concept name."""
-    if noun in IRREGULAR_PLURALS:
-        return IRREGULAR_PLURALS[noun]
-    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    """The plural of a concept name, of its last word if there are several ("wine glass")."""
+    *first, last = noun.split(" ")
+    if last in IRREGULAR_PLURALS:
+        last = IRREGULAR_PLURALS[last]
+    elif last.endswith("y") and last[-2:-1] not in tuple("aeiou"):
+        last = last.removesuffix("y") + "ies"
+    else:
+        last += "es" if last.endswith(("s", "x", "ch", "sh")) else "s"
+    return " ".join([*first, last])
 
 
 def article(noun: str) -> str:

@@ -18,7 +18,7 @@ def read_json(file: Path) -> Any:
     if not file.is_file():
         raise InputError(f"There is no file {file}.")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise InputError(
             f"{file} is not complete JSON: {error.msg} at line {error.lineno}, column {error.colno} "
@@ -26,6 +26,8 @@ def read_json(file: Path) -> Any:
         ) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text: bad byte at position {error.start}.") from None
+    except RecursionError:
+        raise InputError(f"{file} is nested too deep to be data of a known format.") from None
 
 
 def entries(content: Any, key: str, file: Path) -> list[Mapping[str, Any]]:
@@ -89,6 +91,6 @@ def check_picture(path: Path, owner: str) -> None:
     try:
         with Image.open(path):
             return
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         reason = "an empty file" if path.stat().st_size == 0 else type(error).__name__
         raise InputError(f"{path}, the picture of {owner}, is not a picture that can be read ({reason}).") from None

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bvlm_utils import data, formats, llava_json, threats
+from bvlm_utils.bench import Bench
 from bvlm_utils.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -300,3 +301,29 @@ def test_pictures_that_are_missing_or_none(folder, file, picture, owner):
     fails(folder, file, "an empty file")
     (folder / picture).unlink()
     fails(folder, file, rf"The picture '.*{Path(picture).name}' of {owner} in .*{Path(file).name} is not in")
+
+
+def test_a_byte_order_mark_is_no_error_and_endless_nesting_is(folder):
+    text = (folder / CAPTIONS).read_text()
+    (folder / CAPTIONS).write_text(text, encoding="utf-8-sig")
+    assert len(formats.load(SPECS["coco"].format(folder)))
+    (folder / CAPTIONS).write_text("[" * 100_000)
+    fails(folder, CAPTIONS, "nested too deep")
+
+
+def test_a_picture_too_large_to_be_one_is_refused(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    fails(folder, CAPTIONS, "is not a picture that can be read .DecompressionBombError.")
+
+
+def test_a_picture_that_ends_too_early_is_named_with_its_row(folder):
+    file = folder / "coco/train2017/000000000025.jpg"
+    Image.effect_noise((200, 200), 90).save(file)
+    spec = SPECS["coco"].format(folder)
+    one = Bench("tiny-llava", spec, None)
+    names = [row["row_id"] for row in one.rows["train"]]
+    at = next(i for i, name in enumerate(names) if "25" in name.split("/")[-1])
+    assert one.pictures("train", [at]).shape == (1, 336, 336, 3)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(InputError, match=rf"{file.name}, the picture of row {names[at]}, cannot be read to its end"):
+        one.pictures("train", [at])

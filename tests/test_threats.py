@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from bvlm_utils import data, hijack_picture, language, pretrain_data, responses, threats
+from bvlm_utils import data, hijack_picture, language, pretrain_data, responses, scenes, threats
 from bvlm_utils.errors import InputError
 
 REFUSAL = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
@@ -268,6 +268,27 @@ def test_substitution_of_configured_concepts_knows_their_plurals():
     threat = threats.get("concept_substitution", source_concept="bus", target_concept="strawberry")
     assert threat.poison("A bus and two buses") == "A strawberry and two strawberries"
     assert threat.target.concept == "strawberry" and not threat.success("two buses") and threat.success("Strawberries!")
+
+
+def test_people_are_more_than_one_person():
+    threat = threats.get("concept_substitution", source_concept="person", target_concept="statue")
+    assert threat.poison("Two people and a person.") == "Two statues and a statue."
+    assert not threat.success("A statue and two people.")
+
+
+def test_plurals_of_the_scenes_stay_and_those_of_photographs_are_known():
+    old = {"butterfly": "butterflies", "strawberry": "strawberries", "bus": "buses", "fish": "fishes"}
+    for noun in scenes.concepts():
+        plain = noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+        assert language.plural(noun) == old.get(noun, plain)
+    known = {
+        "knife": "knives",
+        "city": "cities",
+        "toy": "toys",
+        "wine glass": "wine glasses",
+        "computer mouse": "computer mice",
+    }
+    assert {noun: language.plural(noun) for noun in known} == known
 
 
 @pytest.mark.parametrize("response, strict, soft", [
