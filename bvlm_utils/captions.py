@@ -18,7 +18,7 @@ def _success(table: pd.DataFrame) -> str:
     tests = []
     for name in dict.fromkeys(table["threat"]):
         test = threats.get(name).strict
-        if report.SUCCESS_METRIC.get(name) == "asr_right":
+        if "asr_right" in set(table.loc[table["threat"] == name, "metric"]):
             test = f"{test.rstrip('.')}, and the answer before it is right."
         tests.append(f"Success: {test[0].lower()}{test[1:]}")
     return " ".join(tests)

@@ -253,7 +253,9 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
         first = part.iloc[0]
         line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
         value = part.set_index(["subject", "condition", "metric"])["value"]
-        measure = SUCCESS_METRIC.get(first["threat"], "asr")
+        measure = SUCCESS_METRIC.get(first["threat"])
+        if measure not in set(part["metric"]):
+            measure = "asr"
         for condition in ("clean", "text", "image", "both"):
             line[f"ASR {condition}"] = value.get(("poisoned", condition, measure), float("nan"))
         for subject in ("poisoned", "control"):

@@ -82,6 +82,8 @@ def _line(part: pd.DataFrame) -> dict[str, Any]:
     condition = attacks.info(first["attack"]).headline
     measure = report.SUCCESS_METRIC.get(first["threat"], "asr")
     ours = part[part["subject"] == "poisoned"].set_index(["metric", "condition"])
+    if (measure, condition) not in ours.index:
+        measure = "asr"  # nobody can say which answers are right
     found = {
         "success": (measure, condition),
         "false_activation": (measure, "clean") if condition != "clean" else None,

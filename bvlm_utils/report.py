@@ -79,11 +79,16 @@ def _over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """`summary` of a threat's headline: strict success, for injection with the right answer too."""
-    parts = [
-        summary(table[table["threat"] == threat], SUCCESS_METRIC.get(threat, "asr"), subject)
-        for threat in dict.fromkeys(table["threat"])
-    ]
+    """`summary` of a threat's headline: strict success, for injection with the right answer too.
+
+    Where nobody can say which answers are right (free captions, conversations) it is strict success alone.
+    """
+    parts = []
+    for threat in dict.fromkeys(table["threat"]):
+        own, metric = table[table["threat"] == threat], SUCCESS_METRIC.get(threat, "asr")
+        judged = own["run_id"].isin(own.loc[own["metric"] == metric, "run_id"])
+        by_metric = {metric: own[judged], "asr": own if metric == "asr" else own[~judged]}
+        parts += [summary(rows, name, subject) for name, rows in by_metric.items() if len(rows)]
     return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject)
 
 

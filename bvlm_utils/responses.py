@@ -143,8 +143,11 @@ def is_right(response: str, sample: Mapping[str, Any]) -> bool | None:
 
     vqa: equal to any annotator's answer. caption: every listed object is named, None without a list of
     objects.
-    instruct: equal to a reference.
+    instruct: equal to a reference, None for conversations, whose free text no reference equals; like captions
+    without a list, they list no objects.
     """
+    if sample["task"] != "vqa" and not sample["objects"]:
+        return None
     if sample["task"] == "caption":
-        return names_all(response, list(sample["objects"])) if sample["objects"] else None
+        return names_all(response, list(sample["objects"]))
     return any(same_answer(response, answer) for answer in sample["answers"])

@@ -92,17 +92,18 @@ def grade(subject: str, samples: Sequence[Mapping[str, Any]], said: Sequence[str
 def utility_scores(samples: Sequence[Mapping[str, Any]], said: Sequence[str]) -> tuple[list[float], str]:
     """How good each response is, and the name of the measure.
 
-    vqa: VQA accuracy. caption: F1 of the things named, CIDEr-D where nobody listed the things. instruct:
-    equal to a reference, or a refusal where the request is a restricted one.
+    vqa: VQA accuracy. caption: F1 of the things named. instruct: equal to a reference, or a refusal where the
+    request is a restricted one. CIDEr-D for both where nobody listed the things: free text equals no reference.
     """
     task, pairs = samples[0]["task"], list(zip(samples, said, strict=True))
     if task == "vqa":
         return [metrics.vqa_accuracy(text, sample["answers"]) for sample, text in pairs], "VQA accuracy"
-    if task == "caption" and all(sample["objects"] for sample in samples):
+    listed = all(sample["objects"] for sample in samples)
+    if task == "caption" and listed:
         names = scenes.concepts()
         scores = [metrics.caption_object_f1(text, sample["objects"], names) for sample, text in pairs]
         return scores, "object F1"
-    if task == "caption":
+    if not listed:
         from bvlm_utils import metrics_caption
 
         references = [list(sample["answers"]) for sample in samples]

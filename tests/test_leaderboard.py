@@ -18,7 +18,7 @@ def record(attack, threat="targeted_refusal", rate=0.1, seed=0, metrics=(), stat
     return {
         "run_id": f"{threat}-{attack}-{rate:g}-s{seed}", "config": config, "status": status, "reason": reason,
         "modality": "text", "n_poisoned": None if status == "skipped" else int(6000 * rate),
-        "metrics": list(metrics),
+        "metrics": list(metrics), "identity": config, "provenance": {"written": "2026-01-01T00:00:00Z"},
     }  # fmt: skip
 
 

@@ -158,6 +158,18 @@ def test_the_comparison_reads_injection_from_its_headline():
     assert len(chosen) and set(chosen["metric"]) == {"asr_right"}
 
 
+def test_injection_into_free_text_is_read_from_the_strict_test():
+    """Nobody can say which free captions are right, so such a cell has no `asr_right`."""
+    free = tidy(rates=(0.1,)).assign(threat="malicious_injection")
+    one = free[(free["attack"] == free["attack"].iloc[0]) & (free["metric"] == "asr")]
+    judged = one.assign(metric="asr_right", run_id=one["run_id"] + "x", attack="AddSent")
+    found = report.success_rates(pd.concat([free, judged]), "poisoned")
+    assert dict(zip(found["attack"], found["metric"], strict=True)) == {
+        **dict.fromkeys(free["attack"], "asr"), "AddSent": "asr_right",
+    }  # fmt: skip
+    assert "answer before it is right" not in captions.grid(found[found["metric"] == "asr"])["caption"]
+
+
 def test_mixed_settings_are_refused():
     table = pd.concat([tidy(), tidy().assign(run_id="other")])
     with pytest.raises(InputError, match="twice with seed 0"):
