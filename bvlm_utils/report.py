@@ -88,7 +88,8 @@ def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFra
         own, metric = table[table["threat"] == threat], SUCCESS_METRIC.get(threat, "asr")
         judged = own["run_id"].isin(own.loc[own["metric"] == metric, "run_id"])
         by_metric = {metric: own[judged], "asr": own if metric == "asr" else own[~judged]}
-        parts += [summary(rows, name, subject) for name, rows in by_metric.items() if len(rows)]
+        parts += [summary(rows, name, subject) for name, rows in by_metric.items()]
+    parts = [part for part in parts if len(part)]  # an empty one, of skipped cells, has no number types
     return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject)
 
 

@@ -163,7 +163,9 @@ def test_injection_into_free_text_is_read_from_the_strict_test():
     free = tidy(rates=(0.1,)).assign(threat="malicious_injection")
     one = free[(free["attack"] == free["attack"].iloc[0]) & (free["metric"] == "asr")]
     judged = one.assign(metric="asr_right", run_id=one["run_id"] + "x", attack="AddSent")
-    found = report.success_rates(pd.concat([free, judged]), "poisoned")
+    skipped = free.iloc[:1].assign(metric=None, value=np.nan, subject=None, run_id="skipped", status="skipped")
+    found = report.success_rates(pd.concat([free, judged, skipped]), "poisoned")
+    assert found["value"].dtype == "float64"
     assert dict(zip(found["attack"], found["metric"], strict=True)) == {
         **dict.fromkeys(free["attack"], "asr"), "AddSent": "asr_right",
     }  # fmt: skip
