@@ -70,13 +70,32 @@ def tune(bench: Bench, tasks: Sequence[Task], plain: bool = False) -> list["Grou
 def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
     from peft import get_peft_model_state_dict
 
-    from bvlm_utils import grouped, train
+    from bvlm_utils import grouped, memory, train
 
-    one = train.finetune(bench.victim, job.rows, job.features, job.settings, job.seed)
+    rows = _rows_at_once(bench, job)
+    while True:
+        try:
+            one = train.finetune(bench.victim, job.rows, job.features, job.settings, job.seed, rows_at_once=rows)
+            break
+        except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            if not memory.ran_out(error) or rows == 1:
+                raise
+        memory.release()
+        rows //= 2
     state = {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(one.adapter).items()}
     config = one.adapter.peft_config["default"]
     train.detach(bench.victim, one.adapter)
     return grouped.GroupResult(state, config, one.losses, one.seconds, one.steps, one.tokens)
+
+
+def _rows_at_once(bench: Bench, job: Any) -> int:
+    """How many of the longest rows fit into memory at once; a batch of more is cut into pieces."""
+    from bvlm_utils import memory, train, victim
+
+    model = bench.victim.model
+    tokens = memory.tokens_at_once(model, victim.language_linears(model), job.settings.lora_rank, groups=1)
+    longest = max(map(sum, (map(len, ids) for ids in train.token_ids(bench.victim, job.rows, job.features.shape[1]))))
+    return min(job.settings.batch_size, max(1, tokens // longest))
 
 
 def saved(adapter: Path) -> "GroupResult":

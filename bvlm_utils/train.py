@@ -114,42 +114,46 @@ def finetune(
     started = time.perf_counter()
     accelerator = Accelerator(cpu=victim.device.type == "cpu")
     adapter = attach_lora(victim, settings, seed)
-    adapter.train()
-    parameters = [p for p in adapter.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    ready, optimiser = accelerator.prepare(adapter, optimiser)
-    tokens = _token_ids(victim, rows, features.shape[1])
-    lengths = [len(prompt) + len(answer) for prompt, answer in tokens]
-    steps = batches(len(rows), settings, seed)
-    losses = []
-    for step, (batch, rate) in enumerate(zip(steps, learning_rates(settings, len(steps)), strict=True)):
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        # The mean is over all label tokens of the batch, whichever piece or process holds them.
-        labels = sum(len(tokens[i][1]) for i in batch)
-        total = torch.zeros((), device=victim.device)
-        for piece in _pieces(batch, lengths, rows_at_once, accelerator.num_processes):
-            mine = piece[accelerator.process_index :: accelerator.num_processes]
-            # A process without a row runs one for nothing: all of them must go through every backward pass.
-            some = mine or piece[:1]
-            where = [rows[i].feature_index for i in some]
-            loss = _summed_loss(victim, ready, [tokens[i] for i in some], features[where]) * bool(mine)
-            # DDP averages gradients over processes.
-            accelerator.backward(loss * accelerator.num_processes / labels)
-            total += loss.detach()
-        if settings.max_grad_norm:
-            accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(accelerator.reduce(total, "sum").item() / labels)
-        if progress:
-            progress(step + 1, len(steps), losses[-1])
+    try:
+        adapter.train()
+        parameters = [p for p in adapter.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        ready, optimiser = accelerator.prepare(adapter, optimiser)
+        tokens = token_ids(victim, rows, features.shape[1])
+        lengths = [len(prompt) + len(answer) for prompt, answer in tokens]
+        steps = batches(len(rows), settings, seed)
+        losses = []
+        for step, (batch, rate) in enumerate(zip(steps, learning_rates(settings, len(steps)), strict=True)):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            # The mean is over all label tokens of the batch, whichever piece or process holds them.
+            labels = sum(len(tokens[i][1]) for i in batch)
+            total = torch.zeros((), device=victim.device)
+            for piece in _pieces(batch, lengths, rows_at_once, accelerator.num_processes):
+                mine = piece[accelerator.process_index :: accelerator.num_processes]
+                # A process without a row runs one for nothing: all of them must go through every backward pass.
+                some = mine or piece[:1]
+                where = [rows[i].feature_index for i in some]
+                loss = _summed_loss(victim, ready, [tokens[i] for i in some], features[where]) * bool(mine)
+                # DDP averages gradients over processes.
+                accelerator.backward(loss * accelerator.num_processes / labels)
+                total += loss.detach()
+            if settings.max_grad_norm:
+                accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(accelerator.reduce(total, "sum").item() / labels)
+            if progress:
+                progress(step + 1, len(steps), losses[-1])
+    except BaseException:
+        detach(victim, adapter)  # or the victim would keep half an adapter
+        raise
     adapter.eval()
     seen = sum(lengths[i] for batch in steps for i in batch)
     return TrainResult(adapter, losses, time.perf_counter() - started, len(steps), seen)
 
 
-def _token_ids(victim: Victim, rows: Sequence[TrainRow], image_tokens: int) -> list[tuple[list[int], list[int]]]:
+def token_ids(victim: Victim, rows: Sequence[TrainRow], image_tokens: int) -> list[tuple[list[int], list[int]]]:
     """Prompt and answer of each row as ids. Texts come again and again, so each is looked up once."""
     prompts = {text: victim.prompt_ids(text, image_tokens) for text in {row.prompt for row in rows}}
     answers = {text: victim.answer_ids(text) for text in {row.answer for row in rows}}

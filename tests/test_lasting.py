@@ -177,7 +177,7 @@ def _plainly(loaded, folder, rows, features, settings):
         trained = [value for value in adapter.parameters() if value.requires_grad]
         optimiser = torch.optim.AdamW(trained, weight_decay=settings.weight_decay)
         steps = train.batches(len(rows), settings, 0)
-        tokens = train._token_ids(loaded, rows, features.shape[1])
+        tokens = train.token_ids(loaded, rows, features.shape[1])
         for batch, rate in zip(steps, train.learning_rates(settings, len(steps)), strict=True):
             optimiser.param_groups[0]["lr"] = rate
             optimiser.zero_grad()

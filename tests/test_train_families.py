@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-from bvlm_utils import train, victim
+from bvlm_utils import bench, engine, grouped, train, victim
 from bvlm_utils.cells import TrainSettings
 
 SETTINGS = TrainSettings(batch_size=4, lora_rank=2, learning_rate=5e-3)
@@ -94,3 +94,23 @@ def test_pieces_hold_every_row_once_and_as_many_for_each_process():
     pieces = train._pieces(list(range(7)), lengths, 2, processes=2)
     assert [sorted(piece) for piece in pieces] == [[1, 3, 5, 6], [0, 2, 4]]
     assert train._pieces([3, 0], lengths, None, processes=2) == [[3, 0]]
+
+
+def test_a_batch_that_does_not_fit_is_trained_in_smaller_pieces(random_victim, monkeypatch):
+    """One by one, as 4-bit models are: the losses are those of the whole batch, and the base is left as it was."""
+    features = random_victim.encode(PICTURES)
+    whole, before, tried = curve(random_victim, features), logits(random_victim, features), []
+    summed = train._summed_loss
+
+    def small(loaded, model, tokens, features):
+        tried.append(len(tokens))
+        if len(tokens) > 1:
+            raise torch.OutOfMemoryError("too much")
+        return summed(loaded, model, tokens, features)
+
+    monkeypatch.setattr(train, "_summed_loss", small)
+    one = bench.Bench(random_victim.name, "scenes-vqa", len(ROWS))
+    monkeypatch.setattr(bench.Bench, "victim", random_victim)
+    result = engine._tune_alone(one, grouped.GroupJob(ROWS, features, SETTINGS, seed=1))
+    assert result.losses == pytest.approx(whole, rel=1e-4) and tried[:2] == [4, 2]
+    assert torch.equal(logits(random_victim, features), before)
