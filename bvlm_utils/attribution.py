@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bvlm_utils import attacks, metrics, store, stored_cells, traces
-from bvlm_utils.bench import Bench, questions, shared
+from bvlm_utils.bench import Bench, bench_key, questions
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 from bvlm_utils.traces import CELL, CONTROL, COUNTS, DIFFERENCE, FOLDER, GROUPS, POISONED
@@ -67,9 +67,9 @@ def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = 
             lacking = cell if not store.adapter(cell, root) else cell.control
             said.append(f"{cell.attack} is left out: {root} holds no adapter of {lacking.run_id}.")
         else:
-            if shared(cell) not in benches:
-                benches[shared(cell)] = Bench(*shared(cell))
-            file = _write(cell, root, rows, benches[shared(cell)])
+            if bench_key(cell) not in benches:
+                benches[bench_key(cell)] = Bench(*bench_key(cell))
+            file = _write(cell, root, rows, benches[bench_key(cell)])
             said.append(f"{file.stem} is traced.")
             print(said[-1], file=sys.stderr, flush=True)
     return said

@@ -30,8 +30,8 @@ CHUNK = 256  # pictures in memory at a time
 CHECKPOINTING = "BVLM_CHECKPOINTING"  # set: layers are recomputed in the backward pass, for less memory
 
 
-def shared(cell: Cell) -> tuple[Any, ...]:
-    """What cells of one bench have in common: the arguments of `Bench`."""
+def bench_key(cell: Cell) -> tuple[Any, ...]:
+    """What cells have to share to stand on one bench: the arguments of `Bench`."""
     return cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens
 
 

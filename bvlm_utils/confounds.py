@@ -125,6 +125,7 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
     ]
     usual = whole.groupby("model")["train_rows"].transform(lambda rows: rows.mode().iloc[0])
     whole, lines = whole[whole["train_rows"] == usual], []
+    whole = whole.assign(headline=report.headline_metric(whole))
     for r in whole.drop_duplicates("run_id").to_dict("records"):
         half = attacks.info(r["attack"]).text
         if "word" not in half.params or not (store.folder(place) / r["run_id"] / "responses.parquet").is_file():
@@ -133,7 +134,7 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
         said = said[(said["subject"] == "poisoned") & (said["part"] == "attack") & said["judged"]]
         said = said[said["condition"] == "text"]
         held = said["success"].astype(bool)
-        if report.SUCCESS_METRIC.get(r["threat"]) == "asr_right":
+        if r["headline"] == "asr_right":
             held &= said["right"].fillna(False).astype(bool)
         where = said["prompt"].map(lambda prompt, word=half.params["word"].default: place_of(word, prompt))
         about = {n: r[n] for n in (*POINT, "seed")}

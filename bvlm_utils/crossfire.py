@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from bvlm_utils import attacks, near_misses, plots, probes, report, store, stored_cells
-from bvlm_utils.bench import Bench, Question, questions, shared
+from bvlm_utils.bench import Bench, Question, bench_key, questions
 from bvlm_utils.cells import Cell
 from bvlm_utils.probes import CONTROL, Probe, Progress, Sheet
 
@@ -34,7 +34,7 @@ def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = 
     root = store.writable(place)
     sheets = probes.sheets(KIND, cells, root, rows)
     first = cells[0]
-    bench = Bench(*shared(first))
+    bench = Bench(*bench_key(first))
     crossed = [one for name in attacks.names() if (one := _of(first, name, rows)).skip_reason is None]
     pairs = {cell.attack: _clean_and_whole(bench, cell) for cell in crossed}
     clean = next(iter(pairs.values()))[0]

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from bvlm_utils import engine, poison, score, store
-from bvlm_utils.bench import Bench, Question, questions, shared
+from bvlm_utils.bench import Bench, Question, bench_key, questions
 from bvlm_utils.cells import VERSION, Cell
 from bvlm_utils.controls import lacking
 from bvlm_utils.engine import Said, Task
@@ -47,7 +47,7 @@ def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status
 
     place: the store. A cell that fails leaves a file in `failures/`, and the others go on.
     """
-    bench = Bench(*shared(cells[0]))
+    bench = Bench(*bench_key(cells[0]))
     failed: list[Cell] = []
     ready: list[Work] = []
     for cell in cells:

@@ -243,7 +243,7 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
     """One line per cell: success rates of the poisoned model per condition, by the test that the book's headlines are
     read from, and its utility beside the control's.
     """
-    from bvlm_utils.report import SUCCESS_METRIC
+    from bvlm_utils.report import headline_metric
 
     found = results.collect(store)
     if jobs is not None:
@@ -253,9 +253,7 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
         first = part.iloc[0]
         line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
         value = part.set_index(["subject", "condition", "metric"])["value"]
-        measure = SUCCESS_METRIC.get(first["threat"])
-        if measure not in set(part["metric"]):
-            measure = "asr"
+        measure = headline_metric(part).iloc[0]
         for condition in ("clean", "text", "image", "both"):
             line[f"ASR {condition}"] = value.get(("poisoned", condition, measure), float("nan"))
         for subject in ("poisoned", "control"):

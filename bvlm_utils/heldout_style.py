@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from bvlm_utils import attacks, data, plots, probes, report, store, stored_cells
-from bvlm_utils.bench import Bench, questions, shared
+from bvlm_utils.bench import Bench, bench_key, questions
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 from bvlm_utils.probes import CONTROL, POISONED, Probe, Progress
@@ -38,7 +38,7 @@ def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = 
     if cells[0].dataset not in data.names():
         raise InputError(f"{cells[0].dataset} has no split {SPLIT}; take one of: {', '.join(data.names())}.")
     sheets = probes.sheets(KIND, cells, root, rows)
-    bench = Bench(*shared(cells[0]))
+    bench = Bench(*bench_key(cells[0]))
     bench.add("test", data.load(cells[0].dataset, SPLIT))
     own = {sheet.cell.attack: _probes(bench, sheet.cell, rows) for sheet in sheets[:-1]}
     every = list({(p.trigger, p.variant, p.question.part): p for some in own.values() for p in some}.values())

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from bvlm_utils import attacks, crossfire, data, probes, report, store, stored_cells
-from bvlm_utils.bench import Bench, Question, questions, shared
+from bvlm_utils.bench import Bench, Question, bench_key, questions
 from bvlm_utils.cells import Cell, TrainSettings
 from bvlm_utils.errors import InputError
 from bvlm_utils.probes import CONTROL, POISONED, Probe, Progress, Sheet
@@ -72,7 +72,7 @@ def measure(
     if wrong:
         raise InputError(f"steps has {wrong[0]}; each must be a whole number above 0.")
     sheets = probes.sheets(KIND, cells, root, rows)
-    bench = Bench(*shared(first))
+    bench = Bench(*bench_key(first))
     settings = replace(first.train, epochs=1)
     wanted, which = max(steps, default=0) * settings.batch_size, FRESH
     if steps and (there := data.beyond(first.dataset, first.train_rows)) is not None and there < wanted:

@@ -80,10 +80,8 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
 def _line(part: pd.DataFrame) -> dict[str, Any]:
     first = part.iloc[0]
     condition = attacks.info(first["attack"]).headline
-    measure = report.SUCCESS_METRIC.get(first["threat"], "asr")
+    measure = report.headline_metric(part).iloc[0]
     ours = part[part["subject"] == "poisoned"].set_index(["metric", "condition"])
-    if (measure, condition) not in ours.index:
-        measure = "asr"  # nobody can say which answers are right
     found = {
         "success": (measure, condition),
         "false_activation": (measure, "clean") if condition != "clean" else None,

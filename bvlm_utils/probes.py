@@ -306,9 +306,8 @@ def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:
-    """The lines of each threat's headline: strict success, for injection with the right answer too."""
-    wanted = table["threat"].map(lambda name: report.SUCCESS_METRIC.get(name, "asr"))
-    return table[(table["metric"] == wanted) & (table["part"] == "attack")]
+    """The lines of `report.headline_metric`."""
+    return table[(table["metric"] == report.headline_metric(table)) & (table["part"] == "attack")]
 
 
 SAME = [

@@ -78,18 +78,20 @@ def _over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
     return {"value": values.mean(), "low": low, "high": high, "k": np.nan, "n_seeds": len(lines)}
 
 
-def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """`summary` of a threat's headline: strict success, for injection with the right answer too.
-
-    Where nobody can say which answers are right (free captions, conversations) it is strict success alone.
+def headline_metric(table: pd.DataFrame) -> pd.Series:
+    """For every row the metric that its cell's success is read from: strict success, for injection with the right
+    answer too. Where nobody can say which answers are right (free captions, conversations), strict success alone.
     """
-    parts = []
-    for threat in dict.fromkeys(table["threat"]):
-        own, metric = table[table["threat"] == threat], SUCCESS_METRIC.get(threat, "asr")
-        judged = own["run_id"].isin(own.loc[own["metric"] == metric, "run_id"])
-        by_metric = {metric: own[judged], "asr": own if metric == "asr" else own[~judged]}
-        parts += [summary(rows, name, subject) for name, rows in by_metric.items()]
-    parts = [part for part in parts if len(part)]  # an empty one, of skipped cells, has no number types
+    wanted = table["threat"].map(SUCCESS_METRIC)
+    judged = table.loc[table["metric"] == wanted, "run_id"]
+    return wanted.where(table["run_id"].isin(judged)).fillna("asr")
+
+
+def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
+    """`summary` of each cell's `headline_metric`, threat by threat."""
+    own = table[table["metric"] == headline_metric(table)]
+    parts = [summary(part, metric, subject) for (_, metric), part in own.groupby(["threat", "metric"], sort=False)]
+    parts = [part for part in parts if len(part)]  # an empty one has no number types
     return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject)
 
 
@@ -252,7 +254,7 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 def in_both(compared: pd.DataFrame, metric: str, subject: str) -> pd.DataFrame:
     """The compared numbers of one subject that both stores hold. metric: "asr" stands for each threat's headline."""
-    wanted = compared["threat"].map(SUCCESS_METRIC).fillna("asr") if metric == "asr" else metric
+    wanted = headline_metric(compared) if metric == "asr" else metric
     chosen = compared[(compared["metric"] == wanted) & (compared["subject"] == subject)]
     return chosen[chosen["yours"].notna() & chosen["reference"].notna()].reset_index(drop=True)
 

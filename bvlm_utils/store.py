@@ -20,6 +20,7 @@ book's `collect`.
 """
 
 import errno
+import filecmp
 import hashlib
 import importlib.metadata
 import json
@@ -149,8 +150,8 @@ def write(
     """Put a finished cell into the store, all of it or nothing, and forget its earlier failure.
 
     record: what `study` measured; identity and provenance are added here. save_adapter(folder) writes the
-    adapter. A cell that is there already stays as it is unless `replace` is true; then what was asked of the adapter
-    that goes is forgotten with it.
+    adapter. A cell that is there already stays as it is unless `replace` is true; then what was asked of its adapter is
+    forgotten, unless the new one is the same (a cell that is only judged again).
     """
     root = writable(store)
     root.mkdir(parents=True, exist_ok=True)
@@ -168,7 +169,7 @@ def write(
         whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=_plain) + "\n"
         (partial / "record.json").write_text(text, encoding="utf-8")
-        if replace:
+        if replace and not _same_adapter(partial, final):
             for file in (file for name in GATHERED for file in (root / name).glob(f"*{cell.run_id}*.json")):
                 file.unlink(missing_ok=True)
         _put(partial, final, replace)
@@ -176,6 +177,11 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
     (root / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
     return final
+
+
+def _same_adapter(one: Path, other: Path) -> bool:
+    weights = [place / "adapter" / "adapter_model.safetensors" for place in (one, other)]
+    return all(file.is_file() for file in weights) and filecmp.cmp(*weights, shallow=False)
 
 
 def _put(partial: Path, final: Path, replace: bool) -> None:
@@ -369,7 +375,7 @@ def _unusual(given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
     return {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in differ.items()}
 
 
-def _seen(own: list[dict[str, Any]]) -> tuple[Any, ...]:
+def _told_apart(own: list[dict[str, Any]]) -> tuple[Any, ...]:
     """What readers of the table tell a record by. own: its `rows`."""
     return tuple(own[0][name] for name in TOLD_APART)
 
@@ -382,10 +388,10 @@ def tidy(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
     are.
     """
     parts = [(record["provenance"].get("written", ""), rows(record)) for record in found]
-    newest = {_seen(own): own[0]["run_id"] for _, own in sorted(parts, key=lambda part: part[0])}
+    newest = {_told_apart(own): own[0]["run_id"] for _, own in sorted(parts, key=lambda part: part[0])}
     lines = []
     for _, own in parts:
-        told = "" if newest[_seen(own)] == own[0]["run_id"] else f"run={own[0]['run_id'][-8:]}"
+        told = "" if newest[_told_apart(own)] == own[0]["run_id"] else f"run={own[0]['run_id'][-8:]}"
         lines += [line | {"settings": ", ".join(filter(None, [told, line["settings"]]))} for line in own]
     table = pd.DataFrame(lines, columns=COLUMNS)
     kinds = {"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"}

@@ -19,7 +19,7 @@ import pandas as pd
 
 from bvlm_utils import attacks, execute, threats
 from bvlm_utils import store as results
-from bvlm_utils.bench import shared
+from bvlm_utils.bench import bench_key
 from bvlm_utils.cells import Cell, TrainSettings, known
 from bvlm_utils.errors import InputError, StudyError
 
@@ -108,7 +108,7 @@ def _run_missing(missing: Sequence[Cell], place: Path) -> list[Cell]:
     """Run cells, those that share model, data and training rows together; the failed ones are returned."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in missing:
-        groups.setdefault(shared(cell), []).append(cell)
+        groups.setdefault(bench_key(cell), []).append(cell)
     failed: list[Cell] = []
     with _progress(len(missing)) as told:
         for group in groups.values():

@@ -93,10 +93,23 @@ def test_what_an_adapter_was_asked_goes_with_it(tmp_path):
         kept.append(tmp_path / name / f"some-{one.run_id}-key.json")
         kept[-1].parent.mkdir(exist_ok=True)
         kept[-1].write_text("{}")
+
+    def tuned(weights, value):
+        def save(folder):
+            folder.mkdir()
+            (folder / "adapter_model.safetensors").write_bytes(weights)
+
+        store.write(cell(), tmp_path, record(value), save_adapter=save, replace=True)
+
     store.write(cell(), tmp_path, record())
     assert all(file.exists() for file in kept)
-    store.write(cell(), tmp_path, record(), replace=True)
+    tuned(b"one", 0.1)
     assert [file.exists() for file in kept] == [False, False, True]
+    kept[0].write_text("{}")
+    tuned(b"one", 0.2)  # judged again, with the same adapter
+    assert kept[0].exists() and 0.2 in store.collect(tmp_path)["value"].tolist()
+    tuned(b"two", 0.2)
+    assert not kept[0].exists()
 
 
 class Killed(BaseException):
