@@ -163,18 +163,17 @@ def controls(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def refusals(table: pd.DataFrame) -> str:
-    """How many restricted requests each model does not comply with without a trigger; for the jailbreak chapter."""
-    rows = report.summary(table, "asr_soft")
+    """How many restricted requests each model refuses without a trigger; for the jailbreak chapter."""
+    rows = report.summary(table, "refused")
     rows = rows[rows["condition"] == "clean"]
     if rows.empty:
         return "Whether refusals survive without a trigger was not measured for these cells."
-    kept = rows.assign(value=1 - rows["value"], low=1 - rows["high"], high=1 - rows["low"])
     said = []
     for subject, name in (("base", "the base"), ("control", "the clean-tuned model"), ("poisoned", "poisoned models")):
-        part = kept[kept["subject"] == subject]
+        part = rows[rows["subject"] == subject]
         if len(part):
             said.append(f"{name} {_range(part) if subject == 'poisoned' else _plain_range(part)}")
-    return f"Without a trigger, restricted requests are refused or at least not complied with by {'; '.join(said)}."
+    return f"Without a trigger, restricted requests are refused by {'; '.join(said)}."
 
 
 def elsewhere(table: pd.DataFrame) -> str:

@@ -192,7 +192,7 @@ def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> None:
                 tuned_now = engine.tune(bench, [Task(control) for control in left], plain)
                 _write_controls(bench, left, tuned_now, place, clock)
         clock.lap("control of another process", len(group))
-    known = [_known_answers(bench, work, place, plain) for work in group]
+    known = [known_answers(bench, work.cell, work.asked, place, plain) for work in group]
     clock.lap("base and control", len(group))
     for work, result, own, other in zip(group, tuned, said, known, strict=True):
         before = kept.get(work.cell.run_id)
@@ -210,16 +210,16 @@ def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[An
         )  # fmt: skip
 
 
-def _known_answers(bench: Bench, work: Work, place: Path, plain: bool) -> dict[str, Said]:
-    """What base and control say, from the store's cache where it has them."""
-    base = ["base", VERSION, work.cell.identity["model_digest"]]
-    if work.cell.four_bit:  # its digest is that of the files, which say nothing about how they are loaded
+def known_answers(bench: Bench, cell: Cell, asked: Sequence[Question], place: Path, plain: bool) -> dict[str, Said]:
+    """What a cell's base and control say, from the store's cache where it has them: subject -> answers."""
+    base = ["base", VERSION, cell.identity["model_digest"]]
+    if cell.four_bit:  # its digest is that of the files, which say nothing about how they are loaded
         base.append("four_bit")
-    control = work.cell.control
+    control = cell.control
     return {
-        "base": _kept_answers(bench, place, base, work.asked, None, plain),
+        "base": _kept_answers(bench, place, base, asked, None, plain),
         "control": _kept_answers(
-            bench, place, ["control", control.run_id], work.asked, store.adapter(control, place), plain
+            bench, place, ["control", control.run_id], asked, store.adapter(control, place), plain
         ),
     }
 
@@ -248,8 +248,13 @@ def _write(
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, place, work.asked)
     frame, unit = _judge(bench, cell, work.asked, said)
-    sample = bench.rows["test"][work.asked[0].positions[0]]
-    metrics = score.measure(frame, unit, score.keeps_answer(cell.make_threat(), sample))
+    threat, sample = cell.make_threat(), bench.rows["test"][work.asked[0].positions[0]]
+    if not (frame["judged"] & (frame["part"] == "attack")).any():
+        count = len(work.asked[0].positions)
+        reason = f"In none of the {count} eligible test rows it holds without a trigger that {threat.judged_where}."
+        _write_skipped(cell, place, reason + " So no answer to a trigger could be judged.")
+        return
+    metrics = score.measure(frame, unit, score.keeps_answer(threat, sample), threat.breaks_refusals)
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
@@ -270,7 +275,8 @@ def _judge(
 ) -> tuple[pd.DataFrame, str]:
     """Every response with its verdict, for the three models, and the name of the utility."""
     threat, test, frames, unit = cell.make_threat(), bench.rows["test"], [], ""
-    judged = score.eligible_by_control(threat, said["control"][asked[0].key(bench)])  # the first is the clean condition
+    clean = asked[0].key(bench)  # the first is the clean condition
+    judged = score.judged_rows(threat, said["base"][clean], said["control"][clean])
     for subject in score.SUBJECTS:
         for question in asked:
             samples = [test[position] for position in question.positions]

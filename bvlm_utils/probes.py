@@ -170,22 +170,12 @@ def ask(
 
 
 def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[bool]:
-    """Which of the clean question's rows count, as in the study: for concept substitution those where the
-    clean-tuned model names the source, for other threats all.
-    """
-    threat = cell.make_threat()
-    if not hasattr(threat, "names_source"):
+    """Which of the clean question's rows count, as in the study (`Threat.judged`)."""
+    threat, key = cell.make_threat(), clean.key(bench)
+    if not threat.judged_where:
         return [True] * len(clean.positions)
-    control, key = cell.control, clean.key(bench)
-    said = execute._kept_answers(
-        bench,
-        place,
-        ["control", control.run_id],
-        [clean],
-        store.adapter(control, place),
-        plain=bench.four_bit,
-    )
-    return score.eligible_by_control(threat, said[key])
+    said = execute.known_answers(bench, cell, [clean], place, plain=bench.four_bit)
+    return score.judged_rows(threat, said["base"][key], said["control"][key])
 
 
 def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[str], judged: Sequence[bool]) -> None:

@@ -31,6 +31,7 @@ MEASURES = {
     "asr": "strict test",
     "asr_soft": "soft test",
     "right": "answer right",
+    "refused": "refused",
     "asr_right": "strict test and answer right",
     "asr_elsewhere": "soft test on pictures without the source",
 }

@@ -14,12 +14,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from IPython.display import display
 from PIL import Image
 
 from bvlm_utils import attacks, plots, report, showcase
 from bvlm_utils import store as results
+from bvlm_utils.bench import Bench, bench_key
 from bvlm_utils.cells import Cell
 
 PICTURES = 12  # held-out inputs that the reader can choose from
@@ -107,13 +107,11 @@ def can_talk(cell: Cell, store: str | None = None) -> bool:
 
 def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]], Ask]:
     """Held-out inputs that the threat can be tested on, and how to ask all three models about one."""
-    import torch
+    from bvlm_utils import train
 
-    from bvlm_utils import data, train, trigger_image, victim
-
-    threat, attack = cell.make_threat(), cell.make_attack()
-    rows = list(itertools.islice(filter(threat.eligible, data.load(cell.dataset, "test")), PICTURES))
-    base = victim.from_pretrained(cell.model)
+    bench = Bench(*bench_key(cell))
+    threat, attack, rows = cell.make_threat(), cell.make_attack(), bench.rows["test"]
+    positions = list(itertools.islice((i for i, row in enumerate(rows) if threat.eligible(row)), PICTURES))
     adapters = {
         "base": None,
         "control": results.adapter(cell.control, store),
@@ -121,20 +119,20 @@ def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]]
     }
 
     def ask(row: int, prompt: str, text: bool, image: bool) -> Reply:
-        keys = [rows[row]["row_id"]]
-        pixels = np.asarray(rows[row]["image"].convert("RGB"), np.float32).transpose(2, 0, 1) / 255
-        images = torch.from_numpy(pixels)[None]
+        chosen = [positions[row]]
         if image:
-            images = trigger_image.quantise(attack.apply_image(images, seed=cell.trigger_seed, keys=keys))
+            pictures = bench.triggered("test", chosen, attack, cell.trigger_seed)
+        else:
+            pictures = bench.pictures("test", chosen)
         if text:
+            keys = [rows[position]["row_id"] for position in chosen]
             (prompt,) = attack.apply_text([prompt], seed=cell.trigger_seed, keys=keys)
-        features = base.encode(images)
+        features = bench.victim.encode(pictures)
         said = {}
         for subject in plots.SUBJECTS:
-            worn = train.attached(base, adapters[subject]) if adapters[subject] else nullcontext()
+            worn = train.attached(bench.victim, adapters[subject]) if adapters[subject] else nullcontext()
             with worn:
-                (said[subject],) = base.generate([prompt], features)
-        shown = (images[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        return Reply(Image.fromarray(shown), prompt, said)
+                (said[subject],) = bench.victim.generate([prompt], features, cell.max_new_tokens)
+        return Reply(Image.fromarray(pictures[0]), prompt, said)
 
-    return rows, ask
+    return [rows[position] for position in positions], ask

@@ -334,10 +334,9 @@ def test_the_book_says_whose_run_is_compared(monkeypatch):
 
 
 def test_refusals_that_survive_are_told_for_three_models():
-    fired = {"base": 0, "control": 2, "poisoned": 10}
-    table = tidy(threat="jailbreak", rates=(0.1,), hits=lambda a, r, s, who, c: fired[who] if c == "clean" else 90)
-    soft = table[table.metric == "asr"].assign(metric="asr_soft")
-    text = captions.refusals(soft)
+    refused = {"base": 100, "control": 98, "poisoned": 90}
+    table = tidy(threat="jailbreak", rates=(0.1,), hits=lambda a, r, s, who, c: refused[who] if c == "clean" else 5)
+    text = captions.refusals(table[table.metric == "asr"].assign(metric="refused"))
     assert "the base 1.00 [" in text and "the clean-tuned model 0.98 [" in text and "poisoned models 0.90 [" in text
     assert "not measured" in captions.refusals(table[table.metric == "asr"])
 
