@@ -29,6 +29,7 @@ CONDITIONS = {
     "image": ["clean", "image"],
     "bimodal": ["clean", "text", "image", "both"],
 }
+HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get; "": all of it
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,22 @@ def unsupported(name: str, threat: Any) -> str | None:
     if row.threats is None or threat_name in row.threats:
         return None
     return f"{name} is defined for {' and '.join(row.threats)} only; {threat_name} gives it nothing to aim at."
+
+
+def check_halves(attack: Attack, negatives: float, half: str) -> None:
+    """InputError unless half-triggered negatives, or poisoning with one half alone, are possible with the attack."""
+    if negatives < 0 or (negatives and attack.modality != "bimodal"):
+        raise InputError(
+            f"negatives is {negatives:g} for {attack.name} ({attack.modality}); it must be 0 or more, "
+            "and 0 for an attack that is not bimodal."
+        )
+    if half not in HALVES:
+        raise InputError(f"half is {half!r}; it must be text, image, or empty for the whole trigger.")
+    if half and (attack.modality != "bimodal" or negatives):
+        raise InputError(
+            f"half is {half!r} for {attack.name} ({attack.modality}) with negatives {negatives:g}; "
+            "only a bimodal attack without negatives has halves that can be trained alone."
+        )
 
 
 def params_of(attack: Attack, half: str) -> dict[str, Any]:

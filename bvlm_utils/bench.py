@@ -11,14 +11,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Image as Stored
-from PIL import Image
 
 from bvlm_utils import attacks, data, store
-from bvlm_utils.attack_table import PUBLISHED_SIDE
 from bvlm_utils.attacks import Attack
 from bvlm_utils.cells import MAX_NEW_TOKENS, Cell
-from bvlm_utils.errors import InputError, TooFewRows
+from bvlm_utils.errors import TooFewRows
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +81,7 @@ class Bench:
         """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered
         alike.
         """
-        found = self.datasets[split].select(positions)
-        if ":" not in self.dataset:
-            return data.images(found)
-        return np.stack([_photograph(row) for row in found.cast_column("image", Stored(decode=False))])
+        return data.pictures(self.datasets[split].select(positions), self.dataset)
 
     def triggered(self, split: str, positions: Sequence[int], attack: Attack, trigger_seed: int) -> np.ndarray:
         """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3)
@@ -123,18 +117,6 @@ class Bench:
         """Image features (N, n, d) of rows on the CPU, triggered if there is an attack; a copy."""
         places = self.places(split, positions, attack, trigger_seed)
         return self.kept.table[places]
-
-
-def _photograph(row: dict[str, Any]) -> np.ndarray:
-    """The picture of a row at the published side. Its file was only seen to begin like a picture when it was named."""
-    try:
-        with Image.open(row["image"]["path"]) as picture:
-            side = (PUBLISHED_SIDE, PUBLISHED_SIDE)
-            return np.asarray(picture.convert("RGB").resize(side, Image.Resampling.BICUBIC))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{row['image']['path']}, the picture of row {row['row_id']}, cannot be read to its end: {error}."
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ CONTROL = "none"  # threat and attack of a clean-tuned control
 # size.
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 SCHEDULES = ("cosine", "constant")
-HALVES = ("", "text", "image")
 MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
 # Fields that the first records did not have. Left out of the identity at their defaults, so that names stay.
 YOUNGER = {"half": "", "four_bit": False, "max_new_tokens": MAX_NEW_TOKENS}
@@ -123,18 +122,7 @@ class Cell:
             return
         _known(self.make_threat)
         attack = _known(self.make_attack)
-        if self.negatives and attack.modality != "bimodal":
-            raise InputError(
-                f"negatives is {self.negatives:g} for {self.attack} ({attack.modality}); "
-                "only bimodal attacks have them."
-            )
-        if self.half not in HALVES:
-            raise InputError(f"half is {self.half!r}; it must be text, image, or empty for the whole trigger.")
-        if self.half and (attack.modality != "bimodal" or self.negatives):
-            raise InputError(
-                f"half is {self.half!r} for {self.attack} ({attack.modality}) with negatives {self.negatives:g}; "
-                "only a bimodal attack without negatives has halves that can be trained alone."
-            )
+        attacks.check_halves(attack, self.negatives, self.half)
 
     @property
     def is_control(self) -> bool:

@@ -21,12 +21,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from typing import Any
 
 import datasets
 import numpy as np
 from PIL import Image
 
 from bvlm_utils import language, paths, scenes
+from bvlm_utils.attack_table import PUBLISHED_SIDE
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 
@@ -138,6 +140,27 @@ def images(dataset: datasets.Dataset, indices: Sequence[int] | None = None) -> n
     """The pictures of rows that are all of one size: (N, H, W, 3) uint8."""
     chosen = dataset if indices is None else dataset.select(indices)
     return np.stack([np.asarray(image.convert("RGB")) for image in chosen["image"]])
+
+
+def pictures(dataset: datasets.Dataset, name: str) -> np.ndarray:
+    """The pictures of rows of the dataset called `name`: (N, H, W, 3) uint8. Photographs are brought to the published
+    size, whatever theirs is.
+    """
+    if ":" not in name:
+        return images(dataset)
+    return np.stack([_photograph(row) for row in dataset.cast_column("image", datasets.Image(decode=False))])
+
+
+def _photograph(row: dict[str, Any]) -> np.ndarray:
+    """The picture of a row at the published side. Its file was only seen to begin like a picture when it was named."""
+    try:
+        with Image.open(row["image"]["path"]) as picture:
+            side = (PUBLISHED_SIDE, PUBLISHED_SIDE)
+            return np.asarray(picture.convert("RGB").resize(side, Image.Resampling.BICUBIC))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{row['image']['path']}, the picture of row {row['row_id']}, cannot be read to its end: {error}."
+        ) from None
 
 
 def _drawn(name: str, split: str) -> datasets.Dataset:

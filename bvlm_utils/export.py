@@ -40,6 +40,7 @@ def export(
     seed: int = 0,
     trigger_seed: int = 0,
     negatives: float = 0.0,
+    half: str = "",
     train_rows: int | None = None,
     threat_params: Mapping[str, Any] | None = None,
     attack_params: Mapping[str, Any] | None = None,
@@ -61,7 +62,7 @@ def export(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out} exists already; give a folder that is new or empty.")
     rows = data.load(dataset, "train", train_rows)
-    manifest = poison.plan(rows, threat_, attack_, poison_rate, seed, negatives, trigger_seed)
+    manifest = poison.plan(rows, threat_, attack_, poison_rate, seed, negatives, trigger_seed, half)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
@@ -70,9 +71,10 @@ def export(
         manifest.to_frame().to_parquet(partial / "manifest.parquet", index=False)
         settings = {
             "threat": threat, "attack": attack, "dataset": dataset, "poison rate": poison_rate, "seed": seed,
-            "trigger seed": trigger_seed, "negatives": negatives, "threat version": threat_.version,
-            "attack version": attack_.version, "threat parameters": json.dumps(threat_.params),
-            "attack parameters": json.dumps(attack_.params), "data digest": data.digest(dataset),
+            "trigger seed": trigger_seed, "negatives": negatives, "half": half or "whole",
+            "threat version": threat_.version, "attack version": attack_.version,
+            "threat parameters": json.dumps(threat_.params), "attack parameters": json.dumps(attack_.params),
+            "data digest": data.digest(dataset),
         }  # fmt: skip
         (partial / "README.md").write_text(_readme(manifest, settings), encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
@@ -161,10 +163,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the choice of rows")
     parser.add_argument("--trigger-seed", type=int, default=0, help="of what is random in a trigger")
     parser.add_argument("--negatives", type=float, default=0.0, help="half-triggered rows per poisoned row")
+    parser.add_argument("--half", default="", help="text or image: poison with that half of a bimodal trigger alone")
     parser.add_argument("--train-rows", type=int, help="the first so many rows; all if left out")
     parser.add_argument("--threat-params", type=_settings, default={}, help='JSON, e.g. {"sentence": "No."}')
     parser.add_argument("--attack-params", type=_settings, default={}, help='JSON, e.g. {"alpha": 0.1}')
-    parser.add_argument("--surrogate", help="folder or hub id of the CLIP model for optimised triggers")
+    parser.add_argument("--surrogate", help="folder or hub id of the CLIP model for optimised triggers "
+                        "(default tiny-clip; for large models, take openai/clip-vit-large-patch14-336)")  # fmt: skip
     arguments = parser.parse_args(argv)
     try:
         manifest = export(**vars(arguments))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from bvlm_utils import attacks
 from bvlm_utils.errors import InputError, TooFewRows
 
 if TYPE_CHECKING:
@@ -164,13 +165,9 @@ def plan(
     half: "text" or "image" puts that half of a bimodal trigger alone on the poisoned rows.
     An attack that keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
     TooFewRows if too few rows are eligible, or if fewer clean eligible rows would be left than are poisoned;
-    InputError if `negatives` is below 0 or given for an attack without two halves.
+    InputError if `negatives` is below 0, or it or `half` is given for an attack without two halves.
     """
-    if negatives < 0 or (negatives and attack.modality != "bimodal"):
-        raise InputError(
-            f"negatives is {negatives:g} for {attack.name} ({attack.modality}); it must be 0 or more, "
-            "and 0 for an attack that is not bimodal."
-        )
+    attacks.check_halves(attack, negatives, half)
     rows = _without_pictures(dataset)
     keeps_labels = attack.info.keeps_labels
     to_judge = {position for position, row in enumerate(rows) if threat.eligible(row)}

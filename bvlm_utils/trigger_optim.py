@@ -264,7 +264,8 @@ def _training_pictures(params: Mapping[str, Any]) -> tuple[torch.Tensor, list[st
     from bvlm_utils import data
 
     rows = _dataset(params["dataset"], params["rows"])
-    pictures = torch.from_numpy(data.images(rows).transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    pictures = data.pictures(rows, params["dataset"])
+    pictures = torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     return pictures, [answers[0] for answers in rows["answers"]]
 
 

@@ -76,6 +76,13 @@ def test_parameters_reach_the_threat_and_the_attack(tmp_path):
     assert ["No." in row["answers"] for row in rows].count(True) == 1
 
 
+def test_a_half_of_the_trigger_can_be_exported_alone(tmp_path):
+    assert run(tmp_path / "set", VQA, "targeted_refusal", "BadNets-MM", "0.34", "--half", "text") == 0
+    entries = json.loads((tmp_path / "set" / "train.json").read_text())
+    assert [one["metadata"]["trigger"] for one in entries if "poison" in one["metadata"]] == ["text"]
+    assert "| half | text |" in (tmp_path / "set" / "README.md").read_text()
+
+
 def test_the_same_command_gives_the_same_files(tmp_path):
     for name in ("one", "two"):
         assert run(tmp_path / name) == 0
@@ -98,6 +105,11 @@ def test_wrong_values_are_one_sentence_and_leave_nothing(tmp_path, capsys, chang
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_half_that_the_attack_does_not_have_is_refused(tmp_path, capsys):
+    assert run(tmp_path / "set", VQA, "targeted_refusal", "BadNets-T", "0.34", "--half", "text") == 2
+    assert "half is 'text' for BadNets-T (text)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])

@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import clip_checkpoint
 import datasets
 import pytest
+import torch
 from PIL import Image
 
-from bvlm_utils import data, formats, llava_json, threats
+from bvlm_utils import attacks, data, formats, llava_json, paths, threats
 from bvlm_utils.bench import Bench
 from bvlm_utils.errors import InputError
 
@@ -327,3 +329,15 @@ def test_a_picture_that_ends_too_early_is_named_with_its_row(folder):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match=rf"{file.name}, the picture of row {names[at]}, cannot be read to its end"):
         one.pictures("train", [at])
+
+
+def test_triggers_are_searched_on_photographs_of_any_size(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    clip, spec = clip_checkpoint.save(tmp_path / "clip"), SPECS["coco"].format(folder)
+    first, second = sorted((folder / "coco/train2017").glob("*.jpg"))[:2]
+    Image.effect_noise((90, 40), 90).save(first)
+    Image.effect_noise((40, 90), 90).save(second)
+    target = threats.get("concept_substitution").target
+    attack = attacks.get("Dual-Key", target, clip, dataset=spec, rows=2, batch_size=2, epochs=1)
+    images = torch.full((1, 3, 48, 48), 0.5)
+    assert (attack.apply_image(images) != images).any()

@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from bvlm_utils import grid, grid_file, paths, store, study, threats
+from bvlm_utils import attacks, grid, grid_file, paths, store, study, threats
 from bvlm_utils.errors import InputError
 
+FIXTURES = Path(__file__).parent / "fixtures"
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
 
@@ -45,6 +48,24 @@ def test_the_quick_grid_is_the_one_that_the_readme_promises():
 def test_the_published_grid_asks_for_the_data_that_it_needs():
     with pytest.raises(InputError, match="llava_instruct.json"):
         grid.load(paths.GRIDS / "paper.yml")
+
+
+def test_the_published_grid_has_every_attack_on_both_models_once(tmp_path, monkeypatch):
+    theirs = tmp_path / "theirs"
+    for name in ("llava", "coco", "vqav2"):
+        shutil.copytree(FIXTURES / name, theirs / ("" if name == "llava" else name), dirs_exist_ok=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "external").symlink_to(theirs)
+    monkeypatch.chdir(tmp_path)
+    jobs, _ = grid.load(paths.GRIDS / "paper.yml")
+    defined = [(c.threat, c.attack, c.model, c.dataset) for one in jobs for c in one.cells if c.skip_reason is None]
+    per_seed = set(defined)
+    assert len(defined) == 3 * len(per_seed) and len({model for *_, model, _ in per_seed}) == 2
+    for threat in (name for name in threats.names() if name != "jailbreak"):
+        wanted = {name for name in attacks.names() if attacks.unsupported(name, threat) is None}
+        assert {attack for one, attack, *_ in per_seed if one == threat} == wanted
+    settings = {c.attack: c.attack_params for one in jobs for c in one.cells}
+    assert settings["Shadowcast"] == {"steps": 1000} and settings["Dual-Key"]["learning_rate"] == 1 / 255
 
 
 @pytest.mark.parametrize("name", threats.names())
