@@ -7,7 +7,8 @@ grouped  our engine, all cells at once
     python benchmarks/grid.py                                  # tiny-llava on the CPU, 8 cells of scenes-vqa
     python benchmarks/grid.py --dataset scenes-caption
     python benchmarks/grid.py --cells 1 4 16 64 --device cuda  # scaling on a GPU
-    python benchmarks/grid.py --shape tiny --text 64           # longer prompts; --rank for larger adapters
+    python benchmarks/grid.py --rank 4 16 64                   # scaling with the rank of the adapters
+    python benchmarks/grid.py --shape tiny --text 16 64 256    # scaling with the length of prompts
     python benchmarks/grid.py --shape llava-7b --device cuda --cells 8 --rows 32 --batch 4 --tests 4
     python benchmarks/grid.py --shape llava-7b --device cuda --largest --batch 1
 
@@ -15,15 +16,17 @@ The default takes the committed model and rows of a dataset. With --shape the mo
 and rows are random tokens, so nothing but the shape matters. Cells share clean rows and pictures, as the
 cells of a study do; each has its own seed, order and triggered pictures for a tenth of its rows. Every way
 starts from the same adapters and sees the same batches; the run reports how far the trained adapters are
-apart and how many decoded answers agree. One JSON line per measurement, then a table; --out FILE keeps them
-(the book reads benchmarks/results/).
+apart and how many decoded answers agree, and fails if in float32 they do not. One JSON line per measurement,
+then a table; --out FILE keeps them (the book reads benchmarks/results/).
 """
 
 import argparse
 import dataclasses
 import gc
+import itertools
 import json
 import math
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -250,6 +253,11 @@ def distance(one: dict, other: dict, start: dict) -> float:
     return math.sqrt(apart / moved)
 
 
+def equal(line: dict) -> bool:
+    """Are adapters and answers those of the plain way, where it ran beside? In float32, up to rounding."""
+    return line.get("same_answers", 1.0) == 1.0 and line.get("adapter_distance", 0.0) < 1e-2
+
+
 WAYS = {"plain": plain, "alone": alone, "grouped": ours}
 
 
@@ -385,6 +393,8 @@ def table(lines: list[dict]) -> str:
     columns = [
         "way",
         "cells",
+        "text",
+        "rank",
         "cells_per_minute",
         "train_s_per_cell",
         "decode_s_per_cell",
@@ -418,8 +428,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--decode-batch", type=int, default=64, help="batch of model.generate")
     parser.add_argument("--new", type=int, default=24, help="new tokens at most")
-    parser.add_argument("--text", type=int, default=16, help="prompts have 8 to 8 + TEXT words after the picture")
-    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument(
+        "--text", type=int, nargs="+", default=[16], help="--shape: prompts have 8 to 8 + TEXT words after the picture"
+    )
+    parser.add_argument("--rank", type=int, nargs="+", default=[8], help="LoRA rank")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--tokens", type=int, default=None, help="tokens at once in training (default: by memory)")
     parser.add_argument("--repeat", type=int, default=1, help="times in turns; the fastest counts")
@@ -430,23 +442,21 @@ def main() -> None:
     args = parser.parse_args()
     if args.out and (args.largest or args.profile):
         parser.error("--out keeps measurements; --largest and --profile make none.")
+    if len(args.text) > 1 and not args.shape:
+        parser.error("--text takes several values with --shape only: rows of a dataset are as long as they are.")
     kept = Kept("grid", args.device, args.threads)
     logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
     args.dtype = torch.bfloat16 if args.shape == "llava-7b" else torch.float32
     if args.largest:
         args.rows, args.tests = args.batch, 1
+    one = None if args.shape else victim.from_pretrained(args.model, args.device, args.dtype)
     if args.shape:
         # one word in twelve ends an answer, so answers differ in length
         args.ends = [2, *range(10, SHAPES[args.shape][3][-1], 12)]
-        model, material = build(args.shape, args.device, args.dtype), random_material(args)
+        model = build(args.shape, args.device, args.dtype)
     else:
-        one = victim.from_pretrained(args.model, args.device, args.dtype)
-        model, material, args.ends = (
-            one.model,
-            real_material(one, args),
-            [one.model.generation_config.eos_token_id],
-        )
+        args.ends, model = [one.model.generation_config.eos_token_id], one.model
     names = victim.language_linears(model)
     print(
         json.dumps(
@@ -459,15 +469,24 @@ def main() -> None:
         ),
         flush=True,
     )
-    if args.largest:
-        largest(model, names, material, args)
-    elif args.profile:
-        profile(model, names, material, args)
-    else:
-        lines = measure(model, names, material, args)
-        print(table(lines))
-        if args.out:
-            kept.write(args.out, args, lines)
+    lines = []
+    for text, rank in itertools.product(args.text, args.rank):
+        point = argparse.Namespace(**vars(args) | {"text": text, "rank": rank})
+        material = real_material(one, point) if one else random_material(point)
+        if args.largest:
+            largest(model, names, material, point)
+        elif args.profile:
+            profile(model, names, material, point)
+        else:
+            lines += measure(model, names, material, point)
+    if not lines:
+        return
+    print(table(lines))
+    if args.out:
+        kept.write(args.out, args, lines)
+    if wrong := [line for line in lines if line["dtype"] == "float32" and not equal(line)]:
+        print(f"Not equal to the plain way: {json.dumps(wrong)}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

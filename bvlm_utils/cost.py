@@ -6,7 +6,7 @@ missing.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +187,16 @@ def conditions(kept: Mapping[str, Any]) -> str:
 
 
 def grid_table(kept: Mapping[str, Any]) -> pd.DataFrame:
-    """One result of benchmarks/grid.py, to read: a line per number of cells and way."""
+    """One result of benchmarks/grid.py, to read: a line per way, number of cells, length of prompts and rank; of the
+    last two, those that were varied.
+    """
+    varied = {"text": "longest prompt, words", "rank": "rank"}
+    varied = {key: name for key, name in varied.items() if len({line.get(key) for line in kept["lines"]}) > 1}
     return pd.DataFrame(
         [
             {
                 "cells": line["cells"],
+                **{name: line[key] + (8 if key == "text" else 0) for key, name in varied.items()},
                 "way": WAYS.get(line["way"], line["way"]),
                 "train, s per cell": report.number(line["train_s_per_cell"]),
                 "answer, s per cell": report.number(line["decode_s_per_cell"]),
@@ -203,6 +208,10 @@ def grid_table(kept: Mapping[str, Any]) -> pd.DataFrame:
             for line in kept["lines"]
         ]
     )
+
+
+def _listed(value: int | Sequence[int]) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _times_plain(line: Mapping[str, Any]) -> float | None:
@@ -242,7 +251,7 @@ def show_benchmarks(name: str, folder: str | Path | None = None) -> None:
             what = given["shape"] or f"{given['model']}, {given['dataset']}"
             caption = (
                 f"{what}: {given['rows']} training rows, {2 * given['tests']} answers per cell, batches of "
-                f"{given['batch']}, rank {given['rank']}, fastest of {given['repeat']}. {conditions(kept)}."
+                f"{given['batch']}, rank {_listed(given['rank'])}, fastest of {given['repeat']}. {conditions(kept)}."
             )
             report.show_table(grid_table(kept), caption)
         else:

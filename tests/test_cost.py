@@ -86,6 +86,14 @@ def test_a_kept_benchmark_is_read_with_its_machine_and_load(kept):
     assert cost.benchmarks("poisoning", kept) == []
 
 
+def test_what_a_benchmark_varied_has_a_column(kept):
+    [found] = cost.benchmarks("grid", kept)
+    assert "rank" not in cost.grid_table(found)
+    lines = [line | {"rank": rank, "text": 16} for rank in (4, 64) for line in found["lines"]]
+    table = cost.grid_table(found | {"lines": lines})
+    assert list(table["rank"]) == [4, 4, 64, 64] and not any("prompt" in name for name in table)
+
+
 def test_what_was_never_measured_is_said(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(cost.report, "say", said.append)
