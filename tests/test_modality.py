@@ -244,7 +244,7 @@ def test_the_sentences_count_losses_of_halves_that_work():
     found = overshadowing.pairs(modality.rates(table(halves(image=0.80))))
     text, image = overshadowing.sentences(found)
     assert "Of 1 text halves" in text and ", 0 lose more than 0.1" in text
-    assert "Of 1 image halves" in image and ", 1 lose more than 0.1" in image and "from 0.80" in image
+    assert "Of 1 image halves" in image and ", 1 loses more than 0.1" in image and "from 0.80" in image
     weak = overshadowing.sentences(overshadowing.pairs(modality.rates(table(halves(image=0.2, seeds=1)))))
     assert "No image half fires" in weak[1] and "2 of the 2 comparisons" in weak[2]
     words = overshadowing.words(found)
