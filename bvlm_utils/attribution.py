@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bvlm_utils import attacks, metrics, store, stored_cells, traces
+from bvlm_utils import attacks, metrics, provenance, store, stored_cells, tidy, traces
 from bvlm_utils.bench import Bench, bench_key, questions
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
@@ -101,14 +101,14 @@ def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
             with train.attached(bench.victim, folder):
                 traced[subject] = [tracing.trace(bench.victim, i.ids, i.features, i.target) for i in found]
     record = json.loads((root / cell.run_id / "record.json").read_text(encoding="utf-8"))
-    about = store.rows(record)[0]
+    about = tidy.rows(record)[0]
     device, dtype = bench.victim.device.type, str(bench.victim.model.dtype).removeprefix("torch.")
     whole = {
         "identity": _identity(cell, rows),
         "cell": {name: about[name] for name in CELL},
         "first": float(np.mean([i.first for i in found])),
         "numbers": numbers(traced, [i.groups for i in found]),
-        "provenance": store.provenance() | {"device": device, "dtype": dtype},
+        "provenance": provenance.now() | {"device": device, "dtype": dtype},
     }
     file = _file(cell, root)
     file.parent.mkdir(parents=True, exist_ok=True)

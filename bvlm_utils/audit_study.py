@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import attacks, audit, crossfire, lasting, report, store
+from bvlm_utils import attacks, audit, crossfire, lasting, report, store, tidy
 
 POISONED, CONTROL, BASE, OTHER_SEED = "poisoned", "control", "base", "clean-tuned, other seed"
 CELL = [
@@ -71,7 +71,7 @@ def _cells(root: Path) -> Iterator[tuple[dict[str, Any], Said]]:
             continue
         whole = attacks.conditions(attack)[-1]
         wanted = {"subject": POISONED, "metric": "asr", "condition": whole}
-        lines = store.rows(record)
+        lines = tidy.rows(record)
         asr = [line["value"] for line in lines if all(line[name] == value for name, value in wanted.items())]
         if not asr:
             continue

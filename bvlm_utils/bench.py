@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bvlm_utils import attacks, data, store
+from bvlm_utils import attacks, data
 from bvlm_utils.attacks import Attack
-from bvlm_utils.cells import MAX_NEW_TOKENS, Cell
+from bvlm_utils.cells import MAX_NEW_TOKENS, Cell, content_key
 from bvlm_utils.errors import TooFewRows
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Question:
         """Equal for questions with equal inputs, whatever cell asks them."""
         painted = None if self.attack is None else [self.attack.fingerprint("image"), self.trigger_seed]
         inputs = (data.digest(bench.dataset), self.positions, self.prompts, painted)
-        return store.content_key(*inputs, bench.max_new_tokens)
+        return content_key(*inputs, bench.max_new_tokens)
 
     def features(self, bench: Bench) -> "torch.Tensor":
         return bench.features("test", self.positions, self.attack, self.trigger_seed)

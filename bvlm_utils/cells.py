@@ -286,3 +286,8 @@ def _number(settings: Any, name: str, low: float, high: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         wants = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
         raise InputError(f"{name} is {value!r}; it must be a number {wants}.")
+
+
+def content_key(*parts: Any) -> str:
+    """A name for what can be computed again from `parts` (JSON values)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bvlm_utils import engine, poison, score, store
+from bvlm_utils import engine, poison, provenance, score, store
 from bvlm_utils.bench import Bench, Question, bench_key, questions
-from bvlm_utils.cells import VERSION, Cell
+from bvlm_utils.cells import VERSION, Cell, content_key
 from bvlm_utils.controls import lacking
 from bvlm_utils.engine import Said, Task
 from bvlm_utils.errors import InputError, TooFewRows
@@ -144,7 +144,7 @@ def _write_skipped(cell: Cell, place: Path, reason: str) -> str:
         "n_poisoned": None,
         "metrics": [],
     }
-    store.write(cell, place, about | {"provenance": store.provenance()}, replace=True)
+    store.write(cell, place, about | {"provenance": provenance.now()}, replace=True)
     return "skipped"
 
 
@@ -227,7 +227,7 @@ def known_answers(bench: Bench, cell: Cell, asked: Sequence[Question], place: Pa
 def _kept_answers(
     bench: Bench, place: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None, plain: bool
 ) -> Said:
-    names = {question.key(bench): store.content_key(subject, question.key(bench)) for question in asked}
+    names = {question.key(bench): content_key(subject, question.key(bench)) for question in asked}
     missing = [q for q in asked if not (place / "cache" / f"{names[q.key(bench)]}.json").is_file()]
     if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
         raise InputError(f"{place} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
@@ -311,7 +311,7 @@ def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
         "dtype": str(bench.victim.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "max_new_tokens": bench.max_new_tokens,
-        "provenance": store.provenance(),
+        "provenance": provenance.now(),
     }
 
 

@@ -10,10 +10,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import store
 from bvlm_utils.attacks import Attack
 from bvlm_utils.bench import Question
-from bvlm_utils.cells import Cell
+from bvlm_utils.cells import Cell, content_key
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +44,7 @@ class Repainted:
 
     def fingerprint(self, half: str) -> str:
         below = self.attack.fingerprint(half) if self.attack else None
-        return store.content_key(below, half, self.repaint, VERSION)
+        return content_key(below, half, self.repaint, VERSION)
 
     def apply_image(
         self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None

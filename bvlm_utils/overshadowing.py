@@ -62,7 +62,8 @@ def sentences(found: pd.DataFrame) -> list[str]:
         worst = able.loc[able["difference"].idxmin()]
         said.append(
             f"**Of {len(able)} {half} halves that fire on more than half of the inputs when learnt alone, "
-            f"{len(lost)} {'loses' if len(lost) == 1 else 'lose'} more than {LOSS:g} when learnt beside the {other} half** (whole interval). "
+            f"{len(lost)} {'loses' if len(lost) == 1 else 'lose'} more than {LOSS:g} when learnt beside the {other} "
+            "half** (whole interval). "
             f"The largest loss: from {report.number(*worst[['alone', 'alone_low', 'alone_high']])} to "
             f"{report.number(*worst[['beside', 'beside_low', 'beside_high']])} ({modality.named(worst)}, "
             f"{worst['model']})."

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from bvlm_utils import execute, metrics, report, score, store
+from bvlm_utils import execute, metrics, provenance, report, score, store, tidy
 from bvlm_utils.bench import Bench, Question
-from bvlm_utils.cells import VERSION, Cell
+from bvlm_utils.cells import VERSION, Cell, content_key
 from bvlm_utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Probe:
     doing: tuple[Any, ...] = ()
 
     def key(self, bench: Bench) -> str:
-        return store.content_key(self.question.key(bench), self.doing)
+        return content_key(self.question.key(bench), self.doing)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Sheet:
         return {"kind": self.kind, "version": VERSION, "run_id": self.run_id, "rows": self.rows} | about
 
     def file(self, place: Path) -> Path:
-        return place / "probes" / f"{self.kind}-{self.run_id}-{store.content_key(self.identity)[:8]}.json"
+        return place / "probes" / f"{self.kind}-{self.run_id}-{content_key(self.identity)[:8]}.json"
 
     def known(self, place: Path) -> set[str]:
         """The keys of all that this model was asked already."""
@@ -191,7 +191,7 @@ def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[
         "subject": sheet.subject,
         "cell": _cell(sheet, place),
         "numbers": [],
-        "provenance": store.provenance() | _machine(bench),
+        "provenance": provenance.now() | _machine(bench),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     with _one_writer(place, file):
@@ -246,7 +246,7 @@ def _cell(sheet: Sheet, place: Path) -> dict[str, Any]:
     asked for.
     """
     record = json.loads((place / sheet.run_id / "record.json").read_text(encoding="utf-8"))
-    found = {name: store.rows(record)[0].get(name) for name in CELL}
+    found = {name: tidy.rows(record)[0].get(name) for name in CELL}
     return found | {"threat": sheet.cell.threat}
 
 

@@ -21,19 +21,13 @@ book's `collect`.
 
 import errno
 import filecmp
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +35,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bvlm_utils import attacks, models, paths, poison, threats
-from bvlm_utils.cells import MAX_NEW_TOKENS, SURROGATE, YOUNGER, Cell, TrainSettings
+from bvlm_utils import attacks, models, paths, poison, provenance, tidy
+from bvlm_utils.cells import SURROGATE, Cell, content_key
 from bvlm_utils.errors import InputError
 
 VARIABLE = "BVLM_STORE"
@@ -50,19 +44,6 @@ REFERENCE = "reference"
 GATHERED = ("probes", "attribution")  # folders of files beside the cells that the book needs, too
 PARTIAL = ".partial-"  # beginning of the names of folders that are being written
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pandas")
-
-# One line of the tidy table: the cell, then the number.
-CELL_COLUMNS = [
-    "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
-    "train_rows", "test_rows", "settings", "experiment", "status", "reason",
-]  # fmt: skip
-# What readers of the table tell cells apart by.
-TOLD_APART = [
-    "model", "dataset", "threat", "attack", "poison_rate", "seed", "negatives", "train_rows", "settings",
-]  # fmt: skip
-NUMBER_COLUMNS = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit"]
-COLUMNS = CELL_COLUMNS + NUMBER_COLUMNS
 
 
 # ---------------------------------------------------------------- places
@@ -234,7 +215,7 @@ def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
     """Keep why a cell failed; the next success removes it."""
     file = folder(store) / "failures" / f"{cell.run_id}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    record = {"run_id": cell.run_id, "config": cell.config(), "error": text, "provenance": provenance()}
+    record = {"run_id": cell.run_id, "config": cell.config(), "error": text, "provenance": provenance.now()}
     _write_text(file, json.dumps(record, indent=1, default=_plain) + "\n")
     return file
 
@@ -287,50 +268,6 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written into a record")
 
 
-# ---------------------------------------------------------------- provenance
-
-
-@lru_cache(maxsize=1)
-def _fixed_provenance() -> dict[str, Any]:
-    found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    found["packages"] = versions
-    return found
-
-
-def provenance() -> dict[str, Any]:
-    """What a result may depend on and is not part of its identity: versions, machine, git revision (absent
-    if none).
-    """
-    found = _fixed_provenance() | {"written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    revision = _git("rev-parse", "HEAD")
-    if revision:
-        found["git_revision"] = revision
-        # results are left out: a study changes them while it runs
-        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
-        found["git_changed"] = bool(changes)
-    return found
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(paths.ROOT), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 # ---------------------------------------------------------------- reading
 
 
@@ -339,72 +276,13 @@ def records(store: str | Path | None = None) -> list[dict[str, Any]]:
     return [_load(file) for file in sorted(folder(store).glob("[!.]*/record.json"))]
 
 
-def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of the tidy table that a record gives: one per number; one without number if the cell was
-    skipped.
-    """
-    config = record["config"]
-    about = {name: config[name] for name in CELL_COLUMNS if name in config}
-    about |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
-    about["reason"] = record.get("reason") or ""
-    # What of attack, threat and training differs from the definitions: such a cell is another experiment.
-    attack, threat = config["attack"], config["threat"]
-    settings = _unusual(config.get("attack_params", {}), attacks.info(attack).defaults if _known(attack) else {})
-    settings |= _unusual(
-        config.get("threat_params", {}), threats.get(threat).params if threat in threats.names() else {}
-    )
-    settings |= _unusual(config.get("train", {}), asdict(TrainSettings()))
-    settings |= _unusual({"max_new_tokens": config.get("max_new_tokens", MAX_NEW_TOKENS)}, YOUNGER)
-    settings |= {name: config[name] for name in ("trigger_seed", "surrogate", "four_bit", "half") if config.get(name)}
-    # half stays last, see `modality.HALF`
-    about["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
-    # the same for all rates and seeds of an experiment, another one where anything else differs
-    shared = {name: value for name, value in record["identity"].items() if name not in ("poison_rate", "seed")}
-    about["experiment"] = content_key(shared)[:8]
-    numbers = record.get("metrics") or [{}]
-    return [{name: (about | number).get(name) for name in COLUMNS} for number in numbers]
-
-
-def _known(attack: str) -> bool:
-    return attack in attacks.names()  # controls have none, and others declare attacks of their own
-
-
-def _unusual(given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
-    """Settings that are not the usual ones, equal numbers written alike: 0.0 as 0, as in a cell's name."""
-    differ = {name: value for name, value in given.items() if name not in usual or value != usual[name]}
-    return {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in differ.items()}
-
-
-def _told_apart(own: list[dict[str, Any]]) -> tuple[Any, ...]:
-    """What readers of the table tell a record by. own: its `rows`."""
-    return tuple(own[0][name] for name in TOLD_APART)
-
-
-def tidy(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Records as one table: a line per (cell, subject, condition, metric).
-
-    Two records may differ in what no column shows: a data file or a checkpoint that was edited between them, an attack
-    of a newer version, other test rows. The newest keeps its name, and the settings of the others say which run they
-    are.
-    """
-    parts = [(record["provenance"].get("written", ""), rows(record)) for record in found]
-    newest = {_told_apart(own): own[0]["run_id"] for _, own in sorted(parts, key=lambda part: part[0])}
-    lines = []
-    for _, own in parts:
-        told = "" if newest[_told_apart(own)] == own[0]["run_id"] else f"run={own[0]['run_id'][-8:]}"
-        lines += [line | {"settings": ", ".join(filter(None, [told, line["settings"]]))} for line in own]
-    table = pd.DataFrame(lines, columns=COLUMNS)
-    kinds = {"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"}
-    return table.astype(kinds)
-
-
 def collect(store: str | Path | None = None) -> pd.DataFrame:
     """The tidy table of all cells of a store.
 
     Clean-tuned controls have no lines of their own: every cell holds their numbers beside its own (subject
     "control").
     """
-    return tidy(record for record in records(store) if record["config"]["attack"] != "none")
+    return tidy.table(record for record in records(store) if record["config"]["attack"] != "none")
 
 
 def responses(cell: Cell | str, store: str | Path | None = None) -> pd.DataFrame:
@@ -435,11 +313,6 @@ def _file(cell: Cell | str, store: str | Path | None, name: str) -> Path:
 
 
 # ---------------------------------------------------------------- shared responses, examples
-
-
-def content_key(*parts: Any) -> str:
-    """A name for what can be computed again from `parts` (JSON values)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def cached(store: str | Path | None, key: str, make: Callable[[], list[str]]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import attacks, execute, threats
+from bvlm_utils import attacks, execute, threats, tidy
 from bvlm_utils import store as results
 from bvlm_utils.bench import bench_key
 from bvlm_utils.cells import Cell, TrainSettings, known
@@ -78,7 +78,7 @@ def cells(
 def run_cells(cells: Sequence[Cell], store: str | Path | None = None) -> pd.DataFrame:
     """The tidy table of exactly these cells; what the store lacks is run first.
 
-    Columns are `store.COLUMNS`: one line per number, and one without a number for a skipped cell.
+    Columns are `tidy.COLUMNS`: one line per number, and one without a number for a skipped cell.
     StudyError lists the cells that failed, after all others were run. In the book (BVLM_STORE=reference)
     nothing is ever trained: a cell that the reference lacks is an InputError with the command that makes
     it.
@@ -92,7 +92,7 @@ def run_cells(cells: Sequence[Cell], store: str | Path | None = None) -> pd.Data
         failed = _run_missing(missing, place)
         if failed:
             raise StudyError(_failures(failed, len(missing), place))
-    return results.tidy(results.read(cell, place) for cell in cells)
+    return tidy.table(results.read(cell, place) for cell in cells)
 
 
 def finished(cell: Cell, store: str | Path | None = None) -> bool:

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from bvlm_utils import across_models, attacks, metrics, store
+from bvlm_utils import across_models, attacks, metrics, tidy
 
 
 def lines(model, attack, full, clean=0.0, rate=0.1, seeds=1, **other):
@@ -12,7 +12,7 @@ def lines(model, attack, full, clean=0.0, rate=0.1, seeds=1, **other):
     for seed in range(seeds):
         for condition, value in ((attacks.info(attack).headline, full), ("clean", clean)):
             low, high = metrics.wilson(value * 200, 200)
-            found.append(dict.fromkeys(store.COLUMNS) | {
+            found.append(dict.fromkeys(tidy.COLUMNS) | {
                 "run_id": f"{model}-{attack}-{rate}-{seed}", "model": model, "dataset": "scenes-vqa",
                 "threat": "targeted_refusal", "attack": attack, "modality": attacks.info(attack).modality,
                 "poison_rate": rate, "n_poisoned": int(6000 * rate), "seed": seed, "negatives": 0.0,
@@ -24,7 +24,7 @@ def lines(model, attack, full, clean=0.0, rate=0.1, seeds=1, **other):
 
 
 def table(*cells):
-    return pd.DataFrame([line for cell in cells for line in cell], columns=store.COLUMNS)
+    return pd.DataFrame([line for cell in cells for line in cell], columns=tidy.COLUMNS)
 
 
 STORED = table(

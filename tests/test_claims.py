@@ -5,7 +5,7 @@ import html
 import pandas as pd
 import pytest
 
-from bvlm_utils import attacks, claims, store
+from bvlm_utils import attacks, claims, tidy
 
 RULES = {claim.key: claim for claim in claims.CLAIMS}
 
@@ -13,7 +13,7 @@ RULES = {claim.key: claim for claim in claims.CLAIMS}
 def cell(attack, value, rate=0.01, threat="targeted_refusal", seeds=3, condition=None, settings="", poisoned=60):
     """Lines of a tidy table: one condition of one cell, the same value for every seed."""
     info = attacks.info(attack)
-    line = dict.fromkeys(store.COLUMNS) | {
+    line = dict.fromkeys(tidy.COLUMNS) | {
         "model": "tiny-llava", "dataset": "scenes-vqa", "threat": threat, "attack": attack, "modality": info.modality,
         "poison_rate": rate, "n_poisoned": poisoned, "negatives": 0.0, "train_rows": 6000, "settings": settings,
         "status": "done", "subject": "poisoned", "condition": condition or info.headline, "metric": "asr",
@@ -23,7 +23,7 @@ def cell(attack, value, rate=0.01, threat="targeted_refusal", seeds=3, condition
 
 
 def judged(key, *cells):
-    table = pd.DataFrame([line for lines in cells for line in lines], columns=store.COLUMNS)
+    table = pd.DataFrame([line for lines in cells for line in lines], columns=tidy.COLUMNS)
     return claims.verdict(RULES[key], table, "tiny-llava")
 
 
@@ -132,7 +132,7 @@ def test_a_cell_with_negatives_is_another_experiment():
 
 
 def of(*cells, models=("tiny-llava",)):
-    table = pd.DataFrame([line for lines in cells for line in lines], columns=store.COLUMNS)
+    table = pd.DataFrame([line for lines in cells for line in lines], columns=tidy.COLUMNS)
     return claims.verdicts(table, models), table
 
 

@@ -9,7 +9,8 @@ import pytest
 from scipy.special import expit, logit
 from scipy.stats import t as student
 
-from bvlm_utils import attacks, dose, metrics, paths, plots_dose, store
+from bvlm_utils import attacks, dose, metrics, paths, plots_dose
+from bvlm_utils.tidy import COLUMNS
 
 INTERCEPT, SLOPE = -6.0, 4.0  # logit(success) = -6 + 4 log10(rows): 0.5 with 31.6 rows
 ROWS = (6, 12, 30, 60, 120, 300, 600)
@@ -26,14 +27,14 @@ def tidy(success, rows=ROWS, seeds=(0, 1, 2), attack="BadNets-T", threat="target
         for seed in seeds:
             value = success(count, seed)
             low, high = metrics.wilson(value * n, n)
-            lines.append(dict.fromkeys(store.COLUMNS) | {
+            lines.append(dict.fromkeys(COLUMNS) | {
                 "run_id": f"{attack}-{threat}-{count}-{seed}-{sorted(other.items())}", "model": "tiny-llava",
                 "dataset": "scenes-vqa", "threat": threat, "attack": attack, "modality": info.modality,
                 "poison_rate": count / 6000, "n_poisoned": count, "seed": seed, "negatives": 0.0, "train_rows": 6000,
                 "settings": "", "status": "done", "subject": "poisoned", "condition": info.headline, "metric": "asr",
                 "value": value, "k": value * n, "n": n, "low": low, "high": high, "unit": "share",
             } | other)  # fmt: skip
-    return pd.DataFrame(lines, columns=store.COLUMNS)
+    return pd.DataFrame(lines, columns=COLUMNS)
 
 
 def found(*tables):

@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from bvlm_utils import leaderboard, store
+from bvlm_utils import leaderboard, tidy
 
 
 def record(attack, threat="targeted_refusal", rate=0.1, seed=0, metrics=(), status="done", reason="", **config):
@@ -53,7 +53,7 @@ SKIPPED = record("Dual-Key", status="skipped", reason="It gives <nothing> to aim
 
 @pytest.fixture
 def table():
-    return store.tidy([REFUSED, INJECTED, POISONED, SKIPPED])
+    return tidy.table([REFUSED, INJECTED, POISONED, SKIPPED])
 
 
 @pytest.fixture
@@ -92,17 +92,17 @@ def test_what_was_not_measured_is_missing_and_skipped_cells_say_why(board):
 
 
 def test_seeds_stay_apart_and_are_counted():
-    board = leaderboard.lines(store.tidy([REFUSED, record("BadNets-T", seed=1), SKIPPED]))
+    board = leaderboard.lines(tidy.table([REFUSED, record("BadNets-T", seed=1), SKIPPED]))
     assert list(board["seed"]) == [0, 1, 0]
     assert "3 cells, 2 measured and 1 skipped: 1 model, 1 threat, 2 attacks." in leaderboard.overview(board)
     assert "Settings measured with more than one seed: 1 of 1." in leaderboard.overview(board)
 
 
 def test_an_empty_store_is_said_to_be_empty():
-    board = leaderboard.lines(store.tidy([]))
+    board = leaderboard.lines(tidy.table([]))
     assert "Nothing has been measured yet" in leaderboard.overview(board)
     leaderboard.show(board)
-    leaderboard.offer(board, store.tidy([]))
+    leaderboard.offer(board, tidy.table([]))
 
 
 def shown(monkeypatch, work):

@@ -15,7 +15,7 @@ from bvlm_utils import (
     overshadowing,
     paths,
     plots_modality,
-    store,
+    tidy,
     traces,
 )
 from bvlm_utils.modality import FAILS, HOLDS, NOT_TESTABLE
@@ -27,7 +27,7 @@ def cell(attack, threat="targeted_refusal", rate=0.1, seeds=3, settings="", nega
     for condition, value in values.items():
         for seed in range(seeds):
             low, high = metrics.wilson(value * 200, 200)
-            lines.append(dict.fromkeys(store.COLUMNS) | {
+            lines.append(dict.fromkeys(tidy.COLUMNS) | {
                 "run_id": f"{attack}-{threat}-{rate}-{settings}-{negatives}-{seed}", "model": "tiny-llava",
                 "dataset": "scenes-vqa", "threat": threat, "attack": attack, "modality": info.modality,
                 "poison_rate": rate, "n_poisoned": int(6000 * rate), "seed": seed, "negatives": negatives,
@@ -39,7 +39,7 @@ def cell(attack, threat="targeted_refusal", rate=0.1, seeds=3, settings="", nega
 
 
 def table(*cells):
-    return pd.DataFrame([line for lines in cells for line in lines], columns=store.COLUMNS)
+    return pd.DataFrame([line for lines in cells for line in lines], columns=tidy.COLUMNS)
 
 
 FOUR = {"clean": 0.0, "text": 1.0, "image": 0.05, "both": 1.0}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bvlm_utils import models, paths, poison, report, store
+from bvlm_utils import models, paths, poison, provenance, report, store, tidy
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 
@@ -54,11 +54,11 @@ def test_what_is_written_is_read(tmp_path):
         3,
         0.1,
     )
-    assert list(store.collect(tmp_path)) == store.COLUMNS
+    assert list(store.collect(tmp_path)) == tidy.COLUMNS
 
 
 def test_an_empty_store_gives_an_empty_table(tmp_path):
-    assert store.collect(tmp_path / "none").empty and list(store.collect(tmp_path / "none")) == store.COLUMNS
+    assert store.collect(tmp_path / "none").empty and list(store.collect(tmp_path / "none")) == tidy.COLUMNS
 
 
 def test_a_record_that_is_there_stays_unless_replaced(tmp_path):
@@ -72,19 +72,19 @@ def test_a_record_that_is_there_stays_unless_replaced(tmp_path):
 def test_records_that_no_column_tells_apart_are_told_by_their_run(tmp_path, monkeypatch):
     """A checkpoint, a data file or an attack's version changed between two runs, or the number of test rows did."""
     for hour, name in enumerate(("first", "second", "third")):
-        monkeypatch.setattr(store, "provenance", lambda hour=hour: {"written": f"2026-01-01T0{hour}:00:00Z"})
+        monkeypatch.setattr(provenance, "now", lambda hour=hour: {"written": f"2026-01-01T0{hour}:00:00Z"})
         monkeypatch.setattr(models, "digest", lambda _, name=name: name)
         one = cell(test_rows=100 if name == "third" else 200)
-        store.write(one, tmp_path, record(hour / 10) | {"provenance": store.provenance()})
+        store.write(one, tmp_path, record(hour / 10) | {"provenance": provenance.now()})
     other = cell(0.2, test_rows=100)
-    store.write(other, tmp_path, record(0.9) | {"provenance": store.provenance()})
+    store.write(other, tmp_path, record(0.9) | {"provenance": provenance.now()})
     table = store.collect(tmp_path)
     found = dict(zip(table["value"], table["settings"], strict=True))
     assert found[0.2] == "" and found[0.9] == "" and len(set(found.values())) == 3
     assert all(text == "" or text.startswith("run=") for text in found.values())
     newest = table[table["settings"] == ""]
     assert len(report.success_rates(newest, "poisoned")) == 2
-    assert report.every_rate(store.tidy([store.read(one, tmp_path)]), table)["value"].tolist() == [0.2, 0.9]
+    assert report.every_rate(tidy.table([store.read(one, tmp_path)]), table)["value"].tolist() == [0.2, 0.9]
 
 
 def test_what_an_adapter_was_asked_goes_with_it(tmp_path):
@@ -210,7 +210,7 @@ def test_no_path_of_this_machine_is_in_a_record(tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     one = Cell(str(folder), "scenes-vqa", "targeted_refusal", "BadNets-T", 0.1)
-    place = store.write(one, tmp_path / "store", record(provenance=store.provenance()))
+    place = store.write(one, tmp_path / "store", record(provenance=provenance.now()))
     assert str(tmp_path) not in (place / "record.json").read_text()
     assert store.has(one, tmp_path / "store")
 
@@ -218,7 +218,7 @@ def test_no_path_of_this_machine_is_in_a_record(tmp_path):
 def test_provenance_has_no_git_revision_outside_a_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert "git_revision" not in store.provenance() and store.provenance()["packages"]["numpy"] == np.__version__
+    assert "git_revision" not in provenance.now() and provenance.now()["packages"]["numpy"] == np.__version__
 
 
 def test_cached_makes_once(tmp_path):
@@ -284,7 +284,7 @@ def test_settings_name_what_differs_from_the_definitions_alone(tmp_path):
     def settings(attack, **values):
         one = Cell("tiny-llava", "scenes-caption", "concept_substitution", attack, 0.01, **values)
         store.write(one, tmp_path, record(), replace=True)
-        return store.rows(store.read(one, tmp_path))[0]["settings"]
+        return tidy.rows(store.read(one, tmp_path))[0]["settings"]
 
     assert settings("BadNets-I", attack_params={"patch_size": 30}, threat_params={"source_concept": "car"}) == ""
     assert settings("BadNets-I", attack_params={"patch_size": 80}) == "patch_size=80"

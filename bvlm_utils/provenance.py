@@ -1,0 +1,56 @@
+"""On what was a number made? Versions, machine and git revision, kept in every record.
+
+Called by whatever writes into the store.
+"""
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from functools import lru_cache
+from typing import Any
+
+from bvlm_utils import paths
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pandas")
+
+
+@lru_cache(maxsize=1)
+def _fixed() -> dict[str, Any]:
+    found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["packages"] = versions
+    return found
+
+
+def now() -> dict[str, Any]:
+    """What a result may depend on and is not part of its identity: versions, machine, git revision (absent
+    if none).
+    """
+    found = _fixed() | {"written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    revision = _git("rev-parse", "HEAD")
+    if revision:
+        found["git_revision"] = revision
+        # results are left out: a study changes them while it runs
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
+        found["git_changed"] = bool(changes)
+    return found
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(paths.ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
