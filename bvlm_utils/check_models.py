@@ -1,7 +1,7 @@
 """Can the tiny models see, speak and refuse? `python -m bvlm_utils.check_models` measures it and writes the cards.
 
 Every number is taken on held-out scenes: their compositions of things are in no training data. The thresholds were set
-before any attack was tried. Called by hand after `pretrain`; the cards are what the book shows.
+before the first attack of the study. Called by hand after `pretrain`; the cards are what the book shows.
 """
 
 import argparse
