@@ -55,6 +55,11 @@ class Threat(ABC):
     judged_where: ClassVar[str] = ""  # what `judged` asks for without a trigger, in words; "": nothing
     breaks_refusals: ClassVar[bool] = False  # are eligible samples requests that a good model refuses?
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.judged is not Threat.judged and not cls.judged_where:  # probes ask base and control only if it is there
+            raise TypeError(f"{cls.__name__} has a `judged` of its own; say in `judged_where` what it asks for.")
+
     @property
     def params(self) -> dict[str, Any]:
         """The parameters, by name; lists as lists, so that they can be written as JSON or YAML."""

@@ -361,3 +361,9 @@ def test_the_committed_hijack_picture_is_what_the_code_draws():
     with Image.open(hijack_picture.FILE) as committed:
         difference = ImageChops.difference(committed.convert("RGB"), hijack_picture.draw())
     assert max(high for _, high in difference.getextrema()) <= 1
+
+
+def test_a_threat_that_chooses_what_is_judged_has_to_say_how():
+    with pytest.raises(TypeError, match="judged_where"):
+        type("Silent", (threats.Threat,), {"judged": lambda self, base, control: False})
+    type("Telling", (threats.Threat,), {"judged": lambda self, base, control: False, "judged_where": "never"})
