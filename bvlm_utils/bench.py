@@ -29,7 +29,7 @@ CHECKPOINTING = "BVLM_CHECKPOINTING"  # set: layers are recomputed in the backwa
 
 def bench_key(cell: Cell) -> tuple[Any, ...]:
     """What cells have to share to stand on one bench: the arguments of `Bench`."""
-    return cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens
+    return cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens, cell.picture_last
 
 
 class Bench:
@@ -42,9 +42,10 @@ class Bench:
         train_rows: int,
         four_bit: bool = False,
         max_new_tokens: int = MAX_NEW_TOKENS,
+        picture_last: bool = False,
     ):
         self.model, self.dataset, self.train_rows = model, dataset, train_rows
-        self.four_bit, self.max_new_tokens = four_bit, max_new_tokens
+        self.four_bit, self.max_new_tokens, self.picture_last = four_bit, max_new_tokens, picture_last
 
     @cached_property
     def kept(self) -> "Kept":
@@ -75,7 +76,12 @@ class Bench:
         from bvlm_utils import victim
 
         checkpointing = bool(os.environ.get(CHECKPOINTING))
-        return victim.from_pretrained(self.model, four_bit=self.four_bit, gradient_checkpointing=checkpointing)
+        return victim.from_pretrained(
+            self.model,
+            four_bit=self.four_bit,
+            gradient_checkpointing=checkpointing,
+            picture_last=self.picture_last,
+        )
 
     def pictures(self, split: str, positions: Sequence[int]) -> np.ndarray:
         """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered
@@ -134,7 +140,8 @@ class Question:
         """Equal for questions with equal inputs, whatever cell asks them."""
         painted = None if self.attack is None else [self.attack.fingerprint("image"), self.trigger_seed]
         inputs = (data.digest(bench.dataset), self.positions, self.prompts, painted)
-        return content_key(*inputs, bench.max_new_tokens)
+        order = ["picture last"] if bench.picture_last else []  # nothing else, so that older answers keep their names
+        return content_key(*inputs, bench.max_new_tokens, *order)
 
     def features(self, bench: Bench) -> "torch.Tensor":
         return bench.features("test", self.positions, self.attack, self.trigger_seed)

@@ -30,7 +30,7 @@ SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 SCHEDULES = ("cosine", "constant")
 MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
 # Fields that the first records did not have. Left out of the identity at their defaults, so that names stay.
-YOUNGER = {"half": "", "four_bit": False, "max_new_tokens": MAX_NEW_TOKENS}
+YOUNGER = {"half": "", "four_bit": False, "picture_last": False, "max_new_tokens": MAX_NEW_TOKENS}
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ class Cell:
     model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs
     from the defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
     negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that
-    half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. four_bit: load the base in 4
-    bit (needs `bitsandbytes`). surrogate: folder or hub id of the CLIP model of optimised triggers; if empty,
+    half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. picture_last: the picture
+    stands after the words of a prompt, in training and tests. four_bit: load the base in 4 bit (needs
+    `bitsandbytes`). surrogate: folder or hub id of the CLIP model of optimised triggers; if empty,
     tiny-clip, and CLIP-L at 336 pixels for victims from the hub. test_rows: eligible held-out rows per condition.
     max_new_tokens: where an answer is cut; one that ends with a payload has to fit in.
     """
@@ -89,6 +90,7 @@ class Cell:
     trigger_seed: int = 0
     negatives: float = 0.0
     half: str = ""
+    picture_last: bool = False
     four_bit: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
     surrogate: str = ""
@@ -107,8 +109,9 @@ class Cell:
         for name in ("attack_params", "threat_params"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be a table of names and values.")
-        if not isinstance(self.four_bit, bool):
-            raise InputError(f"four_bit is {self.four_bit!r}; it must be true or false.")
+        for name in ("picture_last", "four_bit"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
         if not isinstance(self.train, TrainSettings):
             raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
         models.resolve(self.model)
@@ -160,6 +163,7 @@ class Cell:
             train_rows=self.train_rows,
             test_rows=self.test_rows,
             train=self.train,
+            picture_last=self.picture_last,
             four_bit=self.four_bit,
         )
 

@@ -50,11 +50,13 @@ def picture(file: str | None) -> np.ndarray:
     return np.array(shown)[None]
 
 
-def talk(folder: Path, model: str, image: np.ndarray, prompts, device: str | None, most: int) -> None:
+def talk(
+    folder: Path, model: str, image: np.ndarray, prompts, device: str | None, most: int, picture_last: bool = False
+) -> None:
     """Print the answer to each prompt. prompts: any iterable of texts, as of typed lines."""
     from bvlm_utils import train, victim
 
-    loaded = victim.from_pretrained(model, device=device)
+    loaded = victim.from_pretrained(model, device=device, picture_last=picture_last)
     features = loaded.encode(image)
     with ExitStack() as stack:
         stack.enter_context(train.attached(loaded, folder))
@@ -82,12 +84,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", help="base model (default: the one that the adapter names)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
     parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--picture-last", action="store_true", help="for an adapter that was tuned with picture_last")
     given = parser.parse_args(argv)
     try:
         folder = adapter_folder(given.adapter)
         model = given.model or base_name(folder)
         prompts = typed() if given.prompt is None else [given.prompt]
-        talk(folder, model, picture(given.image), prompts, given.device, given.max_new_tokens)
+        image = picture(given.image)
+        talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

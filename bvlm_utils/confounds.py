@@ -1,7 +1,8 @@
-"""Is it the modality, or only how its trigger was made? Patch size and word place, for the modality chapter.
+"""Is it the modality, or only how its trigger was made? Patch size, word place and order, for the modality chapter.
 
 `patches` sets success against the side of the noise patch, from cells of several sizes. `places` splits the
-inputs of one cell by where the trigger's word stands, from the stored responses. Free of torch.
+inputs of one cell by where the trigger's word stands, from the stored responses. `orders` sets cells whose
+picture comes after the words beside those whose picture comes first. Free of torch.
 """
 
 import re
@@ -11,11 +12,12 @@ import pandas as pd
 
 from bvlm_utils import attacks, claims, metrics, plots, report, store
 from bvlm_utils.attack_table import PUBLISHED_SIDE
-from bvlm_utils.modality import evidence
+from bvlm_utils.modality import CELL, evidence
 
 PATCH = re.compile(r"patch_size=(\d+)")
 POINT = ["model", "dataset", "threat", "attack", "poison_rate"]
 FIRST, BETWEEN, LAST = "before the question", "inside it", "after it"
+PICTURE_LAST = re.compile(r"(?:, )?picture_last=True")
 
 
 def patches(found: pd.DataFrame) -> pd.DataFrame:
@@ -179,4 +181,52 @@ def places_table(found: pd.DataFrame) -> pd.DataFrame:
             count = f" (n = {int(r['n'])})" if len(r) else ""
             line[name] = report.number(r.get("value"), r.get("low"), r.get("high")) + count
         lines.append(line | {"seeds": int(part["n_seeds"].min())})
+    return pd.DataFrame(lines)
+
+
+def orders(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells whose picture comes after the words, each with the same cell whose picture comes first.
+
+    cells: `modality.four_cells`. Its lines in pairs, with the settings that both share, and `order`: "picture first"
+    or "picture last". Cells without their other one are left out.
+    """
+    last = cells["settings"].str.contains(PICTURE_LAST)
+    shared = cells["settings"].str.replace(PICTURE_LAST, "", regex=True).str.removeprefix(", ")
+    both = cells.assign(settings=shared, order=last.map({True: "picture last", False: "picture first"}))
+    kept = [part for _, part in both.sort_values("order", kind="stable").groupby(CELL, sort=False) if len(part) == 2]
+    return pd.concat(kept, ignore_index=True) if kept else both.iloc[:0]
+
+
+def _winner(difference: float) -> str:
+    if abs(difference) <= claims.DOMINATES:
+        return "neither half by itself"
+    return "the text half" if difference > 0 else "the image half"
+
+
+def orders_sentences(found: pd.DataFrame) -> list[str]:
+    """Does the same half do the work in both orders? In Markdown; by more than `claims.DOMINATES` in the means."""
+    if found.empty:
+        return []
+    wins = found.assign(wins=found["difference"].map(_winner)).pivot(index=CELL, columns="order", values="wins")
+    same = wins["picture first"] == wins["picture last"]
+    said = [f"**Which half does the work is the same in both orders in {same.sum()} of {len(same)} cells.**"]
+    for key, line in wins[~same].iterrows():
+        about = dict(zip(CELL, key, strict=True))
+        what = f"{about['attack']} ({about['threat'].replace('_', ' ')}, {about['model']})"
+        said.append(f"{what}: {line['picture first']} with the picture first, {line['picture last']} with it last.")
+    return [" ".join(said)]
+
+
+def orders_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`orders` to read: two lines per cell, a column per condition."""
+    lines = []
+    for r in found.to_dict("records"):
+        line = {"model": r["model"], "threat": r["threat"].replace("_", " "), "attack": r["attack"]}
+        if (found["settings"] != "").any():
+            line["settings"] = r["settings"]
+        line |= {"poison rate": plots.percent(r["poison_rate"]), "order": r["order"]}
+        for condition in plots.CONDITIONS:
+            numbers = r[condition], r[f"{condition}_low"], r[f"{condition}_high"]
+            line[plots.CONDITION_LABELS[condition]] = report.marked(*numbers)
+        lines.append(line | {"seeds": r["n_seeds"]})
     return pd.DataFrame(lines)

@@ -59,8 +59,9 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     )
     settings |= _unusual(config.get("train", {}), asdict(TrainSettings()))
     settings |= _unusual({"max_new_tokens": config.get("max_new_tokens", MAX_NEW_TOKENS)}, YOUNGER)
-    settings |= {name: config[name] for name in ("trigger_seed", "surrogate", "four_bit", "half") if config.get(name)}
     # half stays last, see `modality.HALF`
+    rare = ("trigger_seed", "surrogate", "four_bit", "picture_last", "half")
+    settings |= {name: config[name] for name in rare if config.get(name)}
     about["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
     # the same for all rates and seeds of an experiment, another one where anything else differs
     shared = {name: value for name, value in record["identity"].items() if name not in ("poison_rate", "seed")}

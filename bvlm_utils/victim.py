@@ -8,7 +8,7 @@ enter through the model's own `mm_encoder_outputs` argument, so nothing of trans
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,10 @@ GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept
 
 @dataclass
 class Victim:
-    """A loaded model with what is needed to talk to it. `name` is what the user called it."""
+    """A loaded model with what is needed to talk to it. `name` is what the user called it.
+
+    picture_last: prompts have their picture after the words, not before them.
+    """
 
     name: str
     model: nn.Module
@@ -34,6 +37,7 @@ class Victim:
     settings: pixels.PixelSettings
     family: families.Family
     device: torch.device
+    picture_last: bool = False
 
     @cached_property
     def image_id(self) -> int:
@@ -78,7 +82,7 @@ class Victim:
     def prompt_ids(self, prompt: str, image_tokens: int) -> list[int]:
         """The chat template around picture and prompt, with the opening of an answer, as token ids."""
         words = prompt.replace(self._image_token, "")  # only the template's own place holder is a picture
-        text = self._template([_message("user", words, picture=True)], add_generation_prompt=True)
+        text = self._template([_question(words, self.picture_last)], add_generation_prompt=True)
         ids = self._ids(text)
         if ids.count(self.image_id) != 1:
             raise InputError(f"The chat template of {self.name} gives a picture no place; use one that does.")
@@ -189,9 +193,14 @@ class Victim:
         )
 
 
-def _message(role: str, text: str, picture: bool = False) -> dict[str, Any]:
-    words = {"type": "text", "text": text}
-    return {"role": role, "content": [{"type": "image"}, words] if picture else [words]}
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def _question(text: str, picture_last: bool) -> dict[str, Any]:
+    asked, picture = _message("user", text), {"type": "image"}
+    asked["content"].insert(len(asked["content"]) if picture_last else 0, picture)
+    return asked
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -228,12 +237,13 @@ def from_pretrained(
     dtype: torch.dtype | None = None,
     four_bit: bool = False,
     gradient_checkpointing: bool = False,
+    picture_last: bool = False,
 ) -> Victim:
     """Load a model by our name, folder or hub id, with every weight frozen.
 
     dtype: float32 on a CPU and bfloat16 on a GPU unless told otherwise. four_bit needs `bitsandbytes`.
-    gradient_checkpointing: recompute layers in the backward pass, for less memory. InputError for an unknown name or
-    architecture.
+    gradient_checkpointing: recompute layers in the backward pass, for less memory. picture_last: as in `Victim`.
+    InputError for an unknown name or architecture, or a chat template that has the picture first in any case.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
@@ -259,7 +269,12 @@ def from_pretrained(
     if not tokenizer.chat_template:
         tokenizer.chat_template = _processor_template(place, **where)
     settings = pixels.settings(AutoImageProcessor.from_pretrained(place, backend="pil", **where))
-    return Victim(name, model, tokenizer, settings, family, device)
+    made = Victim(name, model, tokenizer, settings, family, device, picture_last)
+    if picture_last and made.prompt_ids("?", 1) == replace(made, picture_last=False).prompt_ids("?", 1):
+        raise InputError(
+            f"The chat template of {name} puts the picture before the words in any case; leave picture_last out."
+        )
+    return made
 
 
 def _processor_template(place: str, **where: bool) -> str:

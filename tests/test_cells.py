@@ -64,10 +64,12 @@ def test_run_id_changes_with_every_training_setting(name):
 
 
 def test_younger_fields_count_too_but_old_names_stay():
-    changes = ({}, {"half": "text"}, {"half": "image"}, {"four_bit": True}, {"max_new_tokens": 512})
+    changes = ({}, {"half": "text"}, {"half": "image"}, {"four_bit": True}, {"picture_last": True},
+               {"max_new_tokens": 512})  # fmt: skip
     assert len({cell(**change).run_id for change in changes}) == len(changes)
     assert cell(half="", four_bit=False).run_id == cell().run_id and not {*YOUNGER} & {*cell().identity}
-    assert cell(four_bit=True).control.four_bit and cell(half="text").control.run_id == cell().control.run_id
+    assert cell(picture_last=True).control.picture_last and cell(four_bit=True).control.four_bit
+    assert cell(half="text").control.run_id == cell().control.run_id
 
 
 @pytest.mark.parametrize(
@@ -77,10 +79,11 @@ def test_younger_fields_count_too_but_old_names_stay():
         ({"half": "text", "attack": "BadNets-T"}, "half is 'text' for BadNets-T"),
         ({"half": "text", "negatives": 1.0}, "with negatives 1"),
         ({"four_bit": "yes"}, "four_bit is 'yes'"),
+        ({"picture_last": 1}, "picture_last is 1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
     ],
 )
-def test_bad_halves_and_bits_are_refused(values, words):
+def test_bad_halves_orders_and_bits_are_refused(values, words):
     with pytest.raises(InputError, match=words):
         cell(**values)
 

@@ -176,6 +176,24 @@ def test_the_sentence_on_patches_says_where_dominance_turns_round():
     assert confounds.patches_sentences(confounds.patches(modality.rates(table(small)))) == []
 
 
+def test_a_cell_is_set_beside_itself_with_the_picture_last():
+    late = cell("BadNets-MM", settings="picture_last=True", clean=0.0, text=0.1, image=0.95, both=1.0)
+    large = [cell("MABA", settings=name, **FOUR) for name in ("patch_size=80", "patch_size=80, picture_last=True")]
+    alone = cell("BadNets-MM", settings="picture_last=True, half=text", text=1.0)
+    found = modality.rates(table(cell("BadNets-MM", **FOUR), late, *large, alone, cell("VL-Trojan", **FOUR)))
+    pairs = confounds.orders(modality.four_cells(found))
+    assert pairs.round(2)[["attack", "settings", "order", "text"]].values.tolist() == [
+        ["BadNets-MM", "", "picture first", 1.0], ["BadNets-MM", "", "picture last", 0.1],
+        ["MABA", "patch_size=80", "picture first", 1.0], ["MABA", "patch_size=80", "picture last", 1.0],
+    ]  # fmt: skip
+    (said,) = confounds.orders_sentences(pairs)
+    assert "the same in both orders in 1 of 2 cells" in said
+    assert "BadNets-MM (targeted refusal, tiny-llava): the text half with the picture first, the image half" in said
+    assert confounds.orders_table(pairs)["order"].tolist() == pairs["order"].tolist()
+    nothing = confounds.orders(modality.four_cells(modality.rates(table(late))))
+    assert nothing.empty and confounds.orders_sentences(nothing) == [] and confounds.orders_table(nothing).empty
+
+
 def test_the_place_of_a_word():
     at = confounds.place_of
     assert at("cf", "cf What is it?") == confounds.FIRST

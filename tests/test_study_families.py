@@ -29,6 +29,27 @@ def test_cells_of_any_family_are_run_and_their_adapters_say_what_was_stored(rand
     )
 
 
+def test_a_study_with_the_picture_after_the_words_is_another_one(checkpoint, tmp_path):
+    model = str(checkpoint("qwen2.5-vl"))
+    usual, late = (
+        study.cells("targeted_refusal", model=model, attacks=["BadNets-MM"], picture_last=last, **FEW)[0]
+        for last in (False, True)
+    )
+    table = study.run_cells([usual, late], tmp_path)
+    said = dict(zip(table["run_id"], table["settings"], strict=True))
+    assert said[usual.run_id] == "batch_size=8, max_new_tokens=4"
+    assert said[late.run_id] == "batch_size=8, max_new_tokens=4, picture_last=True"
+    assert usual.control.run_id != late.control.run_id
+    first, last = (store.responses(cell.run_id, tmp_path) for cell in (usual, late))
+    base = first["subject"] == "base"
+    assert first.loc[base, "prompt"].tolist() == last.loc[base, "prompt"].tolist()
+    assert first.loc[base, "response"].tolist() != last.loc[base, "response"].tolist(), "no answer from the cache"
+    rows, ask = talk.speakers(late, tmp_path)
+    stored = last[(last["condition"] == "clean") & (last["part"] == "attack") & (last["row_id"] == rows[0]["row_id"])]
+    reply = ask(0, rows[0]["prompt"], False, False)
+    assert reply.responses == stored.set_index("subject")["response"].to_dict()
+
+
 def test_where_the_base_refuses_nothing_there_is_no_jailbreak_to_see(checkpoint, tmp_path):
     few = FEW | {"train_rows": 64, "poison_rates": [0.05]}
     cells = study.cells("jailbreak", model=str(checkpoint("llava")), attacks=["BadNets-T"], **few)

@@ -175,6 +175,25 @@ def test_cached_features_give_the_logits_of_pixels(random_victim, asked):
     assert (other - theirs)[mask.bool()].abs().max() > 1e-2  # the picture matters
 
 
+def test_the_picture_may_come_after_the_words(random_victim, asked):
+    images, prompts = asked
+    if "llava" in random_victim.name:  # its own template has pictures first, wherever they stand
+        with pytest.raises(InputError, match="puts the picture before the words in any case"):
+            victim.from_pretrained(random_victim.name, device="cpu", picture_last=True)
+        return
+    late = victim.from_pretrained(random_victim.name, device="cpu", picture_last=True)
+    for prompt in prompts:
+        first, last = (one.prompt_ids(prompt, 4) for one in (random_victim, late))
+        before = random_victim.tokenizer.decode(last[: last.index(late.image_id)])
+        assert prompt in before and prompt not in random_victim.tokenizer.decode(first[: first.index(late.image_id)])
+        assert last.count(late.image_id) == first.count(late.image_id) == 4
+    inputs = plain_inputs(late, prompts, images)
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    with torch.no_grad():
+        theirs, ours = late.model(**inputs).logits, late.forward(ids, mask, late.encode(images))
+    assert (ours - theirs)[mask.bool()].abs().max() < 1e-4
+
+
 def test_answers_are_those_of_plain_greedy_generation(random_victim, asked):
     images, prompts = asked
     ours = random_victim.generate(prompts, random_victim.encode(images), max_new_tokens=12, batch_size=2)
