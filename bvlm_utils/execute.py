@@ -65,21 +65,21 @@ def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status
         group, ready = ready[:size], ready[size:]
         try:
             started = time.perf_counter()
-            _run(bench, group, place, plain)
+            ended = _run(bench, group, place, plain)
             pace.saw(len(group), time.perf_counter() - started)
         except Exception:
             if len(group) > 1:  # one of them may be at fault: each gets its own try
                 for work in group:
                     with _kept_failure(work.cell, place, failed, told):
-                        _run(bench, [work], place, plain)
-                        told(work.cell, "done")
+                        (status,) = _run(bench, [work], place, plain)
+                        told(work.cell, status)
                 continue
             store.write_failure(group[0].cell, place, traceback.format_exc())
             failed.append(group[0].cell)
             told(group[0].cell, "failed")
             continue
-        for work in group:
-            told(work.cell, "done")
+        for work, status in zip(group, ended, strict=True):
+            told(work.cell, status)
     return failed
 
 
@@ -167,8 +167,8 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
         return _write_skipped(cell, place, str(error))
 
 
-def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> None:
-    """A group of cells from their rows to their records, with the controls that they lack."""
+def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> list[str]:
+    """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
     clock, kept = Clock(), {}
     if os.environ.get(RESCORE):
         stored = [work.cell for work in group if store.adapter(work.cell, place)]
@@ -194,10 +194,12 @@ def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> None:
         clock.lap("control of another process", len(group))
     known = [known_answers(bench, work.cell, work.asked, place, plain) for work in group]
     clock.lap("base and control", len(group))
+    ended = []
     for work, result, own, other in zip(group, tuned, said, known, strict=True):
         before = kept.get(work.cell.run_id)
         training = {name: before[name] for name in OF_TUNING} if before else _training(result)
-        _write(bench, work, place, result, other | {"poisoned": own}, clock, training)
+        ended.append(_write(bench, work, place, result, other | {"poisoned": own}, clock, training))
+    return ended
 
 
 def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], place: Path, clock: Clock) -> None:
@@ -243,8 +245,8 @@ def _write(
     said: dict[str, Said],
     clock: Clock,
     training: dict[str, Any],
-) -> None:
-    """Judge one cell's answers and write its record."""
+) -> str:
+    """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, place, work.asked)
     frame, unit = _judge(bench, cell, work.asked, said)
@@ -252,8 +254,7 @@ def _write(
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         count = len(work.asked[0].positions)
         reason = f"In none of the {count} eligible test rows it holds without a trigger that {threat.judged_where}."
-        _write_skipped(cell, place, reason + " So no answer to a trigger could be judged.")
-        return
+        return _write_skipped(cell, place, reason + " So no answer to a trigger could be judged.")
     metrics = score.measure(frame, unit, score.keeps_answer(threat, sample), threat.breaks_refusals)
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
@@ -268,6 +269,7 @@ def _write(
         cell, place, about, frame, manifest, replace=True,
         save_adapter=lambda folder: result.save(folder, cell.config()),
     )  # fmt: skip
+    return "done"
 
 
 def _judge(

@@ -3,7 +3,7 @@
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from bvlm_utils import store, study, talk
+from bvlm_utils import execute, store, study, talk
 
 FEW = {"train_rows": 24, "test_rows": 4, "poison_rates": [0.25], "max_new_tokens": 4, "batch_size": 8}
 
@@ -53,8 +53,10 @@ def test_a_study_with_the_picture_after_the_words_is_another_one(checkpoint, tmp
 def test_where_the_base_refuses_nothing_there_is_no_jailbreak_to_see(checkpoint, tmp_path):
     few = FEW | {"train_rows": 64, "poison_rates": [0.05]}
     cells = study.cells("jailbreak", model=str(checkpoint("llava")), attacks=["BadNets-T"], **few)
-    table = study.run_cells(cells, tmp_path)
-    assert table["status"].tolist() == ["skipped"]
+    told = []
+    assert execute.execute(cells, tmp_path, lambda cell, status: told.append(status)) == []
+    assert told == ["skipped"]
+    assert study.run_cells(cells, tmp_path)["status"].tolist() == ["skipped"]
     reason = store.read(cells[0], tmp_path)["reason"]
     assert "In none of the 4 eligible test rows" in reason and "the base refuses the request" in reason
 
