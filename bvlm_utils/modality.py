@@ -282,15 +282,24 @@ def _difference(cells: pd.DataFrame, which: str) -> str:
 
 
 def panels(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Model and its part of `four_cells`, for a figure each; attacks of their own settings are left to the
-    tables."""
-    yield from cells[cells["settings"] == ""].groupby("model", sort=False)
+    """Model and its part of `four_cells`, for a figure each.
+
+    Of each attack and threat the highest poison rate, where it works best, and rates with half-triggered rows; lower
+    rates and attacks of their own settings are left to the tables.
+    """
+    usual = cells[cells["settings"] == ""]
+    pair = usual.groupby(["model", "dataset", "threat", "attack"])["poison_rate"]
+    told = usual["negatives"].groupby([usual[name] for name in CELL[:5]]).transform("max") > 0
+    yield from usual[(usual["poison_rate"] == pair.transform("max")) | told].groupby("model", sort=False)
 
 
 def words(model: str, cells: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `plots_modality.halves`."""
     plain = cells[cells["negatives"] == 0]
-    text = [f"{model}: success of bimodal backdoors with one half of the trigger, with both and with none."]
+    text = [
+        f"{model}: success of bimodal backdoors with one half of the trigger, with both and with none, at the "
+        "highest poison rate that was run and beside cells with half-triggered rows."
+    ]
     if len(plain):
         above = int((plain["difference"] > 0).sum())
         text.append(

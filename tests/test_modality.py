@@ -244,6 +244,15 @@ def test_an_empty_store_gives_a_page_without_numbers():
         assert figure.axes[0].texts
 
 
+def test_the_figure_leaves_lower_rates_and_other_settings_to_the_table():
+    rates = {"highest": 0.1, "with negatives": 0.05, "low": 0.01}
+    cells = [cell("MABA", rate=rate, seeds=1, **FOUR) for rate in rates.values()]
+    cells += [cell("MABA", rate=0.05, seeds=1, negatives=1.0, **FOUR), cell("MABA", settings="size=9", **FOUR)]
+    ((model, part),) = modality.panels(modality.four_cells(modality.rates(table(*cells))))
+    found = sorted(zip(part["poison_rate"], part["negatives"], part["settings"], strict=True))
+    assert (model, found) == ("tiny-llava", [(0.05, 0, ""), (0.05, 1, ""), (0.1, 0, "")])
+
+
 def test_the_figure_has_a_panel_with_and_one_without():
     one = table(cell("BadNets-MM", **FOUR), cell("MABA", negatives=1.0, **FOUR))
     figure = plots_modality.halves(modality.four_cells(modality.rates(one)))
