@@ -82,6 +82,13 @@ def by_kind(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def common(kinds: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """`by_kind` without the columns that say the same in every line, and a sentence that says it once."""
+    same = [name for name in ("training rows", "machine") if len(kinds) > 1 and kinds[name].nunique() == 1]
+    said = "; ".join(f"{name}: {kinds[name].iloc[0]}" for name in same)
+    return kinds.drop(columns=same), f"The same for all: {said}." if said else ""
+
+
 def _range(values: pd.Series) -> str:
     if values.isna().all():
         return "n/a"

@@ -87,7 +87,7 @@ def steps(shown: pd.DataFrame) -> Figure:
         return plots.nothing("No adapter was tuned further.")
     counts = sorted(shown["steps"].unique())
     modalities = plots._order(shown["modality"], plots.MODALITIES)
-    figure, axes = plots._figure(len(modalities), 3.4 if len(modalities) > 1 else 6.4, 3.7, sharey=True)
+    figure, axes = plots._figure(len(modalities), 3.4 if len(modalities) > 1 else 6.4, 4.2, sharey=True)
     for axis, modality in zip(axes, modalities, strict=True):
         part = shown[shown["modality"] == modality]
         control = part[part["subject"] == CONTROL].groupby("steps")["value"].max()
@@ -108,7 +108,8 @@ def steps(shown: pd.DataFrame) -> Figure:
         axis.set_ylim(-0.03, 1.03)
         axis.set_title(f"{modality} triggers")
         axis.set_xlabel("further steps on clean rows")
-        axis.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=8)
+        # below, as lines may run anywhere inside
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, fontsize=8)
     axes[0].set_ylabel(ASR)
     return figure
 

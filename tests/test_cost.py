@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 
+import pandas as pd
 import pytest
 
 from bvlm_utils import cost, paths
@@ -39,6 +40,15 @@ def test_a_kind_is_shown_with_median_and_range():
     [line] = cost.by_kind(cost.lines(RECORDS)).to_dict("records")
     assert (line["cells"], line["seconds per cell"], line["at once"]) == (2, "80 (60 to 100)", "2 (1 to 4)")
     assert (line["to train"], line["memory"], line["machine"]) == ("70", "2.0 GiB", "cpu, 1 thread")
+
+
+def test_what_all_kinds_share_is_said_once():
+    kinds = cost.by_kind(cost.lines(RECORDS))
+    alone, nothing = cost.common(kinds)
+    assert alone.equals(kinds) and nothing == ""
+    other = pd.concat([kinds, kinds.assign(model="tiny-qwen2.5-vl", **{"training rows": 60})])
+    shorter, said = cost.common(other)
+    assert said == "The same for all: machine: cpu, 1 thread." and [*kinds.columns.drop("machine")] == [*shorter]
 
 
 def test_an_older_record_without_timings_is_na_and_no_zero():
