@@ -53,7 +53,7 @@ def four_cells(found: pd.DataFrame) -> pd.DataFrame:
     interval.
 
     found: `rates`. Columns of a condition: "text", "text_low", "text_high". "difference" is text only minus
-    image only, "ratio" text only over image only, their bounds the widest that both intervals allow.
+    image only, its bounds the widest that both intervals allow.
     """
     lines = []
     whole = found[(found["modality"] == "bimodal") & (found["half"] == "")]
@@ -70,24 +70,9 @@ def four_cells(found: pd.DataFrame) -> pd.DataFrame:
         line["difference"] = line["text"] - line["image"]
         line["difference_low"] = line["text_low"] - line["image_high"]
         line["difference_high"] = line["text_high"] - line["image_low"]
-        line["ratio"] = _over(line["text"], line["image"])
-        line["ratio_low"] = _over(line["text_low"], line["image_high"])
-        line["ratio_high"] = _over(line["text_high"], line["image_low"])
         lines.append(line)
-    numbers = [c + end for c in (*plots.CONDITIONS, "difference", "ratio") for end in ("", "_low", "_high")]
+    numbers = [c + end for c in (*plots.CONDITIONS, "difference") for end in ("", "_low", "_high")]
     return pd.DataFrame(lines, columns=[*CELL, "n_seeds", "n", *numbers])
-
-
-def _over(above: float, below: float) -> float:
-    """A quotient; infinite over nothing, NaN where nothing is over nothing."""
-    return above / below if below else np.inf if above else np.nan
-
-
-def _ratio(row: Mapping[str, Any]) -> str:
-    """ "2.40 [1.90, 3.10]"; "at least 33" where the image half may do nothing at all."""
-    if np.isfinite(row["ratio_high"]):
-        return report.number(row["ratio"], row["ratio_low"], row["ratio_high"])
-    return f"at least {row['ratio_low']:.2g}" if row["ratio_low"] > 0 else "n/a"
 
 
 def named(row: Mapping[str, Any], rate: bool = True) -> str:
@@ -114,7 +99,7 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
             line[plots.CONDITION_LABELS[condition]] = report.marked(
                 r[condition], r[f"{condition}_low"], r[f"{condition}_high"]
             )
-        lines.append(line | {"text only / image only": _ratio(r), "seeds": r["n_seeds"]})
+        lines.append(line | {"seeds": r["n_seeds"]})
     return pd.DataFrame(lines)
 
 

@@ -176,21 +176,6 @@ def test_the_sentence_on_patches_says_where_dominance_turns_round():
     assert confounds.patches_sentences(confounds.patches(modality.rates(table(small)))) == []
 
 
-def test_the_ratio_of_the_halves_has_the_widest_bounds():
-    halves = {"BadNets-MM": (0.8, 0.4), "MABA": (1.0, 0.0), "VL-Trojan": (0.0, 0.0), "Dual-Key": (0.0, 0.5)}
-    cells = [cell(a, seeds=1, clean=0.0, text=t, image=i, both=1.0) for a, (t, i) in halves.items()]
-    found = modality.four_cells(modality.rates(table(*cells))).set_index("attack")
-    (low, high), (least, most) = metrics.wilson(160, 200), metrics.wilson(80, 200)
-    assert found.loc["BadNets-MM", ["ratio", "ratio_low", "ratio_high"]].tolist() == pytest.approx(
-        [2, low / most, high / least]
-    )
-    assert found.loc["MABA", "ratio"] == found.loc["MABA", "ratio_high"] == np.inf
-    said = modality.four_table(found.reset_index()).set_index("attack")["text only / image only"]
-    assert said["BadNets-MM"].startswith("2.00 [1.") and said["Dual-Key"].startswith("0.00 [0.00, 0.0")
-    assert said["MABA"] == f"at least {metrics.wilson(200, 200)[0] / metrics.wilson(0, 200)[1]:.2g}"
-    assert said["VL-Trojan"] == "n/a"
-
-
 def test_a_cell_is_set_beside_itself_with_the_picture_last():
     late = cell("BadNets-MM", settings="picture_last=True", clean=0.0, text=0.1, image=0.95, both=1.0)
     large = [cell("MABA", settings=name, **FOUR) for name in ("patch_size=80", "patch_size=80, picture_last=True")]
