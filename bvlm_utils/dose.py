@@ -29,8 +29,10 @@ PAIR = ["model", "dataset", "threat", "attack", "modality"]
 
 TOO_FEW = f"fewer than {MIN_DOSES} doses"
 NONE_BETWEEN = "no dose between floor and ceiling"
-SEPARATED = "success jumps from none to all between two doses"
-FLAT = "success does not clearly grow with the dose"
+SEPARATED = "the step from failure to success is too sharp for one best curve"
+FLAT = "the points bear no slope that is surely above zero"
+OUTSIDE = "the curve reaches 90 % only outside the doses tried"
+AGAINST = "the curve disagrees with the bracket"
 
 
 # ---------------------------------------------------------------- the points
@@ -177,7 +179,8 @@ def doses(found: pd.DataFrame, over_seeds: pd.DataFrame) -> pd.DataFrame:
 
     found, over_seeds: `cells` and `means` of the same table. Columns: `PAIR`, train_rows, smallest and
     largest dose tried, n_doses, seeds_min, seeds_max, fit, why (no curve), rows, low, high (NaN without a
-    curve, or where the curve does not reach the goal within the doses tried), below, reached (`bracket`).
+    curve, or where the curve reaches the goal outside the doses tried or against the bracket), below, reached
+    (`bracket`).
     """
     lines, by_pair = [], over_seeds.groupby(PAIR)
     for key, part in found.groupby(PAIR, sort=False):
@@ -185,10 +188,13 @@ def doses(found: pd.DataFrame, over_seeds: pd.DataFrame) -> pd.DataFrame:
         curve, why = fit(part)
         smallest, largest = int(part["n_poisoned"].min()), int(part["n_poisoned"].max())
         rows, low, high = curve.dose() if curve else (np.nan, np.nan, np.nan)
-        if curve and not smallest <= rows <= largest:
-            why = f"the curve reaches {plots.percent(GOAL)} only outside the doses tried"
-            rows, low, high = np.nan, np.nan, np.nan
         below, reached = bracket(of_pair)
+        if curve and not smallest <= rows <= largest:
+            why = OUTSIDE
+        elif curve and (below or 0) < (reached or np.inf) and not (below or 0) <= rows <= (reached or np.inf):
+            why = AGAINST  # the points have another shape than the curve, so believe the points
+        if why:
+            rows, low, high = np.nan, np.nan, np.nan
         lines.append(dict(zip(PAIR, key, strict=True)) | {
             "train_rows": int(part["train_rows"].iloc[0]), "smallest": smallest, "largest": largest,
             "n_doses": len(of_pair), "seeds_min": int(of_pair["n_seeds"].min()),
@@ -224,7 +230,14 @@ def dose_table(found: pd.DataFrame) -> pd.DataFrame:
 def _rows(row: Mapping[str, Any]) -> str:
     if row["why"]:
         return f"n/a: {row['why']}"
-    return f"{row['rows']:.0f} [{row['low']:.0f}, {row['high']:.0f}], {_share(row)} of the rows"
+    return f"{_interval(row)}, {_share(row)} of the rows"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    """ "347 [130, over 600]": a bound beyond the doses tried says no more than that."""
+    low = f"{row['low']:.0f}" if row["low"] >= row["smallest"] else f"under {row['smallest']}"
+    high = f"{row['high']:.0f}" if row["high"] <= row["largest"] else f"over {row['largest']}"
+    return f"{row['rows']:.0f} [{low}, {high}]"
 
 
 def _share(row: Mapping[str, Any]) -> str:
@@ -289,7 +302,10 @@ def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
             f"to {_named(sure.loc[sure['rows'].idxmax()])} poisoned rows.**"
         )
     else:
-        said.append("So no dose can be told yet; the tables give what the doses tried leave open.")
+        said.append(
+            f"No curve has {MIN_SEEDS} seeds at every dose, so none supports a verdict; the tables give what the doses "
+            "tried leave open."
+        )
     top = over_seeds[over_seeds["n_poisoned"] == over_seeds["n_poisoned"].max()]
     counts = top["mark"].value_counts()
     said.append(
@@ -303,10 +319,7 @@ def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
 
 def _named(row: pd.Series) -> str:
     threat = row["threat"].replace("_", " ")
-    return (
-        f"{row['rows']:.0f} [{row['low']:.0f}, {row['high']:.0f}] ({_share(row)} of the training rows; "
-        f"{row['attack']}, {threat}, {row['model']})"
-    )
+    return f"{_interval(row)} ({_share(row)} of the training rows; {row['attack']}, {threat}, {row['model']})"
 
 
 def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
@@ -316,7 +329,7 @@ def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
     text = [f"{name.capitalize()}, {model}: success with the full trigger against the number of poisoned rows."]
     if len(curves):
         given = "; ".join(
-            f"{r['attack']} {r['rows']:.0f} [{r['low']:.0f}, {r['high']:.0f}]"
+            f"{r['attack']} {_interval(r)}"
             + (f" (fewer than {MIN_SEEDS} seeds at some dose)" if r["seeds_min"] < MIN_SEEDS else "")
             for _, r in curves.iterrows()
         )

@@ -121,6 +121,19 @@ def test_a_dose_outside_those_tried_is_not_told():
     assert table["bracket, in rows"].item() == "more than 60"
 
 
+def test_a_curve_that_disagrees_with_its_own_points_is_not_read():
+    early = {6: 0.0, 12: 0.0, 30: 0.0, 60: 0.2, 120: 0.91, 300: 0.91, 600: 0.91}
+    lines = found(tidy(lambda rows, seed: early[rows]))[0]
+    assert lines["why"].item() == dose.AGAINST and lines["rows"].isna().all()
+    assert dose.dose_table(lines)["bracket, in rows"].item() == "more than 60, at most 120"
+
+
+def test_an_interval_says_nothing_beyond_the_doses_tried():
+    line = {"rows": 347.0, "low": 130.0, "high": 929.0, "smallest": 6, "largest": 600}
+    assert dose._interval(line) == "347 [130, over 600]"
+    assert dose._interval(line | {"smallest": 200, "high": 599.0}) == "347 [under 200, 599]"
+
+
 def test_cells_that_are_other_experiments_stay_out():
     plain = tidy(lambda rows, seed: curve(rows))
     other = [
@@ -154,7 +167,7 @@ def test_single_seeds_are_drawn_open_and_said_to_support_nothing():
     axis = plots_dose.curves(cells, means, {"BadNets-T": lines["fit"].iloc[0]}).axes[0]
     assert "white" in [line.get_markerfacecolor() for line in axis.lines]
     said = " ".join(dose.sentences(lines, means))
-    assert "No pair has 3 seeds at any dose yet" in said and "no dose can be told" in said
+    assert "No pair has 3 seeds at any dose yet" in said and "none supports a verdict" in said
     lines, means, cells = found(tidy(lambda rows, seed: curve(rows)))
     axis = plots_dose.curves(cells, means, {"BadNets-T": lines["fit"].iloc[0]}).axes[0]
     assert "white" not in [line.get_markerfacecolor() for line in axis.lines]
