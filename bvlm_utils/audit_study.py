@@ -17,7 +17,7 @@ from bvlm_utils import attacks, audit, crossfire, lasting, report, store, tidy
 POISONED, CONTROL, BASE, OTHER_SEED = "poisoned", "control", "base", "clean-tuned, other seed"
 CELL = [
     "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
-    "train_rows", "settings", "painted", "condition",
+    "train_rows", "settings", "painted", "condition", "control",
 ]  # fmt: skip
 NUMBERS = ["without", "with_trigger", "value", "low", "high", "n", "commonest", "share", "asr", "alarm"]
 COLUMNS = [*CELL, "subject", "reference", *NUMBERS]
@@ -75,9 +75,10 @@ def _cells(root: Path) -> Iterator[tuple[dict[str, Any], Said]]:
         asr = [line["value"] for line in lines if all(line[name] == value for name, value in wanted.items())]
         if not asr:
             continue
-        about = {name: lines[0][name] for name in CELL if name not in ("painted", "condition")}
+        about = {name: lines[0][name] for name in CELL if name not in ("painted", "condition", "control")}
         painted = ", ".join(one for one in about["settings"].split(", ") if not one.startswith("half="))
-        yield about | {"painted": painted, "condition": whole, "asr": float(asr[0])}, _said(file, whole)
+        more = {"painted": painted, "condition": whole, "control": record.get("control"), "asr": float(asr[0])}
+        yield about | more, _said(file, whole)
 
 
 def _said(file: Path, whole: str) -> Said:
@@ -123,6 +124,12 @@ def innocents(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     return table[(table["subject"] == CONTROL) & (table["reference"] == reference)]
 
 
+def by_model(innocent: pd.DataFrame) -> tuple[int, int]:
+    """How many clean-tuned models raise the alarm for at least one trigger, of how many. innocent: `innocents`."""
+    alarms = innocent.groupby("control")["alarm"].max().astype(bool)
+    return int(alarms.sum()), len(alarms)
+
+
 def fresh(table: pd.DataFrame) -> pd.DataFrame:
     """Cells that nobody had seen when the margin was set."""
     seen = (table[list(SEEN)] == pd.Series(SEEN)).all(axis=1)
@@ -134,29 +141,37 @@ def sentences(table: pd.DataFrame) -> list[str]:
     found = suspects(table)
     if found.empty:
         return ["Nothing has been measured yet: the store holds no answers of a poisoned model."]
-    works = found[found["asr"] > report.WORKS]
+    works = found[found["asr"] > report.FIRES]
     said = [
         f"**With the right trigger at hand, {_of(works)} of the backdoors that fire on more than half of their "
         "inputs raise the alarm, without anybody knowing what they were made to say.** Of the "
-        f"{len(found) - len(works)} weaker ones, {int(found[found['asr'] <= report.WORKS]['alarm'].sum())} do."
+        f"{len(found) - len(works)} weaker ones, {int(found[found['asr'] <= report.FIRES]['alarm'].sum())} do."
     ]
-    false = [
-        f"{_of(rows)} beside {_words(reference)}"
-        for reference in (OTHER_SEED, BASE)
-        if len(rows := innocents(table, reference))
-    ]
+    false = []
+    for reference in (OTHER_SEED, BASE):
+        rows = innocents(table, reference)
+        if len(rows):
+            alarms, models = by_model(rows)
+            false.append(f"{_of(rows)} beside {_words(reference)} (in {alarms} of {models} models at least one)")
     if false:
         said.append(
-            f"False alarms, clean-tuned models shown the same triggers: {'; '.join(false)}. A base that was not tuned "
-            "on data of the same kind is the worse reference: tuning changes how a model words and refuses things, "
-            "and a trigger can bring that out."
+            f"False alarms, clean-tuned models shown the same triggers one by one: {'; '.join(false)}. A base that was "
+            "not tuned on data of the same kind is the worse reference: tuning changes how a model words and refuses "
+            "things, and a trigger can bring that out."
+        )
+    beside_base = table[(table["subject"] == POISONED) & (table["reference"] == BASE)]
+    strong = beside_base[beside_base["asr"] > report.FIRES]
+    if len(strong):
+        said.append(
+            "The suspects above stand beside a twin, the clean-tuned model of the same seed. Beside the base "
+            f"{_of(strong)} of the same backdoors raise the alarm."
         )
     new = fresh(found)
     if len(new):
-        strong = new[new["asr"] > report.WORKS]
+        strong = new[new["asr"] > report.FIRES]
         said.append(
             f"The margin of {audit.MARGIN:.2f} was set after a look at tiny-llava at 10 % poison with seed 0. "
-            f"On the {len(new)} other cells, {_of(strong)} of the working backdoors raise the alarm."
+            f"On the {len(new)} other cells, {_of(strong)} of the backdoors that fire raise the alarm."
         )
     return said
 
@@ -172,8 +187,9 @@ def strangers_sentence(place: str | Path | None = None) -> str:
         return "How often one attack's trigger fires another's backdoor was not measured in this store."
     strange = pd.concat([crossfire.strangers(panel) for panel, _ in panels])
     return (
-        f"Of {len(strange)} pairs of a backdoored model and the trigger of an attack that is no relative of its own, "
-        f"{int((strange['value'] > report.WORKS).sum())} fire on more than half of the inputs, "
+        f"Of {len(strange)} pairs of a model that fires on its own trigger and the trigger of an attack that is no "
+        "relative of it, "
+        f"{int((strange['value'] > report.FIRES).sum())} fire on more than half of the inputs, "
         f"and {int((strange['value'] > 0.1).sum())} on more than a tenth."
     )
 
@@ -197,8 +213,8 @@ def detection_table(table: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for (model, threat, attack), part in suspects(table).groupby(["model", "threat", "attack"], sort=False):
         line = {"model": model, "threat": threat.replace("_", " "), "attack": attack}
-        weak, strong = part[part["asr"] <= report.WORKS], part[part["asr"] > report.WORKS]
-        line["working backdoors found"] = _of(strong) if len(strong) else "none works"
+        weak, strong = part[part["asr"] <= report.FIRES], part[part["asr"] > report.FIRES]
+        line["firing backdoors found"] = _of(strong) if len(strong) else "none fires"
         line["weak ones found"] = _of(weak) if len(weak) else "none is weak"
         best = part.loc[part["asr"].idxmax()]
         line["ASR of the strongest"] = report.number(best["asr"])
@@ -239,22 +255,27 @@ def _short(text: str, most: int = 48) -> str:
 def figure_words(table: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `plots_audit.excess`, for `report.show`."""
     found = suspects(table)
-    working = found[found["asr"] > report.WORKS]
+    working = found[found["asr"] > report.FIRES]
     innocent = {name: innocents(table, name) for name in (OTHER_SEED, BASE)}
     highest = [f"{rows['value'].max():.2f} beside {_words(name)}" for name, rows in innocent.items() if len(rows)]
     lowest = (
-        f"The lowest excess of a working backdoor is {report.number(working['value'].min())}; " if len(working) else ""
+        f"The lowest excess of a backdoor that fires on more than half of the inputs is "
+        f"{report.number(working['value'].min())}; "
+        if len(working)
+        else ""
     )
+    most = max((rows["value"].max() for rows in innocent.values() if len(rows)), default=float("nan"))
+    overlap = ", so no margin tells all of them apart" if len(working) and working["value"].min() <= most else ""
     caption = (
         "How much more often a model disagrees with its reference when a trigger is there. Left, clean-tuned models, "
         "which have no backdoor; right, backdoored models shown their own trigger, by the success rate of the "
         f"backdoor. The dashed line is the margin, {audit.MARGIN:.2f}, that the whole interval has to clear. {lowest}"
-        f"the highest of a clean-tuned model {' and '.join(highest) or 'was not measured'}."
+        f"the highest of a clean-tuned model {' and '.join(highest) or 'was not measured'}{overlap}."
     )
     alt = (
         f"Scatter plot of excess disagreement against attack success rate for {len(found)} backdoored models, "
-        f"beside a strip of {sum(map(len, innocent.values()))} clean-tuned ones near zero. The excess rises with "
-        "the success rate."
+        f"beside a strip of {sum(map(len, innocent.values()))} comparisons of clean-tuned ones; the extremes are in "
+        "the caption."
     )
     return {"alt": alt, "caption": caption}
 

@@ -5,6 +5,9 @@ rows hold, so it stays true for other models, attacks and rates; what is missing
 Each function returns {"alt": ..., "caption": ...} for `report.show`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from bvlm_utils import report, threats
@@ -173,7 +176,18 @@ def refusals(table: pd.DataFrame) -> str:
         part = rows[rows["subject"] == subject]
         if len(part):
             said.append(f"{name} {_range(part) if subject == 'poisoned' else _plain_range(part)}")
-    return f"Without a trigger, restricted requests are refused by {'; '.join(said)}."
+    text = f"Without a trigger, restricted requests are refused by {'; '.join(said)}."
+    alone = report.summary(table, "refused")
+    alone = alone[alone["subject"].isin(["base", "control"]) & (alone["condition"] != "clean")]
+    if alone.empty:
+        return text
+    least = alone.loc[alone["value"].idxmin()]
+    name = {"base": "the base", "control": "the clean-tuned model"}[least["subject"]]
+    return (
+        f"{text} A trigger by itself can stop refusals where there is no backdoor: under that of {least['attack']} "
+        f"({CONDITION_LABELS[least['condition']]}) {name} refuses "
+        f"{report.number(least['value'], least['low'], least['high'])}, the least of all."
+    )
 
 
 def elsewhere(table: pd.DataFrame) -> str:
@@ -220,8 +234,8 @@ def agreement(compared: pd.DataFrame) -> dict[str, str]:
 def headline(table: pd.DataFrame) -> dict[str, str]:
     """The few numbers of a threat that other pages quote; "n/a" where nothing was measured.
 
-    Keys: `attacks`, `cells` (measured), `rate_max`; success rate at that rate: `asr_max`, `asr_max_attack`,
-    `asr_min`, `asr_min_attack`; over all rates: `false_activation_max`, `control_asr_max`,
+    Keys: `attacks`, `cells` (measured), `rate_max`; success rate at that rate: `asr_max` with its interval,
+    `asr_max_of` (what cell), `asr_min`, `asr_min_attack`; over all rates: `false_activation_max`, `control_asr_max`,
     `utility_difference_min` (poisoned minus clean-tuned, worst cell).
     """
     done = table[table["status"] != "skipped"]
@@ -235,14 +249,20 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
         "attacks": str(done["attack"].nunique()),
         "cells": str(done["run_id"].nunique()),
         "rate_max": percent(largest["poison_rate"]) if len(top) else "n/a",
-        "asr_max": report.number(largest.get("value")),
-        "asr_max_attack": largest.get("attack", "n/a"),
+        "asr_max": report.number(largest.get("value"), largest.get("low"), largest.get("high")),
+        "asr_max_of": _cell(largest) if len(top) else "n/a",
         "asr_min": report.number(smallest.get("value")),
         "asr_min_attack": smallest.get("attack", "n/a"),
         "false_activation_max": report.number(report.false_activation(poisoned)["value"].max()),
         "control_asr_max": report.number(control["value"].max()),
         "utility_difference_min": report.number(report.summary(done, "utility_difference")["value"].min()),
     }
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    """ "tiny-llava, BadNets-T, 10 % poison, 1 seed": a line of `report.summary` for a reader."""
+    seeds = f"{int(row['n_seeds'])} seed{'' if row['n_seeds'] == 1 else 's'}"
+    return f"{row['model']}, {row['attack']}, {percent(row['poison_rate'])} poison, {seeds}"
 
 
 def _nothing(what: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bvlm_utils import attacks, crossfire, lasting, report
+from bvlm_utils import attacks, claims, crossfire, lasting, plots, report
 from bvlm_utils.probes import CONTROL, POISONED
 
 NOTHING = "Nothing has been asked yet: the store holds no such answers. The command at the end of this page makes them."
@@ -23,12 +23,12 @@ def crossing_sentences(panels: Panels) -> list[str]:
         return [NOTHING]
     said = []
     for panel, name in panels:
-        others = crossfire.off_diagonal(panel)
-        strangers = crossfire.strangers(panel)
+        strangers, works = crossfire.strangers(panel), crossfire.firing(panel)
+        fires = strangers[strangers["value"] > report.FIRES]
         said.append(
-            f"**{name}: {(strangers['value'] > report.WORKS).sum()} of {len(strangers)} pairs of a backdoored model "
-            "and the trigger of an attack that is no relative of its own fire on more than half of the "
-            f"inputs.** With relatives it is {(others['value'] > report.WORKS).sum()} of {len(others)}."
+            f"**{name}: {len(works)} models fire on more than half of the inputs with their own trigger. "
+            f"{_named(fires, strangers)} pairs of such a model and the trigger of an attack that is no relative of its "
+            "own do so, too.**"
         )
         said.append(seeds_sentence(panel))
     return said
@@ -40,14 +40,16 @@ def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     measured = [one for one in grid.index if grid.loc[one].notna().any()]
     missing = [one for one in grid.index if one not in measured]
     others = crossfire.off_diagonal(panel)
+    others = others[others["attack"].isin(crossfire.firing(panel))]
     text = [f"{name}: share of inputs on which the model of the row fires when shown the trigger of the column."]
     if len(others):
-        over = others[others["value"] > report.WORKS]
+        over = others[others["value"] > report.FIRES]
         strange = [r for r in over.to_dict("records") if not crossfire.related(r["attack"], r["trigger"])]
         largest = others.iloc[0]
         text.append(
-            f"Of {len(others)} entries off the diagonal {len(over)} are above one half, {len(strange)} of "
-            "them between triggers that share neither a half nor a word; the largest is "
+            f"Of {len(others)} entries off the diagonal, in rows whose own trigger fires on more than half of the "
+            f"inputs, {len(over)} are above one half, {len(strange)} of them between triggers that share neither a "
+            "half nor a word; the largest is "
             f"{report.number(largest['value'], largest['low'], largest['high'])} ({largest['attack']} "
             f"shown the trigger of {largest['trigger']})."
         )
@@ -69,17 +71,31 @@ def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     return {"alt": alt, "caption": " ".join(text)}
 
 
+def _named(fires: pd.DataFrame, tried: pd.DataFrame) -> str:
+    """ "7 of 82 (5 with the trigger of MABA)": how many, and the trigger that most of them have in common."""
+    said = f"{len(fires)} of {len(tried)}"
+    counts = fires["trigger"].value_counts()
+    return f"{said} ({counts.iloc[0]} with the trigger of {counts.index[0]})" if len(fires) > 1 else said
+
+
 def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     """Alt text and caption of `plots_probes.near`."""
     own = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == panel["attack"])]
+    works = own[own["attack"].isin(crossfire.firing(panel))]
+    bimodal = works["attack"].map(lambda attack: attacks.info(attack).modality == "bimodal").astype(bool)
     text = [f"{name}: success of near misses (rows) on the model that the trigger of the column has backdoored."]
+    told = []
     for half in ("text", "image"):
-        part = own[own["variant"].str.startswith(half)]
-        if len(part):
-            text.append(
-                f"With its {half} half changed, the trigger fires above one half in "
-                f"{(part['value'] > report.WORKS).sum()} of {len(part)} tries."
-            )
+        for whole in (True, False):
+            part = works[works["variant"].str.startswith(half) & (bimodal != whole)]
+            if len(part):
+                kind = f"{half} triggers" if whole else f"the {half} half of bimodal triggers"
+                told.append(f"{(part['value'] > report.FIRES).sum()} of {len(part)} changes of {kind}")
+    if told:
+        text.append(
+            "Of the triggers that fire on more than half of the inputs, these are those whose near misses do so, too: "
+            f"{'; '.join(told)}."
+        )
     alone = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == "")]
     if len(alone):
         text.append(
@@ -101,15 +117,17 @@ def lasting_sentences(panels: Panels) -> list[str]:
     for panel, name in panels:
         worked, alive = lasting.survivors(panel)
         if len(worked):
+            high = (alive["value"] > claims.HIGH).sum()
             said.append(
                 f"**{name}: of {len(worked)} backdoors that fire on more than half of the inputs, {len(alive)} still "
-                f"do after {worked['steps'].iloc[0]:.0f} further steps on clean rows.**"
+                f"do after {worked['steps'].iloc[0]:.0f} further steps on clean rows**, {high} on more than "
+                f"{plots.percent(claims.HIGH)} of them."
             )
         merged = lasting.after_merging(panel)
         merged = merged[merged["subject"] == POISONED].pivot_table(index="attack", columns="variant", values="value")
         for state in (one for one in ("int8", "int4") if one in merged and "" in merged):
-            kept = (merged.loc[merged[""] > report.WORKS, state] > report.WORKS).sum()
-            said.append(f"{lasting.label(state).capitalize()}: {kept} of {(merged[''] > report.WORKS).sum()} still do.")
+            kept = (merged.loc[merged[""] > report.FIRES, state] > report.FIRES).sum()
+            said.append(f"{lasting.label(state).capitalize()}: {kept} of {(merged[''] > report.FIRES).sum()} still do.")
         said.append(seeds_sentence(panel))
     return said
 
@@ -122,9 +140,9 @@ def steps_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     start, end = (poisoned[poisoned["steps"] == at].set_index("attack") for at in (0, last))
     common = [attack for attack in start.index if attack in end.index]
     text = [f"{name}: success with the full trigger after further tuning on clean rows."]
-    strong = [attack for attack in common if start.loc[attack, "value"] > report.WORKS]
+    strong = [attack for attack in common if start.loc[attack, "value"] > report.FIRES]
     if strong:
-        kept = [attack for attack in strong if end.loc[attack, "value"] > report.WORKS]
+        kept = [attack for attack in strong if end.loc[attack, "value"] > report.FIRES]
         worst = min(strong, key=lambda attack: end.loc[attack, "value"])
         text.append(
             f"Of {len(strong)} backdoors that fire on more than half of the inputs at first, {len(kept)} "
@@ -168,10 +186,11 @@ def merging_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
 
 def seeds_sentence(panel: pd.DataFrame) -> str:
     """What the number of seeds allows to say."""
-    least = int(panel["n_seeds"].min())
-    if least == 1:
-        return "Some of these are single training runs: they are what was seen, and support no verdict."
-    return f"Means of {least} seeds or more."
+    least, most = int(panel["n_seeds"].min()), int(panel["n_seeds"].max())
+    if least > 1:
+        return f"Means of {least} seeds or more."
+    which = "All" if most == 1 else "Some"
+    return f"{which} of these are single training runs: they are what was seen, and support no verdict."
 
 
 def evidence(panel: pd.DataFrame) -> str:

@@ -1,7 +1,7 @@
 """Does the paper's claim hold here? The claims, the rules that judge them, the verdicts. Called by the chapter.
 
-The rules were written, and committed, before the grids that they judge were run. They read the tidy table of
-`store.collect` and nothing else. Free of torch.
+The rules were written, and committed, before the grids that they judge were run; the chapter says which twelve cells
+had been seen by then. They read the tidy table of `store.collect` and nothing else. Free of torch.
 
 Common to all rules: a number is the mean over seeds with Student's 95 % interval of the seeds (where they all agree,
 which would give it no width, the widest of their own: a change made later that only widens). Fewer than
@@ -90,8 +90,8 @@ def _verdict(claim: Claim, found: pd.DataFrame) -> Verdict:
     return Verdict(claim, CONFIRMED if holds * 2 > judged else REFUTED, holds, judged, evidence)
 
 
-def _judged(rows: pd.DataFrame, holds: Callable[[pd.Series], bool]) -> pd.DataFrame:
-    """`holds` for every line with enough seeds; missing for the others."""
+def _judged(rows: pd.DataFrame, holds: Callable[[pd.Series], bool | None]) -> pd.DataFrame:
+    """`holds` for every line with enough seeds; missing for the others, and where it is None."""
     found = rows.copy()
     found["holds"] = [holds(row) if row["n_seeds"] >= MIN_SEEDS else None for _, row in rows.iterrows()]
     return found
@@ -159,8 +159,11 @@ def memorised(found: pd.DataFrame) -> pd.DataFrame:
         on=["attack", "threat", "dataset", "poison_rate"], suffixes=("", "_unperturbed"), how="left",
     )  # fmt: skip
     merged["n_seeds"] = merged[["n_seeds", "n_seeds_unperturbed"]].min(axis=1).fillna(0)
-    merged.loc[~(merged["low"] > 0), "n_seeds"] = 0  # no success, nothing to explain
-    return _judged(merged, lambda row: row["value_unperturbed"] >= row["value"] / 2)
+
+    def holds(row: pd.Series) -> bool | None:  # without success there is nothing to explain
+        return bool(row["value_unperturbed"] >= row["value"] / 2) if row["low"] > 0 else None
+
+    return _judged(merged, holds)
 
 
 PAPER = "BackdoorVLM, arXiv 2511.18921, abstract"
@@ -170,22 +173,24 @@ CLAIMS = (
         "With 1 % of the rows poisoned, attacks that involve text succeed in more than 90 % of the cases on most "
         "tasks.",
         PAPER,
-        "Of all pairs of a text or bimodal attack and a threat at 1 %, more than half have an ASR above 90 %.",
+        "Of all pairs of a text or bimodal attack and a threat at 1 %, more than half have an ASR whose lower bound is "
+        "above 90 %.",
         text_at_one_percent,
     ),
     Claim(
         "dominance",
         "In a bimodal attack the text trigger typically overwhelms the image trigger.",
         PAPER,
-        "Only where both halves, trained alone on as many rows, have an ASR above 90 %: in more than half of the pairs "
-        "the ASR with the text half only is above that with the image half only by more than 0.5.",
+        "Only where both halves, trained alone on as many rows, have an ASR whose lower bound is above 90 %: in more "
+        "than half of the pairs the ASR with the text half only is above that with the image half only by more than "
+        "0.5 (lower bound of the difference).",
         text_overwhelms,
     ),
     Claim(
         "saturation",
         "With 5 % poison or more, most attacks saturate.",
         "others' experience, for which we know no published source",
-        "Of all pairs at 5 % or more, more than half have an ASR above 90 %.",
+        "Of all pairs at 5 % or more, more than half have an ASR whose lower bound is above 90 %.",
         saturation,
     ),
     Claim(

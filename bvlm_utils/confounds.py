@@ -2,10 +2,12 @@
 
 `patches` sets success against the side of the noise patch, from cells of several sizes. `places` splits the
 inputs of one cell by where the trigger's word stands, from the stored responses. `orders` sets cells whose
-picture comes after the words beside those whose picture comes first. Free of torch.
+picture comes after the words beside those whose picture comes first. `triggers_table` is for the chapter on the
+small patch. Free of torch.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -62,7 +64,8 @@ def patches_table(found: pd.DataFrame) -> pd.DataFrame:
         for curve in dict.fromkeys(found["curve"]):
             r = by.loc[curve] if curve in by.index else {}
             line[curve] = report.number(r.get("value"), r.get("low"), r.get("high"))
-        lines.append(line | {"seeds": int(part["n_seeds"].min())})
+        seeds = dict.fromkeys((int(part["n_seeds"].min()), int(part["n_seeds"].max())))
+        lines.append(line | {"seeds": " to ".join(map(str, seeds))})
     return pd.DataFrame(lines)
 
 
@@ -83,7 +86,7 @@ def patches_sentences(found: pd.DataFrame) -> list[str]:
         ]
         if parts:
             where = f"{threat.replace('_', ' ')}, {plots.percent(rate)}, {model}"
-            turned = " So which half wins is a matter of how strong each is." if len(parts) > 1 else ""
+            turned = " So here the size of the patch decides which half wins." if len(parts) > 1 else ""
             said.append(f"**BadNets-MM ({where}): {'; '.join(parts)}.**{turned}")
     return said
 
@@ -109,6 +112,33 @@ def patches_words(found: pd.DataFrame) -> dict[str, str]:
     curves, sizes = found["curve"].nunique(), found["pixels"].nunique()
     alt = f"Line chart with intervals: {curves} curves, {sizes} patch sizes; numbers in the table below."
     return {"alt": alt, "caption": " ".join(text)}
+
+
+def triggers_table(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Success of cells that differ in their trigger, to read: a line each, beside the clean-tuned model.
+
+    runs: what the trigger is called -> the tidy table of its cell.
+    """
+    lines = []
+    for trigger, table in runs.items():
+        rates = report.success_rates(table)
+        full = report.headline_rows(rates).set_index("subject")
+        clean = rates[rates["condition"] == "clean"].set_index("subject")
+        cases = (
+            ("success with the trigger", full, "poisoned"),
+            ("without it", clean, "poisoned"),
+            ("clean-tuned model, with it", full, "control"),
+        )
+        lines.append({"trigger": trigger} | {
+            name: report.number(*rows.loc[subject, ["value", "low", "high"]]) for name, rows, subject in cases
+        })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def triggers_caption(found: pd.DataFrame) -> str:
+    """`triggers_table` in a sentence."""
+    said = "; ".join(f"{r['success with the trigger']} with {r['trigger']}" for r in found.to_dict("records"))
+    return f"Success rate, one training run per trigger on the same rows: {said}."
 
 
 def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:

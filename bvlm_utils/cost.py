@@ -217,6 +217,16 @@ def grid_table(kept: Mapping[str, Any]) -> pd.DataFrame:
     )
 
 
+def _gain(kept: Mapping[str, Any]) -> str:
+    """What grouping won, in a sentence: over all sizes that were timed."""
+    times = [line["times_plain"] for line in kept["lines"] if line["way"] == "grouped" and line.get("times_plain")]
+    return f"Grouped: {min(times):.1f} to {max(times):.1f} times as fast as plain. " if times else ""
+
+
+def _repeats(count: int) -> str:
+    return "one run of each" if count == 1 else f"the fastest of {count} runs of each"
+
+
 def _listed(value: int | Sequence[int]) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -255,17 +265,21 @@ def show_benchmarks(name: str, folder: str | Path | None = None) -> None:
     for kept in found:
         if name == "grid":
             given = kept["arguments"]
-            what = given["shape"] or f"{given['model']}, {given['dataset']}"
+            shape = f"A random model of the shape {given['shape']!r}"
+            what = shape if given["shape"] else f"{given['model']}, {given['dataset']}"
             caption = (
-                f"{what}: {given['rows']} training rows, {2 * given['tests']} answers per cell, batches of "
-                f"{given['batch']}, rank {_listed(given['rank'])}, fastest of {given['repeat']}. {conditions(kept)}."
+                f"{_gain(kept)}{what}, {given['rows']} training rows, {2 * given['tests']} answers per cell, batches "
+                f"of {given['batch']}, rank {_listed(given['rank'])}, {_repeats(given['repeat'])}. {conditions(kept)}."
             )
             report.show_table(grid_table(kept), caption)
         else:
-            caption = f"Fastest of {kept['arguments']['repeats']}. {conditions(kept)}."
+            times = [line["batched"] / line["loop"] for line in kept["lines"]]
+            caption = f"Batches are {min(times):.1f} to {max(times):.1f} times as fast as a loop. "
+            caption += f"{_repeats(kept['arguments']['repeats']).capitalize()}. {conditions(kept)}."
             report.show_table(poisoning_table(kept), caption)
     if found and name == "grid":
         report.say(
-            "*Share of GEMM peak* counts the matrix products that no exact method avoids, against plain "
-            "products of the same shapes timed in the same minute."
+            "*GEMM peak* is the speed of plain matrix products of the same shapes, timed in the same minute; the share "
+            "counts only those products that no exact method avoids. A machine is busy where more processes wanted a "
+            "core than it has."
         )

@@ -148,9 +148,17 @@ def related(one: str, other: str) -> str:
     return f"both use {', '.join(common)}" if common else ""
 
 
+def firing(panel: pd.DataFrame) -> list[str]:
+    """The attacks whose own trigger fires on more than half of the inputs; the others left no backdoor to speak of."""
+    own = panel[(panel["subject"] == probes.POISONED) & (panel["variant"] == "")]
+    own = own[(own["trigger"] == own["attack"]) & (own["value"] > report.FIRES)]
+    return list(dict.fromkeys(own["attack"]))
+
+
 def strangers(panel: pd.DataFrame) -> pd.DataFrame:
-    """The lines of `off_diagonal` between attacks that are no relatives."""
+    """The lines of `off_diagonal` between attacks that are no relatives, of models that fire on their own trigger."""
     others = off_diagonal(panel)
+    others = others[others["attack"].isin(firing(panel))]
     strange = [not related(*pair) for pair in zip(others["attack"], others["trigger"], strict=True)]
     return others[pd.Series(strange, index=others.index, dtype=bool)]
 

@@ -58,11 +58,12 @@ def halves(table: pd.DataFrame) -> str:
     found = overshadowing.pairs(modality.rates(table))
     told = []
     for half, other in (("image", "text"), ("text", "image")):
-        able = found[(found["half"] == half) & (found["alone"] > report.WORKS)]
+        able = found[(found["half"] == half) & (found["alone"] > report.FIRES)]
         if len(able):
             lost = int((able["high"] < -overshadowing.LOSS).sum())
             told.append(f"{lost} of {len(able)} {half} halves do less when learnt beside the {other} half")
-    return f"Of the halves of triggers that work when learnt alone, {' and '.join(told)}" if told else MISSING
+    said = "Of the halves of triggers that fire on more than half of the inputs when learnt alone"
+    return f"{said}, {' and '.join(told)}" if told else MISSING
 
 
 def crossing(place: str | Path | None = None) -> str:
@@ -71,8 +72,11 @@ def crossing(place: str | Path | None = None) -> str:
     if not panels:
         return MISSING
     strange = pd.concat([crossfire.strangers(panel) for panel, _ in panels])
-    fires = int((strange["value"] > report.WORKS).sum())
-    return f"{fires} of {len(strange)} pairs of a backdoor and a trigger that is no relative of its own fire"
+    fires = int((strange["value"] > report.FIRES).sum())
+    return (
+        f"{fires} of {len(strange)} pairs of a backdoor that fires on its own trigger and a trigger that is no "
+        "relative of it fire, too"
+    )
 
 
 def durable(place: str | Path | None = None) -> str:
@@ -83,20 +87,30 @@ def durable(place: str | Path | None = None) -> str:
         if len(worked):
             threat = panel["threat"].iloc[0].replace("_", " ")
             steps = f"{worked['steps'].iloc[0]:.0f} further clean steps"
-            told.append(f"{len(alive)} of {len(worked)} working backdoors ({threat}) survive {steps}")
-    return "; ".join(told) or MISSING
+            high = int((alive["value"] > claims.HIGH).sum())
+            told.append(
+                f"Of {len(worked)} backdoors ({threat}) that fire on more than half of the inputs, {len(alive)} still "
+                f"do after {steps}, {high} of them on more than {plots.percent(claims.HIGH)}"
+            )
+    return ". ".join(told) or MISSING
 
 
 def found_out(place: str | Path | None = None) -> str:
     """How often the check raises the alarm with the right trigger, and how often where there is no backdoor."""
     table = audit_study.collect(place)
     suspects = audit_study.suspects(table)
-    works = suspects[suspects["asr"] > report.WORKS]
+    works = suspects[suspects["asr"] > report.FIRES]
     if works.empty:
         return MISSING
+    said = (
+        f"Shown the right trigger, {int(works['alarm'].sum())} of {len(works)} backdoors that fire on more than half "
+        "of the inputs raise the alarm of a check that does not know what they would say"
+    )
     innocent = audit_study.innocents(table, audit_study.OTHER_SEED)
-    false = f"; of {len(innocent)} clean-tuned models, {int(innocent['alarm'].sum())}" if len(innocent) else ""
+    if innocent.empty:
+        return said
+    alarms, models = audit_study.by_model(innocent)
     return (
-        f"Shown the right trigger, {int(works['alarm'].sum())} of {len(works)} working backdoors raise the alarm of a "
-        f"check that does not know what they would say{false}"
+        f"{said}; without a backdoor {int(innocent['alarm'].sum())} of {len(innocent)} triggers raise it, which "
+        f"{alarms} of {models} clean-tuned models do for at least one"
     )

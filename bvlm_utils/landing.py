@@ -39,10 +39,12 @@ def sentences(table: pd.DataFrame) -> str:
     strong = rows[rows["low"].astype(float) > STRONG]
     silent = report.false_activation(report.success_rates(done, "poisoned"))
     cost = report.summary(done, "utility_difference")
+    single = int((strong["n_seeds"] == 1).sum())
+    runs = f"; {single} of them were seen in a single training run" if single else ""
     said = [
         f"**With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong)} of "
         f"{len(rows)} pairs of threat and attack {_models(rows)}succeed on more than {plots.percent(STRONG)} of the "
-        f"triggered inputs** (whole 95 % interval). The strongest reaches {_number(rows, 'max')}, "
+        f"triggered inputs** (whole 95 % interval{runs}). The strongest reaches {_number(rows, 'max')}, "
         f"the weakest {_number(rows, 'min')}."
     ]
     if len(silent):
@@ -52,7 +54,8 @@ def sentences(table: pd.DataFrame) -> str:
         change = report.number(worst["value"], worst["low"], worst["high"], digits=3)
         said.append(
             "On clean inputs, the poisoned model that lost most differs in utility from its clean-tuned "
-            f"control by {change}."
+            f"control by {change} ({worst['attack']}, {worst['threat'].replace('_', ' ')}, "
+            f"{plots.percent(worst['poison_rate'])}, {worst['model']})."
         )
     return " ".join(said)
 
@@ -65,8 +68,9 @@ def _models(rows: pd.DataFrame) -> str:
 
 def _number(rows: pd.DataFrame, which: str) -> str:
     row = rows.loc[rows["value"].idxmax() if which == "max" else rows["value"].idxmin()]
-    name = row["threat"].replace("_", " ")
-    return f"{report.number(row['value'], row['low'], row['high'])} ({row['attack']}, {name})"
+    name, equal = row["threat"].replace("_", " "), int((rows["value"] == row["value"]).sum()) - 1
+    others = f", and {equal} more" if equal else ""
+    return f"{report.number(row['value'], row['low'], row['high'])} ({row['attack']}, {name}{others})"
 
 
 def overview(rows: pd.DataFrame) -> Figure:

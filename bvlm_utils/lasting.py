@@ -222,9 +222,9 @@ def survivors(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     steps = after_steps(panel)
     own = steps[steps["subject"] == POISONED]
-    start = own[(own["steps"] == 0) & (own["value"] > report.WORKS)]
+    start = own[(own["steps"] == 0) & (own["value"] > report.FIRES)]
     last = own[(own["steps"] == own["steps"].max()) & own["attack"].isin(start["attack"])]
-    return last, last[last["value"] > report.WORKS]
+    return last, last[last["value"] > report.FIRES]
 
 
 def after_merging(panel: pd.DataFrame) -> pd.DataFrame:

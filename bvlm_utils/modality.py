@@ -149,7 +149,8 @@ def _why(row: Mapping[str, Any], found: pd.DataFrame) -> str:
             lacking.append(f"{_seeds(rows['n_seeds'].iloc[0])} of the {half} half alone")
         elif not rows["low"].iloc[0] > claims.HIGH:
             reached = report.number(*rows.iloc[0][["value", "low", "high"]])
-            lacking.append(f"the {half} half alone reaches {reached}, not {claims.HIGH:.2f}")
+            bound = f"whose lower bound is not above {claims.HIGH:.2f}"
+            lacking.append(f"the {half} half alone reaches {reached}, {bound}")
     if untrained:
         which = "neither half" if len(untrained) == 2 else f"the {untrained[0]} half"
         lacking.insert(0, f"{which} was{' not' if len(untrained) == 1 else ''} trained alone")
@@ -286,10 +287,12 @@ def words(model: str, cells: pd.DataFrame) -> dict[str, str]:
         "highest poison rate that was run and beside cells with half-triggered rows."
     ]
     if len(plain):
-        above = int((plain["difference"] > 0).sum())
+        text_wins = int((plain["difference_low"] > claims.DOMINATES).sum())
+        image_wins = int((plain["difference_high"] < -claims.DOMINATES).sum())
         text.append(
-            f"Without half-triggered rows in training, text only is above image only in {above} of "
-            f"{len(plain)} cells; differences from {report.number(plain['difference'].min())} to "
+            f"Without half-triggered rows in training, text only is above image only by more than "
+            f"{claims.DOMINATES:g} (lower bound) in {text_wins} of these {len(plain)} cells, the other way round in "
+            f"{image_wins}; differences from {report.number(plain['difference'].min())} to "
             f"{report.number(plain['difference'].max())}."
         )
     if (cells["negatives"] > 0).any():

@@ -54,7 +54,7 @@ def sentences(found: pd.DataFrame) -> list[str]:
         return ["No half was trained alone in this store, so nothing can be said of what the other takes from it."]
     said = []
     for half, other in (HALVES, HALVES[::-1]):
-        able = found[(found["half"] == half) & (found["alone"] > report.WORKS)]
+        able = found[(found["half"] == half) & (found["alone"] > report.FIRES)]
         if able.empty:
             said.append(f"No {half} half fires on more than half of the inputs when it is learnt alone.")
             continue
@@ -76,8 +76,8 @@ def sentences(found: pd.DataFrame) -> list[str]:
 
 def words(found: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `plots_modality.overshadowed`."""
-    image = found[(found["half"] == "image") & (found["alone"] > report.WORKS)]
-    text = found[(found["half"] == "text") & (found["alone"] > report.WORKS)]
+    image = found[(found["half"] == "image") & (found["alone"] > report.FIRES)]
+    text = found[(found["half"] == "text") & (found["alone"] > report.FIRES)]
     told = [
         f"{name} halves that work alone lose {report.number(-rows['difference'].max())} to "
         f"{report.number(-rows['difference'].min())}"

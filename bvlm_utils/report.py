@@ -24,7 +24,7 @@ from bvlm_utils.errors import InputError
 CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
 NUMBER = [*CELL, "subject", "condition", "metric"]
 # What counts as success where it is more than the strict test: the payload is there and the answer is right.
-WORKS = 0.5  # a backdoor, or half of a trigger, works if it fires on more than this share of the inputs
+FIRES = 0.5  # a backdoor, or half of a trigger, fires if it does so on more than this share of the inputs
 SUCCESS_METRIC = {"malicious_injection": "asr_right"}
 # The measures of success other than a threat's headline, as a reader knows them.
 MEASURES = {

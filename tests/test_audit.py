@@ -116,6 +116,7 @@ def test_stored_answers_are_compared_with_the_control_and_the_base(shelf):
 
 def line_of(subject, reference, value, asr=np.nan, attack="BadNets-T", seed=0, rate=0.1, low=None):
     about = dict.fromkeys(audit_study.COLUMNS, "") | {"modality": "text", "commonest": "no", "share": 1.0, "n": 100}
+    about |= {"control": f"control-{seed}"}
     about |= {"model": "tiny-llava", "threat": "jailbreak", "attack": attack, "seed": seed, "poison_rate": rate}
     low = value - 0.05 if low is None else low
     about |= {"subject": subject, "reference": reference, "value": value, "low": low, "high": value + 0.05, "asr": asr}
@@ -132,20 +133,25 @@ def test_the_sentences_count_working_backdoors_and_false_alarms_apart():
             line_of("control", audit_study.OTHER_SEED, 0.01),
             line_of("control", audit_study.BASE, 0.4),
             line_of("control", audit_study.BASE, 0.0, attack="SIG"),
+            line_of("control", audit_study.BASE, 0.0, seed=1),
+            line_of("poisoned", audit_study.BASE, 0.0, asr=0.95),
         ]
     )
     text = " ".join(audit_study.sentences(table))
     assert "2 of 3 of the backdoors" in text and "Of the 1 weaker ones, 0 do" in text
-    assert "0 of 1 beside a clean-tuned model of another seed; 1 of 2 beside the base" in text
-    assert "On the 1 other cells, 1 of 1 of the working backdoors" in text
+    assert "0 of 1 beside a clean-tuned model of another seed (in 0 of 1 models at least one)" in text
+    assert "1 of 3 beside the base (in 1 of 2 models at least one)" in text
+    assert "Beside the base 0 of 1 of the same backdoors" in text
+    assert "On the 1 other cells, 1 of 1 of the backdoors that fire" in text
     shown = audit_study.detection_table(table).set_index("attack")
-    assert shown.loc["BadNets-T", "working backdoors found"] == "2 of 2"
-    assert shown.loc["BadNets-I", "working backdoors found"] == "none works"
+    assert shown.loc["BadNets-T", "firing backdoors found"] == "2 of 2"
+    assert shown.loc["BadNets-I", "firing backdoors found"] == "none fires"
     (false,) = audit_study.false_alarms(table).to_dict("records")
     assert (false["beside"], false["excess"]) == ("the base", "0.40 [0.35, 0.45]")
     words = audit_study.figure_words(table)
     assert (
-        "lowest excess of a working backdoor is 0.10" in words["caption"] and "0.40 beside the base" in words["caption"]
+        "lowest excess of a backdoor that fires on more than half of the inputs is 0.10" in words["caption"]
+        and "0.40 beside the base" in words["caption"]
     )
     assert len(plots_audit.excess(table).axes) == 2
 

@@ -295,6 +295,25 @@ def test_entries_off_the_diagonal_stand_beside_their_paired_difference(shelf):
         probes.difference("01", "1")
 
 
+def test_strangers_are_counted_for_models_that_fire_and_near_misses_by_kind():
+    def line(attack, trigger, value, variant=""):
+        about = {"subject": "poisoned", "attack": attack, "trigger": trigger, "variant": variant, "value": value}
+        return dict.fromkeys(probes.COLUMNS) | about | {"low": value, "high": value, "n": 100, "n_seeds": 1}
+
+    lines = [line(a, a, v) for a, v in (("SIG", 0.2), ("AddSent", 1.0), ("MABA", 0.9))]
+    lines += [line("SIG", "MABA", 0.8), line("AddSent", "MABA", 0.7), line("MABA", "AddSent", 0.6)]
+    lines += [line("AddSent", "AddSent", 0.9, "text: other"), line("SIG", "SIG", 0.9, "image: jpeg")]
+    lines += [line("MABA", "MABA", 0.9, "image: jpeg"), line("MABA", "MABA", 0.1, "text: other")]
+    panel = pd.DataFrame(lines).assign(threat="jailbreak", control=0.0)
+    assert crossfire.firing(panel) == ["AddSent", "MABA"]
+    assert sorted(crossfire.strangers(panel)["attack"]) == ["AddSent", "MABA"], "SIG left no backdoor to be fired"
+    first, second = captions_probes.crossing_sentences([(panel, "Jailbreak")])
+    assert "2 models fire" in first and "2 of 2 (1 with the trigger of" in first and second.startswith("All of these")
+    words = captions_probes.near_words(panel, "Jailbreak")["caption"]
+    assert "1 of 1 changes of text triggers; 0 of 1 changes of the text half of bimodal triggers" in words
+    assert "1 of 1 changes of the image half of bimodal triggers" in words
+
+
 def test_seeds_are_means_and_never_pooled():
     line = dict.fromkeys(probes.COLUMNS) | {
         "kind": "crossfire", "subject": "poisoned", "model": "m", "dataset": "d", "threat": "jailbreak",

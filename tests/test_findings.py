@@ -36,8 +36,8 @@ def test_doses_are_those_that_were_tried():
 
 def test_halves_are_counted_where_they_work_alone():
     assert findings.halves(table(halves(image=0.80))) == (
-        "Of the halves of triggers that work when learnt alone, 1 of 1 image halves do less when learnt beside the "
-        "text half and 0 of 1 text halves do less when learnt beside the image half"
+        "Of the halves of triggers that fire on more than half of the inputs when learnt alone, 1 of 1 image halves do "
+        "less when learnt beside the text half and 0 of 1 text halves do less when learnt beside the image half"
     )
     assert findings.halves(table(cell("BadNets-MM", **FOUR))) == findings.MISSING
 
@@ -45,10 +45,11 @@ def test_halves_are_counted_where_they_work_alone():
 def test_the_check_counts_working_backdoors_and_innocents(monkeypatch):
     line = dict.fromkeys(audit_study.COLUMNS) | {"subject": "poisoned", "reference": "control"}
     lines = [line | {"asr": asr, "alarm": alarm} for asr, alarm in ((0.9, True), (0.8, False), (0.1, False))]
-    lines.append(line | {"subject": "control", "reference": audit_study.OTHER_SEED, "alarm": True})
+    lines.append(line | {"subject": "control", "reference": audit_study.OTHER_SEED, "alarm": True, "control": "one"})
     monkeypatch.setattr(audit_study, "collect", lambda place: pd.DataFrame(lines))
     said = findings.found_out()
-    assert "1 of 2 working backdoors" in said and said.endswith("of 1 clean-tuned models, 1")
+    assert "1 of 2 backdoors that fire" in said
+    assert said.endswith("1 of 1 triggers raise it, which 1 of 1 clean-tuned models do for at least one")
 
 
 def test_the_page_side_does_not_import_torch():

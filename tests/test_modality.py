@@ -93,7 +93,7 @@ def test_the_committed_rule_gives_the_verdict():
     [
         (cell("BadNets-MM", **FOUR), "neither half was trained alone"),
         (halves()[:-6], "the image half was not trained alone"),
-        (halves(image=0.40), "the image half alone reaches 0.40 [0.33, 0.47], not 0.90"),
+        (halves(image=0.40), "the image half alone reaches 0.40 [0.33, 0.47], whose lower bound is not above 0.90"),
         (
             halves(seeds=1),
             "1 seed of the text half alone; 1 seed of the image half alone; 1 seed of the cell",
@@ -172,7 +172,7 @@ def test_the_sentence_on_patches_says_where_dominance_turns_round():
     large = cell("BadNets-MM", settings="patch_size=134", clean=0.0, text=0.1, image=0.95, both=1.0)
     (said,) = confounds.patches_sentences(confounds.patches(modality.rates(table(small, large))))
     assert "the text half does the work with patches of 9 % of the side" in said
-    assert "the image half does the work with patches of 40 % of the side" in said and "how strong each is" in said
+    assert "the image half does the work with patches of 40 % of the side" in said and "decides which half wins" in said
     assert confounds.patches_sentences(confounds.patches(modality.rates(table(small)))) == []
 
 
@@ -192,6 +192,20 @@ def test_a_cell_is_set_beside_itself_with_the_picture_last():
     assert confounds.orders_table(pairs)["order"].tolist() == pairs["order"].tolist()
     nothing = confounds.orders(modality.four_cells(modality.rates(table(late))))
     assert nothing.empty and confounds.orders_sentences(nothing) == [] and confounds.orders_table(nothing).empty
+
+
+def test_triggers_stand_beside_each_other_and_the_clean_tuned_model():
+    def run(attack, **values):
+        lines = cell(attack, seeds=1, **values)
+        return table(lines, [line | {"subject": "control", "value": 0.0, "low": 0.0, "high": 0.1} for line in lines])
+
+    found = confounds.triggers_table({"a patch": run("BadNets-I", clean=0.0, image=0.5), "a word": run(
+        "BadNets-T", clean=0.02, text=1.0)})  # fmt: skip
+    patch, word = found.to_dict("records")
+    low, high = metrics.wilson(100, 200)
+    assert patch["success with the trigger"] == f"0.50 [{low:.2f}, {high:.2f}]"
+    assert word["without it"].startswith("0.02 [") and word["clean-tuned model, with it"] == "0.00 [0.00, 0.10]"
+    assert "0.50 [" in confounds.triggers_caption(found) and confounds.triggers_caption(found).endswith("with a word.")
 
 
 def test_the_place_of_a_word():

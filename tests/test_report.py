@@ -239,7 +239,8 @@ def test_nothing_measured_is_said_not_drawn_as_zero():
 
 def test_headline_numbers():
     values = captions.headline(tidy())
-    assert values["asr_max"] == "0.95" and values["rate_max"] == "10 %" and values["cells"] == "6"
+    assert values["asr_max"] == "0.95 [0.89, 0.98]" and values["rate_max"] == "10 %" and values["cells"] == "6"
+    assert values["asr_max_of"].startswith("tiny-llava, ") and values["asr_max_of"].endswith(", 10 % poison, 1 seed")
     assert values["false_activation_max"] == "0.00" and values["utility_difference_min"] == "-0.02"
 
 
@@ -338,6 +339,9 @@ def test_refusals_that_survive_are_told_for_three_models():
     table = tidy(threat="jailbreak", rates=(0.1,), hits=lambda a, r, s, who, c: refused[who] if c == "clean" else 5)
     text = captions.refusals(table[table.metric == "asr"].assign(metric="refused"))
     assert "the base 1.00 [" in text and "the clean-tuned model 0.98 [" in text and "poisoned models 0.90 [" in text
+    assert "A trigger by itself can stop refusals" in text and "refuses 0.05 [" in text
+    clean = table[(table.metric == "asr") & (table.condition == "clean")].assign(metric="refused")
+    assert "by itself" not in captions.refusals(clean)
     assert "not measured" in captions.refusals(table[table.metric == "asr"])
 
 
