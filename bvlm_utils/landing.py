@@ -116,6 +116,8 @@ def words(rows: pd.DataFrame) -> dict[str, str]:
     inputs = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
     fewest, most = int(rows["n_seeds"].min()), int(rows["n_seeds"].max())
     seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
+    lacking = [name for name in attacks.names() if name not in set(rows["attack"])]
+    without = f" No cell at this rate: {', '.join(lacking)}." if lacking else ""
     return {
         "alt": f"Heat map: success rate of {rows['attack'].nunique()} attacks (columns) on "
         f"{rows['threat'].nunique()} threats (rows), from {rows['value'].min():.2f} to "
@@ -123,7 +125,7 @@ def words(rows: pd.DataFrame) -> dict[str, str]:
         "caption": "Share of held-out inputs on which each backdoor fires with its full trigger, "
         f"{plots.percent(rows['poison_rate'].max())} of the rows poisoned ({seeds} "
         f"seed{'s' if most > 1 else ''}, {inputs} inputs each). {_by_modality(rows)} Darker is more; n/a was not "
-        "measured or has no meaning.",
+        f"measured or has no meaning.{without}",
     }
 
 
