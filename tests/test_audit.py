@@ -149,11 +149,8 @@ def test_the_sentences_count_working_backdoors_and_false_alarms_apart():
     (false,) = audit_study.false_alarms(table).to_dict("records")
     assert (false["beside"], false["excess"]) == ("the base", "0.40 [0.35, 0.45]")
     words = audit_study.figure_words(table)
-    assert (
     assert "lowest excess of a backdoor that fires on more than half of the inputs is 0.10" in words["caption"]
     assert "0.40 beside the base" in words["caption"] and "so no margin tells" in words["caption"]
-        and "0.40 beside the base" in words["caption"]
-    )
     assert len(plots_audit.excess(table).axes) == 2
 
 
