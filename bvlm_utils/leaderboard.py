@@ -69,7 +69,11 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     *_difference: poisoned minus clean-tuned on the same rows. *_low, *_high: 95 % interval; *_n: rows. What
     was not measured is missing, never 0; `reason` says why a cell was skipped.
     """
-    found = [_line(part) for _, part in table.groupby("run_id", sort=False)]
+    # Plain dictionaries: frames of single cells would take most of the time.
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for row in table.assign(headline=report.headline_metric(table)).to_dict("records"):
+        cells.setdefault(row["run_id"], []).append(row)
+    found = [_line(rows) for rows in cells.values()]
     board = pd.DataFrame(found, columns=COLUMNS)
     numbers = [name + part for name in MEASURED for part in ("", "_low", "_high", "_n")]
     board = board.astype({name: "float64" for name in [*numbers, "n_poisoned"]})
@@ -77,11 +81,10 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     return board.sort_values(order, ascending=[True, True, True, False, True, True], ignore_index=True)
 
 
-def _line(part: pd.DataFrame) -> dict[str, Any]:
-    first = part.iloc[0]
-    condition = attacks.info(first["attack"]).headline
-    measure = report.headline_metric(part).iloc[0]
-    ours = part[part["subject"] == "poisoned"].set_index(["metric", "condition"])
+def _line(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    first = rows[0]
+    condition, measure = attacks.info(first["attack"]).headline, first["headline"]
+    ours = {(row["metric"], row["condition"]): row for row in rows if row["subject"] == "poisoned"}
     found = {
         "success": (measure, condition),
         "false_activation": (measure, "clean") if condition != "clean" else None,
@@ -92,8 +95,8 @@ def _line(part: pd.DataFrame) -> dict[str, Any]:
     line = {name: first[name] for name in [*ABOUT, "status", "reason", "run_id"]}
     line |= {"condition": condition, "measure": measure, "utility_unit": None}
     for name, key in found.items():
-        if key in ours.index:
-            row = ours.loc[key]
+        if key in ours:
+            row = ours[key]
             line |= {
                 name: row["value"],
                 f"{name}_low": row["low"],
