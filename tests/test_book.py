@@ -128,7 +128,7 @@ def test_the_first_page_quotes_the_numbers_of_every_threat_that_has_a_chapter(bo
     chapters = [name for name in threats.names() if (book / "notebooks" / f"{name}.html").is_file()]
     assert chapters and len(cards) == len(chapters)
     for card in cards:
-        assert re.match(r"Fires on \d\.\d\d of triggered inputs", card), card
+        assert re.match(r"Fires on \d\.\d\d \[\d\.\d\d, \d\.\d\d\] of triggered inputs", card), card
     assert "Nothing has been measured" not in text
 
 
