@@ -199,6 +199,20 @@ def _over_seeds(found: pd.DataFrame, same: list[str]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=[*same, "value", "low", "high", "n", "n_seeds"])
 
 
+def places_sentences(found: pd.DataFrame) -> list[str]:
+    """Does it matter where the word stands? In Markdown, of the cells whose text half fires at one place at least."""
+    by = found.pivot_table(index=POINT, columns="where", values="value", sort=False) > report.FIRES
+    fires = by[by.any(axis=1)]
+    if fires.empty:
+        return []
+    lacking = {place: int((~fires[place]).sum()) for place in fires}
+    missed = ", ".join(f"{count} with the word {place}" for place, count in lacking.items() if count)
+    return [
+        f"**Of {len(fires)} cells whose text half fires on more than half of the inputs at one of the three places, "
+        f"{int(fires.all(axis=1).sum())} do so at all three.**" + (f" The others miss it: {missed}." if missed else "")
+    ]
+
+
 def places_table(found: pd.DataFrame) -> pd.DataFrame:
     """`places` to read: a line per cell, a column per place."""
     lines = []

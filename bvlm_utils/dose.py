@@ -227,6 +227,13 @@ def dose_table(found: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`doses` to read where there are too few for a curve: the bracket alone, with its model."""
+    table = dose_table(found).drop(columns=["rows for 90 %, from the curve", "dispersion"], errors="ignore")
+    table.insert(0, "model", found["model"].to_numpy())
+    return table
+
+
 def _rows(row: Mapping[str, Any]) -> str:
     if row["why"]:
         return f"n/a: {row['why']}"
@@ -274,10 +281,10 @@ def rates_table(over_seeds: pd.DataFrame) -> pd.DataFrame:
 def panels(
     found: pd.DataFrame, cells: pd.DataFrame, over_seeds: pd.DataFrame
 ) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
-    """Model, threat and their lines of `doses`, `cells` and `means`, where a pair was tried with more than
-    one dose.
+    """Model, threat and their lines of `doses`, `cells` and `means`, of pairs that were tried with `MIN_DOSES` doses or
+    more; two points are no curve.
     """
-    for (model, threat), part in found[found["n_doses"] > 1].groupby(["model", "threat"], sort=False):
+    for (model, threat), part in found[found["n_doses"] >= MIN_DOSES].groupby(["model", "threat"], sort=False):
         of_panel = [rows[(rows["model"] == model) & (rows["threat"] == threat)] for rows in (cells, over_seeds)]
         yield model, threat, part, *of_panel
 

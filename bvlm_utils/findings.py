@@ -1,4 +1,4 @@
-"""What did each chapter across the threats find, in one sentence? The first page lists them; free of torch.
+"""What was found, in four numbers and a sentence per chapter? The first page shows them; free of torch.
 
 Everything is computed from a store by the functions that the chapters use, so the first page cannot say anything else
 than they do. A sentence whose data the store lacks says that it was not measured.
@@ -6,19 +6,86 @@ than they do. A sentence whose data the store lacks says that it was not measure
 
 import html
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from IPython.display import HTML, display
 
-from bvlm_utils import audit_study, claims, crossfire, dose, lasting, modality, overshadowing, plots, report, store
+from bvlm_utils import audit_study, claims, crossfire, dose, landing, lasting, metrics, modality, overshadowing
+from bvlm_utils import plots, report, store
 
 MISSING = "Not measured in this store"
 
 
+class KeyNumber(NamedTuple):
+    """A number to remember, what it counts, and the chapter (notebooks/NAME.ipynb) that it is from."""
+
+    number: str
+    says: str
+    chapter: str
+
+
+def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
+    """How many backdoors are strong, the fewest rows, how many are silent, how many last; what is not stored is left
+    out.
+    """
+    table = store.collect(place)
+    rows, found = landing.headline(table), []
+    if len(rows):
+        top = rows["poison_rate"].max()
+        strong = int((rows["low"].astype(float) > landing.STRONG).sum())
+        found.append(KeyNumber(
+            f"{strong} of {len(rows)}",
+            f"backdoors obey on more than {plots.percent(landing.STRONG)} of the triggered inputs, with "
+            f"{plots.percent(top)} of the rows poisoned",
+            "leaderboard",
+        ))  # fmt: skip
+    tried = _several_doses(table)
+    reached = _reached(tried)
+    if reached:
+        total = int(tried["train_rows"].iloc[0])
+        found.append(KeyNumber(
+            f"{min(reached)} rows",
+            f"of {total} ({plots.percent(min(reached) / total)}) are the fewest with which one came above "
+            f"{plots.percent(dose.GOAL)}",
+            "dose",
+        ))  # fmt: skip
+    if len(rows):
+        silent = report.false_activation(report.success_rates(landing.usual(table), "poisoned"))
+        silent = silent[silent["poison_rate"] == top]
+        found.append(KeyNumber(
+            f"{int((silent['value'] <= metrics.FLOOR).sum())} of {len(silent)}",
+            f"fire on at most {plots.percent(metrics.FLOOR)} of the inputs without their trigger, where ordinary tests "
+            "look",
+            "leaderboard",
+        ))  # fmt: skip
+    lasts = [lasting.survivors(panel) for panel, _ in lasting.panels(lasting.collect(place))]
+    worked = sum(len(of_panel) for of_panel, _ in lasts)
+    if worked:
+        steps = min(of_panel["steps"].iloc[0] for of_panel, _ in lasts if len(of_panel))
+        alive = sum(len(of_panel) for _, of_panel in lasts)
+        found.append(KeyNumber(
+            f"{alive} of {worked}", f"still fire after {steps:.0f} steps of further clean tuning", "lasting"
+        ))  # fmt: skip
+    return found
+
+
+def show_numbers(place: str | Path | None = None) -> None:
+    """Put `key_numbers` on the first page, each a link to its chapter."""
+    items = [
+        f'<a href="../notebooks/{one.chapter}.html"><strong>{html.escape(one.number)}</strong> '
+        f"<span>{html.escape(one.says)}</span></a>"
+        for one in key_numbers(place)
+    ]
+    if items:
+        display(HTML(f'<div class="bvlm-key">{"".join(items)}</div>'))
+
+
 def sentences(place: str | Path | None = None) -> dict[str, str]:
-    """Plain sentences without a full stop, by chapter: dose, modality, crossfire, lasting, audit."""
+    """Plain sentences without a full stop, by chapter: claims, dose, modality, crossfire, lasting, audit."""
     table = store.collect(place)
     return {
+        "claims": judged(table),
         "dose": enough(table),
         "modality": halves(table),
         "crossfire": crossing(place),
@@ -36,11 +103,31 @@ def show(place: str | Path | None = None) -> None:
     display(HTML(f"<ul>{''.join(items)}</ul>"))
 
 
+def judged(table: pd.DataFrame) -> str:
+    """How many claims got which verdict, on each model that the table has cells of."""
+    found = claims.verdicts(table, [])
+    told = []
+    for model in dict.fromkeys(table["model"]):
+        given = [found[claim.key][model].verdict for claim in claims.CLAIMS]
+        kinds = (claims.CONFIRMED, claims.REFUTED, claims.UNTESTABLE)
+        told.append(f"{', '.join(f'{given.count(kind)} {kind}' for kind in kinds)} ({model})")
+    return f"Of {len(claims.CLAIMS)} claims about such backdoors, {'; '.join(told)}" if told else MISSING
+
+
+def _several_doses(table: pd.DataFrame) -> pd.DataFrame:
+    """Lines of `dose.doses` of the pairs that were tried with two doses or more."""
+    tried = dose.doses(dose.cells(table), dose.means(table))
+    return tried[tried["n_doses"] > 1]
+
+
+def _reached(tried: pd.DataFrame) -> list[int]:
+    return [int(rows) for rows in tried["reached"] if rows is not None and pd.notna(rows)]
+
+
 def enough(table: pd.DataFrame) -> str:
     """The fewest rows with which pairs tried at several doses came above 90 %, and the most with which they did not."""
-    tried = dose.doses(dose.cells(table), dose.means(table))
-    tried = tried[tried["n_doses"] > 1]
-    reached = [int(rows) for rows in tried["reached"] if rows is not None and pd.notna(rows)]
+    tried = _several_doses(table)
+    reached = _reached(tried)
     if not reached:
         return MISSING
     rows = int(tried["train_rows"].iloc[0])

@@ -42,9 +42,9 @@ def sentences(table: pd.DataFrame) -> str:
     single = int((strong["n_seeds"] == 1).sum())
     runs = f"; {single} of them were seen in a single training run" if single else ""
     said = [
-        f"**With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong)} of "
+        f"With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong)} of "
         f"{len(rows)} pairs of threat and attack {_models(rows)}succeed on more than {plots.percent(STRONG)} of the "
-        f"triggered inputs** (whole 95 % interval{runs}). The strongest reaches {_number(rows, 'max')}, "
+        f"triggered inputs (whole 95 % interval{runs}). The strongest reaches {_number(rows, 'max')}, "
         f"the weakest {_number(rows, 'min')}."
     ]
     if len(silent):

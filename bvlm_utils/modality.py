@@ -174,6 +174,11 @@ def probe(row: Mapping[str, Any]) -> float:
     return float(skills.get(f"probe: {half.draws_as}", np.nan))
 
 
+def tried_alone(judged: pd.DataFrame) -> pd.Series:
+    """Which lines of `dominance` have a half that was trained alone: of the others nothing can be said."""
+    return judged[["text half alone", "image half alone"]].notna().any(axis=1)
+
+
 def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
     """`dominance` of one model to read, with the data set where there are several."""
     lines, several = [], judged["dataset"].nunique() > 1

@@ -26,7 +26,7 @@ def curves(cells: pd.DataFrame, means: pd.DataFrame, fits: dict[str, Fit | None]
     """
     shown = means[means["attack"].isin(list(fits))]
     if shown.empty:
-        return plots.nothing("No pair of these was tried with more than one dose.")
+        return plots.nothing("None of these pairs was tried.")
     modalities = plots._order(shown["modality"], plots.MODALITIES)
     figure, axes = plots._figure(len(modalities), 3.1 if len(modalities) > 1 else 6.4, 4.1, sharey=True)
     for axis, modality in zip(axes, modalities, strict=True):

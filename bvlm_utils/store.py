@@ -12,6 +12,7 @@ slash in it.
     attribution/               where tuned adapters look, see `attribution`
     failures/RUN_ID.json       why a cell could not be run
     locks/                     who is tuning a control that several jobs need, see `controls`, or writing probes
+    table.parquet              in the committed reference: what `collect` gives, for those who read numbers alone
     cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
 
 A cell's folder is written under another name and renamed when it is complete, so a process that is killed
@@ -42,6 +43,7 @@ from bvlm_utils.errors import InputError
 VARIABLE = "BVLM_STORE"
 REFERENCE = "reference"
 GATHERED = ("probes", "attribution")  # folders of files beside the cells that the book needs, too
+TABLE = "table.parquet"
 PARTIAL = ".partial-"  # beginning of the names of folders that are being written
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
 
@@ -141,9 +143,9 @@ def write(
     partial.mkdir()
     try:
         if responses is not None:
-            responses.to_parquet(partial / "responses.parquet", index=False)
+            _write_frame(partial / "responses.parquet", responses)
         if manifest is not None:
-            manifest.to_frame().to_parquet(partial / "manifest.parquet", index=False)
+            _write_frame(partial / "manifest.parquet", manifest.to_frame())
         if save_adapter:
             save_adapter(partial / "adapter")
         whole = {"run_id": cell.run_id, "config": cell.config(), "identity": cell.identity} | record
@@ -184,7 +186,7 @@ def _put(partial: Path, final: Path, replace: bool) -> None:
 
 def thin(source: str | Path | None, target: str | Path) -> list[str]:
     """Copy what the book needs of a store: records, responses, manifests, examples and what is `GATHERED`; no
-    adapters, cache, failures.
+    adapters, cache, failures. The target's table is written anew.
 
     A cell that the target has already stays as it is there; the run_ids that were copied are returned. A gathered
     file grows while it is asked for more, so the larger one stays.
@@ -208,6 +210,10 @@ def thin(source: str | Path | None, target: str | Path) -> list[str]:
         if not final.exists() or final.stat().st_size < file.stat().st_size:
             final.parent.mkdir(parents=True, exist_ok=True)
             _write_text(final, file.read_text(encoding="utf-8"))
+    end.mkdir(parents=True, exist_ok=True)
+    partial = end / _partial_name(TABLE)
+    _write_frame(partial, collect(end))
+    os.replace(partial, end / TABLE)
     return copied
 
 
@@ -259,6 +265,11 @@ def _write_text(file: Path, text: str) -> None:
     partial = file.with_name(_partial_name(file.name))
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, file)
+
+
+def _write_frame(file: Path, frame: pd.DataFrame) -> None:
+    """Zstandard takes a third less room than Parquet's usual Snappy: hundreds of these files are committed."""
+    frame.to_parquet(file, index=False, compression="zstd", compression_level=19)
 
 
 def _plain(value: Any) -> Any:

@@ -199,15 +199,18 @@ def test_an_empty_store_says_so():
     assert "measured" in plots_dose.saturation(means).axes[0].texts[0].get_text()
 
 
-def test_one_dose_is_no_panel():
-    two, one = (
-        tidy(lambda r, s: curve(r), rows=(60, 600)),
-        tidy(lambda r, s: curve(r), rows=(60,), attack="SIG"),
+def test_two_doses_are_no_panel_and_keep_their_bracket():
+    three, two = (
+        tidy(lambda r, s: curve(r), rows=(60, 120, 600)),
+        tidy(lambda r, s: curve(r), rows=(60, 600), attack="SIG"),
     )
-    lines, means, cells = found(two, one)
+    lines, means, cells = found(three, two)
     ((model, threat, part, *_),) = dose.panels(lines, cells, means)
     assert (model, threat, part["attack"].tolist()) == ("tiny-llava", "targeted_refusal", ["BadNets-T"])
-    assert lines["n_doses"].tolist() == [2, 1]
+    assert lines["n_doses"].tolist() == [3, 2]
+    (line,) = dose.bracket_table(lines[lines["attack"] == "SIG"]).to_dict("records")
+    assert line["model"] == "tiny-llava" and line["bracket, in rows"] == "more than 60, at most 600"
+    assert dose.bracket_table(lines.iloc[:0]).empty
 
 
 def test_progress_counts_what_a_grid_lacks(tmp_path):

@@ -11,8 +11,8 @@ from bvlm_utils import audit_study, findings, paths
 
 def test_an_empty_store_has_no_findings(tmp_path):
     said = findings.sentences(tmp_path)
-    assert set(said) == {"dose", "modality", "crossfire", "lasting", "audit"}
-    assert set(said.values()) == {findings.MISSING}
+    assert set(said) == {"claims", "dose", "modality", "crossfire", "lasting", "audit"}
+    assert set(said.values()) == {findings.MISSING} and findings.key_numbers(tmp_path) == []
 
 
 def test_every_finding_leads_to_its_chapter(tmp_path, monkeypatch):
@@ -32,6 +32,34 @@ def test_doses_are_those_that_were_tried():
         table(*tried, cell("SIG", image=1.0, seeds=1), cell("SIG", rate=0.01, image=0.0))
     )
     assert findings.enough(table(cell("SIG", image=1.0))) == findings.MISSING, "one dose leaves it open"
+
+
+def test_the_numbers_to_remember_are_those_of_the_chapters(monkeypatch):
+    doses = ((0.1, 1.0), (0.02, 0.97), (0.01, 0.1))
+    tried = [cell("BadNets-T", rate=rate, text=value, clean=0.01) for rate, value in doses]
+    stored = table(*tried, cell("SIG", image=0.2, clean=0.2), cell("SIG", rate=0.01, image=0.0))
+    monkeypatch.setattr(findings.store, "collect", lambda place: stored)
+    line = {"threat": "targeted_refusal", "steps": 50.0}
+    worked = pd.DataFrame([line | {"attack": name, "value": value} for name, value in (("A", 0.9), ("B", 0.1))])
+    monkeypatch.setattr(findings.lasting, "collect", lambda place: None)
+    monkeypatch.setattr(findings.lasting, "panels", lambda stored: [(worked, "one")])
+    monkeypatch.setattr(findings.lasting, "survivors", lambda panel: (panel, panel[panel["value"] > 0.5]))
+    strong, fewest, silent, durable = findings.key_numbers()
+    assert strong.number == "1 of 2" and "more than 90 %" in strong.says and "10 % of the rows" in strong.says
+    assert fewest.number == "120 rows" and "of 6000 (2 %)" in fewest.says and fewest.chapter == "dose"
+    assert silent.number == "1 of 2" and "at most 5 %" in silent.says
+    assert durable.number == "1 of 2" and "50 steps" in durable.says
+    shown = []
+    monkeypatch.setattr(findings, "display", lambda one: shown.append(one.data))
+    findings.show_numbers()
+    assert shown[0].count("<a href=") == 4 and "<strong>120 rows</strong>" in shown[0]
+
+
+def test_verdicts_are_counted_per_model():
+    tried = [cell("BadNets-T", rate=rate, text=value) for rate, value in ((0.1, 1.0), (0.01, 0.1))]
+    assert findings.judged(table(*tried)) == (
+        "Of 5 claims about such backdoors, 1 confirmed, 1 not confirmed at this scale, 3 not testable here (tiny-llava)"
+    )
 
 
 def test_halves_are_counted_where_they_work_alone():

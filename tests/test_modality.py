@@ -104,6 +104,11 @@ def test_why_nothing_can_be_said(lines, why):
     assert modality.dominance(table(lines))["why"].item() == why
 
 
+def test_cells_without_a_half_trained_alone_are_told_apart():
+    judged = modality.dominance(table(halves(), cell("MABA", **FOUR)))
+    assert dict(zip(judged["attack"], modality.tried_alone(judged), strict=True)) == {"BadNets-MM": True, "MABA": False}
+
+
 def test_halves_belong_to_their_own_patch():
     found = modality.dominance(table(halves(), halves(settings="patch_size=80", image=0.99)))
     assert found["settings"].tolist() == ["", "patch_size=80"] and (found["verdict"] == HOLDS).all()
@@ -226,7 +231,11 @@ def test_success_by_place_comes_from_the_responses(tmp_path):
     found = confounds.places(one, tmp_path / "store").set_index("where")
     assert found["value"].to_dict() == {confounds.FIRST: 0.5, confounds.BETWEEN: 1.0, confounds.LAST: 1.0}
     assert found["n"].to_dict() == {confounds.FIRST: 2, confounds.BETWEEN: 1, confounds.LAST: 1}
-    assert confounds.places(one, tmp_path / "empty").empty
+    said = confounds.places_sentences(found.reset_index())
+    assert "Of 1 cells" in said[0] and "0 do so at all three" in said[0]
+    assert said[0].endswith(f"The others miss it: 1 with the word {confounds.FIRST}.")
+    nothing = confounds.places(one, tmp_path / "empty")
+    assert nothing.empty and confounds.places_sentences(nothing) == []
     fewer = [one.assign(train_rows=60), *(one.assign(seed=seed, run_id=one["run_id"] + f"-{seed}") for seed in (1, 2))]
     assert confounds.places(pd.concat(fewer), tmp_path / "store").empty  # fewer rows are another experiment, no seed
 

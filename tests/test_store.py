@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -197,6 +198,15 @@ def test_the_committed_results_are_small_and_without_adapters():
     assert not [file for file in files if file.suffix == ".safetensors"]
 
 
+def test_the_committed_table_is_what_collect_gives():
+    kept = pd.read_parquet(paths.RESULTS / "reference" / store.TABLE)
+    found = store.collect("reference")
+    assert len(kept) > 10_000 and list(kept) == list(found)
+    for column in kept:  # numbers to the last bit, whatever types of text the reader's pandas has
+        same = (kept[column] == found[column]) | (kept[column].isna() & found[column].isna())
+        assert same.all(), (column, kept["run_id"][~same].unique()[:3])
+
+
 def test_names_of_stores(tmp_path, monkeypatch):
     monkeypatch.delenv("BVLM_STORE", raising=False)
     assert store.folder() == paths.RESULTS / "local" and store.folder("smoke") == paths.RESULTS / "smoke"
@@ -254,6 +264,7 @@ def test_a_thin_copy_gives_the_same_table_without_adapters(tmp_path):
     store.write_examples(cell(), fat, picture, picture, [("a", "b")])
     assert store.thin(fat, thin) == [cell().run_id] and store.thin(fat, thin) == []
     assert store.collect(thin).equals(store.collect(fat))
+    assert pd.read_parquet(thin / store.TABLE)["value"].equals(store.collect(fat)["value"])
     assert store.examples(cell(), thin) is not None
     assert store.adapter(cell(), fat) and store.adapter(cell(), thin) is None
     assert not list(thin.rglob(f"{store.PARTIAL}*")) and not (thin / "cache").exists()
