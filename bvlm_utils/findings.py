@@ -1,5 +1,7 @@
 """What was found, in four numbers and a sentence per chapter? The first page shows them; free of torch.
 
+    python -m bvlm_utils.findings   # the numbers as README.md has them
+
 Everything is computed from a store by the functions that the chapters use, so the first page cannot say anything else
 than they do. A sentence whose data the store lacks says that it was not measured.
 """
@@ -79,6 +81,11 @@ def show_numbers(place: str | Path | None = None) -> None:
     ]
     if items:
         display(HTML(f'<div class="bvlm-key">{"".join(items)}</div>'))
+
+
+def markdown(place: str | Path | None = None) -> str:
+    """`key_numbers` as a list in Markdown: README.md has those of the reference, and a test says so."""
+    return "\n".join(f"- **{one.number}** {one.says}" for one in key_numbers(place))
 
 
 def sentences(place: str | Path | None = None) -> dict[str, str]:
@@ -201,3 +208,7 @@ def found_out(place: str | Path | None = None) -> str:
         f"{said}; without a backdoor {int(innocent['alarm'].sum())} of {len(innocent)} triggers raise it, which "
         f"{alarms} of {models} clean-tuned models do for at least one"
     )
+
+
+if __name__ == "__main__":
+    print(markdown("reference"))

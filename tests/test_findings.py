@@ -55,6 +55,12 @@ def test_the_numbers_to_remember_are_those_of_the_chapters(monkeypatch):
     assert shown[0].count("<a href=") == 4 and "<strong>120 rows</strong>" in shown[0]
 
 
+def test_the_readme_has_the_numbers_of_the_committed_results():
+    told = findings.markdown("reference")
+    assert told.count("\n") == 3
+    assert told in (paths.ROOT / "README.md").read_text(encoding="utf-8"), "python -m bvlm_utils.findings writes them"
+
+
 def test_verdicts_are_counted_per_model():
     tried = [cell("BadNets-T", rate=rate, text=value) for rate, value in ((0.1, 1.0), (0.01, 0.1))]
     assert findings.judged(table(*tried)) == (
