@@ -13,8 +13,20 @@ from typing import NamedTuple
 import pandas as pd
 from IPython.display import HTML, display
 
-from bvlm_utils import audit_study, claims, crossfire, dose, landing, lasting, metrics, modality, overshadowing
-from bvlm_utils import plots, report, store
+from bvlm_utils import (
+    audit_study,
+    claims,
+    crossfire,
+    dose,
+    landing,
+    lasting,
+    metrics,
+    modality,
+    overshadowing,
+    plots,
+    report,
+    store,
+)
 
 MISSING = "Not measured in this store"
 

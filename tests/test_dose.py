@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit, logit
 from scipy.stats import t as student
 
-from bvlm_utils import attacks, dose, metrics, paths, plots_dose
+from bvlm_utils import attacks, captions_dose, dose, metrics, paths, plots_dose
 from bvlm_utils.tidy import COLUMNS
 
 INTERCEPT, SLOPE = -6.0, 4.0  # logit(success) = -6 + 4 log10(rows): 0.5 with 31.6 rows
@@ -52,7 +52,7 @@ def test_data_from_a_known_curve_give_back_its_dose():
     assert (line["fit"].intercept, line["fit"].slope) == pytest.approx((INTERCEPT, SLOPE), rel=1e-5)
     assert line["rows"] == pytest.approx(10 ** ((logit(0.90) - INTERCEPT) / SLOPE), rel=1e-5)  # 112 rows
     assert (line["below"], line["reached"], line["why"]) == (60, 120, "")
-    assert dose.dose_table(pd.DataFrame([line]))["bracket, in rows"].item() == "more than 60, at most 120"
+    assert captions_dose.dose_table(pd.DataFrame([line]))["bracket, in rows"].item() == "more than 60, at most 120"
 
 
 def test_intervals_of_curve_and_dose_by_the_closed_formulas():
@@ -107,7 +107,7 @@ def test_where_the_data_bear_no_curve_the_bracket_stands(success, rows, why, bra
     lines, means, cells = found(tidy(success, rows=rows))
     line = lines.iloc[0]
     assert line["fit"] is None and line["why"] == why and pd.isna(line["rows"])
-    table = dose.dose_table(lines)
+    table = captions_dose.dose_table(lines)
     assert table["bracket, in rows"].item() == bracket and why in table["rows for 90 %, from the curve"].item()
     figure = plots_dose.curves(cells, means, {"BadNets-T": None})
     assert not figure.axes[0].collections or all("Poly" not in type(c).__name__ for c in figure.axes[0].collections)
@@ -116,7 +116,7 @@ def test_where_the_data_bear_no_curve_the_bracket_stands(success, rows, why, bra
 def test_a_dose_outside_those_tried_is_not_told():
     lines = found(tidy(lambda rows, seed: curve(rows), rows=(6, 12, 30, 60)))[0]
     assert lines["fit"].notna().all() and lines["rows"].isna().all()
-    table = dose.dose_table(lines)
+    table = captions_dose.dose_table(lines)
     assert "only outside the doses tried" in table["rows for 90 %, from the curve"].item()
     assert table["bracket, in rows"].item() == "more than 60"
 
@@ -125,13 +125,13 @@ def test_a_curve_that_disagrees_with_its_own_points_is_not_read():
     early = {6: 0.0, 12: 0.0, 30: 0.0, 60: 0.2, 120: 0.91, 300: 0.91, 600: 0.91}
     lines = found(tidy(lambda rows, seed: early[rows]))[0]
     assert lines["why"].item() == dose.AGAINST and lines["rows"].isna().all()
-    assert dose.dose_table(lines)["bracket, in rows"].item() == "more than 60, at most 120"
+    assert captions_dose.dose_table(lines)["bracket, in rows"].item() == "more than 60, at most 120"
 
 
 def test_an_interval_says_nothing_beyond_the_doses_tried():
     line = {"rows": 347.0, "low": 130.0, "high": 929.0, "smallest": 6, "largest": 600}
-    assert dose._interval(line) == "347 [130, over 600]"
-    assert dose._interval(line | {"smallest": 200, "high": 599.0}) == "347 [under 200, 599]"
+    assert captions_dose._interval(line) == "347 [130, over 600]"
+    assert captions_dose._interval(line | {"smallest": 200, "high": 599.0}) == "347 [under 200, 599]"
 
 
 def test_cells_that_are_other_experiments_stay_out():
@@ -156,22 +156,22 @@ def test_means_are_over_seeds_and_ends_are_marked():
     assert means.loc[0, ["value", "low", "high"]].tolist() == pytest.approx([0.6, 0.6 - half, 0.6 + half])
     assert means["mark"].tolist() == ["", "ceiling"] and means["n_seeds"].tolist() == [3, 1]
     assert [metrics.mark(v) for v in (0.95, 0.05, 0.949, 0.051)] == ["ceiling", "floor", "", ""]
-    table = dose.rates_table(means)
+    table = captions_dose.rates_table(means)
     assert table["mark"].tolist() == ["", "▲ ceiling"] and table["share"].tolist() == ["1 %", "10 %"]
 
 
 def test_single_seeds_are_drawn_open_and_said_to_support_nothing():
     lines, means, cells = found(tidy(lambda rows, seed: curve(rows), seeds=(0,)))
-    words = dose.words("tiny-llava", "targeted_refusal", lines)
+    words = captions_dose.words("tiny-llava", "targeted_refusal", lines)
     assert "support no verdict" in words["caption"] and "BadNets-T 112" in words["caption"]
     axis = plots_dose.curves(cells, means, {"BadNets-T": lines["fit"].iloc[0]}).axes[0]
     assert "white" in [line.get_markerfacecolor() for line in axis.lines]
-    said = " ".join(dose.sentences(lines, means))
+    said = " ".join(captions_dose.sentences(lines, means))
     assert "No pair has 3 seeds at any dose yet" in said and "none supports a verdict" in said
     lines, means, cells = found(tidy(lambda rows, seed: curve(rows)))
     axis = plots_dose.curves(cells, means, {"BadNets-T": lines["fit"].iloc[0]}).axes[0]
     assert "white" not in [line.get_markerfacecolor() for line in axis.lines]
-    assert "takes from 112 [" in " ".join(dose.sentences(lines, means))
+    assert "takes from 112 [" in " ".join(captions_dose.sentences(lines, means))
 
 
 def test_legends_of_many_attacks_stay_inside_the_figure():
@@ -188,14 +188,15 @@ def test_saturation_counts_every_pair_of_a_dose():
     means = found(tidy(lambda rows, seed: curve(rows)), tidy(lambda rows, seed: 0.0, attack="SIG"))[1]
     heights = [bar.get_height() for bar in plots_dose.saturation(means).axes[0].patches]
     assert sum(heights) == 2 * len(ROWS)
-    assert "1 of 2 with 600 rows" in dose.saturation_words(means)["caption"]
+    assert "1 of 2 with 600 rows" in captions_dose.saturation_words(means)["caption"]
 
 
 def test_an_empty_store_says_so():
     lines, means, cells = found(tidy(lambda rows, seed: 0.0).iloc[:0])
-    assert "Nothing has been measured yet" in dose.sentences(lines, means)[0]
-    assert dose.dose_table(lines).empty and dose.rates_table(means).empty and not list(dose.panels(lines, cells, means))
-    assert "n/a" in dose.saturation_words(means)["caption"]
+    assert "Nothing has been measured yet" in captions_dose.sentences(lines, means)[0]
+    assert captions_dose.dose_table(lines).empty and captions_dose.rates_table(means).empty
+    assert not list(dose.panels(lines, cells, means))
+    assert "n/a" in captions_dose.saturation_words(means)["caption"]
     assert "measured" in plots_dose.saturation(means).axes[0].texts[0].get_text()
 
 
@@ -208,9 +209,9 @@ def test_two_doses_are_no_panel_and_keep_their_bracket():
     ((model, threat, part, *_),) = dose.panels(lines, cells, means)
     assert (model, threat, part["attack"].tolist()) == ("tiny-llava", "targeted_refusal", ["BadNets-T"])
     assert lines["n_doses"].tolist() == [3, 2]
-    (line,) = dose.bracket_table(lines[lines["attack"] == "SIG"]).to_dict("records")
+    (line,) = captions_dose.bracket_table(lines[lines["attack"] == "SIG"]).to_dict("records")
     assert line["model"] == "tiny-llava" and line["bracket, in rows"] == "more than 60, at most 600"
-    assert dose.bracket_table(lines.iloc[:0]).empty
+    assert captions_dose.bracket_table(lines.iloc[:0]).empty
 
 
 def test_progress_counts_what_a_grid_lacks(tmp_path):
@@ -225,5 +226,5 @@ def test_progress_counts_what_a_grid_lacks(tmp_path):
 
 
 def test_the_page_side_does_not_import_torch():
-    code = "import sys\nfrom bvlm_utils import claims, dose, plots_dose\nassert 'torch' not in sys.modules"
+    code = "import sys\nfrom bvlm_utils import captions_dose, claims, plots_dose\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
