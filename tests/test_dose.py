@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit, logit
+from scipy.special import expit, logit, xlogy
 from scipy.stats import t as student
 
 from bvlm_utils import attacks, captions_dose, dose, metrics, paths, plots_dose
@@ -72,7 +72,7 @@ def test_intervals_of_curve_and_dose_by_the_closed_formulas():
     assert (logit(low[0]), logit(high[0])) == pytest.approx((2 - quantile * error, 2 + quantile * error), rel=1e-4)
 
 
-def test_seeds_that_disagree_widen_the_interval_by_pearsons_chi2():
+def test_seeds_that_disagree_widen_the_interval_by_the_deviance():
     sides = {0: -0.15, 1: 0.15}
 
     def uneven(rows, seed):
@@ -82,9 +82,16 @@ def test_seeds_that_disagree_widen_the_interval_by_pearsons_chi2():
     wide, _ = fitted(uneven, seeds=(0, 1))
     p = np.repeat(expit(wide.intercept + wide.slope * np.log10(ROWS)), 2)
     k = np.array([200 * uneven(rows, seed) for rows in ROWS for seed in (0, 1)])
-    assert wide.dispersion == pytest.approx(((k - 200 * p) ** 2 / (200 * p * (1 - p))).sum() / (14 - 2), rel=1e-6)
+    deviance = 2 * (xlogy(k, k / (200 * p)) + xlogy(200 - k, (200 - k) / (200 * (1 - p)))).sum()
+    assert wide.dispersion == pytest.approx(deviance / (14 - 2), rel=1e-6)
     assert wide.dispersion > 2 and wide.df == 12
     assert wide.dose()[2] / wide.dose()[1] > narrow.dose()[2] / narrow.dose()[1]
+
+
+def test_one_failure_far_up_a_steep_curve_does_not_hide_its_slope():
+    hits = {6: (0, 0), 12: (0, 0), 30: (1, 0), 60: (150, 175), 120: (196, 197), 300: (200, 200), 600: (199, 200)}
+    steep, why = fitted(lambda rows, seed: hits[rows][seed] / 200, seeds=(0, 1))
+    assert why == "" and 60 < steep.dose()[1] < steep.dose()[0] < steep.dose()[2] < 120
 
 
 @pytest.mark.parametrize(
