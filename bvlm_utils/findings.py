@@ -88,7 +88,7 @@ def show_numbers(place: str | Path | None = None) -> None:
     """Put `key_numbers` on the first page, each a link to its chapter."""
     items = [
         f'<a href="../notebooks/{one.chapter}.html"><strong>{html.escape(one.number)}</strong> '
-        f"<span>{html.escape(one.says)}</span></a>"
+        f"<span>{html.escape(one.says).replace(' %', '&nbsp;%')}</span></a>"
         for one in key_numbers(place)
     ]
     if items:

@@ -148,9 +148,8 @@ def _why(row: Mapping[str, Any], found: pd.DataFrame) -> str:
         elif rows["n_seeds"].iloc[0] < claims.MIN_SEEDS:
             lacking.append(f"{_seeds(rows['n_seeds'].iloc[0])} of the {half} half alone")
         elif not rows["low"].iloc[0] > claims.HIGH:
-            reached = report.number(*rows.iloc[0][["value", "low", "high"]])
-            bound = f"whose lower bound is not above {claims.HIGH:.2f}"
-            lacking.append(f"the {half} half alone reaches {reached}, {bound}")
+            bounds = report.number(*rows.iloc[0][["value", "low", "high"]]).partition(" ")[2]
+            lacking.append(f"the {half} half alone is too weak {bounds}")
     if untrained:
         which = "neither half" if len(untrained) == 2 else f"the {untrained[0]} half"
         lacking.insert(0, f"{which} was{' not' if len(untrained) == 1 else ''} trained alone")
@@ -180,8 +179,8 @@ def tried_alone(judged: pd.DataFrame) -> pd.Series:
 
 
 def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
-    """`dominance` of one model to read, with the data set where there are several."""
-    lines, several = [], judged["dataset"].nunique() > 1
+    """`dominance` of one model to read, with the data set where a threat has several."""
+    lines, several = [], (judged.groupby("threat")["dataset"].nunique() > 1).any()
     for r in judged.to_dict("records"):
         lines.append(
             ({"data": r["dataset"]} if several else {})
@@ -191,7 +190,7 @@ def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
                 "poison rate": plots.percent(r["poison_rate"]),
                 "text half alone": report.number(r["text half alone"]),
                 "image half alone": report.number(r["image half alone"]),
-                "probe of the image half": report.number(r["probe"]),
+                "probe": report.number(r["probe"]),
                 "text only minus image only": report.number(r["difference"], r["low"], r["high"]),
                 "verdict": r["verdict"] + (f": {r['why']}" if r["why"] else ""),
             }

@@ -37,6 +37,7 @@ MEASURES = {
 }
 MARKS = {"ceiling": "▲", "floor": "▼", "": ""}
 DPI = 144
+LONG = 45  # letters of a table's field that need a wider column
 
 
 # ---------------------------------------------------------------- the table
@@ -349,7 +350,15 @@ def show_table(frame: pd.DataFrame, caption: str, empty: str = "There is nothing
     if frame.empty:
         say(empty)
         return
-    show_html_table(frame.map(lambda v: "n/a" if _missing(v) else html.escape(str(v))), caption)
+    show_html_table(frame.map(_field), caption)
+
+
+def _field(value: Any) -> str:
+    """A field of a table; a long one is kept from being squeezed into a column of single words."""
+    if _missing(value):
+        return "n/a"
+    text = html.escape(str(value))
+    return f'<div class="bvlm-long">{text}</div>' if len(text) > LONG else text
 
 
 def show_html_table(frame: pd.DataFrame, caption: str) -> None:
