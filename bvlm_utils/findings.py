@@ -47,11 +47,12 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
     rows, found = landing.headline(table), []
     if len(rows):
         top = rows["poison_rate"].max()
-        strong = int((rows["low"].astype(float) > landing.STRONG).sum())
+        strong = rows[rows["low"].astype(float) > landing.STRONG]
+        single = int((strong["n_seeds"] == 1).sum())
         found.append(KeyNumber(
-            f"{strong} of {len(rows)}",
+            f"{len(strong)} of {len(rows)}",
             f"backdoors obey on more than {plots.percent(landing.STRONG)} of the triggered inputs, with "
-            f"{plots.percent(top)} of the rows poisoned",
+            f"{plots.percent(top)} of the rows poisoned" + (f"; {single} were seen in one run only" if single else ""),
             "leaderboard",
         ))  # fmt: skip
     tried = _several_doses(table)
@@ -61,7 +62,8 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
         found.append(KeyNumber(
             f"{min(reached)} rows",
             f"of {total} ({plots.percent(min(reached) / total)}) are the fewest with which one came above "
-            f"{plots.percent(dose.GOAL)}",
+            f"{plots.percent(dose.GOAL)}; fewer were tried for {int((tried['smallest'] < min(reached)).sum())} of "
+            f"{len(tried)} pairs of attack and threat",
             "dose",
         ))  # fmt: skip
     if len(rows):
@@ -73,13 +75,16 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
             "look",
             "leaderboard",
         ))  # fmt: skip
-    lasts = [lasting.survivors(panel) for panel, _ in lasting.panels(lasting.collect(place))]
+    panels = lasting.panels(lasting.collect(place))
+    lasts = [lasting.survivors(panel) for panel, _ in panels]
     worked = sum(len(of_panel) for of_panel, _ in lasts)
     if worked:
         steps = min(of_panel["steps"].iloc[0] for of_panel, _ in lasts if len(of_panel))
         alive = sum(len(of_panel) for _, of_panel in lasts)
         found.append(KeyNumber(
-            f"{alive} of {worked}", f"still fire after {steps:.0f} steps of further clean tuning", "lasting"
+            f"{alive} of {worked}",
+            f"still fire after {steps:.0f} steps of further clean tuning ({'; '.join(name for _, name in panels)})",
+            "lasting",
         ))  # fmt: skip
     return found
 
