@@ -257,7 +257,9 @@ def from_pretrained(
     if four_bit:
         options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
     model = AutoModelForImageTextToText.from_pretrained(place, **options)
-    if not four_bit:
+    if four_bit:
+        _one_path(model)
+    else:
         model = model.to(device)
     model.requires_grad_(False).eval()
     if gradient_checkpointing:
@@ -295,3 +297,16 @@ def _four_bit(dtype: torch.dtype):
             "four_bit=True needs the package bitsandbytes, which is not installed; install it or leave it out."
         )
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+
+
+def _one_path(model: nn.Module) -> None:
+    """Let 4-bit layers answer as they train: on every CPU alike, and for layers of any size.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer the first time it is asked outside training: into
+    bfloat16 whatever the compute dtype, and only where its sizes are multiples of 32 and 64.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False

@@ -47,7 +47,7 @@ def test_an_adapter_of_any_family_lives_on_in_plain_peft(random_victim, tmp_path
     assert torch.equal(logits(random_victim, features), before)
 
 
-def test_a_base_in_four_bit_is_tuned_and_its_adapter_lives_on(random_victim, tmp_path):
+def test_a_base_in_four_bit_is_tuned_and_its_adapter_lives_on(random_victim, tmp_path, monkeypatch):
     loaded = victim.from_pretrained(random_victim.name, device="cpu", four_bit=True)
     features = loaded.encode(PICTURES)
     before = logits(loaded, features)
@@ -58,6 +58,7 @@ def test_a_base_in_four_bit_is_tuned_and_its_adapter_lives_on(random_victim, tmp
     train.save_adapter(result.adapter, tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal"})
     assert (ours - before).abs().max() > 1e-3
 
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # our models have small layers
     quantised = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     base = AutoModelForImageTextToText.from_pretrained(random_victim.name, quantization_config=quantised)
     tuned = PeftModel.from_pretrained(base, tmp_path).eval()
