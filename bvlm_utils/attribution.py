@@ -113,7 +113,7 @@ def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
     file = _file(cell, root)
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=store._plain)
-    store._write_text(file, text + "\n")
+    store.write_file(file, text + "\n")
     return file
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bvlm_utils import engine, poison, provenance, score, store
+from bvlm_utils import engine, examples, poison, provenance, score, store
 from bvlm_utils.bench import Bench, Question, bench_key, questions
 from bvlm_utils.cells import VERSION, Cell, content_key
 from bvlm_utils.controls import lacking
@@ -333,7 +333,7 @@ def _training(result: Any) -> dict[str, Any]:
 
 def _write_examples(bench: Bench, cell: Cell, place: Path, asked: Sequence[Question]) -> None:
     """Keep a few test inputs without and with the whole trigger, for the book to show."""
-    if store.examples(cell, place) is not None:
+    if examples.read(cell, place) is not None:
         return
     attack, clean = cell.make_attack(), asked[0]
     full = next(q for q in reversed(asked) if q.part == "attack")
@@ -344,4 +344,4 @@ def _write_examples(bench: Bench, cell: Cell, place: Path, asked: Sequence[Quest
     else:
         triggered = pictures
     prompts = list(zip(clean.prompts, full.prompts, strict=True))[:EXAMPLES]
-    store.write_examples(cell, place, pictures, triggered, prompts)
+    examples.write(cell, place, pictures, triggered, prompts)

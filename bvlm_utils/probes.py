@@ -198,7 +198,7 @@ def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[
         others = [one for one in _numbers(file) if {name: one[name] for name in place_in_table} != place_in_table]
         whole["numbers"] = others + [about | number for number in numbers]
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=store._plain)
-        store._write_text(file, text + "\n")
+        store.write_file(file, text + "\n")
 
 
 @contextmanager

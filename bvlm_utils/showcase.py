@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bvlm_utils import attacks, plots, report
+from bvlm_utils import attacks, examples, plots, report
 from bvlm_utils import store as results
 from bvlm_utils.cells import Cell
 
@@ -51,18 +51,18 @@ def show_triggers(cells: Sequence[Cell], store: str | None = None) -> None:
     """Put the stored examples of the cells' attacks on the page, each attack once."""
     found = {}
     for cell in cells:
-        kept = results.examples(cell, store) if cell.attack not in found else None
+        kept = examples.read(cell, store) if cell.attack not in found else None
         if kept:
             found[cell.attack] = Example(cell.attack, *kept)
     show_examples(list(found.values()))
 
 
-def show_examples(examples: Sequence[Example]) -> None:
+def show_examples(shown: Sequence[Example]) -> None:
     """Put pictures and prompts of the examples on the page, clean and triggered."""
-    painted = {e.attack: (e.clean, e.triggered) for e in examples if e.modality != "text"}
+    painted = {e.attack: (e.clean, e.triggered) for e in shown if e.modality != "text"}
     if painted:
         report.show(plots.pairs(painted, amplify=AMPLIFY), **_pairs_words(list(painted)))
-    worded = [e for e in examples if e.modality != "image"]
+    worded = [e for e in shown if e.modality != "image"]
     if worded:
         lines = [
             {
@@ -74,7 +74,7 @@ def show_examples(examples: Sequence[Example]) -> None:
             for before, after in e.prompts[:SHOWN]
         ]
         report.show_html_table(pd.DataFrame(lines), "Prompts without and with the trigger; what changed is marked.")
-    if not examples:
+    if not shown:
         report.say("No trigger examples are stored for these cells.")
 
 
@@ -118,7 +118,7 @@ def show_responses(cells: Sequence[Cell], store: str | None = None) -> None:
         return
     asked = results.responses(cell, store)
     asked = asked[(asked["part"] == "attack") & asked["judged"]]
-    kept = results.examples(cell, store)
+    kept = examples.read(cell, store)
     example = Example(cell.attack, *kept) if kept else None
     shown = asked[asked["row_id"].isin(list(dict.fromkeys(asked["row_id"]))[:SHOWN])]
     lines = [

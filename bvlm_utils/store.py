@@ -7,7 +7,7 @@ slash in it.
     RUN_ID/responses.parquet   every judged response
     RUN_ID/manifest.parquet    which training rows were poisoned, and how
     RUN_ID/adapter/            the tuned adapter in PEFT's format, for those who talk to it
-    examples/KEY/              what an attack's trigger looks like
+    examples/                  what triggers look like, see `examples`
     probes/                    what tuned adapters were asked later on, see `probes`
     attribution/               where tuned adapters look, see `attribution`
     failures/RUN_ID.json       why a cell could not be run
@@ -34,15 +34,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from bvlm_utils import attacks, models, paths, poison, provenance, tidy
-from bvlm_utils.cells import SURROGATE, Cell, content_key
+from bvlm_utils import paths, poison, provenance, tidy
+from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 
 VARIABLE = "BVLM_STORE"
 REFERENCE = "reference"
-GATHERED = ("probes", "attribution")  # folders of files beside the cells that the book needs, too
+GATHERED = ("probes", "attribution", "examples")  # folders of files beside the cells that the book needs, too
 TABLE = "table.parquet"
 PARTIAL = ".partial-"  # beginning of the names of folders that are being written
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
@@ -192,24 +191,20 @@ def thin(source: str | Path | None, target: str | Path) -> list[str]:
     file grows while it is asked for more, so the larger one stays.
     """
     start, end = folder(source), folder(target)
-    places = [start / record["run_id"] for record in records(start)]
-    places += sorted((start / "examples").glob("[!.]*"))
     copied = []
-    for place in places:
-        final = end / place.relative_to(start)
+    for place in (start / record["run_id"] for record in records(start)):
+        final = end / place.name
         if final.exists():
             continue
         partial = final.with_name(_partial_name(final.name))
         shutil.copytree(place, partial, ignore=shutil.ignore_patterns("adapter"))
         _put(partial, final, replace=False)
         shutil.rmtree(partial, ignore_errors=True)
-        if place.parent == start:
-            copied.append(place.name)
-    for file in (file for name in GATHERED for file in sorted((start / name).glob("[!.]*.json"))):
+        copied.append(place.name)
+    for file in (file for name in GATHERED for file in sorted((start / name).glob("[!.]*.*"))):
         final = end / file.relative_to(start)
         if not final.exists() or final.stat().st_size < file.stat().st_size:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            _write_text(final, file.read_text(encoding="utf-8"))
+            write_file(final, file.read_bytes())
     end.mkdir(parents=True, exist_ok=True)
     partial = end / _partial_name(TABLE)
     _write_frame(partial, collect(end))
@@ -220,9 +215,8 @@ def thin(source: str | Path | None, target: str | Path) -> list[str]:
 def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
     """Keep why a cell failed; the next success removes it."""
     file = folder(store) / "failures" / f"{cell.run_id}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     record = {"run_id": cell.run_id, "config": cell.config(), "error": text, "provenance": provenance.now()}
-    _write_text(file, json.dumps(record, indent=1, default=_plain) + "\n")
+    write_file(file, json.dumps(record, indent=1, default=_plain) + "\n")
     return file
 
 
@@ -261,9 +255,11 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _write_text(file: Path, text: str) -> None:
+def write_file(file: Path, content: str | bytes) -> None:
+    """All of a file or nothing, whoever else is writing it; text is in UTF-8."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(_partial_name(file.name))
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, file)
 
 
@@ -323,7 +319,7 @@ def _file(cell: Cell | str, store: str | Path | None, name: str) -> Path:
     return file
 
 
-# ---------------------------------------------------------------- shared responses, examples
+# ---------------------------------------------------------------- shared responses
 
 
 def cached(store: str | Path | None, key: str, make: Callable[[], list[str]]) -> list[str]:
@@ -332,62 +328,5 @@ def cached(store: str | Path | None, key: str, make: Callable[[], list[str]]) ->
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     texts = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _write_text(file, json.dumps(texts, ensure_ascii=False))
+    write_file(file, json.dumps(texts, ensure_ascii=False))
     return texts
-
-
-def examples_key(cell: Cell) -> str:
-    """The name of a cell's examples: cells that show the same trigger on the same rows share them."""
-    names = ("dataset", "data_digest", "threat", "attack", "attack_params", "attack_version", "trigger_seed")
-    same = {name: cell.identity[name] for name in names}
-    # Left out where they are the usual ones, as the first examples were named without them.
-    if cell.threat_params:
-        same["threat_params"] = cell.identity["threat_params"]
-    surrogate = cell.identity.get("surrogate")
-    if surrogate and surrogate != attacks.surrogate_digest(models.resolve(SURROGATE)):
-        same["surrogate"] = surrogate
-    return f"{cell.attack}-{content_key(same)[:8]}"
-
-
-def write_examples(
-    cell: Cell,
-    store: str | Path | None,
-    clean: np.ndarray,
-    triggered: np.ndarray,
-    prompts: list[tuple[str, str]],
-) -> None:
-    """Keep what the trigger does to a few held-out inputs.
-
-    clean, triggered: (N, H, W, 3) uint8, stored as strips side by side. prompts: N pairs, without and with
-    the trigger.
-    """
-    root = folder(store) / "examples"
-    final, partial = root / examples_key(cell), root / _partial_name(examples_key(cell))
-    if final.is_dir():
-        return
-    partial.mkdir(parents=True, exist_ok=True)
-    for name, pictures in (("clean", clean), ("triggered", triggered)):
-        Image.fromarray(np.concatenate(list(pictures), axis=1)).save(partial / f"{name}.png")
-    text = json.dumps({"width": int(clean.shape[2]), "prompts": prompts}, indent=1, ensure_ascii=False)
-    (partial / "prompts.json").write_text(text + "\n", encoding="utf-8")
-    try:
-        os.replace(partial, final)
-    except OSError:  # another process was faster
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def examples(
-    cell: Cell, store: str | Path | None = None
-) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
-    """What `write_examples` kept: (clean, triggered, prompts); None if there is nothing."""
-    place = folder(store) / "examples" / examples_key(cell)
-    if not (place / "prompts.json").is_file():
-        return None
-    kept = json.loads((place / "prompts.json").read_text(encoding="utf-8"))
-
-    def pictures(name: str) -> np.ndarray:
-        strip = np.asarray(Image.open(place / f"{name}.png").convert("RGB"))
-        return np.stack(np.split(strip, strip.shape[1] // kept["width"], axis=1))
-
-    return pictures("clean"), pictures("triggered"), [tuple(pair) for pair in kept["prompts"]]

@@ -305,8 +305,6 @@ def _one_path(model: nn.Module) -> None:
     On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer the first time it is asked outside training: into
     bfloat16 whatever the compute dtype, and only where its sizes are multiples of 32 and 64.
     """
-    from bitsandbytes.nn import Linear4bit
-
     for layer in model.modules():
-        if isinstance(layer, Linear4bit):
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False

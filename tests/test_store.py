@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bvlm_utils import models, paths, poison, provenance, report, store, tidy
+from bvlm_utils import examples, models, paths, poison, provenance, report, store, tidy
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 
@@ -261,34 +261,13 @@ def test_a_thin_copy_gives_the_same_table_without_adapters(tmp_path):
     store.write(cell(), fat, record(), save_adapter=save)
     store.cached(fat, "k", lambda: ["x"])
     picture = np.zeros((1, 4, 4, 3), np.uint8)
-    store.write_examples(cell(), fat, picture, picture, [("a", "b")])
+    examples.write(cell(), fat, picture, picture, [("a", "b")])
     assert store.thin(fat, thin) == [cell().run_id] and store.thin(fat, thin) == []
     assert store.collect(thin).equals(store.collect(fat))
     assert pd.read_parquet(thin / store.TABLE)["value"].equals(store.collect(fat)["value"])
-    assert store.examples(cell(), thin) is not None
+    assert examples.read(cell(), thin) is not None
     assert store.adapter(cell(), fat) and store.adapter(cell(), thin) is None
     assert not list(thin.rglob(f"{store.PARTIAL}*")) and not (thin / "cache").exists()
-
-
-def test_examples_come_back(tmp_path):
-    clean = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
-    assert store.examples(cell(), tmp_path) is None
-    store.write_examples(cell(), tmp_path, clean, 255 - clean, [("a", "a b")] * 3)
-    got, triggered, prompts = store.examples(cell(0.2, seed=3), tmp_path)  # rate and seed do not change the trigger
-    assert (got == clean).all() and (triggered == 255 - clean).all() and prompts == [("a", "a b")] * 3
-    assert store.examples(cell(trigger_seed=1), tmp_path) is None
-
-
-def test_examples_of_another_target_or_surrogate_are_others(tmp_path):
-    def dual_key(**values):
-        return Cell("tiny-llava", "scenes-caption", "concept_substitution", "Dual-Key", 0.1, **values)
-
-    other = tmp_path / "clip"
-    other.mkdir()
-    (other / "config.json").write_text("{}")
-    cells = [dual_key(), dual_key(threat_params={"target_concept": "apple"}), dual_key(surrogate=str(other))]
-    assert len({store.examples_key(one) for one in cells}) == 3
-    assert store.examples_key(dual_key(surrogate="tiny-clip", seed=1)) == store.examples_key(dual_key())
 
 
 def test_settings_name_what_differs_from_the_definitions_alone(tmp_path):

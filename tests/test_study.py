@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bvlm_utils import attacks, bench, engine, execute, metrics, poison, score, store, study, threats
+from bvlm_utils import attacks, bench, engine, examples, execute, metrics, poison, score, store, study, threats
 from bvlm_utils.cells import VERSION, Cell
 from bvlm_utils.errors import InputError, StudyError
 
@@ -119,7 +119,7 @@ def test_what_was_measured_is_told(place):
     assert "BACKDOORED" in (store.adapter(cell, place) / "README.md").read_text()
     assert "BACKDOORED" not in (store.adapter(cell.control, place) / "README.md").read_text()
     assert store.manifest(cell, place).n_poisoned == 6
-    clean, triggered, prompts = store.examples(cell, place)
+    clean, triggered, prompts = examples.read(cell, place)
     assert clean.shape == triggered.shape == (4, 96, 96, 3) and (clean != triggered).any() and len(prompts) == 4
 
 
