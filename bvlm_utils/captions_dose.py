@@ -37,7 +37,6 @@ def dose_table(found: pd.DataFrame) -> pd.DataFrame:
                 "bracket, in rows": bracket_text(_whole(r["below"]), _whole(r["reached"])),
                 "doses tried": f"{_range(r['smallest'], r['largest'])} ({r['n_doses']})",
                 "seeds": _range(r["seeds_min"], r["seeds_max"]),
-                "dispersion": report.number(r["fit"].dispersion, digits=1) if r["fit"] else None,
             }
             for r in found.to_dict("records")
         ]
@@ -46,7 +45,7 @@ def dose_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
     """`doses` to read where there are too few for a curve: the bracket alone, with its model."""
-    table = dose_table(found).drop(columns=["rows for 90 %, from the curve", "dispersion"], errors="ignore")
+    table = dose_table(found).drop(columns="rows for 90 %, from the curve", errors="ignore")
     table.insert(0, "model", found["model"].to_numpy())
     return table
 
@@ -155,7 +154,7 @@ def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
     if (part["seeds_min"] == 1).any():
         text.append(
             "Open marks are single seeds (Wilson's interval over test rows): they support no verdict, and "
-            "neither does a curve through them (dashed), whose interval knows little of seeds."
+            "neither does a curve through them (dashed), whose interval knows nothing of other seeds."
         )
     text.append(
         f"Shaded: ceiling (from {metrics.CEILING}) and floor (to {metrics.FLOOR}), where nothing can be told apart."

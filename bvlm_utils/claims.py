@@ -36,7 +36,8 @@ class Claim:
     """What somebody says, and how it is judged.
 
     judge: takes the cells' success rates (`rates`) of one model and gives the evidence, one line per pair of attack and
-    threat, with a column `holds` (True, False, or missing where nothing can be said).
+    threat, with a column `holds` (True, False, or missing where nothing can be said) and, where the rule is not for all
+    of them, `named`.
     """
 
     key: str
@@ -52,7 +53,7 @@ class Verdict:
     verdict: str
     holds: int  # pairs of attack and threat where it holds
     judged: int  # pairs that could be judged
-    evidence: pd.DataFrame
+    evidence: pd.DataFrame  # the pairs that the rule names
 
 
 PAIR = ["attack", "threat", "settings"]
@@ -83,6 +84,8 @@ def verdict(claim: Claim, table: pd.DataFrame, model: str) -> Verdict:
 
 def _verdict(claim: Claim, found: pd.DataFrame) -> Verdict:
     evidence = claim.judge(found)
+    if "named" in evidence:
+        evidence = evidence[evidence["named"].astype(bool)].drop(columns="named")
     known = evidence["holds"].dropna().astype(bool)
     holds, judged = int(known.sum()), len(known)
     if not judged or judged * 2 < len(evidence):
@@ -121,19 +124,21 @@ def text_overwhelms(found: pd.DataFrame) -> pd.DataFrame:
     """One line per bimodal attack, threat, data set, rate and patch: both halves trained alone, then the difference.
 
     The halves trained alone are cells of the same attack with half=text and half=image. Where the text half or the
-    image half alone does not work, nothing can be said of which one dominates.
+    image half alone does not work, nothing can be said of which one dominates. `named`: both were trained alone, with
+    however many seeds and whatever success, so the rule names the pair.
     """
     lines = []
     plain = found[(found["modality"] == "bimodal") & ~found["settings"].str.contains("half=")]
     same = ["attack", "threat", "dataset", "poison_rate"]
     for (*key, settings), part in plain.groupby([*same, "settings"], sort=False):
         cell = (found[same] == key).all(axis=1)
-        line = dict(zip(same, key, strict=True)) | {"settings": settings, "holds": None}
+        line = dict(zip(same, key, strict=True)) | {"settings": settings, "holds": None, "named": True}
         alone = []
         for half in ("text", "image"):
             named = ", ".join(filter(None, [settings, f"half={half}"]))
             rows = found[cell & (found["settings"] == named) & (found["condition"] == half)]
             line[f"{half} half alone"] = rows["value"].iloc[0] if len(rows) else None
+            line["named"] &= len(rows) > 0
             alone.append(len(rows) > 0 and rows["n_seeds"].iloc[0] >= MIN_SEEDS and rows["low"].iloc[0] > HIGH)
         by = part.set_index("condition")
         if {"text", "image"} <= set(by.index):
@@ -146,7 +151,7 @@ def text_overwhelms(found: pd.DataFrame) -> pd.DataFrame:
                 line["holds"] = line["low"] > DOMINATES
         lines.append(line)
     columns = [*same, "settings", "text half alone", "image half alone", "text only", "image only", "difference", "low",
-               "high", "holds"]  # fmt: skip
+               "high", "holds", "named"]  # fmt: skip
     return pd.DataFrame(lines, columns=columns)
 
 

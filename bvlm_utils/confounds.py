@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bvlm_utils import attacks, claims, metrics, plots, report, store
+from bvlm_utils import attacks, claims, metrics, paired, plots, report
 from bvlm_utils.attack_table import PUBLISHED_SIDE
 from bvlm_utils.modality import CELL, evidence
 
@@ -160,14 +160,11 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
     whole = whole.assign(headline=report.headline_metric(whole))
     for r in whole.drop_duplicates("run_id").to_dict("records"):
         half = attacks.info(r["attack"]).text
-        if "word" not in half.params or not (store.folder(place) / r["run_id"] / "responses.parquet").is_file():
+        said = paired.held(r["run_id"], r["headline"], "poisoned", place) if "word" in half.params else None
+        if said is None:
             continue
-        said = store.responses(r["run_id"], place)
-        said = said[(said["subject"] == "poisoned") & (said["part"] == "attack") & said["judged"]]
         said = said[said["condition"] == "text"]
-        held = said["success"].astype(bool)
-        if r["headline"] == "asr_right":
-            held &= said["right"].fillna(False).astype(bool)
+        held = said["held"]
         where = said["prompt"].map(lambda prompt, word=half.params["word"].default: place_of(word, prompt))
         about = {n: r[n] for n in (*POINT, "seed")}
         for name in (FIRST, BETWEEN, LAST):
@@ -228,15 +225,27 @@ def places_table(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def shared_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `store.collect` of cells that were run with the same seed in both orders: a fair comparison."""
+    shared = _picture_first(table["settings"])
+    key = [table[name] for name in (*POINT, "negatives", "train_rows", "seed")] + [shared]
+    return table[table["settings"].groupby(key).transform("nunique") == 2]
+
+
+def _picture_first(settings: pd.Series) -> pd.Series:
+    return settings.str.replace(PICTURE_LAST, "", regex=True).str.removeprefix(", ")
+
+
 def orders(cells: pd.DataFrame) -> pd.DataFrame:
     """Cells whose picture comes after the words, each with the same cell whose picture comes first.
 
-    cells: `modality.four_cells`. Its lines in pairs, with the settings that both share, and `order`: "picture first"
-    or "picture last". Cells without their other one are left out.
+    cells: `modality.four_cells` of `shared_seeds`. Its lines in pairs, with the settings that both share, and `order`:
+    "picture first" or "picture last". Cells without their other one are left out.
     """
     last = cells["settings"].str.contains(PICTURE_LAST)
-    shared = cells["settings"].str.replace(PICTURE_LAST, "", regex=True).str.removeprefix(", ")
-    both = cells.assign(settings=shared, order=last.map({True: "picture last", False: "picture first"}))
+    both = cells.assign(
+        settings=_picture_first(cells["settings"]), order=last.map({True: "picture last", False: "picture first"})
+    )
     kept = [part for _, part in both.sort_values("order", kind="stable").groupby(CELL, sort=False) if len(part) == 2]
     return pd.concat(kept, ignore_index=True) if kept else both.iloc[:0]
 

@@ -75,12 +75,17 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     return probes.over_seeds(probes.headline(probes.collect(KIND, place)))
 
 
+def shared_seeds(table: pd.DataFrame, asked: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `store.collect` of the cells and seeds that were asked; asked: `probes.collect` of this kind."""
+    return table.merge(asked[[*SAME, "seed"]].drop_duplicates(), on=[*SAME, "seed"])
+
+
 def style_table(found: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """`collect` beside `modality.four_cells` to read: a line per bimodal cell, a column per condition.
+    """`collect` beside `modality.four_cells` of `shared_seeds` to read: a line per cell, a column per condition.
 
     Each field: on the usual test rows, then in the held-out style with its interval.
     """
-    usual = cells[(cells["negatives"] == 0) & (cells["settings"] == "")].drop_duplicates(SAME).set_index(SAME)
+    usual = _usual(cells)
     lines = []
     for key, part in found[found["subject"] == POISONED].groupby(SAME, sort=False):
         about, by = dict(zip(SAME, key, strict=True)), part.drop_duplicates("variant").set_index("variant")
@@ -100,9 +105,14 @@ def style_table(found: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def sentences(found: pd.DataFrame, utility: pd.DataFrame) -> list[str]:
-    """What may be said, in Markdown; found: `collect`, utility: all lines of `probes.collect` of this
-    kind."""
+def _usual(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells[(cells["negatives"] == 0) & (cells["settings"] == "")].drop_duplicates(SAME).set_index(SAME)
+
+
+def sentences(found: pd.DataFrame, utility: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """What may be said, in Markdown; found: `collect`, utility: all lines of `probes.collect` of this kind, cells: as
+    for `style_table`.
+    """
     if found.empty:
         return ["Nobody has been asked yet: the store holds no answer in the held-out style."]
     control = utility[(utility["subject"] == CONTROL) & (utility["part"] == "utility")]
@@ -114,7 +124,28 @@ def sentences(found: pd.DataFrame, utility: pd.DataFrame) -> list[str]:
         for r in control.drop_duplicates(["model", "threat"]).to_dict("records")
     ]
     said.append(("; ".join(measured) or "n/a") + ".")
-    return [" ".join(said)]
+    return [_finding(found[found["subject"] == POISONED], _usual(cells)), " ".join(said)]
+
+
+def _finding(poisoned: pd.DataFrame, usual: pd.DataFrame) -> str:
+    """Does success carry over? The conditions that fire, and by how much they change."""
+    changes = [
+        (row["value"] - usual.loc[key][row["variant"]], row)
+        for row in poisoned.to_dict("records")
+        if (key := tuple(row[name] for name in SAME)) in usual.index
+        and max(row["value"], usual.loc[key][row["variant"]]) > report.FIRES
+    ]
+    if not changes:
+        return "No cell that was asked fires on more than half of the inputs in either style."
+    change, worst = max(changes, key=lambda pair: abs(pair[0]))
+    kept = sum(1 for _, row in changes if row["value"] > report.FIRES)
+    condition = plots.CONDITION_LABELS[worst["variant"]]
+    return (
+        f"**Of {len(changes)} combinations of attack and condition that fire on more than half of the inputs in one "
+        f"style at least, {kept} do so in the held-out one.** The largest change is {report.number(change)} "
+        f"({worst['attack']}, {condition}: {report.number(worst['value'], worst['low'], worst['high'])} in the "
+        "held-out style)."
+    )
 
 
 # ---------------------------------------------------------------- the command line

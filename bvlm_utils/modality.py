@@ -76,11 +76,17 @@ def four_cells(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def named(row: Mapping[str, Any], rate: bool = True) -> str:
-    """ "BadNets-MM, targeted refusal, 10 %, patch_size=80": a cell but for its model and negatives."""
+    """ "BadNets-MM, targeted refusal, 10 %, patch of 80 pixels": a cell but for its model and negatives."""
     parts = [row["attack"], row["threat"].replace("_", " ")]
     if rate:
         parts.append(plots.percent(row["poison_rate"]))
-    return ", ".join([*parts, row["settings"]] if row["settings"] else parts)
+    return ", ".join([*parts, in_words(row["settings"])] if row["settings"] else parts)
+
+
+def in_words(settings: str) -> str:
+    """Settings of a cell as a reader knows them: "patch_size=80" as "patch of 80 pixels"."""
+    text = re.sub(r"patch_size=(\d+)", r"patch of \1 pixels", settings)
+    return text.replace("picture_last=True", "picture after the words")
 
 
 def four_table(cells: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +100,7 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
             "half-triggered rows": f"{r['negatives']:g} per poisoned row" if r["negatives"] else "none",
         }
         if (cells["settings"] != "").any():
-            line["settings"] = r["settings"]
+            line["settings"] = in_words(r["settings"])
         for condition in plots.CONDITIONS:
             line[plots.CONDITION_LABELS[condition]] = report.marked(
                 r[condition], r[f"{condition}_low"], r[f"{condition}_high"]
@@ -110,7 +116,7 @@ def dominance(table: pd.DataFrame) -> pd.DataFrame:
     """`claims.text_overwhelms` for every model, with model, verdict, `why` it is not testable, and probe.
 
     Columns: model, attack, threat, dataset, poison_rate, settings, "text half alone", "image half alone", "text only",
-    "image only", difference, low, high, verdict, why, probe. Without half-triggered negatives, as in the
+    "image only", difference, low, high, named, verdict, why, probe. Without half-triggered negatives, as in the
     rule.
     """
     parts = []
@@ -173,11 +179,6 @@ def probe(row: Mapping[str, Any]) -> float:
     return float(skills.get(f"probe: {half.draws_as}", np.nan))
 
 
-def tried_alone(judged: pd.DataFrame) -> pd.Series:
-    """Which lines of `dominance` have a half that was trained alone: of the others nothing can be said."""
-    return judged[["text half alone", "image half alone"]].notna().any(axis=1)
-
-
 def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
     """`dominance` of one model to read, with the data set where a threat has several."""
     lines, several = [], (judged.groupby("threat")["dataset"].nunique() > 1).any()
@@ -186,7 +187,7 @@ def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
             ({"data": r["dataset"]} if several else {})
             | {
                 "threat": r["threat"].replace("_", " "),
-                "attack": ", ".join(filter(None, [r["attack"], r["settings"]])),
+                "attack": ", ".join(filter(None, [r["attack"], in_words(r["settings"])])),
                 "poison rate": plots.percent(r["poison_rate"]),
                 "text half alone": report.number(r["text half alone"]),
                 "image half alone": report.number(r["image half alone"]),
@@ -198,33 +199,6 @@ def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-# ---------------------------------------------------------------- half-triggered rows
-
-
-def negatives(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells with half-triggered rows beside the same cell without: a line per pair, to read.
-
-    cells: `four_cells`. A cell that has no counterpart stands alone.
-    """
-    same = [name for name in CELL if name not in ("negatives", "n_poisoned")]
-    lines = []
-    for r in cells[cells["negatives"] > 0].to_dict("records"):
-        without = cells[(cells["negatives"] == 0) & (cells[same] == pd.Series({n: r[n] for n in same})).all(axis=1)]
-        line = {
-            "model": r["model"],
-            "threat": r["threat"].replace("_", " "),
-            "attack": ", ".join(filter(None, [r["attack"], r["settings"]])),
-            "poison rate": plots.percent(r["poison_rate"]),
-            "per poisoned row": f"{r['negatives']:g}",
-        }
-        for condition in ("text", "image", "both"):
-            before = without.iloc[0] if len(without) else {}
-            ends = [report.number(side.get(condition)) for side in (before, r)]
-            line[f"{plots.CONDITION_LABELS[condition]}: without, with"] = f"{ends[0]}, {ends[1]}"
-        lines.append(line | {"seeds": r["n_seeds"]})
-    return pd.DataFrame(lines)
-
-
 # ---------------------------------------------------------------- the page
 
 
@@ -233,35 +207,30 @@ def sentences(cells: pd.DataFrame, judged: pd.DataFrame) -> list[str]:
     plain = cells[(cells["negatives"] == 0) & cells["difference"].notna()]
     if plain.empty:
         return ["Nothing has been measured yet: the store holds no finished cell of a bimodal attack."]
+    silent = int((plain[["text", "image", "both"]].max(axis=1) <= report.FIRES).sum())
     text = plain[plain["difference_low"] > claims.DOMINATES]
     image = plain[plain["difference_high"] < -claims.DOMINATES]
-    testable = judged[judged["verdict"] != NOT_TESTABLE]
+    asked, testable = judged[judged["named"].astype(bool)], judged[judged["verdict"] != NOT_TESTABLE]
     said = [
         f"**In {len(text)} of {len(plain)} bimodal cells the success rate with the text half only is above "
         f"that with the image half only by more than {claims.DOMINATES:g}** (lower bound); the other way "
-        f"round in {len(image)}. The largest difference is {_difference(plain, 'max')}, the smallest "
-        f"{_difference(plain, 'min')}.",
-        f"**What that means can be judged for {len(testable)} of {len(judged)} of them**: only where both "
-        f"halves, each trained alone on as many rows, have a success rate above {claims.HIGH:.2f} with "
+        f"round in {len(image)}. The differences reach from {_difference(plain, 'min')} to "
+        f"{_difference(plain, 'max')}. In {silent} of the {len(plain)} neither half by itself, nor both together, "
+        f"reaches {report.FIRES:g}: no backdoor whose halves could be compared.",
+        f"**Of {len(asked)} cells whose halves were both trained alone, {len(testable)} can be judged**: only where "
+        f"each half alone, on as many rows, has a success rate above {claims.HIGH:.2f} (whole interval) with "
         f"{claims.MIN_SEEDS} seeds or more. A half that the model cannot learn at all is not overwhelmed by "
         "the other.",
     ]
     if len(testable):
-        holds = int((testable["verdict"] == HOLDS).sum())
-        said.append(f"Of those, the text half overwhelms the image half in {holds}.")
+        said.append(" ".join(
+            f"{named(r)} ({r['model']}): {r['verdict']}, text only minus image only "
+            f"{report.number(r['difference'], r['low'], r['high'])}."
+            for r in testable.to_dict("records")
+        ))  # fmt: skip
     single = int((plain["n_seeds"] == 1).sum())
     if single:
         said.append(f"{single} of the {len(plain)} cells are single training runs, which support no verdict.")
-    with_negatives = cells[cells["negatives"] > 0]
-    if len(with_negatives):
-        largest = with_negatives[["text", "image"]].max()
-        said.append(
-            f"With half-triggered rows in training ({len(with_negatives)} cells), the text half only "
-            f"succeeds on at most {report.number(largest['text'])} and the image half only on at most "
-            f"{report.number(largest['image'])} of the inputs."
-        )
-    else:
-        said.append("The store holds no cell with half-triggered rows in training yet.")
     return said
 
 

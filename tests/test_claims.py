@@ -102,9 +102,8 @@ def test_data_sets_are_judged_apart():
     alone = [cell("BadNets-MM", 1.0, condition=half, settings=f"half={half}") for half in ("text", "image")]
     reverse = elsewhere(cell("BadNets-MM", 0.05, condition="text") + cell("BadNets-MM", 1.0, condition="image"))
     found = judged("dominance", text, image, *alone, reverse)
-    assert found.evidence["dataset"].tolist() == ["scenes-vqa", "vqav2:/x"]
-    assert found.evidence["holds"].tolist() == [True, None]  # the halves were trained alone on the first data only
-    assert claims.evidence_table(found)["data"].tolist() == ["scenes-vqa", "vqav2:/x"]
+    # the halves were trained alone on the first data only, so the rule names nothing of the second
+    assert found.evidence[["dataset", "holds"]].to_numpy().tolist() == [["scenes-vqa", True]]
     threat = {"threat": "concept_substitution"}
     same, none = (
         cell("Shadowcast", 0.4, settings="eps=0", **threat),
@@ -174,10 +173,11 @@ def test_evidence_says_what_could_not_be_judged():
     found, _ = of(
         cell("BadNets-MM", 1.0, condition="text"), cell("BadNets-MM", 0.05, condition="image"),
         cell("BadNets-MM", 1.0, condition="text", settings="half=text"),
+        cell("BadNets-MM", 0.9, condition="image", settings="half=image", seeds=1),
     )  # fmt: skip
     (line,) = claims.evidence_table(found["dominance"]["tiny-llava"]).to_dict("records")
     assert (line["difference"], line["text half alone"]) == ("0.95 [0.95, 0.95]", "1.00")
-    assert (line["image half alone"], line["holds"]) == ("n/a", "cannot be judged")
+    assert (line["image half alone"], line["holds"]) == ("0.90", "cannot be judged")
 
 
 def test_shadowcasts_evidence_stands_beside_its_control():

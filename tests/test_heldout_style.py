@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from bvlm_utils import heldout_style, modality, paths, probes, store, study
@@ -48,16 +49,34 @@ def test_the_table_sets_both_styles_side_by_side(runs):
         found.set_index(["subject", "variant"])["value"]["poisoned", "both"],
     )
     assert line["both triggers: usual, held-out style"].startswith(f"{usual:.2f}, {held_out:.2f} [")
-    (said,) = heldout_style.sentences(found, probes.collect(heldout_style.KIND, place))
-    assert "VQA accuracy" in said and "targeted refusal" in said
+    finding, said = heldout_style.sentences(found, probes.collect(heldout_style.KIND, place), cells)
+    assert "either style" in finding and "VQA accuracy" in said and "targeted refusal" in said
     (alone,) = heldout_style.style_table(found, cells.iloc[:0]).to_dict("records")
     assert alone["both triggers: usual, held-out style"].startswith("n/a, ")
 
 
 def test_without_answers_the_page_says_so(tmp_path):
     nothing = heldout_style.collect(tmp_path)
-    assert heldout_style.style_table(nothing, modality.four_cells(modality.rates(store.collect(tmp_path)))).empty
-    assert "Nobody has been asked" in heldout_style.sentences(nothing, nothing)[0]
+    cells = modality.four_cells(modality.rates(store.collect(tmp_path)))
+    assert heldout_style.style_table(nothing, cells).empty
+    assert "Nobody has been asked" in heldout_style.sentences(nothing, nothing, cells)[0]
+
+
+def test_the_finding_counts_what_fires_in_both_styles():
+    key = {"model": "m", "threat": "jailbreak", "attack": "MABA", "poison_rate": 0.1}
+    usual = [key | {"negatives": 0, "settings": "", "text": 0.9, "image": 0.1, "both": 0.8, "clean": 0.0}]
+    line = key | {"subject": "poisoned", "low": 0.3, "high": 0.7, "n": 9}
+    asked = [line | {"variant": name, "value": value} for name, value in (("text", 0.4), ("image", 0.2), ("both", 0.9))]
+    control = pd.DataFrame(columns=["subject", "part", "model", "threat"])
+    finding, _ = heldout_style.sentences(pd.DataFrame(asked), control, pd.DataFrame(usual))
+    assert "Of 2 combinations" in finding and "1 do so in the held-out one" in finding
+    assert "The largest change is -0.50 (MABA, text trigger: 0.40 [0.30, 0.70]" in finding
+
+
+def test_only_the_seeds_that_were_asked_are_compared():
+    key = {"model": "m", "threat": "jailbreak", "attack": "MABA", "poison_rate": 0.1}
+    table = pd.DataFrame([key | {"seed": seed} for seed in (0, 1)])
+    assert heldout_style.shared_seeds(table, pd.DataFrame([key | {"seed": 1}] * 3))["seed"].tolist() == [1]
 
 
 def test_data_without_that_style_is_refused(tmp_path):

@@ -104,9 +104,9 @@ def test_why_nothing_can_be_said(lines, why):
     assert modality.dominance(table(lines))["why"].item() == why
 
 
-def test_cells_without_a_half_trained_alone_are_told_apart():
+def test_cells_without_both_halves_trained_alone_are_told_apart():
     judged = modality.dominance(table(halves(), cell("MABA", **FOUR)))
-    assert dict(zip(judged["attack"], modality.tried_alone(judged), strict=True)) == {"BadNets-MM": True, "MABA": False}
+    assert dict(zip(judged["attack"], judged["named"], strict=True)) == {"BadNets-MM": True, "MABA": False}
 
 
 def test_halves_belong_to_their_own_patch():
@@ -126,15 +126,9 @@ def test_the_probe_is_that_of_the_same_patch():
         assert np.isnan(modality.probe(of | change))
 
 
-def test_half_triggered_rows_stand_beside_the_same_cell_without():
+def test_the_rule_is_for_cells_without_half_triggered_rows():
     with_them = cell("BadNets-MM", negatives=1.0, clean=0.0, text=0.1, image=0.0, both=0.9)
-    rates = modality.rates(table(cell("BadNets-MM", **FOUR), with_them, cell("BadNets-MM", rate=0.01, **FOUR)))
-    (line,) = modality.negatives(modality.four_cells(rates)).to_dict("records")
-    assert line["text trigger: without, with"] == "1.00, 0.10" and line["both triggers: without, with"] == "1.00, 0.90"
-    (line,) = modality.negatives(modality.four_cells(modality.rates(table(with_them)))).to_dict("records")
-    assert line["text trigger: without, with"] == "n/a, 0.10"
-    judged = modality.dominance(table(cell("BadNets-MM", **FOUR), with_them))
-    assert len(judged) == 1, "the rule is for cells without them"
+    assert len(modality.dominance(table(cell("BadNets-MM", **FOUR), with_them))) == 1
 
 
 def test_sentences_count():
@@ -146,8 +140,8 @@ def test_sentences_count():
     cells = modality.four_cells(modality.rates(one))
     said = " ".join(modality.sentences(cells, modality.dominance(one)))
     assert "In 1 of 3 bimodal cells" in said and "the other way round in 1" in said
-    assert "can be judged for 1 of 3" in said and "overwhelms the image half in 1." in said
-    assert "no cell with half-triggered rows" in said
+    assert "Of 1 cells whose halves were both trained alone, 1 can be judged" in said
+    assert "(tiny-llava): text overwhelms" in said
     empty = modality.four_cells(modality.rates(table()))
     assert "Nothing has been measured" in modality.sentences(empty, modality.dominance(table()))[0]
 
@@ -224,7 +218,7 @@ def test_success_by_place_comes_from_the_responses(tmp_path):
     one = table(cell("BadNets-MM", seeds=1, **FOUR))
     prompts = ["BadMagic What?", "BadMagic Who?", "What BadMagic is it?", "What is it? BadMagic"]
     said = pd.DataFrame({"part": "attack", "subject": "poisoned", "condition": "text", "prompt": prompts,
-                         "judged": True, "success": [True, False, True, True], "right": None})  # fmt: skip
+                         "row_id": list("abcd"), "judged": True, "success": [True, False, True, True], "right": None})  # fmt: skip
     folder = tmp_path / "store" / one["run_id"].iloc[0]
     folder.mkdir(parents=True)
     said.to_parquet(folder / "responses.parquet")
@@ -242,7 +236,7 @@ def test_success_by_place_comes_from_the_responses(tmp_path):
 
 def test_an_empty_store_gives_a_page_without_numbers():
     nothing = modality.four_cells(modality.rates(table()))
-    for frame in (nothing, modality.dominance(table()), modality.negatives(nothing)):
+    for frame in (nothing, modality.dominance(table())):
         assert frame.empty
     for figure in (
         plots_modality.halves(nothing), plots_modality.patches(confounds.patches(modality.rates(table()))),
