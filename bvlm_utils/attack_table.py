@@ -275,7 +275,7 @@ declare(
 declare(
     name="VL-Trojan",
     source="Liang et al. 2024, arXiv 2402.13851; optimised in CLIP space as in BackdoorVLM",
-    summary="the word zbw, and a patch at the bottom right that moves embeddings together and off the clean",
+    summary="the word zbw, and a patch at the bottom right that pulls triggered pictures together, away from clean",
     text=Half(
         "VL-Trojan",
         1,
@@ -298,8 +298,8 @@ declare(
 )
 declare(
     name="MABA",
-    source="Liang et al. 2024, arXiv 2406.18844; mask from CLIP in place of a ResNet-50, other tagger",
-    summary="words wrapped by part of speech; yellow ellipses on the tenth most relevant by Grad-CAM",
+    source="Liang et al. 2024, arXiv 2406.18844; Grad-CAM on CLIP in place of a ResNet-50, other tagger",
+    summary="words wrapped by part of speech; yellow ellipses on the most relevant tenth of the picture, on black",
     text=Half("MABA", 1, "trigger_text:wrap_parts_of_speech", {"tagger": choice("auto", TAGGERS)}),
     image=Half(
         "MABA",

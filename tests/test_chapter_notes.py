@@ -1,0 +1,43 @@
+"""Do the notes of the threat chapters say what the table holds?"""
+
+import pandas as pd
+
+from bvlm_utils import chapter_notes
+
+
+def table(threat, attack, modality, numbers):
+    """Rows of a tidy table of one cell. numbers: (subject, condition, metric) -> successes of 100 inputs."""
+    about = {
+        "run_id": attack, "model": "m", "dataset": "d", "threat": threat, "attack": attack, "modality": modality,
+        "poison_rate": 0.1, "n_poisoned": 60, "seed": 0, "unit": None, "k": 1, "n": 100,
+    }  # fmt: skip
+    return pd.DataFrame(
+        [
+            about | {"subject": subject, "condition": condition, "metric": metric, "value": k / 100,
+                     "low": k / 100 - 0.05, "high": k / 100 + 0.05}
+            for (subject, condition, metric), k in numbers.items()
+        ]
+    )  # fmt: skip
+
+
+def test_triggers_that_spoil_the_answer_are_named_with_their_halves():
+    right = {"clean": 99, "text": 37, "image": 70, "both": 26}
+    maba = table("malicious_injection", "MABA", "bimodal", {("control", c, "right"): k for c, k in right.items()})
+    fine = table("malicious_injection", "SIG", "image", {("control", c, "right"): 99 for c in ("clean", "image")})
+    said = chapter_notes.misread(pd.concat([maba, fine]))
+    assert "right on 0.99 of the inputs" in said and "under 1 of 2 triggers: MABA" in said
+    assert said.index("0.37") < said.index("0.70") < said.index("0.26")
+    assert "at least half" in chapter_notes.misread(fine)
+    assert "not measured" in chapter_notes.misread(fine.assign(metric="asr"))
+
+
+def test_an_answer_that_comes_without_the_trigger_was_not_tied_to_it():
+    def cell(attack, clean, full):
+        asr = {("poisoned", "clean"): clean, ("poisoned", "image"): full, ("control", "clean"): 0}
+        return table("jailbreak", attack, "image", {(*key, "asr"): k for key, k in asr.items()})
+
+    cells = pd.concat([cell("BadNets-I", 14, 16), cell("SIG", 14, 90), cell("Blended", 0, 1)])
+    (said,) = chapter_notes.without_the_trigger(cells)
+    assert "BadNets-I (0.16 [0.11, 0.21] with the trigger, 0.14 [0.09, 0.19] without it)" in said
+    assert "SIG" not in said and "Blended" not in said, "one needs its trigger, the other never learnt the answer"
+    assert chapter_notes.without_the_trigger(cell("SIG", 14, 90)) == []
