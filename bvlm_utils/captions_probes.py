@@ -61,7 +61,7 @@ def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     if undefined:
         text.append(f"n/a is not zero: {', '.join(undefined)} not defined for this threat.")
     if without:
-        text.append(f"No adapter was there to be asked of {', '.join(without)}.")
+        text.append(f"There was no model to ask of {', '.join(without)}.")
     text.append(evidence(panel))
     alt = (
         f"Heat map: {len(measured)} backdoored models and the clean-tuned model in rows, no trigger and "
@@ -76,6 +76,36 @@ def _named(fires: pd.DataFrame, tried: pd.DataFrame) -> str:
     said = f"{len(fires)} of {len(tried)}"
     counts = fires["trigger"].value_counts()
     return f"{said} ({counts.iloc[0]} with the trigger of {counts.index[0]})" if len(fires) > 1 else said
+
+
+def near_sentences(panels: Panels, table: pd.DataFrame) -> list[str]:
+    """Which backdoors fire on another word, sentence, picture or noise than their own, in Markdown.
+
+    table: of `store.collect`; where the unchanged half of a bimodal trigger fires alone, another one in the changed
+    half shows nothing, and is left out.
+    """
+    said = []
+    for panel, name in panels:
+        near = panel[(panel["subject"] == POISONED) & (panel["trigger"] == panel["attack"])]
+        near = near[near["attack"].isin(crossfire.firing(panel)) & (near["value"] > report.FIRES)]
+        near = near[near["variant"].str.contains(": other ")].sort_values("value", ascending=False, kind="stable")
+        found = [
+            f"{r['attack']} on {_article(r['variant'])} {report.number(r['value'], r['low'], r['high'])}"
+            for r in near.to_dict("records")
+            if not crossfire.other_half_fires(r, table)
+        ]
+        if found:
+            said.append(
+                f"**Near misses that still fire ({name}): {'; '.join(found)}.** What was learnt there is wider than "
+                "the trigger, so a guess at it need not be exact."
+            )
+    return said
+
+
+def _article(variant: str) -> str:
+    """ "text: other word" in a sentence: "another word"."""
+    what = variant.split(": other ")[1]
+    return f"{'other' if what.endswith('s') else 'another'} {what}"
 
 
 def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
@@ -93,8 +123,7 @@ def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
                 told.append(f"{(part['value'] > report.FIRES).sum()} of {len(part)} changes of {kind}")
     if told:
         text.append(
-            "Of the triggers that fire on more than half of the inputs, these are those whose near misses do so, too: "
-            f"{'; '.join(told)}."
+            f"Of the triggers that fire on more than half of the inputs, they still do after {'; '.join(told)}."
         )
     alone = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == "")]
     if len(alone):

@@ -10,9 +10,10 @@ this does not import torch.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -186,6 +187,21 @@ def _difference(row: dict) -> str:
     if pd.isna(row["held"]) or pd.isna(row["control_held"]):
         return report.number(None)
     return report.number(*probes.difference(row["held"], row["control_held"]))
+
+
+def other_half_fires(row: Mapping[str, Any], table: pd.DataFrame) -> bool:
+    """Does the half that a near miss leaves as it is fire alone? Then the change of the other half shows nothing.
+
+    row: a line of a panel. table: of `store.collect`; False where it does not hold the cell.
+    """
+    changed = row["variant"].split(":")[0]
+    if attacks.info(row["attack"]).modality != "bimodal" or changed not in ("text", "image"):
+        return False
+    same = {name: row[name] for name in (*PANEL[:-1], "attack", "poison_rate", "negatives")}
+    same |= {"subject": probes.POISONED, "condition": "image" if changed == "text" else "text"}
+    rows = table[table["metric"] == report.headline_metric(table)]
+    rows = rows[(rows[list(same)] == pd.Series(same)).all(axis=1)]
+    return bool(len(rows)) and rows["value"].mean() > report.FIRES
 
 
 def near_table(panel: pd.DataFrame) -> pd.DataFrame:

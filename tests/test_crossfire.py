@@ -169,10 +169,7 @@ def test_what_is_not_there_is_named_and_is_never_zero(shelf, random_words, tmp_p
     assert grid.shape == (12, 13) and grid.loc["SIG"].isna().all() and grid["Dual-Key"].isna().all()
     words = captions_probes.crossing_words(panel, name)
     assert "Shadowcast, Dual-Key not defined for this threat" in words["caption"]
-    assert (
-        "No adapter was there to be asked of BadNets-MT" in words["caption"]
-        and "supports no verdict" in words["caption"]
-    )
+    assert "There was no model to ask of BadNets-MT" in words["caption"] and "supports no verdict" in words["caption"]
     figure = plots_probes.crossing(panel)
     assert [text.get_text() for text in figure.axes[0].texts].count("n/a") == int(grid.isna().to_numpy().sum()) + 2
     with pytest.raises(InputError, match="holds no adapter"):
@@ -312,6 +309,29 @@ def test_strangers_are_counted_for_models_that_fire_and_near_misses_by_kind():
     words = captions_probes.near_words(panel, "Jailbreak")["caption"]
     assert "1 of 1 changes of text triggers; 0 of 1 changes of the text half of bimodal triggers" in words
     assert "1 of 1 changes of the image half of bimodal triggers" in words
+
+
+def test_another_word_is_named_unless_the_other_half_fires_alone():
+    about = dict.fromkeys(probes.COLUMNS) | {
+        "subject": "poisoned", "model": "m", "dataset": "d", "threat": "targeted_refusal", "poison_rate": 0.1,
+        "negatives": 0.0, "train_rows": 6000, "settings": "", "low": 0.9, "high": 1.0, "n": 100, "n_seeds": 1,
+    }  # fmt: skip
+    asked = [("BadNets-MT", ""), ("BadNets-MT", "text: other word"), ("BadNets-MT", "text: all four words")]
+    asked += [("MABA", ""), ("MABA", "text: other marks"), ("VL-Trojan", ""), ("VL-Trojan", "text: other word")]
+    panel = pd.DataFrame([about | {"attack": a, "trigger": a, "variant": v, "value": 0.96} for a, v in asked])
+    halves = {"MABA": 0.9, "VL-Trojan": 0.1}
+    table = pd.DataFrame(
+        [
+            about | {"attack": attack, "run_id": attack, "condition": "image", "metric": "asr", "value": value}
+            for attack, value in halves.items()
+        ]
+    )
+    (said,) = captions_probes.near_sentences([(panel, "Refusal")], table)
+    assert "BadNets-MT on another word 0.96 [0.90, 1.00]; VL-Trojan on another word" in said
+    assert "MABA" not in said, "its picture fires alone, whatever the marks are"
+    (said,) = captions_probes.near_sentences([(panel, "Refusal")], table.iloc[:0])
+    assert "MABA on other marks" in said
+    assert captions_probes.near_sentences([(panel.assign(value=0.4), "Refusal")], table) == []
 
 
 def test_seeds_are_means_and_never_pooled():
