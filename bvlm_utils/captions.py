@@ -36,7 +36,7 @@ def _extreme(rows: pd.DataFrame, which: str) -> str:
     value = rows["value"].max() if which == "max" else rows["value"].min()
     tied = rows[rows["value"] == value]
     row, others = tied.iloc[0], len(tied) - 1
-    whose = "all" if len(tied) == len(rows) > 1 else _named(row) + (f" and {others} more" if others else "")
+    whose = "every cell" if len(tied) == len(rows) > 1 else _named(row) + (f" and {others} more" if others else "")
     return f"{report.number(row['value'], row['low'], row['high'])} ({whose})"
 
 
@@ -64,11 +64,11 @@ def evidence(rows: pd.DataFrame) -> str:
         return f"One seed, {inputs} held-out inputs per number, 95 % Wilson intervals: no claim about other seeds."
     if (rows["n_seeds"] == 1).any():
         return (
-            f"Where {seeds} seeds were run, their mean with its interval over the seeds (95 %, t); single seeds "
-            f"with the 95 % Wilson interval of their {inputs} held-out inputs, which claims nothing about other "
+            f"Where {seeds} seeds were run, their mean with its interval over the seeds (95 %, Student's); single "
+            f"seeds with the 95 % Wilson interval of their {inputs} held-out inputs, which claims nothing about other "
             "seeds."
         )
-    return f"Means of {seeds} seeds ({inputs} held-out inputs each); intervals are over the seeds (95 %, t)."
+    return f"Means of {seeds} seeds ({inputs} held-out inputs each); intervals are over the seeds (95 %, Student's)."
 
 
 def grid(rows: pd.DataFrame) -> dict[str, str]:
@@ -98,8 +98,8 @@ def grid(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def doses(rows: pd.DataFrame) -> pd.Series:
-    """Per attack the fewest poisoned rows whose interval lies above `DOSE_GOAL`; NaN for none."""
-    reached = rows[rows["low"].astype(float) > DOSE_GOAL]
+    """Per attack the fewest poisoned rows whose mean success reaches `DOSE_GOAL` (see `dose.bracket`), or NaN."""
+    reached = rows[rows["value"].astype(float) >= DOSE_GOAL]
     return reached.groupby("attack")["n_poisoned"].min().reindex(dict.fromkeys(rows["attack"]))
 
 
@@ -110,12 +110,11 @@ def dose(rows: pd.DataFrame) -> dict[str, str]:
     smallest = doses(rows)
     reached = [f"{name} {int(count)}" for name, count in smallest.items() if pd.notna(count)]
     never = [name for name, count in smallest.items() if pd.isna(count)]
-    goal = f"the whole interval above {DOSE_GOAL:.2f}"
     text = [f"{_headline_condition(rows)}: success rate against the number of poisoned training rows (log axis)."]
     if reached:
-        text.append(f"Fewest poisoned rows, of those tried, with {goal}: {', '.join(reached)}.")
+        text.append(f"Fewest poisoned rows, of those tried, with a mean of {DOSE_GOAL:.2f}: {', '.join(reached)}.")
     if never:
-        text.append(f"At no rate tried was {goal} for {', '.join(never)}.")
+        text.append(f"At no rate tried did the mean reach {DOSE_GOAL:.2f} for {', '.join(never)}.")
     text.append(evidence(rows))
     alt = (
         "Line chart with intervals, one panel per trigger modality: success rate of "
@@ -130,13 +129,12 @@ def utility(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[str, str]:
     if rows.empty:
         return _nothing("Utility of base, clean-tuned and poisoned models")
     unit = report.utility_metric(rows)
-    text = [f"Utility ({unit}) on clean inputs; the axis does not begin at 0."]
+    text = [f"Utility ({unit}) on clean inputs; the axis does not begin at 0.", evidence(rows)]
     if len(differences):
         text.append(
             "Against the clean-tuned model, which saw the same rows without poison, poisoned models differ "
-            f"by {_range(differences).removeprefix('from ')}, paired on the same inputs."
+            f"by {_range(differences).removeprefix('from ')}, paired on the same inputs (Student's interval)."
         )
-    text.append(evidence(rows))
     alt = (
         "Dot plot with intervals: utility of base, clean-tuned and poisoned model "
         f"for {rows['attack'].nunique()} attacks, one panel per poison rate."
@@ -236,7 +234,7 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
 
     Keys: `attacks`, `cells` (measured), `rate_max`; success rate at that rate: `asr_max` with its interval,
     `asr_max_of` (what cell), `asr_min`, `asr_min_attack`; over all rates: `false_activation_max`, `control_asr_max`,
-    `utility_difference_min` (poisoned minus clean-tuned, worst cell).
+    `utility_difference_min` (poisoned minus clean-tuned, worst cell); `control_asr_max_of`: whose trigger that was.
     """
     done = table[table["status"] != "skipped"]
     asr = report.success_rates(done)
@@ -245,6 +243,7 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
     top = top[top["poison_rate"] == top["poison_rate"].max()]
     largest = top.loc[top["value"].idxmax()] if len(top) else {}
     smallest = top.loc[top["value"].idxmin()] if len(top) else {}
+    fooled = control.loc[control["value"].idxmax()] if len(control) else {}
     return {
         "attacks": str(done["attack"].nunique()),
         "cells": str(done["run_id"].nunique()),
@@ -254,7 +253,8 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
         "asr_min": report.number(smallest.get("value")),
         "asr_min_attack": smallest.get("attack", "n/a"),
         "false_activation_max": report.number(report.false_activation(poisoned)["value"].max()),
-        "control_asr_max": report.number(control["value"].max()),
+        "control_asr_max": report.number(fooled.get("value"), fooled.get("low"), fooled.get("high")),
+        "control_asr_max_of": fooled.get("attack", "n/a"),
         "utility_difference_min": report.number(report.summary(done, "utility_difference")["value"].min()),
     }
 

@@ -47,12 +47,13 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
     rows, found = landing.headline(table), []
     if len(rows):
         top = rows["poison_rate"].max()
-        strong = rows[rows["low"].astype(float) > landing.STRONG]
-        single = int((strong["n_seeds"] == 1).sum())
+        strong = landing.strong(rows)
+        sure = int((strong["low"].astype(float) > landing.STRONG).sum())
         found.append(KeyNumber(
             f"{len(strong)} of {len(rows)}",
             f"backdoors obey on more than {plots.percent(landing.STRONG)} of the triggered inputs, with "
-            f"{plots.percent(top)} of the rows poisoned" + (f"; {single} were seen in one run only" if single else ""),
+            f"{plots.percent(top)} of the rows poisoned (mean of their runs; for {sure} the whole 95 % interval is "
+            "above)",
             "leaderboard",
         ))  # fmt: skip
     tried = _several_doses(table)
@@ -61,18 +62,19 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
         total = int(tried["train_rows"].iloc[0])
         found.append(KeyNumber(
             f"{min(reached)} rows",
-            f"of {total} ({plots.percent(min(reached) / total)}) are the fewest with which one came above "
-            f"{plots.percent(dose.GOAL)}; fewer were tried for {int((tried['smallest'] < min(reached)).sum())} of "
-            f"{len(tried)} pairs of attack and threat",
+            f"of {total} ({plots.percent(min(reached) / total)}) are the fewest with which one reached "
+            f"{plots.percent(dose.GOAL)} (mean of its runs); fewer were tried for "
+            f"{int((tried['smallest'] < min(reached)).sum())} of {len(tried)} pairs of attack and threat",
             "dose",
         ))  # fmt: skip
-    if len(rows):
+    fires = rows[rows["value"] > report.FIRES] if len(rows) else rows
+    if len(fires):
         silent = report.false_activation(report.success_rates(landing.usual(table), "poisoned"))
-        silent = silent[silent["poison_rate"] == top]
+        silent = silent.merge(fires[report.CELL], on=report.CELL)
         found.append(KeyNumber(
             f"{int((silent['value'] <= metrics.FLOOR).sum())} of {len(silent)}",
-            f"fire on at most {plots.percent(metrics.FLOOR)} of the inputs without their trigger, where ordinary tests "
-            "look",
+            f"backdoors that fire on more than half of the triggered inputs fire on at most "
+            f"{plots.percent(metrics.FLOOR)} of those without the trigger, where ordinary tests look",
             "leaderboard",
         ))  # fmt: skip
     panels = lasting.panels(lasting.collect(place))
@@ -158,8 +160,8 @@ def enough(table: pd.DataFrame) -> str:
     single = int((tried["seeds_min"] < dose.MIN_SEEDS).sum())
     seeds = f" ({single} of them with fewer than {dose.MIN_SEEDS} seeds at a dose)" if single else ""
     return (
-        f"Of {len(tried)} pairs of attack and threat tried with several doses{seeds}, {len(reached)} come above "
-        f"{plots.percent(dose.GOAL)} success, the first with {min(reached)} poisoned rows of {rows} "
+        f"Of {len(tried)} pairs of attack and threat tried with several doses{seeds}, {len(reached)} reach "
+        f"a mean of {plots.percent(dose.GOAL)} success, the first with {min(reached)} poisoned rows of {rows} "
         f"({plots.percent(min(reached) / rows)}), the last with {max(reached)}"
     )
 

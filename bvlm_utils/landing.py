@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from bvlm_utils import attacks, plots, report, threats
 
-STRONG = 0.90  # a strong backdoor: the whole interval of its success rate lies above this
+STRONG = 0.90  # a strong backdoor: the mean success rate of its runs lies above this
 
 
 def usual(table: pd.DataFrame) -> pd.DataFrame:
@@ -30,22 +30,28 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["poison_rate"] == rows["poison_rate"].max()].reset_index(drop=True)
 
 
+def strong(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `headline` whose mean is above `STRONG`; what their intervals are depends on the seeds there are."""
+    return rows[rows["value"].astype(float) > STRONG]
+
+
 def sentences(table: pd.DataFrame) -> str:
     """The finding in Markdown; says so where the store is empty."""
     rows = headline(table)
     if rows.empty:
         return "Nothing has been measured yet: the store holds no finished cell."
     done = usual(table)
-    strong = rows[rows["low"].astype(float) > STRONG]
     silent = report.false_activation(report.success_rates(done, "poisoned"))
     cost = report.summary(done, "utility_difference")
-    single = int((strong["n_seeds"] == 1).sum())
-    runs = f"; {single} of them were seen in a single training run" if single else ""
+    many = rows["n_seeds"] > 1
+    above = rows["low"].astype(float) > STRONG
     said = [
-        f"With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong)} of "
+        f"With {plots.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong(rows))} of "
         f"{len(rows)} pairs of threat and attack {_models(rows)}succeed on more than {plots.percent(STRONG)} of the "
-        f"triggered inputs (whole 95 % interval{runs}). The strongest reaches {_number(rows, 'max')}, "
-        f"the weakest {_number(rows, 'min')}."
+        f"triggered inputs (mean). The whole 95 % interval lies above it for {int((above & many).sum())} of the "
+        f"{int(many.sum())} pairs with several seeds, over which it is taken, and for {int((above & ~many).sum())} of "
+        f"the {int((~many).sum())} with one, where it knows nothing of other seeds. The strongest reaches "
+        f"{_number(rows, 'max')}, the weakest {_number(rows, 'min')}."
     ]
     if len(silent):
         said.append(f"Without the trigger, backdoors fire on at most {_number(silent, 'max')} of the inputs.")
@@ -70,7 +76,9 @@ def _number(rows: pd.DataFrame, which: str) -> str:
     row = rows.loc[rows["value"].idxmax() if which == "max" else rows["value"].idxmin()]
     name, equal = row["threat"].replace("_", " "), int((rows["value"] == row["value"]).sum()) - 1
     others = f", and {equal} more" if equal else ""
-    return f"{report.number(row['value'], row['low'], row['high'])} ({row['attack']}, {name}{others})"
+    rate = plots.percent(row["poison_rate"])
+    where = f"{row['attack']}, {name}, {rate}, {row['model']}"
+    return f"{report.number(row['value'], row['low'], row['high'])} ({where}{others})"
 
 
 def overview(rows: pd.DataFrame) -> Figure:
@@ -134,5 +142,5 @@ def _by_modality(rows: pd.DataFrame) -> str:
     told = []
     for modality in _known(rows["modality"], list(plots.MODALITIES)):
         part = rows[rows["modality"] == modality]
-        told.append(f"{int((part['low'].astype(float) > STRONG).sum())} of {len(part)} with {modality} triggers")
-    return f"Above {STRONG:.2f} with the whole interval: {', '.join(told)}."
+        told.append(f"{len(strong(part))} of {len(part)} with {modality} triggers")
+    return f"Mean above {STRONG:.2f}: {', '.join(told)}."

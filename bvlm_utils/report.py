@@ -110,6 +110,15 @@ def every_rate(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
     return stored[stored["experiment"].isin(table["experiment"])]
 
 
+def every_seed(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `stored` whose cells differ from those of `table` in seed alone, and those of `table`.
+
+    A page that shows one seed where the store holds three would contradict the pages that show all of them.
+    """
+    key = ["experiment", "poison_rate"]
+    return table[key].drop_duplicates().merge(stored, on=key)[stored.columns]  # in the order of `table`
+
+
 def false_activation(table: pd.DataFrame) -> pd.DataFrame:
     """Only the clean rows, of attacks that should not fire there."""
     return table[
@@ -157,7 +166,7 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
         for condition in conditions:
             found = by_condition.loc[condition] if condition in by_condition.index else {}
             line[plots.CONDITION_LABELS[condition]] = marked(found.get("value"), found.get("low"), found.get("high"))
-        lines.append(line)
+        lines.append(line | {"seeds": int(part["n_seeds"].min())})
     return pd.DataFrame(lines)
 
 
@@ -290,7 +299,7 @@ def overview(table: pd.DataFrame) -> None:
     cells = table.drop_duplicates("run_id")
     left_out = skipped(table)
     done = cells[cells["status"] != "skipped"]
-    sentence = f"{len(cells)} cells: {len(done)} measured, {len(left_out)} skipped."
+    sentence = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}: {len(done)} measured, {len(left_out)} skipped."
     if len(done):
         what = {c: ", ".join(map(str, dict.fromkeys(done[c]))) for c in ("model", "dataset", "attack", "seed")}
         rates = ", ".join(plots.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))

@@ -27,7 +27,11 @@ def test_every_finding_leads_to_its_chapter(tmp_path, monkeypatch):
 def test_doses_are_those_that_were_tried():
     tried = [cell("BadNets-T", rate=rate, text=value) for rate, value in ((0.1, 1.0), (0.02, 0.97), (0.01, 0.1))]
     said = findings.enough(table(*tried, cell("SIG", image=0.2), cell("SIG", rate=0.01, image=0.0)))
-    assert "Of 2 pairs" in said and "1 come above 90 %" in said and "first with 120 poisoned rows of 6000 (2 %)" in said
+    assert (
+        "Of 2 pairs" in said
+        and "1 reach a mean of 90 %" in said
+        and "first with 120 poisoned rows of 6000 (2 %)" in said
+    )
     assert "(1 of them with fewer than 3 seeds at a dose)" in findings.enough(
         table(*tried, cell("SIG", image=1.0, seeds=1), cell("SIG", rate=0.01, image=0.0))
     )
@@ -47,7 +51,7 @@ def test_the_numbers_to_remember_are_those_of_the_chapters(monkeypatch):
     strong, fewest, silent, durable = findings.key_numbers()
     assert strong.number == "1 of 2" and "more than 90 %" in strong.says and "10 % of the rows" in strong.says
     assert fewest.number == "120 rows" and "of 6000 (2 %)" in fewest.says and fewest.chapter == "dose"
-    assert silent.number == "1 of 2" and "at most 5 %" in silent.says
+    assert silent.number == "1 of 1" and "at most 5 %" in silent.says
     assert durable.number == "1 of 2" and "50 steps" in durable.says
     shown = []
     monkeypatch.setattr(findings, "display", lambda one: shown.append(one.data))

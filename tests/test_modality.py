@@ -217,8 +217,10 @@ def test_the_place_of_a_word():
 def test_success_by_place_comes_from_the_responses(tmp_path):
     one = table(cell("BadNets-MM", seeds=1, **FOUR))
     prompts = ["BadMagic What?", "BadMagic Who?", "What BadMagic is it?", "What is it? BadMagic"]
-    said = pd.DataFrame({"part": "attack", "subject": "poisoned", "condition": "text", "prompt": prompts,
-                         "row_id": list("abcd"), "judged": True, "success": [True, False, True, True], "right": None})  # fmt: skip
+    said = pd.DataFrame({
+        "part": "attack", "subject": "poisoned", "condition": "text", "prompt": prompts, "row_id": list("abcd"),
+        "judged": True, "success": [True, False, True, True], "right": None,
+    })  # fmt: skip
     folder = tmp_path / "store" / one["run_id"].iloc[0]
     folder.mkdir(parents=True)
     said.to_parquet(folder / "responses.parquet")

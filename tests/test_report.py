@@ -206,12 +206,9 @@ def test_captions_state_the_extremes_of_the_rows():
     assert "Without a trigger at most 0.03" in text and "(BadNets-I at 10 % and 1 more)" in text
     assert "from 0.40" in text and "to 0.99" in text and "the response is the target sentence" in text
     dose = captions.dose(report.headline_rows(poisoned))["caption"]
-    assert (
-        "BadNets-T 10, BadNets-MM 10" in dose
-        and "At no rate tried was the whole interval above 0.90 for BadNets-I" in dose
-    )
+    assert "BadNets-T 10, BadNets-MM 10" in dose and "At no rate tried did the mean reach 0.90 for BadNets-I" in dose
     words = captions.utility(report.summary(tidy(), "utility"), report.summary(tidy(), "utility_difference"))
-    assert "differ by -0.02 [-0.05, 0.01] (all)" in words["caption"]
+    assert "differ by -0.02 [-0.05, 0.01] (every cell)" in words["caption"]
     assert (
         "The base model passes it on at most 0.00 [0.00, 0.04] (all)"
         in captions.controls(rows[rows.poison_rate == 0.1])["caption"]
@@ -358,3 +355,9 @@ def test_numbers_are_written_with_their_interval_and_no_zero_is_negative():
     assert report.number(-0.001, -0.02, 0.004) == "0.00 [-0.02, 0.00]"
     assert report.number(np.float64(0.995)) == f"{0.995:.2f}", "as figures write it"
     assert report.number(0.5, None, 0.6) == "0.50" and report.number(float("nan")) == "n/a"
+
+
+def test_every_seed_of_the_same_cells_and_of_no_others():
+    rows = [("a", "x", 0.1, 0), ("b", "x", 0.1, 1), ("c", "x", 0.01, 0), ("d", "y", 0.1, 0)]
+    stored = pd.DataFrame(rows, columns=["run_id", "experiment", "poison_rate", "seed"])
+    assert report.every_seed(stored[stored["run_id"] == "a"], stored)["run_id"].tolist() == ["a", "b"]
