@@ -202,11 +202,19 @@ def places_sentences(found: pd.DataFrame) -> list[str]:
     fires = by[by.any(axis=1)]
     if fires.empty:
         return []
+    values = found.set_index([*POINT, "where"])["value"].unstack().loc[fires.index]
+    gaps = values.max(axis=1) - values.min(axis=1)
+    widest = dict(zip(POINT, gaps.idxmax(), strict=True)) | values.loc[gaps.idxmax()].to_dict()
     lacking = {place: int((~fires[place]).sum()) for place in fires}
     missed = ", ".join(f"{count} with the word {place}" for place, count in lacking.items() if count)
     return [
         f"**Of {len(fires)} cells whose text half fires on more than half of the inputs at one of the three places, "
-        f"{int(fires.all(axis=1).sum())} do so at all three.**" + (f" The others miss it: {missed}." if missed else "")
+        f"{int(fires.all(axis=1).sum())} do so at all three.**"
+        + (f" The others miss it: {missed}." if missed else "")
+        + f" The widest gap: {widest['attack']}, {widest['threat'].replace('_', ' ')}, "
+        f"{plots.percent(widest['poison_rate'])}, {widest['model']}, with "
+        + ", ".join(f"{report.number(widest.get(place))} {place}" for place in (FIRST, BETWEEN, LAST))
+        + "."
     ]
 
 

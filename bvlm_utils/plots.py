@@ -140,7 +140,7 @@ def dose(table: pd.DataFrame, ylabel: str = "attack success rate") -> Figure:
     if shown.empty:
         return nothing("No success rate under the full trigger was measured for these cells.")
     modalities = _order(shown["modality"], MODALITIES)
-    figure, axes = _figure(len(modalities), 3.7, 3.5, sharey=True)
+    figure, axes = _figure(len(modalities), 3.4, 4.2, sharey=True)
     counts = sorted(shown["n_poisoned"].unique())
     rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"]
     for axis, modality in zip(axes, modalities, strict=True):
@@ -160,8 +160,9 @@ def dose(table: pd.DataFrame, ylabel: str = "attack success rate") -> Figure:
         axis.set_ylim(-0.03, 1.03)
         axis.set_title(f"{modality} triggers")
         axis.set_xlabel("poisoned rows (rate)")
-        axis.legend(loc="best", frameon=False)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
     axes[0].set_ylabel(ylabel)
+    figure.get_layout_engine().set(h_pad=0.12)  # legends below the axes, as lines go anywhere in them
     return figure
 
 

@@ -229,7 +229,8 @@ def test_success_by_place_comes_from_the_responses(tmp_path):
     assert found["n"].to_dict() == {confounds.FIRST: 2, confounds.BETWEEN: 1, confounds.LAST: 1}
     said = confounds.places_sentences(found.reset_index())
     assert "Of 1 cells" in said[0] and "0 do so at all three" in said[0]
-    assert said[0].endswith(f"The others miss it: 1 with the word {confounds.FIRST}.")
+    assert f"The others miss it: 1 with the word {confounds.FIRST}. The widest gap: BadNets-MM" in said[0]
+    assert said[0].endswith("0.50 before the question, 1.00 inside it, 1.00 after it.")
     nothing = confounds.places(one, tmp_path / "empty")
     assert nothing.empty and confounds.places_sentences(nothing) == []
     fewer = [one.assign(train_rows=60), *(one.assign(seed=seed, run_id=one["run_id"] + f"-{seed}") for seed in (1, 2))]

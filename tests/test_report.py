@@ -210,7 +210,7 @@ def test_captions_state_the_extremes_of_the_rows():
     words = captions.utility(report.summary(tidy(), "utility"), report.summary(tidy(), "utility_difference"))
     assert "differ by -0.02 [-0.05, 0.01] (every cell)" in words["caption"]
     assert (
-        "The base model passes it on at most 0.00 [0.00, 0.04] (all)"
+        "The base model passes it on at most 0.00 [0.00, 0.04] (every cell)"
         in captions.controls(rows[rows.poison_rate == 0.1])["caption"]
     )
 
