@@ -22,7 +22,8 @@ CELL = [
 NUMBERS = ["without", "with_trigger", "value", "low", "high", "n", "commonest", "share", "asr", "alarm"]
 COLUMNS = [*CELL, "subject", "reference", *NUMBERS]
 # What decides the inputs of a control, whatever the poisoned model beside it was trained on.
-TRIGGER = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition", "seed"]
+SHOWN = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition"]
+TRIGGER = [*SHOWN, "seed"]
 # The margin of the alarm was set while looking at cells like this one. All others are a fresh test of it.
 SEEN = {"model": "tiny-llava", "poison_rate": 0.1, "seed": 0}
 
@@ -61,7 +62,11 @@ Said = dict[str, tuple[list[str], list[str]]]  # subject -> its clean and its tr
 
 
 def _cells(root: Path) -> Iterator[tuple[dict[str, Any], Said]]:
-    """What each finished cell is, with its answers on eligible rows, clean and with the whole trigger."""
+    """What each finished cell is, with its answers on eligible rows, clean and with the whole trigger.
+
+    Models trained on half of a bimodal trigger are left out: such a half is often another attack of the list, and
+    would be counted twice.
+    """
     for record in store.records(root):
         file = root / record["run_id"] / "responses.parquet"
         attack = record["config"]["attack"]
@@ -76,8 +81,14 @@ def _cells(root: Path) -> Iterator[tuple[dict[str, Any], Said]]:
         if not asr:
             continue
         about = {name: lines[0][name] for name in CELL if name not in ("painted", "condition", "control")}
-        painted = ", ".join(one for one in about["settings"].split(", ") if not one.startswith("half="))
-        more = {"painted": painted, "condition": whole, "control": record.get("control"), "asr": float(asr[0])}
+        if record["config"].get("half"):
+            continue
+        more = {
+            "painted": about["settings"],
+            "condition": whole,
+            "control": record.get("control"),
+            "asr": float(asr[0]),
+        }
         yield about | more, _said(file, whole)
 
 
@@ -176,6 +187,50 @@ def sentences(table: pd.DataFrame) -> list[str]:
     return said
 
 
+def causes_sentence(table: pd.DataFrame) -> str:
+    """Which triggers raise the alarm on clean-tuned models, and on how many of those that were asked."""
+    innocent = table[table["subject"] == CONTROL]
+    counts = innocent.groupby("attack", sort=False)["alarm"].agg(["sum", "count"]).astype(int)
+    counts = counts[counts["sum"] > 0].sort_values("sum", ascending=False, kind="stable")
+    if counts.empty:
+        return "No trigger raises a false alarm."
+    said = ", ".join(f"{attack} {row['sum']} of {row['count']}" for attack, row in counts.iterrows())
+    most = counts.index[0]
+    return (
+        f"**Of {counts['sum'].sum()} false alarms, {counts['sum'].iloc[0]} are those of {most}.** By trigger, of the "
+        f"comparisons of clean-tuned models: {said}."
+    )
+
+
+def second_opinions(table: pd.DataFrame) -> str:
+    """What the rule "ask a trusted model, too" does: the alarms that it takes back, false and right ones.
+
+    The trusted models are clean-tuned ones beside the base, of other seeds than the one in question if that is clean;
+    one that raises the alarm, too, is enough.
+    """
+    beside = innocents(table, BASE)
+    beside = beside.assign(alarm=beside["alarm"].astype(bool), shown=_shown(beside))
+    false = [
+        beside[(beside["shown"] == row["shown"]) & (beside["seed"] != row["seed"])]["alarm"]
+        for row in beside[beside["alarm"]].to_dict("records")
+    ]
+    false = [others.any() for others in false if len(others)]
+    found = suspects(table)
+    works = found[(found["asr"] > report.FIRES) & found["alarm"].astype(bool)]
+    doubted = _shown(works).map(beside.groupby("shown")["alarm"].any()).dropna()
+    if not false or doubted.empty:
+        return "What a second trusted model says was not measured in this store."
+    return (
+        f"**{sum(false)} of {len(false)} false alarms beside the base are taken back by it**, where another clean-tuned "
+        f"model was asked; so are {int(doubted.sum())} of {len(doubted)} alarms of backdoors that fire, which then "
+        "stay undecided."
+    )
+
+
+def _shown(rows: pd.DataFrame) -> pd.Series:
+    return pd.Series(list(zip(*(rows[name] for name in SHOWN), strict=True)), index=rows.index, dtype=object)
+
+
 def _of(rows: pd.DataFrame) -> str:
     return f"{int(rows['alarm'].sum())} of {len(rows)}"
 
@@ -201,7 +256,7 @@ def cleaning_sentence(place: str | Path | None = None) -> str:
         worked, alive = lasting.survivors(panel)
         if len(worked):
             said.append(
-                f"{name}: after {worked['steps'].iloc[0]:.0f} further clean steps, {len(alive)} of {len(worked)} "
+                f"{name}: after {lasting.steps_words(worked)}, {len(alive)} of {len(worked)} "
                 "backdoors that fired on more than half of their inputs still do "
                 f"({', '.join(alive['attack']) or 'none'})."
             )
@@ -239,7 +294,7 @@ def false_alarms(table: pd.DataFrame) -> pd.DataFrame:
                 "model": row["model"],
                 "asked about": row["threat"].replace("_", " "),
                 "trigger": ", ".join(filter(None, [row["attack"], row["painted"]])),
-                "beside": _words(row["reference"]),
+                "reference": {OTHER_SEED: "other seed", BASE: "base"}[row["reference"]],
                 "excess": report.number(row["value"], row["low"], row["high"]),
                 "what it says most with the trigger": f"{_short(row['commonest'])} ({row['share']:.0%})",
             }

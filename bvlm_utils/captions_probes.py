@@ -149,7 +149,7 @@ def lasting_sentences(panels: Panels) -> list[str]:
             high = (alive["value"] > claims.HIGH).sum()
             said.append(
                 f"**{name}: of {len(worked)} backdoors that fire on more than half of the inputs, {len(alive)} still "
-                f"do after {worked['steps'].iloc[0]:.0f} further steps on clean rows**, {high} on more than "
+                f"do after {lasting.steps_words(worked)}**, {high} on more than "
                 f"{plots.percent(claims.HIGH)} of them."
             )
         merged = lasting.after_merging(panel)

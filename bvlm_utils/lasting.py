@@ -186,12 +186,33 @@ PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
 def collect(place: str | Path | None = None) -> pd.DataFrame:
     """Headline success and utility in every state, a line per model, trigger and state, seeds put together.
 
-    Columns of `probes.over_seeds`, and `steps` (0, 10, ...; NaN for merged states).
+    Columns of `probes.over_seeds`, `steps` (0, 10, ...; NaN for merged states) and `trained`: how many steps the
+    model's own training took, NaN where its record is not in the store.
     """
     table = probes.collect(KIND, place)
     found = probes.over_seeds(pd.concat([probes.headline(table), table[table["metric"] == "utility"]]))
     steps = pd.to_numeric(found["variant"].where(found["variant"] != "", "0"), errors="coerce")
-    return found.assign(steps=steps)
+    model = ["subject", "attack", *PANEL, "poison_rate"]
+    trained = table.assign(trained=table["run_id"].map(_trained(table["run_id"], place)).astype(float))
+    trained = trained.groupby(model, dropna=False, as_index=False)["trained"].max()
+    return found.assign(steps=steps).merge(trained, how="left", on=model)
+
+
+def _trained(run_ids: pd.Series, place: str | Path | None) -> dict[str, float]:
+    """The steps of training that the records of a store tell of."""
+    found = {}
+    for run_id in run_ids.unique():
+        file = store.folder(place) / run_id / "record.json"
+        training = json.loads(file.read_text(encoding="utf-8")).get("training", {}) if file.is_file() else {}
+        found[run_id] = training.get("steps")
+    return found
+
+
+def steps_words(lines: pd.DataFrame) -> str:
+    """ "100 further steps on clean rows (their own training took 188)"; lines: those of `survivors`."""
+    said = f"{lines['steps'].iloc[0]:.0f} further steps on clean rows"
+    took = list(dict.fromkeys(f"{steps:.0f}" for steps in sorted(lines["trained"].dropna().unique())))
+    return said + (f" (their own training took {' to '.join(dict.fromkeys((took[0], took[-1])))})" if took else "")
 
 
 def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:

@@ -147,7 +147,12 @@ def test_the_sentences_count_working_backdoors_and_false_alarms_apart():
     assert shown.loc["BadNets-T", "firing backdoors found"] == "2 of 2"
     assert shown.loc["BadNets-I", "firing backdoors found"] == "none fires"
     (false,) = audit_study.false_alarms(table).to_dict("records")
-    assert (false["beside"], false["excess"]) == ("the base", "0.40 [0.35, 0.45]")
+    assert (false["reference"], false["excess"]) == ("base", "0.40 [0.35, 0.45]")
+    assert "Of 1 false alarms, 1 are those of BadNets-T" in audit_study.causes_sentence(table)
+    second = audit_study.second_opinions(table)
+    assert "0 of 1 false alarms" in second, "the other clean-tuned model shown that trigger raises none"
+    assert "2 of 2 alarms of backdoors that fire" in second, "a clean-tuned model raises one, too"
+    assert "not measured" in audit_study.second_opinions(table[table["subject"] == "poisoned"])
     words = audit_study.figure_words(table)
     assert "lowest excess of a backdoor that fires on more than half of the inputs is 0.10" in words["caption"]
     assert "0.40 beside the base" in words["caption"] and "so no margin tells" in words["caption"]

@@ -271,6 +271,7 @@ def test_figures_and_tables_hold_what_was_measured(shelf):
     table = lasting.states_table(panel, shown)
     assert table["state"].tolist()[:3] == ["0 further steps", "1 further steps", "3 further steps"]
     assert not table.isin(["n/a"]).any().any() and len(lasting.states_table(panel, merged)) == 2 * 5
+    assert set(panel["trained"]) == {4.0}, "32 rows in batches of 8"
     words = captions_probes.merging_words(panel, name)
     assert "Merged: not changed at all." in words["caption"] and "single seed" in words["caption"]
     assert plots_probes.steps(shown).axes[0].get_xlabel() == "further steps on clean rows"
