@@ -155,7 +155,7 @@ def _why(row: Mapping[str, Any], found: pd.DataFrame) -> str:
             lacking.append(f"{_seeds(rows['n_seeds'].iloc[0])} of the {half} half alone")
         elif not rows["low"].iloc[0] > claims.HIGH:
             bounds = report.number(*rows.iloc[0][["value", "low", "high"]]).partition(" ")[2]
-            lacking.append(f"the {half} half alone is too weak {bounds}")
+            lacking.append(f"{half} half too weak alone {bounds}")
     if untrained:
         which = "neither half" if len(untrained) == 2 else f"the {untrained[0]} half"
         lacking.insert(0, f"{which} was{' not' if len(untrained) == 1 else ''} trained alone")
@@ -187,13 +187,14 @@ def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
             ({"data": r["dataset"]} if several else {})
             | {
                 "threat": r["threat"].replace("_", " "),
-                "attack": ", ".join(filter(None, [r["attack"], in_words(r["settings"])])),
-                "poison rate": plots.percent(r["poison_rate"]),
+                "attack": ", ".join(
+                    filter(None, [r["attack"], plots.percent(r["poison_rate"]), in_words(r["settings"])])
+                ),
                 "text half alone": report.number(r["text half alone"]),
                 "image half alone": report.number(r["image half alone"]),
                 "probe": report.number(r["probe"]),
                 "text only minus image only": report.number(r["difference"], r["low"], r["high"]),
-                "verdict": r["verdict"] + (f": {r['why']}" if r["why"] else ""),
+                "verdict": f"none: {r['why']}" if r["why"] else r["verdict"],
             }
         )
     return pd.DataFrame(lines)

@@ -150,7 +150,7 @@ def marked(value: Any, low: Any = None, high: Any = None) -> str:
 def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of `summary` (one subject) to read: a line per attack and rate, a column per condition."""
     if rows.empty:
-        return pd.DataFrame(columns=["attack", "modality", "poisoned rows", "poison rate"])
+        return pd.DataFrame(columns=["attack", "modality", "poisoned rows"])
     conditions = [c for c in plots.CONDITIONS if c in set(rows["condition"])]
     lines = []
     for (attack, modality, rate, count), part in rows.groupby(
@@ -160,8 +160,7 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
         line = {
             "attack": attack,
             "modality": modality,
-            "poisoned rows": int(count),
-            "poison rate": plots.percent(rate),
+            "poisoned rows": f"{int(count)} ({plots.percent(rate)})",
         }
         for condition in conditions:
             found = by_condition.loc[condition] if condition in by_condition.index else {}

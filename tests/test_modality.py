@@ -93,7 +93,7 @@ def test_the_committed_rule_gives_the_verdict():
     [
         (cell("BadNets-MM", **FOUR), "neither half was trained alone"),
         (halves()[:-6], "the image half was not trained alone"),
-        (halves(image=0.40), "the image half alone is too weak [0.33, 0.47]"),
+        (halves(image=0.40), "image half too weak alone [0.33, 0.47]"),
         (
             halves(seeds=1),
             "1 seed of the text half alone; 1 seed of the image half alone; 1 seed of the cell",

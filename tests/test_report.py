@@ -191,7 +191,7 @@ def test_a_missing_value_reads_not_available():
     assert report.number(0.0, 0.0, 0.0185) == "0.00 [0.00, 0.02]"
     grid = report.grid_table(report.summary(tidy(), "asr", subject="poisoned"))
     assert grid.loc[grid.attack == "BadNets-T", "image trigger"].tolist() == ["n/a", "n/a"]
-    assert grid.loc[grid.attack == "BadNets-MM", "poisoned rows"].tolist() == [100, 10]
+    assert grid.loc[grid.attack == "BadNets-MM", "poisoned rows"].tolist() == ["100 (10 %)", "10 (1 %)"]
 
 
 def test_captions_state_the_extremes_of_the_rows():
