@@ -75,7 +75,7 @@ def sentences(found: pd.DataFrame) -> list[str]:
 
 
 def words(found: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `plots_modality.overshadowed`."""
+    """Alt text and caption of `plots_modality.overshadowed`; found: `pairs` of one model."""
     image = found[(found["half"] == "image") & (found["alone"] > report.FIRES)]
     text = found[(found["half"] == "text") & (found["alone"] > report.FIRES)]
     told = [
@@ -84,8 +84,9 @@ def words(found: pd.DataFrame) -> dict[str, str]:
         for name, rows in (("text", text), ("image", image))
         if len(rows)
     ]
+    model = f"{found['model'].iloc[0]}: what" if len(found) else "What"
     caption = (
-        "What a half of the trigger does when learnt alone (open) and when learnt beside the other half (filled), "
+        f"{model} a half of the trigger does when learnt alone (open) and when learnt beside the other half (filled), "
         f"shown without the other half both times. {_capital('; '.join(told) or 'No half works alone')}. "
         f"{modality.evidence(found['n_seeds'], found['n'])}"
     )
@@ -107,7 +108,7 @@ def pairs_table(found: pd.DataFrame) -> pd.DataFrame:
             {
                 "model": r["model"],
                 "threat": r["threat"].replace("_", " "),
-                "attack": ", ".join(filter(None, [r["attack"], r["settings"]])),
+                "attack": ", ".join(filter(None, [r["attack"], modality.in_words(r["settings"])])),
                 "poison rate": plots.percent(r["poison_rate"]),
                 "half": r["half"],
                 "learnt alone": report.number(r["alone"], r["alone_low"], r["alone_high"]),

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bvlm_utils import plots, traces
+from bvlm_utils import modality, plots, traces
 
 # Shape and colour both tell them apart; the two halves have the colours that are furthest from each other.
 LOOKS = {
@@ -70,18 +70,15 @@ def _rows(axis: Axes, labels: list[str]) -> None:
 
 def overshadowed(found: pd.DataFrame) -> Figure:
     """Success of a half learnt alone (open) and beside the other half (filled), a row each. found:
-    `overshadowing.pairs`."""
+    `overshadowing.pairs` of one model."""
     if found.empty:
         return plots.nothing("No half of a trigger was trained alone.")
     several = found["poison_rate"].nunique() > 1
-    models = found["model"].nunique() > 1
     names = [
-        ", ".join(
-            [f"{r['half']} half of {_name(r, several)}", *filter(None, [r["settings"], r["model"] if models else ""])]
-        )
+        ", ".join([f"{r['half']} half of {_name(r, several)}", *filter(None, [modality.in_words(r["settings"])])])
         for _, r in found.iterrows()
     ]
-    figure, (axis,) = plots._figure(1, 8.6, 0.34 * len(names) + 1.5)
+    figure, (axis,) = plots._figure(1, 7.6, 0.34 * len(names) + 1.5)
     for half in ("text", "image"):
         rows, y = found[found["half"] == half], np.flatnonzero(found["half"] == half)
         _, colour, marker = LOOKS[half]
