@@ -66,7 +66,8 @@ def test_the_file_is_valid_and_stripped(path):
     assert notebook.metadata.kernelspec.name == "python3"
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     for cell in notebook.cells:
-        assert set(cell.metadata) <= {"tags"}, "papermill's and editors' metadata are stripped"
+        kept = {"tags", "mystnb"} if "hide-cell" in cell.metadata.get("tags", []) else {"tags"}
+        assert set(cell.metadata) <= kept, "papermill's and editors' metadata are stripped"
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None
 
@@ -158,7 +159,7 @@ def test_a_chapter_measures_and_shows_its_cells(name, run, shelf):
     records = [json.loads(file.read_text()) for file in shelf.glob("*/record.json")]
     mine = [record for record in records if record["config"]["threat"] == name]
     assert [record["status"] for record in mine] == ["done"]
-    assert "1 cells: 1 measured" in text and "BadNets-MM" in text and "<mark>BadMagic</mark>" in text
+    assert "1 cell: 1 measured" in text and "BadNets-MM" in text and "<mark>BadMagic</mark>" in text
 
 
 def test_the_quickstart_talks_where_a_model_is(run, shelf):
