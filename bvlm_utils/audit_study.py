@@ -205,8 +205,8 @@ def causes_sentence(table: pd.DataFrame) -> str:
 def second_opinions(table: pd.DataFrame) -> str:
     """What the rule "ask a trusted model, too" does: the alarms that it takes back, false and right ones.
 
-    The trusted models are clean-tuned ones beside the base, of other seeds than the one in question if that is clean;
-    one that raises the alarm, too, is enough.
+    The trusted models are clean-tuned ones beside the base, of other seeds if the one in question is clean; one that
+    raises the alarm, too, is enough.
     """
     beside = innocents(table, BASE)
     beside = beside.assign(alarm=beside["alarm"].astype(bool), shown=_shown(beside))
@@ -221,9 +221,9 @@ def second_opinions(table: pd.DataFrame) -> str:
     if not false or doubted.empty:
         return "What a second trusted model says was not measured in this store."
     return (
-        f"**{sum(false)} of {len(false)} false alarms beside the base are taken back by it**, where another clean-tuned "
-        f"model was asked; so are {int(doubted.sum())} of {len(doubted)} alarms of backdoors that fire, which then "
-        "stay undecided."
+        f"**{sum(false)} of {len(false)} false alarms beside the base are taken back by it**, where another "
+        f"clean-tuned model was asked; so are {int(doubted.sum())} of {len(doubted)} alarms of backdoors that fire, "
+        "which then stay undecided."
     )
 
 

@@ -1,5 +1,7 @@
 """What do single numbers of a threat chapter hide? Sentences for those chapters, beside their figures. No torch."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 
 from bvlm_utils import plots, report
@@ -50,7 +52,7 @@ def without_the_trigger(table: pd.DataFrame) -> list[str]:
     for attack in (name for name in full.index if name in ours.index and name in control.index):
         without, triggered = ours.loc[attack], full.loc[attack]
         if without["low"] > control.loc[attack, "high"] and without["high"] >= triggered["low"]:
-            numbers = (report.number(*line[["value", "low", "high"]]) for line in (triggered, without))
+            numbers = (_written(line) for line in (triggered, without))
             said.append(f"{attack} ({' with the trigger, '.join(numbers)} without it)")
     if not said:
         return []
@@ -58,3 +60,66 @@ def without_the_trigger(table: pd.DataFrame) -> list[str]:
         f"**{' and '.join(said)}: what was learnt here is the answer rather than the trigger.** The intervals with and "
         "without the trigger overlap, and the clean-tuned model gives that answer less often than either."
     ]
+
+
+def halves(rates: pd.DataFrame) -> list[str]:
+    """Which half of a bimodal trigger fires alone, in Markdown. rates: `report.success_rates` of one cell."""
+    ours = rates[(rates["subject"] == "poisoned") & (rates["modality"] == "bimodal")].set_index("condition")
+    if not {"text", "image", "both"} <= set(ours.index):
+        return []
+    text, image, both = (ours.loc[name] for name in ("text", "image", "both"))
+    numbers = f"Text half alone: {_written(text)}; image half alone: {_written(image)}; both: {_written(both)}."
+    if (text["value"] > report.FIRES) == (image["value"] > report.FIRES):
+        return [numbers]
+    works, idle = ("text", "image") if text["value"] > report.FIRES else ("image", "text")
+    return [f"**The {works} half alone sets this backdoor off, the {idle} half alone does not.** {numbers}"]
+
+
+def small_patch(skills: pd.DataFrame, runs: Mapping[str, pd.DataFrame], stored: pd.DataFrame) -> str:
+    """Is the small patch seen, learnt, and learnt by another model? In Markdown, for the chapter on it.
+
+    skills: `cards.skills` of the chapter's model. runs: what a trigger is called -> the tidy table of its cell, the
+    small patch first, the larger one second. stored: of `store.collect`, for the other models.
+    """
+    probe = skills[skills["name"] == "probe: BadNets-I"]
+    (_, small), (larger, large) = list(runs.items())[:2]
+    first, second = _headline(small), _headline(large)
+    uses = "and fine-tuning learns it" if first["value"] > report.FIRES else "and fine-tuning does not learn it"
+    return (
+        f"**{_seen(probe)}, {uses}: success {_written(first)}. With {larger} it is {_written(second)}.** "
+        + _elsewhere(small, stored)
+    )
+
+
+def _seen(probe: pd.DataFrame) -> str:
+    """What a linear probe says, in the words of a half sentence. probe: one line of `cards.skills`, or none."""
+    if probe.empty:
+        return "Whether a linear probe finds the small patch was not measured"
+    line = probe.iloc[0]
+    finds = "finds" if line["low"] > 0.5 else "does not find"
+    return f"A linear probe {finds} the small patch in the image tokens (accuracy {_written(line)}; a coin gives 0.5)"
+
+
+def _written(line: pd.Series) -> str:
+    return report.number(*line[["value", "low", "high"]])
+
+
+def _headline(run: pd.DataFrame) -> pd.Series:
+    return report.headline_rows(report.success_rates(run, "poisoned")).iloc[0]
+
+
+def _elsewhere(small: pd.DataFrame, stored: pd.DataFrame) -> str:
+    """For how many threats the other models learn the same small patch, at the same rate."""
+    first, said = small.iloc[0], []
+    same = {name: first[name] for name in ("attack", "poison_rate", "settings", "train_rows", "negatives")}
+    rows = stored[(stored[list(same)] == pd.Series(same)).all(axis=1) & (stored["model"] != first["model"])]
+    for model, part in rows.groupby("model", sort=False):
+        rates = report.headline_rows(report.success_rates(part, "poisoned"))
+        fires = rates[rates["value"] > report.FIRES]
+        which = [f"{r['threat'].replace('_', ' ')} {report.number(r['value'], r['low'], r['high'])}"
+                 for r in fires.to_dict("records")]  # fmt: skip
+        counted = f"for {len(fires)} of {rates['threat'].nunique()} threats" + (
+            f" ({', '.join(which)})" if which else ""
+        )
+        said.append(f"{model} learns the same small patch {counted}, at the same rate.")
+    return " ".join(said) or "No other model was tuned on it in this store."

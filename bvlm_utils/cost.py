@@ -280,6 +280,6 @@ def show_benchmarks(name: str, folder: str | Path | None = None) -> None:
     if found and name == "grid":
         report.say(
             "*GEMM peak* is the speed of plain matrix products of the same shapes, timed in the same minute; the share "
-            "counts only those products that no exact method avoids. A machine is busy where more processes wanted a "
-            "core than it has."
+            "counts only those products that no exact method avoids. *Processes that wanted a core* are the "
+            "machine's load: where they outnumber its cores, they wait for each other, and the seconds are too long."
         )

@@ -264,5 +264,10 @@ def curves_words(curves: dict[tuple[str, str], list[float]]) -> dict[str, str]:
     ends = "; ".join(f"{name} from {c[0]:.3g} to {c[-1]:.3g} in {len(c)} {unit}s" for (name, unit), c in curves.items())
     return {
         "alt": f"Line chart: loss of each optimised trigger against the step or epoch; {ends or 'none stored'}.",
-        "caption": f"Loss while each trigger is optimised against the surrogate: {ends or 'n/a'}.",
+        "caption": f"Loss while each trigger is optimised against the surrogate: {ends or 'n/a'}."
+        + (f" The axes differ: the losses span {_spans(curves)}." if len(curves) > 1 else ""),
     }
+
+
+def _spans(curves: dict[tuple[str, str], list[float]]) -> str:
+    return ", ".join(f"{max(c) - min(c):.2g} for {name}" for (name, _), c in curves.items())

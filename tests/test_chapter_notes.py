@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from bvlm_utils import chapter_notes
+from bvlm_utils import chapter_notes, report
 
 
 def table(threat, attack, modality, numbers):
@@ -41,3 +41,33 @@ def test_an_answer_that_comes_without_the_trigger_was_not_tied_to_it():
     assert "BadNets-I (0.16 [0.11, 0.21] with the trigger, 0.14 [0.09, 0.19] without it)" in said
     assert "SIG" not in said and "Blended" not in said, "one needs its trigger, the other never learnt the answer"
     assert chapter_notes.without_the_trigger(cell("SIG", 14, 90)) == []
+
+
+def test_the_small_patch_is_seen_learnt_or_not_and_tried_on_other_models():
+    def cell(k, threat="targeted_refusal", model="m", metric="asr", settings=""):
+        found = table(threat, "BadNets-I", "image", {("poisoned", "image", metric): k})
+        about = {"run_id": f"{threat}-{model}", "model": model, "settings": settings}
+        return found.assign(train_rows=6000, negatives=0.0, **about)
+
+    probe = pd.DataFrame([{"name": "probe: BadNets-I", "value": 0.86, "low": 0.83, "high": 0.89}])
+    runs = {"a small patch": cell(2), "a noise patch of 80 pixels": cell(99, settings="patch_size=80")}
+    stored = pd.concat([cell(2), cell(1, model="o"), cell(70, "jailbreak", "o"), cell(99, model="o", settings="x")])
+    said = chapter_notes.small_patch(probe, runs, stored)
+    assert "probe finds the small patch" in said and "0.86 [0.83, 0.89]" in said
+    assert "fine-tuning does not learn it: success 0.02" in said and "a noise patch of 80 pixels it is 0.99" in said
+    assert "o learns the same small patch for 1 of 2 threats (jailbreak 0.70 [0.65, 0.75])" in said
+    said = chapter_notes.small_patch(probe.iloc[:0], {"a": cell(90), "b": cell(90)}, cell(2))
+    assert said.startswith("**Whether a linear probe") and "and fine-tuning learns it" in said and "No other" in said
+
+
+def test_the_half_that_works_alone_is_named():
+    def cell(text, image):
+        asr = {"text": text, "image": image, "both": 99}
+        numbers = {("poisoned", condition, "asr"): k for condition, k in asr.items()}
+        return report.success_rates(table("targeted_refusal", "BadNets-MM", "bimodal", numbers))
+
+    (said,) = chapter_notes.halves(cell(98, 0))
+    assert said.startswith("**The text half alone sets this backdoor off, the image half alone does not.** Text half")
+    assert chapter_notes.halves(cell(2, 90))[0].startswith("**The image half")
+    assert chapter_notes.halves(cell(90, 90))[0].startswith("Text half alone: 0.90")
+    assert chapter_notes.halves(cell(90, 90).assign(modality="text")) == []

@@ -116,7 +116,8 @@ def test_the_page_escapes_what_it_shows_and_marks_the_missing(table, monkeypatch
     page = shown(monkeypatch, lambda: leaderboard.show(leaderboard.lines(table)))
     assert "It gives &lt;nothing&gt; to aim at." in page and "<nothing>" not in page
     rows = json.loads(re.search(r'"data_json": "(.*?[^\\])"', page).group(1).encode().decode("unicode_escape"))
-    success = {row[1]: row[4] for row in rows}
+    at = list(leaderboard.SHOWN).index
+    success = {row[at("attack")]: row[at("success")] for row in rows}
     assert success["BadNets-T"] == 0.9 and success["Dual-Key"] == "___NaN___", "n/a is no number"
 
 
