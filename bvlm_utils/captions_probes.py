@@ -122,9 +122,7 @@ def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
                 kind = f"{half} triggers" if whole else f"the {half} half of bimodal triggers"
                 told.append(f"{(part['value'] > report.FIRES).sum()} of {len(part)} changes of {kind}")
     if told:
-        text.append(
-            f"Of the triggers that fire on more than half of the inputs, they still do after {'; '.join(told)}."
-        )
+        text.append(f"Triggers that fire on more than half of the inputs still do after {'; '.join(told)}.")
     alone = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == "")]
     if len(alone):
         text.append(
