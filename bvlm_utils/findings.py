@@ -202,7 +202,8 @@ def durable(place: str | Path | None = None) -> str:
             steps = f"{worked['steps'].iloc[0]:.0f} further clean steps"
             high = int((alive["value"] > claims.HIGH).sum())
             told.append(
-                f"Of {len(worked)} backdoors ({threat}, {panel['model'].iloc[0]}) that fire on more than half of the inputs, {len(alive)} still "
+                f"Of {len(worked)} backdoors ({threat}, {panel['model'].iloc[0]}) that fire on more than half of the "
+                f"inputs, {len(alive)} still "
                 f"do after {steps}, {high} of them on more than {plots.percent(claims.HIGH)}"
             )
     return ". ".join(told) or MISSING
