@@ -8,7 +8,7 @@ import pytest
 import yaml
 from test_book import entries
 
-from bvlm_utils import paths
+from bvlm_utils import leaderboard, paths
 
 PAGES = entries(yaml.safe_load((paths.ROOT / "_toc.yml").read_text()))
 SCREENS = {"desktop": (1440, 900), "phone": (390, 844)}
@@ -87,8 +87,9 @@ def test_the_search_finds_without_a_server(book, browser):
 
 def test_the_leaderboard_sorts_and_filters_without_a_server(book, browser):
     browser.open((book / "notebooks" / "leaderboard.html").as_uri(), 1440, 900, "light")
-    shown = "[...document.querySelectorAll('.dt-scroll-body tbody tr')].map(row => row.cells[4].textContent)"
-    head = "document.querySelectorAll('.dt-scroll-head thead th')[4]"
+    at = list(leaderboard.SHOWN).index("success")
+    shown = f"[...document.querySelectorAll('.dt-scroll-body tbody tr')].map(row => row.cells[{at}].textContent)"
+    head = f"document.querySelectorAll('.dt-scroll-head thead th')[{at}]"
 
     def successes():
         values = browser.run(shown)
