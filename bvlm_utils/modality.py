@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bvlm_utils import attacks, cards, claims, plots, report
+from bvlm_utils import attacks, cards, claims, metrics, plots, report
 
 CELL = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "settings"]
 HALF = re.compile(r"(?:, )?half=(text|image)$")
@@ -105,8 +105,15 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
             line[plots.CONDITION_LABELS[condition]] = report.marked(
                 r[condition], r[f"{condition}_low"], r[f"{condition}_high"]
             )
-        lines.append(line | {"seeds": r["n_seeds"]})
+        lines.append(line | {"text / image": _ratio(r["text"], r["image"]), "seeds": r["n_seeds"]})
     return pd.DataFrame(lines)
+
+
+def _ratio(text: float, image: float) -> str:
+    """How many times as often the text half fires; of a rate at the floor nothing can be a multiple."""
+    if np.isnan(text) or np.isnan(image):
+        return "n/a"
+    return report.number(text / image) if image > metrics.FLOOR else "image half at the floor"
 
 
 # ---------------------------------------------------------------- dominance

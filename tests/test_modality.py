@@ -65,6 +65,14 @@ def test_four_conditions_and_their_difference():
     assert line["difference_high"] == pytest.approx(text[1] - image[0])
 
 
+def test_a_ratio_to_the_floor_is_not_given():
+    rates = modality.rates(
+        table(cell("BadNets-MM", **FOUR | {"text": 0.9, "image": 0.3}), cell("MABA", **FOUR | {"image": 0.02}))
+    )
+    found = modality.four_table(modality.four_cells(rates)).set_index("attack")["text / image"]
+    assert found["BadNets-MM"] == "3.00" and found["MABA"] == "image half at the floor"
+
+
 def test_a_half_trained_alone_is_no_bimodal_cell():
     rates = modality.rates(table(halves()))
     assert set(rates["half"]) == {"", "text", "image"} and set(rates["settings"]) == {""}
