@@ -43,15 +43,26 @@ class _Product(torch.autograd.Function):
         dy = dy.reshape(len(a), -1, dy.shape[-1])
         dh = torch.bmm(dy, b.transpose(1, 2)).mul_(scale)
         for grad, left, right in zip(ctx.grads, (dh, h), (rows, dy), strict=True):
-            if grad.dtype == left.dtype:
-                grad.baddbmm_(left.transpose(1, 2), right)
-            else:  # low-precision products, float32 sums
-                grad.add_(torch.bmm(left.transpose(1, 2), right))
+            _add_product(grad, left.transpose(1, 2), right)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = (dy.view(-1, dy.shape[-1]) @ weight).view(rows.shape)
             dx = dx.baddbmm_(dh, a).view(ctx.shape)
         return dx, None, None, None, None, None, None, None, None
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total (G, m, n) += left (G, m, k) right (G, k, n), summed in the precision of `total`.
+
+    A bank's gradients are in float32 whatever the model computes in, as PEFT's are: a sum that was rounded to bfloat16
+    after each micro-batch would lose what the last ones add.
+    """
+    if total.dtype == left.dtype:
+        total.baddbmm_(left, right)
+    elif left.is_cuda:
+        total.add_(torch.bmm(left, right, out_dtype=total.dtype))
+    else:
+        total.baddbmm_(left.to(total.dtype), right.to(total.dtype))
 
 
 class _Linear(nn.Module):

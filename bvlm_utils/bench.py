@@ -29,7 +29,9 @@ CHECKPOINTING = "BVLM_CHECKPOINTING"  # set: layers are recomputed in the backwa
 
 def bench_key(cell: Cell) -> tuple[Any, ...]:
     """What cells have to share to stand on one bench: the arguments of `Bench`."""
-    return cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens, cell.picture_last
+    return (
+        cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens, cell.picture_last, cell.precision
+    )  # fmt: skip
 
 
 class Bench:
@@ -43,16 +45,18 @@ class Bench:
         four_bit: bool = False,
         max_new_tokens: int = MAX_NEW_TOKENS,
         picture_last: bool = False,
+        precision: str = "float32",
     ):
         self.model, self.dataset, self.train_rows = model, dataset, train_rows
         self.four_bit, self.max_new_tokens, self.picture_last = four_bit, max_new_tokens, picture_last
+        self.precision = precision
 
     @cached_property
     def kept(self) -> "Kept":
         """The image features of all rows that were asked for, clean and triggered."""
         from bvlm_utils.features import Kept
 
-        return Kept()
+        return Kept(device=self.victim.device)
 
     @cached_property
     def datasets(self) -> dict[str, Any]:
@@ -78,6 +82,7 @@ class Bench:
         checkpointing = bool(os.environ.get(CHECKPOINTING))
         return victim.from_pretrained(
             self.model,
+            dtype=victim.use_precision(self.precision),
             four_bit=self.four_bit,
             gradient_checkpointing=checkpointing,
             picture_last=self.picture_last,
@@ -120,7 +125,7 @@ class Bench:
     def features(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
     ) -> "torch.Tensor":
-        """Image features (N, n, d) of rows on the CPU, triggered if there is an attack; a copy."""
+        """Image features (N, n, d) of rows, triggered if there is an attack; a copy, where the features are kept."""
         places = self.places(split, positions, attack, trigger_seed)
         return self.kept.table[places]
 

@@ -28,9 +28,10 @@ CONTROL = "none"  # threat and attack of a clean-tuned control
 # size.
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 SCHEDULES = ("cosine", "constant")
+DTYPES = ("float32", "tf32", "bfloat16")
 MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
 # Fields that the first records did not have. Left out of the identity at their defaults, so that names stay.
-YOUNGER = {"half": "", "four_bit": False, "picture_last": False, "max_new_tokens": MAX_NEW_TOKENS}
+YOUNGER = {"half": "", "four_bit": False, "picture_last": False, "max_new_tokens": MAX_NEW_TOKENS, "dtype": ""}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Cell:
     stands after the words of a prompt, in training and tests. four_bit: load the base in 4 bit (needs
     `bitsandbytes`). surrogate: folder or hub id of the CLIP model of optimised triggers; if empty,
     tiny-clip, and CLIP-L at 336 pixels for victims from the hub. test_rows: eligible held-out rows per condition.
-    max_new_tokens: where an answer is cut; one that ends with a payload has to fit in.
+    max_new_tokens: where an answer is cut; one that ends with a payload has to fit in. dtype: of the base's weights and
+    products, on whatever device: float32 (exact), tf32 (float32 with products that a GPU rounds to 10 bits of mantissa)
+    or bfloat16; if empty, bfloat16 for models from the hub and float32 for others.
     """
 
     model: str
@@ -94,6 +97,7 @@ class Cell:
     four_bit: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
     surrogate: str = ""
+    dtype: str = ""
     train_rows: int = 6000
     test_rows: int = 200
     train: TrainSettings = field(default_factory=TrainSettings)
@@ -112,6 +116,8 @@ class Cell:
         for name in ("picture_last", "four_bit"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
+        if self.dtype not in ("", *DTYPES):
+            raise InputError(f"dtype is {self.dtype!r}; it must be one of: {', '.join(DTYPES)}, or empty.")
         if not isinstance(self.train, TrainSettings):
             raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
         models.resolve(self.model)
@@ -140,6 +146,11 @@ class Cell:
         return attacks.get(self.attack, self.make_threat().target, surrogate, **self.attack_params)
 
     @property
+    def precision(self) -> str:
+        """`dtype`, or what an empty one stands for."""
+        return self.dtype or ("bfloat16" if models.is_hub_id(self.model) else "float32")
+
+    @property
     def modality(self) -> str:
         return CONTROL if self.is_control else attacks.info(self.attack).modality
 
@@ -165,6 +176,7 @@ class Cell:
             train=self.train,
             picture_last=self.picture_last,
             four_bit=self.four_bit,
+            dtype=self.dtype,
         )
 
     def config(self) -> dict[str, Any]:
@@ -195,6 +207,7 @@ class Cell:
         # a model folder or a data file may be called by different paths: its digest tells what it is
         found["model"], found["dataset"] = short_name(self.model), short_name(self.dataset)
         del found["surrogate"]
+        found["dtype"] = self.precision if self.precision != "float32" else ""
         for name, default in YOUNGER.items():
             if found[name] == default:
                 del found[name]

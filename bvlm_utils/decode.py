@@ -18,10 +18,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 from bvlm_utils import memory, sequences
 from bvlm_utils.bank import Bank
 from bvlm_utils.errors import InputError
+from bvlm_utils.pieces import to_device
 from bvlm_utils.victim import Victim
 
-TOKENS = 16384  # at once by default, prompts and answers of all adapters
 DROP = 0.15  # a batch shrinks when this share of its rows is done: moving the cache costs time too
+LOOK = {"cpu": 1, "cuda": 8}  # tokens between two looks at what is done: a look waits for the GPU
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def answer(
     features: Sequence[torch.Tensor] | torch.Tensor,
     bank: Bank | None = None,
     max_new_tokens: int = 64,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
 ) -> list[list[str]]:
     """What each adapter of `bank` answers to its prompts, as `Victim.generate` would with that adapter alone.
 
@@ -122,7 +123,7 @@ def greedy(
     ends: Sequence[int],
     max_new_tokens: int = 48,
     bank: Bank | None = None,
-    tokens: int = TOKENS,
+    tokens: int | None = None,
     filler: int = 0,
 ) -> list[list[list[int]]]:
     """Greedy answers of each model to its requests, as token ids without the end token, in the requests'
@@ -130,13 +131,14 @@ def greedy(
 
     requests: one list per adapter of `bank`, or a single list without a bank (the model as it is). features:
     (F, n, d) for all, or one such tensor per list. ends: the token ids that end an answer. tokens: how many
-    tokens of all adapters together go through the model at once, prompt and answer counted. filler: any token
-    id, used for padding.
+    tokens of all adapters together go through the model at once, prompt and answer counted (default:
+    `memory.decoded_at_once`). filler: any token id, used for padding.
     """
     groups = len(requests)
     if groups != (len(bank.ranks) if bank else 1):
         raise ValueError(f"There are {groups} lists of requests; give one per adapter, or one without a bank.")
     per_group = [features] * groups if isinstance(features, torch.Tensor) else list(features)
+    tokens = tokens or memory.decoded_at_once(model)
     answers: list[list[list[int]]] = [[[] for _ in group] for group in requests]
     # long prompts first, so that rows of one batch have similar lengths and the largest batch comes first
     queues = [sorted(range(len(group)), key=lambda i, group=group: -len(group[i].ids)) for group in requests]
@@ -154,23 +156,24 @@ def greedy(
             size = max(1, tokens // (groups * (length + max_new_tokens)))
             batch = [[(g, i) for i in queue[start : start + size]] for g, queue in enumerate(queues)]
             try:
-                _decode(model, bank, requests, per_group, ends, max_new_tokens, batch, answers, filler, known)
+                found = _decode(model, bank, requests, per_group, ends, max_new_tokens, batch, filler, known)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not memory.ran_out(error) or size == 1:
                     raise
                 tokens //= 2
-            else:
-                start += size
+                memory.release()
                 continue
-            memory.release()
-            for g, i in (one for part in batch for one in part):
-                answers[g][i].clear()
+            for (g, i), answer in found.items():
+                answers[g][i] = answer
+            start += size
     return answers
 
 
-def _decode(model, bank, requests, features, ends, max_new_tokens, batch, answers, filler, known) -> None:
+def _decode(
+    model, bank, requests, features, ends, max_new_tokens, batch, filler, known
+) -> dict[tuple[int, int], list[int]]:
     """Decode one batch: per adapter a list of (adapter, request); each adapter needs as many rows as every
-    other one.
+    other one. The answer to each (adapter, request), as token ids.
     """
     device = next(model.parameters()).device
     size = max(map(len, batch))
@@ -178,18 +181,8 @@ def _decode(model, bank, requests, features, ends, max_new_tokens, batch, answer
     # (adapter, request) of each row; None where an adapter has fewer: such a row only fills the place
     owners = [one for part in batch for one in [*part, *[None] * (size - len(part))]]
     asked = [requests[g][i] for g, i in (one or some for one in owners)]
-    shown = [features[g][requests[g][i].feature] for g, i in (one or some for one in owners)]
-    rows = [torch.tensor(one.ids) for one in asked]
-    ids = sequences.pad(rows, filler, left=True).to(device)
-    real = sequences.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool()
+    ids, real, positions, following = _prompts(model, asked, filler, known)
     total = ids.shape[1]
-    if hasattr(model.model, "get_rope_index"):
-        places = [sequences.positions(model, one.ids, known) for one in asked]
-        following = torch.tensor([int(place.max()) + 1 for place in places], device=device)
-        positions = sequences.pad(places, left=True).to(device)
-    else:
-        following = real.sum(dim=1)
-        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
     causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
     # padding sees itself, or its softmax would have nothing to sum over
     mask = (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=device))[:, None]
@@ -197,7 +190,7 @@ def _decode(model, bank, requests, features, ends, max_new_tokens, batch, answer
         bank.places = (torch.arange(1, len(owners) + 1, device=device) * total - 1).view(len(batch), -1)
     cache = Cache(layers=[_Slab(total + max_new_tokens) for _ in range(_layers(model))])
     hidden = model.model(
-        inputs_embeds=sequences.embed(model, ids, torch.stack(shown).to(device)),
+        inputs_embeds=sequences.embed(model, ids, _shown(asked, owners, some, features, device)),
         attention_mask=mask,
         position_ids=positions,
         past_key_values=cache,
@@ -208,22 +201,27 @@ def _decode(model, bank, requests, features, ends, max_new_tokens, batch, answer
     seen = torch.cat([real, real.new_ones(len(owners), max_new_tokens)], dim=1)
     at_end = torch.tensor(list(ends), device=device)
     done = torch.tensor([one is None for one in owners], device=device)
+    written = torch.full((len(owners), max_new_tokens), -1, device=device)  # -1: nothing any more
+    row = torch.arange(len(owners), device=device)  # the rows of `written` that are still at work
+    look = LOOK.get(device.type, 1)
     for step in range(max_new_tokens):
         chosen = model.get_output_embeddings()(hidden[:, -1]).float().argmax(dim=-1)
         done |= torch.isin(chosen, at_end)
-        finished = done.tolist()
-        for owner, over, token in zip(owners, finished, chosen.tolist(), strict=True):
-            if not over:
-                answers[owner[0]][owner[1]].append(token)
-        if all(finished) or step + 1 == max_new_tokens:
-            return
-        keep = _still_needed(finished, len(batch))
-        if keep is not None:
-            index = torch.tensor(keep, device=device)
-            owners = [owners[at] for at in keep]
-            chosen, done, seen, following = (one.index_select(0, index) for one in (chosen, done, seen, following))
-            for layer in cache.layers:
-                layer.keep(index)
+        written[row, step] = chosen.masked_fill(done, -1)
+        if step + 1 == max_new_tokens:
+            break
+        if (step + 1) % look == 0 or step == 0:
+            finished = done.tolist()
+            if all(finished):
+                break
+            keep = _still_needed(finished, len(batch))
+            if keep is not None:
+                index = torch.tensor(keep, device=device)
+                chosen, done, seen, following, row = (
+                    one.index_select(0, index) for one in (chosen, done, seen, following, row)
+                )
+                for layer in cache.layers:
+                    layer.keep(index)
         positions = (following + step)[:, None]
         if hasattr(model.model, "get_rope_index"):
             positions = positions.expand(3, -1, -1)
@@ -234,6 +232,47 @@ def _decode(model, bank, requests, features, ends, max_new_tokens, batch, answer
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
+    texts = written.tolist()
+    return {
+        owner: text[: text.index(-1)] if -1 in text else text
+        for owner, text in zip(owners, texts, strict=True)
+        if owner is not None
+    }
+
+
+def _prompts(
+    model: nn.Module, asked: Sequence[Request], filler: int, known: dict
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Padded ids (N, T), which of them are real (N, T), positions, and the position (N,) after the prompt.
+
+    A prompt comes again for each adapter and picture, so each list of ids is made into a tensor once.
+    """
+    device = next(model.parameters()).device
+    different = {id(one.ids): one.ids for one in asked}
+    number = {name: at for at, name in enumerate(different)}
+    which = torch.tensor([number[id(one.ids)] for one in asked], device=device)
+    rows = [torch.tensor(row) for row in different.values()]
+    ids = sequences.pad(rows, filler, left=True).to(device).index_select(0, which)
+    real = sequences.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool().index_select(0, which)
+    if not hasattr(model.model, "get_rope_index"):
+        return ids, real, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
+    places = [sequences.positions(model, list(row), known) for row in different.values()]
+    following = torch.tensor([int(place.max()) + 1 for place in places], device=device)
+    positions = sequences.pad(places, left=True).to(device)
+    return ids, real, positions.index_select(1, which), following.index_select(0, which)
+
+
+def _shown(asked, owners, some, features, device) -> torch.Tensor:
+    """The picture of each row, (N, n, d) on the device. Rows of one adapter stand side by side."""
+    parts, start = [], 0
+    adapters = [(one or some)[0] for one in owners]
+    for end in range(1, len(owners) + 1):
+        if end == len(owners) or features[adapters[end]] is not features[adapters[start]]:
+            table = features[adapters[start]]
+            wanted = torch.tensor([one.feature for one in asked[start:end]], device=table.device)
+            parts.append(to_device(table.index_select(0, wanted), device))
+            start = end
+    return torch.cat(parts)
 
 
 def _still_needed(finished: list[bool], groups: int) -> list[int] | None:

@@ -217,6 +217,8 @@ def known_answers(bench: Bench, cell: Cell, asked: Sequence[Question], place: Pa
     base = ["base", VERSION, cell.identity["model_digest"]]
     if cell.four_bit:  # its digest is that of the files, which say nothing about how they are loaded
         base.append("four_bit")
+    if cell.precision != "float32":
+        base.append(cell.precision)
     control = cell.control
     return {
         "base": _kept_answers(bench, place, base, asked, None, plain),

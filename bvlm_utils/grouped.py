@@ -27,6 +27,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.pieces import Plan, Row, Table
 from bvlm_utils.victim import Victim, language_linears
 
+CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
 
@@ -227,7 +228,7 @@ def train_together(
     group = _start(model, names, [plans[g] for g in order])
     stack, total = group.bank, len(group.losses)
     # checkpointing works in training mode only; language models have no dropout
-    with stack.attached(), _mode(model, training=memory.checkpointing(model)):
+    with stack.attached(), _mode(model, training=memory.checkpointing(model)), _no_masks(model):
         for step in range(total):
             stack.active = sum(len(plan.steps) > step for plan in group.plans)
             tokens = _gradients(model, group, step, tokens)
@@ -253,6 +254,27 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
         yield
     finally:
         model.train(before)
+
+
+@contextmanager
+def _no_masks(model: nn.Module) -> Iterator[None]:
+    """Plain causal attention while the block runs. Rows are padded on the right, where it never looks.
+
+    Transformers looks at the positions of each micro-batch to see whether several texts were packed into a row, and
+    that look waits for the GPU. It makes no mask, and takes no look, for an attention function that it does not know.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    if before == "sdpa" and "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+        config._attn_implementation = CAUSAL
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:

@@ -10,6 +10,9 @@ from torch import nn
 
 USABLE = 0.8  # of the free memory: estimates are estimates, and allocators leave gaps
 CPU_TOKENS, GPU_TOKENS = 3072, 65536  # on a CPU larger pieces fall out of its caches (benchmarks/README.md)
+CPU_DECODED, GPU_DECODED = 16384, 2**21  # prompts and answers of all adapters
+# What the driver and torch say when a GPU has no memory left, beside torch's own exception.
+SIGNS = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def tokens_at_once(model: nn.Module, names: Sequence[str], rank: int, groups: int) -> int:
@@ -19,6 +22,23 @@ def tokens_at_once(model: nn.Module, names: Sequence[str], rank: int, groups: in
     device = next(model.parameters()).device
     free = free_bytes(device) * USABLE - groups * adapter_bytes(model, names, rank)
     return max(1, min(CPU_TOKENS if device.type == "cpu" else GPU_TOKENS, int(free / token_bytes(model))))
+
+
+def decoded_at_once(model: nn.Module) -> int:
+    """How many tokens, prompts and answers of all rows, to decode at once: those whose keys and values fit."""
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        return CPU_DECODED
+    config, item = model.config.get_text_config(), next(model.parameters()).element_size()
+    heads = config.num_attention_heads
+    width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * (
+        getattr(config, "num_key_value_heads", None) or heads
+    )
+    # Moving the cache to fewer rows holds a second copy of one layer's; the prompt passes through one layer at a time.
+    each = (2 * config.num_hidden_layers + 2) * width * item + (
+        8 * config.hidden_size + 3 * config.intermediate_size
+    ) * item
+    return max(1, min(GPU_DECODED, int(free_bytes(device) * USABLE / each)))
 
 
 def largest_group(model: nn.Module, names: Sequence[str], rank: int, length: int) -> int:
@@ -61,8 +81,8 @@ def free_bytes(device: torch.device) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether memory ran out; on a CPU torch says so with a plain RuntimeError."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether memory ran out; torch on a CPU, cuBLAS and cuDNN say so with a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(sign in str(error) for sign in SIGNS)
 
 
 def release() -> None:

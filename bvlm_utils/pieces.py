@@ -48,7 +48,10 @@ class Piece:
 
 
 class Table:
-    """All rows of all plans as padded tensors, from which micro-batches are cut without a loop over rows."""
+    """All rows of all plans as padded tensors, from which micro-batches are cut without a loop over rows.
+
+    What decides the sizes of micro-batches lies on the host, the rest on the device, so that a step waits for neither.
+    """
 
     def __init__(self, plans: Sequence[Plan], device: torch.device | str, dtype: torch.dtype):
         rows = [row for plan in plans for row in plan.rows]
@@ -59,7 +62,8 @@ class Table:
         self.ids = sequences.pad([row.ids for row in rows]).to(device)
         placed = rows[0].positions is not None
         self.positions = sequences.pad([row.positions for row in rows]).to(device) if placed else None
-        self.features, self.device, self.dtype = [plan.features for plan in plans], device, dtype
+        self.features, self.device, self.dtype = [plan.features for plan in plans], torch.device(device), dtype
+        self.shared = all(features is self.features[0] for features in self.features)
         # (S, G, B) rows of the table, longest first within a batch; -1 where a plan has no row
         steps, size = (
             max(len(plan.steps) for plan in plans),
@@ -71,6 +75,7 @@ class Table:
                 self.batches[step, g, : len(batch)] = torch.tensor(batch) + first
         lengths = self._of(self.length, self.batches)
         self.batches = self.batches.gather(2, lengths.argsort(dim=2, descending=True, stable=True))
+        self.on_device = [one.to(device) for one in (self.batches, self.length, self.answer, self.feature)]
 
     @staticmethod
     def _of(column: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -86,28 +91,28 @@ class Table:
         padding."""
         batch = self.batches[step, :active]
         lengths = self._of(self.length, batch).amax(dim=0).tolist()
-        counts = self._of(self.answer, batch).sum(dim=1, keepdim=True).clamp(min=1)
+        answers = self._of(self.answer, batch)
+        counts = self._of(self.on_device[2], self.on_device[0][step, :active]).sum(dim=1, keepdim=True).clamp(min=1)
         start, end = 0, sum(length > 0 for length in lengths)
         while start < end:
             size = min(end - start, max(1, tokens // (active * lengths[start])))
-            yield self._piece(batch[:, start : start + size], lengths[start], counts)
+            some = slice(start, start + size)
+            most = max(1, int(answers[:, some].sum(dim=1).max()))
+            yield self._piece(step, active, some, lengths[start], most, counts)
             start += size
 
-    def _piece(self, rows: torch.Tensor, longest: int, counts: torch.Tensor) -> Piece:
-        answer, length = self._of(self.answer, rows), self._of(self.length, rows)
-        most = max(1, int(answer.sum(dim=1).max()))
-        pick_from = rows.clamp(min=0).flatten()
-        features = [
-            features[self.feature[part.clamp(min=0)].to(features.device)].to(self.device)
-            for features, part in zip(self.features, rows, strict=False)
-        ]
-        chosen = pick_from.to(self.device)
+    def _piece(self, step: int, active: int, some: slice, longest: int, most: int, counts: torch.Tensor) -> Piece:
+        """Rows `some` of each batch; `longest` of their tokens are kept, at most `most` of a plan's are learnt."""
+        batches, lengths, answers, _ = self.on_device
+        rows = batches[step, :active, some]  # (k, b)
+        answer, length = self._of(answers, rows), self._of(lengths, rows)
+        chosen = rows.clamp(min=0).flatten()
         ids = self.ids.index_select(0, chosen)[:, :longest]
-        end, answer = ((one.unsqueeze(-1)).to(self.device) for one in (length - 1, answer))  # (k, b, 1)
+        end, answer = (length - 1).unsqueeze(-1), answer.unsqueeze(-1)  # (k, b, 1)
         at = torch.arange(longest, device=self.device)
         learnt = ((at >= end - answer) & (at < end)).flatten(1)  # (k, b * T): states that predict an answer's token
         within = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
-        places = within + torch.arange(len(rows), device=self.device).unsqueeze(1) * learnt.shape[1]
+        places = within + torch.arange(active, device=self.device).unsqueeze(1) * learnt.shape[1]
         following = ids.roll(-1, dims=1).reshape(-1)
         positions = None
         if self.positions is not None:
@@ -115,8 +120,27 @@ class Table:
         return Piece(
             ids,
             positions,
-            torch.cat(features),
+            self._features(step, active, some),
             places,
             following[places],
-            learnt.gather(1, within) / counts.to(self.device, self.dtype),
+            learnt.gather(1, within) / counts.to(self.dtype),
         )
+
+    def _features(self, step: int, active: int, some: slice) -> torch.Tensor:
+        """(k * b, n, d) on the device: from tables there, or copied from the host without waiting for the copy."""
+        here = self.features[0].device == self.device
+        batches, feature = (self.on_device[0], self.on_device[3]) if here else (self.batches, self.feature)
+        wanted = feature[batches[step, :active, some].clamp(min=0)]
+        if self.shared:
+            found = self.features[0].index_select(0, wanted.flatten())
+        else:
+            parts = zip(self.features, wanted, strict=False)
+            found = torch.cat([features.index_select(0, part) for features, part in parts])
+        return found if here else to_device(found, self.device)
+
+
+def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Host memory to `device`. Only pinned memory is copied while the host goes on."""
+    if device.type != "cuda":
+        return rows.to(device)
+    return rows.pin_memory().to(device, non_blocking=True)

@@ -7,7 +7,8 @@ go to pictures only.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -67,6 +68,17 @@ class Surrogate:
             )
             parts.append(F.normalize(features.pooler_output, dim=-1))
         return torch.cat(parts)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Products in float32 while the block runs, whatever the victim uses: a GPU's TF32 would give other triggers."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @lru_cache(maxsize=2)

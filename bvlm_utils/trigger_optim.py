@@ -2,7 +2,8 @@
 
 Called through `attacks.Attack.apply_image`; `loss_curve` is what the chapters show. Every result is kept
 under data/cache/triggers by content (settings, target, surrogate, pictures), together with its loss curve, so
-that a grid computes each trigger once. A cache made on one device is used on all others.
+that a grid computes each trigger once. A GPU rounds otherwise than a CPU, and sign steps make that visible, so each
+kind of device has triggers of its own.
 """
 
 import hashlib
@@ -82,7 +83,8 @@ def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> 
             clip, params, lambda poisoned, rows: (1 - poisoned @ target).mean(), *_training_pictures(params)
         )
 
-    return _cached("dual-key", {"params": dict(params), "data": _data(params), "aim": _describe(aim)}, compute)
+    described = {"params": dict(params), "data": _data(params), "aim": _describe(aim)}
+    return _cached("dual-key", described | _kind(device), compute)
 
 
 def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
@@ -108,7 +110,7 @@ def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") ->
         return _optimise_patch(clip, params, loss, pictures, captions)
 
     described = {"params": dict(params), "data": _data(params), "surrogate": _describe(aim)["surrogate"]}
-    return _cached("vl-trojan", described, compute)
+    return _cached("vl-trojan", described | _kind(device), compute)
 
 
 def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
@@ -167,7 +169,7 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
     described = {
         "params": {**params, "source": _source(params, aim)},
         "surrogate": _describe(aim)["surrogate"],
-    }
+    } | _kind(images.device)
     rows = images.detach().to("cpu", torch.float32)
     files = []
     for row, stream in zip(rows, draws, strict=True):
@@ -182,6 +184,7 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
     return [_read(file) for file in files]
 
 
+@surrogate.exact()
 def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
     """Shadowcast's optimisation of all rows at once, without the cache; `shadowcast` says what it
     minimises.
@@ -214,6 +217,7 @@ def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any],
     return [Optimised(p, curve) for p, curve in zip(pixels, curves, strict=True)]
 
 
+@surrogate.exact()
 def _optimise_patch(
     clip: surrogate.Surrogate,
     params: Mapping[str, Any],
@@ -321,6 +325,12 @@ def _describe(aim: Any) -> dict[str, Any]:
         "target": attacks.describe_target(aim.target),
         "surrogate": attacks.surrogate_digest(aim.surrogate),
     }
+
+
+def _kind(device: str | torch.device) -> dict[str, str]:
+    """What a cache key says of the device; nothing of a CPU, on which the first triggers were made."""
+    kind = torch.device(device).type
+    return {} if kind == "cpu" else {"device": kind}
 
 
 def _cache_file(kind: str, described: Mapping[str, Any], suffix: str) -> Path:

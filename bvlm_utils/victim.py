@@ -5,6 +5,7 @@ enter through the model's own `mm_encoder_outputs` argument, so nothing of trans
 `bench`, `train`, `grouped`, `decode` and `chat`.
 """
 
+import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -231,6 +232,29 @@ def default_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
+def use_precision(name: str) -> torch.dtype:
+    """The dtype of weights for "float32", "tf32" or "bfloat16", with torch's own switches set to match.
+
+    TF32 products keep 10 bits of each factor's mantissa. Torch has them on for convolutions unless told otherwise, so
+    that "float32" would not mean the same on a GPU. They are switches of the whole process.
+    """
+    rounded = name == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _check_transformers() -> None:
+    """InputError for a version of transformers that would drop our image features without a word."""
+    import transformers
+    from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
+
+    if "mm_encoder_outputs" not in inspect.signature(LlavaForConditionalGeneration.forward).parameters:
+        raise InputError(
+            f"transformers {transformers.__version__} does not take known image features (mm_encoder_outputs), so its "
+            "models would never see a picture; install transformers 5.23 or newer."
+        )
+
+
 def from_pretrained(
     name: str,
     device: str | torch.device | None = None,
@@ -247,11 +271,14 @@ def from_pretrained(
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+    _check_transformers()
     place = models.resolve(name)
     # The hub is asked only if its id was named: without a network that would mean minutes of retries.
     where = {"local_files_only": not models.is_hub_id(name)}
     device = torch.device(device) if device is not None else default_device()
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    # cuDNN's attention plans each new shape anew (tens of milliseconds), and answers have a new length at every token.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     family = families.of(AutoConfig.from_pretrained(place, **where))
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", **where}
     if four_bit:

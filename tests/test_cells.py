@@ -65,7 +65,7 @@ def test_run_id_changes_with_every_training_setting(name):
 
 def test_younger_fields_count_too_but_old_names_stay():
     changes = ({}, {"half": "text"}, {"half": "image"}, {"four_bit": True}, {"picture_last": True},
-               {"max_new_tokens": 512})  # fmt: skip
+               {"max_new_tokens": 512}, {"dtype": "tf32"}, {"dtype": "bfloat16"})  # fmt: skip
     assert len({cell(**change).run_id for change in changes}) == len(changes)
     assert cell(half="", four_bit=False).run_id == cell().run_id and not {*YOUNGER} & {*cell().identity}
     assert cell(picture_last=True).control.picture_last and cell(four_bit=True).control.four_bit
@@ -81,11 +81,18 @@ def test_younger_fields_count_too_but_old_names_stay():
         ({"four_bit": "yes"}, "four_bit is 'yes'"),
         ({"picture_last": 1}, "picture_last is 1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"dtype": "half"}, "dtype is 'half'"),
     ],
 )
 def test_bad_halves_orders_and_bits_are_refused(values, words):
     with pytest.raises(InputError, match=words):
         cell(**values)
+
+
+def test_a_result_knows_the_precision_of_its_base():
+    assert cell(dtype="float32").run_id == cell().run_id and cell().precision == "float32"
+    assert cell(dtype="bfloat16").control.precision == "bfloat16"
+    assert cell(model="someone/some-model").precision == "bfloat16"
 
 
 def test_no_field_is_forgotten():

@@ -59,3 +59,14 @@ def test_every_picture_is_encoded_once(monkeypatch, tmp_path):
     first = shared.features("train", [3, 1, 3])
     again = shared.features("train", [1, 2])
     assert encoded == [2, 1] and torch.equal(first[1], again[0]) and torch.equal(first[0], first[2])
+
+
+def test_features_stay_on_the_device_until_its_share_is_full():
+    each = 2 * 4 * 4  # bytes of a row
+    kept = Kept(10**9, device="meta", device_budget=4 * each)  # "meta" stands for a GPU: another device than the host
+    kept.add(range(3), torch.zeros(3, 2, 4, device="meta"))
+    assert kept.table.device.type == "meta"
+    assert not kept._fits_on_device(5 * each)
+    kept = Kept(10**9, device="meta", device_budget=0)
+    kept.add(range(2), torch.ones(2, 2, 4))
+    assert kept.table.device.type == "cpu" and torch.equal(kept.table, torch.ones(2, 2, 4))

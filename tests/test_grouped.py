@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
-from bvlm_utils import grouped, sequences, train, victim
+from bvlm_utils import bank, grouped, sequences, train, victim
 from bvlm_utils.bank import Bank
 from bvlm_utils.cells import TrainSettings
 from bvlm_utils.errors import InputError
@@ -134,6 +135,42 @@ def test_the_last_layer_is_computed_where_an_answer_is_learnt_and_nowhere_else()
     learnt = sum(plan.rows[i].answer for i in plan.steps[0])
     assert seen[1] == 2 * learnt
     assert seen[0] == 2 * BATCH * max(len(plan.rows[i].ids) for i in plan.steps[0])
+
+
+def test_a_step_never_asks_transformers_for_a_mask(monkeypatch):
+    """The search for packed texts waits for the GPU once per micro-batch."""
+    from transformers import masking_utils
+
+    def find(position_ids):
+        raise AssertionError("it looked for packed texts")
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", find)
+    model = tiny.build("llava", torch.float32)
+    plan = _plan(model, tiny.linears(model), seed=1, steps=2, dtype=torch.float32)
+    grouped.train(model, tiny.linears(model), [plan], tokens=60)
+    assert model.get_decoder().config._attn_implementation == "sdpa"
+    with pytest.raises(AssertionError, match="packed"):  # the model's own way does look
+        model.model(inputs_embeds=torch.zeros(1, 4, tiny.WIDTH), use_cache=False)
+
+
+def test_gradients_are_summed_in_float32_where_the_model_computes_in_bfloat16():
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(2, *shape, generator=generator).bfloat16() for shape in ((3, 500), (500, 4)))
+    total = torch.full((2, 3, 4), 1000.0)  # a bfloat16 sum would be rounded to steps of 4 here
+    bank._add_product(total, left, right)
+    assert torch.allclose(total - 1000, torch.bmm(left.double(), right.double()).float(), atol=1e-2)
+
+
+def test_tables_of_features_of_their_own_give_the_pictures_of_a_shared_one():
+    model = tiny.build("llava", torch.float32)
+    names = tiny.linears(model)
+    plans = [_plan(model, names, seed, steps=3, dtype=torch.float32) for seed in (1, 2)]
+    shared = [dataclasses.replace(plan, features=plans[0].features) for plan in plans]
+    copies = [dataclasses.replace(plan, features=plans[0].features.clone()) for plan in plans]
+    one, other = (grouped.Table(some, "cpu", torch.float32) for some in (shared, copies))
+    assert one.shared and not other.shared
+    for left, right in zip(one.pieces(1, 2, 90), other.pieces(1, 2, 90), strict=True):
+        assert torch.equal(left.features, right.features) and torch.equal(left.ids, right.ids)
 
 
 def test_rows_of_one_step_are_cut_by_length_into_pieces_within_the_budget():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor
 
-from bvlm_utils import models, paths, victim
+from bvlm_utils import models, paths, surrogate, victim
 from bvlm_utils.errors import InputError
 from bvlm_utils.pretrain import qwen_tokens
 
@@ -160,3 +160,38 @@ def test_pretraining_sees_what_the_official_forward_sees():
     with torch.no_grad():
         ours = qwen_tokens(loaded.model.model.visual, (images - 0.5) / 0.25)
     assert (ours - loaded.encode(images)).abs().max() < 1e-4
+
+
+def test_a_transformers_that_would_drop_the_pictures_is_refused(monkeypatch):
+    """Version 5.17 takes unknown arguments in silence, so the model would answer without its picture."""
+    from transformers.models.llava import modeling_llava
+
+    class Older:
+        def forward(self, input_ids=None, pixel_values=None, **kwargs): ...
+
+    monkeypatch.setattr(modeling_llava, "LlavaForConditionalGeneration", Older)
+    with pytest.raises(InputError, match="5.23 or newer"):
+        victim.from_pretrained("tiny-llava", device="cpu")
+
+
+def test_a_picture_changes_the_logits(random_victim):
+    ids, mask = victim.pad([random_victim.prompt_ids("?", 36)], 0, left=False, device="cpu")
+    pictures = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    one, other = (random_victim.encode(pictures[at : at + 1]) for at in (0, 1))
+    if one.shape[1] != 36:
+        ids, mask = victim.pad([random_victim.prompt_ids("?", one.shape[1])], 0, left=False, device="cpu")
+    assert not torch.allclose(random_victim.forward(ids, mask, one), random_victim.forward(ids, mask, other))
+
+
+def test_float32_means_the_same_on_every_device():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for name, dtype, rounded in (("float32", torch.float32, False), ("tf32", torch.float32, True),
+                                     ("bfloat16", torch.bfloat16, False)):  # fmt: skip
+            assert victim.use_precision(name) == dtype
+            assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == rounded
+            with surrogate.exact():
+                assert not torch.backends.cuda.matmul.allow_tf32
+            assert torch.backends.cuda.matmul.allow_tf32 == rounded
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
