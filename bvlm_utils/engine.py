@@ -24,14 +24,15 @@ Said = dict[str, list[str]]  # answers by the question's key
 
 
 @dataclass(frozen=True)
-class Task:
-    """One adapter to tune: a cell with its poisoned rows, or a control (no manifest)."""
+class Work:
+    """A cell that is ready to be tuned and asked; a control has no poisoned rows, and is asked with its cells."""
 
     cell: Cell
     manifest: Manifest | None = None
+    asked: Sequence[Question] = ()
 
 
-def training_rows(bench: Bench, tasks: Sequence[Task]) -> tuple[list[list[Any]], "torch.Tensor"]:
+def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]], "torch.Tensor"]:
     """Each task's rows, poisoned ones in their places, and the features (F, n, d) that all of them share: each
     picture once per trigger instance.
     """
@@ -54,7 +55,7 @@ def training_rows(bench: Bench, tasks: Sequence[Task]) -> tuple[list[list[Any]],
     return found, bench.kept.table
 
 
-def tune(bench: Bench, tasks: Sequence[Task], plain: bool = False) -> list["GroupResult"]:
+def tune(bench: Bench, tasks: Sequence[Work], plain: bool = False) -> list["GroupResult"]:
     """One adapter per task, in their order; the victim stays clean."""
     from bvlm_utils import grouped
 

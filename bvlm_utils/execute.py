@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from bvlm_utils import engine, examples, poison, provenance, score, store
 from bvlm_utils.bench import Bench, Question, bench_key, questions
 from bvlm_utils.cells import VERSION, Cell, content_key
 from bvlm_utils.controls import lacking
-from bvlm_utils.engine import Said, Task
+from bvlm_utils.engine import Said, Work
 from bvlm_utils.errors import InputError, TooFewRows
 
 PLAIN = "BVLM_PLAIN"  # set (by `grid run --plain`): cells are run one by one, the plain way
@@ -31,15 +30,6 @@ GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses 
 EXAMPLES = 4  # held-out inputs kept with their trigger
 OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process")  # stays when a cell is judged again
 Done = Callable[[Cell, str], None]  # told after each cell: the cell, and "done", "skipped" or "failed"
-
-
-@dataclass(frozen=True)
-class Work:
-    """A cell that is ready to be tuned."""
-
-    cell: Cell
-    manifest: poison.Manifest
-    asked: list[Question]
 
 
 def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status: None) -> list[Cell]:
@@ -175,8 +165,8 @@ def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> list[
         kept = {cell.run_id: store.read(cell, place) for cell in stored}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, place) as mine:
-        tasks = [Task(control) for control in mine]
-        tasks += [Task(work.cell, work.manifest) for work in group if work.cell.run_id not in kept]
+        tasks = [Work(control) for control in mine]
+        tasks += [work for work in group if work.cell.run_id not in kept]
         results = engine.tune(bench, tasks, plain) if tasks else []
         clock.lap("tune", max(1, len(tasks)))
         _write_controls(bench, mine, results, place, clock)
@@ -189,7 +179,7 @@ def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> list[
     if not all(store.adapter(control, place) for control in controls):
         with lacking(controls, place, wait=True) as left:
             if left:  # who was at work on them has failed or died
-                tuned_now = engine.tune(bench, [Task(control) for control in left], plain)
+                tuned_now = engine.tune(bench, [Work(control) for control in left], plain)
                 _write_controls(bench, left, tuned_now, place, clock)
         clock.lap("control of another process", len(group))
     known = [known_answers(bench, work.cell, work.asked, place, plain) for work in group]

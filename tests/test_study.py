@@ -313,10 +313,10 @@ def test_one_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch):
 def test_poisoned_rows_point_at_triggered_pictures():
     bench = execute.Bench("tiny-llava", "scenes-vqa", 64)
     cells = [small(negatives=1.0)[0], small("BadNets-I")[0], small("BadNets-T")[0]]
-    tasks = [engine.Task(cells[0].control)]
+    tasks = [engine.Work(cells[0].control)]
     for cell in cells:
         attack, threat = cell.make_attack(), cell.make_threat()
-        tasks.append(engine.Task(cell, poison.plan(bench.rows["train"], threat, attack, 0.1, 0, cell.negatives)))
+        tasks.append(engine.Work(cell, poison.plan(bench.rows["train"], threat, attack, 0.1, 0, cell.negatives)))
     found, features = engine.training_rows(bench, tasks)
     clean = bench.features("train", range(64))
     assert torch.equal(features[[row.feature_index for row in found[0]]], clean)  # the control
