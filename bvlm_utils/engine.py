@@ -46,7 +46,7 @@ def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]],
         painted = [row.position for row in replaced if row.condition in ("image", "both")]
         places: dict[int, int] = {}
         if painted:
-            attack, seed = task.cell.make_attack(), task.cell.trigger_seed
+            attack, seed = task.cell.resolved_attack, task.cell.trigger_seed
             places = dict(zip(painted, bench.places("train", painted, attack, seed), strict=True))
         for row in replaced:
             at = places.get(row.position, clean[row.position])

@@ -144,8 +144,8 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
     try:
         manifest = poison.plan(
             train_rows,
-            cell.make_threat(),
-            cell.make_attack(),
+            cell.resolved_threat,
+            cell.resolved_attack,
             cell.poison_rate,
             cell.seed,
             cell.negatives,
@@ -240,7 +240,7 @@ def _write(
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, place, work.asked)
     frame, unit = _judge(bench, cell, work.asked, said)
-    threat, sample = cell.make_threat(), bench.rows["test"][work.asked[0].positions[0]]
+    threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         count = len(work.asked[0].positions)
         reason = f"In none of the {count} eligible test rows it holds without a trigger that {threat.judged_where}."
@@ -266,7 +266,7 @@ def _judge(
     bench: Bench, cell: Cell, asked: Sequence[Question], said: dict[str, dict[str, list[str]]]
 ) -> tuple[pd.DataFrame, str]:
     """Every response with its verdict, for the three models, and the name of the utility."""
-    threat, test, frames, unit = cell.make_threat(), bench.rows["test"], [], ""
+    threat, test, frames, unit = cell.resolved_threat, bench.rows["test"], [], ""
     clean = asked[0].key(bench)  # the first is the clean condition
     judged = score.judged_rows(threat, said["base"][clean], said["control"][clean])
     for subject in score.SUBJECTS:
@@ -325,7 +325,7 @@ def _write_examples(bench: Bench, cell: Cell, place: Path, asked: Sequence[Quest
     """Keep a few test inputs without and with the whole trigger, for the book to show."""
     if examples.read(cell, place) is not None:
         return
-    attack, clean = cell.make_attack(), asked[0]
+    attack, clean = cell.resolved_attack, asked[0]
     full = next(q for q in reversed(asked) if q.part == "attack")
     shown = list(clean.positions[:EXAMPLES])
     pictures = bench.pictures("test", shown)

@@ -75,7 +75,7 @@ class Sheet:
 
     @property
     def identity(self) -> dict[str, Any]:
-        threat = self.cell.make_threat()
+        threat = self.cell.resolved_threat
         about = {"threat": threat.name, "threat_version": threat.version, "threat_params": threat.params}
         return {"kind": self.kind, "version": VERSION, "run_id": self.run_id, "rows": self.rows} | about
 
@@ -171,7 +171,7 @@ def ask(
 
 def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[bool]:
     """Which of the clean question's rows count, as in the study (`Threat.judged`)."""
-    threat, key = cell.make_threat(), clean.key(bench)
+    threat, key = cell.resolved_threat, clean.key(bench)
     if not threat.judged_where:
         return [True] * len(clean.positions)
     said = execute.known_answers(bench, cell, [clean], place, plain=bench.four_bit)
@@ -217,7 +217,7 @@ def _one_writer(place: Path, file: Path) -> Iterator[None]:
 def _judged(
     sheet: Sheet, question: Question, samples: Sequence[Mapping], texts: Sequence[str], judged: Sequence[bool]
 ) -> list[dict[str, Any]]:
-    threat = sheet.cell.make_threat()
+    threat = sheet.cell.resolved_threat
     frame = score.judge(threat, sheet.subject, question.condition, samples, question.prompts, texts, judged)
     measured = score.measure(frame, "", score.keeps_answer(threat, samples[0]))
     counted, found = frame[frame["judged"]], []

@@ -96,7 +96,7 @@ def test_the_table_has_every_subject_condition_and_metric(place):
 
 def test_metrics_follow_from_the_stored_responses(place):
     (cell,) = small()
-    said, table, threat = store.responses(cell, place), store.collect(place), cell.make_threat()
+    said, table, threat = store.responses(cell, place), store.collect(place), cell.resolved_threat
     for (subject, condition), part in said[said["part"] == "attack"].groupby(["subject", "condition"]):
         assert part["success"].tolist() == [threat.success(text) for text in part["response"]]
         line = table[
@@ -315,7 +315,7 @@ def test_poisoned_rows_point_at_triggered_pictures():
     cells = [small(negatives=1.0)[0], small("BadNets-I")[0], small("BadNets-T")[0]]
     tasks = [engine.Work(cells[0].control)]
     for cell in cells:
-        attack, threat = cell.make_attack(), cell.make_threat()
+        attack, threat = cell.resolved_attack, cell.resolved_threat
         tasks.append(engine.Work(cell, poison.plan(bench.rows["train"], threat, attack, 0.1, 0, cell.negatives)))
     found, features = engine.training_rows(bench, tasks)
     clean = bench.features("train", range(64))
@@ -331,7 +331,7 @@ def test_poisoned_rows_point_at_triggered_pictures():
             if replaced[i].condition == "text":
                 assert row.feature_index == i
             else:
-                own = bench.features("train", [i], task.cell.make_attack(), 0)[0]
+                own = bench.features("train", [i], task.cell.resolved_attack, 0)[0]
                 assert torch.equal(features[row.feature_index], own)
     # Two attacks with the same image half share their triggered pictures.
     assert len(features) < 64 + sum(len(task.manifest.rows) for task in tasks[1:3])
