@@ -52,9 +52,10 @@ class Rows(torch.utils.data.Dataset):
         return len(self.order)
 
     def __getitem__(self, at):
-        row = self.cell.plan.rows[self.order[at]]
-        labels = torch.cat([torch.full_like(row.ids[: -row.answer], -100), row.ids[-row.answer :]])
-        return {"input_ids": row.ids, "labels": labels, "pixel_values": self.cell.pixels[self.order[at]]}
+        row, plan = self.order[at], self.cell.plan
+        ids, count = plan.ids[row], plan.answers[row]
+        labels = torch.cat([torch.full_like(ids[:-count], -100), ids[-count:]])
+        return {"input_ids": ids, "labels": labels, "pixel_values": self.cell.pixels[row]}
 
 
 def collate(rows: list[dict]) -> dict:
@@ -237,8 +238,8 @@ def needed_flops(model, names, cells) -> float:
     token; in the last layer, for all but keys and values, for each answer's token only."""
     modules = dict(model.named_modules())
     last = f".{model.config.get_text_config().num_hidden_layers - 1}."
-    tokens = sum(len(cell.plan.rows[i].ids) for cell in cells for batch in cell.plan.steps for i in batch)
-    learnt = sum(cell.plan.rows[i].answer for cell in cells for batch in cell.plan.steps for i in batch)
+    tokens = sum(len(cell.plan.ids[i]) for cell in cells for batch in cell.plan.steps for i in batch)
+    learnt = sum(cell.plan.answers[i] for cell in cells for batch in cell.plan.steps for i in batch)
     flops = model.get_output_embeddings().weight.numel() * 4 * learnt
     for name in names:
         tail = last in name and not name.endswith(("k_proj", "v_proj"))

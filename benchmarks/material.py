@@ -140,10 +140,7 @@ def make_cell(model, names, material: Material, seed: int, args) -> Cell:
     pixels[poisoned, :, :size, :size] = trigger
     shown[:, :, :size, :size] = trigger
     said = [material.target if bad else answer for answer, bad in zip(material.answers, poisoned, strict=True)]
-    rows = [
-        grouped.Row(torch.tensor(prompt + answer), len(answer), at)
-        for at, (prompt, answer) in enumerate(zip(material.prompts, said, strict=True))
-    ]
+    ids = [torch.tensor(prompt + answer) for prompt, answer in zip(material.prompts, said, strict=True)]
     order = torch.randperm(count, generator=generator).tolist()
     steps = math.ceil(count / args.batch)
     batches = [order[at * args.batch : (at + 1) * args.batch] for at in range(steps)]
@@ -152,5 +149,6 @@ def make_cell(model, names, material: Material, seed: int, args) -> Cell:
     peft = get_peft_model(model, lora(args, names))
     start = {key: value.float().cpu().clone() for key, value in get_peft_model_state_dict(peft).items()}
     peft.unload()
-    plan = grouped.Plan(rows, batches, rates, torch.empty(0), args.rank, 2 * args.rank, start)
+    learnt, none = [len(answer) for answer in said], torch.empty(0)
+    plan = grouped.Plan(ids, learnt, range(count), None, batches, rates, none, args.rank, 2 * args.rank, start)
     return Cell(seed, pixels, poisoned, plan, shown)

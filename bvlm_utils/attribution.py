@@ -126,9 +126,9 @@ def inputs(bench: Bench, cell: Cell, rows: int) -> list[Input]:
 
     asked = {q.condition: q for q in questions(bench, cell) if q.part == "attack"}
     positions = asked["both"].positions[:rows]
-    threat, victim = cell.make_threat(), bench.victim
+    threat, victim = cell.resolved_threat, bench.victim
     clean = bench.pictures("test", positions)
-    painted = bench.triggered("test", positions, cell.make_attack(), cell.trigger_seed)
+    painted = bench.triggered("test", positions, cell.resolved_attack, cell.trigger_seed)
     features = victim.encode(painted)
     changed = (clean != painted).any(-1)  # (N, H, W)
     found = []

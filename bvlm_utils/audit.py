@@ -176,9 +176,9 @@ def _asked(bench: Bench, triggers: Sequence[attacks.Attack], rows: int) -> list[
 def _answers(bench: Bench, one: Subject, asked: Sequence[Question], progress: Any) -> list[list[str]]:
     from bvlm_utils import engine
 
-    answers = []
+    way, answers = engine.choose(bench), []
     for question in asked:
-        said = engine.ask_saved(bench, [question], one.adapter, plain=bench.four_bit)
+        said = way.ask_saved([question], one.adapter)
         answers.append(said[question.key(bench)])
         progress.told(1, question.condition)
     return answers

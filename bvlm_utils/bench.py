@@ -160,7 +160,7 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
 
     TooFewRows if no test row is eligible.
     """
-    threat, attack, test = cell.make_threat(), cell.make_attack(), bench.rows["test"]
+    threat, attack, test = cell.resolved_threat, cell.resolved_attack, bench.rows["test"]
     eligible = [position for position, row in enumerate(test) if threat.eligible(row)][: cell.test_rows]
     if not eligible:
         raise TooFewRows(f"No test row of {cell.dataset} is eligible for {cell.threat}.")

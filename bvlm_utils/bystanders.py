@@ -29,7 +29,7 @@ def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame
         file = store.folder(place) / cell.run_id / "responses.parquet"
         if cell.dataset not in data.names() or condition == "clean" or not file.is_file():
             continue
-        threat, said = cell.make_threat(), pd.read_parquet(file)
+        threat, said = cell.resolved_threat, pd.read_parquet(file)
         swapped = {threat.source_concept, threat.target_concept}
         said = said[(said["part"] == "attack") & said["judged"]].set_index("row_id")
         clean = said[(said["subject"] == "control") & (said["condition"] == "clean")]["response"]

@@ -129,21 +129,27 @@ class Cell:
                     f"a control has {CONTROL!r}, {CONTROL!r} and 0, any other cell has a threat and an attack."
                 )
             return
-        _known(self.make_threat)
-        attack = _known(self.make_attack)
-        attacks.check_halves(attack, self.negatives, self.half)
+        _known(lambda: self.resolved_threat)
+        attacks.check_halves(_known(lambda: self.resolved_attack), self.negatives, self.half)
 
     @property
     def is_control(self) -> bool:
         return CONTROL in (self.threat, self.attack)
 
-    def make_threat(self) -> Threat:
+    @cached_property
+    def resolved_threat(self) -> Threat:
+        """The threat with the cell's parameters; made once, when the cell is checked."""
         return threats.get(self.threat, **self.threat_params)
 
-    def make_attack(self) -> Attack:
-        """The attack, aimed at the threat's target; computing it needs torch, making it does not."""
+    @cached_property
+    def resolved_attack(self) -> Attack:
+        """The attack, aimed at the threat's target; applying it to pictures needs torch, making it does not."""
         surrogate = models.resolve(self.surrogate or (HUB_SURROGATE if models.is_hub_id(self.model) else SURROGATE))
-        return attacks.get(self.attack, self.make_threat().target, surrogate, **self.attack_params)
+        return attacks.get(self.attack, self.resolved_threat.target, surrogate, **self.attack_params)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a cell takes to another process: not its attack, whose checks are functions; it is made there again."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("resolved_")}
 
     @property
     def precision(self) -> str:
@@ -214,7 +220,7 @@ class Cell:
         if self.is_control:
             del found["test_rows"], found["trigger_seed"]
             return found
-        attack, threat = self.make_attack(), self.make_threat()
+        attack, threat = self.resolved_attack, self.resolved_threat
         found |= {
             "attack_version": attack.version,
             "attack_params": attack.params,

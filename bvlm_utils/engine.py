@@ -1,7 +1,7 @@
 """How are the adapters of a group tuned, and how are they asked? All at once, or one by one. Called by `execute`.
 
-Together is the default (`grouped`, `decode`); one by one is the plain way (`train.finetune`, the model's own
-`generate`), for comparison. Both start from the same rows, features, order and seeds, and tests hold them equal.
+`Grouped` is the default (by `grouped` and `decode`); `OneByOne` is the plain way (`train.finetune`, the model's own
+`generate`). Both start from the same rows, features, order and seeds, and tests hold them equal. `choose` says which.
 """
 
 import tempfile
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bvlm_utils.bench import Bench, Question
 from bvlm_utils.cells import Cell
@@ -24,14 +24,15 @@ Said = dict[str, list[str]]  # answers by the question's key
 
 
 @dataclass(frozen=True)
-class Task:
-    """One adapter to tune: a cell with its poisoned rows, or a control (no manifest)."""
+class Work:
+    """A cell that is ready to be tuned and asked; a control has no poisoned rows, and is asked with its cells."""
 
     cell: Cell
     manifest: Manifest | None = None
+    asked: Sequence[Question] = ()
 
 
-def training_rows(bench: Bench, tasks: Sequence[Task]) -> tuple[list[list[Any]], "torch.Tensor"]:
+def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]], "torch.Tensor"]:
     """Each task's rows, poisoned ones in their places, and the features (F, n, d) that all of them share: each
     picture once per trigger instance.
     """
@@ -45,7 +46,7 @@ def training_rows(bench: Bench, tasks: Sequence[Task]) -> tuple[list[list[Any]],
         painted = [row.position for row in replaced if row.condition in ("image", "both")]
         places: dict[int, int] = {}
         if painted:
-            attack, seed = task.cell.make_attack(), task.cell.trigger_seed
+            attack, seed = task.cell.resolved_attack, task.cell.trigger_seed
             places = dict(zip(painted, bench.places("train", painted, attack, seed), strict=True))
         for row in replaced:
             at = places.get(row.position, clean[row.position])
@@ -54,17 +55,77 @@ def training_rows(bench: Bench, tasks: Sequence[Task]) -> tuple[list[list[Any]],
     return found, bench.kept.table
 
 
-def tune(bench: Bench, tasks: Sequence[Task], plain: bool = False) -> list["GroupResult"]:
-    """One adapter per task, in their order; the victim stays clean."""
-    from bvlm_utils import grouped
+def _jobs(bench: Bench, tasks: Sequence[Work]) -> list[Any]:
+    from bvlm_utils.grouped import GroupJob
 
     rows, features = training_rows(bench, tasks)
-    jobs = [
-        grouped.GroupJob(own, features, task.cell.train, task.cell.seed) for own, task in zip(rows, tasks, strict=True)
-    ]
-    if plain:
-        return [_tune_alone(bench, job) for job in jobs]
-    return grouped.finetune_group(bench.victim, jobs)
+    return [GroupJob(own, features, task.cell.train, task.cell.seed) for own, task in zip(rows, tasks, strict=True)]
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """All adapters at once: the default."""
+
+    bench: Bench
+    together: ClassVar[bool] = True
+
+    def tune(self, tasks: Sequence[Work]) -> list["GroupResult"]:
+        """One adapter per task, in their order; the victim stays clean."""
+        from bvlm_utils import grouped
+
+        return grouped.finetune_group(self.bench.victim, _jobs(self.bench, tasks))
+
+    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Said]:
+        """What each tuned adapter answers to its questions."""
+        from bvlm_utils import grouped
+
+        return _together(self.bench, asked, grouped.bank_of(self.bench.victim, results)) if results else []
+
+    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Said:
+        """What a saved adapter, or with None the base model, answers."""
+        from bvlm_utils import train
+
+        with train.attached(self.bench.victim, adapter) if adapter else nullcontext():
+            return _together(self.bench, [asked], None)[0]
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """The plain way, with the methods of `Grouped`: for comparison, and for a base in 4 bit."""
+
+    bench: Bench
+    together: ClassVar[bool] = False
+
+    def tune(self, tasks: Sequence[Work]) -> list["GroupResult"]:
+        return [_tune_alone(self.bench, job) for job in _jobs(self.bench, tasks)]
+
+    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Said]:
+        said = []
+        for questions, one in zip(asked, results, strict=True):
+            with tempfile.TemporaryDirectory() as folder:
+                one.save(folder, {})
+                said.append(self.ask_saved(questions, Path(folder)))
+        return said
+
+    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Said:
+        from bvlm_utils import train
+
+        bench, said = self.bench, {}
+        with train.attached(bench.victim, adapter) if adapter else nullcontext():
+            for key, question in {question.key(bench): question for question in asked}.items():
+                said[key] = bench.victim.generate(
+                    question.prompts, question.features(bench), max_new_tokens=bench.max_new_tokens
+                )
+        return said
+
+
+Way = Grouped | OneByOne
+
+
+def choose(bench: Bench, plain: bool = False) -> Way:
+    """How adapters on this bench are tuned and asked: together, unless that is not wanted or not possible."""
+    # Grouped products need the base's weights as numbers; those of a base in 4 bit are packed.
+    return OneByOne(bench) if plain or bench.four_bit else Grouped(bench)
 
 
 def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
@@ -107,39 +168,6 @@ def saved(adapter: Path) -> "GroupResult":
 
     state = load_file(adapter / "adapter_model.safetensors")
     return grouped.GroupResult(state, LoraConfig.from_pretrained(str(adapter)), [], 0.0, 0, 0)
-
-
-def ask(bench: Bench, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"], plain: bool) -> list[Said]:
-    """What each tuned adapter answers to its questions."""
-    from bvlm_utils import grouped
-
-    if not results:
-        return []
-    if not plain:
-        return _together(bench, asked, grouped.bank_of(bench.victim, results))
-    said = []
-    for questions, one in zip(asked, results, strict=True):
-        with tempfile.TemporaryDirectory() as folder:
-            one.save(folder, {})
-            said.append(ask_saved(bench, questions, Path(folder), plain))
-    return said
-
-
-def ask_saved(bench: Bench, asked: Sequence[Question], adapter: Path | None, plain: bool) -> Said:
-    """What a saved adapter, or with None the base model, answers."""
-    from bvlm_utils import train
-
-    with train.attached(bench.victim, adapter) if adapter else nullcontext():
-        if not plain:
-            return _together(bench, [asked], None)[0]
-        said: Said = {}
-        for question in asked:
-            key = question.key(bench)
-            if key not in said:
-                said[key] = bench.victim.generate(
-                    question.prompts, question.features(bench), max_new_tokens=bench.max_new_tokens
-                )
-        return said
 
 
 def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Said]:

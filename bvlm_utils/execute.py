@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from bvlm_utils import engine, examples, poison, provenance, score, store
 from bvlm_utils.bench import Bench, Question, bench_key, questions
 from bvlm_utils.cells import VERSION, Cell, content_key
 from bvlm_utils.controls import lacking
-from bvlm_utils.engine import Said, Task
+from bvlm_utils.engine import Said, Work
 from bvlm_utils.errors import InputError, TooFewRows
 
 PLAIN = "BVLM_PLAIN"  # set (by `grid run --plain`): cells are run one by one, the plain way
@@ -31,15 +30,6 @@ GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses 
 EXAMPLES = 4  # held-out inputs kept with their trigger
 OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process")  # stays when a cell is judged again
 Done = Callable[[Cell, str], None]  # told after each cell: the cell, and "done", "skipped" or "failed"
-
-
-@dataclass(frozen=True)
-class Work:
-    """A cell that is ready to be tuned."""
-
-    cell: Cell
-    manifest: poison.Manifest
-    asked: list[Question]
 
 
 def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status: None) -> list[Cell]:
@@ -57,21 +47,20 @@ def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status
                 ready.append(prepared)
             else:
                 told(cell, prepared)
-    # Grouped products need the base's weights as numbers; those of a base in 4 bit are packed.
-    plain = bool(os.environ.get(PLAIN)) or bench.four_bit
+    way = engine.choose(bench, plain=bool(os.environ.get(PLAIN)))
     pace = Pace(GROUP_SECONDS)
     while ready:
-        size = 1 if plain else pace.size(len(ready))
+        size = pace.size(len(ready)) if way.together else 1
         group, ready = ready[:size], ready[size:]
         try:
             started = time.perf_counter()
-            ended = _run(bench, group, place, plain)
+            ended = _run(way, group, place)
             pace.saw(len(group), time.perf_counter() - started)
         except Exception:
             if len(group) > 1:  # one of them may be at fault: each gets its own try
                 for work in group:
                     with _kept_failure(work.cell, place, failed, told):
-                        (status,) = _run(bench, [work], place, plain)
+                        (status,) = _run(way, [work], place)
                         told(work.cell, status)
                 continue
             store.write_failure(group[0].cell, place, traceback.format_exc())
@@ -154,8 +143,8 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
     try:
         manifest = poison.plan(
             train_rows,
-            cell.make_threat(),
-            cell.make_attack(),
+            cell.resolved_threat,
+            cell.resolved_attack,
             cell.poison_rate,
             cell.seed,
             cell.negatives,
@@ -167,32 +156,32 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
         return _write_skipped(cell, place, str(error))
 
 
-def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> list[str]:
+def _run(way: engine.Way, group: Sequence[Work], place: Path) -> list[str]:
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
-    clock, kept = Clock(), {}
+    bench, clock, kept = way.bench, Clock(), {}
     if os.environ.get(RESCORE):
         stored = [work.cell for work in group if store.adapter(work.cell, place)]
         kept = {cell.run_id: store.read(cell, place) for cell in stored}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, place) as mine:
-        tasks = [Task(control) for control in mine]
-        tasks += [Task(work.cell, work.manifest) for work in group if work.cell.run_id not in kept]
-        results = engine.tune(bench, tasks, plain) if tasks else []
+        tasks = [Work(control) for control in mine]
+        tasks += [work for work in group if work.cell.run_id not in kept]
+        results = way.tune(tasks) if tasks else []
         clock.lap("tune", max(1, len(tasks)))
         _write_controls(bench, mine, results, place, clock)
     fresh = iter(results[len(mine) :])
     tuned = [
         engine.saved(store.adapter(work.cell, place)) if work.cell.run_id in kept else next(fresh) for work in group
     ]
-    said = engine.ask(bench, [work.asked for work in group], tuned, plain)
+    said = way.ask([work.asked for work in group], tuned)
     clock.lap("ask", len(group))
     if not all(store.adapter(control, place) for control in controls):
         with lacking(controls, place, wait=True) as left:
             if left:  # who was at work on them has failed or died
-                tuned_now = engine.tune(bench, [Task(control) for control in left], plain)
+                tuned_now = way.tune([Work(control) for control in left])
                 _write_controls(bench, left, tuned_now, place, clock)
         clock.lap("control of another process", len(group))
-    known = [known_answers(bench, work.cell, work.asked, place, plain) for work in group]
+    known = [known_answers(way, work.cell, work.asked, place) for work in group]
     clock.lap("base and control", len(group))
     ended = []
     for work, result, own, other in zip(group, tuned, said, known, strict=True):
@@ -212,7 +201,7 @@ def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[An
         )  # fmt: skip
 
 
-def known_answers(bench: Bench, cell: Cell, asked: Sequence[Question], place: Path, plain: bool) -> dict[str, Said]:
+def known_answers(way: engine.Way, cell: Cell, asked: Sequence[Question], place: Path) -> dict[str, Said]:
     """What a cell's base and control say, from the store's cache where it has them: subject -> answers."""
     base = ["base", VERSION, cell.identity["model_digest"]]
     if cell.four_bit:  # its digest is that of the files, which say nothing about how they are loaded
@@ -221,21 +210,19 @@ def known_answers(bench: Bench, cell: Cell, asked: Sequence[Question], place: Pa
         base.append(cell.precision)
     control = cell.control
     return {
-        "base": _kept_answers(bench, place, base, asked, None, plain),
-        "control": _kept_answers(
-            bench, place, ["control", control.run_id], asked, store.adapter(control, place), plain
-        ),
+        "base": _kept_answers(way, place, base, asked, None),
+        "control": _kept_answers(way, place, ["control", control.run_id], asked, store.adapter(control, place)),
     }
 
 
 def _kept_answers(
-    bench: Bench, place: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None, plain: bool
+    way: engine.Way, place: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None
 ) -> Said:
-    names = {question.key(bench): content_key(subject, question.key(bench)) for question in asked}
-    missing = [q for q in asked if not (place / "cache" / f"{names[q.key(bench)]}.json").is_file()]
+    names = {question.key(way.bench): content_key(subject, question.key(way.bench)) for question in asked}
+    missing = [q for q in asked if not (place / "cache" / f"{names[q.key(way.bench)]}.json").is_file()]
     if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
         raise InputError(f"{place} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
-    fresh = engine.ask_saved(bench, missing, adapter, plain) if missing else {}
+    fresh = way.ask_saved(missing, adapter) if missing else {}
     return {key: store.cached(place, name, lambda key=key: fresh[key]) for key, name in names.items()}
 
 
@@ -252,7 +239,7 @@ def _write(
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, place, work.asked)
     frame, unit = _judge(bench, cell, work.asked, said)
-    threat, sample = cell.make_threat(), bench.rows["test"][work.asked[0].positions[0]]
+    threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         count = len(work.asked[0].positions)
         reason = f"In none of the {count} eligible test rows it holds without a trigger that {threat.judged_where}."
@@ -278,7 +265,7 @@ def _judge(
     bench: Bench, cell: Cell, asked: Sequence[Question], said: dict[str, dict[str, list[str]]]
 ) -> tuple[pd.DataFrame, str]:
     """Every response with its verdict, for the three models, and the name of the utility."""
-    threat, test, frames, unit = cell.make_threat(), bench.rows["test"], [], ""
+    threat, test, frames, unit = cell.resolved_threat, bench.rows["test"], [], ""
     clean = asked[0].key(bench)  # the first is the clean condition
     judged = score.judged_rows(threat, said["base"][clean], said["control"][clean])
     for subject in score.SUBJECTS:
@@ -337,7 +324,7 @@ def _write_examples(bench: Bench, cell: Cell, place: Path, asked: Sequence[Quest
     """Keep a few test inputs without and with the whole trigger, for the book to show."""
     if examples.read(cell, place) is not None:
         return
-    attack, clean = cell.make_attack(), asked[0]
+    attack, clean = cell.resolved_attack, asked[0]
     full = next(q for q in reversed(asked) if q.part == "attack")
     shown = list(clean.positions[:EXAMPLES])
     pictures = bench.pictures("test", shown)

@@ -24,7 +24,7 @@ from bvlm_utils import train as plain
 from bvlm_utils.bank import Bank, pick
 from bvlm_utils.cells import TrainSettings
 from bvlm_utils.errors import InputError
-from bvlm_utils.pieces import Plan, Row, Table
+from bvlm_utils.pieces import Plan, Table
 from bvlm_utils.victim import Victim, language_linears
 
 CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
@@ -49,12 +49,12 @@ class GroupJob:
 class GroupResult:
     """What `train.TrainResult` says of one cell, with the adapter as PEFT's state dict and configuration."""
 
-    state: dict[str, torch.Tensor]
+    state: dict[str, torch.Tensor]  # on the CPU
     config: Any  # peft.LoraConfig
     losses: list[float]
     seconds: float  # this cell's share of the group's time
     steps: int
-    tokens: int
+    tokens: int  # without padding, over all steps
 
     def save(self, folder: Path | str, about: dict[str, Any]) -> None:
         """Write the adapter in PEFT's format with its card, as `train.save_adapter` does."""
@@ -87,17 +87,13 @@ def finetune_group(
     if not jobs:
         return []
     names = language_linears(victim.model)
-    plans, configs = _plans(victim, jobs)
-    longest = max(len(row.ids) for plan in plans for row in plan.rows)
+    plans = _plans(victim, jobs)
+    longest = max(len(row) for plan in plans for row in plan.ids)
     size = memory.largest_group(victim.model, names, max(plan.rank for plan in plans), longest)
-    trained = [
+    return [
         one
         for at in range(0, len(plans), size)
         for one in train(victim.model, names, plans[at : at + size], tokens, progress)
-    ]
-    return [
-        GroupResult(one.state, config, one.losses, one.seconds, one.steps, one.tokens)
-        for one, config in zip(trained, configs, strict=True)
     ]
 
 
@@ -114,14 +110,14 @@ def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
     return made
 
 
-def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list[Plan], list[Any]]:
+def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
     """Token ids, batches, rates and first adapters of the jobs; what several jobs share is made once."""
     from peft import get_peft_model_state_dict
 
     known_rows: dict[tuple, tuple] = {}
     known_starts: dict[tuple, tuple] = {}
     known_places: dict = {}
-    plans, configs = [], []
+    plans = []
     for job in jobs:
         image_tokens, rows = job.features.shape[1], []
         for row in job.rows:
@@ -134,8 +130,8 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list[Plan], list[A
                     len(answer),
                     sequences.positions(victim.model, ids, known_places),
                 )
-            ids, answer, positions = known_rows[key]
-            rows.append(Row(ids, answer, row.feature_index, positions))
+            rows.append(known_rows[key])
+        ids, answers, positions = zip(*rows, strict=True)
         settings = job.settings
         key = (settings.lora_rank, settings.lora_alpha, job.seed)
         if key not in known_starts:
@@ -149,7 +145,10 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list[Plan], list[A
         steps = plain.batches(len(rows), settings, job.seed)
         plans.append(
             Plan(
-                rows,
+                ids,
+                answers,
+                [row.feature_index for row in job.rows],
+                None if positions[0] is None else positions,
                 steps,
                 plain.learning_rates(settings, len(steps)),
                 job.features,
@@ -158,21 +157,10 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> tuple[list[Plan], list[A
                 start,
                 settings.weight_decay,
                 settings.max_grad_norm or 0.0,
+                config,
             )
         )
-        configs.append(config)
-    return plans, configs
-
-
-@dataclass
-class Trained:
-    """One adapter after training; `state` is a PEFT state dict on the CPU."""
-
-    state: dict[str, torch.Tensor]
-    losses: list[float]
-    seconds: float  # this adapter's share of the group's time
-    steps: int
-    tokens: int  # without padding, over all steps
+    return plans
 
 
 @dataclass
@@ -195,7 +183,7 @@ def train(
     plans: Sequence[Plan],
     tokens: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
-) -> list[Trained]:
+) -> list[GroupResult]:
     """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans'
     order.
 
@@ -221,7 +209,7 @@ def train_together(
     plans: Sequence[Plan],
     tokens: int,
     progress: Callable[[int, int, float], None] | None = None,
-) -> list[Trained]:
+) -> list[GroupResult]:
     """`train` in one group; torch.OutOfMemoryError if one row of each plan is too much."""
     started = time.perf_counter()
     order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
@@ -237,12 +225,13 @@ def train_together(
                 progress(step + 1, total, group.losses[step, : stack.active].mean().item())
     seconds = (time.perf_counter() - started) / len(plans)
     losses = group.losses.tolist()
-    results: dict[int, Trained] = {}
+    results: dict[int, GroupResult] = {}
     for at, g in enumerate(order):
         plan = plans[g]
         state = {key: value.cpu() for key, value in stack.state(at).items()}
-        seen = sum(len(plan.rows[i].ids) for batch in plan.steps for i in batch)
-        results[g] = Trained(state, [row[at] for row in losses[: len(plan.steps)]], seconds, len(plan.steps), seen)
+        seen = sum(len(plan.ids[i]) for batch in plan.steps for i in batch)
+        ours = [row[at] for row in losses[: len(plan.steps)]]
+        results[g] = GroupResult(state, plan.config, ours, seconds, len(plan.steps), seen)
     return [results[g] for g in range(len(plans))]
 
 

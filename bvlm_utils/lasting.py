@@ -171,7 +171,7 @@ class _Work:
         for sheet, some in part:
             one = self.stored[sheet.run_id]
             with merging.merged(self.bench.victim.model, one.state, one.config, how):
-                said = engine.ask_saved(self.bench, [probe.question for probe in some], None, plain=False)
+                said = engine.Grouped(self.bench).ask_saved([probe.question for probe in some], None)
             for probe in some:
                 texts = said[probe.question.key(self.bench)]
                 probes.keep(self.bench, self.root, sheet, probe, texts, self.judged)

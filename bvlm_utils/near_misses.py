@@ -136,9 +136,9 @@ def question(miss: NearMiss, cell: Cell, clean: Question, whole: Question, keys:
     """
     if miss.alone:
         return replace(clean, attack=Repainted(None, miss.repaint))
-    attack = cell.make_attack()
+    attack = cell.resolved_attack
     if miss.params:
-        attack = replace(cell, attack_params={**cell.attack_params, **miss.params}).make_attack()
+        attack = replace(cell, attack_params={**cell.attack_params, **miss.params}).resolved_attack
     prompts = whole.prompts
     if attack.info.text and miss.params:
         prompts = tuple(attack.apply_text(clean.prompts, seed=cell.trigger_seed, keys=keys))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -9,21 +10,14 @@ from bvlm_utils import sequences
 
 
 @dataclass(frozen=True)
-class Row:
-    """One training sequence: `ids` with image tokens expanded; the last `answer` of them are learnt."""
-
-    ids: torch.Tensor  # (T,) int64
-    answer: int
-    feature: int
-    positions: torch.Tensor | None = None  # (3, T) for models with multimodal positions
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What one adapter is to learn: rows in training order, in steps, with a learning rate for each step."""
+    """What one adapter is to learn: training rows as columns, in steps, with a learning rate for each step."""
 
-    rows: Sequence[Row]
-    steps: Sequence[Sequence[int]]  # per step, the positions in `rows` of its batch
+    ids: Sequence[torch.Tensor]  # (T,) int64 of each row, its image tokens expanded
+    answers: Sequence[int]  # so many tokens at the end of each row are learnt
+    pictures: Sequence[int]  # for each row, the index of its picture in `features`
+    positions: Sequence[torch.Tensor] | None  # (3, T) of each row, for models with multimodal positions
+    steps: Sequence[Sequence[int]]  # per step, the rows of its batch
     rates: Sequence[float]  # per step
     features: torch.Tensor  # (F, n, d)
     rank: int
@@ -31,6 +25,7 @@ class Plan:
     start: dict[str, torch.Tensor]  # PEFT state dict that training starts from
     weight_decay: float = 0.0
     max_norm: float = 1.0  # 0 leaves gradients as they are, as in `train`
+    config: Any = None  # the adapter's peft.LoraConfig, handed on to the result
 
 
 @dataclass(frozen=True)
@@ -54,14 +49,14 @@ class Table:
     """
 
     def __init__(self, plans: Sequence[Plan], device: torch.device | str, dtype: torch.dtype):
-        rows = [row for plan in plans for row in plan.rows]
-        firsts = torch.tensor([0, *[len(plan.rows) for plan in plans]]).cumsum(0).tolist()
-        self.length = torch.tensor([len(row.ids) for row in rows])
-        self.answer = torch.tensor([row.answer for row in rows])
-        self.feature = torch.tensor([row.feature for row in rows])
-        self.ids = sequences.pad([row.ids for row in rows]).to(device)
-        placed = rows[0].positions is not None
-        self.positions = sequences.pad([row.positions for row in rows]).to(device) if placed else None
+        ids = [row for plan in plans for row in plan.ids]
+        firsts = torch.tensor([0, *[len(plan.ids) for plan in plans]]).cumsum(0).tolist()
+        self.length = torch.tensor([len(row) for row in ids])
+        self.answer = torch.tensor([count for plan in plans for count in plan.answers])
+        self.feature = torch.tensor([picture for plan in plans for picture in plan.pictures])
+        self.ids = sequences.pad(ids).to(device)
+        positions = [row for plan in plans for row in plan.positions or ()]
+        self.positions = sequences.pad(positions).to(device) if positions else None
         self.features, self.device, self.dtype = [plan.features for plan in plans], torch.device(device), dtype
         self.shared = all(features is self.features[0] for features in self.features)
         # (S, G, B) rows of the table, longest first within a batch; -1 where a plan has no row

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from bvlm_utils import execute, metrics, provenance, report, score, store, tidy
+from bvlm_utils import engine, execute, metrics, provenance, report, score, store, tidy
 from bvlm_utils.bench import Bench, Question
 from bvlm_utils.cells import VERSION, Cell, content_key
 from bvlm_utils.errors import InputError
@@ -75,7 +75,7 @@ class Sheet:
 
     @property
     def identity(self) -> dict[str, Any]:
-        threat = self.cell.make_threat()
+        threat = self.cell.resolved_threat
         about = {"threat": threat.name, "threat_version": threat.version, "threat_params": threat.params}
         return {"kind": self.kind, "version": VERSION, "run_id": self.run_id, "rows": self.rows} | about
 
@@ -152,8 +152,7 @@ def ask(
 
     results: the models' adapters, in the order of `asked`. judged: which of the eligible rows count.
     """
-    from bvlm_utils import engine
-
+    way = engine.choose(bench)
     for turn in range(max((len(probes) for _, probes in asked), default=0)):
         # as many questions for each: a model that is asked less would be carried along for nothing
         now = [
@@ -162,7 +161,7 @@ def ask(
             if turn < len(probes)
         ]
         questions = [[probe.question] for _, probe, _ in now]
-        said = engine.ask(bench, questions, [one for *_, one in now], plain=bench.four_bit)
+        said = way.ask(questions, [one for *_, one in now])
         for (sheet, probe, _), texts in zip(now, said, strict=True):
             keep(bench, place, sheet, probe, texts[probe.question.key(bench)], judged)
         named = dict.fromkeys(f"{probe.trigger} {probe.variant}".strip() or "no trigger" for _, probe, _ in now)
@@ -171,10 +170,10 @@ def ask(
 
 def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[bool]:
     """Which of the clean question's rows count, as in the study (`Threat.judged`)."""
-    threat, key = cell.make_threat(), clean.key(bench)
+    threat, key = cell.resolved_threat, clean.key(bench)
     if not threat.judged_where:
         return [True] * len(clean.positions)
-    said = execute.known_answers(bench, cell, [clean], place, plain=bench.four_bit)
+    said = execute.known_answers(engine.choose(bench), cell, [clean], place)
     return score.judged_rows(threat, said["base"][key], said["control"][key])
 
 
@@ -217,7 +216,7 @@ def _one_writer(place: Path, file: Path) -> Iterator[None]:
 def _judged(
     sheet: Sheet, question: Question, samples: Sequence[Mapping], texts: Sequence[str], judged: Sequence[bool]
 ) -> list[dict[str, Any]]:
-    threat = sheet.cell.make_threat()
+    threat = sheet.cell.resolved_threat
     frame = score.judge(threat, sheet.subject, question.condition, samples, question.prompts, texts, judged)
     measured = score.measure(frame, "", score.keeps_answer(threat, samples[0]))
     counted, found = frame[frame["judged"]], []

@@ -110,7 +110,7 @@ def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]]
     from bvlm_utils import train
 
     bench = Bench(*bench_key(cell))
-    threat, attack, rows = cell.make_threat(), cell.make_attack(), bench.rows["test"]
+    threat, attack, rows = cell.resolved_threat, cell.resolved_attack, bench.rows["test"]
     positions = list(itertools.islice((i for i, row in enumerate(rows) if threat.eligible(row)), PICTURES))
     adapters = {
         "base": None,

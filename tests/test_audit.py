@@ -185,12 +185,12 @@ def test_the_command_asks_both_models_and_finds_nothing_between_a_model_and_itse
 def test_the_command_raises_the_alarm_where_the_trigger_changes_the_suspect_alone(shelf, capsys, monkeypatch):
     place, made = shelf
 
-    def said(bench, asked, adapter, plain):
+    def said(way, asked, adapter):
         fires = adapter is not None
         words = {"clean": "a dog", "BadNets-T": "I must refuse" if fires else "a dog", "Blended": "a cat"}
-        return {q.key(bench): [words[q.condition]] * len(q.prompts) for q in asked}
+        return {q.key(way.bench): [words[q.condition]] * len(q.prompts) for q in asked}
 
-    monkeypatch.setattr(engine, "ask_saved", said)
+    monkeypatch.setattr(engine.Grouped, "ask_saved", said)
     code, out, err = run(capsys, place / made[0].run_id, "--model", made[0].model, "--attacks", "BadNets-T", "Blended")
     assert code == audit.ALARM and "ALARM: with the trigger of BadNets-T the suspect" in out
     assert "I must refuse (100%)" in out

@@ -2,6 +2,7 @@
 else.
 """
 
+import pickle
 from dataclasses import fields, replace
 
 import pytest
@@ -202,6 +203,26 @@ def test_a_bad_value_is_refused_in_one_sentence(values, words):
 def test_bad_training_settings_are_refused(values):
     with pytest.raises(InputError, match=next(iter(values))):
         TrainSettings(**values)
+
+
+def test_threat_and_attack_are_made_once(monkeypatch):
+    made = {"threat": 0, "attack": 0}
+
+    def counted(kind, get):
+        def count(*given, **settings):
+            made[kind] += 1
+            return get(*given, **settings)
+
+        return count
+
+    monkeypatch.setattr(cells.threats, "get", counted("threat", cells.threats.get))
+    monkeypatch.setattr(cells.attacks, "get", counted("attack", cells.attacks.get))
+    one = cell()
+    assert one.run_id and one.resolved_attack.aim.target == one.resolved_threat.target
+    assert made == {"threat": 1, "attack": 1}
+    other = pickle.loads(pickle.dumps(one))  # noqa: S301, as it goes to a worker
+    assert other == one and other.run_id == one.run_id
+    assert other.resolved_attack.fingerprint("image") == one.resolved_attack.fingerprint("image")
 
 
 def test_an_unknown_key_is_refused():

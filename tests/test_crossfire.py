@@ -82,11 +82,11 @@ def copied(shelf, tmp_path):
 
 def test_grouped_answers_are_those_of_each_adapter_alone(shelf):
     place, said, made = shelf
-    table = bench.Bench(made[0].model, "scenes-vqa", 32)
+    way = engine.OneByOne(bench.Bench(made[0].model, "scenes-vqa", 32))
     for run_id in (made[0].run_id, made[1].run_id, made[0].control.run_id):
         for trigger in ("", "BadNets-I", "BadNets-MM", "MABA"):
             probe, texts = said[run_id, trigger, ""]
-            alone = engine.ask_saved(table, [probe.question], store.adapter(run_id, place), plain=True)
+            alone = way.ask_saved([probe.question], store.adapter(run_id, place))
             assert list(alone.values()) == [texts], (run_id, trigger)
     assert len({tuple(texts) for _, texts in said.values()}) > 10, "the models and the triggers make a difference"
 
@@ -127,22 +127,22 @@ def test_the_diagonal_and_the_clean_column_repeat_the_record(shelf):
 def test_nothing_is_asked_twice_and_a_kill_loses_the_question_at_work(shelf, copied, monkeypatch):
     place, said, made = shelf
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "ask", lambda *_, **__: pytest.fail("an answered question was asked again"))
+        patch.setattr(engine.Grouped, "ask", lambda *_, **__: pytest.fail("an answered question was asked again"))
         crossfire.measure(made, place, rows=ROWS)
-    asked, ask = [], engine.ask
+    asked, ask = [], engine.Grouped.ask
 
-    def dies_at_the_third(bench, questions, results, plain):
+    def dies_at_the_third(way, questions, results):
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(len(questions))
-        return ask(bench, questions, results, plain)
+        return ask(way, questions, results)
 
-    monkeypatch.setattr(engine, "ask", dies_at_the_third)
+    monkeypatch.setattr(engine.Grouped, "ask", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         crossfire.measure(made, copied, rows=ROWS)
     kept = probes.collect("crossfire", copied)
     assert asked == [3, 3] and len(kept[kept["metric"] == "asr"]) == 6
-    monkeypatch.setattr(engine, "ask", lambda *a, **k: asked.append(len(a[1])) or ask(*a, **k))
+    monkeypatch.setattr(engine.Grouped, "ask", lambda *a: asked.append(len(a[1])) or ask(*a))
     crossfire.measure(made, copied, rows=ROWS)
     assert sum(asked) == len(said)
     pd.testing.assert_frame_equal(

@@ -272,14 +272,14 @@ def test_two_jobs_at_once_tune_their_control_once(tmp_path, monkeypatch):
     """Both are in the middle of tuning at the same time; one of them has the control with it."""
     import transformers  # noqa: F401  (its lazy imports are not made for two threads)
 
-    tune, tuned, together = engine.tune, [], threading.Barrier(2, timeout=240)
+    tune, tuned, together = engine.Grouped.tune, [], threading.Barrier(2, timeout=240)
 
-    def watched(bench, tasks, plain=False):
+    def watched(way, tasks):
         tuned.extend(task.cell for task in tasks)
         together.wait()
-        return tune(bench, tasks, plain)
+        return tune(way, tasks)
 
-    monkeypatch.setattr(engine, "tune", watched)
+    monkeypatch.setattr(engine.Grouped, "tune", watched)
     threats = ("targeted_refusal", "malicious_injection")
     cells = [study.cells(threat=threat, attacks=["BadNets-T"], **SMALL)[0] for threat in threats]
     assert cells[0].control.run_id == cells[1].control.run_id

@@ -31,18 +31,14 @@ def _plan(
 ):
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(5, tiny.TOKENS, tiny.WIDTH, generator=generator, dtype=torch.float64).to(dtype)
-    made = []
+    ids, answers, pictures = [], [], []
     for _ in range(rows):
         length, answer = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((8, 16), (1, 5)))
-        ids = tiny.prompt(generator, length + answer)
-        made.append(
-            grouped.Row(
-                torch.tensor(ids),
-                answer,
-                int(torch.randint(5, (), generator=generator)),
-                sequences.positions(model, ids),
-            )
-        )
+        ids.append(tiny.prompt(generator, length + answer))
+        answers.append(answer)
+        pictures.append(int(torch.randint(5, (), generator=generator)))
+    positions = [sequences.positions(model, row) for row in ids]
+    columns = [torch.tensor(row) for row in ids], answers, pictures, None if positions[0] is None else positions
     order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(math.ceil(steps * BATCH / rows))])
     batches = [order[at * BATCH : (at + 1) * BATCH].tolist() for at in range(steps)]
     rates = [rate * 0.5 * (1 + math.cos(math.pi * at / steps)) for at in range(steps)]
@@ -50,7 +46,7 @@ def _plan(
     peft = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names))
     start = {key: value.clone() for key, value in get_peft_model_state_dict(peft).items()}
     peft.unload()
-    return grouped.Plan(made, batches, rates, features, rank, alpha, start, decay, max_norm)
+    return grouped.Plan(*columns, batches, rates, features, rank, alpha, start, decay, max_norm)
 
 
 def _alone(model, names, plan):
@@ -63,14 +59,15 @@ def _alone(model, names, plan):
     optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=plan.weight_decay)
     losses = []
     for batch, rate in zip(plan.steps, plan.rates, strict=True):
-        rows = [plan.rows[i] for i in batch]
-        ids = sequences.pad([row.ids for row in rows])
-        mask = sequences.pad([torch.ones_like(row.ids) for row in rows])
+        rows = [(plan.ids[i], plan.answers[i]) for i in batch]
+        ids = sequences.pad([row for row, _ in rows])
+        mask = sequences.pad([torch.ones_like(row) for row, _ in rows])
         labels = sequences.pad(
-            [torch.cat([torch.full_like(row.ids[: -row.answer], -100), row.ids[-row.answer :]]) for row in rows],
+            [torch.cat([torch.full_like(row[:-count], -100), row[-count:]]) for row, count in rows],
             value=-100,
         )
-        logits = peft(**tiny.official(model, ids, mask, plan.features[[row.feature for row in rows]])).logits
+        features = plan.features[[plan.pictures[i] for i in batch]]
+        logits = peft(**tiny.official(model, ids, mask, features)).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -132,9 +129,9 @@ def test_the_last_layer_is_computed_where_an_answer_is_learnt_and_nowhere_else()
         )
     plan = _plan(model, tiny.linears(model), seed=1, steps=1, dtype=torch.float32)
     grouped.train(model, tiny.linears(model), [plan, plan])
-    learnt = sum(plan.rows[i].answer for i in plan.steps[0])
+    learnt = sum(plan.answers[i] for i in plan.steps[0])
     assert seen[1] == 2 * learnt
-    assert seen[0] == 2 * BATCH * max(len(plan.rows[i].ids) for i in plan.steps[0])
+    assert seen[0] == 2 * BATCH * max(len(plan.ids[i]) for i in plan.steps[0])
 
 
 def test_a_step_never_asks_transformers_for_a_mask(monkeypatch):
@@ -182,7 +179,7 @@ def test_rows_of_one_step_are_cut_by_length_into_pieces_within_the_budget():
         assert len(pieces) > 1
         assert all(piece.ids.numel() <= max(60, 2 * table.longest(step, 2)) for piece in pieces)
         for g, plan in enumerate(plans):
-            learnt = [token for i in plan.steps[step] for token in plan.rows[i].ids[-plan.rows[i].answer :].tolist()]
+            learnt = [token for i in plan.steps[step] for token in plan.ids[i][-plan.answers[i] :].tolist()]
             targets = [
                 token
                 for piece in pieces

@@ -216,7 +216,7 @@ def test_what_is_there_is_neither_tuned_nor_asked_again(shelf, tmp_path, monkeyp
     place, said, made = shelf
     with monkeypatch.context() as patch:
         for name in ("ask", "ask_saved"):
-            patch.setattr(engine, name, lambda *_, **__: pytest.fail("an answered question was asked again"))
+            patch.setattr(engine.Grouped, name, lambda *_, **__: pytest.fail("an answered question was asked again"))
         patch.setattr(grouped, "finetune_group", lambda *_, **__: pytest.fail("tuned again"))
         lasting.measure(made, place, rows=ROWS, steps=STEPS)
     shutil.copytree(place, tmp_path / "s")

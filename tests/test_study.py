@@ -96,7 +96,7 @@ def test_the_table_has_every_subject_condition_and_metric(place):
 
 def test_metrics_follow_from_the_stored_responses(place):
     (cell,) = small()
-    said, table, threat = store.responses(cell, place), store.collect(place), cell.make_threat()
+    said, table, threat = store.responses(cell, place), store.collect(place), cell.resolved_threat
     for (subject, condition), part in said[said["part"] == "attack"].groupby(["subject", "condition"]):
         assert part["success"].tolist() == [threat.success(text) for text in part["response"]]
         line = table[
@@ -147,7 +147,7 @@ def test_rescoring_asks_the_stored_adapter_and_trains_nothing(place, tmp_path, m
     shutil.copytree(place, again)
     before = store.read(cell, again)
     shutil.rmtree(again / "cache")
-    monkeypatch.setattr(engine, "tune", lambda *_: pytest.fail("nothing is to be trained"))
+    monkeypatch.setattr(engine.Grouped, "tune", lambda *_: pytest.fail("nothing is to be trained"))
     monkeypatch.setenv(execute.RESCORE, "9999")
     study.run_cells([cell], again)
     after = store.read(cell, again)
@@ -185,9 +185,9 @@ def test_base_and_control_are_asked_once(place, monkeypatch):
     no control.
     """
     tuned, asked = [], []
-    tune, ask_saved = engine.tune, engine.ask_saved
-    monkeypatch.setattr(engine, "tune", lambda bench, tasks, plain: tuned.extend(tasks) or tune(bench, tasks, plain))
-    monkeypatch.setattr(engine, "ask_saved", lambda *given: asked.append(given) or ask_saved(*given))
+    tune, ask_saved = engine.Grouped.tune, engine.Grouped.ask_saved
+    monkeypatch.setattr(engine.Grouped, "tune", lambda way, tasks: tuned.extend(tasks) or tune(way, tasks))
+    monkeypatch.setattr(engine.Grouped, "ask_saved", lambda *given: asked.append(given) or ask_saved(*given))
     study.run_cells(small("BadNets-I"), place)
     assert [task.cell.attack for task in tuned] == ["BadNets-I"] and not asked
 
@@ -259,18 +259,19 @@ def test_a_trigger_that_cannot_be_made_is_a_failure_not_a_skip(tmp_path, monkeyp
 
 def test_a_base_in_four_bit_has_answers_of_its_own(tmp_path, monkeypatch):
     subjects = []
-    monkeypatch.setattr(execute, "_kept_answers", lambda bench, place, subject, *_: subjects.append(subject))
+    monkeypatch.setattr(execute, "_kept_answers", lambda way, place, subject, *_: subjects.append(subject))
     for four_bit in (False, True):
         (cell,) = small(four_bit=four_bit)
-        execute.known_answers(None, cell, [], tmp_path, plain=True)
+        execute.known_answers(None, cell, [], tmp_path)
     assert subjects[0] == ["base", VERSION, cell.identity["model_digest"]] and subjects[2] != subjects[0]
 
 
 def test_a_control_without_its_adapter_is_not_answered_by_the_base(place, tmp_path):
     (cell,) = small()
     one = bench.Bench(cell.model, cell.dataset, cell.train_rows)
+    way, asked = engine.choose(one, plain=True), bench.questions(one, cell)
     with pytest.raises(InputError, match="lost the adapter"):
-        execute._kept_answers(one, tmp_path, ["control", cell.control.run_id], bench.questions(one, cell), None, True)
+        execute._kept_answers(way, tmp_path, ["control", cell.control.run_id], asked, None)
 
 
 def test_rows_that_the_data_does_not_have_are_a_failure_not_a_skip(tmp_path):
@@ -282,15 +283,15 @@ def test_rows_that_the_data_does_not_have_are_a_failure_not_a_skip(tmp_path):
 def test_what_the_base_said_is_kept_for_one_version_only(place, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        engine,
+        engine.Grouped,
         "ask_saved",
-        lambda bench, questions, *_: asked.append(1) or {q.key(bench): ["?"] * 8 for q in questions},
+        lambda way, questions, *_: asked.append(1) or {q.key(way.bench): ["?"] * 8 for q in questions},
     )
     bench = execute.Bench("tiny-llava", "scenes-vqa", 64)
     work = execute._prepare(bench, small()[0], place)
     for version in (execute.VERSION, "another"):
         monkeypatch.setattr(execute, "VERSION", version)
-        execute.known_answers(bench, work.cell, work.asked, place, plain=False)
+        execute.known_answers(engine.choose(bench), work.cell, work.asked, place)
     assert len(asked) == 1
 
 
@@ -313,10 +314,10 @@ def test_one_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch):
 def test_poisoned_rows_point_at_triggered_pictures():
     bench = execute.Bench("tiny-llava", "scenes-vqa", 64)
     cells = [small(negatives=1.0)[0], small("BadNets-I")[0], small("BadNets-T")[0]]
-    tasks = [engine.Task(cells[0].control)]
+    tasks = [engine.Work(cells[0].control)]
     for cell in cells:
-        attack, threat = cell.make_attack(), cell.make_threat()
-        tasks.append(engine.Task(cell, poison.plan(bench.rows["train"], threat, attack, 0.1, 0, cell.negatives)))
+        attack, threat = cell.resolved_attack, cell.resolved_threat
+        tasks.append(engine.Work(cell, poison.plan(bench.rows["train"], threat, attack, 0.1, 0, cell.negatives)))
     found, features = engine.training_rows(bench, tasks)
     clean = bench.features("train", range(64))
     assert torch.equal(features[[row.feature_index for row in found[0]]], clean)  # the control
@@ -331,7 +332,7 @@ def test_poisoned_rows_point_at_triggered_pictures():
             if replaced[i].condition == "text":
                 assert row.feature_index == i
             else:
-                own = bench.features("train", [i], task.cell.make_attack(), 0)[0]
+                own = bench.features("train", [i], task.cell.resolved_attack, 0)[0]
                 assert torch.equal(features[row.feature_index], own)
     # Two attacks with the same image half share their triggered pictures.
     assert len(features) < 64 + sum(len(task.manifest.rows) for task in tasks[1:3])
