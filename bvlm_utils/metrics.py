@@ -7,6 +7,7 @@ here.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from statsmodels.stats.proportion import proportion_confint
@@ -115,6 +116,7 @@ _CONTRACTIONS = {
 }
 
 
+@lru_cache(maxsize=2**16)  # the same answers come again for each cell
 def vqa_normalise(answer: str) -> str:
     """An answer as VQA's own evaluation compares it: small letters, digits for number words, no articles or
     punctuation.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 
 def embed(model: nn.Module, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -51,9 +52,10 @@ def positions(model: nn.Module, row: Sequence[int], known: dict | None = None) -
 
 def pad(rows: Sequence[torch.Tensor], value: int = 0, left: bool = False) -> torch.Tensor:
     """Rows (..., T_i) of one kind -> (..., N, T) for the longest T, filled with `value` at one side."""
-    longest = max(row.shape[-1] for row in rows)
-    out = rows[0].new_full((*rows[0].shape[:-1], len(rows), longest), value)
-    for i, row in enumerate(rows):
-        size = row.shape[-1]
-        out[..., i, (longest - size if left else 0) : (longest if left else size)] = row
-    return out
+    padded = pad_sequence(
+        [row.movedim(-1, 0) for row in rows],
+        batch_first=True,
+        padding_value=value,
+        padding_side="left" if left else "right",
+    )  # (N, T, ...)
+    return padded.permute(*range(2, padded.dim()), 0, 1)

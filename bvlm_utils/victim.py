@@ -69,7 +69,7 @@ class Victim:
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
             if isinstance(chunk, np.ndarray):
-                chunk = torch.from_numpy(chunk).permute(0, 3, 1, 2).float() / 255
+                chunk = torch.from_numpy(chunk).to(self.device).permute(0, 3, 1, 2).float() / 255
             if self.family.grids and chunk.shape[-1] != chunk.shape[-2]:
                 raise InputError(
                     f"The pictures are {chunk.shape[-1]} x {chunk.shape[-2]} pixels; {self.name} needs "
