@@ -34,6 +34,7 @@ from bvlm_utils.registry import Registry
 
 SPLITS = ("train", "test", "test_style")
 ROWS = {"train": 6000, "test": 1600, "test_style": 1600}
+MOST_ROWS = 100_000  # of training scenes; they are drawn in blocks of ROWS["train"] as they are asked for
 SEED = 20251118  # of the published rows; a dataset's name stands for exactly these
 
 FEATURES = datasets.Features(
@@ -98,7 +99,8 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
     """The first `rows` rows (all by default) of a split: "train", "test" or "test_style".
 
     Train and test share no composition of things; "test_style" is drawn in a style that the two others never show.
-    Scenes are drawn once and kept in `data/cache/`. InputError for an unknown split, KeyError for an unknown name.
+    Scenes are drawn once and kept in `data/cache/`; training scenes beyond the first 6,000 are drawn as they are asked
+    for. InputError for an unknown split, KeyError for an unknown name.
     """
     if split not in SPLITS:
         raise InputError(f"There is no split {split!r} of {name}; choose one of: {', '.join(SPLITS)}.")
@@ -108,12 +110,20 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
         whole = formats.load(name, split)
     else:
         SCENE_TASKS.get(name)
-        whole = _drawn(name, split)
+        whole = _scenes(name, split, rows)
     if rows is None:
         return whole
     if not 1 <= rows <= len(whole):
-        raise InputError(f"{name} has {len(whole)} {split} rows; {rows} were asked for.")
+        most = MOST_ROWS if split == "train" and ":" not in name else len(whole)
+        raise InputError(f"{name} has {most} {split} rows; {rows} were asked for.")
     return whole.select(range(rows))
+
+
+def _scenes(name: str, split: str, rows: int | None) -> datasets.Dataset:
+    """At least `rows` rows of a scene dataset where it has so many; the first block is what its name stands for."""
+    if split != "train" or rows is None or not ROWS[split] < rows <= MOST_ROWS:
+        return _drawn(name, split)
+    return datasets.concatenate_datasets([_drawn(name, split, start) for start in range(0, rows, ROWS[split])])
 
 
 def further(name: str, start: int, rows: int) -> datasets.Dataset:
@@ -163,12 +173,13 @@ def _photograph(row: dict[str, Any]) -> np.ndarray:
         ) from None
 
 
-def _drawn(name: str, split: str) -> datasets.Dataset:
-    folder = paths.CACHE / "datasets" / f"{name}-{split}-{digest(name)}"
+def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
+    """The block of ROWS[split] rows from number `start` on, from the cache or drawn."""
+    folder = paths.CACHE / "datasets" / f"{name}-{split}-{digest(name)}{f'-{start}' if start else ''}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = tempfile.mkdtemp(dir=folder.parent, prefix=".partial-")
-        rows = [scene_row(name, split, i) for i in range(ROWS[split])]
+        rows = [scene_row(name, split, i) for i in range(start, start + ROWS[split])]
         table = {column: [row[column] for row in rows] for column in FEATURES}
         datasets.Dataset.from_dict(table, features=FEATURES).save_to_disk(partial)
         try:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bvlm_utils import data
+from bvlm_utils import data, paths
 from bvlm_utils.errors import InputError
 
 
@@ -64,3 +64,15 @@ def test_wrong_names_are_told():
 def test_digests_differ_and_stay():
     digests = {name: data.digest(name) for name in data.names()}
     assert len(set(digests.values())) == 3 and digests == {name: data.digest(name) for name in data.names()}
+
+
+def test_more_training_scenes_begin_with_the_published_ones(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setattr(data, "ROWS", {"train": 6, "test": 3, "test_style": 3})
+    monkeypatch.setattr(data, "MOST_ROWS", 15)
+    few, many = data.load("scenes-vqa", "train"), data.load("scenes-vqa", "train", 14)
+    assert len(few) == 6 and list(many["row_id"]) == [f"scenes-vqa/train/{i:06d}" for i in range(14)]
+    assert many.select(range(6)).to_list() == few.to_list()
+    for rows, split in ((16, "train"), (4, "test")):
+        with pytest.raises(InputError, match=f"{rows} were asked for"):
+            data.load("scenes-vqa", split, rows)
