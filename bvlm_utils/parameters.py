@@ -1,34 +1,63 @@
-"""Was a notebook given a parameter that it does not have? papermill only warns; notebooks ask here."""
+"""A notebook's parameters: what they are now, and whether one was given that the notebook does not have.
+
+The first code cell declares them, and papermill puts a cell with other values behind it. papermill only warns of a
+name that was not declared; notebooks ask here.
+"""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bvlm_utils.errors import InputError
 
 INJECTED = "# Parameters"  # first line of the cell that papermill puts in
 
 
-def check(inputs: Sequence[str]) -> None:
-    """InputError for an injected parameter that the notebook's first cell does not declare.
+def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as they are now, ready for `study.cells`: all but the store.
 
-    inputs: IPython's `In`, the sources of the cells that were run. A notebook that nobody injected into
-    passes.
+    namespace: the notebook's `globals()`. Its `In` says which names are parameters; the values are those of the
+    variables. So what was set last counts: by papermill, by a second run of the first cell, or in a cell of the
+    reader's own. InputError if that first cell was not run, or as in `check`.
     """
-    declared: set[str] = set()
+    from bvlm_utils.grid_file import NOT_OF_CELLS  # here, as pages that only read the store need no grid
+
+    declared = check(namespace.get("In", ()))
+    if not declared or any(name not in namespace for name in declared):
+        raise InputError("The notebook's parameters are not set; run its first code cell, then this one.")
+    return {name: namespace[name] for name in declared if name not in NOT_OF_CELLS}
+
+
+def check(inputs: Sequence[str]) -> list[str]:
+    """The names of the parameters; InputError for an injected one that the notebook does not declare.
+
+    inputs: IPython's `In`, the sources of the cells that were run, again and again or out of order as it may be. A
+    notebook that nobody injected into passes.
+    """
+    declared: dict[str, None] = {}  # in their order
+    injected: list[str] = []
     for source in inputs:
         if source.startswith(INJECTED):
-            for name in _assigned(source):
-                if name not in declared:
-                    raise InputError(
-                        f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(declared))}."
-                    )
-        elif not declared:
-            declared = _declared(source)
+            injected = _assigned(source)
+        else:
+            names = _declared(source)
+            if not declared or declared.keys() & names:  # the first such cell, and that cell changed
+                declared |= dict.fromkeys(names)
+    for name in injected:
+        if declared and name not in declared:
+            raise InputError(
+                f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(declared))}."
+            )
+    return list(declared)
 
 
-def _declared(source: str) -> set[str]:
+def _declared(source: str) -> list[str]:
     """Names of lines such as `rate: float = 0.1`, as the parameters cell has them."""
-    return {line.target.id for line in _lines(source) if isinstance(line, ast.AnnAssign)}
+    return [
+        line.target.id
+        for line in _lines(source)
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
+    ]
 
 
 def _assigned(source: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The book builds from stored results without torch, names nothing outside, and breaks loudly."""
 
 import html.parser
+import importlib
 import re
 import shlex
 import shutil
@@ -230,6 +231,14 @@ def test_the_grid_commands_are_understood(file):
     for words in commands(file, "python -m bvlm_utils.grid"):
         chosen = grid._parser().parse_args(words[3:])
         assert not chosen.file or (paths.ROOT / chosen.file).is_file()
+
+
+def test_every_station_of_a_cell_is_a_function():
+    _, _, section = (paths.BOOK / "methods.md").read_text().partition("## One cell, from YAML to record")
+    stations = re.findall(r"^\| `([\w.]+)\.(\w+)` \|", section.partition("\n## ")[0], re.MULTILINE)
+    assert len(stations) >= 10
+    for module, function in stations:
+        assert callable(getattr(importlib.import_module(f"bvlm_utils.{module}"), function))
 
 
 def test_the_make_targets_that_are_told_exist():

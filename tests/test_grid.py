@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from bvlm_utils import attacks, grid, grid_file, paths, store, study, threats
+from bvlm_utils import attacks, grid, paths, store, study, threats
 from bvlm_utils.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -68,18 +68,26 @@ def test_the_published_grid_has_every_attack_on_both_models_once(tmp_path, monke
     assert settings["Shadowcast"] == {"steps": 1000} and settings["Dual-Key"]["learning_rate"] == 1 / 255
 
 
+OTHER = {
+    "model": "tiny-qwen2.5-vl", "dataset": "scenes-instruct", "attacks": ["VL-Trojan"], "poison_rates": [0.5],
+    "seeds": [7], "train_rows": 64, "test_rows": 8, "half": "text", "attack_params": {"word": "ox"},
+    "picture_last": True, "four_bit": True, "max_new_tokens": 9, "epochs": 2, "learning_rate": 0.5, "lora_rank": 1,
+    "batch_size": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [{}, OTHER], ids=["defaults", "others"])
 @pytest.mark.parametrize("name", threats.names())
-def test_cells_of_a_job_are_those_that_its_notebook_makes(name, tmp_path):
-    """The notebook calls `study.cells` with each of its parameters under its own name."""
-    notebook = paths.NOTEBOOKS / f"{name}.ipynb"
-    declared = grid_file.parameters_of(notebook)
-    code = next(c for c in json.loads(notebook.read_text())["cells"] if "study.cells(" in "".join(c["source"]))[
-        "source"
-    ]
-    call = "".join(code).partition("cells = ")[2].partition("\ntable")[0]
-    made = eval(call, {"study": study, **{n: default for n, (_, default) in declared.items()}})
-    ((one,), _) = grid.load(write(tmp_path, {"notebook": name}))
-    assert list(one.cells) == made
+def test_cells_of_a_job_are_those_that_its_notebook_makes(name, given, tmp_path):
+    """Every parameter reaches `study.cells` from the notebook as it does from the grid file."""
+    notebook = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text())
+    first, second = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"][:2]
+    kernel = {"In": []}
+    for source in (first, "\n".join(f"{key} = {value!r}" for key, value in given.items()), second):
+        kernel["In"].append(source)
+        exec(source, kernel)  # noqa: S102, it is our own notebook
+    ((one,), _) = grid.load(write(tmp_path, {"notebook": name, "parameters": given}))
+    assert list(one.cells) == kernel["cells"]
 
 
 def test_each_and_shards_make_jobs(tmp_path):
