@@ -111,7 +111,7 @@ class Attack:
         part = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
         if part is not None:
-            settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.function}
+            settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
             settings["params"] = params_of(self, half)
             if "picture" in part.params:
                 settings["picture"] = _file_digest(picture_path(self.params["picture"]))
