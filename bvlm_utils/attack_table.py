@@ -60,6 +60,8 @@ class AttackInfo:
     headline: the condition under which the attack's success is read.
     extra: conditions of ours that the published attack does not have.
     aims: whether the trigger is optimised towards the threat's target, and cannot be made without one.
+    losses: "module:function" of the loss before every step where the image half is optimised; it takes what the half's
+        function takes. "": nothing is optimised.
     keeps_labels: whether poisoned rows are rows that truly show the threat's target and keep their answers.
     """
 
@@ -75,6 +77,7 @@ class AttackInfo:
     extra: tuple[str, ...] = ()
     keeps_labels: bool = False
     aims: bool = False
+    losses: str = ""
 
     @property
     def version(self) -> int:
@@ -263,6 +266,7 @@ declare(
     extra=("image",),
     keeps_labels=True,
     aims=True,
+    losses="trigger_optim:shadowcast_losses",
 )
 declare(
     name="BadNets-MM",
@@ -286,6 +290,7 @@ declare(
     threats=("concept_substitution", "perceptual_hijack"),
     surrogate=True,
     aims=True,
+    losses="trigger_optim:dual_key_losses",
 )
 declare(
     name="VL-Trojan",
@@ -312,6 +317,7 @@ declare(
         id="trigger_optim:apart_and_together_patch",
     ),
     surrogate=True,
+    losses="trigger_optim:vl_trojan_losses",
 )
 declare(
     name="MABA",
