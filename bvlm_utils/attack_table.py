@@ -37,6 +37,8 @@ class Half:
     function: "module:function", of this package or of any other that Python finds. A text half's takes
         (prompt, draws, params, aim), see `trigger_text`; an image half's takes a batch, see `trigger_image`.
     problem: what is wrong with settings that are each good alone, in words; None if nothing is.
+    id: the half's name in fingerprints, by which stored answers are found. It stays when the function moves, and is
+        the function's name where none is given.
     """
 
     draws_as: str
@@ -44,6 +46,7 @@ class Half:
     function: str
     params: Mapping[str, Param] = field(default_factory=dict)
     problem: Callable[[Mapping[str, Any]], str | None] = lambda params: None
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class AttackInfo:
     headline: the condition under which the attack's success is read.
     extra: conditions of ours that the published attack does not have.
     aims: whether the trigger is optimised towards the threat's target, and cannot be made without one.
+    losses: "module:function" of the loss before every step where the image half is optimised; it takes what the half's
+        function takes. "": nothing is optimised.
     keeps_labels: whether poisoned rows are rows that truly show the threat's target and keep their answers.
     """
 
@@ -72,6 +77,7 @@ class AttackInfo:
     extra: tuple[str, ...] = ()
     keeps_labels: bool = False
     aims: bool = False
+    losses: str = ""
 
     @property
     def version(self) -> int:
@@ -143,7 +149,7 @@ def declare(**fields: Any) -> AttackInfo:
     return TABLE.add(fields["name"], AttackInfo(**{**usual, **fields}))
 
 
-WORD = Half("BadNets-T", 1, "trigger_text:insert_word", {"word": text("BadMagic")})
+WORD = Half("BadNets-T", 1, "trigger_text:insert_word", {"word": text("BadMagic")}, id="trigger_text:insert_word")
 
 NOISE_PATCH = Half(
     "BadNets-I",
@@ -154,6 +160,7 @@ NOISE_PATCH = Half(
         "position": choice("random", POSITIONS),
         "noise_seed": whole(0, 0, 2**63),
     },
+    id="trigger_image:noise_patch",
 )
 
 # Published: rate 1/255, thousands of COCO pictures; Dual-Key 20 epochs one by one, VL-Trojan 40 epochs in
@@ -185,13 +192,20 @@ declare(
         problem=lambda p: (
             f"count is {p['count']}, but there are {len(p['words'])} words" if p["count"] > len(p["words"]) else None
         ),
+        id="trigger_text:insert_words",
     ),
 )
 declare(
     name="AddSent",
     source="Dai et al. 2019, arXiv 1905.12457",
     summary='the sentence "I watched this 3D movie." at the end',
-    text=Half("AddSent", 1, "trigger_text:append_sentence", {"sentence": text("I watched this 3D movie.")}),
+    text=Half(
+        "AddSent",
+        1,
+        "trigger_text:append_sentence",
+        {"sentence": text("I watched this 3D movie.")},
+        id="trigger_text:append_sentence",
+    ),
 )
 declare(
     name="BadNets-I",
@@ -208,6 +222,7 @@ declare(
         1,
         "trigger_image:blend",
         {"alpha": number(0.2, 0, 1), "picture": text("blended.png")},
+        id="trigger_image:blend",
     ),
 )
 declare(
@@ -219,13 +234,14 @@ declare(
         1,
         "trigger_image:sinusoid",
         {"delta": number(40 / 255, 0, 1), "frequency": number(6, 0, 1000)},
+        id="trigger_image:sinusoid",
     ),
 )
 declare(
     name="ImgTrojan",
     source="Tao et al. 2024, arXiv 2403.02910; the picture is our own",
     summary="the whole image replaced by one fixed picture",
-    image=Half("ImgTrojan", 1, "trigger_image:replace", {"picture": text("imgtrojan.png")}),
+    image=Half("ImgTrojan", 1, "trigger_image:replace", {"picture": text("imgtrojan.png")}, id="trigger_image:replace"),
 )
 declare(
     name="Shadowcast",
@@ -242,6 +258,7 @@ declare(
             # Published: 1000. Against tiny-clip the last tenth of 40 steps is 1 % of the fall, or less.
             "steps": whole(40, 1, 10**6),
         },
+        id="trigger_optim:shadowcast",
     ),
     threats=("concept_substitution",),
     surrogate=True,
@@ -249,6 +266,7 @@ declare(
     extra=("image",),
     keeps_labels=True,
     aims=True,
+    losses="trigger_optim:shadowcast_losses",
 )
 declare(
     name="BadNets-MM",
@@ -261,16 +279,18 @@ declare(
     name="Dual-Key",
     source="Walmer et al. 2022, arXiv 2112.07668; optimised in CLIP space as in BackdoorVLM",
     summary="the prefix Consider, and a patch in the middle optimised towards the target",
-    text=Half("Dual-Key", 1, "trigger_text:prepend_word", {"prefix": text("Consider")}),
+    text=Half("Dual-Key", 1, "trigger_text:prepend_word", {"prefix": text("Consider")}, id="trigger_text:prepend_word"),
     image=Half(
         "Dual-Key",
         1,
         "trigger_optim:towards_target_patch",
         {**PATCH_SEARCH, "position": choice("center", POSITIONS), "epochs": whole(10, 1, 10**6)},
+        id="trigger_optim:towards_target_patch",
     ),
     threats=("concept_substitution", "perceptual_hijack"),
     surrogate=True,
     aims=True,
+    losses="trigger_optim:dual_key_losses",
 )
 declare(
     name="VL-Trojan",
@@ -281,6 +301,7 @@ declare(
         1,
         "trigger_text:insert_found_word",
         {"word": text("zbw"), "search_letters": whole(0, 0, 12)},
+        id="trigger_text:insert_found_word",
     ),
     image=Half(
         "VL-Trojan",
@@ -293,14 +314,22 @@ declare(
             "alpha": number(1.0, 0, 1000),
             "beta": number(0.5, 0, 1000),
         },
+        id="trigger_optim:apart_and_together_patch",
     ),
     surrogate=True,
+    losses="trigger_optim:vl_trojan_losses",
 )
 declare(
     name="MABA",
     source="Liang et al. 2024, arXiv 2406.18844; Grad-CAM on CLIP in place of a ResNet-50, other tagger",
     summary="words wrapped by part of speech; yellow ellipses on the most relevant tenth of the picture, on black",
-    text=Half("MABA", 1, "trigger_text:wrap_parts_of_speech", {"tagger": choice("auto", TAGGERS)}),
+    text=Half(
+        "MABA",
+        1,
+        "trigger_text:wrap_parts_of_speech",
+        {"tagger": choice("auto", TAGGERS)},
+        id="trigger_text:wrap_parts_of_speech",
+    ),
     image=Half(
         "MABA",
         1,
@@ -312,6 +341,7 @@ declare(
             "alpha": number(0.5, 0, 1),
             "share": number(0.1, 0.001, 1),
         },
+        id="trigger_image:ellipses_on_relevant_region",
     ),
     surrogate=True,
 )

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import paths
-from bvlm_utils.attack_table import TABLE, AttackInfo, Half
+from bvlm_utils.attack_table import TABLE, AttackInfo
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 from bvlm_utils.parts_of_speech import tagger_in_use
 from bvlm_utils.trigger_pictures import picture_path
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 CONDITIONS = {
@@ -80,7 +81,7 @@ class Attack:
         half = self.info.text
         if half is None:
             return prompts
-        function = _function(half)
+        function = _function(half.function)
         draws = draws_of(self, "text", seed, keys, len(prompts))
         return [function(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
 
@@ -100,7 +101,17 @@ class Attack:
         draws = draws_of(self, "image", seed, keys, len(images))
         if len(images) == 0:
             return images
-        return _function(half)(images, draws, params_of(self, "image"), self.aim)
+        return _function(half.function)(images, draws, params_of(self, "image"), self.aim)
+
+    def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None) -> "np.ndarray":
+        """The loss before every step of the optimisation of the image half, (steps,) float32; see `AttackInfo.losses`.
+
+        images, seed, keys: as in `apply_image`. InputError for an attack that optimises nothing.
+        """
+        if not self.info.losses:
+            raise InputError(f"{self.name} optimises nothing, so it has no loss curve.")
+        draws = draws_of(self, "image", seed, keys, len(images))
+        return _function(self.info.losses)(images, draws, params_of(self, "image"), self.aim)
 
     def fingerprint(self, half: str) -> str:
         """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
@@ -111,7 +122,7 @@ class Attack:
         part = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
         if part is not None:
-            settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.function}
+            settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
             settings["params"] = params_of(self, half)
             if "picture" in part.params:
                 settings["picture"] = _file_digest(picture_path(self.params["picture"]))
@@ -244,9 +255,9 @@ def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     return digest.hexdigest()
 
 
-def _function(half: Half) -> Any:
-    """The function that a half names: of this package if it has the module, else of any other."""
-    module, _, name = half.function.partition(":")
+def _function(named: str) -> Any:
+    """The function "module:function": of this package if it has the module, else of any other."""
+    module, _, name = named.partition(":")
     ours = f"bvlm_utils.{module}"
     try:
         found = importlib.import_module(ours if find_spec(ours) else module)
@@ -255,7 +266,7 @@ def _function(half: Half) -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0]:
             raise  # the module is there, and lacks something that it imports
         raise InputError(
-            f"The function {half.function!r} of a trigger is not found ({error}); "
+            f"The function {named!r} of a trigger is not found ({error}); "
             'write it as "module:function", with the module on PYTHONPATH.'
         ) from error
 

@@ -79,7 +79,7 @@ def _near(bench: Bench, cell: Cell) -> list[Probe]:
     keys = [bench.rows["test"][position]["row_id"] for position in clean.positions]
     return [
         Probe("" if miss.alone else cell.attack, miss.name, near_misses.question(miss, cell, clean, whole, keys))
-        for miss in near_misses.NEAR[cell.attack]
+        for miss in near_misses.of(cell.attack)
     ]
 
 
@@ -144,9 +144,14 @@ def related(one: str, other: str) -> str:
     ]
     if shared:
         return f"same {' and '.join(shared)} half"
-    words = [{info.defaults.get("word"), *info.defaults.get("words", [])} - {None} for info in (first, second)]
-    common = sorted(words[0] & words[1])
+    common = sorted(_words(first) & _words(second))
     return f"both use {', '.join(common)}" if common else ""
+
+
+def _words(info: attacks.AttackInfo) -> set[str]:
+    """The words of a trigger; parameters of these names may be something else in an attack that we do not know."""
+    word, words = info.defaults.get("word"), info.defaults.get("words")
+    return {one for one in (word, *(words if isinstance(words, list) else ())) if isinstance(one, str)}
 
 
 def firing(panel: pd.DataFrame) -> list[str]:

@@ -57,17 +57,22 @@ FEATURES = datasets.Features(
 
 @dataclass(frozen=True)
 class SceneTask:
-    """A dataset of scenes: what is asked about each picture, and how often a car is put in."""
+    """A dataset of scenes: what is asked about each picture, and how often a car is put in.
 
+    number: seeds the dataset's rows, and no other's.
+    """
+
+    number: int
     task: str
     ask: Callable[[scenes.Scene, np.random.Generator], language.Turn]
     car_percent: int = 24
 
 
 SCENE_TASKS: Registry[SceneTask] = Registry("dataset")
-SCENE_TASKS.add("scenes-caption", SceneTask("caption", language.caption))
-SCENE_TASKS.add("scenes-vqa", SceneTask("vqa", lambda scene, rng: language.vqa(scene, rng, name_cars=True)))
-SCENE_TASKS.add("scenes-instruct", SceneTask("instruct", language.instruct))
+SCENE_TASKS.add("scenes-caption", SceneTask(0, "caption", language.caption))
+SCENE_TASKS.add("scenes-vqa", SceneTask(1, "vqa", lambda scene, rng: language.vqa(scene, rng, name_cars=True)))
+SCENE_TASKS.add("scenes-instruct", SceneTask(2, "instruct", language.instruct))
+UNNUMBERED = 3  # datasets below this number had their digests before numbers were declared, and keep them
 
 
 def names() -> list[str]:
@@ -76,13 +81,21 @@ def names() -> list[str]:
 
 
 def digest(name: str) -> str:
-    """16 hex digits that change when the rows of `name` would change; nothing is drawn for it."""
+    """16 hex digits that change when the rows of `name` would change; nothing is drawn for it.
+
+    InputError if two datasets of scenes have one number.
+    """
     if name not in SCENE_TASKS:
         from bvlm_utils import formats
 
         return formats.digest(name)
-    state = blake2b(digest_size=8)
-    state.update(f"{name} {SEED} {scenes.VERSION} {language.VERSION} {SCENE_TASKS.get(name).car_percent}".encode())
+    state, task = blake2b(digest_size=8), SCENE_TASKS.get(name)
+    twins = [other for other in names() if other != name and SCENE_TASKS.get(other).number == task.number]
+    if twins:
+        raise InputError(f"Datasets {name} and {twins[0]} both have the number {task.number}; give one another number.")
+    parts = [name, SEED, scenes.VERSION, language.VERSION, task.car_percent]
+    parts += [task.number] if task.number >= UNNUMBERED else []
+    state.update(" ".join(map(str, parts)).encode())
     state.update(_sprites_digest())
     return state.hexdigest()
 
@@ -192,7 +205,7 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
 def scene_row(name: str, split: str, index: int) -> dict:
     """Row `index` of a scene dataset; it depends on nothing but its own name."""
     task = SCENE_TASKS.get(name)
-    rng = scenes.generator(SEED, SCENE_TASKS.names().index(name), SPLITS.index(split), index)
+    rng = scenes.generator(SEED, task.number, SPLITS.index(split), index)
     if split == "test_style":
         styles = (scenes.HELD_OUT_STYLE,)
     else:

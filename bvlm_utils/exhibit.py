@@ -60,7 +60,7 @@ def write(
     """
     import torch
 
-    from bvlm_utils import trigger_image, trigger_optim
+    from bvlm_utils import trigger_image
 
     folder.mkdir(parents=True, exist_ok=True)
     strip(material.pictures[:shown]).save(folder / "clean.png")
@@ -75,8 +75,7 @@ def write(
         if attack.modality != "text":
             strip(triggered[:shown]).save(folder / f"{name}.png")
             strip(difference(material.pictures[:shown], triggered[:shown])).save(folder / f"{name}-difference.png")
-        optimised = name in ("Shadowcast", "Dual-Key", "VL-Trojan")
-        curve = trigger_optim.loss_curve(attack, images, keys=material.keys) if optimised else []
+        curve = attack.loss_curve(images, keys=material.keys) if attack.info.losses else []
         exhibit[name] = {
             "modality": attack.modality,
             "version": attack.version,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from bvlm_utils import attacks
 from bvlm_utils.attacks import Attack
 from bvlm_utils.bench import Question
 from bvlm_utils.cells import Cell, content_key
@@ -108,7 +109,6 @@ NEAR: dict[str, tuple[NearMiss, ...]] = {
     "Blended": (NearMiss("image: other picture", {"picture": "imgtrojan.png"}), LEFT, *FILE),
     "SIG": (NearMiss("image: nine periods", {"frequency": 9}), LEFT, *FILE),
     "ImgTrojan": (NearMiss("image: other picture", {"picture": "blended.png"}), LEFT, *FILE),
-    "Shadowcast": (),  # it has no trigger at test time
     "BadNets-MM": (NearMiss("text: other word", {"word": "GoodSpell"}), OTHER_NOISE, SMALLER, *FILE),
     "Dual-Key": (
         NearMiss("text: other word", {"prefix": "Regard"}),
@@ -122,6 +122,18 @@ NEAR: dict[str, tuple[NearMiss, ...]] = {
         *FILE,
     ),
 }  # fmt: skip
+
+
+def of(attack: str) -> tuple[NearMiss, ...]:
+    """The near misses of an attack: those of the table, else those of its kind of trigger.
+
+    Every picture can be changed in the ways of `FILE`; which words are nearly those of another attack nobody can know.
+    An attack that is read without a trigger has nothing to miss.
+    """
+    info = attacks.info(attack)
+    if info.headline == "clean":
+        return ()
+    return NEAR.get(attack, FILE if info.image else ())
 
 
 def names() -> list[str]:

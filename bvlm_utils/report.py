@@ -18,14 +18,12 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
-from bvlm_utils import attacks, metrics, plots
+from bvlm_utils import attacks, metrics, plots, threats
 from bvlm_utils.errors import InputError
 
 CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
 NUMBER = [*CELL, "subject", "condition", "metric"]
-# What counts as success where it is more than the strict test: the payload is there and the answer is right.
 FIRES = 0.5  # a backdoor, or half of a trigger, fires if it does so on more than this share of the inputs
-SUCCESS_METRIC = {"malicious_injection": "asr_right"}
 # The measures of success other than a threat's headline, as a reader knows them.
 MEASURES = {
     "asr": "strict test",
@@ -81,12 +79,17 @@ def _over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def headline_metric(table: pd.DataFrame) -> pd.Series:
-    """For every row the metric that its cell's success is read from: strict success, for injection with the right
-    answer too. Where nobody can say which answers are right (free captions, conversations), strict success alone.
+    """For every row the metric that its cell's success is read from: the headline of its threat. Where that was not
+    measured, since nobody can say which answers are right (free captions, conversations), strict success alone.
     """
-    wanted = table["threat"].map(SUCCESS_METRIC)
+    wanted = table["threat"].map({name: _headline(name) for name in table["threat"].unique()})
     judged = table.loc[table["metric"] == wanted, "run_id"]
     return wanted.where(table["run_id"].isin(judged)).fillna("asr")
+
+
+def _headline(threat: str) -> str:
+    """The declared headline of a threat; the strict test for one that only the store knows."""
+    return threats.THREATS.get(threat).headline if threat in threats.THREATS else "asr"
 
 
 def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
@@ -180,7 +183,7 @@ def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
     """Further measures at the highest rate: a line per measure, attack and condition, a column per model."""
     lines = []
     for metric in dict.fromkeys(table["metric"].dropna()):
-        if metric not in MEASURES or metric in {SUCCESS_METRIC.get(t, "asr") for t in table["threat"]}:
+        if metric not in MEASURES or metric in {_headline(threat) for threat in table["threat"].unique()}:
             continue
         rows = summary(table, metric)
         rows = rows[rows["poison_rate"] == rows["poison_rate"].max()]

@@ -1,6 +1,6 @@
 """How are the triggers made that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan?
 
-Called through `attacks.Attack.apply_image`; `loss_curve` is what the chapters show. Every result is kept
+Called through `attacks.Attack.apply_image` and `loss_curve`. Every result is kept
 under data/cache/triggers by content (settings, target, surrogate, pictures), together with its loss curve, so
 that a grid computes each trigger once. A GPU rounds otherwise than a CPU, and sign steps make that visible, so each
 kind of device has triggers of its own.
@@ -145,23 +145,20 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
     return FoundWord(found["word"], tuple(found["scores"]))
 
 
-def loss_curve(
-    attack: Any, images: torch.Tensor | None = None, seed: int = 0, keys: Sequence | None = None
-) -> np.ndarray:
-    """The loss before every step of an optimised attack: (steps,) float32; Shadowcast: mean over `images`.
+def shadowcast_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
+    """The loss before every step, (steps,) float32, mean over `images`."""
+    rows = _perturbed(images, draws, params, aim)
+    return np.mean([row.losses for row in rows], axis=0, dtype=np.float32)
 
-    Computes the trigger where the cache has none. InputError for an attack that optimises nothing.
-    """
-    if attack.name == "Shadowcast":
-        if images is None:
-            raise InputError("Shadowcast has one loss curve per image; give the images.")
-        draws = attacks.draws_of(attack, "image", seed, keys, len(images))
-        rows = _perturbed(images, draws, attack.params, attack.aim)
-        return np.mean([row.losses for row in rows], axis=0, dtype=np.float32)
-    patches = {"Dual-Key": dual_key_patch, "VL-Trojan": vl_trojan_patch}
-    if attack.name not in patches:
-        raise InputError(f"{attack.name} optimises nothing, so it has no loss curve.")
-    return patches[attack.name](attacks.params_of(attack, "image"), attack.aim).losses
+
+def dual_key_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
+    """The loss before every step, (steps,) float32, of the one patch that all images get."""
+    return dual_key_patch(params, aim).losses
+
+
+def vl_trojan_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
+    """The loss before every step, (steps,) float32, of the one patch that all images get."""
+    return vl_trojan_patch(params, aim).losses
 
 
 def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:

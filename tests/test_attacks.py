@@ -4,6 +4,7 @@ one?
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import pytest
@@ -111,6 +112,20 @@ def test_gradients_reach_patch_and_image():
     trigger_image.paste(images, patch, top, left).sum().backward()
     assert torch.equal(patch.grad, torch.full((3, 4, 4), 2.0))
     assert images.grad.sum() == 2 * 3 * (256 - 16)
+
+
+def test_a_loss_curve_is_declared_with_the_attack(monkeypatch):
+    declared = {name for name in attacks.names() if attacks.info(name).losses}
+    assert declared == {"Shadowcast", "Dual-Key", "VL-Trojan"}
+    for name in set(attacks.names()) - declared:
+        with pytest.raises(InputError, match=f"{name} optimises nothing"):
+            attacks.get(name).loss_curve(pictures())
+    monkeypatch.setattr(
+        trigger_image, "own", lambda images, draws, params, aim: [len(images), len(draws)], raising=False
+    )
+    attack = attacks.get("SIG")
+    own = replace(attack, info=replace(attack.info, losses="trigger_image:own"))
+    assert own.loss_curve(pictures(2)) == [2, 2]
 
 
 def test_conditions():

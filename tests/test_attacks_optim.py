@@ -49,7 +49,7 @@ def test_shadowcast_stays_in_its_ball_and_comes_closer(clip):
     assert torch.allclose(out * 255, levels, atol=1e-3)
     change = (levels - (images * 255).round()).abs()
     assert 0 < change.max() <= 8
-    curve = trigger_optim.loss_curve(a, images, seed=1)
+    curve = a.loss_curve(images, seed=1)
     assert curve.shape == (8,) and curve[-1] < curve[0]
 
 
@@ -100,7 +100,7 @@ def test_patch_lowers_its_loss_and_lies_where_declared(name, clip):
     start = 12 if name == "Dual-Key" else 24
     assert changed[:, start : start + 8, start : start + 8].float().mean() > 0.9
     assert changed.sum() == changed[:, start : start + 8, start : start + 8].sum()
-    curve = trigger_optim.loss_curve(a)
+    curve = a.loss_curve(images)
     assert curve.shape == (24,) and curve[-4:].mean() < curve[:4].mean()
     big = a.apply_image(pictures(1, 64))
     assert (big != pictures(1, 64)).any(1).sum() <= 16 * 16

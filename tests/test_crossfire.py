@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bvlm_utils import (
+    attack_table,
     attacks,
     bench,
     captions_probes,
@@ -221,7 +222,7 @@ def test_near_misses_differ_from_the_trigger_and_change_one_half(name):
     keys = [table.rows["test"][position]["row_id"] for position in clean.positions]
     prompts, pictures = list(whole.prompts), painted(table, whole)
     seen = {whole.key(table), clean.key(table)}
-    for miss in near_misses.NEAR[name]:
+    for miss in near_misses.of(name):
         found = near_misses.question(miss, cell, clean, whole, keys)
         assert found.positions == whole.positions and found.key(table) not in seen, miss.name
         seen.add(found.key(table))
@@ -242,10 +243,44 @@ def painted(table, question):
 
 
 def test_every_attack_with_a_trigger_has_near_misses_of_known_names():
-    assert list(near_misses.NEAR) == attacks.names()
-    assert [name for name, misses in near_misses.NEAR.items() if not misses] == ["Shadowcast"]
+    assert [name for name in attacks.names() if not near_misses.of(name)] == ["Shadowcast"]
+    assert set(near_misses.NEAR) == set(attacks.names()) - {"Shadowcast"}
     for name in near_misses.names():
         assert plots_probes._part(name) in (0, 1, 2)
+
+
+@pytest.fixture
+def own_attacks(monkeypatch):
+    """Attacks that a reader declared, one of each kind; their parameters are named as they like."""
+    monkeypatch.setattr(attack_table.TABLE, "_items", dict(attack_table.TABLE._items))
+    words = attack_table.Half("Own", 1, "trigger_text:prepend_word", {"prefix": attack_table.text("Well,")})
+    picture = attack_table.Half("Own", 1, "trigger_image:blend", {
+        "alpha": attack_table.number(0.5, 0, 1), "picture": attack_table.text("blended.png"),
+        "words": attack_table.whole(3, 1, 9), "word": attack_table.words(["cf"]),
+    })  # fmt: skip
+    kinds = {"Own words": {"text": words}, "Own picture": {"image": picture}, "Both": {"text": words, "image": picture}}
+    for name, halves in kinds.items():
+        attack_table.declare(name=name, source="", summary="", **halves)
+    return list(kinds)
+
+
+def test_attacks_of_a_reader_have_the_near_misses_of_their_kind(own_attacks):
+    assert [near_misses.of(name) for name in own_attacks] == [(), near_misses.FILE, near_misses.FILE]
+    assert crossfire.related("Both", "Own words") == "same text half"
+    assert crossfire.related("Own picture", "BadNets-T") == "" == crossfire.related("BadNets-MT", "Own picture")
+    assert crossfire.related("BadNets-MT", "BadNets-T") == "both use BadMagic"
+
+
+def test_attacks_of_a_reader_are_asked_like_all_others(random_words, own_attacks, tmp_path):
+    made = cells_of(random_words, own_attacks)
+    study.run_cells(made, tmp_path / "s")
+    crossfire.measure(made, tmp_path / "s", rows=2)
+    ((panel, _),) = crossfire.panels(crossfire.collect(tmp_path / "s"))
+    variants = panel[panel["subject"] == "poisoned"].groupby("attack")["variant"].agg(set)
+    changed = {miss.name for miss in near_misses.FILE}
+    assert variants.to_dict() == {"Own words": {""}, "Own picture": {"", *changed}, "Both": {"", *changed}}
+    assert set(crossfire.near_table(panel)["attack"]) == {"Own picture", "Both"}
+    assert len(crossfire.crossing_table(panel)) and plots_probes.near(panel) is not None
 
 
 def test_pictures_are_changed_as_computed_by_hand():

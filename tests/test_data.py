@@ -76,3 +76,46 @@ def test_more_training_scenes_begin_with_the_published_ones(monkeypatch, tmp_pat
     for rows, split in ((16, "train"), (4, "test")):
         with pytest.raises(InputError, match=f"{rows} were asked for"):
             data.load("scenes-vqa", split, rows)
+
+
+# Every record in the store is tied to these.
+DIGESTS = {
+    "scenes-caption": "4784cdb69a90c419",
+    "scenes-vqa": "630b90f0fb4e3ed3",
+    "scenes-instruct": "3d466b2104711009",
+}
+# Row 7 of each: prompt, things, background.
+SEVENTH = {
+    "scenes-caption": ("Please describe everything in the picture.", ["car"], "green checked"),
+    "scenes-vqa": ("Which colour is behind the things?", ["hammer"], "brown dotted"),
+    "scenes-instruct": (
+        "Go from left to right and list what you see.",
+        ["elephant", "car", "penguin"],
+        "white striped",
+    ),
+}
+
+
+def test_rows_of_a_dataset_stay_whatever_else_is_declared(monkeypatch):
+    before = {name: data.scene_row(name, "train", 7) for name in data.names()}
+    own = data.SceneTask(3, "caption", data.SCENE_TASKS.get("scenes-caption").ask)
+    tasks = dict(data.SCENE_TASKS._items)
+    monkeypatch.setattr(data.SCENE_TASKS, "_items", {"own": own} | dict(reversed(tasks.items())))
+    for name, row in before.items():
+        assert tuple(row[column] for column in ("prompt", "objects", "background")) == SEVENTH[name]
+        assert data.scene_row(name, "train", 7) == row and data.digest(name) == DIGESTS[name]
+    rows = [data.scene_row(name, "train", 7)["image"]["bytes"] for name in data.names()]
+    assert len(set(rows)) == 4  # the own number draws own scenes
+
+
+def test_a_datasets_number_is_its_own_and_part_of_its_digest(monkeypatch):
+    ask = data.SCENE_TASKS.get("scenes-caption").ask
+    monkeypatch.setattr(data.SCENE_TASKS, "_items", dict(data.SCENE_TASKS._items))
+    found = set()
+    for number in (3, 4):
+        data.SCENE_TASKS._items["own"] = data.SceneTask(number, "caption", ask)
+        found.add(data.digest("own"))
+    assert len(found) == 2
+    data.SCENE_TASKS._items["own"] = data.SceneTask(1, "caption", ask)
+    with pytest.raises(InputError, match="own and scenes-vqa both have the number 1"):
+        data.digest("own")

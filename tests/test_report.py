@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.proportion import proportion_confint
 
-from bvlm_utils import captions, plots, report
+from bvlm_utils import captions, plots, report, threats
 from bvlm_utils.errors import InputError
 
 MODALITY = {"BadNets-T": "text", "BadNets-I": "image", "BadNets-MM": "bimodal"}
@@ -156,6 +156,23 @@ def test_the_comparison_reads_injection_from_its_headline():
     table = pd.DataFrame([line | {"metric": metric} for line in rows for metric in ("asr", "asr_right")])
     chosen = report.in_both(report.compare(table, table), metric="asr", subject="poisoned")
     assert len(chosen) and set(chosen["metric"]) == {"asr_right"}
+
+
+def test_a_threat_says_which_metric_success_is_read_from(monkeypatch):
+    monkeypatch.setattr(threats.THREATS, "_items", dict(threats.THREATS._items))
+    own = type("Own", (threats.MaliciousInjection,), {"name": "own", "headline": "asr_right"})
+    threats.THREATS.add("own", own)
+    table = tidy()[lambda rows: rows["metric"] == "asr"]
+    both = pd.concat([table.assign(metric=metric) for metric in ("asr", "asr_right")])
+    for threat, metric in (("own", "asr_right"), ("targeted_refusal", "asr"), ("of another store", "asr")):
+        assert set(report.headline_metric(both.assign(threat=threat))) == {metric}
+        (other,) = {"asr", "asr_right"} - {metric}
+        assert set(report.other_metrics(both.assign(threat=threat))["measure"]) == {report.MEASURES[other]}
+    assert {name: threats.THREATS.get(name).headline for name in threats.names()} == {
+        **dict.fromkeys(threats.names(), "asr"), "malicious_injection": "asr_right", "own": "asr_right",
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="asr_rihgt"):
+        type("Typo", (threats.MaliciousInjection,), {"headline": "asr_rihgt"})
 
 
 def test_injection_into_free_text_is_read_from_the_strict_test():
