@@ -5,7 +5,6 @@ is written as soon as its group is done. The clean-tuned control is trained once
 is kept in the store's cache; `bench` shares the rest. torch is imported when work begins.
 """
 
-import os
 import resource
 import time
 import traceback
@@ -25,8 +24,6 @@ from bvlm_utils.controls import lacking
 from bvlm_utils.engine import Said, Task
 from bvlm_utils.errors import InputError, TooFewRows
 
-PLAIN = "BVLM_PLAIN"  # set (by `grid run --plain`): cells are run one by one, the plain way
-RESCORE = "BVLM_RESCORE"  # a UTC time, set by `grid run --rescore`: older records are made anew from their adapters
 GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
 EXAMPLES = 4  # held-out inputs kept with their trigger
 OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process")  # stays when a cell is judged again
@@ -42,10 +39,17 @@ class Work:
     asked: list[Question]
 
 
-def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status: None) -> list[Cell]:
+def execute(
+    cells: Sequence[Cell],
+    place: Path,
+    told: Done = lambda cell, status: None,
+    plain: bool = False,
+    rescore: bool = False,
+) -> list[Cell]:
     """Run cells that share model, dataset and training rows; the failed ones are returned.
 
-    place: the store. A cell that fails leaves a file in `failures/`, and the others go on.
+    place: the store. plain: cell by cell, the plain way. rescore: a cell with a stored adapter is asked and judged
+    again, not trained. A cell that fails leaves a file in `failures/`, and the others go on.
     """
     bench = Bench(*bench_key(cells[0]))
     failed: list[Cell] = []
@@ -58,20 +62,20 @@ def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status
             else:
                 told(cell, prepared)
     # Grouped products need the base's weights as numbers; those of a base in 4 bit are packed.
-    plain = bool(os.environ.get(PLAIN)) or bench.four_bit
+    plain = plain or bench.four_bit
     pace = Pace(GROUP_SECONDS)
     while ready:
         size = 1 if plain else pace.size(len(ready))
         group, ready = ready[:size], ready[size:]
         try:
             started = time.perf_counter()
-            ended = _run(bench, group, place, plain)
+            ended = _run(bench, group, place, plain, rescore)
             pace.saw(len(group), time.perf_counter() - started)
         except Exception:
             if len(group) > 1:  # one of them may be at fault: each gets its own try
                 for work in group:
                     with _kept_failure(work.cell, place, failed, told):
-                        (status,) = _run(bench, [work], place, plain)
+                        (status,) = _run(bench, [work], place, plain, rescore)
                         told(work.cell, status)
                 continue
             store.write_failure(group[0].cell, place, traceback.format_exc())
@@ -167,10 +171,10 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
         return _write_skipped(cell, place, str(error))
 
 
-def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool) -> list[str]:
+def _run(bench: Bench, group: Sequence[Work], place: Path, plain: bool, rescore: bool) -> list[str]:
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
     clock, kept = Clock(), {}
-    if os.environ.get(RESCORE):
+    if rescore:
         stored = [work.cell for work in group if store.adapter(work.cell, place)]
         kept = {cell.run_id: store.read(cell, place) for cell in stored}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
