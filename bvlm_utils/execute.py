@@ -5,7 +5,6 @@ is written as soon as its group is done. The clean-tuned control is trained once
 is kept in the store's cache; `bench` shares the rest. torch is imported when work begins.
 """
 
-import os
 import resource
 import time
 import traceback
@@ -24,18 +23,23 @@ from bvlm_utils.controls import lacking
 from bvlm_utils.engine import Said, Work
 from bvlm_utils.errors import InputError, TooFewRows
 
-PLAIN = "BVLM_PLAIN"  # set (by `grid run --plain`): cells are run one by one, the plain way
-RESCORE = "BVLM_RESCORE"  # a UTC time, set by `grid run --rescore`: older records are made anew from their adapters
 GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
 EXAMPLES = 4  # held-out inputs kept with their trigger
 OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process")  # stays when a cell is judged again
 Done = Callable[[Cell, str], None]  # told after each cell: the cell, and "done", "skipped" or "failed"
 
 
-def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status: None) -> list[Cell]:
+def execute(
+    cells: Sequence[Cell],
+    place: Path,
+    told: Done = lambda cell, status: None,
+    plain: bool = False,
+    rescore: bool = False,
+) -> list[Cell]:
     """Run cells that share model, dataset and training rows; the failed ones are returned.
 
-    place: the store. A cell that fails leaves a file in `failures/`, and the others go on.
+    place: the store. plain: cell by cell, the plain way. rescore: a cell with a stored adapter is asked and judged
+    again, not trained. A cell that fails leaves a file in `failures/`, and the others go on.
     """
     bench = Bench(*bench_key(cells[0]))
     failed: list[Cell] = []
@@ -47,20 +51,20 @@ def execute(cells: Sequence[Cell], place: Path, told: Done = lambda cell, status
                 ready.append(prepared)
             else:
                 told(cell, prepared)
-    way = engine.choose(bench, plain=bool(os.environ.get(PLAIN)))
+    way = engine.choose(bench, plain)
     pace = Pace(GROUP_SECONDS)
     while ready:
         size = pace.size(len(ready)) if way.together else 1
         group, ready = ready[:size], ready[size:]
         try:
             started = time.perf_counter()
-            ended = _run(way, group, place)
+            ended = _run(way, group, place, rescore)
             pace.saw(len(group), time.perf_counter() - started)
         except Exception:
             if len(group) > 1:  # one of them may be at fault: each gets its own try
                 for work in group:
                     with _kept_failure(work.cell, place, failed, told):
-                        (status,) = _run(way, [work], place)
+                        (status,) = _run(way, [work], place, rescore)
                         told(work.cell, status)
                 continue
             store.write_failure(group[0].cell, place, traceback.format_exc())
@@ -156,10 +160,10 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
         return _write_skipped(cell, place, str(error))
 
 
-def _run(way: engine.Way, group: Sequence[Work], place: Path) -> list[str]:
+def _run(way: engine.Way, group: Sequence[Work], place: Path, rescore: bool) -> list[str]:
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
     bench, clock, kept = way.bench, Clock(), {}
-    if os.environ.get(RESCORE):
+    if rescore:
         stored = [work.cell for work in group if store.adapter(work.cell, place)]
         kept = {cell.run_id: store.read(cell, place) for cell in stored}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())

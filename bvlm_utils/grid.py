@@ -1,19 +1,18 @@
-"""How is a whole grid of cells run? Papermill over the threats' notebooks, one by one or several at once.
+"""How is a whole grid of cells run? Its cells are measured, then papermill executes the notebooks that read them.
 
     python -m bvlm_utils.grid run data/grids/quick.yml [--workers N] [--dry-run] [--force] [--store STORE]
     python -m bvlm_utils.grid status data/grids/quick.yml [--store STORE]
     python -m bvlm_utils.grid table [data/grids/quick.yml] [--store STORE]
 
-A grid file is explained in `grid_file`, `--workers` and `--scheduler` in `grid_dask`. Exit code 0: every cell
-has a record; 1: some failed; 2: the grid or an option is wrong, and nothing was run; 130, 143: stopped by
-SIGINT, SIGTERM, and the next run goes on from there.
+A grid file is explained in `grid_file`, measuring in `grid_measure`, `--workers` and `--scheduler` in `grid_dask`.
+Exit code 0: every cell has a record; 1: some failed; 2: the grid or an option is wrong, and nothing was run; 130, 143:
+stopped by SIGINT, SIGTERM, and the next run goes on from there.
 """
 
 import argparse
 import os
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,14 +22,13 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import execute, grid_dask, study
+from bvlm_utils import grid_dask, grid_job, grid_measure
 from bvlm_utils import store as results
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid_file import Job, load, shown
-from bvlm_utils.grid_job import carry_out, unfinished
-
-POLL_SECONDS = 1.0
+from bvlm_utils.grid_job import Run
+from bvlm_utils.grid_progress import minutes, say, watched
 
 
 class Stopped(KeyboardInterrupt):
@@ -55,43 +53,32 @@ def run(
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> int:
-    """Execute the notebooks whose cells lack records; the exit code."""
+    """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
     place = results.folder(store)
     if results.read_only(store):
         raise InputError("The store is the committed reference, which is only read; name another, such as local.")
-    os.environ.pop(results.VARIABLE, None)  # the notebooks are told their store
-    if force:
-        os.environ[study.FORCE] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    if rescore:
-        os.environ[execute.RESCORE] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    if plain:
-        os.environ[execute.PLAIN] = "1"
     results.clean(place)
     (place / "notebooks").mkdir(parents=True, exist_ok=True)
-    for left in (place / "notebooks").glob(f"{results.PARTIAL}*"):
-        left.unlink()
-    total, at_start = len({cell.run_id for job in jobs for cell in job.cells}), _missing(jobs, place)
-    say(f"{len(jobs)} notebooks, {total} cells; {at_start} to run. Store: {shown(place)}")
-    numbers = {job.name: number for number, job in enumerate(jobs, 1)}
-    to_do = {job.name: job for job in jobs if unfinished(job, place)}
-    failed, started = [], time.monotonic()
-    with (
-        _watched(jobs, place, started, at_start) as look,
-        _outcomes(list(to_do.values()), place, workers, scheduler) as outcomes,
-    ):
-        for job, problem, seconds in outcomes:
-            look()
-            del to_do[job.name]
-            finished = at_start - _missing(jobs, place)
-            rest = _estimate(finished, _missing(list(to_do.values()), place), started)
-            word = "FAILED" if problem else "done"
-            say(f"[{numbers[job.name]}/{len(jobs)}] {job.name}: {word} in {_minutes(seconds)}{rest}")
-            if problem:
-                failed.append(job)
-                say(problem)
+    for beginning in (results.PARTIAL, grid_measure.LOGS):
+        for left in (place / "notebooks").glob(f"{beginning}*"):
+            left.unlink()
+    cells = list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
+    stamps = {cell.run_id: grid_job.stamp(cell, place) for cell in cells} if force or rescore else {}
+    this = Run(place, plain, rescore, {name: found for name, found in stamps.items() if found is not None})
+    wanted = [cell for cell in cells if this.lacks(cell)]
+    say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(wanted)} to run. Store: {shown(place)}")
+    for cell in cells:  # what is there later has failed in this run
+        (place / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
+    to_do = [job for job in jobs if any(map(this.lacks, job.cells)) or not grid_job.output(job, place).exists()]
+    for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
+        grid_job.output(job, place).unlink(missing_ok=True)
+    workers = min(workers or 1, max(len(wanted), len(to_do)))
+    with watched(cells, this) as look, _pool(this, workers, scheduler if to_do else None) as (each, number):
+        _measure(wanted, this, each, number, look)
+        failed = _execute(jobs, to_do, each)
     if failed:
         say(
-            f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(job.name for job in failed)}. "
+            f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(failed)}. "
             "Finished cells are kept; run the same command again for the others."
         )
         return 1
@@ -99,88 +86,56 @@ def run(
     return 0
 
 
-def _outcomes(
-    jobs: Sequence[Job], place: Path, workers: int | None, scheduler: str | None
-) -> AbstractContextManager[Iterator[grid_dask.Outcome]]:
-    """The jobs as they finish; without a second worker, one after the other in this process's kernels."""
-    workers = min(workers or 1, len(jobs))
-    if jobs and (scheduler or workers > 1):
-        return grid_dask.outcomes(jobs, place, workers, scheduler)
-    return nullcontext(_in_turn(jobs, place))
+def _pool(this: Run, workers: int, scheduler: str | None) -> AbstractContextManager[tuple[grid_dask.Each, int]]:
+    """How tasks are carried out, and by how many workers; without a second one, one after the other from here."""
+    if scheduler or workers > 1:
+        return grid_dask.pool(this, workers, scheduler)
 
-
-def _in_turn(jobs: Sequence[Job], place: Path) -> Iterator[grid_dask.Outcome]:
-    for job in jobs:
-        if unfinished(job, place):  # an earlier job may have had the same cells
+    def in_turn(task: grid_dask.Task, items: Sequence[Any]) -> Iterator[grid_dask.Outcome]:
+        for item in items:
             begun = time.monotonic()
-            problem = carry_out(job, place)
-            yield job, problem, time.monotonic() - begun
+            problem = task(item, this)
+            yield item, problem, time.monotonic() - begun
+
+    return nullcontext((in_turn, 1))
 
 
-@contextmanager
-def _watched(jobs: Sequence[Job], place: Path, started: float, at_start: int) -> Iterator[Callable[[], None]]:
-    """Cells done and time left: a bar on a terminal, one line per finished cell elsewhere. It watches the
-    store, so it needs no word from kernels; the function that it gives looks at once.
-
-    started: when the grid was, by `time.monotonic`. at_start: cells that lacked a record then.
-    """
-    from tqdm import tqdm
-
-    over, looking, silent = threading.Event(), threading.Lock(), not sys.stdout.isatty()
-    cells = list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
-    waiting = [cell for cell in cells if not study.finished(cell, place)]
-    done = len(cells) - len(waiting)
-    bar = tqdm(total=len(cells), initial=done, unit="cell", file=sys.stdout, leave=False, disable=silent)
-
-    def look() -> None:
-        with looking:
-            for cell in [cell for cell in waiting if study.finished(cell, place)]:
-                waiting.remove(cell)
-                bar.update()
-                if silent:
-                    rest = _estimate(at_start - len(waiting), len(waiting), started)
-                    say(f"  {len(cells) - len(waiting)}/{len(cells)} {cell.run_id}{rest}")
-
-    def watch() -> None:
-        while not over.wait(POLL_SECONDS):
-            look()
+def _measure(wanted: Sequence[Cell], this: Run, each: grid_dask.Each, workers: int, look: Callable[[], None]) -> None:
+    """Cells that are measured together by no notebook; one that could not be tried has failed."""
+    for part, problem, _ in each(grid_measure.measure, grid_measure.parts(wanted, workers)):
         look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield look
-    finally:
-        over.set()
-        thread.join()
-        bar.close()
+        if problem:
+            say(f"  {problem}")
+            for cell in this.left(part):
+                results.write_failure(cell, this.place, problem)
 
 
-def _estimate(finished: int, left: int, started: float) -> str:
-    """Words on the time left, as long as cells have taken so far; none before the first cell and after the last."""
-    if not finished or not left:
-        return ""
-    return f"; about {_minutes((time.monotonic() - started) / finished * left)} left"
-
-
-def _missing(jobs: Sequence[Job], place: Path) -> int:
-    cells = {cell.run_id: cell for job in jobs for cell in job.cells}
-    return sum(not study.finished(cell, place) for cell in cells.values())
+def _execute(jobs: Sequence[Job], to_do: Sequence[Job], each: grid_dask.Each) -> list[str]:
+    """Notebooks that read what was measured; the names of those that failed, or lack a record."""
+    numbers = {job.name: number for number, job in enumerate(jobs, 1)}
+    failed = []
+    for job, problem, seconds in each(grid_job.carry_out, to_do):
+        word = "FAILED" if problem else "done"
+        say(f"[{numbers[job.name]}/{len(jobs)}] {job.name}: {word} in {minutes(seconds)}")
+        if problem:
+            failed.append(job.name)
+            say(problem)
+    return failed
 
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGINT and SIGTERM end the kernels at once and raise `Stopped`; the store is made for being killed."""
+    """SIGINT and SIGTERM end what was started at once and raise `Stopped`; the store is made for being killed."""
 
     def stop(number: int, _frame: Any) -> None:
-        _kill("ipykernel_launcher")  # workers are told to end by those who started them
+        _kill(*grid_job.CHILDREN)  # workers are told to end by those who started them
         raise Stopped(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        _kill("ipykernel_launcher", "multiprocessing.spawn")
+        _kill(*grid_job.CHILDREN, "multiprocessing.spawn")
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -265,18 +220,6 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
 # ---------------------------------------------------------------- command line
 
 
-def say(text: str) -> None:
-    """Print a line, above the bar where there is one."""
-    from tqdm import tqdm
-
-    tqdm.write(text, file=sys.stdout)
-    sys.stdout.flush()
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -300,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
         "--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)"
     )
     parsers["run"].add_argument(
-        "--workers", type=int, help="how many notebooks run at once on this machine (default: 1)"
+        "--workers", type=int, help="how many processes run at once on this machine (default: 1)"
     )
     parsers["run"].add_argument(
         "--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786"

@@ -1,7 +1,8 @@
-"""How are the jobs of a grid handed to several processes, or machines? By Dask; `grid` calls this.
+"""How is a grid handed to several processes, or machines? By Dask; `grid` calls this.
 
-One task per job and worker at a time. When a worker dies, Dask gives its task to another one, and finished cells are in
-the store, which all workers share. A kernel ends with its worker: ipykernel looks every second for its parent.
+A task is a part of a bench that is measured, or a notebook that is executed; each worker has one at a time. When a
+worker dies, Dask gives its task to another one, and finished cells are in the store, which all workers share. What a
+worker has started ends with it: a kernel looks every second for its parent, a measuring process watches a pipe.
 """
 
 import os
@@ -10,14 +11,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import grid_job
 from bvlm_utils.errors import InputError
-from bvlm_utils.grid_file import Job
+from bvlm_utils.grid_job import Run
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -28,7 +28,9 @@ OURS = "BVLM_"  # variables with this beginning are the same for all workers
 # Dask sets this to 65536 for its workers: memory is given back at once, which training would ask for again.
 TRIM = "MALLOC_TRIM_THRESHOLD_"
 
-Outcome = tuple[Job, str | None, float]  # the job, what went wrong with it (None: nothing), seconds
+Task = Callable[..., str | None]  # of an item, the run, and whether to try again: what went wrong (None: nothing)
+Outcome = tuple[Any, str | None, float]  # the item, what went wrong with it, seconds
+Each = Callable[[Task, Sequence[Any]], Iterator[Outcome]]
 
 # Of this worker's process. It may have several threads, but standard error and environment are the process's.
 _one_at_a_time = threading.Lock()
@@ -47,114 +49,101 @@ def check(workers: int | None, scheduler: str | None) -> None:
 
 
 @contextmanager
-def outcomes(
-    jobs: Sequence[Job], place: Path, workers: int | None = None, scheduler: str | None = None
-) -> Iterator[Iterator[Outcome]]:
-    """Within the block: the jobs as they finish, in any order. `workers` processes of this machine carry them
-    out, or those of the Dask scheduler at the address `scheduler`.
+def pool(run: Run, workers: int | None = None, scheduler: str | None = None) -> Iterator[tuple[Each, int]]:
+    """Within the block: a function that carries out a task for each item, and how many workers there are now.
 
-    place: the store, a folder that all workers see under this path. InputError if no scheduler answers.
+    Outcomes come in any order. `workers` processes of this machine are at work, or those of the Dask scheduler at the
+    address `scheduler`; all of them see the run's store under one path. InputError if no scheduler answers.
     """
     with _remote(scheduler) if scheduler else _local(workers) as client:
-        run = uuid.uuid4().hex
+        name, variables = uuid.uuid4().hex, {} if scheduler else _threads(workers)
         try:
-            yield _submit(client, jobs, place, {} if scheduler else _threads(workers), run)
+            yield lambda task, items: _submit(client, (task, run, variables, name), items), _workers(client)
         except BaseException:
-            client.run(_stop, run, on_error="ignore")  # the workers of a scheduler would go on
+            client.run(_stop, name, on_error="ignore")  # the workers of a scheduler would go on
             raise
 
 
-def _submit(
-    client: "Client", jobs: Sequence[Job], place: Path, variables: dict[str, str | None], run: str
-) -> Iterator[Outcome]:
-    """The jobs in their order, to each worker the next one when it is free.
+def _workers(client: "Client") -> int:
+    """At least one, so that the first one to come has something to do."""
+    return max(1, len(client.scheduler_info()["workers"]))
+
+
+def _submit(client: "Client", what: tuple[Any, ...], items: Sequence[Any]) -> Iterator[Outcome]:
+    """The items in their order, to each worker the next one when it is free.
 
     Handing them all over at once is no good: Dask spreads them by guesses of how long they take, and does not take
-    a job of unknown length from a busy worker to give it to an idle one.
+    a task of unknown length from a busy worker to give it to an idle one.
     """
     from distributed import wait
 
-    variables = variables | {name: value for name, value in os.environ.items() if name.startswith(OURS)}
-    waiting, running = list(jobs), {}
+    task, run, variables, name = what
+    variables = variables | {key: value for key, value in os.environ.items() if key.startswith(OURS)}
+    waiting, running = list(enumerate(items)), {}
     while waiting or running:
-        for job in _next(waiting, list(running.values()), len(client.scheduler_info()["workers"])):
-            waiting.remove(job)
-            key = f"{job.name}-{run}"
-            running[client.submit(_carry_out, job, place, variables, run, key=key, pure=False)] = job
+        while waiting and len(running) < _workers(client):
+            number, item = waiting.pop(0)
+            key = f"{task.__name__}-{number}-{name}"
+            running[client.submit(_carry_out, task, item, run, variables, name, key=key, pure=False)] = item
         try:
             finished = wait(list(running), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED").done
         except TimeoutError:  # look again: there may be more workers now
             continue
         for future in finished:
-            job, error = running.pop(future), future.exception()
+            item, error = running.pop(future), future.exception()
             if error is None:
-                yield job, *future.result()
+                yield item, *future.result()
             else:
-                yield job, f"  {_words(error)}", 0.0
-
-
-def _next(waiting: Sequence[Job], running: Sequence[Job], workers: int) -> list[Job]:
-    """The jobs to begin now. A cell that two jobs share is made once: the second job waits for the first.
-
-    At least one job is under way even without workers, so that the first one to come has something to do.
-    """
-    busy = {cell.run_id for job in running for cell in job.cells}
-    found: list[Job] = []
-    for job in waiting:
-        if len(running) + len(found) >= max(1, workers):
-            break
-        names = {cell.run_id for cell in job.cells}
-        if busy.isdisjoint(names):
-            found.append(job)
-        busy |= names  # one that waits keeps its place before those behind it
-    return found
+                yield item, _words(error), 0.0
 
 
 def _words(error: BaseException) -> str:
     from distributed.scheduler import KilledWorker
 
     if isinstance(error, KilledWorker):
-        return f"every worker that had this job died; the last was {error.last_worker.address}"
+        return f"every worker that had this died; the last was {error.last_worker.address}"
     return f"{type(error).__name__}: {error}"
 
 
 # ---------------------------------------------------------------- in the workers
 
 
-def _carry_out(job: Job, place: Path, variables: dict[str, str | None], run: str) -> tuple[str | None, float]:
-    """The task: what went wrong (None: nothing), and the seconds that it took.
+def _carry_out(
+    task: Task, item: Any, run: Run, variables: dict[str, str | None], name: str
+) -> tuple[str | None, float]:
+    """The task in a worker: what went wrong (None: nothing), and the seconds that it took.
 
-    variables: of the environment. run: a name for the command that wants this.
+    variables: of the environment. name: of the command that wants this.
     """
-    if not place.is_dir():
+    if not run.place.is_dir():
         return (
-            f"  the worker on {socket.gethostname()} does not see the store {place}; "
+            f"the worker on {socket.gethostname()} does not see the store {run.place}; "
             "all machines need it, under the same path."
         ), 0.0
-    others = {name: None for name in os.environ if name.startswith(OURS) and name not in variables}
+    others = {key: None for key in os.environ if key.startswith(OURS) and key not in variables}
     trim = {TRIM: None} if os.environ.get(TRIM) == "65536" else {}
     with _one_at_a_time, grid_job.environment(variables | others | trim):
         begun = time.monotonic()
-        if run in _stopped or not grid_job.unfinished(job, place):
+        if name in _stopped:
             return None, 0.0
-        _current.add(run)
+        _current.add(name)
         try:
-            problem = grid_job.carry_out(job, place, again=lambda: run not in _stopped)
+            problem = task(item, run, again=lambda: name not in _stopped)
         finally:
-            _current.discard(run)
+            _current.discard(name)
         return problem, time.monotonic() - begun
 
 
-def _stop(run: str) -> None:
-    """End this worker's kernel if it belongs to that run, and begin none for it again."""
+def _stop(name: str) -> None:
+    """End what this worker has started if it belongs to that command, and begin nothing for it again."""
     import psutil
 
-    _stopped.add(run)
-    if run not in _current:
+    _stopped.add(name)
+    if name not in _current:
         return
     for child in psutil.Process().children(recursive=True):
         try:
-            if "ipykernel_launcher" in child.cmdline():
+            if any(word in child.cmdline() for word in grid_job.CHILDREN):
                 child.kill()
         except psutil.NoSuchProcess:
             continue

@@ -1,50 +1,85 @@
-"""How is one job of a grid carried out? Papermill runs its notebook in a kernel of its own.
+"""What is a run of a grid, and how is one job of it carried out? Papermill runs its notebook in a kernel of its own.
 
-Called by `grid`, one job after the other, and by `grid_dask`, in the workers' processes.
+The cells are measured before, by `grid_measure`; the notebook reads them. Both are called by `grid`, one after the
+other, and by `grid_dask`, in the workers' processes.
 """
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bvlm_utils import store as results
 from bvlm_utils import study
+from bvlm_utils.cells import Cell
 from bvlm_utils.grid_file import Job, shown
 
 START_SECONDS = 300  # a kernel on a busy machine
+CHILDREN = ("ipykernel_launcher", "bvlm_utils.grid_measure")  # in the commands of the processes that a run starts
 
 
-def carry_out(job: Job, place: Path, again: Callable[[], bool] = lambda: True) -> str | None:
-    """Run one notebook; None if all its cells have records then, else what went wrong.
+@dataclass(frozen=True)
+class Run:
+    """What one `grid run` does in its store.
 
-    place: the store. again: may a kernel that failed be started once more?
+    before: run_id -> `stamp` of the records that are to be made anew. force and rescore are told by it.
     """
-    output, log = place / "notebooks" / f"{job.name}.ipynb", place / "notebooks" / f"{job.name}.log"
-    partial = output.with_name(f"{results.PARTIAL}{output.name}")
-    error = _papermill(job, place, partial, log, again)
-    missing = unfinished(job, place)
+
+    place: Path
+    plain: bool = False
+    rescore: bool = False
+    before: Mapping[str, int] = field(default_factory=dict)
+
+    def lacks(self, cell: Cell) -> bool:
+        """Is the cell's record still to be made? One that is to be made anew is there as soon as it is another file
+        than before, whatever the clocks of the machines say.
+        """
+        found = stamp(cell, self.place)
+        return found in (None, self.before.get(cell.run_id)) or not results.has(cell, self.place)
+
+    def left(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those cells that have neither a record nor a failure of this run."""
+        failures = results.failures(self.place)
+        return [cell for cell in cells if self.lacks(cell) and cell.run_id not in failures]
+
+
+def stamp(cell: Cell, place: Path) -> int | None:
+    """A number that changes with the cell's record; None where there is none."""
+    try:
+        return (place / cell.run_id / "record.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def output(job: Job, place: Path) -> Path:
+    """Where the executed notebook is put."""
+    return place / "notebooks" / f"{job.name}.ipynb"
+
+
+def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> str | None:
+    """Run one notebook; None if all its cells have records, else what went wrong.
+
+    again: may a kernel that failed be started once more?
+    """
+    final = output(job, run.place)
+    partial, log = final.with_name(f"{results.PARTIAL}{final.name}"), final.with_suffix(".log")
+    error = _papermill(job, run.place, partial, log, again)
+    missing = [cell.run_id for cell in job.cells if run.lacks(cell)]
     with suppress(FileNotFoundError):
-        os.replace(partial, output)
+        os.replace(partial, final)
     if not missing and not error:
         log.unlink(missing_ok=True)
         return None
-    texts = results.failures(place)
+    texts = results.failures(run.place)
     lines = [f"  {error}"] if error else []
     lines += [f"  {run_id}: {texts.get(run_id, 'no record').strip().splitlines()[-1]}" for run_id in missing]
-    return "\n".join([*lines, f"  See {shown(output)} and {shown(place / 'failures')}."])
-
-
-def unfinished(job: Job, place: Path) -> list[str]:
-    """run_ids of the cells that the job still has to make."""
-    return [cell.run_id for cell in job.cells if not study.finished(cell, place)]
+    return "\n".join([*lines, f"  See {shown(final)} and {shown(run.place / 'failures')}."])
 
 
 def _papermill(job: Job, place: Path, output: Path, log: Path, again: Callable[[], bool]) -> str | None:
-    """Execute; None or the error in a line. A kernel that fails is started once more: finished cells are
-    kept.
-    """
+    """Execute; None or the error in a line. A kernel that fails is started once more."""
     import logging
 
     import papermill
@@ -54,7 +89,7 @@ def _papermill(job: Job, place: Path, output: Path, log: Path, again: Callable[[
     logging.getLogger("traitlets").setLevel(logging.ERROR)
     for attempt in (1, 2):
         try:
-            with _stderr_to(log), environment(_of_kernels()):
+            with _stderr_to(log), environment(of_children() | {study.MEASURED: "1"}):
                 papermill.execute_notebook(
                     str(job.notebook),
                     str(output),
@@ -91,11 +126,14 @@ def _stderr_to(file: Path) -> Iterator[None]:
         os.close(kept)
 
 
-def _of_kernels() -> dict[str, str | None]:
-    """What kernels find in their environment beside what this process has."""
+def of_children() -> dict[str, str | None]:
+    """What kernels and measuring processes find in their environment beside what this process has."""
     home, before = str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")
     # They start in another folder and must find this package there, installed or not.
-    wanted: dict[str, str | None] = {"PYTHONPATH": os.pathsep.join([home, *([before] if before else [])])}
+    wanted: dict[str, str | None] = {
+        "PYTHONPATH": os.pathsep.join([home, *([before] if before else [])]),
+        results.VARIABLE: None,  # they are told their store
+    }
     if "GLIBC_TUNABLES" not in os.environ:
         # Training takes fresh memory all the time, and huge pages make that cheap: a tenth of the time on two
         # cores. Where the C library is another one, nobody reads this.

@@ -3,7 +3,7 @@
     cells = study.cells(threat="targeted_refusal", attacks=["BadNets-T"], poison_rates=[0.01, 0.1])
     table = study.run_cells(cells)
 
-Called by the notebooks, which the grid runner, the book and readers all run. What the store has is read;
+Called by the notebooks, which the book and readers run, and by `grid_measure`. What the store has is read;
 the rest is carried out by `execute`. torch is imported only when something has to be trained.
 """
 
@@ -23,7 +23,7 @@ from bvlm_utils.bench import bench_key
 from bvlm_utils.cells import Cell, TrainSettings, known
 from bvlm_utils.errors import InputError, StudyError
 
-FORCE = "BVLM_FORCE"  # a UTC time: records that are older are run again; set by `grid run --force`
+MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
 TRAIN = [field.name for field in fields(TrainSettings)]
 # What `cells` makes by crossing lists, so no setting of a single cell.
 CROSSED = ("model", "dataset", "threat", "attack", "poison_rate", "seed", "train")
@@ -75,44 +75,49 @@ def cells(
     return made
 
 
-def run_cells(cells: Sequence[Cell], store: str | Path | None = None) -> pd.DataFrame:
+def run_cells(
+    cells: Sequence[Cell],
+    store: str | Path | None = None,
+    force: bool = False,
+    rescore: bool = False,
+    plain: bool = False,
+) -> pd.DataFrame:
     """The tidy table of exactly these cells; what the store lacks is run first.
 
     Columns are `tidy.COLUMNS`: one line per number, and one without a number for a skipped cell.
+    force: run all of them, whatever the store has. rescore: ask and judge all of them again with the adapters they
+    left. plain: cell by cell, the plain way.
     StudyError lists the cells that failed, after all others were run. In the book (BVLM_STORE=reference)
     nothing is ever trained: a cell that the reference lacks is an InputError with the command that makes
     it.
     """
     place = results.folder(store)
-    missing = list({cell.run_id: cell for cell in cells if not finished(cell, place)}.values())
-    if missing and results.read_only(place):
+    once = list({cell.run_id: cell for cell in cells}.values())
+    missing = [cell for cell in once if force or rescore or not results.has(cell, place)]
+    if os.environ.get(MEASURED):
+        texts = results.failures(place)
+        failed = [cell for cell in once if cell in missing or cell.run_id in texts]
+        if failed:
+            raise StudyError(_failures(failed, len(once), place))
+    elif missing and results.read_only(place):
         raise InputError(_how_to_make(missing))
-    if missing:
+    elif missing:
         results.clean(place)
-        failed = _run_missing(missing, place)
+        failed = measure(missing, place, plain, rescore)
         if failed:
             raise StudyError(_failures(failed, len(missing), place))
     return tidy.table(results.read(cell, place) for cell in cells)
 
 
-def finished(cell: Cell, store: str | Path | None = None) -> bool:
-    """Does the store hold the cell, and is it not to be run or judged again ($BVLM_FORCE, $BVLM_RESCORE)?"""
-    record = results.read(cell, store)
-    if record is None:
-        return False
-    since = os.environ.get(FORCE) or os.environ.get(execute.RESCORE)
-    return not since or record["provenance"]["written"] >= since
-
-
-def _run_missing(missing: Sequence[Cell], place: Path) -> list[Cell]:
+def measure(cells: Sequence[Cell], place: Path, plain: bool = False, rescore: bool = False) -> list[Cell]:
     """Run cells, those that share model, data and training rows together; the failed ones are returned."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in missing:
+    for cell in cells:
         groups.setdefault(bench_key(cell), []).append(cell)
     failed: list[Cell] = []
-    with _progress(len(missing)) as told:
+    with _progress(len(cells)) as told:
         for group in groups.values():
-            failed += execute.execute(group, place, told)
+            failed += execute.execute(group, place, told, plain, rescore)
     return failed
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from bvlm_utils import attacks, grid, paths, store, study, threats
+from bvlm_utils import attacks, grid, grid_job, grid_measure, paths, store, study, threats
 from bvlm_utils.errors import InputError
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -177,6 +177,26 @@ def test_status_and_table(tmp_path, capsys):
     assert "Shadowcast" in said and "skipped" in said and "n/a" in said
 
 
+def measured_here(cells, run, again=None):
+    """Stands for the measuring process; good for cells that need no training."""
+    study.measure([cell for cell in cells if cell.skip_reason], run.place)
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    """Stands for papermill: a notebook that leaves its output; the attacks of those that were executed."""
+    import papermill
+
+    executed = []
+
+    def execute(source, output, parameters, **_):
+        executed.append(parameters["attacks"])
+        Path(output).touch()
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    return executed
+
+
 def test_a_failing_notebook_does_not_stop_the_grid(tmp_path, capsys, monkeypatch):
     """A kernel that fails is started once more; then the next job has its turn, and the exit code is 1."""
     import papermill
@@ -187,23 +207,19 @@ def test_a_failing_notebook_does_not_stop_the_grid(tmp_path, capsys, monkeypatch
         tried.append(parameters["attacks"])
         if parameters["attacks"] == ["BadNets-T"]:
             raise RuntimeError("Kernel died before replying to kernel_info")
-        study.run_cells(grid.load(file)[0][1].cells, parameters["store"])
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
     file = write(tmp_path, job(attacks=["BadNets-T"]), job(attacks=["Shadowcast"]))
     assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 1
     assert tried == [["BadNets-T"], ["BadNets-T"], ["Shadowcast"]]
     said = capsys.readouterr().out
     assert "FAILED" in said and "Kernel died" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
+    assert "no record" in said
 
 
-def test_without_a_terminal_every_finished_cell_is_a_line(tmp_path, capsys, monkeypatch):
-    import papermill
-
-    def execute(source, output, parameters, **_):
-        study.run_cells(grid.load(file)[0][0].cells, parameters["store"])
-
-    monkeypatch.setattr(papermill, "execute_notebook", execute)
+def test_without_a_terminal_every_finished_cell_is_a_line(tmp_path, capsys, monkeypatch, no_kernels):
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
     file = write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[0.1, 0.2]))
     assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 0
     said = capsys.readouterr().out
@@ -211,13 +227,110 @@ def test_without_a_terminal_every_finished_cell_is_a_line(tmp_path, capsys, monk
     assert all(f"/2 {cell.run_id}" in said for cell in one.cells) and "\r" not in said
 
 
-def test_a_notebook_that_leaves_no_record_has_failed(tmp_path, capsys, monkeypatch):
+def test_the_environment_is_left_as_it_was_found(tmp_path, monkeypatch, no_kernels):
+    monkeypatch.setenv(store.VARIABLE, "smoke")
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
+    before = dict(os.environ)
+    file = write(tmp_path, job(attacks=["Shadowcast"]))
+    for options in ([], ["--force"], ["--rescore", "--plain"]):
+        assert grid.main(["run", str(file), "--store", f"{tmp_path}/store", *options]) == 0
+    assert dict(os.environ) == before
+
+
+def test_a_run_that_was_stopped_before_a_notebook_executes_it_later(tmp_path, monkeypatch, no_kernels):
+    file = write(tmp_path, job(attacks=["Shadowcast"]))
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
+    monkeypatch.setattr(grid, "_execute", lambda *_: (_ for _ in ()).throw(grid.Stopped(signal.SIGTERM)))
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 128 + signal.SIGTERM
+    monkeypatch.undo()
     import papermill
 
-    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: None)
-    file = write(tmp_path, job(attacks=["BadNets-T"]))
-    assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 1
-    assert "no record" in capsys.readouterr().out
+    monkeypatch.setattr(papermill, "execute_notebook", lambda source, output, **_: Path(output).touch())
+    for _ in range(2):
+        assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 0
+    assert (tmp_path / "store" / "notebooks" / "01-targeted_refusal.ipynb").exists()
+
+
+# ---------------------------------------------------------------- the measuring process
+
+
+def test_cells_of_all_notebooks_share_a_bench_and_are_cut_for_workers(tmp_path):
+    """Two datasets, six and two cells: two parts for one worker, and for two at most ceil(8 / 4) cells a part."""
+    few = {"attacks": ["BadNets-T", "BadNets-I"]}
+    entries = [job(attacks=["BadNets-T", "BadNets-I", "SIG"]), job("malicious_injection", attacks=["SIG", "BadNets-T"])]
+    entries += [job("malicious_injection", attacks=["BadNets-I"]), job("jailbreak", dataset="scenes-instruct", **few)]
+    jobs, _ = grid.load(write(tmp_path, *entries))
+    cells = [cell for one in jobs for cell in one.cells]
+    assert [len(part) for part in grid_measure.parts(cells, 1)] == [6, 2]
+    assert grid_measure.parts(cells, 1)[0] == cells[:6], "in the grid's order"
+    cut = grid_measure.parts(cells, 2)
+    assert [len(part) for part in cut] == [2, 2, 2, 2]
+    assert sorted(cell.run_id for part in cut for cell in part) == sorted(cell.run_id for cell in cells)
+    assert [{cell.attack for cell in part} for part in cut[:3]] == [{"BadNets-I"}, {"BadNets-T"}, {"SIG"}]
+    assert all(len(part) == 1 for part in grid_measure.parts(cells, 100)) and grid_measure.parts([], 2) == []
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Measuring processes write records without training, see `stub_measuring`."""
+    monkeypatch.setenv("BVLM_EXTEND", "stub_measuring")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def lines(place, *words):
+    noted = [line.split() for line in (place / "log").read_text().splitlines()]
+    return [line for line in noted if line[: len(words)] == list(words)]
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_cell_that_kills_its_process_is_named_and_takes_few_with_it(tmp_path, capsys, no_kernels):
+    """Blended kills the process: it is tried twice, the other threat's cells get a process of their own."""
+    place = tmp_path / "store"
+    file = write(tmp_path, job(attacks=["Blended", "BadNets-T"]), job("malicious_injection", attacks=["BadNets-T"]))
+    assert grid.main(["run", str(file), "--store", f"{place}/"]) == 1
+    said = capsys.readouterr().out
+    assert len(lines(place, "begin", "Blended")) == 2 and len(lines(place, "wrote")) == 1
+    assert "killed by SIGKILL" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
+    assert len(no_kernels) == 2, "notebooks are executed all the same"
+    jobs, _ = grid.load(file)
+    assert set(store.failures(place)) == {cell.run_id for cell in jobs[0].cells}
+    assert store.has(jobs[1].cells[0], place)
+    assert list((place / "notebooks").glob("measuring-*.log")), "the words of the process are kept"
+
+
+@pytest.mark.usefixtures("stub", "no_kernels")
+def test_force_and_rescore_make_records_anew_whatever_the_clocks_say(tmp_path, capsys):
+    """A record that a machine with a slow clock wrote is as new as any."""
+    place, file = tmp_path / "store", write(tmp_path, job(attacks=["BadNets-T", "BadNets-I"]))
+    command = ["run", str(file), "--store", f"{place}/"]
+    assert grid.main(command) == 0 and len(lines(place, "wrote")) == 2
+    for record in place.glob("*/record.json"):
+        os.utime(record, (4e9, 4e9))  # from the future
+    assert grid.main(command) == 0 and len(lines(place, "wrote")) == 2
+    assert grid.main([*command, "--force"]) == 0 and len(lines(place, "wrote")) == 4
+    assert grid.main([*command, "--rescore", "--plain"]) == 0 and len(lines(place, "wrote")) == 6
+    ((one,), _) = grid.load(file)
+    for cell in one.cells:
+        assert store.read(cell, place)["provenance"]["asked"] == {"plain": True, "rescore": True}
+    said = capsys.readouterr().out
+    assert said.count("2 to run") == 3 and said.count("0 to run") == 1 and said.count("  2/2 ") == 3
+
+
+def test_a_record_counts_once_it_is_another_file(tmp_path):
+    (cell,) = study.cells("targeted_refusal", attacks=["Shadowcast"], **SMALL)
+    assert grid_job.stamp(cell, tmp_path) is None and grid_job.Run(tmp_path).lacks(cell)
+    study.measure([cell], tmp_path)
+    assert not grid_job.Run(tmp_path).lacks(cell)
+    anew = grid_job.Run(tmp_path, before={cell.run_id: grid_job.stamp(cell, tmp_path)})
+    assert anew.lacks(cell) and anew.left([cell]) == [cell]
+    store.write_failure(cell, tmp_path, "no luck")
+    assert anew.lacks(cell) and anew.left([cell]) == []
+    study.measure([cell], tmp_path)
+    assert not anew.lacks(cell)
+
+
+# ---------------------------------------------------------------- killed, and gone on with
 
 
 def start(file, place, *options):

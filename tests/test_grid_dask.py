@@ -7,34 +7,23 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from bvlm_utils import controls, engine, grid, grid_dask, paths, store, study
+from bvlm_utils import controls, engine, grid, grid_dask, grid_job, paths, store, study
 from bvlm_utils.grid_file import Job
 
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
-# Stands for a threat's notebook: a real kernel, but records without training. SIG waits for a file.
+# Stands for a threat's notebook: a real kernel that looks whether its cells have records.
 NOTEBOOK = f"""
-import os, time
-from pathlib import Path
 from bvlm_utils import store as results
 from bvlm_utils import study
-
-def note(*words):
-    with open(Path(store) / "log", "a") as log:
-        print(*words, file=log)
-
 for cell in study.cells(threat="targeted_refusal", attacks=attacks, **{SMALL!r}):
-    if not study.finished(cell, store):
-        note("begin", cell.attack, os.getpid(), os.getppid())
-        while cell.attack == "SIG" and not (Path(store) / "go").exists():
-            time.sleep(0.05)
-        results.write(cell, store, {{"status": "done", "metrics": [], "provenance": {{}}}})
-        note("wrote", cell.attack, os.environ["OMP_NUM_THREADS"], os.environ["GLIBC_TUNABLES"])
+    assert results.has(cell, store)
 """
 
 
@@ -56,7 +45,7 @@ def job(number, *attacks, folder):
 
 
 def lines(place, *words):
-    """What kernels noted with these first words."""
+    """What `stub_measuring` noted with these first words."""
     log = place / "log"
     noted = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
     return [line for line in noted if line[: len(words)] == list(words)]
@@ -74,6 +63,9 @@ def wait_for(what, seconds=240):
 def place(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "GLIBC_TUNABLES", store.VARIABLE):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BVLM_EXTEND", "stub_measuring")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     return tmp_path / "store"
 
 
@@ -101,7 +93,7 @@ class Aside(threading.Thread):
 
 
 def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, place, capsys):
-    """Two workers; the one that is in its second cell is killed. A third job has the second's cell."""
+    """Two workers, three cells; the worker of the last one is killed. A third job has the second's cell."""
     jobs = [
         job(1, "BadNets-T", "SIG", folder=tmp_path),
         job(2, "BadNets-MM", folder=tmp_path),
@@ -110,13 +102,14 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, place, caps
     kept = {}
 
     def kill():
-        ((_, _, kernel, worker),) = wait_for(lambda: lines(place, "begin", "SIG"))
+        ((_, _, measuring, worker),) = wait_for(lambda: lines(place, "begin", "SIG"))
         record = place / jobs[0].cells[0].run_id / "record.json"
+        wait_for(record.exists)
         kept[record] = record.stat().st_mtime_ns
-        process = psutil.Process(int(kernel))
+        process = psutil.Process(int(measuring))
         os.kill(int(worker), signal.SIGKILL)
         try:
-            assert not psutil.wait_procs([process], timeout=30)[1], "the kernel outlived its worker"
+            assert not psutil.wait_procs([process], timeout=30)[1], "the process outlived its worker"
         finally:
             (place / "go").touch()
 
@@ -134,7 +127,8 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, place, caps
     share = str(max(1, cores() // 2))
     assert all(line[2:] == [share, "glibc.malloc.hugetlb=1"] for line in lines(place, "wrote"))
     said = capsys.readouterr().out
-    assert "[1/3] 01-test: done" in said and "Every cell has its record." in said
+    assert all(f"[{number}/3] {number:02d}-test: done" in said for number in (1, 2, 3))
+    assert "Every cell has its record." in said
     assert said.count(" tiny-llava-") == 3, "every finished cell is a line"
 
 
@@ -144,7 +138,7 @@ def cores():
     return CPU_COUNT
 
 
-def test_signals_stop_workers_and_kernels(tmp_path):
+def test_signals_stop_workers_and_what_they_started(tmp_path):
     file, place = tmp_path / "grid.yml", tmp_path / "store"
     jobs = [
         {"notebook": "targeted_refusal", "parameters": {**SMALL, "attacks": [attack]}}
@@ -156,11 +150,11 @@ def test_signals_stop_workers_and_kernels(tmp_path):
         cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
-    def kernels():
+    def at_work():
         found = psutil.Process(process.pid).children(recursive=True)
-        return found if any(is_kernel(one) for one in found) else []
+        return found if any(is_measuring(one) for one in found) else []
 
-    children = wait_for(kernels)
+    children = wait_for(at_work)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 128 + signal.SIGTERM, out + err
@@ -169,9 +163,9 @@ def test_signals_stop_workers_and_kernels(tmp_path):
     assert not list(place.glob("*/record.json"))
 
 
-def is_kernel(process):
+def is_measuring(process):
     try:
-        return "ipykernel_launcher" in process.cmdline()
+        return "bvlm_utils.grid_measure" in process.cmdline()
     except psutil.NoSuchProcess:
         return False
 
@@ -189,22 +183,22 @@ def interruptible():
 
 @pytest.mark.usefixtures("interruptible")
 def test_the_workers_of_a_scheduler_are_stopped_and_go_on(tmp_path, place, capsys):
-    """An interrupted run ends its kernel on a worker of somebody else; the next run uses that worker."""
+    """An interrupted run ends what it started on a worker of somebody else; the next run uses that worker."""
     from distributed import LocalCluster
 
     jobs = [job(1, "SIG", folder=tmp_path)]
     with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
 
         def interrupt():
-            ((*_, kernel, _worker),) = wait_for(lambda: lines(place, "begin", "SIG"))
-            found.append(psutil.Process(int(kernel)))
+            ((*_, measuring, _worker),) = wait_for(lambda: lines(place, "begin", "SIG"))
+            found.append(psutil.Process(int(measuring)))
             signal.raise_signal(signal.SIGINT)
 
         found, aside = [], Aside(interrupt)
         with pytest.raises(KeyboardInterrupt):
             grid.run(jobs, f"{place}/", scheduler=cluster.scheduler_address)
         aside.result()
-        assert not psutil.wait_procs(found, timeout=20)[1], "the kernel outlived the run"
+        assert not psutil.wait_procs(found, timeout=20)[1], "the process outlived the run"
         (place / "go").touch()
         assert grid.run(jobs, f"{place}/", scheduler=cluster.scheduler_address) == 0
         assert "Every cell has its record." in capsys.readouterr().out
@@ -233,8 +227,8 @@ def test_wrong_options_are_one_sentence(tmp_path, capsys, monkeypatch, options, 
 
 
 def test_a_worker_that_does_not_see_the_store_says_so(tmp_path):
-
-    problem, _ = grid_dask._carry_out(job(1, "SIG", folder=tmp_path), tmp_path / "elsewhere", {}, "run")
+    run = grid_job.Run(tmp_path / "elsewhere")
+    problem, _ = grid_dask._carry_out(grid_job.carry_out, job(1, "SIG", folder=tmp_path), run, {}, "name")
     assert "does not see the store" in problem and "elsewhere" in problem
 
 
@@ -288,16 +282,3 @@ def test_two_jobs_at_once_tune_their_control_once(tmp_path, monkeypatch):
         one.result()
     assert sorted(cell.run_id for cell in tuned) == sorted([*(cell.run_id for cell in cells), cells[0].control.run_id])
     assert all(store.read(cell, tmp_path)["status"] == "done" for cell in cells)
-
-
-def test_every_worker_has_a_job_as_long_as_there_are_any(tmp_path):
-    """Jobs in their order, no more at a time than workers; one that shares a cell waits and keeps its place."""
-    first, second, third = (job(n, name, folder=tmp_path) for n, name in enumerate(["SIG", "BadNets-T", "AddSent"]))
-    shared = job(3, "SIG", "Blended", folder=tmp_path)
-    behind = job(4, "Blended", folder=tmp_path)
-    begun = grid_dask._next
-    assert begun([first, second, third], [], 2) == [first, second]
-    assert begun([third], [first], 2) == [third] and begun([third], [first, second], 2) == []
-    assert begun([shared, third], [first], 3) == [third]
-    assert begun([shared, behind], [first], 3) == [], "what shares a cell with a waiting job does not overtake it"
-    assert begun([first, second], [], 0) == [first]

@@ -132,13 +132,28 @@ def test_finished_cells_are_read_not_run(place, monkeypatch):
     study.run_cells(small(), place)
 
 
-def test_force_runs_again_what_is_older(place, monkeypatch):
-    (cell,) = small()
-    written = store.read(cell, place)["provenance"]["written"]
-    monkeypatch.setenv(study.FORCE, written)
-    assert study.finished(cell, place)
-    monkeypatch.setenv(study.FORCE, "9999")
-    assert not study.finished(cell, place)
+def test_force_runs_what_is_there_again(place, monkeypatch):
+    ran = []
+    monkeypatch.setattr(execute, "execute", lambda cells, *_: ran.extend(cells) or [])
+    study.run_cells(small(), place, force=True)
+    assert ran == small()
+
+
+def test_a_kernel_of_a_grid_reads_and_never_trains(place, tmp_path, monkeypatch):
+    """What the store lacks has been tried by the grid: it fails here, as does a cell that failed when run again."""
+    monkeypatch.setenv(study.MEASURED, "1")
+    monkeypatch.setattr(execute, "execute", lambda *_: pytest.fail("the notebook trained"))
+    assert len(study.run_cells(small(), place))
+    failed, missing = small("BadNets-T")[0], small("SIG")[0]
+    store.write_failure(failed, tmp_path, "Traceback\nValueError: no luck")
+    with pytest.raises(StudyError, match="2 of 2 cells failed") as caught:
+        study.run_cells([failed, missing], tmp_path)
+    assert f"{failed.run_id}: ValueError: no luck" in str(caught.value) and missing.run_id in str(caught.value)
+    copy = tmp_path / "copy"
+    shutil.copytree(place, copy)
+    store.write_failure(small()[0], copy, "it failed again")
+    with pytest.raises(StudyError, match="it failed again"):
+        study.run_cells(small(), copy)
 
 
 def test_rescoring_asks_the_stored_adapter_and_trains_nothing(place, tmp_path, monkeypatch):
@@ -148,8 +163,7 @@ def test_rescoring_asks_the_stored_adapter_and_trains_nothing(place, tmp_path, m
     before = store.read(cell, again)
     shutil.rmtree(again / "cache")
     monkeypatch.setattr(engine.Grouped, "tune", lambda *_: pytest.fail("nothing is to be trained"))
-    monkeypatch.setenv(execute.RESCORE, "9999")
-    study.run_cells([cell], again)
+    study.run_cells([cell], again, rescore=True)
     after = store.read(cell, again)
     assert after["metrics"] == before["metrics"] and after["training"] == before["training"]
     assert after["seconds"] == before["seconds"] and store.adapter(cell, again)
@@ -192,10 +206,9 @@ def test_base_and_control_are_asked_once(place, monkeypatch):
     assert [task.cell.attack for task in tuned] == ["BadNets-I"] and not asked
 
 
-def test_one_by_one_gives_what_the_group_gave(place, tmp_path, monkeypatch):
+def test_one_by_one_gives_what_the_group_gave(place, tmp_path):
     """The plain way (PEFT alone, the model's own generate) against grouped tuning and decoding."""
-    monkeypatch.setenv(execute.PLAIN, "1")
-    plain = study.run_cells(small(), tmp_path)
+    plain = study.run_cells(small(), tmp_path, plain=True)
     together = study.run_cells(small(), place)
     pd.testing.assert_frame_equal(plain, together)
     (cell,) = small()

@@ -1,0 +1,34 @@
+"""Stands for training in the measuring processes of a grid, which find it by $BVLM_EXTEND: records without numbers.
+
+What happens is noted in a file `log` of the store. SIG waits for a file `go` there; Blended kills its process.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from bvlm_utils import execute, store
+
+
+def note(place, *words):
+    with open(place / "log", "a") as log:
+        print(*words, file=log)
+
+
+def execute_stub(cells, place, told, plain, rescore):
+    for cell in cells:
+        note(place, "begin", cell.attack, os.getpid(), os.getppid())
+        while cell.attack == "SIG" and not (place / "go").exists():
+            time.sleep(0.05)
+        if cell.attack == "Blended":
+            os.kill(os.getpid(), signal.SIGKILL)
+        about = {"status": "done", "metrics": [], "provenance": {"asked": {"plain": plain, "rescore": rescore}}}
+        store.write(cell, place, about, replace=True)
+        note(place, "wrote", cell.attack, os.environ.get("OMP_NUM_THREADS"), os.environ.get("GLIBC_TUNABLES"))
+    return []
+
+
+if Path(sys.argv[0]).stem == "grid_measure":
+    execute.execute = execute_stub
