@@ -27,180 +27,19 @@ import itertools
 import json
 import math
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import torch
 from keep import Kept
-from material import PAD, SHAPES, Cell, build, encode, lora, make_cell, random_material, real_material
-from peft import get_peft_model, get_peft_model_state_dict
-from transformers import Trainer, TrainingArguments
+from material import SHAPES, build, encode, make_cell, random_material, real_material, template
 from transformers.utils import logging
+from ways import WAYS, Clock
 
-from bvlm_utils import decode, grouped, sequences, victim
-from bvlm_utils.bank import Bank
+from bvlm_utils import grouped, memory, victim
 
-# --- the plain way
-
-
-class Rows(torch.utils.data.Dataset):
-    def __init__(self, cell: Cell):
-        self.cell, self.order = cell, [i for batch in cell.plan.steps for i in batch]
-
-    def __len__(self):
-        return len(self.order)
-
-    def __getitem__(self, at):
-        row, plan = self.order[at], self.cell.plan
-        ids, count = plan.ids[row], plan.answers[row]
-        labels = torch.cat([torch.full_like(ids[:-count], -100), ids[-count:]])
-        return {"input_ids": ids, "labels": labels, "pixel_values": self.cell.pixels[row]}
-
-
-def collate(rows: list[dict]) -> dict:
-    ids = [row["input_ids"] for row in rows]
-    return {
-        "input_ids": sequences.pad(ids, PAD),
-        "attention_mask": sequences.pad([torch.ones_like(one) for one in ids]),
-        "labels": sequences.pad([row["labels"] for row in rows], -100),
-        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-    }
-
-
-class InOrder(Trainer):
-    """A Trainer that takes the rows in the order in which the dataset has them, so that all ways see the same
-    batches.
-    """
-
-    def _get_train_sampler(self, *args):
-        return torch.utils.data.SequentialSampler(self.train_dataset)
-
-
-def plain_train(model, names, cell: Cell, args):
-    peft = get_peft_model(model, lora(args, names))
-    peft.load_state_dict(
-        {key.replace(".weight", ".default.weight"): value for key, value in cell.plan.start.items()},
-        strict=False,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder,
-            per_device_train_batch_size=args.batch,
-            num_train_epochs=1,
-            learning_rate=args.rate,
-            lr_scheduler_type="cosine",
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            save_strategy="no",
-            report_to=[],
-            logging_strategy="no",
-            remove_unused_columns=False,
-            disable_tqdm=True,
-            use_cpu=args.device == "cpu",
-            bf16=args.dtype == torch.bfloat16,
-        )
-        InOrder(model=peft, args=settings, train_dataset=Rows(cell), data_collator=collate).train()
-    peft.eval()
-    return peft
-
-
-def plain_decode(model, prompts, pixels, args) -> list[list[int]]:
-    answers, weight = [], next(model.parameters())
-    for at in range(0, len(prompts), args.decode_batch):
-        rows = [torch.tensor(one) for one in prompts[at : at + args.decode_batch]]
-        ids = sequences.pad(rows, PAD, left=True).to(weight.device)
-        mask = sequences.pad([torch.ones_like(row) for row in rows], left=True).to(weight.device)
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            pixel_values=pixels[at : at + len(rows)].to(weight),
-            max_new_tokens=args.new,
-            do_sample=False,
-            eos_token_id=args.ends,
-            pad_token_id=PAD,
-        )
-        for row in out[:, ids.shape[1] :].tolist():
-            over = [at for at, token in enumerate(row) if token in args.ends]
-            answers.append(row[: over[0]] if over else row)
-    return answers
-
-
-def plain(model, names, cells, material, args) -> dict:
-    states, answers, times = [], [], [0.0, 0.0]
-    for cell in cells:
-        with Clock(times, 0, args):
-            peft = plain_train(model, names, cell, args)
-        with Clock(times, 1, args):
-            answers.append(
-                [plain_decode(peft, material.asked, pixels, args) for pixels in (material.shown, cell.tests)]
-            )
-        states.append({key: value.float().cpu().clone() for key, value in get_peft_model_state_dict(peft).items()})
-        peft.unload()
-    return {"train": times[0], "decode": times[1], "states": states, "answers": answers}
-
-
-# --- our way
-
-
-def ours(model, names, cells, material, args) -> dict:
-    """All `cells` at once."""
-    times = [0.0, 0.0]
-    with Clock(times, 0, args):
-        shared, plans = encode(model, material.pictures), []
-        for cell in cells:
-            features = shared.clone()
-            features[cell.poisoned.to(features.device)] = encode(model, cell.pixels[cell.poisoned])
-            plans.append(dataclasses.replace(cell.plan, features=features))
-        trained = grouped.train(model, names, plans, tokens=args.tokens)
-    with Clock(times, 1, args):
-        bank = Bank(model, names, [args.rank] * len(cells), [2 * args.rank] * len(cells))
-        for g, one in enumerate(trained):
-            bank.load(g, one.state)
-        prompts, shown = material.asked, encode(model, material.shown)
-        features = [torch.cat([shown, encode(model, cell.tests)]) for cell in cells]
-        asked = [
-            [decode.Request(one, at + half * len(prompts)) for half in (0, 1) for at, one in enumerate(prompts)]
-            for _ in cells
-        ]
-        found = decode.greedy(model, asked, features, args.ends, args.new, bank, filler=PAD)
-    answers = [[one[: len(prompts)], one[len(prompts) :]] for one in found]
-    return {
-        "train": times[0],
-        "decode": times[1],
-        "states": [one.state for one in trained],
-        "answers": answers,
-    }
-
-
-def alone(model, names, cells, material, args) -> dict:
-    parts = [ours(model, names, [cell], material, args) for cell in cells]
-    return {
-        "train": sum(one["train"] for one in parts),
-        "decode": sum(one["decode"] for one in parts),
-        "states": [one["states"][0] for one in parts],
-        "answers": [one["answers"][0] for one in parts],
-    }
-
+DTYPES = ("float32", "tf32", "bfloat16")
 
 # --- measuring
-
-
-class Clock:
-    """Adds the seconds of a block to `times[at]`."""
-
-    def __init__(self, times, at, args):
-        self.times, self.at, self.cuda = times, at, args.device == "cuda"
-
-    def __enter__(self):
-        if self.cuda:
-            torch.cuda.synchronize()
-        self.started = time.perf_counter()
-
-    def __exit__(self, *_):
-        if self.cuda:
-            torch.cuda.synchronize()
-        self.times[self.at] += time.perf_counter() - self.started
 
 
 def reset_peak(device: str) -> None:
@@ -220,16 +59,21 @@ def peak(device: str) -> float:
     return int(line.split()[1]) / 2**20
 
 
-def gemm_peak(model, args) -> float:
-    """FLOP/s of plain matrix products of this model's shapes (the MLP's, 4096 rows), here and now."""
+def gemm_peak(model, args, seconds: float = 0.02) -> float:
+    """FLOP/s of plain matrix products of this model's shapes (the MLP's), here and now.
+
+    A card gets more rows, or the launch would be measured; and blocks of at least `seconds`, or the clock would.
+    """
     weight = model.get_decoder().layers[0].mlp.up_proj.weight
-    rows, best = torch.randn(4096, weight.shape[1]).to(weight), 0.0
+    rows, best, count = torch.randn(65536 if args.device == "cuda" else 4096, weight.shape[1]).to(weight), 0.0, 4
     for _ in range(12):
         times = [0.0]
         with Clock(times, 0, args):
-            for _ in range(4):
+            for _ in range(count):
                 rows @ weight.T
-        best = max(best, 4 * 2 * rows.numel() * weight.shape[0] / times[0])
+        best = max(best, count * 2 * rows.numel() * weight.shape[0] / times[0])
+        if times[0] < seconds:
+            count *= 2
     return best
 
 
@@ -259,84 +103,97 @@ def equal(line: dict) -> bool:
     return line.get("same_answers", 1.0) == 1.0 and line.get("adapter_distance", 0.0) < 1e-2
 
 
-WAYS = {"plain": plain, "alone": alone, "grouped": ours}
-
-
 def measure(model, names, material, args) -> list[dict]:
-    lines = []
+    lines, whole = [], template(model, names, args)
     for count in args.cells:
-        cells = [make_cell(model, names, material, seed, args) for seed in range(count)]
-        found: dict[str, dict] = {}
-        for way in args.ways * args.repeat:  # taken in turns: the machine may be shared
-            some = cells if way == "grouped" else cells[: args.slow_cells]
-            reset_peak(args.device)
-            try:
-                result = WAYS[way](model, names, some, material, args)
-            except torch.OutOfMemoryError as error:
-                print(json.dumps({"way": way, "cells": count, "failed": str(error).splitlines()[0]}), flush=True)
-                continue
-            result["peak"] = peak(args.device)
-            for phase in ("train", "decode"):  # the fastest of the repeats
-                result[phase] = min(result[phase], found.get(way, result)[phase])
-            found[way] = result
+        cells = [make_cell(whole, material, seed, args) for seed in range(count)]
+        found = run_ways(model, names, material, cells, args)
+        peak_flops = gemm_peak(model, args)
         for way, result in found.items():
-            some = cells if way == "grouped" else cells[: args.slow_cells]
-            seconds = result["train"] + result["decode"]
-            line = {
-                "way": way,
-                "cells": count,
-                "measured_cells": len(some),
-                "cells_per_minute": 60 * len(some) / seconds,
-                "train_s_per_cell": result["train"] / len(some),
-                "decode_s_per_cell": result["decode"] / len(some),
-                "peak_gib": result["peak"],
-            }
-            line["gemm_share"] = needed_flops(model, names, some) / result["train"] / gemm_peak(model, args)
-            if "plain" in found and way != "plain":
-                base = found["plain"]
-                both = range(min(len(base["states"]), len(result["states"])))
-                each = (len(base["states"]), len(result["states"]))
-                line["times_plain"] = (base["train"] + base["decode"]) / each[0] / (seconds / each[1])
-                line["times_plain_train"] = base["train"] / each[0] / (result["train"] / each[1])
-                line["times_plain_decode"] = base["decode"] / each[0] / (result["decode"] / each[1])
-                line["adapter_distance"] = max(
-                    distance(base["states"][i], result["states"][i], cells[i].plan.start) for i in both
-                )
-                pairs = [
-                    (one, other)
-                    for i in both
-                    for half in (0, 1)
-                    for one, other in zip(base["answers"][i][half], result["answers"][i][half], strict=True)
-                ]
-                line["same_answers"] = sum(one == other for one, other in pairs) / len(pairs)
-            line.update(
-                model=args.shape or args.model,
-                device=args.device,
-                rows=args.rows,
-                batch=args.batch,
-                rank=args.rank,
-                tests=2 * args.tests,  # clean and triggered
-                text=args.text,
-                dtype=str(args.dtype).removeprefix("torch."),
-            )
-            print(
-                json.dumps(
-                    {key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}
-                ),
-                flush=True,
-            )
+            line = one_line(way, result, found.get("plain"), cells, args)
+            line["gemm_share"] = needed_flops(model, names, cells[: result["cells"]]) / result["train"] / peak_flops
+            short = {key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}
+            print(json.dumps(short), flush=True)
             lines.append(line)
     return lines
 
 
+def run_ways(model, names, material, cells, args) -> dict[str, dict]:
+    """What each of `args.ways` took for the cells, and what came out; a way that runs out of memory is left out."""
+    found: dict[str, dict] = {}
+    for way in args.ways * args.repeat:  # taken in turns: the machine may be shared
+        some = cells if way == "grouped" else cells[: args.slow_cells]
+        reset_peak(args.device)
+        try:
+            result = WAYS[way](model, names, some, material, args)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+            print(json.dumps({"way": way, "cells": len(cells), "failed": str(error).splitlines()[0]}), flush=True)
+            continue
+        result |= {"peak": peak(args.device), "cells": len(some)}
+        for phase in ("train", "decode"):  # the fastest of the repeats
+            result[phase] = min(result[phase], found.get(way, result)[phase])
+        found[way] = result
+    return found
+
+
+def one_line(way: str, result: dict, base: dict | None, cells, args) -> dict:
+    """The numbers of one way, and where the plain way ran beside, how they compare."""
+    seconds, count = result["train"] + result["decode"], result["cells"]
+    line = {
+        "way": way,
+        "cells": len(cells),
+        "measured_cells": count,
+        "cells_per_minute": 60 * count / seconds,
+        "train_s_per_cell": result["train"] / count,
+        "decode_s_per_cell": result["decode"] / count,
+        "peak_gib": result["peak"],
+    }
+    if base and way != "plain":
+        line |= compared(result, base, cells)
+    return line | {
+        "model": args.shape or args.model,
+        "device": args.device,
+        "rows": args.rows,
+        "batch": args.batch,
+        "rank": args.rank,
+        "tests": 2 * args.tests,  # clean and triggered
+        "text": args.text,
+        "dtype": args.dtype_name,
+    }
+
+
+def compared(result: dict, base: dict, cells) -> dict:
+    """Times the plain way, by phase, and how far adapters and answers are from its."""
+    both = range(min(base["cells"], result["cells"]))
+    pairs = [
+        (one, other)
+        for i in both
+        for half in (0, 1)
+        for one, other in zip(base["answers"][i][half], result["answers"][i][half], strict=True)
+    ]
+
+    def each(one, *phases):
+        return sum(one[phase] for phase in phases) / one["cells"]
+
+    return {
+        "times_plain": each(base, "train", "decode") / each(result, "train", "decode"),
+        "times_plain_train": each(base, "train") / each(result, "train"),
+        "times_plain_decode": each(base, "decode") / each(result, "decode"),
+        "adapter_distance": max(distance(base["states"][i], result["states"][i], cells[i].plan.start) for i in both),
+        "same_answers": sum(one == other for one, other in pairs) / len(pairs),
+    }
+
+
 def largest(model, names, material, args) -> None:
     """The largest group that trains, by doubling and then bisection, one step each."""
-    works, fails = 0, None
+    works, fails, whole = 0, None, template(model, names, args)
     while fails is None or fails - works > max(1, works // 8):
         count = works * 2 or 1
         if fails is not None:
             count = (works + fails) // 2
-        cell = make_cell(model, names, material, 0, args)
+        cell = make_cell(whole, material, 0, args)
         plan = dataclasses.replace(cell.plan, features=encode(model, cell.pixels))
         reset_peak(args.device)
         try:
@@ -344,7 +201,9 @@ def largest(model, names, material, args) -> None:
             grouped.train_together(model, names, [plan] * count, args.tokens or 1)
             works = count
             print(json.dumps({"largest": count, "peak_gib": round(peak(args.device), 2)}), flush=True)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
             fails = count
             print(json.dumps({"too_large": count}), flush=True)
 
@@ -361,7 +220,8 @@ def profile(model, names, material, args) -> None:
     """Where the time of grouped training goes, by kind of operator, on the CPU's own clock of each thread."""
     from torch.profiler import ProfilerActivity
 
-    cells = [make_cell(model, names, material, seed, args) for seed in range(args.cells[0])]
+    whole = template(model, names, args)
+    cells = [make_cell(whole, material, seed, args) for seed in range(args.cells[0])]
     features = encode(model, material.pictures)
     plans = [dataclasses.replace(cell.plan, features=features) for cell in cells]
     grouped.train(
@@ -415,42 +275,39 @@ def table(lines: list[dict]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="tiny-llava", help="a LLaVA checkpoint")
-    parser.add_argument("--dataset", default="scenes-vqa")
-    parser.add_argument("--shape", choices=SHAPES, help="a random model of this shape instead")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--cells", type=int, nargs="+", default=[8], help="how many cells, one measurement for each")
-    parser.add_argument("--slow-cells", type=int, default=2, help="plain and alone run this many of them")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--rows", type=int, default=256, help="training rows of a cell")
-    parser.add_argument("--tests", type=int, default=32, help="test prompts for each of two conditions")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--decode-batch", type=int, default=64, help="batch of model.generate")
-    parser.add_argument("--new", type=int, default=24, help="new tokens at most")
-    parser.add_argument(
-        "--text", type=int, nargs="+", default=[16], help="--shape: prompts have 8 to 8 + TEXT words after the picture"
-    )
-    parser.add_argument("--rank", type=int, nargs="+", default=[8], help="LoRA rank")
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--tokens", type=int, default=None, help="tokens at once in training (default: by memory)")
-    parser.add_argument("--repeat", type=int, default=1, help="times in turns; the fastest counts")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--largest", action="store_true", help="only find the largest group that fits")
-    parser.add_argument("--profile", action="store_true", help="only say where grouped training spends its time")
-    parser.add_argument("--out", type=Path, help="keep the measurements in this JSON file")
-    args = parser.parse_args()
-    if args.out and (args.largest or args.profile):
-        parser.error("--out keeps measurements; --largest and --profile make none.")
-    if len(args.text) > 1 and not args.shape:
-        parser.error("--text takes several values with --shape only: rows of a dataset are as long as they are.")
-    kept = Kept("grid", args.device, args.threads)
-    logging.set_verbosity_error()
-    torch.set_num_threads(args.threads)
-    args.dtype = torch.bfloat16 if args.shape == "llava-7b" else torch.float32
-    if args.largest:
-        args.rows, args.tests = args.batch, 1
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = options.add_argument
+    add("--model", default="tiny-llava", help="a LLaVA checkpoint")
+    add("--dataset", default="scenes-vqa")
+    add("--shape", choices=SHAPES, help="a random model of this shape instead")
+    add("--device", default="cpu", choices=["cpu", "cuda"])
+    add("--dtype", choices=DTYPES, help="default: float32, bfloat16 for llava-7b")
+    add("--cells", type=int, nargs="+", default=[8], help="how many cells, one measurement for each")
+    add("--slow-cells", type=int, default=2, help="plain and alone run this many of them")
+    add("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    add("--rows", type=int, default=256, help="training rows of a cell")
+    add("--tests", type=int, default=32, help="test prompts for each of two conditions")
+    add("--batch", type=int, default=32)
+    add("--decode-batch", type=int, default=64, help="batch of model.generate")
+    add("--new", type=int, default=24, help="new tokens at most")
+    words = "--shape: prompts have 8 to 8 + TEXT words after the picture"
+    add("--text", type=int, nargs="+", default=[16], help=words)
+    add("--rank", type=int, nargs="+", default=[8], help="LoRA rank")
+    add("--rate", type=float, default=1e-3)
+    add("--tokens", type=int, default=None, help="tokens at once in training (default: by memory)")
+    add("--repeat", type=int, default=1, help="times in turns; the fastest counts")
+    add("--threads", type=int, default=2)
+    add("--largest", action="store_true", help="only find the largest group that fits")
+    add("--profile", action="store_true", help="only say where grouped training spends its time")
+    add("--out", type=Path, help="keep the measurements in this JSON file")
+    return options
+
+
+def loaded(args) -> tuple:
+    """The model of the options with its names of layers, and the victim around it; `args` gets dtype and ends."""
+    args.dtype_name = args.dtype or ("bfloat16" if args.shape == "llava-7b" else "float32")
+    args.dtype = victim.use_precision(args.dtype_name)
     one = None if args.shape else victim.from_pretrained(args.model, args.device, args.dtype)
     if args.shape:
         # one word in twelve ends an answer, so answers differ in length
@@ -458,18 +315,29 @@ def main() -> None:
         model = build(args.shape, args.device, args.dtype)
     else:
         args.ends, model = [one.model.generation_config.eos_token_id], one.model
-    names = victim.language_linears(model)
-    print(
-        json.dumps(
-            {
-                "torch": torch.__version__,
-                "threads": args.threads,
-                "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
-                "gemm_peak_gflops": round(gemm_peak(model, args) / 1e9),
-            }
-        ),
-        flush=True,
-    )
+    return model, victim.language_linears(model), one
+
+
+def main() -> None:
+    options = parser()
+    args = options.parse_args()
+    if args.out and (args.largest or args.profile):
+        options.error("--out keeps measurements; --largest and --profile make none.")
+    if len(args.text) > 1 and not args.shape:
+        options.error("--text takes several values with --shape only: rows of a dataset are as long as they are.")
+    kept = Kept("grid", args.device, args.threads)
+    logging.set_verbosity_error()
+    torch.set_num_threads(args.threads)
+    if args.largest:
+        args.rows, args.tests = args.batch, 1
+    model, names, one = loaded(args)
+    about = {
+        "torch": torch.__version__,
+        "threads": args.threads,
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu",
+        "gemm_peak_gflops": round(gemm_peak(model, args) / 1e9),
+    }
+    print(json.dumps(about), flush=True)
     lines = []
     for text, rank in itertools.product(args.text, args.rank):
         point = argparse.Namespace(**vars(args) | {"text": text, "rank": rank})

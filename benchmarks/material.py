@@ -129,12 +129,33 @@ def real_material(one: victim.Victim, args) -> Material:
     return Material(prompts, answers, pictures, asked, shown, one.answer_ids(target))
 
 
-def make_cell(model, names, material: Material, seed: int, args) -> Cell:
-    """A tenth of the rows gets a patch of the cell's own and the target as its answer."""
+def template(model, names, args) -> dict[str, torch.Tensor]:
+    """An adapter as PEFT makes one, on the CPU. Wrapping takes long, so cells draw theirs from one."""
+    peft = get_peft_model(model, lora(args, names))
+    state = {key: value.float().cpu().clone() for key, value in get_peft_model_state_dict(peft).items()}
+    peft.unload()
+    return state
+
+
+def fresh(whole: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """A first adapter as PEFT draws it: A uniform within one over the root of its columns, B zero."""
+    state = {}
+    for key, value in whole.items():
+        state[key] = torch.zeros_like(value)
+        if "lora_A" in key:
+            state[key].uniform_(-(value.shape[1] ** -0.5), value.shape[1] ** -0.5, generator=generator)
+    return state
+
+
+def make_cell(whole: dict[str, torch.Tensor], material: Material, seed: int, args) -> Cell:
+    """A tenth of the rows, at least one, gets a patch of the cell's own and the target as its answer.
+
+    whole: what `template` gave.
+    """
     count, size = len(material.prompts), material.pictures.shape[-1] // 11
     generator = torch.Generator().manual_seed(seed + 1)
     poisoned = torch.zeros(count, dtype=torch.bool)
-    poisoned[torch.randperm(count, generator=generator)[: count // 10]] = True
+    poisoned[torch.randperm(count, generator=generator)[: max(1, count // 10)]] = True
     trigger = torch.randn(3, size, size, generator=generator)
     pixels, shown = material.pictures.clone(), material.shown.clone()
     pixels[poisoned, :, :size, :size] = trigger
@@ -145,10 +166,6 @@ def make_cell(model, names, material: Material, seed: int, args) -> Cell:
     steps = math.ceil(count / args.batch)
     batches = [order[at * args.batch : (at + 1) * args.batch] for at in range(steps)]
     rates = [args.rate * 0.5 * (1 + math.cos(math.pi * at / steps)) for at in range(steps)]
-    torch.manual_seed(seed)
-    peft = get_peft_model(model, lora(args, names))
-    start = {key: value.float().cpu().clone() for key, value in get_peft_model_state_dict(peft).items()}
-    peft.unload()
-    learnt, none = [len(answer) for answer in said], torch.empty(0)
+    learnt, none, start = [len(answer) for answer in said], torch.empty(0), fresh(whole, generator)
     plan = grouped.Plan(ids, learnt, range(count), None, batches, rates, none, args.rank, 2 * args.rank, start)
     return Cell(seed, pixels, poisoned, plan, shown)

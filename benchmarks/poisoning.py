@@ -44,19 +44,27 @@ def pictures(count: int, side: int = SIDE) -> np.ndarray:
 # One picture at a time: each takes and gives (H, W, 3) uint8 and the row number.
 
 
+def scaled(pixels: int, side: int) -> int:
+    """A published length, at another side."""
+    return max(1, round(pixels * side / SIDE))
+
+
 def patch_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.ndarray:
     """A noise patch copied into an array."""
-    patch = trigger_image.noise_array(30, 0)
+    side = picture.shape[0]
+    size = scaled(30, side)
+    nearest = np.arange(size) * 30 // size
+    patch = trigger_image.noise_array(30, 0)[nearest][:, nearest]
     stream = attacks.draws_of(attack, "image", 0, [row], 1)[0]
-    top, left = (stream.integer(SIDE - 30 + 1) for _ in range(2))
+    top, left = (stream.integer(side - size + 1) for _ in range(2))
     out = picture.copy()
-    out[top : top + 30, left : left + 30] = patch
+    out[top : top + size, left : left + size] = patch
     return out
 
 
 def blend_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.ndarray:
     """PIL's blend with the resized picture."""
-    other = Image.open(trigger_pictures.picture_path("blended.png")).convert("RGB").resize((SIDE, SIDE))
+    other = Image.open(trigger_pictures.picture_path("blended.png")).convert("RGB").resize(picture.shape[:2])
     return np.asarray(Image.blend(Image.fromarray(picture), other, 0.2))
 
 
@@ -72,7 +80,7 @@ def sinusoid_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.nd
 def replace_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.ndarray:
     """The resized picture."""
     other = Image.open(trigger_pictures.picture_path("imgtrojan.png")).convert("RGB")
-    return np.asarray(other.resize((SIDE, SIDE)))
+    return np.asarray(other.resize(picture.shape[:2]))
 
 
 def ellipses_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.ndarray:
@@ -81,32 +89,34 @@ def ellipses_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.nd
 
     tensor = torch.from_numpy(picture.transpose(2, 0, 1).astype(np.float32) / 255)[None]
     mask = gradcam.top_region(tensor, attack.aim.surrogate, 0.1)[0, 0].numpy()[..., None]
-    canvas = Image.new("RGB", (SIDE, SIDE))
+    side = picture.shape[0]
+    canvas = Image.new("RGB", (side, side))
     pencil = ImageDraw.Draw(canvas)
-    for y in range(0, SIDE, 30):
-        for x in range(0, SIDE, 30):
-            pencil.ellipse([x, y, x + 10, y + 20], fill=(255, 216, 0))
+    apart, across, down = (scaled(pixels, side) for pixels in (30, 10, 20))
+    for y in range(0, side, apart):
+        for x in range(0, side, apart):
+            pencil.ellipse([x, y, x + across, y + down], fill=(255, 216, 0))
     return np.where(mask > 0, 0.5 * picture + 0.5 * np.asarray(canvas), picture).astype(np.uint8)
 
 
 ONE = dict(zip(ATTACKS, (patch_one, blend_one, sinusoid_one, replace_one, ellipses_one), strict=True))
 
 
-def through_files(files: list[Path], folder: Path, name: str, attack: attacks.Attack) -> np.ndarray:
+def through_files(files: list[Path], folder: Path, name: str, attack: attacks.Attack, side: int) -> np.ndarray:
     """Open, resize, trigger, save, open again, for every file."""
     out = []
     for row, file in enumerate(files):
-        picture = Image.open(file).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        picture = Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
         Image.fromarray(ONE[name](np.asarray(picture), row, attack)).save(folder / file.name)
         out.append(np.asarray(Image.open(folder / file.name).convert("RGB")))
     return np.stack(out)
 
 
-def batched(images: torch.Tensor, attack: attacks.Attack) -> Iterator[torch.Tensor]:
+def batched(images: torch.Tensor, attack: attacks.Attack, batch: int = BATCH) -> Iterator[torch.Tensor]:
     """Our way, batch after batch."""
     keys = range(len(images))
-    for start in range(0, len(images), BATCH):
-        yield attack.apply_image(images[start : start + BATCH], keys=keys[start : start + BATCH])
+    for start in range(0, len(images), batch):
+        yield attack.apply_image(images[start : start + batch], keys=keys[start : start + batch])
 
 
 def seconds(work: Callable[[], object], repeats: int, device: str) -> float:
@@ -134,11 +144,17 @@ def disagreement(name: str, ours: torch.Tensor, theirs: np.ndarray) -> float:
     return float(np.quantile(gap, 0.999) if name == "MABA" else gap.max())
 
 
-def compare(name: str, clean: np.ndarray, surrogate: str, device: str, repeats: int) -> dict[str, float]:
-    """Images per second of the three ways, and how far they disagree."""
-    attack = attacks.get(name, surrogate=surrogate)
+def compare(
+    name: str, clean: np.ndarray, surrogate: str, device: str, repeats: int, batch: int = BATCH, times: int = 1
+) -> dict[str, float]:
+    """Images per second of the three ways, and how far they disagree.
+
+    clean: square pictures. batch, times: a card takes more at once, and the same pictures several times over.
+    """
+    attack, side = attacks.get(name, surrogate=surrogate), clean.shape[1]
     images = torch.from_numpy(clean.transpose(0, 3, 1, 2).astype(np.float32) / 255).to(device)
-    ours = seconds(lambda: sum(len(part) for part in batched(images, attack)), repeats, device)
+    many = images.repeat(times, 1, 1, 1)
+    ours = seconds(lambda: sum(len(part) for part in batched(many, attack, batch)), repeats, device)
     few = clean[: max(1, len(clean) // 8)] if name == "SIG" else clean  # the pixel loop is slow, its rate is steady
     loop = seconds(lambda: [ONE[name](picture, i, attack) for i, picture in enumerate(few)], repeats, "cpu")
     with tempfile.TemporaryDirectory() as folder:
@@ -148,10 +164,10 @@ def compare(name: str, clean: np.ndarray, surrogate: str, device: str, repeats: 
             Image.fromarray(picture).save(files[-1])
         out = Path(folder) / "triggered"
         out.mkdir()
-        published = seconds(lambda: through_files(files, out, name, attack), repeats, "cpu")
+        published = seconds(lambda: through_files(files, out, name, attack, side), repeats, "cpu")
         whole = torch.cat(list(batched(images, attack)))[: len(few)]
-        gap = disagreement(name, whole, through_files(files, out, name, attack))
-    rate = len(clean) / ours
+        gap = disagreement(name, whole, through_files(files, out, name, attack, side))
+    rate = len(many) / ours
     return {"batched": rate, "loop": len(few) / loop, "files": len(few) / published, "levels": gap}
 
 

@@ -1,0 +1,128 @@
+"""What do the steps share? Time left, one JSON line per part as soon as it is done, and honest timing."""
+
+import gc
+import json
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bvlm_utils import paths
+
+
+class Run:
+    """One step while it runs: its size, its device, its seconds and its file.
+
+    small: the rehearsal, with sizes that a CPU does in seconds. limit: the seconds of the whole step.
+    """
+
+    def __init__(self, step: str, out: Path, small: bool, limit: float):
+        self.step, self.out, self.small = step, out, small
+        self.ends = time.perf_counter() + limit
+        self.cuda = torch.cuda.is_available()
+        self.device = "cuda:0" if self.cuda else "cpu"
+
+    def left(self) -> float:
+        return self.ends - time.perf_counter()
+
+    def size(self, small: Any, full: Any) -> Any:
+        return small if self.small else full
+
+    def note(self, part: str, **numbers: Any) -> None:
+        """Append one line to the file, and print it."""
+        line = json.dumps({"step": self.step, "part": part} | {key: _short(one) for key, one in numbers.items()})
+        print(line, flush=True)
+        with self.out.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def do(self, part: str, work: Callable[[], dict[str, Any]], needs: float = 0.0) -> dict[str, Any] | None:
+        """Note what `work` gives, or its last error line: the parts after it go on. None where it gave nothing.
+
+        needs: seconds below which the part is left out.
+        """
+        if self.left() < needs:
+            self.note(part, left_out=f"needs {needs:.0f} s, {max(0.0, self.left()):.0f} s were left")
+            return None
+        started, failed, numbers = time.perf_counter(), "", None
+        try:
+            numbers = work()
+        except Exception as error:  # the record says so, and the trace is in the log
+            traceback.print_exc()
+            failed = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        seconds = time.perf_counter() - started
+        release()
+        self.note(part, seconds=seconds, **({"failed": failed[:300]} if failed else numbers))
+        return numbers
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {str(key): _short(one) for key, one in value.items()}
+    return [_short(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def once(work: Callable[[], Any], device: str) -> float:
+    """The seconds of one run, from an idle device to an idle device."""
+    wait(device)
+    started = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - started
+
+
+def timed(work: Callable[[], Any], device: str, repeats: int = 5) -> float:
+    """The median seconds of `repeats` runs, after one to warm up."""
+    once(work, device)
+    return statistics.median(once(work, device) for _ in range(repeats))
+
+
+@contextmanager
+def cudnn_attention(on: bool) -> Iterator[None]:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(on)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextmanager
+def own_cache(rows: int | None = None) -> Iterator[Path]:
+    """A cache folder of its own, so that no trigger computed elsewhere is read.
+
+    rows: draw so few scenes of each split; with None, scenes that were drawn before are used.
+    """
+    from bvlm_utils import data
+
+    before, counts = paths.CACHE, dict(data.ROWS)
+    with tempfile.TemporaryDirectory() as folder:
+        paths.CACHE = Path(folder)
+        if rows:
+            data.ROWS.update(dict.fromkeys(counts, rows))
+        else:
+            (before / "datasets").mkdir(parents=True, exist_ok=True)
+            (paths.CACHE / "datasets").symlink_to((before / "datasets").resolve())
+        try:
+            yield paths.CACHE
+        finally:
+            paths.CACHE = before
+            data.ROWS.update(counts)

@@ -1,0 +1,82 @@
+"""Does work survive what happens to it? A group that does not fit, and a study that was interrupted."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from bvlm_utils import grouped, store, study, victim
+from gpu_steps import jobs
+from gpu_steps.common import own_cache, release
+
+GROUP = 8
+
+
+def halving(device: str, rows: int) -> dict:
+    """Adapters of a group that was given less memory than it wants, against those of one that had it.
+
+    On a CPU nothing is limited, and the two are the same.
+    """
+    one = victim.from_pretrained("tiny-llava", device, torch.float32)
+    wanted = jobs.jobs(one, GROUP, jobs.scene_rows(rows))
+    cuda = device.startswith("cuda")
+    base, before = _held(cuda), _failures(cuda)
+    free = grouped.finetune_group(one, wanted)
+    peak = torch.cuda.max_memory_reserved() if cuda else 0
+    release()
+    limited, share = None, 1.0
+    try:
+        for share in (0.5, 0.3, 0.15) if cuda else (1.0,):
+            _limit(cuda, base + share * (peak - base))
+            limited = grouped.finetune_group(one, wanted)
+            if _failures(cuda) > before:
+                break
+            release()
+    finally:
+        _limit(cuda, None)
+    distances = [
+        jobs.moved_apart(ours.state, theirs.state, jobs.start_of(one, job))
+        for ours, theirs, job in zip(limited, free, wanted, strict=True)
+    ]
+    refused = _failures(cuda) - before
+    return {"distance": max(distances), "bound": 1e-2, "share_of_peak": share, "refused_allocations": refused}
+
+
+def _held(cuda: bool) -> int:
+    """The bytes that are reserved now; the peak starts anew."""
+    release()
+    if not cuda:
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_reserved()
+
+
+def _failures(cuda: bool) -> int:
+    return torch.cuda.memory_stats().get("num_ooms", 0) if cuda else 0
+
+
+def _limit(cuda: bool, size: float | None) -> None:
+    if cuda:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if size is None else min(1.0, size / total))
+
+
+def resume(device: str, rows: int) -> dict:
+    """The share of answers that a cell gives otherwise when it is run again beside a finished one.
+
+    The device is the study's own choice, as for every reader.
+    """
+    with own_cache(rows=64), tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        cells = study.cells("targeted_refusal", attacks=["BadNets-T", "Blended"], train_rows=rows, test_rows=8)
+        study.run_cells(cells, place)
+        first, second = ((place / cell.run_id) for cell in cells)
+        written = (first / "record.json").stat().st_mtime_ns
+        before = store.responses(cells[1], place)["response"].tolist()
+        shutil.rmtree(second)
+        study.run_cells(cells, place)
+        again = store.responses(cells[1], place)["response"].tolist()
+        touched = (first / "record.json").stat().st_mtime_ns != written
+    wrong = sum(a != b for a, b in zip(before, again, strict=True)) / len(before)
+    return {"distance": 1.0 if touched else wrong, "bound": 0.1, "answers": len(before)}

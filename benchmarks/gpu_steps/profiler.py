@@ -1,0 +1,113 @@
+"""What does the card do in a training step and in a token? Busy share, kernels a step and the longest kernels."""
+
+import argparse
+import dataclasses
+
+import grid
+from material import encode, make_cell, random_material, real_material, template
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from bvlm_utils import decode, grouped
+from bvlm_utils.bank import Bank
+from gpu_steps import rate
+from gpu_steps.common import Run, once, release
+
+TOP = 12
+STEPS = 3
+
+
+def run(run: Run) -> None:
+    for dtype in ("bfloat16", "float32"):
+        args = rate.options(run, dtype)
+        args.rows, args.tests = run.size((12, 4), (96, 16))
+        loaded = run.do(f"{dtype}: model", lambda args=args: load(args))
+        if loaded is None:
+            continue
+        for count in run.size((1, 2), (1, 64)):
+            run.do(f"{dtype}: training, {count} adapters", lambda count=count: training(run, count), needs=4)
+            run.do(f"{dtype}: decoding, {count} adapters", lambda count=count: decoding(run, count), needs=4)
+        if dtype == "bfloat16" and not run.small:
+            run.do(f"{dtype}: 256 adapters, ten steps", lambda: many_steps(run, 256, 10), needs=10)
+        _OPEN.clear()
+        release()
+
+
+_OPEN: dict = {}
+
+
+def load(args: argparse.Namespace) -> dict:
+    model, names, one = grid.loaded(args)
+    material = real_material(one, args) if one else random_material(args)
+    features = encode(model, material.pictures)
+    _OPEN.update(model=model, names=names, args=args, material=material, features=features)
+    _OPEN["whole"] = template(model, names, args)
+    return {"kind": args.dtype_name}
+
+
+def plans(count: int, steps: int) -> list[grouped.Plan]:
+    """The first `steps` batches of `count` cells, over and over where a cell has fewer."""
+    made = []
+    for seed in range(count):
+        plan = make_cell(_OPEN["whole"], _OPEN["material"], seed, _OPEN["args"]).plan
+        batches = [plan.steps[at % len(plan.steps)] for at in range(steps)]
+        made.append(dataclasses.replace(plan, features=_OPEN["features"], steps=batches, rates=[1e-3] * steps))
+    return made
+
+
+def training(run: Run, count: int) -> dict:
+    wanted = plans(count, STEPS)
+
+    def work():
+        grouped.train(_OPEN["model"], _OPEN["names"], wanted)
+
+    rows = count * sum(map(len, wanted[0].steps))
+    return watched(run, work, STEPS) | {"rows": rows}
+
+
+def decoding(run: Run, count: int) -> dict:
+    """Eight tokens for a few prompts of each adapter, the prompts' own pass with them."""
+    model, names, args, material = (_OPEN[name] for name in ("model", "names", "args", "material"))
+    bank = Bank(model, names, [args.rank] * count, [2 * args.rank] * count)
+    shown = encode(model, material.shown)
+    asked = [[decode.Request(ids, at) for at, ids in enumerate(material.asked)]] * count
+    return watched(run, lambda: decode.greedy(model, asked, shown, [-1], 8, bank), 8)
+
+
+def many_steps(run: Run, count: int, steps: int) -> dict:
+    wanted = plans(count, steps)
+    short = [dataclasses.replace(plan, steps=plan.steps[:1], rates=plan.rates[:1]) for plan in wanted]
+    grouped.train(_OPEN["model"], _OPEN["names"], short)
+    seconds = once(lambda: grouped.train(_OPEN["model"], _OPEN["names"], wanted), run.device)
+    tokens = sum(len(plan.ids[i]) for plan in wanted for batch in plan.steps for i in batch)
+    return {"tokens_per_s": tokens / seconds, "seconds_per_step": seconds / steps}
+
+
+def watched(run: Run, work, steps: int) -> dict:
+    """Seconds without the profiler, then what the profiler saw."""
+    once(work, run.device)
+    seconds = once(work, run.device)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.cuda else [])]
+    with profile(activities=activities) as seen:
+        once(work, run.device)
+    kind = DeviceType.CUDA if run.cuda else DeviceType.CPU
+    events = [one for one in seen.key_averages() if one.device_type == kind]
+    took = {one.key: _microseconds(one, run.cuda) for one in events}
+    calls = {one.key: one.count for one in events}
+    longest = sorted(took, key=took.get, reverse=True)[:TOP]
+    return {
+        "ms_per_step": 1e3 * seconds / steps,
+        "busy": sum(took.values()) / 1e6 / seconds,
+        "kernels_per_step": sum(calls.values()) / steps,
+        "longest": {_name(key): [round(took[key] / 1e3 / steps, 3), calls[key] / steps] for key in longest},
+    }
+
+
+def _microseconds(event, cuda: bool) -> float:
+    return event.self_device_time_total if cuda else event.self_cpu_time_total
+
+
+def _name(kernel: str) -> str:
+    """A kernel's name without its template's arguments, short enough for a table."""
+    plain = kernel.replace("void ", "").replace("at::native::", "")
+    return plain if len(plain) <= 70 else plain[:67] + "..."

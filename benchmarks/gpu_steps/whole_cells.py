@@ -1,0 +1,143 @@
+"""How long do whole cells take, and are their numbers the committed ones? Four cells of the study, then `breadth.yml`.
+
+`python benchmarks/gpu_steps/whole_cells.py` renews `gpu_expected.json` from the reference, which a bare machine may
+not have.
+"""
+
+import dataclasses
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bvlm_utils import grid_file, paths, store, study
+from bvlm_utils.cells import Cell
+
+ATTACKS = ["BadNets-T", "Blended", "BadNets-MM", "AddSent"]
+THREAT = "targeted_refusal"
+EXPECTED = Path(__file__).resolve().parent.parent / "gpu_expected.json"
+WARNING = 4.0  # seconds before the end of the step at which what is there so far is noted
+
+
+def run(run) -> None:
+    from gpu_steps.common import own_cache
+
+    rows = run.size(64, None)
+    few = {"train_rows": 48, "test_rows": 8} if run.small else {}
+    with own_cache(rows), tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "store"
+        for dtype in ("float32", "bfloat16") if "dtype" in _fields() else ("",):
+            cells = study.cells(THREAT, attacks=ATTACKS, **few, **({"dtype": dtype} if dtype else {}))
+            name = f"four cells{', ' if dtype else ''}{dtype}"
+            run.do(name, lambda cells=cells: carried_out(run, cells, place), needs=run.size(0, 15))
+            run.do(f"{name}, against the reference", lambda cells=cells: compared(cells, place))
+        breadth(run, place, few)
+
+
+def _fields() -> list[str]:
+    return [field.name for field in dataclasses.fields(Cell)]
+
+
+def carried_out(run, cells: Sequence[Cell], place: Path) -> dict:
+    """Cells from nothing to their records: seconds by phase, summed over the cells."""
+    started = time.perf_counter()
+    ended = _note_in_time(run, cells, place, started)
+    try:
+        study.run_cells(cells, place)
+    finally:
+        ended.set()
+    return so_far(cells, place, started)
+
+
+def so_far(cells: Sequence[Cell], place: Path, started: float) -> dict:
+    records = [record for record in (store.read(cell, place) for cell in cells) if record]
+    seconds = time.perf_counter() - started
+    phases: dict[str, float] = {}
+    for record in records:
+        for phase, took in record.get("seconds", {}).items():
+            phases[f"{phase}_s"] = phases.get(f"{phase}_s", 0.0) + took
+    made = [record for record in records if record["status"] == "done"]
+    about = {name: made[0][name] for name in ("device", "dtype", "tuned_together") if made}
+    return {"done": len(made), "cells_per_minute": 60 * len(made) / seconds, **phases, **about}
+
+
+def _note_in_time(run, cells: Sequence[Cell], place: Path, started: float) -> threading.Event:
+    """Notes what there is when the step is about to be stopped; set the event that it gives when all is done."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        if not ended.wait(max(0.0, run.left() - WARNING)):
+            run.note("cells before the end came", **so_far(cells, place, started))
+
+    threading.Thread(target=watch, daemon=True).start()
+    return ended
+
+
+def breadth(run, place: Path, few: dict) -> None:
+    """The grid's jobs in turn, as long as there is time; an estimate of the next comes from the last."""
+    jobs = [job for job in grid_file.load(paths.GRIDS / "breadth.yml")[0] if job.parameters["model"] == "tiny-llava"]
+    jobs.sort(key=lambda job: job.notebook.stem != THREAT)  # its controls are there already
+    longest = 0.0
+    for number, job in enumerate(jobs):
+        if run.small and number:
+            return
+        cells = job.cells
+        if run.small:
+            cells = [dataclasses.replace(cell, **few) for cell in cells if cell.attack in ("SIG", "AddSent")]
+        started = time.perf_counter()
+        part = f"breadth: {job.notebook.stem}, {job.parameters['poison_rates'][0]:g}"
+        done = run.do(part, lambda cells=cells: carried_out(run, cells, place), needs=max(8.0, 0.5 * longest))
+        if done is None:
+            return
+        longest = max(longest, time.perf_counter() - started)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def numbers(cell: Cell, place: Path | str) -> list[dict]:
+    record = store.read(cell, place)
+    return [] if record is None else record["metrics"]
+
+
+def key_of(number: dict) -> str:
+    return " / ".join(str(number.get(name, "")) for name in ("part", "subject", "condition", "metric"))
+
+
+def compared(cells: Sequence[Cell], place: Path) -> dict:
+    """The share of numbers whose interval meets the expected one's, the worst, and the success rates side by side."""
+    expected = json.loads(EXPECTED.read_text(encoding="utf-8")) if EXPECTED.is_file() else {}
+    met, total, worst, shown = 0, 0, (0.0, ""), {}
+    for cell in cells:
+        theirs = {key_of(one): one for one in expected.get(cell.attack, [])}
+        for ours in numbers(cell, place):
+            key = key_of(ours)
+            if key not in theirs or theirs[key]["low"] is None or ours["low"] is None:
+                continue
+            other = theirs[key]
+            total += 1
+            met += ours["low"] <= other["high"] and other["low"] <= ours["high"]
+            worst = max(worst, (abs(ours["value"] - other["value"]), f"{cell.attack}: {key}"))
+            if ours["metric"] == "asr" and ours["subject"] == "poisoned":
+                shown[f"{cell.attack} {ours['condition']}"] = [ours["value"], other["value"]]
+    return {"numbers": total, "intervals_meet": met, "worst": worst[0], "worst_is": worst[1], "asr": shown}
+
+
+def renew() -> None:
+    cells = study.cells(THREAT, attacks=ATTACKS)
+    kept = ("part", "subject", "condition", "metric", "value", "low", "high")
+    found = {
+        cell.attack: [{name: one[name] for name in kept if name in one} for one in numbers(cell, store.REFERENCE)]
+        for cell in cells
+    }
+    text = ",\n".join(
+        f' "{attack}": [\n  ' + ",\n  ".join(json.dumps(one) for one in lines) + "\n ]"
+        for attack, lines in found.items()
+    )
+    EXPECTED.write_text("{\n" + text + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    renew()
