@@ -1,7 +1,7 @@
 """Does a device give what the CPU gives? Each check is a distance with a stated bound; `tests/test_gpu.py` runs them.
 
-bfloat16 keeps three digits. Adam's first steps are signs of gradients, so in bfloat16 adapters drift apart where losses do not: there the
-losses are compared.
+bfloat16 keeps three digits. Adam's first steps are signs of gradients, so in bfloat16 adapters drift apart where losses
+do not: there the losses are compared.
 """
 
 import tempfile
