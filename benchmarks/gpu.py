@@ -64,7 +64,8 @@ def draw() -> None:
 
 def table(file: Path) -> str:
     """All parts of all steps, in the order in which they ended; at the end what is missing."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    written = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    lines = [json.loads(line) for line in written if line.endswith("}")]  # a step may be stopped in the midst of one
     rows = ["| step | part | seconds | result |", "|---|---|---:|---|"]
     for line in lines:
         if line["part"] != "end" or line.get("failed"):

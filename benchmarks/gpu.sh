@@ -39,7 +39,7 @@ step() { # step NAME SECONDS: run one step, at most so long and no longer than i
   timeout -k 5 "$limit" "$python" -W ignore "$root/benchmarks/gpu.py" "$name" --out "$lines" --size "$size" \
     --limit "$((limit - 2))" 2>&1 | tee -a "$log"
   rc=${PIPESTATUS[0]}
-  [ "$rc" -ne 0 ] && why=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1 | tr -d '"\\|\000-\037' | cut -c 1-200)
+  [ "$rc" -ne 0 ] && why=$(grep -v '^[[:space:]]*$' "$log" | tail -n 1 | tr '"\\|' "'/" | LC_ALL=C tr -cd '\40-\176' | tail -c 200)
   [ "$rc" -eq 124 ] && why="stopped after $limit s; last: $why"
   printf '{"step": "%s", "part": "end", "rc": %d%s}\n' "$name" "$rc" "${why:+, \"failed\": \"$why\"}" >>"$lines"
 }

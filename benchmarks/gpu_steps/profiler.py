@@ -56,22 +56,19 @@ def plans(count: int, steps: int) -> list[grouped.Plan]:
 
 
 def training(run: Run, count: int) -> dict:
-    wanted = plans(count, STEPS)
-
-    def work():
-        grouped.train(_OPEN["model"], _OPEN["names"], wanted)
-
-    rows = count * sum(map(len, wanted[0].steps))
-    return watched(run, work, STEPS) | {"rows": rows}
+    wanted = {steps: plans(count, steps) for steps in (1, 1 + STEPS)}
+    rows = count * sum(map(len, wanted[1 + STEPS][0].steps[1:]))
+    found = watched(run, lambda steps: grouped.train(_OPEN["model"], _OPEN["names"], wanted[steps]), STEPS)
+    return found | {"rows_per_s": 1e3 * rows / STEPS / found["ms_per_step"]}
 
 
 def decoding(run: Run, count: int) -> dict:
-    """Eight tokens for a few prompts of each adapter, the prompts' own pass with them."""
+    """Tokens after the first one, for a few prompts of each adapter."""
     model, names, args, material = (_OPEN[name] for name in ("model", "names", "args", "material"))
     bank = Bank(model, names, [args.rank] * count, [2 * args.rank] * count)
     shown = encode(model, material.shown)
     asked = [[decode.Request(ids, at) for at, ids in enumerate(material.asked)]] * count
-    return watched(run, lambda: decode.greedy(model, asked, shown, [-1], 8, bank), 8)
+    return watched(run, lambda new: decode.greedy(model, asked, shown, [-1], new, bank), 8)
 
 
 def many_steps(run: Run, count: int, steps: int) -> dict:
@@ -84,16 +81,12 @@ def many_steps(run: Run, count: int, steps: int) -> dict:
 
 
 def watched(run: Run, work, steps: int) -> dict:
-    """Seconds without the profiler, then what the profiler saw."""
-    once(work, run.device)
-    seconds = once(work, run.device)
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.cuda else [])]
-    with profile(activities=activities) as seen:
-        once(work, run.device)
-    kind = DeviceType.CUDA if run.cuda else DeviceType.CPU
-    events = [one for one in seen.key_averages() if one.device_type == kind]
-    took = {one.key: _microseconds(one, run.cuda) for one in events}
-    calls = {one.key: one.count for one in events}
+    """What `steps` more steps cost than one: seconds without the profiler, then what the profiler saw."""
+    work(1 + steps)  # to warm up
+    seconds = once(lambda: work(1 + steps), run.device) - once(lambda: work(1), run.device)
+    longer, shorter = _seen(run, lambda: work(1 + steps)), _seen(run, lambda: work(1))
+    took = {key: us - shorter.get(key, (0, 0))[0] for key, (us, _) in longer.items()}
+    calls = {key: count - shorter.get(key, (0, 0))[1] for key, (_, count) in longer.items()}
     longest = sorted(took, key=took.get, reverse=True)[:TOP]
     return {
         "ms_per_step": 1e3 * seconds / steps,
@@ -101,6 +94,16 @@ def watched(run: Run, work, steps: int) -> dict:
         "kernels_per_step": sum(calls.values()) / steps,
         "longest": {_name(key): [round(took[key] / 1e3 / steps, 3), calls[key] / steps] for key in longest},
     }
+
+
+def _seen(run: Run, work) -> dict[str, tuple[float, int]]:
+    """kernel (on a CPU, operator) -> its microseconds and how often it ran."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if run.cuda else [])]
+    with profile(activities=activities) as seen:
+        once(work, run.device)
+    kind = DeviceType.CUDA if run.cuda else DeviceType.CPU
+    events = [one for one in seen.key_averages() if one.device_type == kind]
+    return {one.key: (_microseconds(one, run.cuda), one.count) for one in events}
 
 
 def _microseconds(event, cuda: bool) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bvlm_utils import grid_file, paths, store, study
 from bvlm_utils.cells import Cell
+from bvlm_utils.errors import StudyError
 
 ATTACKS = ["BadNets-T", "Blended", "BadNets-MM", "AddSent"]
 THREAT = "targeted_refusal"
@@ -44,11 +45,14 @@ def carried_out(run, cells: Sequence[Cell], place: Path) -> dict:
     """Cells from nothing to their records: seconds by phase, summed over the cells."""
     started = time.perf_counter()
     ended = _note_in_time(run, cells, place, started)
+    failed = {}
     try:
         study.run_cells(cells, place)
+    except StudyError as error:  # the other cells of the list were run
+        failed = {"failed": str(error).splitlines()[-1].strip()[-200:]}
     finally:
         ended.set()
-    return so_far(cells, place, started)
+    return so_far(cells, place, started) | failed
 
 
 def so_far(cells: Sequence[Cell], place: Path, started: float) -> dict:
