@@ -24,11 +24,11 @@ NEW = 12  # tokens of an answer, at most
 
 
 def run(run: Run) -> None:
-    rows = run.size(16, ROWS)
+    rows = run.size(8, ROWS)
     for name, check in CHECKS.items():
         if not (run.small and "336" in name):
             run.do(name, lambda check=check: judged(check(run.device, rows)), needs=1)
-    run.do("synchronisations", lambda: sync.count(run.device, rows), needs=2)
+    run.do("synchronisations", lambda: sync.count(run.device, 2 * rows), needs=2)
 
 
 def judged(found: dict) -> dict:

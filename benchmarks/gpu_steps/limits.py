@@ -69,7 +69,7 @@ def resume(device: str, rows: int) -> dict:
     """
     with own_cache(rows=64), tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        cells = study.cells("targeted_refusal", attacks=["BadNets-T", "Blended"], train_rows=rows, test_rows=8)
+        cells = study.cells("targeted_refusal", attacks=["BadNets-T", "Blended"], train_rows=max(rows, 32), test_rows=8)
         study.run_cells(cells, place)
         first, second = ((place / cell.run_id) for cell in cells)
         written = (first / "record.json").stat().st_mtime_ns

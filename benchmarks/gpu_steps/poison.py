@@ -10,7 +10,7 @@ SURROGATE = str(paths.MODELS / "tiny-clip")
 
 def run(run: Run) -> None:
     count = run.size(4, 16)
-    for side in (336, 96):
+    for side in run.size((96,), (336, 96)):
         clean = poisoning.pictures(count, side)
         for name in poisoning.ATTACKS:
             run.do(f"{name}, {side} px", lambda name=name, clean=clean: rates(run, name, clean), needs=2)

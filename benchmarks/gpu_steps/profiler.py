@@ -18,13 +18,13 @@ STEPS = 3
 
 
 def run(run: Run) -> None:
-    for dtype in ("bfloat16", "float32"):
+    for dtype in run.size(("float32",), ("bfloat16", "float32")):
         args = rate.options(run, dtype)
-        args.rows, args.tests = run.size((12, 4), (96, 16))
+        args.rows, args.tests = run.size((4, 2), (96, 16))
         loaded = run.do(f"{dtype}: model", lambda args=args: load(args))
         if loaded is None:
             continue
-        for count in run.size((1, 2), (1, 64)):
+        for count in run.size((2,), (1, 64)):
             run.do(f"{dtype}: training, {count} adapters", lambda count=count: training(run, count), needs=4)
             run.do(f"{dtype}: decoding, {count} adapters", lambda count=count: decoding(run, count), needs=4)
         if dtype == "bfloat16" and not run.small:

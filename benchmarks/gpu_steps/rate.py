@@ -20,8 +20,9 @@ DTYPES = ("bfloat16", "float32", "tf32")
 
 def run(run: Run) -> None:
     logging.set_verbosity_error()
-    for number, dtype in enumerate(DTYPES):
-        share = run.left() / (len(DTYPES) - number)  # of the time that is left: no precision goes without
+    dtypes = run.size(DTYPES[:2], DTYPES)
+    for number, dtype in enumerate(dtypes):
+        share = run.left() / (len(dtypes) - number)  # of the time that is left: no precision goes without
         bench = run.do(f"{dtype}: plain", lambda dtype=dtype: plain(run, dtype), needs=5)
         if bench is not None:
             groups(run, dtype, share)
@@ -35,7 +36,7 @@ _OPEN: dict = {}  # the model and the plain way's result of the precision at han
 
 def options(run: Run, dtype: str) -> argparse.Namespace:
     """The rehearsal takes a random model, for which no scenes have to be drawn."""
-    small = ["--shape", "tiny", "--rows", "8", "--tests", "2", "--batch", "4", "--new", "4"]
+    small = ["--shape", "tiny", "--rows", "4", "--tests", "1", "--batch", "4", "--new", "4"]
     given = run.size(small, ["--rows", "256", "--tests", "32"])
     args = grid.parser().parse_args([*given, "--dtype", dtype, "--device", "cuda" if run.cuda else "cpu"])
     args.rank, args.text = args.rank[0], args.text[0]
@@ -63,7 +64,7 @@ def plain(run: Run, dtype: str) -> dict:
 def groups(run: Run, dtype: str, share: float) -> None:
     """Groups of growing size, while the next is expected to fit into `share` seconds of this step."""
     until, each = run.left() - share, 0.0
-    for count in run.size((1, 2), (1, 4, 16, 64)):
+    for count in run.size((2,), (1, 4, 16, 64)):
         wanted = 1.5 * each * count
         if run.left() - wanted < until:
             run.note(f"{dtype}: {count} cells", left_out=f"needs about {wanted:.0f} s")
