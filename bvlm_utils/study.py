@@ -78,10 +78,9 @@ def cells(
 def run_cells(cells: Sequence[Cell], store: str | Path | None = None) -> pd.DataFrame:
     """The tidy table of exactly these cells; what the store lacks is run first.
 
-    Columns are `tidy.COLUMNS`: one line per number, and one without a number for a skipped cell.
-    StudyError lists the cells that failed, after all others were run. In the book (BVLM_STORE=reference)
-    nothing is ever trained: a cell that the reference lacks is an InputError with the command that makes
-    it.
+    Columns are those of `tidy.table`: one line per number, and one without a number for a skipped cell. StudyError
+    lists the cells that failed, after all others were run. In the book (BVLM_STORE=reference) nothing is ever trained:
+    a cell that the reference lacks is an InputError with the command that makes it.
     """
     place = results.folder(store)
     missing = list({cell.run_id: cell for cell in cells if not finished(cell, place)}.values())
