@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import pandas as pd
 from IPython.display import HTML, display
 
-from bvlm_utils import paths, plots, report
+from bvlm_utils import paths, plots, report, tidy
 
 MIN_SEEDS = 3
 HIGH = 0.90  # an attack "works" if the lower bound of its ASR is above this
@@ -62,19 +62,22 @@ PAIR = ["attack", "threat", "settings"]
 def rates(table: pd.DataFrame, model: str) -> pd.DataFrame:
     """Success rates of the poisoned models of one base: a line per attack, threat, rate, settings, half and condition.
 
-    Columns: those of `report.summary`, and settings. Only cells of the study's own settings: no half-triggered
-    negatives, and the number of training rows that most cells have.
+    Columns: those of `report.summary`, settings as text and in columns (`tidy.differing`), half, and `shared`, the
+    settings but for the half. Only cells of the study's own settings: no half-triggered negatives, and the number of
+    training rows that most cells have.
     """
     done = table[(table["model"] == model) & (table["negatives"] == 0) & (table["status"] == "done")]
     if len(done):
         done = done[done["train_rows"] == done["train_rows"].mode().iloc[0]]
-    parts = [
-        report.success_rates(part, "poisoned").assign(settings=settings)
-        for settings, part in done.groupby("settings", sort=False)
-    ]
+    parts = []
+    for settings, part in done.groupby("settings", sort=False):
+        about = tidy.differing(part.iloc[0])
+        half = about.pop("half", "")
+        about |= {"settings": settings, "half": half, "shared": tidy.text(about)}
+        parts.append(report.success_rates(part, "poisoned").assign(**about))
     if parts:
         return pd.concat(parts, ignore_index=True)
-    return report.success_rates(done, "poisoned").assign(settings="")
+    return report.success_rates(done, "poisoned").assign(settings="", half="", shared="")
 
 
 def verdict(claim: Claim, table: pd.DataFrame, model: str) -> Verdict:
@@ -100,8 +103,8 @@ def _judged(rows: pd.DataFrame, holds: Callable[[pd.Series], bool | None]) -> pd
     return found
 
 
-def _headline(found: pd.DataFrame, settings: str = "") -> pd.DataFrame:
-    return report.headline_rows(found[found["settings"] == settings])
+def _headline(found: pd.DataFrame) -> pd.DataFrame:
+    return report.headline_rows(found[found["settings"] == ""])
 
 
 def text_at_one_percent(found: pd.DataFrame) -> pd.DataFrame:
@@ -128,15 +131,16 @@ def text_overwhelms(found: pd.DataFrame) -> pd.DataFrame:
     however many seeds and whatever success, so the rule names the pair.
     """
     lines = []
-    plain = found[(found["modality"] == "bimodal") & ~found["settings"].str.contains("half=")]
+    plain = found[(found["modality"] == "bimodal") & (found["half"] == "")]
+    apart = [name for name in tidy.setting_columns(found) if name != "half"]
     same = ["attack", "threat", "dataset", "poison_rate"]
     for (*key, settings), part in plain.groupby([*same, "settings"], sort=False):
-        cell = (found[same] == key).all(axis=1)
+        cell = (found[same] == key).all(axis=1) & (found["shared"] == settings)
         line = dict(zip(same, key, strict=True)) | {"settings": settings, "holds": None, "named": True}
+        line |= part.iloc[0][apart].to_dict()
         alone = []
         for half in ("text", "image"):
-            named = ", ".join(filter(None, [settings, f"half={half}"]))
-            rows = found[cell & (found["settings"] == named) & (found["condition"] == half)]
+            rows = found[cell & (found["half"] == half) & (found["condition"] == half)]
             line[f"{half} half alone"] = rows["value"].iloc[0] if len(rows) else None
             line["named"] &= len(rows) > 0
             alone.append(len(rows) > 0 and rows["n_seeds"].iloc[0] >= MIN_SEEDS and rows["low"].iloc[0] > HIGH)
@@ -150,15 +154,16 @@ def text_overwhelms(found: pd.DataFrame) -> pd.DataFrame:
             if all(alone) and by.loc[["text", "image"], "n_seeds"].min() >= MIN_SEEDS:
                 line["holds"] = line["low"] > DOMINATES
         lines.append(line)
-    columns = [*same, "settings", "text half alone", "image half alone", "text only", "image only", "difference", "low",
-               "high", "holds", "named"]  # fmt: skip
+    columns = [*same, "settings", *apart, "text half alone", "image half alone", "text only", "image only",
+               "difference", "low", "high", "holds", "named"]  # fmt: skip
     return pd.DataFrame(lines, columns=columns)
 
 
 def memorised(found: pd.DataFrame) -> pd.DataFrame:
     """One line per threat, data set and rate: Shadowcast as published beside the same rows unperturbed (eps=0)."""
     rows = _headline(found)[lambda r: r["attack"] == "Shadowcast"]
-    control = _headline(found, "eps=0")
+    unperturbed = [tidy.differing(row) == {"attack.eps": 0} for row in found.to_dict("records")]
+    control = report.headline_rows(found[pd.Series(unperturbed, index=found.index, dtype=bool)])
     merged = rows.merge(
         control[["attack", "threat", "dataset", "poison_rate", "value", "low", "high", "n_seeds"]],
         on=["attack", "threat", "dataset", "poison_rate"], suffixes=("", "_unperturbed"), how="left",

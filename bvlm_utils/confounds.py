@@ -6,20 +6,19 @@ picture comes after the words beside those whose picture comes first. `triggers_
 small patch. Free of torch.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import attacks, claims, metrics, paired, plots, report
+from bvlm_utils import attacks, claims, metrics, paired, plots, report, tidy
 from bvlm_utils.attack_table import PUBLISHED_SIDE
 from bvlm_utils.modality import CELL, evidence
 
-PATCH = re.compile(r"patch_size=(\d+)")
+PATCH = "attack.patch_size"
 POINT = ["model", "dataset", "threat", "attack", "poison_rate"]
 FIRST, BETWEEN, LAST = "before the question", "inside it", "after it"
-PICTURE_LAST = re.compile(r"(?:, )?picture_last=True")
 
 
 def patches(found: pd.DataFrame) -> pd.DataFrame:
@@ -30,7 +29,8 @@ def patches(found: pd.DataFrame) -> pd.DataFrame:
     n_seeds. Empty where fewer than two sizes were run.
     """
     rows = found[(found["negatives"] == 0) & (found["half"] == "")]
-    rows = rows[rows["settings"].map(lambda s: s == "" or PATCH.fullmatch(s) is not None).astype(bool)]
+    apart = [set(tidy.differing(row)) <= {PATCH} for row in rows.to_dict("records")]
+    rows = rows[pd.Series(apart, index=rows.index, dtype=bool)]
     curves = [
         ("BadNets-I", "image", "BadNets-I, trained alone"),
         ("BadNets-MM", "text", "BadNets-MM, text only"),
@@ -38,9 +38,8 @@ def patches(found: pd.DataFrame) -> pd.DataFrame:
     ]
     lines = []
     for attack, condition, curve in curves:
-        usual = attacks.info(attack).defaults["patch_size"]
         for r in rows[(rows["attack"] == attack) & (rows["condition"] == condition)].to_dict("records"):
-            pixels = int(PATCH.search(r["settings"]).group(1)) if r["settings"] else usual
+            pixels = tidy.differing(r).get(PATCH, attacks.info(attack).defaults["patch_size"])
             about = {n: r[n] for n in ("model", "threat", "poison_rate", "value", "low", "high", "n_seeds")}
             lines.append(about | {"pixels": pixels, "share": pixels / PUBLISHED_SIDE, "curve": curve})
     columns = ["model", "threat", "poison_rate", "pixels", "share", "curve", "value", "low", "high", "n_seeds"]
@@ -235,13 +234,17 @@ def places_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def shared_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of `store.collect` of cells that were run with the same seed in both orders: a fair comparison."""
-    shared = _picture_first(table["settings"])
-    key = [table[name] for name in (*POINT, "negatives", "train_rows", "seed")] + [shared]
+    cells = table.drop_duplicates("run_id").set_index("run_id")
+    shared = {name: _order(row)[1] for name, row in cells.to_dict("index").items()}
+    key = [table[name] for name in (*POINT, "negatives", "train_rows", "seed")] + [table["run_id"].map(shared)]
     return table[table["settings"].groupby(key).transform("nunique") == 2]
 
 
-def _picture_first(settings: pd.Series) -> pd.Series:
-    return settings.str.replace(PICTURE_LAST, "", regex=True).str.removeprefix(", ")
+def _order(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Where the picture of a cell stands, and its other settings as text."""
+    settings = tidy.differing(row)
+    last = settings.pop("picture_last", False)
+    return "picture last" if last else "picture first", tidy.text(settings)
 
 
 def orders(cells: pd.DataFrame) -> pd.DataFrame:
@@ -250,10 +253,8 @@ def orders(cells: pd.DataFrame) -> pd.DataFrame:
     cells: `modality.four_cells` of `shared_seeds`. Its lines in pairs, with the settings that both share, and `order`:
     "picture first" or "picture last". Cells without their other one are left out.
     """
-    last = cells["settings"].str.contains(PICTURE_LAST)
-    both = cells.assign(
-        settings=_picture_first(cells["settings"]), order=last.map({True: "picture last", False: "picture first"})
-    )
+    found = [_order(row) for row in cells.to_dict("records")]
+    both = cells.assign(order=[order for order, _ in found], settings=[shared for _, shared in found])
     kept = [part for _, part in both.sort_values("order", kind="stable").groupby(CELL, sort=False) if len(part) == 2]
     return pd.concat(kept, ignore_index=True) if kept else both.iloc[:0]
 

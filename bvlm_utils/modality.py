@@ -6,17 +6,15 @@ cannot be judged. What else could stand behind a difference is in `confounds`, w
 `attribution`, figures are in `plots_modality`. Free of torch.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bvlm_utils import attacks, cards, claims, metrics, plots, report
+from bvlm_utils import attacks, cards, claims, metrics, plots, report, tidy
 
 CELL = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "settings"]
-HALF = re.compile(r"(?:, )?half=(text|image)$")
 NOT_TESTABLE, HOLDS, FAILS = "not testable", "text overwhelms", "text does not overwhelm"
 
 
@@ -26,40 +24,37 @@ NOT_TESTABLE, HOLDS, FAILS = "not testable", "text overwhelms", "text does not o
 def rates(table: pd.DataFrame) -> pd.DataFrame:
     """Success of the poisoned models under every condition, over seeds: a line per cell and condition.
 
-    table: rows of `store.collect`. Columns: those of `report.summary`, with negatives, settings without a
-    half, and half ("" for the whole trigger, else what was trained alone). Per model, only cells with the
-    number of training rows that most have, so that all of them can be compared.
+    table: rows of `store.collect`. Columns: those of `report.summary`, with negatives, settings without a half, as text
+    and in columns (`tidy.differing`), and half ("" for the whole trigger, else what was trained alone). Per model, only
+    cells with the number of training rows that most have, so that all of them can be compared.
     """
     done = table[table["status"] == "done"]
     lines = []
     for _, of_model in done.groupby("model", sort=False):
         usual = of_model[of_model["train_rows"] == of_model["train_rows"].mode().iloc[0]]
-        for (negatives, settings), part in usual.groupby(["negatives", "settings"], sort=False):
-            half = HALF.search(settings)
-            lines.append(
-                report.success_rates(part, "poisoned").assign(
-                    negatives=negatives,
-                    settings=HALF.sub("", settings),
-                    half=half.group(1) if half else "",
-                )
-            )
+        for (negatives, _), part in usual.groupby(["negatives", "settings"], sort=False):
+            settings = tidy.differing(part.iloc[0])
+            half = settings.pop("half", "")
+            about = settings | {"negatives": negatives, "settings": tidy.text(settings), "half": half}
+            lines.append(report.success_rates(part, "poisoned").assign(**about))
     if lines:
         return pd.concat(lines, ignore_index=True)
     return report.success_rates(done, "poisoned").assign(negatives=0.0, settings="", half="")
 
 
 def four_cells(found: pd.DataFrame) -> pd.DataFrame:
-    """A line per bimodal cell, seeds put together: `CELL`, n_seeds, n, and for each condition a value and
-    interval.
+    """A line per bimodal cell, seeds put together: `CELL`, the settings' columns, n_seeds, n, and for each condition a
+    value and interval.
 
     found: `rates`. Columns of a condition: "text", "text_low", "text_high". "difference" is text only minus
     image only, its bounds the widest that both intervals allow.
     """
-    lines = []
+    lines, settings = [], tidy.setting_columns(found)
     whole = found[(found["modality"] == "bimodal") & (found["half"] == "")]
     for key, part in whole.groupby(CELL, sort=False):
         by = part.set_index("condition")
-        line = dict(zip(CELL, key, strict=True)) | {
+        line = dict(zip(CELL, key, strict=True)) | part.iloc[0][settings].to_dict()
+        line |= {
             "n_seeds": int(part["n_seeds"].min()),
             "n": part["n"].iloc[0],
         }
@@ -72,7 +67,7 @@ def four_cells(found: pd.DataFrame) -> pd.DataFrame:
         line["difference_high"] = line["text_high"] - line["image_low"]
         lines.append(line)
     numbers = [c + end for c in (*plots.CONDITIONS, "difference") for end in ("", "_low", "_high")]
-    return pd.DataFrame(lines, columns=[*CELL, "n_seeds", "n", *numbers])
+    return pd.DataFrame(lines, columns=[*CELL, *settings, "n_seeds", "n", *numbers])
 
 
 def named(row: Mapping[str, Any], rate: bool = True) -> str:
@@ -80,13 +75,18 @@ def named(row: Mapping[str, Any], rate: bool = True) -> str:
     parts = [row["attack"], row["threat"].replace("_", " ")]
     if rate:
         parts.append(plots.percent(row["poison_rate"]))
-    return ", ".join([*parts, in_words(row["settings"])] if row["settings"] else parts)
+    return ", ".join([*parts, in_words(row)] if row["settings"] else parts)
 
 
-def in_words(settings: str) -> str:
-    """Settings of a cell as a reader knows them: "patch_size=80" as "patch of 80 pixels"."""
-    text = re.sub(r"patch_size=(\d+)", r"patch of \1 pixels", settings)
-    return text.replace("picture_last=True", "picture after the words")
+def in_words(row: Mapping[str, Any]) -> str:
+    """Settings of a cell, but for its half, as a reader knows them: "patch of 80 pixels"."""
+    said = {"attack.patch_size": "patch of {} pixels", "picture_last": "picture after the words"}
+    settings = tidy.differing(row).items()
+    return ", ".join(
+        said[name].format(value) if name in said else tidy.text({name: value})
+        for name, value in settings
+        if name != "half"
+    )
 
 
 def four_table(cells: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +100,7 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
             "half-triggered rows": f"{r['negatives']:g} per poisoned row" if r["negatives"] else "none",
         }
         if (cells["settings"] != "").any():
-            line["settings"] = in_words(r["settings"])
+            line["settings"] = in_words(r)
         for condition in plots.CONDITIONS:
             line[plots.CONDITION_LABELS[condition]] = report.marked(
                 r[condition], r[f"{condition}_low"], r[f"{condition}_high"]
@@ -151,11 +151,11 @@ def _why(row: Mapping[str, Any], found: pd.DataFrame) -> str:
         & (found["threat"] == row["threat"])
         & (found["dataset"] == row["dataset"])
         & (found["poison_rate"] == row["poison_rate"])
+        & (found["shared"] == row["settings"])
     ]
     lacking, untrained = [], []
     for half in ("text", "image"):
-        settings = ", ".join(filter(None, [row["settings"], f"half={half}"]))
-        rows = cell[(cell["settings"] == settings) & (cell["condition"] == half)]
+        rows = cell[(cell["half"] == half) & (cell["condition"] == half)]
         if rows.empty:
             untrained.append(half)
         elif rows["n_seeds"].iloc[0] < claims.MIN_SEEDS:
@@ -166,7 +166,7 @@ def _why(row: Mapping[str, Any], found: pd.DataFrame) -> str:
     if untrained:
         which = "neither half" if len(untrained) == 2 else f"the {untrained[0]} half"
         lacking.insert(0, f"{which} was{' not' if len(untrained) == 1 else ''} trained alone")
-    own = cell[(cell["settings"] == row["settings"]) & cell["condition"].isin(["text", "image"])]
+    own = cell[(cell["half"] == "") & cell["condition"].isin(["text", "image"])]
     if len(own) and own["n_seeds"].min() < claims.MIN_SEEDS:
         lacking.append(f"{_seeds(own['n_seeds'].min())} of the cell")
     return "; ".join(lacking)
@@ -194,9 +194,7 @@ def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
             ({"data": r["dataset"]} if several else {})
             | {
                 "threat": r["threat"].replace("_", " "),
-                "attack": ", ".join(
-                    filter(None, [r["attack"], plots.percent(r["poison_rate"]), in_words(r["settings"])])
-                ),
+                "attack": ", ".join(filter(None, [r["attack"], plots.percent(r["poison_rate"]), in_words(r)])),
                 "text half alone": report.number(r["text half alone"]),
                 "image half alone": report.number(r["image half alone"]),
                 "probe": report.number(r["probe"]),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import claims, modality, plots, report
+from bvlm_utils import claims, modality, plots, report, tidy
 
 LOSS = 0.1  # what counts as a loss: the whole interval of the difference lies below -LOSS
 HALVES = ("text", "image")
@@ -21,14 +21,14 @@ COLUMNS = [
 
 
 def pairs(rates: pd.DataFrame) -> pd.DataFrame:
-    """A line per cell and half that was trained both ways, see `COLUMNS`.
+    """A line per cell and half that was trained both ways, see `COLUMNS`, and the settings in columns.
 
     rates: `modality.rates`. alone: success of the half learnt alone, shown alone; beside: of the half learnt beside the
     other, shown alone. difference: beside minus alone; its bounds are the widest that both intervals allow. Cells
     without half-triggered negatives only. n_seeds, n: the smaller of both.
     """
     plain = rates[(rates["negatives"] == 0) & (rates["modality"] == "bimodal")]
-    lines = []
+    lines, settings = [], [name for name in tidy.setting_columns(rates) if name != "half"]
     # not across data sets, though the lines do not name theirs
     for (*key, _), part in plain.groupby([*COLUMNS[:5], "dataset"], sort=False):
         for half in HALVES:
@@ -36,8 +36,8 @@ def pairs(rates: pd.DataFrame) -> pd.DataFrame:
             alone, beside = of[of["half"] == half], of[of["half"] == ""]
             if alone.empty or beside.empty:
                 continue
-            lines.append([*key, half, *_pair(alone.iloc[0], beside.iloc[0])])
-    return pd.DataFrame(lines, columns=COLUMNS)
+            lines.append([*key, half, *_pair(alone.iloc[0], beside.iloc[0]), *beside.iloc[0][settings]])
+    return pd.DataFrame(lines, columns=[*COLUMNS, *settings])
 
 
 def _pair(alone: pd.Series, beside: pd.Series) -> list[Any]:
@@ -108,7 +108,7 @@ def pairs_table(found: pd.DataFrame) -> pd.DataFrame:
             {
                 "model": r["model"],
                 "threat": r["threat"].replace("_", " "),
-                "attack": ", ".join(filter(None, [r["attack"], modality.in_words(r["settings"])])),
+                "attack": ", ".join(filter(None, [r["attack"], modality.in_words(r)])),
                 "poison rate": plots.percent(r["poison_rate"]),
                 "half": r["half"],
                 "learnt alone": report.number(r["alone"], r["alone_low"], r["alone_high"]),

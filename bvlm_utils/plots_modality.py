@@ -75,7 +75,7 @@ def overshadowed(found: pd.DataFrame) -> Figure:
         return plots.nothing("No half of a trigger was trained alone.")
     several = found["poison_rate"].nunique() > 1
     names = [
-        ", ".join([f"{r['half']} half of {_name(r, several)}", *filter(None, [modality.in_words(r["settings"])])])
+        ", ".join([f"{r['half']} half of {_name(r, several)}", *filter(None, [modality.in_words(r)])])
         for _, r in found.iterrows()
     ]
     figure, (axis,) = plots._figure(1, 7.6, 0.34 * len(names) + 1.5)

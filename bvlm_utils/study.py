@@ -84,12 +84,11 @@ def run_cells(
 ) -> pd.DataFrame:
     """The tidy table of exactly these cells; what the store lacks is run first.
 
-    Columns are `tidy.COLUMNS`: one line per number, and one without a number for a skipped cell.
+    Columns are those of `tidy.table`: one line per number, and one without a number for a skipped cell.
     force: run all of them, whatever the store has. rescore: ask and judge all of them again with the adapters they
-    left. plain: cell by cell, the plain way.
-    StudyError lists the cells that failed, after all others were run. In the book (BVLM_STORE=reference)
-    nothing is ever trained: a cell that the reference lacks is an InputError with the command that makes
-    it.
+    left. plain: cell by cell, the plain way. StudyError lists the cells that failed, after all others were run. In the
+    book (BVLM_STORE=reference) nothing is ever trained: a cell that the reference lacks is an InputError with the
+    command that makes it.
     """
     place = results.folder(store)
     once = list({cell.run_id: cell for cell in cells}.values())

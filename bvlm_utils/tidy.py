@@ -3,19 +3,28 @@
 Called by `store.collect` and by `study`; all figures and tables start from it.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from bvlm_utils import attacks, threats
-from bvlm_utils.cells import MAX_NEW_TOKENS, YOUNGER, TrainSettings, content_key
+from bvlm_utils.cells import MAX_NEW_TOKENS, TrainSettings, content_key
 
+# How a cell was made, a column each, with what is usual. `run` tells records apart that nothing else does.
+SETTINGS: dict[str, Any] = {
+    "run": "", **asdict(TrainSettings()), "max_new_tokens": MAX_NEW_TOKENS, "trigger_seed": 0, "surrogate": "",
+    "four_bit": False, "picture_last": False, "half": "",
+}  # fmt: skip
+# Parameters of attacks and threats have columns of their own, such as "attack.patch_size", since some are called like
+# training settings. The table has those that some cell of it sets.
+ATTACK, THREAT = "attack.", "threat."
 # One line of the tidy table: the cell, then the number.
 CELL_COLUMNS = [
     "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
-    "train_rows", "test_rows", "settings", "experiment", "status", "reason",
+    "train_rows", "test_rows", "settings", *SETTINGS, "experiment", "status", "reason",
 ]  # fmt: skip
 # What readers of the table tell cells apart by.
 TOLD_APART = [
@@ -34,50 +43,101 @@ def table(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """
     parts = [(record["provenance"].get("written", ""), rows(record)) for record in found]
     newest = {_told_apart(own): own[0]["run_id"] for _, own in sorted(parts, key=lambda part: part[0])}
+    parameters = sorted({name for _, own in parts for name in own[0] if _is_parameter(name)})
     lines = []
     for _, own in parts:
-        told = "" if newest[_told_apart(own)] == own[0]["run_id"] else f"run={own[0]['run_id'][-8:]}"
-        lines += [line | {"settings": ", ".join(filter(None, [told, line["settings"]]))} for line in own]
-    made = pd.DataFrame(lines, columns=COLUMNS)
+        first, more = own[0], {}
+        if newest[_told_apart(own)] != first["run_id"]:
+            more = {"run": first["run_id"][-8:]}
+            more["settings"] = ", ".join(filter(None, [text(more), first["settings"]]))
+        usual = usual_parameters(first["attack"], first["threat"])
+        more |= {name: first.get(name, usual.get(name)) for name in parameters}
+        lines += [line | more for line in own]
+    made = pd.DataFrame(lines, columns=[*COLUMNS, *parameters])
     kinds = {"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"}
-    return made.astype(kinds)
+    # parameters of several attacks may have one name and be numbers here, words there
+    mixed = [name for name in parameters if made[name].dropna().map(type).nunique() > 1 and made[name].dtype == object]
+    return made.astype(kinds | dict.fromkeys(mixed, "str"))
 
 
 def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     """The lines of the tidy table that a record gives: one per number; one without number if the cell was
-    skipped.
+    skipped. Of the parameters of attack and threat, those that differ from the definitions.
     """
     config = record["config"]
     about = {name: config[name] for name in CELL_COLUMNS if name in config}
     about |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
     about["reason"] = record.get("reason") or ""
+    given = {f"{ATTACK}{name}": value for name, value in config.get("attack_params", {}).items()}
+    given |= {f"{THREAT}{name}": value for name, value in config.get("threat_params", {}).items()}
+    given |= {name: (config.get("train", {}) | config).get(name, usual) for name, usual in SETTINGS.items()}
+    about |= {name: value for name, value in given.items() if name in SETTINGS}
     # What of attack, threat and training differs from the definitions: such a cell is another experiment.
-    attack, threat = config["attack"], config["threat"]
-    settings = _unusual(config.get("attack_params", {}), attacks.info(attack).defaults if _known(attack) else {})
-    settings |= _unusual(
-        config.get("threat_params", {}), threats.get(threat).params if threat in threats.names() else {}
-    )
-    settings |= _unusual(config.get("train", {}), asdict(TrainSettings()))
-    settings |= _unusual({"max_new_tokens": config.get("max_new_tokens", MAX_NEW_TOKENS)}, YOUNGER)
-    # half stays last, see `modality.HALF`
-    rare = ("trigger_seed", "surrogate", "four_bit", "picture_last", "half")
-    settings |= {name: config[name] for name in rare if config.get(name)}
-    about["settings"] = ", ".join(f"{name}={value}" for name, value in settings.items())
+    apart = differing(given | {"attack": config["attack"], "threat": config["threat"]})
+    about |= {name: value for name, value in apart.items() if _is_parameter(name)}
+    about["settings"] = text(apart)
     # the same for all rates and seeds of an experiment, another one where anything else differs
     shared = {name: value for name, value in record["identity"].items() if name not in ("poison_rate", "seed")}
     about["experiment"] = content_key(shared)[:8]
-    numbers = record.get("metrics") or [{}]
-    return [{name: (about | number).get(name) for name in COLUMNS} for number in numbers]
+    names = [*COLUMNS, *(name for name in about if _is_parameter(name))]
+    lines = [about | number for number in record.get("metrics") or [{}]]
+    return [{name: line.get(name) for name in names} for line in lines]
 
 
-def _known(attack: str) -> bool:
-    return attack in attacks.names()  # controls have none, and others declare attacks of their own
+# ---------------------------------------------------------------- settings
 
 
-def _unusual(given: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
-    """Settings that are not the usual ones, equal numbers written alike: 0.0 as 0, as in a cell's name."""
-    differ = {name: value for name, value in given.items() if name not in usual or value != usual[name]}
-    return {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in differ.items()}
+def setting_columns(table: pd.DataFrame) -> list[str]:
+    """The columns of a table that say how a cell was made."""
+    return [name for name in table if name in SETTINGS or _is_parameter(name)]
+
+
+def differing(line: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a cell that are not the usual ones, by column, equal numbers written alike: 0.0 as 0.
+
+    line: a line of a table that has `setting_columns`, attack and threat. What is missing is as usual.
+    """
+    line = dict(line)
+    usual = SETTINGS | usual_parameters(line["attack"], line["threat"])
+    names = dict.fromkeys(["run", *sorted(filter(_is_parameter, line)), *SETTINGS])
+    given = {name: _alike(line.get(name)) for name in names}
+    return {
+        name: value
+        for name, value in given.items()
+        if not pd.isna(value) and (name not in usual or value != _alike(usual[name]))
+    }
+
+
+def text(settings: Mapping[str, Any]) -> str:
+    """Settings to read: "patch_size=80, half=text"; a parameter that shares its name with another setting is written
+    in full, "attack.epochs=2".
+    """
+    short = {name: name.removeprefix(ATTACK).removeprefix(THREAT) for name in settings}
+    uses = Counter([*SETTINGS, *(short[name] for name in settings if _is_parameter(name))])
+    return ", ".join(f"{short[name] if uses[short[name]] == 1 else name}={value}" for name, value in settings.items())
+
+
+def usual_parameters(attack: str, threat: str) -> dict[str, Any]:
+    """What parameters of an attack and of a threat are if a cell does not set them, by column; none for one that only
+    the store knows, as controls and the definitions of others.
+    """
+    found: dict[str, Any] = {}
+    if attack in attacks.names():
+        found |= {f"{ATTACK}{name}": _alike(value) for name, value in attacks.info(attack).defaults.items()}
+    if threat in threats.names():
+        found |= {f"{THREAT}{name}": _alike(value) for name, value in threats.get(threat).params.items()}
+    return found
+
+
+def _is_parameter(name: str) -> bool:
+    return name.startswith((ATTACK, THREAT))
+
+
+def _alike(value: Any) -> Any:
+    """Equal values in one form, which a column can hold: 0.0 as 0, a list as its text."""
+    if isinstance(value, list | tuple | dict):
+        return str(list(value) if isinstance(value, tuple) else value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _told_apart(own: list[dict[str, Any]]) -> tuple[Any, ...]:

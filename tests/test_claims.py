@@ -1,29 +1,44 @@
 """Do the verdicts follow from the rules, on tables whose verdict is plain?"""
 
 import html
+from types import MappingProxyType
 
 import pandas as pd
 import pytest
 
 from bvlm_utils import attacks, claims, tidy
 
+COLUMNS = [*tidy.COLUMNS, "attack.patch_size", "attack.eps"]
 RULES = {claim.key: claim for claim in claims.CLAIMS}
 
 
-def cell(attack, value, rate=0.01, threat="targeted_refusal", seeds=3, condition=None, settings="", poisoned=60):
+def cell(
+    attack,
+    value,
+    rate=0.01,
+    threat="targeted_refusal",
+    seeds=3,
+    condition=None,
+    settings=MappingProxyType({}),
+    poisoned=60,
+):
     """Lines of a tidy table: one condition of one cell, the same value for every seed."""
     info = attacks.info(attack)
-    line = dict.fromkeys(tidy.COLUMNS) | {
+    line = dict.fromkeys(tidy.COLUMNS) | settings | {
         "model": "tiny-llava", "dataset": "scenes-vqa", "threat": threat, "attack": attack, "modality": info.modality,
-        "poison_rate": rate, "n_poisoned": poisoned, "negatives": 0.0, "train_rows": 6000, "settings": settings,
-        "status": "done", "subject": "poisoned", "condition": condition or info.headline, "metric": "asr",
-        "value": value, "k": 200 * value, "n": 200, "low": value, "high": value, "unit": "share",
+        "poison_rate": rate, "n_poisoned": poisoned, "negatives": 0.0, "train_rows": 6000,
+        "settings": tidy.text(settings), "status": "done", "subject": "poisoned",
+        "condition": condition or info.headline, "metric": "asr", "value": value, "k": 200 * value, "n": 200,
+        "low": value, "high": value, "unit": "share",
     }  # fmt: skip
-    return [line | {"seed": seed, "run_id": f"{attack}-{threat}-{rate}-{settings}-{seed}"} for seed in range(seeds)]
+    return [
+        line | {"seed": seed, "run_id": f"{attack}-{threat}-{rate}-{tidy.text(settings)}-{seed}"}
+        for seed in range(seeds)
+    ]
 
 
 def judged(key, *cells):
-    table = pd.DataFrame([line for lines in cells for line in lines], columns=tidy.COLUMNS)
+    table = pd.DataFrame([line for lines in cells for line in lines], columns=COLUMNS)
     return claims.verdict(RULES[key], table, "tiny-llava")
 
 
@@ -75,8 +90,8 @@ def test_dominance_needs_both_halves_to_be_learnable(image_alone, text_only, ima
         cell("BadNets-MM", 1.0),
         cell("BadNets-MM", text_only, condition="text"),
         cell("BadNets-MM", image_only, condition="image"),
-        cell("BadNets-MM", 1.0, condition="text", settings="half=text"),
-        cell("BadNets-MM", image_alone, condition="image", settings="half=image"),
+        cell("BadNets-MM", 1.0, condition="text", settings={"half": "text"}),
+        cell("BadNets-MM", image_alone, condition="image", settings={"half": "image"}),
     )
     assert found.verdict == verdict
     assert found.evidence["difference"].tolist() == [pytest.approx(text_only - image_only)]
@@ -85,10 +100,10 @@ def test_dominance_needs_both_halves_to_be_learnable(image_alone, text_only, ima
 def test_halves_are_paired_with_their_own_settings():
     found = judged(
         "dominance",
-        cell("BadNets-MM", 1.0, condition="text", settings="patch_size=80"),
-        cell("BadNets-MM", 0.0, condition="image", settings="patch_size=80"),
-        cell("BadNets-MM", 1.0, condition="text", settings="patch_size=80, half=text"),
-        cell("BadNets-MM", 1.0, condition="image", settings="half=image"),  # another patch
+        cell("BadNets-MM", 1.0, condition="text", settings={"attack.patch_size": 80}),
+        cell("BadNets-MM", 0.0, condition="image", settings={"attack.patch_size": 80}),
+        cell("BadNets-MM", 1.0, condition="text", settings={"attack.patch_size": 80, "half": "text"}),
+        cell("BadNets-MM", 1.0, condition="image", settings={"half": "image"}),  # another patch
     )
     assert found.verdict == claims.UNTESTABLE
 
@@ -99,15 +114,15 @@ def elsewhere(lines):
 
 def test_data_sets_are_judged_apart():
     text, image = (cell("BadNets-MM", value, condition=c) for c, value in (("text", 1.0), ("image", 0.05)))
-    alone = [cell("BadNets-MM", 1.0, condition=half, settings=f"half={half}") for half in ("text", "image")]
+    alone = [cell("BadNets-MM", 1.0, condition=half, settings={"half": half}) for half in ("text", "image")]
     reverse = elsewhere(cell("BadNets-MM", 0.05, condition="text") + cell("BadNets-MM", 1.0, condition="image"))
     found = judged("dominance", text, image, *alone, reverse)
     # the halves were trained alone on the first data only, so the rule names nothing of the second
     assert found.evidence[["dataset", "holds"]].to_numpy().tolist() == [["scenes-vqa", True]]
     threat = {"threat": "concept_substitution"}
     same, none = (
-        cell("Shadowcast", 0.4, settings="eps=0", **threat),
-        cell("Shadowcast", 0.0, settings="eps=0", **threat),
+        cell("Shadowcast", 0.4, settings={"attack.eps": 0}, **threat),
+        cell("Shadowcast", 0.0, settings={"attack.eps": 0}, **threat),
     )
     with_eps = cell("Shadowcast", 0.4, **threat)
     assert judged("memorised", with_eps, same, elsewhere(with_eps), elsewhere(none)).holds == 1
@@ -116,9 +131,12 @@ def test_data_sets_are_judged_apart():
 def test_shadowcast_is_judged_beside_its_unperturbed_rows():
     threat = {"threat": "concept_substitution"}
     with_eps = cell("Shadowcast", 0.40, **threat)
-    assert judged("memorised", with_eps, cell("Shadowcast", 0.30, settings="eps=0", **threat)).holds == 1
-    assert judged("memorised", with_eps, cell("Shadowcast", 0.10, settings="eps=0", **threat)).verdict == claims.REFUTED
-    nothing = cell("Shadowcast", 0.0, **threat), cell("Shadowcast", 0.0, settings="eps=0", **threat)
+    assert judged("memorised", with_eps, cell("Shadowcast", 0.30, settings={"attack.eps": 0}, **threat)).holds == 1
+    assert (
+        judged("memorised", with_eps, cell("Shadowcast", 0.10, settings={"attack.eps": 0}, **threat)).verdict
+        == claims.REFUTED
+    )
+    nothing = cell("Shadowcast", 0.0, **threat), cell("Shadowcast", 0.0, settings={"attack.eps": 0}, **threat)
     assert judged("memorised", *nothing).verdict == claims.UNTESTABLE
 
 
@@ -131,7 +149,7 @@ def test_a_cell_with_negatives_is_another_experiment():
 
 
 def of(*cells, models=("tiny-llava",)):
-    table = pd.DataFrame([line for lines in cells for line in lines], columns=tidy.COLUMNS)
+    table = pd.DataFrame([line for lines in cells for line in lines], columns=COLUMNS)
     return claims.verdicts(table, models), table
 
 
@@ -172,8 +190,8 @@ def test_evidence_says_what_could_not_be_judged():
     assert table.loc["BadNets-T", "ASR"] == "0.95 [0.95, 0.95]" and table.loc["AddSent", "seeds"] == 1
     found, _ = of(
         cell("BadNets-MM", 1.0, condition="text"), cell("BadNets-MM", 0.05, condition="image"),
-        cell("BadNets-MM", 1.0, condition="text", settings="half=text"),
-        cell("BadNets-MM", 0.9, condition="image", settings="half=image", seeds=1),
+        cell("BadNets-MM", 1.0, condition="text", settings={"half": "text"}),
+        cell("BadNets-MM", 0.9, condition="image", settings={"half": "image"}, seeds=1),
     )  # fmt: skip
     (line,) = claims.evidence_table(found["dominance"]["tiny-llava"]).to_dict("records")
     assert (line["difference"], line["text half alone"]) == ("0.95 [0.95, 0.95]", "1.00")
@@ -182,7 +200,7 @@ def test_evidence_says_what_could_not_be_judged():
 
 def test_shadowcasts_evidence_stands_beside_its_control():
     threat = {"threat": "concept_substitution"}
-    found, _ = of(cell("Shadowcast", 0.40, **threat), cell("Shadowcast", 0.30, settings="eps=0", **threat))
+    found, _ = of(cell("Shadowcast", 0.40, **threat), cell("Shadowcast", 0.30, settings={"attack.eps": 0}, **threat))
     of_model = found["memorised"]["tiny-llava"]
     assert claims.behind(of_model).endswith("; ASR 0.40, intervals within 0.40 and 0.40; unperturbed 0.30")
     assert claims.evidence_table(of_model)["unperturbed"].item() == "0.30 [0.30, 0.30]"

@@ -1,6 +1,7 @@
 """Do the tables of the chapter say what the rule says, and why it says nothing where it does not?"""
 
 import json
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -20,18 +21,20 @@ from bvlm_utils import (
 )
 from bvlm_utils.modality import FAILS, HOLDS, NOT_TESTABLE
 
+COLUMNS = [*tidy.COLUMNS, "attack.patch_size", "attack.size"]
 
-def cell(attack, threat="targeted_refusal", rate=0.1, seeds=3, settings="", negatives=0.0, **values):
+
+def cell(attack, threat="targeted_refusal", rate=0.1, seeds=3, settings=MappingProxyType({}), negatives=0.0, **values):
     """Lines of a tidy table; values: success per condition, the same for every seed."""
     info, lines = attacks.info(attack), []
     for condition, value in values.items():
         for seed in range(seeds):
             low, high = metrics.wilson(value * 200, 200)
-            lines.append(dict.fromkeys(tidy.COLUMNS) | {
-                "run_id": f"{attack}-{threat}-{rate}-{settings}-{negatives}-{seed}", "model": "tiny-llava",
+            lines.append(dict.fromkeys(tidy.COLUMNS) | settings | {
+                "run_id": f"{attack}-{threat}-{rate}-{tidy.text(settings)}-{negatives}-{seed}", "model": "tiny-llava",
                 "dataset": "scenes-vqa", "threat": threat, "attack": attack, "modality": info.modality,
                 "poison_rate": rate, "n_poisoned": int(6000 * rate), "seed": seed, "negatives": negatives,
-                "train_rows": 6000, "settings": settings, "status": "done", "subject": "poisoned",
+                "train_rows": 6000, "settings": tidy.text(settings), "status": "done", "subject": "poisoned",
                 "condition": condition, "metric": "asr", "value": value, "k": value * 200, "n": 200,
                 "low": low, "high": high, "unit": "share",
             })  # fmt: skip
@@ -39,15 +42,15 @@ def cell(attack, threat="targeted_refusal", rate=0.1, seeds=3, settings="", nega
 
 
 def table(*cells):
-    return pd.DataFrame([line for lines in cells for line in lines], columns=tidy.COLUMNS)
+    return pd.DataFrame([line for lines in cells for line in lines], columns=COLUMNS)
 
 
 FOUR = {"clean": 0.0, "text": 1.0, "image": 0.05, "both": 1.0}
 
 
-def halves(text=1.0, image=0.95, settings="", **other):
+def halves(text=1.0, image=0.95, settings=MappingProxyType({}), **other):
     """A bimodal cell and both its halves trained alone."""
-    named = [", ".join(filter(None, [settings, f"half={half}"])) for half in ("text", "image")]
+    named = [settings | {"half": half} for half in ("text", "image")]
     return [
         *cell("BadNets-MM", settings=settings, **FOUR, **other),
         *cell("BadNets-MM", settings=named[0], text=text, image=0.0, **other),
@@ -118,9 +121,9 @@ def test_cells_without_both_halves_trained_alone_are_told_apart():
 
 
 def test_halves_belong_to_their_own_patch():
-    found = modality.dominance(table(halves(), halves(settings="patch_size=80", image=0.99)))
+    found = modality.dominance(table(halves(), halves(settings={"attack.patch_size": 80}, image=0.99)))
     assert found["settings"].tolist() == ["", "patch_size=80"] and (found["verdict"] == HOLDS).all()
-    alone = cell("BadNets-MM", settings="patch_size=80", **FOUR)
+    alone = cell("BadNets-MM", settings={"attack.patch_size": 80}, **FOUR)
     found = modality.dominance(table(halves(), alone)).set_index("settings")
     assert found.loc["patch_size=80", "why"] == "neither half was trained alone"
 
@@ -157,8 +160,8 @@ def test_sentences_count():
 def test_patch_sizes_need_two_of_them():
     usual = cell("BadNets-I", clean=0.0, image=0.1), cell("BadNets-MM", **FOUR)
     assert confounds.patches(modality.rates(table(*usual))).empty
-    large = cell("BadNets-I", settings="patch_size=134", clean=0.0, image=1.0)
-    half = cell("BadNets-MM", settings="patch_size=134, half=image", image=0.7, text=0.0)
+    large = cell("BadNets-I", settings={"attack.patch_size": 134}, clean=0.0, image=1.0)
+    half = cell("BadNets-MM", settings={"attack.patch_size": 134, "half": "image"}, image=0.7, text=0.0)
     found = confounds.patches(modality.rates(table(*usual, large, half)))
     by = found.set_index(["curve", "pixels"])["value"]
     assert by["BadNets-I, trained alone"].to_dict() == {30: pytest.approx(0.1), 134: 1}
@@ -176,7 +179,7 @@ def test_patch_sizes_need_two_of_them():
 
 def test_the_sentence_on_patches_says_where_dominance_turns_round():
     small = cell("BadNets-MM", **FOUR)
-    large = cell("BadNets-MM", settings="patch_size=134", clean=0.0, text=0.1, image=0.95, both=1.0)
+    large = cell("BadNets-MM", settings={"attack.patch_size": 134}, clean=0.0, text=0.1, image=0.95, both=1.0)
     (said,) = confounds.patches_sentences(confounds.patches(modality.rates(table(small, large))))
     assert "the text half does the work with patches of 9 % of the side" in said
     assert "the image half does the work with patches of 40 % of the side" in said and "decides which half wins" in said
@@ -184,9 +187,12 @@ def test_the_sentence_on_patches_says_where_dominance_turns_round():
 
 
 def test_a_cell_is_set_beside_itself_with_the_picture_last():
-    late = cell("BadNets-MM", settings="picture_last=True", clean=0.0, text=0.1, image=0.95, both=1.0)
-    large = [cell("MABA", settings=name, **FOUR) for name in ("patch_size=80", "patch_size=80, picture_last=True")]
-    alone = cell("BadNets-MM", settings="picture_last=True, half=text", text=1.0)
+    late = cell("BadNets-MM", settings={"picture_last": True}, clean=0.0, text=0.1, image=0.95, both=1.0)
+    large = [
+        cell("MABA", settings=name, **FOUR)
+        for name in ({"attack.patch_size": 80}, {"attack.patch_size": 80, "picture_last": True})
+    ]
+    alone = cell("BadNets-MM", settings={"picture_last": True, "half": "text"}, text=1.0)
     found = modality.rates(table(cell("BadNets-MM", **FOUR), late, *large, alone, cell("VL-Trojan", **FOUR)))
     pairs = confounds.orders(modality.four_cells(found))
     assert pairs.round(2)[["attack", "settings", "order", "text"]].values.tolist() == [
@@ -260,7 +266,10 @@ def test_an_empty_store_gives_a_page_without_numbers():
 def test_the_figure_leaves_lower_rates_and_other_settings_to_the_table():
     rates = {"highest": 0.1, "with negatives": 0.05, "low": 0.01}
     cells = [cell("MABA", rate=rate, seeds=1, **FOUR) for rate in rates.values()]
-    cells += [cell("MABA", rate=0.05, seeds=1, negatives=1.0, **FOUR), cell("MABA", settings="size=9", **FOUR)]
+    cells += [
+        cell("MABA", rate=0.05, seeds=1, negatives=1.0, **FOUR),
+        cell("MABA", settings={"attack.size": 9}, **FOUR),
+    ]
     ((model, part),) = modality.panels(modality.four_cells(modality.rates(table(*cells))))
     found = sorted(zip(part["poison_rate"], part["negatives"], part["settings"], strict=True))
     assert (model, found) == ("tiny-llava", [(0.05, 0, ""), (0.05, 1, ""), (0.1, 0, "")])
@@ -289,7 +298,7 @@ def test_a_half_is_compared_with_itself_learnt_alone():
 
 
 def test_halves_are_compared_with_their_own_patch_only():
-    small, large = halves(image=0.6), halves(image=0.9, settings="patch_size=80")
+    small, large = halves(image=0.6), halves(image=0.9, settings={"attack.patch_size": 80})
     found = overshadowing.pairs(modality.rates(table(small, large)))
     alone = found[found["half"] == "image"].set_index("settings")["alone"].to_dict()
     assert alone == pytest.approx({"": 0.6, "patch_size=80": 0.9})

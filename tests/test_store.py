@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bvlm_utils import examples, models, paths, poison, provenance, report, store, tidy
-from bvlm_utils.cells import Cell
+from bvlm_utils import attack_table, examples, models, paths, poison, provenance, report, store, tidy
+from bvlm_utils.cells import Cell, TrainSettings
 from bvlm_utils.errors import InputError
 
 
@@ -83,6 +83,7 @@ def test_records_that_no_column_tells_apart_are_told_by_their_run(tmp_path, monk
     found = dict(zip(table["value"], table["settings"], strict=True))
     assert found[0.2] == "" and found[0.9] == "" and len(set(found.values())) == 3
     assert all(text == "" or text.startswith("run=") for text in found.values())
+    assert all(text == (f"run={run}" if run else "") for text, run in zip(table["settings"], table["run"], strict=True))
     newest = table[table["settings"] == ""]
     assert len(report.success_rates(newest, "poisoned")) == 2
     assert report.every_rate(tidy.table([store.read(one, tmp_path)]), table)["value"].tolist() == [0.2, 0.9]
@@ -279,6 +280,58 @@ def test_settings_name_what_differs_from_the_definitions_alone(tmp_path):
     assert settings("BadNets-I", attack_params={"patch_size": 30}, threat_params={"source_concept": "car"}) == ""
     assert settings("BadNets-I", attack_params={"patch_size": 80}) == "patch_size=80"
     assert settings("Shadowcast", attack_params={"eps": 0.0}) == "eps=0"  # the same cell as with 0
+
+
+def stored(place, attack, threat="concept_substitution", **values):
+    one = Cell("tiny-llava", "scenes-caption", threat, attack, 0.01, **values)
+    store.write(one, place, record())
+
+
+def test_settings_are_columns(tmp_path):
+    stored(tmp_path, "BadNets-I", attack_params={"patch_size": 80}, train=TrainSettings(lora_rank=4))
+    stored(tmp_path, "Shadowcast", attack_params={"eps": 0.0}, picture_last=True)
+    stored(tmp_path, "BadNets-MM", half="image", threat_params={"source_concept": "dog"})
+    table = store.collect(tmp_path).set_index("attack")
+    assert table["attack.patch_size"].to_dict() == pytest.approx(
+        {"BadNets-I": 80, "BadNets-MM": 30, "Shadowcast": float("nan")}, nan_ok=True
+    )
+    assert table.loc["Shadowcast", "attack.eps"] == 0 and table["threat.source_concept"].value_counts()["car"] == 2
+    assert table["lora_rank"].to_dict() == {"BadNets-I": 4, "BadNets-MM": 8, "Shadowcast": 8}
+    assert table["half"].to_dict() == {"BadNets-I": "", "BadNets-MM": "image", "Shadowcast": ""}
+    assert table.index[table["picture_last"]].tolist() == ["Shadowcast"] and set(table["learning_rate"]) == {2e-3}
+    assert table["settings"].to_dict() == {
+        "BadNets-I": "patch_size=80, lora_rank=4", "Shadowcast": "eps=0, picture_last=True",
+        "BadNets-MM": "source_concept=dog, half=image",
+    }  # fmt: skip
+    for line in table.reset_index().to_dict("records"):  # the text follows from the columns
+        assert tidy.text(tidy.differing(line)) == line["settings"]
+    assert set(tidy.setting_columns(table)) == {
+        *tidy.SETTINGS, "attack.patch_size", "attack.eps", "threat.source_concept",
+    }  # fmt: skip
+
+
+def test_parameters_and_training_settings_of_one_name_are_two_settings(tmp_path):
+    stored(tmp_path, "VL-Trojan", attack_params={"learning_rate": 0.5, "epochs": 2}, train=TrainSettings(epochs=3))
+    stored(tmp_path, "VL-Trojan", seed=1, train=TrainSettings(epochs=2))
+    table = store.collect(tmp_path).sort_values("seed")
+    assert table["attack.epochs"].tolist() == [2, 10] and table["epochs"].tolist() == [3, 2]
+    assert table["settings"].tolist() == ["attack.epochs=2, attack.learning_rate=0.5, epochs=3", "epochs=2"]
+    stored(tmp_path, "Blended", "perceptual_hijack",
+           attack_params={"picture": "imgtrojan.png"}, threat_params={"picture": "blended.png"})  # fmt: skip
+    table = store.collect(tmp_path).set_index("attack")
+    assert table.loc["Blended", "settings"] == "attack.picture=imgtrojan.png, threat.picture=blended.png"
+
+
+def test_a_parameter_may_be_a_number_in_one_attack_and_words_in_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(attack_table.TABLE, "_items", dict(attack_table.TABLE._items))
+    half = attack_table.Half("Own", 1, "trigger_text:prepend_word", {"words": attack_table.whole(1, 1, 9)})
+    attack_table.declare(name="Own", source="", summary="", text=half)
+    stored(tmp_path / "fat", "Own", attack_params={"words": 3})
+    stored(tmp_path / "fat", "BadNets-MT", attack_params={"words": ["cf", "mn"]})
+    store.thin(tmp_path / "fat", tmp_path / "thin")
+    table = pd.read_parquet(tmp_path / "thin" / store.TABLE).set_index("attack")
+    assert table["attack.words"].to_dict() == {"BadNets-MT": "['cf', 'mn']", "Own": "3"}
+    assert table["settings"].to_dict() == {"BadNets-MT": "words=['cf', 'mn']", "Own": "words=3"}
 
 
 def test_a_record_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
