@@ -101,7 +101,7 @@ def _pool(this: Run, workers: int, scheduler: str | None) -> AbstractContextMana
 
 
 def _measure(wanted: Sequence[Cell], this: Run, each: grid_dask.Each, workers: int, look: Callable[[], None]) -> None:
-    """Cells that are measured together by no notebook; one that could not be tried has failed."""
+    """Measure cells, a part of a bench at a time; those that no process could try to the end have failed."""
     for part, problem, _ in each(grid_measure.measure, grid_measure.parts(wanted, workers)):
         look()
         if problem:
