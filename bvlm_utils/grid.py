@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import grid_dask, grid_job, grid_measure
+from bvlm_utils import grid_dask, grid_forecast, grid_job, grid_measure
 from bvlm_utils import store as results
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
@@ -101,7 +101,7 @@ def _pool(this: Run, workers: int, scheduler: str | None) -> AbstractContextMana
 
 
 def _measure(wanted: Sequence[Cell], this: Run, each: grid_dask.Each, workers: int, look: Callable[[], None]) -> None:
-    """Cells that are measured together by no notebook; one that could not be tried has failed."""
+    """Measure cells, a part of a bench at a time; those that no process could try to the end have failed."""
     for part, problem, _ in each(grid_measure.measure, grid_measure.parts(wanted, workers)):
         look()
         if problem:
@@ -194,6 +194,14 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
                     say(f"          {failures[run_id].strip().splitlines()[-1]}")
 
 
+def forecast(jobs: Sequence[Job], store: str | None, force: bool = False) -> None:
+    """Print what the cells that would be run will take."""
+    place = results.folder(store)
+    cells = {cell.run_id: cell for job in jobs for cell in job.cells if force or not results.has(cell, place)}
+    for line in grid_forecast.lines(list(cells.values()), place):
+        say(line)
+
+
 def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
     """One line per cell: success rates of the poisoned model per condition, by the test that the book's headlines are
     read from, and its utility beside the control's.
@@ -234,7 +242,11 @@ def _parser() -> argparse.ArgumentParser:
         else:
             one.add_argument("file", help="grid file, such as data/grids/quick.yml")
         one.add_argument("--store", help="a name, or a folder with a slash in it (default: the grid's, else local)")
-    parsers["run"].add_argument("--dry-run", action="store_true", help="check the grid and list its cells, run nothing")
+    parsers["run"].add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the grid, list its cells with an estimate of time and memory, run nothing",
+    )
     parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
     parsers["run"].add_argument(
         "--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left"
@@ -268,6 +280,8 @@ def main(argv: list[str] | None = None) -> int:
             )
         elif chosen.command == "status" or chosen.dry_run:
             status(jobs, store, every_cell=chosen.command == "run")
+            if chosen.command == "run":
+                forecast(jobs, store, chosen.force)
         else:
             with _stoppable():
                 return run(jobs, store, chosen.force, chosen.plain, chosen.rescore, chosen.workers, chosen.scheduler)
