@@ -4,6 +4,7 @@
 # For a bare machine with one card: python3 with torch, and what else is missing as wheels in the folder $WHEELS.
 # OUT gets gpu.jsonl (one line per part), gpu.log and table.md. Each step has its own limit; a step that fails or
 # is stopped is named in the table, and the others go on. PYTHON: another python. SECONDS_IN_ALL: 540.
+# STEPS: other steps, or another order, each with its seconds, such as "card:25 cells:200".
 set -u
 out=${1:?usage: benchmarks/gpu.sh OUT [small|full]}
 size=${2:-full}
@@ -48,15 +49,8 @@ if [ "$size" = full ]; then # later steps need scenes: they are drawn on the CPU
   "$python" -W ignore "$root/benchmarks/gpu.py" draw --out "$lines" >>"$log" 2>&1 &
   drawing=$!
 fi
-step card 25
-step check 60
-step attention 30
-step grid 120
-step profile 40
-step decode 45
-step large 100
-step cells "$((in_all - SECONDS - 42))"
-step poison 22
-step optimised 20
+for one in ${STEPS:-card:25 check:60 attention:30 grid:120 profile:40 decode:45 large:100 cells:78 poison:22 optimised:20}; do
+  step "${one%:*}" "${one#*:}"
+done
 [ -n "${drawing:-}" ] && kill "$drawing" 2>/dev/null
 "$python" "$root/benchmarks/gpu.py" table --out "$lines" | tee "$out/table.md"

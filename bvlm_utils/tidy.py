@@ -16,7 +16,7 @@ from bvlm_utils.cells import MAX_NEW_TOKENS, TrainSettings, content_key
 # How a cell was made, a column each, with what is usual. `run` tells records apart that nothing else does.
 SETTINGS: dict[str, Any] = {
     "run": "", **asdict(TrainSettings()), "max_new_tokens": MAX_NEW_TOKENS, "trigger_seed": 0, "surrogate": "",
-    "four_bit": False, "picture_last": False, "half": "",
+    "four_bit": False, "picture_last": False, "half": "", "dtype": "",
 }  # fmt: skip
 # Parameters of attacks and threats have columns of their own, such as "attack.patch_size", since some are called like
 # training settings. The table has those that some cell of it sets.
