@@ -135,7 +135,7 @@ class Table:
 
 
 def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Host memory to `device`. Only pinned memory is copied while the host goes on."""
-    if device.type != "cuda":
+    """Rows on `device`. From the host's memory, only pinned pages are copied while the host goes on."""
+    if device.type != "cuda" or rows.is_cuda:
         return rows.to(device)
     return rows.pin_memory().to(device, non_blocking=True)
