@@ -85,7 +85,7 @@ def _identity(cell: Cell, rows: int) -> dict[str, Any]:
 
 def _known(cell: Cell, root: Path, rows: int) -> bool:
     file = _file(cell, root)
-    return file.is_file() and traces.load(file)["identity"] == _identity(cell, rows)
+    return file.is_file() and traces.load(file.read_bytes(), file)["identity"] == _identity(cell, rows)
 
 
 def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
@@ -100,8 +100,7 @@ def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
         ):
             with train.attached(bench.victim, folder):
                 traced[subject] = [tracing.trace(bench.victim, i.ids, i.features, i.target) for i in found]
-    record = json.loads((root / cell.run_id / "record.json").read_text(encoding="utf-8"))
-    about = tidy.rows(record)[0]
+    about = tidy.rows(store.record(cell, root))[0]
     device, dtype = bench.victim.device.type, str(bench.victim.model.dtype).removeprefix("torch.")
     whole = {
         "identity": _identity(cell, rows),

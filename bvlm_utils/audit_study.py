@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import attacks, audit, crossfire, lasting, report, store, tidy
+from bvlm_utils import attacks, audit, crossfire, lasting, packed, report, store, tidy
 
 POISONED, CONTROL, BASE, OTHER_SEED = "poisoned", "control", "base", "clean-tuned, other seed"
 CELL = [
@@ -68,9 +68,8 @@ def _cells(root: Path) -> Iterator[tuple[dict[str, Any], Said]]:
     would be counted twice.
     """
     for record in store.records(root):
-        file = root / record["run_id"] / "responses.parquet"
         attack = record["config"]["attack"]
-        if record.get("status") != "done" or not file.is_file():
+        if record.get("status") != "done" or not store.has_responses(record["run_id"], root):
             continue
         if attack not in attacks.names() or attacks.info(attack).keeps_labels:
             continue
@@ -89,15 +88,13 @@ def _cells(root: Path) -> Iterator[tuple[dict[str, Any], Said]]:
             "control": record.get("control"),
             "asr": float(asr[0]),
         }
-        yield about | more, _said(file, whole)
+        yield about | more, _said(root, record["run_id"], whole)
 
 
-def _said(file: Path, whole: str) -> Said:
-    """The stored answers to eligible rows. Plain Python: data frames are slow for hundreds of small files."""
-    import pyarrow.parquet as pq
-
+def _said(root: Path, run_id: str, whole: str) -> Said:
+    """The stored answers to eligible rows."""
     columns = ["part", "subject", "condition", "row_id", "response"]
-    table = pq.ParquetFile(file).read(columns=columns).to_pydict()
+    table = packed.columns(root, run_id, "responses", columns)
     answers: dict[tuple[str, str], dict[str, str]] = {}
     for part, subject, condition, row, response in zip(*(table[name] for name in columns), strict=True):
         if part == "attack" and condition in ("clean", whole):

@@ -26,10 +26,9 @@ def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame
     lines = []
     for cell in cells:
         condition = attacks.info(cell.attack).headline
-        file = store.folder(place) / cell.run_id / "responses.parquet"
-        if cell.dataset not in data.names() or condition == "clean" or not file.is_file():
+        if cell.dataset not in data.names() or condition == "clean" or not store.has_responses(cell, place):
             continue
-        threat, said = cell.resolved_threat, pd.read_parquet(file)
+        threat, said = cell.resolved_threat, store.responses(cell, place)
         swapped = {threat.source_concept, threat.target_concept}
         said = said[(said["part"] == "attack") & said["judged"]].set_index("row_id")
         clean = said[(said["subject"] == "control") & (said["condition"] == "clean")]["response"]

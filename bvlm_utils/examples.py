@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bvlm_utils import attacks, models, store
+from bvlm_utils import attacks, models, packed, store
 from bvlm_utils.cells import SURROGATE, Cell, content_key
 from bvlm_utils.errors import InputError
 
@@ -63,15 +63,21 @@ def _keep(root: Path, pictures: np.ndarray) -> str:
 
 def read(cell: Cell, place: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
     """What `write` kept: (clean, triggered, prompts); None if there is nothing. InputError for a broken file."""
-    file = store.folder(place) / "examples" / f"{key(cell)}.json"
-    if not file.is_file():
+    root, name = store.folder(place), f"{key(cell)}.json"
+    content = packed.content(root, "examples", name)
+    if content is None:
         return None
-    kept = json.loads(file.read_text(encoding="utf-8"))
+    file, kept = root / "examples" / name, json.loads(content)
 
     def pictures(name: str) -> np.ndarray:
         if not DIGEST.fullmatch(str(kept[name])):  # the name of a file: never a path from a data file
             raise InputError(f"{file} names {kept[name]!r} as its {name} pictures; it should be 16 digits of a digest.")
-        strip = np.asarray(Image.open(file.with_name(f"{kept[name]}.png")).convert("RGB"))
+        png = packed.content(root, "examples", f"{kept[name]}.png")
+        if png is None:
+            raise InputError(
+                f"The pictures {kept[name]}.png that {file} names are missing; delete it and run the cell."
+            )
+        strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
         return np.stack(np.split(strip, strip.shape[1] // kept["width"], axis=1))
 
     return pictures("clean"), pictures("triggered"), [tuple(pair) for pair in kept["prompts"]]

@@ -1,7 +1,8 @@
 """What do all attacks look like on the same pictures and prompts? Writes what the attacks' chapter shows.
 
-`python -m bvlm_utils.exhibit [--store reference]` applies every attack once and writes into
-data/results/STORE/attacks, so that the book can show triggers where torch is not installed:
+`python -m bvlm_utils.exhibit [--store STORE]` applies every attack once and writes into data/results/STORE/attacks,
+so that the book can show triggers where torch is not installed (`python -m bvlm_utils.store pack` takes it along,
+and with --replace in the place of an older one):
 
 - stealth.csv: one line per attack (`stealth.row`);
 - exhibit.json: per attack its source, summary, parameters, prompts before and after, and the loss curve of an
@@ -128,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         judge = victim.from_pretrained(chosen.model)
     table = write(
-        results.folder(chosen.store) / "attacks",
+        results.writable(chosen.store) / "attacks",
         material(chosen.dataset, chosen.rows),
         threats.get("concept_substitution").target,
         chosen.surrogate,

@@ -202,9 +202,7 @@ def _trained(run_ids: pd.Series, place: str | Path | None) -> dict[str, float]:
     """The steps of training that the records of a store tell of."""
     found = {}
     for run_id in run_ids.unique():
-        file = store.folder(place) / run_id / "record.json"
-        training = json.loads(file.read_text(encoding="utf-8")).get("training", {}) if file.is_file() else {}
-        found[run_id] = training.get("steps")
+        found[run_id] = (store.record(run_id, place) or {}).get("training", {}).get("steps")
     return found
 
 

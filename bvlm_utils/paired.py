@@ -24,7 +24,7 @@ def held(run_id: str, metric: str, subject: str, place: str | Path | None = None
 
     metric: "asr", or "asr_right" for those whose answer is right, too (`report.headline_metric`).
     """
-    if not (store.folder(place) / run_id / "responses.parquet").is_file():
+    if not store.has_responses(run_id, place):
         return None
     said = store.responses(run_id, place)
     said = said[(said["subject"] == subject) & (said["part"] == "attack") & said["judged"]]

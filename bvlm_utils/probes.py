@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from bvlm_utils import engine, execute, metrics, provenance, report, score, store, tidy
+from bvlm_utils import engine, execute, metrics, packed, provenance, report, score, store, tidy
 from bvlm_utils.bench import Bench, Question
 from bvlm_utils.cells import VERSION, Cell, content_key
 from bvlm_utils.errors import InputError
@@ -244,8 +244,8 @@ def _cell(sheet: Sheet, place: Path) -> dict[str, Any]:
     """The columns of the tidy table that say which model it is; a control is filed under the threat it was
     asked for.
     """
-    record = json.loads((place / sheet.run_id / "record.json").read_text(encoding="utf-8"))
-    found = {name: tidy.rows(record)[0].get(name) for name in CELL}
+    line = tidy.rows(store.record(sheet.run_id, place))[0]
+    found = {name: line.get(name) for name in CELL}
     return found | {"threat": sheet.cell.threat}
 
 
@@ -259,14 +259,14 @@ def _machine(bench: Bench) -> dict[str, Any]:
 
 
 def _numbers(file: Path) -> list[dict[str, Any]]:
-    return _load(file)["numbers"] if file.is_file() else []
+    return _load(file.read_bytes(), file)["numbers"] if file.is_file() else []
 
 
-def _load(file: Path) -> dict[str, Any]:
+def _load(content: bytes, file: Path) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(content)
         record["identity"], record["cell"], record["numbers"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is no file of probes ({error}); delete it and ask again.") from None
     return record
 
@@ -279,9 +279,11 @@ def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
     judged row, 1 for a success, in the same order for all models of a threat. A store without probes gives a
     table without lines.
     """
-    lines = []
-    for file in sorted((store.folder(place) / "probes").glob(f"{kind}-*.json")):
-        record = _load(file)
+    lines, root = [], store.folder(place)
+    for name in packed.names(root, "probes"):
+        if not name.startswith(f"{kind}-"):
+            continue
+        record = _load(packed.content(root, "probes", name), root / "probes" / name)
         about = record["cell"] | {
             "kind": kind,
             "subject": record["subject"],

@@ -13,14 +13,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bvlm_utils import attacks, examples, plots, report
+from bvlm_utils import attacks, examples, packed, plots, report
 from bvlm_utils import store as results
 from bvlm_utils.cells import Cell
 
@@ -169,9 +169,9 @@ def _thumbnail(line: pd.Series, condition: str, example: Example | None) -> str:
     )
 
 
-def split_strip(path: Path, gap: int = 0) -> np.ndarray:
+def split_strip(png: bytes, gap: int = 0) -> np.ndarray:
     """The square pictures that stand side by side in a PNG, `gap` pixels apart: (N, H, H, 3) uint8."""
-    strip = np.asarray(Image.open(path).convert("RGB"))
+    strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     side = strip.shape[0]
     count = (strip.shape[1] + gap) // (side + gap)
     return np.stack([strip[:, i * (side + gap) : i * (side + gap) + side] for i in range(count)])
@@ -191,18 +191,18 @@ class Exhibit:
 
 def read_exhibit(store: str | None = None) -> Exhibit:
     """The exhibit of a store; an empty one where `python -m bvlm_utils.exhibit` was not run."""
-    folder = results.folder(store) / "attacks"
-    if not (folder / "exhibit.json").is_file():
+    kept = partial(packed.content, results.folder(store), "attacks")
+    if kept("exhibit.json") is None:
         return Exhibit([], {}, pd.DataFrame())
-    stored = json.loads((folder / "exhibit.json").read_text())
-    clean = split_strip(folder / "clean.png", EXHIBIT_GAP)
+    stored = json.loads(kept("exhibit.json"))
+    clean = split_strip(kept("clean.png"), EXHIBIT_GAP)
     examples = []
     for name, entry in stored.items():
-        picture = folder / f"{name}.png"
-        triggered = split_strip(picture, EXHIBIT_GAP) if picture.is_file() else clean
+        picture = kept(f"{name}.png")
+        triggered = split_strip(picture, EXHIBIT_GAP) if picture else clean
         examples.append(Example(name, clean, triggered, [(a, b) for a, b in entry["prompts"]]))
     curves = {(name, entry["loss_per"]): entry["loss_curve"] for name, entry in stored.items() if entry["loss_curve"]}
-    return Exhibit(examples, curves, pd.read_csv(folder / "stealth.csv"))
+    return Exhibit(examples, curves, pd.read_csv(io.BytesIO(kept("stealth.csv"))))
 
 
 def attack_table() -> pd.DataFrame:

@@ -1,7 +1,12 @@
 """What has been measured, and where is it kept? One folder per cell, complete or absent. Free of torch.
 
+    python -m bvlm_utils.store pack FROM TO [--replace]    add what FROM has to the packed store TO
+    python -m bvlm_utils.store unpack FROM TO              the other way: a folder per cell
+    python -m bvlm_utils.store check STORE                 compute every number again from the stored responses
+
 A store is a folder: `data/results/NAME` for a name ("local", "reference", "smoke"), or any path with a
-slash in it.
+slash in it. One that is written to looks like this; the committed reference is packed into a few files instead, see
+`packed`, and everything here reads both.
 
     RUN_ID/record.json         what was run (config, identity), metrics, timings, versions, device
     RUN_ID/responses.parquet   every judged response
@@ -12,7 +17,7 @@ slash in it.
     attribution/               where tuned adapters look, see `attribution`
     failures/RUN_ID.json       why a cell could not be run
     locks/                     who is tuning a control that several jobs need, see `controls`, or writing probes
-    table.parquet              in the committed reference: what `collect` gives, for those who read numbers alone
+    attacks/                   all attacks on the same pictures and prompts, see `exhibit`
     cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
 
 A cell's folder is written under another name and renamed when it is complete, so a process that is killed
@@ -26,23 +31,24 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bvlm_utils import paths, poison, provenance, tidy
+from bvlm_utils import packed, paths, poison, provenance, tidy
 from bvlm_utils.cells import Cell
 from bvlm_utils.errors import InputError
 
 VARIABLE = "BVLM_STORE"
 REFERENCE = "reference"
-GATHERED = ("probes", "attribution", "examples")  # folders of files beside the cells that the book needs, too
-TABLE = "table.parquet"
+ASKED = ("probes", "attribution")  # folders of what tuned adapters were asked, forgotten with the adapter
 PARTIAL = ".partial-"  # beginning of the names of folders that are being written
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
 
@@ -63,15 +69,17 @@ def folder(store: str | Path | None = None) -> Path:
 
 
 def read_only(store: str | Path | None = None) -> bool:
-    """Is this the committed reference? Nothing is trained into it; `thin` alone adds to it."""
-    return folder(store).resolve() == folder(REFERENCE).resolve()
+    """Is this the committed reference, or packed? Nothing is trained into such a store; `pack` alone adds to it."""
+    root = folder(store).resolve()
+    return root == folder(REFERENCE).resolve() or packed.is_packed(root)
 
 
 def writable(store: str | Path | None = None) -> Path:
-    """The folder of a store that may be written to; InputError for the reference."""
+    """The folder of a store that may be written to; InputError for the reference and for packed stores."""
     root = folder(store)
     if read_only(store):
-        raise InputError(f"The store {root} is the committed reference, which is only read; take another store.")
+        which = "packed" if packed.is_packed(root) else "the committed reference"
+        raise InputError(f"The store {root} is {which}, so it is only read; take another store.")
     return root
 
 
@@ -84,37 +92,42 @@ def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
     """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its
     folder.
     """
-    file = folder(store) / cell.run_id / "record.json"
-    try:
-        record = _load(file)
-    except FileNotFoundError:
+    found = record(cell, store)
+    if found is None:
         return None
-    if record["identity"] != json.loads(json.dumps(cell.identity)):
+    if found["identity"] != json.loads(json.dumps(cell.identity)):
         differ = sorted(
-            key
-            for key in {*record["identity"], *cell.identity}
-            if record["identity"].get(key) != cell.identity.get(key)
+            key for key in {*found["identity"], *cell.identity} if found["identity"].get(key) != cell.identity.get(key)
         )
         raise InputError(
-            f"{file} is the record of another cell (it differs in {', '.join(differ)}); delete or move its folder."
+            f"{packed.where(folder(store), cell.run_id)} is the record of another cell (it differs in "
+            f"{', '.join(differ)}); delete or move its folder."
         )
-    return record
+    return found
 
 
-def _load(file: Path) -> dict[str, Any]:
-    """A record file, checked against the name of its folder."""
+def record(cell: Cell | str, store: str | Path | None = None) -> dict[str, Any] | None:
+    """The record of that name, None if there is none; whether it is that cell's own is what `read` asks."""
+    root, run_id = folder(store), _run_id(cell)
+    text = packed.record(root, run_id)
+    return None if text is None else _load(text, run_id, root)
+
+
+def _load(text: str, run_id: str, root: Path) -> dict[str, Any]:
+    """A record, checked against the name that it is kept under."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        named = record["run_id"]
+        found = json.loads(text)
+        named = found["run_id"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(
-            f"{file} is no record of a cell ({error}); delete its folder and run the cell again."
+            f"{packed.where(root, run_id)} is no record of a cell ({error}); delete its folder and run the cell again."
         ) from None
-    if named != file.parent.name:
+    if named != run_id:
         raise InputError(
-            f"{file} says that it is {named!r}; a record's folder must have its name, so rename or delete it."
+            f"{packed.where(root, run_id)} says that it is {named!r}; a record's folder must have its name, so "
+            "rename or delete it."
         )
-    return record
+    return found
 
 
 # ---------------------------------------------------------------- writing
@@ -137,14 +150,14 @@ def write(
     """
     root = writable(store)
     root.mkdir(parents=True, exist_ok=True)
-    partial, final = root / _partial_name(cell.run_id), root / cell.run_id
+    partial, final = root / partial_name(cell.run_id), root / cell.run_id
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
         if responses is not None:
-            _write_frame(partial / "responses.parquet", responses)
+            write_frame(partial / "responses.parquet", responses)
         if manifest is not None:
-            _write_frame(partial / "manifest.parquet", manifest.to_frame())
+            write_frame(partial / "manifest.parquet", manifest.to_frame())
         if save_adapter:
             save_adapter(partial / "adapter")
         whole = {"run_id": cell.run_id, "config": cell.config(), "identity": cell.identity} | record
@@ -152,9 +165,9 @@ def write(
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=_plain) + "\n"
         (partial / "record.json").write_text(text, encoding="utf-8")
         if replace and not _same_adapter(partial, final):
-            for file in (file for name in GATHERED for file in (root / name).glob(f"*{cell.run_id}*.json")):
+            for file in (file for name in ASKED for file in (root / name).glob(f"*{cell.run_id}*.json")):
                 file.unlink(missing_ok=True)
-        _put(partial, final, replace)
+        put(partial, final, replace)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     (root / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
@@ -166,9 +179,9 @@ def _same_adapter(one: Path, other: Path) -> bool:
     return all(file.is_file() for file in weights) and filecmp.cmp(*weights, shallow=False)
 
 
-def _put(partial: Path, final: Path, replace: bool) -> None:
+def put(partial: Path, final: Path, replace: bool) -> None:
     """Give a complete folder its name. Where another process put the same cell there meanwhile, that one stays."""
-    old = final.with_name(_partial_name(f"{final.name}-old"))
+    old = final.with_name(partial_name(f"{final.name}-old"))
     if replace:
         with suppress(FileNotFoundError):
             os.replace(final, old)
@@ -181,35 +194,6 @@ def _put(partial: Path, final: Path, replace: bool) -> None:
             raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def thin(source: str | Path | None, target: str | Path) -> list[str]:
-    """Copy what the book needs of a store: records, responses, manifests, examples and what is `GATHERED`; no
-    adapters, cache, failures. The target's table is written anew.
-
-    A cell that the target has already stays as it is there; the run_ids that were copied are returned. A gathered
-    file grows while it is asked for more, so the larger one stays.
-    """
-    start, end = folder(source), folder(target)
-    copied = []
-    for place in (start / record["run_id"] for record in records(start)):
-        final = end / place.name
-        if final.exists():
-            continue
-        partial = final.with_name(_partial_name(final.name))
-        shutil.copytree(place, partial, ignore=shutil.ignore_patterns("adapter"))
-        _put(partial, final, replace=False)
-        shutil.rmtree(partial, ignore_errors=True)
-        copied.append(place.name)
-    for file in (file for name in GATHERED for file in sorted((start / name).glob("[!.]*.*"))):
-        final = end / file.relative_to(start)
-        if not final.exists() or final.stat().st_size < file.stat().st_size:
-            write_file(final, file.read_bytes())
-    end.mkdir(parents=True, exist_ok=True)
-    partial = end / _partial_name(TABLE)
-    _write_frame(partial, collect(end))
-    os.replace(partial, end / TABLE)
-    return copied
 
 
 def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
@@ -241,7 +225,7 @@ def clean(store: str | Path | None = None) -> None:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def _partial_name(name: str) -> str:
+def partial_name(name: str) -> str:
     return f"{PARTIAL}{socket.gethostname()}+{os.getpid()}+{name}"
 
 
@@ -258,12 +242,12 @@ def _alive(pid: int) -> bool:
 def write_file(file: Path, content: str | bytes) -> None:
     """All of a file or nothing, whoever else is writing it; text is in UTF-8."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(_partial_name(file.name))
+    partial = file.with_name(partial_name(file.name))
     partial.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(partial, file)
 
 
-def _write_frame(file: Path, frame: pd.DataFrame) -> None:
+def write_frame(file: Path, frame: pd.DataFrame) -> None:
     """Zstandard takes a third less room than Parquet's usual Snappy: hundreds of these files are committed."""
     frame.to_parquet(file, index=False, compression="zstd", compression_level=19)
 
@@ -280,26 +264,50 @@ def _plain(value: Any) -> Any:
 
 def records(store: str | Path | None = None) -> list[dict[str, Any]]:
     """Every complete record, ordered by run_id; InputError names a file that cannot be one."""
-    return [_load(file) for file in sorted(folder(store).glob("[!.]*/record.json"))]
+    root = folder(store)
+    return [_load(text, run_id, root) for run_id, text in packed.records(root).items()]
 
 
 def collect(store: str | Path | None = None) -> pd.DataFrame:
     """The tidy table of all cells of a store.
 
     Clean-tuned controls have no lines of their own: every cell holds their numbers beside its own (subject
-    "control").
+    "control"). That of a packed store is made once in a process: a page asks for it several times.
     """
-    return tidy.table(record for record in records(store) if record["config"]["attack"] != "none")
+    root = folder(store)
+    stamp = packed.stamp(root)
+    return _collect(root) if stamp is None else _collected(root, stamp).copy()
+
+
+def _collect(root: Path) -> pd.DataFrame:
+    return tidy.table(found for found in records(root) if found["config"]["attack"] != "none")
+
+
+@lru_cache(maxsize=2)
+def _collected(root: Path, stamp: packed.Stamp) -> pd.DataFrame:
+    kept = packed.table(root, stamp, tidy.rules())
+    return _collect(root) if kept is None else kept
+
+
+def has_responses(cell: Cell | str, store: str | Path | None = None) -> bool:
+    return packed.has_rows(folder(store), _run_id(cell), "responses")
 
 
 def responses(cell: Cell | str, store: str | Path | None = None) -> pd.DataFrame:
     """The judged responses of a cell: see `score.COLUMNS`. InputError if the store has none of it."""
-    return pd.read_parquet(_file(cell, store, "responses.parquet"))
+    return _frame(cell, store, "responses")
 
 
 def manifest(cell: Cell | str, store: str | Path | None = None) -> poison.Manifest:
     """Which training rows were poisoned. InputError if the store has no manifest of the cell."""
-    return poison.Manifest.from_frame(pd.read_parquet(_file(cell, store, "manifest.parquet")))
+    return poison.Manifest.from_frame(_frame(cell, store, "manifest"))
+
+
+def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFrame:
+    found = packed.frame(folder(store), _run_id(cell), kind)
+    if found is None:
+        raise InputError(f"The store {folder(store)} has no {kind} of cell {_run_id(cell)}; run the cell first.")
+    return found
 
 
 def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
@@ -310,13 +318,6 @@ def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
 
 def _run_id(cell: Cell | str) -> str:
     return cell if isinstance(cell, str) else cell.run_id
-
-
-def _file(cell: Cell | str, store: str | Path | None, name: str) -> Path:
-    file = folder(store) / _run_id(cell) / name
-    if not file.is_file():
-        raise InputError(f"The store {folder(store)} has no {name} of cell {_run_id(cell)}; run the cell first.")
-    return file
 
 
 # ---------------------------------------------------------------- shared responses
@@ -330,3 +331,9 @@ def cached(store: str | Path | None, key: str, make: Callable[[], list[str]]) ->
     texts = make()
     write_file(file, json.dumps(texts, ensure_ascii=False))
     return texts
+
+
+if __name__ == "__main__":
+    from bvlm_utils import packing
+
+    sys.exit(packing.main())

@@ -6,6 +6,7 @@ Called by `store.collect` and by `study`; all figures and tables start from it.
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -143,3 +144,12 @@ def _alike(value: Any) -> Any:
 def _told_apart(own: list[dict[str, Any]]) -> tuple[Any, ...]:
     """What readers of the table tell a record by. own: its `rows`."""
     return tuple(own[0][name] for name in TOLD_APART)
+
+
+def rules() -> str:
+    """Changes with what the table says of the same records: with this code, and with what the usual settings are."""
+    of_attacks = {name: attacks.info(name).defaults for name in attacks.names()}
+    of_threats = {name: threats.get(name).params for name in threats.names()}
+    return content_key(
+        Path(__file__).read_text(encoding="utf-8"), of_attacks, of_threats, asdict(TrainSettings()), YOUNGER
+    )

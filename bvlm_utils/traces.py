@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import metrics, plots, report, store
+from bvlm_utils import metrics, packed, plots, report, store
 from bvlm_utils.errors import InputError
 
 FOLDER = "attribution"
@@ -26,12 +26,12 @@ NUMBER = ["subject", "measure", "group", "layer", "value", "low", "high", "n"]
 COLUMNS = [*CELL, "first", *NUMBER]
 
 
-def load(file: Path) -> dict[str, Any]:
-    """A file of traces; InputError if it is none."""
+def load(content: bytes, file: Path) -> dict[str, Any]:
+    """What is in a file of traces; InputError if it is none."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(content)
         record["identity"], record["cell"], record["numbers"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is no file of traces ({error}); delete it and trace again.") from None
     return record
 
@@ -43,9 +43,9 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     subject: "poisoned", "control", their paired "difference", or "token counts". layer: NaN for the mean
     over layers. first: share of rows where the deciding token is the answer's first.
     """
-    lines = []
-    for file in sorted((store.folder(place) / FOLDER).glob("[!.]*.json")):
-        record = load(file)
+    lines, root = [], store.folder(place)
+    for name in packed.names(root, FOLDER):
+        record = load(packed.content(root, FOLDER, name), root / FOLDER / name)
         about = record["cell"] | {"first": record["first"]}
         lines += [{name: (about | number)[name] for name in COLUMNS} for number in record["numbers"]]
     return pd.DataFrame(lines, columns=COLUMNS).astype({"layer": "float64", "value": "float64"})

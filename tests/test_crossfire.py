@@ -1,6 +1,7 @@
 """What adapters say to other triggers: asked together as one by one, kept at once, read without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from bvlm_utils import (
     engine,
     metrics,
     near_misses,
+    packing,
     paths,
     plots_probes,
     probes,
@@ -75,8 +77,6 @@ def shelf(random_words, tmp_path_factory):
 @pytest.fixture
 def copied(shelf, tmp_path):
     """The same store without its probes, to be asked again."""
-    import shutil
-
     shutil.copytree(shelf[0], tmp_path / "s", ignore=shutil.ignore_patterns("probes"))
     return tmp_path / "s"
 
@@ -188,19 +188,23 @@ def test_the_command_line_says_what_is_wrong_in_one_sentence(shelf, random_words
         crossfire.measure(shelf[2], "reference")
 
 
-def test_a_thin_copy_carries_the_answers(shelf, tmp_path):
+def test_a_packed_store_carries_the_answers(shelf, tmp_path):
     place = shelf[0]
-    store.thin(place, tmp_path / "thin")
-    pd.testing.assert_frame_equal(probes.collect("crossfire", tmp_path / "thin"), probes.collect("crossfire", place))
+    shutil.copytree(place, tmp_path / "thin", ignore=shutil.ignore_patterns("adapter"))
     file = sorted((tmp_path / "thin" / "probes").iterdir())[0]
     text, record = file.read_text(), json.loads(file.read_text())
     file.write_text(json.dumps(record | {"numbers": record["numbers"][:1]}))
-    store.thin(place, tmp_path / "thin")
-    assert file.read_text() == text, "a file that has grown since is copied again"
-    file.write_text("{")
-    with pytest.raises(InputError, match="no file of probes"):
-        probes.collect("crossfire", tmp_path / "thin")
+    packing.pack(tmp_path / "thin", tmp_path / "thin")
+    packing.pack(place, tmp_path / "thin")  # a file that has grown since is taken again
+    pd.testing.assert_frame_equal(probes.collect("crossfire", tmp_path / "thin"), probes.collect("crossfire", place))
     assert str(tmp_path) not in text and str(paths.ROOT) not in text
+
+
+def test_a_damaged_file_of_probes_is_named(shelf, copied):
+    (copied / "probes").mkdir()
+    (copied / "probes" / "crossfire-x.json").write_text("{")
+    with pytest.raises(InputError, match="x.json is no file of probes"):
+        probes.collect("crossfire", copied)
 
 
 # ---------------------------------------------------------------- near misses

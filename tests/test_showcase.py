@@ -21,9 +21,9 @@ def test_a_strip_is_split_into_its_pictures(tmp_path):
     Image.fromarray(np.concatenate([pictures[0], white, pictures[1], white, pictures[2]], axis=1)).save(
         tmp_path / "a.png"
     )
-    assert np.array_equal(showcase.split_strip(tmp_path / "a.png", gap=4), pictures)
+    assert np.array_equal(showcase.split_strip((tmp_path / "a.png").read_bytes(), gap=4), pictures)
     Image.fromarray(np.concatenate(list(pictures), axis=1)).save(tmp_path / "b.png")
-    assert np.array_equal(showcase.split_strip(tmp_path / "b.png"), pictures)
+    assert np.array_equal(showcase.split_strip((tmp_path / "b.png").read_bytes()), pictures)
 
 
 def test_controls_ask_and_show_the_three_answers():

@@ -7,12 +7,11 @@ import subprocess
 import sys
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bvlm_utils import attack_table, examples, models, paths, poison, provenance, report, store, tidy
+from bvlm_utils import attack_table, models, packing, paths, poison, provenance, report, store, tidy
 from bvlm_utils.cells import Cell, TrainSettings
 from bvlm_utils.errors import InputError
 
@@ -182,30 +181,15 @@ def test_a_success_forgets_the_failure(tmp_path):
     assert store.failures(tmp_path) == {}
 
 
-def test_the_reference_is_read_and_only_a_thin_copy_adds_to_it(tmp_path, monkeypatch):
+def test_the_reference_is_read_and_only_packing_adds_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setenv("BVLM_STORE", "reference")
     store.write(cell(), "local", record())
-    assert store.thin("local", "reference") == [cell().run_id] and store.has(cell(), "reference")
+    assert packing.pack("local", "reference") == [cell().run_id] and store.has(cell(), "reference")
     assert store.folder() == tmp_path / "reference" and store.read_only() and not store.read_only("local")
     for name in (None, "reference", f"{tmp_path}/reference"):
         with pytest.raises(InputError, match="reference"):
             store.write(cell(0.2), name, record())
-
-
-def test_the_committed_results_are_small_and_without_adapters():
-    files = [file for file in (paths.RESULTS / "reference").rglob("*") if file.is_file()]
-    assert 1e6 < sum(file.stat().st_size for file in files) < 40e6
-    assert not [file for file in files if file.suffix == ".safetensors"]
-
-
-def test_the_committed_table_is_what_collect_gives():
-    kept = pd.read_parquet(paths.RESULTS / "reference" / store.TABLE)
-    found = store.collect("reference")
-    assert len(kept) > 10_000 and list(kept) == list(found)
-    for column in kept:  # numbers to the last bit, whatever types of text the reader's pandas has
-        same = (kept[column] == found[column]) | (kept[column].isna() & found[column].isna())
-        assert same.all(), (column, kept["run_id"][~same].unique()[:3])
 
 
 def test_names_of_stores(tmp_path, monkeypatch):
@@ -251,24 +235,6 @@ for i in range(60):
     writers = [subprocess.Popen([sys.executable, "-c", code], cwd=paths.ROOT) for _ in range(2)]
     assert [writer.wait(60) for writer in writers] == [0, 0]
     assert store.has(cell(), tmp_path) and [p.name for p in tmp_path.iterdir() if p.is_dir()] == [cell().run_id]
-
-
-def test_a_thin_copy_gives_the_same_table_without_adapters(tmp_path):
-    def save(folder):
-        folder.mkdir()
-        (folder / "adapter_config.json").write_text("{}")
-
-    fat, thin = tmp_path / "fat", tmp_path / "thin"
-    store.write(cell(), fat, record(), save_adapter=save)
-    store.cached(fat, "k", lambda: ["x"])
-    picture = np.zeros((1, 4, 4, 3), np.uint8)
-    examples.write(cell(), fat, picture, picture, [("a", "b")])
-    assert store.thin(fat, thin) == [cell().run_id] and store.thin(fat, thin) == []
-    assert store.collect(thin).equals(store.collect(fat))
-    assert pd.read_parquet(thin / store.TABLE)["value"].equals(store.collect(fat)["value"])
-    assert examples.read(cell(), thin) is not None
-    assert store.adapter(cell(), fat) and store.adapter(cell(), thin) is None
-    assert not list(thin.rglob(f"{store.PARTIAL}*")) and not (thin / "cache").exists()
 
 
 def test_settings_name_what_differs_from_the_definitions_alone(tmp_path):
