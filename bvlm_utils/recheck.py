@@ -62,7 +62,7 @@ def differences(record: Mapping[str, Any], place: str | Path | None = None) -> t
         other = int((before.isna() != after.isna()).sum() + (before != after).fillna(False).sum())
         if other:
             found.append(f"{other} of {len(stored)} responses have another verdict in column {name}")
-    again = score.measure(frame, unit, with_right, cell.make_threat().breaks_refusals)
+    again = score.measure(frame, unit, with_right, cell.resolved_threat.breaks_refusals)
     recorded, again = _by_name(record["metrics"]), _by_name(again)
     return found + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
 
@@ -72,7 +72,7 @@ def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, str, b
 
     stored: of the cell, in its order; InputError if the data have other rows now.
     """
-    threat, rows = cell.make_threat(), _rows(cell.dataset)
+    threat, rows = cell.resolved_threat, _rows(cell.dataset)
     lost = [name for name in stored["row_id"].unique() if name not in rows]
     if lost:
         raise InputError(f"{cell.dataset} has no test row {lost[0]}")

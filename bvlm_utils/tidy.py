@@ -150,6 +150,4 @@ def rules() -> str:
     """Changes with what the table says of the same records: with this code, and with what the usual settings are."""
     of_attacks = {name: attacks.info(name).defaults for name in attacks.names()}
     of_threats = {name: threats.get(name).params for name in threats.names()}
-    return content_key(
-        Path(__file__).read_text(encoding="utf-8"), of_attacks, of_threats, asdict(TrainSettings()), YOUNGER
-    )
+    return content_key(Path(__file__).read_text(encoding="utf-8"), of_attacks, of_threats, SETTINGS)

@@ -283,7 +283,7 @@ def test_the_commands(fat, tmp_path, capsys):
 
 def measured(root):
     """A finished cell with answers of three models to real rows."""
-    one, threat = cell(test_rows=4), cell().make_threat()
+    one, threat = cell(test_rows=4), cell().resolved_threat
     rows = data.load("scenes-vqa", "test", rows=4).remove_columns("image").to_list()
     right, prompts = [row["answers"][0] for row in rows], [row["prompt"] for row in rows]
     frames = []

@@ -294,8 +294,8 @@ def test_a_parameter_may_be_a_number_in_one_attack_and_words_in_another(tmp_path
     attack_table.declare(name="Own", source="", summary="", text=half)
     stored(tmp_path / "fat", "Own", attack_params={"words": 3})
     stored(tmp_path / "fat", "BadNets-MT", attack_params={"words": ["cf", "mn"]})
-    store.thin(tmp_path / "fat", tmp_path / "thin")
-    table = pd.read_parquet(tmp_path / "thin" / store.TABLE).set_index("attack")
+    packing.pack(tmp_path / "fat", tmp_path / "packed")
+    table = store.collect(tmp_path / "packed").set_index("attack")
     assert table["attack.words"].to_dict() == {"BadNets-MT": "['cf', 'mn']", "Own": "3"}
     assert table["settings"].to_dict() == {"BadNets-MT": "words=['cf', 'mn']", "Own": "words=3"}
 
