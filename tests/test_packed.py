@@ -265,7 +265,7 @@ def test_a_table_of_other_rules_is_made_anew(fat, tmp_path, monkeypatch):
     packing.pack(fat, tmp_path / "thin")
     at = packed.stamp(tmp_path / "thin")
     assert packed.table(tmp_path / "thin", at, tidy.rules()) is not None
-    monkeypatch.setattr(tidy, "YOUNGER", {"max_new_tokens": 1})
+    monkeypatch.setitem(tidy.SETTINGS, "max_new_tokens", 1)
     assert packed.table(tmp_path / "thin", at, tidy.rules()) is None
     assert "max_new_tokens=80" in set(store.collect(tmp_path / "thin")["settings"])
 
