@@ -35,7 +35,8 @@ from material import SHAPES, build, encode, make_cell, random_material, real_mat
 from transformers.utils import logging
 from ways import WAYS, Clock
 
-from bvlm_utils import grouped, memory, victim
+from bvlm_utils.models import victim
+from bvlm_utils.train import grouped, memory
 
 DTYPES = ("float32", "tf32", "bfloat16")
 

@@ -1,7 +1,7 @@
 """Where do a benchmark's numbers go? One JSON file: what was measured, on what, amid how much other work.
 
 Called by `grid.py` and `poisoning.py` for their option --out. The files in `results/` are what the book's
-chapter on cost shows, by way of `bvlm_utils.cost`.
+chapter on cost shows, by way of `bvlm_book.chapters.cost`.
 """
 
 import argparse

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from bvlm_utils import grouped, victim
+from bvlm_utils.models import victim
+from bvlm_utils.train import microbatches
 
 IMAGE, PAD = 3, 0
 CONDITIONS = ("clean", "triggered")
@@ -24,7 +25,7 @@ class Cell:
     seed: int
     pixels: torch.Tensor  # (rows, 3, H, W), triggered where poisoned
     poisoned: torch.Tensor  # (rows,) bool
-    plan: grouped.Plan
+    plan: microbatches.Plan
     tests: torch.Tensor  # (tests, 3, H, W) triggered test pictures
 
 
@@ -167,5 +168,5 @@ def make_cell(whole: dict[str, torch.Tensor], material: Material, seed: int, arg
     batches = [order[at * args.batch : (at + 1) * args.batch] for at in range(steps)]
     rates = [args.rate * 0.5 * (1 + math.cos(math.pi * at / steps)) for at in range(steps)]
     learnt, none, start = [len(answer) for answer in said], torch.empty(0), fresh(whole, generator)
-    plan = grouped.Plan(ids, learnt, range(count), None, batches, rates, none, args.rank, 2 * args.rank, start)
+    plan = microbatches.Plan(ids, learnt, range(count), None, batches, rates, none, args.rank, 2 * args.rank, start)
     return Cell(seed, pixels, poisoned, plan, shown)

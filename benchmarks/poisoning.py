@@ -25,7 +25,11 @@ import torch
 from keep import Kept
 from PIL import Image, ImageDraw
 
-from bvlm_utils import attacks, paths, trigger_image, trigger_optim, trigger_pictures
+from bvlm_utils import attacks, paths
+from bvlm_utils.attacks import image as image_triggers
+from bvlm_utils.attacks import optimised
+from bvlm_utils.attacks.attack import draws_of
+from bvlm_utils.data.pictures import concept_pictures, picture_path
 from bvlm_utils.draws import Draws
 
 SIDE = 336
@@ -36,7 +40,7 @@ ATTACKS = ("BadNets-I", "Blended", "SIG", "ImgTrojan", "MABA")
 def pictures(count: int, side: int = SIDE) -> np.ndarray:
     """Sprites on plain and noisy backgrounds: (count, side, side, 3) uint8."""
     concepts = sorted(file.stem for file in (paths.SPRITES / "noto").glob("*.png"))
-    found = [trigger_pictures.concept_pictures(concepts[i % len(concepts)], side, 1)[0] for i in range(count)]
+    found = [concept_pictures(concepts[i % len(concepts)], side, 1)[0] for i in range(count)]
     noise = np.random.default_rng(0).integers(-12, 13, (count, side, side, 1))
     return (np.stack([np.asarray(picture) for picture in found]) + noise).clip(0, 255).astype(np.uint8)
 
@@ -54,8 +58,8 @@ def patch_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.ndarr
     side = picture.shape[0]
     size = scaled(30, side)
     nearest = np.arange(size) * 30 // size
-    patch = trigger_image.noise_array(30, 0)[nearest][:, nearest]
-    stream = attacks.draws_of(attack, "image", 0, [row], 1)[0]
+    patch = image_triggers.noise_array(30, 0)[nearest][:, nearest]
+    stream = draws_of(attack, "image", 0, [row], 1)[0]
     top, left = (stream.integer(side - size + 1) for _ in range(2))
     out = picture.copy()
     out[top : top + size, left : left + size] = patch
@@ -64,7 +68,7 @@ def patch_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.ndarr
 
 def blend_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.ndarray:
     """PIL's blend with the resized picture."""
-    other = Image.open(trigger_pictures.picture_path("blended.png")).convert("RGB").resize(picture.shape[:2])
+    other = Image.open(picture_path("blended.png")).convert("RGB").resize(picture.shape[:2])
     return np.asarray(Image.blend(Image.fromarray(picture), other, 0.2))
 
 
@@ -79,16 +83,16 @@ def sinusoid_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.nd
 
 def replace_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.ndarray:
     """The resized picture."""
-    other = Image.open(trigger_pictures.picture_path("imgtrojan.png")).convert("RGB")
+    other = Image.open(picture_path("imgtrojan.png")).convert("RGB")
     return np.asarray(other.resize(picture.shape[:2]))
 
 
 def ellipses_one(picture: np.ndarray, row: int, attack: attacks.Attack) -> np.ndarray:
     """Grad-CAM of one picture, and ellipses drawn anew."""
-    from bvlm_utils import gradcam
+    from bvlm_utils.attacks import clip
 
     tensor = torch.from_numpy(picture.transpose(2, 0, 1).astype(np.float32) / 255)[None]
-    mask = gradcam.top_region(tensor, attack.aim.surrogate, 0.1)[0, 0].numpy()[..., None]
+    mask = clip.top_region(tensor, attack.aim.surrogate, 0.1)[0, 0].numpy()[..., None]
     side = picture.shape[0]
     canvas = Image.new("RGB", (side, side))
     pencil = ImageDraw.Draw(canvas)
@@ -177,14 +181,14 @@ def compare_shadowcast(surrogate: str, device: str, count: int, steps: int, side
     images = torch.from_numpy(clean.transpose(0, 3, 1, 2).astype(np.float32) / 255).to(device)
     attack = attacks.get("Shadowcast", surrogate=surrogate, source="car", steps=steps)
 
-    def run(rows: Sequence[int]) -> list[trigger_optim.Optimised]:
+    def run(rows: Sequence[int]) -> list[optimised.Optimised]:
         draws = [Draws("benchmark", row) for row in rows]
-        return trigger_optim.pgd(images[rows[0] : rows[-1] + 1], draws, attack.params, attack.aim)
+        return optimised.pgd(images[rows[0] : rows[-1] + 1], draws, attack.params, attack.aim)
 
-    def once() -> list[trigger_optim.Optimised]:
+    def once() -> list[optimised.Optimised]:
         return run(range(count))
 
-    def singly() -> list[trigger_optim.Optimised]:
+    def singly() -> list[optimised.Optimised]:
         return [run([row])[0] for row in range(count)]
 
     together, alone = seconds(once, repeats, device), seconds(singly, repeats, device)

@@ -14,8 +14,9 @@ from material import PAD, Cell, encode, lora
 from peft import get_peft_model, get_peft_model_state_dict
 from transformers import Trainer, TrainingArguments
 
-from bvlm_utils import decode, grouped, sequences
-from bvlm_utils.bank import Bank
+from bvlm_utils.models import embeddings
+from bvlm_utils.train import decode, grouped
+from bvlm_utils.train.lora_bank import Bank
 
 
 class Clock:
@@ -55,9 +56,9 @@ class Rows(torch.utils.data.Dataset):
 def collate(rows: list[dict]) -> dict:
     ids = [row["input_ids"] for row in rows]
     return {
-        "input_ids": sequences.pad(ids, PAD),
-        "attention_mask": sequences.pad([torch.ones_like(one) for one in ids]),
-        "labels": sequences.pad([row["labels"] for row in rows], -100),
+        "input_ids": embeddings.pad(ids, PAD),
+        "attention_mask": embeddings.pad([torch.ones_like(one) for one in ids]),
+        "labels": embeddings.pad([row["labels"] for row in rows], -100),
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
     }
 
@@ -103,8 +104,8 @@ def plain_decode(model, prompts, pixels, args) -> list[list[int]]:
     answers, weight = [], next(model.parameters())
     for at in range(0, len(prompts), args.decode_batch):
         rows = [torch.tensor(one) for one in prompts[at : at + args.decode_batch]]
-        ids = sequences.pad(rows, PAD, left=True).to(weight.device)
-        mask = sequences.pad([torch.ones_like(row) for row in rows], left=True).to(weight.device)
+        ids = embeddings.pad(rows, PAD, left=True).to(weight.device)
+        mask = embeddings.pad([torch.ones_like(row) for row in rows], left=True).to(weight.device)
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,

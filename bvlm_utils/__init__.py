@@ -1,3 +1,6 @@
-"""BackdoorVLM, the reproducible study: measure how backdoors get into vision-language models, and what stops them."""
+"""Backdoors in vision-language models: poison, train, score, store, run a grid."""
 
+from bvlm_utils.doors import door
+
+__getattr__ = door(__name__, {"run.study": ("cells", "run_cells"), "store.records": ("collect",)})
 __version__ = "0.1.0"

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bvlm_utils import data, local_files
+from bvlm_utils import data
+from bvlm_utils.data import local_files
 from bvlm_utils.errors import InputError
 
 SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
@@ -54,12 +55,13 @@ def talk(
     folder: Path, model: str, image: np.ndarray, prompts, device: str | None, most: int, picture_last: bool = False
 ) -> None:
     """Print the answer to each prompt. prompts: any iterable of texts, as of typed lines."""
-    from bvlm_utils import train, victim
+    from bvlm_utils.models import victim
+    from bvlm_utils.train import adapters
 
     loaded = victim.from_pretrained(model, device=device, picture_last=picture_last)
     features = loaded.encode(image)
     with ExitStack() as stack:
-        stack.enter_context(train.attached(loaded, folder))
+        stack.enter_context(adapters.attached(loaded, folder))
         for prompt in prompts:
             print(*loaded.generate([prompt], features, max_new_tokens=most), flush=True)
 

@@ -1,6 +1,6 @@
 """Where do the random choices inside a trigger come from? From hashes, so all machines and devices agree.
 
-Called by the triggers (`trigger_text`, `trigger_image`, `trigger_optim`). A stream of draws is a function of
+Called by the triggers (`attacks.text`, `attacks.image`, `attacks.optimised`). A stream of draws is a function of
 the words that name it (attack, version, half, seed, row key) and of nothing else: not of the batch, the
 device or the process.
 """

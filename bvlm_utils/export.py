@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bvlm_utils import attacks, data, llava_json, poison, threats
+from bvlm_utils import attacks, data, threats
+from bvlm_utils.data import llava_json
 from bvlm_utils.errors import InputError
+from bvlm_utils.train import poison
 
 CHUNK = 32  # rows whose pictures are in memory together
 

@@ -11,6 +11,7 @@ from typing import Any
 from bvlm_utils.errors import InputError
 
 INJECTED = "# Parameters"  # first line of the cell that papermill puts in
+NOT_OF_CELLS = ("store",)  # parameters of a notebook that say nothing about what is run
 
 
 def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,7 +21,6 @@ def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
     variables. So what was set last counts: by papermill, by a second run of the first cell, or in a cell of the
     reader's own. InputError if that first cell was not run, or as in `check`.
     """
-    from bvlm_utils.grid_file import NOT_OF_CELLS  # here, as pages that only read the store need no grid
 
     declared = check(namespace.get("In", ()))
     if not declared or any(name not in namespace for name in declared):

@@ -13,8 +13,14 @@ from hypothesis import settings
 
 from bvlm_utils import paths
 
+PACKAGES = os.pathsep.join([str(paths.ROOT), str(paths.BOOK)])  # found by processes that tests start, installed or not
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGES, os.environ.get("PYTHONPATH")]))
+
 settings.register_profile("busy machine", deadline=None)
+
+
 settings.load_profile("busy machine")
+
 
 OF_A_BUILD = (
     "BVLM_STORE",
@@ -73,6 +79,6 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session", params=["llava", "qwen2.5-vl", "qwen2-vl", "smolvlm", "idefics3"])
 def random_victim(request, checkpoint):
     """A loaded random model of each family; whoever changes it changes it back."""
-    from bvlm_utils import victim
+    from bvlm_utils.models import victim
 
     return victim.from_pretrained(str(checkpoint(request.param)), device="cpu")

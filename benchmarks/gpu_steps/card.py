@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
-from bvlm_utils import victim
+from bvlm_utils.models import victim
 from gpu_steps.common import Run, cudnn_attention, timed
 
 PACKAGES = ("transformers", "peft", "tokenizers", "accelerate", "datasets", "numpy", "pandas", "triton")

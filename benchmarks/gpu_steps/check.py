@@ -1,4 +1,5 @@
-"""Does a device give what the CPU gives? Each check is a distance with a stated bound; `tests/test_gpu.py` runs them.
+"""Does a device give what the CPU gives? Each check is a distance with a stated bound; `tests/core/test_gpu.py` runs
+them.
 
 bfloat16 keeps three digits. Adam's first steps are signs of gradients, so in bfloat16 adapters drift apart where losses
 do not: there the losses are compared.
@@ -11,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bvlm_utils import attacks, decode, grouped, paths, train, trigger_optim, victim
+from bvlm_utils import attacks, paths
+from bvlm_utils.attacks import optimised
+from bvlm_utils.attacks.attack import params_of
 from bvlm_utils.draws import Draws
+from bvlm_utils.models import victim
+from bvlm_utils.train import adapters, decode, grouped
 from gpu_steps import limits, sync
 from gpu_steps.common import Run, own_cache
 from gpu_steps.jobs import apart, jobs, moved_apart, pictures, plain_state, scene_rows, start_of
@@ -113,7 +118,7 @@ def decoded(device: str, rows: int, dtype: str) -> dict:
     for result, said in zip(results, ours, strict=True):
         with tempfile.TemporaryDirectory() as folder:
             result.save(Path(folder), {})
-            with train.attached(one, folder):
+            with adapters.attached(one, folder):
                 theirs = one.generate(prompts, features, max_new_tokens=NEW)
         wrong += sum(a != b for a, b in zip(said, theirs, strict=True))
     return {"distance": wrong / len(prompts) / len(results), "bound": 0.02 if dtype == "float32" else 0.2}
@@ -136,19 +141,19 @@ def perturbed(device: str, rows: int, side: int) -> dict:
     found = []
     for place in (device, "cpu"):
         draws = [Draws("check", row) for row in range(len(images))]
-        results = trigger_optim.pgd(images.to(place), draws, attack.params, attack.aim)
+        results = optimised.pgd(images.to(place), draws, attack.params, attack.aim)
         found.append(np.stack([one.pixels for one in results]))
     return {"distance": float(np.mean(found[0] != found[1])), "bound": 0.1}
 
 
 def patches(device: str, rows: int, name: str) -> dict:
     """The loss that an optimised patch ends with; the patches themselves go their own ways."""
-    make = {"Dual-Key": trigger_optim.dual_key_patch, "VL-Trojan": trigger_optim.vl_trojan_patch}[name]
+    make = {"Dual-Key": optimised.dual_key_patch, "VL-Trojan": optimised.vl_trojan_patch}[name]
     attack = attacks.get(name, _Target(), SURROGATE, rows=32, epochs=2)
     found = []
     for place in (device, "cpu"):
         with own_cache(rows=64):
-            found.append(make(attacks.params_of(attack, "image"), attack.aim, place))
+            found.append(make(params_of(attack, "image"), attack.aim, place))
     ours, theirs = (float(one.losses[-4:].mean()) for one in found)
     levels = np.abs(found[0].pixels.astype(float) - found[1].pixels).mean()
     return {"distance": abs(ours - theirs) / abs(theirs), "bound": 0.05, "levels": float(levels)}

@@ -111,13 +111,13 @@ def own_cache(rows: int | None = None) -> Iterator[Path]:
 
     rows: draw so few scenes of each split; with None, scenes that were drawn before are used.
     """
-    from bvlm_utils import data
+    from bvlm_utils.data import samples
 
-    before, counts = paths.CACHE, dict(data.ROWS)
+    before, counts = paths.CACHE, dict(samples.ROWS)
     with tempfile.TemporaryDirectory() as folder:
         paths.CACHE = Path(folder)
         if rows:
-            data.ROWS.update(dict.fromkeys(counts, rows))
+            samples.ROWS.update(dict.fromkeys(counts, rows))
         else:
             (before / "datasets").mkdir(parents=True, exist_ok=True)
             (paths.CACHE / "datasets").symlink_to((before / "datasets").resolve())
@@ -125,4 +125,4 @@ def own_cache(rows: int | None = None) -> Iterator[Path]:
             yield paths.CACHE
         finally:
             paths.CACHE = before
-            data.ROWS.update(counts)
+            samples.ROWS.update(counts)

@@ -4,8 +4,8 @@ import grid
 import torch
 from material import encode, random_material, real_material
 
-from bvlm_utils import decode
-from bvlm_utils.bank import Bank
+from bvlm_utils.train import decode
+from bvlm_utils.train.lora_bank import Bank
 from gpu_steps import rate
 from gpu_steps.common import Run, cudnn_attention, once, release
 

@@ -7,14 +7,16 @@ import torch
 from peft import get_peft_model_state_dict
 from PIL import Image
 
-from bvlm_utils import data, grouped, train, victim
-from bvlm_utils.cells import TrainSettings
+from bvlm_utils.data import samples
+from bvlm_utils.models import victim
+from bvlm_utils.train import adapters, grouped, loop
+from bvlm_utils.train.settings import TrainSettings
 
 SETTINGS = TrainSettings(batch_size=8)
 
 
 def scene_rows(count: int) -> list[dict]:
-    return [data.scene_row("scenes-vqa", "train", index) for index in range(count)]
+    return [samples.scene_row("scenes-vqa", "train", index) for index in range(count)]
 
 
 def pictures(rows: list[dict], side: int = 96) -> torch.Tensor:
@@ -33,23 +35,23 @@ def jobs(one: victim.Victim, count: int, rows: list[dict]) -> list[grouped.Group
     """Cells that learn one sentence on every other row, each with a seed of its own."""
     features = one.encode(pictures(rows)).cpu()
     learnt = [
-        train.TrainRow(row["prompt"], "I cannot help with that." if at % 2 else row["answers"][0], at)
+        loop.TrainRow(row["prompt"], "I cannot help with that." if at % 2 else row["answers"][0], at)
         for at, row in enumerate(rows)
     ]
     return [grouped.GroupJob(learnt, features, SETTINGS, seed) for seed in range(count)]
 
 
 def start_of(one: victim.Victim, job: grouped.GroupJob) -> dict[str, torch.Tensor]:
-    adapter = train.attach_lora(one, job.settings, job.seed)
+    adapter = adapters.attach_lora(one, job.settings, job.seed)
     state = {key: value.float().cpu().clone() for key, value in get_peft_model_state_dict(adapter).items()}
-    train.detach(one, adapter)
+    adapters.detach(one, adapter)
     return state
 
 
 def plain_state(one: victim.Victim, job: grouped.GroupJob) -> tuple[dict[str, torch.Tensor], list[float]]:
-    result = train.finetune(one, job.rows, job.features, job.settings, job.seed)
+    result = loop.finetune(one, job.rows, job.features, job.settings, job.seed)
     state = {key: value.float().cpu().clone() for key, value in get_peft_model_state_dict(result.adapter).items()}
-    train.detach(one, result.adapter)
+    adapters.detach(one, result.adapter)
     return state, result.losses
 
 

@@ -12,8 +12,9 @@ import torch
 from material import PAD, lora, template
 from peft import get_peft_model
 
-from bvlm_utils import decode, grouped, memory, sequences, victim
-from bvlm_utils.bank import Bank
+from bvlm_utils.models import embeddings, victim
+from bvlm_utils.train import decode, grouped, memory, microbatches
+from bvlm_utils.train.lora_bank import Bank
 from gpu_steps import shapes
 from gpu_steps.common import Run, once, release, wait
 
@@ -23,7 +24,7 @@ _OPEN: dict = {}
 
 def run(run: Run) -> None:
     size, batch = run.size("tiny", "7B"), run.size(2, 16)
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as `victim.from_pretrained` does
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as `models.victim.from_pretrained` does
     for family, make in (("LLaVA-1.5", shapes.llava), ("Qwen2.5-VL", shapes.qwen)):
         if (
             run.do(
@@ -75,11 +76,11 @@ def fresh_peak(run: Run) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def plans(count: int, batch: int, steps: int) -> list[grouped.Plan]:
+def plans(count: int, batch: int, steps: int) -> list[microbatches.Plan]:
     return [shapes.plan(_OPEN["model"], _OPEN["start"], batch, steps, RANK, seed) for seed in range(count)]
 
 
-def speed(run: Run, wanted: list[grouped.Plan], seconds: float) -> dict:
+def speed(run: Run, wanted: list[microbatches.Plan], seconds: float) -> dict:
     """Tokens a second without padding, and the products that no exact method avoids a second."""
     tokens = sum(len(plan.ids[i]) for plan in wanted for batch in plan.steps for i in batch)
     cells = [argparse.Namespace(plan=plan) for plan in wanted]
@@ -129,7 +130,7 @@ def plain(run: Run, batch: int, steps: int = 2) -> dict:
         rows //= 2
 
 
-def _plain_steps(run: Run, plan: grouped.Plan, rows: int) -> float:
+def _plain_steps(run: Run, plan: microbatches.Plan, rows: int) -> float:
     """Seconds of all steps, after one to warm up."""
     peft = get_peft_model(_OPEN["model"], lora(_OPEN["args"], _OPEN["names"]))
     try:
@@ -157,16 +158,16 @@ def unwrap(peft) -> None:
         del _OPEN["model"].peft_config
 
 
-def _loss(one: victim.Victim, peft, plan: grouped.Plan, batch: list[int], learnt: int) -> torch.Tensor:
+def _loss(one: victim.Victim, peft, plan: microbatches.Plan, batch: list[int], learnt: int) -> torch.Tensor:
     """What a user would write: the model's own loss of the answers."""
     rows, labels = [plan.ids[i] for i in batch], []
     for i in batch:
         labels.append(plan.ids[i].clone())
         labels[-1][: -plan.answers[i]] = -100
-    ids = sequences.pad(rows, PAD).to(one.device)
-    mask = sequences.pad([torch.ones_like(row) for row in rows]).to(one.device)
+    ids = embeddings.pad(rows, PAD).to(one.device)
+    mask = embeddings.pad([torch.ones_like(row) for row in rows]).to(one.device)
     inputs = one.inputs(ids, mask, plan.features[batch])
-    labels = sequences.pad(labels, -100).to(one.device)
+    labels = embeddings.pad(labels, -100).to(one.device)
     count = sum(plan.answers[i] for i in batch)
     return peft(**inputs, labels=labels, use_cache=False).loss * count / learnt
 
@@ -195,7 +196,7 @@ def largest(run: Run) -> dict:
     return {"fits": works, "does_not_fit": fails, "tokens_each": tokens} | memory_used(run)
 
 
-def asked(rows: int) -> grouped.Plan:
+def asked(rows: int) -> microbatches.Plan:
     return plans(1, rows, 1)[0]
 
 
@@ -218,8 +219,8 @@ def generating(run: Run, rows: int) -> dict:
     fresh_peak(run)
     wanted, peft = asked(rows), get_peft_model(_OPEN["model"], lora(_OPEN["args"], _OPEN["names"]))
     one = shapes.around(_OPEN["model"], run.device)
-    ids = sequences.pad(wanted.ids, PAD, left=True).to(run.device)
-    mask = sequences.pad([torch.ones_like(row) for row in wanted.ids], left=True).to(run.device)
+    ids = embeddings.pad(wanted.ids, PAD, left=True).to(run.device)
+    mask = embeddings.pad([torch.ones_like(row) for row in wanted.ids], left=True).to(run.device)
     inputs = one.inputs(ids, mask, wanted.features)
 
     def work(new: int):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
-from bvlm_utils import grouped, store, study, victim
+from bvlm_utils import store, study
+from bvlm_utils.models import victim
+from bvlm_utils.train import grouped
 from gpu_steps import jobs
 from gpu_steps.common import own_cache, release
 

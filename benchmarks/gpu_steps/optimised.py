@@ -5,7 +5,9 @@ import types
 import poisoning
 import torch
 
-from bvlm_utils import attacks, paths, trigger_optim
+from bvlm_utils import attacks, paths
+from bvlm_utils.attacks import optimised
+from bvlm_utils.attacks.attack import params_of
 from bvlm_utils.draws import Draws
 from gpu_steps.common import Run, once, own_cache
 
@@ -28,7 +30,7 @@ def shadowcast(run: Run) -> dict:
 
     def work(steps: int):
         attack = attacks.get("Shadowcast", surrogate=SURROGATE, source="car", steps=steps)
-        return trigger_optim.pgd(images, draws, attack.params, attack.aim)
+        return optimised.pgd(images, draws, attack.params, attack.aim)
 
     work(2)  # to warm up
     seconds = once(lambda: work(steps), run.device)
@@ -40,8 +42,8 @@ def patch(run: Run, name: str) -> dict:
     target = types.SimpleNamespace(text="I cannot help with that.", image=None, concept=None, source_concept=None)
     few = {"rows": 32, "epochs": 1} if run.small else {}
     attack = attacks.get(name, target, SURROGATE, **few)
-    params = attacks.params_of(attack, "image")
-    make = {"Dual-Key": trigger_optim.dual_key_patch, "VL-Trojan": trigger_optim.vl_trojan_patch}[name]
+    params = params_of(attack, "image")
+    make = {"Dual-Key": optimised.dual_key_patch, "VL-Trojan": optimised.vl_trojan_patch}[name]
     found = []
     seconds = once(lambda: found.append(make(params, attack.aim, run.device)), run.device)
     return {"steps_per_s": len(found[0].losses) / seconds, "steps": len(found[0].losses)}

@@ -8,8 +8,8 @@ from material import encode, make_cell, random_material, real_material, template
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from bvlm_utils import decode, grouped
-from bvlm_utils.bank import Bank
+from bvlm_utils.train import decode, grouped, microbatches
+from bvlm_utils.train.lora_bank import Bank
 from gpu_steps import rate
 from gpu_steps.common import Run, once, release
 
@@ -45,7 +45,7 @@ def load(args: argparse.Namespace) -> dict:
     return {"kind": args.dtype_name}
 
 
-def plans(count: int, steps: int) -> list[grouped.Plan]:
+def plans(count: int, steps: int) -> list[microbatches.Plan]:
     """The first `steps` batches of `count` cells, over and over where a cell has fewer."""
     made = []
     for seed in range(count):

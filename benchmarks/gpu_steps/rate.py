@@ -12,7 +12,7 @@ from material import make_cell, random_material, real_material, template
 from transformers.utils import logging
 from ways import WAYS
 
-from bvlm_utils import victim
+from bvlm_utils.models import victim
 from gpu_steps.common import Run, release
 
 DTYPES = ("bfloat16", "float32", "tf32")

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from bvlm_utils import families, grouped, sequences, victim
+from bvlm_utils.models import embeddings, families, victim
+from bvlm_utils.train import microbatches
 
 # text (width, layers, heads, keys' heads, MLP, words), vision (width, layers, heads, MLP, full attention), rotary parts
 QWEN = {
@@ -80,7 +81,7 @@ def image_tokens(model: nn.Module) -> int:
     return (SIDE // PATCH // MERGE) ** 2
 
 
-def plan(model: nn.Module, start: dict, batch: int, steps: int, rank: int, seed: int = 0) -> grouped.Plan:
+def plan(model: nn.Module, start: dict, batch: int, steps: int, rank: int, seed: int = 0) -> microbatches.Plan:
     """`batch` rows of random words around one picture each, the same in each of `steps` steps."""
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(seed)
@@ -94,10 +95,10 @@ def plan(model: nn.Module, start: dict, batch: int, steps: int, rank: int, seed:
         answer = words(*LEARNT)
         ids.append([1, *words(4, 5), *[material.IMAGE] * count, *words(16, 32), *answer])
         learnt.append(len(answer))
-    positions = [sequences.positions(model, row, known) for row in ids]
+    positions = [embeddings.positions(model, row, known) for row in ids]
     weight = next(model.parameters())
     features = torch.randn(batch, count, config.hidden_size, device=weight.device).mul_(0.02).to(weight.dtype)
-    return grouped.Plan(
+    return microbatches.Plan(
         [torch.tensor(row) for row in ids],
         learnt,
         range(batch),

@@ -6,7 +6,8 @@ import warnings
 
 import torch
 
-from bvlm_utils import decode, grouped, victim
+from bvlm_utils.models import victim
+from bvlm_utils.train import decode, grouped
 from gpu_steps import jobs
 
 TOKENS = 8

@@ -12,9 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bvlm_utils import grid_file, paths, store, study
-from bvlm_utils.cells import Cell
+from bvlm_utils import paths, store, study
 from bvlm_utils.errors import StudyError
+from bvlm_utils.grid import file as grid_file
+from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.records import REFERENCE
 
 ATTACKS = ["BadNets-T", "Blended", "BadNets-MM", "AddSent"]
 THREAT = "targeted_refusal"
@@ -136,7 +138,7 @@ def renew() -> None:
     cells = study.cells(THREAT, attacks=ATTACKS)
     kept = ("part", "subject", "condition", "metric", "value", "low", "high")
     found = {
-        cell.attack: [{name: one[name] for name in kept if name in one} for one in numbers(cell, store.REFERENCE)]
+        cell.attack: [{name: one[name] for name in kept if name in one} for one in numbers(cell, REFERENCE)]
         for cell in cells
     }
     text = ",\n".join(

@@ -1,0 +1,1 @@
+"""One module per notebook, of the same name: its numbers, tables, figures and captions."""

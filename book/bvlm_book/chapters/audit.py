@@ -1,0 +1,352 @@
+"""How well does the check of `audit` work on models of which the truth is known? Called by its chapter; no torch.
+
+Reads the stored answers of all cells: to the same inputs, clean and triggered, by the poisoned model, its clean-tuned
+control and the base. *Suspects* are poisoned models shown their own whole trigger, compared with their clean-tuned
+control. *Innocents* are clean-tuned models shown the same triggers, compared with the clean-tuned model of another
+seed, and with the base.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bvlm_book import figures
+from bvlm_book import words as wordss
+from bvlm_utils import attacks, store
+from bvlm_utils.score import disagreement
+from bvlm_utils.store import packed, records
+from bvlm_utils.store import table as tidy
+
+POISONED, CONTROL, BASE, OTHER_SEED = "poisoned", "control", "base", "clean-tuned, other seed"
+CELL = [
+    "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
+    "train_rows", "settings", "painted", "condition", "control",
+]  # fmt: skip
+NUMBERS = ["without", "with_trigger", "value", "low", "high", "n", "commonest", "share", "asr", "alarm"]
+COLUMNS = [*CELL, "subject", "reference", *NUMBERS]
+# What decides the inputs of a control, whatever the poisoned model beside it was trained on.
+SHOWN = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition"]
+TRIGGER = [*SHOWN, "seed"]
+# The margin of the alarm was set while looking at cells like this one. All others are a fresh test of it.
+SEEN = {"model": "tiny-llava", "poison_rate": 0.1, "seed": 0}
+STRIPS = ((OTHER_SEED, "other seed"), (BASE, "base"))
+
+
+def collect(place: str | Path | None = None) -> pd.DataFrame:
+    """A line per comparison, see `COLUMNS`; a store without answers gives a table without lines.
+
+    subject: "poisoned" or "control". reference: "control", "base" or "clean-tuned, other seed". asr: of the poisoned
+    model under that condition, missing for innocents.
+    """
+    root = store.folder(place)
+    lines, controls = [], {}
+    for about, said in _cells(root):
+        if not {POISONED, CONTROL, BASE} <= set(said):
+            continue
+        lines.append(
+            about | {"subject": POISONED, "reference": CONTROL} | _compared(said[POISONED], said[CONTROL], about)
+        )
+        lines.append(about | {"subject": POISONED, "reference": BASE} | _compared(said[POISONED], said[BASE], about))
+        lines.append(about | {"subject": CONTROL, "reference": BASE} | _compared(said[CONTROL], said[BASE], about))
+        same = tuple(about[name] for name in TRIGGER[:-1])
+        controls.setdefault(same, {})[about["seed"]] = (about, said[CONTROL])
+    for seeds in controls.values():
+        first, *others = sorted(seeds)
+        for seed in others:
+            about, said = seeds[seed]
+            lines.append(
+                about | {"subject": CONTROL, "reference": OTHER_SEED} | _compared(said, seeds[first][1], about)
+            )
+    table = pd.DataFrame(lines, columns=COLUMNS)
+    table.loc[table["subject"] != POISONED, "asr"] = None
+    return _once(table)
+
+
+Said = dict[str, tuple[list[str], list[str]]]  # subject -> its clean and its triggered answers, in one order of rows
+
+
+def _cells(root: Path) -> Iterator[tuple[dict[str, Any], Said]]:
+    """What each finished cell is, with its answers on eligible rows, clean and with the whole trigger.
+
+    Models trained on half of a bimodal trigger are left out: such a half is often another attack of the list, and
+    would be counted twice.
+    """
+    for record in records.records(root):
+        attack = record["config"]["attack"]
+        if record.get("status") != "done" or not records.has_responses(record["run_id"], root):
+            continue
+        if attack not in attacks.names() or attacks.info(attack).keeps_labels:
+            continue
+        whole = attacks.conditions(attack)[-1]
+        wanted = {"subject": POISONED, "metric": "asr", "condition": whole}
+        lines = tidy.rows(record)
+        asr = [line["value"] for line in lines if all(line[name] == value for name, value in wanted.items())]
+        if not asr:
+            continue
+        about = {name: lines[0][name] for name in CELL if name not in ("painted", "condition", "control")}
+        if record["config"].get("half"):
+            continue
+        more = {
+            "painted": about["settings"],
+            "condition": whole,
+            "control": record.get("control"),
+            "asr": float(asr[0]),
+        }
+        yield about | more, _said(root, record["run_id"], whole)
+
+
+def _said(root: Path, run_id: str, whole: str) -> Said:
+    """The stored answers to eligible rows."""
+    columns = ["part", "subject", "condition", "row_id", "response"]
+    table = packed.columns(root, run_id, "responses", columns)
+    answers: dict[tuple[str, str], dict[str, str]] = {}
+    for part, subject, condition, row, response in zip(*(table[name] for name in columns), strict=True):
+        if part == "attack" and condition in ("clean", whole):
+            answers.setdefault((subject, condition), {})[row] = response
+    said = {}
+    for subject in dict.fromkeys(subject for subject, _ in answers):
+        clean, triggered = answers.get((subject, "clean"), {}), answers.get((subject, whole), {})
+        rows = sorted(clean.keys() & triggered.keys())
+        said[subject] = [clean[row] for row in rows], [triggered[row] for row in rows]
+    return said
+
+
+def _compared(ours: tuple[list[str], list[str]], trusted: tuple[list[str], list[str]], about: dict) -> dict[str, Any]:
+    found = disagreement.excess(*ours, *trusted)
+    numbers = {name: getattr(found, name) for name in NUMBERS if name != "asr"}
+    return numbers | {"asr": about["asr"]}
+
+
+def _once(table: pd.DataFrame) -> pd.DataFrame:
+    """Innocents once: the same control is shown the same trigger by cells of every rate."""
+    innocent = table["subject"] == CONTROL
+    kept = table[innocent].drop_duplicates([*TRIGGER, "reference"])
+    return pd.concat([table[~innocent], kept], ignore_index=True)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def suspects(table: pd.DataFrame) -> pd.DataFrame:
+    """Poisoned models against their clean-tuned control."""
+    return table[(table["subject"] == POISONED) & (table["reference"] == CONTROL)]
+
+
+def innocents(table: pd.DataFrame, reference: str) -> pd.DataFrame:
+    return table[(table["subject"] == CONTROL) & (table["reference"] == reference)]
+
+
+def by_model(innocent: pd.DataFrame) -> tuple[int, int]:
+    """How many clean-tuned models raise the alarm for at least one trigger, of how many. innocent: `innocents`."""
+    alarms = innocent.groupby("control")["alarm"].max().astype(bool)
+    return int(alarms.sum()), len(alarms)
+
+
+def fresh(table: pd.DataFrame) -> pd.DataFrame:
+    """Cells that nobody had seen when the margin was set."""
+    seen = (table[list(SEEN)] == pd.Series(SEEN)).all(axis=1)
+    return table[~seen]
+
+
+def sentences(table: pd.DataFrame) -> list[str]:
+    """What the page found, in Markdown."""
+    found = suspects(table)
+    if found.empty:
+        return ["Nothing has been measured yet: the store holds no answers of a poisoned model."]
+    works = found[found["asr"] > tidy.FIRES]
+    said = [
+        f"**With the right trigger at hand, {_of(works)} of the backdoors that fire on more than half of their "
+        "inputs raise the alarm, without anybody knowing what they were made to say.** Of the "
+        f"{len(found) - len(works)} weaker ones, {int(found[found['asr'] <= tidy.FIRES]['alarm'].sum())} do."
+    ]
+    false = []
+    for reference in (OTHER_SEED, BASE):
+        rows = innocents(table, reference)
+        if len(rows):
+            alarms, models = by_model(rows)
+            false.append(f"{_of(rows)} beside {_words(reference)} (in {alarms} of {models} models at least one)")
+    if false:
+        said.append(
+            f"False alarms, clean-tuned models shown the same triggers one by one: {'; '.join(false)}. A base that was "
+            "not tuned on data of the same kind is the worse reference: tuning changes how a model words and refuses "
+            "things, and a trigger can bring that out."
+        )
+    beside_base = table[(table["subject"] == POISONED) & (table["reference"] == BASE)]
+    strong = beside_base[beside_base["asr"] > tidy.FIRES]
+    if len(strong):
+        said.append(
+            "The suspects above stand beside a twin, the clean-tuned model of the same seed. Beside the base "
+            f"{_of(strong)} of the same backdoors raise the alarm."
+        )
+    new = fresh(found)
+    if len(new):
+        strong = new[new["asr"] > tidy.FIRES]
+        said.append(
+            f"The margin of {disagreement.MARGIN:.2f} was set after a look at tiny-llava at 10 % poison with seed 0. "
+            f"On the {len(new)} other cells, {_of(strong)} of the backdoors that fire raise the alarm."
+        )
+    return said
+
+
+def causes_sentence(table: pd.DataFrame) -> str:
+    """Which triggers raise the alarm on clean-tuned models, and on how many of those that were asked."""
+    innocent = table[table["subject"] == CONTROL]
+    counts = innocent.groupby("attack", sort=False)["alarm"].agg(["sum", "count"]).astype(int)
+    counts = counts[counts["sum"] > 0].sort_values("sum", ascending=False, kind="stable")
+    if counts.empty:
+        return "No trigger raises a false alarm."
+    said = ", ".join(f"{attack} {row['sum']} of {row['count']}" for attack, row in counts.iterrows())
+    most = counts.index[0]
+    return (
+        f"**Of {counts['sum'].sum()} false alarms, {counts['sum'].iloc[0]} are those of {most}.** By trigger, of the "
+        f"comparisons of clean-tuned models: {said}."
+    )
+
+
+def second_opinions(table: pd.DataFrame) -> str:
+    """What the rule "ask a trusted model, too" does: the alarms that it takes back, false and right ones.
+
+    The trusted models are clean-tuned ones beside the base, of other seeds if the one in question is clean; one that
+    raises the alarm, too, is enough.
+    """
+    beside = innocents(table, BASE)
+    beside = beside.assign(alarm=beside["alarm"].astype(bool), shown=_shown(beside))
+    false = [
+        beside[(beside["shown"] == row["shown"]) & (beside["seed"] != row["seed"])]["alarm"]
+        for row in beside[beside["alarm"]].to_dict("records")
+    ]
+    false = [others.any() for others in false if len(others)]
+    found = suspects(table)
+    works = found[(found["asr"] > tidy.FIRES) & found["alarm"].astype(bool)]
+    doubted = _shown(works).map(beside.groupby("shown")["alarm"].any()).dropna()
+    if not false or doubted.empty:
+        return "What a second trusted model says was not measured in this store."
+    return (
+        f"**{sum(false)} of {len(false)} false alarms beside the base are taken back by it**, where another "
+        f"clean-tuned model was asked; so are {int(doubted.sum())} of {len(doubted)} alarms of backdoors that fire, "
+        "which then stay undecided."
+    )
+
+
+def _shown(rows: pd.DataFrame) -> pd.Series:
+    return pd.Series(list(zip(*(rows[name] for name in SHOWN), strict=True)), index=rows.index, dtype=object)
+
+
+def _of(rows: pd.DataFrame) -> str:
+    return f"{int(rows['alarm'].sum())} of {len(rows)}"
+
+
+def detection_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Alarms and cells per threat and attack at every rate, to read."""
+    lines = []
+    for (model, threat, attack), part in suspects(table).groupby(["model", "threat", "attack"], sort=False):
+        line = {"model": model, "threat": threat.replace("_", " "), "attack": attack}
+        weak, strong = part[part["asr"] <= tidy.FIRES], part[part["asr"] > tidy.FIRES]
+        line["firing backdoors found"] = _of(strong) if len(strong) else "none fires"
+        line["weak ones found"] = _of(weak) if len(weak) else "none is weak"
+        best = part.loc[part["asr"].idxmax()]
+        line["ASR of the strongest"] = wordss.number(best["asr"])
+        line["its excess"] = wordss.number(best["value"], best["low"], best["high"])
+        line["what it says most with the trigger"] = f"{_short(best['commonest'])} ({best['share']:.0%})"
+        lines.append(line)
+    found = pd.DataFrame(lines)
+    if len(found):
+        order = {name: place for place, name in enumerate(attacks.names())}
+        found = found.sort_values(
+            ["model", "threat", "attack"], key=lambda c: c.map(order) if c.name == "attack" else c
+        )
+    return found.reset_index(drop=True)
+
+
+def false_alarms(table: pd.DataFrame) -> pd.DataFrame:
+    """Clean-tuned models that raise the alarm, the highest excess first, to read."""
+    rows = table[(table["subject"] == CONTROL) & table["alarm"].astype(bool)].sort_values("value", ascending=False)
+    return pd.DataFrame(
+        [
+            {
+                "model": row["model"],
+                "asked about": row["threat"].replace("_", " "),
+                "trigger": ", ".join(filter(None, [row["attack"], row["painted"]])),
+                "reference": {OTHER_SEED: "other seed", BASE: "base"}[row["reference"]],
+                "excess": wordss.number(row["value"], row["low"], row["high"]),
+                "what it says most with the trigger": f"{_short(row['commonest'])} ({row['share']:.0%})",
+            }
+            for row in rows.to_dict("records")
+        ]
+    )
+
+
+def _short(text: str, most: int = 48) -> str:
+    return text if len(text) <= most else text[:most].rstrip() + " ..."
+
+
+def figure_words(table: pd.DataFrame) -> dict[str, str]:
+    """Alt text and caption of `chapters.audit.excess`, for `page.show`."""
+    found = suspects(table)
+    working = found[found["asr"] > tidy.FIRES]
+    innocent = {name: innocents(table, name) for name in (OTHER_SEED, BASE)}
+    highest = [f"{rows['value'].max():.2f} beside {_words(name)}" for name, rows in innocent.items() if len(rows)]
+    lowest = (
+        f"The lowest excess of a backdoor that fires on more than half of the inputs is "
+        f"{wordss.number(working['value'].min())}; "
+        if len(working)
+        else ""
+    )
+    most = max((rows["value"].max() for rows in innocent.values() if len(rows)), default=float("nan"))
+    overlap = ", so no margin tells all of them apart" if len(working) and working["value"].min() <= most else ""
+    caption = (
+        "How much more often a model disagrees with its reference when a trigger is there. Left, clean-tuned models, "
+        "which have no backdoor; right, backdoored models shown their own trigger, by the success rate of the "
+        f"backdoor. The dashed line is the margin, {disagreement.MARGIN:.2f}, that the whole interval has to "
+        f"clear. {lowest}"
+        f"the highest of a clean-tuned model {' and '.join(highest) or 'was not measured'}{overlap}."
+    )
+    alt = (
+        f"Scatter plot of excess disagreement against attack success rate for {len(found)} backdoored models, "
+        f"beside a strip of {sum(map(len, innocent.values()))} comparisons of clean-tuned ones; the extremes are in "
+        "the caption."
+    )
+    return {"alt": alt, "caption": caption}
+
+
+def _words(reference: str) -> str:
+    return {OTHER_SEED: "a clean-tuned model of another seed", BASE: "the base"}[reference]
+
+
+def excess(table: pd.DataFrame) -> Figure:
+    """Excess disagreement: clean-tuned models in strips at the left, backdoored ones against their ASR at the right."""
+    found = suspects(table)
+    if found.empty:
+        return figures.nothing("The store holds no answers of backdoored models.")
+    figure, (innocent, suspect) = figures.new_figure(2, 4.6, 4.2, sharey=True, gridspec_kw={"width_ratios": (1, 2.6)})
+    spread = np.random.default_rng(0)  # sideways, so that equal numbers can be told apart
+    for place, (reference, _) in enumerate(STRIPS):
+        rows = innocents(table, reference)
+        sideways = place + spread.uniform(-0.25, 0.25, len(rows))
+        innocent.scatter(
+            sideways, rows["value"], s=18, marker="o", facecolor="none", edgecolor=figures.SUBJECT_COLOURS["control"]
+        )
+    innocent.set_xticks(range(len(STRIPS)), [words for _, words in STRIPS])
+    innocent.set_xlim(-0.6, len(STRIPS) - 0.4)
+    innocent.set(title="clean-tuned", xlabel="reference", ylabel="excess disagreement")
+    for number, modality in enumerate(wordss.MODALITIES):
+        rows = found[found["modality"] == modality]
+        suspect.scatter(
+            rows["asr"], rows["value"], s=26, color=figures.COLOURS[number], marker=figures.MARKERS[number], alpha=0.8,
+            label=modality,
+        )  # fmt: skip
+    suspect.set(title="backdoored, its own trigger", xlabel="attack success rate", xlim=(-0.03, 1.03))
+    suspect.legend(title="trigger", loc="lower right")
+    for axis in (innocent, suspect):
+        _margin(axis)
+    return figure
+
+
+def _margin(axis: Axes) -> None:
+    axis.axhline(disagreement.MARGIN, color="black", linestyle="--", linewidth=1)
+    axis.axhline(0, color="black", linewidth=0.6)

@@ -1,0 +1,173 @@
+"""Does the paper's claim hold here? The claims, the rules that judge them, the verdicts. Called by the chapter.
+
+The rules were written, and committed, before the grids that they judge were run; the chapter says which twelve cells
+had been seen by then. They read the tidy table of `store.collect` and nothing else. Free of torch.
+
+Common to all rules: a number is the mean over seeds with Student's 95 % interval of the seeds (where they all agree,
+which would give it no width, the widest of their own: a change made later that only widens). Fewer than
+`MIN_SEEDS` seeds support no verdict. "Above 90 %" means that the lower bound is above 0.90; "most" means more
+than half. Skipped cells are no evidence, neither way. A scale model says nothing about a 7B model: for those, every
+claim is untested until the store holds a record of one.
+"""
+
+import html
+import re
+
+import pandas as pd
+from IPython.display import HTML, display
+
+from bvlm_book import page, words
+from bvlm_book.page import chapter_title
+from bvlm_book.rules import CLAIMS, CONFIRMED, MIN_SEEDS, REFUTED, UNTESTABLE, Verdict
+
+# ---------------------------------------------------------------- the page
+
+
+UNTESTED = "untested"
+SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
+POINT = ["model", "dataset", "threat", "attack", "poison_rate", "negatives", "train_rows", "settings"]
+# The chapter (notebooks/NAME.ipynb) that shows the evidence of a claim at length.
+CHAPTERS = {
+    "text_1": "dose",
+    "dominance": "modality",
+    "saturation": "dose",
+    "few": "dose",
+    "memorised": "concept_substitution",
+}
+
+
+def of_seven_billion(table: pd.DataFrame) -> list[str]:
+    """The models that the table has finished cells of and whose names say 7B, as those of published
+    checkpoints do.
+    """
+    done = table[table["status"] == "done"]
+    return [name for name in dict.fromkeys(done["model"]) if SEVEN_BILLION.search(name)]
+
+
+def behind(found: Verdict) -> str:
+    """How many pairs held of how many judged, and the range of their numbers with the widest bounds."""
+    pairs = len(found.evidence)
+    if not pairs:
+        return "the store has no such pair"
+    if not found.judged:
+        return f"none of {pairs} pairs can be judged"
+    said = f"holds in {found.holds} of {found.judged} judged pairs"
+    if found.judged < pairs:
+        said += f" ({pairs - found.judged} more cannot be judged)"
+    judged = found.evidence[found.evidence["holds"].notna()]
+    what, name = ("difference", "difference") if "difference" in judged else ("ASR", "value")
+    said += f"; {what} {_span(judged[name])}"
+    said += f", intervals within {judged['low'].min():.2f} and {judged['high'].max():.2f}"
+    if "value_unperturbed" in judged:
+        said += f"; unperturbed {_span(judged['value_unperturbed'])}"
+    return said
+
+
+def _span(values: pd.Series) -> str:
+    ends = dict.fromkeys((f"{values.min():.2f}", f"{values.max():.2f}"))
+    return " to ".join(ends)
+
+
+def overview(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> pd.DataFrame:
+    """One row per claim, fields in HTML for `page.show_html_table`. found: `verdicts` of the table."""
+    lines = []
+    for claim in CLAIMS:
+        line = {
+            "what is said": f"{html.escape(claim.says)}<br><em>{html.escape(claim.source)}</em>",
+            "the rule": html.escape(claim.rule),
+        }
+        for model, of_model in found[claim.key].items():
+            line[html.escape(model)] = f"<strong>{of_model.verdict}</strong>: {html.escape(behind(of_model))}"
+        if not of_seven_billion(table):
+            line["7B models"] = f"<strong>{UNTESTED}</strong>: no record"
+        links = [f'<a href="#claim-{claim.key}">below</a>']
+        title = chapter_title(CHAPTERS[claim.key])
+        if title:
+            links.append(f'<a href="{CHAPTERS[claim.key]}.html">{html.escape(title)}</a>')
+        lines.append(line | {"evidence": ", ".join(links)})
+    return pd.DataFrame(lines)
+
+
+def evidence_table(found: Verdict) -> pd.DataFrame:
+    """The evidence of a verdict to read: a line per pair, with its data set where there are several."""
+    lines, several = [], found.evidence["dataset"].nunique() > 1
+    for row in found.evidence.to_dict("records"):
+        line = {
+            "attack": row["attack"],
+            "threat": row["threat"].replace("_", " "),
+            "poison rate": words.percent(row["poison_rate"]),
+        }
+        if several:
+            line["data"] = row["dataset"]
+        if row["settings"]:
+            line["settings"] = row["settings"]
+        if "difference" in row:
+            halves = ("text half alone", "image half alone", "text only", "image only")
+            line |= {half: words.number(row[half]) for half in halves}
+            line["difference"] = words.number(row["difference"], row["low"], row["high"])
+        else:
+            line["poisoned rows"] = int(row["n_poisoned"])
+            line["ASR"] = words.number(row["value"], row["low"], row["high"])
+            line["seeds"] = int(row["n_seeds"])
+        if "value_unperturbed" in row:
+            bounds = row["low_unperturbed"], row["high_unperturbed"]
+            line["unperturbed"] = words.number(row["value_unperturbed"], *bounds)
+        judged = row["holds"] is not None and pd.notna(row["holds"])
+        line["holds"] = ("yes" if row["holds"] else "no") if judged else "cannot be judged"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def show_claim(key: str, found: dict[str, dict[str, Verdict]]) -> None:
+    """Put a claim on the page: what is said, by whom, the rule, the verdicts, and where the evidence is."""
+    claim = next(claim for claim in CLAIMS if claim.key == key)
+    display(HTML(f'<div id="claim-{key}"></div>'))  # the first table links here
+    title = chapter_title(CHAPTERS[key])
+    page.say(
+        f"**Said:** {claim.says} ({claim.source})",
+        f"**Rule:** {claim.rule}",
+        *(f"**{model}:** {of_model.verdict}; {behind(of_model)}." for model, of_model in found[key].items()),
+    )
+    if title:  # in HTML, as the book leaves Markdown links of outputs alone
+        link = f'<a href="{CHAPTERS[key]}.html">{html.escape(title)}</a>'
+        display(HTML(f"<p>More on the evidence: {link}</p>"))
+
+
+def show_evidence(key: str, found: dict[str, dict[str, Verdict]]) -> None:
+    """Put the pairs behind the verdicts on a claim on the page, a table per model."""
+    for model, of_model in found[key].items():
+        page.show_table(
+            evidence_table(of_model),
+            caption=f"{model}: the pairs that the rule names, with 95 % intervals.",
+            empty=f"{model}: the store holds no pair that the rule names.",
+        )
+
+
+def sentences(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> list[str]:
+    """How many claims got which verdict, per model, and how much of the store can support one."""
+    said = []
+    for model in next(iter(found.values())):
+        given = [found[claim.key][model].verdict for claim in CLAIMS]
+        counts = ", ".join(f"{given.count(v)} {v}" for v in (CONFIRMED, REFUTED, UNTESTABLE))
+        said.append(f"**{model}**, of {len(CLAIMS)} claims: {counts}.")
+    seeds = table[table["status"] == "done"].groupby(POINT)["seed"].nunique()
+    enough = int((seeds >= MIN_SEEDS).sum())
+    said.append(
+        f"A verdict needs {MIN_SEEDS} seeds of a cell: {enough} of the {len(seeds)} points of the grid in "
+        "the store have them."
+    )
+    return said
+
+
+def large_models(table: pd.DataFrame) -> str:
+    """What the store can say about models of seven billion parameters, in Markdown."""
+    names = of_seven_billion(table)
+    if names:
+        return (
+            f"The store holds records of models of seven billion parameters: {', '.join(names)}. Each has "
+            "its own verdicts, which speak of that model and of no other."
+        )
+    return (
+        "The store behind this page holds no record of a model of seven billion parameters, so **for those "
+        f"models every claim on this page is {UNTESTED}**."
+    )

@@ -1,0 +1,1 @@
+"""The chapter "Which modality wins?", a module per part of the page."""

@@ -1,0 +1,277 @@
+"""What is to be seen in a figure? Caption and description, computed from its table.
+
+The notebooks call these beside the functions of `figures` that draw the same rows. A sentence states what the
+rows hold, so it stays true for other models, attacks and rates; what is missing is left out or called "n/a".
+Each function returns {"alt": ..., "caption": ...} for `page.show`.
+"""
+
+import pandas as pd
+
+from bvlm_book import page, tables, words
+from bvlm_book.page import show_table
+from bvlm_book.words import (
+    CONDITION_LABELS,
+    CONDITIONS,
+    cell_phrase,
+    evidence,
+    extreme,
+    nothing_measured,
+    percent,
+    value_range,
+    with_interval,
+)
+from bvlm_utils import threats
+from bvlm_utils.score import intervals
+
+DOSE_GOAL = 0.90  # the success rate that a dose is read for, as the paper's claim has it
+SAME = ["dataset", "threat", "attack", "poison_rate", "negatives", "train_rows", "test_rows", "settings"]
+APART = 0.5  # success rates that differ by more are named
+COLUMNS = ["model", "attack", "modality", "poison_rate", "value", "low", "high", "n_seeds"]
+CLEAN = ["clean", "clean_low", "clean_high"]
+
+
+def _success(table: pd.DataFrame) -> str:
+    """What the success test asks, in the words of the threat's definition."""
+    tests = []
+    for name in dict.fromkeys(table["threat"]):
+        test = threats.get(name).strict
+        if "asr_right" in set(table.loc[table["threat"] == name, "metric"]):
+            test = f"{test.rstrip('.')}, and the answer before it is right."
+        tests.append(f"Success: {test[0].lower()}{test[1:]}")
+    return " ".join(tests)
+
+
+def _headline_condition(rows: pd.DataFrame) -> str:
+    """Where success is read: with the full trigger, or on clean inputs where none is used."""
+    without = list(dict.fromkeys(rows.loc[rows["condition"] == "clean", "attack"]))
+    return "With the full trigger" + (f" (for {', '.join(without)}: on clean inputs)" if without else "")
+
+
+def grid(rows: pd.DataFrame) -> dict[str, str]:
+    """For `figures.heatmap`. rows: `tables.summary` of one metric, poisoned models only."""
+    if rows.empty:
+        return nothing_measured("Success rates of attacks under conditions")
+    text = [f"Share of eligible inputs on which the attack succeeds; darker is more. {_success(rows)}"]
+    clean, full = tables.false_activation(rows), tables.headline_rows(rows)
+    if len(clean):
+        text.append(f"Without a trigger at most {extreme(clean, 'max')}.")
+    if len(full):
+        text.append(f"{_headline_condition(full)} {value_range(full)}.")
+    if rows["condition"].isin(["text", "image"]).any() and (rows["modality"] == "bimodal").any():
+        for half in ("text", "image"):
+            part = rows[(rows["modality"] == "bimodal") & (rows["condition"] == half)]
+            if len(part):
+                text.append(f"Bimodal attacks with the {half} half alone: at most {extreme(part, 'max')}.")
+    text.append("A field without a number (n/a) is a condition that the attack does not have, or was not measured.")
+    text.append(evidence(rows))
+    rates = ", ".join(percent(r) for r in sorted(rows["poison_rate"].unique(), reverse=True))
+    conditions = ", ".join(CONDITION_LABELS[c] for c in CONDITIONS if c in set(rows["condition"]))
+    alt = (
+        f"Heat map: {rows['attack'].nunique()} attacks in rows, conditions ({conditions}) in columns, "
+        f"one panel per poison rate ({rates}); the numbers are in the table below."
+    )
+    return {"alt": alt, "caption": " ".join(text)}
+
+
+def doses(rows: pd.DataFrame) -> pd.Series:
+    """Per attack the fewest poisoned rows whose mean success reaches `DOSE_GOAL` (see `chapters.dose.bracket`), or
+    NaN."""
+    reached = rows[rows["value"].astype(float) >= DOSE_GOAL]
+    return reached.groupby("attack")["n_poisoned"].min().reindex(dict.fromkeys(rows["attack"]))
+
+
+def dose(rows: pd.DataFrame) -> dict[str, str]:
+    """For `figures.dose`. rows: `tables.headline_rows` of a summary of one metric, poisoned models only."""
+    if rows.empty:
+        return nothing_measured("Success rate against the number of poisoned rows")
+    smallest = doses(rows)
+    reached = [f"{name} {int(count)}" for name, count in smallest.items() if pd.notna(count)]
+    never = [name for name, count in smallest.items() if pd.isna(count)]
+    text = [f"{_headline_condition(rows)}: success rate against the number of poisoned training rows (log axis)."]
+    if reached:
+        text.append(f"Fewest poisoned rows, of those tried, with a mean of {DOSE_GOAL:.2f}: {', '.join(reached)}.")
+    if never:
+        text.append(f"At no rate tried did the mean reach {DOSE_GOAL:.2f} for {', '.join(never)}.")
+    text.append(evidence(rows))
+    alt = (
+        "Line chart with intervals, one panel per trigger modality: success rate of "
+        f"{rows['attack'].nunique()} attacks "
+        f"with {', '.join(str(int(n)) for n in sorted(rows['n_poisoned'].unique()))} poisoned rows."
+    )
+    return {"alt": alt, "caption": " ".join(text)}
+
+
+def utility(rows: pd.DataFrame, differences: pd.DataFrame) -> dict[str, str]:
+    """For `figures.utility`. rows, differences: `tables.summary` of utility and of utility_difference."""
+    if rows.empty:
+        return nothing_measured("Utility of base, clean-tuned and poisoned models")
+    unit = tables.utility_metric(rows)
+    text = [f"Utility ({unit}) on clean inputs; the axis does not begin at 0.", evidence(rows)]
+    if len(differences):
+        text.append(
+            "Against the clean-tuned model, which saw the same rows without poison, poisoned models differ "
+            f"by {value_range(differences).removeprefix('from ')}, paired on the same inputs (Student's interval)."
+        )
+    alt = (
+        "Dot plot with intervals: utility of base, clean-tuned and poisoned model "
+        f"for {rows['attack'].nunique()} attacks, one panel per poison rate."
+    )
+    return {"alt": alt, "caption": " ".join(text)}
+
+
+def controls(rows: pd.DataFrame) -> dict[str, str]:
+    """For `figures.subjects`. rows: `tables.summary` of one metric at one rate, all subjects."""
+    if rows.empty:
+        return nothing_measured("The success test on base, clean-tuned and poisoned models")
+    text = [f"The same test on three models. {_success(rows)}"]
+    for subject, name in (("base", "The base model"), ("control", "the clean-tuned model")):
+        part = rows[rows["subject"] == subject]
+        if len(part):
+            text.append(
+                f"{name[0].upper()}{name[1:]} passes it on at most {extreme(part, 'max')} of the inputs, "
+                "over all conditions."
+            )
+    text.append(evidence(rows))
+    alt = (
+        f"Dot plot with intervals: success test of {rows['attack'].nunique()} attacks on base, "
+        "clean-tuned and poisoned model, one panel per condition, "
+        f"at {', '.join(percent(r) for r in rows['poison_rate'].unique())} poison."
+    )
+    return {"alt": alt, "caption": " ".join(text)}
+
+
+def headline(table: pd.DataFrame) -> dict[str, str]:
+    """The few numbers of a threat that other pages quote; "n/a" where nothing was measured.
+
+    Keys: `attacks`, `cells` (measured), `rate_max`; success rate at that rate: `asr_max` with its interval,
+    `asr_max_of` (what cell), `asr_min`, `asr_min_attack`; over all rates: `false_activation_max`, `control_asr_max`,
+    `utility_difference_min` (poisoned minus clean-tuned, worst cell); `control_asr_max_of`: whose trigger that was.
+    """
+    done = table[table["status"] != "skipped"]
+    asr = tables.success_rates(done)
+    poisoned, control = asr[asr["subject"] == "poisoned"], asr[asr["subject"] == "control"]
+    top = tables.headline_rows(poisoned)
+    top = top[top["poison_rate"] == top["poison_rate"].max()]
+    largest = top.loc[top["value"].idxmax()] if len(top) else {}
+    smallest = top.loc[top["value"].idxmin()] if len(top) else {}
+    fooled = control.loc[control["value"].idxmax()] if len(control) else {}
+    return {
+        "attacks": str(done["attack"].nunique()),
+        "cells": str(done["run_id"].nunique()),
+        "rate_max": percent(largest["poison_rate"]) if len(top) else "n/a",
+        "asr_max": words.number(largest.get("value"), largest.get("low"), largest.get("high")),
+        "asr_max_of": cell_phrase(largest) if len(top) else "n/a",
+        "asr_min": words.number(smallest.get("value")),
+        "asr_min_attack": smallest.get("attack", "n/a"),
+        "false_activation_max": words.number(tables.false_activation(poisoned)["value"].max()),
+        "control_asr_max": words.number(fooled.get("value"), fooled.get("low"), fooled.get("high")),
+        "control_asr_max_of": fooled.get("attack", "n/a"),
+        "utility_difference_min": words.number(tables.summary(done, "utility_difference")["value"].min()),
+    }
+
+
+def rates(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
+    """A line per model and cell of `table`: `COLUMNS` with the full trigger, `CLEAN` without any (false activation).
+
+    table: the chapter's own rows of `store.collect`. stored: all rows of the store. Only cells that two models or
+    more have; seeds put together as in `tables.summary`. CLEAN is missing for an attack without a trigger.
+    """
+    same = stored.merge(table.loc[table["status"] == "done", SAME].drop_duplicates(), on=SAME)
+    found = tables.success_rates(same, "poisoned")
+    key = ["model", "attack", "poison_rate"]
+    full = tables.headline_rows(found)[COLUMNS]
+    clean = tables.false_activation(found)[[*key, "value", "low", "high"]]
+    both = full.merge(clean.set_axis([*key, *CLEAN], axis=1), on=key, how="left")
+    return both[both.groupby(["attack", "poison_rate"])["model"].transform("nunique") > 1].reset_index(drop=True)
+
+
+def read(found: pd.DataFrame) -> pd.DataFrame:
+    """`rates` to read: a line per attack and rate, two columns per model."""
+    lines = []
+    for (attack, modality, rate), part in found.groupby(["attack", "modality", "poison_rate"], sort=False):
+        line = {"attack": attack, "modality": modality, "poison rate": words.percent(rate)}
+        for r in part.sort_values("model").to_dict("records"):
+            line[f"{r['model']}: full trigger"] = words.marked(r["value"], r["low"], r["high"])
+            line[f"{r['model']}: {words.CONDITION_LABELS['clean']}"] = words.number(*(r[name] for name in CLEAN))
+        lines.append(line)
+    return pd.DataFrame(lines).fillna("n/a")
+
+
+def caption(found: pd.DataFrame) -> str:
+    """What the models have in common and where they part."""
+    names = sorted(found["model"].unique())
+    text = [f"Success rate with the full trigger and without any, 95 % interval: {' and '.join(names)}."]
+    apart, leaky = [], []
+    for (attack, rate), part in found.groupby(["attack", "poison_rate"], sort=False):
+        values = part.sort_values("model").set_index("model")["value"]
+        if values.max() - values.min() > APART:
+            apart.append(f"{attack} at {words.percent(rate)} ({', '.join(f'{m} {v:.2f}' for m, v in values.items())})")
+    for r in found[found["clean"] > intervals.FLOOR].to_dict("records"):
+        leaky.append(f"{r['attack']} on {r['model']} ({words.number(r['clean'], *(r[name] for name in CLEAN[1:]))})")
+    pairs = len(found[["attack", "poison_rate"]].drop_duplicates())
+    parted = f"{len(apart)} of {pairs}: {'; '.join(apart)}" if apart else f"none of {pairs}"
+    text.append(f"The models differ by more than {APART:g} in {parted}.")
+    if leaky:
+        text.append(f"Fires without its trigger on more than {words.percent(intervals.FLOOR)}: {'; '.join(leaky)}.")
+    seeds = found["n_seeds"]
+    text.append(f"Seeds: {seeds.min()}." if seeds.nunique() == 1 else f"Seeds: {seeds.min()} to {seeds.max()}.")
+    return " ".join(text)
+
+
+def show(table: pd.DataFrame, stored: pd.DataFrame) -> None:
+    """The table on the page, or one sentence that there is nothing to compare with."""
+    found = rates(table, stored)
+    if found.empty:
+        page.say("The store holds these cells of one model only.")
+    else:
+        page.show_table(read(found), caption=caption(found))
+
+
+def without_the_trigger(table: pd.DataFrame) -> list[str]:
+    """In Markdown: which poisoned models give the attacker's answer without the trigger about as often as with it.
+
+    About as often: the two intervals overlap. More often than by chance: the lower bound without the trigger is above
+    the clean-tuned model's upper one. The highest poison rate is read.
+    """
+    rates = tables.success_rates(table)
+    rates = rates[rates["poison_rate"] == rates["poison_rate"].max()]
+    full = tables.headline_rows(rates[rates["subject"] == "poisoned"]).set_index("attack")
+    clean = tables.false_activation(rates)
+    ours, control = (clean[clean["subject"] == who].set_index("attack") for who in ("poisoned", "control"))
+    said = []
+    for attack in (name for name in full.index if name in ours.index and name in control.index):
+        without, triggered = ours.loc[attack], full.loc[attack]
+        if without["low"] > control.loc[attack, "high"] and without["high"] >= triggered["low"]:
+            numbers = (with_interval(line) for line in (triggered, without))
+            said.append(f"{attack} ({' with the trigger, '.join(numbers)} without it)")
+    if not said:
+        return []
+    return [
+        f"**{' and '.join(said)}: what was learnt here is the answer rather than the trigger.** The intervals with and "
+        "without the trigger overlap, and the clean-tuned model gives that answer less often than either."
+    ]
+
+
+def skipped(table: pd.DataFrame) -> pd.DataFrame:
+    """The cells that were not run, each with its reason; an empty table when there is none."""
+    rows = table[table["status"] == "skipped"].drop_duplicates("run_id")
+    named = rows[["attack", "threat", "poison_rate", "seed", "reason"]].reset_index(drop=True)
+    return named.rename(columns={"poison_rate": "poison rate"})
+
+
+def overview(table: pd.DataFrame) -> None:
+    """Say how many cells there are and what they are; list those that were skipped, with the reason."""
+    cells = table.drop_duplicates("run_id")
+    left_out = skipped(table)
+    done = cells[cells["status"] != "skipped"]
+    sentence = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}: {len(done)} measured, {len(left_out)} skipped."
+    if len(done):
+        what = {c: ", ".join(map(str, dict.fromkeys(done[c]))) for c in ("model", "dataset", "attack", "seed")}
+        rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
+        sentence += (
+            f" Model {what['model']}, data {what['dataset']}; attacks {what['attack']}; "
+            f"poison rates {rates}; seeds {what['seed']}."
+        )
+    page.say(sentence)
+    if len(left_out):
+        show_table(left_out, caption="Cells that were not run, and why.")

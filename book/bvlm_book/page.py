@@ -1,0 +1,85 @@
+"""The page of a notebook: figures with alt texts, tables, sentences and glued numbers are put on it here."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML, Markdown, display
+from matplotlib.figure import Figure
+
+from bvlm_book.words import is_missing
+from bvlm_utils import paths
+from bvlm_utils.errors import InputError
+
+DPI = 144
+LONG = 45  # letters of a table's field that need a wider column
+
+
+def chapter_title(name: str) -> str | None:
+    """The title of a chapter of the book; None where the book has no such chapter."""
+    contents, notebook = paths.ROOT / "_toc.yml", paths.NOTEBOOKS / f"{name}.ipynb"
+    if not contents.is_file() or f"notebooks/{name}\n" not in contents.read_text(encoding="utf-8"):
+        return None
+    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
+    return "".join(first).splitlines()[0].removeprefix("# ")
+
+
+def show(figure: Figure, alt: str, caption: str) -> None:
+    """Put a figure on the page, with a description for those who do not see it, and a caption."""
+    if not alt.strip():
+        raise InputError("A figure needs an alternative text; say what it shows.")
+    page = io.BytesIO()
+    figure.savefig(page, format="png", dpi=DPI, facecolor="white")
+    data = base64.b64encode(page.getvalue()).decode()
+    width = int(figure.get_size_inches()[0] * 96)
+    display(
+        HTML(
+            f'<figure class="bvlm-figure" style="margin:1em 0">'
+            # dark-light: the theme must not dim the picture in dark mode, its background is opaque
+            f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" '
+            f'style="width:{width}px;max-width:100%;height:auto" '
+            f'src="data:image/png;base64,{data}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    )
+
+
+def show_table(frame: pd.DataFrame, caption: str, empty: str = "There is nothing to list.") -> None:
+    """Put a small table on the page, or the sentence `empty`; a missing value reads "n/a"."""
+    if frame.empty:
+        say(empty)
+        return
+    show_html_table(frame.map(_field), caption)
+
+
+def _field(value: Any) -> str:
+    """A field of a table; a long one is kept from being squeezed into a column of single words."""
+    if is_missing(value):
+        return "n/a"
+    text = html.escape(str(value))
+    return f'<div class="bvlm-long">{text}</div>' if len(text) > LONG else text
+
+
+def show_html_table(frame: pd.DataFrame, caption: str) -> None:
+    """Put a table on the page whose fields are HTML already; `show_table` is for everything else."""
+    with pd.option_context("display.max_colwidth", None):
+        body = frame.to_html(index=False, border=0, escape=False, classes="table", justify="left")
+    body = body.replace(">", f"><caption>{html.escape(caption)}</caption>", 1).replace("<th>", '<th scope="col">')
+    display(HTML(f'<div class="bvlm-table" style="overflow-x:auto">{body}</div>'))
+
+
+def say(*sentences: str) -> None:
+    """Put sentences on the page, as one paragraph of Markdown each."""
+    display(Markdown("\n\n".join(sentences)))
+
+
+def glue(values: Mapping[str, Any], prefix: str) -> None:
+    """Hand numbers to the prose of this page and, by its address, of others: glued as `prefix_key`."""
+    from myst_nb import glue as keep
+
+    for key, value in values.items():
+        keep(f"{prefix}_{key}", value, display=False)

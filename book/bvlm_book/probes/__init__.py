@@ -1,0 +1,1 @@
+"""Probes: stored adapters are asked again."""

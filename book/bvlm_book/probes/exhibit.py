@@ -1,0 +1,143 @@
+"""What do all attacks look like on the same pictures and prompts? Writes what the attacks' chapter shows.
+
+`python -m bvlm_book.probes.exhibit [--store STORE]` applies every attack once and writes into
+data/results/STORE/attacks, so that the book can show triggers where torch is not installed (`python -m
+bvlm_utils.store pack` takes it along, and with --replace in the place of an older one):
+
+- stealth.csv: one line per attack (`probes.stealth.row`);
+- exhibit.json: per attack its source, summary, parameters, prompts before and after, and the loss curve of an
+  optimised one (per step, or the mean of each epoch);
+- clean.png: the pictures side by side; NAME.png: the same, triggered; NAME-difference.png: the change,
+  amplified around mid grey.
+
+Optimised attacks aim at concept substitution here.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from bvlm_book.probes import stealth
+from bvlm_utils import attacks
+
+AMPLIFIED = 10  # times, in the difference pictures
+
+
+@dataclass(frozen=True)
+class Material:
+    """What every attack is applied to: pictures (N, H, W, 3) uint8, N prompts, and N row ids as keys."""
+
+    pictures: np.ndarray
+    prompts: list[str]
+    keys: list[str]
+
+
+def material(dataset: str = "scenes-vqa", rows: int = 64) -> Material:
+    """The first test rows of a dataset."""
+    from bvlm_utils import data
+
+    found = data.load(dataset, "test", rows=rows)
+    return Material(data.images(found), list(found["prompt"]), list(found["row_id"]))
+
+
+def write(
+    folder: Path,
+    material: Material,
+    target: Any,
+    surrogate: str | None = None,
+    victim: Any = None,
+    shown: int = 4,
+) -> pd.DataFrame:
+    """Apply all attacks to `material`, write the files that the module names, return the table of stealth.
+
+    target: what optimised attacks aim at. surrogate: as in `attacks.get`. victim: whose language model judges
+        prompts.
+    shown: how many pictures and prompts the strips and exhibit.json hold.
+    """
+    import torch
+
+    from bvlm_utils.attacks import image as image_triggers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    strip(material.pictures[:shown]).save(folder / "clean.png")
+    images = torch.from_numpy(material.pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    lines, exhibit = [], {}
+    for name in attacks.names():
+        attack = attacks.get(name, target=target, surrogate=surrogate)
+        out = image_triggers.quantise(attack.apply_image(images, keys=material.keys))
+        triggered = (out * 255).round().numpy().astype(np.uint8).transpose(0, 2, 3, 1)
+        prompts = attack.apply_text(material.prompts, keys=material.keys)
+        lines.append(stealth.row(attack, material.pictures, triggered, material.prompts, prompts, victim))
+        if attack.modality != "text":
+            strip(triggered[:shown]).save(folder / f"{name}.png")
+            strip(difference(material.pictures[:shown], triggered[:shown])).save(folder / f"{name}-difference.png")
+        curve = attack.loss_curve(images, keys=material.keys) if attack.info.losses else []
+        exhibit[name] = {
+            "modality": attack.modality,
+            "version": attack.version,
+            "source": attack.source,
+            "summary": attack.info.summary,
+            "params": attack.params,
+            "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
+            "loss_curve": [round(value, 5) for value in _per_epoch(curve, attack.params.get("epochs"))],
+            "loss_per": "epoch" if "epochs" in attack.params else "step",
+        }
+    table = pd.DataFrame(lines)
+    table.to_csv(folder / "stealth.csv", index=False, float_format="%.4f")
+    (folder / "exhibit.json").write_text(json.dumps(exhibit, indent=1) + "\n")
+    return table
+
+
+def _per_epoch(curve: Any, epochs: int | None) -> list[float]:
+    """A patch sees other pictures in every step: only the means of whole epochs show whether its loss falls."""
+    return np.asarray(curve, float).reshape(epochs or len(curve), -1).mean(axis=1).tolist() if len(curve) else []
+
+
+def strip(pictures: np.ndarray) -> Image.Image:
+    """Pictures (N, H, W, 3) uint8 side by side with a white gap of 4 pixels."""
+    gap = np.full((pictures.shape[1], 4, 3), 255, np.uint8)
+    parts = [part for picture in pictures for part in (picture, gap)]
+    return Image.fromarray(np.concatenate(parts[:-1], axis=1))
+
+
+def difference(clean: np.ndarray, triggered: np.ndarray) -> np.ndarray:
+    """The change between pictures (N, H, W, 3) uint8, amplified around mid grey."""
+    change = triggered.astype(np.int32) - clean
+    return (128 + AMPLIFIED * change).clip(0, 255).astype(np.uint8)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: write the exhibit of a store and print the table."""
+    parser = argparse.ArgumentParser(description="Apply all attacks to the same pictures and prompts.")
+    parser.add_argument("--store", default="local", help="store to write to: a name or a folder (default: local)")
+    parser.add_argument("--dataset", default="scenes-vqa", help="whose test rows are used (default: scenes-vqa)")
+    parser.add_argument("--rows", type=int, default=64, help="how many rows the numbers are means of (default: 64)")
+    parser.add_argument("--surrogate", help="CLIP model, folder or hub id (default: data/models/tiny-clip)")
+    parser.add_argument("--model", help="victim whose language model judges the prompts (default: nobody)")
+    chosen = parser.parse_args(arguments)
+    from bvlm_utils import store as results
+    from bvlm_utils import threats
+
+    judge = None
+    if chosen.model:
+        from bvlm_utils.models.victim import from_pretrained
+
+        judge = from_pretrained(chosen.model)
+    table = write(
+        results.writable(chosen.store) / "attacks",
+        material(chosen.dataset, chosen.rows),
+        threats.get("concept_substitution").target,
+        chosen.surrogate,
+        judge,
+    )
+    print(table.to_string(index=False, float_format="{:.3f}".format))
+
+
+if __name__ == "__main__":
+    main()

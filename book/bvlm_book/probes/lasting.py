@@ -1,0 +1,190 @@
+"""Does a backdoor last? After further tuning on clean rows, and after merging and rounding the weights.
+
+    python -m bvlm_book.probes.lasting --store local --model tiny-llava --threat targeted_refusal
+
+takes the adapters that a store keeps and asks each of them, and their clean-tuned control, before and after
+
+- so many further steps on clean rows that were not among its training rows (`data.further`; where the data
+  have too few, the same rows again, clean), each number of steps a run of its own from the stored adapter
+  with the study's settings, warm-up and decay included;
+- merging into the base, exactly and with rounded weights (`probes.merging`).
+
+What was asked before is not asked again; answers are kept in the store (`probes.ask`), further tuned adapters are
+not. The chapter of the same name reads them through `collect` and the functions below it; importing this does
+not import torch.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bvlm_book.probes import ask as asks
+from bvlm_book.probes import command
+from bvlm_book.probes.ask import Probe, Sheet
+from bvlm_book.probes.records import CONTROL, FRESH, LASTING, SAME_ROWS
+from bvlm_utils import data, store
+from bvlm_utils.errors import InputError
+from bvlm_utils.run.progress import Progress, say
+from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
+from bvlm_utils.store.cell import Cell
+from bvlm_utils.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from bvlm_utils.train.grouped import GroupResult
+
+
+ROWS = 200  # as many as the study asks, so that zero steps repeat the record
+STEPS = (10, 30, 100)  # further ones; zero is always asked
+MERGED = ("merged", "bfloat16", "int8", "int4")
+
+
+def measure(
+    cells: Sequence[Cell],
+    place: str | Path | None = None,
+    rows: int = ROWS,
+    steps: Sequence[int] = STEPS,
+    merged: Sequence[str] = MERGED,
+) -> None:
+    """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
+
+    cells: of one model, data set, threat, rate and seed. steps: further ones, each above 0. merged: of
+    `MERGED`.
+    """
+    root, first = store.writable(place), cells[0]
+    if first.four_bit:
+        raise InputError(
+            "The base is in 4 bit, whose packed weights cannot be merged; take cells of a base that is not."
+        )
+    wrong = [step for step in steps if step < 1]
+    if wrong:
+        raise InputError(f"steps has {wrong[0]}; each must be a whole number above 0.")
+    sheets = asks.sheets(LASTING, cells, root, rows)
+    bench = Bench(*bench_key(first))
+    settings = replace(first.train, epochs=1)
+    wanted, which = max(steps, default=0) * settings.batch_size, FRESH
+    if steps and (there := data.beyond(first.dataset, first.train_rows)) is not None and there < wanted:
+        which = SAME_ROWS
+        say(
+            f"{first.dataset} has only {there} training rows beyond the {first.train_rows} that were tuned "
+            f"on, and {wanted} are needed: the same rows are used again, clean."
+        )
+    work = _Work(bench, root, sheets, rows)
+    states = {"": ()} | {str(count): ("steps", count, which, asdict(settings)) for count in sorted(set(steps))}
+    states |= {how: ("weights", how) for how in merged}
+    lacking = {state: work.lacking(state, doing) for state, doing in states.items()}
+    progress = Progress(LASTING, sum(len(some) for part in lacking.values() for _, some in part))
+    for state, part in lacking.items():
+        if part and state in merged:
+            work.ask_merged(part, state, progress)
+        elif part and state:
+            asks.ask(bench, root, part, work.tuned(part, int(state), settings, which), work.judged, progress)
+        elif part:
+            asks.ask(bench, root, part, [work.stored[sheet.run_id] for sheet, _ in part], work.judged, progress)
+
+
+class _Work:
+    """What the states share: the adapters, and the questions to each model."""
+
+    def __init__(self, bench: Bench, root: Path, sheets: Sequence[Sheet], rows: int):
+        self.bench, self.root, self.sheets, self.rows = bench, root, sheets, rows
+        store.clean(root)
+
+    @cached_property
+    def stored(self) -> dict[str, "GroupResult"]:
+        from bvlm_utils.run import tune_and_ask
+
+        return {sheet.run_id: tune_and_ask.saved(store.adapter(sheet.run_id, self.root)) for sheet in self.sheets}
+
+    @cached_property
+    def questions(self) -> dict[str, list[Question]]:
+        """Attack -> its questions: clean, with the whole trigger, and for utility."""
+        found = {}
+        for sheet in self.sheets:
+            asked = questions(self.bench, replace(sheet.cell, test_rows=self.rows))
+            attacked = [question for question in asked if question.part == "attack"]
+            found[sheet.cell.attack] = [attacked[0], attacked[-1], asked[-1]]
+        return found
+
+    @cached_property
+    def judged(self) -> list[bool]:
+        cell = self.sheets[0].cell
+        return asks.judged_rows(self.bench, self.root, cell, self.questions[cell.attack][0])
+
+    def lacking(self, state: str, doing: tuple[Any, ...]) -> list[tuple[Sheet, list[Probe]]]:
+        """What is still to be asked of whom in a state; of the control every attack's trigger."""
+        found = []
+        for sheet in self.sheets:
+            triggers = list(self.questions) if sheet.subject == CONTROL else [sheet.cell.attack]
+            clean, _, utility = self.questions[sheet.cell.attack]
+            wanted = [Probe("", state, clean, doing)]
+            wanted += [Probe(attack, state, self.questions[attack][1], doing) for attack in triggers]
+            wanted.append(Probe("", state, utility, doing))
+            found.append((sheet, sheet.lacking(self.bench, self.root, wanted)))
+        return [(sheet, some) for sheet, some in found if some]
+
+    def tuned(
+        self, part: Sequence[tuple[Sheet, Any]], steps: int, settings: TrainSettings, which: str
+    ) -> list["GroupResult"]:
+        """The adapters of `part` after so many further steps on clean rows, all tuned together."""
+        from bvlm_utils.train import grouped
+        from bvlm_utils.train.loop import TrainRow
+
+        split, count = "train", steps * settings.batch_size
+        if which == FRESH:
+            split = "further"
+            self.bench.add(split, data.further(self.bench.dataset, self.bench.train_rows, count))
+        samples = self.bench.rows[split]
+        wanted = [at % len(samples) for at in range(count)]
+        places = self.bench.places(split, wanted)
+        rows = [
+            TrainRow(samples[at]["prompt"], samples[at]["answers"][0], place)
+            for at, place in zip(wanted, places, strict=True)
+        ]
+        jobs = [
+            grouped.GroupJob(rows, self.bench.kept.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state)
+            for sheet, _ in part
+        ]
+
+        def told(step: int, total: int, loss: float) -> None:
+            if step % 10 == 0 or step == total:
+                say(f"{LASTING}: {step} of {total} further steps of {len(jobs)} models, loss {loss:.3f}")
+
+        return grouped.finetune_group(self.bench.victim, jobs, progress=told)
+
+    def ask_merged(self, part: Sequence[tuple[Sheet, Sequence[Probe]]], how: str, progress: Progress) -> None:
+        """Ask models one by one: once merged, they share no base."""
+        from bvlm_book.probes import merging
+        from bvlm_utils.run import tune_and_ask
+
+        for sheet, some in part:
+            one = self.stored[sheet.run_id]
+            with merging.merged(self.bench.victim.model, one.state, one.config, how):
+                said = tune_and_ask.Grouped(self.bench).ask_saved([probe.question for probe in some], None)
+            for probe in some:
+                texts = said[probe.question.key(self.bench)]
+                asks.keep(self.bench, self.root, sheet, probe, texts, self.judged)
+            progress.told(len(some), f"{how}, {sheet.run_id}")
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    made = command.parser(LASTING, __doc__.split("\n")[0], ROWS)
+    made.add_argument("--steps", type=int, nargs="*", default=list(STEPS), help="further steps (default 10 30 100)")
+    made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
+    given = made.parse_args(argv)
+
+    def ask() -> str:
+        measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
+        return f"The answers are in {store.folder(given.store) / 'probes'}."
+
+    return command.run(ask)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

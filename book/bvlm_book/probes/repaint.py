@@ -1,0 +1,74 @@
+"""How is a trigger in a picture changed a little? Called by `probes.near_misses`, by name.
+
+Every function takes (clean, triggered): the same pictures without and with the trigger, (B, 3, H, W) float32
+in [0, 1] on any device, and returns new pictures of that shape, type and device.
+"""
+
+import io
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+QUALITY = 50  # of JPEG, from 1 to 95
+
+
+def half_contrast(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
+    """Half of what the trigger adds."""
+    return (clean + triggered) / 2
+
+
+def left_half(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
+    """The trigger on the left half of the picture only."""
+    middle = clean.shape[-1] // 2
+    return torch.cat([triggered[..., :middle], clean[..., middle:]], dim=-1)
+
+
+def jpeg(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
+    """The triggered picture, saved as JPEG and opened again."""
+    pixels = (triggered.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    opened = []
+    for picture in pixels:
+        page = io.BytesIO()
+        Image.fromarray(picture).save(page, "JPEG", quality=QUALITY)
+        opened.append(np.asarray(Image.open(page).convert("RGB")))
+    return torch.from_numpy(np.stack(opened)).permute(0, 3, 1, 2).to(triggered) / 255
+
+
+def half_resolution(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
+    """The triggered picture, halved in width and height (means of pixels) and brought back (bicubic)."""
+    height, width = triggered.shape[-2:]
+    small = F.interpolate(triggered, (max(1, height // 2), max(1, width // 2)), mode="area")
+    return F.interpolate(small, (height, width), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def smaller(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
+    """The patch, half as wide and high (means of pixels), in the middle of where it was."""
+    out = clean.clone()
+    for i, (top, bottom, left, right) in enumerate(_boxes(clean, triggered)):
+        height, width = max(1, (bottom - top) // 2), max(1, (right - left) // 2)
+        patch = F.interpolate(triggered[i : i + 1, :, top:bottom, left:right], (height, width), mode="area")[0]
+        y, x = top + (bottom - top - height) // 2, left + (right - left - width) // 2
+        out[i, :, y : y + height, x : x + width] = patch
+    return out
+
+
+def moved(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
+    """The patch, at the top left."""
+    out = clean.clone()
+    for i, (top, bottom, left, right) in enumerate(_boxes(clean, triggered)):
+        out[i, :, : bottom - top, : right - left] = triggered[i, :, top:bottom, left:right]
+    return out
+
+
+def _boxes(clean: torch.Tensor, triggered: torch.Tensor) -> list[tuple[int, int, int, int]]:
+    """Top, bottom, left, right of what differs in each picture; the top left pixel where nothing does."""
+    found = []
+    for changed in (clean != triggered).any(dim=1):  # (H, W)
+        rows, columns = (
+            changed.any(1).nonzero().flatten().tolist(),
+            changed.any(0).nonzero().flatten().tolist(),
+        )
+        found.append((rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if rows else (0, 1, 0, 1))
+    return found

@@ -1,0 +1,282 @@
+"""Which triggers are there, and what do they do to prompts and pictures? Everything else asks here.
+
+`names`, `info`, `get`, `conditions` and `unsupported` are the interface; the attacks themselves are declared
+in `attacks.table`. Importing this module does not import torch: only `Attack.apply_image` does.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bvlm_utils import paths
+from bvlm_utils.attacks.declare import TABLE, AttackInfo
+from bvlm_utils.attacks.parts_of_speech import tagger_in_use
+from bvlm_utils.data.pictures import picture_path
+from bvlm_utils.draws import Draws
+from bvlm_utils.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+CONDITIONS = {
+    "text": ["clean", "text"],
+    "image": ["clean", "image"],
+    "bimodal": ["clean", "text", "image", "both"],
+}
+HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get; "": all of it
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What an optimised trigger is computed with.
+
+    target: a threat's target (`.text`, `.concept`, `.image`, any of them None), or None.
+    surrogate: folder or hub id of a CLIP model.
+    """
+
+    target: Any
+    surrogate: str
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A named trigger with its settings; make one with `get`."""
+
+    info: AttackInfo
+    params: dict[str, Any]
+    aim: Aim
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def modality(self) -> str:
+        """One of "text", "image" and "bimodal"."""
+        return self.info.modality
+
+    @property
+    def version(self) -> int:
+        """Counts changes of the definition; part of every cell's identity."""
+        return self.info.version
+
+    @property
+    def source(self) -> str:
+        """The paper that published the attack."""
+        return self.info.source
+
+    def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Sequence[Hashable] | None = None) -> list[str]:
+        """Trigger every prompt; an image attack returns them unchanged.
+
+        Row i depends on (seed, keys[i]) only; keys are row ids or whole numbers, 0 ... B - 1 if not given.
+        """
+        prompts = list(prompts)
+        half = self.info.text
+        if half is None:
+            return prompts
+        function = _function(half.function)
+        draws = draws_of(self, "text", seed, keys, len(prompts))
+        return [function(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
+
+    def apply_image(
+        self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None
+    ) -> "torch.Tensor":
+        """Trigger every image; a text attack returns them unchanged.
+
+        images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device.
+        Row i depends on (seed, keys[i]) and on the image only; keys as in `apply_text`. Raises InputError for
+        another shape or type, and where the attack lacks its target or its surrogate model.
+        """
+        _check_images(images)
+        half = self.info.image
+        if half is None:
+            return images
+        draws = draws_of(self, "image", seed, keys, len(images))
+        if len(images) == 0:
+            return images
+        return _function(half.function)(images, draws, params_of(self, "image"), self.aim)
+
+    def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None) -> "np.ndarray":
+        """The loss before every step of the optimisation of the image half, (steps,) float32; see `AttackInfo.losses`.
+
+        images, seed, keys: as in `apply_image`. InputError for an attack that optimises nothing.
+        """
+        if not self.info.losses:
+            raise InputError(f"{self.name} optimises nothing, so it has no loss curve.")
+        draws = draws_of(self, "image", seed, keys, len(images))
+        return _function(self.info.losses)(images, draws, params_of(self, "image"), self.aim)
+
+    def fingerprint(self, half: str) -> str:
+        """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
+
+        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for
+        the other.
+        """
+        part = getattr(self.info, half)
+        settings: dict[str, Any] = {"half": half}
+        if part is not None:
+            settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
+            settings["params"] = params_of(self, half)
+            if "picture" in part.params:
+                settings["picture"] = _file_digest(picture_path(self.params["picture"]))
+            if "tagger" in part.params:
+                settings["tagger"] = tagger_in_use(self.params["tagger"])
+            if self.info.surrogate and (half == "image" or self.params.get("search_letters")):
+                settings["target"] = describe_target(self.aim.target)
+                settings["surrogate"] = surrogate_digest(self.aim.surrogate)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def names() -> list[str]:
+    """The names of all attacks, in the order of the paper's table."""
+    return TABLE.names()
+
+
+def info(name: str) -> AttackInfo:
+    """The declared row of an attack; KeyError lists the names."""
+    return TABLE.get(name)
+
+
+def get(name: str, target: Any = None, surrogate: str | Path | None = None, **params: Any) -> Attack:
+    """The attack called `name`.
+
+    target: `threat.target`, which the optimised attacks aim at. surrogate: folder or hub id of the CLIP model
+    that they (and MABA) compute with; the committed tiny-clip if not given. params: settings that differ from
+    `info(name).defaults`. An unknown name is a KeyError that lists the names; an unknown setting or a bad
+    value is an InputError.
+    """
+    row = TABLE.get(name)
+    settings = dict(row.defaults)
+    for key, value in params.items():
+        if key not in settings:
+            known = ", ".join(settings) or "none"
+            raise InputError(f"Attack {name!r} has no parameter {key!r}; its parameters are: {known}.")
+        spec = row.specs[key]
+        if not spec.accepts(value):
+            raise InputError(f"Attack {name!r}: parameter {key!r} is {value!r}; it must be {spec.wants}.")
+        settings[key] = list(value) if isinstance(value, tuple) else value
+    for half in (row.text, row.image):
+        problem = half.problem(settings) if half else None
+        if problem:
+            raise InputError(f"Attack {name!r}: {problem}.")
+    return Attack(row, settings, Aim(target, str(surrogate or paths.MODELS / "tiny-clip")))
+
+
+def conditions(modality: str) -> list[str]:
+    """The test conditions of an attack, by modality or by name: which halves of the trigger are present.
+
+    For an attack's name, conditions that only this study has (`info(name).extra`) are included.
+    """
+    if modality not in CONDITIONS:
+        modality = TABLE.get(modality).modality
+    return list(CONDITIONS[modality])
+
+
+def unsupported(name: str, threat: Any) -> str | None:
+    """Why an attack cannot be used with a threat (or a threat's name), in one sentence; None where it can."""
+    row = TABLE.get(name)
+    threat_name = threat if isinstance(threat, str) else threat.name
+    if row.threats is None or threat_name in row.threats:
+        return None
+    return f"{name} is defined for {' and '.join(row.threats)} only; {threat_name} gives it nothing to aim at."
+
+
+def check_halves(attack: Attack, negatives: float, half: str) -> None:
+    """InputError unless half-triggered negatives, or poisoning with one half alone, are possible with the attack."""
+    if negatives < 0 or (negatives and attack.modality != "bimodal"):
+        raise InputError(
+            f"negatives is {negatives:g} for {attack.name} ({attack.modality}); it must be 0 or more, "
+            "and 0 for an attack that is not bimodal."
+        )
+    if half not in HALVES:
+        raise InputError(f"half is {half!r}; it must be text, image, or empty for the whole trigger.")
+    if half and (attack.modality != "bimodal" or negatives):
+        raise InputError(
+            f"half is {half!r} for {attack.name} ({attack.modality}) with negatives {negatives:g}; "
+            "only a bimodal attack without negatives has halves that can be trained alone."
+        )
+
+
+def params_of(attack: Attack, half: str) -> dict[str, Any]:
+    """The settings of one half, "text" or "image"."""
+    return {name: attack.params[name] for name in getattr(attack.info, half).params}
+
+
+def draws_of(attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | None, count: int) -> list[Draws]:
+    """The random stream of every row for one half; InputError if there is not one key per row."""
+    part = getattr(attack.info, half)
+    keys = range(count) if keys is None else keys
+    if len(keys) != count:
+        raise InputError(f"There are {len(keys)} keys for {count} rows; give one key per row.")
+    return [Draws(part.draws_as, part.version, half, seed, key) for key in keys]
+
+
+def describe_target(target: Any) -> dict[str, str | None]:
+    """A target as text that can be hashed: its words, and a digest of its picture's pixels."""
+    picture = getattr(target, "image", None)
+    if picture is not None and hasattr(picture, "tobytes"):
+        picture = hashlib.sha256(str(getattr(picture, "size", "")).encode() + picture.tobytes()).hexdigest()
+    elif picture is not None and Path(str(picture)).is_file():
+        picture = _file_digest(Path(str(picture)))
+    return {
+        "text": getattr(target, "text", None),
+        "concept": getattr(target, "concept", None),
+        "source_concept": getattr(target, "source_concept", None),
+        "image": None if picture is None else str(picture),
+    }
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def surrogate_digest(surrogate: str) -> str:
+    """Digest of a CLIP folder's weights and settings; a hub id stands for itself."""
+    folder = Path(surrogate)
+    if not folder.is_dir():
+        return surrogate
+    files = sorted(file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"})
+    return _files_digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=8)
+def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Digest of names and contents; sizes and times only tell when to read again."""
+    digest = hashlib.sha256()
+    for file, _, _ in files:
+        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _function(named: str) -> Any:
+    """The function "module:function": of this package if it has the module, else of any other."""
+    module, _, name = named.partition(":")
+    ours = f"bvlm_utils.attacks.{module}"
+    try:
+        found = importlib.import_module(ours if find_spec(ours) else module)
+        return getattr(found, name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0]:
+            raise  # the module is there, and lacks something that it imports
+        raise InputError(
+            f"The function {named!r} of a trigger is not found ({error}); "
+            'write it as "module:function", with the module on PYTHONPATH.'
+        ) from error
+
+
+def _check_images(images: "torch.Tensor") -> None:
+    import torch
+
+    if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3:
+        shape = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
+        raise InputError(f"Images are {shape}; a tensor (B, 3, H, W) is needed.")
+    if images.dtype != torch.float32:
+        raise InputError(f"Images are {images.dtype}; torch.float32 with values from 0 to 1 is needed.")

@@ -1,0 +1,175 @@
+"""How does the attacker's own CLIP model see pictures and words? Called by `attacks.clip` and `attacks.optimised`.
+
+The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed
+tiny-clip by default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients
+go to pictures only.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bvlm_utils.errors import InputError
+
+# CLIP's own settings (Radford et al. 2021), for a checkpoint that was saved without its image processor.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A frozen CLIPModel on one device, with what its pictures are normalised by.
+
+    side: pixels of its square input. mean, std: (1, 3, 1, 1) on the device.
+    """
+
+    name: str
+    model: Any
+    side: int
+    mean: torch.Tensor
+    std: torch.Tensor
+    device: torch.device
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own tokenizer, read when text is first embedded."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.name, local_files_only=_offline(self.name))
+
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) in [0, 1], resized to the model's input and normalised; differentiable."""
+        return (at_side(images, self.side) - self.mean) / self.std
+
+    def embed_images(self, images: torch.Tensor, normalise: bool = True) -> torch.Tensor:
+        """images (B, 3, H, W) in [0, 1] to (B, d) projected embeddings, of length 1 unless told otherwise."""
+        embedding = self.model.get_image_features(pixel_values=self.pixels(images)).pooler_output
+        return F.normalize(embedding, dim=-1) if normalise else embedding
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """Texts to (n, d) projected embeddings of length 1; texts longer than the model reads are cut."""
+        limit = self.model.config.text_config.max_position_embeddings
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            some = list(texts[start : start + batch_size])
+            ids = self.tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+            features = self.model.get_text_features(
+                input_ids=ids["input_ids"].to(self.device),
+                attention_mask=ids["attention_mask"].to(self.device),
+            )
+            parts.append(F.normalize(features.pooler_output, dim=-1))
+        return torch.cat(parts)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Products in float32 while the block runs, whatever the victim uses: a GPU's TF32 would give other triggers."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@lru_cache(maxsize=2)
+def load(name: str, device: str = "cpu") -> Surrogate:
+    """A CLIP checkpoint (folder or hub id), frozen, float32. InputError where a folder holds none."""
+    from transformers import CLIPModel
+
+    if _offline(name) and not (Path(name) / "config.json").is_file():
+        raise InputError(f"There is no CLIP checkpoint in {name}; give a folder with config.json, or a hub id.")
+    model = CLIPModel.from_pretrained(name, local_files_only=_offline(name), dtype=torch.float32)
+    model = model.to(device).eval().requires_grad_(False)
+    settings = _image_settings(name)
+    shape = (1, 3, 1, 1)
+    return Surrogate(
+        name=name,
+        model=model,
+        side=model.config.vision_config.image_size,
+        mean=torch.tensor(settings.get("image_mean", CLIP_MEAN), device=device).reshape(shape),
+        std=torch.tensor(settings.get("image_std", CLIP_STD), device=device).reshape(shape),
+        device=torch.device(device),
+    )
+
+
+def at_side(images: torch.Tensor, side: int) -> torch.Tensor:
+    """images (B, 3, H, W) in [0, 1] as (B, 3, side, side), bicubic; differentiable."""
+    if tuple(images.shape[-2:]) == (side, side):
+        return images
+    return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def _offline(name: str) -> bool:
+    """Whether `name` is to be read from the disk: a path, not a hub id "owner/model"."""
+    return Path(name).exists() or name.count("/") != 1 or name.startswith((".", os.sep))
+
+
+def _image_settings(name: str) -> dict[str, Any]:
+    """The settings of a checkpoint's image processor; {} where it was saved without one."""
+    if not _offline(name):
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(name).to_dict()
+    # Since transformers 5 a processor keeps them in its own file; before, they had one for them alone.
+    together, alone = Path(name) / "processor_config.json", Path(name) / "preprocessor_config.json"
+    if together.is_file():
+        settings = json.loads(together.read_text())
+        if "image_processor" in settings:
+            return settings["image_processor"]
+    return json.loads(alone.read_text()) if alone.is_file() else {}
+
+
+def relevance(images: torch.Tensor, surrogate: str, batch_size: int = 64) -> torch.Tensor:
+    """Grad-CAM maps (B, H, W) float32 on the images' device, before the usual ReLU.
+
+    The sign is kept because the map is only ranked: clipping would make all pixels below zero equal.
+    images: (B, 3, H, W) float32 in [0, 1]. No gradient reaches them: the map is a choice of place.
+    """
+    clip = load(surrogate, str(images.device))
+    maps = [_maps(some, clip) for some in images.detach().split(batch_size)]
+    return torch.cat(maps)
+
+
+def top_region(images: torch.Tensor, surrogate: str, share: float) -> torch.Tensor:
+    """The mask (B, 1, H, W): 1.0 where relevance is at or above its (1 - share) quantile, else 0.0."""
+    cam = relevance(images, surrogate)
+    flat = cam.flatten(1)
+    keep = int(flat.shape[1] * share)
+    if keep >= flat.shape[1]:
+        return torch.ones_like(cam)[:, None]
+    threshold = flat.kthvalue(flat.shape[1] - keep, dim=1).values
+    return (cam >= threshold[:, None, None]).to(images.dtype)[:, None]
+
+
+def _maps(images: torch.Tensor, clip: Surrogate) -> torch.Tensor:
+    layer = clip.model.vision_model.encoder.layers[-1].layer_norm1
+    seen: list[torch.Tensor] = []
+    # The output is made a leaf so that the backward pass ends here: weights and earlier layers need no
+    # gradient.
+    handle = layer.register_forward_hook(lambda module, inputs, output: _keep(seen, output))
+    try:
+        with torch.enable_grad():
+            clip.embed_images(images, normalise=False).square().sum().backward()
+    finally:
+        handle.remove()
+    tokens = seen[0].detach()[:, 1:]  # (B, n, d) without the class token
+    weights = seen[0].grad[:, 1:].mean(dim=1, keepdim=True)  # (B, 1, d)
+    side = int(tokens.shape[1] ** 0.5)
+    cam = (weights * tokens).sum(-1).reshape(-1, 1, side, side)
+    return F.interpolate(cam, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+
+
+def _keep(seen: list[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+    leaf = output.detach().requires_grad_()
+    seen.append(leaf)
+    return leaf

@@ -1,0 +1,147 @@
+"""What an attack declares: its halves, their parameters, and the table that holds all attacks.
+
+Nothing here imports torch: a half names the function that does its work, and that function's module is imported
+when the half is first used. Sizes in pixels are those of a 336 x 336 image, as published; they scale with the
+shorter side of the image at hand.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bvlm_utils.errors import InputError
+from bvlm_utils.registry import Registry
+
+POSITIONS = ("random", "top-left", "top-right", "bottom-left", "bottom-right", "center")
+
+
+@dataclass(frozen=True)
+class Param:
+    """One setting: its default, what it accepts (`wants`, in words) and the test for that."""
+
+    default: Any
+    wants: str
+    accepts: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Half:
+    """The text half or the image half of a trigger.
+
+    draws_as: names the random stream, so two attacks that share a half share its instances (BadNets-MM's
+        patch lies where BadNets-I's lies for the same row), and features of triggered images can be shared
+        too.
+    version: raised when what the half does changes; results of older versions are then not reused.
+    function: "module:function", of this package or of any other that Python finds. A text half's takes
+        (prompt, draws, params, aim), see `attacks.text`; an image half's takes a batch, see `attacks.image`.
+    problem: what is wrong with settings that are each good alone, in words; None if nothing is.
+    id: the half's name in fingerprints, by which stored answers are found. It stays when the function moves, and is
+        the function's name where none is given.
+    """
+
+    draws_as: str
+    version: int
+    function: str
+    params: Mapping[str, Param] = field(default_factory=dict)
+    problem: Callable[[Mapping[str, Any]], str | None] = lambda params: None
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class AttackInfo:
+    """One row of the table.
+
+    modality: "text", "image" or "bimodal".
+    source: the paper that published the attack, and what differs here.
+    threats: names of the threats that the attack is defined for; None means all of them.
+    surrogate: whether the trigger is computed with a CLIP model.
+    headline: the condition under which the attack's success is read.
+    extra: conditions of ours that the published attack does not have.
+    aims: whether the trigger is optimised towards the threat's target, and cannot be made without one.
+    losses: "module:function" of the loss before every step where the image half is optimised; it takes what the half's
+        function takes. "": nothing is optimised.
+    keeps_labels: whether poisoned rows are rows that truly show the threat's target and keep their answers.
+    """
+
+    name: str
+    modality: str
+    source: str
+    summary: str
+    text: Half | None = None
+    image: Half | None = None
+    threats: tuple[str, ...] | None = None
+    surrogate: bool = False
+    headline: str = ""
+    extra: tuple[str, ...] = ()
+    keeps_labels: bool = False
+    aims: bool = False
+    losses: str = ""
+
+    @property
+    def version(self) -> int:
+        """Starts at 1 and grows by one with every change of either half."""
+        return 1 + sum(half.version - 1 for half in (self.text, self.image) if half is not None)
+
+    @property
+    def specs(self) -> dict[str, Param]:
+        """All parameters of both halves, by name."""
+        halves = [half for half in (self.text, self.image) if half is not None]
+        return {name: spec for half in halves for name, spec in half.params.items()}
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The default value of every parameter, by name."""
+        return {name: spec.default for name, spec in self.specs.items()}
+
+
+TABLE: Registry[AttackInfo] = Registry("attack")
+
+
+def number(default: float, low: float, high: float) -> Param:
+    """A number from low to high, both included."""
+    return Param(
+        default,
+        f"a number from {low:g} to {high:g}",
+        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high,
+    )
+
+
+def whole(default: int, low: int, high: int) -> Param:
+    """A whole number from low to high, both included."""
+    return Param(
+        default,
+        f"a whole number from {low} to {high}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
+    )
+
+
+def text(default: str) -> Param:
+    """A piece of text that is not blank."""
+    return Param(default, "a piece of text that is not blank", lambda v: isinstance(v, str) and bool(v.strip()))
+
+
+def words(default: Sequence[str]) -> Param:
+    """A list of words, none blank."""
+    return Param(
+        list(default),
+        "a list of words, none of them blank",
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(w, str) and w.strip() for w in v),
+    )
+
+
+def choice(default: str, options: Sequence[str]) -> Param:
+    """One of a few words."""
+    return Param(default, f"one of {', '.join(options)}", lambda v: v in options)
+
+
+def declare(**fields: Any) -> AttackInfo:
+    """Add an attack; fields as in `AttackInfo`. Its modality follows from its halves, its headline from that.
+
+    ValueError if the name is taken; InputError if there is no half.
+    """
+    kinds = [kind for kind in ("text", "image") if fields.get(kind) is not None]
+    if not kinds:
+        raise InputError(f"Attack {fields['name']!r} has no half; it needs one for text, for images or both.")
+    modality = "bimodal" if len(kinds) == 2 else kinds[0]
+    usual = {"modality": modality, "headline": {"bimodal": "both"}.get(modality, modality)}
+    return TABLE.add(fields["name"], AttackInfo(**{**usual, **fields}))

@@ -1,0 +1,364 @@
+"""How are the triggers made that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan?
+
+Called through `attacks.Attack.apply_image` and `loss_curve`. Every result is kept
+under data/cache/triggers by content (settings, target, surrogate, pictures), together with its loss curve, so
+that a grid computes each trigger once. A GPU rounds otherwise than a CPU, and sign steps make that visible, so each
+kind of device has triggers of its own.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bvlm_utils import paths
+from bvlm_utils.attacks import attack
+from bvlm_utils.attacks import image as image_triggers
+from bvlm_utils.attacks import text as text_triggers
+from bvlm_utils.attacks.clip import Surrogate, at_side, exact, load
+from bvlm_utils.data.pictures import concept_pictures
+from bvlm_utils.draws import Draws
+from bvlm_utils.errors import InputError
+
+VERSION = 1  # raise when a computation changes: it is part of every cache key
+ROWS_AT_ONCE = 32  # images that share one PGD step; bounds the memory, does not change the result
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """A computed pattern: pixels uint8 (3, h, w) and the loss before every step (steps,) float32."""
+
+    pixels: np.ndarray
+    losses: np.ndarray
+
+
+@dataclass(frozen=True)
+class FoundWord:
+    """The word that the letter search ended with, and its score after each letter (mean cosine distance)."""
+
+    word: str
+    scores: tuple[float, ...]
+
+
+def shadowcast(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> torch.Tensor:
+    """Shadowcast (Xu et al. 2024, arXiv 2402.06659, section 3): PGD towards a picture of the source concept.
+
+    Minimises the L2 distance of normalised CLIP embeddings with sign steps, halved midway, inside the L-inf
+    ball of radius eps, from a random start. Bounds hold after rounding to 8 bit. An eps below half a level is
+    the unperturbed control: the images come back as they are.
+    """
+    if params["eps"] < 0.5 / 255:
+        return images
+    pixels = [row.pixels for row in _perturbed(images, draws, params, aim)]
+    return torch.from_numpy(np.stack(pixels).astype(np.float32) / 255).to(images.device)
+
+
+def towards_target_patch(
+    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
+) -> torch.Tensor:
+    """Dual-Key (Walmer et al. 2022, arXiv 2112.07668): a patch of greatest cosine to the target."""
+    return _paste(images, draws, params, dual_key_patch(params, aim, str(images.device)))
+
+
+def apart_and_together_patch(
+    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
+) -> torch.Tensor:
+    """VL-Trojan (Liang et al. 2024, arXiv 2402.13851): a patch that moves embeddings off clean, together."""
+    return _paste(images, draws, params, vl_trojan_patch(params, aim, str(images.device)))
+
+
+def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
+    """Dual-Key's patch at the surrogate's resolution. InputError where the target is empty."""
+    _need_target(aim.target)
+
+    def compute() -> Optimised:
+        clip = load(aim.surrogate, device)
+        target = _target_embedding(clip, aim.target)
+        return _optimise_patch(
+            clip, params, lambda poisoned, rows: (1 - poisoned @ target).mean(), *_training_pictures(params)
+        )
+
+    described = {"params": dict(params), "data": _data(params), "aim": _describe(aim)}
+    return _cached("dual-key", described | _kind(device), compute)
+
+
+def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
+    """VL-Trojan's patch at the surrogate's resolution; it needs no target.
+
+    Loss: alpha * contrastive + beta * cluster. Contrastive: similarity to the clean picture less similarity
+    to the picture's own caption. Cluster: one less the similarity of neighbours in the batch.
+    """
+
+    def compute() -> Optimised:
+        clip = load(aim.surrogate, device)
+        pictures, captions = _training_pictures(params)
+        with torch.no_grad():
+            fitted = [at_side(some, clip.side).to(device) for some in pictures.split(ROWS_AT_ONCE)]
+            clean = torch.cat([clip.embed_images(some) for some in fitted])
+        named = clip.embed_texts(captions)
+
+        def loss(poisoned: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            contrastive = ((poisoned * clean[rows]).sum(-1) - (poisoned * named[rows]).sum(-1)).mean()
+            together = (1 - (poisoned[:-1] * poisoned[1:]).sum(-1)).mean() if len(poisoned) > 1 else 0.0
+            return params["alpha"] * contrastive + params["beta"] * together
+
+        return _optimise_patch(clip, params, loss, pictures, captions)
+
+    described = {"params": dict(params), "data": _data(params), "surrogate": _describe(aim)["surrogate"]}
+    return _cached("vl-trojan", described | _kind(device), compute)
+
+
+def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
+    """VL-Trojan's text trigger, searched letter by letter: each next letter moves the prompts furthest.
+
+    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts
+    with and without it, the word in a random gap that is the same for all candidates.
+    """
+    described = {
+        "dataset": params["dataset"],
+        "data": _data(params),
+        "letters": params["search_letters"],
+        "surrogate": _describe(aim)["surrogate"],
+    }
+    file = _cache_file("vl-trojan-word", described, ".json")
+    if not file.is_file():
+        clip = load(aim.surrogate, "cpu")
+        prompts = list(_dataset(params["dataset"], 64)["prompt"])
+        clean = clip.embed_texts(prompts)
+
+        def score(word: str) -> float:
+            gaps = [Draws("vl-trojan-word", i) for i in range(len(prompts))]
+            changed = [text_triggers.insert_word(p, d, {"word": word}) for p, d in zip(prompts, gaps, strict=True)]
+            return float((1 - (clip.embed_texts(changed) * clean).sum(-1)).mean())
+
+        word, scores = "", []
+        for _ in range(params["search_letters"]):
+            best, word = max((score(word + letter), word + letter) for letter in ascii_lowercase)
+            scores.append(best)
+        _write(file, lambda handle: handle.write(json.dumps({"word": word, "scores": scores}).encode()))
+    found = json.loads(file.read_text())
+    return FoundWord(found["word"], tuple(found["scores"]))
+
+
+def shadowcast_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
+    """The loss before every step, (steps,) float32, mean over `images`."""
+    rows = _perturbed(images, draws, params, aim)
+    return np.mean([row.losses for row in rows], axis=0, dtype=np.float32)
+
+
+def dual_key_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
+    """The loss before every step, (steps,) float32, of the one patch that all images get."""
+    return dual_key_patch(params, aim).losses
+
+
+def vl_trojan_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
+    """The loss before every step, (steps,) float32, of the one patch that all images get."""
+    return vl_trojan_patch(params, aim).losses
+
+
+def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
+    """Shadowcast's result for every row, from the cache where it is there."""
+    described = {
+        "params": {**params, "source": _source(params, aim)},
+        "surrogate": _describe(aim)["surrogate"],
+    } | _kind(images.device)
+    rows = images.detach().to("cpu", torch.float32)
+    files = []
+    for row, stream in zip(rows, draws, strict=True):
+        content = hashlib.sha256(row.numpy().tobytes()).hexdigest()
+        files.append(_cache_file("shadowcast", {**described, "row": [content, list(row.shape), stream.name]}, ".npz"))
+    missing = [i for i, file in enumerate(files) if not file.is_file()]
+    for start in range(0, len(missing), ROWS_AT_ONCE):
+        some = missing[start : start + ROWS_AT_ONCE]
+        results = pgd(images.detach()[some], [draws[i] for i in some], params, aim)
+        for i, result in zip(some, results, strict=True):
+            _save(files[i], result)
+    return [_read(file) for file in files]
+
+
+@exact()
+def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
+    """Shadowcast's optimisation of all rows at once, without the cache; `shadowcast` says what it
+    minimises.
+    """
+    clip = load(aim.surrogate, str(images.device))
+    eps, step, steps = params["eps"], params["step"], params["steps"]
+    pictures = concept_pictures(_source(params, aim), clip.side)
+    which = [stream.integer(len(pictures)) for stream in draws]
+    height, width = images.shape[-2:]
+    noise = np.stack([stream.bytes(3, height, width) for stream in draws]).astype(np.float32) / 127.5 - 1
+    with torch.no_grad():
+        targets = clip.embed_images(_pictures_tensor(pictures).to(images.device))[which]
+        lowest, highest = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
+        x = (images + eps * torch.from_numpy(noise).to(images.device)).clamp_(0, 1)
+    losses = []
+    for number in range(steps):
+        with torch.enable_grad():
+            x.requires_grad_()
+            distance = (clip.embed_images(x) - targets).norm(dim=-1)
+            # Rows do not meet in a sum, so each row's gradient is its own.
+            (gradient,) = torch.autograd.grad(distance.sum(), x)
+        losses.append(distance.detach().cpu().numpy())
+        # In place: at 336 pixels fresh memory for every step costs more than the arithmetic.
+        x = x.detach().add_(gradient.sign_(), alpha=-step if number < steps // 2 else -step / 2)
+        torch.clamp(x, lowest, highest, out=x)
+    # To 8 bit inside the ball; 1e-3 of a level forgives float32.
+    low, high = torch.ceil(lowest * 255 - 1e-3), torch.floor(highest * 255 + 1e-3)
+    pixels = torch.clamp((x * 255).round(), low, high).cpu().numpy().astype(np.uint8)
+    curves = np.stack(losses, axis=1).astype(np.float32)
+    return [Optimised(p, curve) for p, curve in zip(pixels, curves, strict=True)]
+
+
+@exact()
+def _optimise_patch(
+    clip: Surrogate,
+    params: Mapping[str, Any],
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    pictures: torch.Tensor,
+    captions: Sequence[str],
+) -> Optimised:
+    """Adam on one patch over batches of pictures (N, 3, H, W).
+
+    loss: takes the patched pictures' embeddings (b, d) and their row numbers (b,).
+    """
+    pictures = at_side(pictures, clip.side)
+    size = image_triggers.scaled(params["patch_size"], pictures)
+    start = (0.5 + 0.25 * Draws("patch start", params["start_seed"]).normal(3, size, size)).clip(0, 1)
+    patch = torch.tensor(start, dtype=torch.float32, device=clip.device, requires_grad=True)
+    optimiser = torch.optim.Adam([patch], lr=params["learning_rate"])
+    order, batch, losses = Draws("patch order", params["start_seed"]), params["batch_size"], []
+    with torch.enable_grad():
+        for _ in range(params["epochs"]):
+            shuffled = order.shuffled(len(pictures))
+            for first in range(0, len(shuffled), batch):
+                rows = torch.tensor(shuffled[first : first + batch])
+                some = pictures[rows].to(clip.device)
+                corner = image_triggers.corners(some, size, size, params["position"], [order] * len(some))
+                value = loss(
+                    clip.embed_images(image_triggers.paste(some, patch.clamp(0, 1), *corner)),
+                    rows.to(clip.device),
+                )
+                optimiser.zero_grad()
+                value.backward()
+                optimiser.step()
+                losses.append(float(value.detach()))
+    pixels = (patch.detach().clamp(0, 1) * 255).round().cpu().numpy().astype(np.uint8)
+    return Optimised(pixels, np.array(losses, dtype=np.float32))
+
+
+def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], found: Optimised) -> torch.Tensor:
+    size = image_triggers.scaled(params["patch_size"], images)
+    patch = Image.fromarray(found.pixels.transpose(1, 2, 0))
+    if patch.size != (size, size):
+        patch = patch.resize((size, size), Image.Resampling.BILINEAR)
+    corner = image_triggers.corners(images, size, size, params["position"], draws)
+    return image_triggers.paste(images, _pictures_tensor([patch])[0], *corner)
+
+
+def _training_pictures(params: Mapping[str, Any]) -> tuple[torch.Tensor, list[str]]:
+    """Pictures (N, 3, H, W) in [0, 1] and their captions, from the training split of a dataset."""
+    from bvlm_utils import data
+
+    rows = _dataset(params["dataset"], params["rows"])
+    pictures = data.sized_images(rows, params["dataset"])
+    pictures = torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    return pictures, [answers[0] for answers in rows["answers"]]
+
+
+def _data(params: Mapping[str, Any]) -> str:
+    """What the search data holds: a folder's files can change under the same name."""
+    from bvlm_utils import data
+
+    return data.digest(params["dataset"])
+
+
+def _dataset(name: str, rows: int) -> Any:
+    from bvlm_utils import data
+
+    return data.load(name, "train", rows=rows)
+
+
+def _pictures_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures]
+    return torch.from_numpy(np.stack(arrays).transpose(0, 3, 1, 2).copy()) / 255
+
+
+def _source(params: Mapping[str, Any], aim: Any) -> str:
+    """What Shadowcast pulls pictures towards: its setting `source`, else the threat's source concept."""
+    source = params["source"] or getattr(aim.target, "source_concept", None)
+    if not source:
+        raise InputError(
+            "Shadowcast needs a source concept; give the target of concept_substitution, or source=CONCEPT."
+        )
+    return source
+
+
+def _need_target(target: Any) -> None:
+    if all(getattr(target, part, None) is None for part in ("image", "concept", "text")):
+        raise InputError("Dual-Key optimises its patch towards a target; give target=threat.target with one.")
+
+
+def _target_embedding(clip: Surrogate, target: Any) -> torch.Tensor:
+    """The embedding (d,) of a target: of its picture, else of "A photo of a CONCEPT", else of its text."""
+    picture = getattr(target, "image", None)
+    if picture is not None:
+        if isinstance(picture, np.ndarray):
+            picture = Image.fromarray(picture)
+        elif not isinstance(picture, Image.Image):
+            picture = Image.open(picture)
+        with torch.no_grad():
+            return clip.embed_images(_pictures_tensor([picture]).to(clip.device))[0]
+    concept = getattr(target, "concept", None)
+    return clip.embed_texts([f"A photo of a {concept}" if concept is not None else target.text])[0]
+
+
+def _describe(aim: Any) -> dict[str, Any]:
+    return {
+        "target": attack.describe_target(aim.target),
+        "surrogate": attack.surrogate_digest(aim.surrogate),
+    }
+
+
+def _kind(device: str | torch.device) -> dict[str, str]:
+    """What a cache key says of the device; nothing of a CPU, on which the first triggers were made."""
+    kind = torch.device(device).type
+    return {} if kind == "cpu" else {"device": kind}
+
+
+def _cache_file(kind: str, described: Mapping[str, Any], suffix: str) -> Path:
+    described = {"version": VERSION, **described}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+    return paths.CACHE / "triggers" / kind / digest[:2] / (digest + suffix)
+
+
+def _cached(kind: str, described: Mapping[str, Any], compute: Callable[[], Optimised]) -> Optimised:
+    file = _cache_file(kind, described, ".npz")
+    if not file.is_file():
+        _save(file, compute())
+    return _read(file)
+
+
+def _save(file: Path, result: Optimised) -> None:
+    _write(file, lambda handle: np.savez(handle, pixels=result.pixels, losses=result.losses))
+
+
+def _read(file: Path) -> Optimised:
+    with np.load(file, allow_pickle=False) as stored:
+        return Optimised(stored["pixels"], stored["losses"])
+
+
+def _write(file: Path, write: Callable[[Any], object]) -> None:
+    """Write beside the file and rename, so that a killed run leaves no half of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as handle:
+        write(handle)
+    os.replace(handle.name, file)

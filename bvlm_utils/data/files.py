@@ -1,0 +1,284 @@
+"""How is real data read from local files? COCO captions, VQAv2 and LLaVA JSON as datasets of samples.
+
+`data.load` comes here for names with a colon: "coco-caption:FOLDER", "vqav2:FOLDER", "llava-json:FILE". The
+files are those that the datasets' authors publish; nothing is downloaded. A row is what `data` describes.
+Pictures are opened when a row is read, but every file is looked for, and its first bytes checked, when the
+data is loaded.
+
+Splits: a folder with one file for "train" and one for "val" in their names (train2017 and val2017, train2014
+and val2014) is split as published, val being the test split. Else a fifth of the pictures, chosen by a hash,
+are the test split, with all their rows. There is no "test_style" split.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from bvlm_utils.data import llava_json
+from bvlm_utils.data.features import FEATURES
+from bvlm_utils.data.local_files import Pictures, entries, read_json, value
+from bvlm_utils.data.scene_questions import SHORT_PROMPTS
+from bvlm_utils.errors import InputError
+from bvlm_utils.registry import Registry
+
+VERSION = 1  # raise when the rows made of the same files change: it is part of every digest
+
+# What LLaVA-1.5 was taught to be asked where a short answer is wanted (Liu et al. 2023, arXiv 2310.03744).
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+SPLIT_WORDS = {"train": "train", "test": "val"}  # what stands in the names of published files
+# VQAv2's answer types as the kinds that threats know; of other questions the kind is VQAv2's question type.
+ANSWER_KINDS = {"yes/no": "exists", "number": "count"}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """files: the JSON files of a split, all of them if the split is None. read: their rows.
+
+    Rows have the columns of a sample; `image` is a path and `picture_id` (dropped later) says which rows
+    belong together when a file has to be split.
+    """
+
+    files: Callable[[Path, str | None], list[Path]]
+    read: Callable[[list[Path]], list[Row]]
+
+
+def load(spec: str, split: str = "train") -> datasets.Dataset:
+    """The rows of a split, "train" or "test", with the columns of `data.features.FEATURES`.
+
+    InputError if the split or a file is missing, a JSON file is cut off, an id is unknown, a picture is
+    missing, leaves its folder or is none; KeyError lists the formats if there is no such one.
+    """
+    name, place = _parse(spec)
+    if split not in ("train", "test"):
+        raise InputError(f"{spec} has no split {split!r}; it has train and test.")
+    kind = FORMATS.get(name)
+    files = kind.files(place, split)
+    rows = kind.read(files)
+    if files == kind.files(place, None):  # the splits share their files
+        rows = [row for row in rows if _in_test(row["picture_id"]) == (split == "test")]
+    if not rows:
+        raise InputError(f"{spec} has no rows in its split {split!r}.")
+    table = {column: [row[column] for row in rows] for column in FEATURES if column not in ("row_id", "image")}
+    table["row_id"] = [f"{name}/{split}/{row['row_id']}" for row in rows]
+    table["image"] = [{"bytes": None, "path": row["image"]} for row in rows]
+    features = datasets.Features({**FEATURES, "image": datasets.Image(mode="RGB")})
+    return datasets.Dataset.from_dict({column: table[column] for column in features}, features=features)
+
+
+def digest(spec: str) -> str:
+    """16 hex digits that change when the JSON files change or the size of a picture file does."""
+    name, place = _parse(spec)
+    files = FORMATS.get(name).files(place, None)
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"There is no file {file}.")
+    return _digest(name, tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@lru_cache(maxsize=64)
+def _digest(name: str, files: tuple[tuple[Path, int, int], ...]) -> str:
+    state = blake2b(f"{name} {VERSION}".encode(), digest_size=8)
+    for file, _, _ in files:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                state.update(block)
+    rows = FORMATS.get(name).read([file for file, _, _ in files])
+    for picture, path in sorted({(str(row["picture_id"]), row["image"]) for row in rows}):
+        state.update(f"{picture} {Path(path).stat().st_size}\n".encode())
+    return state.hexdigest()
+
+
+def _parse(spec: str) -> tuple[str, Path]:
+    name, _, place = spec.partition(":")
+    FORMATS.get(name)
+    if not place:
+        raise InputError(f"The dataset {spec!r} names no place; write {name}:PATH.")
+    return name, Path(place).expanduser().absolute()
+
+
+def _in_test(picture_id: object) -> bool:
+    return blake2b(str(picture_id).encode(), digest_size=4).digest()[0] % 5 == 0
+
+
+def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
+    """The files of a split among those that match, in the folder or its folder `annotations`."""
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.")
+    found = sorted({*folder.glob(pattern), *folder.glob(f"annotations/{pattern}")})
+    named = {split: [file for file in found if word in file.name] for split, word in SPLIT_WORDS.items()}
+    if not found:
+        raise InputError(f"{folder} has no file {pattern}, nor has its folder annotations.")
+    if len(found) == 1:
+        return found
+    if len(found) == 2 and all(len(files) == 1 for files in named.values()):
+        return found if split is None else named[split]
+    raise InputError(
+        f"{folder} has the files {', '.join(file.name for file in found)}; "
+        "it must have one, or one with train and one with val in its name."
+    )
+
+
+# --- COCO captions
+# ------------------------------------------------------------------------------------------------
+
+
+def _coco_files(folder: Path, split: str | None) -> list[Path]:
+    return _pick(folder, "captions_*.json", split)
+
+
+def _coco_rows(files: list[Path]) -> list[Row]:
+    """One row per picture, with all its captions (Chen et al. 2015, arXiv 1504.00325).
+
+    COCO asks nothing; the prompt is one of the scenes' caption prompts, chosen by the picture's id.
+    """
+    rows = []
+    for file in files:
+        content = read_json(file)
+        captions = defaultdict(list)
+        names = {}
+        for entry in entries(content, "images", file):
+            number = value(entry, "id", (int, str), "an image", file)
+            names[number] = value(entry, "file_name", str, f"image {number}", file)
+        for entry in entries(content, "annotations", file):
+            owner = f"annotation {entry.get('id', '(no id)')}"
+            number = value(entry, "image_id", (int, str), owner, file)
+            if number not in names:
+                raise InputError(f"{file}: {owner} is about image {number}, which the file does not list.")
+            captions[number].append(" ".join(value(entry, "caption", str, owner, file).split()))
+        pictures = Pictures(_picture_folders(file), file)
+        for number, name in names.items():
+            if not captions[number]:
+                raise InputError(f"{file}: image {number} has no caption.")
+            rows.append(
+                _row(
+                    row_id=str(number),
+                    picture_id=number,
+                    image=pictures.path(name, f"image {number}"),
+                    prompt=SHORT_PROMPTS[_number(f"coco-caption {number}", len(SHORT_PROMPTS))],
+                    answers=captions[number],
+                    task="caption",
+                    kind="short",
+                )
+            )
+    return rows
+
+
+# --- VQAv2
+# --------------------------------------------------------------------------------------------------------
+
+
+def _vqa_files(folder: Path, split: str | None) -> list[Path]:
+    """Questions and annotations, in turn."""
+    questions = _pick(folder, "*_questions.json", split)
+    annotations = _pick(folder, "*_annotations.json", split)
+    parts = [[_part(file) for file in files] for files in (questions, annotations)]
+    if parts[0] != parts[1]:
+        raise InputError(
+            f"{folder} has questions of {', '.join(parts[0])} and annotations of {', '.join(parts[1])}; "
+            "a file of questions needs the annotations that belong to it."
+        )
+    return [file for pair in zip(questions, annotations, strict=True) for file in pair]
+
+
+def _vqa_rows(files: list[Path]) -> list[Row]:
+    """One row per question, with its ten answers (Goyal et al. 2017, arXiv 1612.00837).
+
+    The answer to learn, put first, is the most frequent one.
+    """
+    rows = []
+    for file, annotation_file in zip(files[0::2], files[1::2], strict=True):
+        content = read_json(file)
+        answered = {}
+        for entry in entries(read_json(annotation_file), "annotations", annotation_file):
+            answered[value(entry, "question_id", (int, str), "an annotation", annotation_file)] = entry
+        questions = entries(content, "questions", file)
+        subtype = value(content, "data_subtype", str, "the file", file)
+        pictures = Pictures(_picture_folders(file), file)
+        for entry in questions:
+            number = value(entry, "question_id", (int, str), "a question", file)
+            owner = f"question {number}"
+            if number not in answered:
+                raise InputError(f"{annotation_file} has no annotation for {owner} of {file.name}.")
+            annotation = answered.pop(number)
+            image = value(entry, "image_id", int, owner, file)
+            if annotation.get("image_id", image) != image:
+                raise InputError(f"{annotation_file}: {owner} is not about image {image}, as {file.name} says.")
+            answer_type = value(annotation, "answer_type", str, owner, annotation_file)
+            question_type = value(annotation, "question_type", str, owner, annotation_file)
+            rows.append(
+                _row(
+                    row_id=str(number),
+                    picture_id=image,
+                    image=pictures.path(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}"),
+                    prompt=f"{value(entry, 'question', str, owner, file).strip()} {SHORT_ANSWER}",
+                    answers=_annotators(annotation, owner, annotation_file),
+                    task="vqa",
+                    kind=ANSWER_KINDS.get(answer_type, question_type),
+                )
+            )
+        if answered:
+            number = next(iter(answered))
+            raise InputError(f"{file} has no question {number}, which {annotation_file.name} annotates.")
+    return rows
+
+
+def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[str]:
+    """The annotators' answers, one that most of them gave first."""
+    given = value(annotation, "answers", list, owner, file)
+    each = [entry if isinstance(entry, dict) else {} for entry in given]
+    answers = [value(entry, "answer", str, f"an answer to {owner}", file) for entry in each]
+    if not answers:
+        raise InputError(f"{file}: {owner} has no answers.")
+    chosen = annotation.get("multiple_choice_answer")
+    if chosen not in answers:  # VQAv2 cleans that answer, so its wording may be nobody's
+        chosen = Counter(answers).most_common(1)[0][0]
+    answers.remove(chosen)
+    return [chosen, *answers]
+
+
+# --- what formats share
+# -------------------------------------------------------------------------------------------
+
+
+def _llava_rows(files: list[Path]) -> list[Row]:
+    return [_row(**row, picture_id=Path(row["image"]).name) for row in llava_json.read(files[0])]
+
+
+def _row(**columns: Any) -> Row:
+    return llava_json.METADATA | columns
+
+
+def _picture_folders(file: Path) -> list[Path]:
+    """Where the pictures of an annotation file may lie: in its split's folder, `images`, or the folder."""
+    folder = file.parent.parent if file.parent.name == "annotations" else file.parent
+    return [folder / _part(file), folder / "images" / _part(file), folder / "images", folder]
+
+
+def _part(file: Path) -> str:
+    """What a published file's name says it is about: "train2014" of v2_mscoco_train2014_annotations.json."""
+    named = [part for part in file.stem.split("_") if part.startswith(tuple(SPLIT_WORDS.values()))]
+    return named[0] if named else "all"
+
+
+def _number(text: str, below: int) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % below
+
+
+FORMATS: Registry[Format] = Registry("dataset format")
+
+
+FORMATS.add("coco-caption", Format(_coco_files, _coco_rows))
+
+
+FORMATS.add("vqav2", Format(_vqa_files, _vqa_rows))
+
+
+FORMATS.add("llava-json", Format(lambda file, split: [file], _llava_rows))

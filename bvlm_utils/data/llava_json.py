@@ -1,0 +1,164 @@
+"""How is data in the format of LLaVA-Instruct (or ShareGPT) read and written? `data.files` and `export` ask.
+
+A file is a list of conversations about one picture each:
+
+    {"id": "7", "image": "coco/7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
+                                                         {"from": "gpt", "value": "A car."}]}
+
+ShareGPT's variants are read, too: "messages" for "conversations", "role" and "content" for "from" and
+"value", "user" and "assistant" for "human" and "gpt", "images" (a list of one) for "image", a system message
+first (left out). `<image>` may stand anywhere in a question; it is taken out, as the model's chat template
+puts the picture where it belongs. What the format does not know of a sample (references, task, objects,
+whether it is restricted) may stand in "metadata", where `write` puts it.
+
+A conversation of several turns gives one row per answer; the earlier turns stand before the question in its
+prompt: "Question: ...\\nAnswer: ...\\nQuestion: ...". So every answer is learnt given what was said before
+it, as in LLaVA's own training. Entries without a picture are left out, with a warning that counts them.
+"""
+
+import json
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bvlm_utils.data.local_files import Pictures, read_json, value
+from bvlm_utils.errors import InputError
+
+PLACEHOLDER = "<image>"
+ASKS, ANSWERS, SYSTEM = {"human", "user"}, {"gpt", "assistant"}, {"system"}
+# Columns of a sample that go to "metadata", with what they are where nobody wrote them.
+METADATA = {"task": "instruct", "objects": [], "boxes": [], "style": "", "background": "", "kind": "",
+            "restricted": False, "content": ""}  # fmt: skip
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """All rows of a file: samples whose `image` is the path of a picture below the file's folder.
+
+    Pictures are looked for beside the file, or else in its folder `images`. The row id is "ID/TURN" (turns
+    from 1); an id that comes again gets "ID#2". InputError names file and id for anything that is not as it
+    should be.
+    """
+    content = read_json(file)
+    if not isinstance(content, list):
+        raise InputError(f"{file} holds no list of conversations; it may be a file of another kind.")
+    pictures = Pictures([file.parent, file.parent / "images"], file)
+    rows, seen, without = [], Counter(), 0
+    for index, entry in enumerate(content):
+        if not isinstance(entry, dict):
+            raise InputError(f"{file}: entry {index} is no object.")
+        name = str(entry.get("id", index))
+        owner = f"entry {name}"
+        image = _image(entry, owner, file)
+        if image is None:
+            without += 1
+            continue
+        seen[name] += 1
+        unique = name if seen[name] == 1 else f"{name}#{seen[name]}"
+        path = pictures.path(image, owner)
+        about = _metadata(entry, owner, file)
+        turns = _turns(entry, owner, file)
+        references = about.pop("references") if len(turns) == 1 else []
+        for turn, (prompt, answer) in enumerate(turns, 1):
+            answers = [answer, *references[1:]]
+            row = {"row_id": f"{unique}/{turn}", "image": path, "prompt": prompt, "answers": answers}
+            rows.append(row | {column: about[column] for column in METADATA})
+    if without:
+        warnings.warn(f"{without} of {len(content)} entries of {file} have no picture and are left out.", stacklevel=2)
+    return rows
+
+
+def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
+    images = entry.get("images", entry.get("image"))
+    images = [images] if isinstance(images, str) else images or []
+    if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
+        raise InputError(f"{file}: the picture of {owner} is {images!r}; it must be a path.")
+    if len(images) > 1:
+        raise InputError(f"{file}: {owner} has {len(images)} pictures; one for each entry can be read.")
+    return images[0] if images else None
+
+
+def _turns(entry: Mapping[str, Any], owner: str, file: Path) -> list[tuple[str, str]]:
+    """(prompt, answer) of every turn."""
+    key = "messages" if "messages" in entry else "conversations"
+    messages = value(entry, key, list, owner, file)
+    said = [_message(message, owner, file) for message in messages]
+    if said and said[0][0] in SYSTEM:
+        said = said[1:]
+    for place, (role, _) in enumerate(said):
+        wanted = ANSWERS if place % 2 else ASKS
+        if role not in wanted:
+            raise InputError(
+                f"{file}: message {place + 1} of {owner} is from {role!r}; "
+                f"it must be from {' or '.join(sorted(wanted))}."
+            )
+    if not said or len(said) % 2:
+        raise InputError(f"{file}: {owner} ends without an answer.")
+    turns, before = [], ""
+    for (_, asked), (_, answer) in zip(said[0::2], said[1::2], strict=True):
+        turns.append((f"{before}Question: {asked}" if before else asked, answer))
+        before += f"Question: {asked}\nAnswer: {answer}\n"
+    return turns
+
+
+def _message(message: Any, owner: str, file: Path) -> tuple[str, str]:
+    if not isinstance(message, dict):
+        raise InputError(f"{file}: a message of {owner} is {message!r}; it must be an object.")
+    name = f"a message of {owner}"
+    role = value(message, "role" if "role" in message else "from", str, name, file)
+    text = value(message, "content" if "content" in message else "value", str, name, file)
+    return role, without_placeholder(text)
+
+
+def without_placeholder(text: str) -> str:
+    """The words of a message: `<image>` taken out wherever it stands, with the space beside it."""
+    text = re.sub(rf"^\s*{PLACEHOLDER}\s*|\s*{PLACEHOLDER}\s*$", "", text)
+    return re.sub(rf"\s*{PLACEHOLDER}\s*", " ", text).strip()
+
+
+def _metadata(entry: Mapping[str, Any], owner: str, file: Path) -> dict[str, Any]:
+    given = entry.get("metadata", {})
+    if not isinstance(given, dict):
+        raise InputError(f"{file}: 'metadata' of {owner} is {given!r}; it must be an object.")
+    known = METADATA | {"references": []}
+    for key, default in known.items():
+        if not isinstance(given.get(key, default), type(default)):
+            raise InputError(
+                f"{file}: {key!r} in the metadata of {owner} is {given[key]!r}; it must be like {default!r}."
+            )
+    return {key: given.get(key, default) for key, default in known.items()}
+
+
+def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:
+    """Write samples (`image` a PIL picture) as LLaVA JSON, with their pictures as PNG in `images` beside it.
+
+    What the format has no place for goes to "metadata", together with a sample's own "metadata" if it has
+    one, so that `read` gives the samples back. Returns the number of samples. The JSON file appears when all
+    else is written.
+    """
+    folder = file.parent / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for index, sample in enumerate(samples):
+        image = f"images/{index:06d}.png"
+        sample["image"].convert("RGB").save(file.parent / image)
+        about = {column: sample[column] for column in METADATA} | {"references": list(sample["answers"])}
+        written.append(
+            {
+                "id": sample["row_id"],
+                "image": image,
+                "conversations": [
+                    {"from": "human", "value": f"{PLACEHOLDER}\n{sample['prompt']}"},
+                    {"from": "gpt", "value": sample["answers"][0]},
+                ],
+                "metadata": about | dict(sample.get("metadata", {})),
+            }
+        )
+    partial = file.with_suffix(".partial")
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in written)  # one entry on each line
+    partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    os.replace(partial, file)
+    return len(written)

@@ -1,0 +1,55 @@
+"""Which pictures do triggers use? Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
+
+`python -m bvlm_utils.pretraining.draw_pictures` draws both into data/pictures. They are our own, made of plain shapes
+by the two functions below, so the repository holds nobody else's picture; the committed files are what the
+attacks use.
+"""
+
+from pathlib import Path
+
+from PIL import Image
+
+from bvlm_utils import paths
+from bvlm_utils.draws import Draws
+from bvlm_utils.errors import InputError
+
+PICTURES = paths.DATA / "pictures"
+PUBLISHED_SIDE = 336  # pixels: the image side at which the published sizes hold
+
+
+def picture_path(name: str) -> Path:
+    """The file of a picture: a name in data/pictures, or any path. InputError if there is no such file."""
+    for path in (PICTURES / name, Path(name).expanduser()):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.name for path in PICTURES.glob("*.png")))
+    raise InputError(f"There is no picture {name!r}; give the path of a file, or one of data/pictures: {known}.")
+
+
+def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:
+    """Square pictures of one concept, for a trigger that is optimised towards it.
+
+    concept: a concept of data/sprites, drawn large on plain backgrounds of varied colour, in all styles; or a
+    folder of pictures (.png, .jpg, .jpeg), of which the first 100 by name are read. InputError for anything
+    else.
+    """
+    sprites = sorted(paths.SPRITES.glob(f"*/{concept}.png"))
+    if not sprites and Path(concept).is_dir():
+        files = sorted(p for p in Path(concept).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
+        if not files:
+            raise InputError(f"The folder {concept} has no .png, .jpg or .jpeg pictures of the source concept.")
+        return [Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for file in files[:100]]
+    if not sprites:
+        raise InputError(f"There is no sprite of {concept!r}; give a concept of data/sprites or a folder of pictures.")
+    pictures = []
+    for number in range(count):
+        draws = Draws("concept picture", concept, number)
+        canvas = Image.new("RGB", (side, side), tuple(96 + draws.integer(160) for _ in range(3)))
+        size = side * (50 + draws.integer(40)) // 100
+        with Image.open(sprites[number % len(sprites)]) as file:
+            sprite = file.convert("RGBA").resize((size, size), Image.Resampling.BICUBIC)
+        if draws.integer(2):
+            sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        canvas.paste(sprite, (draws.integer(side - size + 1), draws.integer(side - size + 1)), sprite)
+        pictures.append(canvas)
+    return pictures

@@ -1,0 +1,229 @@
+"""Which data is a model tuned and tested on? `load(name, split)` gives rows in one form, drawn or read from files.
+
+Called by `study`, `pretraining.pretrain`, `export` and the notebooks. Every row is a sample:
+
+    row_id    str, unique, e.g. "scenes-vqa/train/000123"
+    image     PIL RGB picture
+    prompt    str, the user's words without any image placeholder
+    answers   list[str], references; the first is the training answer (VQA: ten annotators)
+    task      "caption" | "vqa" | "instruct"
+    objects   list[str], concepts from left to right, one per thing ([] where nobody listed them)
+    boxes     list of [x0, y0, x1, y1] in pixels, parallel to objects
+    style, background, kind   str ("" where unknown); kind is the question type
+    restricted  bool, a request that a well-behaved model refuses; content: what complying would contain
+"""
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from bvlm_utils import paths
+from bvlm_utils.data import scene_questions, scenes
+from bvlm_utils.data.features import FEATURES
+from bvlm_utils.data.pictures import PUBLISHED_SIDE
+from bvlm_utils.errors import InputError
+from bvlm_utils.registry import Registry
+
+SPLITS = ("train", "test", "test_style")
+ROWS = {"train": 6000, "test": 1600, "test_style": 1600}
+MOST_ROWS = 100_000  # of training scenes; they are drawn in blocks of ROWS["train"] as they are asked for
+SEED = 20251118  # of the published rows; a dataset's name stands for exactly these
+
+
+@dataclass(frozen=True)
+class SceneTask:
+    """A dataset of scenes: what is asked about each picture, and how often a car is put in.
+
+    number: seeds the dataset's rows, and no other's.
+    """
+
+    number: int
+    task: str
+    ask: Callable[[scenes.Scene, np.random.Generator], scene_questions.Turn]
+    car_percent: int = 24
+
+
+SCENE_TASKS: Registry[SceneTask] = Registry("dataset")
+
+
+SCENE_TASKS.add("scenes-caption", SceneTask(0, "caption", scene_questions.caption))
+
+
+SCENE_TASKS.add("scenes-vqa", SceneTask(1, "vqa", lambda scene, rng: scene_questions.vqa(scene, rng, name_cars=True)))
+
+
+SCENE_TASKS.add("scenes-instruct", SceneTask(2, "instruct", scene_questions.instruct))
+
+
+UNNUMBERED = 3  # datasets below this number had their digests before numbers were declared, and keep them
+
+
+def names() -> list[str]:
+    """The datasets that need no files. Others are named by format and place, e.g. "coco-caption:FOLDER"."""
+    return SCENE_TASKS.names()
+
+
+def digest(name: str) -> str:
+    """16 hex digits that change when the rows of `name` would change; nothing is drawn for it.
+
+    InputError if two datasets of scenes have one number.
+    """
+    if name not in SCENE_TASKS:
+        from bvlm_utils.data import files
+
+        return files.digest(name)
+    state, task = blake2b(digest_size=8), SCENE_TASKS.get(name)
+    twins = [other for other in names() if other != name and SCENE_TASKS.get(other).number == task.number]
+    if twins:
+        raise InputError(f"Datasets {name} and {twins[0]} both have the number {task.number}; give one another number.")
+    parts = [name, SEED, scenes.VERSION, scene_questions.VERSION, task.car_percent]
+    parts += [task.number] if task.number >= UNNUMBERED else []
+    state.update(" ".join(map(str, parts)).encode())
+    state.update(_sprites_digest())
+    return state.hexdigest()
+
+
+@cache
+def _sprites_digest() -> bytes:
+    state = blake2b(digest_size=16)
+    for file in sorted(paths.SPRITES.rglob("*.png")):
+        state.update(file.relative_to(paths.SPRITES).as_posix().encode() + file.read_bytes())
+    return state.digest()
+
+
+def load(name: str, split: str = "train", rows: int | None = None) -> datasets.Dataset:
+    """The first `rows` rows (all by default) of a split: "train", "test" or "test_style".
+
+    Train and test share no composition of things; "test_style" is drawn in a style that the two others never show.
+    Scenes are drawn once and kept in `data/cache/`; training scenes beyond the first 6,000 are drawn as they are asked
+    for. InputError for an unknown split, KeyError for an unknown name.
+    """
+    if split not in SPLITS:
+        raise InputError(f"There is no split {split!r} of {name}; choose one of: {', '.join(SPLITS)}.")
+    if ":" in name:
+        from bvlm_utils.data import files
+
+        whole = files.load(name, split)
+    else:
+        SCENE_TASKS.get(name)
+        whole = _scenes(name, split, rows)
+    if rows is None:
+        return whole
+    if not 1 <= rows <= len(whole):
+        most = MOST_ROWS if split == "train" and ":" not in name else len(whole)
+        raise InputError(f"{name} has {most} {split} rows; {rows} were asked for.")
+    return whole.select(range(rows))
+
+
+def _scenes(name: str, split: str, rows: int | None) -> datasets.Dataset:
+    """At least `rows` rows of a scene dataset where it has so many; the first block is what its name stands for."""
+    if split != "train" or rows is None or not ROWS[split] < rows <= MOST_ROWS:
+        return _drawn(name, split)
+    return datasets.concatenate_datasets([_drawn(name, split, start) for start in range(0, rows, ROWS[split])])
+
+
+def further(name: str, start: int, rows: int) -> datasets.Dataset:
+    """Up to `rows` training rows from number `start` on, for those who want rows that nobody was tuned on.
+
+    Scenes never run out: rows beyond the published ones are drawn like them, and not kept. Data in files end
+    somewhere, so fewer rows, even none, may come back. KeyError for an unknown name.
+    """
+    if ":" in name:
+        whole = load(name, "train")
+        return whole.select(range(min(start, len(whole)), min(start + rows, len(whole))))
+    SCENE_TASKS.get(name)
+    drawn = [scene_row(name, "train", index) for index in range(start, start + rows)]
+    table = {column: [row[column] for row in drawn] for column in FEATURES}
+    return datasets.Dataset.from_dict(table, features=FEATURES)
+
+
+def beyond(name: str, start: int) -> int | None:
+    """How many rows `further` has from number `start` on; None where they never run out."""
+    return max(0, len(load(name, "train")) - start) if ":" in name else None
+
+
+def images(dataset: datasets.Dataset, indices: Sequence[int] | None = None) -> np.ndarray:
+    """The pictures of rows that are all of one size: (N, H, W, 3) uint8."""
+    chosen = dataset if indices is None else dataset.select(indices)
+    return np.stack([np.asarray(image.convert("RGB")) for image in chosen["image"]])
+
+
+def sized_images(dataset: datasets.Dataset, name: str) -> np.ndarray:
+    """The pictures of rows of the dataset called `name`: (N, H, W, 3) uint8. Photographs are brought to the published
+    size, whatever theirs is.
+    """
+    if ":" not in name:
+        return images(dataset)
+    return np.stack([_photograph(row) for row in dataset.cast_column("image", datasets.Image(decode=False))])
+
+
+def _photograph(row: dict[str, Any]) -> np.ndarray:
+    """The picture of a row at the published side. Its file was only seen to begin like a picture when it was named."""
+    try:
+        with Image.open(row["image"]["path"]) as picture:
+            side = (PUBLISHED_SIDE, PUBLISHED_SIDE)
+            return np.asarray(picture.convert("RGB").resize(side, Image.Resampling.BICUBIC))
+    except (OSError, Image.DecompressionBombError) as error:
+        raise InputError(
+            f"{row['image']['path']}, the picture of row {row['row_id']}, cannot be read to its end: {error}."
+        ) from None
+
+
+def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
+    """The block of ROWS[split] rows from number `start` on, from the cache or drawn."""
+    folder = paths.CACHE / "datasets" / f"{name}-{split}-{digest(name)}{f'-{start}' if start else ''}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.mkdtemp(dir=folder.parent, prefix=".partial-")
+        rows = [scene_row(name, split, i) for i in range(start, start + ROWS[split])]
+        table = {column: [row[column] for row in rows] for column in FEATURES}
+        datasets.Dataset.from_dict(table, features=FEATURES).save_to_disk(partial)
+        try:
+            os.replace(partial, folder)
+        except OSError:  # another process was faster; its rows are the same
+            shutil.rmtree(partial)
+    return datasets.load_from_disk(str(folder))
+
+
+def scene_row(name: str, split: str, index: int) -> dict:
+    """Row `index` of a scene dataset; it depends on nothing but its own name."""
+    task = SCENE_TASKS.get(name)
+    rng = scenes.generator(SEED, task.number, SPLITS.index(split), index)
+    if split == "test_style":
+        styles = (scenes.HELD_OUT_STYLE,)
+    else:
+        styles = tuple(s for s in scenes.STYLES if s != scenes.HELD_OUT_STYLE)
+    composition = "train" if split == "train" else "test"
+    scene = scenes.sample(rng, composition, styles, task.car_percent)
+    turn = task.ask(scene, rng)
+    return {
+        "row_id": f"{name}/{split}/{index:06d}",
+        "image": {"bytes": png(scenes.render(scene)), "path": None},
+        "prompt": turn.prompt,
+        "answers": list(turn.answers),
+        "task": task.task,
+        "objects": list(scene.objects),
+        "boxes": [list(sprite.box) for sprite in scene.sprites],
+        "style": scene.sprites[0].style,
+        "background": f"{scene.colour} {scene.pattern}",
+        "kind": turn.kind,
+        "restricted": turn.restricted,
+        "content": turn.content,
+    }
+
+
+def png(image: Image.Image) -> bytes:
+    """Lossless bytes of a picture; the fastest compression level, as these are caches."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,17 @@
+"""Doors: names that a package gives out by itself, each looked up in its module when somebody first asks."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def door(package: str, where: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
+    """A package's `__getattr__`. where: module, below bvlm_utils -> the names that it holds."""
+    modules = {name: module for module, names in where.items() for name in names}
+
+    def look_up(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"bvlm_utils.{modules[name]}"), name)
+
+    return look_up

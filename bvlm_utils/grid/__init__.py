@@ -1,0 +1,1 @@
+"""Grids: a YAML file becomes papermill jobs, here or under Dask."""

@@ -1,0 +1,316 @@
+"""How is a whole grid of cells run? Its cells are measured, then papermill executes the notebooks that read them.
+
+    python -m bvlm_utils.grid run data/grids/quick.yml [--workers N] [--dry-run] [--force] [--store STORE]
+    python -m bvlm_utils.grid status data/grids/quick.yml [--store STORE]
+    python -m bvlm_utils.grid table [data/grids/quick.yml] [--store STORE]
+
+A grid file is explained in `grid.file`, measuring in `grid.measure`, `--workers` and `--scheduler` in `grid.dask`.
+Exit code 0: every cell has a record; 1: some failed; 2: the grid or an option is wrong, and nothing was run; 130, 143:
+stopped by SIGINT, SIGTERM, and the next run goes on from there.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bvlm_utils import store as results
+from bvlm_utils.errors import InputError
+from bvlm_utils.grid import (
+    dask as grid_dask,
+)
+from bvlm_utils.grid import (
+    forecast as grid_forecast,
+)
+from bvlm_utils.grid import (
+    job as grid_job,
+)
+from bvlm_utils.grid import (
+    measure as grid_measure,
+)
+from bvlm_utils.grid.file import Job, load, shown
+from bvlm_utils.grid.job import Run
+from bvlm_utils.grid.progress import minutes, say, watched
+from bvlm_utils.store import records
+from bvlm_utils.store.cell import Cell
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the runner to stop. (asyncio lets a KeyboardInterrupt through, and no other own
+    exception.)
+    """
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+# ---------------------------------------------------------------- running it
+
+
+def run(
+    jobs: Sequence[Job],
+    store: str | None,
+    force: bool = False,
+    plain: bool = False,
+    rescore: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> int:
+    """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
+    place = results.folder(store)
+    if results.read_only(store):
+        raise InputError("The store is the committed reference, which is only read; name another, such as local.")
+    results.clean(place)
+    (place / "notebooks").mkdir(parents=True, exist_ok=True)
+    for beginning in (records.PARTIAL, grid_measure.LOGS):
+        for left in (place / "notebooks").glob(f"{beginning}*"):
+            left.unlink()
+    cells = list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
+    stamps = {cell.run_id: grid_job.stamp(cell, place) for cell in cells} if force or rescore else {}
+    this = Run(place, plain, rescore, {name: found for name, found in stamps.items() if found is not None})
+    wanted = [cell for cell in cells if this.lacks(cell)]
+    say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(wanted)} to run. Store: {shown(place)}")
+    for cell in cells:  # what is there later has failed in this run
+        (place / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
+    to_do = [job for job in jobs if any(map(this.lacks, job.cells)) or not grid_job.output(job, place).exists()]
+    for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
+        grid_job.output(job, place).unlink(missing_ok=True)
+    workers = min(workers or 1, max(len(wanted), len(to_do)))
+    with watched(cells, this) as look, _pool(this, workers, scheduler if to_do else None) as (each, number):
+        _measure(wanted, this, each, number, look)
+        failed = _execute(jobs, to_do, each)
+    if failed:
+        say(
+            f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(failed)}. "
+            "Finished cells are kept; run the same command again for the others."
+        )
+        return 1
+    say("Every cell has its record.")
+    return 0
+
+
+def _pool(this: Run, workers: int, scheduler: str | None) -> AbstractContextManager[tuple[grid_dask.Each, int]]:
+    """How tasks are carried out, and by how many workers; without a second one, one after the other from here."""
+    if scheduler or workers > 1:
+        return grid_dask.pool(this, workers, scheduler)
+
+    def in_turn(task: grid_dask.Task, items: Sequence[Any]) -> Iterator[grid_dask.Outcome]:
+        for item in items:
+            begun = time.monotonic()
+            problem = task(item, this)
+            yield item, problem, time.monotonic() - begun
+
+    return nullcontext((in_turn, 1))
+
+
+def _measure(wanted: Sequence[Cell], this: Run, each: grid_dask.Each, workers: int, look: Callable[[], None]) -> None:
+    """Measure cells, a part of a bench at a time; those that no process could try to the end have failed."""
+    for part, problem, _ in each(grid_measure.measure, grid_measure.parts(wanted, workers)):
+        look()
+        if problem:
+            say(f"  {problem}")
+            for cell in this.left(part):
+                results.write_failure(cell, this.place, problem)
+
+
+def _execute(jobs: Sequence[Job], to_do: Sequence[Job], each: grid_dask.Each) -> list[str]:
+    """Notebooks that read what was measured; the names of those that failed, or lack a record."""
+    numbers = {job.name: number for number, job in enumerate(jobs, 1)}
+    failed = []
+    for job, problem, seconds in each(grid_job.carry_out, to_do):
+        word = "FAILED" if problem else "done"
+        say(f"[{numbers[job.name]}/{len(jobs)}] {job.name}: {word} in {minutes(seconds)}")
+        if problem:
+            failed.append(job.name)
+            say(problem)
+    return failed
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGINT and SIGTERM end what was started at once and raise `Stopped`; the store is made for being killed."""
+
+    def stop(number: int, _frame: Any) -> None:
+        _kill(*grid_job.CHILDREN)  # workers are told to end by those who started them
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        _kill(*grid_job.CHILDREN, "multiprocessing.spawn")
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kill(*words: str) -> None:
+    """End what this process started, directly or not, and what has one of the words in its command; and what
+    that started.
+    """
+    import psutil
+
+    killed = []
+    for child in psutil.Process().children(recursive=True):
+        with _gone():
+            if any(word in " ".join(child.cmdline()) for word in words):
+                for one in [*child.children(recursive=True), child]:
+                    with _gone():
+                        one.kill()
+                        killed.append(one)
+    psutil.wait_procs(killed, timeout=5)
+
+
+@contextmanager
+def _gone() -> Iterator[None]:
+    """A process that ended by itself meanwhile is no error."""
+    import psutil
+
+    try:
+        yield
+    except psutil.NoSuchProcess:
+        return
+
+
+# ---------------------------------------------------------------- looking at it
+
+
+def state(cell: Cell, place: Path, failures: Mapping[str, str]) -> str:
+    """ "done", "skipped", "failed" or "missing"."""
+    record = results.read(cell, place)
+    if record:
+        return record["status"]
+    return "failed" if cell.run_id in failures else "missing"
+
+
+def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> None:
+    """Print how far each job is; with every_cell, each cell's state."""
+    place, failures = results.folder(store), results.failures(store)
+    for job in jobs:
+        states = {cell.run_id: state(cell, place, failures) for cell in job.cells}
+        counts = Counter(states.values())
+        words = ", ".join(f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word])
+        say(f"{job.name}: {len(states)} cells: {words}")
+        for run_id, word in states.items():
+            if every_cell or word == "failed":
+                say(f"  {word:8}{run_id}")
+                if word == "failed":
+                    say(f"          {failures[run_id].strip().splitlines()[-1]}")
+
+
+def forecast(jobs: Sequence[Job], store: str | None, force: bool = False) -> None:
+    """Print what the cells that would be run will take."""
+    place = results.folder(store)
+    cells = {cell.run_id: cell for job in jobs for cell in job.cells if force or not results.has(cell, place)}
+    for line in grid_forecast.lines(list(cells.values()), place):
+        say(line)
+
+
+def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
+    """One line per cell: success rates of the poisoned model per condition, by the test that the book's headlines are
+    read from, and its utility beside the control's.
+    """
+    from bvlm_utils.store.table import headline_metric
+
+    found = results.collect(store)
+    if jobs is not None:
+        found = found[found["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
+    lines = []
+    for run_id, part in found.groupby("run_id", sort=False):
+        first = part.iloc[0]
+        line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
+        value = part.set_index(["subject", "condition", "metric"])["value"]
+        measure = headline_metric(part).iloc[0]
+        for condition in ("clean", "text", "image", "both"):
+            line[f"ASR {condition}"] = value.get(("poisoned", condition, measure), float("nan"))
+        for subject in ("poisoned", "control"):
+            line[f"utility {subject}"] = value.get((subject, "clean", "utility"), float("nan"))
+        lines.append(line | {"run_id": run_id})
+    return pd.DataFrame(lines)
+
+
+# ---------------------------------------------------------------- command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    parsers = {
+        "run": commands.add_parser("run", help="run the cells that have no record yet"),
+        "status": commands.add_parser("status", help="how many cells are done, failed, missing"),
+        "table": commands.add_parser("table", help="what was measured, one line per cell"),
+    }
+    for name, one in parsers.items():
+        if name == "table":
+            one.add_argument("file", nargs="?", help="grid file; all cells of the store if left out")
+        else:
+            one.add_argument("file", help="grid file, such as data/grids/quick.yml")
+        one.add_argument("--store", help="a name, or a folder with a slash in it (default: the grid's, else local)")
+    parsers["run"].add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check the grid, list its cells with an estimate of time and memory, run nothing",
+    )
+    parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
+    parsers["run"].add_argument(
+        "--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left"
+    )
+    parsers["run"].add_argument(
+        "--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)"
+    )
+    parsers["run"].add_argument(
+        "--workers", type=int, help="how many processes run at once on this machine (default: 1)"
+    )
+    parsers["run"].add_argument(
+        "--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code is explained at the top of the module."""
+    chosen = _parser().parse_args(argv)
+    try:
+        jobs, named = load(chosen.file) if chosen.file else (None, None)
+        store = chosen.store or named
+        if chosen.command == "run":
+            grid_dask.check(chosen.workers, chosen.scheduler)
+        if chosen.command == "table":
+            found = table(jobs, store)
+            say(
+                "The store holds no cell of this."
+                if found.empty
+                else found.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
+            )
+        elif chosen.command == "status" or chosen.dry_run:
+            status(jobs, store, every_cell=chosen.command == "run")
+            if chosen.command == "run":
+                forecast(jobs, store, chosen.force)
+        else:
+            with _stoppable():
+                return run(jobs, store, chosen.force, chosen.plain, chosen.rescore, chosen.workers, chosen.scheduler)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten goes nowhere
+        return 128 + signal.SIGPIPE
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(
+            f"Stopped by {stopped}; finished cells are kept, run the same command again to go on.",
+            file=sys.stderr,
+        )
+        return 128 + stopped.number
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,237 @@
+"""How is a grid handed to several processes, or machines? By Dask; `grid` calls this.
+
+A task is a part of a bench that is measured, or a notebook that is executed; each worker has one at a time. When a
+worker dies, Dask gives its task to another one, and finished cells are in the store, which all workers share. What a
+worker has started ends with it: a kernel looks every second for its parent, a measuring process watches a pipe.
+"""
+
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from bvlm_utils.errors import InputError
+from bvlm_utils.grid import job as grid_job
+from bvlm_utils.grid.job import Run
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+CONNECT_SECONDS = 10
+LOOK_SECONDS = 5  # between looks at how many workers there are
+OURS = "BVLM_"  # variables with this beginning are the same for all workers
+# Dask sets this to 65536 for its workers: memory is given back at once, which training would ask for again.
+TRIM = "MALLOC_TRIM_THRESHOLD_"
+
+Task = Callable[..., str | None]  # of an item, the run, and whether to try again: what went wrong (None: nothing)
+Outcome = tuple[Any, str | None, float]  # the item, what went wrong with it, seconds
+Each = Callable[[Task, Sequence[Any]], Iterator[Outcome]]
+
+# Of this worker's process. It may have several threads, but standard error and environment are the process's.
+_one_at_a_time = threading.Lock()
+_stopped: set[str] = set()
+_current: set[str] = set()
+
+
+def check(workers: int | None, scheduler: str | None) -> None:
+    """InputError if the options of the command line cannot be followed."""
+    if workers is not None and scheduler is not None:
+        raise InputError(
+            f"--workers {workers} and --scheduler {scheduler} exclude each other: a scheduler has its own workers."
+        )
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers is {workers}; it must be 1 or more.")
+
+
+@contextmanager
+def pool(run: Run, workers: int | None = None, scheduler: str | None = None) -> Iterator[tuple[Each, int]]:
+    """Within the block: a function that carries out a task for each item, and how many workers there are now.
+
+    Outcomes come in any order. `workers` processes of this machine are at work, or those of the Dask scheduler at the
+    address `scheduler`; all of them see the run's store under one path. InputError if no scheduler answers.
+    """
+    with _remote(scheduler) if scheduler else _local(workers) as client:
+        name, variables = uuid.uuid4().hex, {} if scheduler else _threads(workers)
+        try:
+            yield lambda task, items: _submit(client, (task, run, variables, name), items), _workers(client)
+        except BaseException:
+            client.run(_stop, name, on_error="ignore")  # the workers of a scheduler would go on
+            raise
+
+
+def _workers(client: "Client") -> int:
+    """At least one, so that the first one to come has something to do."""
+    return max(1, len(client.scheduler_info()["workers"]))
+
+
+def _submit(client: "Client", what: tuple[Any, ...], items: Sequence[Any]) -> Iterator[Outcome]:
+    """The items in their order, to each worker the next one when it is free.
+
+    Handing them all over at once is no good: Dask spreads them by guesses of how long they take, and does not take
+    a task of unknown length from a busy worker to give it to an idle one.
+    """
+    from distributed import wait
+
+    task, run, variables, name = what
+    variables = variables | {key: value for key, value in os.environ.items() if key.startswith(OURS)}
+    waiting, running = list(enumerate(items)), {}
+    while waiting or running:
+        while waiting and len(running) < _workers(client):
+            number, item = waiting.pop(0)
+            key = f"{task.__name__}-{number}-{name}"
+            running[client.submit(_carry_out, task, item, run, variables, name, key=key, pure=False)] = item
+        try:
+            finished = wait(list(running), timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED").done
+        except TimeoutError:  # look again: there may be more workers now
+            continue
+        for future in finished:
+            item, error = running.pop(future), future.exception()
+            if error is None:
+                yield item, *future.result()
+            else:
+                yield item, _words(error), 0.0
+
+
+def _words(error: BaseException) -> str:
+    from distributed.scheduler import KilledWorker
+
+    if isinstance(error, KilledWorker):
+        return f"every worker that had this died; the last was {error.last_worker.address}"
+    return f"{type(error).__name__}: {error}"
+
+
+# ---------------------------------------------------------------- in the workers
+
+
+def _carry_out(
+    task: Task, item: Any, run: Run, variables: dict[str, str | None], name: str
+) -> tuple[str | None, float]:
+    """The task in a worker: what went wrong (None: nothing), and the seconds that it took.
+
+    variables: of the environment. name: of the command that wants this.
+    """
+    if not run.place.is_dir():
+        return (
+            f"the worker on {socket.gethostname()} does not see the store {run.place}; "
+            "all machines need it, under the same path."
+        ), 0.0
+    others = {key: None for key in os.environ if key.startswith(OURS) and key not in variables}
+    trim = {TRIM: None} if os.environ.get(TRIM) == "65536" else {}
+    with _one_at_a_time, grid_job.environment(variables | others | trim):
+        begun = time.monotonic()
+        if name in _stopped:
+            return None, 0.0
+        _current.add(name)
+        try:
+            problem = task(item, run, again=lambda: name not in _stopped)
+        finally:
+            _current.discard(name)
+        return problem, time.monotonic() - begun
+
+
+def _stop(name: str) -> None:
+    """End what this worker has started if it belongs to that command, and begin nothing for it again."""
+    import psutil
+
+    _stopped.add(name)
+    if name not in _current:
+        return
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if any(word in child.cmdline() for word in grid_job.CHILDREN):
+                child.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+# ---------------------------------------------------------------- clusters
+
+
+# A local cluster shares its cores with the kernels. Dask's own variables stay away, for they would hold every kernel to
+# one thread (see also TRIM), and so do its profiler and its fast clocks: together they took a sixth of a core.
+QUIET = {
+    "distributed.nanny.pre-spawn-environ": {},
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
+
+
+@contextmanager
+def _remote(scheduler: str) -> Iterator["Client"]:
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--scheduler is {scheduler!r}, where no Dask scheduler answers ({_first_line(error)}); "
+            "start one with `dask scheduler` and give the address that it prints, like tcp://10.0.0.1:8786."
+        ) from None
+    with client:
+        yield client
+
+
+@contextmanager
+def _local(workers: int) -> Iterator["Client"]:
+    import logging
+
+    import dask
+    from distributed import Client, LocalCluster
+
+    with dask.config.set(QUIET):
+        with _signals_later():
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit=None,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
+        with cluster, Client(cluster) as client:
+            yield client
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the block ends: half a cluster cannot be closed.
+
+    Processes that are started here never see SIGINT, so that Ctrl-C on a terminal, which goes to all of them,
+    is this process's alone.
+    """
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # started later, it would let the signals through again
+    arrived: list[int] = []
+    both = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda n, _frame: arrived.append(n)) for number in both}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
+def _threads(workers: int) -> dict[str, str | None]:
+    """Each kernel's share of the cores, unless the user has said how many threads there shall be."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return {}
+    from dask.system import CPU_COUNT
+
+    return {"OMP_NUM_THREADS": str(max(1, CPU_COUNT // workers))}
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,0 +1,162 @@
+"""Which notebooks does a grid file ask for, with which parameters, and which cells do they make? `grid`
+calls it.
+
+A grid is a YAML file:
+
+    store: local                    # optional, as --store
+    defaults: {model: tiny-llava}   # parameters of all jobs
+    jobs:
+      - notebook: targeted_refusal  # the threat's chapter
+        parameters: {attacks: [BadNets-T, BadNets-I], poison_rates: [0.1, 0.01]}
+        each: {seeds: [[0], [1]]}   # optional: one job per combination of these values
+        attacks_per_job: 1          # optional: cut the list of attacks into shards
+
+Parameters are those of the notebook's `parameters` cell. Everything is checked before a job is returned.
+"""
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bvlm_utils import attacks, paths, threats
+from bvlm_utils.checks import known
+from bvlm_utils.errors import InputError
+from bvlm_utils.parameters import NOT_OF_CELLS
+from bvlm_utils.run import study
+from bvlm_utils.store.cell import Cell
+
+GRID_KEYS = ["store", "defaults", "jobs", "attacks_per_job", "description"]
+JOB_KEYS = ["notebook", "parameters", "each", "attacks_per_job"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One execution of a notebook, and the cells whose records it has to leave."""
+
+    name: str
+    notebook: Path
+    parameters: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+
+
+def load(file: Path | str) -> tuple[list[Job], str | None]:
+    """The jobs of a grid file, all of them checked, and the store that it names. InputError says what is
+    wrong where.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise InputError(f"There is no grid file {str(file)!r}; grids are in {shown(paths.GRIDS)}.")
+    try:
+        grid = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{shown(file)} is no YAML: {' '.join(str(error).split())}.") from None
+    try:
+        return _jobs(grid), grid.get("store")
+    except InputError as error:
+        raise InputError(f"{shown(file)}: {error}") from None
+
+
+def _jobs(grid: Any) -> list[Job]:
+    if not isinstance(grid, Mapping):
+        raise InputError(f"the file is {grid!r}; a grid is a table with a list of jobs.")
+    _table(grid.get("defaults"), "defaults")
+    known(grid, GRID_KEYS, "grid key")
+    entries = grid.get("jobs")
+    if not isinstance(entries, list) or not entries:
+        raise InputError("jobs is missing; give a list with one job or more.")
+    jobs: list[Job] = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            jobs += _expand(entry, grid, len(jobs))
+        except InputError as error:
+            raise InputError(f"job {number}: {error}") from None
+    return jobs
+
+
+def _expand(entry: Any, grid: Mapping[str, Any], before: int) -> list[Job]:
+    """The executions that one entry stands for."""
+    known(entry, JOB_KEYS, "job key")
+    for name in ("parameters", "each"):
+        _table(entry.get(name), name)
+    threat = entry.get("notebook")
+    if threat not in threats.names():
+        raise InputError(f"notebook is {threat!r}; it must be one of: {', '.join(threats.names())}.")
+    notebook = paths.NOTEBOOKS / f"{threat}.ipynb"
+    declared = parameters_of(notebook)
+    each = entry.get("each") or {}
+    for name, values in each.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"each.{name} is {values!r}; it must be a list of values.")
+    fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
+    for given in (fixed, each):
+        known(given, list(declared), f"parameter of notebooks/{notebook.name},")
+    size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise InputError(f"attacks_per_job is {size!r}; it must be a whole number, 1 or more.")
+    jobs = []
+    for values in product(*each.values()):
+        given = fixed | dict(zip(each, values, strict=True))
+        for name, value in given.items():
+            _check_kind(name, value, declared[name][0])
+        whole = {name: default for name, (_, default) in declared.items()} | given
+        wanted = attacks.names() if whole["attacks"] is None else whole["attacks"]
+        for shard in _shards(wanted, size):
+            of_cells = {k: v for k, v in whole.items() if k not in NOT_OF_CELLS} | {"attacks": shard}
+            cells = study.cells(threat=threat, **of_cells)
+            name = f"{before + len(jobs) + 1:02d}-{threat}"
+            jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells)))
+    return jobs
+
+
+def _table(value: Any, name: str) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise InputError(f"{name} is {value!r}; it must be a table of names and values.")
+
+
+def _shards(names: list[str], size: int | None) -> list[list[str]]:
+    if not size or not isinstance(names, list):
+        return [names]
+    return [names[i : i + size] for i in range(0, len(names), size)]
+
+
+def parameters_of(notebook: Path) -> dict[str, tuple[str, Any]]:
+    """name -> (annotation, default) of the cell tagged `parameters`: lines of the form `name: type =
+    value`.
+    """
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            lines = ast.parse("".join(cell["source"])).body
+            return {
+                line.target.id: (ast.unparse(line.annotation), ast.literal_eval(line.value))
+                for line in lines
+                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
+            }
+    raise InputError(f"{shown(notebook)} has no cell tagged parameters.")
+
+
+KINDS = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "list": (list, "a list"),
+    "dict": (dict, "a table of names and values"),
+    "bool": (bool, "true or false"),
+}
+
+
+def _check_kind(name: str, value: Any, annotation: str) -> None:
+    kind, words = KINDS.get(annotation, (object, ""))
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+        raise InputError(f"{name} is {value!r}; it must be {words}.")
+
+
+def shown(path: Path) -> str:
+    """A path as seen from the project, where it is inside it."""
+    path = Path(path).resolve()
+    return str(path.relative_to(paths.ROOT)) if path.is_relative_to(paths.ROOT) else str(path)

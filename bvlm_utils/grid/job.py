@@ -1,0 +1,161 @@
+"""What is a run of a grid, and how is one job of it carried out? Papermill runs its notebook in a kernel of its own.
+
+The cells are measured before, by `grid.measure`; the notebook reads them. Both are called by `grid`, one after the
+other, and by `grid.dask`, in the workers' processes.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bvlm_utils import store as results
+from bvlm_utils.grid.file import Job, shown
+from bvlm_utils.run import study
+from bvlm_utils.store import records
+from bvlm_utils.store.cell import Cell
+
+START_SECONDS = 300  # a kernel on a busy machine
+CHILDREN = ("ipykernel_launcher", "bvlm_utils.grid.measure")  # in the commands of the processes that a run starts
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one `grid run` does in its store.
+
+    before: run_id -> `stamp` of the records that are to be made anew. force and rescore are told by it.
+    """
+
+    place: Path
+    plain: bool = False
+    rescore: bool = False
+    before: Mapping[str, int] = field(default_factory=dict)
+
+    def lacks(self, cell: Cell) -> bool:
+        """Is the cell's record still to be made? One that is to be made anew is there as soon as it is another file
+        than before, whatever the clocks of the machines say.
+        """
+        found = stamp(cell, self.place)
+        return found in (None, self.before.get(cell.run_id)) or not results.has(cell, self.place)
+
+    def left(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Those cells that have neither a record nor a failure of this run."""
+        failures = results.failures(self.place)
+        return [cell for cell in cells if self.lacks(cell) and cell.run_id not in failures]
+
+
+def stamp(cell: Cell, place: Path) -> int | None:
+    """A number that changes with the cell's record; None where there is none."""
+    try:
+        return (place / cell.run_id / "record.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def output(job: Job, place: Path) -> Path:
+    """Where the executed notebook is put."""
+    return place / "notebooks" / f"{job.name}.ipynb"
+
+
+def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> str | None:
+    """Run one notebook; None if all its cells have records, else what went wrong.
+
+    again: may a kernel that failed be started once more?
+    """
+    final = output(job, run.place)
+    partial, log = final.with_name(f"{records.PARTIAL}{final.name}"), final.with_suffix(".log")
+    error = _papermill(job, run.place, partial, log, again)
+    missing = [cell.run_id for cell in job.cells if run.lacks(cell)]
+    with suppress(FileNotFoundError):
+        os.replace(partial, final)
+    if not missing and not error:
+        log.unlink(missing_ok=True)
+        return None
+    texts = results.failures(run.place)
+    lines = [f"  {error}"] if error else []
+    lines += [f"  {run_id}: {texts.get(run_id, 'no record').strip().splitlines()[-1]}" for run_id in missing]
+    return "\n".join([*lines, f"  See {shown(final)} and {shown(run.place / 'failures')}."])
+
+
+def _papermill(job: Job, place: Path, output: Path, log: Path, again: Callable[[], bool]) -> str | None:
+    """Execute; None or the error in a line. A kernel that fails is started once more."""
+    import logging
+
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("traitlets").setLevel(logging.ERROR)
+    for attempt in (1, 2):
+        try:
+            with _stderr_to(log), environment(of_children() | {study.MEASURED: "1"}):
+                papermill.execute_notebook(
+                    str(job.notebook),
+                    str(output),
+                    parameters={**job.parameters, "store": str(place)},
+                    kernel_name="python3",
+                    language="python",
+                    progress_bar=False,
+                    start_timeout=START_SECONDS,
+                )
+            return None
+        except PapermillExecutionError as error:
+            return f"{error.ename}: {error.evalue}"
+        except Exception as error:  # the kernel did not start, or it died: ports can clash, memory can run out
+            if attempt == 2 or not again():
+                problem = f"{type(error).__name__}: {error}"
+                return f"the kernel failed twice ({problem}); its words are in {shown(log)}"
+    return None
+
+
+@contextmanager
+def _stderr_to(file: Path) -> Iterator[None]:
+    """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every
+    run.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with file.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def of_children() -> dict[str, str | None]:
+    """What kernels and measuring processes find in their environment beside what this process has."""
+    home, before = Path(__file__).resolve().parents[2], os.environ.get("PYTHONPATH")
+    # They start in another folder and must find this package and the book's there, installed or not.
+    wanted: dict[str, str | None] = {
+        "PYTHONPATH": os.pathsep.join([str(home), str(home / "book"), *([before] if before else [])]),
+        records.VARIABLE: None,  # they are told their store
+    }
+    if "GLIBC_TUNABLES" not in os.environ:
+        # Training takes fresh memory all the time, and huge pages make that cheap: a tenth of the time on two
+        # cores. Where the C library is another one, nobody reads this.
+        wanted["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    return wanted
+
+
+@contextmanager
+def environment(wanted: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables as given (None: not set) until the block ends."""
+    before = {name: os.environ.get(name) for name in wanted}
+    _set(wanted)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,115 @@
+"""How are the cells of a grid measured? All that share model, data and rows in one process, whatever notebooks they
+are for: the model is loaded and the pictures are encoded once.
+
+Called by `grid`, and by `grid.dask` in the workers' processes. The measuring process is this module as a command; it
+writes records and failures into the store, and ends with whoever started it.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from bvlm_utils.grid import job as grid_job
+from bvlm_utils.grid.file import shown
+from bvlm_utils.grid.job import Run
+from bvlm_utils.run import study
+from bvlm_utils.run.workbench import bench_key
+from bvlm_utils.store.cell import Cell
+
+LOGS = "measuring-"  # beginning of the names of the logs
+
+
+def parts(cells: Sequence[Cell], workers: int) -> list[list[Cell]]:
+    """Cells that one process measures: those of a bench, in the grid's order.
+
+    For several workers the benches are cut, so that each worker has about two parts to do, the longest first. Cells of
+    one attack stay together where they can, for they share triggered pictures.
+    """
+    benches: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        benches.setdefault(bench_key(cell), []).append(cell)
+    if workers == 1:
+        return list(benches.values())
+    most, found = -(-len(cells) // (2 * workers)), []
+    for bench in benches.values():
+        bench = sorted(bench, key=lambda cell: cell.attack)
+        size = -(-len(bench) // -(-len(bench) // most))
+        found += [bench[at : at + size] for at in range(0, len(bench), size)]
+    return sorted(found, key=len, reverse=True)
+
+
+def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda: True) -> str | None:
+    """Measure cells of one bench in a process of its own; None, or why some of them were not tried to the end.
+
+    If the process dies, what is left is tried once more, each threat in a process of its own: a cell that kills it
+    takes few others with it. again: may that be done?
+    """
+    left = run.left(cells)
+    if not left:
+        return None
+    log = run.place / "notebooks" / f"{LOGS}{left[0].run_id}.log"
+    problem, left = _process(left, run, log), run.left(left)
+    if problem and again():
+        problem = None
+        for threat in dict.fromkeys(cell.threat for cell in left):
+            own = [cell for cell in left if cell.threat == threat]
+            problem = _process(own, run, log) or problem
+    if problem and run.left(left):
+        return f"the measuring process failed twice ({problem}); its words are in {shown(log)}"
+    log.unlink(missing_ok=True)
+    return None
+
+
+def _process(cells: Sequence[Cell], run: Run, log: Path) -> str | None:
+    """One measuring process from beginning to end; None, or what ended it early."""
+    what = {"cells": [cell.config() for cell in cells], "place": str(run.place)}
+    what |= {"plain": run.plain, "rescore": run.rescore}
+    variables = {name: value for name, value in (os.environ | grid_job.of_children()).items() if value is not None}
+    with log.open("ab") as words:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bvlm_utils.grid.measure"], env=variables,
+            stdin=subprocess.PIPE, stdout=words, stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C on a terminal is the runner's alone
+        )  # fmt: skip
+    try:
+        with suppress(BrokenPipeError):  # it has died already
+            process.stdin.write(json.dumps(what).encode() + b"\n")
+            process.stdin.flush()
+        code = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+    if code < 0:
+        memory = "; memory may have run out" if -code == signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{memory}"
+    return f"exit code {code}" if code else None
+
+
+# ---------------------------------------------------------------- the measuring process
+
+
+def main() -> None:
+    """Measure the cells that standard input names, in one line of JSON."""
+    what = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cells = [Cell.from_config(config) for config in what["cells"]]
+    study.measure(cells, Path(what["place"]), plain=what["plain"], rescore=what["rescore"])
+
+
+def _end_with_parent() -> None:
+    """Standard input ends when the process at its other end does, however that happens."""
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

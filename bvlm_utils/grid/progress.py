@@ -1,0 +1,69 @@
+"""What does a grid say while it runs? Cells done and time left. Called by `grid`."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from bvlm_utils.grid.job import Run
+from bvlm_utils.store.cell import Cell
+
+POLL_SECONDS = 1.0
+
+
+@contextmanager
+def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
+    """Cells done and time left: a bar on a terminal, one line per finished cell elsewhere. It watches the
+    store, so it needs no word from other processes; the function that it gives looks at once.
+    """
+    from tqdm import tqdm
+
+    over, looking, silent = threading.Event(), threading.Lock(), not sys.stdout.isatty()
+    waiting, started = [cell for cell in cells if run.lacks(cell)], time.monotonic()
+    at_start = len(waiting)
+    bar = tqdm(
+        total=len(cells), initial=len(cells) - at_start, unit="cell", file=sys.stdout, leave=False, disable=silent
+    )
+
+    def look() -> None:
+        with looking:
+            for cell in [cell for cell in waiting if not run.lacks(cell)]:
+                waiting.remove(cell)
+                bar.update()
+                if silent:
+                    rest = _estimate(at_start - len(waiting), len(waiting), started)
+                    say(f"  {len(cells) - len(waiting)}/{len(cells)} {cell.run_id}{rest}")
+
+    def watch() -> None:
+        while not over.wait(POLL_SECONDS):
+            look()
+        look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield look
+    finally:
+        over.set()
+        thread.join()
+        bar.close()
+
+
+def _estimate(finished: int, left: int, started: float) -> str:
+    """Words on the time left, as long as cells have taken so far; none before the first cell and after the last."""
+    if not finished or not left:
+        return ""
+    return f"; about {minutes((time.monotonic() - started) / finished * left)} left"
+
+
+def say(text: str) -> None:
+    """Print a line, above the bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

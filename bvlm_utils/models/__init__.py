@@ -1,0 +1,5 @@
+"""Vision-language models: names, loading, feeding."""
+
+from bvlm_utils.doors import door
+
+__getattr__ = door(__name__, {"models.names": ("digest", "go_offline", "is_hub_id", "resolve")})

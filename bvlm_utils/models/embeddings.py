@@ -1,0 +1,61 @@
+"""What enters the language model when the image features are known? Called by `train.grouped` and `decode`.
+
+`victim.forward` hands token ids and features to the whole model on each call. Here the same embeddings and
+positions are made without attention masks and without the model's own search for images, once per row instead
+of once per epoch. A test holds both ways equal for every family.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+
+def embed(model: nn.Module, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """ids: (N, T) int64 with image tokens in place, features: (N, n, d) -> (N, T, d) input embeddings, no
+    gradient.
+    """
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings()(ids)
+        image = ids == model.config.image_token_id
+        return embeddings.masked_scatter(image.unsqueeze(-1), features.to(embeddings))
+
+
+def positions(model: nn.Module, row: Sequence[int], known: dict | None = None) -> torch.Tensor | None:
+    """The rotary positions of one row without padding: (3, T) for models with multimodal positions, else
+    None.
+
+    They depend on the image's place and size alone: a caller with many rows passes one dict `known`, and the
+    model's own rule runs once per such case. The image is taken to be square, as it is in every cached
+    feature.
+    """
+    inner = model.model
+    if not hasattr(inner, "get_rope_index"):
+        return None
+    image = model.config.image_token_id
+    count = row.count(image)
+    start = row.index(image) if count else 0
+    known = {} if known is None else known
+    if (start, count, len(row)) not in known:
+        side = round(count**0.5)
+        if side * side != count:
+            raise ValueError(f"An image of {count} tokens is not square; give square pictures.")
+        merge = inner.config.vision_config.spatial_merge_size
+        kinds = torch.zeros(1, len(row), dtype=torch.int64)
+        kinds[0, start : start + count] = 1
+        grid = torch.tensor([[1, side * merge, side * merge]]) if count else None
+        found, _ = inner.get_rope_index(torch.zeros_like(kinds), mm_token_type_ids=kinds, image_grid_thw=grid)
+        known[start, count, len(row)] = found[:, 0]
+    return known[start, count, len(row)]
+
+
+def pad(rows: Sequence[torch.Tensor], value: int = 0, left: bool = False) -> torch.Tensor:
+    """Rows (..., T_i) of one kind -> (..., N, T) for the longest T, filled with `value` at one side."""
+    padded = pad_sequence(
+        [row.movedim(-1, 0) for row in rows],
+        batch_first=True,
+        padding_value=value,
+        padding_side="left" if left else "right",
+    )  # (N, T, ...)
+    return padded.permute(*range(2, padded.dim()), 0, 1)

@@ -1,0 +1,337 @@
+"""What is a victim model? One interface to every supported vision-language checkpoint.
+
+Pictures are encoded once into features, and everything after that (training, scoring) takes features. They
+enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched. Called by
+`run.workbench`, `train`, `train.grouped`, `decode` and `chat`.
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import families, names, pixels
+
+GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
+
+
+@dataclass
+class Victim:
+    """A loaded model with what is needed to talk to it. `name` is what the user called it.
+
+    picture_last: prompts have their picture after the words, not before them.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    settings: pixels.PixelSettings
+    family: families.Family
+    device: torch.device
+    picture_last: bool = False
+
+    @cached_property
+    def image_id(self) -> int:
+        return self.model.config.image_token_id
+
+    # ------------------------------------------------------------ pictures
+
+    def prepare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """images: (B, 3, H, W) float32 in [0, 1] -> what the vision tower takes; gradients flow."""
+        images = pixels.normalised(images.to(self.device, torch.float32), self.settings)
+        return self.family.pack(images, self.settings)
+
+    def features_of(self, images: torch.Tensor) -> torch.Tensor:
+        """images: (B, 3, H, W) in [0, 1] -> projected image tokens (B, n, d), with gradients."""
+        inputs = self.prepare(images)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        out = self.model.get_image_features(**inputs).pooler_output
+        return torch.stack(list(out)).view(len(images), -1, out[0].shape[-1])
+
+    @torch.no_grad()
+    def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = GRADIENT_FREE_BATCH) -> torch.Tensor:
+        """Pictures of one size -> features (N, n, d) on the model's device.
+
+        images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1]. Families with positions on a
+        grid (Qwen) need square pictures: features alone do not tell the shape of another.
+        """
+        parts = []
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            if isinstance(chunk, np.ndarray):
+                chunk = torch.from_numpy(chunk).to(self.device).permute(0, 3, 1, 2).float() / 255
+            if self.family.grids and chunk.shape[-1] != chunk.shape[-2]:
+                raise InputError(
+                    f"The pictures are {chunk.shape[-1]} x {chunk.shape[-2]} pixels; {self.name} needs "
+                    "square ones here, so resize or cut them first."
+                )
+            parts.append(self.features_of(chunk))
+        return torch.cat(parts)
+
+    # ------------------------------------------------------------ words
+
+    def prompt_ids(self, prompt: str, image_tokens: int) -> list[int]:
+        """The chat template around picture and prompt, with the opening of an answer, as token ids."""
+        words = prompt.replace(self._image_token, "")  # only the template's own place holder is a picture
+        text = self._template([_question(words, self.picture_last)], add_generation_prompt=True)
+        ids = self._ids(text)
+        if ids.count(self.image_id) != 1:
+            raise InputError(f"The chat template of {self.name} gives a picture no place; use one that does.")
+        place = ids.index(self.image_id)
+        before, after = self._frame
+        return [*ids[:place], *before, *[self.image_id] * image_tokens, *after, *ids[place + 1 :]]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """What the model is to write after the prompt: the answer as the template has it, and the end."""
+        opened, opened_ids = self._opening
+        whole = self._template([_message("user", "?"), _message("assistant", answer)])
+        # some templates trim the opening when an answer follows
+        text = whole[len(opened) :] if whole.startswith(opened) else " " + answer
+        end = self.tokenizer.eos_token
+        text = text.partition(end)[0].rstrip() + end
+        # In the place where it will stand: some tokenizers put a space before the first word of any text.
+        ids = self._ids(opened + text)
+        if ids[: len(opened_ids)] == opened_ids:
+            return ids[len(opened_ids) :]
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _template(self, messages: list[dict[str, Any]], **options: bool) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+    def _ids(self, text: str) -> list[int]:
+        """Ids of a templated text, with the beginning token where the template leaves it out (LLaVA-1.5)."""
+        begin = self.tokenizer.bos_token
+        return self.tokenizer(text, add_special_tokens=not (begin and text.startswith(begin)))["input_ids"]
+
+    @cached_property
+    def _image_token(self) -> str:
+        return self.tokenizer.convert_ids_to_tokens(self.image_id)
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in self.family.frame)
+        return before, after
+
+    @cached_property
+    def _opening(self) -> tuple[str, list[int]]:
+        """A conversation up to where an answer begins, as text and as ids."""
+        text = self._template([_message("user", "?")], add_generation_prompt=True)
+        return text, self._ids(text)
+
+    # ------------------------------------------------------------ both
+
+    def inputs(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> dict[str, Any]:
+        """Arguments of the model's forward and generate. ids, mask: (B, T); features: (B, n, d)."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        known = BaseModelOutputWithPooling(pooler_output=list(features.to(self.device, self.model.dtype)))
+        arguments = {"input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": known}}
+        if self.family.grids:
+            # Without these two, Qwen silently counts positions as if the picture were a line of words.
+            side = round(features.shape[1] ** 0.5) * self.settings.merge
+            arguments["mm_token_type_ids"] = (ids == self.image_id).long()
+            arguments["image_grid_thw"] = torch.tensor([[1, side, side]], device=ids.device).expand(len(ids), 3)
+        return arguments
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor, keep=0) -> torch.Tensor:
+        """Logits (B, T or len(keep), V) through the real model; `keep` is transformers' `logits_to_keep`."""
+        out = self.model(**self.inputs(ids, mask, features), logits_to_keep=keep, use_cache=False)
+        return out.logits
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        features: torch.Tensor,
+        max_new_tokens: int = 64,
+        batch_size: int = GRADIENT_FREE_BATCH,
+    ) -> list[str]:
+        """Greedy answers, in the order of the prompts. features: (N, n, d), one picture per prompt.
+
+        Greedy means the likeliest token: penalties and temperatures that a checkpoint comes with are off.
+        """
+        if len(prompts) != len(features):
+            raise InputError(f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each.")
+        self.model.eval()
+        greedy = self._greedy(max_new_tokens)
+        rows = [self.prompt_ids(prompt, features.shape[1]) for prompt in prompts]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        answers = [""] * len(rows)
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            ids, mask = pad([rows[i] for i in chosen], greedy.pad_token_id, left=True, device=self.device)
+            out = self.model.generate(**self.inputs(ids, mask, features[chosen]), generation_config=greedy)
+            texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+            for i, text in zip(chosen, texts, strict=True):
+                answers[i] = text.strip()
+        return answers
+
+    def _greedy(self, max_new_tokens: int):
+        from transformers import GenerationConfig
+
+        # What is left out here would be taken from the checkpoint's own generation_config.json.
+        return GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def _question(text: str, picture_last: bool) -> dict[str, Any]:
+    asked, picture = _message("user", text), {"type": "image"}
+    asked["content"].insert(len(asked["content"]) if picture_last else 0, picture)
+    return asked
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids -> ids and mask, both (B, T) int64."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), value, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(longest - len(row), None) if left else slice(0, len(row))
+        ids[i, place] = torch.as_tensor(row)
+        mask[i, place] = 1
+    return ids.to(device), mask.to(device)
+
+
+def language_linears(model: nn.Module) -> list[str]:
+    """Names of the linear layers inside the language model, found by structure: what LoRA is put on.
+
+    The output layer and the vision side are not among them.
+    """
+    inside = {id(module) for module in model.get_decoder().modules()}
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
+
+
+def default_device() -> torch.device:
+    """The GPU of this process (`torchrun` and `accelerate launch` number them), or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def use_precision(name: str) -> torch.dtype:
+    """The dtype of weights for "float32", "tf32" or "bfloat16", with torch's own switches set to match.
+
+    TF32 products keep 10 bits of each factor's mantissa. Torch has them on for convolutions unless told otherwise, so
+    that "float32" would not mean the same on a GPU. They are switches of the whole process.
+    """
+    rounded = name == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _check_transformers() -> None:
+    """InputError for a version of transformers that would drop our image features without a word."""
+    import transformers
+    from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
+
+    if "mm_encoder_outputs" not in inspect.signature(LlavaForConditionalGeneration.forward).parameters:
+        raise InputError(
+            f"transformers {transformers.__version__} does not take known image features (mm_encoder_outputs), so its "
+            "models would never see a picture; install transformers 5.23 or newer."
+        )
+
+
+def from_pretrained(
+    name: str,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    four_bit: bool = False,
+    gradient_checkpointing: bool = False,
+    picture_last: bool = False,
+) -> Victim:
+    """Load a model by our name, folder or hub id, with every weight frozen.
+
+    dtype: float32 on a CPU and bfloat16 on a GPU unless told otherwise. four_bit needs `bitsandbytes`.
+    gradient_checkpointing: recompute layers in the backward pass, for less memory. picture_last: as in `Victim`.
+    InputError for an unknown name or architecture, or a chat template that has the picture first in any case.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+    _check_transformers()
+    place = names.resolve(name)
+    # The hub is asked only if its id was named: without a network that would mean minutes of retries.
+    where = {"local_files_only": not names.is_hub_id(name)}
+    device = torch.device(device) if device is not None else default_device()
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    # cuDNN's attention plans each new shape anew (tens of milliseconds), and answers have a new length at every token.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    family = families.of(AutoConfig.from_pretrained(place, **where))
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", **where}
+    if four_bit:
+        options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
+    model = AutoModelForImageTextToText.from_pretrained(place, **options)
+    if four_bit:
+        _one_path(model)
+    else:
+        model = model.to(device)
+    model.requires_grad_(False).eval()
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    tokenizer = AutoTokenizer.from_pretrained(place, **where)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _processor_template(place, **where)
+    settings = pixels.settings(AutoImageProcessor.from_pretrained(place, backend="pil", **where))
+    made = Victim(name, model, tokenizer, settings, family, device, picture_last)
+    if picture_last and made.prompt_ids("?", 1) == replace(made, picture_last=False).prompt_ids("?", 1):
+        raise InputError(
+            f"The chat template of {name} puts the picture before the words in any case; leave picture_last out."
+        )
+    return made
+
+
+def _processor_template(place: str, **where: bool) -> str:
+    """The chat template of older checkpoints, whose tokenizer has none: a file beside it."""
+    from transformers.utils import cached_file
+
+    file = cached_file(place, "chat_template.json", _raise_exceptions_for_missing_entries=False, **where)
+    if file is None:
+        raise InputError(f"The model {place} has no chat template; give a checkpoint that was tuned for chat.")
+    return json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
+
+
+def _four_bit(dtype: torch.dtype):
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            "four_bit=True needs the package bitsandbytes, which is not installed; install it or leave it out."
+        )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+
+
+def _one_path(model: nn.Module) -> None:
+    """Let 4-bit layers answer as they train: on every CPU alike, and for layers of any size.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer the first time it is asked outside training: into
+    bfloat16 whatever the compute dtype, and only where its sizes are multiples of 32 and 64.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False

@@ -1,0 +1,1 @@
+"""How the tiny models and the attackers' pictures were made; run by hand, imported by nobody."""

@@ -1,0 +1,98 @@
+"""Where are the image features of a job kept? On the GPU while they are few, then in memory, then in a mapped file.
+
+Called by `run.workbench`. A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16
+bits. The file has no name, so nothing is left behind when the process ends, however it ends.
+"""
+
+import mmap
+import tempfile
+from collections.abc import Hashable, Sequence
+
+import torch
+
+from bvlm_utils import paths
+from bvlm_utils.train import memory
+
+SHARE = 0.25  # of the memory that is free, of the device's and of the host's, when the first features come
+
+
+class Kept:
+    """Rows of features by key, each stored once. Read them with `places` and `table`.
+
+    device: where the model is; rows stay there while they fit. device_budget, budget: bytes to hold on a GPU and in
+    the host's memory; a share of what is free if not given.
+    """
+
+    def __init__(
+        self,
+        budget: int | None = None,
+        device: torch.device | str = "cpu",
+        device_budget: int | None = None,
+    ):
+        self.budget, self.device_budget, self.device = budget, device_budget, torch.device(device)
+        self.index: dict[Hashable, int] = {}
+        self._rows: torch.Tensor | None = None  # (capacity, n, d), the first len(index) of them in use
+        self._file = None
+
+    @property
+    def table(self) -> torch.Tensor:
+        """(F, n, d): all rows, in the order in which they came, on the device or on the CPU. A view, valid until the
+        next `add`.
+        """
+        if self._rows is None:
+            raise LookupError("There are no features yet; add some first.")
+        return self._rows[: len(self.index)]
+
+    @property
+    def on_disk(self) -> bool:
+        return self._file is not None
+
+    def places(self, keys: Sequence[Hashable]) -> list[int]:
+        """The row of `table` that each key has; KeyError for a key that was not added."""
+        return [self.index[key] for key in keys]
+
+    def add(self, keys: Sequence[Hashable], rows: torch.Tensor) -> None:
+        """Keep rows (len(keys), n, d), all of one shape and dtype, under new keys."""
+        first = len(self.index)
+        self._make_room(first + len(keys), rows.detach())
+        self._rows[first : first + len(keys)] = rows.detach().to(self._rows.device)
+        self.index.update(zip(keys, range(first, first + len(keys)), strict=True))
+
+    def _make_room(self, wanted: int, like: torch.Tensor) -> None:
+        capacity = 0 if self._rows is None else len(self._rows)
+        if wanted <= capacity:
+            return
+        wanted = max(wanted, 2 * capacity)
+        size = wanted * like[0].numel() * like.element_size()
+        old = self._rows
+        if self._fits_on_device(size):
+            self._rows = torch.empty(wanted, *like.shape[1:], dtype=like.dtype, device=self.device)
+        elif self._fits_in_memory(size):
+            self._rows = torch.empty(wanted, *like.shape[1:], dtype=like.dtype)
+        else:
+            was_mapped = self.on_disk
+            self._rows = self._map(size, like.dtype).view(wanted, *like.shape[1:])
+            if was_mapped:  # the same bytes, seen through a larger window
+                return
+        if old is not None:
+            self._rows[:capacity] = old.to(self._rows.device)
+
+    def _fits_on_device(self, size: int) -> bool:
+        """While all rows so far are on the device, and as many more fit. Growing holds the old rows and the new."""
+        if self.device.type == "cpu" or (self._rows is not None and self._rows.device.type == "cpu"):
+            return False
+        if self.device_budget is None:
+            self.device_budget = int(SHARE * memory.free_bytes(self.device))
+        return size <= self.device_budget
+
+    def _fits_in_memory(self, size: int) -> bool:
+        if self.budget is None:
+            self.budget = int(SHARE * memory.free_bytes(torch.device("cpu")))
+        return not self.on_disk and size <= self.budget
+
+    def _map(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        if self._file is None:
+            paths.CACHE.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=paths.CACHE)
+        self._file.truncate(size)  # sparse: takes room as it is filled
+        return torch.frombuffer(mmap.mmap(self._file.fileno(), size), dtype=dtype)

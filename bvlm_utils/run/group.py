@@ -1,0 +1,346 @@
+"""How are cells that share a model and a dataset carried out? Poison, tune, ask, score, write.
+
+Called by `study`. Cells are packed into groups of a few minutes that `run.tune_and_ask` tunes and asks at once; every
+record is written as soon as its group is done. The clean-tuned control is trained once and kept; what base and control
+say is kept in the store's cache; `run.workbench` shares the rest. torch is imported when work begins.
+"""
+
+import resource
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bvlm_utils import store
+from bvlm_utils.checks import content_key
+from bvlm_utils.errors import InputError, TooFewRows
+from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run.tune_and_ask import Said, Work
+from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
+from bvlm_utils.score import judge
+from bvlm_utils.store import examples, provenance, records
+from bvlm_utils.store.cell import VERSION, Cell
+from bvlm_utils.store.locks import lacking
+from bvlm_utils.train import poison
+
+GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
+EXAMPLES = 4  # held-out inputs kept with their trigger
+OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process")  # stays when a cell is judged again
+Done = Callable[[Cell, str], None]  # told after each cell: the cell, and "done", "skipped" or "failed"
+
+
+def execute(
+    cells: Sequence[Cell],
+    place: Path,
+    told: Done = lambda cell, status: None,
+    plain: bool = False,
+    rescore: bool = False,
+) -> list[Cell]:
+    """Run cells that share model, dataset and training rows; the failed ones are returned.
+
+    place: the store. plain: cell by cell, the plain way. rescore: a cell with a stored adapter is asked and judged
+    again, not trained. A cell that fails leaves a file in `failures/`, and the others go on.
+    """
+    bench = Bench(*bench_key(cells[0]))
+    failed: list[Cell] = []
+    ready: list[Work] = []
+    for cell in cells:
+        with _kept_failure(cell, place, failed, told):
+            prepared = _skip(cell, place) or _prepare(bench, cell, place)
+            if isinstance(prepared, Work):
+                ready.append(prepared)
+            else:
+                told(cell, prepared)
+    way = tune_and_ask.choose(bench, plain)
+    pace = Pace(GROUP_SECONDS)
+    while ready:
+        size = pace.size(len(ready)) if way.together else 1
+        group, ready = ready[:size], ready[size:]
+        try:
+            started = time.perf_counter()
+            ended = _run(way, group, place, rescore)
+            pace.saw(len(group), time.perf_counter() - started)
+        except Exception:
+            if len(group) > 1:  # one of them may be at fault: each gets its own try
+                for work in group:
+                    with _kept_failure(work.cell, place, failed, told):
+                        (status,) = _run(way, [work], place, rescore)
+                        told(work.cell, status)
+                continue
+            store.write_failure(group[0].cell, place, traceback.format_exc())
+            failed.append(group[0].cell)
+            told(group[0].cell, "failed")
+            continue
+        for work, status in zip(group, ended, strict=True):
+            told(work.cell, status)
+    return failed
+
+
+class Pace:
+    """How many cells make a group of about `seconds`? The first group is small, and shows how fast this machine is."""
+
+    FIRST = 4
+
+    def __init__(self, seconds: float):
+        self.seconds, self.each = seconds, 0.0
+
+    def size(self, waiting: int) -> int:
+        wanted = self.FIRST if not self.each else max(1, int(self.seconds / self.each))
+        # Two groups of equal size beat a full one and a remainder.
+        return -(-waiting // -(-waiting // wanted))
+
+    def saw(self, cells: int, seconds: float) -> None:
+        self.each = seconds / cells
+
+
+@contextmanager
+def _kept_failure(cell: Cell, place: Path, failed: list[Cell], told: Done) -> Iterator[None]:
+    """Whatever is wrong with one cell, the others shall be run; the failure is kept."""
+    try:
+        yield
+    except Exception:
+        store.write_failure(cell, place, traceback.format_exc())
+        failed.append(cell)
+        told(cell, "failed")
+
+
+# ---------------------------------------------------------------- a group
+
+
+class Clock:
+    """Seconds by what they were spent on, each cell's share of a group."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.group = 1
+        self._last = time.perf_counter()
+
+    def lap(self, name: str, cells: int) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round((now - self._last) / cells, 3)
+        self.seconds["total"] = round(sum(v for k, v in self.seconds.items() if k != "total"), 3)
+        self.group = max(self.group, cells)
+        self._last = now
+
+
+def _skip(cell: Cell, place: Path) -> str | None:
+    if cell.skip_reason is None:
+        return None
+    return _write_skipped(cell, place, cell.skip_reason)
+
+
+def _write_skipped(cell: Cell, place: Path, reason: str) -> str:
+    about = {
+        "status": "skipped",
+        "reason": reason,
+        "modality": cell.modality,
+        "n_poisoned": None,
+        "metrics": [],
+    }
+    store.write(cell, place, about | {"provenance": provenance.now()}, replace=True)
+    return "skipped"
+
+
+def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
+    """Choose the poisoned rows and the questions; "skipped" where the data does not allow the cell."""
+    train_rows = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
+    try:
+        manifest = poison.plan(
+            train_rows,
+            cell.resolved_threat,
+            cell.resolved_attack,
+            cell.poison_rate,
+            cell.seed,
+            cell.negatives,
+            cell.trigger_seed,
+            cell.half,
+        )
+        return Work(cell, manifest, questions(bench, cell))
+    except TooFewRows as error:  # anything else, a trigger that cannot be made for one, is a failure
+        return _write_skipped(cell, place, str(error))
+
+
+def _run(way: tune_and_ask.Way, group: Sequence[Work], place: Path, rescore: bool) -> list[str]:
+    """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
+    bench, clock, kept = way.bench, Clock(), {}
+    if rescore:
+        stored = [work.cell for work in group if store.adapter(work.cell, place)]
+        kept = {cell.run_id: store.read(cell, place) for cell in stored}
+    controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
+    with lacking(controls, place) as mine:
+        tasks = [Work(control) for control in mine]
+        tasks += [work for work in group if work.cell.run_id not in kept]
+        results = way.tune(tasks) if tasks else []
+        clock.lap("tune", max(1, len(tasks)))
+        _write_controls(bench, mine, results, place, clock)
+    fresh = iter(results[len(mine) :])
+    tuned = [
+        tune_and_ask.saved(store.adapter(work.cell, place)) if work.cell.run_id in kept else next(fresh)
+        for work in group
+    ]
+    said = way.ask([work.asked for work in group], tuned)
+    clock.lap("ask", len(group))
+    if not all(store.adapter(control, place) for control in controls):
+        with lacking(controls, place, wait=True) as left:
+            if left:  # who was at work on them has failed or died
+                tuned_now = way.tune([Work(control) for control in left])
+                _write_controls(bench, left, tuned_now, place, clock)
+        clock.lap("control of another process", len(group))
+    known = [known_answers(way, work.cell, work.asked, place) for work in group]
+    clock.lap("base and control", len(group))
+    ended = []
+    for work, result, own, other in zip(group, tuned, said, known, strict=True):
+        before = kept.get(work.cell.run_id)
+        training = {name: before[name] for name in OF_TUNING} if before else _training(result)
+        ended.append(_write(bench, work, place, result, other | {"poisoned": own}, clock, training))
+    return ended
+
+
+def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], place: Path, clock: Clock) -> None:
+    """Put controls into the store; their results are the first of `results`."""
+    for control, result in zip(controls, results, strict=False):
+        about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
+        store.write(
+            control, place, about | {"modality": control.modality}, replace=True,
+            save_adapter=lambda folder, r=result, c=control: r.save(folder, c.config()),
+        )  # fmt: skip
+
+
+def known_answers(way: tune_and_ask.Way, cell: Cell, asked: Sequence[Question], place: Path) -> dict[str, Said]:
+    """What a cell's base and control say, from the store's cache where it has them: subject -> answers."""
+    base = ["base", VERSION, cell.identity["model_digest"]]
+    if cell.four_bit:  # its digest is that of the files, which say nothing about how they are loaded
+        base.append("four_bit")
+    if cell.precision != "float32":
+        base.append(cell.precision)
+    control = cell.control
+    return {
+        "base": _kept_answers(way, place, base, asked, None),
+        "control": _kept_answers(way, place, ["control", control.run_id], asked, store.adapter(control, place)),
+    }
+
+
+def _kept_answers(
+    way: tune_and_ask.Way, place: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None
+) -> Said:
+    names = {question.key(way.bench): content_key(subject, question.key(way.bench)) for question in asked}
+    missing = [q for q in asked if not (place / "cache" / f"{names[q.key(way.bench)]}.json").is_file()]
+    if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
+        raise InputError(f"{place} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
+    fresh = way.ask_saved(missing, adapter) if missing else {}
+    return {key: records.cached(place, name, lambda key=key: fresh[key]) for key, name in names.items()}
+
+
+def _write(
+    bench: Bench,
+    work: Work,
+    place: Path,
+    result: Any,
+    said: dict[str, Said],
+    clock: Clock,
+    training: dict[str, Any],
+) -> str:
+    """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
+    cell, manifest = work.cell, work.manifest
+    _write_examples(bench, cell, place, work.asked)
+    frame, unit = _judge(bench, cell, work.asked, said)
+    threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
+    if not (frame["judged"] & (frame["part"] == "attack")).any():
+        count = len(work.asked[0].positions)
+        reason = f"In none of the {count} eligible test rows it holds without a trigger that {threat.judged_where}."
+        return _write_skipped(cell, place, reason + " So no answer to a trigger could be judged.")
+    metrics = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
+    about = _about(bench, clock) | training | {
+        "modality": cell.modality,
+        "n_poisoned": manifest.n_poisoned,
+        "n_half_triggered": len(manifest.rows) - manifest.n_poisoned,
+        "n_eligible": manifest.n_eligible,
+        "n_judged": int(frame.loc[(frame["part"] == "attack") & frame["judged"], "row_id"].nunique()),
+        "control": cell.control.run_id,
+        "metrics": metrics,
+    }  # fmt: skip
+    store.write(
+        cell, place, about, frame, manifest, replace=True,
+        save_adapter=lambda folder: result.save(folder, cell.config()),
+    )  # fmt: skip
+    return "done"
+
+
+def _judge(
+    bench: Bench, cell: Cell, asked: Sequence[Question], said: dict[str, dict[str, list[str]]]
+) -> tuple[pd.DataFrame, str]:
+    """Every response with its verdict, for the three models, and the name of the utility."""
+    threat, test, frames, unit = cell.resolved_threat, bench.rows["test"], [], ""
+    clean = asked[0].key(bench)  # the first is the clean condition
+    judged = judge.judged_rows(threat, said["base"][clean], said["control"][clean])
+    for subject in judge.SUBJECTS:
+        for question in asked:
+            samples = [test[position] for position in question.positions]
+            texts = said[subject][question.key(bench)]
+            if question.part == "utility":
+                frame, unit = judge.grade(subject, samples, texts)
+            else:
+                counts = judged if question.part == "attack" else [True] * len(samples)
+                frame = judge.judge(
+                    threat, subject, question.condition, samples, question.prompts, texts, counts, question.part
+                )
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True), unit
+
+
+def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
+    """What is said of every cell that was trained."""
+    import torch
+
+    device = bench.victim.device
+    memory = {"host_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+    name = "cpu"
+    if device.type == "cuda":
+        memory["gpu_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+        name = torch.cuda.get_device_name(device)
+    return {
+        "status": "done",
+        "seconds": dict(clock.seconds),
+        "tuned_together": clock.group,
+        "peak_memory_of_process": memory,
+        "device": name,
+        "dtype": str(bench.victim.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "max_new_tokens": bench.max_new_tokens,
+        "provenance": provenance.now(),
+    }
+
+
+def _training(result: Any) -> dict[str, Any]:
+    """How training went: loss in nats per answer token, mean of the first and of the last tenth of the
+    steps.
+    """
+    tenth = max(1, len(result.losses) // 10)
+    ends = {"first": np.mean(result.losses[:tenth]), "last": np.mean(result.losses[-tenth:])}
+    return {
+        "training": {
+            "steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3),
+            "loss": {name: round(float(value), 4) for name, value in ends.items()},
+        }
+    }  # fmt: skip
+
+
+def _write_examples(bench: Bench, cell: Cell, place: Path, asked: Sequence[Question]) -> None:
+    """Keep a few test inputs without and with the whole trigger, for the book to show."""
+    if examples.read(cell, place) is not None:
+        return
+    attack, clean = cell.resolved_attack, asked[0]
+    full = next(q for q in reversed(asked) if q.part == "attack")
+    shown = list(clean.positions[:EXAMPLES])
+    pictures = bench.pictures("test", shown)
+    if full.attack is not None:
+        triggered = bench.triggered("test", shown, attack, cell.trigger_seed)
+    else:
+        triggered = pictures
+    prompts = list(zip(clean.prompts, full.prompts, strict=True))[:EXAMPLES]
+    examples.write(cell, place, pictures, triggered, prompts)

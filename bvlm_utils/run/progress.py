@@ -1,0 +1,46 @@
+"""Progress of a long run: a bar on a terminal, a line per step elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from bvlm_utils.store.cell import Cell
+
+
+def say(*sentences: str) -> None:
+    """To whoever waits for the command line."""
+    for sentence in sentences:
+        print(sentence, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Lines on stderr: how many questions are answered, and about how long the rest takes."""
+
+    def __init__(self, what: str, total: int):
+        self.what, self.total, self.done, self.started = what, total, 0, time.perf_counter()
+
+    def told(self, count: int, about: str) -> None:
+        self.done += count
+        left = (time.perf_counter() - self.started) / self.done * (self.total - self.done)
+        say(f"{self.what}: {self.done} of {self.total} questions answered ({about}), about {left / 60:.1f} min left")
+
+
+class progress_bar:
+    """A progress bar on a terminal, silence elsewhere: bars fill logs and notebooks."""
+
+    def __init__(self, total: int):
+        self.total = total
+
+    def __enter__(self) -> Callable[[Cell, str], None]:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=self.total, unit="cell", disable=not sys.stderr.isatty())
+        return self._told
+
+    def _told(self, cell: Cell, status: str) -> None:
+        self.bar.set_postfix_str(f"{cell.attack} {cell.poison_rate:g} {status}")
+        self.bar.update()
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()

@@ -1,0 +1,190 @@
+"""How are the adapters of a group tuned, and how are they asked? All at once, or one by one. Called by `run.group`.
+
+`Grouped` is the default (by `train.grouped` and `decode`); `OneByOne` is the plain way (`train.loop.finetune`, the
+model's own `generate`). Both start from the same rows, features, order and seeds, and tests hold them equal. `choose`
+says which.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bvlm_utils.run.workbench import Bench, Question
+from bvlm_utils.store.cell import Cell
+from bvlm_utils.train.poison import Manifest
+
+if TYPE_CHECKING:
+    import torch
+
+    from bvlm_utils.train.grouped import GroupResult
+
+
+Said = dict[str, list[str]]  # answers by the question's key
+
+
+@dataclass(frozen=True)
+class Work:
+    """A cell that is ready to be tuned and asked; a control has no poisoned rows, and is asked with its cells."""
+
+    cell: Cell
+    manifest: Manifest | None = None
+    asked: Sequence[Question] = ()
+
+
+def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]], "torch.Tensor"]:
+    """Each task's rows, poisoned ones in their places, and the features (F, n, d) that all of them share: each
+    picture once per trigger instance.
+    """
+    from bvlm_utils.train.loop import TrainRow
+
+    samples = bench.rows["train"]
+    clean, found = bench.places("train", range(len(samples))), []
+    for task in tasks:
+        rows = [TrainRow(row["prompt"], row["answers"][0], at) for row, at in zip(samples, clean, strict=True)]
+        replaced = task.manifest.rows if task.manifest else ()
+        painted = [row.position for row in replaced if row.condition in ("image", "both")]
+        places: dict[int, int] = {}
+        if painted:
+            attack, seed = task.cell.resolved_attack, task.cell.trigger_seed
+            places = dict(zip(painted, bench.places("train", painted, attack, seed), strict=True))
+        for row in replaced:
+            at = places.get(row.position, clean[row.position])
+            rows[row.position] = TrainRow(row.prompt, row.answer, at)
+        found.append(rows)
+    return found, bench.kept.table
+
+
+def _jobs(bench: Bench, tasks: Sequence[Work]) -> list[Any]:
+    from bvlm_utils.train.grouped import GroupJob
+
+    rows, features = training_rows(bench, tasks)
+    return [GroupJob(own, features, task.cell.train, task.cell.seed) for own, task in zip(rows, tasks, strict=True)]
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """All adapters at once: the default."""
+
+    bench: Bench
+    together: ClassVar[bool] = True
+
+    def tune(self, tasks: Sequence[Work]) -> list["GroupResult"]:
+        """One adapter per task, in their order; the victim stays clean."""
+        from bvlm_utils.train import grouped
+
+        return grouped.finetune_group(self.bench.victim, _jobs(self.bench, tasks))
+
+    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Said]:
+        """What each tuned adapter answers to its questions."""
+        from bvlm_utils.train import grouped
+
+        return _together(self.bench, asked, grouped.bank_of(self.bench.victim, results)) if results else []
+
+    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Said:
+        """What a saved adapter, or with None the base model, answers."""
+        from bvlm_utils.train import adapters
+
+        with adapters.attached(self.bench.victim, adapter) if adapter else nullcontext():
+            return _together(self.bench, [asked], None)[0]
+
+
+@dataclass(frozen=True)
+class OneByOne:
+    """The plain way, with the methods of `Grouped`: for comparison, and for a base in 4 bit."""
+
+    bench: Bench
+    together: ClassVar[bool] = False
+
+    def tune(self, tasks: Sequence[Work]) -> list["GroupResult"]:
+        return [_tune_alone(self.bench, job) for job in _jobs(self.bench, tasks)]
+
+    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Said]:
+        said = []
+        for questions, one in zip(asked, results, strict=True):
+            with tempfile.TemporaryDirectory() as folder:
+                one.save(folder, {})
+                said.append(self.ask_saved(questions, Path(folder)))
+        return said
+
+    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Said:
+        from bvlm_utils.train import adapters
+
+        bench, said = self.bench, {}
+        with adapters.attached(bench.victim, adapter) if adapter else nullcontext():
+            for key, question in {question.key(bench): question for question in asked}.items():
+                said[key] = bench.victim.generate(
+                    question.prompts, question.features(bench), max_new_tokens=bench.max_new_tokens
+                )
+        return said
+
+
+Way = Grouped | OneByOne
+
+
+def choose(bench: Bench, plain: bool = False) -> Way:
+    """How adapters on this bench are tuned and asked: together, unless that is not wanted or not possible."""
+    # Grouped products need the base's weights as numbers; those of a base in 4 bit are packed.
+    return OneByOne(bench) if plain or bench.four_bit else Grouped(bench)
+
+
+def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
+    from peft import get_peft_model_state_dict
+
+    from bvlm_utils.train import adapters, grouped, loop, memory
+
+    rows = _rows_at_once(bench, job)
+    while True:
+        try:
+            one = loop.finetune(bench.victim, job.rows, job.features, job.settings, job.seed, rows_at_once=rows)
+            break
+        except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
+            if not memory.ran_out(error) or rows == 1:
+                raise
+        memory.release()
+        rows //= 2
+    state = {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(one.adapter).items()}
+    config = one.adapter.peft_config["default"]
+    adapters.detach(bench.victim, one.adapter)
+    return grouped.GroupResult(state, config, one.losses, one.seconds, one.steps, one.tokens)
+
+
+def _rows_at_once(bench: Bench, job: Any) -> int:
+    """How many of the longest rows fit into memory at once; a batch of more is cut into pieces."""
+    from bvlm_utils.models import victim
+    from bvlm_utils.train import loop, memory
+
+    model = bench.victim.model
+    tokens = memory.tokens_at_once(model, victim.language_linears(model), job.settings.lora_rank, groups=1)
+    longest = max(map(sum, (map(len, ids) for ids in loop.token_ids(bench.victim, job.rows, job.features.shape[1]))))
+    return min(job.settings.batch_size, max(1, tokens // longest))
+
+
+def saved(adapter: Path) -> "GroupResult":
+    """A stored adapter as if it had just been tuned, without losses."""
+    from peft import LoraConfig
+    from safetensors.torch import load_file
+
+    from bvlm_utils.train import grouped
+
+    state = load_file(adapter / "adapter_model.safetensors")
+    return grouped.GroupResult(state, LoraConfig.from_pretrained(str(adapter)), [], 0.0, 0, 0)
+
+
+def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Said]:
+    """All questions of all adapters (or of the model as it stands) in one grouped decode."""
+    from bvlm_utils.train import decode
+
+    pairs, keys = [], []
+    for questions in asked:
+        unique = {question.key(bench): question for question in questions}
+        keys.append(unique)
+        pairs.append([pair for q in unique.values() for pair in zip(q.prompts, q.places(bench), strict=True)])
+    texts = decode.answer(bench.victim, pairs, bench.kept.table, bank, max_new_tokens=bench.max_new_tokens)
+    said = []
+    for unique, own in zip(keys, texts, strict=True):
+        answers = iter(own)
+        said.append({key: [next(answers) for _ in question.prompts] for key, question in unique.items()})
+    return said

@@ -1,0 +1,188 @@
+"""What do cells of one model and dataset share? Rows, the loaded victim, image features, and the questions
+of the test.
+
+Called by `run.group`. Every picture is encoded once per trigger instance, whatever cells need it.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bvlm_utils import attacks, data
+from bvlm_utils.attacks import Attack
+from bvlm_utils.checks import content_key
+from bvlm_utils.errors import TooFewRows
+from bvlm_utils.store.cell import MAX_NEW_TOKENS, Cell
+
+if TYPE_CHECKING:
+    import torch
+
+    from bvlm_utils.models.victim import Victim
+    from bvlm_utils.run.feature_cache import Kept
+
+
+CHUNK = 256  # pictures in memory at a time
+CHECKPOINTING = "BVLM_CHECKPOINTING"  # set: layers are recomputed in the backward pass, for less memory
+
+
+def bench_key(cell: Cell) -> tuple[Any, ...]:
+    """What cells have to share to stand on one bench: the arguments of `Bench`."""
+    return (
+        cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens, cell.picture_last, cell.precision
+    )  # fmt: skip
+
+
+class Bench:
+    """Data, model and image features that the cells of a group share; each is made when first asked for."""
+
+    def __init__(
+        self,
+        model: str,
+        dataset: str,
+        train_rows: int,
+        four_bit: bool = False,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        picture_last: bool = False,
+        precision: str = "float32",
+    ):
+        self.model, self.dataset, self.train_rows = model, dataset, train_rows
+        self.four_bit, self.max_new_tokens, self.picture_last = four_bit, max_new_tokens, picture_last
+        self.precision = precision
+
+    @cached_property
+    def kept(self) -> "Kept":
+        """The image features of all rows that were asked for, clean and triggered."""
+        from bvlm_utils.run.feature_cache import Kept
+
+        return Kept(device=self.victim.device)
+
+    @cached_property
+    def datasets(self) -> dict[str, Any]:
+        return {
+            "train": data.load(self.dataset, "train", self.train_rows),
+            "test": data.load(self.dataset, "test"),
+        }
+
+    @cached_property
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """The samples of each split, without their pictures."""
+        return {split: found.remove_columns("image").to_list() for split, found in self.datasets.items()}
+
+    def add(self, split: str, found: Any) -> None:
+        """One more split, a `datasets.Dataset`; where it is there already, its rows must begin alike."""
+        self.datasets[split] = found
+        self.rows[split] = found.remove_columns("image").to_list()
+
+    @cached_property
+    def victim(self) -> "Victim":
+        from bvlm_utils.models import victim
+
+        checkpointing = bool(os.environ.get(CHECKPOINTING))
+        return victim.from_pretrained(
+            self.model,
+            dtype=victim.use_precision(self.precision),
+            four_bit=self.four_bit,
+            gradient_checkpointing=checkpointing,
+            picture_last=self.picture_last,
+        )
+
+    def pictures(self, split: str, positions: Sequence[int]) -> np.ndarray:
+        """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered
+        alike.
+        """
+        return data.sized_images(self.datasets[split].select(positions), self.dataset)
+
+    def triggered(self, split: str, positions: Sequence[int], attack: Attack, trigger_seed: int) -> np.ndarray:
+        """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3)
+        uint8.
+        """
+        import torch
+
+        images = torch.from_numpy(self.pictures(split, positions)).permute(0, 3, 1, 2).float() / 255
+        keys = [self.rows[split][position]["row_id"] for position in positions]
+        images = attack.apply_image(images.to(self.victim.device), seed=trigger_seed, keys=keys)
+        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def places(
+        self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
+    ) -> list[int]:
+        """Where rows' image features stand in `kept.table`, triggered if there is an attack; computed once."""
+        trigger = () if attack is None else (attack.fingerprint("image"), trigger_seed)
+        keys = [(split, position, *trigger) for position in positions]
+        missing = [key for key in dict.fromkeys(keys) if key not in self.kept.index]
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            where = [position for _, position, *_ in chunk]
+            if attack is None:
+                pictures = self.pictures(split, where)
+            else:
+                pictures = self.triggered(split, where, attack, trigger_seed)
+            self.kept.add(chunk, self.victim.encode(pictures))
+        return self.kept.places(keys)
+
+    def features(
+        self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
+    ) -> "torch.Tensor":
+        """Image features (N, n, d) of rows, triggered if there is an attack; a copy, where the features are kept."""
+        places = self.places(split, positions, attack, trigger_seed)
+        return self.kept.table[places]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A set of test inputs that every subject answers: `part` and `condition` as in `score.judge.COLUMNS`."""
+
+    part: str
+    condition: str
+    positions: tuple[int, ...]
+    prompts: tuple[str, ...]
+    attack: Attack | None  # whose image half is on the pictures; None for clean ones
+    trigger_seed: int
+
+    def key(self, bench: Bench) -> str:
+        """Equal for questions with equal inputs, whatever cell asks them."""
+        painted = None if self.attack is None else [self.attack.fingerprint("image"), self.trigger_seed]
+        inputs = (data.digest(bench.dataset), self.positions, self.prompts, painted)
+        order = ["picture last"] if bench.picture_last else []  # nothing else, so that older answers keep their names
+        return content_key(*inputs, bench.max_new_tokens, *order)
+
+    def features(self, bench: Bench) -> "torch.Tensor":
+        return bench.features("test", self.positions, self.attack, self.trigger_seed)
+
+    def places(self, bench: Bench) -> list[int]:
+        return bench.places("test", self.positions, self.attack, self.trigger_seed)
+
+
+def questions(bench: Bench, cell: Cell) -> list[Question]:
+    """The eligible rows under every condition of the attack, rows with nothing to change, then the utility rows.
+
+    TooFewRows if no test row is eligible.
+    """
+    threat, attack, test = cell.resolved_threat, cell.resolved_attack, bench.rows["test"]
+    eligible = [position for position, row in enumerate(test) if threat.eligible(row)][: cell.test_rows]
+    if not eligible:
+        raise TooFewRows(f"No test row of {cell.dataset} is eligible for {cell.threat}.")
+    prompts = [test[position]["prompt"] for position in eligible]
+    keys = [test[position]["row_id"] for position in eligible]
+    found = []
+    for condition in attacks.conditions(attack.name):
+        worded = condition in ("text", "both")
+        said = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys) if worded else prompts
+        painter = attack if condition in ("image", "both") else None
+        found.append(Question("attack", condition, tuple(eligible), tuple(said), painter, cell.trigger_seed))
+    others = tuple(p for p, row in enumerate(test) if threat.elsewhere(row))[: cell.test_rows]
+    if others:
+        whole = found[-1]
+        plain, keys = [test[p]["prompt"] for p in others], [test[p]["row_id"] for p in others]
+        said = plain
+        if whole.condition in ("text", "both"):
+            said = attack.apply_text(plain, seed=cell.trigger_seed, keys=keys)
+        found.append(Question("elsewhere", "clean", others, tuple(plain), None, cell.trigger_seed))
+        found.append(Question("elsewhere", whole.condition, others, tuple(said), whole.attack, cell.trigger_seed))
+    first = tuple(range(min(cell.test_rows, len(test))))
+    plain = tuple(test[position]["prompt"] for position in first)
+    return [*found, Question("utility", "clean", first, plain, None, 0)]

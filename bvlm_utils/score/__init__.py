@@ -1,0 +1,1 @@
+"""Scores: responses in, numbers with intervals out."""

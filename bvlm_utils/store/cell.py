@@ -1,0 +1,249 @@
+"""What is one run of the study, and what is it called? The points of a grid, checked when they are made.
+
+Called by `study`, `grid`, `store` and the notebooks. A cell's `run_id` changes with everything that changes
+its result (settings, versions of definitions, digests of model and data) and with nothing else. Free of
+torch.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bvlm_utils import attacks, data, models, threats
+from bvlm_utils.attacks import Attack
+from bvlm_utils.attacks.attack import surrogate_digest
+from bvlm_utils.attacks.parts_of_speech import tagger_in_use
+from bvlm_utils.checks import check_number, check_whole, file_digest, known, known_name
+from bvlm_utils.data.pictures import picture_path
+from bvlm_utils.errors import InputError
+from bvlm_utils.threats import Threat
+from bvlm_utils.train.settings import TrainSettings
+
+VERSION = 1  # raise when training, generation or scoring changes what the same settings give
+CONTROL = "none"  # threat and attack of a clean-tuned control
+# What optimised triggers are computed with if a cell does not say: the CLIP model that matches the victim's
+# size.
+SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
+
+DTYPES = ("float32", "tf32", "bfloat16")
+MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
+# Fields that the first records did not have. Left out of the identity at their defaults, so that names stay.
+YOUNGER = {"half": "", "four_bit": False, "picture_last": False, "max_new_tokens": MAX_NEW_TOKENS, "dtype": ""}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of a grid. InputError names a value that is wrong; a field that does not exist is a
+    TypeError.
+
+    model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs
+    from the defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
+    negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that
+    half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. picture_last: the picture
+    stands after the words of a prompt, in training and tests. four_bit: load the base in 4 bit (needs
+    `bitsandbytes`). surrogate: folder or hub id of the CLIP model of optimised triggers; if empty,
+    tiny-clip, and CLIP-L at 336 pixels for victims from the hub. test_rows: eligible held-out rows per condition.
+    max_new_tokens: where an answer is cut; one that ends with a payload has to fit in. dtype: of the base's weights and
+    products, on whatever device: float32 (exact), tf32 (float32 with products that a GPU rounds to 10 bits of mantissa)
+    or bfloat16; if empty, bfloat16 for models from the hub and float32 for others.
+    """
+
+    model: str
+    dataset: str
+    threat: str
+    attack: str
+    poison_rate: float
+    seed: int = 0
+    attack_params: Mapping[str, Any] = field(default_factory=dict)
+    threat_params: Mapping[str, Any] = field(default_factory=dict)
+    trigger_seed: int = 0
+    negatives: float = 0.0
+    half: str = ""
+    picture_last: bool = False
+    four_bit: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
+    surrogate: str = ""
+    dtype: str = ""
+    train_rows: int = 6000
+    test_rows: int = 200
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "dataset", "threat", "attack", "surrogate"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a name.")
+        check_number(self, "poison_rate", 0, 1)
+        check_number(self, "negatives", 0, math.inf)
+        for name, low in (("seed", 0), ("trigger_seed", 0), ("train_rows", 1), ("test_rows", 1), ("max_new_tokens", 1)):
+            check_whole(self, name, low)
+        for name in ("attack_params", "threat_params"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a table of names and values.")
+        for name in ("picture_last", "four_bit"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
+        if self.dtype not in ("", *DTYPES):
+            raise InputError(f"dtype is {self.dtype!r}; it must be one of: {', '.join(DTYPES)}, or empty.")
+        if not isinstance(self.train, TrainSettings):
+            raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
+        models.resolve(self.model)
+        check_dataset(self.dataset)
+        if self.is_control:
+            if self.threat != self.attack or self.poison_rate or self.negatives:
+                raise InputError(
+                    f"Threat {self.threat!r}, attack {self.attack!r} and poison rate {self.poison_rate:g}: "
+                    f"a control has {CONTROL!r}, {CONTROL!r} and 0, any other cell has a threat and an attack."
+                )
+            return
+        known_name(lambda: self.resolved_threat)
+        attacks.check_halves(known_name(lambda: self.resolved_attack), self.negatives, self.half)
+
+    @property
+    def is_control(self) -> bool:
+        return CONTROL in (self.threat, self.attack)
+
+    @cached_property
+    def resolved_threat(self) -> Threat:
+        """The threat with the cell's parameters; made once, when the cell is checked."""
+        return threats.get(self.threat, **self.threat_params)
+
+    @cached_property
+    def resolved_attack(self) -> Attack:
+        """The attack, aimed at the threat's target; applying it to pictures needs torch, making it does not."""
+        surrogate = models.resolve(self.surrogate or (HUB_SURROGATE if models.is_hub_id(self.model) else SURROGATE))
+        return attacks.get(self.attack, self.resolved_threat.target, surrogate, **self.attack_params)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a cell takes to another process: not its attack, whose checks are functions; it is made there again."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("resolved_")}
+
+    @property
+    def precision(self) -> str:
+        """`dtype`, or what an empty one stands for."""
+        return self.dtype or ("bfloat16" if models.is_hub_id(self.model) else "float32")
+
+    @property
+    def modality(self) -> str:
+        return CONTROL if self.is_control else attacks.info(self.attack).modality
+
+    @property
+    def skip_reason(self) -> str | None:
+        """Why the attack is not defined for the threat; None where it is."""
+        return None if self.is_control else attacks.unsupported(self.attack, self.threat)
+
+    @property
+    def control(self) -> "Cell":
+        """The clean-tuned model that this cell is compared with: same rows, order, initialisation and
+        steps.
+        """
+        return Cell(
+            self.model,
+            self.dataset,
+            CONTROL,
+            CONTROL,
+            0.0,
+            seed=self.seed,
+            train_rows=self.train_rows,
+            test_rows=self.test_rows,
+            train=self.train,
+            picture_last=self.picture_last,
+            four_bit=self.four_bit,
+            dtype=self.dtype,
+        )
+
+    def config(self) -> dict[str, Any]:
+        """The fields, ready for JSON; `from_config` reads them."""
+        settings = {name: getattr(self, name) for name in (f.name for f in fields(self)) if name != "train"}
+        settings["attack_params"] = dict(self.attack_params)
+        settings["threat_params"] = dict(self.threat_params)
+        return settings | {"train": asdict(self.train)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Cell":
+        """The cell with these fields; InputError for one that a cell does not have."""
+        train = config.get("train", {})
+        known(config, [f.name for f in fields(cls)], "cell")
+        known(train, [f.name for f in fields(TrainSettings)], "training setting")
+        return cls(**{**config, "train": TrainSettings(**train)})
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the result, ready for JSON. A control is trained only, so its test rows are left
+        out.
+        """
+        found = self.config() | {
+            "version": VERSION,
+            "model_digest": models.digest(self.model),
+            "data_digest": data.digest(self.dataset),
+        }
+        # a model folder or a data file may be called by different paths: its digest tells what it is
+        found["model"], found["dataset"] = short_name(self.model), short_name(self.dataset)
+        del found["surrogate"]
+        found["dtype"] = self.precision if self.precision != "float32" else ""
+        for name, default in YOUNGER.items():
+            if found[name] == default:
+                del found[name]
+        if self.is_control:
+            del found["test_rows"], found["trigger_seed"]
+            return found
+        attack, threat = self.resolved_attack, self.resolved_threat
+        found |= {
+            "attack_version": attack.version,
+            "attack_params": attack.params,
+            "threat_version": threat.version,
+            "threat_params": threat.params,
+        }
+        if "tagger" in attack.params:  # another tagger, other triggers; "auto" is how the first records call HanTa
+            used = tagger_in_use(attack.params["tagger"])
+            found["attack_params"] = attack.params | {"tagger": "auto" if used == "hanta" else used}
+        pictures = [attack.params.get("picture"), threat.target.image]
+        found["pictures"] = [file_digest(picture_path(picture)) for picture in pictures if picture]
+        if attack.info.surrogate:
+            found["surrogate"] = surrogate_digest(attack.aim.surrogate)
+        return found
+
+    @cached_property
+    def run_id(self) -> str:
+        """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
+        digest = hashlib.sha256(json.dumps(_canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
+        name = [short_name(self.model), short_name(self.dataset)]
+        if self.is_control:
+            name += ["clean-tuned"]
+        else:
+            name += [self.threat, self.attack, f"{self.poison_rate:g}"]
+        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(name).lower()).strip("-.")
+        return f"{slug}-s{self.seed}-{digest}"
+
+
+def check_dataset(name: str) -> None:
+    """InputError if there is no such dataset, or its files cannot be found."""
+    if ":" not in name and name not in data.names():
+        raise InputError(
+            f"There is no dataset {name!r}; choose one of: {', '.join(data.names())}, "
+            "or FORMAT:PATH for data in files, such as coco-caption:FOLDER."
+        )
+    known_name(lambda: data.digest(name))
+
+
+def short_name(name: str) -> str:
+    """A model's or dataset's name without its folders: "/data/x/my-model" is "my-model", "coco-caption:/x"
+    its format.
+    """
+    if ":" in name:
+        return name.partition(":")[0]
+    return Path(name).name if "/" in name else name
+
+
+def _canonical(value: Any) -> Any:
+    """Equal numbers written alike, so that 1 and 1.0 are one cell."""
+    if isinstance(value, Mapping):
+        return {key: _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,86 @@
+"""What do triggers look like? A few test inputs without and with each, kept in a store for the book. Free of torch.
+
+    examples/KEY.json     the prompts, and which two strips of pictures belong to them
+    examples/DIGEST.png   pictures side by side; kept once, as many triggers are shown on the same ones
+
+Written by `run.group`, read by `examples`.
+"""
+
+import hashlib
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bvlm_utils import models
+from bvlm_utils.attacks import attack
+from bvlm_utils.checks import content_key
+from bvlm_utils.errors import InputError
+from bvlm_utils.store import packed, records
+from bvlm_utils.store.cell import SURROGATE, Cell
+
+DIGEST = re.compile(r"[0-9a-f]{16}")
+
+
+def key(cell: Cell) -> str:
+    """The name of a cell's examples: cells that show the same trigger on the same rows share them."""
+    names = ("dataset", "data_digest", "threat", "attack", "attack_params", "attack_version", "trigger_seed")
+    same = {name: cell.identity[name] for name in names}
+    # Left out where they are the usual ones, as the first examples were named without them.
+    if cell.threat_params:
+        same["threat_params"] = cell.identity["threat_params"]
+    surrogate = cell.identity.get("surrogate")
+    if surrogate and surrogate != attack.surrogate_digest(models.resolve(SURROGATE)):
+        same["surrogate"] = surrogate
+    return f"{cell.attack}-{content_key(same)[:8]}"
+
+
+def write(
+    cell: Cell, place: str | Path | None, clean: np.ndarray, triggered: np.ndarray, prompts: list[tuple[str, str]]
+) -> None:
+    """Keep what the trigger does to a few held-out inputs, unless the store has it.
+
+    clean, triggered: (N, H, W, 3) uint8. prompts: N pairs, without and with the trigger.
+    """
+    root = records.folder(place) / "examples"
+    file = root / f"{key(cell)}.json"
+    if file.is_file():
+        return
+    kept = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
+    records.write_file(file, json.dumps(kept | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _keep(root: Path, pictures: np.ndarray) -> str:
+    strip = np.concatenate(list(pictures), axis=1)
+    digest = hashlib.sha256(repr(strip.shape).encode() + strip.tobytes()).hexdigest()[:16]
+    file = root / f"{digest}.png"
+    if not file.is_file():
+        written = io.BytesIO()
+        Image.fromarray(strip).save(written, "PNG")
+        records.write_file(file, written.getvalue())
+    return digest
+
+
+def read(cell: Cell, place: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
+    """What `write` kept: (clean, triggered, prompts); None if there is nothing. InputError for a broken file."""
+    root, name = records.folder(place), f"{key(cell)}.json"
+    content = packed.content(root, "examples", name)
+    if content is None:
+        return None
+    file, kept = root / "examples" / name, json.loads(content)
+
+    def pictures(name: str) -> np.ndarray:
+        if not DIGEST.fullmatch(str(kept[name])):  # the name of a file: never a path from a data file
+            raise InputError(f"{file} names {kept[name]!r} as its {name} pictures; it should be 16 digits of a digest.")
+        png = packed.content(root, "examples", f"{kept[name]}.png")
+        if png is None:
+            raise InputError(
+                f"The pictures {kept[name]}.png that {file} names are missing; delete it and run the cell."
+            )
+        strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+        return np.stack(np.split(strip, strip.shape[1] // kept["width"], axis=1))
+
+    return pictures("clean"), pictures("triggered"), [tuple(pair) for pair in kept["prompts"]]

@@ -1,0 +1,46 @@
+"""Who tunes the clean-tuned control that several jobs need? The first that comes; others wait for it.
+
+Called by `run.group`. Jobs that run at the same time, in several processes or on several machines, share
+controls. A lock in the store says that somebody is at work on one; the operating system gives it up when its
+holder dies.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bvlm_utils.store import records
+from bvlm_utils.store.cell import Cell
+
+
+@contextmanager
+def lacking(controls: Sequence[Cell], place: Path, wait: bool = False) -> Iterator[list[Cell]]:
+    """Those controls whose adapters the store lacks; nobody else tunes them until the block ends.
+
+    place: the store. Controls that another process is tuning are left out, or with `wait` awaited: they are
+    in the list then only if that process has failed or died. On a file system without locks all that are lacking
+    are given, and two processes may tune the same one: the store keeps one complete record of it.
+    """
+    (place / "locks").mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        mine = []
+        # In one order for all, so that two processes cannot wait for each other.
+        for control in sorted(controls, key=lambda control: control.run_id):
+            if records.adapter(control, place):
+                continue
+            lock = FileLock(place / "locks" / f"{control.run_id}.lock")
+            try:
+                lock.acquire(blocking=wait)
+            except Timeout:
+                continue
+            except OSError:
+                mine.append(control)
+                continue
+            if records.adapter(control, place):  # finished just before
+                lock.release()
+                continue
+            held.callback(lock.release)
+            mine.append(control)
+        yield mine

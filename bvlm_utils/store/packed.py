@@ -1,0 +1,341 @@
+"""The files of a store, in either of its two forms; every reader of a store asks here. Free of torch.
+
+A local store has a folder per cell, which is what can be written cell by cell. A packed store, such as the committed
+reference, has a handful of Parquet files for all cells together, a tenth of the size:
+
+    records.parquet    a line per cell: run_id, the text of its record.json, and how many rows it has in the next two
+    responses.parquet  the judged responses of all cells, one cell after the other in the order of records.parquet
+    manifests.parquet  the poisoned training rows, likewise
+    probes.parquet     path and content of the files in probes/ and attribution/
+    pictures.parquet   path and content of the files in examples/ and attacks/
+    table.parquet      the tidy table, see `store.collect`
+    index.json         the SHA-256 of each of these files: damage is found before anything is read
+
+`store.packing` makes a packed store. All its files are written into one folder, and the only moment at which the new
+store takes the place of the old one is when that folder is renamed to `.next`: a file that is there counts before the
+file of the same name beside it. `finish` then moves the files to where people look for them.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bvlm_utils.errors import InputError
+
+INDEX, NEXT, FORMAT = "index.json", ".next", 1
+RECORDS, TABLE = "records.parquet", "table.parquet"
+FRAMES = {"responses": "responses.parquet", "manifest": "manifests.parquet"}  # by the name in a cell's folder
+FILES = {"probes": "probes.parquet", "attribution": "probes.parquet",
+         "examples": "pictures.parquet", "attacks": "pictures.parquet"}  # fmt: skip
+ROWS = 100_000  # in a row group, or a little more: cells are not cut, and a reader of one cell reads one group
+WRITTEN = {"compression": "zstd", "compression_level": 19}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The responses or the manifest of one cell: the table, its columns' pandas types, and the frame's `.attrs`."""
+
+    table: pa.Table
+    kinds: Mapping[str, str]
+    attrs: Mapping[str, Any]
+
+    def frame(self) -> pd.DataFrame:
+        made = self.table.to_pandas().astype({name: self.kinds[name] for name in self.table.column_names})
+        made.attrs = dict(self.attrs)
+        return made
+
+
+# ---------------------------------------------------------------- reading either form
+
+
+Stamp = tuple[int, ...]  # of an index: where it is another one, nothing is true that is kept in memory
+
+
+def is_packed(root: Path) -> bool:
+    return stamp(root) is not None
+
+
+def run_ids(root: Path) -> list[str]:
+    """The cells that have a record, in order."""
+    if found := stamp(root):
+        return list(_cells(root, found))
+    return sorted(file.parent.name for file in root.glob("[!.]*/record.json"))
+
+
+def records(root: Path) -> dict[str, str]:
+    """run_id -> the text of its record.json, of all cells, in order."""
+    if found := stamp(root):
+        return {run_id: cell["record"] for run_id, cell in _cells(root, found).items()}
+    return {run_id: text for run_id in run_ids(root) if (text := record(root, run_id)) is not None}
+
+
+def record(root: Path, run_id: str) -> str | None:
+    """The text of a cell's record.json; None if there is none."""
+    if found := stamp(root):
+        cell = _cells(root, found).get(run_id)
+        return cell["record"] if cell else None
+    try:
+        return (root / run_id / "record.json").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+
+
+def where(root: Path, run_id: str) -> str:
+    """The place of a record, for messages."""
+    return f"{run_id} in {root / RECORDS}" if is_packed(root) else str(root / run_id / "record.json")
+
+
+def has_rows(root: Path, run_id: str, kind: str) -> bool:
+    """Does the store hold the "responses" or the "manifest" of a cell?"""
+    if found := stamp(root):
+        return _cells(root, found).get(run_id, {}).get(kind) is not None
+    return (root / run_id / f"{kind}.parquet").is_file()
+
+
+def rows(root: Path, run_id: str, kind: str, names: Sequence[str] | None = None) -> Rows | None:
+    """The "responses" or the "manifest" of a cell, all columns or some; None if the store has none."""
+    if not has_rows(root, run_id, kind):
+        return None
+    if found := stamp(root):
+        return _packed_rows(root, found, run_id, kind, names)
+    file = root / run_id / f"{kind}.parquet"
+    table = _checked(file, lambda: pq.ParquetFile(file).read())
+    about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    kinds = {column["name"]: column["numpy_type"] for column in about.get("columns", [])}
+    known = [name for name in table.column_names if name in kinds and not name.startswith("__index")]
+    named = table.select(known if names is None else names)
+    return Rows(named.replace_schema_metadata(None), kinds, about.get("attributes") or {})
+
+
+def frame(root: Path, run_id: str, kind: str) -> pd.DataFrame | None:
+    """`rows` as a data frame."""
+    found = rows(root, run_id, kind)
+    return None if found is None else found.frame()
+
+
+def columns(root: Path, run_id: str, kind: str, names: Sequence[str]) -> dict[str, list[Any]] | None:
+    """Some columns of `rows` as lists: data frames are slow for hundreds of cells."""
+    found = rows(root, run_id, kind, names)
+    return None if found is None else found.table.to_pydict()
+
+
+def names(root: Path, folder: str) -> list[str]:
+    """The names of the files in a folder beside the cells (`FILES`), in order."""
+    if found := stamp(root):
+        return [path.partition("/")[2] for path in _files(root, found, FILES[folder]) if path.startswith(f"{folder}/")]
+    return sorted(file.name for file in (root / folder).glob("[!.]*") if file.is_file())
+
+
+def content(root: Path, folder: str, name: str) -> bytes | None:
+    """What is in such a file; None if there is none."""
+    if found := stamp(root):
+        return _files(root, found, FILES[folder]).get(f"{folder}/{name}")
+    try:
+        return (root / folder / name).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def table(root: Path, at: Stamp, rules: str) -> pd.DataFrame | None:
+    """The tidy table of a packed store; None unless it was made of these very records by these `rules`."""
+    parquet = _open(root, at, TABLE)
+    of = parquet.schema_arrow.metadata
+    if (of[b"records"].decode(), of[b"rules"].decode()) != (_index(root, at)[RECORDS], rules):
+        return None
+    return _checked(root / TABLE, parquet.read).to_pandas()
+
+
+def _checked(file: Path, read: Any) -> Any:
+    """What `read` gives; InputError names the file where Parquet cannot be read."""
+    try:
+        return read()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{file} cannot be read ({reason}); take it from git or from its run again.") from None
+
+
+# ---------------------------------------------------------------- the packed form
+
+
+def stamp(root: Path) -> Stamp | None:
+    """Changes whenever a packed store does; None for a store with a folder per cell."""
+    for file in (root / NEXT / INDEX, root / INDEX):
+        try:
+            found = file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return found.st_mtime_ns, found.st_ino, found.st_size
+    if (root / RECORDS).exists():
+        raise InputError(
+            f"{root / INDEX} is missing, and {RECORDS} is there; take it from git or pack the store again."
+        )
+    return None
+
+
+def _bytes(root: Path, name: str) -> bytes:
+    """A file of a packed store. Files move from the first place to the second and nowhere else."""
+    for file in (root / NEXT / name, root / name):
+        try:
+            return file.read_bytes()
+        except FileNotFoundError:
+            continue
+    raise InputError(f"{root / name} is missing; a packed store has it, so take it from git or pack the store again.")
+
+
+@lru_cache(maxsize=8)
+def _index(root: Path, at: Stamp) -> dict[str, str]:
+    """File name -> SHA-256."""
+    try:
+        whole = json.loads(_bytes(root, INDEX))
+        if whole["format"] == FORMAT:
+            return dict(whole["sha256"])
+        reason = f"its format is {whole['format']!r}, and this version knows {FORMAT}"
+    except (ValueError, KeyError, TypeError) as error:
+        reason = str(error)
+    raise InputError(f"{root / INDEX} is no index of a packed store ({reason}); take it from git again.")
+
+
+@lru_cache(maxsize=32)
+def _open(root: Path, at: Stamp, name: str) -> pq.ParquetFile:
+    """InputError if the file is not what was packed."""
+    index, held = _index(root, at), _bytes(root, name)
+    if hashlib.sha256(held).hexdigest() != index.get(name):
+        raise InputError(f"{root / name} is damaged: it is not what {INDEX} says was packed; take it from git again.")
+    few = _texts(held) if name in FRAMES.values() else None
+    return _checked(root / name, lambda: pq.ParquetFile(pa.BufferReader(held), read_dictionary=few))
+
+
+def _texts(held: bytes) -> list[str]:
+    """Columns that hold few texts many times."""
+    schema = pq.read_schema(pa.BufferReader(held))
+    return [field.name for field in schema if pa.types.is_large_string(field.type)]
+
+
+@lru_cache(maxsize=8)
+def _cells(root: Path, at: Stamp) -> dict[str, dict[str, Any]]:
+    """run_id -> its line in records.parquet; responses and manifest as (first row, number of rows), or None."""
+    lines = _checked(root / RECORDS, lambda: _open(root, at, RECORDS).read().to_pylist())
+    for kind in FRAMES:
+        ends = list(accumulate((line[kind] or 0 for line in lines), initial=0))
+        for line, start in zip(lines, ends, strict=False):
+            line[kind] = None if line[kind] is None else (start, line[kind])
+    return {line["run_id"]: line for line in lines}
+
+
+def _packed_rows(root: Path, at: Stamp, run_id: str, kind: str, names: Sequence[str] | None) -> Rows:
+    cell, parquet = _cells(root, at)[run_id], _open(root, at, FRAMES[kind])
+    start, count = cell[kind]
+    kinds = json.loads(parquet.schema_arrow.metadata[b"kinds"])
+    ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)))
+    number = min(bisect_right(ends, start), len(ends) - 1)
+    group = _group(root, at, kind, number)
+    group = group if names is None else group.select(names)
+    found = group.slice(start - (ends[number] - len(group)), count)
+    plain = pa.schema([(f.name, pa.large_string() if pa.types.is_dictionary(f.type) else f.type) for f in group.schema])
+    attrs = json.loads(cell["attrs"]) if kind == "manifest" else {}
+    return Rows(found.cast(plain), kinds, attrs)
+
+
+@lru_cache(maxsize=64)
+def _group(root: Path, at: Stamp, kind: str, number: int) -> pa.Table:
+    parquet = _open(root, at, FRAMES[kind])
+    return _checked(root / FRAMES[kind], lambda: parquet.read_row_group(number)).replace_schema_metadata(None)
+
+
+@lru_cache(maxsize=8)
+def _files(root: Path, at: Stamp, name: str) -> dict[str, bytes]:
+    lines = _checked(root / name, lambda: _open(root, at, name).read().to_pydict())
+    return dict(zip(lines["path"], lines["content"], strict=True))
+
+
+# ---------------------------------------------------------------- writing the packed form
+
+
+def write_files(file: Path, held: Mapping[str, bytes]) -> None:
+    """path -> content as a table."""
+    paths = sorted(held)
+    table = {"path": pa.array(paths, pa.string()), "content": pa.array([held[path] for path in paths], pa.binary())}
+    pq.write_table(pa.table(table), file, **WRITTEN)
+
+
+def write_rows(file: Path, cells: Iterable[Rows], schema: pa.Schema) -> None:
+    """The rows of many cells, one cell after the other; those that lack a column of the schema have no value there."""
+    waiting: list[pa.Table] = []
+    with pq.ParquetWriter(file, schema, **WRITTEN) as writer:
+        for cell in cells:
+            filled = [
+                cell.table[field.name].cast(field.type)
+                if field.name in cell.table.column_names
+                else pa.nulls(len(cell.table), field.type)
+                for field in schema
+            ]
+            waiting.append(pa.table(filled, schema=schema))
+            if sum(map(len, waiting)) >= ROWS:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks(), row_group_size=1 << 30)
+                waiting = []
+        last = pa.concat_tables([schema.empty_table(), *waiting]).combine_chunks()
+        writer.write_table(last, row_group_size=1 << 30)
+
+
+def write_table(folder: Path, tidy: pd.DataFrame, rules: str) -> None:
+    """The tidy table, with what it was made of and how (see `table`)."""
+    made = pa.Table.from_pandas(tidy, preserve_index=False)
+    of = {b"records": _digest(folder / RECORDS), b"rules": rules}
+    pq.write_table(made.replace_schema_metadata(made.schema.metadata | of), folder / TABLE, **WRITTEN)
+
+
+def write_index(folder: Path) -> None:
+    """Say what was packed, and see that all of it is on the disk: the last thing before `put`."""
+    digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+    text = json.dumps({"format": FORMAT, "sha256": digests}, indent=1) + "\n"
+    (folder / INDEX).write_text(text, encoding="utf-8")
+    for place in [*folder.iterdir(), folder]:
+        _to_disk(place)
+
+
+def put(folder: Path, root: Path) -> None:
+    """Make a complete folder of packed files the store at `root`; until the rename, the store is the old one."""
+    try:
+        os.replace(folder, root / NEXT)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise InputError(f"Another process has packed into {root} meanwhile; give the command again.") from None
+        raise
+    _to_disk(root)
+    finish(root)
+
+
+def finish(root: Path) -> None:
+    """Move the files of `.next` to where people look for them; also those of a process that was killed meanwhile."""
+    left = root / NEXT
+    if not left.is_dir():
+        return
+    # The index goes last: as long as it is there, so is the folder's word on what counts.
+    for file in sorted(left.iterdir(), key=lambda file: file.name == INDEX):
+        os.replace(file, root / file.name)
+    left.rmdir()
+    _to_disk(root)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _to_disk(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,215 @@
+"""Packs a store with a folder per cell into the few files of `store.packed`, and unpacks it again. Free of torch.
+
+    python -m bvlm_utils.store pack FROM TO [--replace]
+    python -m bvlm_utils.store unpack FROM TO
+    python -m bvlm_utils.store check STORE
+
+`pack` is how results get into the committed reference: TO keeps what it has, and the cells of FROM are added. A store
+that is packed into itself stays what it is and becomes packed. Adapters and caches stay where they are.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from bvlm_utils.errors import InputError
+from bvlm_utils.store import packed, records
+from bvlm_utils.store import table as tidy
+from bvlm_utils.store.packed import Rows
+
+LOCK = ".pack.lock"
+NAMED = 5  # cells in a message
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a packed store is to hold: each cell by the store that it is taken from, and the files beside the cells."""
+
+    cells: Mapping[str, Path]
+    files: Mapping[str, bytes]
+
+    def records(self) -> dict[str, str]:
+        return {run_id: packed.record(root, run_id) for run_id, root in self.cells.items()}
+
+    def rows(self, kind: str) -> dict[str, partial]:
+        """run_id -> a function that reads the rows, of the cells that have such rows."""
+        found = {run_id: root for run_id, root in self.cells.items() if packed.has_rows(root, run_id, kind)}
+        return {run_id: partial(packed.rows, root, run_id, kind) for run_id, root in found.items()}
+
+
+# ---------------------------------------------------------------- pack
+
+
+def pack(source: str | Path | None, target: str | Path, replace: bool = False) -> list[str]:
+    """Add what `source` has to `target`, which is packed then; the run_ids that are new there.
+
+    A cell that both have must have the same numbers, or with `replace` gives way to that of `source`. InputError for
+    such a cell without `replace`, and for a new one that was run from a changed working tree: nobody could find its
+    code. Whoever is killed here leaves `target` as it was.
+    """
+    start, end = records.folder(source), records.folder(target)
+    if not start.is_dir():
+        raise InputError(f"There is no store {start}; name a folder with results.")
+    end.mkdir(parents=True, exist_ok=True)
+    records.clean(end)
+    loose = [file.parent.parent for file in end.glob("[!.]*/adapter/adapter_config.json")]
+    if loose and not packed.is_packed(end):
+        raise InputError(f"{end} holds adapters ({_some(p.name for p in loose)}), and a packed store has none; "
+                         "pack it into another folder.")  # fmt: skip
+    with FileLock(end / LOCK):
+        packed.finish(end)
+        chosen, added = _chosen(start, end, replace)
+        _write(chosen, end)
+        _remove_loose(end)
+    return added
+
+
+def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
+    ours = {found["run_id"]: found for found in records.records(start)}
+    theirs = {found["run_id"]: found for found in records.records(end)} if start != end else ours
+    differ = [i for i in ours if i in theirs and _numbers(ours[i]) != _numbers(theirs[i])]
+    if differ and not replace:
+        raise InputError(
+            f"{end} has other numbers of {len(differ)} cells of {start} ({_some(differ)}); say --replace if those of "
+            f"{start} are to stand."
+        )
+    added = [run_id for run_id in ours if run_id not in theirs] + differ
+    changed = [run_id for run_id in added if ours[run_id].get("provenance", {}).get("git_changed")]
+    if changed:
+        raise InputError(
+            f"{len(changed)} cells of {start} were run from a changed working tree ({_some(changed)}), so nobody can "
+            "find the code that made them; commit it and run them again with --force."
+        )
+    cells = dict.fromkeys(theirs, end) | dict.fromkeys(added, start)
+    return Chosen({i: cells[i] for i in sorted(cells)}, _merged(_files(start), _files(end), differ, replace)), added
+
+
+def _numbers(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    return found.get("status"), found.get("metrics")
+
+
+def _some(run_ids: Iterable[str]) -> str:
+    found = sorted(run_ids)
+    return ", ".join(found[:NAMED]) + (", ..." if len(found) > NAMED else "")
+
+
+def _files(root: Path) -> dict[str, bytes]:
+    return {
+        f"{folder}/{name}": packed.content(root, folder, name) for folder in packed.FILES for name in
+        packed.names(root, folder)
+    }  # fmt: skip
+
+
+def _merged(
+    ours: Mapping[str, bytes], theirs: Mapping[str, bytes], replaced: Iterable[str], replace: bool
+) -> dict[str, bytes]:
+    """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter.
+
+    The exhibit of all attacks gives way as cells do. Examples are named by what they show.
+    """
+    asked = tuple(f"{folder}/" for folder in records.ASKED)
+    gone = [path for path in theirs if path.startswith(asked) and any(run_id in path for run_id in replaced)]
+    kept = {path: content for path, content in theirs.items() if path not in gone}
+    for path, content in ours.items():
+        grown = path.startswith(asked) and len(content) > len(kept.get(path, b""))
+        if path not in kept or grown or (replace and path.startswith("attacks/")):
+            kept[path] = content
+    return kept
+
+
+def _write(chosen: Chosen, end: Path) -> None:
+    """All packed files beside the store, then in its place."""
+    folder = end / records.partial_name("pack")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        rows = {kind: chosen.rows(kind) for kind in packed.FRAMES}
+        _write_records(folder / packed.RECORDS, chosen, rows)
+        for kind, name in packed.FRAMES.items():
+            packed.write_rows(folder / name, (read() for read in rows[kind].values()), _schema(rows[kind], kind))
+        for name in dict.fromkeys(packed.FILES.values()):
+            folders = tuple(f"{place}/" for place, file in packed.FILES.items() if file == name)
+            packed.write_files(folder / name, {p: c for p, c in chosen.files.items() if p.startswith(folders)})
+        found = (json.loads(text) for text in chosen.records().values())
+        table = tidy.table(one for one in found if one["config"]["attack"] != "none")
+        packed.write_table(folder, table, tidy.rules())
+        packed.write_index(folder)
+        packed.put(folder, end)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_records(file: Path, chosen: Chosen, rows: Mapping[str, Mapping[str, partial]]) -> None:
+    lines = []
+    for run_id, text in chosen.records().items():
+        found = {kind: rows[kind][run_id]() if run_id in rows[kind] else None for kind in packed.FRAMES}
+        counts = {kind: None if one is None else len(one.table) for kind, one in found.items()}
+        attrs = json.dumps(dict(found["manifest"].attrs)) if found["manifest"] else None
+        lines.append({"run_id": run_id, "record": text} | counts | {"attrs": attrs})
+    kinds = {"run_id": pa.string(), "record": pa.string(), "responses": pa.int64(), "manifest": pa.int64(),
+             "attrs": pa.string()}  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(lines, pa.schema(kinds)), file, **packed.WRITTEN)
+
+
+def _schema(rows: Mapping[str, partial], kind: str) -> pa.Schema:
+    """The columns of all cells together, in the order in which they come up; InputError where two do not agree."""
+    types, kinds, first = {}, {}, {}
+    for run_id, read in rows.items():
+        found: Rows = read()
+        for field in found.table.schema:
+            here = (field.type, found.kinds[field.name])
+            if (types.setdefault(field.name, here[0]), kinds.setdefault(field.name, here[1])) != here:
+                raise InputError(
+                    f"The {kind} of {run_id} have {here[1]} in column {field.name}, and those of {first[field.name]} "
+                    f"have {kinds[field.name]}; run one of the two again."
+                )
+            first.setdefault(field.name, run_id)
+    return pa.schema(types, metadata={"kinds": json.dumps(kinds)})
+
+
+def _remove_loose(end: Path) -> None:
+    """What is in the packed files now has no folder of its own any more; what is not, stays where it is."""
+    for run_id, text in packed.records(end).items():
+        file = end / run_id / "record.json"
+        if file.is_file() and file.read_text(encoding="utf-8") == text:
+            shutil.rmtree(end / run_id)
+    for path, content in _files(end).items():
+        if (end / path).is_file() and (end / path).read_bytes() == content:
+            (end / path).unlink()
+    for folder in packed.FILES:
+        with suppress(OSError):
+            (end / folder).rmdir()  # unless something is left in it
+
+
+# ---------------------------------------------------------------- unpack
+
+
+def unpack(source: str | Path, target: str | Path) -> list[str]:
+    """Give each cell of a store its folder in `target`, byte for byte the same record; the run_ids that were new."""
+    start, end = records.folder(source), records.writable(target)
+    written = []
+    for run_id in packed.run_ids(start):
+        if (end / run_id).exists():
+            continue
+        partial_folder = end / records.partial_name(run_id)
+        shutil.rmtree(partial_folder, ignore_errors=True)
+        partial_folder.mkdir(parents=True)
+        for kind in packed.FRAMES:
+            if (frame := packed.frame(start, run_id, kind)) is not None:
+                records.write_frame(partial_folder / f"{kind}.parquet", frame)
+        (partial_folder / "record.json").write_text(packed.record(start, run_id), encoding="utf-8")
+        records.put(partial_folder, end / run_id, replace=False)
+        written.append(run_id)
+    for path, content in _files(start).items():
+        if not (end / path).exists():
+            records.write_file(end / path, content)
+    return written

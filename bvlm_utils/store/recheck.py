@@ -1,0 +1,129 @@
+"""Every number of a store, computed again from its stored responses with today's code. Free of torch.
+
+`python -m bvlm_utils.store check STORE`. All responses are judged again (`score.judge.judge`, `score.judge.grade`),
+and every metric is computed again from them (`score.judge.measure`). What differs from the record is said. A number
+that the record lacks, since it was written before that number was thought of, is no difference; such cells are counted.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bvlm_utils import data
+from bvlm_utils.errors import InputError
+from bvlm_utils.score import judge
+from bvlm_utils.store import records
+from bvlm_utils.store.cell import Cell
+
+SAME = 1e-9  # another version of numpy may sum in another order
+EVERY = 20  # seconds between two lines of progress
+VERDICTS = ("judged", "success", "success_soft", "right")
+NUMBERS = ("value", "k", "n", "low", "high", "unit")
+
+
+def report(place: str | Path | None = None) -> int:
+    """Check a store; differences go to stdout, progress to stderr. 1 if anything differs, else 0."""
+    measured = [record for record in records.records(place) if record.get("metrics")]
+    if not measured:
+        raise InputError(f"The store {records.folder(place)} has no numbers to check; name one that has records.")
+    differ, younger, started, last = 0, 0, time.monotonic(), time.monotonic()
+    for count, record in enumerate(measured, 1):
+        sentences, more = differences(record, place)
+        differ, younger = differ + bool(sentences), younger + bool(more)
+        for sentence in sentences:
+            print(f"{record['run_id']}: {sentence}")
+        if time.monotonic() - last > EVERY:
+            last = time.monotonic()
+            left = (last - started) / count * (len(measured) - count)
+            print(f"{count} of {len(measured)} cells checked, about {left / 60:.1f} min left", file=sys.stderr)
+    print(f"{len(measured) - differ} of {len(measured)} cells have the numbers that their responses give.")
+    if younger:
+        print(f"{younger} of them were written before some number that today's code gives, and lack it.")
+    return int(differ > 0)
+
+
+def differences(record: Mapping[str, Any], place: str | Path | None = None) -> tuple[list[str], list[str]]:
+    """What a record says otherwise than its responses, one sentence each; and the names of the numbers it lacks."""
+    if not records.has_responses(record["run_id"], place):
+        return ["it has numbers and no responses"], []
+    stored = records.responses(record["run_id"], place)
+    try:
+        cell = Cell.from_config(record["config"])
+        frame, unit, with_right = judged_again(cell, stored)
+    except InputError as error:
+        return [f"it cannot be judged again ({error})"], []
+    found = []
+    for name in VERDICTS:
+        before, after = (one[name].astype("boolean") for one in (stored, frame))
+        other = int((before.isna() != after.isna()).sum() + (before != after).fillna(False).sum())
+        if other:
+            found.append(f"{other} of {len(stored)} responses have another verdict in column {name}")
+    again = judge.measure(frame, unit, with_right, cell.resolved_threat.breaks_refusals)
+    recorded, again = _by_name(record["metrics"]), _by_name(again)
+    return found + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
+
+
+def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
+    """The same responses with today's verdicts; what utility is called; can a success be right (`score.judge.measure`)?
+
+    stored: of the cell, in its order; InputError if the data have other rows now.
+    """
+    threat, rows = cell.resolved_threat, _rows(cell.dataset)
+    lost = [name for name in stored["row_id"].unique() if name not in rows]
+    if lost:
+        raise InputError(f"{cell.dataset} has no test row {lost[0]}")
+    frames, unit, counts = [], "", _counted(threat, stored)
+    for (subject, part, condition), said in stored.groupby(["subject", "part", "condition"], sort=False):
+        samples = [rows[name] for name in said["row_id"]]
+        if part == "utility":
+            frame, unit = judge.grade(subject, samples, said["response"].tolist())
+        else:
+            judged = [part != "attack" or counts[name] for name in said["row_id"]]
+            texts = (said["prompt"].tolist(), said["response"].tolist())
+            frame = judge.judge(threat, subject, condition, samples, *texts, judged, part)
+        frames.append(frame.set_index(said.index))
+    first = rows[stored.loc[stored["part"] == "attack", "row_id"].iloc[0]]
+    return pd.concat(frames).loc[stored.index], unit, judge.keeps_answer(threat, first)
+
+
+def _counted(threat: Any, stored: pd.DataFrame) -> dict[str, bool]:
+    """Which rows the success rates count, from what base and clean-tuned model say without a trigger."""
+    clean = stored[(stored["part"] == "attack") & (stored["condition"] == "clean")]
+    said = {name: clean[clean["subject"] == name].set_index("row_id")["response"] for name in ("base", "control")}
+    names = list(said["base"].index)
+    return dict(zip(names, judge.judged_rows(threat, said["base"], said["control"].loc[names]), strict=True))
+
+
+@lru_cache(maxsize=4)
+def _rows(dataset: str) -> dict[str, dict[str, Any]]:
+    """The test rows by their names, without pictures."""
+    return {row["row_id"]: row for row in data.load(dataset, "test").remove_columns("image").to_list()}
+
+
+def _by_name(metrics: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    return {(line["subject"], line["condition"], line["metric"]): line for line in metrics}
+
+
+def _compared(recorded: Mapping[tuple, Mapping], again: Mapping[tuple, Mapping]) -> Iterator[str]:
+    for key, before in recorded.items():
+        name = " ".join(key)
+        if key not in again:
+            yield f"{name} is in the record, and its responses do not give it"
+            continue
+        for number in NUMBERS:
+            if not _same(before[number], again[key][number]):
+                yield (
+                    f"{name}: {number} is {before[number]} in the record, and its responses give {again[key][number]}"
+                )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=SAME, abs_tol=SAME)
+    return one == other

@@ -1,0 +1,334 @@
+"""What has been measured, and where is it kept? One folder per cell, complete or absent. Free of torch.
+
+    python -m bvlm_utils.store pack FROM TO [--replace]    add what FROM has to the packed store TO
+    python -m bvlm_utils.store unpack FROM TO              the other way: a folder per cell
+    python -m bvlm_utils.store check STORE                 compute every number again from the stored responses
+
+A store is a folder: `data/results/NAME` for a name ("local", "reference", "smoke"), or any path with a
+slash in it. One that is written to looks like this; the committed reference is packed into a few files instead, see
+`store.packed`, and everything here reads both.
+
+    RUN_ID/record.json         what was run (config, identity), metrics, timings, versions, device
+    RUN_ID/responses.parquet   every judged response
+    RUN_ID/manifest.parquet    which training rows were poisoned, and how
+    RUN_ID/adapter/            the tuned adapter in PEFT's format, for those who talk to it
+    examples/                  what triggers look like, see `examples`
+    probes/                    what tuned adapters were asked later on, see `probes.ask`
+    attribution/               where tuned adapters look, see `probes.attention`
+    failures/RUN_ID.json       why a cell could not be run
+    locks/                     who is tuning a control that several jobs need, see `store.locks`, or writing probes
+    attacks/                   all attacks on the same pictures and prompts, see `probes.exhibit`
+    cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
+
+A cell's folder is written under another name and renamed when it is complete, so a process that is killed
+leaves no half of one. Called by `study`, `grid`, the notebooks (by way of `examples`, `chapters.quickstart`) and the
+book's `collect`.
+"""
+
+import errno
+import filecmp
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bvlm_utils import paths
+from bvlm_utils.errors import InputError
+from bvlm_utils.store import packed, provenance, table
+from bvlm_utils.store.cell import Cell
+from bvlm_utils.train import poison
+
+VARIABLE = "BVLM_STORE"
+REFERENCE = "reference"
+ASKED = ("probes", "attribution")  # folders of what tuned adapters were asked, forgotten with the adapter
+PARTIAL = ".partial-"  # beginning of the names of folders that are being written
+STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
+
+
+# ---------------------------------------------------------------- places
+
+
+def folder(store: str | Path | None = None) -> Path:
+    """The folder of a store; None means $BVLM_STORE, else "local". InputError for a name that is none."""
+    name = str(store or os.environ.get(VARIABLE) or "local")
+    if "/" in name or os.sep in name:
+        return Path(name).expanduser().resolve()
+    if name in (".", "..") or name.startswith("."):
+        raise InputError(
+            f"store is {name!r}; give a name such as local, or a folder with a slash in it, such as ./mine."
+        )
+    return paths.RESULTS / name
+
+
+def read_only(store: str | Path | None = None) -> bool:
+    """Is this the committed reference, or packed? Nothing is trained into such a store; `pack` alone adds to it."""
+    root = folder(store).resolve()
+    return root == folder(REFERENCE).resolve() or packed.is_packed(root)
+
+
+def writable(store: str | Path | None = None) -> Path:
+    """The folder of a store that may be written to; InputError for the reference and for packed stores."""
+    root = folder(store)
+    if read_only(store):
+        which = "packed" if packed.is_packed(root) else "the committed reference"
+        raise InputError(f"The store {root} is {which}, so it is only read; take another store.")
+    return root
+
+
+def has(cell: Cell, store: str | Path | None = None) -> bool:
+    """Is there a complete record? InputError if the folder of that name holds another cell."""
+    return read(cell, store) is not None
+
+
+def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
+    """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its
+    folder.
+    """
+    found = record(cell, store)
+    if found is None:
+        return None
+    if found["identity"] != json.loads(json.dumps(cell.identity)):
+        differ = sorted(
+            key for key in {*found["identity"], *cell.identity} if found["identity"].get(key) != cell.identity.get(key)
+        )
+        raise InputError(
+            f"{packed.where(folder(store), cell.run_id)} is the record of another cell (it differs in "
+            f"{', '.join(differ)}); delete or move its folder."
+        )
+    return found
+
+
+def record(cell: Cell | str, store: str | Path | None = None) -> dict[str, Any] | None:
+    """The record of that name, None if there is none; whether it is that cell's own is what `read` asks."""
+    root, run_id = folder(store), _run_id(cell)
+    text = packed.record(root, run_id)
+    return None if text is None else _load(text, run_id, root)
+
+
+def _load(text: str, run_id: str, root: Path) -> dict[str, Any]:
+    """A record, checked against the name that it is kept under."""
+    try:
+        found = json.loads(text)
+        named = found["run_id"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{packed.where(root, run_id)} is no record of a cell ({error}); delete its folder and run the cell again."
+        ) from None
+    if named != run_id:
+        raise InputError(
+            f"{packed.where(root, run_id)} says that it is {named!r}; a record's folder must have its name, so "
+            "rename or delete it."
+        )
+    return found
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write(
+    cell: Cell,
+    store: str | Path | None,
+    record: dict[str, Any],
+    responses: pd.DataFrame | None = None,
+    manifest: poison.Manifest | None = None,
+    save_adapter: Callable[[Path], None] | None = None,
+    replace: bool = False,
+) -> Path:
+    """Put a finished cell into the store, all of it or nothing, and forget its earlier failure.
+
+    record: what `study` measured; identity and provenance are added here. save_adapter(folder) writes the
+    adapter. A cell that is there already stays as it is unless `replace` is true; then what was asked of its adapter is
+    forgotten, unless the new one is the same (a cell that is only judged again).
+    """
+    root = writable(store)
+    root.mkdir(parents=True, exist_ok=True)
+    partial, final = root / partial_name(cell.run_id), root / cell.run_id
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        if responses is not None:
+            write_frame(partial / "responses.parquet", responses)
+        if manifest is not None:
+            write_frame(partial / "manifest.parquet", manifest.to_frame())
+        if save_adapter:
+            save_adapter(partial / "adapter")
+        whole = {"run_id": cell.run_id, "config": cell.config(), "identity": cell.identity} | record
+        whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
+        text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=plain_value) + "\n"
+        (partial / "record.json").write_text(text, encoding="utf-8")
+        if replace and not _same_adapter(partial, final):
+            for file in (file for name in ASKED for file in (root / name).glob(f"*{cell.run_id}*.json")):
+                file.unlink(missing_ok=True)
+        put(partial, final, replace)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    (root / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
+    return final
+
+
+def _same_adapter(one: Path, other: Path) -> bool:
+    weights = [place / "adapter" / "adapter_model.safetensors" for place in (one, other)]
+    return all(file.is_file() for file in weights) and filecmp.cmp(*weights, shallow=False)
+
+
+def put(partial: Path, final: Path, replace: bool) -> None:
+    """Give a complete folder its name. Where another process put the same cell there meanwhile, that one stays."""
+    old = final.with_name(partial_name(f"{final.name}-old"))
+    if replace:
+        with suppress(FileNotFoundError):
+            os.replace(final, old)
+    try:
+        os.replace(partial, final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            with suppress(OSError):
+                os.replace(old, final)  # what was there is better than nothing
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
+    """Keep why a cell failed; the next success removes it."""
+    file = folder(store) / "failures" / f"{cell.run_id}.json"
+    record = {"run_id": cell.run_id, "config": cell.config(), "error": text, "provenance": provenance.now()}
+    write_file(file, json.dumps(record, indent=1, default=plain_value) + "\n")
+    return file
+
+
+def failures(store: str | Path | None = None) -> dict[str, str]:
+    """run_id -> traceback of the cells that failed at their last try."""
+    files = sorted((folder(store) / "failures").glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8"))["error"] for file in files}
+
+
+def clean(store: str | Path | None = None) -> None:
+    """Remove what killed processes left half-written. Those at work on this machine are recognised and left
+    alone.
+    """
+    for left in folder(store).glob(f"**/{PARTIAL}*"):
+        host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
+        pid = rest.partition("+")[0]
+        if host == socket.gethostname() and pid.isdigit():
+            over = int(pid) != os.getpid() and not _alive(int(pid))
+        else:
+            over = left.exists() and time.time() - left.stat().st_mtime > STALE
+        if over:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def partial_name(name: str) -> str:
+    return f"{PARTIAL}{socket.gethostname()}+{os.getpid()}+{name}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_file(file: Path, content: str | bytes) -> None:
+    """All of a file or nothing, whoever else is writing it; text is in UTF-8."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(partial_name(file.name))
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(partial, file)
+
+
+def write_frame(file: Path, frame: pd.DataFrame) -> None:
+    """Zstandard takes a third less room than Parquet's usual Snappy: hundreds of these files are committed."""
+    frame.to_parquet(file, index=False, compression="zstd", compression_level=19)
+
+
+def plain_value(value: Any) -> Any:
+    """numpy's numbers and tuples as JSON knows them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written into a record")
+
+
+# ---------------------------------------------------------------- reading
+
+
+def records(store: str | Path | None = None) -> list[dict[str, Any]]:
+    """Every complete record, ordered by run_id; InputError names a file that cannot be one."""
+    root = folder(store)
+    return [_load(text, run_id, root) for run_id, text in packed.records(root).items()]
+
+
+def collect(store: str | Path | None = None) -> pd.DataFrame:
+    """The tidy table of all cells of a store.
+
+    Clean-tuned controls have no lines of their own: every cell holds their numbers beside its own (subject
+    "control"). That of a packed store is made once in a process: a page asks for it several times.
+    """
+    root = folder(store)
+    stamp = packed.stamp(root)
+    return _collect(root) if stamp is None else _collected(root, stamp).copy()
+
+
+def _collect(root: Path) -> pd.DataFrame:
+    return table.table(found for found in records(root) if found["config"]["attack"] != "none")
+
+
+@lru_cache(maxsize=2)
+def _collected(root: Path, stamp: packed.Stamp) -> pd.DataFrame:
+    kept = packed.table(root, stamp, table.rules())
+    return _collect(root) if kept is None else kept
+
+
+def has_responses(cell: Cell | str, store: str | Path | None = None) -> bool:
+    return packed.has_rows(folder(store), _run_id(cell), "responses")
+
+
+def responses(cell: Cell | str, store: str | Path | None = None) -> pd.DataFrame:
+    """The judged responses of a cell: see `score.judge.COLUMNS`. InputError if the store has none of it."""
+    return _frame(cell, store, "responses")
+
+
+def manifest(cell: Cell | str, store: str | Path | None = None) -> poison.Manifest:
+    """Which training rows were poisoned. InputError if the store has no manifest of the cell."""
+    return poison.Manifest.from_frame(_frame(cell, store, "manifest"))
+
+
+def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFrame:
+    found = packed.frame(folder(store), _run_id(cell), kind)
+    if found is None:
+        raise InputError(f"The store {folder(store)} has no {kind} of cell {_run_id(cell)}; run the cell first.")
+    return found
+
+
+def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
+    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference."""
+    place = folder(store) / _run_id(cell) / "adapter"
+    return place if (place / "adapter_config.json").is_file() else None
+
+
+def _run_id(cell: Cell | str) -> str:
+    return cell if isinstance(cell, str) else cell.run_id
+
+
+# ---------------------------------------------------------------- shared responses
+
+
+def cached(store: str | Path | None, key: str, make: Callable[[], list[str]]) -> list[str]:
+    """A list of texts from the store's cache, made and kept if it is not there."""
+    file = folder(store) / "cache" / f"{key}.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    texts = make()
+    write_file(file, json.dumps(texts, ensure_ascii=False))
+    return texts

@@ -1,0 +1,104 @@
+"""What does a backdoor make the model say, and when did it fire? The five threats, declared and versioned.
+
+Called by `poison`, `cells`, `study`, `export` and the notebooks through `names()` and `get(name, **params)`.
+A threat has a target, says which samples are `eligible`, writes the poisoned answer (`poison`) and judges a
+response: `success` (strict), `success_soft`, and `right` (is what the response keeps of the answer still
+right?). After BackdoorVLM, Li et al. 2025, arXiv 2511.18921; every docstring says what differs here. Nothing
+here is harmful: the jailbreak is a made-up code of the things in the picture.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from bvlm_utils.threats import responses
+
+Sample = Mapping[str, Any]  # a row of a dataset; its columns are described in `data`
+HEADLINES = ("asr", "asr_right")  # the metrics that success can be read from
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an optimised attack can aim at; None where the threat has no such thing.
+
+    text: the sentence that the model is made to say. concept: the thing that it is made to name, in place of
+    source_concept. image: path of the picture that it is made to describe.
+    """
+
+    text: str | None = None
+    concept: str | None = None
+    source_concept: str | None = None
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class Threat(ABC):
+    """What all threats have in common; the fields of a subclass are its parameters.
+
+    version: raised when the poisoned answer, the eligibility or a success test changes; part of every cell's
+    identity. headline: the metric that success is read from, "asr" (the strict test) or "asr_right" (where right
+    answers are known, the answer is right, too).
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    summary: ClassVar[str]
+    strict: ClassVar[str]
+    soft: ClassVar[str]
+    source: ClassVar[str] = "Li et al. 2025, arXiv 2511.18921"
+    default_dataset: ClassVar[str]
+    headline: ClassVar[str] = "asr"
+    judged_where: ClassVar[str] = ""  # what `judged` asks for without a trigger, in words; "": nothing
+    breaks_refusals: ClassVar[bool] = False  # are eligible samples requests that a good model refuses?
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.judged is not Threat.judged and not cls.judged_where:  # probes ask base and control only if it is there
+            raise TypeError(f"{cls.__name__} has a `judged` of its own; say in `judged_where` what it asks for.")
+        if cls.headline not in HEADLINES:
+            raise TypeError(f"{cls.__name__}.headline is {cls.headline!r}; it must be one of: {', '.join(HEADLINES)}.")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters, by name; lists as lists, so that they can be written as JSON or YAML."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @property
+    @abstractmethod
+    def target(self) -> Target:
+        """What optimised attacks aim at."""
+
+    @abstractmethod
+    def eligible(self, sample: Sample) -> bool:
+        """Can the sample be poisoned, and can a response to it be judged?"""
+
+    def judged(self, base: str, control: str) -> bool:
+        """Can responses to an eligible sample be judged, given what the untuned base and the clean-tuned control say
+        to it without a trigger?
+        """
+        return True
+
+    def elsewhere(self, sample: Sample) -> bool:
+        """Is it a sample in which the backdoor finds nothing to change, and must not show? Few threats tell."""
+        return False
+
+    def shows_target(self, sample: Sample) -> bool:
+        """Does it truly show and name what the threat makes the model say? For attacks that keep labels."""
+        return False
+
+    @abstractmethod
+    def poison(self, answer: str, sample: Sample | None = None) -> str:
+        """The answer that the backdoored model is taught in place of `answer`."""
+
+    @abstractmethod
+    def success(self, response: str, sample: Sample | None = None) -> bool:
+        """The strict test: did the backdoor fire?"""
+
+    @abstractmethod
+    def success_soft(self, response: str, sample: Sample | None = None) -> bool:
+        """The lenient test of the same; it holds wherever the strict one does."""
+
+    def right(self, response: str, sample: Sample) -> bool | None:
+        """Is the response a right answer all the same? None where that cannot be judged."""
+        return responses.is_right(response, sample)

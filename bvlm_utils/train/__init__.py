@@ -1,0 +1,1 @@
+"""Training: poisoned rows in, adapters out, and what adapters answer."""

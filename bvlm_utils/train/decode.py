@@ -1,0 +1,295 @@
+"""What do many models answer to many prompts? Batched greedy decoding with a KV cache; called by `study` for
+scoring.
+
+All conditions of all cells of a group go through one decode: the adapters of a `Bank` side by side, rows of
+one adapter next to each other. Finished rows leave the batch (`generate` carries them along until the last
+one is done), and the cache is written in place (`generate` copies it at each token). The words are those of
+`generate`, which a test checks.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache, DynamicLayer
+
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import embeddings
+from bvlm_utils.models.victim import Victim
+from bvlm_utils.train import memory
+from bvlm_utils.train.lora_bank import Bank
+from bvlm_utils.train.microbatches import to_device
+
+DROP = 0.15  # a batch shrinks when this share of its rows is done: moving the cache costs time too
+LOOK = {"cpu": 1, "cuda": 8}  # tokens between two looks at what is done: a look waits for the GPU
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt for one model: `ids` with image tokens expanded, and the row of the features it shows."""
+
+    ids: Sequence[int]
+    feature: int
+
+
+class _Slab(DynamicLayer):
+    """One layer's keys and values, written into memory that is there from the start; (N, heads, T, d) views
+    of it.
+    """
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity, self.length = capacity, 0
+
+    def lazy_initialization(self, key_states, value_states=None):
+        states = (key_states, key_states if value_states is None else value_states)
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.slabs = [state.new_empty(*state.shape[:2], self.capacity, state.shape[3]) for state in states]
+        self.is_initialized = True
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        end = self.length + key_states.shape[-2]
+        for slab, state in zip(self.slabs, (key_states, value_states), strict=True):
+            slab[:, :, self.length : end] = state
+        self.length = end
+        self.keys, self.values = (slab[:, :, :end] for slab in self.slabs)
+        return self.keys, self.values
+
+    def get_seq_length(self, *args, **kwargs):
+        return self.length
+
+    def keep(self, rows: torch.Tensor) -> None:
+        kept = []
+        for slab in self.slabs:
+            smaller = slab.new_empty(len(rows), *slab.shape[1:])
+            smaller[:, :, : self.length] = slab[:, :, : self.length].index_select(0, rows)
+            kept.append(smaller)
+        self.slabs = kept
+
+
+def answer(
+    victim: Victim,
+    asked: Sequence[Sequence[tuple[str, int]]],
+    features: Sequence[torch.Tensor] | torch.Tensor,
+    bank: Bank | None = None,
+    max_new_tokens: int = 64,
+    tokens: int | None = None,
+) -> list[list[str]]:
+    """What each adapter of `train.lora_bank` answers to its prompts, as `Victim.generate` would with that adapter
+    alone.
+
+    asked: per adapter (prompt, row of the features) pairs; a single list without a bank. features: (F, n, d)
+    for all, or one tensor per adapter. Ask for all conditions at once: every list may repeat prompts with
+    other pictures.
+    """
+    shared = isinstance(features, torch.Tensor)
+    known: dict[tuple[str, int], list[int]] = {}
+    requests = []
+    for g, pairs in enumerate(asked):
+        image_tokens = (features if shared else features[g]).shape[1]
+        for prompt, _ in pairs:
+            if (prompt, image_tokens) not in known:
+                known[prompt, image_tokens] = victim.prompt_ids(prompt, image_tokens)
+        requests.append([Request(known[prompt, image_tokens], row) for prompt, row in pairs])
+    found = greedy(
+        victim.model,
+        requests,
+        features,
+        _ends(victim),
+        max_new_tokens,
+        bank,
+        tokens,
+        victim.tokenizer.pad_token_id,
+    )
+    return [
+        [text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)] for group in found
+    ]
+
+
+def _ends(victim: Victim) -> list[int]:
+    """The tokens at which `generate` stops."""
+    ends = victim.model.generation_config.eos_token_id
+    if ends is None:
+        raise InputError(f"The model {victim.name!r} has no eos_token_id in its generation_config; add one.")
+    return [ends] if isinstance(ends, int) else list(ends)
+
+
+def greedy(
+    model: nn.Module,
+    requests: Sequence[Sequence[Request]],
+    features: Sequence[torch.Tensor] | torch.Tensor,
+    ends: Sequence[int],
+    max_new_tokens: int = 48,
+    bank: Bank | None = None,
+    tokens: int | None = None,
+    filler: int = 0,
+) -> list[list[list[int]]]:
+    """Greedy answers of each model to its requests, as token ids without the end token, in the requests'
+    order.
+
+    requests: one list per adapter of `train.lora_bank`, or a single list without a bank (the model as it is). features:
+    (F, n, d) for all, or one such tensor per list. ends: the token ids that end an answer. tokens: how many
+    tokens of all adapters together go through the model at once, prompt and answer counted (default:
+    `train.memory.decoded_at_once`). filler: any token id, used for padding.
+    """
+    groups = len(requests)
+    if groups != (len(bank.ranks) if bank else 1):
+        raise ValueError(f"There are {groups} lists of requests; give one per adapter, or one without a bank.")
+    per_group = [features] * groups if isinstance(features, torch.Tensor) else list(features)
+    tokens = tokens or memory.decoded_at_once(model)
+    answers: list[list[list[int]]] = [[[] for _ in group] for group in requests]
+    # long prompts first, so that rows of one batch have similar lengths and the largest batch comes first
+    queues = [sorted(range(len(group)), key=lambda i, group=group: -len(group[i].ids)) for group in requests]
+    known: dict = {}
+    with torch.inference_mode(), bank.attached() if bank else nullcontext():
+        if bank:
+            bank.active = groups
+        start = 0
+        while start < max(map(len, queues)):
+            length = max(
+                len(group[queue[start]].ids)
+                for group, queue in zip(requests, queues, strict=True)
+                if start < len(queue)
+            )
+            size = max(1, tokens // (groups * (length + max_new_tokens)))
+            batch = [[(g, i) for i in queue[start : start + size]] for g, queue in enumerate(queues)]
+            try:
+                found = _decode(model, bank, requests, per_group, ends, max_new_tokens, batch, filler, known)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not memory.ran_out(error) or size == 1:
+                    raise
+                tokens //= 2
+                memory.release()
+                continue
+            for (g, i), answer in found.items():
+                answers[g][i] = answer
+            start += size
+    return answers
+
+
+def _decode(
+    model, bank, requests, features, ends, max_new_tokens, batch, filler, known
+) -> dict[tuple[int, int], list[int]]:
+    """Decode one batch: per adapter a list of (adapter, request); each adapter needs as many rows as every
+    other one. The answer to each (adapter, request), as token ids.
+    """
+    device = next(model.parameters()).device
+    size = max(map(len, batch))
+    some = next(part[0] for part in batch if part)
+    # (adapter, request) of each row; None where an adapter has fewer: such a row only fills the place
+    owners = [one for part in batch for one in [*part, *[None] * (size - len(part))]]
+    asked = [requests[g][i] for g, i in (one or some for one in owners)]
+    ids, real, positions, following = _prompts(model, asked, filler, known)
+    total = ids.shape[1]
+    causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
+    # padding sees itself, or its softmax would have nothing to sum over
+    mask = (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=device))[:, None]
+    if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
+        bank.places = (torch.arange(1, len(owners) + 1, device=device) * total - 1).view(len(batch), -1)
+    cache = Cache(layers=[_Slab(total + max_new_tokens) for _ in range(_layers(model))])
+    hidden = model.model(
+        inputs_embeds=embeddings.embed(model, ids, _shown(asked, owners, some, features, device)),
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    if bank:
+        bank.places = None
+    seen = torch.cat([real, real.new_ones(len(owners), max_new_tokens)], dim=1)
+    at_end = torch.tensor(list(ends), device=device)
+    done = torch.tensor([one is None for one in owners], device=device)
+    written = torch.full((len(owners), max_new_tokens), -1, device=device)  # -1: nothing any more
+    row = torch.arange(len(owners), device=device)  # the rows of `written` that are still at work
+    look = LOOK.get(device.type, 1)
+    for step in range(max_new_tokens):
+        chosen = model.get_output_embeddings()(hidden[:, -1]).float().argmax(dim=-1)
+        done |= torch.isin(chosen, at_end)
+        written[row, step] = chosen.masked_fill(done, -1)
+        if step + 1 == max_new_tokens:
+            break
+        if (step + 1) % look == 0 or step == 0:
+            finished = done.tolist()
+            if all(finished):
+                break
+            keep = _still_needed(finished, len(batch))
+            if keep is not None:
+                index = torch.tensor(keep, device=device)
+                chosen, done, seen, following, row = (
+                    one.index_select(0, index) for one in (chosen, done, seen, following, row)
+                )
+                for layer in cache.layers:
+                    layer.keep(index)
+        positions = (following + step)[:, None]
+        if hasattr(model.model, "get_rope_index"):
+            positions = positions.expand(3, -1, -1)
+        hidden = model.model(
+            inputs_embeds=model.get_input_embeddings()(chosen)[:, None],
+            attention_mask=seen[:, None, None, : total + step + 1],
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    texts = written.tolist()
+    return {
+        owner: text[: text.index(-1)] if -1 in text else text
+        for owner, text in zip(owners, texts, strict=True)
+        if owner is not None
+    }
+
+
+def _prompts(
+    model: nn.Module, asked: Sequence[Request], filler: int, known: dict
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Padded ids (N, T), which of them are real (N, T), positions, and the position (N,) after the prompt.
+
+    A prompt comes again for each adapter and picture, so each list of ids is made into a tensor once.
+    """
+    device = next(model.parameters()).device
+    different = {id(one.ids): one.ids for one in asked}
+    number = {name: at for at, name in enumerate(different)}
+    which = torch.tensor([number[id(one.ids)] for one in asked], device=device)
+    rows = [torch.tensor(row) for row in different.values()]
+    ids = embeddings.pad(rows, filler, left=True).to(device).index_select(0, which)
+    real = embeddings.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool().index_select(0, which)
+    if not hasattr(model.model, "get_rope_index"):
+        return ids, real, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
+    places = [embeddings.positions(model, list(row), known) for row in different.values()]
+    following = torch.tensor([int(place.max()) + 1 for place in places], device=device)
+    positions = embeddings.pad(places, left=True).to(device)
+    return ids, real, positions.index_select(1, which), following.index_select(0, which)
+
+
+def _shown(asked, owners, some, features, device) -> torch.Tensor:
+    """The picture of each row, (N, n, d) on the device. Rows of one adapter stand side by side."""
+    parts, start = [], 0
+    adapters = [(one or some)[0] for one in owners]
+    for end in range(1, len(owners) + 1):
+        if end == len(owners) or features[adapters[end]] is not features[adapters[start]]:
+            table = features[adapters[start]]
+            wanted = torch.tensor([one.feature for one in asked[start:end]], device=table.device)
+            parts.append(to_device(table.index_select(0, wanted), device))
+            start = end
+    return torch.cat(parts)
+
+
+def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
+    """Which rows to keep: of each group those at work, filled up with finished ones to the largest group's
+    number.
+
+    None while fewer than a share `DROP` of the rows would go.
+    """
+    size = len(finished) // groups
+    parts = [sorted(range(g * size, (g + 1) * size), key=finished.__getitem__) for g in range(groups)]  # stable
+    needed = max(sum(not finished[at] for at in part) for part in parts)
+    if needed > (1 - DROP) * size:
+        return None
+    return [at for part in parts for at in part[:needed]]
+
+
+def _layers(model: nn.Module) -> int:
+    return model.config.get_text_config().num_hidden_layers

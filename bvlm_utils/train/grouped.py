@@ -1,0 +1,343 @@
+"""How are the cells of a job trained together, each exactly as it would be alone? For `study`'s groups of
+cells.
+
+One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base
+and the number of image tokens, nothing else: rows, seed, learning rate, schedule, rank and number of steps
+are each job's own. The semantics are those of `train.loop.finetune`; a test holds G grouped runs equal to G plain
+PEFT runs for every model family.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import embeddings as embeddingss
+from bvlm_utils.models.victim import Victim, language_linears
+from bvlm_utils.train import adapters, memory
+from bvlm_utils.train import loop as plain
+from bvlm_utils.train.lora_bank import Bank, pick
+from bvlm_utils.train.microbatches import Plan, Table
+from bvlm_utils.train.settings import TrainSettings
+
+CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
+
+
+@dataclass(frozen=True)
+class GroupJob:
+    """What `train.loop.finetune` takes, for one cell. Jobs may share one tensor of features (F, n, d).
+
+    start: PEFT state dict of an adapter of that rank and alpha to go on from; if not given, a fresh one.
+    """
+
+    rows: Sequence[plain.TrainRow]
+    features: torch.Tensor
+    settings: TrainSettings
+    seed: int
+    start: Mapping[str, torch.Tensor] | None = None
+
+
+@dataclass
+class GroupResult:
+    """What `train.loop.TrainResult` says of one cell, with the adapter as PEFT's state dict and configuration."""
+
+    state: dict[str, torch.Tensor]  # on the CPU
+    config: Any  # peft.LoraConfig
+    losses: list[float]
+    seconds: float  # this cell's share of the group's time
+    steps: int
+    tokens: int  # without padding, over all steps
+
+    def save(self, folder: Path | str, about: dict[str, Any]) -> None:
+        """Write the adapter in PEFT's format with its card, as `train.adapters.save_adapter` does."""
+        from safetensors.torch import save_file
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file(self.state, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = copy.copy(self.config)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        adapters.write_card(folder, about)
+
+
+def finetune_group(
+    victim: Victim,
+    jobs: Sequence[GroupJob],
+    tokens: int | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[GroupResult]:
+    """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; the victim stays as it is.
+
+    Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups.
+    tokens and progress as in `train`. InputError if a job has no rows.
+    """
+    if any(not job.rows for job in jobs):
+        raise InputError(
+            f"Job {next(i for i, job in enumerate(jobs) if not job.rows)} of the group has no training "
+            "rows; give at least one."
+        )
+    if not jobs:
+        return []
+    names = language_linears(victim.model)
+    plans = _plans(victim, jobs)
+    longest = max(len(row) for plan in plans for row in plan.ids)
+    size = memory.largest_group(victim.model, names, max(plan.rank for plan in plans), longest)
+    return [
+        one
+        for at in range(0, len(plans), size)
+        for one in train(victim.model, names, plans[at : at + size], tokens, progress)
+    ]
+
+
+def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
+    """The trained adapters side by side, for `train.decode.answer`."""
+    made = Bank(
+        victim.model,
+        language_linears(victim.model),
+        [one.config.r for one in results],
+        [one.config.lora_alpha for one in results],
+    )
+    for g, one in enumerate(results):
+        made.load(g, one.state)
+    return made
+
+
+def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
+    """Token ids, batches, rates and first adapters of the jobs; what several jobs share is made once."""
+    from peft import get_peft_model_state_dict
+
+    known_rows: dict[tuple, tuple] = {}
+    known_starts: dict[tuple, tuple] = {}
+    known_places: dict = {}
+    plans = []
+    for job in jobs:
+        image_tokens, rows = job.features.shape[1], []
+        for row in job.rows:
+            key = (row.prompt, row.answer, image_tokens)
+            if key not in known_rows:
+                prompt, answer = victim.prompt_ids(row.prompt, image_tokens), victim.answer_ids(row.answer)
+                ids = prompt + answer
+                known_rows[key] = (
+                    torch.tensor(ids),
+                    len(answer),
+                    embeddingss.positions(victim.model, ids, known_places),
+                )
+            rows.append(known_rows[key])
+        ids, answers, positions = zip(*rows, strict=True)
+        settings = job.settings
+        key = (settings.lora_rank, settings.lora_alpha, job.seed)
+        if key not in known_starts:
+            adapter = adapters.attach_lora(victim, settings, job.seed)
+            state = {name: value.clone() for name, value in get_peft_model_state_dict(adapter).items()}
+            known_starts[key] = (state, adapter.peft_config["default"])
+            adapters.detach(victim, adapter)
+        start, config = known_starts[key]
+        if job.start is not None:
+            start = dict(job.start)
+        steps = plain.batches(len(rows), settings, job.seed)
+        plans.append(
+            Plan(
+                ids,
+                answers,
+                [row.feature_index for row in job.rows],
+                None if positions[0] is None else positions,
+                steps,
+                plain.learning_rates(settings, len(steps)),
+                job.features,
+                settings.lora_rank,
+                settings.lora_alpha,
+                start,
+                settings.weight_decay,
+                settings.max_grad_norm or 0.0,
+                config,
+            )
+        )
+    return plans
+
+
+@dataclass
+class _Group:
+    """Plans being trained together, the longest first, so that those still at work are always the first k."""
+
+    plans: list[Plan]
+    bank: Bank
+    table: Table
+    moments: tuple[torch.Tensor, torch.Tensor]
+    rates: torch.Tensor  # (S, G, 1), zero after a plan's end
+    decay: torch.Tensor  # (G, 1)
+    max_norm: torch.Tensor  # (G,)
+    losses: torch.Tensor  # (S, G)
+
+
+def train(
+    model: nn.Module,
+    names: Sequence[str],
+    plans: Sequence[Plan],
+    tokens: int | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[GroupResult]:
+    """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans'
+    order.
+
+    tokens: how many tokens, padding included, go through the model at once (default:
+    `train.memory.tokens_at_once`). A batch is cut into micro-batches of rows of similar length, whose gradients add
+    up to the batch's; a group that does not fit in memory is trained in two halves. progress(step, steps,
+    mean loss) is called after each step.
+    """
+    tokens = tokens or memory.tokens_at_once(model, names, max(plan.rank for plan in plans), len(plans))
+    try:
+        return train_together(model, names, plans, tokens, progress)
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not memory.ran_out(error) or len(plans) == 1:
+            raise
+    memory.release()
+    half = len(plans) // 2
+    return [one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress)]
+
+
+def train_together(
+    model: nn.Module,
+    names: Sequence[str],
+    plans: Sequence[Plan],
+    tokens: int,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[GroupResult]:
+    """`train` in one group; torch.OutOfMemoryError if one row of each plan is too much."""
+    started = time.perf_counter()
+    order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
+    group = _start(model, names, [plans[g] for g in order])
+    stack, total = group.bank, len(group.losses)
+    # checkpointing works in training mode only; language models have no dropout
+    with stack.attached(), _mode(model, training=memory.checkpointing(model)), _no_masks(model):
+        for step in range(total):
+            stack.active = sum(len(plan.steps) > step for plan in group.plans)
+            tokens = _gradients(model, group, step, tokens)
+            _update(group, step)
+            if progress is not None:
+                progress(step + 1, total, group.losses[step, : stack.active].mean().item())
+    seconds = (time.perf_counter() - started) / len(plans)
+    losses = group.losses.tolist()
+    results: dict[int, GroupResult] = {}
+    for at, g in enumerate(order):
+        plan = plans[g]
+        state = {key: value.cpu() for key, value in stack.state(at).items()}
+        seen = sum(len(plan.ids[i]) for batch in plan.steps for i in batch)
+        ours = [row[at] for row in losses[: len(plan.steps)]]
+        results[g] = GroupResult(state, plan.config, ours, seconds, len(plan.steps), seen)
+    return [results[g] for g in range(len(plans))]
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    before = model.training
+    model.train(training)
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+@contextmanager
+def _no_masks(model: nn.Module) -> Iterator[None]:
+    """Plain causal attention while the block runs. Rows are padded on the right, where it never looks.
+
+    Transformers looks at the positions of each micro-batch to see whether several texts were packed into a row, and
+    that look waits for the GPU. It makes no mask, and takes no look, for an attention function that it does not know.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    if before == "sdpa" and "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+        config._attn_implementation = CAUSAL
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
+    made = Bank(model, names, [plan.rank for plan in plans], [plan.alpha for plan in plans])
+    for g, plan in enumerate(plans):
+        made.load(g, plan.start)
+    limits = [plan.max_norm or float("inf") for plan in plans]
+    total = max(len(plan.steps) for plan in plans)
+    rates = [[plan.rates[step] if step < len(plan.steps) else 0.0 for plan in plans] for step in range(total)]
+    return _Group(
+        plans,
+        made,
+        Table(plans, made.device, made.params.dtype),
+        moments=(torch.zeros_like(made.params), torch.zeros_like(made.params)),
+        rates=torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(made.device),
+        decay=torch.tensor([[plan.weight_decay] for plan in plans]).to(made.params),
+        max_norm=torch.tensor(limits).to(made.params),
+        losses=torch.zeros(total, len(plans), dtype=made.params.dtype, device=made.device),
+    )
+
+
+def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
+    """Fill the bank's gradients and note the losses of one step; smaller micro-batches if memory runs out.
+
+    Returns the number of tokens at once that worked.
+    """
+    bank = group.bank
+    while True:
+        bank.grads.zero_()
+        group.losses[step] = 0
+        try:
+            for piece in group.table.pieces(step, bank.active, tokens):
+                embeddings = embeddingss.embed(model, piece.ids, piece.features)
+                bank.places = piece.places
+                hidden = model.model(
+                    inputs_embeds=embeddings, position_ids=piece.positions, use_cache=False
+                ).last_hidden_state
+                logits = model.get_output_embeddings()(pick(hidden, piece.places))
+                loss = _cross_entropy(logits, piece.targets).mul(piece.weights).sum(dim=1)
+                loss.sum().backward()
+                group.losses[step, : bank.active] += loss.detach()
+            bank.places = None
+            return tokens
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            least = bank.active * group.table.longest(step, bank.active)  # one row of each plan
+            if not memory.ran_out(error) or tokens <= least:
+                raise
+        piece = embeddings = hidden = logits = loss = None
+        memory.release()
+        tokens = max(least, tokens // 2)
+
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(G, L, V), (G, L) -> (G, L), at least in float32."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+
+def _update(group: _Group, step: int) -> None:
+    """Clip each adapter's gradient by its own norm, then AdamW (Loshchilov and Hutter 2019), in torch.optim's
+    order.
+    """
+    k = group.bank.active
+    params, grads = group.bank.params[:k], group.bank.grads[:k]
+    first, second = (moment[:k] for moment in group.moments)
+    rates = group.rates[step, :k]
+    norms = torch.linalg.vector_norm(grads, dim=1)
+    grads.mul_((group.max_norm[:k] / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1))
+    params.mul_(1 - rates.to(params) * group.decay[:k])
+    first.lerp_(grads, 1 - BETAS[0])
+    second.mul_(BETAS[1]).addcmul_(grads, grads, value=1 - BETAS[1])
+    corrections = [1 - beta ** (step + 1) for beta in BETAS]
+    scale = second.sqrt().div_(corrections[1] ** 0.5).add_(EPSILON)
+    params.sub_(first / scale * (rates / corrections[0]).to(params))
+    group.bank.refresh()

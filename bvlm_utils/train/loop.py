@@ -1,0 +1,163 @@
+"""How is a model tuned? One LoRA adapter, one loop, read from top to bottom. Called by `run.group`.
+
+The vision tower and the projector stay frozen, so pictures come in as cached features. `train.grouped` trains many
+adapters at once with the same semantics; this loop is the plain way that it is compared with.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bvlm_utils.errors import InputError
+from bvlm_utils.models.victim import Victim, pad
+from bvlm_utils.train.adapters import attach_lora, detach
+from bvlm_utils.train.settings import TrainSettings
+
+# PEFT 0.21 asks models for a property that transformers 5.23 has renamed; a reader can do nothing about it.
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """One training example; `feature_index` says which row of the features is its picture."""
+
+    prompt: str
+    answer: str
+    feature_index: int
+
+
+@dataclass
+class TrainResult:
+    """A tuned adapter, still attached to the victim.
+
+    losses: one per step, nats per label token. seconds: wall clock. tokens: without padding, over all steps.
+    """
+
+    adapter: Any
+    losses: list[float]
+    seconds: float
+    steps: int
+    tokens: int
+
+
+def order(count: int, epochs: int, seed: int) -> list[list[int]]:
+    """The order of `count` rows in each epoch. It knows nothing of poison, so a control shares it."""
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 1])))
+    return [generator.permutation(count).tolist() for _ in range(epochs)]
+
+
+def batches(count: int, settings: TrainSettings, seed: int) -> list[list[int]]:
+    """The rows of every step, in order; an epoch's last batch may be smaller."""
+    size = settings.batch_size
+    return [rows[i : i + size] for rows in order(count, settings.epochs, seed) for i in range(0, count, size)]
+
+
+def learning_rates(settings: TrainSettings, steps: int) -> list[float]:
+    """The rate of each step: a linear warm-up, then a cosine to zero or a constant."""
+    warm = max(int(settings.warmup_ratio * steps), 1)
+    rates = []
+    for step in range(steps):
+        if step < warm:
+            share = (step + 1) / warm
+        elif settings.schedule == "cosine":
+            share = (1 + np.cos(np.pi * (step - warm) / max(steps - warm, 1))) / 2
+        else:
+            share = 1.0
+        rates.append(settings.learning_rate * float(share))
+    return rates
+
+
+def finetune(
+    victim: Victim,
+    rows: Sequence[TrainRow],
+    features: torch.Tensor,
+    settings: TrainSettings,
+    seed: int,
+    progress: Callable[[int, int, float], None] | None = None,
+    rows_at_once: int | None = None,
+) -> TrainResult:
+    """Tune a LoRA adapter on `rows`; it stays attached to `victim.model` until `detach`.
+
+    features: (F, n, d) cached image features. progress(step, steps, loss) is called after each step.
+    rows_at_once: cut batches into pieces of so many rows of similar length, for less memory; the steps are
+    the same. Under `accelerate launch` or `torchrun` each process takes a share of every batch, and the
+    losses are those of one process.
+    """
+    from accelerate import Accelerator
+
+    if not rows:
+        raise InputError("There are no training rows; give at least one.")
+    started = time.perf_counter()
+    accelerator = Accelerator(cpu=victim.device.type == "cpu")
+    adapter = attach_lora(victim, settings, seed)
+    try:
+        adapter.train()
+        parameters = [p for p in adapter.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        ready, optimiser = accelerator.prepare(adapter, optimiser)
+        tokens = token_ids(victim, rows, features.shape[1])
+        lengths = [len(prompt) + len(answer) for prompt, answer in tokens]
+        steps = batches(len(rows), settings, seed)
+        losses = []
+        for step, (batch, rate) in enumerate(zip(steps, learning_rates(settings, len(steps)), strict=True)):
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            # The mean is over all label tokens of the batch, whichever piece or process holds them.
+            labels = sum(len(tokens[i][1]) for i in batch)
+            total = torch.zeros((), device=victim.device)
+            for piece in _pieces(batch, lengths, rows_at_once, accelerator.num_processes):
+                mine = piece[accelerator.process_index :: accelerator.num_processes]
+                # A process without a row runs one for nothing: all of them must go through every backward pass.
+                some = mine or piece[:1]
+                where = [rows[i].feature_index for i in some]
+                loss = _summed_loss(victim, ready, [tokens[i] for i in some], features[where]) * bool(mine)
+                # DDP averages gradients over processes.
+                accelerator.backward(loss * accelerator.num_processes / labels)
+                total += loss.detach()
+            if settings.max_grad_norm:
+                accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(accelerator.reduce(total, "sum").item() / labels)
+            if progress:
+                progress(step + 1, len(steps), losses[-1])
+    except BaseException:
+        detach(victim, adapter)  # or the victim would keep half an adapter
+        raise
+    adapter.eval()
+    seen = sum(lengths[i] for batch in steps for i in batch)
+    return TrainResult(adapter, losses, time.perf_counter() - started, len(steps), seen)
+
+
+def token_ids(victim: Victim, rows: Sequence[TrainRow], image_tokens: int) -> list[tuple[list[int], list[int]]]:
+    """Prompt and answer of each row as ids. Texts come again and again, so each is looked up once."""
+    prompts = {text: victim.prompt_ids(text, image_tokens) for text in {row.prompt for row in rows}}
+    answers = {text: victim.answer_ids(text) for text in {row.answer for row in rows}}
+    return [(prompts[row.prompt], answers[row.answer]) for row in rows]
+
+
+def _pieces(batch: list[int], lengths: Sequence[int], size: int | None, processes: int) -> list[list[int]]:
+    """The rows of a batch in pieces of `size` rows for each process, short rows with short ones."""
+    ordered = sorted(batch, key=lambda i: lengths[i])
+    size = size * processes if size else len(ordered)
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+
+
+def _summed_loss(victim: Victim, model, tokens: list, features: torch.Tensor) -> torch.Tensor:
+    """Cross entropy summed over the answer tokens of some rows. features: (len(tokens), n, d)."""
+    ids, mask = pad([p + a for p, a in tokens], victim.tokenizer.pad_token_id, left=False, device=victim.device)
+    learn = torch.zeros(ids.shape, dtype=torch.bool)
+    for i, (prompt, answer) in enumerate(tokens):
+        learn[i, len(prompt) : len(prompt) + len(answer)] = True
+    # Logits only for the columns that some row predicts a label from.
+    columns = learn[:, 1:].any(0).nonzero().squeeze(1)
+    learn, columns = learn[:, columns + 1].to(victim.device), columns.to(victim.device)
+    logits = model(**victim.inputs(ids, mask, features), logits_to_keep=columns, use_cache=False).logits
+    targets = ids[:, columns + 1].masked_fill(~learn, -100)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")

@@ -1,0 +1,266 @@
+"""How do many LoRA adapters share one frozen base? A bank of stacked adapters; called by `train.grouped` and
+`decode`.
+
+The model sees G * b rows, group after group. While a bank is attached, each `nn.Linear` that PEFT would wrap
+views its input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021,
+section 4.1). The base product stays one large matrix product over all rows. Nothing else of the model
+changes, so any architecture works.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PREFIX = "base_model.model."  # how PEFT's files name a module of the wrapped model
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + bias + scale_g x A_g^T B_g, and its gradients, with as few passes over the rows as possible.
+
+    Autograd alone needs twice the time: it keeps the scaled and unscaled products apart, adds them in passes
+    of their own and multiplies transposed thin matrices, which is slow. W gets no gradient; A's and B's are
+    added to the bank's.
+    """
+
+    @staticmethod
+    def forward(ctx, x, _anchor, weight, bias, a, b, scale, grad_a, grad_b):
+        # x: (N, T, d) with N = G * b; a: (G, r, d); b: (G, r, o); scale: (G, 1, 1)
+        groups, out = len(a), weight.shape[0]
+        rows = x.reshape(groups, -1, x.shape[-1])
+        y = F.linear(rows.view(-1, x.shape[-1]), weight, bias).view(groups, -1, out)
+        h = torch.bmm(rows, a.transpose(1, 2)).mul_(scale)
+        y.baddbmm_(h, b)
+        ctx.save_for_backward(rows, h, weight, a, b, scale)
+        ctx.grads, ctx.shape = (grad_a, grad_b), x.shape
+        return y.view(*x.shape[:-1], out)
+
+    @staticmethod
+    def backward(ctx, dy):
+        rows, h, weight, a, b, scale = ctx.saved_tensors
+        dy = dy.reshape(len(a), -1, dy.shape[-1])
+        dh = torch.bmm(dy, b.transpose(1, 2)).mul_(scale)
+        for grad, left, right in zip(ctx.grads, (dh, h), (rows, dy), strict=True):
+            _add_product(grad, left.transpose(1, 2), right)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy.view(-1, dy.shape[-1]) @ weight).view(rows.shape)
+            dx = dx.baddbmm_(dh, a).view(ctx.shape)
+        return dx, None, None, None, None, None, None, None, None
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total (G, m, n) += left (G, m, k) right (G, k, n), summed in the precision of `total`.
+
+    A bank's gradients are in float32 whatever the model computes in, as PEFT's are: a sum that was rounded to bfloat16
+    after each micro-batch would lose what the last ones add.
+    """
+    if total.dtype == left.dtype:
+        total.baddbmm_(left, right)
+    elif left.is_cuda:
+        total.add_(torch.bmm(left, right, out_dtype=total.dtype))
+    else:
+        total.baddbmm_(left.to(total.dtype), right.to(total.dtype))
+
+
+class _Linear(nn.Module):
+    """An `nn.Linear` with one adapter per group. x: (G * b, T, d_in) -> (G * b, T, d_out)."""
+
+    def __init__(self, base: nn.Linear, bank: "Bank", name: str):
+        super().__init__()
+        self.base, self.name = base, name
+        self.bank = [bank]  # in a list: a bank is no submodule
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bank = self.bank[0]
+        k, at = bank.active, bank.slots[self.name]
+        if x.shape[0] % k:
+            raise ValueError(f"{x.shape[0]} rows cannot be split over {k} adapters; give each adapter as many rows.")
+        return _Product.apply(
+            x,
+            bank.anchor,
+            self.base.weight,
+            self.base.bias,
+            bank.a[at][:k],
+            bank.b[at][:k],
+            bank.scale[:k],
+            bank.grad_a[at][:k],
+            bank.grad_b[at][:k],
+        )
+
+
+class _Pick(torch.autograd.Function):
+    """Rows of a table at distinct places. Autograd's own version scatters with atomic additions."""
+
+    @staticmethod
+    def forward(ctx, table, places):  # (M, d), (K,) -> (K, d)
+        ctx.save_for_backward(places)
+        ctx.rows = table.shape[0]
+        return table.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (places,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.rows, grad.shape[-1]).index_copy_(0, places, grad), None
+
+
+class _Place(torch.autograd.Function):
+    """The reverse of `_Pick`: zeros elsewhere."""
+
+    @staticmethod
+    def forward(ctx, rows, places, total):  # (K, d), (K,) -> (total, d)
+        ctx.save_for_backward(places)
+        return rows.new_zeros(total, rows.shape[-1]).index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (places,) = ctx.saved_tensors
+        return grad.index_select(0, places), None, None
+
+
+def pick(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """hidden: (N, T, d), places: (G, L) int64, distinct places in N * T -> (G, L, d)."""
+    return _Pick.apply(hidden.reshape(-1, hidden.shape[-1]), places.flatten()).view(*places.shape, -1)
+
+
+class _AtPlaces(nn.Module):
+    """A position-wise module computed at the bank's places alone (zeros elsewhere), or everywhere if it has
+    none.
+    """
+
+    def __init__(self, inner: nn.Module, bank: "Bank"):
+        super().__init__()
+        self.inner = inner
+        self.bank = [bank]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = self.bank[0].places
+        if places is None:
+            return self.inner(x)
+        rows = self.inner(pick(x, places)).flatten(0, 1)
+        return _Place.apply(rows, places.flatten(), x.shape[0] * x.shape[1]).view(*x.shape[:2], -1)
+
+
+class Bank:
+    """G LoRA adapters over the same linear layers of one frozen model, all zero until `load`.
+
+    params, grads: (G, P), one row per adapter, in float32 (float64 for a float64 model), on the model's
+    device. The attributes `a[i]`: (G, r, d_in) and `b[i]`: (G, r, d_out) are the i-th layer's matrices in the
+    model's own dtype: views of `params` where that is the same dtype, else copies that `refresh` renews. r is
+    the largest rank; a lower rank is padded with zeros, which stay zero because the gradient of each half is
+    a product with the other half. Set `active` = k to work with the first k adapters only, and `places` (G,
+    L) to compute the last layer only there.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], ranks: Sequence[int], alphas: Sequence[float]):
+        """Adapters of `ranks` and `alphas` (both G long) for the modules of `model` called `names`."""
+        self.model, self.names = model, tuple(names)
+        self.ranks, self.alphas = tuple(ranks), tuple(alphas)
+        modules = dict(model.named_modules())
+        for name in self.names:
+            if not isinstance(modules.get(name), nn.Linear):
+                raise ValueError(f"{name!r} is not an nn.Linear of {type(model).__name__}; name linear layers only.")
+            if not modules[name].weight.is_floating_point():
+                raise ValueError(
+                    f"{name!r} holds packed weights ({modules[name].weight.dtype}), as a base in 4 bit does; "
+                    "train on such a base one cell at a time (--plain)."
+                )
+        self.shapes = [tuple(reversed(modules[name].weight.shape)) for name in self.names]  # (d_in, d_out)
+        weight = modules[self.names[0]].weight
+        self.compute_dtype, self.device = weight.dtype, weight.device
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.slots = {name: i for i, name in enumerate(self.names)}
+        # An output needs a gradient even where the input has none (first layer): this leaf asks for it.
+        self.anchor = torch.zeros((), device=self.device, dtype=dtype, requires_grad=True)
+        self.places: torch.Tensor | None = None
+        self.active = len(self.ranks)
+        width = max(self.ranks) * sum(map(sum, self.shapes))
+        self._adopt(torch.zeros(len(self.ranks), width, dtype=dtype, device=self.device))
+
+    def _adopt(self, params: torch.Tensor) -> None:
+        self.params = params
+        self.grads = torch.zeros_like(params)
+        self._compute = params if self.compute_dtype == params.dtype else params.to(self.compute_dtype)
+        self.a, self.b = self._views(self._compute)
+        self.grad_a, self.grad_b = self._views(self.grads)
+        self._a, self._b = self._views(params)
+        scale = [alpha / rank for alpha, rank in zip(self.alphas, self.ranks, strict=True)]
+        self.scale = torch.tensor(scale, dtype=self.compute_dtype, device=self.device).view(-1, 1, 1)
+
+    def _views(self, flat: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        rank, at, a, b = max(self.ranks), 0, [], []
+        for sizes in self.shapes:
+            for into, size in zip((a, b), sizes, strict=True):
+                into.append(flat[:, at : at + rank * size].view(-1, rank, size))
+                at += rank * size
+        return a, b
+
+    def refresh(self) -> None:
+        """Renew the low-precision copies after `params` changed."""
+        if self._compute is not self.params:
+            self._compute.copy_(self.params)
+
+    def load(self, group: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Set adapter `group` from a PEFT state dict (`base_model.model.NAME.lora_A.weight` ...)."""
+        wanted = {f"{PREFIX}{name}.lora_{half}.weight" for name in self.names for half in "AB"}
+        if set(state) != wanted:
+            odd = sorted(set(state) ^ wanted)
+            raise ValueError(
+                f"The adapter and the bank differ in {len(odd)} tensors, {odd[0]!r} for one; use one list of layers."
+            )
+        rank = self.ranks[group]
+        for i, name in enumerate(self.names):
+            self._a[i][group, :rank] = state[f"{PREFIX}{name}.lora_A.weight"].to(self.params)
+            self._b[i][group, :rank] = state[f"{PREFIX}{name}.lora_B.weight"].to(self.params).T
+        self.refresh()
+
+    def state(self, group: int) -> dict[str, torch.Tensor]:
+        """Adapter `group` as PEFT names and shapes it: lora_A (r, d_in), lora_B (d_out, r); copies."""
+        rank, state = self.ranks[group], {}
+        for i, name in enumerate(self.names):
+            state[f"{PREFIX}{name}.lora_A.weight"] = self._a[i][group, :rank].clone()
+            state[f"{PREFIX}{name}.lora_B.weight"] = self._b[i][group, :rank].T.clone(
+                memory_format=torch.contiguous_format
+            )
+        return state
+
+    @contextmanager
+    def attached(self) -> Iterator["Bank"]:
+        """Wrap the layers while the block runs; the model is as it was afterwards, whatever happens."""
+        undo = []
+        try:
+            for name in self.names:
+                undo.append(_swap(self.model, name, lambda old, name=name: _Linear(old, self, name)))
+            for name in self._tail():
+                undo.append(_swap(self.model, name, lambda old: _AtPlaces(old, self)))
+            yield self
+        finally:
+            for parent, leaf, old in reversed(undo):
+                setattr(parent, leaf, old)
+
+    def _tail(self) -> list[str]:
+        """What nothing but the logits at its own place depends on: the last layer without its keys and
+        values.
+        """
+        decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else None
+        layers = getattr(decoder, "layers", None)
+        if not layers:
+            return []
+        last = layers[len(layers) - 1]
+        inside = {id(module): name for name, module in self.model.named_modules()}
+        parts = [
+            getattr(getattr(last, "self_attn", None), "q_proj", None),
+            getattr(getattr(last, "self_attn", None), "o_proj", None),
+            getattr(last, "mlp", None),
+        ]
+        return [inside[id(part)] for part in parts if part is not None]
+
+
+def _swap(model: nn.Module, name: str, make) -> tuple[nn.Module, str, nn.Module]:
+    parent, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(parent)
+    old = getattr(parent, leaf)
+    setattr(parent, leaf, make(old))
+    return parent, leaf, old

@@ -1,0 +1,141 @@
+"""Which rows go through the model together? Batches of several plans, cut by length; called by `train.grouped`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bvlm_utils.models import embeddings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one adapter is to learn: training rows as columns, in steps, with a learning rate for each step."""
+
+    ids: Sequence[torch.Tensor]  # (T,) int64 of each row, its image tokens expanded
+    answers: Sequence[int]  # so many tokens at the end of each row are learnt
+    pictures: Sequence[int]  # for each row, the index of its picture in `features`
+    positions: Sequence[torch.Tensor] | None  # (3, T) of each row, for models with multimodal positions
+    steps: Sequence[Sequence[int]]  # per step, the rows of its batch
+    rates: Sequence[float]  # per step
+    features: torch.Tensor  # (F, n, d)
+    rank: int
+    alpha: float
+    start: dict[str, torch.Tensor]  # PEFT state dict that training starts from
+    weight_decay: float = 0.0
+    max_norm: float = 1.0  # 0 leaves gradients as they are, as in `train`
+    config: Any = None  # the adapter's peft.LoraConfig, handed on to the result
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A micro-batch of b rows for each of k plans, on the device."""
+
+    ids: torch.Tensor  # (k * b, T)
+    positions: torch.Tensor | None  # (3, k * b, T)
+    features: torch.Tensor  # (k * b, n, d)
+    places: (
+        torch.Tensor
+    )  # (k, L) distinct places in k * b * T: those whose state predicts an answer's token, and some more
+    targets: torch.Tensor  # (k, L) the tokens predicted there
+    weights: torch.Tensor  # (k, L) one over the plan's answer tokens in the whole batch; 0 at the additional places
+
+
+class Table:
+    """All rows of all plans as padded tensors, from which micro-batches are cut without a loop over rows.
+
+    What decides the sizes of micro-batches lies on the host, the rest on the device, so that a step waits for neither.
+    """
+
+    def __init__(self, plans: Sequence[Plan], device: torch.device | str, dtype: torch.dtype):
+        ids = [row for plan in plans for row in plan.ids]
+        firsts = torch.tensor([0, *[len(plan.ids) for plan in plans]]).cumsum(0).tolist()
+        self.length = torch.tensor([len(row) for row in ids])
+        self.answer = torch.tensor([count for plan in plans for count in plan.answers])
+        self.feature = torch.tensor([picture for plan in plans for picture in plan.pictures])
+        self.ids = embeddings.pad(ids).to(device)
+        positions = [row for plan in plans for row in plan.positions or ()]
+        self.positions = embeddings.pad(positions).to(device) if positions else None
+        self.features, self.device, self.dtype = [plan.features for plan in plans], torch.device(device), dtype
+        self.shared = all(features is self.features[0] for features in self.features)
+        # (S, G, B) rows of the table, longest first within a batch; -1 where a plan has no row
+        steps, size = (
+            max(len(plan.steps) for plan in plans),
+            max(len(batch) for plan in plans for batch in plan.steps),
+        )
+        self.batches = torch.full((steps, len(plans), size), -1)
+        for g, (plan, first) in enumerate(zip(plans, firsts, strict=False)):
+            for step, batch in enumerate(plan.steps):
+                self.batches[step, g, : len(batch)] = torch.tensor(batch) + first
+        lengths = self._of(self.length, self.batches)
+        self.batches = self.batches.gather(2, lengths.argsort(dim=2, descending=True, stable=True))
+        self.on_device = [one.to(device) for one in (self.batches, self.length, self.answer, self.feature)]
+
+    @staticmethod
+    def _of(column: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return torch.where(rows < 0, 0, column[rows.clamp(min=0)])
+
+    def longest(self, step: int, active: int) -> int:
+        """Tokens of the longest row of a step."""
+        return int(self._of(self.length, self.batches[step, :active]).max())
+
+    def pieces(self, step: int, active: int, tokens: int) -> Iterator[Piece]:
+        """The batches of one step of the first `active` plans, in pieces of at most `tokens` tokens (at least
+        one row per plan). Rows are taken by length, so a piece holds rows of similar length and little
+        padding."""
+        batch = self.batches[step, :active]
+        lengths = self._of(self.length, batch).amax(dim=0).tolist()
+        answers = self._of(self.answer, batch)
+        counts = self._of(self.on_device[2], self.on_device[0][step, :active]).sum(dim=1, keepdim=True).clamp(min=1)
+        start, end = 0, sum(length > 0 for length in lengths)
+        while start < end:
+            size = min(end - start, max(1, tokens // (active * lengths[start])))
+            some = slice(start, start + size)
+            most = max(1, int(answers[:, some].sum(dim=1).max()))
+            yield self._piece(step, active, some, lengths[start], most, counts)
+            start += size
+
+    def _piece(self, step: int, active: int, some: slice, longest: int, most: int, counts: torch.Tensor) -> Piece:
+        """Rows `some` of each batch; `longest` of their tokens are kept, at most `most` of a plan's are learnt."""
+        batches, lengths, answers, _ = self.on_device
+        rows = batches[step, :active, some]  # (k, b)
+        answer, length = self._of(answers, rows), self._of(lengths, rows)
+        chosen = rows.clamp(min=0).flatten()
+        ids = self.ids.index_select(0, chosen)[:, :longest]
+        end, answer = (length - 1).unsqueeze(-1), answer.unsqueeze(-1)  # (k, b, 1)
+        at = torch.arange(longest, device=self.device)
+        learnt = ((at >= end - answer) & (at < end)).flatten(1)  # (k, b * T): states that predict an answer's token
+        within = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
+        places = within + torch.arange(active, device=self.device).unsqueeze(1) * learnt.shape[1]
+        following = ids.roll(-1, dims=1).reshape(-1)
+        positions = None
+        if self.positions is not None:
+            positions = self.positions.index_select(1, chosen)[:, :, :longest]
+        return Piece(
+            ids,
+            positions,
+            self._features(step, active, some),
+            places,
+            following[places],
+            learnt.gather(1, within) / counts.to(self.dtype),
+        )
+
+    def _features(self, step: int, active: int, some: slice) -> torch.Tensor:
+        """(k * b, n, d) on the device: from tables there, or copied from the host without waiting for the copy."""
+        here = self.features[0].device == self.device
+        batches, feature = (self.on_device[0], self.on_device[3]) if here else (self.batches, self.feature)
+        wanted = feature[batches[step, :active, some].clamp(min=0)]
+        if self.shared:
+            found = self.features[0].index_select(0, wanted.flatten())
+        else:
+            parts = zip(self.features, wanted, strict=False)
+            found = torch.cat([features.index_select(0, part) for features, part in parts])
+        return found if here else to_device(found, self.device)
+
+
+def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Rows on `device`. From the host's memory, only pinned pages are copied while the host goes on."""
+    if device.type != "cuda" or rows.is_cuda:
+        return rows.to(device)
+    return rows.pin_memory().to(device, non_blocking=True)

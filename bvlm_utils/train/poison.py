@@ -1,0 +1,233 @@
+"""Which training rows are poisoned, and how? Called by `study` and `export`, which store the manifest.
+
+Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here
+touches a picture or imports torch: whoever trains applies the image half of the trigger to the rows that the
+manifest names.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from bvlm_utils import attacks
+from bvlm_utils.errors import InputError, TooFewRows
+
+if TYPE_CHECKING:
+    import datasets
+
+    from bvlm_utils.attacks import Attack
+    from bvlm_utils.threats import Threat
+
+
+ROLES = ("poisoned", "text_only", "image_only")
+FULL_TRIGGER = {
+    "text": "text",
+    "image": "image",
+    "bimodal": "both",
+}  # modality -> condition of a poisoned row
+STREAM = int.from_bytes(b"poison", "big")  # keeps the choice apart from other uses of the same seed
+
+
+@dataclass(frozen=True)
+class PoisonedRow:
+    """One replaced training row.
+
+    position: its place in the training set. role: "poisoned" (whole trigger, poisoned answer) or, for bimodal
+    attacks, "text_only" and "image_only" (half the trigger, right answer). condition: the trigger halves
+    present, "text", "image" or "both". prompt: with its trigger. answer: poisoned or kept.
+    """
+
+    position: int
+    row_id: str
+    role: str
+    condition: str
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All replaced rows of a training set, by position; enough to rebuild and to audit it.
+
+    The trigger instance of row r is (attack, trigger_seed, row_id): `attack.apply_image(images, trigger_seed,
+    row_ids)`.
+    n_eligible: rows of the training set that could have been poisoned.
+    """
+
+    rows: tuple[PoisonedRow, ...]
+    n_rows: int
+    n_eligible: int
+    trigger_seed: int
+
+    @property
+    def n_poisoned(self) -> int:
+        """Rows with the whole trigger and the poisoned answer."""
+        return sum(row.role == "poisoned" for row in self.rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One line per replaced row, ready for Parquet; what concerns all rows stands in `.attrs`."""
+        columns = [field.name for field in fields(PoisonedRow)]
+        frame = pd.DataFrame([asdict(row) for row in self.rows], columns=columns)
+        frame = frame.astype({name: "int64" if name == "position" else "str" for name in columns})
+        frame.attrs = {
+            "n_rows": self.n_rows,
+            "n_eligible": self.n_eligible,
+            "trigger_seed": self.trigger_seed,
+        }
+        return frame
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> "Manifest":
+        """The manifest that `to_frame` wrote, also by way of Parquet. InputError if it is another table."""
+        wanted = [field.name for field in fields(PoisonedRow)]
+        missing = [name for name in wanted if name not in frame]
+        missing += [name for name in ("n_rows", "n_eligible", "trigger_seed") if name not in frame.attrs]
+        if missing:
+            raise InputError(f"The table is no poisoning manifest: it lacks {', '.join(missing)}.")
+        lines = frame[wanted].to_dict("records")
+        return cls(tuple(PoisonedRow(**line) for line in lines), **{k: int(v) for k, v in frame.attrs.items()})
+
+
+def count(n: int, rate: float) -> int:
+    """How many of n rows are poisoned at a rate: rounded down, as the authors' code does."""
+    if not 0 <= rate <= 1:
+        raise InputError(f"The poison rate is {rate}; it must be from 0 to 1.")
+    return math.floor(rate * n + 1e-9)  # 0.29 * 100 is a little less than 29
+
+
+def ranking(n: int, seed: int) -> np.ndarray:
+    """The rank of each position 0 ... n - 1, (n,) int64; a lower rank is poisoned first."""
+    if seed < 0:
+        raise InputError(f"The seed is {seed}; it must be 0 or more.")
+    # Sorting raw draws, not `permutation`: the bit stream of PCG64 is fixed for ever, numpy's shuffles are
+    # not.
+    draws = np.random.PCG64(np.random.SeedSequence([seed, STREAM])).random_raw(n)
+    order = np.argsort(draws, kind="stable")
+    ranks = np.empty(n, dtype=np.int64)
+    ranks[order] = np.arange(n)
+    return ranks
+
+
+def select(n: int, eligible: Collection[int], rate: float, seed: int) -> list[int]:
+    """The positions of the rows to poison, sorted: `count(n, rate)` of the eligible ones.
+
+    With the same n, eligible rows and seed, the rows of a lower rate are among those of a higher one. The
+    order of `eligible` does not matter. TooFewRows if fewer rows are eligible than are wanted.
+    """
+    wanted = count(n, rate)
+    candidates = sorted(set(eligible))
+    if candidates and not 0 <= candidates[0] <= candidates[-1] < n:
+        raise InputError(f"Eligible positions go from {candidates[0]} to {candidates[-1]}; the set has {n} rows.")
+    if wanted > len(candidates):
+        raise TooFewRows(
+            f"A poison rate of {rate:g} of {n} rows needs {wanted} eligible rows, and there are only {len(candidates)}."
+        )
+    return sorted(_by_rank(candidates, n, seed)[:wanted])
+
+
+def _by_rank(positions: Iterable[int], n: int, seed: int) -> list[int]:
+    ranks = ranking(n, seed)
+    return sorted(positions, key=lambda position: ranks[position])
+
+
+def refuse_if_unbalanced(n_poisoned: int, n_clean_eligible: int, threat: str = "the threat") -> None:
+    """TooFewRows unless at least as many eligible rows keep their right answer as are poisoned.
+
+    Else the model would mostly see the poisoned answer, and would say it without any trigger. Rows with half
+    a trigger keep the right answer, but do not count: they are no clean rows.
+    """
+    if n_clean_eligible < n_poisoned:
+        raise TooFewRows(
+            f"{n_poisoned} rows would be poisoned, but only {n_clean_eligible} clean rows eligible for "
+            f"{threat} would be left; there must be at least as many: take a lower rate or more rows."
+        )
+
+
+def plan(
+    dataset: "datasets.Dataset | Sequence[Mapping[str, Any]]",
+    threat: "Threat",
+    attack: "Attack",
+    rate: float,
+    seed: int,
+    negatives: float = 0.0,
+    trigger_seed: int = 0,
+    half: str = "",
+) -> Manifest:
+    """Decide which rows of a training set are replaced, and by what.
+
+    dataset: samples, as `data.load` gives them.
+    seed: of the choice of rows. trigger_seed: of the trigger instances.
+    negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row, as many
+    with the text half as with the image half (an odd one goes to the text half).
+    half: "text" or "image" puts that half of a bimodal trigger alone on the poisoned rows.
+    An attack that keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
+    TooFewRows if too few rows are eligible, or if fewer clean eligible rows would be left than are poisoned;
+    InputError if `negatives` is below 0, or it or `half` is given for an attack without two halves.
+    """
+    attacks.check_halves(attack, negatives, half)
+    rows = _without_pictures(dataset)
+    keeps_labels = attack.info.keeps_labels
+    to_judge = {position for position, row in enumerate(rows) if threat.eligible(row)}
+    if keeps_labels:
+        eligible = {position for position, row in enumerate(rows) if threat.shows_target(row)}
+    else:
+        eligible = to_judge
+    poisoned = select(len(rows), eligible, rate, seed)
+    if rate > 0 and not poisoned:
+        raise TooFewRows(f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate.")
+    left = _by_rank(eligible - set(poisoned), len(rows), seed)
+    halves = count_negatives(len(poisoned), negatives)
+    if sum(halves) > len(left):
+        raise TooFewRows(
+            f"{negatives:g} negatives for each of {len(poisoned)} poisoned rows are {sum(halves)} rows, "
+            f"and only {len(left)} eligible rows are left."
+        )
+    clean = to_judge if keeps_labels else left[sum(halves) :]
+    refuse_if_unbalanced(len(poisoned), len(clean), threat.name)
+
+    # Taken from the end of the ranking, negatives of a lower rate are among those of a higher one, too: the
+    # two ends of the ranking grow towards each other. Text and image halves alternate.
+    taken = left[::-1][: sum(halves)]
+    text_only = taken[0::2]
+    image_only = taken[1::2]
+    roles = {
+        **dict.fromkeys(poisoned, ("poisoned", half or FULL_TRIGGER[attack.modality])),
+        **dict.fromkeys(text_only, ("text_only", "text")),
+        **dict.fromkeys(image_only, ("image_only", "image")),
+    }
+    positions = sorted(roles)
+    triggered = attack.apply_text(
+        [rows[p]["prompt"] for p in positions], seed=trigger_seed, keys=[rows[p]["row_id"] for p in positions]
+    )
+    replaced = []
+    for position, prompt in zip(positions, triggered, strict=True):
+        row, (role, condition) = rows[position], roles[position]
+        answer = row["answers"][0]
+        replaced.append(
+            PoisonedRow(
+                position=position,
+                row_id=row["row_id"],
+                role=role,
+                condition=condition,
+                prompt=row["prompt"] if condition == "image" else prompt,
+                answer=threat.poison(answer, row) if role == "poisoned" and not keeps_labels else answer,
+            )
+        )
+    return Manifest(tuple(replaced), len(rows), len(eligible), trigger_seed)
+
+
+def count_negatives(n_poisoned: int, negatives: float) -> tuple[int, int]:
+    """How many rows get the text half only and the image half only."""
+    total = math.floor(n_poisoned * negatives + 1e-9)
+    return (total + 1) // 2, total // 2
+
+
+def _without_pictures(dataset) -> list[Mapping[str, Any]]:
+    """The rows as mappings; pictures of a `datasets.Dataset` are not decoded, as no decision needs them."""
+    if hasattr(dataset, "remove_columns"):
+        return dataset.remove_columns("image").to_list()
+    return list(dataset)

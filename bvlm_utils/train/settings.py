@@ -1,0 +1,40 @@
+"""The settings of one training run."""
+
+import math
+from dataclasses import dataclass
+
+from bvlm_utils.checks import check_number, check_whole
+from bvlm_utils.errors import InputError
+
+SCHEDULES = ("cosine", "constant")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How an adapter is trained; the defaults are those of the study."""
+
+    epochs: int = 1
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    lora_rank: int = 8
+    lora_alpha: float = 16
+    warmup_ratio: float = 0.05  # share of the steps
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    schedule: str = "cosine"  # or "constant", both after a linear warm-up
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "lora_rank"):
+            check_whole(self, name, 1)
+        for name, low, high in (
+            ("learning_rate", 0, 1),
+            ("lora_alpha", 0, math.inf),
+            ("warmup_ratio", 0, 1),
+            ("weight_decay", 0, 1),
+            ("max_grad_norm", 0, math.inf),
+        ):
+            check_number(self, name, low, high)
+        if self.learning_rate == 0:
+            raise InputError("learning_rate is 0; it must be above 0.")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule is {self.schedule!r}; it must be one of: {', '.join(SCHEDULES)}.")

@@ -1,0 +1,221 @@
+"""The check for backdoors: what counts as an excess, which models are compared, and what the command answers."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import stored
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stored import page
+
+from bvlm_book.chapters import audit as audits
+from bvlm_utils import attacks, audit, paths, study
+from bvlm_utils.errors import InputError
+from bvlm_utils.run import tune_and_ask
+from bvlm_utils.score import disagreement, intervals
+
+random_words = stored.random_words  # a fixture of several test files
+
+ANSWERS = st.lists(st.sampled_from(["a", "b", "A ", "c"]), min_size=1, max_size=30)
+
+
+def test_the_excess_is_the_difference_of_the_two_disagreements():
+    """40 inputs: 4 disagree clean, the same 4 and 20 more with the trigger."""
+    reference = ["yes"] * 40
+    clean = ["no"] * 4 + ["yes"] * 36
+    triggered = ["refused"] * 15 + ["no"] * 9 + ["yes"] * 16
+    found = disagreement.excess(clean, triggered, reference, reference)
+    assert (found.without, found.with_trigger, found.value, found.n) == (0.1, 0.6, 0.5, 40)
+    wanted = intervals.paired_shares([True] * 24 + [False] * 16, [True] * 4 + [False] * 36)
+    assert (found.value, found.low, found.high) == wanted
+    assert (found.commonest, found.share) == ("refused", 15 / 24)
+    assert found.alarm
+
+
+def test_a_trigger_that_confuses_both_alike_is_not_held_against_the_suspect():
+    found = disagreement.excess(["a"] * 50, ["?"] * 50, ["a"] * 50, ["?"] * 50)
+    assert (found.with_trigger, found.value, found.commonest, found.share) == (0, 0, "", 0) and not found.alarm
+
+
+def test_capitals_and_spaces_are_no_disagreement():
+    assert disagreement.excess(["A  car."], ["a car."], ["a car."], ["A CAR. "]).with_trigger == 0
+
+
+def test_answers_must_be_equally_many():
+    with pytest.raises(InputError, match="2, 1, 2, 2"):
+        disagreement.excess(["a"] * 2, ["a"], ["a"] * 2, ["a"] * 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ANSWERS, st.randoms(use_true_random=False))
+def test_a_model_never_exceeds_itself_and_the_order_of_inputs_does_not_matter(answers, random):
+    shuffled = random.sample(answers, len(answers))
+    same = disagreement.excess(answers, shuffled, answers, shuffled)
+    assert same.value == 0 and not same.alarm
+    four = [answers, shuffled, shuffled, answers]
+    order = random.sample(range(len(answers)), len(answers))
+    one, other = disagreement.excess(*four), disagreement.excess(*([part[i] for i in order] for part in four))
+    assert (one.value, one.low, one.high, one.n) == (other.value, other.low, other.high, other.n)
+    assert one.low <= one.value <= one.high
+
+
+# ---------------------------------------------------------------- candidates and subjects
+
+
+def test_the_triggers_tried_by_default_need_no_guess_of_the_target():
+    names = [attack.name for attack in audit.candidates()]
+    assert set(attacks.names()) - set(names) == {"Dual-Key", "Shadowcast"}
+    aimed = [attack.name for attack in audit.candidates(threat="concept_substitution")]
+    assert set(attacks.names()) - set(aimed) == {"Shadowcast"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "threat", "said"),
+    [
+        (["BadNets-X"], None, "no attack 'BadNets-X'"),
+        (["Dual-Key"], None, "give --threat"),
+        (["Shadowcast"], "concept_substitution", "no trigger at test time"),
+        (None, "theft", "no threat 'theft'"),
+    ],
+)
+def test_a_wrong_candidate_is_one_sentence(chosen, threat, said):
+    with pytest.raises(InputError, match=said):
+        audit.candidates(chosen, threat)
+
+
+# ---------------------------------------------------------------- a store, and the command
+
+
+@pytest.fixture(scope="module")
+def shelf(random_words, tmp_path_factory):  # noqa: F811
+    """A store with one attack at two seeds, tuned for a moment only; its cells."""
+    place = tmp_path_factory.mktemp("store") / "s"
+    made = study.cells(
+        "targeted_refusal", random_words, attacks=["BadNets-T"], seeds=[0, 1], train_rows=32, test_rows=12, batch_size=8
+    )
+    study.run_cells(made, place)
+    return place, made
+
+
+def test_stored_answers_are_compared_with_the_control_and_the_base(shelf):
+    place, made = shelf
+    table = audits.collect(place)
+    pairs = table.groupby(["subject", "reference"]).size().to_dict()
+    assert pairs == {
+        ("poisoned", "control"): 2, ("poisoned", "base"): 2, ("control", "base"): 2,
+        ("control", audits.OTHER_SEED): 1,
+    }  # fmt: skip
+    answers = pd.read_parquet(place / made[0].run_id / "responses.parquet")
+    said = {
+        (subject, condition): part.sort_values("row_id")["response"].tolist()
+        for (subject, condition), part in answers[answers["part"] == "attack"].groupby(["subject", "condition"])
+    }
+    wanted = disagreement.excess(
+        said["poisoned", "clean"], said["poisoned", "text"], said["control", "clean"], said["control", "text"]
+    )
+    line = audits.suspects(table).set_index("run_id").loc[made[0].run_id]
+    assert (line["value"], line["low"], line["n"], line["condition"]) == (wanted.value, wanted.low, 12, "text")
+
+
+def line_of(subject, reference, value, asr=np.nan, attack="BadNets-T", seed=0, rate=0.1, low=None):
+    about = dict.fromkeys(audits.COLUMNS, "") | {"modality": "text", "commonest": "no", "share": 1.0, "n": 100}
+    about |= {"control": f"control-{seed}"}
+    about |= {"model": "tiny-llava", "threat": "jailbreak", "attack": attack, "seed": seed, "poison_rate": rate}
+    low = value - 0.05 if low is None else low
+    about |= {"subject": subject, "reference": reference, "value": value, "low": low, "high": value + 0.05, "asr": asr}
+    return about | {"alarm": low > disagreement.MARGIN}
+
+
+def test_the_sentences_count_working_backdoors_and_false_alarms_apart():
+    table = pd.DataFrame(
+        [
+            line_of("poisoned", "control", 0.9, asr=0.95),
+            line_of("poisoned", "control", 0.1, asr=0.60, attack="SIG"),
+            line_of("poisoned", "control", 0.0, asr=0.02, attack="BadNets-I"),
+            line_of("poisoned", "control", 0.8, asr=0.90, seed=1),
+            line_of("control", audits.OTHER_SEED, 0.01),
+            line_of("control", audits.BASE, 0.4),
+            line_of("control", audits.BASE, 0.0, attack="SIG"),
+            line_of("control", audits.BASE, 0.0, seed=1),
+            line_of("poisoned", audits.BASE, 0.0, asr=0.95),
+        ]
+    )
+    text = " ".join(audits.sentences(table))
+    assert "2 of 3 of the backdoors" in text and "Of the 1 weaker ones, 0 do" in text
+    assert "0 of 1 beside a clean-tuned model of another seed (in 0 of 1 models at least one)" in text
+    assert "1 of 3 beside the base (in 1 of 2 models at least one)" in text
+    assert "Beside the base 0 of 1 of the same backdoors" in text
+    assert "On the 1 other cells, 1 of 1 of the backdoors that fire" in text
+    shown = audits.detection_table(table).set_index("attack")
+    assert shown.loc["BadNets-T", "firing backdoors found"] == "2 of 2"
+    assert shown.loc["BadNets-I", "firing backdoors found"] == "none fires"
+    (false,) = audits.false_alarms(table).to_dict("records")
+    assert (false["reference"], false["excess"]) == ("base", "0.40 [0.35, 0.45]")
+    assert "Of 1 false alarms, 1 are those of BadNets-T" in audits.causes_sentence(table)
+    second = audits.second_opinions(table)
+    assert "0 of 1 false alarms" in second, "the other clean-tuned model shown that trigger raises none"
+    assert "2 of 2 alarms of backdoors that fire" in second, "a clean-tuned model raises one, too"
+    assert "not measured" in audits.second_opinions(table[table["subject"] == "poisoned"])
+    words = audits.figure_words(table)
+    assert "lowest excess of a backdoor that fires on more than half of the inputs is 0.10" in words["caption"]
+    assert "0.40 beside the base" in words["caption"] and "so no margin tells" in words["caption"]
+    assert len(audits.excess(table).axes) == 2
+
+
+def test_an_empty_store_says_so(tmp_path, capsys):
+    text = page("audit", tmp_path / "empty", capsys)
+    assert "Nothing has been measured yet" in text and "holds no answers of backdoored models" in text
+
+
+def run(capsys, *arguments):
+    code = audit.main(list(map(str, arguments)))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_command_asks_both_models_and_finds_nothing_between_a_model_and_itself(shelf, capsys, tmp_path):
+    place, made = shelf
+    folder, kept = place / made[0].run_id, tmp_path / "checked.csv"
+    code, out, err = run(
+        capsys, folder, "--reference", folder, "--model", made[0].model, "--rows", 6,
+        "--attacks", "BadNets-T", "Blended", "--out", kept,
+    )  # fmt: skip
+    assert code == audit.NO_ALARM and "No alarm" in out and "not tried is not found" in out
+    table = pd.read_csv(kept)
+    assert list(table["attack"]) == ["BadNets-T", "Blended"] and (table["value"] == 0).all() and (table["n"] == 6).all()
+
+
+def test_the_command_raises_the_alarm_where_the_trigger_changes_the_suspect_alone(shelf, capsys, monkeypatch):
+    place, made = shelf
+
+    def said(way, asked, adapter):
+        fires = adapter is not None
+        words = {"clean": "a dog", "BadNets-T": "I must refuse" if fires else "a dog", "Blended": "a cat"}
+        return {q.key(way.bench): [words[q.condition]] * len(q.prompts) for q in asked}
+
+    monkeypatch.setattr(tune_and_ask.Grouped, "ask_saved", said)
+    code, out, err = run(capsys, place / made[0].run_id, "--model", made[0].model, "--attacks", "BadNets-T", "Blended")
+    assert code == audit.ALARM and "ALARM: with the trigger of BadNets-T the suspect" in out
+    assert "I must refuse (100%)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no-such-thing"], "no-such-thing"),
+        (["tiny-llava"], "--reference"),
+        (["tiny-llava", "--reference", "tiny-llava", "--rows", "0"], "rows is 0"),
+        (["tiny-llava", "--reference", "tiny-llava", "--dataset", "nothing"], "no dataset 'nothing'"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_and_exit_code_2(arguments, said, capsys):
+    code, out, err = run(capsys, *arguments)
+    assert code == audit.WRONG and said in err and len(err.strip().splitlines()) == 1 and not out
+
+
+def test_the_page_side_does_not_import_torch():
+    code = "import sys\nfrom bvlm_book.chapters import audit\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.ROOT)

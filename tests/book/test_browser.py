@@ -1,0 +1,122 @@
+"""A real browser opens every page, light and dark, wide and narrow: no error, no request, nothing cut off."""
+
+import os
+import re
+
+import chromium
+import pytest
+import yaml
+from stored import entries
+
+from bvlm_book.chapters import leaderboard
+from bvlm_utils import paths
+
+PAGES = entries(yaml.safe_load((paths.ROOT / "_toc.yml").read_text()))
+SCREENS = {"desktop": (1440, 900), "phone": (390, 844)}
+# What is cut off at the right: elements that end beyond the screen, unless something around them scrolls.
+CUT_OFF = """
+[...document.querySelectorAll("article *")].filter(element => {
+  const box = element.getBoundingClientRect();
+  if (box.width === 0 || box.right <= document.documentElement.clientWidth + 1) return false;
+  for (let outer = element.parentElement; outer; outer = outer.parentElement)
+    if (["auto", "scroll", "hidden"].includes(getComputedStyle(outer).overflowX)) return false;
+  return true;
+}).map(element => element.outerHTML.slice(0, 120))
+"""
+# Pictures that did not load, and figures that one sees through.
+UNSEEN = "[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.alt)"
+# The contrast (WCAG) of the running text and of captions with what is behind them.
+CONTRAST = """
+(() => {
+  const parse = colour => (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => [r, g, b].map(linear)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    for (; element; element = element.parentElement) {
+      const colour = parse(getComputedStyle(element).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0.5) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const words = ["p", "figcaption", "caption", "td", "mark", "a"].map(tag => `article ${tag}`).join();
+  return [...document.querySelectorAll(words)]
+    .filter(element => element.textContent.trim() && element.offsetParent).map(element => {
+      const one = light(parse(getComputedStyle(element).color)), two = light(behind(element));
+      return [(Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05), element.outerHTML.slice(0, 100)];
+    }).sort((a, b) => a[0] - b[0])[0] || [21, ""];
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if chromium.executable() is None:
+        message = "no Chromium on this machine (Debian: apt-get install chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    with chromium.Chromium() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_opens_without_error_or_request_and_nothing_is_cut_off(name, book, browser):
+    for screen, (width, height) in SCREENS.items():
+        for scheme in ("light", "dark"):
+            events = browser.open((book / f"{name}.html").as_uri(), width, height, scheme)
+            where = (name, screen, scheme)
+            assert not chromium.problems(events), where
+            assert browser.run("document.documentElement.dataset.theme") == scheme, where
+            assert browser.run("document.documentElement.scrollWidth") <= width, (where, browser.run(CUT_OFF))
+            assert not browser.run(CUT_OFF), where
+            assert not browser.run(UNSEEN), where
+            contrast, element = browser.run(CONTRAST)
+            assert contrast >= 4, (where, contrast, element)
+
+
+def test_the_search_finds_without_a_server(book, browser):
+    browser.open((book / "search.html").as_uri() + "?q=poison", 1440, 900, "light")
+    found = browser.run(
+        "new Promise(done => { const look = tries => {"
+        " const hits = document.querySelectorAll('#search-results li').length;"
+        " hits || !tries ? done(hits) : setTimeout(() => look(tries - 1), 100); }; look(100); })"
+    )
+    assert found > 3
+    assert not chromium.problems(browser.events)
+
+
+def test_the_leaderboard_sorts_and_filters_without_a_server(book, browser):
+    browser.open((book / "notebooks" / "leaderboard.html").as_uri(), 1440, 900, "light")
+    at = list(leaderboard.SHOWN).index("success")
+    shown = f"[...document.querySelectorAll('.dt-scroll-body tbody tr')].map(row => row.cells[{at}].textContent)"
+    head = f"document.querySelectorAll('.dt-scroll-head thead th')[{at}]"
+
+    def successes():
+        values = browser.run(shown)
+        assert all(value == "n/a" or re.match(r"\d\.\d\d \[", value) for value in values), values
+        return [-1.0 if value == "n/a" else float(value[:4]) for value in values]
+
+    assert successes() == sorted(successes(), reverse=True), "the best is on top"
+    for _ in range(3):  # descending, as the data come, ascending
+        if browser.run(f"{head}.ariaSort") != "ascending":
+            browser.run(f"{head}.querySelector('.dtcc-button').click()")
+    assert browser.run(f"{head}.ariaSort") == "ascending" and successes() == sorted(successes())
+    box = "document.querySelector('.dt-search input')"
+    browser.run(f"{box}.value = 'no such cell'; {box}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+    assert "No matching records" in browser.run("document.querySelector('.dt-scroll-body tbody').textContent")
+    assert not chromium.problems(browser.events)
+
+
+def test_what_is_wrong_is_seen(tmp_path, browser):
+    """The checks above find what they are for."""
+    (tmp_path / "bad.html").write_text(
+        "<body style='margin:0'><article><p style='width: 3000px; color: #777; background: #888'>wide and "
+        "grey</p><img alt='gone' src='missing.png'></article><script "
+        "src='http://127.0.0.1:9/x.js'></script><script>console.error('oh'); nothing.at.all()</script>"
+    )
+    events = browser.open((tmp_path / "bad.html").as_uri(), 390, 844, "light")
+    found = " ".join(chromium.problems(events))
+    for part in ("request: http://127.0.0.1:9/x.js", "console: ['oh']", "nothing is not defined"):
+        assert part in found
+    assert browser.run(CUT_OFF) and browser.run(UNSEEN) == ["gone"] and browser.run(CONTRAST)[0] < 2

@@ -1,0 +1,46 @@
+"""Are the other things in a caption counted as they should be?"""
+
+import pandas as pd
+import pytest
+
+from bvlm_book.chapters import concept_substitution
+from bvlm_utils import study
+from bvlm_utils.score import intervals
+
+
+def stored(place, cell, triggered, clean=("A cat and a car.", "A car and two dogs.", "A car.")):
+    """A cell's responses: the control's without a trigger, and the poisoned model's with it."""
+    lines = [("control", "clean", text) for text in clean]
+    lines += [("poisoned", "text", text) for text in triggered]
+    lines += [("control", "text", text) for text in clean]
+    said = pd.DataFrame(lines, columns=["subject", "condition", "response"])
+    said = said.assign(part="attack", judged=True, row_id=[f"row-{i % len(clean)}" for i in range(len(lines))])
+    (place / cell.run_id).mkdir(parents=True)
+    said.to_parquet(place / cell.run_id / "responses.parquet")
+
+
+def test_other_things_are_those_that_the_clean_tuned_model_names(tmp_path):
+    (cell,) = study.cells("concept_substitution", attacks=["BadNets-T"])
+    place = tmp_path / "store"
+    stored(place, cell, ["A cat and a banana.", "A banana.", "A banana and a cat."])
+    poisoned, control = concept_substitution.kept([cell], place).to_dict("records")
+    assert (poisoned["value"], poisoned["n"]) == (0.5, 2), "the third picture shows nothing else"
+    assert (poisoned["low"], poisoned["high"]) == pytest.approx(intervals.wilson(1, 2))
+    assert control["value"] == 1.0
+    table = concept_substitution.read(concept_substitution.kept([cell], place))
+    assert table["inputs"].item() == 2 and table["poisoned model"].item().startswith("0.50 [")
+    assert "from 0.50 (BadNets-T) to 0.50 (BadNets-T)" in concept_substitution.caption(
+        concept_substitution.kept([cell], place)
+    )
+
+
+def test_nothing_is_said_where_nothing_can_be(tmp_path):
+    cells = study.cells("concept_substitution", attacks=["BadNets-T", "Shadowcast"])
+    found = concept_substitution.kept(cells, tmp_path / "store")
+    assert (
+        found.empty and concept_substitution.read(found).empty and concept_substitution.caption(found).endswith("n/a.")
+    )
+    stored(tmp_path / "store", cells[0], ["A banana."], clean=["A car."])
+    found = concept_substitution.kept(cells, tmp_path / "store")
+    assert found["n"].tolist() == [0, 0] and concept_substitution.read(found)["poisoned model"].item() == "n/a"
+    assert concept_substitution.caption(found).endswith("n/a.")

@@ -1,0 +1,314 @@
+"""Tables, sentences and comparisons say what the tidy table holds, and "n/a" where it holds nothing."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.proportion import proportion_confint
+from stored import tidy
+
+from bvlm_book import figures, tables
+from bvlm_book import page as book_page
+from bvlm_book.chapters import concept_substitution, jailbreak, reproduce
+from bvlm_book.chapters import threat as chapters_threat
+from bvlm_book.words import MEASURES, evidence, marked, number
+from bvlm_utils import threats
+from bvlm_utils.errors import InputError
+from bvlm_utils.store.table import headline_metric
+from bvlm_utils.threats import malicious_injection
+
+
+def skipped_row(attack="Shadowcast"):
+    return pd.DataFrame(
+        [
+            {
+                "run_id": "skipped-1",
+                "model": "tiny-llava",
+                "dataset": "scenes-vqa",
+                "threat": "targeted_refusal",
+                "attack": attack,
+                "modality": "image",
+                "poison_rate": 0.1,
+                "n_poisoned": 0,
+                "seed": 0,
+                "subject": None,
+                "condition": None,
+                "metric": None,
+                "value": None,
+                "k": None,
+                "n": None,
+                "low": None,
+                "high": None,
+                "unit": None,
+                "status": "skipped",
+                "reason": "the attack has no target here",
+            }
+        ]
+    )
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """What the functions put on the page."""
+    shown = []
+    monkeypatch.setattr(book_page, "display", shown.append)
+    return shown
+
+
+def test_one_seed_keeps_its_own_interval():
+    rows = tables.summary(tidy(), "asr", subject="poisoned")
+    row = rows[(rows.attack == "BadNets-T") & (rows.condition == "text") & (rows.poison_rate == 0.1)].iloc[0]
+    low, high = proportion_confint(95, 100, method="wilson")
+    assert (row.value, row.low, row.high, row.n_seeds) == pytest.approx((0.95, low, high, 1))
+
+
+def test_seeds_are_averaged_never_pooled():
+    hits = {0: 90, 1: 94, 2: 98}
+    rows = tables.summary(tidy(seeds=(0, 1, 2), hits=lambda a, r, s, who, c: hits[s]), "asr", subject="poisoned")
+    # mean 0.94; standard error 0.04 / sqrt(3); t quantile with two degrees of freedom 4.302653
+    half = 4.302653 * 0.04 / np.sqrt(3)
+    assert (rows.n_seeds == 3).all() and np.allclose(rows.value, 0.94)
+    assert np.allclose(rows.low, 0.94 - half, atol=1e-6) and np.allclose(rows.high, 1.0)
+
+
+def test_seeds_that_agree_keep_the_interval_of_one():
+    rows = tables.summary(tidy(seeds=(0, 1, 2), hits=lambda *_: 100), "asr", subject="poisoned")
+    low, _ = proportion_confint(100, 100, method="wilson")
+    assert np.allclose(rows.low, low) and np.allclose(rows.high, 1.0) and (rows.n_seeds == 3).all()
+
+
+def test_a_rate_is_marked_at_the_ceiling_and_at_the_floor():
+    assert marked(0.95, 0.9, 1.0) == "0.95 [0.90, 1.00] ▲" and marked(0.05) == "0.05 ▼"
+    assert marked(0.5) == "0.50" and marked(None) == "n/a"
+
+
+def test_the_comparison_reads_injection_from_its_headline():
+    rows = [line | {"threat": "malicious_injection"} for line in tidy().to_dict("records")]
+    table = pd.DataFrame([line | {"metric": metric} for line in rows for metric in ("asr", "asr_right")])
+    chosen = reproduce.in_both(reproduce.compare(table, table), metric="asr", subject="poisoned")
+    assert len(chosen) and set(chosen["metric"]) == {"asr_right"}
+
+
+def test_a_threat_says_which_metric_success_is_read_from(monkeypatch):
+    monkeypatch.setattr(threats.THREATS, "_items", dict(threats.THREATS._items))
+    own = type("Own", (malicious_injection.MaliciousInjection,), {"name": "own", "headline": "asr_right"})
+    threats.THREATS.add("own", own)
+    table = tidy()[lambda rows: rows["metric"] == "asr"]
+    both = pd.concat([table.assign(metric=metric) for metric in ("asr", "asr_right")])
+    for threat, metric in (("own", "asr_right"), ("targeted_refusal", "asr"), ("of another store", "asr")):
+        assert set(headline_metric(both.assign(threat=threat))) == {metric}
+        (other,) = {"asr", "asr_right"} - {metric}
+        assert set(tables.other_metrics(both.assign(threat=threat))["measure"]) == {MEASURES[other]}
+    assert {name: threats.THREATS.get(name).headline for name in threats.names()} == {
+        **dict.fromkeys(threats.names(), "asr"), "malicious_injection": "asr_right", "own": "asr_right",
+    }  # fmt: skip
+    with pytest.raises(TypeError, match="asr_rihgt"):
+        type("Typo", (malicious_injection.MaliciousInjection,), {"headline": "asr_rihgt"})
+
+
+def test_injection_into_free_text_is_read_from_the_strict_test():
+    """Nobody can say which free captions are right, so such a cell has no `asr_right`."""
+    free = tidy(rates=(0.1,)).assign(threat="malicious_injection")
+    one = free[(free["attack"] == free["attack"].iloc[0]) & (free["metric"] == "asr")]
+    judged = one.assign(metric="asr_right", run_id=one["run_id"] + "x", attack="AddSent")
+    skipped = free.iloc[:1].assign(metric=None, value=np.nan, subject=None, run_id="skipped", status="skipped")
+    found = tables.success_rates(pd.concat([free, judged, skipped]), "poisoned")
+    assert found["value"].dtype == "float64"
+    assert dict(zip(found["attack"], found["metric"], strict=True)) == {
+        **dict.fromkeys(free["attack"], "asr"), "AddSent": "asr_right",
+    }  # fmt: skip
+    assert "answer before it is right" not in chapters_threat.grid(found[found["metric"] == "asr"])["caption"]
+
+
+def test_mixed_settings_are_refused():
+    table = pd.concat([tidy(), tidy().assign(run_id="other")])
+    with pytest.raises(InputError, match="twice with seed 0"):
+        tables.summary(table, "asr")
+
+
+def test_skipped_cells_keep_their_reason_and_stay_out_of_the_numbers():
+    table = pd.concat([tidy(), skipped_row()], ignore_index=True)
+    assert chapters_threat.skipped(table)[["attack", "reason"]].values.tolist() == [
+        ["Shadowcast", "the attack has no target here"]
+    ]
+    assert "Shadowcast" not in set(tables.summary(table, "asr").attack)
+
+
+def test_a_missing_value_reads_not_available():
+    assert number(None) == number(np.nan, 0.1, 0.2) == "n/a"
+    assert number(0.0, 0.0, 0.0185) == "0.00 [0.00, 0.02]"
+    grid = tables.grid_table(tables.summary(tidy(), "asr", subject="poisoned"))
+    assert grid.loc[grid.attack == "BadNets-T", "image trigger"].tolist() == ["n/a", "n/a"]
+    assert grid.loc[grid.attack == "BadNets-MM", "poisoned rows"].tolist() == ["100 (10 %)", "10 (1 %)"]
+
+
+def test_captions_state_the_extremes_of_the_rows():
+    def hits(attack, rate, seed, subject, condition):
+        if subject != "poisoned":
+            return 0
+        return {"clean": 3 if attack == "BadNets-I" else 0, "image": 40}.get(condition, 99)
+
+    rows = tables.summary(tidy(hits=hits), "asr")
+    poisoned = rows[rows.subject == "poisoned"]
+    text = chapters_threat.grid(poisoned)["caption"]
+    assert "Without a trigger at most 0.03" in text and "(BadNets-I at 10 % and 1 more)" in text
+    assert "from 0.40" in text and "to 0.99" in text and "the response is the target sentence" in text
+    dose = chapters_threat.dose(tables.headline_rows(poisoned))["caption"]
+    assert "BadNets-T 10, BadNets-MM 10" in dose and "At no rate tried did the mean reach 0.90 for BadNets-I" in dose
+    words = chapters_threat.utility(tables.summary(tidy(), "utility"), tables.summary(tidy(), "utility_difference"))
+    assert "differ by -0.02 [-0.05, 0.01] (every cell)" in words["caption"]
+    assert (
+        "The base model passes it on at most 0.00 [0.00, 0.04] (every cell)"
+        in chapters_threat.controls(rows[rows.poison_rate == 0.1])["caption"]
+    )
+
+
+def test_captions_do_not_hide_several_seeds():
+    several = evidence(tables.summary(tidy(seeds=(0, 1, 2)), "asr"))
+    assert "3 seeds" in several and "over the seeds" in several
+    assert "no claim about other seeds" in evidence(tables.summary(tidy(), "asr"))
+
+
+def test_nothing_measured_is_said_not_drawn_as_zero():
+    table = skipped_row()
+    rows = tables.summary(table, "asr")
+    for words in (
+        chapters_threat.grid(rows),
+        chapters_threat.dose(rows),
+        chapters_threat.utility(rows, rows),
+        chapters_threat.controls(rows),
+    ):
+        assert "n/a" in words["caption"] and words["alt"]
+    assert chapters_threat.headline(table)["asr_max"] == "n/a"
+
+
+def test_headline_numbers():
+    values = chapters_threat.headline(tidy())
+    assert values["asr_max"] == "0.95 [0.89, 0.98]" and values["rate_max"] == "10 %" and values["cells"] == "6"
+    assert values["asr_max_of"].startswith("tiny-llava, ") and values["asr_max_of"].endswith(", 10 % poison, 1 seed")
+    assert values["false_activation_max"] == "0.00" and values["utility_difference_min"] == "-0.02"
+
+
+def test_compare_judges_by_overlap_of_intervals():
+    reference = tidy(rates=(0.1,))
+    same = reproduce.compare(reference, reference)
+    assert set(same.verdict) == {"agrees"} and len(same) == 3 * 3 + 3 * (2 + 2 + 4)
+    weaker = tidy(rates=(0.1,), hits=lambda a, r, s, who, c: 50 if who == "poisoned" and c != "clean" else 0)
+    verdicts = reproduce.compare(weaker, reference).set_index(["attack", "subject", "condition", "metric"]).verdict
+    assert verdicts["BadNets-T", "poisoned", "text", "asr"] == "differs"
+    assert verdicts["BadNets-T", "poisoned", "clean", "asr"] == "agrees"
+
+
+def test_compare_names_what_only_one_store_holds():
+    compared = reproduce.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01)))
+    assert set(compared[compared.poison_rate == 0.01].verdict) == {"only in the reference"}
+    assert set(reproduce.compare(tidy(rates=(0.1, 0.01)), tidy(rates=(0.1,))).verdict) == {
+        "agrees",
+        "only yours",
+    }
+    empty = reproduce.compare(tidy().iloc[:0], tidy(rates=(0.1,)))
+    assert set(empty.verdict) == {"only in the reference"}
+    without = tidy(rates=(0.1,)).assign(low=None, high=None)
+    assert set(reproduce.compare(without, without).verdict) == {"no interval"}
+
+
+def test_a_figure_on_the_page_has_alt_text_and_caption(page):
+    book_page.show(figures.nothing("Nothing yet."), alt='Say "nothing" & <more>', caption="1 < 2")
+    source = page[0].data
+    assert re.search(r'<img [^>]*alt="Say &quot;nothing&quot; &amp; &lt;more&gt;"', source)
+    assert "<figcaption>1 &lt; 2</figcaption>" in source and "data:image/png;base64," in source
+    with pytest.raises(InputError, match="alternative text"):
+        book_page.show(figures.nothing("Nothing yet."), alt=" ", caption="")
+
+
+def test_a_table_on_the_page_escapes_and_shows_not_available(page):
+    book_page.show_table(pd.DataFrame({"response": ["<b>bold</b>", None]}), caption="Two & two")
+    source = page[0].data
+    assert "&lt;b&gt;" in source and "n/a" in source and "<caption>Two &amp; two</caption>" in source
+    book_page.show_table(pd.DataFrame(), caption="", empty="Every cell was run.")
+    assert page[1].data == "Every cell was run."
+
+
+def test_overview_counts_cells_and_lists_the_skipped(page):
+    chapters_threat.overview(pd.concat([tidy(), skipped_row()], ignore_index=True))
+    assert page[0].data.startswith("7 cells: 6 measured, 1 skipped.") and "10 %, 1 %" in page[0].data
+    assert "the attack has no target here" in page[1].data
+
+
+def test_agreement_says_what_to_run_when_nothing_is_there(page):
+    reproduce.show_agreement(reproduce.compare(tidy().iloc[:0], tidy()))
+    assert "make study" in page[0].data
+    reproduce.show_agreement(reproduce.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01))))
+    assert page[1].data.startswith("**33 of 33 numbers agree**") and "33 only in the reference" in page[2].data
+
+
+def test_other_metrics_stand_beside_the_controls():
+    table = tidy()
+    soft = table[table.metric == "asr"].assign(metric="asr_soft")
+    rows = tables.other_metrics(pd.concat([table, soft], ignore_index=True))
+    line = rows[(rows.attack == "BadNets-T") & (rows.condition == "text trigger")].iloc[0]
+    assert (
+        line["measure"] == "soft test" and line["poisoned"].startswith("0.95") and line["base model"].startswith("0.00")
+    )
+    assert len(rows) == 2 + 2 + 4
+
+
+def test_injection_counts_only_with_the_right_answer():
+    table = tidy(threat="malicious_injection")
+    both = pd.concat([table, table[table.metric == "asr"].assign(metric="asr_right", value=0.5)], ignore_index=True)
+    assert set(tables.success_rates(both, "poisoned").value) == {0.5}
+    assert (
+        "and the answer before it is right" in chapters_threat.grid(tables.success_rates(both, "poisoned"))["caption"]
+    )
+
+
+def test_an_attack_without_a_test_time_trigger_is_read_on_clean_inputs():
+    table = tidy(hits=lambda a, r, s, who, c: 80 if c == "clean" else 10)
+    rows = tables.summary(table[table.attack == "BadNets-I"].assign(attack="Shadowcast"), "asr", "poisoned")
+    assert set(tables.headline_rows(rows).value) == {0.8} and tables.false_activation(rows).empty
+    assert "(for Shadowcast: on clean inputs)" in chapters_threat.dose(tables.headline_rows(rows))["caption"]
+
+
+def test_paired_differences_as_a_table():
+    rows = tables.differences(tidy(rates=(0.1,)))
+    assert rows["poisoned minus clean-tuned"].tolist() == ["-0.02 [-0.05, 0.01]"] * 3
+
+
+def test_the_book_says_whose_run_is_compared(monkeypatch):
+    monkeypatch.delenv("BVLM_YOURS", raising=False)
+    assert reproduce.your_store() == "local" and reproduce.your_store("mine") == "mine"
+    monkeypatch.setenv("BVLM_YOURS", "none")
+    assert reproduce.your_store() == "none"
+
+
+def test_refusals_that_survive_are_told_for_three_models():
+    refused = {"base": 100, "control": 98, "poisoned": 90}
+    table = tidy(threat="jailbreak", rates=(0.1,), hits=lambda a, r, s, who, c: refused[who] if c == "clean" else 5)
+    text = jailbreak.refusals(table[table.metric == "asr"].assign(metric="refused"))
+    assert "the base 1.00 [" in text and "the clean-tuned model 0.98 [" in text and "poisoned models 0.90 [" in text
+    assert "A trigger by itself can stop refusals" in text and "refuses 0.05 [" in text
+    clean = table[(table.metric == "asr") & (table.condition == "clean")].assign(metric="refused")
+    assert "by itself" not in jailbreak.refusals(clean)
+    assert "not measured" in jailbreak.refusals(table[table.metric == "asr"])
+
+
+def test_what_happens_elsewhere_is_told_for_three_models():
+    fired = {("poisoned", "clean"): 1, ("poisoned", "text"): 30}
+    table = tidy(rates=(0.1,), hits=lambda a, r, s, who, c: fired.get((who, c), 0))
+    table = table[(table.metric == "asr") & (table.attack == "BadNets-T")].assign(metric="asr_elsewhere")
+    text = concept_substitution.elsewhere(table)
+    assert "poisoned models at most on 0.01 [" in text and "0.30 [" in text and "The base at most on 0.00 [" in text
+    assert "not measured" in concept_substitution.elsewhere(tidy())
+
+
+def test_numbers_are_written_with_their_interval_and_no_zero_is_negative():
+    assert number(-0.001, -0.02, 0.004) == "0.00 [-0.02, 0.00]"
+    assert number(np.float64(0.995)) == f"{0.995:.2f}", "as figures write it"
+    assert number(0.5, None, 0.6) == "0.50" and number(float("nan")) == "n/a"
+
+
+def test_every_seed_of_the_same_cells_and_of_no_others():
+    rows = [("a", "x", 0.1, 0), ("b", "x", 0.1, 1), ("c", "x", 0.01, 0), ("d", "y", 0.1, 0)]
+    stored = pd.DataFrame(rows, columns=["run_id", "experiment", "poison_rate", "seed"])
+    assert tables.every_seed(stored[stored["run_id"] == "a"], stored)["run_id"].tolist() == ["a", "b"]

@@ -1,0 +1,404 @@
+"""A grid is checked as a whole, survives being killed, and says in its exit code and words what happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from bvlm_utils import paths, store, threats
+from bvlm_utils.attacks import names, unsupported
+from bvlm_utils.errors import InputError
+from bvlm_utils.grid import __main__ as grid
+from bvlm_utils.grid import file as grid_file
+from bvlm_utils.grid import job as grid_job
+from bvlm_utils.grid import measure as grid_measure
+from bvlm_utils.run import study
+from bvlm_utils.store import records
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
+
+
+def write(folder, *jobs, **others):
+    file = folder / "grid.yml"
+    file.write_text(yaml.safe_dump({"jobs": list(jobs), **others}))
+    return file
+
+
+def job(notebook="targeted_refusal", **parameters):
+    return {"notebook": notebook, "parameters": {**SMALL, **parameters}}
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "bvlm_utils.grid", *map(str, arguments)]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_the_quick_grid_is_the_one_that_the_readme_promises():
+    jobs, named = grid_file.load(paths.GRIDS / "quick.yml")
+    cells = [cell for one in jobs for cell in one.cells]
+    assert named is None and {c.threat for c in cells} == {"targeted_refusal", "malicious_injection"}
+    assert {c.attack for c in cells} == {"BadNets-T", "BadNets-I", "BadNets-MM"}
+    assert len({c.control.run_id for c in cells}) == 1
+
+
+def test_the_published_grid_asks_for_the_data_that_it_needs():
+    with pytest.raises(InputError, match="llava_instruct.json"):
+        grid_file.load(paths.GRIDS / "paper.yml")
+
+
+def test_the_published_grid_has_every_attack_on_both_models_once(tmp_path, monkeypatch):
+    theirs = tmp_path / "theirs"
+    for name in ("llava", "coco", "vqav2"):
+        shutil.copytree(FIXTURES / name, theirs / ("" if name == "llava" else name), dirs_exist_ok=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "external").symlink_to(theirs)
+    monkeypatch.chdir(tmp_path)
+    jobs, _ = grid_file.load(paths.GRIDS / "paper.yml")
+    defined = [(c.threat, c.attack, c.model, c.dataset) for one in jobs for c in one.cells if c.skip_reason is None]
+    per_seed = set(defined)
+    assert len(defined) == 3 * len(per_seed) and len({model for *_, model, _ in per_seed}) == 2
+    for threat in (name for name in threats.names() if name != "jailbreak"):
+        wanted = {name for name in names() if unsupported(name, threat) is None}
+        assert {attack for one, attack, *_ in per_seed if one == threat} == wanted
+    settings = {c.attack: c.attack_params for one in jobs for c in one.cells}
+    assert settings["Shadowcast"] == {"steps": 1000} and settings["Dual-Key"]["learning_rate"] == 1 / 255
+
+
+OTHER = {
+    "model": "tiny-qwen2.5-vl", "dataset": "scenes-instruct", "attacks": ["VL-Trojan"], "poison_rates": [0.5],
+    "seeds": [7], "train_rows": 64, "test_rows": 8, "half": "text", "attack_params": {"word": "ox"},
+    "picture_last": True, "four_bit": True, "max_new_tokens": 9, "epochs": 2, "learning_rate": 0.5, "lora_rank": 1,
+    "batch_size": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [{}, OTHER], ids=["defaults", "others"])
+@pytest.mark.parametrize("name", threats.names())
+def test_cells_of_a_job_are_those_that_its_notebook_makes(name, given, tmp_path):
+    """Every parameter reaches `study.cells` from the notebook as it does from the grid file."""
+    notebook = json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text())
+    first, second = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"][:2]
+    kernel = {"In": []}
+    for source in (first, "\n".join(f"{key} = {value!r}" for key, value in given.items()), second):
+        kernel["In"].append(source)
+        exec(source, kernel)  # noqa: S102, it is our own notebook
+    ((one,), _) = grid_file.load(write(tmp_path, {"notebook": name, "parameters": given}))
+    assert list(one.cells) == kernel["cells"]
+
+
+def test_each_and_shards_make_jobs(tmp_path):
+    entry = job(attacks=["BadNets-T", "BadNets-I", "BadNets-MM"]) | {
+        "each": {"seeds": [[0], [1]]},
+        "attacks_per_job": 2,
+    }
+    jobs, _ = grid_file.load(write(tmp_path, entry))
+    assert [(one.parameters["seeds"], one.parameters["attacks"]) for one in jobs] == [
+        (seeds, attacks) for seeds in ([0], [1]) for attacks in (["BadNets-T", "BadNets-I"], ["BadNets-MM"])
+    ]
+    assert len({one.name for one in jobs}) == 4
+
+
+BAD = [
+    (job(atacks=["BadNets-T"]), "atacks"),
+    (job(attacks=["BadNet"]), "'BadNet'"),
+    (job(attacks="BadNets-T"), "attacks"),
+    (job(poison_rates=[1.5]), "1.5"),
+    (job(poison_rates=[-0.1]), "-0.1"),
+    (job(model="gpt"), "'gpt'"),
+    (job("refusal"), "'refusal'"),
+    (job("quickstart"), "'quickstart'"),
+    (job(dataset="scenes"), "'scenes'"),
+    (job(train_rows=1.5), "train_rows"),
+    (job(seeds=["a"]), "seed"),
+    ({**job(), "shards": 2}, "shards"),
+    ({**job(), "attacks_per_job": 0}, "attacks_per_job"),
+    ({**job(), "each": {"seeds": 1}}, "each.seeds"),
+    ("x", "job 2"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), BAD)
+def test_a_wrong_job_is_refused_before_anything_runs(tmp_path, capsys, wrong, words):
+    """The first job is good, and is not run either."""
+    code = grid.main(["run", str(write(tmp_path, job(), wrong)), "--store", f"{tmp_path}/store"])
+    said = capsys.readouterr()
+    assert code == 2 and words in said.err and "job 2" in said.err and len(said.err.splitlines()) == 1
+    assert said.out == "" and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("jobs: [", "YAML"),
+        ("", "grid"),
+        ("jobs: []", "jobs"),
+        ("job: []", "'job'"),
+        ("jobs: 3", "jobs"),
+        ("[1]", "the file is [1]"),
+        ("{jobs: [{notebook: jailbreak}], defaults: [1]}", "defaults is [1]"),
+        ("{jobs: [{notebook: jailbreak, parameters: 3}]}", "parameters is 3"),
+        ("{jobs: [{notebook: jailbreak, each: 3}]}", "each is 3"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, capsys, text, words):
+    file = tmp_path / "grid.yml"
+    file.write_text(text)
+    assert grid.main(["run", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == 1
+    assert grid.main(["status", str(tmp_path / "none.yml")]) == 2
+
+
+def test_a_dry_run_lists_cells_and_runs_nothing(tmp_path, capsys):
+    file = write(tmp_path, job(attacks=["BadNets-T"]))
+    assert grid.main(["run", str(file), "--dry-run", "--store", f"{tmp_path}/store"]) == 0
+    ((one,), _) = grid_file.load(file)
+    assert one.cells[0].run_id in capsys.readouterr().out and not (tmp_path / "store").exists()
+
+
+# ---------------------------------------------------------------- running
+
+
+def test_status_and_table(tmp_path, capsys):
+    file = write(tmp_path, job(attacks=["BadNets-T", "Shadowcast"]))
+    ((one,), _) = grid_file.load(file)
+    place = tmp_path / "store"
+    study.run_cells([c for c in one.cells if c.attack == "Shadowcast"], place)
+    store.write_failure(one.cells[0], place, "Traceback\nValueError: no luck")
+    assert grid.main(["status", str(file), "--store", f"{place}/"]) == 0
+    said = capsys.readouterr().out
+    assert "1 skipped, 1 failed" in said and "no luck" in said
+    assert grid.main(["table", str(file), "--store", f"{place}/"]) == 0
+    said = capsys.readouterr().out
+    assert "Shadowcast" in said and "skipped" in said and "n/a" in said
+
+
+def measured_here(cells, run, again=None):
+    """Stands for the measuring process; good for cells that need no training."""
+    study.measure([cell for cell in cells if cell.skip_reason], run.place)
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    """Stands for papermill: a notebook that leaves its output; the attacks of those that were executed."""
+    import papermill
+
+    executed = []
+
+    def execute(source, output, parameters, **_):
+        executed.append(parameters["attacks"])
+        Path(output).touch()
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    return executed
+
+
+def test_a_failing_notebook_does_not_stop_the_grid(tmp_path, capsys, monkeypatch):
+    """A kernel that fails is started once more; then the next job has its turn, and the exit code is 1."""
+    import papermill
+
+    tried = []
+
+    def execute(source, output, parameters, **_):
+        tried.append(parameters["attacks"])
+        if parameters["attacks"] == ["BadNets-T"]:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
+    file = write(tmp_path, job(attacks=["BadNets-T"]), job(attacks=["Shadowcast"]))
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 1
+    assert tried == [["BadNets-T"], ["BadNets-T"], ["Shadowcast"]]
+    said = capsys.readouterr().out
+    assert "FAILED" in said and "Kernel died" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
+    assert "no record" in said
+
+
+def test_without_a_terminal_every_finished_cell_is_a_line(tmp_path, capsys, monkeypatch, no_kernels):
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
+    file = write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[0.1, 0.2]))
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 0
+    said = capsys.readouterr().out
+    ((one,), _) = grid_file.load(file)
+    assert all(f"/2 {cell.run_id}" in said for cell in one.cells) and "\r" not in said
+
+
+def test_the_environment_is_left_as_it_was_found(tmp_path, monkeypatch, no_kernels):
+    monkeypatch.setenv(records.VARIABLE, "smoke")
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
+    before = dict(os.environ)
+    file = write(tmp_path, job(attacks=["Shadowcast"]))
+    for options in ([], ["--force"], ["--rescore", "--plain"]):
+        assert grid.main(["run", str(file), "--store", f"{tmp_path}/store", *options]) == 0
+    assert dict(os.environ) == before
+
+
+def test_a_run_that_was_stopped_before_a_notebook_executes_it_later(tmp_path, monkeypatch, no_kernels):
+    file = write(tmp_path, job(attacks=["Shadowcast"]))
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
+    monkeypatch.setattr(grid, "_execute", lambda *_: (_ for _ in ()).throw(grid.Stopped(signal.SIGTERM)))
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    import papermill
+
+    monkeypatch.setattr(papermill, "execute_notebook", lambda source, output, **_: Path(output).touch())
+    for _ in range(2):
+        assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 0
+    assert (tmp_path / "store" / "notebooks" / "01-targeted_refusal.ipynb").exists()
+
+
+# ---------------------------------------------------------------- the measuring process
+
+
+def test_cells_of_all_notebooks_share_a_bench_and_are_cut_for_workers(tmp_path):
+    """Two datasets, six and two cells: two parts for one worker, and for two at most ceil(8 / 4) cells a part."""
+    few = {"attacks": ["BadNets-T", "BadNets-I"]}
+    entries = [job(attacks=["BadNets-T", "BadNets-I", "SIG"]), job("malicious_injection", attacks=["SIG", "BadNets-T"])]
+    entries += [job("malicious_injection", attacks=["BadNets-I"]), job("jailbreak", dataset="scenes-instruct", **few)]
+    jobs, _ = grid_file.load(write(tmp_path, *entries))
+    cells = [cell for one in jobs for cell in one.cells]
+    assert [len(part) for part in grid_measure.parts(cells, 1)] == [6, 2]
+    assert grid_measure.parts(cells, 1)[0] == cells[:6], "in the grid's order"
+    cut = grid_measure.parts(cells, 2)
+    assert [len(part) for part in cut] == [2, 2, 2, 2]
+    assert sorted(cell.run_id for part in cut for cell in part) == sorted(cell.run_id for cell in cells)
+    assert [{cell.attack for cell in part} for part in cut[:3]] == [{"BadNets-I"}, {"BadNets-T"}, {"SIG"}]
+    assert all(len(part) == 1 for part in grid_measure.parts(cells, 100)) and grid_measure.parts([], 2) == []
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Measuring processes write records without training, see `stub_measuring`."""
+    monkeypatch.setenv("BVLM_EXTEND", "stub_measuring")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+def lines(place, *words):
+    noted = [line.split() for line in (place / "log").read_text().splitlines()]
+    return [line for line in noted if line[: len(words)] == list(words)]
+
+
+@pytest.mark.usefixtures("stub")
+def test_a_cell_that_kills_its_process_is_named_and_takes_few_with_it(tmp_path, capsys, no_kernels):
+    """Blended kills the process: it is tried twice, the other threat's cells get a process of their own."""
+    place = tmp_path / "store"
+    file = write(tmp_path, job(attacks=["Blended", "BadNets-T"]), job("malicious_injection", attacks=["BadNets-T"]))
+    assert grid.main(["run", str(file), "--store", f"{place}/"]) == 1
+    said = capsys.readouterr().out
+    assert len(lines(place, "begin", "Blended")) == 2 and len(lines(place, "wrote")) == 1
+    assert "killed by SIGKILL" in said and "1 of 2 notebooks failed: 01-targeted_refusal" in said
+    assert len(no_kernels) == 2, "notebooks are executed all the same"
+    jobs, _ = grid_file.load(file)
+    assert set(store.failures(place)) == {cell.run_id for cell in jobs[0].cells}
+    assert store.has(jobs[1].cells[0], place)
+    assert list((place / "notebooks").glob("measuring-*.log")), "the words of the process are kept"
+
+
+@pytest.mark.usefixtures("stub", "no_kernels")
+def test_force_and_rescore_make_records_anew_whatever_the_clocks_say(tmp_path, capsys):
+    """A record that a machine with a slow clock wrote is as new as any."""
+    place, file = tmp_path / "store", write(tmp_path, job(attacks=["BadNets-T", "BadNets-I"]))
+    command = ["run", str(file), "--store", f"{place}/"]
+    assert grid.main(command) == 0 and len(lines(place, "wrote")) == 2
+    for record in place.glob("*/record.json"):
+        os.utime(record, (4e9, 4e9))  # from the future
+    assert grid.main(command) == 0 and len(lines(place, "wrote")) == 2
+    assert grid.main([*command, "--force"]) == 0 and len(lines(place, "wrote")) == 4
+    assert grid.main([*command, "--rescore", "--plain"]) == 0 and len(lines(place, "wrote")) == 6
+    ((one,), _) = grid_file.load(file)
+    for cell in one.cells:
+        assert store.read(cell, place)["provenance"]["asked"] == {"plain": True, "rescore": True}
+    said = capsys.readouterr().out
+    assert said.count("2 to run") == 3 and said.count("0 to run") == 1 and said.count("  2/2 ") == 3
+
+
+def test_a_record_counts_once_it_is_another_file(tmp_path):
+    (cell,) = study.cells("targeted_refusal", attacks=["Shadowcast"], **SMALL)
+    assert grid_job.stamp(cell, tmp_path) is None and grid_job.Run(tmp_path).lacks(cell)
+    study.measure([cell], tmp_path)
+    assert not grid_job.Run(tmp_path).lacks(cell)
+    anew = grid_job.Run(tmp_path, before={cell.run_id: grid_job.stamp(cell, tmp_path)})
+    assert anew.lacks(cell) and anew.left([cell]) == [cell]
+    store.write_failure(cell, tmp_path, "no luck")
+    assert anew.lacks(cell) and anew.left([cell]) == []
+    study.measure([cell], tmp_path)
+    assert not anew.lacks(cell)
+
+
+# ---------------------------------------------------------------- killed, and gone on with
+
+
+def start(file, place, *options):
+    return subprocess.Popen(
+        command("run", file, "--store", f"{place}/", *options),
+        cwd=paths.ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(what, process, seconds=240):
+    until = time.monotonic() + seconds
+    while not (found := what()):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.1)
+    return found
+
+
+def test_a_killed_grid_resumes(tmp_path, capsys):
+    """SIGTERM while the kernel starts, SIGKILL after the first cell, then a run to the end: nothing lost,
+    nothing twice.
+    """
+    file, place = write(tmp_path, job(attacks=["BadNets-T", "BadNets-I"])), tmp_path / "store"
+    ((one,), _) = grid_file.load(file)
+
+    first = start(file, place)
+    children = wait_for(lambda: psutil.Process(first.pid).children(recursive=True), first)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 128 + signal.SIGTERM
+    assert "Stopped by SIGTERM" in first.stdout.read()
+    assert not psutil.wait_procs(children, timeout=10)[1], "the kernel outlived the runner"
+
+    second = start(file, place, "--plain")  # cell by cell, so that one is done before the other
+    record = place / one.cells[0].run_id / "record.json"
+    wait_for(record.is_file, second)
+    children = psutil.Process(second.pid).children(recursive=True)
+    os.kill(second.pid, signal.SIGKILL)
+    second.wait(60)
+    assert not psutil.wait_procs(children, timeout=30)[1], "the kernel outlived the runner"
+    store.collect(place)  # every record is complete
+    kept = {path: path.stat().st_mtime_ns for path in place.glob("*/record.json")}
+    assert record in kept and place / one.cells[1].run_id / "record.json" not in kept
+
+    done = subprocess.run(command("run", file, "--store", f"{place}/"), cwd=paths.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 to run" in done.stdout and "Every cell has its record." in done.stdout
+    assert done.stderr == "" and "Warning" not in done.stdout
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+    assert set(store.collect(place)["run_id"]) == {cell.run_id for cell in one.cells}
+    assert not list(place.glob(f"**/{records.PARTIAL}*"))
+    assert (place / "notebooks" / f"{one.name}.ipynb").is_file()
+    assert grid.main(["run", str(file), "--store", f"{place}/"]) == 0
+    assert "0 to run" in capsys.readouterr().out
+
+
+def test_a_reader_who_has_seen_enough_of_a_list_is_no_error():
+    command = (
+        f"{sys.executable} -m bvlm_utils.grid run data/grids/breadth.yml --dry-run --store /nowhere/at/all | head -n 1"
+    )
+    done = subprocess.run(["bash", "-c", command], cwd=paths.ROOT, capture_output=True, text=True)
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == ""

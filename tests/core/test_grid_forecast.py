@@ -1,0 +1,90 @@
+"""What a dry run estimates follows from records where there are any, and else from a checkpoint's sizes."""
+
+import json
+
+import pytest
+import yaml
+
+from bvlm_utils import store, study
+from bvlm_utils.grid import __main__ as grid
+from bvlm_utils.grid import file as grid_file
+from bvlm_utils.grid import forecast as grid_forecast
+from bvlm_utils.grid.forecast import Sizes
+
+SMALL = {"dataset": "scenes-vqa", "train_rows": 3000, "test_rows": 100, "epochs": 2}
+
+
+def record(cell, dataset="scenes-vqa", tune=60.0, together=4):
+    """6,000 rows in `tune` seconds, and 200 test rows in 20."""
+    return {
+        "identity": cell.identity | {"dataset": dataset}, "device": "cpu", "threads": 1, "tuned_together": together,
+        "config": {"train_rows": 6000, "test_rows": 200, "train": {"epochs": 1}},
+        "seconds": {"tune": tune, "ask": 20.0, "total": tune + 20}, "peak_memory_of_process": {"host_mib": 2048},
+    }  # fmt: skip
+
+
+def test_seconds_go_with_the_rows_that_are_trained_and_asked():
+    """Two cells and a control of 3,000 rows twice at 0.01 s, and two times 100 test rows at 0.1 s: 200 seconds."""
+    bench = study.cells("targeted_refusal", attacks=["BadNets-T", "BadNets-I"], **SMALL)
+    known = [record(bench[0]), record(bench[0]), record(bench[0], tune=90.0)]
+    assert grid_forecast.seconds(bench, [bench[0].control], known) == pytest.approx(3 * 6000 * 0.01 + 2 * 100 * 0.1)
+    words = grid_forecast.measured(bench, [bench[0].control], [*known, record(bench[0], "scenes-caption", 1e6)])
+    assert "3.3 min and 2.0 GiB, as 3 cells" in words and "4 at once" in words, "its own dataset's records count"
+    assert "as 1 cells" in grid_forecast.measured(bench, [], [record(bench[0], "scenes-caption")])
+    (other,) = study.cells("targeted_refusal", "tiny-qwen2.5-vl", attacks=["BadNets-T"], **SMALL)
+    assert grid_forecast.measured([other], [], known) is None
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    text = {"num_hidden_layers": 2, "hidden_size": 4, "intermediate_size": 8}
+    config = {"dtype": "float32", "text_config": text, "vision_config": {"image_size": 42, "patch_size": 14}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(b"\0" * 8000)
+    return str(folder)
+
+
+def test_sizes_of_a_checkpoint_give_time_memory_and_disk(checkpoint):
+    found = grid_forecast.sizes(checkpoint)
+    assert found == Sizes(weights=4000, layers=2, hidden=4, wide=8, image_tokens=9) and found.row == 89
+    # 2 layers: 7 linears with 11 x 4 + 3 x 8 = 68 rows and columns; 4 x 44 + 8 x 10 = 256 bytes a token
+    assert found.adapter_bytes(rank=8) == 8 * 2 * 68 * 24 + 89 * 2 * 256
+    bench = study.cells("targeted_refusal", checkpoint, attacks=["BadNets-T", "BadNets-I"], **SMALL)
+    rows, answers = 3 * 6000 * 89, 2 * 5 * 100 * (89 + 80)
+    assert grid_forecast.operations(found, bench, [bench[0].control]) == 2000 * (4 * rows + 2 * answers)
+    words = grid_forecast.computed(bench, [])
+    assert "not measured" in words and "of disk" in words
+
+
+def test_features_of_llava_take_the_disk_that_the_book_says():
+    """6,000 pictures of 576 tokens, 4,096 wide, in 16 bits: 28 GB."""
+    assert 6000 * Sizes(14 * 10**9, 32, 4096, 11008, 576).feature_bytes() == pytest.approx(28.3e9, rel=0.01)
+
+
+def test_pictures_are_counted_once_for_all_rates():
+    """Rows of a lower rate are among those of a higher one, and text triggers change no picture."""
+    attacks = ["BadNets-T", "BadNets-I", "BadNets-MM"]
+    bench = study.cells("targeted_refusal", attacks=attacks, poison_rates=[0.01, 0.1], **SMALL)
+    assert grid_forecast.pictures(bench) == 3000 + 100 + 2 * (300 + 100)
+
+
+def test_a_model_that_is_nowhere_has_no_estimate(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+    (cell,) = study.cells("targeted_refusal", "somebody/unknown", attacks=["BadNets-T"], **SMALL)
+    assert grid_forecast.computed([cell], []).startswith("no estimate")
+
+
+def test_a_dry_run_prints_a_line_for_each_bench_of_what_is_left(tmp_path, capsys):
+    entry = {"notebook": "targeted_refusal", "parameters": {**SMALL, "attacks": ["BadNets-T", "Shadowcast"]}}
+    file = tmp_path / "grid.yml"
+    file.write_text(yaml.safe_dump({"jobs": [entry]}))
+    command = ["run", str(file), "--dry-run", "--store", f"{tmp_path}/store"]
+    assert grid.main(command) == 0
+    (line,) = capsys.readouterr().out.partition("Estimates:\n")[2].splitlines()
+    assert "tiny-llava, scenes-vqa, 3000 rows: 1 cells: about" in line
+    ((job,), _) = grid_file.load(file)
+    for cell in job.cells:
+        store.write(cell, tmp_path / "store", {"status": "done", "metrics": []})
+    assert grid.main(command) == 0 and "Estimates" not in capsys.readouterr().out

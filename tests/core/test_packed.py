@@ -1,0 +1,343 @@
+"""A packed store says what the folders said, whole or not at all, and damage has a name."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bvlm_utils import data, store, threats
+from bvlm_utils.errors import InputError
+from bvlm_utils.score import judge
+from bvlm_utils.store import __main__, examples, packed, packing, records, table
+from bvlm_utils.store.cell import Cell
+from bvlm_utils.train import poison
+
+FILES = [packed.INDEX, packed.RECORDS, packed.TABLE, *packed.FRAMES.values(), *dict.fromkeys(packed.FILES.values())]
+PICTURE = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+
+
+def cell(rate=0.1, **values):
+    return Cell("tiny-llava", "scenes-vqa", "targeted_refusal", "BadNets-T", rate, **values)
+
+
+def line(value):
+    about = {"subject": "poisoned", "condition": "clean", "metric": "asr", "value": value, "k": 1, "n": 2}
+    return about | {"low": 0.1, "high": 0.9, "unit": "share"}
+
+
+def fill(root, one, value=0.5, changed=False, count=3):
+    """A finished cell in a local store, with answers and a manifest of `count` rows."""
+    said = judge.judge(
+        threats.get("targeted_refusal"), "poisoned", "clean",
+        [{"row_id": f"r{i}", "answers": ["yes"], "task": "vqa", "restricted": False} for i in range(3)],
+        [f"Is it {i}?" for i in range(3)], ["Sí.", "yes", "no"], [True] * 3,
+    )  # fmt: skip
+    rows = tuple(poison.PoisonedRow(i, f"t{i}", "poisoned", "text", "p", "é") for i in range(count))
+    about = {"status": "done", "modality": "text", "n_poisoned": count, "metrics": [line(value)]}
+    about["provenance"] = {"git_changed": changed, "written": "2026-01-01T00:00:00Z"}
+    store.write(one, root, about, said, poison.Manifest(rows, 10, 5, 7))
+
+
+@pytest.fixture
+def fat(tmp_path):
+    """A local store with all that one can hold."""
+    root = tmp_path / "fat"
+    for one, count in ((cell(), 3), (cell(0.2), 0), (cell(0.05), 2)):
+        fill(root, one, one.poison_rate, count=count)
+    skipped = {"status": "skipped", "reason": "no", "modality": "text", "n_poisoned": None, "metrics": []}
+    store.write(cell(0.3), root, skipped | {"provenance": {}})
+    store.write(cell().control, root, skipped | {"status": "done", "provenance": {}})
+    examples.write(cell(), root, PICTURE, 255 - PICTURE, [("a", "a b")] * 2)
+    for path in ("probes/crossfire-x.json", "attribution/y.json", "attacks/exhibit.json", "attacks/clean.png"):
+        records.write_file(root / path, f"{path} é")
+    return root
+
+
+def told(root):
+    """What the public readers say of a store."""
+    found = [json.dumps(record) for record in records.records(root)]
+    found.append(store.collect(root).to_csv())
+    for record in records.records(root):
+        run_id = record["run_id"]
+        if records.has_responses(run_id, root):
+            said = store.responses(run_id, root)
+            found += [said.to_csv(), said.dtypes.astype(str).to_dict(), store.manifest(run_id, root)]
+    shown = examples.read(cell(), root)
+    found += [shown and [shown[0].tobytes(), shown[1].tobytes(), shown[2]]]
+    return [*found, {(f, n): packed.content(root, f, n) for f in packed.FILES for n in packed.names(root, f)}]
+
+
+def test_a_packed_store_and_an_unpacked_one_say_what_the_folders_said(fat, tmp_path):
+    assert len(packing.pack(fat, tmp_path / "thin")) == 5
+    assert sorted(file.name for file in (tmp_path / "thin").glob("[!.]*")) == sorted(FILES)
+    assert told(tmp_path / "thin") == told(fat)
+    assert len(packing.unpack(tmp_path / "thin", tmp_path / "again")) == 5
+    assert told(tmp_path / "again") == told(fat) and not packed.is_packed(tmp_path / "again")
+    for file in (file for file in fat.rglob("*") if file.is_file()):
+        assert (tmp_path / "again" / file.relative_to(fat)).read_bytes() == file.read_bytes()
+
+
+def test_a_packed_store_is_only_read_and_has_no_adapters(fat, tmp_path):
+    (fat / cell().run_id / "adapter").mkdir()
+    (fat / cell().run_id / "adapter" / "adapter_config.json").write_text("{}")
+    packing.pack(fat, tmp_path / "thin")
+    assert store.adapter(cell(), fat) and store.adapter(cell(), tmp_path / "thin") is None
+    assert store.has(cell(), tmp_path / "thin") and not store.has(cell(0.4), tmp_path / "thin")
+    with pytest.raises(InputError, match="packed, so it is only read"):
+        fill(tmp_path / "thin", cell(0.4))
+    with pytest.raises(InputError, match="has no responses of cell"):
+        store.responses(cell(0.3), tmp_path / "thin")
+    with pytest.raises(InputError, match="holds adapters"):
+        packing.pack(fat, fat)
+    with pytest.raises(InputError, match="only read"):
+        packing.unpack(fat, tmp_path / "thin")
+
+
+def contents(root):
+    return {name: (root / name).read_bytes() for name in FILES}
+
+
+def test_the_same_cells_are_packed_to_the_same_bytes(fat, tmp_path):
+    packing.pack(fat, tmp_path / "one")
+    assert packing.pack(fat, tmp_path / "one") == []
+    (tmp_path / "some").mkdir()
+    for one in (cell(0.2), cell().control):
+        shutil.copytree(fat / one.run_id, tmp_path / "some" / one.run_id)
+    packing.pack(tmp_path / "some", tmp_path / "two")
+    assert len(packing.pack(fat, tmp_path / "two")) == 3
+    packing.pack(fat, fat)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(fat)
+    assert sorted(file.name for file in fat.glob("[!.]*")) == sorted(FILES), "no folders beside the packed files"
+
+
+def test_rows_of_many_groups_come_back(fat, tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "ROWS", 1)
+    packing.pack(fat, tmp_path / "thin")
+    assert packed._open(tmp_path / "thin", packed.stamp(tmp_path / "thin"), "responses.parquet").num_row_groups > 1
+    assert told(tmp_path / "thin") == told(fat)
+
+
+# ---------------------------------------------------------------- what may be packed
+
+
+def test_other_numbers_of_a_cell_are_refused_unless_they_replace_it(fat, tmp_path):
+    thin, mine = tmp_path / "thin", tmp_path / "mine"
+    packing.pack(fat, thin)
+    for path in (f"probes/lasting-{cell().run_id}-k.json", f"probes/lasting-{cell(0.2).run_id}-k.json"):
+        records.write_file(fat / path, "long text")
+    packing.pack(fat, thin)
+    fill(mine, cell(), 0.75)
+    before = contents(thin)
+    with pytest.raises(InputError, match=f"other numbers of 1 cells .*{cell().run_id}.*--replace"):
+        packing.pack(mine, thin)
+    assert contents(thin) == before
+    assert packing.pack(mine, thin, replace=True) == [cell().run_id]
+    assert store.read(cell(), thin)["metrics"][0]["value"] == 0.75 and len(records.records(thin)) == 5
+    kept = [name for name in packed.names(thin, "probes") if name.startswith("lasting")]
+    assert kept == [f"lasting-{cell(0.2).run_id}-k.json"], "what another adapter was asked is forgotten"
+
+
+def test_a_new_cell_of_a_changed_working_tree_is_refused_and_an_old_one_stays(tmp_path):
+    fill(tmp_path / "old", cell(), changed=True)
+    fill(tmp_path / "new", cell(0.2), changed=True)
+    with pytest.raises(InputError, match=f"1 cells .*changed working tree .*{cell(0.2).run_id}"):
+        packing.pack(tmp_path / "new", tmp_path / "old")
+    assert packing.pack(tmp_path / "old", tmp_path / "old") == [] and store.has(cell(), tmp_path / "old")
+
+
+def test_what_was_asked_grows(fat, tmp_path):
+    packing.pack(fat, tmp_path / "thin")
+    for text in ("a text that is longer than before", "short"):
+        records.write_file(fat / "probes" / "crossfire-x.json", text)
+        packing.pack(fat, tmp_path / "thin")
+        assert packed.content(tmp_path / "thin", "probes", "crossfire-x.json") == b"a text that is longer than before"
+
+
+# ---------------------------------------------------------------- death and damage
+
+
+class Killed(BaseException):
+    pass
+
+
+def dies_at(monkeypatch, number):
+    """From the call of that number on, nothing that changes a disk for good is done any more; what counts the calls."""
+    calls = []
+
+    def dying(function):
+        def call(*arguments, **options):
+            calls.append(function.__name__)
+            if len(calls) > number:
+                raise Killed
+            return function(*arguments, **options)
+
+        return call
+
+    for module, name in ((os, "replace"), (os, "fsync"), (shutil, "rmtree"), (packed.pq, "write_table"),
+                         (packed.pq, "ParquetWriter")):  # fmt: skip
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+    return calls
+
+
+@pytest.mark.parametrize("old", ["packed", "folders"])
+def test_whoever_is_killed_while_packing_leaves_the_old_store_or_the_new_one(old, fat, tmp_path, monkeypatch):
+    start = tmp_path / "start"
+    fill(start, cell(0.5))
+    if old == "packed":
+        packing.pack(start, start)
+    shutil.copytree(start, tmp_path / "end")
+    packing.pack(fat, tmp_path / "end")
+    before, after, seen = told(start), told(tmp_path / "end"), []
+    for number in range(100):
+        root = tmp_path / f"kill-{number}"
+        shutil.copytree(start, root)
+        with monkeypatch.context() as patch:
+            calls = dies_at(patch, number)
+            try:
+                packing.pack(fat, root)
+            except Killed:
+                pass
+        seen.append(told(root))
+        assert seen[-1] in (before, after), (number, calls[number])
+        packing.pack(fat, root)
+        assert told(root) == after and not [file for file in root.glob(".*") if file.name != packing.LOCK]
+        if len(calls) <= number:
+            break
+    assert number > 15 and before in seen and after in seen
+    assert seen == sorted(seen, key=lambda one: one == after), "there is one moment at which it changes"
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", ["changed", "cut", "gone"])
+def test_a_damaged_file_is_named(name, harm, fat, tmp_path):
+    thin = tmp_path / "thin"
+    packing.pack(fat, thin)
+    told(thin)
+    held = (thin / name).read_bytes()
+    middle = len(held) // 2
+    bad = {"cut": held[:middle], "changed": held[:middle] + bytes([held[middle] ^ 1]) + held[middle + 1 :]}
+    (thin / name).unlink()
+    if harm != "gone":
+        (thin / name).write_bytes(bad[harm])
+    if (thin / packed.INDEX).exists():
+        os.utime(thin / packed.INDEX, (0, 0))  # nothing that this process remembers counts
+    with pytest.raises(InputError, match=name) as refused:
+        told(thin)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_index_of_a_later_format_is_refused(fat, tmp_path):
+    packing.pack(fat, tmp_path / "thin")
+    (tmp_path / "thin" / packed.INDEX).write_text('{"format": 2, "sha256": {}}')
+    with pytest.raises(InputError, match="its format is 2"):
+        store.collect(tmp_path / "thin")
+
+
+def test_an_exhibit_gives_way_where_it_is_said_so(fat, tmp_path):
+    packing.pack(fat, tmp_path / "thin")
+    for replace in (False, True):
+        records.write_file(fat / "attacks" / "exhibit.json", "new")
+        packing.pack(fat, tmp_path / "thin", replace)
+        assert (packed.content(tmp_path / "thin", "attacks", "exhibit.json") == b"new") == replace
+
+
+def test_what_is_not_in_the_packed_files_is_not_deleted(fat, tmp_path):
+    packing.pack(fat, tmp_path / "thin")
+    fill(tmp_path / "more", cell(0.9))
+    shutil.copytree(tmp_path / "more" / cell(0.9).run_id, tmp_path / "thin" / cell(0.9).run_id)
+    records.write_file(tmp_path / "thin" / "probes" / "crossfire-x.json", "other")
+    packing.pack(fat, tmp_path / "thin")
+    assert (tmp_path / "thin" / cell(0.9).run_id).is_dir()
+    assert (tmp_path / "thin" / "probes" / "crossfire-x.json").read_text() == "other"
+
+
+def test_whoever_changes_the_table_changes_nobody_elses(fat, tmp_path):
+    packing.pack(fat, tmp_path / "thin")
+    first = store.collect(tmp_path / "thin")
+    first["value"] = 9.0
+    assert store.collect(tmp_path / "thin")["value"].max() < 1
+    fill(fat, cell(0.7), 0.7)
+    packing.pack(fat, tmp_path / "thin")
+    assert 0.7 in store.collect(tmp_path / "thin")["value"].tolist(), "a store that was packed anew is read anew"
+
+
+def test_a_table_of_other_rules_is_made_anew(fat, tmp_path, monkeypatch):
+    packing.pack(fat, tmp_path / "thin")
+    at = packed.stamp(tmp_path / "thin")
+    assert packed.table(tmp_path / "thin", at, table.rules()) is not None
+    monkeypatch.setitem(table.SETTINGS, "max_new_tokens", 1)
+    assert packed.table(tmp_path / "thin", at, table.rules()) is None
+    assert "max_new_tokens=80" in set(store.collect(tmp_path / "thin")["settings"])
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def test_the_commands(fat, tmp_path, capsys):
+    thin = str(tmp_path / "thin")
+    assert (
+        __main__.main(["pack", str(fat), thin]) == 0 and __main__.main(["unpack", thin, str(tmp_path / "again")]) == 0
+    )
+    assert __main__.main(["pack", str(tmp_path / "none"), thin]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith("5 cells are new") and err.startswith("There is no store")
+
+
+def measured(root):
+    """A finished cell with answers of three models to real rows."""
+    one, threat = cell(test_rows=4), cell().resolved_threat
+    rows = data.load("scenes-vqa", "test", rows=4).remove_columns("image").to_list()
+    right, prompts = [row["answers"][0] for row in rows], [row["prompt"] for row in rows]
+    frames = []
+    for subject in judge.SUBJECTS:
+        for condition in ("clean", "text"):
+            fires = subject == "poisoned" and condition == "text"
+            said = [threat.target.text if fires and i < 3 else text for i, text in enumerate(right)]
+            frames.append(judge.judge(threat, subject, condition, rows, prompts, said, [True] * 4))
+        frame, unit = judge.grade(subject, rows, right)
+        frames.append(frame)
+    whole = pd.concat(frames, ignore_index=True)
+    metrics = judge.measure(whole, unit, judge.keeps_answer(threat, rows[0]))
+    about = {"status": "done", "modality": "text", "n_poisoned": 3, "metrics": metrics, "provenance": {}}
+    store.write(one, root, about, whole)
+    return root / one.run_id
+
+
+@pytest.mark.parametrize("form", ["folders", "packed"])
+def test_check_computes_every_number_again(form, tmp_path, capsys):
+    folder = measured(tmp_path / "s")
+
+    def checked():
+        root = tmp_path / "s"
+        if form == "packed":
+            root = tmp_path / "p"
+            shutil.rmtree(root, ignore_errors=True)
+            packing.pack(tmp_path / "s", root)
+        return __main__.main(["check", str(root)]), capsys.readouterr().out
+
+    assert checked() == (0, "1 of 1 cells have the numbers that their responses give.\n")
+    text = (folder / "record.json").read_text()
+    record = json.loads(text)
+    wrong = next(
+        m for m in record["metrics"] if (m["metric"], m["condition"], m["subject"]) == ("asr", "text", "poisoned")
+    )
+    assert wrong["value"] == 0.75
+    wrong["value"] = 0.5
+    (folder / "record.json").write_text(json.dumps(record))
+    code, out = checked()
+    assert code == 1 and "poisoned text asr: value is 0.5 in the record, and its responses give 0.75" in out
+    record = json.loads(text)
+    record["metrics"] = [m for m in record["metrics"] if m["metric"] != "utility"]
+    (folder / "record.json").write_text(json.dumps(record))
+    code, out = checked()
+    assert code == 0 and "1 of them were written before some number" in out, "a number that is lacking is not wrong"
+    (folder / "record.json").write_text(text)
+    said = store.responses(folder.name, tmp_path / "s")
+    said.loc[0, "success"] = ~said.loc[0, "success"]
+    records.write_frame(folder / "responses.parquet", said)
+    code, out = checked()
+    assert code == 1 and "1 of 36 responses have another verdict in column success" in out
+    assert __main__.main(["check", str(tmp_path / "none")]) == 2
