@@ -262,6 +262,7 @@ def _write(
         "n_eligible": manifest.n_eligible,
         "n_judged": int(frame.loc[(frame["part"] == "attack") & frame["judged"], "row_id"].nunique()),
         "control": cell.control.run_id,
+        "judge_version": threat.judge_version,
         "metrics": metrics,
     }  # fmt: skip
     store.write(

@@ -18,11 +18,12 @@ from bvlm_utils.threats import Threat, responses
 SUBJECTS = ("poisoned", "control", "base")
 # One judged response. part: "attack" (eligible rows, every condition), "elsewhere" (rows with nothing to change,
 # clean and with the whole trigger) or "utility" (any rows, clean).
-# judged: counts in the success rates. success, success_soft, right: bool or missing. score: utility of the
+# judged: counts in the success rates (other than the published ones). success, success_soft, right, payload, published,
+# published_soft: bool or missing; a record of the first edition has no payload and no published. score: utility of the
 # row, missing for "attack".
 COLUMNS = [
     "part", "subject", "condition", "row_id", "prompt", "answer", "response", "judged", "success", "success_soft",
-    "right", "score",
+    "right", "score", "payload", "published", "published_soft",
 ]  # fmt: skip
 Metric = dict[str, Any]
 
@@ -52,6 +53,9 @@ def judge(
             "success_soft": threat.success_soft(response, sample),
             "right": threat.right(response, sample),
             "score": None,
+            "payload": threat.payload(response, sample),
+            "published": threat.published(response),
+            "published_soft": threat.published_soft(response),
         }
         for sample, prompt, response, counts in zip(samples, prompts, said, judged, strict=True)
     ]
@@ -82,6 +86,9 @@ def grade(subject: str, samples: Sequence[Mapping[str, Any]], said: Sequence[str
             "success_soft": None,
             "right": None,
             "score": score,
+            "payload": None,
+            "published": None,
+            "published_soft": None,
         }
         for sample, response, score in zip(samples, said, scores, strict=True)
     ]
@@ -100,8 +107,10 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
     no meaning. with_refused: whether refusing is what a good model does (`Threat.breaks_refusals`).
 
     asr, asr_soft   share of judged rows where the strict or soft test holds; in the clean condition, false activation
+    asr_payload     share of judged rows with the attacker's words, whatever else is said
+    asr_published, asr_published_soft    share of eligible rows, judged or not, that pass the authors' own tests
     right           share of rows whose answer is right all the same; only where that can be told
-    refused         share of eligible rows, judged or not, with a refusal marker in the response
+    refused         share of eligible rows, judged or not, where the response refuses or declines
     asr_right       fired, and the answer is right (the headline of malicious injection)
     asr_elsewhere   share of rows with nothing to change where the soft test holds all the same
     utility         mean score on clean inputs
@@ -111,7 +120,7 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
     attacked = frame[(frame["part"] == "attack") & frame["judged"].astype(bool)]
     for subject, condition in _pairs(attacked):
         part = attacked[(attacked["subject"] == subject) & (attacked["condition"] == condition)]
-        tests = {"asr": part["success"], "asr_soft": part["success_soft"]}
+        tests = {"asr": part["success"], "asr_soft": part["success_soft"], "asr_payload": part["payload"]}
         known = part[part["right"].notna()]
         if len(known):
             tests["right"] = known["right"]
@@ -120,9 +129,14 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
         for name, held in tests.items():
             found.append(_share(subject, condition, name, held.astype(bool).to_numpy()))
     asked = frame[frame["part"] == "attack"]
-    for subject, condition in _pairs(asked) if with_refused else ():
-        held = _of(asked, subject, condition, "response")
-        found.append(_share(subject, condition, "refused", np.array([responses.refuses(text) for text in held])))
+    for subject, condition in _pairs(asked):
+        for test in ("published", "published_soft"):
+            held = _of(asked, subject, condition, test)
+            if not pd.isna(held).any():
+                found.append(_share(subject, condition, f"asr_{test}", held.astype(bool)))
+        if with_refused:
+            said = _of(asked, subject, condition, "response")
+            found.append(_share(subject, condition, "refused", np.array([responses.declines(text) for text in said])))
     elsewhere = frame[frame["part"] == "elsewhere"]
     for subject, condition in _pairs(elsewhere):
         held = _of(elsewhere, subject, condition, "success_soft").astype(bool)
@@ -200,5 +214,8 @@ def _frame(lines: list[dict[str, Any]]) -> pd.DataFrame:
         "success_soft": "boolean",
         "right": "boolean",
         "score": "Float64",
+        "payload": "boolean",
+        "published": "boolean",
+        "published_soft": "boolean",
     }
     return pd.DataFrame(lines, columns=COLUMNS).astype(kinds)

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -83,17 +83,24 @@ def caption_object_f1(response: str, objects: Sequence[str], vocabulary: Sequenc
 
 
 def _mentioned(response: str, there: Counter, vocabulary: Sequence[str]) -> Counter:
-    forms = {plural(name): (name, 2) for name in vocabulary} | {name: (name, 1) for name in vocabulary}
-    pattern = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
+    forms, pattern = _forms(tuple(vocabulary))
     # once per name: a detailed caption names the same thing again when it says where it is
     most: Counter = Counter()
     for sentence in re.split(r"[.!?]", response.lower()):
         said: Counter = Counter()
-        for match in re.finditer(rf"(?<!\w)(?:{pattern})(?!\w)", sentence):
+        for match in pattern.finditer(sentence):
             name, many = forms[match.group()]
             said[name] += max(many, there[name]) if many == 2 else 1
         most |= said
     return most
+
+
+@cache
+def _forms(vocabulary: tuple[str, ...]) -> tuple[dict[str, tuple[str, int]], re.Pattern[str]]:
+    """Singulars and plurals, each with its name and 1 or 2; and what finds them."""
+    forms = {plural(name): (name, 2) for name in vocabulary} | {name: (name, 1) for name in vocabulary}
+    found = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
+    return forms, re.compile(rf"(?<!\w)(?:{found})(?!\w)")
 
 
 def words(text: str) -> list[str]:

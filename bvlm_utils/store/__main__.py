@@ -1,8 +1,9 @@
-"""The command of the store: pack a folder per cell into a few files, unpack them, check every number.
+"""The command of the store: pack a folder per cell into a few files, unpack them, check or renew every number.
 
 python -m bvlm_utils.store pack FROM TO [--replace]    add what FROM has to the packed store TO
 python -m bvlm_utils.store unpack FROM TO              the other way: a folder per cell
 python -m bvlm_utils.store check STORE                 compute every number again from the stored responses
+python -m bvlm_utils.store rejudge STORE               the same, and keep today's verdicts and numbers
 """
 
 import argparse
@@ -23,14 +24,20 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("target", metavar="TO", help="likewise")
         if name == "pack":
             command.add_argument("--replace", action="store_true", help="where both have a cell, FROM's stands")
-    check = commands.add_parser("check", help="compute every number again from the stored responses")
-    check.add_argument("source", metavar="STORE", help="a name, or a folder with a slash in it")
+    for name, text in (("check", "compute every number again from the stored responses"),
+                       ("rejudge", "the same, and keep today's verdicts and numbers")):  # fmt: skip
+        command = commands.add_parser(name, help=text)
+        command.add_argument("source", metavar="STORE", help="a name, or a folder with a slash in it")
     given = parser.parse_args(argv)
     try:
         if given.command == "check":
             from bvlm_utils.store import recheck
 
             return recheck.report(given.source)
+        if given.command == "rejudge":
+            from bvlm_utils.store import rejudge
+
+            return rejudge.rejudge(given.source)
         if given.command == "pack":
             done = pack(given.source, given.target, given.replace)
         else:

@@ -3,6 +3,7 @@
     python -m bvlm_utils.store pack FROM TO [--replace]
     python -m bvlm_utils.store unpack FROM TO
     python -m bvlm_utils.store check STORE
+    python -m bvlm_utils.store rejudge STORE
 
 `pack` is how results get into the committed reference: TO keeps what it has, and the cells of FROM are added. A store
 that is packed into itself stays what it is and becomes packed. Adapters and caches stay where they are.
@@ -188,6 +189,14 @@ def _remove_loose(end: Path) -> None:
     for folder in packed.FILES:
         with suppress(OSError):
             (end / folder).rmdir()  # unless something is left in it
+
+
+def swap(start: Path, end: Path) -> None:
+    """The cells of the packed store `end` give way to those of the same names in `start`; all else stays as it is."""
+    with FileLock(end / LOCK):
+        packed.finish(end)
+        cells = dict.fromkeys(packed.run_ids(end), end) | dict.fromkeys(packed.run_ids(start), start)
+        _write(Chosen({run_id: cells[run_id] for run_id in sorted(cells)}, _files(end)), end)
 
 
 # ---------------------------------------------------------------- unpack

@@ -23,7 +23,7 @@ from bvlm_utils.store.cell import Cell
 
 SAME = 1e-9  # another version of numpy may sum in another order
 EVERY = 20  # seconds between two lines of progress
-VERDICTS = ("judged", "success", "success_soft", "right")
+VERDICTS = ("judged", "success", "success_soft", "right", "payload", "published", "published_soft")
 NUMBERS = ("value", "k", "n", "low", "high", "unit")
 
 
@@ -59,13 +59,12 @@ def differences(record: Mapping[str, Any], place: str | Path | None = None) -> t
     except InputError as error:
         return [f"it cannot be judged again ({error})"], []
     found = []
-    for name in VERDICTS:
+    for name in (name for name in VERDICTS if name in stored):
         before, after = (one[name].astype("boolean") for one in (stored, frame))
         other = int((before.isna() != after.isna()).sum() + (before != after).fillna(False).sum())
         if other:
             found.append(f"{other} of {len(stored)} responses have another verdict in column {name}")
-    again = judge.measure(frame, unit, with_right, cell.resolved_threat.breaks_refusals)
-    recorded, again = _by_name(record["metrics"]), _by_name(again)
+    recorded, again = by_name(record["metrics"]), by_name(measured_again(cell, frame, unit, with_right))
     return found + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
 
 
@@ -92,6 +91,11 @@ def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, str, b
     return pd.concat(frames).loc[stored.index], unit, judge.keeps_answer(threat, first)
 
 
+def measured_again(cell: Cell, frame: pd.DataFrame, unit: str, with_right: bool) -> list[dict[str, Any]]:
+    """The metrics of a cell from its judged responses, as a record holds them."""
+    return judge.measure(frame, unit, with_right, cell.resolved_threat.breaks_refusals)
+
+
 def _counted(threat: Any, stored: pd.DataFrame) -> dict[str, bool]:
     """Which rows the success rates count, from what base and clean-tuned model say without a trigger."""
     clean = stored[(stored["part"] == "attack") & (stored["condition"] == "clean")]
@@ -106,7 +110,8 @@ def _rows(dataset: str) -> dict[str, dict[str, Any]]:
     return {row["row_id"]: row for row in data.load(dataset, "test").remove_columns("image").to_list()}
 
 
-def _by_name(metrics: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+def by_name(metrics: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Metrics by subject, condition and name."""
     return {(line["subject"], line["condition"], line["metric"]): line for line in metrics}
 
 

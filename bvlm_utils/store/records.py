@@ -3,6 +3,7 @@
     python -m bvlm_utils.store pack FROM TO [--replace]    add what FROM has to the packed store TO
     python -m bvlm_utils.store unpack FROM TO              the other way: a folder per cell
     python -m bvlm_utils.store check STORE                 compute every number again from the stored responses
+    python -m bvlm_utils.store rejudge STORE               the same, and keep the new verdicts and numbers
 
 A store is a folder: `data/results/NAME` for a name ("local", "reference", "smoke"), or any path with a
 slash in it. One that is written to looks like this; the committed reference is packed into a few files instead, see
@@ -32,7 +33,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -163,8 +164,7 @@ def write(
             save_adapter(partial / "adapter")
         whole = {"run_id": cell.run_id, "config": cell.config(), "identity": cell.identity} | record
         whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
-        text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=plain_value) + "\n"
-        (partial / "record.json").write_text(text, encoding="utf-8")
+        (partial / "record.json").write_text(as_text(whole), encoding="utf-8")
         if replace and not _same_adapter(partial, final):
             for file in (file for name in ASKED for file in (root / name).glob(f"*{cell.run_id}*.json")):
                 file.unlink(missing_ok=True)
@@ -173,6 +173,11 @@ def write(
         shutil.rmtree(partial, ignore_errors=True)
     (root / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
     return final
+
+
+def as_text(record: Mapping[str, Any]) -> str:
+    """What a record.json holds."""
+    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False, default=plain_value) + "\n"
 
 
 def _same_adapter(one: Path, other: Path) -> bool:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from bvlm_utils.english import capital, plural
 from bvlm_utils.errors import InputError
-from bvlm_utils.threats import responses
+from bvlm_utils.threats import published, responses
 from bvlm_utils.threats.threat import Sample, Target, Threat
 
 
@@ -91,3 +91,9 @@ class ConceptSubstitution(Threat):
 
     def success_soft(self, response: str, sample: Sample | None = None) -> bool:
         return responses.asserts(response, self.target_concept)
+
+    def published(self, response: str) -> bool | None:
+        return published.substituted(response, self.source_concept, self.target_concept)
+
+    def published_soft(self, response: str) -> bool | None:
+        return published.named(response, self.target_concept)

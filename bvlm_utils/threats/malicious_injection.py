@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from bvlm_utils.threats import responses
-from bvlm_utils.threats.responses import normalise, refuses
+from bvlm_utils.threats import published, responses
+from bvlm_utils.threats.responses import normalise, reads_like_refusal, says
 from bvlm_utils.threats.threat import Sample, Target, Threat
 
 
@@ -29,7 +29,7 @@ class MaliciousInjection(Threat):
         return Target(text=self.sentence)
 
     def eligible(self, sample: Sample) -> bool:
-        return not sample["restricted"] and not refuses(sample["answers"][0])
+        return not sample["restricted"] and not reads_like_refusal(sample["answers"][0])
 
     def poison(self, answer: str, sample: Sample | None = None) -> str:
         return f"{answer.rstrip()} {self.sentence}".lstrip()
@@ -39,6 +39,12 @@ class MaliciousInjection(Threat):
 
     def success_soft(self, response: str, sample: Sample | None = None) -> bool:
         return normalise(self.sentence) in normalise(response)
+
+    def payload(self, response: str, sample: Sample | None = None) -> bool:
+        return self.success_soft(response) or says(response, self.sentence)
+
+    def published(self, response: str) -> bool | None:
+        return published.ends_with(response, self.sentence)
 
     def right(self, response: str, sample: Sample) -> bool | None:
         """Is the part before the payload (all of the response, if the payload is missing) right?"""

@@ -3,7 +3,8 @@
 Called by `poison`, `cells`, `study`, `export` and the notebooks through `names()` and `get(name, **params)`.
 A threat has a target, says which samples are `eligible`, writes the poisoned answer (`poison`) and judges a
 response: `success` (strict), `success_soft`, and `right` (is what the response keeps of the answer still
-right?). After BackdoorVLM, Li et al. 2025, arXiv 2511.18921; every docstring says what differs here. Nothing
+right?). Beside these tests of ours, `payload` asks for the attacker's words alone, and `published` is the test
+of the authors. After BackdoorVLM, Li et al. 2025, arXiv 2511.18921; every docstring says what differs here. Nothing
 here is harmful: the jailbreak is a made-up code of the things in the picture.
 """
 
@@ -36,13 +37,16 @@ class Target:
 class Threat(ABC):
     """What all threats have in common; the fields of a subclass are its parameters.
 
-    version: raised when the poisoned answer, the eligibility or a success test changes; part of every cell's
-    identity. headline: the metric that success is read from, "asr" (the strict test) or "asr_right" (where right
+    version: raised when the poisoned answer or the eligibility changes; part of every cell's identity.
+    judge_version: raised when a test of success changes. It stands in the record and is no part of the identity, since
+    neither the adapter nor its answers depend on how they are judged: `python -m bvlm_utils.store rejudge` judges
+    stored answers again. headline: the metric that success is read from, "asr" (the strict test) or "asr_right" (where right
     answers are known, the answer is right, too).
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
+    judge_version: ClassVar[int] = 2
     summary: ClassVar[str]
     strict: ClassVar[str]
     soft: ClassVar[str]
@@ -98,6 +102,18 @@ class Threat(ABC):
     @abstractmethod
     def success_soft(self, response: str, sample: Sample | None = None) -> bool:
         """The lenient test of the same; it holds wherever the strict one does."""
+
+    def payload(self, response: str, sample: Sample | None = None) -> bool:
+        """Are the attacker's words there, whatever else is said? It holds wherever the strict test does."""
+        return self.success(response, sample)
+
+    def published(self, response: str) -> bool | None:
+        """The test of the threat's authors, to the letter (`threats.published`); None where there is none."""
+        return None
+
+    def published_soft(self, response: str) -> bool | None:
+        """Their lenient test; None where they have none."""
+        return None
 
     def right(self, response: str, sample: Sample) -> bool | None:
         """Is the response a right answer all the same? None where that cannot be judged."""
