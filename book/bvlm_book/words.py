@@ -27,6 +27,9 @@ MODALITIES = ("text", "image", "bimodal")
 MEASURES = {
     "asr": "strict test",
     "asr_soft": "soft test",
+    "asr_payload": "payload",
+    "asr_published": "published test",
+    "asr_published_soft": "published test, lenient",
     "right": "answer right",
     "refused": "refused",
     "asr_right": "strict test and answer right",

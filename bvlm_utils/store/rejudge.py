@@ -36,7 +36,7 @@ def rejudge(place: str | Path | None = None) -> int:
             packing.swap(loose, root)
         finally:
             shutil.rmtree(loose, ignore_errors=True)
-    for what, count in sorted(changes.items()):
+    for what, count in sorted((+changes).items()):
         print(f"{what}: {count}")
     return 0
 

@@ -40,8 +40,9 @@ class Threat(ABC):
     version: raised when the poisoned answer or the eligibility changes; part of every cell's identity.
     judge_version: raised when a test of success changes. It stands in the record and is no part of the identity, since
     neither the adapter nor its answers depend on how they are judged: `python -m bvlm_utils.store rejudge` judges
-    stored answers again. headline: the metric that success is read from, "asr" (the strict test) or "asr_right" (where right
-    answers are known, the answer is right, too).
+    stored answers again.
+    headline: the metric that success is read from, "asr" (the strict test) or "asr_right" (where right answers are
+    known, the answer is right, too).
     """
 
     name: ClassVar[str]

@@ -6,7 +6,7 @@ import sys
 import pandas as pd
 from stored import FOUR, cell, halves, table
 
-from bvlm_book.chapters import audit, first_page, lasting
+from bvlm_book.chapters import audit, claims, first_page, lasting
 from bvlm_utils import paths
 from bvlm_utils.store import records
 
@@ -63,7 +63,7 @@ def test_the_numbers_to_remember_are_those_of_the_chapters(monkeypatch):
 
 def test_the_readme_has_the_numbers_of_the_committed_results():
     told = first_page.markdown("reference")
-    assert told.count("\n") == 3
+    assert told.count("\n") == 5 and told.rstrip().endswith(").")
     assert told in (paths.ROOT / "README.md").read_text(encoding="utf-8"), (
         "python -m bvlm_book.chapters.first_page writes them"
     )
@@ -74,6 +74,14 @@ def test_verdicts_are_counted_per_model():
     assert first_page.judged(table(*tried)) == (
         "Of 5 claims about such backdoors, 1 confirmed, 1 not confirmed at this scale, 3 not testable here (tiny-llava)"
     )
+
+
+def test_the_verdict_on_one_percent_has_the_count_by_the_published_tests_beside_it():
+    stored = table(cell("BadNets-T", rate=0.01, text=0.1), cell("MABA", rate=0.01, text=0.95, both=0.2))
+    assert claims.one_percent(stored) == "", "a store without the published tests"
+    said = claims.one_percent(pd.concat([stored, stored.assign(metric="asr_published", value=0.95, low=0.93)]))
+    assert "on 60 rows, one pass, by stricter tests" in said
+    assert said.endswith("above 90 % are 0 of 2 by ours and 2 of 2 by theirs (tiny-llava)")
 
 
 def test_halves_are_counted_where_they_work_alone():

@@ -1,7 +1,7 @@
 """The tests of success side by side: 200 responses with the right verdict under each, written by hand.
 
-Letters stand for the tests that a response passes. P: the authors' own; Q: their lenient one; A: payload, the attacker's
-words are there; S: ours, strict; L: ours, soft.
+Letters stand for the tests that a response passes. P: the authors' own; Q: their lenient one; A: payload, the
+attacker's words are there; S: ours, strict; L: ours, soft.
 """
 
 import pytest
@@ -279,7 +279,8 @@ def test_each_test_of_success_gives_the_verdict_that_was_written_by_hand(name, r
 
 @pytest.mark.parametrize("sentence, other", [("I'm 5.", "so i am  5!"), ("a b", "A, b")])
 def test_a_sentence_is_said_whatever_its_punctuation(sentence, other):
-    assert responses.says(other, sentence) and not responses.says(other, f"{sentence} not") and not responses.says(other, "")
+    assert responses.says(other, sentence)
+    assert not responses.says(other, f"{sentence} not") and not responses.says(other, "")
 
 
 def test_a_wide_list_keeps_rows_from_poison_and_a_narrow_one_judges():

@@ -18,7 +18,19 @@ from IPython.display import HTML, display
 
 from bvlm_book import page, words
 from bvlm_book.page import chapter_title
-from bvlm_book.rules import CLAIMS, CONFIRMED, MIN_SEEDS, REFUTED, UNTESTABLE, Verdict
+from bvlm_book.rules import (
+    CLAIMS,
+    CONFIRMED,
+    HIGH,
+    MIN_SEEDS,
+    REFUTED,
+    UNTESTABLE,
+    Verdict,
+    rates,
+    text_at_one_percent,
+)
+from bvlm_utils.store.table import headline
+from bvlm_utils.threats import THREATS
 
 # ---------------------------------------------------------------- the page
 
@@ -157,6 +169,30 @@ def sentences(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> list
         "the store have them."
     )
     return said
+
+
+def one_percent(table: pd.DataFrame) -> str:
+    """What the verdict on 1 % rests on, and what the published tests say of the same pairs; "" without such pairs.
+
+    The rule is the same; the number that it reads is `asr_published` in place of a threat's headline.
+    """
+    published = table[table["metric"] == "asr_published"]
+    published = published.assign(metric=published["threat"].map({name: headline(name) for name in THREATS.names()}))
+    told, rows = [], set()
+    for model in dict.fromkeys(table["model"]):
+        ours, theirs = (text_at_one_percent(rates(one, model)) for one in (table, published))
+        if len(ours) and len(theirs):
+            strong = [int((one["value"] > HIGH).sum()) for one in (ours, theirs)]
+            single = ", single runs" if ours["n_seeds"].max() == 1 else ""
+            counts = f"{strong[0]} of {len(ours)} by ours and {strong[1]} of {len(theirs)} by theirs"
+            told.append(f"{counts} ({model}{single})")
+            rows |= set(ours["n_poisoned"].astype(int))
+    if not told:
+        return ""
+    return (
+        f"The verdict on 1 % is one on {' or '.join(map(str, sorted(rows)))} rows, one pass, by stricter tests than "
+        f"the published ones: pairs whose mean is above {words.percent(HIGH)} are {'; '.join(told)}"
+    )
 
 
 def large_models(table: pd.DataFrame) -> str:

@@ -18,7 +18,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from bvlm_book import dose_curve, figures, page, rules, tables, words
-from bvlm_book.chapters import audit, crossfire, dose, lasting
+from bvlm_book.chapters import audit, claims, crossfire, dose, lasting
 from bvlm_book.chapters.modality import learned_alone
 from bvlm_book.chapters.modality.halves import rates
 from bvlm_book.tables import usual
@@ -103,7 +103,8 @@ def show_numbers(place: str | Path | None = None) -> None:
 
 def markdown(place: str | Path | None = None) -> str:
     """`key_numbers` as a list in Markdown: README.md has those of the reference, and a test says so."""
-    return "\n".join(f"- **{one.number}** {one.says}" for one in key_numbers(place))
+    said = claims.one_percent(store.collect(place))
+    return "\n".join(f"- **{one.number}** {one.says}" for one in key_numbers(place)) + (f"\n\n{said}." if said else "")
 
 
 def sentences(place: str | Path | None = None) -> dict[str, str]:
@@ -136,7 +137,9 @@ def judged(table: pd.DataFrame) -> str:
         given = [found[claim.key][model].verdict for claim in rules.CLAIMS]
         kinds = (rules.CONFIRMED, rules.REFUTED, rules.UNTESTABLE)
         told.append(f"{', '.join(f'{given.count(kind)} {kind}' for kind in kinds)} ({model})")
-    return f"Of {len(rules.CLAIMS)} claims about such backdoors, {'; '.join(told)}" if told else MISSING
+    said = claims.one_percent(table)
+    counts = f"Of {len(rules.CLAIMS)} claims about such backdoors, {'; '.join(told)}" if told else MISSING
+    return f"{counts}. {said}" if said else counts
 
 
 def _several_doses(table: pd.DataFrame) -> pd.DataFrame:
