@@ -1,4 +1,4 @@
-"""Was this model backdoored? Asks it and a model that is trusted the same inputs, with triggers and without.
+"""The audit of a model: was it backdoored? It and a trusted model get the same inputs, with triggers and without.
 
     python -m bvlm_utils.audit SUSPECT --reference TRUSTED --dataset scenes-vqa
 

@@ -1,7 +1,7 @@
-"""Which triggers are there, and what do they do to prompts and pictures? Everything else asks here.
+"""An attack by its name: what its trigger does to prompts and to pictures.
 
-`names`, `info`, `get`, `conditions` and `unsupported` are the interface; the attacks themselves are declared
-in `attacks.table`. Importing this module does not import torch: only `Attack.apply_image` does.
+The attacks themselves are declared in `attacks.table`. Importing this module does not import torch:
+only `Attack.apply_image` does.
 """
 
 import hashlib

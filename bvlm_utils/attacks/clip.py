@@ -1,4 +1,4 @@
-"""How does the attacker's own CLIP model see pictures and words? Called by `attacks.clip` and `attacks.optimised`.
+"""The attacker's own CLIP model: how it sees pictures and words.
 
 The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed
 tiny-clip by default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients

@@ -1,9 +1,8 @@
-"""How are the triggers made that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan?
+"""The triggers that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan.
 
-Called through `attacks.Attack.apply_image` and `loss_curve`. Every result is kept
-under data/cache/triggers by content (settings, target, surrogate, pictures), together with its loss curve, so
-that a grid computes each trigger once. A GPU rounds otherwise than a CPU, and sign steps make that visible, so each
-kind of device has triggers of its own.
+Every result is kept under data/cache/triggers by content (settings, target, surrogate, pictures), together with its
+loss curve, so that a grid computes each trigger once. A GPU rounds otherwise than a CPU, and sign steps make that
+visible, so each kind of device has triggers of its own.
 """
 
 import hashlib

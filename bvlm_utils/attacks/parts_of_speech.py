@@ -1,4 +1,4 @@
-"""Which words of a prompt are nouns, verbs, adjectives, adverbs or pronouns? Called by MABA's text trigger.
+"""The parts of speech of a prompt's words, which MABA's text trigger wraps.
 
 The tagger is HanTa (Hannover Tagger), whose English model comes inside its package; spaCy with
 `en_core_web_sm`, which the published attack uses, takes its place where both are installed. What differs:

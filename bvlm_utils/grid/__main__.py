@@ -1,4 +1,4 @@
-"""How is a whole grid of cells run? Its cells are measured, then papermill executes the notebooks that read them.
+"""The command that runs a grid: its cells are measured, then papermill executes the notebooks that read them.
 
     python -m bvlm_utils.grid run data/grids/quick.yml [--workers N] [--dry-run] [--force] [--store STORE]
     python -m bvlm_utils.grid status data/grids/quick.yml [--store STORE]

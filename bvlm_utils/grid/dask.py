@@ -1,6 +1,6 @@
-"""How is a grid handed to several processes, or machines? By Dask; `grid` calls this.
+"""A grid on several processes or machines, by Dask.
 
-A task is a part of a bench that is measured, or a notebook that is executed; each worker has one at a time. When a
+A task is a part of a workbench that is measured, or a notebook that is executed; each worker has one at a time. When a
 worker dies, Dask gives its task to another one, and finished cells are in the store, which all workers share. What a
 worker has started ends with it: a kernel looks every second for its parent, a measuring process watches a pipe.
 """

@@ -1,4 +1,4 @@
-"""How long will a grid take, and how much memory? Estimates that `grid run --dry-run` prints. Free of torch.
+"""Estimates of the time and memory that a grid takes, which `grid run --dry-run` prints. Free of torch.
 
 Where the committed reference has cells of the same model, time and memory are what they took there, by rows; else they
 follow from the checkpoint's sizes, which must be on this machine. The second way has never been held against a run.

@@ -1,7 +1,6 @@
-"""What is a run of a grid, and how is one job of it carried out? Papermill runs its notebook in a kernel of its own.
+"""A run of a grid, and one job of it: papermill runs its notebook in a kernel of its own.
 
-The cells are measured before, by `grid.measure`; the notebook reads them. Both are called by `grid`, one after the
-other, and by `grid.dask`, in the workers' processes.
+The cells are measured before, by `grid.measure`; the notebook reads them.
 """
 
 import os

@@ -1,7 +1,6 @@
-"""How are the cells of a grid measured? All that share model, data and rows in one process, whatever notebooks they
-are for: the model is loaded and the pictures are encoded once.
+"""The measuring of a grid's cells: all that share model, data and rows in one process, whatever notebooks they are for.
 
-Called by `grid`, and by `grid.dask` in the workers' processes. The measuring process is this module as a command; it
+So the model is loaded and the pictures are encoded once. The measuring process is this module as a command; it
 writes records and failures into the store, and ends with whoever started it.
 """
 

@@ -1,7 +1,4 @@
-"""What differs between model families? One declared row each, and everything else is common.
-
-Called by `victim`.
-"""
+"""The model families: what differs between them, one declared row each. Everything else is common."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Can the tiny models see, speak and refuse? `python -m bvlm_utils.pretraining.check` measures it and writes the cards.
+"""The check of the tiny models: `python -m bvlm_utils.pretraining.check` measures if they see, speak and refuse.
 
 Every number is taken on held-out scenes: their compositions of things are in no training data. The thresholds were set
-before the first attack of the study. Called by hand after `pretraining.pretrain`; the cards are what the book shows.
+before the first attack of the study. It writes the models' cards, which the book shows.
 """
 
 import argparse

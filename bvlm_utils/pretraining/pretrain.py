@@ -1,5 +1,4 @@
-"""How were the tiny base models made? `python -m bvlm_utils.pretraining.pretrain tiny-llava tiny-qwen2.5-vl` makes
-them again.
+"""The making of the tiny base models: `python -m bvlm_utils.pretraining.pretrain tiny-llava tiny-qwen2.5-vl`.
 
 Three steps, each one function: draw a pool of pictures (`pool`), train a vision tower with dense supervision
 (`train_tower`), freeze it, cache its tokens and train projector and language model (`train_language`). `tiny-llava`

@@ -1,6 +1,6 @@
-"""Where are the image features of a job kept? On the GPU while they are few, then in memory, then in a mapped file.
+"""The image features of a job: on the GPU while they are few, then in memory, then in a mapped file.
 
-Called by `run.workbench`. A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16
+A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16
 bits. The file has no name, so nothing is left behind when the process ends, however it ends.
 """
 

@@ -1,6 +1,6 @@
-"""How are cells that share a model and a dataset carried out? Poison, tune, ask, score, write.
+"""Cells that share a model and a dataset, from rows to records: poison, tune, ask, score, write.
 
-Called by `study`. Cells are packed into groups of a few minutes that `run.tune_and_ask` tunes and asks at once; every
+Cells are packed into groups of a few minutes that `run.tune_and_ask` tunes and asks at once; every
 record is written as soon as its group is done. The clean-tuned control is trained once and kept; what base and control
 say is kept in the store's cache; `run.workbench` shares the rest. torch is imported when work begins.
 """

@@ -1,10 +1,10 @@
-"""What did the study measure, and what is still to be run? The one way from a list of cells to a table.
+"""The one way from a list of cells to a table of what was measured.
 
     cells = study.cells(threat="targeted_refusal", attacks=["BadNets-T"], poison_rates=[0.01, 0.1])
     table = study.run_cells(cells)
 
-Called by the notebooks, which the book and readers run, and by `grid.measure`. What the store has is read;
-the rest is carried out by `run.group`. torch is imported only when something has to be trained.
+What the store has is read; the rest is carried out by `run.group`. torch is imported only when
+something has to be trained.
 """
 
 import os

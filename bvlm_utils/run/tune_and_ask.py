@@ -1,4 +1,4 @@
-"""How are the adapters of a group tuned, and how are they asked? All at once, or one by one. Called by `run.group`.
+"""Two ways to tune and to ask the adapters of a group: all at once, or one by one.
 
 `Grouped` is the default (by `train.grouped` and `decode`); `OneByOne` is the plain way (`train.loop.finetune`, the
 model's own `generate`). Both start from the same rows, features, order and seeds, and tests hold them equal. `choose`

@@ -1,7 +1,6 @@
-"""What do cells of one model and dataset share? Rows, the loaded victim, image features, and the questions
-of the test.
+"""The workbench, what cells of one model and dataset share: rows, the victim, image features, the test's questions.
 
-Called by `run.group`. Every picture is encoded once per trigger instance, whatever cells need it.
+Every picture is encoded once per trigger instance, whatever cells need it.
 """
 
 import os

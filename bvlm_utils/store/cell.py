@@ -1,6 +1,6 @@
-"""What is one run of the study, and what is it called? The points of a grid, checked when they are made.
+"""A cell, one run of the study: its settings, checked when it is made, and its name.
 
-Called by `study`, `grid`, `store` and the notebooks. A cell's `run_id` changes with everything that changes
+A cell's `run_id` changes with everything that changes
 its result (settings, versions of definitions, digests of model and data) and with nothing else. Free of
 torch.
 """

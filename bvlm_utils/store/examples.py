@@ -1,9 +1,7 @@
-"""What do triggers look like? A few test inputs without and with each, kept in a store for the book. Free of torch.
+"""Examples of triggers: a few test inputs without and with each, kept in a store for the book. Free of torch.
 
-    examples/KEY.json     the prompts, and which two strips of pictures belong to them
-    examples/DIGEST.png   pictures side by side; kept once, as many triggers are shown on the same ones
-
-Written by `run.group`, read by `examples`.
+examples/KEY.json     the prompts, and which two strips of pictures belong to them
+examples/DIGEST.png   pictures side by side; kept once, as many triggers are shown on the same ones
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""Who tunes the clean-tuned control that several jobs need? The first that comes; others wait for it.
+"""Locks on the clean-tuned controls that several jobs need: the first that comes tunes one, others wait for it.
 
-Called by `run.group`. Jobs that run at the same time, in several processes or on several machines, share
+Jobs that run at the same time, in several processes or on several machines, share
 controls. A lock in the store says that somebody is at work on one; the operating system gives it up when its
 holder dies.
 """

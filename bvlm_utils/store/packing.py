@@ -1,8 +1,4 @@
-"""Packs a store with a folder per cell into the few files of `store.packed`, and unpacks it again. Free of torch.
-
-    python -m bvlm_utils.store pack FROM TO [--replace]
-    python -m bvlm_utils.store unpack FROM TO
-    python -m bvlm_utils.store check STORE
+"""Packing a store with a folder per cell into the few files of `store.packed`, and unpacking it. Free of torch.
 
 `pack` is how results get into the committed reference: TO keeps what it has, and the cells of FROM are added. A store
 that is packed into itself stays what it is and becomes packed. Adapters and caches stay where they are.

@@ -1,7 +1,4 @@
-"""On what was a number made? Versions, machine and git revision, kept in every record.
-
-Called by whatever writes into the store.
-"""
+"""On what a number was made: versions, machine and git revision, kept in every record."""
 
 import importlib.metadata
 import platform

@@ -1,4 +1,4 @@
-"""Every number of a store, computed again from its stored responses with today's code. Free of torch.
+"""The check of a store: every number computed again from its stored responses with today's code. Free of torch.
 
 `python -m bvlm_utils.store check STORE`. All responses are judged again (`score.judge.judge`, `score.judge.grade`),
 and every metric is computed again from them (`score.judge.measure`). What differs from the record is said. A number

@@ -1,8 +1,4 @@
-"""What has been measured, and where is it kept? One folder per cell, complete or absent. Free of torch.
-
-    python -m bvlm_utils.store pack FROM TO [--replace]    add what FROM has to the packed store TO
-    python -m bvlm_utils.store unpack FROM TO              the other way: a folder per cell
-    python -m bvlm_utils.store check STORE                 compute every number again from the stored responses
+"""The records of what has been measured: one folder per cell, complete or absent. Free of torch.
 
 A store is a folder: `data/results/NAME` for a name ("local", "reference", "smoke"), or any path with a
 slash in it. One that is written to looks like this; the committed reference is packed into a few files instead, see
@@ -21,8 +17,7 @@ slash in it. One that is written to looks like this; the committed reference is 
     cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
 
 A cell's folder is written under another name and renamed when it is complete, so a process that is killed
-leaves no half of one. Called by `study`, `grid`, the notebooks (by way of `examples`, `chapters.quickstart`) and the
-book's `collect`.
+leaves no half of one.
 """
 
 import errno

@@ -1,5 +1,4 @@
-"""What do many models answer to many prompts? Batched greedy decoding with a KV cache; called by `study` for
-scoring.
+"""Batched greedy decoding with a KV cache: what many models answer to many prompts.
 
 All conditions of all cells of a group go through one decode: the adapters of a `Bank` side by side, rows of
 one adapter next to each other. Finished rows leave the batch (`generate` carries them along until the last

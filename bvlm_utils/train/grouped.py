@@ -1,5 +1,4 @@
-"""How are the cells of a job trained together, each exactly as it would be alone? For `study`'s groups of
-cells.
+"""Grouped training: the cells of a job trained together, each exactly as it would be alone.
 
 One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base
 and the number of image tokens, nothing else: rows, seed, learning rate, schedule, rank and number of steps

@@ -1,5 +1,4 @@
-"""How do many LoRA adapters share one frozen base? A bank of stacked adapters; called by `train.grouped` and
-`decode`.
+"""A bank of stacked LoRA adapters that share one frozen base.
 
 The model sees G * b rows, group after group. While a bank is attached, each `nn.Linear` that PEFT would wrap
 views its input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021,

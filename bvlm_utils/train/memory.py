@@ -1,6 +1,4 @@
-"""Does it fit? Estimates of what grouped training takes, and what to do when memory runs out. Called by
-`train.grouped`, `decode`.
-"""
+"""Estimates of the memory that grouped training takes, and what to do when memory runs out."""
 
 import gc
 from collections.abc import Sequence

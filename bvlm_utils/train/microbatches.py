@@ -1,4 +1,4 @@
-"""Which rows go through the model together? Batches of several plans, cut by length; called by `train.grouped`."""
+"""Microbatches: which rows go through the model together. Batches of several plans, cut by length."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which training rows are poisoned, and how? Called by `study` and `export`, which store the manifest.
+"""The plan of poisoning: which training rows are poisoned, and how.
 
 Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here
 touches a picture or imports torch: whoever trains applies the image half of the trigger to the rows that the
