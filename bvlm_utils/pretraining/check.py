@@ -117,7 +117,7 @@ def clip_skills() -> list[Skill]:
     """Zero-shot naming of single sprites among all 62 concepts, in every style on backgrounds drawn for this test."""
     from transformers import AutoTokenizer, CLIPModel
 
-    from bvlm_utils.pretraining.pretrain import normalise
+    from bvlm_utils.pretraining.tower import normalise
 
     folder = paths.MODELS / "tiny-clip"
     clip, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
