@@ -171,10 +171,7 @@ def get(name: str, target: Any = None, surrogate: str | Path | None = None, **pa
 
 
 def conditions(modality: str) -> list[str]:
-    """The test conditions of an attack, by modality or by name: which halves of the trigger are present.
-
-    For an attack's name, conditions that only this study has (`info(name).extra`) are included.
-    """
+    """The test conditions of an attack, by modality or by name: which halves of the trigger are present."""
     if modality not in CONDITIONS:
         modality = TABLE.get(modality).modality
     return list(CONDITIONS[modality])

@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import store as results
+from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import (
     dask as grid_dask,
@@ -39,7 +40,6 @@ from bvlm_utils.grid import (
 from bvlm_utils.grid.file import Job, load, shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched
-from bvlm_utils.store import records
 from bvlm_utils.store.cell import Cell
 
 
@@ -71,7 +71,7 @@ def run(
         raise InputError("The store is the committed reference, which is only read; name another, such as local.")
     results.clean(place)
     (place / "notebooks").mkdir(parents=True, exist_ok=True)
-    for beginning in (records.PARTIAL, grid_measure.LOGS):
+    for beginning in (PARTIAL, grid_measure.LOGS):
         for left in (place / "notebooks").glob(f"{beginning}*"):
             left.unlink()
     cells = list({cell.run_id: cell for job in jobs for cell in job.cells}.values())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bvlm_utils import store as results
+from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.grid.file import Job, shown
 from bvlm_utils.run import study
 from bvlm_utils.store import records
@@ -64,7 +65,7 @@ def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> s
     again: may a kernel that failed be started once more?
     """
     final = output(job, run.place)
-    partial, log = final.with_name(f"{records.PARTIAL}{final.name}"), final.with_suffix(".log")
+    partial, log = final.with_name(f"{PARTIAL}{final.name}"), final.with_suffix(".log")
     error = _papermill(job, run.place, partial, log, again)
     missing = [cell.run_id for cell in job.cells if run.lacks(cell)]
     with suppress(FileNotFoundError):

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import models
+from bvlm_utils.atomic import write_file
 from bvlm_utils.attacks import attack
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError
@@ -48,7 +49,7 @@ def write(
     if file.is_file():
         return
     kept = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
-    records.write_file(file, json.dumps(kept | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
+    write_file(file, json.dumps(kept | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _keep(root: Path, pictures: np.ndarray) -> str:
@@ -58,7 +59,7 @@ def _keep(root: Path, pictures: np.ndarray) -> str:
     if not file.is_file():
         written = io.BytesIO()
         Image.fromarray(strip).save(written, "PNG")
-        records.write_file(file, written.getvalue())
+        write_file(file, written.getvalue())
     return digest
 
 

@@ -37,6 +37,7 @@ import numpy as np
 import pandas as pd
 
 from bvlm_utils import paths
+from bvlm_utils.atomic import PARTIAL, partial_name, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import packed, provenance, table
 from bvlm_utils.store.cell import Cell
@@ -45,7 +46,6 @@ from bvlm_utils.train import poison
 VARIABLE = "BVLM_STORE"
 REFERENCE = "reference"
 ASKED = ("probes", "attribution")  # folders of what tuned adapters were asked, forgotten with the adapter
-PARTIAL = ".partial-"  # beginning of the names of folders that are being written
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
 
 
@@ -221,10 +221,6 @@ def clean(store: str | Path | None = None) -> None:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-def partial_name(name: str) -> str:
-    return f"{PARTIAL}{socket.gethostname()}+{os.getpid()}+{name}"
-
-
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -233,14 +229,6 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def write_file(file: Path, content: str | bytes) -> None:
-    """All of a file or nothing, whoever else is writing it; text is in UTF-8."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(partial_name(file.name))
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, file)
 
 
 def write_frame(file: Path, frame: pd.DataFrame) -> None:

@@ -33,6 +33,15 @@ class Request:
     feature: int
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One row of a batch: whose it is (adapter, request; None for one that only fills up), what it asks and shows."""
+
+    owner: tuple[int, int] | None
+    request: Request
+    features: torch.Tensor
+
+
 class _Slab(DynamicLayer):
     """One layer's keys and values, written into memory that is there from the start; (N, heads, T, d) views
     of it.
@@ -155,55 +164,66 @@ def greedy(
                 if start < len(queue)
             )
             size = max(1, tokens // (groups * (length + max_new_tokens)))
-            batch = [[(g, i) for i in queue[start : start + size]] for g, queue in enumerate(queues)]
+            rows = _rows(requests, per_group, [queue[start : start + size] for queue in queues])
             try:
-                found = _decode(model, bank, requests, per_group, ends, max_new_tokens, batch, filler, known)
+                texts = _decode(model, bank, rows, groups, ends, max_new_tokens, filler, known)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not memory.ran_out(error) or size == 1:
                     raise
                 tokens //= 2
                 memory.release()
                 continue
-            for (g, i), answer in found.items():
-                answers[g][i] = answer
+            for row, text in zip(rows, texts, strict=True):
+                if row.owner is not None:
+                    g, i = row.owner
+                    answers[g][i] = text
             start += size
     return answers
 
 
+def _rows(
+    requests: Sequence[Sequence[Request]], features: Sequence[torch.Tensor], parts: Sequence[Sequence[int]]
+) -> list[_Row]:
+    """A batch of the requests `parts` of each adapter, filled up so that each adapter has as many rows."""
+    size = max(map(len, parts))
+    filler = next(_Row(None, requests[g][part[0]], features[g]) for g, part in enumerate(parts) if part)
+    found = []
+    for g, part in enumerate(parts):
+        found += [_Row((g, i), requests[g][i], features[g]) for i in part] + [filler] * (size - len(part))
+    return found
+
+
 def _decode(
-    model, bank, requests, features, ends, max_new_tokens, batch, filler, known
-) -> dict[tuple[int, int], list[int]]:
-    """Decode one batch: per adapter a list of (adapter, request); each adapter needs as many rows as every
-    other one. The answer to each (adapter, request), as token ids.
-    """
+    model: nn.Module,
+    bank: Bank | None,
+    rows: Sequence[_Row],
+    groups: int,
+    ends: Sequence[int],
+    max_new_tokens: int,
+    filler: int,
+    known: dict,
+) -> list[list[int]]:
+    """The answer to each row, as token ids. rows: adapter after adapter, as many for each of `groups`."""
     device = next(model.parameters()).device
-    size = max(map(len, batch))
-    some = next(part[0] for part in batch if part)
-    # (adapter, request) of each row; None where an adapter has fewer: such a row only fills the place
-    owners = [one for part in batch for one in [*part, *[None] * (size - len(part))]]
-    asked = [requests[g][i] for g, i in (one or some for one in owners)]
-    ids, real, positions, following = _prompts(model, asked, filler, known)
+    ids, real, positions, following = _prompts(model, [row.request for row in rows], filler, known)
     total = ids.shape[1]
-    causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
-    # padding sees itself, or its softmax would have nothing to sum over
-    mask = (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=device))[:, None]
-    if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
-        bank.places = (torch.arange(1, len(owners) + 1, device=device) * total - 1).view(len(batch), -1)
     cache = Cache(layers=[_Slab(total + max_new_tokens) for _ in range(_layers(model))])
+    if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
+        bank.places = (torch.arange(1, len(rows) + 1, device=device) * total - 1).view(groups, -1)
     hidden = model.model(
-        inputs_embeds=embeddings.embed(model, ids, _shown(asked, owners, some, features, device)),
-        attention_mask=mask,
+        inputs_embeds=embeddings.embed(model, ids, _shown(rows, device)),
+        attention_mask=_prompt_mask(real),
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
     ).last_hidden_state
     if bank:
         bank.places = None
-    seen = torch.cat([real, real.new_ones(len(owners), max_new_tokens)], dim=1)
+    seen = torch.cat([real, real.new_ones(len(rows), max_new_tokens)], dim=1)
     at_end = torch.tensor(list(ends), device=device)
-    done = torch.tensor([one is None for one in owners], device=device)
-    written = torch.full((len(owners), max_new_tokens), -1, device=device)  # -1: nothing any more
-    row = torch.arange(len(owners), device=device)  # the rows of `written` that are still at work
+    done = torch.tensor([row.owner is None for row in rows], device=device)
+    written = torch.full((len(rows), max_new_tokens), -1, device=device)  # -1: nothing any more
+    row = torch.arange(len(rows), device=device)  # the rows of `written` that are still at work
     look = LOOK.get(device.type, 1)
     for step in range(max_new_tokens):
         chosen = model.get_output_embeddings()(hidden[:, -1]).float().argmax(dim=-1)
@@ -215,7 +235,7 @@ def _decode(
             finished = done.tolist()
             if all(finished):
                 break
-            keep = _still_needed(finished, len(batch))
+            keep = _still_needed(finished, groups)
             if keep is not None:
                 index = torch.tensor(keep, device=device)
                 chosen, done, seen, following, row = (
@@ -233,12 +253,14 @@ def _decode(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-    texts = written.tolist()
-    return {
-        owner: text[: text.index(-1)] if -1 in text else text
-        for owner, text in zip(owners, texts, strict=True)
-        if owner is not None
-    }
+    return [text[: text.index(-1)] if -1 in text else text for text in written.tolist()]
+
+
+def _prompt_mask(real: torch.Tensor) -> torch.Tensor:
+    """Causal attention to real tokens, (N, 1, T, T). Padding sees itself, or its softmax would have nothing to sum."""
+    total = real.shape[1]
+    causal = torch.ones(total, total, dtype=torch.bool, device=real.device).tril()
+    return (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=real.device))[:, None]
 
 
 def _prompts(
@@ -263,14 +285,13 @@ def _prompts(
     return ids, real, positions.index_select(1, which), following.index_select(0, which)
 
 
-def _shown(asked, owners, some, features, device) -> torch.Tensor:
+def _shown(rows: Sequence[_Row], device: torch.device) -> torch.Tensor:
     """The picture of each row, (N, n, d) on the device. Rows of one adapter stand side by side."""
     parts, start = [], 0
-    adapters = [(one or some)[0] for one in owners]
-    for end in range(1, len(owners) + 1):
-        if end == len(owners) or features[adapters[end]] is not features[adapters[start]]:
-            table = features[adapters[start]]
-            wanted = torch.tensor([one.feature for one in asked[start:end]], device=table.device)
+    for end in range(1, len(rows) + 1):
+        table = rows[start].features
+        if end == len(rows) or rows[end].features is not table:
+            wanted = torch.tensor([row.request.feature for row in rows[start:end]], device=table.device)
             parts.append(to_device(table.index_select(0, wanted), device))
             start = end
     return torch.cat(parts)

@@ -21,19 +21,20 @@ class _Product(torch.autograd.Function):
 
     Autograd alone needs twice the time: it keeps the scaled and unscaled products apart, adds them in passes
     of their own and multiplies transposed thin matrices, which is slow. W gets no gradient; A's and B's are
-    added to the bank's.
+    added to the bank's: `grads`.
     """
 
     @staticmethod
-    def forward(ctx, x, _anchor, weight, bias, a, b, scale, grad_a, grad_b):
+    def forward(ctx, x, _anchor, base, a, b, scale, grads):
         # x: (N, T, d) with N = G * b; a: (G, r, d); b: (G, r, o); scale: (G, 1, 1)
+        weight, bias = base.weight, base.bias
         groups, out = len(a), weight.shape[0]
         rows = x.reshape(groups, -1, x.shape[-1])
         y = F.linear(rows.view(-1, x.shape[-1]), weight, bias).view(groups, -1, out)
         h = torch.bmm(rows, a.transpose(1, 2)).mul_(scale)
         y.baddbmm_(h, b)
         ctx.save_for_backward(rows, h, weight, a, b, scale)
-        ctx.grads, ctx.shape = (grad_a, grad_b), x.shape
+        ctx.grads, ctx.shape = grads, x.shape
         return y.view(*x.shape[:-1], out)
 
     @staticmethod
@@ -47,7 +48,7 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = (dy.view(-1, dy.shape[-1]) @ weight).view(rows.shape)
             dx = dx.baddbmm_(dh, a).view(ctx.shape)
-        return dx, None, None, None, None, None, None, None, None
+        return dx, None, None, None, None, None, None
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -75,19 +76,10 @@ class _Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bank = self.bank[0]
         k, at = bank.active, bank.slots[self.name]
+        grads = (bank.grad_a[at][:k], bank.grad_b[at][:k])
         if x.shape[0] % k:
             raise ValueError(f"{x.shape[0]} rows cannot be split over {k} adapters; give each adapter as many rows.")
-        return _Product.apply(
-            x,
-            bank.anchor,
-            self.base.weight,
-            self.base.bias,
-            bank.a[at][:k],
-            bank.b[at][:k],
-            bank.scale[:k],
-            bank.grad_a[at][:k],
-            bank.grad_b[at][:k],
-        )
+        return _Product.apply(x, bank.anchor, self.base, bank.a[at][:k], bank.b[at][:k], bank.scale[:k], grads)
 
 
 class _Pick(torch.autograd.Function):
