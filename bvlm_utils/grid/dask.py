@@ -116,9 +116,9 @@ def _carry_out(
 
     variables: of the environment. name: of the command that wants this.
     """
-    if not run.place.is_dir():
+    if not run.folder.is_dir():
         return (
-            f"the worker on {socket.gethostname()} does not see the store {run.place}; "
+            f"the worker on {socket.gethostname()} does not see the store {run.folder}; "
             "all machines need it, under the same path."
         ), 0.0
     others = {key: None for key in os.environ if key.startswith(OURS) and key not in variables}

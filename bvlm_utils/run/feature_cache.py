@@ -16,8 +16,8 @@ from bvlm_utils.train import memory
 SHARE = 0.25  # of the memory that is free, of the device's and of the host's, when the first features come
 
 
-class Kept:
-    """Rows of features by key, each stored once. Read them with `places` and `table`.
+class FeatureCache:
+    """Rows of features by key, each stored once. Read them with `rows` and `table`.
 
     device: where the model is; rows stay there while they fit. device_budget, budget: bytes to hold on a GPU and in
     the host's memory; a share of what is free if not given.
@@ -47,7 +47,7 @@ class Kept:
     def on_disk(self) -> bool:
         return self._file is not None
 
-    def places(self, keys: Sequence[Hashable]) -> list[int]:
+    def rows(self, keys: Sequence[Hashable]) -> list[int]:
         """The row of `table` that each key has; KeyError for a key that was not added."""
         return [self.index[key] for key in keys]
 

@@ -95,25 +95,25 @@ def run_cells(
     book (BVLM_STORE=reference) nothing is ever trained: a cell that the reference lacks is an InputError with the
     command that makes it.
     """
-    place = results.folder(store)
+    folder = results.folder(store)
     once = list({cell.run_id: cell for cell in cells}.values())
-    missing = [cell for cell in once if force or rescore or not results.has(cell, place)]
+    missing = [cell for cell in once if force or rescore or not results.has(cell, folder)]
     if os.environ.get(MEASURED):
-        texts = results.failures(place)
+        texts = results.failures(folder)
         failed = [cell for cell in once if cell in missing or cell.run_id in texts]
         if failed:
-            raise StudyError(_failures(failed, len(once), place))
-    elif missing and results.read_only(place):
+            raise StudyError(_failures(failed, len(once), folder))
+    elif missing and results.read_only(folder):
         raise InputError(_how_to_make(missing))
     elif missing:
-        results.clean(place)
-        failed = measure(missing, place, plain, rescore)
+        results.clean(folder)
+        failed = measure(missing, folder, plain, rescore)
         if failed:
-            raise StudyError(_failures(failed, len(missing), place))
-    return table.table(results.read(cell, place) for cell in cells)
+            raise StudyError(_failures(failed, len(missing), folder))
+    return table.table(results.read(cell, folder) for cell in cells)
 
 
-def measure(cells: Sequence[Cell], place: Path, plain: bool = False, rescore: bool = False) -> list[Cell]:
+def measure(cells: Sequence[Cell], folder: Path, plain: bool = False, rescore: bool = False) -> list[Cell]:
     """Run cells, those that share model, data and training rows together; the failed ones are returned."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
@@ -121,7 +121,7 @@ def measure(cells: Sequence[Cell], place: Path, plain: bool = False, rescore: bo
     failed: list[Cell] = []
     with progress_bar(len(cells)) as told:
         for group in groups.values():
-            failed += group_run.execute(group, place, told, plain, rescore)
+            failed += group_run.execute(group, folder, told, plain, rescore)
     return failed
 
 
@@ -138,9 +138,9 @@ def _how_to_make(missing: Sequence[Cell]) -> str:
     )
 
 
-def _failures(failed: Sequence[Cell], tried: int, place: Path) -> str:
-    texts = results.failures(place)
-    lines = [f"{len(failed)} of {tried} cells failed; what they left is in {place / 'failures'}:"]
+def _failures(failed: Sequence[Cell], tried: int, folder: Path) -> str:
+    texts = results.failures(folder)
+    lines = [f"{len(failed)} of {tried} cells failed; what they left is in {folder / 'failures'}:"]
     for cell in failed:
         last = texts.get(cell.run_id, "").strip().splitlines()
         lines.append(f"  {cell.run_id}: {last[-1] if last else 'unknown'}")

@@ -35,26 +35,26 @@ class Work:
 
 
 def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]], "torch.Tensor"]:
-    """Each task's rows, poisoned ones in their places, and the features (F, n, d) that all of them share: each
+    """Each task's rows, poisoned ones among them, and the features (F, n, d) that all of them share: each
     picture once per trigger instance.
     """
     from bvlm_utils.train.loop import TrainRow
 
     samples = bench.rows["train"]
-    clean, found = bench.places("train", range(len(samples))), []
+    clean, found = bench.feature_rows("train", range(len(samples))), []
     for task in tasks:
         rows = [TrainRow(row["prompt"], row["answers"][0], at) for row, at in zip(samples, clean, strict=True)]
         replaced = task.manifest.rows if task.manifest else ()
         painted = [row.position for row in replaced if row.condition in ("image", "both")]
-        places: dict[int, int] = {}
+        triggered: dict[int, int] = {}
         if painted:
             attack, seed = task.cell.resolved_attack, task.cell.trigger_seed
-            places = dict(zip(painted, bench.places("train", painted, attack, seed), strict=True))
+            triggered = dict(zip(painted, bench.feature_rows("train", painted, attack, seed), strict=True))
         for row in replaced:
-            at = places.get(row.position, clean[row.position])
-            rows[row.position] = TrainRow(row.prompt, row.answer, at)
+            feature_row = triggered.get(row.position, clean[row.position])
+            rows[row.position] = TrainRow(row.prompt, row.answer, feature_row)
         found.append(rows)
-    return found, bench.kept.table
+    return found, bench.feature_cache.table
 
 
 def _jobs(bench: Bench, tasks: Sequence[Work]) -> list[Any]:
@@ -181,8 +181,8 @@ def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> l
     for questions in asked:
         unique = {question.key(bench): question for question in questions}
         keys.append(unique)
-        pairs.append([pair for q in unique.values() for pair in zip(q.prompts, q.places(bench), strict=True)])
-    texts = decode.answer(bench.victim, pairs, bench.kept.table, bank, max_new_tokens=bench.max_new_tokens)
+        pairs.append([pair for q in unique.values() for pair in zip(q.prompts, q.feature_rows(bench), strict=True)])
+    texts = decode.answer(bench.victim, pairs, bench.feature_cache.table, bank, max_new_tokens=bench.max_new_tokens)
     said = []
     for unique, own in zip(keys, texts, strict=True):
         answers = iter(own)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from bvlm_utils.models.victim import Victim
-    from bvlm_utils.run.feature_cache import Kept
+    from bvlm_utils.run.feature_cache import FeatureCache
 
 
 CHUNK = 256  # pictures in memory at a time
@@ -53,11 +53,11 @@ class Bench:
         self.precision = precision
 
     @cached_property
-    def kept(self) -> "Kept":
+    def feature_cache(self) -> "FeatureCache":
         """The image features of all rows that were asked for, clean and triggered."""
-        from bvlm_utils.run.feature_cache import Kept
+        from bvlm_utils.run.feature_cache import FeatureCache
 
-        return Kept(device=self.victim.device)
+        return FeatureCache(device=self.victim.device)
 
     @cached_property
     def datasets(self) -> dict[str, Any]:
@@ -106,13 +106,13 @@ class Bench:
         images = attack.apply_image(images.to(self.victim.device), seed=trigger_seed, keys=keys)
         return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
-    def places(
+    def feature_rows(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
     ) -> list[int]:
-        """Where rows' image features stand in `kept.table`, triggered if there is an attack; computed once."""
+        """Where rows' image features stand in `feature_cache.table`, triggered if there is an attack; computed once."""
         trigger = () if attack is None else (attack.fingerprint("image"), trigger_seed)
         keys = [(split, position, *trigger) for position in positions]
-        missing = [key for key in dict.fromkeys(keys) if key not in self.kept.index]
+        missing = [key for key in dict.fromkeys(keys) if key not in self.feature_cache.index]
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             where = [position for _, position, *_ in chunk]
@@ -120,15 +120,15 @@ class Bench:
                 pictures = self.pictures(split, where)
             else:
                 pictures = self.triggered(split, where, attack, trigger_seed)
-            self.kept.add(chunk, self.victim.encode(pictures))
-        return self.kept.places(keys)
+            self.feature_cache.add(chunk, self.victim.encode(pictures))
+        return self.feature_cache.rows(keys)
 
     def features(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
     ) -> "torch.Tensor":
         """Image features (N, n, d) of rows, triggered if there is an attack; a copy, where the features are kept."""
-        places = self.places(split, positions, attack, trigger_seed)
-        return self.kept.table[places]
+        rows = self.feature_rows(split, positions, attack, trigger_seed)  # before the table, which they may replace
+        return self.feature_cache.table[rows]
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class Question:
     def features(self, bench: Bench) -> "torch.Tensor":
         return bench.features("test", self.positions, self.attack, self.trigger_seed)
 
-    def places(self, bench: Bench) -> list[int]:
-        return bench.places("test", self.positions, self.attack, self.trigger_seed)
+    def feature_rows(self, bench: Bench) -> list[int]:
+        return bench.feature_rows("test", self.positions, self.attack, self.trigger_seed)
 
 
 def questions(bench: Bench, cell: Cell) -> list[Question]:

@@ -38,13 +38,13 @@ def key(cell: Cell) -> str:
 
 
 def write(
-    cell: Cell, place: str | Path | None, clean: np.ndarray, triggered: np.ndarray, prompts: list[tuple[str, str]]
+    cell: Cell, store: str | Path | None, clean: np.ndarray, triggered: np.ndarray, prompts: list[tuple[str, str]]
 ) -> None:
     """Keep what the trigger does to a few held-out inputs, unless the store has it.
 
     clean, triggered: (N, H, W, 3) uint8. prompts: N pairs, without and with the trigger.
     """
-    root = records.folder(place) / "examples"
+    root = records.folder(store) / "examples"
     file = root / f"{key(cell)}.json"
     if file.is_file():
         return
@@ -63,9 +63,9 @@ def _keep(root: Path, pictures: np.ndarray) -> str:
     return digest
 
 
-def read(cell: Cell, place: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
+def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
     """What `write` kept: (clean, triggered, prompts); None if there is nothing. InputError for a broken file."""
-    root, name = records.folder(place), f"{key(cell)}.json"
+    root, name = records.folder(store), f"{key(cell)}.json"
     content = packed.content(root, "examples", name)
     if content is None:
         return None

@@ -209,16 +209,11 @@ def _decode(
     total = ids.shape[1]
     cache = Cache(layers=[_Slab(total + max_new_tokens) for _ in range(_layers(model))])
     if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
-        bank.places = (torch.arange(1, len(rows) + 1, device=device) * total - 1).view(groups, -1)
-    hidden = model.model(
-        inputs_embeds=embeddings.embed(model, ids, _shown(rows, device)),
-        attention_mask=_prompt_mask(real),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+        bank.positions = (torch.arange(1, len(rows) + 1, device=device) * total - 1).view(groups, -1)
+    shown = embeddings.embed(model, ids, _shown(rows, device))
+    hidden = _states(model, shown, _prompt_mask(real), positions, cache)
     if bank:
-        bank.places = None
+        bank.positions = None
     seen = torch.cat([real, real.new_ones(len(rows), max_new_tokens)], dim=1)
     at_end = torch.tensor(list(ends), device=device)
     done = torch.tensor([row.owner is None for row in rows], device=device)
@@ -246,14 +241,18 @@ def _decode(
         positions = (following + step)[:, None]
         if hasattr(model.model, "get_rope_index"):
             positions = positions.expand(3, -1, -1)
-        hidden = model.model(
-            inputs_embeds=model.get_input_embeddings()(chosen)[:, None],
-            attention_mask=seen[:, None, None, : total + step + 1],
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        words = model.get_input_embeddings()(chosen)[:, None]
+        hidden = _states(model, words, seen[:, None, None, : total + step + 1], positions, cache)
     return [text[: text.index(-1)] if -1 in text else text for text in written.tolist()]
+
+
+def _states(
+    model: nn.Module, inputs: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
+) -> torch.Tensor:
+    """The last hidden states (N, T, d) of embedded inputs (N, T, d), which the cache remembers."""
+    return model.model(
+        inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
 
 
 def _prompt_mask(real: torch.Tensor) -> torch.Tensor:
@@ -279,9 +278,9 @@ def _prompts(
     real = embeddings.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool().index_select(0, which)
     if not hasattr(model.model, "get_rope_index"):
         return ids, real, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
-    places = [embeddings.positions(model, list(row), known) for row in different.values()]
-    following = torch.tensor([int(place.max()) + 1 for place in places], device=device)
-    positions = embeddings.pad(places, left=True).to(device)
+    each = [embeddings.positions(model, list(row), known) for row in different.values()]
+    following = torch.tensor([int(own.max()) + 1 for own in each], device=device)
+    positions = embeddings.pad(each, left=True).to(device)
     return ids, real, positions.index_select(1, which), following.index_select(0, which)
 
 

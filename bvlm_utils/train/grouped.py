@@ -116,7 +116,7 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
 
     known_rows: dict[tuple, tuple] = {}
     known_starts: dict[tuple, tuple] = {}
-    known_places: dict = {}
+    known_positions: dict = {}
     plans = []
     for job in jobs:
         image_tokens, rows = job.features.shape[1], []
@@ -128,7 +128,7 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
                 known_rows[key] = (
                     torch.tensor(ids),
                     len(answer),
-                    embeddingss.positions(victim.model, ids, known_places),
+                    embeddingss.positions(victim.model, ids, known_positions),
                 )
             rows.append(known_rows[key])
         ids, answers, positions = zip(*rows, strict=True)
@@ -295,23 +295,23 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
         bank.grads.zero_()
         group.losses[step] = 0
         try:
-            for piece in group.table.pieces(step, bank.active, tokens):
-                embeddings = embeddingss.embed(model, piece.ids, piece.features)
-                bank.places = piece.places
+            for batch in group.table.microbatches(step, bank.active, tokens):
+                embeddings = embeddingss.embed(model, batch.ids, batch.features)
+                bank.positions = batch.target_positions
                 hidden = model.model(
-                    inputs_embeds=embeddings, position_ids=piece.positions, use_cache=False
+                    inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
                 ).last_hidden_state
-                logits = model.get_output_embeddings()(pick(hidden, piece.places))
-                loss = _cross_entropy(logits, piece.targets).mul(piece.weights).sum(dim=1)
+                logits = model.get_output_embeddings()(pick(hidden, batch.target_positions))
+                loss = _cross_entropy(logits, batch.targets).mul(batch.weights).sum(dim=1)
                 loss.sum().backward()
                 group.losses[step, : bank.active] += loss.detach()
-            bank.places = None
+            bank.positions = None
             return tokens
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             least = bank.active * group.table.longest(step, bank.active)  # one row of each plan
             if not memory.ran_out(error) or tokens <= least:
                 raise
-        piece = embeddings = hidden = logits = loss = None
+        batch = embeddings = hidden = logits = loss = None
         memory.release()
         tokens = max(least, tokens // 2)
 

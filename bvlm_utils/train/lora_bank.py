@@ -83,41 +83,41 @@ class _Linear(nn.Module):
 
 
 class _Pick(torch.autograd.Function):
-    """Rows of a table at distinct places. Autograd's own version scatters with atomic additions."""
+    """Rows of a table at distinct positions. Autograd's own version scatters with atomic additions."""
 
     @staticmethod
-    def forward(ctx, table, places):  # (M, d), (K,) -> (K, d)
-        ctx.save_for_backward(places)
+    def forward(ctx, table, positions):  # (M, d), (K,) -> (K, d)
+        ctx.save_for_backward(positions)
         ctx.rows = table.shape[0]
-        return table.index_select(0, places)
+        return table.index_select(0, positions)
 
     @staticmethod
     def backward(ctx, grad):
-        (places,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.rows, grad.shape[-1]).index_copy_(0, places, grad), None
+        (positions,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.rows, grad.shape[-1]).index_copy_(0, positions, grad), None
 
 
-class _Place(torch.autograd.Function):
+class _Scatter(torch.autograd.Function):
     """The reverse of `_Pick`: zeros elsewhere."""
 
     @staticmethod
-    def forward(ctx, rows, places, total):  # (K, d), (K,) -> (total, d)
-        ctx.save_for_backward(places)
-        return rows.new_zeros(total, rows.shape[-1]).index_copy_(0, places, rows)
+    def forward(ctx, rows, positions, total):  # (K, d), (K,) -> (total, d)
+        ctx.save_for_backward(positions)
+        return rows.new_zeros(total, rows.shape[-1]).index_copy_(0, positions, rows)
 
     @staticmethod
     def backward(ctx, grad):
-        (places,) = ctx.saved_tensors
-        return grad.index_select(0, places), None, None
+        (positions,) = ctx.saved_tensors
+        return grad.index_select(0, positions), None, None
 
 
-def pick(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """hidden: (N, T, d), places: (G, L) int64, distinct places in N * T -> (G, L, d)."""
-    return _Pick.apply(hidden.reshape(-1, hidden.shape[-1]), places.flatten()).view(*places.shape, -1)
+def pick(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """hidden: (N, T, d), positions: (G, L) int64, distinct positions in N * T -> (G, L, d)."""
+    return _Pick.apply(hidden.reshape(-1, hidden.shape[-1]), positions.flatten()).view(*positions.shape, -1)
 
 
-class _AtPlaces(nn.Module):
-    """A position-wise module computed at the bank's places alone (zeros elsewhere), or everywhere if it has
+class _AtPositions(nn.Module):
+    """A position-wise module computed at the bank's positions alone (zeros elsewhere), or everywhere if it has
     none.
     """
 
@@ -127,11 +127,11 @@ class _AtPlaces(nn.Module):
         self.bank = [bank]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        places = self.bank[0].places
-        if places is None:
+        positions = self.bank[0].positions
+        if positions is None:
             return self.inner(x)
-        rows = self.inner(pick(x, places)).flatten(0, 1)
-        return _Place.apply(rows, places.flatten(), x.shape[0] * x.shape[1]).view(*x.shape[:2], -1)
+        rows = self.inner(pick(x, positions)).flatten(0, 1)
+        return _Scatter.apply(rows, positions.flatten(), x.shape[0] * x.shape[1]).view(*x.shape[:2], -1)
 
 
 class Bank:
@@ -141,7 +141,7 @@ class Bank:
     device. The attributes `a[i]`: (G, r, d_in) and `b[i]`: (G, r, d_out) are the i-th layer's matrices in the
     model's own dtype: views of `params` where that is the same dtype, else copies that `refresh` renews. r is
     the largest rank; a lower rank is padded with zeros, which stay zero because the gradient of each half is
-    a product with the other half. Set `active` = k to work with the first k adapters only, and `places` (G,
+    a product with the other half. Set `active` = k to work with the first k adapters only, and `positions` (G,
     L) to compute the last layer only there.
     """
 
@@ -165,7 +165,7 @@ class Bank:
         self.slots = {name: i for i, name in enumerate(self.names)}
         # An output needs a gradient even where the input has none (first layer): this leaf asks for it.
         self.anchor = torch.zeros((), device=self.device, dtype=dtype, requires_grad=True)
-        self.places: torch.Tensor | None = None
+        self.positions: torch.Tensor | None = None
         self.active = len(self.ranks)
         width = max(self.ranks) * sum(map(sum, self.shapes))
         self._adopt(torch.zeros(len(self.ranks), width, dtype=dtype, device=self.device))
@@ -225,14 +225,14 @@ class Bank:
             for name in self.names:
                 undo.append(_swap(self.model, name, lambda old, name=name: _Linear(old, self, name)))
             for name in self._tail():
-                undo.append(_swap(self.model, name, lambda old: _AtPlaces(old, self)))
+                undo.append(_swap(self.model, name, lambda old: _AtPositions(old, self)))
             yield self
         finally:
             for parent, leaf, old in reversed(undo):
                 setattr(parent, leaf, old)
 
     def _tail(self) -> list[str]:
-        """What nothing but the logits at its own place depends on: the last layer without its keys and
+        """What nothing but the logits at its own position depends on: the last layer without its keys and
         values.
         """
         decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else None

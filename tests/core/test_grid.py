@@ -187,7 +187,7 @@ def test_status_and_table(tmp_path, capsys):
 
 def measured_here(cells, run, again=None):
     """Stands for the measuring process; good for cells that need no training."""
-    study.measure([cell for cell in cells if cell.skip_reason], run.place)
+    study.measure([cell for cell in cells if cell.skip_reason], run.folder)
 
 
 @pytest.fixture
@@ -282,8 +282,8 @@ def test_cells_of_all_notebooks_share_a_bench_and_are_cut_for_workers(tmp_path):
 def stub(monkeypatch):
     """Measuring processes write records without training, see `stub_measuring`."""
     monkeypatch.setenv("BVLM_EXTEND", "stub_measuring")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
 
 
 def lines(place, *words):
