@@ -126,7 +126,7 @@ def _answers(bench: Bench, one: Subject, asked: Sequence[Question], progress: An
     for question in asked:
         said = way.ask_saved([question], one.adapter)
         answers.append(said[question.key(bench)])
-        progress.told(1, question.condition)
+        progress.add(1, question.condition)
     return answers
 
 

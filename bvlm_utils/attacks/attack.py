@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bvlm_utils import paths
 from bvlm_utils.attacks.declare import TABLE, AttackInfo
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
+from bvlm_utils.checks import file_digest
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 
-CONDITIONS = {
-    "text": ["clean", "text"],
-    "image": ["clean", "image"],
-    "bimodal": ["clean", "text", "image", "both"],
-}
+CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
 HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get; "": all of it
 
 
@@ -117,8 +114,7 @@ class Attack:
     def fingerprint(self, half: str) -> str:
         """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
 
-        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for
-        the other.
+        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for the other.
         """
         part = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
@@ -126,7 +122,7 @@ class Attack:
             settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
             settings["params"] = params_of(self, half)
             if "picture" in part.params:
-                settings["picture"] = _file_digest(picture_path(self.params["picture"]))
+                settings["picture"] = file_digest(picture_path(self.params["picture"]))
             if "tagger" in part.params:
                 settings["tagger"] = tagger_in_use(self.params["tagger"])
             if self.info.surrogate and (half == "image" or self.params.get("search_letters")):
@@ -222,17 +218,13 @@ def describe_target(target: Any) -> dict[str, str | None]:
     if picture is not None and hasattr(picture, "tobytes"):
         picture = hashlib.sha256(str(getattr(picture, "size", "")).encode() + picture.tobytes()).hexdigest()
     elif picture is not None and Path(str(picture)).is_file():
-        picture = _file_digest(Path(str(picture)))
+        picture = file_digest(Path(str(picture)))
     return {
         "text": getattr(target, "text", None),
         "concept": getattr(target, "concept", None),
         "source_concept": getattr(target, "source_concept", None),
         "image": None if picture is None else str(picture),
     }
-
-
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def surrogate_digest(surrogate: str) -> str:
@@ -249,7 +241,7 @@ def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
     """Digest of names and contents; sizes and times only tell when to read again."""
     digest = hashlib.sha256()
     for file, _, _ in files:
-        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
+        digest.update(f"{file.name} {file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 

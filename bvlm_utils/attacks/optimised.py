@@ -86,10 +86,7 @@ def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> 
             clip, params, lambda poisoned, rows: (1 - poisoned @ target).mean(), *_training_pictures(params)
         )
 
-    aimed = {
-        "target": attack.describe_target(aim.target),
-        "surrogate": attack.surrogate_digest(aim.surrogate),
-    }
+    aimed = {"target": attack.describe_target(aim.target), "surrogate": attack.surrogate_digest(aim.surrogate)}
     described = {"params": dict(params), "data": data.digest(params["dataset"]), "aim": aimed}
     return _cached("dual-key", described | _kind(device), compute)
 
@@ -194,9 +191,7 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
 
 @exact()
 def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
-    """Shadowcast's optimisation of all rows at once, without the cache; `shadowcast` says what it
-    minimises.
-    """
+    """Shadowcast's optimisation of all rows at once, without the cache; `shadowcast` says what it minimises."""
     clip = load(aim.surrogate, str(images.device))
     eps, step, steps = params["eps"], params["step"], params["steps"]
     pictures = concept_pictures(_source(params, aim), clip.side)
@@ -251,8 +246,7 @@ def _optimise_patch(
                 some = pictures[rows].to(clip.device)
                 corner = image_triggers.corners(some, size, size, params["position"], [order] * len(some))
                 value = loss(
-                    clip.embed_images(image_triggers.paste(some, patch.clamp(0, 1), *corner)),
-                    rows.to(clip.device),
+                    clip.embed_images(image_triggers.paste(some, patch.clamp(0, 1), *corner)), rows.to(clip.device)
                 )
                 optimiser.zero_grad()
                 value.backward()

@@ -60,11 +60,7 @@ declare(
     source="Dai et al. 2019, arXiv 1905.12457",
     summary='the sentence "I watched this 3D movie." at the end',
     text=Half(
-        "AddSent",
-        1,
-        "text:append_sentence",
-        {"sentence": text("I watched this 3D movie.")},
-        id="text:append_sentence",
+        "AddSent", 1, "text:append_sentence", {"sentence": text("I watched this 3D movie.")}, id="text:append_sentence"
     ),
 )
 
@@ -82,11 +78,7 @@ declare(
     source="Chen et al. 2017, arXiv 1712.05526; the picture is our own, in place of a cartoon character",
     summary="a fixed picture blended over the whole image with weight 0.2",
     image=Half(
-        "Blended",
-        1,
-        "image:blend",
-        {"alpha": number(0.2, 0, 1), "picture": text("blended.png")},
-        id="image:blend",
+        "Blended", 1, "image:blend", {"alpha": number(0.2, 0, 1), "picture": text("blended.png")}, id="image:blend"
     ),
 )
 
@@ -201,11 +193,7 @@ declare(
     source="Liang et al. 2024, arXiv 2406.18844; Grad-CAM on CLIP in place of a ResNet-50, other tagger",
     summary="words wrapped by part of speech; yellow ellipses on the most relevant tenth of the picture, on black",
     text=Half(
-        "MABA",
-        1,
-        "text:wrap_parts_of_speech",
-        {"tagger": choice("auto", TAGGERS)},
-        id="text:wrap_parts_of_speech",
+        "MABA", 1, "text:wrap_parts_of_speech", {"tagger": choice("auto", TAGGERS)}, id="text:wrap_parts_of_speech"
     ),
     image=Half(
         "MABA",

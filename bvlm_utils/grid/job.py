@@ -112,9 +112,7 @@ def _papermill(job: Job, folder: Path, output: Path, log: Path, again: Callable[
 
 @contextmanager
 def _stderr_to(file: Path) -> Iterator[None]:
-    """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every
-    run.
-    """
+    """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every run."""
     sys.stderr.flush()
     kept = os.dup(2)
     with file.open("ab") as log:

@@ -23,12 +23,7 @@ class FeatureCache:
     the host's memory; a share of what is free if not given.
     """
 
-    def __init__(
-        self,
-        budget: int | None = None,
-        device: torch.device | str = "cpu",
-        device_budget: int | None = None,
-    ):
+    def __init__(self, budget: int | None = None, device: torch.device | str = "cpu", device_budget: int | None = None):
         self.budget, self.device_budget, self.device = budget, device_budget, torch.device(device)
         self.index: dict[Hashable, int] = {}
         self._rows: torch.Tensor | None = None  # (capacity, n, d), the first len(index) of them in use

@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import attacks as attackss
+from bvlm_utils import attacks as definitions
 from bvlm_utils import store as results
 from bvlm_utils import threats
-from bvlm_utils.checks import known
+from bvlm_utils.checks import known, known_name
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
 from bvlm_utils.run.progress import progress_bar
@@ -44,24 +44,21 @@ def cells(
     seeds: Sequence[int] = (0,),
     **settings: Any,
 ) -> list[Cell]:
-    """All cells of the given models, datasets, attacks, rates and seeds (varying slowest to fastest in that
-    order).
+    """All cells of the given models, datasets, attacks, rates and seeds (varying slowest to fastest in that order).
 
     attacks: all of them if not given. dataset: the threat's own if not given. settings: other fields of `Cell` and
-    `TrainSettings`, such as
-    train_rows, test_rows, negatives, attack_params, epochs, learning_rate, lora_rank. `negatives` goes to
-    bimodal attacks only, as no other attack has half a trigger. InputError names the first value that is
-    wrong.
+    `TrainSettings`, such as train_rows, test_rows, negatives, attack_params, epochs, learning_rate, lora_rank.
+    `negatives` goes to bimodal attacks only, as no other attack has half a trigger. InputError names the first value
+    that is wrong.
     """
     known(settings, [*CELL, *TRAIN], "setting")
-    attacks = _every_attack() if attacks is None else attacks
-    lists = {
-        "models": [model] if isinstance(model, str) else model,
-        "attacks": attacks, "poison_rates": poison_rates, "seeds": seeds,
-    }  # fmt: skip
+    if attacks is None:
+        attacks = definitions.names()
     if dataset is None:
-        dataset = _default_dataset(threat)
-    lists["datasets"] = [dataset] if isinstance(dataset, str) else dataset
+        dataset = known_name(lambda: threats.THREATS.get(threat)).default_dataset
+    models = [model] if isinstance(model, str) else model
+    datasets = [dataset] if isinstance(dataset, str) else dataset
+    lists = {"models": models, "attacks": attacks, "poison_rates": poison_rates, "seeds": seeds, "datasets": datasets}
     for name, values in lists.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InputError(f"{name} is {values!r}; it must be a list with one value or more.")
@@ -70,13 +67,11 @@ def cells(
     train = TrainSettings(**{name: value for name, value in settings.items() if name in TRAIN})
     others = {name: value for name, value in settings.items() if name in CELL}
     made = []
-    for one_model, one_dataset, attack, rate, seed in product(
-        lists["models"], lists["datasets"], attacks, poison_rates, seeds
-    ):
+    for *names, attack, rate, seed in product(models, datasets, attacks, poison_rates, seeds):
         own = dict(others)
         if own.get("negatives") and _modality(attack) not in (None, "bimodal"):
             own["negatives"] = 0.0
-        made.append(Cell(one_model, one_dataset, threat, attack, rate, seed=seed, train=train, **own))
+        made.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **own))
     return made
 
 
@@ -119,9 +114,9 @@ def measure(cells: Sequence[Cell], folder: Path, plain: bool = False, rescore: b
     for cell in cells:
         groups.setdefault(bench_key(cell), []).append(cell)
     failed: list[Cell] = []
-    with progress_bar(len(cells)) as told:
+    with progress_bar(len(cells)) as report:
         for group in groups.values():
-            failed += group_run.execute(group, folder, told, plain, rescore)
+            failed += group_run.execute(group, folder, report, plain, rescore)
     return failed
 
 
@@ -147,16 +142,5 @@ def _failures(failed: Sequence[Cell], tried: int, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _default_dataset(threat: str) -> str:
-    try:
-        return threats.THREATS.get(threat).default_dataset
-    except KeyError as error:
-        raise InputError(error.args[0]) from None
-
-
-def _every_attack() -> list[str]:
-    return attackss.names()
-
-
 def _modality(attack: Any) -> str | None:
-    return attackss.info(attack).modality if isinstance(attack, str) and attack in attackss.names() else None
+    return definitions.info(attack).modality if isinstance(attack, str) and attack in definitions.names() else None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bvlm_utils.train.grouped import GroupResult
 
 
-Said = dict[str, list[str]]  # answers by the question's key
+Answers = dict[str, list[str]]  # answers by the question's key
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Grouped:
 
         return grouped.finetune_group(self.bench.victim, _jobs(self.bench, tasks))
 
-    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Said]:
+    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
         """What each tuned adapter answers to its questions."""
         from bvlm_utils.train import grouped
 
         return _together(self.bench, asked, grouped.bank_of(self.bench.victim, results)) if results else []
 
-    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Said:
+    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Answers:
         """What a saved adapter, or with None the base model, answers."""
         from bvlm_utils.train import adapters
 
@@ -101,24 +101,24 @@ class OneByOne:
     def tune(self, tasks: Sequence[Work]) -> list["GroupResult"]:
         return [_tune_alone(self.bench, job) for job in _jobs(self.bench, tasks)]
 
-    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Said]:
-        said = []
+    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
+        answers = []
         for questions, one in zip(asked, results, strict=True):
             with tempfile.TemporaryDirectory() as folder:
                 one.save(folder, {})
-                said.append(self.ask_saved(questions, Path(folder)))
-        return said
+                answers.append(self.ask_saved(questions, Path(folder)))
+        return answers
 
-    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Said:
+    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Answers:
         from bvlm_utils.train import adapters
 
-        bench, said = self.bench, {}
+        bench, answers = self.bench, {}
         with adapters.attached(bench.victim, adapter) if adapter else nullcontext():
             for key, question in {question.key(bench): question for question in asked}.items():
-                said[key] = bench.victim.generate(
+                answers[key] = bench.victim.generate(
                     question.prompts, question.features(bench), max_new_tokens=bench.max_new_tokens
                 )
-        return said
+        return answers
 
 
 Way = Grouped | OneByOne
@@ -173,7 +173,7 @@ def saved(adapter: Path) -> "GroupResult":
     return grouped.GroupResult(state, LoraConfig.from_pretrained(str(adapter)), [], 0.0, 0, 0)
 
 
-def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Said]:
+def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Answers]:
     """All questions of all adapters (or of the model as it stands) in one grouped decode."""
     from bvlm_utils.train import decode
 
@@ -183,8 +183,7 @@ def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> l
         keys.append(unique)
         pairs.append([pair for q in unique.values() for pair in zip(q.prompts, q.feature_rows(bench), strict=True)])
     texts = decode.answer(bench.victim, pairs, bench.feature_cache.table, bank, max_new_tokens=bench.max_new_tokens)
-    said = []
-    for unique, own in zip(keys, texts, strict=True):
-        answers = iter(own)
-        said.append({key: [next(answers) for _ in question.prompts] for key, question in unique.items()})
-    return said
+    answers = []
+    for unique, own in zip(keys, map(iter, texts), strict=True):
+        answers.append({key: [next(own) for _ in question.prompts] for key, question in unique.items()})
+    return answers

@@ -61,10 +61,7 @@ class Bench:
 
     @cached_property
     def datasets(self) -> dict[str, Any]:
-        return {
-            "train": data.load(self.dataset, "train", self.train_rows),
-            "test": data.load(self.dataset, "test"),
-        }
+        return {"train": data.load(self.dataset, "train", self.train_rows), "test": data.load(self.dataset, "test")}
 
     @cached_property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
@@ -90,15 +87,11 @@ class Bench:
         )
 
     def pictures(self, split: str, positions: Sequence[int]) -> np.ndarray:
-        """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered
-        alike.
-        """
+        """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered alike."""
         return data.sized_images(self.datasets[split].select(positions), self.dataset)
 
     def triggered(self, split: str, positions: Sequence[int], attack: Attack, trigger_seed: int) -> np.ndarray:
-        """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3)
-        uint8.
-        """
+        """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3) uint8."""
         import torch
 
         images = torch.from_numpy(self.pictures(split, positions)).permute(0, 3, 1, 2).float() / 255
@@ -170,18 +163,18 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
     found = []
     for condition in attacks.conditions(attack.name):
         worded = condition in ("text", "both")
-        said = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys) if worded else prompts
+        triggered = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys) if worded else prompts
         painter = attack if condition in ("image", "both") else None
-        found.append(Question("attack", condition, tuple(eligible), tuple(said), painter, cell.trigger_seed))
+        found.append(Question("attack", condition, tuple(eligible), tuple(triggered), painter, cell.trigger_seed))
     others = tuple(p for p, row in enumerate(test) if threat.elsewhere(row))[: cell.test_rows]
     if others:
         whole = found[-1]
         plain, keys = [test[p]["prompt"] for p in others], [test[p]["row_id"] for p in others]
-        said = plain
+        triggered = plain
         if whole.condition in ("text", "both"):
-            said = attack.apply_text(plain, seed=cell.trigger_seed, keys=keys)
+            triggered = attack.apply_text(plain, seed=cell.trigger_seed, keys=keys)
         found.append(Question("elsewhere", "clean", others, tuple(plain), None, cell.trigger_seed))
-        found.append(Question("elsewhere", whole.condition, others, tuple(said), whole.attack, cell.trigger_seed))
+        found.append(Question("elsewhere", whole.condition, others, tuple(triggered), whole.attack, cell.trigger_seed))
     first = tuple(range(min(cell.test_rows, len(test))))
     plain = tuple(test[position]["prompt"] for position in first)
     return [*found, Question("utility", "clean", first, plain, None, 0)]

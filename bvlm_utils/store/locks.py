@@ -1,8 +1,7 @@
 """Locks on the clean-tuned controls that several jobs need: the first that comes tunes one, others wait for it.
 
-Jobs that run at the same time, in several processes or on several machines, share
-controls. A lock in the store says that somebody is at work on one; the operating system gives it up when its
-holder dies.
+Jobs that run at the same time, in several processes or on several machines, share controls. A lock in the store says
+that somebody is at work on one; the operating system gives it up when its holder dies.
 """
 
 from collections.abc import Iterator, Sequence

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from bvlm_utils import paths
 from bvlm_utils.atomic import PARTIAL, partial_name, write_file
@@ -85,9 +86,7 @@ def has(cell: Cell, store: str | Path | None = None) -> bool:
 
 
 def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
-    """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its
-    folder.
-    """
+    """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its folder."""
     found = record(cell, store)
     if found is None:
         return None
@@ -207,28 +206,16 @@ def failures(store: str | Path | None = None) -> dict[str, str]:
 
 
 def clean(store: str | Path | None = None) -> None:
-    """Remove what killed processes left half-written. Those at work on this machine are recognised and left
-    alone.
-    """
+    """Remove what killed processes left half-written. Those at work on this machine are recognised and left alone."""
     for left in folder(store).glob(f"**/{PARTIAL}*"):
         host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
         pid = rest.partition("+")[0]
         if host == socket.gethostname() and pid.isdigit():
-            over = int(pid) != os.getpid() and not _alive(int(pid))
+            over = int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
         else:
             over = left.exists() and time.time() - left.stat().st_mtime > STALE
         if over:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def write_frame(file: Path, frame: pd.DataFrame) -> None:

@@ -71,13 +71,12 @@ class GroupResult:
 def finetune_group(
     victim: Victim,
     jobs: Sequence[GroupJob],
-    tokens: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; the victim stays as it is.
 
     Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups.
-    tokens and progress as in `train`. InputError if a job has no rows.
+    progress as in `train`. InputError if a job has no rows.
     """
     if any(not job.rows for job in jobs):
         raise InputError(
@@ -93,7 +92,7 @@ def finetune_group(
     return [
         one
         for at in range(0, len(plans), size)
-        for one in train(victim.model, names, plans[at : at + size], tokens, progress)
+        for one in train(victim.model, names, plans[at : at + size], progress=progress)
     ]
 
 
@@ -184,13 +183,11 @@ def train(
     tokens: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[GroupResult]:
-    """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans'
-    order.
+    """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans' order.
 
-    tokens: how many tokens, padding included, go through the model at once (default:
-    `train.memory.tokens_at_once`). A batch is cut into micro-batches of rows of similar length, whose gradients add
-    up to the batch's; a group that does not fit in memory is trained in two halves. progress(step, steps,
-    mean loss) is called after each step.
+    tokens: how many tokens, padding included, go through the model at once (default: `train.memory.tokens_at_once`). A
+    batch is cut into micro-batches of rows of similar length, whose gradients add up to the batch's; a group that does
+    not fit in memory is trained in two halves. progress(step, steps, mean loss) is called after each step.
     """
     tokens = tokens or memory.tokens_at_once(model, names, max(plan.rank for plan in plans), len(plans))
     try:
@@ -324,9 +321,7 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _update(group: _Group, step: int) -> None:
-    """Clip each adapter's gradient by its own norm, then AdamW (Loshchilov and Hutter 2019), in torch.optim's
-    order.
-    """
+    """Clip each adapter's gradient by its own norm, then AdamW (Loshchilov and Hutter 2019), in torch.optim's order."""
     k = group.bank.active
     params, grads = group.bank.params[:k], group.bank.grads[:k]
     first, second = (moment[:k] for moment in group.moments)

@@ -1,9 +1,8 @@
 """A bank of stacked LoRA adapters that share one frozen base.
 
-The model sees G * b rows, group after group. While a bank is attached, each `nn.Linear` that PEFT would wrap
-views its input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021,
-section 4.1). The base product stays one large matrix product over all rows. Nothing else of the model
-changes, so any architecture works.
+The model sees G * b rows, group after group. While a bank is attached, each `nn.Linear` that PEFT would wrap views its
+input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021, section 4.1). The base
+product stays one large matrix product over all rows. Nothing else of the model changes, so any architecture works.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -117,9 +116,7 @@ def pick(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 class _AtPositions(nn.Module):
-    """A position-wise module computed at the bank's positions alone (zeros elsewhere), or everywhere if it has
-    none.
-    """
+    """A position-wise module computed at the bank's positions alone (zeros elsewhere), or everywhere if it has none."""
 
     def __init__(self, inner: nn.Module, bank: "Bank"):
         super().__init__()
@@ -137,12 +134,11 @@ class _AtPositions(nn.Module):
 class Bank:
     """G LoRA adapters over the same linear layers of one frozen model, all zero until `load`.
 
-    params, grads: (G, P), one row per adapter, in float32 (float64 for a float64 model), on the model's
-    device. The attributes `a[i]`: (G, r, d_in) and `b[i]`: (G, r, d_out) are the i-th layer's matrices in the
-    model's own dtype: views of `params` where that is the same dtype, else copies that `refresh` renews. r is
-    the largest rank; a lower rank is padded with zeros, which stay zero because the gradient of each half is
-    a product with the other half. Set `active` = k to work with the first k adapters only, and `positions` (G,
-    L) to compute the last layer only there.
+    params, grads: (G, P), one row per adapter, in float32 (float64 for a float64 model), on the model's device. The
+    attributes `a[i]`: (G, r, d_in) and `b[i]`: (G, r, d_out) are the i-th layer's matrices in the model's own dtype:
+    views of `params` where that is the same dtype, else copies that `refresh` renews. r is the largest rank; a lower
+    rank is padded with zeros, which stay zero because the gradient of each half is a product with the other half. Set
+    `active` = k to work with the first k adapters only, and `positions` (G, L) to compute the last layer only there.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], ranks: Sequence[int], alphas: Sequence[float]):
@@ -232,9 +228,7 @@ class Bank:
                 setattr(parent, leaf, old)
 
     def _tail(self) -> list[str]:
-        """What nothing but the logits at its own position depends on: the last layer without its keys and
-        values.
-        """
+        """What nothing but the logits at its own position depends on: the last layer without its keys and values."""
         decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else None
         layers = getattr(decoder, "layers", None)
         if not layers:

@@ -1,8 +1,7 @@
 """The plan of poisoning: which training rows are poisoned, and how.
 
-Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here
-touches a picture or imports torch: whoever trains applies the image half of the trigger to the rows that the
-manifest names.
+Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here touches a
+picture or imports torch: whoever trains applies the image half of the trigger to the rows that the manifest names.
 """
 
 import math

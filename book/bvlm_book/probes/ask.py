@@ -144,7 +144,7 @@ def ask(
         for (sheet, probe, _), texts in zip(now, said, strict=True):
             keep(bench, place, sheet, probe, texts[probe.question.key(bench)], judged)
         named = dict.fromkeys(f"{probe.trigger} {probe.variant}".strip() or "no trigger" for _, probe, _ in now)
-        progress.told(len(now), "; ".join(named))
+        progress.add(len(now), "; ".join(named))
 
 
 def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[bool]:

@@ -168,7 +168,7 @@ class _Work:
             for probe in some:
                 texts = said[probe.question.key(self.bench)]
                 asks.keep(self.bench, self.root, sheet, probe, texts, self.judged)
-            progress.told(len(some), f"{how}, {sheet.run_id}")
+            progress.add(len(some), f"{how}, {sheet.run_id}")
 
 
 # ---------------------------------------------------------------- the command line
