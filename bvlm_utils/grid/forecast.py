@@ -148,7 +148,7 @@ def sizes(model: str) -> Sizes | None:
 def _folder(model: str) -> Path | None:
     if Path(model).is_dir():
         return Path(model)
-    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils import cached_file
 
-    file = try_to_load_from_cache(model, "config.json")
-    return Path(file).parent if isinstance(file, str) else None
+    file = cached_file(model, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return Path(file).parent if file else None
