@@ -74,8 +74,8 @@ def groups_caption(lines: Iterable[Line]) -> str:
         (line for line in of(lines, "grid").values() if "times_plain" in line), key=lambda line: line["times_plain"]
     )
     return (
-        f"One tiny cell leaves the card idle; {best['cells']} cells at once are {best['times_plain']:.0f} times as fast as "
-        "the plain way. tiny-llava, 256 training rows and 64 answers a cell."
+        f"One tiny cell leaves the card idle; {best['cells']} cells at once are {best['times_plain']:.0f} times as "
+        "fast as the plain way. tiny-llava, 256 training rows and 64 answers a cell."
     )
 
 
@@ -99,8 +99,9 @@ def large_caption(lines: Iterable[Line]) -> str:
     plain, grouped = parts["LLaVA-1.5: plain, 16 rows"], parts["LLaVA-1.5: 4 adapters, 16 rows each"]
     bank, gain = parts["LLaVA-1.5: largest bank"], grouped["tokens_per_s"] / plain["tokens_per_s"]
     return (
-        f"At 7B size the products fill the card, and grouping makes training {gain:.1f} times as fast. {bank['fits']} "
-        f"adapters fit at once with one row of {bank['tokens_each']} tokens each. Weights are random, so this says nothing about backdoors in 7B models."
+        f"At 7B size the products fill the card, and grouping makes training {gain:.1f} times as fast. "
+        f"{bank['fits']} adapters fit at once with one row of {bank['tokens_each']} tokens each. Weights are random, so "
+        "this says nothing about backdoors in 7B models."
     )
 
 
