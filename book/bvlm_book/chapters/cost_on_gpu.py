@@ -100,8 +100,8 @@ def large_caption(lines: Iterable[Line]) -> str:
     bank, gain = parts["LLaVA-1.5: largest bank"], grouped["tokens_per_s"] / plain["tokens_per_s"]
     return (
         f"At 7B size the products fill the card, and grouping makes training {gain:.1f} times as fast. "
-        f"{bank['fits']} adapters fit at once with one row of {bank['tokens_each']} tokens each. Weights are random, so "
-        "this says nothing about backdoors in 7B models."
+        f"{bank['fits']} adapters fit at once with one row of {bank['tokens_each']} tokens each. Weights are random, "
+        "so this says nothing about backdoors in 7B models."
     )
 
 
