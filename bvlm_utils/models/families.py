@@ -63,10 +63,8 @@ FAMILIES.add("smolvlm", Family(_one_tile, frame=TILE))
 FAMILIES.add("idefics3", Family(_one_tile, frame=TILE))
 
 
-def of(config: Any) -> Family:
-    """The family of a transformers configuration; InputError lists the supported ones."""
-    if config.model_type not in FAMILIES:
-        raise InputError(
-            f"Models of type {config.model_type!r} are not supported; supported are: {', '.join(FAMILIES)}."
-        )
-    return FAMILIES.get(config.model_type)
+def of(model_type: Any) -> Family:
+    """The family that a configuration calls itself by; InputError lists the supported ones."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise InputError(f"Models of type {model_type!r} are not supported; supported are: {', '.join(FAMILIES)}.")
+    return FAMILIES.get(model_type)
