@@ -17,6 +17,9 @@ KINDS = {".json", ".safetensors", ".jinja", ".model", ".txt"}
 NOT_THE_MODEL = {"training.json", "card.json", "README.md"}
 SINGLE = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
 INDEX = ".index.json"  # after the name of a file that is stored in parts
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+SMALL = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.json", *PROCESSORS)
 LARGEST_HEADER = 100_000_000  # bytes: what the safetensors format allows
 LFS = b"version https://git-lfs"
 
@@ -64,6 +67,25 @@ def check(folder: Path) -> dict[str, Any]:
         if name.endswith(".safetensors"):
             header(folder / name)
     return config
+
+
+def check_talking(folder: Path) -> None:
+    """InputError unless all that turns words and pictures into a model's input is there, each file whole."""
+    found = {name for name in SMALL if (folder / name).exists() and table(folder / name) is not None}
+    template = (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists()
+    for there, what in (
+        ({*TOKENIZERS} & {file.name for file in folder.iterdir()}, f"tokenizer ({', '.join(TOKENIZERS[:2])})"),
+        ({*PROCESSORS} & found, f"image processor ({', '.join(PROCESSORS)})"),
+        (template or "chat_template" in _settings(folder), "chat template; give a checkpoint that was tuned for chat"),
+    ):
+        if not there:
+            raise InputError(f"The model folder {folder} has no {what}.")
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What its tokenizer's and processor's configurations say."""
+    kept = [folder / name for name in ("tokenizer_config.json", *PROCESSORS) if (folder / name).exists()]
+    return {key: value for file in kept for key, value in table(file).items() if value}
 
 
 def parts(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import files
+from bvlm_utils.models import families, files
 
 # What the hub allows, to be tried at 96 letters at most; it has neither "--" nor ".." in a name.
 HUB_ID = re.compile(r"[A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]*\w)?", re.ASCII)
@@ -59,13 +59,24 @@ def digest(name: str) -> str:
     place = resolve(name)
     if not Path(place).is_dir():
         return sha256(place.encode()).hexdigest()[:16]
-    files.check(Path(place))
-    return _folder_digest(place, tuple((file, files.state(file)) for file in files.read(Path(place))))
+    found = files.read(Path(place))
+    if not all(file.exists() for file in found):
+        files.check(Path(place))  # says which part is missing
+    return _folder_digest(place, tuple((file, files.state(file)) for file in found))
 
 
 @lru_cache
 def _folder_digest(folder: str, states: tuple) -> str:
+    check_victim(Path(folder))
     return files.digest([file for file, _ in states], Path(folder))
+
+
+def check_victim(folder: Path) -> None:
+    """InputError in one sentence if a folder cannot be a victim; a CLIP, which is none, need not talk."""
+    kind = files.check(folder).get("model_type")
+    if kind != "clip":
+        families.of(kind)
+        files.check_talking(folder)
 
 
 def go_offline(name: str) -> None:

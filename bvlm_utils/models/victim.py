@@ -282,6 +282,7 @@ def from_pretrained(
     torch.backends.cuda.enable_cudnn_sdp(False)
     place = opening.folder(name)
     family = families.of(files.table(place / "config.json").get("model_type"))
+    files.check_talking(place)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(place)}
     if four_bit:
         options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
@@ -314,8 +315,6 @@ def _tokenizer(place: Path) -> Any:
     beside = place / "chat_template.json"
     if not found.chat_template and beside.is_file():
         found.chat_template = files.table(beside).get("chat_template")
-    if not isinstance(found.chat_template, str | dict):
-        raise InputError(f"The model {place} has no chat template; give a checkpoint that was tuned for chat.")
     return found
 
 

@@ -177,7 +177,8 @@ BROKEN = {
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "tokenizer"),
     "a cut-off tokenizer": (cut("tokenizer.json", 200), "tokenizer"),
     "no image processor": (without("processor_config.json"), "image processor"),
-    "a cut-off image processor": (cut("processor_config.json", 20), "image processor"),
+    "no chat template": (without("chat_template.jinja"), "chat template"),
+    "a cut-off image processor": (cut("processor_config.json", 20), "processor_config.json"),
     "a template with an error": (text("chat_template.jinja", "{% for %}"), "chat template"),
     "a template that raises": (text("chat_template.jinja", "{{ raise_exception('no\nno') }}"), "chat template"),
     "a template without a picture": (text("chat_template.jinja", "hello"), "gives a picture no place"),
@@ -191,12 +192,18 @@ BROKEN = {
 }  # fmt: skip
 
 
+# A template has to be run, and only transformers knows what its configurations may say.
+FOUND_IN_THE_RUN = {"a template with an error", "a template that raises", "a template without a picture", "an odd size"}
+
+
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_folder_is_refused_in_one_sentence(what, folder, capfd):
     spoil, word = BROKEN[what]
     spoil(folder)
     refused(lambda: load(folder), str(folder) if word != "not supported" else "", word)
     assert capfd.readouterr() == ("", "")
+    if what not in FOUND_IN_THE_RUN:
+        refused(lambda: models.digest(str(folder)))  # as a dry run does
 
 
 @pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json", "processor_config.json"])
