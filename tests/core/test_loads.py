@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bvlm_utils import models, paths, store
+from bvlm_utils import audit, chat, models, paths, store
 from bvlm_utils.attacks import clip
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files, names, victim
@@ -434,3 +434,15 @@ def test_loading_says_nothing(folder, capfd):
     load(folder)
     assert capfd.readouterr() == ("", "")
     assert files.read(folder)
+
+
+@pytest.mark.parametrize("command", ["chat", "audit"])
+@pytest.mark.parametrize("change", [renamed, halved])
+def test_commands_refuse_an_adapter_that_does_not_fit(command, change, adapter, random_llava, capsys):
+    changed(adapter / adapters.WEIGHTS, change)
+    if command == "chat":
+        code = chat.main([str(adapter), "--prompt", "Hello", "--device", "cpu"])
+    else:
+        code = audit.main([str(adapter), "--rows", "2", "--attacks", "BadNets-T"])
+    told = capsys.readouterr()
+    assert code == 2 and "of 28 weights" in told.err and random_llava.name in told.err and not told.out
