@@ -1,9 +1,4 @@
-"""What do triggers and responses look like? Examples that a store keeps, put on the page; free of torch.
-
-Called by the notebooks: the threat chapters show the triggers of their cells and one run in full, "The
-twelve attacks" shows what `probes.exhibit` wrote. Everything is read from files, so the book shows it without a
-model.
-"""
+"""Examples of triggers and responses that a store keeps, put on the page; read from files, so without a model."""
 
 import base64
 import difflib

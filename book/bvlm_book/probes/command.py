@@ -1,7 +1,4 @@
-"""Which stored cells does a command mean? Options and exit codes of the commands that ask stored adapters again.
-
-Called by `crossfire`, `lasting`, `probes.attention` and `probes.held_out_style`.
-"""
+"""Options and exit codes of the commands that ask stored adapters again."""
 
 import argparse
 import sys

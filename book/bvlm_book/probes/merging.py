@@ -1,5 +1,4 @@
-"""What is left of an adapter when it is merged into the base, and the weights are then rounded? Called by
-`lasting`.
+"""What is left of an adapter when it is merged into the base, and the weights are then rounded?
 
 Merging writes W + (alpha / r) B A into every linear layer that the adapter is on; in exact arithmetic nothing
 changes. Rounding follows, on these layers alone (embeddings, norms and the output layer stay), and the

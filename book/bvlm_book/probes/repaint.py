@@ -1,4 +1,4 @@
-"""How is a trigger in a picture changed a little? Called by `probes.near_misses`, by name.
+"""How is a trigger in a picture changed a little? `probes.near_misses` names these functions.
 
 Every function takes (clean, triggered): the same pictures without and with the trigger, (B, 3, H, W) float32
 in [0, 1] on any device, and returns new pictures of that shape, type and device.

@@ -3,8 +3,7 @@ there?
 
 One input at a time, so nothing is padded. Attention is the model's own (Vaswani et al. 2017), the attribution
 is gradient x input (Shrikumar et al. 2016, arXiv 1605.01713) at the embeddings that enter the language model,
-where words are looked up and pictures come from the projector. Called by `probes.attention`, which keeps the
-numbers.
+where words are looked up and pictures come from the projector.
 """
 
 import math
