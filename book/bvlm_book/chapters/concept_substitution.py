@@ -56,16 +56,12 @@ def _named(text: str) -> set[str]:
 
 def read(found: pd.DataFrame) -> pd.DataFrame:
     """`kept` to read: a line per cell."""
-    lines = []
-    for (attack, rate, seed), part in found.groupby(["attack", "poison_rate", "seed"], sort=False):
-        by = part.set_index("subject")
-        lines.append({
-            "attack": attack, "poison rate": words.percent(rate), "seed": seed,
-            "poisoned model": words.number(*by.loc["poisoned", ["value", "low", "high"]]),
-            "clean-tuned model": words.number(*by.loc["control", ["value", "low", "high"]]),
-            "inputs": int(by.loc["poisoned", "n"]),
-        })  # fmt: skip
-    return pd.DataFrame(lines)
+    same = ["attack", "poison_rate", "seed"]
+    inputs = found[found["subject"] == "poisoned"].set_index(same)["n"]
+    return tables.readable(tables.beside(found, same, "subject", ("poisoned", "control")), {
+        "attack": "attack", "poison rate": words.rate, "seed": "seed", "poisoned model": "poisoned",
+        "clean-tuned model": "control", "inputs": lambda r: int(inputs[tuple(r[name] for name in same)]),
+    })  # fmt: skip
 
 
 def caption(found: pd.DataFrame) -> str:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bvlm_book.probes import command, records_of_attention
-from bvlm_book.probes.records_of_attention import CELL, CONTROL, COUNTS, DIFFERENCE, FOLDER, GROUPS, POISONED
+from bvlm_book.probes import command
+from bvlm_book.probes.records import CONTROL, POISONED, load
+from bvlm_book.probes.records_of_attention import CELL, COUNTS, DIFFERENCE, FOLDER, GROUPS
 from bvlm_utils import attacks, store
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench, bench_key, questions
@@ -90,7 +91,7 @@ def _identity(cell: Cell, rows: int) -> dict[str, Any]:
 
 def _known(cell: Cell, root: Path, rows: int) -> bool:
     file = _file(cell, root)
-    return file.is_file() and records_of_attention.load(file.read_bytes(), file)["identity"] == _identity(cell, rows)
+    return file.is_file() and load(file.read_bytes(), file, "traces")["identity"] == _identity(cell, rows)
 
 
 def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
