@@ -30,8 +30,7 @@ SHOWN = 2  # examples per attack on a page
 class Example:
     """A few held-out inputs without and with an attack's full trigger.
 
-    clean, triggered: (N, H, W, 3) uint8; equal for a text attack. prompts: N pairs (without, with the
-    trigger).
+    clean, triggered: (N, H, W, 3) uint8; equal for a text attack. prompts: N pairs (without, with the trigger).
     """
 
     attack: str
@@ -62,11 +61,7 @@ def show_examples(shown: Sequence[Example]) -> None:
     worded = [e for e in shown if e.modality != "image"]
     if worded:
         lines = [
-            {
-                "attack": e.attack,
-                "without trigger": html.escape(before),
-                "with trigger": marked(before, after),
-            }
+            {"attack": e.attack, "without trigger": html.escape(before), "with trigger": marked(before, after)}
             for e in worded
             for before, after in e.prompts[:SHOWN]
         ]

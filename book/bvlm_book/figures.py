@@ -75,8 +75,8 @@ def nothing(message: str) -> Figure:
 def heatmap(table: pd.DataFrame) -> Figure:
     """Success rate of every attack under every condition, one panel per poison rate.
 
-    table: rows of one metric and one subject. Darker is higher; a grey field is a condition that the attack
-    does not have, or a cell that was not run.
+    table: rows of one metric and one subject. Darker is higher; a grey field is a condition that the attack does not
+    have, or a cell that was not run.
     """
     shown = table[table["condition"].notna() & table["value"].notna()]
     if shown.empty:

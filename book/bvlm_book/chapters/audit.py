@@ -70,8 +70,8 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
     """What each finished cell is, with every subject's answers on eligible rows, clean and with the whole trigger.
 
-    Models trained on half of a bimodal trigger are left out: such a half is often another attack of the list, and
-    would be counted twice.
+    Models trained on half of a bimodal trigger are left out: such a half is often another attack of the list, and would
+    be counted twice.
     """
     for record in records.records(root):
         attack, run_id = record["config"]["attack"], record["run_id"]

@@ -25,9 +25,9 @@ COLUMNS = ["attack", "poison_rate", "seed", "subject", "value", "low", "high", "
 def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
     """A line per finished cell and subject (poisoned, control): `COLUMNS`, with the full trigger.
 
-    value: of the other things that the clean-tuned model names without a trigger, the share that the subject names
-    with it; a mean over the n judged inputs where there are any, with Wilson's 95 % interval, as for all mean scores
-    between 0 and 1. Cells on data in files, and attacks without a trigger at test time, are left out.
+    value: of the other things that the clean-tuned model names without a trigger, the share that the subject names with
+    it; a mean over the n judged inputs where there are any, with Wilson's 95 % interval, as for all mean scores between
+    0 and 1. Cells on data in files, and attacks without a trigger at test time, are left out.
     """
     lines = []
     for cell in cells:

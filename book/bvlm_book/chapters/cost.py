@@ -1,8 +1,7 @@
 """What does a cell cost in seconds and memory, and what does grouping save? Free of torch.
 
-The cost chapter asks. `lines` reads the timings that every record keeps; `benchmarks` reads what
-`benchmarks/*.py --out` measured side by side. Nothing is timed here, and what no file holds is said to be
-missing.
+The cost chapter asks. `lines` reads the timings that every record keeps; `benchmarks` reads what `benchmarks/*.py
+--out` measured side by side. Nothing is timed here, and what no file holds is said to be missing.
 """
 
 import json
@@ -39,8 +38,8 @@ def lines(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per measured cell (`store.records.records`), in `COLUMNS`; skipped cells and controls have none.
 
     tune, ask, base and control, total: seconds of wall clock, the cell's share of its group's.
-    training_seconds: of the training loop alone. host_mib, gpu_mib: the most memory that the process had held
-    by then, so no less than the cell's own need.
+    training_seconds: of the training loop alone. host_mib, gpu_mib: the most memory that the process had held by then,
+    so no less than the cell's own need.
     """
     found = []
     for record in records:

@@ -161,9 +161,7 @@ def matrix(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 
 
 def off_diagonal(panel: pd.DataFrame) -> pd.DataFrame:
-    """Lines of a panel where a model is shown another attack's trigger, with the control's rate for it,
-    largest first.
-    """
+    """Lines of a panel where a model is shown another attack's trigger, with the control's rate, largest first."""
     crossed = panel[(panel["variant"] == "") & (panel["trigger"] != "")]
     control = crossed[crossed["subject"] == CONTROL].set_index("trigger")
     others = crossed[(crossed["subject"] == POISONED) & (crossed["trigger"] != crossed["attack"])]

@@ -1,9 +1,9 @@
 """How many poisoned rows are enough? Points, curves and doses from the tidy table.
 
-A *pair* is an attack on a threat, for one model and data set; a *dose* is the absolute number of poisoned
-rows. `cells` gives one success rate per dose and seed, `means` the mean over seeds, `dose_curve.fit` a logistic curve
-in log10(rows), `doses` the fewest rows for a success rate of 90 %: from the curve where the data bear one, and
-as a bracket between two doses that were tried.
+A *pair* is an attack on a threat, for one model and data set; a *dose* is the absolute number of poisoned rows. `cells`
+gives one success rate per dose and seed, `means` the mean over seeds, `dose_curve.fit` a logistic curve in log10(rows),
+`doses` the fewest rows for a success rate of 90 %: from the curve where the data bear one, and as a bracket between two
+doses that were tried.
 """
 
 from collections.abc import Iterator, Mapping
@@ -77,10 +77,9 @@ def bracket(part: pd.DataFrame, goal: float = rules.HIGH) -> tuple[int | None, i
 def doses(found: pd.DataFrame, over_seeds: pd.DataFrame) -> pd.DataFrame:
     """Rows for a success rate of `rules.HIGH`: a line per pair.
 
-    found, over_seeds: `cells` and `means` of the same table. Columns: `PAIR`, train_rows, smallest and
-    largest dose tried, n_doses, seeds_min, seeds_max, fit, why (no curve), rows, low, high (NaN without a
-    curve, or where the curve reaches the goal outside the doses tried or against the bracket), below, reached
-    (`bracket`).
+    found, over_seeds: `cells` and `means` of the same table. Columns: `PAIR`, train_rows, smallest and largest dose
+    tried, n_doses, seeds_min, seeds_max, fit, why (no curve), rows, low, high (NaN without a curve, or where the curve
+    reaches the goal outside the doses tried or against the bracket), below, reached (`bracket`).
     """
     columns = [*PAIR, "train_rows", "smallest", "largest", "n_doses", "seeds_min", "seeds_max", "fit", "why", "rows",
                "low", "high", "below", "reached"]  # fmt: skip

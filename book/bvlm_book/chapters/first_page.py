@@ -227,8 +227,8 @@ def found_out(place: str | Path | None = None) -> str:
 def overview_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Success of the poisoned models at the highest rate: a row per model, data, threat and attack.
 
-    table: rows of `store.collect`. Columns as in `tables.summary`. Cells with half-triggered negatives or
-    other settings of their attack are other experiments and left out.
+    table: rows of `store.collect`. Columns as in `tables.summary`. Cells with half-triggered negatives or other
+    settings of their attack are other experiments and left out.
     """
     done = usual(table)
     rows = tables.headline_rows(tables.success_rates(done, "poisoned"))

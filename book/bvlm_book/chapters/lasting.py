@@ -25,10 +25,7 @@ MERGED_LABELS = {
     "int4": "merged, int4 per channel",
 }
 
-ROWS_LABELS = {
-    FRESH: "clean rows that no model was tuned on",
-    SAME_ROWS: "the rows that they were tuned on, clean",
-}
+ROWS_LABELS = {FRESH: "clean rows that no model was tuned on", SAME_ROWS: "the rows that they were tuned on, clean"}
 
 
 def cleaning_sentence(place: str | Path | None = None) -> str:

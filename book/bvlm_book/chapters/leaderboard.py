@@ -1,8 +1,8 @@
 """Which cells are there, and what came of each? One line per cell, to sort, to filter and to take away.
 
-The leaderboard chapter calls `lines` for the table, `show` to put it on the page and `offer` for the files.
-Nothing is pooled: seeds stay apart, skipped cells stay in with their reason. DataTables comes with `itables`
-and is written into the page, so that sorting asks no other host for anything. Free of torch.
+The leaderboard chapter calls `lines` for the table, `show` to put it on the page and `offer` for the files. Nothing is
+pooled: seeds stay apart, skipped cells stay in with their reason. DataTables comes with `itables` and is written into
+the page, so that sorting asks no other host for anything. Free of torch.
 """
 
 import html
@@ -70,9 +70,9 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     """One row per cell of a tidy table (`store.collect`), in `COLUMNS`.
 
     success: the threat's headline (`measure`) under the condition that the attack is read from (`condition`).
-    false_activation: the same measure on clean inputs; missing where the attack is read from them.
-    *_difference: poisoned minus clean-tuned on the same rows. *_low, *_high: 95 % interval; *_n: rows. What
-    was not measured is missing, never 0; `reason` says why a cell was skipped.
+    false_activation: the same measure on clean inputs; missing where the attack is read from them. *_difference:
+    poisoned minus clean-tuned on the same rows. *_low, *_high: 95 % interval; *_n: rows. What was not measured is
+    missing, never 0; `reason` says why a cell was skipped.
     """
     # Plain dictionaries: frames of single cells would take most of the time.
     cells: dict[str, list[dict[str, Any]]] = {}
@@ -207,8 +207,7 @@ def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path) -> list[Path]:
 def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None) -> None:
     """Write the files and say where they are: links in the book, paths elsewhere.
 
-    folder: where to; None means $BVLM_DOWNLOADS, which a build of the book sets, and nothing is written
-    without it.
+    folder: where to; None means $BVLM_DOWNLOADS, which a build of the book sets, and nothing is written without it.
     """
     if board.empty:
         book_page.say("There is nothing to take away yet.")

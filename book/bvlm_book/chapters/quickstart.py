@@ -1,8 +1,8 @@
 """What does the backdoored model answer to me? Controls to talk to a cell's models, for the quickstart.
 
-Where torch and the cell's adapters are at hand, `show` loads base, clean-tuned and poisoned model and lets
-the reader ask all three about a held-out picture, with or without each half of the trigger. Elsewhere (the
-rendered book) the stored responses stand in their place. torch is imported only once somebody asks.
+Where torch and the cell's adapters are at hand, `show` loads base, clean-tuned and poisoned model and lets the reader
+ask all three about a held-out picture, with or without each half of the trigger. Elsewhere (the rendered book) the
+stored responses stand in their place. torch is imported only once somebody asks.
 """
 
 import html

@@ -62,9 +62,9 @@ def compare(
 ) -> pd.DataFrame:
     """Two tidy tables, number by number: does your interval overlap the reference's?
 
-    A number is the same in both when cell (`run_id`), subject, condition and metric are. `verdict`: "agrees"
-    (the intervals overlap), "differs", "no interval" (a value without one cannot be judged), "only yours",
-    "only in the reference". Rows keep the order of `yours`.
+    A number is the same in both when cell (`run_id`), subject, condition and metric are. `verdict`: "agrees" (the
+    intervals overlap), "differs", "no interval" (a value without one cannot be judged), "only yours", "only in the
+    reference". Rows keep the order of `yours`.
     """
     key = ["run_id", "subject", "condition", "metric"]
     about = ["model", "dataset", "threat", "attack", "poison_rate", "seed"]

@@ -1,8 +1,8 @@
 """What is to be seen in a figure? Caption and description, computed from its table.
 
-The notebooks call these beside the functions of `figures` that draw the same rows. A sentence states what the
-rows hold, so it stays true for other models, attacks and rates; what is missing is left out or called "n/a".
-Each function returns {"alt": ..., "caption": ...} for `page.show`.
+The notebooks call these beside the functions of `figures` that draw the same rows. A sentence states what the rows
+hold, so it stays true for other models, attacks and rates; what is missing is left out or called "n/a". Each function
+returns {"alt": ..., "caption": ...} for `page.show`.
 """
 
 import pandas as pd
@@ -157,8 +157,8 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
 def rates(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
     """A line per model and cell of `table`: `COLUMNS` with the full trigger, `CLEAN` without any (false activation).
 
-    table: the chapter's own rows of `store.collect`. stored: all rows of the store. Only cells that two models or
-    more have; seeds put together as in `tables.summary`. CLEAN is missing for an attack without a trigger.
+    table: the chapter's own rows of `store.collect`. stored: all rows of the store. Only cells that two models or more
+    have; seeds put together as in `tables.summary`. CLEAN is missing for an attack without a trigger.
     """
     same = stored.merge(table.loc[table["status"] == "done", SAME].drop_duplicates(), on=SAME)
     found = tables.success_rates(same, "poisoned")

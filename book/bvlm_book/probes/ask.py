@@ -2,10 +2,10 @@
 
     STORE/probes/KIND-RUN_ID-KEY.json    identity, cell, numbers with their intervals, provenance
 
-`crossfire` and `lasting` ask stored adapters about other triggers than their own, and after further tuning.
-Each answered question is written at once, so a process that is killed loses the questions at work. A number
-says in `asked` what was asked (rows, prompts, picture half and what was done to the model): what is there
-under the same key is never asked again. `collect` gives one tidy table. Only `ask` needs torch.
+`crossfire` and `lasting` ask stored adapters about other triggers than their own, and after further tuning. Each
+answered question is written at once, so a process that is killed loses the questions at work. A number says in `asked`
+what was asked (rows, prompts, picture half and what was done to the model): what is there under the same key is never
+asked again. `collect` gives one tidy table. Only `ask` needs torch.
 """
 
 import json
@@ -39,8 +39,8 @@ SUCCESSES = ("asr", "asr_right")  # strict success, and with the right answer wh
 class Probe:
     """One question with its place in the tables.
 
-    trigger: the attack whose trigger it carries, "" for none. variant: what of the trigger or of the model
-    differs, "" for nothing. doing: all that was done to the model before it was asked, ready for JSON.
+    trigger: the attack whose trigger it carries, "" for none. variant: what of the trigger or of the model differs, ""
+    for nothing. doing: all that was done to the model before it was asked, ready for JSON.
     """
 
     trigger: str
@@ -56,8 +56,7 @@ class Probe:
 class Sheet:
     """One model under a threat, and the file of what it was asked.
 
-    cell: the poisoned cell, or for a control any cell that it is the control of. rows: test rows per
-    question.
+    cell: the poisoned cell, or for a control any cell that it is the control of. rows: test rows per question.
     """
 
     kind: str
@@ -90,8 +89,7 @@ class Sheet:
 def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[Sheet]:
     """The models that can be asked, the clean-tuned control last; stderr is told which cells have no adapter.
 
-    cells: of one model, data set, threat, rate and seed. InputError if no cell or not the control has an
-    adapter.
+    cells: of one model, data set, threat, rate and seed. InputError if no cell or not the control has an adapter.
     """
     undefined = [cell for cell in cells if cell.skip_reason]
     found = [cell for cell in cells if not cell.skip_reason and store.adapter(cell, place)]
@@ -219,9 +217,7 @@ def _number(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(sheet: Sheet, place: Path) -> dict[str, Any]:
-    """The columns of the tidy table that say which model it is; a control is filed under the threat it was
-    asked for.
-    """
+    """The columns of the tidy table that say which model it is; a control has the threat it was asked for."""
     line = table.rows(records.record(sheet.run_id, place))[0]
     found = {name: line.get(name) for name in CELL}
     return found | {"threat": sheet.cell.threat}

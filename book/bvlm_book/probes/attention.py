@@ -2,8 +2,8 @@
 
     python -m bvlm_book.probes.attention --model tiny-llava --threat targeted_refusal --poison-rate 0.1
 
-traces (`probes.tracing`) the bimodal attacks' adapters of a store and their clean-tuned controls on the same test
-rows with the whole trigger, at the moment when the attacker's answer departs from the right one:
+traces (`probes.tracing`) the bimodal attacks' adapters of a store and their clean-tuned controls on the same test rows
+with the whole trigger, at the moment when the attacker's answer departs from the right one:
 
     STORE/attribution/RUN_ID.json    identity, cell, numbers with their intervals over rows, provenance
 
@@ -42,9 +42,9 @@ ROWS = 50
 class Input:
     """A test row with the whole trigger, up to the token that decides.
 
-    ids: (T,) prompt with image tokens, and the part of the attacker's answer that is right too. groups: (T,)
-    index into GROUPS. target: the token that decides. features: (n, d) of the triggered picture. first: is
-    the deciding token the answer's first?
+    ids: (T,) prompt with image tokens, and the part of the attacker's answer that is right too. groups: (T,) index into
+    GROUPS. target: the token that decides. features: (n, d) of the triggered picture. first: is the deciding token the
+    answer's first?
     """
 
     ids: list[int]
@@ -101,10 +101,7 @@ def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
     found = inputs(bench, cell, rows)
     with tracing.plain_attention(bench.victim):
         traced = {}
-        for subject, folder in (
-            (CONTROL, store.adapter(cell.control, root)),
-            (POISONED, store.adapter(cell, root)),
-        ):
+        for subject, folder in ((CONTROL, store.adapter(cell.control, root)), (POISONED, store.adapter(cell, root))):
             with adapters.attached(bench.victim, folder):
                 traced[subject] = [tracing.trace(bench.victim, i.ids, i.features, i.target) for i in found]
     about = table.rows(records.record(cell, root))[0]
@@ -162,13 +159,11 @@ def inputs(bench: Bench, cell: Cell, rows: int) -> list[Input]:
 
 
 def numbers(traced: dict[str, list[Any]], groups: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Means over rows with Student's interval, for both models, their paired difference, and the token
-    counts.
+    """Means over rows with Student's interval, for both models, their paired difference, and the token counts.
 
-    traced: a `probes.tracing.Trace` per row for each model. Measures: "attention", the share of each group, per
-    layer and as mean over layers (layer None); "attribution", each group's share of the absolute values;
-    "effect", each group's sum, in nats. The token counts' share is what attention without any preference
-    would give.
+    traced: a `probes.tracing.Trace` per row for each model. Measures: "attention", the share of each group, per layer
+    and as mean over layers (layer None); "attribution", each group's share of the absolute values; "effect", each
+    group's sum, in nats. The token counts' share is what attention without any preference would give.
     """
     values: dict[tuple[str, str, int | None], np.ndarray] = {}  # (subject, measure, layer) -> (rows, groups)
     for subject, of_subject in traced.items():

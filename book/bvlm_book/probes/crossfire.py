@@ -2,11 +2,10 @@
 
     python -m bvlm_book.probes.crossfire --store local --model tiny-llava --threat targeted_refusal
 
-asks the adapters that a store keeps: every poisoned model and their clean-tuned control about the same test
-rows, with no trigger and with the trigger of every attack, and each model (and the control) about near misses
-of its own trigger (`probes.near_misses`). What was asked before is not asked again; answers are kept in the store
-(`probes.ask`). The chapter of the same name reads them through `collect` and the functions below it; importing
-this does not import torch.
+asks the adapters that a store keeps: every poisoned model and their clean-tuned control about the same test rows, with
+no trigger and with the trigger of every attack, and each model (and the control) about near misses of its own trigger
+(`probes.near_misses`). What was asked before is not asked again; answers are kept in the store (`probes.ask`). The
+chapter of the same name reads them through `collect` and the functions below it; importing this does not import torch.
 """
 
 import sys
@@ -29,8 +28,7 @@ ROWS = 100  # eligible test rows per entry: a 12 x 12 matrix is read for pattern
 def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS, near: bool = True) -> None:
     """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
 
-    cells: of one model, data set, threat, rate and seed. rows: eligible test rows per question. near: near
-    misses too.
+    cells: of one model, data set, threat, rate and seed. rows: eligible test rows per question. near: near misses too.
     """
     root = store.writable(place)
     sheets = asks.sheets(CROSSFIRE, cells, root, rows)
@@ -67,9 +65,7 @@ def _of(cell: Cell, attack: str, rows: int) -> Cell:
 
 
 def _clean_and_whole(bench: Bench, cell: Cell) -> tuple[Question, Question]:
-    """The eligible rows without a trigger and with the whole one (Shadowcast: the triggered picture, which is
-    ours).
-    """
+    """The eligible rows without a trigger and with the whole one (Shadowcast: the triggered picture, which is ours)."""
     found = [question for question in questions(bench, cell) if question.part == "attack"]
     return found[0], found[-1]
 

@@ -2,9 +2,9 @@
 
     python -m bvlm_book.probes.held_out_style --store local --model tiny-llava --threat targeted_refusal
 
-asks the bimodal attacks' adapters that a store keeps, and their clean-tuned control, under all four
-conditions on the split `test_style` of the scenes. Answers are kept in the store (`probes.ask`). The chapter on
-modalities shows them beside those on the usual test rows. Importing this does not import torch.
+asks the bimodal attacks' adapters that a store keeps, and their clean-tuned control, under all four conditions on the
+split `test_style` of the scenes. Answers are kept in the store (`probes.ask`). The chapter on modalities shows them
+beside those on the usual test rows. Importing this does not import torch.
 """
 
 import sys
@@ -29,8 +29,7 @@ ROWS = 100
 def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS) -> None:
     """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
 
-    cells: of one model, data set, threat, rate and seed. rows: eligible rows in the held-out style per
-    condition.
+    cells: of one model, data set, threat, rate and seed. rows: eligible rows in the held-out style per condition.
     """
     from bvlm_utils.run import tune_and_ask
 

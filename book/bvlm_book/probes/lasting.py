@@ -9,9 +9,9 @@ takes the adapters that a store keeps and asks each of them, and their clean-tun
   with the study's settings, warm-up and decay included;
 - merging into the base, exactly and with rounded weights (`probes.merging`).
 
-What was asked before is not asked again; answers are kept in the store (`probes.ask`), further tuned adapters are
-not. The chapter of the same name reads them through `collect` and the functions below it; importing this does
-not import torch.
+What was asked before is not asked again; answers are kept in the store (`probes.ask`), further tuned adapters are not.
+The chapter of the same name reads them through `collect` and the functions below it; importing this does not import
+torch.
 """
 
 import sys
@@ -50,8 +50,7 @@ def measure(
 ) -> None:
     """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
 
-    cells: of one model, data set, threat, rate and seed. steps: further ones, each above 0. merged: of
-    `MERGED`.
+    cells: of one model, data set, threat, rate and seed. steps: further ones, each above 0. merged: of `MERGED`.
     """
     root, first = store.writable(place), cells[0]
     if first.four_bit:

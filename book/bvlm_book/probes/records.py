@@ -45,23 +45,17 @@ def load(content: bytes, file: Path, what: str = "probes") -> dict[str, Any]:
 
 
 def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
-    """The tidy table of all probes of one kind ("crossfire", "lasting") in a store: a line per number, see
-    `COLUMNS`.
+    """The tidy table of all probes of one kind ("crossfire", "lasting") in a store: a line per number, see `COLUMNS`.
 
-    subject: "poisoned" or "control". trigger, variant and doing (as JSON) as in `Probe`. held: a digit per
-    judged row, 1 for a success, in the same order for all models of a threat. A store without probes gives a
-    table without lines.
+    subject: "poisoned" or "control". trigger, variant and doing (as JSON) as in `Probe`. held: a digit per judged row,
+    1 for a success, in the same order for all models of a threat. A store without probes gives a table without lines.
     """
     lines, root = [], store.folder(place)
     for name in packed.names(root, "probes"):
         if not name.startswith(f"{kind}-"):
             continue
         record = load(packed.content(root, "probes", name), root / "probes" / name)
-        about = record["cell"] | {
-            "kind": kind,
-            "subject": record["subject"],
-            "rows": record["identity"]["rows"],
-        }
+        about = record["cell"] | {"kind": kind, "subject": record["subject"], "rows": record["identity"]["rows"]}
         for number in record["numbers"]:
             line = about | number | {"doing": json.dumps(number["doing"])}
             lines.append({name: line.get(name) for name in COLUMNS})

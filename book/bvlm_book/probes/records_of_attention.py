@@ -18,11 +18,10 @@ COLUMNS = [*CELL, "first", *NUMBER]
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
-    """The tidy table of all traces of a store, a line per number (`COLUMNS`); without lines where there are
-    none.
+    """The tidy table of all traces of a store, a line per number (`COLUMNS`); without lines where there are none.
 
-    subject: "poisoned", "control", their paired "difference", or "token counts". layer: NaN for the mean
-    over layers. first: share of rows where the deciding token is the answer's first.
+    subject: "poisoned", "control", their paired "difference", or "token counts". layer: NaN for the mean over layers.
+    first: share of rows where the deciding token is the answer's first.
     """
     lines, root = [], store.folder(place)
     for name in packed.names(root, FOLDER):

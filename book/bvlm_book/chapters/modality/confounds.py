@@ -1,8 +1,8 @@
 """Is it the modality, or only how its trigger was made? Patch size, word place and order.
 
-`patches` sets success against the side of the noise patch, from cells of several sizes. `places` splits the
-inputs of one cell by where the trigger's word stands, from the stored responses. `orders` sets cells whose
-picture comes after the words beside those whose picture comes first. Free of torch.
+`patches` sets success against the side of the noise patch, from cells of several sizes. `places` splits the inputs of
+one cell by where the trigger's word stands, from the stored responses. `orders` sets cells whose picture comes after
+the words beside those whose picture comes first. Free of torch.
 """
 
 from collections.abc import Mapping
@@ -37,9 +37,9 @@ ABOUT = {"model": "model", "threat": words.threat}  # the first columns of the t
 def patches(found: pd.DataFrame) -> pd.DataFrame:
     """Success against the side of the noise patch, without half-triggered rows.
 
-    found: `rates`. A line per model, threat, rate, patch and curve: `pixels` (of 336), `share` of the side,
-    curve ("BadNets-I, trained alone", "BadNets-MM, text only", "BadNets-MM, image only"), value, low, high,
-    n_seeds. Empty where fewer than two sizes were run.
+    found: `rates`. A line per model, threat, rate, patch and curve: `pixels` (of 336), `share` of the side, curve
+    ("BadNets-I, trained alone", "BadNets-MM, text only", "BadNets-MM, image only"), value, low, high, n_seeds. Empty
+    where fewer than two sizes were run.
     """
     rows = found[(found["negatives"] == 0) & (found["half"] == "")]
     apart = [set(tidy.differing(row)) <= {PATCH} for row in rows.to_dict("records")]

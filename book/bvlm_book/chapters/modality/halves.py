@@ -1,8 +1,8 @@
 """Which half of a bimodal trigger fires? Tables of the four conditions from the store.
 
-`rates` gives success under every condition, `four_cells` sets text only beside image only, `dominance`
-applies the committed rule (`rules.text_overwhelms`, which this module does not change) and says why a pair
-cannot be judged. Free of torch.
+`rates` gives success under every condition, `four_cells` sets text only beside image only, `dominance` applies the
+committed rule (`rules.text_overwhelms`, which this module does not change) and says why a pair cannot be judged. Free
+of torch.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -58,8 +58,8 @@ def four_cells(found: pd.DataFrame) -> pd.DataFrame:
     """A line per bimodal cell, seeds put together: `CELL_AND_SETTINGS`, the settings' columns, n_seeds, n, and for each
     condition a value and interval.
 
-    found: `rates`. Columns of a condition: "text", "text_low", "text_high". "difference" is text only minus
-    image only, its bounds the widest that both intervals allow.
+    found: `rates`. Columns of a condition: "text", "text_low", "text_high". "difference" is text only minus image only,
+    its bounds the widest that both intervals allow.
     """
     lines, settings = [], tidy.setting_columns(found)
     whole = found[(found["modality"] == "bimodal") & (found["half"] == "")]
@@ -111,8 +111,7 @@ def dominance(table: pd.DataFrame) -> pd.DataFrame:
     """`rules.text_overwhelms` for every model, with model, verdict, `why` it is not testable, and probe.
 
     Columns: model, attack, threat, dataset, poison_rate, settings, "text half alone", "image half alone", "text only",
-    "image only", difference, low, high, named, verdict, why, probe. Without half-triggered negatives, as in the
-    rule.
+    "image only", difference, low, high, named, verdict, why, probe. Without half-triggered negatives, as in the rule.
     """
     parts = []
     for model in table["model"].unique():

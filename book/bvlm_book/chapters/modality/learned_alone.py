@@ -1,8 +1,8 @@
 """What does one half of a bimodal trigger take from the other?
 
 The same half of the same trigger is learnt twice: alone, and beside the other half, with as many poisoned rows. How
-much less it does in the second case is called overshadowing in the study of learning (Pavlov 1927; Rescorla and
-Wagner 1972): the stronger cue leaves the weaker one little to explain.
+much less it does in the second case is called overshadowing in the study of learning (Pavlov 1927; Rescorla and Wagner
+1972): the stronger cue leaves the weaker one little to explain.
 """
 
 from typing import Any
