@@ -8,8 +8,6 @@ import pandas as pd
 from bvlm_book import page, tables, words
 
 Line = Mapping[str, Any]
-
-
 WAYS = {"plain": "plain: Trainer, PEFT, generate", "grouped": "all cells at once"}
 
 

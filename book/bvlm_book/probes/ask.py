@@ -144,6 +144,17 @@ def ask(
         progress.told(len(now), "; ".join(named))
 
 
+def ask_stored(bench: Bench, place: Path, wanted: Sequence[tuple[Sheet, Sequence[Probe]]], clean: Question) -> None:
+    """Ask stored adapters what of `wanted` the store does not know yet. clean: the question without a trigger."""
+    asked = [(sheet, lacking) for sheet, probes in wanted if (lacking := sheet.lacking(bench, place, probes))]
+    if asked:
+        store.clean(place)
+        results = [tune_and_ask.saved(store.adapter(sheet.run_id, place)) for sheet, _ in asked]
+        judged = judged_rows(bench, place, asked[0][0].cell, clean)
+        progress = Progress(asked[0][0].kind, sum(len(lacking) for _, lacking in asked))
+        ask(bench, place, asked, results, judged, progress)
+
+
 def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[bool]:
     """Which of the clean question's rows count, as in the study (`Threat.judged`)."""
     threat, key = cell.resolved_threat, clean.key(bench)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from bvlm_utils import attacks, paths, study, threats
+from bvlm_utils import attacks, paths, store, study, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.store.cell import Cell
@@ -48,3 +48,13 @@ def run(measure: Callable[[], str]) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def answers(given: argparse.Namespace, measure: Callable[[], None]) -> int:
+    """`run` of what keeps its answers among a store's probes."""
+
+    def ask() -> str:
+        measure()
+        return f"The answers are in {store.folder(given.store) / 'probes'}."
+
+    return run(ask)

@@ -177,12 +177,9 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--steps", type=int, nargs="*", default=list(STEPS), help="further steps (default 10 30 100)")
     made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
     given = made.parse_args(argv)
-
-    def ask() -> str:
-        measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
-        return f"The answers are in {store.folder(given.store) / 'probes'}."
-
-    return command.run(ask)
+    return command.answers(
+        given, lambda: measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
+    )
 
 
 if __name__ == "__main__":
