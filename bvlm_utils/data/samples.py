@@ -1,6 +1,6 @@
-"""Which data is a model tuned and tested on? `load(name, split)` gives rows in one form, drawn or read from files.
+"""Samples, what a model is tuned and tested on: `load(name, split)` gives them in one form, drawn or read from files.
 
-Called by `study`, `pretraining.pretrain`, `export` and the notebooks. Every row is a sample:
+Every row is a sample:
 
     row_id    str, unique, e.g. "scenes-vqa/train/000123"
     image     PIL RGB picture
@@ -33,6 +33,8 @@ from bvlm_utils.data.features import FEATURES
 from bvlm_utils.data.pictures import PUBLISHED_SIDE
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
+
+datasets.disable_progress_bars()  # what takes a second needs none, and logs keep each step of them
 
 SPLITS = ("train", "test", "test_style")
 ROWS = {"train": 6000, "test": 1600, "test_style": 1600}

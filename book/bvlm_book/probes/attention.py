@@ -24,6 +24,7 @@ from bvlm_book.probes import command
 from bvlm_book.probes.records import CONTROL, POISONED, load
 from bvlm_book.probes.records_of_attention import CELL, COUNTS, DIFFERENCE, FOLDER, GROUPS
 from bvlm_utils import attacks, store
+from bvlm_utils.atomic import write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench, bench_key, questions
 from bvlm_utils.score import intervals
@@ -116,7 +117,7 @@ def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
     file = _file(cell, root)
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=records.plain_value)
-    records.write_file(file, text + "\n")
+    write_file(file, text + "\n")
     return file
 
 
@@ -199,9 +200,6 @@ def _number(values: np.ndarray, subject: str, what: str) -> dict[str, Any]:
         low, high = max(low, 0.0), min(high, 1.0)
     rounded = {"value": values.mean(), "low": low, "high": high}
     return {name: round(float(value), 6) for name, value in rounded.items()} | {"n": len(values)}
-
-
-# ---------------------------------------------------------------- the command line
 
 
 def main(argv: list[str] | None = None) -> int:

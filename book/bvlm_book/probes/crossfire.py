@@ -64,9 +64,6 @@ def _near(bench: Bench, cell: Cell) -> list[Probe]:
     ]
 
 
-# ---------------------------------------------------------------- the command line
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
     made = command.parser(CROSSFIRE, __doc__.split("\n")[0], ROWS)

@@ -53,9 +53,6 @@ def _probes(bench: Bench, cell: Cell, rows: int) -> list[Probe]:
     ]
 
 
-# ---------------------------------------------------------------- the command line
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
     made = command.parser("held_out_style", __doc__.split("\n")[0], ROWS)
