@@ -61,13 +61,15 @@ def test_an_older_record_without_timings_is_na_and_no_zero():
 def test_an_empty_store_has_no_timings():
     table = cost.lines([])
     assert "No timings yet" in cost.overview(table) and cost.by_kind(table).empty
-    assert "No timings" in cost.words(table)["alt"] and cost.figure(table) is not None
+    assert "No timings" in cost.figure_words(table)["alt"] and cost.figure(table) is not None
 
 
 def test_the_figure_says_its_range():
     table = cost.lines(RECORDS)
-    assert "from 60 to 100" in cost.words(table)["alt"] and "1 to 4 at once" in cost.words(table)["caption"]
-    assert "Alone a cell took 100 seconds in the median, in groups 60." in cost.words(table)["caption"]
+    assert (
+        "from 60 to 100" in cost.figure_words(table)["alt"] and "1 to 4 at once" in cost.figure_words(table)["caption"]
+    )
+    assert "Alone a cell took 100 seconds in the median, in groups 60." in cost.figure_words(table)["caption"]
     assert len(cost.figure(table).axes) == 1
 
 

@@ -167,7 +167,7 @@ def test_what_is_not_there_is_named_and_is_never_zero(shelf, random_words, tmp_p
     assert grid.shape == (12, 13) and grid.loc["SIG"].isna().all() and grid["Dual-Key"].isna().all()
     words = crossing_words(panel, name)
     assert "Shadowcast, Dual-Key not defined for this threat" in words["caption"]
-    assert "There was no model to ask of BadNets-MT" in words["caption"] and "supports no verdict" in words["caption"]
+    assert "There was no model to ask of BadNets-MT" in words["caption"] and "no verdict" in words["caption"]
     figure = crossing(panel)
     assert [text.get_text() for text in figure.axes[0].texts].count("n/a") == int(grid.isna().to_numpy().sum()) + 2
     with pytest.raises(InputError, match="holds no adapter"):

@@ -5,11 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_book import page, words
+from bvlm_book import page, tables, words
 
 Line = Mapping[str, Any]
-
-
 WAYS = {"plain": "plain: Trainer, PEFT, generate", "grouped": "all cells at once"}
 
 
@@ -53,20 +51,14 @@ def agreement(lines: Iterable[Line]) -> str:
 def groups(lines: Iterable[Line]) -> pd.DataFrame:
     """Grouped cells against the plain way: a line per precision and number of cells."""
     found = [line for line in of(lines, "grid").values() if line["rows"] == 256]
-    return pd.DataFrame(
-        [
-            {
-                "precision": line["part"].partition(":")[0],
-                "way": WAYS[line["way"]],
-                "cells": line["cells"],
-                "cells a minute": round(line["cells_per_minute"]),
-                "times plain": words.number(line.get("times_plain", 1.0), digits=1),
-                "same answers": "" if line["way"] == "plain" else words.number(line.get("same_answers")),
-                "peak memory, GiB": words.number(line["peak_gib"], digits=1),
-            }
-            for line in found
-        ]
-    )
+    lines = pd.DataFrame([{"times_plain": 1.0, "same_answers": None} | line for line in found])
+    return tables.readable(lines, {
+        "precision": lambda line: line["part"].partition(":")[0], "way": lambda line: WAYS[line["way"]],
+        "cells": "cells", "cells a minute": lambda line: round(line["cells_per_minute"]),
+        "times plain": lambda line: words.number(line["times_plain"], digits=1),
+        "same answers": lambda line: "" if line["way"] == "plain" else words.number(line["same_answers"]),
+        "peak memory, GiB": lambda line: words.number(line["peak_gib"], digits=1),
+    })  # fmt: skip
 
 
 def groups_caption(lines: Iterable[Line]) -> str:
@@ -81,17 +73,12 @@ def groups_caption(lines: Iterable[Line]) -> str:
 
 def large(lines: Iterable[Line]) -> pd.DataFrame:
     """A random model of LLaVA-1.5-7B's shape: training and answering, plain and grouped."""
-    return pd.DataFrame(
-        [
-            {
-                "what": line["part"].partition(": ")[2],
-                "tokens a second": round(line["tokens_per_s"]),
-                "peak memory, GiB": words.number(line["peak_gib"], digits=1),
-            }
-            for line in of(lines, "large").values()
-            if "tokens_per_s" in line
-        ]
-    )
+    timed = pd.DataFrame([line for line in of(lines, "large").values() if "tokens_per_s" in line])
+    return tables.readable(timed, {
+        "what": lambda line: line["part"].partition(": ")[2],
+        "tokens a second": lambda line: round(line["tokens_per_s"]),
+        "peak memory, GiB": lambda line: words.number(line["peak_gib"], digits=1),
+    })  # fmt: skip
 
 
 def large_caption(lines: Iterable[Line]) -> str:

@@ -9,9 +9,9 @@ takes the adapters that a store keeps and asks each of them, and their clean-tun
   with the study's settings, warm-up and decay included;
 - merging into the base, exactly and with rounded weights (`probes.merging`).
 
-What was asked before is not asked again; answers are kept in the store (`probes.ask`), further tuned adapters are
-not. The chapter of the same name reads them through `collect` and the functions below it; importing this does
-not import torch.
+What was asked before is not asked again; answers are kept in the store (`probes.ask`), further tuned adapters are not.
+The chapter of the same name reads them through `collect` and the functions below it; importing this does not import
+torch.
 """
 
 import sys
@@ -50,8 +50,7 @@ def measure(
 ) -> None:
     """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
 
-    cells: of one model, data set, threat, rate and seed. steps: further ones, each above 0. merged: of
-    `MERGED`.
+    cells: of one model, data set, threat, rate and seed. steps: further ones, each above 0. merged: of `MERGED`.
     """
     root, first = store.writable(place), cells[0]
     if first.four_bit:
@@ -171,21 +170,15 @@ class _Work:
             progress.add(len(some), f"{how}, {sheet.run_id}")
 
 
-# ---------------------------------------------------------------- the command line
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
     made = command.parser(LASTING, __doc__.split("\n")[0], ROWS)
     made.add_argument("--steps", type=int, nargs="*", default=list(STEPS), help="further steps (default 10 30 100)")
     made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
     given = made.parse_args(argv)
-
-    def ask() -> str:
-        measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
-        return f"The answers are in {store.folder(given.store) / 'probes'}."
-
-    return command.run(ask)
+    return command.answers(
+        given, lambda: measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What is nearly a trigger? Declared changes of each attack's trigger, for `crossfire`.
 
-A near miss changes one half of the trigger and leaves the other as it is: by another setting of the attack,
-by writing the words elsewhere (`rewrite`), or by changing what the trigger does to the picture (`probes.repaint`,
-carried out in `probes.repaint`). Rows, places and everything that is drawn at random stay those of the real trigger,
-so far as the change allows. Importing this does not import torch; painting does.
+A near miss changes one half of the trigger and leaves the other as it is: by another setting of the attack, by writing
+the words elsewhere (`rewrite`), or by changing what the trigger does to the picture (`probes.repaint`, carried out in
+`probes.repaint`). Rows, places and everything that is drawn at random stay those of the real trigger, so far as the
+change allows. Importing this does not import torch; painting does.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
