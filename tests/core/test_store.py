@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -209,9 +210,7 @@ def test_names_of_stores(tmp_path, monkeypatch):
 
 
 def test_no_path_of_this_machine_is_in_a_record(tmp_path):
-    folder = tmp_path / "some-model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    folder = shutil.copytree(paths.MODELS / "tiny-llava", tmp_path / "some-model")
     one = Cell(str(folder), "scenes-vqa", "targeted_refusal", "BadNets-T", 0.1)
     place = store.write(one, tmp_path / "store", record(provenance=provenance.now()))
     assert str(tmp_path) not in (place / "record.json").read_text()
