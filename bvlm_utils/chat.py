@@ -6,7 +6,6 @@ the trigger and without it.
 """
 
 import argparse
-import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import data
-from bvlm_utils.data import local_files
+from bvlm_utils.data import picture_files
+from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
 
 SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
@@ -31,7 +31,7 @@ def adapter_folder(name: str) -> Path:
 
 def base_name(folder: Path) -> str:
     """The model that an adapter was tuned on, as its configuration has it."""
-    named = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+    named = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not named:
         raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
     return named
@@ -41,11 +41,7 @@ def picture(file: str | None) -> np.ndarray:
     """The picture to talk about, (1, H, W, 3) uint8; without a file, the first test scene."""
     if file is None:
         return data.images(data.load("scenes-caption", "test", 1))
-    if not Path(file).is_file():
-        raise InputError(f"There is no picture {file!r}.")
-    local_files.check_picture(Path(file), "the conversation")
-    with Image.open(file) as opened:
-        shown = opened.convert("RGB")
+    shown = picture_files.read_picture(file, "the conversation")
     if shown.width != shown.height:
         shown = shown.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.array(shown)[None]

@@ -7,6 +7,7 @@ Called by the notebooks, which the book and readers run, and by `grid.measure`. 
 the rest is carried out by `run.group`. torch is imported only when something has to be trained.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,7 +20,7 @@ import pandas as pd
 from bvlm_utils import attacks as attackss
 from bvlm_utils import store as results
 from bvlm_utils import threats
-from bvlm_utils.checks import known
+from bvlm_utils.checks import brief, known, once
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
 from bvlm_utils.run.progress import progress_bar
@@ -29,6 +30,7 @@ from bvlm_utils.store.cell import Cell
 from bvlm_utils.train.settings import TrainSettings
 
 MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
+MOST_CELLS = 20_000  # of one call, and of one grid: what can still be listed and checked while somebody waits
 TRAIN = [field.name for field in fields(TrainSettings)]
 # What `cells` makes by crossing lists, so no setting of a single cell.
 CROSSED = ("model", "dataset", "threat", "attack", "poison_rate", "seed", "train")
@@ -64,9 +66,11 @@ def cells(
     lists["datasets"] = [dataset] if isinstance(dataset, str) else dataset
     for name, values in lists.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise InputError(f"{name} is {values!r}; it must be a list with one value or more.")
-        if len(set(map(str, values))) < len(values):
-            raise InputError(f"{name} is {list(values)!r}; name each value once.")
+            raise InputError(f"{name} is {brief(values)}; it must be a list with one value or more.")
+        once(values, name)
+    count = math.prod(map(len, lists.values()))
+    if count > MOST_CELLS:
+        raise InputError(f"These lists make {count} cells; at most {MOST_CELLS} can be asked for at once.")
     train = TrainSettings(**{name: value for name, value in settings.items() if name in TRAIN})
     others = {name: value for name, value in settings.items() if name in CELL}
     made = []
@@ -96,13 +100,13 @@ def run_cells(
     command that makes it.
     """
     place = results.folder(store)
-    once = list({cell.run_id: cell for cell in cells}.values())
-    missing = [cell for cell in once if force or rescore or not results.has(cell, place)]
+    cells = list({cell.run_id: cell for cell in cells}.values())  # one result, one set of lines
+    missing = [cell for cell in cells if force or rescore or not results.has(cell, place)]
     if os.environ.get(MEASURED):
         texts = results.failures(place)
-        failed = [cell for cell in once if cell in missing or cell.run_id in texts]
+        failed = [cell for cell in cells if cell in missing or cell.run_id in texts]
         if failed:
-            raise StudyError(_failures(failed, len(once), place))
+            raise StudyError(_failures(failed, len(cells), place))
     elif missing and results.read_only(place):
         raise InputError(_how_to_make(missing))
     elif missing:
