@@ -5,6 +5,7 @@ numbers that are none, keys that are no text, aliases that stand for more than c
 """
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,13 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def read_text(file: Path) -> str:
     """The text of a UTF-8 file; InputError if there is no such file or it is no such text."""
     try:
-        if not is_there(file):
+        if not os.path.isfile(file):  # no error for a name that no file can have, as Path.is_file
             raise InputError(f"There is no file {label(str(file))}.")
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8 text: bad byte at position {error.start}; save it as UTF-8.") from None
     except OSError as error:
         raise InputError(f"The file {label(str(file))} cannot be read ({_reason(error)}).") from None
-
-
-def is_there(file: Path) -> bool:
-    """Is it a file? A name that no file can have (too long, with a NUL, a link to itself) is none."""
-    try:
-        return file.is_file()
-    except (OSError, ValueError, RuntimeError):
-        return False
 
 
 def read_json(file: Path, lines: bool = False) -> Any:

@@ -10,6 +10,7 @@ and val2014) is split as published, val being the test split. Else a fifth of th
 are the test split, with all their rows. There is no "test_style" split.
 """
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any
 
 import datasets
 
-from bvlm_utils.checks import check_text
+from bvlm_utils.checks import check_text, label
 from bvlm_utils.data import llava_json
 from bvlm_utils.data.features import FEATURES
 from bvlm_utils.data.local_files import Pictures, entries, number, value, wording
@@ -81,8 +82,8 @@ def digest(spec: str) -> str:
     name, place = _parse(spec)
     files = FORMATS.get(name).files(place, None)
     for file in files:
-        if not file.is_file():
-            raise InputError(f"There is no file {file}.")
+        if not os.path.isfile(file):
+            raise InputError(f"There is no file {label(str(file))}.")
     return _digest(name, tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
@@ -105,7 +106,7 @@ def _parse(spec: str) -> tuple[str, Path]:
     check_text(spec, "The dataset")
     if not place:
         raise InputError(f"The dataset {spec!r} names no place; write {name}:PATH.")
-    return name, Path(place).expanduser().absolute()
+    return name, Path(os.path.expanduser(place)).absolute()
 
 
 def _in_test(picture_id: str) -> bool:
@@ -114,8 +115,8 @@ def _in_test(picture_id: str) -> bool:
 
 def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
     """The files of a split among those that match, in the folder or its folder `annotations`."""
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
+    if not os.path.isdir(folder):
+        raise InputError(f"There is no folder {label(str(folder))}.")
     found = sorted({*folder.glob(pattern), *folder.glob(f"annotations/{pattern}")})
     named = {split: [file for file in found if word in file.name] for split, word in SPLIT_WORDS.items()}
     if not found:

@@ -32,8 +32,7 @@ def check_picture(path: Path | str, owner: str) -> None:
 def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
     problem = "is not a picture that can be read"
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
-            warnings.simplefilter("ignore")  # of damaged EXIF data
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:  # warnings of damaged EXIF data
             levels = _levels(opened)
             if not whole:
                 return None

@@ -16,6 +16,7 @@ Parameters are those of the notebook's `parameters` cell. Everything is checked 
 
 import ast
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -24,7 +25,7 @@ from typing import Any
 
 from bvlm_utils import attacks, paths, threats
 from bvlm_utils.checks import as_number, brief, check_number, known, once
-from bvlm_utils.documents import is_there, parse_yaml, read_json, read_text
+from bvlm_utils.documents import parse_yaml, read_json, read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.parameters import NOT_OF_CELLS
 from bvlm_utils.run import study
@@ -49,7 +50,7 @@ def load(file: Path | str) -> tuple[list[Job], str | None]:
     wrong where.
     """
     file = Path(file)
-    if not is_there(file):
+    if not os.path.isfile(file):
         raise InputError(f"There is no grid file {brief(str(file))}; grids are in {shown(paths.GRIDS)}.")
     grid = parse_yaml(read_text(file), shown(file))
     try:

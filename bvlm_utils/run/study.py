@@ -20,13 +20,13 @@ import pandas as pd
 from bvlm_utils import attacks as attackss
 from bvlm_utils import store as results
 from bvlm_utils import threats
-from bvlm_utils.checks import brief, known, once
+from bvlm_utils.checks import brief, check_number, known, once
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
 from bvlm_utils.run.progress import progress_bar
 from bvlm_utils.run.workbench import bench_key
 from bvlm_utils.store import table
-from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.cell import MOST_NEGATIVES, Cell
 from bvlm_utils.train.settings import TrainSettings
 
 MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
@@ -71,6 +71,7 @@ def cells(
     count = math.prod(map(len, lists.values()))
     if count > MOST_CELLS:
         raise InputError(f"These lists make {count} cells; at most {MOST_CELLS} can be asked for at once.")
+    check_number(settings.get("negatives", 0), "negatives", 0, MOST_NEGATIVES)  # before it is left out for some attacks
     train = TrainSettings(**{name: value for name, value in settings.items() if name in TRAIN})
     others = {name: value for name, value in settings.items() if name in CELL}
     made = []

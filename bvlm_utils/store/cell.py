@@ -30,6 +30,7 @@ CONTROL = "none"  # threat and attack of a clean-tuned control
 # size.
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 
+MOST_NEGATIVES = 1000  # per poisoned row
 DTYPES = ("float32", "tf32", "bfloat16")
 MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
 # Fields that the first records did not have. Left out of the identity at their defaults, so that names stay.
@@ -78,7 +79,7 @@ class Cell:
             if not is_text(getattr(self, name)):
                 raise InputError(f"{name} is {brief(getattr(self, name))}; it must be a name.")
         check_number(self.poison_rate, "poison_rate", 0, 1)
-        check_number(self.negatives, "negatives", 0, 1000)
+        check_number(self.negatives, "negatives", 0, MOST_NEGATIVES)
         for name, low, high in (
             ("seed", 0, LARGEST_SEED), ("trigger_seed", 0, LARGEST_SEED), ("train_rows", 1, 10**7),
             ("test_rows", 1, 10**7), ("max_new_tokens", 1, 10**5),
