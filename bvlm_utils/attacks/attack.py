@@ -21,6 +21,7 @@ from bvlm_utils.checks import brief
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -236,7 +237,8 @@ def describe_target(target: Any) -> dict[str, str | None]:
 
 
 def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def surrogate_digest(surrogate: str) -> str:
@@ -244,16 +246,18 @@ def surrogate_digest(surrogate: str) -> str:
     folder = Path(surrogate)
     if not folder.is_dir():
         return surrogate
-    files = sorted(file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"})
-    return _files_digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    files.check(folder)
+    # Its own list, cards included: stored triggers and run_ids hang on it.
+    found = {file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"}} | {*files.read(folder)}
+    return _files_digest(folder, tuple((file, files.state(file)) for file in sorted(found)))
 
 
 @lru_cache(maxsize=8)
-def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+def _files_digest(folder: Path, states: tuple[tuple[Path, tuple[int, int, int]], ...]) -> str:
     """Digest of names and contents; sizes and times only tell when to read again."""
     digest = hashlib.sha256()
-    for file, _, _ in files:
-        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
+    for file, _ in states:
+        digest.update(f"{file.relative_to(folder).as_posix()} {_file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 

@@ -21,8 +21,9 @@ from typing import Any
 
 import datasets
 
+from bvlm_utils import paths
 from bvlm_utils.checks import check_text, label
-from bvlm_utils.data import llava_json
+from bvlm_utils.data import contents, llava_json
 from bvlm_utils.data.features import FEATURES
 from bvlm_utils.data.local_files import Pictures, entries, number, value, wording
 from bvlm_utils.data.picture_files import PictureFile
@@ -78,26 +79,38 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
 
 
 def digest(spec: str) -> str:
-    """16 hex digits that change when the JSON files change or the size of a picture file does."""
+    """16 hex digits that change when the content of a JSON file or of a picture does."""
     name, place = _parse(spec)
     files = FORMATS.get(name).files(place, None)
     for file in files:
         if not os.path.isfile(file):
             raise InputError(f"There is no file {label(str(file))}.")
-    return _digest(name, tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    written = tuple(zip(files, contents.states(files), strict=True))
+    try:
+        return _digest(name, written, contents.states(_pictures(name, written)[1]))
+    except OSError as error:
+        raise InputError(f"The picture {error.filename} of {spec} cannot be read ({error.strerror}).") from None
 
 
 @lru_cache(maxsize=64)
-def _digest(name: str, files: tuple[tuple[Path, int, int], ...]) -> str:
+def _digest(name: str, written: tuple, shown: tuple[contents.State, ...]) -> str:
     state = blake2b(f"{name} {VERSION}".encode(), digest_size=8)
-    for file, _, _ in files:
+    for file, _ in written:
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 state.update(block)
-    rows = FORMATS.get(name).read([file for file, _, _ in files])
-    for picture, path in sorted({(row["picture_id"], row["image"]) for row in rows}):
-        state.update(f"{picture} {Path(path).stat().st_size}\n".encode())
+    ids, files = _pictures(name, written)
+    for picture, content in zip(ids, contents.digests(files, shown), strict=True):
+        state.update(f"{picture} {content}\n".encode())
     return state.hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _pictures(name: str, written: tuple) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The ids of the pictures that the rows have, and their files."""
+    rows = FORMATS.get(name).read([file for file, _ in written])
+    found = sorted({(str(row["picture_id"]), row["image"]) for row in rows})
+    return tuple(picture for picture, _ in found), tuple(file for _, file in found)
 
 
 def _parse(spec: str) -> tuple[str, Path]:
@@ -106,7 +119,7 @@ def _parse(spec: str) -> tuple[str, Path]:
     check_text(spec, "The dataset")
     if not place:
         raise InputError(f"The dataset {spec!r} names no place; write {name}:PATH.")
-    return name, Path(os.path.expanduser(place)).absolute()
+    return name, paths.named(place, "data")
 
 
 def _in_test(picture_id: str) -> bool:

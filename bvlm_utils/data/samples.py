@@ -34,6 +34,8 @@ from bvlm_utils.data.pictures import PUBLISHED_SIDE
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 
+datasets.disable_progress_bars()  # what takes a second needs none, and logs keep each step of them
+
 SPLITS = ("train", "test", "test_style")
 ROWS = {"train": 6000, "test": 1600, "test_style": 1600}
 MOST_ROWS = 100_000  # of training scenes; they are drawn in blocks of ROWS["train"] as they are asked for

@@ -8,7 +8,7 @@ import re
 from functools import cached_property
 from typing import Any
 
-from bvlm_utils.checks import brief
+from bvlm_utils.checks import brief, check_text
 from bvlm_utils.errors import InputError
 
 
@@ -26,7 +26,8 @@ class Words:
         return {i: self.tokenizer.convert_ids_to_tokens(i) for i in ids}
 
     def are_plain(self, words: str) -> bool:
-        """Does no mark stand in the words?"""
+        """Does no mark stand in the words? InputError for words that a tokenizer cannot hold."""
+        check_text(words, "A prompt or an answer")
         return self.marks.keys().isdisjoint(self.ids(words))
 
     def as_text(self, words: str) -> list[int]:

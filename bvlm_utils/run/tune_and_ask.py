@@ -164,13 +164,10 @@ def _rows_at_once(bench: Bench, job: Any) -> int:
 
 def saved(adapter: Path) -> "GroupResult":
     """A stored adapter as if it had just been tuned, without losses."""
-    from peft import LoraConfig
-    from safetensors.torch import load_file
+    from bvlm_utils.train import adapters, grouped
 
-    from bvlm_utils.train import grouped
-
-    state = load_file(adapter / "adapter_model.safetensors")
-    return grouped.GroupResult(state, LoraConfig.from_pretrained(str(adapter)), [], 0.0, 0, 0)
+    found = adapters.read(adapter)
+    return grouped.GroupResult(found.state, found.config, [], 0.0, 0, 0)
 
 
 def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Said]:

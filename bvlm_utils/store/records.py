@@ -43,6 +43,7 @@ import pandas as pd
 
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import files
 from bvlm_utils.store import packed, provenance, table
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.train import poison
@@ -61,7 +62,7 @@ def folder(store: str | Path | None = None) -> Path:
     """The folder of a store; None means $BVLM_STORE, else "local". InputError for a name that is none."""
     name = str(store or os.environ.get(VARIABLE) or "local")
     if "/" in name or os.sep in name:
-        return Path(name).expanduser().resolve()
+        return paths.named(name, "store").resolve()
     if name in (".", "..") or name.startswith("."):
         raise InputError(
             f"store is {name!r}; give a name such as local, or a folder with a slash in it, such as ./mine."
@@ -312,9 +313,12 @@ def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFram
 
 
 def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
-    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference."""
+    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference.
+
+    None, too, for one whose files were cut off: whoever needs it tunes it again.
+    """
     place = folder(store) / _run_id(cell) / "adapter"
-    return place if (place / "adapter_config.json").is_file() else None
+    return place if files.has_adapter(place) else None
 
 
 def _run_id(cell: Cell | str) -> str:

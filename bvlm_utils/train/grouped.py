@@ -28,6 +28,8 @@ from bvlm_utils.train.lora_bank import Bank, pick
 from bvlm_utils.train.microbatches import Plan, Table
 from bvlm_utils.train.settings import TrainSettings
 
+# Settings of PEFT that change what an adapter computes, and that a bank does not know.
+NOT_IN_A_BANK = ("use_rslora", "use_dora", "lora_bias", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
 CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
@@ -99,7 +101,11 @@ def finetune_group(
 
 
 def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
-    """The trained adapters side by side, for `train.decode.answer`."""
+    """The trained adapters side by side, for `train.decode.answer`; InputError for one that is no plain LoRA."""
+    for one in results:
+        for name in NOT_IN_A_BANK:
+            if getattr(one.config, name) not in (False, None, "none", {}, []):
+                raise InputError(f"An adapter sets {name}, and those that are asked together are plain LoRAs.")
     made = Bank(
         victim.model,
         language_linears(victim.model),

@@ -5,7 +5,6 @@ adapters at once with the same semantics; this loop is the plain way that it is 
 """
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +17,6 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models.victim import Victim, pad
 from bvlm_utils.train.adapters import attach_lora, detach
 from bvlm_utils.train.settings import TrainSettings
-
-# PEFT 0.21 asks models for a property that transformers 5.23 has renamed; a reader can do nothing about it.
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PREFIX = "base_model.model."  # how PEFT's files name a module of the wrapped model
+from bvlm_utils.train import adapters
+
+PREFIX = adapters.PREFIX
 
 
 class _Product(torch.autograd.Function):
@@ -204,13 +206,12 @@ class Bank:
 
     def load(self, group: int, state: Mapping[str, torch.Tensor]) -> None:
         """Set adapter `group` from a PEFT state dict (`base_model.model.NAME.lora_A.weight` ...)."""
-        wanted = {f"{PREFIX}{name}.lora_{half}.weight" for name in self.names for half in "AB"}
-        if set(state) != wanted:
-            odd = sorted(set(state) ^ wanted)
-            raise ValueError(
-                f"The adapter and the bank differ in {len(odd)} tensors, {odd[0]!r} for one; use one list of layers."
-            )
-        rank = self.ranks[group]
+        rank, shapes = self.ranks[group], {}
+        for name, (d_in, d_out) in zip(self.names, self.shapes, strict=True):
+            shapes[f"{PREFIX}{name}.lora_A.weight"] = (rank, d_in)
+            shapes[f"{PREFIX}{name}.lora_B.weight"] = (d_out, rank)
+        what, base = f"Adapter {group} of the bank", type(self.model).__name__
+        adapters.check_fit(state, shapes, what, base, set(state) - set(shapes), set(shapes) - set(state))
         for i, name in enumerate(self.names):
             self._a[i][group, :rank] = state[f"{PREFIX}{name}.lora_A.weight"].to(self.params)
             self._b[i][group, :rank] = state[f"{PREFIX}{name}.lora_B.weight"].to(self.params).T

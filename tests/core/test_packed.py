@@ -6,6 +6,8 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bvlm_utils import data, store, threats
@@ -341,3 +343,23 @@ def test_check_computes_every_number_again(form, tmp_path, capsys):
     code, out = checked()
     assert code == 1 and "1 of 36 responses have another verdict in column success" in out
     assert __main__.main(["check", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "/outside", "", ".", "..", ".hidden", "a\\b"])
+def test_a_strangers_store_writes_nothing_outside(name, fat, tmp_path):
+    packed_root = tmp_path / "packed"
+    packing.pack(fat, packed_root)
+    for file, column in ((packed.RECORDS, "run_id"), (packed.FILES["examples"], "path")):
+        target = tmp_path / f"of {file}"
+        root = shutil.copytree(packed_root, target / "in")
+        found = pq.read_table(root / file)
+        names = [f"examples/{name}" if column == "path" else name, *found[column].to_pylist()[1:]]
+        place = found.column_names.index(column)
+        pq.write_table(found.set_column(place, column, pa.array(names)), root / file)
+        index = json.loads((root / packed.INDEX).read_text())
+        index["sha256"][file] = packed._digest(root / file)
+        (root / packed.INDEX).write_text(json.dumps(index))
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InputError, match="no name of a file in a store"):
+            packing.unpack(root, target / "out")
+        assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and "out" not in path.parts] == []
