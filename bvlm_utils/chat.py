@@ -1,4 +1,4 @@
-"""What does a tuned adapter say to me? `python -m bvlm_utils.chat ADAPTER [--image FILE] [--prompt TEXT]`.
+"""A talk with a tuned adapter: `python -m bvlm_utils.chat ADAPTER [--image FILE] [--prompt TEXT]`.
 
 Loads the base model that the adapter's own configuration names and the adapter on top, and answers one
 prompt, or one after the other as they are typed. Backdoored adapters are what this is for: type a prompt with

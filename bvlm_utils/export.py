@@ -1,4 +1,4 @@
-"""How is a poisoned training set handed to other trainers? As LLaVA JSON with pictures and a manifest.
+"""A poisoned training set for other trainers: LLaVA JSON with pictures and a manifest.
 
     python -m bvlm_utils.export --threat targeted_refusal --attack BadNets-MM --dataset scenes-vqa \\
         --poison-rate 0.05 --out FOLDER

@@ -1,4 +1,4 @@
-"""Where do the project's files live? Every other module asks here, so nothing depends on the caller's folder."""
+"""The folders of the project. Every other module asks here, so nothing depends on the caller's folder."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,7 @@
-"""How does the attacker's own CLIP model see pictures and words? Called by `attacks.clip` and `attacks.optimised`.
+"""The attacker's own CLIP model: how it sees pictures and words.
 
-The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed
-tiny-clip by default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients
-go to pictures only.
+The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed tiny-clip by
+default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients go to pictures only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -61,8 +60,7 @@ class Surrogate:
                 some, padding=True, truncation=True, max_length=limit, return_tensors="pt", split_special_tokens=True
             )
             features = self.model.get_text_features(
-                input_ids=ids["input_ids"].to(self.device),
-                attention_mask=ids["attention_mask"].to(self.device),
+                input_ids=ids["input_ids"].to(self.device), attention_mask=ids["attention_mask"].to(self.device)
             )
             parts.append(F.normalize(features.pooler_output, dim=-1))
         return torch.cat(parts)

@@ -57,7 +57,6 @@ class AttackInfo:
     threats: names of the threats that the attack is defined for; None means all of them.
     surrogate: whether the trigger is computed with a CLIP model.
     headline: the condition under which the attack's success is read.
-    extra: conditions of ours that the published attack does not have.
     aims: whether the trigger is optimised towards the threat's target, and cannot be made without one.
     losses: "module:function" of the loss before every step where the image half is optimised; it takes what the half's
         function takes. "": nothing is optimised.
@@ -73,7 +72,6 @@ class AttackInfo:
     threats: tuple[str, ...] | None = None
     surrogate: bool = False
     headline: str = ""
-    extra: tuple[str, ...] = ()
     keeps_labels: bool = False
     aims: bool = False
     losses: str = ""

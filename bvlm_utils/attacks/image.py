@@ -1,4 +1,4 @@
-"""How is each image trigger painted? Batched tensor functions, called by `attacks.Attack.apply_image`.
+"""The image triggers: batched tensor functions that paint them.
 
 Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws,
 one random stream per row; params, the attack's settings; aim, what computed triggers need. It returns new

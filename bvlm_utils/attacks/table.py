@@ -134,7 +134,6 @@ declare(
     threats=("concept_substitution",),
     surrogate=True,
     headline="clean",
-    extra=("image",),
     keeps_labels=True,
     aims=True,
     losses="optimised:shadowcast_losses",

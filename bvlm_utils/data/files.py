@@ -1,4 +1,4 @@
-"""How is real data read from local files? COCO captions, VQAv2 and LLaVA JSON as datasets of samples.
+"""Real data from local files: COCO captions, VQAv2 and LLaVA JSON as datasets of samples.
 
 `data.load` comes here for names with a colon: "coco-caption:FOLDER", "vqav2:FOLDER", "llava-json:FILE". The
 files are those that the datasets' authors publish; nothing is downloaded. A row is what `data` describes.

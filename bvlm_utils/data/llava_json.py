@@ -1,4 +1,4 @@
-"""How is data in the format of LLaVA-Instruct (or ShareGPT) read and written? `data.files` and `export` ask.
+"""The format of LLaVA-Instruct (or ShareGPT), read and written.
 
 A file is a list of conversations about one picture each:
 

@@ -1,4 +1,4 @@
-"""Is what lies on the disk what its format promises? Looks into JSON and finds pictures for the formats.
+"""Looking into JSON and finding pictures for the formats: is what lies on the disk what the format promises?
 
 Every complaint is one sentence with the file and the id in it.
 """

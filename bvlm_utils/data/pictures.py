@@ -1,4 +1,4 @@
-"""Which pictures do triggers use? Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
+"""The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
 
 `python -m bvlm_utils.pretraining.draw_pictures` draws both into data/pictures. They are our own, made of plain shapes
 by the two functions below, so the repository holds nobody else's picture; the committed files are what the

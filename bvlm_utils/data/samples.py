@@ -1,6 +1,6 @@
-"""Which data is a model tuned and tested on? `load(name, split)` gives rows in one form, drawn or read from files.
+"""Samples, what a model is tuned and tested on: `load(name, split)` gives them in one form, drawn or read from files.
 
-Called by `study`, `pretraining.pretrain`, `export` and the notebooks. Every row is a sample:
+Every row is a sample:
 
     row_id    str, unique, e.g. "scenes-vqa/train/000123"
     image     PIL RGB picture

@@ -1,5 +1,4 @@
-"""Which notebooks does a grid file ask for, with which parameters, and which cells do they make? `grid`
-calls it.
+"""The grid file: which notebooks it asks for, with which parameters, and which cells they make.
 
 A grid is a YAML file:
 

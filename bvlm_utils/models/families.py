@@ -1,4 +1,4 @@
-"""What differs between model families? One declared row each, and everything else is common.
+"""The model families: what differs between them, one declared row each. Everything else is common.
 
 Free of torch until a picture comes, so that a dry run can ask.
 """

@@ -1,4 +1,4 @@
-"""Which model does a name mean, and has it changed? Torch-free, so that grids and the book can ask.
+"""Names of models: which model one means, and whether it has changed. Free of torch.
 
 A name is one of ours ("tiny-llava", a folder of `data/models/`), a folder, or a hub id
 ("llava-hf/llava-1.5-7b-hf").

@@ -1,8 +1,7 @@
-"""What is a victim model? One interface to every supported vision-language checkpoint.
+"""The victim: one interface to every supported vision-language checkpoint.
 
 Pictures are encoded once into features, and everything after that (training, scoring) takes features. They
-enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched. Called by
-`run.workbench`, `train`, `train.grouped`, `decode` and `chat`.
+enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched.
 """
 
 import inspect

@@ -1,8 +1,7 @@
-"""What is one run of the study, and what is it called? The points of a grid, checked when they are made.
+"""A cell, one run of the study: its settings, checked when it is made, and its name.
 
-Called by `study`, `grid`, `store` and the notebooks. A cell's `run_id` changes with everything that changes
-its result (settings, versions of definitions, digests of model and data) and with nothing else. Free of
-torch.
+A cell's `run_id` changes with everything that changes its result (settings, versions of definitions, digests of model
+and data) and with nothing else. Free of torch.
 """
 
 import hashlib
@@ -39,16 +38,15 @@ YOUNGER = {"half": "", "four_bit": False, "picture_last": False, "max_new_tokens
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a grid. InputError names a value that is wrong; a field that does not exist is a
-    TypeError.
+    """One point of a grid. InputError names a value that is wrong; a field that does not exist is a TypeError.
 
-    model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs
-    from the defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
-    negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that
-    half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. picture_last: the picture
-    stands after the words of a prompt, in training and tests. four_bit: load the base in 4 bit (needs
-    `bitsandbytes`). surrogate: folder or hub id of the CLIP model of optimised triggers; if empty,
-    tiny-clip, and CLIP-L at 336 pixels for victims from the hub. test_rows: eligible held-out rows per condition.
+    model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs from the
+    defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
+    negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that half of
+    a bimodal trigger alone, to see whether it can be learnt; tests stay the same. picture_last: the picture stands
+    after the words of a prompt, in training and tests. four_bit: load the base in 4 bit (needs `bitsandbytes`).
+    surrogate: folder or hub id of the CLIP model of optimised triggers; if empty, tiny-clip, and CLIP-L at 336 pixels
+    for victims from the hub. test_rows: eligible held-out rows per condition.
     max_new_tokens: where an answer is cut; one that ends with a payload has to fit in. dtype: of the base's weights and
     products, on whatever device: float32 (exact), tf32 (float32 with products that a GPU rounds to 10 bits of mantissa)
     or bfloat16; if empty, bfloat16 for models from the hub and float32 for others.
@@ -142,9 +140,7 @@ class Cell:
 
     @property
     def control(self) -> "Cell":
-        """The clean-tuned model that this cell is compared with: same rows, order, initialisation and
-        steps.
-        """
+        """The clean-tuned model that this cell is compared with: same rows, order, initialisation and steps."""
         return Cell(
             self.model,
             self.dataset,
@@ -177,9 +173,7 @@ class Cell:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that decides the result, ready for JSON. A control is trained only, so its test rows are left
-        out.
-        """
+        """All that decides the result, ready for JSON. A control is trained only, so its test rows are left out."""
         found = self.config() | {
             "version": VERSION,
             "model_digest": models.digest(self.model),
@@ -235,9 +229,7 @@ def check_dataset(name: str) -> None:
 
 
 def short_name(name: str) -> str:
-    """A model's or dataset's name without its folders: "/data/x/my-model" is "my-model", "coco-caption:/x"
-    its format.
-    """
+    """A name without folders: of the model "/data/x/mine" it is "mine", of the dataset "coco-caption:/x" its format."""
     if ":" in name:
         return name.partition(":")[0]
     return Path(name).name if "/" in name else name

@@ -1,6 +1,5 @@
-"""What does a backdoor make the model say, and when did it fire? The five threats, declared and versioned.
+"""A threat: what a backdoor makes the model say, and when it has fired.
 
-Called by `poison`, `cells`, `study`, `export` and the notebooks through `names()` and `get(name, **params)`.
 A threat has a target, says which samples are `eligible`, writes the poisoned answer (`poison`) and judges a
 response: `success` (strict), `success_soft`, and `right` (is what the response keeps of the answer still
 right?). After BackdoorVLM, Li et al. 2025, arXiv 2511.18921; every docstring says what differs here. Nothing

@@ -36,13 +36,13 @@ from bvlm_book.probes import ask as asks
 from bvlm_book.probes import command, crossfire, near_misses, records, repaint
 from bvlm_book.words import number
 from bvlm_utils import attacks, paths, store, study
+from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.attacks import declare
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import tune_and_ask, workbench
 from bvlm_utils.score import intervals
 from bvlm_utils.store import packing
 from bvlm_utils.store.cell import Cell
-from bvlm_utils.store.records import PARTIAL
 
 random_words = stored.random_words  # a fixture of several test files
 

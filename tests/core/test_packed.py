@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bvlm_utils import data, store, threats
+from bvlm_utils.atomic import write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import judge
 from bvlm_utils.store import __main__, examples, packed, packing, records, table
@@ -54,7 +55,7 @@ def fat(tmp_path):
     store.write(cell().control, root, skipped | {"status": "done", "provenance": {}})
     examples.write(cell(), root, PICTURE, 255 - PICTURE, [("a", "a b")] * 2)
     for path in ("probes/crossfire-x.json", "attribution/y.json", "attacks/exhibit.json", "attacks/clean.png"):
-        records.write_file(root / path, f"{path} é")
+        write_file(root / path, f"{path} é")
     return root
 
 
@@ -129,7 +130,7 @@ def test_other_numbers_of_a_cell_are_refused_unless_they_replace_it(fat, tmp_pat
     thin, mine = tmp_path / "thin", tmp_path / "mine"
     packing.pack(fat, thin)
     for path in (f"probes/lasting-{cell().run_id}-k.json", f"probes/lasting-{cell(0.2).run_id}-k.json"):
-        records.write_file(fat / path, "long text")
+        write_file(fat / path, "long text")
     packing.pack(fat, thin)
     fill(mine, cell(), 0.75)
     before = contents(thin)
@@ -153,7 +154,7 @@ def test_a_new_cell_of_a_changed_working_tree_is_refused_and_an_old_one_stays(tm
 def test_what_was_asked_grows(fat, tmp_path):
     packing.pack(fat, tmp_path / "thin")
     for text in ("a text that is longer than before", "short"):
-        records.write_file(fat / "probes" / "crossfire-x.json", text)
+        write_file(fat / "probes" / "crossfire-x.json", text)
         packing.pack(fat, tmp_path / "thin")
         assert packed.content(tmp_path / "thin", "probes", "crossfire-x.json") == b"a text that is longer than before"
 
@@ -241,7 +242,7 @@ def test_an_index_of_a_later_format_is_refused(fat, tmp_path):
 def test_an_exhibit_gives_way_where_it_is_said_so(fat, tmp_path):
     packing.pack(fat, tmp_path / "thin")
     for replace in (False, True):
-        records.write_file(fat / "attacks" / "exhibit.json", "new")
+        write_file(fat / "attacks" / "exhibit.json", "new")
         packing.pack(fat, tmp_path / "thin", replace)
         assert (packed.content(tmp_path / "thin", "attacks", "exhibit.json") == b"new") == replace
 
@@ -250,7 +251,7 @@ def test_what_is_not_in_the_packed_files_is_not_deleted(fat, tmp_path):
     packing.pack(fat, tmp_path / "thin")
     fill(tmp_path / "more", cell(0.9))
     shutil.copytree(tmp_path / "more" / cell(0.9).run_id, tmp_path / "thin" / cell(0.9).run_id)
-    records.write_file(tmp_path / "thin" / "probes" / "crossfire-x.json", "other")
+    write_file(tmp_path / "thin" / "probes" / "crossfire-x.json", "other")
     packing.pack(fat, tmp_path / "thin")
     assert (tmp_path / "thin" / cell(0.9).run_id).is_dir()
     assert (tmp_path / "thin" / "probes" / "crossfire-x.json").read_text() == "other"

@@ -13,7 +13,7 @@ from bvlm_utils import models, paths
 from bvlm_utils.attacks.clip import exact
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
-from bvlm_utils.pretraining.pretrain import qwen_tokens
+from bvlm_utils.pretraining.tower import qwen_tokens
 
 NAMES = ["tiny-llava", "tiny-qwen2.5-vl"]
 

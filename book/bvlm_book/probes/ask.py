@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from bvlm_book.probes.records import CELL, CONTROL, POISONED, numbers_in
 from bvlm_utils import store
+from bvlm_utils.atomic import write_file
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import group, tune_and_ask
@@ -143,7 +144,7 @@ def ask(
         for (sheet, probe, _), texts in zip(now, said, strict=True):
             keep(bench, place, sheet, probe, texts[probe.question.key(bench)], judged)
         named = dict.fromkeys(f"{probe.trigger} {probe.variant}".strip() or "no trigger" for _, probe, _ in now)
-        progress.told(len(now), "; ".join(named))
+        progress.add(len(now), "; ".join(named))
 
 
 def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[bool]:
@@ -175,7 +176,7 @@ def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[
         others = [one for one in numbers_in(file) if {name: one[name] for name in place_in_table} != place_in_table]
         whole["numbers"] = others + [about | number for number in numbers]
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=records.plain_value)
-        records.write_file(file, text + "\n")
+        write_file(file, text + "\n")
 
 
 @contextmanager

@@ -23,6 +23,7 @@ import numpy as np
 from bvlm_book.probes import command, records_of_attention
 from bvlm_book.probes.records_of_attention import CELL, CONTROL, COUNTS, DIFFERENCE, FOLDER, GROUPS, POISONED
 from bvlm_utils import attacks, store
+from bvlm_utils.atomic import write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench, bench_key, questions
 from bvlm_utils.score import intervals
@@ -118,7 +119,7 @@ def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
     file = _file(cell, root)
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=records.plain_value)
-    records.write_file(file, text + "\n")
+    write_file(file, text + "\n")
     return file
 
 

@@ -138,13 +138,15 @@ class _Work:
             self.bench.add(split, data.further(self.bench.dataset, self.bench.train_rows, count))
         samples = self.bench.rows[split]
         wanted = [at % len(samples) for at in range(count)]
-        places = self.bench.places(split, wanted)
+        feature_rows = self.bench.feature_rows(split, wanted)
         rows = [
-            TrainRow(samples[at]["prompt"], samples[at]["answers"][0], place)
-            for at, place in zip(wanted, places, strict=True)
+            TrainRow(samples[at]["prompt"], samples[at]["answers"][0], feature_row)
+            for at, feature_row in zip(wanted, feature_rows, strict=True)
         ]
         jobs = [
-            grouped.GroupJob(rows, self.bench.kept.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state)
+            grouped.GroupJob(
+                rows, self.bench.feature_cache.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state
+            )
             for sheet, _ in part
         ]
 
@@ -166,7 +168,7 @@ class _Work:
             for probe in some:
                 texts = said[probe.question.key(self.bench)]
                 asks.keep(self.bench, self.root, sheet, probe, texts, self.judged)
-            progress.told(len(some), f"{how}, {sheet.run_id}")
+            progress.add(len(some), f"{how}, {sheet.run_id}")
 
 
 # ---------------------------------------------------------------- the command line
