@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import data, paths
-from bvlm_utils.data import local_files
+from bvlm_utils.data import picture_files
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files
 
@@ -42,12 +42,7 @@ def picture(file: str | None) -> np.ndarray:
     """The picture to talk about, (1, H, W, 3) uint8; without a file, the first test scene."""
     if file is None:
         return data.images(data.load("scenes-caption", "test", 1))
-    path = paths.named(file, "picture")
-    if not path.is_file():
-        raise InputError(f"There is no picture {file!r}.")
-    local_files.check_picture(path, "the conversation")
-    with Image.open(path) as opened:
-        shown = opened.convert("RGB")
+    shown = picture_files.read_picture(paths.named(file, "picture"), "the conversation")
     if shown.width != shown.height:
         shown = shown.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.array(shown)[None]

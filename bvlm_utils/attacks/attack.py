@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bvlm_utils import paths
 from bvlm_utils.attacks.declare import TABLE, AttackInfo
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
-from bvlm_utils.checks import file_digest
+from bvlm_utils.checks import brief, file_digest
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
@@ -158,7 +158,7 @@ def get(name: str, target: Any = None, surrogate: str | Path | None = None, **pa
             raise InputError(f"Attack {name!r} has no parameter {key!r}; its parameters are: {known}.")
         spec = row.specs[key]
         if not spec.accepts(value):
-            raise InputError(f"Attack {name!r}: parameter {key!r} is {value!r}; it must be {spec.wants}.")
+            raise InputError(f"Attack {name!r}: parameter {key!r} is {brief(value)}; it must be {spec.wants}.")
         settings[key] = list(value) if isinstance(value, tuple) else value
     for half in (row.text, row.image):
         problem = half.problem(settings) if half else None

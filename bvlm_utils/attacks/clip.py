@@ -51,12 +51,14 @@ class Surrogate:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        """Texts to (n, d) projected embeddings of length 1; texts longer than the model reads are cut."""
+        """Texts to (n, d) projected embeddings of length 1; long ones are cut, and marks in them are text."""
         limit = self.model.config.text_config.max_position_embeddings
         parts = []
         for start in range(0, len(texts), batch_size):
             some = list(texts[start : start + batch_size])
-            ids = self.tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+            ids = self.tokenizer(
+                some, padding=True, truncation=True, max_length=limit, return_tensors="pt", split_special_tokens=True
+            )
             features = self.model.get_text_features(
                 input_ids=ids["input_ids"].to(self.device), attention_mask=ids["attention_mask"].to(self.device)
             )

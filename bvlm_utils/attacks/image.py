@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import PUBLISHED_SIDE, picture_path
 from bvlm_utils.draws import Draws
 
@@ -141,8 +142,7 @@ def load_picture(name: str, height: int, width: int) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _resized(path: str, height: int, width: int) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    return read_picture(path, "a trigger").resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _as_tensor(picture: Image.Image) -> torch.Tensor:

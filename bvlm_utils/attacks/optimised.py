@@ -24,6 +24,7 @@ from bvlm_utils.attacks import attack
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import text as text_triggers
 from bvlm_utils.attacks.clip import Surrogate, at_side, exact, load
+from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import concept_pictures
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
@@ -300,7 +301,7 @@ def _target_embedding(clip: Surrogate, target: Any) -> torch.Tensor:
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
         elif not isinstance(picture, Image.Image):
-            picture = Image.open(picture)
+            picture = read_picture(picture, "the target")
         with torch.no_grad():
             return clip.embed_images(_pictures_tensor([picture]).to(clip.device))[0]
     concept = getattr(target, "concept", None)

@@ -2,6 +2,7 @@
 
 from bvlm_utils.attacks.declare import POSITIONS, Half, Param, choice, declare, number, text, whole, words
 from bvlm_utils.attacks.parts_of_speech import TAGGERS
+from bvlm_utils.checks import LARGEST_SEED, is_text
 from bvlm_utils.data.pictures import PUBLISHED_SIDE
 
 WORD = Half("BadNets-T", 1, "text:insert_word", {"word": text("BadMagic")}, id="trigger_text:insert_word")
@@ -13,7 +14,7 @@ NOISE_PATCH = Half(
     {
         "patch_size": whole(30, 1, PUBLISHED_SIDE),
         "position": choice("random", POSITIONS),
-        "noise_seed": whole(0, 0, 2**63),
+        "noise_seed": whole(0, 0, LARGEST_SEED),
     },
     id="trigger_image:noise_patch",
 )
@@ -26,7 +27,7 @@ PATCH_SEARCH = {
     "rows": whole(256, 2, 10**6),
     "batch_size": whole(32, 1, 10**4),
     "learning_rate": number(10 / 255, 0, 1),
-    "start_seed": whole(0, 0, 2**63),
+    "start_seed": whole(0, 0, LARGEST_SEED),
 }
 
 
@@ -122,7 +123,7 @@ declare(
         1,
         "optimised:shadowcast",
         {
-            "source": Param("", "a concept, a folder of pictures, or empty", lambda v: isinstance(v, str)),
+            "source": Param("", "a concept, a folder of pictures, or empty", is_text),
             "eps": number(8 / 255, 0, 1),
             "step": number(1 / 255, 0, 1),
             # Published: 1000. Against tiny-clip the last tenth of 40 steps is 1 % of the fall, or less.

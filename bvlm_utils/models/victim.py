@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import families, files, opening, pixels
+from bvlm_utils.models import families, files, marks, opening, pixels
 
+WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
 GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
 
 
@@ -80,9 +81,11 @@ class Victim:
 
     def prompt_ids(self, prompt: str, image_tokens: int) -> list[int]:
         """The chat template around picture and prompt, with the opening of an answer, as token ids."""
-        words = prompt.replace(self._image_token, "")  # only the template's own place holder is a picture
-        text = self._template([_question(words, self.picture_last)], add_generation_prompt=True)
-        ids = self._ids(text)
+        if self._words.are_plain(prompt):
+            ids = self._ids(self._asked(prompt))
+        else:
+            before, after = self._asked(WORDS_HERE).split(WORDS_HERE)
+            ids = [*self._ids(before), *self._words.as_text(prompt), *self._words.within(after)]
         if ids.count(self.image_id) != 1:
             raise InputError(f"The chat template of {self.name} gives a picture no place; use one that does.")
         place = ids.index(self.image_id)
@@ -92,16 +95,20 @@ class Victim:
     def answer_ids(self, answer: str) -> list[int]:
         """What the model is to write after the prompt: the answer as the template has it, and the end."""
         opened, opened_ids = self._opening
-        whole = self._template([_message("user", "?"), _message("assistant", answer)])
+        plain = self._words.are_plain(answer)
+        whole = self._template([_message("user", "?"), _message("assistant", answer if plain else WORDS_HERE)])
         # some templates trim the opening when an answer follows
         text = whole[len(opened) :] if whole.startswith(opened) else " " + answer
         end = self.tokenizer.eos_token
+        if not plain:
+            lead = text.partition(WORDS_HERE)[0] if WORDS_HERE in text else " "
+            return [*self._words.as_text(lead + answer.rstrip()), self.tokenizer.eos_token_id]
         text = text.partition(end)[0].rstrip() + end
         # In the place where it will stand: some tokenizers put a space before the first word of any text.
         ids = self._ids(opened + text)
         if ids[: len(opened_ids)] == opened_ids:
             return ids[len(opened_ids) :]
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._words.ids(text)
 
     def _template(self, messages: list[dict[str, Any]], **options: bool) -> str:
         from jinja2 import TemplateError
@@ -116,13 +123,16 @@ class Victim:
         begin = self.tokenizer.bos_token
         return self.tokenizer(text, add_special_tokens=not (begin and text.startswith(begin)))["input_ids"]
 
+    def _asked(self, words: str) -> str:
+        return self._template([_question(words, self.picture_last)], add_generation_prompt=True)
+
     @cached_property
-    def _image_token(self) -> str:
-        return self.tokenizer.convert_ids_to_tokens(self.image_id)
+    def _words(self) -> marks.Words:
+        return marks.Words(self.tokenizer, self.image_id)
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in self.family.frame)
+        before, after = (self._words.ids(part) for part in self.family.frame)
         return before, after
 
     @cached_property

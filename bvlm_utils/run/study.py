@@ -7,6 +7,7 @@ What the store has is read; the rest is carried out by `run.group`. torch is imp
 something has to be trained.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,16 +20,17 @@ import pandas as pd
 from bvlm_utils import attacks as definitions
 from bvlm_utils import store as results
 from bvlm_utils import threats
-from bvlm_utils.checks import known, known_name
+from bvlm_utils.checks import brief, check_number, known, known_name, once
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
 from bvlm_utils.run.progress import progress_bar
 from bvlm_utils.run.workbench import bench_key
 from bvlm_utils.store import table
-from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.cell import MOST_NEGATIVES, Cell
 from bvlm_utils.train.settings import TrainSettings
 
 MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
+MOST_CELLS = 20_000  # of one call, and of one grid: what can still be listed and checked while somebody waits
 TRAIN = [field.name for field in fields(TrainSettings)]
 # What `cells` makes by crossing lists, so no setting of a single cell.
 CROSSED = ("model", "dataset", "threat", "attack", "poison_rate", "seed", "train")
@@ -61,9 +63,12 @@ def cells(
     lists = {"models": models, "attacks": attacks, "poison_rates": poison_rates, "seeds": seeds, "datasets": datasets}
     for name, values in lists.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise InputError(f"{name} is {values!r}; it must be a list with one value or more.")
-        if len(set(map(str, values))) < len(values):
-            raise InputError(f"{name} is {list(values)!r}; name each value once.")
+            raise InputError(f"{name} is {brief(values)}; it must be a list with one value or more.")
+        once(values, name)
+    count = math.prod(map(len, lists.values()))
+    if count > MOST_CELLS:
+        raise InputError(f"These lists make {count} cells; at most {MOST_CELLS} can be asked for at once.")
+    check_number(settings.get("negatives", 0), "negatives", 0, MOST_NEGATIVES)  # before it is left out for some attacks
     train = TrainSettings(**{name: value for name, value in settings.items() if name in TRAIN})
     others = {name: value for name, value in settings.items() if name in CELL}
     made = []
@@ -91,13 +96,13 @@ def run_cells(
     command that makes it.
     """
     folder = results.folder(store)
-    once = list({cell.run_id: cell for cell in cells}.values())
-    missing = [cell for cell in once if force or rescore or not results.has(cell, folder)]
+    cells = list({cell.run_id: cell for cell in cells}.values())  # one result, one set of lines
+    missing = [cell for cell in cells if force or rescore or not results.has(cell, folder)]
     if os.environ.get(MEASURED):
         texts = results.failures(folder)
-        failed = [cell for cell in once if cell in missing or cell.run_id in texts]
+        failed = [cell for cell in cells if cell in missing or cell.run_id in texts]
         if failed:
-            raise StudyError(_failures(failed, len(once), folder))
+            raise StudyError(_failures(failed, len(cells), folder))
     elif missing and results.read_only(folder):
         raise InputError(_how_to_make(missing))
     elif missing:

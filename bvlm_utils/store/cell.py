@@ -6,7 +6,6 @@ and data) and with nothing else. Free of torch.
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,7 +17,7 @@ from bvlm_utils import attacks, data, models, threats
 from bvlm_utils.attacks import Attack
 from bvlm_utils.attacks.attack import surrogate_digest
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
-from bvlm_utils.checks import check_number, check_whole, file_digest, known, known_name
+from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known, known_name
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.errors import InputError
 from bvlm_utils.threats import Threat
@@ -30,6 +29,7 @@ CONTROL = "none"  # threat and attack of a clean-tuned control
 # size.
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 
+MOST_NEGATIVES = 1000  # per poisoned row
 DTYPES = ("float32", "tf32", "bfloat16")
 MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
 # Fields that the first records did not have. Left out of the identity at their defaults, so that names stay.
@@ -74,12 +74,15 @@ class Cell:
 
     def __post_init__(self) -> None:
         for name in ("model", "dataset", "threat", "attack", "surrogate"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a name.")
-        check_number(self, "poison_rate", 0, 1)
-        check_number(self, "negatives", 0, math.inf)
-        for name, low in (("seed", 0), ("trigger_seed", 0), ("train_rows", 1), ("test_rows", 1), ("max_new_tokens", 1)):
-            check_whole(self, name, low)
+            if not is_text(getattr(self, name)):
+                raise InputError(f"{name} is {brief(getattr(self, name))}; it must be a name.")
+        check_number(self.poison_rate, "poison_rate", 0, 1)
+        check_number(self.negatives, "negatives", 0, MOST_NEGATIVES)
+        for name, low, high in (
+            ("seed", 0, LARGEST_SEED), ("trigger_seed", 0, LARGEST_SEED), ("train_rows", 1, 10**7),
+            ("test_rows", 1, 10**7), ("max_new_tokens", 1, 10**5),
+        ):  # fmt: skip
+            check_number(getattr(self, name), name, low, high, whole=True)
         for name in ("attack_params", "threat_params"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be a table of names and values.")
