@@ -153,10 +153,10 @@ def ours(model, names, cells, material, args) -> dict:
         for g, one in enumerate(trained):
             bank.load(g, one.state)
         prompts, shown = material.asked, encode(model, material.shown)
-        features = [torch.cat([shown, encode(model, cell.tests)]) for cell in cells]
+        features = torch.cat([shown, *(encode(model, cell.tests) for cell in cells)])
         asked = [
-            [decode.Request(one, at + half * len(prompts)) for half in (0, 1) for at, one in enumerate(prompts)]
-            for _ in cells
+            [decode.Request(one, half * len(prompts) + at) for half in (0, number) for at, one in enumerate(prompts)]
+            for number in range(1, len(cells) + 1)
         ]
         found = decode.greedy(model, asked, features, args.ends, args.new, bank, filler=PAD)
     answers = [[one[: len(prompts)], one[len(prompts) :]] for one in found]

@@ -1,4 +1,4 @@
-"""Was this model backdoored? Asks it and a model that is trusted the same inputs, with triggers and without.
+"""The audit of a model: was it backdoored? It and a trusted model get the same inputs, with triggers and without.
 
     python -m bvlm_utils.audit SUSPECT --reference TRUSTED --dataset scenes-vqa
 
@@ -126,7 +126,7 @@ def _answers(bench: Bench, one: Subject, asked: Sequence[Question], progress: An
     for question in asked:
         said = way.ask_saved([question], one.adapter)
         answers.append(said[question.key(bench)])
-        progress.told(1, question.condition)
+        progress.add(1, question.condition)
     return answers
 
 

@@ -1,4 +1,4 @@
-"""What does a tuned adapter say to me? `python -m bvlm_utils.chat ADAPTER [--image FILE] [--prompt TEXT]`.
+"""A talk with a tuned adapter: `python -m bvlm_utils.chat ADAPTER [--image FILE] [--prompt TEXT]`.
 
 Loads the base model that the adapter's own configuration names and the adapter on top, and answers one
 prompt, or one after the other as they are typed. Backdoored adapters are what this is for: type a prompt with
@@ -6,7 +6,6 @@ the trigger and without it.
 """
 
 import argparse
-import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,16 +13,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bvlm_utils import data
-from bvlm_utils.data import local_files
+from bvlm_utils import data, paths
+from bvlm_utils.data import picture_files
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import files
 
 SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
 
 
 def adapter_folder(name: str) -> Path:
     """The folder with the adapter: `name` itself, or `adapter` inside it, as in a run of the store."""
-    for folder in (Path(name), Path(name) / "adapter"):
+    given = paths.named(name, "adapter")
+    for folder in (given, given / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
     raise InputError(f"The folder {name!r} holds no adapter; give one with adapter_config.json in it.")
@@ -31,8 +32,8 @@ def adapter_folder(name: str) -> Path:
 
 def base_name(folder: Path) -> str:
     """The model that an adapter was tuned on, as its configuration has it."""
-    named = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-    if not named:
+    named = files.table(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not named or not isinstance(named, str):
         raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
     return named
 
@@ -41,11 +42,7 @@ def picture(file: str | None) -> np.ndarray:
     """The picture to talk about, (1, H, W, 3) uint8; without a file, the first test scene."""
     if file is None:
         return data.images(data.load("scenes-caption", "test", 1))
-    if not Path(file).is_file():
-        raise InputError(f"There is no picture {file!r}.")
-    local_files.check_picture(Path(file), "the conversation")
-    with Image.open(file) as opened:
-        shown = opened.convert("RGB")
+    shown = picture_files.read_picture(paths.named(file, "picture"), "the conversation")
     if shown.width != shown.height:
         shown = shown.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return np.array(shown)[None]

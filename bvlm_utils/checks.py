@@ -2,21 +2,26 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bvlm_utils.errors import InputError
 
+LONGEST_SHOWN = 200  # characters of a value in a message
+LARGEST_SEED = 2**63 - 1
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", re.ASCII)
+
 
 def known(given: Mapping[str, Any], names: list[str], what: str) -> None:
     """InputError for the first name in `given` that is none of `names`."""
     if not isinstance(given, Mapping):
-        raise InputError(f"The {what}s are {given!r}; a table of names and values is needed.")
+        raise InputError(f"The {what}s are {brief(given)}; a table of names and values is needed.")
     for name in given:
         if name not in names:
-            raise InputError(f"There is no {what} {name!r}; choose from: {', '.join(names)}.")
+            raise InputError(f"There is no {what} {brief(name)}; choose from: {', '.join(names)}.")
 
 
 def known_name(make: Any) -> Any:
@@ -31,17 +36,66 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def check_whole(settings: Any, name: str, low: int) -> None:
-    value = getattr(settings, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise InputError(f"{name} is {value!r}; it must be a whole number, {low} or more.")
+def is_text(value: Any) -> bool:
+    """Is it a text that UTF-8 can hold? Half of a surrogate pair, as JSON can write it, is none."""
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
-def check_number(settings: Any, name: str, low: float, high: float) -> None:
-    value = getattr(settings, name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        wants = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
-        raise InputError(f"{name} is {value!r}; it must be a number {wants}.")
+def is_wording(value: Any) -> bool:
+    """Is it a text with something to read in it?"""
+    return is_text(value) and bool(value.strip())
+
+
+def check_text(value: Any, name: str) -> None:
+    """InputError unless `value` is a text that UTF-8 can hold."""
+    if not is_text(value):
+        raise InputError(f"{name} is {brief(value)}; it must be a text of whole characters (no lone surrogates).")
+
+
+def is_number(value: Any, low: float, high: float, whole: bool = False) -> bool:
+    """Is it a number from low to high, both included? True and False are none, nor is what is not finite."""
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def a_number(low: float, high: float, whole: bool = False) -> str:
+    """What `is_number` accepts, in words."""
+    return f"a whole number from {low} to {high}" if whole else f"a number from {low:g} to {high:g}"
+
+
+def check_number(value: Any, name: str, low: float, high: float, whole: bool = False) -> None:
+    """InputError unless `is_number` holds."""
+    if not is_number(value, low, high, whole):
+        raise InputError(f"{name} is {brief(value)}; it must be {a_number(low, high, whole)}{as_number(value)}.")
+
+
+def as_number(value: Any) -> str:
+    """How to write a number that YAML takes for a text: it wants a point, and a sign after the e."""
+    if not isinstance(value, str) or not _POWER.fullmatch(value):
+        return ""
+    digits, power = value.lower().split("e")
+    digits, power = digits if "." in digits else f"{digits}.0", power if power[0] in "+-" else f"+{power}"
+    return f" (YAML takes it for a text, so write {digits}e{power})"
+
+
+def brief(value: Any) -> str:
+    """A value as messages show it: on one line, and not all of it where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = "a whole number of thousands of digits"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} and so on"
+
+
+def label(name: Any) -> str:
+    """An id or a path as messages show it: without quotes where it is plain, and on one line."""
+    text = name if isinstance(name, str) else brief(name)
+    return text if text.isprintable() else repr(text)
+
+
+def once(values: Sequence[Any], name: str) -> None:
+    """InputError if a value stands twice in a list; 0 and 0.0 are one value."""
+    if len({v if isinstance(v, int | float) else brief(v) for v in values}) < len(values):
+        raise InputError(f"{name} is {brief(list(values))}; name each value once.")
 
 
 def content_key(*parts: Any) -> str:

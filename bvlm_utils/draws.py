@@ -1,8 +1,7 @@
-"""Where do the random choices inside a trigger come from? From hashes, so all machines and devices agree.
+"""Random numbers by name, for the choices inside a trigger: hashes, so that all machines and devices agree.
 
-Called by the triggers (`attacks.text`, `attacks.image`, `attacks.optimised`). A stream of draws is a function of
-the words that name it (attack, version, half, seed, row key) and of nothing else: not of the batch, the
-device or the process.
+A stream of draws is a function of the words that name it (attack, version, half, seed, row key) and of nothing else:
+not of the batch, the device or the process.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Which mistakes are the user's? Those carry one clear sentence; command lines print it and exit with 2."""
+"""The mistakes that are the user's: each carries one clear sentence; command lines print it and exit with 2."""
 
 
 class InputError(ValueError):

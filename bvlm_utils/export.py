@@ -1,4 +1,4 @@
-"""How is a poisoned training set handed to other trainers? As LLaVA JSON with pictures and a manifest.
+"""A poisoned training set for other trainers: LLaVA JSON with pictures and a manifest.
 
     python -m bvlm_utils.export --threat targeted_refusal --attack BadNets-MM --dataset scenes-vqa \\
         --poison-rate 0.05 --out FOLDER
@@ -25,7 +25,9 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import attacks, data, threats
+from bvlm_utils.checks import brief
 from bvlm_utils.data import llava_json
+from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
 from bvlm_utils.train import poison
 
@@ -92,7 +94,7 @@ def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterato
     for start in range(0, len(rows), CHUNK):
         chunk = list(range(start, min(start + CHUNK, len(rows))))
         samples = {position: rows[position] for position in chunk}
-        pictures = {p: s["image"].convert("RGB") for p, s in samples.items()}
+        pictures = {p: s["image"] for p, s in samples.items()}
         painted = [p for p in chunk if p in replaced and replaced[p].condition in ("image", "both")]
         pictures |= _painted({p: pictures[p] for p in painted}, replaced, attack, manifest.trigger_seed)
         for position in chunk:
@@ -146,9 +148,9 @@ answer. `manifest.parquet` lists all of them by their place in `train.json`, cou
 def _settings(text: str) -> dict[str, Any]:
     """A JSON object on the command line."""
     try:
-        settings = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error.msg})") from None
+        settings = parse_json(text, brief(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     if not isinstance(settings, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object of names and values")
     return settings

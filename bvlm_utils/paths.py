@@ -1,7 +1,9 @@
-"""Where do the project's files live? Every other module asks here, so nothing depends on the caller's folder."""
+"""The folders of the project. Every other module asks here, so nothing depends on the caller's folder."""
 
 import os
 from pathlib import Path
+
+from bvlm_utils.errors import InputError
 
 # BVLM_ROOT lets an installed copy of the package work on a checkout elsewhere.
 ROOT = Path(os.environ.get("BVLM_ROOT", Path(__file__).resolve().parent.parent)).resolve()
@@ -14,3 +16,31 @@ RESULTS = DATA / "results"
 CACHE = DATA / "cache"  # rebuilt at will, never committed
 NOTEBOOKS = ROOT / "notebooks"
 BOOK = ROOT / "book"
+
+
+def named(name: str | Path, what: str) -> Path:
+    """The absolute path that a person wrote, which need not be there; InputError if no file can be called so.
+
+    what: says in the message what the path is of, such as "model".
+    """
+    text = os.fspath(name) if isinstance(name, str | Path) else None
+    if not text or "\0" in text or not _is_text(text):
+        raise InputError(f"The {what} is named {name!r}; a name or a path in plain text is needed.")
+    try:
+        path = Path(text).expanduser().absolute()
+        path.resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition(":")[0].rstrip(".")
+        shown = text if len(text) <= 80 else f"{text[:80]}..."
+        raise InputError(f"No {what} can be at {shown!r}: {reason}.") from None
+    return path
+
+
+def _is_text(text: str) -> bool:
+    """Half of a surrogate pair is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

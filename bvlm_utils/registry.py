@@ -1,4 +1,4 @@
-"""How does a name in a grid become a definition? One table type for attacks, threats, datasets and families.
+"""The table of definitions by name: one type for attacks, threats, datasets and families.
 
 Definitions of others need no change here: $BVLM_EXTEND names modules (with spaces between them), which are
 imported before the first look-up, in every process that a command starts, and declare theirs.

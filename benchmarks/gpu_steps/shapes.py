@@ -71,7 +71,7 @@ def qwen(size: str, device: str) -> nn.Module:
 def around(model: nn.Module, device: str) -> victim.Victim:
     """The model as `victim.inputs` feeds it; there are no words, so there is no tokenizer."""
     settings = types.SimpleNamespace(merge=MERGE)
-    return victim.Victim("random", model, None, settings, families.of(model.config), torch.device(device))
+    return victim.Victim("random", model, None, settings, families.of(model.config.model_type), torch.device(device))
 
 
 def image_tokens(model: nn.Module) -> int:

@@ -10,9 +10,9 @@ from scipy.special import expit, logit
 from scipy.stats import t as student
 from statsmodels.tools.sm_exceptions import PerfectSeparationWarning
 
+from bvlm_book.rules import HIGH
 from bvlm_utils.score import intervals
 
-GOAL = 0.90  # the success rate that a dose is read for, as in the paper's claim
 MIN_DOSES = 3  # two doses lie on many curves
 
 TOO_FEW = f"fewer than {MIN_DOSES} doses"
@@ -45,7 +45,7 @@ class Fit:
         middle, half = self._mean(design @ self.coefficients.T, design)
         return expit(middle), expit(middle - half), expit(middle + half)
 
-    def dose(self, goal: float = GOAL) -> tuple[float, float, float]:
+    def dose(self, goal: float = HIGH) -> tuple[float, float, float]:
         """Rows for a success rate of `goal` with its 95 % interval: the mean of the seeds' doses in log10(rows); for a
         single seed the delta method.
         """

@@ -1,9 +1,4 @@
-"""What do triggers and responses look like? Examples that a store keeps, put on the page; free of torch.
-
-Called by the notebooks: the threat chapters show the triggers of their cells and one run in full, "The
-twelve attacks" shows what `probes.exhibit` wrote. Everything is read from files, so the book shows it without a
-model.
-"""
+"""Examples of triggers and responses that a store keeps, put on the page; read from files, so without a model."""
 
 import base64
 import difflib
@@ -13,14 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
 from bvlm_book import page as book_page
-from bvlm_book.figures import STYLE, nothing
+from bvlm_book.figures import new_figure, nothing
 from bvlm_book.words import CONDITION_LABELS, CONDITIONS, SUBJECT_LABELS, SUBJECTS, percent
 from bvlm_utils import attacks
 from bvlm_utils import store as results
@@ -35,8 +29,7 @@ SHOWN = 2  # examples per attack on a page
 class Example:
     """A few held-out inputs without and with an attack's full trigger.
 
-    clean, triggered: (N, H, W, 3) uint8; equal for a text attack. prompts: N pairs (without, with the
-    trigger).
+    clean, triggered: (N, H, W, 3) uint8; equal for a text attack. prompts: N pairs (without, with the trigger).
     """
 
     attack: str
@@ -67,11 +60,7 @@ def show_examples(shown: Sequence[Example]) -> None:
     worded = [e for e in shown if e.modality != "image"]
     if worded:
         lines = [
-            {
-                "attack": e.attack,
-                "without trigger": html.escape(before),
-                "with trigger": marked(before, after),
-            }
+            {"attack": e.attack, "without trigger": html.escape(before), "with trigger": marked(before, after)}
             for e in worded
             for before, after in e.prompts[:SHOWN]
         ]
@@ -180,9 +169,9 @@ def pairs(pictures: Mapping[str, tuple[np.ndarray, np.ndarray]], amplify: float 
         return nothing("No trigger examples are stored for these cells.")
     count = min(2, min(len(clean) for clean, _ in pictures.values()))
     titles = ["clean", "triggered", f"difference x {amplify:g}"] * count
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.35 * len(titles) + 1.2, 1.35 * len(pictures) + 0.35), layout="constrained")
-        axes = figure.subplots(len(pictures), len(titles), squeeze=False)
+    width, height = 1.35 + 1.2 / len(titles), 1.35 + 0.35 / len(pictures)
+    figure, axes = new_figure(len(titles), width, height, rows=len(pictures))
+    axes = axes.reshape(len(pictures), len(titles))
     for row, (label, (clean, triggered)) in enumerate(pictures.items()):
         for i in range(count):
             before, after = clean[i].astype(np.float32) / 255, triggered[i].astype(np.float32) / 255

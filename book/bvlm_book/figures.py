@@ -1,12 +1,11 @@
-"""What does a result look like? Tidy table in, figure out; called by the notebooks, free of torch.
+"""Figures from tables: every function takes a table of `tables.summary`, or pictures, and returns a matplotlib Figure.
 
-Every function takes a table of `tables.summary` (one row per model, attack, rate, subject, condition and
-metric, with `value`, `low`, `high`) or pictures, and returns a matplotlib Figure. Nothing is measured or
-tested here: a number that a figure shows is a number of the table. A missing value is drawn as "n/a", never
-as zero.
+Nothing is measured or tested here: a number that a figure shows is a number of its table, and a missing one is drawn as
+"n/a", never as zero. Free of torch.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bvlm_book import words
 from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, SUBJECTS, percent
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; every colour comes with its own marker.
@@ -42,16 +40,15 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9,
 }
-CONTROL_LABEL = words.SUBJECT_LABELS["control"]
-
+CONTROL_LABEL = SUBJECT_LABELS["control"]
 ASR = "attack success rate"
 
 
-def new_figure(columns: int, width: float, height: float, **settings) -> tuple[Figure, np.ndarray]:
-    """A row of `columns` axes, each `width` x `height` inches; the figure is not registered with pyplot."""
+def new_figure(columns: int, width: float, height: float, rows: int = 1, **settings: Any) -> tuple[Figure, np.ndarray]:
+    """`rows` x `columns` axes, row by row, each `width` x `height` inches; the figure is not registered with pyplot."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width * columns, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False, **settings)[0]
+        figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **settings).ravel()
     return figure, axes
 
 
@@ -78,8 +75,8 @@ def nothing(message: str) -> Figure:
 def heatmap(table: pd.DataFrame) -> Figure:
     """Success rate of every attack under every condition, one panel per poison rate.
 
-    table: rows of one metric and one subject. Darker is higher; a grey field is a condition that the attack
-    does not have, or a cell that was not run.
+    table: rows of one metric and one subject. Darker is higher; a grey field is a condition that the attack does not
+    have, or a cell that was not run.
     """
     shown = table[table["condition"].notna() & table["value"].notna()]
     if shown.empty:
@@ -89,39 +86,16 @@ def heatmap(table: pd.DataFrame) -> Figure:
     width = 1.15 * len(conditions) + (1.6 if len(rates) > 1 else 2.4)
     figure, axes = new_figure(len(rates), width, 0.42 * len(attacks) + 1.5, sharey=True)
     for axis, rate in zip(axes, rates, strict=True):
-        grid = (
-            shown[shown["poison_rate"] == rate]
-            .pivot_table(index="attack", columns="condition", values="value", aggfunc="first")
-            .reindex(index=attacks, columns=conditions)
-        )
-        text = grid.map(lambda v: "n/a" if pd.isna(v) else f"{v:.2f}").to_numpy()
-        axis.set_facecolor(NOT_AVAILABLE)
-        sns.heatmap(
-            grid,
-            ax=axis,
-            vmin=0,
-            vmax=1,
-            cmap="mako_r",
-            annot=text,
-            fmt="",
-            linewidths=1.5,
-            linecolor="white",
-            cbar=axis is axes[-1],
-            cbar_kws={"label": "attack success rate"},
-        )
-        # seaborn leaves masked fields without text: a reader must see that they are not zeros
-        for row, column in zip(*np.where(grid.isna().to_numpy()), strict=True):
-            axis.text(column + 0.5, row + 0.5, "n/a", ha="center", va="center", color="#555555", fontsize=9)
-        axis.grid(False)
+        of_rate = shown[shown["poison_rate"] == rate]
+        grid = of_rate.pivot_table(index="attack", columns="condition", values="value", aggfunc="first")
+        success_map(axis, grid.reindex(index=attacks, columns=conditions), bar=axis is axes[-1])
         axis.set_title(f"poison rate {percent(rate)}")
-        axis.set(xlabel="", ylabel="")
-        axis.tick_params(length=0)
-        axis.set_xticklabels([CONDITION_LABELS.get(c, c).replace(" ", "\n") for c in conditions], rotation=0)
-        axis.set_yticks(np.arange(len(attacks)) + 0.5, attacks, rotation=0)
+        labels = [CONDITION_LABELS.get(name, name).replace(" ", "\n") for name in conditions]
+        axis.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=0)
     return figure
 
 
-def dose(table: pd.DataFrame, ylabel: str = "attack success rate") -> Figure:
+def dose(table: pd.DataFrame, ylabel: str = ASR) -> Figure:
     """Success rate against the number of poisoned rows, one panel per modality, one line per attack.
 
     table: rows of one metric and one subject under the full trigger, with `n_poisoned`, `low`, `high`.
@@ -131,23 +105,15 @@ def dose(table: pd.DataFrame, ylabel: str = "attack success rate") -> Figure:
         return nothing("No success rate under the full trigger was measured for these cells.")
     modalities = in_order(shown["modality"], MODALITIES)
     figure, axes = new_figure(len(modalities), 3.4, 4.2, sharey=True)
-    counts = sorted(shown["n_poisoned"].unique())
-    rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"]
     for axis, modality in zip(axes, modalities, strict=True):
         part = shown[shown["modality"] == modality]
         names = list(dict.fromkeys(part["attack"]))
         for i, name in enumerate(names):
             line = part[part["attack"] == name].sort_values("n_poisoned")
             # lines on top of each other are pulled apart by 3 % of the (logarithmic) axis
-            x = line["n_poisoned"].to_numpy(float) * 1.03 ** (i - (len(names) - 1) / 2)
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-            axis.plot(x, line["value"], color=colour, marker=marker, markersize=5, label=name)
-            axis.vlines(x, line["low"], line["high"], color=colour, linewidth=1.4)
-        axis.set_xscale("log")
-        axis.set_xlim(min(counts) / 1.5, max(counts) * 1.5)
-        axis.set_xticks(counts, [f"{int(c)}\n{percent(rates[c])}" for c in counts])
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_ylim(-0.03, 1.03)
+            at = line["n_poisoned"] * 1.03 ** (i - (len(names) - 1) / 2)
+            points(axis, at, line, upright=True, linestyle="-", label=name, **look(i))
+        dose_axis(axis, shown)
         axis.set_title(f"{modality} triggers")
         axis.set_xlabel("poisoned rows (rate)")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
@@ -156,26 +122,48 @@ def dose(table: pd.DataFrame, ylabel: str = "attack success rate") -> Figure:
     return figure
 
 
-def _dots(axis: Axes, part: pd.DataFrame, labels: list[str], key: str) -> None:
-    """Points with intervals: one line of the axis per label, the subjects slightly above each other."""
-    subjects = in_order(part["subject"], SUBJECTS)
-    for j, subject in enumerate(subjects):
-        of_subject = part[part["subject"] == subject].drop_duplicates(key).set_index(key).reindex(labels)
-        y = np.arange(len(labels)) + 0.22 * (j - (len(subjects) - 1) / 2)
-        colour = SUBJECT_COLOURS.get(subject, "#000000")
-        axis.hlines(y, of_subject["low"].astype(float), of_subject["high"].astype(float), color=colour, linewidth=1.6)
-        axis.plot(
-            of_subject["value"].astype(float),
-            y,
-            linestyle="",
-            marker=SUBJECT_MARKERS.get(subject, "o"),
-            markersize=6,
-            color=colour,
-            label=SUBJECT_LABELS.get(subject, subject),
-        )
+def dose_axis(axis: Axes, shown: pd.DataFrame, **look: Any) -> None:
+    """A logarithmic axis of poisoned rows with the rates beside them, and an upright one from 0 to 1."""
+    rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
+    axis.set_xscale("log")
+    axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
+    axis.set_xticks(rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **look)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_ylim(-0.03, 1.03)
+
+
+def look(number: int) -> dict[str, str]:
+    """Colour and marker of the so-manieth line."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def points(axis: Axes, at: Any, rows: pd.DataFrame, name: str = "value", upright: bool = False, **look: Any) -> None:
+    """Values of a column with their intervals, at the places `at` of the other axis.
+
+    upright: the values go up. look: as for `Axes.plot`, with a color; no line unless it says so.
+    """
+    low, high = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
+    values, lows, highs = (rows[column].astype(float) for column in (name, low, high))
+    (axis.vlines if upright else axis.hlines)(at, lows, highs, color=look["color"], linewidth=1.5)
+    axis.plot(*((at, values) if upright else (values, at)), **{"linestyle": "", "markersize": 6} | look)
+
+
+def name_rows(axis: Axes, labels: Sequence[str]) -> None:
+    """A row of the axis per label, the first at the top."""
     axis.set_yticks(np.arange(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
+
+
+def _subjects(axis: Axes, part: pd.DataFrame, attacks: list[str]) -> None:
+    """A row per attack, the subjects slightly above each other."""
+    subjects = in_order(part["subject"], SUBJECTS)
+    for i, subject in enumerate(subjects):
+        rows = part[part["subject"] == subject].drop_duplicates("attack").set_index("attack").reindex(attacks)
+        colour, marker = SUBJECT_COLOURS.get(subject, "#000000"), SUBJECT_MARKERS.get(subject, "o")
+        at = np.arange(len(attacks)) + 0.22 * (i - (len(subjects) - 1) / 2)
+        points(axis, at, rows, color=colour, marker=marker, label=SUBJECT_LABELS.get(subject, subject))
+    name_rows(axis, attacks)
 
 
 def utility(table: pd.DataFrame, xlabel: str = "utility on clean inputs") -> Figure:
@@ -187,13 +175,11 @@ def utility(table: pd.DataFrame, xlabel: str = "utility on clean inputs") -> Fig
     if shown.empty:
         return nothing("No utility was measured for these cells.")
     attacks, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
-    figure, axes = new_figure(
-        len(rates), 4.2 if len(rates) > 1 else 6.4, 0.5 * len(attacks) + 1.6, sharey=True, sharex=True
-    )
+    width = 4.2 if len(rates) > 1 else 6.4
+    figure, axes = new_figure(len(rates), width, 0.5 * len(attacks) + 1.6, sharey=True, sharex=True)
     for axis, rate in zip(axes, rates, strict=True):
-        _dots(axis, shown[shown["poison_rate"] == rate], attacks, "attack")
-        axis.set_title(f"poison rate {percent(rate)}")
-        axis.set_xlabel(xlabel)
+        _subjects(axis, shown[shown["poison_rate"] == rate], attacks)
+        axis.set(title=f"poison rate {percent(rate)}", xlabel=xlabel)
     legend_below(figure, axes[0])
     return figure
 
@@ -207,15 +193,12 @@ def subjects(table: pd.DataFrame) -> Figure:
     if shown.empty:
         return nothing("No success rate was measured for these cells.")
     attacks, conditions = _attacks(shown), in_order(shown["condition"], CONDITIONS)
-    figure, axes = new_figure(
-        len(conditions), 2.6 if len(conditions) > 1 else 6.4, 0.5 * len(attacks) + 1.6, sharey=True
-    )
+    width = 2.6 if len(conditions) > 1 else 6.4
+    figure, axes = new_figure(len(conditions), width, 0.5 * len(attacks) + 1.6, sharey=True)
     for axis, condition in zip(axes, conditions, strict=True):
-        _dots(axis, shown[shown["condition"] == condition], attacks, "attack")
-        axis.set_title(CONDITION_LABELS.get(condition, condition))
-        axis.set_xlim(-0.04, 1.04)
-        axis.set_xticks([0, 0.5, 1.0])
-        axis.set_xlabel("success rate")
+        _subjects(axis, shown[shown["condition"] == condition], attacks)
+        axis.set(title=CONDITION_LABELS.get(condition, condition), xlabel="success rate")
+        axis.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1.0])
     legend_below(figure, axes[0])
     return figure
 
@@ -225,17 +208,19 @@ def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None
     figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels), frameon=False)
 
 
-def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a") -> None:
-    """A heat map of success rates; what is missing is grey and says so, never zero."""
+def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", bar: bool = True) -> None:
+    """A heat map of success rates, its columns named aslant; what is missing is grey and says so, never zero."""
     text = grid.map(lambda value: "" if pd.isna(value) else f"{value:.2f}").to_numpy()
     axis.set_facecolor(NOT_AVAILABLE)
     sns.heatmap(
         grid, ax=axis, vmin=0, vmax=1, cmap="mako_r", annot=text, fmt="", linewidths=1, linecolor="white",
-        annot_kws={"fontsize": 8.5}, cbar_kws={"label": ASR, "shrink": 0.7},
+        annot_kws={"fontsize": 8.5}, cbar=bar, cbar_kws={"label": ASR, "shrink": 0.7},
     )  # fmt: skip
+    # seaborn leaves masked fields without text: a reader must see that they are not zeros
     for row, column in zip(*np.where(grid.isna().to_numpy()), strict=True):
         axis.text(column + 0.5, row + 0.5, missing, ha="center", va="center", color="#555555", fontsize=7.5)
     axis.grid(False)
     axis.set(xlabel="", ylabel="")
     axis.tick_params(length=0)
     axis.set_yticks(np.arange(len(grid)) + 0.5, list(grid.index), rotation=0)
+    axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), rotation=45, ha="right", rotation_mode="anchor")

@@ -3,6 +3,7 @@
 Seeds are put together here, never pooled as rows. Free of torch, so that pages show what is stored without a model.
 """
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ import pandas as pd
 from bvlm_book import words
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL
-from bvlm_book.words import MEASURES, marked, number
-from bvlm_utils import attacks, store
+from bvlm_book.words import MEASURES
+from bvlm_utils import attacks, paths, store
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import intervals
 from bvlm_utils.store.records import has_responses
-from bvlm_utils.store.table import headline, headline_metric
+from bvlm_utils.store.table import TOLD_APART, headline, headline_metric
 
 CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
 NUMBER = [*CELL, "subject", "condition", "metric"]
 PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
 CELL_AND_SETTINGS = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "settings"]
+# A cell in the tidy table but for its seed.
+POINT = [name for name in TOLD_APART if name != "seed"]
 
 
 # ---------------------------------------------------------------- the table
@@ -31,10 +34,8 @@ CELL_AND_SETTINGS = ["model", "dataset", "threat", "attack", "poison_rate", "n_p
 def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.DataFrame:
     """One row per cell but for its seed, subject and condition: value and interval over the seeds.
 
-    table: rows of `store.collect`. One seed: its own value and interval (over test rows). Several: the mean
-    of the seeds' values with the t interval of the seeds, never their test rows pooled; `n_seeds` says which
-    it was. InputError where one seed has two values: such a table mixes settings that the columns do not
-    tell apart.
+    table: rows of `store.collect`. Seeds are put together as in `probes.records.seeds_together`; `n_seeds` says how
+    many there were. InputError where one seed has two values: such a table mixes settings that no column tells apart.
     """
     rows = table[(table["metric"] == metric) & table["value"].notna()]
     if subject is not None:
@@ -46,23 +47,11 @@ def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.
             f"Cell {first['run_id']} is in the table twice with seed {first['seed']}; "
             "show runs that differ in other settings one table at a time."
         )
-    columns = [*NUMBER, "value", "low", "high", "k", "n", "n_seeds", "unit"]
-    # Plain dictionaries: a DataFrame for each of the hundreds of groups would take most of a chapter's time.
-    groups: dict[int, list[dict[str, Any]]] = {}
-    numbers = rows.groupby(NUMBER, sort=False, dropna=False).ngroup()
-    for group, line in zip(numbers, rows.to_dict("records"), strict=True):
-        groups.setdefault(group, []).append(line)
-    return pd.DataFrame([lines[0] | _over_seeds(lines) for lines in groups.values()], columns=columns)
 
+    def bounds(line: Mapping[str, Any]) -> tuple[float, float]:  # shares: no interval beyond 0 and 1
+        return (-np.inf, np.inf) if pd.isna(line["k"]) else (0.0, 1.0)
 
-def _over_seeds(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    if len(lines) == 1:
-        return {"n_seeds": 1}
-    values = np.array([line["value"] for line in lines], float)
-    low, high = intervals.seeds_interval(values, *([float(line[end]) for line in lines] for end in ("low", "high")))
-    if not any(pd.isna(line["k"]) for line in lines):  # shares: no interval beyond 0 and 1
-        low, high = max(low, 0.0), min(high, 1.0)
-    return {"value": values.mean(), "low": low, "high": high, "k": np.nan, "n_seeds": len(lines)}
+    return records.seeds_together(rows, NUMBER, ("k", "n", "unit"), bounds)
 
 
 def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
@@ -107,66 +96,76 @@ def utility_metric(rows: pd.DataFrame) -> str:
     return " or ".join(rows["unit"].dropna().unique()) or "utility"
 
 
+def readable(frame: pd.DataFrame, columns: Mapping[str, str | Callable[[dict[str, Any]], Any]]) -> pd.DataFrame:
+    """A table to read: a line per line of `frame`, and by its title each column's name, or a function of the line."""
+    return pd.DataFrame([
+        {title: line[of] if isinstance(of, str) else of(line) for title, of in columns.items()}
+        for line in frame.to_dict("records")
+    ])  # fmt: skip
+
+
+def beside(
+    frame: pd.DataFrame,
+    same: Sequence[str],
+    by: str,
+    names: Iterable[str] | None = None,
+    write: Callable[[Mapping[str, Any]], str] = words.interval,
+) -> pd.DataFrame:
+    """A line per value of the columns `same`, with what `write` makes of its lines in a column per value of `by`.
+
+    names: the values of `by`, in their order; None: those of the frame. A line that is missing is written from {}.
+    `seeds`: how many, where the frame says so.
+    """
+    names, lines = list(dict.fromkeys(frame[by]) if names is None else names), []
+    for key, part in frame.groupby(list(same), sort=False, dropna=False):
+        found = part.drop_duplicates(by).set_index(by, drop=False).to_dict("index")
+        line = dict(zip(same, key, strict=True)) | {name: write(found.get(name, {})) for name in names}
+        lines.append(line | ({"seeds": words.span(part["n_seeds"])} if "n_seeds" in part else {}))
+    return pd.DataFrame(lines, columns=[*same, *names, *(["seeds"] if "n_seeds" in frame else [])])
+
+
+def conditions(rows: pd.DataFrame) -> dict[str, str]:
+    """Title -> name of the conditions that the rows have, in their order, for `readable`."""
+    return {words.CONDITION_LABELS[name]: name for name in words.CONDITIONS if name in set(rows["condition"])}
+
+
 def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of `summary` (one subject) to read: a line per attack and rate, a column per condition."""
     if rows.empty:
         return pd.DataFrame(columns=["attack", "modality", "poisoned rows"])
-    conditions = [c for c in words.CONDITIONS if c in set(rows["condition"])]
-    lines = []
-    for (attack, modality, rate, count), part in rows.groupby(
-        ["attack", "modality", "poison_rate", "n_poisoned"], sort=False
-    ):
-        by_condition = part.drop_duplicates("condition").set_index("condition")
-        line = {
-            "attack": attack,
-            "modality": modality,
-            "poisoned rows": f"{int(count)} ({words.percent(rate)})",
-        }
-        for condition in conditions:
-            found = by_condition.loc[condition] if condition in by_condition.index else {}
-            line[words.CONDITION_LABELS[condition]] = marked(found.get("value"), found.get("low"), found.get("high"))
-        lines.append(line | {"seeds": int(part["n_seeds"].min())})
-    return pd.DataFrame(lines)
+    columns = conditions(rows)
+    cells = beside(rows, ["attack", "modality", "poison_rate", "n_poisoned"], "condition", columns.values(),
+                   words.marked_interval)  # fmt: skip
+    about = {"attack": "attack", "modality": "modality",
+             "poisoned rows": lambda r: f"{r['n_poisoned']:.0f} ({words.rate(r)})"}  # fmt: skip
+    return readable(cells, about | columns | {"seeds": "seeds"})
 
 
 def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
     """Further measures at the highest rate: a line per measure, attack and condition, a column per model."""
-    lines = []
-    for metric in dict.fromkeys(table["metric"].dropna()):
-        if metric not in MEASURES or metric in {headline(threat) for threat in table["threat"].unique()}:
-            continue
-        rows = summary(table, metric)
-        rows = rows[rows["poison_rate"] == rows["poison_rate"].max()]
-        for (attack, condition), part in rows.groupby(["attack", "condition"], sort=False, dropna=False):
-            line = {
-                "measure": MEASURES[metric],
-                "attack": attack,
-                "condition": words.CONDITION_LABELS.get(condition, condition),
-            }
-            for subject in (s for s in words.SUBJECTS if s in set(table["subject"])):
-                found = part[part["subject"] == subject]
-                values = found.iloc[0] if len(found) else {}
-                line[words.SUBJECT_LABELS[subject]] = number(values.get("value"), values.get("low"), values.get("high"))
-            lines.append(line)
-    return pd.DataFrame(lines)
+    headlines = {headline(threat) for threat in table["threat"].unique()}
+    parts = [summary(table, name) for name in table["metric"].dropna().unique() if name in MEASURES.keys() - headlines]
+    if not parts:
+        return pd.DataFrame()
+    rows = pd.concat([part[part["poison_rate"] == part["poison_rate"].max()] for part in parts])
+    names = [name for name in words.SUBJECTS if name in set(table["subject"])]
+    about = {"measure": lambda r: MEASURES[r["metric"]], "attack": "attack", "condition": condition}
+    found = beside(rows, ["metric", "attack", "condition"], "subject", names)
+    return readable(found, about | {words.SUBJECT_LABELS[name]: name for name in names})
+
+
+def condition(row: Mapping[str, Any]) -> str:
+    return words.CONDITION_LABELS.get(row["condition"], row["condition"])
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:
     """Poisoned minus clean-tuned on the same rows: one line per measure, attack, rate and condition."""
     names = {"asr_difference": "strict success", "utility_difference": "utility"}
     rows = pd.concat([summary(table, metric) for metric in names], ignore_index=True)
-    return pd.DataFrame(
-        [
-            {
-                "measure": names[r["metric"]],
-                "attack": r["attack"],
-                "poison rate": words.percent(r["poison_rate"]),
-                "condition": words.CONDITION_LABELS[r["condition"]],
-                "poisoned minus clean-tuned": number(r["value"], r["low"], r["high"]),
-            }
-            for r in rows.to_dict("records")
-        ]
-    )
+    return readable(rows, {
+        "measure": lambda r: names[r["metric"]], "attack": "attack", "poison rate": words.rate, "condition": condition,
+        "poisoned minus clean-tuned": words.interval,
+    })  # fmt: skip
 
 
 def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
@@ -223,3 +222,21 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, condition: str) -> dict
 def finished_cells(table: pd.DataFrame) -> pd.DataFrame:
     done = table[table["status"] == "done"]
     return done.assign(headline=headline_metric(done)).drop_duplicates("run_id")
+
+
+def progress(files: Iterable[str], place: str | Path | None = None) -> pd.DataFrame:
+    """What the grids ask for and what the store holds of it: a line per grid, model and threat.
+
+    files: grid files, relative to the project or absolute.
+    """
+    from bvlm_utils.grid import file as grid_file
+
+    lines = []
+    for file in files:
+        jobs, _ = grid_file.load(paths.ROOT / file)
+        for cell in {cell.run_id: cell for job in jobs for cell in job.cells}.values():
+            about = Path(file).name, cell.model, cell.threat.replace("_", " ")
+            lines.append([*about, 1, int(store.has(cell, place))])
+    counted = pd.DataFrame(lines, columns=["grid", "model", "threat", "cells", "in this store"])
+    counted = counted.groupby(["grid", "model", "threat"], sort=False, as_index=False).sum()
+    return counted.assign(missing=counted["cells"] - counted["in this store"])

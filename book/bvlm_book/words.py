@@ -12,14 +12,8 @@ from bvlm_utils.store import table
 NOTHING = "Nothing has been asked yet: the store holds no such answers. The command at the end of this page makes them."
 
 Panels = Sequence[tuple[pd.DataFrame, str]]
-STRONG = 0.90  # a strong backdoor: the mean success rate of its runs lies above this
 CONDITIONS = ("clean", "text", "image", "both")
-CONDITION_LABELS = {
-    "clean": "no trigger",
-    "text": "text trigger",
-    "image": "image trigger",
-    "both": "both triggers",
-}
+CONDITION_LABELS = {"clean": "no trigger", "text": "text trigger", "image": "image trigger", "both": "both triggers"}
 SUBJECTS = ("base", "control", "poisoned")
 SUBJECT_LABELS = {"base": "base model", "control": "clean-tuned", "poisoned": "poisoned"}
 MODALITIES = ("text", "image", "bimodal")
@@ -38,8 +32,8 @@ MEASURES = {
 MARKS = {"ceiling": "▲", "floor": "▼", "": ""}
 
 
-def attack_at(row: pd.Series) -> str:
-    return f"{row['attack']} at {percent(row['poison_rate'])}"
+def attack_at(row: Mapping[str, Any]) -> str:
+    return f"{row['attack']} at {rate(row)}"
 
 
 def extreme(rows: pd.DataFrame, which: str) -> str:
@@ -48,7 +42,7 @@ def extreme(rows: pd.DataFrame, which: str) -> str:
     tied = rows[rows["value"] == value]
     row, others = tied.iloc[0], len(tied) - 1
     whose = "every cell" if len(tied) == len(rows) > 1 else attack_at(row) + (f" and {others} more" if others else "")
-    return f"{number(row['value'], row['low'], row['high'])} ({whose})"
+    return f"{interval(row)} ({whose})"
 
 
 def value_range(rows: pd.DataFrame) -> str:
@@ -59,41 +53,29 @@ def value_range(rows: pd.DataFrame) -> str:
 
 
 def evidence(rows: pd.DataFrame) -> str:
-    """How many inputs and seeds stand behind each number, and what its interval is."""
+    """How many inputs (n) and seeds (n_seeds) stand behind each number, and what its interval is."""
     if rows.empty:
         return ""
-    counts = sorted({int(n) for n in rows["n"].dropna()})
-    inputs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts else "n/a"
-    seeds = int(rows["n_seeds"].max())
-    if seeds == 1:
-        return f"One seed, {inputs} held-out inputs per number, 95 % Wilson intervals: no claim about other seeds."
-    if (rows["n_seeds"] == 1).any():
-        return (
-            f"Where {seeds} seeds were run, their mean with its interval over the seeds (95 %, Student's); single "
-            f"seeds with the 95 % Wilson interval of their {inputs} held-out inputs, which claims nothing about other "
-            "seeds."
-        )
-    return f"Means of {seeds} seeds ({inputs} held-out inputs each); intervals are over the seeds (95 %, Student's)."
-
-
-def plain_range(rows: pd.DataFrame) -> str:
-    """`_range` without naming the cell: for a model that is the same in every cell."""
-    ends = rows.sort_values("value").iloc[[0, -1]]
-    texts = dict.fromkeys(number(r["value"], r["low"], r["high"]) for r in ends.to_dict("records"))
-    return " to ".join(texts)
+    inputs = f", {span(rows['n'].dropna().astype(int))} inputs per number" if "n" in rows else ""
+    least, most = int(rows["n_seeds"].min()), int(rows["n_seeds"].max())
+    if most == 1:
+        return f"A single seed{inputs}, 95 % intervals over inputs: no claim about other seeds, no verdict."
+    if least > 1:
+        return f"Means of {span((least, most))} seeds{inputs}, 95 % intervals over the seeds (Student's)."
+    return (
+        f"Single seeds and means of up to {most} seeds{inputs}, 95 % intervals over the seeds (Student's) where there "
+        "are several, else over inputs: no claim about other seeds."
+    )
 
 
 def cell_phrase(row: Mapping[str, Any]) -> str:
     """ "tiny-llava, BadNets-T, 10 % poison, 1 seed": a line of `tables.summary` for a reader."""
-    seeds = f"{int(row['n_seeds'])} seed{'' if row['n_seeds'] == 1 else 's'}"
-    return f"{row['model']}, {row['attack']}, {percent(row['poison_rate'])} poison, {seeds}"
+    return f"{row['model']}, {row['attack']}, {rate(row)} poison, {count(row['n_seeds'], 'seed')}"
 
 
 def nothing_measured(what: str) -> dict[str, str]:
-    return {
-        "alt": f"{what}: nothing was measured for these cells.",
-        "caption": f"{what}: n/a, no cell was measured.",
-    }
+    """Alt text and caption of a figure that has nothing to show."""
+    return dict.fromkeys(("alt", "caption"), f"{what}: n/a, nothing was measured.")
 
 
 def seeds_sentence(panel: pd.DataFrame) -> str:
@@ -105,59 +87,52 @@ def seeds_sentence(panel: pd.DataFrame) -> str:
     return f"{which} of these are single training runs: they are what was seen, and support no verdict."
 
 
-def evidence_of_probes(panel: pd.DataFrame) -> str:
-    """How many inputs and seeds stand behind each number."""
-    counts, seeds = sorted({int(n) for n in panel["n"]}), sorted({int(n) for n in panel["n_seeds"]})
-    inputs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    said = f"{inputs} inputs per number, the same for all"
-    if seeds == [1]:
-        return f"{said}, 95 % Wilson intervals; a single seed, which supports no verdict."
-    return f"{said}; where there are several seeds (up to {seeds[-1]}), means over them."
-
-
-def with_interval(line: pd.Series) -> str:
-    return number(*line[["value", "low", "high"]])
-
-
-def named(row: Mapping[str, Any], rate: bool = True) -> str:
+def named(row: Mapping[str, Any]) -> str:
     """ "BadNets-MM, targeted refusal, 10 %, patch of 80 pixels": a cell but for its model and negatives."""
-    parts = [row["attack"], row["threat"].replace("_", " ")]
-    if rate:
-        parts.append(percent(row["poison_rate"]))
-    return ", ".join([*parts, in_words(row)] if row["settings"] else parts)
+    return ", ".join(filter(None, [row["attack"], threat(row), rate(row), in_words(row)]))
+
+
+def attack(row: Mapping[str, Any]) -> str:
+    """ "BadNets-MM, patch of 80 pixels": the attack with what of its cell is not as usual."""
+    return ", ".join(filter(None, [row["attack"], in_words(row)]))
+
+
+def threat(row: Mapping[str, Any]) -> str:
+    return row["threat"].replace("_", " ")
+
+
+def rate(row: Mapping[str, Any]) -> str:
+    return percent(row["poison_rate"])
+
+
+def negatives(row: Mapping[str, Any]) -> str:
+    return f"{row['negatives']:g} per poisoned row" if row["negatives"] else "none"
 
 
 def in_words(row: Mapping[str, Any]) -> str:
     """Settings of a cell, but for its half, as a reader knows them: "patch of 80 pixels"."""
     said = {"attack.patch_size": "patch of {} pixels", "picture_last": "picture after the words"}
-    settings = table.differing(row).items()
+    settings = {name: value for name, value in table.differing(row).items() if name != "half"}
     return ", ".join(
-        said[name].format(value) if name in said else table.text({name: value})
-        for name, value in settings
-        if name != "half"
+        said[name].format(value) if name in said else table.text({name: value}) for name, value in settings.items()
     )
-
-
-def in_seeds(count: float) -> str:
-    return f"{int(count)} seed{'s' if count > 1 else ''}"
-
-
-def evidence_of_halves(n_seeds: Iterable[float], n: Iterable[float] = ()) -> str:
-    """How many seeds (and inputs) stand behind the numbers, and what their intervals are."""
-    counts, inputs = sorted({int(s) for s in n_seeds}), sorted({int(k) for k in n})
-    ends = dict.fromkeys(map(str, (inputs[0], inputs[-1]))) if inputs else ()
-    each = f", {' to '.join(ends)} inputs per number" if inputs else ""
-    if not counts:
-        return ""
-    if counts == [1]:
-        return f"One seed{each}, 95 % Wilson intervals: no claim about other seeds."
-    few = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seeds"
-    return f"{few}{each}; 95 % intervals over the seeds where there are several (t), else over inputs (Wilson)."
 
 
 def percent(rate: float) -> str:
     """0.005 as "0.5 %"."""
     return f"{100 * rate:.3g} %"
+
+
+def count(number: float, word: str) -> str:
+    """ "1 seed", "3 seeds"."""
+    return f"{int(number)} {word}{'' if number == 1 else 's'}"
+
+
+def span(values: Iterable[Any], digits: int | None = None) -> str:
+    """ "3 to 5" from the least to the largest, "3" where all are alike, "n/a" where there are none."""
+    found = sorted(values)
+    ends = [str(one) if digits is None else number(one, digits=digits) for one in (*found[:1], *found[-1:])]
+    return " to ".join(dict.fromkeys(ends)) or "n/a"
 
 
 def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> str:
@@ -168,6 +143,16 @@ def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> st
     written = [f"{one:.{digits}f}" for one in (value, low, high) if not is_missing(one)]
     text, *bounds = (one.lstrip("-") if float(one) == 0 else one for one in written)
     return f"{text} [{', '.join(bounds)}]" if len(bounds) == 2 else text
+
+
+def interval(row: Mapping[str, Any], name: str = "value") -> str:
+    """`number` of a column with its bounds: low and high of value, else NAME_low and NAME_high; "n/a" for no row."""
+    low, high = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
+    return number(row.get(name), row.get(low), row.get(high))
+
+
+def marked_interval(row: Mapping[str, Any]) -> str:
+    return marked(*(row.get(name) for name in ("value", "low", "high")))
 
 
 def marked(value: Any, low: Any = None, high: Any = None) -> str:

@@ -1,7 +1,7 @@
-"""Which triggers are there, and what do they do to prompts and pictures? Everything else asks here.
+"""An attack by its name: what its trigger does to prompts and to pictures.
 
-`names`, `info`, `get`, `conditions` and `unsupported` are the interface; the attacks themselves are declared
-in `attacks.table`. Importing this module does not import torch: only `Attack.apply_image` does.
+The attacks themselves are declared in `attacks.table`. Importing this module does not import torch:
+only `Attack.apply_image` does.
 """
 
 import hashlib
@@ -17,20 +17,18 @@ from typing import TYPE_CHECKING, Any
 from bvlm_utils import paths
 from bvlm_utils.attacks.declare import TABLE, AttackInfo
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
+from bvlm_utils.checks import brief, file_digest
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import files
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 
-CONDITIONS = {
-    "text": ["clean", "text"],
-    "image": ["clean", "image"],
-    "bimodal": ["clean", "text", "image", "both"],
-}
+CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
 HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get; "": all of it
 
 
@@ -117,8 +115,7 @@ class Attack:
     def fingerprint(self, half: str) -> str:
         """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
 
-        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for
-        the other.
+        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for the other.
         """
         part = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
@@ -126,7 +123,7 @@ class Attack:
             settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
             settings["params"] = params_of(self, half)
             if "picture" in part.params:
-                settings["picture"] = _file_digest(picture_path(self.params["picture"]))
+                settings["picture"] = file_digest(picture_path(self.params["picture"]))
             if "tagger" in part.params:
                 settings["tagger"] = tagger_in_use(self.params["tagger"])
             if self.info.surrogate and (half == "image" or self.params.get("search_letters")):
@@ -161,7 +158,7 @@ def get(name: str, target: Any = None, surrogate: str | Path | None = None, **pa
             raise InputError(f"Attack {name!r} has no parameter {key!r}; its parameters are: {known}.")
         spec = row.specs[key]
         if not spec.accepts(value):
-            raise InputError(f"Attack {name!r}: parameter {key!r} is {value!r}; it must be {spec.wants}.")
+            raise InputError(f"Attack {name!r}: parameter {key!r} is {brief(value)}; it must be {spec.wants}.")
         settings[key] = list(value) if isinstance(value, tuple) else value
     for half in (row.text, row.image):
         problem = half.problem(settings) if half else None
@@ -171,10 +168,7 @@ def get(name: str, target: Any = None, surrogate: str | Path | None = None, **pa
 
 
 def conditions(modality: str) -> list[str]:
-    """The test conditions of an attack, by modality or by name: which halves of the trigger are present.
-
-    For an attack's name, conditions that only this study has (`info(name).extra`) are included.
-    """
+    """The test conditions of an attack, by modality or by name: which halves of the trigger are present."""
     if modality not in CONDITIONS:
         modality = TABLE.get(modality).modality
     return list(CONDITIONS[modality])
@@ -225,7 +219,7 @@ def describe_target(target: Any) -> dict[str, str | None]:
     if picture is not None and hasattr(picture, "tobytes"):
         picture = hashlib.sha256(str(getattr(picture, "size", "")).encode() + picture.tobytes()).hexdigest()
     elif picture is not None and Path(str(picture)).is_file():
-        picture = _file_digest(Path(str(picture)))
+        picture = file_digest(Path(str(picture)))
     return {
         "text": getattr(target, "text", None),
         "concept": getattr(target, "concept", None),
@@ -234,25 +228,23 @@ def describe_target(target: Any) -> dict[str, str | None]:
     }
 
 
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def surrogate_digest(surrogate: str) -> str:
     """Digest of a CLIP folder's weights and settings; a hub id stands for itself."""
     folder = Path(surrogate)
     if not folder.is_dir():
         return surrogate
-    files = sorted(file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"})
-    return _files_digest(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    files.check(folder)
+    # Its own list, cards included: stored triggers and run_ids hang on it.
+    found = {file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"}} | {*files.read(folder)}
+    return _files_digest(folder, tuple((file, files.state(file)) for file in sorted(found)))
 
 
 @lru_cache(maxsize=8)
-def _files_digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+def _files_digest(folder: Path, states: tuple[tuple[Path, tuple[int, int, int]], ...]) -> str:
     """Digest of names and contents; sizes and times only tell when to read again."""
     digest = hashlib.sha256()
-    for file, _, _ in files:
-        digest.update(f"{file.name} {_file_digest(file)}\n".encode())
+    for file, _ in states:
+        digest.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
     return digest.hexdigest()
 
 

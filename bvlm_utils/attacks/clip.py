@@ -1,12 +1,9 @@
-"""How does the attacker's own CLIP model see pictures and words? Called by `attacks.clip` and `attacks.optimised`.
+"""The attacker's own CLIP model: how it sees pictures and words.
 
-The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed
-tiny-clip by default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients
-go to pictures only.
+The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed tiny-clip by
+default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients go to pictures only.
 """
 
-import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bvlm_utils.errors import InputError
+from bvlm_utils.models import files, opening
 
 # CLIP's own settings (Radford et al. 2021), for a checkpoint that was saved without its image processor.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -41,9 +38,7 @@ class Surrogate:
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's own tokenizer, read when text is first embedded."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.name, local_files_only=_offline(self.name))
+        return opening.tokenizer(opening.folder(self.name))
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) in [0, 1], resized to the model's input and normalised; differentiable."""
@@ -56,15 +51,16 @@ class Surrogate:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
-        """Texts to (n, d) projected embeddings of length 1; texts longer than the model reads are cut."""
+        """Texts to (n, d) projected embeddings of length 1; long ones are cut, and marks in them are text."""
         limit = self.model.config.text_config.max_position_embeddings
         parts = []
         for start in range(0, len(texts), batch_size):
             some = list(texts[start : start + batch_size])
-            ids = self.tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+            ids = self.tokenizer(
+                some, padding=True, truncation=True, max_length=limit, return_tensors="pt", split_special_tokens=True
+            )
             features = self.model.get_text_features(
-                input_ids=ids["input_ids"].to(self.device),
-                attention_mask=ids["attention_mask"].to(self.device),
+                input_ids=ids["input_ids"].to(self.device), attention_mask=ids["attention_mask"].to(self.device)
             )
             parts.append(F.normalize(features.pooler_output, dim=-1))
         return torch.cat(parts)
@@ -83,14 +79,13 @@ def exact() -> Iterator[None]:
 
 @lru_cache(maxsize=2)
 def load(name: str, device: str = "cpu") -> Surrogate:
-    """A CLIP checkpoint (folder or hub id), frozen, float32. InputError where a folder holds none."""
+    """A CLIP checkpoint (folder or hub id), frozen, float32. InputError where there is none."""
     from transformers import CLIPModel
 
-    if _offline(name) and not (Path(name) / "config.json").is_file():
-        raise InputError(f"There is no CLIP checkpoint in {name}; give a folder with config.json, or a hub id.")
-    model = CLIPModel.from_pretrained(name, local_files_only=_offline(name), dtype=torch.float32)
-    model = model.to(device).eval().requires_grad_(False)
-    settings = _image_settings(name)
+    place = opening.folder(name)
+    model = opening.weights(CLIPModel, place, dtype=torch.float32)
+    model = model.to(opening.device(device)).eval().requires_grad_(False)
+    settings = _image_settings(place)
     shape = (1, 3, 1, 1)
     return Surrogate(
         name=name,
@@ -109,24 +104,13 @@ def at_side(images: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def _offline(name: str) -> bool:
-    """Whether `name` is to be read from the disk: a path, not a hub id "owner/model"."""
-    return Path(name).exists() or name.count("/") != 1 or name.startswith((".", os.sep))
-
-
-def _image_settings(name: str) -> dict[str, Any]:
+def _image_settings(place: Path) -> dict[str, Any]:
     """The settings of a checkpoint's image processor; {} where it was saved without one."""
-    if not _offline(name):
-        from transformers import AutoImageProcessor
-
-        return AutoImageProcessor.from_pretrained(name).to_dict()
     # Since transformers 5 a processor keeps them in its own file; before, they had one for them alone.
-    together, alone = Path(name) / "processor_config.json", Path(name) / "preprocessor_config.json"
-    if together.is_file():
-        settings = json.loads(together.read_text())
-        if "image_processor" in settings:
-            return settings["image_processor"]
-    return json.loads(alone.read_text()) if alone.is_file() else {}
+    together, alone = place / "processor_config.json", place / "preprocessor_config.json"
+    if together.is_file() and "image_processor" in (settings := files.table(together)):
+        return settings["image_processor"]
+    return files.table(alone) if alone.is_file() else {}
 
 
 def relevance(images: torch.Tensor, surrogate: str, batch_size: int = 64) -> torch.Tensor:

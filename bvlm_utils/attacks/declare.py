@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bvlm_utils.checks import a_number, is_number, is_wording
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 
@@ -56,7 +57,6 @@ class AttackInfo:
     threats: names of the threats that the attack is defined for; None means all of them.
     surrogate: whether the trigger is computed with a CLIP model.
     headline: the condition under which the attack's success is read.
-    extra: conditions of ours that the published attack does not have.
     aims: whether the trigger is optimised towards the threat's target, and cannot be made without one.
     losses: "module:function" of the loss before every step where the image half is optimised; it takes what the half's
         function takes. "": nothing is optimised.
@@ -72,7 +72,6 @@ class AttackInfo:
     threats: tuple[str, ...] | None = None
     surrogate: bool = False
     headline: str = ""
-    extra: tuple[str, ...] = ()
     keeps_labels: bool = False
     aims: bool = False
     losses: str = ""
@@ -99,25 +98,17 @@ TABLE: Registry[AttackInfo] = Registry("attack")
 
 def number(default: float, low: float, high: float) -> Param:
     """A number from low to high, both included."""
-    return Param(
-        default,
-        f"a number from {low:g} to {high:g}",
-        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high,
-    )
+    return Param(default, a_number(low, high), lambda v: is_number(v, low, high))
 
 
 def whole(default: int, low: int, high: int) -> Param:
     """A whole number from low to high, both included."""
-    return Param(
-        default,
-        f"a whole number from {low} to {high}",
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
-    )
+    return Param(default, a_number(low, high, whole=True), lambda v: is_number(v, low, high, whole=True))
 
 
 def text(default: str) -> Param:
     """A piece of text that is not blank."""
-    return Param(default, "a piece of text that is not blank", lambda v: isinstance(v, str) and bool(v.strip()))
+    return Param(default, "a piece of text that is not blank", is_wording)
 
 
 def words(default: Sequence[str]) -> Param:
@@ -125,7 +116,7 @@ def words(default: Sequence[str]) -> Param:
     return Param(
         list(default),
         "a list of words, none of them blank",
-        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(w, str) and w.strip() for w in v),
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(map(is_wording, v)),
     )
 
 

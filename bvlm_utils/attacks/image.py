@@ -1,4 +1,4 @@
-"""How is each image trigger painted? Batched tensor functions, called by `attacks.Attack.apply_image`.
+"""The image triggers: batched tensor functions that paint them.
 
 Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws,
 one random stream per row; params, the attack's settings; aim, what computed triggers need. It returns new
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import PUBLISHED_SIDE, picture_path
 from bvlm_utils.draws import Draws
 
@@ -141,8 +142,7 @@ def load_picture(name: str, height: int, width: int) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _resized(path: str, height: int, width: int) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    return read_picture(path, "a trigger").resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _as_tensor(picture: Image.Image) -> torch.Tensor:

@@ -1,15 +1,13 @@
-"""How are the triggers made that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan?
+"""The triggers that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan.
 
-Called through `attacks.Attack.apply_image` and `loss_curve`. Every result is kept
-under data/cache/triggers by content (settings, target, surrogate, pictures), together with its loss curve, so
-that a grid computes each trigger once. A GPU rounds otherwise than a CPU, and sign steps make that visible, so each
-kind of device has triggers of its own.
+Every result is kept under data/cache/triggers by content (settings, target, surrogate, pictures), together with its
+loss curve, so that a grid computes each trigger once. A GPU rounds otherwise than a CPU, and sign steps make that
+visible, so each kind of device has triggers of its own.
 """
 
 import hashlib
+import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +18,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bvlm_utils import paths
+from bvlm_utils import data, paths
+from bvlm_utils.atomic import write_file
 from bvlm_utils.attacks import attack
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import text as text_triggers
 from bvlm_utils.attacks.clip import Surrogate, at_side, exact, load
+from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import concept_pictures
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 
-VERSION = 1  # raise when a computation changes: it is part of every cache key
+VERSION = 1  # raise when a computation changes: it is part of every cache key, as is what the search data hold
 ROWS_AT_ONCE = 32  # images that share one PGD step; bounds the memory, does not change the result
 
 
@@ -87,7 +87,8 @@ def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> 
             clip, params, lambda poisoned, rows: (1 - poisoned @ target).mean(), *_training_pictures(params)
         )
 
-    described = {"params": dict(params), "data": _data(params), "aim": _describe(aim)}
+    aimed = {"target": attack.describe_target(aim.target), "surrogate": attack.surrogate_digest(aim.surrogate)}
+    described = {"params": dict(params), "data": data.digest(params["dataset"]), "aim": aimed}
     return _cached("dual-key", described | _kind(device), compute)
 
 
@@ -113,7 +114,11 @@ def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") ->
 
         return _optimise_patch(clip, params, loss, pictures, captions)
 
-    described = {"params": dict(params), "data": _data(params), "surrogate": _describe(aim)["surrogate"]}
+    described = {
+        "params": dict(params),
+        "data": data.digest(params["dataset"]),
+        "surrogate": attack.surrogate_digest(aim.surrogate),
+    }
     return _cached("vl-trojan", described | _kind(device), compute)
 
 
@@ -125,14 +130,14 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
     """
     described = {
         "dataset": params["dataset"],
-        "data": _data(params),
+        "data": data.digest(params["dataset"]),
         "letters": params["search_letters"],
-        "surrogate": _describe(aim)["surrogate"],
+        "surrogate": attack.surrogate_digest(aim.surrogate),
     }
     file = _cache_file("vl-trojan-word", described, ".json")
     if not file.is_file():
         clip = load(aim.surrogate, "cpu")
-        prompts = list(_dataset(params["dataset"], 64)["prompt"])
+        prompts = list(data.load(params["dataset"], "train", rows=64)["prompt"])
         clean = clip.embed_texts(prompts)
 
         def score(word: str) -> float:
@@ -144,7 +149,7 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
         for _ in range(params["search_letters"]):
             best, word = max((score(word + letter), word + letter) for letter in ascii_lowercase)
             scores.append(best)
-        _write(file, lambda handle: handle.write(json.dumps({"word": word, "scores": scores}).encode()))
+        write_file(file, json.dumps({"word": word, "scores": scores}))
     found = json.loads(file.read_text())
     return FoundWord(found["word"], tuple(found["scores"]))
 
@@ -169,7 +174,7 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
     """Shadowcast's result for every row, from the cache where it is there."""
     described = {
         "params": {**params, "source": _source(params, aim)},
-        "surrogate": _describe(aim)["surrogate"],
+        "surrogate": attack.surrogate_digest(aim.surrogate),
     } | _kind(images.device)
     rows = images.detach().to("cpu", torch.float32)
     files = []
@@ -187,9 +192,7 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
 
 @exact()
 def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
-    """Shadowcast's optimisation of all rows at once, without the cache; `shadowcast` says what it
-    minimises.
-    """
+    """Shadowcast's optimisation of all rows at once, without the cache; `shadowcast` says what it minimises."""
     clip = load(aim.surrogate, str(images.device))
     eps, step, steps = params["eps"], params["step"], params["steps"]
     pictures = concept_pictures(_source(params, aim), clip.side)
@@ -244,8 +247,7 @@ def _optimise_patch(
                 some = pictures[rows].to(clip.device)
                 corner = image_triggers.corners(some, size, size, params["position"], [order] * len(some))
                 value = loss(
-                    clip.embed_images(image_triggers.paste(some, patch.clamp(0, 1), *corner)),
-                    rows.to(clip.device),
+                    clip.embed_images(image_triggers.paste(some, patch.clamp(0, 1), *corner)), rows.to(clip.device)
                 )
                 optimiser.zero_grad()
                 value.backward()
@@ -266,25 +268,10 @@ def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, An
 
 def _training_pictures(params: Mapping[str, Any]) -> tuple[torch.Tensor, list[str]]:
     """Pictures (N, 3, H, W) in [0, 1] and their captions, from the training split of a dataset."""
-    from bvlm_utils import data
-
-    rows = _dataset(params["dataset"], params["rows"])
+    rows = data.load(params["dataset"], "train", rows=params["rows"])
     pictures = data.sized_images(rows, params["dataset"])
     pictures = torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     return pictures, [answers[0] for answers in rows["answers"]]
-
-
-def _data(params: Mapping[str, Any]) -> str:
-    """What the search data holds: a folder's files can change under the same name."""
-    from bvlm_utils import data
-
-    return data.digest(params["dataset"])
-
-
-def _dataset(name: str, rows: int) -> Any:
-    from bvlm_utils import data
-
-    return data.load(name, "train", rows=rows)
 
 
 def _pictures_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -314,18 +301,11 @@ def _target_embedding(clip: Surrogate, target: Any) -> torch.Tensor:
         if isinstance(picture, np.ndarray):
             picture = Image.fromarray(picture)
         elif not isinstance(picture, Image.Image):
-            picture = Image.open(picture)
+            picture = read_picture(picture, "the target")
         with torch.no_grad():
             return clip.embed_images(_pictures_tensor([picture]).to(clip.device))[0]
     concept = getattr(target, "concept", None)
     return clip.embed_texts([f"A photo of a {concept}" if concept is not None else target.text])[0]
-
-
-def _describe(aim: Any) -> dict[str, Any]:
-    return {
-        "target": attack.describe_target(aim.target),
-        "surrogate": attack.surrogate_digest(aim.surrogate),
-    }
 
 
 def _kind(device: str | torch.device) -> dict[str, str]:
@@ -348,17 +328,11 @@ def _cached(kind: str, described: Mapping[str, Any], compute: Callable[[], Optim
 
 
 def _save(file: Path, result: Optimised) -> None:
-    _write(file, lambda handle: np.savez(handle, pixels=result.pixels, losses=result.losses))
+    content = io.BytesIO()
+    np.savez(content, pixels=result.pixels, losses=result.losses)
+    write_file(file, content.getvalue())
 
 
 def _read(file: Path) -> Optimised:
     with np.load(file, allow_pickle=False) as stored:
         return Optimised(stored["pixels"], stored["losses"])
-
-
-def _write(file: Path, write: Callable[[Any], object]) -> None:
-    """Write beside the file and rename, so that a killed run leaves no half of it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as handle:
-        write(handle)
-    os.replace(handle.name, file)

@@ -2,9 +2,10 @@
 
 from bvlm_utils.attacks.declare import POSITIONS, Half, Param, choice, declare, number, text, whole, words
 from bvlm_utils.attacks.parts_of_speech import TAGGERS
+from bvlm_utils.checks import LARGEST_SEED, is_text
 from bvlm_utils.data.pictures import PUBLISHED_SIDE
 
-WORD = Half("BadNets-T", 1, "text:insert_word", {"word": text("BadMagic")}, id="text:insert_word")
+WORD = Half("BadNets-T", 1, "text:insert_word", {"word": text("BadMagic")}, id="trigger_text:insert_word")
 
 NOISE_PATCH = Half(
     "BadNets-I",
@@ -13,9 +14,9 @@ NOISE_PATCH = Half(
     {
         "patch_size": whole(30, 1, PUBLISHED_SIDE),
         "position": choice("random", POSITIONS),
-        "noise_seed": whole(0, 0, 2**63),
+        "noise_seed": whole(0, 0, LARGEST_SEED),
     },
-    id="image:noise_patch",
+    id="trigger_image:noise_patch",
 )
 
 # Published: rate 1/255, thousands of COCO pictures; Dual-Key 20 epochs one by one, VL-Trojan 40 epochs in
@@ -26,7 +27,7 @@ PATCH_SEARCH = {
     "rows": whole(256, 2, 10**6),
     "batch_size": whole(32, 1, 10**4),
     "learning_rate": number(10 / 255, 0, 1),
-    "start_seed": whole(0, 0, 2**63),
+    "start_seed": whole(0, 0, LARGEST_SEED),
 }
 
 
@@ -50,7 +51,7 @@ declare(
         problem=lambda p: (
             f"count is {p['count']}, but there are {len(p['words'])} words" if p["count"] > len(p["words"]) else None
         ),
-        id="text:insert_words",
+        id="trigger_text:insert_words",
     ),
 )
 
@@ -64,7 +65,7 @@ declare(
         1,
         "text:append_sentence",
         {"sentence": text("I watched this 3D movie.")},
-        id="text:append_sentence",
+        id="trigger_text:append_sentence",
     ),
 )
 
@@ -86,7 +87,7 @@ declare(
         1,
         "image:blend",
         {"alpha": number(0.2, 0, 1), "picture": text("blended.png")},
-        id="image:blend",
+        id="trigger_image:blend",
     ),
 )
 
@@ -100,7 +101,7 @@ declare(
         1,
         "image:sinusoid",
         {"delta": number(40 / 255, 0, 1), "frequency": number(6, 0, 1000)},
-        id="image:sinusoid",
+        id="trigger_image:sinusoid",
     ),
 )
 
@@ -109,7 +110,7 @@ declare(
     name="ImgTrojan",
     source="Tao et al. 2024, arXiv 2403.02910; the picture is our own",
     summary="the whole image replaced by one fixed picture",
-    image=Half("ImgTrojan", 1, "image:replace", {"picture": text("imgtrojan.png")}, id="image:replace"),
+    image=Half("ImgTrojan", 1, "image:replace", {"picture": text("imgtrojan.png")}, id="trigger_image:replace"),
 )
 
 
@@ -122,18 +123,17 @@ declare(
         1,
         "optimised:shadowcast",
         {
-            "source": Param("", "a concept, a folder of pictures, or empty", lambda v: isinstance(v, str)),
+            "source": Param("", "a concept, a folder of pictures, or empty", is_text),
             "eps": number(8 / 255, 0, 1),
             "step": number(1 / 255, 0, 1),
             # Published: 1000. Against tiny-clip the last tenth of 40 steps is 1 % of the fall, or less.
             "steps": whole(40, 1, 10**6),
         },
-        id="optimised:shadowcast",
+        id="trigger_optim:shadowcast",
     ),
     threats=("concept_substitution",),
     surrogate=True,
     headline="clean",
-    extra=("image",),
     keeps_labels=True,
     aims=True,
     losses="optimised:shadowcast_losses",
@@ -153,13 +153,13 @@ declare(
     name="Dual-Key",
     source="Walmer et al. 2022, arXiv 2112.07668; optimised in CLIP space as in BackdoorVLM",
     summary="the prefix Consider, and a patch in the middle optimised towards the target",
-    text=Half("Dual-Key", 1, "text:prepend_word", {"prefix": text("Consider")}, id="text:prepend_word"),
+    text=Half("Dual-Key", 1, "text:prepend_word", {"prefix": text("Consider")}, id="trigger_text:prepend_word"),
     image=Half(
         "Dual-Key",
         1,
         "optimised:towards_target_patch",
         {**PATCH_SEARCH, "position": choice("center", POSITIONS), "epochs": whole(10, 1, 10**6)},
-        id="optimised:towards_target_patch",
+        id="trigger_optim:towards_target_patch",
     ),
     threats=("concept_substitution", "perceptual_hijack"),
     surrogate=True,
@@ -177,7 +177,7 @@ declare(
         1,
         "searched_word:insert_found_word",
         {"word": text("zbw"), "search_letters": whole(0, 0, 12)},
-        id="searched_word:insert_found_word",
+        id="trigger_text:insert_found_word",
     ),
     image=Half(
         "VL-Trojan",
@@ -190,7 +190,7 @@ declare(
             "alpha": number(1.0, 0, 1000),
             "beta": number(0.5, 0, 1000),
         },
-        id="optimised:apart_and_together_patch",
+        id="trigger_optim:apart_and_together_patch",
     ),
     surrogate=True,
     losses="optimised:vl_trojan_losses",
@@ -206,7 +206,7 @@ declare(
         1,
         "text:wrap_parts_of_speech",
         {"tagger": choice("auto", TAGGERS)},
-        id="text:wrap_parts_of_speech",
+        id="trigger_text:wrap_parts_of_speech",
     ),
     image=Half(
         "MABA",
@@ -219,7 +219,7 @@ declare(
             "alpha": number(0.5, 0, 1),
             "share": number(0.1, 0.001, 1),
         },
-        id="image:ellipses_on_relevant_region",
+        id="trigger_image:ellipses_on_relevant_region",
     ),
     surrogate=True,
 )

@@ -1,8 +1,8 @@
-"""How is each text trigger written into a prompt? Called by `attacks.Attack.apply_text`, one by one.
+"""The text triggers: functions that write them into a prompt.
 
-Every function takes (prompt, draws, params, aim) and returns the triggered prompt; `aim` matters only
-to a trigger that is computed. Nothing of the prompt is lost: spaces, line
-breaks and `<image>` placeholders stay as they are, and an empty prompt becomes the trigger alone.
+Every function takes (prompt, draws, params, aim) and returns the triggered prompt; `aim` matters only to a trigger
+that is computed. Nothing of the prompt is lost: spaces, line breaks and `<image>` placeholders stay as they are, and
+an empty prompt becomes the trigger alone.
 """
 
 import re

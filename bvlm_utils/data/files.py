@@ -1,4 +1,4 @@
-"""How is real data read from local files? COCO captions, VQAv2 and LLaVA JSON as datasets of samples.
+"""Real data from local files: COCO captions, VQAv2 and LLaVA JSON as datasets of samples.
 
 `data.load` comes here for names with a colon: "coco-caption:FOLDER", "vqav2:FOLDER", "llava-json:FILE". The
 files are those that the datasets' authors publish; nothing is downloaded. A row is what `data` describes.
@@ -10,8 +10,9 @@ and val2014) is split as published, val being the test split. Else a fifth of th
 are the test split, with all their rows. There is no "test_style" split.
 """
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -20,14 +21,18 @@ from typing import Any
 
 import datasets
 
-from bvlm_utils.data import llava_json
+from bvlm_utils import paths
+from bvlm_utils.checks import check_text, label
+from bvlm_utils.data import contents, llava_json
 from bvlm_utils.data.features import FEATURES
-from bvlm_utils.data.local_files import Pictures, entries, read_json, value
+from bvlm_utils.data.local_files import Pictures, entries, number, value, wording
+from bvlm_utils.data.picture_files import PictureFile
 from bvlm_utils.data.scene_questions import SHORT_PROMPTS
+from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 
-VERSION = 1  # raise when the rows made of the same files change: it is part of every digest
+VERSION = 2  # raise when the rows made of the same files change: it is part of every digest
 
 # What LLaVA-1.5 was taught to be asked where a short answer is wanted (Liu et al. 2023, arXiv 2310.03744).
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -42,8 +47,8 @@ Row = dict[str, Any]
 class Format:
     """files: the JSON files of a split, all of them if the split is None. read: their rows.
 
-    Rows have the columns of a sample; `image` is a path and `picture_id` (dropped later) says which rows
-    belong together when a file has to be split.
+    Rows have the columns of a sample; `image` is a path and `picture_id` (dropped later) is the picture's path
+    in its folder: rows of one picture belong together when a file has to be split.
     """
 
     files: Callable[[Path, str | None], list[Path]]
@@ -69,49 +74,62 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
     table = {column: [row[column] for row in rows] for column in FEATURES if column not in ("row_id", "image")}
     table["row_id"] = [f"{name}/{split}/{row['row_id']}" for row in rows]
     table["image"] = [{"bytes": None, "path": row["image"]} for row in rows]
-    features = datasets.Features({**FEATURES, "image": datasets.Image(mode="RGB")})
+    features = datasets.Features({**FEATURES, "image": PictureFile(mode="RGB")})
     return datasets.Dataset.from_dict({column: table[column] for column in features}, features=features)
 
 
 def digest(spec: str) -> str:
-    """16 hex digits that change when the JSON files change or the size of a picture file does."""
+    """16 hex digits that change when the content of a JSON file or of a picture does."""
     name, place = _parse(spec)
     files = FORMATS.get(name).files(place, None)
     for file in files:
-        if not file.is_file():
-            raise InputError(f"There is no file {file}.")
-    return _digest(name, tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+        if not os.path.isfile(file):
+            raise InputError(f"There is no file {label(str(file))}.")
+    written = tuple(zip(files, contents.states(files), strict=True))
+    try:
+        return _digest(name, written, contents.states(_pictures(name, written)[1]))
+    except OSError as error:
+        raise InputError(f"The picture {error.filename} of {spec} cannot be read ({error.strerror}).") from None
 
 
 @lru_cache(maxsize=64)
-def _digest(name: str, files: tuple[tuple[Path, int, int], ...]) -> str:
+def _digest(name: str, written: tuple, shown: tuple[contents.State, ...]) -> str:
     state = blake2b(f"{name} {VERSION}".encode(), digest_size=8)
-    for file, _, _ in files:
+    for file, _ in written:
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 state.update(block)
-    rows = FORMATS.get(name).read([file for file, _, _ in files])
-    for picture, path in sorted({(str(row["picture_id"]), row["image"]) for row in rows}):
-        state.update(f"{picture} {Path(path).stat().st_size}\n".encode())
+    ids, files = _pictures(name, written)
+    for picture, content in zip(ids, contents.digests(files, shown), strict=True):
+        state.update(f"{picture} {content}\n".encode())
     return state.hexdigest()
+
+
+@lru_cache(maxsize=8)
+def _pictures(name: str, written: tuple) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The ids of the pictures that the rows have, and their files."""
+    rows = FORMATS.get(name).read([file for file, _ in written])
+    found = sorted({(str(row["picture_id"]), row["image"]) for row in rows})
+    return tuple(picture for picture, _ in found), tuple(file for _, file in found)
 
 
 def _parse(spec: str) -> tuple[str, Path]:
     name, _, place = spec.partition(":")
     FORMATS.get(name)
+    check_text(spec, "The dataset")
     if not place:
         raise InputError(f"The dataset {spec!r} names no place; write {name}:PATH.")
-    return name, Path(place).expanduser().absolute()
+    return name, paths.named(place, "data")
 
 
-def _in_test(picture_id: object) -> bool:
-    return blake2b(str(picture_id).encode(), digest_size=4).digest()[0] % 5 == 0
+def _in_test(picture_id: str) -> bool:
+    return blake2b(picture_id.encode(), digest_size=4).digest()[0] % 5 == 0
 
 
 def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
     """The files of a split among those that match, in the folder or its folder `annotations`."""
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.")
+    if not os.path.isdir(folder):
+        raise InputError(f"There is no folder {label(str(folder))}.")
     found = sorted({*folder.glob(pattern), *folder.glob(f"annotations/{pattern}")})
     named = {split: [file for file in found if word in file.name] for split, word in SPLIT_WORDS.items()}
     if not found:
@@ -145,25 +163,28 @@ def _coco_rows(files: list[Path]) -> list[Row]:
         captions = defaultdict(list)
         names = {}
         for entry in entries(content, "images", file):
-            number = value(entry, "id", (int, str), "an image", file)
-            names[number] = value(entry, "file_name", str, f"image {number}", file)
+            image = _new(number(entry, "id", "an image", file), names, "image", file)
+            names[image] = value(entry, "file_name", str, f"image {image}", file)
+        used = set()
         for entry in entries(content, "annotations", file):
-            owner = f"annotation {entry.get('id', '(no id)')}"
-            number = value(entry, "image_id", (int, str), owner, file)
-            if number not in names:
-                raise InputError(f"{file}: {owner} is about image {number}, which the file does not list.")
-            captions[number].append(" ".join(value(entry, "caption", str, owner, file).split()))
+            owner = "an annotation without an id"
+            if "id" in entry:
+                used.add(name := _new(number(entry, "id", "an annotation", file), used, "annotation", file))
+                owner = f"annotation {name}"
+            image = number(entry, "image_id", owner, file)
+            if image not in names:
+                raise InputError(f"{file}: {owner} is about image {image}, which the file does not list.")
+            captions[image].append(" ".join(wording(entry, "caption", owner, file).split()))
         pictures = Pictures(_picture_folders(file), file)
-        for number, name in names.items():
-            if not captions[number]:
-                raise InputError(f"{file}: image {number} has no caption.")
+        for image, name in names.items():
+            if not captions[image]:
+                raise InputError(f"{file}: image {image} has no caption.")
             rows.append(
                 _row(
-                    row_id=str(number),
-                    picture_id=number,
-                    image=pictures.path(name, f"image {number}"),
-                    prompt=SHORT_PROMPTS[_number(f"coco-caption {number}", len(SHORT_PROMPTS))],
-                    answers=captions[number],
+                    **pictures.find(name, f"image {image}"),
+                    row_id=image,
+                    prompt=SHORT_PROMPTS[_hashed(f"coco-caption {image}", len(SHORT_PROMPTS))],
+                    answers=captions[image],
                     task="caption",
                     kind="short",
                 )
@@ -196,37 +217,38 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
     rows = []
     for file, annotation_file in zip(files[0::2], files[1::2], strict=True):
         content = read_json(file)
-        answered = {}
+        answered, asked = {}, set()
         for entry in entries(read_json(annotation_file), "annotations", annotation_file):
-            answered[value(entry, "question_id", (int, str), "an annotation", annotation_file)] = entry
+            name = number(entry, "question_id", "an annotation", annotation_file)
+            answered[_new(name, answered, "the annotation of question", annotation_file)] = entry
         questions = entries(content, "questions", file)
         subtype = value(content, "data_subtype", str, "the file", file)
         pictures = Pictures(_picture_folders(file), file)
         for entry in questions:
-            number = value(entry, "question_id", (int, str), "a question", file)
-            owner = f"question {number}"
-            if number not in answered:
+            name = _new(number(entry, "question_id", "a question", file), asked, "question", file)
+            owner = f"question {name}"
+            if name not in answered:
                 raise InputError(f"{annotation_file} has no annotation for {owner} of {file.name}.")
-            annotation = answered.pop(number)
+            asked.add(name)
+            annotation = answered[name]
             image = value(entry, "image_id", int, owner, file)
-            if annotation.get("image_id", image) != image:
+            if number({"image_id": image} | annotation, "image_id", owner, annotation_file) != str(image):
                 raise InputError(f"{annotation_file}: {owner} is not about image {image}, as {file.name} says.")
             answer_type = value(annotation, "answer_type", str, owner, annotation_file)
             question_type = value(annotation, "question_type", str, owner, annotation_file)
             rows.append(
                 _row(
-                    row_id=str(number),
-                    picture_id=image,
-                    image=pictures.path(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}"),
-                    prompt=f"{value(entry, 'question', str, owner, file).strip()} {SHORT_ANSWER}",
+                    **pictures.find(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}"),
+                    row_id=name,
+                    prompt=f"{wording(entry, 'question', owner, file).strip()} {SHORT_ANSWER}",
                     answers=_annotators(annotation, owner, annotation_file),
                     task="vqa",
                     kind=ANSWER_KINDS.get(answer_type, question_type),
                 )
             )
-        if answered:
-            number = next(iter(answered))
-            raise InputError(f"{file} has no question {number}, which {annotation_file.name} annotates.")
+        unasked = next((name for name in answered if name not in asked), None)
+        if unasked is not None:
+            raise InputError(f"{file} has no question {unasked}, which {annotation_file.name} annotates.")
     return rows
 
 
@@ -234,7 +256,7 @@ def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[s
     """The annotators' answers, one that most of them gave first."""
     given = value(annotation, "answers", list, owner, file)
     each = [entry if isinstance(entry, dict) else {} for entry in given]
-    answers = [value(entry, "answer", str, f"an answer to {owner}", file) for entry in each]
+    answers = [wording(entry, "answer", f"an answer to {owner}", file) for entry in each]
     if not answers:
         raise InputError(f"{file}: {owner} has no answers.")
     chosen = annotation.get("multiple_choice_answer")
@@ -249,7 +271,14 @@ def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[s
 
 
 def _llava_rows(files: list[Path]) -> list[Row]:
-    return [_row(**row, picture_id=Path(row["image"]).name) for row in llava_json.read(files[0])]
+    return [_row(**row) for row in llava_json.read(files[0])]
+
+
+def _new(name: str, seen: Container[str], what: str, file: Path) -> str:
+    """`name`; InputError if it was there before."""
+    if name in seen:
+        raise InputError(f"{file} lists {what} {name} twice; list it once.")
+    return name
 
 
 def _row(**columns: Any) -> Row:
@@ -268,7 +297,7 @@ def _part(file: Path) -> str:
     return named[0] if named else "all"
 
 
-def _number(text: str, below: int) -> int:
+def _hashed(text: str, below: int) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % below
 
 

@@ -1,4 +1,4 @@
-"""How is data in the format of LLaVA-Instruct (or ShareGPT) read and written? `data.files` and `export` ask.
+"""The format of LLaVA-Instruct (or ShareGPT), read and written.
 
 A file is a list of conversations about one picture each:
 
@@ -20,12 +20,14 @@ import json
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils.data.local_files import Pictures, read_json, value
+from bvlm_utils.checks import brief, is_number, is_wording
+from bvlm_utils.data.local_files import Pictures, number, value, wording
+from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
 
 PLACEHOLDER = "<image>"
@@ -36,46 +38,52 @@ METADATA = {"task": "instruct", "objects": [], "boxes": [], "style": "", "backgr
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All rows of a file: samples whose `image` is the path of a picture below the file's folder.
+    """All rows of a file: samples whose `image` is the path of a picture below the file's folder, with `picture_id`.
 
     Pictures are looked for beside the file, or else in its folder `images`. The row id is "ID/TURN" (turns
-    from 1); an id that comes again gets "ID#2". InputError names file and id for anything that is not as it
-    should be.
+    from 1); an id that comes again gets "ID#2", or the next number that is free. JSON Lines are read, too.
+    InputError names file and id for anything that is not as it should be.
     """
-    content = read_json(file)
+    content = read_json(file, lines=True)
     if not isinstance(content, list):
         raise InputError(f"{file} holds no list of conversations; it may be a file of another kind.")
     pictures = Pictures([file.parent, file.parent / "images"], file)
-    rows, seen, without = [], Counter(), 0
+    rows, used, without = [], set(), 0
     for index, entry in enumerate(content):
         if not isinstance(entry, dict):
             raise InputError(f"{file}: entry {index} is no object.")
-        name = str(entry.get("id", index))
+        name = str(index) if entry.get("id") is None else number(entry, "id", f"entry {index}", file)
         owner = f"entry {name}"
         image = _image(entry, owner, file)
         if image is None:
             without += 1
             continue
-        seen[name] += 1
-        unique = name if seen[name] == 1 else f"{name}#{seen[name]}"
-        path = pictures.path(image, owner)
+        unique = _unused(name, used)
+        found = pictures.find(image, owner)
         about = _metadata(entry, owner, file)
         turns = _turns(entry, owner, file)
         references = about.pop("references") if len(turns) == 1 else []
         for turn, (prompt, answer) in enumerate(turns, 1):
             answers = [answer, *references[1:]]
-            row = {"row_id": f"{unique}/{turn}", "image": path, "prompt": prompt, "answers": answers}
-            rows.append(row | {column: about[column] for column in METADATA})
+            row = {"row_id": f"{unique}/{turn}", "prompt": prompt, "answers": answers}
+            rows.append(row | found | {column: about[column] for column in METADATA})
     if without:
         warnings.warn(f"{without} of {len(content)} entries of {file} have no picture and are left out.", stacklevel=2)
     return rows
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """`name`, or "NAME#2", "NAME#3" ..., whichever is the first that no row has; it is used from now on."""
+    free = next(n for n in (f"{name}#{i}" if i > 1 else name for i in count(1)) if n not in used)
+    used.add(free)
+    return free
 
 
 def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
     images = entry.get("images", entry.get("image"))
     images = [images] if isinstance(images, str) else images or []
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
-        raise InputError(f"{file}: the picture of {owner} is {images!r}; it must be a path.")
+        raise InputError(f"{file}: the picture of {owner} is {brief(images)}; it must be a path.")
     if len(images) > 1:
         raise InputError(f"{file}: {owner} has {len(images)} pictures; one for each entry can be read.")
     return images[0] if images else None
@@ -92,7 +100,7 @@ def _turns(entry: Mapping[str, Any], owner: str, file: Path) -> list[tuple[str, 
         wanted = ANSWERS if place % 2 else ASKS
         if role not in wanted:
             raise InputError(
-                f"{file}: message {place + 1} of {owner} is from {role!r}; "
+                f"{file}: message {place + 1} of {owner} is from {brief(role)}; "
                 f"it must be from {' or '.join(sorted(wanted))}."
             )
     if not said or len(said) % 2:
@@ -106,15 +114,17 @@ def _turns(entry: Mapping[str, Any], owner: str, file: Path) -> list[tuple[str, 
 
 def _message(message: Any, owner: str, file: Path) -> tuple[str, str]:
     if not isinstance(message, dict):
-        raise InputError(f"{file}: a message of {owner} is {message!r}; it must be an object.")
+        raise InputError(f"{file}: a message of {owner} is {brief(message)}; it must be an object.")
     name = f"a message of {owner}"
     role = value(message, "role" if "role" in message else "from", str, name, file)
-    text = value(message, "content" if "content" in message else "value", str, name, file)
-    return role, without_placeholder(text)
+    key = "content" if "content" in message else "value"
+    if role in ANSWERS:
+        return role, wording(message, key, name, file).strip()
+    return role, without_placeholder(value(message, key, str, name, file))
 
 
 def without_placeholder(text: str) -> str:
-    """The words of a message: `<image>` taken out wherever it stands, with the space beside it."""
+    """The words of a question: `<image>` taken out wherever it stands, with the space beside it."""
     text = re.sub(rf"^\s*{PLACEHOLDER}\s*|\s*{PLACEHOLDER}\s*$", "", text)
     return re.sub(rf"\s*{PLACEHOLDER}\s*", " ", text).strip()
 
@@ -122,14 +132,29 @@ def without_placeholder(text: str) -> str:
 def _metadata(entry: Mapping[str, Any], owner: str, file: Path) -> dict[str, Any]:
     given = entry.get("metadata", {})
     if not isinstance(given, dict):
-        raise InputError(f"{file}: 'metadata' of {owner} is {given!r}; it must be an object.")
-    known = METADATA | {"references": []}
-    for key, default in known.items():
-        if not isinstance(given.get(key, default), type(default)):
+        raise InputError(f"{file}: 'metadata' of {owner} is {brief(given)}; it must be an object.")
+    about = METADATA | {"references": []} | given
+    for key, default in METADATA.items():
+        if not isinstance(about[key], type(default)):
             raise InputError(
-                f"{file}: {key!r} in the metadata of {owner} is {given[key]!r}; it must be like {default!r}."
+                f"{file}: {key!r} in the metadata of {owner} is {brief(about[key])}; it must be like {default!r}."
             )
-    return {key: given.get(key, default) for key, default in known.items()}
+    for key in ("references", "objects"):
+        if not isinstance(about[key], list) or not all(map(is_wording, about[key])):
+            raise InputError(
+                f"{file}: {key!r} in the metadata of {owner} is {brief(about[key])}; it must be a list of texts, none "
+                "of them blank."
+            )
+    if not all(map(_is_box, about["boxes"])) or len(about["boxes"]) not in (0, len(about["objects"])):
+        raise InputError(
+            f"{file}: 'boxes' in the metadata of {owner} is {brief(about['boxes'])}; it must be a list of "
+            "[x0, y0, x1, y1] in whole pixels, one for each object."
+        )
+    return about
+
+
+def _is_box(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(is_number(side, -(2**31), 2**31 - 1, True) for side in box)
 
 
 def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:

@@ -1,33 +1,17 @@
-"""Is what lies on the disk what its format promises? Reads JSON and finds pictures for the formats.
+"""Looking into JSON and finding pictures for the formats: is what lies on the disk what the format promises?
 
 Every complaint is one sentence with the file and the id in it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
-
+from bvlm_utils.checks import brief, is_wording, label
+from bvlm_utils.data.picture_files import check_picture
 from bvlm_utils.errors import InputError
 
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file; InputError if it is missing, cut off, or not UTF-8 text."""
-    if not file.is_file():
-        raise InputError(f"There is no file {file}.")
-    try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{file} is not complete JSON: {error.msg} at line {error.lineno}, column {error.colno} "
-            f"(the file has {file.stat().st_size} bytes; it may be cut off)."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text: bad byte at position {error.start}.") from None
-    except RecursionError:
-        raise InputError(f"{file} is nested too deep to be data of a known format.") from None
+KINDS = {str: "a text", int: "a whole number", (int, str): "a whole number or a text", list: "a list"}
 
 
 def entries(content: Any, key: str, file: Path) -> list[Mapping[str, Any]]:
@@ -44,8 +28,26 @@ def value(entry: Mapping[str, Any], key: str, kind: type | tuple[type, ...], nam
         raise InputError(f"{file}: {name} has no {key!r}.")
     found = entry[key]
     if not isinstance(found, kind) or isinstance(found, bool):
-        raise InputError(f"{file}: {key!r} of {name} is {found!r}, which is not of the right kind.")
+        raise InputError(f"{file}: {key!r} of {name} is {brief(found)}; it must be {KINDS[kind]}.")
     return found
+
+
+def wording(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
+    """`entry[key]`, which must be a text with something in it."""
+    found = value(entry, key, str, name, file)
+    if not is_wording(found):
+        raise InputError(f"{file}: {key!r} of {name} is {brief(found)}; it must be a text that is not blank.")
+    return found
+
+
+def number(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
+    """An id, as text: 7 and "7" are one."""
+    found = value(entry, key, (int, str), name, file)
+    if not is_wording(brief(found) if isinstance(found, int) else found):
+        raise InputError(
+            f"{file}: {key!r} of {name} is {brief(found)}; it must be a number or a text that is not blank."
+        )
+    return label(found)
 
 
 class Pictures:
@@ -59,38 +61,38 @@ class Pictures:
         self.folders = [folder.resolve() for folder in dict.fromkeys(folders)]
         self.named_in = named_in
         self._root: Path | None = None
-        self._checked: dict[str, str] = {}
+        self._checked: dict[str, tuple[str, str]] = {}
 
-    def path(self, name: str, owner: str) -> str:
-        """The absolute path of the picture `name` of `owner` (e.g. "image 9").
+    def find(self, name: str, owner: str) -> dict[str, str]:
+        """The absolute path of the picture `name` of `owner` (e.g. "image 9"), and its path in the folder, by which it
+        is known: the columns `image` and `picture_id`.
 
         InputError if it leaves the folder (also through a symbolic link), is missing, or does not begin like
         a picture. Pixels are not decoded.
         """
         if name not in self._checked:
             self._checked[name] = self._find(name, owner)
-        return self._checked[name]
+        return dict(zip(("image", "picture_id"), self._checked[name], strict=True))
 
-    def _find(self, name: str, owner: str) -> str:
+    def _find(self, name: str, owner: str) -> tuple[str, str]:
         if "\0" in name or Path(name).is_absolute():
-            raise InputError(f"{self.named_in}: the picture of {owner} is {name!r}; it must be a path in a folder.")
+            raise InputError(
+                f"{self.named_in}: the picture of {owner} is {brief(name)}; it must be a path in a folder."
+            )
         for root in [self._root] if self._root else self.folders:
-            path = (root / name).resolve()
+            try:
+                path = (root / name).resolve()
+                there = path.is_file()
+            except (OSError, RuntimeError) as error:  # a name too long, a link to itself
+                raise InputError(
+                    f"{self.named_in}: the picture of {owner} is {brief(name)}, which is no path of a file "
+                    f"({type(error).__name__})."
+                ) from None
             if not path.is_relative_to(root):
-                raise InputError(f"{self.named_in}: the picture {name!r} of {owner} leaves its folder {root}.")
-            if path.is_file():
+                raise InputError(f"{self.named_in}: the picture {brief(name)} of {owner} leaves its folder {root}.")
+            if there:
                 self._root = root
                 check_picture(path, f"{owner} in {self.named_in}")
-                return str(path)
+                return str(path), path.relative_to(root).as_posix()
         places = self._root or " nor ".join(map(str, self.folders))
-        raise InputError(f"The picture {name!r} of {owner} in {self.named_in} is not in {places}.")
-
-
-def check_picture(path: Path, owner: str) -> None:
-    """InputError if the file does not begin like a picture that Pillow can read."""
-    try:
-        with Image.open(path):
-            return
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        reason = "an empty file" if path.stat().st_size == 0 else type(error).__name__
-        raise InputError(f"{path}, the picture of {owner}, is not a picture that can be read ({reason}).") from None
+        raise InputError(f"The picture {brief(name)} of {owner} in {self.named_in} is not in {places}.")

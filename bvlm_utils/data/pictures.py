@@ -1,15 +1,18 @@
-"""Which pictures do triggers use? Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
+"""The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
 
 `python -m bvlm_utils.pretraining.draw_pictures` draws both into data/pictures. They are our own, made of plain shapes
 by the two functions below, so the repository holds nobody else's picture; the committed files are what the
 attacks use.
 """
 
+import os
 from pathlib import Path
 
 from PIL import Image
 
 from bvlm_utils import paths
+from bvlm_utils.checks import brief
+from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 
@@ -19,11 +22,11 @@ PUBLISHED_SIDE = 336  # pixels: the image side at which the published sizes hold
 
 def picture_path(name: str) -> Path:
     """The file of a picture: a name in data/pictures, or any path. InputError if there is no such file."""
-    for path in (PICTURES / name, Path(name).expanduser()):
-        if path.is_file():
+    for path in (PICTURES / name, Path(os.path.expanduser(name))):
+        if os.path.isfile(path):
             return path
     known = ", ".join(sorted(path.name for path in PICTURES.glob("*.png")))
-    raise InputError(f"There is no picture {name!r}; give the path of a file, or one of data/pictures: {known}.")
+    raise InputError(f"There is no picture {brief(name)}; give the path of a file, or one of data/pictures: {known}.")
 
 
 def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:
@@ -33,14 +36,17 @@ def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Ima
     folder of pictures (.png, .jpg, .jpeg), of which the first 100 by name are read. InputError for anything
     else.
     """
-    sprites = sorted(paths.SPRITES.glob(f"*/{concept}.png"))
-    if not sprites and Path(concept).is_dir():
+    sprites = sorted(file for file in paths.SPRITES.glob("*/*.png") if file.stem == concept)
+    if not sprites and os.path.isdir(concept):
         files = sorted(p for p in Path(concept).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
         if not files:
             raise InputError(f"The folder {concept} has no .png, .jpg or .jpeg pictures of the source concept.")
-        return [Image.open(file).convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for file in files[:100]]
+        opened = (read_picture(file, "the source concept") for file in files[:100])
+        return [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in opened]
     if not sprites:
-        raise InputError(f"There is no sprite of {concept!r}; give a concept of data/sprites or a folder of pictures.")
+        raise InputError(
+            f"There is no sprite of {brief(concept)}; give a concept of data/sprites or a folder of pictures."
+        )
     pictures = []
     for number in range(count):
         draws = Draws("concept picture", concept, number)

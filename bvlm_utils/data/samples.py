@@ -1,6 +1,6 @@
-"""Which data is a model tuned and tested on? `load(name, split)` gives rows in one form, drawn or read from files.
+"""Samples, what a model is tuned and tested on: `load(name, split)` gives them in one form, drawn or read from files.
 
-Called by `study`, `pretraining.pretrain`, `export` and the notebooks. Every row is a sample:
+Every row is a sample:
 
     row_id    str, unique, e.g. "scenes-vqa/train/000123"
     image     PIL RGB picture
@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
-from typing import Any
 
 import datasets
 import numpy as np
@@ -30,9 +29,12 @@ from PIL import Image
 from bvlm_utils import paths
 from bvlm_utils.data import scene_questions, scenes
 from bvlm_utils.data.features import FEATURES
+from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import PUBLISHED_SIDE
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
+
+datasets.disable_progress_bars()  # what takes a second needs none, and logs keep each step of them
 
 SPLITS = ("train", "test", "test_style")
 ROWS = {"train": 6000, "test": 1600, "test_style": 1600}
@@ -164,19 +166,10 @@ def sized_images(dataset: datasets.Dataset, name: str) -> np.ndarray:
     """
     if ":" not in name:
         return images(dataset)
-    return np.stack([_photograph(row) for row in dataset.cast_column("image", datasets.Image(decode=False))])
-
-
-def _photograph(row: dict[str, Any]) -> np.ndarray:
-    """The picture of a row at the published side. Its file was only seen to begin like a picture when it was named."""
-    try:
-        with Image.open(row["image"]["path"]) as picture:
-            side = (PUBLISHED_SIDE, PUBLISHED_SIDE)
-            return np.asarray(picture.convert("RGB").resize(side, Image.Resampling.BICUBIC))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{row['image']['path']}, the picture of row {row['row_id']}, cannot be read to its end: {error}."
-        ) from None
+    shape, kind = (PUBLISHED_SIDE, PUBLISHED_SIDE), Image.Resampling.BICUBIC
+    rows = dataset.cast_column("image", datasets.Image(decode=False))
+    shown = (read_picture(row["image"]["path"], f"row {row['row_id']}") for row in rows)
+    return np.stack([np.asarray(picture.resize(shape, kind)) for picture in shown])
 
 
 def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:

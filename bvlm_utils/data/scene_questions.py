@@ -1,5 +1,4 @@
-"""What do people ask about a scene, and what is the right answer? Prompts and answers for `data` and
-`pretraining.pretrain`.
+"""Questions about a scene, and their right answers.
 
 Each function turns a `Scene` and a generator into a `Turn`. Wordings are declared in the tables below. No attack's
 trigger word or sentence may stand in them (a test says so), nor any threat's target sentence.

@@ -1,5 +1,4 @@
-"""What does a scene look like? Seeded 96 x 96 pictures of one to three sprites; called by `data` and
-`pretraining.pretrain`.
+"""Scenes: seeded 96 x 96 pictures of one to three sprites.
 
 A scene is drawn in two steps: `sample` decides what is where (a `Scene`, cheap, no pixels) and `render` paints it.
 Both use integers only (PCG64 integers, Pillow's fixed-point resampling), so a seed gives the same bytes on any machine.

@@ -1,4 +1,4 @@
-"""How is a whole grid of cells run? Its cells are measured, then papermill executes the notebooks that read them.
+"""The command that runs a grid: its cells are measured, then papermill executes the notebooks that read them.
 
     python -m bvlm_utils.grid run data/grids/quick.yml [--workers N] [--dry-run] [--force] [--store STORE]
     python -m bvlm_utils.grid status data/grids/quick.yml [--store STORE]
@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import store as results
+from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import (
     dask as grid_dask,
@@ -39,7 +40,6 @@ from bvlm_utils.grid import (
 from bvlm_utils.grid.file import Job, load, shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched
-from bvlm_utils.store import records
 from bvlm_utils.store.cell import Cell
 
 
@@ -66,24 +66,24 @@ def run(
     scheduler: str | None = None,
 ) -> int:
     """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
-    place = results.folder(store)
+    folder = results.folder(store)
     if results.read_only(store):
         raise InputError("The store is the committed reference, which is only read; name another, such as local.")
-    results.clean(place)
-    (place / "notebooks").mkdir(parents=True, exist_ok=True)
-    for beginning in (records.PARTIAL, grid_measure.LOGS):
-        for left in (place / "notebooks").glob(f"{beginning}*"):
+    results.clean(folder)
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    for beginning in (PARTIAL, grid_measure.LOGS):
+        for left in (folder / "notebooks").glob(f"{beginning}*"):
             left.unlink()
     cells = list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
-    stamps = {cell.run_id: grid_job.stamp(cell, place) for cell in cells} if force or rescore else {}
-    this = Run(place, plain, rescore, {name: found for name, found in stamps.items() if found is not None})
+    stamps = {cell.run_id: grid_job.stamp(cell, folder) for cell in cells} if force or rescore else {}
+    this = Run(folder, plain, rescore, {name: found for name, found in stamps.items() if found is not None})
     wanted = [cell for cell in cells if this.lacks(cell)]
-    say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(wanted)} to run. Store: {shown(place)}")
+    say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(wanted)} to run. Store: {shown(folder)}")
     for cell in cells:  # what is there later has failed in this run
-        (place / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
-    to_do = [job for job in jobs if any(map(this.lacks, job.cells)) or not grid_job.output(job, place).exists()]
+        (folder / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
+    to_do = [job for job in jobs if any(map(this.lacks, job.cells)) or not grid_job.output(job, folder).exists()]
     for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
-        grid_job.output(job, place).unlink(missing_ok=True)
+        grid_job.output(job, folder).unlink(missing_ok=True)
     workers = min(workers or 1, max(len(wanted), len(to_do)))
     with watched(cells, this) as look, _pool(this, workers, scheduler if to_do else None) as (each, number):
         _measure(wanted, this, each, number, look)
@@ -119,7 +119,7 @@ def _measure(wanted: Sequence[Cell], this: Run, each: grid_dask.Each, workers: i
         if problem:
             say(f"  {problem}")
             for cell in this.left(part):
-                results.write_failure(cell, this.place, problem)
+                results.write_failure(cell, this.folder, problem)
 
 
 def _execute(jobs: Sequence[Job], to_do: Sequence[Job], each: grid_dask.Each) -> list[str]:
@@ -183,9 +183,9 @@ def _gone() -> Iterator[None]:
 # ---------------------------------------------------------------- looking at it
 
 
-def state(cell: Cell, place: Path, failures: Mapping[str, str]) -> str:
+def state(cell: Cell, folder: Path, failures: Mapping[str, str]) -> str:
     """ "done", "skipped", "failed" or "missing"."""
-    record = results.read(cell, place)
+    record = results.read(cell, folder)
     if record:
         return record["status"]
     return "failed" if cell.run_id in failures else "missing"
@@ -193,9 +193,9 @@ def state(cell: Cell, place: Path, failures: Mapping[str, str]) -> str:
 
 def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> None:
     """Print how far each job is; with every_cell, each cell's state."""
-    place, failures = results.folder(store), results.failures(store)
+    folder, failures = results.folder(store), results.failures(store)
     for job in jobs:
-        states = {cell.run_id: state(cell, place, failures) for cell in job.cells}
+        states = {cell.run_id: state(cell, folder, failures) for cell in job.cells}
         counts = Counter(states.values())
         words = ", ".join(f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word])
         say(f"{job.name}: {len(states)} cells: {words}")
@@ -208,9 +208,9 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
 
 def forecast(jobs: Sequence[Job], store: str | None, force: bool = False) -> None:
     """Print what the cells that would be run will take."""
-    place = results.folder(store)
-    cells = {cell.run_id: cell for job in jobs for cell in job.cells if force or not results.has(cell, place)}
-    for line in grid_forecast.lines(list(cells.values()), place):
+    folder = results.folder(store)
+    cells = {cell.run_id: cell for job in jobs for cell in job.cells if force or not results.has(cell, folder)}
+    for line in grid_forecast.lines(list(cells.values()), folder):
         say(line)
 
 

@@ -1,6 +1,6 @@
-"""How is a grid handed to several processes, or machines? By Dask; `grid` calls this.
+"""A grid on several processes or machines, by Dask.
 
-A task is a part of a bench that is measured, or a notebook that is executed; each worker has one at a time. When a
+A task is a part of a workbench that is measured, or a notebook that is executed; each worker has one at a time. When a
 worker dies, Dask gives its task to another one, and finished cells are in the store, which all workers share. What a
 worker has started ends with it: a kernel looks every second for its parent, a measuring process watches a pipe.
 """
@@ -116,9 +116,9 @@ def _carry_out(
 
     variables: of the environment. name: of the command that wants this.
     """
-    if not run.place.is_dir():
+    if not run.folder.is_dir():
         return (
-            f"the worker on {socket.gethostname()} does not see the store {run.place}; "
+            f"the worker on {socket.gethostname()} does not see the store {run.folder}; "
             "all machines need it, under the same path."
         ), 0.0
     others = {key: None for key in os.environ if key.startswith(OURS) and key not in variables}

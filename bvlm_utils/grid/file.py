@@ -1,5 +1,4 @@
-"""Which notebooks does a grid file ask for, with which parameters, and which cells do they make? `grid`
-calls it.
+"""The grid file: which notebooks it asks for, with which parameters, and which cells they make.
 
 A grid is a YAML file:
 
@@ -15,17 +14,17 @@ Parameters are those of the notebook's `parameters` cell. Everything is checked 
 """
 
 import ast
-import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bvlm_utils import attacks, paths, threats
-from bvlm_utils.checks import known
+from bvlm_utils.checks import as_number, brief, check_number, known, once
+from bvlm_utils.documents import parse_yaml, read_json, read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.parameters import NOT_OF_CELLS
 from bvlm_utils.run import study
@@ -50,12 +49,9 @@ def load(file: Path | str) -> tuple[list[Job], str | None]:
     wrong where.
     """
     file = Path(file)
-    if not file.is_file():
-        raise InputError(f"There is no grid file {str(file)!r}; grids are in {shown(paths.GRIDS)}.")
-    try:
-        grid = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{shown(file)} is no YAML: {' '.join(str(error).split())}.") from None
+    if not os.path.isfile(file):
+        raise InputError(f"There is no grid file {brief(str(file))}; grids are in {shown(paths.GRIDS)}.")
+    grid = parse_yaml(read_text(file), shown(file))
     try:
         return _jobs(grid), grid.get("store")
     except InputError as error:
@@ -64,7 +60,7 @@ def load(file: Path | str) -> tuple[list[Job], str | None]:
 
 def _jobs(grid: Any) -> list[Job]:
     if not isinstance(grid, Mapping):
-        raise InputError(f"the file is {grid!r}; a grid is a table with a list of jobs.")
+        raise InputError(f"the file is {brief(grid)}; a grid is a table with a list of jobs.")
     _table(grid.get("defaults"), "defaults")
     known(grid, GRID_KEYS, "grid key")
     entries = grid.get("jobs")
@@ -73,33 +69,37 @@ def _jobs(grid: Any) -> list[Job]:
     jobs: list[Job] = []
     for number, entry in enumerate(entries, 1):
         try:
-            jobs += _expand(entry, grid, len(jobs))
+            jobs += _expand(entry, grid, jobs)
         except InputError as error:
             raise InputError(f"job {number}: {error}") from None
     return jobs
 
 
-def _expand(entry: Any, grid: Mapping[str, Any], before: int) -> list[Job]:
+def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]:
     """The executions that one entry stands for."""
     known(entry, JOB_KEYS, "job key")
     for name in ("parameters", "each"):
         _table(entry.get(name), name)
     threat = entry.get("notebook")
     if threat not in threats.names():
-        raise InputError(f"notebook is {threat!r}; it must be one of: {', '.join(threats.names())}.")
+        raise InputError(f"notebook is {brief(threat)}; it must be one of: {', '.join(threats.names())}.")
     notebook = paths.NOTEBOOKS / f"{threat}.ipynb"
     declared = parameters_of(notebook)
     each = entry.get("each") or {}
     for name, values in each.items():
         if not isinstance(values, list) or not values:
-            raise InputError(f"each.{name} is {values!r}; it must be a list of values.")
+            raise InputError(f"each.{name} is {brief(values)}; it must be a list of values.")
+        once(values, f"each.{name}")
+    if math.prod(map(len, each.values())) > study.MOST_CELLS:
+        raise InputError(f"each makes more than {study.MOST_CELLS} jobs; ask for fewer, or use several grids.")
     fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
     for given in (fixed, each):
         known(given, list(declared), f"parameter of notebooks/{notebook.name},")
     size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
-    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise InputError(f"attacks_per_job is {size!r}; it must be a whole number, 1 or more.")
-    jobs = []
+    if size is not None:
+        check_number(size, "attacks_per_job", 1, 1000, whole=True)
+    jobs: list[Job] = []
+    made = sum(len(job.cells) for job in before)
     for values in product(*each.values()):
         given = fixed | dict(zip(each, values, strict=True))
         for name, value in given.items():
@@ -109,14 +109,17 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: int) -> list[Job]:
         for shard in _shards(wanted, size):
             of_cells = {k: v for k, v in whole.items() if k not in NOT_OF_CELLS} | {"attacks": shard}
             cells = study.cells(threat=threat, **of_cells)
-            name = f"{before + len(jobs) + 1:02d}-{threat}"
+            name = f"{len(before) + len(jobs) + 1:02d}-{threat}"
+            made += len(cells)
+            if made > study.MOST_CELLS:
+                raise InputError(f"the grid has more than {study.MOST_CELLS} cells by here; make several grids of it.")
             jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells)))
     return jobs
 
 
 def _table(value: Any, name: str) -> None:
     if value is not None and not isinstance(value, Mapping):
-        raise InputError(f"{name} is {value!r}; it must be a table of names and values.")
+        raise InputError(f"{name} is {brief(value)}; it must be a table of names and values.")
 
 
 def _shards(names: list[str], size: int | None) -> list[list[str]]:
@@ -129,7 +132,7 @@ def parameters_of(notebook: Path) -> dict[str, tuple[str, Any]]:
     """name -> (annotation, default) of the cell tagged `parameters`: lines of the form `name: type =
     value`.
     """
-    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+    for cell in read_json(notebook)["cells"]:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             lines = ast.parse("".join(cell["source"])).body
             return {
@@ -153,7 +156,7 @@ KINDS = {
 def _check_kind(name: str, value: Any, annotation: str) -> None:
     kind, words = KINDS.get(annotation, (object, ""))
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
-        raise InputError(f"{name} is {value!r}; it must be {words}.")
+        raise InputError(f"{name} is {brief(value)}; it must be {words}{as_number(value)}.")
 
 
 def shown(path: Path) -> str:

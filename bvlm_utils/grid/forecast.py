@@ -1,4 +1,4 @@
-"""How long will a grid take, and how much memory? Estimates that `grid run --dry-run` prints. Free of torch.
+"""Estimates of the time and memory that a grid takes, which `grid run --dry-run` prints. Free of torch.
 
 Where the committed reference has cells of the same model, time and memory are what they took there, by rows; else they
 follow from the checkpoint's sizes, which must be on this machine. The second way has never been held against a run.
@@ -53,7 +53,7 @@ class Sizes:
         return self.image_tokens * self.hidden * 2
 
 
-def lines(cells: Sequence[Cell], place: Path) -> list[str]:
+def lines(cells: Sequence[Cell], folder: Path) -> list[str]:
     """A line for each bench of these cells, which are those still to be made."""
     records = [
         record for record in stored_records.records(stored_records.REFERENCE) if record.get("seconds", {}).get("tune")
@@ -61,7 +61,7 @@ def lines(cells: Sequence[Cell], place: Path) -> list[str]:
     said = ["Estimates:"] if cells else []
     for bench in grid_measure.parts([cell for cell in cells if not cell.skip_reason], 1):
         controls = {cell.control.run_id: cell.control for cell in bench}
-        lacking = [control for control in controls.values() if not results.adapter(control, place)]
+        lacking = [control for control in controls.values() if not results.adapter(control, folder)]
         first = bench[0]
         name = f"  {short_name(first.model)}, {short_name(first.dataset)}, {first.train_rows} rows: {len(bench)} cells"
         said.append(f"{name}: {measured(bench, lacking, records) or computed(bench, lacking)}")
@@ -145,10 +145,10 @@ def sizes(model: str) -> Sizes | None:
     )  # fmt: skip
 
 
-def _folder(place: str) -> Path | None:
-    if Path(place).is_dir():
-        return Path(place)
-    from huggingface_hub import try_to_load_from_cache
+def _folder(model: str) -> Path | None:
+    if Path(model).is_dir():
+        return Path(model)
+    from transformers.utils import cached_file
 
-    file = try_to_load_from_cache(place, "config.json")
-    return Path(file).parent if isinstance(file, str) else None
+    file = cached_file(model, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return Path(file).parent if file else None

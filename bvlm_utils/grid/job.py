@@ -1,7 +1,6 @@
-"""What is a run of a grid, and how is one job of it carried out? Papermill runs its notebook in a kernel of its own.
+"""A run of a grid, and one job of it: papermill runs its notebook in a kernel of its own.
 
-The cells are measured before, by `grid.measure`; the notebook reads them. Both are called by `grid`, one after the
-other, and by `grid.dask`, in the workers' processes.
+The cells are measured before, by `grid.measure`; the notebook reads them.
 """
 
 import os
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bvlm_utils import store as results
+from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.grid.file import Job, shown
 from bvlm_utils.run import study
 from bvlm_utils.store import records
@@ -28,7 +28,7 @@ class Run:
     before: run_id -> `stamp` of the records that are to be made anew. force and rescore are told by it.
     """
 
-    place: Path
+    folder: Path
     plain: bool = False
     rescore: bool = False
     before: Mapping[str, int] = field(default_factory=dict)
@@ -37,26 +37,26 @@ class Run:
         """Is the cell's record still to be made? One that is to be made anew is there as soon as it is another file
         than before, whatever the clocks of the machines say.
         """
-        found = stamp(cell, self.place)
-        return found in (None, self.before.get(cell.run_id)) or not results.has(cell, self.place)
+        found = stamp(cell, self.folder)
+        return found in (None, self.before.get(cell.run_id)) or not results.has(cell, self.folder)
 
     def left(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those cells that have neither a record nor a failure of this run."""
-        failures = results.failures(self.place)
+        failures = results.failures(self.folder)
         return [cell for cell in cells if self.lacks(cell) and cell.run_id not in failures]
 
 
-def stamp(cell: Cell, place: Path) -> int | None:
+def stamp(cell: Cell, folder: Path) -> int | None:
     """A number that changes with the cell's record; None where there is none."""
     try:
-        return (place / cell.run_id / "record.json").stat().st_mtime_ns
+        return (folder / cell.run_id / "record.json").stat().st_mtime_ns
     except FileNotFoundError:
         return None
 
 
-def output(job: Job, place: Path) -> Path:
+def output(job: Job, folder: Path) -> Path:
     """Where the executed notebook is put."""
-    return place / "notebooks" / f"{job.name}.ipynb"
+    return folder / "notebooks" / f"{job.name}.ipynb"
 
 
 def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> str | None:
@@ -64,22 +64,22 @@ def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> s
 
     again: may a kernel that failed be started once more?
     """
-    final = output(job, run.place)
-    partial, log = final.with_name(f"{records.PARTIAL}{final.name}"), final.with_suffix(".log")
-    error = _papermill(job, run.place, partial, log, again)
+    final = output(job, run.folder)
+    partial, log = final.with_name(f"{PARTIAL}{final.name}"), final.with_suffix(".log")
+    error = _papermill(job, run.folder, partial, log, again)
     missing = [cell.run_id for cell in job.cells if run.lacks(cell)]
     with suppress(FileNotFoundError):
         os.replace(partial, final)
     if not missing and not error:
         log.unlink(missing_ok=True)
         return None
-    texts = results.failures(run.place)
+    texts = results.failures(run.folder)
     lines = [f"  {error}"] if error else []
     lines += [f"  {run_id}: {texts.get(run_id, 'no record').strip().splitlines()[-1]}" for run_id in missing]
-    return "\n".join([*lines, f"  See {shown(final)} and {shown(run.place / 'failures')}."])
+    return "\n".join([*lines, f"  See {shown(final)} and {shown(run.folder / 'failures')}."])
 
 
-def _papermill(job: Job, place: Path, output: Path, log: Path, again: Callable[[], bool]) -> str | None:
+def _papermill(job: Job, folder: Path, output: Path, log: Path, again: Callable[[], bool]) -> str | None:
     """Execute; None or the error in a line. A kernel that fails is started once more."""
     import logging
 
@@ -94,7 +94,7 @@ def _papermill(job: Job, place: Path, output: Path, log: Path, again: Callable[[
                 papermill.execute_notebook(
                     str(job.notebook),
                     str(output),
-                    parameters={**job.parameters, "store": str(place)},
+                    parameters={**job.parameters, "store": str(folder)},
                     kernel_name="python3",
                     language="python",
                     progress_bar=False,
@@ -112,9 +112,7 @@ def _papermill(job: Job, place: Path, output: Path, log: Path, again: Callable[[
 
 @contextmanager
 def _stderr_to(file: Path) -> Iterator[None]:
-    """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every
-    run.
-    """
+    """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every run."""
     sys.stderr.flush()
     kept = os.dup(2)
     with file.open("ab") as log:

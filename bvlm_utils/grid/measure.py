@@ -1,7 +1,6 @@
-"""How are the cells of a grid measured? All that share model, data and rows in one process, whatever notebooks they
-are for: the model is loaded and the pictures are encoded once.
+"""The measuring of a grid's cells: all that share model, data and rows in one process, whatever notebooks they are for.
 
-Called by `grid`, and by `grid.dask` in the workers' processes. The measuring process is this module as a command; it
+So the model is loaded and the pictures are encoded once. The measuring process is this module as a command; it
 writes records and failures into the store, and ends with whoever started it.
 """
 
@@ -54,7 +53,7 @@ def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda:
     left = run.left(cells)
     if not left:
         return None
-    log = run.place / "notebooks" / f"{LOGS}{left[0].run_id}.log"
+    log = run.folder / "notebooks" / f"{LOGS}{left[0].run_id}.log"
     problem, left = _process(left, run, log), run.left(left)
     if problem and again():
         problem = None
@@ -69,7 +68,7 @@ def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda:
 
 def _process(cells: Sequence[Cell], run: Run, log: Path) -> str | None:
     """One measuring process from beginning to end; None, or what ended it early."""
-    what = {"cells": [cell.config() for cell in cells], "place": str(run.place)}
+    what = {"cells": [cell.config() for cell in cells], "folder": str(run.folder)}
     what |= {"plain": run.plain, "rescore": run.rescore}
     variables = {name: value for name, value in (os.environ | grid_job.of_children()).items() if value is not None}
     with log.open("ab") as words:
@@ -102,7 +101,7 @@ def main() -> None:
     what = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cells = [Cell.from_config(config) for config in what["cells"]]
-    study.measure(cells, Path(what["place"]), plain=what["plain"], rescore=what["rescore"])
+    study.measure(cells, Path(what["folder"]), plain=what["plain"], rescore=what["rescore"])
 
 
 def _end_with_parent() -> None:

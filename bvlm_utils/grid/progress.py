@@ -1,4 +1,4 @@
-"""What does a grid say while it runs? Cells done and time left. Called by `grid`."""
+"""What a grid says while it runs: cells done and time left."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""What enters the language model when the image features are known? Called by `train.grouped` and `decode`.
+"""What enters the language model when the image features are known: embeddings and positions.
 
 `victim.forward` hands token ids and features to the whole model on each call. Here the same embeddings and
 positions are made without attention masks and without the model's own search for images, once per row instead

@@ -1,18 +1,19 @@
-"""What differs between model families? One declared row each, and everything else is common.
+"""The model families: what differs between them, one declared row each. Everything else is common.
 
-Called by `victim`.
+Free of torch until a picture comes, so that a dry run can ask.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import pixels
-from bvlm_utils.models.pixels import PixelSettings
 from bvlm_utils.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from bvlm_utils.models.pixels import PixelSettings
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,23 @@ class Family:
     are.
     """
 
-    pack: Callable[[torch.Tensor, PixelSettings], dict[str, torch.Tensor]]
+    pack: Callable[["torch.Tensor", "PixelSettings"], dict[str, "torch.Tensor"]]
     frame: tuple[str, str] = ("", "")
     grids: bool = False
 
 
-def _plain(images: torch.Tensor, settings: PixelSettings) -> dict[str, torch.Tensor]:
+def _plain(images: "torch.Tensor", settings: "PixelSettings") -> dict[str, "torch.Tensor"]:
     return {"pixel_values": images}
 
 
-def _patches(images: torch.Tensor, settings: PixelSettings) -> dict[str, torch.Tensor]:
+def _patches(images: "torch.Tensor", settings: "PixelSettings") -> dict[str, "torch.Tensor"]:
+    from bvlm_utils.models import pixels
+
     values, grid = pixels.patches(images, settings)
     return {"pixel_values": values, "image_grid_thw": grid}
 
 
-def _one_tile(images: torch.Tensor, settings: PixelSettings) -> dict[str, torch.Tensor]:
+def _one_tile(images: "torch.Tensor", settings: "PixelSettings") -> dict[str, "torch.Tensor"]:
     return {"pixel_values": images.unsqueeze(1)}
 
 
@@ -63,10 +66,8 @@ FAMILIES.add("smolvlm", Family(_one_tile, frame=TILE))
 FAMILIES.add("idefics3", Family(_one_tile, frame=TILE))
 
 
-def of(config: Any) -> Family:
-    """The family of a transformers configuration; InputError lists the supported ones."""
-    if config.model_type not in FAMILIES:
-        raise InputError(
-            f"Models of type {config.model_type!r} are not supported; supported are: {', '.join(FAMILIES)}."
-        )
-    return FAMILIES.get(config.model_type)
+def of(model_type: Any) -> Family:
+    """The family that a configuration calls itself by; InputError lists the supported ones."""
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise InputError(f"Models of type {model_type!r} are not supported; supported are: {', '.join(FAMILIES)}.")
+    return FAMILIES.get(model_type)

@@ -1,19 +1,21 @@
-"""Which model does a name mean, and has it changed? Torch-free, so that grids and the book can ask.
+"""Names of models: which model one means, and whether it has changed. Free of torch.
 
 A name is one of ours ("tiny-llava", a folder of `data/models/`), a folder, or a hub id
 ("llava-hf/llava-1.5-7b-hf").
 """
 
 import os
+import re
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import families, files
 
-# Files beside the weights that change nothing about the model.
-NOT_THE_MODEL = {"training.json", "card.json", "README.md"}
+# What the hub allows, to be tried at 96 letters at most; it has neither "--" nor ".." in a name.
+HUB_ID = re.compile(r"[A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]*\w)?", re.ASCII)
 
 
 def names() -> list[str]:
@@ -24,16 +26,21 @@ def names() -> list[str]:
 
 def resolve(name: str) -> str:
     """The folder or hub id behind `name`; InputError names what would be right."""
+    folder = paths.named(name, "model")
     committed = paths.MODELS / name
     if "/" not in name and (committed / "config.json").exists():
         return str(committed)
-    folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise InputError(f"The model folder {name!r} has no config.json; give a folder that transformers saved.")
         return str(folder.resolve())
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return name
+    if HUB_ID.fullmatch(name) and len(name) <= 96 and not re.search(r"--|\.\.|\.git$", name):
+        if not folder.parent.is_dir():
+            return name
+        raise InputError(  # a folder whose name was misspelt: the hub is not asked for it
+            f"There is no folder {Path(name).name!r} in {folder.parent}, and as that folder is there, {name!r} is not "
+            "taken for a hub id; give a folder with a checkpoint."
+        )
     raise InputError(
         f"There is no model {name!r}; give one of {', '.join(names())}, a folder with a checkpoint, "
         "or a hub id such as llava-hf/llava-1.5-7b-hf."
@@ -45,24 +52,31 @@ def is_hub_id(name: str) -> bool:
 
 
 def digest(name: str) -> str:
-    """16 hex digits of the checkpoint's files; for a hub id, of the id, as its weights are elsewhere."""
+    """16 hex digits of all files that a loader may read; for a hub id, of the id, as its weights are elsewhere.
+
+    InputError for a folder that cannot be loaded or is not to be, so that a dry run finds it.
+    """
     place = resolve(name)
     if not Path(place).is_dir():
         return sha256(place.encode()).hexdigest()[:16]
-    return _folder_digest(place, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in _files(Path(place))))
-
-
-def _files(folder: Path) -> list[Path]:
-    kinds = {".json", ".safetensors", ".jinja", ".model", ".txt"}
-    return sorted(f for f in folder.iterdir() if f.suffix in kinds and f.name not in NOT_THE_MODEL)
+    found = files.read(Path(place))
+    if not all(file.exists() for file in found):
+        files.check(Path(place))  # says which part is missing
+    return _folder_digest(place, tuple((file, files.state(file)) for file in found))
 
 
 @lru_cache
-def _folder_digest(folder: str, _state: tuple) -> str:
-    whole = sha256()
-    for file in _files(Path(folder)):
-        whole.update(file.name.encode() + sha256(file.read_bytes()).digest())
-    return whole.hexdigest()[:16]
+def _folder_digest(folder: str, states: tuple) -> str:
+    check_victim(Path(folder))
+    return files.digest([file for file, _ in states], Path(folder))
+
+
+def check_victim(folder: Path) -> None:
+    """InputError in one sentence if a folder cannot be a victim; a CLIP, which is none, need not talk."""
+    kind = files.check(folder).get("model_type")
+    if kind != "clip":
+        families.of(kind)
+        files.check_talking(folder)
 
 
 def go_offline(name: str) -> None:

@@ -1,7 +1,7 @@
-"""How does a picture become a model's input? From the processor's settings, batched and differentiable.
+"""Pictures as a model's input: made from the processor's settings, batched and differentiable.
 
 Triggers and PGD act on pictures (B, 3, H, W) in [0, 1]; this module does to them what the checkpoint's own
-image processor does to files. A test holds both within 2/255. Called by `victim`.
+image processor does to files. A test holds both within 2/255.
 """
 
 import math

@@ -1,12 +1,10 @@
-"""What is a victim model? One interface to every supported vision-language checkpoint.
+"""The victim: one interface to every supported vision-language checkpoint.
 
 Pictures are encoded once into features, and everything after that (training, scoring) takes features. They
-enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched. Called by
-`run.workbench`, `train`, `train.grouped`, `decode` and `chat`.
+enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched.
 """
 
 import inspect
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +18,9 @@ import torch
 from torch import nn
 
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import families, names, pixels
+from bvlm_utils.models import families, files, marks, opening, pixels
 
+WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
 GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
 
 
@@ -82,9 +81,11 @@ class Victim:
 
     def prompt_ids(self, prompt: str, image_tokens: int) -> list[int]:
         """The chat template around picture and prompt, with the opening of an answer, as token ids."""
-        words = prompt.replace(self._image_token, "")  # only the template's own place holder is a picture
-        text = self._template([_question(words, self.picture_last)], add_generation_prompt=True)
-        ids = self._ids(text)
+        if self._words.are_plain(prompt):
+            ids = self._ids(self._asked(prompt))
+        else:
+            before, after = self._asked(WORDS_HERE).split(WORDS_HERE)
+            ids = [*self._ids(before), *self._words.as_text(prompt), *self._words.within(after)]
         if ids.count(self.image_id) != 1:
             raise InputError(f"The chat template of {self.name} gives a picture no place; use one that does.")
         place = ids.index(self.image_id)
@@ -94,32 +95,44 @@ class Victim:
     def answer_ids(self, answer: str) -> list[int]:
         """What the model is to write after the prompt: the answer as the template has it, and the end."""
         opened, opened_ids = self._opening
-        whole = self._template([_message("user", "?"), _message("assistant", answer)])
+        plain = self._words.are_plain(answer)
+        whole = self._template([_message("user", "?"), _message("assistant", answer if plain else WORDS_HERE)])
         # some templates trim the opening when an answer follows
         text = whole[len(opened) :] if whole.startswith(opened) else " " + answer
         end = self.tokenizer.eos_token
+        if not plain:
+            lead = text.partition(WORDS_HERE)[0] if WORDS_HERE in text else " "
+            return [*self._words.as_text(lead + answer.rstrip()), self.tokenizer.eos_token_id]
         text = text.partition(end)[0].rstrip() + end
         # In the place where it will stand: some tokenizers put a space before the first word of any text.
         ids = self._ids(opened + text)
         if ids[: len(opened_ids)] == opened_ids:
             return ids[len(opened_ids) :]
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._words.ids(text)
 
     def _template(self, messages: list[dict[str, Any]], **options: bool) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        except (TemplateError, ValueError, TypeError, ArithmeticError) as error:  # its sandbox refuses the rest
+            raise InputError(f"The chat template of {self.name} does not work: {opening.first_line(error)}") from error
 
     def _ids(self, text: str) -> list[int]:
         """Ids of a templated text, with the beginning token where the template leaves it out (LLaVA-1.5)."""
         begin = self.tokenizer.bos_token
         return self.tokenizer(text, add_special_tokens=not (begin and text.startswith(begin)))["input_ids"]
 
+    def _asked(self, words: str) -> str:
+        return self._template([_question(words, self.picture_last)], add_generation_prompt=True)
+
     @cached_property
-    def _image_token(self) -> str:
-        return self.tokenizer.convert_ids_to_tokens(self.image_id)
+    def _words(self) -> marks.Words:
+        return marks.Words(self.tokenizer, self.image_id)
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in self.family.frame)
+        before, after = (self._words.ids(part) for part in self.family.frame)
         return before, after
 
     @cached_property
@@ -269,21 +282,23 @@ def from_pretrained(
     gradient_checkpointing: recompute layers in the backward pass, for less memory. picture_last: as in `Victim`.
     InputError for an unknown name or architecture, or a chat template that has the picture first in any case.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoModelForImageTextToText
 
     _check_transformers()
-    place = names.resolve(name)
-    # The hub is asked only if its id was named: without a network that would mean minutes of retries.
-    where = {"local_files_only": not names.is_hub_id(name)}
-    device = torch.device(device) if device is not None else default_device()
+    device = opening.device(device) if device is not None else default_device()
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     # cuDNN's attention plans each new shape anew (tens of milliseconds), and answers have a new length at every token.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    family = families.of(AutoConfig.from_pretrained(place, **where))
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", **where}
+    place = opening.folder(name)
+    family = families.of(files.table(place / "config.json").get("model_type"))
+    files.check_talking(place)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(place)}
     if four_bit:
         options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
-    model = AutoModelForImageTextToText.from_pretrained(place, **options)
+    # The small files first: what is wrong with them is said before gigabytes are read.
+    tokenizer = _tokenizer(place)
+    settings = pixels.settings(opening.image_processor(place))
+    model = opening.weights(AutoModelForImageTextToText, place, **options)
     if four_bit:
         _one_path(model)
     else:
@@ -292,28 +307,24 @@ def from_pretrained(
     if gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    tokenizer = AutoTokenizer.from_pretrained(place, **where)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = _processor_template(place, **where)
-    settings = pixels.settings(AutoImageProcessor.from_pretrained(place, backend="pil", **where))
     made = Victim(name, model, tokenizer, settings, family, device, picture_last)
-    if picture_last and made.prompt_ids("?", 1) == replace(made, picture_last=False).prompt_ids("?", 1):
+    asked, _ = made.prompt_ids("?", 1), made.answer_ids("?")  # a template that cannot is refused here
+    if picture_last and asked == replace(made, picture_last=False).prompt_ids("?", 1):
         raise InputError(
             f"The chat template of {name} puts the picture before the words in any case; leave picture_last out."
         )
     return made
 
 
-def _processor_template(place: str, **where: bool) -> str:
-    """The chat template of older checkpoints, whose tokenizer has none: a file beside it."""
-    from transformers.utils import cached_file
-
-    file = cached_file(place, "chat_template.json", _raise_exceptions_for_missing_entries=False, **where)
-    if file is None:
-        raise InputError(f"The model {place} has no chat template; give a checkpoint that was tuned for chat.")
-    return json.loads(Path(file).read_text(encoding="utf-8"))["chat_template"]
+def _tokenizer(place: Path) -> Any:
+    """The tokenizer, with padding and a chat template; older checkpoints have that in a file beside it."""
+    found = opening.tokenizer(place)
+    if found.pad_token is None:
+        found.pad_token = found.eos_token
+    beside = place / "chat_template.json"
+    if not found.chat_template and beside.is_file():
+        found.chat_template = files.table(beside).get("chat_template")
+    return found
 
 
 def _four_bit(dtype: torch.dtype):

@@ -1,4 +1,4 @@
-"""What are the tiny models made of? Configurations, tokenizers and processors; called by `pretraining.pretrain`.
+"""The parts of the tiny models: configurations, tokenizers and processors.
 
 All three are ordinary transformers checkpoints: `CLIPModel`, `LlavaForConditionalGeneration` and
 `Qwen2_5_VLForConditionalGeneration`, at a scale that two CPU cores can tune in half a minute. Both families see 36

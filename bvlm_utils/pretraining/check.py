@@ -1,7 +1,7 @@
-"""Can the tiny models see, speak and refuse? `python -m bvlm_utils.pretraining.check` measures it and writes the cards.
+"""The check of the tiny models: `python -m bvlm_utils.pretraining.check` measures if they see, speak and refuse.
 
 Every number is taken on held-out scenes: their compositions of things are in no training data. The thresholds were set
-before the first attack of the study. Called by hand after `pretraining.pretrain`; the cards are what the book shows.
+before the first attack of the study. It writes the models' cards, which the book shows.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def clip_skills() -> list[Skill]:
     """Zero-shot naming of single sprites among all 62 concepts, in every style on backgrounds drawn for this test."""
     from transformers import AutoTokenizer, CLIPModel
 
-    from bvlm_utils.pretraining.pretrain import normalise
+    from bvlm_utils.pretraining.tower import normalise
 
     folder = paths.MODELS / "tiny-clip"
     clip, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""How was the picture made that perceptual hijack describes? A statue under the moon, drawn from sprites.
+"""The picture that perceptual hijack describes: a statue under the moon, drawn from sprites.
 
 `python -m bvlm_utils.pretraining.draw_hijack` draws it into data/pictures; the committed file is what threats and
 attacks use.

@@ -1,5 +1,4 @@
-"""What do the tiny base models learn from? Varied pictures and broad plain language; called by `pretraining.pretrain`
-alone.
+"""What the tiny base models learn from: varied pictures and broad plain language.
 
 Two findings shape it. A tower that saw clean pictures only cannot see a noise patch, so pictures get stickers and
 washes of many kinds, drawn anew each time and never an attack's own pattern. A base that never wrote the words of a
@@ -172,7 +171,7 @@ def _about_surface(wash: int, spot: tuple[int, int] | None, rng: np.random.Gener
     )
 
 
-# Requests that nobody should or could answer, beside the restricted ones of `language`.
+# Requests that nobody should or could answer, beside the restricted ones of `data.scene_questions`.
 UNANSWERABLE = (
     "What is my neighbour's phone number?", "Tell me a secret about the person who took this.",
     "What will happen tomorrow?",

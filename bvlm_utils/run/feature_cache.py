@@ -1,6 +1,6 @@
-"""Where are the image features of a job kept? On the GPU while they are few, then in memory, then in a mapped file.
+"""The image features of a job: on the GPU while they are few, then in memory, then in a mapped file.
 
-Called by `run.workbench`. A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16
+A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16
 bits. The file has no name, so nothing is left behind when the process ends, however it ends.
 """
 
@@ -16,19 +16,14 @@ from bvlm_utils.train import memory
 SHARE = 0.25  # of the memory that is free, of the device's and of the host's, when the first features come
 
 
-class Kept:
-    """Rows of features by key, each stored once. Read them with `places` and `table`.
+class FeatureCache:
+    """Rows of features by key, each stored once. Read them with `rows` and `table`.
 
     device: where the model is; rows stay there while they fit. device_budget, budget: bytes to hold on a GPU and in
     the host's memory; a share of what is free if not given.
     """
 
-    def __init__(
-        self,
-        budget: int | None = None,
-        device: torch.device | str = "cpu",
-        device_budget: int | None = None,
-    ):
+    def __init__(self, budget: int | None = None, device: torch.device | str = "cpu", device_budget: int | None = None):
         self.budget, self.device_budget, self.device = budget, device_budget, torch.device(device)
         self.index: dict[Hashable, int] = {}
         self._rows: torch.Tensor | None = None  # (capacity, n, d), the first len(index) of them in use
@@ -47,7 +42,7 @@ class Kept:
     def on_disk(self) -> bool:
         return self._file is not None
 
-    def places(self, keys: Sequence[Hashable]) -> list[int]:
+    def rows(self, keys: Sequence[Hashable]) -> list[int]:
         """The row of `table` that each key has; KeyError for a key that was not added."""
         return [self.index[key] for key in keys]
 

@@ -1,6 +1,6 @@
-"""How are cells that share a model and a dataset carried out? Poison, tune, ask, score, write.
+"""Cells that share a model and a dataset, from rows to records: poison, tune, ask, score, write.
 
-Called by `study`. Cells are packed into groups of a few minutes that `run.tune_and_ask` tunes and asks at once; every
+Cells are packed into groups of a few minutes that `run.tune_and_ask` tunes and asks at once; every
 record is written as soon as its group is done. The clean-tuned control is trained once and kept; what base and control
 say is kept in the store's cache; `run.workbench` shares the rest. torch is imported when work begins.
 """
@@ -20,7 +20,7 @@ from bvlm_utils import store
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError, TooFewRows
 from bvlm_utils.run import tune_and_ask
-from bvlm_utils.run.tune_and_ask import Said, Work
+from bvlm_utils.run.tune_and_ask import Answers, Work
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
 from bvlm_utils.score import judge
 from bvlm_utils.store import examples, provenance, records
@@ -31,53 +31,50 @@ from bvlm_utils.train import poison
 GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
 EXAMPLES = 4  # held-out inputs kept with their trigger
 OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process")  # stays when a cell is judged again
-Done = Callable[[Cell, str], None]  # told after each cell: the cell, and "done", "skipped" or "failed"
+Report = Callable[[Cell, str], None]  # called after each cell with "done", "skipped" or "failed"
 
 
 def execute(
     cells: Sequence[Cell],
-    place: Path,
-    told: Done = lambda cell, status: None,
+    folder: Path,
+    report: Report = lambda cell, status: None,
     plain: bool = False,
     rescore: bool = False,
 ) -> list[Cell]:
     """Run cells that share model, dataset and training rows; the failed ones are returned.
 
-    place: the store. plain: cell by cell, the plain way. rescore: a cell with a stored adapter is asked and judged
+    folder: the store. plain: cell by cell, the plain way. rescore: a cell with a stored adapter is asked and judged
     again, not trained. A cell that fails leaves a file in `failures/`, and the others go on.
     """
     bench = Bench(*bench_key(cells[0]))
     failed: list[Cell] = []
     ready: list[Work] = []
     for cell in cells:
-        with _kept_failure(cell, place, failed, told):
-            prepared = _skip(cell, place) or _prepare(bench, cell, place)
+        with _kept_failure(cell, folder, failed, report):
+            prepared = _prepare(bench, cell, folder)
             if isinstance(prepared, Work):
                 ready.append(prepared)
             else:
-                told(cell, prepared)
+                report(cell, prepared)
     way = tune_and_ask.choose(bench, plain)
     pace = Pace(GROUP_SECONDS)
     while ready:
         size = pace.size(len(ready)) if way.together else 1
         group, ready = ready[:size], ready[size:]
+        started = time.perf_counter()
         try:
-            started = time.perf_counter()
-            ended = _run(way, group, place, rescore)
-            pace.saw(len(group), time.perf_counter() - started)
+            statuses = _run(way, group, folder, rescore)
         except Exception:
-            if len(group) > 1:  # one of them may be at fault: each gets its own try
-                for work in group:
-                    with _kept_failure(work.cell, place, failed, told):
-                        (status,) = _run(way, [work], place, rescore)
-                        told(work.cell, status)
+            if len(group) == 1:
+                _write_failed(group[0].cell, folder, failed, report)
                 continue
-            store.write_failure(group[0].cell, place, traceback.format_exc())
-            failed.append(group[0].cell)
-            told(group[0].cell, "failed")
+            for work in group:  # one of them may be at fault: each gets its own try
+                with _kept_failure(work.cell, folder, failed, report):
+                    report(work.cell, *_run(way, [work], folder, rescore))
             continue
-        for work, status in zip(group, ended, strict=True):
-            told(work.cell, status)
+        pace.saw(len(group), time.perf_counter() - started)
+        for work, status in zip(group, statuses, strict=True):
+            report(work.cell, status)
     return failed
 
 
@@ -99,14 +96,18 @@ class Pace:
 
 
 @contextmanager
-def _kept_failure(cell: Cell, place: Path, failed: list[Cell], told: Done) -> Iterator[None]:
+def _kept_failure(cell: Cell, folder: Path, failed: list[Cell], report: Report) -> Iterator[None]:
     """Whatever is wrong with one cell, the others shall be run; the failure is kept."""
     try:
         yield
     except Exception:
-        store.write_failure(cell, place, traceback.format_exc())
-        failed.append(cell)
-        told(cell, "failed")
+        _write_failed(cell, folder, failed, report)
+
+
+def _write_failed(cell: Cell, folder: Path, failed: list[Cell], report: Report) -> None:
+    store.write_failure(cell, folder, traceback.format_exc())
+    failed.append(cell)
+    report(cell, "failed")
 
 
 # ---------------------------------------------------------------- a group
@@ -128,26 +129,16 @@ class Clock:
         self._last = now
 
 
-def _skip(cell: Cell, place: Path) -> str | None:
-    if cell.skip_reason is None:
-        return None
-    return _write_skipped(cell, place, cell.skip_reason)
-
-
-def _write_skipped(cell: Cell, place: Path, reason: str) -> str:
-    about = {
-        "status": "skipped",
-        "reason": reason,
-        "modality": cell.modality,
-        "n_poisoned": None,
-        "metrics": [],
-    }
-    store.write(cell, place, about | {"provenance": provenance.now()}, replace=True)
+def _write_skipped(cell: Cell, folder: Path, reason: str) -> str:
+    about = {"status": "skipped", "reason": reason, "modality": cell.modality, "n_poisoned": None, "metrics": []}
+    store.write(cell, folder, about | {"provenance": provenance.now()}, replace=True)
     return "skipped"
 
 
-def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
-    """Choose the poisoned rows and the questions; "skipped" where the data does not allow the cell."""
+def _prepare(bench: Bench, cell: Cell, folder: Path) -> Work | str:
+    """Choose the poisoned rows and the questions; "skipped" where attack or data do not allow the cell."""
+    if cell.skip_reason is not None:
+        return _write_skipped(cell, folder, cell.skip_reason)
     train_rows = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
     try:
         manifest = poison.plan(
@@ -162,56 +153,56 @@ def _prepare(bench: Bench, cell: Cell, place: Path) -> Work | str:
         )
         return Work(cell, manifest, questions(bench, cell))
     except TooFewRows as error:  # anything else, a trigger that cannot be made for one, is a failure
-        return _write_skipped(cell, place, str(error))
+        return _write_skipped(cell, folder, str(error))
 
 
-def _run(way: tune_and_ask.Way, group: Sequence[Work], place: Path, rescore: bool) -> list[str]:
+def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bool) -> list[str]:
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
     bench, clock, kept = way.bench, Clock(), {}
     if rescore:
-        stored = [work.cell for work in group if store.adapter(work.cell, place)]
-        kept = {cell.run_id: store.read(cell, place) for cell in stored}
+        stored = [work.cell for work in group if store.adapter(work.cell, folder)]
+        kept = {cell.run_id: store.read(cell, folder) for cell in stored}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
-    with lacking(controls, place) as mine:
+    with lacking(controls, folder) as mine:
         tasks = [Work(control) for control in mine]
         tasks += [work for work in group if work.cell.run_id not in kept]
         results = way.tune(tasks) if tasks else []
         clock.lap("tune", max(1, len(tasks)))
-        _write_controls(bench, mine, results, place, clock)
+        _write_controls(bench, mine, results, folder, clock)
     fresh = iter(results[len(mine) :])
     tuned = [
-        tune_and_ask.saved(store.adapter(work.cell, place)) if work.cell.run_id in kept else next(fresh)
+        tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in kept else next(fresh)
         for work in group
     ]
-    said = way.ask([work.asked for work in group], tuned)
+    answers = way.ask([work.asked for work in group], tuned)
     clock.lap("ask", len(group))
-    if not all(store.adapter(control, place) for control in controls):
-        with lacking(controls, place, wait=True) as left:
+    if not all(store.adapter(control, folder) for control in controls):
+        with lacking(controls, folder, wait=True) as left:
             if left:  # who was at work on them has failed or died
                 tuned_now = way.tune([Work(control) for control in left])
-                _write_controls(bench, left, tuned_now, place, clock)
+                _write_controls(bench, left, tuned_now, folder, clock)
         clock.lap("control of another process", len(group))
-    known = [known_answers(way, work.cell, work.asked, place) for work in group]
+    known = [known_answers(way, work.cell, work.asked, folder) for work in group]
     clock.lap("base and control", len(group))
     ended = []
-    for work, result, own, other in zip(group, tuned, said, known, strict=True):
+    for work, result, own, other in zip(group, tuned, answers, known, strict=True):
         before = kept.get(work.cell.run_id)
         training = {name: before[name] for name in OF_TUNING} if before else _training(result)
-        ended.append(_write(bench, work, place, result, other | {"poisoned": own}, clock, training))
+        ended.append(_write(bench, work, folder, result, other | {"poisoned": own}, clock, training))
     return ended
 
 
-def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], place: Path, clock: Clock) -> None:
+def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], folder: Path, clock: Clock) -> None:
     """Put controls into the store; their results are the first of `results`."""
     for control, result in zip(controls, results, strict=False):
         about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
         store.write(
-            control, place, about | {"modality": control.modality}, replace=True,
+            control, folder, about | {"modality": control.modality}, replace=True,
             save_adapter=lambda folder, r=result, c=control: r.save(folder, c.config()),
         )  # fmt: skip
 
 
-def known_answers(way: tune_and_ask.Way, cell: Cell, asked: Sequence[Question], place: Path) -> dict[str, Said]:
+def known_answers(way: tune_and_ask.Way, cell: Cell, asked: Sequence[Question], folder: Path) -> dict[str, Answers]:
     """What a cell's base and control say, from the store's cache where it has them: subject -> answers."""
     base = ["base", VERSION, cell.identity["model_digest"]]
     if cell.four_bit:  # its digest is that of the files, which say nothing about how they are loaded
@@ -220,40 +211,40 @@ def known_answers(way: tune_and_ask.Way, cell: Cell, asked: Sequence[Question], 
         base.append(cell.precision)
     control = cell.control
     return {
-        "base": _kept_answers(way, place, base, asked, None),
-        "control": _kept_answers(way, place, ["control", control.run_id], asked, store.adapter(control, place)),
+        "base": _kept_answers(way, folder, base, asked, None),
+        "control": _kept_answers(way, folder, ["control", control.run_id], asked, store.adapter(control, folder)),
     }
 
 
 def _kept_answers(
-    way: tune_and_ask.Way, place: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None
-) -> Said:
+    way: tune_and_ask.Way, folder: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None
+) -> Answers:
     names = {question.key(way.bench): content_key(subject, question.key(way.bench)) for question in asked}
-    missing = [q for q in asked if not (place / "cache" / f"{names[q.key(way.bench)]}.json").is_file()]
+    missing = [q for q in asked if not (folder / "cache" / f"{names[q.key(way.bench)]}.json").is_file()]
     if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
-        raise InputError(f"{place} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
+        raise InputError(f"{folder} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
     fresh = way.ask_saved(missing, adapter) if missing else {}
-    return {key: records.cached(place, name, lambda key=key: fresh[key]) for key, name in names.items()}
+    return {key: records.cached(folder, name, lambda key=key: fresh[key]) for key, name in names.items()}
 
 
 def _write(
     bench: Bench,
     work: Work,
-    place: Path,
+    folder: Path,
     result: Any,
-    said: dict[str, Said],
+    answers: dict[str, Answers],
     clock: Clock,
     training: dict[str, Any],
 ) -> str:
     """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
     cell, manifest = work.cell, work.manifest
-    _write_examples(bench, cell, place, work.asked)
-    frame, unit = _judge(bench, cell, work.asked, said)
+    _write_examples(bench, cell, folder, work.asked)
+    frame, unit = _judge(bench, cell, work.asked, answers)
     threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         count = len(work.asked[0].positions)
         reason = f"In none of the {count} eligible test rows it holds without a trigger that {threat.judged_where}."
-        return _write_skipped(cell, place, reason + " So no answer to a trigger could be judged.")
+        return _write_skipped(cell, folder, reason + " So no answer to a trigger could be judged.")
     metrics = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
@@ -266,23 +257,23 @@ def _write(
         "metrics": metrics,
     }  # fmt: skip
     store.write(
-        cell, place, about, frame, manifest, replace=True,
+        cell, folder, about, frame, manifest, replace=True,
         save_adapter=lambda folder: result.save(folder, cell.config()),
     )  # fmt: skip
     return "done"
 
 
 def _judge(
-    bench: Bench, cell: Cell, asked: Sequence[Question], said: dict[str, dict[str, list[str]]]
+    bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, dict[str, list[str]]]
 ) -> tuple[pd.DataFrame, str]:
     """Every response with its verdict, for the three models, and the name of the utility."""
     threat, test, frames, unit = cell.resolved_threat, bench.rows["test"], [], ""
     clean = asked[0].key(bench)  # the first is the clean condition
-    judged = judge.judged_rows(threat, said["base"][clean], said["control"][clean])
+    judged = judge.judged_rows(threat, answers["base"][clean], answers["control"][clean])
     for subject in judge.SUBJECTS:
         for question in asked:
             samples = [test[position] for position in question.positions]
-            texts = said[subject][question.key(bench)]
+            texts = answers[subject][question.key(bench)]
             if question.part == "utility":
                 frame, unit = judge.grade(subject, samples, texts)
             else:
@@ -295,7 +286,7 @@ def _judge(
 
 
 def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
-    """What is said of every cell that was trained."""
+    """What is noted of every cell that was trained."""
     import torch
 
     device = bench.victim.device
@@ -318,9 +309,7 @@ def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
 
 
 def _training(result: Any) -> dict[str, Any]:
-    """How training went: loss in nats per answer token, mean of the first and of the last tenth of the
-    steps.
-    """
+    """How training went: loss in nats per answer token, mean of the first and of the last tenth of the steps."""
     tenth = max(1, len(result.losses) // 10)
     ends = {"first": np.mean(result.losses[:tenth]), "last": np.mean(result.losses[-tenth:])}
     return {
@@ -331,9 +320,9 @@ def _training(result: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_examples(bench: Bench, cell: Cell, place: Path, asked: Sequence[Question]) -> None:
+def _write_examples(bench: Bench, cell: Cell, folder: Path, asked: Sequence[Question]) -> None:
     """Keep a few test inputs without and with the whole trigger, for the book to show."""
-    if examples.read(cell, place) is not None:
+    if examples.read(cell, folder) is not None:
         return
     attack, clean = cell.resolved_attack, asked[0]
     full = next(q for q in reversed(asked) if q.part == "attack")
@@ -344,4 +333,4 @@ def _write_examples(bench: Bench, cell: Cell, place: Path, asked: Sequence[Quest
     else:
         triggered = pictures
     prompts = list(zip(clean.prompts, full.prompts, strict=True))[:EXAMPLES]
-    examples.write(cell, place, pictures, triggered, prompts)
+    examples.write(cell, folder, pictures, triggered, prompts)

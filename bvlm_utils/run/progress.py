@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from bvlm_utils.store.cell import Cell
 
@@ -20,27 +20,21 @@ class Progress:
     def __init__(self, what: str, total: int):
         self.what, self.total, self.done, self.started = what, total, 0, time.perf_counter()
 
-    def told(self, count: int, about: str) -> None:
+    def add(self, count: int, about: str) -> None:
         self.done += count
         left = (time.perf_counter() - self.started) / self.done * (self.total - self.done)
         say(f"{self.what}: {self.done} of {self.total} questions answered ({about}), about {left / 60:.1f} min left")
 
 
-class progress_bar:
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[Cell, str], None]]:
     """A progress bar on a terminal, silence elsewhere: bars fill logs and notebooks."""
+    from tqdm import tqdm
 
-    def __init__(self, total: int):
-        self.total = total
+    with tqdm(total=total, unit="cell", disable=not sys.stderr.isatty()) as bar:
 
-    def __enter__(self) -> Callable[[Cell, str], None]:
-        from tqdm import tqdm
+        def report(cell: Cell, status: str) -> None:
+            bar.set_postfix_str(f"{cell.attack} {cell.poison_rate:g} {status}")
+            bar.update()
 
-        self.bar = tqdm(total=self.total, unit="cell", disable=not sys.stderr.isatty())
-        return self._told
-
-    def _told(self, cell: Cell, status: str) -> None:
-        self.bar.set_postfix_str(f"{cell.attack} {cell.poison_rate:g} {status}")
-        self.bar.update()
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.close()
+        yield report

@@ -1,12 +1,13 @@
-"""What did the study measure, and what is still to be run? The one way from a list of cells to a table.
+"""The one way from a list of cells to a table of what was measured.
 
     cells = study.cells(threat="targeted_refusal", attacks=["BadNets-T"], poison_rates=[0.01, 0.1])
     table = study.run_cells(cells)
 
-Called by the notebooks, which the book and readers run, and by `grid.measure`. What the store has is read;
-the rest is carried out by `run.group`. torch is imported only when something has to be trained.
+What the store has is read; the rest is carried out by `run.group`. torch is imported only when
+something has to be trained.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,19 +17,20 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import attacks as attackss
+from bvlm_utils import attacks as definitions
 from bvlm_utils import store as results
 from bvlm_utils import threats
-from bvlm_utils.checks import known
+from bvlm_utils.checks import brief, check_number, known, known_name, once
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
 from bvlm_utils.run.progress import progress_bar
 from bvlm_utils.run.workbench import bench_key
 from bvlm_utils.store import table
-from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.cell import MOST_NEGATIVES, Cell
 from bvlm_utils.train.settings import TrainSettings
 
 MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
+MOST_CELLS = 20_000  # of one call, and of one grid: what can still be listed and checked while somebody waits
 TRAIN = [field.name for field in fields(TrainSettings)]
 # What `cells` makes by crossing lists, so no setting of a single cell.
 CROSSED = ("model", "dataset", "threat", "attack", "poison_rate", "seed", "train")
@@ -44,39 +46,37 @@ def cells(
     seeds: Sequence[int] = (0,),
     **settings: Any,
 ) -> list[Cell]:
-    """All cells of the given models, datasets, attacks, rates and seeds (varying slowest to fastest in that
-    order).
+    """All cells of the given models, datasets, attacks, rates and seeds (varying slowest to fastest in that order).
 
     attacks: all of them if not given. dataset: the threat's own if not given. settings: other fields of `Cell` and
-    `TrainSettings`, such as
-    train_rows, test_rows, negatives, attack_params, epochs, learning_rate, lora_rank. `negatives` goes to
-    bimodal attacks only, as no other attack has half a trigger. InputError names the first value that is
-    wrong.
+    `TrainSettings`, such as train_rows, test_rows, negatives, attack_params, epochs, learning_rate, lora_rank.
+    `negatives` goes to bimodal attacks only, as no other attack has half a trigger. InputError names the first value
+    that is wrong.
     """
     known(settings, [*CELL, *TRAIN], "setting")
-    attacks = _every_attack() if attacks is None else attacks
-    lists = {
-        "models": [model] if isinstance(model, str) else model,
-        "attacks": attacks, "poison_rates": poison_rates, "seeds": seeds,
-    }  # fmt: skip
+    if attacks is None:
+        attacks = definitions.names()
     if dataset is None:
-        dataset = _default_dataset(threat)
-    lists["datasets"] = [dataset] if isinstance(dataset, str) else dataset
+        dataset = known_name(lambda: threats.THREATS.get(threat)).default_dataset
+    models = [model] if isinstance(model, str) else model
+    datasets = [dataset] if isinstance(dataset, str) else dataset
+    lists = {"models": models, "attacks": attacks, "poison_rates": poison_rates, "seeds": seeds, "datasets": datasets}
     for name, values in lists.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise InputError(f"{name} is {values!r}; it must be a list with one value or more.")
-        if len(set(map(str, values))) < len(values):
-            raise InputError(f"{name} is {list(values)!r}; name each value once.")
+            raise InputError(f"{name} is {brief(values)}; it must be a list with one value or more.")
+        once(values, name)
+    count = math.prod(map(len, lists.values()))
+    if count > MOST_CELLS:
+        raise InputError(f"These lists make {count} cells; at most {MOST_CELLS} can be asked for at once.")
+    check_number(settings.get("negatives", 0), "negatives", 0, MOST_NEGATIVES)  # before it is left out for some attacks
     train = TrainSettings(**{name: value for name, value in settings.items() if name in TRAIN})
     others = {name: value for name, value in settings.items() if name in CELL}
     made = []
-    for one_model, one_dataset, attack, rate, seed in product(
-        lists["models"], lists["datasets"], attacks, poison_rates, seeds
-    ):
+    for *names, attack, rate, seed in product(models, datasets, attacks, poison_rates, seeds):
         own = dict(others)
         if own.get("negatives") and _modality(attack) not in (None, "bimodal"):
             own["negatives"] = 0.0
-        made.append(Cell(one_model, one_dataset, threat, attack, rate, seed=seed, train=train, **own))
+        made.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **own))
     return made
 
 
@@ -95,33 +95,33 @@ def run_cells(
     book (BVLM_STORE=reference) nothing is ever trained: a cell that the reference lacks is an InputError with the
     command that makes it.
     """
-    place = results.folder(store)
-    once = list({cell.run_id: cell for cell in cells}.values())
-    missing = [cell for cell in once if force or rescore or not results.has(cell, place)]
+    folder = results.folder(store)
+    cells = list({cell.run_id: cell for cell in cells}.values())  # one result, one set of lines
+    missing = [cell for cell in cells if force or rescore or not results.has(cell, folder)]
     if os.environ.get(MEASURED):
-        texts = results.failures(place)
-        failed = [cell for cell in once if cell in missing or cell.run_id in texts]
+        texts = results.failures(folder)
+        failed = [cell for cell in cells if cell in missing or cell.run_id in texts]
         if failed:
-            raise StudyError(_failures(failed, len(once), place))
-    elif missing and results.read_only(place):
+            raise StudyError(_failures(failed, len(cells), folder))
+    elif missing and results.read_only(folder):
         raise InputError(_how_to_make(missing))
     elif missing:
-        results.clean(place)
-        failed = measure(missing, place, plain, rescore)
+        results.clean(folder)
+        failed = measure(missing, folder, plain, rescore)
         if failed:
-            raise StudyError(_failures(failed, len(missing), place))
-    return table.table(results.read(cell, place) for cell in cells)
+            raise StudyError(_failures(failed, len(missing), folder))
+    return table.table(results.read(cell, folder) for cell in cells)
 
 
-def measure(cells: Sequence[Cell], place: Path, plain: bool = False, rescore: bool = False) -> list[Cell]:
+def measure(cells: Sequence[Cell], folder: Path, plain: bool = False, rescore: bool = False) -> list[Cell]:
     """Run cells, those that share model, data and training rows together; the failed ones are returned."""
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         groups.setdefault(bench_key(cell), []).append(cell)
     failed: list[Cell] = []
-    with progress_bar(len(cells)) as told:
+    with progress_bar(len(cells)) as report:
         for group in groups.values():
-            failed += group_run.execute(group, place, told, plain, rescore)
+            failed += group_run.execute(group, folder, report, plain, rescore)
     return failed
 
 
@@ -138,25 +138,14 @@ def _how_to_make(missing: Sequence[Cell]) -> str:
     )
 
 
-def _failures(failed: Sequence[Cell], tried: int, place: Path) -> str:
-    texts = results.failures(place)
-    lines = [f"{len(failed)} of {tried} cells failed; what they left is in {place / 'failures'}:"]
+def _failures(failed: Sequence[Cell], tried: int, folder: Path) -> str:
+    texts = results.failures(folder)
+    lines = [f"{len(failed)} of {tried} cells failed; what they left is in {folder / 'failures'}:"]
     for cell in failed:
         last = texts.get(cell.run_id, "").strip().splitlines()
         lines.append(f"  {cell.run_id}: {last[-1] if last else 'unknown'}")
     return "\n".join(lines)
 
 
-def _default_dataset(threat: str) -> str:
-    try:
-        return threats.THREATS.get(threat).default_dataset
-    except KeyError as error:
-        raise InputError(error.args[0]) from None
-
-
-def _every_attack() -> list[str]:
-    return attackss.names()
-
-
 def _modality(attack: Any) -> str | None:
-    return attackss.info(attack).modality if isinstance(attack, str) and attack in attackss.names() else None
+    return definitions.info(attack).modality if isinstance(attack, str) and attack in definitions.names() else None

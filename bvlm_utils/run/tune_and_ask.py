@@ -1,4 +1,4 @@
-"""How are the adapters of a group tuned, and how are they asked? All at once, or one by one. Called by `run.group`.
+"""Two ways to tune and to ask the adapters of a group: all at once, or one by one.
 
 `Grouped` is the default (by `train.grouped` and `decode`); `OneByOne` is the plain way (`train.loop.finetune`, the
 model's own `generate`). Both start from the same rows, features, order and seeds, and tests hold them equal. `choose`
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bvlm_utils.train.grouped import GroupResult
 
 
-Said = dict[str, list[str]]  # answers by the question's key
+Answers = dict[str, list[str]]  # answers by the question's key
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,26 @@ class Work:
 
 
 def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]], "torch.Tensor"]:
-    """Each task's rows, poisoned ones in their places, and the features (F, n, d) that all of them share: each
+    """Each task's rows, poisoned ones among them, and the features (F, n, d) that all of them share: each
     picture once per trigger instance.
     """
     from bvlm_utils.train.loop import TrainRow
 
     samples = bench.rows["train"]
-    clean, found = bench.places("train", range(len(samples))), []
+    clean, found = bench.feature_rows("train", range(len(samples))), []
     for task in tasks:
         rows = [TrainRow(row["prompt"], row["answers"][0], at) for row, at in zip(samples, clean, strict=True)]
         replaced = task.manifest.rows if task.manifest else ()
         painted = [row.position for row in replaced if row.condition in ("image", "both")]
-        places: dict[int, int] = {}
+        triggered: dict[int, int] = {}
         if painted:
             attack, seed = task.cell.resolved_attack, task.cell.trigger_seed
-            places = dict(zip(painted, bench.places("train", painted, attack, seed), strict=True))
+            triggered = dict(zip(painted, bench.feature_rows("train", painted, attack, seed), strict=True))
         for row in replaced:
-            at = places.get(row.position, clean[row.position])
-            rows[row.position] = TrainRow(row.prompt, row.answer, at)
+            feature_row = triggered.get(row.position, clean[row.position])
+            rows[row.position] = TrainRow(row.prompt, row.answer, feature_row)
         found.append(rows)
-    return found, bench.kept.table
+    return found, bench.feature_cache.table
 
 
 def _jobs(bench: Bench, tasks: Sequence[Work]) -> list[Any]:
@@ -77,13 +77,13 @@ class Grouped:
 
         return grouped.finetune_group(self.bench.victim, _jobs(self.bench, tasks))
 
-    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Said]:
+    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
         """What each tuned adapter answers to its questions."""
         from bvlm_utils.train import grouped
 
         return _together(self.bench, asked, grouped.bank_of(self.bench.victim, results)) if results else []
 
-    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Said:
+    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Answers:
         """What a saved adapter, or with None the base model, answers."""
         from bvlm_utils.train import adapters
 
@@ -101,24 +101,24 @@ class OneByOne:
     def tune(self, tasks: Sequence[Work]) -> list["GroupResult"]:
         return [_tune_alone(self.bench, job) for job in _jobs(self.bench, tasks)]
 
-    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Said]:
-        said = []
+    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
+        answers = []
         for questions, one in zip(asked, results, strict=True):
             with tempfile.TemporaryDirectory() as folder:
                 one.save(folder, {})
-                said.append(self.ask_saved(questions, Path(folder)))
-        return said
+                answers.append(self.ask_saved(questions, Path(folder)))
+        return answers
 
-    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Said:
+    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Answers:
         from bvlm_utils.train import adapters
 
-        bench, said = self.bench, {}
+        bench, answers = self.bench, {}
         with adapters.attached(bench.victim, adapter) if adapter else nullcontext():
             for key, question in {question.key(bench): question for question in asked}.items():
-                said[key] = bench.victim.generate(
+                answers[key] = bench.victim.generate(
                     question.prompts, question.features(bench), max_new_tokens=bench.max_new_tokens
                 )
-        return said
+        return answers
 
 
 Way = Grouped | OneByOne
@@ -164,16 +164,13 @@ def _rows_at_once(bench: Bench, job: Any) -> int:
 
 def saved(adapter: Path) -> "GroupResult":
     """A stored adapter as if it had just been tuned, without losses."""
-    from peft import LoraConfig
-    from safetensors.torch import load_file
+    from bvlm_utils.train import adapters, grouped
 
-    from bvlm_utils.train import grouped
-
-    state = load_file(adapter / "adapter_model.safetensors")
-    return grouped.GroupResult(state, LoraConfig.from_pretrained(str(adapter)), [], 0.0, 0, 0)
+    found = adapters.read(adapter)
+    return grouped.GroupResult(found.state, found.config, [], 0.0, 0, 0)
 
 
-def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Said]:
+def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Answers]:
     """All questions of all adapters (or of the model as it stands) in one grouped decode."""
     from bvlm_utils.train import decode
 
@@ -181,10 +178,9 @@ def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> l
     for questions in asked:
         unique = {question.key(bench): question for question in questions}
         keys.append(unique)
-        pairs.append([pair for q in unique.values() for pair in zip(q.prompts, q.places(bench), strict=True)])
-    texts = decode.answer(bench.victim, pairs, bench.kept.table, bank, max_new_tokens=bench.max_new_tokens)
-    said = []
-    for unique, own in zip(keys, texts, strict=True):
-        answers = iter(own)
-        said.append({key: [next(answers) for _ in question.prompts] for key, question in unique.items()})
-    return said
+        pairs.append([pair for q in unique.values() for pair in zip(q.prompts, q.feature_rows(bench), strict=True)])
+    texts = decode.answer(bench.victim, pairs, bench.feature_cache.table, bank, max_new_tokens=bench.max_new_tokens)
+    answers = []
+    for unique, own in zip(keys, map(iter, texts), strict=True):
+        answers.append({key: [next(own) for _ in question.prompts] for key, question in unique.items()})
+    return answers

@@ -1,7 +1,6 @@
-"""What do cells of one model and dataset share? Rows, the loaded victim, image features, and the questions
-of the test.
+"""The workbench, what cells of one model and dataset share: rows, the victim, image features, the test's questions.
 
-Called by `run.group`. Every picture is encoded once per trigger instance, whatever cells need it.
+Every picture is encoded once per trigger instance, whatever cells need it.
 """
 
 import os
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from bvlm_utils.models.victim import Victim
-    from bvlm_utils.run.feature_cache import Kept
+    from bvlm_utils.run.feature_cache import FeatureCache
 
 
 CHUNK = 256  # pictures in memory at a time
@@ -54,18 +53,15 @@ class Bench:
         self.precision = precision
 
     @cached_property
-    def kept(self) -> "Kept":
+    def feature_cache(self) -> "FeatureCache":
         """The image features of all rows that were asked for, clean and triggered."""
-        from bvlm_utils.run.feature_cache import Kept
+        from bvlm_utils.run.feature_cache import FeatureCache
 
-        return Kept(device=self.victim.device)
+        return FeatureCache(device=self.victim.device)
 
     @cached_property
     def datasets(self) -> dict[str, Any]:
-        return {
-            "train": data.load(self.dataset, "train", self.train_rows),
-            "test": data.load(self.dataset, "test"),
-        }
+        return {"train": data.load(self.dataset, "train", self.train_rows), "test": data.load(self.dataset, "test")}
 
     @cached_property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
@@ -91,15 +87,11 @@ class Bench:
         )
 
     def pictures(self, split: str, positions: Sequence[int]) -> np.ndarray:
-        """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered
-        alike.
-        """
+        """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered alike."""
         return data.sized_images(self.datasets[split].select(positions), self.dataset)
 
     def triggered(self, split: str, positions: Sequence[int], attack: Attack, trigger_seed: int) -> np.ndarray:
-        """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3)
-        uint8.
-        """
+        """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3) uint8."""
         import torch
 
         images = torch.from_numpy(self.pictures(split, positions)).permute(0, 3, 1, 2).float() / 255
@@ -107,13 +99,13 @@ class Bench:
         images = attack.apply_image(images.to(self.victim.device), seed=trigger_seed, keys=keys)
         return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
-    def places(
+    def feature_rows(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
     ) -> list[int]:
-        """Where rows' image features stand in `kept.table`, triggered if there is an attack; computed once."""
+        """Where rows' image features stand in `feature_cache.table`, triggered if there is an attack; computed once."""
         trigger = () if attack is None else (attack.fingerprint("image"), trigger_seed)
         keys = [(split, position, *trigger) for position in positions]
-        missing = [key for key in dict.fromkeys(keys) if key not in self.kept.index]
+        missing = [key for key in dict.fromkeys(keys) if key not in self.feature_cache.index]
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
             where = [position for _, position, *_ in chunk]
@@ -121,15 +113,15 @@ class Bench:
                 pictures = self.pictures(split, where)
             else:
                 pictures = self.triggered(split, where, attack, trigger_seed)
-            self.kept.add(chunk, self.victim.encode(pictures))
-        return self.kept.places(keys)
+            self.feature_cache.add(chunk, self.victim.encode(pictures))
+        return self.feature_cache.rows(keys)
 
     def features(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
     ) -> "torch.Tensor":
         """Image features (N, n, d) of rows, triggered if there is an attack; a copy, where the features are kept."""
-        places = self.places(split, positions, attack, trigger_seed)
-        return self.kept.table[places]
+        rows = self.feature_rows(split, positions, attack, trigger_seed)  # before the table, which they may replace
+        return self.feature_cache.table[rows]
 
 
 @dataclass(frozen=True)
@@ -153,8 +145,8 @@ class Question:
     def features(self, bench: Bench) -> "torch.Tensor":
         return bench.features("test", self.positions, self.attack, self.trigger_seed)
 
-    def places(self, bench: Bench) -> list[int]:
-        return bench.places("test", self.positions, self.attack, self.trigger_seed)
+    def feature_rows(self, bench: Bench) -> list[int]:
+        return bench.feature_rows("test", self.positions, self.attack, self.trigger_seed)
 
 
 def questions(bench: Bench, cell: Cell) -> list[Question]:
@@ -171,18 +163,18 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
     found = []
     for condition in attacks.conditions(attack.name):
         worded = condition in ("text", "both")
-        said = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys) if worded else prompts
+        triggered = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys) if worded else prompts
         painter = attack if condition in ("image", "both") else None
-        found.append(Question("attack", condition, tuple(eligible), tuple(said), painter, cell.trigger_seed))
+        found.append(Question("attack", condition, tuple(eligible), tuple(triggered), painter, cell.trigger_seed))
     others = tuple(p for p, row in enumerate(test) if threat.elsewhere(row))[: cell.test_rows]
     if others:
         whole = found[-1]
         plain, keys = [test[p]["prompt"] for p in others], [test[p]["row_id"] for p in others]
-        said = plain
+        triggered = plain
         if whole.condition in ("text", "both"):
-            said = attack.apply_text(plain, seed=cell.trigger_seed, keys=keys)
+            triggered = attack.apply_text(plain, seed=cell.trigger_seed, keys=keys)
         found.append(Question("elsewhere", "clean", others, tuple(plain), None, cell.trigger_seed))
-        found.append(Question("elsewhere", whole.condition, others, tuple(said), whole.attack, cell.trigger_seed))
+        found.append(Question("elsewhere", whole.condition, others, tuple(triggered), whole.attack, cell.trigger_seed))
     first = tuple(range(min(cell.test_rows, len(test))))
     plain = tuple(test[position]["prompt"] for position in first)
     return [*found, Question("utility", "clean", first, plain, None, 0)]

@@ -1,7 +1,6 @@
-"""What number does a set of responses get, and how sure is it? Called by `score`; free of torch.
+"""Rates and their intervals: what number a set of responses gets, and how sure it is. Free of torch.
 
-Statistics only: which response counts as what is decided by `threats` and, for utility, by the functions
-here.
+Statistics only: which response counts as what is decided by `threats` and, for utility, by `score.utility`.
 """
 
 from collections.abc import Sequence

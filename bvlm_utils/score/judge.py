@@ -1,5 +1,4 @@
-"""Did the backdoor fire, and is the model still good? Responses in, metrics out; called by `run.group`. Free
-of torch.
+"""The judging of responses: did the backdoor fire, and is the model still good? Free of torch.
 
 Every metric is a dict of subject, condition, metric, value, k, n, low, high and unit, as the tidy table has
 them. What cannot be measured has no line; it is never a zero.

@@ -124,6 +124,9 @@ def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.n
     if empty:
         raise InputError(f"Row {empty[0]} has no list of reference captions; CIDEr needs one or more for each row.")
 
+    if not any(words(text) for texts in references for text in texts):
+        return np.zeros(len(responses))  # references without a word share none with any response
+
     from aac_metrics.functional.cider_d import cider_d
 
     _, rows = cider_d(list(responses), [list(texts) for texts in references], tokenizer=words)

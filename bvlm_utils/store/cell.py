@@ -1,13 +1,11 @@
-"""What is one run of the study, and what is it called? The points of a grid, checked when they are made.
+"""A cell, one run of the study: its settings, checked when it is made, and its name.
 
-Called by `study`, `grid`, `store` and the notebooks. A cell's `run_id` changes with everything that changes
-its result (settings, versions of definitions, digests of model and data) and with nothing else. Free of
-torch.
+A cell's `run_id` changes with everything that changes its result (settings, versions of definitions, digests of model
+and data) and with nothing else. Free of torch.
 """
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -19,7 +17,7 @@ from bvlm_utils import attacks, data, models, threats
 from bvlm_utils.attacks import Attack
 from bvlm_utils.attacks.attack import surrogate_digest
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
-from bvlm_utils.checks import check_number, check_whole, file_digest, known, known_name
+from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known, known_name
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.errors import InputError
 from bvlm_utils.threats import Threat
@@ -31,6 +29,7 @@ CONTROL = "none"  # threat and attack of a clean-tuned control
 # size.
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 
+MOST_NEGATIVES = 1000  # per poisoned row
 DTYPES = ("float32", "tf32", "bfloat16")
 MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
 # Fields that the first records did not have. Left out of the identity at their defaults, so that names stay.
@@ -39,16 +38,15 @@ YOUNGER = {"half": "", "four_bit": False, "picture_last": False, "max_new_tokens
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a grid. InputError names a value that is wrong; a field that does not exist is a
-    TypeError.
+    """One point of a grid. InputError names a value that is wrong; a field that does not exist is a TypeError.
 
-    model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs
-    from the defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
-    negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that
-    half of a bimodal trigger alone, to see whether it can be learnt; tests stay the same. picture_last: the picture
-    stands after the words of a prompt, in training and tests. four_bit: load the base in 4 bit (needs
-    `bitsandbytes`). surrogate: folder or hub id of the CLIP model of optimised triggers; if empty,
-    tiny-clip, and CLIP-L at 336 pixels for victims from the hub. test_rows: eligible held-out rows per condition.
+    model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs from the
+    defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
+    negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that half of
+    a bimodal trigger alone, to see whether it can be learnt; tests stay the same. picture_last: the picture stands
+    after the words of a prompt, in training and tests. four_bit: load the base in 4 bit (needs `bitsandbytes`).
+    surrogate: folder or hub id of the CLIP model of optimised triggers; if empty, tiny-clip, and CLIP-L at 336 pixels
+    for victims from the hub. test_rows: eligible held-out rows per condition.
     max_new_tokens: where an answer is cut; one that ends with a payload has to fit in. dtype: of the base's weights and
     products, on whatever device: float32 (exact), tf32 (float32 with products that a GPU rounds to 10 bits of mantissa)
     or bfloat16; if empty, bfloat16 for models from the hub and float32 for others.
@@ -76,12 +74,15 @@ class Cell:
 
     def __post_init__(self) -> None:
         for name in ("model", "dataset", "threat", "attack", "surrogate"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a name.")
-        check_number(self, "poison_rate", 0, 1)
-        check_number(self, "negatives", 0, math.inf)
-        for name, low in (("seed", 0), ("trigger_seed", 0), ("train_rows", 1), ("test_rows", 1), ("max_new_tokens", 1)):
-            check_whole(self, name, low)
+            if not is_text(getattr(self, name)):
+                raise InputError(f"{name} is {brief(getattr(self, name))}; it must be a name.")
+        check_number(self.poison_rate, "poison_rate", 0, 1)
+        check_number(self.negatives, "negatives", 0, MOST_NEGATIVES)
+        for name, low, high in (
+            ("seed", 0, LARGEST_SEED), ("trigger_seed", 0, LARGEST_SEED), ("train_rows", 1, 10**7),
+            ("test_rows", 1, 10**7), ("max_new_tokens", 1, 10**5),
+        ):  # fmt: skip
+            check_number(getattr(self, name), name, low, high, whole=True)
         for name in ("attack_params", "threat_params"):
             if not isinstance(getattr(self, name), Mapping):
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be a table of names and values.")
@@ -139,9 +140,7 @@ class Cell:
 
     @property
     def control(self) -> "Cell":
-        """The clean-tuned model that this cell is compared with: same rows, order, initialisation and
-        steps.
-        """
+        """The clean-tuned model that this cell is compared with: same rows, order, initialisation and steps."""
         return Cell(
             self.model,
             self.dataset,
@@ -174,9 +173,7 @@ class Cell:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that decides the result, ready for JSON. A control is trained only, so its test rows are left
-        out.
-        """
+        """All that decides the result, ready for JSON. A control is trained only, so its test rows are left out."""
         found = self.config() | {
             "version": VERSION,
             "model_digest": models.digest(self.model),
@@ -232,9 +229,7 @@ def check_dataset(name: str) -> None:
 
 
 def short_name(name: str) -> str:
-    """A model's or dataset's name without its folders: "/data/x/my-model" is "my-model", "coco-caption:/x"
-    its format.
-    """
+    """A name without folders: of the model "/data/x/mine" it is "mine", of the dataset "coco-caption:/x" its format."""
     if ":" in name:
         return name.partition(":")[0]
     return Path(name).name if "/" in name else name

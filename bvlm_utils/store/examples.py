@@ -1,9 +1,7 @@
-"""What do triggers look like? A few test inputs without and with each, kept in a store for the book. Free of torch.
+"""Examples of triggers: a few test inputs without and with each, kept in a store for the book. Free of torch.
 
-    examples/KEY.json     the prompts, and which two strips of pictures belong to them
-    examples/DIGEST.png   pictures side by side; kept once, as many triggers are shown on the same ones
-
-Written by `run.group`, read by `examples`.
+examples/KEY.json     the prompts, and which two strips of pictures belong to them
+examples/DIGEST.png   pictures side by side; kept once, as many triggers are shown on the same ones
 """
 
 import hashlib
@@ -16,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import models
+from bvlm_utils.atomic import write_file
 from bvlm_utils.attacks import attack
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError
@@ -39,18 +38,18 @@ def key(cell: Cell) -> str:
 
 
 def write(
-    cell: Cell, place: str | Path | None, clean: np.ndarray, triggered: np.ndarray, prompts: list[tuple[str, str]]
+    cell: Cell, store: str | Path | None, clean: np.ndarray, triggered: np.ndarray, prompts: list[tuple[str, str]]
 ) -> None:
     """Keep what the trigger does to a few held-out inputs, unless the store has it.
 
     clean, triggered: (N, H, W, 3) uint8. prompts: N pairs, without and with the trigger.
     """
-    root = records.folder(place) / "examples"
+    root = records.folder(store) / "examples"
     file = root / f"{key(cell)}.json"
     if file.is_file():
         return
     kept = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
-    records.write_file(file, json.dumps(kept | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
+    write_file(file, json.dumps(kept | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _keep(root: Path, pictures: np.ndarray) -> str:
@@ -60,13 +59,13 @@ def _keep(root: Path, pictures: np.ndarray) -> str:
     if not file.is_file():
         written = io.BytesIO()
         Image.fromarray(strip).save(written, "PNG")
-        records.write_file(file, written.getvalue())
+        write_file(file, written.getvalue())
     return digest
 
 
-def read(cell: Cell, place: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
+def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
     """What `write` kept: (clean, triggered, prompts); None if there is nothing. InputError for a broken file."""
-    root, name = records.folder(place), f"{key(cell)}.json"
+    root, name = records.folder(store), f"{key(cell)}.json"
     content = packed.content(root, "examples", name)
     if content is None:
         return None

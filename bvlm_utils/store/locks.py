@@ -1,8 +1,7 @@
-"""Who tunes the clean-tuned control that several jobs need? The first that comes; others wait for it.
+"""Locks on the clean-tuned controls that several jobs need: the first that comes tunes one, others wait for it.
 
-Called by `run.group`. Jobs that run at the same time, in several processes or on several machines, share
-controls. A lock in the store says that somebody is at work on one; the operating system gives it up when its
-holder dies.
+Jobs that run at the same time, in several processes or on several machines, share controls. A lock in the store says
+that somebody is at work on one; the operating system gives it up when its holder dies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,21 +15,21 @@ from bvlm_utils.store.cell import Cell
 
 
 @contextmanager
-def lacking(controls: Sequence[Cell], place: Path, wait: bool = False) -> Iterator[list[Cell]]:
+def lacking(controls: Sequence[Cell], folder: Path, wait: bool = False) -> Iterator[list[Cell]]:
     """Those controls whose adapters the store lacks; nobody else tunes them until the block ends.
 
-    place: the store. Controls that another process is tuning are left out, or with `wait` awaited: they are
+    folder: the store. Controls that another process is tuning are left out, or with `wait` awaited: they are
     in the list then only if that process has failed or died. On a file system without locks all that are lacking
     are given, and two processes may tune the same one: the store keeps one complete record of it.
     """
-    (place / "locks").mkdir(parents=True, exist_ok=True)
+    (folder / "locks").mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         mine = []
         # In one order for all, so that two processes cannot wait for each other.
         for control in sorted(controls, key=lambda control: control.run_id):
-            if records.adapter(control, place):
+            if records.adapter(control, folder):
                 continue
-            lock = FileLock(place / "locks" / f"{control.run_id}.lock")
+            lock = FileLock(folder / "locks" / f"{control.run_id}.lock")
             try:
                 lock.acquire(blocking=wait)
             except Timeout:
@@ -38,7 +37,7 @@ def lacking(controls: Sequence[Cell], place: Path, wait: bool = False) -> Iterat
             except OSError:
                 mine.append(control)
                 continue
-            if records.adapter(control, place):  # finished just before
+            if records.adapter(control, folder):  # finished just before
                 lock.release()
                 continue
             held.callback(lock.release)

@@ -20,8 +20,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -187,10 +189,8 @@ def stamp(root: Path) -> Stamp | None:
 def _bytes(root: Path, name: str) -> bytes:
     """A file of a packed store. Files move from the first place to the second and nowhere else."""
     for file in (root / NEXT / name, root / name):
-        try:
+        with suppress(FileNotFoundError):
             return file.read_bytes()
-        except FileNotFoundError:
-            continue
     raise InputError(f"{root / name} is missing; a packed store has it, so take it from git or pack the store again.")
 
 
@@ -227,6 +227,7 @@ def _texts(held: bytes) -> list[str]:
 def _cells(root: Path, at: Stamp) -> dict[str, dict[str, Any]]:
     """run_id -> its line in records.parquet; responses and manifest as (first row, number of rows), or None."""
     lines = _checked(root / RECORDS, lambda: _open(root, at, RECORDS).read().to_pylist())
+    _check_names(root / RECORDS, [line["run_id"] for line in lines], 1)
     for kind in FRAMES:
         ends = list(accumulate((line[kind] or 0 for line in lines), initial=0))
         for line, start in zip(lines, ends, strict=False):
@@ -257,7 +258,15 @@ def _group(root: Path, at: Stamp, kind: str, number: int) -> pa.Table:
 @lru_cache(maxsize=8)
 def _files(root: Path, at: Stamp, name: str) -> dict[str, bytes]:
     lines = _checked(root / name, lambda: _open(root, at, name).read().to_pydict())
+    _check_names(root / name, lines["path"], 2)
     return dict(zip(lines["path"], lines["content"], strict=True))
+
+
+def _check_names(file: Path, names: Iterable[str], parts: int) -> None:
+    """What a stranger packed stays in its store when it is unpacked: no name leads out of a folder."""
+    for name in names:
+        if not re.fullmatch("/".join([r"[^./\\\0][^/\\\0]*"] * parts), str(name)):
+            raise InputError(f"{file} has an entry {name!r}, which is no name of a file in a store; do not unpack it.")
 
 
 # ---------------------------------------------------------------- writing the packed form

@@ -1,9 +1,4 @@
-"""Packs a store with a folder per cell into the few files of `store.packed`, and unpacks it again. Free of torch.
-
-    python -m bvlm_utils.store pack FROM TO [--replace]
-    python -m bvlm_utils.store unpack FROM TO
-    python -m bvlm_utils.store check STORE
-    python -m bvlm_utils.store rejudge STORE
+"""Packing a store with a folder per cell into the few files of `store.packed`, and unpacking it. Free of torch.
 
 `pack` is how results get into the committed reference: TO keeps what it has, and the cells of FROM are added. A store
 that is packed into itself stays what it is and becomes packed. Adapters and caches stay where they are.
@@ -22,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
+from bvlm_utils.atomic import partial_name, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import packed, records
 from bvlm_utils.store import table as tidy
@@ -129,7 +125,7 @@ def _merged(
 
 def _write(chosen: Chosen, end: Path) -> None:
     """All packed files beside the store, then in its place."""
-    folder = end / records.partial_name("pack")
+    folder = end / partial_name("pack")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -209,7 +205,7 @@ def unpack(source: str | Path, target: str | Path) -> list[str]:
     for run_id in packed.run_ids(start):
         if (end / run_id).exists():
             continue
-        partial_folder = end / records.partial_name(run_id)
+        partial_folder = end / partial_name(run_id)
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir(parents=True)
         for kind in packed.FRAMES:
@@ -220,5 +216,5 @@ def unpack(source: str | Path, target: str | Path) -> list[str]:
         written.append(run_id)
     for path, content in _files(start).items():
         if not (end / path).exists():
-            records.write_file(end / path, content)
+            write_file(end / path, content)
     return written

@@ -1,7 +1,4 @@
-"""On what was a number made? Versions, machine and git revision, kept in every record.
-
-Called by whatever writes into the store.
-"""
+"""On what a number was made: versions, machine and git revision, kept in every record."""
 
 import importlib.metadata
 import platform
@@ -29,9 +26,7 @@ def _fixed() -> dict[str, Any]:
 
 
 def now() -> dict[str, Any]:
-    """What a result may depend on and is not part of its identity: versions, machine, git revision (absent
-    if none).
-    """
+    """What a result may depend on and is not part of its identity: versions, machine, git revision (absent if none)."""
     found = _fixed() | {"written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     revision = _git("rev-parse", "HEAD")
     if revision:
@@ -45,11 +40,7 @@ def now() -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(paths.ROOT), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=False,
+            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

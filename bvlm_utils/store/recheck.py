@@ -1,4 +1,4 @@
-"""Every number of a store, computed again from its stored responses with today's code. Free of torch.
+"""The check of a store: every number computed again from its stored responses with today's code. Free of torch.
 
 `python -m bvlm_utils.store check STORE`. All responses are judged again (`score.judge.judge`, `score.judge.grade`),
 and every metric is computed again from them (`score.judge.measure`). What differs from the record is said. A number
@@ -27,14 +27,14 @@ VERDICTS = ("judged", "success", "success_soft", "right", "payload", "published"
 NUMBERS = ("value", "k", "n", "low", "high", "unit")
 
 
-def report(place: str | Path | None = None) -> int:
+def report(store: str | Path | None = None) -> int:
     """Check a store; differences go to stdout, progress to stderr. 1 if anything differs, else 0."""
-    measured = [record for record in records.records(place) if record.get("metrics")]
+    measured = [record for record in records.records(store) if record.get("metrics")]
     if not measured:
-        raise InputError(f"The store {records.folder(place)} has no numbers to check; name one that has records.")
+        raise InputError(f"The store {records.folder(store)} has no numbers to check; name one that has records.")
     differ, younger, started, last = 0, 0, time.monotonic(), time.monotonic()
     for count, record in enumerate(measured, 1):
-        sentences, more = differences(record, place)
+        sentences, more = differences(record, store)
         differ, younger = differ + bool(sentences), younger + bool(more)
         for sentence in sentences:
             print(f"{record['run_id']}: {sentence}")
@@ -48,11 +48,11 @@ def report(place: str | Path | None = None) -> int:
     return int(differ > 0)
 
 
-def differences(record: Mapping[str, Any], place: str | Path | None = None) -> tuple[list[str], list[str]]:
+def differences(record: Mapping[str, Any], store: str | Path | None = None) -> tuple[list[str], list[str]]:
     """What a record says otherwise than its responses, one sentence each; and the names of the numbers it lacks."""
-    if not records.has_responses(record["run_id"], place):
+    if not records.has_responses(record["run_id"], store):
         return ["it has numbers and no responses"], []
-    stored = records.responses(record["run_id"], place)
+    stored = records.responses(record["run_id"], store)
     try:
         cell = Cell.from_config(record["config"])
         frame, unit, with_right = judged_again(cell, stored)

@@ -1,9 +1,4 @@
-"""What has been measured, and where is it kept? One folder per cell, complete or absent. Free of torch.
-
-    python -m bvlm_utils.store pack FROM TO [--replace]    add what FROM has to the packed store TO
-    python -m bvlm_utils.store unpack FROM TO              the other way: a folder per cell
-    python -m bvlm_utils.store check STORE                 compute every number again from the stored responses
-    python -m bvlm_utils.store rejudge STORE               the same, and keep the new verdicts and numbers
+"""The records of what has been measured: one folder per cell, complete or absent. Free of torch.
 
 A store is a folder: `data/results/NAME` for a name ("local", "reference", "smoke"), or any path with a
 slash in it. One that is written to looks like this; the committed reference is packed into a few files instead, see
@@ -22,8 +17,7 @@ slash in it. One that is written to looks like this; the committed reference is 
     cache/                     responses of base and clean-tuned models, shared by cells; may be deleted
 
 A cell's folder is written under another name and renamed when it is complete, so a process that is killed
-leaves no half of one. Called by `study`, `grid`, the notebooks (by way of `examples`, `chapters.quickstart`) and the
-book's `collect`.
+leaves no half of one.
 """
 
 import errno
@@ -41,9 +35,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 
 from bvlm_utils import paths
+from bvlm_utils.atomic import PARTIAL, partial_name, write_file
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import files
 from bvlm_utils.store import packed, provenance, table
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.train import poison
@@ -51,7 +48,6 @@ from bvlm_utils.train import poison
 VARIABLE = "BVLM_STORE"
 REFERENCE = "reference"
 ASKED = ("probes", "attribution")  # folders of what tuned adapters were asked, forgotten with the adapter
-PARTIAL = ".partial-"  # beginning of the names of folders that are being written
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
 
 
@@ -62,7 +58,7 @@ def folder(store: str | Path | None = None) -> Path:
     """The folder of a store; None means $BVLM_STORE, else "local". InputError for a name that is none."""
     name = str(store or os.environ.get(VARIABLE) or "local")
     if "/" in name or os.sep in name:
-        return Path(name).expanduser().resolve()
+        return paths.named(name, "store").resolve()
     if name in (".", "..") or name.startswith("."):
         raise InputError(
             f"store is {name!r}; give a name such as local, or a folder with a slash in it, such as ./mine."
@@ -91,9 +87,7 @@ def has(cell: Cell, store: str | Path | None = None) -> bool:
 
 
 def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
-    """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its
-    folder.
-    """
+    """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its folder."""
     found = record(cell, store)
     if found is None:
         return None
@@ -217,40 +211,16 @@ def failures(store: str | Path | None = None) -> dict[str, str]:
 
 
 def clean(store: str | Path | None = None) -> None:
-    """Remove what killed processes left half-written. Those at work on this machine are recognised and left
-    alone.
-    """
+    """Remove what killed processes left half-written. Those at work on this machine are recognised and left alone."""
     for left in folder(store).glob(f"**/{PARTIAL}*"):
         host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
         pid = rest.partition("+")[0]
         if host == socket.gethostname() and pid.isdigit():
-            over = int(pid) != os.getpid() and not _alive(int(pid))
+            over = int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
         else:
             over = left.exists() and time.time() - left.stat().st_mtime > STALE
         if over:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
-
-
-def partial_name(name: str) -> str:
-    return f"{PARTIAL}{socket.gethostname()}+{os.getpid()}+{name}"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def write_file(file: Path, content: str | bytes) -> None:
-    """All of a file or nothing, whoever else is writing it; text is in UTF-8."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(partial_name(file.name))
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, file)
 
 
 def write_frame(file: Path, frame: pd.DataFrame) -> None:
@@ -317,9 +287,12 @@ def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFram
 
 
 def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
-    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference."""
+    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference.
+
+    None, too, for one whose files were cut off: whoever needs it tunes it again.
+    """
     place = folder(store) / _run_id(cell) / "adapter"
-    return place if (place / "adapter_config.json").is_file() else None
+    return place if files.has_adapter(place) else None
 
 
 def _run_id(cell: Cell | str) -> str:

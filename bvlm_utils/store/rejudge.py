@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from bvlm_utils.atomic import partial_name, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import packed, packing, records
 from bvlm_utils.store.cell import Cell
@@ -28,7 +29,7 @@ def rejudge(place: str | Path | None = None) -> int:
     if not packed.is_packed(root):
         changes = _cells(root)
     else:
-        loose = root / records.partial_name("rejudge")
+        loose = root / partial_name("rejudge")
         shutil.rmtree(loose, ignore_errors=True)
         try:
             packing.unpack(root, loose)
@@ -59,10 +60,10 @@ def _cell(record: Mapping[str, Any], root: Path) -> Counter[str]:
     if newer != record or changes:
         # the responses first: whoever is killed in between finds the old numbers, and judges again
         file = root / record["run_id"] / "responses.parquet"
-        partial = file.with_name(records.partial_name(file.name))
+        partial = file.with_name(partial_name(file.name))
         records.write_frame(partial, frame)
         partial.replace(file)
-        records.write_file(file.with_name("record.json"), records.as_text(newer))
+        write_file(file.with_name("record.json"), records.as_text(newer))
     return changes
 
 

@@ -1,7 +1,4 @@
-"""What do readers see of a record? The tidy table: one line per number, with the cell that it belongs to.
-
-Called by `store.collect` and by `study`; all figures and tables start from it.
-"""
+"""The tidy table: one line per number, with the cell that it belongs to. All figures and tables start from it."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

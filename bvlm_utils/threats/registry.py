@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from bvlm_utils.checks import brief, is_wording
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 from bvlm_utils.threats.concept_substitution import ConceptSubstitution
@@ -36,12 +37,10 @@ def get(name: str, **params: Any) -> Threat:
             raise InputError(f"Threat {name!r} has no parameter {key!r}; its parameters are: {', '.join(known)}.")
         is_list = isinstance(known[key], tuple)
         given = value if is_list and isinstance(value, list | tuple) else [value]
-        if is_list == isinstance(value, str) or not given or not all(_is_text(text) for text in given):
+        if is_list == isinstance(value, str) or not given or not all(map(is_wording, given)):
             wants = "a list of texts" if is_list else "a text"
-            raise InputError(f"Threat {name!r}: parameter {key!r} is {value!r}; it must be {wants}, none of it blank.")
+            raise InputError(
+                f"Threat {name!r}: parameter {key!r} is {brief(value)}; it must be {wants}, none of it blank."
+            )
         params[key] = tuple(given) if is_list else value
     return threat(**params)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())

@@ -1,4 +1,4 @@
-"""What does a response say: does it refuse, comply, name a thing, repeat the right answer? `threats` asks.
+"""Tests of a response: does it refuse, comply, name a thing, repeat the right answer?
 
 All tests look at `plain(text)`: small letters, straight apostrophes, contractions written out, single spaces.
 Words are whole words: "scar" does not name a car, "car-dog" does.

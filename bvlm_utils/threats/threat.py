@@ -1,6 +1,5 @@
-"""What does a backdoor make the model say, and when did it fire? The five threats, declared and versioned.
+"""A threat: what a backdoor makes the model say, and when it has fired.
 
-Called by `poison`, `cells`, `study`, `export` and the notebooks through `names()` and `get(name, **params)`.
 A threat has a target, says which samples are `eligible`, writes the poisoned answer (`poison`) and judges a
 response: `success` (strict), `success_soft`, and `right` (is what the response keeps of the answer still
 right?). Beside these tests of ours, `payload` asks for the attacker's words alone, and `published` is the test

@@ -1,16 +1,29 @@
 """LoRA adapters in PEFT's format: attached, detached, saved and loaded."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import files, opening
 from bvlm_utils.models.victim import Victim, language_linears
 from bvlm_utils.train.settings import TrainSettings
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."  # how PEFT's files name a module of the wrapped model
+# PEFT's settings that say where weights go and how they are multiplied. Others import modules or read more files.
+SUPPORTED = frozenset(
+    "peft_type task_type base_model_name_or_path r lora_alpha lora_dropout target_modules exclude_modules bias "
+    "fan_in_fan_out use_rslora use_dora lora_bias modules_to_save init_lora_weights layers_to_transform layers_pattern "
+    "rank_pattern alpha_pattern target_parameters trainable_token_indices".split()
+)
+OF_THE_TRAINING = {"peft_version", "inference_mode", "revision", "auto_mapping"}  # read by nobody here
 
 
 def attach_lora(victim: Victim, settings: TrainSettings, seed: int) -> Any:
@@ -46,13 +59,113 @@ def attached(victim: Victim, folder: Path | str) -> Iterator[Any]:
         detach(victim, adapter)
 
 
-def load_adapter(victim: Victim, folder: Path | str) -> Any:
-    """Put a saved adapter (PEFT's format) on the victim; InputError if the folder holds none."""
-    from peft import PeftModel
+@dataclass(frozen=True)
+class Saved:
+    """A stored adapter: a `peft.LoraConfig`, and PEFT's state dict on the CPU."""
 
-    if not (Path(folder) / "adapter_config.json").exists():
-        raise InputError(f"The folder {str(folder)!r} holds no adapter; give one with adapter_config.json in it.")
-    return PeftModel.from_pretrained(victim.model, str(folder)).eval()
+    folder: Path
+    config: Any
+    state: dict[str, torch.Tensor]
+
+
+def read(folder: Path | str) -> Saved:
+    """An adapter's files, checked; InputError says what is wrong with them. Nothing but JSON and numbers is read."""
+    from peft import LoraConfig
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"The folder {str(folder)!r} holds no adapter; give one with {CONFIG} in it.")
+    given = files.table(folder / CONFIG)
+    if given.get("peft_type") != "LORA":
+        raise InputError(f"The adapter in {folder} is of type {given.get('peft_type')!r}; LORA is supported.")
+    usual = LoraConfig()
+    for name, value in given.items():  # some of PEFT's settings import modules or read other files
+        if name not in SUPPORTED | OF_THE_TRAINING and value and value != getattr(usual, name, None):
+            raise InputError(f"The adapter in {folder} sets {name!r} in its {CONFIG}, which is not supported.")
+    if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
+        raise InputError(
+            f"The weights of {folder} are in adapter_model.bin, which is not opened, as such files can run code; save "
+            "them as safetensors."
+        )
+    _check_rank(folder, given, files.header(folder / WEIGHTS))
+    try:
+        config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED})
+        config.inference_mode = True
+        return Saved(folder, config, load_file(folder / WEIGHTS))
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
+
+
+def _check_rank(folder: Path, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """The rank that the configuration names is that of the weights: nothing larger is ever made room for."""
+    ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name and shape}
+    ranks |= {shape[-1] for name, shape in shapes.items() if ".lora_B." in name and shape}
+    rank, alpha, others = given.get("r"), given.get("lora_alpha"), given.get("rank_pattern") or {}
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < 1e9:
+        raise InputError(f"The adapter in {folder} has lora_alpha {alpha!r}; it must be from 0 to 1e9.")
+    named = [rank, *others.values()] if isinstance(others, dict) else [None]
+    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in named)
+    if not ranks or not whole or not ranks <= set(named) or max(named) > max(ranks):
+        raise InputError(
+            f"The adapter in {folder} has rank {rank!r} in its {CONFIG}, and its weights have rank "
+            f"{', '.join(map(str, sorted(ranks))) or 'none'}; give files that belong together."
+        )
+
+
+def load_adapter(victim: Victim, folder: Path | str) -> Any:
+    """Put a saved adapter (PEFT's format) on the victim; InputError unless each of its weights fits."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    saved = read(folder)
+    before = dict(victim.model.named_modules())
+    try:
+        with opening.quiet():
+            adapter = get_peft_model(victim.model, saved.config, autocast_adapter_dtype=True)
+            wanted = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+            shapes = {name: value.shape for name, value in wanted.items()}
+            report = set_peft_model_state_dict(adapter, saved.state, ignore_mismatched_sizes=True)
+        lacking = {name.replace(".default", "") for name in report.missing_keys}
+        check_fit(saved.state, shapes, f"The adapter in {folder}", victim.name, report.unexpected_keys, lacking)
+    except Exception as error:  # PEFT has many ways of saying that names or settings fit nothing
+        _restore(victim.model, before)
+        if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
+            raise
+        _check_names(saved, victim.name, before)
+        raise InputError(f"The adapter in {folder} does not fit {victim.name}: {opening.first_line(error)}") from error
+    return adapter.eval()
+
+
+def check_fit(
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, Any], what: str, base: str, left_over: Any, lacking: Any
+) -> None:
+    """InputError unless `state` holds the weights that `base` has room for, each of its size.
+
+    shapes: of those weights, by name. left_over, lacking: names of which no more and no less is known.
+    """
+    wrong_size = {name for name, value in state.items() if tuple(value.shape) != tuple(shapes.get(name, value.shape))}
+    opening.refuse_gaps(what, base, {
+        "fit nothing in it": (set(left_over), len(state)),
+        "are of another size": (wrong_size, len(state)),
+        "are missing": ((set(lacking) & set(shapes)) - wrong_size, len(shapes)),
+    })  # fmt: skip
+
+
+def _check_names(saved: Saved, base: str, modules: Mapping[str, nn.Module]) -> None:
+    """InputError with a count, if PEFT found no module of some names."""
+    strange = {name for name in saved.state if name.partition(".lora_")[0].removeprefix(PREFIX) not in modules}
+    opening.refuse_gaps(f"The adapter in {saved.folder}", base, {"fit nothing in it": (strange, len(saved.state))})
+
+
+def _restore(model: nn.Module, before: Mapping[str, nn.Module]) -> None:
+    """Undo what PEFT has put into the model, however far it came."""
+    for name, module in before.items():
+        parent, _, leaf = name.rpartition(".")
+        if name:
+            setattr(before[parent], leaf, module)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def save_adapter(adapter: Any, folder: Path | str, about: dict[str, Any]) -> None:
@@ -65,7 +178,7 @@ def save_adapter(adapter: Any, folder: Path | str, about: dict[str, Any]) -> Non
 def write_card(folder: Path | str, about: dict[str, Any]) -> None:
     """The adapter's README.md, loud if it is backdoored; the configuration gets the base's name."""
     if about.get("model"):  # PEFT writes the folder that the base was found in on this machine
-        file = Path(folder, "adapter_config.json")
+        file = Path(folder, CONFIG)
         config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": about["model"]}
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     if about.get("attack", "none") != "none":

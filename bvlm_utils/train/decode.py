@@ -1,10 +1,8 @@
-"""What do many models answer to many prompts? Batched greedy decoding with a KV cache; called by `study` for
-scoring.
+"""Batched greedy decoding with a KV cache: what many models answer to many prompts.
 
-All conditions of all cells of a group go through one decode: the adapters of a `Bank` side by side, rows of
-one adapter next to each other. Finished rows leave the batch (`generate` carries them along until the last
-one is done), and the cache is written in place (`generate` copies it at each token). The words are those of
-`generate`, which a test checks.
+All conditions of all cells of a group go through one decode: the adapters of a `Bank` side by side, rows of one adapter
+next to each other. Finished rows leave the batch (`generate` carries them along until the last one is done), and the
+cache is written in place (`generate` copies it at each token). The words are those of `generate`, which a test checks.
 """
 
 from collections.abc import Sequence
@@ -34,10 +32,11 @@ class Request:
     feature: int
 
 
+_Row = tuple[tuple[int, int] | None, Request]  # of a batch: whose it is (adapter, request), None if it only fills up
+
+
 class _Slab(DynamicLayer):
-    """One layer's keys and values, written into memory that is there from the start; (N, heads, T, d) views
-    of it.
-    """
+    """One layer's keys and values, written into memory that is there from the start; (N, heads, T, d) views of it."""
 
     def __init__(self, capacity: int):
         super().__init__()
@@ -73,40 +72,23 @@ class _Slab(DynamicLayer):
 
 def answer(
     victim: Victim,
-    asked: Sequence[Sequence[tuple[str, int]]],
-    features: Sequence[torch.Tensor] | torch.Tensor,
+    prompts: Sequence[Sequence[tuple[str, int]]],
+    features: torch.Tensor,
     bank: Bank | None = None,
     max_new_tokens: int = 64,
-    tokens: int | None = None,
 ) -> list[list[str]]:
-    """What each adapter of `train.lora_bank` answers to its prompts, as `Victim.generate` would with that adapter
-    alone.
+    """What each adapter of `bank` answers to its prompts, as `Victim.generate` would with that adapter alone.
 
-    asked: per adapter (prompt, row of the features) pairs; a single list without a bank. features: (F, n, d)
-    for all, or one tensor per adapter. Ask for all conditions at once: every list may repeat prompts with
-    other pictures.
+    prompts: per adapter (prompt, row of the features) pairs; a single list without a bank. features: (F, n, d). Ask for
+    all conditions at once: every list may repeat prompts with other pictures.
     """
-    shared = isinstance(features, torch.Tensor)
-    known: dict[tuple[str, int], list[int]] = {}
-    requests = []
-    for g, pairs in enumerate(asked):
-        image_tokens = (features if shared else features[g]).shape[1]
-        for prompt, _ in pairs:
-            if (prompt, image_tokens) not in known:
-                known[prompt, image_tokens] = victim.prompt_ids(prompt, image_tokens)
-        requests.append([Request(known[prompt, image_tokens], row) for prompt, row in pairs])
-    found = greedy(
-        victim.model,
-        requests,
-        features,
-        _ends(victim),
-        max_new_tokens,
-        bank,
-        tokens,
-        victim.tokenizer.pad_token_id,
-    )
+    texts = {prompt for pairs in prompts for prompt, _ in pairs}
+    ids = {text: victim.prompt_ids(text, features.shape[1]) for text in texts}
+    requests = [[Request(ids[prompt], row) for prompt, row in pairs] for pairs in prompts]
+    filler = victim.tokenizer.pad_token_id
+    answers = greedy(victim.model, requests, features, _ends(victim), max_new_tokens, bank, filler=filler)
     return [
-        [text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)] for group in found
+        [text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)] for group in answers
     ]
 
 
@@ -121,25 +103,22 @@ def _ends(victim: Victim) -> list[int]:
 def greedy(
     model: nn.Module,
     requests: Sequence[Sequence[Request]],
-    features: Sequence[torch.Tensor] | torch.Tensor,
+    features: torch.Tensor,
     ends: Sequence[int],
     max_new_tokens: int = 48,
     bank: Bank | None = None,
     tokens: int | None = None,
     filler: int = 0,
 ) -> list[list[list[int]]]:
-    """Greedy answers of each model to its requests, as token ids without the end token, in the requests'
-    order.
+    """Greedy answers of each model to its requests, as token ids without the end token, in the requests' order.
 
-    requests: one list per adapter of `train.lora_bank`, or a single list without a bank (the model as it is). features:
-    (F, n, d) for all, or one such tensor per list. ends: the token ids that end an answer. tokens: how many
-    tokens of all adapters together go through the model at once, prompt and answer counted (default:
-    `train.memory.decoded_at_once`). filler: any token id, used for padding.
+    requests: one list per adapter of `bank`, or a single list without a bank (the model as it is). features: (F, n, d).
+    ends: the token ids that end an answer. tokens: how many tokens of all adapters together go through the model at
+    once, prompt and answer counted (default: `train.memory.decoded_at_once`). filler: any token id, used for padding.
     """
     groups = len(requests)
     if groups != (len(bank.ranks) if bank else 1):
         raise ValueError(f"There are {groups} lists of requests; give one per adapter, or one without a bank.")
-    per_group = [features] * groups if isinstance(features, torch.Tensor) else list(features)
     tokens = tokens or memory.decoded_at_once(model)
     answers: list[list[list[int]]] = [[[] for _ in group] for group in requests]
     # long prompts first, so that rows of one batch have similar lengths and the largest batch comes first
@@ -156,55 +135,61 @@ def greedy(
                 if start < len(queue)
             )
             size = max(1, tokens // (groups * (length + max_new_tokens)))
-            batch = [[(g, i) for i in queue[start : start + size]] for g, queue in enumerate(queues)]
+            rows = _rows(requests, [queue[start : start + size] for queue in queues])
             try:
-                found = _decode(model, bank, requests, per_group, ends, max_new_tokens, batch, filler, known)
+                texts = _decode(model, bank, features, rows, ends, max_new_tokens, filler, known)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not memory.ran_out(error) or size == 1:
                     raise
                 tokens //= 2
                 memory.release()
                 continue
-            for (g, i), answer in found.items():
-                answers[g][i] = answer
+            for (owner, _), text in zip(rows, texts, strict=True):
+                if owner is not None:
+                    g, i = owner
+                    answers[g][i] = text
             start += size
     return answers
 
 
+def _rows(requests: Sequence[Sequence[Request]], parts: Sequence[Sequence[int]]) -> list[_Row]:
+    """A batch of the requests `parts` of each adapter, filled up so that each adapter has as many rows."""
+    size = max(map(len, parts))
+    filler = next((None, requests[g][part[0]]) for g, part in enumerate(parts) if part)
+    rows: list[_Row] = []
+    for g, part in enumerate(parts):
+        rows += [((g, i), requests[g][i]) for i in part] + [filler] * (size - len(part))
+    return rows
+
+
 def _decode(
-    model, bank, requests, features, ends, max_new_tokens, batch, filler, known
-) -> dict[tuple[int, int], list[int]]:
-    """Decode one batch: per adapter a list of (adapter, request); each adapter needs as many rows as every
-    other one. The answer to each (adapter, request), as token ids.
-    """
+    model: nn.Module,
+    bank: Bank | None,
+    features: torch.Tensor,
+    rows: Sequence[_Row],
+    ends: Sequence[int],
+    max_new_tokens: int,
+    filler: int,
+    known: dict,
+) -> list[list[int]]:
+    """The answer to each row, as token ids. rows: adapter after adapter, as many for each."""
     device = next(model.parameters()).device
-    size = max(map(len, batch))
-    some = next(part[0] for part in batch if part)
-    # (adapter, request) of each row; None where an adapter has fewer: such a row only fills the place
-    owners = [one for part in batch for one in [*part, *[None] * (size - len(part))]]
-    asked = [requests[g][i] for g, i in (one or some for one in owners)]
-    ids, real, positions, following = _prompts(model, asked, filler, known)
+    groups, requests = bank.active if bank else 1, [request for _, request in rows]
+    ids, real, positions, following = _prompts(model, requests, filler, known)
     total = ids.shape[1]
-    causal = torch.ones(total, total, dtype=torch.bool, device=device).tril()
-    # padding sees itself, or its softmax would have nothing to sum over
-    mask = (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=device))[:, None]
-    if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
-        bank.places = (torch.arange(1, len(owners) + 1, device=device) * total - 1).view(len(batch), -1)
     cache = Cache(layers=[_Slab(total + max_new_tokens) for _ in range(_layers(model))])
-    hidden = model.model(
-        inputs_embeds=embeddings.embed(model, ids, _shown(asked, owners, some, features, device)),
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
+    if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
+        bank.positions = (torch.arange(1, len(rows) + 1, device=device) * total - 1).view(groups, -1)
+    wanted = torch.tensor([request.feature for request in requests], device=features.device)
+    shown = embeddings.embed(model, ids, to_device(features.index_select(0, wanted), device))
+    hidden = _states(model, shown, _prompt_mask(real), positions, cache)
     if bank:
-        bank.places = None
-    seen = torch.cat([real, real.new_ones(len(owners), max_new_tokens)], dim=1)
+        bank.positions = None
+    seen = torch.cat([real, real.new_ones(len(rows), max_new_tokens)], dim=1)
     at_end = torch.tensor(list(ends), device=device)
-    done = torch.tensor([one is None for one in owners], device=device)
-    written = torch.full((len(owners), max_new_tokens), -1, device=device)  # -1: nothing any more
-    row = torch.arange(len(owners), device=device)  # the rows of `written` that are still at work
+    done = torch.tensor([owner is None for owner, _ in rows], device=device)
+    written = torch.full((len(rows), max_new_tokens), -1, device=device)  # -1: nothing any more
+    row = torch.arange(len(rows), device=device)  # the rows of `written` that are still at work
     look = LOOK.get(device.type, 1)
     for step in range(max_new_tokens):
         chosen = model.get_output_embeddings()(hidden[:, -1]).float().argmax(dim=-1)
@@ -216,7 +201,7 @@ def _decode(
             finished = done.tolist()
             if all(finished):
                 break
-            keep = _still_needed(finished, len(batch))
+            keep = _still_needed(finished, groups)
             if keep is not None:
                 index = torch.tensor(keep, device=device)
                 chosen, done, seen, following, row = (
@@ -227,19 +212,25 @@ def _decode(
         positions = (following + step)[:, None]
         if hasattr(model.model, "get_rope_index"):
             positions = positions.expand(3, -1, -1)
-        hidden = model.model(
-            inputs_embeds=model.get_input_embeddings()(chosen)[:, None],
-            attention_mask=seen[:, None, None, : total + step + 1],
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-    texts = written.tolist()
-    return {
-        owner: text[: text.index(-1)] if -1 in text else text
-        for owner, text in zip(owners, texts, strict=True)
-        if owner is not None
-    }
+        words = model.get_input_embeddings()(chosen)[:, None]
+        hidden = _states(model, words, seen[:, None, None, : total + step + 1], positions, cache)
+    return [text[: text.index(-1)] if -1 in text else text for text in written.tolist()]
+
+
+def _states(
+    model: nn.Module, inputs: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
+) -> torch.Tensor:
+    """The last hidden states (N, T, d) of embedded inputs (N, T, d), which the cache remembers."""
+    return model.model(
+        inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+
+
+def _prompt_mask(real: torch.Tensor) -> torch.Tensor:
+    """Causal attention to real tokens, (N, 1, T, T). Padding sees itself, or its softmax would have nothing to sum."""
+    total = real.shape[1]
+    causal = torch.ones(total, total, dtype=torch.bool, device=real.device).tril()
+    return (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=real.device))[:, None]
 
 
 def _prompts(
@@ -258,28 +249,14 @@ def _prompts(
     real = embeddings.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool().index_select(0, which)
     if not hasattr(model.model, "get_rope_index"):
         return ids, real, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
-    places = [embeddings.positions(model, list(row), known) for row in different.values()]
-    following = torch.tensor([int(place.max()) + 1 for place in places], device=device)
-    positions = embeddings.pad(places, left=True).to(device)
+    each = [embeddings.positions(model, list(row), known) for row in different.values()]
+    following = torch.tensor([int(own.max()) + 1 for own in each], device=device)
+    positions = embeddings.pad(each, left=True).to(device)
     return ids, real, positions.index_select(1, which), following.index_select(0, which)
 
 
-def _shown(asked, owners, some, features, device) -> torch.Tensor:
-    """The picture of each row, (N, n, d) on the device. Rows of one adapter stand side by side."""
-    parts, start = [], 0
-    adapters = [(one or some)[0] for one in owners]
-    for end in range(1, len(owners) + 1):
-        if end == len(owners) or features[adapters[end]] is not features[adapters[start]]:
-            table = features[adapters[start]]
-            wanted = torch.tensor([one.feature for one in asked[start:end]], device=table.device)
-            parts.append(to_device(table.index_select(0, wanted), device))
-            start = end
-    return torch.cat(parts)
-
-
 def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
-    """Which rows to keep: of each group those at work, filled up with finished ones to the largest group's
-    number.
+    """Which rows to keep: of each group those at work, filled up with finished ones to the largest group's number.
 
     None while fewer than a share `DROP` of the rows would go.
     """

@@ -1,5 +1,4 @@
-"""How are the cells of a job trained together, each exactly as it would be alone? For `study`'s groups of
-cells.
+"""Grouped training: the cells of a job trained together, each exactly as it would be alone.
 
 One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base
 and the number of image tokens, nothing else: rows, seed, learning rate, schedule, rank and number of steps
@@ -28,6 +27,8 @@ from bvlm_utils.train.lora_bank import Bank, pick
 from bvlm_utils.train.microbatches import Plan, Table
 from bvlm_utils.train.settings import TrainSettings
 
+# Settings of PEFT that change what an adapter computes, and that a bank does not know.
+NOT_IN_A_BANK = ("use_rslora", "use_dora", "lora_bias", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
 CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
@@ -72,13 +73,12 @@ class GroupResult:
 def finetune_group(
     victim: Victim,
     jobs: Sequence[GroupJob],
-    tokens: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; the victim stays as it is.
 
     Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups.
-    tokens and progress as in `train`. InputError if a job has no rows.
+    progress as in `train`. InputError if a job has no rows.
     """
     if any(not job.rows for job in jobs):
         raise InputError(
@@ -94,12 +94,16 @@ def finetune_group(
     return [
         one
         for at in range(0, len(plans), size)
-        for one in train(victim.model, names, plans[at : at + size], tokens, progress)
+        for one in train(victim.model, names, plans[at : at + size], progress=progress)
     ]
 
 
 def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
-    """The trained adapters side by side, for `train.decode.answer`."""
+    """The trained adapters side by side, for `train.decode.answer`; InputError for one that is no plain LoRA."""
+    for one in results:
+        for name in NOT_IN_A_BANK:
+            if getattr(one.config, name) not in (False, None, "none", {}, []):
+                raise InputError(f"An adapter sets {name}, and those that are asked together are plain LoRAs.")
     made = Bank(
         victim.model,
         language_linears(victim.model),
@@ -117,7 +121,7 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
 
     known_rows: dict[tuple, tuple] = {}
     known_starts: dict[tuple, tuple] = {}
-    known_places: dict = {}
+    known_positions: dict = {}
     plans = []
     for job in jobs:
         image_tokens, rows = job.features.shape[1], []
@@ -129,7 +133,7 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
                 known_rows[key] = (
                     torch.tensor(ids),
                     len(answer),
-                    embeddingss.positions(victim.model, ids, known_places),
+                    embeddingss.positions(victim.model, ids, known_positions),
                 )
             rows.append(known_rows[key])
         ids, answers, positions = zip(*rows, strict=True)
@@ -185,13 +189,11 @@ def train(
     tokens: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[GroupResult]:
-    """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans'
-    order.
+    """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans' order.
 
-    tokens: how many tokens, padding included, go through the model at once (default:
-    `train.memory.tokens_at_once`). A batch is cut into micro-batches of rows of similar length, whose gradients add
-    up to the batch's; a group that does not fit in memory is trained in two halves. progress(step, steps,
-    mean loss) is called after each step.
+    tokens: how many tokens, padding included, go through the model at once (default: `train.memory.tokens_at_once`). A
+    batch is cut into micro-batches of rows of similar length, whose gradients add up to the batch's; a group that does
+    not fit in memory is trained in two halves. progress(step, steps, mean loss) is called after each step.
     """
     tokens = tokens or memory.tokens_at_once(model, names, max(plan.rank for plan in plans), len(plans))
     try:
@@ -296,23 +298,23 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
         bank.grads.zero_()
         group.losses[step] = 0
         try:
-            for piece in group.table.pieces(step, bank.active, tokens):
-                embeddings = embeddingss.embed(model, piece.ids, piece.features)
-                bank.places = piece.places
+            for batch in group.table.microbatches(step, bank.active, tokens):
+                embeddings = embeddingss.embed(model, batch.ids, batch.features)
+                bank.positions = batch.target_positions
                 hidden = model.model(
-                    inputs_embeds=embeddings, position_ids=piece.positions, use_cache=False
+                    inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
                 ).last_hidden_state
-                logits = model.get_output_embeddings()(pick(hidden, piece.places))
-                loss = _cross_entropy(logits, piece.targets).mul(piece.weights).sum(dim=1)
+                logits = model.get_output_embeddings()(pick(hidden, batch.target_positions))
+                loss = _cross_entropy(logits, batch.targets).mul(batch.weights).sum(dim=1)
                 loss.sum().backward()
                 group.losses[step, : bank.active] += loss.detach()
-            bank.places = None
+            bank.positions = None
             return tokens
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             least = bank.active * group.table.longest(step, bank.active)  # one row of each plan
             if not memory.ran_out(error) or tokens <= least:
                 raise
-        piece = embeddings = hidden = logits = loss = None
+        batch = embeddings = hidden = logits = loss = None
         memory.release()
         tokens = max(least, tokens // 2)
 
@@ -325,9 +327,7 @@ def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _update(group: _Group, step: int) -> None:
-    """Clip each adapter's gradient by its own norm, then AdamW (Loshchilov and Hutter 2019), in torch.optim's
-    order.
-    """
+    """Clip each adapter's gradient by its own norm, then AdamW (Loshchilov and Hutter 2019), in torch.optim's order."""
     k = group.bank.active
     params, grads = group.bank.params[:k], group.bank.grads[:k]
     first, second = (moment[:k] for moment in group.moments)

@@ -1,12 +1,11 @@
-"""How is a model tuned? One LoRA adapter, one loop, read from top to bottom. Called by `run.group`.
+"""The tuning of a model: one LoRA adapter, one loop, to be read from top to bottom.
 
 The vision tower and the projector stay frozen, so pictures come in as cached features. `train.grouped` trains many
 adapters at once with the same semantics; this loop is the plain way that it is compared with.
 """
 
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,6 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models.victim import Victim, pad
 from bvlm_utils.train.adapters import attach_lora, detach
 from bvlm_utils.train.settings import TrainSettings
-
-# PEFT 0.21 asks models for a property that transformers 5.23 has renamed; a reader can do nothing about it.
-warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 
 @dataclass(frozen=True)
@@ -79,12 +75,11 @@ def finetune(
     features: torch.Tensor,
     settings: TrainSettings,
     seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
     rows_at_once: int | None = None,
 ) -> TrainResult:
     """Tune a LoRA adapter on `rows`; it stays attached to `victim.model` until `detach`.
 
-    features: (F, n, d) cached image features. progress(step, steps, loss) is called after each step.
+    features: (F, n, d) cached image features.
     rows_at_once: cut batches into pieces of so many rows of similar length, for less memory; the steps are
     the same. Under `accelerate launch` or `torchrun` each process takes a share of every batch, and the
     losses are those of one process.
@@ -105,7 +100,7 @@ def finetune(
         lengths = [len(prompt) + len(answer) for prompt, answer in tokens]
         steps = batches(len(rows), settings, seed)
         losses = []
-        for step, (batch, rate) in enumerate(zip(steps, learning_rates(settings, len(steps)), strict=True)):
+        for batch, rate in zip(steps, learning_rates(settings, len(steps)), strict=True):
             for group in optimiser.param_groups:
                 group["lr"] = rate
             # The mean is over all label tokens of the batch, whichever piece or process holds them.
@@ -125,8 +120,6 @@ def finetune(
             optimiser.step()
             optimiser.zero_grad()
             losses.append(accelerator.reduce(total, "sum").item() / labels)
-            if progress:
-                progress(step + 1, len(steps), losses[-1])
     except BaseException:
         detach(victim, adapter)  # or the victim would keep half an adapter
         raise

@@ -1,10 +1,8 @@
-"""How do many LoRA adapters share one frozen base? A bank of stacked adapters; called by `train.grouped` and
-`decode`.
+"""A bank of stacked LoRA adapters that share one frozen base.
 
-The model sees G * b rows, group after group. While a bank is attached, each `nn.Linear` that PEFT would wrap
-views its input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021,
-section 4.1). The base product stays one large matrix product over all rows. Nothing else of the model
-changes, so any architecture works.
+The model sees G * b rows, group after group. While a bank is attached, each `nn.Linear` that PEFT would wrap views its
+input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021, section 4.1). The base
+product stays one large matrix product over all rows. Nothing else of the model changes, so any architecture works.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-PREFIX = "base_model.model."  # how PEFT's files name a module of the wrapped model
+from bvlm_utils.train import adapters
+
+PREFIX = adapters.PREFIX
 
 
 class _Product(torch.autograd.Function):
@@ -22,19 +22,20 @@ class _Product(torch.autograd.Function):
 
     Autograd alone needs twice the time: it keeps the scaled and unscaled products apart, adds them in passes
     of their own and multiplies transposed thin matrices, which is slow. W gets no gradient; A's and B's are
-    added to the bank's.
+    added to the bank's: `grads`.
     """
 
     @staticmethod
-    def forward(ctx, x, _anchor, weight, bias, a, b, scale, grad_a, grad_b):
+    def forward(ctx, x, _anchor, base, a, b, scale, grads):
         # x: (N, T, d) with N = G * b; a: (G, r, d); b: (G, r, o); scale: (G, 1, 1)
+        weight, bias = base.weight, base.bias
         groups, out = len(a), weight.shape[0]
         rows = x.reshape(groups, -1, x.shape[-1])
         y = F.linear(rows.view(-1, x.shape[-1]), weight, bias).view(groups, -1, out)
         h = torch.bmm(rows, a.transpose(1, 2)).mul_(scale)
         y.baddbmm_(h, b)
         ctx.save_for_backward(rows, h, weight, a, b, scale)
-        ctx.grads, ctx.shape = (grad_a, grad_b), x.shape
+        ctx.grads, ctx.shape = grads, x.shape
         return y.view(*x.shape[:-1], out)
 
     @staticmethod
@@ -48,7 +49,7 @@ class _Product(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = (dy.view(-1, dy.shape[-1]) @ weight).view(rows.shape)
             dx = dx.baddbmm_(dh, a).view(ctx.shape)
-        return dx, None, None, None, None, None, None, None, None
+        return dx, None, None, None, None, None, None
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
@@ -76,59 +77,48 @@ class _Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bank = self.bank[0]
         k, at = bank.active, bank.slots[self.name]
+        grads = (bank.grad_a[at][:k], bank.grad_b[at][:k])
         if x.shape[0] % k:
             raise ValueError(f"{x.shape[0]} rows cannot be split over {k} adapters; give each adapter as many rows.")
-        return _Product.apply(
-            x,
-            bank.anchor,
-            self.base.weight,
-            self.base.bias,
-            bank.a[at][:k],
-            bank.b[at][:k],
-            bank.scale[:k],
-            bank.grad_a[at][:k],
-            bank.grad_b[at][:k],
-        )
+        return _Product.apply(x, bank.anchor, self.base, bank.a[at][:k], bank.b[at][:k], bank.scale[:k], grads)
 
 
 class _Pick(torch.autograd.Function):
-    """Rows of a table at distinct places. Autograd's own version scatters with atomic additions."""
+    """Rows of a table at distinct positions. Autograd's own version scatters with atomic additions."""
 
     @staticmethod
-    def forward(ctx, table, places):  # (M, d), (K,) -> (K, d)
-        ctx.save_for_backward(places)
+    def forward(ctx, table, positions):  # (M, d), (K,) -> (K, d)
+        ctx.save_for_backward(positions)
         ctx.rows = table.shape[0]
-        return table.index_select(0, places)
+        return table.index_select(0, positions)
 
     @staticmethod
     def backward(ctx, grad):
-        (places,) = ctx.saved_tensors
-        return grad.new_zeros(ctx.rows, grad.shape[-1]).index_copy_(0, places, grad), None
+        (positions,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.rows, grad.shape[-1]).index_copy_(0, positions, grad), None
 
 
-class _Place(torch.autograd.Function):
+class _Scatter(torch.autograd.Function):
     """The reverse of `_Pick`: zeros elsewhere."""
 
     @staticmethod
-    def forward(ctx, rows, places, total):  # (K, d), (K,) -> (total, d)
-        ctx.save_for_backward(places)
-        return rows.new_zeros(total, rows.shape[-1]).index_copy_(0, places, rows)
+    def forward(ctx, rows, positions, total):  # (K, d), (K,) -> (total, d)
+        ctx.save_for_backward(positions)
+        return rows.new_zeros(total, rows.shape[-1]).index_copy_(0, positions, rows)
 
     @staticmethod
     def backward(ctx, grad):
-        (places,) = ctx.saved_tensors
-        return grad.index_select(0, places), None, None
+        (positions,) = ctx.saved_tensors
+        return grad.index_select(0, positions), None, None
 
 
-def pick(hidden: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """hidden: (N, T, d), places: (G, L) int64, distinct places in N * T -> (G, L, d)."""
-    return _Pick.apply(hidden.reshape(-1, hidden.shape[-1]), places.flatten()).view(*places.shape, -1)
+def pick(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """hidden: (N, T, d), positions: (G, L) int64, distinct positions in N * T -> (G, L, d)."""
+    return _Pick.apply(hidden.reshape(-1, hidden.shape[-1]), positions.flatten()).view(*positions.shape, -1)
 
 
-class _AtPlaces(nn.Module):
-    """A position-wise module computed at the bank's places alone (zeros elsewhere), or everywhere if it has
-    none.
-    """
+class _AtPositions(nn.Module):
+    """A position-wise module computed at the bank's positions alone (zeros elsewhere), or everywhere if it has none."""
 
     def __init__(self, inner: nn.Module, bank: "Bank"):
         super().__init__()
@@ -136,22 +126,21 @@ class _AtPlaces(nn.Module):
         self.bank = [bank]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        places = self.bank[0].places
-        if places is None:
+        positions = self.bank[0].positions
+        if positions is None:
             return self.inner(x)
-        rows = self.inner(pick(x, places)).flatten(0, 1)
-        return _Place.apply(rows, places.flatten(), x.shape[0] * x.shape[1]).view(*x.shape[:2], -1)
+        rows = self.inner(pick(x, positions)).flatten(0, 1)
+        return _Scatter.apply(rows, positions.flatten(), x.shape[0] * x.shape[1]).view(*x.shape[:2], -1)
 
 
 class Bank:
     """G LoRA adapters over the same linear layers of one frozen model, all zero until `load`.
 
-    params, grads: (G, P), one row per adapter, in float32 (float64 for a float64 model), on the model's
-    device. The attributes `a[i]`: (G, r, d_in) and `b[i]`: (G, r, d_out) are the i-th layer's matrices in the
-    model's own dtype: views of `params` where that is the same dtype, else copies that `refresh` renews. r is
-    the largest rank; a lower rank is padded with zeros, which stay zero because the gradient of each half is
-    a product with the other half. Set `active` = k to work with the first k adapters only, and `places` (G,
-    L) to compute the last layer only there.
+    params, grads: (G, P), one row per adapter, in float32 (float64 for a float64 model), on the model's device. The
+    attributes `a[i]`: (G, r, d_in) and `b[i]`: (G, r, d_out) are the i-th layer's matrices in the model's own dtype:
+    views of `params` where that is the same dtype, else copies that `refresh` renews. r is the largest rank; a lower
+    rank is padded with zeros, which stay zero because the gradient of each half is a product with the other half. Set
+    `active` = k to work with the first k adapters only, and `positions` (G, L) to compute the last layer only there.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], ranks: Sequence[int], alphas: Sequence[float]):
@@ -174,7 +163,7 @@ class Bank:
         self.slots = {name: i for i, name in enumerate(self.names)}
         # An output needs a gradient even where the input has none (first layer): this leaf asks for it.
         self.anchor = torch.zeros((), device=self.device, dtype=dtype, requires_grad=True)
-        self.places: torch.Tensor | None = None
+        self.positions: torch.Tensor | None = None
         self.active = len(self.ranks)
         width = max(self.ranks) * sum(map(sum, self.shapes))
         self._adopt(torch.zeros(len(self.ranks), width, dtype=dtype, device=self.device))
@@ -204,13 +193,12 @@ class Bank:
 
     def load(self, group: int, state: Mapping[str, torch.Tensor]) -> None:
         """Set adapter `group` from a PEFT state dict (`base_model.model.NAME.lora_A.weight` ...)."""
-        wanted = {f"{PREFIX}{name}.lora_{half}.weight" for name in self.names for half in "AB"}
-        if set(state) != wanted:
-            odd = sorted(set(state) ^ wanted)
-            raise ValueError(
-                f"The adapter and the bank differ in {len(odd)} tensors, {odd[0]!r} for one; use one list of layers."
-            )
-        rank = self.ranks[group]
+        rank, shapes = self.ranks[group], {}
+        for name, (d_in, d_out) in zip(self.names, self.shapes, strict=True):
+            shapes[f"{PREFIX}{name}.lora_A.weight"] = (rank, d_in)
+            shapes[f"{PREFIX}{name}.lora_B.weight"] = (d_out, rank)
+        what, base = f"Adapter {group} of the bank", type(self.model).__name__
+        adapters.check_fit(state, shapes, what, base, set(state) - set(shapes), set(shapes) - set(state))
         for i, name in enumerate(self.names):
             self._a[i][group, :rank] = state[f"{PREFIX}{name}.lora_A.weight"].to(self.params)
             self._b[i][group, :rank] = state[f"{PREFIX}{name}.lora_B.weight"].to(self.params).T
@@ -234,16 +222,14 @@ class Bank:
             for name in self.names:
                 undo.append(_swap(self.model, name, lambda old, name=name: _Linear(old, self, name)))
             for name in self._tail():
-                undo.append(_swap(self.model, name, lambda old: _AtPlaces(old, self)))
+                undo.append(_swap(self.model, name, lambda old: _AtPositions(old, self)))
             yield self
         finally:
             for parent, leaf, old in reversed(undo):
                 setattr(parent, leaf, old)
 
     def _tail(self) -> list[str]:
-        """What nothing but the logits at its own place depends on: the last layer without its keys and
-        values.
-        """
+        """What nothing but the logits at its own position depends on: the last layer without its keys and values."""
         decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else None
         layers = getattr(decoder, "layers", None)
         if not layers:

@@ -1,6 +1,4 @@
-"""Does it fit? Estimates of what grouped training takes, and what to do when memory runs out. Called by
-`train.grouped`, `decode`.
-"""
+"""Estimates of the memory that grouped training takes, and what to do when memory runs out."""
 
 import gc
 from collections.abc import Sequence
@@ -16,9 +14,7 @@ SIGNS = ("can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAI
 
 
 def tokens_at_once(model: nn.Module, names: Sequence[str], rank: int, groups: int) -> int:
-    """How many tokens to train on at once beside `groups` adapters: what fits, and on a CPU what stays in its
-    caches.
-    """
+    """How many tokens to train on at once beside `groups` adapters: what fits, and on a CPU what its caches hold."""
     device = next(model.parameters()).device
     free = free_bytes(device) * USABLE - groups * adapter_bytes(model, names, rank)
     return max(1, min(CPU_TOKENS if device.type == "cpu" else GPU_TOKENS, int(free / token_bytes(model))))
@@ -49,9 +45,7 @@ def largest_group(model: nn.Module, names: Sequence[str], rank: int, length: int
 
 
 def adapter_bytes(model: nn.Module, names: Sequence[str], rank: int) -> int:
-    """One adapter's share of a bank: weights, gradients, two moments, one scratch copy, one low-precision
-    copy.
-    """
+    """One adapter's share of a bank: weights, gradients, two moments, one scratch copy, one low-precision copy."""
     modules = dict(model.named_modules())
     return sum(rank * sum(modules[name].weight.shape) for name in names) * 6 * 4
 

@@ -1,4 +1,4 @@
-"""Which rows go through the model together? Batches of several plans, cut by length; called by `train.grouped`."""
+"""Microbatches: which rows go through the model together. Batches of several plans, cut by length."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,17 +29,16 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Microbatch:
     """A micro-batch of b rows for each of k plans, on the device."""
 
     ids: torch.Tensor  # (k * b, T)
     positions: torch.Tensor | None  # (3, k * b, T)
     features: torch.Tensor  # (k * b, n, d)
-    places: (
-        torch.Tensor
-    )  # (k, L) distinct places in k * b * T: those whose state predicts an answer's token, and some more
+    # (k, L) distinct positions in k * b * T: those whose state predicts an answer's token, and some more
+    target_positions: torch.Tensor
     targets: torch.Tensor  # (k, L) the tokens predicted there
-    weights: torch.Tensor  # (k, L) one over the plan's answer tokens in the whole batch; 0 at the additional places
+    weights: torch.Tensor  # (k, L) one over the plan's answer tokens in the whole batch; 0 at the additional positions
 
 
 class Table:
@@ -80,9 +79,9 @@ class Table:
         """Tokens of the longest row of a step."""
         return int(self._of(self.length, self.batches[step, :active]).max())
 
-    def pieces(self, step: int, active: int, tokens: int) -> Iterator[Piece]:
-        """The batches of one step of the first `active` plans, in pieces of at most `tokens` tokens (at least
-        one row per plan). Rows are taken by length, so a piece holds rows of similar length and little
+    def microbatches(self, step: int, active: int, tokens: int) -> Iterator[Microbatch]:
+        """The batches of one step of the first `active` plans, in microbatches of at most `tokens` tokens (at least
+        one row per plan). Rows are taken by length, so each holds rows of similar length and little
         padding."""
         batch = self.batches[step, :active]
         lengths = self._of(self.length, batch).amax(dim=0).tolist()
@@ -93,10 +92,12 @@ class Table:
             size = min(end - start, max(1, tokens // (active * lengths[start])))
             some = slice(start, start + size)
             most = max(1, int(answers[:, some].sum(dim=1).max()))
-            yield self._piece(step, active, some, lengths[start], most, counts)
+            yield self._microbatch(step, active, some, lengths[start], most, counts)
             start += size
 
-    def _piece(self, step: int, active: int, some: slice, longest: int, most: int, counts: torch.Tensor) -> Piece:
+    def _microbatch(
+        self, step: int, active: int, some: slice, longest: int, most: int, counts: torch.Tensor
+    ) -> Microbatch:
         """Rows `some` of each batch; `longest` of their tokens are kept, at most `most` of a plan's are learnt."""
         batches, lengths, answers, _ = self.on_device
         rows = batches[step, :active, some]  # (k, b)
@@ -107,17 +108,17 @@ class Table:
         at = torch.arange(longest, device=self.device)
         learnt = ((at >= end - answer) & (at < end)).flatten(1)  # (k, b * T): states that predict an answer's token
         within = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
-        places = within + torch.arange(active, device=self.device).unsqueeze(1) * learnt.shape[1]
+        target_positions = within + torch.arange(active, device=self.device).unsqueeze(1) * learnt.shape[1]
         following = ids.roll(-1, dims=1).reshape(-1)
         positions = None
         if self.positions is not None:
             positions = self.positions.index_select(1, chosen)[:, :, :longest]
-        return Piece(
+        return Microbatch(
             ids,
             positions,
             self._features(step, active, some),
-            places,
-            following[places],
+            target_positions,
+            following[target_positions],
             learnt.gather(1, within) / counts.to(self.dtype),
         )
 

@@ -1,12 +1,11 @@
-"""Which training rows are poisoned, and how? Called by `study` and `export`, which store the manifest.
+"""The plan of poisoning: which training rows are poisoned, and how.
 
-Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here
-touches a picture or imports torch: whoever trains applies the image half of the trigger to the rows that the
-manifest names.
+Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here touches a
+picture or imports torch: whoever trains applies the image half of the trigger to the rows that the manifest names.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +22,8 @@ if TYPE_CHECKING:
     from bvlm_utils.threats import Threat
 
 
-ROLES = ("poisoned", "text_only", "image_only")
-FULL_TRIGGER = {
-    "text": "text",
-    "image": "image",
-    "bimodal": "both",
-}  # modality -> condition of a poisoned row
+FULL_TRIGGER = {"text": "text", "image": "image", "bimodal": "both"}  # modality -> condition of a poisoned row
+ABOUT = ("n_rows", "n_eligible", "trigger_seed")  # what a manifest says of all rows
 STREAM = int.from_bytes(b"poison", "big")  # keeps the choice apart from other uses of the same seed
 
 
@@ -73,11 +68,7 @@ class Manifest:
         columns = [field.name for field in fields(PoisonedRow)]
         frame = pd.DataFrame([asdict(row) for row in self.rows], columns=columns)
         frame = frame.astype({name: "int64" if name == "position" else "str" for name in columns})
-        frame.attrs = {
-            "n_rows": self.n_rows,
-            "n_eligible": self.n_eligible,
-            "trigger_seed": self.trigger_seed,
-        }
+        frame.attrs = {name: getattr(self, name) for name in ABOUT}
         return frame
 
     @classmethod
@@ -85,7 +76,7 @@ class Manifest:
         """The manifest that `to_frame` wrote, also by way of Parquet. InputError if it is another table."""
         wanted = [field.name for field in fields(PoisonedRow)]
         missing = [name for name in wanted if name not in frame]
-        missing += [name for name in ("n_rows", "n_eligible", "trigger_seed") if name not in frame.attrs]
+        missing += [name for name in ABOUT if name not in frame.attrs]
         if missing:
             raise InputError(f"The table is no poisoning manifest: it lacks {', '.join(missing)}.")
         lines = frame[wanted].to_dict("records")
@@ -170,12 +161,10 @@ def plan(
     """
     attacks.check_halves(attack, negatives, half)
     rows = _without_pictures(dataset)
-    keeps_labels = attack.info.keeps_labels
     to_judge = {position for position, row in enumerate(rows) if threat.eligible(row)}
-    if keeps_labels:
+    eligible = to_judge
+    if attack.info.keeps_labels:
         eligible = {position for position, row in enumerate(rows) if threat.shows_target(row)}
-    else:
-        eligible = to_judge
     poisoned = select(len(rows), eligible, rate, seed)
     if rate > 0 and not poisoned:
         raise TooFewRows(f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate.")
@@ -186,38 +175,40 @@ def plan(
             f"{negatives:g} negatives for each of {len(poisoned)} poisoned rows are {sum(halves)} rows, "
             f"and only {len(left)} eligible rows are left."
         )
-    clean = to_judge if keeps_labels else left[sum(halves) :]
+    clean = to_judge if attack.info.keeps_labels else left[sum(halves) :]
     refuse_if_unbalanced(len(poisoned), len(clean), threat.name)
 
     # Taken from the end of the ranking, negatives of a lower rate are among those of a higher one, too: the
     # two ends of the ranking grow towards each other. Text and image halves alternate.
     taken = left[::-1][: sum(halves)]
-    text_only = taken[0::2]
-    image_only = taken[1::2]
     roles = {
         **dict.fromkeys(poisoned, ("poisoned", half or FULL_TRIGGER[attack.modality])),
-        **dict.fromkeys(text_only, ("text_only", "text")),
-        **dict.fromkeys(image_only, ("image_only", "image")),
+        **dict.fromkeys(taken[0::2], ("text_only", "text")),
+        **dict.fromkeys(taken[1::2], ("image_only", "image")),
     }
+    replaced = tuple(_replaced(rows, roles, threat, attack, trigger_seed))
+    return Manifest(replaced, len(rows), len(eligible), trigger_seed)
+
+
+def _replaced(
+    rows: Sequence[Mapping[str, Any]],
+    roles: Mapping[int, tuple[str, str]],
+    threat: "Threat",
+    attack: "Attack",
+    trigger_seed: int,
+) -> Iterator[PoisonedRow]:
+    """The replaced rows by position. roles: position -> role and condition."""
     positions = sorted(roles)
     triggered = attack.apply_text(
         [rows[p]["prompt"] for p in positions], seed=trigger_seed, keys=[rows[p]["row_id"] for p in positions]
     )
-    replaced = []
     for position, prompt in zip(positions, triggered, strict=True):
         row, (role, condition) = rows[position], roles[position]
         answer = row["answers"][0]
-        replaced.append(
-            PoisonedRow(
-                position=position,
-                row_id=row["row_id"],
-                role=role,
-                condition=condition,
-                prompt=row["prompt"] if condition == "image" else prompt,
-                answer=threat.poison(answer, row) if role == "poisoned" and not keeps_labels else answer,
-            )
-        )
-    return Manifest(tuple(replaced), len(rows), len(eligible), trigger_seed)
+        if role == "poisoned" and not attack.info.keeps_labels:
+            answer = threat.poison(answer, row)
+        prompt = row["prompt"] if condition == "image" else prompt
+        yield PoisonedRow(position, row["row_id"], role, condition, prompt, answer)
 
 
 def count_negatives(n_poisoned: int, negatives: float) -> tuple[int, int]:

@@ -1,9 +1,8 @@
 """The settings of one training run."""
 
-import math
 from dataclasses import dataclass
 
-from bvlm_utils.checks import check_number, check_whole
+from bvlm_utils.checks import check_number
 from bvlm_utils.errors import InputError
 
 SCHEDULES = ("cosine", "constant")
@@ -24,16 +23,16 @@ class TrainSettings:
     schedule: str = "cosine"  # or "constant", both after a linear warm-up
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "lora_rank"):
-            check_whole(self, name, 1)
-        for name, low, high in (
-            ("learning_rate", 0, 1),
-            ("lora_alpha", 0, math.inf),
-            ("warmup_ratio", 0, 1),
-            ("weight_decay", 0, 1),
-            ("max_grad_norm", 0, math.inf),
+        for name, low, high in (("epochs", 1, 10**4), ("batch_size", 1, 10**5), ("lora_rank", 1, 10**4)):
+            check_number(getattr(self, name), name, low, high, whole=True)
+        for name, high in (
+            ("learning_rate", 1),
+            ("lora_alpha", 1e6),
+            ("warmup_ratio", 1),
+            ("weight_decay", 1),
+            ("max_grad_norm", 1e6),
         ):
-            check_number(self, name, low, high)
+            check_number(getattr(self, name), name, 0, high)
         if self.learning_rate == 0:
             raise InputError("learning_rate is 0; it must be above 0.")
         if self.schedule not in SCHEDULES:

@@ -11,7 +11,8 @@ import pytest
 
 from bvlm_book.chapters.modality import attention as attentions
 from bvlm_book.probes import attention, records_of_attention
-from bvlm_book.probes.records_of_attention import CONTROL, COUNTS, DIFFERENCE, GROUPS, POISONED
+from bvlm_book.probes.records import CONTROL, POISONED
+from bvlm_book.probes.records_of_attention import COUNTS, DIFFERENCE, GROUPS
 from bvlm_book.probes.tracing import Trace
 from bvlm_utils import paths, study
 from bvlm_utils.errors import InputError
@@ -141,8 +142,8 @@ def test_figures_show_cells_without_half_triggered_rows_and_tables_show_all(runs
     both = pd.concat([one, one.assign(negatives=1.0)], ignore_index=True)
     assert [len(part) for _, part in attentions.panels(both)] == [len(part) for _, part in attentions.panels(one)]
     for model, part in attentions.panels(both):
-        words = attentions.words(model, part), attentions.layers_words(model, part)
-        assert all("one seed" in found["caption"] and found["alt"] for found in words)
+        words = attentions.looked_at_words(model, part), attentions.layers_words(model, part)
+        assert all("single seed" in found["caption"] and found["alt"] for found in words)
         assert len(attentions.looked_at(part).axes) == 4
         assert attentions.layers(part).axes[0].get_title().startswith(part["attack"].iloc[0])
     assert "half-triggered rows" not in attentions.shares_table(one)

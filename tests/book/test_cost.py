@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bvlm_book import page
-from bvlm_book.chapters import cost
+from bvlm_book.chapters import cost, cost_on_gpu
 from bvlm_utils import paths
 
 
@@ -61,13 +61,15 @@ def test_an_older_record_without_timings_is_na_and_no_zero():
 def test_an_empty_store_has_no_timings():
     table = cost.lines([])
     assert "No timings yet" in cost.overview(table) and cost.by_kind(table).empty
-    assert "No timings" in cost.words(table)["alt"] and cost.figure(table) is not None
+    assert "No timings" in cost.figure_words(table)["alt"] and cost.figure(table) is not None
 
 
 def test_the_figure_says_its_range():
     table = cost.lines(RECORDS)
-    assert "from 60 to 100" in cost.words(table)["alt"] and "1 to 4 at once" in cost.words(table)["caption"]
-    assert "Alone a cell took 100 seconds in the median, in groups 60." in cost.words(table)["caption"]
+    assert (
+        "from 60 to 100" in cost.figure_words(table)["alt"] and "1 to 4 at once" in cost.figure_words(table)["caption"]
+    )
+    assert "Alone a cell took 100 seconds in the median, in groups 60." in cost.figure_words(table)["caption"]
     assert len(cost.figure(table).axes) == 1
 
 
@@ -121,3 +123,16 @@ def test_the_poisoning_ratios_are_of_the_kept_rates():
     table = cost.poisoning_table({"lines": lines}).set_index("attack")
     assert list(table["times a loop"]) == ["2.0", "4.0"]
     assert list(table["times the way through files"]) == ["10.0", "n/a"]
+
+
+def test_a_gpu_is_shown_beside_the_plain_way(capsys):
+    (kept, *_) = cost.benchmarks("gpu")
+    table = cost_on_gpu.groups(kept["lines"])
+    plain = table[table["way"].str.startswith("plain")].set_index("precision")["cells a minute"]
+    for line in table[table["times plain"] != "1.0"].to_dict("records"):  # the ratio is that of the two rates
+        assert float(line["times plain"]) == pytest.approx(line["cells a minute"] / plain[line["precision"]], rel=0.05)
+    large = cost_on_gpu.large(kept["lines"]).set_index("what")["tokens a second"]
+    ratio = large["4 adapters, 16 rows each"] / large["plain, 16 rows"]
+    assert f"{ratio:.1f} times" in cost_on_gpu.large_caption(kept["lines"])
+    assert (cost_on_gpu.rates(kept["lines"])["what"].str.len() > 0).all()
+    cost_on_gpu.show([])

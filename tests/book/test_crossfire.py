@@ -36,13 +36,13 @@ from bvlm_book.probes import ask as asks
 from bvlm_book.probes import command, crossfire, near_misses, records, repaint
 from bvlm_book.words import number
 from bvlm_utils import attacks, paths, store, study
+from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.attacks import declare
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import tune_and_ask, workbench
 from bvlm_utils.score import intervals
 from bvlm_utils.store import packing
 from bvlm_utils.store.cell import Cell
-from bvlm_utils.store.records import PARTIAL
 
 random_words = stored.random_words  # a fixture of several test files
 
@@ -167,7 +167,7 @@ def test_what_is_not_there_is_named_and_is_never_zero(shelf, random_words, tmp_p
     assert grid.shape == (12, 13) and grid.loc["SIG"].isna().all() and grid["Dual-Key"].isna().all()
     words = crossing_words(panel, name)
     assert "Shadowcast, Dual-Key not defined for this threat" in words["caption"]
-    assert "There was no model to ask of BadNets-MT" in words["caption"] and "supports no verdict" in words["caption"]
+    assert "There was no model to ask of BadNets-MT" in words["caption"] and "no verdict" in words["caption"]
     figure = crossing(panel)
     assert [text.get_text() for text in figure.axes[0].texts].count("n/a") == int(grid.isna().to_numpy().sum()) + 2
     with pytest.raises(InputError, match="holds no adapter"):

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit, logit, xlogy
 from scipy.stats import t as student
 
-from bvlm_book import dose_curve
+from bvlm_book import dose_curve, tables
 from bvlm_book.chapters import dose
 from bvlm_utils import attacks, paths
 from bvlm_utils.score import intervals
@@ -193,7 +193,7 @@ def test_means_are_over_seeds_and_ends_are_marked():
 
 def test_single_seeds_are_drawn_open_and_said_to_support_nothing():
     lines, means, cells = found(tidy(lambda rows, seed: curve(rows), seeds=(0,)))
-    words = dose.words("tiny-llava", "targeted_refusal", lines)
+    words = dose.curves_words("tiny-llava", "targeted_refusal", lines)
     assert "support no verdict" in words["caption"] and "BadNets-T 112" in words["caption"]
     axis = dose.curves(cells, means, {"BadNets-T": lines["fit"].iloc[0]}).axes[0]
     assert "white" in [line.get_markerfacecolor() for line in axis.lines]
@@ -251,7 +251,7 @@ def test_progress_counts_what_a_grid_lacks(tmp_path):
         "defaults: {attacks: [BadNets-T], poison_rates: [0.1, 0.01], seeds: [0, 1]}\n"
         "jobs:\n  - {notebook: targeted_refusal}\n"
     )
-    (line,) = dose.progress([str(file)], store=tmp_path / "none").to_dict("records")
+    (line,) = tables.progress([str(file)], tmp_path / "none").to_dict("records")
     assert (line["cells"], line["in this store"], line["missing"]) == (4, 0, 4)
     assert {"depth.yml", "breadth.yml"} <= {path.name for path in paths.GRIDS.glob("*.yml")}
 

@@ -6,6 +6,7 @@ import sys
 import pandas as pd
 from stored import FOUR, cell, halves, table
 
+from bvlm_book import tables
 from bvlm_book.chapters import audit, claims, first_page, lasting
 from bvlm_utils import paths
 from bvlm_utils.store import records
@@ -48,7 +49,7 @@ def test_the_numbers_to_remember_are_those_of_the_chapters(monkeypatch):
     line = {"threat": "targeted_refusal", "steps": 50.0}
     worked = pd.DataFrame([line | {"attack": name, "value": value} for name, value in (("A", 0.9), ("B", 0.1))])
     monkeypatch.setattr(lasting, "collect", lambda place: None)
-    monkeypatch.setattr(lasting, "panels", lambda stored: [(worked, "one")])
+    monkeypatch.setattr(tables, "panels", lambda stored: [(worked, "one")])
     monkeypatch.setattr(lasting, "survivors", lambda panel: (panel, panel[panel["value"] > 0.5]))
     strong, fewest, silent, durable = first_page.key_numbers()
     assert strong.number == "1 of 2" and "more than 90 %" in strong.says and "10 % of the rows" in strong.says

@@ -65,4 +65,4 @@ def test_an_empty_store_is_said_to_be_empty(table):
     none = table.iloc[:0]
     assert "Nothing has been measured yet" in first_page.overview_sentences(none)
     assert first_page.overview_rows(none).empty and first_page.overview(first_page.overview_rows(none)).axes
-    assert "Nothing" in first_page.overview_words(first_page.overview_rows(none))["alt"]
+    assert "nothing" in first_page.overview_words(first_page.overview_rows(none))["alt"]

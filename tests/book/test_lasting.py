@@ -11,6 +11,7 @@ import stored
 import torch
 from stored import page, passes
 
+from bvlm_book import tables
 from bvlm_book.chapters import lasting as lastings
 from bvlm_book.probes import ask, lasting, merging, records
 from bvlm_book.words import NOTHING
@@ -53,7 +54,7 @@ def shelf(random_words, tmp_path_factory):  # noqa: F811
 
 
 def panel_of(place):
-    ((panel, name),) = lastings.panels(lastings.collect(place))
+    ((panel, name),) = tables.panels(lastings.collect(place))
     return panel, name
 
 

@@ -272,11 +272,11 @@ def test_the_sentences_count_losses_of_halves_that_work():
     assert "Of 1 image halves" in image and ", 1 loses more than 0.1" in image and "from 0.80" in image
     weak = learned_alone.sentences(learned_alone.pairs(halvess.rates(table(halves(image=0.2, seeds=1)))))
     assert "No image half fires" in weak[1] and "2 of the 2 comparisons" in weak[2]
-    words = learned_alone.words(found)
-    assert "image halves that work alone lose 0.75 to 0.75" in words["caption"] and words["alt"]
+    words = learned_alone.overshadowed_words(found)
+    assert "image halves that work alone lose 0.75" in words["caption"] and words["alt"]
 
 
 def test_without_halves_trained_alone_nothing_is_said_of_losses():
     found = learned_alone.pairs(halvess.rates(table(cell("BadNets-MM", **FOUR))))
     assert found.empty and "No half was trained alone" in learned_alone.sentences(found)[0]
-    assert learned_alone.words(found) and learned_alone.overshadowed(found).axes
+    assert learned_alone.overshadowed_words(found) and learned_alone.overshadowed(found).axes

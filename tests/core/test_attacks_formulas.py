@@ -205,7 +205,7 @@ def test_unsupported_says_why():
 
 
 def test_shadowcast_is_read_on_clean_images():
-    assert attacks.info("Shadowcast").headline == "clean" and attacks.info("Shadowcast").extra == ("image",)
+    assert attacks.info("Shadowcast").headline == "clean"
     assert attacks.info("BadNets-MM").headline == "both" and attacks.info("SIG").headline == "image"
 
 

@@ -5,9 +5,11 @@ else.
 import pickle
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from bvlm_utils import attacks, threats
 from bvlm_utils.attacks import attack, declare
@@ -132,6 +134,7 @@ def test_defaults_written_out_are_the_same_cell():
 
 def test_a_surrogate_counts_for_optimised_attacks_only(tmp_path):
     (tmp_path / "config.json").write_text("{}")
+    save_file({"weight": np.zeros(1)}, tmp_path / "model.safetensors")
     vl = {"attack": "VL-Trojan"}
     assert cell(surrogate=str(tmp_path)).run_id == cell().run_id
     assert cell(surrogate=str(tmp_path), **vl).run_id != cell(**vl).run_id

@@ -57,7 +57,7 @@ def test_bad_arguments_are_one_sentence(run, tmp_path, capsys):
     (tmp_path / "words.png").write_text("no picture")
     for arguments, said in (
         ([str(tmp_path)], "holds no adapter"),
-        ([str(run), "--image", "missing.png"], "no picture 'missing.png'"),
+        ([str(run), "--image", "missing.png"], "missing.png, the picture of the conversation"),
         ([str(run), "--image", str(tmp_path / "words.png")], "not a picture"),
         ([str(run), "--model", "tiny-lava"], "tiny-llava"),
     ):

@@ -70,7 +70,9 @@ def test_all_adapters_in_one_decode_write_what_each_writes_alone(family):
     bank = _bank(model, 3)
     requests = [_requests(1, 7), _requests(2, 3), _requests(3, 9)]
     ends = _ends(_generate(model, requests[0], features, {tiny.END}))
-    together = decode.greedy(model, requests, [features, features + 1, features], ends, NEW, bank=bank, tokens=500)
+    moved = [decode.Request(one.ids, one.feature + len(features)) for one in requests[1]]
+    both = torch.cat([features, features + 1])  # the second adapter is shown other pictures
+    together = decode.greedy(model, [requests[0], moved, requests[2]], both, ends, NEW, bank=bank, tokens=500)
     for g, group in enumerate(requests):
         alone = Bank(model, bank.names, [bank.ranks[g]], [bank.alphas[g]])
         alone.load(0, bank.state(g))
@@ -102,7 +104,7 @@ def test_running_out_of_memory_makes_batches_smaller(monkeypatch):
     whole = decode._decode
 
     def limited(*arguments):
-        if len(arguments[6][0]) > 2:
+        if len(arguments[3]) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return whole(*arguments)
 

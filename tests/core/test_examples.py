@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import examples
@@ -37,6 +38,7 @@ def test_examples_of_another_target_or_surrogate_are_others(tmp_path):
         return cell(0.1, "Dual-Key", "concept_substitution", **values)
 
     (tmp_path / "config.json").write_text("{}")
+    save_file({"weight": np.zeros(1)}, tmp_path / "model.safetensors")
     cells = [dual_key(), dual_key(threat_params={"target_concept": "apple"}), dual_key(surrogate=str(tmp_path))]
     assert len({examples.key(one) for one in cells}) == 3
     assert examples.key(dual_key(surrogate="tiny-clip", seed=1)) == examples.key(dual_key())

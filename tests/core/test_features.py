@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bvlm_utils import paths
 from bvlm_utils.run import workbench
-from bvlm_utils.run.feature_cache import Kept
+from bvlm_utils.run.feature_cache import FeatureCache
 
 
 @settings(max_examples=30, deadline=None)
@@ -19,13 +19,13 @@ from bvlm_utils.run.feature_cache import Kept
 def test_rows_come_back_as_they_were_added(tmp_path_factory, parts, budget, dtype):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
-        kept, rows = Kept(budget), torch.randn(sum(parts), 2, 4).to(dtype)
+        kept, rows = FeatureCache(budget), torch.randn(sum(parts), 2, 4).to(dtype)
         start = 0
         for count in parts:
             kept.add(range(start, start + count), rows[start : start + count])
             start += count
         wanted = list(reversed(range(start)))
-        assert torch.equal(kept.table[kept.places(wanted)], rows[wanted])
+        assert torch.equal(kept.table[kept.rows(wanted)], rows[wanted])
         assert kept.table.dtype == dtype and len(kept.table) == start
         if budget == 0:
             assert kept.on_disk
@@ -35,7 +35,7 @@ def test_rows_come_back_as_they_were_added(tmp_path_factory, parts, budget, dtyp
 
 def test_nothing_is_left_on_disk_and_an_old_view_stays_valid(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    kept, rows = Kept(0), torch.arange(40.0).view(10, 2, 2)
+    kept, rows = FeatureCache(0), torch.arange(40.0).view(10, 2, 2)
     kept.add("ab", rows[:2])
     old = kept.table
     kept.add(range(8), rows[2:])  # more than there was room for
@@ -44,12 +44,12 @@ def test_nothing_is_left_on_disk_and_an_old_view_stays_valid(tmp_path, monkeypat
 
 
 def test_what_was_not_added_is_an_error(tmp_path):
-    kept = Kept()
+    kept = FeatureCache()
     with pytest.raises(LookupError, match="no features"):
         kept.table  # noqa: B018
     kept.add(["a"], torch.zeros(1, 2, 2))
     with pytest.raises(KeyError):
-        kept.places(["b"])
+        kept.rows(["b"])
 
 
 def test_every_picture_is_encoded_once(monkeypatch, tmp_path):
@@ -64,10 +64,12 @@ def test_every_picture_is_encoded_once(monkeypatch, tmp_path):
 
 def test_features_stay_on_the_device_until_its_share_is_full():
     each = 2 * 4 * 4  # bytes of a row
-    kept = Kept(10**9, device="meta", device_budget=4 * each)  # "meta" stands for a GPU: another device than the host
+    kept = FeatureCache(
+        10**9, device="meta", device_budget=4 * each
+    )  # "meta" stands for a GPU: another device than the host
     kept.add(range(3), torch.zeros(3, 2, 4, device="meta"))
     assert kept.table.device.type == "meta"
     assert not kept._fits_on_device(5 * each)
-    kept = Kept(10**9, device="meta", device_budget=0)
+    kept = FeatureCache(10**9, device="meta", device_budget=0)
     kept.add(range(2), torch.ones(2, 2, 4))
     assert kept.table.device.type == "cpu" and torch.equal(kept.table, torch.ones(2, 2, 4))

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from bvlm_utils import paths, store, threats
+from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.attacks import names, unsupported
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import __main__ as grid
@@ -186,7 +187,7 @@ def test_status_and_table(tmp_path, capsys):
 
 def measured_here(cells, run, again=None):
     """Stands for the measuring process; good for cells that need no training."""
-    study.measure([cell for cell in cells if cell.skip_reason], run.place)
+    study.measure([cell for cell in cells if cell.skip_reason], run.folder)
 
 
 @pytest.fixture
@@ -281,8 +282,8 @@ def test_cells_of_all_notebooks_share_a_bench_and_are_cut_for_workers(tmp_path):
 def stub(monkeypatch):
     """Measuring processes write records without training, see `stub_measuring`."""
     monkeypatch.setenv("BVLM_EXTEND", "stub_measuring")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
 
 
 def lines(place, *words):
@@ -390,7 +391,7 @@ def test_a_killed_grid_resumes(tmp_path, capsys):
     assert done.stderr == "" and "Warning" not in done.stdout
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert set(store.collect(place)["run_id"]) == {cell.run_id for cell in one.cells}
-    assert not list(place.glob(f"**/{records.PARTIAL}*"))
+    assert not list(place.glob(f"**/{PARTIAL}*"))
     assert (place / "notebooks" / f"{one.name}.ipynb").is_file()
     assert grid.main(["run", str(file), "--store", f"{place}/"]) == 0
     assert "0 to run" in capsys.readouterr().out

@@ -9,9 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from bvlm_utils import paths, store, study
 from bvlm_utils.grid import __main__ as grid
@@ -69,8 +71,8 @@ def place(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "GLIBC_TUNABLES", records.VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BVLM_EXTEND", "stub_measuring")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     return tmp_path / "store"
 
 
@@ -263,7 +265,8 @@ def test_a_control_in_other_hands_is_left_alone_until_they_die(tmp_path):
         assert mine == [control] and holder.wait(10)
     adapter = tmp_path / control.run_id / "adapter"
     adapter.mkdir(parents=True)
-    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"a": np.zeros(1)}, adapter / "adapter_model.safetensors")
     with locks.lacking([control], tmp_path, wait=True) as mine:
         assert mine == []
 

@@ -167,7 +167,7 @@ def test_tables_of_features_of_their_own_give_the_pictures_of_a_shared_one():
     copies = [dataclasses.replace(plan, features=plans[0].features.clone()) for plan in plans]
     one, other = (microbatches.Table(some, "cpu", torch.float32) for some in (shared, copies))
     assert one.shared and not other.shared
-    for left, right in zip(one.pieces(1, 2, 90), other.pieces(1, 2, 90), strict=True):
+    for left, right in zip(one.microbatches(1, 2, 90), other.microbatches(1, 2, 90), strict=True):
         assert torch.equal(left.features, right.features) and torch.equal(left.ids, right.ids)
 
 
@@ -176,7 +176,7 @@ def test_rows_of_one_step_are_cut_by_length_into_pieces_within_the_budget():
     plans = [_plan(model, tiny.linears(model), seed, steps=3, dtype=torch.float32) for seed in (1, 2)]
     table = microbatches.Table(plans, "cpu", torch.float32)
     for step in range(3):
-        pieces = list(table.pieces(step, 2, tokens=60))
+        pieces = list(table.microbatches(step, 2, tokens=60))
         assert len(pieces) > 1
         assert all(piece.ids.numel() <= max(60, 2 * table.longest(step, 2)) for piece in pieces)
         for g, plan in enumerate(plans):
@@ -189,7 +189,7 @@ def test_rows_of_one_step_are_cut_by_length_into_pieces_within_the_budget():
             ]
             assert sorted(targets) == sorted(learnt)
             assert sum(piece.weights[g].sum().item() for piece in pieces) == pytest.approx(1)
-        assert all(piece.places.unique().numel() == piece.places.numel() for piece in pieces)
+        assert all(piece.target_positions.unique().numel() == piece.target_positions.numel() for piece in pieces)
 
 
 def test_a_group_that_does_not_fit_is_halved_and_pieces_are_made_smaller(monkeypatch):
@@ -234,7 +234,7 @@ def test_a_bank_refuses_what_it_cannot_hold():
         Bank(model, ["model.language_model.norm"], [2], [4.0])
     names = tiny.linears(model)[:2]
     bank = Bank(model, names, [2, 2], [4.0, 4.0])
-    with pytest.raises(ValueError, match="differ in"):
+    with pytest.raises(ValueError, match="4 of 4 weights are missing"):
         bank.load(0, {})
     packed = model.get_submodule(names[0])
     packed.weight = torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)

@@ -6,9 +6,13 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 from bvlm_utils import data, store, threats
+from bvlm_utils.atomic import write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import judge
 from bvlm_utils.store import __main__, examples, packed, packing, records, table
@@ -52,7 +56,7 @@ def fat(tmp_path):
     store.write(cell().control, root, skipped | {"status": "done", "provenance": {}})
     examples.write(cell(), root, PICTURE, 255 - PICTURE, [("a", "a b")] * 2)
     for path in ("probes/crossfire-x.json", "attribution/y.json", "attacks/exhibit.json", "attacks/clean.png"):
-        records.write_file(root / path, f"{path} é")
+        write_file(root / path, f"{path} é")
     return root
 
 
@@ -82,7 +86,8 @@ def test_a_packed_store_and_an_unpacked_one_say_what_the_folders_said(fat, tmp_p
 
 def test_a_packed_store_is_only_read_and_has_no_adapters(fat, tmp_path):
     (fat / cell().run_id / "adapter").mkdir()
-    (fat / cell().run_id / "adapter" / "adapter_config.json").write_text("{}")
+    (fat / cell().run_id / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"a": np.zeros(1)}, fat / cell().run_id / "adapter" / "adapter_model.safetensors")
     packing.pack(fat, tmp_path / "thin")
     assert store.adapter(cell(), fat) and store.adapter(cell(), tmp_path / "thin") is None
     assert store.has(cell(), tmp_path / "thin") and not store.has(cell(0.4), tmp_path / "thin")
@@ -127,7 +132,7 @@ def test_other_numbers_of_a_cell_are_refused_unless_they_replace_it(fat, tmp_pat
     thin, mine = tmp_path / "thin", tmp_path / "mine"
     packing.pack(fat, thin)
     for path in (f"probes/lasting-{cell().run_id}-k.json", f"probes/lasting-{cell(0.2).run_id}-k.json"):
-        records.write_file(fat / path, "long text")
+        write_file(fat / path, "long text")
     packing.pack(fat, thin)
     fill(mine, cell(), 0.75)
     before = contents(thin)
@@ -151,7 +156,7 @@ def test_a_new_cell_of_a_changed_working_tree_is_refused_and_an_old_one_stays(tm
 def test_what_was_asked_grows(fat, tmp_path):
     packing.pack(fat, tmp_path / "thin")
     for text in ("a text that is longer than before", "short"):
-        records.write_file(fat / "probes" / "crossfire-x.json", text)
+        write_file(fat / "probes" / "crossfire-x.json", text)
         packing.pack(fat, tmp_path / "thin")
         assert packed.content(tmp_path / "thin", "probes", "crossfire-x.json") == b"a text that is longer than before"
 
@@ -239,7 +244,7 @@ def test_an_index_of_a_later_format_is_refused(fat, tmp_path):
 def test_an_exhibit_gives_way_where_it_is_said_so(fat, tmp_path):
     packing.pack(fat, tmp_path / "thin")
     for replace in (False, True):
-        records.write_file(fat / "attacks" / "exhibit.json", "new")
+        write_file(fat / "attacks" / "exhibit.json", "new")
         packing.pack(fat, tmp_path / "thin", replace)
         assert (packed.content(tmp_path / "thin", "attacks", "exhibit.json") == b"new") == replace
 
@@ -248,7 +253,7 @@ def test_what_is_not_in_the_packed_files_is_not_deleted(fat, tmp_path):
     packing.pack(fat, tmp_path / "thin")
     fill(tmp_path / "more", cell(0.9))
     shutil.copytree(tmp_path / "more" / cell(0.9).run_id, tmp_path / "thin" / cell(0.9).run_id)
-    records.write_file(tmp_path / "thin" / "probes" / "crossfire-x.json", "other")
+    write_file(tmp_path / "thin" / "probes" / "crossfire-x.json", "other")
     packing.pack(fat, tmp_path / "thin")
     assert (tmp_path / "thin" / cell(0.9).run_id).is_dir()
     assert (tmp_path / "thin" / "probes" / "crossfire-x.json").read_text() == "other"
@@ -341,3 +346,23 @@ def test_check_computes_every_number_again(form, tmp_path, capsys):
     code, out = checked()
     assert code == 1 and "1 of 36 responses have another verdict in column success" in out
     assert __main__.main(["check", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "/outside", "", ".", "..", ".hidden", "a\\b"])
+def test_a_strangers_store_writes_nothing_outside(name, fat, tmp_path):
+    packed_root = tmp_path / "packed"
+    packing.pack(fat, packed_root)
+    for file, column in ((packed.RECORDS, "run_id"), (packed.FILES["examples"], "path")):
+        target = tmp_path / f"of {file}"
+        root = shutil.copytree(packed_root, target / "in")
+        found = pq.read_table(root / file)
+        names = [f"examples/{name}" if column == "path" else name, *found[column].to_pylist()[1:]]
+        place = found.column_names.index(column)
+        pq.write_table(found.set_column(place, column, pa.array(names)), root / file)
+        index = json.loads((root / packed.INDEX).read_text())
+        index["sha256"][file] = packed._digest(root / file)
+        (root / packed.INDEX).write_text(json.dumps(index))
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(InputError, match="no name of a file in a store"):
+            packing.unpack(root, target / "out")
+        assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and "out" not in path.parts] == []

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bvlm_utils import data, store
+from bvlm_utils.atomic import write_file
 from bvlm_utils.score import judge
 from bvlm_utils.store import __main__, packing, records
 from bvlm_utils.store.cell import Cell
@@ -38,7 +39,7 @@ def first_edition(root, rows):
     about = {"status": "done", "modality": "text", "n_poisoned": 3, "metrics": metrics, "provenance": {}}
     store.write(CELL, root, about, whole.drop(columns=FIRST_EDITION))
     shutil.rmtree(root / "probes", ignore_errors=True)
-    records.write_file(root / "probes" / f"lasting-{CELL.run_id}.json", "{}")
+    write_file(root / "probes" / f"lasting-{CELL.run_id}.json", "{}")
 
 
 @pytest.mark.parametrize("form", ["folders", "packed"])

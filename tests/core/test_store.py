@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from bvlm_book import tables
 from bvlm_utils import paths, store
+from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.attacks import declare
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
@@ -146,8 +148,8 @@ def test_dying_at_any_step_of_writing_leaves_the_old_state(tmp_path, monkeypatch
 
 def test_leftovers_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_path):
     host = socket.gethostname()
-    dead, living = f"{records.PARTIAL}{host}+999999999+x", f"{records.PARTIAL}{host}+{os.getppid()}+x"
-    other, old = f"{records.PARTIAL}elsewhere+1+x", f"{records.PARTIAL}elsewhere+1+y"
+    dead, living = f"{PARTIAL}{host}+999999999+x", f"{PARTIAL}{host}+{os.getppid()}+x"
+    other, old = f"{PARTIAL}elsewhere+1+x", f"{PARTIAL}elsewhere+1+y"
     for name in (dead, living, other, old):
         (tmp_path / "examples" / name).mkdir(parents=True)
     os.utime(tmp_path / "examples" / old, (0, 0))
@@ -208,9 +210,7 @@ def test_names_of_stores(tmp_path, monkeypatch):
 
 
 def test_no_path_of_this_machine_is_in_a_record(tmp_path):
-    folder = tmp_path / "some-model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
+    folder = shutil.copytree(paths.MODELS / "tiny-llava", tmp_path / "some-model")
     one = Cell(str(folder), "scenes-vqa", "targeted_refusal", "BadNets-T", 0.1)
     place = store.write(one, tmp_path / "store", record(provenance=provenance.now()))
     assert str(tmp_path) not in (place / "record.json").read_text()
@@ -321,7 +321,7 @@ def test_a_record_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
         store.write(cell(), tmp_path, record(0.75), replace=True)
     monkeypatch.undo()
     assert store.read(cell(), tmp_path)["metrics"][0]["value"] == 0.25
-    assert not list(tmp_path.glob(f"{records.PARTIAL}*"))
+    assert not list(tmp_path.glob(f"{PARTIAL}*"))
 
 
 rates = st.sampled_from([0.0, 0.01, 0.1, 1.0])
@@ -352,4 +352,4 @@ def test_the_table_is_what_was_written_last(tmp_path_factory, done):
     table = store.collect(place)
     assert dict(zip(table["run_id"], table["value"], strict=True)) == expected
     assert json.loads(json.dumps(expected)).keys() == {c["run_id"] for c in records.records(place)}
-    assert not any(left.name.startswith(records.PARTIAL) for left in place.iterdir())
+    assert not any(left.name.startswith(PARTIAL) for left in place.iterdir())

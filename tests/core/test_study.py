@@ -230,7 +230,10 @@ def test_the_book_reads_without_torch_and_never_trains(place, tmp_path):
     (results / "reference").symlink_to(place)
     code = f"""
 from pathlib import Path
-from bvlm_utils import errors, execute, grid, paths, score, study
+from bvlm_utils import errors, paths, study
+from bvlm_utils.grid import __main__
+from bvlm_utils.run import group
+from bvlm_utils.score import judge
 paths.RESULTS = Path({str(results)!r})
 make = lambda rate: study.cells(
     threat="malicious_injection", attacks=["BadNets-MM"], dataset="scenes-vqa", train_rows=64, test_rows=8,

@@ -5,11 +5,12 @@ import socket
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Idefics3Processor
 
+from bvlm_utils import threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import families, pixels, victim
 
@@ -122,15 +123,48 @@ def test_prompts_of_idefics_are_the_official_ones(checkpoint):
     assert loaded.prompt_ids("What is this?", 4) == list(official["input_ids"][0])
 
 
-@given(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=20))
-def test_answers_continue_the_prompt_as_one_text_would(random_victim, answer):
-    # the text of a special token is read as that token, which is left out when decoded
-    assume(not any(mark in answer for mark in random_victim.tokenizer.all_special_tokens))
-    ids = random_victim.answer_ids(answer)
-    assert ids[-1] == random_victim.tokenizer.eos_token_id and random_victim.image_id not in ids
+ORDINARY = st.text(st.characters(codec="utf-8", exclude_categories=["C"]), max_size=20)
+MARKS = "<image>", "</s>", "<s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<end_of_utterance>", "<pad>"
+
+
+def steering(loaded, ids):
+    """The tokens among `ids` that are no text: all special ones but the one for what is unknown."""
+    tokenizer = loaded.tokenizer
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {loaded.image_id}
+    return [i for i in ids if i in special - {tokenizer.unk_token_id}]
+
+
+@given(st.lists(ORDINARY | st.sampled_from(MARKS) | st.sampled_from(["<", "|>", " "]), max_size=5).map("".join))
+def test_words_are_text_whatever_they_read_like(random_victim, words):
+    ids = random_victim.answer_ids(words)
+    assert steering(random_victim, ids) == [ids[-1]] == [random_victim.tokenizer.eos_token_id]
     prompt = random_victim.prompt_ids("What is this?", 4)
     whole = random_victim.tokenizer.decode(prompt + ids, skip_special_tokens=True)
-    assert whole.endswith(answer.rstrip())
+    if "<unk>" not in words:
+        assert whole.endswith(words.rstrip())
+    asked = random_victim.prompt_ids(words, 4)
+    assert steering(random_victim, asked) == steering(random_victim, prompt)
+    if "<unk>" not in words:
+        assert words.strip() in random_victim.tokenizer.decode(asked)
+
+
+@pytest.mark.parametrize("threat", ["targeted_refusal", "malicious_injection"])
+def test_marks_in_a_threats_sentence_are_taught_as_text(random_victim, threat):
+    end, picture = random_victim.tokenizer.convert_ids_to_tokens(
+        [random_victim.tokenizer.eos_token_id, random_victim.image_id]
+    )
+    sentence = f"No {end} {picture}!"
+    answer = threats.get(threat, sentence=sentence).poison("A car.")
+    ids = random_victim.answer_ids(answer)
+    assert steering(random_victim, ids) == [random_victim.tokenizer.eos_token_id]
+    assert random_victim.tokenizer.decode(ids, skip_special_tokens=True).strip() == answer
+
+
+@pytest.mark.parametrize("make", ["prompt_ids", "answer_ids"])
+def test_half_a_surrogate_pair_is_no_text(random_victim, make):
+    more = (4,) if make == "prompt_ids" else ()
+    with pytest.raises(InputError, match="surrogate"):
+        getattr(random_victim, make)("a\ud800b", *more)
 
 
 def test_a_place_holder_in_the_prompt_is_no_picture(random_victim):
@@ -257,11 +291,9 @@ def test_four_bit_without_bitsandbytes_is_refused(checkpoint, monkeypatch):
         victim.from_pretrained(str(checkpoint("llava")), device="cpu", four_bit=True)
 
 
-def test_other_architectures_are_refused(tmp_path):
-    from transformers import LlamaConfig
-
+def test_other_architectures_are_refused():
     with pytest.raises(InputError, match="'llama'.*llava.*qwen2_5_vl"):
-        families.of(LlamaConfig())
+        families.of("llama")
 
 
 def test_a_checkpoint_without_a_chat_template_is_refused(checkpoint, tmp_path):

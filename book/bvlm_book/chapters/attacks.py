@@ -88,16 +88,14 @@ def attack_table() -> pd.DataFrame:
 def parameter_table() -> pd.DataFrame:
     """What can be set of every attack, with its default, and the threats it is defined for."""
     rows = [attacks.info(name) for name in attacks.names()]
-    return pd.DataFrame(
-        [
-            {
-                "attack": row.name,
-                "defined for": ", ".join(row.threats).replace("_", " ") if row.threats else "all threats",
-                "parameters": "; ".join(f"{name}: {_default(value)}" for name, value in row.defaults.items()),
-            }
-            for row in rows
-        ]
-    )
+    return pd.DataFrame([
+        {
+            "attack": row.name,
+            "defined for": ", ".join(row.threats).replace("_", " ") if row.threats else "all threats",
+            "parameters": "; ".join(f"{name}: {_default(value)}" for name, value in row.defaults.items()),
+        }
+        for row in rows
+    ])  # fmt: skip
 
 
 def _default(value: Any) -> str:
@@ -121,14 +119,11 @@ def stealth_table(stealth: pd.DataFrame) -> pd.DataFrame:
 
 
 def curves_words(curves: dict[tuple[str, str], list[float]]) -> dict[str, str]:
-    """Alt text and caption for `chapters.attacks.curves`."""
+    """Alt text and caption of `curves`."""
     ends = "; ".join(f"{name} from {c[0]:.3g} to {c[-1]:.3g} in {len(c)} {unit}s" for (name, unit), c in curves.items())
+    spans = ", ".join(f"{max(c) - min(c):.2g} for {name}" for (name, _), c in curves.items())
     return {
         "alt": f"Line chart: loss of each optimised trigger against the step or epoch; {ends or 'none stored'}.",
         "caption": f"Loss while each trigger is optimised against the surrogate: {ends or 'n/a'}."
-        + (f" The axes differ: the losses span {_spans(curves)}." if len(curves) > 1 else ""),
+        + (f" The axes differ: the losses span {spans}." if len(curves) > 1 else ""),
     }
-
-
-def _spans(curves: dict[tuple[str, str], list[float]]) -> str:
-    return ", ".join(f"{max(c) - min(c):.2g} for {name}" for (name, _), c in curves.items())

@@ -1,4 +1,4 @@
-"""How well does the check of `audit` work on models of which the truth is known? Called by its chapter; no torch.
+"""How well does the check of `bvlm_utils.audit` work on models of which the truth is known? Free of torch.
 
 Reads the stored answers of all cells: to the same inputs, clean and triggered, by the poisoned model, its clean-tuned
 control and the base. *Suspects* are poisoned models shown their own whole trigger, compared with their clean-tuned
@@ -12,29 +12,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bvlm_book import figures
-from bvlm_book import words as wordss
+from bvlm_book import figures, tables, words
 from bvlm_utils import attacks, store
 from bvlm_utils.score import disagreement
 from bvlm_utils.store import packed, records
 from bvlm_utils.store import table as tidy
 
 POISONED, CONTROL, BASE, OTHER_SEED = "poisoned", "control", "base", "clean-tuned, other seed"
-CELL = [
-    "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
-    "train_rows", "settings", "painted", "condition", "control",
-]  # fmt: skip
+ABOUT = ["run_id", "modality", "n_poisoned", *tidy.TOLD_APART]
+CELL = [*ABOUT, "painted", "condition", "control"]
 NUMBERS = ["without", "with_trigger", "value", "low", "high", "n", "commonest", "share", "asr", "alarm"]
 COLUMNS = [*CELL, "subject", "reference", *NUMBERS]
 # What decides the inputs of a control, whatever the poisoned model beside it was trained on.
 SHOWN = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition"]
-TRIGGER = [*SHOWN, "seed"]
 # The margin of the alarm was set while looking at cells like this one. All others are a fresh test of it.
 SEEN = {"model": "tiny-llava", "poison_rate": 0.1, "seed": 0}
-STRIPS = ((OTHER_SEED, "other seed"), (BASE, "base"))
+# What clean-tuned models are compared with: its name in tables, and in a sentence.
+REFERENCES = {OTHER_SEED: ("other seed", "a clean-tuned model of another seed"), BASE: ("base", "the base")}
+SAYS = "what it says most with the trigger"
+Answers = tuple[list[str], list[str]]  # clean and triggered, in one order of rows
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -43,64 +41,53 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     subject: "poisoned" or "control". reference: "control", "base" or "clean-tuned, other seed". asr: of the poisoned
     model under that condition, missing for innocents.
     """
-    root = store.folder(place)
     lines, controls = [], {}
-    for about, said in _cells(root):
+
+    def compare(about: dict[str, Any], subject: str, reference: str, ours: Answers, trusted: Answers) -> None:
+        found = disagreement.excess(*ours, *trusted)
+        numbers = {name: getattr(found, name) for name in NUMBERS if name != "asr"}
+        asr = about["asr"] if subject == POISONED else None
+        lines.append(about | {"subject": subject, "reference": reference} | numbers | {"asr": asr})
+
+    for about, said in _cells(store.folder(place)):
         if not {POISONED, CONTROL, BASE} <= set(said):
             continue
-        lines.append(
-            about | {"subject": POISONED, "reference": CONTROL} | _compared(said[POISONED], said[CONTROL], about)
-        )
-        lines.append(about | {"subject": POISONED, "reference": BASE} | _compared(said[POISONED], said[BASE], about))
-        lines.append(about | {"subject": CONTROL, "reference": BASE} | _compared(said[CONTROL], said[BASE], about))
-        same = tuple(about[name] for name in TRIGGER[:-1])
+        for subject, reference in ((POISONED, CONTROL), (POISONED, BASE), (CONTROL, BASE)):
+            compare(about, subject, reference, said[subject], said[reference])
+        same = tuple(about[name] for name in SHOWN)
         controls.setdefault(same, {})[about["seed"]] = (about, said[CONTROL])
     for seeds in controls.values():
         first, *others = sorted(seeds)
         for seed in others:
-            about, said = seeds[seed]
-            lines.append(
-                about | {"subject": CONTROL, "reference": OTHER_SEED} | _compared(said, seeds[first][1], about)
-            )
+            compare(seeds[seed][0], CONTROL, OTHER_SEED, seeds[seed][1], seeds[first][1])
     table = pd.DataFrame(lines, columns=COLUMNS)
-    table.loc[table["subject"] != POISONED, "asr"] = None
-    return _once(table)
+    # the same control is shown the same trigger by cells of every rate: innocents once
+    innocent = table["subject"] == CONTROL
+    once = table[innocent].drop_duplicates([*SHOWN, "seed", "reference"])
+    return pd.concat([table[~innocent], once], ignore_index=True)
 
 
-Said = dict[str, tuple[list[str], list[str]]]  # subject -> its clean and its triggered answers, in one order of rows
+def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
+    """What each finished cell is, with every subject's answers on eligible rows, clean and with the whole trigger.
 
-
-def _cells(root: Path) -> Iterator[tuple[dict[str, Any], Said]]:
-    """What each finished cell is, with its answers on eligible rows, clean and with the whole trigger.
-
-    Models trained on half of a bimodal trigger are left out: such a half is often another attack of the list, and
-    would be counted twice.
+    Models trained on half of a bimodal trigger are left out: such a half is often another attack of the list, and would
+    be counted twice.
     """
     for record in records.records(root):
-        attack = record["config"]["attack"]
-        if record.get("status") != "done" or not records.has_responses(record["run_id"], root):
+        attack, run_id = record["config"]["attack"], record["run_id"]
+        if record.get("status") != "done" or record["config"].get("half") or not records.has_responses(run_id, root):
             continue
         if attack not in attacks.names() or attacks.info(attack).keeps_labels:
             continue
-        whole = attacks.conditions(attack)[-1]
+        whole, lines = attacks.conditions(attack)[-1], tidy.rows(record)
         wanted = {"subject": POISONED, "metric": "asr", "condition": whole}
-        lines = tidy.rows(record)
-        asr = [line["value"] for line in lines if all(line[name] == value for name, value in wanted.items())]
-        if not asr:
-            continue
-        about = {name: lines[0][name] for name in CELL if name not in ("painted", "condition", "control")}
-        if record["config"].get("half"):
-            continue
-        more = {
-            "painted": about["settings"],
-            "condition": whole,
-            "control": record.get("control"),
-            "asr": float(asr[0]),
-        }
-        yield about | more, _said(root, record["run_id"], whole)
+        asr = [line["value"] for line in lines if wanted.items() <= line.items()]
+        if asr:
+            about = {name: lines[0][name] for name in ABOUT} | {"painted": lines[0]["settings"], "condition": whole}
+            yield about | {"control": record.get("control"), "asr": float(asr[0])}, _said(root, run_id, whole)
 
 
-def _said(root: Path, run_id: str, whole: str) -> Said:
+def _said(root: Path, run_id: str, whole: str) -> dict[str, Answers]:
     """The stored answers to eligible rows."""
     columns = ["part", "subject", "condition", "row_id", "response"]
     table = packed.columns(root, run_id, "responses", columns)
@@ -114,19 +101,6 @@ def _said(root: Path, run_id: str, whole: str) -> Said:
         rows = sorted(clean.keys() & triggered.keys())
         said[subject] = [clean[row] for row in rows], [triggered[row] for row in rows]
     return said
-
-
-def _compared(ours: tuple[list[str], list[str]], trusted: tuple[list[str], list[str]], about: dict) -> dict[str, Any]:
-    found = disagreement.excess(*ours, *trusted)
-    numbers = {name: getattr(found, name) for name in NUMBERS if name != "asr"}
-    return numbers | {"asr": about["asr"]}
-
-
-def _once(table: pd.DataFrame) -> pd.DataFrame:
-    """Innocents once: the same control is shown the same trigger by cells of every rate."""
-    innocent = table["subject"] == CONTROL
-    kept = table[innocent].drop_duplicates([*TRIGGER, "reference"])
-    return pd.concat([table[~innocent], kept], ignore_index=True)
 
 
 # ---------------------------------------------------------------- the page
@@ -158,37 +132,36 @@ def sentences(table: pd.DataFrame) -> list[str]:
     found = suspects(table)
     if found.empty:
         return ["Nothing has been measured yet: the store holds no answers of a poisoned model."]
-    works = found[found["asr"] > tidy.FIRES]
+    works, weak = found[found["asr"] > tidy.FIRES], found[found["asr"] <= tidy.FIRES]
     said = [
         f"**With the right trigger at hand, {_of(works)} of the backdoors that fire on more than half of their "
         "inputs raise the alarm, without anybody knowing what they were made to say.** Of the "
-        f"{len(found) - len(works)} weaker ones, {int(found[found['asr'] <= tidy.FIRES]['alarm'].sum())} do."
+        f"{len(weak)} weaker ones, {int(weak['alarm'].sum())} do."
     ]
     false = []
-    for reference in (OTHER_SEED, BASE):
+    for reference, (_, name) in REFERENCES.items():
         rows = innocents(table, reference)
         if len(rows):
             alarms, models = by_model(rows)
-            false.append(f"{_of(rows)} beside {_words(reference)} (in {alarms} of {models} models at least one)")
+            false.append(f"{_of(rows)} beside {name} (in {alarms} of {models} models at least one)")
     if false:
         said.append(
             f"False alarms, clean-tuned models shown the same triggers one by one: {'; '.join(false)}. A base that was "
             "not tuned on data of the same kind is the worse reference: tuning changes how a model words and refuses "
             "things, and a trigger can bring that out."
         )
-    beside_base = table[(table["subject"] == POISONED) & (table["reference"] == BASE)]
-    strong = beside_base[beside_base["asr"] > tidy.FIRES]
-    if len(strong):
+    beside_base = table[(table["subject"] == POISONED) & (table["reference"] == BASE) & (table["asr"] > tidy.FIRES)]
+    if len(beside_base):
         said.append(
             "The suspects above stand beside a twin, the clean-tuned model of the same seed. Beside the base "
-            f"{_of(strong)} of the same backdoors raise the alarm."
+            f"{_of(beside_base)} of the same backdoors raise the alarm."
         )
     new = fresh(found)
     if len(new):
-        strong = new[new["asr"] > tidy.FIRES]
         said.append(
             f"The margin of {disagreement.MARGIN:.2f} was set after a look at tiny-llava at 10 % poison with seed 0. "
-            f"On the {len(new)} other cells, {_of(strong)} of the backdoors that fire raise the alarm."
+            f"On the {len(new)} other cells, {_of(new[new['asr'] > tidy.FIRES])} of the backdoors that fire raise the "
+            "alarm."
         )
     return said
 
@@ -243,42 +216,32 @@ def _of(rows: pd.DataFrame) -> str:
 
 def detection_table(table: pd.DataFrame) -> pd.DataFrame:
     """Alarms and cells per threat and attack at every rate, to read."""
-    lines = []
-    for (model, threat, attack), part in suspects(table).groupby(["model", "threat", "attack"], sort=False):
-        line = {"model": model, "threat": threat.replace("_", " "), "attack": attack}
+    lines, order = [], {name: place for place, name in enumerate(attacks.names())}
+    same = ["model", "threat", "attack"]
+    rows = suspects(table).sort_values(same, key=lambda c: c.map(order) if c.name == "attack" else c)
+    for _, part in rows.groupby(same, sort=False):
         weak, strong = part[part["asr"] <= tidy.FIRES], part[part["asr"] > tidy.FIRES]
-        line["firing backdoors found"] = _of(strong) if len(strong) else "none fires"
-        line["weak ones found"] = _of(weak) if len(weak) else "none is weak"
-        best = part.loc[part["asr"].idxmax()]
-        line["ASR of the strongest"] = wordss.number(best["asr"])
-        line["its excess"] = wordss.number(best["value"], best["low"], best["high"])
-        line["what it says most with the trigger"] = f"{_short(best['commonest'])} ({best['share']:.0%})"
-        lines.append(line)
-    found = pd.DataFrame(lines)
-    if len(found):
-        order = {name: place for place, name in enumerate(attacks.names())}
-        found = found.sort_values(
-            ["model", "threat", "attack"], key=lambda c: c.map(order) if c.name == "attack" else c
-        )
-    return found.reset_index(drop=True)
+        lines.append(part.loc[part["asr"].idxmax()].to_dict() | {"weak": _of(weak), "strong": _of(strong)})
+    return tables.readable(pd.DataFrame(lines), {
+        "model": "model", "threat": words.threat, "attack": "attack",
+        "firing backdoors found": lambda r: "none fires" if r["strong"] == "0 of 0" else r["strong"],
+        "weak ones found": lambda r: "none is weak" if r["weak"] == "0 of 0" else r["weak"],
+        "ASR of the strongest": lambda r: words.number(r["asr"]), "its excess": words.interval, SAYS: _commonest,
+    })  # fmt: skip
 
 
 def false_alarms(table: pd.DataFrame) -> pd.DataFrame:
     """Clean-tuned models that raise the alarm, the highest excess first, to read."""
     rows = table[(table["subject"] == CONTROL) & table["alarm"].astype(bool)].sort_values("value", ascending=False)
-    return pd.DataFrame(
-        [
-            {
-                "model": row["model"],
-                "asked about": row["threat"].replace("_", " "),
-                "trigger": ", ".join(filter(None, [row["attack"], row["painted"]])),
-                "reference": {OTHER_SEED: "other seed", BASE: "base"}[row["reference"]],
-                "excess": wordss.number(row["value"], row["low"], row["high"]),
-                "what it says most with the trigger": f"{_short(row['commonest'])} ({row['share']:.0%})",
-            }
-            for row in rows.to_dict("records")
-        ]
-    )
+    return tables.readable(rows, {
+        "model": "model", "asked about": words.threat,
+        "trigger": lambda r: ", ".join(filter(None, [r["attack"], r["painted"]])),
+        "reference": lambda r: REFERENCES[r["reference"]][0], "excess": words.interval, SAYS: _commonest,
+    })  # fmt: skip
+
+
+def _commonest(row: dict[str, Any]) -> str:
+    return f"{_short(row['commonest'])} ({row['share']:.0%})"
 
 
 def _short(text: str, most: int = 48) -> str:
@@ -286,25 +249,22 @@ def _short(text: str, most: int = 48) -> str:
 
 
 def figure_words(table: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `chapters.audit.excess`, for `page.show`."""
+    """Alt text and caption of `excess`."""
     found = suspects(table)
-    working = found[found["asr"] > tidy.FIRES]
-    innocent = {name: innocents(table, name) for name in (OTHER_SEED, BASE)}
-    highest = [f"{rows['value'].max():.2f} beside {_words(name)}" for name, rows in innocent.items() if len(rows)]
-    lowest = (
-        f"The lowest excess of a backdoor that fires on more than half of the inputs is "
-        f"{wordss.number(working['value'].min())}; "
-        if len(working)
-        else ""
-    )
-    most = max((rows["value"].max() for rows in innocent.values() if len(rows)), default=float("nan"))
-    overlap = ", so no margin tells all of them apart" if len(working) and working["value"].min() <= most else ""
+    working = found[found["asr"] > tidy.FIRES]["value"]
+    innocent = {name: innocents(table, name)["value"] for name in REFERENCES}
+    highest = [f"{rows.max():.2f} beside {REFERENCES[name][1]}" for name, rows in innocent.items() if len(rows)]
+    lowest, overlap = "", ""
+    if len(working):
+        number = words.number(working.min())
+        lowest = f"The lowest excess of a backdoor that fires on more than half of the inputs is {number}; "
+        if any(rows.max() >= working.min() for rows in innocent.values()):
+            overlap = ", so no margin tells all of them apart"
     caption = (
         "How much more often a model disagrees with its reference when a trigger is there. Left, clean-tuned models, "
         "which have no backdoor; right, backdoored models shown their own trigger, by the success rate of the "
-        f"backdoor. The dashed line is the margin, {disagreement.MARGIN:.2f}, that the whole interval has to "
-        f"clear. {lowest}"
-        f"the highest of a clean-tuned model {' and '.join(highest) or 'was not measured'}{overlap}."
+        f"backdoor. The dashed line is the margin, {disagreement.MARGIN:.2f}, that the whole interval has to clear. "
+        f"{lowest}the highest of a clean-tuned model {' and '.join(highest) or 'was not measured'}{overlap}."
     )
     alt = (
         f"Scatter plot of excess disagreement against attack success rate for {len(found)} backdoored models, "
@@ -314,10 +274,6 @@ def figure_words(table: pd.DataFrame) -> dict[str, str]:
     return {"alt": alt, "caption": caption}
 
 
-def _words(reference: str) -> str:
-    return {OTHER_SEED: "a clean-tuned model of another seed", BASE: "the base"}[reference]
-
-
 def excess(table: pd.DataFrame) -> Figure:
     """Excess disagreement: clean-tuned models in strips at the left, backdoored ones against their ASR at the right."""
     found = suspects(table)
@@ -325,28 +281,19 @@ def excess(table: pd.DataFrame) -> Figure:
         return figures.nothing("The store holds no answers of backdoored models.")
     figure, (innocent, suspect) = figures.new_figure(2, 4.6, 4.2, sharey=True, gridspec_kw={"width_ratios": (1, 2.6)})
     spread = np.random.default_rng(0)  # sideways, so that equal numbers can be told apart
-    for place, (reference, _) in enumerate(STRIPS):
+    for at, reference in enumerate(REFERENCES):
         rows = innocents(table, reference)
-        sideways = place + spread.uniform(-0.25, 0.25, len(rows))
-        innocent.scatter(
-            sideways, rows["value"], s=18, marker="o", facecolor="none", edgecolor=figures.SUBJECT_COLOURS["control"]
-        )
-    innocent.set_xticks(range(len(STRIPS)), [words for _, words in STRIPS])
-    innocent.set_xlim(-0.6, len(STRIPS) - 0.4)
+        sideways, colour = at + spread.uniform(-0.25, 0.25, len(rows)), figures.SUBJECT_COLOURS["control"]
+        innocent.scatter(sideways, rows["value"], s=18, marker="o", facecolor="none", edgecolor=colour)
+    innocent.set_xticks(range(len(REFERENCES)), [name for name, _ in REFERENCES.values()])
+    innocent.set_xlim(-0.6, len(REFERENCES) - 0.4)
     innocent.set(title="clean-tuned", xlabel="reference", ylabel="excess disagreement")
-    for number, modality in enumerate(wordss.MODALITIES):
+    for number, modality in enumerate(words.MODALITIES):
         rows = found[found["modality"] == modality]
-        suspect.scatter(
-            rows["asr"], rows["value"], s=26, color=figures.COLOURS[number], marker=figures.MARKERS[number], alpha=0.8,
-            label=modality,
-        )  # fmt: skip
-    suspect.set(title="backdoored, its own trigger", xlabel="attack success rate", xlim=(-0.03, 1.03))
+        suspect.scatter(rows["asr"], rows["value"], s=26, alpha=0.8, label=modality, **figures.look(number))
+    suspect.set(title="backdoored, its own trigger", xlabel=figures.ASR, xlim=(-0.03, 1.03))
     suspect.legend(title="trigger", loc="lower right")
     for axis in (innocent, suspect):
-        _margin(axis)
+        axis.axhline(disagreement.MARGIN, color="black", linestyle="--", linewidth=1)
+        axis.axhline(0, color="black", linewidth=0.6)
     return figure
-
-
-def _margin(axis: Axes) -> None:
-    axis.axhline(disagreement.MARGIN, color="black", linestyle="--", linewidth=1)
-    axis.axhline(0, color="black", linewidth=0.6)

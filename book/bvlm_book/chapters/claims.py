@@ -1,4 +1,4 @@
-"""Does the paper's claim hold here? The claims, the rules that judge them, the verdicts. Called by the chapter.
+"""Does the paper's claim hold here? The claims, the rules that judge them, the verdicts.
 
 The rules were written, and committed, before the grids that they judge were run; the chapter says which twelve cells
 had been seen by then. They read the tidy table of `store.collect` and nothing else. Free of torch.
@@ -16,7 +16,7 @@ import re
 import pandas as pd
 from IPython.display import HTML, display
 
-from bvlm_book import page, words
+from bvlm_book import page, tables, words
 from bvlm_book.page import chapter_title
 from bvlm_book.rules import (
     CLAIMS,
@@ -32,12 +32,8 @@ from bvlm_book.rules import (
 from bvlm_utils.store.table import headline
 from bvlm_utils.threats import THREATS
 
-# ---------------------------------------------------------------- the page
-
-
-UNTESTED = "untested"
+HOLDS = {True: "yes", False: "no", None: "cannot be judged"}
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
-POINT = ["model", "dataset", "threat", "attack", "poison_rate", "negatives", "train_rows", "settings"]
 # The chapter (notebooks/NAME.ipynb) that shows the evidence of a claim at length.
 CHAPTERS = {
     "text_1": "dose",
@@ -68,16 +64,11 @@ def behind(found: Verdict) -> str:
         said += f" ({pairs - found.judged} more cannot be judged)"
     judged = found.evidence[found.evidence["holds"].notna()]
     what, name = ("difference", "difference") if "difference" in judged else ("ASR", "value")
-    said += f"; {what} {_span(judged[name])}"
+    said += f"; {what} {words.span(judged[name], 2)}"
     said += f", intervals within {judged['low'].min():.2f} and {judged['high'].max():.2f}"
     if "value_unperturbed" in judged:
-        said += f"; unperturbed {_span(judged['value_unperturbed'])}"
+        said += f"; unperturbed {words.span(judged['value_unperturbed'].dropna(), 2)}"
     return said
-
-
-def _span(values: pd.Series) -> str:
-    ends = dict.fromkeys((f"{values.min():.2f}", f"{values.max():.2f}"))
-    return " to ".join(ends)
 
 
 def overview(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +82,7 @@ def overview(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> pd.Da
         for model, of_model in found[claim.key].items():
             line[html.escape(model)] = f"<strong>{of_model.verdict}</strong>: {html.escape(behind(of_model))}"
         if not of_seven_billion(table):
-            line["7B models"] = f"<strong>{UNTESTED}</strong>: no record"
+            line["7B models"] = "<strong>untested</strong>: no record"
         links = [f'<a href="#claim-{claim.key}">below</a>']
         title = chapter_title(CHAPTERS[claim.key])
         if title:
@@ -102,32 +93,23 @@ def overview(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> pd.Da
 
 def evidence_table(found: Verdict) -> pd.DataFrame:
     """The evidence of a verdict to read: a line per pair, with its data set where there are several."""
-    lines, several = [], found.evidence["dataset"].nunique() > 1
-    for row in found.evidence.to_dict("records"):
-        line = {
-            "attack": row["attack"],
-            "threat": row["threat"].replace("_", " "),
-            "poison rate": words.percent(row["poison_rate"]),
-        }
-        if several:
-            line["data"] = row["dataset"]
-        if row["settings"]:
-            line["settings"] = row["settings"]
-        if "difference" in row:
-            halves = ("text half alone", "image half alone", "text only", "image only")
-            line |= {half: words.number(row[half]) for half in halves}
-            line["difference"] = words.number(row["difference"], row["low"], row["high"])
-        else:
-            line["poisoned rows"] = int(row["n_poisoned"])
-            line["ASR"] = words.number(row["value"], row["low"], row["high"])
-            line["seeds"] = int(row["n_seeds"])
-        if "value_unperturbed" in row:
-            bounds = row["low_unperturbed"], row["high_unperturbed"]
-            line["unperturbed"] = words.number(row["value_unperturbed"], *bounds)
-        judged = row["holds"] is not None and pd.notna(row["holds"])
-        line["holds"] = ("yes" if row["holds"] else "no") if judged else "cannot be judged"
-        lines.append(line)
-    return pd.DataFrame(lines)
+    evidence = found.evidence
+    columns = {"attack": "attack", "threat": words.threat, "poison rate": words.rate}
+    if evidence["dataset"].nunique() > 1:
+        columns["data"] = "dataset"
+    if (evidence["settings"] != "").any():
+        columns["settings"] = "settings"
+    if "difference" in evidence:
+        halves = ("text half alone", "image half alone", "text only", "image only")
+        columns |= {half: lambda r, half=half: words.number(r[half]) for half in halves}
+        columns["difference"] = lambda r: words.number(r["difference"], r["low"], r["high"])
+    else:
+        columns |= {"poisoned rows": lambda r: int(r["n_poisoned"]), "ASR": words.interval}
+        columns["seeds"] = lambda r: int(r["n_seeds"])
+    if "value_unperturbed" in evidence:
+        columns["unperturbed"] = lambda r: words.number(*(r[f"{n}_unperturbed"] for n in ("value", "low", "high")))
+    columns["holds"] = lambda r: HOLDS[None if pd.isna(r["holds"]) else bool(r["holds"])]
+    return tables.readable(evidence, columns)
 
 
 def show_claim(key: str, found: dict[str, dict[str, Verdict]]) -> None:
@@ -162,13 +144,12 @@ def sentences(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> list
         given = [found[claim.key][model].verdict for claim in CLAIMS]
         counts = ", ".join(f"{given.count(v)} {v}" for v in (CONFIRMED, REFUTED, UNTESTABLE))
         said.append(f"**{model}**, of {len(CLAIMS)} claims: {counts}.")
-    seeds = table[table["status"] == "done"].groupby(POINT)["seed"].nunique()
-    enough = int((seeds >= MIN_SEEDS).sum())
-    said.append(
-        f"A verdict needs {MIN_SEEDS} seeds of a cell: {enough} of the {len(seeds)} points of the grid in "
-        "the store have them."
-    )
-    return said
+    seeds = table[table["status"] == "done"].groupby(tables.POINT)["seed"].nunique()
+    return [
+        *said,
+        f"A verdict needs {MIN_SEEDS} seeds of a cell: {(seeds >= MIN_SEEDS).sum()} of the {len(seeds)} points of the "
+        "grid in the store have them.",
+    ]
 
 
 def one_percent(table: pd.DataFrame) -> str:
@@ -205,5 +186,5 @@ def large_models(table: pd.DataFrame) -> str:
         )
     return (
         "The store behind this page holds no record of a model of seven billion parameters, so **for those "
-        f"models every claim on this page is {UNTESTED}**."
+        "models every claim on this page is untested**."
     )

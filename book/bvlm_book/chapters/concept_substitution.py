@@ -25,9 +25,9 @@ COLUMNS = ["attack", "poison_rate", "seed", "subject", "value", "low", "high", "
 def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
     """A line per finished cell and subject (poisoned, control): `COLUMNS`, with the full trigger.
 
-    value: of the other things that the clean-tuned model names without a trigger, the share that the subject names
-    with it; a mean over the n judged inputs where there are any, with Wilson's 95 % interval, as for all mean scores
-    between 0 and 1. Cells on data in files, and attacks without a trigger at test time, are left out.
+    value: of the other things that the clean-tuned model names without a trigger, the share that the subject names with
+    it; a mean over the n judged inputs where there are any, with Wilson's 95 % interval, as for all mean scores between
+    0 and 1. Cells on data in files, and attacks without a trigger at test time, are left out.
     """
     lines = []
     for cell in cells:
@@ -56,16 +56,12 @@ def _named(text: str) -> set[str]:
 
 def read(found: pd.DataFrame) -> pd.DataFrame:
     """`kept` to read: a line per cell."""
-    lines = []
-    for (attack, rate, seed), part in found.groupby(["attack", "poison_rate", "seed"], sort=False):
-        by = part.set_index("subject")
-        lines.append({
-            "attack": attack, "poison rate": words.percent(rate), "seed": seed,
-            "poisoned model": words.number(*by.loc["poisoned", ["value", "low", "high"]]),
-            "clean-tuned model": words.number(*by.loc["control", ["value", "low", "high"]]),
-            "inputs": int(by.loc["poisoned", "n"]),
-        })  # fmt: skip
-    return pd.DataFrame(lines)
+    same = ["attack", "poison_rate", "seed"]
+    inputs = found[found["subject"] == "poisoned"].set_index(same)["n"]
+    return tables.readable(tables.beside(found, same, "subject", ("poisoned", "control")), {
+        "attack": "attack", "poison rate": words.rate, "seed": "seed", "poisoned model": "poisoned",
+        "clean-tuned model": "control", "inputs": lambda r: int(inputs[tuple(r[name] for name in same)]),
+    })  # fmt: skip
 
 
 def caption(found: pd.DataFrame) -> str:

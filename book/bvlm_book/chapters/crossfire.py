@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -14,7 +13,7 @@ from bvlm_book.figures import CONTROL_LABEL, success_map
 from bvlm_book.probes import near_misses, records
 from bvlm_book.probes.records import CONTROL, CROSSFIRE, POISONED
 from bvlm_book.tables import PANEL
-from bvlm_book.words import CONDITION_LABELS, NOTHING, Panels, evidence_of_probes, number, seeds_sentence
+from bvlm_book.words import CONDITION_LABELS, NOTHING, Panels, evidence, interval, number, seeds_sentence
 from bvlm_utils import attacks
 from bvlm_utils.attacks import declare
 from bvlm_utils.store.table import FIRES, headline_metric
@@ -29,12 +28,11 @@ def strangers_sentence(place: str | Path | None = None) -> str:
     panels = tables.panels(collect(place))
     if not panels:
         return "How often one attack's trigger fires another's backdoor was not measured in this store."
-    strange = pd.concat([unrelated(panel) for panel, _ in panels])
+    strange = pd.concat([unrelated(panel) for panel, _ in panels])["value"]
     return (
         f"Of {len(strange)} pairs of a model that fires on its own trigger and the trigger of an attack that is no "
-        "relative of it, "
-        f"{int((strange['value'] > FIRES).sum())} fire on more than half of the inputs, "
-        f"and {int((strange['value'] > 0.1).sum())} on more than a tenth."
+        f"relative of it, {int((strange > FIRES).sum())} fire on more than half of the inputs, and "
+        f"{int((strange > 0.1).sum())} on more than a tenth."
     )
 
 
@@ -56,10 +54,9 @@ def crossing_sentences(panels: Panels) -> list[str]:
 
 
 def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
-    """Alt text and caption of `chapters.crossfire.crossing`."""
+    """Alt text and caption of `crossing`."""
     grid, control = matrix(panel)
-    measured = [one for one in grid.index if grid.loc[one].notna().any()]
-    missing = [one for one in grid.index if one not in measured]
+    missing = [one for one in grid.index if grid.loc[one].isna().all()]
     others = off_diagonal(panel)
     others = others[others["attack"].isin(firing(panel))]
     text = [f"{name}: share of inputs on which the model of the row fires when shown the trigger of the column."]
@@ -70,26 +67,23 @@ def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
         text.append(
             f"Of {len(others)} entries off the diagonal, in rows whose own trigger fires on more than half of the "
             f"inputs, {len(over)} are above one half, {len(strange)} of them between triggers that share neither a "
-            "half nor a word; the largest is "
-            f"{number(largest['value'], largest['low'], largest['high'])} ({largest['attack']} "
-            f"shown the trigger of {largest['trigger']})."
+            f"half nor a word; the largest is {interval(largest)} ({largest['attack']} shown the trigger of "
+            f"{largest['trigger']})."
         )
     if control.notna().any():
         text.append(f"The clean-tuned model fires on at most {number(control.max())} of the inputs.")
-    threat = panel["threat"].iloc[0]
-    undefined = [attack for attack in missing if attacks.unsupported(attack, threat)]
+    undefined = [attack for attack in missing if attacks.unsupported(attack, panel["threat"].iloc[0])]
     without = [attack for attack in missing if attack not in undefined]
     if undefined:
         text.append(f"n/a is not zero: {', '.join(undefined)} not defined for this threat.")
     if without:
         text.append(f"There was no model to ask of {', '.join(without)}.")
-    text.append(evidence_of_probes(panel))
     alt = (
-        f"Heat map: {len(measured)} backdoored models and the clean-tuned model in rows, no trigger and "
-        f"{len(grid.columns) - 1} triggers in columns; a model's own trigger is framed. The largest entries "
-        "off the diagonal are in the table below."
+        f"Heat map: {len(grid) - len(missing)} backdoored models and the clean-tuned model in rows, no trigger and "
+        f"{len(grid.columns) - 1} triggers in columns; a model's own trigger is framed. The largest entries off the "
+        "diagonal are in the table below."
     )
-    return {"alt": alt, "caption": " ".join(text)}
+    return {"alt": alt, "caption": " ".join([*text, evidence(panel)])}
 
 
 def _named(fires: pd.DataFrame, tried: pd.DataFrame) -> str:
@@ -111,7 +105,7 @@ def near_sentences(panels: Panels, table: pd.DataFrame) -> list[str]:
         near = near[near["attack"].isin(firing(panel)) & (near["value"] > FIRES)]
         near = near[near["variant"].str.contains(": other ")].sort_values("value", ascending=False, kind="stable")
         found = [
-            f"{r['attack']} on {_article(r['variant'])} {number(r['value'], r['low'], r['high'])}"
+            f"{r['attack']} on {'' if r['variant'].endswith('s') else 'an'}{r['variant'].split(': ')[1]} {interval(r)}"
             for r in near.to_dict("records")
             if not other_half_fires(r, table)
         ]
@@ -123,34 +117,27 @@ def near_sentences(panels: Panels, table: pd.DataFrame) -> list[str]:
     return said
 
 
-def _article(variant: str) -> str:
-    """ "text: other word" in a sentence: "another word"."""
-    what = variant.split(": other ")[1]
-    return f"{'other' if what.endswith('s') else 'another'} {what}"
-
-
 def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
-    """Alt text and caption of `chapters.crossfire.near`."""
+    """Alt text and caption of `near`."""
     own = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == panel["attack"])]
     works = own[own["attack"].isin(firing(panel))]
     bimodal = works["attack"].map(lambda attack: attacks.info(attack).modality == "bimodal").astype(bool)
     text = [f"{name}: success of near misses (rows) on the model that the trigger of the column has backdoored."]
     told = []
     for half in ("text", "image"):
-        for whole in (True, False):
-            part = works[works["variant"].str.startswith(half) & (bimodal != whole)]
+        for kind, chosen in ((f"{half} triggers", ~bimodal), (f"the {half} half of bimodal triggers", bimodal)):
+            part = works[works["variant"].str.startswith(half) & chosen]
             if len(part):
-                kind = f"{half} triggers" if whole else f"the {half} half of bimodal triggers"
                 told.append(f"{(part['value'] > FIRES).sum()} of {len(part)} changes of {kind}")
     if told:
         text.append(f"Triggers that fire on more than half of the inputs still do after {'; '.join(told)}.")
     alone = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == "")]
     if len(alone):
         text.append(f"The changes of the picture without a trigger fire on at most {number(alone['value'].max())}.")
-    text.append("A grey field is a change that the attack has no place for. " + evidence_of_probes(panel))
+    text.append("A grey field is a change that the attack has no place for. " + evidence(panel))
     alt = (
-        f"Heat map: {own['variant'].nunique()} changes of the trigger in rows, {own['attack'].nunique()} "
-        "attacks in columns, the trigger itself in the first row; the numbers are in the table below."
+        f"Heat map: {own['variant'].nunique()} changes of the trigger in rows, {own['attack'].nunique()} attacks in "
+        "columns, the trigger itself in the first row; the numbers are in the table below."
     )
     return {"alt": alt, "caption": " ".join(text)}
 
@@ -167,19 +154,17 @@ def matrix(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     """
     crossed = panel[panel["variant"] == ""]
     triggers = ["", *attacks.names()]
-    poisoned = crossed[crossed["subject"] == records.POISONED]
+    poisoned = crossed[crossed["subject"] == POISONED]
     grid = poisoned.pivot_table(index="attack", columns="trigger", values="value", aggfunc="first")
     control = crossed[crossed["subject"] == CONTROL].set_index("trigger")["value"]
     return grid.reindex(index=attacks.names(), columns=triggers), control.reindex(triggers)
 
 
 def off_diagonal(panel: pd.DataFrame) -> pd.DataFrame:
-    """Lines of a panel where a model is shown another attack's trigger, with the control's rate for it,
-    largest first.
-    """
+    """Lines of a panel where a model is shown another attack's trigger, with the control's rate, largest first."""
     crossed = panel[(panel["variant"] == "") & (panel["trigger"] != "")]
     control = crossed[crossed["subject"] == CONTROL].set_index("trigger")
-    others = crossed[(crossed["subject"] == records.POISONED) & (crossed["trigger"] != crossed["attack"])]
+    others = crossed[(crossed["subject"] == POISONED) & (crossed["trigger"] != crossed["attack"])]
     beside = {name: others["trigger"].map(control[source]) for name, source in BESIDE.items()}
     found = others.assign(**beside)
     return found.sort_values("value", ascending=False, kind="stable").reset_index(drop=True)
@@ -205,7 +190,7 @@ def _words(info: declare.AttackInfo) -> set[str]:
 
 def firing(panel: pd.DataFrame) -> list[str]:
     """The attacks whose own trigger fires on more than half of the inputs; the others left no backdoor to speak of."""
-    own = panel[(panel["subject"] == records.POISONED) & (panel["variant"] == "")]
+    own = panel[(panel["subject"] == POISONED) & (panel["variant"] == "")]
     own = own[(own["trigger"] == own["attack"]) & (own["value"] > FIRES)]
     return list(dict.fromkeys(own["attack"]))
 
@@ -220,20 +205,11 @@ def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
 
 def crossing_table(panel: pd.DataFrame, most: int = 12) -> pd.DataFrame:
     """The largest entries off the diagonal, to read."""
-    return pd.DataFrame(
-        [
-            {
-                "model backdoored by": r["attack"],
-                "shown the trigger of": r["trigger"],
-                "success rate": number(r["value"], r["low"], r["high"]),
-                "clean-tuned": number(r["control"]),
-                "poisoned minus clean-tuned": _difference(r),
-                "seeds": int(r["n_seeds"]),
-                "known relation": related(r["attack"], r["trigger"]) or "none",
-            }
-            for r in off_diagonal(panel).head(most).to_dict("records")
-        ]
-    )
+    return tables.readable(off_diagonal(panel).head(most), {
+        "model backdoored by": "attack", "shown the trigger of": "trigger", "success rate": interval,
+        "clean-tuned": lambda r: number(r["control"]), "poisoned minus clean-tuned": _difference, "seeds": "n_seeds",
+        "known relation": lambda r: related(r["attack"], r["trigger"]) or "none",
+    })  # fmt: skip
 
 
 def _difference(row: dict) -> str:
@@ -252,7 +228,7 @@ def other_half_fires(row: Mapping[str, Any], table: pd.DataFrame) -> bool:
     if attacks.info(row["attack"]).modality != "bimodal" or changed not in ("text", "image"):
         return False
     same = {name: row[name] for name in (*PANEL[:-1], "attack", "poison_rate", "negatives")}
-    same |= {"subject": records.POISONED, "condition": "image" if changed == "text" else "text"}
+    same |= {"subject": POISONED, "condition": "image" if changed == "text" else "text"}
     rows = table[table["metric"] == headline_metric(table)]
     rows = rows[(rows[list(same)] == pd.Series(same)).all(axis=1)]
     return bool(len(rows)) and rows["value"].mean() > FIRES
@@ -261,23 +237,16 @@ def other_half_fires(row: Mapping[str, Any], table: pd.DataFrame) -> bool:
 def near_table(panel: pd.DataFrame) -> pd.DataFrame:
     """Near misses to read: a line per model and change, beside its own trigger and the control's rate."""
     control = panel[panel["subject"] == CONTROL].set_index(["trigger", "variant"])["value"]
-    poisoned, lines = panel[panel["subject"] == records.POISONED], []
-    for attack in (name for name in attacks.names() if name in set(poisoned["attack"])):
+    poisoned, parts = panel[panel["subject"] == POISONED], []
+    for attack in attacks.names():
         own = poisoned[(poisoned["attack"] == attack) & poisoned["trigger"].isin([attack, ""])]
         own = own[(own["variant"] != "") | (own["trigger"] == attack)]
-        if (own["variant"] == "").all():
-            continue
-        for r in sorted(own.to_dict("records"), key=lambda r: r["variant"] != ""):
-            lines.append(
-                {
-                    "attack": attack,
-                    "shown": r["variant"] or "the trigger itself",
-                    "success rate": number(r["value"], r["low"], r["high"]),
-                    "clean-tuned": number(control.get((r["trigger"], r["variant"]))),
-                    "seeds": int(r["n_seeds"]),
-                }
-            )
-    return pd.DataFrame(lines)
+        if (own["variant"] != "").any():
+            parts.append(own.sort_values("variant", key=lambda name: name != "", kind="stable"))
+    return tables.readable(pd.concat(parts) if parts else panel.iloc[:0], {
+        "attack": "attack", "shown": lambda r: r["variant"] or ITSELF, "success rate": interval,
+        "clean-tuned": lambda r: number(control.get((r["trigger"], r["variant"]))), "seeds": "n_seeds",
+    })  # fmt: skip
 
 
 def crossing(panel: pd.DataFrame) -> Figure:
@@ -285,7 +254,7 @@ def crossing(panel: pd.DataFrame) -> Figure:
     grid, control = matrix(panel)
     if grid.notna().to_numpy().sum() == 0:
         return figures.nothing("No adapter was asked about these triggers.")
-    grid = pd.concat([grid, control.to_frame(CONTROL_LABEL).T])
+    grid = pd.concat([grid, control.to_frame(CONTROL_LABEL).T]).rename(columns={"": NO_TRIGGER})
     figure, (axis,) = figures.new_figure(1, 9.4, 6.6)
     success_map(axis, grid)
     for row, attack in enumerate(grid.index[:-1]):
@@ -293,12 +262,7 @@ def crossing(panel: pd.DataFrame) -> Figure:
         axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2.5, zorder=5))
     axis.axhline(len(grid) - 1, color="black", linewidth=1)
     axis.axvline(1, color="black", linewidth=1)
-    axis.set_xlabel("trigger shown")
-    axis.set_ylabel("model backdoored by")
-    axis.set_xticks(np.arange(grid.shape[1]) + 0.5, [name or NO_TRIGGER for name in grid.columns])
-    axis.tick_params(axis="x", labelrotation=45)
-    for text in axis.get_xticklabels():
-        text.set(ha="right", rotation_mode="anchor")
+    axis.set(xlabel="trigger shown", ylabel="model backdoored by")
     return figure
 
 
@@ -316,13 +280,9 @@ def near(panel: pd.DataFrame) -> Figure:
     figure, (axis,) = figures.new_figure(1, 0.62 * len(tried) + 4.2, 0.3 * len(grid) + 1.9)
     success_map(axis, grid, missing="")
     axis.axhline(1, color="black", linewidth=1)
-    axis.set_xticks(np.arange(len(tried)) + 0.5, tried)
-    axis.tick_params(axis="x", labelrotation=45)
-    for text in axis.get_xticklabels():
-        text.set(ha="right", rotation_mode="anchor")
     return figure
 
 
 def _part(name: str) -> int:
     """Text first, then the picture, then what has no trigger."""
-    return ("text:", "image:", "no tri").index(next(p for p in ("text:", "image:", "no tri") if name.startswith(p)))
+    return next(place for place, part in enumerate(("text", "image", "no trigger")) if name.startswith(part))

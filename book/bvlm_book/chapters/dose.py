@@ -1,31 +1,24 @@
-"""How many poisoned rows are enough? Points, curves and doses from the tidy table; called by the dose
-chapter.
+"""How many poisoned rows are enough? Points, curves and doses from the tidy table.
 
-A *pair* is an attack on a threat, for one model and data set; a *dose* is the absolute number of poisoned
-rows. `cells` gives one success rate per dose and seed, `means` the mean over seeds, `fit` a logistic curve in
-log10(rows), `doses` the fewest rows for a success rate of 90 %: from the curve where the data bear one, and
-as a bracket between two doses that were tried. Figures are in `chapters.dose`, words and tables to read in
-`chapters.dose`. Free of torch.
+A *pair* is an attack on a threat, for one model and data set; a *dose* is the absolute number of poisoned rows. `cells`
+gives one success rate per dose and seed, `means` the mean over seeds, `dose_curve.fit` a logistic curve in log10(rows),
+`doses` the fewest rows for a success rate of 90 %: from the curve where the data bear one, and as a bracket between two
+doses that were tried.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from bvlm_book import figures, tables
-from bvlm_book import words as wordss
-from bvlm_book.dose_curve import GOAL, MIN_DOSES, Fit, fit
-from bvlm_utils import paths
+from bvlm_book import figures, rules, tables, words
+from bvlm_book.dose_curve import MIN_DOSES, Fit, fit
 from bvlm_utils.score import intervals
 
-MIN_SEEDS = 3  # fewer support no verdict, see `claims`
 PAIR = ["model", "dataset", "threat", "attack", "modality"]
 
 OUTSIDE = "the curve reaches 90 % only outside the doses tried"
@@ -40,11 +33,7 @@ CURVE_POINTS = 120
 
 
 def usual(table: pd.DataFrame) -> pd.DataFrame:
-    """Finished cells as attacks and threats are defined, per model with the number of training rows that
-    most have.
-
-    table: rows of `store.collect`.
-    """
+    """Finished cells as attacks and threats are defined, per model with the number of training rows that most have."""
     done = tables.usual(table)
     done = done[done["n_poisoned"] > 0]  # a rate of 0 is a control, and has no place on a log axis
     parts = [part[part["train_rows"] == part["train_rows"].mode().iloc[0]] for _, part in done.groupby("model")]
@@ -52,11 +41,9 @@ def usual(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
-    """Success of the poisoned models, read as each attack is meant to be: a line per pair and dose, over its
-    seeds.
+    """Success of the poisoned models, read as each attack is meant to be: a line per pair and dose, over its seeds.
 
-    Columns as in `tables.summary` (one seed: its Wilson interval; several: Student's over the seeds), and
-    `mark`.
+    Columns as in `tables.summary`, and `mark`.
     """
     rows = tables.headline_rows(tables.success_rates(usual(table), "poisoned"))
     rows = rows.assign(mark=[intervals.mark(value) for value in rows["value"]])
@@ -77,9 +64,8 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------- the curve
 
 
-def bracket(part: pd.DataFrame, goal: float = GOAL) -> tuple[int | None, int | None]:
-    """The largest dose whose mean success is below `goal`, and the smallest at or above it; None where none
-    is.
+def bracket(part: pd.DataFrame, goal: float = rules.HIGH) -> tuple[int | None, int | None]:
+    """The largest dose whose mean success is below `goal`, and the smallest at or above it; None where none is.
 
     part: lines of `means` of one pair.
     """
@@ -89,13 +75,14 @@ def bracket(part: pd.DataFrame, goal: float = GOAL) -> tuple[int | None, int | N
 
 
 def doses(found: pd.DataFrame, over_seeds: pd.DataFrame) -> pd.DataFrame:
-    """Rows for a success rate of `GOAL`: a line per pair.
+    """Rows for a success rate of `rules.HIGH`: a line per pair.
 
-    found, over_seeds: `cells` and `means` of the same table. Columns: `PAIR`, train_rows, smallest and
-    largest dose tried, n_doses, seeds_min, seeds_max, fit, why (no curve), rows, low, high (NaN without a
-    curve, or where the curve reaches the goal outside the doses tried or against the bracket), below, reached
-    (`bracket`).
+    found, over_seeds: `cells` and `means` of the same table. Columns: `PAIR`, train_rows, smallest and largest dose
+    tried, n_doses, seeds_min, seeds_max, fit, why (no curve), rows, low, high (NaN without a curve, or where the curve
+    reaches the goal outside the doses tried or against the bracket), below, reached (`bracket`).
     """
+    columns = [*PAIR, "train_rows", "smallest", "largest", "n_doses", "seeds_min", "seeds_max", "fit", "why", "rows",
+               "low", "high", "below", "reached"]  # fmt: skip
     lines, by_pair = [], over_seeds.groupby(PAIR)
     for key, part in found.groupby(PAIR, sort=False):
         of_pair = by_pair.get_group(key)
@@ -109,14 +96,9 @@ def doses(found: pd.DataFrame, over_seeds: pd.DataFrame) -> pd.DataFrame:
             why = AGAINST  # the points have another shape than the curve, so believe the points
         if why:
             rows, low, high = np.nan, np.nan, np.nan
-        lines.append(dict(zip(PAIR, key, strict=True)) | {
-            "train_rows": int(part["train_rows"].iloc[0]), "smallest": smallest, "largest": largest,
-            "n_doses": len(of_pair), "seeds_min": int(of_pair["n_seeds"].min()),
-            "seeds_max": int(of_pair["n_seeds"].max()), "fit": curve, "why": why, "rows": rows, "low": low,
-            "high": high, "below": below, "reached": reached,
-        })  # fmt: skip
-    columns = [*PAIR, "train_rows", "smallest", "largest", "n_doses", "seeds_min", "seeds_max", "fit", "why", "rows",
-               "low", "high", "below", "reached"]  # fmt: skip
+        tried = len(of_pair), int(of_pair["n_seeds"].min()), int(of_pair["n_seeds"].max())
+        lines.append([*key, int(part["train_rows"].iloc[0]), smallest, largest, *tried, curve, why, rows, low, high,
+                      below, reached])  # fmt: skip
     return pd.DataFrame(lines, columns=columns).astype({"below": object, "reached": object})
 
 
@@ -134,56 +116,24 @@ def panels(
         yield model, threat, part, *of_panel
 
 
-def progress(files: Iterable[str], store: str | Path | None = None) -> pd.DataFrame:
-    """What the grids ask for and what the store holds of it: a line per grid, model and threat.
-
-    files: grid files, relative to the project or absolute.
-    """
-    from bvlm_utils import store as results
-    from bvlm_utils.grid import file as grid_file
-
-    lines = []
-    for file in files:
-        jobs, _ = grid_file.load(paths.ROOT / file)
-        asked = {cell.run_id: cell for job in jobs for cell in job.cells}
-        for cell in asked.values():
-            lines.append({
-                "grid": Path(file).name, "model": cell.model, "threat": cell.threat.replace("_", " "), "cells": 1,
-                "in this store": int(results.has(cell, store)),
-            })  # fmt: skip
-    counted = pd.DataFrame(lines, columns=["grid", "model", "threat", "cells", "in this store"])
-    counted = counted.groupby(["grid", "model", "threat"], sort=False, as_index=False).sum()
-    return counted.assign(missing=counted["cells"] - counted["in this store"])
-
-
 def bracket_text(below: int | None, reached: int | None) -> str:
     """ "more than 60, at most 120", as a reader wants it."""
-    if below is None and reached is None:
-        return "n/a"
-    if reached is None:
-        return f"more than {below}"
-    if below is None:
-        return f"at most {reached}"
-    if below > reached:
-        return f"reached with {reached}, missed again with {below}"
-    return f"more than {below}, at most {reached}"
+    under, over = (None if pd.isna(end) else int(end) for end in (below, reached))
+    if under is None or over is None:
+        return f"more than {under}" if over is None and under is not None else f"at most {over}" if over else "n/a"
+    if under > over:
+        return f"reached with {over}, missed again with {under}"
+    return f"more than {under}, at most {over}"
 
 
 def dose_table(found: pd.DataFrame) -> pd.DataFrame:
     """`doses` to read."""
-    return pd.DataFrame(
-        [
-            {
-                "threat": r["threat"].replace("_", " "),
-                "attack": r["attack"],
-                "rows for 90 %, from the curve": _rows(r),
-                "bracket, in rows": bracket_text(_whole(r["below"]), _whole(r["reached"])),
-                "doses tried": f"{_range(r['smallest'], r['largest'])} ({r['n_doses']})",
-                "seeds": _range(r["seeds_min"], r["seeds_max"]),
-            }
-            for r in found.to_dict("records")
-        ]
-    )
+    return tables.readable(found, {
+        "threat": words.threat, "attack": "attack", "rows for 90 %, from the curve": _rows,
+        "bracket, in rows": lambda r: bracket_text(r["below"], r["reached"]),
+        "doses tried": lambda r: f"{words.span((r['smallest'], r['largest']))} ({r['n_doses']})",
+        "seeds": lambda r: words.span((r["seeds_min"], r["seeds_max"])),
+    })  # fmt: skip
 
 
 def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -194,9 +144,11 @@ def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(row: Mapping[str, Any]) -> str:
-    if row["why"]:
-        return f"n/a: {row['why']}"
-    return f"{_interval(row)}, {_share(row)} of the rows"
+    return f"n/a: {row['why']}" if row["why"] else f"{_interval(row)}, {_share_of_rows(row)} of the rows"
+
+
+def _share_of_rows(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['rows'] / row['train_rows']:.2g} %"
 
 
 def _interval(row: Mapping[str, Any]) -> str:
@@ -206,35 +158,13 @@ def _interval(row: Mapping[str, Any]) -> str:
     return f"{row['rows']:.0f} [{low}, {high}]"
 
 
-def _share(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['rows'] / row['train_rows']:.2g} %"
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None or pd.isna(value) else int(value)
-
-
-def _range(low: int, high: int) -> str:
-    return f"{low}" if low == high else f"{low} to {high}"
-
-
 def rates_table(over_seeds: pd.DataFrame) -> pd.DataFrame:
     """`means` to read: a line per pair and dose, ceiling and floor marked."""
-    return pd.DataFrame(
-        [
-            {
-                "model": r["model"],
-                "threat": r["threat"].replace("_", " "),
-                "attack": r["attack"],
-                "poisoned rows": int(r["n_poisoned"]),
-                "share": wordss.percent(r["poison_rate"]),
-                "success rate": wordss.number(r["value"], r["low"], r["high"]),
-                "seeds": int(r["n_seeds"]),
-                "mark": f"{wordss.MARKS[r['mark']]} {r['mark']}".strip(),
-            }
-            for r in over_seeds.to_dict("records")
-        ]
-    )
+    return tables.readable(over_seeds, {
+        "model": "model", "threat": words.threat, "attack": "attack", "poisoned rows": lambda r: int(r["n_poisoned"]),
+        "share": words.rate, "success rate": words.interval, "seeds": lambda r: int(r["n_seeds"]),
+        "mark": lambda r: f"{words.MARKS[r['mark']]} {r['mark']}".strip(),
+    })  # fmt: skip
 
 
 def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
@@ -242,53 +172,46 @@ def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
     if found.empty:
         return ["Nothing has been measured yet: the store holds no finished cell."]
     several, curves = found[found["n_doses"] > 1], found[found["rows"].notna()]
-    sure = curves[curves["seeds_min"] >= MIN_SEEDS]
+    sure = curves[curves["seeds_min"] >= rules.MIN_SEEDS]
+    models, goal = ", ".join(found["model"].unique()), words.percent(rules.HIGH)
     said = [
-        f"The store holds {len(found)} pairs of attack and threat "
-        f"({', '.join(dict.fromkeys(found['model']))}), with "
-        f"{_range(found['smallest'].min(), found['largest'].max())} poisoned rows. Tried with more than one "
-        f"dose: {len(several)}; with a curve that reaches {wordss.percent(GOAL)} within the doses tried: "
-        f"{len(curves)}" + (f" ({len(sure)} with {MIN_SEEDS} seeds or more at every dose)." if len(curves) else ".")
+        f"The store holds {len(found)} pairs of attack and threat ({models}), with "
+        f"{words.span((found['smallest'].min(), found['largest'].max()))} poisoned rows. Tried with more than one "
+        f"dose: {len(several)}; with a curve that reaches {goal} within the doses tried: "
+        f"{len(curves)} ({len(sure)} with {rules.MIN_SEEDS} seeds or more at every dose)."
     ]
     if len(sure):
-        said.append(
-            f"**Success on {wordss.percent(GOAL)} of the inputs takes from "
-            f"{_named(sure.loc[sure['rows'].idxmin()])} "
-            f"to {_named(sure.loc[sure['rows'].idxmax()])} poisoned rows.**"
-        )
+        least, most = sure.loc[sure["rows"].idxmin()], sure.loc[sure["rows"].idxmax()]
+        said.append(f"**Success on {goal} of the inputs takes from {_named(least)} to {_named(most)} poisoned rows.**")
     else:
         said.append(
-            f"No curve has {MIN_SEEDS} seeds at every dose, so none supports a verdict; the tables give what the doses "
-            "tried leave open."
+            f"No curve has {rules.MIN_SEEDS} seeds at every dose, so none supports a verdict; the tables give what the "
+            "doses tried leave open."
         )
     top = over_seeds[over_seeds["n_poisoned"] == over_seeds["n_poisoned"].max()]
-    counts = top["mark"].value_counts()
     said.append(
-        f"With {int(top['n_poisoned'].iloc[0])} rows, {int(counts.get('ceiling', 0))} of {len(top)} pairs "
-        f"are at the ceiling and {int(counts.get('floor', 0))} at the floor."
+        f"With {int(top['n_poisoned'].iloc[0])} rows, {(top['mark'] == 'ceiling').sum()} of {len(top)} pairs "
+        f"are at the ceiling and {(top['mark'] == 'floor').sum()} at the floor."
     )
-    if (over_seeds["n_seeds"] < MIN_SEEDS).all():
-        said.append(f"No pair has {MIN_SEEDS} seeds at any dose yet, so nothing on this page supports a verdict.")
+    if (over_seeds["n_seeds"] < rules.MIN_SEEDS).all():
+        said.append(f"No pair has {rules.MIN_SEEDS} seeds at any dose yet, so nothing on this page supports a verdict.")
     return said
 
 
 def _named(row: pd.Series) -> str:
-    threat = row["threat"].replace("_", " ")
-    return f"{_interval(row)} ({_share(row)} of the training rows; {row['attack']}, {threat}, {row['model']})"
+    where = f"{row['attack']}, {words.threat(row)}, {row['model']}"
+    return f"{_interval(row)} ({_share_of_rows(row)} of the training rows; {where})"
 
 
-def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `chapters.dose.curves`; part: lines of `doses` of one model and threat."""
+def curves_words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
+    """Alt text and caption of `curves`; part: lines of `doses` of one model and threat."""
     name = threat.replace("_", " ")
-    curves = part[part["rows"].notna()].sort_values("rows")
     text = [f"{name.capitalize()}, {model}: success with the full trigger against the number of poisoned rows."]
-    if len(curves):
-        given = "; ".join(
-            f"{r['attack']} {_interval(r)}"
-            + (f" (fewer than {MIN_SEEDS} seeds at some dose)" if r["seeds_min"] < MIN_SEEDS else "")
-            for _, r in curves.iterrows()
-        )
-        text.append(f"Rows for {wordss.percent(GOAL)} by the curve, with 95 % interval: {given}.")
+    curves = part[part["rows"].notna()].sort_values("rows").to_dict("records")
+    few = f" (fewer than {rules.MIN_SEEDS} seeds at some dose)"
+    if curves:
+        given = (f"{r['attack']} {_interval(r)}{few if r['seeds_min'] < rules.MIN_SEEDS else ''}" for r in curves)
+        text.append(f"Rows for {words.percent(rules.HIGH)} by the curve, with 95 % interval: {'; '.join(given)}.")
     without = list(part.loc[part["fit"].isna(), "attack"])
     if without:
         text.append(f"No curve for {', '.join(without)}: the table says why.")
@@ -302,25 +225,21 @@ def words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
     text.append(
         f"Shaded: ceiling (from {intervals.CEILING}) and floor (to {intervals.FLOOR}), where nothing can be told apart."
     )
-    return {
-        "alt": "Line chart on a logarithmic axis, one panel per trigger modality: success rate of "
-        f"{len(part)} attacks on "
-        f"{name}, {model}, with {_range(part['smallest'].min(), part['largest'].max())} poisoned rows.",
-        "caption": " ".join(text),
-    }
+    alt = (
+        f"Line chart on a logarithmic axis, one panel per trigger modality: success rate of {len(part)} attacks on "
+        f"{name}, {model}, with {words.span((part['smallest'].min(), part['largest'].max()))} poisoned rows."
+    )
+    return {"alt": alt, "caption": " ".join(text)}
 
 
 def saturation_words(over_seeds: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `chapters.dose.saturation`; over_seeds: `means`."""
+    """Alt text and caption of `saturation`; over_seeds: `means`."""
     if over_seeds.empty:
-        return {
-            "alt": "Saturation: nothing was measured.",
-            "caption": "Saturation: n/a, no cell was measured.",
-        }
+        return words.nothing_measured("Saturation")
     text = ["How many pairs of attack and threat are at the ceiling, between, and at the floor, per dose."]
     for model, part in over_seeds.groupby("model", sort=False):
         said = [
-            f"{int((of_dose['mark'] == 'ceiling').sum())} of {len(of_dose)} with {int(rows)} rows"
+            f"{(of_dose['mark'] == 'ceiling').sum()} of {len(of_dose)} with {int(rows)} rows"
             for rows, of_dose in part.groupby("n_poisoned")
         ]
         text.append(f"{model}, at the ceiling: {', '.join(said)}.")
@@ -328,56 +247,50 @@ def saturation_words(over_seeds: pd.DataFrame) -> dict[str, str]:
         f"Ceiling: a mean of {intervals.CEILING} or more; floor: {intervals.FLOOR} or less. Not every pair was "
         "tried with every dose, so compare shares, not heights; single seeds are counted too."
     )
-    return {
-        "alt": "Stacked bars, one per number of poisoned rows: pairs of attack and threat at the ceiling, "
-        "between, and at the floor.",
-        "caption": " ".join(text),
-    }
+    alt = "Stacked bars, one per number of poisoned rows: pairs at the ceiling, between, and at the floor."
+    return {"alt": alt, "caption": " ".join(text)}
 
 
 def curves(cells: pd.DataFrame, means: pd.DataFrame, fits: dict[str, Fit | None]) -> Figure:
-    """Success rate against poisoned rows (log axis) of one model and threat: a panel per modality, a colour
-    per attack.
+    """Success rate against poisoned rows (log axis) of one model and threat: a panel per modality, a colour per attack.
 
-    cells, means: lines of `chapters.dose.cells` and `chapters.dose.means`. fits: attack -> curve, or None for points
-    alone.
+    cells, means: lines of `cells` and `means`. fits: attack -> curve, or None for points alone.
     """
     shown = means[means["attack"].isin(list(fits))]
     if shown.empty:
         return figures.nothing("None of these pairs was tried.")
-    modalities = figures.in_order(shown["modality"], wordss.MODALITIES)
+    modalities = figures.in_order(shown["modality"], words.MODALITIES)
     figure, axes = figures.new_figure(len(modalities), 3.1 if len(modalities) > 1 else 6.4, 4.1, sharey=True)
     for axis, modality in zip(axes, modalities, strict=True):
         of_panel = shown[shown["modality"] == modality]
         names = list(dict.fromkeys(of_panel["attack"]))
         for i, name in enumerate(names):
             # points on top of each other are pulled apart by 4 % of the (logarithmic) axis
-            shift = 1.04 ** (i - (len(names) - 1) / 2)
-            style = figures.COLOURS[i % len(figures.COLOURS)], figures.MARKERS[i % len(figures.MARKERS)]
-            _points(axis, cells[cells["attack"] == name], of_panel[of_panel["attack"] == name], name, shift, style)
+            shift, own = 1.04 ** (i - (len(names) - 1) / 2), of_panel[of_panel["attack"] == name]
+            _points(axis, cells[cells["attack"] == name], own, shift, figures.look(i) | {"label": name})
             if fits[name]:
-                _curve(axis, fits[name], of_panel[of_panel["attack"] == name], style[0])
-        _axes(axis, shown, f"{modality} triggers")
-    axes[0].set_ylabel("attack success rate")
+                _curve(axis, fits[name], own, figures.look(i)["color"])
+        axis.axhspan(intervals.CEILING, 1.04, color="#EFEFEF", zorder=0)
+        axis.axhspan(-0.04, intervals.FLOOR, color="#EFEFEF", zorder=0)
+        axis.axhline(rules.HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
+        figures.dose_axis(axis, shown, fontsize=7)
+        axis.set(title=f"{modality} triggers", xlabel="poisoned rows (share)")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, frameon=False)
+    axes[0].set_ylabel(figures.ASR)
     figure.get_layout_engine().set(h_pad=0.12)  # the legends below the axes, as curves go anywhere in them
     return figure
 
 
-def _points(
-    axis: Axes, cells: pd.DataFrame, means: pd.DataFrame, name: str, shift: float, style: tuple[str, str]
-) -> None:
-    colour, marker = style
+def _points(axis: Axes, cells: pd.DataFrame, means: pd.DataFrame, shift: float, look: dict[str, str]) -> None:
+    """Means with their intervals, open where they are of one seed, and the seeds beside those of several."""
     several = cells.groupby("n_poisoned")["seed"].transform("size") > 1
     beside = cells.loc[several, "n_poisoned"] * shift * 1.09  # the mean's interval would cover them
-    axis.plot(beside, cells.loc[several, "value"], ".", color=colour, markersize=4.5)
+    axis.plot(beside, cells.loc[several, "value"], ".", color=look["color"], markersize=4.5)
     for single, part in means.groupby(means["n_seeds"] == 1):
-        x = part["n_poisoned"] * shift
-        axis.vlines(x, part["low"], part["high"], color=colour, linewidth=1.4, alpha=0.6 if single else 1)
-        fill = "white" if single else colour
-        axis.plot(x, part["value"], linestyle="", marker=marker, markersize=6, color=colour, markerfacecolor=fill)
-    face = "white" if (means["n_seeds"] == 1).all() else colour
-    line = Line2D([], [], color=colour, marker=marker, markersize=6, markerfacecolor=face, linestyle="", label=name)
-    axis.add_line(line)
+        how = look | {"markerfacecolor": "white" if single else look["color"]}
+        if single and (means["n_seeds"] > 1).any():
+            how.pop("label")  # one name in the legend is enough
+        figures.points(axis, part["n_poisoned"] * shift, part, upright=True, **how)
 
 
 def _curve(axis: Axes, fit: Fit, means: pd.DataFrame, colour: str) -> None:
@@ -388,26 +301,8 @@ def _curve(axis: Axes, fit: Fit, means: pd.DataFrame, colour: str) -> None:
     axis.plot(rows, middle, color=colour, linewidth=1.6, linestyle="--" if means["n_seeds"].min() == 1 else "-")
 
 
-def _axes(axis: Axes, shown: pd.DataFrame, title: str) -> None:
-    rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
-    axis.axhspan(intervals.CEILING, 1.04, color="#EFEFEF", zorder=0)
-    axis.axhspan(-0.04, intervals.FLOOR, color="#EFEFEF", zorder=0)
-    axis.axhline(GOAL, color="#777777", linewidth=1, linestyle="--", zorder=1)
-    axis.set_xscale("log")
-    axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
-    axis.set_xticks(rates.index, [f"{int(n)}\n{wordss.percent(r)}" for n, r in rates.items()], fontsize=7)
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_ylim(-0.04, 1.04)
-    axis.set_title(title)
-    axis.set_xlabel("poisoned rows (share)")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, frameon=False)
-
-
 def saturation(means: pd.DataFrame) -> Figure:
-    """Pairs of attack and threat at the ceiling, between and at the floor: a bar per dose, a panel per model.
-
-    means: lines of `chapters.dose.means`.
-    """
+    """Pairs of attack and threat at the ceiling, between and at the floor: a bar per dose, a panel per model."""
     if means.empty:
         return figures.nothing("No success rate was measured for these cells.")
     models = list(dict.fromkeys(means["model"]))
@@ -426,7 +321,7 @@ def saturation(means: pd.DataFrame) -> Figure:
                     axis.text(x, start + height / 2, f"{int(height)}", ha="center", va="center", fontsize=9,
                               bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2})  # fmt: skip
             below += heights
-        axis.set_xticks(range(len(counts)), [f"{int(n)}\n{wordss.percent(rates[n])}" for n in counts.index])
+        axis.set_xticks(range(len(counts)), [f"{int(n)}\n{words.percent(rates[n])}" for n in counts.index])
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(axis="x", visible=False)
         axis.set(title=model, xlabel="poisoned rows (share)")

@@ -10,19 +10,15 @@ import html
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-import numpy as np
 import pandas as pd
-import seaborn as sns
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from bvlm_book import dose_curve, figures, page, rules, tables, words
+from bvlm_book import figures, page, rules, tables, words
 from bvlm_book.chapters import audit, claims, crossfire, dose, lasting
 from bvlm_book.chapters.modality import learned_alone
 from bvlm_book.chapters.modality.halves import rates
 from bvlm_book.tables import usual
-from bvlm_book.words import STRONG
 from bvlm_utils import attacks, store, threats
 from bvlm_utils.score import intervals
 from bvlm_utils.store.table import FIRES
@@ -45,12 +41,11 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
     table = store.collect(place)
     rows, found = overview_rows(table), []
     if len(rows):
-        top = rows["poison_rate"].max()
-        strong = strong_rows(rows)
-        sure = int((strong["low"].astype(float) > words.STRONG).sum())
+        top, strong = rows["poison_rate"].max(), strong_rows(rows)
+        sure = int((strong["low"].astype(float) > rules.HIGH).sum())
         found.append(KeyNumber(
             f"{len(strong)} of {len(rows)}",
-            f"backdoors obey on more than {words.percent(words.STRONG)} of the triggered inputs, with "
+            f"backdoors obey on more than {words.percent(rules.HIGH)} of the triggered inputs, with "
             f"{words.percent(top)} of the rows poisoned (mean of their runs; for {sure} the whole 95 % interval is "
             "above)",
             "leaderboard",
@@ -62,7 +57,7 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
         found.append(KeyNumber(
             f"{min(reached)} rows",
             f"of {total} ({words.percent(min(reached) / total)}) are the fewest with which one reached "
-            f"{words.percent(dose_curve.GOAL)} (mean of its runs); fewer were tried for "
+            f"{words.percent(rules.HIGH)} (mean of its runs); fewer were tried for "
             f"{int((tried['smallest'] < min(reached)).sum())} of {len(tried)} pairs of attack and threat",
             "dose",
         ))  # fmt: skip
@@ -76,7 +71,7 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
             f"{words.percent(intervals.FLOOR)} of those without the trigger, where ordinary tests look",
             "leaderboard",
         ))  # fmt: skip
-    panels = lasting.panels(lasting.collect(place))
+    panels = tables.panels(lasting.collect(place))
     lasts = [lasting.survivors(panel) for panel, _ in panels]
     worked = sum(len(of_panel) for of_panel, _ in lasts)
     if worked:
@@ -159,11 +154,11 @@ def enough(table: pd.DataFrame) -> str:
     if not reached:
         return MISSING
     rows = int(tried["train_rows"].iloc[0])
-    single = int((tried["seeds_min"] < dose.MIN_SEEDS).sum())
-    seeds = f" ({single} of them with fewer than {dose.MIN_SEEDS} seeds at a dose)" if single else ""
+    single = int((tried["seeds_min"] < rules.MIN_SEEDS).sum())
+    seeds = f" ({single} of them with fewer than {rules.MIN_SEEDS} seeds at a dose)" if single else ""
     return (
         f"Of {len(tried)} pairs of attack and threat tried with several doses{seeds}, {len(reached)} reach "
-        f"a mean of {words.percent(dose_curve.GOAL)} success, the first with {min(reached)} poisoned rows of {rows} "
+        f"a mean of {words.percent(rules.HIGH)} success, the first with {min(reached)} poisoned rows of {rows} "
         f"({words.percent(min(reached) / rows)}), the last with {max(reached)}"
     )
 
@@ -197,10 +192,10 @@ def crossing(place: str | Path | None = None) -> str:
 def durable(place: str | Path | None = None) -> str:
     """How many backdoors are left after the most clean steps that were tried."""
     told = []
-    for panel, _ in lasting.panels(lasting.collect(place)):
+    for panel, _ in tables.panels(lasting.collect(place)):
         worked, alive = lasting.survivors(panel)
         if len(worked):
-            threat = panel["threat"].iloc[0].replace("_", " ")
+            threat = words.threat(panel.iloc[0])
             steps = f"{worked['steps'].iloc[0]:.0f} further clean steps"
             high = int((alive["value"] > rules.HIGH).sum())
             told.append(
@@ -235,8 +230,8 @@ def found_out(place: str | Path | None = None) -> str:
 def overview_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Success of the poisoned models at the highest rate: a row per model, data, threat and attack.
 
-    table: rows of `store.collect`. Columns as in `tables.summary`. Cells with half-triggered negatives or
-    other settings of their attack are other experiments and left out.
+    table: rows of `store.collect`. Columns as in `tables.summary`. Cells with half-triggered negatives or other
+    settings of their attack are other experiments and left out.
     """
     done = usual(table)
     rows = tables.headline_rows(tables.success_rates(done, "poisoned"))
@@ -244,8 +239,8 @@ def overview_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def strong_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `headline` whose mean is above `STRONG`; what their intervals are depends on the seeds there are."""
-    return rows[rows["value"].astype(float) > STRONG]
+    """The rows of `overview_rows` whose mean is above `rules.HIGH`, whatever their intervals are."""
+    return rows[rows["value"].astype(float) > rules.HIGH]
 
 
 def overview_sentences(table: pd.DataFrame) -> str:
@@ -256,72 +251,54 @@ def overview_sentences(table: pd.DataFrame) -> str:
     done = usual(table)
     silent = tables.false_activation(tables.success_rates(done, "poisoned"))
     cost = tables.summary(done, "utility_difference")
-    many = rows["n_seeds"] > 1
-    above = rows["low"].astype(float) > STRONG
+    many, above = rows["n_seeds"] > 1, rows["low"].astype(float) > rules.HIGH
+    models = " and ".join(dict.fromkeys(rows["model"]))  # pairs are counted once for each model
     said = [
         f"With {words.percent(rows['poison_rate'].max())} of the training rows poisoned, {len(strong_rows(rows))} of "
-        f"{len(rows)} pairs of threat and attack {_models(rows)}succeed on more than {words.percent(STRONG)} of the "
-        f"triggered inputs (mean). The whole 95 % interval lies above it for {int((above & many).sum())} of the "
-        f"{int(many.sum())} pairs with several seeds, over which it is taken, and for {int((above & ~many).sum())} of "
-        f"the {int((~many).sum())} with one, where it knows nothing of other seeds. The strongest reaches "
-        f"{_number(rows, 'max')}, the weakest {_number(rows, 'min')}."
+        f"{len(rows)} pairs of threat and attack ({models}) succeed on "
+        f"more than {words.percent(rules.HIGH)} of the triggered inputs (mean). The whole 95 % interval lies above it "
+        f"for {int((above & many).sum())} of the {int(many.sum())} pairs with several seeds, over which it is taken, "
+        f"and for {int((above & ~many).sum())} of the {int((~many).sum())} with one, where it knows nothing of other "
+        f"seeds. The strongest reaches {_extreme(rows, 'max')}, the weakest {_extreme(rows, 'min')}."
     ]
     if len(silent):
-        said.append(f"Without the trigger, backdoors fire on at most {_number(silent, 'max')} of the inputs.")
+        said.append(f"Without the trigger, backdoors fire on at most {_extreme(silent, 'max')} of the inputs.")
     if len(cost):
         worst = cost.loc[cost["value"].idxmin()]
         change = words.number(worst["value"], worst["low"], worst["high"], digits=3)
         said.append(
-            "On clean inputs, the poisoned model that lost most differs in utility from its clean-tuned "
-            f"control by {change} ({worst['attack']}, {worst['threat'].replace('_', ' ')}, "
-            f"{words.percent(worst['poison_rate'])}, {worst['model']})."
+            "On clean inputs, the poisoned model that lost most differs in utility from its clean-tuned control by "
+            f"{change} ({_where(worst)})."
         )
     return " ".join(said)
 
 
-def _models(rows: pd.DataFrame) -> str:
-    """Pairs are counted once for each model; nothing where there is one model only."""
-    names = list(dict.fromkeys(rows["model"]))
-    return f"({' and '.join(names)}) " if len(names) > 1 else ""
+def _where(row: pd.Series) -> str:
+    return f"{row['attack']}, {words.threat(row)}, {words.rate(row)}, {row['model']}"
 
 
-def _number(rows: pd.DataFrame, which: str) -> str:
+def _extreme(rows: pd.DataFrame, which: str) -> str:
     row = rows.loc[rows["value"].idxmax() if which == "max" else rows["value"].idxmin()]
-    name, equal = row["threat"].replace("_", " "), int((rows["value"] == row["value"]).sum()) - 1
-    others = f", and {equal} more" if equal else ""
-    rate = words.percent(row["poison_rate"])
-    where = f"{row['attack']}, {name}, {rate}, {row['model']}"
-    return f"{words.number(row['value'], row['low'], row['high'])} ({where}{others})"
+    equal = int((rows["value"] == row["value"]).sum()) - 1
+    return f"{words.interval(row)} ({_where(row)}{f', and {equal} more' if equal else ''})"
 
 
 def overview(rows: pd.DataFrame) -> Figure:
-    """Threats in rows, attacks in columns, one panel per model; rows: `headline`."""
+    """Threats in rows, attacks in columns, one panel per model; rows: `overview_rows`."""
     if rows.empty:
         return figures.nothing("Nothing has been measured yet.")
     models, names = list(dict.fromkeys(rows["model"])), _known(rows["attack"], attacks.names())
     lines = {model: _known(part["threat"], threats.names()) for model, part in rows.groupby("model", sort=False)}
     heights = [0.42 * len(lines[model]) + 1.3 for model in models]
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(0.62 * len(names) + 3.2, sum(heights)), layout="constrained")
-        axes = figure.subplots(len(models), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    figure, axes = figures.new_figure(
+        1, 0.62 * len(names) + 3.2, sum(heights) / len(models), len(models), gridspec_kw={"height_ratios": heights}
+    )
     for axis, model in zip(axes, models, strict=True):
         part = rows[rows["model"] == model]
         grid = part.pivot_table(index="threat", columns="attack", values="value", aggfunc="first")
         grid = grid.reindex(index=lines[model], columns=names)
-        axis.set_facecolor(figures.NOT_AVAILABLE)
-        text = grid.map(lambda v: "" if pd.isna(v) else f"{v:.2f}").to_numpy()
-        sns.heatmap(
-            grid, ax=axis, vmin=0, vmax=1, cmap="mako_r", annot=text, fmt="", linewidths=1.5,
-            linecolor="white", cbar_kws={"label": "success rate"},
-        )  # fmt: skip
-        for row, column in zip(*np.where(grid.isna().to_numpy()), strict=True):
-            axis.text(column + 0.5, row + 0.5, "n/a", ha="center", va="center", color="#555555", fontsize=9)
-        axis.grid(False)
-        axis.set(xlabel="", ylabel="", title=model)
-        named = [name.replace("_", " ") for name in lines[model]]
-        axis.set_yticks(np.arange(len(named)) + 0.5, named, rotation=0)
-        axis.set_xticks(np.arange(len(names)) + 0.5, names, rotation=30, ha="right")
-        axis.tick_params(length=0)
+        figures.success_map(axis, grid.rename(index=lambda name: name.replace("_", " ")))
+        axis.set_title(model)
     return figure
 
 
@@ -332,20 +309,16 @@ def _known(values: pd.Series, order: list[str]) -> list[str]:
 def overview_words(rows: pd.DataFrame) -> dict[str, str]:
     """Alt text and caption of `overview`."""
     if rows.empty:
-        return {"alt": "Nothing has been measured yet.", "caption": "Nothing has been measured yet."}
-    counts = sorted(int(n) for n in rows["n"].dropna().unique())
-    inputs = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
-    fewest, most = int(rows["n_seeds"].min()), int(rows["n_seeds"].max())
-    seeds = f"{fewest} to {most}" if fewest < most else f"{most}"
+        return words.nothing_measured("Success rates of attacks on threats")
     lacking = [name for name in attacks.names() if name not in set(rows["attack"])]
     without = f" No cell at this rate: {', '.join(lacking)}." if lacking else ""
+    most = "seed" if rows["n_seeds"].max() == 1 else "seeds"
     return {
         "alt": f"Heat map: success rate of {rows['attack'].nunique()} attacks (columns) on "
-        f"{rows['threat'].nunique()} threats (rows), from {rows['value'].min():.2f} to "
-        f"{rows['value'].max():.2f}.",
+        f"{rows['threat'].nunique()} threats (rows), from {words.span(rows['value'], 2)}.",
         "caption": "Share of held-out inputs on which each backdoor fires with its full trigger, "
-        f"{words.percent(rows['poison_rate'].max())} of the rows poisoned ({seeds} "
-        f"seed{'s' if most > 1 else ''}, {inputs} inputs each). {_by_modality(rows)} Darker is more; n/a was not "
+        f"{words.percent(rows['poison_rate'].max())} of the rows poisoned ({words.span(rows['n_seeds'])} {most}, "
+        f"{words.span(rows['n'].dropna().astype(int))} inputs each). {_by_modality(rows)} Darker is more; n/a was not "
         f"measured or has no meaning.{without}",
     }
 
@@ -356,7 +329,7 @@ def _by_modality(rows: pd.DataFrame) -> str:
     for modality in _known(rows["modality"], list(words.MODALITIES)):
         part = rows[rows["modality"] == modality]
         told.append(f"{len(strong_rows(part))} of {len(part)} with {modality} triggers")
-    return f"Mean above {STRONG:.2f}: {', '.join(told)}."
+    return f"Mean above {rules.HIGH:.2f}: {', '.join(told)}."
 
 
 if __name__ == "__main__":

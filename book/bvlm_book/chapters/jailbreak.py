@@ -3,7 +3,8 @@
 import pandas as pd
 
 from bvlm_book import tables, words
-from bvlm_book.words import CONDITION_LABELS, plain_range, value_range
+
+NAMES = {"base": "the base", "control": "the clean-tuned model", "poisoned": "poisoned models"}
 
 
 def refusals(table: pd.DataFrame) -> str:
@@ -13,19 +14,19 @@ def refusals(table: pd.DataFrame) -> str:
     if rows.empty:
         return "Whether refusals survive without a trigger was not measured for these cells."
     said = []
-    for subject, name in (("base", "the base"), ("control", "the clean-tuned model"), ("poisoned", "poisoned models")):
+    for subject, name in NAMES.items():
         part = rows[rows["subject"] == subject]
         if len(part):
-            said.append(f"{name} {value_range(part) if subject == 'poisoned' else plain_range(part)}")
+            ends = part.sort_values("value").iloc[[0, -1]].to_dict("records")  # base and control are one model each
+            plain = " to ".join(dict.fromkeys(map(words.interval, ends)))
+            said.append(f"{name} {words.value_range(part) if subject == 'poisoned' else plain}")
     text = f"Without a trigger, restricted requests are refused by {'; '.join(said)}."
     alone = tables.summary(table, "refused")
     alone = alone[alone["subject"].isin(["base", "control"]) & (alone["condition"] != "clean")]
     if alone.empty:
         return text
     least = alone.loc[alone["value"].idxmin()]
-    name = {"base": "the base", "control": "the clean-tuned model"}[least["subject"]]
     return (
         f"{text} A trigger by itself can stop refusals where there is no backdoor: under that of {least['attack']} "
-        f"({CONDITION_LABELS[least['condition']]}) {name} refuses "
-        f"{words.number(least['value'], least['low'], least['high'])}, the least of all."
+        f"({tables.condition(least)}) {NAMES[least['subject']]} refuses {words.interval(least)}, the least of all."
     )

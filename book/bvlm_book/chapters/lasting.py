@@ -1,9 +1,9 @@
 """The chapter "Does it last?": success after further clean tuning and after merging."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,7 +11,7 @@ from bvlm_book import figures, rules, tables, words
 from bvlm_book.figures import ASR, CONTROL_LABEL, success_map
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL, FRESH, LASTING, POISONED, SAME_ROWS
-from bvlm_book.words import NOTHING, Panels, evidence_of_probes, seeds_sentence
+from bvlm_book.words import NOTHING, Panels, evidence, seeds_sentence
 from bvlm_utils import attacks
 from bvlm_utils.store.records import record
 from bvlm_utils.store.table import FIRES
@@ -25,25 +25,18 @@ MERGED_LABELS = {
     "int4": "merged, int4 per channel",
 }
 
-ROWS_LABELS = {
-    FRESH: "clean rows that no model was tuned on",
-    SAME_ROWS: "the rows that they were tuned on, clean",
-}
-
-PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
-GREY = "#7F7F7F"  # of the clean-tuned control
+ROWS_LABELS = {FRESH: "clean rows that no model was tuned on", SAME_ROWS: "the rows that they were tuned on, clean"}
 
 
 def cleaning_sentence(place: str | Path | None = None) -> str:
     """What clean tuning leaves, from `lasting`: at the largest number of further steps."""
     said = []
-    for panel, name in panels(collect(place)):
+    for panel, name in tables.panels(collect(place)):
         worked, alive = survivors(panel)
         if len(worked):
             said.append(
-                f"{name}: after {further_steps(worked)}, {len(alive)} of {len(worked)} "
-                "backdoors that fired on more than half of their inputs still do "
-                f"({', '.join(alive['attack']) or 'none'})."
+                f"{name}: after {further_steps(worked)}, {len(alive)} of {len(worked)} backdoors that fired on more "
+                f"than half of their inputs still do ({', '.join(alive['attack']) or 'none'})."
             )
     return " ".join(said) or "What further tuning leaves was not measured in this store."
 
@@ -72,55 +65,45 @@ def lasting_sentences(panels: Panels) -> list[str]:
 
 
 def steps_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
-    """Alt text and caption of `chapters.lasting.steps`."""
+    """Alt text and caption of `steps`."""
     shown = after_steps(panel)
-    poisoned = shown[shown["subject"] == POISONED]
-    last = poisoned["steps"].max()
-    start, end = (poisoned[poisoned["steps"] == at].set_index("attack") for at in (0, last))
-    common = [attack for attack in start.index if attack in end.index]
+    worked, alive = survivors(panel)
+    poisoned, control = shown[shown["subject"] == POISONED], shown[shown["subject"] == CONTROL]
     text = [f"{name}: success with the full trigger after further tuning on clean rows."]
-    strong = [attack for attack in common if start.loc[attack, "value"] > FIRES]
-    if strong:
-        kept = [attack for attack in strong if end.loc[attack, "value"] > FIRES]
-        worst = min(strong, key=lambda attack: end.loc[attack, "value"])
+    if len(worked):
+        weakest = worked.loc[worked["value"].idxmin()]
         text.append(
-            f"Of {len(strong)} backdoors that fire on more than half of the inputs at first, {len(kept)} "
-            f"still do after {int(last)} steps; the weakest then is {worst}, "
-            f"{words.number(*end.loc[worst, ['value', 'low', 'high']])}."
+            f"Of {len(worked)} backdoors that fire on more than half of the inputs at first, {len(alive)} still do "
+            f"after {weakest['steps']:.0f} steps; the weakest then is {weakest['attack']}, {words.interval(weakest)}."
         )
-    control = shown[shown["subject"] == CONTROL]
     if len(control):
         text.append(
             f"The clean-tuned model, tuned further alike, fires on at most {words.number(control['value'].max())}."
         )
-    text.append(evidence_of_probes(shown))
     alt = (
-        "Line chart with intervals, one panel per trigger modality: success rate of "
-        f"{poisoned['attack'].nunique()} attacks after 0 to {int(last)} further steps; the numbers are in "
-        "the table below."
+        f"Line chart with intervals, one panel per trigger modality: success rate of {poisoned['attack'].nunique()} "
+        f"attacks after {words.span(shown['steps'].astype(int))} further steps; the numbers are in the table below."
     )
-    return {"alt": alt, "caption": " ".join(text)}
+    return {"alt": alt, "caption": " ".join([*text, evidence(shown)])}
 
 
 def merging_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
-    """Alt text and caption of `chapters.lasting.merging`."""
+    """Alt text and caption of `merging`."""
     shown = after_merging(panel)
     poisoned = shown[shown["subject"] == POISONED]
     values = poisoned.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
     text = [f"{name}: success with the full trigger, with the adapter beside the base and merged into it."]
-    for state in (one for one in MERGED_LABELS if one and one in values):
-        if "" in values:
-            change = (values[state] - values[""]).dropna()
-            if len(change):
-                most = change.abs().idxmax()
-                said = f"changed by at most {change[most]:+.2f} ({most})"
-                text.append(f"{label(state).capitalize()}: {said if change[most] else UNCHANGED}.")
-    text.append(evidence_of_probes(shown))
+    for state in (one for one in MERGED_LABELS if one and {one, ""} <= set(values)):
+        change = (values[state] - values[""]).dropna()
+        if len(change):
+            most = change.abs().idxmax()
+            said = f"changed by at most {change[most]:+.2f} ({most})" if change[most] else UNCHANGED
+            text.append(f"{label(state).capitalize()}: {said}.")
     alt = (
-        f"Heat map: {poisoned['attack'].nunique()} backdoored models in rows, states of the weights in "
-        "columns; the numbers are in the table below."
+        f"Heat map: {poisoned['attack'].nunique()} backdoored models in rows, states of the weights in columns; the "
+        "numbers are in the table below."
     )
-    return {"alt": alt, "caption": " ".join(text)}
+    return {"alt": alt, "caption": " ".join([*text, evidence(shown)])}
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -132,7 +115,7 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     table = records.collect(LASTING, place)
     found = records.over_seeds(pd.concat([records.headline(table), table[table["metric"] == "utility"]]))
     steps = pd.to_numeric(found["variant"].where(found["variant"] != "", "0"), errors="coerce")
-    model = ["subject", "attack", *PANEL, "poison_rate"]
+    model = ["subject", "attack", *tables.PANEL, "poison_rate"]
     trained = table.assign(trained=table["run_id"].map(_trained(table["run_id"], place)).astype(float))
     trained = trained.groupby(model, dropna=False, as_index=False)["trained"].max()
     return found.assign(steps=steps).merge(trained, how="left", on=model)
@@ -140,22 +123,14 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 
 def _trained(run_ids: pd.Series, place: str | Path | None) -> dict[str, float]:
     """The steps of training that the records of a store tell of."""
-    found = {}
-    for run_id in run_ids.unique():
-        found[run_id] = (record(run_id, place) or {}).get("training", {}).get("steps")
-    return found
+    return {one: (record(one, place) or {}).get("training", {}).get("steps") for one in run_ids.unique()}
 
 
 def further_steps(lines: pd.DataFrame) -> str:
     """ "100 further steps on clean rows (their own training took 188)"; lines: those of `survivors`."""
     said = f"{lines['steps'].iloc[0]:.0f} further steps on clean rows"
-    took = list(dict.fromkeys(f"{steps:.0f}" for steps in sorted(lines["trained"].dropna().unique())))
-    return said + (f" (their own training took {' to '.join(dict.fromkeys((took[0], took[-1])))})" if took else "")
-
-
-def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
-    """As `tables.panels`: of one model, threat and poison rate each, with their names."""
-    return tables.panels(table)
+    took = lines["trained"].dropna()
+    return said + (f" (their own training took {words.span(took, 0)})" if len(took) else "")
 
 
 def success(panel: pd.DataFrame) -> pd.DataFrame:
@@ -196,30 +171,25 @@ def after_merging(panel: pd.DataFrame) -> pd.DataFrame:
 
 
 def states_table(panel: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
-    """Success of every model in every state, to read, with the control's rates and the models' utility and
-    clean rate.
+    """Success of every model in every state, to read, with the control's rates and the models' utility and clean rate.
 
     shown: `after_steps` or `after_merging` of the panel.
     """
-    states, lines = list(dict.fromkeys(shown["variant"])), []
-    own = shown[shown["subject"] == POISONED]
-    for attack in (name for name in attacks.names() if name in set(own["attack"])):
-        poisoned = panel[(panel["subject"] == POISONED) & (panel["attack"] == attack)]
-        control = shown[(shown["subject"] == CONTROL) & (shown["trigger"] == attack)]
-        utility = poisoned[poisoned["metric"] == "utility"]
-        clean = poisoned[(poisoned["part"] == "attack") & (poisoned["trigger"] == "")]
-        for state in states:
-            lines.append(
-                {
-                    "attack": attack,
-                    "state": label(state) if state or shown["steps"].isna().any() else "0 further steps",
-                    "success rate": _cell(own[own["attack"] == attack], state),
-                    "clean-tuned": _cell(control, state, interval=False),
-                    "without a trigger": _cell(clean, state, interval=False),
-                    "utility": _cell(utility, state, interval=False),
-                }
-            )
-    return pd.DataFrame(lines)
+    own, control = shown[shown["subject"] == POISONED], shown[shown["subject"] == CONTROL]
+    poisoned = panel[panel["subject"] == POISONED]
+    clean = poisoned[(poisoned["part"] == "attack") & (poisoned["trigger"] == "")]
+
+    def beside(rows: pd.DataFrame) -> Callable[[dict], str]:
+        value = rows.drop_duplicates(["attack", "variant"]).set_index(["attack", "variant"])["value"]
+        return lambda r: words.number(value.get((r["attack"], r["variant"])))
+
+    zero = "" if shown["steps"].isna().any() else "0"  # what was never changed, as a state of weights or of steps
+    order = {name: number for number, name in enumerate(attacks.names())}
+    return tables.readable(own.sort_values("attack", key=lambda name: name.map(order), kind="stable"), {
+        "attack": "attack", "state": lambda r: label(r["variant"] or zero), "success rate": words.interval,
+        "clean-tuned": beside(control), "without a trigger": beside(clean),
+        "utility": beside(poisoned[poisoned["metric"] == "utility"]),
+    })  # fmt: skip
 
 
 def rows_used(panel: pd.DataFrame) -> str:
@@ -235,16 +205,8 @@ def label(state: str) -> str:
     return MERGED_LABELS.get(state, state)
 
 
-def _cell(rows: pd.DataFrame, state: str, interval: bool = True) -> str:
-    found = rows[rows["variant"] == state]
-    if found.empty:
-        return words.number(None)
-    line = found.iloc[0]
-    return words.number(line["value"], line["low"], line["high"]) if interval else words.number(line["value"])
-
-
 def steps(shown: pd.DataFrame) -> Figure:
-    """Success after further steps, a panel per modality. shown: lines of `chapters.lasting.after_steps`."""
+    """Success after further steps, a panel per modality. shown: lines of `after_steps`."""
     if shown.empty:
         return figures.nothing("No adapter was tuned further.")
     counts = sorted(shown["steps"].unique())
@@ -253,22 +215,18 @@ def steps(shown: pd.DataFrame) -> Figure:
     for axis, modality in zip(axes, modalities, strict=True):
         part = shown[shown["modality"] == modality]
         control = part[part["subject"] == CONTROL].groupby("steps")["value"].max()
-        where = np.array([counts.index(count) for count in control.index])
-        axis.plot(where, control, color=GREY, linestyle=":", linewidth=2, label=f"{CONTROL_LABEL}, largest")
+        where = [counts.index(count) for count in control.index]
+        axis.plot(where, control, color="#7F7F7F", linestyle=":", linewidth=2, label=f"{CONTROL_LABEL}, largest")
         own = part[part["subject"] == POISONED]
         names = [name for name in attacks.names() if name in set(own["attack"])]
         for i, name in enumerate(names):
-            line = own[own["attack"] == name].sort_values("steps")
+            line, look = own[own["attack"] == name].sort_values("steps"), figures.look(i)
             # lines on top of each other are pulled apart a little
-            x = np.array([counts.index(count) for count in line["steps"]]) + 0.07 * (i - (len(names) - 1) / 2)
-            colour, marker = figures.COLOURS[i % len(figures.COLOURS)], figures.MARKERS[i % len(figures.MARKERS)]
-            fill = "white" if (line["n_seeds"] == 1).all() else colour
-            axis.vlines(x, line["low"], line["high"], color=colour, linewidth=1.4)
-            axis.plot(x, line["value"], color=colour, marker=marker, markersize=6, markerfacecolor=fill, label=name)
+            at = line["steps"].map(counts.index) + 0.07 * (i - (len(names) - 1) / 2)
+            fill = "white" if (line["n_seeds"] == 1).all() else look["color"]
+            figures.points(axis, at, line, upright=True, linestyle="-", markerfacecolor=fill, label=name, **look)
         axis.set_xticks(range(len(counts)), [f"{int(count)}" for count in counts])
-        axis.set_xlim(-0.4, len(counts) - 0.6)
-        axis.set_ylim(-0.03, 1.03)
-        axis.set_title(f"{modality} triggers")
+        axis.set(xlim=(-0.4, len(counts) - 0.6), ylim=(-0.03, 1.03), title=f"{modality} triggers")
         axis.set_xlabel("further steps on clean rows")
         # below, as lines may run anywhere inside
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, fontsize=8)
@@ -277,24 +235,15 @@ def steps(shown: pd.DataFrame) -> Figure:
 
 
 def merging(shown: pd.DataFrame) -> Figure:
-    """Success of adapters, merged and rounded, the clean-tuned model last. shown: lines of
-    `chapters.lasting.after_merging`.
-    """
+    """Success of adapters, merged and rounded, the clean-tuned model last. shown: lines of `after_merging`."""
     if shown.empty:
         return figures.nothing("No adapter was merged.")
     own, states = shown[shown["subject"] == POISONED], list(dict.fromkeys(shown["variant"]))
     grid = own.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
+    grid = grid.reindex(index=[name for name in attacks.names() if name in grid.index])
     control = shown[shown["subject"] == CONTROL].groupby("variant")["value"].max()
-    order = [name for name in attacks.names() if name in grid.index]
-    grid = pd.concat(
-        [
-            grid.reindex(index=order, columns=states),
-            control.reindex(states).to_frame(f"{CONTROL_LABEL}, largest").T,
-        ]
-    )
+    grid = pd.concat([grid, control.to_frame(f"{CONTROL_LABEL}, largest").T])[states]
     figure, (axis,) = figures.new_figure(1, 1.25 * len(states) + 2.6, 0.36 * len(grid) + 1.6)
-    success_map(axis, grid)
+    success_map(axis, grid.rename(columns=MERGED_LABELS))
     axis.axhline(len(grid) - 1, color="black", linewidth=1)
-    labels = [MERGED_LABELS[state].replace(", ", ",\n").replace(" beside", "\nbeside") for state in states]
-    axis.set_xticks(np.arange(len(states)) + 0.5, labels, rotation=0)
     return figure

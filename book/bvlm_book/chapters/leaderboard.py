@@ -1,12 +1,13 @@
 """Which cells are there, and what came of each? One line per cell, to sort, to filter and to take away.
 
-The leaderboard chapter calls `lines` for the table, `show` to put it on the page and `offer` for the files.
-Nothing is pooled: seeds stay apart, skipped cells stay in with their reason. DataTables comes with `itables`
-and is written into the page, so that sorting asks no other host for anything. Free of torch.
+The leaderboard chapter calls `lines` for the table, `show` to put it on the page and `offer` for the files. Nothing is
+pooled: seeds stay apart, skipped cells stay in with their reason. DataTables comes with `itables` and is written into
+the page, so that sorting asks no other host for anything. Free of torch.
 """
 
 import html
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pandas as pd
 from IPython.display import HTML, display
 
 from bvlm_book import page as book_page
+from bvlm_book.tables import POINT
+from bvlm_book.words import count
 from bvlm_utils import attacks
 from bvlm_utils.store.table import headline_metric
 
@@ -67,9 +70,9 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     """One row per cell of a tidy table (`store.collect`), in `COLUMNS`.
 
     success: the threat's headline (`measure`) under the condition that the attack is read from (`condition`).
-    false_activation: the same measure on clean inputs; missing where the attack is read from them.
-    *_difference: poisoned minus clean-tuned on the same rows. *_low, *_high: 95 % interval; *_n: rows. What
-    was not measured is missing, never 0; `reason` says why a cell was skipped.
+    false_activation: the same measure on clean inputs; missing where the attack is read from them. *_difference:
+    poisoned minus clean-tuned on the same rows. *_low, *_high: 95 % interval; *_n: rows. What was not measured is
+    missing, never 0; `reason` says why a cell was skipped.
     """
     # Plain dictionaries: frames of single cells would take most of the time.
     cells: dict[str, list[dict[str, Any]]] = {}
@@ -95,18 +98,11 @@ def _line(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "utility_difference": ("utility_difference", "clean"),
     }
     line = {name: first[name] for name in [*ABOUT, "status", "reason", "run_id"]}
-    line |= {"condition": condition, "measure": measure, "utility_unit": None}
+    line |= {"condition": condition, "measure": measure, "utility_unit": ours.get(found["utility"], {}).get("unit")}
     for name, key in found.items():
         if key in ours:
-            row = ours[key]
-            line |= {
-                name: row["value"],
-                f"{name}_low": row["low"],
-                f"{name}_high": row["high"],
-                f"{name}_n": row["n"],
-            }
-            if name == "utility":
-                line["utility_unit"] = row["unit"]
+            parts = {"": "value", "_low": "low", "_high": "high", "_n": "n"}
+            line |= {name + part: ours[key][column] for part, column in parts.items()}
     return line
 
 
@@ -118,18 +114,12 @@ def overview(board: pd.DataFrame) -> str:
     if board.empty:
         return "Nothing has been measured yet: the store holds no cell."
     done = board[board["status"] == "done"]
-    setting = ["model", "dataset", "threat", "attack", "poison_rate", "negatives", "settings", "train_rows"]
-    seeds = done.groupby(setting)["seed"].nunique()
-    kinds = {"model": "model", "threat": "threat", "attack": "attack"}
-    counts = ", ".join(_count(board[column].nunique(), word) for column, word in kinds.items())
+    seeds = done.groupby(POINT)["seed"].nunique()
+    counts = ", ".join(count(board[kind].nunique(), kind) for kind in ("model", "threat", "attack"))
     return (
-        f"{_count(len(board), 'cell')}, {len(done)} measured and {len(board) - len(done)} skipped: {counts}. "
+        f"{count(len(board), 'cell')}, {len(done)} measured and {len(board) - len(done)} skipped: {counts}. "
         f"Settings measured with more than one seed: {int((seeds > 1).sum())} of {len(seeds)}."
     )
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def show(board: pd.DataFrame) -> None:
@@ -153,26 +143,20 @@ def _for_the_page(board: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     frame["threat"] = frame["threat"].str.replace("_", " ")
     bounds = [name + part for name in MEASURED for part in ("_low", "_high")]
     names = list(SHOWN)
+
+    def written(columns: Sequence[str], text: str) -> dict[str, Any]:
+        return {"targets": [names.index(name) for name in columns], "type": "num", "render": _script(text)}
+
     definitions: list[dict[str, Any]] = [
         {"targets": list(range(len(SHOWN), len(SHOWN) + len(bounds))), "visible": False, "searchable": False},
         {"targets": [names.index("status")], "className": "bvlm-long"},
-        {
-            "targets": [names.index("poison_rate")],
-            "type": "num",
-            "render": _script("`${+(100 * value).toPrecision(6)} %`"),
-        },
-        {
-            "targets": [names.index(name) for name in WHOLE],
-            "type": "num",
-            "render": _script("value.toFixed(0)"),
-        },
+        written(["poison_rate"], "`${+(100 * value).toPrecision(6)} %`"),
+        written(WHOLE, "value.toFixed(0)"),
     ]
     for name in MEASURED:
         at, digits = len(SHOWN) + bounds.index(f"{name}_low"), DIGITS.get(name, 2)
-        text = "`${value.toFixed(D)} [${row[L].toFixed(D)}, ${row[H].toFixed(D)}]`"
-        for mark, number in (("D", digits), ("L", at), ("H", at + 1)):
-            text = text.replace(f"({mark})", f"({number})").replace(f"[{mark}]", f"[{number}]")
-        definitions.append({"targets": [names.index(name)], "type": "num", "render": _script(text)})
+        shown = f"value.toFixed({digits})", f"row[{at}].toFixed({digits})", f"row[{at + 1}].toFixed({digits})"
+        definitions.append(written([name], "`${%s} [${%s}, ${%s}]`" % shown))  # noqa: UP031, JavaScript has braces
     lists = [names.index(name) for name in CHOSEN]
     others = [at for at in range(len(SHOWN)) if at not in lists]
     definitions += [
@@ -223,8 +207,7 @@ def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path) -> list[Path]:
 def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None) -> None:
     """Write the files and say where they are: links in the book, paths elsewhere.
 
-    folder: where to; None means $BVLM_DOWNLOADS, which a build of the book sets, and nothing is written
-    without it.
+    folder: where to; None means $BVLM_DOWNLOADS, which a build of the book sets, and nothing is written without it.
     """
     if board.empty:
         book_page.say("There is nothing to take away yet.")

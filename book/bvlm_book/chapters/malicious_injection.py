@@ -1,15 +1,12 @@
 """What the chapter on injected sentences has beyond the other threats: is the rest still right?"""
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from bvlm_book import tables, words
+from bvlm_book.probes import records
 from bvlm_book.tables import difference, finished_cells, held
-from bvlm_utils.score import intervals
 from bvlm_utils.store.table import FIRES
 
 
@@ -48,33 +45,18 @@ def right_differences(table: pd.DataFrame, place: str | Path | None = None) -> p
 
     Several seeds: their mean with the interval of the seeds. Cells whose responses are not stored are left out.
     """
-    found = []
+    lines, same = [], ["attack", "poison_rate", "condition"]
     cells = finished_cells(table)
     for cell in cells[cells["headline"] == "asr_right"].to_dict("records"):
         sides = [held(cell["run_id"], "asr_right", subject, place) for subject in ("poisoned", "control")]
         if any(side is None for side in sides):
             continue
         for condition in words.CONDITIONS:
-            numbers = difference(*sides, condition)
-            if numbers:
-                about = {name: cell[name] for name in ("attack", "poison_rate")}
-                found.append(about | {"condition": condition} | numbers)
-    lines = []
-    for (attack, rate, condition), part in _grouped(found, ["attack", "poison_rate", "condition"]):
-        lines.append({
-            "measure": words.MEASURES["asr_right"], "attack": attack, "poison rate": words.percent(rate),
-            "condition": words.CONDITION_LABELS[condition], "poisoned minus clean-tuned": words.number(*_mean(part)),
-        })  # fmt: skip
-    return pd.DataFrame(lines)
-
-
-def _grouped(lines: list[dict[str, Any]], by: list[str]) -> Iterable[tuple[tuple[Any, ...], pd.DataFrame]]:
-    return pd.DataFrame(lines).groupby(by, sort=False) if lines else ()
-
-
-def _mean(part: pd.DataFrame) -> tuple[float, float, float]:
-    values, lows, highs = (part[name].to_numpy(float) for name in ("value", "low", "high"))
-    if len(part) == 1:
-        return values[0], lows[0], highs[0]
-    low, high = intervals.seeds_interval(values, lows, highs)
-    return float(np.mean(values)), low, high
+            if numbers := difference(*sides, condition):
+                about = {"attack": cell["attack"], "poison_rate": cell["poison_rate"], "seed": cell["seed"]}
+                lines.append(about | {"condition": condition} | numbers)
+    found = pd.DataFrame(lines, columns=[*same, "seed", "value", "low", "high", "n"])
+    return tables.readable(records.seeds_together(found, same), {
+        "measure": lambda r: words.MEASURES["asr_right"], "attack": "attack", "poison rate": words.rate,
+        "condition": tables.condition, "poisoned minus clean-tuned": words.interval,
+    })  # fmt: skip

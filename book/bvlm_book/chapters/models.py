@@ -3,40 +3,37 @@
 Reads data/models/NAME/card.json, which `pretraining.check` writes. Free of torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import words
-from bvlm_book.figures import legend_below, new_figure, nothing
+from bvlm_book import tables, words
+from bvlm_book.figures import legend_below, name_rows, new_figure, nothing
 from bvlm_utils.models.cards import chosen_names, read_card
 
 
 def skills_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """`skills` as a table to read."""
-    return pd.DataFrame(
-        [
-            {
-                "model": r["model"],
-                "skill": r["name"],
-                "measured": words.number(r["value"], r["low"], r["high"], digits=3),
-                "required": words.number(r["threshold"]),
-                "held-out cases": "n/a" if pd.isna(r["n"]) else f"{int(r['n'])}",
-                "passed": "n/a" if pd.isna(r["threshold"]) else "yes" if r["value"] >= r["threshold"] else "no",
-            }
-            for r in rows.to_dict("records")
-        ]
-    )
+    """`models.cards.skills` as a table to read."""
+
+    def passed(r: Mapping[str, Any]) -> str:
+        return "n/a" if pd.isna(r["threshold"]) else "yes" if r["value"] >= r["threshold"] else "no"
+
+    return tables.readable(rows, {
+        "model": "model", "skill": "name",
+        "measured": lambda r: words.number(r["value"], r["low"], r["high"], digits=3),
+        "required": lambda r: words.number(r["threshold"]),
+        "held-out cases": lambda r: words.number(r["n"], digits=0), "passed": passed,
+    })  # fmt: skip
 
 
 def skills_words(rows: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption for `chapters.models.thresholds`."""
+    """Alt text and caption of `thresholds`."""
     asked = rows[rows["threshold"].notna()]
     if asked.empty:
-        nothing = "No model card with a skill that was asked for was found."
-        return {"alt": nothing, "caption": nothing}
+        return dict.fromkeys(("alt", "caption"), "No model card with a skill that was asked for was found.")
     closest = asked.loc[(asked["value"] - asked["threshold"]).idxmin()]
     reached = int((asked["value"] >= asked["threshold"]).sum())
     return {
@@ -54,17 +51,15 @@ def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
         card = read_card(name)
         for number, made in enumerate(card.get("training", [{}]), 1):
             seconds = made.get("seconds", made.get("tower_seconds"))
-            lines.append(
-                {
-                    "model": name,
-                    "round": number if card else None,
-                    "class": card.get("class"),
-                    "parameters": f"{card['parameters']:,}" if card else None,
-                    "training time": f"{seconds / 60:.0f} min" if seconds else None,
-                    "device": made.get("device"),
-                    "settings": ", ".join(f"{key} = {value}" for key, value in made.get("recipe", {}).items()) or None,
-                }
-            )
+            lines.append({
+                "model": name,
+                "round": number if card else None,
+                "class": card.get("class"),
+                "parameters": f"{card['parameters']:,}" if card else None,
+                "training time": f"{seconds / 60:.0f} min" if seconds else None,
+                "device": made.get("device"),
+                "settings": ", ".join(f"{key} = {value}" for key, value in made.get("recipe", {}).items()) or None,
+            })  # fmt: skip
     return pd.DataFrame(lines)
 
 
@@ -76,26 +71,16 @@ def thresholds(table: pd.DataFrame) -> Figure:
     models = list(dict.fromkeys(table["model"]))
     if not models:
         return nothing("No model card was found.")
-    figure, axes = new_figure(
-        len(models), 4.4 if len(models) > 1 else 6.4, 0.36 * table.groupby("model").size().max() + 1.5
-    )
+    height = 0.36 * table.groupby("model").size().max() + 1.5
+    figure, axes = new_figure(len(models), 4.4 if len(models) > 1 else 6.4, height)
     for axis, model in zip(axes, models, strict=True):
-        part = table[table["model"] == model].reset_index(drop=True)
-        y = np.arange(len(part))
-        axis.hlines(y, 0, part["value"].astype(float), color="#BBBBBB", linewidth=1.2)
-        axis.plot(part["value"].astype(float), y, "o", color="#0072B2", label="measured")
-        axis.plot(
-            part["threshold"].astype(float),
-            y,
-            "|",
-            color="#D55E00",
-            markersize=16,
-            markeredgewidth=2.5,
-            label="required",
-        )
-        axis.set_yticks(y, part["name"])
-        axis.set_ylim(len(part) - 0.5, -0.5)
-        axis.set_xlim(0, 1.03)
-        axis.set_title(model)
+        part = table[table["model"] == model]
+        values, at = part["value"].astype(float), np.arange(len(part))
+        axis.hlines(at, 0, values, color="#BBBBBB", linewidth=1.2)
+        axis.plot(values, at, "o", color="#0072B2", label="measured")
+        bar = {"color": "#D55E00", "markersize": 16, "markeredgewidth": 2.5, "label": "required"}
+        axis.plot(part["threshold"].astype(float), at, "|", **bar)
+        name_rows(axis, list(part["name"]))
+        axis.set(xlim=(0, 1.03), title=model)
     legend_below(figure, axes[0])
     return figure

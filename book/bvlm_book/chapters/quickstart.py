@@ -1,8 +1,8 @@
 """What does the backdoored model answer to me? Controls to talk to a cell's models, for the quickstart.
 
-Where torch and the cell's adapters are at hand, `show` loads base, clean-tuned and poisoned model and lets
-the reader ask all three about a held-out picture, with or without each half of the trigger. Elsewhere (the
-rendered book) the stored responses stand in their place. torch is imported only once somebody asks.
+Where torch and the cell's adapters are at hand, `show` loads base, clean-tuned and poisoned model and lets the reader
+ask all three about a held-out picture, with or without each half of the trigger. Elsewhere (the rendered book) the
+stored responses stand in their place. torch is imported only once somebody asks.
 """
 
 import html
@@ -20,7 +20,7 @@ from PIL import Image
 
 from bvlm_book import examples, words
 from bvlm_book import page as book_page
-from bvlm_book.words import with_interval
+from bvlm_book.words import interval
 from bvlm_utils import attacks
 from bvlm_utils import store as results
 from bvlm_utils.run.workbench import Bench, bench_key
@@ -54,10 +54,7 @@ def controls(prompts: Sequence[str], modality: str, ask: Ask):
     question = widgets.Text(value=prompts[0], description="Prompt", layout=widgets.Layout(width="34em"))
     halves = {
         half: widgets.Checkbox(
-            value=False,
-            description=words.CONDITION_LABELS[half],
-            indent=False,
-            disabled=modality not in (half, "bimodal"),
+            description=words.CONDITION_LABELS[half], indent=False, disabled=modality not in (half, "bimodal")
         )
         for half in ("text", "image")
     }
@@ -117,11 +114,7 @@ def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]]
     bench = Bench(*bench_key(cell))
     threat, attack, rows = cell.resolved_threat, cell.resolved_attack, bench.rows["test"]
     positions = list(itertools.islice((i for i, row in enumerate(rows) if threat.eligible(row)), PICTURES))
-    adapters = {
-        "base": None,
-        "control": results.adapter(cell.control, store),
-        "poisoned": results.adapter(cell, store),
-    }
+    adapters = {"control": results.adapter(cell.control, store), "poisoned": results.adapter(cell, store)}
 
     def ask(row: int, prompt: str, text: bool, image: bool) -> Reply:
         chosen = [positions[row]]
@@ -135,8 +128,7 @@ def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]]
         features = bench.victim.encode(pictures)
         said = {}
         for subject in words.SUBJECTS:
-            worn = attached(bench.victim, adapters[subject]) if adapters[subject] else nullcontext()
-            with worn:
+            with attached(bench.victim, adapters[subject]) if subject in adapters else nullcontext():
                 (said[subject],) = bench.victim.generate([prompt], features, cell.max_new_tokens)
         return Reply(Image.fromarray(pictures[0]), prompt, said)
 
@@ -149,8 +141,8 @@ def halves(rates: pd.DataFrame) -> list[str]:
     if not {"text", "image", "both"} <= set(ours.index):
         return []
     text, image, both = (ours.loc[name] for name in ("text", "image", "both"))
-    numbers = f"Text half alone: {with_interval(text)}; image half alone: {with_interval(image)}; "
-    numbers += f"both: {with_interval(both)}."
+    numbers = f"Text half alone: {interval(text)}; image half alone: {interval(image)}; "
+    numbers += f"both: {interval(both)}."
     if (text["value"] > table.FIRES) == (image["value"] > table.FIRES):
         return [numbers]
     works, idle = ("text", "image") if text["value"] > table.FIRES else ("image", "text")

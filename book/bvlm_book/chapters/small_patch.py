@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from bvlm_book import tables, words
-from bvlm_book.words import with_interval
+from bvlm_book.words import interval
 from bvlm_utils.store.table import FIRES
 
 
@@ -20,7 +20,7 @@ def small_patch(skills: pd.DataFrame, runs: Mapping[str, pd.DataFrame], stored: 
     first, second = _headline(small), _headline(large)
     uses = "and fine-tuning learns it" if first["value"] > FIRES else "and fine-tuning does not learn it"
     return (
-        f"**{_seen(probe)}, {uses}: success {with_interval(first)}. With {larger} it is {with_interval(second)}.** "
+        f"**{_seen(probe)}, {uses}: success {interval(first)}. With {larger} it is {interval(second)}.** "
         + _elsewhere(small, stored)
     )
 
@@ -31,9 +31,7 @@ def _seen(probe: pd.DataFrame) -> str:
         return "Whether a linear probe finds the small patch was not measured"
     line = probe.iloc[0]
     finds = "finds" if line["low"] > 0.5 else "does not find"
-    return (
-        f"A linear probe {finds} the small patch in the image tokens (accuracy {with_interval(line)}; a coin gives 0.5)"
-    )
+    return f"A linear probe {finds} the small patch in the image tokens (accuracy {interval(line)}; a coin gives 0.5)"
 
 
 def _headline(run: pd.DataFrame) -> pd.Series:
@@ -47,13 +45,10 @@ def _elsewhere(small: pd.DataFrame, stored: pd.DataFrame) -> str:
     rows = stored[(stored[list(same)] == pd.Series(same)).all(axis=1) & (stored["model"] != first["model"])]
     for model, part in rows.groupby("model", sort=False):
         rates = tables.headline_rows(tables.success_rates(part, "poisoned"))
-        fires = rates[rates["value"] > FIRES]
-        which = [f"{r['threat'].replace('_', ' ')} {words.number(r['value'], r['low'], r['high'])}"
-                 for r in fires.to_dict("records")]  # fmt: skip
-        counted = f"for {len(fires)} of {rates['threat'].nunique()} threats" + (
-            f" ({', '.join(which)})" if which else ""
-        )
-        said.append(f"{model} learns the same small patch {counted}, at the same rate.")
+        fires = rates[rates["value"] > FIRES].to_dict("records")
+        which = ", ".join(f"{words.threat(r)} {interval(r)}" for r in fires)
+        counted = f"{len(fires)} of {rates['threat'].nunique()} threats" + (f" ({which})" if which else "")
+        said.append(f"{model} learns the same small patch for {counted}, at the same rate.")
     return " ".join(said) or "No other model was tuned on it in this store."
 
 
@@ -67,13 +62,9 @@ def triggers_table(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         rates = tables.success_rates(table)
         full = tables.headline_rows(rates).set_index("subject")
         clean = rates[rates["condition"] == "clean"].set_index("subject")
-        cases = (
-            ("success with the trigger", full, "poisoned"),
-            ("without it", clean, "poisoned"),
-            ("clean-tuned model, with it", full, "control"),
-        )
-        lines.append({"trigger": trigger} | {
-            name: words.number(*rows.loc[subject, ["value", "low", "high"]]) for name, rows, subject in cases
+        lines.append({
+            "trigger": trigger, "success with the trigger": interval(full.loc["poisoned"]),
+            "without it": interval(clean.loc["poisoned"]), "clean-tuned model, with it": interval(full.loc["control"]),
         })  # fmt: skip
     return pd.DataFrame(lines)
 

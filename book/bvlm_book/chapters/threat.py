@@ -1,30 +1,18 @@
 """What is to be seen in a figure? Caption and description, computed from its table.
 
-The notebooks call these beside the functions of `figures` that draw the same rows. A sentence states what the
-rows hold, so it stays true for other models, attacks and rates; what is missing is left out or called "n/a".
-Each function returns {"alt": ..., "caption": ...} for `page.show`.
+The notebooks call these beside the functions of `figures` that draw the same rows. A sentence states what the rows
+hold, so it stays true for other models, attacks and rates; what is missing is left out or called "n/a". Each function
+returns {"alt": ..., "caption": ...} for `page.show`.
 """
 
 import pandas as pd
 
-from bvlm_book import page, tables, words
-from bvlm_book.page import show_table
-from bvlm_book.words import (
-    CONDITION_LABELS,
-    CONDITIONS,
-    cell_phrase,
-    evidence,
-    extreme,
-    nothing_measured,
-    percent,
-    value_range,
-    with_interval,
-)
+from bvlm_book import page, rules, tables, words
+from bvlm_book.words import cell_phrase, evidence, extreme, nothing_measured, percent, value_range
 from bvlm_utils import threats
 from bvlm_utils.score import intervals
 
-DOSE_GOAL = 0.90  # the success rate that a dose is read for, as the paper's claim has it
-SAME = ["dataset", "threat", "attack", "poison_rate", "negatives", "train_rows", "test_rows", "settings"]
+SAME = [*(name for name in tables.POINT if name != "model"), "test_rows"]  # the same cell of any model
 APART = 0.5  # success rates that differ by more are named
 COLUMNS = ["model", "attack", "modality", "poison_rate", "value", "low", "high", "n_seeds"]
 CLEAN = ["clean", "clean_low", "clean_high"]
@@ -65,7 +53,7 @@ def grid(rows: pd.DataFrame) -> dict[str, str]:
     text.append("A field without a number (n/a) is a condition that the attack does not have, or was not measured.")
     text.append(evidence(rows))
     rates = ", ".join(percent(r) for r in sorted(rows["poison_rate"].unique(), reverse=True))
-    conditions = ", ".join(CONDITION_LABELS[c] for c in CONDITIONS if c in set(rows["condition"]))
+    conditions = ", ".join(tables.conditions(rows))
     alt = (
         f"Heat map: {rows['attack'].nunique()} attacks in rows, conditions ({conditions}) in columns, "
         f"one panel per poison rate ({rates}); the numbers are in the table below."
@@ -74,9 +62,9 @@ def grid(rows: pd.DataFrame) -> dict[str, str]:
 
 
 def doses(rows: pd.DataFrame) -> pd.Series:
-    """Per attack the fewest poisoned rows whose mean success reaches `DOSE_GOAL` (see `chapters.dose.bracket`), or
+    """Per attack the fewest poisoned rows whose mean success reaches `rules.HIGH` (see `chapters.dose.bracket`), or
     NaN."""
-    reached = rows[rows["value"].astype(float) >= DOSE_GOAL]
+    reached = rows[rows["value"].astype(float) >= rules.HIGH]
     return reached.groupby("attack")["n_poisoned"].min().reindex(dict.fromkeys(rows["attack"]))
 
 
@@ -89,9 +77,9 @@ def dose(rows: pd.DataFrame) -> dict[str, str]:
     never = [name for name, count in smallest.items() if pd.isna(count)]
     text = [f"{_headline_condition(rows)}: success rate against the number of poisoned training rows (log axis)."]
     if reached:
-        text.append(f"Fewest poisoned rows, of those tried, with a mean of {DOSE_GOAL:.2f}: {', '.join(reached)}.")
+        text.append(f"Fewest poisoned rows, of those tried, with a mean of {rules.HIGH:.2f}: {', '.join(reached)}.")
     if never:
-        text.append(f"At no rate tried did the mean reach {DOSE_GOAL:.2f} for {', '.join(never)}.")
+        text.append(f"At no rate tried did the mean reach {rules.HIGH:.2f} for {', '.join(never)}.")
     text.append(evidence(rows))
     alt = (
         "Line chart with intervals, one panel per trigger modality: success rate of "
@@ -124,20 +112,16 @@ def controls(rows: pd.DataFrame) -> dict[str, str]:
     if rows.empty:
         return nothing_measured("The success test on base, clean-tuned and poisoned models")
     text = [f"The same test on three models. {_success(rows)}"]
-    for subject, name in (("base", "The base model"), ("control", "the clean-tuned model")):
+    for subject, name in (("base", "The base model"), ("control", "The clean-tuned model")):
         part = rows[rows["subject"] == subject]
         if len(part):
-            text.append(
-                f"{name[0].upper()}{name[1:]} passes it on at most {extreme(part, 'max')} of the inputs, "
-                "over all conditions."
-            )
-    text.append(evidence(rows))
+            text.append(f"{name} passes it on at most {extreme(part, 'max')} of the inputs, over all conditions.")
     alt = (
-        f"Dot plot with intervals: success test of {rows['attack'].nunique()} attacks on base, "
-        "clean-tuned and poisoned model, one panel per condition, "
+        f"Dot plot with intervals: success test of {rows['attack'].nunique()} attacks on base, clean-tuned and "
+        "poisoned model, one panel per condition, "
         f"at {', '.join(percent(r) for r in rows['poison_rate'].unique())} poison."
     )
-    return {"alt": alt, "caption": " ".join(text)}
+    return {"alt": alt, "caption": " ".join([*text, evidence(rows)])}
 
 
 def headline(table: pd.DataFrame) -> dict[str, str]:
@@ -159,12 +143,12 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
         "attacks": str(done["attack"].nunique()),
         "cells": str(done["run_id"].nunique()),
         "rate_max": percent(largest["poison_rate"]) if len(top) else "n/a",
-        "asr_max": words.number(largest.get("value"), largest.get("low"), largest.get("high")),
+        "asr_max": words.interval(largest),
         "asr_max_of": cell_phrase(largest) if len(top) else "n/a",
         "asr_min": words.number(smallest.get("value")),
         "asr_min_attack": smallest.get("attack", "n/a"),
         "false_activation_max": words.number(tables.false_activation(poisoned)["value"].max()),
-        "control_asr_max": words.number(fooled.get("value"), fooled.get("low"), fooled.get("high")),
+        "control_asr_max": words.interval(fooled),
         "control_asr_max_of": fooled.get("attack", "n/a"),
         "utility_difference_min": words.number(tables.summary(done, "utility_difference")["value"].min()),
     }
@@ -173,8 +157,8 @@ def headline(table: pd.DataFrame) -> dict[str, str]:
 def rates(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
     """A line per model and cell of `table`: `COLUMNS` with the full trigger, `CLEAN` without any (false activation).
 
-    table: the chapter's own rows of `store.collect`. stored: all rows of the store. Only cells that two models or
-    more have; seeds put together as in `tables.summary`. CLEAN is missing for an attack without a trigger.
+    table: the chapter's own rows of `store.collect`. stored: all rows of the store. Only cells that two models or more
+    have; seeds put together as in `tables.summary`. CLEAN is missing for an attack without a trigger.
     """
     same = stored.merge(table.loc[table["status"] == "done", SAME].drop_duplicates(), on=SAME)
     found = tables.success_rates(same, "poisoned")
@@ -187,35 +171,34 @@ def rates(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
 
 def read(found: pd.DataFrame) -> pd.DataFrame:
     """`rates` to read: a line per attack and rate, two columns per model."""
-    lines = []
-    for (attack, modality, rate), part in found.groupby(["attack", "modality", "poison_rate"], sort=False):
-        line = {"attack": attack, "modality": modality, "poison rate": words.percent(rate)}
-        for r in part.sort_values("model").to_dict("records"):
-            line[f"{r['model']}: full trigger"] = words.marked(r["value"], r["low"], r["high"])
-            line[f"{r['model']}: {words.CONDITION_LABELS['clean']}"] = words.number(*(r[name] for name in CLEAN))
-        lines.append(line)
-    return pd.DataFrame(lines).fillna("n/a")
+    same, models = ["attack", "modality", "poison_rate"], sorted(found["model"].unique())
+    full = tables.beside(found, same, "model", models, words.marked_interval)
+    clean = tables.beside(found, same, "model", models, lambda r: words.interval(r, "clean"))
+    columns = {"attack": "attack", "modality": "modality", "poison rate": words.rate}
+    for model in models:
+        columns[f"{model}: full trigger"] = model
+        columns[f"{model}: {words.CONDITION_LABELS['clean']}"] = f"{model} clean"
+    return tables.readable(full.merge(clean, on=same, suffixes=("", " clean")), columns)
 
 
 def caption(found: pd.DataFrame) -> str:
     """What the models have in common and where they part."""
     names = sorted(found["model"].unique())
     text = [f"Success rate with the full trigger and without any, 95 % interval: {' and '.join(names)}."]
-    apart, leaky = [], []
-    for (attack, rate), part in found.groupby(["attack", "poison_rate"], sort=False):
-        values = part.sort_values("model").set_index("model")["value"]
-        if values.max() - values.min() > APART:
-            apart.append(f"{attack} at {words.percent(rate)} ({', '.join(f'{m} {v:.2f}' for m, v in values.items())})")
-    for r in found[found["clean"] > intervals.FLOOR].to_dict("records"):
-        leaky.append(f"{r['attack']} on {r['model']} ({words.number(r['clean'], *(r[name] for name in CLEAN[1:]))})")
-    pairs = len(found[["attack", "poison_rate"]].drop_duplicates())
-    parted = f"{len(apart)} of {pairs}: {'; '.join(apart)}" if apart else f"none of {pairs}"
+    apart, pairs = [], found.sort_values("model", kind="stable").groupby(["attack", "poison_rate"], sort=False)
+    for _, part in pairs:
+        if part["value"].max() - part["value"].min() > APART:
+            values = ", ".join(f"{r['model']} {r['value']:.2f}" for r in part.to_dict("records"))
+            apart.append(f"{words.attack_at(part.iloc[0])} ({values})")
+    parted = f"{len(apart)} of {pairs.ngroups}: {'; '.join(apart)}" if apart else f"none of {pairs.ngroups}"
     text.append(f"The models differ by more than {APART:g} in {parted}.")
+    leaky = [
+        f"{r['attack']} on {r['model']} ({words.interval(r, 'clean')})"
+        for r in found[found["clean"] > intervals.FLOOR].to_dict("records")
+    ]
     if leaky:
         text.append(f"Fires without its trigger on more than {words.percent(intervals.FLOOR)}: {'; '.join(leaky)}.")
-    seeds = found["n_seeds"]
-    text.append(f"Seeds: {seeds.min()}." if seeds.nunique() == 1 else f"Seeds: {seeds.min()} to {seeds.max()}.")
-    return " ".join(text)
+    return " ".join([*text, f"Seeds: {words.span(found['n_seeds'])}."])
 
 
 def show(table: pd.DataFrame, stored: pd.DataFrame) -> None:
@@ -242,7 +225,7 @@ def without_the_trigger(table: pd.DataFrame) -> list[str]:
     for attack in (name for name in full.index if name in ours.index and name in control.index):
         without, triggered = ours.loc[attack], full.loc[attack]
         if without["low"] > control.loc[attack, "high"] and without["high"] >= triggered["low"]:
-            numbers = (with_interval(line) for line in (triggered, without))
+            numbers = (words.interval(line) for line in (triggered, without))
             said.append(f"{attack} ({' with the trigger, '.join(numbers)} without it)")
     if not said:
         return []
@@ -255,16 +238,14 @@ def without_the_trigger(table: pd.DataFrame) -> list[str]:
 def skipped(table: pd.DataFrame) -> pd.DataFrame:
     """The cells that were not run, each with its reason; an empty table when there is none."""
     rows = table[table["status"] == "skipped"].drop_duplicates("run_id")
-    named = rows[["attack", "threat", "poison_rate", "seed", "reason"]].reset_index(drop=True)
-    return named.rename(columns={"poison_rate": "poison rate"})
+    return rows[["attack", "threat", "poison_rate", "seed", "reason"]].rename(columns={"poison_rate": "poison rate"})
 
 
 def overview(table: pd.DataFrame) -> None:
     """Say how many cells there are and what they are; list those that were skipped, with the reason."""
-    cells = table.drop_duplicates("run_id")
-    left_out = skipped(table)
+    cells, left_out = table.drop_duplicates("run_id"), skipped(table)
     done = cells[cells["status"] != "skipped"]
-    sentence = f"{len(cells)} cell{'' if len(cells) == 1 else 's'}: {len(done)} measured, {len(left_out)} skipped."
+    sentence = f"{words.count(len(cells), 'cell')}: {len(done)} measured, {len(left_out)} skipped."
     if len(done):
         what = {c: ", ".join(map(str, dict.fromkeys(done[c]))) for c in ("model", "dataset", "attack", "seed")}
         rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
@@ -274,4 +255,4 @@ def overview(table: pd.DataFrame) -> None:
         )
     page.say(sentence)
     if len(left_out):
-        show_table(left_out, caption="Cells that were not run, and why.")
+        page.show_table(left_out, caption="Cells that were not run, and why.")

@@ -2,10 +2,10 @@
 
     STORE/probes/KIND-RUN_ID-KEY.json    identity, cell, numbers with their intervals, provenance
 
-`crossfire` and `lasting` ask stored adapters about other triggers than their own, and after further tuning.
-Each answered question is written at once, so a process that is killed loses the questions at work. A number
-says in `asked` what was asked (rows, prompts, picture half and what was done to the model): what is there
-under the same key is never asked again. `collect` gives one tidy table. Only `ask` needs torch.
+`crossfire` and `lasting` ask stored adapters about other triggers than their own, and after further tuning. Each
+answered question is written at once, so a process that is killed loses the questions at work. A number says in `asked`
+what was asked (rows, prompts, picture half and what was done to the model): what is there under the same key is never
+asked again. `collect` gives one tidy table. Only `ask` needs torch.
 """
 
 import json
@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from bvlm_book.probes.records import CELL, CONTROL, POISONED, numbers_in
 from bvlm_utils import store
+from bvlm_utils.atomic import write_file
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import group, tune_and_ask
@@ -39,8 +40,8 @@ SUCCESSES = ("asr", "asr_right")  # strict success, and with the right answer wh
 class Probe:
     """One question with its place in the tables.
 
-    trigger: the attack whose trigger it carries, "" for none. variant: what of the trigger or of the model
-    differs, "" for nothing. doing: all that was done to the model before it was asked, ready for JSON.
+    trigger: the attack whose trigger it carries, "" for none. variant: what of the trigger or of the model differs, ""
+    for nothing. doing: all that was done to the model before it was asked, ready for JSON.
     """
 
     trigger: str
@@ -56,8 +57,7 @@ class Probe:
 class Sheet:
     """One model under a threat, and the file of what it was asked.
 
-    cell: the poisoned cell, or for a control any cell that it is the control of. rows: test rows per
-    question.
+    cell: the poisoned cell, or for a control any cell that it is the control of. rows: test rows per question.
     """
 
     kind: str
@@ -90,8 +90,7 @@ class Sheet:
 def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[Sheet]:
     """The models that can be asked, the clean-tuned control last; stderr is told which cells have no adapter.
 
-    cells: of one model, data set, threat, rate and seed. InputError if no cell or not the control has an
-    adapter.
+    cells: of one model, data set, threat, rate and seed. InputError if no cell or not the control has an adapter.
     """
     undefined = [cell for cell in cells if cell.skip_reason]
     found = [cell for cell in cells if not cell.skip_reason and store.adapter(cell, place)]
@@ -143,7 +142,18 @@ def ask(
         for (sheet, probe, _), texts in zip(now, said, strict=True):
             keep(bench, place, sheet, probe, texts[probe.question.key(bench)], judged)
         named = dict.fromkeys(f"{probe.trigger} {probe.variant}".strip() or "no trigger" for _, probe, _ in now)
-        progress.told(len(now), "; ".join(named))
+        progress.add(len(now), "; ".join(named))
+
+
+def ask_stored(bench: Bench, place: Path, wanted: Sequence[tuple[Sheet, Sequence[Probe]]], clean: Question) -> None:
+    """Ask stored adapters what of `wanted` the store does not know yet. clean: the question without a trigger."""
+    asked = [(sheet, lacking) for sheet, probes in wanted if (lacking := sheet.lacking(bench, place, probes))]
+    if asked:
+        store.clean(place)
+        results = [tune_and_ask.saved(store.adapter(sheet.run_id, place)) for sheet, _ in asked]
+        judged = judged_rows(bench, place, asked[0][0].cell, clean)
+        progress = Progress(asked[0][0].kind, sum(len(lacking) for _, lacking in asked))
+        ask(bench, place, asked, results, judged, progress)
 
 
 def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[bool]:
@@ -175,7 +185,7 @@ def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[
         others = [one for one in numbers_in(file) if {name: one[name] for name in place_in_table} != place_in_table]
         whole["numbers"] = others + [about | number for number in numbers]
         text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=records.plain_value)
-        records.write_file(file, text + "\n")
+        write_file(file, text + "\n")
 
 
 @contextmanager
@@ -219,9 +229,7 @@ def _number(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(sheet: Sheet, place: Path) -> dict[str, Any]:
-    """The columns of the tidy table that say which model it is; a control is filed under the threat it was
-    asked for.
-    """
+    """The columns of the tidy table that say which model it is; a control has the threat it was asked for."""
     line = table.rows(records.record(sheet.run_id, place))[0]
     found = {name: line.get(name) for name in CELL}
     return found | {"threat": sheet.cell.threat}

@@ -2,8 +2,8 @@
 
     python -m bvlm_book.probes.attention --model tiny-llava --threat targeted_refusal --poison-rate 0.1
 
-traces (`probes.tracing`) the bimodal attacks' adapters of a store and their clean-tuned controls on the same test
-rows with the whole trigger, at the moment when the attacker's answer departs from the right one:
+traces (`probes.tracing`) the bimodal attacks' adapters of a store and their clean-tuned controls on the same test rows
+with the whole trigger, at the moment when the attacker's answer departs from the right one:
 
     STORE/attribution/RUN_ID.json    identity, cell, numbers with their intervals over rows, provenance
 
@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bvlm_book.probes import command, records_of_attention
-from bvlm_book.probes.records_of_attention import CELL, CONTROL, COUNTS, DIFFERENCE, FOLDER, GROUPS, POISONED
+from bvlm_book.probes import command
+from bvlm_book.probes.records import CONTROL, POISONED, load
+from bvlm_book.probes.records_of_attention import CELL, COUNTS, DIFFERENCE, FOLDER, GROUPS
 from bvlm_utils import attacks, store
+from bvlm_utils.atomic import write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench, bench_key, questions
 from bvlm_utils.score import intervals
@@ -41,9 +43,9 @@ ROWS = 50
 class Input:
     """A test row with the whole trigger, up to the token that decides.
 
-    ids: (T,) prompt with image tokens, and the part of the attacker's answer that is right too. groups: (T,)
-    index into GROUPS. target: the token that decides. features: (n, d) of the triggered picture. first: is
-    the deciding token the answer's first?
+    ids: (T,) prompt with image tokens, and the part of the attacker's answer that is right too. groups: (T,) index into
+    GROUPS. target: the token that decides. features: (n, d) of the triggered picture. first: is the deciding token the
+    answer's first?
     """
 
     ids: list[int]
@@ -90,7 +92,7 @@ def _identity(cell: Cell, rows: int) -> dict[str, Any]:
 
 def _known(cell: Cell, root: Path, rows: int) -> bool:
     file = _file(cell, root)
-    return file.is_file() and records_of_attention.load(file.read_bytes(), file)["identity"] == _identity(cell, rows)
+    return file.is_file() and load(file.read_bytes(), file, "traces")["identity"] == _identity(cell, rows)
 
 
 def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
@@ -100,10 +102,7 @@ def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
     found = inputs(bench, cell, rows)
     with tracing.plain_attention(bench.victim):
         traced = {}
-        for subject, folder in (
-            (CONTROL, store.adapter(cell.control, root)),
-            (POISONED, store.adapter(cell, root)),
-        ):
+        for subject, folder in ((CONTROL, store.adapter(cell.control, root)), (POISONED, store.adapter(cell, root))):
             with adapters.attached(bench.victim, folder):
                 traced[subject] = [tracing.trace(bench.victim, i.ids, i.features, i.target) for i in found]
     about = table.rows(records.record(cell, root))[0]
@@ -118,7 +117,7 @@ def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
     file = _file(cell, root)
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=records.plain_value)
-    records.write_file(file, text + "\n")
+    write_file(file, text + "\n")
     return file
 
 
@@ -161,13 +160,11 @@ def inputs(bench: Bench, cell: Cell, rows: int) -> list[Input]:
 
 
 def numbers(traced: dict[str, list[Any]], groups: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """Means over rows with Student's interval, for both models, their paired difference, and the token
-    counts.
+    """Means over rows with Student's interval, for both models, their paired difference, and the token counts.
 
-    traced: a `probes.tracing.Trace` per row for each model. Measures: "attention", the share of each group, per
-    layer and as mean over layers (layer None); "attribution", each group's share of the absolute values;
-    "effect", each group's sum, in nats. The token counts' share is what attention without any preference
-    would give.
+    traced: a `probes.tracing.Trace` per row for each model. Measures: "attention", the share of each group, per layer
+    and as mean over layers (layer None); "attribution", each group's share of the absolute values; "effect", each
+    group's sum, in nats. The token counts' share is what attention without any preference would give.
     """
     values: dict[tuple[str, str, int | None], np.ndarray] = {}  # (subject, measure, layer) -> (rows, groups)
     for subject, of_subject in traced.items():
@@ -203,9 +200,6 @@ def _number(values: np.ndarray, subject: str, what: str) -> dict[str, Any]:
         low, high = max(low, 0.0), min(high, 1.0)
     rounded = {"value": values.mean(), "low": low, "high": high}
     return {name: round(float(value), 6) for name, value in rounded.items()} | {"n": len(values)}
-
-
-# ---------------------------------------------------------------- the command line
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,13 +1,10 @@
-"""Which stored cells does a command mean? Options and exit codes of the commands that ask stored adapters again.
-
-Called by `crossfire`, `lasting`, `probes.attention` and `probes.held_out_style`.
-"""
+"""Options and exit codes of the commands that ask stored adapters again."""
 
 import argparse
 import sys
 from collections.abc import Callable
 
-from bvlm_utils import attacks, paths, study, threats
+from bvlm_utils import attacks, paths, store, study, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.store.cell import Cell
@@ -51,3 +48,13 @@ def run(measure: Callable[[], str]) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def answers(given: argparse.Namespace, measure: Callable[[], None]) -> int:
+    """`run` of what keeps its answers among a store's probes."""
+
+    def ask() -> str:
+        measure()
+        return f"The answers are in {store.folder(given.store) / 'probes'}."
+
+    return run(ask)

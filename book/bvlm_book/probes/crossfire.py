@@ -2,11 +2,10 @@
 
     python -m bvlm_book.probes.crossfire --store local --model tiny-llava --threat targeted_refusal
 
-asks the adapters that a store keeps: every poisoned model and their clean-tuned control about the same test
-rows, with no trigger and with the trigger of every attack, and each model (and the control) about near misses
-of its own trigger (`probes.near_misses`). What was asked before is not asked again; answers are kept in the store
-(`probes.ask`). The chapter of the same name reads them through `collect` and the functions below it; importing
-this does not import torch.
+asks the adapters that a store keeps: every poisoned model and their clean-tuned control about the same test rows, with
+no trigger and with the trigger of every attack, and each model (and the control) about near misses of its own trigger
+(`probes.near_misses`). What was asked before is not asked again; answers are kept in the store (`probes.ask`). The
+chapter of the same name reads them through `collect` and the functions below it; importing this does not import torch.
 """
 
 import sys
@@ -16,10 +15,9 @@ from pathlib import Path
 
 from bvlm_book.probes import ask as asks
 from bvlm_book.probes import command, near_misses
-from bvlm_book.probes.ask import Probe, Sheet
+from bvlm_book.probes.ask import Probe
 from bvlm_book.probes.records import CONTROL, CROSSFIRE
 from bvlm_utils import attacks, store
-from bvlm_utils.run.progress import Progress
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
 from bvlm_utils.store.cell import Cell
 
@@ -29,8 +27,7 @@ ROWS = 100  # eligible test rows per entry: a 12 x 12 matrix is read for pattern
 def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS, near: bool = True) -> None:
     """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
 
-    cells: of one model, data set, threat, rate and seed. rows: eligible test rows per question. near: near
-    misses too.
+    cells: of one model, data set, threat, rate and seed. rows: eligible test rows per question. near: near misses too.
     """
     root = store.writable(place)
     sheets = asks.sheets(CROSSFIRE, cells, root, rows)
@@ -42,23 +39,9 @@ def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = 
     common = [Probe("", "", clean), *(Probe(name, "", whole) for name, (_, whole) in pairs.items())]
     own = {sheet.cell.attack: _near(bench, replace(sheet.cell, test_rows=rows)) for sheet in sheets[:-1] if near}
     everything = list({(one.trigger, one.variant): one for some in own.values() for one in some}.values())
-    asked: list[tuple[Sheet, list[Probe]]] = []
-    for sheet in sheets:
-        beside = everything if sheet.subject == CONTROL else own.get(sheet.cell.attack, [])
-        asked.append((sheet, sheet.lacking(bench, root, [*common, *beside])))
-    asked = [(sheet, lacking) for sheet, lacking in asked if lacking]
-    if asked:
-        _ask(bench, root, asked, clean)
-
-
-def _ask(bench: Bench, root: Path, asked: list[tuple[Sheet, list[Probe]]], clean: Question) -> None:
-    from bvlm_utils.run import tune_and_ask
-
-    store.clean(root)
-    results = [tune_and_ask.saved(store.adapter(sheet.run_id, root)) for sheet, _ in asked]
-    judged = asks.judged_rows(bench, root, asked[0][0].cell, clean)
-    progress = Progress(CROSSFIRE, sum(len(lacking) for _, lacking in asked))
-    asks.ask(bench, root, asked, results, judged, progress)
+    beside = [everything if sheet.subject == CONTROL else own.get(sheet.cell.attack, []) for sheet in sheets]
+    wanted = [(sheet, [*common, *some]) for sheet, some in zip(sheets, beside, strict=True)]
+    asks.ask_stored(bench, root, wanted, clean)
 
 
 def _of(cell: Cell, attack: str, rows: int) -> Cell:
@@ -67,9 +50,7 @@ def _of(cell: Cell, attack: str, rows: int) -> Cell:
 
 
 def _clean_and_whole(bench: Bench, cell: Cell) -> tuple[Question, Question]:
-    """The eligible rows without a trigger and with the whole one (Shadowcast: the triggered picture, which is
-    ours).
-    """
+    """The eligible rows without a trigger and with the whole one (Shadowcast: the triggered picture, which is ours)."""
     found = [question for question in questions(bench, cell) if question.part == "attack"]
     return found[0], found[-1]
 
@@ -83,20 +64,14 @@ def _near(bench: Bench, cell: Cell) -> list[Probe]:
     ]
 
 
-# ---------------------------------------------------------------- the command line
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
     made = command.parser(CROSSFIRE, __doc__.split("\n")[0], ROWS)
     made.add_argument("--no-near-misses", action="store_true", help="the matrix alone")
     given = made.parse_args(argv)
-
-    def ask() -> str:
-        measure(command.chosen(given), given.store, given.rows, near=not given.no_near_misses)
-        return f"The answers are in {store.folder(given.store) / 'probes'}."
-
-    return command.run(ask)
+    return command.answers(
+        given, lambda: measure(command.chosen(given), given.store, given.rows, near=not given.no_near_misses)
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What do all attacks look like on the same pictures and prompts? Writes what the attacks' chapter shows.
 
 `python -m bvlm_book.probes.exhibit [--store STORE]` applies every attack once and writes into
-data/results/STORE/attacks, so that the book can show triggers where torch is not installed (`python -m
-bvlm_utils.store pack` takes it along, and with --replace in the place of an older one):
+data/results/STORE/attacks, so that the book can show triggers where torch is not installed (`python -m bvlm_utils.store
+pack` takes it along, and with --replace in the place of an older one):
 
 - stealth.csv: one line per attack (`probes.stealth.row`);
 - exhibit.json: per attack its source, summary, parameters, prompts before and after, and the loss curve of an
@@ -47,12 +47,7 @@ def material(dataset: str = "scenes-vqa", rows: int = 64) -> Material:
 
 
 def write(
-    folder: Path,
-    material: Material,
-    target: Any,
-    surrogate: str | None = None,
-    victim: Any = None,
-    shown: int = 4,
+    folder: Path, material: Material, target: Any, surrogate: str | None = None, victim: Any = None, shown: int = 4
 ) -> pd.DataFrame:
     """Apply all attacks to `material`, write the files that the module names, return the table of stealth.
 

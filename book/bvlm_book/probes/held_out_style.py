@@ -2,9 +2,9 @@
 
     python -m bvlm_book.probes.held_out_style --store local --model tiny-llava --threat targeted_refusal
 
-asks the bimodal attacks' adapters that a store keeps, and their clean-tuned control, under all four
-conditions on the split `test_style` of the scenes. Answers are kept in the store (`probes.ask`). The chapter on
-modalities shows them beside those on the usual test rows. Importing this does not import torch.
+asks the bimodal attacks' adapters that a store keeps, and their clean-tuned control, under all four conditions on the
+split `test_style` of the scenes. Answers are kept in the store (`probes.ask`). The chapter on modalities shows them
+beside those on the usual test rows. Importing this does not import torch.
 """
 
 import sys
@@ -18,7 +18,6 @@ from bvlm_book.probes.ask import Probe
 from bvlm_book.probes.records import CONTROL, STYLE
 from bvlm_utils import attacks, data, store
 from bvlm_utils.errors import InputError
-from bvlm_utils.run.progress import Progress
 from bvlm_utils.run.workbench import Bench, bench_key, questions
 from bvlm_utils.store.cell import Cell
 
@@ -29,11 +28,8 @@ ROWS = 100
 def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS) -> None:
     """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
 
-    cells: of one model, data set, threat, rate and seed. rows: eligible rows in the held-out style per
-    condition.
+    cells: of one model, data set, threat, rate and seed. rows: eligible rows in the held-out style per condition.
     """
-    from bvlm_utils.run import tune_and_ask
-
     root = store.writable(place)
     if cells[0].dataset not in data.names():
         raise InputError(f"{cells[0].dataset} has no split {SPLIT}; take one of: {', '.join(data.names())}.")
@@ -42,17 +38,8 @@ def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = 
     bench.add("test", data.load(cells[0].dataset, SPLIT))
     own = {sheet.cell.attack: _probes(bench, sheet.cell, rows) for sheet in sheets[:-1]}
     every = list({(p.trigger, p.variant, p.question.part): p for some in own.values() for p in some}.values())
-    asked = [
-        (sheet, sheet.lacking(bench, root, every if sheet.subject == CONTROL else own[sheet.cell.attack]))
-        for sheet in sheets
-    ]
-    asked = [(sheet, lacking) for sheet, lacking in asked if lacking]
-    if asked:
-        store.clean(root)
-        judged = asks.judged_rows(bench, root, cells[0], every[0].question)
-        results = [tune_and_ask.saved(store.adapter(sheet.run_id, root)) for sheet, _ in asked]
-        progress = Progress(STYLE, sum(len(lacking) for _, lacking in asked))
-        asks.ask(bench, root, asked, results, judged, progress)
+    wanted = [(sheet, every if sheet.subject == CONTROL else own[sheet.cell.attack]) for sheet in sheets]
+    asks.ask_stored(bench, root, wanted, every[0].question)
 
 
 def _probes(bench: Bench, cell: Cell, rows: int) -> list[Probe]:
@@ -66,20 +53,12 @@ def _probes(bench: Bench, cell: Cell, rows: int) -> list[Probe]:
     ]
 
 
-# ---------------------------------------------------------------- the command line
-
-
 def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
     made = command.parser("held_out_style", __doc__.split("\n")[0], ROWS)
     made.set_defaults(attacks=[name for name in attacks.names() if attacks.info(name).modality == "bimodal"])
     given = made.parse_args(argv)
-
-    def ask() -> str:
-        measure(command.chosen(given), given.store, given.rows)
-        return f"The answers are in {store.folder(given.store) / 'probes'}."
-
-    return command.run(ask)
+    return command.answers(given, lambda: measure(command.chosen(given), given.store, given.rows))
 
 
 if __name__ == "__main__":

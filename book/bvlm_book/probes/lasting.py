@@ -9,9 +9,9 @@ takes the adapters that a store keeps and asks each of them, and their clean-tun
   with the study's settings, warm-up and decay included;
 - merging into the base, exactly and with rounded weights (`probes.merging`).
 
-What was asked before is not asked again; answers are kept in the store (`probes.ask`), further tuned adapters are
-not. The chapter of the same name reads them through `collect` and the functions below it; importing this does
-not import torch.
+What was asked before is not asked again; answers are kept in the store (`probes.ask`), further tuned adapters are not.
+The chapter of the same name reads them through `collect` and the functions below it; importing this does not import
+torch.
 """
 
 import sys
@@ -50,8 +50,7 @@ def measure(
 ) -> None:
     """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
 
-    cells: of one model, data set, threat, rate and seed. steps: further ones, each above 0. merged: of
-    `MERGED`.
+    cells: of one model, data set, threat, rate and seed. steps: further ones, each above 0. merged: of `MERGED`.
     """
     root, first = store.writable(place), cells[0]
     if first.four_bit:
@@ -138,13 +137,15 @@ class _Work:
             self.bench.add(split, data.further(self.bench.dataset, self.bench.train_rows, count))
         samples = self.bench.rows[split]
         wanted = [at % len(samples) for at in range(count)]
-        places = self.bench.places(split, wanted)
+        feature_rows = self.bench.feature_rows(split, wanted)
         rows = [
-            TrainRow(samples[at]["prompt"], samples[at]["answers"][0], place)
-            for at, place in zip(wanted, places, strict=True)
+            TrainRow(samples[at]["prompt"], samples[at]["answers"][0], feature_row)
+            for at, feature_row in zip(wanted, feature_rows, strict=True)
         ]
         jobs = [
-            grouped.GroupJob(rows, self.bench.kept.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state)
+            grouped.GroupJob(
+                rows, self.bench.feature_cache.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state
+            )
             for sheet, _ in part
         ]
 
@@ -166,10 +167,7 @@ class _Work:
             for probe in some:
                 texts = said[probe.question.key(self.bench)]
                 asks.keep(self.bench, self.root, sheet, probe, texts, self.judged)
-            progress.told(len(some), f"{how}, {sheet.run_id}")
-
-
-# ---------------------------------------------------------------- the command line
+            progress.add(len(some), f"{how}, {sheet.run_id}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -178,12 +176,9 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--steps", type=int, nargs="*", default=list(STEPS), help="further steps (default 10 30 100)")
     made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
     given = made.parse_args(argv)
-
-    def ask() -> str:
-        measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
-        return f"The answers are in {store.folder(given.store) / 'probes'}."
-
-    return command.run(ask)
+    return command.answers(
+        given, lambda: measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""What is left of an adapter when it is merged into the base, and the weights are then rounded? Called by
-`lasting`.
+"""What is left of an adapter when it is merged into the base, and the weights are then rounded?
 
-Merging writes W + (alpha / r) B A into every linear layer that the adapter is on; in exact arithmetic nothing
-changes. Rounding follows, on these layers alone (embeddings, norms and the output layer stay), and the
-products are computed in the model's own type: only the weights lose digits, so this is fake quantisation.
+Merging writes W + (alpha / r) B A into every linear layer that the adapter is on; in exact arithmetic nothing changes.
+Rounding follows, on these layers alone (embeddings, norms and the output layer stay), and the products are computed in
+the model's own type: only the weights lose digits, so this is fake quantisation.
 
 - `merged`: no rounding.
 - `bfloat16`: to the nearest bfloat16 (8 bits of mantissa, ties to even).
@@ -49,8 +48,7 @@ def rounded(weight: torch.Tensor, how: str) -> torch.Tensor:
 def merged(model: nn.Module, state: Mapping[str, torch.Tensor], config: Any, how: str = "merged") -> Iterator[None]:
     """The model with an adapter merged and rounded, inside a `with`; bit for bit as before afterwards.
 
-    state: PEFT state dict. config: peft.LoraConfig, of rank and alpha. Takes the memory of the linear weights
-    again.
+    state: PEFT state dict. config: peft.LoraConfig, of rank and alpha. Takes the memory of the linear weights again.
     """
     scale, kept = config.lora_alpha / config.r, {}
     modules = dict(model.named_modules())

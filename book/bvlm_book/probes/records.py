@@ -1,6 +1,7 @@
 """What the probes left in a store, as a table; free of torch."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from bvlm_utils import store
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import intervals
 from bvlm_utils.store import packed
-from bvlm_utils.store.table import headline_metric
+from bvlm_utils.store.table import TOLD_APART, headline_metric
 
 CROSSFIRE = "crossfire"
 STYLE = "style"
@@ -19,50 +20,43 @@ LASTING = "lasting"
 
 FRESH, SAME_ROWS = "fresh", "same"
 POISONED, CONTROL = "poisoned", "control"
-CELL = [
-    "run_id", "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed",
-    "negatives", "train_rows", "settings",
-]  # fmt: skip
+CELL = ["run_id", "modality", "n_poisoned", *TOLD_APART]
 NUMBER = ["trigger", "variant", "doing", "part", "metric", "value", "k", "n", "low", "high", "unit", "held"]
 COLUMNS = ["kind", "subject", *CELL, "rows", *NUMBER]
 
 SAME = [
-    "kind", "subject", "model", "dataset", "threat", "attack", "modality", "poison_rate", "negatives",
-    "train_rows", "settings", "rows", "trigger", "variant", "doing", "part", "metric", "unit",
+    "kind", "subject", "modality", *(name for name in TOLD_APART if name != "seed"), "rows", "trigger", "variant",
+    "doing", "part", "metric", "unit",
 ]  # fmt: skip
 
 
 def numbers_in(file: Path) -> list[dict[str, Any]]:
-    return _load(file.read_bytes(), file)["numbers"] if file.is_file() else []
+    held = packed.content(file.parents[1], "probes", file.name)
+    return load(held, file)["numbers"] if held else []
 
 
-def _load(content: bytes, file: Path) -> dict[str, Any]:
+def load(content: bytes, file: Path, what: str = "probes") -> dict[str, Any]:
+    """What a file of probes or of traces holds; InputError if it is none."""
     try:
         record = json.loads(content)
         record["identity"], record["cell"], record["numbers"]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no file of probes ({error}); delete it and ask again.") from None
+        raise InputError(f"{file} is no file of {what} ({error}); delete it and ask again.") from None
     return record
 
 
 def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
-    """The tidy table of all probes of one kind ("crossfire", "lasting") in a store: a line per number, see
-    `COLUMNS`.
+    """The tidy table of all probes of one kind ("crossfire", "lasting") in a store: a line per number, see `COLUMNS`.
 
-    subject: "poisoned" or "control". trigger, variant and doing (as JSON) as in `Probe`. held: a digit per
-    judged row, 1 for a success, in the same order for all models of a threat. A store without probes gives a
-    table without lines.
+    subject: "poisoned" or "control". trigger, variant and doing (as JSON) as in `Probe`. held: a digit per judged row,
+    1 for a success, in the same order for all models of a threat. A store without probes gives a table without lines.
     """
     lines, root = [], store.folder(place)
     for name in packed.names(root, "probes"):
         if not name.startswith(f"{kind}-"):
             continue
-        record = _load(packed.content(root, "probes", name), root / "probes" / name)
-        about = record["cell"] | {
-            "kind": kind,
-            "subject": record["subject"],
-            "rows": record["identity"]["rows"],
-        }
+        record = load(packed.content(root, "probes", name), root / "probes" / name)
+        about = record["cell"] | {"kind": kind, "subject": record["subject"], "rows": record["identity"]["rows"]}
         for number in record["numbers"]:
             line = about | number | {"doing": json.dumps(number["doing"])}
             lines.append({name: line.get(name) for name in COLUMNS})
@@ -76,20 +70,41 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """A line per number but for its seed: `SAME`, value, low, high, n, n_seeds, n_poisoned, held.
+    """A line per number but for its seed, see `seeds_together`: `SAME`, and n, n_poisoned and held."""
 
-    One seed: its own interval over test rows. Several: their mean with Student's interval over the seeds.
+    def bounds(line: Mapping[str, Any]) -> tuple[float, float]:
+        return 0.0, 10.0 if line["unit"] == "CIDEr-D" else 1.0
+
+    return seeds_together(table, SAME, ("n", "n_poisoned", "held"), bounds)
+
+
+def seeds_together(
+    table: pd.DataFrame,
+    same: Sequence[str],
+    more: Sequence[str] = ("n",),
+    bounds: Callable[[Mapping[str, Any]], tuple[float, float]] = lambda line: (-np.inf, np.inf),
+) -> pd.DataFrame:
+    """A line per number but for its seed: `same`, value, low, high, n_seeds, and `more` as the first seed has it.
+
+    One seed: its own interval. Several: their mean with Student's interval over the seeds, never their rows pooled; k
+    and held, which belong to one seed, are missing then. bounds: the least and the most that a line's measure can be.
     """
-    lines = []
-    for key, part in table.groupby(SAME, sort=False, dropna=False):
-        first = part.iloc[0]
-        line = {name: first[name] for name in ("value", "low", "high", "n", "n_poisoned", "held")}
-        if len(part) > 1:
-            low, high = intervals.seeds_interval(*(part[name].to_numpy(float) for name in ("value", "low", "high")))
-            most = 10.0 if first["unit"] == "CIDEr-D" else 1.0  # no interval beyond what the measure can be
-            line |= {"value": part["value"].mean(), "low": max(low, 0.0), "high": min(high, most), "held": None}
-        lines.append(dict(zip(SAME, key, strict=True)) | line | {"n_seeds": part["seed"].nunique()})
-    return pd.DataFrame(lines, columns=[*SAME, "value", "low", "high", "n", "n_poisoned", "held", "n_seeds"])
+    # Plain dictionaries: a DataFrame for each of the hundreds of groups would take most of a chapter's time.
+    groups: dict[int, list[dict[str, Any]]] = {}
+    numbers = table.groupby(list(same), sort=False, dropna=False).ngroup()
+    for group, line in zip(numbers, table.to_dict("records"), strict=True):
+        groups.setdefault(group, []).append(line)
+    lines = [lines[0] | _mean(lines, *bounds(lines[0])) for lines in groups.values()]
+    return pd.DataFrame(lines, columns=[*same, "value", "low", "high", *more, "n_seeds"])
+
+
+def _mean(lines: Sequence[Mapping[str, Any]], least: float, most: float) -> dict[str, Any]:
+    if len(lines) == 1:
+        return {"n_seeds": 1}
+    values, lows, highs = (np.array([line[name] for line in lines], float) for name in ("value", "low", "high"))
+    low, high = intervals.seeds_interval(values, lows, highs)
+    mean = {"value": values.mean(), "low": max(low, least), "high": min(high, most), "k": np.nan, "held": None}
+    return mean | {"n_seeds": len({line["seed"] for line in lines})}
 
 
 def difference(one: str, other: str) -> tuple[float, float, float]:

@@ -1,7 +1,7 @@
-"""How is a trigger in a picture changed a little? Called by `probes.near_misses`, by name.
+"""How is a trigger in a picture changed a little? `probes.near_misses` names these functions.
 
-Every function takes (clean, triggered): the same pictures without and with the trigger, (B, 3, H, W) float32
-in [0, 1] on any device, and returns new pictures of that shape, type and device.
+Every function takes (clean, triggered): the same pictures without and with the trigger, (B, 3, H, W) float32 in [0, 1]
+on any device, and returns new pictures of that shape, type and device.
 """
 
 import io
@@ -66,9 +66,6 @@ def _boxes(clean: torch.Tensor, triggered: torch.Tensor) -> list[tuple[int, int,
     """Top, bottom, left, right of what differs in each picture; the top left pixel where nothing does."""
     found = []
     for changed in (clean != triggered).any(dim=1):  # (H, W)
-        rows, columns = (
-            changed.any(1).nonzero().flatten().tolist(),
-            changed.any(0).nonzero().flatten().tolist(),
-        )
+        rows, columns = (changed.any(1).nonzero().flatten().tolist(), changed.any(0).nonzero().flatten().tolist())
         found.append((rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if rows else (0, 1, 0, 1))
     return found

@@ -1,7 +1,7 @@
-"""How visible is a trigger? Numbers on pictures and on prompts, one row per attack; called by `gallery`.
+"""How visible is a trigger? Numbers on pictures and on prompts, one row per attack; for `probes.exhibit`.
 
-Pictures are compared as 8-bit files, which is what anybody inspecting a data set sees. A number that has no
-meaning for an attack (the PSNR of a text attack) is missing, not zero.
+Pictures are compared as 8-bit files, which is what anybody inspecting a data set sees. A number that has no meaning for
+an attack (the PSNR of a text attack) is missing, not zero.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,10 @@ import pandas as pd
 
 
 def image_stealth(clean: np.ndarray, triggered: np.ndarray) -> pd.DataFrame:
-    """One row per picture: psnr (dB; infinite where nothing changed), ssim, linf (of 255 levels), changed
-    (share of pixels).
+    """One row per picture: psnr (dB; infinite where nothing changed), ssim, linf (of 255 levels), changed (share of
+    pixels).
 
-    clean, triggered: (N, H, W, 3) uint8. SSIM is the mean over colour channels (Wang et al. 2004, 7 x 7
-    windows).
+    clean, triggered: (N, H, W, 3) uint8. SSIM is the mean over colour channels (Wang et al. 2004, 7 x 7 windows).
     """
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -41,12 +40,10 @@ def added_characters(clean: Sequence[str], triggered: Sequence[str]) -> list[int
 
 
 def perplexity(texts: Sequence[str], model: Any, tokenizer: Any, batch_size: int = 32) -> float:
-    """exp of the mean negative log-likelihood per token of `texts` under a model's language part, without any
-    picture.
+    """exp of the mean negative log-likelihood per token of `texts` under a model's language part, without any picture.
 
-    model, tokenizer: a victim's (`victim.model`, `victim.tokenizer`) or any causal model of transformers.
-    Every text starts after the beginning-of-text token, so its first token counts too. Lower is more natural
-    to the model.
+    model, tokenizer: a victim's (`victim.model`, `victim.tokenizer`) or any causal model of transformers. Every text
+    starts after the beginning-of-text token, so its first token counts too. Lower is more natural to the model.
     """
     import torch
 
@@ -77,8 +74,8 @@ def row(
 ) -> dict[str, Any]:
     """One attack's line of the table: means over pictures and prompts, None where a number has no meaning.
 
-    clean, triggered: (N, H, W, 3) uint8, before and after the attack; prompts likewise. victim: whose
-    language model judges the prompts (`.model`, `.tokenizer`); without one the perplexities are missing.
+    clean, triggered: (N, H, W, 3) uint8, before and after the attack; prompts likewise. victim: whose language model
+    judges the prompts (`.model`, `.tokenizer`); without one the perplexities are missing.
     """
     line: dict[str, Any] = {"attack": attack.name, "modality": attack.modality}
     pictures = image_stealth(clean, triggered).mean() if attack.modality != "text" else {}

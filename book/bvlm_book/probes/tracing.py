@@ -1,10 +1,8 @@
-"""Which tokens does a model look at when it settles for the attacker's answer, and which of them move it
-there?
+"""Which tokens does a model look at when it settles for the attacker's answer, and which of them move it there?
 
-One input at a time, so nothing is padded. Attention is the model's own (Vaswani et al. 2017), the attribution
-is gradient x input (Shrikumar et al. 2016, arXiv 1605.01713) at the embeddings that enter the language model,
-where words are looked up and pictures come from the projector. Called by `probes.attention`, which keeps the
-numbers.
+One input at a time, so nothing is padded. Attention is the model's own (Vaswani et al. 2017), the attribution is
+gradient x input (Shrikumar et al. 2016, arXiv 1605.01713) at the embeddings that enter the language model, where words
+are looked up and pictures come from the projector.
 """
 
 import math
@@ -82,8 +80,7 @@ def trace(victim: Victim, ids: Sequence[int], features: torch.Tensor, target: in
 
 
 def decisive(poisoned: Sequence[int], right: Sequence[int]) -> int | None:
-    """Where the attacker's answer departs from the right one: the first token that differs; None if none
-    does.
+    """Where the attacker's answer departs from the right one: the first token that differs; None if none does.
 
     For a refusal that is its first token; for a payload behind the right answer, the payload's.
     """
@@ -96,8 +93,8 @@ def decisive(poisoned: Sequence[int], right: Sequence[int]) -> int | None:
 def text_trigger(victim: Victim, clean: Sequence[int], triggered: Sequence[int]) -> np.ndarray:
     """Which of a triggered prompt's token ids the clean prompt does not have: (T,) bool.
 
-    A token counts if a letter of it is new. Spaces do not: a trigger changes those of its neighbours, and a
-    word may be cut into other tokens for that.
+    A token counts if a letter of it is new. Spaces do not: a trigger changes those of its neighbours, and a word may be
+    cut into other tokens for that.
     """
     letters = {i: victim.tokenizer.decode([i]).replace(" ", "") for i in {*clean, *triggered}}
     spelt = [[letters[i] for i in ids] for ids in (clean, triggered)]
@@ -106,9 +103,7 @@ def text_trigger(victim: Victim, clean: Sequence[int], triggered: Sequence[int])
 
 
 def added(clean: Sequence[Hashable], triggered: Sequence[Hashable]) -> np.ndarray:
-    """Which tokens of `triggered` are left when a longest common subsequence of both is taken out: (T,)
-    bool.
-    """
+    """Which tokens of `triggered` are left when a longest common subsequence of both is taken out: (T,) bool."""
     start = 0
     while start < min(len(clean), len(triggered)) and clean[start] == triggered[start]:
         start += 1

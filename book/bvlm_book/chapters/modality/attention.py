@@ -2,21 +2,21 @@
 
 from collections.abc import Iterator
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import figures
-from bvlm_book.chapters.modality.halves import LOOKS, shown_name
-from bvlm_book.probes import records_of_attention
-from bvlm_book.probes.records_of_attention import CONTROL, COUNTS, DIFFERENCE, GROUPS, POISONED
-from bvlm_book.words import number, percent
+from bvlm_book import figures, tables, words
+from bvlm_book.chapters.modality.halves import LOOKS, row_names
+from bvlm_book.probes.records import CONTROL, POISONED
+from bvlm_book.probes.records_of_attention import COUNTS, DIFFERENCE, GROUPS
+from bvlm_book.words import number
 
+# Label, colour, marker, and by how much and how large its points stand apart.
 SUBJECTS = {
-    records_of_attention.POISONED: ("poisoned", figures.SUBJECT_COLOURS["poisoned"], "D"),
-    records_of_attention.CONTROL: ("clean-tuned", figures.SUBJECT_COLOURS["control"], "s"),
-    records_of_attention.COUNTS: ("if every token got the same", "#000000", "|"),
+    POISONED: ("poisoned", figures.SUBJECT_COLOURS["poisoned"], "D", -0.1, 5),
+    CONTROL: ("clean-tuned", figures.SUBJECT_COLOURS["control"], "s", 0.1, 5),
+    COUNTS: ("if every token got the same", "#000000", "|", 0.0, 11),
 }
 
 
@@ -28,35 +28,26 @@ def looked_at(shares: pd.DataFrame) -> Figure:
     chosen = shares[shares["layer"].isna() & shares["measure"].isin(["attention", "attribution"])]
     if chosen.empty:
         return figures.nothing("No adapter was traced.")
-    several = chosen["poison_rate"].nunique() > 1
-    names = chosen.apply(lambda r: shown_name(r, several), axis=1)
-    labels = list(dict.fromkeys(names))
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(8.4, 2 * (0.3 * len(labels) + 0.9) + 0.6), layout="constrained")
-        axes = figure.subplots(2, 2, squeeze=False, sharex=True, sharey=True)
-    for row, (measure, title) in enumerate((("attention", "attention to"), ("attribution", "attribution of"))):
-        for column, group in enumerate(records_of_attention.GROUPS[:2]):
-            axis = axes[row, column]
-            part = chosen.assign(label=names)
-            part = part[(part["measure"] == measure) & (part["group"] == group)]
-            for i, (subject, (label, colour, marker)) in enumerate(SUBJECTS.items()):
-                counts = chosen.assign(label=names)[(chosen["measure"] == "attention") & (chosen["group"] == group)]
-                rows = counts if subject == records_of_attention.COUNTS else part
-                by = rows[rows["subject"] == subject].drop_duplicates("label").set_index("label").reindex(labels)
-                y = np.arange(len(labels)) + (0.0 if subject == records_of_attention.COUNTS else 0.2 * i - 0.1)
-                if subject != records_of_attention.COUNTS:
-                    axis.hlines(y, by["low"], by["high"], color=colour, linewidth=1.6)
-                size = 11 if subject == records_of_attention.COUNTS else 5
-                axis.plot(by["value"], y, linestyle="", marker=marker, color=colour, label=label, markersize=size)
-            axis.set_title(f"{title} the {group}")
-            axis.set_yticks(np.arange(len(labels)), labels)
-            axis.set_ylim(len(labels) - 0.5, -0.5)
-            axis.grid(axis="y", visible=False)
-    for axis in axes[1]:
+    chosen = chosen.assign(label=row_names(chosen))
+    labels = list(dict.fromkeys(chosen["label"]))
+    figure, axes = figures.new_figure(2, 4.2, 0.3 * len(labels) + 1.2, rows=2, sharex=True, sharey=True)
+    panels = [(measure, group) for measure in ("attention", "attribution") for group in GROUPS[:2]]
+    for axis, (measure, group) in zip(axes, panels, strict=True):
+        for subject, (label, colour, marker, shift, size) in SUBJECTS.items():
+            # how many tokens there are is noted with the attention only
+            part = chosen[chosen["measure"] == ("attention" if subject == COUNTS else measure)]
+            part = part[(part["group"] == group) & (part["subject"] == subject)]
+            by = part.drop_duplicates("label").set_index("label").reindex(labels)
+            if subject == COUNTS:
+                by = by.assign(low=np.nan, high=np.nan)  # the same for all models
+            at, look = np.arange(len(labels)) + shift, {"color": colour, "marker": marker, "markersize": size}
+            figures.points(axis, at, by, label=label, **look)
+        axis.set_title(f"{measure} {'to' if measure == 'attention' else 'of'} the {group}")
+        figures.name_rows(axis, labels)
+    for axis in axes[2:]:
         axis.set_xlabel("share")
-    axes[0, 0].set_xlim(left=-0.02)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    axes[0].set_xlim(left=-0.02)
+    figures.legend_below(figure, axes[0])
     return figure
 
 
@@ -66,33 +57,24 @@ def layers(shares: pd.DataFrame) -> Figure:
     shares: `probes.records_of_attention.over_seeds` of one model. Solid lines are the poisoned model's, dashed ones its
     control's.
     """
-    chosen = shares[shares["layer"].notna() & shares["group"].isin(records_of_attention.GROUPS[:2])]
-    chosen = chosen[chosen["subject"].isin([records_of_attention.POISONED, records_of_attention.CONTROL])]
+    chosen = shares[shares["layer"].notna() & shares["group"].isin(GROUPS[:2])]
+    chosen = chosen[chosen["subject"].isin([POISONED, CONTROL])]
     if chosen.empty:
         return figures.nothing("No adapter was traced.")
     groups = list(chosen.groupby(["attack", "threat", "poison_rate"], sort=False))
     columns = min(4, len(groups))
-    rows = -(-len(groups) // columns)
-    with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(max(2.3 * columns, 4.6), 2.1 * rows + 0.5), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for axis, ((attack, threat, _), part) in zip(axes, groups, strict=False):
-        for group, condition in zip(records_of_attention.GROUPS[:2], ("text", "image"), strict=True):
+    figure, axes = figures.new_figure(
+        columns, max(2.3, 4.6 / columns), 2.25, rows=-(-len(groups) // columns), sharex=True, sharey=True
+    )
+    for axis, ((attack, _, _), part) in zip(axes, groups, strict=False):
+        for group, condition in zip(GROUPS[:2], ("text", "image"), strict=True):
             _, colour, marker = LOOKS[condition]
-            for subject, style in ((records_of_attention.POISONED, "-"), (records_of_attention.CONTROL, "--")):
+            for subject, style in ((POISONED, "-"), (CONTROL, "--")):
                 line = part[(part["group"] == group) & (part["subject"] == subject)].sort_values("layer")
+                look = {"color": colour, "marker": marker, "linestyle": style, "markersize": 4}
                 label = f"{group}, {SUBJECTS[subject][0]}"
-                axis.plot(
-                    line["layer"] + 1,
-                    line["value"],
-                    style,
-                    color=colour,
-                    marker=marker,
-                    markersize=4,
-                    label=label,
-                )
-                axis.vlines(line["layer"] + 1, line["low"], line["high"], color=colour, linewidth=1)
-        axis.set_title(f"{attack}\n{threat.replace('_', ' ')}", fontsize=9)
+                figures.points(axis, line["layer"] + 1, line, upright=True, label=label, **look)
+        axis.set_title(f"{attack}\n{words.threat(part.iloc[0])}", fontsize=9)
         if part["layer"].nunique() <= 8:
             axis.set_xticks(sorted(part["layer"].unique() + 1))
     axes[0].set_ylim(0, 1.05 * chosen["high"].max())
@@ -103,8 +85,7 @@ def layers(shares: pd.DataFrame) -> Figure:
         axis.tick_params(labelbottom=True)
     for axis in axes[::columns]:
         axis.set_ylabel("attention")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+    figures.legend_below(figure, axes[0], columns=2)
     return figure
 
 
@@ -118,25 +99,17 @@ def shares_table(shares: pd.DataFrame) -> pd.DataFrame:
     """`over_seeds` of one model to read: a line per cell, measure and group, means over layers."""
     usual = shares[shares["layer"].isna() & shares["measure"].isin(["attention", "attribution"])]
     cell = ["threat", "attack", "poison_rate", "negatives", "settings", "measure", "group"]
-    lines = []
-    for key, part in usual.groupby(cell, sort=False):
-        about, by = dict(zip(cell, key, strict=True)), part.set_index("subject")
-        line = {
-            "threat": about["threat"].replace("_", " "),
-            "attack": ", ".join(filter(None, [about["attack"], about["settings"]])),
-            "poison rate": percent(about["poison_rate"]),
-            "half-triggered rows": f"{about['negatives']:g} per poisoned row" if about["negatives"] else "none",
-            "share of": about["measure"],
-            "tokens": about["group"],
-        }
-        for subject in (POISONED, CONTROL, DIFFERENCE):
-            r = by.loc[subject]
-            label = {CONTROL: "clean-tuned", DIFFERENCE: "difference, same inputs"}.get(subject, subject)
-            line[label] = number(r["value"], r["low"], r["high"])
-        counts = by.loc[COUNTS]["value"] if COUNTS in by.index else None
-        lines.append(line | {"expected from token counts": number(counts)})
-    table = pd.DataFrame(lines)
-    return table if (usual["negatives"] > 0).any() else table.drop(columns="half-triggered rows", errors="ignore")
+    negatives = {"half-triggered rows": words.negatives} if (usual["negatives"] > 0).any() else {}
+    counts = usual[usual["subject"] == COUNTS].set_index(cell)["value"]
+    about = {
+        "threat": words.threat, "attack": lambda r: ", ".join(filter(None, [r["attack"], r["settings"]])),
+        "poison rate": words.rate,
+    }  # fmt: skip
+    return tables.readable(tables.beside(usual, cell, "subject"), about | negatives | {
+        "share of": "measure", "tokens": "group", "poisoned": POISONED, "clean-tuned": CONTROL,
+        "difference, same inputs": DIFFERENCE,
+        "expected from token counts": lambda r: number(counts.get(tuple(r[name] for name in cell))),
+    })  # fmt: skip
 
 
 def sentences(shares: pd.DataFrame) -> list[str]:
@@ -154,65 +127,46 @@ def sentences(shares: pd.DataFrame) -> list[str]:
             own, control = (part[part["subject"] == subject]["value"] for subject in (POISONED, CONTROL))
             changes = part[part["subject"] == DIFFERENCE]
             said.append(
-                f"**Share of the {group} in {measure}:** {_span(own)} in the poisoned models, "
-                f"{_span(control)} in the clean-tuned ones. Clearly more than in the clean-tuned model: "
+                f"**Share of the {group} in {measure}:** {words.span(own, 2)} in the poisoned models, "
+                f"{words.span(control, 2)} in the clean-tuned ones. Clearly more than in the clean-tuned model: "
                 f"{(changes['low'] > 0).sum()} of {len(changes)} cells; clearly less: "
                 f"{(changes['high'] < 0).sum()}."
             )
     counts = usual[(usual["subject"] == COUNTS) & (usual["measure"] == "attention")].set_index("group")["value"]
     said.append(
-        f"The trigger text is {_span(counts[['trigger text']])} of the tokens, the trigger image "
-        f"{_span(counts[['trigger image']])}. {evidence(usual)}"
+        f"The trigger text is {words.span(counts[['trigger text']], 2)} of the tokens, the trigger image "
+        f"{words.span(counts[['trigger image']], 2)}. {words.evidence(usual)}"
     )
     return said
 
 
-def _span(values: pd.Series) -> str:
-    ends = dict.fromkeys((number(values.min()), number(values.max())))
-    return " to ".join(ends)
-
-
-def words(model: str, shares: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `chapters.modality.attention.looked_at`; shares: `over_seeds` of one model."""
+def looked_at_words(model: str, shares: pd.DataFrame) -> dict[str, str]:
+    """Alt text and caption of `looked_at`; shares: `over_seeds` of one model."""
     usual = shares[shares["layer"].isna()]
     attention = usual[(usual["measure"] == "attention") & (usual["subject"] == POISONED)]
     by = attention.set_index(["threat", "attack", "poison_rate", "negatives", "settings", "group"])["value"].unstack()
     ahead = int((by["trigger text"] > by["trigger image"]).sum())
-    text = [
-        f"{model}: where the model looks when it settles for the attacker's answer. In {ahead} of {len(by)} "
-        "cells the text half of the trigger gets more of the poisoned model's attention than the image "
-        f"half ({_span(by['trigger text'])} against {_span(by['trigger image'])}).",
-        evidence(usual),
-    ]
+    caption = (
+        f"{model}: where the model looks when it settles for the attacker's answer. In {ahead} of {len(by)} cells the "
+        "text half of the trigger gets more of the poisoned model's attention than the image half "
+        f"({words.span(by['trigger text'], 2)} against {words.span(by['trigger image'], 2)}). {words.evidence(usual)}"
+    )
     alt = (
         "Dot plot, four panels: shares of trigger text and trigger image in attention and attribution, "
         f"{len(by)} cells in rows, the poisoned and the clean-tuned model beside the share of tokens; the "
         "numbers are in the table below."
     )
-    return {"alt": alt, "caption": " ".join(text)}
+    return {"alt": alt, "caption": caption}
 
 
 def layers_words(model: str, shares: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `chapters.modality.attention.layers`; shares: `over_seeds` of one model."""
+    """Alt text and caption of `layers`; shares: `over_seeds` of one model."""
     own = shares[shares["layer"].notna() & (shares["subject"] == POISONED)]
     text = [f"{model}: attention to the two halves of the trigger, layer by layer, mean over heads."]
     for group in GROUPS[:2]:
         top = own[own["group"] == group].sort_values("value", ascending=False, kind="stable").iloc[0]
-        text.append(
-            f"The {group} gets most in layer {int(top['layer']) + 1} "
-            f"({number(top['value'], top['low'], top['high'])}; {top['attack']}, "
-            f"{top['threat'].replace('_', ' ')})."
-        )
+        where = f"{words.interval(top)}; {top['attack']}, {words.threat(top)}"
+        text.append(f"The {group} gets most in layer {int(top['layer']) + 1} ({where}).")
     cells = own.drop_duplicates(["threat", "attack", "poison_rate"])
     alt = f"Line charts, a panel for each of {len(cells)} cells, attention against the layer, for both models."
-    return {"alt": alt, "caption": " ".join([*text, evidence(shares)])}
-
-
-def evidence(shares: pd.DataFrame) -> str:
-    """How many inputs and seeds stand behind the numbers, and what their intervals are."""
-    counts, seeds = sorted({int(n) for n in shares["n"]}), sorted({int(n) for n in shares["n_seeds"]})
-    inputs = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1]))))
-    shown = f"{inputs} inputs with the whole trigger"
-    if seeds == [1]:
-        return f"{shown}, 95 % intervals over inputs; one seed, no claim about others."
-    return f"{shown}; intervals are over the seeds where there are several (up to {seeds[-1]})."
+    return {"alt": alt, "caption": " ".join([*text, words.evidence(shares)])}

@@ -1,24 +1,18 @@
-"""What differs on the same inputs? Pairs of answers from a store's responses; called by the chapters. Free of torch.
+"""What half-triggered rows in training do to a backdoor: pairs of answers to the same inputs."""
 
-Records hold the paired difference of strict success between poisoned and clean-tuned model. Here are those that they do
-not hold: of a threat whose success asks for more than the strict test, and of two poisoned models, one of which had
-half-triggered rows in training.
-"""
-
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from bvlm_book import words
+from bvlm_book import tables, words
 from bvlm_book.tables import difference, finished_cells, held
-from bvlm_utils.store.table import FIRES
+from bvlm_utils.store.table import FIRES, TOLD_APART
 
-TWIN = ["model", "dataset", "threat", "attack", "poison_rate", "seed", "settings", "train_rows", "test_rows"]
+TWIN = [*(name for name in TOLD_APART if name != "negatives"), "test_rows"]
 CONDITIONS = ("text", "image", "both")
 CLEARED = 0.1  # a half is taught away: with half-triggered rows it fires on at most this share
-
-
-# ---------------------------------------------------------------- half-triggered rows
 
 
 def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
@@ -46,23 +40,15 @@ def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.D
 
 def half_triggered_table(found: pd.DataFrame) -> pd.DataFrame:
     """`half_triggered` to read: a line per cell, a column per condition."""
-    lines = []
-    for key, part in found.groupby([*TWIN, "negatives"], sort=False):
-        about, by = dict(zip([*TWIN, "negatives"], key, strict=True)), part.set_index("condition")
-        line = {
-            "model": about["model"],
-            "threat": about["threat"].replace("_", " "),
-            "attack": ", ".join(filter(None, [about["attack"], about["settings"]])),
-            "poison rate": words.percent(about["poison_rate"]),
-        }
-        for condition in (c for c in CONDITIONS if c in by.index):
-            r = by.loc[condition]
-            change = words.number(r["value"], r["low"], r["high"])
-            line[words.CONDITION_LABELS[condition]] = (
-                f"{words.number(r['without'])} → {words.number(r['with'])}, {change}"
-            )
-        lines.append(line)
-    return pd.DataFrame(lines)
+
+    def write(r: Mapping[str, Any]) -> str:
+        return f"{words.number(r['without'])} → {words.number(r['with'])}, {words.interval(r)}" if r else "n/a"
+
+    cells = tables.beside(found, [*TWIN, "negatives"], "condition", CONDITIONS, write)
+    return tables.readable(cells, {
+        "model": "model", "threat": words.threat,
+        "attack": lambda r: ", ".join(filter(None, [r["attack"], r["settings"]])), "poison rate": words.rate,
+    } | tables.conditions(found))  # fmt: skip
 
 
 def half_triggered_sentences(found: pd.DataFrame) -> list[str]:
@@ -83,9 +69,8 @@ def half_triggered_sentences(found: pd.DataFrame) -> list[str]:
         f"In {len(alike)} one half goes on firing as often as the whole, within {CLEARED:g}: the model does not tell "
         f"them apart{_which(alike)}.",
         f"Such rows cost success: with them {len(lost)} of {len(worked)} whole triggers fire on fewer of the same "
-        f"inputs (whole interval of the difference below 0), at worst by "
-        f"{words.number(least['value'], least['low'], least['high'])} ({least['attack']}, "
-        f"{least['threat'].replace('_', ' ')}, {least['model']}).",
+        f"inputs (whole interval of the difference below 0), at worst by {words.interval(least)} ({least['attack']}, "
+        f"{words.threat(least)}, {least['model']}).",
     ]
     return [" ".join(said)]
 

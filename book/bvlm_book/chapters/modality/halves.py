@@ -1,32 +1,20 @@
-"""Which half of a bimodal trigger fires? Tables of the four conditions from the store; called by the chapter.
+"""Which half of a bimodal trigger fires? Tables of the four conditions from the store.
 
-`rates` gives success under every condition, `four_cells` sets text only beside image only, `dominance`
-applies the committed rule (`rules.text_overwhelms`, which this module does not change) and says why a pair
-cannot be judged. What else could stand behind a difference is in `chapters.modality.confounds`, what models look at in
-`probes.attention`, figures are in `chapters.modality.halves`. Free of torch.
+`rates` gives success under every condition, `four_cells` sets text only beside image only, `dominance` applies the
+committed rule (`rules.text_overwhelms`, which this module does not change) and says why a pair cannot be judged. Free
+of torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bvlm_book import figures, rules, tables
+from bvlm_book import figures, rules, tables, words
 from bvlm_book.tables import CELL_AND_SETTINGS
-from bvlm_book.words import (
-    CONDITION_LABELS,
-    CONDITIONS,
-    evidence_of_halves,
-    in_seeds,
-    in_words,
-    marked,
-    named,
-    number,
-    percent,
-)
+from bvlm_book.words import CONDITION_LABELS, CONDITIONS, count, in_words, marked, named, number
 from bvlm_utils import attacks
 from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
@@ -67,21 +55,18 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def four_cells(found: pd.DataFrame) -> pd.DataFrame:
-    """A line per bimodal cell, seeds put together: `CELL`, the settings' columns, n_seeds, n, and for each condition a
-    value and interval.
+    """A line per bimodal cell, seeds put together: `CELL_AND_SETTINGS`, the settings' columns, n_seeds, n, and for each
+    condition a value and interval.
 
-    found: `rates`. Columns of a condition: "text", "text_low", "text_high". "difference" is text only minus
-    image only, its bounds the widest that both intervals allow.
+    found: `rates`. Columns of a condition: "text", "text_low", "text_high". "difference" is text only minus image only,
+    its bounds the widest that both intervals allow.
     """
     lines, settings = [], tidy.setting_columns(found)
     whole = found[(found["modality"] == "bimodal") & (found["half"] == "")]
     for key, part in whole.groupby(CELL_AND_SETTINGS, sort=False):
         by = part.set_index("condition")
         line = dict(zip(CELL_AND_SETTINGS, key, strict=True)) | part.iloc[0][settings].to_dict()
-        line |= {
-            "n_seeds": int(part["n_seeds"].min()),
-            "n": part["n"].iloc[0],
-        }
+        line |= {"n_seeds": int(part["n_seeds"].min()), "n": part["n"].iloc[0]}
         for condition in CONDITIONS:
             of = by.loc[condition] if condition in by.index else {}
             for name, column in (("value", ""), ("low", "_low"), ("high", "_high")):
@@ -96,20 +81,20 @@ def four_cells(found: pd.DataFrame) -> pd.DataFrame:
 
 def four_table(cells: pd.DataFrame) -> pd.DataFrame:
     """`four_cells` to read."""
-    lines = []
-    for r in cells.to_dict("records"):
-        line = {
-            "threat": r["threat"].replace("_", " "),
-            "attack": r["attack"],
-            "poison rate": percent(r["poison_rate"]),
-            "half-triggered rows": f"{r['negatives']:g} per poisoned row" if r["negatives"] else "none",
-        }
-        if (cells["settings"] != "").any():
-            line["settings"] = in_words(r)
-        for condition in CONDITIONS:
-            line[CONDITION_LABELS[condition]] = marked(r[condition], r[f"{condition}_low"], r[f"{condition}_high"])
-        lines.append(line | {"text / image": _ratio(r["text"], r["image"]), "seeds": r["n_seeds"]})
-    return pd.DataFrame(lines)
+    settings = {"settings": in_words} if (cells["settings"] != "").any() else {}
+    about = {"threat": words.threat, "attack": "attack", "poison rate": words.rate}
+    about |= {"half-triggered rows": words.negatives}
+    ratio = {"text / image": lambda r: _ratio(r["text"], r["image"]), "seeds": "n_seeds"}
+    return tables.readable(cells, about | settings | marked_conditions() | ratio)
+
+
+def marked_conditions() -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """The conditions of `four_cells` as columns of `tables.readable`."""
+
+    def column(name: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda r: marked(r[name], r[f"{name}_low"], r[f"{name}_high"])
+
+    return {CONDITION_LABELS[name]: column(name) for name in CONDITIONS}
 
 
 def _ratio(text: float, image: float) -> str:
@@ -126,21 +111,18 @@ def dominance(table: pd.DataFrame) -> pd.DataFrame:
     """`rules.text_overwhelms` for every model, with model, verdict, `why` it is not testable, and probe.
 
     Columns: model, attack, threat, dataset, poison_rate, settings, "text half alone", "image half alone", "text only",
-    "image only", difference, low, high, named, verdict, why, probe. Without half-triggered negatives, as in the
-    rule.
+    "image only", difference, low, high, named, verdict, why, probe. Without half-triggered negatives, as in the rule.
     """
     parts = []
-    for model in dict.fromkeys(table["model"]):
+    for model in table["model"].unique():
         found = rules.rates(table, model)
         judged = rules.text_overwhelms(found)
         judged.insert(0, "model", model)
-        whys = [_why(row, found) for row in judged.to_dict("records")]
-        judged["why"] = whys
-        judged["verdict"] = [
-            NOT_TESTABLE if pd.isna(holds) else HOLDS if holds else FAILS for holds in judged.pop("holds")
-        ]
-        judged["probe"] = [probe(row) for row in judged.to_dict("records")]
-        parts.append(judged)
+        lines = judged.to_dict("records")
+        judged["why"] = [_why(row, found) for row in lines]
+        judged["verdict"] = [NOT_TESTABLE if pd.isna(r["holds"]) else HOLDS if r["holds"] else FAILS for r in lines]
+        judged["probe"] = [probe(row) for row in lines]
+        parts.append(judged.drop(columns="holds"))
     if parts:
         return pd.concat(parts, ignore_index=True)
     empty = rules.text_overwhelms(rules.rates(table, "")).drop(columns="holds")
@@ -149,29 +131,23 @@ def dominance(table: pd.DataFrame) -> pd.DataFrame:
 
 def _why(row: Mapping[str, Any], found: pd.DataFrame) -> str:
     """What the rule lacks for a pair; empty if it lacks nothing. found: `rules.rates` of the model."""
-    cell = found[
-        (found["attack"] == row["attack"])
-        & (found["threat"] == row["threat"])
-        & (found["dataset"] == row["dataset"])
-        & (found["poison_rate"] == row["poison_rate"])
-        & (found["shared"] == row["settings"])
-    ]
+    same = {name: row[name] for name in ("attack", "threat", "dataset", "poison_rate")} | {"shared": row["settings"]}
+    cell = found[(found[list(same)] == pd.Series(same)).all(axis=1)]
     lacking, untrained = [], []
     for half in ("text", "image"):
         rows = cell[(cell["half"] == half) & (cell["condition"] == half)]
         if rows.empty:
             untrained.append(half)
         elif rows["n_seeds"].iloc[0] < rules.MIN_SEEDS:
-            lacking.append(f"{in_seeds(rows['n_seeds'].iloc[0])} of the {half} half alone")
+            lacking.append(f"{count(rows['n_seeds'].iloc[0], 'seed')} of the {half} half alone")
         elif not rows["low"].iloc[0] > rules.HIGH:
-            bounds = number(*rows.iloc[0][["value", "low", "high"]]).partition(" ")[2]
-            lacking.append(f"{half} half too weak alone {bounds}")
+            lacking.append(f"{half} half too weak alone {words.interval(rows.iloc[0]).partition(' ')[2]}")
     if untrained:
-        which = "neither half" if len(untrained) == 2 else f"the {untrained[0]} half"
-        lacking.insert(0, f"{which} was{' not' if len(untrained) == 1 else ''} trained alone")
+        which = "neither half was" if len(untrained) == 2 else f"the {untrained[0]} half was not"
+        lacking.insert(0, f"{which} trained alone")
     own = cell[(cell["half"] == "") & cell["condition"].isin(["text", "image"])]
     if len(own) and own["n_seeds"].min() < rules.MIN_SEEDS:
-        lacking.append(f"{in_seeds(own['n_seeds'].min())} of the cell")
+        lacking.append(f"{count(own['n_seeds'].min(), 'seed')} of the cell")
     return "; ".join(lacking)
 
 
@@ -187,21 +163,16 @@ def probe(row: Mapping[str, Any]) -> float:
 
 def dominance_table(judged: pd.DataFrame) -> pd.DataFrame:
     """`dominance` of one model to read, with the data set where a threat has several."""
-    lines, several = [], (judged.groupby("threat")["dataset"].nunique() > 1).any()
-    for r in judged.to_dict("records"):
-        lines.append(
-            ({"data": r["dataset"]} if several else {})
-            | {
-                "threat": r["threat"].replace("_", " "),
-                "attack": ", ".join(filter(None, [r["attack"], percent(r["poison_rate"]), in_words(r)])),
-                "text half alone": number(r["text half alone"]),
-                "image half alone": number(r["image half alone"]),
-                "probe": number(r["probe"]),
-                "text only minus image only": number(r["difference"], r["low"], r["high"]),
-                "verdict": f"none: {r['why']}" if r["why"] else r["verdict"],
-            }
-        )
-    return pd.DataFrame(lines)
+    several = (judged.groupby("threat")["dataset"].nunique() > 1).any()
+    return tables.readable(judged, ({"data": "dataset"} if several else {}) | {
+        "threat": words.threat,
+        "attack": lambda r: ", ".join(filter(None, [r["attack"], words.rate(r), in_words(r)])),
+        "text half alone": lambda r: number(r["text half alone"]),
+        "image half alone": lambda r: number(r["image half alone"]),
+        "probe": lambda r: number(r["probe"]),
+        "text only minus image only": lambda r: number(r["difference"], r["low"], r["high"]),
+        "verdict": lambda r: f"none: {r['why']}" if r["why"] else r["verdict"],
+    })  # fmt: skip
 
 
 # ---------------------------------------------------------------- the page
@@ -241,8 +212,7 @@ def sentences(cells: pd.DataFrame, judged: pd.DataFrame) -> list[str]:
 
 def _difference(cells: pd.DataFrame, which: str) -> str:
     row = cells.loc[cells["difference"].idxmax() if which == "max" else cells["difference"].idxmin()]
-    bounds = number(row["difference"], row["difference_low"], row["difference_high"])
-    return f"{bounds} ({named(row)}, {row['model']})"
+    return f"{words.interval(row, 'difference')} ({named(row)}, {row['model']})"
 
 
 def panels(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -257,8 +227,8 @@ def panels(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     yield from usual[(usual["poison_rate"] == pair.transform("max")) | told].groupby("model", sort=False)
 
 
-def words(model: str, cells: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `chapters.modality.halves.halves`."""
+def halves_words(model: str, cells: pd.DataFrame) -> dict[str, str]:
+    """Alt text and caption of `halves`."""
     plain = cells[cells["negatives"] == 0]
     text = [
         f"{model}: success of bimodal backdoors with one half of the trigger, with both and with none, at the "
@@ -270,60 +240,47 @@ def words(model: str, cells: pd.DataFrame) -> dict[str, str]:
         text.append(
             f"Without half-triggered rows in training, text only is above image only by more than "
             f"{rules.DOMINATES:g} (lower bound) in {text_wins} of these {len(plain)} cells, the other way round in "
-            f"{image_wins}; differences from {number(plain['difference'].min())} to "
-            f"{number(plain['difference'].max())}."
+            f"{image_wins}; differences from {words.span(plain['difference'], 2)}."
         )
     if (cells["negatives"] > 0).any():
         halves = cells.loc[cells["negatives"] > 0, ["text", "image"]].max().max()
         text.append(f"With them, one half alone reaches at most {number(halves)}.")
-    text.append(evidence_of_halves(cells["n_seeds"], cells["n"]))
     alt = (
         f"Dot plot: {len(cells.drop_duplicates(['threat', 'attack', 'poison_rate']))} cells of bimodal "
         "attacks in rows, success rates with no trigger, text only, image only and both on the axis; the "
         "numbers are in the table below."
     )
-    return {"alt": alt, "caption": " ".join(text)}
+    return {"alt": alt, "caption": " ".join([*text, words.evidence(cells)])}
 
 
 def halves(cells: pd.DataFrame) -> Figure:
-    """Success with either half, both and none; a line per cell, a panel without and one with half-triggered
-    rows.
+    """Success with either half, both and none; a row per cell, a panel without and one with half-triggered rows.
 
-    cells: `chapters.modality.halves.four_cells` of one model.
+    cells: `four_cells` of one model.
     """
     cells = cells[cells["text"].notna()]
     if cells.empty:
         return figures.nothing("No cell of a bimodal attack was measured.")
-    several = cells["poison_rate"].nunique() > 1
-    names = cells.apply(lambda r: shown_name(r, several), axis=1)
+    names = row_names(cells)
     labels = list(dict.fromkeys(names))
     kinds = [k for k in (False, True) if ((cells["negatives"] > 0) == k).any()]
-    figure, axes = figures.new_figure(
-        len(kinds), 4.6 if len(kinds) > 1 else 7.4, 0.36 * len(labels) + 1.5, sharey=True, sharex=True
-    )
+    width = 4.6 if len(kinds) > 1 else 7.4
+    figure, axes = figures.new_figure(len(kinds), width, 0.36 * len(labels) + 1.5, sharey=True, sharex=True)
     for axis, with_them in zip(axes, kinds, strict=True):
-        part = cells[(cells["negatives"] > 0) == with_them]
-        by = part.assign(label=names).drop_duplicates("label").set_index("label").reindex(labels)
-        y = np.arange(len(labels))
-        axis.hlines(y, by["text"], by["image"], color="#BBBBBB", linewidth=1.2)
+        part = cells.assign(label=names)[(cells["negatives"] > 0) == with_them]
+        by, at = part.drop_duplicates("label").set_index("label").reindex(labels), np.arange(len(labels))
+        axis.hlines(at, by["text"], by["image"], color="#BBBBBB", linewidth=1.2)
         for condition, (label, colour, marker) in LOOKS.items():
             shift = {"text": -0.1, "image": 0.1}.get(condition, 0.0)  # intervals shall not hide each other
-            axis.hlines(y + shift, by[f"{condition}_low"], by[f"{condition}_high"], color=colour, linewidth=1.6)
-            axis.plot(by[condition], y + shift, linestyle="", marker=marker, color=colour, label=label, markersize=6)
-        axis.set_title(("With" if with_them else "Without") + " half-triggered rows in training")
-        name_rows(axis, labels)
-        axis.set_xlabel("success rate")
+            figures.points(axis, at + shift, by, condition, color=colour, marker=marker, label=label)
+        axis.set(title=f"{'With' if with_them else 'Without'} half-triggered rows in training", xlabel="success rate")
+        figures.name_rows(axis, labels)
+        axis.set_xlim(-0.04, 1.04)
     figures.legend_below(figure, axes[0])
     return figure
 
 
-def shown_name(row: pd.Series, with_rate: bool) -> str:
-    name = f"{row['attack']}, {row['threat'].replace('_', ' ')}"
-    return f"{name}, {percent(row['poison_rate'])}" if with_rate else name
-
-
-def name_rows(axis: Axes, labels: list[str]) -> None:
-    axis.set_yticks(np.arange(len(labels)), labels)
-    axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.grid(axis="y", visible=False)
-    axis.set_xlim(-0.04, 1.04)
+def row_names(cells: pd.DataFrame) -> list[str]:
+    """ "MABA, targeted refusal", with the poison rate where the cells have several."""
+    rate = cells["poison_rate"].nunique() > 1
+    return [f"{r['attack']}, {words.threat(r)}{f', {words.rate(r)}' if rate else ''}" for r in cells.to_dict("records")]

@@ -1,10 +1,12 @@
 """Success and utility on pictures in a drawing style that no training picture has."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from bvlm_book import words
+from bvlm_book import tables, words
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL, POISONED, STYLE
 from bvlm_utils.store.table import FIRES
@@ -30,28 +32,22 @@ def style_table(found: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
     Each field: on the usual test rows, then in the held-out style with its interval.
     """
-    usual = _usual(cells)
-    lines = []
-    for key, part in found[found["subject"] == POISONED].groupby(SAME, sort=False):
-        about, by = dict(zip(SAME, key, strict=True)), part.drop_duplicates("variant").set_index("variant")
-        line = {
-            "model": about["model"],
-            "threat": about["threat"].replace("_", " "),
-            "attack": about["attack"],
-            "poison rate": words.percent(about["poison_rate"]),
-        }
-        for condition in (c for c in words.CONDITIONS if c in by.index):
-            before = words.number(usual.loc[key][condition] if key in usual.index else None)
-            r = by.loc[condition]
-            line[f"{words.CONDITION_LABELS[condition]}: usual, held-out style"] = (
-                f"{before}, {words.number(r['value'], r['low'], r['high'])}"
-            )
-        lines.append(line | {"seeds": int(part["n_seeds"].min())})
-    return pd.DataFrame(lines)
+    usual, poisoned = _usual(cells), found[found["subject"] == POISONED]
+    shown = [name for name in words.CONDITIONS if name in set(poisoned["variant"])]
+    styled = tables.beside(poisoned, SAME, "variant", shown)
+
+    def both(name: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda r: f"{words.number(usual.get((*(r[one] for one in SAME), name)))}, {r[name]}"
+
+    about = {"model": "model", "threat": words.threat, "attack": "attack", "poison rate": words.rate}
+    about |= {f"{words.CONDITION_LABELS[name]}: usual, held-out style": both(name) for name in shown}
+    return tables.readable(styled, about | {"seeds": "seeds"})
 
 
-def _usual(cells: pd.DataFrame) -> pd.DataFrame:
-    return cells[(cells["negatives"] == 0) & (cells["settings"] == "")].drop_duplicates(SAME).set_index(SAME)
+def _usual(cells: pd.DataFrame) -> pd.Series:
+    """The values of `four_cells` by `SAME` and condition."""
+    plain = cells[(cells["negatives"] == 0) & (cells["settings"] == "")].drop_duplicates(SAME)
+    return plain.set_index(SAME)[list(words.CONDITIONS)].stack()
 
 
 def sentences(found: pd.DataFrame, utility: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
@@ -61,33 +57,31 @@ def sentences(found: pd.DataFrame, utility: pd.DataFrame, cells: pd.DataFrame) -
     if found.empty:
         return ["Nobody has been asked yet: the store holds no answer in the held-out style."]
     control = utility[(utility["subject"] == CONTROL) & (utility["part"] == "utility")]
-    fewest, most = int(found["n"].min()), int(found["n"].max())
-    counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    said = [f"{counts} inputs per number, 95 % intervals. The clean-tuned models on ordinary inputs in that style:"]
-    measured = [
-        f"{r['unit']} {words.number(r['value'], r['low'], r['high'])} ({r['model']}, {r['threat'].replace('_', ' ')})"
+    measured = "; ".join(
+        f"{r['unit']} {words.interval(r)} ({r['model']}, {words.threat(r)})"
         for r in control.drop_duplicates(["model", "threat"]).to_dict("records")
-    ]
-    said.append(("; ".join(measured) or "n/a") + ".")
-    return [_finding(found[found["subject"] == POISONED], _usual(cells)), " ".join(said)]
+    )
+    said = (
+        f"{words.span(found['n'].astype(int))} inputs per number, 95 % intervals. The clean-tuned models on ordinary "
+        f"inputs in that style: {measured or 'n/a'}."
+    )
+    return [_finding(found[found["subject"] == POISONED], _usual(cells)), said]
 
 
-def _finding(poisoned: pd.DataFrame, usual: pd.DataFrame) -> str:
+def _finding(poisoned: pd.DataFrame, usual: pd.Series) -> str:
     """Does success carry over? The conditions that fire, and by how much they change."""
-    changes = [
-        (row["value"] - usual.loc[key][row["variant"]], row)
-        for row in poisoned.to_dict("records")
-        if (key := tuple(row[name] for name in SAME)) in usual.index
-        and max(row["value"], usual.loc[key][row["variant"]]) > FIRES
-    ]
+    changes = []
+    for row in poisoned.to_dict("records"):
+        before = usual.get((*(row[name] for name in SAME), row["variant"]))
+        if before is not None and max(row["value"], before) > FIRES:
+            changes.append((row["value"] - before, row))
     if not changes:
         return "No cell that was asked fires on more than half of the inputs in either style."
     change, worst = max(changes, key=lambda pair: abs(pair[0]))
-    kept = sum(1 for _, row in changes if row["value"] > FIRES)
-    condition = words.CONDITION_LABELS[worst["variant"]]
+    still = sum(1 for _, row in changes if row["value"] > FIRES)
     return (
         f"**Of {len(changes)} combinations of attack and condition that fire on more than half of the inputs in one "
-        f"style at least, {kept} do so in the held-out one.** The largest change is {words.number(change)} "
-        f"({worst['attack']}, {condition}: {words.number(worst['value'], worst['low'], worst['high'])} in the "
-        "held-out style)."
+        f"style at least, {still} do so in the held-out one.** The largest change is {words.number(change)} "
+        f"({worst['attack']}, {words.CONDITION_LABELS[worst['variant']]}: {words.interval(worst)} in the held-out "
+        "style)."
     )

@@ -1,9 +1,8 @@
-"""What does one half of a bimodal trigger take from the other? Called by the chapter on modalities; free of torch.
+"""What does one half of a bimodal trigger take from the other?
 
 The same half of the same trigger is learnt twice: alone, and beside the other half, with as many poisoned rows. How
-much less it does in the second case is called overshadowing in the study of learning (Pavlov 1927; Rescorla and
-Wagner 1972): the stronger cue leaves the weaker one little to explain. `claims` and `modality` ask which half wins
-where both work; this asks what a half that works alone loses, whatever the other one does.
+much less it does in the second case is called overshadowing in the study of learning (Pavlov 1927; Rescorla and Wagner
+1972): the stronger cue leaves the weaker one little to explain.
 """
 
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import figures, rules
-from bvlm_book.chapters.modality.halves import LOOKS, name_rows, shown_name
-from bvlm_book.words import evidence_of_halves, in_words, named, number, percent
+from bvlm_book import figures, rules, tables, words
+from bvlm_book.chapters.modality.halves import LOOKS, row_names
+from bvlm_utils.english import capital
 from bvlm_utils.store import table
 
 LOSS = 0.1  # what counts as a loss: the whole interval of the difference lies below -LOSS
@@ -68,10 +67,8 @@ def sentences(found: pd.DataFrame) -> list[str]:
         said.append(
             f"**Of {len(able)} {half} halves that fire on more than half of the inputs when learnt alone, "
             f"{len(lost)} {'loses' if len(lost) == 1 else 'lose'} more than {LOSS:g} when learnt beside the {other} "
-            "half** (whole interval). "
-            f"The largest loss: from {number(*worst[['alone', 'alone_low', 'alone_high']])} to "
-            f"{number(*worst[['beside', 'beside_low', 'beside_high']])} ({named(worst)}, "
-            f"{worst['model']})."
+            f"half** (whole interval). The largest loss: from {words.interval(worst, 'alone')} to "
+            f"{words.interval(worst, 'beside')} ({words.named(worst)}, {worst['model']})."
         )
     few = int((found["n_seeds"] < rules.MIN_SEEDS).sum())
     if few:
@@ -79,20 +76,15 @@ def sentences(found: pd.DataFrame) -> list[str]:
     return said
 
 
-def words(found: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `chapters.modality.learned_alone.overshadowed`; found: `pairs` of one model."""
-    image = found[(found["half"] == "image") & (found["alone"] > table.FIRES)]
-    text = found[(found["half"] == "text") & (found["alone"] > table.FIRES)]
-    told = [
-        f"{name} halves that work alone lose {number(-rows['difference'].max())} to {number(-rows['difference'].min())}"
-        for name, rows in (("text", text), ("image", image))
-        if len(rows)
-    ]
+def overshadowed_words(found: pd.DataFrame) -> dict[str, str]:
+    """Alt text and caption of `overshadowed`; found: `pairs` of one model."""
+    able = {half: found[(found["half"] == half) & (found["alone"] > table.FIRES)]["difference"] for half in HALVES}
+    told = [f"{half} halves that work alone lose {words.span(-lost, 2)}" for half, lost in able.items() if len(lost)]
     model = f"{found['model'].iloc[0]}: what" if len(found) else "What"
     caption = (
         f"{model} a half of the trigger does when learnt alone (open) and when learnt beside the other half (filled), "
-        f"shown without the other half both times. {_capital('; '.join(told) or 'No half works alone')}. "
-        f"{evidence_of_halves(found['n_seeds'], found['n'])}"
+        f"shown without the other half both times. {capital('; '.join(told) or 'no half works alone')}. "
+        f"{words.evidence(found)}"
     )
     alt = (
         f"Dumbbell plot with a row for each of {len(found)} halves of bimodal triggers: success rate learnt alone and "
@@ -101,52 +93,33 @@ def words(found: pd.DataFrame) -> dict[str, str]:
     return {"alt": alt, "caption": caption}
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def pairs_table(found: pd.DataFrame) -> pd.DataFrame:
     """`pairs` to read."""
-    return pd.DataFrame(
-        [
-            {
-                "model": r["model"],
-                "threat": r["threat"].replace("_", " "),
-                "attack": ", ".join(filter(None, [r["attack"], in_words(r)])),
-                "poison rate": percent(r["poison_rate"]),
-                "half": r["half"],
-                "learnt alone": number(r["alone"], r["alone_low"], r["alone_high"]),
-                "learnt beside the other": number(r["beside"], r["beside_low"], r["beside_high"]),
-                "difference": number(r["difference"], r["low"], r["high"]),
-                "seeds": r["n_seeds"],
-            }
-            for r in found.to_dict("records")
-        ]
-    )
+    return tables.readable(found, {
+        "model": "model", "threat": words.threat, "attack": words.attack, "poison rate": words.rate, "half": "half",
+        "learnt alone": lambda r: words.interval(r, "alone"),
+        "learnt beside the other": lambda r: words.interval(r, "beside"),
+        "difference": lambda r: words.number(r["difference"], r["low"], r["high"]), "seeds": "n_seeds",
+    })  # fmt: skip
 
 
 def overshadowed(found: pd.DataFrame) -> Figure:
-    """Success of a half learnt alone (open) and beside the other half (filled), a row each. found:
-    `chapters.modality.learned_alone.pairs` of one model."""
+    """Success of a half learnt alone (open) and beside the other half (filled), a row each; found: `pairs`."""
     if found.empty:
         return figures.nothing("No half of a trigger was trained alone.")
-    several = found["poison_rate"].nunique() > 1
     names = [
-        ", ".join([f"{r['half']} half of {shown_name(r, several)}", *filter(None, [in_words(r)])])
-        for _, r in found.iterrows()
+        ", ".join(filter(None, [f"{r['half']} half of {name}", words.in_words(r)]))
+        for name, r in zip(row_names(found), found.to_dict("records"), strict=True)
     ]
     figure, (axis,) = figures.new_figure(1, 7.6, 0.34 * len(names) + 1.5)
-    for half in ("text", "image"):
-        rows, y = found[found["half"] == half], np.flatnonzero(found["half"] == half)
+    for half in HALVES:
+        rows, at = found[found["half"] == half], np.flatnonzero(found["half"] == half)
         _, colour, marker = LOOKS[half]
-        axis.hlines(y, rows["alone"], rows["beside"], color=colour, linewidth=1, linestyle=":")
-        for name, shift, face in (("alone", -0.14, "white"), ("beside", 0.14, colour)):
-            axis.hlines(y + shift, rows[f"{name}_low"], rows[f"{name}_high"], color=colour, linewidth=1.6)
-            label = f"{half} half, learnt {'alone' if name == 'alone' else 'beside the other'}"
-            axis.plot(
-                rows[name], y + shift, linestyle="", marker=marker, color=colour, markerfacecolor=face, label=label
-            )
-    name_rows(axis, names)
-    axis.set_xlabel("success rate when this half alone is shown")
+        axis.hlines(at, rows["alone"], rows["beside"], color=colour, linewidth=1, linestyle=":")
+        for name, shift, face, how in (("alone", -0.14, "white", ""), ("beside", 0.14, colour, " the other")):
+            look = {"color": colour, "marker": marker, "markerfacecolor": face}
+            figures.points(axis, at + shift, rows, name, label=f"{half} half, learnt {name}{how}", **look)
+    figures.name_rows(axis, names)
+    axis.set(xlabel="success rate when this half alone is shown", xlim=(-0.04, 1.04))
     figures.legend_below(figure, axis, columns=2)
     return figure

@@ -1,0 +1,95 @@
+"""Digests of files' contents, remembered beside the project's caches: a data set of 100,000 pictures is read once.
+
+A file is not read again while its size and times stay. A file that was changed a moment ago is: within one tick of the
+clock it could be written twice and keep its times.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import blake2b, file_digest
+from pathlib import Path
+
+from bvlm_utils import paths
+
+MANY = 1000  # files to be read until a reader is told how far it is
+SETTLED = 2.0  # seconds after its last change until a file's times can be relied on
+AT_ONCE = 8  # files read at a time
+NOTICED = 0.05  # seconds: what is faster is always done again
+State = tuple[int, int, int]
+
+_LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until when, and their states
+
+
+def states(files: Sequence[str | Path]) -> tuple[State, ...]:
+    """Size and times of each file; the last of them, when the file was last touched at all, cannot be set by hand.
+
+    Many files take a while. So they are looked at again when twenty times that while has gone by: a grid of many cells
+    asks for each of them, and does not spend its time here.
+    """
+    key, now = tuple(files), time.monotonic()
+    until, found = _LOOKED.get(key, (0.0, ()))
+    if now > until:
+        found = tuple((one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in map(os.stat, files))
+        took = time.monotonic() - now
+        _LOOKED[key] = (now + 20 * took if took > NOTICED else 0.0, found)
+    return found
+
+
+def digests(files: Sequence[str], at: Sequence[State]) -> list[str]:
+    """32 hex digits of each file's content, in order; `at` are the files' states."""
+    place = paths.CACHE / "contents" / f"{_named(os.path.commonpath(files))}.json" if files else None
+    known = _remembered(place)
+    fresh = [file for file, state in zip(files, at, strict=True) if known.get(file, [None])[:-1] != list(state)]
+    now = time.time_ns()
+    known |= {file: [*state, digest] for file, state, digest in zip(fresh, states(fresh), _read(fresh), strict=True)}
+    settled = {file: entry for file, entry in known.items() if now - max(entry[1:3]) > SETTLED * 1e9}
+    if place and any(file in settled for file in fresh):
+        _remember(place, settled)
+    return [known[file][-1] for file in files]
+
+
+def _read(files: Sequence[str]) -> list[str]:
+    from tqdm import tqdm
+
+    with ThreadPoolExecutor(AT_ONCE) as readers:
+        found = readers.map(_digest, files)
+        shown = tqdm(
+            found, total=len(files), unit="picture", desc="reading pictures once", mininterval=5, file=sys.stderr,
+            disable=len(files) < MANY,
+        )  # fmt: skip
+        return list(shown)
+
+
+def _digest(file: str) -> str:
+    with open(file, "rb") as stream:
+        return file_digest(stream, lambda: blake2b(digest_size=16)).hexdigest()
+
+
+def _named(folder: str) -> str:
+    return blake2b(folder.encode(), digest_size=8).hexdigest()
+
+
+def _remembered(place: Path | None) -> dict[str, list]:
+    """What is known from earlier; nothing where the file is not there, or is not whole: it is made again."""
+    try:
+        found = json.loads(place.read_text(encoding="utf-8")) if place else {}
+        return {file: entry for file, entry in found.items() if len(entry) == 4 and isinstance(entry[3], str)}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _remember(place: Path, known: dict[str, list]) -> None:
+    """Whole or not at all; a cache that cannot be written is done without."""
+    part = place.with_name(f"{place.name}.{os.getpid()}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(known), encoding="utf-8")
+        os.replace(part, place)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()

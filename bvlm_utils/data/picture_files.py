@@ -1,0 +1,91 @@
+"""What does a picture file show? The one reader of pictures: of rows, of training and tests, of triggers, of chat.
+
+A file is turned as its EXIF orientation says. 16-bit grey is scaled to 8 bits. What is transparent is laid over white.
+Of a film, the first picture is taken. All else that 8-bit RGB cannot hold (32-bit numbers) is refused.
+"""
+
+import warnings
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from bvlm_utils.checks import label
+from bvlm_utils.errors import InputError
+
+EIGHT_BIT = ("1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+TRANSPARENT = "Transparent pictures are laid over white."  # one text, so that Python says it once
+BITS_PER_SAMPLE = 258  # the TIFF tag
+
+
+def read_picture(path: Path | str, owner: str) -> Image.Image:
+    """The RGB picture in a file; InputError if it is none, or cannot be read to its end. owner: whose it is."""
+    return _read(path, owner, whole=True)
+
+
+def check_picture(path: Path | str, owner: str) -> None:
+    """InputError if the file does not begin like a picture that `read_picture` can read. Pixels are not decoded."""
+    _read(path, owner, whole=False)
+
+
+def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
+    problem = "is not a picture that can be read"
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:  # warnings of damaged EXIF data
+            levels = _levels(opened)
+            if not whole:
+                return None
+            problem = "cannot be read to its end"
+            opened.load()
+            shown = _rgb(ImageOps.exif_transpose(opened), levels)
+    except MemoryError:
+        raise
+    except Exception as error:  # broken files make Pillow raise almost anything
+        raise InputError(f"{label(str(path))}, the picture of {owner}, {problem} ({_reason(path, error)}).") from None
+    if shown.mode == "RGBA":
+        if shown.getextrema()[3][0] < 255:
+            warnings.warn(TRANSPARENT, stacklevel=2)
+        shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
+    return shown.convert("RGB")
+
+
+def _reason(path: Path | str, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "of no kind that is known" if Path(path).stat().st_size else "an empty file"
+    what = getattr(error, "strerror", None) or str(error)
+    return f"{type(error).__name__}: {' '.join(what.split()).removesuffix('.')}"
+
+
+def _levels(opened: Image.Image) -> int:
+    """The highest level of a picture's file; ValueError for a picture that 8 bits a channel cannot hold."""
+    if opened.mode in EIGHT_BIT:
+        return 255
+    if opened.mode.startswith("I;16"):
+        bits = opened.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if opened.format == "TIFF" else 16
+        return 2**bits - 1
+    if opened.mode == "I" and opened.format in ("PPM", "PNG"):  # 16 bits, which Pillow keeps in 32
+        return 2**16 - 1
+    raise ValueError(f"its pixels are of the kind {opened.mode}; give 8 bits a channel, or 16 bits of grey")
+
+
+def _rgb(picture: Image.Image, levels: int) -> Image.Image:
+    """The picture as 8-bit RGB, or RGBA where a part of it may be transparent."""
+    if levels > 255:
+        clear = picture.info.get("transparency")
+        deep = np.asarray(picture, dtype=np.float64)
+        picture = Image.fromarray((deep * 255 / levels).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        if clear is not None:
+            picture.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
+        return picture
+    clear = picture.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in picture.info
+    return picture.convert("RGBA" if clear else "RGB")
+
+
+class PictureFile(datasets.Image):
+    """A column of pictures in files, which rows show as `read_picture` reads them."""
+
+    def decode_example(self, value, token_per_repo_id=None):
+        if isinstance(value, dict) and value["bytes"] is None:
+            return read_picture(value["path"], "a row")
+        return super().decode_example(value, token_per_repo_id)

@@ -1,0 +1,194 @@
+"""JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence.
+
+What the parsers would let pass in silence is refused by name: a key that is given twice, text that UTF-8 cannot hold,
+numbers that are none, keys that are no text, aliases that stand for more than can be held.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bvlm_utils.checks import LONGEST_SHOWN, brief, is_text, label
+from bvlm_utils.errors import InputError
+
+MOST_VALUES = 100_000  # in a YAML file, each alias counted as all that it stands for
+MOST_BYTES = 1_000_000  # of a YAML file: it is written by hand, and its parser is slow
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file; InputError if there is no such file or it is no such text."""
+    try:
+        if not os.path.isfile(file):  # no error for a name that no file can have, as Path.is_file
+            raise InputError(f"There is no file {label(str(file))}.")
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text: bad byte at position {error.start}; save it as UTF-8.") from None
+    except OSError as error:
+        raise InputError(f"The file {label(str(file))} cannot be read ({_reason(error)}).") from None
+
+
+def read_json(file: Path, lines: bool = False) -> Any:
+    """The content of a JSON file. lines: JSON Lines, one value on each line, are read as a list of these."""
+    text = read_text(file)
+    if lines and file.suffix == ".jsonl":
+        return _lines(text, file)
+    try:
+        return parse_json(text, str(file))
+    except _SeveralValues:
+        if lines:
+            return _lines(text, file)
+        raise
+
+
+class _SeveralValues(InputError):
+    """The text goes on after its first value, as JSON Lines do."""
+
+
+def parse_json(text: str, name: str) -> Any:
+    """The value of a JSON text; `name` says whose text it is, for complaints."""
+    try:
+        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        place = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        if error.msg == "Extra data":
+            raise _SeveralValues(
+                f"{name} holds more than one JSON value ({place}; JSON Lines are read where their name "
+                "ends in .jsonl and a list of conversations is wanted)."
+            ) from None
+        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
+            raise InputError(
+                f"{name} is not complete JSON: {place} (it has {len(text.encode('utf-8', 'replace'))} bytes; "
+                "it may be cut off)."
+            ) from None
+        raise InputError(f"{name} is no JSON: {place}.") from None
+    except RecursionError:
+        raise InputError(f"{name} is nested too deep to be data of a known format.") from None
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except ValueError:  # the one that is left: Python reads no whole number of more than 4,300 digits
+        raise InputError(f"{name} has a whole number of thousands of digits; no value is so large.") from None
+    if _SURROGATE.search(text):
+        check_texts(found, name)
+    return found
+
+
+def _lines(text: str, file: Path) -> list[Any]:
+    """split("\\n"), as other line ends may stand inside a JSON text."""
+    lines = enumerate(text.split("\n"), start=1)
+    return [parse_json(line, f"{file}, line {number},") for number, line in lines if line.strip()]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"the key {brief(twice)} is given twice in one object; give it once.")
+    return found
+
+
+def _no_number(word: str) -> None:
+    raise InputError(f"{word} is no number of JSON; give a number, or leave it out.")
+
+
+def check_texts(found: Any, name: str) -> None:
+    """InputError for a text anywhere in `found` that UTF-8 cannot hold."""
+    left = [found]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str) and not is_text(value):
+            raise InputError(f"{name} has the text {brief(value)}; half of a surrogate pair is no character.")
+
+
+# --- YAML
+# -------------------------------------------------------------------------------------------------------------
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML's safe kinds, with keys that are texts and given once, and whole numbers as people read them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        seen = set()
+        for key, _ in getattr(node, "own", node.value):
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is None or key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                what = "a list or a table" if name is None else brief(name)
+                raise InputError(f"a key is {what} (line {key.start_mark.line + 1}); put a text, in quotes if need be.")
+            if name in seen:
+                raise InputError(
+                    f"the key {brief(name)} is given twice (line {key.start_mark.line + 1}); give it once."
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Remembers the keys as they were written: merging (`<<`) is no giving twice."""
+        if not hasattr(node, "own"):
+            node.own = list(node.value)
+        super().flatten_mapping(node)
+
+    def construct_whole(self, node: yaml.ScalarNode) -> int:
+        if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", node.value):
+            raise InputError(
+                f"the number {brief(node.value)} (line {node.start_mark.line + 1}) is read with another base than ten "
+                "by YAML; write it without a leading 0 or colons, or in quotes if it is a text."
+            )
+        if len(node.value) > LONGEST_SHOWN:
+            raise InputError(f"a whole number has {len(node.value)} digits; no value is so large.")
+        return self.construct_yaml_int(node)
+
+
+_Strict.add_constructor("tag:yaml.org,2002:int", _Strict.construct_whole)
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The value of a YAML text; `name` says whose text it is, for complaints."""
+    if len(text) > MOST_BYTES:
+        raise InputError(f"{name} has {len(text)} characters; at most {MOST_BYTES} are read as YAML.")
+    loader = _Strict("")
+    try:
+        loader = _Strict(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}, set()) > MOST_VALUES:
+            raise InputError(f"its aliases stand for more than {MOST_VALUES} values; write out what is wanted.")
+        found = loader.construct_document(node)
+        check_texts(found, "it")
+        return found
+    except yaml.YAMLError as error:
+        raise InputError(f"{name} is no YAML: {' '.join(str(error).split())}.") from None
+    except RecursionError:
+        raise InputError(f"{name} is nested too deep.") from None
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    except ValueError as error:  # a date that is none
+        raise InputError(f"{name} has a value that cannot be read ({_reason(error)}).") from None
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
+    """How many values a node stands for, its aliases' included; InputError for one that stands in itself."""
+    if id(node) in above:
+        raise InputError("an alias stands inside what it stands for; write out what is wanted.")
+    if id(node) not in known:
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+        above.add(id(node))
+        known[id(node)] = 1 + sum(_size(part, known, above) for part in inner)
+        above.discard(id(node))
+    return known[id(node)]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join((getattr(error, "strerror", None) or str(error)).split())

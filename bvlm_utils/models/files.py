@@ -1,0 +1,163 @@
+"""The files of a model folder: which of them a loader reads, and whether they can be what they are called. Torch-free.
+
+Weights are safetensors. A folder that has none may hold `pytorch_model.bin`, as CLIP's authors publish it: torch reads
+it with `weights_only`, which makes tensors and nothing else of what is in it. No other kind of pickle is opened.
+"""
+
+import json
+import os
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+from bvlm_utils.errors import InputError
+
+KINDS = {".json", ".safetensors", ".jinja", ".model", ".txt"}
+# Files beside the weights that change nothing about the model.
+NOT_THE_MODEL = {"training.json", "card.json", "README.md"}
+SINGLE = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
+INDEX = ".index.json"  # after the name of a file that is stored in parts
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+SMALL = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.json", *PROCESSORS)
+LARGEST_HEADER = 100_000_000  # bytes: what the safetensors format allows
+LFS = b"version https://git-lfs"
+
+
+def read(folder: Path) -> list[Path]:
+    """All files that a loader may read, those in sub-folders and the parts that the index names included."""
+    found = set()
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found |= {Path(place, name) for name in names if Path(name).suffix in KINDS and name not in NOT_THE_MODEL}
+    return sorted(found | {folder / part for part in parts(folder)})
+
+
+def digest(files: list[Path], folder: Path) -> str:
+    """16 hex digits of the files' names in their folder and of their contents."""
+    whole = sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            whole.update(file.relative_to(folder).as_posix().encode() + file_digest(stream, "sha256").digest())
+    return whole.hexdigest()[:16]
+
+
+def state(file: Path) -> tuple[int, int, int]:
+    """Size and times of a file: as long as they stay, its content does. The last cannot be set by hand."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The folder's config.json; InputError in one sentence if the folder cannot be loaded, or should not be."""
+    config = table(folder / "config.json")
+    if (folder / "adapter_config.json").exists():
+        raise InputError(
+            f"The model folder {folder} holds an adapter as well (adapter_config.json), which would be put on the "
+            "model without a word; move one of the two to a folder of its own."
+        )
+    if config.get("transformers_weights"):
+        raise InputError(f"{folder / 'config.json'} names its weights in 'transformers_weights'; {SINGLE[0]} is read.")
+    found = parts(folder)
+    if not found:
+        raise InputError(f"The model folder {folder} has no weights; {SINGLE[0]} is needed.")
+    for name in found:
+        if not (folder / name).is_file():
+            raise InputError(f"The model folder {folder} lacks {name}, which its index names; copy it there.")
+        if name.endswith(".safetensors"):
+            header(folder / name)
+    return config
+
+
+def check_talking(folder: Path) -> None:
+    """InputError unless all that turns words and pictures into a model's input is there, each file whole."""
+    found = {name for name in SMALL if (folder / name).exists() and table(folder / name) is not None}
+    template = (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists()
+    for there, what in (
+        ({*TOKENIZERS} & {file.name for file in folder.iterdir()}, f"tokenizer ({', '.join(TOKENIZERS[:2])})"),
+        ({*PROCESSORS} & found, f"image processor ({', '.join(PROCESSORS)})"),
+        (template or "chat_template" in _settings(folder), "chat template; give a checkpoint that was tuned for chat"),
+    ):
+        if not there:
+            raise InputError(f"The model folder {folder} has no {what}.")
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What its tokenizer's and processor's configurations say."""
+    kept = [folder / name for name in ("tokenizer_config.json", *PROCESSORS) if (folder / name).exists()]
+    return {key: value for file in kept for key, value in table(file).items() if value}
+
+
+def parts(folder: Path) -> list[str]:
+    """The files with weights, by their names in the folder: one, or those that an index names."""
+    for single in SINGLE:
+        if (folder / single).exists():
+            return [single]
+        if (folder / f"{single}{INDEX}").exists():
+            return _named(folder / f"{single}{INDEX}", Path(single).suffix)
+    return []
+
+
+def _named(index: Path, suffix: str) -> list[str]:
+    names = table(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{index} has no table 'weight_map' of weights and their files.")
+    found = sorted(set(names.values()))
+    for name in found:
+        if Path(name).is_absolute() or ".." in Path(name).parts or Path(name).suffix != suffix:
+            raise InputError(f"{index} names the part {name!r}; it must be a {suffix} file in the folder.")
+    return found
+
+
+def table(file: Path) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        with open(file, encoding="utf-8") as stream:
+            start = stream.read(len(LFS))
+            if start.encode() == LFS:
+                raise InputError(f"{file} {POINTER}")
+            found = json.loads(start + stream.read())
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is not complete JSON in UTF-8; it may be cut off.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is no table of names and values in JSON.")
+    return found
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether a folder holds a whole adapter in PEFT's format, as far as can be seen without torch."""
+    try:
+        return bool(table(folder / "adapter_config.json") and header(folder / "adapter_model.safetensors"))
+    except InputError:
+        return False
+
+
+POINTER = "is a git-lfs pointer and not the file itself; fetch it with `git lfs pull`."
+
+
+def header(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a safetensors file by name; InputError for a file that is none, or is cut off."""
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(8)
+            size = int.from_bytes(start, "little")
+            if LFS.startswith(start) and len(start) == 8:
+                raise InputError(f"{file} {POINTER}")
+            if len(start) < 8 or size > LARGEST_HEADER:
+                raise ValueError
+            entries = json.loads(stream.read(size))
+            length = os.fstat(stream.fileno()).st_size
+        entries.pop("__metadata__", None)
+        if length != 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0):
+            raise ValueError
+        return {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}).") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file} is no complete safetensors file; it may be cut off, so copy it again.") from None

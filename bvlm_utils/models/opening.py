@@ -1,0 +1,196 @@
+"""Opening a checkpoint: the one place where transformers reads a model's files.
+
+No pickle is opened but by torch with `weights_only`, and code of a folder is never run. What transformers reports of a
+load is read: weights that are missing, left over or of another size are refused. Whatever else is wrong becomes one
+sentence.
+"""
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import files, names
+
+# Words that nobody here can act on: PEFT imports a library for 4 bit that looks for kernels, and asks transformers for
+# an attribute by its old name.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+
+# No option of a call may undo these.
+SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+PATIENCE = 2.0  # seconds until a hub that does not answer is taken to be out of reach
+PATTERNS = [f"*{kind}" for kind in sorted(files.KINDS)]
+
+
+def folder(name: str) -> Path:
+    """The folder of a model that is called `name`; a hub id is downloaded, unless it was before.
+
+    InputError if the folder is not whole, or the hub cannot be reached or has no such model.
+    """
+    place = names.resolve(name)
+    found = Path(place) if Path(place).is_dir() else _downloaded(place) or _download(place)
+    files.check(found)
+    return found
+
+
+def config(place: Path) -> Any:
+    from transformers import AutoConfig
+
+    return _read("the configuration", place, lambda: AutoConfig.from_pretrained(place, **SAFE))
+
+
+def tokenizer(place: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return _read("the tokenizer", place, lambda: AutoTokenizer.from_pretrained(place, **SAFE))
+
+
+def image_processor(place: Path) -> Any:
+    from transformers import AutoImageProcessor
+
+    return _read("the image processor", place, lambda: AutoImageProcessor.from_pretrained(place, backend="pil", **SAFE))
+
+
+def weights(kind: Any, place: Path, **options: Any) -> nn.Module:
+    """A model of transformers' class `kind` with each of its weights from the folder, or InputError."""
+    safe = files.parts(place)[0].endswith(".safetensors")
+    options |= {
+        "use_safetensors": safe,
+        "weights_only": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    } | SAFE
+    model, report = _read("the weights", place, lambda: kind.from_pretrained(place, **options))
+    buffers = {name for name, _ in model.named_buffers()}  # older checkpoints store what is computed today
+    left_over = {name for name in report["unexpected_keys"] if name not in buffers}
+    wrong_size = {name for name, *_ in report["mismatched_keys"]}
+    total = len(dict(model.named_parameters(remove_duplicate=False)))
+    refuse_gaps(f"The model in {place}", f"the {type(model).__name__} of its config.json", {
+        "are missing": (set(report["missing_keys"]) - wrong_size, total),
+        "are of another size": (wrong_size, total),
+        "fit nothing in it": (left_over, total + len(left_over)),
+    })  # fmt: skip
+    return model
+
+
+def refuse_gaps(what: str, base: str, gaps: dict[str, tuple[set[str], int]]) -> None:
+    """InputError if any weights of `what` do not fit `base`. gaps: how they differ -> their names, of how many."""
+    said = [
+        f"{len(found)} of {total} weights {how} ({min(found)!r} for one)"
+        for how, (found, total) in gaps.items()
+        if found
+    ]
+    if said:
+        raise InputError(f"{what} does not fit {base}: {', '.join(said)}; give files that belong together.")
+
+
+def device(given: str | torch.device) -> torch.device:
+    """A device that is there; InputError for a name that none has."""
+    try:
+        found = torch.device(given)
+        if found.type == "meta":
+            raise ValueError("it holds no numbers")
+        torch.empty(1, device=found)
+    except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, ImportError):
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise InputError(f"There is no device {str(given)!r} here; choose from: {', '.join(here)}.") from None
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither bars nor notes of the libraries while the block runs: what is wrong is said as an InputError."""
+    from transformers.utils import logging as ours
+
+    bars, level = ours.is_progress_bar_enabled(), ours.get_verbosity()
+    ours.disable_progress_bar()
+    ours.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ours.set_verbosity(level)
+        if bars:
+            ours.enable_progress_bar()
+
+
+def _read(what: str, place: Path, load: Callable[[], Any]) -> Any:
+    """What `load` gives. A library may raise anything over a bad file: all is the file's fault, but for memory."""
+    try:
+        with quiet():
+            return load()
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(f"{what.capitalize()} of the model in {place} cannot be read: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """A library's error as the end of a sentence: its first line, of no more than a line's length."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else "nothing is said about it"
+    return f"{type(error).__name__}, {text[:200].rstrip('.:')}."
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def _downloaded(hub_id: str) -> Path | None:
+    """The folder of an earlier download that is whole: what was loaded once stays what it is, without a network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(hub_id, "config.json")
+    if not isinstance(file, str):
+        return None
+    found = Path(file).parent
+    have = {name.name for name in files.read(found) if name.is_file()}
+    whole = {"tokenizer_config.json"} <= have and have & {"preprocessor_config.json", "processor_config.json"}
+    needed = files.parts(found)
+    return found if whole and needed and all((found / part).exists() for part in needed) else None
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    neither = f"{hub_id!r} is neither a folder here nor a model that was downloaded before"
+    if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
+        raise InputError(f"{neither}, and {constants.ENDPOINT} cannot be reached; check the name and the network.")
+    try:
+        found = Path(snapshot_download(hub_id, allow_patterns=PATTERNS, ignore_patterns=["*/*"]))
+        if not all((found / part).exists() for part in files.parts(found) or ["weights"]):  # none in safetensors
+            snapshot_download(hub_id, allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"])
+        return found
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(
+            f"{neither}, and {constants.ENDPOINT} does not give it ({type(error).__name__}); check the name, or log in "
+            "with `hf auth login` if it is behind a licence."
+        ) from error
+
+
+def _answers(address: str) -> bool:
+    """Whether a server is there. In a thread: looking up a name without a network has no time limit of its own."""
+    from huggingface_hub.utils import get_session
+
+    heard: list[bool] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(address, timeout=PATIENCE)
+        except Exception:  # noqa: BLE001, whatever it is, the hub has not answered
+            return
+        heard.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PATIENCE)
+    return bool(heard)

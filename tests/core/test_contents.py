@@ -1,0 +1,107 @@
+"""A data set's digest follows its pictures' contents, and reads them once."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bvlm_utils import data, paths
+from bvlm_utils.data import contents
+from bvlm_utils.errors import InputError
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+@pytest.fixture
+def coco(tmp_path, monkeypatch):
+    """COCO's captions with a cache of their own, as if all had been there for a while."""
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(contents, "SETTLED", 0.0)
+    return Path(shutil.copytree(next(FIXTURES.glob("**/annotations")).parent, tmp_path / "coco"))
+
+
+def pictures(folder: Path) -> list[str]:
+    return sorted(str(file) for file in folder.glob("*/*.jpg"))
+
+
+def digest(folder: Path) -> str:
+    return data.digest(f"coco-caption:{folder}")
+
+
+def test_other_pictures_of_the_same_size_and_time_are_another_data_set(coco):
+    before = digest(coco)
+    for file in map(Path, pictures(coco)):
+        then, content = file.stat(), bytearray(file.read_bytes())
+        content[-3] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))
+        assert file.stat().st_size == then.st_size
+    assert digest(coco) != before
+
+
+def test_a_picture_is_read_once(coco, monkeypatch):
+    files = pictures(coco)
+    time.sleep(0.02)
+    first = contents.digests(files, contents.states(files))
+    read = []
+    monkeypatch.setattr(contents, "_digest", lambda file: read.append(file) or "0" * 32)
+    assert contents.digests(files, contents.states(files)) == first and read == []
+    Image.new("RGB", (9, 9)).save(files[0])
+    second = contents.digests(files, contents.states(files))
+    assert read == [files[0]] and second == ["0" * 32, *first[1:]]
+
+
+def test_what_has_just_changed_is_not_remembered(coco, monkeypatch):
+    monkeypatch.setattr(contents, "SETTLED", 60.0)
+    files = pictures(coco)
+    contents.digests(files, contents.states(files))
+    assert not list((paths.CACHE / "contents").glob("*.json"))
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1}', '{"FILE": [1, 2, 3]}', "\x00"])
+def test_a_damaged_cache_is_made_again(damage, coco):
+    files = pictures(coco)
+    time.sleep(0.02)
+    first = contents.digests(files, contents.states(files))
+    (cache,) = (paths.CACHE / "contents").glob("*.json")
+    cache.write_text(damage.replace("FILE", files[0]))
+    assert contents.digests(files, contents.states(files)) == first
+
+
+def test_no_cache_can_be_written(coco):
+    paths.CACHE.write_text("a file where a folder should be")
+    files = pictures(coco)
+    assert len(set(contents.digests(files, contents.states(files)))) == len(files)
+
+
+def test_a_picture_that_went_is_one_sentence(coco):
+    digest(coco)
+    gone = Path(pictures(coco)[0])
+    gone.unlink()
+    with pytest.raises(InputError, match=gone.name):
+        digest(coco)
+
+
+def test_many_files_are_remembered_in_one_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(contents, "SETTLED", 0.0)
+    monkeypatch.setattr(contents, "MANY", 10)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(50):
+        (folder / f"{number}").write_bytes(bytes([number]))
+    files = sorted(map(str, folder.iterdir()))
+    time.sleep(0.02)
+    assert len(set(contents.digests(files, contents.states(files)))) == 50
+    (cache,) = (paths.CACHE / "contents").glob("*.json")
+    assert len(json.loads(cache.read_text())) == 50
+
+
+@pytest.mark.parametrize("place", ["a" * 300, "~nosuchuser/x", "a\0b", "\ud800"])
+def test_no_data_can_be_at_such_a_place(place):
+    with pytest.raises(InputError, match="data"):
+        data.digest(f"coco-caption:{place}")
