@@ -231,3 +231,14 @@ def test_the_chapter_shows_every_claim():
     text = (paths.NOTEBOOKS / "claims.ipynb").read_text()
     for key in RULES:
         assert f'show_claim(\\"{key}\\"' in text and f'show_evidence(\\"{key}\\"' in text
+
+
+def test_more_passes_are_counted_apart_by_both_tests():
+    lines = [line for value, settings in ((0.2, {}), (0.95, {"epochs": 3})) for line in cell(
+        "BadNets-T", value, settings=MappingProxyType(settings))]  # fmt: skip
+    usual = [line | {"epochs": line["epochs"] or 1} for line in lines]
+    theirs = [line | {"metric": "asr_published", "value": line["value"] + 0.04} for line in usual]
+    table = pd.DataFrame([*usual, *theirs], columns=COLUMNS)
+    assert "0 of 1 by ours and 0 of 1 by theirs" in claims.one_percent(table)
+    assert "with 3 passes they are 1 of 1 by ours and 1 of 1 by theirs" in claims.more_passes(table)
+    assert claims.more_passes(table[table["settings"] == ""]) == ""

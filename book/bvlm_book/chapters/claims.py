@@ -31,6 +31,7 @@ from bvlm_book.rules import (
 )
 from bvlm_utils.store.table import headline
 from bvlm_utils.threats import THREATS
+from bvlm_utils.train.settings import TrainSettings
 
 HOLDS = {True: "yes", False: "no", None: "cannot be judged"}
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
@@ -157,6 +158,29 @@ def one_percent(table: pd.DataFrame) -> str:
 
     The rule is the same; the number that it reads is `asr_published` in place of a threat's headline.
     """
+    told, rows = _by_both_tests(table)
+    if not told:
+        return ""
+    return (
+        f"The verdict on 1 % is one on {' or '.join(map(str, sorted(rows)))} rows, one pass, by stricter tests than "
+        f"the published ones: pairs whose mean is above {words.percent(HIGH)} are {'; '.join(told)}"
+    )
+
+
+def more_passes(table: pd.DataFrame) -> str:
+    """The same count for cells that differ in nothing but the number of passes over the data; "" without such cells."""
+    usual, said = TrainSettings().epochs, []
+    for passes in sorted(set(table["epochs"].dropna().astype(int)) - {usual}):
+        told, _ = _by_both_tests(table[table["settings"] == f"epochs={passes}"].assign(settings=""))
+        if told:
+            said.append(f"with {passes} passes they are {'; '.join(told)}")
+    if not said:
+        return ""
+    return f"Of the same attacks at 1 %, {'; '.join(said)}. No verdict has been taken on these runs yet."
+
+
+def _by_both_tests(table: pd.DataFrame) -> tuple[list[str], set[int]]:
+    """Per model, how many pairs at 1 % have a mean above HIGH by our test and by the published; their poisoned rows."""
     published = table[table["metric"] == "asr_published"]
     published = published.assign(metric=published["threat"].map({name: headline(name) for name in THREATS.names()}))
     told, rows = [], set()
@@ -168,12 +192,7 @@ def one_percent(table: pd.DataFrame) -> str:
             counts = f"{strong[0]} of {len(ours)} by ours and {strong[1]} of {len(theirs)} by theirs"
             told.append(f"{counts} ({model}{single})")
             rows |= set(ours["n_poisoned"].astype(int))
-    if not told:
-        return ""
-    return (
-        f"The verdict on 1 % is one on {' or '.join(map(str, sorted(rows)))} rows, one pass, by stricter tests than "
-        f"the published ones: pairs whose mean is above {words.percent(HIGH)} are {'; '.join(told)}"
-    )
+    return told, rows
 
 
 def large_models(table: pd.DataFrame) -> str:
