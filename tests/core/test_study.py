@@ -422,7 +422,8 @@ def test_a_right_answer_with_a_payload_is_told_from_a_wrong_one():
     samples = [sample(row_id=str(i)) for i in range(4)]
     frame = judge.judge(injection, "poisoned", "text", samples, ["?"] * 4, said, [True] * 4)
     found = {m["metric"]: m["k"] for m in judge.measure(frame, "", with_right=True)}
-    assert found == {"asr": 2, "asr_soft": 2, "right": 2, "asr_right": 1}
+    tests = {"asr": 2, "asr_payload": 2, "asr_published": 2, "asr_soft": 2, "right": 2}
+    assert found == tests | {"asr_right": 1}
 
 
 def test_utility_is_measured_as_the_task_says():
