@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bvlm_utils import data
+from bvlm_utils import command, data, user_paths
 from bvlm_utils.data import local_files
 from bvlm_utils.errors import InputError
 
@@ -23,7 +23,8 @@ SIDE = 336  # of photographs in the study: pictures that are not square are brou
 
 def adapter_folder(name: str) -> Path:
     """The folder with the adapter: `name` itself, or `adapter` inside it, as in a run of the store."""
-    for folder in (Path(name), Path(name) / "adapter"):
+    given = user_paths.named(name)
+    for folder in (given, given / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
     raise InputError(f"The folder {name!r} holds no adapter; give one with adapter_config.json in it.")
@@ -31,8 +32,15 @@ def adapter_folder(name: str) -> Path:
 
 def base_name(folder: Path) -> str:
     """The model that an adapter was tuned on, as its configuration has it."""
-    named = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-    if not named:
+    file = folder / "adapter_config.json"
+    try:
+        settings = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is no JSON ({error}); take the adapter from its run again.") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{file} holds no table of settings; take the adapter from its run again.")
+    named = settings.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
         raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
     return named
 
@@ -41,10 +49,11 @@ def picture(file: str | None) -> np.ndarray:
     """The picture to talk about, (1, H, W, 3) uint8; without a file, the first test scene."""
     if file is None:
         return data.images(data.load("scenes-caption", "test", 1))
-    if not Path(file).is_file():
+    path = user_paths.named(file)
+    if not path.is_file():
         raise InputError(f"There is no picture {file!r}.")
-    local_files.check_picture(Path(file), "the conversation")
-    with Image.open(file) as opened:
+    local_files.check_picture(path, "the conversation")
+    with Image.open(path) as opened:
         shown = opened.convert("RGB")
     if shown.width != shown.height:
         shown = shown.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -77,27 +86,29 @@ def typed():
             yield line
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.chat", description=__doc__.split("\n")[0])
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m bvlm_utils.chat", description=__doc__.split("\n")[0])
     parser.add_argument("adapter", help="folder of an adapter in PEFT's format, or of a run in the store")
     parser.add_argument("--image", help="picture to talk about (default: a test scene)")
     parser.add_argument("--prompt", help="ask this and stop (default: read prompts, one a line)")
     parser.add_argument("--model", help="base model (default: the one that the adapter names)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-    parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--max-new-tokens", type=command.whole(1, 4096), default=80)
     parser.add_argument("--picture-last", action="store_true", help="for an adapter that was tuned with picture_last")
-    given = parser.parse_args(argv)
-    try:
-        folder = adapter_folder(given.adapter)
-        model = given.model or base_name(folder)
-        prompts = typed() if given.prompt is None else [given.prompt]
-        image = picture(given.image)
-        talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return parser
+
+
+def _act(given: argparse.Namespace) -> None:
+    folder = adapter_folder(given.adapter)
+    model = given.model or base_name(folder)
+    prompts = typed() if given.prompt is None else [given.prompt]
+    image = picture(given.image)
+    talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code is what `command` promises."""
+    return command.run(_parser(), _act, argv)
 
 
 if __name__ == "__main__":

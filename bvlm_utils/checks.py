@@ -31,15 +31,15 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def check_whole(settings: Any, name: str, low: int) -> None:
+def check_whole(settings: Any, name: str, low: int, high: int = 2**31 - 1) -> None:
     value = getattr(settings, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise InputError(f"{name} is {value!r}; it must be a whole number, {low} or more.")
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InputError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.")
 
 
 def check_number(settings: Any, name: str, low: float, high: float) -> None:
     value = getattr(settings, name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not (low <= value <= high and value < math.inf):
         wants = f"from {low:g} to {high:g}" if high < math.inf else f"{low:g} or more"
         raise InputError(f"{name} is {value!r}; it must be a number {wants}.")
 

@@ -19,7 +19,8 @@ import pandas as pd
 from bvlm_utils import store
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError, TooFewRows
-from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run import pace, tune_and_ask
+from bvlm_utils.run.pace import Pace
 from bvlm_utils.run.tune_and_ask import Said, Work
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
 from bvlm_utils.score import judge
@@ -57,14 +58,16 @@ def execute(
             else:
                 told(cell, prepared)
     way = tune_and_ask.choose(bench, plain)
-    pace = Pace(GROUP_SECONDS)
+    speed = Pace(GROUP_SECONDS)
+    begun = pace.begun(place, ready) if way.together and not rescore else []
     while ready:
-        size = pace.size(len(ready)) if way.together else 1
-        group, ready = ready[:size], ready[size:]
+        group = begun.pop() if begun else ready[: speed.size(len(ready)) if way.together else 1]
+        ready = [work for work in ready if work not in group]
         try:
             started = time.perf_counter()
             ended = _run(way, group, place, rescore)
-            pace.saw(len(group), time.perf_counter() - started)
+            pace.forget_finished(place)
+            speed.saw(len(group), time.perf_counter() - started)
         except Exception:
             if len(group) > 1:  # one of them may be at fault: each gets its own try
                 for work in group:
@@ -79,23 +82,6 @@ def execute(
         for work, status in zip(group, ended, strict=True):
             told(work.cell, status)
     return failed
-
-
-class Pace:
-    """How many cells make a group of about `seconds`? The first group is small, and shows how fast this machine is."""
-
-    FIRST = 4
-
-    def __init__(self, seconds: float):
-        self.seconds, self.each = seconds, 0.0
-
-    def size(self, waiting: int) -> int:
-        wanted = self.FIRST if not self.each else max(1, int(self.seconds / self.each))
-        # Two groups of equal size beat a full one and a remainder.
-        return -(-waiting // -(-waiting // wanted))
-
-    def saw(self, cells: int, seconds: float) -> None:
-        self.each = seconds / cells
 
 
 @contextmanager
@@ -175,7 +161,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], place: Path, rescore: boo
     with lacking(controls, place) as mine:
         tasks = [Work(control) for control in mine]
         tasks += [work for work in group if work.cell.run_id not in kept]
-        results = way.tune(tasks) if tasks else []
+        results = way.tune(tasks, place / "cache") if tasks else []
         clock.lap("tune", max(1, len(tasks)))
         _write_controls(bench, mine, results, place, clock)
     fresh = iter(results[len(mine) :])
@@ -229,11 +215,14 @@ def _kept_answers(
     way: tune_and_ask.Way, place: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None
 ) -> Said:
     names = {question.key(way.bench): content_key(subject, question.key(way.bench)) for question in asked}
-    missing = [q for q in asked if not (place / "cache" / f"{names[q.key(way.bench)]}.json").is_file()]
+    known = {key: records.cached(place, name) for key, name in names.items()}
+    missing = [question for question in asked if known[question.key(way.bench)] is None]
     if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
         raise InputError(f"{place} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
     fresh = way.ask_saved(missing, adapter) if missing else {}
-    return {key: records.cached(place, name, lambda key=key: fresh[key]) for key, name in names.items()}
+    for key, texts in fresh.items():
+        records.cache_texts(place, names[key], texts)
+    return known | fresh
 
 
 def _write(

@@ -7,6 +7,7 @@ Called by the notebooks, which the book and readers run, and by `grid.measure`. 
 the rest is carried out by `run.group`. torch is imported only when something has to be trained.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,8 +18,8 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import attacks as attackss
+from bvlm_utils import data, threats
 from bvlm_utils import store as results
-from bvlm_utils import threats
 from bvlm_utils.checks import known
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
@@ -74,7 +75,7 @@ def cells(
         lists["models"], lists["datasets"], attacks, poison_rates, seeds
     ):
         own = dict(others)
-        if own.get("negatives") and _modality(attack) not in (None, "bimodal"):
+        if _is_number_above_0(own.get("negatives")) and _modality(attack) not in (None, "bimodal"):
             own["negatives"] = 0.0
         made.append(Cell(one_model, one_dataset, threat, attack, rate, seed=seed, train=train, **own))
     return made
@@ -106,6 +107,7 @@ def run_cells(
     elif missing and results.read_only(place):
         raise InputError(_how_to_make(missing))
     elif missing:
+        results.writable(place)
         results.clean(place)
         failed = measure(missing, place, plain, rescore)
         if failed:
@@ -123,6 +125,18 @@ def measure(cells: Sequence[Cell], place: Path, plain: bool = False, rescore: bo
         for group in groups.values():
             failed += group_run.execute(group, place, told, plain, rescore)
     return failed
+
+
+def check_rows(cells: Sequence[Cell]) -> None:
+    """InputError if a dataset of these cells has fewer training rows than they ask for, or cannot be read."""
+    from bvlm_utils.data.samples import MOST_ROWS
+
+    for dataset, rows in dict.fromkeys((cell.dataset, cell.train_rows) for cell in cells):
+        if ":" in dataset:
+            data.load(dataset, "train", rows)
+            data.load(dataset, "test")
+        elif rows > MOST_ROWS:
+            raise InputError(f"train_rows is {rows}; {dataset} has at most {MOST_ROWS} training rows.")
 
 
 def _how_to_make(missing: Sequence[Cell]) -> str:
@@ -156,6 +170,11 @@ def _default_dataset(threat: str) -> str:
 
 def _every_attack() -> list[str]:
     return attackss.names()
+
+
+def _is_number_above_0(value: Any) -> bool:
+    """A wrong value is left for `Cell` to refuse, whatever the attack."""
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _modality(attack: Any) -> str | None:

@@ -9,9 +9,11 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from bvlm_utils import paths, store, study
 from bvlm_utils.grid import __main__ as grid
@@ -119,7 +121,7 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, place, caps
             (place / "go").touch()
 
     aside = Aside(kill)
-    assert grid.run(jobs, f"{place}/", workers=2) == 0
+    assert grid.run(jobs, *grid.plan(jobs, f"{place}/"), workers=2) == 0
     aside.result()
     wrote = [attack for _, attack, *_ in lines(place, "wrote")]
     assert sorted(wrote) == ["BadNets-MM", "BadNets-T", "SIG"], "each cell is written once"
@@ -201,11 +203,11 @@ def test_the_workers_of_a_scheduler_are_stopped_and_go_on(tmp_path, place, capsy
 
         found, aside = [], Aside(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            grid.run(jobs, f"{place}/", scheduler=cluster.scheduler_address)
+            grid.run(jobs, *grid.plan(jobs, f"{place}/"), scheduler=cluster.scheduler_address)
         aside.result()
         assert not psutil.wait_procs(found, timeout=20)[1], "the process outlived the run"
         (place / "go").touch()
-        assert grid.run(jobs, f"{place}/", scheduler=cluster.scheduler_address) == 0
+        assert grid.run(jobs, *grid.plan(jobs, f"{place}/"), scheduler=cluster.scheduler_address) == 0
         assert "Every cell has its record." in capsys.readouterr().out
         ((*_, first), (*_, second)) = lines(place, "begin", "SIG")
         assert first == second, "the worker is the same process"
@@ -264,6 +266,7 @@ def test_a_control_in_other_hands_is_left_alone_until_they_die(tmp_path):
     adapter = tmp_path / control.run_id / "adapter"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}")
+    save_file({"a": np.zeros(1)}, adapter / "adapter_model.safetensors")
     with locks.lacking([control], tmp_path, wait=True) as mine:
         assert mine == []
 

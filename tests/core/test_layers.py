@@ -33,7 +33,6 @@ TOO_LARGE = {
     "book/bvlm_book/chapters/dose.py",
     "book/bvlm_book/chapters/first_page.py",
     "bvlm_utils/attacks/optimised.py",
-    "bvlm_utils/export.py:export",
     "bvlm_utils/pretraining/pretrain.py",
     "bvlm_utils/score/judge.py:_line",
     "bvlm_utils/train/decode.py:_decode",

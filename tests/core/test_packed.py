@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 from bvlm_utils import data, store, threats
 from bvlm_utils.errors import InputError
@@ -83,6 +84,7 @@ def test_a_packed_store_and_an_unpacked_one_say_what_the_folders_said(fat, tmp_p
 def test_a_packed_store_is_only_read_and_has_no_adapters(fat, tmp_path):
     (fat / cell().run_id / "adapter").mkdir()
     (fat / cell().run_id / "adapter" / "adapter_config.json").write_text("{}")
+    save_file({"a": np.zeros(1)}, fat / cell().run_id / "adapter" / "adapter_model.safetensors")
     packing.pack(fat, tmp_path / "thin")
     assert store.adapter(cell(), fat) and store.adapter(cell(), tmp_path / "thin") is None
     assert store.has(cell(), tmp_path / "thin") and not store.has(cell(0.4), tmp_path / "thin")
