@@ -8,7 +8,7 @@ python -m bvlm_utils.store check STORE                 compute every number agai
 import argparse
 import sys
 
-from bvlm_utils import command, user_paths
+from bvlm_utils import command
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import packed, records
 from bvlm_utils.store.packing import pack, unpack
@@ -35,7 +35,7 @@ def _act(given: argparse.Namespace) -> int:
         from bvlm_utils.store import recheck
 
         return recheck.report(given.source)
-    user_paths.check_writable(records.folder(given.target))
+    records.check_folder(records.folder(given.target))
     if given.command == "pack":
         done = pack(given.source, given.target, given.replace)
     else:

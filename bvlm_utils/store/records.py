@@ -84,10 +84,15 @@ def writable(store: str | Path | None = None) -> Path:
     if read_only(store):
         which = "packed" if packed.is_packed(root) else "the committed reference"
         raise InputError(f"The store {root} is {which}, so it is only read; take another store.")
+    check_folder(root)
+    return root
+
+
+def check_folder(root: Path) -> None:
+    """InputError if no store can be written at `root`."""
     if root.exists() and not root.is_dir():
         raise InputError(f"The store {root} is a file; name a folder.")
     user_paths.check_writable(root)
-    return root
 
 
 def has(cell: Cell, store: str | Path | None = None) -> bool:
