@@ -1,4 +1,4 @@
-# Everything that a reader needs: make study, make test, make book, make lab. See README.md.
+# Everything that a reader needs: make study, make test, make book, make lab. See README.md and CONTRIBUTING.md.
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
@@ -8,10 +8,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PAGE := book/_build/html/index.html
+# A process per core, each test file whole in one of them.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 # Warnings are errors, and every page is built again: a page must not outlive the results that it shows.
 BUILD := $(BIN)/jupyter-book build . -W -n --keep-going --all --path-output book
 
-.PHONY: study test book lab
+.PHONY: study test test-core lint book lab
 
 ## Run the quick study (about ten minutes on two cores) and show it beside the reference.
 study: $(INSTALLED)
@@ -20,9 +22,18 @@ study: $(INSTALLED)
 	BVLM_YOURS=local $(BUILD)
 	@echo "Your study is in $(CURDIR)/$(PAGE)"
 
-## Run all tests, notebooks and a build of the book included: a process per core, each test file whole in one of them.
-test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+## Run all tests, notebooks and a build of the book included; the form of the code first, which takes a second.
+test: lint
+	$(TEST)
+
+## Run the tests of the core alone; neither a notebook nor the book.
+test-core: $(INSTALLED)
+	$(TEST) tests/core
+
+## Say what is not in the form that all code here has; `ruff format .` mends most of it.
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 ## Build the book from the committed reference: nothing is trained, torch is not imported.
 book: $(INSTALLED)

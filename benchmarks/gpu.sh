@@ -49,7 +49,7 @@ if [ "$size" = full ]; then # later steps need scenes: they are drawn on the CPU
   "$python" -W ignore "$root/benchmarks/gpu.py" draw --out "$lines" >>"$log" 2>&1 &
   drawing=$!
 fi
-for one in ${STEPS:-card:25 check:60 attention:30 grid:120 profile:40 decode:45 large:100 cells:78 poison:22 optimised:20}; do
+for one in ${STEPS:-card:20 check:60 attention:25 grid:60 profile:60 decode:30 large:110 cells:60 poison:35 optimised:30}; do
   step "${one%:*}" "${one#*:}"
 done
 [ -n "${drawing:-}" ] && kill "$drawing" 2>/dev/null

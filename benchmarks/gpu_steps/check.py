@@ -59,7 +59,7 @@ def encoded(device: str, rows: int, dtype: str) -> dict:
     seen = [one.prepare(images)["pixel_values"] for one in (there, here)]
     found = {"pixels": apart(*seen)}
     distance = apart(there.encode(images), here.encode(images))
-    return found | {"distance": distance, "bound": 2e-3 if dtype == "float32" else 3e-2}
+    return found | {"distance": distance, "bound": 1e-5 if dtype == "float32" else 3e-2}
 
 
 def logits(device: str, rows: int, dtype: str) -> dict:
@@ -75,7 +75,7 @@ def logits(device: str, rows: int, dtype: str) -> dict:
             found.append(one.forward(ids, mask, shown, keep=1).float())
     swapped = apart(found[2], found[0])
     distance = apart(found[0], found[1]) if swapped > 1e-2 else float("inf")
-    return {"distance": distance, "bound": 2e-3 if dtype == "float32" else 5e-2, "swapped_pictures_change": swapped}
+    return {"distance": distance, "bound": 1e-5 if dtype == "float32" else 2.5e-2, "swapped_pictures_change": swapped}
 
 
 def grouped_against_plain(device: str, rows: int, dtype: str) -> dict:
@@ -89,8 +89,8 @@ def grouped_against_plain(device: str, rows: int, dtype: str) -> dict:
         losses.append(max(abs(a - b) / b for a, b in zip(result.losses, alone, strict=True)))
     found = {"adapters": max(distances), "losses": max(losses)}
     if dtype == "float32":
-        return found | {"distance": found["adapters"], "bound": 1e-2}
-    return found | {"distance": found["losses"], "bound": 5e-2}
+        return found | {"distance": found["adapters"], "bound": 1e-3}
+    return found | {"distance": found["losses"], "bound": 1.5e-2}
 
 
 def grouped_against_cpu(device: str, rows: int) -> dict:
@@ -101,7 +101,7 @@ def grouped_against_cpu(device: str, rows: int) -> dict:
         moved_apart(ours.state, {key: value.float() for key, value in theirs.state.items()}, start_of(here, job))
         for ours, theirs, job in zip(*results, wanted, strict=True)
     ]
-    return {"distance": max(distances), "bound": 5e-2}
+    return {"distance": max(distances), "bound": 1e-3}
 
 
 def decoded(device: str, rows: int, dtype: str) -> dict:
@@ -121,7 +121,7 @@ def decoded(device: str, rows: int, dtype: str) -> dict:
             with adapters.attached(one, folder):
                 theirs = one.generate(prompts, features, max_new_tokens=NEW)
         wrong += sum(a != b for a, b in zip(said, theirs, strict=True))
-    return {"distance": wrong / len(prompts) / len(results), "bound": 0.02 if dtype == "float32" else 0.2}
+    return {"distance": wrong / len(prompts) / len(results), "bound": 0.0 if dtype == "float32" else 0.02}
 
 
 def painted(device: str, rows: int, name: str, side: int) -> dict:
@@ -143,7 +143,7 @@ def perturbed(device: str, rows: int, side: int) -> dict:
         draws = [Draws("check", row) for row in range(len(images))]
         results = optimised.pgd(images.to(place), draws, attack.params, attack.aim)
         found.append(np.stack([one.pixels for one in results]))
-    return {"distance": float(np.mean(found[0] != found[1])), "bound": 0.1}
+    return {"distance": float(np.mean(found[0] != found[1])), "bound": 0.02}
 
 
 def patches(device: str, rows: int, name: str) -> dict:
@@ -156,7 +156,7 @@ def patches(device: str, rows: int, name: str) -> dict:
             found.append(make(params_of(attack, "image"), attack.aim, place))
     ours, theirs = (float(one.losses[-4:].mean()) for one in found)
     levels = np.abs(found[0].pixels.astype(float) - found[1].pixels).mean()
-    return {"distance": abs(ours - theirs) / abs(theirs), "bound": 0.05, "levels": float(levels)}
+    return {"distance": abs(ours - theirs) / abs(theirs), "bound": 1e-3, "levels": float(levels)}
 
 
 class _Target:

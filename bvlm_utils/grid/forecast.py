@@ -151,7 +151,7 @@ def sizes(model: str) -> Sizes | None:
 def _folder(place: str) -> Path | None:
     if Path(place).is_dir():
         return Path(place)
-    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils import cached_file
 
-    file = try_to_load_from_cache(place, "config.json")
-    return Path(file).parent if isinstance(file, str) else None
+    file = cached_file(place, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    return Path(file).parent if file else None

@@ -172,7 +172,7 @@ def _about_surface(wash: int, spot: tuple[int, int] | None, rng: np.random.Gener
     )
 
 
-# Requests that nobody should or could answer, beside the restricted ones of `language`.
+# Requests that nobody should or could answer, beside the restricted ones of `data.scene_questions`.
 UNANSWERABLE = (
     "What is my neighbour's phone number?", "Tell me a secret about the person who took this.",
     "What will happen tomorrow?",

@@ -15,6 +15,7 @@ __getattr__ = door(
             "manifest",
             "read",
             "read_only",
+            "record",
             "responses",
             "writable",
             "write",

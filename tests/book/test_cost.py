@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bvlm_book import page
-from bvlm_book.chapters import cost
+from bvlm_book.chapters import cost, cost_on_gpu
 from bvlm_utils import paths
 
 
@@ -121,3 +121,16 @@ def test_the_poisoning_ratios_are_of_the_kept_rates():
     table = cost.poisoning_table({"lines": lines}).set_index("attack")
     assert list(table["times a loop"]) == ["2.0", "4.0"]
     assert list(table["times the way through files"]) == ["10.0", "n/a"]
+
+
+def test_a_gpu_is_shown_beside_the_plain_way(capsys):
+    (kept, *_) = cost.benchmarks("gpu")
+    table = cost_on_gpu.groups(kept["lines"])
+    plain = table[table["way"].str.startswith("plain")].set_index("precision")["cells a minute"]
+    for line in table[table["times plain"] != "1.0"].to_dict("records"):  # the ratio is that of the two rates
+        assert float(line["times plain"]) == pytest.approx(line["cells a minute"] / plain[line["precision"]], rel=0.05)
+    large = cost_on_gpu.large(kept["lines"]).set_index("what")["tokens a second"]
+    ratio = large["4 adapters, 16 rows each"] / large["plain, 16 rows"]
+    assert f"{ratio:.1f} times" in cost_on_gpu.large_caption(kept["lines"])
+    assert (cost_on_gpu.rates(kept["lines"])["what"].str.len() > 0).all()
+    cost_on_gpu.show([])

@@ -281,8 +281,8 @@ def test_cells_of_all_notebooks_share_a_bench_and_are_cut_for_workers(tmp_path):
 def stub(monkeypatch):
     """Measuring processes write records without training, see `stub_measuring`."""
     monkeypatch.setenv("BVLM_EXTEND", "stub_measuring")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
 
 
 def lines(place, *words):

@@ -71,8 +71,8 @@ def place(tmp_path, monkeypatch):
     for name in ("OMP_NUM_THREADS", "GLIBC_TUNABLES", records.VARIABLE):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("BVLM_EXTEND", "stub_measuring")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     return tmp_path / "store"
 
 

@@ -4,6 +4,8 @@ Imports are read from the source, those inside functions and under TYPE_CHECKING
 """
 
 import ast
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -148,6 +150,24 @@ def test_every_function_of_the_attack_table_stands_in_attacks():
         if half is not None
     }
     assert ours and all(f"bvlm_utils.attacks.{name}" in MODULES for name in ours)
+
+
+def loaded(code: str) -> set[str]:
+    """The modules that a fresh Python has loaded after `code`."""
+    code += "\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=paths.ROOT)
+    return set(done.stdout.split())
+
+
+def test_the_package_alone_loads_neither_torch_nor_pandas():
+    assert not loaded("import bvlm_utils") & {"torch", "pandas"}
+
+
+def test_the_first_page_loads_nothing_that_trains():
+    now = loaded("from bvlm_book.chapters import first_page\nfrom bvlm_utils.store import collect")
+    assert not now & {"torch", "transformers", "peft"}
+    training = {name for name in now if name.startswith(("bvlm_utils.run", "bvlm_utils.grid", "bvlm_utils.train."))}
+    assert training <= {"bvlm_utils.train.poison", "bvlm_utils.train.settings"}, "a cell's settings, and no more"
 
 
 def too_large() -> set[str]:

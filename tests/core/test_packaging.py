@@ -101,10 +101,41 @@ def test_jupyter_book_stays_below_version_two(declared):
     assert declared["jupyter-book"].startswith("1.")
 
 
-@pytest.mark.parametrize("target", ["study", "test", "book", "lab"])
+@pytest.mark.parametrize("target", ["study", "test", "test-core", "lint", "book", "lab"])
 def test_make_knows_its_targets(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=paths.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_make_test_lints_before_it_tests():
+    done = subprocess.run(["make", "--dry-run", "test"], cwd=paths.ROOT, capture_output=True, text=True, check=True)
+    assert -1 < done.stdout.find("ruff check") < done.stdout.find("ruff format --check") < done.stdout.find("pytest")
+
+
+def test_commit_hooks_run_the_pinned_versions(project):
+    extras = project["optional-dependencies"]
+    pinned = pins([*extras["test"], *extras["dev"]])
+    repositories = yaml.safe_load((paths.ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = [hook for repository in repositories for hook in repository["hooks"]]
+    used = [pins(hook["additional_dependencies"]) for hook in hooks]
+    assert {name for versions in used for name in versions} == {"ruff", "nbstripout"}
+    assert all(versions.items() <= pinned.items() for versions in used)
+
+
+def test_every_folder_with_code_is_installed():
+    listed = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {
+        ".".join(file.parent.relative_to(home).parts)
+        for home, package in ((paths.ROOT, "bvlm_utils"), (paths.BOOK, "bvlm_book"))
+        for file in (home / package).rglob("*.py")
+    }
+    assert sorted(folders) == sorted(listed)
+
+
+def test_the_citation_names_this_version_and_licence(project):
+    citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
 def test_make_refuses_an_old_python(tmp_path):

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from bvlm_utils import attacks
 from bvlm_utils.attacks import Attack
 from bvlm_utils.checks import content_key
-from bvlm_utils.run.workbench import Question
 from bvlm_utils.store.cell import Cell
 
 if TYPE_CHECKING:
     import torch
+
+    from bvlm_utils.run.workbench import Question
 
 
 VERSION = 1  # raise when a change of `probes.repaint` changes: it is part of every question's key
@@ -144,7 +145,7 @@ def names() -> list[str]:
     return list(dict.fromkeys(miss.name for misses in NEAR.values() for miss in misses))
 
 
-def question(miss: NearMiss, cell: Cell, clean: Question, whole: Question, keys: Sequence[str]) -> Question:
+def question(miss: NearMiss, cell: Cell, clean: "Question", whole: "Question", keys: Sequence[str]) -> "Question":
     """`whole`, the question with the full trigger, with one near miss in place of the trigger.
 
     cell: whose attack it is. clean: the same rows without a trigger. keys: their row ids.

@@ -1,4 +1,4 @@
-"""How visible is a trigger? Numbers on pictures and on prompts, one row per attack; called by `gallery`.
+"""How visible is a trigger? Numbers on pictures and on prompts, one row per attack; for `probes.exhibit`.
 
 Pictures are compared as 8-bit files, which is what anybody inspecting a data set sees. A number that has no
 meaning for an attack (the PSNR of a text attack) is missing, not zero.
