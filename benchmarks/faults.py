@@ -88,7 +88,7 @@ def kills(given: argparse.Namespace, place: Path, grid: Path, rng: random.Random
         )
         if given.stand_in:
             process.stdout.readline()
-        time.sleep(rng.uniform(0, 0.3 if given.stand_in else given.longest))
+        time.sleep(rng.uniform(0, 1.0 if given.stand_in else given.longest))
         process.send_signal(SIGNALS[number % len(SIGNALS)])
         process.communicate(timeout=120)
         time.sleep(0.2 if given.stand_in else 2)  # what the run had started ends with it
