@@ -214,8 +214,8 @@ def test_the_workers_of_a_scheduler_are_stopped_and_go_on(tmp_path, place, capsy
 
 
 WRONG = [
-    (["--workers", "0"], "--workers is 0"),
-    (["--workers", "-1"], "--workers is -1"),
+    (["--workers", "0"], "--workers: '0'"),
+    (["--workers", "-1"], "--workers: '-1'"),
     (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "exclude"),
     (["--scheduler", "tcp://127.0.0.1:1"], "tcp://127.0.0.1:1"),
     (["--scheduler", "nowhere"], "nowhere"),
@@ -277,10 +277,10 @@ def test_two_jobs_at_once_tune_their_control_once(tmp_path, monkeypatch):
 
     tune, tuned, together = tune_and_ask.Grouped.tune, [], threading.Barrier(2, timeout=240)
 
-    def watched(way, tasks):
+    def watched(way, tasks, folder=None):
         tuned.extend(task.cell for task in tasks)
         together.wait()
-        return tune(way, tasks)
+        return tune(way, tasks, folder)
 
     monkeypatch.setattr(tune_and_ask.Grouped, "tune", watched)
     threats = ("targeted_refusal", "malicious_injection")
