@@ -16,7 +16,7 @@ from tqdm import tqdm
 from bvlm_utils import attacks, data, english, models, paths
 from bvlm_utils.data import scenes
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import names as namess
+from bvlm_utils.models import names as model_names
 from bvlm_utils.score import intervals, utility
 from bvlm_utils.threats import responses
 
@@ -208,7 +208,7 @@ def write(name: str, found: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the tiny models and write their cards.")
-    parser.add_argument("models", nargs="*", default=["tiny-clip", *namess.names()])
+    parser.add_argument("models", nargs="*", default=["tiny-clip", *model_names.names()])
     failed = []
     for name in parser.parse_args().models:
         models.go_offline(name)

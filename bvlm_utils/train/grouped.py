@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import embeddings as embeddingss
+from bvlm_utils.models import embeddings as model_inputs
 from bvlm_utils.models.victim import Victim, language_linears
 from bvlm_utils.train import adapters, memory
 from bvlm_utils.train import loop as plain
@@ -133,7 +133,7 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
                 known_rows[key] = (
                     torch.tensor(ids),
                     len(answer),
-                    embeddingss.positions(victim.model, ids, known_positions),
+                    model_inputs.positions(victim.model, ids, known_positions),
                 )
             rows.append(known_rows[key])
         ids, answers, positions = zip(*rows, strict=True)
@@ -299,7 +299,7 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
         group.losses[step] = 0
         try:
             for batch in group.table.microbatches(step, bank.active, tokens):
-                embeddings = embeddingss.embed(model, batch.ids, batch.features)
+                embeddings = model_inputs.embed(model, batch.ids, batch.features)
                 bank.positions = batch.target_positions
                 hidden = model.model(
                     inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored import page
 
-from bvlm_book.chapters import audit as audits
+from bvlm_book.chapters import audit as audit_page
 from bvlm_utils import attacks, audit, paths, study
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import tune_and_ask
@@ -102,11 +102,11 @@ def shelf(random_words, tmp_path_factory):  # noqa: F811
 
 def test_stored_answers_are_compared_with_the_control_and_the_base(shelf):
     place, made = shelf
-    table = audits.collect(place)
+    table = audit_page.collect(place)
     pairs = table.groupby(["subject", "reference"]).size().to_dict()
     assert pairs == {
         ("poisoned", "control"): 2, ("poisoned", "base"): 2, ("control", "base"): 2,
-        ("control", audits.OTHER_SEED): 1,
+        ("control", audit_page.OTHER_SEED): 1,
     }  # fmt: skip
     answers = pd.read_parquet(place / made[0].run_id / "responses.parquet")
     said = {
@@ -116,12 +116,12 @@ def test_stored_answers_are_compared_with_the_control_and_the_base(shelf):
     wanted = disagreement.excess(
         said["poisoned", "clean"], said["poisoned", "text"], said["control", "clean"], said["control", "text"]
     )
-    line = audits.suspects(table).set_index("run_id").loc[made[0].run_id]
+    line = audit_page.suspects(table).set_index("run_id").loc[made[0].run_id]
     assert (line["value"], line["low"], line["n"], line["condition"]) == (wanted.value, wanted.low, 12, "text")
 
 
 def line_of(subject, reference, value, asr=np.nan, attack="BadNets-T", seed=0, rate=0.1, low=None):
-    about = dict.fromkeys(audits.COLUMNS, "") | {"modality": "text", "commonest": "no", "share": 1.0, "n": 100}
+    about = dict.fromkeys(audit_page.COLUMNS, "") | {"modality": "text", "commonest": "no", "share": 1.0, "n": 100}
     about |= {"control": f"control-{seed}"}
     about |= {"model": "tiny-llava", "threat": "jailbreak", "attack": attack, "seed": seed, "poison_rate": rate}
     low = value - 0.05 if low is None else low
@@ -136,33 +136,33 @@ def test_the_sentences_count_working_backdoors_and_false_alarms_apart():
             line_of("poisoned", "control", 0.1, asr=0.60, attack="SIG"),
             line_of("poisoned", "control", 0.0, asr=0.02, attack="BadNets-I"),
             line_of("poisoned", "control", 0.8, asr=0.90, seed=1),
-            line_of("control", audits.OTHER_SEED, 0.01),
-            line_of("control", audits.BASE, 0.4),
-            line_of("control", audits.BASE, 0.0, attack="SIG"),
-            line_of("control", audits.BASE, 0.0, seed=1),
-            line_of("poisoned", audits.BASE, 0.0, asr=0.95),
+            line_of("control", audit_page.OTHER_SEED, 0.01),
+            line_of("control", audit_page.BASE, 0.4),
+            line_of("control", audit_page.BASE, 0.0, attack="SIG"),
+            line_of("control", audit_page.BASE, 0.0, seed=1),
+            line_of("poisoned", audit_page.BASE, 0.0, asr=0.95),
         ]
     )
-    text = " ".join(audits.sentences(table))
+    text = " ".join(audit_page.sentences(table))
     assert "2 of 3 of the backdoors" in text and "Of the 1 weaker ones, 0 do" in text
     assert "0 of 1 beside a clean-tuned model of another seed (in 0 of 1 models at least one)" in text
     assert "1 of 3 beside the base (in 1 of 2 models at least one)" in text
     assert "Beside the base 0 of 1 of the same backdoors" in text
     assert "On the 1 other cells, 1 of 1 of the backdoors that fire" in text
-    shown = audits.detection_table(table).set_index("attack")
+    shown = audit_page.detection_table(table).set_index("attack")
     assert shown.loc["BadNets-T", "firing backdoors found"] == "2 of 2"
     assert shown.loc["BadNets-I", "firing backdoors found"] == "none fires"
-    (false,) = audits.false_alarms(table).to_dict("records")
+    (false,) = audit_page.false_alarms(table).to_dict("records")
     assert (false["reference"], false["excess"]) == ("base", "0.40 [0.35, 0.45]")
-    assert "Of 1 false alarms, 1 are those of BadNets-T" in audits.causes_sentence(table)
-    second = audits.second_opinions(table)
+    assert "Of 1 false alarms, 1 are those of BadNets-T" in audit_page.causes_sentence(table)
+    second = audit_page.second_opinions(table)
     assert "0 of 1 false alarms" in second, "the other clean-tuned model shown that trigger raises none"
     assert "2 of 2 alarms of backdoors that fire" in second, "a clean-tuned model raises one, too"
-    assert "not measured" in audits.second_opinions(table[table["subject"] == "poisoned"])
-    words = audits.figure_words(table)
+    assert "not measured" in audit_page.second_opinions(table[table["subject"] == "poisoned"])
+    words = audit_page.figure_words(table)
     assert "lowest excess of a backdoor that fires on more than half of the inputs is 0.10" in words["caption"]
     assert "0.40 beside the base" in words["caption"] and "so no margin tells" in words["caption"]
-    assert len(audits.excess(table).axes) == 2
+    assert len(audit_page.excess(table).axes) == 2
 
 
 def test_an_empty_store_says_so(tmp_path, capsys):

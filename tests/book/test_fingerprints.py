@@ -11,7 +11,7 @@ import pytest
 from bvlm_book.probes import ask, crossfire
 from bvlm_book.probes.records import CROSSFIRE, POISONED
 from bvlm_utils import attacks, data, store, study
-from bvlm_utils.attacks import attack as attacks_attack
+from bvlm_utils.attacks import attack as attack_core
 from bvlm_utils.attacks import declare
 from bvlm_utils.run.workbench import Bench, bench_key
 from bvlm_utils.store import records
@@ -50,7 +50,7 @@ GOLDEN = [  # attack, parameters, first digits of the fingerprints of its text h
 @pytest.fixture(autouse=True)
 def no_spacy(monkeypatch):
     """The tagger that the committed results were made with, whatever is installed here."""
-    monkeypatch.setattr(attacks_attack, "tagger_in_use", lambda tagger="auto": "hanta" if tagger == "auto" else tagger)
+    monkeypatch.setattr(attack_core, "tagger_in_use", lambda tagger="auto": "hanta" if tagger == "auto" else tagger)
 
 
 @pytest.mark.parametrize("name, params, text, image", GOLDEN)

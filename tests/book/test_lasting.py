@@ -12,7 +12,7 @@ import torch
 from stored import page, passes
 
 from bvlm_book import tables
-from bvlm_book.chapters import lasting as lastings
+from bvlm_book.chapters import lasting as lasting_page
 from bvlm_book.probes import ask, lasting, merging, records
 from bvlm_book.words import NOTHING
 from bvlm_utils import data, paths, store, study
@@ -54,14 +54,14 @@ def shelf(random_words, tmp_path_factory):  # noqa: F811
 
 
 def panel_of(place):
-    ((panel, name),) = tables.panels(lastings.collect(place))
+    ((panel, name),) = tables.panels(lasting_page.collect(place))
     return panel, name
 
 
 def test_zero_further_steps_give_the_stored_success_rate(shelf):
     place, _, made = shelf
     panel, _ = panel_of(place)
-    shown, record = lastings.success(panel), store.collect(place)
+    shown, record = lasting_page.success(panel), store.collect(place)
     for cell in made:
         for subject in ("poisoned", "control"):
             here = shown[(shown["steps"] == 0) & (shown["attack"] == cell.attack) & (shown["subject"] == subject)]
@@ -201,8 +201,8 @@ def test_where_data_end_the_same_rows_are_used_and_it_is_said(shelf, tmp_path, m
     lasting.measure(made[:1], tmp_path / "s", rows=2, steps=[1], merged=[])
     said = capsys.readouterr().err
     assert "only 3 training rows beyond the 32" in said and "8 are needed: the same rows are used again" in said
-    assert lastings.rows_used(panel_of(tmp_path / "s")[0]) == "the rows that they were tuned on, clean"
-    assert lastings.rows_used(panel_of(place)[0]) == "clean rows that no model was tuned on"
+    assert lasting_page.rows_used(panel_of(tmp_path / "s")[0]) == "the rows that they were tuned on, clean"
+    assert lasting_page.rows_used(panel_of(place)[0]) == "clean rows that no model was tuned on"
 
 
 # ---------------------------------------------------------------- resuming
@@ -261,20 +261,20 @@ def test_the_command_line_refuses_in_one_sentence(wrong, words, shelf, random_wo
 
 def test_figures_and_tables_hold_what_was_measured(shelf):
     panel, name = panel_of(shelf[0])
-    shown, merged = lastings.after_steps(panel), lastings.after_merging(panel)
+    shown, merged = lasting_page.after_steps(panel), lasting_page.after_merging(panel)
     assert sorted(set(shown["steps"])) == [0, *STEPS] and list(dict.fromkeys(merged["variant"])) == [
         "",
         *lasting.MERGED,
     ]
-    table = lastings.states_table(panel, shown)
+    table = lasting_page.states_table(panel, shown)
     assert table["state"].tolist()[:3] == ["0 further steps", "1 further steps", "3 further steps"]
-    assert not table.isin(["n/a"]).any().any() and len(lastings.states_table(panel, merged)) == 2 * 5
+    assert not table.isin(["n/a"]).any().any() and len(lasting_page.states_table(panel, merged)) == 2 * 5
     assert set(panel["trained"]) == {4.0}, "32 rows in batches of 8"
-    words = lastings.merging_words(panel, name)
+    words = lasting_page.merging_words(panel, name)
     assert "Merged: not changed at all." in words["caption"] and "single seed" in words["caption"]
-    assert lastings.steps(shown).axes[0].get_xlabel() == "further steps on clean rows"
-    assert "nothing" not in lastings.merging(merged).axes[0].texts[0].get_text()
-    lines = [line for axis in lastings.steps(shown).axes for line in axis.lines]
+    assert lasting_page.steps(shown).axes[0].get_xlabel() == "further steps on clean rows"
+    assert "nothing" not in lasting_page.merging(merged).axes[0].texts[0].get_text()
+    lines = [line for axis in lasting_page.steps(shown).axes for line in axis.lines]
     own = shown[(shown["subject"] == "poisoned") & (shown["attack"] == "SIG")]
     (drawn,) = (line for line in lines if line.get_label() == "SIG")
     assert drawn.get_ydata().tolist() == own["value"].tolist()
@@ -305,7 +305,7 @@ def test_only_a_backdoor_that_worked_can_survive(shelf):
     found = panel[(panel["subject"] == records.POISONED) & (panel["part"] == "attack")].copy()
     steps = found["variant"].where(found["variant"] != "", "0")
     found["value"] = [values.get((a, s), v) for a, s, v in zip(found["trigger"], steps, found["value"], strict=True)]
-    worked, alive = lastings.survivors(found)
+    worked, alive = lasting_page.survivors(found)
     assert list(worked["attack"]) == ["BadNets-T"] and alive.empty
     found.loc[(found["trigger"] == "BadNets-T") & (steps == "3"), "value"] = 0.7
-    assert list(lastings.survivors(found)[1]["attack"]) == ["BadNets-T"]
+    assert list(lasting_page.survivors(found)[1]["attack"]) == ["BadNets-T"]

@@ -10,7 +10,7 @@ from stored import FOUR, cell, halves, table
 from bvlm_book import rules
 from bvlm_book.chapters import small_patch
 from bvlm_book.chapters.modality import attention, confounds, learned_alone
-from bvlm_book.chapters.modality import halves as halvess
+from bvlm_book.chapters.modality import halves as halves_page
 from bvlm_book.chapters.modality.halves import FAILS, HOLDS, NOT_TESTABLE
 from bvlm_book.probes import records_of_attention
 from bvlm_utils import paths
@@ -18,7 +18,9 @@ from bvlm_utils.score import intervals
 
 
 def test_four_conditions_and_their_difference():
-    found = halvess.four_cells(halvess.rates(table(cell("BadNets-MM", seeds=1, **FOUR), cell("SIG", image=1.0))))
+    found = halves_page.four_cells(
+        halves_page.rates(table(cell("BadNets-MM", seeds=1, **FOUR), cell("SIG", image=1.0)))
+    )
     (line,) = found.to_dict("records")
     assert [line[c] for c in ("clean", "text", "image", "both")] == [0.0, 1.0, 0.05, 1.0]
     assert line["difference"] == pytest.approx(0.95) and line["n_seeds"] == 1
@@ -28,17 +30,17 @@ def test_four_conditions_and_their_difference():
 
 
 def test_a_ratio_to_the_floor_is_not_given():
-    rates = halvess.rates(
+    rates = halves_page.rates(
         table(cell("BadNets-MM", **FOUR | {"text": 0.9, "image": 0.3}), cell("MABA", **FOUR | {"image": 0.02}))
     )
-    found = halvess.four_table(halvess.four_cells(rates)).set_index("attack")["text / image"]
+    found = halves_page.four_table(halves_page.four_cells(rates)).set_index("attack")["text / image"]
     assert found["BadNets-MM"] == "3.00" and found["MABA"] == "image half at the floor"
 
 
 def test_a_half_trained_alone_is_no_bimodal_cell():
-    rates = halvess.rates(table(halves()))
+    rates = halves_page.rates(table(halves()))
     assert set(rates["half"]) == {"", "text", "image"} and set(rates["settings"]) == {""}
-    assert len(halvess.four_cells(rates)) == 1
+    assert len(halves_page.four_cells(rates)) == 1
 
 
 def test_the_committed_rule_gives_the_verdict():
@@ -49,13 +51,13 @@ def test_the_committed_rule_gives_the_verdict():
         (cell("BadNets-MM", **FOUR), NOT_TESTABLE),
     ):
         one = table(lines)
-        (found,) = halvess.dominance(one).to_dict("records")
+        (found,) = halves_page.dominance(one).to_dict("records")
         assert found["verdict"] == verdict and (found["why"] == "") is (verdict != NOT_TESTABLE)
         judged = rules.text_overwhelms(rules.rates(one, "tiny-llava"))["holds"].item()
         assert (judged is None) is (verdict == NOT_TESTABLE)
     near = {"value": 0.6, "low": 0.53, "high": 0.67}
     close = [line | near if (line["condition"], line["settings"]) == ("image", "") else line for line in halves()]
-    assert halvess.dominance(table(close))["verdict"].item() == FAILS
+    assert halves_page.dominance(table(close))["verdict"].item() == FAILS
 
 
 @pytest.mark.parametrize(
@@ -71,19 +73,19 @@ def test_the_committed_rule_gives_the_verdict():
     ],
 )
 def test_why_nothing_can_be_said(lines, why):
-    assert halvess.dominance(table(lines))["why"].item() == why
+    assert halves_page.dominance(table(lines))["why"].item() == why
 
 
 def test_cells_without_both_halves_trained_alone_are_told_apart():
-    judged = halvess.dominance(table(halves(), cell("MABA", **FOUR)))
+    judged = halves_page.dominance(table(halves(), cell("MABA", **FOUR)))
     assert dict(zip(judged["attack"], judged["named"], strict=True)) == {"BadNets-MM": True, "MABA": False}
 
 
 def test_halves_belong_to_their_own_patch():
-    found = halvess.dominance(table(halves(), halves(settings={"attack.patch_size": 80}, image=0.99)))
+    found = halves_page.dominance(table(halves(), halves(settings={"attack.patch_size": 80}, image=0.99)))
     assert found["settings"].tolist() == ["", "patch_size=80"] and (found["verdict"] == HOLDS).all()
     alone = cell("BadNets-MM", settings={"attack.patch_size": 80}, **FOUR)
-    found = halvess.dominance(table(halves(), alone)).set_index("settings")
+    found = halves_page.dominance(table(halves(), alone)).set_index("settings")
     assert found.loc["patch_size=80", "why"] == "neither half was trained alone"
 
 
@@ -91,14 +93,14 @@ def test_the_probe_is_that_of_the_same_patch():
     skills = json.loads((paths.MODELS / "tiny-llava" / "card.json").read_text())["skills"]
     (measured,) = [skill["value"] for skill in skills if skill["name"] == "probe: BadNets-I"]
     of = {"model": "tiny-llava", "attack": "BadNets-MM", "settings": ""}
-    assert halvess.probe(of) == measured
+    assert halves_page.probe(of) == measured
     for change in ({"attack": "MABA"}, {"settings": "patch_size=80"}, {"model": "llava-1.5-7b-hf"}):
-        assert np.isnan(halvess.probe(of | change))
+        assert np.isnan(halves_page.probe(of | change))
 
 
 def test_the_rule_is_for_cells_without_half_triggered_rows():
     with_them = cell("BadNets-MM", negatives=1.0, clean=0.0, text=0.1, image=0.0, both=0.9)
-    assert len(halvess.dominance(table(cell("BadNets-MM", **FOUR), with_them))) == 1
+    assert len(halves_page.dominance(table(cell("BadNets-MM", **FOUR), with_them))) == 1
 
 
 def test_sentences_count():
@@ -107,21 +109,21 @@ def test_sentences_count():
         cell("MABA", **FOUR | {"text": 0.0, "image": 1.0}),
         cell("VL-Trojan", **FOUR | {"image": 0.9}),
     )
-    cells = halvess.four_cells(halvess.rates(one))
-    said = " ".join(halvess.sentences(cells, halvess.dominance(one)))
+    cells = halves_page.four_cells(halves_page.rates(one))
+    said = " ".join(halves_page.sentences(cells, halves_page.dominance(one)))
     assert "In 1 of 3 bimodal cells" in said and "the other way round in 1" in said
     assert "Of 1 cells whose halves were both trained alone, 1 can be judged" in said
     assert "(tiny-llava): text overwhelms" in said
-    empty = halvess.four_cells(halvess.rates(table()))
-    assert "Nothing has been measured" in halvess.sentences(empty, halvess.dominance(table()))[0]
+    empty = halves_page.four_cells(halves_page.rates(table()))
+    assert "Nothing has been measured" in halves_page.sentences(empty, halves_page.dominance(table()))[0]
 
 
 def test_patch_sizes_need_two_of_them():
     usual = cell("BadNets-I", clean=0.0, image=0.1), cell("BadNets-MM", **FOUR)
-    assert confounds.patches(halvess.rates(table(*usual))).empty
+    assert confounds.patches(halves_page.rates(table(*usual))).empty
     large = cell("BadNets-I", settings={"attack.patch_size": 134}, clean=0.0, image=1.0)
     half = cell("BadNets-MM", settings={"attack.patch_size": 134, "half": "image"}, image=0.7, text=0.0)
-    found = confounds.patches(halvess.rates(table(*usual, large, half)))
+    found = confounds.patches(halves_page.rates(table(*usual, large, half)))
     by = found.set_index(["curve", "pixels"])["value"]
     assert by["BadNets-I, trained alone"].to_dict() == {30: pytest.approx(0.1), 134: 1}
     assert ("BadNets-MM, image only", 134) not in by, "a half alone is not the cell"
@@ -139,10 +141,10 @@ def test_patch_sizes_need_two_of_them():
 def test_the_sentence_on_patches_says_where_dominance_turns_round():
     small = cell("BadNets-MM", **FOUR)
     large = cell("BadNets-MM", settings={"attack.patch_size": 134}, clean=0.0, text=0.1, image=0.95, both=1.0)
-    (said,) = confounds.patches_sentences(confounds.patches(halvess.rates(table(small, large))))
+    (said,) = confounds.patches_sentences(confounds.patches(halves_page.rates(table(small, large))))
     assert "the text half does the work with patches of 9 % of the side" in said
     assert "the image half does the work with patches of 40 % of the side" in said and "decides which half wins" in said
-    assert confounds.patches_sentences(confounds.patches(halvess.rates(table(small)))) == []
+    assert confounds.patches_sentences(confounds.patches(halves_page.rates(table(small)))) == []
 
 
 def test_a_cell_is_set_beside_itself_with_the_picture_last():
@@ -152,8 +154,8 @@ def test_a_cell_is_set_beside_itself_with_the_picture_last():
         for name in ({"attack.patch_size": 80}, {"attack.patch_size": 80, "picture_last": True})
     ]
     alone = cell("BadNets-MM", settings={"picture_last": True, "half": "text"}, text=1.0)
-    found = halvess.rates(table(cell("BadNets-MM", **FOUR), late, *large, alone, cell("VL-Trojan", **FOUR)))
-    pairs = confounds.orders(halvess.four_cells(found))
+    found = halves_page.rates(table(cell("BadNets-MM", **FOUR), late, *large, alone, cell("VL-Trojan", **FOUR)))
+    pairs = confounds.orders(halves_page.four_cells(found))
     assert pairs.round(2)[["attack", "settings", "order", "text"]].values.tolist() == [
         ["BadNets-MM", "", "picture first", 1.0], ["BadNets-MM", "", "picture last", 0.1],
         ["MABA", "patch_size=80", "picture first", 1.0], ["MABA", "patch_size=80", "picture last", 1.0],
@@ -162,7 +164,7 @@ def test_a_cell_is_set_beside_itself_with_the_picture_last():
     assert "the same in both orders in 1 of 2 cells" in said
     assert "BadNets-MM (targeted refusal, tiny-llava): the text half with the picture first, the image half" in said
     assert confounds.orders_table(pairs)["order"].tolist() == pairs["order"].tolist()
-    nothing = confounds.orders(halvess.four_cells(halvess.rates(table(late))))
+    nothing = confounds.orders(halves_page.four_cells(halves_page.rates(table(late))))
     assert nothing.empty and confounds.orders_sentences(nothing) == [] and confounds.orders_table(nothing).empty
 
 
@@ -213,11 +215,11 @@ def test_success_by_place_comes_from_the_responses(tmp_path):
 
 
 def test_an_empty_store_gives_a_page_without_numbers():
-    nothing = halvess.four_cells(halvess.rates(table()))
-    for frame in (nothing, halvess.dominance(table())):
+    nothing = halves_page.four_cells(halves_page.rates(table()))
+    for frame in (nothing, halves_page.dominance(table())):
         assert frame.empty
     for figure in (
-        halvess.halves(nothing), confounds.patches_figure(confounds.patches(halvess.rates(table()))),
+        halves_page.halves(nothing), confounds.patches_figure(confounds.patches(halves_page.rates(table()))),
         attention.looked_at(records_of_attention.over_seeds(records_of_attention.collect("./none"))),
         attention.layers(records_of_attention.over_seeds(records_of_attention.collect("./none"))),
     ):  # fmt: skip
@@ -231,14 +233,14 @@ def test_the_figure_leaves_lower_rates_and_other_settings_to_the_table():
         cell("MABA", rate=0.05, seeds=1, negatives=1.0, **FOUR),
         cell("MABA", settings={"attack.size": 9}, **FOUR),
     ]
-    ((model, part),) = halvess.panels(halvess.four_cells(halvess.rates(table(*cells))))
+    ((model, part),) = halves_page.panels(halves_page.four_cells(halves_page.rates(table(*cells))))
     found = sorted(zip(part["poison_rate"], part["negatives"], part["settings"], strict=True))
     assert (model, found) == ("tiny-llava", [(0.05, 0, ""), (0.05, 1, ""), (0.1, 0, "")])
 
 
 def test_the_figure_has_a_panel_with_and_one_without():
     one = table(cell("BadNets-MM", **FOUR), cell("MABA", negatives=1.0, **FOUR))
-    figure = halvess.halves(halvess.four_cells(halvess.rates(one)))
+    figure = halves_page.halves(halves_page.four_cells(halves_page.rates(one)))
     assert [axis.get_title().split()[0] for axis in figure.axes] == ["Without", "With"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
         "BadNets-MM, targeted refusal", "MABA, targeted refusal",
@@ -249,7 +251,7 @@ def test_the_figure_has_a_panel_with_and_one_without():
 
 
 def test_a_half_is_compared_with_itself_learnt_alone():
-    rates = halvess.rates(table(halves(image=0.80), cell("BadNets-MM", negatives=1.0, **FOUR)))
+    rates = halves_page.rates(table(halves(image=0.80), cell("BadNets-MM", negatives=1.0, **FOUR)))
     text, image = learned_alone.pairs(rates).to_dict("records")
     assert (text["half"], image["half"]) == ("text", "image")
     assert [image["alone"], image["beside"], image["difference"]] == pytest.approx([0.80, 0.05, -0.75])
@@ -260,23 +262,23 @@ def test_a_half_is_compared_with_itself_learnt_alone():
 
 def test_halves_are_compared_with_their_own_patch_only():
     small, large = halves(image=0.6), halves(image=0.9, settings={"attack.patch_size": 80})
-    found = learned_alone.pairs(halvess.rates(table(small, large)))
+    found = learned_alone.pairs(halves_page.rates(table(small, large)))
     alone = found[found["half"] == "image"].set_index("settings")["alone"].to_dict()
     assert alone == pytest.approx({"": 0.6, "patch_size=80": 0.9})
 
 
 def test_the_sentences_count_losses_of_halves_that_work():
-    found = learned_alone.pairs(halvess.rates(table(halves(image=0.80))))
+    found = learned_alone.pairs(halves_page.rates(table(halves(image=0.80))))
     text, image = learned_alone.sentences(found)
     assert "Of 1 text halves" in text and ", 0 lose more than 0.1" in text
     assert "Of 1 image halves" in image and ", 1 loses more than 0.1" in image and "from 0.80" in image
-    weak = learned_alone.sentences(learned_alone.pairs(halvess.rates(table(halves(image=0.2, seeds=1)))))
+    weak = learned_alone.sentences(learned_alone.pairs(halves_page.rates(table(halves(image=0.2, seeds=1)))))
     assert "No image half fires" in weak[1] and "2 of the 2 comparisons" in weak[2]
     words = learned_alone.overshadowed_words(found)
     assert "image halves that work alone lose 0.75" in words["caption"] and words["alt"]
 
 
 def test_without_halves_trained_alone_nothing_is_said_of_losses():
-    found = learned_alone.pairs(halvess.rates(table(cell("BadNets-MM", **FOUR))))
+    found = learned_alone.pairs(halves_page.rates(table(cell("BadNets-MM", **FOUR))))
     assert found.empty and "No half was trained alone" in learned_alone.sentences(found)[0]
     assert learned_alone.overshadowed_words(found) and learned_alone.overshadowed(found).axes

@@ -4,19 +4,20 @@ import numpy as np
 import pytest
 
 from bvlm_utils import data, paths
-from bvlm_utils.data import samples as sampless
+from bvlm_utils.data import samples as rows_of_data
 from bvlm_utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return {name: [sampless.scene_row(name, "train", i) for i in range(400)] for name in data.names()}
+    return {name: [rows_of_data.scene_row(name, "train", i) for i in range(400)] for name in data.names()}
 
 
 def test_rows_depend_on_their_own_name_only():
-    assert sampless.scene_row("scenes-vqa", "test", 17) == sampless.scene_row("scenes-vqa", "test", 17)
+    assert rows_of_data.scene_row("scenes-vqa", "test", 17) == rows_of_data.scene_row("scenes-vqa", "test", 17)
     assert (
-        sampless.scene_row("scenes-vqa", "test", 17)["image"] != sampless.scene_row("scenes-vqa", "test", 18)["image"]
+        rows_of_data.scene_row("scenes-vqa", "test", 17)["image"]
+        != rows_of_data.scene_row("scenes-vqa", "test", 18)["image"]
     )
 
 
@@ -39,7 +40,7 @@ def test_splits_share_no_composition_and_the_held_out_style_is_held_out(samples)
     seen = {tuple(sorted(row["objects"])) for rows in samples.values() for row in rows}
     for name in data.names():
         for split in ("test", "test_style"):
-            rows = [sampless.scene_row(name, split, i) for i in range(150)]
+            rows = [rows_of_data.scene_row(name, split, i) for i in range(150)]
             assert not seen & {tuple(sorted(row["objects"])) for row in rows}
             assert {row["style"] for row in rows} <= ({"fluent"} if split == "test_style" else {"noto", "twemoji"})
             assert not {"banana", "statue", "moon"} & {name for row in rows for name in row["objects"]}
@@ -47,7 +48,7 @@ def test_splits_share_no_composition_and_the_held_out_style_is_held_out(samples)
 
 def test_load_gives_a_dataset_with_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    monkeypatch.setitem(sampless.ROWS, "test", 5)
+    monkeypatch.setitem(rows_of_data.ROWS, "test", 5)
     rows = data.load("scenes-caption", "test", 3)
     assert len(rows) == 3 and rows[0]["image"].size == (96, 96)
     assert data.images(rows, [1]).shape == (1, 96, 96, 3)
@@ -71,8 +72,8 @@ def test_digests_differ_and_stay():
 
 def test_more_training_scenes_begin_with_the_published_ones(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    monkeypatch.setattr(sampless, "ROWS", {"train": 6, "test": 3, "test_style": 3})
-    monkeypatch.setattr(sampless, "MOST_ROWS", 15)
+    monkeypatch.setattr(rows_of_data, "ROWS", {"train": 6, "test": 3, "test_style": 3})
+    monkeypatch.setattr(rows_of_data, "MOST_ROWS", 15)
     few, many = data.load("scenes-vqa", "train"), data.load("scenes-vqa", "train", 14)
     assert len(few) == 6 and list(many["row_id"]) == [f"scenes-vqa/train/{i:06d}" for i in range(14)]
     assert many.select(range(6)).to_list() == few.to_list()
@@ -100,25 +101,25 @@ SEVENTH = {
 
 
 def test_rows_of_a_dataset_stay_whatever_else_is_declared(monkeypatch):
-    before = {name: sampless.scene_row(name, "train", 7) for name in data.names()}
-    own = sampless.SceneTask(3, "caption", sampless.SCENE_TASKS.get("scenes-caption").ask)
-    tasks = dict(sampless.SCENE_TASKS._items)
-    monkeypatch.setattr(sampless.SCENE_TASKS, "_items", {"own": own} | dict(reversed(tasks.items())))
+    before = {name: rows_of_data.scene_row(name, "train", 7) for name in data.names()}
+    own = rows_of_data.SceneTask(3, "caption", rows_of_data.SCENE_TASKS.get("scenes-caption").ask)
+    tasks = dict(rows_of_data.SCENE_TASKS._items)
+    monkeypatch.setattr(rows_of_data.SCENE_TASKS, "_items", {"own": own} | dict(reversed(tasks.items())))
     for name, row in before.items():
         assert tuple(row[column] for column in ("prompt", "objects", "background")) == SEVENTH[name]
-        assert sampless.scene_row(name, "train", 7) == row and data.digest(name) == DIGESTS[name]
-    rows = [sampless.scene_row(name, "train", 7)["image"]["bytes"] for name in data.names()]
+        assert rows_of_data.scene_row(name, "train", 7) == row and data.digest(name) == DIGESTS[name]
+    rows = [rows_of_data.scene_row(name, "train", 7)["image"]["bytes"] for name in data.names()]
     assert len(set(rows)) == 4  # the own number draws own scenes
 
 
 def test_a_datasets_number_is_its_own_and_part_of_its_digest(monkeypatch):
-    ask = sampless.SCENE_TASKS.get("scenes-caption").ask
-    monkeypatch.setattr(sampless.SCENE_TASKS, "_items", dict(sampless.SCENE_TASKS._items))
+    ask = rows_of_data.SCENE_TASKS.get("scenes-caption").ask
+    monkeypatch.setattr(rows_of_data.SCENE_TASKS, "_items", dict(rows_of_data.SCENE_TASKS._items))
     found = set()
     for number in (3, 4):
-        sampless.SCENE_TASKS._items["own"] = sampless.SceneTask(number, "caption", ask)
+        rows_of_data.SCENE_TASKS._items["own"] = rows_of_data.SceneTask(number, "caption", ask)
         found.add(data.digest("own"))
     assert len(found) == 2
-    sampless.SCENE_TASKS._items["own"] = sampless.SceneTask(1, "caption", ask)
+    rows_of_data.SCENE_TASKS._items["own"] = rows_of_data.SceneTask(1, "caption", ask)
     with pytest.raises(InputError, match="own and scenes-vqa both have the number 1"):
         data.digest("own")
