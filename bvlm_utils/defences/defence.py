@@ -50,9 +50,9 @@ class Defence:
             raise ValueError(f"{self.name} gave scores of shape {found.shape} for {len(rows)} rows.")
         return found
 
-    def change(self, rows: Rows, seed: int = 0) -> Rows:
+    def change(self, victim: "Victim", rows: Rows, seed: int = 0) -> Rows:
         """The rows to tune on in place of `rows`, as many and in the same order."""
-        return self._function("training")(rows, self.params, self._draws(seed))
+        return self._function("training")(victim, rows, self.params, self._draws(seed))
 
     def score(self, victim: "Victim", adapter: Any, clean: Rows | None = None, seed: int = 0) -> float:
         """How suspicious an adapter is; higher is more suspicious."""
