@@ -8,6 +8,6 @@ __getattr__ = door(
     {
         "defences.declare": ("MOMENTS", "NEEDS"),
         "defences.defence": ("Defence", "get", "info", "names"),
-        "defences.rows": ("Rows",),
+        "defences.rows": ("Answered", "Rows"),
     },
 )

@@ -34,7 +34,7 @@ class Want:
     at: the tokens where states and attention are read, (P,) numbers or (n, P), row by row. 0 is the last prompt token,
         1 the first of the answer; -1 is the last token of the row (the end token where there is an answer), -2 the
         one before it. A number beyond either end of a row means the token at that end.
-    states, attention: whether they are wanted.
+    states, attention: whether they are wanted. words: whether the log-probabilities of prompts are.
     layers: the numbers of the hidden states to keep, 0 (what enters the first layer) to the number of layers; all if
         not given.
     """
@@ -42,6 +42,7 @@ class Want:
     at: Any = (0,)
     states: bool = False
     attention: bool = False
+    words: bool = False
     layers: tuple[int, ...] | None = None
 
 
@@ -53,6 +54,7 @@ class Reading:
     states: (n, P, layers kept, d) float32, numbered as transformers' hidden_states (the last one is normed); or None.
     attention: n arrays (P, layers, heads, T) float32, each row of T sums to one; or None.
     image: n arrays (T,) bool, which tokens are of the picture. prompts: (n,) tokens of each prompt.
+    words: n arrays (T - 1,), the log-probability of every token but the first, pictures' ones included; or None.
     """
 
     log_probabilities: list[np.ndarray]
@@ -60,6 +62,7 @@ class Reading:
     attention: list[np.ndarray] | None
     image: list[np.ndarray]
     prompts: np.ndarray
+    words: list[np.ndarray] | None
 
     @property
     def loss(self) -> np.ndarray:
@@ -213,6 +216,7 @@ class _Part:
     log_probabilities: np.ndarray
     states: np.ndarray | None  # (P, layers kept, d)
     attention: np.ndarray | None  # (P, layers, heads, T)
+    words: np.ndarray | None
 
 
 def _reading(lines: Sequence[_Line], parts: Sequence[_Part], want: Want, victim: Victim) -> Reading:
@@ -222,6 +226,7 @@ def _reading(lines: Sequence[_Line], parts: Sequence[_Part], want: Want, victim:
         [part.attention for part in parts] if want.attention else None,
         [np.array(line.ids) == victim.image_id for line in lines],
         np.array([line.prompt for line in lines], dtype=np.int64),
+        [part.words for part in parts] if want.words else None,
     )
 
 
@@ -246,12 +251,13 @@ def _batch(victim: Victim, batch: Sequence[tuple[_Line, torch.Tensor]], want: Wa
         states = torch.stack([every[number] for number in layers], dim=2).float().cpu().numpy()
     if want.attention:
         attention = torch.stack(caught.attention, dim=2).float().cpu().numpy()  # (N, P, layers, heads, T)
-    said = _log_probabilities(model, hidden, lines)
+    said = _log_probabilities(model, hidden, lines, [1 if want.words else line.prompt for line in lines])
     return [
         _Part(
-            said[n],
+            said[n][len(said[n]) - len(line.ids) + line.prompt :],
             states[n] if want.states else None,
             attention[n, ..., : len(line.ids)].copy() if want.attention else None,
+            said[n] if want.words else None,
         )
         for n, line in enumerate(lines)
     ]
@@ -287,17 +293,24 @@ def _hooked(model: nn.Module, want: Want, rows: torch.Tensor, at: torch.Tensor) 
             handle.remove()
 
 
-def _log_probabilities(model: nn.Module, hidden: torch.Tensor, lines: Sequence[_Line]) -> list[np.ndarray]:
-    """Of each line's answer tokens, in nats. hidden: (N, T, d), after the last norm."""
+def _log_probabilities(
+    model: nn.Module, hidden: torch.Tensor, lines: Sequence[_Line], starts: Sequence[int]
+) -> list[np.ndarray]:
+    """Of each line's tokens from `starts` on, in nats. hidden: (N, T, d), after the last norm."""
     head = model.get_output_embeddings()
-    counts = [len(line.ids) - line.prompt for line in lines]
-    where = [(n, at) for n, line in enumerate(lines) for at in range(line.prompt - 1, len(line.ids) - 1)]
-    targets = torch.tensor([token for line in lines for token in line.ids[line.prompt :]], dtype=torch.int64)
+    counts = [len(line.ids) - start for line, start in zip(lines, starts, strict=True)]
+    where = [(n, at) for n, start in enumerate(starts) for at in range(start - 1, len(lines[n].ids) - 1)]
+    targets = torch.tensor([lines[n].ids[at + 1] for n, at in where], dtype=torch.int64)
     found = [np.empty(0)]
     size = max(1, MOST_LOGITS // head.weight.shape[0])
-    for start in range(0, len(where), size):
-        row, at = torch.tensor(where[start : start + size], device=hidden.device).T
+    for first in range(0, len(where), size):
+        row, at = torch.tensor(where[first : first + size], device=hidden.device).T
         said = head(hidden[row, at]).float().log_softmax(-1)
-        wanted = targets[start : start + size, None].to(hidden.device)
+        wanted = targets[first : first + size, None].to(hidden.device)
         found.append(said.gather(1, wanted)[:, 0].double().cpu().numpy())
     return np.split(np.concatenate(found), np.cumsum(counts)[:-1])
+
+
+def layer_at(victim: Victim, depth: float) -> int:
+    """The hidden state at a share of the depth, 0 (what enters the first layer) to 1 (what leaves the last)."""
+    return round(depth * len(victim.model.get_decoder().layers))

@@ -52,27 +52,29 @@ def plainly(one, adapter, rows, folder):
                 **one.inputs(ids, torch.ones_like(ids), rows.features[[at]]),
                 output_hidden_states=True, output_attentions=True, use_cache=False,
             )  # fmt: skip
-            said = out.logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[len(first) - 1 :, 0]
+            whole = out.logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0].numpy()
             where = [len(first) - 1, min(len(first), ids.shape[1] - 1), ids.shape[1] - 2, 0]
             states = torch.stack(out.hidden_states, dim=2)[0, where]
             attention = torch.stack(out.attentions)[:, 0].permute(2, 0, 1, 3)[where]
-            found.append((said.numpy(), states.numpy(), attention.numpy(), (ids[0] == one.image_id).numpy()))
+            image = (ids[0] == one.image_id).numpy()
+            found.append((whole[len(first) - 1 :], states.numpy(), attention.numpy(), image, whole))
     return found
 
 
 def same(ours, theirs):
-    for n, (said, states, attention, image) in enumerate(theirs):
+    for n, (said, states, attention, image, whole) in enumerate(theirs):
         assert np.allclose(ours.log_probabilities[n], said, atol=2e-4)
         assert np.allclose(ours.states[n], states, atol=2e-4)
         assert np.allclose(ours.attention[n], attention, atol=2e-5)
         assert np.array_equal(ours.image[n], image)
+        assert np.allclose(ours.words[n], whole, atol=5e-4)
     assert np.allclose(ours.loss[[0, 2]], [-theirs[n][0].mean() for n in (0, 2)], atol=2e-4)
     assert np.allclose(ours.first_loss[[0, 2]], [-theirs[n][0][0] for n in (0, 2)], atol=2e-4)
     assert ours.loss[1] == ours.first_loss[1] == len(ours.log_probabilities[1]) == 0
 
 
 def check(one, rows, tmp_path):
-    want = reading.Want(at=AT, states=True, attention=True)
+    want = reading.Want(at=AT, states=True, attention=True, words=True)
     made = [an_adapter(one, 0), an_adapter(one, 1)]
     theirs = [plainly(one, adapter, rows, tmp_path / str(i)) for i, adapter in enumerate([None, *made])]
     same(reading.read(one, None, rows, want), theirs[0])
@@ -113,7 +115,7 @@ def test_an_adapter_that_no_bank_holds_is_put_on_by_peft(checkpoint, tmp_path):
     one = victim.from_pretrained(str(checkpoint("qwen2.5-vl")), device="cpu")
     made = an_adapter(one, 0)
     made.config.use_rslora = True
-    rows, want = some_rows(one), reading.Want(at=AT, states=True, attention=True)
+    rows, want = some_rows(one), reading.Want(at=AT, states=True, attention=True, words=True)
     assert reading.bank_of(one, [made]) is None
     theirs = plainly(one, made, rows, tmp_path)
     same(reading.read(one, made, rows, want), theirs)
