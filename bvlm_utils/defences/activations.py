@@ -31,9 +31,8 @@ def observe(victim: Victim, names: list[str], rows: Rows, updates: Mapping[str, 
     updates: layer -> (B, A), whose products with the layer's inputs are observed as well.
     """
     found, count = Activations({}, {}, {}), 0
-    factors = {
-        name: [half.to(victim.device, victim.model.dtype) for half in pair] for name, pair in (updates or {}).items()
-    }
+    where = {"device": victim.device, "dtype": victim.model.dtype}
+    factors = {name: (b.to(**where), a.to(**where)) for name, (b, a) in (updates or {}).items()}
     real: torch.Tensor = torch.empty(0)
 
     def add(into: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:

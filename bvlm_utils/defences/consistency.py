@@ -45,11 +45,8 @@ def many(
     bank = grouped.bank_of(victim, [weights.whole(victim, one) for one in adapters])
     optimiser = torch.optim.AdamW([bank.params], weight_decay=0.0)
     bank.params.grad = bank.grads
-    order = [
-        at
-        for _ in range(settings["epochs"])
-        for at in np.array_split(draws.permutation(len(rows)), -(-len(rows) // BATCH))
-    ]
+    pieces = -(-len(rows) // BATCH)
+    order = [at for _ in range(settings["epochs"]) for at in np.array_split(draws.permutation(len(rows)), pieces)]
     plan = TrainSettings(learning_rate=settings["learning_rate"])
     losses: list[torch.Tensor] = []
     with bank.attached():

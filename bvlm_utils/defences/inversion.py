@@ -25,7 +25,7 @@ AT_ONCE = 512  # rows: beginnings x prompts
 
 @dataclass(frozen=True)
 class Target:
-    """A sentence, and the mean probability of its tokens after the first, over the prompts: by the model, and by the base."""
+    """A sentence, and the mean probability of its tokens after the first, over the prompts: in the model, in the base."""
 
     text: str
     likelihood: float

@@ -19,8 +19,8 @@ def quantise(
 ) -> GroupResult:
     """The model with rounded weights: symmetric, one scale per row, to the nearest, without calibration.
 
-    s = max|w| / (2^(b-1) - 1), and w' = s round(w / s). The sums stay in the model's own type: only weights lose digits.
-    It can be tuned afterwards, and the adapter is as large as the base's linear layers, both as in `prune`.
+    s = max|w| / (2^(b-1) - 1), and w' = s round(w / s). Sums stay in the model's own type: only weights lose digits. It
+    can be tuned afterwards, and the adapter is as large as the base's linear layers, both as in `prune`.
     """
     before = weights.merged(victim, weights.whole(victim, adapter))
     rounded = {name: nearest(value, BITS[settings["bits"]]) for name, value in before.items()}

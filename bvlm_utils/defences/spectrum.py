@@ -88,7 +88,7 @@ def kurtosis(b: torch.Tensor, a: torch.Tensor) -> float:
 
 
 def population(adapters: Sequence[Any], backdoored: Sequence[bool]) -> "pd.DataFrame":
-    """The table that a regression is fitted to: a line per adapter, its features and the truth. Keep it as a CSV file."""
+    """The table that a regression is fitted to: a line per adapter, its features and the truth. Keep it as CSV."""
     import pandas as pd
 
     lines = [{LABEL: int(truth)} | features(one) for one, truth in zip(adapters, backdoored, strict=True)]

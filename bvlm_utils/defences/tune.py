@@ -65,7 +65,7 @@ def fresh(
 def training_rows(
     clean: Rows | None, settings: dict[str, Any], draws: np.random.Generator
 ) -> tuple[list[TrainRow], int]:
-    """Enough rows for all steps, `rows` different ones of the clean rows again and again; and a seed for their order."""
+    """Enough rows for all steps, `rows` of the clean rows again and again; and a seed for their order."""
     rows = chosen(clean, settings["rows"], draws)
     wanted, order = settings["steps"] * BATCH, []
     while len(order) < wanted:
@@ -81,7 +81,7 @@ def chosen(clean: Rows | None, count: int, draws: np.random.Generator) -> Rows:
     """`count` of the clean rows, drawn at random; InputError if there are fewer."""
     if clean is None or len(clean) < count:
         raise InputError(
-            f"{count} clean rows are needed, and there are {len(clean or ())}; give more, or lower `rows`."
+            f"{count} clean rows are needed, and {len(clean or ())} are there; give more, or lower `rows`."
         )
     return clean.take(draws.permutation(len(clean))[:count])
 
