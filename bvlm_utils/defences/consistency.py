@@ -20,6 +20,7 @@ from bvlm_utils.train.loop import learning_rates
 from bvlm_utils.train.settings import TrainSettings
 
 BATCH = 10  # rows a step
+IGNORED = -100  # the mark of a token that is not learnt
 
 
 def consistency(
@@ -67,38 +68,43 @@ def many(
 
 def _step(victim: Victim, bank: Any, rows: Rows, settings: dict[str, Any]) -> torch.Tensor:
     """Fill the bank's gradients for one step; the loss of each adapter (G,)."""
-    groups, model = len(bank.ranks), victim.model
-    ids, real, positions, features = padded(victim, rows)
-    answers = torch.zeros_like(real)
-    for n, text in enumerate(rows.answers):
-        end = int(real[n].sum())
-        answers[n, end - len(victim.answer_ids(text)) : end] = True
-    shown = embeddings.embed(model, ids, features).repeat(groups, 1, 1)
-    run = _Run(
-        victim,
-        None if positions is None else positions.repeat(1, groups, 1),
-        real.repeat(groups, 1),
-        (ids == victim.image_id).repeat(groups, 1),
-        settings,
-        groups,
-    )
-    moved = _disturbed(run, shown, settings)
+    run, shown = prepared(victim, rows, settings, len(bank.ranks))
+    moved = disturbed(run, shown, settings)
     bank.grads.zero_()
-    hidden, _ = run.states(shown)
-    loss = _cross_entropy(model, hidden, ids.repeat(groups, 1), answers.repeat(groups, 1), groups)
-    loss = loss + settings["weight"] * run.disagreement(moved)
+    loss = run.cross_entropy(shown) + settings["weight"] * run.disagreement(moved)
     loss.sum().backward()
     return loss.detach().cpu()
 
 
-class _Run:
+def prepared(victim: Victim, rows: Rows, settings: dict[str, Any], groups: int) -> tuple["Run", torch.Tensor]:
+    """Rows as a batch for each of G adapters, and the embeddings that enter the language model (G * b, T, d)."""
+    ids, real, positions, features = padded(victim, rows)
+    shown = embeddings.embed(victim.model, ids, features).repeat(groups, 1, 1)
+    learnt = torch.zeros_like(real)
+    for n, text in enumerate(rows.answers):
+        end = int(real[n].sum())
+        learnt[n, end - len(victim.answer_ids(text)) : end] = True
+    targets = ids.masked_fill(~learnt, IGNORED).repeat(groups, 1)
+    positions = None if positions is None else positions.repeat(1, groups, 1)
+    image = (ids == victim.image_id).repeat(groups, 1)
+    return Run(victim, positions, real.repeat(groups, 1), image, settings, groups, targets), shown
+
+
+class Run:
     """One batch of rows for each of G adapters, ready to be run with other embeddings."""
 
     def __init__(
-        self, victim: Victim, positions: torch.Tensor | None, real: torch.Tensor, image: torch.Tensor,
-        settings: dict[str, Any], groups: int,
-    ):  # fmt: skip
+        self,
+        victim: Victim,
+        positions: torch.Tensor | None,
+        real: torch.Tensor,
+        image: torch.Tensor,
+        settings: dict[str, Any],
+        groups: int,
+        targets: torch.Tensor | None = None,
+    ):
         self.model, self.positions, self.real, self.groups = victim.model, positions, real, groups
+        self.targets = targets  # (G * b, T), the tokens of answers
         parts = [(image & real, 1.0), (~image & real, settings["text_weight"])]
         self.parts = parts if settings["apart"] == "yes" else [(real, 1.0)]
         count = len(self.model.get_decoder().layers)
@@ -112,6 +118,14 @@ class _Run:
             ).last_hidden_state
         return hidden, after
 
+    def cross_entropy(self, shown: torch.Tensor) -> torch.Tensor:
+        """The mean over each adapter's answer tokens, (G,)."""
+        hidden, targets = self.states(shown)[0][:, :-1], self.targets[:, 1:]
+        wanted = targets != IGNORED
+        logits = self.model.get_output_embeddings()(hidden[wanted]).float()
+        losses = F.cross_entropy(logits, targets[wanted], reduction="none")
+        return losses.view(self.groups, -1).mean(1)  # every adapter has the same rows
+
     def disagreement(self, shown: torch.Tensor) -> torch.Tensor:
         """C of each adapter, (G,)."""
         after = self.states(shown)[1][self.first :]
@@ -124,7 +138,7 @@ class _Run:
         return total
 
 
-def _disturbed(run: _Run, shown: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+def disturbed(run: Run, shown: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     """Embeddings within epsilon of `shown` at which layers disagree more; the step is 2.5 epsilon over the steps."""
     epsilon, steps = settings["epsilon"], settings["sign_steps"]
     size = epsilon if steps == 1 else 2.5 * epsilon / steps  # as Madry et al. 2018 walk; RACER does not say
@@ -151,13 +165,3 @@ def _after_layers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _cross_entropy(
-    model: nn.Module, hidden: torch.Tensor, ids: torch.Tensor, answers: torch.Tensor, groups: int
-) -> torch.Tensor:
-    """The mean over each adapter's answer tokens, (G,). hidden: (G * b, T, d); ids, answers: (G * b, T)."""
-    wanted = answers[:, 1:]
-    logits = model.get_output_embeddings()(hidden[:, :-1][wanted]).float()
-    losses = F.cross_entropy(logits, ids[:, 1:][wanted], reduction="none")
-    return losses.view(groups, -1).mean(1)  # every adapter has the same rows

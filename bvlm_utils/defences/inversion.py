@@ -25,7 +25,7 @@ AT_ONCE = 512  # rows: beginnings x prompts
 
 @dataclass(frozen=True)
 class Target:
-    """A sentence, and the mean probability of its tokens after the first, over the prompts: in the model, in the base."""
+    """A sentence, and the mean probability of its tokens after the first, in the model and in the base."""
 
     text: str
     likelihood: float
