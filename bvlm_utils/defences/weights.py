@@ -35,10 +35,10 @@ def updates(adapter: Any) -> Updates:
 
 
 def adapter_of(made: Updates, like: Any) -> GroupResult:
-    """The adapter with these updates, for the base of `like`. Its rank is the largest of theirs, and alpha / r is 1."""
+    """The adapter with these updates, for the base of `like`. Its rank is the largest of theirs; alpha / r is 1."""
     from peft import LoraConfig
 
-    rank = max(a.shape[0] for _, a in made.values())
+    rank = max(1, *(a.shape[0] for _, a in made.values()))
     state = {}
     for name, (b, a) in made.items():
         left = rank - a.shape[0]
