@@ -20,6 +20,7 @@ FLOORS = (
     ("data", "models"),
     ("attacks",),
     ("threats",),
+    ("skills",),
     ("train", "score"),
     ("store",),
     ("run",),
