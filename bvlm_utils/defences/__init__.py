@@ -9,5 +9,8 @@ __getattr__ = door(
         "defences.declare": ("MOMENTS", "NEEDS"),
         "defences.defence": ("Defence", "get", "info", "names"),
         "defences.rows": ("Answered", "Rows"),
+        "defences.cell": ("Defended", "defended"),
+        "defences.measure": ("run",),
+        "defences.records": ("collect",),
     },
 )

@@ -23,7 +23,8 @@ FLOORS = (
     ("train", "score"),
     ("store",),
     ("run",),
-    ("grid", "defences"),
+    ("defences",),
+    ("grid",),
     ("commands", "pretraining"),
 )
 COMMANDS = {"chat", "export", "audit", "study", "__init__"}  # files in the root folder that stand on the top floor
