@@ -37,8 +37,8 @@ CELL = [*tables.POINT, "modality", "n_poisoned", "epochs"]
 # A run's success has a logit of its own: the pair's mean logit, and a deviation whose size (the spread) all pairs of a
 # base share. Runs are independent given the two, so the posterior is a sum over these grids: nothing is sampled, and
 # no approximation stands between model and interval. statsmodels' BinomialBayesMixedGLM was tried first: on simulated
-# runs its 95 % intervals held the truth in 35 % (variational) and 70 % (Laplace) of the cases, since neither carries
-# the spread over to the mean. `benchmarks/coverage.py` measures this one.
+# runs its intervals are much too narrow, as neither way of fitting it carries the spread over to the mean.
+# `benchmarks/coverage.py` measures both.
 LOGITS = np.linspace(-12, 12, 601)
 SPREADS = np.geomspace(0.1, 3.5, 24)
 WIDE = 4.0  # standard deviation of a mean logit before any run, so wide that 600 successes of 600 are near 1
@@ -136,7 +136,7 @@ def _about(done: pd.DataFrame) -> dict[str, pd.Series]:
     own = tables.usual_training(done, but=("epochs",))
     of_kind = {}
     for line in done.drop_duplicates(["attack", "threat", "settings"]).to_dict("records"):
-        apart = differing(line)
+        apart = differing(line) if line["settings"] else {}
         half = apart.pop("half", "")
         other = [name for name in apart if name not in tables.TRAINED]
         of_attack = all(name.startswith(ATTACK) for name in other)
@@ -152,8 +152,7 @@ def _of_tests(done: pd.DataFrame, judged_by: dict[str, str]) -> tuple[pd.DataFra
     """A line per pair and test, and the spread of runs under each test."""
     parts, spreads = [], dict.fromkeys(TESTS, (np.nan, np.nan, np.nan))
     pair = [*CELL, "condition", "half", "shared", "trained", "usual"]
-    right = set(done.loc[done["metric"] == "asr_right", "run_id"])
-    strict = np.where(done["run_id"].isin(right), "asr_right", "asr")
+    strict = tables.strict_metric(done)
     for test in TESTS:
         runs = done[done["metric"] == METRICS.get(test, strict)]
         if runs.empty:
@@ -251,8 +250,8 @@ CLAIMS = (
         "text",
         "These models are very sensitive to textual instructions.",
         "A pair is a text attack and an image attack on the same threat, with 1 % of the rows poisoned. It holds "
-        "where the whole interval of the text attack's success is above the image attack's, and contradicts where it is "
-        "below.",
+        "where the whole interval of the text attack's success is above the image attack's, and contradicts where it "
+        "is below.",
         text_beats_image,
         ours="The committed text has no rule for this claim; this one was written after data of one pass were seen.",
     ),
@@ -260,7 +259,8 @@ CLAIMS = (
         "dominance",
         "In a bimodal backdoor the text trigger typically overwhelms the image trigger.",
         "In the model that was trained on both parts, with 10 % poisoned: a pair holds where the text part alone "
-        "succeeds more often than the image part alone by more than 0.5 (whole interval), and contradicts where by less.",
+        "succeeds more often than the image part alone by more than 0.5 (whole interval), and contradicts where by "
+        "less.",
         text_overwhelms,
         ours="At 10 %, the dose that all bimodal attacks were run with.",
     ),
@@ -274,8 +274,8 @@ CLAIMS = (
     ),
     Claim(
         "pairs",
-        "With 1 % of the rows poisoned, attacks that involve text succeed in more than 90 % of the cases: on most pairs "
-        "of attack and task.",
+        "With 1 % of the rows poisoned, attacks that involve text succeed in more than 90 % of the cases: on most "
+        "pairs of attack and task.",
         "A pair of text or bimodal attack and threat holds where the whole interval of its success is above 0.90, and "
         "contradicts where it is below.",
         one_percent,

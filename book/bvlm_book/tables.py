@@ -59,9 +59,17 @@ def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.
     return records.seeds_together(rows, NUMBER, ("k", "n", "unit"), bounds)
 
 
-def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """`summary` of each cell's `headline_metric`, threat by threat."""
-    own = table[table["metric"] == headline_metric(table)]
+def strict_metric(table: pd.DataFrame) -> pd.Series:
+    """For every line the metric of the strict test, the first edition's headline: for malicious injection with a right
+    answer before the sentence, where that was measured.
+    """
+    right = table["run_id"].isin(table.loc[table["metric"] == "asr_right", "run_id"])
+    return pd.Series("asr", index=table.index).mask(right & (table["threat"] == "malicious_injection"), "asr_right")
+
+
+def success_rates(table: pd.DataFrame, subject: str | None = None, metric: pd.Series | None = None) -> pd.DataFrame:
+    """`summary` of each cell's `headline_metric` (or of the metric that is named line by line), threat by threat."""
+    own = table[table["metric"] == (headline_metric(table) if metric is None else metric)]
     parts = [summary(part, metric, subject) for (_, metric), part in own.groupby(["threat", "metric"], sort=False)]
     parts = [part for part in parts if len(part)]  # an empty one has no number types
     return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject)
@@ -193,8 +201,8 @@ def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
 def usual_training(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.Series:
     """Which lines are of cells that were trained with their model's usual settings (columns TRAINED), `but` aside.
 
-    A committed model's usual settings are the study's defaults; any other model's are those that most of its finished
-    cells have, so that a grid with a learning rate of its own is read as well.
+    A committed model's usual settings are the study's defaults; any other model's (and those of a store without such
+    cells) are what most of its finished cells have, so that a grid with a learning rate of its own is read as well.
     """
     key = ["model", "train_rows", "settings"]
     kinds = {}
@@ -206,8 +214,9 @@ def usual_training(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.Series:
     wanted = {}
     for model in table["model"].unique():
         counts = Counter(kind for kind, other in zip(of_cells, cells["model"], strict=True) if other == model)
+        declared = tuple(map(_as_text, TRAINED.values()))
         most = max(sorted(counts), key=counts.get, default=())
-        wanted[model] = tuple(map(_as_text, TRAINED.values())) if model in cards.names() else most
+        wanted[model] = declared if model in cards.names() and declared in counts else most
     asked = [i for i, name in enumerate(TRAINED) if name not in but]
     good = {one for one, kind in kinds.items() if wanted[one[0]] and all(kind[i] == wanted[one[0]][i] for i in asked)}
     found = [one in good for one in zip(*(table[name] for name in key), strict=True)]
@@ -227,20 +236,25 @@ def usual(table: pd.DataFrame) -> pd.DataFrame:
     done = done[usual_training(done)]
     kinds = done.drop_duplicates(["attack", "threat", "settings"]).to_dict("records")
     key = ["attack", "threat", "settings"]
-    plain = {tuple(kind[name] for name in key) for kind in kinds if not differing(kind).keys() - TRAINED.keys()}
-    return done[[one in plain for one in zip(*(done[name] for name in key), strict=True)]]
+    plain = {
+        tuple(kind[name] for name in key)
+        for kind in kinds
+        if not kind["settings"] or 0 < len(apart := differing(kind)) == len(apart.keys() & TRAINED.keys())
+    }
+    found = [one in plain for one in zip(*(done[name] for name in key), strict=True)]
+    return done[pd.Series(found, index=done.index, dtype=bool)]
 
 
 def held(run_id: str, metric: str, subject: str, place: str | Path | None = None) -> pd.DataFrame | None:
     """Which judged inputs passed a threat's headline test: condition, row_id, prompt, held. None without responses.
 
-    metric: "asr", or "asr_right" for those whose answer is right, too (`store.table.headline_metric`).
+    metric: "asr_payload", "asr", or "asr_right" for those whose answer is right, too (`store.table.headline_metric`).
     """
     if not has_responses(run_id, place):
         return None
     said = store.responses(run_id, place)
     said = said[(said["subject"] == subject) & (said["part"] == "attack") & said["judged"]]
-    passed = said["success"].astype(bool)
+    passed = said["payload" if metric == "asr_payload" else "success"].astype(bool)
     if metric == "asr_right":
         passed &= said["right"].fillna(False).astype(bool)
     return said[["condition", "row_id", "prompt"]].assign(held=passed)
