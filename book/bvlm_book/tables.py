@@ -20,7 +20,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
 from bvlm_utils.store.records import has_responses
-from bvlm_utils.store.table import SETTINGS, TOLD_APART, differing, headline, headline_metric
+from bvlm_utils.store.table import SETTINGS, TOLD_APART, differing, headline_metric
 
 CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
 NUMBER = [*CELL, "subject", "condition", "metric"]
@@ -156,7 +156,7 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
     """Further measures at the highest rate: a line per measure, attack and condition, a column per model."""
-    headlines = {headline(threat) for threat in table["threat"].unique()}
+    headlines = set(headline_metric(table))
     parts = [summary(table, name) for name in table["metric"].dropna().unique() if name in MEASURES.keys() - headlines]
     if not parts:
         return pd.DataFrame()
