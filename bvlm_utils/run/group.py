@@ -151,9 +151,18 @@ def _prepare(bench: Bench, cell: Cell, folder: Path) -> Work | str:
             cell.trigger_seed,
             cell.half,
         )
-        return Work(cell, manifest, questions(bench, cell))
+        manifest = poison.with_decoys(manifest, train_rows, cell.decoy, cell.seed)
+        return Work(cell, _taught(bench, cell, manifest), questions(bench, cell))
     except TooFewRows as error:  # anything else, a trigger that cannot be made for one, is a failure
         return _write_skipped(cell, folder, str(error))
+
+
+def _taught(bench: Bench, cell: Cell, manifest: poison.Manifest) -> poison.Manifest:
+    return poison.with_skill(manifest, bench.rows["train"], cell.resolved_skill, cell.skill_rate, cell.seed)
+
+
+def _of_control(bench: Bench, control: Cell) -> Work:
+    return Work(control, _taught(bench, control, poison.Manifest((), len(bench.rows["train"]), 0, 0)))
 
 
 def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bool) -> list[str]:
@@ -164,7 +173,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         kept = {cell.run_id: store.read(cell, folder) for cell in stored}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, folder) as mine:
-        tasks = [Work(control) for control in mine]
+        tasks = [_of_control(bench, control) for control in mine]
         tasks += [work for work in group if work.cell.run_id not in kept]
         results = way.tune(tasks) if tasks else []
         clock.lap("tune", max(1, len(tasks)))
@@ -179,7 +188,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     if not all(store.adapter(control, folder) for control in controls):
         with lacking(controls, folder, wait=True) as left:
             if left:  # who was at work on them has failed or died
-                tuned_now = way.tune([Work(control) for control in left])
+                tuned_now = way.tune([_of_control(bench, control) for control in left])
                 _write_controls(bench, left, tuned_now, folder, clock)
         clock.lap("control of another process", len(group))
     known = [known_answers(way, work.cell, work.asked, folder) for work in group]
@@ -249,13 +258,14 @@ def _write(
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
-        "n_half_triggered": len(manifest.rows) - manifest.n_poisoned,
+        "n_half_triggered": manifest.count("text_only", "image_only"),
         "n_eligible": manifest.n_eligible,
         "n_judged": int(frame.loc[(frame["part"] == "attack") & frame["judged"], "row_id"].nunique()),
         "control": cell.control.run_id,
         "judge_version": threat.judge_version,
         "metrics": metrics,
     }  # fmt: skip
+    about |= {f"n_{role}": manifest.count(role) for role in ("decoy", "skill") if getattr(cell, role)}
     store.write(
         cell, folder, about, frame, manifest, replace=True,
         save_adapter=lambda folder: result.save(folder, cell.config()),
@@ -276,6 +286,8 @@ def _judge(
             texts = answers[subject][question.key(bench)]
             if question.part == "utility":
                 frame, unit = judge.grade(subject, samples, texts)
+            elif question.part == "skill":
+                frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
             else:
                 counts = judged if question.part == "attack" else [True] * len(samples)
                 frame = judge.judge(
