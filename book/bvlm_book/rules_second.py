@@ -30,6 +30,7 @@ PUBLISHED, PAYLOAD, STRICT, JUDGED = "published", "payload", "strict", "judged"
 TESTS = (PUBLISHED, PAYLOAD, STRICT)  # side by side; "judged" is the one of them that the rule names
 METRICS = {PUBLISHED: "asr_published", PAYLOAD: "asr_payload"}
 CELL = [*tables.POINT, "modality", "n_poisoned", "epochs"]
+PAPER = "BackdoorVLM, arXiv 2511.18921, abstract"
 
 
 # ---------------------------------------------------------------- the spread of runs
@@ -177,7 +178,7 @@ def outcomes(holds: pd.Series, contradicts: pd.Series, seeds: pd.Series) -> np.n
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, and the pairs that it is about.
+    """What the paper says, the question in short, and the pairs that it is about.
 
     evidence: of one base, number of passes and test, a line per pair with an `outcome`. tasks: is it the tasks that are
     counted? ours: what the committed text leaves open and was decided after data of one pass had been seen.
@@ -185,6 +186,7 @@ class Claim:
 
     key: str
     says: str
+    short: str
     rule: str
     evidence: Callable[[Base, int, str], pd.DataFrame]
     tasks: bool = False
@@ -193,7 +195,7 @@ class Claim:
 
 def text_beats_image(base: Base, passes: int, test: str) -> pd.DataFrame:
     """A line per threat, text attack and image attack at RATE: whose success is higher?"""
-    lines = _of(base.full, passes, test, RATE)
+    lines = at_rate(base, passes, test)
     words, pictures = (lines[lines["modality"] == modality] for modality in ("text", "image"))
     found = words.merge(pictures, on=["threat", "dataset", "n_poisoned"], suffixes=("", "_image"))
     found = found.assign(difference=found["value"] - found["value_image"],
@@ -216,11 +218,13 @@ def text_overwhelms_learnable(base: Base, passes: int, test: str) -> pd.DataFram
 
 def one_percent(base: Base, passes: int, test: str) -> pd.DataFrame:
     """A line per text or bimodal attack and threat at RATE."""
-    lines = _of(base.full, passes, test, RATE)
+    lines = at_rate(base, passes, test)
     return lines[lines["modality"] != "image"]
 
 
-def _of(lines: pd.DataFrame, passes: int, test: str, rate: float) -> pd.DataFrame:
+def at_rate(base: Base, passes: int, test: str, rate: float = RATE) -> pd.DataFrame:
+    """The pairs of a dose, of attacks and threats as they are defined, trained as usual but for the passes."""
+    lines = base.full
     chosen = lines["usual"].astype(bool) & (lines["epochs"] == passes) & (lines["poison_rate"] == rate)
     return lines[chosen & (lines["test"] == test)]
 
@@ -249,6 +253,7 @@ CLAIMS = (
     Claim(
         "text",
         "These models are very sensitive to textual instructions.",
+        "Does a text trigger succeed more often than an image trigger?",
         "A pair is a text attack and an image attack on the same threat, with 1 % of the rows poisoned. It holds "
         "where the whole interval of the text attack's success is above the image attack's, and contradicts where it "
         "is below.",
@@ -258,6 +263,7 @@ CLAIMS = (
     Claim(
         "dominance",
         "In a bimodal backdoor the text trigger typically overwhelms the image trigger.",
+        "Does the word alone do what the picture alone does not?",
         "In the model that was trained on both parts, with 10 % poisoned: a pair holds where the text part alone "
         "succeeds more often than the image part alone by more than 0.5 (whole interval), and contradicts where by "
         "less.",
@@ -267,6 +273,7 @@ CLAIMS = (
     Claim(
         "dominance_learnable",
         "The same, only where there is something to overwhelm.",
+        "And where both could be learnt?",
         "As above, of the pairs whose text part and image part both reach 0.90 when each is trained alone on as many "
         "rows, with any patch or region.",
         text_overwhelms_learnable,
@@ -276,6 +283,7 @@ CLAIMS = (
         "pairs",
         "With 1 % of the rows poisoned, attacks that involve text succeed in more than 90 % of the cases: on most "
         "pairs of attack and task.",
+        "Do attacks with text succeed on more than 90 % with 1 % of the rows poisoned?",
         "A pair of text or bimodal attack and threat holds where the whole interval of its success is above 0.90, and "
         "contradicts where it is below.",
         one_percent,
@@ -283,6 +291,7 @@ CLAIMS = (
     Claim(
         "tasks",
         "The same, on most tasks.",
+        "On most tasks?",
         "A task (threat) counts where more than half of its pairs hold.",
         one_percent,
         tasks=True,

@@ -27,7 +27,7 @@ NUMBER = [*CELL, "subject", "condition", "metric"]
 PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
 CELL_AND_SETTINGS = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "settings"]
 # Settings of training and answering, with the study's defaults; what else a cell may set makes it another experiment.
-OTHER_EXPERIMENT = ("run", "half", "picture_last", "trigger_seed")
+OTHER_EXPERIMENT = ("run", "half", "picture_last", "trigger_seed", "decoy", "skill", "skill_rate")
 TRAINED = {"train_rows": 6000} | {name: value for name, value in SETTINGS.items() if name not in OTHER_EXPERIMENT}
 # A cell in the tidy table but for its seed.
 POINT = [name for name in TOLD_APART if name != "seed"]
@@ -228,12 +228,12 @@ def _as_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def usual(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished cells of attacks and threats as they are defined, trained with their model's usual settings, without
-    half-triggered negatives.
+def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
+    """The finished cells of attacks and threats as they are defined, trained with their model's usual settings (`but`
+    aside), without half-triggered negatives.
     """
     done = table[(table["status"] == "done") & (table["negatives"] == 0)]
-    done = done[usual_training(done)]
+    done = done[usual_training(done, but)]
     kinds = done.drop_duplicates(["attack", "threat", "settings"]).to_dict("records")
     key = ["attack", "threat", "settings"]
     plain = {
