@@ -285,33 +285,6 @@ def at_one_percent_words(base: Base) -> dict[str, str]:
     }
 
 
-# ---------------------------------------------------------------- expectations
-
-
-def expected(table: pd.DataFrame, bases: dict[str, Base], model: str = "tiny-llava", runs: int = 3) -> pd.DataFrame:
-    """What was expected of three passes at 1 % (book/expectations.md), and what came of it so far."""
-    base = bases[model]
-    lines = second.one_percent(base, runs, PAYLOAD)
-    strong = int((lines["value"] > HIGH).sum())
-    claim = next(claim for claim in CLAIMS if claim.key == "pairs")
-    verdicts = {name: second.verdict(claim, one, runs).verdict for name, one in bases.items()}
-    cells = table[(table["model"] == model) & (table["epochs"] == runs) & (table["poison_rate"] == second.RATE)]
-    cells = tables.usual(cells, but=("epochs",))
-    silent = tables.false_activation(tables.success_rates(cells, "poisoned"))
-    quiet = int((silent["value"] <= second.DISCRIMINATES).sum())
-    loss = tables.summary(cells, "utility_difference")["value"]
-    return pd.DataFrame([
-        {"expected": "at least 22 of the 32 pairs have a mean above 0.90 (payload)",
-         "measured": f"{strong} of {len(lines)} pairs run"},
-        {"expected": "no trigger, no backdoor: at most 0.05 on clean inputs in nine of ten pairs",
-         "measured": f"{quiet} of {len(silent)} pairs" if len(silent) else second.NOT_RUN},
-        {"expected": "three passes cost at most 0.03 of utility against the clean-tuned model",
-         "measured": words.number(-loss.mean(), digits=3) + " (mean loss)" if len(loss) else second.NOT_RUN},
-        {"expected": "the second family gives the same verdict",
-         "measured": "; ".join(f"{name}: {one}" for name, one in verdicts.items())},
-    ])  # fmt: skip
-
-
 # ---------------------------------------------------------------- what the first edition said
 
 
