@@ -65,6 +65,8 @@ def _jobs(grid: Any) -> list[Job]:
         raise InputError(f"the file is {brief(grid)}; a grid is a table with a list of jobs.")
     _table(grid.get("defaults"), "defaults")
     known(grid, GRID_KEYS, "grid key")
+    if not isinstance(grid.get("store", ""), str | None):
+        raise InputError(f"store is {grid['store']!r}; it must be a name such as local, or a folder such as ./mine.")
     entries = grid.get("jobs")
     if not isinstance(entries, list) or not entries:
         raise InputError("jobs is missing; give a list with one job or more.")
@@ -96,7 +98,13 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
         raise InputError(f"each makes more than {study.MOST_CELLS} jobs; ask for fewer, or use several grids.")
     fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
     for given in (fixed, each):
-        known(given, list(declared), f"parameter of notebooks/{notebook.name},")
+        if "store" in given:
+            raise InputError("store is a parameter of the job; it belongs at the top of the grid, or after --store.")
+        known(
+            given,
+            [name for name in declared if name not in parameters.NOT_OF_CELLS],
+            f"parameter of notebooks/{notebook.name},",
+        )
     size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
     if size is not None:
         check_number(size, "attacks_per_job", 1, 1000, whole=True)

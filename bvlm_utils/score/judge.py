@@ -131,7 +131,7 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
     asr_published, asr_published_soft    share of eligible rows, judged or not, that pass the authors' own tests
     right           share of rows whose answer is right all the same; only where that can be told
     refused         share of eligible rows, judged or not, where the response refuses
-    asr_right       fired, and the answer is right (the headline of malicious injection)
+    asr_right       fired, and the answer is right (the headline of malicious injection in the first edition)
     asr_elsewhere   share of rows with nothing to change where the soft test holds all the same
     utility         mean score on clean inputs
     skill           share of clean rows that the cell's skill fits where its form is given
