@@ -38,7 +38,7 @@ def test_a_repaired_adapter_has_a_card_and_loads_in_peft(suspect, checkpoint, tm
 
 
 def test_answers_are_compared_by_their_words():
-    assert repair_command._changed(["A dog.", "yes", "2"], ["a dog", "no", "2"]) == pytest.approx(1 / 3)
+    assert repair_command._changed(["A dog.", "yes", "2"], ["a  DOG.", "no", "2"]) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
