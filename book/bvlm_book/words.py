@@ -21,7 +21,7 @@ MODALITIES = ("text", "image", "bimodal")
 MEASURES = {
     "asr": "strict test",
     "asr_soft": "soft test",
-    "asr_payload": "payload",
+    "asr_payload": "payload test",
     "asr_published": "published test",
     "asr_published_soft": "published test, lenient",
     "right": "answer right",

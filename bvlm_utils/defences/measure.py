@@ -166,6 +166,8 @@ def _keep(
             texts = own[question.key(bench.bench)]
             if question.part == "utility":
                 frame, unit = judge.grade(subject, samples, texts)
+            elif question.part == "skill":
+                frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
             else:
                 frame = judge.judge(threat, subject, question.condition, samples, question.prompts, texts, counts)
             frames.append(frame)

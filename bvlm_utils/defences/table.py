@@ -2,6 +2,7 @@
 
 from bvlm_utils.defences import (  # noqa: F401  the rows declare themselves
     declared_data,
+    declared_detect,
     declared_inference,
     declared_repair,
     declared_training,
