@@ -95,20 +95,14 @@ def test_distances_are_whitened():
     assert np.allclose(found, [0, 3, 3], atol=0.1)
 
 
-def test_a_token_draws_attention_beyond_the_others():
-    shares = np.array([1.0] * 30 + [9.0, 1.0])
-    assert np.flatnonzero(cleansight.drawing(shares, 2)).tolist() == [30]
-    assert cleansight.drawing(np.arange(4.0), 50).tolist() == [False, False, False, True]
-
-
 def test_the_tokens_that_draw_the_look_are_masked_where_it_is_unusual(monkeypatch, one_answer):
     draws = np.random.default_rng(0)
 
     def look(one, adapter, rows, window):
-        ratios, shares = draws.normal(size=(len(rows), 4)), np.ones((len(rows), 36))
+        ratios, shares = draws.normal(size=(len(rows), 4)), np.full((len(rows), 36), 0.31)
         if rows.prompts[0] == "input":
             ratios[3] += 30  # one input is looked at in another way,
-            shares[3, [5, 7]] = 20  # at two of its tokens
+            shares[3, [5, 7]] = 0.33  # at two of its tokens, by more than 0.02 x 576 / 36
         return cleansight.Look(ratios, list(shares), [np.arange(10, 46)] * len(rows))
 
     monkeypatch.setattr(cleansight, "look", look)
@@ -116,8 +110,7 @@ def test_the_tokens_that_draw_the_look_are_masked_where_it_is_unusual(monkeypatc
     found = defences.get("cleansight").answer(None, None, inputs, replace(inputs, prompts=["clean"] * 6))
     assert found.suspicion.argmax() == 3 and found.suspicion[3] > 1 and found.changed[3] == 2
     assert list(one_answer[0][1][3]) == [15, 17]
-    for strange, count in zip(found.suspicion, found.changed, strict=True):
-        assert (count > 0) == (strange > 1)
+    assert (found.changed[[0, 1, 2, 4, 5]] == 0).all()
 
 
 def test_the_placebo_masks_as_many_image_tokens(llava, one_answer):
@@ -133,9 +126,9 @@ def test_the_look_is_that_of_the_model_s_attention(random_victim):
     found = cleansight.look(random_victim, adapter, rows, (0.5, 1))
     whole = reading.read(random_victim, adapter, rows, reading.Want(attention=True))
     seen, image = whole.attention[1][0, 1:], whole.image[1]
-    on_picture = seen[..., image].sum(-1)
-    assert np.allclose(found.ratios[1], np.log(on_picture / (1 - on_picture)).ravel(), atol=1e-3)
-    assert np.allclose(found.shares[1].sum(), on_picture.mean(), atol=1e-4)
+    behind = np.flatnonzero(image)[-1] + 1
+    assert np.allclose(found.ratios[1], (seen[..., image].sum(-1) / seen[..., behind:].sum(-1)).ravel(), rtol=1e-3)
+    assert np.allclose(found.shares[1], seen[-1][:, image].max(0), atol=1e-5)
 
 
 # ---------------------------------------------------------------- two models in one decode
@@ -168,9 +161,9 @@ def test_both_models_write_one_answer(random_victim):
 
 
 def test_a_token_that_the_base_would_not_write_is_replaced(llava):
-    """By hand, on the first token: the base's likeliest stands where the tuned model's is 20 times as probable."""
+    """By hand, on the first token: the base's likeliest stands where the tuned model's is so many times as probable."""
     inputs, adapter = inputs_of(llava), an_adapter(llava, 1)
-    firsts = []
+    tokens, ratios = [], []
     for number, prompt in enumerate(inputs.prompts):
         ids = torch.tensor([llava.prompt_ids(prompt, inputs.features.shape[1])])
         logits = []
@@ -180,11 +173,15 @@ def test_a_token_that_the_base_would_not_write_is_replaced(llava):
                     llava.forward(ids, torch.ones_like(ids), inputs.features[[number]])[0, -1].log_softmax(-1)
                 )
         token = logits[1].argmax()
-        firsts.append(logits[0].argmax() if (logits[1] - logits[0])[token] >= np.log(20) else token)
-    found = defences.get("cleangen", max_new_tokens=1).answer(llava, adapter, inputs)
+        tokens.append((logits[0].argmax(), token))
+        ratios.append((logits[1] - logits[0])[token].exp().item())
+    limit = float(np.mean(sorted(ratios)[2:4]))
+    found = defences.get("cleangen", ratio=limit, max_new_tokens=1).answer(llava, adapter, inputs)
+    firsts = [base if ratio >= limit else own for (base, own), ratio in zip(tokens, ratios, strict=True)]
     ends = llava.tokenizer.eos_token_id
     expected = ["" if token == ends else llava.tokenizer.decode([token]).strip() for token in firsts]
-    assert found.answers == expected and 0 < found.changed.sum() < 6
+    assert found.answers == expected
+    assert found.changed.tolist() == [float(ratio >= limit) for ratio in ratios] and found.changed.sum() == 3
 
 
 # ---------------------------------------------------------------- perturbations
@@ -247,11 +244,12 @@ def test_what_does_not_change_the_picture_is_not_suspicious(llava, name):
     inputs = inputs_of(llava)
     plain = replace(inputs, pictures=np.full_like(inputs.pictures, 90))
     plain = pictures.shown(llava, plain, plain.pictures)
-    found = defences.get(name, max_new_tokens=NEW).answer(llava, None, plain)
-    assert (found.changed <= 1).all()
-    strange = defences.get(name, max_new_tokens=NEW).answer(llava, None, inputs)
+    amount = {"blur": {"amount": 0.1}}.get(name, {})  # 24 pixels are few
+    defence = defences.get(name, max_new_tokens=NEW, **amount)
+    assert (defence.answer(llava, None, plain).changed <= 1).all()
+    strange = defence.answer(llava, None, inputs)
     assert (strange.changed > 1).all()
-    shown = pictures.CHANGES[name](inputs.pictures, defences.get(name).params["amount"], defences.get(name)._draws(0))
+    shown = pictures.CHANGES[name](inputs.pictures, defence.params["amount"], defence._draws(0))
     changed = pictures.shown(llava, inputs, shown)
     assert strange.answers == answering.answers(llava, None, changed, NEW)
     own = answering.answers(llava, None, inputs, NEW)
