@@ -16,18 +16,21 @@ OWN = {"learning_rate": 0.0002, "max_new_tokens": 6}
 def shelf(random_words, tmp_path_factory):
     """A store with the cells of a model that no card knows, all with another learning rate than the study's."""
     place = tmp_path_factory.mktemp("store") / "s"
-    cells = study.cells("targeted_refusal", random_words, attacks=["BadNets-T", "BadNets-MM"], poison_rates=[0.1, 0.01],
-                        seeds=[0, 1], train_rows=100, test_rows=6, batch_size=25, **OWN)  # fmt: skip
+    cells = [
+        cell for attack, rate in (("BadNets-T", 0.01), ("BadNets-MM", 0.1))
+        for cell in study.cells("targeted_refusal", random_words, attacks=[attack], poison_rates=[rate], seeds=[0, 1],
+                                train_rows=100, test_rows=3, batch_size=50, **OWN)
+    ]  # fmt: skip
     study.run_cells(cells, place)
-    return place, random_words, store.collect(place)
+    return place, "llava", store.collect(place)
 
 
 def test_its_cells_are_usual_and_get_verdicts(shelf):
     _, model, table = shelf
-    assert tables.usual(table)["run_id"].nunique() == 8
+    assert tables.usual(table)["run_id"].nunique() == 4
     base = rules_second.base(table, model)
     pairs = next(claim for claim in rules_second.CLAIMS if claim.key == "pairs")
-    assert rules_second.verdict(pairs, base).judged == 2
+    assert rules_second.verdict(pairs, base).judged == 1
     assert "pairs hold" in claims.overview({model: base}, table)[model].iloc[3]
     plain = next(claim for claim in rules_second.CLAIMS if claim.key == "dominance")
     assert rules_second.verdict(plain, base).judged == 1
@@ -36,9 +39,9 @@ def test_its_cells_are_usual_and_get_verdicts(shelf):
 def test_its_doses_are_counted_in_all_their_forms(shelf):
     place, model, table = shelf
     found = dose.doses(dose.cells(table), dose.means(table))
-    assert set(found["model"]) == {model} and found["n_doses"].tolist() == [2, 2]
+    assert set(found["model"]) == {model} and found["n_doses"].tolist() == [1, 1]
     lines = showings.doses(table, place)
-    assert len(lines) == 8 and set(lines["n_poisoned"]) == {10, 1}
+    assert len(lines) == 4 and set(lines["n_poisoned"]) == {10, 1}
     (count,) = showings.eligible(table, place).values()
     assert (lines["of_eligible"] == lines["n_poisoned"] / count).all() and count <= 100
     assert set(lines["share"]) == {0.1, 0.01} and (lines["showings"] == lines["n_poisoned"]).all()
@@ -50,5 +53,5 @@ def test_the_pages_show_it(shelf, capsys):
     assert model in said and "pairs hold" in said
     assert model in page("dose", place, capsys)
     rows = first_page.overview_rows(table)
-    assert len(rows) == 2 and model in first_page.overview_sentences(table)
+    assert len(rows) == 1 and model in first_page.overview_sentences(table)
     assert model in first_page.sentences(place)["claims"] and first_page.key_numbers(place)

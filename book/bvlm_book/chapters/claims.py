@@ -58,6 +58,19 @@ def lines_of(claim: Claim, bases: dict[str, Base]) -> list[tuple[Base, int]]:
     return found
 
 
+def sentence(table: pd.DataFrame, bases: dict[str, Base]) -> str:
+    """The verdicts in a sentence without a full stop, for the first page; "" where nothing was judged."""
+    told = []
+    for claim in CLAIMS:
+        found = [(base, number, second.verdict(claim, base, number)) for base, number in lines_of(claim, bases)]
+        judged = [one for one in found if one[2].judged]
+        said = [f"{one.verdict} after {words.passes(n)} on {base.model}{_of(one)}" for base, n, one in judged]
+        told += [f"{claim.topic}: {', '.join(said)}"] if said else []
+    if not told:
+        return ""
+    return "Of the paper's claims, by the test that the committed rule names: " + "; ".join(told)
+
+
 def verdict_table(claim: Claim, bases: dict[str, Base]) -> pd.DataFrame:
     """A line per base and number of passes, a column per test."""
     return pd.DataFrame([
@@ -173,7 +186,7 @@ def text_and_image(bases: dict[str, Base]) -> Figure:
     for axis, (model, lines) in zip(axes, shown.items(), strict=True):
         for i, modality in enumerate(words.MODALITIES):
             part = lines[lines["modality"] == modality]
-            at = part["threat"].map(names.index) + 0.22 * (i - 1)
+            at = part["threat"].map(names.index).astype(float) + 0.22 * (i - 1)
             look = figures.look(i)
             for single, own in part.groupby(part["n_seeds"] < second.JUDGED_SEEDS):
                 face = "white" if single else look["color"]
