@@ -129,6 +129,11 @@ def count(number: float, word: str) -> str:
     return f"{int(number)} {word}{'' if number == 1 else 's'}"
 
 
+def passes(number: int) -> str:
+    """ "one pass", "3 passes"."""
+    return "one pass" if number == 1 else f"{number} passes"
+
+
 def span(values: Iterable[Any], digits: int | None = None) -> str:
     """ "3 to 5" from the least to the largest, "3" where all are alike, "n/a" where there are none."""
     found = sorted(values)
