@@ -87,13 +87,14 @@ def kills(given: argparse.Namespace, folder: Path, grid: Path, rng: random.Rando
     before, lost, gone_on = {}, 0, 0
     for number in range(given.kills):
         process = subprocess.Popen(
-            command(given, folder, grid), cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+            command(given, folder, grid), cwd=paths.ROOT, preexec_fn=_interruptible,
+            stdout=subprocess.PIPE if given.stand_in else subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
         if given.stand_in:
             process.stdout.readline()
         time.sleep(rng.uniform(0, 1.0 if given.stand_in else given.longest))
         process.send_signal(SIGNALS[number % len(SIGNALS)])
-        process.communicate(timeout=120)
+        process.wait(timeout=120)
         time.sleep(0.2 if given.stand_in else 2)  # what the run had started ends with it
         now = whole(folder)
         lost += sum(now.get(name) != when for name, when in before.items())
@@ -109,6 +110,11 @@ def kills(given: argparse.Namespace, folder: Path, grid: Path, rng: random.Rando
         "cells missing": missing, "records lost or written twice": lost,
         "partial files left": len(list(folder.glob("**/.partial-*"))), "as expected": not (code or missing or lost),
     }  # fmt: skip
+
+
+def _interruptible() -> None:
+    """A shell makes what it starts in the background deaf to SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(given: argparse.Namespace, folder: Path, grid: Path, largest: int | None = None) -> int:
