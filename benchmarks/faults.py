@@ -110,8 +110,9 @@ def kills(given: argparse.Namespace, folder: Path, grid: Path, rng: random.Rando
     lost += sum(done.get(name) != when for name, when in before.items())
     missing = sum(cell.run_id not in done for cell in cells_of(given.cells))
     return {
-        "fault": "kills", "kills": given.kills, "signals without effect": deaf, "kills that left more records than before": gone_on,
-        "records before the last run": len(before), "exit code of the last run": code, "cells": given.cells,
+        "fault": "kills", "kills": given.kills, "signals without effect": deaf,
+        "kills that left more records than before": gone_on, "records before the last run": len(before),
+        "exit code of the last run": code, "cells": given.cells,
         "cells missing": missing, "records lost or written twice": lost,
         "partial files left": len(list(folder.glob("**/.partial-*"))), "as expected": not (code or missing or lost),
     }  # fmt: skip

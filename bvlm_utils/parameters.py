@@ -52,7 +52,7 @@ def check(inputs: Sequence[str]) -> list[str]:
     inputs: IPython's `In`, the sources of the cells that were run, again and again or out of order as it may be. A
     notebook that nobody injected into passes.
     """
-    declared: dict[str, str] = {}  # with their annotations, in their order
+    declared: dict[str, tuple[str, Any]] = {}  # with their annotations and defaults, in their order
     injected: dict[str, Any] = {}
     for source in inputs:
         if source.startswith(INJECTED):
@@ -66,15 +66,18 @@ def check(inputs: Sequence[str]) -> list[str]:
             raise InputError(
                 f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(declared))}."
             )
+        annotation, default = declared.get(name, ("", None))
+        if value is None and default is not None:
+            raise InputError(f"{name} is None; it must be {KINDS.get(annotation, ('', 'given'))[1]}.")
         if value is not ...:
-            check_kind(name, value, declared.get(name, ""))
+            check_kind(name, value, annotation)
     return list(declared)
 
 
-def _declared(source: str) -> dict[str, str]:
-    """Names and annotations of lines such as `rate: float = 0.1`, as the parameters cell has them."""
+def _declared(source: str) -> dict[str, tuple[str, Any]]:
+    """Names, annotations and defaults of lines such as `rate: float = 0.1`, as the parameters cell has them."""
     return {
-        line.target.id: ast.unparse(line.annotation)
+        line.target.id: (ast.unparse(line.annotation), _literal(line.value))
         for line in _lines(source)
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
     }
