@@ -15,7 +15,6 @@ from PIL import Image
 
 from bvlm_utils import command, data, paths
 from bvlm_utils.data import picture_files
-from bvlm_utils.errors import InputError
 from bvlm_utils.models.names import adapter_folder, base_name
 
 SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
