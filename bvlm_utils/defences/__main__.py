@@ -2,12 +2,13 @@
 
 python -m bvlm_utils.defences list [--moment M]                      the defences, and what each needs
 python -m bvlm_utils.defences repair ADAPTER --method M --out FOLDER   a repaired adapter, measured before and after
+python -m bvlm_utils.defences find-rows DATA.json --model MODEL        the suspicious rows of a training file
 """
 
 import argparse
 import sys
 
-from bvlm_utils.defences import defence
+from bvlm_utils.defences import defence, find_rows
 from bvlm_utils.defences.declare import MOMENTS
 from bvlm_utils.errors import InputError
 
@@ -22,10 +23,13 @@ def main(argv: list[str] | None = None) -> int:
     listed.add_argument("--moment", choices=list(MOMENTS), help="only those that act then")
     repaired = commands.add_parser("repair", help="a repaired adapter, with a card of what was measured")
     _repair_options(repaired)
+    find_rows.add_arguments(commands.add_parser("find-rows", help="the suspicious rows of a training file"))
     given = parser.parse_args(argv)
     try:
         if given.command == "list":
             print(table(given.moment))
+        elif given.command == "find-rows":
+            find_rows.run(given)
         else:
             from bvlm_utils.defences import repair_command
 

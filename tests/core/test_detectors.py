@@ -148,10 +148,10 @@ def test_an_odd_input_is_far_from_clean_ones(random_victim):
         odd.kinds,
     )  # fmt: skip
     detector = defences.get("hidden-distance")
-    answers, suspicion = detector.answer(random_victim, adapter, odd, rows)
-    assert suspicion.argmax() == 3 and len(answers) == 4
+    found = detector.answer(random_victim, adapter, odd, rows)
+    assert found.suspicion.argmax() == 3 and len(found.answers) == 4
     with reading.attached(random_victim, adapter):
         wanted = random_victim.generate(odd.prompts, odd.features[odd.feature_rows], max_new_tokens=80)
-    assert answers == wanted
-    base = detector.placebo((answers, suspicion), random_victim, adapter, odd, rows)
-    assert base[0] == answers and not np.allclose(base[1], suspicion)
+    assert found.answers == wanted
+    base = detector.placebo(found, random_victim, adapter, odd, rows)
+    assert base.answers == found.answers and not np.allclose(base.suspicion, found.suspicion)
