@@ -42,6 +42,7 @@ def many(
     victim: Victim, adapters: Sequence[Any], clean: Rows, settings: dict[str, Any], draws: np.random.Generator
 ) -> list[GroupResult]:
     """`consistency` of several adapters on the same rows, as many side by side in a bank as fit in memory."""
+    weights.check_numbers(victim)
     rows = tune.chosen(clean, settings["rows"], draws)
     pieces = -(-len(rows) // BATCH)
     order = [at for _ in range(settings["epochs"]) for at in np.array_split(draws.permutation(len(rows)), pieces)]

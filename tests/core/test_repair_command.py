@@ -65,6 +65,16 @@ def test_a_wrong_value_is_one_sentence_before_any_work(given, said, suspect, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_a_base_in_four_bit_is_repaired_where_its_weights_are_not_needed(suspect, tmp_path, capsys):
+    given = ["repair", str(suspect), "--four-bit", "--clean-rows", "4", "--rows", "2"]
+    assert command.main([*given, "--method", "shrink", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists() and capsys.readouterr().out
+    for method in ("prune", "clean-fine-tuning", "crow"):
+        settings = ["--set", "rows=4"]
+        assert command.main([*given, "--method", method, *settings, "--out", str(tmp_path / "no")]) == 2
+        assert "4 bit" in capsys.readouterr().err
+
+
 def test_a_folder_without_an_adapter_is_refused(tmp_path, capsys):
     assert command.main(["repair", str(tmp_path), "--method", "shrink", "--out", str(tmp_path / "out")]) == 2
     assert "holds no adapter" in capsys.readouterr().err
