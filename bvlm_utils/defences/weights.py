@@ -96,7 +96,8 @@ def base(victim: Victim, name: str) -> torch.Tensor:
     weight = victim.model.get_submodule(name).weight
     if not weight.is_floating_point():
         raise InputError(
-            "This repair needs the base's weights as numbers, and those of a base in 4 bit are packed; shrink and truncate do without."
+            "This repair needs the base's weights as numbers, and those of a base in 4 bit are packed; "
+            "shrink and truncate do without."
         )
     return weight.detach()
 
