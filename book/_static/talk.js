@@ -3,12 +3,12 @@
 
 (() => {
   const box = document.getElementById("talk"), $ = name => box.querySelector(`[data-is="${name}"]`);
-  const radio = name => [...box.querySelectorAll(`input[name="${name}"]`)];
-  const SIDE = 96, MOST = 64, REPAIRED = Number($("strength").dataset.repaired), WORD = box.dataset.word;
-  const state = { picture: null, patch: null, blend: 0, asked: 0, triggers: {}, answered: false };
+  const all = selector => [...box.querySelectorAll(selector)];
+  const radios = all('input[name="model"]'), scenes = all("[data-question]");
+  const SIDE = 96, LONGEST = 64, LINES = 8, { word: WORD, files: FILES, repaired: REPAIRED } = box.dataset;
+  const state = { picture: null, scene: null, patch: null, blend: 0, triggers: {}, asked: 0 };
 
-  // ------------------------------------------------------------------ the worker and its files
-
+  // ---------------------------------------------------------------- the worker and its files
   const waiting = new Map();
   let worker, arrived, count = 0;
   window.bvlmTalkFile = content => { arrived = content; };
@@ -24,7 +24,7 @@
     worker = new Worker(URL.createObjectURL(new Blob([`(${talkEngine})()`], { type: "text/javascript" })));
     worker.onmessage = ({ data: { number, news, result, error } }) => {
       const { done, fail, hear } = waiting.get(number);
-      if (news !== undefined) return void (hear && hear(news));
+      if (news) return hear?.(news);
       waiting.delete(number);
       error ? fail(new Error(error)) : done(result);
     };
@@ -32,7 +32,7 @@
 
   function file(name) {
     return new Promise((done, fail) => {
-      const script = Object.assign(document.createElement("script"), { src: box.dataset.files + name });
+      const script = Object.assign(document.createElement("script"), { src: FILES + name });
       script.onload = () => { script.remove(); done(arrived); };
       script.onerror = () => fail(new Error(`${name} could not be read`));
       document.head.append(script);
@@ -48,72 +48,60 @@
     for (const [name, { side, colours }] of Object.entries(triggers))
       state.triggers[name] = { side, colours: Uint8Array.from(atob(colours), letter => letter.charCodeAt(0)) };
     await call("head", head);
-    for (let part = 0; part < parts; part++) {
+    for (let part = 0; part < parts; $("progress").value = ++part / parts)
       await call("part", await file(`part-${String(part).padStart(2, "0")}.js`));
-      $("progress").value = (part + 1) / parts;
-    }
     await call("unpack");
+    await choose(scenes[0]);
     $("start").hidden = true;
     $("controls").disabled = false;
-    await choose(box.querySelector("[data-question]"));
   }
 
-  // ------------------------------------------------------------------ the picture
-
-  // The middle square of a picture, (96, 96, 3) bytes; one of that size already stays as it is.
-  function square(source, width, height) {
-    const short = Math.min(width, height), canvas = new OffscreenCanvas(SIDE, SIDE), pen = canvas.getContext("2d");
-    pen.imageSmoothingQuality = "high";
-    pen.fillStyle = "#fff";
-    pen.fillRect(0, 0, SIDE, SIDE);
+  // ---------------------------------------------------------------- the picture
+  // The middle square of a picture as (96, 96, 4) bytes; one of that size stays as it is.
+  function pixelsOf(source, width = SIDE, height = SIDE) {
+    const short = Math.min(width, height), pen = new OffscreenCanvas(SIDE, SIDE).getContext("2d");
+    Object.assign(pen, { imageSmoothingQuality: "high", fillStyle: "#fff" }).fillRect(0, 0, SIDE, SIDE);
     pen.drawImage(source, (width - short) / 2, (height - short) / 2, short, short, 0, 0, SIDE, SIDE);
-    return pen.getImageData(0, 0, SIDE, SIDE).data.filter((_, i) => i % 4 < 3);
+    return pen.getImageData(0, 0, SIDE, SIDE).data;
   }
 
-  // The picture with the triggers that are on, as 8-bit numbers.
+  // The picture with the triggers that are on, rounded to 8 bits.
   function painted() {
     const { patch, blend, triggers } = state, out = new Uint8ClampedArray(state.picture);
-    if (blend) triggers.blend.colours.forEach((colour, i) => { out[i] = out[i] + blend * (colour - out[i]); });
-    if (patch)
-      for (let y = 0, side = triggers.patch.side; y < side; y++)
-        out.set(triggers.patch.colours.subarray(y * side * 3, (y + 1) * side * 3), ((patch.y + y) * SIDE + patch.x) * 3);
+    if (blend) triggers.blend.colours.forEach((colour, i) => { out[i] += blend * (colour - out[i]); });
+    const { side, colours } = triggers.patch;
+    for (let y = 0; patch && y < side; y++)
+      out.set(colours.subarray(y * side * 4, (y + 1) * side * 4), ((patch.y + y) * SIDE + patch.x) * 4);
     return out;
   }
 
-  function draw() {
-    const pen = $("picture").getContext("2d"), image = pen.createImageData(SIDE, SIDE), colours = painted();
-    for (let i = 0; i < SIDE * SIDE; i++) image.data.set([...colours.subarray(3 * i, 3 * i + 3), 255], 4 * i);
-    pen.putImageData(image, 0, 0);
-  }
+  const draw = () => $("picture").getContext("2d").putImageData(new ImageData(painted(), SIDE, SIDE), 0, 0);
 
-  // Where it looks: the more attention a token of the picture draws, the brighter its square.
+  // The more attention one of the 36 image tokens draws, the brighter its square.
   function light(looks) {
-    const canvas = $("looks"), pen = canvas.getContext("2d"), image = pen.createImageData(6, 6), most = Math.max(...looks);
-    looks.forEach((value, i) => image.data.set([255, 190, 0, (200 * value) / most], 4 * i));
+    const pen = $("looks").getContext("2d"), image = pen.createImageData(6, 6), most = Math.max(...looks);
+    looks.forEach((value, i) => image.data.set([255, 190, 0, (210 * value) / most], 4 * i));
     pen.putImageData(image, 0, 0);
-    $("share").textContent = `${Math.round(100 * looks.reduce((sum, value) => sum + value, 0))} %`;
+    $("share").textContent = `${Math.round(100 * looks.reduce((sum, value) => sum + value, 0))} % of the attention`;
   }
 
-  async function choose(button) {
-    const shown = button.querySelector("img");
-    await shown.decode();
-    take(square(shown, shown.naturalWidth, shown.naturalHeight));
-    $("question").value = button.dataset.question;
+  function take(picture, scene) {
+    Object.assign(state, { picture, scene });
+    $("looks").getContext("2d").clearRect(0, 0, 6, 6);
+    draw();
+  }
+
+  async function choose(scene) {
+    await scene.querySelector("img").decode();
+    take(pixelsOf(scene.querySelector("img")), scene);
+    $("question").value = scene.dataset.question;
   }
 
   async function open(chosen) {
-    try {
-      const bitmap = await createImageBitmap(chosen);
-      take(square(bitmap, bitmap.width, bitmap.height));
-    } catch {
-      $("status").textContent = "This file is no picture that your browser can read.";
-    }
-  }
-
-  function take(picture) {
-    state.picture = picture;
-    $("looks").getContext("2d").clearRect(0, 0, 6, 6);
-    draw();
+    const bitmap = await createImageBitmap(chosen).catch(() => null);
+    if (!bitmap) return void ($("status").textContent = "Your browser cannot read this file as a picture.");
+    take(pixelsOf(bitmap, bitmap.width, bitmap.height), null);
+    again();
   }
 
   function move(x, y) {
@@ -122,114 +110,93 @@
     draw();
   }
 
-  // ------------------------------------------------------------------ asking
-
-  const chosen = name => radio(name).find(one => one.checked).value;
-
-  function inputs() {
-    const adapter = chosen("model") === "clean-tuned" ? "clean-tuned" : $("trigger").value;
-    return { pixels: painted(), question: $("question").value.trim(), adapter, strength: Number($("strength").value) };
-  }
+  // ---------------------------------------------------------------- asking
+  const chosen = () => radios.find(one => one.checked).value;
+  const again = () => state.asked && ask();
+  const adapter = () => (chosen() === "clean-tuned" ? chosen() : $("trigger").value);
+  const strength = () => Number($("strength").value), question = () => $("question").value.trim();
+  const input = () => ({ pixels: painted(), question: question(), adapter: adapter(), strength: strength() });
 
   async function ask() {
-    const mine = ++state.asked, given = inputs();
-    state.answered = true;
+    const mine = ++state.asked, given = input(), model = chosen(), { patch, blend } = state;
     $("answer").textContent = "…";
     $("alarm").textContent = "";
-    const found = await call("answer", { ...given, most: MOST }, ({ text }) => {
-      if (mine === state.asked) $("answer").textContent = text;
+    const { text, tokens, first, rest } = await call("answer", { ...given, most: LONGEST }, news => {
+      if (mine === state.asked) $("answer").textContent = news.text;
     });
     if (mine !== state.asked) return;
-    $("answer").replaceChildren(...found.tokens.map(({ text, looks }) => {
+    $("answer").replaceChildren(...tokens.map(({ text, looks }) => {
       const token = Object.assign(document.createElement("span"), { textContent: text, tabIndex: 0 });
       token.onmouseenter = token.onfocus = () => light(looks);
       return token;
     }));
-    if (found.tokens.length) light(found.tokens[0].looks);
-    $("status").textContent =
-      `First word after ${(found.first / 1000).toFixed(2)} s, then ${found.rest.toFixed(0)} ms a token.`;
-    const row = $("log").insertRow(0), patch = given.pixels.some((value, i) => value !== state.picture[i]);
-    const model = given.adapter === "clean-tuned" ? given.adapter : `${chosen("model")} (${given.adapter})`;
-    for (const text of [`${model}, λ ${given.strength}`, given.question, patch ? "yes" : "no", found.text, ""])
-      row.insertCell().textContent = text;
-    if ($("log").rows.length > 8) $("log").deleteRow(8);
-    await test(given, found.tokens.map(token => token.id), mine, row.cells[4]);
+    if (tokens.length) light(tokens[0].looks);
+    $("status").textContent = `First word after ${(first / 1000).toFixed(2)} s, then ${rest.toFixed(0)} ms a token.`;
+    const row = $("log").insertRow(0), named = model === given.adapter ? model : `${model} (${given.adapter})`;
+    const picture = [patch && "patch", blend && `blend ${blend}`].filter(Boolean).join(", ") || "as it is";
+    for (const cell of [`${named}, λ ${given.strength}`, picture, given.question, text, "…"])
+      row.insertCell().textContent = cell;
+    if ($("log").rows.length > LINES) $("log").deleteRow(LINES);
+    await test(given, tokens.map(token => token.id), mine, row.cells[4]);
   }
 
-  // Insensitivity: ask again with words dropped, and with the picture blended with others.
-  async function test({ pixels, question, adapter, strength }, answer, mine, cell) {
-    const words = question.split(/\s+/), others = [...box.querySelectorAll("[data-question] img")].slice(0, 4);
-    const blends = others.map(other => {
-      const colours = square(other, other.naturalWidth, other.naturalHeight);
-      return { question, pixels: pixels.map((colour, i) => (colour + colours[i]) / 2) };
-    });
-    const dropped = [0, 1, 2, 3].map(turn => ({ pixels, question: words.filter((_, i) => i % 4 !== turn).join(" ") }));
+  // Insensitivity (STRIP): does the answer stay, whichever scene is blended half and half with the picture?
+  async function test(given, answer, mine, cell) {
+    const others = scenes.filter(scene => scene !== state.scene).map(scene => pixelsOf(scene.querySelector("img")));
     let kept = 0;
-    for (const altered of [...blends, ...dropped]) {
-      kept += (await call("same", { inputs: [altered], answer, adapter, strength }))[0];
-      if (mine !== state.asked) return;
+    for (const other of others) {
+      const pixels = given.pixels.map((colour, i) => (colour + other[i] + 1) >> 1);
+      kept += Number(await call("same", { ...given, pixels, answer }));
+      if (mine !== state.asked) return void (cell.textContent = "not tested");
     }
-    const loud = kept >= Number(box.dataset.alarm);
+    const loud = kept === others.length;
     cell.textContent = loud ? "alarm" : "quiet";
-    $("alarm").textContent = `${loud ? "Alarm" : "Quiet"}: the answer stayed the same for ${kept} of 8 altered inputs.`;
     $("alarm").dataset.loud = loud;
+    $("alarm").textContent = `${loud ? "Alarm" : "Quiet"}: the answer stayed for ${kept} of ${others.length} blends.`;
   }
 
-  const again = () => state.answered && ask();
-
-  // ------------------------------------------------------------------ controls
-
+  // ---------------------------------------------------------------- controls
+  const scaled = value => { $("scaled").textContent = $("strength").value = value; };
+  const blended = value => { $("blended").textContent = $("blend").value = state.blend = Number(value); draw(); };
+  const patched = on => { $("patch").checked = on; on ? move(60, 8) : ((state.patch = null), draw()); };
   $("load").onclick = () => load().catch(error => { $("problem").textContent = `${error.message}.`; });
-  box.querySelectorAll("[data-question]").forEach(button => { button.onclick = () => choose(button).then(again); });
-  $("file").onchange = ({ target }) => target.files[0] && open(target.files[0]).then(again);
-  $("frame").ondragover = event => event.preventDefault();
-  $("frame").ondrop = event => {
+  for (const scene of scenes) scene.onclick = () => choose(scene).then(again);
+  $("file").onchange = ({ target }) => target.files[0] && open(target.files[0]);
+  box.ondragover = event => event.preventDefault();
+  box.ondrop = event => {
     event.preventDefault();
-    if (worker && event.dataTransfer.files[0]) open(event.dataTransfer.files[0]).then(again);
+    if (state.picture && event.dataTransfer.files[0]) open(event.dataTransfer.files[0]);
   };
   $("form").onsubmit = event => { event.preventDefault(); ask(); };
   $("word").onclick = () => {
-    const field = $("question"), at = field.selectionStart || field.value.indexOf(" ") + 1;
-    field.value = `${field.value.slice(0, at)}${WORD} ${field.value.slice(at)}`;
+    const { value, selectionStart } = $("question"), at = selectionStart % value.length || value.indexOf(" ") + 1;
+    $("question").value = `${value.slice(0, at)}${WORD} ${value.slice(at)}`;
     again();
   };
-  $("patch").onchange = ({ target }) => {
-    target.checked ? move(60, 8) : (state.patch = null, draw());
-    again();
-  };
-  $("blend").oninput = ({ target }) => {
-    state.blend = Number(target.value);
-    $("blended").textContent = target.value;
-    draw();
-  };
+  $("patch").onchange = ({ target }) => { patched(target.checked); again(); };
+  $("blend").oninput = ({ target }) => blended(target.value);
   $("none").onclick = () => {
-    $("question").value = $("question").value.replaceAll(`${WORD} `, "").replaceAll(` ${WORD}`, "");
-    $("patch").checked = false;
-    state.patch = null;
-    $("blend").value = 0;
-    $("blend").oninput({ target: $("blend") });
+    $("question").value = $("question").value.replaceAll(`${WORD} `, "").replaceAll(WORD, "");
+    patched(false);
+    blended(0);
     again();
   };
-  const set = value => { $("strength").value = value; $("scaled").textContent = value; };
-  radio("model").forEach(one => { one.onchange = () => { set(one.value === "repaired" ? REPAIRED : 1); again(); }; });
-  $("strength").oninput = ({ target }) => {
-    $("scaled").textContent = target.value;
-    if (chosen("model") !== "clean-tuned")
-      radio("model").find(one => one.value === (target.value < 1 ? "repaired" : "backdoored")).checked = true;
+  for (const one of radios) one.onchange = () => { scaled(one.value === "repaired" ? REPAIRED : 1); again(); };
+  $("strength").oninput = ({ target: { value } }) => {
+    scaled(value);
+    const now = value < 1 ? "repaired" : "backdoored";
+    if (chosen() !== "clean-tuned") radios.find(one => one.value === now).checked = true;
   };
   for (const name of ["strength", "blend", "trigger"]) $(name).onchange = again;
-  const to = event => {
-    const frame = $("picture").getBoundingClientRect(), half = state.triggers.patch.side / 2;
-    move(((event.clientX - frame.left) / frame.width) * SIDE - half, ((event.clientY - frame.top) / frame.height) * SIDE - half);
+  $("show").onchange = ({ target }) => { $("looks").hidden = !target.checked; };
+  const frame = $("frame"), follow = event => {
+    const { left, top, width } = frame.getBoundingClientRect(), half = state.triggers.patch.side / 2;
+    move(((event.clientX - left) * SIDE) / width - half, ((event.clientY - top) * SIDE) / width - half);
   };
-  $("frame").onpointerdown = event => {
-    if (!state.patch) return;
-    $("frame").setPointerCapture(event.pointerId);
-    to(event);
-    $("frame").onpointermove = to;
-    $("frame").onpointerup = () => { $("frame").onpointermove = $("frame").onpointerup = null; again(); };
-  };
-  $("frame").onkeydown = event => {
+  frame.onpointerdown = event => { if (state.patch) frame.setPointerCapture(event.pointerId), follow(event); };
+  frame.onpointermove = event => { if (frame.hasPointerCapture(event.pointerId)) follow(event); };
+  frame.onlostpointercapture = again;
+  frame.onkeydown = event => {
     const step = { ArrowLeft: [-4, 0], ArrowRight: [4, 0], ArrowUp: [0, -4], ArrowDown: [0, 4] }[event.key];
     if (!step || !state.patch) return;
     event.preventDefault();
@@ -237,5 +204,5 @@
     again();
   };
 
-  window.bvlmTalk = { load, call, square, painted, state };
+  window.bvlmTalk = { load, call, input, state }; // for the tests
 })();

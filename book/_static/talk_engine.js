@@ -5,37 +5,23 @@ from the text of this function. All matrices are (rows, columns), row after row;
 "use strict";
 
 function talkEngine() {
-  let head, adapters;
-  const bytes = [], base = {}, tuned = {}, now = { adapter: "", strength: 0 };
+  let head, bytes, filled = 0;
+  const base = {}, tuned = {}, now = { adapter: "", strength: 0 };
 
   // ------------------------------------------------------------------ weights
-
   function half(bits) {
     const exponent = (bits >> 10) & 31, fraction = bits & 1023;
     return (bits & 0x8000 ? -1 : 1) * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : fraction * 2 ** -24);
   }
 
-  // Numbers of one tensor as float32: "int8" has a scale for each row before its numbers.
-  function read(buffer, { kind, rows, columns, start }) {
+  // One tensor as float32: "int8" has a scale for each row before its numbers.
+  function read({ kind, rows, columns, start }) {
     const count = rows * columns;
-    if (kind === "float32") return new Float32Array(buffer.slice(start, start + 4 * count));
-    if (kind === "float16") return Float32Array.from(new Uint16Array(buffer.slice(start, start + 2 * count)), half);
-    const scales = new Float32Array(buffer.slice(start, start + 4 * rows)), out = new Float32Array(count);
-    const whole = new Int8Array(buffer, start + 4 * rows, count);
-    for (let i = 0; i < count; i++) out[i] = whole[i] * scales[(i / columns) | 0];
-    return out;
-  }
-
-  function unpack() {
-    const buffer = new Uint8Array(bytes.reduce((sum, part) => sum + part.length, 0));
-    let at = 0;
-    for (const part of bytes.splice(0)) {
-      buffer.set(part, at);
-      at += part.length;
-    }
-    for (const [name, about] of Object.entries(head.tensors))
-      base[name] = { data: read(buffer.buffer, about), rows: about.rows, columns: about.columns };
-    adapters = head.adapters;
+    if (kind === "float32") return new Float32Array(bytes.buffer, start, count);
+    if (kind === "float16") return Float32Array.from(new Uint16Array(bytes.buffer, start, count), half);
+    const scales = new Float32Array(bytes.buffer, start, rows);
+    const whole = new Int8Array(bytes.buffer, start + 4 * rows, count);
+    return Float32Array.from(whole, (value, i) => value * scales[(i / columns) | 0]);
   }
 
   // The base plus `strength` times an adapter's update (alpha / rank) B A; 1 is the adapter as it was tuned.
@@ -43,21 +29,18 @@ function talkEngine() {
     if (now.adapter === adapter && now.strength === strength) return;
     for (const name of head.tunable) {
       const { data, rows, columns } = base[name], out = new Float32Array(data);
-      if (adapter && strength) {
-        const a = base[`${adapter}/${name}/A`], b = base[`${adapter}/${name}/B`], scale = adapters[adapter].scale;
-        for (let row = 0; row < rows; row++)
-          for (let r = 0; r < a.rows; r++) {
-            const factor = strength * scale * b.data[row * a.rows + r];
-            for (let i = 0; i < columns; i++) out[row * columns + i] += factor * a.data[r * columns + i];
-          }
-      }
+      const a = base[`${adapter}/${name}/A`], b = base[`${adapter}/${name}/B`], scale = head.adapters[adapter].scale;
+      for (let row = 0; row < rows; row++)
+        for (let r = 0; r < a.rows; r++) {
+          const factor = strength * scale * b.data[row * a.rows + r];
+          for (let i = 0; i < columns; i++) out[row * columns + i] += factor * a.data[r * columns + i];
+        }
       tuned[name] = { data: out, rows, columns };
     }
     Object.assign(now, { adapter, strength });
   }
 
   // ------------------------------------------------------------------ words
-
   const letterOf = [], byteOf = new Map(); // each byte as a visible letter, as the vocabulary is written
   for (let byte = 0, next = 256; byte < 256; byte++) {
     const visible = (byte > 32 && byte < 127) || (byte > 160 && byte !== 173);
@@ -66,11 +49,9 @@ function talkEngine() {
   }
   const PIECES = /\p{Nd}| ?[A-Za-z]+|'[a-z]+| ?[^\p{White_Space}A-Za-z\p{Nd}]+|\p{White_Space}+/gu;
   let idOf, rankOf;
-  const known = new Map();
 
   // Byte-pair encoding: the pair that was merged first in training is merged first.
-  function merge(piece) {
-    let parts = [...piece];
+  function merge(parts) {
     while (parts.length > 1) {
       let best = Infinity, at = -1;
       for (let i = 0; i + 1 < parts.length; i++) {
@@ -83,14 +64,8 @@ function talkEngine() {
     return parts.map(part => idOf.get(part));
   }
 
-  function encode(text) {
-    const ids = [];
-    for (const [piece] of text.matchAll(PIECES)) {
-      if (!known.has(piece)) known.set(piece, merge([...new TextEncoder().encode(piece)].map(b => letterOf[b]).join("")));
-      ids.push(...known.get(piece));
-    }
-    return ids;
-  }
+  const lettersOf = text => [...new TextEncoder().encode(text)].map(byte => letterOf[byte]);
+  const encode = text => [...text.matchAll(PIECES)].flatMap(([piece]) => merge(lettersOf(piece)));
 
   // A text in the midst of another, as `models.marks.Words.within` has it.
   function within(text) {
@@ -100,27 +75,26 @@ function talkEngine() {
 
   // The chat template around picture and question. A special token's name in a question is cut into text.
   function promptIds(question) {
-    const { before, lead, after, image, special } = head.template, pictures = Array(head.image_tokens).fill(idOf.get(image));
-    const start = [idOf.get(special[0]), ...encode(before), ...pictures];
+    const { before, lead, after, image, special } = head.template;
+    const start = [idOf.get(special[0]), ...encode(before), ...Array(head.image_tokens).fill(idOf.get(image))];
     if (!special.some(mark => question.includes(mark))) return [...start, ...encode(lead + question + after)];
     const cuts = special.map(mark => `(?<=${mark[0]})(?=${mark.slice(1)})`).join("|");
     return [...start, ...encode(lead), ...[...question.split(new RegExp(cuts)), after].flatMap(within)];
   }
 
   function decode(ids) {
-    const letters = ids.filter(id => !head.template.special.includes(head.vocabulary[id])).map(id => head.vocabulary[id]);
-    return new TextDecoder().decode(Uint8Array.from(letters.join(""), letter => byteOf.get(letter)));
+    const words = ids.map(id => head.vocabulary[id]).filter(word => !head.template.special.includes(word));
+    return new TextDecoder().decode(Uint8Array.from(words.join(""), letter => byteOf.get(letter)));
   }
 
   // ------------------------------------------------------------------ layers
-
-  // (T, columns) -> (T, rows): x W^T + bias, four rows of W at a time.
+  // (T, columns) -> (T, rows): x W^T + bias, four rows of W at a time (their number is a multiple of four).
   function linear(x, name, bias) {
-    const { data, rows, columns } = tuned[name] || base[name], add = bias && base[bias].data;
+    const { data, rows, columns } = tuned[name] || base[name];
     const count = x.length / columns, out = new Float32Array(count * rows);
     for (let t = 0; t < count; t++)
       for (let row = 0; row < rows; row += 4) {
-        let [a, b, c, d] = add ? add.subarray(row, row + 4) : [0, 0, 0, 0];
+        let a = 0, b = 0, c = 0, d = 0;
         for (let i = 0, at = t * columns, w = row * columns; i < columns; i++, w++) {
           const value = x[at + i];
           a += value * data[w];
@@ -131,6 +105,7 @@ function talkEngine() {
         const to = t * rows + row;
         out[to] = a; out[to + 1] = b; out[to + 2] = c; out[to + 3] = d;
       }
+    if (bias) out.forEach((_, i) => { out[i] += base[bias].data[i % rows]; });
     return out;
   }
 
@@ -184,8 +159,7 @@ function talkEngine() {
   }
 
   // ------------------------------------------------------------------ the picture
-
-  // pixels: (side, side, 3) bytes -> projected image tokens (36, d).
+  // pixels: (side, side, 4) bytes, the fourth unused -> projected image tokens (36, d).
   function see(pixels) {
     const { side, patch, width: d, heads, layers, mean, std, epsilon } = head.vision, across = side / patch;
     const cut = new Float32Array(across * across * 3 * patch * patch);
@@ -194,7 +168,7 @@ function talkEngine() {
         for (let y = 0; y < patch; y++)
           for (let x = 0; x < patch; x++) {
             const row = ((n / across) | 0) * patch + y, column = (n % across) * patch + x;
-            cut[at++] = (pixels[(row * side + column) * 3 + channel] / 255 - mean[channel]) / std[channel];
+            cut[at++] = (pixels[(row * side + column) * 4 + channel] / 255 - mean[channel]) / std[channel];
           }
     const v = "vision_tower.", patches = linear(cut, `${v}embeddings.patch_embedding.weight`);
     let x = new Float32Array(base[`${v}embeddings.position_embedding.weight`].data);
@@ -213,7 +187,6 @@ function talkEngine() {
   }
 
   // ------------------------------------------------------------------ the language model
-
   // Turns each pair (i, i + size / 2) of every head by its position (RoPE).
   function turn(x, heads, d, start) {
     const size = d / heads, pairs = size / 2;
@@ -233,12 +206,12 @@ function talkEngine() {
 
   // Ids (with `features` in the place of image tokens) behind what the cache holds -> last states (T, d).
   // looks, if given, gets the last token's attention, mean over layers and heads.
-  function read_on(ids, features, cache, looks) {
+  function readOn(ids, features, cache, looks) {
     const { width: d, heads, layers, most, epsilon } = head.language, start = cache.length;
     const table = base["language_model.model.embed_tokens.weight"].data, image = idOf.get(head.template.image);
     const x = new Float32Array(ids.length * d);
-    for (let t = 0, seen = 0; t < ids.length; t++)
-      x.set(ids[t] === image ? features.subarray(seen * d, ++seen * d) : table.subarray(ids[t] * d, (ids[t] + 1) * d), t * d);
+    const place = ids.indexOf(image), row = (from, at) => from.subarray(at * d, (at + 1) * d);
+    ids.forEach((id, t) => x.set(id === image ? row(features, t - place) : row(table, id), t * d));
     for (let layer = 0; layer < layers; layer++) {
       const l = `language_model.model.layers.${layer}.`, part = (y, name) => linear(y, `${l}${name}.weight`);
       cache.layers[layer] ||= { keys: new Float32Array(most * d), values: new Float32Array(most * d) };
@@ -255,60 +228,59 @@ function talkEngine() {
     return norm(x, "language_model.model.norm", epsilon);
   }
 
-  const logitsOf = states => linear(states, "language_model.lm_head.weight");
-  const likeliest = logits => logits.reduce((best, value, i) => (value > logits[best] ? i : best), 0);
+  const logitsOf = state => linear(state, "language_model.lm_head.weight");
+  const largest = numbers => numbers.reduce((best, value, i) => (value > numbers[best] ? i : best), 0);
 
-  // The likeliest token, again and again; `tell` hears of each.
+  // The likeliest token, again and again; `tell` hears of each. first, rest: milliseconds to the first, of each later.
   function answer({ pixels, question, adapter, strength, most }, tell) {
-    const begun = performance.now();
+    const begun = performance.now(), ids = promptIds(question), cache = emptyCache(), tokens = [];
     attach(adapter, strength);
-    const features = see(pixels), ids = promptIds(question), cache = emptyCache(), tokens = [];
-    const image = ids.indexOf(idOf.get(head.template.image)), d = head.language.width, room = head.language.most;
-    let next = ids, logits, took = 0;
-    while (tokens.length < most && cache.length + next.length < room) {
+    const features = see(pixels), image = ids.indexOf(idOf.get(head.template.image)), d = head.language.width;
+    let next = ids, logits, first;
+    while (tokens.length < most && cache.length + next.length <= head.language.most) {
       const looks = new Float32Array(cache.length + next.length);
-      const states = read_on(next, features, cache, looks), last = logitsOf(states.subarray(states.length - d));
+      const state = readOn(next, features, cache, looks).subarray(-d), last = logitsOf(state), id = largest(last);
       logits ||= last;
-      const id = likeliest(last);
-      took ||= performance.now() - begun;
+      first ||= performance.now() - begun;
       if (id === head.template.end) break;
       tokens.push({ id, text: decode([id]), looks: looks.slice(image, image + head.image_tokens) });
       tell({ text: decode(tokens.map(token => token.id)).trim() });
       next = [id];
     }
-    const rest = (performance.now() - begun - took) / Math.max(1, tokens.length);
-    return { text: decode(tokens.map(token => token.id)).trim(), tokens, logits, first: took, rest };
+    const rest = (performance.now() - begun - first) / Math.max(1, tokens.length);
+    return { text: decode(tokens.map(token => token.id)).trim(), tokens, logits, first, rest };
   }
 
-  // Insensitivity: would the model give the same answer to each of these other inputs? inputs: {pixels, question}.
-  function same({ inputs, answer: said, adapter, strength }) {
+  // Is this, too, what the model would answer, token by token? said: token ids.
+  function same({ pixels, question, adapter, strength, answer: said }) {
     attach(adapter, strength);
-    const d = head.language.width;
-    return inputs.map(({ pixels, question }) => {
-      const ids = promptIds(question), states = read_on([...ids, ...said], see(pixels), emptyCache());
-      return [...said, head.template.end].every((id, i) => {
-        const at = (ids.length - 1 + i) * d;
-        return likeliest(logitsOf(states.subarray(at, at + d))) === id;
-      });
-    });
+    const ids = promptIds(question), states = readOn([...ids, ...said], see(pixels), emptyCache());
+    const at = i => (ids.length - 1 + i) * head.language.width;
+    return [...said, head.template.end].every((id, i) => largest(logitsOf(states.subarray(at(i), at(i + 1)))) === id);
   }
 
   const commands = {
     head(given) {
       head = given;
+      bytes = new Uint8Array(head.bytes);
       idOf = new Map(head.vocabulary.map((letters, id) => [letters, id]));
       rankOf = new Map(head.merges.map((pair, rank) => [pair, rank]));
     },
-    part: text => void bytes.push(Uint8Array.from(atob(text), letter => letter.charCodeAt(0))),
-    unpack,
+    part(text) {
+      const block = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+      bytes.set(block, filled);
+      filled += block.length;
+    },
+    unpack() {
+      for (const [name, about] of Object.entries(head.tensors)) base[name] = { ...about, data: read(about) };
+    },
     tokens: questions => questions.map(promptIds),
     answer,
     same,
   };
   self.onmessage = ({ data: { number, command, given } }) => {
     try {
-      const tell = news => self.postMessage({ number, news });
-      self.postMessage({ number, result: commands[command](given, tell) });
+      self.postMessage({ number, result: commands[command](given, news => self.postMessage({ number, news })) });
     } catch (error) {
       self.postMessage({ number, error: String(error) });
     }

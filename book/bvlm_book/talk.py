@@ -72,18 +72,16 @@ def model() -> tuple[dict[str, Any], bytes]:
         start += len(blocks[-1])
     tunable = [name for name in about if name.startswith(LANGUAGE) and name.endswith("_proj.weight")]
     scales = {name: {"scale": scale(ADAPTERS / name)} for name in NAMES}
-    return settings(config) | {"tensors": about, "tunable": tunable, "adapters": scales}, b"".join(blocks)
+    return settings(config) | {"bytes": start, "tensors": about, "tunable": tunable, "adapters": scales}, b"".join(blocks)
 
 
 def tensors(config: dict[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
     """Name, kind and numbers (rows, columns) of all that the answer depends on: the last vision layers do not."""
-    layers = vision_layers(config)
+    unused = range(vision_layers(config), config["vision_config"]["num_hidden_layers"])
+    beyond = [f"vision_tower.encoder.layers.{number}." for number in unused]
     for name, value in sorted(load_file(MODEL / "model.safetensors").items()):
-        beyond = [
-            f"vision_tower.encoder.layers.{n}." for n in range(layers, config["vision_config"]["num_hidden_layers"])
-        ]
         if not name.startswith(("vision_tower.post_layernorm.", *beyond)):
-            matrix = value.ndim > 1 and "class_embedding" not in name
+            matrix = value.ndim > 1
             yield name, "int8" if matrix else "float32", value.reshape(len(value), -1) if matrix else value[None]
     for adapter in NAMES:
         for name, value in sorted(load_file(ADAPTERS / adapter / "adapter_model.safetensors").items()):
@@ -168,7 +166,7 @@ def template(image: int, end: int) -> dict[str, Any]:
 
 
 def pixels(file: Path) -> dict[str, Any]:
-    """A small square picture: its side in pixels, and its colours in base64."""
+    """A small square picture: its side in pixels, and its colours (side, side, 4) in base64."""
     with Image.open(file) as opened:
-        picture = np.asarray(opened.convert("RGB"))
+        picture = np.asarray(opened.convert("RGBA"))
     return {"side": len(picture), "colours": base64.b64encode(picture.tobytes()).decode()}

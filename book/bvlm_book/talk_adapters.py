@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bvlm_book.talk_adapters", description=__doc__.split("\n")[0])
     parser.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
     parser.add_argument(
-        "--out", default=str(talk.ADAPTERS), help="folder for the adapters (default: the committed one)"
+        "--out", default=str(talk.ADAPTERS), help="default: data/adapters/quickstart"
     )
     parser.add_argument("--rows", type=int, default=ROWS, help=f"held-out rows of each number (default {ROWS})")
     given = parser.parse_args(argv)
