@@ -72,7 +72,8 @@ def model() -> tuple[dict[str, Any], bytes]:
         start += len(blocks[-1])
     tunable = [name for name in about if name.startswith(LANGUAGE) and name.endswith("_proj.weight")]
     scales = {name: {"scale": scale(ADAPTERS / name)} for name in NAMES}
-    return settings(config) | {"bytes": start, "tensors": about, "tunable": tunable, "adapters": scales}, b"".join(blocks)
+    head = {"bytes": start, "tensors": about, "tunable": tunable, "adapters": scales}
+    return settings(config) | head, b"".join(blocks)
 
 
 def tensors(config: dict[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:

@@ -81,7 +81,7 @@ def stored_answers() -> str:
     """A table for readers without scripts."""
     lines = pd.DataFrame(card()["answers"]).drop(columns="scene")
     body = lines.to_html(index=False, border=0, classes="table", justify="left")
-    return f'<p>Without JavaScript no model runs here. These are stored answers.</p><div class="bvlm-table">{body}</div>'
+    return f'<p>No model runs here without JavaScript. Stored answers:</p><div class="bvlm-table">{body}</div>'
 
 
 def measured() -> dict[str, str]:
