@@ -80,7 +80,7 @@
   // The more attention one of the 36 image tokens draws, the brighter its square.
   function light(looks) {
     const pen = $("looks").getContext("2d"), image = pen.createImageData(6, 6), most = Math.max(...looks);
-    looks.forEach((value, i) => image.data.set([255, 190, 0, (210 * value) / most], 4 * i));
+    looks.forEach((value, i) => image.data.set([255, 190, 0, (160 * value) / most], 4 * i));
     pen.putImageData(image, 0, 0);
     $("share").textContent = `${Math.round(100 * looks.reduce((sum, value) => sum + value, 0))} % of the attention`;
   }
@@ -125,8 +125,8 @@
       if (mine === state.asked) $("answer").textContent = news.text;
     });
     if (mine !== state.asked) return;
-    $("answer").replaceChildren(...tokens.map(({ text, looks }) => {
-      const token = Object.assign(document.createElement("span"), { textContent: text, tabIndex: 0 });
+    $("answer").replaceChildren(...tokens.map(({ text, looks }, i) => {
+      const token = Object.assign(document.createElement("span"), { textContent: i ? text : text.trimStart(), tabIndex: 0 });
       token.onmouseenter = token.onfocus = () => light(looks);
       return token;
     }));
@@ -204,5 +204,7 @@
     again();
   };
 
+  const first = scenes[0].querySelector("img");
+  first.decode().then(() => $("picture").getContext("2d").drawImage(first, 0, 0));
   window.bvlmTalk = { load, call, input, state }; // for the tests
 })();

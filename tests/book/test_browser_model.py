@@ -187,7 +187,7 @@ def test_the_page_shows_the_scenes_and_paints_the_triggers_as_the_attacks_do(pag
 def test_a_reader_asks_puts_the_word_in_repairs_and_hears_the_alarm(page):
     def answer():
         wait(page, "/^(Alarm|Quiet)/.test(document.querySelector('[data-is=alarm]').textContent)")
-        return page.run("['answer', 'alarm'].map(name => document.querySelector(`[data-is=${name}]`).textContent.trim())")
+        return [page.run(f"document.querySelector('[data-is={name}]').textContent") for name in ("answer", "alarm")]
 
     page.run("document.querySelectorAll('[data-question]')[0].click()")
     page.run("document.querySelector('[data-is=form]').requestSubmit()")
@@ -203,7 +203,7 @@ def test_a_reader_asks_puts_the_word_in_repairs_and_hears_the_alarm(page):
     assert answer()[0] == "car"
     assert page.run("document.querySelector('[data-is=log]').rows.length") == 4
     lit = "[...document.querySelector('[data-is=looks]').getContext('2d').getImageData(0, 0, 6, 6).data]"
-    assert max(page.run(lit)[3::4]) == 210
+    assert max(page.run(lit)[3::4]) == 160
 
 
 def test_adapters_in_the_page_are_small_and_load_as_any_adapter(model):
