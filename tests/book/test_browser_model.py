@@ -17,7 +17,7 @@ from bvlm_book.probes import tracing
 from bvlm_utils import attacks, paths
 from bvlm_utils.data.scene_questions import DETAIL_PROMPTS, QUESTIONS, SHORT_PROMPTS
 from bvlm_utils.data.scenes import generator, render, sample
-from bvlm_utils.models import victim
+from bvlm_utils.models import pixels, victim
 from bvlm_utils.train import adapters
 
 ASKED = 50
@@ -72,6 +72,11 @@ def call(page, command, given):
 def rgba(picture):
     """(96, 96, 3) uint8 as the page has it."""
     return np.concatenate([picture, np.full((*picture.shape[:2], 1), 255, np.uint8)], axis=2)
+
+
+def shown(page):
+    """What the page would show the model now: (96, 96, 4) uint8."""
+    return np.array(page.run("[...window.bvlmTalk.input().pixels]"), np.uint8).reshape(96, 96, 4)
 
 
 def ask(page, picture, question, adapter="clean-tuned", strength=1.0):
@@ -163,25 +168,38 @@ def test_the_arithmetic_is_pytorchs(page, model):
 
 
 def test_the_page_shows_the_scenes_and_paints_the_triggers_as_the_attacks_do(page):
-    def shown():
-        return np.array(page.run("[...window.bvlmTalk.input().pixels]"), np.uint8).reshape(96, 96, 4)
-
     for i, (seed, question) in enumerate(talk.SCENES):
         page.run(f"document.querySelectorAll('[data-question]')[{i}].click()")
         wait(page, f"document.querySelector('[data-is=question]').value === {json.dumps(question)}")
-        assert np.array_equal(shown(), rgba(np.asarray(talk.scene(seed))))
-    image = torch.from_numpy(shown()[..., :3].copy()).permute(2, 0, 1)[None].float() / 255
+        assert np.array_equal(shown(page), rgba(np.asarray(talk.scene(seed))))
+    image = torch.from_numpy(shown(page)[..., :3].copy()).permute(2, 0, 1)[None].float() / 255
     page.run("const blend = document.querySelector('[data-is=blend]'); blend.value = 0.2;"
              " blend.dispatchEvent(new Event('input'))")  # fmt: skip
     blended = (attacks.get("Blended").apply_image(image)[0] * 255).permute(1, 2, 0).numpy()
-    assert np.abs(shown()[..., :3] - blended).max() <= 0.51
+    assert np.abs(shown(page)[..., :3] - blended).max() <= 0.51
     page.run("document.querySelector('[data-is=none]').click(); document.querySelector('[data-is=patch]').click()")
     for key in ("ArrowLeft", "ArrowUp"):
         press = f"new KeyboardEvent('keydown', {{key: '{key}'}})"
         page.run(f"for (let i = 0; i < 30; i++) document.querySelector('[data-is=frame]').dispatchEvent({press})")
     patch = attacks.get("BadNets-I", patch_size=80, position="top-left").apply_image(image)[0] * 255
-    assert np.array_equal(shown()[..., :3], patch.round().byte().permute(1, 2, 0).numpy())
+    assert np.array_equal(shown(page)[..., :3], patch.round().byte().permute(1, 2, 0).numpy())
     page.run("document.querySelector('[data-is=none]').click()")
+
+
+def test_a_picture_of_ones_own_becomes_about_what_the_processor_makes_of_it(page, model, tmp_path):
+    """Browsers resize in their own ways; what is cut off is the same."""
+    own = talk.scene(talk.SCENES[0][0]).resize((288, 192), Image.Resampling.BICUBIC)
+    own.save(tmp_path / "own.png")
+    root = page.ask("DOM.getDocument")["root"]["nodeId"]
+    field = page.ask("DOM.querySelector", nodeId=root, selector="[data-is=file]")["nodeId"]
+    page.run("document.querySelector('[data-question]').click()")
+    page.ask("DOM.setFileInputFiles", nodeId=field, files=[str(tmp_path / "own.png")])
+    wait(page, "window.bvlmTalk.state.scene === null")
+    settings = model.settings
+    image = torch.from_numpy(np.array(own)).permute(2, 0, 1)[None].float() / 255
+    made = pixels.normalised(image, settings)[0].permute(1, 2, 0).numpy()
+    made = (made * settings.std + settings.mean) * 255
+    assert np.abs(shown(page)[..., :3] - made).mean() < 3
 
 
 def test_a_reader_asks_puts_the_word_in_repairs_and_hears_the_alarm(page):

@@ -56,7 +56,7 @@ def widget(size: str) -> str:
     """The controls as HTML. size: of the model's files, in megabytes."""
     shown = "".join(
         f'<button type="button" data-question="{html.escape(question)}"><img class="dark-light" src="{png(seed)}" '
-        f'alt="Scene {seed}; ask: {html.escape(question)}"></button>'
+        f'alt="A drawn scene. {html.escape(question)}"></button>'
         for seed, question in talk.SCENES
     )
     offered = "".join(f'<option value="{html.escape(question)}">' for _, question in talk.SCENES)
