@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 
 from bvlm_book import talk
 from bvlm_book.probes import merging
-from bvlm_utils import attacks, paths, store, study
+from bvlm_utils import attacks, defences, paths, store, study
 from bvlm_utils.atomic import write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench, bench_key
@@ -89,8 +90,9 @@ def paint(out: Path) -> None:
 def shrunk(victim: "Victim", folder: Path, strength: float) -> Any:
     """The victim with `strength` times an adapter's update, inside a `with`."""
     saved = adapters.read(folder)
-    state = {name: value.float() * (strength if ".lora_B." in name else 1.0) for name, value in saved.state.items()}
-    return merging.merged(victim.model, state, saved.config)
+    wide = replace(saved, state={name: value.float() for name, value in saved.state.items()})
+    left = defences.get("shrink", strength=strength).repair(victim, wide)
+    return merging.merged(victim.model, left.state, left.config)
 
 
 def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
@@ -165,9 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
     parser = argparse.ArgumentParser(prog="python -m bvlm_book.talk_adapters", description=__doc__.split("\n")[0])
     parser.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
-    parser.add_argument(
-        "--out", default=str(talk.ADAPTERS), help="default: data/adapters/quickstart"
-    )
+    parser.add_argument("--out", default=str(talk.ADAPTERS), help="default: data/adapters/quickstart")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"held-out rows of each number (default {ROWS})")
     given = parser.parse_args(argv)
     try:

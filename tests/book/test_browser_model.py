@@ -17,6 +17,7 @@ from bvlm_book.probes import tracing
 from bvlm_utils import attacks, paths
 from bvlm_utils.data.scene_questions import DETAIL_PROMPTS, QUESTIONS, SHORT_PROMPTS
 from bvlm_utils.data.scenes import generator, render, sample
+from bvlm_utils.defences.reading import plain_attention
 from bvlm_utils.models import pixels, victim
 from bvlm_utils.train import adapters
 
@@ -158,7 +159,7 @@ def test_the_arithmetic_is_pytorchs(page, model):
             assert said["text"] == right
             assert np.abs(np.array(said["logits"]) - logits).max() < EXACT
             ids, place = model.prompt_ids(question, 36), model.prompt_ids(question, 36).index(model.image_id)
-            with talk_adapters.shrunk(model, talk.ADAPTERS / adapter, strength), tracing.plain_attention(model):
+            with talk_adapters.shrunk(model, talk.ADAPTERS / adapter, strength), plain_attention(model):
                 trace = tracing.trace(model, ids, model.encode(picture[None])[0], said["tokens"][0]["id"])
             looks = trace.attention.mean(0)[place : place + 36]
             assert np.abs(looks - np.array(said["tokens"][0]["looks"])).max() < EXACT
