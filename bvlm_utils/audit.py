@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import attacks, chat, command, models, threats, user_paths
+from bvlm_utils import attacks, command, models, threats, user_paths
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import names
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.score.disagreement import excess
 from bvlm_utils.store.cell import check_dataset
@@ -46,11 +47,11 @@ def subject(name: str, base: str | None = None) -> Subject:
     base: the model under an adapter, if not the one that the adapter names. InputError if there is no such thing.
     """
     try:
-        adapter = chat.adapter_folder(name)
+        adapter = names.adapter_folder(name)
     except InputError:
         models.resolve(name)
         return Subject(name, None)
-    return Subject(base or chat.base_name(adapter), adapter)
+    return Subject(base or names.base_name(adapter), adapter)
 
 
 def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[attacks.Attack]:

@@ -217,7 +217,7 @@ def _write(
     """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, folder, work.asked)
-    frame, unit = _judge(bench, cell, work.asked, answers)
+    frame, unit = judged(bench, cell, work.asked, answers)
     threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         count = len(work.asked[0].positions)
@@ -242,14 +242,20 @@ def _write(
     return "done"
 
 
-def _judge(
-    bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, dict[str, list[str]]]
+def judged(
+    bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]
 ) -> tuple[pd.DataFrame, str]:
-    """Every response with its verdict, for the three models, and the name of the utility."""
+    """Every response with its verdict, subject by subject, and the name of the utility.
+
+    answers: what subjects (`judge.SUBJECTS`) say. Without base and control, all eligible rows are judged.
+    """
     threat, test, frames, unit = cell.resolved_threat, bench.rows["test"], [], ""
     clean = asked[0].key(bench)  # the first is the clean condition
-    judged = judge.judged_rows(threat, answers["base"][clean], answers["control"][clean])
-    for subject in judge.SUBJECTS:
+    rows_judged = [True] * len(asked[0].positions)
+    if "base" in answers:
+        trusted = answers.get("control", answers["base"])
+        rows_judged = judge.judged_rows(threat, answers["base"][clean], trusted[clean])
+    for subject in filter(answers.__contains__, judge.SUBJECTS):
         for question in asked:
             samples = [test[position] for position in question.positions]
             texts = answers[subject][question.key(bench)]
@@ -258,7 +264,7 @@ def _judge(
             elif question.part == "skill":
                 frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
             else:
-                counts = judged if question.part == "attack" else [True] * len(samples)
+                counts = rows_judged if question.part == "attack" else [True] * len(samples)
                 frame = judge.judge(
                     threat, subject, question.condition, samples, question.prompts, texts, counts, question.part
                 )
