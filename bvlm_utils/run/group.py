@@ -143,7 +143,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         tasks += [work for work in group if work.cell.run_id not in kept]
         results = way.tune(tasks, folder / "cache") if tasks else []
         clock.lap("tune", max(1, len(tasks)))
-        _write_controls(bench, mine, results, folder, clock)
+        write_controls(bench, mine, results, folder, clock)
     fresh = iter(results[len(mine) :])
     tuned = [
         tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in kept else next(fresh)
@@ -155,7 +155,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         with lacking(controls, folder, wait=True) as left:
             if left:  # who was at work on them has failed or died
                 tuned_now = way.tune([Work(control, manifest(bench, control)) for control in left])
-                _write_controls(bench, left, tuned_now, folder, clock)
+                write_controls(bench, left, tuned_now, folder, clock)
         clock.lap("control of another process", len(group))
     known = [known_answers(way, work.cell, work.asked, folder) for work in group]
     clock.lap("base and control", len(group))
@@ -167,7 +167,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     return ended
 
 
-def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], folder: Path, clock: Clock) -> None:
+def write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], folder: Path, clock: Clock) -> None:
     """Put controls into the store; their results are the first of `results`."""
     for control, result in zip(controls, results, strict=False):
         about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
