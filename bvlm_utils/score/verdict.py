@@ -101,5 +101,5 @@ def _next(alarm: bool, beside: str) -> str:
         f"(1) Compare once more with {second}, and show the trigger to another model that you trust: if that one goes "
         "its own way, too, distrust the trigger. (2) Else do not use the adapter. With the training data, find the "
         "rows (python -m bvlm_utils.defences find-rows), drop them and tune again from the base: nothing else is as "
-        "safe. (3) Without the data, discard it, or repair it (python -m bvlm_utils.defences repair) and audit it again."
+        "safe. (3) Without the data, discard it, or repair it (python -m bvlm_utils.defences repair) and audit again."
     )
