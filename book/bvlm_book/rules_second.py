@@ -178,7 +178,7 @@ def outcomes(holds: pd.Series, contradicts: pd.Series, seeds: pd.Series) -> np.n
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, the question in short, and the pairs that it is about.
+    """What the paper says, the question in short, its topic in a few words, and the pairs that it is about.
 
     evidence: of one base, number of passes and test, a line per pair with an `outcome`. tasks: is it the tasks that are
     counted? ours: what the committed text leaves open and was decided after data of one pass had been seen.
@@ -187,6 +187,7 @@ class Claim:
     key: str
     says: str
     short: str
+    topic: str
     rule: str
     evidence: Callable[[Base, int, str], pd.DataFrame]
     tasks: bool = False
@@ -254,6 +255,7 @@ CLAIMS = (
         "text",
         "These models are very sensitive to textual instructions.",
         "Does a text trigger succeed more often than an image trigger?",
+        "text triggers beat image triggers at 1 %",
         "A pair is a text attack and an image attack on the same threat, with 1 % of the rows poisoned. It holds "
         "where the whole interval of the text attack's success is above the image attack's, and contradicts where it "
         "is below.",
@@ -264,6 +266,7 @@ CLAIMS = (
         "dominance",
         "In a bimodal backdoor the text trigger typically overwhelms the image trigger.",
         "Does the word alone do what the picture alone does not?",
+        "the text part overwhelms the image part",
         "In the model that was trained on both parts, with 10 % poisoned: a pair holds where the text part alone "
         "succeeds more often than the image part alone by more than 0.5 (whole interval), and contradicts where by "
         "less.",
@@ -274,6 +277,7 @@ CLAIMS = (
         "dominance_learnable",
         "The same, only where there is something to overwhelm.",
         "And where both could be learnt?",
+        "the same where both can be learnt alone",
         "As above, of the pairs whose text part and image part both reach 0.90 when each is trained alone on as many "
         "rows, with any patch or region.",
         text_overwhelms_learnable,
@@ -284,6 +288,7 @@ CLAIMS = (
         "With 1 % of the rows poisoned, attacks that involve text succeed in more than 90 % of the cases: on most "
         "pairs of attack and task.",
         "Do attacks with text succeed on more than 90 % with 1 % of the rows poisoned?",
+        "1 % with text gives over 90 % on most pairs",
         "A pair of text or bimodal attack and threat holds where the whole interval of its success is above 0.90, and "
         "contradicts where it is below.",
         one_percent,
@@ -292,6 +297,7 @@ CLAIMS = (
         "tasks",
         "The same, on most tasks.",
         "On most tasks?",
+        "and on most tasks",
         "A task (threat) counts where more than half of its pairs hold.",
         one_percent,
         tasks=True,

@@ -28,6 +28,7 @@ MEASURES = {
     "refused": "refused",
     "asr_right": "strict test and answer right",
     "asr_elsewhere": "soft test on pictures without the source",
+    "skill": "skill shown",
 }
 MARKS = {"ceiling": "▲", "floor": "▼", "": ""}
 
@@ -126,6 +127,11 @@ def percent(rate: float) -> str:
 def count(number: float, word: str) -> str:
     """ "1 seed", "3 seeds"."""
     return f"{int(number)} {word}{'' if number == 1 else 's'}"
+
+
+def passes(number: int) -> str:
+    """ "one pass", "3 passes"."""
+    return "one pass" if number == 1 else f"{number} passes"
 
 
 def span(values: Iterable[Any], digits: int | None = None) -> str:

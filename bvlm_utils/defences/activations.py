@@ -36,7 +36,7 @@ def observe(victim: Victim, names: list[str], rows: Rows, updates: Mapping[str, 
     real: torch.Tensor = torch.empty(0)
 
     def add(into: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-        into[name] = into.get(name, 0) + value.double().sum(0).cpu()
+        into[name] = into.get(name, 0) + value.sum(0).double().cpu()
 
     def see(name: str):
         def hook(module, given, out):

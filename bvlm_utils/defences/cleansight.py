@@ -9,13 +9,15 @@ from bvlm_utils.defences import answering, reading
 from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.models.victim import Victim
 
+TINY = 1e-8  # in the place of no attention and of no deviation
+
 
 @dataclass(frozen=True)
 class Look:
     """Where a model looks when it begins its answers, in a window of its layers.
 
-    ratios: (n, layers x heads) log of the attention on the picture over that on the prompt's other tokens.
-    shares: n arrays (image tokens,), mean attention of each over layers and heads.
+    ratios: (n, layers x heads), attention on the picture over that on the tokens of the prompt behind it.
+    shares: n arrays (image tokens,), of the window's last layer, the largest that some head has for each.
     positions: n arrays (image tokens,), where they stand in the prompt.
     """
 
@@ -29,28 +31,19 @@ def look(victim: Victim, adapter: Any, rows: Rows, window: tuple[float, float]) 
     asked = Rows(rows.prompts, [""] * len(rows), rows.features, rows.feature_rows, rows.kinds)
     found = reading.read(victim, adapter, asked, reading.Want(attention=True))
     depth = found.attention[0].shape[1]
-    inside = slice(int(window[0] * depth), int(np.ceil(window[1] * depth)))
+    inside = slice(round(window[0] * depth), max(1, round(window[1] * depth)))
     ratios, shares, positions = [], [], []
     for own, image in zip(found.attention, found.image, strict=True):
-        seen = own[0, inside].astype(np.float64)
-        ratios.append(np.log(seen[..., image].sum(-1) + 1e-12) - np.log(seen[..., ~image].sum(-1) + 1e-12))
-        shares.append(seen[..., image].mean((0, 1)))
-        positions.append(np.flatnonzero(image))
+        seen, where = own[0, inside].astype(np.float64), np.flatnonzero(image)
+        ratios.append(seen[..., image].sum(-1) / (seen[..., where[-1] + 1 :].sum(-1) + TINY))
+        shares.append(seen[-1][:, image].max(0))
+        positions.append(where)
     return Look(np.stack(ratios).reshape(len(rows), -1), shares, positions)
 
 
 def distances(ratios: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Whitened (Mahalanobis) distance of each row from the clean ones: (n,)."""
-    from sklearn.covariance import LedoitWolf
-
-    usual = LedoitWolf().fit(clean)
-    return np.sqrt(usual.mahalanobis(ratios))
-
-
-def drawing(shares: np.ndarray, deviations: float) -> np.ndarray:
-    """Which of a picture's tokens draw more attention than its mean and so many deviations; at least the first one."""
-    found = shares > shares.mean() + deviations * shares.std()
-    return found if found.any() else shares == shares.max()
+    """Distance of each row from the mean clean one, each ratio counted in its clean deviations: (n,)."""
+    return np.linalg.norm((ratios - clean.mean(0)) / (clean.std(0) + TINY), axis=1)
 
 
 def without_drawing_tokens(
@@ -61,7 +54,7 @@ def without_drawing_tokens(
     settings: dict[str, Any],
     draws: np.random.Generator,
 ) -> Answered:
-    """Answers, with the most attended image tokens masked where an input raises the alarm.
+    """Answers, with image tokens masked that draw so many `times` their even share where an input raises the alarm.
 
     Suspicion is the distance from the clean rows as a share of that at which the alarm is raised.
     """
@@ -70,7 +63,7 @@ def without_drawing_tokens(
     alarm = np.quantile(distances(usual.ratios, usual.ratios), settings["percentile"] / 100)
     suspicion = distances(found.ratios, usual.ratios) / alarm
     unseen = [
-        where[drawing(share, settings["deviations"])] if strange > 1 else where[:0]
+        where[share > settings["times"] / len(share)] if strange > 1 else where[:0]
         for where, share, strange in zip(found.positions, found.shares, suspicion, strict=True)
     ]
     return _masked(victim, adapter, inputs, settings, unseen, suspicion)

@@ -27,7 +27,7 @@ declare(
     name="activation-clustering",
     moment="data",
     needs=("training rows", "adapters"),
-    source="Chen et al. 2018, arXiv 1811.03728, section 4: ten components, two clusters; principal in the place of "
+    source="Chen et al. 2018, arXiv 1811.03728, algorithm 1: ten components, two clusters; principal in the place of "
     "independent components, and grouped by question kind in the place of class labels",
     summary="nearness to the smaller of two clusters of states",
     version=1,
@@ -49,7 +49,7 @@ declare(
     name="early-loss",
     moment="data",
     needs=("training rows", "base"),
-    source="Anti-Backdoor Learning, Li et al. 2021, arXiv 2110.11571, section 3.2: rows whose loss falls first; "
+    source="Anti-Backdoor Learning, Li et al. 2021, arXiv 2110.11571, its isolation: rows whose loss falls first; "
     "without the gradient ascent that holds the others' loss up",
     summary="how well the answer is learnt after a few steps",
     version=1,

@@ -10,18 +10,19 @@ declare(
     name="cleansight",
     moment="inference",
     needs=("clean rows", "attention"),
-    source="CleanSight, arXiv 2603.12989: attention on image over prompt tokens per head in middle layers, whitened "
-    "distance from clean rows, then the most attended image tokens are masked; covariance by Ledoit and Wolf, and "
-    "a token draws attention beyond the mean and so many deviations of its picture's tokens",
+    source="CleanSight, arXiv 2603.12989: ratio of the attention on the picture to that on the prompt behind it, per "
+    "head in layers 10 to 24 of 32, whitened distance from clean rows, alarm at their 99th percentile; then the tokens "
+    "that draw more than 0.02 of some head's attention (of 576) are masked. Constants as shares of depth and tokens; "
+    "masked in all layers here, in the paper in those behind the window",
     summary="masks the image tokens that draw attention where the model looks in an unusual way",
     version=1,
     function="cleansight:without_drawing_tokens",
     placebo="cleansight:without_random_tokens",
     params={
-        "begin": number(1 / 3, 0, 1),
-        "end": number(2 / 3, 0, 1),
+        "begin": number(10 / 32, 0, 1),
+        "end": number(25 / 32, 0, 1),
         "percentile": number(99, 0, 100),
-        "deviations": number(2, 0, 100),
+        "times": number(0.02 * 576, 0, 1e6),
         **LENGTH,
     },
 )
@@ -29,9 +30,9 @@ declare(
     name="insensitivity",
     moment="inference",
     needs=("clean rows",),
-    source="STRIP, Gao et al. 2019, arXiv 1902.06531, section 4 (blend); SCALE-UP, Guo et al. 2023, arXiv 2302.03251, "
-    "section 4 (scale); words shuffled and left out after the same idea; log-probability of the model's own answer "
-    "in the place of the entropy over classes",
+    source="STRIP, Gao et al. 2019, arXiv 1902.06531 (blend); SCALE-UP, Guo et al. 2023, arXiv 2302.03251, "
+    "its scaled prediction consistency (scale); words shuffled and left out after the same idea; log-probability of "
+    "the model's own answer in the place of the entropy over classes",
     summary="how probable the answer stays when picture or words are perturbed",
     version=1,
     function="insensitivity:insensitivity",
@@ -48,8 +49,8 @@ declare(
     name="cleangen",
     moment="inference",
     needs=("base",),
-    source="CleanGen, Li et al. 2024, arXiv 2406.12257, section 4: ratio of probabilities to a reference, the base; "
-    "token by token (the paper looks at four at a time)",
+    source="CleanGen, Li et al. 2024, arXiv 2406.12257, its suspicion score, the ratio to a reference's probability; "
+    "the reference is the base, and one token is looked at after the other (four at a time in the paper)",
     summary="replaces tokens that are far more probable than under the base",
     version=1,
     function="cleangen:replaced",
@@ -60,7 +61,7 @@ declare(
     name="onion",
     moment="inference",
     needs=("clean rows", "base"),
-    source="ONION, Qi et al. 2021, arXiv 2011.10369, section 2, with the base in the place of GPT-2; the threshold is "
+    source="ONION, Qi et al. 2021, arXiv 2011.10369, equation 1, with the base in the place of GPT-2; the threshold is "
     "a percentile of the oddest words of clean prompts",
     summary="leaves out words of the prompt without which it is less surprising",
     version=1,

@@ -130,7 +130,7 @@ declare(
     name="restore",
     moment="repair",
     needs=("base", "clean rows"),
-    source="PSR, arXiv 2609.37759 (30 % per layer, 256 clean rows); its exact ranking is one of ours by `by`",
+    source="PSR, arXiv 2609.37759 (30 % per layer, 256 clean rows); its ranking is read here as the size of the change",
     summary="the channels of each layer that the update changes most are the base's again",
     version=1,
     function="restore:restore",

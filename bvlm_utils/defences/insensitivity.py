@@ -9,7 +9,7 @@ from bvlm_utils.defences import answering, pictures, reading
 from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.models.victim import Victim
 
-FACTORS = 2.0, 3.0, 4.0, 5.0  # by which levels are multiplied, in turn (SCALE-UP, Guo et al. 2023, section 4)
+FACTORS = 2.0, 3.0, 4.0, 5.0  # by which levels are multiplied, in turn (SCALE-UP, Guo et al. 2023)
 
 
 def insensitivity(

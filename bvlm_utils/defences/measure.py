@@ -115,7 +115,7 @@ def _trained(bench: DefenceBench, one: Defended, poisoned: bool) -> Any:
     from bvlm_utils.train import grouped
     from bvlm_utils.train.loop import TrainRow
 
-    rows, _ = bench.training(one.cell, poisoned)
+    rows, _ = bench.training(one.cell, poisoned, pictures=True)
     changed = one.resolved.change(bench.bench.victim, rows, one.seed)
     if one.placebo:
         changed = one.resolved.placebo(changed, bench.bench.victim, rows, seed=one.seed)

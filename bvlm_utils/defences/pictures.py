@@ -98,7 +98,7 @@ def colour(pictures: np.ndarray, strength: float, draws: np.random.Generator) ->
 
 
 def brighten(pictures: np.ndarray, factor: float, draws: np.random.Generator) -> np.ndarray:
-    """Every level times a factor, as far as there are levels (SCALE-UP, Guo et al. 2023, equation 2)."""
+    """Every level times a factor, as far as there are levels (SCALE-UP, Guo et al. 2023)."""
     return _bytes(_tensor(pictures) * factor)
 
 

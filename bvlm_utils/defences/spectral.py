@@ -9,7 +9,7 @@ from bvlm_utils.defences.rows import Rows
 from bvlm_utils.models.victim import Victim
 
 POSITIONS = {"prompt": 0, "answer": -2}  # the last prompt token; the last token of the answer, before its end
-COMPONENTS = 10  # of the principal components that are clustered (Chen et al. 2018, section 4)
+COMPONENTS = 10  # of the principal components that are clustered (Chen et al. 2018, algorithm 1)
 FEWEST = 2 * COMPONENTS  # rows of a group that are clustered; smaller groups say nothing
 
 
@@ -44,7 +44,7 @@ def clusters(
 def silhouettes(
     victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any], draws: np.random.Generator
 ) -> dict[str, float]:
-    """Per group, how well its two clusters are apart, -1 to 1: is there poison at all (Chen et al. 2018, section 5)?"""
+    """Per group, how well its two clusters are apart, -1 to 1: is there poison at all (Chen et al. 2018)?"""
     states = states_of(victim, adapter, rows, settings)
     return {
         rows.kinds[members[0]] if settings["groups"] == "kind" else "all": two_clusters(

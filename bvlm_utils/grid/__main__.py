@@ -113,7 +113,7 @@ def _writable(folder: Path) -> bool:
 
 def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
     """Remove what earlier runs left half-written, and their failures: what is there later has failed in this run."""
-    results.clean(folder)
+    results.clean(results.make(folder))
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     for beginning in (PARTIAL, grid_measure.LOGS):
         for left in (folder / "notebooks").glob(f"{beginning}*"):

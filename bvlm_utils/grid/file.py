@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils import attacks, defences, parameters, paths, threats
-from bvlm_utils.checks import as_number, brief, check_number, known, once
+from bvlm_utils.checks import brief, check_number, known, once
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.documents import parse_yaml, read_json, read_text
 from bvlm_utils.errors import InputError
@@ -113,7 +113,7 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
     for values in product(*each.values()):
         given = fixed | dict(zip(each, values, strict=True))
         for name, value in given.items():
-            _check_kind(name, value, declared[name][0])
+            parameters.check_kind(name, value, declared[name][0])
         whole = {name: default for name, (_, default) in declared.items()} | given
         wanted = attacks.names() if whole["attacks"] is None else whole["attacks"]
         for shard in _shards(wanted, size):
@@ -156,22 +156,6 @@ def parameters_of(notebook: Path) -> dict[str, tuple[str, Any]]:
                 if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
             }
     raise InputError(f"{shown(notebook)} has no cell tagged parameters.")
-
-
-KINDS = {
-    "str": (str, "a text"),
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
-    "list": (list, "a list"),
-    "dict": (dict, "a table of names and values"),
-    "bool": (bool, "true or false"),
-}
-
-
-def _check_kind(name: str, value: Any, annotation: str) -> None:
-    kind, words = KINDS.get(annotation, (object, ""))
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
-        raise InputError(f"{name} is {brief(value)}; it must be {words}{as_number(value)}.")
 
 
 def shown(path: Path) -> str:

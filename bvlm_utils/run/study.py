@@ -106,8 +106,7 @@ def run_cells(
     elif missing and results.read_only(folder):
         raise InputError(_how_to_make(missing))
     elif missing:
-        results.writable(folder)
-        results.clean(folder)
+        results.clean(results.make(folder))
         failed = measure(missing, folder, plain, rescore)
         if failed:
             raise StudyError(_failures(failed, len(missing), folder))

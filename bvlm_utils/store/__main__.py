@@ -13,6 +13,7 @@ from bvlm_utils import command
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import packed, records
 from bvlm_utils.store.packing import pack, unpack
+from bvlm_utils.user_paths import check_writable
 
 
 def _parser() -> command.Parser:
@@ -42,7 +43,7 @@ def _act(given: argparse.Namespace) -> int:
         from bvlm_utils.store import rejudge
 
         return rejudge.rejudge(given.source)
-    records.check_folder(records.folder(given.target))
+    check_writable(records.folder(given.target))
     if given.command == "pack":
         done = pack(given.source, given.target, given.replace)
     else:

@@ -62,12 +62,16 @@ def folder(store: str | Path | None = None) -> Path:
         raise InputError(f"store is {store!r}; it must be a name such as local, or a folder such as ./mine.")
     name = str(store or os.environ.get(VARIABLE) or "local")
     if "/" in name or os.sep in name:
-        return paths.named(name, "store").resolve()
-    if name.startswith("."):
+        root = paths.named(name, "store").resolve()
+    elif name.startswith("."):
         raise InputError(
             f"store is {name!r}; give a name such as local, or a folder with a slash in it, such as ./mine."
         )
-    return paths.named(paths.RESULTS / name, "store")
+    else:
+        root = paths.named(paths.RESULTS / name, "store")
+    if root.exists() and not root.is_dir():
+        raise InputError(f"The store {root} is a file; name a folder.")
+    return root
 
 
 def read_only(store: str | Path | None = None) -> bool:
@@ -82,15 +86,18 @@ def writable(store: str | Path | None = None) -> Path:
     if read_only(store):
         which = "packed" if packed.is_packed(root) else "the committed reference"
         raise InputError(f"The store {root} is {which}, so it is only read; take another store.")
-    check_folder(root)
+    user_paths.check_writable(root)
     return root
 
 
-def check_folder(root: Path) -> None:
-    """InputError if no store can be written at `root`."""
-    if root.exists() and not root.is_dir():
-        raise InputError(f"The store {root} is a file; name a folder.")
-    user_paths.check_writable(root)
+def make(store: str | Path | None = None) -> Path:
+    """The folder of a store that is to be written to, made; InputError if it cannot be."""
+    root = writable(store)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The store {root} cannot be made ({error.strerror}); name another folder.") from None
+    return root
 
 
 def has(cell: Cell, store: str | Path | None = None) -> bool:
@@ -151,8 +158,7 @@ def write(
     adapter. A cell that is there already stays as it is unless `replace` is true; then what was asked of its adapter is
     forgotten, unless the new one is the same (a cell that is only judged again).
     """
-    root = writable(store)
-    root.mkdir(parents=True, exist_ok=True)
+    root = make(store)
     partial, final = root / partial_name(cell.run_id), root / cell.run_id
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -197,6 +197,27 @@ def test_a_record_without_a_key_is_made_again(tmp_path, key):
     assert store.has(cell(), tmp_path) and len(store.collect(tmp_path)) == 1
 
 
+def number(**changed):
+    about = {"subject": "poisoned", "condition": "clean", "metric": "asr", "value": 0.5, "k": 1, "n": 2}
+    return about | {"low": 0.1, "high": 0.9, "unit": "share"} | changed
+
+
+@pytest.mark.parametrize("changed", [
+    {"metrics": [1]}, {"metrics": [{}]}, {"metrics": [number(value="0.5")]}, {"metrics": [number(subject=None)]},
+    {"metrics": [number(low=True)]}, {"metrics": [number(), []]}, {"status": "almost"}, {"provenance": None},
+    {"config": {}}, {"config": {"threat": "jailbreak", "attack": 3}},
+    {"config": {"threat": "jailbreak", "attack": "SIG", "train": [1]}},
+    {"config": {"threat": "jailbreak", "attack": "SIG", "attack_params": "x"}},
+])  # fmt: skip
+def test_a_record_whose_values_are_of_another_kind_stops_no_other(tmp_path, changed, capsys):
+    folder = store.write(cell(), tmp_path, record() | {"metrics": [number()]})
+    store.write(cell(0.2), tmp_path, record() | {"metrics": [number()]})
+    found = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(found | changed))
+    assert store.collect(tmp_path)["poison_rate"].tolist() == [0.2] and not store.has(cell(), tmp_path)
+    assert str(folder) in capsys.readouterr().err
+
+
 def test_a_failure_that_is_cut_off_is_still_a_failure(tmp_path):
     file = store.write_failure(cell(), tmp_path, "Traceback")
     file.write_bytes(file.read_bytes()[:30])

@@ -22,7 +22,6 @@ from bvlm_utils.train.settings import TrainSettings
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
 BY = {JUDGED: "judged by the rule", PUBLISHED: "published test", PAYLOAD: "payload test", STRICT: "strict test"}
 WHAT = {True: "tasks", False: "pairs"}
-PASSES = {1: "one pass", 2: "two passes", 3: "three passes"}
 
 
 def bases(table: pd.DataFrame, models: Sequence[str] = ()) -> dict[str, Base]:
@@ -36,10 +35,6 @@ def of_seven_billion(table: pd.DataFrame) -> list[str]:
     """
     done = table[table["status"] == "done"]
     return [name for name in dict.fromkeys(done["model"]) if SEVEN_BILLION.search(name)]
-
-
-def passes(number: int) -> str:
-    return PASSES.get(number, f"{number} passes")
 
 
 def counted(found: Verdict) -> str:
@@ -63,10 +58,23 @@ def lines_of(claim: Claim, bases: dict[str, Base]) -> list[tuple[Base, int]]:
     return found
 
 
+def sentence(table: pd.DataFrame, bases: dict[str, Base]) -> str:
+    """The verdicts in a sentence without a full stop, for the first page; "" where nothing was judged."""
+    told = []
+    for claim in CLAIMS:
+        found = [(base, number, second.verdict(claim, base, number)) for base, number in lines_of(claim, bases)]
+        judged = [one for one in found if one[2].judged]
+        said = [f"{one.verdict} after {words.passes(n)} on {base.model}{_of(one)}" for base, n, one in judged]
+        told += [f"{claim.topic}: {', '.join(said)}"] if said else []
+    if not told:
+        return ""
+    return "Of the paper's claims, by the test that the committed rule names: " + "; ".join(told)
+
+
 def verdict_table(claim: Claim, bases: dict[str, Base]) -> pd.DataFrame:
     """A line per base and number of passes, a column per test."""
     return pd.DataFrame([
-        {"base": base.model, "training": passes(number)}
+        {"base": base.model, "training": words.passes(number)}
         | {title: counted(second.verdict(claim, base, number, test)) for test, title in BY.items()}
         for base, number in lines_of(claim, bases)
     ])  # fmt: skip
@@ -79,7 +87,7 @@ def overview(bases: dict[str, Base], table: pd.DataFrame) -> pd.DataFrame:
         line = {"what the paper says": html.escape(claim.says)}
         for name, base in bases.items():
             told = [
-                f"<strong>{found.verdict}</strong> after {passes(number)}{_of(found)}"
+                f"<strong>{found.verdict}</strong> after {words.passes(number)}{_of(found)}"
                 for number in [number for one, number in lines_of(claim, {name: base})]
                 if (found := second.verdict(claim, base, number)).verdict != second.NOT_RUN
             ]
@@ -124,7 +132,7 @@ def in_short(claim: Claim, bases: dict[str, Base]) -> str:
             f"surely in {found.holds} of {found.judged} {WHAT[claim.tasks]}, surely not in {found.contradicts}"
             if found.judged else f"only single runs ({found.single} {WHAT[False]})"
         )  # fmt: skip
-        told.append(f"{base.model} after {passes(number)}: {whole}")
+        told.append(f"{base.model} after {words.passes(number)}: {whole}")
     return f"**{claim.short}** {'; '.join(told)}." if told else f"**{claim.short}** {second.NOT_RUN.capitalize()}."
 
 
@@ -159,8 +167,8 @@ def show_evidence(key: str, bases: dict[str, Base]) -> None:
     claim = next(claim for claim in CLAIMS if claim.key == key)
     for base, number in lines_of(claim, bases):
         found = second.verdict(claim, base, number)
-        caption = f"{base.model}, {passes(number)}: the pairs that the rule names, 95 % intervals of the means."
-        empty = f"{base.model}, {passes(number)}: {second.NOT_RUN}."
+        caption = f"{base.model}, {words.passes(number)}: the pairs that the rule names, 95 % intervals of the means."
+        empty = f"{base.model}, {words.passes(number)}: {second.NOT_RUN}."
         page.show_table(evidence_table(found), caption, empty)
 
 
@@ -178,7 +186,7 @@ def text_and_image(bases: dict[str, Base]) -> Figure:
     for axis, (model, lines) in zip(axes, shown.items(), strict=True):
         for i, modality in enumerate(words.MODALITIES):
             part = lines[lines["modality"] == modality]
-            at = part["threat"].map(names.index) + 0.22 * (i - 1)
+            at = part["threat"].map(names.index).astype(float) + 0.22 * (i - 1)
             look = figures.look(i)
             for single, own in part.groupby(part["n_seeds"] < second.JUDGED_SEEDS):
                 face = "white" if single else look["color"]
@@ -267,14 +275,14 @@ def at_one_percent(base: Base) -> Figure:
             mark = {second.HOLDS: "▲", second.CONTRADICTS: "▽", second.SINGLE: "○"}.get(line["outcome"], "")
             dark = line["value"] > 0.5
             axis.text(x + 0.93, y + 0.28, mark, fontsize=6, ha="right", color="white" if dark else "black")
-        axis.set_title(f"{base.model}, {passes(number)}")
+        axis.set_title(f"{base.model}, {words.passes(number)}")
     return figure
 
 
 def at_one_percent_words(base: Base) -> dict[str, str]:
     claim = next(claim for claim in CLAIMS if claim.key == "pairs")
     said = [
-        f"{passes(number)}: mean above 0.90 in {int((lines['value'] > HIGH).sum())} of {len(lines)} pairs, "
+        f"{words.passes(number)}: mean above 0.90 in {int((lines['value'] > HIGH).sum())} of {len(lines)} pairs, "
         f"{counted(second.verdict(claim, base, number))}"
         for number in second.passes(base) if len(lines := second.one_percent(base, number, JUDGED))
     ]  # fmt: skip
@@ -307,7 +315,7 @@ def one_percent(table: pd.DataFrame) -> str:
         return ""
     return (
         f"The first edition's verdict on 1 % was one on {' or '.join(map(str, sorted(rows)))} rows, "
-        f"{passes(TrainSettings().epochs)}, by stricter tests than the published ones: pairs whose mean is above "
+        f"{words.passes(TrainSettings().epochs)}, by stricter tests than the published ones: pairs whose mean is above "
         f"{words.percent(HIGH)} are {'; '.join(told)}"
     )
 

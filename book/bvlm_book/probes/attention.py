@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bvlm_book.probes import command
-from bvlm_book.probes.records import CONTROL, POISONED, load
+from bvlm_book.probes.records import CONTROL, POISONED, read
 from bvlm_book.probes.records_of_attention import CELL, COUNTS, DIFFERENCE, FOLDER, GROUPS
 from bvlm_utils import attacks, store
 from bvlm_utils.atomic import write_file
@@ -93,8 +93,7 @@ def _identity(cell: Cell, rows: int) -> dict[str, Any]:
 
 
 def _known(cell: Cell, root: Path, rows: int) -> bool:
-    file = _file(cell, root)
-    return file.is_file() and load(file.read_bytes(), file, "traces")["identity"] == _identity(cell, rows)
+    return read(_file(cell, root), lambda record: [record["identity"]]) == [_identity(cell, rows)]
 
 
 def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
