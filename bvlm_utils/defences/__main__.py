@@ -2,12 +2,14 @@
 
 python -m bvlm_utils.defences list [--moment M]                      the defences, and what each needs
 python -m bvlm_utils.defences repair ADAPTER --method M --out FOLDER   a repaired adapter, measured before and after
+python -m bvlm_utils.defences zoo STORE --out FOLDER                   adapters whose truth is known, packed
+python -m bvlm_utils.defences challenge SCORES.csv                     how well scores tell them apart
 """
 
 import argparse
 import sys
 
-from bvlm_utils.defences import defence
+from bvlm_utils.defences import challenge, defence, zoo
 from bvlm_utils.defences.declare import MOMENTS
 from bvlm_utils.errors import InputError
 
@@ -22,10 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     listed.add_argument("--moment", choices=list(MOMENTS), help="only those that act then")
     repaired = commands.add_parser("repair", help="a repaired adapter, with a card of what was measured")
     _repair_options(repaired)
+    zoo.add_arguments(commands.add_parser("zoo", help="adapters whose truth is known, packed from stores"))
+    challenge.add_arguments(commands.add_parser("challenge", help="how well scores tell the zoo's adapters apart"))
     given = parser.parse_args(argv)
     try:
         if given.command == "list":
             print(table(given.moment))
+        elif given.command in ("zoo", "challenge"):
+            {"zoo": zoo, "challenge": challenge}[given.command].run(given)
         else:
             from bvlm_utils.defences import repair_command
 
