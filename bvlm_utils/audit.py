@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bvlm_utils import attacks, command, models, paths, store, threats, user_paths
 from bvlm_utils.attacks import own
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import files, names
+from bvlm_utils.models import names
 from bvlm_utils.run import own_pictures, reference
 from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question
@@ -221,20 +221,20 @@ def _parser() -> command.Parser:
 def _act(given: argparse.Namespace) -> int:
     out = user_paths.new_file(given.out) if given.out is not None else None
     suspect = subject(given.suspect, given.model)
+    making = given.reference is None
     if given.reference in (None, BASE) and suspect.adapter is None:
         raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
-    trusted = subject(given.reference, given.model) if given.reference not in (None, BASE) else None
+    trusted = Subject(suspect.model, None) if making or given.reference == BASE else None
+    trusted = trusted or subject(given.reference, given.model)
     check_dataset(given.dataset)
-    triggers = _triggers(given)
-    bench_of = _inputs(given)
-    if given.reference == BASE:
-        trusted = Subject(suspect.model, None)
+    kept = store.writable(given.store) if making else None
+    triggers, bench_of = _triggers(given), _inputs(given)
     names.go_offline(suspect.model)
-    trusted = trusted or _made(given, suspect)
-    beside = BASE if trusted.adapter is None else CLEAN_TUNED
+    if kept:
+        trusted = _made(given, suspect, kept)
     table = measure(suspect, trusted, bench_of, triggers, given.rows)
     detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population)
-    print(verdict(table, detected, beside))
+    print(verdict(table, detected, BASE if trusted.adapter is None else CLEAN_TUNED))
     if out:
         table.to_csv(out, index=False)
     return ALARM if table["alarm"].any() else NO_ALARM
@@ -268,11 +268,13 @@ def _inputs(given: argparse.Namespace) -> Callable[[str], Bench]:
     return bench_of
 
 
-def _made(given: argparse.Namespace, suspect: Subject) -> Subject:
-    """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank."""
-    rank = files.table(suspect.adapter / "adapter_config.json").get("r")
+def _made(given: argparse.Namespace, suspect: Subject, kept: Path) -> Subject:
+    """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank; `kept` is a store."""
+    from bvlm_utils.train import adapters
+
+    rank = adapters.read(suspect.adapter).config.r  # an adapter that cannot be read is told before anything is tuned
     wanted = reference.cell(suspect.model, given.dataset, given.reference_rows, rank, given.four_bit)
-    return Subject(suspect.model, reference.adapter(wanted, store.writable(given.store)))
+    return Subject(suspect.model, reference.adapter(wanted, kept))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -110,7 +110,8 @@ def chosen(found: Sequence[Candidate], each: int = EACH) -> list[Candidate]:
 def _traits(one: Candidate) -> list[tuple[str, Any]]:
     names = ("model", "threat", "attack") if one.kind == BACKDOORED else ("model", "dataset", "skill")
     about = one.about
-    return [("kind", one.kind), *((name, about[name]) for name in names)]
+    pair = (about[names[0]], about[names[1]])  # so that a threat, or a dataset, is not that of one base only
+    return [("kind", one.kind), ("pair", pair), *((name, about[name]) for name in names)]
 
 
 # ---------------------------------------------------------------- packing
@@ -189,6 +190,7 @@ def _write_adapter(folder: Path, saved: adapters.Saved, one: Candidate) -> None:
     folder.mkdir(parents=True)
     state = {name: saved.state[name].half().contiguous() for name in sorted(saved.state)}
     save_file(state, folder / adapters.WEIGHTS, metadata={"format": "pt"})
+    (folder / adapters.WEIGHTS).chmod(0o644)
     about = one.about
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": about["model"], "r": saved.config.r,
