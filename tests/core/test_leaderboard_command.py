@@ -56,6 +56,10 @@ def test_check_counts_the_entries(entry, capsys):
     assert ": 1, all" in capsys.readouterr().out
 
 
+def test_the_committed_entries_are_as_they_should_be():
+    assert leaderboard.main(["check"]) == 0
+
+
 def tampered(entry, change):
     found = json.loads(entry.read_text())
     change(found)
