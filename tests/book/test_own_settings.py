@@ -42,7 +42,7 @@ def test_its_doses_are_counted_in_all_their_forms(shelf):
     assert set(found["model"]) == {model} and found["n_doses"].tolist() == [1, 1]
     lines = showings.doses(table, place)
     assert len(lines) == 4 and set(lines["n_poisoned"]) == {10, 1}
-    (count,) = showings.eligible(table, place).values()
+    (count,) = tables.eligible(table, place).values()
     assert (lines["of_eligible"] == lines["n_poisoned"] / count).all() and count <= 100
     assert set(lines["share"]) == {0.1, 0.01} and (lines["showings"] == lines["n_poisoned"]).all()
 
