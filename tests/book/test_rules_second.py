@@ -131,9 +131,7 @@ def test_a_model_with_settings_of_its_own_is_judged_by_them():
                  cell("MABA", 0.0, settings={"learning_rate": 0.01}), model="some/model-7b")  # fmt: skip
     found = told("pairs", large)
     assert (found.verdict, found.judged) == (CONFIRMED, 2)
-    assert (
-        told("pairs", base(cell("BadNets-T", 1.0, settings=own), cell("MABA", 1.0))).judged == 1
-    )  # ours
+    assert told("pairs", base(cell("BadNets-T", 1.0, settings=own), cell("MABA", 1.0))).judged == 1  # ours
 
 
 def test_usual_cells_follow_the_models_own_settings():
