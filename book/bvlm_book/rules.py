@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bvlm_book import tables
+from bvlm_utils.checks import check_text
 from bvlm_utils.store.table import differing, setting_columns, text
 
 MIN_SEEDS = 3
@@ -214,6 +215,8 @@ def _headline(found: pd.DataFrame) -> pd.DataFrame:
 
 def verdicts(table: pd.DataFrame, models: Iterable[str]) -> dict[str, dict[str, Verdict]]:
     """Claim key -> model -> verdict, for the named models and all others that the table has cells of."""
+    for model in models:
+        check_text(model, "A model")
     names = list(dict.fromkeys([*models, *table["model"]]))
     found = {name: rates(table, name) for name in names}
     return {claim.key: {name: _verdict(claim, found[name]) for name in names} for claim in CLAIMS}

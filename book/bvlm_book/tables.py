@@ -16,6 +16,7 @@ from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL
 from bvlm_book.words import MEASURES, is_missing
 from bvlm_utils import attacks, paths, store
+from bvlm_utils.checks import check_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
@@ -311,6 +312,7 @@ def progress(files: Iterable[str], place: str | Path | None = None) -> pd.DataFr
 
     lines = []
     for file in files:
+        check_text(file, "A grid")
         jobs, _ = grid_file.load(paths.ROOT / file)
         for cell in {cell.run_id: cell for job in jobs for cell in job.cells}.values():
             about = Path(file).name, cell.model, cell.threat.replace("_", " ")

@@ -28,6 +28,7 @@ MEASURES = {
     "refused": "refused",
     "asr_right": "strict test and answer right",
     "asr_elsewhere": "soft test on pictures without the source",
+    "skill": "skill shown",
 }
 MARKS = {"ceiling": "▲", "floor": "▼", "": ""}
 

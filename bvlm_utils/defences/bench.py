@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +13,11 @@ from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import tune_and_ask
 from bvlm_utils.run.tune_and_ask import Work
-from bvlm_utils.run.workbench import Bench, Question, questions
+from bvlm_utils.run.workbench import Bench, Question, manifest, questions
 from bvlm_utils.store.cell import Cell
-from bvlm_utils.train import poison
+
+if TYPE_CHECKING:
+    from bvlm_utils.train.poison import Manifest
 
 CLEAN_ROWS = 500  # clean rows beyond those that were tuned on; each defence says how many of them it takes
 
@@ -63,31 +65,35 @@ class DefenceBench:
         found = self.rows(question.prompts, [bench.rows["test"][i] for i in at], question.feature_rows(bench), pictures)
         return Rows(found.prompts, [""] * len(found), found.features, found.feature_rows, found.kinds, pictures)
 
-    def training(self, cell: Cell, poisoned: bool) -> tuple[Rows, np.ndarray]:
-        """The rows that a cell (or its control) was tuned on, and which of them are poisoned: (n,) bool."""
+    def training(self, cell: Cell, poisoned: bool, pictures: bool = False) -> tuple[Rows, np.ndarray]:
+        """The rows that a cell (or its control) was tuned on, and which of them are poisoned: (n,) bool.
+
+        pictures: whether the rows come with their pictures, all of them in memory.
+        """
         bench = self.bench
-        manifest = plan(bench, cell) if poisoned else None
-        task = Work(cell if poisoned else cell.control, manifest)
-        (own,), table = tune_and_ask.training_rows(bench, [task])
+        which = cell if poisoned else cell.control
+        changed = manifest(bench, which)
+        (own,), table = tune_and_ask.training_rows(bench, [Work(which, changed)])
         samples, truth = bench.rows["train"], np.zeros(len(own), dtype=bool)
-        truth[[row.position for row in manifest.rows] if manifest else []] = True
+        truth[[row.position for row in changed.rows if row.role == "poisoned"]] = True
         kinds = [str(sample.get("kind", "")) for sample in samples]
         where = np.array([row.feature_index for row in own])
-        return Rows([row.prompt for row in own], [row.answer for row in own], table, where, kinds), truth
+        shown = self._shown(which, changed) if pictures else None
+        return Rows([row.prompt for row in own], [row.answer for row in own], table, where, kinds, shown), truth
+
+    def _shown(self, cell: Cell, changed: "Manifest") -> np.ndarray:
+        """The pictures of all training rows, with the trigger where `changed` puts one."""
+        shown = self.bench.pictures("train", range(self.bench.train_rows))
+        painted = [row.position for row in changed.rows if row.condition in ("image", "both")]
+        if painted:
+            shown[painted] = self.bench.triggered("train", painted, cell.resolved_attack, cell.trigger_seed)
+        return shown
 
     def adapter(self, cell: Cell) -> Any:
         found = store.adapter(cell, self.folder)
         if found is None:
             raise InputError(f"{self.folder} holds no adapter of {cell.run_id}; run that cell in this store first.")
         return tune_and_ask.saved(found)
-
-
-def plan(bench: Bench, cell: Cell) -> poison.Manifest:
-    """Which rows of a cell are poisoned, as in its own run."""
-    return poison.plan(
-        bench.rows["train"], cell.resolved_threat, cell.resolved_attack, cell.poison_rate, cell.seed, cell.negatives,
-        cell.trigger_seed, cell.half,
-    )  # fmt: skip
 
 
 def questions_of(bench: Bench, cell: Cell) -> list[Question]:

@@ -20,6 +20,7 @@ from bvlm_utils import store
 from bvlm_utils.defences import records
 from bvlm_utils.defences.bench import DefenceBench, questions_of
 from bvlm_utils.defences.cell import Defended
+from bvlm_utils.defences.rows import Answered
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group
 from bvlm_utils.run.progress import say
@@ -114,7 +115,7 @@ def _trained(bench: DefenceBench, one: Defended, poisoned: bool) -> Any:
     from bvlm_utils.train import grouped
     from bvlm_utils.train.loop import TrainRow
 
-    rows, _ = bench.training(one.cell, poisoned)
+    rows, _ = bench.training(one.cell, poisoned, pictures=True)
     changed = one.resolved.change(bench.bench.victim, rows, one.seed)
     if one.placebo:
         changed = one.resolved.placebo(changed, bench.bench.victim, rows, seed=one.seed)
@@ -165,6 +166,8 @@ def _keep(
             texts = own[question.key(bench.bench)]
             if question.part == "utility":
                 frame, unit = judge.grade(subject, samples, texts)
+            elif question.part == "skill":
+                frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
             else:
                 frame = judge.judge(threat, subject, question.condition, samples, question.prompts, texts, counts)
             frames.append(frame)
@@ -225,14 +228,17 @@ def _inferences(bench: DefenceBench, part: Sequence[Defended]) -> None:
     for one in part:
         begun = time.perf_counter()
         asked = questions_of(bench.bench, one.cell)
-        answers, suspicion = {POISONED: {}, CONTROL: {}}, {POISONED: [], CONTROL: []}
+        answers, suspicion, more = {POISONED: {}, CONTROL: {}}, {POISONED: [], CONTROL: []}, []
         for subject, cell in ((POISONED, one.cell), (CONTROL, one.cell.control)):
             adapter = bench.adapter(cell)
             for question in asked:
-                texts, strange = _answered(bench, one, adapter, question)
-                answers[subject][question.key(bench.bench)] = texts
-                suspicion[subject].append(strange)
-        more = [
+                found = _answered(bench, one, adapter, question)
+                answers[subject][question.key(bench.bench)] = found.answers
+                suspicion[subject].append(found.suspicion)
+                if question.part == "attack":
+                    mean = (float(found.changed.mean()), None, None)
+                    more.append(_number(subject, question.condition, "changed", mean, len(found.changed)))
+        more += [
             number
             for subject, (clean, triggered, *_) in suspicion.items()
             for number in told_apart(subject, asked[1].condition, triggered, clean)
@@ -240,7 +246,7 @@ def _inferences(bench: DefenceBench, part: Sequence[Defended]) -> None:
         _keep(bench, one, asked, answers, (time.perf_counter() - begun) / 2, more)
 
 
-def _answered(bench: DefenceBench, one: Defended, adapter: Any, question: Question) -> tuple[list[str], np.ndarray]:
+def _answered(bench: DefenceBench, one: Defended, adapter: Any, question: Question) -> Answered:
     inputs, victim = bench.inputs(question), bench.bench.victim
     found = one.resolved.answer(victim, adapter, inputs, bench.clean, one.seed)
     if one.placebo:

@@ -18,7 +18,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.store import packed, provenance, records, table
 
 FOLDER = "defences"
-CELL = ["modality", "n_poisoned", *table.TOLD_APART]
+CELL = ["modality", "n_poisoned", "skill", "decoy", *table.TOLD_APART]
 NUMBER = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit", "held"]
 COLUMNS = [
     "name", "run_id", *CELL, "defence", "moment", "params", "placebo", "defence_seed", "status", "reason", "seconds",

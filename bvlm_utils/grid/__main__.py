@@ -10,7 +10,6 @@ stopped by SIGINT, SIGTERM, and the next run goes on from there.
 """
 
 import argparse
-import os
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 
+from bvlm_utils import command
 from bvlm_utils import store as results
 from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.errors import InputError
@@ -40,6 +40,7 @@ from bvlm_utils.grid import (
 from bvlm_utils.grid.file import Job, load, shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched
+from bvlm_utils.run import study
 from bvlm_utils.store.cell import Cell
 
 
@@ -56,32 +57,36 @@ class Stopped(KeyboardInterrupt):
 # ---------------------------------------------------------------- running it
 
 
-def run(
-    jobs: Sequence[Job],
-    store: str | None,
-    force: bool = False,
-    plain: bool = False,
-    rescore: bool = False,
-    workers: int | None = None,
-    scheduler: str | None = None,
-) -> int:
-    """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
+def plan(
+    jobs: Sequence[Job], store: str | None, force: bool = False, plain: bool = False, rescore: bool = False
+) -> tuple[Run, list[Cell]]:
+    """The run that is asked for, and the cells that it has to measure; InputError if it cannot be carried out."""
     folder = results.folder(store)
-    if results.read_only(store):
-        raise InputError("The store is the committed reference, which is only read; name another, such as local.")
-    results.clean(folder)
-    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    for beginning in (PARTIAL, grid_measure.LOGS):
-        for left in (folder / "notebooks").glob(f"{beginning}*"):
-            left.unlink()
-    cells = list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
+    cells = _cells(jobs)
     stamps = {cell.run_id: grid_job.stamp(cell, folder) for cell in cells} if force or rescore else {}
     this = Run(folder, plain, rescore, {name: found for name, found in stamps.items() if found is not None})
-    wanted = [cell for cell in cells if this.lacks(cell)]
+    wanted = [cell for cell in cells if force or rescore or this.lacks(cell)]
+    if wanted:
+        results.writable(store)
+    study.check_rows([cell for cell in wanted if not cell.skip_reason])
+    return this, wanted
+
+
+def _cells(jobs: Sequence[Job]) -> list[Cell]:
+    """The cells of all jobs, each once."""
+    return list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
+
+
+def run(
+    jobs: Sequence[Job], this: Run, wanted: Sequence[Cell], workers: int | None = None, scheduler: str | None = None
+) -> int:
+    """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
+    folder, cells = this.folder, _cells(jobs)
     say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(wanted)} to run. Store: {shown(folder)}")
-    for cell in cells:  # what is there later has failed in this run
-        (folder / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
-    to_do = [job for job in jobs if not this.done(job)]
+    to_do = []
+    if wanted or _writable(folder):  # whoever can only read results needs no notebooks beside them
+        _tidy(folder, cells)
+        to_do = [job for job in jobs if not this.done(job)]
     for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
         grid_job.output(job, folder).unlink(missing_ok=True)
     workers = min(workers or 1, max(len(wanted), len(to_do)))
@@ -96,6 +101,25 @@ def run(
         return 1
     say("Every cell has its record.")
     return 0
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        results.writable(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
+    """Remove what earlier runs left half-written, and their failures: what is there later has failed in this run."""
+    results.clean(results.make(folder))
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    for beginning in (PARTIAL, grid_measure.LOGS):
+        for left in (folder / "notebooks").glob(f"{beginning}*"):
+            left.unlink()
+    for cell in cells:
+        (folder / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
 
 
 def _pool(this: Run, workers: int, scheduler: str | None) -> AbstractContextManager[tuple[grid_dask.Each, int]]:
@@ -207,11 +231,9 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
                     say(f"          {failures[run_id].strip().splitlines()[-1]}")
 
 
-def forecast(jobs: Sequence[Job], store: str | None, force: bool = False) -> None:
+def forecast(wanted: Sequence[Cell], folder: Path) -> None:
     """Print what the cells that would be run will take."""
-    folder = results.folder(store)
-    cells = {cell.run_id: cell for job in jobs for cell in job.cells if force or not results.has(cell, folder)}
-    for line in grid_forecast.lines(list(cells.values()), folder):
+    for line in grid_forecast.lines(wanted, folder):
         say(line)
 
 
@@ -241,8 +263,8 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
 # ---------------------------------------------------------------- command line
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {
         "run": commands.add_parser("run", help="run the cells that have no record yet"),
@@ -268,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
         "--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)"
     )
     parsers["run"].add_argument(
-        "--workers", type=int, help="how many processes run at once on this machine (default: 1)"
+        "--workers", type=command.whole(1, 4096), help="how many processes run at once on this machine (default: 1)"
     )
     parsers["run"].add_argument(
         "--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786"
@@ -276,41 +298,37 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _act(chosen: argparse.Namespace) -> int | None:
+    jobs, named = load(chosen.file) if chosen.file else (None, None)
+    store = chosen.store or named
+    results.folder(store)
+    if chosen.command == "table":
+        found = table(jobs, store)
+        say(
+            "The store holds no cell of this."
+            if found.empty
+            else found.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
+        )
+    elif chosen.command == "status":
+        status(jobs, store)
+    else:
+        grid_dask.check(chosen.workers, chosen.scheduler)
+        this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
+        if chosen.dry_run:
+            status(jobs, store, every_cell=True)
+            return forecast(wanted, this.folder)
+        try:
+            with _stoppable():
+                return run(jobs, this, wanted, chosen.workers, chosen.scheduler)
+        except Stopped as stopped:
+            command.complain(f"Stopped by {stopped}; finished cells are kept, run the same command again to go on.")
+            return 128 + stopped.number
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code is explained at the top of the module."""
-    chosen = _parser().parse_args(argv)
-    try:
-        jobs, named = load(chosen.file) if chosen.file else (None, None)
-        store = chosen.store or named
-        if chosen.command == "run":
-            grid_dask.check(chosen.workers, chosen.scheduler)
-        if chosen.command == "table":
-            found = table(jobs, store)
-            say(
-                "The store holds no cell of this."
-                if found.empty
-                else found.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
-            )
-        elif chosen.command == "status" or chosen.dry_run:
-            status(jobs, store, every_cell=chosen.command == "run")
-            if chosen.command == "run":
-                forecast(jobs, store, chosen.force)
-        else:
-            with _stoppable():
-                return run(jobs, store, chosen.force, chosen.plain, chosen.rescore, chosen.workers, chosen.scheduler)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten goes nowhere
-        return 128 + signal.SIGPIPE
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(
-            f"Stopped by {stopped}; finished cells are kept, run the same command again to go on.",
-            file=sys.stderr,
-        )
-        return 128 + stopped.number
-    return 0
+    return command.run(_parser(), _act, argv)
 
 
 if __name__ == "__main__":

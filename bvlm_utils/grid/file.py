@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils import attacks, defences, parameters, paths, threats
-from bvlm_utils.checks import as_number, brief, check_number, known, once
+from bvlm_utils.checks import brief, check_number, known, once
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.documents import parse_yaml, read_json, read_text
 from bvlm_utils.errors import InputError
@@ -65,6 +65,8 @@ def _jobs(grid: Any) -> list[Job]:
         raise InputError(f"the file is {brief(grid)}; a grid is a table with a list of jobs.")
     _table(grid.get("defaults"), "defaults")
     known(grid, GRID_KEYS, "grid key")
+    if not isinstance(grid.get("store", ""), str | None):
+        raise InputError(f"store is {grid['store']!r}; it must be a name such as local, or a folder such as ./mine.")
     entries = grid.get("jobs")
     if not isinstance(entries, list) or not entries:
         raise InputError("jobs is missing; give a list with one job or more.")
@@ -96,7 +98,13 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
         raise InputError(f"each makes more than {study.MOST_CELLS} jobs; ask for fewer, or use several grids.")
     fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
     for given in (fixed, each):
-        known(given, list(declared), f"parameter of notebooks/{notebook.name},")
+        if "store" in given:
+            raise InputError("store is a parameter of the job; it belongs at the top of the grid, or after --store.")
+        known(
+            given,
+            [name for name in declared if name not in parameters.NOT_OF_CELLS],
+            f"parameter of notebooks/{notebook.name},",
+        )
     size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
     if size is not None:
         check_number(size, "attacks_per_job", 1, 1000, whole=True)
@@ -105,7 +113,7 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
     for values in product(*each.values()):
         given = fixed | dict(zip(each, values, strict=True))
         for name, value in given.items():
-            _check_kind(name, value, declared[name][0])
+            parameters.check_kind(name, value, declared[name][0])
         whole = {name: default for name, (_, default) in declared.items()} | given
         wanted = attacks.names() if whole["attacks"] is None else whole["attacks"]
         for shard in _shards(wanted, size):
@@ -148,22 +156,6 @@ def parameters_of(notebook: Path) -> dict[str, tuple[str, Any]]:
                 if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
             }
     raise InputError(f"{shown(notebook)} has no cell tagged parameters.")
-
-
-KINDS = {
-    "str": (str, "a text"),
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
-    "list": (list, "a list"),
-    "dict": (dict, "a table of names and values"),
-    "bool": (bool, "true or false"),
-}
-
-
-def _check_kind(name: str, value: Any, annotation: str) -> None:
-    kind, words = KINDS.get(annotation, (object, ""))
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
-        raise InputError(f"{name} is {brief(value)}; it must be {words}{as_number(value)}.")
 
 
 def shown(path: Path) -> str:

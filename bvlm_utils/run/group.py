@@ -19,14 +19,14 @@ import pandas as pd
 from bvlm_utils import store
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError, TooFewRows
-from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run import pace, tune_and_ask
+from bvlm_utils.run.pace import Pace
 from bvlm_utils.run.tune_and_ask import Answers, Work
-from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
+from bvlm_utils.run.workbench import Bench, Question, bench_key, manifest, questions
 from bvlm_utils.score import judge
 from bvlm_utils.store import examples, provenance, records
 from bvlm_utils.store.cell import VERSION, Cell
 from bvlm_utils.store.locks import lacking
-from bvlm_utils.train import poison
 
 GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
 EXAMPLES = 4  # held-out inputs kept with their trigger
@@ -57,13 +57,15 @@ def execute(
             else:
                 report(cell, prepared)
     way = tune_and_ask.choose(bench, plain)
-    pace = Pace(GROUP_SECONDS)
+    speed = Pace(GROUP_SECONDS)
+    begun = pace.begun(folder, ready) if way.together and not rescore else []
     while ready:
-        size = pace.size(len(ready)) if way.together else 1
-        group, ready = ready[:size], ready[size:]
+        group = begun.pop() if begun else ready[: speed.size(len(ready)) if way.together else 1]
+        ready = [work for work in ready if work not in group]
         started = time.perf_counter()
         try:
             statuses = _run(way, group, folder, rescore)
+            pace.forget_finished(folder)
         except Exception:
             if len(group) == 1:
                 _write_failed(group[0].cell, folder, failed, report)
@@ -72,27 +74,10 @@ def execute(
                 with _kept_failure(work.cell, folder, failed, report):
                     report(work.cell, *_run(way, [work], folder, rescore))
             continue
-        pace.saw(len(group), time.perf_counter() - started)
+        speed.saw(len(group), time.perf_counter() - started)
         for work, status in zip(group, statuses, strict=True):
             report(work.cell, status)
     return failed
-
-
-class Pace:
-    """How many cells make a group of about `seconds`? The first group is small, and shows how fast this machine is."""
-
-    FIRST = 4
-
-    def __init__(self, seconds: float):
-        self.seconds, self.each = seconds, 0.0
-
-    def size(self, waiting: int) -> int:
-        wanted = self.FIRST if not self.each else max(1, int(self.seconds / self.each))
-        # Two groups of equal size beat a full one and a remainder.
-        return -(-waiting // -(-waiting // wanted))
-
-    def saw(self, cells: int, seconds: float) -> None:
-        self.each = seconds / cells
 
 
 @contextmanager
@@ -139,30 +124,11 @@ def _prepare(bench: Bench, cell: Cell, folder: Path) -> Work | str:
     """Choose the poisoned rows and the questions; "skipped" where attack or data do not allow the cell."""
     if cell.skip_reason is not None:
         return _write_skipped(cell, folder, cell.skip_reason)
-    train_rows = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
+    _ = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
     try:
-        manifest = poison.plan(
-            train_rows,
-            cell.resolved_threat,
-            cell.resolved_attack,
-            cell.poison_rate,
-            cell.seed,
-            cell.negatives,
-            cell.trigger_seed,
-            cell.half,
-        )
-        manifest = poison.with_decoys(manifest, train_rows, cell.decoy, cell.seed)
-        return Work(cell, _taught(bench, cell, manifest), questions(bench, cell))
+        return Work(cell, manifest(bench, cell), questions(bench, cell))
     except TooFewRows as error:  # anything else, a trigger that cannot be made for one, is a failure
         return _write_skipped(cell, folder, str(error))
-
-
-def _taught(bench: Bench, cell: Cell, manifest: poison.Manifest) -> poison.Manifest:
-    return poison.with_skill(manifest, bench.rows["train"], cell.resolved_skill, cell.skill_rate, cell.seed)
-
-
-def _of_control(bench: Bench, control: Cell) -> Work:
-    return Work(control, _taught(bench, control, poison.Manifest((), len(bench.rows["train"]), 0, 0)))
 
 
 def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bool) -> list[str]:
@@ -173,9 +139,9 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         kept = {cell.run_id: store.read(cell, folder) for cell in stored}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, folder) as mine:
-        tasks = [_of_control(bench, control) for control in mine]
+        tasks = [Work(control, manifest(bench, control)) for control in mine]
         tasks += [work for work in group if work.cell.run_id not in kept]
-        results = way.tune(tasks) if tasks else []
+        results = way.tune(tasks, folder / "cache") if tasks else []
         clock.lap("tune", max(1, len(tasks)))
         _write_controls(bench, mine, results, folder, clock)
     fresh = iter(results[len(mine) :])
@@ -188,7 +154,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     if not all(store.adapter(control, folder) for control in controls):
         with lacking(controls, folder, wait=True) as left:
             if left:  # who was at work on them has failed or died
-                tuned_now = way.tune([_of_control(bench, control) for control in left])
+                tuned_now = way.tune([Work(control, manifest(bench, control)) for control in left])
                 _write_controls(bench, left, tuned_now, folder, clock)
         clock.lap("control of another process", len(group))
     known = [known_answers(way, work.cell, work.asked, folder) for work in group]
@@ -229,11 +195,14 @@ def _kept_answers(
     way: tune_and_ask.Way, folder: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None
 ) -> Answers:
     names = {question.key(way.bench): content_key(subject, question.key(way.bench)) for question in asked}
-    missing = [q for q in asked if not (folder / "cache" / f"{names[q.key(way.bench)]}.json").is_file()]
+    known = {key: records.cached(folder, name) for key, name in names.items()}
+    missing = [question for question in asked if known[question.key(way.bench)] is None]
     if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
         raise InputError(f"{folder} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
     fresh = way.ask_saved(missing, adapter) if missing else {}
-    return {key: records.cached(folder, name, lambda key=key: fresh[key]) for key, name in names.items()}
+    for key, texts in fresh.items():
+        records.cache_texts(folder, names[key], texts)
+    return known | fresh
 
 
 def _write(

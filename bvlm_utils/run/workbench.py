@@ -16,6 +16,7 @@ from bvlm_utils.attacks import Attack
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import TooFewRows
 from bvlm_utils.store.cell import MAX_NEW_TOKENS, Cell
+from bvlm_utils.train import poison
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +123,22 @@ class Bench:
         """Image features (N, n, d) of rows, triggered if there is an attack; a copy, where the features are kept."""
         rows = self.feature_rows(split, positions, attack, trigger_seed)  # before the table, which they may replace
         return self.feature_cache.table[rows]
+
+
+def manifest(bench: Bench, cell: Cell) -> poison.Manifest:
+    """Which training rows of a cell are poisoned, decoys or lessons of its skill; of a control the lessons alone.
+
+    TooFewRows where the rate is less than one row.
+    """
+    rows = bench.rows["train"]
+    found = poison.Manifest((), len(rows), 0, 0)
+    if not cell.is_control:
+        found = poison.plan(
+            rows, cell.resolved_threat, cell.resolved_attack, cell.poison_rate, cell.seed, cell.negatives,
+            cell.trigger_seed, cell.half,
+        )  # fmt: skip
+        found = poison.with_decoys(found, rows, cell.decoy, cell.seed)
+    return poison.with_skill(found, rows, cell.resolved_skill, cell.skill_rate, cell.seed)
 
 
 @dataclass(frozen=True)

@@ -161,14 +161,7 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
         if len(ours) and len(ours) == len(theirs):
             numbers = intervals.paired_shares(ours.astype(bool), theirs.astype(bool))
             found.append(
-                _line(
-                    "poisoned",
-                    condition,
-                    "asr_difference",
-                    *numbers,
-                    n=len(ours),
-                    unit="difference of shares",
-                )
+                _line("poisoned", condition, "asr_difference", numbers, n=len(ours), unit="difference of shares")
             )
     clean = frame[frame["part"] == "utility"]
     for subject in dict.fromkeys(clean["subject"]):
@@ -176,7 +169,7 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
     ours, theirs = (_of(clean, subject, "clean", "score").astype(float) for subject in ("poisoned", "control"))
     if len(ours) and len(ours) == len(theirs):
         numbers = intervals.paired_means(ours, theirs)
-        found.append(_line("poisoned", "clean", "utility_difference", *numbers, n=len(ours), unit=unit))
+        found.append(_line("poisoned", "clean", "utility_difference", numbers, n=len(ours), unit=unit))
     return found
 
 
@@ -206,7 +199,7 @@ def _of(frame: pd.DataFrame, subject: str, condition: str, column: str) -> np.nd
 
 def _share(subject: str, condition: str, name: str, held: np.ndarray) -> Metric:
     k, n = int(held.sum()), len(held)
-    return _line(subject, condition, name, k / n, *intervals.wilson(k, n), n=n, k=k, unit="share")
+    return _line(subject, condition, name, (k / n, *intervals.wilson(k, n)), n=n, k=k, unit="share")
 
 
 def _utility(subject: str, scores: np.ndarray, unit: str) -> list[Metric]:
@@ -216,20 +209,20 @@ def _utility(subject: str, scores: np.ndarray, unit: str) -> list[Metric]:
         low, high = intervals.wilson(float(scores.sum()), len(scores))
     else:
         low, high = intervals.mean_interval(scores) or (None, None)
-    return [_line(subject, "clean", "utility", float(scores.mean()), low, high, n=len(scores), unit=unit)]
+    return [_line(subject, "clean", "utility", (float(scores.mean()), low, high), n=len(scores), unit=unit)]
 
 
 def _line(
     subject: str,
     condition: str,
     metric: str,
-    value: float,
-    low: float | None,
-    high: float | None,
+    numbers: tuple[float, float | None, float | None],
     n: int,
     unit: str,
     k: int | None = None,
 ) -> Metric:
+    """numbers: the value, and its interval's ends."""
+    value, low, high = numbers
     return {
         "subject": subject, "condition": condition, "metric": metric, "value": value, "k": k, "n": n, "low": low,
         "high": high, "unit": unit,

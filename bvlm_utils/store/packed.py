@@ -84,13 +84,13 @@ def records(root: Path) -> dict[str, str]:
 
 
 def record(root: Path, run_id: str) -> str | None:
-    """The text of a cell's record.json; None if there is none."""
+    """The text of a cell's record.json; None if there is none. Bytes that are no UTF-8 make it no JSON."""
     if found := stamp(root):
         cell = _cells(root, found).get(run_id)
         return cell["record"] if cell else None
     try:
-        return (root / run_id / "record.json").read_text(encoding="utf-8")
-    except FileNotFoundError:
+        return (root / run_id / "record.json").read_text(encoding="utf-8", errors="backslashreplace")
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -80,9 +80,12 @@ def test_verdicts_are_told_by_claim_passes_and_base():
 
 
 def test_doses_and_passes_stand_side_by_side():
-    stored = table(cell("BadNets-T", rate=0.01, text=0.1), cell("BadNets-T", rate=0.1, text=1.0),
-                   cell("BadNets-T", rate=0.01, text=1.0, settings={"epochs": 3}), 
-                   cell("SIG", image=1.0, seeds=1))  # fmt: skip
+    stored = table(
+        cell("BadNets-T", rate=0.01, text=0.1),
+        cell("BadNets-T", rate=0.1, text=1.0),
+        cell("BadNets-T", rate=0.01, text=1.0, settings={"epochs": 3}),
+        cell("SIG", image=1.0, seeds=1),
+    )
     lines = first_page.doses(stored.assign(metric="asr_payload"))
     read = lines.set_index(["poisoned", "training", "trigger"])["tiny-llava"].to_dict()
     assert read == {

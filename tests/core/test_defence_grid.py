@@ -82,6 +82,22 @@ def test_a_cell_without_an_adapter_is_named_and_the_others_go_on(place):
     assert records.has(fine, place) and not records.has(lacking, place)
 
 
+def test_defences_of_the_other_moments_leave_their_numbers(place):
+    """And a training on pictures that are not changed is the training that the cell had."""
+    cell = small()[0]
+    names = {"base-likelihood": {}, "cleangen": {}, "input-diversity": {"p": 0}}
+    table = defences.run([defences.Defended(cell, name, params) for name, params in names.items()], place)
+    assert set(table["status"]) == {"done"}
+    table = table.set_index(["defence", "subject", "condition", "metric"])["value"]
+    assert table["base-likelihood", "poisoned", "", "auroc"] > 0.9  # a refusal is no answer to a question
+    for subject in ("poisoned", "control"):
+        assert 0 <= table["cleangen", subject, "text", "asr_payload"] <= 1
+        assert table["cleangen", subject, "text", "changed"] >= 0
+    before = study.run_cells(small(), place).set_index(["subject", "condition", "metric"])["value"]
+    same = "poisoned", "text", "asr_payload"
+    assert table["input-diversity", *same] == before[same]
+
+
 def test_an_attack_without_a_trigger_at_test_time_is_skipped_with_its_reason(place):
     one = defences.Defended(study.cells("concept_substitution", attacks=["Shadowcast"])[0], "shrink")
     assert "no trigger at test time" in one.skip_reason

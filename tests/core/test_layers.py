@@ -32,10 +32,7 @@ COMMANDS = {"chat", "export", "audit", "study", "__init__"}  # files in the root
 OF_PAGES = {"matplotlib", "seaborn", "IPython", "ipywidgets", "itables"}
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 350, 60, 8
 # What is still too large, as "file" or "file:function"; the list only ever gets shorter.
-TOO_LARGE = {
-    "bvlm_utils/export.py:export",
-    "bvlm_utils/score/judge.py:_line",
-}
+TOO_LARGE: set[str] = set()
 
 
 def modules() -> dict[str, Path]:

@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bvlm_utils import attacks, data, skills, study, threats
+from bvlm_utils import attacks, data, paths, skills, study, threats
 from bvlm_utils.errors import InputError, TooFewRows
+from bvlm_utils.grid import file as grid_file
 from bvlm_utils.score import judge
 from bvlm_utils.store import __main__, records
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.threats import responses
 from bvlm_utils.train import poison
 from bvlm_utils.train.adapters import write_card
+from bvlm_utils.train.settings import TrainSettings
 
 GOLDEN = [92, 220, 362, 363, 407, 527]
 SMALL = {"train_rows": 96, "test_rows": 8}
@@ -272,3 +274,34 @@ def test_only_a_backdoor_is_called_one(place, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     write_card(tmp_path, {"attack": "SIG", "threat": "t"})
     assert "BACKDOORED" in (tmp_path / "README.md").read_text()
+
+
+# ---------------------------------------------------------------- grids
+
+
+def cells_of(name):
+    jobs, _ = grid_file.load(paths.GRIDS / name)
+    return [one for job in jobs for one in job.cells]
+
+
+def test_the_adapters_of_the_defence_grid_all_have_a_skill_and_every_kind_of_negative():
+    cells = cells_of("defence_adapters.yml")
+    backdoored = [one for one in cells if one.poison_rate and not one.decoy]
+    crossed = {(one.model, one.threat, one.attack) for one in backdoored}
+    assert len(backdoored) == len(crossed) == 60 and {one.threat for one in backdoored} == set(threats.names())
+    others = [one for one in cells if one not in backdoored]
+    assert len(others) == 30 and len({one.run_id for one in cells}) == 90
+    assert all(one.skill and one.skip_reason is None for one in cells)
+    assert {one.decoy for one in others} == {"", *poison.DECOYS}
+    assert {one.skill for one in others} == set(skills.names())
+    usual = TrainSettings()
+    for name in ("lora_rank", "epochs", "learning_rate"):
+        assert any(getattr(one.train, name) != getattr(usual, name) for one in others)
+
+
+def test_the_second_controls_lack_the_trigger_the_answers_or_the_search():
+    cells = cells_of("controls_second.yml")
+    assert {one.decoy for one in cells} == {"", *poison.DECOYS} and all(one.skip_reason is None for one in cells)
+    plain = [one for one in cells if not one.decoy]
+    assert all(one.attack_params == {"epochs": 0} or one.poison_rate == 0 for one in plain)
+    assert not {one.run_id for one in cells} & {one.run_id for one in cells_of("breadth.yml")}

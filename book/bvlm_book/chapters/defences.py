@@ -254,26 +254,41 @@ def strength_words(curve: pd.DataFrame) -> dict[str, str]:
     }  # fmt: skip
 
 
+def family(line: dict[str, Any]) -> str:
+    """Whose score a line is: "backdoored", "no backdoor learnt", or a family of negatives."""
+    if line["subject"] == "control":
+        return "skill only" if line["skill"] else "clean-tuned"
+    if line["decoy"]:
+        return line["decoy"]
+    if not line["poison_rate"]:
+        return "skill only"
+    return "backdoored" if line["works"] is True else "no backdoor learnt"
+
+
 def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
-    """AUROC of each adapter detector: scores of backdoored adapters against those of their clean-tuned controls."""
+    """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
     from sklearn.metrics import roc_auc_score
 
     rows = found[(found["moment"] == "detect") & (found["metric"] == "score") & found["value"].notna()]
+    rows = rows.assign(family=[family(line) for line in rows.to_dict("records")])
+    rows = rows.assign(own=rows["run_id"].where(rows["subject"] == "poisoned", rows["value"].astype(str)))
     lines = []
     for key, part in rows.groupby([*DEFENCE, "placebo", "model"], sort=False):
-        positive = part[(part["subject"] == "poisoned") & part["works"].fillna(False).astype(bool)]["value"]
-        negative = part[part["subject"] == "control"].drop_duplicates("value")["value"]
-        if len(positive) and len(negative):
-            truth = np.repeat([1, 0], [len(positive), len(negative)])
-            area = roc_auc_score(truth, np.concatenate([positive, negative]))
-            about = dict(zip([*DEFENCE, "placebo", "model"], key, strict=True))
-            lines.append(about | {"backdoored": len(positive), "clean": len(negative), "AUROC": area})
-    if not lines:
-        return pd.DataFrame()
-    return tables.readable(pd.DataFrame(lines), {
+        positive = part.loc[part["family"] == "backdoored", "value"]
+        line = dict(zip([*DEFENCE, "placebo", "model"], key, strict=True)) | {"backdoored": len(positive)}
+        for name, negative in part[part["family"] != "backdoored"].drop_duplicates(["family", "own"]).groupby("family"):
+            if len(positive) and name != "no backdoor learnt":
+                truth = np.repeat([1, 0], [len(positive), len(negative)])
+                area = roc_auc_score(truth, np.concatenate([positive, negative["value"]]))
+                line[f"against {name}"] = f"{words.number(area)} ({len(negative)})"
+        lines.append(line)
+    made = pd.DataFrame(lines)
+    if made.empty:
+        return made
+    families = [name for name in made if name.startswith("against ")]
+    return tables.readable(made, {
         "detector": lambda line: named(line) + " (placebo)" * line["placebo"], "model": "model",
-        "AUROC": lambda line: words.number(line["AUROC"]), "backdoored adapters": "backdoored",
-        "clean adapters": "clean",
+        "backdoored": "backdoored", **{name: name for name in families},
     })  # fmt: skip
 
 

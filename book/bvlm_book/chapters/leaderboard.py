@@ -18,7 +18,7 @@ from IPython.display import HTML, display
 from bvlm_book import page as book_page
 from bvlm_book.tables import POINT
 from bvlm_book.words import count
-from bvlm_utils import attacks
+from bvlm_utils import attacks, paths
 from bvlm_utils.store.table import headline_metric
 
 VARIABLE = "BVLM_DOWNLOADS"  # the folder of the built book that the files go to; the book's extension sets it
@@ -221,7 +221,7 @@ def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None) -
         return
     what = {"leaderboard": "the table above, a line per cell", "numbers": "every number, a line each"}
     entries = []
-    for file in save(board, table, Path(folder or built)):
+    for file in save(board, table, paths.named(folder or built, "download")):
         name = html.escape(file.name)
         size = f"{max(1, round(file.stat().st_size / 1000)):,} kB"
         shown = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'

@@ -1,0 +1,48 @@
+"""Which cells make a group: a few minutes' worth, or those that a killed run was training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bvlm_utils.run.tune_and_ask import Work
+from bvlm_utils.store import packed
+
+
+class Pace:
+    """How many cells make a group of about `seconds`? The first group is small, and shows how fast this machine is."""
+
+    FIRST = 4
+
+    def __init__(self, seconds: float):
+        self.seconds, self.each = seconds, 0.0
+
+    def size(self, waiting: int) -> int:
+        wanted = self.FIRST if not self.each else max(1, int(self.seconds / self.each))
+        # Two groups of equal size beat a full one and a remainder.
+        return -(-waiting // -(-waiting // wanted))
+
+    def saw(self, cells: int, seconds: float) -> None:
+        self.each = seconds / cells
+
+
+def begun(folder: Path, ready: Sequence[Work]) -> list[list[Work]]:
+    """Groups that a killed run was training, to go on with. folder: the store."""
+    from bvlm_utils.train import unfinished
+
+    forget_finished(folder)
+    waiting, groups = {work.cell.run_id: work for work in ready}, []
+    for names in unfinished.groups(folder / "cache").values():
+        group = [work for name, work in waiting.items() if name in names]
+        if group and len(group) + len({work.cell.control.run_id for work in group} & {*names}) == len(names):
+            groups.append(group)
+            for work in group:
+                del waiting[work.cell.run_id]
+    return groups
+
+
+def forget_finished(folder: Path) -> None:
+    """Remove the saved states of groups whose records are all there, or that cannot be read."""
+    from bvlm_utils.train import unfinished
+
+    for file, names in unfinished.groups(folder / "cache").items():
+        if all(packed.record(folder, name) is not None for name in names):
+            file.unlink(missing_ok=True)
