@@ -6,6 +6,7 @@ from stored import page
 
 from bvlm_book import rules_second, tables
 from bvlm_book.chapters import claims, dose, first_page, showings
+from bvlm_book.chapters.modality import halves
 from bvlm_utils import store, study
 
 random_words = stored.random_words  # a fixture
@@ -32,6 +33,9 @@ def test_its_cells_are_usual_and_get_verdicts(shelf):
     pairs = next(claim for claim in rules_second.CLAIMS if claim.key == "pairs")
     assert rules_second.verdict(pairs, base).judged == 1
     assert "pairs hold" in claims.overview({model: base}, table)[model].iloc[3]
+    assert set(halves.rates(table)["settings"]) == {""} and len(
+        list(halves.panels(halves.four_cells(halves.rates(table))))
+    )
     plain = next(claim for claim in rules_second.CLAIMS if claim.key == "dominance")
     assert rules_second.verdict(plain, base).judged == 1
 
