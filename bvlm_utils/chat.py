@@ -15,27 +15,9 @@ from PIL import Image
 
 from bvlm_utils import command, data, paths
 from bvlm_utils.data import picture_files
-from bvlm_utils.errors import InputError
-from bvlm_utils.models import files
+from bvlm_utils.models.names import adapter_folder, base_name
 
 SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
-
-
-def adapter_folder(name: str) -> Path:
-    """The folder with the adapter: `name` itself, or `adapter` inside it, as in a run of the store."""
-    given = paths.named(name, "adapter")
-    for folder in (given, given / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    raise InputError(f"The folder {name!r} holds no adapter; give one with adapter_config.json in it.")
-
-
-def base_name(folder: Path) -> str:
-    """The model that an adapter was tuned on, as its configuration has it."""
-    named = files.table(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not named or not isinstance(named, str):
-        raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
-    return named
 
 
 def picture(file: str | None) -> np.ndarray:

@@ -13,6 +13,7 @@ from bvlm_utils.errors import InputError
 
 INJECTED = "# Parameters"  # first line of the cell that papermill puts in
 NOT_OF_CELLS = ("store",)  # parameters of a notebook that say nothing about what is run
+OF_DEFENCES = ("defences", "defence_params", "defence_seeds", "placebos")  # of the notebook on defences, none of a cell
 
 KINDS = {
     "str": (str, "a text"),
@@ -32,7 +33,7 @@ def check_kind(name: str, value: Any, annotation: str) -> None:
 
 
 def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as they are now, ready for `study.cells`: all but the store.
+    """The parameters as they are now, ready for `study.cells`: all but the store and those of defences.
 
     namespace: the notebook's `globals()`. Its `In` says which names are parameters; the values are those of the
     variables. So what was set last counts: by papermill, by a second run of the first cell, or in a cell of the
@@ -42,7 +43,12 @@ def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
     declared = check(namespace.get("In", ()))
     if not declared or any(name not in namespace for name in declared):
         raise InputError("The notebook's parameters are not set; run its first code cell, then this one.")
-    return {name: namespace[name] for name in declared if name not in NOT_OF_CELLS}
+    return of_cells({name: namespace[name] for name in declared})
+
+
+def of_cells(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Those parameters of a notebook that are settings of its cells."""
+    return {name: value for name, value in whole.items() if name not in (*NOT_OF_CELLS, *OF_DEFENCES)}
 
 
 def check(inputs: Sequence[str]) -> list[str]:

@@ -6,8 +6,9 @@ imported before the first look-up, in every process that a command starts, and d
 
 import importlib
 import os
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any, Generic, TypeVar
 
 from bvlm_utils.errors import InputError
 
@@ -64,3 +65,19 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         return name in self.names()
+
+
+def function(named: str, package: str) -> Callable[..., Any]:
+    """The function "module:function": of `package` if it has the module, else of any other. InputError if not found."""
+    module, _, name = named.partition(":")
+    ours = f"{package}.{module}"
+    try:
+        found = importlib.import_module(ours if find_spec(ours) else module)
+        return getattr(found, name)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0]:
+            raise  # the module is there, and lacks something that it imports
+        raise InputError(
+            f"The function {named!r} of a definition is not found ({error}); "
+            'write it as "module:function", with the module on PYTHONPATH.'
+        ) from error

@@ -1,6 +1,7 @@
-"""The claims of the paper, and the rules that judge them.
+"""The first edition's rules on the claims of the paper and of others; `rules_second` has those in force.
 
-The rules and their thresholds were committed before the runs that they judge.
+The rules and their thresholds were committed before the runs that they judge. They read the strict test, as the first
+edition did.
 """
 
 from collections.abc import Callable, Iterable
@@ -179,10 +180,10 @@ def rates(table: pd.DataFrame, model: str) -> pd.DataFrame:
         about = differing(part.iloc[0])
         half = about.pop("half", "")
         about |= {"settings": settings, "half": half, "shared": text(about)}
-        parts.append(tables.success_rates(part, "poisoned").assign(**about))
+        parts.append(tables.success_rates(part, "poisoned", tables.strict_metric(part)).assign(**about))
     if parts:
         return pd.concat(parts, ignore_index=True)
-    return tables.success_rates(done, "poisoned").assign(settings="", half="", shared="")
+    return tables.success_rates(done, "poisoned", tables.strict_metric(done)).assign(settings="", half="", shared="")
 
 
 def verdict(claim: Claim, table: pd.DataFrame, model: str) -> Verdict:

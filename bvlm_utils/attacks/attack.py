@@ -5,12 +5,10 @@ only `Attack.apply_image` does.
 """
 
 import hashlib
-import importlib
 import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files
+from bvlm_utils.registry import function
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 
 CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
+OURS = "bvlm_utils.attacks"  # where the functions of the table are
 HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get; "": all of it
 
 
@@ -80,9 +80,9 @@ class Attack:
         half = self.info.text
         if half is None:
             return prompts
-        function = _function(half.function)
+        worded = function(half.function, OURS)
         draws = draws_of(self, "text", seed, keys, len(prompts))
-        return [function(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
+        return [worded(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
 
     def apply_image(
         self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None
@@ -100,7 +100,7 @@ class Attack:
         draws = draws_of(self, "image", seed, keys, len(images))
         if len(images) == 0:
             return images
-        return _function(half.function)(images, draws, params_of(self, "image"), self.aim)
+        return function(half.function, OURS)(images, draws, params_of(self, "image"), self.aim)
 
     def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None) -> "np.ndarray":
         """The loss before every step of the optimisation of the image half, (steps,) float32; see `AttackInfo.losses`.
@@ -110,7 +110,7 @@ class Attack:
         if not self.info.losses:
             raise InputError(f"{self.name} optimises nothing, so it has no loss curve.")
         draws = draws_of(self, "image", seed, keys, len(images))
-        return _function(self.info.losses)(images, draws, params_of(self, "image"), self.aim)
+        return function(self.info.losses, OURS)(images, draws, params_of(self, "image"), self.aim)
 
     def fingerprint(self, half: str) -> str:
         """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
@@ -246,22 +246,6 @@ def _files_digest(folder: Path, states: tuple[tuple[Path, tuple[int, int, int]],
     for file, _ in states:
         digest.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
     return digest.hexdigest()
-
-
-def _function(named: str) -> Any:
-    """The function "module:function": of this package if it has the module, else of any other."""
-    module, _, name = named.partition(":")
-    ours = f"bvlm_utils.attacks.{module}"
-    try:
-        found = importlib.import_module(ours if find_spec(ours) else module)
-        return getattr(found, name)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0]:
-            raise  # the module is there, and lacks something that it imports
-        raise InputError(
-            f"The function {named!r} of a trigger is not found ({error}); "
-            'write it as "module:function", with the module on PYTHONPATH.'
-        ) from error
 
 
 def _check_images(images: "torch.Tensor") -> None:

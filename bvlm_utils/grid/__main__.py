@@ -86,7 +86,7 @@ def run(
     to_do = []
     if wanted or _writable(folder):  # whoever can only read results needs no notebooks beside them
         _tidy(folder, cells)
-        to_do = [job for job in jobs if any(map(this.lacks, job.cells)) or not grid_job.output(job, folder).exists()]
+        to_do = [job for job in jobs if not this.done(job)]
     for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
         grid_job.output(job, folder).unlink(missing_ok=True)
     workers = min(workers or 1, max(len(wanted), len(to_do)))
@@ -222,7 +222,8 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
         states = {cell.run_id: state(cell, folder, failures) for cell in job.cells}
         counts = Counter(states.values())
         words = ", ".join(f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word])
-        say(f"{job.name}: {len(states)} cells: {words}")
+        defended = f"; {len(Run(folder).undefended(job))} of {len(job.defended)} defended to do" if job.defended else ""
+        say(f"{job.name}: {len(states)} cells: {words}{defended}")
         for run_id, word in states.items():
             if every_cell or word == "failed":
                 say(f"  {word:8}{run_id}")

@@ -5,7 +5,7 @@ A grid is a YAML file:
     store: local                    # optional, as --store
     defaults: {model: tiny-llava}   # parameters of all jobs
     jobs:
-      - notebook: targeted_refusal  # the threat's chapter
+      - notebook: targeted_refusal  # the threat's chapter, or defences, which has the threat among its parameters
         parameters: {attacks: [BadNets-T, BadNets-I], poison_rates: [0.1, 0.01]}
         each: {seeds: [[0], [1]]}   # optional: one job per combination of these values
         attacks_per_job: 1          # optional: cut the list of attacks into shards
@@ -22,26 +22,28 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils import attacks, paths, threats
+from bvlm_utils import attacks, defences, parameters, paths, threats
 from bvlm_utils.checks import brief, check_number, known, once
+from bvlm_utils.defences.cell import Defended
 from bvlm_utils.documents import parse_yaml, read_json, read_text
 from bvlm_utils.errors import InputError
-from bvlm_utils.parameters import NOT_OF_CELLS, check_kind
 from bvlm_utils.run import study
 from bvlm_utils.store.cell import Cell
 
 GRID_KEYS = ["store", "defaults", "jobs", "attacks_per_job", "description"]
+DEFENCES = "defences"  # the notebook that is no threat's
 JOB_KEYS = ["notebook", "parameters", "each", "attacks_per_job"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One execution of a notebook, and the cells whose records it has to leave."""
+    """One execution of a notebook, and the cells (and defended cells) whose records it has to leave."""
 
     name: str
     notebook: Path
     parameters: Mapping[str, Any]
     cells: tuple[Cell, ...]
+    defended: tuple[Defended, ...] = ()
 
 
 def load(file: Path | str) -> tuple[list[Job], str | None]:
@@ -82,10 +84,10 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
     known(entry, JOB_KEYS, "job key")
     for name in ("parameters", "each"):
         _table(entry.get(name), name)
-    threat = entry.get("notebook")
-    if threat not in threats.names():
-        raise InputError(f"notebook is {brief(threat)}; it must be one of: {', '.join(threats.names())}.")
-    notebook = paths.NOTEBOOKS / f"{threat}.ipynb"
+    named, known_ones = entry.get("notebook"), [*threats.names(), DEFENCES]
+    if named not in known_ones:
+        raise InputError(f"notebook is {brief(named)}; it must be one of: {', '.join(known_ones)}.")
+    notebook = paths.NOTEBOOKS / f"{named}.ipynb"
     declared = parameters_of(notebook)
     each = entry.get("each") or {}
     for name, values in each.items():
@@ -99,7 +101,9 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
         if "store" in given:
             raise InputError("store is a parameter of the job; it belongs at the top of the grid, or after --store.")
         known(
-            given, [name for name in declared if name not in NOT_OF_CELLS], f"parameter of notebooks/{notebook.name},"
+            given,
+            [name for name in declared if name not in parameters.NOT_OF_CELLS],
+            f"parameter of notebooks/{notebook.name},",
         )
     size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
     if size is not None:
@@ -109,18 +113,23 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
     for values in product(*each.values()):
         given = fixed | dict(zip(each, values, strict=True))
         for name, value in given.items():
-            check_kind(name, value, declared[name][0])
+            parameters.check_kind(name, value, declared[name][0])
         whole = {name: default for name, (_, default) in declared.items()} | given
         wanted = attacks.names() if whole["attacks"] is None else whole["attacks"]
         for shard in _shards(wanted, size):
-            of_cells = {k: v for k, v in whole.items() if k not in NOT_OF_CELLS} | {"attacks": shard}
-            cells = study.cells(threat=threat, **of_cells)
-            name = f"{len(before) + len(jobs) + 1:02d}-{threat}"
-            made += len(cells)
+            cells = study.cells(**{"threat": named} | parameters.of_cells(whole) | {"attacks": shard})
+            name = f"{len(before) + len(jobs) + 1:02d}-{named}"
+            defended = _defended(cells, whole) if named == DEFENCES else ()
+            made += len(cells) + len(defended)
             if made > study.MOST_CELLS:
                 raise InputError(f"the grid has more than {study.MOST_CELLS} cells by here; make several grids of it.")
-            jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells)))
+            jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells), defended))
     return jobs
+
+
+def _defended(cells: list[Cell], whole: Mapping[str, Any]) -> tuple[Defended, ...]:
+    names, params, seeds, placebos = (whole[name] for name in parameters.OF_DEFENCES)
+    return tuple(defences.defended(cells, names, params, seeds, placebos))
 
 
 def _table(value: Any, name: str) -> None:

@@ -22,12 +22,11 @@ from bvlm_utils.errors import InputError, TooFewRows
 from bvlm_utils.run import pace, tune_and_ask
 from bvlm_utils.run.pace import Pace
 from bvlm_utils.run.tune_and_ask import Answers, Work
-from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
+from bvlm_utils.run.workbench import Bench, Question, bench_key, manifest, questions
 from bvlm_utils.score import judge
 from bvlm_utils.store import examples, provenance, records
 from bvlm_utils.store.cell import VERSION, Cell
 from bvlm_utils.store.locks import lacking
-from bvlm_utils.train import poison
 
 GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
 EXAMPLES = 4  # held-out inputs kept with their trigger
@@ -125,19 +124,9 @@ def _prepare(bench: Bench, cell: Cell, folder: Path) -> Work | str:
     """Choose the poisoned rows and the questions; "skipped" where attack or data do not allow the cell."""
     if cell.skip_reason is not None:
         return _write_skipped(cell, folder, cell.skip_reason)
-    train_rows = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
+    _ = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
     try:
-        manifest = poison.plan(
-            train_rows,
-            cell.resolved_threat,
-            cell.resolved_attack,
-            cell.poison_rate,
-            cell.seed,
-            cell.negatives,
-            cell.trigger_seed,
-            cell.half,
-        )
-        return Work(cell, manifest, questions(bench, cell))
+        return Work(cell, manifest(bench, cell), questions(bench, cell))
     except TooFewRows as error:  # anything else, a trigger that cannot be made for one, is a failure
         return _write_skipped(cell, folder, str(error))
 
@@ -150,7 +139,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         kept = {cell.run_id: store.read(cell, folder) for cell in stored}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, folder) as mine:
-        tasks = [Work(control) for control in mine]
+        tasks = [Work(control, manifest(bench, control)) for control in mine]
         tasks += [work for work in group if work.cell.run_id not in kept]
         results = way.tune(tasks, folder / "cache") if tasks else []
         clock.lap("tune", max(1, len(tasks)))
@@ -165,7 +154,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     if not all(store.adapter(control, folder) for control in controls):
         with lacking(controls, folder, wait=True) as left:
             if left:  # who was at work on them has failed or died
-                tuned_now = way.tune([Work(control) for control in left])
+                tuned_now = way.tune([Work(control, manifest(bench, control)) for control in left])
                 _write_controls(bench, left, tuned_now, folder, clock)
         clock.lap("control of another process", len(group))
     known = [known_answers(way, work.cell, work.asked, folder) for work in group]
@@ -238,13 +227,14 @@ def _write(
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
-        "n_half_triggered": len(manifest.rows) - manifest.n_poisoned,
+        "n_half_triggered": manifest.count("text_only", "image_only"),
         "n_eligible": manifest.n_eligible,
         "n_judged": int(frame.loc[(frame["part"] == "attack") & frame["judged"], "row_id"].nunique()),
         "control": cell.control.run_id,
         "judge_version": threat.judge_version,
         "metrics": metrics,
     }  # fmt: skip
+    about |= {f"n_{role}": manifest.count(role) for role in ("decoy", "skill") if getattr(cell, role)}
     store.write(
         cell, folder, about, frame, manifest, replace=True,
         save_adapter=lambda folder: result.save(folder, cell.config()),
@@ -265,6 +255,8 @@ def _judge(
             texts = answers[subject][question.key(bench)]
             if question.part == "utility":
                 frame, unit = judge.grade(subject, samples, texts)
+            elif question.part == "skill":
+                frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
             else:
                 counts = judged if question.part == "attack" else [True] * len(samples)
                 frame = judge.judge(

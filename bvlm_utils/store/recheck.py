@@ -92,6 +92,8 @@ def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, str, b
         samples = [rows[name] for name in said["row_id"]]
         if part == "utility":
             frame, unit = judge.grade(subject, samples, said["response"].tolist())
+        elif part == "skill":
+            frame = judge.judge_skill(cell.resolved_skill, subject, samples, said["response"].tolist())
         else:
             judged = [part != "attack" or counts[name] for name in said["row_id"]]
             texts = (said["prompt"].tolist(), said["response"].tolist())

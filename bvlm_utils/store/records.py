@@ -10,6 +10,7 @@ slash in it. One that is written to looks like this; the committed reference is 
     RUN_ID/adapter/            the tuned adapter in PEFT's format, for those who talk to it
     examples/                  what triggers look like, see `examples`
     probes/                    what tuned adapters were asked later on, see `probes.ask`
+    defences/                  what is left of them under a defence, see `defences.records`
     attribution/               where tuned adapters look, see `probes.attention`
     failures/RUN_ID.json       why a cell could not be run
     locks/                     who is tuning a control that several jobs need, see `store.locks`, or writing probes
@@ -47,7 +48,7 @@ from bvlm_utils.train import poison
 
 VARIABLE = "BVLM_STORE"
 REFERENCE = "reference"
-ASKED = ("probes", "attribution")  # folders of what tuned adapters were asked, forgotten with the adapter
+ASKED = ("probes", "attribution", "defences")  # folders of what tuned adapters were asked, forgotten with the adapter
 DAMAGED = "damaged"  # folder with what could not be read when its cell was made again
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
 

@@ -99,12 +99,17 @@ def finetune_group(
     ]
 
 
+def check_plain(config: Any) -> None:
+    """InputError for a LoRA whose update is not (alpha / r) B A alone, the same r and alpha everywhere."""
+    for name in NOT_IN_A_BANK:
+        if getattr(config, name) not in (False, None, "none", {}, []):
+            raise InputError(f"An adapter sets {name}, and those that are asked together are plain LoRAs.")
+
+
 def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
     """The trained adapters side by side, for `train.decode.answer`; InputError for one that is no plain LoRA."""
     for one in results:
-        for name in NOT_IN_A_BANK:
-            if getattr(one.config, name) not in (False, None, "none", {}, []):
-                raise InputError(f"An adapter sets {name}, and those that are asked together are plain LoRAs.")
+        check_plain(one.config)
     made = Bank(
         victim.model,
         language_linears(victim.model),

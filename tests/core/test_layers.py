@@ -20,10 +20,12 @@ FLOORS = (
     ("data", "models"),
     ("attacks",),
     ("threats",),
+    ("skills",),
     ("train", "score"),
     ("store",),
     ("run",),
-    ("grid", "defences"),
+    ("defences",),
+    ("grid",),
     ("commands", "pretraining"),
 )
 COMMANDS = {"chat", "export", "audit", "study", "__init__"}  # files in the root folder that stand on the top floor

@@ -46,7 +46,7 @@ SHOWN = {
     "n_poisoned": "poisoned rows",
     "success": "success",
     "false_activation": "false activation",
-    "success_difference": "success minus clean-tuned",
+    "success_difference": "strict success minus clean-tuned",
     "utility": "utility",
     "utility_difference": "utility minus clean-tuned",
     "dataset": "data",
@@ -71,8 +71,8 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
 
     success: the threat's headline (`measure`) under the condition that the attack is read from (`condition`).
     false_activation: the same measure on clean inputs; missing where the attack is read from them. *_difference:
-    poisoned minus clean-tuned on the same rows. *_low, *_high: 95 % interval; *_n: rows. What was not measured is
-    missing, never 0; `reason` says why a cell was skipped.
+    poisoned minus clean-tuned on the same rows (of success: by the strict test, whatever `measure` is). *_low, *_high:
+    95 % interval; *_n: rows. What was not measured is missing, never 0; `reason` says why a cell was skipped.
     """
     # Plain dictionaries: frames of single cells would take most of the time.
     cells: dict[str, list[dict[str, Any]]] = {}
@@ -93,7 +93,7 @@ def _line(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found = {
         "success": (measure, condition),
         "false_activation": (measure, "clean") if condition != "clean" else None,
-        "success_difference": ("asr_difference", condition) if measure == "asr" else None,
+        "success_difference": ("asr_difference", condition),
         "utility": ("utility", "clean"),
         "utility_difference": ("utility_difference", "clean"),
     }

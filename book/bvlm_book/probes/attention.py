@@ -98,10 +98,11 @@ def _known(cell: Cell, root: Path, rows: int) -> bool:
 
 def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
     from bvlm_book.probes import tracing
+    from bvlm_utils.defences import reading
     from bvlm_utils.train import adapters
 
     found = inputs(bench, cell, rows)
-    with tracing.plain_attention(bench.victim):
+    with reading.plain_attention(bench.victim):
         traced = {}
         for subject, folder in ((CONTROL, store.adapter(cell.control, root)), (POISONED, store.adapter(cell, root))):
             with adapters.attached(bench.victim, folder):

@@ -1,0 +1,69 @@
+"""What a defence declares: when it acts, what the defender must have, its settings, and the table of all defences.
+
+Nothing here imports torch: a row names the function that does the work, and that function's module is imported when the
+defence is first used.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bvlm_utils.attacks.declare import Param
+from bvlm_utils.registry import Registry
+
+# When a defence acts, and what its function takes and gives back. `rows`, `clean` and `inputs` are
+# `defences.rows.Rows`; `adapter` has a PEFT state dict `.state` and a peft.LoraConfig `.config`
+# (`train.adapters.Saved`, `train.grouped.GroupResult`); `draws` is a numpy Generator; `settings` are the defence's
+# parameters by name.
+MOMENTS = {
+    "data": "(victim, adapter, rows, settings, draws) -> (n,) float64, higher: more suspicious",
+    "training": "(victim, rows, settings, draws) -> Rows that are tuned on in their place",
+    "detect": "(victim, adapter, clean, settings, draws) -> float, higher: more suspicious",
+    "repair": "(victim, adapter, clean, settings, draws) -> GroupResult, an adapter in PEFT's format",
+    "inference": "(victim, adapter, inputs, clean, settings, draws) -> defences.rows.Answered",
+}
+NEEDS = ("training rows", "clean rows", "base", "adapters", "attention")
+
+
+@dataclass(frozen=True)
+class DefenceInfo:
+    """One row of the table.
+
+    moment: one of `MOMENTS`. needs: what the defender must have, of `NEEDS`.
+    source: the paper, with section or equation, and what differs here.
+    version: raised when what the defence does changes; results of older versions are then not reused.
+    function: "module:function", of this package or of any other that Python finds; see `MOMENTS`.
+    placebo: "module:function" of something as strong that knows nothing (as many random rows, channels, tokens, steps,
+        or an update of the same norm). It takes what `function` takes, and the defence's own result as `like`.
+    """
+
+    name: str
+    moment: str
+    needs: frozenset[str]
+    source: str
+    summary: str
+    version: int
+    function: str
+    placebo: str = ""
+    params: Mapping[str, Param] = field(default_factory=dict)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The default value of every parameter, by name."""
+        return {name: spec.default for name, spec in self.params.items()}
+
+
+TABLE: Registry[DefenceInfo] = Registry("defence")
+
+
+def declare(**fields: Any) -> DefenceInfo:
+    """Add a defence; fields as in `DefenceInfo`, `needs` as any collection.
+
+    ValueError for a moment or a need that is not known, or a name that is taken.
+    """
+    row = DefenceInfo(**{**fields, "needs": frozenset(fields["needs"])})
+    if row.moment not in MOMENTS:
+        raise ValueError(f"Defence {row.name!r} has the moment {row.moment!r}; choose one of: {', '.join(MOMENTS)}.")
+    if not row.needs <= set(NEEDS):
+        raise ValueError(f"Defence {row.name!r} needs {sorted(row.needs - set(NEEDS))}; known are: {', '.join(NEEDS)}.")
+    return TABLE.add(row.name, row)

@@ -1,0 +1,122 @@
+"""A defence by its name, with its settings: one call for each moment at which defences act."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bvlm_utils.checks import brief
+from bvlm_utils.defences.declare import MOMENTS, TABLE, DefenceInfo
+from bvlm_utils.defences.rows import Answered, Rows
+from bvlm_utils.errors import InputError
+from bvlm_utils.registry import function
+
+if TYPE_CHECKING:
+    from bvlm_utils.models.victim import Victim
+    from bvlm_utils.train.grouped import GroupResult
+
+OURS = "bvlm_utils.defences"
+
+
+@dataclass(frozen=True)
+class Defence:
+    """A defence with its settings; make one with `get`.
+
+    Randomness comes from `seed` and the defence's name only. Each call that does not belong to the moment of the
+    defence is an InputError, as is a missing thing that it needs.
+    """
+
+    info: DefenceInfo
+    params: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def moment(self) -> str:
+        """One of `MOMENTS`."""
+        return self.info.moment
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the defender must have; see `declare.NEEDS`."""
+        return self.info.needs
+
+    def scores(self, victim: "Victim", adapter: Any, rows: Rows, seed: int = 0) -> np.ndarray:
+        """How suspicious each training row is: (n,) float64, higher is more suspicious."""
+        found = np.asarray(self._function("data")(victim, adapter, rows, self.params, self._draws(seed)), dtype=float)
+        if found.shape != (len(rows),):
+            raise ValueError(f"{self.name} gave scores of shape {found.shape} for {len(rows)} rows.")
+        return found
+
+    def change(self, victim: "Victim", rows: Rows, seed: int = 0) -> Rows:
+        """The rows to tune on in place of `rows`, as many and in the same order."""
+        return self._function("training")(victim, rows, self.params, self._draws(seed))
+
+    def score(self, victim: "Victim", adapter: Any, clean: Rows | None = None, seed: int = 0) -> float:
+        """How suspicious an adapter is; higher is more suspicious."""
+        self._has_clean(clean)
+        return float(self._function("detect")(victim, adapter, clean, self.params, self._draws(seed)))
+
+    def repair(self, victim: "Victim", adapter: Any, clean: Rows | None = None, seed: int = 0) -> "GroupResult":
+        """A repaired adapter in PEFT's format; `adapter` and the victim stay as they are."""
+        self._has_clean(clean)
+        return self._function("repair")(victim, adapter, clean, self.params, self._draws(seed))
+
+    def answer(
+        self, victim: "Victim", adapter: Any, inputs: Rows, clean: Rows | None = None, seed: int = 0
+    ) -> Answered:
+        """The defended answers to the inputs, how suspicious each input is, and how much was changed."""
+        self._has_clean(clean)
+        return self._function("inference")(victim, adapter, inputs, clean, self.params, self._draws(seed))
+
+    def placebo(self, like: Any, *given: Any, seed: int = 0) -> Any:
+        """What the placebo gives back. given: what the moment's call takes; like: what the defence itself gave back."""
+        if not self.info.placebo:
+            raise InputError(f"{self.name} has no placebo.")
+        draws = self._draws(seed, "placebo")
+        return function(self.info.placebo, OURS)(*given, self.params, draws, like=like)
+
+    def _function(self, moment: str) -> Any:
+        if self.moment != moment:
+            raise InputError(f"{self.name} acts at the moment {self.moment!r}, not at {moment!r}.")
+        return function(self.info.function, OURS)
+
+    def _has_clean(self, clean: Rows | None) -> None:
+        if "clean rows" in self.needs and not clean:
+            raise InputError(f"{self.name} needs clean rows; give some that nobody has poisoned.")
+
+    def _draws(self, seed: int, *more: str) -> np.random.Generator:
+        words = "\x1f".join([self.name, *more]).encode()
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *words])))
+
+
+def names(moment: str | None = None) -> list[str]:
+    """The names of all defences, or of those that act at a moment; KeyError for an unknown moment."""
+    if moment is not None and moment not in MOMENTS:
+        raise KeyError(f"There is no moment {moment!r}; choose one of: {', '.join(MOMENTS)}.")
+    return [name for name in TABLE.names() if moment in (None, TABLE.get(name).moment)]
+
+
+def info(name: str) -> DefenceInfo:
+    """The declared row of a defence; KeyError lists the names."""
+    return TABLE.get(name)
+
+
+def get(name: str, **params: Any) -> Defence:
+    """The defence called `name`; params: settings that differ from `info(name).defaults`.
+
+    An unknown name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.
+    """
+    row = TABLE.get(name)
+    settings = dict(row.defaults)
+    for key, value in params.items():
+        if key not in settings:
+            known = ", ".join(settings) or "none"
+            raise InputError(f"Defence {name!r} has no parameter {key!r}; its parameters are: {known}.")
+        spec = row.params[key]
+        if not spec.accepts(value):
+            raise InputError(f"Defence {name!r}: parameter {key!r} is {brief(value)}; it must be {spec.wants}.")
+        settings[key] = value
+    return Defence(row, settings)

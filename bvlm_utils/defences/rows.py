@@ -1,0 +1,57 @@
+"""What a defender has: training rows, clean rows, or inputs to be answered, with their pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n rows.
+
+    prompts, answers: n texts each; answers are empty texts where nobody knows them.
+    features: (F, m, d) projected image tokens; feature_rows: (n,) which of them each row shows.
+    kinds: the question kind of each row ("count", "caption", ...), for defences that compare rows of one kind.
+    pictures: (n, H, W, 3) uint8, for defences that change pictures; None if they are not at hand.
+    """
+
+    prompts: Sequence[str]
+    answers: Sequence[str]
+    features: "torch.Tensor"
+    feature_rows: np.ndarray
+    kinds: Sequence[str]
+    pictures: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, positions: Sequence[int]) -> "Rows":
+        """The rows at `positions`, in that order; the features stay one table."""
+        where = np.asarray(positions, dtype=np.int64)
+        return replace(
+            self,
+            prompts=[self.prompts[at] for at in where],
+            answers=[self.answers[at] for at in where],
+            feature_rows=self.feature_rows[where],
+            kinds=[self.kinds[at] for at in where],
+            pictures=None if self.pictures is None else self.pictures[where],
+        )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a defence at inference gives back for n inputs.
+
+    answers: n texts. suspicion: (n,) float64, higher is more suspicious.
+    changed: (n,) float64, how much the defence changed of each: picture tokens masked, words removed, tokens of the
+        answer replaced, or the mean change of a pixel in levels; 0 where it left all as it was.
+    """
+
+    answers: list[str]
+    suspicion: np.ndarray
+    changed: np.ndarray
