@@ -3,14 +3,15 @@
 A grid is a YAML file:
 
     store: local                    # optional, as --store
-    defaults: {model: tiny-llava}   # parameters of all jobs
+    defaults: {train_rows: 3000}    # parameters of all jobs
+    each: {model: [tiny-llava]}     # optional, as a job's each, for all jobs
     jobs:
       - notebook: targeted_refusal  # the threat's chapter
         parameters: {attacks: [BadNets-T, BadNets-I], poison_rates: [0.1, 0.01]}
-        each: {seeds: [[0], [1]]}   # optional: one job per combination of these values
+        each: {seeds: [[0], [1]]}   # optional: one execution per combination of these values
         attacks_per_job: 1          # optional: cut the list of attacks into shards
 
-Parameters are those of the notebook's `parameters` cell. Everything is checked before a job is returned.
+Parameters are those of the notebook's `parameters` cell; what a job says goes before what the grid says. Everything is checked before a job is returned.
 """
 
 import ast
@@ -30,7 +31,7 @@ from bvlm_utils.parameters import NOT_OF_CELLS
 from bvlm_utils.run import study
 from bvlm_utils.store.cell import Cell
 
-GRID_KEYS = ["store", "defaults", "jobs", "attacks_per_job", "description"]
+GRID_KEYS = ["store", "defaults", "each", "jobs", "attacks_per_job", "description"]
 JOB_KEYS = ["notebook", "parameters", "each", "attacks_per_job"]
 
 
@@ -61,7 +62,8 @@ def load(file: Path | str) -> tuple[list[Job], str | None]:
 def _jobs(grid: Any) -> list[Job]:
     if not isinstance(grid, Mapping):
         raise InputError(f"the file is {brief(grid)}; a grid is a table with a list of jobs.")
-    _table(grid.get("defaults"), "defaults")
+    for name in ("defaults", "each"):
+        _table(grid.get(name), name)
     known(grid, GRID_KEYS, "grid key")
     entries = grid.get("jobs")
     if not isinstance(entries, list) or not entries:
@@ -85,13 +87,7 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
         raise InputError(f"notebook is {brief(threat)}; it must be one of: {', '.join(threats.names())}.")
     notebook = paths.NOTEBOOKS / f"{threat}.ipynb"
     declared = parameters_of(notebook)
-    each = entry.get("each") or {}
-    for name, values in each.items():
-        if not isinstance(values, list) or not values:
-            raise InputError(f"each.{name} is {brief(values)}; it must be a list of values.")
-        once(values, f"each.{name}")
-    if math.prod(map(len, each.values())) > study.MOST_CELLS:
-        raise InputError(f"each makes more than {study.MOST_CELLS} jobs; ask for fewer, or use several grids.")
+    each = _each(entry, grid)
     fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
     for given in (fixed, each):
         known(given, list(declared), f"parameter of notebooks/{notebook.name},")
@@ -115,6 +111,20 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
                 raise InputError(f"the grid has more than {study.MOST_CELLS} cells by here; make several grids of it.")
             jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells)))
     return jobs
+
+
+def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values that an entry's executions are made of: its own, and those of the grid that it does not set itself."""
+    own = entry.get("parameters") or {}
+    each = {name: values for name, values in (grid.get("each") or {}).items() if name not in own}
+    each |= entry.get("each") or {}
+    for name, values in each.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"each.{name} is {brief(values)}; it must be a list of values.")
+        once(values, f"each.{name}")
+    if math.prod(map(len, each.values())) > study.MOST_CELLS:
+        raise InputError(f"each makes more than {study.MOST_CELLS} jobs; ask for fewer, or use several grids.")
+    return each
 
 
 def _table(value: Any, name: str) -> None:
