@@ -1,6 +1,7 @@
 """The command that runs a grid: its cells are measured, then papermill executes the notebooks that read them.
 
     python -m bvlm_utils.grid run data/grids/quick.yml [--workers N] [--dry-run] [--force] [--store STORE]
+    python -m bvlm_utils.grid refusals data/grids/paper_jailbreak.yml [--store STORE]
     python -m bvlm_utils.grid status data/grids/quick.yml [--store STORE]
     python -m bvlm_utils.grid table [data/grids/quick.yml] [--store STORE]
 
@@ -24,6 +25,7 @@ import pandas as pd
 
 from bvlm_utils import store as results
 from bvlm_utils.atomic import PARTIAL
+from bvlm_utils.checks import check_number
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import (
     dask as grid_dask,
@@ -40,7 +42,9 @@ from bvlm_utils.grid import (
 from bvlm_utils.grid.file import Job, load, shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched
-from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.cell import Cell, short_name
+
+READ_ONLY = "The store is the committed reference, which is only read; name another, such as local."
 
 
 class Stopped(KeyboardInterrupt):
@@ -68,7 +72,7 @@ def run(
     """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
     folder = results.folder(store)
     if results.read_only(store):
-        raise InputError("The store is the committed reference, which is only read; name another, such as local.")
+        raise InputError(READ_ONLY)
     results.clean(folder)
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     for beginning in (PARTIAL, grid_measure.LOGS):
@@ -206,12 +210,27 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
                     say(f"          {failures[run_id].strip().splitlines()[-1]}")
 
 
-def forecast(jobs: Sequence[Job], store: str | None, force: bool = False) -> None:
-    """Print what the cells that would be run will take."""
+def forecast(jobs: Sequence[Job], store: str | None, force: bool = False, card: float = grid_forecast.CARD) -> None:
+    """Print which rows the cells that would be run can use, and what they will take. card: bytes of a GPU."""
     folder = results.folder(store)
     cells = {cell.run_id: cell for job in jobs for cell in job.cells if force or not results.has(cell, folder)}
-    for line in grid_forecast.lines(list(cells.values()), folder):
+    for line in grid_forecast.lines(list(cells.values()), folder, card):
         say(line)
+
+
+def refusals(jobs: Sequence[Job], store: str | None) -> None:
+    """Print how many of the requests that its cells need each base refuses; nothing is trained."""
+    from bvlm_utils.run.refusals import counts
+
+    if results.read_only(store):
+        raise InputError(READ_ONLY)
+    wanted = {cell.run_id: cell for job in jobs for cell in job.cells if cell.resolved_threat.breaks_refusals}
+    if not wanted:
+        say("No cell of this grid has a threat that breaks refusals.")
+    for part in grid_measure.parts(list(wanted.values()), 1):
+        for cell, refused, asked in counts(part, results.folder(store)):
+            where = f"{short_name(cell.model)}, {short_name(cell.dataset)}"
+            say(f"{where}: the base refuses {refused} of {asked} requests. Only these can be judged.")
 
 
 def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
@@ -245,6 +264,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {
         "run": commands.add_parser("run", help="run the cells that have no record yet"),
+        "refusals": commands.add_parser("refusals", help="ask each base how many of a jailbreak's requests it refuses"),
         "status": commands.add_parser("status", help="how many cells are done, failed, missing"),
         "table": commands.add_parser("table", help="what was measured, one line per cell"),
     }
@@ -257,7 +277,10 @@ def _parser() -> argparse.ArgumentParser:
     parsers["run"].add_argument(
         "--dry-run",
         action="store_true",
-        help="check the grid, list its cells with an estimate of time and memory, run nothing",
+        help="check the grid, list its cells with an estimate of time, memory and disk, run nothing",
+    )
+    parsers["run"].add_argument(
+        "--card", type=float, default=80, metavar="GB", help="memory of the GPU that --dry-run plans for (default: 80)"
     )
     parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
     parsers["run"].add_argument(
@@ -283,6 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         store = chosen.store or named
         if chosen.command == "run":
             grid_dask.check(chosen.workers, chosen.scheduler)
+            check_number(chosen.card, "card", 1, 10_000)
         if chosen.command == "table":
             found = table(jobs, store)
             say(
@@ -290,10 +314,12 @@ def main(argv: list[str] | None = None) -> int:
                 if found.empty
                 else found.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
             )
+        elif chosen.command == "refusals":
+            refusals(jobs, store)
         elif chosen.command == "status" or chosen.dry_run:
             status(jobs, store, every_cell=chosen.command == "run")
             if chosen.command == "run":
-                forecast(jobs, store, chosen.force)
+                forecast(jobs, store, chosen.force, chosen.card * 1e9)
         else:
             with _stoppable():
                 return run(jobs, store, chosen.force, chosen.plain, chosen.rescore, chosen.workers, chosen.scheduler)

@@ -11,7 +11,8 @@ A grid is a YAML file:
         each: {seeds: [[0], [1]]}   # optional: one execution per combination of these values
         attacks_per_job: 1          # optional: cut the list of attacks into shards
 
-Parameters are those of the notebook's `parameters` cell; what a job says goes before what the grid says. Everything is checked before a job is returned.
+Parameters are those of the notebook's `parameters` cell; what a job says goes before what the grid says. Everything is
+checked before a job is returned.
 """
 
 import ast
