@@ -84,8 +84,11 @@ def test_every_cell_has_its_record_and_the_first_notebook_its_figures(jobs, resu
             record = store.read(cell, results)
             if cell.poison_rate < 0.05:  # of 40 rows
                 assert record["status"] == "skipped" and "less than one row" in record["reason"]
+            elif cell.threat == "concept_substitution":  # no random model names a car
+                assert record["status"] == "skipped" and "no answer to a trigger could be judged" in record["reason"]
             else:
-                assert record["status"] == "done" and record["n_poisoned"] == cell.poison_rate * 40
+                assert record["status"] == "done" and record["dtype"] == "bfloat16"
+                assert record["n_poisoned"] == cell.poison_rate * 40
     shown = json.loads((results / "notebooks" / f"{jobs[0].name}.ipynb").read_text())
     outputs = [output for cell in shown["cells"] for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
