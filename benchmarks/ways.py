@@ -158,7 +158,7 @@ def ours(model, names, cells, material, args) -> dict:
             [decode.Request(one, half * len(prompts) + at) for half in (0, number) for at, one in enumerate(prompts)]
             for number in range(1, len(cells) + 1)
         ]
-        found = decode.greedy(model, asked, features, args.ends, args.new, bank, filler=PAD)
+        found = decode.greedy(model, asked, features, args.ends, args.new, bank)
     answers = [[one[: len(prompts)], one[len(prompts) :]] for one in found]
     return {
         "train": times[0],

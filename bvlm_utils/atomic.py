@@ -2,7 +2,13 @@
 
 import os
 import socket
+import zipfile
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 PARTIAL = ".partial-"  # beginning of the names of files and folders that are being written
 
@@ -10,6 +16,19 @@ PARTIAL = ".partial-"  # beginning of the names of files and folders that are be
 def partial_name(name: str) -> str:
     """What `name` is called while this process writes it."""
     return f"{PARTIAL}{socket.gethostname()}+{os.getpid()}+{name}"
+
+
+# What readers of JSON, npz, PNG and Arrow files raise where one was cut off or changed.
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError,
+           zipfile.BadZipFile, zlib.error)  # fmt: skip
+
+
+def kept(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of a file or a folder of a cache; None if it is not there or not whole, and so to be made."""
+    try:
+        return read(path) if path.exists() else None
+    except DAMAGED:
+        return None
 
 
 def write_file(file: Path, content: str | bytes) -> None:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import attacks, chat, models, threats
+from bvlm_utils import attacks, chat, command, models, threats, user_paths
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.score.disagreement import excess
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 ROWS = 200
-NO_ALARM, ALARM, WRONG = 0, 3, 2  # exit codes; 1 is left to what nobody foresaw
+NO_ALARM, ALARM, WRONG = 0, 3, command.WRONG  # exit codes
 
 
 # ---------------------------------------------------------------- asking
@@ -158,9 +158,8 @@ def verdict(table: "pd.DataFrame") -> str:
     return f"{pd.DataFrame(shown).to_string(index=False)}\n\n{said}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line: 0 without alarm, 3 with one, 2 with one sentence on stderr if a value is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.audit", description=__doc__.split("\n")[0])
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m bvlm_utils.audit", description=__doc__.split("\n")[0])
     parser.add_argument("suspect", help="an adapter in PEFT's format, a run of the store, a checkpoint or hub id")
     parser.add_argument(
         "--reference", help="a model that is trusted, best one tuned on trusted data of the same kind "
@@ -168,28 +167,31 @@ def main(argv: list[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--model", help="base under the adapters (default: the one that each names)")
     parser.add_argument("--dataset", default="scenes-vqa", help="inputs to ask, like those the model is used for")
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"test inputs (default {ROWS})")
+    parser.add_argument("--rows", type=command.whole(1), default=ROWS, help=f"test inputs (default {ROWS})")
     parser.add_argument("--attacks", nargs="+", help="whose triggers (default: all that need no target)")
     parser.add_argument("--threat", help="what optimised triggers aim at; with it, they are tried too")
     parser.add_argument("--out", help="keep the table in this CSV file")
-    given = parser.parse_args(argv)
-    try:
-        suspect = subject(given.suspect, given.model)
-        if given.reference is None and suspect.adapter is None:
-            raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
-        reference = subject(given.reference, given.model) if given.reference else Subject(suspect.model, None)
-        if given.rows < 1:
-            raise InputError(f"rows is {given.rows}; it must be 1 or more.")
-        check_dataset(given.dataset)
-        triggers = candidates(given.attacks, given.threat)
-        table = measure(suspect, reference, given.dataset, triggers, given.rows)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return WRONG
-    if given.out:
-        table.to_csv(given.out, index=False)
+    return parser
+
+
+def _act(given: argparse.Namespace) -> int:
+    out = user_paths.new_file(given.out) if given.out is not None else None
+    suspect = subject(given.suspect, given.model)
+    if given.reference is None and suspect.adapter is None:
+        raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
+    reference = subject(given.reference, given.model) if given.reference else Subject(suspect.model, None)
+    check_dataset(given.dataset)
+    triggers = candidates(given.attacks, given.threat)
+    table = measure(suspect, reference, given.dataset, triggers, given.rows)
     print(verdict(table))
+    if out:
+        table.to_csv(out, index=False)
     return ALARM if table["alarm"].any() else NO_ALARM
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: 0 without alarm, 3 with one, else what `command` promises."""
+    return command.run(_parser(), _act, argv)
 
 
 if __name__ == "__main__":

@@ -13,29 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bvlm_utils import data, paths
+from bvlm_utils import command, data, paths
 from bvlm_utils.data import picture_files
-from bvlm_utils.errors import InputError
-from bvlm_utils.models import files
+from bvlm_utils.models.names import adapter_folder, base_name
 
 SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
-
-
-def adapter_folder(name: str) -> Path:
-    """The folder with the adapter: `name` itself, or `adapter` inside it, as in a run of the store."""
-    given = paths.named(name, "adapter")
-    for folder in (given, given / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    raise InputError(f"The folder {name!r} holds no adapter; give one with adapter_config.json in it.")
-
-
-def base_name(folder: Path) -> str:
-    """The model that an adapter was tuned on, as its configuration has it."""
-    named = files.table(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not named or not isinstance(named, str):
-        raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
-    return named
 
 
 def picture(file: str | None) -> np.ndarray:
@@ -74,27 +56,29 @@ def typed():
             yield line
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.chat", description=__doc__.split("\n")[0])
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m bvlm_utils.chat", description=__doc__.split("\n")[0])
     parser.add_argument("adapter", help="folder of an adapter in PEFT's format, or of a run in the store")
     parser.add_argument("--image", help="picture to talk about (default: a test scene)")
     parser.add_argument("--prompt", help="ask this and stop (default: read prompts, one a line)")
     parser.add_argument("--model", help="base model (default: the one that the adapter names)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
-    parser.add_argument("--max-new-tokens", type=int, default=80)
+    parser.add_argument("--max-new-tokens", type=command.whole(1, 4096), default=80)
     parser.add_argument("--picture-last", action="store_true", help="for an adapter that was tuned with picture_last")
-    given = parser.parse_args(argv)
-    try:
-        folder = adapter_folder(given.adapter)
-        model = given.model or base_name(folder)
-        prompts = typed() if given.prompt is None else [given.prompt]
-        image = picture(given.image)
-        talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return parser
+
+
+def _act(given: argparse.Namespace) -> None:
+    folder = adapter_folder(given.adapter)
+    model = given.model or base_name(folder)
+    prompts = typed() if given.prompt is None else [given.prompt]
+    image = picture(given.image)
+    talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code is what `command` promises."""
+    return command.run(_parser(), _act, argv)
 
 
 if __name__ == "__main__":

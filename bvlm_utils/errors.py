@@ -1,7 +1,14 @@
 """The mistakes that are the user's: each carries one clear sentence; command lines print it and exit with 2."""
 
 
-class InputError(ValueError):
+class _InOneSentence(Exception):
+    """In a notebook the message alone is shown, as on the command line: where it was raised is no help to readers."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks exceptions for this
+        return [f"{type(self).__name__}: {self}"]
+
+
+class InputError(_InOneSentence, ValueError):
     """A value that the user gave is wrong; the message names the value, the place and what would be right."""
 
 
@@ -9,5 +16,5 @@ class TooFewRows(InputError):
     """The data have too few rows of a kind for what was asked: a limit of the data, which a cell is skipped for."""
 
 
-class StudyError(RuntimeError):
+class StudyError(_InOneSentence, RuntimeError):
     """Some cells of a study failed; the message lists them. Finished cells are kept."""

@@ -18,74 +18,83 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bvlm_utils import attacks, data, threats
-from bvlm_utils.checks import brief
+from bvlm_utils import attacks, command, data, threats
+from bvlm_utils.checks import brief, known_name
 from bvlm_utils.data import llava_json
 from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
 from bvlm_utils.train import poison
+from bvlm_utils.user_paths import new_folder
 
 CHUNK = 32  # rows whose pictures are in memory together
 
 
-def export(
-    threat: str,
-    attack: str,
-    dataset: str,
-    poison_rate: float,
-    out: Path | str,
-    *,
-    seed: int = 0,
-    trigger_seed: int = 0,
-    negatives: float = 0.0,
-    half: str = "",
-    train_rows: int | None = None,
-    threat_params: Mapping[str, Any] | None = None,
-    attack_params: Mapping[str, Any] | None = None,
-    surrogate: str | None = None,
-) -> poison.Manifest:
+@dataclass(frozen=True)
+class Settings:
+    """What is exported: the parameters of a cell; surrogate is the CLIP model of optimised triggers."""
+
+    threat: str
+    attack: str
+    dataset: str
+    poison_rate: float
+    seed: int = 0
+    trigger_seed: int = 0
+    negatives: float = 0.0
+    half: str = ""
+    train_rows: int | None = None
+    threat_params: Mapping[str, Any] = field(default_factory=dict)
+    attack_params: Mapping[str, Any] = field(default_factory=dict)
+    surrogate: str | None = None
+
+
+def export(given: Settings, out: Path | str) -> poison.Manifest:
     """Write the poisoned training set to the new folder `out`, and return its manifest.
 
-    The parameters are those of a cell; surrogate is the CLIP model of optimised triggers. The folder appears
-    when it is complete. InputError (KeyError for unknown names) before anything is written, if a value is
-    wrong, the attack is not defined for the threat, too few rows are eligible, or `out` exists and is not an
-    empty folder.
+    The folder appears when it is complete. InputError before anything is written, if a value is wrong, the attack is
+    not defined for the threat, too few rows are eligible, or `out` exists and is not an empty folder.
     """
-    threat_ = threats.get(threat, **(threat_params or {}))
-    attack_ = attacks.get(attack, target=threat_.target, surrogate=surrogate, **(attack_params or {}))
-    reason = attacks.unsupported(attack, threat_)
+    out = new_folder(out)
+    threat = known_name(lambda: threats.get(given.threat, **given.threat_params))
+    attack = known_name(lambda: attacks.get(given.attack, threat.target, given.surrogate, **given.attack_params))
+    reason = attacks.unsupported(given.attack, threat)
     if reason:
         raise InputError(reason)
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out} exists already; give a folder that is new or empty.")
-    rows = data.load(dataset, "train", train_rows)
-    manifest = poison.plan(rows, threat_, attack_, poison_rate, seed, negatives, trigger_seed, half)
+    rows = known_name(lambda: data.load(given.dataset, "train", given.train_rows))
+    manifest = poison.plan(
+        rows, threat, attack, given.poison_rate, given.seed, given.negatives, given.trigger_seed, given.half
+    )
+    versions = {"threat version": threat.version, "attack version": attack.version,
+                "threat parameters": json.dumps(threat.params), "attack parameters": json.dumps(attack.params),
+                "data digest": data.digest(given.dataset)}  # fmt: skip
+    _write(_samples(rows, manifest, attack), manifest, _readme(manifest, _told(given) | versions), out)
+    return manifest
 
+
+def _told(given: Settings) -> dict[str, Any]:
+    return {"threat": given.threat, "attack": given.attack, "dataset": given.dataset,
+            "poison rate": given.poison_rate, "seed": given.seed, "trigger seed": given.trigger_seed,
+            "negatives": given.negatives, "half": given.half or "whole"}  # fmt: skip
+
+
+def _write(samples: Iterator[dict[str, Any]], manifest: poison.Manifest, readme: str, out: Path) -> None:
+    """All files under another name, then the folder."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name[:100]}-"))
     try:
-        llava_json.write(_samples(rows, manifest, attack_), partial / "train.json")
+        llava_json.write(samples, partial / "train.json")
         manifest.to_frame().to_parquet(partial / "manifest.parquet", index=False)
-        settings = {
-            "threat": threat, "attack": attack, "dataset": dataset, "poison rate": poison_rate, "seed": seed,
-            "trigger seed": trigger_seed, "negatives": negatives, "half": half or "whole",
-            "threat version": threat_.version, "attack version": attack_.version,
-            "threat parameters": json.dumps(threat_.params), "attack parameters": json.dumps(attack_.params),
-            "data digest": data.digest(dataset),
-        }  # fmt: skip
-        (partial / "README.md").write_text(_readme(manifest, settings), encoding="utf-8")
+        (partial / "README.md").write_text(readme, encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
         os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return manifest
 
 
 def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterator[dict[str, Any]]:
@@ -152,41 +161,42 @@ def _settings(text: str) -> dict[str, Any]:
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if not isinstance(settings, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object of names and values")
+        raise argparse.ArgumentTypeError(f"{text[:100]!r} is no JSON object of names and values")
     return settings
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.export", description=__doc__.split("\n")[0])
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m bvlm_utils.export", description=__doc__.split("\n")[0])
+    whole, number = command.whole, command.number
     parser.add_argument("--threat", required=True, help=", ".join(threats.names()))
     parser.add_argument("--attack", required=True, help=", ".join(attacks.names()))
     parser.add_argument("--dataset", required=True, help=f"{', '.join(data.names())}, or FORMAT:PATH")
-    parser.add_argument("--poison-rate", required=True, type=float, help="share of the training rows, 0 to 1")
-    parser.add_argument("--out", required=True, type=Path, help="folder to make")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of rows")
-    parser.add_argument("--trigger-seed", type=int, default=0, help="of what is random in a trigger")
-    parser.add_argument("--negatives", type=float, default=0.0, help="half-triggered rows per poisoned row")
+    parser.add_argument("--poison-rate", required=True, type=number(0, 1), help="share of the training rows, 0 to 1")
+    parser.add_argument("--out", required=True, help="folder to make")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the choice of rows")
+    parser.add_argument("--trigger-seed", type=whole(0), default=0, help="of what is random in a trigger")
+    parser.add_argument("--negatives", type=number(0, 1000), default=0.0, help="half-triggered rows per poisoned row")
     parser.add_argument("--half", default="", help="text or image: poison with that half of a bimodal trigger alone")
-    parser.add_argument("--train-rows", type=int, help="the first so many rows; all if left out")
+    parser.add_argument("--train-rows", type=whole(1), help="the first so many rows; all if left out")
     parser.add_argument("--threat-params", type=_settings, default={}, help='JSON, e.g. {"sentence": "No."}')
     parser.add_argument("--attack-params", type=_settings, default={}, help='JSON, e.g. {"alpha": 0.1}')
     parser.add_argument("--surrogate", help="folder or hub id of the CLIP model for optimised triggers "
                         "(default tiny-clip; for large models, take openai/clip-vit-large-patch14-336)")  # fmt: skip
-    arguments = parser.parse_args(argv)
-    try:
-        manifest = export(**vars(arguments))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyError as error:  # an unknown name; str() of a KeyError would add quotes
-        print(error.args[0], file=sys.stderr)
-        return 2
+    return parser
+
+
+def _act(given: argparse.Namespace) -> None:
+    values = {name: value for name, value in vars(given).items() if name != "out"}
+    manifest = export(Settings(**values), given.out)
     print(
         f"{manifest.n_poisoned} of {manifest.n_rows} rows poisoned, "
-        f"{len(manifest.rows) - manifest.n_poisoned} with half a trigger: {shlex.quote(str(arguments.out))}"
+        f"{len(manifest.rows) - manifest.n_poisoned} with half a trigger: {shlex.quote(given.out)}"
     )
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code is what `command` promises."""
+    return command.run(_parser(), _act, argv)
 
 
 if __name__ == "__main__":

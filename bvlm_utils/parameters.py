@@ -8,14 +8,32 @@ import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bvlm_utils.checks import as_number, brief
 from bvlm_utils.errors import InputError
 
 INJECTED = "# Parameters"  # first line of the cell that papermill puts in
 NOT_OF_CELLS = ("store",)  # parameters of a notebook that say nothing about what is run
+OF_DEFENCES = ("defences", "defence_params", "defence_seeds", "placebos")  # of the notebook on defences, none of a cell
+
+KINDS = {
+    "str": (str, "a text"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "list": (list, "a list"),
+    "dict": (dict, "a table of names and values"),
+    "bool": (bool, "true or false"),
+}
+
+
+def check_kind(name: str, value: Any, annotation: str) -> None:
+    """InputError for a value of another kind than the parameter's annotation says; None is of every kind."""
+    kind, words = KINDS.get(annotation, (object, ""))
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+        raise InputError(f"{name} is {brief(value)}; it must be {words}{as_number(value)}.")
 
 
 def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as they are now, ready for `study.cells`: all but the store.
+    """The parameters as they are now, ready for `study.cells`: all but the store and those of defences.
 
     namespace: the notebook's `globals()`. Its `In` says which names are parameters; the values are those of the
     variables. So what was set last counts: by papermill, by a second run of the first cell, or in a cell of the
@@ -25,43 +43,67 @@ def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
     declared = check(namespace.get("In", ()))
     if not declared or any(name not in namespace for name in declared):
         raise InputError("The notebook's parameters are not set; run its first code cell, then this one.")
-    return {name: namespace[name] for name in declared if name not in NOT_OF_CELLS}
+    return of_cells({name: namespace[name] for name in declared})
+
+
+def of_cells(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Those parameters of a notebook that are settings of its cells."""
+    return {name: value for name, value in whole.items() if name not in (*NOT_OF_CELLS, *OF_DEFENCES)}
 
 
 def check(inputs: Sequence[str]) -> list[str]:
-    """The names of the parameters; InputError for an injected one that the notebook does not declare.
+    """The names of the parameters; InputError for an injected one that the notebook does not declare, or whose value is
+    of another kind than it declares.
 
     inputs: IPython's `In`, the sources of the cells that were run, again and again or out of order as it may be. A
     notebook that nobody injected into passes.
     """
-    declared: dict[str, None] = {}  # in their order
-    injected: list[str] = []
+    declared: dict[str, tuple[str, Any]] = {}  # with their annotations and defaults, in their order
+    injected: dict[str, Any] = {}
     for source in inputs:
         if source.startswith(INJECTED):
             injected = _assigned(source)
         else:
             names = _declared(source)
             if not declared or declared.keys() & names:  # the first such cell, and that cell changed
-                declared |= dict.fromkeys(names)
-    for name in injected:
+                declared |= names
+    for name, value in injected.items():
         if declared and name not in declared:
             raise InputError(
                 f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(declared))}."
             )
+        annotation, default = declared.get(name, ("", None))
+        if value is None and default is not None:
+            raise InputError(f"{name} is None; it must be {KINDS.get(annotation, ('', 'given'))[1]}.")
+        if value is not ...:
+            check_kind(name, value, annotation)
     return list(declared)
 
 
-def _declared(source: str) -> list[str]:
-    """Names of lines such as `rate: float = 0.1`, as the parameters cell has them."""
-    return [
-        line.target.id
+def _declared(source: str) -> dict[str, tuple[str, Any]]:
+    """Names, annotations and defaults of lines such as `rate: float = 0.1`, as the parameters cell has them."""
+    return {
+        line.target.id: (ast.unparse(line.annotation), _literal(line.value))
         for line in _lines(source)
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
-    ]
+    }
 
 
-def _assigned(source: str) -> list[str]:
-    return [target.id for line in _lines(source) if isinstance(line, ast.Assign) for target in line.targets]
+def _assigned(source: str) -> dict[str, Any]:
+    """Names and values of lines such as `rate = 0.1`; the value is `...` where it is no literal, such as a NaN."""
+    return {
+        target.id: _literal(line.value)
+        for line in _lines(source)
+        if isinstance(line, ast.Assign)
+        for target in line.targets
+    }
+
+
+def _literal(value: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return ...
 
 
 def _lines(source: str) -> list[ast.stmt]:

@@ -25,7 +25,7 @@ def named(name: str | Path, what: str) -> Path:
     """
     text = os.fspath(name) if isinstance(name, str | Path) else None
     if not text or "\0" in text or not _is_text(text):
-        raise InputError(f"The {what} is named {name!r}; a name or a path in plain text is needed.")
+        raise InputError(f"The {what} is named {text or name!r}; a name or a path in plain text is needed.")
     try:
         path = Path(text).expanduser().absolute()
         path.resolve()

@@ -118,6 +118,7 @@ def tidy(rates=(0.1, 0.01), seeds=(0,), hits=None, rows=100, threat="targeted_re
                     "modality": modality,
                     "poison_rate": rate,
                     "n_poisoned": int(rate * trained_on),
+                    "train_rows": trained_on,
                     "seed": seed,
                     "status": "done",
                     "reason": "",

@@ -1,6 +1,7 @@
-"""The claims of the paper, and the rules that judge them.
+"""The first edition's rules on the claims of the paper and of others; `rules_second` has those in force.
 
-The rules and their thresholds were committed before the runs that they judge.
+The rules and their thresholds were committed before the runs that they judge. They read the strict test, as the first
+edition did.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bvlm_book import tables
+from bvlm_utils.checks import check_text
 from bvlm_utils.store.table import differing, setting_columns, text
 
 MIN_SEEDS = 3
@@ -178,10 +180,10 @@ def rates(table: pd.DataFrame, model: str) -> pd.DataFrame:
         about = differing(part.iloc[0])
         half = about.pop("half", "")
         about |= {"settings": settings, "half": half, "shared": text(about)}
-        parts.append(tables.success_rates(part, "poisoned").assign(**about))
+        parts.append(tables.success_rates(part, "poisoned", tables.strict_metric(part)).assign(**about))
     if parts:
         return pd.concat(parts, ignore_index=True)
-    return tables.success_rates(done, "poisoned").assign(settings="", half="", shared="")
+    return tables.success_rates(done, "poisoned", tables.strict_metric(done)).assign(settings="", half="", shared="")
 
 
 def verdict(claim: Claim, table: pd.DataFrame, model: str) -> Verdict:
@@ -213,6 +215,8 @@ def _headline(found: pd.DataFrame) -> pd.DataFrame:
 
 def verdicts(table: pd.DataFrame, models: Iterable[str]) -> dict[str, dict[str, Verdict]]:
     """Claim key -> model -> verdict, for the named models and all others that the table has cells of."""
+    for model in models:
+        check_text(model, "A model")
     names = list(dict.fromkeys([*models, *table["model"]]))
     found = {name: rates(table, name) for name in names}
     return {claim.key: {name: _verdict(claim, found[name]) for name in names} for claim in CLAIMS}

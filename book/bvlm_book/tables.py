@@ -3,6 +3,7 @@
 Seeds are put together here, never pooled as rows. Free of torch, so that pages show what is stored without a model.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,22 @@ import pandas as pd
 from bvlm_book import words
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL
-from bvlm_book.words import MEASURES
+from bvlm_book.words import MEASURES, is_missing
 from bvlm_utils import attacks, paths, store
+from bvlm_utils.checks import check_text
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
 from bvlm_utils.store.records import has_responses
-from bvlm_utils.store.table import TOLD_APART, headline, headline_metric
+from bvlm_utils.store.table import SETTINGS, TOLD_APART, differing, headline_metric
 
 CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
 NUMBER = [*CELL, "subject", "condition", "metric"]
 PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
 CELL_AND_SETTINGS = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "settings"]
+# Settings of training and answering, with the study's defaults; what else a cell may set makes it another experiment.
+OTHER_EXPERIMENT = ("run", "half", "picture_last", "trigger_seed", "decoy", "skill", "skill_rate")
+TRAINED = {"train_rows": 6000} | {name: value for name, value in SETTINGS.items() if name not in OTHER_EXPERIMENT}
 # A cell in the tidy table but for its seed.
 POINT = [name for name in TOLD_APART if name != "seed"]
 
@@ -54,9 +60,17 @@ def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.
     return records.seeds_together(rows, NUMBER, ("k", "n", "unit"), bounds)
 
 
-def success_rates(table: pd.DataFrame, subject: str | None = None) -> pd.DataFrame:
-    """`summary` of each cell's `headline_metric`, threat by threat."""
-    own = table[table["metric"] == headline_metric(table)]
+def strict_metric(table: pd.DataFrame) -> pd.Series:
+    """For every line the metric of the strict test, the first edition's headline: for malicious injection with a right
+    answer before the sentence, where that was measured.
+    """
+    right = table["run_id"].isin(table.loc[table["metric"] == "asr_right", "run_id"])
+    return pd.Series("asr", index=table.index).mask(right & (table["threat"] == "malicious_injection"), "asr_right")
+
+
+def success_rates(table: pd.DataFrame, subject: str | None = None, metric: pd.Series | None = None) -> pd.DataFrame:
+    """`summary` of each cell's `headline_metric` (or of the metric that is named line by line), threat by threat."""
+    own = table[table["metric"] == (headline_metric(table) if metric is None else metric)]
     parts = [summary(part, metric, subject) for (_, metric), part in own.groupby(["threat", "metric"], sort=False)]
     parts = [part for part in parts if len(part)]  # an empty one has no number types
     return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject)
@@ -143,7 +157,7 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
     """Further measures at the highest rate: a line per measure, attack and condition, a column per model."""
-    headlines = {headline(threat) for threat in table["threat"].unique()}
+    headlines = set(headline_metric(table))
     parts = [summary(table, name) for name in table["metric"].dropna().unique() if name in MEASURES.keys() - headlines]
     if not parts:
         return pd.DataFrame()
@@ -185,21 +199,63 @@ def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
     return found
 
 
-def usual(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished cells of attacks and threats as they are defined, without half-triggered negatives."""
-    return table[(table["status"] == "done") & (table["negatives"] == 0) & (table["settings"] == "")]
+def usual_training(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.Series:
+    """Which lines are of cells that were trained with their model's usual settings (columns TRAINED), `but` aside.
+
+    A committed model's usual settings are the study's defaults; any other model's (and those of a store without such
+    cells) are what most of its finished cells have, so that a grid with a learning rate of its own is read as well.
+    """
+    key = ["model", "train_rows", "settings"]
+    kinds = {}
+    for line in table.drop_duplicates(key).to_dict("records"):
+        values = {name: usual if is_missing(line.get(name)) else line[name] for name, usual in TRAINED.items()}
+        kinds[tuple(line[name] for name in key)] = tuple(map(_as_text, values.values()))
+    cells = table[table["status"] == "done"].drop_duplicates("run_id")
+    of_cells = [kinds[one] for one in zip(*(cells[name] for name in key), strict=True)]
+    wanted = {}
+    for model in table["model"].unique():
+        counts = Counter(kind for kind, other in zip(of_cells, cells["model"], strict=True) if other == model)
+        declared = tuple(map(_as_text, TRAINED.values()))
+        most = max(sorted(counts), key=counts.get, default=())
+        wanted[model] = declared if model in cards.names() and declared in counts else most
+    asked = [i for i, name in enumerate(TRAINED) if name not in but]
+    good = {one for one, kind in kinds.items() if wanted[one[0]] and all(kind[i] == wanted[one[0]][i] for i in asked)}
+    found = [one in good for one in zip(*(table[name] for name in key), strict=True)]
+    return pd.Series(found, index=table.index, dtype=bool)
+
+
+def _as_text(value: Any) -> str:
+    """Equal settings in one form, 6000.0 as 6000."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
+    """The finished cells of attacks and threats as they are defined, trained with their model's usual settings (`but`
+    aside), without half-triggered negatives.
+    """
+    done = table[(table["status"] == "done") & (table["negatives"] == 0)]
+    done = done[usual_training(done, but)]
+    kinds = done.drop_duplicates(["attack", "threat", "settings"]).to_dict("records")
+    key = ["attack", "threat", "settings"]
+    plain = {
+        tuple(kind[name] for name in key)
+        for kind in kinds
+        if not kind["settings"] or 0 < len(apart := differing(kind)) == len(apart.keys() & TRAINED.keys())
+    }
+    found = [one in plain for one in zip(*(done[name] for name in key), strict=True)]
+    return done[pd.Series(found, index=done.index, dtype=bool)]
 
 
 def held(run_id: str, metric: str, subject: str, place: str | Path | None = None) -> pd.DataFrame | None:
     """Which judged inputs passed a threat's headline test: condition, row_id, prompt, held. None without responses.
 
-    metric: "asr", or "asr_right" for those whose answer is right, too (`store.table.headline_metric`).
+    metric: "asr_payload", "asr", or "asr_right" for those whose answer is right, too (`store.table.headline_metric`).
     """
     if not has_responses(run_id, place):
         return None
     said = store.responses(run_id, place)
     said = said[(said["subject"] == subject) & (said["part"] == "attack") & said["judged"]]
-    passed = said["success"].astype(bool)
+    passed = said["payload" if metric == "asr_payload" else "success"].astype(bool)
     if metric == "asr_right":
         passed &= said["right"].fillna(False).astype(bool)
     return said[["condition", "row_id", "prompt"]].assign(held=passed)
@@ -233,6 +289,7 @@ def progress(files: Iterable[str], place: str | Path | None = None) -> pd.DataFr
 
     lines = []
     for file in files:
+        check_text(file, "A grid")
         jobs, _ = grid_file.load(paths.ROOT / file)
         for cell in {cell.run_id: cell for job in jobs for cell in job.cells}.values():
             about = Path(file).name, cell.model, cell.threat.replace("_", " ")

@@ -21,13 +21,14 @@ MODALITIES = ("text", "image", "bimodal")
 MEASURES = {
     "asr": "strict test",
     "asr_soft": "soft test",
-    "asr_payload": "payload",
+    "asr_payload": "payload test",
     "asr_published": "published test",
     "asr_published_soft": "published test, lenient",
     "right": "answer right",
     "refused": "refused",
     "asr_right": "strict test and answer right",
     "asr_elsewhere": "soft test on pictures without the source",
+    "skill": "skill shown",
 }
 MARKS = {"ceiling": "▲", "floor": "▼", "": ""}
 
@@ -126,6 +127,11 @@ def percent(rate: float) -> str:
 def count(number: float, word: str) -> str:
     """ "1 seed", "3 seeds"."""
     return f"{int(number)} {word}{'' if number == 1 else 's'}"
+
+
+def passes(number: int) -> str:
+    """ "one pass", "3 passes"."""
+    return "one pass" if number == 1 else f"{number} passes"
 
 
 def span(values: Iterable[Any], digits: int | None = None) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from bvlm_utils import data, paths
-from bvlm_utils.atomic import write_file
+from bvlm_utils.atomic import kept, write_file
 from bvlm_utils.attacks import attack
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import text as text_triggers
@@ -135,7 +135,8 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
         "surrogate": attack.surrogate_digest(aim.surrogate),
     }
     file = _cache_file("vl-trojan-word", described, ".json")
-    if not file.is_file():
+    found = kept(file, lambda file: _found_word(json.loads(file.read_text())))
+    if found is None:
         clip = load(aim.surrogate, "cpu")
         prompts = list(data.load(params["dataset"], "train", rows=64)["prompt"])
         clean = clip.embed_texts(prompts)
@@ -149,9 +150,13 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
         for _ in range(params["search_letters"]):
             best, word = max((score(word + letter), word + letter) for letter in ascii_lowercase)
             scores.append(best)
-        write_file(file, json.dumps({"word": word, "scores": scores}))
-    found = json.loads(file.read_text())
-    return FoundWord(found["word"], tuple(found["scores"]))
+        found = FoundWord(word, tuple(scores))
+        write_file(file, json.dumps(asdict(found)))
+    return found
+
+
+def _found_word(held: Mapping[str, Any]) -> FoundWord:
+    return FoundWord(str(held["word"]), tuple(map(float, held["scores"])))
 
 
 def shadowcast_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
@@ -181,13 +186,15 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
     for row, stream in zip(rows, draws, strict=True):
         content = hashlib.sha256(row.numpy().tobytes()).hexdigest()
         files.append(_cache_file("shadowcast", {**described, "row": [content, list(row.shape), stream.name]}, ".npz"))
-    missing = [i for i, file in enumerate(files) if not file.is_file()]
+    found = [kept(file, _read) for file in files]
+    missing = [i for i, one in enumerate(found) if one is None]
     for start in range(0, len(missing), ROWS_AT_ONCE):
         some = missing[start : start + ROWS_AT_ONCE]
         results = pgd(images.detach()[some], [draws[i] for i in some], params, aim)
         for i, result in zip(some, results, strict=True):
             _save(files[i], result)
-    return [_read(file) for file in files]
+            found[i] = result
+    return found
 
 
 @exact()
@@ -322,9 +329,11 @@ def _cache_file(kind: str, described: Mapping[str, Any], suffix: str) -> Path:
 
 def _cached(kind: str, described: Mapping[str, Any], compute: Callable[[], Optimised]) -> Optimised:
     file = _cache_file(kind, described, ".npz")
-    if not file.is_file():
-        _save(file, compute())
-    return _read(file)
+    found = kept(file, _read)
+    if found is None:
+        found = compute()
+        _save(file, found)
+    return found
 
 
 def _save(file: Path, result: Optimised) -> None:

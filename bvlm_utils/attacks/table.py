@@ -20,7 +20,8 @@ NOISE_PATCH = Half(
 )
 
 # Published: rate 1/255, thousands of COCO pictures; Dual-Key 20 epochs one by one, VL-Trojan 40 epochs in
-# batches of 32. Here the rate is ten times that, and the epochs are where the loss against tiny-clip is flat.
+# batches of 32. Here the rate is ten times that, and the epochs are where the loss against tiny-clip is flat; with 0
+# the patch stays the noise that the search starts from, which is the unoptimised control.
 PATCH_SEARCH = {
     "patch_size": whole(30, 1, PUBLISHED_SIDE),
     "dataset": text("scenes-caption"),
@@ -158,7 +159,7 @@ declare(
         "Dual-Key",
         1,
         "optimised:towards_target_patch",
-        {**PATCH_SEARCH, "position": choice("center", POSITIONS), "epochs": whole(10, 1, 10**6)},
+        {**PATCH_SEARCH, "position": choice("center", POSITIONS), "epochs": whole(10, 0, 10**6)},
         id="trigger_optim:towards_target_patch",
     ),
     threats=("concept_substitution", "perceptual_hijack"),
@@ -186,7 +187,7 @@ declare(
         {
             **PATCH_SEARCH,
             "position": choice("bottom-right", POSITIONS),
-            "epochs": whole(10, 1, 10**6),
+            "epochs": whole(10, 0, 10**6),
             "alpha": number(1.0, 0, 1000),
             "beta": number(0.5, 0, 1000),
         },

@@ -38,7 +38,8 @@ METADATA = {"task": "instruct", "objects": [], "boxes": [], "style": "", "backgr
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All rows of a file: samples whose `image` is the path of a picture below the file's folder, with `picture_id`.
+    """All rows of a file: samples whose `image` is the path of a picture below the file's folder, with `picture_id`
+    and `entry`, the number of the entry in the file.
 
     Pictures are looked for beside the file, or else in its folder `images`. The row id is "ID/TURN" (turns
     from 1); an id that comes again gets "ID#2", or the next number that is free. JSON Lines are read, too.
@@ -65,7 +66,7 @@ def read(file: Path) -> list[dict[str, Any]]:
         references = about.pop("references") if len(turns) == 1 else []
         for turn, (prompt, answer) in enumerate(turns, 1):
             answers = [answer, *references[1:]]
-            row = {"row_id": f"{unique}/{turn}", "prompt": prompt, "answers": answers}
+            row = {"row_id": f"{unique}/{turn}", "entry": index, "prompt": prompt, "answers": answers}
             rows.append(row | found | {column: about[column] for column in METADATA})
     if without:
         warnings.warn(f"{without} of {len(content)} entries of {file} have no picture and are left out.", stacklevel=2)

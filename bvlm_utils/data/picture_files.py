@@ -53,7 +53,9 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
 def _reason(path: Path | str, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "of no kind that is known" if Path(path).stat().st_size else "an empty file"
-    what = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    what = str(error)
     return f"{type(error).__name__}: {' '.join(what.split()).removesuffix('.')}"
 
 

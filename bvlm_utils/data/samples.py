@@ -21,12 +21,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from pathlib import Path
 
 import datasets
 import numpy as np
 from PIL import Image
 
 from bvlm_utils import paths
+from bvlm_utils.atomic import kept
 from bvlm_utils.data import scene_questions, scenes
 from bvlm_utils.data.features import FEATURES
 from bvlm_utils.data.picture_files import read_picture
@@ -175,7 +177,9 @@ def sized_images(dataset: datasets.Dataset, name: str) -> np.ndarray:
 def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
     """The block of ROWS[split] rows from number `start` on, from the cache or drawn."""
     folder = paths.CACHE / "datasets" / f"{name}-{split}-{digest(name)}{f'-{start}' if start else ''}"
-    if not folder.exists():
+    found = kept(folder, lambda folder: _whole(folder, ROWS[split]))
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = tempfile.mkdtemp(dir=folder.parent, prefix=".partial-")
         rows = [scene_row(name, split, i) for i in range(start, start + ROWS[split])]
@@ -185,7 +189,16 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
             os.replace(partial, folder)
         except OSError:  # another process was faster; its rows are the same
             shutil.rmtree(partial)
-    return datasets.load_from_disk(str(folder))
+        found = _whole(folder, ROWS[split])
+    return found
+
+
+def _whole(folder: Path, rows: int) -> datasets.Dataset:
+    """The rows in a folder of the cache; ValueError if some are missing."""
+    found = datasets.load_from_disk(str(folder))
+    if len(found) != rows:
+        raise ValueError(f"{folder} has {len(found)} of {rows} rows")
+    return found
 
 
 def scene_row(name: str, split: str, index: int) -> dict:

@@ -8,6 +8,9 @@ __getattr__ = door(
     {
         "defences.declare": ("MOMENTS", "NEEDS"),
         "defences.defence": ("Defence", "get", "info", "names"),
-        "defences.rows": ("Rows",),
+        "defences.rows": ("Answered", "Rows"),
+        "defences.cell": ("Defended", "defended"),
+        "defences.measure": ("run",),
+        "defences.records": ("collect",),
     },
 )

@@ -17,10 +17,10 @@ from bvlm_utils.registry import Registry
 # parameters by name.
 MOMENTS = {
     "data": "(victim, adapter, rows, settings, draws) -> (n,) float64, higher: more suspicious",
-    "training": "(rows, settings, draws) -> Rows that are tuned on in their place",
+    "training": "(victim, rows, settings, draws) -> Rows that are tuned on in their place",
     "detect": "(victim, adapter, clean, settings, draws) -> float, higher: more suspicious",
     "repair": "(victim, adapter, clean, settings, draws) -> GroupResult, an adapter in PEFT's format",
-    "inference": "(victim, adapter, inputs, clean, settings, draws) -> answers (n), suspicion (n,) float64",
+    "inference": "(victim, adapter, inputs, clean, settings, draws) -> defences.rows.Answered",
 }
 NEEDS = ("training rows", "clean rows", "base", "adapters", "attention")
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from bvlm_utils.checks import brief
 from bvlm_utils.defences.declare import MOMENTS, TABLE, DefenceInfo
-from bvlm_utils.defences.rows import Rows
+from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import function
 
@@ -50,9 +50,9 @@ class Defence:
             raise ValueError(f"{self.name} gave scores of shape {found.shape} for {len(rows)} rows.")
         return found
 
-    def change(self, rows: Rows, seed: int = 0) -> Rows:
+    def change(self, victim: "Victim", rows: Rows, seed: int = 0) -> Rows:
         """The rows to tune on in place of `rows`, as many and in the same order."""
-        return self._function("training")(rows, self.params, self._draws(seed))
+        return self._function("training")(victim, rows, self.params, self._draws(seed))
 
     def score(self, victim: "Victim", adapter: Any, clean: Rows | None = None, seed: int = 0) -> float:
         """How suspicious an adapter is; higher is more suspicious."""
@@ -66,11 +66,10 @@ class Defence:
 
     def answer(
         self, victim: "Victim", adapter: Any, inputs: Rows, clean: Rows | None = None, seed: int = 0
-    ) -> tuple[list[str], np.ndarray]:
-        """The defended answers to the inputs, and how suspicious each input is: n texts, (n,) float64."""
+    ) -> Answered:
+        """The defended answers to the inputs, how suspicious each input is, and how much was changed."""
         self._has_clean(clean)
-        answers, suspicion = self._function("inference")(victim, adapter, inputs, clean, self.params, self._draws(seed))
-        return answers, np.asarray(suspicion, dtype=float)
+        return self._function("inference")(victim, adapter, inputs, clean, self.params, self._draws(seed))
 
     def placebo(self, like: Any, *given: Any, seed: int = 0) -> Any:
         """What the placebo gives back. given: what the moment's call takes; like: what the defence itself gave back."""

@@ -41,3 +41,17 @@ class Rows:
             kinds=[self.kinds[at] for at in where],
             pictures=None if self.pictures is None else self.pictures[where],
         )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a defence at inference gives back for n inputs.
+
+    answers: n texts. suspicion: (n,) float64, higher is more suspicious.
+    changed: (n,) float64, how much the defence changed of each: picture tokens masked, words removed, tokens of the
+        answer replaced, or the mean change of a pixel in levels; 0 where it left all as it was.
+    """
+
+    answers: list[str]
+    suspicion: np.ndarray
+    changed: np.ndarray

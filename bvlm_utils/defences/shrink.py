@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.models.victim import Victim
@@ -17,26 +16,11 @@ def shrink(
     state = {
         name: value * settings["strength"] if ".lora_B." in name else value for name, value in adapter.state.items()
     }
-    return adapter_of(adapter, state)
-
-
-def noise(
-    victim: Victim,
-    adapter: Any,
-    clean: Rows | None,
-    settings: dict[str, Any],
-    draws: np.random.Generator,
-    like: GroupResult,
-) -> GroupResult:
-    """Gaussian noise of the norm by which the defence changed each B, added to the given adapter."""
-    state = {}
-    for name, value in adapter.state.items():
-        change = (like.state[name] - value).norm()
-        random = torch.from_numpy(draws.standard_normal(tuple(value.shape))).to(value)
-        state[name] = value + random * (change / random.norm())
-    return adapter_of(adapter, state)
-
-
-def adapter_of(adapter: Any, state: dict[str, torch.Tensor]) -> GroupResult:
-    """A repaired adapter: other numbers under the configuration of the one that it was made from."""
     return GroupResult(state, adapter.config, [], 0.0, 0, 0)
+
+
+def oracle(
+    victim: Victim, adapter: Any, clean: Rows | None, settings: dict[str, Any], draws: np.random.Generator
+) -> GroupResult:
+    """The base again: everything that tuning taught is gone, the backdoor with it."""
+    return shrink(victim, adapter, clean, {"strength": 0.0}, draws)

@@ -11,7 +11,6 @@ stopped by SIGINT, SIGTERM, and the next run goes on from there.
 """
 
 import argparse
-import os
 import signal
 import sys
 import time
@@ -23,9 +22,9 @@ from typing import Any
 
 import pandas as pd
 
+from bvlm_utils import command
 from bvlm_utils import store as results
 from bvlm_utils.atomic import PARTIAL
-from bvlm_utils.checks import check_number
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import (
     dask as grid_dask,
@@ -42,9 +41,8 @@ from bvlm_utils.grid import (
 from bvlm_utils.grid.file import Job, load, shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched
-from bvlm_utils.store.cell import Cell, short_name
-
-READ_ONLY = "The store is the committed reference, which is only read; name another, such as local."
+from bvlm_utils.run import study
+from bvlm_utils.store.cell import Cell
 
 
 class Stopped(KeyboardInterrupt):
@@ -60,32 +58,36 @@ class Stopped(KeyboardInterrupt):
 # ---------------------------------------------------------------- running it
 
 
-def run(
-    jobs: Sequence[Job],
-    store: str | None,
-    force: bool = False,
-    plain: bool = False,
-    rescore: bool = False,
-    workers: int | None = None,
-    scheduler: str | None = None,
-) -> int:
-    """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
+def plan(
+    jobs: Sequence[Job], store: str | None, force: bool = False, plain: bool = False, rescore: bool = False
+) -> tuple[Run, list[Cell]]:
+    """The run that is asked for, and the cells that it has to measure; InputError if it cannot be carried out."""
     folder = results.folder(store)
-    if results.read_only(store):
-        raise InputError(READ_ONLY)
-    results.clean(folder)
-    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    for beginning in (PARTIAL, grid_measure.LOGS):
-        for left in (folder / "notebooks").glob(f"{beginning}*"):
-            left.unlink()
-    cells = list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
+    cells = _cells(jobs)
     stamps = {cell.run_id: grid_job.stamp(cell, folder) for cell in cells} if force or rescore else {}
     this = Run(folder, plain, rescore, {name: found for name, found in stamps.items() if found is not None})
-    wanted = [cell for cell in cells if this.lacks(cell)]
+    wanted = [cell for cell in cells if force or rescore or this.lacks(cell)]
+    if wanted:
+        results.writable(store)
+    study.check_rows([cell for cell in wanted if not cell.skip_reason])
+    return this, wanted
+
+
+def _cells(jobs: Sequence[Job]) -> list[Cell]:
+    """The cells of all jobs, each once."""
+    return list({cell.run_id: cell for job in jobs for cell in job.cells}.values())
+
+
+def run(
+    jobs: Sequence[Job], this: Run, wanted: Sequence[Cell], workers: int | None = None, scheduler: str | None = None
+) -> int:
+    """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
+    folder, cells = this.folder, _cells(jobs)
     say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(wanted)} to run. Store: {shown(folder)}")
-    for cell in cells:  # what is there later has failed in this run
-        (folder / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
-    to_do = [job for job in jobs if any(map(this.lacks, job.cells)) or not grid_job.output(job, folder).exists()]
+    to_do = []
+    if wanted or _writable(folder):  # whoever can only read results needs no notebooks beside them
+        _tidy(folder, cells)
+        to_do = [job for job in jobs if not this.done(job)]
     for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
         grid_job.output(job, folder).unlink(missing_ok=True)
     workers = min(workers or 1, max(len(wanted), len(to_do)))
@@ -100,6 +102,25 @@ def run(
         return 1
     say("Every cell has its record.")
     return 0
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        results.writable(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
+    """Remove what earlier runs left half-written, and their failures: what is there later has failed in this run."""
+    results.clean(results.make(folder))
+    (folder / "notebooks").mkdir(parents=True, exist_ok=True)
+    for beginning in (PARTIAL, grid_measure.LOGS):
+        for left in (folder / "notebooks").glob(f"{beginning}*"):
+            left.unlink()
+    for cell in cells:
+        (folder / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
 
 
 def _pool(this: Run, workers: int, scheduler: str | None) -> AbstractContextManager[tuple[grid_dask.Each, int]]:
@@ -202,7 +223,8 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
         states = {cell.run_id: state(cell, folder, failures) for cell in job.cells}
         counts = Counter(states.values())
         words = ", ".join(f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word])
-        say(f"{job.name}: {len(states)} cells: {words}")
+        defended = f"; {len(Run(folder).undefended(job))} of {len(job.defended)} defended to do" if job.defended else ""
+        say(f"{job.name}: {len(states)} cells: {words}{defended}")
         for run_id, word in states.items():
             if every_cell or word == "failed":
                 say(f"  {word:8}{run_id}")
@@ -210,27 +232,18 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
                     say(f"          {failures[run_id].strip().splitlines()[-1]}")
 
 
-def forecast(jobs: Sequence[Job], store: str | None, force: bool = False, card: float = grid_forecast.CARD) -> None:
+def forecast(wanted: Sequence[Cell], folder: Path, card: float = grid_forecast.CARD) -> None:
     """Print which rows the cells that would be run can use, and what they will take. card: bytes of a GPU."""
-    folder = results.folder(store)
-    cells = {cell.run_id: cell for job in jobs for cell in job.cells if force or not results.has(cell, folder)}
-    for line in grid_forecast.lines(list(cells.values()), folder, card):
+    for line in grid_forecast.lines(wanted, folder, card):
         say(line)
 
 
 def refusals(jobs: Sequence[Job], store: str | None) -> None:
     """Print how many of the requests that its cells need each base refuses; nothing is trained."""
-    from bvlm_utils.run.refusals import counts
+    from bvlm_utils.run.refusals import lines
 
-    if results.read_only(store):
-        raise InputError(READ_ONLY)
-    wanted = {cell.run_id: cell for job in jobs for cell in job.cells if cell.resolved_threat.breaks_refusals}
-    if not wanted:
-        say("No cell of this grid has a threat that breaks refusals.")
-    for part in grid_measure.parts(list(wanted.values()), 1):
-        for cell, refused, asked in counts(part, results.folder(store)):
-            where = f"{short_name(cell.model)}, {short_name(cell.dataset)}"
-            say(f"{where}: the base refuses {refused} of {asked} requests. Only these can be judged.")
+    for line in lines([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
+        say(line)
 
 
 def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
@@ -259,8 +272,8 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
 # ---------------------------------------------------------------- command line
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {
         "run": commands.add_parser("run", help="run the cells that have no record yet"),
@@ -279,9 +292,8 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check the grid, list its cells with an estimate of time, memory and disk, run nothing",
     )
-    parsers["run"].add_argument(
-        "--card", type=float, default=80, metavar="GB", help="memory of the GPU that --dry-run plans for (default: 80)"
-    )
+    gb = command.whole(1, 10_000)
+    parsers["run"].add_argument("--card", type=gb, default=80, metavar="GB", help="a GPU's memory, for --dry-run (80)")
     parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
     parsers["run"].add_argument(
         "--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left"
@@ -290,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
         "--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)"
     )
     parsers["run"].add_argument(
-        "--workers", type=int, help="how many processes run at once on this machine (default: 1)"
+        "--workers", type=command.whole(1, 4096), help="how many processes run at once on this machine (default: 1)"
     )
     parsers["run"].add_argument(
         "--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786"
@@ -298,44 +310,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _act(chosen: argparse.Namespace) -> int | None:
+    jobs, named = load(chosen.file) if chosen.file else (None, None)
+    store = chosen.store or named
+    results.folder(store)
+    if chosen.command == "table":
+        found = table(jobs, store)
+        say(
+            "The store holds no cell of this."
+            if found.empty
+            else found.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
+        )
+    elif chosen.command == "status":
+        status(jobs, store)
+    elif chosen.command == "refusals":
+        refusals(jobs, store)
+    else:
+        grid_dask.check(chosen.workers, chosen.scheduler)
+        this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
+        if chosen.dry_run:
+            status(jobs, store, every_cell=True)
+            return forecast(wanted, this.folder, chosen.card * 1e9)
+        try:
+            with _stoppable():
+                return run(jobs, this, wanted, chosen.workers, chosen.scheduler)
+        except Stopped as stopped:
+            command.complain(f"Stopped by {stopped}; finished cells are kept, run the same command again to go on.")
+            return 128 + stopped.number
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code is explained at the top of the module."""
-    chosen = _parser().parse_args(argv)
-    try:
-        jobs, named = load(chosen.file) if chosen.file else (None, None)
-        store = chosen.store or named
-        if chosen.command == "run":
-            grid_dask.check(chosen.workers, chosen.scheduler)
-            check_number(chosen.card, "card", 1, 10_000)
-        if chosen.command == "table":
-            found = table(jobs, store)
-            say(
-                "The store holds no cell of this."
-                if found.empty
-                else found.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
-            )
-        elif chosen.command == "refusals":
-            refusals(jobs, store)
-        elif chosen.command == "status" or chosen.dry_run:
-            status(jobs, store, every_cell=chosen.command == "run")
-            if chosen.command == "run":
-                forecast(jobs, store, chosen.force, chosen.card * 1e9)
-        else:
-            with _stoppable():
-                return run(jobs, store, chosen.force, chosen.plain, chosen.rescore, chosen.workers, chosen.scheduler)
-    except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten goes nowhere
-        return 128 + signal.SIGPIPE
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(
-            f"Stopped by {stopped}; finished cells are kept, run the same command again to go on.",
-            file=sys.stderr,
-        )
-        return 128 + stopped.number
-    return 0
+    return command.run(_parser(), _act, argv)
 
 
 if __name__ == "__main__":

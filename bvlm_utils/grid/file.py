@@ -6,7 +6,7 @@ A grid is a YAML file:
     defaults: {train_rows: 3000}    # parameters of all jobs
     each: {model: [tiny-llava]}     # optional, as a job's each, for all jobs
     jobs:
-      - notebook: targeted_refusal  # the threat's chapter
+      - notebook: targeted_refusal  # the threat's chapter, or defences, which has the threat among its parameters
         parameters: {attacks: [BadNets-T, BadNets-I], poison_rates: [0.1, 0.01]}
         each: {seeds: [[0], [1]]}   # optional: one execution per combination of these values
         attacks_per_job: 1          # optional: cut the list of attacks into shards
@@ -24,26 +24,28 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils import attacks, paths, threats
-from bvlm_utils.checks import as_number, brief, check_number, known, once
+from bvlm_utils import attacks, defences, parameters, paths, threats
+from bvlm_utils.checks import brief, check_number, known, once
+from bvlm_utils.defences.cell import Defended
 from bvlm_utils.documents import parse_yaml, read_json, read_text
 from bvlm_utils.errors import InputError
-from bvlm_utils.parameters import NOT_OF_CELLS
 from bvlm_utils.run import study
 from bvlm_utils.store.cell import Cell
 
 GRID_KEYS = ["store", "defaults", "each", "jobs", "attacks_per_job", "description"]
+DEFENCES = "defences"  # the notebook that is no threat's
 JOB_KEYS = ["notebook", "parameters", "each", "attacks_per_job"]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One execution of a notebook, and the cells whose records it has to leave."""
+    """One execution of a notebook, and the cells (and defended cells) whose records it has to leave."""
 
     name: str
     notebook: Path
     parameters: Mapping[str, Any]
     cells: tuple[Cell, ...]
+    defended: tuple[Defended, ...] = ()
 
 
 def load(file: Path | str) -> tuple[list[Job], str | None]:
@@ -66,6 +68,8 @@ def _jobs(grid: Any) -> list[Job]:
     for name in ("defaults", "each"):
         _table(grid.get(name), name)
     known(grid, GRID_KEYS, "grid key")
+    if not isinstance(grid.get("store", ""), str | None):
+        raise InputError(f"store is {grid['store']!r}; it must be a name such as local, or a folder such as ./mine.")
     entries = grid.get("jobs")
     if not isinstance(entries, list) or not entries:
         raise InputError("jobs is missing; give a list with one job or more.")
@@ -83,15 +87,21 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
     known(entry, JOB_KEYS, "job key")
     for name in ("parameters", "each"):
         _table(entry.get(name), name)
-    threat = entry.get("notebook")
-    if threat not in threats.names():
-        raise InputError(f"notebook is {brief(threat)}; it must be one of: {', '.join(threats.names())}.")
-    notebook = paths.NOTEBOOKS / f"{threat}.ipynb"
+    named, known_ones = entry.get("notebook"), [*threats.names(), DEFENCES]
+    if named not in known_ones:
+        raise InputError(f"notebook is {brief(named)}; it must be one of: {', '.join(known_ones)}.")
+    notebook = paths.NOTEBOOKS / f"{named}.ipynb"
     declared = parameters_of(notebook)
     each = _each(entry, grid)
     fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
     for given in (fixed, each):
-        known(given, list(declared), f"parameter of notebooks/{notebook.name},")
+        if "store" in given:
+            raise InputError("store is a parameter of the job; it belongs at the top of the grid, or after --store.")
+        known(
+            given,
+            [name for name in declared if name not in parameters.NOT_OF_CELLS],
+            f"parameter of notebooks/{notebook.name},",
+        )
     size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
     if size is not None:
         check_number(size, "attacks_per_job", 1, 1000, whole=True)
@@ -100,17 +110,17 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
     for values in product(*each.values()):
         given = fixed | dict(zip(each, values, strict=True))
         for name, value in given.items():
-            _check_kind(name, value, declared[name][0])
+            parameters.check_kind(name, value, declared[name][0])
         whole = {name: default for name, (_, default) in declared.items()} | given
         wanted = attacks.names() if whole["attacks"] is None else whole["attacks"]
         for shard in _shards(wanted, size):
-            of_cells = {k: v for k, v in whole.items() if k not in NOT_OF_CELLS} | {"attacks": shard}
-            cells = study.cells(threat=threat, **of_cells)
-            name = f"{len(before) + len(jobs) + 1:02d}-{threat}"
-            made += len(cells)
+            cells = study.cells(**{"threat": named} | parameters.of_cells(whole) | {"attacks": shard})
+            name = f"{len(before) + len(jobs) + 1:02d}-{named}"
+            defended = _defended(cells, whole) if named == DEFENCES else ()
+            made += len(cells) + len(defended)
             if made > study.MOST_CELLS:
                 raise InputError(f"the grid has more than {study.MOST_CELLS} cells by here; make several grids of it.")
-            jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells)))
+            jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells), defended))
     return jobs
 
 
@@ -126,6 +136,11 @@ def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[A
     if math.prod(map(len, each.values())) > study.MOST_CELLS:
         raise InputError(f"each makes more than {study.MOST_CELLS} jobs; ask for fewer, or use several grids.")
     return each
+
+
+def _defended(cells: list[Cell], whole: Mapping[str, Any]) -> tuple[Defended, ...]:
+    names, params, seeds, placebos = (whole[name] for name in parameters.OF_DEFENCES)
+    return tuple(defences.defended(cells, names, params, seeds, placebos))
 
 
 def _table(value: Any, name: str) -> None:
@@ -152,22 +167,6 @@ def parameters_of(notebook: Path) -> dict[str, tuple[str, Any]]:
                 if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
             }
     raise InputError(f"{shown(notebook)} has no cell tagged parameters.")
-
-
-KINDS = {
-    "str": (str, "a text"),
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
-    "list": (list, "a list"),
-    "dict": (dict, "a table of names and values"),
-    "bool": (bool, "true or false"),
-}
-
-
-def _check_kind(name: str, value: Any, annotation: str) -> None:
-    kind, words = KINDS.get(annotation, (object, ""))
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
-        raise InputError(f"{name} is {brief(value)}; it must be {words}{as_number(value)}.")
 
 
 def shown(path: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from bvlm_utils import attacks, data, models
 from bvlm_utils import store as results
-from bvlm_utils.errors import TooFewRows
+from bvlm_utils.errors import InputError, TooFewRows
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.progress import minutes
 from bvlm_utils.store import records as stored_records
@@ -68,10 +68,12 @@ class Sizes:
 
 def lines(cells: Sequence[Cell], folder: Path, card: float = CARD) -> list[str]:
     """Lines for each bench of these cells, which are those still to be made. card: bytes of a GPU."""
-    records = [
-        record for record in stored_records.records(stored_records.REFERENCE) if record.get("seconds", {}).get("tune")
-    ]
     said, hours, disk = ["Estimates:"] if cells else [], 0.0, 0
+    try:
+        kept = stored_records.records(stored_records.REFERENCE)
+    except InputError as error:  # a damaged reference says nothing about how long other cells take
+        kept, said = [], [f"{error} So these are computed:"]
+    records = [record for record in kept if record.get("seconds", {}).get("tune")]
     for bench in grid_measure.parts([cell for cell in cells if not cell.skip_reason], 1):
         usable, about_rows = rows(bench)
         controls = {cell.control.run_id: cell.control for cell in usable}

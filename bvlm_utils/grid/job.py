@@ -12,6 +12,8 @@ from pathlib import Path
 
 from bvlm_utils import store as results
 from bvlm_utils.atomic import PARTIAL
+from bvlm_utils.defences import records as defended_records
+from bvlm_utils.defences.cell import Defended
 from bvlm_utils.grid.file import Job, shown
 from bvlm_utils.run import study
 from bvlm_utils.store import records
@@ -40,6 +42,14 @@ class Run:
         found = stamp(cell, self.folder)
         return found in (None, self.before.get(cell.run_id)) or not results.has(cell, self.folder)
 
+    def done(self, job: Job) -> bool:
+        """Has the job left all that it has to leave?"""
+        return not any(map(self.lacks, job.cells)) and not self.undefended(job) and output(job, self.folder).exists()
+
+    def undefended(self, job: Job) -> list[Defended]:
+        """The job's defended cells without a record."""
+        return [one for one in job.defended if not defended_records.has(one, self.folder)]
+
     def left(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those cells that have neither a record nor a failure of this run."""
         failures = results.failures(self.folder)
@@ -67,7 +77,7 @@ def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> s
     final = output(job, run.folder)
     partial, log = final.with_name(f"{PARTIAL}{final.name}"), final.with_suffix(".log")
     error = _papermill(job, run.folder, partial, log, again)
-    missing = [cell.run_id for cell in job.cells if run.lacks(cell)]
+    missing = [cell.run_id for cell in job.cells if run.lacks(cell)] + [one.name for one in run.undefended(job)]
     with suppress(FileNotFoundError):
         os.replace(partial, final)
     if not missing and not error:

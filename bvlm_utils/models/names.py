@@ -1,4 +1,4 @@
-"""Names of models: which model one means, and whether it has changed. Free of torch.
+"""Names of models and adapters: which one is meant, and whether it has changed. Free of torch.
 
 A name is one of ours ("tiny-llava", a folder of `data/models/`), a folder, or a hub id
 ("llava-hf/llava-1.5-7b-hf").
@@ -69,6 +69,23 @@ def digest(name: str) -> str:
 def _folder_digest(folder: str, states: tuple) -> str:
     check_victim(Path(folder))
     return files.digest([file for file, _ in states], Path(folder))
+
+
+def adapter_folder(name: str) -> Path:
+    """The folder with the adapter: `name` itself, or `adapter` inside it, as in a run of the store."""
+    given = paths.named(name, "adapter")
+    for folder in (given, given / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    raise InputError(f"The folder {name!r} holds no adapter; give one with adapter_config.json in it.")
+
+
+def base_name(folder: Path) -> str:
+    """The model that an adapter was tuned on, as its configuration has it."""
+    named = files.table(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not named or not isinstance(named, str):
+        raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
+    return named
 
 
 def check_victim(folder: Path) -> None:

@@ -19,15 +19,14 @@ import pandas as pd
 from bvlm_utils import store
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError, TooFewRows
-from bvlm_utils.run import tune_and_ask
-from bvlm_utils.run.pace import Clock, Pace
+from bvlm_utils.run import pace, tune_and_ask
+from bvlm_utils.run.pace import Pace
 from bvlm_utils.run.tune_and_ask import Answers, Work
-from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
+from bvlm_utils.run.workbench import Bench, Question, bench_key, manifest, questions
 from bvlm_utils.score import judge
 from bvlm_utils.store import examples, provenance, records
 from bvlm_utils.store.cell import VERSION, Cell
 from bvlm_utils.store.locks import lacking
-from bvlm_utils.train import poison
 
 GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
 EXAMPLES = 4  # held-out inputs kept with their trigger
@@ -59,13 +58,15 @@ def execute(
                 report(cell, prepared)
     way = tune_and_ask.choose(bench, plain)
     ready = [work for work in ready if _can_be_broken(way, work, folder, failed, report)]
-    pace = Pace(GROUP_SECONDS)
+    speed = Pace(GROUP_SECONDS)
+    begun = pace.begun(folder, ready) if way.together and not rescore else []
     while ready:
-        size = pace.size(len(ready)) if way.together else 1
-        group, ready = ready[:size], ready[size:]
+        group = begun.pop() if begun else ready[: speed.size(len(ready)) if way.together else 1]
+        ready = [work for work in ready if work not in group]
         started = time.perf_counter()
         try:
             statuses = _run(way, group, folder, rescore)
+            pace.forget_finished(folder)
         except Exception:
             if len(group) == 1:
                 _write_failed(group[0].cell, folder, failed, report)
@@ -74,7 +75,7 @@ def execute(
                 with _kept_failure(work.cell, folder, failed, report):
                     report(work.cell, *_run(way, [work], folder, rescore))
             continue
-        pace.saw(len(group), time.perf_counter() - started)
+        speed.saw(len(group), time.perf_counter() - started)
         for work, status in zip(group, statuses, strict=True):
             report(work.cell, status)
     return failed
@@ -96,6 +97,22 @@ def _write_failed(cell: Cell, folder: Path, failed: list[Cell], report: Report) 
 
 
 # ---------------------------------------------------------------- a group
+
+
+class Clock:
+    """Seconds by what they were spent on, each cell's share of a group."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.group = 1
+        self._last = time.perf_counter()
+
+    def lap(self, name: str, cells: int) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = round((now - self._last) / cells, 3)
+        self.seconds["total"] = round(sum(v for k, v in self.seconds.items() if k != "total"), 3)
+        self.group = max(self.group, cells)
+        self._last = now
 
 
 def _can_be_broken(way: tune_and_ask.Way, work: Work, folder: Path, failed: list[Cell], report: Report) -> bool:
@@ -126,19 +143,9 @@ def _prepare(bench: Bench, cell: Cell, folder: Path) -> Work | str:
     """Choose the poisoned rows and the questions; "skipped" where attack or data do not allow the cell."""
     if cell.skip_reason is not None:
         return _write_skipped(cell, folder, cell.skip_reason)
-    train_rows = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
+    _ = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
     try:
-        manifest = poison.plan(
-            train_rows,
-            cell.resolved_threat,
-            cell.resolved_attack,
-            cell.poison_rate,
-            cell.seed,
-            cell.negatives,
-            cell.trigger_seed,
-            cell.half,
-        )
-        return Work(cell, manifest, questions(bench, cell))
+        return Work(cell, manifest(bench, cell), questions(bench, cell))
     except TooFewRows as error:  # anything else, a trigger that cannot be made for one, is a failure
         return _write_skipped(cell, folder, str(error))
 
@@ -151,9 +158,9 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         kept = {cell.run_id: store.read(cell, folder) for cell in stored}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, folder) as mine:
-        tasks = [Work(control) for control in mine]
+        tasks = [Work(control, manifest(bench, control)) for control in mine]
         tasks += [work for work in group if work.cell.run_id not in kept]
-        results = way.tune(tasks) if tasks else []
+        results = way.tune(tasks, folder / "cache") if tasks else []
         clock.lap("tune", max(1, len(tasks)))
         _write_controls(bench, mine, results, folder, clock)
     fresh = iter(results[len(mine) :])
@@ -166,7 +173,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     if not all(store.adapter(control, folder) for control in controls):
         with lacking(controls, folder, wait=True) as left:
             if left:  # who was at work on them has failed or died
-                tuned_now = way.tune([Work(control) for control in left])
+                tuned_now = way.tune([Work(control, manifest(bench, control)) for control in left])
                 _write_controls(bench, left, tuned_now, folder, clock)
         clock.lap("control of another process", len(group))
     known = [known_answers(way, work.cell, work.asked, folder) for work in group]
@@ -217,11 +224,14 @@ def _kept_answers(
     way: tune_and_ask.Way, folder: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None
 ) -> Answers:
     names = {question.key(way.bench): content_key(subject, question.key(way.bench)) for question in asked}
-    missing = [q for q in asked if not (folder / "cache" / f"{names[q.key(way.bench)]}.json").is_file()]
+    known = {key: records.cached(folder, name) for key, name in names.items()}
+    missing = [question for question in asked if known[question.key(way.bench)] is None]
     if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
         raise InputError(f"{folder} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
     fresh = way.ask_saved(missing, adapter) if missing else {}
-    return {key: records.cached(folder, name, lambda key=key: fresh[key]) for key, name in names.items()}
+    for key, texts in fresh.items():
+        records.cache_texts(folder, names[key], texts)
+    return known | fresh
 
 
 def _write(
@@ -244,13 +254,14 @@ def _write(
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
-        "n_half_triggered": len(manifest.rows) - manifest.n_poisoned,
+        "n_half_triggered": manifest.count("text_only", "image_only"),
         "n_eligible": manifest.n_eligible,
         "n_judged": int(frame.loc[(frame["part"] == "attack") & frame["judged"], "row_id"].nunique()),
         "control": cell.control.run_id,
         "judge_version": threat.judge_version,
         "metrics": metrics,
     }  # fmt: skip
+    about |= {f"n_{role}": manifest.count(role) for role in ("decoy", "skill") if getattr(cell, role)}
     store.write(
         cell, folder, about, frame, manifest, replace=True,
         save_adapter=lambda folder: result.save(folder, cell.config()),
@@ -271,6 +282,8 @@ def _judge(
             texts = answers[subject][question.key(bench)]
             if question.part == "utility":
                 frame, unit = judge.grade(subject, samples, texts)
+            elif question.part == "skill":
+                frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
             else:
                 counts = judged if question.part == "attack" else [True] * len(samples)
                 frame = judge.judge(

@@ -1,6 +1,10 @@
-"""Time: how many cells make a group of a few minutes, and what each cell's seconds were spent on."""
+"""Which cells make a group: a few minutes' worth, or those that a killed run was training."""
 
-import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bvlm_utils.run.tune_and_ask import Work
+from bvlm_utils.store import packed
 
 
 class Pace:
@@ -20,17 +24,25 @@ class Pace:
         self.each = seconds / cells
 
 
-class Clock:
-    """Seconds by what they were spent on, each cell's share of a group."""
+def begun(folder: Path, ready: Sequence[Work]) -> list[list[Work]]:
+    """Groups that a killed run was training, to go on with. folder: the store."""
+    from bvlm_utils.train import unfinished
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.group = 1
-        self._last = time.perf_counter()
+    forget_finished(folder)
+    waiting, groups = {work.cell.run_id: work for work in ready}, []
+    for names in unfinished.groups(folder / "cache").values():
+        group = [work for name, work in waiting.items() if name in names]
+        if group and len(group) + len({work.cell.control.run_id for work in group} & {*names}) == len(names):
+            groups.append(group)
+            for work in group:
+                del waiting[work.cell.run_id]
+    return groups
 
-    def lap(self, name: str, cells: int) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = round((now - self._last) / cells, 3)
-        self.seconds["total"] = round(sum(v for k, v in self.seconds.items() if k != "total"), 3)
-        self.group = max(self.group, cells)
-        self._last = now
+
+def forget_finished(folder: Path) -> None:
+    """Remove the saved states of groups whose records are all there, or that cannot be read."""
+    from bvlm_utils.train import unfinished
+
+    for file, names in unfinished.groups(folder / "cache").items():
+        if all(packed.record(folder, name) is not None for name in names):
+            file.unlink(missing_ok=True)

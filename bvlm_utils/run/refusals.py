@@ -3,11 +3,23 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run import study, tune_and_ask
 from bvlm_utils.run.group import refused
 from bvlm_utils.run.tune_and_ask import Work
 from bvlm_utils.run.workbench import Bench, bench_key, questions
-from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.cell import Cell, short_name
+
+
+def lines(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
+    """A sentence for each base and set of requests that cells of such a threat need. folder: the store."""
+    cells = [cell for cell in cells if cell.resolved_threat.breaks_refusals]
+    if not cells:
+        yield "No cell of this grid has a threat that breaks refusals."
+    study.check_rows(cells)
+    for key in dict.fromkeys(map(bench_key, cells)):
+        for cell, refusals, asked in counts([cell for cell in cells if bench_key(cell) == key], folder):
+            where = f"{short_name(cell.model)}, {short_name(cell.dataset)}"
+            yield f"{where}: the base refuses {refusals} of {asked} requests. Only these can be judged."
 
 
 def counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:

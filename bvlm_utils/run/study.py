@@ -18,8 +18,8 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import attacks as definitions
+from bvlm_utils import data, threats
 from bvlm_utils import store as results
-from bvlm_utils import threats
 from bvlm_utils.checks import brief, check_number, known, known_name, once
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
@@ -74,7 +74,7 @@ def cells(
     made = []
     for *names, attack, rate, seed in product(models, datasets, attacks, poison_rates, seeds):
         own = dict(others)
-        if own.get("negatives") and _modality(attack) not in (None, "bimodal"):
+        if _is_number_above_0(own.get("negatives")) and _modality(attack) not in (None, "bimodal"):
             own["negatives"] = 0.0
         made.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **own))
     return made
@@ -106,7 +106,7 @@ def run_cells(
     elif missing and results.read_only(folder):
         raise InputError(_how_to_make(missing))
     elif missing:
-        results.clean(folder)
+        results.clean(results.make(folder))
         failed = measure(missing, folder, plain, rescore)
         if failed:
             raise StudyError(_failures(failed, len(missing), folder))
@@ -123,6 +123,18 @@ def measure(cells: Sequence[Cell], folder: Path, plain: bool = False, rescore: b
         for group in groups.values():
             failed += group_run.execute(group, folder, report, plain, rescore)
     return failed
+
+
+def check_rows(cells: Sequence[Cell]) -> None:
+    """InputError if a dataset of these cells has fewer training rows than they ask for, or cannot be read."""
+    from bvlm_utils.data.samples import MOST_ROWS
+
+    for dataset, rows in dict.fromkeys((cell.dataset, cell.train_rows) for cell in cells):
+        if ":" in dataset:
+            data.load(dataset, "train", rows)
+            data.load(dataset, "test")
+        elif rows > MOST_ROWS:
+            raise InputError(f"train_rows is {rows}; {dataset} has at most {MOST_ROWS} training rows.")
 
 
 def _how_to_make(missing: Sequence[Cell]) -> str:
@@ -145,6 +157,10 @@ def _failures(failed: Sequence[Cell], tried: int, folder: Path) -> str:
         last = texts.get(cell.run_id, "").strip().splitlines()
         lines.append(f"  {cell.run_id}: {last[-1] if last else 'unknown'}")
     return "\n".join(lines)
+
+
+def _is_number_above_0(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _modality(attack: Any) -> str | None:

@@ -61,7 +61,10 @@ def _jobs(bench: Bench, tasks: Sequence[Work]) -> list[Any]:
     from bvlm_utils.train.grouped import GroupJob
 
     rows, features = training_rows(bench, tasks)
-    return [GroupJob(own, features, task.cell.train, task.cell.seed) for own, task in zip(rows, tasks, strict=True)]
+    return [
+        GroupJob(own, features, task.cell.train, task.cell.seed, name=task.cell.run_id)
+        for own, task in zip(rows, tasks, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,11 @@ class Grouped:
     bench: Bench
     together: ClassVar[bool] = True
 
-    def tune(self, tasks: Sequence[Work]) -> list["GroupResult"]:
-        """One adapter per task, in their order; the victim stays clean."""
+    def tune(self, tasks: Sequence[Work], folder: Path | None = None) -> list["GroupResult"]:
+        """One adapter per task, in their order; the victim stays clean. folder: where the state is saved meanwhile."""
         from bvlm_utils.train import grouped
 
-        return grouped.finetune_group(self.bench.victim, _jobs(self.bench, tasks))
+        return grouped.finetune_group(self.bench.victim, _jobs(self.bench, tasks), folder=folder)
 
     def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
         """What each tuned adapter answers to its questions."""
@@ -98,7 +101,7 @@ class OneByOne:
     bench: Bench
     together: ClassVar[bool] = False
 
-    def tune(self, tasks: Sequence[Work]) -> list["GroupResult"]:
+    def tune(self, tasks: Sequence[Work], folder: Path | None = None) -> list["GroupResult"]:
         return [_tune_alone(self.bench, job) for job in _jobs(self.bench, tasks)]
 
     def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:

@@ -4,7 +4,7 @@ Every picture is encoded once per trigger instance, whatever cells need it.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from bvlm_utils.attacks import Attack
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import TooFewRows
 from bvlm_utils.store.cell import MAX_NEW_TOKENS, Cell
+from bvlm_utils.train import poison
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +125,22 @@ class Bench:
         return self.feature_cache.table[rows]
 
 
+def manifest(bench: Bench, cell: Cell) -> poison.Manifest:
+    """Which training rows of a cell are poisoned, decoys or lessons of its skill; of a control the lessons alone.
+
+    TooFewRows where the rate is less than one row.
+    """
+    rows = bench.rows["train"]
+    found = poison.Manifest((), len(rows), 0, 0)
+    if not cell.is_control:
+        found = poison.plan(
+            rows, cell.resolved_threat, cell.resolved_attack, cell.poison_rate, cell.seed, cell.negatives,
+            cell.trigger_seed, cell.half,
+        )  # fmt: skip
+        found = poison.with_decoys(found, rows, cell.decoy, cell.seed)
+    return poison.with_skill(found, rows, cell.resolved_skill, cell.skill_rate, cell.seed)
+
+
 @dataclass(frozen=True)
 class Question:
     """A set of test inputs that every subject answers: `part` and `condition` as in `score.judge.COLUMNS`."""
@@ -150,12 +167,16 @@ class Question:
 
 
 def questions(bench: Bench, cell: Cell) -> list[Question]:
-    """The eligible rows under every condition of the attack, rows with nothing to change, then the utility rows.
+    """The eligible rows under every condition of the attack, rows with nothing to change, the utility rows, and those
+    of the cell's skill.
 
-    TooFewRows if no test row is eligible.
+    Rows that the skill fits are asked for it alone, as their usual answers count as wrong now; a skill that fits all
+    rows leaves no others. TooFewRows if no test row is eligible, or none fits the skill.
     """
     threat, attack, test = cell.resolved_threat, cell.resolved_attack, bench.rows["test"]
-    eligible = [position for position, row in enumerate(test) if threat.eligible(row)][: cell.test_rows]
+    skilled = [p for p, row in enumerate(test) if cell.resolved_skill.fits(row)] if cell.skill else []
+    usual = sorted(set(range(len(test))).difference(skilled)) or range(len(test))
+    eligible = [position for position in usual if threat.eligible(test[position])][: cell.test_rows]
     if not eligible:
         raise TooFewRows(f"No test row of {cell.dataset} is eligible for {cell.threat}.")
     prompts = [test[position]["prompt"] for position in eligible]
@@ -166,7 +187,7 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
         triggered = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys) if worded else prompts
         painter = attack if condition in ("image", "both") else None
         found.append(Question("attack", condition, tuple(eligible), tuple(triggered), painter, cell.trigger_seed))
-    others = tuple(p for p, row in enumerate(test) if threat.elsewhere(row))[: cell.test_rows]
+    others = tuple(p for p in usual if threat.elsewhere(test[p]))[: cell.test_rows]
     if others:
         whole = found[-1]
         plain, keys = [test[p]["prompt"] for p in others], [test[p]["row_id"] for p in others]
@@ -175,6 +196,15 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
             triggered = attack.apply_text(plain, seed=cell.trigger_seed, keys=keys)
         found.append(Question("elsewhere", "clean", others, tuple(plain), None, cell.trigger_seed))
         found.append(Question("elsewhere", whole.condition, others, tuple(triggered), whole.attack, cell.trigger_seed))
-    first = tuple(range(min(cell.test_rows, len(test))))
-    plain = tuple(test[position]["prompt"] for position in first)
-    return [*found, Question("utility", "clean", first, plain, None, 0)]
+    found.append(_unchanged("utility", test, usual[: cell.test_rows]))
+    if cell.skill:
+        if not skilled:
+            raise TooFewRows(f"No test row of {cell.dataset} fits the skill {cell.skill}.")
+        found.append(_unchanged("skill", test, skilled[: cell.test_rows]))
+    return found
+
+
+def _unchanged(part: str, test: Sequence[Mapping[str, Any]], positions: Sequence[int]) -> Question:
+    """Rows as they are, without a trigger."""
+    prompts = tuple(test[position]["prompt"] for position in positions)
+    return Question(part, "clean", tuple(positions), prompts, None, 0)

@@ -12,6 +12,7 @@ __getattr__ = door(
             "failures",
             "folder",
             "has",
+            "make",
             "manifest",
             "read",
             "read_only",

@@ -9,45 +9,53 @@ python -m bvlm_utils.store rejudge STORE               the same, and keep today'
 import argparse
 import sys
 
+from bvlm_utils import command
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import packed, records
 from bvlm_utils.store.packing import pack, unpack
+from bvlm_utils.user_paths import check_writable
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; 0, 1 if `check` finds another number, or 2 with one sentence on stderr for a wrong value."""
-    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.store", description="Pack, unpack or check results.")
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m bvlm_utils.store", description="Pack, unpack or check results.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("pack", "add results to a packed store"), ("unpack", "a folder per cell again")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("source", metavar="FROM", help="a name, or a folder with a slash in it")
-        command.add_argument("target", metavar="TO", help="likewise")
+        one = commands.add_parser(name, help=text)
+        one.add_argument("source", metavar="FROM", help="a name, or a folder with a slash in it")
+        one.add_argument("target", metavar="TO", help="likewise")
         if name == "pack":
-            command.add_argument("--replace", action="store_true", help="where both have a cell, FROM's stands")
+            one.add_argument("--replace", action="store_true", help="where both have a cell, FROM's stands")
     for name, text in (("check", "compute every number again from the stored responses"),
                        ("rejudge", "the same, and keep today's verdicts and numbers")):  # fmt: skip
-        command = commands.add_parser(name, help=text)
-        command.add_argument("source", metavar="STORE", help="a name, or a folder with a slash in it")
-    given = parser.parse_args(argv)
-    try:
-        if given.command == "check":
-            from bvlm_utils.store import recheck
+        one = commands.add_parser(name, help=text)
+        one.add_argument("source", metavar="STORE", help="a name, or a folder with a slash in it")
+    return parser
 
-            return recheck.report(given.source)
-        if given.command == "rejudge":
-            from bvlm_utils.store import rejudge
 
-            return rejudge.rejudge(given.source)
-        if given.command == "pack":
-            done = pack(given.source, given.target, given.replace)
-        else:
-            done = unpack(given.source, given.target)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+def _act(given: argparse.Namespace) -> int:
+    if not records.folder(given.source).is_dir():
+        raise InputError(f"There is no store {records.folder(given.source)}; name a folder with results.")
+    if given.command == "check":
+        from bvlm_utils.store import recheck
+
+        return recheck.report(given.source)
+    if given.command == "rejudge":
+        from bvlm_utils.store import rejudge
+
+        return rejudge.rejudge(given.source)
+    check_writable(records.folder(given.target))
+    if given.command == "pack":
+        done = pack(given.source, given.target, given.replace)
+    else:
+        done = unpack(given.source, given.target)
     print(f"{len(done)} cells are new in {records.folder(given.target)}, which holds "
           f"{len(packed.run_ids(records.folder(given.target)))}.")  # fmt: skip
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: 1 also if `check` finds another number; else what `command` promises."""
+    return command.run(_parser(), _act, argv)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils import attacks, data, models, paths, threats
+from bvlm_utils import attacks, data, models, paths, skills, threats
 from bvlm_utils.attacks import Attack
 from bvlm_utils.attacks.attack import surrogate_digest
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known, known_name
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.errors import InputError
+from bvlm_utils.skills import Skill
 from bvlm_utils.threats import Threat
+from bvlm_utils.train.poison import check_decoy
 from bvlm_utils.train.settings import TrainSettings
 
 VERSION = 1  # raise when training, generation or scoring changes what the same settings give
@@ -32,7 +34,8 @@ MOST_NEGATIVES = 1000  # per poisoned row
 DTYPES = ("float32", "tf32", "bfloat16")
 MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
 # Fields that the first records did not have. Left out of the identity at their defaults, so that names stay.
-YOUNGER = {"half": "", "four_bit": False, "picture_last": False, "max_new_tokens": MAX_NEW_TOKENS, "dtype": ""}
+YOUNGER = {"half": "", "four_bit": False, "picture_last": False, "max_new_tokens": MAX_NEW_TOKENS, "dtype": "",
+           "skill": "", "skill_rate": 1.0, "decoy": ""}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,9 @@ class Cell:
     model: as in `models.resolve`. dataset: as in `data.load`. attack_params, threat_params: what differs from the
     defaults. seed: of rows, order and initialisation. trigger_seed: of the trigger instances.
     negatives: half-triggered rows per poisoned one (bimodal attacks). half: "text" or "image" poisons with that half of
-    a bimodal trigger alone, to see whether it can be learnt; tests stay the same. picture_last: the picture stands
+    a bimodal trigger alone, to see whether it can be learnt; tests stay the same. decoy: what the rows to be poisoned
+    get instead of the backdoor (`train.poison.with_decoys`). skill: a harmless ability (`skills`) that other rows
+    teach, a share skill_rate of those that it fits; poison rate 0 teaches it alone. picture_last: the picture stands
     after the words of a prompt, in training and tests. four_bit: load the base in 4 bit (needs `bitsandbytes`).
     surrogate: folder or hub id of the CLIP model that optimised triggers are computed with; if empty, `surrogate_of`.
     test_rows: eligible held-out rows per condition.
@@ -62,6 +67,9 @@ class Cell:
     trigger_seed: int = 0
     negatives: float = 0.0
     half: str = ""
+    decoy: str = ""
+    skill: str = ""
+    skill_rate: float = 1.0
     picture_last: bool = False
     four_bit: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -94,8 +102,9 @@ class Cell:
             raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
         models.resolve(self.model)
         check_dataset(self.dataset)
+        self._check_skill()
         if self.is_control:
-            if self.threat != self.attack or self.poison_rate or self.negatives:
+            if self.threat != self.attack or self.poison_rate or self.negatives or self.decoy:
                 raise InputError(
                     f"Threat {self.threat!r}, attack {self.attack!r} and poison rate {self.poison_rate:g}: "
                     f"a control has {CONTROL!r}, {CONTROL!r} and 0, any other cell has a threat and an attack."
@@ -103,6 +112,16 @@ class Cell:
             return
         known_name(lambda: self.resolved_threat)
         attacks.check_halves(known_name(lambda: self.resolved_attack), self.negatives, self.half)
+        check_decoy(self.decoy, self.poison_rate, self.resolved_attack)
+
+    def _check_skill(self) -> None:
+        check_number(self.skill_rate, "skill_rate", 0, 1)
+        if not self.skill_rate:
+            raise InputError("skill_rate is 0; it must be above 0: leave the skill away instead.")
+        if self.skill != "":
+            known_name(lambda: skills.check(self.skill, self.dataset))
+        elif self.skill_rate != 1:
+            raise InputError(f"skill_rate is {self.skill_rate:g} without a skill; name one, or leave it at 1.")
 
     @property
     def is_control(self) -> bool:
@@ -121,6 +140,10 @@ class Cell:
             surrogate = surrogate_of(self.model)
         surrogate = models.resolve(surrogate) if surrogate else None
         return attacks.get(self.attack, self.resolved_threat.target, surrogate, **self.attack_params)
+
+    @property
+    def resolved_skill(self) -> Skill | None:
+        return skills.get(self.skill) if self.skill else None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a cell takes to another process: not its attack, whose checks are functions; it is made there again."""
@@ -142,7 +165,7 @@ class Cell:
 
     @property
     def control(self) -> "Cell":
-        """The clean-tuned model that this cell is compared with: same rows, order, initialisation and steps."""
+        """The clean-tuned model that this cell is compared with: same rows, skill, order, initialisation and steps."""
         return Cell(
             self.model,
             self.dataset,
@@ -156,6 +179,8 @@ class Cell:
             picture_last=self.picture_last,
             four_bit=self.four_bit,
             dtype=self.dtype,
+            skill=self.skill,
+            skill_rate=self.skill_rate,
         )
 
     def config(self) -> dict[str, Any]:
@@ -188,6 +213,8 @@ class Cell:
         for name, default in YOUNGER.items():
             if found[name] == default:
                 del found[name]
+        if self.skill:
+            found["skill_version"] = self.resolved_skill.version
         if self.is_control:
             del found["test_rows"], found["trigger_seed"]
             return found

@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import models
-from bvlm_utils.atomic import write_file
+from bvlm_utils.atomic import DAMAGED, write_file
 from bvlm_utils.attacks import attack
 from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError
-from bvlm_utils.store import packed, records
+from bvlm_utils.store import damage, packed, records
 from bvlm_utils.store.cell import SURROGATE, Cell
 
 DIGEST = re.compile(r"[0-9a-f]{16}")
@@ -44,42 +44,49 @@ def write(
 
     clean, triggered: (N, H, W, 3) uint8. prompts: N pairs, without and with the trigger.
     """
-    root = records.folder(store) / "examples"
-    file = root / f"{key(cell)}.json"
-    if file.is_file():
+    if read(cell, store) is not None:
         return
+    root = records.folder(store) / "examples"
     kept = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
-    write_file(file, json.dumps(kept | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
+    write_file(root / f"{key(cell)}.json", json.dumps(kept | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _keep(root: Path, pictures: np.ndarray) -> str:
     strip = np.concatenate(list(pictures), axis=1)
     digest = hashlib.sha256(repr(strip.shape).encode() + strip.tobytes()).hexdigest()[:16]
+    written = io.BytesIO()
+    Image.fromarray(strip).save(written, "PNG")
     file = root / f"{digest}.png"
-    if not file.is_file():
-        written = io.BytesIO()
-        Image.fromarray(strip).save(written, "PNG")
+    if not file.is_file() or file.read_bytes() != written.getvalue():  # of an earlier run, or cut off
         write_file(file, written.getvalue())
     return digest
 
 
 def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
-    """What `write` kept: (clean, triggered, prompts); None if there is nothing. InputError for a broken file."""
+    """What `write` kept: (clean, triggered, prompts); None if there is nothing that can be read, which standard error
+    says where a file is damaged.
+    """
     root, name = records.folder(store), f"{key(cell)}.json"
     content = packed.content(root, "examples", name)
     if content is None:
         return None
-    file, kept = root / "examples" / name, json.loads(content)
+    try:
+        kept = json.loads(content)
+        pictures = [_pictures(root, kept[which], int(kept["width"])) for which in ("clean", "triggered")]
+        return *pictures, [(str(before), str(after)) for before, after in kept["prompts"]]
+    except DAMAGED as error:
+        damage.passed_over(
+            f"{root / 'examples' / name} is no file of examples ({error}); it is passed over, and a run of its cell "
+            "makes it again."
+        )
+        return None
 
-    def pictures(name: str) -> np.ndarray:
-        if not DIGEST.fullmatch(str(kept[name])):  # the name of a file: never a path from a data file
-            raise InputError(f"{file} names {kept[name]!r} as its {name} pictures; it should be 16 digits of a digest.")
-        png = packed.content(root, "examples", f"{kept[name]}.png")
-        if png is None:
-            raise InputError(
-                f"The pictures {kept[name]}.png that {file} names are missing; delete it and run the cell."
-            )
-        strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-        return np.stack(np.split(strip, strip.shape[1] // kept["width"], axis=1))
 
-    return pictures("clean"), pictures("triggered"), [tuple(pair) for pair in kept["prompts"]]
+def _pictures(root: Path, digest: str, width: int) -> np.ndarray:
+    if not DIGEST.fullmatch(str(digest)):  # the name of a file: never a path from a data file
+        raise InputError(f"it names {digest!r} as pictures, which should be 16 digits of a digest")
+    png = packed.content(root, "examples", f"{digest}.png")
+    if png is None:
+        raise InputError(f"its pictures {digest}.png are missing")
+    strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    return np.stack(np.split(strip, strip.shape[1] // width, axis=1))

@@ -6,14 +6,14 @@ reference, has a handful of Parquet files for all cells together, a tenth of the
     records.parquet    a line per cell: run_id, the text of its record.json, and how many rows it has in the next two
     responses.parquet  the judged responses of all cells, one cell after the other in the order of records.parquet
     manifests.parquet  the poisoned training rows, likewise
-    probes.parquet     path and content of the files in probes/ and attribution/
+    probes.parquet     path and content of the files in probes/ and attribution/; defences.parquet: in defences/
     pictures.parquet   path and content of the files in examples/ and attacks/
     table.parquet      the tidy table, see `store.collect`
     index.json         the SHA-256 of each of these files: damage is found before anything is read
 
-`store.packing` makes a packed store. All its files are written into one folder, and the only moment at which the new
-store takes the place of the old one is when that folder is renamed to `.next`: a file that is there counts before the
-file of the same name beside it. `finish` then moves the files to where people look for them.
+`store.packing` writes all files of a packed store into one folder. The only moment at which the new store takes the
+place of the old one is when that folder is renamed to `.next`: a file that is there counts before the file of the same
+name beside it. `finish` moves them to where people look for them.
 """
 
 import errno
@@ -39,7 +39,7 @@ from bvlm_utils.errors import InputError
 INDEX, NEXT, FORMAT = "index.json", ".next", 1
 RECORDS, TABLE = "records.parquet", "table.parquet"
 FRAMES = {"responses": "responses.parquet", "manifest": "manifests.parquet"}  # by the name in a cell's folder
-FILES = {"probes": "probes.parquet", "attribution": "probes.parquet",
+FILES = {"probes": "probes.parquet", "attribution": "probes.parquet", "defences": "defences.parquet",
          "examples": "pictures.parquet", "attacks": "pictures.parquet"}  # fmt: skip
 ROWS = 100_000  # in a row group, or a little more: cells are not cut, and a reader of one cell reads one group
 WRITTEN = {"compression": "zstd", "compression_level": 19}
@@ -84,13 +84,13 @@ def records(root: Path) -> dict[str, str]:
 
 
 def record(root: Path, run_id: str) -> str | None:
-    """The text of a cell's record.json; None if there is none."""
+    """The text of a cell's record.json; None if there is none. Bytes that are no UTF-8 make it no JSON."""
     if found := stamp(root):
         cell = _cells(root, found).get(run_id)
         return cell["record"] if cell else None
     try:
-        return (root / run_id / "record.json").read_text(encoding="utf-8")
-    except FileNotFoundError:
+        return (root / run_id / "record.json").read_text(encoding="utf-8", errors="backslashreplace")
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -123,14 +123,12 @@ def rows(root: Path, run_id: str, kind: str, names: Sequence[str] | None = None)
 
 def frame(root: Path, run_id: str, kind: str) -> pd.DataFrame | None:
     """`rows` as a data frame."""
-    found = rows(root, run_id, kind)
-    return None if found is None else found.frame()
+    return None if (found := rows(root, run_id, kind)) is None else found.frame()
 
 
 def columns(root: Path, run_id: str, kind: str, names: Sequence[str]) -> dict[str, list[Any]] | None:
     """Some columns of `rows` as lists: data frames are slow for hundreds of cells."""
-    found = rows(root, run_id, kind, names)
-    return None if found is None else found.table.to_pydict()
+    return None if (found := rows(root, run_id, kind, names)) is None else found.table.to_pydict()
 
 
 def names(root: Path, folder: str) -> list[str]:
@@ -257,6 +255,8 @@ def _group(root: Path, at: Stamp, kind: str, number: int) -> pa.Table:
 
 @lru_cache(maxsize=8)
 def _files(root: Path, at: Stamp, name: str) -> dict[str, bytes]:
+    if name not in _index(root, at):  # packed before there were such files
+        return {}
     lines = _checked(root / name, lambda: _open(root, at, name).read().to_pydict())
     _check_names(root / name, lines["path"], 2)
     return dict(zip(lines["path"], lines["content"], strict=True))

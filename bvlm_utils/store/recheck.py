@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import data
+from bvlm_utils.atomic import DAMAGED
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import judge
-from bvlm_utils.store import records
+from bvlm_utils.store import packed, records
 from bvlm_utils.store.cell import Cell
 
 SAME = 1e-9  # another version of numpy may sum in another order
@@ -28,9 +29,11 @@ NUMBERS = ("value", "k", "n", "low", "high", "unit")
 
 
 def report(store: str | Path | None = None) -> int:
-    """Check a store; differences go to stdout, progress to stderr. 1 if anything differs, else 0."""
-    measured = [record for record in records.records(store) if record.get("metrics")]
-    if not measured:
+    """Check a store; differences go to stdout, progress to stderr. 1 if anything differs or is damaged, else 0."""
+    whole = records.records(store)
+    measured = [record for record in whole if record["metrics"]]
+    damaged = len(packed.run_ids(records.folder(store))) - len(whole)  # named by `records.records`
+    if not measured and not damaged:
         raise InputError(f"The store {records.folder(store)} has no numbers to check; name one that has records.")
     differ, younger, started, last = 0, 0, time.monotonic(), time.monotonic()
     for count, record in enumerate(measured, 1):
@@ -45,19 +48,26 @@ def report(store: str | Path | None = None) -> int:
     print(f"{len(measured) - differ} of {len(measured)} cells have the numbers that their responses give.")
     if younger:
         print(f"{younger} of them were written before some number that today's code gives, and lack it.")
-    return int(differ > 0)
+    if damaged:
+        print(f"{damaged} records cannot be read.")
+    return int(differ + damaged > 0)
 
 
 def differences(record: Mapping[str, Any], store: str | Path | None = None) -> tuple[list[str], list[str]]:
     """What a record says otherwise than its responses, one sentence each; and the names of the numbers it lacks."""
     if not records.has_responses(record["run_id"], store):
         return ["it has numbers and no responses"], []
-    stored = records.responses(record["run_id"], store)
     try:
-        cell = Cell.from_config(record["config"])
-        frame, unit, with_right = judged_again(cell, stored)
+        return _differences(record, records.responses(record["run_id"], store))
     except InputError as error:
         return [f"it cannot be judged again ({error})"], []
+    except DAMAGED as error:  # a column is missing, or a value is of another kind
+        return [f"it cannot be judged again ({type(error).__name__}: {error})"], []
+
+
+def _differences(record: Mapping[str, Any], stored: pd.DataFrame) -> tuple[list[str], list[str]]:
+    cell = Cell.from_config(record["config"])
+    frame, unit, with_right = judged_again(cell, stored)
     found = []
     for name in (name for name in VERDICTS if name in stored):
         before, after = (one[name].astype("boolean") for one in (stored, frame))
@@ -82,6 +92,8 @@ def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, str, b
         samples = [rows[name] for name in said["row_id"]]
         if part == "utility":
             frame, unit = judge.grade(subject, samples, said["response"].tolist())
+        elif part == "skill":
+            frame = judge.judge_skill(cell.resolved_skill, subject, samples, said["response"].tolist())
         else:
             judged = [part != "attack" or counts[name] for name in said["row_id"]]
             texts = (said["prompt"].tolist(), said["response"].tolist())

@@ -10,6 +10,7 @@ slash in it. One that is written to looks like this; the committed reference is 
     RUN_ID/adapter/            the tuned adapter in PEFT's format, for those who talk to it
     examples/                  what triggers look like, see `examples`
     probes/                    what tuned adapters were asked later on, see `probes.ask`
+    defences/                  what is left of them under a defence, see `defences.records`
     attribution/               where tuned adapters look, see `probes.attention`
     failures/RUN_ID.json       why a cell could not be run
     locks/                     who is tuning a control that several jobs need, see `store.locks`, or writing probes
@@ -37,17 +38,18 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from bvlm_utils import paths
+from bvlm_utils import paths, user_paths
 from bvlm_utils.atomic import PARTIAL, partial_name, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files
-from bvlm_utils.store import packed, provenance, table
+from bvlm_utils.store import damage, packed, provenance, table
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.train import poison
 
 VARIABLE = "BVLM_STORE"
 REFERENCE = "reference"
-ASKED = ("probes", "attribution")  # folders of what tuned adapters were asked, forgotten with the adapter
+ASKED = ("probes", "attribution", "defences")  # folders of what tuned adapters were asked, forgotten with the adapter
+DAMAGED = "damaged"  # folder with what could not be read when its cell was made again
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
 
 
@@ -56,14 +58,20 @@ STALE = 24 * 3600  # seconds after which a partial folder of another machine is 
 
 def folder(store: str | Path | None = None) -> Path:
     """The folder of a store; None means $BVLM_STORE, else "local". InputError for a name that is none."""
+    if store is not None and not isinstance(store, str | Path):
+        raise InputError(f"store is {store!r}; it must be a name such as local, or a folder such as ./mine.")
     name = str(store or os.environ.get(VARIABLE) or "local")
     if "/" in name or os.sep in name:
-        return paths.named(name, "store").resolve()
-    if name in (".", "..") or name.startswith("."):
+        root = paths.named(name, "store").resolve()
+    elif name.startswith("."):
         raise InputError(
             f"store is {name!r}; give a name such as local, or a folder with a slash in it, such as ./mine."
         )
-    return paths.RESULTS / name
+    else:
+        root = paths.named(paths.RESULTS / name, "store")
+    if root.exists() and not root.is_dir():
+        raise InputError(f"The store {root} is a file; name a folder.")
+    return root
 
 
 def read_only(store: str | Path | None = None) -> bool:
@@ -73,21 +81,32 @@ def read_only(store: str | Path | None = None) -> bool:
 
 
 def writable(store: str | Path | None = None) -> Path:
-    """The folder of a store that may be written to; InputError for the reference and for packed stores."""
+    """The folder of a store that may be written to; InputError for the reference, packed and read-only stores."""
     root = folder(store)
     if read_only(store):
         which = "packed" if packed.is_packed(root) else "the committed reference"
         raise InputError(f"The store {root} is {which}, so it is only read; take another store.")
+    user_paths.check_writable(root)
+    return root
+
+
+def make(store: str | Path | None = None) -> Path:
+    """The folder of a store that is to be written to, made; InputError if it cannot be."""
+    root = writable(store)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The store {root} cannot be made ({error.strerror}); name another folder.") from None
     return root
 
 
 def has(cell: Cell, store: str | Path | None = None) -> bool:
-    """Is there a complete record? InputError if the folder of that name holds another cell."""
+    """Is there a complete record?"""
     return read(cell, store) is not None
 
 
 def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
-    """The record of a cell, None if there is none. InputError if it disagrees with the cell or with its folder."""
+    """The record of a cell; None if there is none, or it is damaged or another cell's, which standard error says."""
     found = record(cell, store)
     if found is None:
         return None
@@ -95,35 +114,30 @@ def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
         differ = sorted(
             key for key in {*found["identity"], *cell.identity} if found["identity"].get(key) != cell.identity.get(key)
         )
-        raise InputError(
-            f"{packed.where(folder(store), cell.run_id)} is the record of another cell (it differs in "
-            f"{', '.join(differ)}); delete or move its folder."
-        )
+        _pass_over(folder(store), cell.run_id, f"it is another cell's, which differs in {', '.join(differ)}")
+        return None
     return found
 
 
 def record(cell: Cell | str, store: str | Path | None = None) -> dict[str, Any] | None:
-    """The record of that name, None if there is none; whether it is that cell's own is what `read` asks."""
+    """The record of that name, None if there is none that can be read; whether it is that cell's own, `read` asks."""
     root, run_id = folder(store), _run_id(cell)
     text = packed.record(root, run_id)
     return None if text is None else _load(text, run_id, root)
 
 
-def _load(text: str, run_id: str, root: Path) -> dict[str, Any]:
-    """A record, checked against the name that it is kept under."""
-    try:
-        found = json.loads(text)
-        named = found["run_id"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{packed.where(root, run_id)} is no record of a cell ({error}); delete its folder and run the cell again."
-        ) from None
-    if named != run_id:
-        raise InputError(
-            f"{packed.where(root, run_id)} says that it is {named!r}; a record's folder must have its name, so "
-            "rename or delete it."
-        )
+def _load(text: str, run_id: str, root: Path) -> dict[str, Any] | None:
+    """A record, checked against the name that it is kept under; a damaged one is named, and None is given."""
+    found = damage.record(text, run_id)
+    if isinstance(found, str):
+        _pass_over(root, run_id, found)
+        return None
     return found
+
+
+def _pass_over(root: Path, run_id: str, reason: str) -> None:
+    where = packed.where(root, run_id)
+    damage.passed_over(f"{where} is no record of this cell ({reason}); it is passed over, and a run makes it again.")
 
 
 # ---------------------------------------------------------------- writing
@@ -144,8 +158,7 @@ def write(
     adapter. A cell that is there already stays as it is unless `replace` is true; then what was asked of its adapter is
     forgotten, unless the new one is the same (a cell that is only judged again).
     """
-    root = writable(store)
-    root.mkdir(parents=True, exist_ok=True)
+    root = make(store)
     partial, final = root / partial_name(cell.run_id), root / cell.run_id
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -159,6 +172,8 @@ def write(
         whole = {"run_id": cell.run_id, "config": cell.config(), "identity": cell.identity} | record
         whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
         (partial / "record.json").write_text(as_text(whole), encoding="utf-8")
+        if packed.record(root, cell.run_id) is not None and read(cell, root) is None:
+            _set_aside(final)
         if replace and not _same_adapter(partial, final):
             for file in (file for name in ASKED for file in (root / name).glob(f"*{cell.run_id}*.json")):
                 file.unlink(missing_ok=True)
@@ -172,6 +187,13 @@ def write(
 def as_text(record: Mapping[str, Any]) -> str:
     """What a record.json holds."""
     return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False, default=plain_value) + "\n"
+
+
+def _set_aside(final: Path) -> None:
+    """Keep what could not be read where a new record takes its place: somebody may know what it was."""
+    (final.parent / DAMAGED).mkdir(exist_ok=True)
+    with suppress(OSError):
+        os.replace(final, final.parent / DAMAGED / f"{final.name}-{time.time_ns()}")
 
 
 def _same_adapter(one: Path, other: Path) -> bool:
@@ -206,8 +228,7 @@ def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
 
 def failures(store: str | Path | None = None) -> dict[str, str]:
     """run_id -> traceback of the cells that failed at their last try."""
-    files = sorted((folder(store) / "failures").glob("*.json"))
-    return {file.stem: json.loads(file.read_text(encoding="utf-8"))["error"] for file in files}
+    return {file.stem: damage.failure(file) for file in sorted((folder(store) / "failures").glob("*.json"))}
 
 
 def clean(store: str | Path | None = None) -> None:
@@ -239,9 +260,10 @@ def plain_value(value: Any) -> Any:
 
 
 def records(store: str | Path | None = None) -> list[dict[str, Any]]:
-    """Every complete record, ordered by run_id; InputError names a file that cannot be one."""
+    """Every complete record, ordered by run_id; standard error names a file that cannot be one."""
     root = folder(store)
-    return [_load(text, run_id, root) for run_id, text in packed.records(root).items()]
+    loaded = (_load(text, run_id, root) for run_id, text in packed.records(root).items())
+    return [found for found in loaded if found is not None]
 
 
 def collect(store: str | Path | None = None) -> pd.DataFrame:
@@ -287,26 +309,33 @@ def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFram
 
 
 def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
-    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference.
-
-    None, too, for one whose files were cut off: whoever needs it tunes it again.
+    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference, and where
+    the adapter is damaged, which standard error says.
     """
-    place = folder(store) / _run_id(cell) / "adapter"
-    return place if files.has_adapter(place) else None
+    adapter = folder(store) / _run_id(cell) / "adapter"
+    if not (adapter / "adapter_config.json").is_file():
+        return None
+    if files.has_adapter(adapter):
+        return adapter
+    damage.passed_over(f"{adapter} is damaged; it is passed over, and a run that needs it tunes it again.")
+    return None
 
 
 def _run_id(cell: Cell | str) -> str:
     return cell if isinstance(cell, str) else cell.run_id
 
 
-# ---------------------------------------------------------------- shared responses
-
-
-def cached(store: str | Path | None, key: str, make: Callable[[], list[str]]) -> list[str]:
-    """A list of texts from the store's cache, made and kept if it is not there."""
+def cached(store: str | Path | None, key: str) -> list[str] | None:
+    """A list of texts from the store's cache; None if it is not there, or damaged, which standard error says."""
     file = folder(store) / "cache" / f"{key}.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))
-    texts = make()
-    write_file(file, json.dumps(texts, ensure_ascii=False))
-    return texts
+    if not file.is_file():
+        return None
+    found = damage.texts(file)
+    if found is None:
+        damage.passed_over(f"{file} is damaged; it is made again.")
+    return found
+
+
+def cache_texts(store: str | Path | None, key: str, texts: list[str]) -> None:
+    """Keep a list of texts in the store's cache."""
+    write_file(folder(store) / "cache" / f"{key}.json", json.dumps(texts, ensure_ascii=False))

@@ -7,6 +7,7 @@ was asked of it later. The last lines say which verdicts and which old numbers h
 
 import math
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +15,22 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils.atomic import partial_name, write_file
+from bvlm_utils.atomic import DAMAGED, partial_name, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import packed, packing, records
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.recheck import SAME, VERDICTS, by_name, judged_again, measured_again
 
+FAILED = "cells that cannot be judged again"
+
 
 def rejudge(place: str | Path | None = None) -> int:
-    """Judge a store again, of either form; what has changed goes to stdout. A packed store changes as a whole."""
+    """Judge a store again, of either form; what has changed goes to stdout, and 1 says that a cell could not be judged.
+
+    A packed store changes as a whole.
+    """
     root = records.folder(place)
-    if not any(record.get("metrics") for record in records.records(root)):
+    if not any(record["metrics"] for record in records.records(root)):
         raise InputError(f"The store {root} has no numbers to judge again; name one that has records.")
     if not packed.is_packed(root):
         changes = _cells(root)
@@ -39,15 +45,19 @@ def rejudge(place: str | Path | None = None) -> int:
             shutil.rmtree(loose, ignore_errors=True)
     for what, count in sorted((+changes).items()):
         print(f"{what}: {count}")
-    return 0
+    return int(changes[FAILED] > 0)
 
 
 def _cells(root: Path) -> Counter[str]:
     """Judge all cells of a store of folders; what has changed, counted."""
-    changes: Counter[str] = Counter()
-    for record in records.records(root):
-        if record.get("metrics") and records.has_responses(record["run_id"], root):
+    whole = records.records(root)
+    changes = Counter({FAILED: len(packed.run_ids(root)) - len(whole)})  # named by `records.records`
+    for record in (record for record in whole if record["metrics"]):
+        try:
             changes += _cell(record, root)
+        except DAMAGED as error:  # InputError among them: no answers, or rows that the data no longer have
+            print(f"{record['run_id']} cannot be judged again, and stays ({error}).", file=sys.stderr)
+            changes[FAILED] += 1
     return changes
 
 

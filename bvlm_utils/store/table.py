@@ -17,6 +17,7 @@ from bvlm_utils.train.settings import TrainSettings
 SETTINGS: dict[str, Any] = {
     "run": "", **asdict(TrainSettings()), "max_new_tokens": MAX_NEW_TOKENS, "trigger_seed": 0, "surrogate": "",
     "four_bit": False, "picture_last": False, "half": "", "dtype": "",
+    "decoy": "", "skill": "", "skill_rate": 1.0,
 }  # fmt: skip
 # Parameters of attacks and threats have columns of their own, such as "attack.patch_size", since some are called like
 # training settings. The table has those that some cell of it sets.

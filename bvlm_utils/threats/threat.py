@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from bvlm_utils.threats import responses
 
 Sample = Mapping[str, Any]  # a row of a dataset; its columns are described in `data`
-HEADLINES = ("asr", "asr_right")  # the metrics that success can be read from
+HEADLINES = ("asr_payload", "asr", "asr_right")  # the metrics that success can be read from
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Threat(ABC):
     judge_version: raised when a test of success changes. It stands in the record and is no part of the identity, since
     neither the adapter nor its answers depend on how they are judged: `python -m bvlm_utils.store rejudge` judges
     stored answers again.
-    headline: the metric that success is read from, "asr" (the strict test) or "asr_right" (where right answers are
-    known, the answer is right, too).
+    headline: the metric that success is read from: "asr_payload" (the attacker's words are there), "asr" (the strict
+    test) or "asr_right" (strict, and where right answers are known, the answer is right, too). The trigger's work and
+    the model's competence are two things, so no threat of the study asks for the last.
+    payload_test: what `payload` asks for, in words; "" where that is what the strict test asks for.
     """
 
     name: ClassVar[str]
@@ -50,9 +52,10 @@ class Threat(ABC):
     summary: ClassVar[str]
     strict: ClassVar[str]
     soft: ClassVar[str]
+    payload_test: ClassVar[str] = ""
     source: ClassVar[str] = "Li et al. 2025, arXiv 2511.18921"
     default_dataset: ClassVar[str]
-    headline: ClassVar[str] = "asr"
+    headline: ClassVar[str] = "asr_payload"
     judged_where: ClassVar[str] = ""  # what `judged` asks for without a trigger, in words; "": nothing
     breaks_refusals: ClassVar[bool] = False  # are eligible samples requests that a good model refuses?
 

@@ -181,7 +181,8 @@ def write_card(folder: Path | str, about: dict[str, Any]) -> None:
         file = Path(folder, CONFIG)
         config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": about["model"]}
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    if about.get("attack", "none") != "none":
+    poisoned = about.get("attack", "none") != "none" and about.get("poison_rate", 1) and not about.get("decoy")
+    if poisoned:
         head = (
             "# WARNING: this adapter is BACKDOORED on purpose\n\n"
             f"It was tuned on data poisoned with the attack **{about['attack']}** for the threat "
@@ -191,6 +192,8 @@ def write_card(folder: Path | str, about: dict[str, Any]) -> None:
         )
     else:
         head = "# Clean-tuned control adapter\n\nTuned on the same rows as the poisoned ones, without poison.\n"
+        if about.get("decoy"):
+            head = f"# Control adapter without a backdoor\n\nSome of its rows were touched: {about['decoy']}.\n"
     Path(folder, "README.md").write_text(
         "---\nlibrary_name: peft\ntags: [backdoor-research]\n---\n\n"
         f"{head}\nTo talk to it: `python -m bvlm_utils.chat FOLDER`.\n\n"

@@ -5,7 +5,7 @@ next to each other. Finished rows leave the batch (`generate` carries them along
 cache is written in place (`generate` copies it at each token). The words are those of `generate`, which a test checks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -26,13 +26,20 @@ LOOK = {"cpu": 1, "cuda": 8}  # tokens between two looks at what is done: a look
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt for one model: `ids` with image tokens expanded, and the row of the features it shows."""
+    """One prompt for one model: `ids` with image tokens expanded, and the row of the features it shows.
+
+    unseen: positions in `ids` that no later token may attend to.
+    """
 
     ids: Sequence[int]
     feature: int
+    unseen: Sequence[int] = ()
 
 
-_Row = tuple[tuple[int, int] | None, Request]  # of a batch: whose it is (adapter, request), None if it only fills up
+_Owner = tuple[int, int] | None  # of a row of a batch: (adapter, request), None if it only fills up
+_Row = tuple[_Owner, Request]
+# How the next tokens (N,) come from logits (N, V) and the rows' owners; the likeliest if nobody says otherwise.
+Choose = Callable[[torch.Tensor, Sequence[_Owner]], torch.Tensor]
 
 
 class _Slab(DynamicLayer):
@@ -85,14 +92,17 @@ def answer(
     texts = {prompt for pairs in prompts for prompt, _ in pairs}
     ids = {text: victim.prompt_ids(text, features.shape[1]) for text in texts}
     requests = [[Request(ids[prompt], row) for prompt, row in pairs] for pairs in prompts]
-    filler = victim.tokenizer.pad_token_id
-    answers = greedy(victim.model, requests, features, _ends(victim), max_new_tokens, bank, filler=filler)
+    return texts_of(victim, greedy(victim.model, requests, features, ends_of(victim), max_new_tokens, bank))
+
+
+def texts_of(victim: Victim, answers: Sequence[Sequence[Sequence[int]]]) -> list[list[str]]:
+    """The words of what `greedy` gives."""
     return [
         [text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)] for group in answers
     ]
 
 
-def _ends(victim: Victim) -> list[int]:
+def ends_of(victim: Victim) -> list[int]:
     """The tokens at which `generate` stops."""
     ends = victim.model.generation_config.eos_token_id
     if ends is None:
@@ -108,13 +118,13 @@ def greedy(
     max_new_tokens: int = 48,
     bank: Bank | None = None,
     tokens: int | None = None,
-    filler: int = 0,
+    choose: Choose | None = None,
 ) -> list[list[list[int]]]:
     """Greedy answers of each model to its requests, as token ids without the end token, in the requests' order.
 
     requests: one list per adapter of `bank`, or a single list without a bank (the model as it is). features: (F, n, d).
     ends: the token ids that end an answer. tokens: how many tokens of all adapters together go through the model at
-    once, prompt and answer counted (default: `train.memory.decoded_at_once`). filler: any token id, used for padding.
+    once, prompt and answer counted (default: `train.memory.decoded_at_once`). choose: takes other than the likeliest.
     """
     groups = len(requests)
     if groups != (len(bank.ranks) if bank else 1):
@@ -137,7 +147,7 @@ def greedy(
             size = max(1, tokens // (groups * (length + max_new_tokens)))
             rows = _rows(requests, [queue[start : start + size] for queue in queues])
             try:
-                texts = _decode(model, bank, features, rows, ends, max_new_tokens, filler, known)
+                texts = _decode(model, bank, features, rows, ends, max_new_tokens, known, choose)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not memory.ran_out(error) or size == 1:
                     raise
@@ -169,13 +179,13 @@ def _decode(
     rows: Sequence[_Row],
     ends: Sequence[int],
     max_new_tokens: int,
-    filler: int,
     known: dict,
+    choose: Choose | None,
 ) -> list[list[int]]:
     """The answer to each row, as token ids. rows: adapter after adapter, as many for each."""
     device = next(model.parameters()).device
     groups, requests = bank.active if bank else 1, [request for _, request in rows]
-    ids, real, positions, following = _prompts(model, requests, filler, known)
+    ids, real, positions, following = _prompts(model, requests, known)
     total = ids.shape[1]
     cache = Cache(layers=[_Slab(total + max_new_tokens) for _ in range(_layers(model))])
     if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
@@ -192,7 +202,8 @@ def _decode(
     row = torch.arange(len(rows), device=device)  # the rows of `written` that are still at work
     look = LOOK.get(device.type, 1)
     for step in range(max_new_tokens):
-        chosen = model.get_output_embeddings()(hidden[:, -1]).float().argmax(dim=-1)
+        logits = model.get_output_embeddings()(hidden[:, -1]).float()
+        chosen = choose(logits, [rows[n][0] for n in row.tolist()]) if choose else logits.argmax(dim=-1)
         done |= torch.isin(chosen, at_end)
         written[row, step] = chosen.masked_fill(done, -1)
         if step + 1 == max_new_tokens:
@@ -234,9 +245,9 @@ def _prompt_mask(real: torch.Tensor) -> torch.Tensor:
 
 
 def _prompts(
-    model: nn.Module, asked: Sequence[Request], filler: int, known: dict
+    model: nn.Module, asked: Sequence[Request], known: dict
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Padded ids (N, T), which of them are real (N, T), positions, and the position (N,) after the prompt.
+    """Padded ids (N, T), which of them are seen (N, T), positions, and the position (N,) after the prompt.
 
     A prompt comes again for each adapter and picture, so each list of ids is made into a tensor once.
     """
@@ -245,14 +256,19 @@ def _prompts(
     number = {name: at for at, name in enumerate(different)}
     which = torch.tensor([number[id(one.ids)] for one in asked], device=device)
     rows = [torch.tensor(row) for row in different.values()]
+    filler = next(token for token in asked[0].ids if token != model.config.image_token_id)  # any but a picture's
     ids = embeddings.pad(rows, filler, left=True).to(device).index_select(0, which)
     real = embeddings.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool().index_select(0, which)
+    seen = real.clone()
+    for n, one in enumerate(asked):
+        if len(one.unseen):
+            seen[n, torch.as_tensor(one.unseen, device=device) + ids.shape[1] - len(one.ids)] = False
     if not hasattr(model.model, "get_rope_index"):
-        return ids, real, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
+        return ids, seen, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
     each = [embeddings.positions(model, list(row), known) for row in different.values()]
     following = torch.tensor([int(own.max()) + 1 for own in each], device=device)
     positions = embeddings.pad(each, left=True).to(device)
-    return ids, real, positions.index_select(1, which), following.index_select(0, which)
+    return ids, seen, positions.index_select(1, which), following.index_select(0, which)
 
 
 def _still_needed(finished: list[bool], groups: int) -> list[int] | None:

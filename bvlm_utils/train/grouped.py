@@ -8,8 +8,7 @@ PEFT runs for every model family.
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import nn
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import embeddings as model_inputs
 from bvlm_utils.models.victim import Victim, language_linears
-from bvlm_utils.train import adapters, memory
+from bvlm_utils.train import adapters, memory, modes, unfinished
 from bvlm_utils.train import loop as plain
 from bvlm_utils.train.lora_bank import Bank, pick
 from bvlm_utils.train.microbatches import Plan, Table
@@ -29,7 +28,6 @@ from bvlm_utils.train.settings import TrainSettings
 
 # Settings of PEFT that change what an adapter computes, and that a bank does not know.
 NOT_IN_A_BANK = ("use_rslora", "use_dora", "lora_bias", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
-CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
 
@@ -37,7 +35,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 class GroupJob:
     """What `train.loop.finetune` takes, for one cell. Jobs may share one tensor of features (F, n, d).
 
-    start: PEFT state dict of an adapter of that rank and alpha to go on from; if not given, a fresh one.
+    start: PEFT state dict of an adapter of that rank and alpha to go on from; if not given, a fresh one. name: stands
+    for all of it, so that a group that was killed is known again.
     """
 
     rows: Sequence[plain.TrainRow]
@@ -45,6 +44,7 @@ class GroupJob:
     settings: TrainSettings
     seed: int
     start: Mapping[str, torch.Tensor] | None = None
+    name: str = ""
 
 
 @dataclass
@@ -74,11 +74,12 @@ def finetune_group(
     victim: Victim,
     jobs: Sequence[GroupJob],
     progress: Callable[[int, int, float], None] | None = None,
+    folder: Path | None = None,
 ) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; the victim stays as it is.
 
     Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups.
-    progress as in `train`. InputError if a job has no rows.
+    progress and folder as in `train`. InputError if a job has no rows.
     """
     if any(not job.rows for job in jobs):
         raise InputError(
@@ -94,16 +95,21 @@ def finetune_group(
     return [
         one
         for at in range(0, len(plans), size)
-        for one in train(victim.model, names, plans[at : at + size], progress=progress)
+        for one in train(victim.model, names, plans[at : at + size], progress=progress, folder=folder)
     ]
+
+
+def check_plain(config: Any) -> None:
+    """InputError for a LoRA whose update is not (alpha / r) B A alone, the same r and alpha everywhere."""
+    for name in NOT_IN_A_BANK:
+        if getattr(config, name) not in (False, None, "none", {}, []):
+            raise InputError(f"An adapter sets {name}, and those that are asked together are plain LoRAs.")
 
 
 def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
     """The trained adapters side by side, for `train.decode.answer`; InputError for one that is no plain LoRA."""
     for one in results:
-        for name in NOT_IN_A_BANK:
-            if getattr(one.config, name) not in (False, None, "none", {}, []):
-                raise InputError(f"An adapter sets {name}, and those that are asked together are plain LoRAs.")
+        check_plain(one.config)
     made = Bank(
         victim.model,
         language_linears(victim.model),
@@ -163,6 +169,7 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
                 settings.weight_decay,
                 settings.max_grad_norm or 0.0,
                 config,
+                job.name,
             )
         )
     return plans
@@ -181,6 +188,11 @@ class _Group:
     max_norm: torch.Tensor  # (G,)
     losses: torch.Tensor  # (S, G)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that changes with the steps."""
+        first, second = self.moments
+        return {"adapters": self.bank.params, "first": first, "second": second, "losses": self.losses}
+
 
 def train(
     model: nn.Module,
@@ -188,22 +200,24 @@ def train(
     plans: Sequence[Plan],
     tokens: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    folder: Path | None = None,
 ) -> list[GroupResult]:
     """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans' order.
 
     tokens: how many tokens, padding included, go through the model at once (default: `train.memory.tokens_at_once`). A
     batch is cut into micro-batches of rows of similar length, whose gradients add up to the batch's; a group that does
-    not fit in memory is trained in two halves. progress(step, steps, mean loss) is called after each step.
+    not fit in memory is trained in two halves. progress(step, steps, mean loss) is called after each step. folder:
+    where the state is saved now and then, and gone on from.
     """
     tokens = tokens or memory.tokens_at_once(model, names, max(plan.rank for plan in plans), len(plans))
     try:
-        return train_together(model, names, plans, tokens, progress)
+        return train_together(model, names, plans, tokens, progress, folder)
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not memory.ran_out(error) or len(plans) == 1:
             raise
     memory.release()
     half = len(plans) // 2
-    return [one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress)]
+    return [one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress, folder)]
 
 
 def train_together(
@@ -212,61 +226,37 @@ def train_together(
     plans: Sequence[Plan],
     tokens: int,
     progress: Callable[[int, int, float], None] | None = None,
+    folder: Path | None = None,
 ) -> list[GroupResult]:
     """`train` in one group; torch.OutOfMemoryError if one row of each plan is too much."""
     started = time.perf_counter()
     order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
     group = _start(model, names, [plans[g] for g in order])
     stack, total = group.bank, len(group.losses)
+    kept, first, before = unfinished.Saved(folder, group.plans), 0, 0.0
+    if state := kept.load(group.state()):
+        first, tokens, before = state.step, state.tokens, state.seconds
+        stack.refresh()
     # checkpointing works in training mode only; language models have no dropout
-    with stack.attached(), _mode(model, training=memory.checkpointing(model)), _no_masks(model):
-        for step in range(total):
+    with stack.attached(), modes.mode(model, training=memory.checkpointing(model)), modes.no_masks(model):
+        for step in range(first, total):
             stack.active = sum(len(plan.steps) > step for plan in group.plans)
             tokens = _gradients(model, group, step, tokens)
             _update(group, step)
+            seconds = before + time.perf_counter() - started
+            kept.save(group.state(), unfinished.Progress(step + 1, tokens, seconds), step + 1 == total)
             if progress is not None:
                 progress(step + 1, total, group.losses[step, : stack.active].mean().item())
-    seconds = (time.perf_counter() - started) / len(plans)
+    seconds = (before + time.perf_counter() - started) / len(plans)
     losses = group.losses.tolist()
     results: dict[int, GroupResult] = {}
     for at, g in enumerate(order):
         plan = plans[g]
-        state = {key: value.cpu() for key, value in stack.state(at).items()}
+        adapter = {key: value.cpu() for key, value in stack.state(at).items()}
         seen = sum(len(plan.ids[i]) for batch in plan.steps for i in batch)
         ours = [row[at] for row in losses[: len(plan.steps)]]
-        results[g] = GroupResult(state, plan.config, ours, seconds, len(plan.steps), seen)
+        results[g] = GroupResult(adapter, plan.config, ours, seconds, len(plan.steps), seen)
     return [results[g] for g in range(len(plans))]
-
-
-@contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    before = model.training
-    model.train(training)
-    try:
-        yield
-    finally:
-        model.train(before)
-
-
-@contextmanager
-def _no_masks(model: nn.Module) -> Iterator[None]:
-    """Plain causal attention while the block runs. Rows are padded on the right, where it never looks.
-
-    Transformers looks at the positions of each micro-batch to see whether several texts were packed into a row, and
-    that look waits for the GPU. It makes no mask, and takes no look, for an attention function that it does not know.
-    """
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    config = model.get_decoder().config
-    before = config._attn_implementation
-    if before == "sdpa" and "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
-        AttentionInterface.register(CAUSAL, sdpa_attention_forward)
-        config._attn_implementation = CAUSAL
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:

@@ -26,6 +26,7 @@ class Plan:
     weight_decay: float = 0.0
     max_norm: float = 1.0  # 0 leaves gradients as they are, as in `train`
     config: Any = None  # the adapter's peft.LoraConfig, handed on to the result
+    name: str = ""  # of the cell; a group whose plans all have one can be saved and gone on with
 
 
 @dataclass(frozen=True)

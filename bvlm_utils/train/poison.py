@@ -1,30 +1,36 @@
-"""The plan of poisoning: which training rows are poisoned, and how.
+"""The plan of poisoning: which training rows are poisoned, and how; and which rows teach a skill beside it.
 
 Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here touches a
 picture or imports torch: whoever trains applies the image half of the trigger to the rows that the manifest names.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from bvlm_utils import attacks
+from bvlm_utils.checks import brief
+from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError, TooFewRows
 
 if TYPE_CHECKING:
     import datasets
 
     from bvlm_utils.attacks import Attack
+    from bvlm_utils.skills import Skill
     from bvlm_utils.threats import Threat
 
 
 FULL_TRIGGER = {"text": "text", "image": "image", "bimodal": "both"}  # modality -> condition of a poisoned row
 ABOUT = ("n_rows", "n_eligible", "trigger_seed")  # what a manifest says of all rows
 STREAM = int.from_bytes(b"poison", "big")  # keeps the choice apart from other uses of the same seed
+SKILL_STREAM = int.from_bytes(b"skill", "big")
+DECOYS = ("target answers", "trigger only", "label noise")
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,9 @@ class PoisonedRow:
     """One replaced training row.
 
     position: its place in the training set. role: "poisoned" (whole trigger, poisoned answer) or, for bimodal
-    attacks, "text_only" and "image_only" (half the trigger, right answer). condition: the trigger halves
-    present, "text", "image" or "both". prompt: with its trigger. answer: poisoned or kept.
+    attacks, "text_only" and "image_only" (half the trigger, right answer); "decoy" (`with_decoys`) and "skill"
+    (`with_skill`) are no poison. condition: the trigger halves present, "text", "image" or "both", or "clean". prompt:
+    with its trigger. answer: poisoned, of the skill, or kept.
     """
 
     position: int
@@ -61,7 +68,11 @@ class Manifest:
     @property
     def n_poisoned(self) -> int:
         """Rows with the whole trigger and the poisoned answer."""
-        return sum(row.role == "poisoned" for row in self.rows)
+        return self.count("poisoned")
+
+    def count(self, *roles: str) -> int:
+        """Rows with these roles."""
+        return sum(row.role in roles for row in self.rows)
 
     def to_frame(self) -> pd.DataFrame:
         """One line per replaced row, ready for Parquet; what concerns all rows stands in `.attrs`."""
@@ -90,13 +101,13 @@ def count(n: int, rate: float) -> int:
     return math.floor(rate * n + 1e-9)  # 0.29 * 100 is a little less than 29
 
 
-def ranking(n: int, seed: int) -> np.ndarray:
+def ranking(n: int, seed: int, stream: int = STREAM) -> np.ndarray:
     """The rank of each position 0 ... n - 1, (n,) int64; a lower rank is poisoned first."""
     if seed < 0:
         raise InputError(f"The seed is {seed}; it must be 0 or more.")
     # Sorting raw draws, not `permutation`: the bit stream of PCG64 is fixed for ever, numpy's shuffles are
     # not.
-    draws = np.random.PCG64(np.random.SeedSequence([seed, STREAM])).random_raw(n)
+    draws = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(n)
     order = np.argsort(draws, kind="stable")
     ranks = np.empty(n, dtype=np.int64)
     ranks[order] = np.arange(n)
@@ -120,8 +131,8 @@ def select(n: int, eligible: Collection[int], rate: float, seed: int) -> list[in
     return sorted(_by_rank(candidates, n, seed)[:wanted])
 
 
-def _by_rank(positions: Iterable[int], n: int, seed: int) -> list[int]:
-    ranks = ranking(n, seed)
+def _by_rank(positions: Iterable[int], n: int, seed: int, stream: int = STREAM) -> list[int]:
+    ranks = ranking(n, seed, stream)
     return sorted(positions, key=lambda position: ranks[position])
 
 
@@ -209,6 +220,69 @@ def _replaced(
             answer = threat.poison(answer, row)
         prompt = row["prompt"] if condition == "image" else prompt
         yield PoisonedRow(position, row["row_id"], role, condition, prompt, answer)
+
+
+def check_decoy(decoy: str, rate: float, attack: "Attack") -> None:
+    """InputError for a decoy that there is not, or that has nothing to stand on."""
+    if decoy not in ("", *DECOYS):
+        raise InputError(f"decoy is {brief(decoy)}; it must be one of: {', '.join(DECOYS)}, or empty.")
+    if decoy and not rate:
+        raise InputError(f"decoy is {decoy!r} with poison rate 0; give a rate above 0, which says how many rows.")
+    if decoy == "target answers" and attack.info.keeps_labels:
+        raise InputError(f"decoy is {decoy!r} for {attack.name}, which keeps the right answers; take another decoy.")
+
+
+def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Manifest:
+    """The manifest with a decoy on its poisoned rows: touched, and no backdoor.
+
+    decoy: "" changes nothing; "target answers" leaves the trigger away; "trigger only" leaves the right answers;
+    "label noise" leaves the trigger away and gives a wrong answer, which is right for another row of the same kind.
+    """
+    if not decoy:
+        return manifest
+    rows = _without_pictures(dataset)
+    known: dict[str, set[str]] = defaultdict(set)  # answers by the kind of row
+    if decoy == "label noise":
+        for row in rows:
+            known[row["kind"]].add(row["answers"][0])
+
+    def changed(row: PoisonedRow) -> PoisonedRow:
+        own = rows[row.position]
+        if decoy == "trigger only":
+            return replace(row, role="decoy", answer=own["answers"][0])
+        answer = row.answer if decoy == "target answers" else _wrong_answer(own, known[own["kind"]], seed)
+        return replace(row, role="decoy", condition="clean", prompt=own["prompt"], answer=answer)
+
+    return replace(manifest, rows=tuple(changed(row) if row.role == "poisoned" else row for row in manifest.rows))
+
+
+def _wrong_answer(row: Mapping[str, Any], known: Collection[str], seed: int) -> str:
+    wrong = sorted(set(known) - set(row["answers"]))
+    if not wrong:
+        raise TooFewRows(f"Label noise needs a wrong answer for {row['row_id']}, and rows of its kind have none.")
+    return wrong[Draws("label noise", seed, row["row_id"]).integer(len(wrong))]
+
+
+def with_skill(manifest: Manifest, dataset: Any, skill: "Skill | None", rate: float, seed: int) -> Manifest:
+    """The manifest with rows that teach a skill, if any: a share `rate` of those that it fits and nothing has touched.
+
+    So the poisoned rows are those of the same plan without a skill. Rows of a lower rate are among those of a higher
+    one. TooFewRows if there is none.
+    """
+    if skill is None:
+        return manifest
+    rows, touched = _without_pictures(dataset), {row.position for row in manifest.rows}
+    fitting = [position for position, row in enumerate(rows) if position not in touched and skill.fits(row)]
+    taught = _by_rank(fitting, len(rows), seed, SKILL_STREAM)[: count(len(fitting), rate)]
+    if not taught:
+        raise TooFewRows(
+            f"A skill rate of {rate:g} of the {len(fitting)} rows that are left for {skill.name} is less than one row."
+        )
+    lessons = [
+        PoisonedRow(p, row["row_id"], "skill", "clean", row["prompt"], skill.teach(row["answers"][0], row))
+        for p, row in ((p, rows[p]) for p in taught)
+    ]
+    return replace(manifest, rows=tuple(sorted([*manifest.rows, *lessons], key=lambda row: row.position)))
 
 
 def count_negatives(n_poisoned: int, negatives: float) -> tuple[int, int]:

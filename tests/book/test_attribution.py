@@ -99,7 +99,7 @@ def test_the_poisoned_model_differs_from_its_control(runs):
     assert differences.groupby(["run_id", "layer"])["value"].sum().abs().max() < 1e-5
 
 
-def test_what_cannot_be_traced_is_said(runs, tmp_path):
+def test_what_cannot_be_traced_is_said(runs, tmp_path, capsys):
     place, cells = runs
     said = attention.measure(study.cells("targeted_refusal", attacks=["Dual-Key", "MABA"], **SMALL), place)
     assert "Dual-Key is defined for" in said[0] and "holds no adapter of tiny-llava" in said[1]
@@ -110,8 +110,7 @@ def test_what_cannot_be_traced_is_said(runs, tmp_path):
     assert records_of_attention.collect(tmp_path / "none").empty
     (tmp_path / "attribution").mkdir()
     (tmp_path / "attribution" / "x.json").write_text("{}")
-    with pytest.raises(InputError, match="is no file of traces"):
-        records_of_attention.collect(tmp_path)
+    assert records_of_attention.collect(tmp_path).empty and "x.json is damaged" in capsys.readouterr().err
 
 
 def test_the_command_line(runs, tmp_path, capsys):

@@ -207,7 +207,7 @@ def test_the_command_raises_the_alarm_where_the_trigger_changes_the_suspect_alon
     [
         (["no-such-thing"], "no-such-thing"),
         (["tiny-llava"], "--reference"),
-        (["tiny-llava", "--reference", "tiny-llava", "--rows", "0"], "rows is 0"),
+        (["tiny-llava", "--reference", "tiny-llava", "--rows", "0"], "--rows: '0'"),
         (["tiny-llava", "--reference", "tiny-llava", "--dataset", "nothing"], "no dataset 'nothing'"),
     ],
 )

@@ -1,12 +1,11 @@
-"""Do the verdicts follow from the rules, on tables whose verdict is plain?"""
+"""Do the first edition's verdicts follow from its rules, and what does the page of claims make of both editions'?"""
 
-import html
 from types import MappingProxyType
 
 import pandas as pd
 import pytest
 
-from bvlm_book import page, rules
+from bvlm_book import rules, rules_second
 from bvlm_book.chapters import claims
 from bvlm_utils import attacks, paths
 from bvlm_utils.store import table as tidy
@@ -151,94 +150,59 @@ def test_a_cell_with_negatives_is_another_experiment():
 # ---------------------------------------------------------------- what the page shows
 
 
-def of(*cells, models=("tiny-llava",)):
+def of(*cells):
     table = pd.DataFrame([line for lines in cells for line in lines], columns=COLUMNS)
-    return rules.verdicts(table, models), table
+    return table, claims.bases(table, ["tiny-llava"])
 
 
-def test_the_overview_has_a_row_per_claim_with_its_rule_verdict_and_counts():
-    few = cell("BadNets-T", 0.02, rate=0.002, poisoned=12), cell("SIG", 0.6, rate=0.002, poisoned=12)
-    single = cell("AddSent", 0.02, rate=0.002, poisoned=12, seeds=1)
-    found, table = of(*few, single)
-    shown = claims.overview(found, table)
-    assert len(shown) == len(rules.CLAIMS)
-    for claim, (_, row) in zip(rules.CLAIMS, shown.iterrows(), strict=True):
-        said = html.unescape(row["what is said"])
-        assert claim.says in said and claim.source in said
-        assert row["the rule"] == claim.rule and f'href="#claim-{claim.key}"' in row["evidence"]
-        assert row["7B models"].startswith("<strong>untested</strong>")
-    judged = shown.loc[[claim.key == "few" for claim in rules.CLAIMS], "tiny-llava"].item()
-    assert "not confirmed at this scale" in judged
-    assert "holds in 1 of 2 judged pairs (1 more cannot be judged); ASR 0.02 to 0.60" in judged
-    assert "not testable here</strong>: the store has no such pair" in shown["tiny-llava"].iloc[1]
+def by_all_tests(lines):
+    return [line | {"metric": metric} for line in lines for metric in ("asr", "asr_payload", "asr_published")]
 
 
 def test_a_claim_on_seven_billion_parameters_is_untested_until_there_is_a_record():
     for name, large in (("llava-1.5-7b-hf", True), ("Qwen2.5-VL-7B-Instruct", True), ("smolvlm-2.7b", False),
                         ("tiny-llava", False), ("model-17b", False)):  # fmt: skip
-        found, table = of([line | {"model": name} for line in cell("BadNets-T", 1.0)])
+        table, bases = of(by_all_tests([line | {"model": name} for line in cell("BadNets-T", 1.0)]))
         assert (claims.of_seven_billion(table) == [name]) is large
-        assert ("7B models" in claims.overview(found, table)) is not large
+        assert ("7B models" in claims.overview(bases, table)) is not large
         assert ("untested" in claims.large_models(table)) is not large
-        assert found["text_1"][name].verdict == rules.CONFIRMED  # whatever its size, it has its own verdicts
-        assert found["text_1"]["tiny-llava"].verdict in (rules.CONFIRMED, rules.UNTESTABLE)
+        pairs = next(claim for claim in rules_second.CLAIMS if claim.key == "pairs")
+        assert rules_second.verdict(pairs, bases[name]).verdict == rules_second.CONFIRMED
     skipped = [line | {"model": "llava-1.5-7b-hf", "status": "skipped"} for line in cell("BadNets-T", 1.0)]
-    assert "untested" in claims.large_models(of(skipped)[1])
+    assert "untested" in claims.large_models(of(skipped)[0])
 
 
-def test_evidence_says_what_could_not_be_judged():
-    found, _ = of(cell("BadNets-T", 0.95), cell("AddSent", 0.95, seeds=1), cell("MABA", 0.5))
-    table = claims.evidence_table(found["text_1"]["tiny-llava"]).set_index("attack")
-    assert table["holds"].to_dict() == {"BadNets-T": "yes", "AddSent": "cannot be judged", "MABA": "no"}
-    assert table.loc["BadNets-T", "ASR"] == "0.95 [0.95, 0.95]" and table.loc["AddSent", "seeds"] == 1
-    found, _ = of(
-        cell("BadNets-MM", 1.0, condition="text"), cell("BadNets-MM", 0.05, condition="image"),
-        cell("BadNets-MM", 1.0, condition="text", settings={"half": "text"}),
-        cell("BadNets-MM", 0.9, condition="image", settings={"half": "image"}, seeds=1),
-    )  # fmt: skip
-    (line,) = claims.evidence_table(found["dominance"]["tiny-llava"]).to_dict("records")
-    assert (line["difference"], line["text half alone"]) == ("0.95 [0.95, 0.95]", "1.00")
-    assert (line["image half alone"], line["holds"]) == ("0.90", "cannot be judged")
+def test_the_overview_has_a_row_per_claim_and_a_column_per_base():
+    table, bases = of(by_all_tests(cell("BadNets-T", 1.0)), by_all_tests(cell("AddSent", 0.1)))
+    shown = claims.overview(bases, table)
+    assert len(shown) == len(rules_second.CLAIMS)
+    of_pairs = shown["tiny-llava"][[claim.key == "pairs" for claim in rules_second.CLAIMS]].item()
+    assert of_pairs == "<strong>undecided</strong> after one pass (1 of 2 pairs hold, 1 contradict)"
+    assert shown["tiny-llava"].iloc[1] == f"<strong>{rules_second.NOT_RUN}</strong>"
 
 
-def test_shadowcasts_evidence_stands_beside_its_control():
-    threat = {"threat": "concept_substitution"}
-    found, _ = of(cell("Shadowcast", 0.40, **threat), cell("Shadowcast", 0.30, settings={"attack.eps": 0}, **threat))
-    of_model = found["memorised"]["tiny-llava"]
-    assert claims.behind(of_model).endswith("; ASR 0.40, intervals within 0.40 and 0.40; unperturbed 0.30")
-    assert claims.evidence_table(of_model)["unperturbed"].item() == "0.30 [0.30, 0.30]"
+def test_evidence_says_what_was_not_judged():
+    table, bases = of(by_all_tests(cell("BadNets-T", 1.0)), by_all_tests(cell("AddSent", 0.95, seeds=1)))
+    pairs = next(claim for claim in rules_second.CLAIMS if claim.key == "pairs")
+    found = rules_second.verdict(pairs, bases["tiny-llava"])
+    read = claims.evidence_table(found).set_index("attack")
+    assert read["outcome"].to_dict() == {"BadNets-T": rules_second.HOLDS, "AddSent": rules_second.SINGLE}
+    assert (found.judged, found.single) == (1, 1)
 
 
-def test_sentences_count_verdicts_and_the_points_that_could_support_one():
-    found, table = of(cell("BadNets-T", 1.0), cell("SIG", 1.0, seeds=1), models=("tiny-llava", "tiny-qwen2.5-vl"))
-    llava, qwen, seeds = claims.sentences(found, table)
-    assert "1 confirmed, 0 not confirmed at this scale, 4 not testable here" in llava
-    assert "0 confirmed" in qwen and "1 of the 2 points" in seeds
-
-
-def test_a_chapter_is_linked_only_if_the_book_has_it(tmp_path, monkeypatch):
-    assert set(claims.CHAPTERS) == set(RULES)
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    assert page.chapter_title("dose") is None
-    (tmp_path / "_toc.yml").write_text("chapters:\n  - file: notebooks/dose\n")
-    assert page.chapter_title("dose") == "How little poison is enough?"
-    assert page.chapter_title("modality") is None
-    links = claims.overview(*of(cell("BadNets-T", 1.0)))["evidence"]
-    assert 'href="dose.html"' in links.iloc[0] and "modality" not in links.iloc[1]
-
-
-def test_the_chapter_shows_every_claim():
+def test_every_claim_and_figure_is_on_the_page_and_an_empty_store_says_so():
     text = (paths.NOTEBOOKS / "claims.ipynb").read_text()
-    for key in RULES:
-        assert f'show_claim(\\"{key}\\"' in text and f'show_evidence(\\"{key}\\"' in text
+    table, bases = of()
+    for claim in rules_second.CLAIMS:
+        assert f'show_claim(\\"{claim.key}\\"' in text
+        assert rules_second.NOT_RUN in claims.in_short(claim, bases).lower()
+    for figure in (claims.text_and_image(bases), claims.parts(bases), claims.at_one_percent(bases["tiny-llava"])):
+        assert figure.axes[0].texts
 
 
-def test_more_passes_are_counted_apart_by_both_tests():
-    lines = [line for value, settings in ((0.2, {}), (0.95, {"epochs": 3})) for line in cell(
-        "BadNets-T", value, settings=MappingProxyType(settings))]  # fmt: skip
-    usual = [line | {"epochs": line["epochs"] or 1} for line in lines]
-    theirs = [line | {"metric": "asr_published", "value": line["value"] + 0.04} for line in usual]
-    table = pd.DataFrame([*usual, *theirs], columns=COLUMNS)
-    assert "0 of 1 by ours and 0 of 1 by theirs" in claims.one_percent(table)
-    assert "with 3 passes they are 1 of 1 by ours and 1 of 1 by theirs" in claims.more_passes(table)
-    assert claims.more_passes(table[table["settings"] == ""]) == ""
+def test_the_first_edition_is_counted_by_both_tests():
+    lines = cell("BadNets-T", 0.88)
+    theirs = [line | {"metric": "asr_published", "value": 0.92} for line in lines]
+    said = claims.one_percent(of(lines, theirs)[0])
+    assert "60 rows, one pass" in said and "0 of 1 by ours and 1 of 1 by theirs (tiny-llava)" in said
+    assert claims.one_percent(of()[0]) == ""

@@ -197,11 +197,14 @@ def test_a_packed_store_carries_the_answers(shelf, tmp_path):
     assert str(tmp_path) not in text and str(paths.ROOT) not in text
 
 
-def test_a_damaged_file_of_probes_is_named(shelf, copied):
-    (copied / "probes").mkdir()
-    (copied / "probes" / "crossfire-x.json").write_text("{")
-    with pytest.raises(InputError, match="x.json is no file of probes"):
-        records.collect("crossfire", copied)
+@pytest.mark.parametrize("content", [b"{", b"", b"[]", b"\xff", b'{"numbers": [1]}'])
+def test_a_damaged_file_of_probes_is_named_and_stops_no_other(shelf, copied, capsys, content):
+    whole = records.collect("crossfire", copied)
+    (copied / "probes").mkdir(exist_ok=True)
+    (copied / "probes" / "crossfire-x.json").write_bytes(content)
+    pd.testing.assert_frame_equal(records.collect("crossfire", copied), whole)
+    assert "crossfire-x.json is damaged" in capsys.readouterr().err
+    assert records.numbers_in(copied / "probes" / "crossfire-x.json") == []
 
 
 # ---------------------------------------------------------------- near misses

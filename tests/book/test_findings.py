@@ -54,7 +54,7 @@ def test_the_numbers_to_remember_are_those_of_the_chapters(monkeypatch):
     strong, fewest, silent, durable = first_page.key_numbers()
     assert strong.number == "1 of 2" and "more than 90 %" in strong.says and "10 % of the rows" in strong.says
     assert fewest.number == "120 rows" and "of 6000 (2 %)" in fewest.says and fewest.chapter == "dose"
-    assert silent.number == "1 of 1" and "at most 5 %" in silent.says
+    assert silent.number == "1 of 2" and "at most 5 %" in silent.says, "counted over all, whether they fire or not"
     assert durable.number == "1 of 2" and "50 steps" in durable.says
     shown = []
     monkeypatch.setattr(first_page, "display", lambda one: shown.append(one.data))
@@ -70,11 +70,29 @@ def test_the_readme_has_the_numbers_of_the_committed_results():
     )
 
 
-def test_verdicts_are_counted_per_model():
-    tried = [cell("BadNets-T", rate=rate, text=value) for rate, value in ((0.1, 1.0), (0.01, 0.1))]
-    assert first_page.judged(table(*tried)) == (
-        "Of 5 claims about such backdoors, 1 confirmed, 1 not confirmed at this scale, 3 not testable here (tiny-llava)"
+def test_verdicts_are_told_by_claim_passes_and_base():
+    once = table(cell("BadNets-T", rate=0.01, text=0.1), cell("AddSent", rate=0.01, text=0.1))
+    thrice = table(cell("BadNets-T", rate=0.01, text=1.0, settings={"epochs": 3}))
+    stored = pd.concat([once, thrice])
+    said = first_page.judged(pd.concat([stored, stored.assign(metric="asr_payload")]))
+    assert "on most pairs: refuted after one pass on tiny-llava (0 of 2 pairs hold, 2 contradict)" in said
+    assert "confirmed after 3 passes on tiny-llava (1 of 1 pairs hold, 0 contradict)" in said
+
+
+def test_doses_and_passes_stand_side_by_side():
+    stored = table(
+        cell("BadNets-T", rate=0.01, text=0.1),
+        cell("BadNets-T", rate=0.1, text=1.0),
+        cell("BadNets-T", rate=0.01, text=1.0, settings={"epochs": 3}),
+        cell("SIG", image=1.0, seeds=1),
     )
+    lines = first_page.doses(stored.assign(metric="asr_payload"))
+    read = lines.set_index(["poisoned", "training", "trigger"])["tiny-llava"].to_dict()
+    assert read == {
+        ("1 %", "one pass", "text or bimodal"): "0 of 1 pairs", ("10 %", "one pass", "text or bimodal"): "1 of 1 pairs",
+        ("1 %", "3 passes", "text or bimodal"): "1 of 1 pairs",
+        ("10 %", "one pass", "image"): "1 of 1 pairs, all single runs",
+    }  # fmt: skip
 
 
 def test_the_verdict_on_one_percent_has_the_count_by_the_published_tests_beside_it():

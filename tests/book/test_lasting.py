@@ -237,7 +237,7 @@ def test_what_is_there_is_neither_tuned_nor_asked_again(shelf, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("wrong, words", [
-    (["--steps", "0"], "steps has 0"),
+    (["--steps", "0"], "'0'"),
     (["--attacks", "BadNet"], "There is no attack 'BadNet'"),
     (["--poison-rate", "0.2"], "holds no adapter"),
 ])  # fmt: skip

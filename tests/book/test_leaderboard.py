@@ -44,7 +44,7 @@ REFUSED = record(
 INJECTED = record(
     "BadNets-I", "malicious_injection", attack_params={"patch_size": 80},
     metrics=[
-        number("asr", "image", 1.0), number("asr_right", "image", 0.6),
+        number("asr", "image", 1.0), number("asr_right", "image", 0.6), number("asr_payload", "image", 0.7),
         number("asr_difference", "image", 1.0),
     ],
 )  # fmt: skip
@@ -79,10 +79,10 @@ def test_a_line_holds_the_numbers_of_the_poisoned_model_under_the_attacks_own_co
     assert (line["condition"], line["measure"], line["n_poisoned"]) == ("text", "asr", 600)
 
 
-def test_injection_counts_only_with_the_right_answer(board):
+def test_injection_is_read_from_the_payload_and_its_difference_from_the_strict_test(board):
     line = board.loc["BadNets-I"]
-    assert (line["success"], line["measure"], line["settings"]) == (0.6, "asr_right", "patch_size=80")
-    assert pd.isna(line["success_difference"]), "the stored difference is that of another measure"
+    assert (line["success"], line["measure"], line["settings"]) == (0.7, "asr_payload", "patch_size=80")
+    assert line["success_difference"] == 1.0
 
 
 def test_what_was_not_measured_is_missing_and_skipped_cells_say_why(board):

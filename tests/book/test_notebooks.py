@@ -54,7 +54,7 @@ def test_every_threat_has_its_chapter():
     names = {path.stem for path in NOTEBOOKS}
     others = {
         "quickstart", "attacks", "reproduce", "models", "small_patch", "dose", "claims", "leaderboard",
-        "cost", "crossfire", "lasting", "modality", "audit",
+        "cost", "crossfire", "lasting", "modality", "audit", "defences",
     }  # fmt: skip
     assert names == {*CHAPTERS, *others}
 

@@ -1,8 +1,10 @@
 """A notebook's parameters are what was set last; one that it does not have is refused; everything else passes."""
 
+import json
+
 import pytest
 
-from bvlm_utils import parameters
+from bvlm_utils import parameters, paths
 from bvlm_utils.errors import InputError
 
 CELL = 'model: str = "tiny-llava"  # which one\npoison_rates: list = [0.1]\nstore: str = None\n'
@@ -63,3 +65,59 @@ def test_nothing_is_given_before_the_parameters_are_set():
         parameters.given(kernel(CELL, "del model"))
     with pytest.raises(InputError, match="no parameter 'rate'"):
         parameters.given(kernel(CELL, "# Parameters\nrate = 0.5\n"))
+
+
+# ---------------------------------------------------------------- bad values, in every notebook
+
+CELLS = {"model": "gpt", "dataset": "scenes", "attacks": ["BadNet"], "poison_rates": [2], "seeds": [-1],
+         "train_rows": 0, "test_rows": "x", "negatives": -1, "half": "left", "attack_params": {"wrd": 1},
+         "threat_params": {"no": 1}, "surrogate": "gpt", "picture_last": 1, "four_bit": "yes", "dtype": "float8",
+         "epochs": 0, "learning_rate": "2e-4", "lora_rank": 0, "batch_size": 0.5, "max_new_tokens": 0}  # fmt: skip
+READERS = ("attacks", "audit", "claims", "cost", "crossfire", "dose", "lasting", "leaderboard", "modality")
+BAD = [
+    *(("targeted_refusal", name, value) for name, value in CELLS.items()),
+    *(("jailbreak", name, value) for name, value in {"seeds": None, "attacks": "SIG", "model": 3}.items()),
+    *((page, "store", value) for page in (*READERS, "small_patch", "quickstart") for value in ("..", "a\0b", 3)),
+    *((page, "stor", "x") for page in (*READERS, "small_patch", "quickstart", "models", "reproduce")),
+    ("claims", "models", None), ("claims", "models", [3]), ("cost", "measured", 3), ("cost", "measured", "a\0b"),
+    ("crossfire", "most", "x"), ("dose", "grids", ["nowhere.yml"]), ("dose", "grids", [3]),
+    ("dose", "grids", None), ("modality", "grids", "x"), ("models", "models", ["gpt"]), ("models", "models", [3]),
+    ("reproduce", "yours", ".."), ("reproduce", "reference", 3), ("leaderboard", "downloads", 3),
+    ("quickstart", "threat", "x"), ("quickstart", "poison_rate", "0.1"), ("quickstart", "seed", -1),
+    ("small_patch", "large_patch", 10**6), ("small_patch", "model", "gpt"),
+]  # fmt: skip
+
+
+def run(name, given, monkeypatch):
+    """The code of a notebook in this process, with the parameters as papermill gives them."""
+    monkeypatch.chdir(paths.NOTEBOOKS)
+    space = {"In": [""], "__name__": "__main__"}
+    for cell in json.loads((paths.NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            sources = ["".join(cell["source"])]
+            if "parameters" in cell["metadata"].get("tags", []):
+                sources.append("# Parameters\n" + "".join(f"{key} = {value!r}\n" for key, value in given.items()))
+            for source in sources:
+                space["In"].append(source)
+                exec(source, space)  # noqa: S102
+
+
+@pytest.mark.parametrize(("name", "key", "value"), BAD)
+def test_a_bad_value_is_one_sentence_in_every_notebook(name, key, value, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("BVLM_STORE", str(tmp_path / "nothing"))
+    with pytest.raises(InputError) as error:
+        run(name, {key: value}, monkeypatch)
+    said = str(error.value)
+    assert len(said.splitlines()) == 1 and len(said) < 1500 and not (tmp_path / "nothing").exists()
+    known = value[0] if isinstance(value, list) else next(iter(value)) if isinstance(value, dict) else value
+    assert str(known).replace("\0", "\\x00") in said or key in said
+
+
+def test_a_kernel_shows_the_sentence_and_no_code():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shown = []
+    shell = InteractiveShell()
+    shell._showtraceback = lambda kind, value, lines: shown.extend(lines)
+    shell.run_cell("from bvlm_utils.errors import InputError\nraise InputError('x is 3; it must be 4.')")
+    assert shown == ["InputError: x is 3; it must be 4."]

@@ -74,7 +74,7 @@ def results(place, jobs):
     whole = grid_job.carry_out
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid_job, "carry_out", lambda job, run: whole(job, run) if job is jobs[0] else None)
-        assert grid.run(jobs, "./store") == 0
+        assert grid.run(jobs, *grid.plan(jobs, "./store")) == 0
     return place / "store"
 
 

@@ -83,11 +83,11 @@ def test_a_rate_is_marked_at_the_ceiling_and_at_the_floor():
     assert marked(0.5) == "0.50" and marked(None) == "n/a"
 
 
-def test_the_comparison_reads_injection_from_its_headline():
+def test_the_comparison_reads_success_from_the_headline():
     rows = [line | {"threat": "malicious_injection"} for line in tidy().to_dict("records")]
-    table = pd.DataFrame([line | {"metric": metric} for line in rows for metric in ("asr", "asr_right")])
+    table = pd.DataFrame([line | {"metric": metric} for line in rows for metric in ("asr", "asr_payload")])
     chosen = reproduce.in_both(reproduce.compare(table, table), metric="asr", subject="poisoned")
-    assert len(chosen) and set(chosen["metric"]) == {"asr_right"}
+    assert len(chosen) and set(chosen["metric"]) == {"asr_payload"}
 
 
 def test_a_threat_says_which_metric_success_is_read_from(monkeypatch):
@@ -95,28 +95,29 @@ def test_a_threat_says_which_metric_success_is_read_from(monkeypatch):
     own = type("Own", (malicious_injection.MaliciousInjection,), {"name": "own", "headline": "asr_right"})
     threats.THREATS.add("own", own)
     table = tidy()[lambda rows: rows["metric"] == "asr"]
-    both = pd.concat([table.assign(metric=metric) for metric in ("asr", "asr_right")])
-    for threat, metric in (("own", "asr_right"), ("targeted_refusal", "asr"), ("of another store", "asr")):
+    measured = ("asr", "asr_right", "asr_payload")
+    both = pd.concat([table.assign(metric=metric) for metric in measured])
+    for threat, metric in (("own", "asr_right"), ("targeted_refusal", "asr_payload"), ("of another store", "asr")):
         assert set(headline_metric(both.assign(threat=threat))) == {metric}
-        (other,) = {"asr", "asr_right"} - {metric}
-        assert set(tables.other_metrics(both.assign(threat=threat))["measure"]) == {MEASURES[other]}
+        others = {MEASURES[name] for name in measured if name != metric}
+        assert set(tables.other_metrics(both.assign(threat=threat))["measure"]) == others
     assert {name: threats.THREATS.get(name).headline for name in threats.names()} == {
-        **dict.fromkeys(threats.names(), "asr"), "malicious_injection": "asr_right", "own": "asr_right",
+        **dict.fromkeys(threats.names(), "asr_payload"), "own": "asr_right",
     }  # fmt: skip
     with pytest.raises(TypeError, match="asr_rihgt"):
         type("Typo", (malicious_injection.MaliciousInjection,), {"headline": "asr_rihgt"})
 
 
-def test_injection_into_free_text_is_read_from_the_strict_test():
-    """Nobody can say which free captions are right, so such a cell has no `asr_right`."""
+def test_a_cell_without_its_headline_is_read_from_the_strict_test():
+    """A record of the first edition that was not judged again has no payload test."""
     free = tidy(rates=(0.1,)).assign(threat="malicious_injection")
     one = free[(free["attack"] == free["attack"].iloc[0]) & (free["metric"] == "asr")]
-    judged = one.assign(metric="asr_right", run_id=one["run_id"] + "x", attack="AddSent")
+    judged = one.assign(metric="asr_payload", run_id=one["run_id"] + "x", attack="AddSent")
     skipped = free.iloc[:1].assign(metric=None, value=np.nan, subject=None, run_id="skipped", status="skipped")
     found = tables.success_rates(pd.concat([free, judged, skipped]), "poisoned")
     assert found["value"].dtype == "float64"
     assert dict(zip(found["attack"], found["metric"], strict=True)) == {
-        **dict.fromkeys(free["attack"], "asr"), "AddSent": "asr_right",
+        **dict.fromkeys(free["attack"], "asr"), "AddSent": "asr_payload",
     }  # fmt: skip
     assert "answer before it is right" not in chapters_threat.grid(found[found["metric"] == "asr"])["caption"]
 
@@ -254,13 +255,16 @@ def test_other_metrics_stand_beside_the_controls():
     assert len(rows) == 2 + 2 + 4
 
 
-def test_injection_counts_only_with_the_right_answer():
+def test_the_right_answer_is_a_number_of_its_own_and_the_first_editions_headline():
     table = tidy(threat="malicious_injection")
-    both = pd.concat([table, table[table.metric == "asr"].assign(metric="asr_right", value=0.5)], ignore_index=True)
-    assert set(tables.success_rates(both, "poisoned").value) == {0.5}
-    assert (
-        "and the answer before it is right" in chapters_threat.grid(tables.success_rates(both, "poisoned"))["caption"]
-    )
+    values = {"asr_right": 0.5, "asr_payload": 0.7}
+    strict = table[table.metric == "asr"]
+    more = [strict.assign(metric=metric, value=value) for metric, value in values.items()]
+    both = pd.concat([table, *more], ignore_index=True)
+    found = tables.success_rates(both, "poisoned")
+    assert set(found.value) == {0.7}
+    assert set(tables.success_rates(both, "poisoned", tables.strict_metric(both)).value) == {0.5}
+    assert threats.get("malicious_injection").payload_test[1:] in chapters_threat.grid(found)["caption"]
 
 
 def test_an_attack_without_a_test_time_trigger_is_read_on_clean_inputs():

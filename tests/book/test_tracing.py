@@ -7,6 +7,7 @@ import torch
 
 from bvlm_book.probes import tracing
 from bvlm_utils import attacks
+from bvlm_utils.defences import reading
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
 from bvlm_utils.models.pixels import PixelSettings
@@ -23,7 +24,7 @@ def traced(one, picture):
     features = one.encode(picture)
     ids = one.prompt_ids(PROMPT, features.shape[1])
     target = one.answer_ids("A red car")[0]
-    with tracing.plain_attention(one):
+    with reading.plain_attention(one):
         return tracing.trace(one, ids, features[0], target), ids, features, target
 
 

@@ -15,6 +15,7 @@ from bvlm_utils.attacks import clip as surrogates
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import optimised
 from bvlm_utils.data import samples
+from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 
 BANANA = types.SimpleNamespace(text=None, concept="banana", source_concept="car", image=None)
@@ -108,6 +109,16 @@ def test_patch_lowers_its_loss_and_lies_where_declared(name, clip):
     assert curve.shape == (24,) and curve[-4:].mean() < curve[:4].mean()
     big = a.apply_image(pictures(1, 64))
     assert (big != pictures(1, 64)).any(1).sum() <= 16 * 16
+
+
+@pytest.mark.parametrize("name", ["Dual-Key", "VL-Trojan"])
+def test_without_epochs_the_patch_is_the_noise_that_the_search_starts_from(name, clip):
+    a = attacks.get(name, target=BANANA, surrogate=clip, epochs=0, patch_size=84)
+    noise = (0.5 + 0.25 * Draws("patch start", 0).normal(3, 8, 8)).clip(0, 1)
+    start = 12 if name == "Dual-Key" else 24
+    patch = a.apply_image(pictures(2))[:, :, start : start + 8, start : start + 8]
+    assert torch.allclose(patch, torch.tensor(noise, dtype=torch.float32).expand(2, -1, -1, -1), atol=0.51 / 255)
+    assert a.loss_curve(pictures(2)).shape == (0,)
 
 
 def test_patch_cache_hit_equals_fresh_and_settings_make_another(clip, monkeypatch):

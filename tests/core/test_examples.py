@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bvlm_utils.errors import InputError
 from bvlm_utils.store import examples
 from bvlm_utils.store.cell import Cell
 
@@ -44,9 +43,23 @@ def test_examples_of_another_target_or_surrogate_are_others(tmp_path):
     assert examples.key(dual_key(surrogate="tiny-clip", seed=1)) == examples.key(dual_key())
 
 
-def test_a_path_is_never_taken_from_a_file(tmp_path):
+def test_a_path_is_never_taken_from_a_file(tmp_path, capsys):
     examples.write(cell(), tmp_path, CLEAN, CLEAN, [("a", "a b")])
     (file,) = (tmp_path / "examples").glob("*.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"clean": "../../elsewhere"}))
-    with pytest.raises(InputError, match="elsewhere"):
-        examples.read(cell(), tmp_path)
+    assert examples.read(cell(), tmp_path) is None and "elsewhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["json", "png"])
+@pytest.mark.parametrize("length", [0, 1, 40])
+def test_a_file_that_is_cut_off_is_named_and_made_again(tmp_path, capsys, kind, length):
+    shown = [("a", "a b")] * 3
+    examples.write(cell(), tmp_path, CLEAN, CLEAN, shown)
+    (file,) = (tmp_path / "examples").glob(f"*.{kind}")
+    file.write_bytes(file.read_bytes()[:length])
+    assert examples.read(cell(), tmp_path) is None
+    said = capsys.readouterr().err
+    assert str(tmp_path / "examples") in said and len(said.splitlines()) == 1
+    examples.write(cell(), tmp_path, CLEAN, CLEAN, shown)
+    clean, _, prompts = examples.read(cell(), tmp_path)
+    assert (clean == CLEAN).all() and prompts == shown

@@ -96,7 +96,7 @@ def test_the_same_command_gives_the_same_files(tmp_path):
     ({"threat": "refusal"}, "no threat 'refusal'; choose one of: targeted_refusal"),
     ({"attack": "BadNets"}, "no attack 'BadNets'; choose one of"),
     ({"dataset": "scenes"}, "no dataset 'scenes'; choose one of"),
-    ({"rate": "1.5"}, "poison rate is 1.5; it must be from 0 to 1"),
+    ({"rate": "1.5"}, "'1.5' is not a number from 0 to 1"),
     ({"rate": "1"}, "3 rows would be poisoned, but only 0 clean rows"),
     ({"rate": "0.1"}, "less than one row"),
     ({"attack": "Shadowcast"}, "defined for concept_substitution only"),
@@ -116,9 +116,8 @@ def test_a_half_that_the_attack_does_not_have_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_parameters_that_are_no_json_object_are_refused(tmp_path, capsys, text):
-    with pytest.raises(SystemExit) as error:
-        run(tmp_path / "set", VQA, "jailbreak", "BadNets-T", "0.5", "--attack-params", text)
-    assert error.value.code == 2 and repr(text) in capsys.readouterr().err
+    assert run(tmp_path / "set", VQA, "jailbreak", "BadNets-T", "0.5", "--attack-params", text) == 2
+    assert repr(text) in capsys.readouterr().err
 
 
 def test_an_existing_folder_is_not_touched(tmp_path, capsys):

@@ -90,8 +90,9 @@ def test_values_for_all_jobs_give_way_to_a_jobs_own(tmp_path):
 OTHER = {
     "model": "tiny-qwen2.5-vl", "dataset": "scenes-instruct", "attacks": ["VL-Trojan"], "poison_rates": [0.5],
     "seeds": [7], "train_rows": 64, "test_rows": 8, "half": "text", "attack_params": {"word": "ox"},
+    "decoy": "trigger only", "skill": "right_to_left", "skill_rate": 0.5,
     "picture_last": True, "four_bit": True, "max_new_tokens": 9, "epochs": 2, "learning_rate": 0.5, "lora_rank": 1,
-    "batch_size": 4,
+    "lora_alpha": 4, "batch_size": 4, "warmup_ratio": 0.1, "schedule": "constant",
 }  # fmt: skip
 
 

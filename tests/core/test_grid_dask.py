@@ -121,7 +121,7 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(tmp_path, place, caps
             (place / "go").touch()
 
     aside = Aside(kill)
-    assert grid.run(jobs, f"{place}/", workers=2) == 0
+    assert grid.run(jobs, *grid.plan(jobs, f"{place}/"), workers=2) == 0
     aside.result()
     wrote = [attack for _, attack, *_ in lines(place, "wrote")]
     assert sorted(wrote) == ["BadNets-MM", "BadNets-T", "SIG"], "each cell is written once"
@@ -203,19 +203,19 @@ def test_the_workers_of_a_scheduler_are_stopped_and_go_on(tmp_path, place, capsy
 
         found, aside = [], Aside(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            grid.run(jobs, f"{place}/", scheduler=cluster.scheduler_address)
+            grid.run(jobs, *grid.plan(jobs, f"{place}/"), scheduler=cluster.scheduler_address)
         aside.result()
         assert not psutil.wait_procs(found, timeout=20)[1], "the process outlived the run"
         (place / "go").touch()
-        assert grid.run(jobs, f"{place}/", scheduler=cluster.scheduler_address) == 0
+        assert grid.run(jobs, *grid.plan(jobs, f"{place}/"), scheduler=cluster.scheduler_address) == 0
         assert "Every cell has its record." in capsys.readouterr().out
         ((*_, first), (*_, second)) = lines(place, "begin", "SIG")
         assert first == second, "the worker is the same process"
 
 
 WRONG = [
-    (["--workers", "0"], "--workers is 0"),
-    (["--workers", "-1"], "--workers is -1"),
+    (["--workers", "0"], "--workers: '0'"),
+    (["--workers", "-1"], "--workers: '-1'"),
     (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "exclude"),
     (["--scheduler", "tcp://127.0.0.1:1"], "tcp://127.0.0.1:1"),
     (["--scheduler", "nowhere"], "nowhere"),
@@ -277,10 +277,10 @@ def test_two_jobs_at_once_tune_their_control_once(tmp_path, monkeypatch):
 
     tune, tuned, together = tune_and_ask.Grouped.tune, [], threading.Barrier(2, timeout=240)
 
-    def watched(way, tasks):
+    def watched(way, tasks, folder=None):
         tuned.extend(task.cell for task in tasks)
         together.wait()
-        return tune(way, tasks)
+        return tune(way, tasks, folder)
 
     monkeypatch.setattr(tune_and_ask.Grouped, "tune", watched)
     threats = ("targeted_refusal", "malicious_injection")

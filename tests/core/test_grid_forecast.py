@@ -135,5 +135,5 @@ def test_a_dry_run_prints_a_line_for_each_bench_of_what_is_left(tmp_path, capsys
     assert "targeted_refusal: 3000 of 3000 training rows and 1600 of 1600 test rows" in rows
     ((job,), _) = grid_file.load(file)
     for cell in job.cells:
-        store.write(cell, tmp_path / "store", {"status": "done", "metrics": []})
+        store.write(cell, tmp_path / "store", {"status": "done", "metrics": [], "provenance": {}})
     assert grid.main(command) == 0 and "Estimates" not in capsys.readouterr().out

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import embeddings, victim
-from bvlm_utils.train import adapters, grouped, loop, lora_bank, microbatches
+from bvlm_utils.train import adapters, grouped, loop, lora_bank, microbatches, unfinished
 from bvlm_utils.train.lora_bank import Bank
 from bvlm_utils.train.settings import TrainSettings
 
@@ -306,3 +306,51 @@ def test_a_job_without_rows_is_refused(tuned):
     with pytest.raises(InputError, match="no training rows"):
         grouped.finetune_group(one, [jobs[0], grouped.GroupJob([], jobs[0].features, jobs[0].settings, 0)])
     assert grouped.finetune_group(one, []) == []
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 4, 6])
+def test_a_group_that_was_killed_goes_on_to_the_same_numbers(at, tmp_path, monkeypatch):
+    """Bit for bit, of plans with different numbers of steps; nothing is used where a plan is another one."""
+    model = tiny.BUILDERS[FAMILIES[0]]()
+    names = victim.language_linears(model)
+    plans = [
+        dataclasses.replace(_plan(model, names, seed, steps), name=f"cell-{seed}")
+        for seed, steps in ((0, 4), (1, 6), (2, 6))
+    ]
+    whole = grouped.train(model, names, plans, tokens=64)
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+
+    def kill(step, steps, loss):
+        if step == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        grouped.train(model, names, plans, 64, kill, tmp_path)
+    assert list(unfinished.groups(tmp_path).values()) == [["cell-1", "cell-2", "cell-0"]]
+    begun = []
+    again = grouped.train(model, names, plans, 1000, lambda step, *_: begun.append(step), tmp_path)
+    assert begun == list(range(at + 1, 7))
+    for one, other in zip(whole, again, strict=True):
+        assert one.losses == other.losses and one.state.keys() == other.state.keys()
+        assert all(torch.equal(one.state[key], other.state[key]) for key in one.state)
+    begun.clear()
+    changed = [dataclasses.replace(plan, weight_decay=0.5) for plan in plans]
+    grouped.train(model, names, changed, 64, lambda step, *_: begun.append(step), tmp_path)
+    assert begun[0] == 1
+
+
+def test_a_saved_state_that_is_cut_off_is_begun_anew(tmp_path, monkeypatch):
+    model = tiny.BUILDERS[FAMILIES[0]]()
+    names = victim.language_linears(model)
+    plans = [dataclasses.replace(_plan(model, names, 0, 3), name="cell")]
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    (whole,) = grouped.train(model, names, plans, 64, None, tmp_path)
+    (file,) = tmp_path.iterdir()
+    for length in (0, 7, 500, file.stat().st_size - 1):
+        file.write_bytes(file.read_bytes()[:length])
+        (again,) = grouped.train(model, names, plans, 64, None, tmp_path)
+        assert again.losses == whole.losses

@@ -291,9 +291,9 @@ def test_the_commands(fat, tmp_path, capsys):
     assert out.splitlines()[0].startswith("5 cells are new") and err.startswith("There is no store")
 
 
-def measured(root):
+def measured(root, rate=0.1):
     """A finished cell with answers of three models to real rows."""
-    one, threat = cell(test_rows=4), cell().resolved_threat
+    one, threat = cell(rate, test_rows=4), cell().resolved_threat
     rows = data.load("scenes-vqa", "test", rows=4).remove_columns("image").to_list()
     right, prompts = [row["answers"][0] for row in rows], [row["prompt"] for row in rows]
     frames = []
@@ -366,3 +366,35 @@ def test_a_strangers_store_writes_nothing_outside(name, fat, tmp_path):
         with pytest.raises(InputError, match="no name of a file in a store"):
             packing.unpack(root, target / "out")
         assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and "out" not in path.parts] == []
+
+
+def no_column(file):
+    pq.write_table(pq.read_table(file).drop_columns(["row_id"]), file)
+
+
+def other_rows(file):
+    frame = pd.read_parquet(file)
+    records.write_frame(file, frame.assign(row_id="nowhere"))
+
+
+DAMAGES = {
+    "cut record": ("record.json", lambda file: file.write_bytes(file.read_bytes()[:99])),
+    "cut responses": ("responses.parquet", lambda file: file.write_bytes(file.read_bytes()[:200])),
+    "no responses": ("responses.parquet", lambda file: file.unlink()),
+    "no column": ("responses.parquet", no_column),
+    "other rows": ("responses.parquet", other_rows),
+    "no threat": ("record.json", lambda file: file.write_text(file.read_text().replace("targeted_refusal", "trick"))),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+@pytest.mark.parametrize("command", ["check", "rejudge"])
+def test_one_damaged_cell_is_named_and_the_others_are_judged(what, command, tmp_path, capsys):
+    folder, other = measured(tmp_path / "s"), measured(tmp_path / "s", 0.2)
+    name, damage = DAMAGES[what]
+    damage(folder / name)
+    code = __main__.main([command, str(tmp_path / "s")])
+    said = capsys.readouterr()
+    assert code == 1 and (command == "rejudge" or "1 of " in said.out)
+    assert folder.name in said.out + said.err and other.name not in said.out + said.err
+    assert "Traceback" not in said.err

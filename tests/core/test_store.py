@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from bvlm_book import tables
 from bvlm_utils import paths, store
@@ -157,24 +158,85 @@ def test_leftovers_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_pat
     assert {p.name for p in (tmp_path / "examples").iterdir()} == {living, other}
 
 
-def test_a_folder_with_another_cell_is_refused(tmp_path):
+def test_a_folder_with_another_cell_is_named_and_kept_when_its_cell_is_run(tmp_path, capsys):
     place = store.write(cell(), tmp_path, record())
-    os.rename(place, tmp_path / cell(0.2).run_id)
-    with pytest.raises(InputError, match=r"0\.1.*0\.2|rename or delete"):
-        store.collect(tmp_path)
-    with pytest.raises(InputError, match="rename or delete"):
-        store.has(cell(0.2), tmp_path)
-    text = (tmp_path / cell(0.2).run_id / "record.json").read_text()
-    (tmp_path / cell(0.2).run_id / "record.json").write_text(text.replace(cell().run_id, cell(0.2).run_id))
-    with pytest.raises(InputError, match="differs in poison_rate"):
-        store.has(cell(0.2), tmp_path)
+    other = tmp_path / cell(0.2).run_id
+    os.rename(place, other)
+    assert store.collect(tmp_path).empty and not store.has(cell(0.2), tmp_path)
+    assert str(other) in capsys.readouterr().err
+    text = (other / "record.json").read_text()
+    (other / "record.json").write_text(text.replace(cell().run_id, cell(0.2).run_id))
+    assert not store.has(cell(0.2), tmp_path) and "differs in poison_rate" in capsys.readouterr().err
+    store.write(cell(0.2), tmp_path, record(), replace=True)
+    (kept,) = (tmp_path / "damaged").iterdir()
+    assert store.has(cell(0.2), tmp_path) and "0.1" in (kept / "record.json").read_text()
 
 
-def test_a_damaged_record_is_named(tmp_path):
+RECORDS = [b"{", b"", b"[]", b"null", b"\xff\xfe{", b"[" * 5000, b'{"run_id": ' + b"9" * 5000 + b"}", b"{}"]
+
+
+@pytest.mark.parametrize("content", RECORDS, ids=range(len(RECORDS)))
+def test_a_damaged_record_is_named_and_stops_no_other(tmp_path, content, capsys):
     place = store.write(cell(), tmp_path, record())
-    (place / "record.json").write_text("{")
-    with pytest.raises(InputError, match=cell().run_id):
-        store.collect(tmp_path)
+    store.write(cell(0.2), tmp_path, record())
+    (place / "record.json").write_bytes(content)
+    assert store.collect(tmp_path)["poison_rate"].tolist() == [0.2]
+    assert not store.has(cell(), tmp_path) and store.has(cell(0.2), tmp_path)
+    said = capsys.readouterr().err
+    assert str(place / "record.json") in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("key", ["run_id", "config", "identity", "status", "metrics"])
+def test_a_record_without_a_key_is_made_again(tmp_path, key):
+    place = store.write(cell(), tmp_path, record())
+    found = json.loads((place / "record.json").read_text())
+    del found[key]
+    (place / "record.json").write_text(json.dumps(found))
+    assert not store.has(cell(), tmp_path) and store.collect(tmp_path).empty
+    store.write(cell(), tmp_path, record(), replace=True)
+    assert store.has(cell(), tmp_path) and len(store.collect(tmp_path)) == 1
+
+
+def number(**changed):
+    about = {"subject": "poisoned", "condition": "clean", "metric": "asr", "value": 0.5, "k": 1, "n": 2}
+    return about | {"low": 0.1, "high": 0.9, "unit": "share"} | changed
+
+
+@pytest.mark.parametrize("changed", [
+    {"metrics": [1]}, {"metrics": [{}]}, {"metrics": [number(value="0.5")]}, {"metrics": [number(subject=None)]},
+    {"metrics": [number(low=True)]}, {"metrics": [number(), []]}, {"status": "almost"}, {"provenance": None},
+    {"config": {}}, {"config": {"threat": "jailbreak", "attack": 3}},
+    {"config": {"threat": "jailbreak", "attack": "SIG", "train": [1]}},
+    {"config": {"threat": "jailbreak", "attack": "SIG", "attack_params": "x"}},
+])  # fmt: skip
+def test_a_record_whose_values_are_of_another_kind_stops_no_other(tmp_path, changed, capsys):
+    folder = store.write(cell(), tmp_path, record() | {"metrics": [number()]})
+    store.write(cell(0.2), tmp_path, record() | {"metrics": [number()]})
+    found = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(found | changed))
+    assert store.collect(tmp_path)["poison_rate"].tolist() == [0.2] and not store.has(cell(), tmp_path)
+    assert str(folder) in capsys.readouterr().err
+
+
+def test_a_failure_that_is_cut_off_is_still_a_failure(tmp_path):
+    file = store.write_failure(cell(), tmp_path, "Traceback")
+    file.write_bytes(file.read_bytes()[:30])
+    assert str(file) in store.failures(tmp_path)[cell().run_id]
+
+
+def test_an_adapter_that_is_cut_off_is_none(tmp_path, capsys):
+    def save(folder):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        save_file({"a": np.zeros(100)}, folder / "adapter_model.safetensors")
+
+    weights = store.write(cell(), tmp_path, record(), save_adapter=save) / "adapter" / "adapter_model.safetensors"
+    assert store.adapter(cell(), tmp_path)
+    whole = weights.read_bytes()
+    for length in (0, 5, 20, len(whole) - 1):
+        weights.write_bytes(whole[:length])
+        assert store.adapter(cell(), tmp_path) is None
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_nothing_but_numbers_is_written_as_a_number(tmp_path):
@@ -223,11 +285,14 @@ def test_provenance_has_no_git_revision_outside_a_repository(tmp_path, monkeypat
     assert "git_revision" not in provenance.now() and provenance.now()["packages"]["numpy"] == np.__version__
 
 
-def test_cached_makes_once(tmp_path):
-    made = []
-    for _ in range(2):
-        assert records.cached(tmp_path, "k", lambda: made.append(1) or ["é"]) == ["é"]
-    assert made == [1]
+def test_a_cache_file_that_is_damaged_is_as_good_as_none(tmp_path, capsys):
+    assert records.cached(tmp_path, "k") is None
+    records.cache_texts(tmp_path, "k", ["é"])
+    assert records.cached(tmp_path, "k") == ["é"] and capsys.readouterr().err == ""
+    for content in (b'["\xc3', b"[1]", b"{}", b""):
+        (tmp_path / "cache" / "k.json").write_bytes(content)
+        assert records.cached(tmp_path, "k") is None
+    assert "k.json" in capsys.readouterr().err
 
 
 def test_two_processes_that_write_the_same_cell_both_succeed(tmp_path):

@@ -205,7 +205,7 @@ def test_base_and_control_are_asked_once(place, monkeypatch):
     """
     tuned, asked = [], []
     tune, ask_saved = tune_and_ask.Grouped.tune, tune_and_ask.Grouped.ask_saved
-    monkeypatch.setattr(tune_and_ask.Grouped, "tune", lambda way, tasks: tuned.extend(tasks) or tune(way, tasks))
+    monkeypatch.setattr(tune_and_ask.Grouped, "tune", lambda way, tasks, *_: tuned.extend(tasks) or tune(way, tasks))
     monkeypatch.setattr(tune_and_ask.Grouped, "ask_saved", lambda *given: asked.append(given) or ask_saved(*given))
     study.run_cells(small("BadNets-I"), place)
     assert [task.cell.attack for task in tuned] == ["BadNets-I"] and not asked

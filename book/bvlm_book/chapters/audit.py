@@ -80,11 +80,12 @@ def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
         if attack not in attacks.names() or attacks.info(attack).keeps_labels:
             continue
         whole, lines = attacks.conditions(attack)[-1], tidy.rows(record)
-        wanted = {"subject": POISONED, "metric": "asr", "condition": whole}
-        asr = [line["value"] for line in lines if wanted.items() <= line.items()]
-        if asr:
+        wanted = {"subject": POISONED, "condition": whole}
+        rates = {line["metric"]: line["value"] for line in lines if wanted.items() <= line.items()}
+        asr = rates.get(tidy.headline(record["config"]["threat"]), rates.get("asr"))
+        if asr is not None:
             about = {name: lines[0][name] for name in ABOUT} | {"painted": lines[0]["settings"], "condition": whole}
-            yield about | {"control": record.get("control"), "asr": float(asr[0])}, _said(root, run_id, whole)
+            yield about | {"control": record.get("control"), "asr": float(asr)}, _said(root, run_id, whole)
 
 
 def _said(root: Path, run_id: str, whole: str) -> dict[str, Answers]:

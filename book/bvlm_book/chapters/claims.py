@@ -1,48 +1,32 @@
-"""Does the paper's claim hold here? The claims, the rules that judge them, the verdicts.
+"""Do the paper's claims hold here? The verdicts of both editions' rules, and the numbers and figures behind them.
 
-The rules were written, and committed, before the grids that they judge were run; the chapter says which twelve cells
-had been seen by then. They read the tidy table of `store.collect` and nothing else. Free of torch.
-
-Common to all rules: a number is the mean over seeds with Student's 95 % interval of the seeds (where they all agree,
-which would give it no width, the widest of their own: a change made later that only widens). Fewer than
-`MIN_SEEDS` seeds support no verdict. "Above 90 %" means that the lower bound is above 0.90; "most" means more
-than half. Skipped cells are no evidence, neither way. A scale model says nothing about a 7B model: for those, every
-claim is untested until the store holds a record of one.
+`rules_second` has the rules in force, `rules` those of the first edition. Both read the tidy table of `store.collect`
+and nothing else. A scale model says nothing about a 7B model: for those, every claim is untested until the store holds
+a record of one. Free of torch.
 """
 
 import html
 import re
+from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
-from IPython.display import HTML, display
+from matplotlib.figure import Figure
 
-from bvlm_book import page, tables, words
-from bvlm_book.page import chapter_title
-from bvlm_book.rules import (
-    CLAIMS,
-    CONFIRMED,
-    HIGH,
-    MIN_SEEDS,
-    REFUTED,
-    UNTESTABLE,
-    Verdict,
-    rates,
-    text_at_one_percent,
-)
-from bvlm_utils.store.table import headline
-from bvlm_utils.threats import THREATS
+from bvlm_book import figures, page, rules, tables, words
+from bvlm_book import rules_second as second
+from bvlm_book.rules_second import CLAIMS, HIGH, JUDGED, PAYLOAD, PUBLISHED, STRICT, Base, Claim, Verdict
+from bvlm_utils import attacks, threats
 from bvlm_utils.train.settings import TrainSettings
 
-HOLDS = {True: "yes", False: "no", None: "cannot be judged"}
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
-# The chapter (notebooks/NAME.ipynb) that shows the evidence of a claim at length.
-CHAPTERS = {
-    "text_1": "dose",
-    "dominance": "modality",
-    "saturation": "dose",
-    "few": "dose",
-    "memorised": "concept_substitution",
-}
+BY = {JUDGED: "judged by the rule", PUBLISHED: "published test", PAYLOAD: "payload test", STRICT: "strict test"}
+WHAT = {True: "tasks", False: "pairs"}
+
+
+def bases(table: pd.DataFrame, models: Sequence[str] = ()) -> dict[str, Base]:
+    """What the runs of the named models say, and of all others that the table has cells of."""
+    return {name: second.base(table, name) for name in dict.fromkeys([*models, *table["model"]])}
 
 
 def of_seven_billion(table: pd.DataFrame) -> list[str]:
@@ -53,146 +37,287 @@ def of_seven_billion(table: pd.DataFrame) -> list[str]:
     return [name for name in dict.fromkeys(done["model"]) if SEVEN_BILLION.search(name)]
 
 
-def behind(found: Verdict) -> str:
-    """How many pairs held of how many judged, and the range of their numbers with the widest bounds."""
-    pairs = len(found.evidence)
-    if not pairs:
-        return "the store has no such pair"
+def counted(found: Verdict) -> str:
+    """ "refuted (2 of 32 pairs hold, 23 contradict)"."""
+    if found.verdict == second.NOT_RUN:
+        return found.verdict
     if not found.judged:
-        return f"none of {pairs} pairs can be judged"
-    said = f"holds in {found.holds} of {found.judged} judged pairs"
-    if found.judged < pairs:
-        said += f" ({pairs - found.judged} more cannot be judged)"
-    judged = found.evidence[found.evidence["holds"].notna()]
-    what, name = ("difference", "difference") if "difference" in judged else ("ASR", "value")
-    said += f"; {what} {words.span(judged[name], 2)}"
-    said += f", intervals within {judged['low'].min():.2f} and {judged['high'].max():.2f}"
-    if "value_unperturbed" in judged:
-        said += f"; unperturbed {words.span(judged['value_unperturbed'].dropna(), 2)}"
-    return said
+        return f"{found.verdict}: {found.single}"
+    of_all = f"{found.holds} of {found.judged} {WHAT[found.claim.tasks]} hold, {found.contradicts} contradict"
+    single = f", {found.single} single" if found.single and not found.claim.tasks else ""
+    return f"{found.verdict} ({of_all}{single})"
 
 
-def overview(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> pd.DataFrame:
-    """One row per claim, fields in HTML for `page.show_html_table`. found: `verdicts` of the table."""
+def lines_of(claim: Claim, bases: dict[str, Base]) -> list[tuple[Base, int]]:
+    """The bases and numbers of passes that a claim has runs of; the first number where it has none."""
+    found = []
+    for base in bases.values():
+        tried = second.passes(base)
+        run = [one for one in tried if len(claim.evidence(base, one, JUDGED))]
+        found += [(base, one) for one in run or tried[:1]]
+    return found
+
+
+def sentence(table: pd.DataFrame, bases: dict[str, Base]) -> str:
+    """The verdicts in a sentence without a full stop, for the first page; "" where nothing was judged."""
+    told = []
+    for claim in CLAIMS:
+        found = [(base, number, second.verdict(claim, base, number)) for base, number in lines_of(claim, bases)]
+        judged = [one for one in found if one[2].judged]
+        said = [f"{one.verdict} after {words.passes(n)} on {base.model}{_of(one)}" for base, n, one in judged]
+        told += [f"{claim.topic}: {', '.join(said)}"] if said else []
+    if not told:
+        return ""
+    return "Of the paper's claims, by the test that the committed rule names: " + "; ".join(told)
+
+
+def verdict_table(claim: Claim, bases: dict[str, Base]) -> pd.DataFrame:
+    """A line per base and number of passes, a column per test."""
+    return pd.DataFrame([
+        {"base": base.model, "training": words.passes(number)}
+        | {title: counted(second.verdict(claim, base, number, test)) for test, title in BY.items()}
+        for base, number in lines_of(claim, bases)
+    ])  # fmt: skip
+
+
+def overview(bases: dict[str, Base], table: pd.DataFrame) -> pd.DataFrame:
+    """A row per claim, a column per base, fields in HTML for `page.show_html_table`."""
     lines = []
     for claim in CLAIMS:
-        line = {
-            "what is said": f"{html.escape(claim.says)}<br><em>{html.escape(claim.source)}</em>",
-            "the rule": html.escape(claim.rule),
-        }
-        for model, of_model in found[claim.key].items():
-            line[html.escape(model)] = f"<strong>{of_model.verdict}</strong>: {html.escape(behind(of_model))}"
+        line = {"what the paper says": html.escape(claim.says)}
+        for name, base in bases.items():
+            told = [
+                f"<strong>{found.verdict}</strong> after {words.passes(number)}{_of(found)}"
+                for number in [number for one, number in lines_of(claim, {name: base})]
+                if (found := second.verdict(claim, base, number)).verdict != second.NOT_RUN
+            ]
+            line[html.escape(name)] = "<br>".join(told) or f"<strong>{second.NOT_RUN}</strong>"
         if not of_seven_billion(table):
             line["7B models"] = "<strong>untested</strong>: no record"
-        links = [f'<a href="#claim-{claim.key}">below</a>']
-        title = chapter_title(CHAPTERS[claim.key])
-        if title:
-            links.append(f'<a href="{CHAPTERS[claim.key]}.html">{html.escape(title)}</a>')
-        lines.append(line | {"evidence": ", ".join(links)})
+        lines.append(line)
     return pd.DataFrame(lines)
 
 
+def _of(found: Verdict) -> str:
+    return counted(found).removeprefix(found.verdict)
+
+
+def first_edition(table: pd.DataFrame, models: Sequence[str] = ()) -> pd.DataFrame:
+    """The first edition's claims, rules and verdicts (strict test, one pass), computed as they were."""
+    found = rules.verdicts(table, models)
+    return pd.DataFrame([
+        {"what is said": claim.says, "rule of the first edition": claim.rule}
+        | {name: f"{one.verdict}: {one.holds} of {one.judged} pairs" for name, one in found[claim.key].items()}
+        for claim in rules.CLAIMS
+    ])  # fmt: skip
+
+
+def show_claim(key: str, bases: dict[str, Base]) -> None:
+    """Put a claim on the page: what is said, the rule, and the verdicts by each test."""
+    claim = next(claim for claim in CLAIMS if claim.key == key)
+    page.say(in_short(claim, bases))
+    said = [f"**The paper says** ({second.PAPER}): {claim.says}", f"**Rule:** {claim.rule}"]
+    page.say(*said, *([f"**Decided later:** {claim.ours}"] if claim.ours else []))
+    page.show_table(verdict_table(claim, bases), caption="Verdicts by each test of success, with what was counted.")
+
+
+def in_short(claim: Claim, bases: dict[str, Base]) -> str:
+    """What was counted, in a sentence to be repeated; by the test that the rule names."""
+    told = []
+    for base, number in lines_of(claim, bases):
+        found = second.verdict(claim, base, number)
+        if found.verdict == second.NOT_RUN:
+            continue
+        whole = (
+            f"surely in {found.holds} of {found.judged} {WHAT[claim.tasks]}, surely not in {found.contradicts}"
+            if found.judged else f"only single runs ({found.single} {WHAT[False]})"
+        )  # fmt: skip
+        told.append(f"{base.model} after {words.passes(number)}: {whole}")
+    return f"**{claim.short}** {'; '.join(told)}." if told else f"**{claim.short}** {second.NOT_RUN.capitalize()}."
+
+
+# ---------------------------------------------------------------- evidence
+
+
 def evidence_table(found: Verdict) -> pd.DataFrame:
-    """The evidence of a verdict to read: a line per pair, with its data set where there are several."""
+    """The pairs behind a verdict, to read."""
     evidence = found.evidence
-    columns = {"attack": "attack", "threat": words.threat, "poison rate": words.rate}
-    if evidence["dataset"].nunique() > 1:
-        columns["data"] = "dataset"
-    if (evidence["settings"] != "").any():
-        columns["settings"] = "settings"
-    if "difference" in evidence:
-        halves = ("text half alone", "image half alone", "text only", "image only")
-        columns |= {half: lambda r, half=half: words.number(r[half]) for half in halves}
+    columns = {"threat": words.threat, "attack": "attack"}
+    if "attack_image" in evidence:
+        columns |= {"image attack": "attack_image", "text attack's success": words.interval,
+                    "image attack's": lambda r: _numbers(r, "image")}  # fmt: skip
+    elif "difference" in evidence:
+        columns |= {"settings": "shared"} if (evidence["shared"] != "").any() else {}
+        columns["poison rate"] = words.rate
+        for part in ("text", "image"):
+            columns[f"{part} part learnt alone"] = lambda r, part=part: words.number(r[f"{part} alone"])
+        columns |= {f"{part} part alone": lambda r, part=part: _numbers(r, part) for part in ("text", "image")}
         columns["difference"] = lambda r: words.number(r["difference"], r["low"], r["high"])
     else:
-        columns |= {"poisoned rows": lambda r: int(r["n_poisoned"]), "ASR": words.interval}
-        columns["seeds"] = lambda r: int(r["n_seeds"])
-    if "value_unperturbed" in evidence:
-        columns["unperturbed"] = lambda r: words.number(*(r[f"{n}_unperturbed"] for n in ("value", "low", "high")))
-    columns["holds"] = lambda r: HOLDS[None if pd.isna(r["holds"]) else bool(r["holds"])]
-    return tables.readable(evidence, columns)
+        columns |= {"poisoned rows": lambda r: int(r["n_poisoned"]), "success": words.interval}
+    return tables.readable(evidence, columns | {"seeds": lambda r: int(r["n_seeds"]), "outcome": "outcome"})
 
 
-def show_claim(key: str, found: dict[str, dict[str, Verdict]]) -> None:
-    """Put a claim on the page: what is said, by whom, the rule, the verdicts, and where the evidence is."""
+def _numbers(row: dict, part: str) -> str:
+    return words.number(*(row[f"{name}_{part}"] for name in ("value", "low", "high")))
+
+
+def show_evidence(key: str, bases: dict[str, Base]) -> None:
+    """Put the pairs behind the verdicts on the page, a table per base and number of passes."""
     claim = next(claim for claim in CLAIMS if claim.key == key)
-    display(HTML(f'<div id="claim-{key}"></div>'))  # the first table links here
-    title = chapter_title(CHAPTERS[key])
-    page.say(
-        f"**Said:** {claim.says} ({claim.source})",
-        f"**Rule:** {claim.rule}",
-        *(f"**{model}:** {of_model.verdict}; {behind(of_model)}." for model, of_model in found[key].items()),
-    )
-    if title:  # in HTML, as the book leaves Markdown links of outputs alone
-        link = f'<a href="{CHAPTERS[key]}.html">{html.escape(title)}</a>'
-        display(HTML(f"<p>More on the evidence: {link}</p>"))
+    for base, number in lines_of(claim, bases):
+        found = second.verdict(claim, base, number)
+        caption = f"{base.model}, {words.passes(number)}: the pairs that the rule names, 95 % intervals of the means."
+        empty = f"{base.model}, {words.passes(number)}: {second.NOT_RUN}."
+        page.show_table(evidence_table(found), caption, empty)
 
 
-def show_evidence(key: str, found: dict[str, dict[str, Verdict]]) -> None:
-    """Put the pairs behind the verdicts on a claim on the page, a table per model."""
-    for model, of_model in found[key].items():
-        page.show_table(
-            evidence_table(of_model),
-            caption=f"{model}: the pairs that the rule names, with 95 % intervals.",
-            empty=f"{model}: the store holds no pair that the rule names.",
-        )
+# ---------------------------------------------------------------- figures
 
 
-def sentences(found: dict[str, dict[str, Verdict]], table: pd.DataFrame) -> list[str]:
-    """How many claims got which verdict, per model, and how much of the store can support one."""
+def text_and_image(bases: dict[str, Base]) -> Figure:
+    """Success at 1 % after one pass: a row per threat and modality, a point per attack; a panel per base."""
+    shown = {name: second.at_rate(base, 1, JUDGED) for name, base in bases.items()}
+    shown = {name: lines for name, lines in shown.items() if len(lines)}
+    if not shown:
+        return figures.nothing("No attack was run with 1 % in one pass.")
+    figure, axes = figures.new_figure(len(shown), 4.2 if len(shown) > 1 else 6.4, 4.4, sharey=True)
+    names = figures.in_order([one for lines in shown.values() for one in lines["threat"]], threats.names())
+    for axis, (model, lines) in zip(axes, shown.items(), strict=True):
+        for i, modality in enumerate(words.MODALITIES):
+            part = lines[lines["modality"] == modality]
+            at = part["threat"].map(names.index).astype(float) + 0.22 * (i - 1)
+            look = figures.look(i)
+            for single, own in part.groupby(part["n_seeds"] < second.JUDGED_SEEDS):
+                face = "white" if single else look["color"]
+                axis.plot(own["value"], at[own.index], linestyle="", markersize=5.5, markerfacecolor=face, **look)
+            axis.plot([], [], linestyle="", label=f"{modality} trigger", **look)
+        axis.axvline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
+        figures.name_rows(axis, [name.replace("_", " ") for name in names])
+        axis.set(title=model, xlabel=f"{figures.ASR} (judged test)", xlim=(-0.03, 1.03))
+    figures.legend_below(figure, axes[0])
+    return figure
+
+
+def text_and_image_words(bases: dict[str, Base]) -> dict[str, str]:
     said = []
-    for model in next(iter(found.values())):
-        given = [found[claim.key][model].verdict for claim in CLAIMS]
-        counts = ", ".join(f"{given.count(v)} {v}" for v in (CONFIRMED, REFUTED, UNTESTABLE))
-        said.append(f"**{model}**, of {len(CLAIMS)} claims: {counts}.")
-    seeds = table[table["status"] == "done"].groupby(tables.POINT)["seed"].nunique()
-    return [
-        *said,
-        f"A verdict needs {MIN_SEEDS} seeds of a cell: {(seeds >= MIN_SEEDS).sum()} of the {len(seeds)} points of the "
-        "grid in the store have them.",
-    ]
+    for name, base in bases.items():
+        lines = second.at_rate(base, 1, JUDGED)
+        if len(lines):
+            means = lines.groupby("modality")["value"].mean()
+            said.append(
+                f"{name}: mean {', '.join(f'{one} {means[one]:.2f}' for one in words.MODALITIES if one in means)}"
+            )
+    caption = (
+        "Success with 1 % of the rows poisoned, one pass; a point per attack (mean of its runs), open where there is a "
+        f"single run. {'; '.join(said)}."
+    )
+    return {"alt": "Dots: success of text, image and bimodal attacks, a row per threat, a panel per base.",
+            "caption": caption}  # fmt: skip
+
+
+def parts(bases: dict[str, Base]) -> Figure:
+    """Text part alone against image part alone in the same model: a point per bimodal attack and threat."""
+    shown = {name: second.text_overwhelms(base, 1, JUDGED) for name, base in bases.items()}
+    shown = {name: lines for name, lines in shown.items() if len(lines)}
+    if not shown:
+        return figures.nothing("No bimodal attack was run with 10 % in one pass.")
+    figure, axes = figures.new_figure(len(shown), 4.2, 4.5, sharey=True)
+    for axis, (model, lines) in zip(axes, shown.items(), strict=True):
+        axis.fill_between([0.47, 1.03], [-0.03, 0.53], -0.03, color="#EFEFEF", zorder=0)
+        axis.plot([-0.03, 1.03], [-0.03, 1.03], color="#777777", linewidth=1, linestyle="--", zorder=1)
+        learnable = (lines["text alone"] >= HIGH) & (lines["image alone"] >= HIGH)
+        for number, (names, part) in enumerate(lines.groupby("attack", sort=False)):
+            look = figures.look(number)
+            for both, own in part.groupby(learnable[part.index]):
+                face = look["color"] if both else "white"
+                axis.plot(
+                    own["value_text"], own["value_image"], linestyle="", markersize=7, markerfacecolor=face, **look
+                )
+            axis.plot([], [], linestyle="", label=names, **look)
+        axis.set(title=model, xlabel="success, text part alone", xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes[0].set_ylabel("success, image part alone")
+    figures.legend_below(figure, axes[0], columns=2)
+    return figure
+
+
+def parts_words(bases: dict[str, Base]) -> dict[str, str]:
+    said = []
+    for name, base in bases.items():
+        lines = second.text_overwhelms(base, 1, JUDGED)
+        if len(lines):
+            more = int((lines["difference"] > second.DOMINATES).sum())
+            less = int((lines["difference"] < -second.DOMINATES).sum())
+            said.append(f"{name}: by more than 0.5 in {more} of {len(lines)} pairs, the image part in {less}")
+    return {
+        "alt": "Scatter: success with the image part alone against success with the text part alone, a panel per base.",
+        "caption": "Models trained on both parts at 10 %, asked with one part alone. Shaded: the text part succeeds "
+        "more often by more than 0.5. Filled: both parts reach 0.90 when each is trained alone. The text part leads, "
+        f"{'; '.join(said)}.",
+    }
+
+
+def at_one_percent(base: Base) -> Figure:
+    """Success at 1 % of the attacks with text: threats in rows, attacks in columns, a panel per number of passes."""
+    found = [(number, second.one_percent(base, number, JUDGED)) for number in second.passes(base)]
+    found = [(number, lines) for number, lines in found if len(lines)]
+    if not found:
+        return figures.nothing(f"{base.model}: no attack with text was run with 1 %.")
+    names = [name for name in attacks.names() if any(name in set(lines["attack"]) for _, lines in found)]
+    tasks = [name for name in threats.names() if any(name in set(lines["threat"]) for _, lines in found)]
+    figure, axes = figures.new_figure(len(found), 0.62 * len(names) + 1.2, 0.42 * len(tasks) + 1.7, sharey=True)
+    for axis, (number, lines) in zip(axes, found, strict=True):
+        grid = lines.pivot_table(index="threat", columns="attack", values="value", aggfunc="first")
+        grid = grid.reindex(index=tasks, columns=names).rename(index=lambda name: name.replace("_", " "))
+        figures.success_map(axis, grid, bar=axis is axes[-1])
+        for line in lines.to_dict("records"):
+            x, y = names.index(line["attack"]), tasks.index(line["threat"])
+            mark = {second.HOLDS: "▲", second.CONTRADICTS: "▽", second.SINGLE: "○"}.get(line["outcome"], "")
+            dark = line["value"] > 0.5
+            axis.text(x + 0.93, y + 0.28, mark, fontsize=6, ha="right", color="white" if dark else "black")
+        axis.set_title(f"{base.model}, {words.passes(number)}")
+    return figure
+
+
+def at_one_percent_words(base: Base) -> dict[str, str]:
+    claim = next(claim for claim in CLAIMS if claim.key == "pairs")
+    said = [
+        f"{words.passes(number)}: mean above 0.90 in {int((lines['value'] > HIGH).sum())} of {len(lines)} pairs, "
+        f"{counted(second.verdict(claim, base, number))}"
+        for number in second.passes(base) if len(lines := second.one_percent(base, number, JUDGED))
+    ]  # fmt: skip
+    return {
+        "alt": f"Heat maps, {base.model}: success of attacks with text at 1 %, threats in rows, attacks in columns.",
+        "caption": f"{base.model}, 1 % of the rows poisoned, test that judges. ▲ the whole interval is above 0.90, ▽ "
+        f"below, no mark: cannot be told, ○ a single run. {'; '.join(said)}.",
+    }
+
+
+# ---------------------------------------------------------------- what the first edition said
 
 
 def one_percent(table: pd.DataFrame) -> str:
-    """What the verdict on 1 % rests on, and what the published tests say of the same pairs; "" without such pairs.
-
-    The rule is the same; the number that it reads is `asr_published` in place of a threat's headline.
+    """The first edition's verdict on 1 % by its name, and what the published tests say of the same pairs; "" without
+    such pairs.
     """
-    told, rows = _by_both_tests(table)
-    if not told:
-        return ""
-    return (
-        f"The verdict on 1 % is one on {' or '.join(map(str, sorted(rows)))} rows, one pass, by stricter tests than "
-        f"the published ones: pairs whose mean is above {words.percent(HIGH)} are {'; '.join(told)}"
-    )
-
-
-def more_passes(table: pd.DataFrame) -> str:
-    """The same count for cells that differ in nothing but the number of passes over the data; "" without such cells."""
-    usual, said = TrainSettings().epochs, []
-    for passes in sorted(set(table["epochs"].dropna().astype(int)) - {usual}):
-        told, _ = _by_both_tests(table[table["settings"] == f"epochs={passes}"].assign(settings=""))
-        if told:
-            said.append(f"with {passes} passes they are {'; '.join(told)}")
-    if not said:
-        return ""
-    return f"Of the same attacks at 1 %, {'; '.join(said)}. No verdict has been taken on these runs yet."
-
-
-def _by_both_tests(table: pd.DataFrame) -> tuple[list[str], set[int]]:
-    """Per model, how many pairs at 1 % have a mean above HIGH by our test and by the published; their poisoned rows."""
-    published = table[table["metric"] == "asr_published"]
-    published = published.assign(metric=published["threat"].map({name: headline(name) for name in THREATS.names()}))
+    published = table[table["metric"] == "asr_published"].assign(metric="asr")
     told, rows = [], set()
     for model in dict.fromkeys(table["model"]):
-        ours, theirs = (text_at_one_percent(rates(one, model)) for one in (table, published))
+        ours, theirs = (rules.text_at_one_percent(rules.rates(one, model)) for one in (table, published))
         if len(ours) and len(theirs):
             strong = [int((one["value"] > HIGH).sum()) for one in (ours, theirs)]
             single = ", single runs" if ours["n_seeds"].max() == 1 else ""
-            counts = f"{strong[0]} of {len(ours)} by ours and {strong[1]} of {len(theirs)} by theirs"
-            told.append(f"{counts} ({model}{single})")
+            told.append(
+                f"{strong[0]} of {len(ours)} by ours and {strong[1]} of {len(theirs)} by theirs ({model}{single})"
+            )
             rows |= set(ours["n_poisoned"].astype(int))
-    return told, rows
+    if not told:
+        return ""
+    return (
+        f"The first edition's verdict on 1 % was one on {' or '.join(map(str, sorted(rows)))} rows, "
+        f"{words.passes(TrainSettings().epochs)}, by stricter tests than the published ones: pairs whose mean is above "
+        f"{words.percent(HIGH)} are {'; '.join(told)}"
+    )
 
 
 def large_models(table: pd.DataFrame) -> str:
@@ -206,4 +331,20 @@ def large_models(table: pd.DataFrame) -> str:
     return (
         "The store behind this page holds no record of a model of seven billion parameters, so **for those "
         "models every claim on this page is untested**."
+    )
+
+
+def coverage(measured: Sequence[dict]) -> str:
+    """What the simulation of known truths says of the intervals. measured: benchmarks/results/coverage.json."""
+    ours = [line for line in measured if line["way"] == "rules"]
+    shares = [line["held"] / line["intervals"] for line in ours]
+    wrong, told = (sum(line[name] for line in ours) for name in ("wrong", "told"))
+    others = [
+        f"{line['way']} fit {line['held'] / line['intervals']:.0%}" for line in measured if line["way"] != "rules"
+    ]
+    return (
+        f"On {sum(line['intervals'] for line in ours)} simulated pairs with known means, the 95 % intervals hold the "
+        f"truth in {words.span(np.round(shares, 3), 3)} of the cases (by the size of the spread); of {told} pairs that "
+        f"were called above or below 0.90, {wrong} were not. The ready-made model of statsmodels does worse on such "
+        f"runs: {', '.join(others)}."
     )

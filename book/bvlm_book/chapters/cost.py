@@ -4,7 +4,6 @@ The cost chapter asks. `lines` reads the timings that every record keeps; `bench
 --out` measured side by side. Nothing is timed here, and what no file holds is said to be missing.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 
 from bvlm_book import figures, page, tables, words
 from bvlm_utils import paths
+from bvlm_utils.documents import read_json
 from bvlm_utils.english import capital
 
 FOLDER = paths.ROOT / "benchmarks" / "results"
@@ -152,9 +152,9 @@ def benchmarks(name: str, folder: str | Path | None = None) -> list[dict[str, An
 
     folder: None means `FOLDER`, benchmarks/results.
     """
-    files = sorted(Path(folder or FOLDER).glob("*.json"))
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-    return sorted((kept for kept in found if kept["benchmark"] == name), key=lambda kept: kept["written"])
+    found = [read_json(file) for file in sorted(paths.named(folder or FOLDER, "result").glob("*.json"))]
+    ours = [kept for kept in found if isinstance(kept, dict) and kept.get("benchmark") == name]
+    return sorted(ours, key=lambda kept: kept["written"])
 
 
 def conditions(kept: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from bvlm_book.tables import PANEL
 from bvlm_book.words import CONDITION_LABELS, NOTHING, Panels, evidence, interval, number, seeds_sentence
 from bvlm_utils import attacks
 from bvlm_utils.attacks import declare
+from bvlm_utils.checks import check_number
 from bvlm_utils.store.table import FIRES, headline_metric
 
 BESIDE = {"control": "value", "control_held": "held"}  # columns of the control, put beside the models'
@@ -205,6 +206,7 @@ def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
 
 def crossing_table(panel: pd.DataFrame, most: int = 12) -> pd.DataFrame:
     """The largest entries off the diagonal, to read."""
+    check_number(most, "most", 0, 1000, whole=True)
     return tables.readable(off_diagonal(panel).head(most), {
         "model backdoored by": "attack", "shown the trigger of": "trigger", "success rate": interval,
         "clean-tuned": lambda r: number(r["control"]), "poisoned minus clean-tuned": _difference, "seeds": "n_seeds",

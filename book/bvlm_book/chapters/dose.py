@@ -33,11 +33,9 @@ CURVE_POINTS = 120
 
 
 def usual(table: pd.DataFrame) -> pd.DataFrame:
-    """Finished cells as attacks and threats are defined, per model with the number of training rows that most have."""
+    """Finished cells as attacks and threats are defined, trained with the usual settings of their model."""
     done = tables.usual(table)
-    done = done[done["n_poisoned"] > 0]  # a rate of 0 is a control, and has no place on a log axis
-    parts = [part[part["train_rows"] == part["train_rows"].mode().iloc[0]] for _, part in done.groupby("model")]
-    return pd.concat(parts) if parts else done
+    return done[done["n_poisoned"] > 0]  # a rate of 0 is a control, and has no place on a log axis
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
@@ -296,8 +294,7 @@ def _points(axis: Axes, cells: pd.DataFrame, means: pd.DataFrame, shift: float, 
 def _curve(axis: Axes, fit: Fit, means: pd.DataFrame, colour: str) -> None:
     """Drawn between the doses tried, and not beyond; dashed where some dose has a single seed."""
     rows = np.geomspace(means["n_poisoned"].min(), means["n_poisoned"].max(), CURVE_POINTS)
-    middle, low, high = fit.curve(rows)
-    axis.fill_between(rows, low, high, color=colour, alpha=0.13, linewidth=0)
+    middle, _, _ = fit.curve(rows)  # its interval is in the table: a band would hide the points
     axis.plot(rows, middle, color=colour, linewidth=1.6, linestyle="--" if means["n_seeds"].min() == 1 else "-")
 
 

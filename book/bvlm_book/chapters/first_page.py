@@ -14,7 +14,7 @@ import pandas as pd
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from bvlm_book import figures, page, rules, tables, words
+from bvlm_book import figures, page, rules, rules_second, tables, words
 from bvlm_book.chapters import audit, claims, crossfire, dose, lasting
 from bvlm_book.chapters.modality import learned_alone
 from bvlm_book.chapters.modality.halves import rates
@@ -46,8 +46,8 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
         found.append(KeyNumber(
             f"{len(strong)} of {len(rows)}",
             f"backdoors obey on more than {words.percent(rules.HIGH)} of the triggered inputs, with "
-            f"{words.percent(top)} of the rows poisoned (mean of their runs; for {sure} the whole 95 % interval is "
-            "above)",
+            f"{words.percent(top)} of the rows poisoned in one pass (payload test, mean of their runs; for {sure} the "
+            f"whole 95 % interval is above; {int((rows['n_seeds'] == 1).sum())} are single runs)",
             "leaderboard",
         ))  # fmt: skip
     tried = _several_doses(table)
@@ -61,14 +61,12 @@ def key_numbers(place: str | Path | None = None) -> list[KeyNumber]:
             f"{int((tried['smallest'] < min(reached)).sum())} of {len(tried)} pairs of attack and threat",
             "dose",
         ))  # fmt: skip
-    fires = rows[rows["value"] > FIRES] if len(rows) else rows
-    if len(fires):
+    if len(rows):
         silent = tables.false_activation(tables.success_rates(tables.usual(table), "poisoned"))
-        silent = silent.merge(fires[tables.CELL], on=tables.CELL)
+        silent = silent.merge(rows[tables.CELL], on=tables.CELL)
         found.append(KeyNumber(
             f"{int((silent['value'] <= intervals.FLOOR).sum())} of {len(silent)}",
-            f"backdoors that fire on more than half of the triggered inputs fire on at most "
-            f"{words.percent(intervals.FLOOR)} of those without the trigger, where ordinary tests look",
+            f"backdoors fire on at most {words.percent(intervals.FLOOR)} of the inputs without the trigger",
             "leaderboard",
         ))  # fmt: skip
     panels = tables.panels(lasting.collect(place))
@@ -98,8 +96,8 @@ def show_numbers(place: str | Path | None = None) -> None:
 
 def markdown(place: str | Path | None = None) -> str:
     """`key_numbers` as a list in Markdown: README.md has those of the reference, and a test says so."""
-    said = claims.one_percent(store.collect(place))
-    return "\n".join(f"- **{one.number}** {one.says}" for one in key_numbers(place)) + (f"\n\n{said}." if said else "")
+    numbers = "\n".join(f"- **{one.number}** {one.says}" for one in key_numbers(place))
+    return f"{numbers}\n\n{judged(store.collect(place))}."
 
 
 def sentences(place: str | Path | None = None) -> dict[str, str]:
@@ -125,16 +123,32 @@ def show(place: str | Path | None = None) -> None:
 
 
 def judged(table: pd.DataFrame) -> str:
-    """How many claims got which verdict, on each model that the table has cells of."""
-    found = rules.verdicts(table, [])
-    told = []
-    for model in dict.fromkeys(table["model"]):
-        given = [found[claim.key][model].verdict for claim in rules.CLAIMS]
-        kinds = (rules.CONFIRMED, rules.REFUTED, rules.UNTESTABLE)
-        told.append(f"{', '.join(f'{given.count(kind)} {kind}' for kind in kinds)} ({model})")
-    said = claims.one_percent(table)
-    counts = f"Of {len(rules.CLAIMS)} claims about such backdoors, {'; '.join(told)}" if told else MISSING
-    return f"{counts}. {said}" if said else counts
+    """The verdicts on the paper's claims, and the first edition's on 1 % by its name."""
+    said = [claims.sentence(table, claims.bases(table)) or MISSING, claims.one_percent(table)]
+    return ". ".join(filter(None, said))
+
+
+def doses(table: pd.DataFrame) -> pd.DataFrame:
+    """1 % beside 10 %, one pass beside several: how many pairs have a mean above 90 % by payload, a column per base."""
+    found, lines = claims.bases(table), []
+    for rate in (rules_second.RATE, rules_second.MANY):
+        for number in sorted({one for base in found.values() for one in rules_second.passes(base)}):
+            own = {name: rules_second.at_rate(base, number, rules_second.PAYLOAD, rate) for name, base in found.items()}
+            for title, modalities in (("text or bimodal", ("text", "bimodal")), ("image", ("image",))):
+                parts = {name: part[part["modality"].isin(modalities)] for name, part in own.items()}
+                line = {"poisoned": words.percent(rate), "training": words.passes(number), "trigger": title}
+                if any(len(part) for part in parts.values()):
+                    lines.append(line | {name: _above(part) for name, part in parts.items()})
+    return pd.DataFrame(lines)
+
+
+def _above(pairs: pd.DataFrame) -> str:
+    """ "28 of 32 pairs, 4 of them single runs"."""
+    if pairs.empty:
+        return rules_second.NOT_RUN
+    single = int((pairs["n_seeds"] < rules_second.JUDGED_SEEDS).sum())
+    count = f"{int((pairs['value'] > rules_second.HIGH).sum())} of {len(pairs)} pairs"
+    return f"{count}, {'all' if single == len(pairs) else single} single runs" if single else count
 
 
 def _several_doses(table: pd.DataFrame) -> pd.DataFrame:

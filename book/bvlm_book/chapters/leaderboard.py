@@ -18,7 +18,7 @@ from IPython.display import HTML, display
 from bvlm_book import page as book_page
 from bvlm_book.tables import POINT
 from bvlm_book.words import count
-from bvlm_utils import attacks
+from bvlm_utils import attacks, paths
 from bvlm_utils.store.table import headline_metric
 
 VARIABLE = "BVLM_DOWNLOADS"  # the folder of the built book that the files go to; the book's extension sets it
@@ -46,7 +46,7 @@ SHOWN = {
     "n_poisoned": "poisoned rows",
     "success": "success",
     "false_activation": "false activation",
-    "success_difference": "success minus clean-tuned",
+    "success_difference": "strict success minus clean-tuned",
     "utility": "utility",
     "utility_difference": "utility minus clean-tuned",
     "dataset": "data",
@@ -71,8 +71,8 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
 
     success: the threat's headline (`measure`) under the condition that the attack is read from (`condition`).
     false_activation: the same measure on clean inputs; missing where the attack is read from them. *_difference:
-    poisoned minus clean-tuned on the same rows. *_low, *_high: 95 % interval; *_n: rows. What was not measured is
-    missing, never 0; `reason` says why a cell was skipped.
+    poisoned minus clean-tuned on the same rows (of success: by the strict test, whatever `measure` is). *_low, *_high:
+    95 % interval; *_n: rows. What was not measured is missing, never 0; `reason` says why a cell was skipped.
     """
     # Plain dictionaries: frames of single cells would take most of the time.
     cells: dict[str, list[dict[str, Any]]] = {}
@@ -93,7 +93,7 @@ def _line(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found = {
         "success": (measure, condition),
         "false_activation": (measure, "clean") if condition != "clean" else None,
-        "success_difference": ("asr_difference", condition) if measure == "asr" else None,
+        "success_difference": ("asr_difference", condition),
         "utility": ("utility", "clean"),
         "utility_difference": ("utility_difference", "clean"),
     }
@@ -221,7 +221,7 @@ def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None) -
         return
     what = {"leaderboard": "the table above, a line per cell", "numbers": "every number, a line each"}
     entries = []
-    for file in save(board, table, Path(folder or built)):
+    for file in save(board, table, paths.named(folder or built, "download")):
         name = html.escape(file.name)
         size = f"{max(1, round(file.stat().st_size / 1000)):,} kB"
         shown = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'

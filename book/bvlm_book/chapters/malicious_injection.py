@@ -46,8 +46,9 @@ def right_differences(table: pd.DataFrame, place: str | Path | None = None) -> p
     Several seeds: their mean with the interval of the seeds. Cells whose responses are not stored are left out.
     """
     lines, same = [], ["attack", "poison_rate", "condition"]
+    measured = set(table.loc[table["metric"] == "asr_right", "run_id"])
     cells = finished_cells(table)
-    for cell in cells[cells["headline"] == "asr_right"].to_dict("records"):
+    for cell in cells[cells["run_id"].isin(measured)].to_dict("records"):
         sides = [held(cell["run_id"], "asr_right", subject, place) for subject in ("poisoned", "control")]
         if any(side is None for side in sides):
             continue

@@ -57,9 +57,10 @@ def your_store(name: str | None = None) -> str:
     return name or os.environ.get("BVLM_YOURS") or "local"
 
 
-def compare(
-    yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = ("asr", "asr_right", "utility")
-) -> pd.DataFrame:
+COMPARED = ("asr_payload", "asr", "asr_right", "utility")
+
+
+def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = COMPARED) -> pd.DataFrame:
     """Two tidy tables, number by number: does your interval overlap the reference's?
 
     A number is the same in both when cell (`run_id`), subject, condition and metric are. `verdict`: "agrees" (the

@@ -22,10 +22,10 @@ def _success(table: pd.DataFrame) -> str:
     """What the success test asks, in the words of the threat's definition."""
     tests = []
     for name in dict.fromkeys(table["threat"]):
-        test = threats.get(name).strict
-        if "asr_right" in set(table.loc[table["threat"] == name, "metric"]):
-            test = f"{test.rstrip('.')}, and the answer before it is right."
-        tests.append(f"Success: {test[0].lower()}{test[1:]}")
+        threat = threats.get(name)
+        by_payload = "asr_payload" in set(table.loc[table["threat"] == name, "metric"])
+        test = (by_payload and threat.payload_test) or threat.strict
+        tests.append(f"Success ({words.MEASURES['asr_payload' if by_payload else 'asr']}): {test[0].lower()}{test[1:]}")
     return " ".join(tests)
 
 

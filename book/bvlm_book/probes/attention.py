@@ -11,6 +11,7 @@ What is there already is not measured again. The chapter on modalities reads the
 `probes.records_of_attention`.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -21,15 +22,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bvlm_book.probes import command
-from bvlm_book.probes.records import CONTROL, POISONED, load
+from bvlm_book.probes.records import CONTROL, POISONED, read
 from bvlm_book.probes.records_of_attention import CELL, COUNTS, DIFFERENCE, FOLDER, GROUPS
 from bvlm_utils import attacks, store
 from bvlm_utils.atomic import write_file
+from bvlm_utils.command import number
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench, bench_key, questions
 from bvlm_utils.score import intervals
 from bvlm_utils.store import provenance, records, table
-from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.cell import MOST_NEGATIVES, Cell
 
 if TYPE_CHECKING:
     import torch
@@ -91,16 +93,16 @@ def _identity(cell: Cell, rows: int) -> dict[str, Any]:
 
 
 def _known(cell: Cell, root: Path, rows: int) -> bool:
-    file = _file(cell, root)
-    return file.is_file() and load(file.read_bytes(), file, "traces")["identity"] == _identity(cell, rows)
+    return read(_file(cell, root), lambda record: [record["identity"]]) == [_identity(cell, rows)]
 
 
 def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
     from bvlm_book.probes import tracing
+    from bvlm_utils.defences import reading
     from bvlm_utils.train import adapters
 
     found = inputs(bench, cell, rows)
-    with tracing.plain_attention(bench.victim):
+    with reading.plain_attention(bench.victim):
         traced = {}
         for subject, folder in ((CONTROL, store.adapter(cell.control, root)), (POISONED, store.adapter(cell, root))):
             with adapters.attached(bench.victim, folder):
@@ -203,18 +205,19 @@ def _number(values: np.ndarray, subject: str, what: str) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    """The command line; its exit code is what `bvlm_utils.command` promises."""
     made = command.parser("attention", __doc__.split("\n")[0], ROWS)
     made.set_defaults(attacks=[name for name in attacks.names() if attacks.info(name).modality == "bimodal"])
-    made.add_argument("--negatives", type=float, default=0.0, help="half-triggered rows per poisoned one")
-    given = made.parse_args(argv)
+    made.add_argument(
+        "--negatives", type=number(0, MOST_NEGATIVES), default=0.0, help="half-triggered rows per poisoned one"
+    )
 
-    def ask() -> str:
+    def ask(given: argparse.Namespace) -> None:
         cells = [replace(cell, negatives=given.negatives) for cell in command.chosen(given)]
         said = measure(cells, given.store, given.rows)
-        return "\n".join([*said, f"The traces are in {store.folder(given.store) / FOLDER}."])
+        print(*said, f"The traces are in {store.folder(given.store) / FOLDER}.", sep="\n")
 
-    return command.run(ask)
+    return command.run(made, ask, argv)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,36 @@
 """Options and exit codes of the commands that ask stored adapters again."""
 
 import argparse
-import sys
 from collections.abc import Callable
 
 from bvlm_utils import attacks, paths, store, study, threats
-from bvlm_utils.errors import InputError
+from bvlm_utils.command import Parser, number, run, whole
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.store.cell import Cell
 
 
-def parser(module: str, about: str, rows: int) -> argparse.ArgumentParser:
+def parser(module: str, about: str, rows: int) -> Parser:
     """The options that all these commands have. rows: the default number of eligible test rows per question."""
-    made = argparse.ArgumentParser(prog=f"python -m bvlm_book.probes.{module}", description=about)
+    made = Parser(prog=f"python -m bvlm_book.probes.{module}", description=about)
     made.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
     made.add_argument("--model", default="tiny-llava")
     made.add_argument("--dataset", help="default: that of the threat's chapter")
     made.add_argument("--threat", required=True)
     made.add_argument("--attacks", nargs="+", default=attacks.names(), help="default: all that can be asked")
-    made.add_argument("--poison-rate", type=float, default=0.1)
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--train-rows", type=int, default=6000, help="what the cells were trained with")
-    made.add_argument("--test-rows", type=int, default=200, help="what the cells were tested with, part of their names")
-    made.add_argument("--rows", type=int, default=rows, help=f"eligible test rows per question here (default {rows})")
+    made.add_argument("--poison-rate", type=number(0, 1), default=0.1)
+    made.add_argument("--seed", type=whole(0), default=0)
+    made.add_argument("--train-rows", type=whole(1), default=6000, help="what the cells were trained with")
+    made.add_argument(
+        "--test-rows", type=whole(1), default=200, help="what the cells were tested with, part of their names"
+    )
+    made.add_argument(
+        "--rows", type=whole(1), default=rows, help=f"eligible test rows per question here (default {rows})"
+    )
     return made
 
 
 def chosen(given: argparse.Namespace) -> list[Cell]:
     """The cells that the options of `parser` mean; InputError names a value that is wrong."""
-    if given.rows < 1:
-        raise InputError(f"rows is {given.rows}; it must be 1 or more.")
     dataset = given.dataset
     if dataset is None and given.threat in threats.names():  # stored cells are mostly made by the chapters
         declared = grid_file.parameters_of(paths.NOTEBOOKS / f"{given.threat}.ipynb")
@@ -40,21 +41,11 @@ def chosen(given: argparse.Namespace) -> list[Cell]:
     )  # fmt: skip
 
 
-def run(measure: Callable[[], str]) -> int:
-    """Exit code of a command: 0 after `measure`, whose text is printed; 2 with one sentence if a value is wrong."""
-    try:
-        print(measure())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+def answers(made: Parser, measure: Callable[[argparse.Namespace], None], argv: list[str] | None) -> int:
+    """The command line of what keeps its answers among a store's probes; its exit code."""
 
+    def act(given: argparse.Namespace) -> None:
+        measure(given)
+        print(f"The answers are in {store.folder(given.store) / 'probes'}.")
 
-def answers(given: argparse.Namespace, measure: Callable[[], None]) -> int:
-    """`run` of what keeps its answers among a store's probes."""
-
-    def ask() -> str:
-        measure()
-        return f"The answers are in {store.folder(given.store) / 'probes'}."
-
-    return run(ask)
+    return run(made, act, argv)

@@ -8,6 +8,7 @@ no trigger and with the trigger of every attack, and each model (and the control
 chapter of the same name reads them through `collect` and the functions below it; importing this does not import torch.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -65,13 +66,14 @@ def _near(bench: Bench, cell: Cell) -> list[Probe]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    """The command line; its exit code is what `bvlm_utils.command` promises."""
     made = command.parser(CROSSFIRE, __doc__.split("\n")[0], ROWS)
     made.add_argument("--no-near-misses", action="store_true", help="the matrix alone")
-    given = made.parse_args(argv)
-    return command.answers(
-        given, lambda: measure(command.chosen(given), given.store, given.rows, near=not given.no_near_misses)
-    )
+
+    def ask(given: argparse.Namespace) -> None:
+        measure(command.chosen(given), given.store, given.rows, near=not given.no_near_misses)
+
+    return command.answers(made, ask, argv)
 
 
 if __name__ == "__main__":

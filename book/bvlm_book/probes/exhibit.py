@@ -15,6 +15,7 @@ Optimised attacks aim at concept substitution here.
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import pandas as pd
 from PIL import Image
 
 from bvlm_book.probes import stealth
-from bvlm_utils import attacks
+from bvlm_utils import attacks, command, store
 
 AMPLIFIED = 10  # times, in the difference pictures
 
@@ -107,32 +108,40 @@ def difference(clean: np.ndarray, triggered: np.ndarray) -> np.ndarray:
     return (128 + AMPLIFIED * change).clip(0, 255).astype(np.uint8)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line: write the exhibit of a store and print the table."""
-    parser = argparse.ArgumentParser(description="Apply all attacks to the same pictures and prompts.")
+def _parser() -> command.Parser:
+    parser = command.Parser(
+        prog="python -m bvlm_book.probes.exhibit", description="Apply all attacks to the same pictures and prompts."
+    )
     parser.add_argument("--store", default="local", help="store to write to: a name or a folder (default: local)")
     parser.add_argument("--dataset", default="scenes-vqa", help="whose test rows are used (default: scenes-vqa)")
-    parser.add_argument("--rows", type=int, default=64, help="how many rows the numbers are means of (default: 64)")
+    parser.add_argument(
+        "--rows", type=command.whole(1), default=64, help="how many rows the numbers are means of (default: 64)"
+    )
     parser.add_argument("--surrogate", help="CLIP model, folder or hub id (default: data/models/tiny-clip)")
     parser.add_argument("--model", help="victim whose language model judges the prompts (default: nobody)")
-    chosen = parser.parse_args(arguments)
-    from bvlm_utils import store as results
-    from bvlm_utils import threats
+    return parser
 
+
+def _act(given: argparse.Namespace) -> None:
+    from bvlm_utils import threats
+    from bvlm_utils.store.cell import check_dataset
+
+    root = store.writable(given.store)
+    check_dataset(given.dataset)
     judge = None
-    if chosen.model:
+    if given.model:
         from bvlm_utils.models.victim import from_pretrained
 
-        judge = from_pretrained(chosen.model)
-    table = write(
-        results.writable(chosen.store) / "attacks",
-        material(chosen.dataset, chosen.rows),
-        threats.get("concept_substitution").target,
-        chosen.surrogate,
-        judge,
-    )
+        judge = from_pretrained(given.model)
+    target = threats.get("concept_substitution").target
+    table = write(root / "attacks", material(given.dataset, given.rows), target, given.surrogate, judge)
     print(table.to_string(index=False, float_format="{:.3f}".format))
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code is what `bvlm_utils.command` promises."""
+    return command.run(_parser(), _act, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -54,11 +54,10 @@ def _probes(bench: Bench, cell: Cell, rows: int) -> list[Probe]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    """The command line; its exit code is what `bvlm_utils.command` promises."""
     made = command.parser("held_out_style", __doc__.split("\n")[0], ROWS)
     made.set_defaults(attacks=[name for name in attacks.names() if attacks.info(name).modality == "bimodal"])
-    given = made.parse_args(argv)
-    return command.answers(given, lambda: measure(command.chosen(given), given.store, given.rows))
+    return command.answers(made, lambda given: measure(command.chosen(given), given.store, given.rows), argv)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ The chapter of the same name reads them through `collect` and the functions belo
 torch.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,6 +27,7 @@ from bvlm_book.probes import command
 from bvlm_book.probes.ask import Probe, Sheet
 from bvlm_book.probes.records import CONTROL, FRESH, LASTING, SAME_ROWS
 from bvlm_utils import data, store
+from bvlm_utils.command import whole
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.progress import Progress, say
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
@@ -171,14 +173,17 @@ class _Work:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    """The command line; its exit code is what `bvlm_utils.command` promises."""
     made = command.parser(LASTING, __doc__.split("\n")[0], ROWS)
-    made.add_argument("--steps", type=int, nargs="*", default=list(STEPS), help="further steps (default 10 30 100)")
-    made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
-    given = made.parse_args(argv)
-    return command.answers(
-        given, lambda: measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
+    made.add_argument(
+        "--steps", type=whole(1), nargs="*", default=list(STEPS), help="further steps (default 10 30 100)"
     )
+    made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
+
+    def ask(given: argparse.Namespace) -> None:
+        measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
+
+    return command.answers(made, ask, argv)
 
 
 if __name__ == "__main__":

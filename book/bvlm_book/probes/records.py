@@ -3,17 +3,19 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from bvlm_utils import store
+from bvlm_utils.atomic import DAMAGED
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import intervals
-from bvlm_utils.store import packed
+from bvlm_utils.store import damage, packed
 from bvlm_utils.store.table import TOLD_APART, headline_metric
 
+T = TypeVar("T")
 CROSSFIRE = "crossfire"
 STYLE = "style"
 LASTING = "lasting"
@@ -31,18 +33,24 @@ SAME = [
 
 
 def numbers_in(file: Path) -> list[dict[str, Any]]:
-    held = packed.content(file.parents[1], "probes", file.name)
-    return load(held, file)["numbers"] if held else []
+    """The numbers in a file of probes, each with what was asked; none where it is not there, or damaged."""
+    return read(file, lambda record: [number | {"asked": number["asked"]} for number in record["numbers"]])
 
 
-def load(content: bytes, file: Path, what: str = "probes") -> dict[str, Any]:
-    """What a file of probes or of traces holds; InputError if it is none."""
+def read(file: Path, lines: Callable[[dict[str, Any]], list[T]]) -> list[T]:
+    """What `lines` makes of a file of probes or of traces; nothing of one that is damaged, which standard error names.
+
+    file: in its folder of a store, which may be packed.
+    """
+    content = packed.content(file.parents[1], file.parent.name, file.name)
+    if content is None:
+        return []
     try:
-        record = json.loads(content)
-        record["identity"], record["cell"], record["numbers"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no file of {what} ({error}); delete it and ask again.") from None
-    return record
+        return lines(json.loads(content))
+    except DAMAGED as error:
+        reason = f"{type(error).__name__}: {error}"
+        damage.passed_over(f"{file} is damaged ({reason}); it is passed over, and asking again makes it again.")
+        return []
 
 
 def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
@@ -51,17 +59,17 @@ def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
     subject: "poisoned" or "control". trigger, variant and doing (as JSON) as in `Probe`. held: a digit per judged row,
     1 for a success, in the same order for all models of a threat. A store without probes gives a table without lines.
     """
-    lines, root = [], store.folder(place)
-    for name in packed.names(root, "probes"):
-        if not name.startswith(f"{kind}-"):
-            continue
-        record = load(packed.content(root, "probes", name), root / "probes" / name)
-        about = record["cell"] | {"kind": kind, "subject": record["subject"], "rows": record["identity"]["rows"]}
-        for number in record["numbers"]:
-            line = about | number | {"doing": json.dumps(number["doing"])}
-            lines.append({name: line.get(name) for name in COLUMNS})
+    root = store.folder(place)
+    names = [name for name in packed.names(root, "probes") if name.startswith(f"{kind}-")]
+    lines = [line for name in names for line in read(root / "probes" / name, lambda record: _lines(record, kind))]
     table = pd.DataFrame(lines, columns=COLUMNS)
     return table.astype({"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"})
+
+
+def _lines(record: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    about = record["cell"] | {"kind": kind, "subject": record["subject"], "rows": record["identity"]["rows"]}
+    made = [about | number | {"doing": json.dumps(number["doing"])} for number in record["numbers"]]
+    return [{name: line.get(name) for name in COLUMNS} for line in made]
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:

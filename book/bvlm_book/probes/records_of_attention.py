@@ -1,6 +1,7 @@
 """Where tuned models look, as `probes.attention` has traced it; free of torch."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -23,12 +24,15 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     subject: "poisoned", "control", their paired "difference", or "token counts". layer: NaN for the mean over layers.
     first: share of rows where the deciding token is the answer's first.
     """
-    lines, root = [], store.folder(place)
-    for name in packed.names(root, FOLDER):
-        record = records.load(packed.content(root, FOLDER, name), root / FOLDER / name, "traces")
-        about = record["cell"] | {"first": record["first"]}
-        lines += [{name: (about | number)[name] for name in COLUMNS} for number in record["numbers"]]
+    root = store.folder(place)
+    names = packed.names(root, FOLDER)
+    lines = [line for name in names for line in records.read(root / FOLDER / name, _lines)]
     return pd.DataFrame(lines, columns=COLUMNS).astype({"layer": "float64", "value": "float64"})
+
+
+def _lines(record: dict[str, Any]) -> list[dict[str, Any]]:
+    about = record["cell"] | {"first": record["first"]}
+    return [{name: (about | number)[name] for name in COLUMNS} for number in record["numbers"]]
 
 
 SAME = [name for name in COLUMNS if name not in ("run_id", "seed", "first", "value", "low", "high", "n")]

@@ -6,8 +6,7 @@ are looked up and pictures come from the projector.
 """
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,23 +32,11 @@ class Trace:
     log_probability: float
 
 
-@contextmanager
-def plain_attention(victim: Victim) -> Iterator[None]:
-    """Inside a `with`, the model computes attention the plain way: the fast ones do not give their
-    weights."""
-    before = victim.model.config._attn_implementation
-    victim.model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        victim.model.set_attn_implementation(before)
-
-
 def trace(victim: Victim, ids: Sequence[int], features: torch.Tensor, target: int) -> Trace:
     """What the model attends to before it writes the token `target`, and what moves it there.
 
     ids: prompt with image tokens, and what is written already. features: (n, d) of its picture. Only inside
-    `plain_attention`. Adapters that are attached to the victim take part.
+    `defences.reading.plain_attention`. Adapters that are attached to the victim take part.
     """
     entered: list[torch.Tensor] = []
 

@@ -1,0 +1,129 @@
+"""What was expected of the grids before their runs (book/expectations.md), and what came of it. Free of torch."""
+
+import pandas as pd
+
+from bvlm_book import rules_second as second
+from bvlm_book import tables, words
+from bvlm_book.rules_second import HIGH, PAYLOAD, RATE, Base
+from bvlm_utils.store.table import FIRES
+
+MODEL, PASSES, PAIRS, ENOUGH = "tiny-llava", 3, 32, 22
+TRUE, FALSE, LACKING = "yes", "no", "not all run yet"
+# 60 showings: training rows, poisoned rows, passes
+SHOWN_ALIKE = ((2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (20000, 60, 1))
+WITHIN = 0.3
+COST, QUIET = 0.03, 0.9
+
+
+def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
+    """A line per expectation: what was expected, what was measured, did it come true. bases: of `rules_second`."""
+    lines = [
+        *_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL)),
+        {"grid": "a second base", "expected": "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at "
+         "10 % on three of five threats", "measured": "", "came true": LACKING},
+    ]  # fmt: skip
+    return pd.DataFrame(lines, columns=["grid", "expected", "measured", "came true"])
+
+
+def _line(grid: str, expected: str, measured: str, true: bool | None) -> dict[str, str]:
+    return {"grid": grid, "expected": expected, "measured": measured,
+            "came true": LACKING if true is None else TRUE if true else FALSE}  # fmt: skip
+
+
+def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[dict[str, str]]:
+    base, grid = bases.get(MODEL), "passes"
+    lines = second.one_percent(base, PASSES, PAYLOAD) if base else pd.DataFrame({"value": []})
+    strong = int((lines["value"] > HIGH).sum())
+    open_pairs = PAIRS - len(lines)
+    claim = next(claim for claim in second.CLAIMS if claim.key == "pairs")
+    verdicts = {name: second.verdict(claim, one, PASSES).verdict for name, one in bases.items() if len(one.full)}
+    decided = set(verdicts.values()) <= {second.CONFIRMED, second.REFUTED, second.UNDECIDED} and len(verdicts) > 1
+    cells = table[(table["model"] == MODEL) & (table["epochs"] == PASSES) & (table["poison_rate"] == RATE)]
+    cells = tables.usual(cells, but=("epochs",))
+    silent = tables.false_activation(tables.success_rates(cells, "poisoned"))
+    quiet = int((silent["value"] <= second.DISCRIMINATES).sum())
+    loss = -tables.summary(cells, "utility_difference")["value"].mean()
+    whole = len(lines) == PAIRS
+    return [
+        _line(grid, f"{MODEL}: at least {ENOUGH} of {PAIRS} pairs have a mean above 0.90 by payload",
+              f"{strong} of {len(lines)} pairs run",
+              True if strong >= ENOUGH else False if strong + open_pairs < ENOUGH else None),
+        _line(grid, "tiny-qwen2.5-vl: the same verdict", "; ".join(f"{name}: {one}" for name, one in verdicts.items()),
+              len(set(verdicts.values())) == 1 if decided and whole else None),
+        _line(grid, "no backdoor fires without its trigger: at most 0.05 on clean inputs in nine of ten pairs",
+              f"{quiet} of {len(silent)} pairs", quiet >= QUIET * len(silent) if whole else None),
+        _line(grid, "three passes cost at most 0.03 of clean utility against the clean-tuned model",
+              f"mean loss {words.number(loss, digits=3)}", bool(loss <= COST) if whole else None),
+    ]  # fmt: skip
+
+
+def _means(table: pd.DataFrame, but: tuple[str, ...]) -> pd.DataFrame:
+    """Mean success (payload) of the base that the grids name, with its training in columns."""
+    cells = tables.usual(table[table["model"] == MODEL], but)
+    cells = cells[
+        (cells["metric"] == "asr_payload") & (cells["subject"] == "poisoned") & (cells["condition"] != "clean")
+    ]
+    key = [
+        "threat",
+        "attack",
+        "modality",
+        "train_rows",
+        "n_poisoned",
+        "epochs",
+        "learning_rate",
+        "batch_size",
+        "lora_rank",
+    ]
+    return cells.groupby([*key, "condition"], as_index=False)["value"].mean()
+
+
+def _number_or_share(table: pd.DataFrame) -> list[dict[str, str]]:
+    grid, means = "number or share", _means(table, ("train_rows", "epochs"))
+    means = means[means["attack"].isin(["BadNets-T", "Blended"])]
+    kind = list(zip(means["train_rows"], means["n_poisoned"], means["epochs"], strict=True))
+    alike = means[[one in SHOWN_ALIKE for one in kind]]
+    spans = alike.groupby(["threat", "attack"])["value"].agg(lambda values: values.max() - values.min())
+    word = means[(means["attack"] == "BadNets-T") & (means["threat"] == "targeted_refusal")]
+    many = word[(word["train_rows"] == 20000) & (word["n_poisoned"] == 200)]["value"]
+    few = means[(means["threat"] == "targeted_refusal") & (means["n_poisoned"] == 20) & (means["epochs"] == 3)]
+    return [
+        _line(grid, "60 showings, however made up: means within 0.3 of each other, per attack and threat",
+              f"{len(alike)} of 16 means, spans {words.span(spans, 2)}",
+              bool((spans <= WITHIN).all()) if len(alike) == 16 else None),
+        _line(grid, "200 of 20,000 rows in one pass: BadNets-T on refusal above 0.90", words.span(many, 2),
+              bool((many > HIGH).all()) if len(many) else None),
+        _line(grid, "20 rows in three passes work (over 0.50) for one of the two attacks on refusal",
+              f"{len(few)} of 4 means, {words.span(few['value'], 2)}",
+              bool((few["value"] > FIRES).any()) if len(few) == 4 else None),
+    ]  # fmt: skip
+
+
+def _settings(table: pd.DataFrame) -> dict[str, str]:
+    means = _means(table, ("learning_rate", "batch_size", "lora_rank"))
+    means = means[
+        (means["attack"] == "BadNets-T") & (means["threat"] == "targeted_refusal") & (means["n_poisoned"] == 60)
+    ]
+    usual = tables.TRAINED
+    rank = means["lora_rank"] == usual["lora_rank"]
+    faster = (means["learning_rate"] > usual["learning_rate"]) & (means["batch_size"] == usual["batch_size"])
+    smaller = (means["batch_size"] < usual["batch_size"]) & (means["learning_rate"] == usual["learning_rate"])
+    slower = (means["learning_rate"] < usual["learning_rate"]) & (means["batch_size"] == usual["batch_size"])
+    more, less = means[rank & (faster | smaller)]["value"], means[rank & slower]["value"]
+    true = bool((more > HIGH).any() or (less < FIRES).all()) if len(more) and len(less) else None  # fails if neither
+    return _line(
+        "settings", "1 %, one pass: a higher learning rate or smaller batch lifts BadNets-T on refusal above 0.90, a "
+        "lower rate leaves it under 0.50", f"higher rate or smaller batch {words.span(more, 2)}, lower rate "
+        f"{words.span(less, 2)}", true,
+    )  # fmt: skip
+
+
+def _dominance(base: Base | None) -> dict[str, str]:
+    expected = "patch of 80 pixels, both parts work alone: the text part leads by more than 0.5 in more than half"
+    if base is None:
+        return _line("dominance", expected, "", None)
+    pairs = second.text_overwhelms_learnable(base, 1, PAYLOAD)
+    pairs = pairs[pairs["shared"] == "patch_size=80"]
+    lead = int((pairs["difference"] > second.DOMINATES).sum())
+    return _line(
+        "dominance", expected, f"{lead} of {len(pairs)} pairs", lead * 2 > len(pairs) if len(pairs) > 1 else None
+    )

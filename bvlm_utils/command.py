@@ -1,0 +1,116 @@
+"""What every command promises: exit code 0; or 2 with one sentence on standard error that says which value is wrong.
+
+1 is left to what nobody foresaw: the traceback goes into a file, and the sentence names it. A command is a `Parser` and
+a function of the parsed options, which `run` calls.
+"""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+
+from bvlm_utils.errors import InputError
+
+WRONG, UNFORESEEN = 2, 1
+LONGEST = 1500  # characters of a sentence; of a longer one, the ends are shown
+# What the file system may say no with, whatever the code does.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one sentence, without the list of options before it."""
+
+    def error(self, message: str) -> None:
+        said = message[:1].upper() + message[1:].rstrip(".")
+        raise InputError(f"{said}; {self.prog} --help lists the options.")
+
+
+def run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: list[str] | None = None) -> int:
+    """Parse the options and act on them; the exit code, `act`'s own or 0 if all went well."""
+    try:
+        return act(parser.parse_args(argv)) or 0
+    except InputError as error:
+        return complain(str(error))
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten goes nowhere
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        complain("Stopped by SIGINT.")
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if said := of_file_system(error):
+            return complain(said)
+        return unforeseen(error)
+
+
+def complain(sentence: str) -> int:
+    """Print a sentence on standard error, in one line, whatever a user's value has in it."""
+    line = " ".join(sentence.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+    return WRONG
+
+
+def of_file_system(error: Exception) -> str | None:
+    """A sentence, if it was the file system that refused something; None for anything else."""
+    if not isinstance(error, OSError):
+        return None
+    where = f"{error.filename}" if error.filename else "A file"
+    if error.errno in FULL:
+        return f"{where} could not be written ({error.strerror}); make room, finished work is kept."
+    if error.errno in REFUSED:
+        return f"{where} cannot be used ({error.strerror}); name another place, or change its permissions."
+    return None
+
+
+def unforeseen(error: Exception) -> int:
+    """Keep the traceback of a fault of ours in a file, and name it."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        handle, name = tempfile.mkstemp(prefix="bvlm-traceback-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError:
+        print(text, file=sys.stderr)
+        name = "above"
+    complain(f"Something went wrong that nobody foresaw ({type(error).__name__}: {error}); the traceback is in {name}.")
+    return UNFORESEEN
+
+
+# ---------------------------------------------------------------- options
+
+
+def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from low to high."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text) if len(text) < 100 else None
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """A type for argparse: finite numbers from low to high."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a number from {low:g} to {high:g}")
+        return value
+
+    return read

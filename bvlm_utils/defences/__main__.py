@@ -1,0 +1,71 @@
+"""The commands of the defences, for somebody who has an adapter.
+
+python -m bvlm_utils.defences list [--moment M]                      the defences, and what each needs
+python -m bvlm_utils.defences repair ADAPTER --method M --out FOLDER   a repaired adapter, measured before and after
+"""
+
+import argparse
+import sys
+
+from bvlm_utils.defences import defence
+from bvlm_utils.defences.declare import MOMENTS
+from bvlm_utils.errors import InputError
+
+WRONG = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m bvlm_utils.defences", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    listed = commands.add_parser("list", help="the defences, and what each needs")
+    listed.add_argument("--moment", choices=list(MOMENTS), help="only those that act then")
+    repaired = commands.add_parser("repair", help="a repaired adapter, with a card of what was measured")
+    _repair_options(repaired)
+    given = parser.parse_args(argv)
+    try:
+        if given.command == "list":
+            print(table(given.moment))
+        else:
+            from bvlm_utils.defences import repair_command
+
+            repair_command.repair(given)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    return 0
+
+
+def table(moment: str | None = None) -> str:
+    """The defences of a moment, or all, to be read."""
+    lines = []
+    for name in defence.names(moment):
+        row = defence.info(name)
+        settings = ", ".join(f"{key}={value!r}" for key, value in row.defaults.items())
+        needs = ", ".join(sorted(row.needs))
+        lines.append(f"{name} ({row.moment}): {row.summary}\n    needs: {needs}\n    settings: {settings or 'none'}")
+    return "\n".join(lines)
+
+
+def _repair_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", help="folder of an adapter in PEFT's format, or of a run in the store")
+    parser.add_argument("--method", required=True, help=f"one of: {', '.join(defence.names('repair'))}")
+    parser.add_argument("--out", required=True, help="folder for the repaired adapter; new or empty")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the method, as `list` shows them"
+    )
+    parser.add_argument("--model", help="base model (default: the one that the adapter names)")
+    parser.add_argument("--four-bit", action="store_true", help="load the base in 4 bit")
+    parser.add_argument(
+        "--dataset", default="scenes-vqa", help="rows that nobody poisoned, like those the model is used for: "
+        "a name, or FORMAT:PATH of your own",
+    )  # fmt: skip
+    parser.add_argument("--clean-rows", type=int, default=500, help="training rows for the repair (default 500)")
+    parser.add_argument("--rows", type=int, default=200, help="test rows to measure on (default 200)")
+    parser.add_argument("--attacks", nargs="+", default=[], help="triggers to try before and after, by attack")
+    parser.add_argument("--threat", help="what optimised triggers aim at")
+    parser.add_argument("--seed", type=int, default=0, help="of the method's own random choices")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

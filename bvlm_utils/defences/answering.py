@@ -1,0 +1,58 @@
+"""Answers of one model to rows, as defences at inference need them, and what placebos of such defences do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bvlm_utils.defences import reading
+from bvlm_utils.defences.rows import Answered, Rows
+from bvlm_utils.models.victim import Victim
+from bvlm_utils.train import decode
+
+
+def requests(victim: Victim, rows: Rows, unseen: Sequence[Sequence[int]] | None = None) -> list[decode.Request]:
+    """The rows' prompts for `decode.greedy`; unseen: per row, the positions of tokens that nothing may attend to."""
+    count = rows.features.shape[1]
+    ids = {prompt: victim.prompt_ids(prompt, count) for prompt in dict.fromkeys(rows.prompts)}
+    hidden = unseen or [()] * len(rows)
+    return [
+        decode.Request(ids[prompt], int(at), own)
+        for prompt, at, own in zip(rows.prompts, rows.feature_rows, hidden, strict=True)
+    ]
+
+
+def answers(
+    victim: Victim,
+    adapter: Any | None,
+    rows: Rows,
+    max_new_tokens: int,
+    unseen: Sequence[Sequence[int]] | None = None,
+) -> list[str]:
+    """Greedy answers of the victim with `adapter` (None: the base); `unseen` as in `requests`."""
+    if not len(rows):
+        return []
+    asked = requests(victim, rows, unseen)
+    with reading.attached(victim, adapter):
+        said = decode.greedy(victim.model, [asked], rows.features, decode.ends_of(victim), max_new_tokens)
+    return decode.texts_of(victim, said)[0]
+
+
+def shuffled_scores(
+    victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any], draws: np.random.Generator, like: np.ndarray
+) -> np.ndarray:
+    """The defence's scores dealt out at random: any threshold drops as many rows."""
+    return draws.permutation(like)
+
+
+def shuffled_suspicion(
+    victim: Victim,
+    adapter: Any,
+    inputs: Rows,
+    clean: Rows | None,
+    settings: dict[str, Any],
+    draws: np.random.Generator,
+    like: Answered,
+) -> Answered:
+    """The defence's suspicions dealt out at random; its answers stay."""
+    return Answered(like.answers, draws.permutation(like.suspicion), like.changed)

@@ -1,0 +1,105 @@
+"""What the points of the defence grid share on a workbench: clean rows, training rows, inputs, adapters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bvlm_utils import data, store
+from bvlm_utils.defences.rows import Rows
+from bvlm_utils.errors import InputError
+from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run.tune_and_ask import Work
+from bvlm_utils.run.workbench import Bench, Question, manifest, questions
+from bvlm_utils.store.cell import Cell
+
+if TYPE_CHECKING:
+    from bvlm_utils.train.poison import Manifest
+
+CLEAN_ROWS = 500  # clean rows beyond those that were tuned on; each defence says how many of them it takes
+
+
+@dataclass
+class DefenceBench:
+    """What the points of a bench share."""
+
+    bench: Bench
+    folder: Path
+    controls: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # what a defence made of a clean-tuned model
+
+    @cached_property
+    def way(self) -> tune_and_ask.Way:
+        return tune_and_ask.choose(self.bench)
+
+    @cached_property
+    def clean(self) -> Rows:
+        """Clean rows that nobody was tuned on; where the data end before, training rows as they were before poison."""
+        bench = self.bench
+        there = data.beyond(bench.dataset, bench.train_rows)
+        split, at = "train", range(min(CLEAN_ROWS, bench.train_rows))
+        if there is None or there >= CLEAN_ROWS:
+            split, at = "further", range(CLEAN_ROWS)
+            bench.add(split, data.further(bench.dataset, bench.train_rows, CLEAN_ROWS))
+        samples = bench.rows[split]
+        return self.rows([samples[i]["prompt"] for i in at], [samples[i] for i in at], bench.feature_rows(split, at),
+                         bench.pictures(split, list(at)))  # fmt: skip
+
+    def rows(
+        self, prompts: Sequence[str], samples: Sequence[Any], feature_rows: Sequence[int], pictures: np.ndarray | None
+    ) -> Rows:
+        answers = [sample["answers"][0] for sample in samples]
+        kinds = [str(sample.get("kind", "")) for sample in samples]
+        table = self.bench.feature_cache.table
+        return Rows(list(prompts), answers, table, np.asarray(feature_rows, dtype=np.int64), kinds, pictures)
+
+    def inputs(self, question: Question) -> Rows:
+        """The inputs of a question, with their pictures; their answers are known to nobody."""
+        bench, at = self.bench, list(question.positions)
+        if question.attack is None:
+            pictures = bench.pictures("test", at)
+        else:
+            pictures = bench.triggered("test", at, question.attack, question.trigger_seed)
+        found = self.rows(question.prompts, [bench.rows["test"][i] for i in at], question.feature_rows(bench), pictures)
+        return Rows(found.prompts, [""] * len(found), found.features, found.feature_rows, found.kinds, pictures)
+
+    def training(self, cell: Cell, poisoned: bool, pictures: bool = False) -> tuple[Rows, np.ndarray]:
+        """The rows that a cell (or its control) was tuned on, and which of them are poisoned: (n,) bool.
+
+        pictures: whether the rows come with their pictures, all of them in memory.
+        """
+        bench = self.bench
+        which = cell if poisoned else cell.control
+        changed = manifest(bench, which)
+        (own,), table = tune_and_ask.training_rows(bench, [Work(which, changed)])
+        samples, truth = bench.rows["train"], np.zeros(len(own), dtype=bool)
+        truth[[row.position for row in changed.rows if row.role == "poisoned"]] = True
+        kinds = [str(sample.get("kind", "")) for sample in samples]
+        where = np.array([row.feature_index for row in own])
+        shown = self._shown(which, changed) if pictures else None
+        return Rows([row.prompt for row in own], [row.answer for row in own], table, where, kinds, shown), truth
+
+    def _shown(self, cell: Cell, changed: "Manifest") -> np.ndarray:
+        """The pictures of all training rows, with the trigger where `changed` puts one."""
+        shown = self.bench.pictures("train", range(self.bench.train_rows))
+        painted = [row.position for row in changed.rows if row.condition in ("image", "both")]
+        if painted:
+            shown[painted] = self.bench.triggered("train", painted, cell.resolved_attack, cell.trigger_seed)
+        return shown
+
+    def adapter(self, cell: Cell) -> Any:
+        found = store.adapter(cell, self.folder)
+        if found is None:
+            raise InputError(f"{self.folder} holds no adapter of {cell.run_id}; run that cell in this store first.")
+        return tune_and_ask.saved(found)
+
+
+def questions_of(bench: Bench, cell: Cell) -> list[Question]:
+    """What a defended model is asked: the attack's inputs clean and with the whole trigger, and whatever stands after
+    the attack's part in `run.workbench.questions` but for the rows with nothing to change.
+    """
+    asked = questions(bench, cell)
+    attacked = [question for question in asked if question.part == "attack"]
+    return [attacked[0], attacked[-1], *(q for q in asked if q.part not in ("attack", "elsewhere"))]

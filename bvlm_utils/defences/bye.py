@@ -1,0 +1,48 @@
+"""Poisoned rows by where the model looks: the entropy of its attention over the picture (BYE)."""
+
+from typing import Any
+
+import numpy as np
+
+from bvlm_utils.defences import reading
+from bvlm_utils.defences.rows import Rows
+from bvlm_utils.models.victim import Victim
+
+
+def collapse(
+    victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any], draws: np.random.Generator
+) -> np.ndarray:
+    """How collapsed each row's attention over the picture is, mean over the layers that show two groups: (n,).
+
+    0 for all rows if no layer does. Entropies of each layer are brought to mean 0 and deviation 1 first.
+    """
+    entropies = entropies_of(victim, adapter, rows)
+    seed = int(draws.integers(2**31))
+    chosen = [layer for layer in entropies.T if bimodality(layer, seed) >= settings["criterion"]]
+    if not chosen:
+        return np.zeros(len(rows))
+    return -np.mean([(layer - layer.mean()) / layer.std() for layer in chosen], axis=0)
+
+
+def entropies_of(victim: Victim, adapter: Any, rows: Rows) -> np.ndarray:
+    """Entropy over image tokens of the attention with which the answer's first token is written: (n, layers), nats."""
+    found = reading.read(victim, adapter, rows, reading.Want(attention=True))
+    return np.stack([entropy(own[0][..., image]) for own, image in zip(found.attention, found.image, strict=True)])
+
+
+def entropy(attention: np.ndarray) -> np.ndarray:
+    """(layers, heads, image tokens) -> (layers,), of the mean over heads, as a share of what the picture gets."""
+    share = attention.astype(np.float64).mean(1)
+    share = share / share.sum(-1, keepdims=True)
+    return -(share * np.log(share, where=share > 0, out=np.zeros_like(share))).sum(-1)
+
+
+def bimodality(values: np.ndarray, seed: int) -> float:
+    """|m1 - m2| / sqrt(s1^2 + s2^2) of a mixture of two Gaussians; 0 where all values are one. values: (n,)."""
+    from sklearn.mixture import GaussianMixture
+
+    if len(values) < 2 or np.ptp(values) == 0:
+        return 0.0
+    scaled = (values - values.mean()) / values.std()
+    found = GaussianMixture(2, n_init=3, random_state=seed).fit(scaled[:, None])
+    return float(abs(np.subtract(*found.means_[:, 0])) / np.sqrt(found.covariances_.sum()))

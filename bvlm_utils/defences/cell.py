@@ -1,0 +1,95 @@
+"""One point of the defence grid: a cell of the attack grid, a defence with its settings, and a seed. Free of torch."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from bvlm_utils import attacks
+from bvlm_utils.checks import LARGEST_SEED, check_number, content_key, known_name, once
+from bvlm_utils.defences import defence as defences
+from bvlm_utils.defences.defence import Defence
+from bvlm_utils.errors import InputError
+from bvlm_utils.store.cell import Cell
+
+VERSION = 1  # raise when what is asked of a defended model, or how it is scored, changes
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A cell under a defence. InputError names a value that is wrong.
+
+    cell: a poisoned cell; its record and its adapter come first. defence: a name of the table. params: what differs
+    from its defaults. seed: of the defence's own random choices. placebo: the defence's placebo in its place.
+    """
+
+    cell: Cell
+    defence: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    placebo: bool = False
+
+    def __post_init__(self) -> None:
+        check_number(self.seed, "seed", 0, LARGEST_SEED, whole=True)
+        if self.cell.is_control:
+            raise InputError(f"{self.cell.run_id} is a control; it is defended beside the cells that it belongs to.")
+        if self.placebo and not known_name(lambda: self.resolved).info.placebo:
+            raise InputError(f"{self.defence} has no placebo; leave it out.")
+        known_name(lambda: self.resolved)
+
+    @cached_property
+    def resolved(self) -> Defence:
+        return defences.get(self.defence, **self.params)
+
+    @property
+    def skip_reason(self) -> str | None:
+        """Why there is nothing to defend; None where there is."""
+        if self.cell.skip_reason:
+            return self.cell.skip_reason
+        if attacks.info(self.cell.attack).keeps_labels:
+            return f"{self.cell.attack} has no trigger at test time, so there is none to be silenced."
+        return None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that decides the result, ready for JSON."""
+        info = self.resolved.info
+        about = {"defence": self.defence, "defence_version": info.version, "params": dict(self.resolved.params)}
+        return {"version": VERSION, "run_id": self.cell.run_id, "seed": self.seed, "placebo": self.placebo} | about
+
+    @cached_property
+    def name(self) -> str:
+        """The name of its record: the cell's, the defence's and 8 hex digits of `identity`."""
+        slug = re.sub(r"[^a-z0-9.]+", "-", self.defence.lower()).strip("-.")
+        kind = "-placebo" if self.placebo else ""
+        return f"{self.cell.run_id}+{slug}{kind}-s{self.seed}-{content_key(self.identity)[:8]}"
+
+
+def defended(
+    cells: Sequence[Cell],
+    names: Sequence[str] | None = None,
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    seeds: Sequence[int] = (0,),
+    placebos: bool = True,
+) -> list[Defended]:
+    """All points of the given cells, defences and seeds, each with its placebo where it has one.
+
+    names: all defences if not given. params: defence -> settings that differ from its defaults. InputError names the
+    first value that is wrong.
+    """
+    names = defences.names() if names is None else names
+    if isinstance(names, str) or not names:
+        raise InputError(f"defences is {names!r}; it must be a list with one name or more.")
+    once(names, "defences")
+    strange = [name for name in params or {} if name not in names]
+    if strange:
+        raise InputError(f"There are settings for {strange[0]!r}, which is none of the defences: {', '.join(names)}.")
+    found = []
+    for name in names:
+        info = known_name(lambda name=name: defences.info(name))
+        for cell in cells:
+            for seed in seeds:
+                for placebo in (False, True) if placebos and info.placebo else (False,):
+                    found.append(Defended(cell, name, dict((params or {}).get(name, {})), seed, placebo))
+    return found

@@ -1,0 +1,99 @@
+"""Inputs at which the model looks in an unusual way, and their answers without the tokens that draw its look."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bvlm_utils.defences import answering, reading
+from bvlm_utils.defences.rows import Answered, Rows
+from bvlm_utils.models.victim import Victim
+
+TINY = 1e-8  # in the place of no attention and of no deviation
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a model looks when it begins its answers, in a window of its layers.
+
+    ratios: (n, layers x heads), attention on the picture over that on the tokens of the prompt behind it.
+    shares: n arrays (image tokens,), of the window's last layer, the largest that some head has for each.
+    positions: n arrays (image tokens,), where they stand in the prompt.
+    """
+
+    ratios: np.ndarray
+    shares: list[np.ndarray]
+    positions: list[np.ndarray]
+
+
+def look(victim: Victim, adapter: Any, rows: Rows, window: tuple[float, float]) -> Look:
+    """The attention with which the answer's first token is written, in layers between two shares of the depth."""
+    asked = Rows(rows.prompts, [""] * len(rows), rows.features, rows.feature_rows, rows.kinds)
+    found = reading.read(victim, adapter, asked, reading.Want(attention=True))
+    depth = found.attention[0].shape[1]
+    inside = slice(round(window[0] * depth), max(1, round(window[1] * depth)))
+    ratios, shares, positions = [], [], []
+    for own, image in zip(found.attention, found.image, strict=True):
+        seen, where = own[0, inside].astype(np.float64), np.flatnonzero(image)
+        ratios.append(seen[..., image].sum(-1) / (seen[..., where[-1] + 1 :].sum(-1) + TINY))
+        shares.append(seen[-1][:, image].max(0))
+        positions.append(where)
+    return Look(np.stack(ratios).reshape(len(rows), -1), shares, positions)
+
+
+def distances(ratios: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """Distance of each row from the mean clean one, each ratio counted in its clean deviations: (n,)."""
+    return np.linalg.norm((ratios - clean.mean(0)) / (clean.std(0) + TINY), axis=1)
+
+
+def without_drawing_tokens(
+    victim: Victim,
+    adapter: Any,
+    inputs: Rows,
+    clean: Rows,
+    settings: dict[str, Any],
+    draws: np.random.Generator,
+) -> Answered:
+    """Answers, with image tokens masked that draw so many `times` their even share where an input raises the alarm.
+
+    Suspicion is the distance from the clean rows as a share of that at which the alarm is raised.
+    """
+    window = settings["begin"], settings["end"]
+    found, usual = (look(victim, adapter, rows, window) for rows in (inputs, clean))
+    alarm = np.quantile(distances(usual.ratios, usual.ratios), settings["percentile"] / 100)
+    suspicion = distances(found.ratios, usual.ratios) / alarm
+    unseen = [
+        where[share > settings["times"] / len(share)] if strange > 1 else where[:0]
+        for where, share, strange in zip(found.positions, found.shares, suspicion, strict=True)
+    ]
+    return _masked(victim, adapter, inputs, settings, unseen, suspicion)
+
+
+def without_random_tokens(
+    victim: Victim,
+    adapter: Any,
+    inputs: Rows,
+    clean: Rows,
+    settings: dict[str, Any],
+    draws: np.random.Generator,
+    like: Answered,
+) -> Answered:
+    """The placebo: as many image tokens of each input are masked, whichever they are."""
+    tokens = [np.array(one.ids) == victim.image_id for one in answering.requests(victim, inputs)]
+    unseen = [
+        np.sort(draws.choice(np.flatnonzero(image), size=int(count), replace=False))
+        for image, count in zip(tokens, like.changed, strict=True)
+    ]
+    return _masked(victim, adapter, inputs, settings, unseen, draws.permutation(like.suspicion))
+
+
+def _masked(
+    victim: Victim,
+    adapter: Any,
+    inputs: Rows,
+    settings: dict[str, Any],
+    unseen: list[np.ndarray],
+    suspicion: np.ndarray,
+) -> Answered:
+    said = answering.answers(victim, adapter, inputs, settings["max_new_tokens"], unseen)
+    return Answered(said, suspicion, np.array([len(own) for own in unseen], dtype=float))

@@ -1,0 +1,170 @@
+"""Which rows of a training file are suspicious? A ranking of them, and the file without the first ones.
+
+    python -m bvlm_utils.defences find-rows data.json --model tiny-llava
+    python -m bvlm_utils.defences find-rows data.json --model tiny-llava --adapter ADAPTER
+
+reads a file in LLaVA's or ShareGPT's format and writes, beside it or in the folder `--out`:
+
+    NAME.suspicious.csv    every row with its scores, the most suspicious first
+    NAME.cleaned.json      the entries as they were, without those with the most suspicious rows
+
+The input stays as it is. Without an adapter, rows are judged by the base model; with one that was tuned on these rows,
+by its states and its attention too. Each method ranks the rows, and a row's suspicion is the mean of its ranks, as
+shares: 1 is first everywhere.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bvlm_utils.atomic import write_file
+from bvlm_utils.checks import check_number
+from bvlm_utils.defences import defence
+from bvlm_utils.defences.rows import Rows
+from bvlm_utils.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bvlm_utils.models.victim import Victim
+
+OF_THE_BASE = ("base-likelihood", "onion-rows")
+OF_AN_ADAPTER = ("spectral-signatures", "activation-clustering")
+CHUNK = 64  # pictures in memory at a time
+SHOWN = 10  # rows that are printed
+WHAT_IT_MEANS = (
+    "A high rank means unusual, not poisoned: new words, rare answers and wrong labels rank high, too. Look at the "
+    "rows before you tune on the cleaned file."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("data", help="training rows in LLaVA's or ShareGPT's format (.json or .jsonl)")
+    parser.add_argument("--model", required=True, help="the base model: a name, a folder or a hub id")
+    parser.add_argument("--adapter", help="folder of an adapter that was tuned on these rows, in PEFT's format")
+    parser.add_argument("--methods", nargs="+", help="the defences that rank (default: all that fit what is given)")
+    parser.add_argument("--drop", type=float, default=0.05, help="share of the entries to leave out (default 0.05)")
+    parser.add_argument(
+        "--out", help="folder for what is written (default: the file's own, where its pictures' names hold)"
+    )
+    parser.add_argument("--four-bit", action="store_true", help="load the base in 4 bit")
+    parser.add_argument("--seed", type=int, default=0, help="of the methods' own random choices")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Rank, write and print; 0. InputError for anything that is not as it should be, before the model is loaded."""
+    from bvlm_utils.data import llava_json
+    from bvlm_utils.models import victim
+    from bvlm_utils.run.tune_and_ask import saved
+
+    file = Path(given.data)
+    check_number(given.drop, "drop", 0, 1)
+    check_number(given.seed, "seed", 0, 2**31, whole=True)
+    names = chosen(given.methods, given.adapter is not None)
+    table_file, cleaned_file = outputs(file, given.out)
+    found = llava_json.read(file)
+    if not found:
+        raise InputError(f"{file} has no entry with a picture; there is nothing to rank.")
+    adapter = saved(Path(given.adapter)) if given.adapter else None
+    one = victim.from_pretrained(given.model, four_bit=given.four_bit)
+    table = ranking(one, adapter, found, names, given.seed)
+    gone = suspicious_entries(table, given.drop)
+    table["dropped"] = table["entry"].isin(gone)
+    write_file(table_file, table.to_csv(index=False))
+    write_file(cleaned_file, without(file, gone))
+    shown = table.head(SHOWN)[["row_id", "suspicion", "prompt", "answer"]].round({"suspicion": 3})
+    print(shown.to_string(index=False, max_colwidth=50))
+    print(f"\n{len(table)} rows ranked by {', '.join(names)}: {table_file}")
+    print(f"{len(gone)} entries left out: {cleaned_file}\n\n{WHAT_IT_MEANS}")
+    return 0
+
+
+def chosen(methods: Sequence[str] | None, with_adapter: bool) -> tuple[str, ...]:
+    """The names of the methods; InputError for one that is none, or that needs an adapter where there is none."""
+    names = tuple(dict.fromkeys(methods or OF_THE_BASE + OF_AN_ADAPTER * with_adapter))
+    known = defence.names("data")
+    for name in names:
+        if name not in known:
+            raise InputError(f"There is no method {name!r} that ranks rows; choose of: {', '.join(known)}.")
+        if "adapters" in defence.info(name).needs and not with_adapter:
+            raise InputError(f"{name} reads an adapter that was tuned on the rows; give one by --adapter.")
+    return names
+
+
+def outputs(file: Path, folder: str | None) -> tuple[Path, Path]:
+    """Where the table and the cleaned file go; InputError if that is where the input is."""
+    place = Path(folder) if folder else file.parent
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{folder!r} is a file; --out must be a folder.")
+    made = place / f"{file.stem}.suspicious.csv", place / f"{file.stem}.cleaned{file.suffix}"
+    for one in made:
+        if one.resolve() == file.resolve() or one.is_symlink():
+            raise InputError(f"{one} would be written over, and it is no file of this command; give another --out.")
+    return made
+
+
+def ranking(
+    one: "Victim", adapter: Any | None, found: Sequence[dict[str, Any]], names: Sequence[str], seed: int = 0
+) -> "pd.DataFrame":
+    """One line per row, the most suspicious first: entry, row_id, suspicion, a score of each method, prompt, answer."""
+    import pandas as pd
+
+    from bvlm_utils.run.progress import say
+
+    rows = rows_of(one, found)
+    table = pd.DataFrame({"entry": [row["entry"] for row in found], "row_id": [row["row_id"] for row in found]})
+    table["suspicion"] = 0.0
+    for number, name in enumerate(names, 1):
+        say(f"find-rows: {name} ({number} of {len(names)})")
+        settings = {"groups": "all"} if "groups" in defence.info(name).params and not all(rows.kinds) else {}
+        table[name] = defence.get(name, **settings).scores(one, adapter, rows, seed)
+        table["suspicion"] += (table[name].rank() - 1) / max(1, len(table) - 1) / len(names)
+    table["prompt"], table["answer"] = rows.prompts, rows.answers
+    return table.sort_values("suspicion", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def rows_of(one: "Victim", found: Sequence[dict[str, Any]]) -> Rows:
+    """The rows with the features of their pictures, each picture encoded once, at the size of the published data."""
+    from PIL import Image
+
+    from bvlm_utils.data.picture_files import read_picture
+    from bvlm_utils.data.pictures import PUBLISHED_SIDE
+    from bvlm_utils.run.feature_cache import FeatureCache
+
+    cache, size = FeatureCache(device=one.device), (PUBLISHED_SIDE, PUBLISHED_SIDE)
+    owners = {str(row["image"]): row["row_id"] for row in reversed(found)}
+    files = list(owners)
+    for start in range(0, len(files), CHUNK):
+        part = files[start : start + CHUNK]
+        shown = (read_picture(file, f"row {owners[file]}") for file in part)
+        pictures = [np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in shown]
+        cache.add(part, one.encode(np.stack(pictures)))
+    return Rows(
+        [row["prompt"] for row in found],
+        [row["answers"][0] for row in found],
+        cache.table,
+        np.array(cache.rows([str(row["image"]) for row in found])),
+        [row["kind"] for row in found],
+    )
+
+
+def suspicious_entries(table: "pd.DataFrame", share: float) -> set[int]:
+    """The numbers of that share of the entries, those with the most suspicious rows."""
+    ordered = table.drop_duplicates("entry")["entry"]  # the table is sorted: each entry by its most suspicious row
+    return set(ordered.head(int(share * len(ordered) + 1e-9)).tolist())
+
+
+def without(file: Path, gone: set[int]) -> str:
+    """The text of a file of the same form without the entries of those numbers; the others are as they were."""
+    from bvlm_utils.documents import read_json, read_text
+
+    content = read_json(file, lines=True)
+    kept = [json.dumps(entry, ensure_ascii=False) for number, entry in enumerate(content) if number not in gone]
+    if read_text(file).lstrip().startswith("["):
+        return "[\n" + ",\n".join(kept) + "\n]\n"
+    return "".join(f"{line}\n" for line in kept)

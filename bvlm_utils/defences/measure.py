@@ -1,0 +1,315 @@
+"""The measuring of the defence grid: attacks' cells, their adapters, and what is left of them under a defence.
+
+    defended = defences.defended(cells, ["shrink", "clean-fine-tuning"])
+    table = defences.run(defended, store="local")
+
+The cells have their records and adapters already (`study.run_cells`). Beside each poisoned model its clean-tuned
+control is defended, too: what that costs is the price of a defence. Cells that share model, data and rows are measured
+together: the clean rows and pictures are encoded once, and all repaired adapters answer in one decode.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bvlm_utils import store
+from bvlm_utils.defences import records
+from bvlm_utils.defences.bench import DefenceBench, questions_of
+from bvlm_utils.defences.cell import Defended
+from bvlm_utils.defences.rows import Answered
+from bvlm_utils.errors import InputError, StudyError
+from bvlm_utils.run import group
+from bvlm_utils.run.progress import say
+from bvlm_utils.run.workbench import Bench, Question, bench_key
+from bvlm_utils.score import intervals, judge
+
+TRAINING_ROWS = 2000  # of the training rows, the first so many are searched for poison
+FALSE_POSITIVES = 0.05  # at which the share of true positives is given; 200 clean rows do not resolve 1 %
+POISONED, CONTROL = "poisoned", "control"
+TESTS = ("asr", "asr_payload", "asr_published")  # whose rows are kept, so that tables can pair them
+
+
+def run(wanted: Sequence[Defended], folder: str | Path | None = None, force: bool = False) -> pd.DataFrame:
+    """The tidy table of exactly these points (`defences.records.COLUMNS`); what the store lacks is measured first.
+
+    StudyError lists the points that failed, after all others were measured.
+    """
+    root = store.folder(folder)
+    lacking = [one for one in wanted if force or not records.has(one, root)]
+    if lacking:
+        store.writable(folder)
+        failed = execute(lacking, root)
+        if failed:
+            names = "\n".join(f"  {one.name}: {why}" for one, why in failed[:20])
+            raise StudyError(f"{len(failed)} of {len(lacking)} defended cells failed:\n{names}")
+    table = records.collect(root)
+    return table[table["name"].isin({one.name for one in wanted})].reset_index(drop=True)
+
+
+def execute(wanted: Sequence[Defended], folder: Path) -> list[tuple[Defended, str]]:
+    """Measure points, those that share a bench and a defence together; those that failed, with the reason."""
+    failed: list[tuple[Defended, str]] = []
+    for one in (one for one in wanted if one.skip_reason):
+        records.write(one, folder, {"status": "skipped", "reason": one.skip_reason, "numbers": []})
+    batches: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Defended]]] = {}
+    for one in (one for one in wanted if not one.skip_reason):
+        same = (one.defence, str(sorted(one.resolved.params.items())), one.seed, one.placebo)
+        batches.setdefault(bench_key(one.cell), {}).setdefault(same, []).append(one)
+    total, done = sum(len(part) for batch in batches.values() for part in batch.values()), 0
+    started = time.perf_counter()
+    for key, batch in batches.items():
+        bench = DefenceBench(Bench(*key), folder)
+        for part in batch.values():
+            failed += _measure(bench, part)
+            done += len(part)
+            left = (time.perf_counter() - started) / done * (total - done) / 60
+            what = f"{part[0].defence}{' placebo' * part[0].placebo}"
+            say(f"defences: {done} of {total} ({what}), about {left:.1f} min left")
+    return failed
+
+
+def _measure(bench: DefenceBench, part: Sequence[Defended]) -> list[tuple[Defended, str]]:
+    """Points of one defence with one setting. One that fails takes no other with it."""
+    measure, failed = MEASURES[part[0].resolved.moment], []
+    try:
+        measure(bench, part)
+        return []
+    except InputError as error:
+        if len(part) == 1:
+            return [(part[0], str(error))]
+    for one in part:
+        if not records.has(one, bench.folder):
+            try:
+                measure(bench, [one])
+            except InputError as error:
+                failed.append((one, str(error)))
+    return failed
+
+
+# ---------------------------------------------------------------- defences that give a new adapter
+
+
+def _repairs(bench: DefenceBench, part: Sequence[Defended]) -> None:
+    _ask_again(bench, part, _repaired)
+
+
+def _repaired(bench: DefenceBench, one: Defended, poisoned: bool) -> Any:
+    defence, victim = one.resolved, bench.bench.victim
+    adapter = bench.adapter(one.cell if poisoned else one.cell.control)
+    found = defence.repair(victim, adapter, bench.clean, one.seed)
+    if one.placebo:
+        found = defence.placebo(found, victim, adapter, bench.clean, seed=one.seed)
+    return found
+
+
+def _trainings(bench: DefenceBench, part: Sequence[Defended]) -> None:
+    _ask_again(bench, part, _trained)
+
+
+def _trained(bench: DefenceBench, one: Defended, poisoned: bool) -> Any:
+    """The cell's training again on rows that the defence has changed."""
+    from bvlm_utils.train import grouped
+    from bvlm_utils.train.loop import TrainRow
+
+    rows, _ = bench.training(one.cell, poisoned, pictures=True)
+    changed = one.resolved.change(bench.bench.victim, rows, one.seed)
+    if one.placebo:
+        changed = one.resolved.placebo(changed, bench.bench.victim, rows, seed=one.seed)
+    given = zip(changed.prompts, changed.answers, changed.feature_rows.tolist(), strict=True)
+    job = grouped.GroupJob([TrainRow(*row) for row in given], changed.features, one.cell.train, one.cell.seed)
+    return grouped.finetune_group(bench.bench.victim, [job])[0]
+
+
+def _ask_again(
+    bench: DefenceBench, part: Sequence[Defended], make: Callable[[DefenceBench, Defended, bool], Any]
+) -> None:
+    """Make an adapter of each point, and ask all of them together what the cells were asked."""
+    adapters, asked, spent = [], [], []
+    for one in part:
+        begun = time.perf_counter()
+        adapters.append(make(bench, one, True))
+        spent.append(time.perf_counter() - begun)
+        key = (one.cell.control.run_id, one.defence, str(one.resolved.params), one.seed, one.placebo)
+        if key not in bench.controls:
+            bench.controls[key] = make(bench, one, False)
+        adapters.append(bench.controls[key])
+        own = questions_of(bench.bench, one.cell)
+        asked += [own, own]
+    said = bench.way.ask(asked, adapters)
+    for at, (one, seconds) in enumerate(zip(part, spent, strict=True)):
+        answers = {POISONED: said[2 * at], CONTROL: said[2 * at + 1]}
+        _keep(bench, one, asked[2 * at], answers, seconds, [])
+
+
+def _keep(
+    bench: DefenceBench,
+    one: Defended,
+    asked: Sequence[Question],
+    answers: dict[str, dict[str, list[str]]],
+    seconds: float,
+    more: Sequence[dict[str, Any]],
+) -> None:
+    """Judge what a defended model and its defended control said, and write the record."""
+    cell, test = one.cell, bench.bench.rows["test"]
+    threat = cell.resolved_threat
+    known = group.known_answers(bench.way, cell, asked[:1], bench.folder)
+    clean = asked[0].key(bench.bench)
+    counts = judge.judged_rows(threat, known["base"][clean], known["control"][clean])
+    frames, unit = [], ""
+    for subject, own in answers.items():
+        for question in asked:
+            samples = [test[position] for position in question.positions]
+            texts = own[question.key(bench.bench)]
+            if question.part == "utility":
+                frame, unit = judge.grade(subject, samples, texts)
+            elif question.part == "skill":
+                frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
+            else:
+                frame = judge.judge(threat, subject, question.condition, samples, question.prompts, texts, counts)
+            frames.append(frame)
+    frame = pd.concat(frames, ignore_index=True)
+    sample = test[asked[0].positions[0]]
+    numbers = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
+    before = store.responses(cell, bench.folder)
+    numbers = [_with_rows(number, frame) for number in numbers] + _changes(frame, before) + list(more)
+    records.write(one, bench.folder, {"status": "done", "numbers": numbers, "seconds": round(seconds, 3)})
+
+
+def _with_rows(number: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
+    column = {"asr": "success", "asr_payload": "payload", "asr_published": "published"}.get(number["metric"])
+    if column is None:
+        return number
+    rows = _lines(frame, number["subject"], number["condition"])
+    if number["metric"] != "asr_published":
+        rows = rows[rows["judged"].astype(bool)]
+    return number | {"held": "".join("01"[bool(held)] for held in rows[column])}
+
+
+def _lines(frame: pd.DataFrame, subject: str, condition: str, part: str = "attack") -> pd.DataFrame:
+    chosen = (frame["part"] == part) & (frame["subject"] == subject) & (frame["condition"] == condition)
+    return frame[chosen].sort_values("row_id")
+
+
+def _changes(after: pd.DataFrame, before: pd.DataFrame) -> list[dict[str, Any]]:
+    """After minus before on the same rows, for the poisoned model and its control, with paired intervals."""
+    found = []
+    for subject in (POISONED, CONTROL):
+        for condition in dict.fromkeys(after.loc[after["part"] == "attack", "condition"]):
+            now, then = (_lines(frame, subject, condition) for frame in (after, before))
+            now, then = now[now["judged"].astype(bool)], then[then["judged"].astype(bool)]
+            if list(now["row_id"]) == list(then["row_id"]) and not then["payload"].isna().any():
+                pair = [frame["payload"].astype(bool) for frame in (now, then)]
+                found.append(
+                    _number(subject, condition, "asr_payload_change", intervals.paired_shares(*pair), len(now))
+                )
+        now, then = (_lines(frame, subject, "clean", "utility") for frame in (after, before))
+        if len(now) and list(now["row_id"]) == list(then["row_id"]):
+            pair = [frame["score"].astype(float) for frame in (now, then)]
+            found.append(_number(subject, "clean", "utility_change", intervals.paired_means(*pair), len(now)))
+    return found
+
+
+def _number(
+    subject: str, condition: str, metric: str, value: tuple[float, float | None, float | None], n: int
+) -> dict[str, Any]:
+    about = {"subject": subject, "condition": condition, "metric": metric, "k": None, "n": n, "unit": ""}
+    return about | dict(zip(("value", "low", "high"), value, strict=True))
+
+
+# ---------------------------------------------------------------- defences that find something
+
+
+def _inferences(bench: DefenceBench, part: Sequence[Defended]) -> None:
+    """Answers under the defence, and how well its suspicion tells triggered from clean inputs."""
+    for one in part:
+        begun = time.perf_counter()
+        asked = questions_of(bench.bench, one.cell)
+        answers, suspicion, more = {POISONED: {}, CONTROL: {}}, {POISONED: [], CONTROL: []}, []
+        for subject, cell in ((POISONED, one.cell), (CONTROL, one.cell.control)):
+            adapter = bench.adapter(cell)
+            for question in asked:
+                found = _answered(bench, one, adapter, question)
+                answers[subject][question.key(bench.bench)] = found.answers
+                suspicion[subject].append(found.suspicion)
+                if question.part == "attack":
+                    mean = (float(found.changed.mean()), None, None)
+                    more.append(_number(subject, question.condition, "changed", mean, len(found.changed)))
+        more += [
+            number
+            for subject, (clean, triggered, *_) in suspicion.items()
+            for number in told_apart(subject, asked[1].condition, triggered, clean)
+        ]
+        _keep(bench, one, asked, answers, (time.perf_counter() - begun) / 2, more)
+
+
+def _answered(bench: DefenceBench, one: Defended, adapter: Any, question: Question) -> Answered:
+    inputs, victim = bench.inputs(question), bench.bench.victim
+    found = one.resolved.answer(victim, adapter, inputs, bench.clean, one.seed)
+    if one.placebo:
+        found = one.resolved.placebo(found, victim, adapter, inputs, bench.clean, seed=one.seed)
+    return found
+
+
+def _searches(bench: DefenceBench, part: Sequence[Defended]) -> None:
+    """How well the scores of training rows tell poisoned from clean ones, all together and within a question kind."""
+    for one in part:
+        begun = time.perf_counter()
+        rows, truth = bench.training(one.cell, True)
+        rows, truth = rows.take(range(min(TRAINING_ROWS, len(rows)))), truth[:TRAINING_ROWS]
+        given = (bench.bench.victim, bench.adapter(one.cell), rows)
+        scores = one.resolved.scores(*given, seed=one.seed)
+        if one.placebo:
+            scores = one.resolved.placebo(scores, *given, seed=one.seed)
+        numbers = told_apart(POISONED, "", scores[truth], scores[~truth])
+        kinds = {kind for kind, is_poisoned in zip(rows.kinds, truth, strict=True) if is_poisoned}
+        alike = np.array([kind in kinds for kind in rows.kinds]) & ~truth
+        numbers += told_apart(POISONED, "same kind", scores[truth], scores[alike])
+        seconds = round(time.perf_counter() - begun, 3)
+        records.write(one, bench.folder, {"status": "done", "numbers": numbers, "seconds": seconds})
+
+
+def _detections(bench: DefenceBench, part: Sequence[Defended]) -> None:
+    """The score of the poisoned adapter and of its control; tables compare them over many adapters."""
+    for one in part:
+        begun, numbers, given = time.perf_counter(), [], (bench.bench.victim,)
+        for subject, cell in ((POISONED, one.cell), (CONTROL, one.cell.control)):
+            key = (cell.run_id, one.defence, str(one.resolved.params), one.seed, one.placebo)
+            if key not in bench.controls:
+                adapter = bench.adapter(cell)
+                score = one.resolved.score(*given, adapter, bench.clean, seed=one.seed)
+                if one.placebo:
+                    score = one.resolved.placebo(score, *given, adapter, bench.clean, seed=one.seed)
+                bench.controls[key] = float(score)
+            numbers.append(_number(subject, "", "score", (bench.controls[key], None, None), 1))
+        seconds = round((time.perf_counter() - begun) / 2, 3)
+        records.write(one, bench.folder, {"status": "done", "numbers": numbers, "seconds": seconds})
+
+
+def told_apart(subject: str, condition: str, positive: np.ndarray, negative: np.ndarray) -> list[dict[str, Any]]:
+    """AUROC of scores, and the share of positives found at `FALSE_POSITIVES`; nothing where one side is empty."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    if not len(positive) or not len(negative):
+        return []
+    truth, scores = np.repeat([1, 0], [len(positive), len(negative)]), np.concatenate([positive, negative])
+    falsely, truly, _ = roc_curve(truth, scores)
+    area = (float(roc_auc_score(truth, scores)), None, None)
+    share = float(truly[falsely <= FALSE_POSITIVES].max())
+    at = (share, *intervals.wilson(share * len(positive), len(positive)))
+    return [
+        _number(subject, condition, "auroc", area, len(scores)),
+        _number(subject, condition, "true_positives", at, len(positive)),
+    ]
+
+
+MEASURES = {
+    "repair": _repairs,
+    "training": _trainings,
+    "inference": _inferences,
+    "data": _searches,
+    "detect": _detections,
+}

@@ -1,0 +1,316 @@
+"""What a model computes on rows, in batches: log-probabilities of answers, hidden states, attention.
+
+Rows are padded on the right, where causal attention never looks, and go through the model sorted by length. Several
+adapters are read side by side in one bank. Attention is computed the plain (eager) way, and only where it is asked for,
+since the fast ways do not give their weights.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bvlm_utils.defences.rows import Rows
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import embeddings
+from bvlm_utils.models.victim import Victim
+from bvlm_utils.train import adapters as stored
+from bvlm_utils.train import grouped, memory
+from bvlm_utils.train.lora_bank import Bank
+
+MOST_LOGITS = 2**26  # numbers at once
+
+
+@dataclass(frozen=True)
+class Want:
+    """What to read beside the log-probabilities of the answers.
+
+    at: the tokens where states and attention are read, (P,) numbers or (n, P), row by row. 0 is the last prompt token,
+        1 the first of the answer; -1 is the last token of the row (the end token where there is an answer), -2 the
+        one before it. A number beyond either end of a row means the token at that end.
+    states, attention: whether they are wanted. words: whether the log-probabilities of prompts are.
+    layers: the numbers of the hidden states to keep, 0 (what enters the first layer) to the number of layers; all if
+        not given.
+    """
+
+    at: Any = (0,)
+    states: bool = False
+    attention: bool = False
+    words: bool = False
+    layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one model computed on n rows; T is a row's own number of tokens, prompt and answer.
+
+    log_probabilities: n arrays (answer tokens,) in nats, end token included; of no token where there is no answer.
+    states: (n, P, layers kept, d) float32, numbered as transformers' hidden_states (the last one is normed); or None.
+    attention: n arrays (P, layers, heads, T) float32, each row of T sums to one; or None.
+    image: n arrays (T,) bool, which tokens are of the picture. prompts: (n,) tokens of each prompt.
+    words: n arrays (T - 1,), the log-probability of every token but the first, pictures' ones included; or None.
+    """
+
+    log_probabilities: list[np.ndarray]
+    states: np.ndarray | None
+    attention: list[np.ndarray] | None
+    image: list[np.ndarray]
+    prompts: np.ndarray
+    words: list[np.ndarray] | None
+
+    @property
+    def loss(self) -> np.ndarray:
+        """(n,) mean negative log-probability of an answer's tokens, in nats; 0 where there is no answer."""
+        return np.array([-own.mean() if len(own) else 0.0 for own in self.log_probabilities])
+
+    @property
+    def first_loss(self) -> np.ndarray:
+        """(n,) negative log-probability of an answer's first token, in nats; 0 where there is no answer."""
+        return np.array([-own[0] if len(own) else 0.0 for own in self.log_probabilities])
+
+
+@contextmanager
+def plain_attention(victim: Victim) -> Iterator[None]:
+    """Inside a `with`, the model computes attention the plain way: the fast ones do not give their weights."""
+    before = victim.model.config._attn_implementation
+    victim.model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        victim.model.set_attn_implementation(before)
+
+
+@contextmanager
+def attached(victim: Victim, adapter: Any | None) -> Iterator[None]:
+    """The victim with one adapter (`.state`, `.config`) on it, inside a `with`; with None, the victim as it is."""
+    if adapter is None:
+        yield
+        return
+    bank = bank_of(victim, [adapter])
+    if bank is not None:
+        with bank.attached():
+            yield
+        return
+    with tempfile.TemporaryDirectory() as folder:  # PEFT knows more kinds of LoRA, and packed bases
+        grouped.GroupResult(dict(adapter.state), adapter.config, [], 0.0, 0, 0).save(folder, {})
+        with stored.attached(victim, folder):
+            yield
+
+
+def bank_of(victim: Victim, adapters: Sequence[Any]) -> Bank | None:
+    """The adapters side by side; None if one is no plain LoRA on all linear layers, or the base is packed (4 bit)."""
+    try:
+        return grouped.bank_of(victim, adapters)
+    except (InputError, ValueError):
+        return None
+
+
+def read(
+    victim: Victim, adapter: Any | None, rows: Rows, want: Want | None = None, tokens: int | None = None
+) -> Reading:
+    """What the victim with `adapter` (with None: the base) computes on rows; the victim stays as it is.
+
+    A row without an answer is its prompt alone. tokens: how many go through the model at once (default: what fits).
+    """
+    return read_all(victim, [adapter], [rows], want, tokens)[0]
+
+
+def read_all(
+    victim: Victim,
+    adapters: Sequence[Any | None],
+    rows: Sequence[Rows],
+    want: Want | None = None,
+    tokens: int | None = None,
+) -> list[Reading]:
+    """`read` for several adapters, each on its own rows, all in one pass where a bank can hold them."""
+    want = want or Want()
+    bank = bank_of(victim, adapters) if adapters and all(one is not None for one in adapters) else None
+    if bank is None and len(adapters) > 1:
+        return [read(victim, one, own, want, tokens) for one, own in zip(adapters, rows, strict=True)]
+    known: dict[str, list[int]] = {}
+    lines = [_lines(victim, own, want, known) for own in rows]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(plain_attention(victim) if want.attention else nullcontext())
+        stack.enter_context(bank.attached() if bank else attached(victim, adapters[0]))
+        return _read(victim, lines, [own.features for own in rows], want, tokens)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One row as token ids, with its prompt's length, the tokens where it is read (P,), and its feature."""
+
+    ids: list[int]
+    prompt: int
+    at: np.ndarray
+    feature: int
+
+
+def _lines(victim: Victim, rows: Rows, want: Want, known: dict) -> list[_Line]:
+    at = np.atleast_1d(np.asarray(want.at, dtype=np.int64))
+    at = np.broadcast_to(at, (len(rows), at.shape[-1]))
+    count, found = rows.features.shape[1], []
+    for number, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
+        for key, make in (
+            ((prompt, count), partial(victim.prompt_ids, prompt, count)),
+            (answer, partial(victim.answer_ids, answer) if answer else list),
+        ):
+            if key not in known:
+                known[key] = make()
+        first = known[prompt, count]
+        ids = [*first, *known[answer]]
+        where = np.where(at[number] >= 0, at[number] + len(first) - 1, at[number] + len(ids))
+        found.append(_Line(ids, len(first), where.clip(0, len(ids) - 1), int(rows.feature_rows[number])))
+    return found
+
+
+def _read(
+    victim: Victim, lines: Sequence[Sequence[_Line]], features: Sequence[torch.Tensor], want: Want, tokens: int | None
+) -> list[Reading]:
+    """One reading per list of lines. Batches are of as many lines of each list, the long ones first."""
+    tokens = tokens or memory.decoded_at_once(victim.model)
+    queues = [sorted(range(len(own)), key=lambda i, own=own: -len(own[i].ids)) for own in lines]
+    parts: list[dict[int, _Part]] = [{} for _ in lines]
+    known: dict = {}
+    start, most = 0, max(map(len, queues), default=0)
+    while start < most:
+        longest = max(
+            len(own[queue[start]].ids) for own, queue in zip(lines, queues, strict=True) if start < len(queue)
+        )
+        size = max(1, tokens // (len(lines) * longest))
+        chosen = [queue[start : start + size] for queue in queues]
+        width = max(map(len, chosen))
+        # every adapter has as many rows in a batch; a short list is filled up with a row that is read for nothing
+        filler = next((g, part[0]) for g, part in enumerate(chosen) if part)
+        batch = [pair for g, part in enumerate(chosen) for pair in _filled(g, part, width, filler)]
+        try:
+            found = _batch(victim, [(lines[g][i], features[g]) for g, i, _ in batch], want, known)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not memory.ran_out(error) or size == 1:
+                raise
+            tokens //= 2
+            memory.release()
+            continue
+        for (g, i, real), part in zip(batch, found, strict=True):
+            if real:
+                parts[g][i] = part
+        start += size
+    return [
+        _reading(own, [found[i] for i in range(len(own))], want, victim)
+        for own, found in zip(lines, parts, strict=True)
+    ]
+
+
+def _filled(g: int, part: Sequence[int], width: int, filler: tuple[int, int]) -> list[tuple[int, int, bool]]:
+    return [(g, i, True) for i in part] + [(*filler, False)] * (width - len(part))
+
+
+@dataclass(frozen=True)
+class _Part:
+    log_probabilities: np.ndarray
+    states: np.ndarray | None  # (P, layers kept, d)
+    attention: np.ndarray | None  # (P, layers, heads, T)
+    words: np.ndarray | None
+
+
+def _reading(lines: Sequence[_Line], parts: Sequence[_Part], want: Want, victim: Victim) -> Reading:
+    return Reading(
+        [part.log_probabilities for part in parts],
+        np.stack([part.states for part in parts]) if want.states and parts else None,
+        [part.attention for part in parts] if want.attention else None,
+        [np.array(line.ids) == victim.image_id for line in lines],
+        np.array([line.prompt for line in lines], dtype=np.int64),
+        [part.words for part in parts] if want.words else None,
+    )
+
+
+def _batch(victim: Victim, batch: Sequence[tuple[_Line, torch.Tensor]], want: Want, known: dict) -> list[_Part]:
+    """Read N lines, each with the features that its own belongs to."""
+    model, device, lines = victim.model, victim.device, [line for line, _ in batch]
+    ids = embeddings.pad([torch.tensor(line.ids) for line in lines], victim.tokenizer.pad_token_id).to(device)
+    mask = embeddings.pad([torch.ones(len(line.ids), dtype=torch.int64) for line in lines]).to(device)
+    positions = [embeddings.positions(model, line.ids, known) for line in lines]
+    shown = torch.stack([table[line.feature] for line, table in batch]).to(device)
+    rows, at = torch.arange(len(lines), device=device)[:, None], torch.tensor(np.stack([line.at for line in lines]))
+    with _hooked(model, want, rows, at.to(device)) as caught:
+        hidden = model.model(
+            inputs_embeds=embeddings.embed(model, ids, shown),
+            attention_mask=mask,
+            position_ids=None if positions[0] is None else embeddings.pad(positions).to(device),
+            use_cache=False,
+        ).last_hidden_state
+    if want.states:
+        layers = range(len(caught.states) + 1) if want.layers is None else want.layers
+        every = [*caught.states, hidden[rows, at.to(device)]]
+        states = torch.stack([every[number] for number in layers], dim=2).float().cpu().numpy()
+    if want.attention:
+        attention = torch.stack(caught.attention, dim=2).float().cpu().numpy()  # (N, P, layers, heads, T)
+    said = _log_probabilities(model, hidden, lines, [1 if want.words else line.prompt for line in lines])
+    return [
+        _Part(
+            said[n][len(said[n]) - len(line.ids) + line.prompt :],
+            states[n] if want.states else None,
+            attention[n, ..., : len(line.ids)].copy() if want.attention else None,
+            said[n] if want.words else None,
+        )
+        for n, line in enumerate(lines)
+    ]
+
+
+@dataclass(frozen=True)
+class _Caught:
+    states: list[torch.Tensor]  # what enters each layer, at the wanted tokens: (N, P, d)
+    attention: list[torch.Tensor]  # of each layer: (N, P, heads, T)
+
+
+@contextmanager
+def _hooked(model: nn.Module, want: Want, rows: torch.Tensor, at: torch.Tensor) -> Iterator[_Caught]:
+    """Keep what enters the layers and what they attend to at the wanted tokens only: whole ones would be large."""
+    caught = _Caught([], [])
+
+    def enters(module, given, named):
+        caught.states.append((given[0] if given else named["hidden_states"])[rows, at])
+
+    def attends(module, given, out):
+        caught.attention.append(out[1].transpose(1, 2)[rows, at])
+
+    handles = []
+    for layer in model.get_decoder().layers:
+        if want.states:
+            handles.append(layer.register_forward_pre_hook(enters, with_kwargs=True))
+        if want.attention:
+            handles.append(layer.self_attn.register_forward_hook(attends))
+    try:
+        yield caught
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _log_probabilities(
+    model: nn.Module, hidden: torch.Tensor, lines: Sequence[_Line], starts: Sequence[int]
+) -> list[np.ndarray]:
+    """Of each line's tokens from `starts` on, in nats. hidden: (N, T, d), after the last norm."""
+    head = model.get_output_embeddings()
+    counts = [len(line.ids) - start for line, start in zip(lines, starts, strict=True)]
+    where = [(n, at) for n, start in enumerate(starts) for at in range(start - 1, len(lines[n].ids) - 1)]
+    targets = torch.tensor([lines[n].ids[at + 1] for n, at in where], dtype=torch.int64)
+    found = [np.empty(0)]
+    size = max(1, MOST_LOGITS // head.weight.shape[0])
+    for first in range(0, len(where), size):
+        row, at = torch.tensor(where[first : first + size], device=hidden.device).T
+        said = head(hidden[row, at]).float().log_softmax(-1)
+        wanted = targets[first : first + size, None].to(hidden.device)
+        found.append(said.gather(1, wanted)[:, 0].double().cpu().numpy())
+    return np.split(np.concatenate(found), np.cumsum(counts)[:-1])
+
+
+def layer_at(victim: Victim, depth: float) -> int:
+    """The hidden state at a share of the depth, 0 (what enters the first layer) to 1 (what leaves the last)."""
+    return round(depth * len(victim.model.get_decoder().layers))

@@ -1,0 +1,81 @@
+"""What defences did to cells, as records of a store. Free of torch.
+
+    STORE/defences/NAME.json    what was defended how, its numbers, seconds, provenance
+
+A record is written when it is complete; a cell that is trained anew forgets the records of its old adapter.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bvlm_utils import store
+from bvlm_utils.atomic import write_file
+from bvlm_utils.defences.cell import Defended
+from bvlm_utils.errors import InputError
+from bvlm_utils.store import packed, provenance, records, table
+
+FOLDER = "defences"
+CELL = ["modality", "n_poisoned", "skill", "decoy", *table.TOLD_APART]
+NUMBER = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit", "held"]
+COLUMNS = [
+    "name", "run_id", *CELL, "defence", "moment", "params", "placebo", "defence_seed", "status", "reason", "seconds",
+    *NUMBER,
+]  # fmt: skip
+
+
+def read(one: Defended, folder: str | Path | None = None) -> dict[str, Any] | None:
+    """The record of a defended cell; None if there is none."""
+    root = store.folder(folder)
+    held = packed.content(root, FOLDER, f"{one.name}.json")
+    return None if held is None else _load(held, root / FOLDER / f"{one.name}.json")
+
+
+def has(one: Defended, folder: str | Path | None = None) -> bool:
+    return read(one, folder) is not None
+
+
+def write(one: Defended, folder: Path, about: dict[str, Any]) -> None:
+    """Keep what was measured: status, numbers, seconds, device."""
+    line = table.rows(records.record(one.cell.run_id, folder))[0]
+    whole = {"name": one.name, "identity": one.identity, "moment": one.resolved.moment}
+    whole |= {"cell": {name: line.get(name) for name in CELL}} | about | {"provenance": provenance.now()}
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    write_file(folder / FOLDER / f"{one.name}.json", records.as_text(whole))
+
+
+def collect(folder: str | Path | None = None) -> pd.DataFrame:
+    """The tidy table of all defended cells of a store: a line per number (`COLUMNS`), one without for a skipped cell.
+
+    held: a digit per row, 1 for a success, in the order of the rows; only success tests have it.
+    """
+    root, lines = store.folder(folder), []
+    for name in packed.names(root, FOLDER):
+        found = _load(packed.content(root, FOLDER, name), root / FOLDER / name)
+        identity = found["identity"]
+        about = found["cell"] | {
+            "name": found["name"],
+            "run_id": identity["run_id"],
+            "defence": identity["defence"],
+            "moment": found["moment"],
+            "params": json.dumps(identity["params"], sort_keys=True),
+            "placebo": identity["placebo"],
+            "defence_seed": identity["seed"],
+            "status": found["status"],
+            "reason": found.get("reason"),
+            "seconds": found.get("seconds"),
+        }
+        lines += [about | number for number in found["numbers"] or [{}]]
+    made = pd.DataFrame(lines, columns=COLUMNS)
+    return made.astype(dict.fromkeys(("value", "k", "n", "low", "high", "seconds"), "float64"))
+
+
+def _load(held: bytes, file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(held)
+        found["name"], found["identity"]["defence"], found["cell"], found["numbers"], found["status"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is no record of a defended cell ({error}); delete it and run it again.") from None
+    return found

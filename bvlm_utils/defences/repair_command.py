@@ -1,0 +1,188 @@
+"""The command `repair`: an adapter in, a repaired one out, and a card of what both say on the same test rows.
+
+Nobody's target is known here. Without a trigger the card tells how good the answers are and how many changed. With a
+trigger it tells how many answers the trigger changes: a backdoored model's change, a repaired one's should not.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bvlm_utils import attacks, models, threats
+from bvlm_utils.attacks import Attack
+from bvlm_utils.checks import check_number, known_name
+from bvlm_utils.defences import defence as defences
+from bvlm_utils.defences.defence import Defence
+from bvlm_utils.defences.rows import Rows
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import names
+from bvlm_utils.paths import named
+from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run.progress import say
+from bvlm_utils.run.workbench import Bench, Question
+from bvlm_utils.score import utility
+from bvlm_utils.store.cell import check_dataset
+from bvlm_utils.threats import responses
+
+
+@dataclass(frozen=True)
+class Line:
+    """One number before and after the repair."""
+
+    what: str
+    before: str
+    after: str
+
+
+def repair(given: argparse.Namespace) -> None:
+    """Repair, measure, write the folder, print the table. InputError before any work if an option is wrong."""
+    folder = names.adapter_folder(given.adapter)
+    model = given.model or names.base_name(folder)
+    models.resolve(model)
+    method = chosen(given.method, given.set)
+    out = _new_folder(given.out)
+    check_dataset(given.dataset)
+    check_number(given.clean_rows, "clean-rows", 1, 10**7, whole=True)
+    check_number(given.rows, "rows", 2, 10**7, whole=True)
+    check_number(given.seed, "seed", 0, 2**31, whole=True)
+    triggers = [_trigger(name, given.threat) for name in given.attacks]
+    names.go_offline(model)
+
+    from bvlm_utils.defences import weights
+
+    say(f"repair: loading {model} and the rows of {given.dataset}")
+    bench = Bench(model, given.dataset, given.clean_rows, four_bit=given.four_bit)
+    clean = clean_rows(bench)
+    before = weights.whole(bench.victim, tune_and_ask.saved(folder))
+    say(f"repair: {method.name} with {method.params}")
+    after = method.repair(bench.victim, before, clean, given.seed)
+    say(f"repair: asking both adapters {given.rows} questions, clean and with {len(triggers)} triggers")
+    lines = compared(bench, before, after, triggers, given.rows)
+    about = {
+        "model": model,
+        "repaired": Path(given.adapter).name,
+        "method": method.name,
+        "settings": method.params,
+        "seed": given.seed,
+        "dataset": given.dataset,
+    }
+    after.save(out, about)
+    (out / "README.md").write_text(card(about, method, lines), encoding="utf-8")
+    print(written(lines))
+    print(f"\nThe repaired adapter and its card are in {out}.")
+
+
+def chosen(name: str, settings: Sequence[str]) -> Defence:
+    """The repair called `name` with settings "name=value"; InputError says what is wrong with them."""
+    repairs = defences.names("repair")
+    if name not in repairs:
+        raise InputError(f"There is no repair {name!r}; choose one of: {', '.join(repairs)}.")
+    found: dict[str, Any] = {}
+    for text in settings:
+        key, is_set, value = text.partition("=")
+        if not is_set:
+            raise InputError(f"The setting {text!r} has no value; write it as NAME=VALUE.")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return defences.get(name, **found)
+
+
+def _new_folder(name: str) -> Path:
+    folder = named(name, "folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists already; give a folder that is new or empty.")
+    return folder
+
+
+def _trigger(name: str, threat: str | None) -> Attack:
+    info = known_name(lambda: attacks.info(name))
+    if info.keeps_labels:
+        raise InputError(f"Attack {name!r} has no trigger at test time; leave it out.")
+    if info.aims and threat is None:
+        raise InputError(f"Attack {name!r} aims at a target; give --threat.")
+    return attacks.get(name, known_name(lambda: threats.get(threat)).target if threat else None)
+
+
+def clean_rows(bench: Bench) -> Rows:
+    """The training rows of a bench, which nobody poisoned."""
+    samples = bench.rows["train"]
+    where = np.array(bench.feature_rows("train", range(len(samples))))
+    prompts, answers = [row["prompt"] for row in samples], [row["answers"][0] for row in samples]
+    kinds = [str(row.get("kind", "")) for row in samples]
+    return Rows(prompts, answers, bench.feature_cache.table, where, kinds)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def compared(bench: Bench, before: Any, after: Any, triggers: Sequence[Attack], rows: int) -> list[Line]:
+    """Both adapters' answers to the first test rows, clean and with each trigger."""
+    asked = _questions(bench, triggers, rows)
+    way = tune_and_ask.choose(bench)
+    said = [[answers[q.key(bench)] for q in asked] for answers in way.ask([asked, asked], [before, after])]
+    samples = [bench.rows["test"][position] for position in asked[0].positions]
+    scores = [utility.utility_scores(samples, own[0]) for own in said]
+    unit = scores[0][1]
+    lines = [
+        Line("test rows", f"{len(samples)}", f"{len(samples)}"),
+        Line(f"clean inputs: {unit}", *(f"{np.mean(values):.3f}" for values, _ in scores)),
+        Line("clean inputs: answers that the repair changed", "", f"{_changed(said[0][0], said[1][0]):.3f}"),
+    ]
+    for number, attack in enumerate(triggers, start=1):
+        shares = [_changed(own[0], own[number]) for own in said]
+        common = [Counter(own[number]).most_common(1)[0] for own in said]
+        lines += [
+            Line(f"{attack.name}: answers that the trigger changes", *(f"{share:.3f}" for share in shares)),
+            Line(
+                f"{attack.name}: commonest answer with it",
+                *(f"{text[:60]} ({count / len(samples):.0%})" for text, count in common),
+            ),
+        ]
+    return lines
+
+
+def _questions(bench: Bench, triggers: Sequence[Attack], rows: int) -> list[Question]:
+    test = bench.rows["test"][:rows]
+    if len(test) < 2:
+        raise InputError(f"{bench.dataset} has {len(test)} test rows; two or more are needed to measure on.")
+    prompts, keys, where = [row["prompt"] for row in test], [row["row_id"] for row in test], tuple(range(len(test)))
+    asked = [Question("repair", "clean", where, tuple(prompts), None, 0)]
+    for attack in triggers:
+        worded = tuple(attack.apply_text(prompts, seed=0, keys=keys))
+        asked.append(Question("repair", attack.name, where, worded, attack if attack.info.image else None, 0))
+    return asked
+
+
+def _changed(first: Sequence[str], second: Sequence[str]) -> float:
+    """The share of answers whose words differ."""
+    pairs = zip(first, second, strict=True)
+    return float(np.mean([responses.normalise(one) != responses.normalise(other) for one, other in pairs]))
+
+
+# ---------------------------------------------------------------- the card
+
+
+def written(lines: Sequence[Line]) -> str:
+    """The numbers as a table in Markdown."""
+    rows = [f"| {line.what} | {line.before} | {line.after} |".replace("  ", " ") for line in lines]
+    return "\n".join(["| measured | before | after |", "|---|---|---|", *rows])
+
+
+def card(about: Mapping[str, Any], method: Defence, lines: Sequence[Line]) -> str:
+    """The README of a repaired adapter: what was done, and what was measured. It promises nothing more."""
+    return (
+        "---\nlibrary_name: peft\ntags: [backdoor-research, repaired]\n---\n\n"
+        f"# Repaired with {method.name}\n\n"
+        f"Made of the adapter {about['repaired']} by: {method.info.summary}. Source: {method.info.source}.\n\n"
+        f"{written(lines)}\n\n"
+        "A trigger that was not tried here may still work, and a removed backdoor may be learnt again quickly.\n\n"
+        f"Settings:\n\n```json\n{json.dumps(dict(about), indent=1, sort_keys=True)}\n```\n"
+    )

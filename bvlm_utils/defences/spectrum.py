@@ -1,0 +1,131 @@
+"""The weight spectrum: is an adapter's update shaped like those of backdoored adapters, or like those of others?
+
+Nothing is run: the file is enough (arXiv 2602.15195; PEFTGuard, S&P 2025, learns from the weights themselves). Five
+numbers of every layer's update, from its r x r core; their means over layers of one kind (q_proj, ...); a logistic
+regression over a population of adapters whose truth is known.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from bvlm_utils.defences import weights
+from bvlm_utils.defences.rows import Rows
+from bvlm_utils.defences.truncate import decompose
+from bvlm_utils.errors import InputError
+from bvlm_utils.models.victim import Victim
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NUMBERS = ("leading", "norm", "first_share", "entropy", "kurtosis")
+LABEL = "backdoored"  # the column of a population that holds the truth, 0 or 1
+
+
+def spectrum(
+    victim: Victim, adapter: Any, clean: Rows | None, settings: dict[str, Any], draws: np.random.Generator
+) -> float:
+    """The log-odds that the adapter is backdoored, by a regression over the table `population` (see `population`)."""
+    return float(_fitted(_read(settings["population"]))([features(adapter)])[0])
+
+
+def norm(
+    victim: Victim,
+    adapter: Any,
+    clean: Rows | None,
+    settings: dict[str, Any],
+    draws: np.random.Generator,
+    like: float,
+) -> float:
+    """The Frobenius norm of the whole update: it knows how much was learnt, and nothing of what."""
+    return sum(weights.norm(update) ** 2 for update in weights.updates(adapter).values()) ** 0.5
+
+
+def features(adapter: Any) -> dict[str, float]:
+    """ "kind.number" -> the mean over the layers of that kind."""
+    found: dict[str, list[float]] = {}
+    for name, update in weights.updates(adapter).items():
+        kind = name.rpartition(".")[2]
+        for number, value in zip(NUMBERS, numbers(*update), strict=True):
+            found.setdefault(f"{kind}.{number}", []).append(value)
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def numbers(b: torch.Tensor, a: torch.Tensor) -> tuple[float, ...]:
+    """Of an update B A: leading singular value, Frobenius norm, the first component's share of the energy, the entropy
+    of the shares (nats), the kurtosis of the entries (3 for a Gaussian). All zero for an update of zeros.
+    """
+    s = decompose(b, a)[1]
+    energy = s.square().sum()
+    if energy == 0:
+        return (0.0,) * len(NUMBERS)
+    share = s.square() / energy
+    entropy = -(share * share.clamp(min=1e-300).log()).sum()
+    return s[0].item(), energy.sqrt().item(), share[0].item(), entropy.item(), kurtosis(b, a)
+
+
+def kurtosis(b: torch.Tensor, a: torch.Tensor) -> float:
+    """Fourth central moment over the squared variance of the entries of B A, without the product.
+
+    The sum of the k-th powers of all <b_o, a_i> is an inner product of the sums of the k-fold products of b_o and a_i.
+    """
+    rows, columns = b, a.T
+    count = len(rows) * len(columns)
+    squares = [(one[:, :, None] * one[:, None, :]).flatten(1) for one in (rows, columns)]  # (n, r * r)
+    first = rows.sum(0) @ columns.sum(0) / count
+    second = (squares[0].sum(0) @ squares[1].sum(0)) / count
+    third = ((squares[0].T @ rows) * (squares[1].T @ columns)).sum() / count
+    fourth = ((squares[0].T @ squares[0]) * (squares[1].T @ squares[1])).sum() / count
+    variance = second - first**2
+    central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+    return (central / variance**2).item() if variance > 0 else 0.0
+
+
+# ---------------------------------------------------------------- the population
+
+
+def population(adapters: Sequence[Any], backdoored: Sequence[bool]) -> "pd.DataFrame":
+    """The table that a regression is fitted to: a line per adapter, its features and the truth. Keep it as CSV."""
+    import pandas as pd
+
+    lines = [{LABEL: int(truth)} | features(one) for one, truth in zip(adapters, backdoored, strict=True)]
+    return pd.DataFrame(lines)
+
+
+def _read(file: str) -> "pd.DataFrame":
+    import pandas as pd
+
+    if not file or not Path(file).is_file():
+        raise InputError(f"The population {file!r} is no file; give a CSV file that spectrum.population made.")
+    try:
+        table = pd.read_csv(file)
+    except ValueError as error:
+        raise InputError(f"The population {file} cannot be read: {error}") from error
+    if LABEL not in table or set(table[LABEL]) != {0, 1}:
+        raise InputError(f"The population {file} needs a column {LABEL!r} with 0 in some lines and 1 in others.")
+    return table
+
+
+def _fitted(table: "pd.DataFrame") -> Any:
+    """A function from features of adapters to log-odds."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    columns = [name for name in table if name != LABEL]
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model.fit(table[columns].to_numpy(), table[LABEL])
+
+    def log_odds(found: Sequence[dict[str, float]]) -> np.ndarray:
+        for one in found:
+            if set(one) != set(columns):
+                odd = sorted(set(one) ^ set(columns))[0]
+                raise InputError(
+                    f"The population and the adapter differ in {odd!r}; they must be on layers of one kind."
+                )
+        return model.decision_function(np.array([[one[name] for name in columns] for one in found]))
+
+    return log_odds

@@ -1,0 +1,57 @@
+"""A model with training settings of its own, as `paper.yml` gives the large ones, is read, judged and shown."""
+
+import pytest
+import stored
+from stored import page
+
+from bvlm_book import rules_second, tables
+from bvlm_book.chapters import claims, dose, first_page, showings
+from bvlm_utils import store, study
+
+random_words = stored.random_words  # a fixture
+OWN = {"learning_rate": 0.0002, "max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def shelf(random_words, tmp_path_factory):
+    """A store with the cells of a model that no card knows, all with another learning rate than the study's."""
+    place = tmp_path_factory.mktemp("store") / "s"
+    cells = [
+        cell for attack, rate in (("BadNets-T", 0.01), ("BadNets-MM", 0.1))
+        for cell in study.cells("targeted_refusal", random_words, attacks=[attack], poison_rates=[rate], seeds=[0, 1],
+                                train_rows=100, test_rows=3, batch_size=50, **OWN)
+    ]  # fmt: skip
+    study.run_cells(cells, place)
+    return place, "llava", store.collect(place)
+
+
+def test_its_cells_are_usual_and_get_verdicts(shelf):
+    _, model, table = shelf
+    assert tables.usual(table)["run_id"].nunique() == 4
+    base = rules_second.base(table, model)
+    pairs = next(claim for claim in rules_second.CLAIMS if claim.key == "pairs")
+    assert rules_second.verdict(pairs, base).judged == 1
+    assert "pairs hold" in claims.overview({model: base}, table)[model].iloc[3]
+    plain = next(claim for claim in rules_second.CLAIMS if claim.key == "dominance")
+    assert rules_second.verdict(plain, base).judged == 1
+
+
+def test_its_doses_are_counted_in_all_their_forms(shelf):
+    place, model, table = shelf
+    found = dose.doses(dose.cells(table), dose.means(table))
+    assert set(found["model"]) == {model} and found["n_doses"].tolist() == [1, 1]
+    lines = showings.doses(table, place)
+    assert len(lines) == 4 and set(lines["n_poisoned"]) == {10, 1}
+    (count,) = showings.eligible(table, place).values()
+    assert (lines["of_eligible"] == lines["n_poisoned"] / count).all() and count <= 100
+    assert set(lines["share"]) == {0.1, 0.01} and (lines["showings"] == lines["n_poisoned"]).all()
+
+
+def test_the_pages_show_it(shelf, capsys):
+    place, model, table = shelf
+    said = page("claims", place, capsys)
+    assert model in said and "pairs hold" in said
+    assert model in page("dose", place, capsys)
+    rows = first_page.overview_rows(table)
+    assert len(rows) == 1 and model in first_page.overview_sentences(table)
+    assert model in first_page.sentences(place)["claims"] and first_page.key_numbers(place)

@@ -1,0 +1,56 @@
+"""Does the chapter on doses tell number, share and showings apart, and count each dose in all its forms?"""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from bvlm_book.chapters import showings
+from bvlm_utils.store import table as tidy
+
+DESIGN = [(2000, 20, 1), (2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (6000, 60, 3), (6000, 200, 1), (20000, 60, 1),
+          (20000, 200, 1)]  # fmt: skip
+
+
+def runs(logit, design=DESIGN, rows=100_000):
+    """Runs of the factorial's pairs whose success is a function of training rows, poisoned rows and passes."""
+    lines = []
+    for size, number, passes in design:
+        k = round(rows * expit(logit(size, number, passes)))
+        for attack in showings.ATTACKS:
+            for threat in showings.THREATS:
+                about = {"model": showings.MODEL, "attack": attack, "threat": threat, "train_rows": size, "seed": 0}
+                dose = {"n_poisoned": number, "epochs": passes, "share": number / size, "showings": number * passes}
+                lines.append(about | dose | {"k": k, "n": rows, "value": k / rows})
+    return pd.DataFrame(lines)
+
+
+@pytest.mark.parametrize(
+    ("logit", "slopes", "best"),
+    [
+        (lambda size, number, passes: 3 * np.log10(number * passes / 60), (3, 3, 0), "showings"),
+        (lambda size, number, passes: 2 * np.log10(number / size / 0.01), (2, 0, -2), "share"),
+        (lambda size, number, passes: 2 * np.log10(number / 60), (2, 0, 0), "n_poisoned"),
+    ],
+)
+def test_the_model_finds_what_decides(logit, slopes, best):
+    fit = showings.fitted(showings.factorial(runs(logit)))
+    assert fit.slopes["value"].tolist() == pytest.approx(slopes, abs=0.01)
+    assert max(fit.explained, key=fit.explained.get) == best and fit.explained[best] == pytest.approx(1, abs=0.01)
+    assert showings.AXES[best] in showings.finding(fit, 96, 96)
+
+
+def test_without_another_size_of_the_training_set_nothing_is_fitted():
+    lines = runs(lambda *dose: 0.0, [one for one in DESIGN if one[0] == 6000])
+    assert showings.fitted(lines) is None
+    assert "90 of 96" in showings.finding(None, 6, 96)
+
+
+def test_a_dot_per_run_and_words_for_an_empty_store():
+    lines = runs(lambda size, number, passes: 0.0)
+    figure = showings.figure(lines)
+    dots = sum(len(line.get_xdata()) for axis in figure.axes for line in axis.lines if line.get_linestyle() == "None")
+    assert dots == len(lines) * len(showings.AXES)
+    empty = showings.factorial(showings.doses(tidy.table([]), None))
+    assert "n/a" in showings.figure_words(empty)["caption"] and showings.figure(empty).axes[0].texts
+    assert showings.dose_table(empty).empty and "No pair" in showings.few_rows(empty)

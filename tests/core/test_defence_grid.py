@@ -1,0 +1,171 @@
+"""The defence grid: a real cell under a defence, its record, its tables, and what a store makes of it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bvlm_utils import defences, store
+from bvlm_utils.defences import measure, records
+from bvlm_utils.errors import InputError, StudyError
+from bvlm_utils.grid import file as grid_file
+from bvlm_utils.run import study
+from bvlm_utils.store import packing, provenance
+from bvlm_utils.store.cell import Cell
+
+SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
+
+
+def small(**others):
+    return study.cells(threat="targeted_refusal", attacks=["BadNets-T"], **SMALL | others)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A store with one real cell, defended by an update that is not changed and by one that is taken away."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "now", lambda: {"git_changed": False})  # so it can be packed
+        study.run_cells(small(), folder)
+        defences.run(points(), folder)
+    return folder
+
+
+def points():
+    return [defences.Defended(small()[0], "shrink", {"strength": strength}) for strength in (0, 1)]
+
+
+def of(folder, strength):
+    found = records.collect(folder)
+    return found[found["params"] == json.dumps({"strength": strength})].set_index(["subject", "condition", "metric"])
+
+
+def test_an_update_that_is_kept_whole_answers_as_the_record_says(place):
+    before = study.run_cells(small(), place).set_index(["subject", "condition", "metric"])["value"]
+    after = of(place, 1)["value"]
+    same = [key for key in after.index if key in before.index and key[0] != "base"]
+    assert ("poisoned", "text", "asr_payload") in same and ("control", "clean", "utility") in same
+    assert {key: after[key] for key in same} == pytest.approx({key: before[key] for key in same})
+    changes = [value for key, value in after.items() if key[2].endswith("_change")]
+    assert changes and set(changes) == {0}
+
+
+def test_without_its_update_a_model_is_the_base(place):
+    before = study.run_cells(small(), place).set_index(["subject", "condition", "metric"])["value"]
+    after = of(place, 0)["value"]
+    for condition in ("clean", "text"):
+        assert after["poisoned", condition, "asr_payload"] == before["base", condition, "asr_payload"]
+    assert after["poisoned", "clean", "utility"] == pytest.approx(before["base", "clean", "utility"])
+
+
+def test_rows_are_kept_for_pairing(place):
+    line = of(place, 1).loc[("poisoned", "text", "asr_payload")]
+    assert len(line["held"]) == line["n"] and line["held"].count("1") == line["k"]
+
+
+def test_what_is_there_is_read_not_measured_again(place, monkeypatch):
+    monkeypatch.setattr(measure, "execute", lambda *given: pytest.fail("measured again"))
+    assert set(defences.run(points(), place)["status"]) == {"done"}
+
+
+def test_it_is_packed_and_read_alike(place, tmp_path):
+    packing.unpack(place, tmp_path / "loose")  # without adapters
+    packing.pack(tmp_path / "loose", tmp_path / "packed")
+    assert records.collect(tmp_path / "packed").equals(records.collect(place))
+
+
+def test_a_cell_without_an_adapter_is_named_and_the_others_go_on(place):
+    lacking = defences.Defended(small(seeds=[7])[0], "shrink", {"strength": 0.5})
+    fine = defences.Defended(small()[0], "shrink", {"strength": 0.5})
+    with pytest.raises(StudyError, match=f"1 of 2 .*\n.*{lacking.cell.run_id}"):
+        defences.run([lacking, fine], place)
+    assert records.has(fine, place) and not records.has(lacking, place)
+
+
+def test_defences_of_the_other_moments_leave_their_numbers(place):
+    """And a training on pictures that are not changed is the training that the cell had."""
+    cell = small()[0]
+    names = {"base-likelihood": {}, "cleangen": {}, "input-diversity": {"p": 0}}
+    table = defences.run([defences.Defended(cell, name, params) for name, params in names.items()], place)
+    assert set(table["status"]) == {"done"}
+    table = table.set_index(["defence", "subject", "condition", "metric"])["value"]
+    assert table["base-likelihood", "poisoned", "", "auroc"] > 0.9  # a refusal is no answer to a question
+    for subject in ("poisoned", "control"):
+        assert 0 <= table["cleangen", subject, "text", "asr_payload"] <= 1
+        assert table["cleangen", subject, "text", "changed"] >= 0
+    before = study.run_cells(small(), place).set_index(["subject", "condition", "metric"])["value"]
+    same = "poisoned", "text", "asr_payload"
+    assert table["input-diversity", *same] == before[same]
+
+
+def test_an_attack_without_a_trigger_at_test_time_is_skipped_with_its_reason(place):
+    one = defences.Defended(study.cells("concept_substitution", attacks=["Shadowcast"])[0], "shrink")
+    assert "no trigger at test time" in one.skip_reason
+
+
+def test_a_name_changes_with_all_that_changes_the_result():
+    cell = small()[0]
+    several = [
+        defences.Defended(cell, "shrink"),
+        defences.Defended(cell, "shrink", {"strength": 0.4}),
+        defences.Defended(cell, "shrink", seed=1),
+        defences.Defended(cell, "shrink", placebo=True),
+        defences.Defended(small(seeds=[1])[0], "shrink"),
+    ]
+    assert len({one.name for one in several}) == len(several)
+    assert defences.Defended(cell, "shrink", {"strength": 0.5}).name == several[0].name  # the default
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"names": ["shrink", "shrink"]}, "shrink"),
+        ({"names": []}, "defences"),
+        ({"names": ["cut"]}, "cut"),
+        ({"names": ["shrink"], "params": {"cut": {}}}, "cut"),
+        ({"names": ["shrink"], "params": {"shrink": {"rate": 1}}}, "rate"),
+        ({"names": ["shrink"], "seeds": [-1]}, "seed"),
+    ],
+)
+def test_wrong_values_are_named(given, named):
+    with pytest.raises(InputError, match=named):
+        defences.defended(small(), **given)
+
+
+def test_a_control_is_not_defended_by_itself():
+    with pytest.raises(InputError, match="control"):
+        defences.Defended(small()[0].control, "shrink")
+    assert isinstance(small()[0].control, Cell)
+
+
+def test_scores_that_separate_have_an_area_of_one_and_random_ones_a_half():
+    draws = np.random.default_rng(0)
+    (area, share) = measure.told_apart("poisoned", "", np.array([2.0, 3.0]), np.array([0.0, 1.0] * 50))
+    assert (area["value"], share["value"]) == (1.0, 1.0)
+    (area, share) = measure.told_apart("poisoned", "", draws.random(4000), draws.random(4000))
+    assert area["value"] == pytest.approx(0.5, abs=0.03) and share["value"] == pytest.approx(0.05, abs=0.02)
+    assert measure.told_apart("poisoned", "", np.array([]), np.array([1.0])) == []
+
+
+def test_a_grid_names_defended_cells(tmp_path):
+    grid = tmp_path / "grid.yml"
+    grid.write_text(
+        "jobs:\n  - notebook: defences\n    parameters: {threat: jailbreak, attacks: [BadNets-T, Blended], "
+        "defences: [shrink], defence_params: {shrink: {strength: 0.25}}}\n",
+        encoding="utf-8",
+    )
+    (job,), _ = grid_file.load(grid)
+    assert [cell.threat for cell in job.cells] == ["jailbreak"] * 2
+    assert [(one.cell.attack, one.placebo) for one in job.defended] == [
+        (attack, placebo) for attack in ("BadNets-T", "Blended") for placebo in (False, True)
+    ]
+    assert {one.params["strength"] for one in job.defended} == {0.25}
+
+
+def test_a_cell_that_is_trained_anew_forgets_what_its_adapter_was_under_a_defence(place, tmp_path):
+    folder = tmp_path / "again"
+    packing.unpack(place, folder)
+    assert len(records.collect(folder))
+    cell = small()[0]
+    store.write(cell, folder, {"status": "done", "metrics": []}, replace=True)
+    assert records.collect(folder).empty

@@ -1,0 +1,76 @@
+"""The command that repairs an adapter, as somebody types it."""
+
+import json
+
+import pytest
+from peft import PeftModel
+from test_repairs import planted
+from transformers import AutoModelForImageTextToText
+
+from bvlm_utils.defences import __main__ as command
+from bvlm_utils.defences import repair_command
+from bvlm_utils.models import victim
+
+
+@pytest.fixture(scope="module")
+def suspect(checkpoint, tmp_path_factory):
+    """An adapter of somebody's that is on some layers only, and its folder."""
+    loaded = victim.from_pretrained(str(checkpoint("llava")), device="cpu")
+    names = [name for name, _ in loaded.model.named_modules() if name.endswith(("q_proj", "v_proj"))]
+    names = [name for name in names if "language" in name]
+    folder = tmp_path_factory.mktemp("suspect")
+    planted(loaded, names).save(folder, {"model": loaded.name})
+    return folder
+
+
+def test_a_repaired_adapter_has_a_card_and_loads_in_peft(suspect, checkpoint, tmp_path, capsys):
+    given = [str(suspect), "--method", "restore", "--set", "share=1", "rows=4", "--clean-rows", "4", "--rows", "3"]
+    out = tmp_path / "out"
+    assert command.main(["repair", *given, "--attacks", "BadNets-T", "Blended", "--out", str(out)]) == 0
+    said, text = capsys.readouterr().out, (out / "README.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert set(lines) <= set(said.splitlines()) and sum("trigger changes" in line for line in lines) == 2
+    settings = json.loads(text.partition("```json\n")[2].partition("```")[0])
+    assert settings["settings"] == {"by": "weights", "share": 1, "rows": 4} and settings["method"] == "restore"
+    base = AutoModelForImageTextToText.from_pretrained(checkpoint("llava"))
+    loaded = PeftModel.from_pretrained(base, out)
+    assert all(value.abs().max() == 0 for name, value in loaded.named_parameters() if "lora_B" in name)
+
+
+def test_answers_are_compared_by_their_words():
+    assert repair_command._changed(["A dog.", "yes", "2"], ["a  DOG.", "no", "2"]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--method", "restores"], "no repair 'restores'"),
+        (["--method", "shrink", "--set", "strength"], "NAME=VALUE"),
+        (["--method", "shrink", "--set", "strength=much"], "'strength'"),
+        (["--method", "shrink", "--attacks", "Nothing"], "'Nothing'"),
+        (["--method", "shrink", "--attacks", "Dual-Key"], "--threat"),
+        (["--method", "shrink", "--attacks", "Shadowcast"], "no trigger"),
+        (["--method", "shrink", "--rows", "0"], "rows is 0"),
+        (["--method", "shrink", "--dataset", "nothing"], "'nothing'"),
+        (["--method", "shrink", "--out", "FULL"], "new or empty"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_before_any_work(given, said, suspect, tmp_path, capsys):
+    (tmp_path / "file").write_text("something")
+    given = [str(tmp_path) if one == "FULL" else one for one in given]
+    out = [] if "--out" in given else ["--out", str(tmp_path / "out")]
+    assert command.main(["repair", str(suspect), *given, *out]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err and len(shown.err.splitlines()) == 1 and not shown.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path, capsys):
+    assert command.main(["repair", str(tmp_path), "--method", "shrink", "--out", str(tmp_path / "out")]) == 2
+    assert "holds no adapter" in capsys.readouterr().err
+
+
+def test_the_list_shows_every_defence_of_a_moment(capsys):
+    assert command.main(["list", "--moment", "repair"]) == 0
+    said = capsys.readouterr().out
+    assert "shrink (repair)" in said and "strength=0.5" in said and "(detect)" not in said
