@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -92,8 +93,7 @@ def lines(cells: Sequence[Cell], folder: Path, card: float = CARD) -> list[str]:
 
 def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     """The cells that have rows enough, and lines on how many rows each threat can use, and on what is skipped."""
-    first, train = bench[0], data.load(bench[0].dataset, "train", bench[0].train_rows)
-    train, test = (found.remove_columns("image").to_list() for found in (train, data.load(first.dataset, "test")))
+    train, test = _samples(bench[0].dataset, bench[0].train_rows)
     said: list[str] = []
     for threat in dict.fromkeys(cell.resolved_threat for cell in bench):
         counts = [sum(map(threat.eligible, found)) for found in (train, test)]
@@ -107,6 +107,13 @@ def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     lacking = Counter(problems[_alike(cell)] for cell in bench)
     said += [f"    {count} cells are skipped: {problem}" for problem, count in lacking.items() if problem]
     return [cell for cell in bench if not problems[_alike(cell)]], said
+
+
+@lru_cache(maxsize=8)  # the benches of several models have one dataset
+def _samples(dataset: str, rows: int) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """Training and test rows without their pictures. The test rows of VQAv2 are many, so they are read one by one."""
+    train, test = (data.load(dataset, *which).remove_columns("image") for which in (("train", rows), ("test",)))
+    return train.to_list(), test
 
 
 def _alike(cell: Cell) -> tuple:
