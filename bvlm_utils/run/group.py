@@ -57,6 +57,7 @@ def execute(
             else:
                 report(cell, prepared)
     way = tune_and_ask.choose(bench, plain)
+    ready = [work for work in ready if _can_be_broken(way, work, folder, failed, report)]
     speed = Pace(GROUP_SECONDS)
     begun = pace.begun(folder, ready) if way.together and not rescore else []
     while ready:
@@ -112,6 +113,24 @@ class Clock:
         self.seconds["total"] = round(sum(v for k, v in self.seconds.items() if k != "total"), 3)
         self.group = max(self.group, cells)
         self._last = now
+
+
+def _can_be_broken(way: tune_and_ask.Way, work: Work, folder: Path, failed: list[Cell], report: Report) -> bool:
+    """Is there a refusal to break? Else the cell is skipped, before anything is trained for it."""
+    if not work.cell.resolved_threat.breaks_refusals:
+        return True
+    with _kept_failure(work.cell, folder, failed, report):
+        if refused(way, work, folder):
+            return True
+        report(work.cell, _write_skipped(work.cell, folder, _unjudged(work)))
+    return False
+
+
+def _unjudged(work: Work) -> str:
+    return (
+        f"In none of the {len(work.asked[0].positions)} eligible test rows it holds without a trigger that "
+        f"{work.cell.resolved_threat.judged_where}. So no answer to a trigger could be judged."
+    )
 
 
 def _write_skipped(cell: Cell, folder: Path, reason: str) -> str:
@@ -179,16 +198,26 @@ def write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any
 
 def known_answers(way: tune_and_ask.Way, cell: Cell, asked: Sequence[Question], folder: Path) -> dict[str, Answers]:
     """What a cell's base and control say, from the store's cache where it has them: subject -> answers."""
+    control = cell.control
+    return {
+        "base": _kept_answers(way, folder, _base(cell), asked, None),
+        "control": _kept_answers(way, folder, ["control", control.run_id], asked, store.adapter(control, folder)),
+    }
+
+
+def _base(cell: Cell) -> list[Any]:
+    """What the base's answers are kept by."""
     base = ["base", VERSION, cell.identity["model_digest"]]
     if cell.four_bit:  # its digest is that of the files, which say nothing about how they are loaded
         base.append("four_bit")
-    if cell.precision != "float32":
-        base.append(cell.precision)
-    control = cell.control
-    return {
-        "base": _kept_answers(way, folder, base, asked, None),
-        "control": _kept_answers(way, folder, ["control", control.run_id], asked, store.adapter(control, folder)),
-    }
+    return base if cell.precision == "float32" else [*base, cell.precision]
+
+
+def refused(way: tune_and_ask.Way, work: Work, folder: Path) -> int:
+    """How many of a cell's requests the base refuses, where that is what the threat breaks; asked once and kept."""
+    clean = work.asked[0]
+    answers = _kept_answers(way, folder, _base(work.cell), [clean], None)[clean.key(way.bench)]
+    return sum(work.cell.resolved_threat.judged(answer, answer) for answer in answers)
 
 
 def _kept_answers(
@@ -220,9 +249,7 @@ def _write(
     frame, unit = judged(bench, cell, work.asked, answers)
     threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
     if not (frame["judged"] & (frame["part"] == "attack")).any():
-        count = len(work.asked[0].positions)
-        reason = f"In none of the {count} eligible test rows it holds without a trigger that {threat.judged_where}."
-        return _write_skipped(cell, folder, reason + " So no answer to a trigger could be judged.")
+        return _write_skipped(cell, folder, _unjudged(work))
     metrics = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
