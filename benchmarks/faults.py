@@ -2,10 +2,10 @@
 
     python benchmarks/faults.py [--cells 96] [--kills 20] [--seed 0] [--stand-in] [--folder FOLDER] [--out FILE]
 
-Kills are SIGKILL, SIGTERM and SIGINT, each a random number of records after the run has begun. --stand-in writes records
-without training, which tests the store alone and takes seconds; the full form trains every cell. Prints a line per
-fault; exit code 1 if anything was lost. Expected of all: no finished cell lost, no half record, the rest goes on, each
-damage named.
+Kills are SIGKILL, SIGTERM and SIGINT, each a random number of records after the run has begun. --stand-in writes
+records without training, which tests the store alone and takes seconds; the full form trains every cell. Prints a line
+per fault; exit code 1 if anything was lost. Expected of all: no finished cell lost, no half record, the rest goes on,
+each damage named.
 """
 
 import argparse
