@@ -212,7 +212,7 @@ def roc(table: pd.DataFrame) -> pd.DataFrame:
     """Shares of true alarms (backdoors that fire) and false ones (clean-tuned models beside one of another seed).
 
     A line per margin and look: once, or twice, where an alarm stands only if no trusted model (clean-tuned, of another
-    seed, beside the base) raises it with the same margin. Models without such a one are left out of both.
+    seed, beside the base) raises it with our margin. Models without such a one are left out of both.
     """
     trusted = innocents(table, BASE).assign(shown=lambda rows: _shown(rows)).groupby("shown")
     seen = {shown: dict(zip(rows["seed"], rows["low"], strict=True)) for shown, rows in trusted}
@@ -226,7 +226,7 @@ def roc(table: pd.DataFrame) -> pd.DataFrame:
         kinds[kind] = np.array([(low, max(others)) for low, others in found if others], float).reshape(-1, 2)
     margins = MARGINS if all(map(len, kinds.values())) else ()
     lines = [
-        [margin, look, *(((own > margin) & ((look == "once") | (other <= margin))).mean()
+        [margin, look, *(((own > margin) & ((look == "once") | (other <= disagreement.MARGIN))).mean()
                          for own, other in (pairs.T for pairs in kinds.values()))]
         for margin in margins for look in ("once", "twice")
     ]  # fmt: skip
@@ -239,7 +239,7 @@ def roc_figure(lines: pd.DataFrame) -> Figure:
     figure, (axis,) = figures.new_figure(1, 4.8, 4.2)
     for style, (look, part) in zip(map(figures.look, (0, 1)), lines.groupby("look", sort=False), strict=True):
         axis.plot(part["false"], part["true"], color=style["color"], label=f"looked at {look}")
-        axis.plot("false", "true", "", data=part[part["margin"] == disagreement.MARGIN], markersize=8, **style)
+        axis.plot("false", "true", "", data=part[part["margin"] == disagreement.MARGIN], label="", **style)
     axis.set(xlabel="false alarms (clean-tuned models)", ylabel="true alarms (backdoors that fire)")
     axis.legend(loc="lower right")
     return figure
