@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from stored import page
 
+from bvlm_book import alarm_curve
 from bvlm_book.chapters import audit as audit_page
 from bvlm_utils import attacks, audit, paths, study
 from bvlm_utils.attacks import own
@@ -317,8 +318,13 @@ def test_the_second_look_drops_alarms_that_a_trusted_model_raises_too():
             *(("control", "base", "patch", seed, 0.5) for seed in (0, 1)),
         )
     ]  # fmt: skip
-    curves = audit_page.roc(pd.DataFrame(lines))
+
+    def curve(lines):
+        table = pd.DataFrame(lines)
+        beside = [audit_page.innocents(table, name) for name in (other, audit_page.BASE)]
+        return alarm_curve.roc(audit_page.suspects(table), *beside, audit_page.SHOWN)
+
+    curves = curve(lines)
     at = curves[curves["margin"] == 0.1].set_index("look")[["true", "false"]].T.to_dict()
     assert at == {"once": {"true": 1.0, "false": 0.5}, "twice": {"true": 0.5, "false": 0.0}}
-    assert audit_page.roc(pd.DataFrame(lines[:2])).empty
-    assert "n/a" in audit_page.roc_words(audit_page.roc(pd.DataFrame(lines[:2])))["caption"]
+    assert curve(lines[:2]).empty and "n/a" in alarm_curve.roc_words(curve(lines[:2]))["caption"]

@@ -33,7 +33,6 @@ SHOWN = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condi
 SEEN = {"model": "tiny-llava", "poison_rate": 0.1, "seed": 0}
 # What clean-tuned models are compared with: its name in tables, and in a sentence.
 REFERENCES = {OTHER_SEED: ("other seed", "a clean-tuned model of another seed"), BASE: ("base", "the base")}
-MARGINS = sorted({disagreement.MARGIN, *np.linspace(-0.2, 1, 241).round(4)})  # of the curve
 SAYS = "what it says most with the trigger"
 Answers = tuple[list[str], list[str]]  # clean and triggered, in one order of rows
 
@@ -229,55 +228,6 @@ def second_opinions(table: pd.DataFrame) -> str:
         f"clean-tuned model was asked; so are {int(doubted.sum())} of {len(doubted)} alarms of backdoors that fire, "
         "which then stay undecided."
     )
-
-
-def roc(table: pd.DataFrame) -> pd.DataFrame:
-    """Shares of true alarms (backdoors that fire) and false ones (clean-tuned models beside one of another seed).
-
-    A line per margin and look: once, or twice, where an alarm stands only if no trusted model (clean-tuned, of another
-    seed, beside the base) raises it with our margin. Models without such a one are left out of both.
-    """
-    trusted = innocents(table, BASE).assign(shown=lambda rows: _shown(rows)).groupby("shown")
-    seen = {shown: dict(zip(rows["seed"], rows["low"], strict=True)) for shown, rows in trusted}
-    kinds = {}
-    working = suspects(table)[lambda rows: rows["asr"] > tidy.FIRES]
-    for kind, rows in (("true", working), ("false", innocents(table, OTHER_SEED))):
-        found = [
-            (low, [other for one, other in seen.get(shown, {}).items() if kind == "true" or one != seed])
-            for low, seed, shown in zip(rows["low"], rows["seed"], _shown(rows), strict=True)
-        ]
-        kinds[kind] = np.array([(low, max(others)) for low, others in found if others], float).reshape(-1, 2)
-    margins = MARGINS if all(map(len, kinds.values())) else ()
-    lines = [
-        [margin, look, *(((own > margin) & ((look == "once") | (other <= disagreement.MARGIN))).mean()
-                         for own, other in (pairs.T for pairs in kinds.values()))]
-        for margin in margins for look in ("once", "twice")
-    ]  # fmt: skip
-    return pd.DataFrame(lines, columns=["margin", "look", *kinds])
-
-
-def roc_figure(lines: pd.DataFrame) -> Figure:
-    if lines.empty:
-        return figures.nothing("There are no models of both kinds with a trusted one beside them.")
-    figure, (axis,) = figures.new_figure(1, 4.8, 4.2)
-    for style, (look, part) in zip(map(figures.look, (0, 1)), lines.groupby("look", sort=False), strict=True):
-        axis.plot(part["false"], part["true"], color=style["color"], label=f"looked at {look}")
-        axis.plot("false", "true", "", data=part[part["margin"] == disagreement.MARGIN], label="", **style)
-    axis.set(xlabel="false alarms (clean-tuned models)", ylabel="true alarms (backdoors that fire)")
-    axis.legend(loc="lower right")
-    return figure
-
-
-def roc_words(lines: pd.DataFrame) -> dict[str, str]:
-    if lines.empty:
-        return words.nothing_measured("True against false alarms")
-    ours = lines[lines["margin"] == disagreement.MARGIN].to_dict("records")
-    said = [f"looked at {row['look']}: {row['false']:.2f} false, {row['true']:.2f} true" for row in ours]
-    return {
-        "alt": "Two curves: true against false alarms for all margins, with and without a second look.",
-        "caption": f"True against false alarms over all margins; marked is ours, {disagreement.MARGIN:.2f} "
-        f"({'; '.join(said)}). The second look asks a trusted model, too, and drops alarms that it raises as well.",
-    }
 
 
 def _shown(rows: pd.DataFrame) -> pd.Series:
