@@ -162,7 +162,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         tasks += [work for work in group if work.cell.run_id not in kept]
         results = way.tune(tasks, folder / "cache") if tasks else []
         clock.lap("tune", max(1, len(tasks)))
-        _write_controls(bench, mine, results, folder, clock)
+        write_controls(bench, mine, results, folder, clock)
     fresh = iter(results[len(mine) :])
     tuned = [
         tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in kept else next(fresh)
@@ -174,7 +174,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         with lacking(controls, folder, wait=True) as left:
             if left:  # who was at work on them has failed or died
                 tuned_now = way.tune([Work(control, manifest(bench, control)) for control in left])
-                _write_controls(bench, left, tuned_now, folder, clock)
+                write_controls(bench, left, tuned_now, folder, clock)
         clock.lap("control of another process", len(group))
     known = [known_answers(way, work.cell, work.asked, folder) for work in group]
     clock.lap("base and control", len(group))
@@ -186,7 +186,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     return ended
 
 
-def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], folder: Path, clock: Clock) -> None:
+def write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], folder: Path, clock: Clock) -> None:
     """Put controls into the store; their results are the first of `results`."""
     for control, result in zip(controls, results, strict=False):
         about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
@@ -246,7 +246,7 @@ def _write(
     """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, folder, work.asked)
-    frame, unit = _judge(bench, cell, work.asked, answers)
+    frame, unit = judged(bench, cell, work.asked, answers)
     threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         return _write_skipped(cell, folder, _unjudged(work))
@@ -269,14 +269,20 @@ def _write(
     return "done"
 
 
-def _judge(
-    bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, dict[str, list[str]]]
+def judged(
+    bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]
 ) -> tuple[pd.DataFrame, str]:
-    """Every response with its verdict, for the three models, and the name of the utility."""
+    """Every response with its verdict, subject by subject, and the name of the utility.
+
+    answers: what subjects (`judge.SUBJECTS`) say. Without base and control, all eligible rows are judged.
+    """
     threat, test, frames, unit = cell.resolved_threat, bench.rows["test"], [], ""
     clean = asked[0].key(bench)  # the first is the clean condition
-    judged = judge.judged_rows(threat, answers["base"][clean], answers["control"][clean])
-    for subject in judge.SUBJECTS:
+    rows_judged = [True] * len(asked[0].positions)
+    if "base" in answers:
+        trusted = answers.get("control", answers["base"])
+        rows_judged = judge.judged_rows(threat, answers["base"][clean], trusted[clean])
+    for subject in filter(answers.__contains__, judge.SUBJECTS):
         for question in asked:
             samples = [test[position] for position in question.positions]
             texts = answers[subject][question.key(bench)]
@@ -285,7 +291,7 @@ def _judge(
             elif question.part == "skill":
                 frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
             else:
-                counts = judged if question.part == "attack" else [True] * len(samples)
+                counts = rows_judged if question.part == "attack" else [True] * len(samples)
                 frame = judge.judge(
                     threat, subject, question.condition, samples, question.prompts, texts, counts, question.part
                 )
