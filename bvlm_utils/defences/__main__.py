@@ -3,14 +3,22 @@
 python -m bvlm_utils.defences list [--moment M]                      the defences, and what each needs
 python -m bvlm_utils.defences repair ADAPTER --method M --out FOLDER   a repaired adapter, measured before and after
 python -m bvlm_utils.defences find-rows DATA.json --model MODEL        the suspicious rows of a training file
+python -m bvlm_utils.defences zoo STORE --out FOLDER                   adapters whose truth is known, packed
+python -m bvlm_utils.defences challenge SCORES.csv                     how well scores tell them apart
 """
 
 import argparse
 import sys
 
 from bvlm_utils import command
-from bvlm_utils.defences import defence, find_rows
+from bvlm_utils.defences import challenge, defence, find_rows, zoo
 from bvlm_utils.defences.declare import MOMENTS
+
+OTHERS = {  # commands of modules of their own
+    "find-rows": (find_rows, "the suspicious rows of a training file"),
+    "zoo": (zoo, "adapters whose truth is known, packed from stores"),
+    "challenge": (challenge, "how well scores tell the zoo's adapters apart"),
+}
 
 
 def _parser() -> command.Parser:
@@ -19,13 +27,14 @@ def _parser() -> command.Parser:
     listed = commands.add_parser("list", help="the defences, and what each needs")
     listed.add_argument("--moment", choices=list(MOMENTS), help="only those that act then")
     _repair_options(commands.add_parser("repair", help="a repaired adapter, with a card of what was measured"))
-    find_rows.add_arguments(commands.add_parser("find-rows", help="the suspicious rows of a training file"))
+    for name, (module, about) in OTHERS.items():
+        module.add_arguments(commands.add_parser(name, help=about))
     return parser
 
 
 def _act(given: argparse.Namespace) -> int:
-    if given.command == "find-rows":
-        return find_rows.run(given)
+    if given.command in OTHERS:
+        return OTHERS[given.command][0].run(given) or 0
     if given.command == "list":
         print(table(given.moment))
         return 0
