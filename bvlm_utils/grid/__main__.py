@@ -41,6 +41,7 @@ from bvlm_utils.grid import (
 from bvlm_utils.grid.file import Job, load, shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched
+from bvlm_utils.models import names
 from bvlm_utils.run import study
 from bvlm_utils.store.cell import Cell
 
@@ -328,6 +329,8 @@ def _act(chosen: argparse.Namespace) -> int | None:
     else:
         grid_dask.check(chosen.workers, chosen.scheduler)
         this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
+        if chosen.scheduler is None and any(cell.four_bit for cell in wanted):  # else its workers know
+            names.check_four_bit()
         if chosen.dry_run:
             status(jobs, store, every_cell=True)
             return forecast(wanted, this.folder, chosen.card * 1e9)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from stored import page
 
+from bvlm_book import alarm_curve
 from bvlm_book.chapters import audit as audit_page
 from bvlm_utils import attacks, audit, paths, study
 from bvlm_utils.attacks import own
@@ -302,3 +303,28 @@ def test_a_wrong_value_is_one_sentence_and_exit_code_2(arguments, said, capsys):
 def test_the_page_side_does_not_import_torch():
     code = "import sys\nfrom bvlm_book.chapters import audit\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=paths.ROOT)
+
+
+def test_the_second_look_drops_alarms_that_a_trusted_model_raises_too():
+    """Two backdoors and two clean models under two triggers; the second trigger disturbs any model."""
+    other = audit_page.OTHER_SEED
+    same = dict.fromkeys(audit_page.COLUMNS) | {"model": "m", "threat": "t", "asr": 1.0}
+    lines = [
+        same | {"subject": subject, "reference": reference, "attack": attack, "seed": seed, "low": low}
+        for subject, reference, attack, seed, low in (
+            ("poisoned", "control", "word", 0, 0.8), ("poisoned", "control", "patch", 0, 0.8),
+            ("control", other, "word", 1, 0.0), ("control", other, "patch", 1, 0.4),
+            *(("control", "base", "word", seed, 0.0) for seed in (0, 1)),
+            *(("control", "base", "patch", seed, 0.5) for seed in (0, 1)),
+        )
+    ]  # fmt: skip
+
+    def curve(lines):
+        table = pd.DataFrame(lines)
+        beside = [audit_page.innocents(table, name) for name in (other, audit_page.BASE)]
+        return alarm_curve.roc(audit_page.suspects(table), *beside, audit_page.SHOWN)
+
+    curves = curve(lines)
+    at = curves[curves["margin"] == 0.1].set_index("look")[["true", "false"]].T.to_dict()
+    assert at == {"once": {"true": 1.0, "false": 0.5}, "twice": {"true": 0.5, "false": 0.0}}
+    assert curve(lines[:2]).empty and "n/a" in alarm_curve.roc_words(curve(lines[:2]))["caption"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bvlm_book import tables, words
+from bvlm_book import rules, tables, words
 from bvlm_book.words import evidence, extreme
 from bvlm_utils import attacks, data, store
 from bvlm_utils.data import scenes
@@ -92,3 +92,13 @@ def elsewhere(table: pd.DataFrame) -> str:
             ]
             said.append(f"{name} at most on {' and '.join(at_most)}")
     return f"On pictures without the source, the target is named all the same: {'; '.join(said)}. {evidence(rows)}"
+
+
+def unperturbed(table: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Shadowcast beside the same rows without any change to their pictures (eps=0), by the strict test, to read."""
+    return tables.readable(rules.memorised(rules.rates(table, model)), {
+        "threat": words.threat, "poison rate": words.rate, "poisoned rows": lambda r: int(r["n_poisoned"]),
+        "Shadowcast": words.interval,
+        "pictures unchanged": lambda r: words.number(*(r[f"{n}_unperturbed"] for n in ("value", "low", "high"))),
+        "seeds": lambda r: int(r["n_seeds"]),
+    })  # fmt: skip
