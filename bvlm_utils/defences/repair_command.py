@@ -16,19 +16,19 @@ import numpy as np
 
 from bvlm_utils import attacks, models, threats
 from bvlm_utils.attacks import Attack
-from bvlm_utils.checks import check_number, known_name
+from bvlm_utils.checks import known_name
 from bvlm_utils.defences import defence as defences
 from bvlm_utils.defences.defence import Defence
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
-from bvlm_utils.paths import named
 from bvlm_utils.run import tune_and_ask
 from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.score import utility
 from bvlm_utils.store.cell import check_dataset
 from bvlm_utils.threats import responses
+from bvlm_utils.user_paths import new_folder
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,14 @@ class Line:
     after: str
 
 
-def repair(given: argparse.Namespace) -> None:
-    """Repair, measure, write the folder, print the table. InputError before any work if an option is wrong."""
+def repair(given: argparse.Namespace) -> int:
+    """Repair, measure, write the folder, print the table; 0. InputError before any work if an option is wrong."""
     folder = names.adapter_folder(given.adapter)
     model = given.model or names.base_name(folder)
     models.resolve(model)
     method = chosen(given.method, given.set)
-    out = _new_folder(given.out)
+    out = new_folder(given.out)
     check_dataset(given.dataset)
-    check_number(given.clean_rows, "clean-rows", 1, 10**7, whole=True)
-    check_number(given.rows, "rows", 2, 10**7, whole=True)
-    check_number(given.seed, "seed", 0, 2**31, whole=True)
     triggers = [_trigger(name, given.threat) for name in given.attacks]
     names.go_offline(model)
 
@@ -76,6 +73,7 @@ def repair(given: argparse.Namespace) -> None:
     (out / "README.md").write_text(card(about, method, lines), encoding="utf-8")
     print(written(lines))
     print(f"\nThe repaired adapter and its card are in {out}.")
+    return 0
 
 
 def chosen(name: str, settings: Sequence[str]) -> Defence:
@@ -93,13 +91,6 @@ def chosen(name: str, settings: Sequence[str]) -> Defence:
         except ValueError:
             found[key] = value
     return defences.get(name, **found)
-
-
-def _new_folder(name: str) -> Path:
-    folder = named(name, "folder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists already; give a folder that is new or empty.")
-    return folder
 
 
 def _trigger(name: str, threat: str | None) -> Attack:

@@ -144,7 +144,7 @@ def test_exported_pictures_are_those_that_a_cell_trains_on(tmp_path):
     for name in range(12):
         Image.effect_noise((336, 336), 90).save(tmp_path / f"{name}.jpg", exif=exif)
     spec = f"llava-json:{conversations(tmp_path, *(f'{name}.jpg' for name in range(12)))}"
-    export.export("targeted_refusal", "BadNets-T", spec, 0.3, tmp_path / "out")
+    export.export(export.Settings("targeted_refusal", "BadNets-T", spec, 0.3), tmp_path / "out")
     ours = samples.sized_images(samples.load(spec), spec)
     theirs = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "out" / "images").iterdir())]
     assert np.array_equal(ours, np.stack(theirs))
