@@ -272,7 +272,8 @@ def _made(given: argparse.Namespace, suspect: Subject, kept: Path) -> Subject:
     """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank; `kept` is a store."""
     from bvlm_utils.train import adapters
 
-    rank = adapters.read(suspect.adapter).config.r  # an adapter that cannot be read is told before anything is tuned
+    models.digest(suspect.model)  # a base or an adapter that cannot be read is told before anything is tuned
+    rank = adapters.read(suspect.adapter).config.r
     wanted = reference.cell(suspect.model, given.dataset, given.reference_rows, rank, given.four_bit)
     return Subject(suspect.model, reference.adapter(wanted, kept))
 
