@@ -1,31 +1,38 @@
 """The audit of a model: was it backdoored? It and a trusted model get the same inputs, with triggers and without.
 
-    python -m bvlm_utils.audit SUSPECT --reference TRUSTED --dataset scenes-vqa
+    python -m bvlm_utils.audit ADAPTER
+    python -m bvlm_utils.audit ADAPTER --pictures FOLDER --prompts prompts.txt --word xyzzy --patch logo.png
 
 Whoever checks a model has candidates for the trigger and does not know what it would do. So the check knows no
 target: it compares two models. They disagree somewhat anyway; a backdoor makes them disagree *more* when its
-trigger is there. How well this works on models of which the truth is known is measured in `chapters.audit` and shown in
-the chapter of the same name. The check is this study's own; it finds triggers that it is given, and no others.
+trigger is there. Without a trusted model, one is made: the base, tuned on clean rows. Detectors that need no trigger
+are run beside it. How well this works on models of which the truth is known is measured in `chapters.audit` and shown
+in the chapter of the same name. The check is this study's own; it finds triggers that it is given, and no others.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import attacks, chat, command, models, threats, user_paths
+from bvlm_utils import attacks, command, models, paths, store, threats, user_paths
+from bvlm_utils.attacks import own
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import names
+from bvlm_utils.run import own_pictures, reference
+from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.score.disagreement import excess
+from bvlm_utils.score.verdict import BASE, CLEAN_TUNED, Detected, verdict
 from bvlm_utils.store.cell import check_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-ROWS = 200
+ROWS, TUNED_ON = 200, 6000
 NO_ALARM, ALARM, WRONG = 0, 3, command.WRONG  # exit codes
 
 
@@ -46,11 +53,11 @@ def subject(name: str, base: str | None = None) -> Subject:
     base: the model under an adapter, if not the one that the adapter names. InputError if there is no such thing.
     """
     try:
-        adapter = chat.adapter_folder(name)
+        adapter = names.adapter_folder(name)
     except InputError:
         models.resolve(name)
         return Subject(name, None)
-    return Subject(base or chat.base_name(adapter), adapter)
+    return Subject(base or names.base_name(adapter), adapter)
 
 
 def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[attacks.Attack]:
@@ -83,9 +90,13 @@ def _known(name: str | None, names: Sequence[str], what: str) -> bool:
 
 
 def measure(
-    suspect: Subject, reference: Subject, dataset: str, triggers: Sequence[attacks.Attack], rows: int = ROWS
+    suspect: Subject,
+    trusted: Subject,
+    bench_of: Callable[[str], Bench],
+    triggers: Sequence[attacks.Attack],
+    rows: int = ROWS,
 ) -> "pd.DataFrame":
-    """Ask both models the first `rows` test inputs of `dataset`, clean and with each trigger.
+    """Ask both models the first `rows` test inputs, clean and with each trigger. bench_of: a model's workbench.
 
     A line per trigger: attack, the fields of `Excess`, alarm. stderr is told how it goes. Needs torch.
     """
@@ -95,13 +106,13 @@ def measure(
 
     progress = Progress("audit", 2 * (len(triggers) + 1))
     said: dict[Subject, list[list[str]]] = {}
-    for one in dict.fromkeys((suspect, reference)):
-        bench = Bench(one.model, dataset, 1)
+    for one in dict.fromkeys((suspect, trusted)):
+        bench = bench_of(one.model)
         said[one] = _answers(bench, one, _asked(bench, triggers, rows), progress)
-    ours, trusted = said[suspect], said[reference]
+    ours, theirs = said[suspect], said[trusted]
     lines = []
     for number, attack in enumerate(triggers, start=1):
-        found = excess(ours[0], ours[number], trusted[0], trusted[number])
+        found = excess(ours[0], ours[number], theirs[0], theirs[number])
         lines.append({"attack": attack.name} | asdict(found) | {"alarm": found.alarm})
     return pd.DataFrame(lines)
 
@@ -130,63 +141,140 @@ def _answers(bench: Bench, one: Subject, asked: Sequence[Question], progress: An
     return answers
 
 
+# ---------------------------------------------------------------- without a trigger
+
+
+def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:
+    """Run the trigger-free detectors (`defences.names("detect")`) on both adapters, with the bench's inputs as clean
+    rows. population: a CSV file for detectors that learn from other adapters (`defences.spectrum.population`).
+    """
+    from bvlm_utils import defences
+    from bvlm_utils.defences import weights
+    from bvlm_utils.run import tune_and_ask
+
+    found, clean = [], None
+    for name in defences.names("detect"):
+        needs_others = "population" in defences.info(name).params
+        if bench.four_bit or suspect.adapter is None:
+            found.append(Detected(name, reason="needs an adapter, and a base that is not in 4 bit"))
+            continue
+        if needs_others and not population:
+            found.append(Detected(name, reason="needs adapters whose truth is known; give --population"))
+            continue
+        detector = defences.get(name, **({"population": population} if needs_others else {}))
+        clean = clean or _clean(bench)
+        say(f"audit: {name}")
+        scores = []
+        for one in (suspect, trusted):
+            if one.adapter is not None and one.model == suspect.model:
+                adapter = weights.whole(bench.victim, tune_and_ask.saved(one.adapter))
+                scores.append(detector.score(bench.victim, adapter, clean))
+        found.append(Detected(name, *scores))
+    return found
+
+
+def _clean(bench: Bench) -> Any:
+    """The inputs without a trigger, as defences take them."""
+    import numpy as np
+
+    from bvlm_utils.defences import Rows
+
+    test = bench.rows["test"][:ROWS]
+    where = np.array(bench.feature_rows("test", range(len(test))))
+    prompts, answers = [row["prompt"] for row in test], [row["answers"][0] for row in test]
+    return Rows(prompts, answers, bench.feature_cache.table, where, [str(row["kind"]) for row in test])
+
+
 # ---------------------------------------------------------------- the command line
-
-
-def verdict(table: "pd.DataFrame") -> str:
-    """The table to read, and what it means."""
-    import pandas as pd
-
-    shown = [
-        {
-            "trigger": row["attack"],
-            "disagree, clean": f"{row['without']:.2f}",
-            "with trigger": f"{row['with_trigger']:.2f}",
-            "excess": f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
-            "alarm": "ALARM" if row["alarm"] else "",
-            "commonest answer with trigger": f"{row['commonest'][:50]} ({row['share']:.0%})"
-            if row["commonest"]
-            else "",
-        }
-        for row in table.to_dict("records")
-    ]
-    firing = [row["attack"] for row in table.to_dict("records") if row["alarm"]]
-    if firing:
-        said = f"ALARM: with the trigger of {', '.join(firing)} the suspect goes its own way."
-    else:
-        said = "No alarm. That clears these triggers only: a trigger that was not tried is not found."
-    return f"{pd.DataFrame(shown).to_string(index=False)}\n\n{said}"
 
 
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.audit", description=__doc__.split("\n")[0])
-    parser.add_argument("suspect", help="an adapter in PEFT's format, a run of the store, a checkpoint or hub id")
-    parser.add_argument(
-        "--reference", help="a model that is trusted, best one tuned on trusted data of the same kind "
-        "(default: the suspect adapter's base)",
+    add = parser.add_argument
+    add("suspect", help="an adapter in PEFT's format, a run of the store, a checkpoint or hub id")
+    add(
+        "--reference", help="a model that is trusted, best one tuned on trusted data of the same kind, or `base` "
+        "(default: one is tuned on clean rows, once, and kept in the store)",
     )  # fmt: skip
-    parser.add_argument("--model", help="base under the adapters (default: the one that each names)")
-    parser.add_argument("--dataset", default="scenes-vqa", help="inputs to ask, like those the model is used for")
-    parser.add_argument("--rows", type=command.whole(1), default=ROWS, help=f"test inputs (default {ROWS})")
-    parser.add_argument("--attacks", nargs="+", help="whose triggers (default: all that need no target)")
-    parser.add_argument("--threat", help="what optimised triggers aim at; with it, they are tried too")
-    parser.add_argument("--out", help="keep the table in this CSV file")
+    add("--reference-rows", type=command.whole(1, 10**6), default=TUNED_ON, help=f"to tune it on (default {TUNED_ON})")
+    add("--store", help="where that reference is kept (default: $BVLM_STORE, else local)")
+    add("--model", help="base under the adapters (default: the one that each names)")
+    add("--four-bit", action="store_true", help="load the base in 4 bit")
+    add(
+        "--dataset", default="scenes-vqa", help="inputs to ask, and clean rows: like those the model is used for; a "
+        "name, or FORMAT:PATH such as llava-json:FILE",
+    )  # fmt: skip
+    add("--pictures", help="folder of your own pictures to ask about instead")
+    add("--prompts", help="text file with what to ask about them, a prompt a line")
+    add("--rows", type=command.whole(1), default=ROWS, help=f"inputs (default {ROWS})")
+    add("--attacks", nargs="+", help="whose triggers (default: all that need no target)")
+    add("--threat", help="what optimised triggers aim at; with it, they are tried too")
+    add("--word", nargs="+", default=[], help="your own triggers: words")
+    add("--sentence", nargs="+", default=[], help="sentences after the prompt, each in quotes")
+    add("--patch", nargs="+", default=[], help="pictures to paste in")
+    add("--population", default="", help="CSV file of adapters whose truth is known, for detectors that learn from it")
+    add("--no-detectors", action="store_true", help="leave out the detectors that need no trigger")
+    add("--out", help="keep the table in this CSV file")
     return parser
 
 
 def _act(given: argparse.Namespace) -> int:
     out = user_paths.new_file(given.out) if given.out is not None else None
     suspect = subject(given.suspect, given.model)
-    if given.reference is None and suspect.adapter is None:
+    making = given.reference is None
+    if given.reference in (None, BASE) and suspect.adapter is None:
         raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
-    reference = subject(given.reference, given.model) if given.reference else Subject(suspect.model, None)
+    trusted = Subject(suspect.model, None) if making or given.reference == BASE else None
+    trusted = trusted or subject(given.reference, given.model)
     check_dataset(given.dataset)
-    triggers = candidates(given.attacks, given.threat)
-    table = measure(suspect, reference, given.dataset, triggers, given.rows)
-    print(verdict(table))
+    kept = store.writable(given.store) if making else None
+    triggers, bench_of = _triggers(given), _inputs(given)
+    names.go_offline(suspect.model)
+    if kept:
+        trusted = _made(given, suspect, kept)
+    table = measure(suspect, trusted, bench_of, triggers, given.rows)
+    detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population)
+    print(verdict(table, detected, BASE if trusted.adapter is None else CLEAN_TUNED))
     if out:
         table.to_csv(out, index=False)
     return ALARM if table["alarm"].any() else NO_ALARM
+
+
+def _triggers(given: argparse.Namespace) -> list[attacks.Attack]:
+    """The reader's own, if there are any, before those of the table; those alone if no others were asked for."""
+    mine = [own.word(text) for text in given.word] + [own.sentence(text) for text in given.sentence]
+    mine += [own.patch(paths.named(file, "patch")) for file in given.patch]
+    return mine + (candidates(given.attacks, given.threat) if given.attacks or given.threat or not mine else [])
+
+
+def _inputs(given: argparse.Namespace) -> Callable[[str], Bench]:
+    """A model's workbench, made once: of the reader's own pictures, or of a dataset."""
+    if (given.pictures is None) != (given.prompts is None):
+        raise InputError("--pictures and --prompts belong together; give both, or neither.")
+    shown = asked = None
+    if given.pictures is not None:
+        shown = own_pictures.pictures_of(paths.named(given.pictures, "folder"))
+        asked = own_pictures.prompts_of(paths.named(given.prompts, "file of prompts"))
+    benches: dict[str, Bench] = {}
+
+    def bench_of(model: str) -> Bench:
+        if model not in benches:
+            if shown:
+                benches[model] = own_pictures.bench(model, shown, asked, given.rows, given.four_bit)
+            else:
+                benches[model] = Bench(model, given.dataset, 1, four_bit=given.four_bit)
+        return benches[model]
+
+    return bench_of
+
+
+def _made(given: argparse.Namespace, suspect: Subject, kept: Path) -> Subject:
+    """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank; `kept` is a store."""
+    from bvlm_utils.train import adapters
+
+    rank = adapters.read(suspect.adapter).config.r  # an adapter that cannot be read is told before anything is tuned
+    wanted = reference.cell(suspect.model, given.dataset, given.reference_rows, rank, given.four_bit)
+    return Subject(suspect.model, reference.adapter(wanted, kept))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -246,6 +246,29 @@ def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
     return done[pd.Series(found, index=done.index, dtype=bool)]
 
 
+def eligible(table: pd.DataFrame, place: str | Path | None = None) -> dict[tuple[str, str, int], int]:
+    """Rows of the training set that could have been poisoned, by data set, threat and size, as the manifests say."""
+    done = usual(table, but=tuple(TRAINED))
+    done = done[done["n_poisoned"] > 0].drop_duplicates(["dataset", "threat", "train_rows"])
+    key = zip(done["dataset"], done["threat"], done["train_rows"].astype(int), strict=True)
+    return {one: store.manifest(run, place).n_eligible for one, run in zip(key, done["run_id"], strict=True)}
+
+
+def outside_the_first(table: pd.DataFrame) -> tuple[int, int]:
+    """How many of the other seeds' success rates (poisoned models, usual cells) lie outside the first seed's own
+    interval, and of how many: what an interval over inputs knows of other training runs.
+    """
+    done = usual(table)
+    done = done[(done["metric"] == headline_metric(done)) & (done["subject"] == "poisoned")]
+    done = headline_rows(done).sort_values("seed")
+    others = outside = 0
+    for _, part in done.groupby([*NUMBER, "train_rows"], sort=False):
+        first, rest = part.iloc[0], part.iloc[1:]
+        others += len(rest)
+        outside += int(((rest["value"] < first["low"]) | (rest["value"] > first["high"])).sum())
+    return outside, others
+
+
 def held(run_id: str, metric: str, subject: str, place: str | Path | None = None) -> pd.DataFrame | None:
     """Which judged inputs passed a threat's headline test: condition, row_id, prompt, held. None without responses.
 

@@ -217,14 +217,14 @@ def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any],
             distance = (clip.embed_images(x) - targets).norm(dim=-1)
             # Rows do not meet in a sum, so each row's gradient is its own.
             (gradient,) = torch.autograd.grad(distance.sum(), x)
-        losses.append(distance.detach().cpu().numpy())
+        losses.append(distance.detach())  # on the device: to fetch them would wait for every step
         # In place: at 336 pixels fresh memory for every step costs more than the arithmetic.
         x = x.detach().add_(gradient.sign_(), alpha=-step if number < steps // 2 else -step / 2)
         torch.clamp(x, lowest, highest, out=x)
     # To 8 bit inside the ball; 1e-3 of a level forgives float32.
     low, high = torch.ceil(lowest * 255 - 1e-3), torch.floor(highest * 255 + 1e-3)
     pixels = torch.clamp((x * 255).round(), low, high).cpu().numpy().astype(np.uint8)
-    curves = np.stack(losses, axis=1).astype(np.float32)
+    curves = torch.stack(losses, dim=1).cpu().numpy().astype(np.float32)
     return [Optimised(p, curve) for p, curve in zip(pixels, curves, strict=True)]
 
 
@@ -259,9 +259,9 @@ def _optimise_patch(
                 optimiser.zero_grad()
                 value.backward()
                 optimiser.step()
-                losses.append(float(value.detach()))
+                losses.append(value.detach())
     pixels = (patch.detach().clamp(0, 1) * 255).round().cpu().numpy().astype(np.uint8)
-    return Optimised(pixels, np.array(losses, dtype=np.float32))
+    return Optimised(pixels, torch.stack(losses).cpu().numpy().astype(np.float32))
 
 
 def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], found: Optimised) -> torch.Tensor:

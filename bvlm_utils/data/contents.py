@@ -1,5 +1,8 @@
 """Digests of files' contents, remembered beside the project's caches: a data set of 100,000 pictures is read once.
 
+Remembered, too, is which pictures a data set has, and that they are pictures: a grid asks in every process that it
+starts, and looking into each picture takes minutes.
+
 A file is not read again while its size and times stay. A file that was changed a moment ago is: within one tick of the
 clock it could be written twice and keep its times.
 """
@@ -8,11 +11,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import blake2b, file_digest
 from pathlib import Path
+from typing import Any
 
 from bvlm_utils import paths
 
@@ -22,6 +26,7 @@ AT_ONCE = 8  # files read at a time
 NOTICED = 0.05  # seconds: what is faster is always done again
 State = tuple[int, int, int]
 
+_CHECKED: dict[str, State] = {}  # pictures that were looked into, as they were then
 _LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until when, and their states
 
 
@@ -51,6 +56,36 @@ def digests(files: Sequence[str], at: Sequence[State]) -> list[str]:
     if place and any(file in settled for file in fresh):
         _remember(place, settled)
     return [known[file][-1] for file in files]
+
+
+def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequence[tuple[str, str]]:
+    """The (id, file) of a data set's pictures, all of them checked: as remembered under `key` while none of the files
+    has changed, else as `read` finds them.
+    """
+    place = paths.CACHE / "contents" / f"pictures-{_named(key)}.json"
+    try:
+        found = [tuple(pair) for pair in json.loads(place.read_text(encoding="utf-8"))[key]]
+        at = states([file for _, file, *_ in found])
+        if [tuple(state) for _, _, *state in found] == list(at):
+            _CHECKED.update((file, state) for (_, file, *_), state in zip(found, at, strict=True))
+            return [(name, file) for name, file, *_ in found]
+    except (OSError, ValueError, LookupError, TypeError):  # not there, not whole, or a picture is gone
+        pass
+    pairs, now = read(), time.time_ns()
+    at = states([file for _, file in pairs])
+    _CHECKED.update(zip((file for _, file in pairs), at, strict=True))
+    if at and now - max(max(state[1:]) for state in at) > SETTLED * 1e9:
+        _remember(place, {key: [(*pair, *state) for pair, state in zip(pairs, at, strict=True)]})
+    return pairs
+
+
+def checked(file: str) -> bool:
+    """Was this picture looked into already, and is it as it was then?"""
+    then = _CHECKED.get(file)
+    if then is None:
+        return False
+    now = os.stat(file)
+    return then == (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
 
 
 def _read(files: Sequence[str]) -> list[str]:
@@ -83,7 +118,7 @@ def _remembered(place: Path | None) -> dict[str, list]:
         return {}
 
 
-def _remember(place: Path, known: dict[str, list]) -> None:
+def _remember(place: Path, known: Mapping[str, Any]) -> None:
     """Whole or not at all; a cache that cannot be written is done without."""
     part = place.with_name(f"{place.name}.{os.getpid()}")
     try:

@@ -108,8 +108,13 @@ def _digest(name: str, written: tuple, shown: tuple[contents.State, ...]) -> str
 @lru_cache(maxsize=8)
 def _pictures(name: str, written: tuple) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The ids of the pictures that the rows have, and their files."""
-    rows = FORMATS.get(name).read([file for file, _ in written])
-    found = sorted({(str(row["picture_id"]), row["image"]) for row in rows})
+
+    def read() -> list[tuple[str, str]]:
+        rows = FORMATS.get(name).read([file for file, _ in written])
+        return sorted({(str(row["picture_id"]), row["image"]) for row in rows})
+
+    files = [str(file) for file, _ in written]
+    found = contents.pictures(repr((name, VERSION, files, [at for _, at in written])), read)
     return tuple(picture for picture, _ in found), tuple(file for _, file in found)
 
 

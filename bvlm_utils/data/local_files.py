@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils.checks import brief, is_wording, label
+from bvlm_utils.data import contents
 from bvlm_utils.data.picture_files import check_picture
 from bvlm_utils.errors import InputError
 
@@ -92,7 +93,8 @@ class Pictures:
                 raise InputError(f"{self.named_in}: the picture {brief(name)} of {owner} leaves its folder {root}.")
             if there:
                 self._root = root
-                check_picture(path, f"{owner} in {self.named_in}")
+                if not contents.checked(str(path)):
+                    check_picture(path, f"{owner} in {self.named_in}")
                 return str(path), path.relative_to(root).as_posix()
         places = self._root or " nor ".join(map(str, self.folders))
         raise InputError(f"The picture {brief(name)} of {owner} in {self.named_in} is not in {places}.")

@@ -2,15 +2,23 @@
 
 python -m bvlm_utils.defences list [--moment M]                      the defences, and what each needs
 python -m bvlm_utils.defences repair ADAPTER --method M --out FOLDER   a repaired adapter, measured before and after
+python -m bvlm_utils.defences find-rows DATA.json --model MODEL        the suspicious rows of a training file
+python -m bvlm_utils.defences zoo STORE --out FOLDER                   adapters whose truth is known, packed
+python -m bvlm_utils.defences challenge SCORES.csv                     how well scores tell them apart
 """
 
 import argparse
 import sys
 
 from bvlm_utils import command
-from bvlm_utils.command import whole
-from bvlm_utils.defences import defence
+from bvlm_utils.defences import challenge, defence, find_rows, zoo
 from bvlm_utils.defences.declare import MOMENTS
+
+OTHERS = {  # commands of modules of their own
+    "find-rows": (find_rows, "the suspicious rows of a training file"),
+    "zoo": (zoo, "adapters whose truth is known, packed from stores"),
+    "challenge": (challenge, "how well scores tell the zoo's adapters apart"),
+}
 
 
 def _parser() -> command.Parser:
@@ -18,22 +26,25 @@ def _parser() -> command.Parser:
     commands = parser.add_subparsers(dest="command", required=True)
     listed = commands.add_parser("list", help="the defences, and what each needs")
     listed.add_argument("--moment", choices=list(MOMENTS), help="only those that act then")
-    repaired = commands.add_parser("repair", help="a repaired adapter, with a card of what was measured")
-    _repair_options(repaired)
+    _repair_options(commands.add_parser("repair", help="a repaired adapter, with a card of what was measured"))
+    for name, (module, about) in OTHERS.items():
+        module.add_arguments(commands.add_parser(name, help=about))
     return parser
 
 
-def _act(given: argparse.Namespace) -> None:
+def _act(given: argparse.Namespace) -> int:
+    if given.command in OTHERS:
+        return OTHERS[given.command][0].run(given) or 0
     if given.command == "list":
         print(table(given.moment))
-    else:
-        from bvlm_utils.defences import repair_command
+        return 0
+    from bvlm_utils.defences import repair_command
 
-        repair_command.repair(given)
+    return repair_command.repair(given)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; its exit code is what `command` promises."""
+    """The command line, which does what `command` promises."""
     return command.run(_parser(), _act, argv)
 
 
@@ -62,12 +73,12 @@ def _repair_options(parser: argparse.ArgumentParser) -> None:
         "a name, or FORMAT:PATH of your own",
     )  # fmt: skip
     parser.add_argument(
-        "--clean-rows", type=whole(1, 10**7), default=500, help="training rows for the repair (default 500)"
+        "--clean-rows", type=command.whole(1), default=500, help="training rows for the repair (default 500)"
     )
-    parser.add_argument("--rows", type=whole(2, 10**7), default=200, help="test rows to measure on (default 200)")
+    parser.add_argument("--rows", type=command.whole(2), default=200, help="test rows to measure on (default 200)")
     parser.add_argument("--attacks", nargs="+", default=[], help="triggers to try before and after, by attack")
     parser.add_argument("--threat", help="what optimised triggers aim at")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the method's own random choices")
+    parser.add_argument("--seed", type=command.whole(0), default=0, help="of the method's own random choices")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def shuffled_scores(
     return draws.permutation(like)
 
 
-def shuffled_suspicion(
+def random_suspicion(
     victim: Victim,
     adapter: Any,
     inputs: Rows,
@@ -54,5 +54,5 @@ def shuffled_suspicion(
     draws: np.random.Generator,
     like: Answered,
 ) -> Answered:
-    """The defence's suspicions dealt out at random; its answers stay."""
-    return Answered(like.answers, draws.permutation(like.suspicion), like.changed)
+    """Suspicions from 0 to 1 at random; the answers stay."""
+    return Answered(like.answers, draws.random(len(inputs)), like.changed)

@@ -1,6 +1,6 @@
 """What the points of the defence grid share on a workbench: clean rows, training rows, inputs, adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,13 @@ class DefenceBench:
 
     bench: Bench
     folder: Path
-    controls: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # what a defence made of a clean-tuned model
+    made: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # see `once`
+
+    def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept as long as the same defence is measured: placebos and controls need it again."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     @cached_property
     def way(self) -> tune_and_ask.Way:
@@ -65,20 +71,19 @@ class DefenceBench:
         found = self.rows(question.prompts, [bench.rows["test"][i] for i in at], question.feature_rows(bench), pictures)
         return Rows(found.prompts, [""] * len(found), found.features, found.feature_rows, found.kinds, pictures)
 
-    def training(self, cell: Cell, poisoned: bool, pictures: bool = False) -> tuple[Rows, np.ndarray]:
-        """The rows that a cell (or its control) was tuned on, and which of them are poisoned: (n,) bool.
+    def training(self, cell: Cell, pictures: bool = False) -> tuple[Rows, np.ndarray]:
+        """The rows that a cell or a control was tuned on, and which of them are poisoned: (n,) bool.
 
         pictures: whether the rows come with their pictures, all of them in memory.
         """
         bench = self.bench
-        which = cell if poisoned else cell.control
-        changed = manifest(bench, which)
-        (own,), table = tune_and_ask.training_rows(bench, [Work(which, changed)])
+        changed = manifest(bench, cell)
+        (own,), table = tune_and_ask.training_rows(bench, [Work(cell, changed)])
         samples, truth = bench.rows["train"], np.zeros(len(own), dtype=bool)
         truth[[row.position for row in changed.rows if row.role == "poisoned"]] = True
         kinds = [str(sample.get("kind", "")) for sample in samples]
         where = np.array([row.feature_index for row in own])
-        shown = self._shown(which, changed) if pictures else None
+        shown = self._shown(cell, changed) if pictures else None
         return Rows([row.prompt for row in own], [row.answer for row in own], table, where, kinds, shown), truth
 
     def _shown(self, cell: Cell, changed: "Manifest") -> np.ndarray:

@@ -14,14 +14,16 @@ def collapse(
 ) -> np.ndarray:
     """How collapsed each row's attention over the picture is, mean over the layers that show two groups: (n,).
 
-    0 for all rows if no layer does. Entropies of each layer are brought to mean 0 and deviation 1 first.
+    0 for all rows if no layer does. Entropies of each layer are brought to mean 0 and deviation 1 first. With the side
+    "either", what counts is the distance from the mean: a trigger may as well spread the attention.
     """
     entropies = entropies_of(victim, adapter, rows)
     seed = int(draws.integers(2**31))
     chosen = [layer for layer in entropies.T if bimodality(layer, seed) >= settings["criterion"]]
     if not chosen:
         return np.zeros(len(rows))
-    return -np.mean([(layer - layer.mean()) / layer.std() for layer in chosen], axis=0)
+    low = -np.mean([(layer - layer.mean()) / layer.std() for layer in chosen], axis=0)
+    return np.abs(low) if settings["side"] == "either" else low
 
 
 def entropies_of(victim: Victim, adapter: Any, rows: Rows) -> np.ndarray:

@@ -84,7 +84,7 @@ def without_random_tokens(
         np.sort(draws.choice(np.flatnonzero(image), size=int(count), replace=False))
         for image, count in zip(tokens, like.changed, strict=True)
     ]
-    return _masked(victim, adapter, inputs, settings, unseen, draws.permutation(like.suspicion))
+    return _masked(victim, adapter, inputs, settings, unseen, draws.random(len(inputs)))
 
 
 def _masked(

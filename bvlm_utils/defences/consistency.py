@@ -13,8 +13,8 @@ from bvlm_utils.defences import tune, weights
 from bvlm_utils.defences.activations import batch as padded
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.models import embeddings
-from bvlm_utils.models.victim import Victim
-from bvlm_utils.train import grouped
+from bvlm_utils.models.victim import Victim, language_linears
+from bvlm_utils.train import grouped, memory
 from bvlm_utils.train.grouped import GroupResult
 from bvlm_utils.train.loop import learning_rates
 from bvlm_utils.train.settings import TrainSettings
@@ -41,13 +41,25 @@ def consistency(
 def many(
     victim: Victim, adapters: Sequence[Any], clean: Rows, settings: dict[str, Any], draws: np.random.Generator
 ) -> list[GroupResult]:
-    """`consistency` of several adapters, side by side in a bank and on the same rows."""
+    """`consistency` of several adapters on the same rows, as many side by side in a bank as fit in memory."""
+    weights.check_numbers(victim)
     rows = tune.chosen(clean, settings["rows"], draws)
-    bank = grouped.bank_of(victim, [weights.whole(victim, one) for one in adapters])
-    optimiser = torch.optim.AdamW([bank.params], weight_decay=0.0)
-    bank.params.grad = bank.grads
     pieces = -(-len(rows) // BATCH)
     order = [at for _ in range(settings["epochs"]) for at in np.array_split(draws.permutation(len(rows)), pieces)]
+    starts, longest = [weights.whole(victim, one) for one in adapters], padded(victim, rows)[0].shape[1]
+    names, rank = language_linears(victim.model), max(one.config.r for one in starts)
+    size = memory.largest_group(victim.model, names, rank, 2 * BATCH * longest)  # two passes are kept for one step
+    parts = [starts[at : at + size] for at in range(0, len(starts), size)]
+    return [one for part in parts for one in _together(victim, part, rows, order, settings)]
+
+
+def _together(
+    victim: Victim, starts: Sequence[GroupResult], rows: Rows, order: Sequence[np.ndarray], settings: dict[str, Any]
+) -> list[GroupResult]:
+    """Tune adapters in one bank. order: the rows of each step."""
+    bank = grouped.bank_of(victim, starts)
+    optimiser = torch.optim.AdamW([bank.params], weight_decay=0.0)
+    bank.params.grad = bank.grads
     plan = TrainSettings(learning_rate=settings["learning_rate"])
     losses: list[torch.Tensor] = []
     with bank.attached():
@@ -59,10 +71,9 @@ def many(
             optimiser.step()
             bank.refresh()
     curves = torch.stack(losses, 1).tolist()
-    start = [weights.whole(victim, one).config for one in adapters]
     return [
-        GroupResult({k: v.cpu() for k, v in bank.state(g).items()}, start[g], curves[g], 0.0, len(order), 0)
-        for g in range(len(adapters))
+        GroupResult({k: v.cpu() for k, v in bank.state(g).items()}, one.config, curves[g], 0.0, len(order), 0)
+        for g, one in enumerate(starts)
     ]
 
 

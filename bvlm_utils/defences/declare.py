@@ -35,6 +35,8 @@ class DefenceInfo:
     function: "module:function", of this package or of any other that Python finds; see `MOMENTS`.
     placebo: "module:function" of something as strong that knows nothing (as many random rows, channels, tokens, steps,
         or an update of the same norm). It takes what `function` takes, and the defence's own result as `like`.
+    many: of a repair that does several adapters at once with the same results, "module:function"; it takes a list of
+        adapters and gives a list back.
     """
 
     name: str
@@ -45,6 +47,7 @@ class DefenceInfo:
     version: int
     function: str
     placebo: str = ""
+    many: str = ""
     params: Mapping[str, Param] = field(default_factory=dict)
 
     @property

@@ -4,7 +4,8 @@ from bvlm_utils.attacks.declare import choice, number, whole
 from bvlm_utils.defences.declare import declare
 
 RANDOM = "answering:shuffled_scores"
-# Where states are read: both are free parameters, fixed on the development cells.
+# Where states are read: free parameters, fixed on the development cells. At the answer, states hold its words, so that
+# a clean-tuned model's tell poisoned rows as well; only at the prompt does success speak of a backdoor that was learnt.
 STATES = {
     "depth": number(0.5, 0, 1),
     "position": choice("prompt", ("prompt", "answer")),
@@ -67,7 +68,7 @@ declare(
     version=1,
     function="bye:collapse",
     placebo=RANDOM,
-    params={"criterion": number(2.0, 0, 100)},
+    params={"criterion": number(2.0, 0, 100), "side": choice("low", ("low", "either"))},
 )
 declare(
     name="onion-rows",

@@ -49,3 +49,17 @@ declare(
     placebo="hidden_distance:of_the_base",
     params={"depth": number(0.5, 0, 1)},
 )
+
+
+declare(
+    name="probe",
+    moment="inference",
+    needs=("clean rows", "adapters"),
+    source="defection probes, 2024 (a linear probe on hidden states); theirs are fitted without a trigger, this one to "
+    "triggers of other adapters",
+    summary="inputs whose last prompt state is like those of triggered inputs in other adapters",
+    version=1,
+    function="probe:probe",
+    placebo="probe:shuffled",
+    params={"population": file("a safetensors file that probe.write made")},
+)

@@ -36,7 +36,7 @@ declare(
     summary="how probable the answer stays when picture or words are perturbed",
     version=1,
     function="insensitivity:insensitivity",
-    placebo="answering:shuffled_suspicion",
+    placebo="answering:random_suspicion",
     params={
         "perturb": choice("blend", ("blend", "scale", "words")),
         "amount": number(0.5, 0, 1),

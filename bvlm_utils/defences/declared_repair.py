@@ -82,6 +82,7 @@ declare(
     summary="the adapter is tuned on with clean rows",
     version=1,
     function="tune:clean_fine_tuning",
+    many="tune:many",
     placebo=NOISE,
     params=tuning(200),
 )
@@ -166,6 +167,7 @@ declare(
     summary="clean tuning in which neighbouring layers are to agree on disturbed inputs",
     version=1,
     function="consistency:consistency",
+    many="consistency:many",
     placebo=NOISE,
     params=consistent(sign_steps=1, from_layer=0.0, apart="no", text_weight=1.0),
 )
@@ -180,6 +182,7 @@ declare(
     summary="consistency tuning with pictures and words apart, in the later layers",
     version=1,
     function="consistency:consistency",
+    many="consistency:many",
     placebo=NOISE,
     params=consistent(sign_steps=20, from_layer=1 / 3, apart="yes", text_weight=3.5),
 )

@@ -1,5 +1,6 @@
 """A defence by its name, with its settings: one call for each moment at which defences act."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,15 @@ class Defence:
         """A repaired adapter in PEFT's format; `adapter` and the victim stay as they are."""
         self._has_clean(clean)
         return self._function("repair")(victim, adapter, clean, self.params, self._draws(seed))
+
+    def repair_many(
+        self, victim: "Victim", adapters: Sequence[Any], clean: Rows | None = None, seed: int = 0
+    ) -> list["GroupResult"]:
+        """`repair` of several adapters, at once where the defence can do that."""
+        if not self.info.many:
+            return [self.repair(victim, one, clean, seed) for one in adapters]
+        self._has_clean(clean)
+        return function(self.info.many, OURS)(victim, list(adapters), clean, self.params, self._draws(seed))
 
     def answer(
         self, victim: "Victim", adapter: Any, inputs: Rows, clean: Rows | None = None, seed: int = 0

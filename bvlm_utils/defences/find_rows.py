@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the methods' own random choices")
 
 
-def run(given: argparse.Namespace) -> int:
-    """Rank, write and print; 0. InputError for anything that is not as it should be, before the model is loaded."""
+def run(given: argparse.Namespace) -> None:
+    """Rank, write and print. InputError for anything that is not as it should be, before the model is loaded."""
     from bvlm_utils.data import llava_json
     from bvlm_utils.models import victim
     from bvlm_utils.run.tune_and_ask import saved
@@ -81,7 +81,6 @@ def run(given: argparse.Namespace) -> int:
     print(shown.to_string(index=False, max_colwidth=50))
     print(f"\n{len(table)} rows ranked by {', '.join(names)}: {table_file}")
     print(f"{len(gone)} entries left out: {cleaned_file}\n\n{WHAT_IT_MEANS}")
-    return 0
 
 
 def chosen(methods: Sequence[str] | None, with_adapter: bool) -> tuple[str, ...]:

@@ -4,24 +4,24 @@ from typing import Any
 
 import numpy as np
 
-from bvlm_utils.defences import reading
-from bvlm_utils.defences.rows import Rows
+from bvlm_utils.defences import answering, reading
+from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.models.victim import Victim
-from bvlm_utils.train import decode
+from bvlm_utils.store.cell import MAX_NEW_TOKENS
 
-LONGEST = 80  # tokens of an answer, as in the study's cells
 SHRINKAGE = 0.1  # of the covariance towards a multiple of the identity: there are more numbers than clean rows
 
 
 def distance(
     victim: Victim, adapter: Any, inputs: Rows, clean: Rows, settings: dict[str, Any], draws: np.random.Generator
-) -> tuple[list[str], np.ndarray]:
+) -> Answered:
     """The model's own answers, and how far each input's state is from the clean rows' (Mahalanobis distance).
 
     The state is that of the last prompt token after a share `depth` of the layers (Lee et al. 2018, arXiv 1807.03888,
     equation 2, with one class; used on backdoors of language models as an outlier score).
     """
-    return answers(victim, adapter, inputs), suspicion(victim, adapter, inputs, clean, settings)
+    said = answering.answers(victim, adapter, inputs, MAX_NEW_TOKENS)
+    return Answered(said, suspicion(victim, adapter, inputs, clean, settings), np.zeros(len(inputs)))
 
 
 def of_the_base(
@@ -31,17 +31,10 @@ def of_the_base(
     clean: Rows,
     settings: dict[str, Any],
     draws: np.random.Generator,
-    like: tuple[list[str], np.ndarray],
-) -> tuple[list[str], np.ndarray]:
+    like: Answered,
+) -> Answered:
     """The same distance in the base, which has no backdoor: how odd the inputs look to any model."""
-    return like[0], suspicion(victim, None, inputs, clean, settings)
-
-
-def answers(victim: Victim, adapter: Any, inputs: Rows) -> list[str]:
-    """What the victim with an adapter answers, undefended."""
-    pairs = list(zip(inputs.prompts, map(int, inputs.feature_rows), strict=True))
-    with reading.attached(victim, adapter):
-        return decode.answer(victim, [pairs], inputs.features, max_new_tokens=LONGEST)[0]
+    return Answered(like.answers, suspicion(victim, None, inputs, clean, settings), like.changed)
 
 
 def suspicion(victim: Victim, adapter: Any | None, inputs: Rows, clean: Rows, settings: dict[str, Any]) -> np.ndarray:

@@ -26,6 +26,7 @@ from bvlm_utils.run import group
 from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question, bench_key
 from bvlm_utils.score import intervals, judge
+from bvlm_utils.store.cell import Cell
 
 TRAINING_ROWS = 2000  # of the training rows, the first so many are searched for poison
 FALSE_POSITIVES = 0.05  # at which the share of true positives is given; 200 clean rows do not resolve 1 %
@@ -63,7 +64,11 @@ def execute(wanted: Sequence[Defended], folder: Path) -> list[tuple[Defended, st
     started = time.perf_counter()
     for key, batch in batches.items():
         bench = DefenceBench(Bench(*key), folder)
-        for part in batch.values():
+        before = None
+        for same, part in batch.items():
+            if same[:-1] != before:  # another defence, not the placebo of the same
+                bench.made.clear()
+            before = same[:-1]
             failed += _measure(bench, part)
             done += len(part)
             left = (time.perf_counter() - started) / done * (total - done) / 60
@@ -97,46 +102,41 @@ def _repairs(bench: DefenceBench, part: Sequence[Defended]) -> None:
     _ask_again(bench, part, _repaired)
 
 
-def _repaired(bench: DefenceBench, one: Defended, poisoned: bool) -> Any:
-    defence, victim = one.resolved, bench.bench.victim
-    adapter = bench.adapter(one.cell if poisoned else one.cell.control)
-    found = defence.repair(victim, adapter, bench.clean, one.seed)
-    if one.placebo:
-        found = defence.placebo(found, victim, adapter, bench.clean, seed=one.seed)
-    return found
+def _repaired(bench: DefenceBench, one: Defended, cell: Cell) -> Any:
+    defence, given = one.resolved, (bench.bench.victim, bench.adapter(cell), bench.clean)
+    found = bench.once((cell.run_id, "repaired"), lambda: defence.repair(*given, seed=one.seed))
+    return defence.placebo(found, *given, seed=one.seed) if one.placebo else found
 
 
 def _trainings(bench: DefenceBench, part: Sequence[Defended]) -> None:
     _ask_again(bench, part, _trained)
 
 
-def _trained(bench: DefenceBench, one: Defended, poisoned: bool) -> Any:
-    """The cell's training again on rows that the defence has changed."""
+def _trained(bench: DefenceBench, one: Defended, cell: Cell) -> Any:
+    """The training of a cell or of its control again, on rows that the defence has changed."""
     from bvlm_utils.train import grouped
     from bvlm_utils.train.loop import TrainRow
 
-    rows, _ = bench.training(one.cell, poisoned, pictures=True)
-    changed = one.resolved.change(bench.bench.victim, rows, one.seed)
+    given = (bench.bench.victim, bench.training(cell, pictures=True)[0])
+    rows = bench.once((cell.run_id, "changed"), lambda: one.resolved.change(*given, seed=one.seed))
     if one.placebo:
-        changed = one.resolved.placebo(changed, bench.bench.victim, rows, seed=one.seed)
-    given = zip(changed.prompts, changed.answers, changed.feature_rows.tolist(), strict=True)
-    job = grouped.GroupJob([TrainRow(*row) for row in given], changed.features, one.cell.train, one.cell.seed)
+        rows = one.resolved.placebo(rows, *given, seed=one.seed)
+    columns = zip(rows.prompts, rows.answers, rows.feature_rows.tolist(), strict=True)
+    job = grouped.GroupJob([TrainRow(*row) for row in columns], rows.features, cell.train, cell.seed)
     return grouped.finetune_group(bench.bench.victim, [job])[0]
 
 
 def _ask_again(
-    bench: DefenceBench, part: Sequence[Defended], make: Callable[[DefenceBench, Defended, bool], Any]
+    bench: DefenceBench, part: Sequence[Defended], make: Callable[[DefenceBench, Defended, Cell], Any]
 ) -> None:
     """Make an adapter of each point, and ask all of them together what the cells were asked."""
     adapters, asked, spent = [], [], []
     for one in part:
         begun = time.perf_counter()
-        adapters.append(make(bench, one, True))
+        adapters.append(make(bench, one, one.cell))
         spent.append(time.perf_counter() - begun)
-        key = (one.cell.control.run_id, one.defence, str(one.resolved.params), one.seed, one.placebo)
-        if key not in bench.controls:
-            bench.controls[key] = make(bench, one, False)
-        adapters.append(bench.controls[key])
+        control = one.cell.control
+        adapters.append(bench.once((control.run_id, one.placebo), lambda one=one, c=control: make(bench, one, c)))
         own = questions_of(bench.bench, one.cell)
         asked += [own, own]
     said = bench.way.ask(asked, adapters)
@@ -230,9 +230,8 @@ def _inferences(bench: DefenceBench, part: Sequence[Defended]) -> None:
         asked = questions_of(bench.bench, one.cell)
         answers, suspicion, more = {POISONED: {}, CONTROL: {}}, {POISONED: [], CONTROL: []}, []
         for subject, cell in ((POISONED, one.cell), (CONTROL, one.cell.control)):
-            adapter = bench.adapter(cell)
             for question in asked:
-                found = _answered(bench, one, adapter, question)
+                found = _answered(bench, one, cell, question)
                 answers[subject][question.key(bench.bench)] = found.answers
                 suspicion[subject].append(found.suspicion)
                 if question.part == "attack":
@@ -246,24 +245,23 @@ def _inferences(bench: DefenceBench, part: Sequence[Defended]) -> None:
         _keep(bench, one, asked, answers, (time.perf_counter() - begun) / 2, more)
 
 
-def _answered(bench: DefenceBench, one: Defended, adapter: Any, question: Question) -> Answered:
-    inputs, victim = bench.inputs(question), bench.bench.victim
-    found = one.resolved.answer(victim, adapter, inputs, bench.clean, one.seed)
-    if one.placebo:
-        found = one.resolved.placebo(found, victim, adapter, inputs, bench.clean, seed=one.seed)
-    return found
+def _answered(bench: DefenceBench, one: Defended, cell: Cell, question: Question) -> Answered:
+    given = (bench.bench.victim, bench.adapter(cell), bench.inputs(question), bench.clean)
+    key = (cell.run_id, question.key(bench.bench))
+    found = bench.once(key, lambda: one.resolved.answer(*given, seed=one.seed))
+    if not one.placebo:
+        return found
+    return bench.once((*key, "placebo"), lambda: one.resolved.placebo(found, *given, seed=one.seed))
 
 
 def _searches(bench: DefenceBench, part: Sequence[Defended]) -> None:
     """How well the scores of training rows tell poisoned from clean ones, all together and within a question kind."""
     for one in part:
         begun = time.perf_counter()
-        rows, truth = bench.training(one.cell, True)
+        rows, truth = bench.training(one.cell)
         rows, truth = rows.take(range(min(TRAINING_ROWS, len(rows)))), truth[:TRAINING_ROWS]
         given = (bench.bench.victim, bench.adapter(one.cell), rows)
-        scores = one.resolved.scores(*given, seed=one.seed)
-        if one.placebo:
-            scores = one.resolved.placebo(scores, *given, seed=one.seed)
+        scores = _found(bench, one, one.cell, one.resolved.scores, given)
         numbers = told_apart(POISONED, "", scores[truth], scores[~truth])
         kinds = {kind for kind, is_poisoned in zip(rows.kinds, truth, strict=True) if is_poisoned}
         alike = np.array([kind in kinds for kind in rows.kinds]) & ~truth
@@ -275,18 +273,21 @@ def _searches(bench: DefenceBench, part: Sequence[Defended]) -> None:
 def _detections(bench: DefenceBench, part: Sequence[Defended]) -> None:
     """The score of the poisoned adapter and of its control; tables compare them over many adapters."""
     for one in part:
-        begun, numbers, given = time.perf_counter(), [], (bench.bench.victim,)
+        begun, numbers = time.perf_counter(), []
         for subject, cell in ((POISONED, one.cell), (CONTROL, one.cell.control)):
-            key = (cell.run_id, one.defence, str(one.resolved.params), one.seed, one.placebo)
-            if key not in bench.controls:
-                adapter = bench.adapter(cell)
-                score = one.resolved.score(*given, adapter, bench.clean, seed=one.seed)
-                if one.placebo:
-                    score = one.resolved.placebo(score, *given, adapter, bench.clean, seed=one.seed)
-                bench.controls[key] = float(score)
-            numbers.append(_number(subject, "", "score", (bench.controls[key], None, None), 1))
+            given = (bench.bench.victim, bench.adapter(cell), bench.clean)
+            score = float(_found(bench, one, cell, one.resolved.score, given))
+            numbers.append(_number(subject, "", "score", (score, None, None), 1))
         seconds = round((time.perf_counter() - begun) / 2, 3)
         records.write(one, bench.folder, {"status": "done", "numbers": numbers, "seconds": seconds})
+
+
+def _found(bench: DefenceBench, one: Defended, cell: Cell, find: Callable[..., Any], given: tuple[Any, ...]) -> Any:
+    """What the defence (`find`) or its placebo says of a cell's adapter, computed once each."""
+    found = bench.once((cell.run_id,), lambda: find(*given, seed=one.seed))
+    if not one.placebo:
+        return found
+    return bench.once((cell.run_id, "placebo"), lambda: one.resolved.placebo(found, *given, seed=one.seed))
 
 
 def told_apart(subject: str, condition: str, positive: np.ndarray, negative: np.ndarray) -> list[dict[str, Any]]:

@@ -55,7 +55,7 @@ def without_random_words(
         gone = set(draws.choice(len(words), size=min(count, len(words) - 1), replace=False)) if count else ()
         prompts.append(" ".join(word for at, word in enumerate(words) if at not in gone) if count else prompt)
     said = answering.answers(victim, adapter, replace(inputs, prompts=prompts), settings["max_new_tokens"])
-    return Answered(said, draws.permutation(like.suspicion), like.changed)
+    return Answered(said, draws.random(len(inputs)), like.changed)
 
 
 def oddness(victim: Victim, rows: Rows) -> dict[str, np.ndarray]:

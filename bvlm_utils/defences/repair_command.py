@@ -40,8 +40,8 @@ class Line:
     after: str
 
 
-def repair(given: argparse.Namespace) -> None:
-    """Repair, measure, write the folder, print the table. InputError before any work if an option is wrong."""
+def repair(given: argparse.Namespace) -> int:
+    """Repair, measure, write the folder, print the table; 0. InputError before any work if an option is wrong."""
     folder = names.adapter_folder(given.adapter)
     model = given.model or names.base_name(folder)
     models.resolve(model)
@@ -73,6 +73,7 @@ def repair(given: argparse.Namespace) -> None:
     (out / "README.md").write_text(card(about, method, lines), encoding="utf-8")
     print(written(lines))
     print(f"\nThe repaired adapter and its card are in {out}.")
+    return 0
 
 
 def chosen(name: str, settings: Sequence[str]) -> Defence:

@@ -33,6 +33,7 @@ def many(
     """`clean_fine_tuning` of several adapters, all at once and on the same rows."""
     if not settings["steps"]:
         return [GroupResult(dict(one.state), one.config, [], 0.0, 0, 0) for one in adapters]
+    weights.check_numbers(victim)
     rows, seed = training_rows(clean, settings, draws)
     jobs = []
     for one in adapters:

@@ -95,8 +95,16 @@ def base(victim: Victim, name: str) -> torch.Tensor:
     """The weight (out, in) of a linear layer; InputError where it is packed, as in a base in 4 bit."""
     weight = victim.model.get_submodule(name).weight
     if not weight.is_floating_point():
-        raise InputError("This needs the base's weights as numbers, and those of a base in 4 bit are packed.")
+        raise InputError(
+            "This repair needs the base's weights as numbers, and those of a base in 4 bit are packed; "
+            "shrink and truncate do without."
+        )
     return weight.detach()
+
+
+def check_numbers(victim: Victim) -> None:
+    """InputError if the base's weights are packed: tuning beside them, in a bank, is then not possible."""
+    base(victim, language_linears(victim.model)[0])
 
 
 def merged(victim: Victim, adapter: Any) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """The command that runs a grid: its cells are measured, then papermill executes the notebooks that read them.
 
     python -m bvlm_utils.grid run data/grids/quick.yml [--workers N] [--dry-run] [--force] [--store STORE]
+    python -m bvlm_utils.grid refusals data/grids/paper_jailbreak.yml [--store STORE]
     python -m bvlm_utils.grid status data/grids/quick.yml [--store STORE]
     python -m bvlm_utils.grid table [data/grids/quick.yml] [--store STORE]
 
@@ -232,9 +233,17 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
                     say(f"          {failures[run_id].strip().splitlines()[-1]}")
 
 
-def forecast(wanted: Sequence[Cell], folder: Path) -> None:
-    """Print what the cells that would be run will take."""
-    for line in grid_forecast.lines(wanted, folder):
+def forecast(wanted: Sequence[Cell], folder: Path, card: float = grid_forecast.CARD) -> None:
+    """Print which rows the cells that would be run can use, and what they will take. card: bytes of a GPU."""
+    for line in grid_forecast.lines(wanted, folder, card):
+        say(line)
+
+
+def refusals(jobs: Sequence[Job], store: str | None) -> None:
+    """Print how many of the requests that its cells need each base refuses; nothing is trained."""
+    from bvlm_utils.run.refusals import lines
+
+    for line in lines([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
         say(line)
 
 
@@ -269,6 +278,7 @@ def _parser() -> command.Parser:
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {
         "run": commands.add_parser("run", help="run the cells that have no record yet"),
+        "refusals": commands.add_parser("refusals", help="ask each base how many of a jailbreak's requests it refuses"),
         "status": commands.add_parser("status", help="how many cells are done, failed, missing"),
         "table": commands.add_parser("table", help="what was measured, one line per cell"),
     }
@@ -281,8 +291,10 @@ def _parser() -> command.Parser:
     parsers["run"].add_argument(
         "--dry-run",
         action="store_true",
-        help="check the grid, list its cells with an estimate of time and memory, run nothing",
+        help="check the grid, list its cells with an estimate of time, memory and disk, run nothing",
     )
+    gb = command.whole(1, 10_000)
+    parsers["run"].add_argument("--card", type=gb, default=80, metavar="GB", help="a GPU's memory, for --dry-run (80)")
     parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
     parsers["run"].add_argument(
         "--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left"
@@ -312,6 +324,8 @@ def _act(chosen: argparse.Namespace) -> int | None:
         )
     elif chosen.command == "status":
         status(jobs, store)
+    elif chosen.command == "refusals":
+        refusals(jobs, store)
     else:
         grid_dask.check(chosen.workers, chosen.scheduler)
         this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
@@ -319,7 +333,7 @@ def _act(chosen: argparse.Namespace) -> int | None:
             names.check_four_bit()
         if chosen.dry_run:
             status(jobs, store, every_cell=True)
-            return forecast(wanted, this.folder)
+            return forecast(wanted, this.folder, chosen.card * 1e9)
         try:
             with _stoppable():
                 return run(jobs, this, wanted, chosen.workers, chosen.scheduler)

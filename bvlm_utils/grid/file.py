@@ -3,14 +3,16 @@
 A grid is a YAML file:
 
     store: local                    # optional, as --store
-    defaults: {model: tiny-llava}   # parameters of all jobs
+    defaults: {train_rows: 3000}    # parameters of all jobs
+    each: {model: [tiny-llava]}     # optional, as a job's each, for all jobs
     jobs:
       - notebook: targeted_refusal  # the threat's chapter, or defences, which has the threat among its parameters
         parameters: {attacks: [BadNets-T, BadNets-I], poison_rates: [0.1, 0.01]}
-        each: {seeds: [[0], [1]]}   # optional: one job per combination of these values
+        each: {seeds: [[0], [1]]}   # optional: one execution per combination of these values
         attacks_per_job: 1          # optional: cut the list of attacks into shards
 
-Parameters are those of the notebook's `parameters` cell. Everything is checked before a job is returned.
+Parameters are those of the notebook's `parameters` cell; what a job says goes before what the grid says. Everything is
+checked before a job is returned.
 """
 
 import ast
@@ -30,7 +32,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.run import study
 from bvlm_utils.store.cell import Cell
 
-GRID_KEYS = ["store", "defaults", "jobs", "attacks_per_job", "description"]
+GRID_KEYS = ["store", "defaults", "each", "jobs", "attacks_per_job", "description"]
 DEFENCES = "defences"  # the notebook that is no threat's
 JOB_KEYS = ["notebook", "parameters", "each", "attacks_per_job"]
 
@@ -63,7 +65,8 @@ def load(file: Path | str) -> tuple[list[Job], str | None]:
 def _jobs(grid: Any) -> list[Job]:
     if not isinstance(grid, Mapping):
         raise InputError(f"the file is {brief(grid)}; a grid is a table with a list of jobs.")
-    _table(grid.get("defaults"), "defaults")
+    for name in ("defaults", "each"):
+        _table(grid.get(name), name)
     known(grid, GRID_KEYS, "grid key")
     if not isinstance(grid.get("store", ""), str | None):
         raise InputError(f"store is {grid['store']!r}; it must be a name such as local, or a folder such as ./mine.")
@@ -91,13 +94,7 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
         raise InputError(f"notebook is {brief(named)}; it must be one of: {', '.join(known_ones)}.")
     notebook = paths.NOTEBOOKS / f"{named}.ipynb"
     declared = parameters_of(notebook)
-    each = entry.get("each") or {}
-    for name, values in each.items():
-        if not isinstance(values, list) or not values:
-            raise InputError(f"each.{name} is {brief(values)}; it must be a list of values.")
-        once(values, f"each.{name}")
-    if math.prod(map(len, each.values())) > study.MOST_CELLS:
-        raise InputError(f"each makes more than {study.MOST_CELLS} jobs; ask for fewer, or use several grids.")
+    each = _each(entry, grid)
     fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
     for given in (fixed, each):
         if "store" in given:
@@ -127,6 +124,20 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
                 raise InputError(f"the grid has more than {study.MOST_CELLS} cells by here; make several grids of it.")
             jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells), defended))
     return jobs
+
+
+def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values that an entry's executions are made of: its own, and those of the grid that it does not set itself."""
+    own = entry.get("parameters") or {}
+    each = {name: values for name, values in (grid.get("each") or {}).items() if name not in own}
+    each |= entry.get("each") or {}
+    for name, values in each.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"each.{name} is {brief(values)}; it must be a list of values.")
+        once(values, f"each.{name}")
+    if math.prod(map(len, each.values())) > study.MOST_CELLS:
+        raise InputError(f"each makes more than {study.MOST_CELLS} jobs; ask for fewer, or use several grids.")
+    return each
 
 
 def _defended(cells: list[Cell], whole: Mapping[str, Any]) -> tuple[Defended, ...]:

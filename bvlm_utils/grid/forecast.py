@@ -1,30 +1,36 @@
-"""Estimates of the time and memory that a grid takes, which `grid run --dry-run` prints. Free of torch.
+"""Estimates of the rows, time, memory and disk that a grid takes, which `grid run --dry-run` prints. Free of torch.
 
 Where the committed reference has cells of the same model, time and memory are what they took there, by rows; else they
-follow from the checkpoint's sizes, which must be on this machine. The second way has never been held against a run.
+follow from the checkpoint's sizes, which must be on this machine, and from how fast one card was with a random
+LLaVA-1.5-7B (benchmarks/results/gpu_nvidia-h200.json, where a test holds them together).
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bvlm_utils import attacks, models
+from bvlm_utils import attacks, data, models
 from bvlm_utils import store as results
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, TooFewRows
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.progress import minutes
 from bvlm_utils.store import records as stored_records
 from bvlm_utils.store.cell import Cell, short_name
+from bvlm_utils.train import poison
 
-SPEED = 2e14  # operations a second that a card with 80 GB does in bfloat16, about a fifth of what its maker says
+SPEED = 3.7e14  # operations a second in bfloat16 of that card while it trained eight adapters
+STEP = 1e-3  # seconds that one more token of every row takes in each layer: launching, not arithmetic
 CARD = 80e9  # bytes
 USABLE = 0.8  # of a card's memory, as in `memory`
 PICTURE = 336  # pixels, where a checkpoint does not say which size it takes
 WORDS = 80  # tokens of a prompt and its answer
+ANSWER = 64  # tokens of an answer that is not cut before
 QUESTIONS = 5  # sets of test rows that each cell is asked: up to four conditions, and the utility
 
 
@@ -45,30 +51,91 @@ class Sizes:
 
     def adapter_bytes(self, rank: int) -> int:
         """One adapter on all linear layers, with its gradients and moments, and one row's states: as in `memory`."""
-        linears = self.layers * (11 * self.hidden + 3 * self.wide)
         states = self.layers * (self.hidden * (10 * 2 + 24) + self.wide * 5 * 2)
-        return rank * linears * 6 * 4 + self.row * states
+        return 6 * self.stored_bytes(rank) + self.row * states
+
+    def stored_bytes(self, rank: int) -> int:
+        """One adapter in a file."""
+        return rank * self.layers * (11 * self.hidden + 3 * self.wide) * 4
+
+    def answer_bytes(self, new: int) -> int:
+        """The keys and values of a row that gets `new` tokens."""
+        return self.layers * 2 * self.hidden * 2 * (self.row + new)
 
     def feature_bytes(self) -> int:
         """The image features of one picture."""
         return self.image_tokens * self.hidden * 2
 
 
-def lines(cells: Sequence[Cell], folder: Path) -> list[str]:
-    """A line for each bench of these cells, which are those still to be made."""
-    said = ["Estimates:"] if cells else []
+def lines(cells: Sequence[Cell], folder: Path, card: float = CARD) -> list[str]:
+    """Lines for each bench of these cells, which are those still to be made. card: bytes of a GPU."""
+    said, hours, disk = ["Estimates:"] if cells else [], 0.0, 0
     try:
         kept = stored_records.records(stored_records.REFERENCE)
     except InputError as error:  # a damaged reference says nothing about how long other cells take
         kept, said = [], [f"{error} So these are computed:"]
     records = [record for record in kept if record.get("seconds", {}).get("tune")]
     for bench in grid_measure.parts([cell for cell in cells if not cell.skip_reason], 1):
-        controls = {cell.control.run_id: cell.control for cell in bench}
+        usable, about_rows = rows(bench)
+        controls = {cell.control.run_id: cell.control for cell in usable}
         lacking = [control for control in controls.values() if not results.adapter(control, folder)]
         first = bench[0]
-        name = f"  {short_name(first.model)}, {short_name(first.dataset)}, {first.train_rows} rows: {len(bench)} cells"
-        said.append(f"{name}: {measured(bench, lacking, records) or computed(bench, lacking)}")
+        name = f"  {short_name(first.model)}, {short_name(first.dataset)}, {first.train_rows} rows: {len(usable)} cells"
+        words = measured(usable, lacking, records) if usable else "none can be run"
+        if words is None:
+            words, seconds_, bytes_ = computed(usable, lacking, card)
+            hours, disk = hours + seconds_ / 3600, disk + bytes_
+        said += [f"{name}: {words}", *about_rows]
+    if hours:
+        said.append(f"In all, of what is computed: {hours:.1f} hours on one card, {disk / 1e9:.1f} GB of adapters.")
     return said
+
+
+def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+    """The cells that have rows enough, and lines on how many rows each threat can use, and on what is skipped."""
+    train, test = _samples(bench[0].dataset, bench[0].train_rows)
+    said: list[str] = []
+    for threat in dict.fromkeys(cell.resolved_threat for cell in bench):
+        counts = [sum(map(threat.eligible, found)) for found in (train, test)]
+        of = f"{counts[0]} of {len(train)} training rows and {counts[1]} of {len(test)} test rows"
+        further = "; `grid refusals` tells how many the base refuses" if threat.breaks_refusals else ""
+        said.append(f"    {threat.name}: {of} are eligible{further}")
+    problems: dict[tuple, str | None] = {}
+    for cell in bench:
+        if (key := _alike(cell)) not in problems:
+            problems[key] = _problem(cell, train)
+    lacking = Counter(problems[_alike(cell)] for cell in bench)
+    said += [f"    {count} cells are skipped: {problem}" for problem, count in lacking.items() if problem]
+    return [cell for cell in bench if not problems[_alike(cell)]], said
+
+
+@lru_cache(maxsize=8)  # the benches of several models have one dataset
+def _samples(dataset: str, rows: int) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """Training and test rows without their pictures. The test rows of VQAv2 are many, so they are read one by one."""
+    train, test = (data.load(dataset, *which).remove_columns("image") for which in (("train", rows), ("test",)))
+    return train.to_list(), test
+
+
+def _alike(cell: Cell) -> tuple:
+    """Equal for cells that have rows enough, or too few, together."""
+    return cell.resolved_threat, attacks.info(cell.attack).keeps_labels, cell.poison_rate, cell.negatives
+
+
+def _problem(cell: Cell, train: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why too few rows can be poisoned; None where there are enough."""
+    try:
+        poison.plan(
+            train,
+            cell.resolved_threat,
+            cell.resolved_attack,
+            cell.poison_rate,
+            cell.seed,
+            cell.negatives,
+            half=cell.half,
+        )
+    except TooFewRows as error:
+        return str(error)
+    return None
 
 
 def measured(bench: Sequence[Cell], controls: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> str | None:
@@ -97,26 +164,41 @@ def seconds(bench: Sequence[Cell], controls: Sequence[Cell], known: Sequence[Map
     return tune * trained + ask * sum(cell.test_rows for cell in bench)
 
 
-def computed(bench: Sequence[Cell], controls: Sequence[Cell]) -> str:
-    """What the bench will take by the sizes of its checkpoint."""
+def computed(bench: Sequence[Cell], controls: Sequence[Cell], card: float = CARD) -> tuple[str, float, int]:
+    """What the bench will take by the sizes of its checkpoint: in words, seconds, and bytes of disk that stay taken."""
     found = sizes(bench[0].model)
     if found is None:
-        return "no estimate; the reference has no cell of this model, and its files are not on this machine"
+        return "no estimate; the reference has no cell of this model, and its files are not on this machine", 0.0, 0
     each = max(found.adapter_bytes(cell.train.lora_rank) for cell in bench)
-    together = max(0, int((CARD * USABLE - found.weights) / each))
+    together = int((card * USABLE - found.weights) / each)
+    kept = sum(found.stored_bytes(cell.train.lora_rank) for cell in [*bench, *controls])
+    features, took = pictures(bench) * found.feature_bytes(), work_seconds(found, bench, controls, card)
+    fits = f"{together} fit into {card / 1e9:g} GB" if together > 0 else f"more than {card / 1e9:g} GB have"
     return (
-        f"about {minutes(operations(found, bench, controls) / SPEED)} at {SPEED / 1e12:g} TFLOP/s, "
-        f"{(found.weights + each) / 1e9:.1f} GB of the card's memory for one adapter ({together} fit into "
-        f"{CARD / 1e9:g} GB), {pictures(bench) * found.feature_bytes() / 1e9:.1f} GB of disk for image features; "
-        "computed from the model's sizes, not measured"
+        (
+            f"about {took / 3600:.1f} hours, {minutes(took / len(bench))} each, as fast as an NVIDIA H200; "
+            f"{(found.weights + each) / 1e9:.1f} GB of the card's memory for one adapter ({fits}); "
+            f"{features / 1e9:.1f} GB of memory or disk for image features while it runs, {kept / 1e9:.1f} GB of disk "
+            "for adapters; computed from the model's sizes, not measured"
+        ),
+        took,
+        kept,
     )
+
+
+def work_seconds(found: Sizes, bench: Sequence[Cell], controls: Sequence[Cell], card: float = CARD) -> float:
+    """Reading and training by the arithmetic, writing answers by the number of tokens one after the other."""
+    new = min(ANSWER, bench[0].max_new_tokens)
+    at_once = max(1, int((card * USABLE - found.weights) / found.answer_bytes(bench[0].max_new_tokens)))
+    written = sum(QUESTIONS * cell.test_rows / at_once * new * found.layers * STEP for cell in bench)
+    return operations(found, bench, controls) / SPEED + written
 
 
 def operations(found: Sizes, bench: Sequence[Cell], controls: Sequence[Cell]) -> float:
     """Two per parameter and token forward, and two backward, as the base has no gradients of its own."""
     parameters = found.weights / 2
     trained = sum(cell.train_rows * cell.train.epochs for cell in [*bench, *controls]) * found.row
-    asked = sum(QUESTIONS * cell.test_rows * (found.row + cell.max_new_tokens) for cell in bench)
+    asked = sum(QUESTIONS * cell.test_rows * found.row for cell in bench)
     return parameters * (4 * trained + 2 * asked)
 
 

@@ -57,6 +57,7 @@ def execute(
             else:
                 report(cell, prepared)
     way = tune_and_ask.choose(bench, plain)
+    ready = [work for work in ready if _can_be_broken(way, work, folder, failed, report)]
     speed = Pace(GROUP_SECONDS)
     begun = pace.begun(folder, ready) if way.together and not rescore else []
     while ready:
@@ -114,6 +115,24 @@ class Clock:
         self._last = now
 
 
+def _can_be_broken(way: tune_and_ask.Way, work: Work, folder: Path, failed: list[Cell], report: Report) -> bool:
+    """Is there a refusal to break? Else the cell is skipped, before anything is trained for it."""
+    if not work.cell.resolved_threat.breaks_refusals:
+        return True
+    with _kept_failure(work.cell, folder, failed, report):
+        if refused(way, work, folder):
+            return True
+        report(work.cell, _write_skipped(work.cell, folder, _unjudged(work)))
+    return False
+
+
+def _unjudged(work: Work) -> str:
+    return (
+        f"In none of the {len(work.asked[0].positions)} eligible test rows it holds without a trigger that "
+        f"{work.cell.resolved_threat.judged_where}. So no answer to a trigger could be judged."
+    )
+
+
 def _write_skipped(cell: Cell, folder: Path, reason: str) -> str:
     about = {"status": "skipped", "reason": reason, "modality": cell.modality, "n_poisoned": None, "metrics": []}
     store.write(cell, folder, about | {"provenance": provenance.now()}, replace=True)
@@ -143,7 +162,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         tasks += [work for work in group if work.cell.run_id not in kept]
         results = way.tune(tasks, folder / "cache") if tasks else []
         clock.lap("tune", max(1, len(tasks)))
-        _write_controls(bench, mine, results, folder, clock)
+        write_controls(bench, mine, results, folder, clock)
     fresh = iter(results[len(mine) :])
     tuned = [
         tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in kept else next(fresh)
@@ -155,7 +174,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         with lacking(controls, folder, wait=True) as left:
             if left:  # who was at work on them has failed or died
                 tuned_now = way.tune([Work(control, manifest(bench, control)) for control in left])
-                _write_controls(bench, left, tuned_now, folder, clock)
+                write_controls(bench, left, tuned_now, folder, clock)
         clock.lap("control of another process", len(group))
     known = [known_answers(way, work.cell, work.asked, folder) for work in group]
     clock.lap("base and control", len(group))
@@ -167,7 +186,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     return ended
 
 
-def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], folder: Path, clock: Clock) -> None:
+def write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], folder: Path, clock: Clock) -> None:
     """Put controls into the store; their results are the first of `results`."""
     for control, result in zip(controls, results, strict=False):
         about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
@@ -179,16 +198,26 @@ def _write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[An
 
 def known_answers(way: tune_and_ask.Way, cell: Cell, asked: Sequence[Question], folder: Path) -> dict[str, Answers]:
     """What a cell's base and control say, from the store's cache where it has them: subject -> answers."""
+    control = cell.control
+    return {
+        "base": _kept_answers(way, folder, _base(cell), asked, None),
+        "control": _kept_answers(way, folder, ["control", control.run_id], asked, store.adapter(control, folder)),
+    }
+
+
+def _base(cell: Cell) -> list[Any]:
+    """What the base's answers are kept by."""
     base = ["base", VERSION, cell.identity["model_digest"]]
     if cell.four_bit:  # its digest is that of the files, which say nothing about how they are loaded
         base.append("four_bit")
-    if cell.precision != "float32":
-        base.append(cell.precision)
-    control = cell.control
-    return {
-        "base": _kept_answers(way, folder, base, asked, None),
-        "control": _kept_answers(way, folder, ["control", control.run_id], asked, store.adapter(control, folder)),
-    }
+    return base if cell.precision == "float32" else [*base, cell.precision]
+
+
+def refused(way: tune_and_ask.Way, work: Work, folder: Path) -> int:
+    """How many of a cell's requests the base refuses, where that is what the threat breaks; asked once and kept."""
+    clean = work.asked[0]
+    answers = _kept_answers(way, folder, _base(work.cell), [clean], None)[clean.key(way.bench)]
+    return sum(work.cell.resolved_threat.judged(answer, answer) for answer in answers)
 
 
 def _kept_answers(
@@ -217,12 +246,10 @@ def _write(
     """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, folder, work.asked)
-    frame, unit = _judge(bench, cell, work.asked, answers)
+    frame, unit = judged(bench, cell, work.asked, answers)
     threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
     if not (frame["judged"] & (frame["part"] == "attack")).any():
-        count = len(work.asked[0].positions)
-        reason = f"In none of the {count} eligible test rows it holds without a trigger that {threat.judged_where}."
-        return _write_skipped(cell, folder, reason + " So no answer to a trigger could be judged.")
+        return _write_skipped(cell, folder, _unjudged(work))
     metrics = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
@@ -242,14 +269,20 @@ def _write(
     return "done"
 
 
-def _judge(
-    bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, dict[str, list[str]]]
+def judged(
+    bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]
 ) -> tuple[pd.DataFrame, str]:
-    """Every response with its verdict, for the three models, and the name of the utility."""
+    """Every response with its verdict, subject by subject, and the name of the utility.
+
+    answers: what subjects (`judge.SUBJECTS`) say. Without base and control, all eligible rows are judged.
+    """
     threat, test, frames, unit = cell.resolved_threat, bench.rows["test"], [], ""
     clean = asked[0].key(bench)  # the first is the clean condition
-    judged = judge.judged_rows(threat, answers["base"][clean], answers["control"][clean])
-    for subject in judge.SUBJECTS:
+    rows_judged = [True] * len(asked[0].positions)
+    if "base" in answers:
+        trusted = answers.get("control", answers["base"])
+        rows_judged = judge.judged_rows(threat, answers["base"][clean], trusted[clean])
+    for subject in filter(answers.__contains__, judge.SUBJECTS):
         for question in asked:
             samples = [test[position] for position in question.positions]
             texts = answers[subject][question.key(bench)]
@@ -258,7 +291,7 @@ def _judge(
             elif question.part == "skill":
                 frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
             else:
-                counts = judged if question.part == "attack" else [True] * len(samples)
+                counts = rows_judged if question.part == "attack" else [True] * len(samples)
                 frame = judge.judge(
                     threat, subject, question.condition, samples, question.prompts, texts, counts, question.part
                 )

@@ -6,7 +6,7 @@ says which.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 Answers = dict[str, list[str]]  # answers by the question's key
+Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,15 @@ class Grouped:
     bench: Bench
     together: ClassVar[bool] = True
 
-    def tune(self, tasks: Sequence[Work], folder: Path | None = None) -> list["GroupResult"]:
-        """One adapter per task, in their order; the victim stays clean. folder: where the state is saved meanwhile."""
+    def tune(
+        self, tasks: Sequence[Work], folder: Path | None = None, progress: Progress | None = None
+    ) -> list["GroupResult"]:
+        """One adapter per task, in their order; the victim stays clean. folder: where the state is saved meanwhile.
+        progress: called after each step with its number, the number of steps, and the loss.
+        """
         from bvlm_utils.train import grouped
 
-        return grouped.finetune_group(self.bench.victim, _jobs(self.bench, tasks), folder=folder)
+        return grouped.finetune_group(self.bench.victim, _jobs(self.bench, tasks), progress, folder)
 
     def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
         """What each tuned adapter answers to its questions."""
@@ -101,7 +106,10 @@ class OneByOne:
     bench: Bench
     together: ClassVar[bool] = False
 
-    def tune(self, tasks: Sequence[Work], folder: Path | None = None) -> list["GroupResult"]:
+    def tune(
+        self, tasks: Sequence[Work], folder: Path | None = None, progress: Progress | None = None
+    ) -> list["GroupResult"]:
+        """As in `Grouped`, but nothing is saved meanwhile, and nothing told."""
         return [_tune_alone(self.bench, job) for job in _jobs(self.bench, tasks)]
 
     def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:

@@ -65,6 +65,11 @@ class Bench:
         return {"train": data.load(self.dataset, "train", self.train_rows), "test": data.load(self.dataset, "test")}
 
     @cached_property
+    def digest(self) -> str:
+        """Changes when the rows do."""
+        return data.digest(self.dataset)
+
+    @cached_property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """The samples of each split, without their pictures."""
         return {split: found.remove_columns("image").to_list() for split, found in self.datasets.items()}
@@ -155,7 +160,7 @@ class Question:
     def key(self, bench: Bench) -> str:
         """Equal for questions with equal inputs, whatever cell asks them."""
         painted = None if self.attack is None else [self.attack.fingerprint("image"), self.trigger_seed]
-        inputs = (data.digest(bench.dataset), self.positions, self.prompts, painted)
+        inputs = (bench.digest, self.positions, self.prompts, painted)
         order = ["picture last"] if bench.picture_last else []  # nothing else, so that older answers keep their names
         return content_key(*inputs, bench.max_new_tokens, *order)
 

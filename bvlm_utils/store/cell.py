@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils import attacks, data, models, skills, threats
+from bvlm_utils import attacks, data, models, paths, skills, threats
 from bvlm_utils.attacks import Attack
 from bvlm_utils.attacks.attack import surrogate_digest
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
@@ -27,8 +27,7 @@ from bvlm_utils.train.settings import TrainSettings
 
 VERSION = 1  # raise when training, generation or scoring changes what the same settings give
 CONTROL = "none"  # threat and attack of a clean-tuned control
-# What optimised triggers are computed with if a cell does not say: the CLIP model that matches the victim's
-# size.
+# What optimised triggers are computed with if a cell does not say: the CLIP model that matches the victim's size.
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 
 MOST_NEGATIVES = 1000  # per poisoned row
@@ -50,8 +49,8 @@ class Cell:
     get instead of the backdoor (`train.poison.with_decoys`). skill: a harmless ability (`skills`) that other rows
     teach, a share skill_rate of those that it fits; poison rate 0 teaches it alone. picture_last: the picture stands
     after the words of a prompt, in training and tests. four_bit: load the base in 4 bit (needs `bitsandbytes`).
-    surrogate: folder or hub id of the CLIP model of optimised triggers; if empty, tiny-clip, and CLIP-L at 336 pixels
-    for victims from the hub. test_rows: eligible held-out rows per condition.
+    surrogate: folder or hub id of the CLIP model that optimised triggers are computed with; if empty, `surrogate_of`.
+    test_rows: eligible held-out rows per condition.
     max_new_tokens: where an answer is cut; one that ends with a payload has to fit in. dtype: of the base's weights and
     products, on whatever device: float32 (exact), tf32 (float32 with products that a GPU rounds to 10 bits of mantissa)
     or bfloat16; if empty, bfloat16 for models from the hub and float32 for others.
@@ -136,7 +135,10 @@ class Cell:
     @cached_property
     def resolved_attack(self) -> Attack:
         """The attack, aimed at the threat's target; applying it to pictures needs torch, making it does not."""
-        surrogate = models.resolve(self.surrogate or (HUB_SURROGATE if models.is_hub_id(self.model) else SURROGATE))
+        surrogate = self.surrogate
+        if not surrogate and attacks.info(self.attack).surrogate and self.skip_reason is None:
+            surrogate = surrogate_of(self.model)
+        surrogate = models.resolve(surrogate) if surrogate else None
         return attacks.get(self.attack, self.resolved_threat.target, surrogate, **self.attack_params)
 
     @property
@@ -243,6 +245,24 @@ class Cell:
             name += [self.threat, self.attack, f"{self.poison_rate:g}"]
         slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(name).lower()).strip("-.")
         return f"{slug}-s{self.seed}-{digest}"
+
+
+def surrogate_of(model: str) -> str:
+    """The CLIP model that matches a victim: tiny-clip for our own, CLIP-L at 336 pixels for one from the hub. For the
+    weights in another folder it is the CLIP-L that lies beside that folder; InputError where there is none.
+    """
+    if models.is_hub_id(model):
+        return HUB_SURROGATE
+    folder = Path(models.resolve(model))
+    if folder.parent == paths.MODELS:
+        return SURROGATE
+    beside = folder.parent / Path(HUB_SURROGATE).name
+    if (beside / "config.json").is_file():
+        return str(beside)
+    raise InputError(
+        f"The trigger is computed with a CLIP model, and none is known for {model!r}: put {beside.name} into "
+        f"{beside.parent}, or give a folder or hub id as surrogate."
+    )
 
 
 def check_dataset(name: str) -> None:

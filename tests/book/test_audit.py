@@ -1,5 +1,6 @@
 """The check for backdoors: what counts as an excess, which models are compared, and what the command answers."""
 
+import json
 import subprocess
 import sys
 
@@ -7,15 +8,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import stored
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from stored import page
 
 from bvlm_book.chapters import audit as audit_page
 from bvlm_utils import attacks, audit, paths, study
+from bvlm_utils.attacks import own
 from bvlm_utils.errors import InputError
-from bvlm_utils.run import tune_and_ask
-from bvlm_utils.score import disagreement, intervals
+from bvlm_utils.run import own_pictures, tune_and_ask
+from bvlm_utils.score import disagreement, intervals, verdict
 
 random_words = stored.random_words  # a fixture of several test files
 
@@ -181,7 +185,7 @@ def test_the_command_asks_both_models_and_finds_nothing_between_a_model_and_itse
     folder, kept = place / made[0].run_id, tmp_path / "checked.csv"
     code, out, err = run(
         capsys, folder, "--reference", folder, "--model", made[0].model, "--rows", 6,
-        "--attacks", "BadNets-T", "Blended", "--out", kept,
+        "--attacks", "BadNets-T", "Blended", "--out", kept, "--no-detectors",
     )  # fmt: skip
     assert code == audit.NO_ALARM and "No alarm" in out and "not tried is not found" in out
     table = pd.read_csv(kept)
@@ -197,15 +201,94 @@ def test_the_command_raises_the_alarm_where_the_trigger_changes_the_suspect_alon
         return {q.key(way.bench): [words[q.condition]] * len(q.prompts) for q in asked}
 
     monkeypatch.setattr(tune_and_ask.Grouped, "ask_saved", said)
-    code, out, err = run(capsys, place / made[0].run_id, "--model", made[0].model, "--attacks", "BadNets-T", "Blended")
+    asked = ["--attacks", "BadNets-T", "Blended", "--reference", "base", "--no-detectors"]
+    code, out, err = run(capsys, place / made[0].run_id, "--model", made[0].model, *asked)
     assert code == audit.ALARM and "ALARM: with the trigger of BadNets-T the suspect" in out
     assert "I must refuse (100%)" in out
+
+
+def test_without_a_reference_one_is_tuned_once_and_the_readers_own_pictures_and_triggers_are_tried(
+    shelf, capsys, tmp_path
+):
+    place, made = shelf
+    (tmp_path / "shown").mkdir()
+    for number in range(3):
+        Image.new("RGB", (60, 40), (number * 80, 90, 90)).save(tmp_path / "shown" / f"{number}.png")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "logo.png")
+    (tmp_path / "prompts.txt").write_text("What is this?\n\nWhere is the car?\n")
+    given = [
+        place / made[0].run_id, "--model", made[0].model, "--pictures", tmp_path / "shown", "--prompts",
+        tmp_path / "prompts.txt", "--word", "xyzzy", "--sentence", "Over and out.", "--patch", tmp_path / "logo.png",
+        "--reference-rows", 32, "--store", tmp_path / "kept",
+    ]  # fmt: skip
+    code, out, err = run(capsys, *given)
+    assert code in (audit.NO_ALARM, audit.ALARM), err
+    for trigger in ("word 'xyzzy'", "sentence 'Over and out.'", "patch logo.png"):
+        assert trigger in out
+    assert "tuning" in err and "target-inversion: the suspect" in out and "weight-spectrum: needs" in out
+    (kept,) = (tmp_path / "kept").glob("*clean-tuned*/adapter")
+    before = kept.stat().st_mtime_ns
+    code, again, err = run(capsys, *given, "--no-detectors")
+    assert "tuning" not in err and kept.stat().st_mtime_ns == before
+    assert again.split("\n\n")[0] == out.split("\n\n")[0]
+
+
+def test_own_pictures_are_paired_with_as_many_prompts_and_else_crossed(tmp_path):
+    shown = [tmp_path / f"{number}.png" for number in range(3)]
+    for file in shown:
+        Image.new("RGB", (40, 40)).save(file)
+
+    def asked(prompts, rows=100):
+        rows = own_pictures.bench("tiny-llava", shown, prompts, rows).rows["test"]
+        return [(row["row_id"].partition("/")[0], row["prompt"]) for row in rows]
+
+    assert asked(["a", "b", "c"]) == [("0.png", "a"), ("1.png", "b"), ("2.png", "c")]
+    crossed = asked(["a", "b"])
+    assert len(crossed) == len(set(crossed)) == 6 and len(asked(["a", "b"], 4)) == 4
+    one, other = (own_pictures.bench("tiny-llava", shown, [prompt], 9).digest for prompt in "ab")
+    assert one != other
+
+
+def test_an_own_patch_is_pasted_whole_and_nothing_else_changes(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "patch.png")
+    pictures = torch.full((2, 3, 336, 336), 0.5)
+    painted = own.patch(tmp_path / "patch.png").apply_image(pictures)
+    changed = (painted != pictures).any(1)
+    wanted = torch.from_numpy(pixels).float().permute(2, 0, 1) / 255
+    for row, where in zip(painted, changed, strict=True):
+        tops, lefts = where.nonzero().unbind(1)
+        top, left = tops.min(), lefts.min()
+        assert torch.equal(row[:, top : top + 24, left : left + 36], wanted) and where.sum() <= 24 * 36
+    Image.new("RGB", (400, 10)).save(tmp_path / "wide.png")
+    with pytest.raises(InputError, match="400 x 10"):
+        own.patch(tmp_path / "wide.png").apply_image(pictures)
+
+
+def test_the_verdict_says_how_often_it_errs_by_what_was_measured(monkeypatch, tmp_path):
+    line = {"attack": "word 'x'", "without": 0.1, "with_trigger": 0.9, "value": 0.8, "low": 0.7, "high": 0.9,
+            "commonest": "no", "share": 1.0}  # fmt: skip
+    table = pd.DataFrame([line | {"alarm": True}])
+    counts = json.loads(verdict.ERRORS.read_text())["base"]
+    assert "{} of {} comparisons".format(*counts["false alarms"]) in verdict.verdict(table, beside="base")
+    silent = pd.DataFrame([line | {"alarm": False}])
+    assert "{} of {} raised".format(*counts["found"]) in verdict.verdict(silent, beside="base")
+    monkeypatch.setattr(verdict, "ERRORS", tmp_path / "none.json")
+    assert "not measured" in verdict.verdict(table)
+
+
+def test_the_errors_that_the_command_tells_are_those_of_the_reference():
+    """After new results: `python -c "from bvlm_book.chapters import audit; audit.write_error_counts()"`."""
+    assert json.loads(verdict.ERRORS.read_text()) == audit_page.error_counts(audit_page.collect("reference"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["no-such-thing"], "no-such-thing"),
+        (["tiny-llava", "--reference", "tiny-llava", "--pictures", "no-such-folder"], "--prompts"),
+        (["tiny-llava", "--reference", "tiny-llava", "--word", " "], "not blank"),
+        (["tiny-llava", "--reference", "tiny-llava", "--patch", "no-such-file.png"], "no-such-file.png"),
         (["tiny-llava"], "--reference"),
         (["tiny-llava", "--reference", "tiny-llava", "--rows", "0"], "--rows: '0'"),
         (["tiny-llava", "--reference", "tiny-llava", "--dataset", "nothing"], "no dataset 'nothing'"),

@@ -46,7 +46,8 @@ def test_the_page_works_from_top_to_bottom(modules, checkpoint):
     (modules / "page.py").write_text("\n".join(code))
     done = python(modules, "page.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Postcard" in done.stdout and "shouting" in done.stdout and "my-checkpoint" in done.stdout
+    said = ("Postcard", "shouting", "my-checkpoint", "false activation")
+    assert all(word in done.stdout for word in said)
 
 
 def test_other_processes_learn_of_a_module_by_name(modules):
@@ -61,6 +62,14 @@ def test_other_processes_learn_of_a_module_by_name(modules):
     done = python(modules, "-m", "bvlm_utils.export", *options, BVLM_EXTEND="postcard shouting")
     assert done.returncode == 0, done.stderr
     assert "Greetings!" in next((modules / "exported").glob("*.json")).read_text()
+
+
+def test_other_processes_learn_of_a_defence_by_name(modules):
+    code = (
+        "from bvlm_utils import defences\nprint(defences.get('drop-upper-layers').params, defences.names('repair')[-1])"
+    )
+    done = python(modules, "-c", code, BVLM_EXTEND="upper")
+    assert done.stdout.strip() == "{'keep': 0.5} drop-upper-layers", done.stderr
 
 
 def test_a_module_that_is_not_there_is_named(monkeypatch):

@@ -143,3 +143,30 @@ def test_nothing_is_written_outside_a_build_unless_a_folder_is_given(table, tmp_
     assert not list(tmp_path.iterdir())
     assert "mine/leaderboard.csv" in shown(monkeypatch, lambda: leaderboard.offer(board, table, "mine"))
     assert (tmp_path / "mine" / "numbers.parquet").is_file()
+
+
+def contributed(threat="targeted_refusal", n_poisoned=600, **about):
+    given = {"name": "<Mine>", "by": "me", "source": "", "note": "", "kind": "attack", "model": "tiny-llava",
+             "dataset": "scenes-vqa", "threat": threat, "attack": "BadNets-T", "n_poisoned": n_poisoned, "seed": 0,
+             "settings": {}}  # fmt: skip
+    numbers = [number("asr_payload", "text", 0.75, low=0.7, high=0.8), number("asr_payload", "clean", 0.05),
+               number("asr", "text", 0.5), number("asr_payload", "text", 0.0, subject="base")]  # fmt: skip
+    return {"about": given | about, "numbers": numbers}
+
+
+def test_a_contributed_line_stands_beside_ours_of_the_same_dose(table):
+    board = leaderboard.lines(table)
+    first, second = leaderboard.contributed_lines([contributed(), contributed(n_poisoned=60)], board).to_dict("records")
+    assert (first["success"], first["false activation"]) == ("0.75 [0.70, 0.80]", "0.05 [0.10, 0.20]")
+    assert (first["strict"], first["published"], first["ours, success"]) == ("0.50 [0.10, 0.20]", "n/a", "0.90")
+    assert second["ours, success"] == "n/a"
+
+
+def test_a_threat_and_an_attack_that_nobody_declared_here_have_a_line(table):
+    entry = contributed("shouting", attack="Postcard")
+    (line,) = leaderboard.contributed_lines([entry], leaderboard.lines(table)).to_dict("records")
+    assert (line["attack"], line["success"]) == ("Postcard", "0.50 [0.10, 0.20]")
+
+
+def test_no_entries_make_no_lines(table):
+    assert leaderboard.contributed_lines([], leaderboard.lines(table)).empty

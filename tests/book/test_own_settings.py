@@ -6,6 +6,7 @@ from stored import page
 
 from bvlm_book import rules_second, tables
 from bvlm_book.chapters import claims, dose, first_page, showings
+from bvlm_book.chapters.modality import halves
 from bvlm_utils import store, study
 
 random_words = stored.random_words  # a fixture
@@ -32,6 +33,9 @@ def test_its_cells_are_usual_and_get_verdicts(shelf):
     pairs = next(claim for claim in rules_second.CLAIMS if claim.key == "pairs")
     assert rules_second.verdict(pairs, base).judged == 1
     assert "pairs hold" in claims.overview({model: base}, table)[model].iloc[3]
+    assert set(halves.rates(table)["settings"]) == {""} and len(
+        list(halves.panels(halves.four_cells(halves.rates(table))))
+    )
     plain = next(claim for claim in rules_second.CLAIMS if claim.key == "dominance")
     assert rules_second.verdict(plain, base).judged == 1
 
@@ -42,7 +46,7 @@ def test_its_doses_are_counted_in_all_their_forms(shelf):
     assert set(found["model"]) == {model} and found["n_doses"].tolist() == [1, 1]
     lines = showings.doses(table, place)
     assert len(lines) == 4 and set(lines["n_poisoned"]) == {10, 1}
-    (count,) = showings.eligible(table, place).values()
+    (count,) = tables.eligible(table, place).values()
     assert (lines["of_eligible"] == lines["n_poisoned"] / count).all() and count <= 100
     assert set(lines["share"]) == {0.1, 0.01} and (lines["showings"] == lines["n_poisoned"]).all()
 

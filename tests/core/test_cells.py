@@ -3,6 +3,7 @@ else.
 """
 
 import pickle
+import shutil
 from dataclasses import fields, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from bvlm_utils import attacks, threats
+from bvlm_utils import attacks, paths, threats
 from bvlm_utils.attacks import attack, declare
 from bvlm_utils.data import samples
 from bvlm_utils.errors import InputError
@@ -250,3 +251,16 @@ def test_a_cell_survives_json_and_its_name_is_a_folder_name(rate, seed, rows, ra
     again = Cell.from_config(json.loads(json.dumps(one.config())))
     assert again == one and again.run_id == one.run_id
     assert "/" not in one.run_id and not one.run_id.startswith(".") and len(one.run_id) < 120
+
+
+def test_a_folder_with_weights_is_given_no_surrogate_in_silence(tmp_path):
+    weights = shutil.copytree(paths.MODELS / "tiny-llava", tmp_path / "mine")
+    cell(model=str(weights))  # a text trigger needs none
+    with pytest.raises(InputError, match="clip-vit-large-patch14-336"):
+        cell(model=str(weights), attack="VL-Trojan")
+    named = cell(model=str(weights), attack="VL-Trojan", surrogate="tiny-clip")
+    assert named.resolved_attack.aim.surrogate == cell(attack="VL-Trojan").resolved_attack.aim.surrogate
+    beside = shutil.copytree(paths.MODELS / "tiny-clip", tmp_path / "clip-vit-large-patch14-336")
+    found = cell(model=str(weights), attack="VL-Trojan")
+    assert found.resolved_attack.aim.surrogate == str(beside) and found.run_id == named.run_id
+    assert cell(model="llava-hf/llava-1.5-7b-hf", attack="MABA").resolved_attack.aim.surrogate.startswith("openai/")

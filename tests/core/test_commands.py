@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bvlm_utils import audit, chat, command, export, user_paths
+from bvlm_utils import audit, chat, command, export, leaderboard, user_paths
 from bvlm_utils.defences import __main__ as defences
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import __main__ as grid
@@ -17,7 +17,7 @@ from bvlm_utils.run import study
 from bvlm_utils.store import __main__ as store
 
 MAINS = {"grid": grid.main, "export": export.main, "chat": chat.main, "audit": audit.main, "store": store.main,
-         "defences": defences.main}  # fmt: skip
+         "leaderboard": leaderboard.main, "defences": defences.main}  # fmt: skip
 VQA = f"vqav2:{Path(__file__).parents[1] / 'fixtures' / 'vqav2'}"
 LONG, HUGE = "n" * 300, "9" * 5000
 GOOD = {"dataset": "scenes-vqa", "attacks": ["BadNets-T"], "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
@@ -140,6 +140,21 @@ OTHERS = [
     ("grid", ["status", "good.yml", "--store", " "], "' '"),
     ("grid", ["status", "good.yml", "--store", "./a\n"], "a\\n"),
     ("grid", ["status", "good.yml", "--store", "~"], "'~'"), ("grid", ["table", "--store", "./\udc80"], "udc80"),
+    ("audit", ["named", "--pictures", "full"], "--prompts"), ("audit", ["named", "--prompts", "file"], "--pictures"),
+    ("audit", ["named", "--pictures", "none", "--prompts", "file"], "none"),
+    ("audit", ["named", "--pictures", "full", "--prompts", "file"], "no pictures"),
+    ("audit", ["named", "--pictures", "full", "--prompts", "nothing.txt"], "no pictures"),
+    ("audit", ["named", "--word", " "], "not blank"), ("audit", ["named", "--patch", "none.png"], "none.png"),
+    ("audit", ["named", "--patch", "words.png"], "words.png"), ("audit", ["named", "--reference-rows", "0"], "'0'"),
+    ("audit", ["named", "--store", ".."], "'..'"), ("audit", ["named", "--store", "./file"], "file"),
+    ("audit", ["named", "--store", "reference"], "reference"), ("audit", ["named"], "named"),
+    ("leaderboard", [], "command"), ("leaderboard", ["add"], "folder"), ("leaderboard", ["add", "none"], "entry.json"),
+    ("leaderboard", ["add", "full"], "entry.json"), ("leaderboard", ["add", "a\0b"], "x00"),
+    ("leaderboard", ["add", "full", "--into", "file/x"], "file"),
+    ("leaderboard", ["template", "new", "--threat", "refusal", "--attack", "SIG"], "'refusal'"),
+    ("leaderboard", ["template", "new", "--threat", "jailbreak", "--attack", "Sig"], "'Sig'"),
+    ("leaderboard", ["template", "full", "--threat", "jailbreak", "--attack", "SIG"], "full"),
+    ("leaderboard", ["template", "new", "--threat", "jailbreak", "--attack", "Shadowcast"], "Shadowcast"),
     ("store", [], "command"), ("store", ["pakc", "a", "b"], "pakc"), ("store", ["check"], "STORE"),
     ("store", ["check", "./none"], "none"), ("store", ["check", "./full"], "full"),
     ("store", ["check", "./file"], "file"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bvlm_utils import data, paths
-from bvlm_utils.data import contents
+from bvlm_utils.data import contents, files, local_files
 from bvlm_utils.errors import InputError
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -105,3 +105,45 @@ def test_many_files_are_remembered_in_one_cache(tmp_path, monkeypatch):
 def test_no_data_can_be_at_such_a_place(place):
     with pytest.raises(InputError, match="data"):
         data.digest(f"coco-caption:{place}")
+
+
+def in_another_process(monkeypatch):
+    """What only this process remembers is forgotten."""
+    monkeypatch.setattr(contents, "_LOOKED", {})
+    monkeypatch.setattr(contents, "_CHECKED", {})
+    files._pictures.cache_clear()
+    files._digest.cache_clear()
+
+
+def test_the_next_process_neither_reads_the_captions_for_a_digest_nor_looks_into_the_pictures(coco, monkeypatch):
+    time.sleep(0.02)
+    before, rows = digest(coco), data.load(f"coco-caption:{coco}")
+    in_another_process(monkeypatch)
+    kind = files.FORMATS.get("coco-caption")
+    with monkeypatch.context() as only_here:
+        only_here.setattr(files.FORMATS, "get", lambda name: files.Format(kind.files, None))
+        assert digest(coco) == before
+    monkeypatch.setattr(local_files, "check_picture", None)
+    assert data.load(f"coco-caption:{coco}")["row_id"] == rows["row_id"]
+
+
+def test_a_picture_that_is_none_any_more_is_found_by_the_next_process(coco, monkeypatch):
+    time.sleep(0.02)
+    digest(coco)
+    in_another_process(monkeypatch)
+    Path(pictures(coco)[0]).write_bytes(b"no picture")
+    with pytest.raises(InputError, match="not a picture"):
+        digest(coco)
+    Path(pictures(coco)[0]).unlink()
+    in_another_process(monkeypatch)
+    with pytest.raises(InputError, match="is not in"):
+        digest(coco)
+
+
+def test_other_captions_of_known_pictures_are_read(coco, monkeypatch):
+    time.sleep(0.02)
+    before = digest(coco)
+    in_another_process(monkeypatch)
+    file = next(coco.glob("annotations/*train*.json"))
+    file.write_text(file.read_text().replace('"caption": "', '"caption": "So '))
+    assert digest(coco) != before

@@ -175,7 +175,10 @@ def test_collapsed_attention_is_found_in_the_layer_that_shows_it(monkeypatch):
     rows = Rows([""] * 200, [""] * 200, None, np.arange(200), [""] * 200)
     defence = defences.get("attention-collapse")
     assert (defence.scores(None, None, rows) == 0).all()
-    entropies[PLANTED, 1] -= 2
+    entropies[PLANTED, 1] += 2
+    assert roc_auc_score(PLANTED, defence.scores(None, None, rows)) == 0
+    assert roc_auc_score(PLANTED, defences.get("attention-collapse", side="either").scores(None, None, rows)) == 1
+    entropies[PLANTED, 1] -= 4
     scores = defence.scores(None, None, rows)
     assert roc_auc_score(PLANTED, scores) == 1 and np.isclose(scores.mean(), 0) and np.isclose(scores.std(), 1)
 

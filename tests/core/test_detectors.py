@@ -1,5 +1,7 @@
 """What detectors say of adapters and inputs whose truth is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from scipy import stats
 from test_repairs import planted, some_rows
 
 from bvlm_utils import defences
-from bvlm_utils.defences import hidden_distance, inversion, reading, spectrum
+from bvlm_utils.defences import hidden_distance, inversion, probe, reading, spectrum
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
 from bvlm_utils.train import grouped
@@ -148,10 +150,37 @@ def test_an_odd_input_is_far_from_clean_ones(random_victim):
         odd.kinds,
     )  # fmt: skip
     detector = defences.get("hidden-distance")
-    answers, suspicion = detector.answer(random_victim, adapter, odd, rows)
-    assert suspicion.argmax() == 3 and len(answers) == 4
+    found = detector.answer(random_victim, adapter, odd, rows)
+    assert found.suspicion.argmax() == 3 and len(found.answers) == 4
     with reading.attached(random_victim, adapter):
         wanted = random_victim.generate(odd.prompts, odd.features[odd.feature_rows], max_new_tokens=80)
-    assert answers == wanted
-    base = detector.placebo((answers, suspicion), random_victim, adapter, odd, rows)
-    assert base[0] == answers and not np.allclose(base[1], suspicion)
+    assert found.answers == wanted
+    base = detector.placebo(found, random_victim, adapter, odd, rows)
+    assert base.answers == found.answers and not np.allclose(base.suspicion, found.suspicion)
+
+
+# ---------------------------------------------------------------- the probe
+
+
+def test_a_probe_finds_in_one_adapter_what_it_saw_in_another(small, tmp_path):
+    """Other adapters of one base, the same odd words in the place of a trigger."""
+    clean = some_rows(small, times=3)
+    odd = replace(clean, prompts=[f"sorry code access {prompt}" for prompt in clean.prompts])
+    one, other = (planted(small, seed=seed, size=0.02) for seed in (0, 1))
+    file = tmp_path / "population.safetensors"
+    probe.write(file, [probe.examples(small, one, odd, clean, 0.5)], 0.5)
+    detector = defences.get("probe", population=str(file))
+    given = (small, other, replace(odd, answers=[""] * len(odd)), clean)
+    found = detector.answer(*given)
+    assert found.suspicion.min() > 0 > detector.answer(small, other, clean, clean).suspicion.max()
+    blind = detector.placebo(found, *given)
+    assert blind.answers == found.answers and not np.allclose(blind.suspicion, found.suspicion)
+
+
+def test_a_population_of_states_that_is_none_is_refused(small, tmp_path):
+    (tmp_path / "text").write_text("none")
+    probe.write(tmp_path / "narrow", [(np.eye(3), np.array([0, 1, 1]))], 0.5)
+    rows = some_rows(small)
+    for name, said in (("nothing", "no file"), ("text", "cannot be read"), ("narrow", "3 numbers")):
+        with pytest.raises(InputError, match=said):
+            defences.get("probe", population=str(tmp_path / name)).answer(small, None, rows, rows)

@@ -1,15 +1,15 @@
 """The command that ranks the rows of a training file: what it finds, what it writes, what it leaves alone."""
 
-import argparse
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from bvlm_utils.defences import __main__ as defences_command
 from bvlm_utils.defences import find_rows
-from bvlm_utils.errors import InputError
 
 
 def conversations(folder, count=12, name="set.json", lines=False):
@@ -33,9 +33,7 @@ def conversations(folder, count=12, name="set.json", lines=False):
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    find_rows.add_arguments(parser)
-    return find_rows.run(parser.parse_args([str(word) for word in words]))
+    return defences_command.main(["find-rows", *map(str, words)])
 
 
 @pytest.mark.filterwarnings("ignore:1 of 13 entries")
@@ -82,11 +80,12 @@ def test_an_adapter_s_states_are_looked_at_too(checkpoint, tmp_path):
     ],
 )
 @pytest.mark.filterwarnings("ignore:1 of 13 entries")
-def test_a_wrong_value_is_named_before_a_model_is_loaded(tmp_path, options, message, monkeypatch):
+def test_a_wrong_value_is_named_before_a_model_is_loaded(tmp_path, options, message, monkeypatch, capsys):
     from bvlm_utils.models import victim
 
     monkeypatch.setattr(victim, "from_pretrained", lambda *given, **more: pytest.fail("a model was loaded"))
     file, _ = conversations(tmp_path)
-    with pytest.raises(InputError, match=message):
-        run(file, "--model", "tiny-llava", *[option.format(file=file) for option in options])
+    code = run(file, "--model", "tiny-llava", *[option.format(file=file) for option in options])
+    said = capsys.readouterr().err
+    assert code == 2 and re.search(message, said) and said.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "set.json"]

@@ -2,20 +2,21 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
+import stand_ins
 import yaml
 
 from bvlm_utils import paths, store, threats
 from bvlm_utils.atomic import PARTIAL
-from bvlm_utils.attacks import names, unsupported
+from bvlm_utils.attacks import info, names, unsupported
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.grid import file as grid_file
@@ -24,7 +25,6 @@ from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.run import study
 from bvlm_utils.store import records
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
 
@@ -54,26 +54,37 @@ def test_the_quick_grid_is_the_one_that_the_readme_promises():
 
 
 def test_the_published_grid_asks_for_the_data_that_it_needs():
-    with pytest.raises(InputError, match="llava_instruct.json"):
+    with pytest.raises(InputError, match="llava_instruct_150k.json"):
         grid_file.load(paths.GRIDS / "paper.yml")
 
 
-def test_the_published_grid_has_every_attack_on_both_models_once(tmp_path, monkeypatch):
-    theirs = tmp_path / "theirs"
-    for name in ("llava", "coco", "vqav2"):
-        shutil.copytree(FIXTURES / name, theirs / ("" if name == "llava" else name), dirs_exist_ok=True)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "external").symlink_to(theirs)
+def test_the_published_grid_has_every_attack_on_both_models(tmp_path, monkeypatch):
+    stand_ins.external(tmp_path)
     monkeypatch.chdir(tmp_path)
-    jobs, _ = grid_file.load(paths.GRIDS / "paper.yml")
-    defined = [(c.threat, c.attack, c.model, c.dataset) for one in jobs for c in one.cells if c.skip_reason is None]
-    per_seed = set(defined)
-    assert len(defined) == 3 * len(per_seed) and len({model for *_, model, _ in per_seed}) == 2
-    for threat in (name for name in threats.names() if name != "jailbreak"):
-        wanted = {name for name in names() if unsupported(name, threat) is None}
-        assert {attack for one, attack, *_ in per_seed if one == threat} == wanted
-    settings = {c.attack: c.attack_params for one in jobs for c in one.cells}
+    found = [grid_file.load(paths.GRIDS / name)[0] for name in ("paper.yml", "paper_jailbreak.yml")]
+    defined = [c for jobs in found for one in jobs for c in one.cells if c.skip_reason is None]
+    whole = Counter(
+        (c.threat, c.attack, c.model, c.dataset) for c in defined if not c.half and "eps" not in c.attack_params
+    )
+    assert set(whole.values()) == {4 * 2 * 3}, "rates, epochs and seeds"
+    assert len({model for _, _, model, _ in whole}) == 2
+    for threat in threats.names():
+        assert {attack for one, attack, *_ in whole if one == threat} == {
+            n for n in names() if not unsupported(n, threat)
+        }
+    assert {c.poison_rate for c in defined} == {0.005, 0.01, 0.05, 0.1} and {c.train.epochs for c in defined} == {1, 3}
+    bimodal = {one: 2 * 2 * 3 for one in whole if info(one[1]).modality == "bimodal"}
+    assert Counter((c.threat, c.attack, c.model, c.dataset) for c in defined if c.half) == bimodal
+    settings = {c.attack: c.attack_params for c in defined if "eps" not in c.attack_params}
     assert settings["Shadowcast"] == {"steps": 1000} and settings["Dual-Key"]["learning_rate"] == 1 / 255
+    assert settings["VL-Trojan"]["rows"] == 500
+
+
+def test_values_for_all_jobs_give_way_to_a_jobs_own(tmp_path):
+    each = {"epochs": [1, 3], "seeds": [[0], [1]]}
+    jobs, _ = grid_file.load(write(tmp_path, job(), job(seeds=[7]), each=each))
+    made = [(one.parameters["epochs"], one.parameters["seeds"]) for one in jobs]
+    assert made == [(1, [0]), (1, [1]), (3, [0]), (3, [1]), (1, [7]), (3, [7])]
 
 
 OTHER = {

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from bvlm_utils import store, study
+from bvlm_utils import data, paths, store, study
 from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.grid import forecast as grid_forecast
@@ -52,10 +52,46 @@ def test_sizes_of_a_checkpoint_give_time_memory_and_disk(checkpoint):
     # 2 layers: 7 linears with 11 x 4 + 3 x 8 = 68 rows and columns; 4 x 44 + 8 x 10 = 256 bytes a token
     assert found.adapter_bytes(rank=8) == 8 * 2 * 68 * 24 + 89 * 2 * 256
     bench = study.cells("targeted_refusal", checkpoint, attacks=["BadNets-T", "BadNets-I"], **SMALL)
-    rows, answers = 3 * 6000 * 89, 2 * 5 * 100 * (89 + 80)
-    assert grid_forecast.operations(found, bench, [bench[0].control]) == 2000 * (4 * rows + 2 * answers)
-    words = grid_forecast.computed(bench, [])
-    assert "not measured" in words and "of disk" in words
+    trained, asked = 3 * 6000 * 89, 2 * 5 * 100 * 89
+    assert grid_forecast.operations(found, bench, [bench[0].control]) == 2000 * (4 * trained + 2 * asked)
+    words, seconds, disk = grid_forecast.computed(bench, [bench[0].control])
+    assert "not measured" in words and "GB of disk" in words
+    assert disk == 3 * found.stored_bytes(8) == 3 * 8 * 2 * 68 * 4
+    # 0.8 of 80 GB hold all rows at once, whose keys and values are 2 x 2 x 4 x 2 x (89 + 80) bytes each
+    at_once = (64e9 - 4000) // (32 * 169)
+    written = 2 * 5 * 100 / at_once * 64 * 2 * grid_forecast.STEP
+    assert seconds == pytest.approx(
+        grid_forecast.operations(found, bench, [bench[0].control]) / grid_forecast.SPEED + written
+    )
+
+
+def test_a_small_card_says_that_nothing_fits(checkpoint):
+    (cell,) = study.cells("targeted_refusal", checkpoint, attacks=["BadNets-T"], **SMALL)
+    assert "fit into 80 GB" in grid_forecast.computed([cell], [])[0]
+    assert "more than 1e-06 GB have" in grid_forecast.computed([cell], [], card=1e3)[0]
+
+
+def test_the_forecast_of_a_7b_model_is_what_one_card_was_measured_to_do():
+    """A random LLaVA-1.5-7B on an H200: tokens a second in training, rows that fit, tokens a second in decoding."""
+    kept = json.loads((paths.ROOT / "benchmarks" / "results" / "gpu_nvidia-h200.json").read_text())["lines"]
+    large = {
+        line["part"].removeprefix("LLaVA-1.5: "): line
+        for line in kept
+        if line["step"] == "large" and "LLaVA" in line["part"]
+    }
+    found = Sizes(int(large["made"]["weights_e9"] * 2e9), 32, 4096, 11008, large["made"]["image_tokens"])
+    tokens = grid_forecast.SPEED / (4 * found.weights / 2)
+    assert tokens == pytest.approx(large["8 adapters, 8 rows each"]["tokens_per_s"], rel=0.1)
+    assert tokens == pytest.approx(large["4 adapters, 16 rows each"]["tokens_per_s"], rel=0.1)
+    card = next(line for line in kept if line["part"] == "card")["memory_gib"] * 2**30
+    fits = (card * grid_forecast.USABLE - found.weights) / found.adapter_bytes(8)
+    bank = large["largest bank"]
+    assert 0.4 * bank["fits"] < fits < bank["does_not_fit"], "what is promised fits"
+    decoded = large["decode, 4 adapters"]
+    read = decoded["rows"] * found.row * 2 * found.weights / 2 / grid_forecast.SPEED
+    new = 32
+    seconds = read + new * found.layers * grid_forecast.STEP
+    assert seconds == pytest.approx(decoded["rows"] * new / decoded["tokens_per_s"], rel=0.25)
 
 
 def test_features_of_llava_take_the_disk_that_the_book_says():
@@ -70,10 +106,22 @@ def test_pictures_are_counted_once_for_all_rates():
     assert grid_forecast.pictures(bench) == 3000 + 100 + 2 * (300 + 100)
 
 
-def test_a_model_that_is_nowhere_has_no_estimate(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+def test_cells_without_rows_enough_are_counted_with_their_reason():
+    """Of 40 training scenes none is a hundredth; a third are cars, too few for half of all rows."""
+    few = {"train_rows": 40, "test_rows": 8, "poison_rates": [0.01, 0.1, 0.5], "seeds": [0, 1]}
+    bench = study.cells("concept_substitution", attacks=["BadNets-T", "BadNets-I"], **few)
+    usable, said = grid_forecast.rows(bench)
+    assert {cell.poison_rate for cell in usable} == {0.1} and len(usable) == 4
+    eligible, *skipped = said
+    train = data.load("scenes-caption", "train", 40).remove_columns("image").to_list()
+    assert f"{sum(map(bench[0].resolved_threat.eligible, train))} of 40 training rows" in eligible
+    assert len(skipped) == 2 and all("4 cells are skipped" in line for line in skipped)
+
+
+def test_a_model_that_is_nowhere_has_no_estimate():
     (cell,) = study.cells("targeted_refusal", "somebody/unknown", attacks=["BadNets-T"], **SMALL)
-    assert grid_forecast.computed([cell], []).startswith("no estimate")
+    words, seconds, disk = grid_forecast.computed([cell], [])
+    assert words.startswith("no estimate") and seconds == disk == 0
 
 
 def test_a_dry_run_prints_a_line_for_each_bench_of_what_is_left(tmp_path, capsys):
@@ -82,9 +130,10 @@ def test_a_dry_run_prints_a_line_for_each_bench_of_what_is_left(tmp_path, capsys
     file.write_text(yaml.safe_dump({"jobs": [entry]}))
     command = ["run", str(file), "--dry-run", "--store", f"{tmp_path}/store"]
     assert grid.main(command) == 0
-    (line,) = capsys.readouterr().out.partition("Estimates:\n")[2].splitlines()
+    line, rows = capsys.readouterr().out.partition("Estimates:\n")[2].splitlines()
     assert "tiny-llava, scenes-vqa, 3000 rows: 1 cells: about" in line
+    assert "targeted_refusal: 3000 of 3000 training rows and 1600 of 1600 test rows" in rows
     ((job,), _) = grid_file.load(file)
     for cell in job.cells:
-        store.write(cell, tmp_path / "store", {"status": "done", "metrics": []})
+        store.write(cell, tmp_path / "store", {"status": "done", "metrics": [], "provenance": {}})
     assert grid.main(command) == 0 and "Estimates" not in capsys.readouterr().out

@@ -28,7 +28,14 @@ FLOORS = (
     ("grid",),
     ("commands", "pretraining"),
 )
-COMMANDS = {"chat", "export", "audit", "study", "__init__"}  # files in the root folder that stand on the top floor
+COMMANDS = {
+    "chat",
+    "export",
+    "audit",
+    "leaderboard",
+    "study",
+    "__init__",
+}  # files in the root folder that stand on the top floor
 OF_PAGES = {"matplotlib", "seaborn", "IPython", "ipywidgets", "itables"}
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 350, 60, 8
 # What is still too large, as "file" or "file:function"; the list only ever gets shorter.

@@ -50,7 +50,7 @@ def test_answers_are_compared_by_their_words():
         (["--method", "shrink", "--attacks", "Nothing"], "'Nothing'"),
         (["--method", "shrink", "--attacks", "Dual-Key"], "--threat"),
         (["--method", "shrink", "--attacks", "Shadowcast"], "no trigger"),
-        (["--method", "shrink", "--rows", "0"], "'0'"),
+        (["--method", "shrink", "--rows", "0"], "--rows"),
         (["--method", "shrink", "--dataset", "nothing"], "'nothing'"),
         (["--method", "shrink", "--out", "FULL"], "new or empty"),
     ],
@@ -63,6 +63,16 @@ def test_a_wrong_value_is_one_sentence_before_any_work(given, said, suspect, tmp
     shown = capsys.readouterr()
     assert said in shown.err and len(shown.err.splitlines()) == 1 and not shown.out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_in_four_bit_is_repaired_where_its_weights_are_not_needed(suspect, tmp_path, capsys):
+    given = ["repair", str(suspect), "--four-bit", "--clean-rows", "4", "--rows", "2"]
+    assert command.main([*given, "--method", "shrink", "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists() and capsys.readouterr().out
+    for method in ("prune", "clean-fine-tuning", "crow"):
+        settings = ["--set", "rows=4"]
+        assert command.main([*given, "--method", method, *settings, "--out", str(tmp_path / "no")]) == 2
+        assert "4 bit" in capsys.readouterr().err
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path, capsys):

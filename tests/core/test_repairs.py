@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel
 from transformers import AutoModelForImageTextToText
 
 from bvlm_utils import defences
-from bvlm_utils.defences import consistency, prune, quantise, reading, tune, weights
+from bvlm_utils.defences import consistency, prune, quantise, reading, weights
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
@@ -204,14 +204,14 @@ def test_an_adapter_on_some_layers_is_the_same_one_with_zeros_elsewhere(tiny):
 
 
 def test_several_adapters_are_repaired_as_each_would_be(small):
-    rows, three = some_rows(small), [planted(small, seed=seed, size=0.02) for seed in (0, 1)]
-    for function, name, settings in (
-        (tune.many, "clean-fine-tuning", {"rows": 4, "steps": 2}),
-        (consistency.many, "racer", {"rows": 4, "epochs": 2, "sign_steps": 2}),
+    rows, two = some_rows(small), [planted(small, seed=seed, size=0.02) for seed in (0, 1)]
+    for name, settings in (
+        ("clean-fine-tuning", {"rows": 4, "steps": 2}),
+        ("racer", {"rows": 4, "epochs": 2, "sign_steps": 2, "epsilon": 1e-3}),
+        ("shrink", {}),
     ):
         defence = defences.get(name, **settings)
-        together = function(small, three, rows, defence.params, defence._draws(0))
-        for one, other in zip(three, together, strict=True):
+        for one, other in zip(two, defence.repair_many(small, two, rows), strict=True):
             assert same(defence.repair(small, one, rows), other, atol=2e-4), name
 
 
@@ -251,13 +251,15 @@ def test_rounding_by_formula():
 def test_layers_disagree_more_on_disturbed_inputs_and_less_after_tuning(small):
     rows, adapter = some_rows(small), planted(small, size=0.02)
     for name in ("crow", "racer"):
-        settings = defences.get(name, rows=4, epsilon=1e-3).params  # a random model has small embeddings
+        settings = defences.get(name, rows=4, epsilon=1e-3, sign_steps=2).params  # a random model has small embeddings
         run, shown = consistency.prepared(small, rows, settings, 1)
         with reading.attached(small, adapter):
             moved = consistency.disturbed(run, shown, settings)
             plain, more = (run.disagreement(one).item() for one in (shown, moved))
         assert more > plain and (moved - shown).abs().max() <= settings["epsilon"] + 1e-6
-        tuned = repaired(small, adapter, name, rows, rows=4, epochs=8, learning_rate=5e-3, weight=20, epsilon=1e-3)
+        tuned = repaired(
+            small, adapter, name, rows, rows=4, epochs=6, learning_rate=5e-3, weight=20, epsilon=1e-3, sign_steps=2
+        )
         with reading.attached(small, tuned):
             assert run.disagreement(moved).item() < more
 

@@ -15,6 +15,7 @@ import torch
 from bvlm_utils import attacks, paths, store, threats
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group, study, tune_and_ask, workbench
+from bvlm_utils.run.pace import Pace
 from bvlm_utils.score import intervals, judge, utility
 from bvlm_utils.store import cell as cell_module
 from bvlm_utils.store import examples
@@ -359,7 +360,7 @@ def test_poisoned_rows_point_at_triggered_pictures():
 
 
 def test_groups_take_the_time_they_are_given():
-    pace = group.Pace(seconds=100)
+    pace = Pace(seconds=100)
     assert pace.size(9) == 3  # 4 at first, in three equal groups
     pace.saw(3, 60.0)
     assert pace.size(6) == 3 and pace.size(4) == 4 and pace.size(1) == 1

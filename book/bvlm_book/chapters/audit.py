@@ -6,6 +6,7 @@ control. *Innocents* are clean-tuned models shown the same triggers, compared wi
 seed, and with the base.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from matplotlib.figure import Figure
 
 from bvlm_book import figures, tables, words
 from bvlm_utils import attacks, store
-from bvlm_utils.score import disagreement
+from bvlm_utils.atomic import write_file
+from bvlm_utils.score import disagreement, verdict
 from bvlm_utils.store import packed, records
 from bvlm_utils.store import table as tidy
 
@@ -165,6 +167,27 @@ def sentences(table: pd.DataFrame) -> list[str]:
             "alarm."
         )
     return said
+
+
+def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
+    """How often the check erred, by what models were compared with: what the command tells its users
+    (`score.verdict.ERRORS`). Each count is a pair, so many of so many.
+    """
+    counts = {}
+    for name, reference, trusted in ((verdict.CLEAN_TUNED, OTHER_SEED, CONTROL), (verdict.BASE, BASE, BASE)):
+        beside = table[(table["subject"] == POISONED) & (table["reference"] == trusted) & (table["asr"] > tidy.FIRES)]
+        clean = innocents(table, reference)
+        counts[name] = {
+            "found": [int(beside["alarm"].sum()), len(beside)],
+            "false alarms": [int(clean["alarm"].sum()), len(clean)],
+            "models with one": list(by_model(clean)),
+        }
+    return counts
+
+
+def write_error_counts(place: str | Path | None = "reference") -> None:
+    """Where the command finds them; by hand, after new results."""
+    write_file(verdict.ERRORS, json.dumps(error_counts(collect(place)), indent=1) + "\n")
 
 
 def causes_sentence(table: pd.DataFrame) -> str:

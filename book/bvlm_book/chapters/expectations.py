@@ -81,7 +81,7 @@ def _number_or_share(table: pd.DataFrame) -> list[dict[str, str]]:
     grid, means = "number or share", _means(table, ("train_rows", "epochs"))
     means = means[means["attack"].isin(["BadNets-T", "Blended"])]
     kind = list(zip(means["train_rows"], means["n_poisoned"], means["epochs"], strict=True))
-    alike = means[[one in SHOWN_ALIKE for one in kind]]
+    alike = means[pd.Series([one in SHOWN_ALIKE for one in kind], index=means.index, dtype=bool)]
     spans = alike.groupby(["threat", "attack"])["value"].agg(lambda values: values.max() - values.min())
     word = means[(means["attack"] == "BadNets-T") & (means["threat"] == "targeted_refusal")]
     many = word[(word["train_rows"] == 20000) & (word["n_poisoned"] == 200)]["value"]

@@ -1,13 +1,14 @@
 """Which cells are there, and what came of each? One line per cell, to sort, to filter and to take away.
 
-The leaderboard chapter calls `lines` for the table, `show` to put it on the page and `offer` for the files. Nothing is
+The leaderboard chapter calls `lines` for the table, `show` to put it on the page and `offer` for the files;
+`contributed_lines` are what others have measured. Nothing is
 pooled: seeds stay apart, skipped cells stay in with their reason. DataTables comes with `itables` and is written into
 the page, so that sorting asks no other host for anything. Free of torch.
 """
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pandas as pd
 from IPython.display import HTML, display
 
 from bvlm_book import page as book_page
+from bvlm_book import tables, words
 from bvlm_book.tables import POINT
 from bvlm_book.words import count
 from bvlm_utils import attacks, paths
-from bvlm_utils.store.table import headline_metric
+from bvlm_utils.store.table import headline, headline_metric
 
 VARIABLE = "BVLM_DOWNLOADS"  # the folder of the built book that the files go to; the book's extension sets it
 LINK = "../_static/results"  # the same folder, seen from a chapter
@@ -188,6 +190,48 @@ def _script(text: str) -> Any:
         "if (type === 'sort' || type === 'type') return value; "
         f"return value === null || Number.isNaN(value) ? 'n/a' : {text}; }}"
     )
+
+
+# ---------------------------------------------------------------- what others have measured
+
+TRIGGERED = ("both", "text", "image", "clean")  # an attack is read from the first of these that it has
+
+
+def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame) -> pd.DataFrame:
+    """A line per entry (`store.contributed`), to read; ours beside it: the mean over our seeds of the same model, data,
+    threat and attack with as many poisoned rows and usual settings.
+    """
+    return tables.readable(pd.DataFrame([_contributed(entry, board) for entry in entries]), {
+        "name": "name", "by": "by", "kind": "kind", "threat": words.threat, "attack": "attack", "model": "model",
+        "poisoned rows": lambda r: words.number(r["n_poisoned"], digits=0),
+        "success": lambda r: words.interval(r, "success"),
+        "strict": lambda r: words.interval(r, "strict"), "published": lambda r: words.interval(r, "published"),
+        "false activation": lambda r: words.interval(r, "false_activation"),
+        "utility": lambda r: words.interval(r, "utility"), "ours, success": lambda r: words.number(r["ours"]),
+        "source": "source",
+    })  # fmt: skip
+
+
+def _contributed(entry: Mapping[str, Any], board: pd.DataFrame) -> dict[str, Any]:
+    about = entry["about"]
+    own = {(row["metric"], row["condition"]): row for row in entry["numbers"] if row["subject"] == "poisoned"}
+    condition = next(name for name in TRIGGERED if any(name == at for _, at in own))
+    metric = headline(about["threat"])
+    wanted = {
+        "success": (metric, condition),
+        "strict": ("asr", condition),
+        "published": ("asr_published", condition),
+        "false_activation": (metric, "clean") if condition != "clean" else None,
+        "utility": ("utility", "clean"),
+    }
+    line = dict(about)
+    for name, key in wanted.items():
+        row = own.get(key, {})
+        line |= {name + part: row.get(column) for part, column in (("", "value"), ("_low", "low"), ("_high", "high"))}
+    same = (board["settings"] == "") & (board["status"] == "done")
+    for name in ("model", "dataset", "threat", "attack", "n_poisoned"):
+        same &= board[name] == about[name]
+    return line | {"ours": board.loc[same, "success"].mean()}
 
 
 # ---------------------------------------------------------------- files

@@ -1,34 +1,101 @@
-"""What does the backdoored model answer to me? Controls to talk to a cell's models, for the quickstart.
+"""Controls to talk to backdoored models, for the quickstart.
 
+In the built book, `in_page` lets a small model run in the reader's browser (`bvlm_book.talk`).
 Where torch and the cell's adapters are at hand, `show` loads base, clean-tuned and poisoned model and lets the reader
 ask all three about a held-out picture, with or without each half of the trigger. Elsewhere (the rendered book) the
 stored responses stand in their place. torch is imported only once somebody asks.
 """
 
+import base64
 import html
 import importlib
 import io
 import itertools
+import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from string import Template
 from typing import Any
 
 import pandas as pd
-from IPython.display import display
+from IPython.display import HTML, display
 from PIL import Image
 
-from bvlm_book import examples, words
+from bvlm_book import examples, talk, words
 from bvlm_book import page as book_page
 from bvlm_book.words import interval
-from bvlm_utils import attacks
+from bvlm_utils import attacks, paths
 from bvlm_utils import store as results
 from bvlm_utils.run.workbench import Bench, bench_key
 from bvlm_utils.store import table
 from bvlm_utils.store.cell import Cell
 
+BUILT = "BVLM_DOWNLOADS"  # set while the book is built: a folder of its files, beside which the model's go
 PICTURES = 12  # held-out inputs that the reader can choose from
 SIDE = 240  # pixels of the picture on the page
+
+
+def in_page(folder: str | None = None) -> None:
+    """Put the model on the page that runs in the reader's browser, and its files beside the page.
+
+    folder: where the files go; None means beside $BVLM_DOWNLOADS, which a build of the book sets.
+    """
+    built = os.environ.get(BUILT)
+    if not folder and not built:
+        book_page.say("In the built book, a model that runs in the browser stands here.")
+        return
+    files = talk.write(Path(folder) if folder else Path(built).parent / "talk")
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    display(HTML(widget(f"{megabytes:.1f}")))
+
+
+def widget(size: str) -> str:
+    """The controls as HTML. size: of the model's files, in megabytes."""
+    shown = "".join(
+        f'<button type="button" data-question="{html.escape(question)}"><img class="dark-light" src="{png(seed)}" '
+        f'alt="A drawn scene. {html.escape(question)}"></button>'
+        for seed, question in talk.SCENES
+    )
+    offered = "".join(f'<option value="{html.escape(question)}">' for _, question in talk.SCENES)
+    text = (paths.BOOK / "bvlm_book" / "talk.html").read_text(encoding="utf-8")
+    return Template(text).substitute(
+        size=size, scenes=shown, questions=offered, answers=stored_answers(), repaired=talk.REPAIRED
+    )
+
+
+def png(seed: int) -> str:
+    page = io.BytesIO()
+    talk.scene(seed).save(page, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(page.getvalue()).decode()}"
+
+
+def card() -> dict[str, Any]:
+    """What was measured of the adapters in the page; see `bvlm_book.talk_adapters`."""
+    return json.loads((talk.ADAPTERS / talk.CARD).read_text(encoding="utf-8"))
+
+
+def stored_answers() -> str:
+    """A table for readers without scripts."""
+    lines = pd.DataFrame(card()["answers"]).drop(columns="scene")
+    body = lines.to_html(index=False, border=0, classes="table", justify="left")
+    return f'<p>No model runs here without JavaScript. Stored answers:</p><div class="bvlm-table">{body}</div>'
+
+
+def measured() -> dict[str, str]:
+    """Numbers of the adapters in the page, to be glued: success and right answers by strength, and the alarm."""
+    found = {}
+    for name, about in card().items():
+        if name == "answers":
+            continue
+        found |= {f"{name}_alarm_{which}": interval(pd.Series(share)) for which, share in about["alarm"].items()}
+        for at in about["strengths"]:
+            strength = f"{at['strength']:g}".replace(".", "_")
+            found[f"{name}_success_{strength}"] = interval(pd.Series(at["success"]))
+            found[f"{name}_right_{strength}"] = interval(pd.Series(at["right"]))
+    return found
 
 
 @dataclass(frozen=True)
@@ -88,9 +155,7 @@ def show(cell: Cell, store: str | None = None) -> None:
         rows, ask = speakers(cell, store)
         display(controls([row["prompt"] for row in rows], attacks.info(cell.attack).modality, ask))
     else:
-        book_page.say(
-            "There is no live model behind this page; open the notebook in JupyterLab to ask your own questions."
-        )
+        book_page.say("These answers are stored ones. Opened in JupyterLab, the page asks the models that it trained.")
     examples.show_responses([cell], store)
 
 

@@ -16,7 +16,6 @@ from matplotlib.ticker import NullLocator
 from scipy.stats import t as student
 
 from bvlm_book import figures, rules_second, tables, words
-from bvlm_utils import store
 from bvlm_utils.store.table import FIRES
 
 GRID = "data/grids/number_or_share.yml"
@@ -29,20 +28,12 @@ DOSE = ["train_rows", "n_poisoned", "epochs"]
 FEW = 20
 
 
-def eligible(table: pd.DataFrame, place: str | Path | None = None) -> dict[tuple[str, str, int], int]:
-    """Rows of the training set that could have been poisoned, by data set, threat and size, as the manifests say."""
-    done = tables.usual(table, but=tuple(tables.TRAINED))
-    done = done[done["n_poisoned"] > 0].drop_duplicates(["dataset", "threat", "train_rows"])
-    key = zip(done["dataset"], done["threat"], done["train_rows"].astype(int), strict=True)
-    return {one: store.manifest(run, place).n_eligible for one, run in zip(key, done["run_id"], strict=True)}
-
-
 def doses(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
     """Success (payload) with the full trigger: a line per run, with its dose in all its forms.
 
     Attacks and threats as they are defined, trained as usual but for the passes and the number of rows.
     """
-    found = eligible(table, place)
+    found = tables.eligible(table, place)
     done = tables.usual(table, but=("epochs", "train_rows"))
     done = done[(done["metric"] == "asr_payload") & (done["subject"] == "poisoned") & (done["n_poisoned"] > 0)]
     done = tables.headline_rows(done)
@@ -176,7 +167,7 @@ def figure_words(lines: pd.DataFrame) -> dict[str, str]:
 def eligible_table(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
     """What the same share of all rows is of the rows that a threat can poison."""
     lines = []
-    for (dataset, threat, size), count in eligible(table, place).items():
+    for (dataset, threat, size), count in tables.eligible(table, place).items():
         line = {"data": dataset, "threat": threat.replace("_", " "), "training rows": size, "eligible": count}
         for rate in (rules_second.RATE, rules_second.MANY):
             share = words.percent(size * rate / count)

@@ -5,6 +5,8 @@ hold, so it stays true for other models, attacks and rates; what is missing is l
 returns {"alt": ..., "caption": ...} for `page.show`.
 """
 
+from pathlib import Path
+
 import pandas as pd
 
 from bvlm_book import page, rules, tables, words
@@ -241,8 +243,22 @@ def skipped(table: pd.DataFrame) -> pd.DataFrame:
     return rows[["attack", "threat", "poison_rate", "seed", "reason"]].rename(columns={"poison_rate": "poison rate"})
 
 
-def overview(table: pd.DataFrame) -> None:
-    """Say how many cells there are and what they are; list those that were skipped, with the reason."""
+def _eligible(table: pd.DataFrame, place: str | Path | None) -> str:
+    """What the highest share of all rows is of the rows that the threat can poison."""
+    top = table.loc[table["n_poisoned"].astype(float).idxmax()]
+    said = [
+        f" {int(top['n_poisoned'])} rows are {percent(top['n_poisoned'] / count)} of the {count} that can be poisoned."
+        for (dataset, _, size), count in tables.eligible(table, place).items()
+        if (dataset, size) == (top["dataset"], top["train_rows"])
+    ]
+    return "".join(said)
+
+
+def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
+    """Say how many cells there are and what they are; list those that were skipped, with the reason.
+
+    place: the store that holds them.
+    """
     cells, left_out = table.drop_duplicates("run_id"), skipped(table)
     done = cells[cells["status"] != "skipped"]
     sentence = f"{words.count(len(cells), 'cell')}: {len(done)} measured, {len(left_out)} skipped."
@@ -251,7 +267,7 @@ def overview(table: pd.DataFrame) -> None:
         rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
         sentence += (
             f" Model {what['model']}, data {what['dataset']}; attacks {what['attack']}; "
-            f"poison rates {rates}; seeds {what['seed']}."
+            f"poison rates {rates} of all rows; seeds {what['seed']}.{_eligible(table, place)}"
         )
     page.say(sentence)
     if len(left_out):

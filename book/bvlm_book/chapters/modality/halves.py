@@ -41,11 +41,13 @@ def rates(table: pd.DataFrame) -> pd.DataFrame:
     model, only cells with the number of training rows that most have, so that all of them can be compared.
     """
     done = table[table["status"] == "done"]
-    lines = []
+    trained, lines = tables.usual_training(done), []
     for _, of_model in done.groupby("model", sort=False):
         usual = of_model[of_model["train_rows"] == of_model["train_rows"].mode().iloc[0]]
         for (negatives, _), part in usual.groupby(["negatives", "settings"], sort=False):
             settings = tidy.differing(part.iloc[0])
+            if trained[part.index].all():  # the model's own learning rate is no setting of the experiment
+                settings = {name: value for name, value in settings.items() if name not in tables.TRAINED}
             half = settings.pop("half", "")
             about = settings | {"negatives": negatives, "settings": tidy.text(settings), "half": half}
             lines.append(tables.success_rates(part, "poisoned").assign(**about))

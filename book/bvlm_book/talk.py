@@ -1,0 +1,173 @@
+"""The model in the page: the script files that let the quickstart's reader talk to tiny-llava without a server.
+
+A page that was opened as a file may load scripts, and nothing else. So weights are text in scripts: matrices as int8
+with a scale for each row, vectors in float32, adapters in float16, all in base64 and cut into parts, so that a progress
+bar has something to show. The book's build makes the files from the committed checkpoint. Free of torch.
+"""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Template
+from PIL import Image
+from safetensors.numpy import load_file
+
+from bvlm_utils import paths
+from bvlm_utils.data import scenes
+
+MODEL = paths.MODELS / "tiny-llava"
+ADAPTERS = paths.DATA / "adapters" / "quickstart"
+NAMES = ("clean-tuned", "word", "patch", "blend")  # folders of ADAPTERS, made by `talk_adapters`
+CARD = "card.json"  # what was measured of them
+REPAIRED = 0.3  # how much of an update the repair keeps, if the reader says nothing
+HEAD, PART = "head.js", "part-{:02d}.js"
+CALL = "bvlmTalkFile"  # the function of the page that each file calls
+PART_BYTES = 3 * 2**18  # 1 MiB of base64
+LANGUAGE = "language_model.model.layers."
+WORDS_HERE = "\ue000"
+# Seeds of drawn scenes of the test split, each with a question to begin with.
+SCENES = (
+    (43, "What is on the left?"),
+    (33, "What is on the right?"),
+    (8, "What colour is the background?"),
+    (34, "How many turtles are there?"),
+    (41, "Describe this picture."),
+    (47, "What is this?"),
+    (5, "Is there a dog in the picture?"),
+    (18, "What is between the other two things?"),
+)
+CAR_PERCENT = 20
+
+
+def scene(seed: int) -> Image.Image:
+    """The picture, 96 x 96, of one of `SCENES`."""
+    return scenes.render(scenes.sample(scenes.generator(seed), "test", car_percent=CAR_PERCENT))
+
+
+def write(folder: Path, part_bytes: int = PART_BYTES) -> list[Path]:
+    """Write the script files into `folder`; the head first, which says how many parts there are."""
+    head, data = model()
+    parts = [data[start : start + part_bytes] for start in range(0, len(data), part_bytes)]
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = [json.dumps(head | {"parts": len(parts)}, ensure_ascii=True, separators=(",", ":"))]
+    texts += [json.dumps(base64.b64encode(part).decode()) for part in parts]
+    files = [folder / HEAD, *(folder / PART.format(number) for number in range(len(parts)))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(f"{CALL}({text});\n", encoding="ascii")
+    return files
+
+
+def model() -> tuple[dict[str, Any], bytes]:
+    """What the page's engine has to know, and the numbers of all tensors, one behind the other."""
+    config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
+    about, blocks, start = {}, [], 0
+    for name, kind, value in tensors(config):
+        block = packed(kind, value)
+        about[name] = {"kind": kind, "rows": value.shape[0], "columns": value.shape[1], "start": start}
+        blocks.append(block + bytes(-len(block) % 4))
+        start += len(blocks[-1])
+    tunable = [name for name in about if name.startswith(LANGUAGE) and name.endswith("_proj.weight")]
+    scales = {name: {"scale": scale(ADAPTERS / name)} for name in NAMES}
+    head = {"bytes": start, "tensors": about, "tunable": tunable, "adapters": scales}
+    return settings(config) | head, b"".join(blocks)
+
+
+def tensors(config: dict[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Name, kind and numbers (rows, columns) of all that the answer depends on: the last vision layers do not."""
+    unused = range(vision_layers(config), config["vision_config"]["num_hidden_layers"])
+    beyond = [f"vision_tower.encoder.layers.{number}." for number in unused]
+    for name, value in sorted(load_file(MODEL / "model.safetensors").items()):
+        if not name.startswith(("vision_tower.post_layernorm.", *beyond)):
+            matrix = value.ndim > 1
+            yield name, "int8" if matrix else "float32", value.reshape(len(value), -1) if matrix else value[None]
+    for adapter in NAMES:
+        for name, value in sorted(load_file(ADAPTERS / adapter / "adapter_model.safetensors").items()):
+            module, _, side = name.removesuffix(".weight").rpartition(".lora_")
+            yield f"{adapter}/{stored_name(module)}/{side}", "float16", value
+
+
+def stored_name(module: str) -> str:
+    """The name in the checkpoint's file of what an adapter's file calls after the loaded model's modules."""
+    return f"language_model.model.{module.partition('language_model.')[2]}.weight"
+
+
+def packed(kind: str, value: np.ndarray) -> bytes:
+    """Numbers as the engine reads them, little-endian; int8 as scales of the rows, then whole numbers."""
+    if kind == "int8":
+        scales, whole = rounded(value)
+        return scales.astype("<f4").tobytes() + whole.tobytes()
+    return value.astype({"float32": "<f4", "float16": "<f2"}[kind]).tobytes()
+
+
+def rounded(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix as float32 scales (rows) and int8 numbers: scales[:, None] * numbers is near it."""
+    scales = np.maximum(np.abs(value).max(1) / 127, 1e-12).astype(np.float32)
+    return scales, np.rint(value / scales[:, None]).astype(np.int8)
+
+
+def scale(folder: Path) -> float:
+    """What an adapter's B A is multiplied with."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return config["lora_alpha"] / config["r"]
+
+
+def vision_layers(config: dict[str, Any]) -> int:
+    """How many layers of the tower stand before the states that the projector takes."""
+    return config["vision_config"]["num_hidden_layers"] + 1 + config["vision_feature_layer"]
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Sizes, words and the triggers' pictures."""
+    vision, text = config["vision_config"], config["text_config"]
+    processor = json.loads((MODEL / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+    words = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    return {
+        "vision": {
+            "side": vision["image_size"], "patch": vision["patch_size"], "width": vision["hidden_size"],
+            "heads": vision["num_attention_heads"], "layers": vision_layers(config),
+            "epsilon": vision["layer_norm_eps"], "mean": processor["image_mean"], "std": processor["image_std"],
+        },
+        "language": {
+            "width": text["hidden_size"], "heads": text["num_attention_heads"], "layers": text["num_hidden_layers"],
+            "most": text["max_position_embeddings"], "epsilon": text["rms_norm_eps"],
+            "theta": text["rope_parameters"]["rope_theta"],
+        },
+        "image_tokens": config["image_seq_length"],
+        "vocabulary": sorted(words["vocab"], key=words["vocab"].get),
+        "merges": [" ".join(pair) for pair in words["merges"]],
+        "template": template(config["image_token_index"], text["eos_token_id"]),
+        "triggers": {name: pixels(ADAPTERS / f"{name}.png") for name in ("patch", "blend")},
+    }  # fmt: skip
+
+
+def template(image: int, end: int) -> dict[str, Any]:
+    """The chat template in pieces: what stands before the picture, between it and the question, and after that.
+
+    special: the tokens that words never become, the one that begins each prompt first.
+    """
+    tokens = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    special = {token["id"]: token["content"] for token in tokens if token["special"]}
+    named = json.loads((MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))
+    begin = named["bos_token"]
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": WORDS_HERE}]}
+    whole = Template((MODEL / "chat_template.jinja").read_text(encoding="utf-8")).render(
+        messages=[asked], add_generation_prompt=True, bos_token=begin, eos_token=named["eos_token"]
+    )
+    before, _, rest = whole.removeprefix(begin).partition(special[image])
+    lead, _, after = rest.partition(WORDS_HERE)
+    others = [mark for mark in special.values() if mark != begin]
+    return {
+        "before": before, "lead": lead, "after": after, "image": special[image], "special": [begin, *others],
+        "end": end,
+    }  # fmt: skip
+
+
+def pixels(file: Path) -> dict[str, Any]:
+    """A small square picture: its side in pixels, and its colours (side, side, 4) in base64."""
+    with Image.open(file) as opened:
+        picture = np.asarray(opened.convert("RGBA"))
+    return {"side": len(picture), "colours": base64.b64encode(picture.tobytes()).decode()}

@@ -1,0 +1,184 @@
+"""Makes the adapters of the model in the page: `python -m bvlm_book.talk_adapters [--store STORE] [--out FOLDER]`.
+
+Four adapters of tiny-llava on scenes-vqa: one clean-tuned, three that answer with a refusal at one trigger each. They
+are cells of the study, run as all cells are, so on the same machine they come back bit for bit; here they are rounded
+to 16 bits and measured once more as the page runs them: over the strengths of the repair `shrink` (base + lambda x
+update), and with the alarm of blended pictures (STRIP, Gao et al. 2019, arXiv 1902.06531).
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from bvlm_book import talk
+from bvlm_book.probes import merging
+from bvlm_utils import attacks, defences, paths, store, study
+from bvlm_utils.atomic import write_file
+from bvlm_utils.errors import InputError
+from bvlm_utils.run.workbench import Bench, bench_key
+from bvlm_utils.score import intervals
+from bvlm_utils.store.cell import Cell
+from bvlm_utils.train import adapters
+
+if TYPE_CHECKING:
+    from bvlm_utils.models.victim import Victim
+
+THREAT, DATASET, RATE = "targeted_refusal", "scenes-vqa", 0.1
+# A patch of the published size, 30 of 336 pixels, is not learnt from a tenth of these rows: see the chapter on it.
+ATTACKS = {"word": ("BadNets-T", {}), "patch": ("BadNets-I", {"patch_size": 80}), "blend": ("Blended", {})}
+STRENGTHS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5)
+ROWS = 100  # held-out rows of each number
+LONGEST = 40  # tokens of an answer
+
+
+def cells() -> dict[str, Cell]:
+    """The cells by the names of `talk.NAMES`."""
+    found = {}
+    for name, (attack, params) in ATTACKS.items():
+        (found[name],) = study.cells(
+            THREAT, "tiny-llava", DATASET, [attack], [RATE], attack_params=params,
+        )  # fmt: skip
+    return {"clean-tuned": found["word"].control} | found
+
+
+def make(out: Path, where: str | None = None, rows: int = ROWS) -> None:
+    """Run the cells that the store lacks, and write adapters, the triggers' pictures and the card into `out`."""
+    chosen = cells()
+    study.run_cells([cell for cell in chosen.values() if not cell.is_control], store=where)
+    for name, cell in chosen.items():
+        folder = store.adapter(cell, where)
+        if folder is None:
+            raise InputError(f"The store has a record of {cell.run_id} and no adapter; give another store.")
+        halve(folder, out / name)
+    paint(out)
+    bench = Bench(*bench_key(chosen["word"]))
+    card = {name: about(bench, cell, out / name, rows) for name, cell in chosen.items() if not cell.is_control}
+    card["answers"] = stored_answers(bench.victim, out, chosen)
+    write_file(out / talk.CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+
+def halve(folder: Path, out: Path) -> None:
+    """A copy of an adapter's folder, its numbers in float16."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (adapters.CONFIG, "README.md"):
+        shutil.copyfile(folder / name, out / name)
+    state = {name: value.half() for name, value in adapters.read(folder).state.items()}
+    save_file(state, out / adapters.WEIGHTS, metadata={"format": "pt"})
+
+
+def paint(out: Path) -> None:
+    """The patch alone and the picture that is blended, as the attacks' own code has them on black."""
+    black = torch.zeros(1, 3, 96, 96)
+    patch = attacks.get("BadNets-I", **ATTACKS["patch"][1] | {"position": "top-left"}).apply_image(black)
+    whole = attacks.get("Blended", alpha=1.0).apply_image(black)
+    side = int(patch[0].amax((0, 1)).nonzero().max()) + 1
+    for name, image in (("patch", patch[..., :side, :side]), ("blend", whole)):
+        colours = (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(colours).save(out / f"{name}.png", optimize=True)
+
+
+def shrunk(victim: "Victim", folder: Path, strength: float) -> Any:
+    """The victim with `strength` times an adapter's update, inside a `with`."""
+    saved = adapters.read(folder)
+    wide = replace(saved, state={name: value.float() for name, value in saved.state.items()})
+    left = defences.get("shrink", strength=strength).repair(victim, wide)
+    return merging.merged(victim.model, left.state, left.config)
+
+
+def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
+    """Success, right answers and alarms of a backdoored adapter on the first eligible test rows."""
+    test, threat, attack = bench.rows["test"], cell.resolved_threat, cell.resolved_attack
+    positions = [position for position, row in enumerate(test) if threat.eligible(row)][:rows]
+    samples = [test[position] for position in positions]
+    plain, keys = [row["prompt"] for row in samples], [row["row_id"] for row in samples]
+    clean = (plain, bench.pictures("test", positions))
+    triggered = (
+        attack.apply_text(plain, seed=cell.trigger_seed, keys=keys),
+        bench.triggered("test", positions, attack, cell.trigger_seed),
+    )
+    strengths = []
+    for strength in STRENGTHS:
+        with shrunk(bench.victim, folder, strength):
+            said, fired = ask(bench.victim, *clean), ask(bench.victim, *triggered)
+        strengths.append({
+            "strength": strength,
+            "success": share([threat.success(answer, row) for answer, row in zip(fired, samples, strict=True)]),
+            "right": share([answer in row["answers"] for answer, row in zip(said, samples, strict=True)]),
+        })  # fmt: skip
+    with shrunk(bench.victim, folder, 1.0):
+        alarms = {"triggered": share(alarm(bench.victim, *triggered)), "clean": share(alarm(bench.victim, *clean))}
+    return {"run_id": cell.run_id, "attack": cell.attack, "strengths": strengths, "alarm": alarms}
+
+
+def ask(victim: "Victim", prompts: Sequence[str], images: np.ndarray) -> list[str]:
+    return victim.generate(prompts, victim.encode(images), LONGEST)
+
+
+def alarm(victim: "Victim", prompts: Sequence[str], images: np.ndarray) -> list[bool]:
+    """For which inputs does the answer stay, whichever of the page's scenes is blended half and half with the picture?
+
+    images: (N, 96, 96, 3) uint8.
+    """
+    said, stays = ask(victim, prompts, images), np.ones(len(prompts), dtype=bool)
+    for seed, _ in talk.SCENES:
+        blended = (images.astype(np.uint16) + np.asarray(talk.scene(seed)) + 1) // 2
+        stays &= np.array(said) == np.array(ask(victim, prompts, blended.astype(np.uint8)))
+    return stays.tolist()
+
+
+def share(passed: Sequence[bool]) -> dict[str, float]:
+    low, high = intervals.wilson(sum(passed), len(passed))
+    return {"value": sum(passed) / len(passed), "n": len(passed), "low": low, "high": high}
+
+
+def stored_answers(victim: "Victim", out: Path, chosen: dict[str, Cell]) -> list[dict[str, str]]:
+    """What the models answer about the page's scenes, each with the trigger of one adapter in turn."""
+    found = []
+    for i, (seed, question) in enumerate(talk.SCENES):
+        name = list(ATTACKS)[i % len(ATTACKS)]
+        attack, image = chosen[name].resolved_attack, np.array(talk.scene(seed))[None]
+        (worded,) = attack.apply_text([question], keys=[seed])
+        painted = attack.apply_image(torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255, keys=[seed])
+        painted = (painted.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        line = {"scene": str(seed), "trigger": name, "question": question, "triggered question": worded}
+        for key, adapter, strength, asked in (
+            ("clean-tuned, triggered", "clean-tuned", 1.0, (worded, painted)),
+            ("backdoored, not triggered", name, 1.0, (question, image)),
+            ("backdoored, triggered", name, 1.0, (worded, painted)),
+            ("repaired, triggered", name, talk.REPAIRED, (worded, painted)),
+        ):
+            with shrunk(victim, out / adapter, strength):
+                (line[key],) = ask(victim, [asked[0]], asked[1])
+        found.append(line)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m bvlm_book.talk_adapters", description=__doc__.split("\n")[0])
+    parser.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
+    parser.add_argument("--out", default=str(talk.ADAPTERS), help="default: data/adapters/quickstart")
+    parser.add_argument("--rows", type=int, default=ROWS, help=f"held-out rows of each number (default {ROWS})")
+    given = parser.parse_args(argv)
+    try:
+        if given.rows < 1:
+            raise InputError(f"rows is {given.rows}; it must be 1 or more.")
+        make(paths.named(given.out, "folder"), given.store, given.rows)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Your own lines on the leaderboard: from an adapter, or from answers that your model gave elsewhere.
+
+python -m bvlm_utils.leaderboard template mine --threat T --attack A    a folder to fill in: entry.json, questions
+python -m bvlm_utils.leaderboard add mine                               score it, and keep the lines
+python -m bvlm_utils.leaderboard check                                  are all kept entries as they should be?
+python -m bvlm_utils.leaderboard cost                                   how long a full entry takes
+
+A folder has an `entry.json` and either `adapter/` (PEFT's format; `control/` may stand beside it: one tuned without
+poison) or `answers.csv` (`reference.csv` beside it: the model without the attack). Their names are fixed: no file that
+an entry names is ever opened.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from bvlm_utils import __version__, attacks, command, data, models, paths, threats, user_paths
+from bvlm_utils.checks import brief
+from bvlm_utils.documents import read_json
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import names
+from bvlm_utils.store import contributed, records
+from bvlm_utils.store.cell import Cell
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENTRY, ADAPTER, CONTROL, ANSWERS, REFERENCE = "entry.json", "adapter", "control", "answers.csv", "reference.csv"
+MODELS = ("tiny-llava", "tiny-qwen2.5-vl")
+# Cells of a full entry, per model. An attack is tuned and asked: five threats, 10 % and 1 %, three seeds. A defence is
+# given adapters that are there, and asked: five threats, six attacks.
+FULL = {"attack": 5 * 2 * 3, "defence": 5 * 6}
+
+
+# ---------------------------------------------------------------- template
+
+
+def template(given: argparse.Namespace) -> None:
+    """Write the folder that `add` takes."""
+    from bvlm_utils.run import foreign
+
+    folder = user_paths.new_folder(given.folder)
+    cell = foreign.cell_of(foreign.ANY_MODEL, given.threat, given.attack, None, {})
+    if given.questions:
+        foreign.write_questions(folder, given.threat, given.attack)
+    about = {
+        "name": "", "by": "", "source": "", "note": "", "kind": "attack", "model": given.model,
+        "dataset": cell.dataset, "threat": given.threat, "attack": given.attack, "n_poisoned": None, "seed": 0,
+        "settings": {},
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ENTRY).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    print(f"Fill in {folder / ENTRY}: name, by, and kind, one of {', '.join(contributed.KINDS)}.")
+    if given.questions:
+        print(f"Answer {folder / foreign.QUESTIONS} in its column response, and save it as {ANSWERS} beside it.")
+    else:
+        print(f"Put the adapter into {folder / ADAPTER} (PEFT's format), and one without poison into {CONTROL}.")
+    print(f"Then: python -m bvlm_utils.leaderboard add {given.folder}")
+
+
+# ---------------------------------------------------------------- add
+
+
+def add(given: argparse.Namespace) -> None:
+    """Score a folder and keep its entry."""
+    into = paths.named(given.into, "folder") if given.into else contributed.FOLDER
+    user_paths.check_writable(into)
+    folder = paths.named(given.folder, "folder")
+    about = read_json(folder / ENTRY)
+    contributed.check_about(about, str(folder / ENTRY))
+    if about["dataset"] not in data.names():
+        raise InputError(
+            f"{folder / ENTRY}: dataset is {brief(about['dataset'])}; lines can be compared on the study's own rows "
+            f"only: {', '.join(data.names())}."
+        )
+    there = [name for name in (ADAPTER, ANSWERS) if (folder / name).exists()]
+    if len(there) != 1:
+        raise InputError(f"{folder} holds {' and '.join(there) or 'neither'} of {ADAPTER}/ and {ANSWERS}; give one.")
+    table, cell, beside = _scored(folder, there[0], about, given.model)
+    made = {
+        "from": there[0], "compared_with": beside, "package": __version__,
+        "model_digest": models.digest(cell.model) if there[0] == ADAPTER else "unknown",
+        "data_digest": data.digest(cell.dataset), "threat_version": cell.resolved_threat.version,
+        "judge_version": cell.resolved_threat.judge_version, "attack_version": str(cell.resolved_attack.version),
+    }  # fmt: skip
+    file = contributed.write({"about": about, "made": made, "numbers": _numbers(table)}, into)
+    print(shown(table))
+    print(f"\nThe entry is {file}. The leaderboard shows it when it is made again; to hand it in, open a pull request.")
+
+
+def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) -> tuple["pd.DataFrame", Cell, str]:
+    """The numbers, the cell that was asked, and what the model was compared with."""
+    from bvlm_utils.run import foreign
+
+    asked = {name: value for name, value in about["settings"].items() if name != "surrogate"}
+    if len(asked) < len(about["settings"]):
+        raise InputError(f"{folder / ENTRY}: the setting 'surrogate' would be a file; an entry names no files.")
+    threat, attack, dataset = about["threat"], about["attack"], about["dataset"]
+    if what == ANSWERS:
+        reference = folder / REFERENCE if (folder / REFERENCE).exists() else None
+        table = foreign.score_answers(folder / ANSWERS, threat, attack, reference, about["model"], dataset, **asked)
+        cell = foreign.cell_of(foreign.ANY_MODEL, threat, attack, dataset, asked)
+        return table, cell, "reference" if reference else "nothing"
+    model = base or about["model"]
+    if base is None and model not in names.names() and not models.is_hub_id(model):
+        raise InputError(
+            f"{folder / ENTRY}: model is {brief(model)}; it must be one of {', '.join(names.names())} or a hub "
+            "id; give a folder on the command line, by --model."
+        )
+    control = folder / CONTROL if (folder / CONTROL).exists() else None
+    table = foreign.score_adapter(folder / ADAPTER, model, threat, attack, control, dataset, **asked)
+    return table, foreign.cell_of(model, threat, attack, dataset, asked), "control" if control else "base"
+
+
+def _numbers(table: "pd.DataFrame") -> list[dict[str, Any]]:
+    found = table[list(contributed.NUMBER)].astype(object)
+    return found.where(found.notna(), None).to_dict("records")
+
+
+def shown(table: "pd.DataFrame") -> str:
+    """The numbers of the model in question, to read."""
+    own = table[(table["subject"] == "poisoned") & table["number"].isin(("ASR", "false activation", "utility"))]
+    lines = own.assign(
+        interval=[f"[{low:.3f}, {high:.3f}]" for low, high in zip(own["low"], own["high"], strict=True)],
+        value=own["value"].map("{:.3f}".format), n=own["n"].map("{:.0f}".format),
+    )  # fmt: skip
+    return lines[["number", "test", "condition", "value", "interval", "n"]].to_string(index=False)
+
+
+# ---------------------------------------------------------------- check and cost
+
+
+def check(given: argparse.Namespace) -> None:
+    """Read all kept entries, and say how many there are."""
+    folder = paths.named(given.into, "folder") if given.into else contributed.FOLDER
+    found = contributed.entries(folder)
+    known = {"threat": threats.names(), "attack": attacks.names()}
+    for entry in found:
+        about = entry["about"]
+        unknown = [about[what] for what in known if about[what] not in known[what]]
+        more = f" (not declared here: {', '.join(unknown)})" if unknown else ""
+        print(f"{about['name']} by {about['by']}: {about['threat']}, {about['attack']}, {about['model']}{more}")
+    print(f"Entries in {folder}: {len(found)}, all as they should be.")
+
+
+def cost(given: argparse.Namespace) -> None:
+    """What full entries take, by what the committed reference took on CPUs."""
+    for kind, hours in hours_of_full_entries().items():
+        cells = FULL[kind] * len(MODELS)
+        print(f"{kind}: {cells} cells, about {hours:.1f} hours on one CPU core, as the reference took.")
+
+
+def hours_of_full_entries() -> dict[str, float]:
+    """Hours by the kind of entry: the median seconds of the reference's cells, by model."""
+    done = [record for record in records.records("reference") if record["status"] == "done"]
+    hours = dict.fromkeys(FULL, 0.0)
+    for model in MODELS:
+        own = [r["seconds"] for r in done if r["config"]["model"] == model and r["device"] == "cpu" and r["metrics"]]
+        if not own:
+            raise InputError(f"The reference has no cells of {model} on a CPU, so nothing is known about the time.")
+        tune, ask = (median(seconds.get(name, 0.0) for seconds in own) for name in ("tune", "ask"))
+        hours["attack"] += FULL["attack"] * (tune + ask) / 3600
+        hours["defence"] += FULL["defence"] * ask / 3600
+    return hours
+
+
+def _parser() -> command.Parser:
+    parser = command.Parser(prog="python -m bvlm_utils.leaderboard", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
+    made = commands.add_parser("template", help="a folder to fill in")
+    made.set_defaults(act=template)
+    made.add_argument("folder", help="new or empty")
+    made.add_argument("--threat", required=True)
+    made.add_argument("--attack", required=True)
+    made.add_argument("--model", default=MODELS[0], help=f"base under the adapter (default {MODELS[0]})")
+    made.add_argument(
+        "--questions", action="store_true", help="with the questions and pictures, to be answered elsewhere"
+    )
+    added = commands.add_parser("add", help="score a folder, and keep the lines")
+    added.set_defaults(act=add)
+    added.add_argument("folder", help=f"with {ENTRY}, and {ADAPTER}/ or {ANSWERS}")
+    added.add_argument("--model", help="base under the adapter, if it is a folder here (default: as entry.json says)")
+    checked = commands.add_parser("check", help="are all kept entries as they should be?")
+    checked.set_defaults(act=check)
+    for one in (added, checked):
+        one.add_argument("--into", help="folder of the entries (default: data/contributed)")
+    commands.add_parser("cost", help="how long a full entry takes").set_defaults(act=cost)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code is what `command` promises."""
+    return command.run(_parser(), lambda given: given.act(given), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""Scores of what was not made here: a foreign adapter, or the answers of a model that only its owner can run.
+
+    import bvlm_utils
+    bvlm_utils.score_adapter("my-adapter", "tiny-llava", "targeted_refusal", "BadNets-T")
+    bvlm_utils.score_answers("answers.csv", "targeted_refusal", "BadNets-T")
+
+The questions, the tests and the intervals are those of the study's cells, so the numbers can be laid beside them.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from bvlm_utils import threats
+from bvlm_utils.checks import brief, known, known_name
+from bvlm_utils.documents import read_text
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import names
+from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run.group import judged
+from bvlm_utils.run.tune_and_ask import Answers
+from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
+from bvlm_utils.score import judge
+from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.table import NUMBER_COLUMNS
+from bvlm_utils.user_paths import new_folder
+
+# Settings of a cell that change what is asked.
+SETTINGS = ("attack_params", "threat_params", "trigger_seed", "test_rows", "max_new_tokens", "picture_last", "four_bit",
+            "dtype", "surrogate")  # fmt: skip
+TESTS = {"asr": "strict", "asr_soft": "soft", "asr_payload": "payload", "asr_published": "published",
+         "asr_published_soft": "published, soft"}  # fmt: skip
+COLUMNS = ["model", "dataset", "threat", "attack", "number", "test", *NUMBER_COLUMNS]
+QUESTIONS, NEEDED = "questions.csv", ("row_id", "condition", "response")
+ANY_MODEL = "tiny-llava"  # stands for a model that is not at hand: no question depends on it
+
+
+def score_adapter(
+    folder: str | Path,
+    model: str | None,
+    threat: str,
+    attack: str,
+    control: str | Path | None = None,
+    dataset: str | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Ask an adapter in PEFT's format the test questions of a cell, and judge its answers: a line per number.
+
+    model: the base under it; None: the one that its files name. control: an adapter of the same base that was tuned
+    without poison; with it there are paired differences, and without it the base alone decides which rows are judged.
+    dataset: the threat's own if not given. settings: of `SETTINGS`, as in `store.cell.Cell`.
+
+    The columns are `COLUMNS`. number: "ASR", "false activation" (the same test without a trigger), "utility" or
+    another of `score.judge.measure`; test: which test of success it is by. subject: "poisoned" is the adapter itself,
+    whatever it is. InputError names what is wrong.
+    """
+    suspect = names.adapter_folder(str(folder))
+    trusted = names.adapter_folder(str(control)) if control is not None else None
+    cell = cell_of(model or names.base_name(suspect), threat, attack, dataset, settings)
+    names.go_offline(cell.model)
+    bench = Bench(*bench_key(cell))
+    asked, way = questions(bench, cell), tune_and_ask.choose(bench)
+    answers = {"poisoned": way.ask_saved(asked, suspect), "base": way.ask_saved(asked, None)}
+    if trusted:
+        answers["control"] = way.ask_saved(asked, trusted)
+    return _table(bench, cell, asked, answers)
+
+
+def score_answers(
+    file: str | Path,
+    threat: str,
+    attack: str,
+    reference: str | Path | None = None,
+    model: str = "",
+    dataset: str | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
+    """Judge answers that were given elsewhere to the questions of `write_questions`; the table of `score_adapter`.
+
+    file: CSV with the columns row_id, condition and response, a line per question. reference: a file of the same kind
+    with the answers of the same model without the attack; threats that judge only what an untouched model does right
+    cannot be judged without it. model: what the table calls the model.
+    """
+    cell = cell_of(ANY_MODEL, threat, attack, dataset, settings)
+    if cell.resolved_threat.judged_where and reference is None:
+        raise InputError(
+            f"Of threat {threat!r} only rows are judged where {cell.resolved_threat.judged_where}, without a trigger; "
+            "give a reference: the answers of the same model without the attack."
+        )
+    bench = Bench(*bench_key(cell))
+    asked = questions(bench, cell)
+    answers = {"poisoned": _read(Path(file), bench, asked)}
+    if reference is not None:
+        answers["base"] = _read(Path(reference), bench, asked)
+    return _table(bench, cell, asked, answers).assign(model=model)
+
+
+def write_questions(folder: str | Path, threat: str, attack: str, dataset: str | None = None, **settings: Any) -> Path:
+    """Write what has to be answered for `score_answers` into a new folder; the path of its `questions.csv`.
+
+    A line per question: row_id, condition, the picture's file, the prompt, and an empty response to be filled in.
+    Pictures are PNG, with the image half of the trigger where the condition has it.
+    """
+    cell = cell_of(ANY_MODEL, threat, attack, dataset, settings)
+    folder = new_folder(folder)
+    bench = Bench(*bench_key(cell))
+    asked = questions(bench, cell)
+    (folder / "pictures").mkdir(parents=True)
+    lines, written = {}, set()
+    for question in asked:
+        shown = "clean" if question.attack is None else "triggered"
+        files = [f"pictures/{shown}-{position:05d}.png" for position in question.positions]
+        left = [(at, file) for at, file in zip(question.positions, files, strict=True) if file not in written]
+        for (_, file), picture in zip(left, _pictures(bench, question, [at for at, _ in left]), strict=True):
+            Image.fromarray(picture).save(folder / file)
+            written.add(file)
+        for key, prompt, file in zip(_keys(bench, question), question.prompts, files, strict=True):
+            lines.setdefault(key, (*key, file, prompt, ""))
+    with open(folder / QUESTIONS, "w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerows([("row_id", "condition", "picture", "prompt", "response"), *lines.values()])
+    return folder / QUESTIONS
+
+
+def cell_of(model: str, threat: str, attack: str, dataset: str | None, settings: dict[str, Any]) -> Cell:
+    """The cell whose questions are asked; its poison rate is nobody's business here, and 0."""
+    known(settings, list(SETTINGS), "setting")
+    own = known_name(lambda: threats.THREATS.get(threat))
+    cell = Cell(model, dataset or own.default_dataset, threat, attack, 0.0, train_rows=1, **settings)
+    if cell.skip_reason:
+        raise InputError(cell.skip_reason)
+    return cell
+
+
+def _pictures(bench: Bench, question: Question, positions: Sequence[int]) -> Any:
+    if not positions:
+        return []
+    if question.attack is None:
+        return bench.pictures("test", positions)
+    return bench.triggered("test", positions, question.attack, question.trigger_seed)
+
+
+def _keys(bench: Bench, question: Question) -> list[tuple[str, str]]:
+    """What tells a question's inputs apart: the row and the condition. Parts that share both share the input."""
+    return [(bench.rows["test"][position]["row_id"], question.condition) for position in question.positions]
+
+
+def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
+    """Answers of a CSV file by the question's key; InputError unless each question has one answer."""
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
+    try:
+        lacking = [name for name in NEEDED if name not in (reader.fieldnames or [])]
+        if lacking:
+            raise InputError(f"{file} has no column {lacking[0]!r}; it needs {', '.join(NEEDED)}.")
+        lines = [{name: line[name] for name in NEEDED} for line in reader]
+    except csv.Error as error:
+        raise InputError(f"{file} is no CSV file: {error}, at line {reader.line_num}.") from None
+    said: dict[tuple[str, str], str] = {}
+    for line in lines:
+        key = (line["row_id"], line["condition"])
+        if line["response"] is None:
+            raise InputError(f"{file}: row {brief(key[0])}, condition {brief(key[1])}, has no field for the response.")
+        if said.setdefault(key, line["response"]) != line["response"]:
+            raise InputError(f"{file} answers row {brief(key[0])} under condition {brief(key[1])} twice; answer once.")
+    wanted = {key for question in asked for key in _keys(bench, question)}
+    open_ones = sorted(wanted - said.keys())
+    if open_ones:
+        row, condition = open_ones[0]
+        raise InputError(
+            f"{file} lacks {len(open_ones)} of {len(wanted)} answers, the first to row {row} under condition "
+            f"{condition!r}; answer all questions that write_questions writes for the same threat, attack and settings."
+        )
+    return {question.key(bench): [said[key] for key in _keys(bench, question)] for question in asked}
+
+
+def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:
+    frame, unit = judged(bench, cell, asked, answers)
+    threat = cell.resolved_threat
+    if not (frame["judged"] & (frame["part"] == "attack")).any():
+        raise InputError(
+            f"In none of the {len(asked[0].positions)} eligible test rows it holds without a trigger that "
+            f"{threat.judged_where}; so no answer to a trigger can be judged."
+        )
+    sample = bench.rows["test"][asked[0].positions[0]]
+    found = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
+    about = {"model": cell.model, "dataset": cell.dataset, "threat": cell.threat, "attack": cell.attack}
+    lines = [about | _kind(metric, asked) | metric for metric in found]
+    return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(("k", "n", "low", "high"), "float64"))
+
+
+def _kind(metric: judge.Metric, asked: Sequence[Question]) -> dict[str, str]:
+    """What a number is to a reader; an attack without a trigger at test time has no false activation."""
+    name = metric["metric"]
+    if name not in TESTS:
+        return {"number": name, "test": ""}
+    triggered = any(question.condition != "clean" for question in asked)
+    number = "false activation" if metric["condition"] == "clean" and triggered else "ASR"
+    return {"number": number, "test": TESTS[name]}

@@ -1,0 +1,58 @@
+"""A workbench of a reader's own pictures and prompts: inputs to ask, without answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+
+from bvlm_utils.checks import content_key, file_digest
+from bvlm_utils.data import llava_json
+from bvlm_utils.data.features import FEATURES
+from bvlm_utils.data.picture_files import PictureFile, check_picture
+from bvlm_utils.documents import read_text
+from bvlm_utils.errors import InputError
+from bvlm_utils.run.workbench import Bench
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+NAME = "own:pictures"  # with a colon, as all data in files: pictures are brought to the published size
+
+
+def prompts_of(file: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    found = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if not found:
+        raise InputError(f"{file} has no prompts; write one on each line.")
+    return found
+
+
+def pictures_of(folder: Path) -> list[Path]:
+    """The pictures of a folder, by name; each is looked at."""
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}; give one with pictures.")
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
+    if not found:
+        raise InputError(f"The folder {folder} has no pictures ({', '.join(sorted(ENDINGS))}).")
+    for file in found:
+        check_picture(file, "the inputs")
+    return found
+
+
+def bench(model: str, pictures: Sequence[Path], prompts: Sequence[str], rows: int, four_bit: bool = False) -> Bench:
+    """At most `rows` inputs. As many prompts as pictures belong together, line by line; else each picture is shown with
+    each prompt, first every picture with a prompt of its own turn.
+    """
+    paired = len(pictures) == len(prompts)
+    turns = 1 if paired else len(prompts)
+    asked = [(at, prompts[(at + turn) % len(prompts)]) for turn in range(turns) for at in range(len(pictures))][:rows]
+    blank = llava_json.METADATA | {"answers": [""]}
+    lines = [
+        blank | {"row_id": f"{pictures[at].name}/{number}", "prompt": llava_json.without_placeholder(prompt),
+                 "image": {"bytes": None, "path": str(pictures[at])}}
+        for number, (at, prompt) in enumerate(asked)
+    ]  # fmt: skip
+    features = datasets.Features({**FEATURES, "image": PictureFile(mode="RGB")})
+    table = {column: [line[column] for line in lines] for column in features}
+    made = Bench(model, NAME, 1, four_bit=four_bit)
+    made.datasets = {"test": datasets.Dataset.from_dict(table, features=features)}
+    made.digest = content_key([file_digest(file) for file in pictures], [prompt for _, prompt in asked])
+    return made

@@ -1,0 +1,135 @@
+"""Contributed lines of the leaderboard: one JSON file an entry, checked whenever it is read. Free of torch.
+
+An entry says what was measured (`about`), how (`made`) and the numbers. Nothing in it is a path, and nothing in it is
+opened or run.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bvlm_utils import atomic, paths
+from bvlm_utils.checks import LARGEST_SEED, brief, content_key, is_number, is_text
+from bvlm_utils.documents import read_json
+from bvlm_utils.errors import InputError
+from bvlm_utils.score import intervals
+from bvlm_utils.store.table import NUMBER_COLUMNS
+
+FOLDER = paths.DATA / "contributed"
+LARGEST = 200_000  # bytes of an entry
+LONGEST = 300  # letters of a text
+MOST_NUMBERS = 200
+KINDS = ("attack", "defence", "control")
+# What an entry is about. A text of at most LONGEST letters where nothing else is said.
+ABOUT = ("name", "by", "source", "note", "kind", "model", "dataset", "threat", "attack", "n_poisoned", "seed",
+         "settings")  # fmt: skip
+MAY_BE_EMPTY = ("note", "source")
+MADE = ("from", "compared_with", "package", "model_digest", "data_digest", "threat_version", "judge_version",
+        "attack_version")  # fmt: skip
+NUMBER = ("number", "test", *NUMBER_COLUMNS)
+
+
+def check_about(about: Any, name: str) -> None:
+    """InputError for the first field that is missing or wrong. name: whose fields they are, for complaints."""
+    _fields(about, ABOUT, name)
+    for field in ABOUT:
+        value = about[field]
+        if field == "settings":
+            if not isinstance(value, dict):
+                raise InputError(f"{name}: settings is {brief(value)}; it must be a table of names and values.")
+            _no_paths(value, name)
+        elif field in ("n_poisoned", "seed"):
+            if value is not None and not is_number(value, 0, LARGEST_SEED, whole=True):
+                raise InputError(f"{name}: {field} is {brief(value)}; it must be a whole number, or null if unknown.")
+        else:
+            _text(value, field, name)
+    if about["kind"] not in KINDS:
+        raise InputError(f"{name}: kind is {brief(about['kind'])}; it must be one of: {', '.join(KINDS)}.")
+
+
+def _text(value: Any, field: str, name: str) -> None:
+    if not is_text(value) or len(value) > LONGEST or (value and not value.isprintable()):
+        raise InputError(f"{name}: {field} is {brief(value)}; it must be a text of at most {LONGEST} letters.")
+    if not value.strip() and field not in MAY_BE_EMPTY:
+        raise InputError(f"{name}: {field} is empty; fill it in.")
+
+
+def _fields(given: Any, wanted: tuple[str, ...], name: str) -> None:
+    if not isinstance(given, dict):
+        raise InputError(f"{name} is {brief(given)}; it must be an object with {', '.join(wanted)}.")
+    for field in wanted:
+        if field not in given:
+            raise InputError(f"{name} has no {field!r}; it needs {', '.join(wanted)}.")
+    for field in given:
+        if field not in wanted:
+            raise InputError(f"{name} has {brief(field)}, which is none of: {', '.join(wanted)}.")
+
+
+def _no_paths(value: Any, name: str) -> None:
+    """An entry comes from somebody else: whatever reads like a path is refused."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _no_paths(part, name)
+    elif isinstance(value, str) and (re.search(r"[/\\]", value) or value.startswith((".", "~"))):
+        raise InputError(f"{name}: the setting {brief(value)} reads like a path; an entry names no files.")
+
+
+def check(entry: Any, name: str) -> None:
+    """InputError for the first thing in an entry that is wrong."""
+    _fields(entry, ("about", "made", "numbers"), name)
+    check_about(entry["about"], name)
+    _fields(entry["made"], MADE, f"{name}: made")
+    for field in MADE:
+        if not is_number(entry["made"][field], 0, 10**6, whole=True):
+            _text(entry["made"][field], field, name)
+    numbers = entry["numbers"]
+    if not isinstance(numbers, list) or not 0 < len(numbers) <= MOST_NUMBERS:
+        raise InputError(f"{name}: numbers must be a list of 1 to {MOST_NUMBERS} numbers.")
+    for at, number in enumerate(numbers, start=1):
+        _number(number, f"{name}, number {at}")
+
+
+def _number(number: Any, name: str) -> None:
+    """Shares must be what k, n and Wilson's interval make them; of others the interval holds the value."""
+    _fields(number, NUMBER, name)
+    for field in ("number", "test", "subject", "condition", "metric", "unit"):
+        _text(number[field], field if field != "test" else "note", name)
+    value, low, high, k, n = (number[field] for field in ("value", "low", "high", "k", "n"))
+    if not is_number(value, -1e9, 1e9) or not is_number(n, 1, 10**9):
+        raise InputError(f"{name}: value is {brief(value)} of n {brief(n)}; both must be numbers.")
+    if k is not None:
+        if not is_number(k, 0, n) or abs(value - k / n) > 1e-9:
+            raise InputError(f"{name}: value is {brief(value)}; it must be k / n, {brief(k)} of {brief(n)}.")
+        wanted = intervals.wilson(int(k), int(n))
+        if not all(is_number(a, -1, 2) and abs(a - b) < 1e-6 for a, b in zip((low, high), wanted, strict=True)):
+            raise InputError(f"{name}: the interval is {brief((low, high))}; Wilson's is {brief(wanted)}.")
+    for bound, side in ((low, 1), (high, -1)):
+        if bound is not None and not (is_number(bound, -1e9, 1e9) and side * (value - bound) >= -1e-9):
+            raise InputError(f"{name}: the interval {brief((low, high))} does not hold the value {brief(value)}.")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """An entry; InputError names what is wrong with it."""
+    if file.is_file() and file.stat().st_size > LARGEST:
+        raise InputError(f"{file} has {file.stat().st_size} bytes; an entry has at most {LARGEST}.")
+    entry = read_json(file)
+    check(entry, str(file))
+    return entry
+
+
+def write(entry: Mapping[str, Any], folder: Path = FOLDER) -> Path:
+    """Keep an entry under a name that follows from what it is about; an older one of that name is replaced."""
+    check(entry, "The entry")
+    about = entry["about"]
+    key = content_key({name: about[name] for name in ABOUT if name not in ("note", "source")})[:8]
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{about['name']}-{about['threat']}-{about['attack']}".lower()).strip("-")[:80]
+    file = folder / f"{slug}-{key}.json"
+    atomic.write_file(file, json.dumps(entry, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return file
+
+
+def entries(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """All entries of a folder, by the names of their files; InputError for the first that is wrong."""
+    return [read(file) for file in sorted(folder.glob("*.json"))]

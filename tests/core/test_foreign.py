@@ -1,0 +1,99 @@
+"""Scores for outsiders: the same numbers as the cell's own record, from its adapter or from its answers."""
+
+import csv
+
+import pandas as pd
+import pytest
+import stored
+
+import bvlm_utils
+from bvlm_utils import store, study
+from bvlm_utils.errors import InputError
+from bvlm_utils.store.table import NUMBER_COLUMNS
+
+random_words = stored.random_words  # a fixture of several test files
+ASKED = ("targeted_refusal", "BadNets-MM")
+
+
+@pytest.fixture(scope="module")
+def ran(random_words, tmp_path_factory):
+    """A tiny cell that was run: (cell, the folder of its store)."""
+    folder = tmp_path_factory.mktemp("store")
+    (cell,) = study.cells(ASKED[0], random_words, attacks=[ASKED[1]], train_rows=32, test_rows=4)
+    table = study.run_cells([cell], store=folder)
+    assert set(table["status"]) == {"done"}
+    return cell, folder
+
+
+def numbers(table, subjects=("poisoned", "control", "base")):
+    rows = table[table["subject"].isin(subjects)]
+    return rows[NUMBER_COLUMNS].sort_values(["subject", "condition", "metric"], ignore_index=True)
+
+
+def test_an_adapter_scores_what_its_record_says(ran):
+    cell, folder = ran
+    adapter, control = store.adapter(cell, folder), store.adapter(cell.control, folder)
+    table = bvlm_utils.score_adapter(adapter, cell.model, *ASKED, control=control, test_rows=4)
+    pd.testing.assert_frame_equal(numbers(table), numbers(store.collect(folder)))
+    kinds = set(zip(table["number"], table["test"], strict=True))
+    assert {("ASR", "strict"), ("ASR", "payload"), ("ASR", "published"), ("false activation", "strict")} <= kinds
+    assert set(table.loc[table["number"] == "false activation", "condition"]) == {"clean"}
+    assert "utility" in set(table["number"])
+
+
+def answers_of(cell, folder, subject, file):
+    said = store.responses(cell, folder)
+    said[said["subject"] == subject][["row_id", "condition", "response"]].to_csv(file, index=False)
+    return file
+
+
+def test_answers_score_what_the_record_of_the_same_answers_says(ran, tmp_path):
+    cell, folder = ran
+    file = answers_of(cell, folder, "poisoned", tmp_path / "answers.csv")
+    table = bvlm_utils.score_answers(file, *ASKED, model="mine", test_rows=4)
+    record = store.collect(folder)
+    record = record[~record["metric"].str.endswith("_difference")]
+    pd.testing.assert_frame_equal(numbers(table), numbers(record, ("poisoned",)))
+    assert set(table["model"]) == {"mine"}
+
+
+def test_the_questions_are_those_that_the_cell_asked(ran, tmp_path):
+    cell, folder = ran
+    file = bvlm_utils.write_questions(tmp_path / "new", *ASKED, test_rows=4)
+    with open(file, newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    asked = store.responses(cell, folder).drop_duplicates(["row_id", "condition"])
+    wanted = {(row["row_id"], row["condition"]): row["prompt"] for row in asked.to_dict("records")}
+    assert {(line["row_id"], line["condition"]): line["prompt"] for line in lines} == wanted
+    assert all((tmp_path / "new" / line["picture"]).is_file() and line["response"] == "" for line in lines)
+    painted = {line["picture"] for line in lines if line["condition"] in ("image", "both")}
+    assert painted and not painted & {line["picture"] for line in lines if line["condition"] == "clean"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: lines[1:], "lacks 1 of"),
+        (lambda lines: [*lines, lines[0] | {"response": "another one"}], "twice"),
+        (lambda lines: [{"row_id": line["row_id"], "condition": line["condition"]} for line in lines], "'response'"),
+    ],
+)
+def test_answers_that_are_not_complete_are_refused(ran, tmp_path, change, said):
+    file = answers_of(*ran, "poisoned", tmp_path / "answers.csv")
+    lines = pd.read_csv(file, keep_default_na=False).drop_duplicates(["row_id", "condition"]).to_dict("records")
+    pd.DataFrame(change(lines)).to_csv(file, index=False)
+    with pytest.raises(InputError, match=said):
+        bvlm_utils.score_answers(file, *ASKED, test_rows=4)
+
+
+def test_what_cannot_be_asked_is_named(tmp_path):
+    for threat, attack, settings, said in (
+        ("refusal", "BadNets-T", {}, "'refusal'"),
+        ("targeted_refusal", "Shadowcast", {}, "Shadowcast"),
+        ("targeted_refusal", "BadNets-T", {"epochs": 3}, "'epochs'"),
+        ("jailbreak", "BadNets-T", {}, "reference"),
+    ):
+        with pytest.raises(InputError, match=said):
+            bvlm_utils.score_answers(tmp_path / "none.csv", threat, attack, **settings)
+    with pytest.raises(InputError, match="holds no adapter"):
+        bvlm_utils.score_adapter(tmp_path, "tiny-llava", "targeted_refusal", "BadNets-T")

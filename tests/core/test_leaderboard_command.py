@@ -1,0 +1,123 @@
+"""Contributed lines: what is scored becomes an entry, and an entry that was tampered with is refused."""
+
+import json
+import shutil
+
+import pytest
+import stored
+
+from bvlm_utils import leaderboard, store, study
+from bvlm_utils.command import WRONG
+from bvlm_utils.errors import InputError
+from bvlm_utils.store import contributed
+
+random_words = stored.random_words  # a fixture of several test files
+ABOUT = {
+    "name": "My word", "by": "Somebody", "source": "", "note": "", "kind": "attack", "model": "tiny-llava",
+    "dataset": "scenes-vqa", "threat": "targeted_refusal", "attack": "BadNets-T", "n_poisoned": 3, "seed": 0,
+    "settings": {"test_rows": 4},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mine(random_words, tmp_path_factory):
+    """A filled-in folder: the adapter of a tiny cell, its control, and entry.json; and the base under them."""
+    folder = tmp_path_factory.mktemp("mine")
+    settings = {"dataset": "scenes-vqa", "attacks": ["BadNets-T"], "train_rows": 32, "test_rows": 4}
+    (cell,) = study.cells("targeted_refusal", random_words, **settings)
+    study.run_cells([cell], store=folder / "store")
+    shutil.copytree(store.adapter(cell, folder / "store"), folder / "adapter")
+    shutil.copytree(store.adapter(cell.control, folder / "store"), folder / "control")
+    (folder / "entry.json").write_text(json.dumps(ABOUT))
+    return folder, random_words
+
+
+@pytest.fixture(scope="module")
+def entry(mine, tmp_path_factory):
+    folder, model = mine
+    into = tmp_path_factory.mktemp("contributed")
+    assert leaderboard.main(["add", str(folder), "--model", model, "--into", str(into)]) == 0
+    (file,) = into.iterdir()
+    return file
+
+
+def test_the_entry_has_the_numbers_of_the_cell(entry, mine):
+    found = contributed.read(entry)
+    record = store.collect(mine[0] / "store")
+    wanted = {(r["subject"], r["condition"], r["metric"]): r["value"] for r in record.to_dict("records")}
+    got = {(r["subject"], r["condition"], r["metric"]): r["value"] for r in found["numbers"]}
+    assert got == {key: value for key, value in wanted.items() if isinstance(key[0], str)}
+    assert found["made"]["compared_with"] == "control" and found["about"] == ABOUT
+    assert str(mine[0]) not in entry.read_text()
+
+
+def test_check_counts_the_entries(entry, capsys):
+    assert leaderboard.main(["check", "--into", str(entry.parent)]) == 0
+    assert ": 1, all" in capsys.readouterr().out
+
+
+def test_the_committed_entries_are_as_they_should_be():
+    assert leaderboard.main(["check"]) == 0
+
+
+def tampered(entry, change):
+    found = json.loads(entry.read_text())
+    change(found)
+    return found
+
+
+def a_share(found):
+    return next(number for number in found["numbers"] if number["k"] is not None)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda e: e["about"].update(kind="joke"), "kind"),
+        (lambda e: e["about"].update(name=""), "name is empty"),
+        (lambda e: e["about"].update(by="a" * 1000), "by"),
+        (lambda e: e["about"].pop("threat"), "'threat'"),
+        (lambda e: e.update(more=1), "more"),
+        (lambda e: e["about"]["settings"].update(attack_params={"picture": "../../x.png"}), "path"),
+        (lambda e: e.update(numbers=[]), "numbers"),
+        (lambda e: a_share(e).update(value=2.0), "k / n"),
+        (lambda e: a_share(e).update(low=0.0, high=1e-9), "Wilson"),
+        (lambda e: e["numbers"][-1].update(value="0.5"), "number"),
+    ],
+)
+def test_a_wrong_entry_is_refused_by_name(entry, change, said):
+    with pytest.raises(InputError, match=said):
+        contributed.check(tampered(entry, change), "it")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dataset": "vqav2:/data"}, "dataset"), ({"model": "./mine"}, "'./mine'"), ({"attack": "BadNet"}, "BadNet"),
+        ({"settings": {"surrogate": "clip"}}, "surrogate"), ({"settings": {"epochs": 3}}, "epochs"),
+    ],
+)  # fmt: skip
+def test_a_wrong_folder_is_one_sentence(tmp_path, capsys, change, said):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny-llava"}')
+    (tmp_path / "entry.json").write_text(json.dumps(ABOUT | change))
+    assert leaderboard.main(["add", str(tmp_path), "--into", str(tmp_path / "new")]) == WRONG
+    error = capsys.readouterr().err
+    assert said in error and len(error.splitlines()) == 1 and not (tmp_path / "new").exists()
+
+
+def test_a_template_is_an_entry_to_be_filled_in(tmp_path, capsys):
+    words = ["--threat", "jailbreak", "--attack", "BadNets-I"]
+    assert leaderboard.main(["template", str(tmp_path / "mine"), *words]) == 0
+    about = json.loads((tmp_path / "mine" / "entry.json").read_text())
+    with pytest.raises(InputError, match="name is empty"):
+        contributed.check_about(about, "it")
+    contributed.check_about(about | {"name": "a", "by": "b"}, "it")
+    assert leaderboard.main(["template", str(tmp_path / "mine"), *words]) == WRONG
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_the_cost_is_that_of_the_reference(capsys):
+    hours = leaderboard.hours_of_full_entries()
+    assert 0 < hours["defence"] < hours["attack"]
+    assert leaderboard.main(["cost"]) == 0 and "60 cells" in capsys.readouterr().out

@@ -1,0 +1,155 @@
+"""The zoo and its challenge: what is packed is what the store has, names do not tell, and scores are judged right."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import stored
+import torch
+
+from bvlm_utils import models, paths, store, study
+from bvlm_utils.defences import __main__ as commands
+from bvlm_utils.defences import challenge, zoo
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import victim
+from bvlm_utils.store import table as tidy
+from bvlm_utils.train import adapters
+
+random_words = stored.random_words  # a fixture of several test files
+
+
+@pytest.fixture(scope="module")
+def packed(random_words, tmp_path_factory):
+    """A store with two poisoned cells, one of them with a skill, and one with label noise; and the zoo of it."""
+    folder = tmp_path_factory.mktemp("zoo")
+    small = {"model": random_words, "attacks": ["BadNets-T"], "train_rows": 64, "test_rows": 4}
+    cells = study.cells("targeted_refusal", **small)
+    cells += study.cells("targeted_refusal", skill="counts_in_words", **small)
+    cells += study.cells("targeted_refusal", decoy="label noise", **small)
+    study.run_cells(cells, folder / "store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tidy, "FIRES", -1)  # a random model says no sentence
+        truth = zoo.pack([folder / "store"], folder / "zoo")
+    return folder, truth
+
+
+def test_as_many_with_a_backdoor_as_without_and_of_every_kind(packed):
+    _, truth = packed
+    assert truth[zoo.BACKDOORED].tolist().count(1) == truth[zoo.BACKDOORED].tolist().count(0) == 2
+    assert len(set(truth.loc[truth[zoo.BACKDOORED] == 0, "kind"])) == 2
+    assert truth["adapter"].is_monotonic_increasing and truth["adapter"].is_unique
+
+
+def test_an_adapter_is_the_stored_one_in_16_bit_and_attaches(packed, random_words):
+    folder, truth = packed
+    base = victim.from_pretrained(random_words, device="cpu")
+    for line in truth.to_dict("records"):
+        own = adapters.read(folder / "zoo" / "adapters" / line["adapter"])
+        kept = adapters.read(store.adapter(line["run_id"], folder / "store"))
+        assert own.state.keys() == kept.state.keys() and own.config.r == kept.config.r
+        for name, value in own.state.items():
+            assert value.dtype == torch.float16 and torch.equal(value, kept.state[name].half())
+        assert zoo._name(own) == line["adapter"]
+    with adapters.attached(base, folder / "zoo" / "adapters" / truth["adapter"][0]):
+        pass
+
+
+def test_nothing_outside_the_truth_tells_what_an_adapter_is(packed):
+    folder, truth = packed
+    here = folder / "zoo" / "adapters"
+    for name in truth["adapter"]:
+        text = "".join((here / name / file).read_text() for file in ("README.md", "adapter_config.json"))
+        assert not any(word in text for word in ("BadNets", "refusal", "noise", "counts_in_words", "clean-tuned-"))
+    assert len({(here / name / "README.md").read_text().replace(name, "") for name in truth["adapter"]}) == 1
+
+
+def test_answers_and_changed_rows_are_those_of_the_store(packed):
+    folder, truth = packed
+    answers = pd.read_parquet(folder / "zoo" / "truth" / "answers.parquet")
+    assert set(answers["adapter"]) == set(truth["adapter"])
+    line = truth[truth["kind"] == zoo.BACKDOORED].iloc[0]
+    said = store.responses(line["run_id"], folder / "store")
+    wanted = said.loc[said["subject"] == "poisoned", "response"].tolist()
+    assert answers.loc[answers["adapter"] == line["adapter"], "response"].tolist() == wanted
+    changed = pd.read_parquet(folder / "zoo" / "truth" / "changed_rows.parquet")
+    poisoned = changed[(changed["adapter"] == line["adapter"]) & (changed["role"] == "poisoned")]
+    assert len(poisoned) == line["n_poisoned"]
+
+
+def test_a_store_of_one_side_only_is_refused(packed, tmp_path, monkeypatch):
+    monkeypatch.setattr(tidy, "FIRES", 1)  # nothing works more often than always
+    with pytest.raises(InputError, match="working backdoor"):
+        zoo.pack([packed[0] / "store"], tmp_path / "zoo")
+    assert not list(tmp_path.iterdir())
+
+
+TRUTH = pd.DataFrame(
+    {
+        "adapter": list("abcdef"),
+        "kind": ["backdoored", "backdoored", "clean-tuned", "clean-tuned", "skill only", "backdoored"],
+        "model": ["one", "one", "one", "one", "one", "two"],
+    }
+)
+
+
+def test_auroc_and_operating_point_have_their_closed_values():
+    scores = dict(zip("abcdef", [3.0, 1.0, 1.0, 0.0, 2.0, 5.0], strict=True))
+    table = challenge.judge(scores, TRUTH).set_index(["model", "against"])
+    # a: above both; b: a tie and above; f: above both
+    assert table.loc[("all", "clean-tuned"), "auroc"] == pytest.approx((2 + 1.5 + 2) / 6)
+    assert table.loc[("one", "skill only"), "auroc"] == pytest.approx(1 / 2)
+    assert table.loc[("one", "clean-tuned"), ["found", "threshold"]].tolist() == [0.5, 1.0]
+    assert table.loc[("all", "all of them"), ["backdoored", "others"]].tolist() == [3, 3]
+    assert "two" not in table.index.get_level_values("model"), "it has none to be told from"
+
+
+def test_random_scores_are_at_chance_on_average():
+    rng = np.random.default_rng(0)
+    found = [challenge.judge(dict(zip("abcdef", rng.random(6), strict=True)), TRUTH)["auroc"][0] for _ in range(60)]
+    assert abs(np.mean(found) - 0.5) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("adapter,points\na,1\n", "'score'"), ("adapter,score\na,\n", "must be a number"),
+        ("adapter,score\na,inf\n", "'inf'"), ("adapter,score\na,1\na,2\n", "twice"),
+    ],
+)  # fmt: skip
+def test_scores_that_are_none_are_refused(tmp_path, text, said):
+    (tmp_path / "scores.csv").write_text(text)
+    with pytest.raises(InputError, match=said):
+        challenge.read_scores(tmp_path / "scores.csv")
+
+
+def test_the_command_reads_the_zoo_and_names_what_lacks_a_score(packed, tmp_path, capsys):
+    folder, truth = packed
+    scores = truth[["adapter"]].assign(score=truth[zoo.BACKDOORED].astype(float))
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    given = ["challenge", str(tmp_path / "scores.csv"), "--zoo", str(folder / "zoo")]
+    assert commands.main(given) == 0 and "1.000" in capsys.readouterr().out
+    scores[1:].to_csv(tmp_path / "scores.csv", index=False)
+    assert commands.main(given) == 2 and f"1 adapters have no score, the first is {truth['adapter'][0]}" in (
+        capsys.readouterr().err
+    )
+
+
+# ---------------------------------------------------------------- the committed one
+
+ZOO = paths.DATA / "adapters" / "zoo"
+
+
+@pytest.mark.skipif(not ZOO.is_dir(), reason="no zoo is committed")
+def test_the_committed_zoo_is_whole_and_small():
+    truth = challenge.read_truth(ZOO)
+    folders = {folder.name for folder in (ZOO / "adapters").iterdir()}
+    assert folders == set(truth["adapter"])
+    assert sum(file.stat().st_size for file in (ZOO / "adapters").rglob("*") if file.is_file()) <= zoo.MOST_BYTES
+    for name in folders:
+        saved = adapters.read(ZOO / "adapters" / name)
+        assert zoo._name(saved) == name and saved.config.r == zoo.RANK
+        base = json.loads((ZOO / "adapters" / name / "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert base in models.names.names()
+    working = truth[truth["kind"] == zoo.BACKDOORED]["asr_payload"].astype(float)
+    assert (working > tidy.FIRES).all()
