@@ -26,18 +26,10 @@ from bvlm_utils import command
 from bvlm_utils import store as results
 from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.errors import InputError
-from bvlm_utils.grid import (
-    dask as grid_dask,
-)
-from bvlm_utils.grid import (
-    forecast as grid_forecast,
-)
-from bvlm_utils.grid import (
-    job as grid_job,
-)
-from bvlm_utils.grid import (
-    measure as grid_measure,
-)
+from bvlm_utils.grid import dask as grid_dask
+from bvlm_utils.grid import forecast as grid_forecast
+from bvlm_utils.grid import job as grid_job
+from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.file import Job, load, shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched

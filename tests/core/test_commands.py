@@ -136,7 +136,7 @@ OTHERS = [
     ("audit", ["named", "--reference", "gpt"], "'gpt'"), ("audit", ["nobase"], "nobase"),
     ("chat", ["twice"], "twice"), ("chat", ["piped"], "'piped'"), ("chat", ["named", "--image", "pipe"], "pipe"),
     ("chat", ["named", "--model", "tiny-clip", "--prompt", "x"], "'clip'"), ("chat", [" "], "' '"),
-    ("audit", ["named", "--model", "pipes"], "no file"), ("grid", ["run", "pipe"], "'pipe'"),
+    ("audit", ["pipes"], "pipes"), ("grid", ["run", "pipe"], "'pipe'"),
     ("grid", ["status", "good.yml", "--store", " "], "' '"),
     ("grid", ["status", "good.yml", "--store", "./a\n"], "a\\n"),
     ("grid", ["status", "good.yml", "--store", "~"], "'~'"), ("grid", ["table", "--store", "./\udc80"], "udc80"),
