@@ -2,9 +2,10 @@
 
     python benchmarks/faults.py [--cells 96] [--kills 20] [--seed 0] [--stand-in] [--folder FOLDER] [--out FILE]
 
-Kills are SIGKILL, SIGTERM and SIGINT at random moments. --stand-in writes records without training, which tests the
-store alone and takes seconds; the full form trains every cell. Prints a line per fault; exit code 1 if anything was
-lost. Expected of all: no finished cell lost, no half record, the rest goes on, each damage named.
+Kills are SIGKILL, SIGTERM and SIGINT, each a random number of records after the run has begun. --stand-in writes
+records without training, which tests the store alone and takes seconds; the full form trains every cell. Prints a line
+per fault; exit code 1 if anything was lost. Expected of all: no finished cell lost, no half record, the rest goes on,
+each damage named.
 """
 
 import argparse
@@ -46,7 +47,6 @@ def cells_of(count: int) -> list[Cell]:
 def stand_in(folder: Path, count: int) -> None:
     """Write records as training would, without training; slowly enough to be killed in between."""
     cells = cells_of(count)
-    print("begun", flush=True)
     for cell in cells:
         time.sleep(0.02)
         if not store.has(cell, folder):
@@ -88,11 +88,10 @@ def kills(given: argparse.Namespace, folder: Path, grid: Path, rng: random.Rando
     for number in range(given.kills):
         process = subprocess.Popen(
             command(given, folder, grid), cwd=paths.ROOT, preexec_fn=_interruptible,
-            stdout=subprocess.PIPE if given.stand_in else subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        if given.stand_in:
-            process.stdout.readline()
-        time.sleep(rng.uniform(0, 1.0 if given.stand_in else given.longest))
+        _wait(process, folder, len(before) + rng.randrange(8), given.longest)
+        time.sleep(rng.uniform(0, 0.2 if given.stand_in else 3))
         process.send_signal(SIGNALS[number % len(SIGNALS)])
         try:
             process.wait(timeout=60)
@@ -104,6 +103,7 @@ def kills(given: argparse.Namespace, folder: Path, grid: Path, rng: random.Rando
         now = whole(folder)
         lost += sum(now.get(name) != when for name, when in before.items())
         gone_on += len(now) > len(before)
+        print(f"kill {number + 1}: {len(now)} records, {lost} lost or written twice", file=sys.stderr, flush=True)
         before = now
     code = run(given, folder, grid)
     done = whole(folder)
@@ -116,6 +116,15 @@ def kills(given: argparse.Namespace, folder: Path, grid: Path, rng: random.Rando
         "cells missing": missing, "records lost or written twice": lost,
         "partial files left": len(list(folder.glob("**/.partial-*"))), "as expected": not (code or missing or lost),
     }  # fmt: skip
+
+
+def _wait(process: subprocess.Popen, folder: Path, records: int, longest: float) -> None:
+    """Until the store has so many records, so that a kill finds work to destroy; not for ever."""
+    until = time.monotonic() + longest
+    while process.poll() is None and time.monotonic() < until:
+        if len(list(folder.glob("[!.]*/record.json"))) >= records:
+            return
+        time.sleep(0.05)
 
 
 def _interruptible() -> None:
@@ -200,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", type=int, default=96)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--longest", type=float, default=25.0, help="seconds before a kill, at most")
+    parser.add_argument("--longest", type=float, default=120.0, help="seconds before a kill, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stand-in", action="store_true")
     parser.add_argument("--only-kills", action="store_true")

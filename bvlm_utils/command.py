@@ -19,7 +19,8 @@ WRONG, UNFORESEEN = 2, 1
 LONGEST = 1500  # characters of a sentence; of a longer one, the ends are shown
 # What the file system may say no with, whatever the code does.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR,
+           errno.EEXIST)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):

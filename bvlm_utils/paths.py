@@ -1,6 +1,7 @@
 """The folders of the project. Every other module asks here, so nothing depends on the caller's folder."""
 
 import os
+import re
 from pathlib import Path
 
 from bvlm_utils.errors import InputError
@@ -18,13 +19,16 @@ NOTEBOOKS = ROOT / "notebooks"
 BOOK = ROOT / "book"
 
 
+_CONTROL = re.compile(r"[\0-\x1f\x7f]")  # nobody means them in a name
+
+
 def named(name: str | Path, what: str) -> Path:
     """The absolute path that a person wrote, which need not be there; InputError if no file can be called so.
 
     what: says in the message what the path is of, such as "model".
     """
     text = os.fspath(name) if isinstance(name, str | Path) else None
-    if not text or "\0" in text or not _is_text(text):
+    if not text or not text.strip() or _CONTROL.search(text) or not _is_text(text):
         raise InputError(f"The {what} is named {text or name!r}; a name or a path in plain text is needed.")
     try:
         path = Path(text).expanduser().absolute()

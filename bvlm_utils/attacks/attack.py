@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import paths
+from bvlm_utils import models, paths
 from bvlm_utils.attacks.declare import TABLE, AttackInfo
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import brief, file_digest
@@ -164,6 +164,8 @@ def get(name: str, target: Any = None, surrogate: str | Path | None = None, **pa
         problem = half.problem(settings) if half else None
         if problem:
             raise InputError(f"Attack {name!r}: {problem}.")
+    if surrogate:
+        models.check_kind(str(surrogate), clip=True)
     return Attack(row, settings, Aim(target, str(surrogate or paths.MODELS / "tiny-clip")))
 
 

@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils.checks import brief, is_number, is_wording
+from bvlm_utils.checks import brief, is_number, is_wording, label
 from bvlm_utils.data.local_files import Pictures, number, value, wording
 from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
@@ -169,6 +169,11 @@ def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for index, sample in enumerate(samples):
+        if PLACEHOLDER in sample["prompt"] + sample["answers"][0]:
+            raise InputError(
+                f"Row {label(sample['row_id'])} says {PLACEHOLDER} in its words, and whoever reads this format takes "
+                "that for a picture; leave the row out, or take other words."
+            )
         image = f"images/{index:06d}.png"
         sample["image"].convert("RGB").save(file.parent / image)
         about = {column: sample[column] for column in METADATA} | {"references": list(sample["answers"])}

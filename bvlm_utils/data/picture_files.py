@@ -4,6 +4,8 @@ A file is turned as its EXIF orientation says. 16-bit grey is scaled to 8 bits. 
 Of a film, the first picture is taken. All else that 8-bit RGB cannot hold (32-bit numbers) is refused.
 """
 
+import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -32,6 +34,8 @@ def check_picture(path: Path | str, owner: str) -> None:
 def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
     problem = "is not a picture that can be read"
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # whoever opens a pipe waits for ever
+            raise ValueError("it is no file")
         with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:  # warnings of damaged EXIF data
             levels = _levels(opened)
             if not whole:

@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from bvlm_utils import command
+from bvlm_utils.command import whole
 from bvlm_utils.defences import challenge, defence, find_rows, zoo
 from bvlm_utils.defences.declare import MOMENTS
 
@@ -73,12 +74,12 @@ def _repair_options(parser: argparse.ArgumentParser) -> None:
         "a name, or FORMAT:PATH of your own",
     )  # fmt: skip
     parser.add_argument(
-        "--clean-rows", type=command.whole(1), default=500, help="training rows for the repair (default 500)"
+        "--clean-rows", type=whole(1, 10**7), default=500, help="training rows for the repair (default 500)"
     )
-    parser.add_argument("--rows", type=command.whole(2), default=200, help="test rows to measure on (default 200)")
+    parser.add_argument("--rows", type=whole(2, 10**7), default=200, help="test rows to measure on (default 200)")
     parser.add_argument("--attacks", nargs="+", default=[], help="triggers to try before and after, by attack")
     parser.add_argument("--threat", help="what optimised triggers aim at")
-    parser.add_argument("--seed", type=command.whole(0), default=0, help="of the method's own random choices")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the method's own random choices")
 
 
 if __name__ == "__main__":

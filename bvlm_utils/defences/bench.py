@@ -1,7 +1,7 @@
 """What the points of the defence grid share on a workbench: clean rows, training rows, inputs, adapters."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from bvlm_utils.store.cell import Cell
 if TYPE_CHECKING:
     from bvlm_utils.train.poison import Manifest
 
+TEST_ROWS = 100  # of the cell's; half of them, as a grid of defences asks each adapter fifty times
 CLEAN_ROWS = 500  # clean rows beyond those that were tuned on; each defence says how many of them it takes
 
 
@@ -29,6 +30,7 @@ class DefenceBench:
     bench: Bench
     folder: Path
     made: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # see `once`
+    shown: dict[str, Rows] = field(default_factory=dict)  # inputs by question, triggers painted
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What `make` gives, kept as long as the same defence is measured: placebos and controls need it again."""
@@ -63,13 +65,15 @@ class DefenceBench:
 
     def inputs(self, question: Question) -> Rows:
         """The inputs of a question, with their pictures; their answers are known to nobody."""
-        bench, at = self.bench, list(question.positions)
-        if question.attack is None:
-            pictures = bench.pictures("test", at)
-        else:
-            pictures = bench.triggered("test", at, question.attack, question.trigger_seed)
-        found = self.rows(question.prompts, [bench.rows["test"][i] for i in at], question.feature_rows(bench), pictures)
-        return Rows(found.prompts, [""] * len(found), found.features, found.feature_rows, found.kinds, pictures)
+        bench, at, key = self.bench, list(question.positions), question.key(self.bench)
+        if key not in self.shown:
+            if question.attack is None:
+                pictures = bench.pictures("test", at)
+            else:
+                pictures = bench.triggered("test", at, question.attack, question.trigger_seed)
+            samples = [bench.rows["test"][i] | {"answers": [""]} for i in at]
+            self.shown[key] = self.rows(question.prompts, samples, question.feature_rows(bench), pictures)
+        return replace(self.shown[key], features=bench.feature_cache.table)  # the table grows
 
     def training(self, cell: Cell, pictures: bool = False) -> tuple[Rows, np.ndarray]:
         """The rows that a cell or a control was tuned on, and which of them are poisoned: (n,) bool.
@@ -102,9 +106,9 @@ class DefenceBench:
 
 
 def questions_of(bench: Bench, cell: Cell) -> list[Question]:
-    """What a defended model is asked: the attack's inputs clean and with the whole trigger, and whatever stands after
-    the attack's part in `run.workbench.questions` but for the rows with nothing to change.
+    """What a defended model is asked, `TEST_ROWS` rows each: the attack's inputs clean and with the whole trigger, and
+    whatever stands after the attack's part in `run.workbench.questions` but for the rows with nothing to change.
     """
-    asked = questions(bench, cell)
+    asked = questions(bench, replace(cell, test_rows=min(TEST_ROWS, cell.test_rows)))
     attacked = [question for question in asked if question.part == "attack"]
     return [attacked[0], attacked[-1], *(q for q in asked if q.part not in ("attack", "elsewhere"))]

@@ -1,6 +1,7 @@
 """Answers in which a token that the base would hardly write is replaced by the one that it would (CleanGen)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,14 +40,15 @@ def randomly_replaced(
     draws: np.random.Generator,
     like: Answered,
 ) -> Answered:
-    """The placebo: the base's token stands in as often, wherever that may be."""
+    """The placebo: the base's token stands in as often, wherever that may be, and suspicions are random."""
     written = sum(len(victim.answer_ids(answer)) if answer else 1 for answer in like.answers)
     share = min(1.0, like.changed.sum() / max(1, written))
 
     def judge(ratios: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         return torch.from_numpy(draws.random(len(numbers)) < share).to(ratios.device)
 
-    return _both(victim, adapter, inputs, settings, judge)
+    found = _both(victim, adapter, inputs, settings, judge)
+    return replace(found, suspicion=draws.random(len(inputs)))
 
 
 def _both(victim: Victim, adapter: Any, inputs: Rows, settings: dict[str, Any], judge: Judge) -> Answered:

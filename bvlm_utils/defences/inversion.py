@@ -54,10 +54,9 @@ def targets(
         with reading.attached(victim, adapter):
             started = _start(victim, asked)
             begun = _roll(victim, started, _words(victim), FIRST_LOOK)
-            open_ended = [
-                one for one in begun if one.ids[-1] not in _ends(victim)
-            ]  # a short answer ends soon and surely
-            best = sorted(open_ended, key=lambda one: -one.likelihood)[:FOLLOWED]
+            # A short answer ends soon and surely; it would take the place of sentences.
+            going_on = [one for one in begun if one.ids[-1] not in _ends(victim)]
+            best = sorted(going_on, key=lambda one: -one.likelihood)[:FOLLOWED]
             found = _roll(victim, started, [one.ids[0] for one in best], settings["longest"] - 1)
             found = [one for one in found if len(one.ids) >= settings["shortest"]]
         base = _roll(victim, _start(victim, asked), [one.ids[0] for one in found], None, [one.ids for one in found])

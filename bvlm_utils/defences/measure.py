@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bvlm_utils import store
+from bvlm_utils import attacks, store
 from bvlm_utils.defences import records
 from bvlm_utils.defences.bench import DefenceBench, questions_of
 from bvlm_utils.defences.cell import Defended
@@ -27,6 +27,7 @@ from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question, bench_key
 from bvlm_utils.score import intervals, judge
 from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.table import FIRES
 
 TRAINING_ROWS = 2000  # of the training rows, the first so many are searched for poison
 FALSE_POSITIVES = 0.05  # at which the share of true positives is given; 200 clean rows do not resolve 1 %
@@ -54,10 +55,11 @@ def run(wanted: Sequence[Defended], folder: str | Path | None = None, force: boo
 def execute(wanted: Sequence[Defended], folder: Path) -> list[tuple[Defended, str]]:
     """Measure points, those that share a bench and a defence together; those that failed, with the reason."""
     failed: list[tuple[Defended, str]] = []
-    for one in (one for one in wanted if one.skip_reason):
-        records.write(one, folder, {"status": "skipped", "reason": one.skip_reason, "numbers": []})
     batches: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Defended]]] = {}
-    for one in (one for one in wanted if not one.skip_reason):
+    for one in wanted:
+        if reason := one.skip_reason or _nothing_to_remove(one, folder):
+            records.write(one, folder, {"status": "skipped", "reason": reason, "numbers": []})
+            continue
         same = (one.defence, str(sorted(one.resolved.params.items())), one.seed, one.placebo)
         batches.setdefault(bench_key(one.cell), {}).setdefault(same, []).append(one)
     total, done = sum(len(part) for batch in batches.values() for part in batch.values()), 0
@@ -75,6 +77,21 @@ def execute(wanted: Sequence[Defended], folder: Path) -> list[tuple[Defended, st
             what = f"{part[0].defence}{' placebo' * part[0].placebo}"
             say(f"defences: {done} of {total} ({what}), about {left:.1f} min left")
     return failed
+
+
+def _nothing_to_remove(one: Defended, folder: Path) -> str | None:
+    """Why a cell without a backdoor is left out; None where it has one. Detectors are asked about all adapters."""
+    found = store.read(one.cell, folder)
+    if found is None or one.resolved.moment == "detect":
+        return None
+    whole = attacks.info(one.cell.attack).headline
+    rates = [
+        number["value"] for number in found["metrics"]
+        if (number["subject"], number["condition"], number["metric"]) == (POISONED, whole, "asr_payload")
+    ]  # fmt: skip
+    if rates and rates[0] >= FIRES:
+        return None
+    return f"{one.cell.attack} left no backdoor that works on more than half of the inputs, so there is none to remove."
 
 
 def _measure(bench: DefenceBench, part: Sequence[Defended]) -> list[tuple[Defended, str]]:
@@ -129,20 +146,26 @@ def _trained(bench: DefenceBench, one: Defended, cell: Cell) -> Any:
 def _ask_again(
     bench: DefenceBench, part: Sequence[Defended], make: Callable[[DefenceBench, Defended, Cell], Any]
 ) -> None:
-    """Make an adapter of each point, and ask all of them together what the cells were asked."""
+    """Make an adapter of each point, and ask all of them together what the cells were asked.
+
+    Their clean-tuned controls are asked once for all points, and without triggers.
+    """
     adapters, asked, spent = [], [], []
+    controls: dict[str, tuple[Any, list[Question]]] = {}
     for one in part:
         begun = time.perf_counter()
         adapters.append(make(bench, one, one.cell))
         spent.append(time.perf_counter() - begun)
+        asked.append(questions_of(bench.bench, one.cell))
         control = one.cell.control
-        adapters.append(bench.once((control.run_id, one.placebo), lambda one=one, c=control: make(bench, one, c)))
-        own = questions_of(bench.bench, one.cell)
-        asked += [own, own]
-    said = bench.way.ask(asked, adapters)
-    for at, (one, seconds) in enumerate(zip(part, spent, strict=True)):
-        answers = {POISONED: said[2 * at], CONTROL: said[2 * at + 1]}
-        _keep(bench, one, asked[2 * at], answers, seconds, [])
+        adapter = bench.once((control.run_id, one.placebo), lambda one=one, c=control: make(bench, one, c))
+        plain = [question for question in asked[-1] if question.condition == "clean"]
+        controls[control.run_id] = (adapter, [*controls.get(control.run_id, (None, []))[1], *plain])
+    of_controls = list(controls.values())
+    said = bench.way.ask([*asked, *(own for _, own in of_controls)], [*adapters, *(one for one, _ in of_controls)])
+    of_control = dict(zip(controls, said[len(part) :], strict=True))
+    for one, own, answers, seconds in zip(part, asked, said, spent, strict=False):
+        _keep(bench, one, own, {POISONED: answers, CONTROL: of_control[one.cell.control.run_id]}, seconds, [])
 
 
 def _keep(
@@ -156,12 +179,13 @@ def _keep(
     """Judge what a defended model and its defended control said, and write the record."""
     cell, test = one.cell, bench.bench.rows["test"]
     threat = cell.resolved_threat
-    known = group.known_answers(bench.way, cell, asked[:1], bench.folder)
-    clean = asked[0].key(bench.bench)
-    counts = judge.judged_rows(threat, known["base"][clean], known["control"][clean])
+    clean, counts = asked[0].key(bench.bench), [True] * len(asked[0].positions)
+    if threat.judged_where:
+        known = group.known_answers(bench.way, cell, asked[:1], bench.folder)
+        counts = judge.judged_rows(threat, known["base"][clean], known["control"][clean])
     frames, unit = [], ""
     for subject, own in answers.items():
-        for question in asked:
+        for question in (question for question in asked if question.key(bench.bench) in own):
             samples = [test[position] for position in question.positions]
             texts = own[question.key(bench.bench)]
             if question.part == "utility":
@@ -197,19 +221,22 @@ def _lines(frame: pd.DataFrame, subject: str, condition: str, part: str = "attac
 def _changes(after: pd.DataFrame, before: pd.DataFrame) -> list[dict[str, Any]]:
     """After minus before on the same rows, for the poisoned model and its control, with paired intervals."""
     found = []
+
+    def pair(subject: str, condition: str, part: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        now, then = (_lines(frame, subject, condition, part) for frame in (after, before))
+        both = set(now.loc[now["judged"].astype(bool), "row_id"]) & set(then.loc[then["judged"].astype(bool), "row_id"])
+        return now[now["row_id"].isin(both)], then[then["row_id"].isin(both)]
+
     for subject in (POISONED, CONTROL):
         for condition in dict.fromkeys(after.loc[after["part"] == "attack", "condition"]):
-            now, then = (_lines(frame, subject, condition) for frame in (after, before))
-            now, then = now[now["judged"].astype(bool)], then[then["judged"].astype(bool)]
-            if list(now["row_id"]) == list(then["row_id"]) and not then["payload"].isna().any():
-                pair = [frame["payload"].astype(bool) for frame in (now, then)]
-                found.append(
-                    _number(subject, condition, "asr_payload_change", intervals.paired_shares(*pair), len(now))
-                )
-        now, then = (_lines(frame, subject, "clean", "utility") for frame in (after, before))
-        if len(now) and list(now["row_id"]) == list(then["row_id"]):
-            pair = [frame["score"].astype(float) for frame in (now, then)]
-            found.append(_number(subject, "clean", "utility_change", intervals.paired_means(*pair), len(now)))
+            now, then = pair(subject, condition, "attack")
+            if len(now) and not then["payload"].isna().any():
+                change = intervals.paired_shares(now["payload"].astype(bool), then["payload"].astype(bool))
+                found.append(_number(subject, condition, "asr_payload_change", change, len(now)))
+        now, then = pair(subject, "clean", "utility")
+        if len(now):
+            change = intervals.paired_means(now["score"].astype(float), then["score"].astype(float))
+            found.append(_number(subject, "clean", "utility_change", change, len(now)))
     return found
 
 

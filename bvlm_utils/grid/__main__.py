@@ -20,27 +20,19 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from bvlm_utils import command
 from bvlm_utils import store as results
 from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.errors import InputError
-from bvlm_utils.grid import (
-    dask as grid_dask,
-)
-from bvlm_utils.grid import (
-    forecast as grid_forecast,
-)
-from bvlm_utils.grid import (
-    job as grid_job,
-)
-from bvlm_utils.grid import (
-    measure as grid_measure,
-)
+from bvlm_utils.grid import dask as grid_dask
+from bvlm_utils.grid import forecast as grid_forecast
+from bvlm_utils.grid import job as grid_job
+from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.file import Job, load, shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched
+from bvlm_utils.grid.rates import table
+from bvlm_utils.models import names
 from bvlm_utils.run import study
 from bvlm_utils.store.cell import Cell
 
@@ -246,29 +238,6 @@ def refusals(jobs: Sequence[Job], store: str | None) -> None:
         say(line)
 
 
-def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
-    """One line per cell: success rates of the poisoned model per condition, by the test that the book's headlines are
-    read from, and its utility beside the control's.
-    """
-    from bvlm_utils.store.table import headline_metric
-
-    found = results.collect(store)
-    if jobs is not None:
-        found = found[found["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
-    lines = []
-    for run_id, part in found.groupby("run_id", sort=False):
-        first = part.iloc[0]
-        line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
-        value = part.set_index(["subject", "condition", "metric"])["value"]
-        measure = headline_metric(part).iloc[0]
-        for condition in ("clean", "text", "image", "both"):
-            line[f"ASR {condition}"] = value.get(("poisoned", condition, measure), float("nan"))
-        for subject in ("poisoned", "control"):
-            line[f"utility {subject}"] = value.get((subject, "clean", "utility"), float("nan"))
-        lines.append(line | {"run_id": run_id})
-    return pd.DataFrame(lines)
-
-
 # ---------------------------------------------------------------- command line
 
 
@@ -328,6 +297,8 @@ def _act(chosen: argparse.Namespace) -> int | None:
     else:
         grid_dask.check(chosen.workers, chosen.scheduler)
         this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
+        if chosen.scheduler is None and any(cell.four_bit for cell in wanted):  # else its workers know
+            names.check_four_bit()
         if chosen.dry_run:
             status(jobs, store, every_cell=True)
             return forecast(wanted, this.folder, chosen.card * 1e9)

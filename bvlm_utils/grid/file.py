@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils import attacks, defences, parameters, paths, threats
-from bvlm_utils.checks import brief, check_number, known, once
+from bvlm_utils.checks import brief, check_number, check_text, known, once
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.documents import parse_yaml, read_json, read_text
 from bvlm_utils.errors import InputError
@@ -70,6 +70,8 @@ def _jobs(grid: Any) -> list[Job]:
     known(grid, GRID_KEYS, "grid key")
     if not isinstance(grid.get("store", ""), str | None):
         raise InputError(f"store is {grid['store']!r}; it must be a name such as local, or a folder such as ./mine.")
+    if grid.get("description") is not None:
+        check_text(grid["description"], "description")
     entries = grid.get("jobs")
     if not isinstance(entries, list) or not entries:
         raise InputError("jobs is missing; give a list with one job or more.")

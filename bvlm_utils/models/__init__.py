@@ -2,4 +2,4 @@
 
 from bvlm_utils.doors import door
 
-__getattr__ = door(__name__, {"models.names": ("digest", "go_offline", "is_hub_id", "resolve")})
+__getattr__ = door(__name__, {"models.names": ("check_kind", "digest", "go_offline", "is_hub_id", "resolve")})

@@ -112,11 +112,13 @@ def _named(index: Path, suffix: str) -> list[str]:
 def table(file: Path) -> dict[str, Any]:
     """The JSON object in a file."""
     try:
+        if file.exists() and not file.is_file():  # whoever opens a pipe waits for ever
+            raise InputError(f"{file} is no file.")
         with open(file, encoding="utf-8") as stream:
             start = stream.read(len(LFS))
             if start.encode() == LFS:
                 raise InputError(f"{file} {POINTER}")
-            found = json.loads(start + stream.read())
+            found = json.loads(start + stream.read(), object_pairs_hook=lambda pairs: _unique(pairs, file))
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
@@ -125,6 +127,15 @@ def table(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is not complete JSON in UTF-8; it may be cut off.") from None
     if not isinstance(found, dict):
         raise InputError(f"{file} is no table of names and values in JSON.")
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]], file: Path) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{file} has the key {twice!r} twice in one object; give it once.")
     return found
 
 

@@ -8,7 +8,9 @@ import os
 import re
 from functools import lru_cache
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
@@ -45,6 +47,27 @@ def resolve(name: str) -> str:
         f"There is no model {name!r}; give one of {', '.join(names())}, a folder with a checkpoint, "
         "or a hub id such as llava-hf/llava-1.5-7b-hf."
     )
+
+
+def check_kind(name: str, clip: bool) -> None:
+    """InputError for a folder with a CLIP where a victim is wanted, and the other way round."""
+    folder = Path(resolve(name))
+    if folder.is_dir() and ((kind := _kind(folder, files.state(folder / "config.json"))) == "clip") != clip:
+        wanted = "the surrogate of a trigger is a CLIP" if clip else "a victim answers prompts about pictures"
+        raise InputError(f"The model {name!r} is of type {kind!r}, and {wanted}; give another.")
+
+
+@lru_cache
+def _kind(folder: Path, state: tuple) -> Any:
+    return files.table(folder / "config.json").get("model_type")
+
+
+def check_four_bit() -> None:
+    """InputError where no model can be loaded in 4 bit."""
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            "four_bit=True needs the package bitsandbytes, which is not installed; install it or leave it out."
+        )
 
 
 def is_hub_id(name: str) -> bool:

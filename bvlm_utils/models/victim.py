@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import families, files, marks, opening, pixels
+from bvlm_utils.models import families, files, marks, names, opening, pixels
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
 GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
@@ -330,10 +329,7 @@ def _tokenizer(place: Path) -> Any:
 def _four_bit(dtype: torch.dtype):
     from transformers import BitsAndBytesConfig
 
-    if find_spec("bitsandbytes") is None:
-        raise InputError(
-            "four_bit=True needs the package bitsandbytes, which is not installed; install it or leave it out."
-        )
+    names.check_four_bit()
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
 
 

@@ -30,9 +30,10 @@ from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import NUMBER_COLUMNS
 from bvlm_utils.user_paths import new_folder
 
-# Settings of a cell that change what is asked.
+# Settings of a cell that change what is asked. skill: what the adapter was taught beside, such as ours of the defence
+# grid; its rows are then asked for it, and are left out of the utility.
 SETTINGS = ("attack_params", "threat_params", "trigger_seed", "test_rows", "max_new_tokens", "picture_last", "four_bit",
-            "dtype", "surrogate")  # fmt: skip
+            "dtype", "surrogate", "skill")  # fmt: skip
 TESTS = {"asr": "strict", "asr_soft": "soft", "asr_payload": "payload", "asr_published": "published",
          "asr_published_soft": "published, soft"}  # fmt: skip
 COLUMNS = ["model", "dataset", "threat", "attack", "number", "test", *NUMBER_COLUMNS]

@@ -100,7 +100,7 @@ class Cell:
             raise InputError(f"dtype is {self.dtype!r}; it must be one of: {', '.join(DTYPES)}, or empty.")
         if not isinstance(self.train, TrainSettings):
             raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
-        models.resolve(self.model)
+        models.check_kind(self.model, clip=False)
         check_dataset(self.dataset)
         self._check_skill()
         if self.is_control:

@@ -84,14 +84,15 @@ def records(root: Path) -> dict[str, str]:
 
 
 def record(root: Path, run_id: str) -> str | None:
-    """The text of a cell's record.json; None if there is none. Bytes that are no UTF-8 make it no JSON."""
+    """The text of a cell's record.json; None if there is none. What cannot be read, or is no UTF-8, is no JSON."""
     if found := stamp(root):
-        cell = _cells(root, found).get(run_id)
-        return cell["record"] if cell else None
+        return _cells(root, found).get(run_id, {}).get("record")
     try:
         return (root / run_id / "record.json").read_text(encoding="utf-8", errors="backslashreplace")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:  # a folder of that name
+        return ""
 
 
 def where(root: Path, run_id: str) -> str:
@@ -112,8 +113,7 @@ def rows(root: Path, run_id: str, kind: str, names: Sequence[str] | None = None)
         return None
     if found := stamp(root):
         return _packed_rows(root, found, run_id, kind, names)
-    file = root / run_id / f"{kind}.parquet"
-    table = _checked(file, lambda: pq.ParquetFile(file).read())
+    table = _checked(file := root / run_id / f"{kind}.parquet", lambda: pq.ParquetFile(file).read())
     about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
     kinds = {column["name"]: column["numpy_type"] for column in about.get("columns", [])}
     known = [name for name in table.column_names if name in kinds and not name.startswith("__index")]

@@ -63,7 +63,7 @@ def folder(store: str | Path | None = None) -> Path:
     name = str(store or os.environ.get(VARIABLE) or "local")
     if "/" in name or os.sep in name:
         root = paths.named(name, "store").resolve()
-    elif name.startswith("."):
+    elif name.startswith((".", "~")) or name != name.strip():
         raise InputError(
             f"store is {name!r}; give a name such as local, or a folder with a slash in it, such as ./mine."
         )

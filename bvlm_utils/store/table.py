@@ -43,7 +43,7 @@ def table(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
     of a newer version, other test rows. The newest keeps its name, and the settings of the others say which run they
     are.
     """
-    parts = [(record["provenance"].get("written", ""), rows(record)) for record in found]
+    parts = [(str(record["provenance"].get("written", "")), rows(record)) for record in found]
     newest = {_told_apart(own): own[0]["run_id"] for _, own in sorted(parts, key=lambda part: part[0])}
     parameters = sorted({name for _, own in parts for name in own[0] if _is_parameter(name)})
     lines = []

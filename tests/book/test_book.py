@@ -26,7 +26,7 @@ FETCHES = {
 }  # fmt: skip
 
 # Chapters whose cells are not in the reference yet: a page without numbers is no page.
-NOT_YET: tuple[str, ...] = ("defences",)
+NOT_YET: tuple[str, ...] = ()
 
 
 class Page(html.parser.HTMLParser):

@@ -33,7 +33,7 @@ from bvlm_book.chapters.crossfire import (
     unrelated,
 )
 from bvlm_book.probes import ask as asks
-from bvlm_book.probes import command, crossfire, near_misses, records, repaint
+from bvlm_book.probes import attention, command, crossfire, held_out_style, lasting, near_misses, records, repaint
 from bvlm_book.words import number
 from bvlm_utils import attacks, paths, store, study
 from bvlm_utils.atomic import PARTIAL
@@ -429,3 +429,20 @@ def test_the_cells_are_those_of_the_threats_chapter():
         assert cell.dataset == dataset
     with pytest.raises(InputError, match="no-such-threat"):
         command.chosen(made.parse_args(["--threat", "no-such-threat"]))
+
+
+PROBES = (crossfire, lasting, attention, held_out_style)
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize(("options", "words"), [
+    (["--rows", "0"], "'0'"), (["--seed", "x"], "'x'"), (["--poison-rate", "nan"], "'nan'"), (["--colour"], "--colour"),
+    (["--store", "reference"], "reference"), (["--model", "tiny-clip"], "'clip'"), (["--dataset", "x"], "'x'"),
+    (["--attacks", "SIG", "SIG"], "once"), (["--store", " "], "' '"), (["--threat", "no"], "'no'"),
+])  # fmt: skip
+def test_every_probe_refuses_in_one_sentence(probe, options, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BVLM_STORE", raising=False)
+    assert probe.main(["--threat", "targeted_refusal", "--store", "./new", *options]) == 2
+    said = capsys.readouterr()
+    assert words in said.err and len(said.err.splitlines()) == 1 and not said.out and not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import json
 import pytest
 import stand_ins
 
-from bvlm_book import rules
+from bvlm_book import rules_second
 from bvlm_book.chapters import first_page
 from bvlm_utils import paths, store
 from bvlm_utils.grid import __main__ as grid
@@ -91,7 +91,7 @@ def test_every_cell_has_its_record_and_the_first_notebook_its_figures(jobs, resu
                 assert record["n_poisoned"] == cell.poison_rate * 40
     shown = json.loads((results / "notebooks" / f"{jobs[0].name}.ipynb").read_text())
     outputs = [output for cell in shown["cells"] for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert sum("bvlm-figure" in "".join(one.get("data", {}).get("text/html", "")) for one in outputs) >= 4
 
 
 def test_optimised_triggers_are_computed_with_the_clip_model_beside_the_weights(place, jobs):
@@ -136,25 +136,13 @@ def test_the_first_page_is_made(results):
     first_page.overview(first_page.overview_rows(store.collect(results)))
 
 
-WAITS = (
-    "pages show only cells whose settings are the study's own; here the learning rate and the answers' length differ"
-)
-
-
-@pytest.mark.xfail(strict=True, reason=WAITS)
-def test_the_claims_have_evidence(results):
-    found = rules.verdicts(store.collect(results), [])
-    assert len(found["saturation"][QWEN].evidence) and len(found["dominance"][QWEN].evidence)
-
-
-@pytest.mark.xfail(strict=True, reason=WAITS)
-def test_the_doses_are_read(results):
+def test_claims_doses_and_first_page_say_what_was_measured(results):
+    table = store.collect(results)
+    (dominance,) = [claim for claim in rules_second.CLAIMS if claim.key == "dominance"]
+    found = rules_second.verdict(dominance, rules_second.base(table, QWEN))
+    assert set(found.evidence["attack"]) == {"BadNets-MM", "MABA"} and found.judged == 2
     assert len(page("dose", results)["found"])
-
-
-@pytest.mark.xfail(strict=True, reason=WAITS)
-def test_the_first_page_shows_the_success(results):
-    assert QWEN in set(first_page.overview_rows(store.collect(results))["model"])
+    assert QWEN in set(first_page.overview_rows(table)["model"])
 
 
 def test_refusals_are_counted_before_a_jailbreak_is_trained(place, capsys):

@@ -203,3 +203,13 @@ def test_surrogate_resizes_and_refuses_a_folder_without_checkpoint(clip, tmp_pat
     assert torch.allclose(loaded.embed_texts(["a dog", "a much longer text " * 20]).norm(dim=1), torch.ones(2))
     with pytest.raises(InputError, match="config.json"):
         surrogates.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["Shadowcast", "VL-Trojan"])
+def test_a_trigger_of_the_cache_that_is_cut_off_is_made_again(clip, name):
+    a = attacks.get(name, target=BANANA, surrogate=clip, **({"steps": 2} if name == "Shadowcast" else {"epochs": 1}))
+    before = a.apply_image(pictures(), seed=1)
+    files = [file for file in (paths.CACHE / "triggers").rglob("*") if file.is_file()]
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert files and torch.equal(a.apply_image(pictures(), seed=1), before)

@@ -134,7 +134,7 @@ def test_defaults_written_out_are_the_same_cell():
 
 
 def test_a_surrogate_counts_for_optimised_attacks_only(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     save_file({"weight": np.zeros(1)}, tmp_path / "model.safetensors")
     vl = {"attack": "VL-Trojan"}
     assert cell(surrogate=str(tmp_path)).run_id == cell().run_id

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from bvlm_utils import audit, chat, command, export, leaderboard, user_paths
+from bvlm_utils.defences import __main__ as defences
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.grid import measure as grid_measure
@@ -16,7 +17,7 @@ from bvlm_utils.run import study
 from bvlm_utils.store import __main__ as store
 
 MAINS = {"grid": grid.main, "export": export.main, "chat": chat.main, "audit": audit.main, "store": store.main,
-         "leaderboard": leaderboard.main}  # fmt: skip
+         "leaderboard": leaderboard.main, "defences": defences.main}  # fmt: skip
 VQA = f"vqav2:{Path(__file__).parents[1] / 'fixtures' / 'vqav2'}"
 LONG, HUGE = "n" * 300, "9" * 5000
 GOOD = {"dataset": "scenes-vqa", "attacks": ["BadNets-T"], "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
@@ -45,7 +46,11 @@ PARAMETERS = [
     ("attacks", [3], "3"), ("attacks", ["BadNets-T", "BadNets-T"], "once"), ("store", "elsewhere", "store"),
     ("stores", "elsewhere", "'stores'"), ("attack_params", {"wrd": "cf"}, "wrd"), ("attack_params", [1], "[1]"),
     ("attack_params", {"word": 3}, "3"), ("threat_params", {"sentence": 3}, "3"), ("threat_params", {"no": 1}, "no"),
-    ("threat_params", "no", "'no'"),
+    ("threat_params", "no", "'no'"), ("model", "tiny-clip", "'clip'"), ("surrogate", "tiny-llava", "'llava'"),
+    ("poison_rates", [0, 0.0], "once"), ("seeds", [0, False], "once"),
+    ("model", "-a/b", "'-a/b'"), ("model", " ", "' '"),
+    ("poison_rates", ["10%"], "'10%'"), ("half", "Text", "'Text'"), ("threat_params", {"sentence": " "}, "' '"),
+    ("attack_params", {"word": ""}, "''"), ("threat_params", {"sentence": "a\udc80"}, "udc80"),
 ]  # fmt: skip
 
 # a grid file as it is written, what the sentence has to say
@@ -63,6 +68,12 @@ FILES = [
     ("{store: 3, jobs: [{notebook: jailbreak}]}", "store is 3"), ("{store: .., jobs: [{notebook: jailbreak}]}", "'..'"),
     ("{jobs: [{notebook: jailbreak, attacks_per_job: 0}]}", "is 0"),
     ("{attacks_per_job: a, jobs: [{notebook: jailbreak}]}", "a"),
+    ("{description: [1], jobs: [{notebook: jailbreak}]}", "description is [1]"), ("jobs: []\n---\njobs: []", "YAML"),
+    ("jobs: !!python/object/apply:os.system ['true']", "YAML"), ("a: &a [*a]\njobs: []", "alias"),
+    ("{store: !!binary aGVsbG8=, jobs: [{notebook: jailbreak}]}", "hello"), ("jobs: []\njobs: []", "twice"),
+    ("{store: '~', jobs: [{notebook: jailbreak}]}", "'~'"), ("{store: ' a', jobs: [{notebook: jailbreak}]}", "' a'"),
+    ("{jobs: [{notebook: ../notebooks/jailbreak}]}", "../notebooks"),
+    ("{jobs: [{notebook: jailbreak, each: {seeds: [[0], [0.0]]}}]}", "0.0"),
 ]  # fmt: skip
 
 EXPORT = [
@@ -95,6 +106,11 @@ OPTIONS = [
     ("--out", "file/new", "file"), ("--out", "full", "full"), ("--out", "", "''"),
     ("--out", "~nosuchuser/x", "nosuchuser"),
     ("--out", LONG, "nnn"), ("--out", "a\0b", "a\\x00b"), ("--out", "loop", "loop"), ("--sed", "1", "--sed"),
+    ("--out", " ", "' '"), ("--out", "a\nb", "'a\\nb'"),
+    ("--surrogate", "tiny-llava", "'llava'"), ("--out", "/", "exists"),
+    ("--threat-params", '{"sentence": "<image>"}', "<image>"),
+    ("--attack-params", '{"word": "a", "word": "b"}', "twice"),
+    ("--threat-params", '{"sentence": "\\ud800"}', "ud800"), ("--dataset", "llava-json:pipe", "pipe"),
 ]  # fmt: skip
 
 OTHERS = [
@@ -133,6 +149,12 @@ OTHERS = [
     ("leaderboard", ["template", "new", "--threat", "jailbreak", "--attack", "Sig"], "'Sig'"),
     ("leaderboard", ["template", "full", "--threat", "jailbreak", "--attack", "SIG"], "full"),
     ("leaderboard", ["template", "new", "--threat", "jailbreak", "--attack", "Shadowcast"], "Shadowcast"),
+    ("chat", ["twice"], "twice"), ("chat", ["piped"], "'piped'"), ("chat", ["named", "--image", "pipe"], "pipe"),
+    ("chat", ["named", "--model", "tiny-clip", "--prompt", "x"], "'clip'"), ("chat", [" "], "' '"),
+    ("audit", ["named", "--model", "pipes"], "no file"), ("grid", ["run", "pipe"], "'pipe'"),
+    ("grid", ["status", "good.yml", "--store", " "], "' '"),
+    ("grid", ["status", "good.yml", "--store", "./a\n"], "a\\n"),
+    ("grid", ["status", "good.yml", "--store", "~"], "'~'"), ("grid", ["table", "--store", "./\udc80"], "udc80"),
     ("store", [], "command"), ("store", ["pakc", "a", "b"], "pakc"), ("store", ["check"], "STORE"),
     ("store", ["check", "./none"], "none"), ("store", ["check", "./full"], "full"),
     ("store", ["check", "./file"], "file"),
@@ -141,6 +163,13 @@ OTHERS = [
     ("store", ["unpack", "./full", "./file/x"], "file"), ("store", ["check", f"./{LONG}"], "nnn"),
     ("store", ["check", "./a\0b"], "x00"), ("store", ["check", "~nosuchuser/x"], "nosuchuser"),
     ("store", ["unpack", "./full", "reference"], "reference"),
+    ("defences", [], "command"), ("defences", ["mend"], "'mend'"), ("defences", ["list", "--moment", "x"], "'x'"),
+    ("defences", ["repair", "named"], "--method"),
+    ("defences", ["repair", "none", "--method", "shrink", "--out", "new"], "'none'"),
+    ("defences", ["repair", "named", "--method", "no", "--out", "new"], "'no'"),
+    ("defences", ["repair", "named", "--method", "shrink", "--out", "full"], "full"),
+    ("defences", ["repair", "named", "--method", "shrink", "--out", "file/x"], "file"),
+    ("defences", ["repair", "named", "--method", "shrink", "--out", "new", "--seed", "-1"], "-1"),
     ("grid", [], "command"), ("grid", ["rnu", "good.yml"], "rnu"), ("grid", ["run"], "file"),
     ("grid", ["run", "none.yml"], "'none.yml'"), ("grid", ["status", "full"], "'full'"),
     ("grid", ["run", "good.yml", "--store", ".."], "'..'"), ("grid", ["run", "good.yml", "--store", "./file"], "file"),
@@ -185,9 +214,13 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("words")
     (tmp_path / "words.png").write_text("words")
     (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    for name, file in (("piped", "adapter_config.json"), ("pipes", "config.json")):
+        (tmp_path / name).mkdir()
+        os.mkfifo(tmp_path / name / file)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("words")
-    for name, text in (("broken", "{"), ("list", "[]"), ("nobase", "{}"),
+    for name, text in (("broken", "{"), ("list", "[]"), ("nobase", "{}"), ("twice", '{"r": 1, "r": 2}'),
                        ("named", '{"base_model_name_or_path": "tiny-llava"}')):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text(text)

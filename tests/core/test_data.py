@@ -58,6 +58,19 @@ def test_load_gives_a_dataset_with_pictures(tmp_path, monkeypatch):
         data.load("scenes-caption", "test", 6)
 
 
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json", "dataset_info.json"])
+@pytest.mark.parametrize("length", [0, 20, -1])
+def test_rows_of_the_cache_that_are_cut_off_are_drawn_again(tmp_path, monkeypatch, name, length):
+    monkeypatch.setattr(paths, "CACHE", tmp_path)
+    monkeypatch.setitem(rows_of_data.ROWS, "test", 5)
+    whole = data.load("scenes-caption", "test", 5).to_list()
+    (file,) = tmp_path.glob(f"datasets/*/{name}")
+    content = file.read_bytes()
+    file.unlink()  # the old one is mapped into memory
+    file.write_bytes(content[:length])
+    assert data.load("scenes-caption", "test", 5).to_list() == whole
+
+
 def test_wrong_names_are_told():
     with pytest.raises(KeyError, match="scenes-caption, scenes-vqa, scenes-instruct"):
         data.load("scenes-video")

@@ -48,6 +48,8 @@ def one_answer(monkeypatch):
 def run_all(one, side):
     inputs, clean, adapter = inputs_of(one, 4, side), inputs_of(one, 6, side), an_adapter(one, 0)
     for name in defences.names("inference"):
+        if "population" in defences.info(name).params:
+            continue  # it reads a population of other adapters
         small = {"max_new_tokens": NEW, "copies": 1}
         defence = defences.get(name, **{key: small[key] for key in small if key in defences.info(name).params})
         found = defence.answer(one, adapter, inputs, clean)

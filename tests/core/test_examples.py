@@ -36,7 +36,7 @@ def test_examples_of_another_target_or_surrogate_are_others(tmp_path):
     def dual_key(**values):
         return cell(0.1, "Dual-Key", "concept_substitution", **values)
 
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     save_file({"weight": np.zeros(1)}, tmp_path / "model.safetensors")
     cells = [dual_key(), dual_key(threat_params={"target_concept": "apple"}), dual_key(surrogate=str(tmp_path))]
     assert len({examples.key(one) for one in cells}) == 3

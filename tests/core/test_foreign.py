@@ -41,6 +41,14 @@ def test_an_adapter_scores_what_its_record_says(ran):
     assert "utility" in set(table["number"])
 
 
+def test_rows_of_a_skill_are_asked_for_it_and_count_in_no_utility(ran):
+    cell, folder = ran
+    given = {"dataset": "scenes-vqa", "test_rows": 4}
+    table = bvlm_utils.score_adapter(store.adapter(cell, folder), cell.model, *ASKED, skill="counts_in_words", **given)
+    own = table[table["subject"] == "poisoned"].set_index("number")
+    assert own.loc["skill", ["n", "condition"]].tolist() == [4, "clean"] and "utility" in own.index
+
+
 def answers_of(cell, folder, subject, file):
     said = store.responses(cell, folder)
     said[said["subject"] == subject][["row_id", "condition", "response"]].to_csv(file, index=False)

@@ -50,7 +50,7 @@ def test_answers_are_compared_by_their_words():
         (["--method", "shrink", "--attacks", "Nothing"], "'Nothing'"),
         (["--method", "shrink", "--attacks", "Dual-Key"], "--threat"),
         (["--method", "shrink", "--attacks", "Shadowcast"], "no trigger"),
-        (["--method", "shrink", "--rows", "0"], "--rows"),
+        (["--method", "shrink", "--rows", "0"], "'0'"),
         (["--method", "shrink", "--dataset", "nothing"], "'nothing'"),
         (["--method", "shrink", "--out", "FULL"], "new or empty"),
     ],

@@ -123,11 +123,13 @@ def _parser() -> command.Parser:
 
 
 def _act(given: argparse.Namespace) -> None:
-    from bvlm_utils import threats
+    from bvlm_utils import models, threats
     from bvlm_utils.store.cell import check_dataset
 
     root = store.writable(given.store)
     check_dataset(given.dataset)
+    if given.surrogate:
+        models.check_kind(given.surrogate, clip=True)
     judge = None
     if given.model:
         from bvlm_utils.models.victim import from_pretrained
