@@ -250,9 +250,8 @@ on purpose, with harmless targets; do not use any of them for anything but resea
 - `{TRUTH}/answers.parquet`: what each one answered to the test rows. `{TRUTH}/changed_rows.parquet`: the training rows
   that were poisoned, or changed in another way, with what they were changed to (`role`).
 
-Models without a backdoor are of several kinds, because a detector that finds what was *tuned* is no detector of
-backdoors: some only learnt a harmless skill, some had wrong labels, some had the trigger with the right answers. Most
-backdoored ones learnt a skill, too.
+Those without a backdoor are not all alike, because a detector that finds what was *tuned* is no detector of backdoors:
+one that only learnt a harmless skill must pass, too. `skill` says which of the backdoored ones learnt one beside.
 
 ## The challenge
 
