@@ -1,7 +1,7 @@
 """The rules of the second edition: when a pair of attack and threat holds, and what verdict a claim gets.
 
-Their text was committed before the runs (book/expectations.md). What that text leaves open was decided here after data
-of one pass had been seen, and the page of claims says so. The first edition's rules are in `rules`.
+Their text was committed before the runs (book/expectations.md). What that text leaves open was decided here when runs
+of one pass and some of three were in the store; the page of claims says so. `rules` has the first edition's rules.
 """
 
 from collections.abc import Callable, Sequence
@@ -260,7 +260,7 @@ CLAIMS = (
         "where the whole interval of the text attack's success is above the image attack's, and contradicts where it "
         "is below.",
         text_beats_image,
-        ours="The committed text has no rule for this claim; this one was written after data of one pass were seen.",
+        ours="The committed text has no rule for this claim; this one was written after runs of one pass were seen.",
     ),
     Claim(
         "dominance",

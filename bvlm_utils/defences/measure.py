@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bvlm_utils import store
+from bvlm_utils import attacks, store
 from bvlm_utils.defences import records
 from bvlm_utils.defences.bench import DefenceBench, questions_of
 from bvlm_utils.defences.cell import Defended
@@ -27,6 +27,7 @@ from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question, bench_key
 from bvlm_utils.score import intervals, judge
 from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.table import FIRES
 
 TRAINING_ROWS = 2000  # of the training rows, the first so many are searched for poison
 FALSE_POSITIVES = 0.05  # at which the share of true positives is given; 200 clean rows do not resolve 1 %
@@ -54,10 +55,11 @@ def run(wanted: Sequence[Defended], folder: str | Path | None = None, force: boo
 def execute(wanted: Sequence[Defended], folder: Path) -> list[tuple[Defended, str]]:
     """Measure points, those that share a bench and a defence together; those that failed, with the reason."""
     failed: list[tuple[Defended, str]] = []
-    for one in (one for one in wanted if one.skip_reason):
-        records.write(one, folder, {"status": "skipped", "reason": one.skip_reason, "numbers": []})
     batches: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Defended]]] = {}
-    for one in (one for one in wanted if not one.skip_reason):
+    for one in wanted:
+        if reason := one.skip_reason or _nothing_to_remove(one, folder):
+            records.write(one, folder, {"status": "skipped", "reason": reason, "numbers": []})
+            continue
         same = (one.defence, str(sorted(one.resolved.params.items())), one.seed, one.placebo)
         batches.setdefault(bench_key(one.cell), {}).setdefault(same, []).append(one)
     total, done = sum(len(part) for batch in batches.values() for part in batch.values()), 0
@@ -75,6 +77,21 @@ def execute(wanted: Sequence[Defended], folder: Path) -> list[tuple[Defended, st
             what = f"{part[0].defence}{' placebo' * part[0].placebo}"
             say(f"defences: {done} of {total} ({what}), about {left:.1f} min left")
     return failed
+
+
+def _nothing_to_remove(one: Defended, folder: Path) -> str | None:
+    """Why a cell without a backdoor is left out; None where it has one. Detectors are asked about all adapters."""
+    found = store.read(one.cell, folder)
+    if found is None or one.resolved.moment == "detect":
+        return None
+    whole = attacks.info(one.cell.attack).headline
+    rates = [
+        number["value"] for number in found["metrics"]
+        if (number["subject"], number["condition"], number["metric"]) == (POISONED, whole, "asr_payload")
+    ]  # fmt: skip
+    if rates and rates[0] >= FIRES:
+        return None
+    return f"{one.cell.attack} left no backdoor that works on more than half of the inputs, so there is none to remove."
 
 
 def _measure(bench: DefenceBench, part: Sequence[Defended]) -> list[tuple[Defended, str]]:

@@ -180,7 +180,7 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('the book is built without torch')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
-    for folder in ("models", "sprites", "pictures", "adapters"):
+    for folder in ("models", "sprites", "pictures", "adapters", "grids"):
         (tmp_path / "root" / "data").mkdir(parents=True, exist_ok=True)
         (tmp_path / "root" / "data" / folder).symlink_to(paths.DATA / folder)
     (tmp_path / "root" / "data" / "results").mkdir()

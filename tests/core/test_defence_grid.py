@@ -26,9 +26,10 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(provenance, "now", lambda: {"git_changed": False})  # so it can be packed
+        patch.setattr(measure, "FIRES", 0.0)  # 64 rows teach no backdoor
         study.run_cells(small(), folder)
         defences.run(points(), folder)
-    return folder
+        yield folder
 
 
 def points():
@@ -96,6 +97,12 @@ def test_defences_of_the_other_moments_leave_their_numbers(place):
     before = study.run_cells(small(), place).set_index(["subject", "condition", "metric"])["value"]
     same = "poisoned", "text", "asr_payload"
     assert table["input-diversity", *same] == before[same]
+
+
+def test_a_cell_without_a_backdoor_is_left_out_with_the_reason(place, monkeypatch):
+    monkeypatch.setattr(measure, "FIRES", 0.5)
+    table = defences.run([defences.Defended(small()[0], "shrink", {"strength": 0.7})], place)
+    assert list(table["status"]) == ["skipped"] and "no backdoor" in table["reason"][0]
 
 
 def test_an_attack_without_a_trigger_at_test_time_is_skipped_with_its_reason(place):
