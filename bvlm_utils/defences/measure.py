@@ -20,18 +20,17 @@ from bvlm_utils import attacks, store
 from bvlm_utils.defences import records
 from bvlm_utils.defences.bench import DefenceBench, questions_of
 from bvlm_utils.defences.cell import Defended
+from bvlm_utils.defences.numbers import CONTROL, POISONED, changes, number, told_apart, with_rows
 from bvlm_utils.defences.rows import Answered
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group
 from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question, bench_key
-from bvlm_utils.score import intervals, judge
+from bvlm_utils.score import judge
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
 
 TRAINING_ROWS = 2000  # of the training rows, the first so many are searched for poison
-FALSE_POSITIVES = 0.05  # at which the share of true positives is given; 200 clean rows do not resolve 1 %
-POISONED, CONTROL = "poisoned", "control"
 TESTS = ("asr", "asr_payload", "asr_published")  # whose rows are kept, so that tables can pair them
 
 
@@ -116,7 +115,17 @@ def _measure(bench: DefenceBench, part: Sequence[Defended]) -> list[tuple[Defend
 
 
 def _repairs(bench: DefenceBench, part: Sequence[Defended]) -> None:
-    _ask_again(bench, part, _repaired)
+    """Repair the points and their controls, all at once where the defence can do that."""
+    defence, seed, begun = part[0].resolved, part[0].seed, time.perf_counter()
+    cells = {cell.run_id: cell for one in part for cell in (one.cell, one.cell.control)}
+    lacking = [cell for cell in cells.values() if (cell.run_id, "repaired") not in bench.made]
+    shared = 0.0
+    if defence.info.many and lacking:
+        adapters = [bench.adapter(cell) for cell in lacking]
+        found = defence.repair_many(bench.bench.victim, adapters, bench.clean, seed)
+        bench.made |= {(cell.run_id, "repaired"): one for cell, one in zip(lacking, found, strict=True)}
+        shared = (time.perf_counter() - begun) / len(lacking)
+    _ask_again(bench, part, _repaired, shared)
 
 
 def _repaired(bench: DefenceBench, one: Defended, cell: Cell) -> Any:
@@ -144,18 +153,22 @@ def _trained(bench: DefenceBench, one: Defended, cell: Cell) -> Any:
 
 
 def _ask_again(
-    bench: DefenceBench, part: Sequence[Defended], make: Callable[[DefenceBench, Defended, Cell], Any]
+    bench: DefenceBench,
+    part: Sequence[Defended],
+    make: Callable[[DefenceBench, Defended, Cell], Any],
+    shared: float = 0.0,
 ) -> None:
     """Make an adapter of each point, and ask all of them together what the cells were asked.
 
-    Their clean-tuned controls are asked once for all points, and without triggers.
+    Their clean-tuned controls are asked once for all points, and without triggers. shared: seconds that each point has
+    cost already.
     """
     adapters, asked, spent = [], [], []
     controls: dict[str, tuple[Any, list[Question]]] = {}
     for one in part:
         begun = time.perf_counter()
         adapters.append(make(bench, one, one.cell))
-        spent.append(time.perf_counter() - begun)
+        spent.append(shared + time.perf_counter() - begun)
         asked.append(questions_of(bench.bench, one.cell))
         control = one.cell.control
         adapter = bench.once((control.run_id, one.placebo), lambda one=one, c=control: make(bench, one, c))
@@ -199,52 +212,8 @@ def _keep(
     sample = test[asked[0].positions[0]]
     numbers = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
     before = store.responses(cell, bench.folder)
-    numbers = [_with_rows(number, frame) for number in numbers] + _changes(frame, before) + list(more)
+    numbers = [with_rows(number, frame) for number in numbers] + changes(frame, before) + list(more)
     records.write(one, bench.folder, {"status": "done", "numbers": numbers, "seconds": round(seconds, 3)})
-
-
-def _with_rows(number: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
-    column = {"asr": "success", "asr_payload": "payload", "asr_published": "published"}.get(number["metric"])
-    if column is None:
-        return number
-    rows = _lines(frame, number["subject"], number["condition"])
-    if number["metric"] != "asr_published":
-        rows = rows[rows["judged"].astype(bool)]
-    return number | {"held": "".join("01"[bool(held)] for held in rows[column])}
-
-
-def _lines(frame: pd.DataFrame, subject: str, condition: str, part: str = "attack") -> pd.DataFrame:
-    chosen = (frame["part"] == part) & (frame["subject"] == subject) & (frame["condition"] == condition)
-    return frame[chosen].sort_values("row_id")
-
-
-def _changes(after: pd.DataFrame, before: pd.DataFrame) -> list[dict[str, Any]]:
-    """After minus before on the same rows, for the poisoned model and its control, with paired intervals."""
-    found = []
-
-    def pair(subject: str, condition: str, part: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        now, then = (_lines(frame, subject, condition, part) for frame in (after, before))
-        both = set(now.loc[now["judged"].astype(bool), "row_id"]) & set(then.loc[then["judged"].astype(bool), "row_id"])
-        return now[now["row_id"].isin(both)], then[then["row_id"].isin(both)]
-
-    for subject in (POISONED, CONTROL):
-        for condition in dict.fromkeys(after.loc[after["part"] == "attack", "condition"]):
-            now, then = pair(subject, condition, "attack")
-            if len(now) and not then["payload"].isna().any():
-                change = intervals.paired_shares(now["payload"].astype(bool), then["payload"].astype(bool))
-                found.append(_number(subject, condition, "asr_payload_change", change, len(now)))
-        now, then = pair(subject, "clean", "utility")
-        if len(now):
-            change = intervals.paired_means(now["score"].astype(float), then["score"].astype(float))
-            found.append(_number(subject, "clean", "utility_change", change, len(now)))
-    return found
-
-
-def _number(
-    subject: str, condition: str, metric: str, value: tuple[float, float | None, float | None], n: int
-) -> dict[str, Any]:
-    about = {"subject": subject, "condition": condition, "metric": metric, "k": None, "n": n, "unit": ""}
-    return about | dict(zip(("value", "low", "high"), value, strict=True))
 
 
 # ---------------------------------------------------------------- defences that find something
@@ -263,7 +232,7 @@ def _inferences(bench: DefenceBench, part: Sequence[Defended]) -> None:
                 suspicion[subject].append(found.suspicion)
                 if question.part == "attack":
                     mean = (float(found.changed.mean()), None, None)
-                    more.append(_number(subject, question.condition, "changed", mean, len(found.changed)))
+                    more.append(number(subject, question.condition, "changed", mean, len(found.changed)))
         more += [
             number
             for subject, (clean, triggered, *_) in suspicion.items()
@@ -304,7 +273,7 @@ def _detections(bench: DefenceBench, part: Sequence[Defended]) -> None:
         for subject, cell in ((POISONED, one.cell), (CONTROL, one.cell.control)):
             given = (bench.bench.victim, bench.adapter(cell), bench.clean)
             score = float(_found(bench, one, cell, one.resolved.score, given))
-            numbers.append(_number(subject, "", "score", (score, None, None), 1))
+            numbers.append(number(subject, "", "score", (score, None, None), 1))
         seconds = round((time.perf_counter() - begun) / 2, 3)
         records.write(one, bench.folder, {"status": "done", "numbers": numbers, "seconds": seconds})
 
@@ -315,23 +284,6 @@ def _found(bench: DefenceBench, one: Defended, cell: Cell, find: Callable[..., A
     if not one.placebo:
         return found
     return bench.once((cell.run_id, "placebo"), lambda: one.resolved.placebo(found, *given, seed=one.seed))
-
-
-def told_apart(subject: str, condition: str, positive: np.ndarray, negative: np.ndarray) -> list[dict[str, Any]]:
-    """AUROC of scores, and the share of positives found at `FALSE_POSITIVES`; nothing where one side is empty."""
-    from sklearn.metrics import roc_auc_score, roc_curve
-
-    if not len(positive) or not len(negative):
-        return []
-    truth, scores = np.repeat([1, 0], [len(positive), len(negative)]), np.concatenate([positive, negative])
-    falsely, truly, _ = roc_curve(truth, scores)
-    area = (float(roc_auc_score(truth, scores)), None, None)
-    share = float(truly[falsely <= FALSE_POSITIVES].max())
-    at = (share, *intervals.wilson(share * len(positive), len(positive)))
-    return [
-        _number(subject, condition, "auroc", area, len(scores)),
-        _number(subject, condition, "true_positives", at, len(positive)),
-    ]
 
 
 MEASURES = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bvlm_utils import defences, store
-from bvlm_utils.defences import measure, records
+from bvlm_utils.defences import measure, numbers, records
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.run import study
@@ -147,11 +147,11 @@ def test_a_control_is_not_defended_by_itself():
 
 def test_scores_that_separate_have_an_area_of_one_and_random_ones_a_half():
     draws = np.random.default_rng(0)
-    (area, share) = measure.told_apart("poisoned", "", np.array([2.0, 3.0]), np.array([0.0, 1.0] * 50))
+    (area, share) = numbers.told_apart("poisoned", "", np.array([2.0, 3.0]), np.array([0.0, 1.0] * 50))
     assert (area["value"], share["value"]) == (1.0, 1.0)
-    (area, share) = measure.told_apart("poisoned", "", draws.random(4000), draws.random(4000))
+    (area, share) = numbers.told_apart("poisoned", "", draws.random(4000), draws.random(4000))
     assert area["value"] == pytest.approx(0.5, abs=0.03) and share["value"] == pytest.approx(0.05, abs=0.02)
-    assert measure.told_apart("poisoned", "", np.array([]), np.array([1.0])) == []
+    assert numbers.told_apart("poisoned", "", np.array([]), np.array([1.0])) == []
 
 
 def test_a_grid_names_defended_cells(tmp_path):
