@@ -1,6 +1,7 @@
 """Stores, tables and fixtures that several test files share."""
 
 import json
+import shutil
 from types import MappingProxyType
 
 import pandas as pd
@@ -41,14 +42,17 @@ def passes(self, response, sample=None):
 
 
 @pytest.fixture(scope="module")
-def random_words(checkpoint):
-    """A random model, whose answers are judged by `passes` as long as this module runs."""
+def random_words(checkpoint, tmp_path_factory):
+    """A random model with a CLIP model beside it, whose answers are judged by `passes` as long as this module runs."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(checkpoint("llava"), folder / "llava")
+    shutil.copytree(paths.MODELS / "tiny-clip", folder / "clip-vit-large-patch14-336")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(targeted_refusal.TargetedRefusal, "success", passes)
         patch.setattr(
             workbench.Bench, "max_new_tokens", property(lambda self: 6, lambda self, value: None), raising=False
         )
-        yield str(checkpoint("llava"))
+        yield str(folder / "llava")
 
 
 def page(name, place, capsys, **given):
@@ -117,6 +121,8 @@ def tidy(rates=(0.1, 0.01), seeds=(0,), hits=None, rows=100, threat="targeted_re
                     "attack": attack,
                     "modality": modality,
                     "poison_rate": rate,
+                    "negatives": 0.0,
+                    "settings": "",
                     "n_poisoned": int(rate * trained_on),
                     "train_rows": trained_on,
                     "seed": seed,

@@ -261,7 +261,8 @@ def _optimise_patch(
                 optimiser.step()
                 losses.append(value.detach())
     pixels = (patch.detach().clamp(0, 1) * 255).round().cpu().numpy().astype(np.uint8)
-    return Optimised(pixels, torch.stack(losses).cpu().numpy().astype(np.float32))
+    curve = torch.stack(losses).cpu().numpy() if losses else np.zeros(0)  # without epochs the start is the patch
+    return Optimised(pixels, curve.astype(np.float32))
 
 
 def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], found: Optimised) -> torch.Tensor:

@@ -180,7 +180,7 @@ def test_the_command_line_says_what_is_wrong_in_one_sentence(shelf, random_words
     assert crossfire.main([*options, "--attacks", "BadNet"]) == 2
     assert crossfire.main([*options, "--rows", "0"]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 3 and "BadNets-T are left out" in lines[0] and "rows is 0" in lines[2]
+    assert len(lines) == 3 and "BadNets-T are left out" in lines[0] and "'0'" in lines[2]
     with pytest.raises(InputError, match="only read"):
         crossfire.measure(shelf[2], "reference")
 

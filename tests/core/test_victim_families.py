@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Idefi
 
 from bvlm_utils import threats
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import families, pixels, victim
+from bvlm_utils.models import families, names, pixels, victim
 
 LEVEL = 1 / 255
 
@@ -286,7 +286,7 @@ def test_a_model_in_bfloat16_answers(checkpoint):
 
 
 def test_four_bit_without_bitsandbytes_is_refused(checkpoint, monkeypatch):
-    monkeypatch.setattr(victim, "find_spec", lambda name: None)
+    monkeypatch.setattr(names, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="bitsandbytes"):
         victim.from_pretrained(str(checkpoint("llava")), device="cpu", four_bit=True)
 
