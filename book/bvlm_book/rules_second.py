@@ -14,6 +14,7 @@ from scipy.stats import norm
 
 from bvlm_book import tables
 from bvlm_utils import attacks
+from bvlm_utils.errors import InputError
 from bvlm_utils.store.table import ATTACK, differing, text
 
 HIGH = 0.90  # a pair holds above it, and contradicts below it
@@ -112,6 +113,8 @@ class Base:
 
 def base(table: pd.DataFrame, model: str) -> Base:
     """table: the tidy table of a store."""
+    if not isinstance(model, str):
+        raise InputError(f"models has {model!r}; each must be the name of a model.")
     done = table[(table["model"] == model) & (table["status"] == "done")]
     done = done[(done["subject"] != "poisoned") | (done["negatives"] == 0)]
     judged_by = {threat: _judged_by(part) for threat, part in done.groupby("threat", sort=False)}

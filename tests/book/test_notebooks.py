@@ -183,7 +183,9 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     for folder in ("models", "sprites", "pictures", "adapters", "grids"):
         (tmp_path / "root" / "data").mkdir(parents=True, exist_ok=True)
         (tmp_path / "root" / "data" / folder).symlink_to(paths.DATA / folder)
-    for name in ("notebooks", "benchmarks"):
+    results = "benchmarks/results"
+    (tmp_path / "root" / results).mkdir(parents=True)
+    for name in ("notebooks", f"{results}/coverage.json"):
         (tmp_path / "root" / name).symlink_to(paths.ROOT / name)
     (tmp_path / "root" / "data" / "results").mkdir()
     shutil.copytree(shelf, tmp_path / "root" / "data" / "results" / "reference")

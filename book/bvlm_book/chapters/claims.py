@@ -17,8 +17,6 @@ from bvlm_book import figures, page, rules, tables, words
 from bvlm_book import rules_second as second
 from bvlm_book.rules_second import CLAIMS, HIGH, JUDGED, PAYLOAD, PUBLISHED, STRICT, Base, Claim, Verdict
 from bvlm_utils import attacks, threats
-from bvlm_utils.checks import brief
-from bvlm_utils.errors import InputError
 from bvlm_utils.train.settings import TrainSettings
 
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
@@ -28,9 +26,6 @@ WHAT = {True: "tasks", False: "pairs"}
 
 def bases(table: pd.DataFrame, models: Sequence[str] = ()) -> dict[str, Base]:
     """What the runs of the named models say, and of all others that the table has cells of."""
-    wrong = [name for name in models if not isinstance(name, str)]
-    if wrong:
-        raise InputError(f"models has {brief(wrong[0])}; each must be the name of a model.")
     return {name: second.base(table, name) for name in dict.fromkeys([*models, *table["model"]])}
 
 
