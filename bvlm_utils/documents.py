@@ -52,7 +52,7 @@ class _SeveralValues(InputError):
 def parse_json(text: str, name: str) -> Any:
     """The value of a JSON text; `name` says whose text it is, for complaints."""
     try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+        found = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         place = f"{error.msg} at line {error.lineno}, column {error.colno}"
         if error.msg == "Extra data":
@@ -83,7 +83,8 @@ def _lines(text: str, file: Path) -> list[Any]:
     return [parse_json(line, f"{file}, line {number},") for number, line in lines if line.strip()]
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON text; InputError for a key that is given twice, whose first value would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import models, paths
-from bvlm_utils.attacks.declare import TABLE, AttackInfo
+from bvlm_utils.attacks.declare import TABLE, AttackInfo, settings_of
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
-from bvlm_utils.checks import brief, file_digest
+from bvlm_utils.checks import file_digest
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
@@ -151,15 +151,7 @@ def get(name: str, target: Any = None, surrogate: str | Path | None = None, **pa
     value is an InputError.
     """
     row = TABLE.get(name)
-    settings = dict(row.defaults)
-    for key, value in params.items():
-        if key not in settings:
-            known = ", ".join(settings) or "none"
-            raise InputError(f"Attack {name!r} has no parameter {key!r}; its parameters are: {known}.")
-        spec = row.specs[key]
-        if not spec.accepts(value):
-            raise InputError(f"Attack {name!r}: parameter {key!r} is {brief(value)}; it must be {spec.wants}.")
-        settings[key] = list(value) if isinstance(value, tuple) else value
+    settings = settings_of(f"Attack {name!r}", row.specs, params)
     for half in (row.text, row.image):
         problem = half.problem(settings) if half else None
         if problem:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bvlm_utils.checks import a_number, is_number, is_wording
+from bvlm_utils.checks import a_number, brief, is_number, is_wording
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 
@@ -94,6 +94,18 @@ class AttackInfo:
 
 
 TABLE: Registry[AttackInfo] = Registry("attack")
+
+
+def settings_of(what: str, specs: Mapping[str, Param], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults with what is given; InputError names a parameter that `what` does not have, or a bad value."""
+    settings = {name: spec.default for name, spec in specs.items()}
+    for key, value in given.items():
+        if key not in specs:
+            raise InputError(f"{what} has no parameter {key!r}; its parameters are: {', '.join(specs) or 'none'}.")
+        if not specs[key].accepts(value):
+            raise InputError(f"{what}: parameter {key!r} is {brief(value)}; it must be {specs[key].wants}.")
+        settings[key] = list(value) if isinstance(value, tuple) else value
+    return settings
 
 
 def number(default: float, low: float, high: float) -> Param:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bvlm_utils.checks import brief
+from bvlm_utils.attacks.declare import settings_of
 from bvlm_utils.defences.declare import MOMENTS, TABLE, DefenceInfo
 from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.errors import InputError
@@ -120,13 +120,4 @@ def get(name: str, **params: Any) -> Defence:
     An unknown name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.
     """
     row = TABLE.get(name)
-    settings = dict(row.defaults)
-    for key, value in params.items():
-        if key not in settings:
-            known = ", ".join(settings) or "none"
-            raise InputError(f"Defence {name!r} has no parameter {key!r}; its parameters are: {known}.")
-        spec = row.params[key]
-        if not spec.accepts(value):
-            raise InputError(f"Defence {name!r}: parameter {key!r} is {brief(value)}; it must be {spec.wants}.")
-        settings[key] = value
-    return Defence(row, settings)
+    return Defence(row, settings_of(f"Defence {name!r}", row.params, params))

@@ -10,6 +10,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+from bvlm_utils.documents import unique
 from bvlm_utils.errors import InputError
 
 KINDS = {".json", ".safetensors", ".jinja", ".model", ".txt"}
@@ -114,28 +115,19 @@ def table(file: Path) -> dict[str, Any]:
     try:
         if file.exists() and not file.is_file():  # whoever opens a pipe waits for ever
             raise InputError(f"{file} is no file.")
-        with open(file, encoding="utf-8") as stream:
-            start = stream.read(len(LFS))
-            if start.encode() == LFS:
-                raise InputError(f"{file} {POINTER}")
-            found = json.loads(start + stream.read(), object_pairs_hook=lambda pairs: _unique(pairs, file))
+        content = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
+    if content.startswith(LFS):
+        raise InputError(f"{file} {POINTER}")
+    try:  # models' files may hold Infinity, which `documents.parse_json` refuses
+        found = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    except (ValueError, RecursionError):
         raise InputError(f"{file} is not complete JSON in UTF-8; it may be cut off.") from None
     if not isinstance(found, dict):
         raise InputError(f"{file} is no table of names and values in JSON.")
-    return found
-
-
-def _unique(pairs: list[tuple[str, Any]], file: Path) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{file} has the key {twice!r} twice in one object; give it once.")
     return found
 
 

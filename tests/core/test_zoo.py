@@ -140,7 +140,6 @@ def test_the_command_reads_the_zoo_and_names_what_lacks_a_score(packed, tmp_path
 ZOO = paths.DATA / "adapters" / "zoo"
 
 
-@pytest.mark.skipif(not ZOO.is_dir(), reason="no zoo is committed")
 def test_the_committed_zoo_is_whole_and_small():
     truth = challenge.read_truth(ZOO)
     folders = {folder.name for folder in (ZOO / "adapters").iterdir()}
