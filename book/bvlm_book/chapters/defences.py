@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from bvlm_book import figures, tables, words
 from bvlm_book.words import nothing_measured
-from bvlm_utils import attacks, defences, store
+from bvlm_utils import attacks, defences, store, threats
 from bvlm_utils.defences import records
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.store.table import FIRES
@@ -65,6 +65,12 @@ def numbers(found: pd.DataFrame, metric: str, subject: str = "poisoned", trigger
         whole = rows["attack"].map(lambda name: attacks.info(name).headline)
         rows = rows[(rows["condition"] == whole) if triggered else (rows["condition"] == "clean")]
     return rows.drop_duplicates("name")
+
+
+def acting(found: pd.DataFrame) -> pd.DataFrame:
+    """Without defences that only suspect inputs and change no answer: what they leave is the attack itself."""
+    changed = found[found["metric"] == "changed"].groupby("defence")["value"].max()
+    return found[~found["defence"].isin(changed.index[changed == 0])]
 
 
 # What a table says of a defence that leaves a model which answers: title -> measure, subject, with the trigger there?
@@ -137,7 +143,7 @@ def _with_placebo(line: dict[str, Any], title: str) -> str:
 
 def matrix(found: pd.DataFrame, metric: str = ASR, triggered: bool | None = True) -> pd.DataFrame:
     """What is left of each attack (columns) under each defence (lines): the mean over threats, models and seeds."""
-    rows = numbers(measured(found), metric, "poisoned", triggered)
+    rows = numbers(acting(measured(found)), metric, "poisoned", triggered)
     rows = rows[~rows["placebo"].astype(bool)]
     rows = rows.assign(line=[named(line) for line in rows.to_dict("records")])
     order = list(dict.fromkeys(rows["line"]))
@@ -157,17 +163,19 @@ def matrix_words(grid: pd.DataFrame) -> dict[str, str]:
     if grid.empty:
         return nothing_measured("Success under each defence")
     mean = grid.mean(axis=1)
-    best = mean.idxmin()
     return {
         "alt": f"Heat map of success rates after {len(grid)} defences (lines) against {len(grid.columns)} attacks.",
-        "caption": f"Attack success after each defence, mean over threats and models; the lowest mean is {best}'s, "
-        f"{words.number(mean[best])}. Only cells whose backdoor worked before.",
+        "caption": "Attack success after each defence, mean over threats and models of cells whose backdoor worked "
+        f"before. Below {words.percent(FLOOR)} on average: {', '.join(mean.index[mean < FLOOR]) or 'none'}. What that "
+        "costs is in the next figure.",
     }  # fmt: skip
 
 
 def price(found: pd.DataFrame) -> pd.DataFrame:
     """A point per defence and per placebo: success after, and what is kept of the skill that was taught beside it."""
-    rows = measured(found)
+    rows = acting(measured(found))
+    strengths = (rows["defence"] == "shrink") & (rows["params"] != json.dumps(defences.info("shrink").defaults))
+    rows = rows[~strengths]  # they have a figure of their own
     means = over_cells(rows, AFTER) if len(rows) else pd.DataFrame()
     lines = []
     for line in means.to_dict("records"):
@@ -188,17 +196,21 @@ def price_figure(points: pd.DataFrame) -> Figure:
     axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color=PLACEBO, label="placebo")
     for number, (moment, part) in enumerate(points[~points["placebo"]].groupby("moment", sort=False)):
         axis.plot(part["skill"], part["asr"], linestyle="", label=moment, **figures.look(number))
-        _name(axis, part)
+    _name(axis, points[~points["placebo"]])
     axis.set(xlim=(-0.03, 1.08), ylim=(-0.03, 1.05), xlabel="share of the benign skill kept", ylabel="success after")
     axis.legend(loc="upper left")
     return figure
 
 
-def _name(axis: Axes, part: pd.DataFrame) -> None:
-    for line in part.to_dict("records"):
+def _name(axis: Axes, shown: pd.DataFrame) -> None:
+    """Names beside the points; points that lie together share a label."""
+    for _, near in shown.groupby([(shown["skill"] / 0.3).round(), shown["asr"].round(1)]):
+        left = near["skill"].mean() < 0.5
+        at = near["skill"].max() if left else near["skill"].min()
         axis.annotate(
-            line["defence"], (line["skill"], line["asr"]), xytext=(4, 3), textcoords="offset points", fontsize=7
-        )
+            "\n".join(near["defence"]), (at, near["asr"].mean()), fontsize=8, xytext=(7 if left else -7, 0),
+            textcoords="offset points", va="center", ha="left" if left else "right",
+        )  # fmt: skip
 
 
 def price_words(points: pd.DataFrame) -> dict[str, str]:
@@ -308,10 +320,22 @@ def excluded(found: pd.DataFrame) -> list[str]:
 
 
 def coverage(found: pd.DataFrame) -> pd.DataFrame:
-    """How many defended cells the store holds: a line per model and threat, with cells, defences and records."""
+    """How many defended cells were measured: a line per model and threat, with cells, defences and records."""
+    found = found[found["status"] == "done"]
     lines = [
         dict(zip(("model", "threat"), key, strict=True))
         | {"cells": part["run_id"].nunique(), "defences": part["defence"].nunique(), "records": part["name"].nunique()}
         for key, part in found.groupby(["model", "threat"], sort=False)
     ]
     return pd.DataFrame(lines)
+
+
+def not_run(found: pd.DataFrame) -> str:
+    """Which defences of the table and which threats the store has nothing of."""
+    done = found[found["status"] == "done"]
+    lacking = [name for name in defences.names() if name not in set(done["defence"])]
+    threats_left = [name for name in threats.names() if name not in set(done["threat"])]
+    said = [f"Defences not run yet: {', '.join(lacking)}."] if lacking else []
+    if threats_left:
+        said.append(f"Threats not run yet: {', '.join(words.threat({'threat': name}) for name in threats_left)}.")
+    return " ".join(said)

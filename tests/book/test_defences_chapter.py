@@ -1,0 +1,80 @@
+"""The chapter on defences: means over the right cells, placebos apart, families of negatives, what was not run."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from bvlm_book.chapters import defences as chapter
+from bvlm_utils import defences
+from bvlm_utils.defences import records
+
+STRENGTH = json.dumps(defences.info("shrink").defaults)
+
+
+def line(value, metric="asr_payload", condition="text", defence="shrink", params=STRENGTH, cell="a", **more):
+    usual = {
+        "name": f"{cell}{defence}{params}{more.get('placebo', False)}", "run_id": cell, "model": "tiny-llava",
+        "threat": "targeted_refusal", "attack": "BadNets-T", "poison_rate": 0.1, "skill": "", "decoy": "",
+        "defence": defence, "moment": "repair", "params": params, "placebo": False, "status": "done",
+        "subject": "poisoned", "condition": condition, "metric": metric, "value": value, "works": True, "seconds": 1.0,
+    }  # fmt: skip
+    return usual | more
+
+
+def table(*lines):
+    return pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works"])
+
+
+def test_means_are_over_cells_with_a_backdoor_and_the_placebo_stands_apart():
+    found = table(
+        line(0.2), line(0.4, cell="b"), line(1.0, cell="c", works=False), line(0.9, placebo=True),
+        line(0.7, "skill", "clean"), line(0.5, "skill", "clean", cell="b"),
+    )  # fmt: skip
+    (mean,) = chapter.over_cells(chapter.measured(found), chapter.AFTER).to_dict("records")
+    assert mean["success after"] == pytest.approx(0.3) and mean["success after, placebo"] == pytest.approx(0.9)
+    assert mean["skill kept"] == pytest.approx(0.6) and mean["cells"] == 2
+    assert chapter.matrix(found).loc["shrink", "BadNets-T"] == pytest.approx(0.3)
+
+
+def test_a_defence_that_only_suspects_leaves_nothing_to_show():
+    quiet = {"defence": "hidden-distance", "params": "{}", "moment": "inference"}
+    found = table(line(0.2), line(1.0, **quiet), line(0.0, "changed", **quiet))
+    assert list(chapter.matrix(found).index) == ["shrink"]
+
+
+def test_the_price_leaves_the_curve_to_its_own_figure():
+    other = json.dumps({"strength": 0.1})
+    found = table(*(line(v, m, c, params=p) for p in (STRENGTH, other)
+                    for v, m, c in ((0.2, "asr_payload", "text"), (0.8, "skill", "clean"))))  # fmt: skip
+    assert list(chapter.price(found)["defence"]) == ["shrink"]
+    assert set(chapter.strength(found)["strength"]) == {0.1, defences.info("shrink").defaults["strength"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "family"),
+    [
+        ({}, "backdoored"),
+        ({"works": False}, "no backdoor learnt"),
+        ({"decoy": "label noise"}, "label noise"),
+        ({"poison_rate": 0.0}, "skill only"),
+        ({"subject": "control"}, "clean-tuned"),
+        ({"subject": "control", "skill": "emphasis"}, "skill only"),
+    ],
+)
+def test_an_adapter_belongs_to_one_family(given, family):
+    assert chapter.family(line(1.0, **given)) == family
+
+
+def test_detectors_are_read_against_each_family():
+    about = {"defence": "target-inversion", "moment": "detect", "params": "{}", "metric": "score", "condition": ""}
+    scores = {("a", "poisoned", True): 3.0, ("b", "poisoned", True): 2.0, ("a", "control", True): 1.0,
+              ("b", "control", True): 2.5}  # fmt: skip
+    found = table(*(line(v, cell=c, subject=s, works=w, **about) for (c, s, w), v in scores.items()))
+    (read,) = chapter.adapters_told_apart(found).to_dict("records")
+    assert read["against clean-tuned"] == "0.75 (2)" and read["backdoored"] == 2
+
+
+def test_what_was_not_run_is_named():
+    said = chapter.not_run(table(line(0.2)))
+    assert "crow" in said and "jailbreak" in said and "shrink" not in said and "targeted refusal" not in said
