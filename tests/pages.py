@@ -49,7 +49,7 @@ NAMELESS = """
   const caption = figure.querySelector("figcaption");
   return seen.length !== 1 || !(seen[0].ariaLabel || seen[0].alt)
     || !caption || !getComputedStyle(caption, "::before").content.includes("counter");
-}).map(figure => figure.textContent.slice(0, 80))
+}).map(figure => (figure.querySelector("figcaption") || figure).textContent.slice(0, 80))
 """
 SETTLED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))"
 

@@ -37,7 +37,8 @@ def test_a_threat_is_read_in_a_few_screens(measured):
 def test_what_is_wrong_is_counted(tmp_path, browser):
     (tmp_path / "book").mkdir()
     (tmp_path / "book" / "bad.html").write_text(
-        "<meta charset='utf-8'><article><p>Three – short words.</p><details><p>folded</p></details><pre>code</pre>"
+        "<meta charset='utf-8'><meta name='viewport' content='width=device-width'><article>"
+        "<p>Three – short words.</p><details><p>folded</p></details><pre>code</pre>"
         "<figure class='bvlm-figure'><svg role='img' width='900' height='10'><text x='890'>a long label</text></svg>"
         "<svg role='img' aria-label='two' width='9' height='9'></svg><figcaption>One more.</figcaption></figure>"
         "</article><script src='http://127.0.0.1:9/x.js'></script><script>nothing.at.all()</script>"
