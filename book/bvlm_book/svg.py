@@ -18,6 +18,7 @@ PAGE_COLOURS = {
     "#333333": "currentColor",
     "#555555": "var(--pst-color-text-muted)",
     "#bbbbbb": "var(--bvlm-grid)",
+    "#cccccc": "var(--bvlm-grid)",
     "#dddddd": "var(--bvlm-grid)",
     "#e3e3e3": "var(--bvlm-missing)",
     "#efefef": "var(--bvlm-shade)",

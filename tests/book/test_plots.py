@@ -176,6 +176,14 @@ def test_the_numbers_of_a_heat_map_can_be_read_on_every_field():
     assert contrast(figures.SUCCESS(1.0)[:3], to_rgb("#14181e")) > 1.7, "the deepest field is not lost in the dark"
 
 
+def test_a_narrow_heat_map_of_many_columns_has_short_numbers():
+    grid = pd.DataFrame([[0.0, 0.066, 0.97, 1.0, *[np.nan] * 4]])
+    with svg.narrow():
+        figure, (axis,) = figures.new_figure(1, 8, 1)
+        figures.success_map(axis, grid)
+    assert [text.get_text() for text in axis.texts] == [".00", ".07", ".97", "1.0", *["n/a"] * 4]
+
+
 def contrast(one, two):
     def light(colour):
         linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour]
