@@ -87,7 +87,7 @@ def test_long_labels_are_wrapped_for_a_narrow_page():
     axis.set_xlabel("a label of an axis that is longer than a phone is wide")
     figures.name_rows(axis, ["short", "a row with a name of many words"])
     svg.wrapped(figure)
-    assert axis.get_xlabel().count("\n") == 1
+    assert axis.get_xlabel().count("\n") == 2
     assert [label.get_text().count("\n") for label in axis.get_yticklabels()] == [0, 1]
 
 
