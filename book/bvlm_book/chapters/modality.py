@@ -177,8 +177,7 @@ def patches(found: pd.DataFrame) -> pd.DataFrame:
     """Success against the side of the noise patch, without half-triggered rows.
 
     found: `rates`. A line per model, threat, rate, patch and curve: `pixels` (of 336), `share` of the side, curve
-    (see `CURVES`), value, low, high, n_seeds. Empty
-    where fewer than two sizes were run.
+    (see `CURVES`), value, low, high, n_seeds. Empty where fewer than two sizes were run.
     """
     rows = found[(found["negatives"] == 0) & (found["half"] == "")]
     apart = [set(tidy.differing(row)) <= {PATCH} for row in rows.to_dict("records")]
@@ -195,7 +194,7 @@ def patches(found: pd.DataFrame) -> pd.DataFrame:
 def patches_figure(found: pd.DataFrame) -> Figure:
     """Success against the side of the patch, a panel per model, threat and rate; found: `patches`."""
     if found.empty:
-        return figures.nothing("No cell was run with more than one patch size.")
+        return figures.nothing("Nothing was run with more than one patch size.")
     groups = list(found.groupby(PANEL, sort=False))
     figure, axes = figures.new_figure(len(groups), 4.2 if len(groups) > 1 else 6.4, 3.4, sharey=True)
     for axis, (_, part) in zip(axes, groups, strict=True):
@@ -203,17 +202,11 @@ def patches_figure(found: pd.DataFrame) -> Figure:
             line = part[part["curve"] == curve].sort_values("share")
             at = 100 * line["share"] * 1.02 ** (i - 1)  # pulled apart where they lie on each other
             figures.points(axis, at, line, upright=True, linestyle="-", label=curve, **figures.look(i))
-        sizes = sorted(part["pixels"].unique())
+        shares = sorted({100 * share for share in part["share"]})
         axis.set_xscale("log")
-        axis.set_xticks(
-            [100 * size / PUBLISHED_SIDE for size in sizes], [f"{100 * size / PUBLISHED_SIDE:.0f} %" for size in sizes]
-        )
+        axis.set_xticks(shares, [f"{share:.0f} %" for share in shares])
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set(
-            ylim=(-0.03, 1.03),
-            title=", ".join([words.threat(part.iloc[0]), words.rate(part.iloc[0]), part["model"].iloc[0]]),
-            xlabel="side of the patch",
-        )
+        axis.set(ylim=(-0.03, 1.03), title=part["model"].iloc[0], xlabel="side of the patch, of the picture's")
     axes[0].set_ylabel("success rate")
     figures.legend_below(figure, axes[0], None if len(groups) > 1 else 1)  # one panel is too narrow for a row of names
     return figure
@@ -286,11 +279,12 @@ def taught(told: pd.DataFrame) -> dict[str, str]:
     """What half-triggered rows do to the triggers that work without them. told: `half_triggered`."""
     by = told.pivot_table(index=[*TWIN, "negatives"], columns="condition", values=["with", "without"], sort=False)
     if by.empty:
-        return dict.fromkeys(("need_both", "one_part", "whole_lost"), "none")
+        return dict.fromkeys(("worked", "need_both", "one_part", "whole_lost"), "none")
     by = by[by["without", "both"] > tidy.FIRES]
     part, whole = by["with"].drop(columns="both").max(axis=1), by["with", "both"]
     worked = told[(told["condition"] == "both") & (told["without"] > tidy.FIRES)]
     return {
+        "worked": str(len(by)),
         "need_both": f"{int(((part <= CLEARED) & (whole > tidy.FIRES)).sum())} of {len(by)}",
         "one_part": str(int(((whole - part).abs() <= CLEARED).sum())),
         "whole_lost": f"{int((worked['high'] < 0).sum())} of {len(worked)}",
