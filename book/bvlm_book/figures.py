@@ -161,7 +161,9 @@ def dose_axis(axis: Axes, shown: pd.DataFrame, **look: Any) -> None:
     rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
     axis.set_xscale("log")
     axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
-    axis.set_xticks(rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look))
+    axis.set_xticks(
+        rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look)
+    )
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_ylim(-0.03, 1.03)
 
@@ -308,10 +310,16 @@ def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd.DataFrame | None = None) -> None:
+def success_map(
+    axis: Axes,
+    grid: pd.DataFrame,
+    missing: str = "n/a",
+    single: pd.DataFrame | None = None,
+    write: Callable[[float], str] = "{:.2f}".format,
+) -> None:
     """A heat map of success rates, its columns named aslant; what is missing is grey and says so, never zero.
 
-    single: which fields, as in `grid`, come from one training run; they are hatched.
+    single: which fields, as in `grid`, come from one training run; they are hatched. write: a rate as it is shown.
     """
     values = grid.to_numpy(float)
     axis.set_facecolor(NOT_AVAILABLE)
@@ -322,7 +330,7 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
             letters, text, size = "#555555", missing, 7.5
         else:
             field = np.array(SUCCESS(value)[:3])
-            letters, text, size = _letters(field), f"{value:.2f}", 8.5
+            letters, text, size = _letters(field), write(value), 8.5
             if single is not None and single.iloc[row, column]:
                 hatch = 0.8 * field + 0.2 * np.array(to_rgb(letters))
                 place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)

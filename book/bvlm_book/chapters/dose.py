@@ -122,8 +122,8 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
         found[f"word_{rows}_{passes}"] = words.number(at.iloc[0]) if len(at) else "n/a"
     few = over_seeds[over_seeds["n_poisoned"] <= FEW]
     for name, part in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
-        works = f"{int((part['value'] > FIRES).sum())} of {len(part)}"
-        found[f"few_{name}"] = works if len(part) else "none was tried"
+        works = f"{int((part['value'] > FIRES).sum())} of {len(part)} work"
+        found[f"few_{name}"] = works if len(part) else "no such pair was tried"
     reached = brackets(means(deep(runs)))
     reached = reached[reached["epochs"] == 1]
     rows = reached["reached"].dropna().astype(int)
