@@ -311,10 +311,16 @@ def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd.DataFrame | None = None) -> None:
+def success_map(
+    axis: Axes,
+    grid: pd.DataFrame,
+    missing: str = "n/a",
+    single: pd.DataFrame | None = None,
+    write: Callable[[float], str] = "{:.2f}".format,
+) -> None:
     """A heat map of success rates, its columns named aslant; what is missing is grey and says so, never zero.
 
-    single: which fields, as in `grid`, come from one training run; they are hatched.
+    single: which fields, as in `grid`, come from one training run; they are hatched. write: a rate as it is shown.
     """
     values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
     axis.set_facecolor(NOT_AVAILABLE)
@@ -325,9 +331,9 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
             letters, text, size = "#555555", missing, 7.5
         else:
             field = np.array(SUCCESS(value)[:3])
-            letters, text, size = _letters(field), f"{value:.2f}", 8.5
+            letters, text, size = _letters(field), write(value), 8.5
             if dense:
-                text, size = f"{value:.2f}".lstrip("0")[:3], 6.5
+                text, size = text.lstrip("0")[:3], 6.5
             if single is not None and single.iloc[row, column]:
                 hatch = 0.8 * field + 0.2 * np.array(to_rgb(letters))
                 place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)
