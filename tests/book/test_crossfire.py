@@ -273,11 +273,12 @@ def test_attacks_of_a_reader_are_asked_like_all_others(random_words, own_attacks
     made = cells_of(random_words, own_attacks)
     study.run_cells(made, tmp_path / "s")
     crossfire.measure(made, tmp_path / "s", rows=2)
-    ((panel, _),) = tables.panels(collect(tmp_path / "s"))
+    panels = tables.panels(collect(tmp_path / "s"))
+    ((panel, _),) = panels
     variants = panel[panel["subject"] == "poisoned"].groupby("attack")["variant"].agg(set)
     changed = {miss.name for miss in near_misses.FILE}
     assert variants.to_dict() == {"Own words": {""}, "Own picture": {"", *changed}, "Both": {"", *changed}}
-    assert len(crossing_table(panel)) and near(panel) is not None
+    assert len(crossing_table(panels)) == len(unrelated(panel)) and near(panel) is not None
 
 
 def test_pictures_are_changed_as_computed_by_hand():
@@ -312,13 +313,13 @@ def test_relatives_are_known_from_their_definitions():
 
 
 def test_entries_off_the_diagonal_stand_beside_their_paired_difference(shelf):
-    ((panel, _),) = tables.panels(collect(shelf[0]))
+    ((panel, name),) = tables.panels(collect(shelf[0]))
     lines = off_diagonal(panel)
     assert len(lines) == 2 * 9 and lines["value"].is_monotonic_decreasing
-    first, table = lines.iloc[0], crossing_table(panel, most=3)
+    first, table = unrelated(panel).iloc[0], crossing_table([(panel, name)], most=3)
     pairs = [[digit == "1" for digit in held] for held in (first["held"], first["control_held"])]
     wanted = number(*intervals.paired_shares(*pairs))
-    assert len(table) == 3 and table["poisoned minus clean-tuned"].iloc[0] == wanted
+    assert len(table) == 3 and table["difference"].iloc[0] == wanted
     assert first["control"] == first["control_held"].count("1") / ROWS
     with pytest.raises(InputError, match="row by row"):
         records.difference("01", "1")

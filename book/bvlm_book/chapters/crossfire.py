@@ -10,7 +10,7 @@ from bvlm_book import figures, tables
 from bvlm_book.figures import CONTROL_LABEL, success_map
 from bvlm_book.probes import near_misses, records
 from bvlm_book.probes.records import CONTROL, CROSSFIRE, POISONED
-from bvlm_book.words import CONDITION_LABELS, evidence, interval, number, span
+from bvlm_book.words import CONDITION_LABELS, Panels, evidence, interval, number, span
 from bvlm_utils import attacks
 from bvlm_utils.attacks import declare
 from bvlm_utils.checks import check_number
@@ -77,8 +77,7 @@ def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     empty = [one for one in grid.index if grid.loc[one].isna().all()]
     alt = f"Heat map of success rates: {len(grid) - len(empty)} backdoored models and the clean-tuned one in rows, "
     alt += f"{len(grid.columns) - 1} triggers in columns. {title}"
-    caption = "Framed: a model's own trigger. " + evidence(panel)
-    return {"title": title, "alt": alt, "caption": caption + (f" No model of {', '.join(empty)}." if empty else "")}
+    return {"title": title, "alt": alt, "caption": "Framed: the model's own trigger."}
 
 
 def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
@@ -86,8 +85,7 @@ def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     changed = near_misses_of_working(panel)
     title = f"{name}: {_of(changed['value'] > FIRES)} changed text or image triggers still work."
     alt = f"Heat map of success rates: changes of the trigger in rows, attacks in columns. {title}"
-    caption = "First row: the trigger itself. Grey: the attack has no place for this change. " + evidence(panel)
-    return {"title": title, "alt": alt, "caption": caption}
+    return {"title": title, "alt": alt, "caption": evidence(changed)}
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -151,13 +149,15 @@ def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
     return others[pd.Series(strange, index=others.index, dtype=bool)]
 
 
-def crossing_table(panel: pd.DataFrame, most: int = 12) -> pd.DataFrame:
-    """The largest entries off the diagonal, to read."""
+def crossing_table(panels: Panels, most: int = 6) -> pd.DataFrame:
+    """The largest entries between attacks that are no relatives, over all matrices, to read."""
     check_number(most, "most", 0, 1000, whole=True)
-    return tables.readable(off_diagonal(panel).head(most), {
-        "model backdoored by": "attack", "shown the trigger of": "trigger", "success rate": interval,
-        "clean-tuned": lambda r: number(r["control"]), "poisoned minus clean-tuned": _difference, "seeds": "n_seeds",
-        "known relation": lambda r: related(r["attack"], r["trigger"]) or "none",
+    if not panels:
+        return pd.DataFrame()
+    found = pd.concat([unrelated(panel).assign(panel=name) for panel, name in panels])
+    return tables.readable(found.sort_values("value", ascending=False, kind="stable").head(most), {
+        "matrix": "panel", "model backdoored by": "attack", "shown the trigger of": "trigger",
+        "success rate": interval, "clean-tuned": lambda r: number(r["control"]), "difference": _difference,
     })  # fmt: skip
 
 
