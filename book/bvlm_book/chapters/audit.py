@@ -138,8 +138,8 @@ def working(table: pd.DataFrame) -> pd.DataFrame:
     found = suspects(table)
     found = found[found["asr"] > tidy.FIRES]
     doubted = innocents(table, BASE).assign(shown=_shown).groupby("shown")["alarm"].any()
-    doubted = _shown(found).map(doubted)
-    return found.assign(confirmed=(~doubted.astype("boolean")) & found["alarm"].astype("boolean"))
+    doubted = _shown(found).map(doubted).astype("boolean")
+    return found.assign(confirmed=(~doubted & found["alarm"].astype(bool)).mask(doubted.isna()))
 
 
 def second_looks(table: pd.DataFrame) -> list[bool]:

@@ -10,7 +10,7 @@ from bvlm_book import figures, tables
 from bvlm_book.figures import CONTROL_LABEL, success_map
 from bvlm_book.probes import near_misses, records
 from bvlm_book.probes.records import CONTROL, CROSSFIRE, POISONED
-from bvlm_book.words import CONDITION_LABELS, Panels, evidence, interval, number, span
+from bvlm_book.words import CONDITION_LABELS, Panels, interval, number, span
 from bvlm_utils import attacks
 from bvlm_utils.attacks import declare
 from bvlm_utils.checks import check_number
@@ -73,19 +73,19 @@ def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     """Title, alternative text and caption of `crossing`."""
     grid, _ = matrix(panel)
     strangers = unrelated(panel)
-    title = f"{name}: an unrelated trigger works in {_of(strangers['value'] > FIRES)} cases."
+    title = f"{name}: unrelated triggers work in {_of(strangers['value'] > FIRES)} cases."
     empty = [one for one in grid.index if grid.loc[one].isna().all()]
     alt = f"Heat map of success rates: {len(grid) - len(empty)} backdoored models and the clean-tuned one in rows, "
     alt += f"{len(grid.columns) - 1} triggers in columns. {title}"
-    return {"title": title, "alt": alt, "caption": "Framed: the model's own trigger."}
+    return {"title": title, "alt": alt, "caption": ""}
 
 
 def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     """Title, alternative text and caption of `near`."""
     changed = near_misses_of_working(panel)
-    title = f"{name}: {_of(changed['value'] > FIRES)} changed text or image triggers still work."
+    title = f"{name}: {_of(changed['value'] > FIRES)} changed triggers work."
     alt = f"Heat map of success rates: changes of the trigger in rows, attacks in columns. {title}"
-    return {"title": title, "alt": alt, "caption": evidence(changed)}
+    return {"title": title, "alt": alt, "caption": ""}
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
