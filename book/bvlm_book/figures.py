@@ -333,7 +333,7 @@ def success_map(
             field = np.array(SUCCESS(value)[:3])
             letters, text, size = _letters(field), write(value), 8.5
             if dense:
-                text, size = text.lstrip("0")[:3], 6.5
+                text, size = text.replace("0.", ".")[:3], 6.5
             if single is not None and single.iloc[row, column]:
                 hatch = 0.8 * field + 0.2 * np.array(to_rgb(letters))
                 place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)
