@@ -161,7 +161,9 @@ def dose_axis(axis: Axes, shown: pd.DataFrame, **look: Any) -> None:
     rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
     axis.set_xscale("log")
     axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
-    axis.set_xticks(rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look))
+    axis.set_xticks(
+        rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look)
+    )
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_ylim(-0.03, 1.03)
 
