@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bvlm_utils import command, data, paths
+from bvlm_utils import command, data, models, paths
 from bvlm_utils.data import picture_files
+from bvlm_utils.models import room
 from bvlm_utils.models.names import adapter_folder, base_name
 
 SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
@@ -71,6 +72,8 @@ def _parser() -> command.Parser:
 def _act(given: argparse.Namespace) -> None:
     folder = adapter_folder(given.adapter)
     model = given.model or base_name(folder)
+    models.check_kind(model, clip=False)
+    room.check_answers(model, given.max_new_tokens)
     prompts = typed() if given.prompt is None else [given.prompt]
     image = picture(given.image)
     talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last)

@@ -123,6 +123,7 @@ def mathml(tex: str, block: bool) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.setup_extension("bvlm_glossary")
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("config-inited", prepare_kernels)
     app.connect("config-inited", read_at_once)

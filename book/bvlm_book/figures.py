@@ -4,7 +4,7 @@ Nothing is measured or tested here: a number that a figure shows is a number of 
 "n/a", never as zero. Free of torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,23 +12,28 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
+from bvlm_book.svg import NARROW, is_narrow
 from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, SUBJECTS, percent
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; every colour comes with its own marker.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's palette, which colour-blind readers can tell apart; every colour comes with its own marker. Its yellow
+# and its light blue are darker here, since all are seen on a light and on a dark page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B98000", "#3F9BD1", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 SUBJECT_COLOURS = {"base": "#7F7F7F", "control": "#0072B2", "poisoned": "#D55E00"}
 SUBJECT_MARKERS = {"base": "o", "control": "s", "poisoned": "D"}
 NOT_AVAILABLE = "#E3E3E3"
+# Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page.
+SUCCESS = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
+DARK, WHITE = "#111111", "#FFFFFF"  # letters on a field
 
 STYLE = {
-    "figure.facecolor": "white",  # opaque: a transparent figure cannot be read in dark mode
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
-    "savefig.transparent": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.labelsize": 10,
@@ -45,10 +50,19 @@ ASR = "attack success rate"
 
 
 def new_figure(columns: int, width: float, height: float, rows: int = 1, **settings: Any) -> tuple[Figure, np.ndarray]:
-    """`rows` x `columns` axes, row by row, each `width` x `height` inches; the figure is not registered with pyplot."""
+    """`rows` x `columns` axes, row by row, each `width` x `height` inches; on a narrow page one below another.
+
+    The figure is not registered with pyplot.
+    """
+    if is_narrow():
+        columns, rows, width = 1, rows * columns, NARROW
+        settings["gridspec_kw"] = {k: v for k, v in settings.get("gridspec_kw", {}).items() if k != "width_ratios"}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **settings).ravel()
+    if is_narrow():
+        for axis in axes:  # a shared axis is named in its last panel only, which is now far below
+            axis.tick_params(labelbottom=True)
     return figure, axes
 
 
@@ -73,26 +87,46 @@ def nothing(message: str) -> Figure:
 
 
 def heatmap(table: pd.DataFrame) -> Figure:
-    """Success rate of every attack under every condition, one panel per poison rate.
+    """Success rate of every attack under every condition, one panel per poison rate; `families` has one per model.
 
-    table: rows of one metric and one subject. Darker is higher; a grey field is a condition that the attack does not
-    have, or a cell that was not run.
+    table: rows of one metric and one subject, with `n_seeds`. Darker is higher, hatched is a single training run, and a
+    grey field is a condition that the attack does not have, or a cell that was not run.
     """
+    return _maps(table, "poison_rate", lambda rate: f"poison rate {percent(rate)}")
+
+
+def families(table: pd.DataFrame) -> Figure:
+    """`heatmap` of one poison rate with a panel per model."""
+    return _maps(table, "model", str)
+
+
+def _maps(table: pd.DataFrame, by: str, title: Callable[[Any], str]) -> Figure:
     shown = table[table["condition"].notna() & table["value"].notna()]
     if shown.empty:
         return nothing("No success rate was measured for these cells.")
-    attacks, rates = _attacks(table), sorted(table["poison_rate"].unique(), reverse=True)
+    attacks, panels = _attacks(table), sorted(table[by].unique(), reverse=by == "poison_rate")
     conditions = in_order(shown["condition"], CONDITIONS)
-    width = 1.15 * len(conditions) + (1.6 if len(rates) > 1 else 2.4)
-    figure, axes = new_figure(len(rates), width, 0.42 * len(attacks) + 1.5, sharey=True)
-    for axis, rate in zip(axes, rates, strict=True):
-        of_rate = shown[shown["poison_rate"] == rate]
-        grid = of_rate.pivot_table(index="attack", columns="condition", values="value", aggfunc="first")
-        success_map(axis, grid.reindex(index=attacks, columns=conditions), bar=axis is axes[-1])
-        axis.set_title(f"poison rate {percent(rate)}")
+    width = 0.72 * len(conditions) + (1.1 if len(panels) > 1 else 1.8)
+    figure, axes = new_figure(len(panels), width, 0.3 * len(attacks) + 0.9, sharey=not is_narrow())
+    for axis, panel in zip(axes, panels, strict=True):
+        of_panel = shown[shown[by] == panel]
+        grid, seeds = (
+            of_panel.pivot_table(index="attack", columns="condition", values=name, aggfunc="first")
+            .reindex(index=attacks, columns=conditions) for name in ("value", "n_seeds")
+        )  # fmt: skip
+        success_map(axis, grid, single=seeds == 1)
+        axis.set_title(title(panel))
         labels = [CONDITION_LABELS.get(name, name).replace(" ", "\n") for name in conditions]
-        axis.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=0)
+        axis.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=0, ha="center")
+        separate(axis, table)
     return figure
+
+
+def separate(axis: Axes, table: pd.DataFrame) -> None:
+    """Thin lines between the rows of text, image and bimodal attacks, in the order of a heat map's rows."""
+    sizes = [table.loc[table["modality"] == m, "attack"].nunique() for m in in_order(table["modality"], MODALITIES)]
+    for row in np.cumsum(sizes)[:-1]:
+        axis.axhline(row, color="black", linewidth=1)
 
 
 def dose(table: pd.DataFrame, ylabel: str = ASR) -> Figure:
@@ -116,7 +150,7 @@ def dose(table: pd.DataFrame, ylabel: str = ASR) -> Figure:
         dose_axis(axis, shown)
         axis.set_title(f"{modality} triggers")
         axis.set_xlabel("poisoned rows (rate)")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, frameon=False)
     axes[0].set_ylabel(ylabel)
     figure.get_layout_engine().set(h_pad=0.12)  # legends below the axes, as lines go anywhere in them
     return figure
@@ -127,7 +161,7 @@ def dose_axis(axis: Axes, shown: pd.DataFrame, **look: Any) -> None:
     rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
     axis.set_xscale("log")
     axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
-    axis.set_xticks(rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **look)
+    axis.set_xticks(rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_ylim(-0.03, 1.03)
 
@@ -203,24 +237,106 @@ def subjects(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:
+    """What poison costs: poisoned minus clean-tuned utility with its interval, a row per attack, a panel per rate.
+
+    table: rows of `tables.summary` of "utility_difference". seeds: the same before seeds are put together; where an
+    attack has several, each is a small dot.
+    """
+    shown = table[table["value"].notna()]
+    if shown.empty:
+        return nothing("No utility was measured for these cells.")
+    attacks, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
+    width, height = (3.6 if len(rates) > 1 else 5.6), 0.27 * len(attacks) + 1.0
+    figure, axes = new_figure(len(rates), width, height, sharey=not is_narrow(), sharex=True)
+    for axis, rate in zip(axes, rates, strict=True):
+        rows = shown[shown["poison_rate"] == rate].drop_duplicates("attack").set_index("attack").reindex(attacks)
+        axis.axvline(0, color="black", linewidth=1, zorder=1)
+        if seeds is not None:
+            own = seeds[(seeds["poison_rate"] == rate) & seeds["attack"].isin(rows.index[rows["n_seeds"] > 1])]
+            at = own["attack"].map(attacks.index) + 0.26
+            axis.plot(own["value"].astype(float), at, ".", color=COLOURS[0], markersize=4)
+        points(axis, np.arange(len(attacks)), rows, color=COLOURS[0], marker="o")
+        name_rows(axis, attacks)
+        axis.set(title=f"poison rate {percent(rate)}" if len(rates) > 1 else "", xlabel=xlabel)
+    return figure
+
+
+def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, panel: str = "") -> Figure:
+    """Two success rates against each other, a dot per row, coloured by `group`; on the dashed line they are equal.
+
+    table: columns `x`, `y`, `group`, and `label`, which is written beside the dot ("": none). panel: the column that
+    has a panel per value.
+    """
+    shown = table[table[x].notna() & table[y].notna()]
+    if shown.empty:
+        return nothing("Nothing was measured of which two success rates can be compared.")
+    panels = list(dict.fromkeys(shown[panel])) if panel else [""]
+    side = 3.6 if len(panels) > 1 else 4.8
+    figure, axes = new_figure(len(panels), side, side, sharey=not is_narrow())
+    for axis, name in zip(axes, panels, strict=True):
+        part = shown[shown[panel] == name] if panel else shown
+        axis.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", zorder=1)
+        for number, group in enumerate(dict.fromkeys(shown["group"])):
+            own = part[part["group"] == group]
+            axis.plot(own[x], own[y], linestyle="", markersize=6, alpha=0.85, label=group, **look(number))
+        _labels(axis, part[part["label"] != ""], x, y)
+        axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] or is_narrow() else "")
+        axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+    legend_below(figure, axes[0])
+    return figure
+
+
+def _labels(axis: Axes, named: pd.DataFrame, x: str, y: str) -> None:
+    """Names beside dots, on the side that has room, pushed up where two would lie on each other."""
+    ends = {"left": -1.0, "right": -1.0}
+    for row in named.sort_values(y).to_dict("records"):
+        side, step = ("left", 0.03) if row[x] < 0.5 else ("right", -0.03)
+        ends[side] = max(row[y], ends[side] + 0.055)
+        axis.annotate(
+            row["label"], (row[x], row[y]), (row[x] + step, ends[side]), ha=side, va="center", fontsize=8.5,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": "#777777", "shrinkA": 0, "shrinkB": 3},
+        )  # fmt: skip
+
+
 def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
+    """The axis's legend below all panels; in a narrow figure with as many columns as there is room for."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns or len(labels), frameon=False)
+    columns = columns or len(labels)
+    if is_narrow():
+        columns = min(columns, max(1, int(NARROW / (0.5 + 0.08 * max(map(len, labels), default=1)))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", bar: bool = True) -> None:
-    """A heat map of success rates, its columns named aslant; what is missing is grey and says so, never zero."""
-    text = grid.map(lambda value: "" if pd.isna(value) else f"{value:.2f}").to_numpy()
+def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd.DataFrame | None = None) -> None:
+    """A heat map of success rates, its columns named aslant; what is missing is grey and says so, never zero.
+
+    single: which fields, as in `grid`, come from one training run; they are hatched.
+    """
+    values = grid.to_numpy(float)
     axis.set_facecolor(NOT_AVAILABLE)
-    sns.heatmap(
-        grid, ax=axis, vmin=0, vmax=1, cmap="mako_r", annot=text, fmt="", linewidths=1, linecolor="white",
-        annot_kws={"fontsize": 8.5}, cbar=bar, cbar_kws={"label": ASR, "shrink": 0.7},
-    )  # fmt: skip
-    # seaborn leaves masked fields without text: a reader must see that they are not zeros
-    for row, column in zip(*np.where(grid.isna().to_numpy()), strict=True):
-        axis.text(column + 0.5, row + 0.5, missing, ha="center", va="center", color="#555555", fontsize=7.5)
+    fields = np.ma.masked_invalid(values)
+    axis.pcolormesh(fields, vmin=0, vmax=1, cmap=SUCCESS, edgecolors="white", linewidth=1)
+    for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):  # a reader must see that it is not a zero
+            letters, text, size = "#555555", missing, 7.5
+        else:
+            field = np.array(SUCCESS(value)[:3])
+            letters, text, size = _letters(field), f"{value:.2f}", 8.5
+            if single is not None and single.iloc[row, column]:
+                hatch = 0.8 * field + 0.2 * np.array(to_rgb(letters))
+                place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)
+                axis.add_patch(place)
+        axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=letters, fontsize=size)
+    axis.set_ylim(len(grid), 0)
     axis.grid(False)
-    axis.set(xlabel="", ylabel="")
+    axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     axis.set_yticks(np.arange(len(grid)) + 0.5, list(grid.index), rotation=0)
     axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), rotation=45, ha="right", rotation_mode="anchor")
+
+
+def _letters(field: np.ndarray) -> str:
+    """The colour of letters that can be read on a field of this colour (R, G, B in [0, 1])."""
+    linear = np.where(field <= 0.04045, field / 12.92, ((field + 0.055) / 1.055) ** 2.4)
+    return WHITE if linear @ [0.2126, 0.7152, 0.0722] < 0.18 else DARK

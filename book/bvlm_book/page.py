@@ -4,13 +4,14 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
+from bvlm_book import svg
 from bvlm_book.words import is_missing
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
@@ -28,23 +29,32 @@ def chapter_title(name: str) -> str | None:
     return "".join(first).splitlines()[0].removeprefix("# ")
 
 
-def show(figure: Figure, alt: str, caption: str) -> None:
-    """Put a figure on the page, with a description for those who do not see it, and a caption."""
+def show(draw: Callable[..., Figure] | Figure, *rows: Any, alt: str, caption: str, title: str = "") -> None:
+    """Put a figure on the page, as wide as a screen and as narrow as a phone: the page shows the one that fits.
+
+    draw: makes the figure of `rows` with `figures.new_figure`. title: what the figure finds, one short sentence.
+    alt: what it shows, for those who do not see it.
+    """
     if not alt.strip():
         raise InputError("A figure needs an alternative text; say what it shows.")
+    picture = _raster(draw, alt) if isinstance(draw, Figure) else svg.drawings(draw, rows, alt)
+    title = f"<strong>{html.escape(title)}</strong> " if title else ""
+    display(
+        HTML(
+            f'<figure class="bvlm-figure"><div>{picture}</div>'
+            f"<figcaption>{title}{html.escape(caption)}</figcaption></figure>"
+        )
+    )
+
+
+def _raster(figure: Figure, alt: str) -> str:
     page = io.BytesIO()
     figure.savefig(page, format="png", dpi=DPI, facecolor="white")
     data = base64.b64encode(page.getvalue()).decode()
-    width = int(figure.get_size_inches()[0] * 96)
-    display(
-        HTML(
-            f'<figure class="bvlm-figure" style="margin:1em 0">'
-            # dark-light: the theme must not dim the picture in dark mode, its background is opaque
-            f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" '
-            f'style="width:{width}px;max-width:100%;height:auto" '
-            f'src="data:image/png;base64,{data}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
+    # dark-light: the theme must not dim the picture in dark mode, its background is opaque
+    return (
+        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" width="{figure.get_size_inches()[0] * 96:.0f}" '
+        f'src="data:image/png;base64,{data}">'
     )
 
 

@@ -6,6 +6,7 @@ sentence.
 """
 
 import logging
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -50,7 +51,10 @@ def config(place: Path) -> Any:
 def tokenizer(place: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return _read("the tokenizer", place, lambda: AutoTokenizer.from_pretrained(place, **SAFE))
+    options = SAFE | {
+        "model_max_length": sys.maxsize
+    }  # a text that is too long is refused by `room`, not told by the way
+    return _read("the tokenizer", place, lambda: AutoTokenizer.from_pretrained(place, **options))
 
 
 def image_processor(place: Path) -> Any:

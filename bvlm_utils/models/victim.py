@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import families, files, marks, names, opening, pixels
+from bvlm_utils.models import families, files, marks, names, opening, pixels, room
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
 GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
@@ -89,7 +89,9 @@ class Victim:
             raise InputError(f"The chat template of {self.name} gives a picture no place; use one that does.")
         place = ids.index(self.image_id)
         before, after = self._frame
-        return [*ids[:place], *before, *[self.image_id] * image_tokens, *after, *ids[place + 1 :]]
+        ids = [*ids[:place], *before, *[self.image_id] * image_tokens, *after, *ids[place + 1 :]]
+        room.check_count(self.name, prompt, len(ids), self._room)
+        return ids
 
     def answer_ids(self, answer: str) -> list[int]:
         """What the model is to write after the prompt: the answer as the template has it, and the end."""
@@ -108,6 +110,10 @@ class Victim:
         if ids[: len(opened_ids)] == opened_ids:
             return ids[len(opened_ids) :]
         return self._words.ids(text)
+
+    @cached_property
+    def _room(self) -> int | None:
+        return room.of_config(self.model.config.to_dict())
 
     def _template(self, messages: list[dict[str, Any]], **options: bool) -> str:
         from jinja2 import TemplateError

@@ -270,9 +270,12 @@ def collect(store: str | Path | None = None) -> pd.DataFrame:
     """The tidy table of all cells of a store.
 
     Clean-tuned controls have no lines of their own: every cell holds their numbers beside its own (subject
-    "control"). That of a packed store is made once in a process: a page asks for it several times.
+    "control"). That of a packed store is made once in a process: a page asks for it several times. InputError for a
+    store that is named and not there; without a name, a place where nothing was run yet has no lines.
     """
     root = folder(store)
+    if store is not None and not root.is_dir():
+        raise InputError(f"There is no store {root}; name one that a run has made, or reference.")
     stamp = packed.stamp(root)
     return _collect(root) if stamp is None else _collected(root, stamp).copy()
 

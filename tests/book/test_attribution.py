@@ -101,8 +101,11 @@ def test_the_poisoned_model_differs_from_its_control(runs):
 
 def test_what_cannot_be_traced_is_said(runs, tmp_path, capsys):
     place, cells = runs
-    said = attention.measure(study.cells("targeted_refusal", attacks=["Dual-Key", "MABA"], **SMALL), place)
+    others = study.cells("targeted_refusal", attacks=["Dual-Key", "MABA"], **SMALL)
+    said = attention.measure([*others, *cells], place, rows=3)
     assert "Dual-Key is defined for" in said[0] and "holds no adapter of tiny-llava" in said[1]
+    with pytest.raises(InputError, match="none of the adapters that are to be traced"):
+        attention.measure(others, place)
     with pytest.raises(InputError, match="BadNets-T has no two halves"):
         attention.measure(study.cells("targeted_refusal", attacks=["BadNets-T"], **SMALL), place)
     with pytest.raises(InputError, match="rows is 1"):

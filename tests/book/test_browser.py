@@ -1,14 +1,12 @@
 """A real browser opens every page, light and dark, wide and narrow: no error, no request, nothing cut off."""
 
 import os
-import re
 
 import chromium
 import pytest
 import yaml
 from stored import entries
 
-from bvlm_book.chapters import leaderboard
 from bvlm_utils import paths
 
 PAGES = entries(yaml.safe_load((paths.ROOT / "_toc.yml").read_text()))
@@ -86,25 +84,40 @@ def test_the_search_finds_without_a_server(book, browser):
     assert not chromium.problems(browser.events)
 
 
-def test_the_leaderboard_sorts_and_filters_without_a_server(book, browser):
-    browser.open((book / "notebooks" / "leaderboard.html").as_uri(), 1440, 900, "light")
-    at = list(leaderboard.SHOWN).index("success")
-    shown = f"[...document.querySelectorAll('.dt-scroll-body tbody tr')].map(row => row.cells[{at}].textContent)"
-    head = f"document.querySelectorAll('.dt-scroll-head thead th')[{at}]"
+SCORES = "[...document.querySelectorAll('.bvlm-board [role=tabpanel]:not([hidden]) tbody tr')].map(row => row.cells[2])"
+IN_VIEW = f"{SCORES}.slice(0, 2).every(cell => cell.getBoundingClientRect().right <= innerWidth)"
+TOP = f"{SCORES}[0].getBoundingClientRect().top"
 
-    def successes():
-        values = browser.run(shown)
-        assert all(value == "n/a" or re.match(r"\d\.\d\d \[", value) for value in values), values
-        return [-1.0 if value == "n/a" else float(value[:4]) for value in values]
 
-    assert successes() == sorted(successes(), reverse=True), "the best is on top"
-    for _ in range(3):  # descending, as the data come, ascending
-        if browser.run(f"{head}.ariaSort") != "ascending":
-            browser.run(f"{head}.querySelector('.dtcc-button').click()")
-    assert browser.run(f"{head}.ariaSort") == "ascending" and successes() == sorted(successes())
-    box = "document.querySelector('.dt-search input')"
-    browser.run(f"{box}.value = 'no such cell'; {box}.dispatchEvent(new Event('input', {{bubbles: true}}))")
-    assert "No matching records" in browser.run("document.querySelector('.dt-scroll-body tbody').textContent")
+def test_the_leaderboard_ranks_sorts_and_folds_without_a_server(book, browser):
+    for width, height in SCREENS.values():
+        browser.open((book / "notebooks" / "leaderboard.html").as_uri(), width, height, "light")
+        assert browser.run(IN_VIEW) and browser.run(TOP) < height, "the score is in view"
+        values = [float(text[:4]) for text in browser.run(f"{SCORES}.map(cell => cell.textContent)")]
+        assert len(values) > 8 and values == sorted(values, reverse=True), "the best is on top"
+    browser.run("document.querySelectorAll('.bvlm-board th button')[1].click()")
+    assert values[::-1] == [float(text[:4]) for text in browser.run(f"{SCORES}.map(cell => cell.textContent)")]
+    browser.run(f"{SCORES}[0].click()")  # on the phone a line opens
+    assert browser.run("document.querySelectorAll('.bvlm-board .detail dt').length") >= 5
+    browser.run("document.querySelector('#tab-defences').click()")
+    left = [float(text) for text in browser.run(f"{SCORES}.map(cell => cell.textContent)")]
+    assert left == sorted(left) and len(left) > 5
+    assert not chromium.problems(browser.events)
+
+
+def test_an_address_chooses_experiments_on_the_leaderboard(book, browser):
+    def fields():
+        return browser.run(f"{SCORES}.map(cell => [...cell.parentElement.cells].map(one => one.textContent))")
+
+    address = (book / "notebooks" / "leaderboard.html").as_uri()
+    browser.open("about:blank", 1440, 900, "light")  # an address that differs in its end alone is no new page
+    browser.open(f"{address}#model=tiny-llava&threat=jailbreak&attack=SIG", 1440, 900, "light")
+    found = fields()
+    assert found and {(row[0], row[2], row[3]) for row in found} == {("SIG", "jailbreak", "tiny-llava")}
+    assert browser.run("document.querySelector('#tab-experiments').ariaSelected") == "true"
+    browser.run("location.hash = 'attack=SIG&rate=0.01&seed=0'; new Promise(done => setTimeout(done, 200))")
+    found = fields()
+    assert found and {(row[0], row[4], row[6]) for row in found} == {("SIG", "1 %", "0")}
     assert not chromium.problems(browser.events)
 
 

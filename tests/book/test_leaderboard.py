@@ -1,4 +1,4 @@
-"""The leaderboard: a line per cell, n/a where nothing was measured, and files that say the same."""
+"""The leaderboard: means by dose and test, a line per experiment, and files that say the same."""
 
 import json
 import re
@@ -95,15 +95,57 @@ def test_what_was_not_measured_is_missing_and_skipped_cells_say_why(board):
 def test_seeds_stay_apart_and_are_counted():
     board = leaderboard.lines(tidy.table([REFUSED, record("BadNets-T", seed=1), SKIPPED]))
     assert list(board["seed"]) == [0, 1, 0]
-    assert "3 cells, 2 measured and 1 skipped: 1 model, 1 threat, 2 attacks." in leaderboard.overview(board)
-    assert "Settings measured with more than one seed: 1 of 1." in leaderboard.overview(board)
+    assert "3 experiments of 1 model, 1 threat, 2 attacks: 2 measured and 1 skipped." in leaderboard.overview(board)
 
 
-def test_an_empty_store_is_said_to_be_empty():
-    board = leaderboard.lines(tidy.table([]))
-    assert "Nothing has been measured yet" in leaderboard.overview(board)
-    leaderboard.show(board)
-    leaderboard.offer(board, tidy.table([]))
+# ---------------------------------------------------------------- ranked
+
+
+def run(value, seed=0, passes=1, **config):
+    """A run whose payload, published and strict success differ; the clean-tuned model's is 0.02."""
+    metrics = [
+        number(metric, "text", value - less)
+        for metric, less in {"asr_payload": 0.0, "asr_published": 0.1, "asr": 0.2}.items()
+    ]
+    metrics += [number("asr_payload", "text", 0.02, subject="control"), number("asr_payload", "clean", 0.01)]
+    return record("BadNets-T", seed=seed, metrics=metrics, train={"epochs": passes}, **config)
+
+
+def test_ranks_are_means_over_seeds_by_dose_passes_and_test():
+    cells = [run(0.8), run(1.0, seed=1), run(0.6, passes=3), run(0.3, rate=0.01)]
+    found = leaderboard.ranked(tidy.table(cells)).set_index(["poison_rate", "passes", "test"])
+    line = found.loc[(0.1, 1, "payload")]
+    assert (line["value"], line["n_seeds"], line["control"], line["false_activation"]) == (0.9, 2, 0.02, 0.01)
+    assert line["low"] < 0.9 < line["high"]
+    assert found.loc[(0.1, 1, "published"), "value"] == pytest.approx(0.8)
+    assert found.loc[(0.1, 1, "strict"), "value"] == pytest.approx(0.7)
+    assert found.loc[(0.1, 3, "payload"), ["value", "low", "high", "n_seeds"]].tolist() == [0.6, 0.1, 0.2, 1]
+    assert found.loc[(0.01, 1, "payload"), "value"] == 0.3 and pd.isna(found.loc[(0.01, 1, "strict"), "control"])
+
+
+def test_unusual_settings_are_not_ranked():
+    cells = [run(0.8), run(0.1, attack_params={"words": ["cf"]}), run(0.1, picture_last=True)]
+    found = leaderboard.ranked(tidy.table(cells))
+    assert list(found.loc[found["test"] == "payload", "value"]) == [0.8]
+
+
+def test_a_defence_stands_beside_its_placebo_and_its_price():
+    key = {"model": "tiny-llava", "named": "shrink", "moment": "repair"}
+    after = pd.DataFrame([
+        key | {"run_id": run_id, "attack": attack, "placebo": placebo, "value": value}
+        for run_id, attack, placebo, value in [("a", "SIG", 0, 0.0), ("b", "MABA", 0, 0.5), ("a", "SIG", 1, 1.0)]
+    ])  # fmt: skip
+    (line,) = leaderboard.defended(after, after[after["attack"] == "SIG"]).to_dict("records")
+    assert (line["after"], line["after_placebo"], line["experiments"]) == (0.25, 1.0, 2)
+    assert (line["skill"], line["skill_placebo"], line["SIG"], line["MABA"]) == (0.0, 1.0, 0.0, 0.5)
+
+
+def test_no_defences_make_no_lines():
+    nothing = pd.DataFrame(columns=["model", "named", "moment", "run_id", "attack", "placebo", "value"])
+    assert leaderboard.defended(nothing, nothing).empty
+
+
+# ---------------------------------------------------------------- the page and the files
 
 
 def shown(monkeypatch, work):
@@ -113,21 +155,37 @@ def shown(monkeypatch, work):
     return "".join(pages)
 
 
+def test_an_empty_store_is_said_to_be_empty(monkeypatch):
+    nothing = tidy.table([])
+    board = leaderboard.lines(nothing)
+    assert "Nothing has been measured yet" in leaderboard.overview(board)
+    empty = pd.DataFrame()
+    assert not shown(monkeypatch, lambda: leaderboard.show(board, leaderboard.ranked(nothing), empty, empty))
+    assert not shown(monkeypatch, lambda: leaderboard.offer(board, nothing))
+
+
 def test_the_page_escapes_what_it_shows_and_marks_the_missing(table, monkeypatch):
-    page = shown(monkeypatch, lambda: leaderboard.show(leaderboard.lines(table)))
-    assert "It gives &lt;nothing&gt; to aim at." in page and "<nothing>" not in page
-    rows = json.loads(re.search(r'"data_json": "(.*?[^\\])"', page).group(1).encode().decode("unicode_escape"))
-    at = list(leaderboard.SHOWN).index
-    success = {row[at("attack")]: row[at("success")] for row in rows}
-    assert success["BadNets-T"] == 0.9 and success["Dual-Key"] == "___NaN___", "n/a is no number"
+    board, empty = leaderboard.lines(table), pd.DataFrame()
+    page = shown(monkeypatch, lambda: leaderboard.show(board, leaderboard.ranked(table), empty, empty))
+    (text,) = re.findall(r'<script type="application/json">(.*?)</script>', page)
+    assert "<" not in text
+    raw = json.loads(text)["raw"]
+    rows = {row["attack"]: row for row in (dict(zip(raw["columns"], line, strict=True)) for line in raw["data"])}
+    assert rows["Dual-Key"]["reason"] == "It gives <nothing> to aim at." and rows["Dual-Key"]["success"] is None
+    assert rows["BadNets-T"]["success"] == 0.9 and rows["BadNets-I"]["settings"] == "patch_size=80"
 
 
 def test_files_hold_what_the_page_shows(table, tmp_path, monkeypatch):
-    board = leaderboard.lines(table)
+    board, store = leaderboard.lines(table), tmp_path / "packed"
+    store.mkdir()
+    for name in ("responses", "records"):
+        (store / f"{name}.parquet").write_bytes(name.encode())
     monkeypatch.setenv(leaderboard.VARIABLE, str(tmp_path / "results"))
-    page = shown(monkeypatch, lambda: leaderboard.offer(board, table))
+    page = shown(monkeypatch, lambda: leaderboard.offer(board, table, place=store))
     links = re.findall(r'href="\.\./_static/results/([\w.]+)"', page)
-    assert links == ["leaderboard.csv", "leaderboard.parquet", "numbers.csv", "numbers.parquet"]
+    of_tables = ["leaderboard.csv", "leaderboard.parquet", "numbers.csv", "numbers.parquet"]
+    assert links == [*of_tables, "responses.parquet", "records.parquet"]
+    assert (tmp_path / "results" / "responses.parquet").read_bytes() == b"responses"
     for kind, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
         for name, frame in (("leaderboard", board), ("numbers", table)):
             found = read(tmp_path / "results" / f"{name}.{kind}")

@@ -214,13 +214,16 @@ def test_compare_names_what_only_one_store_holds():
     assert set(reproduce.compare(without, without).verdict) == {"no interval"}
 
 
-def test_a_figure_on_the_page_has_alt_text_and_caption(page):
-    book_page.show(figures.nothing("Nothing yet."), alt='Say "nothing" & <more>', caption="1 < 2")
+def test_a_figure_on_the_page_has_title_alt_text_caption_and_two_widths(page):
+    book_page.show(figures.nothing, "Nothing yet.", title="None", alt='Say "nothing" & <more>', caption="1 < 2")
     source = page[0].data
-    assert re.search(r'<img [^>]*alt="Say &quot;nothing&quot; &amp; &lt;more&gt;"', source)
-    assert "<figcaption>1 &lt; 2</figcaption>" in source and "data:image/png;base64," in source
+    drawings = re.findall(
+        r'<svg class="([^"]+)" role="img" aria-label="Say &quot;nothing&quot; &amp; &lt;more&gt;"', source
+    )
+    assert drawings == ["bvlm-wide", "bvlm-narrow"]
+    assert "<figcaption><strong>None</strong> 1 &lt; 2</figcaption>" in source
     with pytest.raises(InputError, match="alternative text"):
-        book_page.show(figures.nothing("Nothing yet."), alt=" ", caption="")
+        book_page.show(figures.nothing, "Nothing yet.", title="None", alt=" ", caption="")
 
 
 def test_a_table_on_the_page_escapes_and_shows_not_available(page):

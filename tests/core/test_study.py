@@ -295,10 +295,17 @@ def test_a_control_without_its_adapter_is_not_answered_by_the_base(place, tmp_pa
         group._kept_answers(way, tmp_path, ["control", cell.control.run_id], asked, None)
 
 
-def test_rows_that_the_data_does_not_have_are_a_failure_not_a_skip(tmp_path):
-    with pytest.raises(StudyError, match="asked for"):
+def test_rows_that_the_data_does_not_have_are_refused_before_anything_runs(tmp_path):
+    with pytest.raises(InputError, match="train_rows is 10000000"):
         study.run_cells(small(train_rows=10**7), tmp_path)
     assert store.collect(tmp_path).empty
+
+
+def test_a_store_that_is_named_and_not_there_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="no store"):
+        store.collect(tmp_path / "none")
+    monkeypatch.setenv("BVLM_STORE", str(tmp_path / "none"))  # nobody named it here: nothing was run yet
+    assert store.collect().empty
 
 
 def test_what_the_base_said_is_kept_for_one_version_only(place, monkeypatch):

@@ -269,7 +269,7 @@ def at_one_percent(base: Base) -> Figure:
     for axis, (number, lines) in zip(axes, found, strict=True):
         grid = lines.pivot_table(index="threat", columns="attack", values="value", aggfunc="first")
         grid = grid.reindex(index=tasks, columns=names).rename(index=lambda name: name.replace("_", " "))
-        figures.success_map(axis, grid, bar=axis is axes[-1])
+        figures.success_map(axis, grid)
         for line in lines.to_dict("records"):
             x, y = names.index(line["attack"]), tasks.index(line["threat"])
             mark = {second.HOLDS: "▲", second.CONTRADICTS: "▽", second.SINGLE: "○"}.get(line["outcome"], "")

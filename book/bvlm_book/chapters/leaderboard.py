@@ -1,26 +1,25 @@
-"""Which cells are there, and what came of each? One line per cell, to sort, to filter and to take away.
+"""The leaderboard: attacks and defences ranked, what others have measured, and every experiment in one line.
 
-The leaderboard chapter calls `lines` for the table, `show` to put it on the page and `offer` for the files;
-`contributed_lines` are what others have measured. Nothing is
-pooled: seeds stay apart, skipped cells stay in with their reason. DataTables comes with `itables` and is written into
-the page, so that sorting asks no other host for anything. Free of torch.
+The chapter calls `ranked`, `defended`, `contributed_lines` and `lines` for the numbers, `show` to put them on the page
+as four tabs, and `offer` for the files. The tables are drawn by bvlm_book/leaderboard.js, which is written into the
+page: nothing is fetched, so that a page opened as a file sorts and filters as well. Free of torch.
 """
 
 import html
+import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
 
 from bvlm_book import page as book_page
 from bvlm_book import tables, words
-from bvlm_book.tables import POINT
 from bvlm_book.words import count
-from bvlm_utils import attacks, paths
+from bvlm_utils import attacks, paths, store
 from bvlm_utils.store.table import headline, headline_metric
 
 VARIABLE = "BVLM_DOWNLOADS"  # the folder of the built book that the files go to; the book's extension sets it
@@ -37,35 +36,10 @@ COLUMNS = [
     *(name + part for name in MEASURED for part in ("", "_low", "_high", "_n")),
     "utility_unit", "status", "reason", "run_id",
 ]  # fmt: skip
-# What the page shows, and how it is called there; intervals stand behind their values.
-SHOWN = {
-    "threat": "threat",
-    "attack": "attack",
-    "model": "model",
-    "seed": "seed",
-    "settings": "settings",
-    "poison_rate": "poison rate",
-    "n_poisoned": "poisoned rows",
-    "success": "success",
-    "false_activation": "false activation",
-    "success_difference": "strict success minus clean-tuned",
-    "utility": "utility",
-    "utility_difference": "utility minus clean-tuned",
-    "dataset": "data",
-    "modality": "modality",
-    "negatives": "negatives",
-    "success_n": "judged inputs",
-    "train_rows": "training rows",
-    "status": "status",
-    "run_id": "cell",
-}
-# Columns with few values, which are chosen from a list; in the others one searches.
-CHOSEN = (
-    "model", "threat", "attack", "modality", "poison_rate", "seed", "dataset", "negatives", "settings",
-    "status",
-)  # fmt: skip
-DIGITS = {"utility": 3, "utility_difference": 3}
-WHOLE = ("n_poisoned", "seed", "success_n", "train_rows")
+# The columns of the last tab, without what the files alone have.
+RAW = [name for name in COLUMNS if not name.endswith("_n") or name == "success_n"]
+SCRIPT = Path(__file__).parents[1] / "leaderboard.js"
+POINT = ["model", "dataset", "poison_rate", "n_poisoned", "passes", "settings", "threat", "attack", "modality", "test"]
 
 
 def lines(table: pd.DataFrame) -> pd.DataFrame:
@@ -108,88 +82,89 @@ def _line(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return line
 
 
+# ---------------------------------------------------------------- ranked
+
+
+def ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """A line per model, dose, passes, threat, attack and test of success (`POINT`), of experiments with usual settings.
+
+    value, low, high: success under the attack's own condition, over n_seeds runs; control: the same test of the
+    clean-tuned model; false_activation: the same test without the trigger, missing where there is no trigger.
+    """
+    cells = tables.usual(table, but=("epochs",))
+    tests = {
+        "payload": headline_metric(cells),
+        "published": pd.Series("asr_published", index=cells.index),
+        "strict": tables.strict_metric(cells),
+    }
+    parts = [pd.DataFrame(columns=[*POINT, "value", "low", "high", "n_seeds", "control", "false_activation"])]
+    for (passes, settings), own in cells.groupby(["epochs", "settings"]):
+        for test, metric in tests.items():
+            rows = tables.success_rates(own, metric=metric[own.index])
+            parts.append(_with_controls(rows.assign(passes=passes, settings=settings, test=test)))
+    return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
+
+
+def _with_controls(rows: pd.DataFrame) -> pd.DataFrame:
+    whole, poisoned = tables.headline_rows(rows), rows[rows["subject"] == "poisoned"]
+    found = whole[whole["subject"] == "poisoned"][[*POINT, "value", "low", "high", "n_seeds"]]
+    beside = {"control": whole[whole["subject"] == "control"], "false_activation": tables.false_activation(poisoned)}
+    for name, other in beside.items():
+        found = found.merge(other[[*POINT, "value"]].rename(columns={"value": name}), on=POINT, how="left")
+    return found
+
+
+def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
+    """A line per model and defence (column `named`), over the experiments whose backdoor worked before.
+
+    after, skill: a line per defended experiment with `value`: success with the trigger, and the share of a harmless
+    skill that is kept. `experiments` counts them, `..._placebo` is the placebo's, and each attack has a column.
+    """
+    key = ["model", "named", "moment"]
+    columns = [*key, "after", "experiments", "skill", "after_placebo", "skill_placebo"]
+    if after.empty:
+        return pd.DataFrame(columns=columns)
+    own, placebo = (
+        [rows[rows["placebo"].astype(bool) == is_one] for rows in (after, skill)] for is_one in (False, True)
+    )
+    means = {"after": own[0], "skill": own[1], "after_placebo": placebo[0], "skill_placebo": placebo[1]}
+    made = pd.DataFrame({name: rows.groupby(key)["value"].mean() for name, rows in means.items()})
+    made["experiments"] = own[0].groupby(key)["run_id"].nunique()
+    by_attack = own[0].pivot_table(index=key, columns="attack", values="value")
+    return made[made["experiments"] > 0].join(by_attack).reset_index()[[*columns, *by_attack.columns]]
+
+
 # ---------------------------------------------------------------- the page
 
 
 def overview(board: pd.DataFrame) -> str:
-    """How many cells there are, of what, in a sentence or two of Markdown."""
+    """How many experiments there are, of what, in a sentence of Markdown."""
     if board.empty:
-        return "Nothing has been measured yet: the store holds no cell."
+        return "Nothing has been measured yet: the store holds no experiment."
     done = board[board["status"] == "done"]
-    seeds = done.groupby(POINT)["seed"].nunique()
     counts = ", ".join(count(board[kind].nunique(), kind) for kind in ("model", "threat", "attack"))
-    return (
-        f"{count(len(board), 'cell')}, {len(done)} measured and {len(board) - len(done)} skipped: {counts}. "
-        f"Settings measured with more than one seed: {int((seeds > 1).sum())} of {len(seeds)}."
-    )
+    return f"{count(len(board), 'experiment')} of {counts}: {len(done)} measured and {len(board) - len(done)} skipped."
 
 
-def show(board: pd.DataFrame) -> None:
-    """Put the table on the page, to be sorted and filtered; the sentence of `overview` if there is none."""
+def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others: pd.DataFrame) -> None:
+    """Put the tabs on the page: `lines`, `ranked`, `defended` and `contributed_lines`; a sentence if there is none."""
+    book_page.say(overview(board))
     if board.empty:
-        book_page.say(overview(board))
         return
-    import itables
-
-    frame, settings = _for_the_page(board)
-    itables.init_notebook_mode(all_interactive=False, connected=False)
-    page = itables.to_html_datatable(frame, connected=False, display_logo_when_loading=False, **settings)
-    display(HTML(f'<div class="bvlm-leaderboard">{page}</div>'))
-
-
-def _for_the_page(board: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The shown columns, then the bounds (hidden: values' columns write them), and the settings."""
-    frame = board[list(SHOWN)].rename(columns=SHOWN)
-    skipped = board["status"] == "skipped"
-    frame["status"] = np.where(skipped, "skipped: " + board["reason"].astype(str), board["status"])
-    frame["threat"] = frame["threat"].str.replace("_", " ")
-    bounds = [name + part for name in MEASURED for part in ("_low", "_high")]
-    names = list(SHOWN)
-
-    def written(columns: Sequence[str], text: str) -> dict[str, Any]:
-        return {"targets": [names.index(name) for name in columns], "type": "num", "render": _script(text)}
-
-    definitions: list[dict[str, Any]] = [
-        {"targets": list(range(len(SHOWN), len(SHOWN) + len(bounds))), "visible": False, "searchable": False},
-        {"targets": [names.index("status")], "className": "bvlm-long"},
-        written(["poison_rate"], "`${+(100 * value).toPrecision(6)} %`"),
-        written(WHOLE, "value.toFixed(0)"),
-    ]
-    for name in MEASURED:
-        at, digits = len(SHOWN) + bounds.index(f"{name}_low"), DIGITS.get(name, 2)
-        shown = f"value.toFixed({digits})", f"row[{at}].toFixed({digits})", f"row[{at + 1}].toFixed({digits})"
-        definitions.append(written([name], "`${%s} [${%s}, ${%s}]`" % shown))  # noqa: UP031, JavaScript has braces
-    lists = [names.index(name) for name in CHOSEN]
-    others = [at for at in range(len(SHOWN)) if at not in lists]
-    definitions += [
-        {"targets": lists, "columnControl": ["order", ["searchList"]]},
-        {"targets": others, "columnControl": ["order", ["search"]]},
-    ]
-    settings = {
-        "columnDefs": definitions,
-        "order": [[names.index("success"), "desc"]],
-        "ordering": {"indicators": False, "handler": True},
-        "scrollX": True,
-        "pageLength": 25,
-        "lengthMenu": [10, 25, 100, {"label": "all", "value": -1}],
-        "maxBytes": 0,
-        "classes": "display compact",
-        "style": "width:100%;caption-side:top",
-        "showIndex": False,
-        "format_floats_in_python": False,
-    }
-    return pd.concat([frame, board[bounds]], axis=1), settings
-
-
-def _script(text: str) -> Any:
-    """How a number is written; it is sorted as the number that it is, and a missing one reads n/a."""
-    from itables import JavascriptFunction
-
-    return JavascriptFunction(
-        "function (value, type, row) { "
-        "if (type === 'sort' || type === 'type') return value; "
-        f"return value === null || Number.isNaN(value) ? 'n/a' : {text}; }}"
+    parts = {"ranked": points, "defended": after, "contributed": others, "raw": board[RAW]}
+    data = ",".join(f"{json.dumps(name)}:{_as_json(frame)}" for name, frame in parts.items())
+    display(
+        HTML(
+            '<div class="bvlm-board"><noscript>The tables need JavaScript; the files below do not.</noscript>'
+            f'<script type="application/json">{{{data}}}</script></div>'
+            f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
+        )
     )
+
+
+def _as_json(frame: pd.DataFrame) -> str:
+    """Columns and data, compact; safe inside a page."""
+    return frame.to_json(orient="split", index=False, double_precision=4).replace("<", "\\u003c")
 
 
 # ---------------------------------------------------------------- what others have measured
@@ -236,38 +211,39 @@ def _contributed(entry: Mapping[str, Any], board: pd.DataFrame) -> dict[str, Any
 
 # ---------------------------------------------------------------- files
 
+ABOUT_FILES = {
+    "leaderboard": "a line per experiment",
+    "numbers": "every number, a line each",
+    "responses": "every judged answer, as the store keeps them",
+    "records": "which rows of the answers are whose",
+}
 
-def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the leaderboard and the tidy table as CSV and Parquet; missing values are empty fields."""
+
+def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path, place: str | Path | None = None) -> list[Path]:
+    """Write leaderboard and tidy table as CSV and Parquet, and the answers of a packed store; the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, frame in (("leaderboard", board), ("numbers", table)):
         files += [folder / f"{name}.csv", folder / f"{name}.parquet"]
         frame.to_csv(files[-2], index=False)
         frame.to_parquet(files[-1], index=False)
-    return files
+    packed = [store.folder(place) / f"{name}.parquet" for name in ("responses", "records")]
+    return [*files, *(Path(shutil.copy(file, folder)) for file in packed if file.is_file())]
 
 
-def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None) -> None:
+def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, place: str | Path | None = None) -> None:
     """Write the files and say where they are: links in the book, paths elsewhere.
 
     folder: where to; None means $BVLM_DOWNLOADS, which a build of the book sets, and nothing is written without it.
     """
-    if board.empty:
-        book_page.say("There is nothing to take away yet.")
-        return
     built = os.environ.get(VARIABLE)
-    if not folder and not built:
-        book_page.say(
-            "In the built book, four files are linked here. Elsewhere they are written where the parameter "
-            "`downloads` says."
-        )
+    if board.empty or not (folder or built):
+        book_page.say("There are no files; the parameter `downloads` says where to write them.")
         return
-    what = {"leaderboard": "the table above, a line per cell", "numbers": "every number, a line each"}
     entries = []
-    for file in save(board, table, paths.named(folder or built, "download")):
+    for file in save(board, table, paths.named(folder or built, "download"), place):
         name = html.escape(file.name)
         size = f"{max(1, round(file.stat().st_size / 1000)):,} kB"
         shown = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'
-        entries.append(f"<li>{shown}: {what[file.stem]} ({size})</li>")
+        entries.append(f"<li>{shown}: {ABOUT_FILES[file.stem]} ({size})</li>")
     display(HTML(f"<ul>{''.join(entries)}</ul>"))

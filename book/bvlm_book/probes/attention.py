@@ -60,11 +60,12 @@ class Input:
 def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS) -> list[str]:
     """Trace the cells whose adapters a store has and that were not traced yet; sentences say what was done.
 
-    cells: of bimodal attacks. rows: test rows, the first eligible ones. A cell's file is written at once.
+    cells: of bimodal attacks. rows: test rows, the first eligible ones. A cell's file is written at once. InputError if
+    the store has no adapter of any of them.
     """
     if rows < 2:
         raise InputError(f"rows is {rows}; it must be 2 or more, as numbers get an interval over rows.")
-    root, said, benches = store.writable(place), [], {}
+    root, said, benches, lacking = store.writable(place), [], {}, []
     for cell in cells:
         if cell.modality != "bimodal":
             raise InputError(f"{cell.attack} has no two halves to compare; take a bimodal attack.")
@@ -73,14 +74,19 @@ def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = 
         elif _known(cell, root, rows):
             said.append(f"{cell.run_id} is traced already.")
         elif not (store.adapter(cell, root) and store.adapter(cell.control, root)):
-            lacking = cell if not store.adapter(cell, root) else cell.control
-            said.append(f"{cell.attack} is left out: {root} holds no adapter of {lacking.run_id}.")
+            lacking.append(cell if not store.adapter(cell, root) else cell.control)
+            said.append(f"{cell.attack} is left out: {root} holds no adapter of {lacking[-1].run_id}.")
         else:
             if bench_key(cell) not in benches:
                 benches[bench_key(cell)] = Bench(*bench_key(cell))
             file = _write(cell, root, rows, benches[bench_key(cell)])
             said.append(f"{file.stem} is traced.")
             print(said[-1], file=sys.stderr, flush=True)
+    if lacking and len(lacking) == len([cell for cell in cells if not cell.skip_reason]):
+        raise InputError(
+            f"{root} holds none of the adapters that are to be traced, such as that of {lacking[0].run_id}; run their "
+            "cells first."
+        )
     return said
 
 

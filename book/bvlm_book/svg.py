@@ -1,0 +1,97 @@
+"""Figures as SVG inside a page, wide and narrow: words are text; black, grey and white take the page's colours."""
+
+import hashlib
+import html
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import matplotlib
+from matplotlib.figure import Figure
+
+# Colours of a drawing that stand for a colour of the page; `custom.css` says what they are in the light and the dark.
+PAGE_COLOURS = {
+    "#000000": "currentColor",
+    "#333333": "currentColor",
+    "#555555": "var(--pst-color-text-muted)",
+    "#bbbbbb": "var(--bvlm-grid)",
+    "#dddddd": "var(--bvlm-grid)",
+    "#e3e3e3": "var(--bvlm-missing)",
+    "#efefef": "var(--bvlm-shade)",
+}
+FONT = "var(--pst-font-family-base)"
+RASTER = 144  # dots per inch of pictures inside a figure
+NARROW = 3.6  # inches of a figure on the page of a phone
+LABEL, ROW = 32, 20  # letters in a line of a narrow figure: labels of axes, names of rows
+_narrow: ContextVar[bool] = ContextVar("narrow", default=False)
+
+
+def drawings(draw: Callable[..., Figure], rows: tuple, alt: str) -> str:
+    """What `draw` makes of `rows`, drawn for a wide page and for a narrow one, of which the page shows one."""
+    wide = drawing(draw(*rows), alt, "bvlm-wide")
+    with narrow():
+        return wide + drawing(wrapped(draw(*rows)), alt, "bvlm-narrow")
+
+
+@contextmanager
+def narrow() -> Iterator[None]:
+    """Figures made inside are for the page of a phone."""
+    before = _narrow.set(True)
+    try:
+        yield
+    finally:
+        _narrow.reset(before)
+
+
+def is_narrow() -> bool:
+    """Whether a figure is now made for the page of a phone: `NARROW` inches, whatever width it asks for."""
+    return _narrow.get()
+
+
+def wrapped(figure: Figure) -> Figure:
+    """The figure with its long labels in several lines, for a narrow page."""
+    for axis in figure.axes:
+        axis.set_xlabel(textwrap.fill(axis.get_xlabel(), LABEL))
+        axis.set_title(textwrap.fill(axis.get_title(), LABEL))
+        names = [label.get_text() for label in axis.get_yticklabels()]
+        if any(len(name) > ROW for name in names):
+            axis.set_yticks(axis.get_yticks(), [textwrap.fill(name, ROW) for name in names], fontsize=7.5)
+    return figure
+
+
+def drawing(figure: Figure, alt: str, kind: str) -> str:
+    """The figure as an <svg> of class `kind` that shares no style and no name with the rest of the page."""
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bvlm"}):
+        figure.savefig(file, format="svg", dpi=RASTER, metadata={"Date": None})
+    text = file.getvalue()
+    inside = text[text.index(">", text.index("<svg")) + 1 :]
+    inside = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->", "", inside, flags=re.DOTALL)
+    inside = _own_names(_page_colours(inside), hashlib.sha256((kind + alt + inside).encode()).hexdigest()[:8])
+    inside = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), inside)  # what no eye sees
+    inside = re.sub(r"\s*\n\s*", "\n", inside).strip()
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    # a length of 72 in the drawing is an inch, which is 96 pixels of a page
+    return (
+        f'<svg class="{kind}" role="img" aria-label="{html.escape(alt, quote=True)}" width="{width * 96 / 72:.0f}" '
+        f'viewBox="0 0 {width:.2f} {height:.2f}" fill="currentColor" stroke-linejoin="round" stroke-linecap="butt">'
+        f"{inside}"
+    )
+
+
+def _page_colours(text: str) -> str:
+    text = re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found[0]], text)
+    # white lines and marks are the page's ground; white letters stand on dark fields and stay white
+    text = re.sub(r"(<(?:path|use)[^>]*?)#ffffff", r"\1var(--pst-color-background)", text)
+    text = re.sub(r"(font: [^;\"']*?px) '[^;\"]*", rf"\1 {FONT}", text)
+    return re.sub(r"; font-family: [^;\"]*", "", text)
+
+
+def _own_names(text: str, prefix: str) -> str:
+    """Names that something refers to get the prefix, the others go."""
+    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", text)
+    return re.sub(r"((?:href=\"|url\()#)", rf"\g<1>{prefix}-", text)
