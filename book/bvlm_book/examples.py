@@ -21,7 +21,7 @@ from bvlm_utils.store import examples
 from bvlm_utils.store.cell import Cell
 
 AMPLIFY = 3.0
-WIDTH = 132  # pixels of a tile on the page
+WIDTH = 120  # pixels of a tile on the page
 ANSWERS = {"control": "clean-tuned control", "poisoned": "backdoored model"}
 
 
@@ -78,9 +78,11 @@ def show_gallery(shown: Sequence[Example]) -> None:
         tiles.append(_tile(one.attack, {alt: one.triggered[best], f"What {one.attack} changed": difference}))
     caption = f"One picture under each trigger, and the difference times {AMPLIFY:g}; grey is no change."
     _show(tiles, caption)
-    worded = {marked(*e.prompts[best]): e.attack for e in reversed(shown) if e.modality != "image"}  # each once
+    worded: dict[str, str] = {}
+    for one in (e for e in shown if e.modality != "image"):
+        worded.setdefault(marked(*one.prompts[best]), one.attack)  # each once
     if worded:
-        lines = [{"attack": name, "prompt with the trigger": words} for words, name in reversed(worded.items())]
+        lines = [{"attack": name, "prompt with the trigger": words} for words, name in worded.items()]
         book_page.show_html_table(pd.DataFrame(lines), f"The same prompt without a trigger: {prompts[best]}")
 
 
@@ -88,21 +90,24 @@ def _tile(label: str, pictures: dict[str, np.ndarray], words: str = "") -> str:
     """Pictures (by alt text) side by side, with a label and words (HTML) below."""
     shown = "".join(_picture(picture, alt, WIDTH) for alt, picture in pictures.items())
     said = f"<br><q>{words}</q>" if words else ""
-    return f'<div style="width:{WIDTH * len(pictures)}px">{shown}<b>{html.escape(label)}</b>{said}</div>'
+    width = WIDTH * len(pictures)
+    return (
+        f'<div style="width:{width}px"><div style="display:flex">{shown}</div><b>{html.escape(label)}</b>{said}</div>'
+    )
 
 
 def _picture(picture: np.ndarray, alt: str, width: int) -> str:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return (
-        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" width="{width}" '
+        f'<img class="dark-light" style="padding:0" alt="{html.escape(alt, quote=True)}" width="{width}" '
         f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
     )
 
 
 def _show(tiles: Sequence[str], caption: str) -> None:
     display(HTML(
-        '<figure class="bvlm-tiles"><div style="display:flex;flex-wrap:wrap;gap:1rem;font-size:.85rem">'
+        '<figure class="bvlm-figure"><div style="display:flex;flex-wrap:wrap;gap:1rem;font-size:.85rem">'
         f"{''.join(tiles)}</div><figcaption>{html.escape(caption)}</figcaption></figure>"
     ))  # fmt: skip
 
@@ -163,9 +168,8 @@ def _answers(part: pd.DataFrame, number: int, example: Example | None) -> dict[s
     line = {"trigger": CONDITION_LABELS[condition], "input": f"<q>{html.escape(prompt)}</q>"}
     if example and number < len(example.prompts) and prompt in example.prompts[number]:
         pictures = example.triggered if condition in ("image", "both") else example.clean
-        line["input"] = (
-            _picture(pictures[number], f"Held-out picture, {CONDITION_LABELS[condition]}", 72) + line["input"]
-        )
+        shown = _picture(pictures[number], f"Held-out picture, {CONDITION_LABELS[condition]}", 72)
+        line["input"] = f"{shown}<br>{line['input']}"
     for subject, name in ANSWERS.items():
         said = part[part["subject"] == subject]
         if len(said):

@@ -12,13 +12,14 @@ from typing import Any
 import pandas as pd
 
 from bvlm_book import page, tables, words
-from bvlm_book.chapters import defences
-from bvlm_utils import attacks
-from bvlm_utils.defences import info
+from bvlm_utils import attacks, defences
+from bvlm_utils.defences import records
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
 
 SAME = [*(name for name in tables.POINT if name != "model"), "test_rows"]  # the same experiment on any model
+PAYLOAD = "asr_payload"  # the trigger's success, whatever else is said
+REPAIRED = ["after", "after of placebo", "skill", "skill of placebo"]
 
 
 def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
@@ -68,7 +69,7 @@ def of_every_model(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
     """
     done = table[table["status"] == "done"]
     top = done.loc[done["poison_rate"] == done["poison_rate"].max(), SAME].drop_duplicates()
-    return stored[stored["status"] == "done"].merge(top, on=SAME)
+    return top.merge(stored[stored["status"] == "done"], on=SAME)[stored.columns]  # in the order of `table`
 
 
 def success(rates: pd.DataFrame) -> dict[str, str]:
@@ -142,42 +143,57 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def stopped(table: pd.DataFrame, place: str | Path | None = None) -> str:
-    """What the best repair of the store's defence records leaves of this threat's backdoors, and at what price.
+def repairs(table: pd.DataFrame, stored: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
+    """A line per repair with its default settings: success `after` it and `skill` kept, both also of its placebo.
 
-    Repairs with their default settings on the models of `table`, without the oracle, which knows the backdoor.
+    Means over the store's `cells` of this threat on these models whose backdoor works. The oracle, which knows the
+    clean model, is no repair.
     """
-    found = defences.measured(defences.collect(place))
-    here = found["model"].isin(table["model"]) & found["threat"].isin(table["threat"]) & (found["moment"] == "repair")
-    rows = found[here & (found["defence"] != "oracle")]
-    usual = [
-        line["params"] == json.dumps(info(line["defence"]).defaults, sort_keys=True) for line in rows.to_dict("records")
+    before = tables.headline_rows(stored[(stored["metric"] == PAYLOAD) & (stored["subject"] == "poisoned")])
+    rows = records.collect(place)
+    rows = rows[
+        rows["run_id"].isin(before.loc[before["value"] >= FIRES, "run_id"])
+        & rows["model"].isin(table["model"])
+        & rows["threat"].isin(table["threat"])
+        & (rows["moment"] == "repair")
+        & (rows["defence"] != "oracle")
+        & (rows["subject"] == "poisoned")
     ]
-    rows = rows[pd.Series(usual, index=rows.index, dtype=bool)]
-    if rows.empty:
+    usual = {name: json.dumps(defences.info(name).defaults, sort_keys=True) for name in rows["defence"].unique()}
+    rows = rows[rows["params"] == rows["defence"].map(usual)]
+    parts = {"after": tables.headline_rows(rows[rows["metric"] == PAYLOAD]), "skill": rows[rows["metric"] == "skill"]}
+    lines = []
+    for name, own in parts["after"].groupby("defence", sort=False):
+        line = {"defence": name, "cells": own["run_id"].nunique()}
+        for what, part in parts.items():
+            means = part[part["defence"] == name].groupby(part["placebo"].astype(bool))["value"].mean()
+            line |= {what: means.get(False), f"{what} of placebo": means.get(True)}
+        lines.append(line)
+    return pd.DataFrame(lines, columns=["defence", "cells", *REPAIRED]).astype(dict.fromkeys(REPAIRED, "float64"))
+
+
+def stopped(found: pd.DataFrame) -> str:
+    """What the best repair leaves of this threat's backdoors, and at what price. found: of `repairs`."""
+    found = found[found["after"].notna()]
+    if found.empty:
         return "No defence was measured on this threat and model yet."
-    means = defences.over_cells(rows, {name: defences.AFTER[name] for name in ("success after", "skill kept")})
-    means = means.dropna(subset=["success after"])
-    best = means.loc[means["success after"].idxmin()]
+    best, kind = found.loc[found["after"].idxmin()], found[found["skill"] > FIRES]
     said = [
         f"A harmless skill was taught beside the backdoor in {words.count(best['cells'], 'experiment')}.",
-        f"On average, of {words.count(len(means), 'repair')} {_repair(best)}.",
+        f"On average, of {words.count(len(found), 'repair')} {_repair(best)}.",
     ]
-    kind = means[means["skill kept"] > FIRES]
-    if best["skill kept"] <= FIRES and len(kind):
-        said.append(
-            f"Of those that keep more than half of the skill, {_repair(kind.loc[kind['success after'].idxmin()])}."
-        )
+    if not best["skill"] > FIRES and len(kind):
+        said.append(f"Of those that keep more than half of it, {_repair(kind.loc[kind['after'].idxmin()])}.")
     return " ".join(said)
 
 
 def _repair(line: Mapping[str, Any]) -> str:
     """ "restore leaves least, a success rate of 0.01 (placebo 0.76), and keeps 0.44 (placebo 0.78) of the skill"."""
-    after, skill = (
-        f"{words.number(line[name])} (placebo {words.number(line[f'{name}, placebo'])})"
-        for name in ("success after", "skill kept")
+    after, after_placebo, skill, skill_placebo = (words.number(line[name]) for name in REPAIRED)
+    return (
+        f"{line['defence']} leaves least, an attack success rate of {after} (placebo {after_placebo}), and keeps "
+        f"{skill} (placebo {skill_placebo}) of the skill"
     )
-    return f"{defences.named(line)} leaves least, an attack success rate of {after}, and keeps {skill} of the skill"
 
 
 def without_the_trigger(table: pd.DataFrame) -> list[str]:
