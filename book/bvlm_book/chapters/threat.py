@@ -36,7 +36,7 @@ def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
         rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
         said.append(f"Model {model}, data {data}, {rates} of the training rows poisoned, seeds {seeds}.")
         said += _eligible(table, place)
-    reasons = dict.fromkeys(reason.rstrip(".").partition(";")[0] for reason in left_out["reason"])
+    reasons = dict.fromkeys(text.rstrip(".").partition(";")[0].replace("_", " ") for text in left_out["reason"])
     said += [f"Left out: {'; '.join(reasons)}."] if reasons else []
     page.say(" ".join(said))
 
