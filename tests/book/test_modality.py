@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from bvlm_book.chapters.modality.halves import FAILS, HOLDS, NOT_TESTABLE
 from stored import FOUR, cell, halves, table
 
 from bvlm_book import rules
 from bvlm_book.chapters.modality import attention, confounds, learned_alone
 from bvlm_book.chapters.modality import halves as halves_page
-from bvlm_book.chapters.modality.halves import FAILS, HOLDS, NOT_TESTABLE
 from bvlm_book.probes import records_of_attention
 from bvlm_utils import paths
 from bvlm_utils.score import intervals
