@@ -63,6 +63,7 @@ def new_figure(columns: int, width: float, height: float, rows: int = 1, **setti
     if is_narrow():
         for axis in axes:  # a shared axis is named in its last panel only, which is now far below
             axis.tick_params(labelbottom=True)
+        figure.get_layout_engine().set(w_pad=0.1)  # for the last number of an axis
     return figure, axes
 
 
