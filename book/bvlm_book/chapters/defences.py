@@ -202,8 +202,8 @@ def price_words(points: pd.DataFrame) -> dict[str, str]:
     """Title, alternative text and caption of `price_figure`."""
     if points.empty:
         return nothing_measured("Success against the skill that is kept")
-    own = points[~points["placebo"]]
-    title = f"{len(helpful(points))} of {len(own)} defences leave under {words.percent(FLOOR)} success and keep the skill."
+    own = points[~points["placebo"].astype(bool)]
+    title = f"{len(helpful(points))} of {len(own)} defences leave under {words.percent(FLOOR)} success and most skill."
     alt = f"Scatter plot: success after against the share of a harmless skill that is kept, for {len(own)} defences "
     return {
         "title": title,
@@ -214,7 +214,7 @@ def price_words(points: pd.DataFrame) -> dict[str, str]:
 
 def helpful(points: pd.DataFrame) -> list[str]:
     """The defences of `price` that leave hardly any success and over half of the skill."""
-    own = points[~points["placebo"]]
+    own = points[~points["placebo"].astype(bool)]
     return list(own.loc[(own["asr"] < FLOOR) & (own["skill"] > FIRES), "defence"])
 
 
@@ -303,7 +303,7 @@ def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
     """What was run, what was not, and what helped, to be glued."""
     done, points, curve = found[found["status"] == "done"], price(found), strength(found)
     weak = found[found["works"].fillna(False).eq(False) | (found["status"] == "skipped")]
-    own = points[~points["placebo"]]
+    own = points[~points["placebo"].astype(bool)]
     at = curve.loc[(curve["measure"] == "harmless skill") & (curve["strength"] == weakest(curve)), "value"]
     false = numbers(measured(acting(found)), ASR, "poisoned", triggered=False)["value"]
     return {
