@@ -18,17 +18,17 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from bvlm_book.svg import NARROW, is_narrow
-from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, SUBJECTS, percent
+from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, percent
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; every colour comes with its own marker. Its yellow
 # and its light blue are darker here, since all are seen on a light and on a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B98000", "#3F9BD1", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 SUBJECT_COLOURS = {"base": "#7F7F7F", "control": "#0072B2", "poisoned": "#D55E00"}
-SUBJECT_MARKERS = {"base": "o", "control": "s", "poisoned": "D"}
 NOT_AVAILABLE = "#E3E3E3"
 # Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page.
 SUCCESS = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
+DENSE = 7  # columns of which a narrow heat map has no room for whole numbers: .97
 DARK, WHITE = "#111111", "#FFFFFF"  # letters on a field
 
 STYLE = {
@@ -129,39 +129,14 @@ def separate(axis: Axes, table: pd.DataFrame) -> None:
         axis.axhline(row, color="black", linewidth=1)
 
 
-def dose(table: pd.DataFrame, ylabel: str = ASR) -> Figure:
-    """Success rate against the number of poisoned rows, one panel per modality, one line per attack.
-
-    table: rows of one metric and one subject under the full trigger, with `n_poisoned`, `low`, `high`.
-    """
-    shown = table[table["value"].notna() & (table["n_poisoned"] > 0)]
-    if shown.empty:
-        return nothing("No success rate under the full trigger was measured for these cells.")
-    modalities = in_order(shown["modality"], MODALITIES)
-    figure, axes = new_figure(len(modalities), 3.4, 4.2, sharey=True)
-    for axis, modality in zip(axes, modalities, strict=True):
-        part = shown[shown["modality"] == modality]
-        names = list(dict.fromkeys(part["attack"]))
-        for i, name in enumerate(names):
-            line = part[part["attack"] == name].sort_values("n_poisoned")
-            # lines on top of each other are pulled apart by 3 % of the (logarithmic) axis
-            at = line["n_poisoned"] * 1.03 ** (i - (len(names) - 1) / 2)
-            points(axis, at, line, upright=True, linestyle="-", label=name, **look(i))
-        dose_axis(axis, shown)
-        axis.set_title(f"{modality} triggers")
-        axis.set_xlabel("poisoned rows (rate)")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, frameon=False)
-    axes[0].set_ylabel(ylabel)
-    figure.get_layout_engine().set(h_pad=0.12)  # legends below the axes, as lines go anywhere in them
-    return figure
-
-
 def dose_axis(axis: Axes, shown: pd.DataFrame, **look: Any) -> None:
     """A logarithmic axis of poisoned rows with the rates beside them, and an upright one from 0 to 1."""
     rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
     axis.set_xscale("log")
     axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
-    axis.set_xticks(rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look))
+    axis.set_xticks(
+        rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look)
+    )
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_ylim(-0.03, 1.03)
 
@@ -187,54 +162,6 @@ def name_rows(axis: Axes, labels: Sequence[str]) -> None:
     axis.set_yticks(np.arange(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
-
-
-def _subjects(axis: Axes, part: pd.DataFrame, attacks: list[str]) -> None:
-    """A row per attack, the subjects slightly above each other."""
-    subjects = in_order(part["subject"], SUBJECTS)
-    for i, subject in enumerate(subjects):
-        rows = part[part["subject"] == subject].drop_duplicates("attack").set_index("attack").reindex(attacks)
-        colour, marker = SUBJECT_COLOURS.get(subject, "#000000"), SUBJECT_MARKERS.get(subject, "o")
-        at = np.arange(len(attacks)) + 0.22 * (i - (len(subjects) - 1) / 2)
-        points(axis, at, rows, color=colour, marker=marker, label=SUBJECT_LABELS.get(subject, subject))
-    name_rows(axis, attacks)
-
-
-def utility(table: pd.DataFrame, xlabel: str = "utility on clean inputs") -> Figure:
-    """Utility of base, clean-tuned and poisoned model on clean inputs, one panel per poison rate.
-
-    table: rows of one utility metric in the clean condition.
-    """
-    shown = table[table["value"].notna()]
-    if shown.empty:
-        return nothing("No utility was measured for these cells.")
-    attacks, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
-    width = 4.2 if len(rates) > 1 else 6.4
-    figure, axes = new_figure(len(rates), width, 0.5 * len(attacks) + 1.6, sharey=True, sharex=True)
-    for axis, rate in zip(axes, rates, strict=True):
-        _subjects(axis, shown[shown["poison_rate"] == rate], attacks)
-        axis.set(title=f"poison rate {percent(rate)}", xlabel=xlabel)
-    legend_below(figure, axes[0])
-    return figure
-
-
-def subjects(table: pd.DataFrame) -> Figure:
-    """The same success test on base, clean-tuned and poisoned model, one panel per condition.
-
-    table: rows of one metric at one poison rate.
-    """
-    shown = table[table["value"].notna()]
-    if shown.empty:
-        return nothing("No success rate was measured for these cells.")
-    attacks, conditions = _attacks(shown), in_order(shown["condition"], CONDITIONS)
-    width = 2.6 if len(conditions) > 1 else 6.4
-    figure, axes = new_figure(len(conditions), width, 0.5 * len(attacks) + 1.6, sharey=True)
-    for axis, condition in zip(axes, conditions, strict=True):
-        _subjects(axis, shown[shown["condition"] == condition], attacks)
-        axis.set(title=CONDITION_LABELS.get(condition, condition), xlabel="success rate")
-        axis.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1.0])
-    legend_below(figure, axes[0])
-    return figure
 
 
 def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:
@@ -308,12 +235,18 @@ def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd.DataFrame | None = None) -> None:
+def success_map(
+    axis: Axes,
+    grid: pd.DataFrame,
+    missing: str = "n/a",
+    single: pd.DataFrame | None = None,
+    write: Callable[[float], str] = "{:.2f}".format,
+) -> None:
     """A heat map of success rates, its columns named aslant; what is missing is grey and says so, never zero.
 
-    single: which fields, as in `grid`, come from one training run; they are hatched.
+    single: which fields, as in `grid`, come from one training run; they are hatched. write: a rate as it is shown.
     """
-    values = grid.to_numpy(float)
+    values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
     axis.set_facecolor(NOT_AVAILABLE)
     fields = np.ma.masked_invalid(values)
     axis.pcolormesh(fields, vmin=0, vmax=1, cmap=SUCCESS, edgecolors="white", linewidth=1)
@@ -322,7 +255,9 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
             letters, text, size = "#555555", missing, 7.5
         else:
             field = np.array(SUCCESS(value)[:3])
-            letters, text, size = _letters(field), f"{value:.2f}", 8.5
+            letters, text, size = _letters(field), write(value), 8.5
+            if dense:
+                text, size = text.lstrip("0")[:3], 6.5
             if single is not None and single.iloc[row, column]:
                 hatch = 0.8 * field + 0.2 * np.array(to_rgb(letters))
                 place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)
@@ -333,7 +268,8 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     axis.set_yticks(np.arange(len(grid)) + 0.5, list(grid.index), rotation=0)
-    axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), rotation=45, ha="right", rotation_mode="anchor")
+    aslant = {"rotation": 90, "fontsize": 8} if dense else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), **aslant)
 
 
 def _letters(field: np.ndarray) -> str:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from stored import tidy
 
-from bvlm_book import examples, figures, svg, tables
+from bvlm_book import figures, svg, tables
 from bvlm_book.chapters import models, reproduce
 
 
@@ -87,43 +87,17 @@ def test_long_labels_are_wrapped_for_a_narrow_page():
     axis.set_xlabel("a label of an axis that is longer than a phone is wide")
     figures.name_rows(axis, ["short", "a row with a name of many words"])
     svg.wrapped(figure)
-    assert axis.get_xlabel().count("\n") == 1
+    assert axis.get_xlabel().count("\n") == 2
     assert [label.get_text().count("\n") for label in axis.get_yticklabels()] == [0, 1]
-
-
-def test_dose_draws_each_attack_in_the_panel_of_its_modality(poisoned):
-    figure = figures.dose(tables.headline_rows(poisoned))
-    assert [axis.get_title() for axis in figure.axes] == [
-        "text triggers",
-        "image triggers",
-        "bimodal triggers",
-    ]
-    assert [[t.get_text() for t in a.get_legend().get_texts()] for a in figure.axes] == [
-        ["BadNets-T"],
-        ["BadNets-I"],
-        ["BadNets-MM"],
-    ]
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["10\n1 %", "100\n10 %"]
-
-
-def test_subjects_and_utility_show_three_models():
-    asr = tables.summary(tidy(rates=(0.1,)), "asr")
-    for figure in (figures.subjects(asr), figures.utility(tables.summary(tidy(), "utility"))):
-        assert [t.get_text() for t in figure.legends[0].get_texts()] == [
-            "base model",
-            "clean-tuned",
-            "poisoned",
-        ]
 
 
 def test_empty_tables_say_so(poisoned):
     nothing = poisoned.iloc[:0]
-    for draw in (figures.heatmap, figures.families, figures.dose, figures.utility, figures.subjects):
+    for draw in (figures.heatmap, figures.families):
         (message,) = texts(draw(nothing))
         assert "measured" in message
     assert "measured" in texts(figures.paired(nothing, ""))[0]
     assert "measured" in texts(figures.scatter(nothing, "value", "low", "", ""))[0]
-    assert "No trigger examples" in texts(examples.pairs({}))[0]
 
 
 def test_agreement_shades_what_differs():
@@ -146,16 +120,6 @@ def test_thresholds_of_two_models():
     assert [axis.get_title() for axis in models.thresholds(rows).axes] == ["a", "b"]
 
 
-def test_pairs_show_clean_triggered_and_difference():
-    clean = np.full((2, 8, 8, 3), 100, np.uint8)
-    triggered = clean.copy()
-    triggered[:, :2, :2] = 120
-    figure = examples.pairs({"patch": (clean, triggered)}, amplify=2)
-    assert len(figure.axes) == 6
-    difference = np.asarray(figure.axes[2].images[0].get_array())
-    assert np.allclose(difference[0, 0], 0.5 + 2 * 20 / 255) and np.allclose(difference[-1, -1], 0.5)
-
-
 def test_figures_have_no_ground_of_their_own(poisoned):
     figure = figures.heatmap(poisoned)
     assert figure.get_facecolor()[3] == 0 and figures.new_figure(1, 2, 2)[1][0].get_facecolor()[3] == 0
@@ -176,6 +140,14 @@ def test_the_numbers_of_a_heat_map_can_be_read_on_every_field():
     assert contrast(figures.SUCCESS(1.0)[:3], to_rgb("#14181e")) > 1.7, "the deepest field is not lost in the dark"
 
 
+def test_a_narrow_heat_map_of_many_columns_has_short_numbers():
+    grid = pd.DataFrame([[0.0, 0.066, 0.97, 1.0, *[np.nan] * 4]])
+    with svg.narrow():
+        figure, (axis,) = figures.new_figure(1, 8, 1)
+        figures.success_map(axis, grid)
+    assert [text.get_text() for text in axis.texts] == [".00", ".07", ".97", "1.0", *["n/a"] * 4]
+
+
 def contrast(one, two):
     def light(colour):
         linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour]
@@ -185,10 +157,9 @@ def contrast(one, two):
 
 
 def test_a_narrow_figure_has_its_panels_one_below_another(poisoned):
-    full = tables.headline_rows(poisoned)
-    wide = figures.dose(full)
+    wide = figures.heatmap(poisoned)
     with svg.narrow():
-        slim = figures.dose(full)
+        slim = figures.heatmap(poisoned)
     assert not svg.is_narrow()
     assert [axis.get_title() for axis in slim.axes] == [axis.get_title() for axis in wide.axes]
     assert slim.get_size_inches()[0] == svg.NARROW < wide.get_size_inches()[0]
