@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 
-import pandas as pd
 import pytest
 
 from bvlm_book import page

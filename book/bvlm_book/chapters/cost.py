@@ -83,7 +83,8 @@ def numbers(table: pd.DataFrame, folder: str | Path | None = None) -> dict[str, 
              if line["way"] == "grouped" and line.get("times_plain")]  # fmt: skip
     painted = [line for kept in benchmarks("poisoning", folder) for line in kept["lines"]]
     return {
-        "experiments": str(len(total)), "hours": f"{total.sum() / 3600:.1f}", "seconds": words.number(total.median(), digits=0),
+        "experiments": str(len(total)), "hours": f"{total.sum() / 3600:.1f}",
+        "seconds": words.number(total.median(), digits=0),
         "alone": words.number(table.loc[single, "total"].median(), digits=0),
         "grouped": words.number(table.loc[~single, "total"].median(), digits=0),
         "gain": words.span(gains, 1),

@@ -9,7 +9,9 @@ from bvlm_book import tables, words
 
 Line = Mapping[str, Any]
 WAYS = {"plain": "plain", "grouped": "ours, at once"}
-NUMBERS = ("card", "checks", "compared", "agree", "differ", "grouped", "together", "large", "adapters", "decode", "cudnn")
+NUMBERS = (
+    "card", "checks", "compared", "agree", "differ", "grouped", "together", "large", "adapters", "decode", "cudnn",
+)  # fmt: skip
 
 
 def numbers(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
