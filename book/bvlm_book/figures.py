@@ -16,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullLocator
 
 from bvlm_book.svg import NARROW, is_narrow
 from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, percent
@@ -120,18 +119,6 @@ def _separate(axis: Axes, table: pd.DataFrame) -> None:
     sizes = [table.loc[table["modality"] == m, "attack"].nunique() for m in in_order(table["modality"], MODALITIES)]
     for row in np.cumsum(sizes)[:-1]:
         axis.axhline(row, color="black", linewidth=1)
-
-
-def dose_axis(axis: Axes, shown: pd.DataFrame, **look: Any) -> None:
-    """A logarithmic axis of poisoned rows with the rates beside them, and an upright one from 0 to 1."""
-    rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
-    axis.set_xscale("log")
-    axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
-    axis.set_xticks(
-        rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look)
-    )
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_ylim(-0.03, 1.03)
 
 
 def look(number: int) -> dict[str, str]:
