@@ -15,8 +15,7 @@ from bvlm_book import words
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL
 from bvlm_book.words import MEASURES, is_missing
-from bvlm_utils import attacks, paths, store
-from bvlm_utils.checks import check_text
+from bvlm_utils import attacks, store
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
@@ -301,22 +300,3 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, condition: str) -> dict
 def finished_cells(table: pd.DataFrame) -> pd.DataFrame:
     done = table[table["status"] == "done"]
     return done.assign(headline=headline_metric(done)).drop_duplicates("run_id")
-
-
-def progress(files: Iterable[str], place: str | Path | None = None) -> pd.DataFrame:
-    """What the grids ask for and what the store holds of it: a line per grid, model and threat.
-
-    files: grid files, relative to the project or absolute.
-    """
-    from bvlm_utils.grid import file as grid_file
-
-    lines = []
-    for file in files:
-        check_text(file, "A grid")
-        jobs, _ = grid_file.load(paths.ROOT / file)
-        for cell in {cell.run_id: cell for job in jobs for cell in job.cells}.values():
-            about = Path(file).name, cell.model, cell.threat.replace("_", " ")
-            lines.append([*about, 1, int(store.has(cell, place))])
-    counted = pd.DataFrame(lines, columns=["grid", "model", "threat", "cells", "in this store"])
-    counted = counted.groupby(["grid", "model", "threat"], sort=False, as_index=False).sum()
-    return counted.assign(missing=counted["cells"] - counted["in this store"])

@@ -1,6 +1,5 @@
 """A real browser opens every page, light and dark, wide and narrow: no error, no request, nothing cut off."""
 
-import os
 from urllib.parse import quote
 
 import chromium
@@ -46,17 +45,6 @@ CONTRAST = """
     }).sort((a, b) => a[0] - b[0])[0] || [21, ""];
 })()
 """
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if chromium.executable() is None:
-        message = "no Chromium on this machine (Debian: apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    with chromium.Chromium() as opened:
-        yield opened
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -30,13 +30,13 @@ def test_its_cells_are_usual_and_get_verdicts(shelf):
     _, model, table = shelf
     assert tables.usual(table)["run_id"].nunique() == 4
     base = rules_second.base(table, model)
-    pairs = next(claim for claim in rules_second.CLAIMS if claim.key == "pairs")
+    pairs = rules_second.CLAIMS["pairs"]
     assert rules_second.verdict(pairs, base).judged == 1
     assert "pairs hold" in claims.overview({model: base}, table)[model].iloc[3]
     assert set(halves.rates(table)["settings"]) == {""} and len(
         list(halves.panels(halves.four_cells(halves.rates(table))))
     )
-    plain = next(claim for claim in rules_second.CLAIMS if claim.key == "dominance")
+    plain = rules_second.CLAIMS["dominance"]
     assert rules_second.verdict(plain, base).judged == 1
 
 

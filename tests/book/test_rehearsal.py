@@ -138,7 +138,7 @@ def test_the_first_page_is_made(results):
 
 def test_claims_doses_and_first_page_say_what_was_measured(results):
     table = store.collect(results)
-    (dominance,) = [claim for claim in rules_second.CLAIMS if claim.key == "dominance"]
+    dominance = rules_second.CLAIMS["dominance"]
     found = rules_second.verdict(dominance, rules_second.base(table, QWEN))
     assert set(found.evidence["attack"]) == {"BadNets-MM", "MABA"} and found.judged == 2
     assert len(page("dose", results)["found"])

@@ -35,8 +35,11 @@ def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[dict[str, str]]
     lines = second.one_percent(base, PASSES, PAYLOAD) if base else pd.DataFrame({"value": []})
     strong = int((lines["value"] > HIGH).sum())
     open_pairs = PAIRS - len(lines)
-    claim = next(claim for claim in second.CLAIMS if claim.key == "pairs")
-    verdicts = {name: second.verdict(claim, one, PASSES).verdict for name, one in bases.items() if len(one.full)}
+    verdicts = {
+        name: second.verdict(second.CLAIMS["pairs"], one, PASSES).verdict
+        for name, one in bases.items()
+        if len(one.full)
+    }
     decided = set(verdicts.values()) <= {second.CONFIRMED, second.REFUTED, second.UNDECIDED} and len(verdicts) > 1
     cells = table[(table["model"] == MODEL) & (table["epochs"] == PASSES) & (table["poison_rate"] == RATE)]
     cells = tables.usual(cells, but=("epochs",))
