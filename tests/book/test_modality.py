@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from bvlm_book.chapters.modality.halves import FAILS, HOLDS, NOT_TESTABLE
 from stored import FOUR, cell, halves, table
 
 from bvlm_book import rules
-from bvlm_book.chapters import small_patch
 from bvlm_book.chapters.modality import attention, confounds, learned_alone
 from bvlm_book.chapters.modality import halves as halves_page
-from bvlm_book.chapters.modality.halves import FAILS, HOLDS, NOT_TESTABLE
 from bvlm_book.probes import records_of_attention
 from bvlm_utils import paths
 from bvlm_utils.score import intervals
@@ -166,22 +165,6 @@ def test_a_cell_is_set_beside_itself_with_the_picture_last():
     assert confounds.orders_table(pairs)["order"].tolist() == pairs["order"].tolist()
     nothing = confounds.orders(halves_page.four_cells(halves_page.rates(table(late))))
     assert nothing.empty and confounds.orders_sentences(nothing) == [] and confounds.orders_table(nothing).empty
-
-
-def test_triggers_stand_beside_each_other_and_the_clean_tuned_model():
-    def run(attack, **values):
-        lines = cell(attack, seeds=1, **values)
-        return table(lines, [line | {"subject": "control", "value": 0.0, "low": 0.0, "high": 0.1} for line in lines])
-
-    found = small_patch.triggers_table({"a patch": run("BadNets-I", clean=0.0, image=0.5), "a word": run(
-        "BadNets-T", clean=0.02, text=1.0)})  # fmt: skip
-    patch, word = found.to_dict("records")
-    low, high = intervals.wilson(100, 200)
-    assert patch["success with the trigger"] == f"0.50 [{low:.2f}, {high:.2f}]"
-    assert word["without it"].startswith("0.02 [") and word["clean-tuned model, with it"] == "0.00 [0.00, 0.10]"
-    assert "0.50 [" in small_patch.triggers_caption(found) and small_patch.triggers_caption(found).endswith(
-        "with a word."
-    )
 
 
 def test_the_place_of_a_word():
