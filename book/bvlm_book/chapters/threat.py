@@ -108,6 +108,8 @@ def cost(table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
         f"clean inputs, with 95 % intervals: {int((changes['high'] < 0).sum())} of {len(changes)} lie below zero. The "
         f"largest loss is {words.extreme(changes, 'min')}."
     )
+    if (changes["n_seeds"] > 1).any():
+        caption += " Small dots are the runs behind a mean."
     if _fallen(others):
         caption += f" It falls in {_fallen(others)}."
     return {"title": title, "alt": f"Paired differences with a zero line. {title}", "caption": caption}
