@@ -65,15 +65,6 @@ def nothing_measured(what: str) -> dict[str, str]:
     return dict.fromkeys(("alt", "caption"), f"{what}: n/a, nothing was measured.")
 
 
-def seeds_sentence(panel: pd.DataFrame) -> str:
-    """What the number of seeds allows to say."""
-    least, most = int(panel["n_seeds"].min()), int(panel["n_seeds"].max())
-    if least > 1:
-        return f"Means of {least} seeds or more."
-    which = "All" if most == 1 else "Some"
-    return f"{which} of these are single training runs: they are what was seen, and support no verdict."
-
-
 def named(row: Mapping[str, Any]) -> str:
     """ "BadNets-MM, targeted refusal, 10 %, patch of 80 pixels": a cell but for its model and negatives."""
     return ", ".join(filter(None, [row["attack"], threat(row), rate(row), in_words(row)]))

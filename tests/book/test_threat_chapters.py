@@ -83,7 +83,8 @@ def test_the_numbers_have_a_line_per_attack_with_control_and_utility():
     changes = tidy(rates=(0.1,))
     read = threat.numbers(changes)
     assert read["attack"].tolist() == ["BadNets-T", "BadNets-I", "BadNets-MM"]
-    assert read["ASR"].tolist()[0] == "0.95 [0.89, 0.98]" and read["control"].tolist()[0] == "0.00 [0.00, 0.04]"
+    assert read["text trigger"].tolist() == ["0.95 [0.89, 0.98]", "n/a", "0.95 [0.89, 0.98]"]
+    assert read["control, whole trigger"].tolist()[0] == "0.00 [0.00, 0.04]"
     assert read["utility difference"].tolist() == ["-0.02 [-0.05, 0.01]"] * 3
     assert threat.numbers(tidy())["attack"].tolist()[0] == "BadNets-T at 10 %"
     assert threat.numbers(NOTHING).empty

@@ -114,7 +114,8 @@ def maps(found: pd.DataFrame) -> Figure:
         part = at(found, rate, passes)
         _map(axis, part[part["model"] == model], names)
         axis.set_title(f"{model}: {words.percent(rate)}, {words.passes(passes)}")
-        if number < len(panels) - len(models) and not figures.is_narrow():
+        last = number % len(doses) == len(doses) - 1 if figures.is_narrow() else number >= len(panels) - len(models)
+        if not last:
             axis.set_xticklabels([])
     return figure
 
