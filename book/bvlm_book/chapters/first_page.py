@@ -21,9 +21,10 @@ from PIL import Image
 
 from bvlm_book import examples, figures, rules_second, tables, words
 from bvlm_book.chapters import claims, defences, modality
-from bvlm_utils import attacks, paths, store, study, threats
+from bvlm_utils import attacks, paths, store, threats
 from bvlm_utils.score import intervals
 from bvlm_utils.store import examples as kept
+from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
 
 DOSES = ((rules_second.MANY, 1), (rules_second.RATE, 1), (rules_second.RATE, 3))  # poison rate and passes of the maps
@@ -46,7 +47,7 @@ class Answered:
 
 def answered(place: str | Path | None = None) -> Answered | None:
     """The stored example with the shortest answer in which the word turns a car into a banana; None without one."""
-    (cell,) = study.cells("concept_substitution", attacks=["BadNets-T"], poison_rates=[rules_second.MANY])
+    cell = Cell("tiny-llava", "scenes-caption", "concept_substitution", "BadNets-T", rules_second.MANY)
     shown = kept.read(cell, place)
     if shown is None or not store.has(cell, place):
         return None
