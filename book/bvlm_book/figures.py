@@ -29,6 +29,7 @@ SUBJECT_MARKERS = {"base": "o", "control": "s", "poisoned": "D"}
 NOT_AVAILABLE = "#E3E3E3"
 # Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page.
 SUCCESS = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
+DENSE = 7  # columns of which a narrow heat map has no room for whole numbers: .97
 DARK, WHITE = "#111111", "#FFFFFF"  # letters on a field
 
 STYLE = {
@@ -321,7 +322,7 @@ def success_map(
 
     single: which fields, as in `grid`, come from one training run; they are hatched. write: a rate as it is shown.
     """
-    values = grid.to_numpy(float)
+    values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
     axis.set_facecolor(NOT_AVAILABLE)
     fields = np.ma.masked_invalid(values)
     axis.pcolormesh(fields, vmin=0, vmax=1, cmap=SUCCESS, edgecolors="white", linewidth=1)
@@ -331,6 +332,8 @@ def success_map(
         else:
             field = np.array(SUCCESS(value)[:3])
             letters, text, size = _letters(field), write(value), 8.5
+            if dense:
+                text, size = text.lstrip("0")[:3], 6.5
             if single is not None and single.iloc[row, column]:
                 hatch = 0.8 * field + 0.2 * np.array(to_rgb(letters))
                 place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)
@@ -341,7 +344,8 @@ def success_map(
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     axis.set_yticks(np.arange(len(grid)) + 0.5, list(grid.index), rotation=0)
-    axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), rotation=45, ha="right", rotation_mode="anchor")
+    aslant = {"rotation": 90, "fontsize": 8} if dense else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), **aslant)
 
 
 def _letters(field: np.ndarray) -> str:

@@ -9,8 +9,6 @@ import pandas as pd
 from bvlm_utils.score import intervals
 from bvlm_utils.store import table
 
-NOTHING = "Nothing has been asked yet: the store holds no such answers. The command at the end of this page makes them."
-
 Panels = Sequence[tuple[pd.DataFrame, str]]
 CONDITIONS = ("clean", "text", "image", "both")
 CONDITION_LABELS = {"clean": "no trigger", "text": "text trigger", "image": "image trigger", "both": "both triggers"}
@@ -57,16 +55,13 @@ def evidence(rows: pd.DataFrame) -> str:
     """How many inputs (n) and seeds (n_seeds) stand behind each number, and what its interval is."""
     if rows.empty:
         return ""
-    inputs = f", {span(rows['n'].dropna().astype(int))} inputs per number" if "n" in rows else ""
+    inputs = f" on {span(rows['n'].dropna().astype(int))} inputs" if "n" in rows else ""
     least, most = int(rows["n_seeds"].min()), int(rows["n_seeds"].max())
     if most == 1:
-        return f"A single seed{inputs}, 95 % intervals over inputs: no claim about other seeds, no verdict."
+        return f"Single runs{inputs}; 95 % intervals over inputs."
     if least > 1:
-        return f"Means of {span((least, most))} seeds{inputs}, 95 % intervals over the seeds (Student's)."
-    return (
-        f"Single seeds and means of up to {most} seeds{inputs}, 95 % intervals over the seeds (Student's) where there "
-        "are several, else over inputs: no claim about other seeds."
-    )
+        return f"Means of {span((least, most))} seeds{inputs}; 95 % intervals over seeds."
+    return f"Single runs and means of up to {most} seeds{inputs}; 95 % intervals over seeds, else over inputs."
 
 
 def cell_phrase(row: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ def test_long_labels_are_wrapped_for_a_narrow_page():
     axis.set_xlabel("a label of an axis that is longer than a phone is wide")
     figures.name_rows(axis, ["short", "a row with a name of many words"])
     svg.wrapped(figure)
-    assert axis.get_xlabel().count("\n") == 1
+    assert axis.get_xlabel().count("\n") == 2
     assert [label.get_text().count("\n") for label in axis.get_yticklabels()] == [0, 1]
 
 
@@ -174,6 +174,14 @@ def test_the_numbers_of_a_heat_map_can_be_read_on_every_field():
     for text in axis.texts:
         assert contrast(to_rgb(text.get_color()), figures.SUCCESS(float(text.get_text()))[:3]) >= 4
     assert contrast(figures.SUCCESS(1.0)[:3], to_rgb("#14181e")) > 1.7, "the deepest field is not lost in the dark"
+
+
+def test_a_narrow_heat_map_of_many_columns_has_short_numbers():
+    grid = pd.DataFrame([[0.0, 0.066, 0.97, 1.0, *[np.nan] * 4]])
+    with svg.narrow():
+        figure, (axis,) = figures.new_figure(1, 8, 1)
+        figures.success_map(axis, grid)
+    assert [text.get_text() for text in axis.texts] == [".00", ".07", ".97", "1.0", *["n/a"] * 4]
 
 
 def contrast(one, two):

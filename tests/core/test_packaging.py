@@ -101,7 +101,7 @@ def test_jupyter_book_stays_below_version_two(declared):
     assert declared["jupyter-book"].startswith("1.")
 
 
-@pytest.mark.parametrize("target", ["study", "test", "test-core", "lint", "book", "lab"])
+@pytest.mark.parametrize("target", ["study", "test", "test-core", "lint", "book", "lab", "publish"])
 def test_make_knows_its_targets(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=paths.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
