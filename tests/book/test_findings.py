@@ -65,7 +65,7 @@ def test_maps_have_a_row_per_dose_and_hatch_single_runs():
     figure = first_page.maps(found)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["tiny-llava: 10 %, one pass", "tiny-llava: 1 %, one pass", "tiny-llava: 1 %, 3 passes"]
-    assert [text.get_text() for text in figure.axes[0].texts if text.get_text()] == ["100", "40"]
+    assert [text.get_text() for text in figure.axes[0].texts if text.get_text()] == ["1.00", "0.40"]
     assert [patch.get_hatch() for patch in figure.axes[0].patches] == ["///"]
 
 

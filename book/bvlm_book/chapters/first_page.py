@@ -107,15 +107,17 @@ def maps(found: pd.DataFrame) -> Figure:
         return figures.nothing("Nothing has been measured at these doses yet.")
     models = list(dict.fromkeys(found["model"]))
     names = figures.in_order([name for dose in doses for name in at(found, *dose)["attack"]], attacks.names())
-    figure, axes = figures.new_figure(len(models), 4.6, 1.75, rows=len(doses), sharey=not figures.is_narrow())
+    narrow = figures.is_narrow()
+    figure, axes = figures.new_figure(len(models), 4.6, 2.1 if narrow else 1.7, rows=len(doses), sharey=not narrow)
     panels = [(rate, passes, model) for rate, passes in doses for model in models]
-    if figures.is_narrow():  # one model after the other
+    if narrow:  # one model after the other
         panels.sort(key=lambda panel: models.index(panel[2]))
     for number, (axis, (rate, passes, model)) in enumerate(zip(axes, panels, strict=True)):
         part = at(found, rate, passes)
         _map(axis, part[part["model"] == model], names)
-        axis.set_title(f"{model}: {words.percent(rate)}, {words.passes(passes)}")
-        if number < len(panels) - len(models) and not figures.is_narrow():
+        axis.set_title(f"{model}:{chr(10) if narrow else ' '}{words.percent(rate)}, {words.passes(passes)}")
+        axis.tick_params(labelsize=7.5 if narrow else 9)
+        if number < len(panels) - (1 if narrow else len(models)):
             axis.set_xticklabels([])
     return figure
 
@@ -128,7 +130,7 @@ def _map(axis: Axes, part: pd.DataFrame, names: list[str]) -> None:
         .rename(index=lambda name: name.replace("_", " "))
         for name in ("value", "single")
     )
-    figures.success_map(axis, grid, missing="", single=single.eq(True), write=lambda value: f"{100 * value:.0f}")
+    figures.success_map(axis, grid, missing="", single=single.eq(True))
     kinds = [attacks.info(name).modality for name in names]
     for place in range(1, len(kinds)):
         if kinds[place] != kinds[place - 1]:
