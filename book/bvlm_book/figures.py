@@ -18,14 +18,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 
 from bvlm_book.svg import NARROW, is_narrow
-from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, SUBJECTS, percent
+from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, percent
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; every colour comes with its own marker. Its yellow
 # and its light blue are darker here, since all are seen on a light and on a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B98000", "#3F9BD1", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 SUBJECT_COLOURS = {"base": "#7F7F7F", "control": "#0072B2", "poisoned": "#D55E00"}
-SUBJECT_MARKERS = {"base": "o", "control": "s", "poisoned": "D"}
 NOT_AVAILABLE = "#E3E3E3"
 # Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page.
 SUCCESS = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
@@ -130,33 +129,6 @@ def separate(axis: Axes, table: pd.DataFrame) -> None:
         axis.axhline(row, color="black", linewidth=1)
 
 
-def dose(table: pd.DataFrame, ylabel: str = ASR) -> Figure:
-    """Success rate against the number of poisoned rows, one panel per modality, one line per attack.
-
-    table: rows of one metric and one subject under the full trigger, with `n_poisoned`, `low`, `high`.
-    """
-    shown = table[table["value"].notna() & (table["n_poisoned"] > 0)]
-    if shown.empty:
-        return nothing("No success rate under the full trigger was measured for these cells.")
-    modalities = in_order(shown["modality"], MODALITIES)
-    figure, axes = new_figure(len(modalities), 3.4, 4.2, sharey=True)
-    for axis, modality in zip(axes, modalities, strict=True):
-        part = shown[shown["modality"] == modality]
-        names = list(dict.fromkeys(part["attack"]))
-        for i, name in enumerate(names):
-            line = part[part["attack"] == name].sort_values("n_poisoned")
-            # lines on top of each other are pulled apart by 3 % of the (logarithmic) axis
-            at = line["n_poisoned"] * 1.03 ** (i - (len(names) - 1) / 2)
-            points(axis, at, line, upright=True, linestyle="-", label=name, **look(i))
-        dose_axis(axis, shown)
-        axis.set_title(f"{modality} triggers")
-        axis.set_xlabel("poisoned rows (rate)")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, frameon=False)
-    axes[0].set_ylabel(ylabel)
-    figure.get_layout_engine().set(h_pad=0.12)  # legends below the axes, as lines go anywhere in them
-    return figure
-
-
 def dose_axis(axis: Axes, shown: pd.DataFrame, **look: Any) -> None:
     """A logarithmic axis of poisoned rows with the rates beside them, and an upright one from 0 to 1."""
     rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
@@ -190,54 +162,6 @@ def name_rows(axis: Axes, labels: Sequence[str]) -> None:
     axis.set_yticks(np.arange(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
-
-
-def _subjects(axis: Axes, part: pd.DataFrame, attacks: list[str]) -> None:
-    """A row per attack, the subjects slightly above each other."""
-    subjects = in_order(part["subject"], SUBJECTS)
-    for i, subject in enumerate(subjects):
-        rows = part[part["subject"] == subject].drop_duplicates("attack").set_index("attack").reindex(attacks)
-        colour, marker = SUBJECT_COLOURS.get(subject, "#000000"), SUBJECT_MARKERS.get(subject, "o")
-        at = np.arange(len(attacks)) + 0.22 * (i - (len(subjects) - 1) / 2)
-        points(axis, at, rows, color=colour, marker=marker, label=SUBJECT_LABELS.get(subject, subject))
-    name_rows(axis, attacks)
-
-
-def utility(table: pd.DataFrame, xlabel: str = "utility on clean inputs") -> Figure:
-    """Utility of base, clean-tuned and poisoned model on clean inputs, one panel per poison rate.
-
-    table: rows of one utility metric in the clean condition.
-    """
-    shown = table[table["value"].notna()]
-    if shown.empty:
-        return nothing("No utility was measured for these cells.")
-    attacks, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
-    width = 4.2 if len(rates) > 1 else 6.4
-    figure, axes = new_figure(len(rates), width, 0.5 * len(attacks) + 1.6, sharey=True, sharex=True)
-    for axis, rate in zip(axes, rates, strict=True):
-        _subjects(axis, shown[shown["poison_rate"] == rate], attacks)
-        axis.set(title=f"poison rate {percent(rate)}", xlabel=xlabel)
-    legend_below(figure, axes[0])
-    return figure
-
-
-def subjects(table: pd.DataFrame) -> Figure:
-    """The same success test on base, clean-tuned and poisoned model, one panel per condition.
-
-    table: rows of one metric at one poison rate.
-    """
-    shown = table[table["value"].notna()]
-    if shown.empty:
-        return nothing("No success rate was measured for these cells.")
-    attacks, conditions = _attacks(shown), in_order(shown["condition"], CONDITIONS)
-    width = 2.6 if len(conditions) > 1 else 6.4
-    figure, axes = new_figure(len(conditions), width, 0.5 * len(attacks) + 1.6, sharey=True)
-    for axis, condition in zip(axes, conditions, strict=True):
-        _subjects(axis, shown[shown["condition"] == condition], attacks)
-        axis.set(title=CONDITION_LABELS.get(condition, condition), xlabel="success rate")
-        axis.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1.0])
-    legend_below(figure, axes[0])
-    return figure
 
 
 def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:

@@ -14,7 +14,7 @@ import pandas as pd
 from bvlm_book import words
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL
-from bvlm_book.words import MEASURES, is_missing
+from bvlm_book.words import is_missing
 from bvlm_utils import attacks, store
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
@@ -83,11 +83,6 @@ def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table[table["condition"] == table["attack"].map(lambda name: attacks.info(name).headline)]
 
 
-def every_rate(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `stored` whose cells differ from those of `table` in poison rate and seed alone."""
-    return stored[stored["experiment"].isin(table["experiment"])]
-
-
 def every_seed(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
     """The rows of `stored` whose cells differ from those of `table` in seed alone, and those of `table`.
 
@@ -154,31 +149,8 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
     return readable(cells, about | columns | {"seeds": "seeds"})
 
 
-def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """Further measures at the highest rate: a line per measure, attack and condition, a column per model."""
-    headlines = set(headline_metric(table))
-    parts = [summary(table, name) for name in table["metric"].dropna().unique() if name in MEASURES.keys() - headlines]
-    if not parts:
-        return pd.DataFrame()
-    rows = pd.concat([part[part["poison_rate"] == part["poison_rate"].max()] for part in parts])
-    names = [name for name in words.SUBJECTS if name in set(table["subject"])]
-    about = {"measure": lambda r: MEASURES[r["metric"]], "attack": "attack", "condition": condition}
-    found = beside(rows, ["metric", "attack", "condition"], "subject", names)
-    return readable(found, about | {words.SUBJECT_LABELS[name]: name for name in names})
-
-
 def condition(row: Mapping[str, Any]) -> str:
     return words.CONDITION_LABELS.get(row["condition"], row["condition"])
-
-
-def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Poisoned minus clean-tuned on the same rows: one line per measure, attack, rate and condition."""
-    names = {"asr_difference": "strict success", "utility_difference": "utility"}
-    rows = pd.concat([summary(table, metric) for metric in names], ignore_index=True)
-    return readable(rows, {
-        "measure": lambda r: names[r["metric"]], "attack": "attack", "poison rate": words.rate, "condition": condition,
-        "poisoned minus clean-tuned": words.interval,
-    })  # fmt: skip
 
 
 def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:

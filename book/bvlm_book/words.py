@@ -36,19 +36,10 @@ def attack_at(row: Mapping[str, Any]) -> str:
 
 
 def extreme(rows: pd.DataFrame, which: str) -> str:
-    """The largest or smallest value of the rows with its interval, and whose it is."""
-    value = rows["value"].max() if which == "max" else rows["value"].min()
-    tied = rows[rows["value"] == value]
-    row, others = tied.iloc[0], len(tied) - 1
-    whose = "every cell" if len(tied) == len(rows) > 1 else attack_at(row) + (f" and {others} more" if others else "")
-    return f"{interval(row)} ({whose})"
-
-
-def value_range(rows: pd.DataFrame) -> str:
-    """ "from the smallest to the largest", or the one value that all have."""
-    if rows["value"].nunique() == 1:
-        return extreme(rows, "max")
-    return f"from {extreme(rows, 'min')} to {extreme(rows, 'max')}"
+    """The largest ("max") or smallest value with its interval and, unless all are alike, whose it is."""
+    row = rows.loc[getattr(rows["value"].astype(float), f"idx{which}")()]
+    alike = len(rows) > 1 and rows["value"].nunique() == 1
+    return interval(row) + ("" if alike else f" ({row['attack']}, {row['model']})")
 
 
 def evidence(rows: pd.DataFrame) -> str:

@@ -5,7 +5,7 @@ import pytest
 from stored import FOUR, cell, halves, table
 
 from bvlm_book import figures
-from bvlm_book.chapters import modality, small_patch
+from bvlm_book.chapters import modality
 from bvlm_utils.score import intervals
 
 
@@ -86,22 +86,6 @@ def test_patch_sizes_need_two_of_them():
     assert found["share"].max() == pytest.approx(134 / 336)
     ticks = [label.get_text() for label in modality.patches_figure(found).axes[0].get_xticklabels()]
     assert ticks == ["9 %", "40 %"]
-
-
-def test_triggers_stand_beside_each_other_and_the_clean_tuned_model():
-    def run(attack, **values):
-        lines = cell(attack, seeds=1, **values)
-        return table(lines, [line | {"subject": "control", "value": 0.0, "low": 0.0, "high": 0.1} for line in lines])
-
-    found = small_patch.triggers_table({"a patch": run("BadNets-I", clean=0.0, image=0.5), "a word": run(
-        "BadNets-T", clean=0.02, text=1.0)})  # fmt: skip
-    patch, word = found.to_dict("records")
-    low, high = intervals.wilson(100, 200)
-    assert patch["success with the trigger"] == f"0.50 [{low:.2f}, {high:.2f}]"
-    assert word["without it"].startswith("0.02 [") and word["clean-tuned model, with it"] == "0.00 [0.00, 0.10]"
-    assert "0.50 [" in small_patch.triggers_caption(found) and small_patch.triggers_caption(found).endswith(
-        "with a word."
-    )
 
 
 def test_the_place_of_a_word():

@@ -18,11 +18,11 @@ NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 CHAPTERS = threats.names()  # one notebook per threat, of the same name
 SECTIONS = [
     "The threat",
-    "See the trigger",
-    "One run in full",
-    "The grid",
-    "Utility cost",
-    "The base and the clean-tuned model",
+    "One trigger of each kind",
+    "One run",
+    "How often it works",
+    "What it costs",
+    "What stopped it",
     "Limits",
     "Change it",
 ]
@@ -159,7 +159,7 @@ def test_a_chapter_measures_and_shows_its_cells(name, run, shelf):
     records = [json.loads(file.read_text()) for file in shelf.glob("*/record.json")]
     mine = [record for record in records if record["config"]["threat"] == name]
     assert [record["status"] for record in mine] == ["done"]
-    assert "1 cell: 1 measured" in text and "BadNets-MM" in text and "<mark>BadMagic</mark>" in text
+    assert "1 experiment: 1 measured" in text and "BadNets-MM" in text and "<mark>BadMagic</mark>" in text
 
 
 def test_the_quickstart_talks_where_a_model_is(run, shelf):

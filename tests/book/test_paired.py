@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from bvlm_book import tables
-from bvlm_book.chapters import malicious_injection, modality
+from bvlm_book.chapters import modality
 from bvlm_utils.score import intervals
 from bvlm_utils.store.table import COLUMNS
 
@@ -63,17 +63,6 @@ def test_other_seeds_and_cells_without_responses_are_no_pairs(tmp_path):
     (tmp_path / "b" / "responses.parquet").unlink()
     found = modality.half_triggered(pd.DataFrame(lines, columns=COLUMNS), tmp_path)
     assert found.empty and modality.taught(found)["need_both"] == "none"
-
-
-def test_the_difference_asks_for_the_right_answer_where_success_does(tmp_path):
-    right = [True] * 10 + [False] * 10
-    hits = {("poisoned", "both"): YES, ("control", "both"): NO}
-    line = cell(tmp_path, "a", hits, threat="malicious_injection", right=right)
-    table = malicious_injection.right_differences(pd.DataFrame([line], columns=COLUMNS), tmp_path)
-    value, low, high = intervals.paired_shares(right, NO)
-    assert table["poisoned minus clean-tuned"].item() == f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    strict = cell(tmp_path, "b", hits)
-    assert malicious_injection.right_differences(pd.DataFrame([strict], columns=COLUMNS), tmp_path).empty
 
 
 def test_shares_of_other_inputs_are_not_paired(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from stored import tidy
 
-from bvlm_book import examples, figures, svg, tables
+from bvlm_book import figures, svg, tables
 from bvlm_book.chapters import models, reproduce
 
 
@@ -91,39 +91,13 @@ def test_long_labels_are_wrapped_for_a_narrow_page():
     assert [label.get_text().count("\n") for label in axis.get_yticklabels()] == [0, 1]
 
 
-def test_dose_draws_each_attack_in_the_panel_of_its_modality(poisoned):
-    figure = figures.dose(tables.headline_rows(poisoned))
-    assert [axis.get_title() for axis in figure.axes] == [
-        "text triggers",
-        "image triggers",
-        "bimodal triggers",
-    ]
-    assert [[t.get_text() for t in a.get_legend().get_texts()] for a in figure.axes] == [
-        ["BadNets-T"],
-        ["BadNets-I"],
-        ["BadNets-MM"],
-    ]
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["10\n1 %", "100\n10 %"]
-
-
-def test_subjects_and_utility_show_three_models():
-    asr = tables.summary(tidy(rates=(0.1,)), "asr")
-    for figure in (figures.subjects(asr), figures.utility(tables.summary(tidy(), "utility"))):
-        assert [t.get_text() for t in figure.legends[0].get_texts()] == [
-            "base model",
-            "clean-tuned",
-            "poisoned",
-        ]
-
-
 def test_empty_tables_say_so(poisoned):
     nothing = poisoned.iloc[:0]
-    for draw in (figures.heatmap, figures.families, figures.dose, figures.utility, figures.subjects):
+    for draw in (figures.heatmap, figures.families):
         (message,) = texts(draw(nothing))
         assert "measured" in message
     assert "measured" in texts(figures.paired(nothing, ""))[0]
     assert "measured" in texts(figures.scatter(nothing, "value", "low", "", ""))[0]
-    assert "No trigger examples" in texts(examples.pairs({}))[0]
 
 
 def test_agreement_shades_what_differs():
@@ -144,16 +118,6 @@ def test_thresholds_of_two_models():
         }
     )
     assert [axis.get_title() for axis in models.thresholds(rows).axes] == ["a", "b"]
-
-
-def test_pairs_show_clean_triggered_and_difference():
-    clean = np.full((2, 8, 8, 3), 100, np.uint8)
-    triggered = clean.copy()
-    triggered[:, :2, :2] = 120
-    figure = examples.pairs({"patch": (clean, triggered)}, amplify=2)
-    assert len(figure.axes) == 6
-    difference = np.asarray(figure.axes[2].images[0].get_array())
-    assert np.allclose(difference[0, 0], 0.5 + 2 * 20 / 255) and np.allclose(difference[-1, -1], 0.5)
 
 
 def test_figures_have_no_ground_of_their_own(poisoned):
@@ -193,10 +157,9 @@ def contrast(one, two):
 
 
 def test_a_narrow_figure_has_its_panels_one_below_another(poisoned):
-    full = tables.headline_rows(poisoned)
-    wide = figures.dose(full)
+    wide = figures.heatmap(poisoned)
     with svg.narrow():
-        slim = figures.dose(full)
+        slim = figures.heatmap(poisoned)
     assert not svg.is_narrow()
     assert [axis.get_title() for axis in slim.axes] == [axis.get_title() for axis in wide.axes]
     assert slim.get_size_inches()[0] == svg.NARROW < wide.get_size_inches()[0]
