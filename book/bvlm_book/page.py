@@ -68,8 +68,9 @@ def show_html_table(frame: pd.DataFrame, caption: str) -> None:
 
 
 def say(*sentences: str) -> None:
-    """Put sentences on the page, as one paragraph of Markdown each."""
-    display(Markdown("\n\n".join(sentences)))
+    """Put sentences on the page, as one paragraph of Markdown each; an empty one is none."""
+    if any(sentences):
+        display(Markdown("\n\n".join(filter(None, sentences))))
 
 
 def glue(values: Mapping[str, Any], prefix: str) -> None:
