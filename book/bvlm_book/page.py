@@ -1,7 +1,6 @@
 """The page of a notebook: figures with alt texts, tables, sentences and glued numbers are put on it here."""
 
 import html
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,19 +10,9 @@ from matplotlib.figure import Figure
 
 from bvlm_book import svg
 from bvlm_book.words import is_missing
-from bvlm_utils import paths
 from bvlm_utils.errors import InputError
 
 LONG = 45  # letters of a table's field that need a wider column
-
-
-def chapter_title(name: str) -> str | None:
-    """The title of a chapter of the book; None where the book has no such chapter."""
-    contents, notebook = paths.ROOT / "_toc.yml", paths.NOTEBOOKS / f"{name}.ipynb"
-    if not contents.is_file() or f"notebooks/{name}\n" not in contents.read_text(encoding="utf-8"):
-        return None
-    first = json.loads(notebook.read_text(encoding="utf-8"))["cells"][0]["source"]
-    return "".join(first).splitlines()[0].removeprefix("# ")
 
 
 def show(draw: Callable[..., Figure], *rows: Any, title: str, alt: str, caption: str) -> None:
