@@ -44,6 +44,15 @@ def test_half_triggered_rows_are_compared_on_the_same_inputs(tmp_path):
     found = half_triggered(tmp_path, {"both": YES, "text": YES}, {"both": some, "text": NO}).set_index("condition")
     assert found.loc["both", ["value", "low", "high"]].tolist() == pytest.approx(intervals.paired_shares(some, YES))
     assert found.loc["text", "with"] == 0 and found.loc["text", "without"] == 1
+    assert modality.taught(found.reset_index()) == {
+        "worked": "1", "need_both": "1 of 1", "one_part": "0", "whole_lost": "1 of 1",
+    }  # fmt: skip
+
+
+def test_a_part_that_works_as_often_as_the_whole_is_counted(tmp_path):
+    found = half_triggered(tmp_path, {"both": YES, "text": YES, "image": NO}, {"both": YES, "text": YES, "image": NO})
+    told = modality.taught(found)
+    assert (told["need_both"], told["one_part"]) == ("0 of 1", "1")
 
 
 def test_other_seeds_and_cells_without_responses_are_no_pairs(tmp_path):
@@ -53,7 +62,7 @@ def test_other_seeds_and_cells_without_responses_are_no_pairs(tmp_path):
     lines[1]["seed"] = 0
     (tmp_path / "b" / "responses.parquet").unlink()
     found = modality.half_triggered(pd.DataFrame(lines, columns=COLUMNS), tmp_path)
-    assert found.empty
+    assert found.empty and modality.taught(found)["need_both"] == "none"
 
 
 def test_shares_of_other_inputs_are_not_paired(tmp_path):
