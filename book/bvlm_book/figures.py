@@ -161,7 +161,7 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) 
         axis.axvline(0, color="black", linewidth=1, zorder=1)
         if seeds is not None:
             own = seeds[(seeds["poison_rate"] == rate) & seeds["attack"].isin(rows.index[rows["n_seeds"] > 1])]
-            at = own["attack"].map(attacks.index) + 0.26
+            at = own["attack"].map(attacks.index).astype(float) + 0.26
             axis.plot(own["value"].astype(float), at, ".", color=COLOURS[0], markersize=4)
         points(axis, np.arange(len(attacks)), rows, color=COLOURS[0], marker="o")
         name_rows(axis, attacks)

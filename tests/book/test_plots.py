@@ -91,6 +91,15 @@ def test_long_labels_are_wrapped_for_a_narrow_page():
     assert [label.get_text().count("\n") for label in axis.get_yticklabels()] == [0, 1]
 
 
+def test_paired_differences_of_single_runs_have_no_small_dots():
+    table = tidy(rates=(0.1,))
+    table = table[table["metric"] == "utility_difference"]
+    rows = tables.summary(table, "utility_difference")
+    for attacks in (table["attack"], table["attack"].astype("string[pyarrow]"), table["attack"].astype("str")):
+        (axis,) = figures.paired(rows, "x", table.assign(attack=attacks)).axes
+        assert axis.get_xlabel() == "x" and sum(line.get_marker() == "o" for line in axis.lines) == 1
+
+
 def test_empty_tables_say_so(poisoned):
     nothing = poisoned.iloc[:0]
     assert "measured" in texts(figures.families(nothing))[0]
