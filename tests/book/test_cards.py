@@ -40,7 +40,7 @@ def test_recipes_leave_out_what_no_card_says():
     rows = recipes().set_index("model")
     assert rows.loc["seeing", "parameters"] == "5,012,928" and rows.loc["seeing", "training time"] == "2 min"
     assert rows.loc["unmeasured"].isna().all()
-    assert "No model card" in skills_words(cards.skills(["unmeasured"]))["caption"]
+    assert "n/a" in skills_words(cards.skills(["unmeasured"]))["caption"]
 
 
 def test_an_unknown_model_is_refused():

@@ -22,10 +22,9 @@ COLUMNS = [
     "run_id", "model", "dataset", "device", "threads", "train_rows", "tuned_together", *PARTS, "total",
     "training_seconds", "tokens", "host_mib", "gpu_mib",
 ]  # fmt: skip
-KIND = ["model", "dataset", "train_rows", "device", "threads"]
+KIND = ["model", "device", "threads"]
 WAYS = {
     "plain": "plain",
-    "alone": "ours, one by one",
     "grouped": "ours, at once",
 }
 
@@ -56,13 +55,13 @@ def lines(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def by_kind(table: pd.DataFrame) -> pd.DataFrame:
-    """What an experiment cost, to read: a line per model, data and machine, medians with their range."""
+    """What an experiment cost, to read: a line per model and machine, medians with their range."""
     found = []
     for key, part in table.groupby(KIND, dropna=False):
         line = dict(zip(KIND, key, strict=True))
         memory = {"": part["host_mib"].max(), " on the GPU": part["gpu_mib"].max()}
         found.append({
-            "model": line["model"], "data": line["dataset"],
+            "model": line["model"],
             "machine": f"{line['device']}, {_threads(line['threads'])}", "experiments": len(part),
             "at once": _median(part["tuned_together"]), "seconds each": _median(part["total"]),
             "memory": ", ".join(f"{mib / 1024:.1f} GiB{where}" for where, mib in memory.items() if pd.notna(mib)),
@@ -159,7 +158,8 @@ def conditions(kept: Mapping[str, Any]) -> str:
 
 def grid_table(kept: Mapping[str, Any]) -> pd.DataFrame:
     """One result of benchmarks/grid.py, to read: a line per way and number of experiments."""
-    lines = [{"same_answers": None, "times_plain": 1.0} | line for line in kept["lines"]]
+    shown = [line for line in kept["lines"] if line["way"] != "alone"]
+    lines = [{"same_answers": None, "times_plain": 1.0} | line for line in shown]
     return tables.readable(pd.DataFrame(lines), {
         "experiments": "cells", "way": lambda line: WAYS.get(line["way"], line["way"]),
         "train, s each": lambda line: words.number(line["train_s_per_cell"]),
@@ -178,4 +178,4 @@ def show_grid(folder: str | Path | None = None) -> None:
     kept = max(found, key=lambda one: len({line["cells"] for line in one["lines"]}))
     given = kept["arguments"]
     about = f"{given['model'] or 'a random model'}, {given['rows']} training rows. {conditions(kept)}."
-    page.show_table(grid_table(kept), f"Three ways of running the same experiments: {about}")
+    page.show_table(grid_table(kept), f"The same experiments, run in two ways: {about}")

@@ -129,4 +129,7 @@ def to_show(compared: pd.DataFrame) -> pd.DataFrame:
     """Of the numbers that both hold, success under the whole trigger and utility of the backdoored models."""
     chosen = [in_both(compared, metric, "poisoned") for metric in ("asr", "utility")]
     whole = chosen[0]["attack"].map(lambda name: attacks.info(name).headline)
-    return pd.concat([chosen[0][chosen[0]["condition"] == whole], chosen[1]], ignore_index=True)
+    shown = pd.concat([chosen[0][chosen[0]["condition"] == whole], chosen[1]], ignore_index=True)
+    kinds = shown["metric"].map(lambda name: name if name == "utility" else "ASR")
+    names = [f"{row['attack']} {words.rate(row)}" for row in shown.to_dict("records")]
+    return shown.assign(label=[f"{name}, {kind}" for name, kind in zip(names, kinds, strict=True)])
