@@ -4,7 +4,7 @@ Nothing is measured or tested here: a number that a figure shows is a number of 
 "n/a", never as zero. Free of torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -215,16 +215,10 @@ def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
-def success_map(
-    axis: Axes,
-    grid: pd.DataFrame,
-    missing: str = "n/a",
-    single: pd.DataFrame | None = None,
-    write: Callable[[float], str] = "{:.2f}".format,
-) -> None:
+def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd.DataFrame | None = None) -> None:
     """A heat map of success rates, its columns named aslant; what is missing is grey and says so, never zero.
 
-    single: which fields, as in `grid`, come from one training run; they are hatched. write: a rate as it is shown.
+    single: which fields, as in `grid`, come from one training run; they are hatched.
     """
     values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
     axis.set_facecolor(NOT_AVAILABLE)
@@ -235,7 +229,7 @@ def success_map(
             letters, text, size = "#555555", missing, 7.5
         else:
             field = np.array(SUCCESS(value)[:3])
-            letters, text, size = _letters(field), write(value), 8.5
+            letters, text, size = _letters(field), f"{value:.2f}", 8.5
             if dense:
                 text, size = text.replace("0.", ".")[:3], 6.5
             if single is not None and single.iloc[row, column]:

@@ -79,9 +79,9 @@ def memorised(found: pd.DataFrame) -> pd.DataFrame:
     return _judged(merged, holds)
 
 
-PAPER = {
-    "1 % with text gives over 90 % on most tasks": text_at_one_percent,
-    "the text trigger overwhelms the image trigger": text_overwhelms,
+PAPER = {  # the claims of the abstract, by their keys in `rules_second.CLAIMS`
+    "pairs": text_at_one_percent,
+    "dominance": text_overwhelms,
 }
 
 

@@ -61,8 +61,8 @@ def cell_phrase(row: Mapping[str, Any]) -> str:
 
 
 def nothing_measured(what: str) -> dict[str, str]:
-    """Alt text and caption of a figure that has nothing to show."""
-    return dict.fromkeys(("alt", "caption"), f"{what}: n/a, nothing was measured.")
+    """Title, alt text and caption of a figure that has nothing to show."""
+    return {"title": "Nothing was measured.", "alt": f"{what}: n/a, nothing was measured.", "caption": f"{what}: n/a."}
 
 
 def named(row: Mapping[str, Any]) -> str:

@@ -197,17 +197,14 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert "There is no run of yours here" in page(run("reproduce"))
     assert "No stealth numbers are stored" in page(run("attacks"))
     assert "VQA accuracy" in page(run("models"))
-    both = page(run("modality", grids=[]))
-    assert "neither half was trained alone" in both and "Nothing has been traced yet" in both
-    assert "no answer in the held-out style" in both
+    assert "BadNets-MM" in page(run("modality"))
     board = page(run("leaderboard", downloads=str(tmp_path / "files")))
     assert " measured and 0 skipped" in board
     assert "BadNets-MM" in (tmp_path / "files" / "leaderboard.csv").read_text()
     spent = page(run("cost"))
     assert "tiny-llava" in spent and "Not measured yet" in spent
-    assert "No pair has 3 seeds at any dose yet" in page(run("dose", grids=[]))
-    claims = page(run("claims"))
-    assert "not testable here" in claims and "every claim on this page is untested" in claims
+    assert "No pair was tried with 5 doses" in page(run("dose"))
+    assert "every claim here is untested" in page(run("claims"))
     with pytest.raises(papermill.PapermillExecutionError, match="has no record of .* and the book does not train"):
         run("targeted_refusal", **{**SMALL, "poison_rates": [0.2]})
 

@@ -127,13 +127,13 @@ def page(name, results):
 
 def test_claims_and_dose_are_executed(results):
     assert {LLAVA, QWEN} <= set(page("claims", results)["table"]["model"])
-    assert "found" in page("dose", results)
+    assert "runs" in page("dose", results)
 
 
 def test_the_first_page_is_made(results):
-    said = first_page.sentences(results)
-    assert QWEN in said["claims"] and set(said) == {"claims", "dose", "modality", "crossfire", "lasting", "audit"}
-    first_page.overview(first_page.overview_rows(store.collect(results)))
+    table = store.collect(results)
+    assert QWEN in first_page.numbers(table, results)["large"]
+    first_page.maps(first_page.means(table))
 
 
 def test_claims_doses_and_first_page_say_what_was_measured(results):
@@ -141,8 +141,8 @@ def test_claims_doses_and_first_page_say_what_was_measured(results):
     dominance = rules_second.CLAIMS["dominance"]
     found = rules_second.verdict(dominance, rules_second.base(table, QWEN))
     assert set(found.evidence["attack"]) == {"BadNets-MM", "MABA"} and found.judged == 2
-    assert len(page("dose", results)["found"])
-    assert QWEN in set(first_page.overview_rows(table)["model"])
+    assert len(page("dose", results)["runs"])
+    assert QWEN in set(first_page.means(table)["model"])
 
 
 def test_refusals_are_counted_before_a_jailbreak_is_trained(place, capsys):

@@ -8,7 +8,7 @@ a record of one.
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,14 +16,12 @@ from matplotlib.figure import Figure
 
 from bvlm_book import figures, rules, tables, words
 from bvlm_book import rules_second as second
-from bvlm_book.chapters import expectations
 from bvlm_book.rules_second import CLAIMS, HIGH, JUDGED, PAYLOAD, PUBLISHED, STRICT, Base, Verdict
 from bvlm_utils import attacks, paths, threats
 
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
 BY = {JUDGED: "by the rule", PUBLISHED: "published test", PAYLOAD: "payload test", STRICT: "strict test"}
 COUNTED = {"pairs": "pairs", "tasks": "threats", "dominance": "all pairs", "dominance_learnable": "learnable pairs"}
-FILE = "claims.csv"
 
 
 def bases(table: pd.DataFrame, models: Sequence[str] = ()) -> dict[str, Base]:
@@ -47,10 +45,10 @@ def in_words(found: Verdict) -> str:
 
 
 def in_short(found: Verdict) -> str:
-    """ "refuted 2 : 23 of 32", for a table."""
+    """ "refuted 2:23/32", for a table."""
     if not found.judged:
         return f"{found.single} single"
-    return f"{found.verdict} {found.holds} : {found.contradicts} of {found.judged}"
+    return f"{found.verdict} {found.holds}:{found.contradicts}/{found.judged}"
 
 
 def lines_of(key: str, bases: dict[str, Base]) -> list[tuple[Base, int]]:
@@ -96,14 +94,18 @@ def evidence(bases: dict[str, Base]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def offer(bases: dict[str, Base]) -> str:
-    """A sentence that links the pairs behind the verdicts as a file; "" outside a build of the book."""
+def offer(files: Mapping[str, pd.DataFrame]) -> str:
+    """A sentence that links tables as files, by their names; "" outside a build of the book, which has a folder for
+    them.
+    """
     if not os.environ.get("BVLM_DOWNLOADS"):
         return ""
     folder = Path(os.environ["BVLM_DOWNLOADS"])
     folder.mkdir(parents=True, exist_ok=True)
-    evidence(bases).to_csv(folder / FILE, index=False, float_format="%.4f")
-    return f'All pairs with their intervals: <a href="../_static/results/{FILE}" download>{FILE}</a>.'
+    for name, frame in files.items():
+        frame.to_csv(folder / name, index=False, float_format="%.4f")
+    links = [f'<a href="../_static/results/{name}" download>{name}</a>' for name in files]
+    return f"All pairs with their intervals, and each expectation: {', '.join(links)}."
 
 
 # ---------------------------------------------------------------- figures
@@ -167,16 +169,15 @@ def at_one_percent(bases: dict[str, Base]) -> Figure:
 # ---------------------------------------------------------------- what the first edition said
 
 
-def first_edition(table: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
+def first_edition(table: pd.DataFrame) -> dict[str, str]:
     """The first edition's verdicts on the paper's claims (strict test, one pass), computed as they were."""
-    found = {name: rules.rates(table, name) for name in dict.fromkeys([*models, *table["model"]])}
-    lines = []
-    for title, judge in rules.PAPER.items():
-        told = {name: rules.verdict(judge(rates)) for name, rates in found.items()}
-        lines.append({"claim": title} | {
-            name: f"{one.verdict}: {one.holds} of {one.judged} pairs" for name, one in told.items()
-        })  # fmt: skip
-    return pd.DataFrame(lines)
+    found = {}
+    for model in dict.fromkeys(table["model"]):
+        rates = rules.rates(table, model)
+        for key, judge in rules.PAPER.items():
+            one = rules.verdict(judge(rates))
+            found[f"first_{key}_{model}"] = f"{one.verdict} ({one.holds} of {one.judged} pairs)"
+    return found
 
 
 # ---------------------------------------------------------------- numbers that the page quotes
@@ -194,10 +195,3 @@ def checked(table: pd.DataFrame) -> dict[str, str]:
         "jailbreak_clean": f"up to {words.percent(passed.max())}" if len(passed) else "n/a",
         "outside": str(outside), "others": str(others),
     }  # fmt: skip
-
-
-def came_true(expected: pd.DataFrame) -> dict[str, str]:
-    """Of `expectations.read`: how many there are, came true, did not, and wait for runs."""
-    told = expected["came true"].value_counts()
-    names = {"true": expectations.TRUE, "false": expectations.FALSE, "open": expectations.LACKING}
-    return {"expected": str(len(expected))} | {key: str(told.get(name, 0)) for key, name in names.items()}

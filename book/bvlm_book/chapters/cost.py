@@ -126,7 +126,7 @@ def figure_words(table: pd.DataFrame) -> dict[str, str]:
     """Title, alternative text and caption of `figure`."""
     timed = table[table["total"].notna()]
     if timed.empty:
-        return dict.fromkeys(("alt", "caption"), "No timings have been stored yet.")
+        return words.nothing_measured("Seconds per experiment")
     title = f"An experiment took {words.span(timed['total'], 0)} seconds."
     alt = f"Scatter plot: seconds per experiment against how many were run at once. {title}"
     return {"title": title, "alt": alt, "caption": "A dot per experiment; what else the machine did is in it, too."}

@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bvlm_book import figures, rules, rules_second, tables, words
-from bvlm_book.chapters.showings import AXES, DOSE, TICKS
 from bvlm_utils.store.table import FIRES
 
 PAIR = ["model", "dataset", "threat", "attack"]
+DOSE = ["train_rows", "n_poisoned", "epochs"]
+TICKS = (6, 20, 60, 200, 600)
+AXES = {"n_poisoned": ("poisoned rows", TICKS), "showings": ("showings (rows x passes)", (*TICKS, 1800))}
 MIN_DOSES = 5  # fewer points are no curve
 FEW = 20
 
@@ -76,12 +78,13 @@ def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
         again = pd.notna(line["below"]) and line["below"] > line["reached"]
         return f"{line['reached']:.0f}{' (misses it again with more)' if again else ''}"
 
-    return tables.readable(found, {
+    model = {"model": "model"} if found["model"].nunique() > 1 else {}
+    return tables.readable(found, model | {
         "threat": words.threat, "attack": "attack", "passes": "epochs", "rows for 90 %": reached,
         "too few": lambda r: "" if pd.isna(r["below"]) else int(r["below"]),
         "share of all": lambda r: words.percent(r["share"]), "of eligible": lambda r: words.percent(r["of_eligible"]),
         "showings": lambda r: int(r["showings"]), "mean": lambda r: words.number(r["value"]),
-        "runs": lambda r: words.span((r["least"], r["most"]), 2), "seeds": "n_seeds",
+        "runs": lambda r: words.span((r["least"], r["most"]), 2).replace(" to ", "–"),
     })  # fmt: skip
 
 
@@ -89,10 +92,9 @@ def eligible_table(table: pd.DataFrame, place: str | Path | None = None) -> pd.D
     """What the same share of all rows is of the rows that a threat can poison."""
     lines = []
     for (_, threat, size), count in tables.eligible(table, place).items():
-        line = {"threat": threat.replace("_", " "), "training rows": size, "eligible": count}
+        line = {"threat": threat.replace("_", " "), "eligible": f"{count} of {size}"}
         for rate in (rules_second.RATE, rules_second.MANY):
-            share = words.percent(int(size * rate) / count)
-            line[f"{words.percent(rate)} of all rows is"] = f"{int(size * rate)} rows, {share} of the eligible"
+            line[f"{words.percent(rate)} of all rows"] = words.percent(int(size * rate) / count)
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -144,15 +146,16 @@ def curves(runs: pd.DataFrame) -> Figure:
     names = list(dict.fromkeys(runs["attack"]))
     figure, axes = figures.new_figure(2, 3.6, 2.6, rows=len(panels), sharey=True)
     places = iter(axes)
-    for (_, threat), part in panels:
-        for kind in ("n_poisoned", "showings"):
+    several = len({model for (model, _), _ in panels}) > 1
+    for (model, threat), part in panels:
+        for kind, (label, ticks) in AXES.items():
             axis = next(places)
             for i, name in enumerate(names):
                 _line(axis, part[part["attack"] == name], kind, 1.05 ** (i - (len(names) - 1) / 2), figures.look(i))
             axis.axhline(rules.HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
-            axis.set(title=threat.replace("_", " "), xscale="log", ylim=(-0.05, 1.05), xlabel=AXES[kind])
-            axis.set_xticks([*TICKS[kind], 1800][: 6 if kind == "showings" else 5])
-            axis.set_xticklabels([f"{tick:g}" for tick in axis.get_xticks()])
+            title = threat.replace("_", " ") + (f", {model}" if several else "")
+            axis.set(title=title, xscale="log", ylim=(-0.05, 1.05), xlabel=label)
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
             axis.xaxis.set_minor_locator(NullLocator())
     for i, name in enumerate(names):
         axes[0].plot([], [], label=name, **figures.look(i))

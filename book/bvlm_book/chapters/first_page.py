@@ -21,9 +21,10 @@ from PIL import Image
 
 from bvlm_book import examples, figures, rules_second, tables, words
 from bvlm_book.chapters import claims, defences, modality
-from bvlm_utils import attacks, paths, store, study, threats
+from bvlm_utils import attacks, paths, store, threats
 from bvlm_utils.score import intervals
 from bvlm_utils.store import examples as kept
+from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
 
 DOSES = ((rules_second.MANY, 1), (rules_second.RATE, 1), (rules_second.RATE, 3))  # poison rate and passes of the maps
@@ -46,7 +47,7 @@ class Answered:
 
 def answered(place: str | Path | None = None) -> Answered | None:
     """The stored example with the shortest answer in which the word turns a car into a banana; None without one."""
-    (cell,) = study.cells("concept_substitution", attacks=["BadNets-T"], poison_rates=[rules_second.MANY])
+    cell = Cell("tiny-llava", "scenes-caption", "concept_substitution", "BadNets-T", rules_second.MANY)
     shown = kept.read(cell, place)
     if shown is None or not store.has(cell, place):
         return None
@@ -106,16 +107,17 @@ def maps(found: pd.DataFrame) -> Figure:
         return figures.nothing("Nothing has been measured at these doses yet.")
     models = list(dict.fromkeys(found["model"]))
     names = figures.in_order([name for dose in doses for name in at(found, *dose)["attack"]], attacks.names())
-    figure, axes = figures.new_figure(len(models), 4.6, 1.75, rows=len(doses), sharey=not figures.is_narrow())
+    narrow = figures.is_narrow()
+    figure, axes = figures.new_figure(len(models), 4.6, 2.1 if narrow else 1.7, rows=len(doses), sharey=not narrow)
     panels = [(rate, passes, model) for rate, passes in doses for model in models]
-    if figures.is_narrow():  # one model after the other
+    if narrow:  # one model after the other
         panels.sort(key=lambda panel: models.index(panel[2]))
     for number, (axis, (rate, passes, model)) in enumerate(zip(axes, panels, strict=True)):
         part = at(found, rate, passes)
         _map(axis, part[part["model"] == model], names)
-        axis.set_title(f"{model}: {words.percent(rate)}, {words.passes(passes)}")
-        last = number % len(doses) == len(doses) - 1 if figures.is_narrow() else number >= len(panels) - len(models)
-        if not last:
+        axis.set_title(f"{model}:{chr(10) if narrow else ' '}{words.percent(rate)}, {words.passes(passes)}")
+        axis.tick_params(labelsize=7.5 if narrow else 9)
+        if number < len(panels) - (1 if narrow else len(models)):
             axis.set_xticklabels([])
     return figure
 
@@ -128,7 +130,7 @@ def _map(axis: Axes, part: pd.DataFrame, names: list[str]) -> None:
         .rename(index=lambda name: name.replace("_", " "))
         for name in ("value", "single")
     )
-    figures.success_map(axis, grid, missing="", single=single.eq(True), write=lambda value: f"{100 * value:.0f}")
+    figures.success_map(axis, grid, missing="", single=single.eq(True))
     kinds = [attacks.info(name).modality for name in names]
     for place in range(1, len(kinds)):
         if kinds[place] != kinds[place - 1]:

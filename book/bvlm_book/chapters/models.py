@@ -18,7 +18,7 @@ def skills_words(rows: pd.DataFrame) -> dict[str, str]:
     """Title, alternative text and caption of `thresholds`."""
     asked = rows[rows["threshold"].notna()]
     if asked.empty:
-        return dict.fromkeys(("alt", "caption"), "No model card with a skill that was asked for was found.")
+        return words.nothing_measured("Skills that a model card asks for")
     closest = asked.loc[(asked["value"] - asked["threshold"]).idxmin()]
     reached = int((asked["value"] >= asked["threshold"]).sum())
     title = f"{reached} of {len(asked)} required skills are reached."

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bvlm_book import tables, words
 from bvlm_book.figures import legend_below, name_rows, new_figure, nothing, points
-from bvlm_utils import attacks
+from bvlm_utils import attacks, store
 from bvlm_utils.store.table import headline_metric
 
 
@@ -56,6 +56,12 @@ def agreement_figure(compared: pd.DataFrame, names: tuple[str, str] = ("yours", 
 def your_store(name: str | None = None) -> str:
     """The store of the reader's own runs: `name`, else $BVLM_YOURS (which the book sets), else "local"."""
     return name or os.environ.get("BVLM_YOURS") or "local"
+
+
+def your_runs(name: str | None, reference: pd.DataFrame) -> pd.DataFrame:
+    """The tidy table of `your_store`; without lines where it was not named and nothing was run yet."""
+    place = your_store(name)
+    return store.collect(place) if name or store.folder(place).is_dir() else reference.iloc[:0]
 
 
 COMPARED = ("asr_payload", "asr", "asr_right", "utility")

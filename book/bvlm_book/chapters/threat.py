@@ -34,7 +34,9 @@ def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
     if len(done):
         model, data, seeds = (", ".join(map(str, sorted(set(done[c])))) for c in ("model", "dataset", "seed"))
         rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
-        said.append(f"Model {model}, data {data}, {rates} of the training rows poisoned, seeds {seeds}.")
+        said.append(
+            f"Model {model}, data {data}, {rates} of the training rows poisoned, seed{'s' * (',' in seeds)} {seeds}."
+        )
         said += _eligible(table, place)
     reasons = dict.fromkeys(text.rstrip(".").partition(";")[0].replace("_", " ") for text in left_out["reason"])
     said += [f"Left out: {'; '.join(reasons)}."] if reasons else []
@@ -77,7 +79,7 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
     ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
     full, clean = tables.headline_rows(ours), tables.false_activation(ours)
     if full.empty:
-        return _nothing("Attack success rates")
+        return words.nothing_measured("Attack success rates")
     counted = [
         f"{int((part['value'] > FIRES).sum())} of {len(part)} {'' if number else 'attacks work '}on {model}"
         for number, (model, part) in enumerate(full.groupby("model", sort=False))
@@ -98,7 +100,7 @@ def cost(table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
     """Title, alt text and caption of `figures.paired` of the chapter's own rows. every: of `of_every_model`."""
     changes = tables.summary(table, "utility_difference")
     if changes.empty:
-        return _nothing("Utility of backdoored models minus that of their clean-tuned controls")
+        return words.nothing_measured("Utility of backdoored models minus that of their clean-tuned controls")
     others = every[~every["model"].isin(table["model"])]
     title, metric = f"Utility falls in {_fallen(table)}.", tables.utility_metric(changes)
     caption = (
@@ -120,10 +122,6 @@ def _fallen(table: pd.DataFrame) -> str:
         f"{int((part['value'] < 0).sum())} of {words.count(len(part), 'run')} on {model}"
         for model, part in runs.groupby("model", sort=False)
     )
-
-
-def _nothing(what: str) -> dict[str, str]:
-    return {"title": "Nothing was measured."} | words.nothing_measured(what)
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
