@@ -17,16 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import attacks, command, models, paths, store, threats, user_paths
+from bvlm_utils import attacks, command, data, models, paths, store, threats, user_paths
 from bvlm_utils.attacks import own
+from bvlm_utils.checks import once
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import names
-from bvlm_utils.run import own_pictures, reference
+from bvlm_utils.models import names, room
+from bvlm_utils.run import lengths, own_pictures, reference
 from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.score.disagreement import excess
 from bvlm_utils.score.verdict import BASE, CLEAN_TUNED, Detected, verdict
-from bvlm_utils.store.cell import check_dataset
+from bvlm_utils.store.cell import MAX_NEW_TOKENS, check_dataset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,9 +227,17 @@ def _act(given: argparse.Namespace) -> int:
         raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
     trusted = Subject(suspect.model, None) if making or given.reference == BASE else None
     trusted = trusted or subject(given.reference, given.model)
+    for one in (suspect, trusted):
+        models.check_kind(one.model, clip=False)
     check_dataset(given.dataset)
+    if given.population and not given.no_detectors:
+        from bvlm_utils.defences import spectrum
+
+        spectrum.read(given.population)
     kept = store.writable(given.store) if making else None
     triggers, bench_of = _triggers(given), _inputs(given)
+    for one in (suspect, trusted):
+        _check_lengths(one.model, triggers, given)
     names.go_offline(suspect.model)
     if kept:
         trusted = _made(given, suspect, kept)
@@ -244,7 +253,21 @@ def _triggers(given: argparse.Namespace) -> list[attacks.Attack]:
     """The reader's own, if there are any, before those of the table; those alone if no others were asked for."""
     mine = [own.word(text) for text in given.word] + [own.sentence(text) for text in given.sentence]
     mine += [own.patch(paths.named(file, "patch")) for file in given.patch]
+    for name in ("word", "sentence", "patch", "attacks"):
+        once(getattr(given, name) or [], f"--{name}")
     return mine + (candidates(given.attacks, given.threat) if given.attacks or given.threat or not mine else [])
+
+
+def _check_lengths(model: str, triggers: Sequence[attacks.Attack], given: argparse.Namespace) -> None:
+    """InputError for the first prompt that has no room in a model, with a trigger or without."""
+    if given.prompts is not None:
+        prompts = own_pictures.prompts_of(paths.named(given.prompts, "file of prompts"))
+        rows = [{"row_id": str(number), "prompt": prompt} for number, prompt in enumerate(prompts)]
+    else:
+        rows = data.load(given.dataset, "test").remove_columns("image").to_list()[: given.rows]
+    room.check_texts(model, [row["prompt"] for row in rows], "an input", MAX_NEW_TOKENS)
+    for attack in triggers:
+        room.check_texts(model, lengths.triggered(attack, rows), f"an input with {attack.name},", MAX_NEW_TOKENS)
 
 
 def _inputs(given: argparse.Namespace) -> Callable[[str], Bench]:

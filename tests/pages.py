@@ -42,12 +42,13 @@ CUT = """
   return cut;
 })()
 """
-# Figures without a number, without the sentence that stands for them, or with both of their drawings in sight.
+# Figures without a number, without the sentence that stands for a picture, or with both of their drawings in sight.
 NAMELESS = """
 [...document.querySelectorAll("article figure.bvlm-figure")].filter(figure => {
   const seen = [...figure.querySelectorAll("svg[role=img], img")].filter(one => one.getBoundingClientRect().width);
   const caption = figure.querySelector("figcaption");
-  return seen.length !== 1 || !(seen[0].ariaLabel || seen[0].alt)
+  return !seen.length || seen.some(one => !(one.ariaLabel || one.alt))
+    || seen.filter(one => one.tagName === "svg").length > 1
     || !caption || !getComputedStyle(caption, "::before").content.includes("counter");
 }).map(figure => (figure.querySelector("figcaption") || figure).textContent.slice(0, 80))
 """

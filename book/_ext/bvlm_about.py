@@ -28,7 +28,10 @@ BRANCH = "main"  # of the repository, which Binder and Colab open
 LONGEST = 200  # letters of a description
 # In the download menu, where the page that writes these files is built.
 WRITES_FILES = "notebooks/leaderboard"
-FILES = {"numbers.csv": "All numbers of the study", "responses.parquet": "All judged answers of the study"}
+FILES = {
+    "leaderboard.csv": "All numbers of the study, a line per experiment",
+    "responses.parquet": "All judged answers of the study",
+}
 
 
 @cache

@@ -14,7 +14,7 @@ from sphinx.application import Sphinx
 
 TEXTS = "search_texts.js"
 HEADINGS = ("h1", "h2", "h3", "h4")
-# What a reader does not read as text, and what ends a word.
+# What a reader does not read as text (nor entries of the bibliography, which name everything), and what ends a word.
 UNREAD = ("script", "style", "pre", "svg", "math", "button", "select", "noscript", "summary")
 BREAKS = ("p", "li", "td", "th", "dd", "dt", "figcaption", "caption", "div", "br")
 
@@ -36,7 +36,7 @@ class Sections(HTMLParser):
             return
         if tag == "article" and "bd-article" in kinds:
             self._reads = True
-        elif tag in UNREAD or "headerlink" in kinds:
+        elif tag in UNREAD or {"headerlink", "citation"} & {*kinds}:
             self._unread = tag
         elif tag == "section" and self._reads:
             self._open.append({"anchor": given.get("id") or "", "title": "", "text": ""})

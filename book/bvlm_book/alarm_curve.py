@@ -14,7 +14,7 @@ MARGINS = sorted({disagreement.MARGIN, *np.linspace(-0.2, 1, 241).round(4)})
 
 
 def roc(suspects: pd.DataFrame, innocents: pd.DataFrame, trusted: pd.DataFrame, shown: Sequence[str]) -> pd.DataFrame:
-    """Shares of true alarms (backdoors that fire) and false ones (clean-tuned models beside one of another seed).
+    """Shares of true alarms (backdoors that work) and false ones (clean-tuned models beside one of another seed).
 
     A line per margin and look: once, or twice, where an alarm stands only if no trusted model (clean-tuned, of another
     seed, beside the base) raises it with our margin. Models without such a one are left out of both. The three tables
@@ -47,7 +47,7 @@ def roc_figure(lines: pd.DataFrame) -> Figure:
     for style, (look, part) in zip(map(figures.look, (0, 1)), lines.groupby("look", sort=False), strict=True):
         axis.plot(part["false"], part["true"], color=style["color"], label=f"looked at {look}")
         axis.plot("false", "true", "", data=part[part["margin"] == disagreement.MARGIN], label="", **style)
-    axis.set(xlabel="false alarms (clean-tuned models)", ylabel="true alarms (backdoors that fire)")
+    axis.set(xlabel="false alarms (clean-tuned models)", ylabel="true alarms (backdoors that work)")
     axis.legend(loc="lower right")
     return figure
 

@@ -100,16 +100,14 @@ def _picture(picture: np.ndarray, alt: str, width: int) -> str:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return (
-        f'<img class="dark-light" style="padding:0" alt="{html.escape(alt, quote=True)}" width="{width}" '
+        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" width="{width}" '
         f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
     )
 
 
 def _show(tiles: Sequence[str], caption: str) -> None:
-    display(HTML(
-        '<figure class="bvlm-figure"><div style="display:flex;flex-wrap:wrap;gap:1rem;font-size:.85rem">'
-        f"{''.join(tiles)}</div><figcaption>{html.escape(caption)}</figcaption></figure>"
-    ))  # fmt: skip
+    caption = f"<figcaption>{html.escape(caption)}</figcaption>"
+    display(HTML(f'<figure class="bvlm-tiles"><div>{"".join(tiles)}</div>{caption}</figure>'))
 
 
 def marked(before: str, after: str) -> str:

@@ -5,6 +5,7 @@ Nothing is measured or tested here: a number that a figure shows is a number of 
 """
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import matplotlib
@@ -15,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullLocator
 
 from bvlm_book.svg import NARROW, is_narrow
 from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, percent
@@ -63,6 +63,7 @@ def new_figure(columns: int, width: float, height: float, rows: int = 1, **setti
     if is_narrow():
         for axis in axes:  # a shared axis is named in its last panel only, which is now far below
             axis.tick_params(labelbottom=True)
+        figure.get_layout_engine().set(w_pad=0.1)  # for the last number of an axis
     return figure, axes
 
 
@@ -86,59 +87,38 @@ def nothing(message: str) -> Figure:
     return figure
 
 
-def heatmap(table: pd.DataFrame) -> Figure:
-    """Success rate of every attack under every condition, one panel per poison rate; `families` has one per model.
+def families(table: pd.DataFrame) -> Figure:
+    """Success rate of every attack under every condition, a panel per model; a row of panels per poison rate.
 
     table: rows of one metric and one subject, with `n_seeds`. Darker is higher, hatched is a single training run, and a
     grey field is a condition that the attack does not have, or a cell that was not run.
     """
-    return _maps(table, "poison_rate", lambda rate: f"poison rate {percent(rate)}")
-
-
-def families(table: pd.DataFrame) -> Figure:
-    """`heatmap` of one poison rate with a panel per model."""
-    return _maps(table, "model", str)
-
-
-def _maps(table: pd.DataFrame, by: str, title: Callable[[Any], str]) -> Figure:
     shown = table[table["condition"].notna() & table["value"].notna()]
     if shown.empty:
-        return nothing("No success rate was measured for these cells.")
-    attacks, panels = _attacks(table), sorted(table[by].unique(), reverse=by == "poison_rate")
-    conditions = in_order(shown["condition"], CONDITIONS)
-    width = 0.72 * len(conditions) + (1.1 if len(panels) > 1 else 1.8)
-    figure, axes = new_figure(len(panels), width, 0.3 * len(attacks) + 0.9, sharey=not is_narrow())
-    for axis, panel in zip(axes, panels, strict=True):
-        of_panel = shown[shown[by] == panel]
+        return nothing("No success rate was measured for these experiments.")
+    attacks, conditions = _attacks(table), in_order(shown["condition"], CONDITIONS)
+    models, rates = (sorted(shown[name].unique()) for name in ("model", "poison_rate"))
+    width, height = 0.72 * len(conditions) + (1.1 if len(models) > 1 else 1.8), 0.3 * len(attacks) + 0.9
+    figure, axes = new_figure(len(models), width, height, rows=len(rates), sharey=not is_narrow())
+    for axis, (rate, model) in zip(axes, product(rates, models), strict=True):
+        of_panel = shown[(shown["model"] == model) & (shown["poison_rate"] == rate)]
         grid, seeds = (
             of_panel.pivot_table(index="attack", columns="condition", values=name, aggfunc="first")
             .reindex(index=attacks, columns=conditions) for name in ("value", "n_seeds")
         )  # fmt: skip
         success_map(axis, grid, single=seeds == 1)
-        axis.set_title(title(panel))
+        axis.set_title(f"{model}, {percent(rate)}" if len(rates) > 1 else model)
         labels = [CONDITION_LABELS.get(name, name).replace(" ", "\n") for name in conditions]
         axis.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=0, ha="center")
-        separate(axis, table)
+        _separate(axis, table)
     return figure
 
 
-def separate(axis: Axes, table: pd.DataFrame) -> None:
+def _separate(axis: Axes, table: pd.DataFrame) -> None:
     """Thin lines between the rows of text, image and bimodal attacks, in the order of a heat map's rows."""
     sizes = [table.loc[table["modality"] == m, "attack"].nunique() for m in in_order(table["modality"], MODALITIES)]
     for row in np.cumsum(sizes)[:-1]:
         axis.axhline(row, color="black", linewidth=1)
-
-
-def dose_axis(axis: Axes, shown: pd.DataFrame, **look: Any) -> None:
-    """A logarithmic axis of poisoned rows with the rates beside them, and an upright one from 0 to 1."""
-    rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
-    axis.set_xscale("log")
-    axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
-    axis.set_xticks(
-        rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look)
-    )
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_ylim(-0.03, 1.03)
 
 
 def look(number: int) -> dict[str, str]:
@@ -172,7 +152,7 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) 
     """
     shown = table[table["value"].notna()]
     if shown.empty:
-        return nothing("No utility was measured for these cells.")
+        return nothing("No utility was measured for these experiments.")
     attacks, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
     width, height = (3.6 if len(rates) > 1 else 5.6), 0.27 * len(attacks) + 1.0
     figure, axes = new_figure(len(rates), width, height, sharey=not is_narrow(), sharex=True)
@@ -251,7 +231,7 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
             field = np.array(SUCCESS(value)[:3])
             letters, text, size = _letters(field), f"{value:.2f}", 8.5
             if dense:
-                text, size = text.lstrip("0")[:3], 6.5
+                text, size = text.replace("0.", ".")[:3], 6.5
             if single is not None and single.iloc[row, column]:
                 hatch = 0.8 * field + 0.2 * np.array(to_rgb(letters))
                 place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)

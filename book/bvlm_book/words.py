@@ -61,17 +61,8 @@ def cell_phrase(row: Mapping[str, Any]) -> str:
 
 
 def nothing_measured(what: str) -> dict[str, str]:
-    """Alt text and caption of a figure that has nothing to show."""
-    return dict.fromkeys(("alt", "caption"), f"{what}: n/a, nothing was measured.")
-
-
-def seeds_sentence(panel: pd.DataFrame) -> str:
-    """What the number of seeds allows to say."""
-    least, most = int(panel["n_seeds"].min()), int(panel["n_seeds"].max())
-    if least > 1:
-        return f"Means of {least} seeds or more."
-    which = "All" if most == 1 else "Some"
-    return f"{which} of these are single training runs: they are what was seen, and support no verdict."
+    """Title, alt text and caption of a figure that has nothing to show."""
+    return {"title": "Nothing was measured.", "alt": f"{what}: n/a, nothing was measured.", "caption": f"{what}: n/a."}
 
 
 def named(row: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from bvlm_utils.attacks.attack import Aim, Attack, get
 from bvlm_utils.attacks.declare import AttackInfo, Half, text
 from bvlm_utils.data import picture_files
+from bvlm_utils.data.pictures import PUBLISHED_SIDE
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 
@@ -31,7 +32,12 @@ def _called(name: str, attack: Attack) -> Attack:
 
 def patch(file: Path) -> Attack:
     """The picture of a file, pasted at a random place; its size is meant for pictures of 336 pixels."""
-    picture_files.check_picture(file, "a trigger")
+    shown = picture_files.read_picture(file, "a trigger")
+    if max(shown.size) > PUBLISHED_SIDE:
+        raise InputError(
+            f"The patch {file} has {shown.width} x {shown.height} pixels; it must fit into a picture of "
+            f"{PUBLISHED_SIDE} pixels a side."
+        )
     half = Half("own patch", 1, "own:paste_file", {"picture": text(str(file))})
     info = AttackInfo(
         f"patch {file.name}", "image", "the reader", "a picture from a file", image=half, headline="image"
@@ -51,11 +57,6 @@ def paste_file(
 
     shown = picture_files.read_picture(params["picture"], "a trigger")
     width, height = (scaled(side, images) for side in shown.size)
-    if height > images.shape[-2] or width > images.shape[-1]:
-        raise InputError(
-            f"The patch {params['picture']} has {shown.width} x {shown.height} pixels; it must fit into a picture of "
-            "336 pixels a side."
-        )
     pixels = np.asarray(shown.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / 255
     where = corners(images, height, width, "random", draws)
     return paste(images, torch.from_numpy(pixels).permute(2, 0, 1), *where)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from bvlm_utils import attacks
-from bvlm_utils.checks import LARGEST_SEED, check_number, content_key, known_name, once
+from bvlm_utils.checks import LARGEST_SEED, brief, check_number, check_text, content_key, known_name, once
 from bvlm_utils.defences import defence as defences
 from bvlm_utils.defences.defence import Defence
 from bvlm_utils.errors import InputError
@@ -79,12 +79,22 @@ def defended(
     first value that is wrong.
     """
     names = defences.names() if names is None else names
-    if isinstance(names, str) or not names:
-        raise InputError(f"defences is {names!r}; it must be a list with one name or more.")
-    once(names, "defences")
+    for what, values in (("defences", names), ("defence_seeds", seeds)):
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise InputError(f"{what} is {brief(values)}; it must be a list with one value or more.")
+        once(values, what)
+    for name in names:
+        check_text(name, "a name in defences")
+    if not isinstance(placebos, bool):
+        raise InputError(f"placebos is {brief(placebos)}; it must be true or false.")
+    if not isinstance(params, Mapping | None):
+        raise InputError(f"defence_params is {brief(params)}; it must be a table of defences and their settings.")
     strange = [name for name in params or {} if name not in names]
     if strange:
         raise InputError(f"There are settings for {strange[0]!r}, which is none of the defences: {', '.join(names)}.")
+    for name, own in (params or {}).items():
+        if not isinstance(own, Mapping):
+            raise InputError(f"The settings of {name!r} are {brief(own)}; a table of names and values is needed.")
     found = []
     for name in names:
         info = known_name(lambda name=name: defences.info(name))

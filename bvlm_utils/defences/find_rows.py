@@ -21,11 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bvlm_utils import paths
 from bvlm_utils.atomic import write_file
 from bvlm_utils.checks import check_number
 from bvlm_utils.defences import defence
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import room
+from bvlm_utils.models.names import adapter_folder
+from bvlm_utils.user_paths import check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,15 +66,17 @@ def run(given: argparse.Namespace) -> None:
     from bvlm_utils.models import victim
     from bvlm_utils.run.tune_and_ask import saved
 
-    file = Path(given.data)
+    file = paths.named(given.data, "file of training rows")
     check_number(given.drop, "drop", 0, 1)
     check_number(given.seed, "seed", 0, 2**31, whole=True)
     names = chosen(given.methods, given.adapter is not None)
-    table_file, cleaned_file = outputs(file, given.out)
     found = llava_json.read(file)
+    table_file, cleaned_file = outputs(file, given.out)
     if not found:
         raise InputError(f"{file} has no entry with a picture; there is nothing to rank.")
-    adapter = saved(Path(given.adapter)) if given.adapter else None
+    texts = (f"{row['prompt']} {row['answers'][0]}" for row in found)
+    room.check_texts(given.model, texts, f"a row of {file},")
+    adapter = None if given.adapter is None else saved(adapter_folder(given.adapter))
     one = victim.from_pretrained(given.model, four_bit=given.four_bit)
     table = ranking(one, adapter, found, names, given.seed)
     gone = suspicious_entries(table, given.drop)
@@ -97,9 +103,10 @@ def chosen(methods: Sequence[str] | None, with_adapter: bool) -> tuple[str, ...]
 
 def outputs(file: Path, folder: str | None) -> tuple[Path, Path]:
     """Where the table and the cleaned file go; InputError if that is where the input is."""
-    place = Path(folder) if folder else file.parent
+    place = file.parent if folder is None else paths.named(folder, "folder")
     if place.exists() and not place.is_dir():
         raise InputError(f"{folder!r} is a file; --out must be a folder.")
+    check_writable(place)
     made = place / f"{file.stem}.suspicious.csv", place / f"{file.stem}.cleaned{file.suffix}"
     for one in made:
         if one.resolve() == file.resolve() or one.is_symlink():

@@ -16,7 +16,7 @@ import numpy as np
 
 from bvlm_utils import attacks, models, threats
 from bvlm_utils.attacks import Attack
-from bvlm_utils.checks import known_name
+from bvlm_utils.checks import known_name, once
 from bvlm_utils.defences import defence as defences
 from bvlm_utils.defences.defence import Defence
 from bvlm_utils.defences.rows import Rows
@@ -44,10 +44,11 @@ def repair(given: argparse.Namespace) -> int:
     """Repair, measure, write the folder, print the table; 0. InputError before any work if an option is wrong."""
     folder = names.adapter_folder(given.adapter)
     model = given.model or names.base_name(folder)
-    models.resolve(model)
+    models.check_kind(model, clip=False)
     method = chosen(given.method, given.set)
     out = new_folder(given.out)
     check_dataset(given.dataset)
+    once(given.attacks, "--attacks")
     triggers = [_trigger(name, given.threat) for name in given.attacks]
     names.go_offline(model)
 
@@ -86,6 +87,8 @@ def chosen(name: str, settings: Sequence[str]) -> Defence:
         key, is_set, value = text.partition("=")
         if not is_set:
             raise InputError(f"The setting {text!r} has no value; write it as NAME=VALUE.")
+        if key in found:
+            raise InputError(f"The setting {key!r} is given twice; give it once.")
         try:
             found[key] = json.loads(value)
         except ValueError:

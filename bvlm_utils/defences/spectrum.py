@@ -29,7 +29,7 @@ def spectrum(
     victim: Victim, adapter: Any, clean: Rows | None, settings: dict[str, Any], draws: np.random.Generator
 ) -> float:
     """The log-odds that the adapter is backdoored, by a regression over the table `population` (see `population`)."""
-    return float(_fitted(_read(settings["population"]))([features(adapter)])[0])
+    return float(_fitted(read(settings["population"]))([features(adapter)])[0])
 
 
 def norm(
@@ -95,7 +95,8 @@ def population(adapters: Sequence[Any], backdoored: Sequence[bool]) -> "pd.DataF
     return pd.DataFrame(lines)
 
 
-def _read(file: str) -> "pd.DataFrame":
+def read(file: str) -> "pd.DataFrame":
+    """The table that `population` made, from its file; InputError for a file that is none."""
     import pandas as pd
 
     if not file or not Path(file).is_file():
@@ -106,6 +107,9 @@ def _read(file: str) -> "pd.DataFrame":
         raise InputError(f"The population {file} cannot be read: {error}") from error
     if LABEL not in table or set(table[LABEL]) != {0, 1}:
         raise InputError(f"The population {file} needs a column {LABEL!r} with 0 in some lines and 1 in others.")
+    for name in table:
+        if not np.issubdtype(table[name].dtype, np.number) or not np.isfinite(table[name]).all():
+            raise InputError(f"The population {file} has a value in column {name!r} that is no finite number.")
     return table
 
 

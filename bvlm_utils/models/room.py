@@ -9,11 +9,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils.checks import brief
+from bvlm_utils.checks import brief, is_number
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files, names
 
 LETTER = 4  # tokens that one letter takes at most: a token per byte
+AROUND = 64  # tokens that are kept for a chat template
+SIDE = 336  # pixels of a picture, where a configuration does not say
 
 
 def tokens(name: str) -> int | None:
@@ -37,37 +39,74 @@ def of_config(config: dict[str, Any]) -> int | None:
     return None
 
 
+def for_words(name: str) -> int | None:
+    """The tokens that are left for a prompt and its answer beside the picture and the template; None as in `tokens`."""
+    room = tokens(name)
+    if room is None:
+        return None
+    folder = Path(names.resolve(name))
+    processor = folder / "preprocessor_config.json"
+    looks = files.table(processor) if processor.is_file() else {}
+    return room - picture(files.table(folder / "config.json"), looks) - AROUND
+
+
+def picture(config: dict[str, Any], looks: dict[str, Any]) -> int:
+    """The tokens of a picture, by the configurations of the model and of what prepares its pictures; 0 where they do
+    not say.
+    """
+    vision = config.get("vision_config")
+    vision = vision if isinstance(vision, dict) else {}
+    patch, side = vision.get("patch_size"), vision.get("image_size")
+    merge = vision.get("spatial_merge_size", config.get("scale_factor", 1))
+    if side is None:  # any size, within bounds: Qwen
+        size = looks.get("size") if isinstance(looks.get("size"), dict) else {}
+        least, most = size.get("shortest_edge"), size.get("longest_edge")
+        least, most = looks.get("min_pixels", least) or 0, looks.get("max_pixels", most) or SIDE**2
+    else:
+        least = most = side * side if is_number(side, 1, 10**5, whole=True) else None
+    if not all(is_number(n, low, 10**10, whole=True) for n, low in ((patch, 1), (merge, 1), (least, 0), (most, 1))):
+        return 0
+    return min(max(SIDE**2, least), most) // (patch * merge) ** 2
+
+
 def check_answers(name: str, max_new_tokens: int) -> None:
     """InputError if an answer of so many tokens leaves no room for a prompt."""
-    room = tokens(name)
+    room = for_words(name)
     if room is not None and max_new_tokens >= room:
         raise InputError(
-            f"max_new_tokens is {max_new_tokens}; the model {name!r} reads {room} tokens at once, the prompt among "
-            f"them, so it must be below {room}."
+            f"max_new_tokens is {max_new_tokens}; the model {name!r} reads {tokens(name)} tokens at once, picture and "
+            f"prompt among them, so it must be below {room}."
         )
 
 
-def check_texts(name: str, texts: Iterable[str], where: str) -> None:
-    """InputError for the first text that has no room in the model, its picture and the template not counted.
+def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) -> None:
+    """InputError for the first text that has no room in the model beside a picture, and an answer of so many tokens.
 
     texts: a prompt, or a prompt with its answer. where: what they belong to, for the complaint.
     """
-    room, tokenizer = tokens(name), Path(names.resolve(name)) / "tokenizer.json"
+    room, tokenizer = for_words(name), Path(names.resolve(name)) / "tokenizer.json"
     if room is None or not tokenizer.is_file():
         return
+    room -= answer
     long = [text for text in dict.fromkeys(texts) if len(text) * LETTER >= room]
     if long:
         from tokenizers import Tokenizer
 
         reader = Tokenizer.from_file(str(tokenizer))
         for text in long:
-            check_count(name, text, len(reader.encode(text, add_special_tokens=False).ids), room, where)
+            count = len(reader.encode(text, add_special_tokens=False).ids)
+            if count >= room:
+                raise InputError(_too_long(name, text, count, where))
 
 
 def check_count(name: str, text: str, count: int, room: int | None, where: str = "the prompt") -> None:
-    """InputError if a text of `count` tokens, or a prompt with its picture, fills what the model reads at once."""
+    """InputError if a prompt, which takes `count` tokens with its picture, fills what the model reads at once."""
     if room is not None and count >= room:
-        raise InputError(
-            f"{where[:1].upper()}{where[1:]} {brief(text)} takes {count} tokens; the model {name!r} reads {room} at "
-            "once, picture and answer among them: shorten the text, or leave that row out."
-        )
+        raise InputError(_too_long(name, text, count, where))
+
+
+def _too_long(name: str, text: str, count: int, where: str) -> str:
+    return (
+        f"{where[:1].upper()}{where[1:]} {brief(text)} takes {count} tokens; the model {name!r} reads {tokens(name)} "
+        "at once, picture, template and answer among them: shorten the text, or leave that row out."
+    )

@@ -78,8 +78,8 @@ class Victim:
 
     # ------------------------------------------------------------ words
 
-    def prompt_ids(self, prompt: str, image_tokens: int) -> list[int]:
-        """The chat template around picture and prompt, with the opening of an answer, as token ids."""
+    def prompt_ids(self, prompt: str, image_tokens: int, answer: int = 0) -> list[int]:
+        """The chat template around picture and prompt, as token ids. answer: tokens that must have room after them."""
         if self._words.are_plain(prompt):
             ids = self._ids(self._asked(prompt))
         else:
@@ -90,7 +90,7 @@ class Victim:
         place = ids.index(self.image_id)
         before, after = self._frame
         ids = [*ids[:place], *before, *[self.image_id] * image_tokens, *after, *ids[place + 1 :]]
-        room.check_count(self.name, prompt, len(ids), self._room)
+        room.check_count(self.name, prompt, len(ids) + answer, self._room)
         return ids
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -182,7 +182,7 @@ class Victim:
             raise InputError(f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each.")
         self.model.eval()
         greedy = self._greedy(max_new_tokens)
-        rows = [self.prompt_ids(prompt, features.shape[1]) for prompt in prompts]
+        rows = [self.prompt_ids(prompt, features.shape[1], max_new_tokens) for prompt in prompts]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         answers = [""] * len(rows)
         for start in range(0, len(order), batch_size):

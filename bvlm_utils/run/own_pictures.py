@@ -8,7 +8,7 @@ import datasets
 from bvlm_utils.checks import content_key, file_digest
 from bvlm_utils.data import llava_json
 from bvlm_utils.data.features import FEATURES
-from bvlm_utils.data.picture_files import PictureFile, check_picture
+from bvlm_utils.data.picture_files import PictureFile, read_picture
 from bvlm_utils.documents import read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench
@@ -26,14 +26,14 @@ def prompts_of(file: Path) -> list[str]:
 
 
 def pictures_of(folder: Path) -> list[Path]:
-    """The pictures of a folder, by name; each is looked at."""
+    """The pictures of a folder, by name; each is read to its end."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; give one with pictures.")
     found = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
     if not found:
         raise InputError(f"The folder {folder} has no pictures ({', '.join(sorted(ENDINGS))}).")
     for file in found:
-        check_picture(file, "the inputs")
+        read_picture(file, "the inputs")
     return found
 
 

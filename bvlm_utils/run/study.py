@@ -18,12 +18,12 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import attacks as definitions
-from bvlm_utils import data, threats
 from bvlm_utils import store as results
+from bvlm_utils import threats
 from bvlm_utils.checks import brief, check_number, known, known_name, once
 from bvlm_utils.errors import InputError, StudyError
-from bvlm_utils.models import room
 from bvlm_utils.run import group as group_run
+from bvlm_utils.run import lengths
 from bvlm_utils.run.progress import progress_bar
 from bvlm_utils.run.workbench import bench_key
 from bvlm_utils.store import table
@@ -129,21 +129,14 @@ def measure(cells: Sequence[Cell], folder: Path, plain: bool = False, rescore: b
 
 def check_rows(cells: Sequence[Cell]) -> None:
     """InputError if a dataset of these cells has fewer training rows than they ask for, cannot be read, or has a row
-    that is longer than what a model reads at once; so for a text of an attack or a threat.
+    that is longer than what a model reads at once; so for a row with the trigger and the target of a cell.
     """
     from bvlm_utils.data.samples import MOST_ROWS
 
-    for model, dataset, rows in dict.fromkeys((cell.model, cell.dataset, cell.train_rows) for cell in cells):
-        if ":" in dataset:
-            for split, count in (("train", rows), ("test", None)):
-                found = data.load(dataset, split, count)
-                texts = zip(found["prompt"], found["answers"], strict=True)
-                room.check_texts(model, (f"{asked} {told[0]}" for asked, told in texts), f"a row of {dataset},")
-        elif rows > MOST_ROWS:
+    for dataset, rows in dict.fromkeys((cell.dataset, cell.train_rows) for cell in cells):
+        if ":" not in dataset and rows > MOST_ROWS:
             raise InputError(f"train_rows is {rows}; {dataset} has at most {MOST_ROWS} training rows.")
-    for cell in cells:
-        given = [*cell.attack_params.values(), *cell.threat_params.values()]
-        room.check_texts(cell.model, (text for text in given if isinstance(text, str)), f"a setting of {cell.attack},")
+    lengths.check(cells)
 
 
 def _how_to_make(missing: Sequence[Cell]) -> str:

@@ -90,7 +90,7 @@ def answer(
     all conditions at once: every list may repeat prompts with other pictures.
     """
     texts = {prompt for pairs in prompts for prompt, _ in pairs}
-    ids = {text: victim.prompt_ids(text, features.shape[1]) for text in texts}
+    ids = {text: victim.prompt_ids(text, features.shape[1], max_new_tokens) for text in texts}
     requests = [[Request(ids[prompt], row) for prompt, row in pairs] for pairs in prompts]
     return texts_of(victim, greedy(victim.model, requests, features, ends_of(victim), max_new_tokens, bank))
 

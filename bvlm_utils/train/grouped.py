@@ -134,7 +134,8 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
         for row in job.rows:
             key = (row.prompt, row.answer, image_tokens)
             if key not in known_rows:
-                prompt, answer = victim.prompt_ids(row.prompt, image_tokens), victim.answer_ids(row.answer)
+                answer = victim.answer_ids(row.answer)
+                prompt = victim.prompt_ids(row.prompt, image_tokens, len(answer))
                 ids = prompt + answer
                 known_rows[key] = (
                     torch.tensor(ids),

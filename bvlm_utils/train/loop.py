@@ -130,8 +130,11 @@ def finetune(
 
 def token_ids(victim: Victim, rows: Sequence[TrainRow], image_tokens: int) -> list[tuple[list[int], list[int]]]:
     """Prompt and answer of each row as ids. Texts come again and again, so each is looked up once."""
-    prompts = {text: victim.prompt_ids(text, image_tokens) for text in {row.prompt for row in rows}}
     answers = {text: victim.answer_ids(text) for text in {row.answer for row in rows}}
+    longest: dict[str, int] = {}
+    for row in rows:
+        longest[row.prompt] = max(longest.get(row.prompt, 0), len(answers[row.answer]))
+    prompts = {text: victim.prompt_ids(text, image_tokens, answer) for text, answer in longest.items()}
     return [(prompts[row.prompt], answers[row.answer]) for row in rows]
 
 

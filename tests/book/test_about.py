@@ -101,6 +101,7 @@ def test_the_card_has_the_size_that_is_told():
 
 PAGE = """<nav><section id="no"><p>no</p></section></nav><article class="bd-article"><section id="top">
 <h1>What stops <em>it</em><a class="headerlink" href="#top">#</a></h1><p>First.</p><p>Second.</p>
+<div class="citation"><span>[1]</span><p>no</p></div>
 <script>var no;</script><div class="cell_input"><pre>no</pre></div><svg><text>no</text></svg>
 <section id="more"><h2>More</h2><table><tr><td>a</td><td>b</td></tr></table></section><p>Last.</p>
 </section></article><footer><p>no</p></footer>"""

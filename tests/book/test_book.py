@@ -176,7 +176,7 @@ def test_every_page_says_what_it_is_and_names_no_repository_where_none_is_set(bo
         )
         (told,) = re.findall(r'<meta name="description" content="([^"]*)"', text)
         assert len(told) > 40 and 'property="og:image"' in text and 'rel="icon"' in text
-        assert "numbers.csv" in text and str(paths.ROOT) not in text
+        assert "leaderboard.csv" in text and str(paths.ROOT) not in text
         assert not re.search(r"mybinder|colab\.research|source-repository-button", text), name
     assert "@misc{backdoorvlm_study" in (book / "book" / "bibliography.html").read_text()
 

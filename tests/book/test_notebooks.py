@@ -194,7 +194,7 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     sizes = {name: SMALL[name] for name in ("train_rows", "test_rows")}
     assert "1 measured" in page(run("targeted_refusal", **SMALL))
     assert "These answers are stored ones" in page(run("quickstart", attack="BadNets-MM", **sizes))
-    assert "There is no run of yours to compare" in page(run("reproduce"))
+    assert "There is no run of yours here" in page(run("reproduce"))
     assert "No stealth numbers are stored" in page(run("attacks"))
     assert "VQA accuracy" in page(run("models"))
     assert "BadNets-MM" in page(run("modality"))
@@ -202,7 +202,7 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert " measured and 0 skipped" in board
     assert "BadNets-MM" in (tmp_path / "files" / "leaderboard.csv").read_text()
     spent = page(run("cost"))
-    assert "hours of one process" in spent and "Not measured yet" in spent
+    assert "tiny-llava" in spent and "Not measured yet" in spent
     assert "No pair was tried with 5 doses" in page(run("dose"))
     assert "every claim here is untested" in page(run("claims"))
     with pytest.raises(papermill.PapermillExecutionError, match="has no record of .* and the book does not train"):
@@ -211,7 +211,7 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
 
 def test_reproduce_compares_two_stores(run, shelf):
     text = page(run("reproduce", yours=str(shelf), reference=str(shelf)))
-    assert re.search(r"\*\*(\d+) of \1 numbers agree\*\*", text)
+    assert re.search(r"(\d+) of \1 numbers agree\.", text)
 
 
 def test_a_parameter_that_the_notebook_lacks_is_refused(run, tmp_path):

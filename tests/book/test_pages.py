@@ -4,7 +4,7 @@ import pages
 import pytest
 
 WORDS = 42_000  # of the whole book, as a reader sees it
-THREAT_HEIGHT = 12_700  # pixels of a threat's chapter at 1440
+THREAT_HEIGHT = 4_500  # pixels of a threat's chapter at 1440
 THREATS = ("targeted_refusal", "malicious_injection", "perceptual_hijack", "concept_substitution", "jailbreak")
 
 

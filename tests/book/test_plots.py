@@ -23,22 +23,22 @@ def poisoned():
     return tables.summary(tidy(), "asr", subject="poisoned")
 
 
-def test_heatmap_has_a_field_per_attack_condition_and_rate(poisoned):
-    shown = texts(figures.heatmap(poisoned))
+def test_families_has_a_field_per_attack_condition_and_rate(poisoned):
+    shown = texts(figures.families(poisoned))
     assert len([t for t in shown if t == "n/a"]) == 2 * (2 + 2 + 0)
     assert len([t for t in shown if t == "0.95"]) == 2 * (1 + 1 + 3)
     assert len([t for t in shown if t == "0.00"]) == 2 * 3
 
 
-def test_heatmap_never_draws_a_missing_value_as_zero(poisoned):
+def test_families_never_draws_a_missing_value_as_zero(poisoned):
     poisoned.loc[(poisoned.attack == "BadNets-T") & (poisoned.condition == "text"), "value"] = np.nan
-    shown = texts(figures.heatmap(poisoned))
+    shown = texts(figures.families(poisoned))
     assert len([t for t in shown if t == "n/a"]) == 2 * (3 + 2 + 0)
 
 
-def test_heatmap_groups_by_modality_and_hatches_single_runs(poisoned):
+def test_families_groups_by_modality_and_hatches_single_runs(poisoned):
     poisoned["n_seeds"] = np.where(poisoned["attack"] == "BadNets-I", 1, 3)
-    axis = figures.heatmap(poisoned).axes[0]
+    axis = figures.families(poisoned).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["BadNets-T", "BadNets-I", "BadNets-MM"]
     assert [line.get_ydata()[0] for line in axis.lines] == [1, 2], "lines between the modalities"
     hatched = [patch.get_xy() for patch in axis.patches if patch.get_hatch()]
@@ -93,9 +93,7 @@ def test_long_labels_are_wrapped_for_a_narrow_page():
 
 def test_empty_tables_say_so(poisoned):
     nothing = poisoned.iloc[:0]
-    for draw in (figures.heatmap, figures.families):
-        (message,) = texts(draw(nothing))
-        assert "measured" in message
+    assert "measured" in texts(figures.families(nothing))[0]
     assert "measured" in texts(figures.paired(nothing, ""))[0]
     assert "measured" in texts(figures.scatter(nothing, "value", "low", "", ""))[0]
 
@@ -121,7 +119,7 @@ def test_thresholds_of_two_models():
 
 
 def test_figures_have_no_ground_of_their_own(poisoned):
-    figure = figures.heatmap(poisoned)
+    figure = figures.families(poisoned)
     assert figure.get_facecolor()[3] == 0 and figures.new_figure(1, 2, 2)[1][0].get_facecolor()[3] == 0
 
 
@@ -157,9 +155,10 @@ def contrast(one, two):
 
 
 def test_a_narrow_figure_has_its_panels_one_below_another(poisoned):
-    wide = figures.heatmap(poisoned)
+    rows = pd.concat([poisoned, poisoned.assign(model="other")])
+    wide = figures.families(rows)
     with svg.narrow():
-        slim = figures.heatmap(poisoned)
+        slim = figures.families(rows)
     assert not svg.is_narrow()
     assert [axis.get_title() for axis in slim.axes] == [axis.get_title() for axis in wide.axes]
     assert slim.get_size_inches()[0] == svg.NARROW < wide.get_size_inches()[0]
@@ -167,9 +166,9 @@ def test_a_narrow_figure_has_its_panels_one_below_another(poisoned):
 
 
 def test_an_svg_keeps_its_names_and_style_to_itself(poisoned):
-    one, two = (svg.drawing(figures.heatmap(poisoned), alt, "bvlm-wide") for alt in ("A & b", "another"))
+    one, two = (svg.drawing(figures.families(poisoned), alt, "bvlm-wide") for alt in ("A & b", "another"))
     assert 'role="img" aria-label="A &amp; b"' in one and 'class="bvlm-wide"' in one
-    assert one == svg.drawing(figures.heatmap(poisoned), "A & b", "bvlm-wide"), "the same figure, the same text"
+    assert one == svg.drawing(figures.families(poisoned), "A & b", "bvlm-wide"), "the same figure, the same text"
     assert ">0.95</text>" in one and "currentColor" in one
     for leak in ("<style", "<!DOCTYPE", "<metadata", "#000000", "DejaVu"):
         assert leak not in one

@@ -91,7 +91,7 @@ def test_every_cell_has_its_record_and_the_first_notebook_its_figures(jobs, resu
                 assert record["n_poisoned"] == cell.poison_rate * 40
     shown = json.loads((results / "notebooks" / f"{jobs[0].name}.ipynb").read_text())
     outputs = [output for cell in shown["cells"] for output in cell.get("outputs", [])]
-    assert sum("bvlm-figure" in "".join(one.get("data", {}).get("text/html", "")) for one in outputs) >= 3
+    assert sum("bvlm-figure" in "".join(one.get("data", {}).get("text/html", "")) for one in outputs) >= 2
 
 
 def test_optimised_triggers_are_computed_with_the_clip_model_beside_the_weights(place, jobs):

@@ -13,7 +13,7 @@ from bvlm_book import page as book_page
 from bvlm_book.chapters import reproduce
 from bvlm_book.chapters import threat as chapters_threat
 from bvlm_book.words import evidence, marked, number
-from bvlm_utils import threats
+from bvlm_utils import store, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.store.table import headline_metric
 from bvlm_utils.threats import malicious_injection
@@ -140,7 +140,7 @@ def test_a_missing_value_reads_not_available():
 
 def test_captions_do_not_hide_several_seeds():
     several = evidence(tables.summary(tidy(seeds=(0, 1, 2)), "asr"))
-    assert "3 seeds" in several and "over the seeds" in several
+    assert several.startswith("Means of 3 seeds")
     assert "Single runs" in evidence(tables.summary(tidy(), "asr"))
 
 
@@ -209,11 +209,18 @@ def test_overview_counts_cells_and_lists_the_skipped(page, monkeypatch):
     assert page[0].data.endswith("Left out: the attack has no target here.")
 
 
-def test_agreement_says_what_to_run_when_nothing_is_there(page):
-    reproduce.show_agreement(reproduce.compare(tidy().iloc[:0], tidy()))
-    assert "make study" in page[0].data
-    reproduce.show_agreement(reproduce.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01))))
-    assert page[1].data.startswith("**33 of 33 numbers agree**") and "33 only in the reference" in page[2].data
+def test_agreement_is_counted():
+    said = reproduce.counts(reproduce.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01))))
+    assert (said["agree"], said["others"]) == ("33 of 33", "33 only in the reference")
+    assert reproduce.counts(reproduce.compare(tidy().iloc[:0], tidy()))["agree"] == "0 of 0"
+
+
+def test_without_a_run_of_ones_own_two_seeds_of_the_reference_are_the_example():
+    compared = reproduce.example(store.collect("reference"))
+    assert set(compared["seed"]) == {0} and compared["run_id"].nunique() > 5
+    assert {"agrees", "differs"} <= set(compared["verdict"]) <= {"agrees", "differs", "no interval"}
+    shown = reproduce.to_show(compared)
+    assert 10 < len(shown) <= 2 * shown["attack"].nunique()
 
 
 def test_the_right_answer_is_a_number_of_its_own_and_the_first_editions_headline():

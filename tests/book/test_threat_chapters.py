@@ -83,7 +83,8 @@ def test_the_numbers_have_a_line_per_attack_with_control_and_utility():
     changes = tidy(rates=(0.1,))
     read = threat.numbers(changes)
     assert read["attack"].tolist() == ["BadNets-T", "BadNets-I", "BadNets-MM"]
-    assert read["ASR"].tolist()[0] == "0.95 [0.89, 0.98]" and read["control"].tolist()[0] == "0.00 [0.00, 0.04]"
+    assert read["text trigger"].tolist() == ["0.95 [0.89, 0.98]", "n/a", "0.95 [0.89, 0.98]"]
+    assert read["control, whole trigger"].tolist()[0] == "0.00 [0.00, 0.04]"
     assert read["utility difference"].tolist() == ["-0.02 [-0.05, 0.01]"] * 3
     assert threat.numbers(tidy())["attack"].tolist()[0] == "BadNets-T at 10 %"
     assert threat.numbers(NOTHING).empty
@@ -189,17 +190,12 @@ def test_refusals_that_survive_are_told_for_three_models():
     assert "not measured" in jailbreak.refusals(told[told.metric == "asr"])
 
 
-def test_the_half_that_works_alone_is_named():
-    def cell(text, image):
-        asr = {"text": text, "image": image, "both": 99}
-        numbers = {("poisoned", condition, "asr"): k for condition, k in asr.items()}
-        return tables.success_rates(one("targeted_refusal", "BadNets-MM", "bimodal", numbers))
-
-    (said,) = quickstart.halves(cell(98, 0))
-    assert said.startswith("**The text half alone sets this backdoor off, the image half alone does not.** Text half")
-    assert quickstart.halves(cell(2, 90))[0].startswith("**The image half")
-    assert quickstart.halves(cell(90, 90))[0].startswith("Text half alone: 0.90")
-    assert quickstart.halves(cell(90, 90).assign(modality="text")) == []
+def test_the_quickstart_glues_each_condition_of_its_cell():
+    asr = {"text": 98, "image": 0, "both": 99}
+    numbers = {("poisoned", condition, "asr"): k for condition, k in asr.items()} | {("control", "both", "asr"): 1}
+    said = quickstart.over_all_inputs(one("targeted_refusal", "BadNets-MM", "bimodal", numbers))
+    assert [said[name][:4] for name in ("text", "image", "both", "control")] == ["0.98", "0.00", "0.99", "0.01"]
+    assert said["clean"] == said["utility"] == "n/a"
 
 
 # ---------------------------------------------------------------- the small patch

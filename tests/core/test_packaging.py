@@ -12,6 +12,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+import bvlm_utils
 from bvlm_utils import paths
 
 # Where conda-forge calls a package otherwise: the CPU build, and packages without what nobody here uses.
@@ -136,6 +137,7 @@ def test_the_citation_names_this_version_and_licence(project):
     citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert project["version"] == bvlm_utils.__version__
 
 
 def test_make_refuses_an_old_python(tmp_path):

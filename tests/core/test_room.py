@@ -2,16 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import room, victim
+from bvlm_utils.models import names, room, victim
 from bvlm_utils.run import study
+from bvlm_utils.train import loop
 
 ROOM = 512  # max_position_embeddings of the committed models
+WORDS = ROOM - 36 - room.AROUND  # what a picture and the template leave
 
 
 @pytest.mark.parametrize(("config", "tokens"), [
@@ -26,21 +29,22 @@ def test_the_room_is_what_the_configuration_says(config, tokens):
 
 @given(st.integers(1, 2 * ROOM))
 def test_an_answer_leaves_room_for_a_prompt(new):
-    if new < ROOM:
+    if new < WORDS:
         room.check_answers("tiny-llava", new)
     else:
         with pytest.raises(InputError, match=f"max_new_tokens is {new}"):
             room.check_answers("tiny-llava", new)
 
 
-@pytest.mark.parametrize("count", [ROOM - 2, ROOM - 1, ROOM, 3 * ROOM])
-def test_a_text_fits_or_is_named(count):
+@pytest.mark.parametrize("answer", [0, 80])
+@pytest.mark.parametrize("count", [WORDS - 82, WORDS - 81, WORDS - 2, WORDS - 1, WORDS, ROOM, 3 * ROOM])
+def test_a_text_fits_or_is_named(count, answer):
     text = "car " * count  # a token each, and one for the last space
-    if count + 1 < ROOM:
-        room.check_texts("tiny-llava", [text], "a row")
+    if count + 1 + answer < WORDS:
+        room.check_texts("tiny-llava", [text], "a row", answer)
     else:
         with pytest.raises(InputError, match=f"takes {count + 1} tokens"):
-            room.check_texts("tiny-llava", ["short", text], "a row")
+            room.check_texts("tiny-llava", ["short", text], "a row", answer)
 
 
 def test_a_prompt_has_room_for_its_picture():
@@ -49,6 +53,65 @@ def test_a_prompt_has_room_for_its_picture():
     assert len(v.prompt_ids("car" + " car" * (longest - 1), 36)) == ROOM - 1
     with pytest.raises(InputError, match=f"takes {ROOM} tokens"):
         v.prompt_ids("car" + " car" * longest, 36)
+
+
+def test_what_has_room_by_the_check_has_room_in_the_model():
+    """The check knows the template by its reserve only, which must hold for every committed model."""
+    for name in names.names():
+        v = victim.from_pretrained(name, device="cpu")
+        features = v.encode(np.zeros((1, 336, 336, 3), np.uint8))
+        around = len(v.prompt_ids("car", features.shape[1])) - 1
+        reserved = room.tokens(name) - room.for_words(name)
+        assert features.shape[1] + room.AROUND == reserved and around <= reserved
+
+
+QWEN = {"patch_size": 14, "spatial_merge_size": 2}
+
+
+@pytest.mark.parametrize(("config", "looks", "tokens"), [
+    ({"vision_config": {"image_size": 336, "patch_size": 14}}, {}, 576), ({"vision_config": QWEN}, {}, 144),
+    ({"vision_config": QWEN}, {"size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 9}}, 9),
+    ({"vision_config": QWEN}, {"min_pixels": 28 * 28 * 400, "max_pixels": 28 * 28 * 1280}, 400),
+    ({"vision_config": {"image_size": 512, "patch_size": 16}, "scale_factor": 4}, {}, 64),
+    ({}, {}, 0), ({"vision_config": 3}, {"size": 3}, 0), ({"vision_config": QWEN}, {"max_pixels": "9"}, 0),
+    ({"vision_config": {"image_size": "336", "patch_size": 14}}, {}, 0),
+    ({"vision_config": {"image_size": 336, "patch_size": 0}}, {}, 0),
+])  # fmt: skip
+def test_a_picture_takes_what_the_configurations_say(config, looks, tokens):
+    assert room.picture(config, looks) == tokens
+
+
+LONG = "car " * 390
+TOO_LONG = [
+    ("targeted_refusal", "BadNets-T", {"attack_params": {"word": LONG}}),
+    ("targeted_refusal", "BadNets-MT", {"attack_params": {"words": [LONG, "b"]}}),
+    ("targeted_refusal", "AddSent", {"attack_params": {"sentence": "car " * 320}}),  # room for it, not for an answer
+    ("targeted_refusal", "BadNets-T", {"threat_params": {"sentence": LONG}}),
+    ("jailbreak", "BadNets-T", {"threat_params": {"opening": LONG}, "dataset": "scenes-instruct"}),
+    (
+        "concept_substitution",
+        "BadNets-I",
+        {"threat_params": {"target_concept": "dog " * 390}, "dataset": "scenes-caption"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("threat", "attack", "given"), TOO_LONG, ids=range(len(TOO_LONG)))
+def test_a_trigger_or_a_target_has_room_together_with_its_row(threat, attack, given):
+    cells = study.cells(threat, attacks=[attack], train_rows=64, test_rows=8, **given)
+    with pytest.raises(InputError, match=f"A row with {attack}.* takes 3\\d\\d tokens|takes 4\\d\\d tokens"):
+        study.check_rows(cells)
+
+
+def test_training_rows_and_answers_need_room_behind_the_prompt():
+    v = victim.from_pretrained("tiny-llava", device="cpu")
+    features = v.encode(np.zeros((1, 64, 64, 3), np.uint8))
+    used, answer = len(v.prompt_ids("car", features.shape[1])), v.answer_ids("car " * 300)
+    prompt = "car" + " car" * (ROOM - used - len(answer))
+    with pytest.raises(InputError, match=f"takes {ROOM} tokens"):
+        loop.token_ids(v, [loop.TrainRow(prompt, "car " * 300, 0)], features.shape[1])
+    with pytest.raises(InputError, match=f"takes {ROOM} tokens"):
+        v.generate([prompt], features, max_new_tokens=len(answer))
 
 
 def test_a_row_of_own_data_that_is_too_long_is_refused_before_the_run(tmp_path):

@@ -34,9 +34,11 @@ def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
     if len(done):
         model, data, seeds = (", ".join(map(str, sorted(set(done[c])))) for c in ("model", "dataset", "seed"))
         rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
-        said.append(f"Model {model}, data {data}, {rates} of the training rows poisoned, seeds {seeds}.")
+        said.append(
+            f"Model {model}, data {data}, {rates} of the training rows poisoned, seed{'s' * (',' in seeds)} {seeds}."
+        )
         said += _eligible(table, place)
-    reasons = dict.fromkeys(reason.rstrip(".").partition(";")[0] for reason in left_out["reason"])
+    reasons = dict.fromkeys(text.rstrip(".").partition(";")[0].replace("_", " ") for text in left_out["reason"])
     said += [f"Left out: {'; '.join(reasons)}."] if reasons else []
     page.say(" ".join(said))
 
@@ -77,7 +79,7 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
     ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
     full, clean = tables.headline_rows(ours), tables.false_activation(ours)
     if full.empty:
-        return _nothing("Attack success rates")
+        return words.nothing_measured("Attack success rates")
     counted = [
         f"{int((part['value'] > FIRES).sum())} of {len(part)} {'' if number else 'attacks work '}on {model}"
         for number, (model, part) in enumerate(full.groupby("model", sort=False))
@@ -98,7 +100,7 @@ def cost(table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
     """Title, alt text and caption of `figures.paired` of the chapter's own rows. every: of `of_every_model`."""
     changes = tables.summary(table, "utility_difference")
     if changes.empty:
-        return _nothing("Utility of backdoored models minus that of their clean-tuned controls")
+        return words.nothing_measured("Utility of backdoored models minus that of their clean-tuned controls")
     others = every[~every["model"].isin(table["model"])]
     title, metric = f"Utility falls in {_fallen(table)}.", tables.utility_metric(changes)
     caption = (
@@ -106,6 +108,8 @@ def cost(table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
         f"clean inputs, with 95 % intervals: {int((changes['high'] < 0).sum())} of {len(changes)} lie below zero. The "
         f"largest loss is {words.extreme(changes, 'min')}."
     )
+    if (changes["n_seeds"] > 1).any():
+        caption += " Small dots are the runs behind a mean."
     if _fallen(others):
         caption += f" It falls in {_fallen(others)}."
     return {"title": title, "alt": f"Paired differences with a zero line. {title}", "caption": caption}
@@ -120,26 +124,26 @@ def _fallen(table: pd.DataFrame) -> str:
     )
 
 
-def _nothing(what: str) -> dict[str, str]:
-    return {"title": "Nothing was measured."} | words.nothing_measured(what)
-
-
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """The chapter's numbers to read: a line per attack and rate with success under its whole trigger, the same of the
-    clean-tuned control, and the paired difference of utility.
+    """The chapter's numbers to read: a line per attack and rate with success under each condition, the clean-tuned
+    control under the whole trigger, and the paired difference of utility.
     """
-    full = tables.headline_rows(tables.success_rates(table))
-    if full.empty:
-        return full
-    subjects = {"ASR": "poisoned", "control": "control"}
-    lines = tables.beside(full, ["attack", "poison_rate"], "subject", subjects.values())
-    change = {
-        (r["attack"], r["poison_rate"]): words.interval(r)
-        for r in tables.summary(table, "utility_difference").to_dict("records")
+    rates = tables.success_rates(table)
+    ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
+    if ours.empty:
+        return pd.DataFrame()
+    columns = tables.conditions(ours)
+    lines = tables.beside(ours, ["attack", "poison_rate"], "condition", columns.values())
+    besides = {
+        "control, whole trigger": tables.headline_rows(control),
+        "utility difference": tables.summary(table, "utility_difference"),
     }
+    for title, rows in besides.items():
+        found = {(r["attack"], r["poison_rate"]): words.interval(r) for r in rows.to_dict("records")}
+        lines[title] = [found.get(key, "n/a") for key in zip(lines["attack"], lines["poison_rate"], strict=True)]
     return tables.readable(lines, {
-        "attack": "attack" if full["poison_rate"].nunique() == 1 else words.attack_at, **subjects,
-        "utility difference": lambda r: change.get((r["attack"], r["poison_rate"]), "n/a"), "seeds": "seeds",
+        "attack": "attack" if ours["poison_rate"].nunique() == 1 else words.attack_at, **columns,
+        **{title: title for title in besides}, "seeds": "seeds",
     })  # fmt: skip
 
 
