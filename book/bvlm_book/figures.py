@@ -4,7 +4,7 @@ Nothing is measured or tested here: a number that a figure shows is a number of 
 "n/a", never as zero. Free of torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
