@@ -117,7 +117,8 @@ def maps(found: pd.DataFrame) -> Figure:
         _map(axis, part[part["model"] == model], names)
         axis.set_title(f"{model}:{chr(10) if narrow else ' '}{words.percent(rate)}, {words.passes(passes)}")
         axis.tick_params(labelsize=7.5 if narrow else 9)
-        if number < len(panels) - (1 if narrow else len(models)):
+        last = number % len(doses) == len(doses) - 1 if narrow else number >= len(panels) - len(models)
+        if not last:
             axis.set_xticklabels([])
     return figure
 
