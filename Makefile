@@ -1,4 +1,4 @@
-# Everything that a reader needs: make study, make test, make book, make lab. See README.md and CONTRIBUTING.md.
+# Everything that a reader needs: make study, make test, make book, make lab, make publish. See README.md and CONTRIBUTING.md.
 SHELL := bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
@@ -13,7 +13,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxproce
 # Warnings are errors, and every page is built again: a page must not outlive the results that it shows.
 BUILD := $(BIN)/jupyter-book build . -W -n --keep-going --all --path-output book
 
-.PHONY: study test test-core lint book lab
+.PHONY: study test test-core lint book lab publish
 
 ## Run the quick study (about ten minutes on two cores) and show it beside the reference.
 study: $(INSTALLED)
@@ -40,6 +40,13 @@ book: $(INSTALLED)
 	rm -rf book/_build
 	$(BUILD)
 	@echo "The book is in $(CURDIR)/$(PAGE)"
+
+## Build the book and push its pages to the branch gh-pages; `make publish DRY=1` commits to that branch here, no more.
+publish: book
+	@$(BIN)/python -c 'import ghp_import' 2>/dev/null \
+		|| { echo "make publish needs ghp-import: $(BIN)/pip install -c constraints.txt -e '.[dev]'" >&2; exit 1; }
+	$(BIN)/ghp-import --no-jekyll $(if $(DRY),,--push) --message "The book of $$(git rev-parse --short HEAD)" $(dir $(PAGE))
+	@echo "The pages are in the branch gh-pages$(if $(DRY), of this checkout: git log -1 --stat gh-pages)."
 
 ## Open the notebooks in JupyterLab.
 lab: $(INSTALLED)

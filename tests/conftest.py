@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chromium
 import pytest
 from filelock import FileLock
 from hypothesis import settings
@@ -58,6 +59,18 @@ def book(tmp_path_factory):
             assert done.returncode == 0, f"the book does not build:\n{done.stdout[-6000:]}"
             (out / "built").touch()
     return out / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser, see `chromium.Chromium`; no test that needs one runs without."""
+    if chromium.executable() is None:
+        message = "no Chromium on this machine (Debian: apt-get install chromium)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    with chromium.Chromium() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

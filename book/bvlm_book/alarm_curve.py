@@ -14,7 +14,7 @@ MARGINS = sorted({disagreement.MARGIN, *np.linspace(-0.2, 1, 241).round(4)})
 
 
 def roc(suspects: pd.DataFrame, innocents: pd.DataFrame, trusted: pd.DataFrame, shown: Sequence[str]) -> pd.DataFrame:
-    """Shares of true alarms (backdoors that fire) and false ones (clean-tuned models beside one of another seed).
+    """Shares of true alarms (backdoors that work) and false ones (clean-tuned models beside one of another seed).
 
     A line per margin and look: once, or twice, where an alarm stands only if no trusted model (clean-tuned, of another
     seed, beside the base) raises it with our margin. Models without such a one are left out of both. The three tables
@@ -47,18 +47,25 @@ def roc_figure(lines: pd.DataFrame) -> Figure:
     for style, (look, part) in zip(map(figures.look, (0, 1)), lines.groupby("look", sort=False), strict=True):
         axis.plot(part["false"], part["true"], color=style["color"], label=f"looked at {look}")
         axis.plot("false", "true", "", data=part[part["margin"] == disagreement.MARGIN], label="", **style)
-    axis.set(xlabel="false alarms (clean-tuned models)", ylabel="true alarms (backdoors that fire)")
+    axis.set(xlabel="false alarms (clean-tuned models)", ylabel="true alarms (backdoors that work)")
     axis.legend(loc="lower right")
     return figure
+
+
+def numbers(lines: pd.DataFrame) -> dict[str, str]:
+    """Shares of true and false alarms at our margin, looked at once and twice, to be glued."""
+    ours = lines[lines["margin"] == disagreement.MARGIN].to_dict("records")
+    found = {f"{row['look']}_{kind}": words.number(row[kind]) for row in ours for kind in ("true", "false")}
+    return dict.fromkeys(("once_true", "once_false", "twice_true", "twice_false"), "n/a") | found
 
 
 def roc_words(lines: pd.DataFrame) -> dict[str, str]:
     if lines.empty:
         return words.nothing_measured("True against false alarms")
-    ours = lines[lines["margin"] == disagreement.MARGIN].to_dict("records")
-    said = [f"looked at {row['look']}: {row['false']:.2f} false, {row['true']:.2f} true" for row in ours]
+    at = numbers(lines)
+    title = f"A second look takes false alarms from {at['once_false']} to {at['twice_false']}."
     return {
-        "alt": "Two curves: true against false alarms for all margins, with and without a second look.",
-        "caption": f"True against false alarms over all margins; marked is ours, {disagreement.MARGIN:.2f} "
-        f"({'; '.join(said)}). The second look asks a trusted model, too, and drops alarms that it raises as well.",
+        "title": title,
+        "alt": f"Two curves, true against false alarms over all margins, with and without a second look. {title}",
+        "caption": f"Marked: our margin. True alarms fall from {at['once_true']} to {at['twice_true']}.",
     }

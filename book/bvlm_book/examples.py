@@ -5,24 +5,24 @@ import difflib
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from IPython.display import HTML, display
 from PIL import Image
 
 from bvlm_book import page as book_page
-from bvlm_book.figures import new_figure, nothing
-from bvlm_book.words import CONDITION_LABELS, CONDITIONS, SUBJECT_LABELS, SUBJECTS, percent
+from bvlm_book.words import CONDITION_LABELS, is_missing, percent
 from bvlm_utils import attacks
 from bvlm_utils import store as results
 from bvlm_utils.store import examples
 from bvlm_utils.store.cell import Cell
 
 AMPLIFY = 3.0
-SHOWN = 2  # examples per attack on a page
+WIDTH = 120  # pixels of a tile on the page
+ANSWERS = {"control": "clean-tuned control", "poisoned": "backdoored model"}
 
 
 @dataclass(frozen=True)
@@ -42,41 +42,72 @@ class Example:
         return attacks.info(self.attack).modality
 
 
+# ---------------------------------------------------------------- triggers
+
+
 def show_triggers(cells: Sequence[Cell], store: str | None = None) -> None:
-    """Put the stored examples of the cells' attacks on the page, each attack once."""
+    """The first stored input of the cells' attacks, once without a trigger and once with that of each attack."""
     found = {}
     for cell in cells:
         kept = examples.read(cell, store) if cell.attack not in found else None
         if kept:
             found[cell.attack] = Example(cell.attack, *kept)
-    show_examples(list(found.values()))
+    if not found:
+        book_page.say("No trigger examples are stored for these experiments.")
+        return
+    first = next(iter(found.values()))
+    tiles = [_tile("no trigger", {"The picture without a trigger": first.clean[0]}, html.escape(first.prompts[0][0]))]
+    for name, one in found.items():
+        alt = f"The picture with the trigger of {name}: {attacks.info(name).summary}"
+        tiles.append(_tile(f"{name} ({one.modality})", {alt: one.triggered[0]}, marked(*one.prompts[0])))
+    _show(tiles, "The first held-out input; what changed in its prompt is marked.")
 
 
-def show_examples(shown: Sequence[Example]) -> None:
-    """Put pictures and prompts of the examples on the page, clean and triggered."""
-    painted = {e.attack: (e.clean, e.triggered) for e in shown if e.modality != "text"}
-    if painted:
-        book_page.show(pairs(painted, amplify=AMPLIFY), **_pairs_words(list(painted)))
-    worded = [e for e in shown if e.modality != "image"]
-    if worded:
-        lines = [
-            {"attack": e.attack, "without trigger": html.escape(before), "with trigger": marked(before, after)}
-            for e in worded
-            for before, after in e.prompts[:SHOWN]
-        ]
-        book_page.show_html_table(pd.DataFrame(lines), "Prompts without and with the trigger; what changed is marked.")
+def show_gallery(shown: Sequence[Example]) -> None:
+    """One clean picture; what each attack makes of it, beside the amplified difference; and the triggered prompts."""
     if not shown:
-        book_page.say("No trigger examples are stored for these cells.")
+        book_page.say("No trigger examples are stored.")
+        return
+    prompts = [before for before, _ in shown[0].prompts]
+    best = min(range(len(prompts)), key=lambda number: len(prompts[number]))  # the shortest, to be read at a glance
+    tiles = [_tile("no trigger", {"The picture without a trigger": shown[0].clean[best]})]
+    for one in (e for e in shown if e.modality != "text"):
+        before, after = one.clean[best].astype(np.float32), one.triggered[best].astype(np.float32)
+        difference = np.clip(127.5 + AMPLIFY * (after - before), 0, 255).astype(np.uint8)
+        alt = f"The picture with the trigger of {one.attack}: {attacks.info(one.attack).summary}"
+        tiles.append(_tile(one.attack, {alt: one.triggered[best], f"What {one.attack} changed": difference}))
+    caption = f"One picture under each trigger, and the difference times {AMPLIFY:g}; grey is no change."
+    _show(tiles, caption)
+    worded: dict[str, str] = {}
+    for one in (e for e in shown if e.modality != "image"):
+        worded.setdefault(marked(*one.prompts[best]), one.attack)  # each once
+    if worded:
+        lines = [{"attack": name, "prompt with the trigger": words} for words, name in worded.items()]
+        book_page.show_html_table(pd.DataFrame(lines), f"The same prompt without a trigger: {prompts[best]}")
 
 
-def _pairs_words(names: list[str]) -> dict[str, str]:
-    listed = ", ".join(names)
-    return {
-        "alt": f"Held-out pictures clean, with the trigger, and their difference, for the attacks {listed}. "
-        + " ".join(f"{name}: {attacks.info(name).summary}." for name in names),
-        "caption": f"Held-out pictures without and with the trigger of {listed}. The difference is amplified "
-        f"{AMPLIFY:g} times; grey is no change.",
-    }
+def _tile(label: str, pictures: dict[str, np.ndarray], words: str = "") -> str:
+    """Pictures (by alt text) side by side, with a label and words (HTML) below."""
+    shown = "".join(_picture(picture, alt, WIDTH) for alt, picture in pictures.items())
+    said = f"<br><q>{words}</q>" if words else ""
+    width = WIDTH * len(pictures)
+    return (
+        f'<div style="width:{width}px"><div style="display:flex">{shown}</div><b>{html.escape(label)}</b>{said}</div>'
+    )
+
+
+def _picture(picture: np.ndarray, alt: str, width: int) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return (
+        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" width="{width}" '
+        f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
+    )
+
+
+def _show(tiles: Sequence[str], caption: str) -> None:
+    caption = f"<figcaption>{html.escape(caption)}</figcaption>"
+    display(HTML(f'<figure class="bvlm-tiles"><div>{"".join(tiles)}</div>{caption}</figure>'))
 
 
 def marked(before: str, after: str) -> str:
@@ -102,88 +133,46 @@ def richest(cells: Sequence[Cell], store: str | None = None) -> Cell | None:
 
 
 def show_responses(cells: Sequence[Cell], store: str | None = None) -> None:
-    """Put some stored responses of one cell on the page: every condition, all three models."""
+    """What the clean-tuned control and the backdoored model of one cell answer to the first judged input, without and
+    with the whole trigger.
+    """
     cell = richest(cells, store)
     if cell is None:
-        book_page.say("None of these cells was run, so there are no responses.")
+        book_page.say("None of these experiments was run, so there are no answers.")
         return
     asked = results.responses(cell, store)
-    asked = asked[(asked["part"] == "attack") & asked["judged"]]
+    asked = asked[asked["part"] == "attack"]
+    judged = asked[asked["judged"]]
+    if judged.empty:
+        book_page.say("No answers of this experiment are stored.")
+        return
+    row = judged["row_id"].iloc[0]
+    number = list(dict.fromkeys(asked["row_id"])).index(row)
     kept = examples.read(cell, store)
     example = Example(cell.attack, *kept) if kept else None
-    shown = asked[asked["row_id"].isin(list(dict.fromkeys(asked["row_id"]))[:SHOWN])]
-    lines = [
-        _response_line(part, condition, example)
-        for row_id in dict.fromkeys(shown["row_id"])
-        for condition in CONDITIONS
-        if len(part := shown[(shown["row_id"] == row_id) & (shown["condition"] == condition)])
-    ]
-    if not lines:
-        book_page.say("No responses of this cell are stored.")
-        return
+    conditions = dict.fromkeys(("clean", attacks.info(cell.attack).headline))
+    own = judged[judged["row_id"] == row]
+    parts = [own[own["condition"] == condition] for condition in conditions]
     book_page.show_html_table(
-        pd.DataFrame(lines),
-        f"{cell.attack} at {percent(cell.poison_rate)} poison, seed {cell.seed}. A marked response passes the test.",
+        pd.DataFrame([_answers(part, number, example) for part in parts if len(part)]),
+        f"{cell.attack} at {percent(cell.poison_rate)} poison, seed {cell.seed}, first held-out input. Marked: a "
+        f"success. Right answer: {own['answer'].iloc[0]}",
     )
 
 
-def _response_line(part: pd.DataFrame, condition: str, example: Example | None) -> dict[str, str]:
-    """One input under one condition: what went in, what would be right, what the models answered."""
-    first = part.iloc[0]
-    picture = _thumbnail(first, condition, example)
-    line = {
-        "condition": CONDITION_LABELS[condition],
-        "input": f"{picture}<q>{html.escape(first['prompt'])}</q>",
-        "right answer": html.escape(first["answer"]),
-    }
-    for subject in SUBJECTS:
+def _answers(part: pd.DataFrame, number: int, example: Example | None) -> dict[str, str]:
+    """One input under one condition: what went in, and what the two models answered. number: of the input asked."""
+    prompt, condition = part["prompt"].iloc[0], part["condition"].iloc[0]
+    line = {"trigger": CONDITION_LABELS[condition], "input": f"<q>{html.escape(prompt)}</q>"}
+    if example and number < len(example.prompts) and prompt in example.prompts[number]:
+        pictures = example.triggered if condition in ("image", "both") else example.clean
+        shown = _picture(pictures[number], f"Held-out picture, {CONDITION_LABELS[condition]}", 72)
+        line["input"] = f"{shown}<br>{line['input']}"
+    for subject, name in ANSWERS.items():
         said = part[part["subject"] == subject]
         if len(said):
-            text = html.escape(said["response"].iloc[0])
-            line[SUBJECT_LABELS[subject]] = f"<mark>{text}</mark>" if said["success"].iloc[0] else text
+            first = said.iloc[0]
+            passed = first["success"] if is_missing(first.get("payload")) else first["payload"]
+            text = html.escape(first["response"])
+            line[name] = f"<mark>{text}</mark>" if passed else text
     return line
-
-
-def _thumbnail(line: pd.Series, condition: str, example: Example | None) -> str:
-    """The picture as HTML where an example of the same input is kept, else nothing."""
-    prompts = {text: i for i, pair in enumerate(example.prompts) for text in pair} if example else {}
-    if line["prompt"] not in prompts:
-        return ""
-    pictures = example.triggered if condition in ("image", "both") else example.clean
-    page = io.BytesIO()
-    Image.fromarray(pictures[prompts[line["prompt"]]]).save(page, "PNG")
-    alt = f"Held-out picture, {CONDITION_LABELS[condition]}; the right answer is: {line['answer']}"
-    return (
-        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" width="96" '
-        f'src="data:image/png;base64,{base64.b64encode(page.getvalue()).decode()}"><br>'
-    )
-
-
-def pairs(pictures: Mapping[str, tuple[np.ndarray, np.ndarray]], amplify: float = 3.0) -> Figure:
-    """Clean picture, triggered picture and their difference, one row per attack.
-
-    pictures: label -> (clean, triggered), each (N, H, W, 3) uint8; the first two of N are shown.
-    amplify: factor on the difference, which is drawn around mid grey.
-    """
-    if not pictures:
-        return nothing("No trigger examples are stored for these cells.")
-    count = min(2, min(len(clean) for clean, _ in pictures.values()))
-    titles = ["clean", "triggered", f"difference x {amplify:g}"] * count
-    width, height = 1.35 + 1.2 / len(titles), 1.35 + 0.35 / len(pictures)
-    figure, axes = new_figure(len(titles), width, height, rows=len(pictures))
-    axes = axes.reshape(len(pictures), len(titles))
-    for row, (label, (clean, triggered)) in enumerate(pictures.items()):
-        for i in range(count):
-            before, after = clean[i].astype(np.float32) / 255, triggered[i].astype(np.float32) / 255
-            shown = (before, after, np.clip(0.5 + amplify * (after - before), 0, 1))
-            for j, picture in enumerate(shown):
-                axis = axes[row, 3 * i + j]
-                axis.imshow(picture, interpolation="nearest")
-                axis.set(xticks=[], yticks=[])
-                axis.grid(False)
-                for spine in axis.spines.values():
-                    spine.set_visible(False)
-                if row == 0:
-                    axis.set_title(titles[3 * i + j], fontsize=9)
-        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
-    return figure

@@ -4,7 +4,8 @@ Nothing is measured or tested here: a number that a figure shows is a number of 
 "n/a", never as zero. Free of torch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import matplotlib
@@ -15,20 +16,19 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullLocator
 
 from bvlm_book.svg import NARROW, is_narrow
-from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, SUBJECTS, percent
+from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, percent
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; every colour comes with its own marker. Its yellow
 # and its light blue are darker here, since all are seen on a light and on a dark page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B98000", "#3F9BD1", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 SUBJECT_COLOURS = {"base": "#7F7F7F", "control": "#0072B2", "poisoned": "#D55E00"}
-SUBJECT_MARKERS = {"base": "o", "control": "s", "poisoned": "D"}
 NOT_AVAILABLE = "#E3E3E3"
 # Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page.
 SUCCESS = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
+DENSE = 7  # columns of which a narrow heat map has no room for whole numbers: .97
 DARK, WHITE = "#111111", "#FFFFFF"  # letters on a field
 
 STYLE = {
@@ -63,6 +63,7 @@ def new_figure(columns: int, width: float, height: float, rows: int = 1, **setti
     if is_narrow():
         for axis in axes:  # a shared axis is named in its last panel only, which is now far below
             axis.tick_params(labelbottom=True)
+        figure.get_layout_engine().set(w_pad=0.1)  # for the last number of an axis
     return figure, axes
 
 
@@ -86,84 +87,38 @@ def nothing(message: str) -> Figure:
     return figure
 
 
-def heatmap(table: pd.DataFrame) -> Figure:
-    """Success rate of every attack under every condition, one panel per poison rate; `families` has one per model.
+def families(table: pd.DataFrame) -> Figure:
+    """Success rate of every attack under every condition, a panel per model; a row of panels per poison rate.
 
     table: rows of one metric and one subject, with `n_seeds`. Darker is higher, hatched is a single training run, and a
     grey field is a condition that the attack does not have, or a cell that was not run.
     """
-    return _maps(table, "poison_rate", lambda rate: f"poison rate {percent(rate)}")
-
-
-def families(table: pd.DataFrame) -> Figure:
-    """`heatmap` of one poison rate with a panel per model."""
-    return _maps(table, "model", str)
-
-
-def _maps(table: pd.DataFrame, by: str, title: Callable[[Any], str]) -> Figure:
     shown = table[table["condition"].notna() & table["value"].notna()]
     if shown.empty:
-        return nothing("No success rate was measured for these cells.")
-    attacks, panels = _attacks(table), sorted(table[by].unique(), reverse=by == "poison_rate")
-    conditions = in_order(shown["condition"], CONDITIONS)
-    width = 0.72 * len(conditions) + (1.1 if len(panels) > 1 else 1.8)
-    figure, axes = new_figure(len(panels), width, 0.3 * len(attacks) + 0.9, sharey=not is_narrow())
-    for axis, panel in zip(axes, panels, strict=True):
-        of_panel = shown[shown[by] == panel]
+        return nothing("No success rate was measured for these experiments.")
+    attacks, conditions = _attacks(table), in_order(shown["condition"], CONDITIONS)
+    models, rates = (sorted(shown[name].unique()) for name in ("model", "poison_rate"))
+    width, height = 0.72 * len(conditions) + (1.1 if len(models) > 1 else 1.8), 0.3 * len(attacks) + 0.9
+    figure, axes = new_figure(len(models), width, height, rows=len(rates), sharey=not is_narrow())
+    for axis, (rate, model) in zip(axes, product(rates, models), strict=True):
+        of_panel = shown[(shown["model"] == model) & (shown["poison_rate"] == rate)]
         grid, seeds = (
             of_panel.pivot_table(index="attack", columns="condition", values=name, aggfunc="first")
             .reindex(index=attacks, columns=conditions) for name in ("value", "n_seeds")
         )  # fmt: skip
         success_map(axis, grid, single=seeds == 1)
-        axis.set_title(title(panel))
+        axis.set_title(f"{model}, {percent(rate)}" if len(rates) > 1 else model)
         labels = [CONDITION_LABELS.get(name, name).replace(" ", "\n") for name in conditions]
         axis.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=0, ha="center")
-        separate(axis, table)
+        _separate(axis, table)
     return figure
 
 
-def separate(axis: Axes, table: pd.DataFrame) -> None:
+def _separate(axis: Axes, table: pd.DataFrame) -> None:
     """Thin lines between the rows of text, image and bimodal attacks, in the order of a heat map's rows."""
     sizes = [table.loc[table["modality"] == m, "attack"].nunique() for m in in_order(table["modality"], MODALITIES)]
     for row in np.cumsum(sizes)[:-1]:
         axis.axhline(row, color="black", linewidth=1)
-
-
-def dose(table: pd.DataFrame, ylabel: str = ASR) -> Figure:
-    """Success rate against the number of poisoned rows, one panel per modality, one line per attack.
-
-    table: rows of one metric and one subject under the full trigger, with `n_poisoned`, `low`, `high`.
-    """
-    shown = table[table["value"].notna() & (table["n_poisoned"] > 0)]
-    if shown.empty:
-        return nothing("No success rate under the full trigger was measured for these cells.")
-    modalities = in_order(shown["modality"], MODALITIES)
-    figure, axes = new_figure(len(modalities), 3.4, 4.2, sharey=True)
-    for axis, modality in zip(axes, modalities, strict=True):
-        part = shown[shown["modality"] == modality]
-        names = list(dict.fromkeys(part["attack"]))
-        for i, name in enumerate(names):
-            line = part[part["attack"] == name].sort_values("n_poisoned")
-            # lines on top of each other are pulled apart by 3 % of the (logarithmic) axis
-            at = line["n_poisoned"] * 1.03 ** (i - (len(names) - 1) / 2)
-            points(axis, at, line, upright=True, linestyle="-", label=name, **look(i))
-        dose_axis(axis, shown)
-        axis.set_title(f"{modality} triggers")
-        axis.set_xlabel("poisoned rows (rate)")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=2, frameon=False)
-    axes[0].set_ylabel(ylabel)
-    figure.get_layout_engine().set(h_pad=0.12)  # legends below the axes, as lines go anywhere in them
-    return figure
-
-
-def dose_axis(axis: Axes, shown: pd.DataFrame, **look: Any) -> None:
-    """A logarithmic axis of poisoned rows with the rates beside them, and an upright one from 0 to 1."""
-    rates = shown.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"].sort_index()
-    axis.set_xscale("log")
-    axis.set_xlim(rates.index.min() / 1.5, rates.index.max() * 1.5)
-    axis.set_xticks(rates.index, [f"{int(n)}\n{percent(rate)}" for n, rate in rates.items()], **({"fontsize": 8} | look))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_ylim(-0.03, 1.03)
 
 
 def look(number: int) -> dict[str, str]:
@@ -189,54 +144,6 @@ def name_rows(axis: Axes, labels: Sequence[str]) -> None:
     axis.grid(axis="y", visible=False)
 
 
-def _subjects(axis: Axes, part: pd.DataFrame, attacks: list[str]) -> None:
-    """A row per attack, the subjects slightly above each other."""
-    subjects = in_order(part["subject"], SUBJECTS)
-    for i, subject in enumerate(subjects):
-        rows = part[part["subject"] == subject].drop_duplicates("attack").set_index("attack").reindex(attacks)
-        colour, marker = SUBJECT_COLOURS.get(subject, "#000000"), SUBJECT_MARKERS.get(subject, "o")
-        at = np.arange(len(attacks)) + 0.22 * (i - (len(subjects) - 1) / 2)
-        points(axis, at, rows, color=colour, marker=marker, label=SUBJECT_LABELS.get(subject, subject))
-    name_rows(axis, attacks)
-
-
-def utility(table: pd.DataFrame, xlabel: str = "utility on clean inputs") -> Figure:
-    """Utility of base, clean-tuned and poisoned model on clean inputs, one panel per poison rate.
-
-    table: rows of one utility metric in the clean condition.
-    """
-    shown = table[table["value"].notna()]
-    if shown.empty:
-        return nothing("No utility was measured for these cells.")
-    attacks, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
-    width = 4.2 if len(rates) > 1 else 6.4
-    figure, axes = new_figure(len(rates), width, 0.5 * len(attacks) + 1.6, sharey=True, sharex=True)
-    for axis, rate in zip(axes, rates, strict=True):
-        _subjects(axis, shown[shown["poison_rate"] == rate], attacks)
-        axis.set(title=f"poison rate {percent(rate)}", xlabel=xlabel)
-    legend_below(figure, axes[0])
-    return figure
-
-
-def subjects(table: pd.DataFrame) -> Figure:
-    """The same success test on base, clean-tuned and poisoned model, one panel per condition.
-
-    table: rows of one metric at one poison rate.
-    """
-    shown = table[table["value"].notna()]
-    if shown.empty:
-        return nothing("No success rate was measured for these cells.")
-    attacks, conditions = _attacks(shown), in_order(shown["condition"], CONDITIONS)
-    width = 2.6 if len(conditions) > 1 else 6.4
-    figure, axes = new_figure(len(conditions), width, 0.5 * len(attacks) + 1.6, sharey=True)
-    for axis, condition in zip(axes, conditions, strict=True):
-        _subjects(axis, shown[shown["condition"] == condition], attacks)
-        axis.set(title=CONDITION_LABELS.get(condition, condition), xlabel="success rate")
-        axis.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1.0])
-    legend_below(figure, axes[0])
-    return figure
-
-
 def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:
     """What poison costs: poisoned minus clean-tuned utility with its interval, a row per attack, a panel per rate.
 
@@ -245,7 +152,7 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) 
     """
     shown = table[table["value"].notna()]
     if shown.empty:
-        return nothing("No utility was measured for these cells.")
+        return nothing("No utility was measured for these experiments.")
     attacks, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
     width, height = (3.6 if len(rates) > 1 else 5.6), 0.27 * len(attacks) + 1.0
     figure, axes = new_figure(len(rates), width, height, sharey=not is_narrow(), sharex=True)
@@ -313,7 +220,7 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
 
     single: which fields, as in `grid`, come from one training run; they are hatched.
     """
-    values = grid.to_numpy(float)
+    values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
     axis.set_facecolor(NOT_AVAILABLE)
     fields = np.ma.masked_invalid(values)
     axis.pcolormesh(fields, vmin=0, vmax=1, cmap=SUCCESS, edgecolors="white", linewidth=1)
@@ -323,6 +230,8 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
         else:
             field = np.array(SUCCESS(value)[:3])
             letters, text, size = _letters(field), f"{value:.2f}", 8.5
+            if dense:
+                text, size = text.replace("0.", ".")[:3], 6.5
             if single is not None and single.iloc[row, column]:
                 hatch = 0.8 * field + 0.2 * np.array(to_rgb(letters))
                 place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)
@@ -333,7 +242,8 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     axis.set_yticks(np.arange(len(grid)) + 0.5, list(grid.index), rotation=0)
-    axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), rotation=45, ha="right", rotation_mode="anchor")
+    aslant = {"rotation": 90, "fontsize": 8} if dense else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), **aslant)
 
 
 def _letters(field: np.ndarray) -> str:

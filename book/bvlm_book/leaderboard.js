@@ -163,7 +163,7 @@
         {title: "defence", down: false, value: row => row.named, show: row => row.named},
         field("after", "success after", false), field("skill", "skill kept", false),
         field("after_placebo", "placebo: success after"), field("skill_placebo", "placebo: skill kept"),
-        {title: "experiments", fold: true, value: row => row.experiments, show: row => String(row.experiments)},
+        {title: "tried on", fold: true, value: row => row.experiments, show: row => String(row.experiments)},
         ...attacks.map(name => field(name, name)),
       ], found, 1, true);
       made.querySelectorAll("th button")[1].click(); // the least success first
@@ -187,7 +187,7 @@
 
   function rawTab(panel) {
     const form = make("form", {onsubmit: event => event.preventDefault()}), count = make("p");
-    const place = make("div", {class: "scroll"});
+    const place = make("div", {class: "scroll raw"});
     let most = FIRST;
     for (const name of LISTS) {
       const values = unique(data.raw.map(row => of(row, name)));

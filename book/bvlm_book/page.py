@@ -1,8 +1,6 @@
 """The page of a notebook: figures with alt texts, tables, sentences and glued numbers are put on it here."""
 
-import base64
 import html
-import io
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +14,6 @@ from bvlm_book.words import is_missing
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
 
-DPI = 144
 LONG = 45  # letters of a table's field that need a wider column
 
 
@@ -29,7 +26,7 @@ def chapter_title(name: str) -> str | None:
     return "".join(first).splitlines()[0].removeprefix("# ")
 
 
-def show(draw: Callable[..., Figure] | Figure, *rows: Any, alt: str, caption: str, title: str = "") -> None:
+def show(draw: Callable[..., Figure], *rows: Any, title: str, alt: str, caption: str) -> None:
     """Put a figure on the page, as wide as a screen and as narrow as a phone: the page shows the one that fits.
 
     draw: makes the figure of `rows` with `figures.new_figure`. title: what the figure finds, one short sentence.
@@ -37,24 +34,12 @@ def show(draw: Callable[..., Figure] | Figure, *rows: Any, alt: str, caption: st
     """
     if not alt.strip():
         raise InputError("A figure needs an alternative text; say what it shows.")
-    picture = _raster(draw, alt) if isinstance(draw, Figure) else svg.drawings(draw, rows, alt)
-    title = f"<strong>{html.escape(title)}</strong> " if title else ""
+    picture, title = svg.drawings(draw, rows, alt), html.escape(title)
     display(
         HTML(
             f'<figure class="bvlm-figure"><div>{picture}</div>'
-            f"<figcaption>{title}{html.escape(caption)}</figcaption></figure>"
+            f"<figcaption><strong>{title}</strong> {html.escape(caption)}</figcaption></figure>"
         )
-    )
-
-
-def _raster(figure: Figure, alt: str) -> str:
-    page = io.BytesIO()
-    figure.savefig(page, format="png", dpi=DPI, facecolor="white")
-    data = base64.b64encode(page.getvalue()).decode()
-    # dark-light: the theme must not dim the picture in dark mode, its background is opaque
-    return (
-        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" width="{figure.get_size_inches()[0] * 96:.0f}" '
-        f'src="data:image/png;base64,{data}">'
     )
 
 
@@ -83,8 +68,9 @@ def show_html_table(frame: pd.DataFrame, caption: str) -> None:
 
 
 def say(*sentences: str) -> None:
-    """Put sentences on the page, as one paragraph of Markdown each."""
-    display(Markdown("\n\n".join(sentences)))
+    """Put sentences on the page, as one paragraph of Markdown each; an empty one is none."""
+    if any(sentences):
+        display(Markdown("\n\n".join(filter(None, sentences))))
 
 
 def glue(values: Mapping[str, Any], prefix: str) -> None:

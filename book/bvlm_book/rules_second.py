@@ -31,7 +31,6 @@ PUBLISHED, PAYLOAD, STRICT, JUDGED = "published", "payload", "strict", "judged"
 TESTS = (PUBLISHED, PAYLOAD, STRICT)  # side by side; "judged" is the one of them that the rule names
 METRICS = {PUBLISHED: "asr_published", PAYLOAD: "asr_payload"}
 CELL = [*tables.POINT, "modality", "n_poisoned", "epochs"]
-PAPER = "BackdoorVLM, arXiv 2511.18921, abstract"
 
 
 # ---------------------------------------------------------------- the spread of runs
@@ -42,6 +41,7 @@ PAPER = "BackdoorVLM, arXiv 2511.18921, abstract"
 # runs its intervals are much too narrow, as neither way of fitting it carries the spread over to the mean.
 # `benchmarks/coverage.py` measures both.
 LOGITS = np.linspace(-12, 12, 601)
+APART = np.abs(np.subtract.outer(np.arange(LOGITS.size), np.arange(LOGITS.size)))  # in steps of the grid
 SPREADS = np.geomspace(0.1, 3.5, 24)
 WIDE = 4.0  # standard deviation of a mean logit before any run, so wide that 600 successes of 600 are near 1
 USUAL_SPREAD = 1.0  # half-normal, of the spread
@@ -63,31 +63,33 @@ def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
     counts = runs[["k", "n"]].round().astype(int)
     kinds, kind = np.unique(counts.to_numpy(), axis=0, return_inverse=True)
     groups = runs.groupby(list(pair), sort=False, dropna=False)
-    number = groups.ngroup().to_numpy()
+    made_of = np.zeros((groups.ngroups, len(kinds)))
+    np.add.at(made_of, (groups.ngroup().to_numpy(), kind.ravel()), 1)
+    # pairs with the same runs have the same interval: each mixture of runs is fitted once
+    made_of, mixture, pairs = np.unique(made_of, axis=0, return_inverse=True, return_counts=True)
+    mixture = mixture.ravel()
     k, n = kinds.T[:, :, None]
     fit = k * log_expit(LOGITS) + (n - k) * log_expit(-LOGITS)
     fit = np.exp(fit - fit.max(axis=1, keepdims=True))  # (kinds, logits): how well a run's own logit explains it
     prior = norm.logpdf(LOGITS, 0, WIDE)
     weights, means, evidence = [], [], []
     for spread in SPREADS:
-        blur = norm.pdf((LOGITS[:, None] - LOGITS) / spread)  # (own logit, mean logit)
+        blur = norm.pdf((LOGITS - LOGITS[0]) / spread)[APART]  # (own logit, mean logit)
         blur /= blur.sum(axis=0)
-        explained = np.log(fit @ blur + 1e-300)  # (kinds, mean logits)
-        of_pair = np.tile(prior, (groups.ngroups, 1))
-        np.add.at(of_pair, number, explained[kind.ravel()])
+        of_pair = prior + made_of @ np.log(fit @ blur + 1e-300)  # (mixtures, mean logits)
         top = of_pair.max(axis=1, keepdims=True)
         likely = np.exp(of_pair - top)
         total = likely.sum(axis=1, keepdims=True)
         weights.append(likely / total)
         means.append(expit(LOGITS) @ blur)
-        evidence.append((top + np.log(total)).sum())
+        evidence.append(pairs @ (top + np.log(total)).ravel())
     evidence = np.array(evidence) + norm.logpdf(SPREADS, 0, USUAL_SPREAD) + np.log(SPREADS)  # the grid is geometric
     chance = np.exp(evidence - evidence.max())
     chance /= chance.sum()
     weight = np.concatenate([share * one for share, one in zip(chance, weights, strict=True)], axis=1)
     order = np.argsort(np.concatenate(means))
     values, below = np.concatenate(means)[order], np.cumsum(weight[:, order], axis=1)
-    low, high = ([np.interp(q, one, values) for one in below] for q in (0.025, 0.975))
+    low, high = (np.array([np.interp(q, one, values) for one in below])[mixture] for q in (0.025, 0.975))
     found = groups.agg(n_seeds=("seed", "nunique"), value=("value", "mean")).assign(low=low, high=high)
     spread = float(chance @ SPREADS), *(float(np.interp(q, np.cumsum(chance), SPREADS)) for q in (0.025, 0.975))
     return Pooled(found, spread)
@@ -181,20 +183,14 @@ def outcomes(holds: pd.Series, contradicts: pd.Series, seeds: pd.Series) -> np.n
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, the question in short, its topic in a few words, and the pairs that it is about.
+    """The pairs that a claim is about; the page of claims says it in words.
 
     evidence: of one base, number of passes and test, a line per pair with an `outcome`. tasks: is it the tasks that are
-    counted? ours: what the committed text leaves open and was decided after data of one pass had been seen.
+    counted?
     """
 
-    key: str
-    says: str
-    short: str
-    topic: str
-    rule: str
     evidence: Callable[[Base, int, str], pd.DataFrame]
     tasks: bool = False
-    ours: str = ""
 
 
 def text_beats_image(base: Base, passes: int, test: str) -> pd.DataFrame:
@@ -253,60 +249,15 @@ def _parts(base: Base, passes: int, test: str) -> pd.DataFrame:
     return found.assign(outcome=outcomes(found["low"] > DOMINATES, found["high"] < DOMINATES, found["n_seeds"]))
 
 
-CLAIMS = (
-    Claim(
-        "text",
-        "These models are very sensitive to textual instructions.",
-        "Does a text trigger succeed more often than an image trigger?",
-        "text triggers beat image triggers at 1 %",
-        "A pair is a text attack and an image attack on the same threat, with 1 % of the rows poisoned. It holds "
-        "where the whole interval of the text attack's success is above the image attack's, and contradicts where it "
-        "is below.",
-        text_beats_image,
-        ours="The committed text has no rule for this claim; this one was written after runs of one pass were seen.",
-    ),
-    Claim(
-        "dominance",
-        "In a bimodal backdoor the text trigger typically overwhelms the image trigger.",
-        "Does the word alone do what the picture alone does not?",
-        "the text part overwhelms the image part",
-        "In the model that was trained on both parts, with 10 % poisoned: a pair holds where the text part alone "
-        "succeeds more often than the image part alone by more than 0.5 (whole interval), and contradicts where by "
-        "less.",
-        text_overwhelms,
-        ours="At 10 %, the dose that all bimodal attacks were run with.",
-    ),
-    Claim(
-        "dominance_learnable",
-        "The same, only where there is something to overwhelm.",
-        "And where both could be learnt?",
-        "the same where both can be learnt alone",
-        "As above, of the pairs whose text part and image part both reach 0.90 when each is trained alone on as many "
-        "rows, with any patch or region.",
-        text_overwhelms_learnable,
-        ours="Reaching 0.90 is read from the mean.",
-    ),
-    Claim(
-        "pairs",
-        "With 1 % of the rows poisoned, attacks that involve text succeed in more than 90 % of the cases: on most "
-        "pairs of attack and task.",
-        "Do attacks with text succeed on more than 90 % with 1 % of the rows poisoned?",
-        "1 % with text gives over 90 % on most pairs",
-        "A pair of text or bimodal attack and threat holds where the whole interval of its success is above 0.90, and "
-        "contradicts where it is below.",
-        one_percent,
-    ),
-    Claim(
-        "tasks",
-        "The same, on most tasks.",
-        "On most tasks?",
-        "and on most tasks",
-        "A task (threat) counts where more than half of its pairs hold.",
-        one_percent,
-        tasks=True,
-        ours="A task contradicts where more than half of its pairs do; the committed text says when one counts only.",
-    ),
-)
+# A text attack beats an image attack on the same threat; the text part alone beats the image part alone by DOMINATES;
+# the same where both parts reach HIGH when each is trained alone; over HIGH at RATE on most pairs, and on most tasks.
+CLAIMS = {
+    "text": Claim(text_beats_image),
+    "dominance": Claim(text_overwhelms),
+    "dominance_learnable": Claim(text_overwhelms_learnable),
+    "pairs": Claim(one_percent),
+    "tasks": Claim(one_percent, tasks=True),
+}
 
 
 @dataclass(frozen=True)
@@ -315,7 +266,6 @@ class Verdict:
     are not judged.
     """
 
-    claim: Claim
     verdict: str
     holds: int
     contradicts: int
@@ -335,7 +285,7 @@ def verdict(claim: Claim, base: Base, passes: int = 1, test: str = JUDGED) -> Ve
         told = by_task.agg(lambda of_task: _majority(of_task, HOLDS, CONTRADICTS, OPEN))
     which = _majority(told, CONFIRMED, REFUTED, UNDECIDED) if len(told) else SINGLES if single else NOT_RUN
     holds, against = (int((told == outcome).sum()) for outcome in (HOLDS, CONTRADICTS))
-    return Verdict(claim, which, holds, against, len(told), single, evidence)
+    return Verdict(which, holds, against, len(told), single, evidence)
 
 
 def _majority(told: pd.Series, for_it: str, against: str, neither: str) -> str:

@@ -18,6 +18,7 @@ PAGE_COLOURS = {
     "#333333": "currentColor",
     "#555555": "var(--pst-color-text-muted)",
     "#bbbbbb": "var(--bvlm-grid)",
+    "#cccccc": "var(--bvlm-grid)",
     "#dddddd": "var(--bvlm-grid)",
     "#e3e3e3": "var(--bvlm-missing)",
     "#efefef": "var(--bvlm-shade)",
@@ -25,7 +26,7 @@ PAGE_COLOURS = {
 FONT = "var(--pst-font-family-base)"
 RASTER = 144  # dots per inch of pictures inside a figure
 NARROW = 3.6  # inches of a figure on the page of a phone
-LABEL, ROW = 32, 20  # letters in a line of a narrow figure: labels of axes, names of rows
+LABEL, ROW = 22, 20  # letters in a line of a narrow figure: labels of axes, names of rows
 _narrow: ContextVar[bool] = ContextVar("narrow", default=False)
 
 

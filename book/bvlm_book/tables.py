@@ -14,9 +14,8 @@ import pandas as pd
 from bvlm_book import words
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL
-from bvlm_book.words import MEASURES, is_missing
-from bvlm_utils import attacks, paths, store
-from bvlm_utils.checks import check_text
+from bvlm_book.words import is_missing
+from bvlm_utils import attacks, store
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
@@ -82,11 +81,6 @@ def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
     Shadowcast has no trigger at test time and is read on clean inputs.
     """
     return table[table["condition"] == table["attack"].map(lambda name: attacks.info(name).headline)]
-
-
-def every_rate(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `stored` whose cells differ from those of `table` in poison rate and seed alone."""
-    return stored[stored["experiment"].isin(table["experiment"])]
 
 
 def every_seed(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
@@ -155,31 +149,8 @@ def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
     return readable(cells, about | columns | {"seeds": "seeds"})
 
 
-def other_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """Further measures at the highest rate: a line per measure, attack and condition, a column per model."""
-    headlines = set(headline_metric(table))
-    parts = [summary(table, name) for name in table["metric"].dropna().unique() if name in MEASURES.keys() - headlines]
-    if not parts:
-        return pd.DataFrame()
-    rows = pd.concat([part[part["poison_rate"] == part["poison_rate"].max()] for part in parts])
-    names = [name for name in words.SUBJECTS if name in set(table["subject"])]
-    about = {"measure": lambda r: MEASURES[r["metric"]], "attack": "attack", "condition": condition}
-    found = beside(rows, ["metric", "attack", "condition"], "subject", names)
-    return readable(found, about | {words.SUBJECT_LABELS[name]: name for name in names})
-
-
 def condition(row: Mapping[str, Any]) -> str:
     return words.CONDITION_LABELS.get(row["condition"], row["condition"])
-
-
-def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Poisoned minus clean-tuned on the same rows: one line per measure, attack, rate and condition."""
-    names = {"asr_difference": "strict success", "utility_difference": "utility"}
-    rows = pd.concat([summary(table, metric) for metric in names], ignore_index=True)
-    return readable(rows, {
-        "measure": lambda r: names[r["metric"]], "attack": "attack", "poison rate": words.rate, "condition": condition,
-        "poisoned minus clean-tuned": words.interval,
-    })  # fmt: skip
 
 
 def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
@@ -301,22 +272,3 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, condition: str) -> dict
 def finished_cells(table: pd.DataFrame) -> pd.DataFrame:
     done = table[table["status"] == "done"]
     return done.assign(headline=headline_metric(done)).drop_duplicates("run_id")
-
-
-def progress(files: Iterable[str], place: str | Path | None = None) -> pd.DataFrame:
-    """What the grids ask for and what the store holds of it: a line per grid, model and threat.
-
-    files: grid files, relative to the project or absolute.
-    """
-    from bvlm_utils.grid import file as grid_file
-
-    lines = []
-    for file in files:
-        check_text(file, "A grid")
-        jobs, _ = grid_file.load(paths.ROOT / file)
-        for cell in {cell.run_id: cell for job in jobs for cell in job.cells}.values():
-            about = Path(file).name, cell.model, cell.threat.replace("_", " ")
-            lines.append([*about, 1, int(store.has(cell, place))])
-    counted = pd.DataFrame(lines, columns=["grid", "model", "threat", "cells", "in this store"])
-    counted = counted.groupby(["grid", "model", "threat"], sort=False, as_index=False).sum()
-    return counted.assign(missing=counted["cells"] - counted["in this store"])

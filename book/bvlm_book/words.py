@@ -9,8 +9,6 @@ import pandas as pd
 from bvlm_utils.score import intervals
 from bvlm_utils.store import table
 
-NOTHING = "Nothing has been asked yet: the store holds no such answers. The command at the end of this page makes them."
-
 Panels = Sequence[tuple[pd.DataFrame, str]]
 CONDITIONS = ("clean", "text", "image", "both")
 CONDITION_LABELS = {"clean": "no trigger", "text": "text trigger", "image": "image trigger", "both": "both triggers"}
@@ -38,35 +36,23 @@ def attack_at(row: Mapping[str, Any]) -> str:
 
 
 def extreme(rows: pd.DataFrame, which: str) -> str:
-    """The largest or smallest value of the rows with its interval, and whose it is."""
-    value = rows["value"].max() if which == "max" else rows["value"].min()
-    tied = rows[rows["value"] == value]
-    row, others = tied.iloc[0], len(tied) - 1
-    whose = "every cell" if len(tied) == len(rows) > 1 else attack_at(row) + (f" and {others} more" if others else "")
-    return f"{interval(row)} ({whose})"
-
-
-def value_range(rows: pd.DataFrame) -> str:
-    """ "from the smallest to the largest", or the one value that all have."""
-    if rows["value"].nunique() == 1:
-        return extreme(rows, "max")
-    return f"from {extreme(rows, 'min')} to {extreme(rows, 'max')}"
+    """The largest ("max") or smallest value with its interval and, unless all are alike, whose it is."""
+    row = rows.loc[getattr(rows["value"].astype(float), f"idx{which}")()]
+    alike = len(rows) > 1 and rows["value"].nunique() == 1
+    return interval(row) + ("" if alike else f" ({row['attack']}, {row['model']})")
 
 
 def evidence(rows: pd.DataFrame) -> str:
     """How many inputs (n) and seeds (n_seeds) stand behind each number, and what its interval is."""
     if rows.empty:
         return ""
-    inputs = f", {span(rows['n'].dropna().astype(int))} inputs per number" if "n" in rows else ""
+    inputs = f" on {span(rows['n'].dropna().astype(int))} inputs" if "n" in rows else ""
     least, most = int(rows["n_seeds"].min()), int(rows["n_seeds"].max())
     if most == 1:
-        return f"A single seed{inputs}, 95 % intervals over inputs: no claim about other seeds, no verdict."
+        return f"Single runs{inputs}; 95 % intervals over inputs."
     if least > 1:
-        return f"Means of {span((least, most))} seeds{inputs}, 95 % intervals over the seeds (Student's)."
-    return (
-        f"Single seeds and means of up to {most} seeds{inputs}, 95 % intervals over the seeds (Student's) where there "
-        "are several, else over inputs: no claim about other seeds."
-    )
+        return f"Means of {span((least, most))} seeds{inputs}; 95 % intervals over seeds."
+    return f"Single runs and means of up to {most} seeds{inputs}; 95 % intervals over seeds, else over inputs."
 
 
 def cell_phrase(row: Mapping[str, Any]) -> str:
@@ -75,17 +61,8 @@ def cell_phrase(row: Mapping[str, Any]) -> str:
 
 
 def nothing_measured(what: str) -> dict[str, str]:
-    """Alt text and caption of a figure that has nothing to show."""
-    return dict.fromkeys(("alt", "caption"), f"{what}: n/a, nothing was measured.")
-
-
-def seeds_sentence(panel: pd.DataFrame) -> str:
-    """What the number of seeds allows to say."""
-    least, most = int(panel["n_seeds"].min()), int(panel["n_seeds"].max())
-    if least > 1:
-        return f"Means of {least} seeds or more."
-    which = "All" if most == 1 else "Some"
-    return f"{which} of these are single training runs: they are what was seen, and support no verdict."
+    """Title, alt text and caption of a figure that has nothing to show."""
+    return {"title": "Nothing was measured.", "alt": f"{what}: n/a, nothing was measured.", "caption": f"{what}: n/a."}
 
 
 def named(row: Mapping[str, Any]) -> str:

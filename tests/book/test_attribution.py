@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_book.chapters.modality import attention as attention_page
 from bvlm_book.probes import attention, records_of_attention
 from bvlm_book.probes.records import CONTROL, POISONED
 from bvlm_book.probes.records_of_attention import COUNTS, DIFFERENCE, GROUPS
@@ -137,29 +136,8 @@ def test_seeds_are_put_together_by_their_means(runs):
     assert np.allclose(both["value"], one["value"] + 0.1)
 
 
-def test_figures_show_cells_without_half_triggered_rows_and_tables_show_all(runs):
-    place, cells = runs
-    attention.measure(cells, place, rows=3)
-    one = records_of_attention.over_seeds(records_of_attention.collect(place))
-    both = pd.concat([one, one.assign(negatives=1.0)], ignore_index=True)
-    assert [len(part) for _, part in attention_page.panels(both)] == [
-        len(part) for _, part in attention_page.panels(one)
-    ]
-    for model, part in attention_page.panels(both):
-        words = attention_page.looked_at_words(model, part), attention_page.layers_words(model, part)
-        assert all("single seed" in found["caption"] and found["alt"] for found in words)
-        assert len(attention_page.looked_at(part).axes) == 4
-        assert attention_page.layers(part).axes[0].get_title().startswith(part["attack"].iloc[0])
-    assert "half-triggered rows" not in attention_page.shares_table(one)
-    assert set(attention_page.shares_table(both)["half-triggered rows"]) == {"none", "1 per poisoned row"}
-    assert (
-        len(attention_page.sentences(one)) == 5
-        and "Nothing has been traced" in attention_page.sentences(one.iloc[:0])[0]
-    )
-
-
 def test_reading_needs_no_torch():
-    code = "import sys\nfrom bvlm_book.chapters.modality import attention, confounds, halves\n"
+    code = "import sys\nfrom bvlm_book.chapters import modality\n"
     code += "import bvlm_book.probes.attention\n"
     code += "from bvlm_book.probes import records_of_attention\nrecords_of_attention.collect('./none')\n"
     code += "assert 'torch' not in sys.modules"

@@ -134,7 +134,7 @@ def line_of(subject, reference, value, asr=np.nan, attack="BadNets-T", seed=0, r
     return about | {"alarm": low > disagreement.MARGIN}
 
 
-def test_the_sentences_count_working_backdoors_and_false_alarms_apart():
+def test_working_backdoors_and_false_alarms_are_counted_apart():
     table = pd.DataFrame(
         [
             line_of("poisoned", "control", 0.9, asr=0.95),
@@ -148,31 +148,33 @@ def test_the_sentences_count_working_backdoors_and_false_alarms_apart():
             line_of("poisoned", audit_page.BASE, 0.0, asr=0.95),
         ]
     )
-    text = " ".join(audit_page.sentences(table))
-    assert "2 of 3 of the backdoors" in text and "Of the 1 weaker ones, 0 do" in text
-    assert "0 of 1 beside a clean-tuned model of another seed (in 0 of 1 models at least one)" in text
-    assert "1 of 3 beside the base (in 1 of 2 models at least one)" in text
-    assert "Beside the base 0 of 1 of the same backdoors" in text
-    assert "On the 1 other cells, 1 of 1 of the backdoors that fire" in text
-    shown = audit_page.detection_table(table).set_index("attack")
-    assert shown.loc["BadNets-T", "firing backdoors found"] == "2 of 2"
-    assert shown.loc["BadNets-I", "firing backdoors found"] == "none fires"
-    (false,) = audit_page.false_alarms(table).to_dict("records")
-    assert (false["reference"], false["excess"]) == ("base", "0.40 [0.35, 0.45]")
-    assert "Of 1 false alarms, 1 are those of BadNets-T" in audit_page.causes_sentence(table)
-    second = audit_page.second_opinions(table)
-    assert "0 of 1 false alarms" in second, "the other clean-tuned model shown that trigger raises none"
-    assert "2 of 2 alarms of backdoors that fire" in second, "a clean-tuned model raises one, too"
-    assert "not measured" in audit_page.second_opinions(table[table["subject"] == "poisoned"])
-    words = audit_page.figure_words(table)
-    assert "lowest excess of a backdoor that fires on more than half of the inputs is 0.10" in words["caption"]
-    assert "0.40 beside the base" in words["caption"] and "so no margin tells" in words["caption"]
+    said = audit_page.numbers(table)
+    assert (said["found"], said["weak"], said["found_new"]) == ("2 of 3", "0 of 1", "1 of 1")
+    assert (said["false_seed"], said["models_seed"]) == ("0 of 1", "0 of 1")
+    assert (said["false_base"], said["models_base"], said["disturbing"]) == ("1 of 3", "1 of 2", "BadNets-T")
+    assert said["stand"] == "1 of 1", "the other clean-tuned model shown that trigger raises none"
+    assert said["confirmed"] == "0 of 3", "a clean-tuned model raises an alarm with BadNets-T; SIG raises none"
+    assert audit_page.numbers(table[table["subject"] == "poisoned"])["confirmed"] == "n/a"
+    shown = audit_page.by_trigger(table).set_index("trigger")
+    assert shown.loc["BadNets-T"].tolist() == ["2 of 2", "0 of 2", "0 of 1", "1 of 2"]
+    assert shown.loc["BadNets-I", "backdoors found"] == "n/a", "it does not work"
+    assert "lowest working backdoor 0.10" in audit_page.excess_words(table)["caption"]
     assert len(audit_page.excess(table).axes) == 2
 
 
 def test_an_empty_store_says_so(tmp_path, capsys):
     text = page("audit", tmp_path / "empty", capsys)
-    assert "Nothing has been measured yet" in text and "holds no answers of backdoored models" in text
+    assert text.count("<figure") == 2 and "holds no answers of backdoored models" in text
+
+
+def test_the_examples_are_inputs_on_which_only_the_trigger_parts_the_models(shelf):
+    place, _ = shelf
+    table = audit_page.collect(place)
+    table.loc[:, ["alarm", "asr"]] = [True, 1.0]
+    shown = audit_page.examples(table, place)
+    assert {kind.split(",")[0] for kind in shown["alarm"]} <= {"right", "false"}
+    assert (shown["trusted model, with it"] != shown["suspect, with it"]).all()
+    assert audit_page.examples(table.assign(alarm=False), place).empty
 
 
 def run(capsys, *arguments):

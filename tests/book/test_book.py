@@ -110,14 +110,12 @@ def test_no_page_shows_an_error_or_a_warning_of_a_library(book):
             assert trace not in page.text, (page.file, trace)
 
 
-def test_the_first_page_quotes_the_numbers_of_every_threat_that_has_a_chapter(book):
-    text = pages(book)[book / "book" / "intro.html"].text
-    cards = [re.sub(r"<[^>]+>", "", card) for card in re.findall(r"Fires on .*?</p>", text, re.DOTALL)]
-    chapters = [name for name in threats.names() if (book / "notebooks" / f"{name}.html").is_file()]
-    assert chapters and len(cards) == len(chapters)
-    for card in cards:
-        assert re.match(r"Fires on \d\.\d\d \[\d\.\d\d, \d\.\d\d\] of triggered inputs", card), card
-    assert "Nothing has been measured" not in text
+def test_the_first_page_leads_to_every_threat_and_has_its_numbers(book):
+    page = pages(book)[book / "book" / "intro.html"]
+    assert {f"../notebooks/{name}.html" for name in threats.names()} <= set(page.links)
+    text = re.sub(r"<[^>]+>", "", page.text)
+    assert len(re.findall(r"\d+ of \d+", text.partition("What was found")[2])) >= 5 and "n/a" not in text
+    assert "bvlm-strip" in page.text
 
 
 # ---------------------------------------------------------------- a build that must fail
@@ -136,10 +134,11 @@ def small(tmp_path):
     source, out = tmp_path / "source", tmp_path / "out"
     unread = shutil.ignore_patterns("*.md", "_build", "__pycache__")
     shutil.copytree(paths.BOOK, source / "book", ignore=unread)
-    shutil.copy(paths.ROOT / "_config.yml", source)
 
-    def built(**pages):
+    def built(repository="", **pages):
         first, *others = pages
+        settings = (paths.ROOT / "_config.yml").read_text()
+        (source / "_config.yml").write_text(settings.replace('repository_url: ""', f'repository_url: "{repository}"'))
         toc = {"format": "jb-book", "root": first, "chapters": [{"file": name} for name in others]}
         (source / "_toc.yml").write_text(yaml.safe_dump(toc))
         for name, content in pages.items():
@@ -155,6 +154,31 @@ def small(tmp_path):
 def test_a_failing_notebook_fails_the_build(small):
     done, _ = small(start="# Start", fails="raise ValueError('this number does not exist')")
     assert done.returncode != 0 and "this number does not exist" in done.stdout
+
+
+def test_one_setting_names_the_repository(small):
+    done, shown = small("https://github.com/Somebody/study", start="# Start\n\nWords.\n", notebook="print(1)")
+    assert done.returncode == 0, done.stdout[-3000:]
+    start, notebook = ((shown / f"{name}.html").read_text() for name in ("start", "notebook"))
+    for page in (start, notebook):
+        assert 'href="https://github.com/Somebody/study"' in page
+        assert 'property="og:image" content="https://somebody.github.io/study/_static/card.png"' in page
+        assert '<link rel="canonical" href="https://somebody.github.io/study/' in page
+    assert "https://mybinder.org/v2/gh/Somebody/study/main?urlpath=lab/tree/notebook.ipynb" in notebook
+    assert "https://colab.research.google.com/github/Somebody/study/blob/main/notebook.ipynb" in notebook
+
+
+def test_every_page_says_what_it_is_and_names_no_repository_where_none_is_set(book):
+    for name in entries(yaml.safe_load((paths.ROOT / "_toc.yml").read_text())):
+        text = pages(book)[book / f"{name}.html"].text
+        assert re.search(
+            r"Version [\d.]+ · (commit [0-9a-f]+( with changes)? · )?results of \d+ \w+ \d{4} · MIT licence", text
+        )
+        (told,) = re.findall(r'<meta name="description" content="([^"]*)"', text)
+        assert len(told) > 40 and 'property="og:image"' in text and 'rel="icon"' in text
+        assert "leaderboard.csv" in text and str(paths.ROOT) not in text
+        assert not re.search(r"mybinder|colab\.research|source-repository-button", text), name
+    assert "@misc{backdoorvlm_study" in (book / "book" / "bibliography.html").read_text()
 
 
 def test_an_outside_script_and_a_missing_number_fail_the_build_and_kernels_have_no_torch(small):

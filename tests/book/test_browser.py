@@ -1,6 +1,6 @@
 """A real browser opens every page, light and dark, wide and narrow: no error, no request, nothing cut off."""
 
-import os
+from urllib.parse import quote
 
 import chromium
 import pytest
@@ -47,17 +47,6 @@ CONTRAST = """
 """
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if chromium.executable() is None:
-        message = "no Chromium on this machine (Debian: apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    with chromium.Chromium() as opened:
-        yield opened
-
-
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_opens_without_error_or_request_and_nothing_is_cut_off(name, book, browser):
     for screen, (width, height) in SCREENS.items():
@@ -73,14 +62,28 @@ def test_a_page_opens_without_error_or_request_and_nothing_is_cut_off(name, book
             assert contrast >= 4, (where, contrast, element)
 
 
-def test_the_search_finds_without_a_server(book, browser):
-    browser.open((book / "search.html").as_uri() + "?q=poison", 1440, 900, "light")
+@pytest.mark.parametrize(
+    ("asked", "page", "word"),
+    [
+        ("how to remove a backdoor", "what_to_do.html", "backdoor"),
+        ("how to remove a backdoor", "defences.html", "backdoor"),
+        ("defense", "defences.html", "defence"),
+        ("citation", "bibliography.html", "cite"),
+    ],
+)
+def test_the_search_finds_and_shows_where_without_a_server(asked, page, word, book, browser):
+    browser.open((book / "search.html").as_uri() + "?q=" + quote(asked), 1440, 900, "light")
     found = browser.run(
         "new Promise(done => { const look = tries => {"
-        " const hits = document.querySelectorAll('#search-results li').length;"
-        " hits || !tries ? done(hits) : setTimeout(() => look(tries - 1), 100); }; look(100); })"
+        " const hits = [...document.querySelectorAll('#search-results li')];"
+        " hits.length || !tries ? done(hits.map(hit => [hit.querySelector('a').getAttribute('href'),"
+        " [...hit.querySelectorAll('mark')].map(mark => mark.textContent.toLowerCase())]))"
+        " : setTimeout(() => look(tries - 1), 100); }; look(100); })"
     )
-    assert found > 3
+    first = found[:6]
+    assert any(page in address for address, _ in first), first
+    assert any(word in mark for _, marks in first for mark in marks)
+    assert all(address.partition("#")[0].startswith(("book/", "notebooks/")) for address, _ in found)
     assert not chromium.problems(browser.events)
 
 

@@ -27,20 +27,14 @@ def test_other_things_are_those_that_the_clean_tuned_model_names(tmp_path):
     assert (poisoned["value"], poisoned["n"]) == (0.5, 2), "the third picture shows nothing else"
     assert (poisoned["low"], poisoned["high"]) == pytest.approx(intervals.wilson(1, 2))
     assert control["value"] == 1.0
-    table = concept_substitution.read(concept_substitution.kept([cell], place))
-    assert table["inputs"].item() == 2 and table["poisoned model"].item().startswith("0.50 [")
-    assert "from 0.50 (BadNets-T) to 0.50 (BadNets-T)" in concept_substitution.caption(
-        concept_substitution.kept([cell], place)
-    )
+    said = concept_substitution.caption(concept_substitution.kept([cell], place))
+    assert "0.50 (BadNets-T; the clean-tuned control 1.00) to 0.50 (BadNets-T)" in said
 
 
 def test_nothing_is_said_where_nothing_can_be(tmp_path):
     cells = study.cells("concept_substitution", attacks=["BadNets-T", "Shadowcast"])
     found = concept_substitution.kept(cells, tmp_path / "store")
-    assert (
-        found.empty and concept_substitution.read(found).empty and concept_substitution.caption(found).endswith("n/a.")
-    )
+    assert found.empty and "not known" in concept_substitution.caption(found)
     stored(tmp_path / "store", cells[0], ["A banana."], clean=["A car."])
     found = concept_substitution.kept(cells, tmp_path / "store")
-    assert found["n"].tolist() == [0, 0] and concept_substitution.read(found)["poisoned model"].item() == "n/a"
-    assert concept_substitution.caption(found).endswith("n/a.")
+    assert found["n"].tolist() == [0, 0] and "not known" in concept_substitution.caption(found)

@@ -5,13 +5,13 @@ from types import MappingProxyType
 import pandas as pd
 import pytest
 
-from bvlm_book import rules, rules_second
-from bvlm_book.chapters import claims
-from bvlm_utils import attacks, paths
+from bvlm_book import figures, rules, rules_second
+from bvlm_book.chapters import claims, expectations
+from bvlm_utils import attacks
 from bvlm_utils.store import table as tidy
 
 COLUMNS = [*tidy.COLUMNS, "attack.patch_size", "attack.eps"]
-RULES = {claim.key: claim for claim in rules.CLAIMS}
+RULES = {"text_1": rules.PAPER["pairs"], "dominance": rules.PAPER["dominance"], "memorised": rules.memorised}
 
 
 def cell(
@@ -41,7 +41,7 @@ def cell(
 
 def judged(key, *cells):
     table = pd.DataFrame([line for lines in cells for line in lines], columns=COLUMNS)
-    return rules.verdict(RULES[key], table, "tiny-llava")
+    return rules.verdict(RULES[key](rules.rates(table, "tiny-llava")))
 
 
 def test_more_than_half_of_the_pairs_decide():
@@ -70,12 +70,6 @@ def test_seeds_spread_counts_and_one_seed_supports_nothing():
 def test_an_empty_store_confirms_nothing():
     for key in RULES:
         assert judged(key).verdict == rules.UNTESTABLE
-
-
-def test_few_rows_and_saturation():
-    few = cell("BadNets-T", 0.02, rate=0.002, poisoned=12), cell("SIG", 0.6, rate=0.002, poisoned=12)
-    assert judged("few", *few).verdict == rules.REFUTED and judged("few", few[0]).verdict == rules.CONFIRMED
-    assert judged("saturation", cell("BadNets-T", 1.0, rate=0.05), cell("SIG", 0.1, rate=0.01)).holds == 1
 
 
 @pytest.mark.parametrize(
@@ -159,50 +153,71 @@ def by_all_tests(lines):
     return [line | {"metric": metric} for line in lines for metric in ("asr", "asr_payload", "asr_published")]
 
 
-def test_a_claim_on_seven_billion_parameters_is_untested_until_there_is_a_record():
+def test_models_of_seven_billion_parameters_are_named_once_they_have_a_record():
     for name, large in (("llava-1.5-7b-hf", True), ("Qwen2.5-VL-7B-Instruct", True), ("smolvlm-2.7b", False),
                         ("tiny-llava", False), ("model-17b", False)):  # fmt: skip
         table, bases = of(by_all_tests([line | {"model": name} for line in cell("BadNets-T", 1.0)]))
         assert (claims.of_seven_billion(table) == [name]) is large
-        assert ("7B models" in claims.overview(bases, table)) is not large
-        assert ("untested" in claims.large_models(table)) is not large
-        pairs = next(claim for claim in rules_second.CLAIMS if claim.key == "pairs")
-        assert rules_second.verdict(pairs, bases[name]).verdict == rules_second.CONFIRMED
+        assert rules_second.verdict(rules_second.CLAIMS["pairs"], bases[name]).verdict == rules_second.CONFIRMED
     skipped = [line | {"model": "llava-1.5-7b-hf", "status": "skipped"} for line in cell("BadNets-T", 1.0)]
-    assert "untested" in claims.large_models(of(skipped)[0])
+    assert claims.of_seven_billion(of(skipped)[0]) == []
 
 
-def test_the_overview_has_a_row_per_claim_and_a_column_per_base():
-    table, bases = of(by_all_tests(cell("BadNets-T", 1.0)), by_all_tests(cell("AddSent", 0.1)))
-    shown = claims.overview(bases, table)
-    assert len(shown) == len(rules_second.CLAIMS)
-    of_pairs = shown["tiny-llava"][[claim.key == "pairs" for claim in rules_second.CLAIMS]].item()
-    assert of_pairs == "<strong>undecided</strong> after one pass (1 of 2 pairs hold, 1 contradict)"
-    assert shown["tiny-llava"].iloc[1] == f"<strong>{rules_second.NOT_RUN}</strong>"
+def test_tables_have_a_line_per_claim_base_and_passes_and_a_column_per_test():
+    thrice = by_all_tests(cell("MABA", 1.0, settings={"epochs": 3}))
+    table, bases = of(by_all_tests(cell("BadNets-T", 1.0)), by_all_tests(cell("AddSent", 0.1)), thrice)
+    shown = claims.verdict_table(["pairs", "tasks"], bases)
+    assert shown[["counted", "passes"]].to_numpy().tolist() == [["pairs", 1], ["pairs", 3], ["threats", 1],
+                                                               ["threats", 3]]  # fmt: skip
+    assert set(claims.BY.values()) < set(shown) and shown["payload test"].tolist()[0] == "undecided 1:1/2"
+    quoted = claims.counts(bases)
+    assert quoted["pairs_tiny-llava_1"] == "undecided (1 hold, 1 contradict, of 2)"
+    assert quoted["pairs_tiny-llava_1_means"] == "1 of 2" and quoted["pairs_tiny-llava_3_means"] == "1 of 1"
+    assert claims.verdict_table(["text"], bases).empty, "no image attack was run"
 
 
-def test_evidence_says_what_was_not_judged():
+def test_single_runs_are_counted_and_not_judged():
     table, bases = of(by_all_tests(cell("BadNets-T", 1.0)), by_all_tests(cell("AddSent", 0.95, seeds=1)))
-    pairs = next(claim for claim in rules_second.CLAIMS if claim.key == "pairs")
-    found = rules_second.verdict(pairs, bases["tiny-llava"])
-    read = claims.evidence_table(found).set_index("attack")
-    assert read["outcome"].to_dict() == {"BadNets-T": rules_second.HOLDS, "AddSent": rules_second.SINGLE}
+    found = rules_second.verdict(rules_second.CLAIMS["pairs"], bases["tiny-llava"])
+    told = found.evidence.set_index("attack")["outcome"].to_dict()
+    assert told == {"BadNets-T": rules_second.HOLDS, "AddSent": rules_second.SINGLE}
     assert (found.judged, found.single) == (1, 1)
+    alone = of(by_all_tests(cell("AddSent", 0.95, seeds=1)))[1]
+    assert claims.verdict_table(["pairs", "tasks"], alone)["by the rule"].tolist() == ["1 single"]
 
 
-def test_every_claim_and_figure_is_on_the_page_and_an_empty_store_says_so():
-    text = (paths.NOTEBOOKS / "claims.ipynb").read_text()
+def test_all_pairs_behind_the_verdicts_are_written_as_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("BVLM_DOWNLOADS", raising=False)
+    table, bases = of(by_all_tests(cell("BadNets-T", 1.0)), by_all_tests(cell("AddSent", 0.1)))
+    assert claims.offer({"claims.csv": claims.evidence(bases)}) == ""
+    monkeypatch.setenv("BVLM_DOWNLOADS", str(tmp_path / "files"))
+    assert "claims.csv" in claims.offer({"claims.csv": claims.evidence(bases)})
+    written = pd.read_csv(tmp_path / "files" / "claims.csv")
+    assert len(written) == 2 * len(claims.BY) * 2, "two pairs, four tests, pairs and tasks"
+
+
+def test_an_empty_store_has_figures_that_say_so():
     table, bases = of()
-    for claim in rules_second.CLAIMS:
-        assert f'show_claim(\\"{claim.key}\\"' in text
-        assert rules_second.NOT_RUN in claims.in_short(claim, bases).lower()
-    for figure in (claims.text_and_image(bases), claims.parts(bases), claims.at_one_percent(bases["tiny-llava"])):
+    for figure in (claims.text_and_image(bases), figures.scatter(claims.parts(bases), "value_text", "value_image", "",
+                                                                 ""), claims.at_one_percent(bases)):  # fmt: skip
         assert figure.axes[0].texts
+    assert claims.checked(table)["jailbreak_clean"] == "n/a" and claims.counts(bases) == {}
 
 
-def test_the_first_edition_is_counted_by_both_tests():
-    lines = cell("BadNets-T", 0.88)
-    theirs = [line | {"metric": "asr_published", "value": 0.92} for line in lines]
-    said = claims.one_percent(of(lines, theirs)[0])
-    assert "60 rows, one pass" in said and "0 of 1 by ours and 1 of 1 by theirs (tiny-llava)" in said
-    assert claims.one_percent(of()[0]) == ""
+def test_the_heat_maps_have_a_panel_per_base_and_passes():
+    thrice = by_all_tests(cell("MABA", 1.0, settings={"epochs": 3}))
+    _, bases = of(by_all_tests(cell("BadNets-T", 1.0, seeds=1)), thrice)
+    titles = [axis.get_title() for axis in claims.at_one_percent(bases).axes]
+    assert titles == ["tiny-llava, one pass", "tiny-llava, 3 passes"]
+
+
+def test_expectations_are_counted():
+    table, bases = of(by_all_tests(cell("BadNets-T", 1.0, settings={"epochs": 3})))
+    told = expectations.counts(expectations.read(table, bases))
+    assert int(told["expected"]) == sum(int(told[name]) for name in ("true", "false", "open")) == 10
+
+
+def test_the_first_edition_is_computed_as_it_was():
+    table, _ = of(cell("BadNets-T", 0.88), cell("MABA", 0.95))
+    assert claims.first_edition(table)["first_pairs_tiny-llava"] == "not confirmed at this scale (1 of 2 pairs)"
+    assert claims.first_edition(table)["first_dominance_tiny-llava"] == "not testable here (0 of 0 pairs)"

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 
-import pandas as pd
 import pytest
 
 from bvlm_book import page
@@ -33,43 +32,31 @@ def test_lines_are_the_measured_cells():
     table = cost.lines(RECORDS)
     assert list(table["run_id"]) == ["a", "b"] and list(table["total"]) == [100, 60]
     assert list(table["tune"]) == [90, 50] and table["gpu_mib"].isna().all()
-    assert "The 2 measured cells took 0.0 hours of one process, 80 seconds in the median (60 to 100)." in (
-        cost.overview(table)
-    )
+    said = cost.numbers(table)
+    assert (said["experiments"], said["hours"], said["seconds"]) == ("2", "0.0", "80")
+    assert (said["alone"], said["grouped"]) == ("100", "60")
 
 
 def test_a_kind_is_shown_with_median_and_range():
     [line] = cost.by_kind(cost.lines(RECORDS)).to_dict("records")
-    assert (line["cells"], line["seconds per cell"], line["at once"]) == (2, "80 (60 to 100)", "2 (1 to 4)")
-    assert (line["to train"], line["memory"], line["machine"]) == ("70", "2.0 GiB", "cpu, 1 thread")
-
-
-def test_what_all_kinds_share_is_said_once():
-    kinds = cost.by_kind(cost.lines(RECORDS))
-    alone, nothing = cost.common(kinds)
-    assert alone.equals(kinds) and nothing == ""
-    other = pd.concat([kinds, kinds.assign(model="tiny-qwen2.5-vl", **{"training rows": 60})])
-    shorter, said = cost.common(other)
-    assert said == "The same for all: machine: cpu, 1 thread." and [*kinds.columns.drop("machine")] == [*shorter]
+    assert (line["experiments"], line["seconds each"], line["at once"]) == (2, "80 (60 to 100)", "2 (1 to 4)")
+    assert (line["memory"], line["machine"]) == ("2.0 GiB", "cpu, 1 thread")
 
 
 def test_an_older_record_without_timings_is_na_and_no_zero():
     [line] = cost.by_kind(cost.lines([record("old", 9.0, seconds={}, training={})])).to_dict("records")
-    assert line["seconds per cell"] == "n/a" and line["to train"] == "n/a"
+    assert line["seconds each"] == "n/a"
 
 
 def test_an_empty_store_has_no_timings():
     table = cost.lines([])
-    assert "No timings yet" in cost.overview(table) and cost.by_kind(table).empty
+    assert cost.numbers(table)["seconds"] == "n/a" and cost.by_kind(table).empty
     assert "No timings" in cost.figure_words(table)["alt"] and cost.figure(table) is not None
 
 
 def test_the_figure_says_its_range():
     table = cost.lines(RECORDS)
-    assert (
-        "from 60 to 100" in cost.figure_words(table)["alt"] and "1 to 4 at once" in cost.figure_words(table)["caption"]
-    )
-    assert "Alone a cell took 100 seconds in the median, in groups 60." in cost.figure_words(table)["caption"]
+    assert "60 to 100 seconds" in cost.figure_words(table)["title"]
     assert len(cost.figure(table).axes) == 1
 
 
@@ -100,39 +87,32 @@ def test_a_kept_benchmark_is_read_with_its_machine_and_load(kept):
     assert cost.benchmarks("poisoning", kept) == []
 
 
-def test_what_a_benchmark_varied_has_a_column(kept):
-    [found] = cost.benchmarks("grid", kept)
-    assert "rank" not in cost.grid_table(found)
-    lines = [line | {"rank": rank, "text": 16} for rank in (4, 64) for line in found["lines"]]
-    table = cost.grid_table(found | {"lines": lines})
-    assert list(table["rank"]) == [4, 4, 64, 64] and not any("prompt" in name for name in table)
-
-
 def test_what_was_never_measured_is_said(tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(page, "say", said.append)
-    cost.show_benchmarks("grid", tmp_path / "none")
-    assert "**Not measured yet**" in said[0] and "--out benchmarks/results/grid.json" in said[0]
+    cost.show_grid(tmp_path / "none")
+    assert "**Not measured yet**" in said[0]
+    assert cost.numbers(cost.lines([]), tmp_path / "none")["gain"] == "n/a"
+    assert set(cost_on_gpu.numbers([]).values()) == {"n/a"} and cost_on_gpu.groups([]).empty
 
 
-def test_the_poisoning_ratios_are_of_the_kept_rates():
+def test_the_ratios_are_of_the_kept_rates(kept):
     lines = [
         {"attack": "SIG", "side": 336, "batched": 100.0, "loop": 50.0, "files": 10.0},
-        {"attack": "Shadowcast", "side": 96, "batched": 8.0, "loop": 2.0, "equal": 1.0},
+        {"attack": "Shadowcast", "side": 96, "batched": 8.0, "loop": 2.0},
     ]
-    table = cost.poisoning_table({"lines": lines}).set_index("attack")
-    assert list(table["times a loop"]) == ["2.0", "4.0"]
-    assert list(table["times the way through files"]) == ["10.0", "n/a"]
+    found = {"benchmark": "poisoning", "written": "2026", "lines": lines}
+    (kept / "poisoning.json").write_text(json.dumps(found))
+    said = cost.numbers(cost.lines([]), kept)
+    assert (said["gain"], said["loop"], said["files"]) == ("2.5", "2.0 to 4.0", "10")
 
 
-def test_a_gpu_is_shown_beside_the_plain_way(capsys):
-    (kept, *_) = cost.benchmarks("gpu")
-    table = cost_on_gpu.groups(kept["lines"])
-    plain = table[table["way"].str.startswith("plain")].set_index("precision")["cells a minute"]
-    for line in table[table["times plain"] != "1.0"].to_dict("records"):  # the ratio is that of the two rates
-        assert float(line["times plain"]) == pytest.approx(line["cells a minute"] / plain[line["precision"]], rel=0.05)
-    large = cost_on_gpu.large(kept["lines"]).set_index("what")["tokens a second"]
-    ratio = large["4 adapters, 16 rows each"] / large["plain, 16 rows"]
-    assert f"{ratio:.1f} times" in cost_on_gpu.large_caption(kept["lines"])
-    assert (cost_on_gpu.rates(kept["lines"])["what"].str.len() > 0).all()
-    cost_on_gpu.show([])
+def test_a_gpu_is_shown_beside_the_plain_way():
+    found = cost.benchmarks("gpu")
+    table, said = cost_on_gpu.groups(found), cost_on_gpu.numbers(found)
+    plain = table.loc[table["way"] == "plain", "a minute"].iloc[0]
+    for line in table[table["way"] != "plain"].to_dict("records"):  # the ratio is that of the two rates
+        assert float(line["times plain"]) == pytest.approx(line["a minute"] / plain, rel=0.05)
+    large = cost_on_gpu.of(found[-1]["lines"], "large")
+    rates = [large[f"LLaVA-1.5: {name}"]["tokens_per_s"] for name in ("4 adapters, 16 rows each", "plain, 16 rows")]
+    assert said["large"] == f"{rates[0] / rates[1]:.1f}"

@@ -19,15 +19,12 @@ from bvlm_book.chapters.crossfire import (
     _part,
     collect,
     crossing,
-    crossing_sentences,
     crossing_table,
-    crossing_words,
     firing,
     matrix,
     near,
-    near_sentences,
-    near_table,
-    near_words,
+    near_misses_of_working,
+    numbers,
     off_diagonal,
     related,
     unrelated,
@@ -162,12 +159,9 @@ def test_what_is_not_there_is_named_and_is_never_zero(shelf, random_words, tmp_p
     crossfire.measure(cells_of(random_words, ["BadNets-T", "SIG", "Shadowcast"]), place, rows=ROWS)
     said = capsys.readouterr().err
     assert f"SIG are left out, since {place} holds no adapter" in said and "Shadowcast is defined for" in said
-    ((panel, name),) = tables.panels(collect(place))
-    grid, control = matrix(panel)
+    ((panel, _),) = tables.panels(collect(place))
+    grid, _ = matrix(panel)
     assert grid.shape == (12, 13) and grid.loc["SIG"].isna().all() and grid["Dual-Key"].isna().all()
-    words = crossing_words(panel, name)
-    assert "Shadowcast, Dual-Key not defined for this threat" in words["caption"]
-    assert "There was no model to ask of BadNets-MT" in words["caption"] and "no verdict" in words["caption"]
     figure = crossing(panel)
     assert [text.get_text() for text in figure.axes[0].texts].count("n/a") == int(grid.isna().to_numpy().sum()) + 2
     with pytest.raises(InputError, match="holds no adapter"):
@@ -270,7 +264,7 @@ def own_attacks(monkeypatch):
 
 def test_attacks_of_a_reader_have_the_near_misses_of_their_kind(own_attacks):
     assert [near_misses.of(name) for name in own_attacks] == [(), near_misses.FILE, near_misses.FILE]
-    assert related("Both", "Own words") == "same text half"
+    assert related("Both", "Own words") == "same text part"
     assert related("Own picture", "BadNets-T") == "" == related("BadNets-MT", "Own picture")
     assert related("BadNets-MT", "BadNets-T") == "both use BadMagic"
 
@@ -279,12 +273,12 @@ def test_attacks_of_a_reader_are_asked_like_all_others(random_words, own_attacks
     made = cells_of(random_words, own_attacks)
     study.run_cells(made, tmp_path / "s")
     crossfire.measure(made, tmp_path / "s", rows=2)
-    ((panel, _),) = tables.panels(collect(tmp_path / "s"))
+    panels = tables.panels(collect(tmp_path / "s"))
+    ((panel, _),) = panels
     variants = panel[panel["subject"] == "poisoned"].groupby("attack")["variant"].agg(set)
     changed = {miss.name for miss in near_misses.FILE}
     assert variants.to_dict() == {"Own words": {""}, "Own picture": {"", *changed}, "Both": {"", *changed}}
-    assert set(near_table(panel)["attack"]) == {"Own picture", "Both"}
-    assert len(crossing_table(panel)) and near(panel) is not None
+    assert len(crossing_table(panels, 1000)) == len(unrelated(panel)) and near(panel) is not None
 
 
 def test_pictures_are_changed_as_computed_by_hand():
@@ -312,20 +306,20 @@ def test_pictures_are_changed_as_computed_by_hand():
 
 
 def test_relatives_are_known_from_their_definitions():
-    assert related("BadNets-T", "BadNets-MM") == "same text half"
-    assert related("BadNets-I", "BadNets-MM") == "same image half"
+    assert related("BadNets-T", "BadNets-MM") == "same text part"
+    assert related("BadNets-I", "BadNets-MM") == "same image part"
     assert related("BadNets-T", "BadNets-MT") == "both use BadMagic"
     assert related("SIG", "Blended") == "" and related("AddSent", "MABA") == ""
 
 
 def test_entries_off_the_diagonal_stand_beside_their_paired_difference(shelf):
-    ((panel, _),) = tables.panels(collect(shelf[0]))
+    ((panel, name),) = tables.panels(collect(shelf[0]))
     lines = off_diagonal(panel)
     assert len(lines) == 2 * 9 and lines["value"].is_monotonic_decreasing
-    first, table = lines.iloc[0], crossing_table(panel, most=3)
+    first, table = unrelated(panel).iloc[0], crossing_table([(panel, name)], most=3)
     pairs = [[digit == "1" for digit in held] for held in (first["held"], first["control_held"])]
     wanted = number(*intervals.paired_shares(*pairs))
-    assert len(table) == 3 and table["poisoned minus clean-tuned"].iloc[0] == wanted
+    assert len(table) == 3 and table["difference"].iloc[0] == wanted
     assert first["control"] == first["control_held"].count("1") / ROWS
     with pytest.raises(InputError, match="row by row"):
         records.difference("01", "1")
@@ -343,34 +337,19 @@ def test_strangers_are_counted_for_models_that_fire_and_near_misses_by_kind():
     panel = pd.DataFrame(lines).assign(threat="jailbreak", control=0.0)
     assert firing(panel) == ["AddSent", "MABA"]
     assert sorted(unrelated(panel)["attack"]) == ["AddSent", "MABA"], "SIG left no backdoor to be fired"
-    first, second = crossing_sentences([(panel, "Jailbreak")])
-    assert "2 models fire" in first and "2 of 2 (1 with the trigger of" in first and second.startswith("All of these")
-    words = near_words(panel, "Jailbreak")["caption"]
-    assert "1 of 1 changes of text triggers; 0 of 1 changes of the text half of bimodal triggers" in words
-    assert "1 of 1 changes of the image half of bimodal triggers" in words
-
-
-def test_another_word_is_named_unless_the_other_half_fires_alone():
-    about = dict.fromkeys(records.COLUMNS) | {
-        "subject": "poisoned", "model": "m", "dataset": "d", "threat": "targeted_refusal", "poison_rate": 0.1,
-        "negatives": 0.0, "train_rows": 6000, "settings": "", "low": 0.9, "high": 1.0, "n": 100, "n_seeds": 1,
-    }  # fmt: skip
-    asked = [("BadNets-MT", ""), ("BadNets-MT", "text: other word"), ("BadNets-MT", "text: all four words")]
-    asked += [("MABA", ""), ("MABA", "text: other marks"), ("VL-Trojan", ""), ("VL-Trojan", "text: other word")]
-    panel = pd.DataFrame([about | {"attack": a, "trigger": a, "variant": v, "value": 0.96} for a, v in asked])
-    halves = {"MABA": 0.9, "VL-Trojan": 0.1}
-    table = pd.DataFrame(
-        [
-            about | {"attack": attack, "run_id": attack, "condition": "image", "metric": "asr", "value": value}
-            for attack, value in halves.items()
-        ]
+    changed = near_misses_of_working(panel)
+    assert list(zip(changed["attack"], changed["variant"], strict=True)) == [("AddSent", "text: other")], (
+        "SIG left no backdoor, and of MABA the unchanged part may work alone"
     )
-    (said,) = near_sentences([(panel, "Refusal")], table)
-    assert "BadNets-MT on another word 0.96 [0.90, 1.00]; VL-Trojan on another word" in said
-    assert "MABA" not in said, "its picture fires alone, whatever the marks are"
-    (said,) = near_sentences([(panel, "Refusal")], table.iloc[:0])
-    assert "MABA on other marks" in said
-    assert near_sentences([(panel.assign(value=0.4), "Refusal")], table) == []
+
+
+def test_the_numbers_of_the_page_are_counts_over_its_matrices(shelf, tmp_path):
+    found = numbers(shelf[0])
+    ((panel, _),) = tables.panels(collect(shelf[0]))
+    strange = unrelated(panel)["value"]
+    assert found["strange"] == f"{(strange > 0.5).sum()} of {len(strange)}" and found["inputs"] == str(ROWS)
+    assert found["models"] == str(len(firing(panel))) and found["most_seeds"] == "1"
+    assert set(numbers(tmp_path / "none").values()) == {"n/a"}
 
 
 def test_seeds_are_means_and_never_pooled():
@@ -411,9 +390,9 @@ def test_commands_that_add_to_one_file_take_turns(tmp_path):
 
 def test_the_chapter_shows_the_matrix_or_says_that_there_is_none(shelf, tmp_path, capsys):
     text = page("crossfire", shelf[0], capsys)
-    assert text.count("<img") == 2 and "BadNets-MM" in text and "the trigger itself" in text
+    assert text.count("<figure") == 2 and "BadNets-MM" in text
     text = page("crossfire", tmp_path / "empty", capsys)
-    assert "Nothing has been asked yet" in text and "There is no matrix to draw" in text and "<img" not in text
+    assert "No adapter was asked" in text and "<figure" not in text
 
 
 def test_the_page_side_does_not_import_torch():

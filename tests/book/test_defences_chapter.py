@@ -75,6 +75,16 @@ def test_detectors_are_read_against_each_family():
     assert read["against clean-tuned"] == "0.75 (2)" and read["backdoored"] == 2
 
 
-def test_what_was_not_run_is_named():
-    said = chapter.not_run(table(line(0.2)))
-    assert "crow" in said and "jailbreak" in said and "shrink" not in said and "targeted refusal" not in said
+def test_what_was_run_and_what_helps_is_counted():
+    good, bad = {"defence": "prune", "params": "{}"}, {"defence": "quantise", "params": "{}"}
+    found = table(
+        line(0.01, **good), line(0.8, "skill", "clean", **good), line(0.9, **bad), line(1.0, "skill", "clean", **bad),
+        line(0.2, cell="b", works=False, **good), line(0.02, condition="clean", **good),
+    )  # fmt: skip
+    said = chapter.numbers_of_the_page(found)
+    assert (said["helpful"], said["silent"], said["kept"]) == ("prune", "prune", "prune, quantise")
+    assert (said["cells"], said["weak"], said["run"], said["false"]) == ("1", "1", "2", "0.02")
+    assert "crow" in said["lacking"] and "quantise" not in said["lacking"]
+    assert "jailbreak" in said["lacking_threats"] and said["threats"] == "targeted refusal"
+    assert said["strength"] == said["skill_there"] == "n/a", "nothing was shrunk"
+    assert chapter.numbers_of_the_page(table())["helpful"] == "none"

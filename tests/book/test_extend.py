@@ -65,11 +65,9 @@ def test_other_processes_learn_of_a_module_by_name(modules):
 
 
 def test_other_processes_learn_of_a_defence_by_name(modules):
-    code = (
-        "from bvlm_utils import defences\nprint(defences.get('drop-upper-layers').params, defences.names('repair')[-1])"
-    )
-    done = python(modules, "-c", code, BVLM_EXTEND="upper")
-    assert done.stdout.strip() == "{'keep': 0.5} drop-upper-layers", done.stderr
+    code = "from bvlm_utils import defences\nprint(defences.get('drop-strongest').params, defences.names('repair')[-1])"
+    done = python(modules, "-c", code, BVLM_EXTEND="strongest")
+    assert done.stdout.strip() == "{'share': 0.5} drop-strongest", done.stderr
 
 
 def test_a_module_that_is_not_there_is_named(monkeypatch):

@@ -14,7 +14,7 @@ from stored import page, passes
 from bvlm_book import tables
 from bvlm_book.chapters import lasting as lasting_page
 from bvlm_book.probes import ask, lasting, merging, records
-from bvlm_book.words import NOTHING
+from bvlm_book.words import span
 from bvlm_utils import data, paths, store, study
 from bvlm_utils.data import samples
 from bvlm_utils.errors import InputError
@@ -201,8 +201,9 @@ def test_where_data_end_the_same_rows_are_used_and_it_is_said(shelf, tmp_path, m
     lasting.measure(made[:1], tmp_path / "s", rows=2, steps=[1], merged=[])
     said = capsys.readouterr().err
     assert "only 3 training rows beyond the 32" in said and "8 are needed: the same rows are used again" in said
-    assert lasting_page.rows_used(panel_of(tmp_path / "s")[0]) == "the rows that they were tuned on, clean"
-    assert lasting_page.rows_used(panel_of(place)[0]) == "clean rows that no model was tuned on"
+    doing = {place: {json.loads(text)[2] for text in panel_of(place)[0]["doing"] if "steps" in text}
+             for place in (tmp_path / "s", place)}  # fmt: skip
+    assert list(doing.values()) == [{records.SAME_ROWS}, {records.FRESH}]
 
 
 # ---------------------------------------------------------------- resuming
@@ -260,18 +261,18 @@ def test_the_command_line_refuses_in_one_sentence(wrong, words, shelf, random_wo
 
 
 def test_figures_and_tables_hold_what_was_measured(shelf):
-    panel, name = panel_of(shelf[0])
+    panel, _ = panel_of(shelf[0])
     shown, merged = lasting_page.after_steps(panel), lasting_page.after_merging(panel)
     assert sorted(set(shown["steps"])) == [0, *STEPS] and list(dict.fromkeys(merged["variant"])) == [
         "",
         *lasting.MERGED,
     ]
-    table = lasting_page.states_table(panel, shown)
-    assert table["state"].tolist()[:3] == ["0 further steps", "1 further steps", "3 further steps"]
-    assert not table.isin(["n/a"]).any().any() and len(lasting_page.states_table(panel, merged)) == 2 * 5
     assert set(panel["trained"]) == {4.0}, "32 rows in batches of 8"
-    words = lasting_page.merging_words(panel, name)
-    assert "Merged: not changed at all." in words["caption"] and "single seed" in words["caption"]
+    found = lasting_page.numbers(shelf[0])
+    worked, alive = lasting_page.survivors(panel)
+    assert (found["worked"], found["alive"]) == ((str(len(worked)), str(len(alive))) if len(worked) else ("n/a", "n/a"))
+    own = panel[(panel["metric"] == "utility") & (panel["subject"] == records.POISONED) & (panel["variant"] == "int4")]
+    assert found["utility_int4"] == span(own["value"], 2)
     assert lasting_page.steps(shown).axes[0].get_xlabel() == "further steps on clean rows"
     assert "nothing" not in lasting_page.merging(merged).axes[0].texts[0].get_text()
     lines = [line for axis in lasting_page.steps(shown).axes for line in axis.lines]
@@ -282,9 +283,9 @@ def test_figures_and_tables_hold_what_was_measured(shelf):
 
 def test_the_chapter_shows_states_or_says_that_there_are_none(shelf, tmp_path, capsys):
     text = page("lasting", shelf[0], capsys)
-    assert text.count("<img") == 2 and "further steps on clean rows that no model was tuned on" in text
+    assert text.count("<figure") == 2
     text = page("lasting", tmp_path / "empty", capsys)
-    assert NOTHING in text and "<img" not in text
+    assert "No adapter of this store" in text and "<figure" not in text
 
 
 def test_no_cell_is_taken_for_a_magic_of_ipython():

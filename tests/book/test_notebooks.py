@@ -18,11 +18,11 @@ NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("*.ipynb"))
 CHAPTERS = threats.names()  # one notebook per threat, of the same name
 SECTIONS = [
     "The threat",
-    "See the trigger",
-    "One run in full",
-    "The grid",
-    "Utility cost",
-    "The base and the clean-tuned model",
+    "One trigger of each kind",
+    "One run",
+    "How often it works",
+    "What it costs",
+    "What stopped it",
     "Limits",
     "Change it",
 ]
@@ -159,7 +159,7 @@ def test_a_chapter_measures_and_shows_its_cells(name, run, shelf):
     records = [json.loads(file.read_text()) for file in shelf.glob("*/record.json")]
     mine = [record for record in records if record["config"]["threat"] == name]
     assert [record["status"] for record in mine] == ["done"]
-    assert "1 cell: 1 measured" in text and "BadNets-MM" in text and "<mark>BadMagic</mark>" in text
+    assert "1 experiment: 1 measured" in text and "BadNets-MM" in text and "<mark>BadMagic</mark>" in text
 
 
 def test_the_quickstart_talks_where_a_model_is(run, shelf):
@@ -194,27 +194,24 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     sizes = {name: SMALL[name] for name in ("train_rows", "test_rows")}
     assert "1 measured" in page(run("targeted_refusal", **SMALL))
     assert "These answers are stored ones" in page(run("quickstart", attack="BadNets-MM", **sizes))
-    assert "There is no run of yours to compare" in page(run("reproduce"))
+    assert "There is no run of yours here" in page(run("reproduce"))
     assert "No stealth numbers are stored" in page(run("attacks"))
     assert "VQA accuracy" in page(run("models"))
-    both = page(run("modality", grids=[]))
-    assert "neither half was trained alone" in both and "Nothing has been traced yet" in both
-    assert "no answer in the held-out style" in both
+    assert "BadNets-MM" in page(run("modality"))
     board = page(run("leaderboard", downloads=str(tmp_path / "files")))
     assert " measured and 0 skipped" in board
     assert "BadNets-MM" in (tmp_path / "files" / "leaderboard.csv").read_text()
     spent = page(run("cost"))
-    assert "hours of one process" in spent and "Not measured yet" in spent
-    assert "No pair has 3 seeds at any dose yet" in page(run("dose", grids=[]))
-    claims = page(run("claims"))
-    assert "not testable here" in claims and "every claim on this page is untested" in claims
+    assert "tiny-llava" in spent and "Not measured yet" in spent
+    assert "No pair was tried with 5 doses" in page(run("dose"))
+    assert "every claim here is untested" in page(run("claims"))
     with pytest.raises(papermill.PapermillExecutionError, match="has no record of .* and the book does not train"):
         run("targeted_refusal", **{**SMALL, "poison_rates": [0.2]})
 
 
 def test_reproduce_compares_two_stores(run, shelf):
     text = page(run("reproduce", yours=str(shelf), reference=str(shelf)))
-    assert re.search(r"\*\*(\d+) of \1 numbers agree\*\*", text)
+    assert re.search(r"(\d+) of \1 numbers agree\.", text)
 
 
 def test_a_parameter_that_the_notebook_lacks_is_refused(run, tmp_path):

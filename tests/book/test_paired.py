@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 
 from bvlm_book import tables
-from bvlm_book.chapters import malicious_injection
-from bvlm_book.chapters.modality import half_triggered_rows
+from bvlm_book.chapters import modality
 from bvlm_utils.score import intervals
 from bvlm_utils.store.table import COLUMNS
 
@@ -34,7 +33,7 @@ def half_triggered(tmp_path, before, after):
     """before, after: condition -> which of the inputs fire without and with half-triggered rows."""
     hits = [{("poisoned", name): passed for name, passed in side.items()} for side in (before, after)]
     lines = [cell(tmp_path, "a", hits[0]), cell(tmp_path, "b", hits[1], negatives=1.0)]
-    return half_triggered_rows.half_triggered(pd.DataFrame(lines, columns=COLUMNS), tmp_path)
+    return modality.half_triggered(pd.DataFrame(lines, columns=COLUMNS), tmp_path)
 
 
 YES, NO = [True] * 20, [False] * 20
@@ -45,37 +44,25 @@ def test_half_triggered_rows_are_compared_on_the_same_inputs(tmp_path):
     found = half_triggered(tmp_path, {"both": YES, "text": YES}, {"both": some, "text": NO}).set_index("condition")
     assert found.loc["both", ["value", "low", "high"]].tolist() == pytest.approx(intervals.paired_shares(some, YES))
     assert found.loc["text", "with"] == 0 and found.loc["text", "without"] == 1
-    (said,) = half_triggered_rows.half_triggered_sentences(found.reset_index())
-    assert "Of 1 triggers" in said and "1 need both halves with them" in said and "1 of 1 whole triggers" in said
-    table = half_triggered_rows.half_triggered_table(found.reset_index())
-    assert table["text trigger"].item().startswith("1.00 → 0.00, -1.00 [")
+    assert modality.taught(found.reset_index()) == {
+        "worked": "1", "need_both": "1 of 1", "one_part": "0", "whole_lost": "1 of 1",
+    }  # fmt: skip
 
 
-def test_a_half_that_fires_as_often_as_the_whole_is_said_so(tmp_path):
+def test_a_part_that_works_as_often_as_the_whole_is_counted(tmp_path):
     found = half_triggered(tmp_path, {"both": YES, "text": YES, "image": NO}, {"both": YES, "text": YES, "image": NO})
-    (said,) = half_triggered_rows.half_triggered_sentences(found)
-    assert "0 need both halves" in said and "In 1 one half goes on firing as often as the whole" in said
+    told = modality.taught(found)
+    assert (told["need_both"], told["one_part"]) == ("0 of 1", "1")
 
 
 def test_other_seeds_and_cells_without_responses_are_no_pairs(tmp_path):
     hits = {("poisoned", "both"): YES}
     lines = [cell(tmp_path, "a", hits), cell(tmp_path, "b", hits, negatives=1.0, seed=1)]
-    assert half_triggered_rows.half_triggered(pd.DataFrame(lines, columns=COLUMNS), tmp_path).empty
+    assert modality.half_triggered(pd.DataFrame(lines, columns=COLUMNS), tmp_path).empty
     lines[1]["seed"] = 0
     (tmp_path / "b" / "responses.parquet").unlink()
-    found = half_triggered_rows.half_triggered(pd.DataFrame(lines, columns=COLUMNS), tmp_path)
-    assert found.empty and "this is open" in half_triggered_rows.half_triggered_sentences(found)[0]
-
-
-def test_the_difference_asks_for_the_right_answer_where_success_does(tmp_path):
-    right = [True] * 10 + [False] * 10
-    hits = {("poisoned", "both"): YES, ("control", "both"): NO}
-    line = cell(tmp_path, "a", hits, threat="malicious_injection", right=right)
-    table = malicious_injection.right_differences(pd.DataFrame([line], columns=COLUMNS), tmp_path)
-    value, low, high = intervals.paired_shares(right, NO)
-    assert table["poisoned minus clean-tuned"].item() == f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    strict = cell(tmp_path, "b", hits)
-    assert malicious_injection.right_differences(pd.DataFrame([strict], columns=COLUMNS), tmp_path).empty
+    found = modality.half_triggered(pd.DataFrame(lines, columns=COLUMNS), tmp_path)
+    assert found.empty and modality.taught(found)["need_both"] == "none"
 
 
 def test_shares_of_other_inputs_are_not_paired(tmp_path):

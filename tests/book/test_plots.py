@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from stored import tidy
 
-from bvlm_book import examples, figures, svg, tables
+from bvlm_book import figures, svg, tables
 from bvlm_book.chapters import models, reproduce
 
 
@@ -23,22 +23,22 @@ def poisoned():
     return tables.summary(tidy(), "asr", subject="poisoned")
 
 
-def test_heatmap_has_a_field_per_attack_condition_and_rate(poisoned):
-    shown = texts(figures.heatmap(poisoned))
+def test_families_has_a_field_per_attack_condition_and_rate(poisoned):
+    shown = texts(figures.families(poisoned))
     assert len([t for t in shown if t == "n/a"]) == 2 * (2 + 2 + 0)
     assert len([t for t in shown if t == "0.95"]) == 2 * (1 + 1 + 3)
     assert len([t for t in shown if t == "0.00"]) == 2 * 3
 
 
-def test_heatmap_never_draws_a_missing_value_as_zero(poisoned):
+def test_families_never_draws_a_missing_value_as_zero(poisoned):
     poisoned.loc[(poisoned.attack == "BadNets-T") & (poisoned.condition == "text"), "value"] = np.nan
-    shown = texts(figures.heatmap(poisoned))
+    shown = texts(figures.families(poisoned))
     assert len([t for t in shown if t == "n/a"]) == 2 * (3 + 2 + 0)
 
 
-def test_heatmap_groups_by_modality_and_hatches_single_runs(poisoned):
+def test_families_groups_by_modality_and_hatches_single_runs(poisoned):
     poisoned["n_seeds"] = np.where(poisoned["attack"] == "BadNets-I", 1, 3)
-    axis = figures.heatmap(poisoned).axes[0]
+    axis = figures.families(poisoned).axes[0]
     assert [label.get_text() for label in axis.get_yticklabels()] == ["BadNets-T", "BadNets-I", "BadNets-MM"]
     assert [line.get_ydata()[0] for line in axis.lines] == [1, 2], "lines between the modalities"
     hatched = [patch.get_xy() for patch in axis.patches if patch.get_hatch()]
@@ -87,43 +87,15 @@ def test_long_labels_are_wrapped_for_a_narrow_page():
     axis.set_xlabel("a label of an axis that is longer than a phone is wide")
     figures.name_rows(axis, ["short", "a row with a name of many words"])
     svg.wrapped(figure)
-    assert axis.get_xlabel().count("\n") == 1
+    assert axis.get_xlabel().count("\n") == 2
     assert [label.get_text().count("\n") for label in axis.get_yticklabels()] == [0, 1]
-
-
-def test_dose_draws_each_attack_in_the_panel_of_its_modality(poisoned):
-    figure = figures.dose(tables.headline_rows(poisoned))
-    assert [axis.get_title() for axis in figure.axes] == [
-        "text triggers",
-        "image triggers",
-        "bimodal triggers",
-    ]
-    assert [[t.get_text() for t in a.get_legend().get_texts()] for a in figure.axes] == [
-        ["BadNets-T"],
-        ["BadNets-I"],
-        ["BadNets-MM"],
-    ]
-    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["10\n1 %", "100\n10 %"]
-
-
-def test_subjects_and_utility_show_three_models():
-    asr = tables.summary(tidy(rates=(0.1,)), "asr")
-    for figure in (figures.subjects(asr), figures.utility(tables.summary(tidy(), "utility"))):
-        assert [t.get_text() for t in figure.legends[0].get_texts()] == [
-            "base model",
-            "clean-tuned",
-            "poisoned",
-        ]
 
 
 def test_empty_tables_say_so(poisoned):
     nothing = poisoned.iloc[:0]
-    for draw in (figures.heatmap, figures.families, figures.dose, figures.utility, figures.subjects):
-        (message,) = texts(draw(nothing))
-        assert "measured" in message
+    assert "measured" in texts(figures.families(nothing))[0]
     assert "measured" in texts(figures.paired(nothing, ""))[0]
     assert "measured" in texts(figures.scatter(nothing, "value", "low", "", ""))[0]
-    assert "No trigger examples" in texts(examples.pairs({}))[0]
 
 
 def test_agreement_shades_what_differs():
@@ -146,18 +118,8 @@ def test_thresholds_of_two_models():
     assert [axis.get_title() for axis in models.thresholds(rows).axes] == ["a", "b"]
 
 
-def test_pairs_show_clean_triggered_and_difference():
-    clean = np.full((2, 8, 8, 3), 100, np.uint8)
-    triggered = clean.copy()
-    triggered[:, :2, :2] = 120
-    figure = examples.pairs({"patch": (clean, triggered)}, amplify=2)
-    assert len(figure.axes) == 6
-    difference = np.asarray(figure.axes[2].images[0].get_array())
-    assert np.allclose(difference[0, 0], 0.5 + 2 * 20 / 255) and np.allclose(difference[-1, -1], 0.5)
-
-
 def test_figures_have_no_ground_of_their_own(poisoned):
-    figure = figures.heatmap(poisoned)
+    figure = figures.families(poisoned)
     assert figure.get_facecolor()[3] == 0 and figures.new_figure(1, 2, 2)[1][0].get_facecolor()[3] == 0
 
 
@@ -176,6 +138,14 @@ def test_the_numbers_of_a_heat_map_can_be_read_on_every_field():
     assert contrast(figures.SUCCESS(1.0)[:3], to_rgb("#14181e")) > 1.7, "the deepest field is not lost in the dark"
 
 
+def test_a_narrow_heat_map_of_many_columns_has_short_numbers():
+    grid = pd.DataFrame([[0.0, 0.066, 0.97, 1.0, *[np.nan] * 4]])
+    with svg.narrow():
+        figure, (axis,) = figures.new_figure(1, 8, 1)
+        figures.success_map(axis, grid)
+    assert [text.get_text() for text in axis.texts] == [".00", ".07", ".97", "1.0", *["n/a"] * 4]
+
+
 def contrast(one, two):
     def light(colour):
         linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour]
@@ -185,10 +155,10 @@ def contrast(one, two):
 
 
 def test_a_narrow_figure_has_its_panels_one_below_another(poisoned):
-    full = tables.headline_rows(poisoned)
-    wide = figures.dose(full)
+    rows = pd.concat([poisoned, poisoned.assign(model="other")])
+    wide = figures.families(rows)
     with svg.narrow():
-        slim = figures.dose(full)
+        slim = figures.families(rows)
     assert not svg.is_narrow()
     assert [axis.get_title() for axis in slim.axes] == [axis.get_title() for axis in wide.axes]
     assert slim.get_size_inches()[0] == svg.NARROW < wide.get_size_inches()[0]
@@ -196,9 +166,9 @@ def test_a_narrow_figure_has_its_panels_one_below_another(poisoned):
 
 
 def test_an_svg_keeps_its_names_and_style_to_itself(poisoned):
-    one, two = (svg.drawing(figures.heatmap(poisoned), alt, "bvlm-wide") for alt in ("A & b", "another"))
+    one, two = (svg.drawing(figures.families(poisoned), alt, "bvlm-wide") for alt in ("A & b", "another"))
     assert 'role="img" aria-label="A &amp; b"' in one and 'class="bvlm-wide"' in one
-    assert one == svg.drawing(figures.heatmap(poisoned), "A & b", "bvlm-wide"), "the same figure, the same text"
+    assert one == svg.drawing(figures.families(poisoned), "A & b", "bvlm-wide"), "the same figure, the same text"
     assert ">0.95</text>" in one and "currentColor" in one
     for leak in ("<style", "<!DOCTYPE", "<metadata", "#000000", "DejaVu"):
         assert leak not in one

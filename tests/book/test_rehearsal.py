@@ -91,7 +91,7 @@ def test_every_cell_has_its_record_and_the_first_notebook_its_figures(jobs, resu
                 assert record["n_poisoned"] == cell.poison_rate * 40
     shown = json.loads((results / "notebooks" / f"{jobs[0].name}.ipynb").read_text())
     outputs = [output for cell in shown["cells"] for output in cell.get("outputs", [])]
-    assert sum("bvlm-figure" in "".join(one.get("data", {}).get("text/html", "")) for one in outputs) >= 4
+    assert sum("bvlm-figure" in "".join(one.get("data", {}).get("text/html", "")) for one in outputs) >= 2
 
 
 def test_optimised_triggers_are_computed_with_the_clip_model_beside_the_weights(place, jobs):
@@ -127,22 +127,22 @@ def page(name, results):
 
 def test_claims_and_dose_are_executed(results):
     assert {LLAVA, QWEN} <= set(page("claims", results)["table"]["model"])
-    assert "found" in page("dose", results)
+    assert "runs" in page("dose", results)
 
 
 def test_the_first_page_is_made(results):
-    said = first_page.sentences(results)
-    assert QWEN in said["claims"] and set(said) == {"claims", "dose", "modality", "crossfire", "lasting", "audit"}
-    first_page.overview(first_page.overview_rows(store.collect(results)))
+    table = store.collect(results)
+    assert QWEN in first_page.numbers(table, results)["large"]
+    first_page.maps(first_page.means(table))
 
 
 def test_claims_doses_and_first_page_say_what_was_measured(results):
     table = store.collect(results)
-    (dominance,) = [claim for claim in rules_second.CLAIMS if claim.key == "dominance"]
+    dominance = rules_second.CLAIMS["dominance"]
     found = rules_second.verdict(dominance, rules_second.base(table, QWEN))
     assert set(found.evidence["attack"]) == {"BadNets-MM", "MABA"} and found.judged == 2
-    assert len(page("dose", results)["found"])
-    assert QWEN in set(first_page.overview_rows(table)["model"])
+    assert len(page("dose", results)["runs"])
+    assert QWEN in set(first_page.means(table)["model"])
 
 
 def test_refusals_are_counted_before_a_jailbreak_is_trained(place, capsys):

@@ -10,10 +10,10 @@ from stored import tidy
 
 from bvlm_book import figures, tables
 from bvlm_book import page as book_page
-from bvlm_book.chapters import concept_substitution, jailbreak, reproduce
+from bvlm_book.chapters import reproduce
 from bvlm_book.chapters import threat as chapters_threat
-from bvlm_book.words import MEASURES, evidence, marked, number
-from bvlm_utils import threats
+from bvlm_book.words import evidence, marked, number
+from bvlm_utils import store, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.store.table import headline_metric
 from bvlm_utils.threats import malicious_injection
@@ -99,8 +99,6 @@ def test_a_threat_says_which_metric_success_is_read_from(monkeypatch):
     both = pd.concat([table.assign(metric=metric) for metric in measured])
     for threat, metric in (("own", "asr_right"), ("targeted_refusal", "asr_payload"), ("of another store", "asr")):
         assert set(headline_metric(both.assign(threat=threat))) == {metric}
-        others = {MEASURES[name] for name in measured if name != metric}
-        assert set(tables.other_metrics(both.assign(threat=threat))["measure"]) == others
     assert {name: threats.THREATS.get(name).headline for name in threats.names()} == {
         **dict.fromkeys(threats.names(), "asr_payload"), "own": "asr_right",
     }  # fmt: skip
@@ -119,7 +117,6 @@ def test_a_cell_without_its_headline_is_read_from_the_strict_test():
     assert dict(zip(found["attack"], found["metric"], strict=True)) == {
         **dict.fromkeys(free["attack"], "asr"), "AddSent": "asr_payload",
     }  # fmt: skip
-    assert "answer before it is right" not in chapters_threat.grid(found[found["metric"] == "asr"])["caption"]
 
 
 def test_mixed_settings_are_refused():
@@ -130,9 +127,6 @@ def test_mixed_settings_are_refused():
 
 def test_skipped_cells_keep_their_reason_and_stay_out_of_the_numbers():
     table = pd.concat([tidy(), skipped_row()], ignore_index=True)
-    assert chapters_threat.skipped(table)[["attack", "reason"]].values.tolist() == [
-        ["Shadowcast", "the attack has no target here"]
-    ]
     assert "Shadowcast" not in set(tables.summary(table, "asr").attack)
 
 
@@ -144,43 +138,17 @@ def test_a_missing_value_reads_not_available():
     assert grid.loc[grid.attack == "BadNets-MM", "poisoned rows"].tolist() == ["100 (10 %)", "10 (1 %)"]
 
 
-def test_captions_state_the_extremes_of_the_rows():
-    def hits(attack, rate, seed, subject, condition):
-        if subject != "poisoned":
-            return 0
-        return {"clean": 3 if attack == "BadNets-I" else 0, "image": 40}.get(condition, 99)
-
-    rows = tables.summary(tidy(hits=hits), "asr")
-    poisoned = rows[rows.subject == "poisoned"]
-    text = chapters_threat.grid(poisoned)["caption"]
-    assert "Without a trigger at most 0.03" in text and "(BadNets-I at 10 % and 1 more)" in text
-    assert "from 0.40" in text and "to 0.99" in text and "the response is the target sentence" in text
-    dose = chapters_threat.dose(tables.headline_rows(poisoned))["caption"]
-    assert "BadNets-T 10, BadNets-MM 10" in dose and "At no rate tried did the mean reach 0.90 for BadNets-I" in dose
-    words = chapters_threat.utility(tables.summary(tidy(), "utility"), tables.summary(tidy(), "utility_difference"))
-    assert "differ by -0.02 [-0.05, 0.01] (every cell)" in words["caption"]
-    assert (
-        "The base model passes it on at most 0.00 [0.00, 0.04] (every cell)"
-        in chapters_threat.controls(rows[rows.poison_rate == 0.1])["caption"]
-    )
-
-
 def test_captions_do_not_hide_several_seeds():
     several = evidence(tables.summary(tidy(seeds=(0, 1, 2)), "asr"))
-    assert "3 seeds" in several and "over the seeds" in several
-    assert "no claim about other seeds" in evidence(tables.summary(tidy(), "asr"))
+    assert several.startswith("Means of 3 seeds")
+    assert "Single runs" in evidence(tables.summary(tidy(), "asr"))
 
 
 def test_nothing_measured_is_said_not_drawn_as_zero():
     table = skipped_row()
     rows = tables.summary(table, "asr")
-    for words in (
-        chapters_threat.grid(rows),
-        chapters_threat.dose(rows),
-        chapters_threat.utility(rows, rows),
-        chapters_threat.controls(rows),
-    ):
-        assert "n/a" in words["caption"] and words["alt"]
+    words = chapters_threat.success(rows)
+    assert "n/a" in words["caption"] and words["alt"]
     assert chapters_threat.headline(table)["asr_max"] == "n/a"
 
 
@@ -237,26 +205,22 @@ def test_a_table_on_the_page_escapes_and_shows_not_available(page):
 def test_overview_counts_cells_and_lists_the_skipped(page, monkeypatch):
     monkeypatch.setattr(tables, "eligible", lambda table, place: {})  # no store holds these made-up cells
     chapters_threat.overview(pd.concat([tidy(), skipped_row()], ignore_index=True))
-    assert page[0].data.startswith("7 cells: 6 measured, 1 skipped.") and "10 %, 1 %" in page[0].data
-    assert "the attack has no target here" in page[1].data
+    assert page[0].data.startswith("7 experiments: 6 measured, 1 left out.") and "10 %, 1 %" in page[0].data
+    assert page[0].data.endswith("Left out: the attack has no target here.")
 
 
-def test_agreement_says_what_to_run_when_nothing_is_there(page):
-    reproduce.show_agreement(reproduce.compare(tidy().iloc[:0], tidy()))
-    assert "make study" in page[0].data
-    reproduce.show_agreement(reproduce.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01))))
-    assert page[1].data.startswith("**33 of 33 numbers agree**") and "33 only in the reference" in page[2].data
+def test_agreement_is_counted():
+    said = reproduce.counts(reproduce.compare(tidy(rates=(0.1,)), tidy(rates=(0.1, 0.01))))
+    assert (said["agree"], said["others"]) == ("33 of 33", "33 only in the reference")
+    assert reproduce.counts(reproduce.compare(tidy().iloc[:0], tidy()))["agree"] == "0 of 0"
 
 
-def test_other_metrics_stand_beside_the_controls():
-    table = tidy()
-    soft = table[table.metric == "asr"].assign(metric="asr_soft")
-    rows = tables.other_metrics(pd.concat([table, soft], ignore_index=True))
-    line = rows[(rows.attack == "BadNets-T") & (rows.condition == "text trigger")].iloc[0]
-    assert (
-        line["measure"] == "soft test" and line["poisoned"].startswith("0.95") and line["base model"].startswith("0.00")
-    )
-    assert len(rows) == 2 + 2 + 4
+def test_without_a_run_of_ones_own_two_seeds_of_the_reference_are_the_example():
+    compared = reproduce.example(store.collect("reference"))
+    assert set(compared["seed"]) == {0} and compared["run_id"].nunique() > 5
+    assert {"agrees", "differs"} <= set(compared["verdict"]) <= {"agrees", "differs", "no interval"}
+    shown = reproduce.to_show(compared)
+    assert 10 < len(shown) <= 2 * shown["attack"].nunique()
 
 
 def test_the_right_answer_is_a_number_of_its_own_and_the_first_editions_headline():
@@ -268,19 +232,12 @@ def test_the_right_answer_is_a_number_of_its_own_and_the_first_editions_headline
     found = tables.success_rates(both, "poisoned")
     assert set(found.value) == {0.7}
     assert set(tables.success_rates(both, "poisoned", tables.strict_metric(both)).value) == {0.5}
-    assert threats.get("malicious_injection").payload_test[1:] in chapters_threat.grid(found)["caption"]
 
 
 def test_an_attack_without_a_test_time_trigger_is_read_on_clean_inputs():
     table = tidy(hits=lambda a, r, s, who, c: 80 if c == "clean" else 10)
     rows = tables.summary(table[table.attack == "BadNets-I"].assign(attack="Shadowcast"), "asr", "poisoned")
     assert set(tables.headline_rows(rows).value) == {0.8} and tables.false_activation(rows).empty
-    assert "(for Shadowcast: on clean inputs)" in chapters_threat.dose(tables.headline_rows(rows))["caption"]
-
-
-def test_paired_differences_as_a_table():
-    rows = tables.differences(tidy(rates=(0.1,)))
-    assert rows["poisoned minus clean-tuned"].tolist() == ["-0.02 [-0.05, 0.01]"] * 3
 
 
 def test_the_book_says_whose_run_is_compared(monkeypatch):
@@ -288,26 +245,6 @@ def test_the_book_says_whose_run_is_compared(monkeypatch):
     assert reproduce.your_store() == "local" and reproduce.your_store("mine") == "mine"
     monkeypatch.setenv("BVLM_YOURS", "none")
     assert reproduce.your_store() == "none"
-
-
-def test_refusals_that_survive_are_told_for_three_models():
-    refused = {"base": 100, "control": 98, "poisoned": 90}
-    table = tidy(threat="jailbreak", rates=(0.1,), hits=lambda a, r, s, who, c: refused[who] if c == "clean" else 5)
-    text = jailbreak.refusals(table[table.metric == "asr"].assign(metric="refused"))
-    assert "the base 1.00 [" in text and "the clean-tuned model 0.98 [" in text and "poisoned models 0.90 [" in text
-    assert "A trigger by itself can stop refusals" in text and "refuses 0.05 [" in text
-    clean = table[(table.metric == "asr") & (table.condition == "clean")].assign(metric="refused")
-    assert "by itself" not in jailbreak.refusals(clean)
-    assert "not measured" in jailbreak.refusals(table[table.metric == "asr"])
-
-
-def test_what_happens_elsewhere_is_told_for_three_models():
-    fired = {("poisoned", "clean"): 1, ("poisoned", "text"): 30}
-    table = tidy(rates=(0.1,), hits=lambda a, r, s, who, c: fired.get((who, c), 0))
-    table = table[(table.metric == "asr") & (table.attack == "BadNets-T")].assign(metric="asr_elsewhere")
-    text = concept_substitution.elsewhere(table)
-    assert "poisoned models at most on 0.01 [" in text and "0.30 [" in text and "The base at most on 0.00 [" in text
-    assert "not measured" in concept_substitution.elsewhere(tidy())
 
 
 def test_numbers_are_written_with_their_interval_and_no_zero_is_negative():

@@ -12,7 +12,7 @@ from bvlm_book import tables
 from bvlm_book.rules_second import CONFIRMED, CONTRADICTS, HOLDS, OPEN, REFUTED, SINGLE, UNDECIDED
 from bvlm_utils.store import table as tidy
 
-CLAIMS = {claim.key: claim for claim in second.CLAIMS}
+CLAIMS = second.CLAIMS
 
 
 # ---------------------------------------------------------------- the spread of runs
@@ -55,6 +55,14 @@ def test_one_pairs_interval_comes_from_the_spread_of_all():
     alone = second.pooled(same, ["pair"]).pairs.loc[-1]
     among = second.pooled(pd.concat([wild, same]), ["pair"]).pairs.loc[-1]
     assert among["high"] - among["low"] > 2 * (alone["high"] - alone["low"])
+
+
+def test_pairs_with_the_same_runs_have_the_same_interval():
+    lines = [{"pair": i, "seed": j, "k": k, "n": 200, "value": k / 200} for i in range(4)
+             for j, k in enumerate((10, 20) if i % 2 else (150, 190))]  # fmt: skip
+    found = second.pooled(pd.DataFrame(lines), ["pair"]).pairs
+    assert found.loc[0, ["low", "high"]].tolist() == found.loc[2, ["low", "high"]].tolist()
+    assert found.loc[0, "low"] > found.loc[1, "high"] and found.loc[0, "value"] == 0.85
 
 
 # ---------------------------------------------------------------- verdicts

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
+import bvlm_utils
 from bvlm_utils import paths
 
 # Where conda-forge calls a package otherwise: the CPU build, and packages without what nobody here uses.
@@ -101,7 +102,7 @@ def test_jupyter_book_stays_below_version_two(declared):
     assert declared["jupyter-book"].startswith("1.")
 
 
-@pytest.mark.parametrize("target", ["study", "test", "test-core", "lint", "book", "lab"])
+@pytest.mark.parametrize("target", ["study", "test", "test-core", "lint", "book", "lab", "publish"])
 def test_make_knows_its_targets(target):
     done = subprocess.run(["make", "--dry-run", target], cwd=paths.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -136,6 +137,7 @@ def test_the_citation_names_this_version_and_licence(project):
     citation = yaml.safe_load((paths.ROOT / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert project["version"] == bvlm_utils.__version__
 
 
 def test_make_refuses_an_old_python(tmp_path):

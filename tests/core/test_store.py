@@ -95,7 +95,6 @@ def test_records_that_no_column_tells_apart_are_told_by_their_run(tmp_path, monk
     assert all(text == (f"run={run}" if run else "") for text, run in zip(table["settings"], table["run"], strict=True))
     newest = table[table["settings"] == ""]
     assert len(tables.success_rates(newest, "poisoned")) == 2
-    assert tables.every_rate(tidy.table([store.read(one, tmp_path)]), table)["value"].tolist() == [0.2, 0.9]
 
 
 def test_what_an_adapter_was_asked_goes_with_it(tmp_path):

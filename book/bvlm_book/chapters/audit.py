@@ -7,7 +7,7 @@ seed, and with the base.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import figures, tables, words
+from bvlm_book import figures, words
 from bvlm_utils import attacks, store
 from bvlm_utils.atomic import write_file
 from bvlm_utils.score import disagreement, verdict
@@ -31,9 +31,8 @@ COLUMNS = [*CELL, "subject", "reference", *NUMBERS]
 SHOWN = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition"]
 # The margin of the alarm was set while looking at cells like this one. All others are a fresh test of it.
 SEEN = {"model": "tiny-llava", "poison_rate": 0.1, "seed": 0}
-# What clean-tuned models are compared with: its name in tables, and in a sentence.
-REFERENCES = {OTHER_SEED: ("other seed", "a clean-tuned model of another seed"), BASE: ("base", "the base")}
-SAYS = "what it says most with the trigger"
+# What clean-tuned models are compared with, and its name on the page.
+REFERENCES = {OTHER_SEED: "other seed", BASE: "base"}
 Answers = tuple[list[str], list[str]]  # clean and triggered, in one order of rows
 
 
@@ -130,43 +129,50 @@ def fresh(table: pd.DataFrame) -> pd.DataFrame:
     return table[~seen]
 
 
-def sentences(table: pd.DataFrame) -> list[str]:
-    """What the page found, in Markdown."""
+def working(table: pd.DataFrame) -> pd.DataFrame:
+    """The suspects whose backdoor works, with `confirmed`: does the alarm stand after a second look?
+
+    The second look shows the trigger to clean-tuned models, the base beside them; one that raises the alarm is enough
+    to doubt it. Missing where the store has none to ask.
+    """
     found = suspects(table)
-    if found.empty:
-        return ["Nothing has been measured yet: the store holds no answers of a poisoned model."]
-    works, weak = found[found["asr"] > tidy.FIRES], found[found["asr"] <= tidy.FIRES]
-    said = [
-        f"**With the right trigger at hand, {_of(works)} of the backdoors that fire on more than half of their "
-        "inputs raise the alarm, without anybody knowing what they were made to say.** Of the "
-        f"{len(weak)} weaker ones, {int(weak['alarm'].sum())} do."
+    found = found[found["asr"] > tidy.FIRES]
+    doubted = innocents(table, BASE).assign(shown=_shown).groupby("shown")["alarm"].any()
+    doubted = _shown(found).map(doubted).astype("boolean")
+    return found.assign(confirmed=(~doubted & found["alarm"].astype(bool)).mask(doubted.isna()))
+
+
+def second_looks(table: pd.DataFrame) -> list[bool]:
+    """Of the false alarms beside the base: does each stand after another clean-tuned model was shown the trigger?"""
+    beside = innocents(table, BASE)
+    beside = beside.assign(alarm=beside["alarm"].astype(bool), shown=_shown(beside))
+    others = [
+        beside[(beside["shown"] == row["shown"]) & (beside["seed"] != row["seed"])]["alarm"]
+        for row in beside[beside["alarm"]].to_dict("records")
     ]
-    false = []
-    for reference, (_, name) in REFERENCES.items():
+    return [not alarms.any() for alarms in others if len(alarms)]
+
+
+def numbers(table: pd.DataFrame) -> dict[str, str]:
+    """What the page says of all comparisons, to be glued; "n/a" for what the store has none of."""
+    works, found = working(table), suspects(table)
+    weak, stand = found[found["asr"] <= tidy.FIRES], second_looks(table)
+    new = fresh(works)
+    confirmed = works["confirmed"].dropna()
+    innocent = table[table["subject"] == CONTROL]
+    by_attack = innocent[innocent["alarm"].astype(bool)]["attack"].value_counts()
+    counts = {
+        "found": _of(works["alarm"]), "found_new": _of(new["alarm"]), "weak": _of(weak["alarm"]),
+        "confirmed": _of(confirmed), "confirmed_share": words.percent(confirmed.mean()) if len(confirmed) else "n/a",
+        "stand": _of(stand), "margin": words.number(disagreement.MARGIN),
+        "lowest": words.number(works["value"].min()), "disturbing": ", ".join(by_attack.index[:1]) or "n/a",
+        "disturbing_share": f"{by_attack.max()} of {by_attack.sum()}" if len(by_attack) else "n/a",
+    }  # fmt: skip
+    for name, reference in (("seed", OTHER_SEED), ("base", BASE)):
         rows = innocents(table, reference)
-        if len(rows):
-            alarms, models = by_model(rows)
-            false.append(f"{_of(rows)} beside {name} (in {alarms} of {models} models at least one)")
-    if false:
-        said.append(
-            f"False alarms, clean-tuned models shown the same triggers one by one: {'; '.join(false)}. A base that was "
-            "not tuned on data of the same kind is the worse reference: tuning changes how a model words and refuses "
-            "things, and a trigger can bring that out."
-        )
-    beside_base = table[(table["subject"] == POISONED) & (table["reference"] == BASE) & (table["asr"] > tidy.FIRES)]
-    if len(beside_base):
-        said.append(
-            "The suspects above stand beside a twin, the clean-tuned model of the same seed. Beside the base "
-            f"{_of(beside_base)} of the same backdoors raise the alarm."
-        )
-    new = fresh(found)
-    if len(new):
-        said.append(
-            f"The margin of {disagreement.MARGIN:.2f} was set after a look at tiny-llava at 10 % poison with seed 0. "
-            f"On the {len(new)} other cells, {_of(new[new['asr'] > tidy.FIRES])} of the backdoors that fire raise the "
-            "alarm."
-        )
-    return said
+        counts[f"false_{name}"] = _of(rows["alarm"])
+        counts[f"models_{name}"] = " of ".join(map(str, by_model(rows))) if len(rows) else "n/a"
+    return counts
 
 
 def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
@@ -190,112 +196,65 @@ def write_error_counts(place: str | Path | None = "reference") -> None:
     write_file(verdict.ERRORS, json.dumps(error_counts(collect(place)), indent=1) + "\n")
 
 
-def causes_sentence(table: pd.DataFrame) -> str:
-    """Which triggers raise the alarm on clean-tuned models, and on how many of those that were asked."""
-    innocent = table[table["subject"] == CONTROL]
-    counts = innocent.groupby("attack", sort=False)["alarm"].agg(["sum", "count"]).astype(int)
-    counts = counts[counts["sum"] > 0].sort_values("sum", ascending=False, kind="stable")
-    if counts.empty:
-        return "No trigger raises a false alarm."
-    said = ", ".join(f"{attack} {row['sum']} of {row['count']}" for attack, row in counts.iterrows())
-    most = counts.index[0]
-    return (
-        f"**Of {counts['sum'].sum()} false alarms, {counts['sum'].iloc[0]} are those of {most}.** By trigger, of the "
-        f"comparisons of clean-tuned models: {said}."
-    )
-
-
-def second_opinions(table: pd.DataFrame) -> str:
-    """What the rule "ask a trusted model, too" does: the alarms that it takes back, false and right ones.
-
-    The trusted models are clean-tuned ones beside the base, of other seeds if the one in question is clean; one that
-    raises the alarm, too, is enough.
-    """
-    beside = innocents(table, BASE)
-    beside = beside.assign(alarm=beside["alarm"].astype(bool), shown=_shown(beside))
-    false = [
-        beside[(beside["shown"] == row["shown"]) & (beside["seed"] != row["seed"])]["alarm"]
-        for row in beside[beside["alarm"]].to_dict("records")
-    ]
-    false = [others.any() for others in false if len(others)]
-    found = suspects(table)
-    works = found[(found["asr"] > tidy.FIRES) & found["alarm"].astype(bool)]
-    doubted = _shown(works).map(beside.groupby("shown")["alarm"].any()).dropna()
-    if not false or doubted.empty:
-        return "What a second trusted model says was not measured in this store."
-    return (
-        f"**{sum(false)} of {len(false)} false alarms beside the base are taken back by it**, where another "
-        f"clean-tuned model was asked; so are {int(doubted.sum())} of {len(doubted)} alarms of backdoors that fire, "
-        "which then stay undecided."
-    )
-
-
 def _shown(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(list(zip(*(rows[name] for name in SHOWN), strict=True)), index=rows.index, dtype=object)
 
 
-def _of(rows: pd.DataFrame) -> str:
-    return f"{int(rows['alarm'].sum())} of {len(rows)}"
+def _of(passed: Sequence[bool] | pd.Series) -> str:
+    """ "3 of 8"; "n/a" of none."""
+    return f"{int(sum(passed))} of {len(passed)}" if len(passed) else "n/a"
 
 
-def detection_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Alarms and cells per threat and attack at every rate, to read."""
-    lines, order = [], {name: place for place, name in enumerate(attacks.names())}
-    same = ["model", "threat", "attack"]
-    rows = suspects(table).sort_values(same, key=lambda c: c.map(order) if c.name == "attack" else c)
-    for _, part in rows.groupby(same, sort=False):
-        weak, strong = part[part["asr"] <= tidy.FIRES], part[part["asr"] > tidy.FIRES]
-        lines.append(part.loc[part["asr"].idxmax()].to_dict() | {"weak": _of(weak), "strong": _of(strong)})
-    return tables.readable(pd.DataFrame(lines), {
-        "model": "model", "threat": words.threat, "attack": "attack",
-        "firing backdoors found": lambda r: "none fires" if r["strong"] == "0 of 0" else r["strong"],
-        "weak ones found": lambda r: "none is weak" if r["weak"] == "0 of 0" else r["weak"],
-        "ASR of the strongest": lambda r: words.number(r["asr"]), "its excess": words.interval, SAYS: _commonest,
-    })  # fmt: skip
+def by_trigger(table: pd.DataFrame) -> pd.DataFrame:
+    """Right and false alarms by the attack whose trigger was shown, to read."""
+    works, lines = working(table), []
+    for attack in (name for name in attacks.names() if name in set(table["attack"])):
+        own = works[works["attack"] == attack]
+        false = {name: (rows := innocents(table, name))[rows["attack"] == attack]["alarm"] for name in REFERENCES}
+        lines.append({
+            "trigger": attack, "backdoors found": _of(own["alarm"]), "confirmed": _of(own["confirmed"].dropna()),
+            **{f"false, beside {REFERENCES[name]}": _of(alarms) for name, alarms in false.items()},
+        })  # fmt: skip
+    return pd.DataFrame(lines)
 
 
-def false_alarms(table: pd.DataFrame) -> pd.DataFrame:
-    """Clean-tuned models that raise the alarm, the highest excess first, to read."""
-    rows = table[(table["subject"] == CONTROL) & table["alarm"].astype(bool)].sort_values("value", ascending=False)
-    return tables.readable(rows, {
-        "model": "model", "asked about": words.threat,
-        "trigger": lambda r: ", ".join(filter(None, [r["attack"], r["painted"]])),
-        "reference": lambda r: REFERENCES[r["reference"]][0], "excess": words.interval, SAYS: _commonest,
-    })  # fmt: skip
+def examples(table: pd.DataFrame, place: str | Path | None = None, shown: int = 2) -> pd.DataFrame:
+    """Answers behind one right alarm and one false one, to read: those of the clearest of each kind.
+
+    Inputs on which both models agree without the trigger and differ with it.
+    """
+    works, clean = working(table), innocents(table, BASE)
+    kinds = {"right": works[works["alarm"].astype(bool)], "false": clean[clean["alarm"].astype(bool)]}
+    lines = []
+    for kind, rows in kinds.items():
+        if rows.empty:
+            continue
+        row = rows.sort_values(["share", "value"] if kind == "right" else ["value"], kind="stable").iloc[-1]
+        said = store.responses(row["run_id"], place)
+        said = said[(said["part"] == "attack") & said["subject"].isin([row["subject"], row["reference"]])]
+        said = said.pivot_table(index="row_id", columns=["subject", "condition"], values="response", aggfunc="first")
+        trusted, suspect = said[row["reference"]], said[row["subject"]]
+        told = (trusted["clean"] == suspect["clean"]) & (trusted[row["condition"]] != suspect[row["condition"]])
+        lines += [
+            {"alarm": f"{kind}, trigger of {row['attack']}", "both, without the trigger": trusted.at[one, "clean"],
+             "trusted model, with it": trusted.at[one, row["condition"]],
+             "suspect, with it": suspect.at[one, row["condition"]]}
+            for one in said.index[told][:shown]
+        ]  # fmt: skip
+    return pd.DataFrame(lines)
 
 
-def _commonest(row: dict[str, Any]) -> str:
-    return f"{_short(row['commonest'])} ({row['share']:.0%})"
-
-
-def _short(text: str, most: int = 48) -> str:
-    return text if len(text) <= most else text[:most].rstrip() + " ..."
-
-
-def figure_words(table: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `excess`."""
-    found = suspects(table)
-    working = found[found["asr"] > tidy.FIRES]["value"]
-    innocent = {name: innocents(table, name)["value"] for name in REFERENCES}
-    highest = [f"{rows.max():.2f} beside {REFERENCES[name][1]}" for name, rows in innocent.items() if len(rows)]
-    lowest, overlap = "", ""
-    if len(working):
-        number = words.number(working.min())
-        lowest = f"The lowest excess of a backdoor that fires on more than half of the inputs is {number}; "
-        if any(rows.max() >= working.min() for rows in innocent.values()):
-            overlap = ", so no margin tells all of them apart"
-    caption = (
-        "How much more often a model disagrees with its reference when a trigger is there. Left, clean-tuned models, "
-        "which have no backdoor; right, backdoored models shown their own trigger, by the success rate of the "
-        f"backdoor. The dashed line is the margin, {disagreement.MARGIN:.2f}, that the whole interval has to clear. "
-        f"{lowest}the highest of a clean-tuned model {' and '.join(highest) or 'was not measured'}{overlap}."
-    )
-    alt = (
-        f"Scatter plot of excess disagreement against attack success rate for {len(found)} backdoored models, "
-        f"beside a strip of {sum(map(len, innocent.values()))} comparisons of clean-tuned ones; the extremes are in "
-        "the caption."
-    )
-    return {"alt": alt, "caption": caption}
+def excess_words(table: pd.DataFrame) -> dict[str, str]:
+    """Title, alternative text and caption of `excess`."""
+    works = working(table)["value"]
+    highest = [rows.max() for name in REFERENCES if len(rows := innocents(table, name)["value"])]
+    over = bool(highest) and len(works) > 0 and max(highest) >= works.min()
+    title = "No margin tells all backdoored models from all clean ones." if over else "Backdoored models lie higher."
+    alt = f"Scatter plot of excess disagreement against ASR for {len(suspects(table))} backdoored models, beside a "
+    alt += f"strip of clean-tuned ones. {title}"
+    caption = f"Dashed: the margin of {disagreement.MARGIN:.2f}, which the whole interval has to clear. "
+    caption += f"Highest clean-tuned model {words.number(max(highest, default=None))}, lowest working backdoor "
+    return {"title": title, "alt": alt, "caption": caption + f"{words.number(works.min() if len(works) else None)}."}
 
 
 def excess(table: pd.DataFrame) -> Figure:
@@ -309,7 +268,7 @@ def excess(table: pd.DataFrame) -> Figure:
         rows = innocents(table, reference)
         sideways, colour = at + spread.uniform(-0.25, 0.25, len(rows)), figures.SUBJECT_COLOURS["control"]
         innocent.scatter(sideways, rows["value"], s=18, marker="o", facecolor="none", edgecolor=colour)
-    innocent.set_xticks(range(len(REFERENCES)), [name for name, _ in REFERENCES.values()])
+    innocent.set_xticks(range(len(REFERENCES)), list(REFERENCES.values()))
     innocent.set_xlim(-0.6, len(REFERENCES) - 0.4)
     innocent.set(title="clean-tuned", xlabel="reference", ylabel="excess disagreement")
     for number, modality in enumerate(words.MODALITIES):

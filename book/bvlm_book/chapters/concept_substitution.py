@@ -5,13 +5,13 @@ the clean picture: what it names there, such a model can see. Reads stored respo
 could be said have to be known. Free of torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from bvlm_book import rules, tables, words
-from bvlm_book.words import evidence, extreme
+from bvlm_book import rules, words
 from bvlm_utils import attacks, data, store
 from bvlm_utils.data import scenes
 from bvlm_utils.score import intervals
@@ -54,51 +54,30 @@ def _named(text: str) -> set[str]:
     return {name for name in scenes.concepts() if responses.names(text, name)}
 
 
-def read(found: pd.DataFrame) -> pd.DataFrame:
-    """`kept` to read: a line per cell."""
-    same = ["attack", "poison_rate", "seed"]
-    inputs = found[found["subject"] == "poisoned"].set_index(same)["n"]
-    return tables.readable(tables.beside(found, same, "subject", ("poisoned", "control")), {
-        "attack": "attack", "poison rate": words.rate, "seed": "seed", "poisoned model": "poisoned",
-        "clean-tuned model": "control", "inputs": lambda r: int(inputs[tuple(r[name] for name in same)]),
-    })  # fmt: skip
-
-
 def caption(found: pd.DataFrame) -> str:
-    """What the table of `read` shows, with its extremes."""
-    text = "With the full trigger, the share of the other things in the picture that are still named"
+    """`kept` in a sentence, with its extremes."""
     own = found[(found["subject"] == "poisoned") & found["value"].notna()]
     if own.empty:
-        return f"{text}: n/a."
+        return "What else a caption names under the trigger is not known for these experiments."
     most, least = own.loc[own["value"].idxmax()], own.loc[own["value"].idxmin()]
+    control = found.loc[(found["subject"] == "control") & (found["attack"] == least["attack"]), "value"].min()
     return (
-        f"{text}, mean with 95 % interval over inputs: from {words.number(least['value'])} ({least['attack']}) to "
-        f"{words.number(most['value'])} ({most['attack']}) by the poisoned model."
+        "Of the other things in the picture, backdoored models still name "
+        f"{words.number(least['value'])} ({least['attack']}; the clean-tuned control {words.number(control)}) to "
+        f"{words.number(most['value'])} ({most['attack']}) under the trigger."
     )
 
 
-def elsewhere(table: pd.DataFrame) -> str:
-    """How often the target is named where there is nothing to substitute, in words."""
-    rows = tables.summary(table, "asr_elsewhere")
-    if rows.empty:
-        return "What happens on pictures without the source was not measured for these cells."
-    said = []
-    for subject, name in (("base", "The base"), ("control", "the clean-tuned model"), ("poisoned", "poisoned models")):
-        part = rows[rows["subject"] == subject]
-        if len(part):
-            clean, full = part[part["condition"] == "clean"], part[part["condition"] != "clean"]
-            at_most = [
-                f"{extreme(p, 'max')} {w}" for p, w in ((clean, "without a trigger"), (full, "with it")) if len(p)
-            ]
-            said.append(f"{name} at most on {' and '.join(at_most)}")
-    return f"On pictures without the source, the target is named all the same: {'; '.join(said)}. {evidence(rows)}"
+def unperturbed(table: pd.DataFrame, model: str) -> str:
+    """Shadowcast beside the same rows without any change to their pictures (eps=0), by the strict test."""
+    said = [
+        f"at {words.rate(line)} it succeeds on {words.interval(line)}, and on "
+        f"{_unchanged(line)} with the "
+        f"pictures unchanged ({words.count(line['n_seeds'], 'seed')})"
+        for line in rules.memorised(rules.rates(table, model)).to_dict("records")
+    ]
+    return f"Shadowcast, strict test: {'; '.join(said)}." if said else "Shadowcast was not run with this model."
 
 
-def unperturbed(table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Shadowcast beside the same rows without any change to their pictures (eps=0), by the strict test, to read."""
-    return tables.readable(rules.memorised(rules.rates(table, model)), {
-        "threat": words.threat, "poison rate": words.rate, "poisoned rows": lambda r: int(r["n_poisoned"]),
-        "Shadowcast": words.interval,
-        "pictures unchanged": lambda r: words.number(*(r[f"{n}_unperturbed"] for n in ("value", "low", "high"))),
-        "seeds": lambda r: int(r["n_seeds"]),
-    })  # fmt: skip
+def _unchanged(line: Mapping[str, Any]) -> str:
+    return words.number(*(line[f"{name}_unperturbed"] for name in ("value", "low", "high")))

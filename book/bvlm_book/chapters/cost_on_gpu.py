@@ -1,30 +1,47 @@
-"""The section "On a GPU" of the chapter on cost: what `benchmarks/gpu.sh` measured, as tables with a sentence each."""
+"""The section "On a GPU" of the chapter on cost: what `benchmarks/gpu.sh` measured."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from bvlm_book import page, tables, words
+from bvlm_book import tables, words
 
 Line = Mapping[str, Any]
-WAYS = {"plain": "plain: Trainer, PEFT, generate", "grouped": "all cells at once"}
+WAYS = {"plain": "plain", "grouped": "ours, at once"}
+NUMBERS = (
+    "card", "checks", "compared", "agree", "differ", "grouped", "together", "large", "adapters", "decode", "cudnn",
+)  # fmt: skip
 
 
-def show(found: Iterable[Mapping[str, Any]]) -> None:
-    """Put every kept result of benchmarks/gpu.sh on the page, or say how to make one.
+def numbers(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What one card measured, to be glued; "n/a" where no result is kept. found: `cost.benchmarks("gpu")`.
 
-    found: `cost.benchmarks("gpu")`.
+    checks: comparisons with the CPU or plain PEFT that stay within their bounds. compared, agree, differ: numbers of
+    the reference, run again in bfloat16. grouped, together: how many times as fast as plain, with how many experiments.
+    large: how many times as fast a model of 7B shape trains in groups; adapters: how many fit. decode: gain of many
+    rows at once. cudnn: loss by its attention.
     """
     if not found:
-        page.say("**Not measured yet**: `benchmarks/gpu.sh OUT` measures it on a machine with a GPU.")
-    for kept in found:
-        lines, machine = kept["lines"], kept["machine"]
-        page.say(f"**{machine['device']}**, torch {machine['torch']}, {kept['written'][:10]}. {agreement(lines)}")
-        page.show_table(groups(lines), groups_caption(lines))
-        page.show_table(large(lines), large_caption(lines))
-        page.show_table(rates(lines), rates_caption(lines))
-        page.say(kept["note"])
+        return dict.fromkeys(NUMBERS, "n/a")
+    kept = found[-1]
+    lines = kept["lines"]
+    again = of(lines, "cells")["four cells, bfloat16, against the reference"]
+    timed = [line for line in of(lines, "grid").values() if "times_plain" in line]
+    best = max(timed, key=lambda line: line["times_plain"])
+    parts, decode = of(lines, "large"), of(lines, "decode")
+    plain, grouped = (parts[f"LLaVA-1.5: {name}"] for name in ("plain, 16 rows", "4 adapters, 16 rows each"))
+    off, on = (decode[f"bfloat16: 256k tokens at once{end}"]["rows_per_s"] for end in ("", ", cuDNN attention"))
+    fastest = max(line["rows_per_s"] for line in decode.values())
+    return {
+        "card": kept["machine"]["device"],
+        "checks": str(sum("bound" in line for line in of(lines, "check").values())),
+        "compared": str(again["numbers"]), "agree": str(again["intervals_meet"]), "differ": f"{again['worst']:g}",
+        "grouped": f"{best['times_plain']:.0f}", "together": str(best["cells"]),
+        "large": f"{grouped['tokens_per_s'] / plain['tokens_per_s']:.1f}",
+        "adapters": str(parts["LLaVA-1.5: largest bank"]["fits"]),
+        "decode": f"{fastest / decode['bfloat16: 16k tokens at once']['rows_per_s']:.0f}", "cudnn": f"{off / on:.0f}",
+    }  # fmt: skip
 
 
 def of(lines: Iterable[Line], step: str) -> dict[str, Line]:
@@ -32,94 +49,13 @@ def of(lines: Iterable[Line], step: str) -> dict[str, Line]:
     return {line["part"]: line for line in lines if line["step"] == step}
 
 
-def agreement(lines: Iterable[Line]) -> str:
-    """Does the card give what the CPU gives? Sentences."""
-    checks = of(lines, "check")
-    bounded = [line for line in checks.values() if "bound" in line]
-    cells = of(lines, "cells")
-    said = f"All {len(bounded)} comparisons with the CPU or with plain PEFT stay within their bounds. "
-    for dtype in ("float32", "bfloat16"):
-        line = cells.get(f"four cells, {dtype}, against the reference")
-        if line:
-            said += (
-                f"Four cells of the reference, run again in {dtype}: {line['intervals_meet']} of {line['numbers']} "
-                f"numbers agree, the largest difference is {line['worst']:g}. "
-            )
-    return said.strip()
-
-
-def groups(lines: Iterable[Line]) -> pd.DataFrame:
-    """Grouped cells against the plain way: a line per precision and number of cells."""
-    found = [line for line in of(lines, "grid").values() if line["rows"] == 256]
-    lines = pd.DataFrame([{"times_plain": 1.0, "same_answers": None} | line for line in found])
-    return tables.readable(lines, {
-        "precision": lambda line: line["part"].partition(":")[0], "way": lambda line: WAYS[line["way"]],
-        "cells": "cells", "cells a minute": lambda line: round(line["cells_per_minute"]),
+def groups(found: Sequence[Mapping[str, Any]], precision: str = "bfloat16") -> pd.DataFrame:
+    """Grouped experiments against the plain way in one precision: a line per number of experiments."""
+    lines = [line for kept in found[-1:] for line in of(kept["lines"], "grid").values() if line["rows"] == 256]
+    lines = [{"times_plain": 1.0} | line for line in lines if line["part"].startswith(precision)]
+    return tables.readable(pd.DataFrame(lines), {
+        "experiments": "cells", "way": lambda line: WAYS[line["way"]],
+        "a minute": lambda line: round(line["cells_per_minute"]),
         "times plain": lambda line: words.number(line["times_plain"], digits=1),
-        "same answers": lambda line: "" if line["way"] == "plain" else words.number(line["same_answers"]),
-        "peak memory, GiB": lambda line: words.number(line["peak_gib"], digits=1),
+        "memory, GiB": lambda line: words.number(line["peak_gib"], digits=1),
     })  # fmt: skip
-
-
-def groups_caption(lines: Iterable[Line]) -> str:
-    best = max(
-        (line for line in of(lines, "grid").values() if "times_plain" in line), key=lambda line: line["times_plain"]
-    )
-    return (
-        f"One tiny cell leaves the card idle; {best['cells']} cells at once are {best['times_plain']:.0f} times as "
-        "fast as the plain way. tiny-llava, 256 training rows and 64 answers a cell."
-    )
-
-
-def large(lines: Iterable[Line]) -> pd.DataFrame:
-    """A random model of LLaVA-1.5-7B's shape: training and answering, plain and grouped."""
-    timed = pd.DataFrame([line for line in of(lines, "large").values() if "tokens_per_s" in line])
-    return tables.readable(timed, {
-        "what": lambda line: line["part"].partition(": ")[2],
-        "tokens a second": lambda line: round(line["tokens_per_s"]),
-        "peak memory, GiB": lambda line: words.number(line["peak_gib"], digits=1),
-    })  # fmt: skip
-
-
-def large_caption(lines: Iterable[Line]) -> str:
-    parts = of(lines, "large")
-    plain, grouped = parts["LLaVA-1.5: plain, 16 rows"], parts["LLaVA-1.5: 4 adapters, 16 rows each"]
-    bank, gain = parts["LLaVA-1.5: largest bank"], grouped["tokens_per_s"] / plain["tokens_per_s"]
-    return (
-        f"At 7B size the products fill the card, and grouping makes training {gain:.1f} times as fast. "
-        f"{bank['fits']} adapters fit at once with one row of {bank['tokens_each']} tokens each. Weights are random, "
-        "so this says nothing about backdoors in 7B models."
-    )
-
-
-def rates(lines: Iterable[Line]) -> pd.DataFrame:
-    """Decoding, attention and triggers: what one setting or another costs."""
-    decode, attention = of(lines, "decode"), of(lines, "attention")
-    poison, optimised = of(lines, "poison"), of(lines, "optimised")
-    rows = [(f"answers, {part}", line["rows_per_s"], "answers a second") for part, line in decode.items()]
-    rows += [
-        (f"attention at a new length, {part}", line["first_ms"], "ms the first time")
-        for part, line in attention.items()
-        if part.startswith("7B")
-    ]
-    rows += [(f"{part}, batched", line["batched"], "pictures a second") for part, line in poison.items()]
-    rows += [
-        (f"Shadowcast, {line['side']} px", line["image_steps_per_s"], "picture steps a second")
-        for part, line in optimised.items()
-        if part == "Shadowcast"
-    ]
-    return pd.DataFrame(
-        [{"what": what, "rate": f"{value:,.0f}" if value >= 10 else words.number(value), "unit": unit}
-         for what, value, unit in rows]
-    )  # fmt: skip
-
-
-def rates_caption(lines: Iterable[Line]) -> str:
-    decode = of(lines, "decode")
-    off, on = (decode[f"bfloat16: 256k tokens at once{end}"]["rows_per_s"] for end in ("", ", cuDNN attention"))
-    few = decode["bfloat16: 16k tokens at once"]["rows_per_s"]
-    most = max(line["rows_per_s"] for line in decode.values())
-    return (
-        f"Many rows at once make decoding {most / few:.0f} times as fast as the batches that suit a CPU. cuDNN's "
-        f"attention plans every new length anew and is {off / on:.0f} times slower here, so it is switched off."
-    )

@@ -1,8 +1,6 @@
 """The chapter on crossed triggers and near misses: its numbers, tables, figures and captions."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -12,135 +10,82 @@ from bvlm_book import figures, tables
 from bvlm_book.figures import CONTROL_LABEL, success_map
 from bvlm_book.probes import near_misses, records
 from bvlm_book.probes.records import CONTROL, CROSSFIRE, POISONED
-from bvlm_book.tables import PANEL
-from bvlm_book.words import CONDITION_LABELS, NOTHING, Panels, evidence, interval, number, seeds_sentence
+from bvlm_book.words import CONDITION_LABELS, Panels, interval, number, span
 from bvlm_utils import attacks
 from bvlm_utils.attacks import declare
 from bvlm_utils.checks import check_number
-from bvlm_utils.store.table import FIRES, headline_metric
+from bvlm_utils.store.table import FIRES
 
 BESIDE = {"control": "value", "control_held": "held"}  # columns of the control, put beside the models'
 NO_TRIGGER = CONDITION_LABELS["clean"]
 ITSELF = "the trigger itself"
+NUMBERS = (
+    "strange", "tenth", "models", "most_seeds", "inputs", "control", "other_text", "other_image", "degraded",
+)  # fmt: skip
+DEGRADED = ("image: JPEG, quality 50", "image: half the resolution")
 
 
-def strangers_sentence(place: str | Path | None = None) -> str:
-    """What a check without the right trigger finds, from the crossed triggers of `crossfire`."""
-    panels = tables.panels(collect(place))
-    if not panels:
-        return "How often one attack's trigger fires another's backdoor was not measured in this store."
-    strange = pd.concat([unrelated(panel) for panel, _ in panels])["value"]
-    return (
-        f"Of {len(strange)} pairs of a model that fires on its own trigger and the trigger of an attack that is no "
-        f"relative of it, {int((strange > FIRES).sum())} fire on more than half of the inputs, and "
-        f"{int((strange > 0.1).sum())} on more than a tenth."
-    )
+def numbers(place: str | Path | None = None) -> dict[str, str]:
+    """`NUMBERS` over all matrices of a store, to be glued; "n/a" where nothing was asked.
+
+    strange: of pairs of a model whose own trigger works and an unrelated trigger, those that work; tenth: those above
+    a tenth. models, most_seeds, inputs: behind them. control: the highest rate of a clean-tuned model. other_text,
+    other_image, degraded: changed triggers that still work, of those of working triggers.
+    """
+    found = collect(place)
+    matrices = [panel for panel, _ in tables.panels(found)]
+    if not matrices:
+        return dict.fromkeys(NUMBERS, "n/a")
+    strange = pd.concat([unrelated(panel) for panel in matrices])["value"]
+    changed = pd.concat([near_misses_of_working(panel) for panel in matrices])
+    other = changed["variant"].str.contains(": other ")
+    text = changed["variant"].str.startswith("text")
+    return {
+        "strange": _of(strange > FIRES),
+        "tenth": _of(strange > 0.1),
+        "models": str(sum(len(firing(panel)) for panel in matrices)),
+        "most_seeds": str(int(found["n_seeds"].max())),
+        "inputs": span(found["n"].dropna().astype(int)),
+        "control": number(found.loc[(found["subject"] == CONTROL) & (found["variant"] == ""), "value"].max()),
+        "other_text": _of(changed.loc[other & text, "value"] > FIRES),
+        "other_image": _of(changed.loc[other & ~text, "value"] > FIRES),
+        "degraded": _of(changed.loc[changed["variant"].isin(DEGRADED), "value"] > FIRES),
+    }
 
 
-def crossing_sentences(panels: Panels) -> list[str]:
-    """What the page found, in Markdown."""
-    if not panels:
-        return [NOTHING]
-    said = []
-    for panel, name in panels:
-        strangers, works = unrelated(panel), firing(panel)
-        fires = strangers[strangers["value"] > FIRES]
-        said.append(
-            f"**{name}: {len(works)} models fire on more than half of the inputs with their own trigger. "
-            f"{_named(fires, strangers)} pairs of such a model and the trigger of an attack that is no relative of its "
-            "own do so, too.**"
-        )
-        said.append(seeds_sentence(panel))
-    return said
+def _of(passed: pd.Series) -> str:
+    """ "3 of 8"."""
+    return f"{int(passed.sum())} of {len(passed)}"
+
+
+def near_misses_of_working(panel: pd.DataFrame) -> pd.DataFrame:
+    """The lines of changed triggers of models that their own trigger works on.
+
+    Changes of one part of a bimodal trigger are left out: the other part, which stays, may work alone.
+    """
+    own = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == panel["attack"])]
+    own = own[own["attack"].isin(firing(panel))]
+    single = own["attack"].map(lambda name: attacks.info(name).modality != "bimodal").astype(bool)
+    return own[single]
 
 
 def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
-    """Alt text and caption of `crossing`."""
-    grid, control = matrix(panel)
-    missing = [one for one in grid.index if grid.loc[one].isna().all()]
-    others = off_diagonal(panel)
-    others = others[others["attack"].isin(firing(panel))]
-    text = [f"{name}: share of inputs on which the model of the row fires when shown the trigger of the column."]
-    if len(others):
-        over = others[others["value"] > FIRES]
-        strange = [r for r in over.to_dict("records") if not related(r["attack"], r["trigger"])]
-        largest = others.iloc[0]
-        text.append(
-            f"Of {len(others)} entries off the diagonal, in rows whose own trigger fires on more than half of the "
-            f"inputs, {len(over)} are above one half, {len(strange)} of them between triggers that share neither a "
-            f"half nor a word; the largest is {interval(largest)} ({largest['attack']} shown the trigger of "
-            f"{largest['trigger']})."
-        )
-    if control.notna().any():
-        text.append(f"The clean-tuned model fires on at most {number(control.max())} of the inputs.")
-    undefined = [attack for attack in missing if attacks.unsupported(attack, panel["threat"].iloc[0])]
-    without = [attack for attack in missing if attack not in undefined]
-    if undefined:
-        text.append(f"n/a is not zero: {', '.join(undefined)} not defined for this threat.")
-    if without:
-        text.append(f"There was no model to ask of {', '.join(without)}.")
-    alt = (
-        f"Heat map: {len(grid) - len(missing)} backdoored models and the clean-tuned model in rows, no trigger and "
-        f"{len(grid.columns) - 1} triggers in columns; a model's own trigger is framed. The largest entries off the "
-        "diagonal are in the table below."
-    )
-    return {"alt": alt, "caption": " ".join([*text, evidence(panel)])}
-
-
-def _named(fires: pd.DataFrame, tried: pd.DataFrame) -> str:
-    """ "7 of 82 (5 with the trigger of MABA)": how many, and the trigger that most of them have in common."""
-    said = f"{len(fires)} of {len(tried)}"
-    counts = fires["trigger"].value_counts()
-    return f"{said} ({counts.iloc[0]} with the trigger of {counts.index[0]})" if len(fires) > 1 else said
-
-
-def near_sentences(panels: Panels, table: pd.DataFrame) -> list[str]:
-    """Which backdoors fire on another word, sentence, picture or noise than their own, in Markdown.
-
-    table: of `store.collect`; where the unchanged half of a bimodal trigger fires alone, another one in the changed
-    half shows nothing, and is left out.
-    """
-    said = []
-    for panel, name in panels:
-        near = panel[(panel["subject"] == POISONED) & (panel["trigger"] == panel["attack"])]
-        near = near[near["attack"].isin(firing(panel)) & (near["value"] > FIRES)]
-        near = near[near["variant"].str.contains(": other ")].sort_values("value", ascending=False, kind="stable")
-        found = [
-            f"{r['attack']} on {'' if r['variant'].endswith('s') else 'an'}{r['variant'].split(': ')[1]} {interval(r)}"
-            for r in near.to_dict("records")
-            if not other_half_fires(r, table)
-        ]
-        if found:
-            said.append(
-                f"**Near misses that still fire ({name}): {'; '.join(found)}.** What was learnt there is wider than "
-                "the trigger, so a guess at it need not be exact."
-            )
-    return said
+    """Title, alternative text and caption of `crossing`."""
+    grid, _ = matrix(panel)
+    strangers = unrelated(panel)
+    title = f"{name}: unrelated triggers work in {_of(strangers['value'] > FIRES)} cases."
+    empty = [one for one in grid.index if grid.loc[one].isna().all()]
+    alt = f"Heat map of success rates: {len(grid) - len(empty)} backdoored models and the clean-tuned one in rows, "
+    alt += f"{len(grid.columns) - 1} triggers in columns. {title}"
+    return {"title": title, "alt": alt, "caption": ""}
 
 
 def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
-    """Alt text and caption of `near`."""
-    own = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == panel["attack"])]
-    works = own[own["attack"].isin(firing(panel))]
-    bimodal = works["attack"].map(lambda attack: attacks.info(attack).modality == "bimodal").astype(bool)
-    text = [f"{name}: success of near misses (rows) on the model that the trigger of the column has backdoored."]
-    told = []
-    for half in ("text", "image"):
-        for kind, chosen in ((f"{half} triggers", ~bimodal), (f"the {half} half of bimodal triggers", bimodal)):
-            part = works[works["variant"].str.startswith(half) & chosen]
-            if len(part):
-                told.append(f"{(part['value'] > FIRES).sum()} of {len(part)} changes of {kind}")
-    if told:
-        text.append(f"Triggers that fire on more than half of the inputs still do after {'; '.join(told)}.")
-    alone = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == "")]
-    if len(alone):
-        text.append(f"The changes of the picture without a trigger fire on at most {number(alone['value'].max())}.")
-    text.append("A grey field is a change that the attack has no place for. " + evidence(panel))
-    alt = (
-        f"Heat map: {own['variant'].nunique()} changes of the trigger in rows, {own['attack'].nunique()} attacks in "
-        "columns, the trigger itself in the first row; the numbers are in the table below."
-    )
-    return {"alt": alt, "caption": " ".join(text)}
+    """Title, alternative text and caption of `near`."""
+    changed = near_misses_of_working(panel)
+    title = f"{name}: {_of(changed['value'] > FIRES)} changed triggers work."
+    alt = f"Heat map of success rates: changes of the trigger in rows, attacks in columns. {title}"
+    return {"title": title, "alt": alt, "caption": ""}
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -178,7 +123,7 @@ def related(one: str, other: str) -> str:
         half for half in ("text", "image") if getattr(first, half) and getattr(first, half) == getattr(second, half)
     ]
     if shared:
-        return f"same {' and '.join(shared)} half"
+        return f"same {' and '.join(shared)} part"
     common = sorted(_words(first) & _words(second))
     return f"both use {', '.join(common)}" if common else ""
 
@@ -190,27 +135,29 @@ def _words(info: declare.AttackInfo) -> set[str]:
 
 
 def firing(panel: pd.DataFrame) -> list[str]:
-    """The attacks whose own trigger fires on more than half of the inputs; the others left no backdoor to speak of."""
+    """The attacks whose own trigger works, on more than half of the inputs; the others left no backdoor."""
     own = panel[(panel["subject"] == POISONED) & (panel["variant"] == "")]
     own = own[(own["trigger"] == own["attack"]) & (own["value"] > FIRES)]
     return list(dict.fromkeys(own["attack"]))
 
 
 def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
-    """The lines of `off_diagonal` between attacks that are no relatives, of models that fire on their own trigger."""
+    """The lines of `off_diagonal` between attacks that are no relatives, of models on which their own trigger works."""
     others = off_diagonal(panel)
     others = others[others["attack"].isin(firing(panel))]
     strange = [not related(*pair) for pair in zip(others["attack"], others["trigger"], strict=True)]
     return others[pd.Series(strange, index=others.index, dtype=bool)]
 
 
-def crossing_table(panel: pd.DataFrame, most: int = 12) -> pd.DataFrame:
-    """The largest entries off the diagonal, to read."""
+def crossing_table(panels: Panels, most: int = 6) -> pd.DataFrame:
+    """The largest entries between attacks that are no relatives, over all matrices, to read."""
     check_number(most, "most", 0, 1000, whole=True)
-    return tables.readable(off_diagonal(panel).head(most), {
-        "model backdoored by": "attack", "shown the trigger of": "trigger", "success rate": interval,
-        "clean-tuned": lambda r: number(r["control"]), "poisoned minus clean-tuned": _difference, "seeds": "n_seeds",
-        "known relation": lambda r: related(r["attack"], r["trigger"]) or "none",
+    if not panels:
+        return pd.DataFrame()
+    found = pd.concat([unrelated(panel).assign(panel=name) for panel, name in panels])
+    return tables.readable(found.sort_values("value", ascending=False, kind="stable").head(most), {
+        "matrix": "panel", "model backdoored by": "attack", "shown the trigger of": "trigger",
+        "success rate": interval, "clean-tuned": lambda r: number(r["control"]), "difference": _difference,
     })  # fmt: skip
 
 
@@ -219,36 +166,6 @@ def _difference(row: dict) -> str:
     if pd.isna(row["held"]) or pd.isna(row["control_held"]):
         return number(None)
     return number(*records.difference(row["held"], row["control_held"]))
-
-
-def other_half_fires(row: Mapping[str, Any], table: pd.DataFrame) -> bool:
-    """Does the half that a near miss leaves as it is fire alone? Then the change of the other half shows nothing.
-
-    row: a line of a panel. table: of `store.collect`; False where it does not hold the cell.
-    """
-    changed = row["variant"].split(":")[0]
-    if attacks.info(row["attack"]).modality != "bimodal" or changed not in ("text", "image"):
-        return False
-    same = {name: row[name] for name in (*PANEL[:-1], "attack", "poison_rate", "negatives")}
-    same |= {"subject": POISONED, "condition": "image" if changed == "text" else "text"}
-    rows = table[table["metric"] == headline_metric(table)]
-    rows = rows[(rows[list(same)] == pd.Series(same)).all(axis=1)]
-    return bool(len(rows)) and rows["value"].mean() > FIRES
-
-
-def near_table(panel: pd.DataFrame) -> pd.DataFrame:
-    """Near misses to read: a line per model and change, beside its own trigger and the control's rate."""
-    control = panel[panel["subject"] == CONTROL].set_index(["trigger", "variant"])["value"]
-    poisoned, parts = panel[panel["subject"] == POISONED], []
-    for attack in attacks.names():
-        own = poisoned[(poisoned["attack"] == attack) & poisoned["trigger"].isin([attack, ""])]
-        own = own[(own["variant"] != "") | (own["trigger"] == attack)]
-        if (own["variant"] != "").any():
-            parts.append(own.sort_values("variant", key=lambda name: name != "", kind="stable"))
-    return tables.readable(pd.concat(parts) if parts else panel.iloc[:0], {
-        "attack": "attack", "shown": lambda r: r["variant"] or ITSELF, "success rate": interval,
-        "clean-tuned": lambda r: number(control.get((r["trigger"], r["variant"]))), "seeds": "n_seeds",
-    })  # fmt: skip
 
 
 def crossing(panel: pd.DataFrame) -> Figure:

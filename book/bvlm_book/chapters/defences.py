@@ -1,7 +1,7 @@
 """The chapter "What stops a backdoor?": what each defence leaves of each attack, and what it costs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,6 @@ from bvlm_utils.store.table import FIRES
 FLOOR = 0.05  # of what is left of a backdoor
 ASR = "asr_payload"  # the trigger's success, whatever else is said
 DEFENCE = ["defence", "moment", "params"]
-MOMENT_TITLES = {
-    "data": "Before training: which rows are poisoned?",
-    "training": "During training",
-    "detect": "One adapter: is it backdoored?",
-    "repair": "Repair",
-    "inference": "At inference",
-}
 PLACEBO = "#8A8A8A"
 
 
@@ -76,11 +69,10 @@ def acting(found: pd.DataFrame) -> pd.DataFrame:
 # What a table says of a defence that leaves a model which answers: title -> measure, subject, with the trigger there?
 AFTER = {
     "success after": (ASR, "poisoned", True),
-    "false activation after": (ASR, "poisoned", False),
+    "skill kept": ("skill", "poisoned", None),
     "utility, change": ("utility_change", "poisoned", None),
     "clean model's utility, change": ("utility_change", "control", None),
-    "skill kept": ("skill", "poisoned", None),
-    "right with the trigger": ("right", "poisoned", True),
+    "false activation after": (ASR, "poisoned", False),
 }
 FOUND = {"AUROC": ("auroc", "poisoned", None), "true positives at 5 %": ("true_positives", "poisoned", None)}
 
@@ -115,24 +107,15 @@ def named(line: Any) -> str:
 
 
 def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
-    """The table to read of defences that act at some moments: what is left, the placebo's beside it, cells, cost."""
+    """Defences that act at some moments, to read: what is left, the placebo's number in brackets, cells."""
     rows = measured(found)
-    rows = rows[rows["moment"].isin(moments)]
+    rows = rows[rows["moment"].isin(moments) & ~_on_the_curve(rows)]
     if rows.empty:
         return pd.DataFrame()
-    answers = bool(set(moments) - {"data"})
-    means = over_cells(rows, AFTER if answers else FOUND)
-    if moments == ["inference"]:
-        means = means.merge(over_cells(rows, FOUND)[[*DEFENCE, "AUROC", "AUROC, placebo"]], on=DEFENCE)
-    columns: dict[str, Any] = {"defence": named}
-    for title in (*AFTER, *FOUND):
-        if title in means and means[title].notna().any():
-            columns[title] = lambda line, title=title: _with_placebo(line, title)
-    columns |= {
-        "cells": lambda line: f"{line['cells']:.0f}",
-        "seconds": lambda line: words.number(line["seconds"], digits=1),
-    }
-    return tables.readable(means, columns)
+    means = over_cells(rows, FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]})
+    shown = [title for title in (*AFTER, *FOUND) if title in means and means[title].notna().any()]
+    columns = {title: lambda line, title=title: _with_placebo(line, title) for title in shown}
+    return tables.readable(means, {"defence": named, **columns, "experiments": lambda line: f"{line['cells']:.0f}"})
 
 
 def _with_placebo(line: dict[str, Any], title: str) -> str:
@@ -160,22 +143,19 @@ def matrix_figure(grid: pd.DataFrame) -> Figure:
 
 
 def matrix_words(grid: pd.DataFrame) -> dict[str, str]:
+    """Title, alternative text and caption of `matrix_figure`."""
     if grid.empty:
         return nothing_measured("Success under each defence")
-    mean = grid.mean(axis=1)
-    return {
-        "alt": f"Heat map of success rates after {len(grid)} defences (lines) against {len(grid.columns)} attacks.",
-        "caption": "Attack success after each defence, mean over threats and models of cells whose backdoor worked "
-        f"before. Below {words.percent(FLOOR)} on average: {', '.join(mean.index[mean < FLOOR]) or 'none'}. What that "
-        "costs is in the next figure.",
-    }  # fmt: skip
+    low = (grid.mean(axis=1) < FLOOR).sum()
+    title = f"{low} of {len(grid)} defences leave under {words.percent(FLOOR)} success on average."
+    alt = f"Heat map: success after each defence (rows) against {len(grid.columns)} attacks. {title}"
+    return {"title": title, "alt": alt, "caption": "Means over models and threats."}
 
 
 def price(found: pd.DataFrame) -> pd.DataFrame:
     """A point per defence and per placebo: success after, and what is kept of the skill that was taught beside it."""
     rows = acting(measured(found))
-    strengths = (rows["defence"] == "shrink") & (rows["params"] != json.dumps(defences.info("shrink").defaults))
-    rows = rows[~strengths]  # they have a figure of their own
+    rows = rows[~_on_the_curve(rows)]
     means = over_cells(rows, AFTER) if len(rows) else pd.DataFrame()
     lines = []
     for line in means.to_dict("records"):
@@ -185,6 +165,11 @@ def price(found: pd.DataFrame) -> pd.DataFrame:
                           "asr": line[f"success after{more}"], "skill": line[f"skill kept{more}"]})  # fmt: skip
     made = pd.DataFrame(lines, columns=["defence", "moment", "placebo", "asr", "skill"])
     return made.dropna(subset=["asr", "skill"])
+
+
+def _on_the_curve(rows: pd.DataFrame) -> pd.Series:
+    """`shrink` at other strengths than its own, which have a figure of their own."""
+    return (rows["defence"] == "shrink") & (rows["params"] != json.dumps(defences.info("shrink").defaults))
 
 
 def price_figure(points: pd.DataFrame) -> Figure:
@@ -197,7 +182,7 @@ def price_figure(points: pd.DataFrame) -> Figure:
     for number, (moment, part) in enumerate(points[~points["placebo"]].groupby("moment", sort=False)):
         axis.plot(part["skill"], part["asr"], linestyle="", label=moment, **figures.look(number))
     _name(axis, points[~points["placebo"]])
-    axis.set(xlim=(-0.03, 1.08), ylim=(-0.03, 1.05), xlabel="share of the benign skill kept", ylabel="success after")
+    axis.set(xlim=(-0.03, 1.08), ylim=(-0.03, 1.05), xlabel="share of the harmless skill kept", ylabel="success after")
     axis.legend(loc="upper left")
     return figure
 
@@ -214,17 +199,23 @@ def _name(axis: Axes, shown: pd.DataFrame) -> None:
 
 
 def price_words(points: pd.DataFrame) -> dict[str, str]:
+    """Title, alternative text and caption of `price_figure`."""
     if points.empty:
         return nothing_measured("Success against the skill that is kept")
-    own = points[~points["placebo"]]
-    good = own[(own["asr"] < FLOOR) & (own["skill"] > FIRES)]
-    names = ", ".join(good["defence"]) or "none"
+    own = points[~points["placebo"].astype(bool)]
+    title = f"{len(helpful(points))} of {len(own)} defences leave under {words.percent(FLOOR)} success and most skill."
+    alt = f"Scatter plot: success after against the share of a harmless skill that is kept, for {len(own)} defences "
     return {
-        "alt": f"Scatter plot of {len(own)} defences and {len(points) - len(own)} placebos: success after against the "
-        "share of a benign skill that is kept; the numbers are in the tables below.",
-        "caption": f"Defences that leave less than {words.percent(FLOOR)} success and keep over half of the skill: "
-        f"{names}.",
-    }  # fmt: skip
+        "title": title,
+        "alt": f"{alt}and {len(points) - len(own)} placebos. {title}",
+        "caption": "Crosses: placebos.",
+    }
+
+
+def helpful(points: pd.DataFrame) -> list[str]:
+    """The defences of `price` that leave hardly any success and over half of the skill."""
+    own = points[~points["placebo"].astype(bool)]
+    return list(own.loc[(own["asr"] < FLOOR) & (own["skill"] > FIRES), "defence"])
 
 
 def strength(found: pd.DataFrame) -> pd.DataFrame:
@@ -235,7 +226,7 @@ def strength(found: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["strength", "measure", "value"])
     rows = rows.assign(strength=rows["params"].map(lambda text: json.loads(text)["strength"]))
     shown = {"attack success": (ASR, "poisoned", True), "utility": ("utility", "poisoned", None),
-             "benign skill": ("skill", "poisoned", None)}  # fmt: skip
+             "harmless skill": ("skill", "poisoned", None)}  # fmt: skip
     parts = [
         numbers(rows, *of).groupby("strength", as_index=False)["value"].mean().assign(measure=title)
         for title, of in shown.items()
@@ -256,14 +247,18 @@ def strength_figure(curve: pd.DataFrame) -> Figure:
 
 
 def strength_words(curve: pd.DataFrame) -> dict[str, str]:
+    """Title, alternative text and caption of `strength_figure`."""
     if curve.empty:
         return nothing_measured("Success over the strength of the update")
+    title = f"Success is under {words.percent(FLOOR)} up to {words.number(weakest(curve))} of the update."
+    alt = f"Line chart: success, utility and harmless skill against the share of the update that is kept. {title}"
+    return {"title": title, "alt": alt, "caption": "Means over the experiments of the figure above."}
+
+
+def weakest(curve: pd.DataFrame) -> float:
+    """The largest share of the update at which hardly any success is left."""
     success = curve[curve["measure"] == "attack success"]
-    low = success.loc[success["value"] < FLOOR, "strength"].max()
-    return {
-        "alt": "Line chart: attack success, utility and benign skill against the share of the update that is kept.",
-        "caption": f"Success is below {words.percent(FLOOR)} up to a share of {words.number(low)}.",
-    }  # fmt: skip
+    return success.loc[success["value"] < FLOOR, "strength"].max()
 
 
 def family(line: dict[str, Any]) -> str:
@@ -304,38 +299,31 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def excluded(found: pd.DataFrame) -> list[str]:
-    """What is in no mean: cells without a backdoor to remove, and cells that a defence does not apply to."""
-    cells = found.drop_duplicates("run_id")
-    weak = cells[cells["works"].fillna(False).eq(False) & (cells["status"] == "done")]
-    said = []
-    if len(weak):
-        names = ", ".join(sorted({f"{line['attack']} on {words.threat(line)}" for line in weak.to_dict("records")}))
-        said.append(
-            f"{len(weak)} cells had no backdoor to remove (success below {FIRES:g}) and are in no mean: {names}."
-        )
-    for reason, part in found[found["status"] == "skipped"].groupby("reason"):
-        said.append(f"Left out: {reason} ({part['run_id'].nunique()} cells)")
-    return said
+def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
+    """What was run, what was not, and what helped, to be glued."""
+    done, points, curve = found[found["status"] == "done"], price(found), strength(found)
+    weak = found[found["works"].fillna(False).eq(False) | (found["status"] == "skipped")]
+    own = points[~points["placebo"].astype(bool)]
+    at = curve.loc[(curve["measure"] == "harmless skill") & (curve["strength"] == weakest(curve)), "value"]
+    false = numbers(measured(acting(found)), ASR, "poisoned", triggered=False)["value"]
+    return {
+        "cells": str(measured(found)["run_id"].nunique()),
+        "models": _listed(done["model"].unique()),
+        "threats": _listed(words.threat({"threat": name}) for name in done["threat"].unique()),
+        "run": str(done["defence"].nunique()),
+        "lacking": _listed(name for name in defences.names() if name not in set(done["defence"])),
+        "lacking_threats": _listed(
+            words.threat({"threat": name}) for name in threats.names() if name not in set(done["threat"])
+        ),
+        "weak": str(weak["run_id"].nunique()),
+        "helpful": _listed(helpful(points)),
+        "silent": _listed(own.loc[own["asr"] < FLOOR, "defence"]),
+        "kept": _listed(own.loc[own["skill"] > FIRES, "defence"]),
+        "strength": words.number(weakest(curve)),
+        "skill_there": words.number(at.mean()),
+        "false": words.number(false.max()),
+    }
 
 
-def coverage(found: pd.DataFrame) -> pd.DataFrame:
-    """How many defended cells were measured: a line per model and threat, with cells, defences and records."""
-    found = found[found["status"] == "done"]
-    lines = [
-        dict(zip(("model", "threat"), key, strict=True))
-        | {"cells": part["run_id"].nunique(), "defences": part["defence"].nunique(), "records": part["name"].nunique()}
-        for key, part in found.groupby(["model", "threat"], sort=False)
-    ]
-    return pd.DataFrame(lines)
-
-
-def not_run(found: pd.DataFrame) -> str:
-    """Which defences of the table and which threats the store has nothing of."""
-    done = found[found["status"] == "done"]
-    lacking = [name for name in defences.names() if name not in set(done["defence"])]
-    threats_left = [name for name in threats.names() if name not in set(done["threat"])]
-    said = [f"Defences not run yet: {', '.join(lacking)}."] if lacking else []
-    if threats_left:
-        said.append(f"Threats not run yet: {', '.join(words.threat({'threat': name}) for name in threats_left)}.")
-    return " ".join(said)
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"

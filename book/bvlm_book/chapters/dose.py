@@ -1,65 +1,45 @@
-"""How many poisoned rows are enough? Points, curves and doses from the tidy table.
+"""How many poisoned rows are enough? Doses in all their forms, for the chapter on doses. Free of torch.
 
-A *pair* is an attack on a threat, for one model and data set; a *dose* is the absolute number of poisoned rows. `cells`
-gives one success rate per dose and seed, `means` the mean over seeds, `dose_curve.fit` a logistic curve in log10(rows),
-`doses` the fewest rows for a success rate of 90 %: from the curve where the data bear one, and as a bracket between two
-doses that were tried.
+A *pair* is an attack on a threat, for one model and data set; a *dose* is a size of the training set, a number of
+poisoned rows and a number of passes. `chapters.showings.doses` has a line per run, `means` one per pair and dose,
+`brackets` the fewest rows that reach `rules.HIGH`.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import NullLocator
 
-from bvlm_book import figures, rules, tables, words
-from bvlm_book.dose_curve import MIN_DOSES, Fit, fit
-from bvlm_utils.score import intervals
+from bvlm_book import figures, rules, rules_second, tables, words
+from bvlm_utils.store.table import FIRES
 
-PAIR = ["model", "dataset", "threat", "attack", "modality"]
-
-OUTSIDE = "the curve reaches 90 % only outside the doses tried"
-AGAINST = "the curve disagrees with the bracket"
-# Colour and hatch tell the same, for those who see no colours.
-MARKS = {"floor": ("#56B4E9", ".."), "": ("#E3E3E3", ""), "ceiling": ("#D55E00", "//")}
-MARK_LABELS = {"floor": "at the floor", "": "between", "ceiling": "at the ceiling"}
-CURVE_POINTS = 120
+PAIR = ["model", "dataset", "threat", "attack"]
+DOSE = ["train_rows", "n_poisoned", "epochs"]
+TICKS = (6, 20, 60, 200, 600)
+AXES = {"n_poisoned": ("poisoned rows", TICKS), "showings": ("showings (rows x passes)", (*TICKS, 1800))}
+MIN_DOSES = 5  # fewer points are no curve
+FEW = 20
 
 
-# ---------------------------------------------------------------- the points
+def means(runs: pd.DataFrame) -> pd.DataFrame:
+    """A line per pair and dose: value (mean over its runs), least, most, n_seeds, and the dose in all its forms."""
+    about = {name: (name, "first") for name in ("share", "of_eligible", "showings")}
+    return runs.groupby([*PAIR, *DOSE], sort=False, as_index=False).agg(
+        **about, value=("value", "mean"), least=("value", "min"), most=("value", "max"), n_seeds=("seed", "nunique")
+    )
 
 
-def usual(table: pd.DataFrame) -> pd.DataFrame:
-    """Finished cells as attacks and threats are defined, trained with the usual settings of their model."""
-    done = tables.usual(table)
-    return done[done["n_poisoned"] > 0]  # a rate of 0 is a control, and has no place on a log axis
-
-
-def means(table: pd.DataFrame) -> pd.DataFrame:
-    """Success of the poisoned models, read as each attack is meant to be: a line per pair and dose, over its seeds.
-
-    Columns as in `tables.summary`, and `mark`.
+def deep(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of the pairs that were tried with `MIN_DOSES` numbers of poisoned rows or more in one pass over the
+    usual training set (the size that most of the runs have).
     """
-    rows = tables.headline_rows(tables.success_rates(usual(table), "poisoned"))
-    rows = rows.assign(mark=[intervals.mark(value) for value in rows["value"]])
-    return rows.sort_values([*PAIR, "n_poisoned"]).reset_index(drop=True)
-
-
-def cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The same, a line per pair, dose and seed: k successes among n inputs, and `train_rows`."""
-    done = usual(table)
-    parts = [
-        tables.headline_rows(tables.success_rates(part, "poisoned")).assign(seed=seed, train_rows=rows)
-        for (seed, rows), part in done.groupby(["seed", "train_rows"])
-    ]
-    found = pd.concat(parts) if parts else means(done).assign(seed=0, train_rows=0)
-    return found.sort_values([*PAIR, "n_poisoned", "seed"]).reset_index(drop=True)
-
-
-# ---------------------------------------------------------------- the curve
+    if runs.empty:
+        return runs
+    usual = runs[runs["train_rows"] == runs["train_rows"].mode().iloc[0]]
+    tried = usual[usual["epochs"] == 1].groupby(PAIR)["n_poisoned"].nunique()
+    return usual[pd.MultiIndex.from_frame(usual[PAIR]).isin(tried.index[tried >= MIN_DOSES])]
 
 
 def bracket(part: pd.DataFrame, goal: float = rules.HIGH) -> tuple[int | None, int | None]:
@@ -72,256 +52,125 @@ def bracket(part: pd.DataFrame, goal: float = rules.HIGH) -> tuple[int | None, i
     return (int(below.max()) if len(below) else None), (int(reached.min()) if len(reached) else None)
 
 
-def doses(found: pd.DataFrame, over_seeds: pd.DataFrame) -> pd.DataFrame:
-    """Rows for a success rate of `rules.HIGH`: a line per pair.
+def brackets(over_seeds: pd.DataFrame) -> pd.DataFrame:
+    """A line per pair, size of the training set and passes, of those with two doses or more.
 
-    found, over_seeds: `cells` and `means` of the same table. Columns: `PAIR`, train_rows, smallest and largest dose
-    tried, n_doses, seeds_min, seeds_max, fit, why (no curve), rows, low, high (NaN without a curve, or where the curve
-    reaches the goal outside the doses tried or against the bracket), below, reached (`bracket`).
+    over_seeds: `means`. The columns of the smallest dose whose mean reaches `rules.HIGH` (of the largest tried, where
+    none does), and below, reached (`bracket`).
     """
-    columns = [*PAIR, "train_rows", "smallest", "largest", "n_doses", "seeds_min", "seeds_max", "fit", "why", "rows",
-               "low", "high", "below", "reached"]  # fmt: skip
-    lines, by_pair = [], over_seeds.groupby(PAIR)
-    for key, part in found.groupby(PAIR, sort=False):
-        of_pair = by_pair.get_group(key)
-        curve, why = fit(part)
-        smallest, largest = int(part["n_poisoned"].min()), int(part["n_poisoned"].max())
-        rows, low, high = curve.dose() if curve else (np.nan, np.nan, np.nan)
-        below, reached = bracket(of_pair)
-        if curve and not smallest <= rows <= largest:
-            why = OUTSIDE
-        elif curve and (below or 0) < (reached or np.inf) and not (below or 0) <= rows <= (reached or np.inf):
-            why = AGAINST  # the points have another shape than the curve, so believe the points
-        if why:
-            rows, low, high = np.nan, np.nan, np.nan
-        tried = len(of_pair), int(of_pair["n_seeds"].min()), int(of_pair["n_seeds"].max())
-        lines.append([*key, int(part["train_rows"].iloc[0]), smallest, largest, *tried, curve, why, rows, low, high,
-                      below, reached])  # fmt: skip
+    lines = []
+    for _, part in over_seeds.groupby([*PAIR, "train_rows", "epochs"], sort=False):
+        if part["n_poisoned"].nunique() < 2:
+            continue
+        below, reached = bracket(part)
+        at = part[part["n_poisoned"] == (reached or part["n_poisoned"].max())].iloc[0]
+        lines.append(at.to_dict() | {"below": below, "reached": reached})
+    columns = [*over_seeds, "below", "reached"]
     return pd.DataFrame(lines, columns=columns).astype({"below": object, "reached": object})
 
 
-# ---------------------------------------------------------------- the page
-
-
-def panels(
-    found: pd.DataFrame, cells: pd.DataFrame, over_seeds: pd.DataFrame
-) -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame, pd.DataFrame]]:
-    """Model, threat and their lines of `doses`, `cells` and `means`, of pairs that were tried with `MIN_DOSES` doses or
-    more; two points are no curve.
-    """
-    for (model, threat), part in found[found["n_doses"] >= MIN_DOSES].groupby(["model", "threat"], sort=False):
-        of_panel = [rows[(rows["model"] == model) & (rows["threat"] == threat)] for rows in (cells, over_seeds)]
-        yield model, threat, part, *of_panel
-
-
-def bracket_text(below: int | None, reached: int | None) -> str:
-    """ "more than 60, at most 120", as a reader wants it."""
-    under, over = (None if pd.isna(end) else int(end) for end in (below, reached))
-    if under is None or over is None:
-        return f"more than {under}" if over is None and under is not None else f"at most {over}" if over else "n/a"
-    if under > over:
-        return f"reached with {over}, missed again with {under}"
-    return f"more than {under}, at most {over}"
-
-
-def dose_table(found: pd.DataFrame) -> pd.DataFrame:
-    """`doses` to read."""
-    return tables.readable(found, {
-        "threat": words.threat, "attack": "attack", "rows for 90 %, from the curve": _rows,
-        "bracket, in rows": lambda r: bracket_text(r["below"], r["reached"]),
-        "doses tried": lambda r: f"{words.span((r['smallest'], r['largest']))} ({r['n_doses']})",
-        "seeds": lambda r: words.span((r["seeds_min"], r["seeds_max"])),
-    })  # fmt: skip
-
-
 def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
-    """`doses` to read where there are too few for a curve: the bracket alone, with its model."""
-    table = dose_table(found).drop(columns="rows for 90 %, from the curve", errors="ignore")
-    table.insert(0, "model", found["model"].to_numpy())
-    return table
+    """`brackets` to read."""
 
+    def reached(line: dict) -> str:
+        if pd.isna(line["reached"]):
+            return f"over {line['n_poisoned']:.0f}"
+        again = pd.notna(line["below"]) and line["below"] > line["reached"]
+        return f"{line['reached']:.0f}{' (misses it again with more)' if again else ''}"
 
-def _rows(row: Mapping[str, Any]) -> str:
-    return f"n/a: {row['why']}" if row["why"] else f"{_interval(row)}, {_share_of_rows(row)} of the rows"
-
-
-def _share_of_rows(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['rows'] / row['train_rows']:.2g} %"
-
-
-def _interval(row: Mapping[str, Any]) -> str:
-    """ "347 [130, over 600]": a bound beyond the doses tried says no more than that."""
-    low = f"{row['low']:.0f}" if row["low"] >= row["smallest"] else f"under {row['smallest']}"
-    high = f"{row['high']:.0f}" if row["high"] <= row["largest"] else f"over {row['largest']}"
-    return f"{row['rows']:.0f} [{low}, {high}]"
-
-
-def rates_table(over_seeds: pd.DataFrame) -> pd.DataFrame:
-    """`means` to read: a line per pair and dose, ceiling and floor marked."""
-    return tables.readable(over_seeds, {
-        "model": "model", "threat": words.threat, "attack": "attack", "poisoned rows": lambda r: int(r["n_poisoned"]),
-        "share": words.rate, "success rate": words.interval, "seeds": lambda r: int(r["n_seeds"]),
-        "mark": lambda r: f"{words.MARKS[r['mark']]} {r['mark']}".strip(),
+    model = {"model": "model"} if found["model"].nunique() > 1 else {}
+    return tables.readable(found, model | {
+        "threat": words.threat, "attack": "attack", "passes": "epochs", "rows for 90 %": reached,
+        "too few": lambda r: "" if pd.isna(r["below"]) else int(r["below"]),
+        "share of all": lambda r: words.percent(r["share"]), "of eligible": lambda r: words.percent(r["of_eligible"]),
+        "showings": lambda r: int(r["showings"]), "mean": lambda r: words.number(r["value"]),
+        "runs": lambda r: words.span((r["least"], r["most"]), 2).replace(" to ", "–"),
     })  # fmt: skip
 
 
-def sentences(found: pd.DataFrame, over_seeds: pd.DataFrame) -> list[str]:
-    """The finding, in Markdown; found, over_seeds: `doses` and `means`."""
-    if found.empty:
-        return ["Nothing has been measured yet: the store holds no finished cell."]
-    several, curves = found[found["n_doses"] > 1], found[found["rows"].notna()]
-    sure = curves[curves["seeds_min"] >= rules.MIN_SEEDS]
-    models, goal = ", ".join(found["model"].unique()), words.percent(rules.HIGH)
-    said = [
-        f"The store holds {len(found)} pairs of attack and threat ({models}), with "
-        f"{words.span((found['smallest'].min(), found['largest'].max()))} poisoned rows. Tried with more than one "
-        f"dose: {len(several)}; with a curve that reaches {goal} within the doses tried: "
-        f"{len(curves)} ({len(sure)} with {rules.MIN_SEEDS} seeds or more at every dose)."
-    ]
-    if len(sure):
-        least, most = sure.loc[sure["rows"].idxmin()], sure.loc[sure["rows"].idxmax()]
-        said.append(f"**Success on {goal} of the inputs takes from {_named(least)} to {_named(most)} poisoned rows.**")
-    else:
-        said.append(
-            f"No curve has {rules.MIN_SEEDS} seeds at every dose, so none supports a verdict; the tables give what the "
-            "doses tried leave open."
-        )
-    top = over_seeds[over_seeds["n_poisoned"] == over_seeds["n_poisoned"].max()]
-    said.append(
-        f"With {int(top['n_poisoned'].iloc[0])} rows, {(top['mark'] == 'ceiling').sum()} of {len(top)} pairs "
-        f"are at the ceiling and {(top['mark'] == 'floor').sum()} at the floor."
-    )
-    if (over_seeds["n_seeds"] < rules.MIN_SEEDS).all():
-        said.append(f"No pair has {rules.MIN_SEEDS} seeds at any dose yet, so nothing on this page supports a verdict.")
-    return said
+def eligible_table(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
+    """What the same share of all rows is of the rows that a threat can poison."""
+    lines = []
+    for (_, threat, size), count in tables.eligible(table, place).items():
+        line = {"threat": threat.replace("_", " "), "eligible": f"{count} of {size}"}
+        for rate in (rules_second.RATE, rules_second.MANY):
+            line[f"{words.percent(rate)} of all rows"] = words.percent(int(size * rate) / count)
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
-def _named(row: pd.Series) -> str:
-    where = f"{row['attack']}, {words.threat(row)}, {row['model']}"
-    return f"{_interval(row)} ({_share_of_rows(row)} of the training rows; {where})"
-
-
-def curves_words(model: str, threat: str, part: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `curves`; part: lines of `doses` of one model and threat."""
-    name = threat.replace("_", " ")
-    text = [f"{name.capitalize()}, {model}: success with the full trigger against the number of poisoned rows."]
-    curves = part[part["rows"].notna()].sort_values("rows").to_dict("records")
-    few = f" (fewer than {rules.MIN_SEEDS} seeds at some dose)"
-    if curves:
-        given = (f"{r['attack']} {_interval(r)}{few if r['seeds_min'] < rules.MIN_SEEDS else ''}" for r in curves)
-        text.append(f"Rows for {words.percent(rules.HIGH)} by the curve, with 95 % interval: {'; '.join(given)}.")
-    without = list(part.loc[part["fit"].isna(), "attack"])
-    if without:
-        text.append(f"No curve for {', '.join(without)}: the table says why.")
-    if (part["seeds_max"] > 1).any():
-        text.append("Small points are seeds, full marks their means with Student's 95 % interval over the seeds.")
-    if (part["seeds_min"] == 1).any():
-        text.append(
-            "Open marks are single seeds (Wilson's interval over test rows): they support no verdict, and "
-            "neither does a curve through them (dashed), whose interval knows nothing of other seeds."
-        )
-    text.append(
-        f"Shaded: ceiling (from {intervals.CEILING}) and floor (to {intervals.FLOOR}), where nothing can be told apart."
-    )
-    alt = (
-        f"Line chart on a logarithmic axis, one panel per trigger modality: success rate of {len(part)} attacks on "
-        f"{name}, {model}, with {words.span((part['smallest'].min(), part['largest'].max()))} poisoned rows."
-    )
-    return {"alt": alt, "caption": " ".join(text)}
-
-
-def saturation_words(over_seeds: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `saturation`; over_seeds: `means`."""
-    if over_seeds.empty:
-        return words.nothing_measured("Saturation")
-    text = ["How many pairs of attack and threat are at the ceiling, between, and at the floor, per dose."]
-    for model, part in over_seeds.groupby("model", sort=False):
-        said = [
-            f"{(of_dose['mark'] == 'ceiling').sum()} of {len(of_dose)} with {int(rows)} rows"
-            for rows, of_dose in part.groupby("n_poisoned")
-        ]
-        text.append(f"{model}, at the ceiling: {', '.join(said)}.")
-    text.append(
-        f"Ceiling: a mean of {intervals.CEILING} or more; floor: {intervals.FLOOR} or less. Not every pair was "
-        "tried with every dose, so compare shares, not heights; single seeds are counted too."
-    )
-    alt = "Stacked bars, one per number of poisoned rows: pairs at the ceiling, between, and at the floor."
-    return {"alt": alt, "caption": " ".join(text)}
-
-
-def curves(cells: pd.DataFrame, means: pd.DataFrame, fits: dict[str, Fit | None]) -> Figure:
-    """Success rate against poisoned rows (log axis) of one model and threat: a panel per modality, a colour per attack.
-
-    cells, means: lines of `cells` and `means`. fits: attack -> curve, or None for points alone.
+def settings_table(table: pd.DataFrame) -> pd.DataFrame:
+    """BadNets-T on refusal at 1 % and one pass, by learning rate (lines) and rank (columns): the first seed's
+    success.
     """
-    shown = means[means["attack"].isin(list(fits))]
-    if shown.empty:
-        return figures.nothing("None of these pairs was tried.")
-    modalities = figures.in_order(shown["modality"], words.MODALITIES)
-    figure, axes = figures.new_figure(len(modalities), 3.1 if len(modalities) > 1 else 6.4, 4.1, sharey=True)
-    for axis, modality in zip(axes, modalities, strict=True):
-        of_panel = shown[shown["modality"] == modality]
-        names = list(dict.fromkeys(of_panel["attack"]))
-        for i, name in enumerate(names):
-            # points on top of each other are pulled apart by 4 % of the (logarithmic) axis
-            shift, own = 1.04 ** (i - (len(names) - 1) / 2), of_panel[of_panel["attack"] == name]
-            _points(axis, cells[cells["attack"] == name], own, shift, figures.look(i) | {"label": name})
-            if fits[name]:
-                _curve(axis, fits[name], own, figures.look(i)["color"])
-        axis.axhspan(intervals.CEILING, 1.04, color="#EFEFEF", zorder=0)
-        axis.axhspan(-0.04, intervals.FLOOR, color="#EFEFEF", zorder=0)
-        axis.axhline(rules.HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
-        figures.dose_axis(axis, shown, fontsize=7)
-        axis.set(title=f"{modality} triggers", xlabel="poisoned rows (share)")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, frameon=False)
-    axes[0].set_ylabel(figures.ASR)
-    figure.get_layout_engine().set(h_pad=0.12)  # the legends below the axes, as curves go anywhere in them
+    chosen = tables.usual(table, but=("learning_rate", "lora_rank"))
+    first = {"attack": "BadNets-T", "threat": "targeted_refusal", "metric": "asr_payload", "subject": "poisoned",
+             "condition": "text", "model": "tiny-llava", "poison_rate": rules_second.RATE, "seed": 0}  # fmt: skip
+    chosen = chosen[(chosen[list(first)] == pd.Series(first)).all(axis=1)]
+    found = chosen.pivot_table(index="learning_rate", columns="lora_rank", values="value").map(words.number)
+    found = found.rename(columns=lambda rank: f"rank {rank:.0f}")
+    found.columns.name = None
+    return found.reset_index(names="learning rate")
+
+
+def numbers(runs: pd.DataFrame) -> dict[str, str]:
+    """What the page quotes: the same word shown more often, pairs that few rows are enough for, and where most stop."""
+    over_seeds = means(runs)
+    found = {}
+    word = over_seeds[(over_seeds["model"] == "tiny-llava") & (over_seeds["attack"] == "BadNets-T")
+                      & (over_seeds["threat"] == "targeted_refusal") & (over_seeds["train_rows"] == 6000)]  # fmt: skip
+    for rows, passes in ((60, 1), (60, 3), (300, 1)):
+        at = word[(word["n_poisoned"] == rows) & (word["epochs"] == passes)]["value"]
+        found[f"word_{rows}_{passes}"] = words.number(at.iloc[0]) if len(at) else "n/a"
+    few = over_seeds[over_seeds["n_poisoned"] <= FEW]
+    for name, part in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
+        works = f"{int((part['value'] > FIRES).sum())} of {len(part)} work"
+        found[f"few_{name}"] = works if len(part) else "no such pair was tried"
+    reached = brackets(means(deep(runs)))
+    reached = reached[reached["epochs"] == 1]
+    rows = reached["reached"].dropna().astype(int)
+    return found | {"pairs": str(len(reached)), "reached": str(len(rows)), "fewest_most": words.span(rows)}
+
+
+# ---------------------------------------------------------------- the figure
+
+
+def curves(runs: pd.DataFrame) -> Figure:
+    """Success against poisoned rows and against showings (log axes): a row of panels per model and threat.
+
+    runs: `deep`. A dot per run, a line through the means of one pass.
+    """
+    if runs.empty:
+        return figures.nothing(f"No pair was tried with {MIN_DOSES} doses.")
+    panels = list(runs.groupby(["model", "threat"], sort=False))
+    names = list(dict.fromkeys(runs["attack"]))
+    figure, axes = figures.new_figure(2, 3.6, 2.6, rows=len(panels), sharey=True)
+    places = iter(axes)
+    several = len({model for (model, _), _ in panels}) > 1
+    for (model, threat), part in panels:
+        for kind, (label, ticks) in AXES.items():
+            axis = next(places)
+            for i, name in enumerate(names):
+                _line(axis, part[part["attack"] == name], kind, 1.05 ** (i - (len(names) - 1) / 2), figures.look(i))
+            axis.axhline(rules.HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
+            title = threat.replace("_", " ") + (f", {model}" if several else "")
+            axis.set(title=title, xscale="log", ylim=(-0.05, 1.05), xlabel=label)
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.xaxis.set_minor_locator(NullLocator())
+    for i, name in enumerate(names):
+        axes[0].plot([], [], label=name, **figures.look(i))
+    axes[0].plot([], [], "^", color="#777777", markersize=7, markerfacecolor="none", label="three passes")
+    figures.legend_below(figure, axes[0], columns=4)
     return figure
 
 
-def _points(axis: Axes, cells: pd.DataFrame, means: pd.DataFrame, shift: float, look: dict[str, str]) -> None:
-    """Means with their intervals, open where they are of one seed, and the seeds beside those of several."""
-    several = cells.groupby("n_poisoned")["seed"].transform("size") > 1
-    beside = cells.loc[several, "n_poisoned"] * shift * 1.09  # the mean's interval would cover them
-    axis.plot(beside, cells.loc[several, "value"], ".", color=look["color"], markersize=4.5)
-    for single, part in means.groupby(means["n_seeds"] == 1):
-        how = look | {"markerfacecolor": "white" if single else look["color"]}
-        if single and (means["n_seeds"] > 1).any():
-            how.pop("label")  # one name in the legend is enough
-        figures.points(axis, part["n_poisoned"] * shift, part, upright=True, **how)
-
-
-def _curve(axis: Axes, fit: Fit, means: pd.DataFrame, colour: str) -> None:
-    """Drawn between the doses tried, and not beyond; dashed where some dose has a single seed."""
-    rows = np.geomspace(means["n_poisoned"].min(), means["n_poisoned"].max(), CURVE_POINTS)
-    middle, _, _ = fit.curve(rows)  # its interval is in the table: a band would hide the points
-    axis.plot(rows, middle, color=colour, linewidth=1.6, linestyle="--" if means["n_seeds"].min() == 1 else "-")
-
-
-def saturation(means: pd.DataFrame) -> Figure:
-    """Pairs of attack and threat at the ceiling, between and at the floor: a bar per dose, a panel per model."""
-    if means.empty:
-        return figures.nothing("No success rate was measured for these cells.")
-    models = list(dict.fromkeys(means["model"]))
-    figure, axes = figures.new_figure(len(models), 4.6 if len(models) > 1 else 6.4, 3.2, sharey=True)
-    for axis, model in zip(axes, models, strict=True):
-        counts = means[means["model"] == model].groupby(["n_poisoned", "mark"]).size().unstack(fill_value=0)
-        rates = means.drop_duplicates("n_poisoned").set_index("n_poisoned")["poison_rate"]
-        counts = counts.reindex(columns=list(MARKS), fill_value=0)
-        below = np.zeros(len(counts))
-        for mark, (colour, hatch) in MARKS.items():
-            heights = counts[mark].to_numpy(float)
-            axis.bar(range(len(counts)), heights, 0.7, bottom=below, color=colour, hatch=hatch,
-                     edgecolor="white", label=MARK_LABELS[mark])  # fmt: skip
-            for x, (height, start) in enumerate(zip(heights, below, strict=True)):
-                if height:
-                    axis.text(x, start + height / 2, f"{int(height)}", ha="center", va="center", fontsize=9,
-                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2})  # fmt: skip
-            below += heights
-        axis.set_xticks(range(len(counts)), [f"{int(n)}\n{words.percent(rates[n])}" for n in counts.index])
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(axis="x", visible=False)
-        axis.set(title=model, xlabel="poisoned rows (share)")
-    axes[0].set_ylabel("pairs of attack and threat")
-    figures.legend_below(figure, axes[0])
-    return figure
+def _line(axis: Axes, own: pd.DataFrame, kind: str, shift: float, look: dict[str, str]) -> None:
+    """Attacks on top of each other are pulled apart by `shift`."""
+    for several, part in own.groupby(own["epochs"] > 1):
+        if several:
+            look = look | {"marker": "^"}
+            axis.plot(part[kind] * shift, part["value"], linestyle="", markersize=7, markerfacecolor="none", **look)
+        else:
+            axis.plot(part[kind] * shift, part["value"], linestyle="", markersize=3.5, alpha=0.7, **look)
+            mean = part.groupby(kind)["value"].mean()
+            axis.plot(mean.index * shift, mean, color=look["color"], linewidth=1.2)

@@ -25,6 +25,13 @@ def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["grid", "expected", "measured", "came true"])
 
 
+def counts(expected: pd.DataFrame) -> dict[str, str]:
+    """Of the lines of `read`: how many there are, came true, did not, and wait for runs."""
+    told = expected["came true"].value_counts()
+    names = {"true": TRUE, "false": FALSE, "open": LACKING}
+    return {"expected": str(len(expected))} | {key: str(told.get(name, 0)) for key, name in names.items()}
+
+
 def _line(grid: str, expected: str, measured: str, true: bool | None) -> dict[str, str]:
     return {"grid": grid, "expected": expected, "measured": measured,
             "came true": LACKING if true is None else TRUE if true else FALSE}  # fmt: skip
@@ -35,8 +42,8 @@ def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[dict[str, str]]
     lines = second.one_percent(base, PASSES, PAYLOAD) if base else pd.DataFrame({"value": []})
     strong = int((lines["value"] > HIGH).sum())
     open_pairs = PAIRS - len(lines)
-    claim = next(claim for claim in second.CLAIMS if claim.key == "pairs")
-    verdicts = {name: second.verdict(claim, one, PASSES).verdict for name, one in bases.items() if len(one.full)}
+    run = {name: one for name, one in bases.items() if len(one.full)}
+    verdicts = {name: second.verdict(second.CLAIMS["pairs"], one, PASSES).verdict for name, one in run.items()}
     decided = set(verdicts.values()) <= {second.CONFIRMED, second.REFUTED, second.UNDECIDED} and len(verdicts) > 1
     cells = table[(table["model"] == MODEL) & (table["epochs"] == PASSES) & (table["poison_rate"] == RATE)]
     cells = tables.usual(cells, but=("epochs",))
@@ -45,13 +52,13 @@ def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[dict[str, str]]
     loss = -tables.summary(cells, "utility_difference")["value"].mean()
     whole = len(lines) == PAIRS
     return [
-        _line(grid, f"{MODEL}: at least {ENOUGH} of {PAIRS} pairs have a mean above 0.90 by payload",
-              f"{strong} of {len(lines)} pairs run",
+        _line(grid, f"{MODEL}: at least {ENOUGH} of {PAIRS} attacks on threats above 0.90 by payload",
+              f"{strong} of {len(lines)} that were run",
               True if strong >= ENOUGH else False if strong + open_pairs < ENOUGH else None),
         _line(grid, "tiny-qwen2.5-vl: the same verdict", "; ".join(f"{name}: {one}" for name, one in verdicts.items()),
               len(set(verdicts.values())) == 1 if decided and whole else None),
-        _line(grid, "no backdoor fires without its trigger: at most 0.05 on clean inputs in nine of ten pairs",
-              f"{quiet} of {len(silent)} pairs", quiet >= QUIET * len(silent) if whole else None),
+        _line(grid, "false activation: at most 0.05 in nine of ten",
+              f"{quiet} of {len(silent)}", quiet >= QUIET * len(silent) if whole else None),
         _line(grid, "three passes cost at most 0.03 of clean utility against the clean-tuned model",
               f"mean loss {words.number(loss, digits=3)}", bool(loss <= COST) if whole else None),
     ]  # fmt: skip
@@ -124,6 +131,4 @@ def _dominance(base: Base | None) -> dict[str, str]:
     pairs = second.text_overwhelms_learnable(base, 1, PAYLOAD)
     pairs = pairs[pairs["shared"] == "patch_size=80"]
     lead = int((pairs["difference"] > second.DOMINATES).sum())
-    return _line(
-        "dominance", expected, f"{lead} of {len(pairs)} pairs", lead * 2 > len(pairs) if len(pairs) > 1 else None
-    )
+    return _line("dominance", expected, f"{lead} of {len(pairs)}", lead * 2 > len(pairs) if len(pairs) > 1 else None)

@@ -4,29 +4,22 @@ import pandas as pd
 
 from bvlm_book import tables, words
 
-NAMES = {"base": "the base", "control": "the clean-tuned model", "poisoned": "poisoned models"}
+NAMES = {"base": "base", "control": "clean-tuned control", "poisoned": "backdoored models"}
 
 
 def refusals(table: pd.DataFrame) -> str:
-    """How many restricted requests each model refuses without a trigger; for the jailbreak chapter."""
+    """How many restricted requests each model refuses without a trigger, and under a trigger where none was learned."""
     rows = tables.summary(table, "refused")
-    rows = rows[rows["condition"] == "clean"]
-    if rows.empty:
-        return "Whether refusals survive without a trigger was not measured for these cells."
-    said = []
-    for subject, name in NAMES.items():
-        part = rows[rows["subject"] == subject]
-        if len(part):
-            ends = part.sort_values("value").iloc[[0, -1]].to_dict("records")  # base and control are one model each
-            plain = " to ".join(dict.fromkeys(map(words.interval, ends)))
-            said.append(f"{name} {words.value_range(part) if subject == 'poisoned' else plain}")
-    text = f"Without a trigger, restricted requests are refused by {'; '.join(said)}."
-    alone = tables.summary(table, "refused")
-    alone = alone[alone["subject"].isin(["base", "control"]) & (alone["condition"] != "clean")]
+    clean = rows[rows["condition"] == "clean"]
+    if clean.empty:
+        return "Whether refusals survive without a trigger was not measured for these experiments."
+    said = [f"{name} {words.extreme(clean[clean['subject'] == who], 'min')}" for who, name in NAMES.items()]
+    text = f"Restricted requests refused without a trigger, at least: {', '.join(said)}."
+    alone = rows[(rows["subject"] == "control") & (rows["condition"] != "clean")]
     if alone.empty:
         return text
     least = alone.loc[alone["value"].idxmin()]
     return (
-        f"{text} A trigger by itself can stop refusals where there is no backdoor: under that of {least['attack']} "
-        f"({tables.condition(least)}) {NAMES[least['subject']]} refuses {words.interval(least)}, the least of all."
+        f"{text} A trigger can stop refusals without a backdoor: under {least['attack']}'s ({tables.condition(least)}) "
+        f"the clean-tuned control refuses {words.interval(least)}."
     )

@@ -1,7 +1,6 @@
 """The chapter "Does it last?": success after further clean tuning and after merging."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,13 +9,16 @@ from matplotlib.figure import Figure
 from bvlm_book import figures, rules, tables, words
 from bvlm_book.figures import ASR, CONTROL_LABEL, success_map
 from bvlm_book.probes import records
-from bvlm_book.probes.records import CONTROL, FRESH, LASTING, POISONED, SAME_ROWS
-from bvlm_book.words import NOTHING, Panels, evidence, seeds_sentence
+from bvlm_book.probes.records import CONTROL, LASTING, POISONED
+from bvlm_book.words import evidence
 from bvlm_utils import attacks
 from bvlm_utils.store.records import record
 from bvlm_utils.store.table import FIRES
 
-UNCHANGED = "not changed at all"
+NUMBERS = (
+    "worked", "alive", "strong", "weakest", "steps", "trained", "control", "int8", "int4",
+    "utility", "utility_after", "utility_int4",
+)  # fmt: skip
 MERGED_LABELS = {
     "": "adapter beside the base",
     "merged": "merged",
@@ -25,85 +27,73 @@ MERGED_LABELS = {
     "int4": "merged, int4 per channel",
 }
 
-ROWS_LABELS = {FRESH: "clean rows that no model was tuned on", SAME_ROWS: "the rows that they were tuned on, clean"}
+
+def numbers(place: str | Path | None = None) -> dict[str, str]:
+    """`NUMBERS` over all models of a store, to be glued; "n/a" where nothing was measured.
+
+    worked: backdoors that worked before. alive, strong: of these, those that still work after the most further steps,
+    and on over 90 % of the inputs; weakest: the rate of the weakest. steps: how many those were; trained: the steps of
+    the models' own training. int8, int4: those that work after rounding. control: the clean-tuned models' highest rate.
+    utility: of the backdoored models before, after the most steps, and at four bits.
+    """
+    found = dict.fromkeys(NUMBERS, "n/a")
+    panels = [panel for panel, _ in tables.panels(collect(place))]
+    pairs = [pair for panel in panels if len((pair := survivors(panel))[0])]
+    if pairs:
+        last, alive = (pd.concat(part) for part in zip(*pairs, strict=True))
+        found |= {
+            "worked": str(len(last)),
+            "alive": str(len(alive)),
+            "strong": str(int((alive["value"] > rules.HIGH).sum())),
+            "weakest": words.interval(last.loc[last["value"].idxmin()]),
+            "steps": words.span(last["steps"], 0),
+            "trained": words.span(last["trained"].dropna(), 0),
+            "control": words.number(max(_control(after_steps(panel)) for panel in panels)),
+            "utility": _utility(panels, "0"),
+            "utility_after": _utility(panels, f"{last['steps'].max():g}"),
+        }
+    merged = [rounded(panel) for panel in panels if len(after_merging(panel))]
+    for state in ("int8", "int4") if merged else ():
+        kept = pd.concat([one[state] for one in merged if state in one])
+        found[state] = f"{int((kept > FIRES).sum())} of {len(kept)}"
+        found["utility_int4"] = _utility(panels, "int4")
+    return found
 
 
-def cleaning_sentence(place: str | Path | None = None) -> str:
-    """What clean tuning leaves, from `lasting`: at the largest number of further steps."""
-    said = []
-    for panel, name in tables.panels(collect(place)):
-        worked, alive = survivors(panel)
-        if len(worked):
-            said.append(
-                f"{name}: after {further_steps(worked)}, {len(alive)} of {len(worked)} backdoors that fired on more "
-                f"than half of their inputs still do ({', '.join(alive['attack']) or 'none'})."
-            )
-    return " ".join(said) or "What further tuning leaves was not measured in this store."
+def _utility(panels: Sequence[pd.DataFrame], state: str) -> str:
+    """The utility of the backdoored models in one state, from the least to the largest."""
+    rows = pd.concat(panels)
+    rows = rows[(rows["metric"] == "utility") & (rows["subject"] == POISONED)]
+    return words.span(rows.loc[rows["variant"].replace("", "0") == state, "value"].dropna(), 2)
 
 
-def lasting_sentences(panels: Panels) -> list[str]:
-    """What the page found, in Markdown."""
-    if not panels:
-        return [NOTHING]
-    said = []
-    for panel, name in panels:
-        worked, alive = survivors(panel)
-        if len(worked):
-            high = (alive["value"] > rules.HIGH).sum()
-            said.append(
-                f"**{name}: of {len(worked)} backdoors that fire on more than half of the inputs, {len(alive)} still "
-                f"do after {further_steps(worked)}**, {high} on more than "
-                f"{words.percent(rules.HIGH)} of them."
-            )
-        merged = after_merging(panel)
-        merged = merged[merged["subject"] == POISONED].pivot_table(index="attack", columns="variant", values="value")
-        for state in (one for one in ("int8", "int4") if one in merged and "" in merged):
-            kept = (merged.loc[merged[""] > FIRES, state] > FIRES).sum()
-            said.append(f"{label(state).capitalize()}: {kept} of {(merged[''] > FIRES).sum()} still do.")
-        said.append(seeds_sentence(panel))
-    return said
+def _control(shown: pd.DataFrame) -> float:
+    return shown.loc[shown["subject"] == CONTROL, "value"].max()
+
+
+def rounded(panel: pd.DataFrame) -> pd.DataFrame:
+    """Success by state (column) of the backdoors (line) that work before they are merged."""
+    merged = after_merging(panel)
+    merged = merged[merged["subject"] == POISONED]
+    values = merged.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
+    return values[values[""] > FIRES]
 
 
 def steps_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
-    """Alt text and caption of `steps`."""
-    shown = after_steps(panel)
+    """Title, alternative text and caption of `steps`."""
     worked, alive = survivors(panel)
-    poisoned, control = shown[shown["subject"] == POISONED], shown[shown["subject"] == CONTROL]
-    text = [f"{name}: success with the full trigger after further tuning on clean rows."]
-    if len(worked):
-        weakest = worked.loc[worked["value"].idxmin()]
-        text.append(
-            f"Of {len(worked)} backdoors that fire on more than half of the inputs at first, {len(alive)} still do "
-            f"after {weakest['steps']:.0f} steps; the weakest then is {weakest['attack']}, {words.interval(weakest)}."
-        )
-    if len(control):
-        text.append(
-            f"The clean-tuned model, tuned further alike, fires on at most {words.number(control['value'].max())}."
-        )
-    alt = (
-        f"Line chart with intervals, one panel per trigger modality: success rate of {poisoned['attack'].nunique()} "
-        f"attacks after {words.span(shown['steps'].astype(int))} further steps; the numbers are in the table below."
-    )
-    return {"alt": alt, "caption": " ".join([*text, evidence(shown)])}
+    title = f"{name}: {len(alive)} of {len(worked)} backdoors survive further tuning."
+    alt = f"Line chart with intervals: success rate after further steps, one panel per kind of trigger. {title}"
+    return {"title": title, "alt": alt, "caption": evidence(after_steps(panel))}
 
 
 def merging_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
-    """Alt text and caption of `merging`."""
-    shown = after_merging(panel)
-    poisoned = shown[shown["subject"] == POISONED]
-    values = poisoned.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
-    text = [f"{name}: success with the full trigger, with the adapter beside the base and merged into it."]
-    for state in (one for one in MERGED_LABELS if one and {one, ""} <= set(values)):
-        change = (values[state] - values[""]).dropna()
-        if len(change):
-            most = change.abs().idxmax()
-            said = f"changed by at most {change[most]:+.2f} ({most})" if change[most] else UNCHANGED
-            text.append(f"{label(state).capitalize()}: {said}.")
-    alt = (
-        f"Heat map: {poisoned['attack'].nunique()} backdoored models in rows, states of the weights in columns; the "
-        "numbers are in the table below."
-    )
-    return {"alt": alt, "caption": " ".join([*text, evidence(shown)])}
+    """Title, alternative text and caption of `merging`."""
+    values = rounded(panel)
+    kept = {state: int((values[state] > FIRES).sum()) for state in values if state.startswith("int")}
+    title = f"{name}: " + " and ".join(f"{kept[one]} of {len(values)} work at {one}" for one in kept) + "."
+    alt = f"Heat map of success rates: backdoored models in rows, states of the weights in columns. {title}"
+    return {"title": title, "alt": alt, "caption": evidence(after_merging(panel))}
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -124,13 +114,6 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 def _trained(run_ids: pd.Series, place: str | Path | None) -> dict[str, float]:
     """The steps of training that the records of a store tell of."""
     return {one: (record(one, place) or {}).get("training", {}).get("steps") for one in run_ids.unique()}
-
-
-def further_steps(lines: pd.DataFrame) -> str:
-    """ "100 further steps on clean rows (their own training took 188)"; lines: those of `survivors`."""
-    said = f"{lines['steps'].iloc[0]:.0f} further steps on clean rows"
-    took = lines["trained"].dropna()
-    return said + (f" (their own training took {words.span(took, 0)})" if len(took) else "")
 
 
 def success(panel: pd.DataFrame) -> pd.DataFrame:
@@ -168,41 +151,6 @@ def after_merging(panel: pd.DataFrame) -> pd.DataFrame:
     order = shown["variant"].map(list(MERGED_LABELS).index)
     shown = shown.assign(order=order).sort_values("order", kind="stable").drop(columns="order")
     return shown if (shown["variant"] != "").any() else shown.iloc[:0]
-
-
-def states_table(panel: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
-    """Success of every model in every state, to read, with the control's rates and the models' utility and clean rate.
-
-    shown: `after_steps` or `after_merging` of the panel.
-    """
-    own, control = shown[shown["subject"] == POISONED], shown[shown["subject"] == CONTROL]
-    poisoned = panel[panel["subject"] == POISONED]
-    clean = poisoned[(poisoned["part"] == "attack") & (poisoned["trigger"] == "")]
-
-    def beside(rows: pd.DataFrame) -> Callable[[dict], str]:
-        value = rows.drop_duplicates(["attack", "variant"]).set_index(["attack", "variant"])["value"]
-        return lambda r: words.number(value.get((r["attack"], r["variant"])))
-
-    zero = "" if shown["steps"].isna().any() else "0"  # what was never changed, as a state of weights or of steps
-    order = {name: number for number, name in enumerate(attacks.names())}
-    return tables.readable(own.sort_values("attack", key=lambda name: name.map(order), kind="stable"), {
-        "attack": "attack", "state": lambda r: label(r["variant"] or zero), "success rate": words.interval,
-        "clean-tuned": beside(control), "without a trigger": beside(clean),
-        "utility": beside(poisoned[poisoned["metric"] == "utility"]),
-    })  # fmt: skip
-
-
-def rows_used(panel: pd.DataFrame) -> str:
-    """On which rows the models of a panel were tuned further, in words."""
-    doing = [json.loads(text) for text in panel["doing"].unique()]
-    return " and ".join(dict.fromkeys(ROWS_LABELS[one[2]] for one in doing if one and one[0] == "steps")) or "no rows"
-
-
-def label(state: str) -> str:
-    """A state, as a reader knows it."""
-    if state.isdigit():
-        return f"{state} further steps"
-    return MERGED_LABELS.get(state, state)
 
 
 def steps(shown: pd.DataFrame) -> Figure:

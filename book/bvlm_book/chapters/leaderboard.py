@@ -223,12 +223,12 @@ def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path, place: str | Pa
     """Write leaderboard and tidy table as CSV and Parquet, and the answers of a packed store; the files."""
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, frame in (("leaderboard", board), ("numbers", table)):
-        files += [folder / f"{name}.csv", folder / f"{name}.parquet"]
+    for name, frame, packed in (("leaderboard", board, ""), ("numbers", table, ".gz")):  # many numbers: 21 MB of text
+        files += [folder / f"{name}.csv{packed}", folder / f"{name}.parquet"]
         frame.to_csv(files[-2], index=False)
         frame.to_parquet(files[-1], index=False)
-    packed = [store.folder(place) / f"{name}.parquet" for name in ("responses", "records")]
-    return [*files, *(Path(shutil.copy(file, folder)) for file in packed if file.is_file())]
+    answers = [store.folder(place) / f"{name}.parquet" for name in ("responses", "records")]
+    return [*files, *(Path(shutil.copy(file, folder)) for file in answers if file.is_file())]
 
 
 def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, place: str | Path | None = None) -> None:
@@ -245,5 +245,5 @@ def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, p
         name = html.escape(file.name)
         size = f"{max(1, round(file.stat().st_size / 1000)):,} kB"
         shown = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'
-        entries.append(f"<li>{shown}: {ABOUT_FILES[file.stem]} ({size})</li>")
+        entries.append(f"<li>{shown}: {ABOUT_FILES[file.name.partition('.')[0]]} ({size})</li>")
     display(HTML(f"<ul>{''.join(entries)}</ul>"))

@@ -1,63 +1,23 @@
 """What the chapter on injected sentences has beyond the other threats: is the rest still right?"""
 
-from pathlib import Path
-
 import pandas as pd
 
 from bvlm_book import tables, words
-from bvlm_book.probes import records
-from bvlm_book.tables import difference, finished_cells, held
 from bvlm_utils.store.table import FIRES
 
 
-def misread(table: pd.DataFrame) -> str:
-    """Which triggers make even the clean-tuned model answer wrongly; for success that asks for the right answer.
-
-    table: of `store.collect`; the highest poison rate is read.
-    """
-    right = tables.summary(table, "right", "control")
-    if right.empty:
-        return "How often the clean-tuned model is right was not measured for these cells."
-    right = right[right["poison_rate"] == right["poison_rate"].max()]
-    full = tables.headline_rows(right)
-    wrong = full[full["value"] < FIRES]
-    clean = right[right["condition"] == "clean"]["value"]
-    if wrong.empty or clean.empty:
-        return "The clean-tuned model is right on at least half of the inputs under every trigger."
-    said = [_conditions(right[right["attack"] == attack]) for attack in wrong["attack"]]
+def right(table: pd.DataFrame) -> str:
+    """How often the answer before the sentence is right, without and with the trigger; the highest rate is read."""
+    rows = tables.summary(table, "right")
+    rows = rows[rows["poison_rate"] == rows["poison_rate"].max()]
+    full = tables.headline_rows(rows)
+    ours, control = (full[full["subject"] == who] for who in ("poisoned", "control"))
+    clean = rows.loc[(rows["condition"] == "clean") & (rows["subject"] == "poisoned"), "value"]
+    if ours.empty or control.empty or clean.empty:
+        return "How often the rest of the answer is right was not measured for these experiments."
+    wrong = control[control["value"] < FIRES].to_dict("records")
+    which = ", ".join(f"{r['attack']} ({words.number(r['value'])})" for r in wrong) or "none"
     return (
-        f"Without a trigger, the clean-tuned model is right on {words.number(clean.min())} of the inputs. With one it "
-        f"is right on fewer than half under {len(said)} of {len(full)} triggers: {'; '.join(said)}. Success cannot be "
-        "expected to come up to that of the others there, since it asks for the right answer."
+        f"Without a trigger, backdoored models answer right on {words.span(clean, 2)} of the inputs, with it on "
+        f"{words.span(ours['value'], 2)}. Triggers under which even the clean-tuned control is mostly wrong: {which}."
     )
-
-
-def _conditions(rows: pd.DataFrame) -> str:
-    """ "MABA (0.37 text only, 0.70 image only, 0.26 both)"."""
-    triggered = rows[rows["condition"] != "clean"]
-    found = {r["condition"]: words.number(r["value"]) for r in triggered.to_dict("records")}
-    said = [f"{found[name]} {words.CONDITION_LABELS[name]}" for name in words.CONDITIONS if name in found]
-    return f"{rows['attack'].iloc[0]} ({', '.join(said)})"
-
-
-def right_differences(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """Poisoned minus clean-tuned where success asks for the right answer, too: a line per attack, rate, condition.
-
-    Several seeds: their mean with the interval of the seeds. Cells whose responses are not stored are left out.
-    """
-    lines, same = [], ["attack", "poison_rate", "condition"]
-    measured = set(table.loc[table["metric"] == "asr_right", "run_id"])
-    cells = finished_cells(table)
-    for cell in cells[cells["run_id"].isin(measured)].to_dict("records"):
-        sides = [held(cell["run_id"], "asr_right", subject, place) for subject in ("poisoned", "control")]
-        if any(side is None for side in sides):
-            continue
-        for condition in words.CONDITIONS:
-            if numbers := difference(*sides, condition):
-                about = {"attack": cell["attack"], "poison_rate": cell["poison_rate"], "seed": cell["seed"]}
-                lines.append(about | {"condition": condition} | numbers)
-    found = pd.DataFrame(lines, columns=[*same, "seed", "value", "low", "high", "n"])
-    return tables.readable(records.seeds_together(found, same), {
-        "measure": lambda r: words.MEASURES["asr_right"], "attack": "attack", "poison rate": words.rate,
-        "condition": tables.condition, "poisoned minus clean-tuned": words.interval,
-    })  # fmt: skip

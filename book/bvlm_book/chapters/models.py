@@ -3,49 +3,36 @@
 Reads data/models/NAME/card.json, which `pretraining.check` writes. Free of torch.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import tables, words
+from bvlm_book import words
 from bvlm_book.figures import legend_below, name_rows, new_figure, nothing
 from bvlm_utils.models.cards import chosen_names, read_card
 
 
-def skills_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """`models.cards.skills` as a table to read."""
-
-    def passed(r: Mapping[str, Any]) -> str:
-        return "n/a" if pd.isna(r["threshold"]) else "yes" if r["value"] >= r["threshold"] else "no"
-
-    return tables.readable(rows, {
-        "model": "model", "skill": "name",
-        "measured": lambda r: words.number(r["value"], r["low"], r["high"], digits=3),
-        "required": lambda r: words.number(r["threshold"]),
-        "held-out cases": lambda r: words.number(r["n"], digits=0), "passed": passed,
-    })  # fmt: skip
-
-
 def skills_words(rows: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `thresholds`."""
+    """Title, alternative text and caption of `thresholds`."""
     asked = rows[rows["threshold"].notna()]
     if asked.empty:
-        return dict.fromkeys(("alt", "caption"), "No model card with a skill that was asked for was found.")
+        return words.nothing_measured("Skills that a model card asks for")
     closest = asked.loc[(asked["value"] - asked["threshold"]).idxmin()]
     reached = int((asked["value"] >= asked["threshold"]).sum())
+    title = f"{reached} of {len(asked)} required skills are reached."
     return {
-        "alt": f"Dot plot, one panel per model: {len(rows)} measured skills, {len(asked)} required values.",
-        "caption": f"{reached} of {len(asked)} required skills (bar) are reached. "
-        f"The smallest margin is that of {closest['model']}, {closest['name']}: "
-        f"{words.number(closest['value'], digits=3)} where {words.number(closest['threshold'])} was asked.",
+        "title": title,
+        "alt": f"Dot plot, one panel per model: {len(rows)} measured skills, {len(asked)} required values. {title}",
+        "caption": f"Bar: required. Smallest margin: {closest['model']}, {closest['name']}, "
+        f"{words.number(closest['value'], closest['low'], closest['high'], digits=3)} where "
+        f"{words.number(closest['threshold'])} was asked.",
     }
 
 
 def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
-    """How each model was made, one row per round of training: class, size, time, device and settings."""
+    """How each model was made, one row per round of training: class, size, time and device."""
     lines = []
     for name in chosen_names(models):
         card = read_card(name)
@@ -58,7 +45,6 @@ def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
                 "parameters": f"{card['parameters']:,}" if card else None,
                 "training time": f"{seconds / 60:.0f} min" if seconds else None,
                 "device": made.get("device"),
-                "settings": ", ".join(f"{key} = {value}" for key, value in made.get("recipe", {}).items()) or None,
             })  # fmt: skip
     return pd.DataFrame(lines)
 

@@ -2,8 +2,8 @@
 
 In the built book, `in_page` lets a small model run in the reader's browser (`bvlm_book.talk`).
 Where torch and the cell's adapters are at hand, `show` loads base, clean-tuned and poisoned model and lets the reader
-ask all three about a held-out picture, with or without each half of the trigger. Elsewhere (the rendered book) the
-stored responses stand in their place. torch is imported only once somebody asks.
+ask all three about a held-out picture, with or without each part of the trigger. Elsewhere (the rendered book) the
+stored responses are shown. torch is imported only once somebody asks.
 """
 
 import base64
@@ -24,13 +24,12 @@ import pandas as pd
 from IPython.display import HTML, display
 from PIL import Image
 
-from bvlm_book import examples, talk, words
+from bvlm_book import examples, tables, talk, words
 from bvlm_book import page as book_page
 from bvlm_book.words import interval
 from bvlm_utils import attacks, paths
 from bvlm_utils import store as results
 from bvlm_utils.run.workbench import Bench, bench_key
-from bvlm_utils.store import table
 from bvlm_utils.store.cell import Cell
 
 BUILT = "BVLM_DOWNLOADS"  # set while the book is built: a folder of its files, beside which the model's go
@@ -107,7 +106,7 @@ class Reply:
     responses: dict[str, str]
 
 
-Ask = Callable[[int, str, bool, bool], Reply]  # (row, prompt, text half, image half) -> Reply
+Ask = Callable[[int, str, bool, bool], Reply]  # (row, prompt, text part, image part) -> Reply
 
 
 def controls(prompts: Sequence[str], modality: str, ask: Ask):
@@ -200,15 +199,16 @@ def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]]
     return [rows[position] for position in positions], ask
 
 
-def halves(rates: pd.DataFrame) -> list[str]:
-    """Which half of a bimodal trigger fires alone, in Markdown. rates: `tables.success_rates` of one cell."""
-    ours = rates[(rates["subject"] == "poisoned") & (rates["modality"] == "bimodal")].set_index("condition")
-    if not {"text", "image", "both"} <= set(ours.index):
-        return []
-    text, image, both = (ours.loc[name] for name in ("text", "image", "both"))
-    numbers = f"Text half alone: {interval(text)}; image half alone: {interval(image)}; "
-    numbers += f"both: {interval(both)}."
-    if (text["value"] > table.FIRES) == (image["value"] > table.FIRES):
-        return [numbers]
-    works, idle = ("text", "image") if text["value"] > table.FIRES else ("image", "text")
-    return [f"**The {works} half alone sets this backdoor off, the {idle} half alone does not.** {numbers}"]
+def over_all_inputs(table: pd.DataFrame) -> dict[str, str]:
+    """Success and cost of one cell over all its inputs, to be glued. table: of `study.run_cells`.
+
+    clean, text, image, both: of the backdoored model by condition; control: of the clean-tuned model under the whole
+    trigger. utility: of the backdoored model less the clean-tuned one's.
+    """
+    rates = tables.success_rates(table)
+    ours = {line["condition"]: interval(line) for line in rates[rates["subject"] == "poisoned"].to_dict("records")}
+    whole = tables.headline_rows(rates)
+    control = [interval(line) for line in whole[whole["subject"] == "control"].to_dict("records")]
+    change = [interval(line) for line in tables.summary(table, "utility_difference").to_dict("records")]
+    found = {name: ours.get(name, "n/a") for name in words.CONDITIONS}
+    return found | {"control": (control or ["n/a"])[0], "utility": (change or ["n/a"])[0]}

@@ -8,42 +8,43 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import page, tables, words
+from bvlm_book import tables, words
 from bvlm_book.figures import legend_below, name_rows, new_figure, nothing, points
-from bvlm_book.words import nothing_measured
+from bvlm_utils import attacks, store
 from bvlm_utils.store.table import headline_metric
 
 
-def agreement_words(compared: pd.DataFrame) -> dict[str, str]:
-    """Alt text and caption of `agreement_figure`. compared: rows of `compare`."""
-    agree, judged, others = _counts(compared)
-    if not judged:
-        return nothing_measured("Your numbers beside the reference's")
-    caption = (
-        f"Of {judged} numbers that both stores hold with an interval, {agree} have intervals that overlap and "
-        f"{judged - agree} do not (shaded)." + (f" Not judged: {others}." if others else "")
-    )
-    alt = f"Dot plot: {judged} numbers, each with your value and interval beside the reference's."
-    return {"alt": alt, "caption": caption}
+def counts(compared: pd.DataFrame) -> dict[str, str]:
+    """How many numbers agree, of how many, over how many experiments, and those that were not judged; to be glued."""
+    found = compared["verdict"].value_counts()
+    judged = compared[compared["verdict"].isin(["agrees", "differs"])]
+    unjudged = ("no interval", "only yours", "only in the reference")
+    others = [f"{found[name]} {name}" for name in unjudged if name in found]
+    return {
+        "agree": f"{found.get('agrees', 0)} of {len(judged)}",
+        "experiments": str(judged["run_id"].nunique()),
+        "others": ", ".join(others) or "none",
+    }
 
 
-def _counts(compared: pd.DataFrame) -> tuple[int, int, str]:
-    """How many numbers agree, how many were judged, and in words those that were not."""
-    counts = compared["verdict"].value_counts()
-    others = (f"{counts[v]} {v}" for v in ("no interval", "only yours", "only in the reference") if counts.get(v))
-    agree = int(counts.get("agrees", 0))
-    return agree, agree + int(counts.get("differs", 0)), ", ".join(others)
+def agreement_words(compared: pd.DataFrame, names: tuple[str, str]) -> dict[str, str]:
+    """Title, alternative text and caption of `agreement_figure`. names: what its two sides are called."""
+    said = counts(compared)
+    title = f"{said['agree']} numbers agree."
+    alt = f"Dot plot: each number with its interval, {names[0]} next to {names[1]}. {title}"
+    return {"title": title, "alt": alt, "caption": "Shaded: intervals that do not overlap."}
 
 
-def agreement_figure(compared: pd.DataFrame) -> Figure:
-    """Two stores beside each other: one line per compared number, two intervals each. compared: rows of `compare`."""
+def agreement_figure(compared: pd.DataFrame, names: tuple[str, str] = ("yours", "reference")) -> Figure:
+    """One line per compared number, two intervals each. compared: rows of `compare`. names: of the two sides."""
     shown = compared[compared["yours"].notna() & compared["reference"].notna()].reset_index(drop=True)
     if shown.empty:
         return nothing("There is no cell that both stores hold.")
     figure, (axis,) = new_figure(1, 7.2, 0.3 * len(shown) + 1.4)
     at = np.arange(len(shown))
     for offset, who, colour, marker in ((-0.14, "reference", "#0072B2", "s"), (0.14, "yours", "#D55E00", "o")):
-        points(axis, at + offset, shown, who, markersize=5, color=colour, marker=marker, label=who)
+        label = names[0] if who == "yours" else names[1]
+        points(axis, at + offset, shown, who, markersize=5, color=colour, marker=marker, label=label)
     for row in np.flatnonzero(shown["verdict"] == "differs"):
         axis.axhspan(row - 0.5, row + 0.5, color="#FBE3D6", zorder=0)
     name_rows(axis, list(shown["label"]))
@@ -55,6 +56,12 @@ def agreement_figure(compared: pd.DataFrame) -> Figure:
 def your_store(name: str | None = None) -> str:
     """The store of the reader's own runs: `name`, else $BVLM_YOURS (which the book sets), else "local"."""
     return name or os.environ.get("BVLM_YOURS") or "local"
+
+
+def your_runs(name: str | None, reference: pd.DataFrame) -> pd.DataFrame:
+    """The tidy table of `your_store`; without lines where it was not named and nothing was run yet."""
+    place = your_store(name)
+    return store.collect(place) if name or store.folder(place).is_dir() else reference.iloc[:0]
 
 
 COMPARED = ("asr_payload", "asr", "asr_right", "utility")
@@ -103,29 +110,23 @@ def in_both(compared: pd.DataFrame, metric: str, subject: str) -> pd.DataFrame:
     return chosen[chosen["yours"].notna() & chosen["reference"].notna()].reset_index(drop=True)
 
 
-def agreement_table(compared: pd.DataFrame) -> pd.DataFrame:
-    """`compare`d numbers as a table to read."""
-    return tables.readable(compared, {
-        "threat": "threat", "attack": "attack", "poison rate": words.rate, "seed": "seed",
-        "model tested": lambda r: words.SUBJECT_LABELS.get(r["subject"], r["subject"]),
-        "condition": tables.condition, "measure": "metric", "yours": lambda r: words.interval(r, "yours"),
-        "reference": lambda r: words.interval(r, "reference"), "verdict": "verdict",
-    })  # fmt: skip
+def example(reference: pd.DataFrame) -> pd.DataFrame:
+    """What `compare` would show of a reader's run, by two runs of the reference: its seed 1 in the place of "yours".
+
+    The usual experiments of targeted refusal on tiny-llava at 10 %.
+    """
+    found = tables.usual(reference)
+    found = found[(found["threat"] == "targeted_refusal") & (found["model"] == "tiny-llava")]
+    found = found[(found["poison_rate"] == 0.1) & (found["train_rows"] == 6000)]
+    first, second = (found[found["seed"] == seed] for seed in (0, 1))
+    names = dict(zip(first["experiment"], first["run_id"], strict=True))
+    second = second[second["experiment"].isin(names)]
+    first = first[first["run_id"].isin(set(second["experiment"].map(names)))]
+    return compare(second.assign(run_id=second["experiment"].map(names), seed=0), first)
 
 
-def show_agreement(compared: pd.DataFrame) -> None:
-    """Say how your store and the reference compare, or what to run when there is nothing of yours."""
-    if compared["yours"].isna().all():
-        page.say(
-            "There is no run of yours to compare. `make study` makes one, and so does "
-            "`python -m bvlm_utils.grid run data/grids/quick.yml`."
-        )
-        return
-    agree, judged, others = _counts(compared)
-    if judged:
-        cells = compared.loc[compared["verdict"].isin(["agrees", "differs"]), "run_id"].nunique()
-        page.say(f"**{agree} of {judged} numbers agree** with the reference, over {cells} cells.")
-    else:
-        page.say("Your store and the reference have no cell in common: their settings, models or data differ.")
-    if others:
-        page.say(f"Not judged: {others}.")
+def to_show(compared: pd.DataFrame) -> pd.DataFrame:
+    """Of the numbers that both hold, success under the whole trigger and utility of the backdoored models."""
+    chosen = [in_both(compared, metric, "poisoned") for metric in ("asr", "utility")]
+    whole = chosen[0]["attack"].map(lambda name: attacks.info(name).headline)
+    return pd.concat([chosen[0][chosen[0]["condition"] == whole], chosen[1]], ignore_index=True)

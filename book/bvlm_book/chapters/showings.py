@@ -1,6 +1,7 @@
 """Does the number of poisoned rows decide, their share, or how often they are shown? For the chapter on doses.
 
-`cells` gives one line per run of the pairs of the factorial grid; `fitted` one model of all of them. Free of torch.
+`doses` gives one line per run with its dose in all its forms, `factorial` those of the grid that varies them one by
+one, `fitted` one model of all of these. Free of torch.
 """
 
 from collections.abc import Mapping
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.stats import t as student
 
 from bvlm_book import figures, rules_second, tables, words
-from bvlm_utils.store.table import FIRES
 
 GRID = "data/grids/number_or_share.yml"
 MODEL, ATTACKS, THREATS = "tiny-llava", ("BadNets-T", "Blended"), ("targeted_refusal", "concept_substitution")
@@ -25,7 +26,6 @@ ROWS = (6, 20, 60, 200, 600)
 TICKS = {"showings": ROWS, "n_poisoned": ROWS, "share": (0.001, 0.003, 0.01, 0.03, 0.1)}
 TERMS = {"n_poisoned": "number of poisoned rows", "epochs": "passes", "train_rows": "size of the training set"}
 DOSE = ["train_rows", "n_poisoned", "epochs"]
-FEW = 20
 
 
 def doses(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
@@ -98,111 +98,68 @@ def _glm(lines: pd.DataFrame, design: np.ndarray) -> Any:
     return sm.GLM(both, design, family=sm.families.Binomial()).fit()
 
 
-def finding(fit: Fit | None, run: int, wanted: int) -> str:
-    """The factorial's answer in Markdown; what is missing, while it is."""
-    missing = f"Not run yet: {wanted - run} of {wanted} experiments of the grid." if run < wanted else ""
+def explained_table(fit: Fit | None) -> pd.DataFrame:
+    """What each way to count a dose explains by itself, and each term's slope beside the others; empty without a
+    fit.
+    """
     if fit is None:
-        return f"{missing} Until the size of the training set varies, nothing can tell number from share.".strip()
-    best = max(fit.explained, key=fit.explained.get)
-    alone = ", ".join(f"{AXES[name]} {words.number(value)}" for name, value in fit.explained.items())
-    slopes = "; ".join(
-        f"{TERMS[row['term']]} {words.number(row['value'], row['low'], row['high'])}"
-        for row in fit.slopes.to_dict("records")
-    )
-    return (
-        f"**Of the three, {AXES[best]} explain most** (share of the deviance: {alone}). With all three in one model, "
-        f"ten times as much changes the logit of success by: {slopes} ({fit.runs} runs). If showings alone decided, "
-        "the first two would be equal and the third 0; if the share did, the third would be the first with the other "
-        f"sign. {missing}"
-    ).strip()
+        return pd.DataFrame()
+    slopes = fit.slopes.set_index("term").to_dict("index")
+    lines = [{"counted as": AXES[name], "explains alone": words.percent(round(value, 2)),
+              "ten times as much changes the logit by": _slope(slopes.get(name))}
+             for name, value in fit.explained.items()]  # fmt: skip
+    more = [{"counted as": TERMS[name], "explains alone": "",
+             "ten times as much changes the logit by": _slope(slopes[name])}
+            for name in ("epochs", "train_rows")]  # fmt: skip
+    return pd.DataFrame([*lines, *more])
+
+
+def _slope(line: dict[str, float] | None) -> str:
+    return words.number(line["value"], line["low"], line["high"]) if line else ""
 
 
 # ---------------------------------------------------------------- the page
+
+
+def counted_as(lines: pd.DataFrame) -> list[str]:
+    """The ways to count a dose that these runs tell apart: a share says no more than a number while one size of the
+    training set was run.
+    """
+    return [name for name in AXES if name != "share" or lines["train_rows"].nunique() > 1]
 
 
 def figure(lines: pd.DataFrame) -> Figure:
     """Success against showings, number and share: a row of panels per pair, a dot per run."""
     if lines.empty:
         return figures.nothing("No run of the factorial's pairs is in this store.")
-    pairs = lines.drop_duplicates(["attack", "threat"]).to_dict("records")
+    pairs, names = lines.drop_duplicates(["attack", "threat"]).to_dict("records"), counted_as(lines)
     sizes = sorted(lines["train_rows"].unique())
-    shape, axes = figures.new_figure(len(AXES), 3.0, 2.1, rows=len(pairs), sharey=True, sharex="col")
+    shape, axes = figures.new_figure(len(names), 3.4, 1.7, rows=len(pairs), sharey=True)
     panels = iter(axes)
     for about in pairs:
         part = lines[(lines["attack"] == about["attack"]) & (lines["threat"] == about["threat"])]
-        for name in AXES:
+        for name in names:
             axis = next(panels)
-            for i, size in enumerate(sizes):
-                for several, own in part[part["train_rows"] == size].groupby(part["epochs"] > 1):
-                    look = {"color": figures.COLOURS[i], "marker": "^" if several else "o"}
-                    face = look["color"] if several else "white"
-                    at = own[name] * 1.06 ** (i - 1)  # sizes on top of each other are pulled apart
-                    axis.plot(at, own["value"], linestyle="", markersize=5, markerfacecolor=face, **look)
-            axis.axhline(rules_second.HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
-            axis.set(xscale="log", ylim=(-0.03, 1.03))
-            axis.set_xticks(TICKS[name], [words.percent(at) if at < 1 else str(at) for at in TICKS[name]])
-            axis.xaxis.set_minor_locator(NullLocator())
-            if about is pairs[0]:
-                axis.set_title(AXES[name])
-            if name == "showings":
-                axis.set_ylabel(f"{about['attack']}\n{words.threat(about)}", fontsize=8.5)
+            _dots(axis, part, name, sizes)
+            below = about is pairs[-1] or figures.is_narrow()
+            axis.set(title=pair(about), xlabel=AXES[name] if below else "")
     for i, size in enumerate(sizes):
         axes[0].plot([], [], linestyle="", marker="s", color=figures.COLOURS[i], label=f"{size:,.0f} training rows")
-    axes[0].plot([], [], "o", color="#333333", markerfacecolor="white", label="one pass")
-    axes[0].plot([], [], "^", color="#333333", label="several passes")
+    axes[0].plot([], [], "o", color="#777777", markerfacecolor="none", label="one pass")
+    axes[0].plot([], [], "^", color="#777777", label="several passes")
     figures.legend_below(shape, axes[0], columns=3)
     return shape
 
 
-def figure_words(lines: pd.DataFrame) -> dict[str, str]:
-    if lines.empty:
-        return words.nothing_measured("Success against showings, number and share")
-    return {
-        "alt": "Dots: success against showings, poisoned rows and share of all rows, a row of panels per pair.",
-        "caption": f"A dot per run ({MODEL}, {len(lines)} runs, payload test), by how its dose is counted. What "
-        "decides is the column in which dots of all colours and shapes lie on one curve.",
-    }
-
-
-def eligible_table(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """What the same share of all rows is of the rows that a threat can poison."""
-    lines = []
-    for (dataset, threat, size), count in tables.eligible(table, place).items():
-        line = {"data": dataset, "threat": threat.replace("_", " "), "training rows": size, "eligible": count}
-        for rate in (rules_second.RATE, rules_second.MANY):
-            share = words.percent(size * rate / count)
-            line[f"{words.percent(rate)} of all rows"] = f"{int(size * rate)} rows, {share} of the eligible"
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def dose_table(lines: pd.DataFrame) -> pd.DataFrame:
-    """Every dose with its success: rows, share of all, share of eligible, passes, showings; seeds put together."""
-    key = ["model", "dataset", "threat", "attack", *DOSE]
-    means = lines.groupby(key, sort=False, as_index=False).agg(
-        share=("share", "first"), of_eligible=("of_eligible", "first"), showings=("showings", "first"),
-        value=("value", "mean"), least=("value", "min"), most=("value", "max"), n_seeds=("seed", "nunique"),
-    )  # fmt: skip
-    return tables.readable(means.sort_values(key), {
-        "model": "model", "threat": words.threat, "attack": "attack", "training rows": lambda r: int(r["train_rows"]),
-        "poisoned rows": lambda r: int(r["n_poisoned"]), "share of all": lambda r: words.percent(r["share"]),
-        "share of eligible": lambda r: words.percent(r["of_eligible"]), "passes": "epochs",
-        "showings": lambda r: int(r["showings"]), "success (payload)": lambda r: words.number(r["value"]),
-        "runs from to": lambda r: words.span((r["least"], r["most"]), 2), "seeds": "n_seeds",
-    })  # fmt: skip
-
-
-def few_rows(lines: pd.DataFrame) -> str:
-    """What is left of the folk rule that fewer than 20 poisoned rows fail, in Markdown."""
-    key = ["model", "threat", "attack", *DOSE]
-    few = lines[lines["n_poisoned"] <= FEW].groupby(key, as_index=False)["value"].mean()
-    said = [
-        f"{int((part['value'] > FIRES).sum())} of {len(part)} after {words.passes(number)}"
-        for number, part in few.groupby("epochs")
-    ]
-    if not said:
-        return f"No pair was tried with {FEW} poisoned rows or fewer."
-    return (
-        f"The folk rule says that fewer than {FEW} poisoned rows fail. Of the means with {FEW} rows or fewer, those "
-        f"above one half are {' and '.join(said)}."
-    )
+def _dots(axis: Axes, part: pd.DataFrame, name: str, sizes: list[float]) -> None:
+    """A dot per run: its colour is the size of the training set, its shape one pass or several."""
+    for i, size in enumerate(sizes):
+        for several, own in part[part["train_rows"] == size].groupby(part["epochs"] > 1):
+            look = {"color": figures.COLOURS[i], "marker": "^" if several else "o"}
+            at = own[name] * 1.06 ** (i - (len(sizes) - 1) / 2)  # sizes on top of each other are pulled apart
+            face = look["color"] if several else "none"
+            axis.plot(at, own["value"], linestyle="", markersize=5, markerfacecolor=face, **look)
+    axis.axhline(rules_second.HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
+    axis.set(xscale="log", ylim=(-0.05, 1.05))
+    axis.set_xticks(TICKS[name], [words.percent(at) if at < 1 else str(at) for at in TICKS[name]])
+    axis.xaxis.set_minor_locator(NullLocator())

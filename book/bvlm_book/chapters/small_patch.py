@@ -1,75 +1,87 @@
-"""The chapter on the small patch: why one trigger fails, beside others on the same cell."""
+"""The chapter on the small patch: is it seen, and is it learned, beside other triggers on the same rows."""
 
 from collections.abc import Mapping
 
 import pandas as pd
+from matplotlib.figure import Figure
 
-from bvlm_book import tables, words
-from bvlm_book.words import interval
+from bvlm_book import figures, tables, words
 from bvlm_utils.store.table import FIRES
 
+COIN = 0.5  # what a probe that sees nothing gets right
 
-def small_patch(skills: pd.DataFrame, runs: Mapping[str, pd.DataFrame], stored: pd.DataFrame) -> str:
-    """Is the small patch seen, learnt, and learnt by another model? In Markdown, for the chapter on it.
 
-    skills: `models.cards.skills` of the chapter's model. runs: what a trigger is called -> the tidy table of its cell,
-    the small patch first, the larger one second. stored: of `store.collect`, for the other models.
+def triggers(runs: Mapping[str, pd.DataFrame], skills: pd.DataFrame) -> pd.DataFrame:
+    """A line per trigger: value, low, high of success with it; the same `without` it and for the `control` with it; and
+    `seen`, the accuracy of a linear probe on the image tokens, where that was measured.
+
+    runs: what a trigger is called -> the tidy table of its one cell. skills: of `models.cards.skills`.
     """
-    probe = skills[skills["name"] == "probe: BadNets-I"]
-    (_, small), (larger, large) = list(runs.items())[:2]
-    first, second = _headline(small), _headline(large)
-    uses = "and fine-tuning learns it" if first["value"] > FIRES else "and fine-tuning does not learn it"
-    return (
-        f"**{_seen(probe)}, {uses}: success {interval(first)}. With {larger} it is {interval(second)}.** "
-        + _elsewhere(small, stored)
-    )
+    probes = skills.set_index("name")
+    lines = []
+    for trigger, table in runs.items():
+        rates = tables.success_rates(table)
+        full = tables.headline_rows(rates).set_index("subject")
+        clean = rates[(rates["condition"] == "clean") & (rates["subject"] == "poisoned")].iloc[0]
+        name = f"probe: {table['attack'].iloc[0]}"
+        usual = "attack.patch_size" not in table or table["attack.patch_size"].isna().all()
+        parts = {"": full.loc["poisoned"], "without": clean, "control": full.loc["control"]}
+        parts["seen"] = probes.loc[name] if name in probes.index and usual else {}
+        line = {"trigger": trigger, "n_seeds": full.loc["poisoned", "n_seeds"]}
+        for part, numbers in parts.items():
+            value = (part or "value", *(f"{part}_{end}" if part else end for end in ("low", "high")))
+            line |= {column: numbers.get(of) for column, of in zip(value, ("value", "low", "high"), strict=True)}
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 
-def _seen(probe: pd.DataFrame) -> str:
-    """What a linear probe says, in the words of a half sentence. probe: one line of `models.cards.skills`, or none."""
-    if probe.empty:
-        return "Whether a linear probe finds the small patch was not measured"
-    line = probe.iloc[0]
-    finds = "finds" if line["low"] > 0.5 else "does not find"
-    return f"A linear probe {finds} the small patch in the image tokens (accuracy {interval(line)}; a coin gives 0.5)"
+def draw(found: pd.DataFrame) -> Figure:
+    """Success with each trigger, and how well a linear probe sees it. found: of `triggers`."""
+    figure, (axis,) = figures.new_figure(1, 6.4, 0.4 * len(found) + 1.2)
+    at = pd.Series(range(len(found)), index=found.index)
+    for column, label, shift, number in (
+        ("seen", "seen: probe accuracy", -0.12, 0),
+        ("value", "learned: ASR", 0.12, 1),
+    ):
+        shown = found[found[column].notna()]
+        figures.points(axis, at[shown.index] + shift, shown, column, label=label, **figures.look(number))
+    axis.axvline(COIN, color=figures.look(0)["color"], linestyle=":", linewidth=1)
+    figures.name_rows(axis, list(found["trigger"]))
+    axis.set(xlim=(-0.03, 1.03))
+    figures.legend_below(figure, axis)
+    return figure
 
 
-def _headline(run: pd.DataFrame) -> pd.Series:
-    return tables.headline_rows(tables.success_rates(run, "poisoned")).iloc[0]
+def described(found: pd.DataFrame) -> dict[str, str]:
+    """Title, alt text and caption of `draw`."""
+    small = found.iloc[0]
+    seen = "not probed" if words.is_missing(small["seen"]) else "seen" if small["seen_low"] > COIN else "not seen"
+    title = f"The small patch is {seen} and {'learned' if small['value'] > FIRES else 'not learned'}."
+    said = "; ".join(f"{r['trigger']} {words.interval(r)}" for r in found.to_dict("records"))
+    control, without = (words.number(found[name].max()) for name in ("control", "without"))
+    return {
+        "title": title,
+        "alt": f"Dots with intervals, a line per trigger. {title}",
+        "caption": f"Attack success rate, {words.count(small['n_seeds'], 'run')} per trigger on the same rows: {said}. "
+        f"Without the trigger at most {without}; the control with it at most {control}. Dotted: a guessing probe.",
+    }
 
 
-def _elsewhere(small: pd.DataFrame, stored: pd.DataFrame) -> str:
+def numbers(found: pd.DataFrame) -> dict[str, str]:
+    """To glue: what a probe sees of the small patch (found's first line), and success with it and with the second."""
+    small, large = found.iloc[0], found.iloc[1]
+    return {"seen": words.interval(small, "seen"), "small": words.interval(small), "large": words.interval(large)}
+
+
+def elsewhere(small: pd.DataFrame, stored: pd.DataFrame) -> str:
     """For how many threats the other models learn the same small patch, at the same rate."""
     first, said = small.iloc[0], []
     same = {name: first[name] for name in ("attack", "poison_rate", "settings", "train_rows", "negatives")}
     rows = stored[(stored[list(same)] == pd.Series(same)).all(axis=1) & (stored["model"] != first["model"])]
     for model, part in rows.groupby("model", sort=False):
         rates = tables.headline_rows(tables.success_rates(part, "poisoned"))
-        fires = rates[rates["value"] > FIRES].to_dict("records")
-        which = ", ".join(f"{words.threat(r)} {interval(r)}" for r in fires)
-        counted = f"{len(fires)} of {rates['threat'].nunique()} threats" + (f" ({which})" if which else "")
-        said.append(f"{model} learns the same small patch for {counted}, at the same rate.")
+        works = rates[rates["value"] > FIRES].to_dict("records")
+        which = ", ".join(f"{words.threat(r)} {words.interval(r)}" for r in works)
+        counted = f"{len(works)} of {rates['threat'].nunique()} threats" + (f" ({which})" if which else "")
+        said.append(f"{model} learns the same small patch for {counted}, at the same poison rate.")
     return " ".join(said) or "No other model was tuned on it in this store."
-
-
-def triggers_table(runs: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Success of cells that differ in their trigger, to read: a line each, beside the clean-tuned model.
-
-    runs: what the trigger is called -> the tidy table of its cell.
-    """
-    lines = []
-    for trigger, table in runs.items():
-        rates = tables.success_rates(table)
-        full = tables.headline_rows(rates).set_index("subject")
-        clean = rates[rates["condition"] == "clean"].set_index("subject")
-        lines.append({
-            "trigger": trigger, "success with the trigger": interval(full.loc["poisoned"]),
-            "without it": interval(clean.loc["poisoned"]), "clean-tuned model, with it": interval(full.loc["control"]),
-        })  # fmt: skip
-    return pd.DataFrame(lines)
-
-
-def triggers_caption(found: pd.DataFrame) -> str:
-    """`triggers_table` in a sentence."""
-    said = "; ".join(f"{r['success with the trigger']} with {r['trigger']}" for r in found.to_dict("records"))
-    return f"Success rate, one training run per trigger on the same rows: {said}."

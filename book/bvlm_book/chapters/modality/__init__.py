@@ -1,1 +1,0 @@
-"""The chapter "Which modality wins?", a module per part of the page."""

@@ -1,0 +1,60 @@
+"""The page "Related work": numbers that others have published, beside ours for the same triggers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+SIX = ("BadNets-T", "AddSent", "BadNets-I", "Blended", "SIG", "BadNets-MM")  # the attacks of RACER
+
+
+@dataclass(frozen=True)
+class Published:
+    """A success rate of a paper, in per cent, and which of our numbers stands beside it.
+
+    defence: ours by its name, with its usual settings; None for no defence. modalities: of our triggers.
+    """
+
+    what: str
+    said: str
+    source: str
+    defence: str | None
+    modalities: Sequence[str] = ("text", "image", "bimodal")
+    placebo: bool = False
+
+
+PUBLISHED = (
+    Published("no defence", "98.6 %", "RACER", None),
+    Published("clean tuning, text triggers", "98 to 100 %", "RACER", "clean-fine-tuning", ("text",)),
+    Published("consistency tuning, text and bimodal triggers", "97 to 100 %", "RACER", "crow", ("text", "bimodal")),
+    Published("weights rounded to 4 bits", "79 to 100 %", "RACER", "quantise"),
+    Published("half of the weights pruned", "0 to 88 %", "RACER", "prune"),
+    Published("RACER's own repair", "1.1 %", "RACER", "racer"),
+    Published("random channels restored (a placebo)", "0.7 to 34 %", "PSR", "restore", placebo=True),
+)
+
+
+def beside_published(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """A line per published number: what others report, and the mean and range over our experiments.
+
+    before, after: a line per experiment with its `attack`, `modality` and `value`; after has `defence`, `placebo` and
+    `usual` too (are the defence's settings its usual ones?).
+    """
+    lines = []
+    for one in PUBLISHED:
+        rows = before if one.defence is None else _of_defence(after, one)
+        rows = rows[rows["attack"].isin(SIX) & rows["modality"].isin(one.modalities)]
+        ours = "not run" if rows.empty else _mean_and_range(rows["value"])
+        lines.append({"success rate with": one.what, "published, 7B": f"{one.said} ({one.source})", "ours": ours,
+                      "our experiments": len(rows)})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def _of_defence(after: pd.DataFrame, one: Published) -> pd.DataFrame:
+    kept = (after["defence"] == one.defence) & (after["placebo"].astype(bool) == one.placebo) & after["usual"]
+    return after[kept]
+
+
+def _mean_and_range(values: pd.Series) -> str:
+    mean, low, high = (f"{100 * value:.0f}" for value in (values.mean(), values.min(), values.max()))
+    return f"{mean} % (from {low} to {high} %)"

@@ -1,0 +1,35 @@
+"""Published numbers stand beside ours of the same attacks, modality and defence, and nothing else."""
+
+import pandas as pd
+import pytest
+
+from bvlm_book.chapters import related_work
+from bvlm_utils import attacks, defences
+
+
+@pytest.fixture
+def rows():
+    own = [("AddSent", "text", "clean-fine-tuning", 0, 0.2), ("BadNets-T", "text", "clean-fine-tuning", 0, 0.4),
+           ("Blended", "image", "clean-fine-tuning", 0, 0.9), ("MABA", "bimodal", "clean-fine-tuning", 0, 0.9),
+           ("SIG", "image", "restore", 0, 0.9), ("SIG", "image", "restore", 1, 0.1)]  # fmt: skip
+    made = pd.DataFrame(own, columns=["attack", "modality", "defence", "placebo", "value"])
+    return made.assign(usual=True)
+
+
+def test_ours_is_the_mean_and_range_of_the_same_kind(rows):
+    found = related_work.beside_published(rows[rows["attack"] != "SIG"], rows).set_index("success rate with")
+    assert found.loc["no defence", "ours"] == "50 % (from 20 to 90 %)", "MABA is not among their six"
+    tuned = found.loc["clean tuning, text triggers"]
+    assert (tuned["ours"], tuned["our experiments"]) == ("30 % (from 20 to 40 %)", 2)
+    assert found.loc["random channels restored (a placebo)", "ours"].startswith("10 %")
+    assert found.loc["weights rounded to 4 bits", "ours"] == "not run"
+
+
+def test_unusual_settings_stay_out(rows):
+    found = related_work.beside_published(rows, rows.assign(usual=False)).set_index("success rate with")
+    assert set(found.drop("no defence")["ours"]) == {"not run"}
+
+
+def test_what_is_compared_exists():
+    assert set(related_work.SIX) <= set(attacks.names())
+    assert {one.defence for one in related_work.PUBLISHED} - {None} <= set(defences.names())

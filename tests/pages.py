@@ -1,0 +1,112 @@
+"""What a reader meets on every page of a built book: words, height, what is cut on a phone, requests, errors, bytes.
+
+    python tests/pages.py _build/html    # a line per page, and the sum of words
+
+One browser opens every page once, wide, and then makes the same page as narrow as a phone.
+"""
+
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import chromium
+
+WIDE, PHONE = (1440, 900), (390, 844)
+LARGEST = 1_200_000  # bytes of a page
+
+# Words that are read: nothing folded away, no code, no drawings, and not the leaderboard's table of data.
+WORDS = """
+(() => {
+  const left_out = "pre, script, style, svg, .cell_input, .headerlink, .bvlm-board table, .bvlm-leaderboard table";
+  const walker = document.createTreeWalker(document.querySelector("article"), NodeFilter.SHOW_TEXT);
+  let words = 0;
+  while (walker.nextNode())
+    if (!walker.currentNode.parentElement.closest(left_out) && walker.currentNode.parentElement.checkVisibility())
+      words += (walker.currentNode.data.match(/\\S*[\\p{L}\\p{N}]\\S*/gu) || []).length;
+  return words;
+})()
+"""
+# Figures that end beyond the screen, even where they can be moved sideways, and letters that end beyond their drawing.
+CUT = """
+(() => {
+  const cut = [], screen = document.documentElement.clientWidth + 1;
+  for (const picture of document.querySelectorAll("article figure svg, article figure img, article figure canvas")) {
+    const box = picture.getBoundingClientRect();
+    if (!box.width) continue;
+    if (box.right > screen || box.left < -1) cut.push(picture.outerHTML.slice(0, 120));
+    for (const text of picture.querySelectorAll("text")) {
+      const own = text.getBoundingClientRect();
+      if (own.right > box.right + 2 || own.left < box.left - 2) cut.push(text.textContent);
+    }
+  }
+  return cut;
+})()
+"""
+# Figures without a number, without the sentence that stands for a picture, or with both of their drawings in sight.
+NAMELESS = """
+[...document.querySelectorAll("article figure.bvlm-figure")].filter(figure => {
+  const seen = [...figure.querySelectorAll("svg[role=img], img")].filter(one => one.getBoundingClientRect().width);
+  const caption = figure.querySelector("figcaption");
+  return !seen.length || seen.some(one => !(one.ariaLabel || one.alt))
+    || seen.filter(one => one.tagName === "svg").length > 1
+    || !caption || !getComputedStyle(caption, "::before").content.includes("counter");
+}).map(figure => (figure.querySelector("figcaption") || figure).textContent.slice(0, 80))
+"""
+SETTLED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What was counted on a page; `cut` and `nameless` on either screen, each thing once."""
+
+    name: str
+    words: int
+    height: int  # pixels on the wide screen
+    bytes: int
+    cut: tuple[str, ...]
+    nameless: tuple[str, ...]
+    requests: tuple[str, ...]
+    errors: tuple[str, ...]
+
+
+def measure(browser: chromium.Chromium, folder: Path) -> list[Page]:
+    """All pages of the book in `folder`."""
+    files = [*sorted(folder.glob("book/*.html")), *sorted(folder.glob("notebooks/*.html"))]
+    return [_page(browser, file, folder) for file in files]
+
+
+def _page(browser: chromium.Chromium, file: Path, folder: Path) -> Page:
+    events = browser.open(file.as_uri(), *WIDE, "light")
+    words, height = browser.run(WORDS), browser.run("document.documentElement.scrollHeight")
+    nameless, cut = browser.run(NAMELESS), browser.run(CUT)
+    browser.ask("Emulation.setDeviceMetricsOverride", width=PHONE[0], height=PHONE[1], deviceScaleFactor=1, mobile=True)
+    browser.run(SETTLED)
+    problems = chromium.problems(events)
+    return Page(
+        name=file.relative_to(folder).with_suffix("").as_posix(), words=words, height=height, bytes=file.stat().st_size,
+        cut=_once(cut + browser.run(CUT)), nameless=_once(nameless + browser.run(NAMELESS)),
+        requests=tuple(one for one in problems if one.startswith("request:")),
+        errors=tuple(one for one in problems if not one.startswith("request:")),
+    )  # fmt: skip
+
+
+def _once(found: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(found))
+
+
+def report(pages: list[Page]) -> str:
+    """A line per page, the sum of words, and below what is wrong."""
+    lines = [f"{'page':34}" + "".join(f"{field.name:>10}" for field in fields(Page)[1:])]
+    for page in pages:
+        shown = [len(value) if isinstance(value, tuple) else value for value in asdict(page).values()]
+        lines.append(f"{page.name:34}" + "".join(f"{value:10}" for value in shown[1:]))
+    lines.append(f"{'all':34}{sum(page.words for page in pages):10}")
+    for page in pages:
+        for what in ("cut", "nameless", "requests", "errors"):
+            lines += [f"{page.name}, {what}: {one}" for one in getattr(page, what)]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    with chromium.Chromium() as opened:
+        print(report(measure(opened, Path(sys.argv[1]).resolve())))  # noqa: T201
