@@ -67,7 +67,7 @@ DEFENDED = [
 TOO_LONG = [
     {"attack_params": {"word": LONG}}, {"threat_params": {"sentence": LONG}}, {"max_new_tokens": 412},
     {"attacks": ["AddSent"], "attack_params": {"sentence": "dog " * 335}}, {"max_new_tokens": 500},
-    {"attacks": ["BadNets-MT"], "attack_params": {"words": ["car " * 210, "dog " * 210]}},
+    {"attacks": ["BadNets-MT"], "attack_params": {"words": [LONG, "dog " * 420]}},
 ]  # fmt: skip
 
 
