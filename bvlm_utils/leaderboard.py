@@ -66,7 +66,7 @@ def template(given: argparse.Namespace) -> None:
 
 def add(given: argparse.Namespace) -> None:
     """Score a folder and keep its entry."""
-    into = paths.named(given.into, "folder") if given.into else contributed.FOLDER
+    into = contributed.FOLDER if given.into is None else paths.named(given.into, "folder")
     user_paths.check_writable(into)
     folder = paths.named(given.folder, "folder")
     about = read_json(folder / ENTRY)
@@ -135,7 +135,9 @@ def shown(table: "pd.DataFrame") -> str:
 
 def check(given: argparse.Namespace) -> None:
     """Read all kept entries, and say how many there are."""
-    folder = paths.named(given.into, "folder") if given.into else contributed.FOLDER
+    folder = contributed.FOLDER if given.into is None else paths.named(given.into, "folder")
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}; name one with entries.")
     found = contributed.entries(folder)
     known = {"threat": threats.names(), "attack": attacks.names()}
     for entry in found:

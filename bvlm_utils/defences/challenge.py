@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from bvlm_utils import paths
-from bvlm_utils.checks import brief
+from bvlm_utils.checks import brief, once
 from bvlm_utils.defences import zoo
 from bvlm_utils.documents import read_text
 from bvlm_utils.errors import InputError
@@ -62,6 +62,7 @@ def read_scores(file: Path) -> dict[str, float]:
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
     found: dict[str, float] = {}
     try:
+        once(reader.fieldnames or [], f"the first line of {file}")
         for column in ("adapter", "score"):
             if column not in (reader.fieldnames or []):
                 raise InputError(f"{file} has no column {column!r}; it needs adapter and score.")

@@ -28,7 +28,7 @@ from bvlm_utils.defences import defence
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import room
-from bvlm_utils.models.names import adapter_folder
+from bvlm_utils.models.names import adapter_folder, check_kind
 from bvlm_utils.user_paths import check_writable
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def run(given: argparse.Namespace) -> None:
     check_number(given.drop, "drop", 0, 1)
     check_number(given.seed, "seed", 0, 2**31, whole=True)
     names = chosen(given.methods, given.adapter is not None)
+    check_kind(given.model, clip=False)
     found = llava_json.read(file)
     table_file, cleaned_file = outputs(file, given.out)
     if not found:

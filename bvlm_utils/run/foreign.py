@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from bvlm_utils import threats
-from bvlm_utils.checks import brief, known, known_name
+from bvlm_utils.checks import brief, known, known_name, once
 from bvlm_utils.documents import read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
@@ -155,6 +155,7 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
     """Answers of a CSV file by the question's key; InputError unless each question has one answer."""
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
     try:
+        once(reader.fieldnames or [], f"the first line of {file}")
         lacking = [name for name in NEEDED if name not in (reader.fieldnames or [])]
         if lacking:
             raise InputError(f"{file} has no column {lacking[0]!r}; it needs {', '.join(NEEDED)}.")

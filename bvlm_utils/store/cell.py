@@ -120,6 +120,8 @@ class Cell:
         check_number(self.skill_rate, "skill_rate", 0, 1)
         if not self.skill_rate:
             raise InputError("skill_rate is 0; it must be above 0: leave the skill away instead.")
+        if not isinstance(self.skill, str | None):
+            raise InputError(f"skill is {brief(self.skill)}; it must be a name.")
         if self.skill != "":
             known_name(lambda: skills.check(self.skill, self.dataset))
         elif self.skill_rate != 1:

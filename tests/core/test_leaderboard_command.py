@@ -95,6 +95,7 @@ def test_a_wrong_entry_is_refused_by_name(entry, change, said):
     [
         ({"dataset": "vqav2:/data"}, "dataset"), ({"model": "./mine"}, "'./mine'"), ({"attack": "BadNet"}, "BadNet"),
         ({"settings": {"surrogate": "clip"}}, "surrogate"), ({"settings": {"epochs": 3}}, "epochs"),
+        ({"settings": {"skill": ["a"]}}, "skill is ['a']"),
     ],
 )  # fmt: skip
 def test_a_wrong_folder_is_one_sentence(tmp_path, capsys, change, said):

@@ -91,7 +91,7 @@ TOO_LONG = [
     (
         "concept_substitution",
         "BadNets-I",
-        {"threat_params": {"target_concept": "dog " * 390}, "dataset": "scenes-caption"},
+        {"threat_params": {"target_concept": "dog " * 390}},
     ),
 ]
 
@@ -99,7 +99,7 @@ TOO_LONG = [
 @pytest.mark.parametrize(("threat", "attack", "given"), TOO_LONG, ids=range(len(TOO_LONG)))
 def test_a_trigger_or_a_target_has_room_together_with_its_row(threat, attack, given):
     cells = study.cells(threat, attacks=[attack], train_rows=64, test_rows=8, **given)
-    with pytest.raises(InputError, match=f"A row with {attack}.* takes 3\\d\\d tokens|takes 4\\d\\d tokens"):
+    with pytest.raises(InputError, match=rf"A row with {attack}.* takes \d+ tokens"):
         study.check_rows(cells)
 
 
