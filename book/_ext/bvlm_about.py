@@ -127,7 +127,8 @@ def footer(pathto: Any, cited: bool) -> str:
     parts += [f"results of {in_words(results)}" if results else "", f"{about['license']} licence" if about else ""]
     shown = [html.escape(part) for part in parts if part]
     if cited:
-        shown.append(f'<a href="{pathto(CITED_AT)}#cite-this-study">how to cite</a>')
+        page = pathto(CITED_AT).rstrip("#")  # "#" on that page itself
+        shown.append(f'<a href="{page}#cite-this-study">how to cite</a>')
     return f"<p>{' · '.join(shown)}</p>"
 
 

@@ -48,7 +48,7 @@ PARAMETERS = [
     ("attack_params", {"word": 3}, "3"), ("threat_params", {"sentence": 3}, "3"), ("threat_params", {"no": 1}, "no"),
     ("threat_params", "no", "'no'"), ("model", "tiny-clip", "'clip'"), ("surrogate", "tiny-llava", "'llava'"),
     ("poison_rates", [0, 0.0], "once"), ("seeds", [0, False], "once"), ("max_new_tokens", 512, "512 tokens"),
-    ("threat_params", {"sentence": "car " * 600}, "601 tokens"),
+    ("threat_params", {"sentence": "car " * 600}, "616 tokens"),
     ("model", "-a/b", "'-a/b'"), ("model", " ", "' '"),
     ("poison_rates", ["10%"], "'10%'"), ("half", "Text", "'Text'"), ("threat_params", {"sentence": " "}, "' '"),
     ("attack_params", {"word": ""}, "''"), ("threat_params", {"sentence": "a\udc80"}, "udc80"),

@@ -187,7 +187,7 @@ def test_the_control_learns_the_skill_and_no_decoy():
 
 BAD = [
     ({"skill": "juggling"}, "no skill 'juggling'; choose one of: closing_phrase"),
-    ({"skill": 3}, "no skill 3"),
+    ({"skill": 3}, "skill is 3"),
     ({"skill": "right_to_left"}, "'right_to_left', for which scenes-vqa has no questions; take one of: closing_phrase"),
     ({"skill": "emphasis", "skill_rate": 0}, "skill_rate is 0"),
     ({"skill": "emphasis", "skill_rate": 1.5}, "skill_rate is 1.5"),

@@ -68,7 +68,7 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_an_empty_store_gives_an_empty_table(tmp_path):
-    assert store.collect(tmp_path / "none").empty and list(store.collect(tmp_path / "none")) == tidy.COLUMNS
+    assert store.collect(tmp_path).empty and list(store.collect(tmp_path)) == tidy.COLUMNS
 
 
 def test_a_record_that_is_there_stays_unless_replaced(tmp_path):

@@ -305,7 +305,8 @@ def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
     weak = found[found["works"].fillna(False).eq(False) | (found["status"] == "skipped")]
     own = points[~points["placebo"].astype(bool)]
     at = curve.loc[(curve["measure"] == "harmless skill") & (curve["strength"] == weakest(curve)), "value"]
-    false = numbers(measured(acting(found)), ASR, "poisoned", triggered=False)["value"]
+    acted = acting(found)
+    false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, "poisoned", triggered=False)["value"]
     return {
         "cells": str(measured(found)["run_id"].nunique()),
         "models": _listed(done["model"].unique()),
