@@ -178,7 +178,7 @@ def test_every_page_says_what_it_is_and_names_no_repository_where_none_is_set(bo
         assert len(told) > 40 and 'property="og:image"' in text and 'rel="icon"' in text
         assert "leaderboard.csv" in text and str(paths.ROOT) not in text
         assert not re.search(r"mybinder|colab\.research|source-repository-button", text), name
-    for name in ("index", "book/bibliography"):
+    for name in ("book/intro", "book/bibliography"):
         assert "backdoorvlm_study" in (book / f"{name}.html").read_text()
 
 
