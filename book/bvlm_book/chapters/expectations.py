@@ -116,11 +116,13 @@ def _settings(table: pd.DataFrame) -> dict[str, str]:
     smaller = (means["batch_size"] < usual["batch_size"]) & (means["learning_rate"] == usual["learning_rate"])
     slower = (means["learning_rate"] < usual["learning_rate"]) & (means["batch_size"] == usual["batch_size"])
     more, less = means[rank & (faster | smaller)]["value"], means[rank & slower]["value"]
-    true = bool((more > HIGH).any() or (less < FIRES).all()) if len(more) and len(less) else None  # fails if neither
+    parts = bool((more > HIGH).any()), bool((less < FIRES).all())
+    true = any(parts) if len(more) and len(less) else None  # the committed rule: fails if neither
+    one = " (one part came true, which the rule allows)" if true and not all(parts) else ""
     return _line(
         "settings", "1 %, one pass: a higher learning rate or smaller batch lifts BadNets-T on refusal above 0.90, a "
         "lower rate leaves it under 0.50", f"higher rate or smaller batch {words.span(more, 2)}, lower rate "
-        f"{words.span(less, 2)}", true,
+        f"{words.span(less, 2)}{one}", true,
     )  # fmt: skip
 
 
