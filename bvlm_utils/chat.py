@@ -15,7 +15,7 @@ from PIL import Image
 
 from bvlm_utils import command, data, models, paths
 from bvlm_utils.data import picture_files
-from bvlm_utils.models import room
+from bvlm_utils.models import context_length
 from bvlm_utils.models.names import adapter_folder, base_name
 
 SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
@@ -73,7 +73,7 @@ def _act(given: argparse.Namespace) -> None:
     folder = adapter_folder(given.adapter)
     model = given.model or base_name(folder)
     models.check_kind(model, clip=False)
-    room.check_answers(model, given.max_new_tokens)
+    context_length.check_answers(model, given.max_new_tokens)
     prompts = typed() if given.prompt is None else [given.prompt]
     image = picture(given.image)
     talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last)

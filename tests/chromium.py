@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pytest
 import websocket
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -25,6 +27,13 @@ SECONDS = 60.0  # for anything that the browser is asked, on a busy machine
 def executable() -> str | None:
     """The browser of this machine, or None."""
     return next((found for name in NAMES if (found := shutil.which(name))), None)
+
+
+def require() -> None:
+    """Skip the test where there is no browser; fail it in CI, where there has to be one."""
+    if executable() is None:
+        message = "no Chromium on this machine (Debian: apt-get install chromium)"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
 
 
 class Chromium:

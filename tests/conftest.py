@@ -64,11 +64,7 @@ def book(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     """A real browser, see `chromium.Chromium`; no test that needs one runs without."""
-    if chromium.executable() is None:
-        message = "no Chromium on this machine (Debian: apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+    chromium.require()
     with chromium.Chromium() as opened:
         yield opened
 

@@ -27,7 +27,7 @@ from bvlm_utils.checks import check_number
 from bvlm_utils.defences import defence
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import room
+from bvlm_utils.models import context_length
 from bvlm_utils.models.names import adapter_folder, check_kind
 from bvlm_utils.user_paths import check_writable
 
@@ -76,7 +76,7 @@ def run(given: argparse.Namespace) -> None:
     if not found:
         raise InputError(f"{file} has no entry with a picture; there is nothing to rank.")
     texts = (f"{row['prompt']} {row['answers'][0]}" for row in found)
-    room.check_texts(given.model, texts, f"a row of {file},")
+    context_length.check_texts(given.model, texts, f"a row of {file},")
     adapter = None if given.adapter is None else saved(adapter_folder(given.adapter))
     one = victim.from_pretrained(given.model, four_bit=given.four_bit)
     table = ranking(one, adapter, found, names, given.seed)

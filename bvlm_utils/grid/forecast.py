@@ -20,6 +20,7 @@ from bvlm_utils import store as results
 from bvlm_utils.errors import InputError, TooFewRows
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.progress import minutes
+from bvlm_utils.models import context_length
 from bvlm_utils.store import records as stored_records
 from bvlm_utils.store.cell import Cell, short_name
 from bvlm_utils.train import poison
@@ -28,7 +29,6 @@ SPEED = 3.7e14  # operations a second in bfloat16 of that card while it trained 
 STEP = 1e-3  # seconds that one more token of every row takes in each layer: launching, not arithmetic
 CARD = 80e9  # bytes
 USABLE = 0.8  # of a card's memory, as in `memory`
-PICTURE = 336  # pixels, where a checkpoint does not say which size it takes
 WORDS = 80  # tokens of a prompt and its answer
 ANSWER = 64  # tokens of an answer that is not cut before
 QUESTIONS = 5  # sets of test rows that each cell is asked: up to four conditions, and the utility
@@ -220,13 +220,12 @@ def sizes(model: str) -> Sizes | None:
     if folder is None:
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text, vision = config.get("text_config", config), config["vision_config"]
-    side = vision.get("image_size", PICTURE) // vision["patch_size"] // vision.get("spatial_merge_size", 1)
+    text = config.get("text_config", config)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     wide = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
     return Sizes(
         stored * 2 // wide, text.get("num_hidden_layers", 32), text.get("hidden_size", 4096),
-        text.get("intermediate_size", 11008), side * side,
+        text.get("intermediate_size", 11008), context_length.image_tokens(folder),
     )  # fmt: skip
 
 

@@ -51,9 +51,8 @@ def config(place: Path) -> Any:
 def tokenizer(place: Path) -> Any:
     from transformers import AutoTokenizer
 
-    options = SAFE | {
-        "model_max_length": sys.maxsize
-    }  # a text that is too long is refused by `room`, not told by the way
+    # A text that is too long is refused by `context_length`; transformers would only warn of it.
+    options = SAFE | {"model_max_length": sys.maxsize}
     return _read("the tokenizer", place, lambda: AutoTokenizer.from_pretrained(place, **options))
 
 
@@ -103,6 +102,7 @@ def device(given: str | torch.device) -> torch.device:
         if found.type == "meta":
             raise ValueError("it holds no numbers")
         torch.empty(1, device=found)
+    # What a name that is none raises differs by back end: builds without CUDA assert, others lack a module or a kernel.
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, ImportError):
         here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise InputError(f"There is no device {str(given)!r} here; choose from: {', '.join(here)}.") from None

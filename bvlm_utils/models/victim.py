@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import families, files, marks, names, opening, pixels, room
+from bvlm_utils.models import context_length, families, files, marks, names, opening, pixels
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
 GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
@@ -90,7 +90,7 @@ class Victim:
         place = ids.index(self.image_id)
         before, after = self._frame
         ids = [*ids[:place], *before, *[self.image_id] * image_tokens, *after, *ids[place + 1 :]]
-        room.check_count(self.name, prompt, len(ids) + answer, self._room)
+        context_length.check_count(self.name, prompt, len(ids) + answer, self._room)
         return ids
 
     def answer_ids(self, answer: str) -> list[int]:
@@ -113,7 +113,7 @@ class Victim:
 
     @cached_property
     def _room(self) -> int | None:
-        return room.of_config(self.model.config.to_dict())
+        return context_length.of_config(self.model.config.to_dict())
 
     def _template(self, messages: list[dict[str, Any]], **options: bool) -> str:
         from jinja2 import TemplateError

@@ -8,10 +8,10 @@ from typing import Any
 
 from bvlm_utils import data
 from bvlm_utils.attacks import Attack
-from bvlm_utils.models import room
+from bvlm_utils.models import context_length
 from bvlm_utils.store.cell import Cell
 
-DRAWN = 200  # rows of drawn scenes that are looked at: all are about as long
+DRAWN = 6000  # rows of drawn scenes that are looked at: those that are kept drawn, and the rest is made like them
 
 Row = Mapping[str, Any]
 
@@ -43,17 +43,17 @@ def _settings(cell: Cell) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 
 
 def _rows(dataset: str, split: str, count: int | None) -> list[Row]:
-    if ":" not in dataset:
-        count = min(count or DRAWN, DRAWN)
+    if ":" not in dataset and count is not None:
+        count = min(count, DRAWN)
     return data.load(dataset, split, count).remove_columns("image").to_list()
 
 
 def _check(cell: Cell, split: str, rows: Sequence[Row], prompts: Sequence[str], where: str) -> None:
     """Training rows have their answers, test rows get one."""
     if split == "test":
-        return room.check_texts(cell.model, prompts, where, cell.max_new_tokens)
+        return context_length.check_texts(cell.model, prompts, where, cell.max_new_tokens)
     texts = (f"{prompt} {row['answers'][0]}" for prompt, row in zip(prompts, rows, strict=True))
-    return room.check_texts(cell.model, texts, where)
+    return context_length.check_texts(cell.model, texts, where)
 
 
 def triggered(attack: Attack, rows: Iterable[Row]) -> list[str]:

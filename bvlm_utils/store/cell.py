@@ -20,7 +20,7 @@ from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known, known_name
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import room
+from bvlm_utils.models import context_length
 from bvlm_utils.skills import Skill
 from bvlm_utils.threats import Threat
 from bvlm_utils.train.poison import check_decoy
@@ -102,7 +102,7 @@ class Cell:
         if not isinstance(self.train, TrainSettings):
             raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
         models.check_kind(self.model, clip=False)
-        room.check_answers(self.model, self.max_new_tokens)
+        context_length.check_answers(self.model, self.max_new_tokens)
         check_dataset(self.dataset)
         self._check_skill()
         if self.is_control:

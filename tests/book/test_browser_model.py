@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import random
 
 import chromium
@@ -37,11 +36,7 @@ def model():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A browser with the quickstart's controls on a bare page beside their files, the model loaded by a click."""
-    if chromium.executable() is None:
-        message = "no Chromium on this machine (Debian: apt-get install chromium)"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+    chromium.require()
     book = tmp_path_factory.mktemp("book")
     (book / "_static").mkdir()
     (book / "notebooks").mkdir()

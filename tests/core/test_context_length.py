@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import names, room, victim
+from bvlm_utils.models import context_length, names, victim
 from bvlm_utils.run import study
 from bvlm_utils.train import loop
 
 ROOM = 512  # max_position_embeddings of the committed models
-WORDS = ROOM - 36 - room.AROUND  # what a picture and the template leave
+WORDS = ROOM - 36 - context_length.AROUND  # what a picture and the template leave
 
 
 @pytest.mark.parametrize(("config", "tokens"), [
@@ -24,16 +24,16 @@ WORDS = ROOM - 36 - room.AROUND  # what a picture and the template leave
     ({"max_position_embeddings": -1}, None), ({"text_config": {"max_position_embeddings": "9"}}, None),
 ])  # fmt: skip
 def test_the_room_is_what_the_configuration_says(config, tokens):
-    assert room.of_config(config) == tokens
+    assert context_length.of_config(config) == tokens
 
 
 @given(st.integers(1, 2 * ROOM))
 def test_an_answer_leaves_room_for_a_prompt(new):
     if new < WORDS:
-        room.check_answers("tiny-llava", new)
+        context_length.check_answers("tiny-llava", new)
     else:
         with pytest.raises(InputError, match=f"max_new_tokens is {new}"):
-            room.check_answers("tiny-llava", new)
+            context_length.check_answers("tiny-llava", new)
 
 
 @pytest.mark.parametrize("answer", [0, 80])
@@ -41,10 +41,10 @@ def test_an_answer_leaves_room_for_a_prompt(new):
 def test_a_text_fits_or_is_named(count, answer):
     text = "car " * count  # a token each, and one for the last space
     if count + 1 + answer < WORDS:
-        room.check_texts("tiny-llava", [text], "a row", answer)
+        context_length.check_texts("tiny-llava", [text], "a row", answer)
     else:
         with pytest.raises(InputError, match=f"takes {count + 1} tokens"):
-            room.check_texts("tiny-llava", ["short", text], "a row", answer)
+            context_length.check_texts("tiny-llava", ["short", text], "a row", answer)
 
 
 def test_a_prompt_has_room_for_its_picture():
@@ -61,8 +61,8 @@ def test_what_has_room_by_the_check_has_room_in_the_model():
         v = victim.from_pretrained(name, device="cpu")
         features = v.encode(np.zeros((1, 336, 336, 3), np.uint8))
         around = len(v.prompt_ids("car", features.shape[1])) - 1
-        reserved = room.tokens(name) - room.for_words(name)
-        assert features.shape[1] + room.AROUND == reserved and around <= reserved
+        reserved = context_length.tokens(name) - context_length.for_words(name)
+        assert features.shape[1] + context_length.AROUND == reserved and around <= reserved
 
 
 QWEN = {"patch_size": 14, "spatial_merge_size": 2}
@@ -78,7 +78,7 @@ QWEN = {"patch_size": 14, "spatial_merge_size": 2}
     ({"vision_config": {"image_size": 336, "patch_size": 0}}, {}, 0),
 ])  # fmt: skip
 def test_a_picture_takes_what_the_configurations_say(config, looks, tokens):
-    assert room.picture(config, looks) == tokens
+    assert context_length.picture(config, looks) == tokens
 
 
 LONG = "car " * 390

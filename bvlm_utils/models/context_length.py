@@ -42,12 +42,14 @@ def of_config(config: dict[str, Any]) -> int | None:
 def for_words(name: str) -> int | None:
     """The tokens that are left for a prompt and its answer beside the picture and the template; None as in `tokens`."""
     room = tokens(name)
-    if room is None:
-        return None
-    folder = Path(names.resolve(name))
+    return None if room is None else room - image_tokens(Path(names.resolve(name))) - AROUND
+
+
+def image_tokens(folder: Path) -> int:
+    """The tokens of a picture for the model of a folder; 0 where its configuration does not say."""
     processor = folder / "preprocessor_config.json"
     looks = files.table(processor) if processor.is_file() else {}
-    return room - picture(files.table(folder / "config.json"), looks) - AROUND
+    return picture(files.table(folder / "config.json"), looks)
 
 
 def picture(config: dict[str, Any], looks: dict[str, Any]) -> int:
