@@ -40,7 +40,7 @@ def agreement_figure(compared: pd.DataFrame, names: tuple[str, str] = ("yours", 
     shown = compared[compared["yours"].notna() & compared["reference"].notna()].reset_index(drop=True)
     if shown.empty:
         return nothing("There is no cell that both stores hold.")
-    figure, (axis,) = new_figure(1, 7.2, 0.3 * len(shown) + 1.4)
+    figure, (axis,) = new_figure(1, 7.2, (0.4 if shown["label"].str.contains("\n").any() else 0.3) * len(shown) + 1.4)
     at = np.arange(len(shown))
     for offset, who, colour, marker in ((-0.14, "reference", "#0072B2", "s"), (0.14, "yours", "#D55E00", "o")):
         label = names[0] if who == "yours" else names[1]
@@ -131,5 +131,7 @@ def to_show(compared: pd.DataFrame) -> pd.DataFrame:
     whole = chosen[0]["attack"].map(lambda name: attacks.info(name).headline)
     shown = pd.concat([chosen[0][chosen[0]["condition"] == whole], chosen[1]], ignore_index=True)
     kinds = shown["metric"].map(lambda name: name if name == "utility" else "ASR")
+    several = shown["threat"].nunique() > 1  # else the rows of two threats would have one name
+    threat = shown["threat"].map(lambda name: f"\n{words.threat({'threat': name})}" if several else "")
     names = [f"{row['attack']} {words.rate(row)}" for row in shown.to_dict("records")]
-    return shown.assign(label=[f"{name}, {kind}" for name, kind in zip(names, kinds, strict=True)])
+    return shown.assign(label=[f"{name}, {kind}{of}" for name, kind, of in zip(names, kinds, threat, strict=True)])
