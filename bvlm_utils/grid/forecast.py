@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bvlm_utils import attacks, data, models
+from bvlm_utils import attacks, data
 from bvlm_utils import store as results
 from bvlm_utils.errors import InputError, TooFewRows
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.progress import minutes
-from bvlm_utils.models import context_length
+from bvlm_utils.models import context_length, names
 from bvlm_utils.store import records as stored_records
 from bvlm_utils.store.cell import Cell, short_name
 from bvlm_utils.train import poison
@@ -216,7 +216,7 @@ def pictures(bench: Sequence[Cell]) -> int:
 
 def sizes(model: str) -> Sizes | None:
     """None for a hub id whose files are not on this machine."""
-    folder = _folder(models.resolve(model))
+    folder = names.folder(model)
     if folder is None:
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -227,12 +227,3 @@ def sizes(model: str) -> Sizes | None:
         stored * 2 // wide, text.get("num_hidden_layers", 32), text.get("hidden_size", 4096),
         text.get("intermediate_size", 11008), context_length.image_tokens(folder),
     )  # fmt: skip
-
-
-def _folder(model: str) -> Path | None:
-    if Path(model).is_dir():
-        return Path(model)
-    from transformers.utils import cached_file
-
-    file = cached_file(model, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
-    return Path(file).parent if file else None
