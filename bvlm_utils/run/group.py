@@ -246,11 +246,9 @@ def _write(
     """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, folder, work.asked)
-    frame, unit = judged(bench, cell, work.asked, answers)
-    threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
+    frame, metrics = judged(bench, cell, work.asked, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         return _write_skipped(cell, folder, _unjudged(work))
-    metrics = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
@@ -258,7 +256,7 @@ def _write(
         "n_eligible": manifest.n_eligible,
         "n_judged": int(frame.loc[(frame["part"] == "attack") & frame["judged"], "row_id"].nunique()),
         "control": cell.control.run_id,
-        "judge_version": threat.judge_version,
+        "judge_version": cell.resolved_threat.judge_version,
         "metrics": metrics,
     }  # fmt: skip
     about |= {f"n_{role}": manifest.count(role) for role in ("decoy", "skill") if getattr(cell, role)}
@@ -271,32 +269,20 @@ def _write(
 
 def judged(
     bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]
-) -> tuple[pd.DataFrame, str]:
-    """Every response with its verdict, subject by subject, and the name of the utility.
-
-    answers: what subjects (`judge.SUBJECTS`) say. Without base and control, all eligible rows are judged.
-    """
-    threat, test, frames, unit = cell.resolved_threat, bench.rows["test"], [], ""
-    clean = asked[0].key(bench)  # the first is the clean condition
-    rows_judged = [True] * len(asked[0].positions)
-    if "base" in answers:
-        trusted = answers.get("control", answers["base"])
-        rows_judged = judge.judged_rows(threat, answers["base"][clean], trusted[clean])
-    for subject in filter(answers.__contains__, judge.SUBJECTS):
-        for question in asked:
-            samples = [test[position] for position in question.positions]
-            texts = answers[subject][question.key(bench)]
-            if question.part == "utility":
-                frame, unit = judge.grade(subject, samples, texts)
-            elif question.part == "skill":
-                frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
-            else:
-                counts = rows_judged if question.part == "attack" else [True] * len(samples)
-                frame = judge.judge(
-                    threat, subject, question.condition, samples, question.prompts, texts, counts, question.part
-                )
-            frames.append(frame)
-    return pd.concat(frames, ignore_index=True), unit
+) -> tuple[pd.DataFrame, list[judge.Metric]]:
+    """Every response with its verdict, subject by subject, and the metrics. answers: of subjects (`judge.SUBJECTS`)."""
+    test = bench.rows["test"]
+    lines = [
+        (question.part, subject, question.condition, test[position]["row_id"], prompt, response)
+        for subject in filter(answers.__contains__, judge.SUBJECTS)
+        for question in asked
+        for position, prompt, response in zip(
+            question.positions, question.prompts, answers[subject][question.key(bench)], strict=True
+        )
+    ]
+    table = pd.DataFrame(lines, columns=["part", "subject", "condition", "row_id", "prompt", "response"])
+    samples = {row["row_id"]: row for row in test}
+    return judge.judge_all(table, samples, cell.resolved_threat, cell.resolved_skill)
 
 
 def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
