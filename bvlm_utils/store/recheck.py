@@ -69,12 +69,16 @@ def _differences(record: Mapping[str, Any], stored: pd.DataFrame) -> tuple[list[
     frame, metrics = judged_again(Cell.from_config(record["config"]), stored)
     found = []
     for name in (name for name in VERDICTS if name in stored):
-        before, after = (one[name].astype("boolean") for one in (stored, frame))
-        other = int((before.isna() != after.isna()).sum() + (before != after).fillna(False).sum())
-        if other:
+        if other := other_verdicts(stored[name], frame[name]):
             found.append(f"{other} of {len(stored)} responses have another verdict in column {name}")
     recorded, again = by_name(record["metrics"]), by_name(metrics)
     return found + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
+
+
+def other_verdicts(before: pd.Series, after: pd.Series) -> int:
+    """How many verdicts differ; a missing one differs from any."""
+    before, after = before.astype("boolean"), after.astype("boolean")
+    return int((before.isna() != after.isna()).sum() + (before != after).fillna(False).sum())
 
 
 def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, list[judge.Metric]]:
