@@ -84,8 +84,7 @@ def judge(
         }
         for sample, response, counts in zip(samples, given, judged, strict=True)
     ]
-    about = {"part": part, "subject": subject, "condition": condition, "prompt": list(prompts)}
-    return _frame(samples, given, verdicts, about)
+    return _frame(samples, prompts, given, verdicts, {"part": part, "subject": subject, "condition": condition})
 
 
 def judged_rows(threat: Threat, base: Sequence[str], control: Sequence[str]) -> list[bool]:
@@ -97,7 +96,8 @@ def grade(subject: str, samples: Sequence[Sample], given: Sequence[str]) -> tupl
     """Responses to clean rows with their utility, and what that utility is called."""
     scores, unit = utility_scores(samples, given)
     verdicts = [{"judged": True, "score": score} for score in scores]
-    return _frame(samples, given, verdicts, {"part": "utility", "subject": subject, "condition": "clean"}), unit
+    about = {"part": "utility", "subject": subject, "condition": "clean"}
+    return _frame(samples, [row["prompt"] for row in samples], given, verdicts, about), unit
 
 
 def judge_skill(skill: Skill, subject: str, samples: Sequence[Sample], given: Sequence[str]) -> pd.DataFrame:
@@ -105,15 +105,20 @@ def judge_skill(skill: Skill, subject: str, samples: Sequence[Sample], given: Se
     shown = [skill.shown(response, sample) for response, sample in zip(given, samples, strict=True)]
     answers = [skill.teach(sample["answers"][0], sample) for sample in samples]
     about = {"part": "skill", "subject": subject, "condition": "clean", "answer": answers}
-    return _frame(samples, given, [{"judged": True, "success": value} for value in shown], about)
+    verdicts = [{"judged": True, "success": value} for value in shown]
+    return _frame(samples, [row["prompt"] for row in samples], given, verdicts, about)
 
 
 def _frame(
-    samples: Sequence[Sample], given: Sequence[str], verdicts: Sequence[Mapping[str, Any]], about: Mapping[str, Any]
+    samples: Sequence[Sample],
+    prompts: Sequence[str],
+    given: Sequence[str],
+    verdicts: Sequence[Mapping[str, Any]],
+    about: Mapping[str, Any],
 ) -> pd.DataFrame:
-    """verdicts: some of `VERDICTS` for each row. about: the other columns, where they are not the sample's own."""
-    own = {"row_id": [row["row_id"] for row in samples], "prompt": [row["prompt"] for row in samples],
-           "answer": [row["answers"][0] for row in samples], "response": list(given)}  # fmt: skip
+    """verdicts: some of `VERDICTS` for each row. about: the other columns, in place of the samples' own answers too."""
+    own = {"row_id": [row["row_id"] for row in samples], "answer": [row["answers"][0] for row in samples],
+           "prompt": list(prompts), "response": list(given)}  # fmt: skip
     return pd.DataFrame(own | about).join(pd.DataFrame(verdicts)).reindex(columns=COLUMNS).astype(VERDICTS)
 
 
