@@ -15,7 +15,7 @@ from typing import Any
 
 from bvlm_utils import attacks, data, models, paths, skills, threats
 from bvlm_utils.attacks import Attack
-from bvlm_utils.attacks.attack import surrogate_digest
+from bvlm_utils.attacks.attack import surrogate_digest, without_younger
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known, known_name
 from bvlm_utils.data.pictures import picture_path
@@ -213,13 +213,13 @@ class Cell:
         attack, threat = self.resolved_attack, self.resolved_threat
         found |= {
             "attack_version": attack.version,
-            "attack_params": attack.params,
+            "attack_params": without_younger(attack.params),
             "threat_version": threat.version,
             "threat_params": threat.params,
         }
         if "tagger" in attack.params:  # another tagger, other triggers; "auto" is how the first records call HanTa
             used = tagger_in_use(attack.params["tagger"])
-            found["attack_params"] = attack.params | {"tagger": "auto" if used == "hanta" else used}
+            found["attack_params"] |= {"tagger": "auto" if used == "hanta" else used}
         pictures = [attack.params.get("picture"), threat.target.image]
         found["pictures"] = [file_digest(picture_path(picture)) for picture in pictures if picture]
         if attack.info.surrogate:
