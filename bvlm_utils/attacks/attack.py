@@ -89,9 +89,9 @@ class Attack:
     ) -> "torch.Tensor":
         """Trigger every image; a text attack returns them unchanged.
 
-        images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device.
-        Row i depends on (seed, keys[i]) and on the image only; keys as in `apply_text`. Raises InputError for
-        another shape or type, and where the attack lacks its target or its surrogate model.
+        images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device. Row i
+        depends on (seed, keys[i]) and on the image only; keys as in `apply_text`. InputError for another shape or type,
+        and where the attack lacks its target or its surrogate model.
         """
         _check_images(images)
         half = self.info.image

@@ -1,9 +1,9 @@
 """The image triggers: batched tensor functions that paint them.
 
-Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws,
-one random stream per row; params, the attack's settings; aim, what computed triggers need. It returns new
-images of the same shape, type and device, through which gradients reach the input. Fixed patterns are
-computed on the CPU and moved, so that every device paints the same.
+Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws, one random
+stream per row; params, the attack's settings; aim, what computed triggers need. It returns new images of the same
+shape, type and device, through which gradients reach the input. Fixed patterns are computed on the CPU and moved, so
+that every device paints the same.
 """
 
 import io
@@ -123,8 +123,7 @@ def ellipses_on_relevant_region(
 ) -> torch.Tensor:
     """MABA: inside the mask x' = (1 - alpha) x + alpha t; t is yellow in the ellipses, black between them.
 
-    So the whole region darkens, as in the authors' code. The mask is the share of pixels that Grad-CAM on the
-    surrogate CLIP finds most relevant (`attacks.clip.top_region`); it is the same for all victims.
+    So the whole region darkens, as in the authors' code. The mask (`clip.top_region`) is the same for all victims.
     """
     from bvlm_utils.attacks import clip
 
