@@ -65,7 +65,7 @@ def link(text: str, table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> 
     """
     chosen = experiments(table, lines)
     if chosen.empty:
-        return html.escape(text)
+        return f'<span class="bvlm-number" title="not run yet">{html.escape(text)}</span>'
     alike = table.drop_duplicates("run_id")
     for name in ADDRESS:
         alike = alike[alike[name].isin(chosen[name])]

@@ -3,6 +3,7 @@
 import html
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,23 @@ def glue(
 
     for key, value in values.items():
         own = lines.get(key) if isinstance(lines, Mapping) else lines
-        keep(f"{prefix}_{key}", value if own is None else HTML(behind.link(str(value), table, own, tab)), display=False)
+        text = str(value)
+        shown = html.escape(text) if own is None else behind.link(text, table, own, tab)
+        keep(f"{prefix}_{key}", _Number(text, shown), display=False)
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A number as a page shows it, as text and as HTML."""
+
+    text: str
+    html: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html
 
 
 def offer(name: str, frame: pd.DataFrame) -> None:
