@@ -4,6 +4,7 @@ Free of torch. What the model itself counts is checked once more where ids are m
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import data
@@ -21,31 +22,21 @@ Row = Mapping[str, Any]
 
 def check(cells: Sequence[Cell]) -> None:
     """InputError for the first row that is too long, data that cannot be read, or a model that cannot be opened."""
-    rows: dict[tuple, list[Row]] = {}
-    seen = set()
+    seen, rows_of = set(), cache(_rows)
     for cell in cells:
         own_model = rehearsal.opened(cell.model, cell.picture_last) is not None
-        own, worded = own_model or ":" in cell.dataset, own_model or any(_settings(cell))
-        if not own and not worded:
-            continue
-        for split, count in (("train", cell.train_rows), ("test", None)):
-            key = (cell.dataset, split, count)
-            if key not in rows:
-                rows[key] = _rows(*key)
-            asked = (cell.model, cell.picture_last, key, cell.max_new_tokens)
-            if own and asked not in seen:
-                seen.add(asked)
-                _check(cell, split, rows[key], [row["prompt"] for row in rows[key]], f"a row of {cell.dataset},")
-            asked = (*asked, cell.attack, cell.threat, repr(_settings(cell)))
-            if worded and not cell.is_control and asked not in seen:
-                seen.add(asked)
-                hit = [row for row in rows[key] if cell.resolved_threat.eligible(row)]
+        own, worded = own_model or ":" in cell.dataset, own_model or any((cell.attack_params, cell.threat_params))
+        for split, count in (("train", cell.train_rows), ("test", None)) if own or worded else ():
+            rows = rows_of(cell.dataset, split, count)
+            as_is = (cell.model, cell.picture_last, cell.dataset, split, count, cell.max_new_tokens)
+            if own and as_is not in seen:
+                _check(cell, split, rows, [row["prompt"] for row in rows], f"a row of {cell.dataset},")
+            changed = (*as_is, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
+            if worded and not cell.is_control and changed not in seen:
+                hit = [row for row in rows if cell.resolved_threat.eligible(row)]
                 told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in hit]
                 _check(cell, split, told, triggered(cell.resolved_attack, hit), f"a row with {cell.attack},")
-
-
-def _settings(cell: Cell) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    return cell.attack_params, cell.threat_params
+            seen |= {as_is, changed}
 
 
 def _rows(dataset: str, split: str, count: int | None) -> list[Row]:
