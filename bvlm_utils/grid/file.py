@@ -141,8 +141,7 @@ def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[A
 
 
 def _defended(cells: list[Cell], whole: Mapping[str, Any]) -> tuple[Defended, ...]:
-    names, params, seeds, placebos = (whole[name] for name in parameters.OF_DEFENCES)
-    return tuple(defences.defended(cells, names, params, seeds, placebos))
+    return tuple(defences.defended(cells, *(whole[name] for name in parameters.OF_DEFENCES)))
 
 
 def _table(value: Any, name: str) -> None:

@@ -23,9 +23,9 @@ DEFENCE = ["defence", "moment", "params"]
 PLACEBO = "#8A8A8A"
 
 
-def collect(place: str | Path | None = None) -> pd.DataFrame:
+def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
     """`defences.records.collect` with what each cell was before: asr_before, works (was there a backdoor?)."""
-    found = records.collect(place)
+    found = records.collect(place, relearnt)
     before = undefended(store.collect(place))
     return found.merge(before, on="run_id", how="left")
 
@@ -34,6 +34,21 @@ def ensure(wanted: Sequence[Defended], place: str | Path | None = None) -> None:
     """Measure what a store lacks. The reference is only read: the page shows what it holds."""
     if not store.read_only(place):
         defences.run(wanted, place)
+
+
+def apart(settings: str) -> str:
+    """What differs from the study's settings but for the harmless skill and for what poisoned rows got instead."""
+    return ", ".join(one for one in settings.split(", ") if one and not one.startswith(("skill", "decoy")))
+
+
+def adaptive(found: pd.DataFrame) -> pd.Series:
+    """Which lines are of attackers with another poison rate or training than most backdoored cells of the store."""
+    kinds = pd.Series(
+        list(zip(found["settings"].fillna("").map(apart), found["poison_rate"], strict=True)), found.index
+    )
+    backdoored = (found["poison_rate"] > 0) & (found["decoy"].fillna("") == "")
+    usual = kinds[backdoored & ~found.duplicated("run_id")].mode()
+    return backdoored & ~kinds.isin(usual[:1])
 
 
 def undefended(table: pd.DataFrame) -> pd.DataFrame:
