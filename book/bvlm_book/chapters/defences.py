@@ -46,9 +46,13 @@ def adaptive(found: pd.DataFrame) -> pd.Series:
     kinds = pd.Series(
         list(zip(found["settings"].fillna("").map(apart), found["poison_rate"], strict=True)), found.index
     )
-    backdoored = (found["poison_rate"] > 0) & (found["decoy"].fillna("") == "")
-    usual = kinds[backdoored & ~found.duplicated("run_id")].mode()
-    return backdoored & ~kinds.isin(usual[:1])
+    usual = kinds[meant(found) & ~found.duplicated("run_id")].mode()
+    return meant(found) & ~kinds.isin(usual[:1])
+
+
+def meant(found: pd.DataFrame) -> pd.Series:
+    """Which lines are of models that were meant to have a backdoor."""
+    return (found["poison_rate"] > 0) & (found["decoy"].fillna("") == "")
 
 
 def undefended(table: pd.DataFrame) -> pd.DataFrame:
@@ -283,7 +287,7 @@ def family(line: dict[str, Any]) -> str:
     if line["decoy"]:
         return line["decoy"]
     if not line["poison_rate"]:
-        return "skill only"
+        return "skill only" if line["skill"] else "clean-tuned"
     return "backdoored" if line["works"] is True else "no backdoor learnt"
 
 
@@ -317,7 +321,7 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
 def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
     """What was run, what was not, and what helped, to be glued."""
     done, points, curve = found[found["status"] == "done"], price(found), strength(found)
-    weak = found[found["works"].fillna(False).eq(False) | (found["status"] == "skipped")]
+    weak = found[meant(found) & (found["works"].fillna(False).eq(False) | (found["status"] == "skipped"))]
     own = points[~points["placebo"].astype(bool)]
     at = curve.loc[(curve["measure"] == "harmless skill") & (curve["strength"] == weakest(curve)), "value"]
     acted = acting(found)
