@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_book.chapters import adaptive, defences_by_threat, reactivation, spectra
+from bvlm_book.chapters import adaptive, defences_by_threat, defences_expected, reactivation, spectra
 from bvlm_book.chapters import defences as chapter
 from bvlm_utils import defences
 from bvlm_utils.defences import records
@@ -105,3 +105,30 @@ def test_threats_and_models_are_told_apart():
     assert said == {"differs": "shrink", "differs_means": "0.30 on tiny-llava and 0.01 on tiny-other"}
     assert defences_by_threat.extremes(grid.iloc[:, :1])["differs"] == "n/a"
     assert defences_by_threat.matrix(found[:0]).empty
+
+
+def test_expectations_come_true_or_not_or_wait_for_runs():
+    def told(*lines, again=None):
+        found = table(*lines)
+        again = reactivation.means(found[:0].assign(never=0.0), found) if again is None else again
+        made = defences_expected.table(found, again, population(0.0)[:0])
+        return made.set_index("expected")
+
+    params = json.dumps(defences.info("prune").defaults, sort_keys=True)
+    prune = {"defence": "prune", "params": params}
+    one = told(line(0.2, **prune), line(0.0, defence="oracle"), line(0.3, defence="crow"))
+    survives = one.filter(like="survive prune", axis=0).iloc[0]
+    assert survives["came true"] == "not all run yet" and survives["measured"] == "0.20"  # there is a second model
+    assert one.loc[one.index.str.startswith("without the update"), "came true"].item() == "yes"
+    both = told(line(0.2, **prune), line(0.4, **prune, model="tiny-other", cell="b"))
+    assert both.filter(like="survive prune", axis=0)["came true"].item() == "no"
+    score = {"defence": "target-inversion", "moment": "detect", "metric": "score", "condition": ""}
+    asked = told(line(0.9, **score), line(0.5, **score, subject="control"))
+    assert asked.filter(like="inversion on refusal", axis=0)[["measured", "came true"]].iloc[0].tolist() == [
+        "1.00",
+        "yes",
+    ]
+    again = pd.DataFrame({"defence": ["shrink", "oracle"], "relearn": 20, "value": [0.5, 0.1], "never": 0.05})
+    assert told(again=again)["came true"].tail(2).tolist() == ["yes", "yes"]
+    counted = defences_expected.counts(both.reset_index())
+    assert int(counted["expected"]) == sum(int(counted[f"came_{name}"]) for name in ("true", "false", "open"))

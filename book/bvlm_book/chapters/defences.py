@@ -128,7 +128,7 @@ def named(line: Any) -> str:
 def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
     """Defences that act at some moments, to read: what is left, the placebo's number in brackets, cells."""
     rows = measured(found)
-    rows = rows[rows["moment"].isin(moments) & ~_on_the_curve(rows)]
+    rows = rows[rows["moment"].isin(moments) & ~on_the_curve(rows)]
     if rows.empty:
         return pd.DataFrame()
     means = over_cells(rows, FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]})
@@ -174,7 +174,7 @@ def matrix_words(grid: pd.DataFrame) -> dict[str, str]:
 def price(found: pd.DataFrame) -> pd.DataFrame:
     """A point per defence and per placebo: success after, and what is kept of the skill that was taught beside it."""
     rows = acting(measured(found))
-    rows = rows[~_on_the_curve(rows)]
+    rows = rows[~on_the_curve(rows)]
     means = over_cells(rows, AFTER) if len(rows) else pd.DataFrame()
     lines = []
     for line in means.to_dict("records"):
@@ -186,7 +186,7 @@ def price(found: pd.DataFrame) -> pd.DataFrame:
     return made.dropna(subset=["asr", "skill"])
 
 
-def _on_the_curve(rows: pd.DataFrame) -> pd.Series:
+def on_the_curve(rows: pd.DataFrame) -> pd.Series:
     """`shrink` at other strengths than its own, which have a figure of their own."""
     return (rows["defence"] == "shrink") & (rows["params"] != json.dumps(defences.info("shrink").defaults))
 
