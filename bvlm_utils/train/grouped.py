@@ -78,8 +78,9 @@ def finetune_group(
 ) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; the victim stays as it is.
 
-    Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups.
-    progress and folder as in `train`. InputError if a job has no rows.
+    Results are in the jobs' order. Equal jobs, as a cell without poison and its control, are trained once. Jobs that do
+    not fit in memory together are trained in several groups. progress and folder as in `train`. InputError if a job has
+    no rows.
     """
     if any(not job.rows for job in jobs):
         raise InputError(
@@ -88,6 +89,13 @@ def finetune_group(
         )
     if not jobs:
         return []
+    keys = [(tuple(job.rows), id(job.features), job.settings, job.seed, id(job.start)) for job in jobs]
+    different: dict[tuple, GroupJob] = {}
+    for key, job in zip(keys, jobs, strict=True):
+        different.setdefault(key, job)
+    if len(different) < len(jobs):
+        trained = dict(zip(different, finetune_group(victim, list(different.values()), progress, folder), strict=True))
+        return [trained[key] for key in keys]
     names = language_linears(victim.model)
     plans = _plans(victim, jobs)
     longest = max(len(row) for plan in plans for row in plan.ids)
