@@ -9,7 +9,7 @@ PEFT runs for every model family.
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,12 @@ def finetune_group(
     if not jobs:
         return []
     keys = [(tuple(job.rows), id(job.features), job.settings, job.seed, id(job.start)) for job in jobs]
-    different: dict[tuple, GroupJob] = {}
+    alike: dict[tuple, list[GroupJob]] = {}
     for key, job in zip(keys, jobs, strict=True):
-        different.setdefault(key, job)
-    if len(different) < len(jobs):
-        trained = dict(zip(different, finetune_group(victim, list(different.values()), progress, folder), strict=True))
+        alike.setdefault(key, []).append(job)
+    if len(alike) < len(jobs):  # all names are kept, so that each cell of a group that was killed is known again
+        once = [replace(same[0], name=unfinished.APART.join(job.name for job in same)) for same in alike.values()]
+        trained = dict(zip(alike, finetune_group(victim, once, progress, folder), strict=True))
         return [trained[key] for key in keys]
     names = language_linears(victim.model)
     plans = _plans(victim, jobs)
