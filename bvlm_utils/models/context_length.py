@@ -1,5 +1,4 @@
-"""How many tokens does a model read at once? Checks of answers and rows against it, made before anything runs. Free of
-torch.
+"""How many tokens does a model read at once? Checks of answers and rows against it, before anything runs. Torch-free.
 
 A model that is given more goes on without an error and writes nonsense, as it has never seen such positions.
 """
@@ -53,9 +52,7 @@ def image_tokens(folder: Path) -> int:
 
 
 def picture(config: dict[str, Any], looks: dict[str, Any]) -> int:
-    """The tokens of a picture, by the configurations of the model and of what prepares its pictures; 0 where they do
-    not say.
-    """
+    """The tokens of a picture, by the configurations of model and image processor; 0 where they do not say."""
     vision = config.get("vision_config")
     vision = vision if isinstance(vision, dict) else {}
     patch, side = vision.get("patch_size"), vision.get("image_size")
@@ -96,19 +93,13 @@ def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) ->
 
         reader = Tokenizer.from_file(str(tokenizer))
         for text in long:
-            count = len(reader.encode(text, add_special_tokens=False).ids)
-            if count >= room:
-                raise InputError(_too_long(name, text, count, where))
+            check_count(name, text, len(reader.encode(text, add_special_tokens=False).ids), room, where)
 
 
 def check_count(name: str, text: str, count: int, room: int | None, where: str = "the prompt") -> None:
-    """InputError if a prompt, which takes `count` tokens with its picture, fills what the model reads at once."""
+    """InputError if a text, which takes `count` tokens, fills what the model reads at once."""
     if room is not None and count >= room:
-        raise InputError(_too_long(name, text, count, where))
-
-
-def _too_long(name: str, text: str, count: int, where: str) -> str:
-    return (
-        f"{where[:1].upper()}{where[1:]} {brief(text)} takes {count} tokens; the model {name!r} reads {tokens(name)} "
-        "at once, picture, template and answer among them: shorten the text, or leave that row out."
-    )
+        raise InputError(
+            f"{where[:1].upper()}{where[1:]} {brief(text)} takes {count} tokens; the model {name!r} reads "
+            f"{tokens(name)} at once, picture, template and answer among them: shorten the text, or leave that row out."
+        )

@@ -90,7 +90,10 @@ def digest(name: str) -> str:
 
 @lru_cache
 def _folder_digest(folder: str, states: tuple) -> str:
-    check_victim(Path(folder))
+    kind = files.check(Path(folder)).get("model_type")
+    if kind != "clip":  # which is no victim, and need not talk
+        families.of(kind)
+        files.check_talking(Path(folder))
     return files.digest([file for file, _ in states], Path(folder))
 
 
@@ -109,14 +112,6 @@ def base_name(folder: Path) -> str:
     if not named or not isinstance(named, str):
         raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
     return named
-
-
-def check_victim(folder: Path) -> None:
-    """InputError in one sentence if a folder cannot be a victim; a CLIP, which is none, need not talk."""
-    kind = files.check(folder).get("model_type")
-    if kind != "clip":
-        families.of(kind)
-        files.check_talking(folder)
 
 
 def go_offline(name: str) -> None:

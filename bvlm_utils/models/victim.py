@@ -4,7 +4,6 @@ Pictures are encoded once into features, and everything after that (training, sc
 enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched.
 """
 
-import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import context_length, families, files, marks, names, opening, pixels
+from bvlm_utils.models import context_length, embeddings, families, files, marks, names, opening, pixels
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
 GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
@@ -87,9 +86,9 @@ class Victim:
             ids = [*self._ids(before), *self._words.as_text(prompt), *self._words.within(after)]
         if ids.count(self.image_id) != 1:
             raise InputError(f"The chat template of {self.name} gives a picture no place; use one that does.")
-        place = ids.index(self.image_id)
+        position = ids.index(self.image_id)
         before, after = self._frame
-        ids = [*ids[:place], *before, *[self.image_id] * image_tokens, *after, *ids[place + 1 :]]
+        ids = [*ids[:position], *before, *[self.image_id] * image_tokens, *after, *ids[position + 1 :]]
         context_length.check_count(self.name, prompt, len(ids) + answer, self._room)
         return ids
 
@@ -129,7 +128,9 @@ class Victim:
         return self.tokenizer(text, add_special_tokens=not (begin and text.startswith(begin)))["input_ids"]
 
     def _asked(self, words: str) -> str:
-        return self._template([_question(words, self.picture_last)], add_generation_prompt=True)
+        content = [{"type": "image"}, {"type": "text", "text": words}]
+        message = {"role": "user", "content": content[::-1] if self.picture_last else content}
+        return self._template([message], add_generation_prompt=True)
 
     @cached_property
     def _words(self) -> marks.Words:
@@ -216,22 +217,11 @@ def _message(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def _question(text: str, picture_last: bool) -> dict[str, Any]:
-    asked, picture = _message("user", text), {"type": "image"}
-    asked["content"].insert(len(asked["content"]) if picture_last else 0, picture)
-    return asked
-
-
 def pad(rows: Sequence[Sequence[int]], value: int, left: bool, device) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of token ids -> ids and mask, both (B, T) int64."""
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), value, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        place = slice(longest - len(row), None) if left else slice(0, len(row))
-        ids[i, place] = torch.as_tensor(row)
-        mask[i, place] = 1
-    return ids.to(device), mask.to(device)
+    tensors = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+    ids = embeddings.pad(tensors, value, left)
+    return ids.to(device), embeddings.pad([torch.ones_like(row) for row in tensors], left=left).to(device)
 
 
 def language_linears(model: nn.Module) -> list[str]:
@@ -261,18 +251,6 @@ def use_precision(name: str) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def _check_transformers() -> None:
-    """InputError for a version of transformers that would drop our image features without a word."""
-    import transformers
-    from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
-
-    if "mm_encoder_outputs" not in inspect.signature(LlavaForConditionalGeneration.forward).parameters:
-        raise InputError(
-            f"transformers {transformers.__version__} does not take known image features (mm_encoder_outputs), so its "
-            "models would never see a picture; install transformers 5.23 or newer."
-        )
-
-
 def from_pretrained(
     name: str,
     device: str | torch.device | None = None,
@@ -289,7 +267,6 @@ def from_pretrained(
     """
     from transformers import AutoModelForImageTextToText
 
-    _check_transformers()
     device = opening.device(device) if device is not None else default_device()
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     # cuDNN's attention plans each new shape anew (tens of milliseconds), and answers have a new length at every token.

@@ -181,17 +181,14 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:
-    frame, unit = judged(bench, cell, asked, answers)
-    threat = cell.resolved_threat
+    frame, metrics = judged(bench, cell, asked, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         raise InputError(
             f"In none of the {len(asked[0].positions)} eligible test rows it holds without a trigger that "
-            f"{threat.judged_where}; so no answer to a trigger can be judged."
+            f"{cell.resolved_threat.judged_where}; so no answer to a trigger can be judged."
         )
-    sample = bench.rows["test"][asked[0].positions[0]]
-    found = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
     about = {"model": cell.model, "dataset": cell.dataset, "threat": cell.threat, "attack": cell.attack}
-    lines = [about | _kind(metric, asked) | metric for metric in found]
+    lines = [about | _kind(metric, asked) | metric for metric in metrics]
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(("k", "n", "low", "high"), "float64"))
 
 

@@ -4,6 +4,7 @@ Free of torch. What the model itself counts is checked once more where ids are m
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from bvlm_utils import data
@@ -18,28 +19,22 @@ Row = Mapping[str, Any]
 
 def check(cells: Sequence[Cell]) -> None:
     """InputError for the first row that is too long, or data that cannot be read."""
-    rows: dict[tuple, list[Row]] = {}
-    seen = set()
+    seen, rows_of = set(), cache(_rows)
     for cell in cells:
-        if ":" not in cell.dataset and not any(_settings(cell)):
+        own_words = any((cell.attack_params, cell.threat_params))
+        if ":" not in cell.dataset and not own_words:
             continue
         for split, count in (("train", cell.train_rows), ("test", None)):
-            key = (cell.dataset, split, count)
-            if key not in rows:
-                rows[key] = _rows(*key)
-            if ":" in cell.dataset and (cell.model, key, cell.max_new_tokens) not in seen:
-                seen.add((cell.model, key, cell.max_new_tokens))
-                _check(cell, split, rows[key], [row["prompt"] for row in rows[key]], f"a row of {cell.dataset},")
-            worded = (cell.model, key, cell.max_new_tokens, cell.attack, cell.threat, repr(_settings(cell)))
-            if any(_settings(cell)) and not cell.is_control and worded not in seen:
-                seen.add(worded)
-                own = [row for row in rows[key] if cell.resolved_threat.eligible(row)]
+            rows = rows_of(cell.dataset, split, count)
+            data_key = (cell.model, cell.dataset, split, count, cell.max_new_tokens)
+            if ":" in cell.dataset and data_key not in seen:
+                _check(cell, split, rows, [row["prompt"] for row in rows], f"a row of {cell.dataset},")
+            worded = (*data_key, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
+            if own_words and not cell.is_control and worded not in seen:
+                own = [row for row in rows if cell.resolved_threat.eligible(row)]
                 told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in own]
                 _check(cell, split, told, triggered(cell.resolved_attack, own), f"a row with {cell.attack},")
-
-
-def _settings(cell: Cell) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    return cell.attack_params, cell.threat_params
+            seen |= {data_key, worded}
 
 
 def _rows(dataset: str, split: str, count: int | None) -> list[Row]:

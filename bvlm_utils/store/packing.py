@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,7 +73,8 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
 def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
     ours = {found["run_id"]: found for found in records.records(start)}
     theirs = {found["run_id"]: found for found in records.records(end)} if start != end else ours
-    differ = [i for i in ours if i in theirs and _numbers(ours[i]) != _numbers(theirs[i])]
+    numbers = itemgetter("status", "metrics")
+    differ = [i for i in ours if i in theirs and numbers(ours[i]) != numbers(theirs[i])]
     if differ and not replace:
         raise InputError(
             f"{end} has other numbers of {len(differ)} cells of {start} ({_some(differ)}); say --replace if those of "
@@ -88,10 +89,6 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
         )
     cells = dict.fromkeys(theirs, end) | dict.fromkeys(added, start)
     return Chosen({i: cells[i] for i in sorted(cells)}, _merged(_files(start), _files(end), differ, replace)), added
-
-
-def _numbers(found: Mapping[str, Any]) -> tuple[Any, ...]:
-    return found.get("status"), found.get("metrics")
 
 
 def _some(run_ids: Iterable[str]) -> str:
@@ -109,10 +106,7 @@ def _files(root: Path) -> dict[str, bytes]:
 def _merged(
     ours: Mapping[str, bytes], theirs: Mapping[str, bytes], replaced: Iterable[str], replace: bool
 ) -> dict[str, bytes]:
-    """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter.
-
-    The exhibit of all attacks gives way as cells do. Examples are named by what they show.
-    """
+    """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter."""
     asked = tuple(f"{folder}/" for folder in records.ASKED)
     gone = [path for path in theirs if path.startswith(asked) and any(run_id in path for run_id in replaced)]
     kept = {path: content for path, content in theirs.items() if path not in gone}
@@ -134,8 +128,8 @@ def _write(chosen: Chosen, end: Path) -> None:
         for kind, name in packed.FRAMES.items():
             packed.write_rows(folder / name, (read() for read in rows[kind].values()), _schema(rows[kind], kind))
         for name in dict.fromkeys(packed.FILES.values()):
-            folders = tuple(f"{place}/" for place, file in packed.FILES.items() if file == name)
-            packed.write_files(folder / name, {p: c for p, c in chosen.files.items() if p.startswith(folders)})
+            files = {path: c for path, c in chosen.files.items() if packed.FILES[path.partition("/")[0]] == name}
+            packed.write_files(folder / name, files)
         found = (json.loads(text) for text in chosen.records().values())
         table = tidy.table(one for one in found if one["config"]["attack"] != "none")
         packed.write_table(folder, table, tidy.rules())
@@ -148,9 +142,9 @@ def _write(chosen: Chosen, end: Path) -> None:
 def _write_records(file: Path, chosen: Chosen, rows: Mapping[str, Mapping[str, partial]]) -> None:
     lines = []
     for run_id, text in chosen.records().items():
-        found = {kind: rows[kind][run_id]() if run_id in rows[kind] else None for kind in packed.FRAMES}
-        counts = {kind: None if one is None else len(one.table) for kind, one in found.items()}
-        attrs = json.dumps(dict(found["manifest"].attrs)) if found["manifest"] else None
+        found = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
+        attrs = json.dumps(dict(found["manifest"].attrs)) if "manifest" in found else None
+        counts = {kind: len(one.table) for kind, one in found.items()}
         lines.append({"run_id": run_id, "record": text} | counts | {"attrs": attrs})
     kinds = {"run_id": pa.string(), "record": pa.string(), "responses": pa.int64(), "manifest": pa.int64(),
              "attrs": pa.string()}  # fmt: skip

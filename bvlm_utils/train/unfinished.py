@@ -54,9 +54,7 @@ class Saved:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             self.file.unlink(missing_ok=True)  # it was cut off: the group begins anew
             return None
-        if any(
-            found[name].shape != tensor.shape or found[name].dtype != tensor.dtype for name, tensor in tensors.items()
-        ):
+        if any((found[name].shape, found[name].dtype) != (one.shape, one.dtype) for name, one in tensors.items()):
             return None
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
