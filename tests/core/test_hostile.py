@@ -67,7 +67,7 @@ DEFENDED = [
     ({"defence_seeds": [0, 0]}, "defence_seeds is [0, 0]; name each"), ({"defence_seeds": [0, 0.0]}, "once"),
     ({"defences": [["shrink"]]}, "['shrink']"), ({"defences": [3]}, "is 3"), ({"defences": []}, "defences is []"),
     ({"defence_params": {"shrink": 3}}, "'shrink' are 3"), ({"defence_params": {"shrink": None}}, "None"),
-    ({"placebos": None}, "placebos is None"),
+    ({"placebos": None}, "placebos is None"), ({"relearn": 5}, "relearn is 5"), ({"relearn": [0.5]}, "relearn is 0.5"),
 ]  # fmt: skip
 # cells that have no room for what they say, as settings of a cell
 TOO_LONG = [
