@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bvlm_utils.checks import label
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 
 KINDS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 EIGHT_BIT = ("1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -59,7 +59,7 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
         raise InputError(f"{label(str(path))}, the picture of {owner}, {problem} ({_reason(path, error)}).") from None
     if shown.mode == "RGBA":
         if shown.getextrema()[3][0] < 255:
-            warnings.warn(TRANSPARENT, stacklevel=2)
+            warnings.warn(TRANSPARENT, Remark, stacklevel=2)
         shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
     return shown.convert("RGB")
 
