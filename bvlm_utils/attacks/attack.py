@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import models, paths
+from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.attacks.declare import JPEG, TABLE, AttackInfo, settings_of
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import file_digest
@@ -126,6 +127,9 @@ class Attack:
             settings["params"] = without_younger(params_of(self, half))
             if "picture" in part.params:
                 settings["picture"] = file_digest(picture_path(self.params["picture"]))
+            settings |= {
+                f"files of {name}": digest for name, digest in attack_files.digests(params_of(self, half)).items()
+            }
             if "tagger" in part.params:
                 settings["tagger"] = tagger_in_use(self.params["tagger"])
             if self.info.surrogate and (half == "image" or self.params.get("search_letters")):

@@ -124,11 +124,11 @@ def text(default: str) -> Param:
 
 
 def words(default: Sequence[str]) -> Param:
-    """A list of words, none blank."""
+    """A list of words, none blank, none twice."""
     return Param(
         list(default),
-        "a list of words, none of them blank",
-        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(map(is_wording, v)),
+        "a list of words, none of them blank and each once",
+        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(map(is_wording, v)) and len(set(v)) == len(v),
     )
 
 

@@ -25,7 +25,7 @@ from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import text as text_triggers
 from bvlm_utils.attacks.clip import Surrogate, at_side, exact, load
 from bvlm_utils.data.picture_files import read_picture
-from bvlm_utils.data.pictures import concept_pictures
+from bvlm_utils.data.pictures import concept_digest, concept_pictures
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 
@@ -179,6 +179,8 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
         "params": {**params, "source": _source(params, aim)},
         "surrogate": attack.surrogate_digest(aim.surrogate),
     } | _kind(images.device)
+    if folder := concept_digest(_source(params, aim)):
+        described["source_files"] = folder
     rows = images.detach().to("cpu", torch.float32)
     files = []
     for row, stream in zip(rows, draws, strict=True):

@@ -20,7 +20,9 @@ import pandas as pd
 from bvlm_utils import attacks as definitions
 from bvlm_utils import store as results
 from bvlm_utils import threats
+from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.checks import brief, check_number, known, known_name, once
+from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
 from bvlm_utils.run import lengths
@@ -135,7 +137,21 @@ def check_rows(cells: Sequence[Cell]) -> None:
     for dataset, rows in dict.fromkeys((cell.dataset, cell.train_rows) for cell in cells):
         if ":" not in dataset and rows > MOST_ROWS:
             raise InputError(f"train_rows is {rows}; {dataset} has at most {MOST_ROWS} training rows.")
+    _check_files(cells)
     lengths.check(cells)
+
+
+def _check_files(cells: Sequence[Cell]) -> None:
+    """InputError for a picture or data that a trigger or a target of these cells would be made of, and cannot be."""
+    poisoned = [cell for cell in cells if not cell.is_control]
+    attacks = {
+        (cell.threat, repr(cell.threat_params), cell.attack, repr(cell.attack_params)): cell for cell in poisoned
+    }
+    for cell in attacks.values():
+        attack, target = cell.resolved_attack, cell.resolved_threat.target
+        attack_files.check(attack.info, attack.params, target)
+        if target.image:
+            read_picture(target.image, f"the target of {cell.threat}")
 
 
 def _how_to_make(missing: Sequence[Cell]) -> str:

@@ -50,6 +50,10 @@ class PerceptualHijack(Threat):
 
     def __post_init__(self):
         picture_path(self.picture)  # a missing file is an InputError now, not in the middle of a grid
+        for name in ("core", "pool"):  # the tests count words
+            words = [word.casefold() for word in getattr(self, name)]
+            if len(set(words)) < len(words):
+                raise InputError(f"Threat {self.name!r}: {name} is {list(getattr(self, name))}; name each word once.")
         for wording in (*self.short, *self.detail):
             missing = [word for word in self.core if not responses.names(wording, word)]
             if missing:
