@@ -137,7 +137,7 @@ def matrix_figure(grid: pd.DataFrame) -> Figure:
     """A heat map of `matrix`."""
     if grid.empty:
         return figures.nothing("No defence was measured in this store.")
-    figure, (axis,) = figures.new_figure(1, 1.0 * len(grid.columns) + 4.2, 0.36 * len(grid) + 1.8)
+    figure, (axis,) = figures.new_figure(1, 1.0 * len(grid.columns) + 4.2, 0.3 * len(grid) + 1.4)
     figures.success_map(axis, grid)
     return figure
 
@@ -176,7 +176,7 @@ def price_figure(points: pd.DataFrame) -> Figure:
     """Success after against skill kept: good defences stand at the bottom right; placebos are grey."""
     if points.empty:
         return figures.nothing("No defended model of this store was taught a skill.")
-    figure, (axis,) = figures.new_figure(1, 6.6, 5.2)
+    figure, (axis,) = figures.new_figure(1, 6.6, 4.6)
     grey = points[points["placebo"]]
     axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color=PLACEBO, label="placebo")
     for number, (moment, part) in enumerate(points[~points["placebo"]].groupby("moment", sort=False)):
