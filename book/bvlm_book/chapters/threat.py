@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_book import page, tables, words
+from bvlm_book.chapters.defences import adaptive
 from bvlm_utils import attacks, defences, store
 from bvlm_utils.defences import records
 from bvlm_utils.store import records as kept
@@ -156,6 +157,7 @@ def repairs(table: pd.DataFrame, stored: pd.DataFrame, place: str | Path | None 
     """
     before = tables.headline_rows(stored[(stored["metric"] == PAYLOAD) & (stored["subject"] == "poisoned")])
     rows = records.collect(place)
+    rows = rows[~adaptive(rows)]
     rows = rows[
         rows["run_id"].isin(before.loc[before["value"] >= FIRES, "run_id"])
         & rows["model"].isin(table["model"])
