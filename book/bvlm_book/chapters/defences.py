@@ -146,7 +146,7 @@ def _with_placebo(line: dict[str, Any], title: str) -> str:
 def matrix(found: pd.DataFrame, metric: str = ASR, triggered: bool | None = True) -> pd.DataFrame:
     """What is left of each attack (columns) under each defence (lines): the mean over threats, models and seeds."""
     rows = numbers(acting(measured(found)), metric, "poisoned", triggered)
-    rows = rows[~rows["placebo"].astype(bool) & ~_on_the_curve(rows)]
+    rows = rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
     rows = rows.assign(line=[named(line) for line in rows.to_dict("records")])
     order = list(dict.fromkeys(rows["line"]))
     return rows.pivot_table(index="line", columns="attack", values="value").reindex(order)
