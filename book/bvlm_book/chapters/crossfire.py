@@ -184,7 +184,10 @@ def crossing(panel: pd.DataFrame) -> Figure:
 
 def near(panels: Panels) -> Figure:
     """Near misses (rows) of the attacks that `near_misses_of_working` counts: mean success, a column per panel."""
-    parts = [near_misses_of_working(panel).assign(panel=name.replace(", ", "\n")) for panel, name in panels]
+    parts = [
+        near_misses_of_working(panel).assign(panel=name.replace(" % ", "\u00a0% ").replace(", ", "\n"))
+        for panel, name in panels
+    ]
     shown = pd.concat(parts) if parts else pd.DataFrame(columns=["variant", "panel", "value"])
     if shown.empty:
         return figures.nothing("No adapter was asked about near misses.")

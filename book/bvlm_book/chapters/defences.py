@@ -256,7 +256,7 @@ def strength(found: pd.DataFrame) -> pd.DataFrame:
 def strength_figure(curve: pd.DataFrame) -> Figure:
     if curve.empty:
         return figures.nothing("The update was shrunk in no cell of this store.")
-    figure, (axis,) = figures.new_figure(1, 6.4, 4.0)
+    figure, (axis,) = figures.new_figure(1, 6.4, 3.4)
     for number, (measure, part) in enumerate(curve.groupby("measure", sort=False)):
         part = part.sort_values("strength")
         axis.plot(part["strength"], part["value"], label=measure, **figures.look(number))
