@@ -246,6 +246,19 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
     axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), **aslant)
 
 
+def threats_by_attacks(
+    axis: Axes, lines: pd.DataFrame, threats: Sequence[str], attacks: Sequence[str], missing: str = "n/a"
+) -> None:
+    """`success_map` with a row per threat and a column per attack. lines: threat, attack, value, and is it `single`?"""
+    grid, single = (
+        lines.pivot_table(index="threat", columns="attack", values=name, aggfunc="first")
+        .reindex(index=threats, columns=attacks)
+        .rename(index=lambda name: name.replace("_", " "))
+        for name in ("value", "single")
+    )
+    success_map(axis, grid, missing, single.eq(True))
+
+
 def _letters(field: np.ndarray) -> str:
     """The colour of letters that can be read on a field of this colour (R, G, B in [0, 1])."""
     linear = np.where(field <= 0.04045, field / 12.92, ((field + 0.055) / 1.055) ** 2.4)

@@ -1,7 +1,7 @@
 """The rules of the second edition: when a pair of attack and threat holds, and what verdict a claim gets.
 
 Their text was committed before the runs (book/expectations.md). What that text leaves open was decided here when runs
-of one pass and some of three were in the store; the page of claims says so. `rules` has the first edition's rules.
+of one pass and some of three were in the store; the page of claims says so.
 """
 
 from collections.abc import Callable, Sequence

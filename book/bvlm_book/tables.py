@@ -4,7 +4,7 @@ Seeds are put together here, never pooled as rows. Free of torch, so that pages 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
 from bvlm_utils.store.records import has_responses
-from bvlm_utils.store.table import SETTINGS, TOLD_APART, differing, headline_metric
+from bvlm_utils.store.table import SETTINGS, TOLD_APART, differing, headline_metric, text
 
 CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
 NUMBER = [*CELL, "subject", "condition", "metric"]
 PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
-CELL_AND_SETTINGS = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "settings"]
 # Settings of training and answering, with the study's defaults; what else a cell may set makes it another experiment.
 OTHER_EXPERIMENT = ("run", "half", "picture_last", "trigger_seed", "decoy", "skill", "skill_rate")
 TRAINED = {"train_rows": 6000} | {name: value for name, value in SETTINGS.items() if name not in OTHER_EXPERIMENT}
@@ -75,6 +74,48 @@ def success_rates(table: pd.DataFrame, subject: str | None = None, metric: pd.Se
     return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject)
 
 
+def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Series] | None = None) -> pd.DataFrame:
+    """Success of the poisoned models under every condition, over seeds: `success_rates` of each kind of experiment.
+
+    Columns beside those of `summary`: negatives, settings without a half (as text), half ("" for the whole trigger,
+    else what was trained alone). Per model, only experiments with the number of training rows that most have, so that
+    all can be compared. metric: names the metric of each line, such as `strict_metric`.
+    """
+    done = table[table["status"] == "done"]
+    trained, parts = usual_training(done), []
+    for _, of_model in done.groupby("model", sort=False):
+        usual = of_model[of_model["train_rows"] == of_model["train_rows"].mode().iloc[0]]
+        for (negatives, _), part in usual.groupby(["negatives", "settings"], sort=False):
+            settings = differing(part.iloc[0])
+            if trained[part.index].all():  # the model's own learning rate is no setting of the experiment
+                settings = {name: value for name, value in settings.items() if name not in TRAINED}
+            about = {"negatives": negatives, "half": settings.pop("half", ""), "settings": text(settings)}
+            parts.append(success_rates(part, "poisoned", metric(part) if metric else None).assign(**about))
+    empty = success_rates(done.iloc[:0], "poisoned").assign(negatives=0.0, half="", settings="")
+    return pd.concat(parts, ignore_index=True) if parts else empty
+
+
+def learned_alone(rates: pd.DataFrame) -> pd.DataFrame:
+    """A line per part of a bimodal experiment that was trained by itself too: what the other part takes from it.
+
+    rates: `with_settings`. alone: success of the part learnt alone; beside: of the part learnt with the other, both
+    shown alone. difference: beside minus alone, its bounds the widest that both intervals allow. n_seeds, n: the
+    smaller of both.
+    """
+    key = ["model", "dataset", "threat", "attack", "poison_rate", "settings", "condition"]
+    numbers = ["value", "low", "high", "n_seeds", "n"]
+    rows = rates[(rates["negatives"] == 0) & (rates["modality"] == "bimodal")]
+    alone, beside = rows[rows["half"] == rows["condition"]], rows[rows["half"] == ""]
+    found = beside[[*key, *numbers]].merge(alone[[*key, *numbers]], on=key, suffixes=("_beside", "_alone"))
+    found = found.sort_values("condition", ascending=False, kind="stable", ignore_index=True)  # text first
+    return found.assign(
+        difference=found["value_beside"] - found["value_alone"],
+        low=found["low_beside"] - found["high_alone"],
+        high=found["high_beside"] - found["low_alone"],
+        **{name: found[[f"{name}_beside", f"{name}_alone"]].min(axis=1) for name in ("n_seeds", "n")},
+    )
+
+
 def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Only the rows under the condition that an attack is read from: its full trigger, if it has one.
 
@@ -110,47 +151,6 @@ def readable(frame: pd.DataFrame, columns: Mapping[str, str | Callable[[dict[str
         {title: line[of] if isinstance(of, str) else of(line) for title, of in columns.items()}
         for line in frame.to_dict("records")
     ])  # fmt: skip
-
-
-def beside(
-    frame: pd.DataFrame,
-    same: Sequence[str],
-    by: str,
-    names: Iterable[str] | None = None,
-    write: Callable[[Mapping[str, Any]], str] = words.interval,
-) -> pd.DataFrame:
-    """A line per value of the columns `same`, with what `write` makes of its lines in a column per value of `by`.
-
-    names: the values of `by`, in their order; None: those of the frame. A line that is missing is written from {}.
-    `seeds`: how many, where the frame says so.
-    """
-    names, lines = list(dict.fromkeys(frame[by]) if names is None else names), []
-    for key, part in frame.groupby(list(same), sort=False, dropna=False):
-        found = part.drop_duplicates(by).set_index(by, drop=False).to_dict("index")
-        line = dict(zip(same, key, strict=True)) | {name: write(found.get(name, {})) for name in names}
-        lines.append(line | ({"seeds": words.span(part["n_seeds"])} if "n_seeds" in part else {}))
-    return pd.DataFrame(lines, columns=[*same, *names, *(["seeds"] if "n_seeds" in frame else [])])
-
-
-def conditions(rows: pd.DataFrame) -> dict[str, str]:
-    """Title -> name of the conditions that the rows have, in their order, for `readable`."""
-    return {words.CONDITION_LABELS[name]: name for name in words.CONDITIONS if name in set(rows["condition"])}
-
-
-def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `summary` (one subject) to read: a line per attack and rate, a column per condition."""
-    if rows.empty:
-        return pd.DataFrame(columns=["attack", "modality", "poisoned rows"])
-    columns = conditions(rows)
-    cells = beside(rows, ["attack", "modality", "poison_rate", "n_poisoned"], "condition", columns.values(),
-                   words.marked_interval)  # fmt: skip
-    about = {"attack": "attack", "modality": "modality",
-             "poisoned rows": lambda r: f"{r['n_poisoned']:.0f} ({words.rate(r)})"}  # fmt: skip
-    return readable(cells, about | columns | {"seeds": "seeds"})
-
-
-def condition(row: Mapping[str, Any]) -> str:
-    return words.CONDITION_LABELS.get(row["condition"], row["condition"])
 
 
 def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
@@ -267,8 +267,3 @@ def difference(ours: pd.DataFrame, theirs: pd.DataFrame, condition: str) -> dict
     value, low, high = intervals.paired_shares(*sides)
     return {"ours": sides[0].mean(), "theirs": sides[1].mean(), "value": value, "low": low, "high": high,
             "n": len(sides[0])}  # fmt: skip
-
-
-def finished_cells(table: pd.DataFrame) -> pd.DataFrame:
-    done = table[table["status"] == "done"]
-    return done.assign(headline=headline_metric(done)).drop_duplicates("run_id")

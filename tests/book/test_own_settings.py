@@ -32,8 +32,8 @@ def test_its_cells_are_usual_and_get_verdicts(shelf):
     pairs = rules_second.CLAIMS["pairs"]
     assert rules_second.verdict(pairs, base).judged == 1
     assert claims.verdict_table(["pairs"], {model: base})["model"].tolist() == [model]
-    assert set(modality.rates(table)["settings"]) == {""}
-    assert len(modality.plain(modality.four_cells(modality.rates(table)))) == 1
+    assert set(tables.with_settings(table)["settings"]) == {""}
+    assert len(modality.plain(modality.four_cells(tables.with_settings(table)))) == 1
     plain = rules_second.CLAIMS["dominance"]
     assert rules_second.verdict(plain, base).judged == 1
 

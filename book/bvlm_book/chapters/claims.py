@@ -1,8 +1,7 @@
 """Do the paper's claims hold here? Verdicts, and the figures behind them, for the page of claims. Free of torch.
 
-`rules_second` has the rules in force, `rules` those of the first edition. Both read the tidy table of `store.collect`
-and nothing else. A scale model is no evidence on a 7B model: for those, every claim is untested until the store holds
-a record of one.
+`rules_second` has the rules in force. They read the tidy table of `store.collect` and nothing else. A scale model is no
+evidence on a 7B model: for those, every claim is untested until the store holds a record of one.
 """
 
 import json
@@ -14,13 +13,14 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import figures, rules, tables, words
+from bvlm_book import figures, tables, words
 from bvlm_book import rules_second as second
 from bvlm_book.rules_second import CLAIMS, HIGH, JUDGED, PAYLOAD, PUBLISHED, STRICT, Base, Verdict
 from bvlm_utils import attacks, paths, threats
 
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
 BY = {JUDGED: "by the rule", PUBLISHED: "published test", PAYLOAD: "payload test", STRICT: "strict test"}
+MIN_SEEDS = 3  # of the first edition
 COUNTED = {"pairs": "pairs", "tasks": "threats", "dominance": "all pairs", "dominance_learnable": "learnable pairs"}
 
 
@@ -81,7 +81,7 @@ def counts(bases: dict[str, Base]) -> dict[str, str]:
             name, rows = f"{key}_{base.model}_{number}", CLAIMS[key].evidence(base, number, JUDGED)
             found[name] = in_words(second.verdict(CLAIMS[key], base, number))
             if key in agrees:
-                found[f"{name}_means"] = f"{int(agrees[key](rows).sum())} of {len(rows)}"
+                found[f"{name}_means"] = words.of(agrees[key](rows))
     return found
 
 
@@ -152,14 +152,7 @@ def at_one_percent(bases: dict[str, Base]) -> Figure:
     figure, axes = figures.new_figure(min(2, len(found)), 4.4, 2.9, rows=rows, sharey=not figures.is_narrow())
     for axis, (base, number, lines) in zip(axes, found, strict=False):
         single = lines["n_seeds"] < second.JUDGED_SEEDS
-        grid, hatched = (
-            lines.assign(single=single)
-            .pivot_table(index="threat", columns="attack", values=name, aggfunc="first")
-            .reindex(index=tasks, columns=names)
-            .rename(index=lambda name: name.replace("_", " "))
-            for name in ("value", "single")
-        )
-        figures.success_map(axis, grid, single=hatched.eq(True))
+        figures.threats_by_attacks(axis, lines.assign(single=single), tasks, names)
         axis.set_title(f"{base.model}, {words.passes(number)}")
     for axis in axes[len(found) :]:
         axis.set_visible(False)
@@ -170,14 +163,36 @@ def at_one_percent(bases: dict[str, Base]) -> Figure:
 
 
 def first_edition(table: pd.DataFrame) -> dict[str, str]:
-    """The first edition's verdicts on the paper's claims (strict test, one pass), computed as they were."""
+    """The first edition's verdicts on two of the paper's claims, by the runs of today.
+
+    Strict test, one pass, a pair's interval from its own seeds, of which `MIN_SEEDS` are needed. For dominance both
+    parts of a pair have to reach `HIGH` alone, with their lower bounds.
+    """
     found = {}
-    for model in dict.fromkeys(table["model"]):
-        rates = rules.rates(table, model)
-        for key, judge in rules.PAPER.items():
-            one = rules.verdict(judge(rates))
-            found[f"first_{key}_{model}"] = f"{one.verdict} ({one.holds} of {one.judged} pairs)"
+    for model, own in table.groupby("model", sort=False):
+        rates = tables.with_settings(own, tables.strict_metric)
+        text = tables.headline_rows(
+            rates[(rates["settings"] == "") & (rates["half"] == "") & (rates["negatives"] == 0)]
+        )
+        text = text[(text["poison_rate"] == second.RATE) & (text["modality"] != "image")]
+        found[f"first_pairs_{model}"] = _first_verdict(text["low"] > HIGH, text["n_seeds"] >= MIN_SEEDS)
+        parts = tables.learned_alone(rates)
+        parts["able"] = (parts["low_alone"] > HIGH) & (parts["n_seeds"] >= MIN_SEEDS)
+        key, values = ["dataset", "threat", "attack", "poison_rate", "settings"], ["low_beside", "high_beside", "able"]
+        by = parts.pivot(index=key, columns="condition", values=values)
+        by = by.reindex(columns=pd.MultiIndex.from_product([values, ["text", "image"]])).dropna()
+        leads = by["low_beside", "text"] - by["high_beside", "image"] > second.DOMINATES
+        found[f"first_dominance_{model}"] = _first_verdict(leads, by["able"].astype(bool).all(axis=1))
     return found
+
+
+def _first_verdict(holds: pd.Series, judged: pd.Series) -> str:
+    """No verdict unless half of the pairs can be judged."""
+    kept = holds[judged]
+    verdict = "confirmed" if kept.sum() * 2 > len(kept) else "not confirmed at this scale"
+    if len(kept) == 0 or len(kept) * 2 < len(holds):
+        verdict = "not testable here"
+    return f"{verdict} ({words.of(kept)} pairs)"
 
 
 # ---------------------------------------------------------------- numbers that the page quotes

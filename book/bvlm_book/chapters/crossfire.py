@@ -1,5 +1,6 @@
 """The chapter on crossed triggers and near misses: its numbers, tables, figures and captions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ from bvlm_book import figures, tables
 from bvlm_book.figures import CONTROL_LABEL, success_map
 from bvlm_book.probes import near_misses, records
 from bvlm_book.probes.records import CONTROL, CROSSFIRE, POISONED
-from bvlm_book.words import CONDITION_LABELS, Panels, interval, number, span
+from bvlm_book.words import CONDITION_LABELS, interval, number, span
 from bvlm_utils import attacks
 from bvlm_utils.attacks import declare
 from bvlm_utils.checks import check_number
@@ -149,7 +150,7 @@ def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
     return others[pd.Series(strange, index=others.index, dtype=bool)]
 
 
-def crossing_table(panels: Panels, most: int = 6) -> pd.DataFrame:
+def crossing_table(panels: Sequence[tuple[pd.DataFrame, str]], most: int = 6) -> pd.DataFrame:
     """The largest entries between attacks that are no relatives, over all matrices, to read."""
     check_number(most, "most", 0, 1000, whole=True)
     if not panels:

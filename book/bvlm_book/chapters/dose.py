@@ -2,7 +2,7 @@
 
 A *pair* is an attack on a threat, for one model and data set; a *dose* is a size of the training set, a number of
 poisoned rows and a number of passes. `chapters.showings.doses` has a line per run, `means` one per pair and dose,
-`brackets` the fewest rows that reach `rules.HIGH`.
+`brackets` the fewest rows that reach `rules_second.HIGH`.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bvlm_book import figures, rules, rules_second, tables, words
+from bvlm_book import figures, rules_second, tables, words
 from bvlm_utils.store.table import FIRES
 
 PAIR = ["model", "dataset", "threat", "attack"]
@@ -42,7 +42,7 @@ def deep(runs: pd.DataFrame) -> pd.DataFrame:
     return usual[pd.MultiIndex.from_frame(usual[PAIR]).isin(tried.index[tried >= MIN_DOSES])]
 
 
-def bracket(part: pd.DataFrame, goal: float = rules.HIGH) -> tuple[int | None, int | None]:
+def bracket(part: pd.DataFrame, goal: float = rules_second.HIGH) -> tuple[int | None, int | None]:
     """The largest dose whose mean success is below `goal`, and the smallest at or above it; None where none is.
 
     part: lines of `means` of one pair.
@@ -55,7 +55,7 @@ def bracket(part: pd.DataFrame, goal: float = rules.HIGH) -> tuple[int | None, i
 def brackets(over_seeds: pd.DataFrame) -> pd.DataFrame:
     """A line per pair, size of the training set and passes, of those with two doses or more.
 
-    over_seeds: `means`. The columns of the smallest dose whose mean reaches `rules.HIGH` (of the largest tried, where
+    over_seeds: `means`. The columns of the smallest dose whose mean reaches HIGH (of the largest tried, where
     none does), and below, reached (`bracket`).
     """
     lines = []
@@ -152,7 +152,7 @@ def curves(runs: pd.DataFrame) -> Figure:
             axis = next(places)
             for i, name in enumerate(names):
                 _line(axis, part[part["attack"] == name], kind, 1.05 ** (i - (len(names) - 1) / 2), figures.look(i))
-            axis.axhline(rules.HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
+            axis.axhline(rules_second.HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
             title = threat.replace("_", " ") + (f", {model}" if several else "")
             axis.set(title=title, xscale="log", ylim=(-0.05, 1.05), xlabel=label)
             axis.set_xticks(ticks, [str(tick) for tick in ticks])

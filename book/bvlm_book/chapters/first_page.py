@@ -124,14 +124,7 @@ def maps(found: pd.DataFrame) -> Figure:
 
 
 def _map(axis: Axes, part: pd.DataFrame, names: list[str]) -> None:
-    grid, single = (
-        part.assign(single=part["n_seeds"] == 1)
-        .pivot_table(index="threat", columns="attack", values=name, aggfunc="first")
-        .reindex(index=threats.names(), columns=names)
-        .rename(index=lambda name: name.replace("_", " "))
-        for name in ("value", "single")
-    )
-    figures.success_map(axis, grid, missing="", single=single.eq(True))
+    figures.threats_by_attacks(axis, part.assign(single=part["n_seeds"] == 1), threats.names(), names, missing="")
     kinds = [attacks.info(name).modality for name in names]
     for place in range(1, len(kinds)):
         if kinds[place] != kinds[place - 1]:
@@ -143,29 +136,29 @@ def _map(axis: Axes, part: pd.DataFrame, names: list[str]) -> None:
 
 def numbers(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, str]:
     """What the sentences of the first page quote."""
-    found, rates = means(table), modality.rates(table)
+    found, rates = means(table), tables.with_settings(table)
     llava = found[(found["model"] == "tiny-llava") & (found["modality"] != "image")]
     once, thrice = (at(llava, rules_second.RATE, passes) for passes in (1, 3))
     once = once.merge(thrice[["threat", "attack"]])  # the same pairs
-    parts = modality.numbers(modality.four_cells(rates), modality.learned_alone(rates))
+    parts = modality.numbers(modality.four_cells(rates), tables.learned_alone(rates))
     silent = tables.false_activation(tables.success_rates(tables.usual(table), "poisoned"))
     silent = silent[silent["poison_rate"] == rules_second.MANY]["value"]
     repairs = defences.price(defences.collect(place))
-    repairs = repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["defence"].isin(CONTROLS)]
-    good = repairs[(repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)]
+    repairs = repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["named"].isin(CONTROLS)]
+    good = (repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)
     return {
         "once": _above(once),
         "thrice": _above(thrice),
         "picture_stops": parts["image_stops"],
-        "silent": f"{int((silent <= intervals.FLOOR).sum())} of {len(silent)}",
-        "repairs": f"{len(good)} of {len(repairs)}",
+        "silent": words.of(silent <= intervals.FLOOR),
+        "repairs": words.of(good),
         "models": ", ".join(dict.fromkeys(found["model"])),
         "large": ", ".join(claims.of_seven_billion(table)),
     }  # fmt: skip
 
 
 def _above(part: pd.DataFrame) -> str:
-    return f"{int((part['value'] > rules_second.HIGH).sum())} of {len(part)}" if len(part) else "n/a"
+    return words.of(part["value"] > rules_second.HIGH, "n/a")
 
 
 def markdown(place: str | Path | None = None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import figures, rules, tables, words
+from bvlm_book import figures, rules_second, tables, words
 from bvlm_book.figures import ASR, CONTROL_LABEL, success_map
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL, LASTING, POISONED
@@ -44,7 +44,7 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
         found |= {
             "worked": str(len(last)),
             "alive": str(len(alive)),
-            "strong": str(int((alive["value"] > rules.HIGH).sum())),
+            "strong": str(int((alive["value"] > rules_second.HIGH).sum())),
             "weakest": words.interval(last.loc[last["value"].idxmin()]),
             "steps": words.span(last["steps"], 0),
             "trained": words.span(last["trained"].dropna(), 0),

@@ -37,8 +37,8 @@ PUBLISHED = (
 def beside_published(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """A line per published number: what others report, and the mean and range over our experiments.
 
-    before, after: a line per experiment with its `attack`, `modality` and `value`; after has `defence`, `placebo` and
-    `usual` too (are the defence's settings its usual ones?).
+    before, after: a line per experiment with its `attack`, `modality` and `value`; after has `named` and
+    `placebo` too.
     """
     lines = []
     for one in PUBLISHED:
@@ -51,8 +51,7 @@ def beside_published(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_defence(after: pd.DataFrame, one: Published) -> pd.DataFrame:
-    kept = (after["defence"] == one.defence) & (after["placebo"].astype(bool) == one.placebo) & after["usual"]
-    return after[kept]
+    return after[(after["named"] == one.defence) & (after["placebo"].astype(bool) == one.placebo)]
 
 
 def _mean_and_range(values: pd.Series) -> str:
