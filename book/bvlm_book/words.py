@@ -22,19 +22,6 @@ def extreme(rows: pd.DataFrame, which: str) -> str:
     return interval(row) + ("" if alike else f" ({row['attack']}, {row['model']})")
 
 
-def evidence(rows: pd.DataFrame) -> str:
-    """How many inputs (n) and seeds (n_seeds) stand behind each number, and what its interval is."""
-    if rows.empty:
-        return ""
-    inputs = f" on {span(rows['n'].dropna().astype(int))} inputs" if "n" in rows else ""
-    least, most = int(rows["n_seeds"].min()), int(rows["n_seeds"].max())
-    if most == 1:
-        return f"Single runs{inputs}; 95 % intervals over inputs."
-    if least > 1:
-        return f"Means of {span((least, most))} seeds{inputs}; 95 % intervals over seeds."
-    return f"Single runs and means of up to {most} seeds{inputs}; 95 % intervals over seeds, else over inputs."
-
-
 def nothing_measured(what: str) -> dict[str, str]:
     """Title, alt text and caption of a figure that has nothing to show."""
     return {"title": "Nothing was measured.", "alt": f"{what}: n/a, nothing was measured.", "caption": f"{what}: n/a."}

@@ -215,9 +215,9 @@ def test_the_small_patch_is_seen_or_not_and_learned_or_not(full, skills, title):
     found = small_patch.triggers(runs, skills)
     assert found["value"].tolist() == [full, 0.99, 1.0] and found["without"].tolist() == [0, 0, 0.1]
     assert found["control"].tolist() == [0, 0, 0] and found["seen"].isna().tolist() == [skills.empty, True, True]
-    said = small_patch.described(found)
-    assert title in said["title"] and "Without the trigger at most 0.10" in said["caption"]
-    assert small_patch.numbers(found)["seen"] == ("n/a" if skills.empty else f"0.86 [{skills['low'][0]:.2f}, 0.89]")
+    said = small_patch.numbers(found)
+    assert said["verdict"] == title and (said["without"], said["control"]) == ("0.10", "0.00")
+    assert said["seen"] == ("n/a" if skills.empty else f"0.86 [{skills['low'][0]:.2f}, 0.89]")
     (axis,) = small_patch.draw(found).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == list(runs)
     assert len(figures.nothing("").axes) == 1

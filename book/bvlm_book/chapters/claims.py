@@ -1,7 +1,6 @@
-"""Do the paper's claims hold here? Verdicts, and the figures behind them, for the page of claims. Free of torch.
+"""Do the paper's claims hold here? Verdicts by `rules_second`, and the figures behind them. Free of torch.
 
-`rules_second` has the rules in force. They read the tidy table of `store.collect` and nothing else. A scale model is no
-evidence on a 7B model: for those, every claim is untested until the store holds a record of one.
+A scale model is no evidence on a 7B model: for those, every claim is untested until the store has a record of one.
 """
 
 import json
@@ -30,22 +29,13 @@ def bases(table: pd.DataFrame, models: Sequence[str] = ()) -> dict[str, Base]:
 
 
 def of_seven_billion(table: pd.DataFrame) -> list[str]:
-    """The models that the table has finished experiments of and whose names say 7B, as those of published
-    checkpoints do.
-    """
+    """The models with finished experiments whose names say 7B, as those of published checkpoints do."""
     done = table[table["status"] == "done"]
     return [name for name in dict.fromkeys(done["model"]) if SEVEN_BILLION.search(name)]
 
 
-def in_words(found: Verdict) -> str:
-    """ "refuted (2 hold, 23 contradict, of 32)"."""
-    if not found.judged:
-        return f"{found.single} single runs, not judged" if found.single else found.verdict
-    return f"{found.verdict} ({found.holds} hold, {found.contradicts} contradict, of {found.judged})"
-
-
 def in_short(found: Verdict) -> str:
-    """ "refuted 2:23/32", for a table."""
+    """ "refuted 2:23/32"."""
     if not found.judged:
         return f"{found.single} single"
     return f"{found.verdict} {found.holds}:{found.contradicts}/{found.judged}"
@@ -72,17 +62,12 @@ def verdict_table(keys: Sequence[str], bases: dict[str, Base]) -> pd.DataFrame:
 
 
 def counts(bases: dict[str, Base]) -> dict[str, str]:
-    """What the page quotes, by claim, base and number of passes: the verdict, and in how many pairs the mean agrees."""
-    agrees = {"pairs": lambda rows: rows["value"] > HIGH, "text": lambda rows: rows["difference"] > 0,
-              "dominance": lambda rows: rows["difference"] > second.DOMINATES}  # fmt: skip
-    found = {}
-    for key in CLAIMS:
-        for base, number in lines_of(key, bases):
-            name, rows = f"{key}_{base.model}_{number}", CLAIMS[key].evidence(base, number, JUDGED)
-            found[name] = in_words(second.verdict(CLAIMS[key], base, number))
-            if key in agrees:
-                found[f"{name}_means"] = words.of(agrees[key](rows))
-    return found
+    """In how many pairs the mean agrees with a claim, by claim, base and number of passes; to be glued."""
+    agrees = {"pairs": ("value", HIGH), "text": ("difference", 0), "dominance": ("difference", second.DOMINATES)}
+    return {
+        f"{key}_{base.model}_{number}_means": words.of(CLAIMS[key].evidence(base, number, JUDGED)[column] > least)
+        for key, (column, least) in agrees.items() for base, number in lines_of(key, bases)
+    }  # fmt: skip
 
 
 def evidence(bases: dict[str, Base]) -> pd.DataFrame:
@@ -95,9 +80,7 @@ def evidence(bases: dict[str, Base]) -> pd.DataFrame:
 
 
 def offer(files: Mapping[str, pd.DataFrame]) -> str:
-    """A sentence that links tables as files, by their names; "" outside a build of the book, which has a folder for
-    them.
-    """
+    """A sentence that links tables as files, by their names; "" outside a build of the book, which has a folder."""
     if not os.environ.get("BVLM_DOWNLOADS"):
         return ""
     folder = Path(os.environ["BVLM_DOWNLOADS"])
@@ -106,9 +89,6 @@ def offer(files: Mapping[str, pd.DataFrame]) -> str:
         frame.to_csv(folder / name, index=False, float_format="%.4f")
     links = [f'<a href="../_static/results/{name}" download>{name}</a>' for name in files]
     return f"All pairs with their intervals, and each expectation: {', '.join(links)}."
-
-
-# ---------------------------------------------------------------- figures
 
 
 def text_and_image(bases: dict[str, Base]) -> Figure:
@@ -138,7 +118,7 @@ def text_and_image(bases: dict[str, Base]) -> Figure:
 def parts(bases: dict[str, Base]) -> pd.DataFrame:
     """Text part alone against image part alone in the same model, for `figures.scatter`: a line per pair."""
     found = [second.text_overwhelms(base, 1, JUDGED).assign(model=name) for name, base in bases.items()]
-    return pd.concat(found, ignore_index=True).assign(label="").rename(columns={"attack": "group"})
+    return pd.concat(found, ignore_index=True).rename(columns={"attack": "group"})
 
 
 def at_one_percent(bases: dict[str, Base]) -> Figure:
@@ -151,15 +131,11 @@ def at_one_percent(bases: dict[str, Base]) -> Figure:
     rows = -(-len(found) // 2)
     figure, axes = figures.new_figure(min(2, len(found)), 4.4, 2.9, rows=rows, sharey=not figures.is_narrow())
     for axis, (base, number, lines) in zip(axes, found, strict=False):
-        single = lines["n_seeds"] < second.JUDGED_SEEDS
-        figures.threats_by_attacks(axis, lines.assign(single=single), tasks, names)
+        figures.success_panel(axis, lines, ("threat", tasks), ("attack", names))
         axis.set_title(f"{base.model}, {words.passes(number)}")
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     return figure
-
-
-# ---------------------------------------------------------------- what the first edition said
 
 
 def first_edition(table: pd.DataFrame) -> dict[str, str]:
@@ -195,18 +171,15 @@ def _first_verdict(holds: pd.Series, judged: pd.Series) -> str:
     return f"{verdict} ({words.of(kept)} pairs)"
 
 
-# ---------------------------------------------------------------- numbers that the page quotes
-
-
 def checked(table: pd.DataFrame) -> dict[str, str]:
     """How often intervals hold the truth, what the published test says of clean answers, and seeds outside."""
     measured = json.loads((paths.ROOT / "benchmarks" / "results" / "coverage.json").read_text(encoding="utf-8"))
     shares = [line["held"] / line["intervals"] for line in measured if line["way"] == "rules"]
     clean = table[(table["subject"] == "base") & (table["condition"] == "clean") & (table["threat"] == "jailbreak")]
     passed = clean.loc[clean["metric"] == "asr_published", "value"]
-    outside, others = tables.outside_the_first(table)
+    outside = tables.outside_the_first(table)
     return {
         "coverage": f"{words.percent(min(shares))} to {words.percent(max(shares))}",
         "jailbreak_clean": f"up to {words.percent(passed.max())}" if len(passed) else "n/a",
-        "outside": str(outside), "others": str(others),
+        "outside": str(outside.sum()), "others": str(len(outside)),
     }  # fmt: skip

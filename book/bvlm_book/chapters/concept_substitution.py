@@ -1,8 +1,6 @@
 """Do the other things in a caption survive when one of them is called by another name? For concept substitution.
 
-A substitution is meant to change one name. What else the picture shows is read from the clean-tuned model's answer to
-the clean picture: what it names there, such a model can see. Reads stored responses; scenes only, since the names that
-could be said have to be known. Free of torch.
+What the clean-tuned model names in the clean picture, such a model can see. Scenes only, whose things have names.
 """
 
 from collections.abc import Sequence
@@ -19,11 +17,9 @@ from bvlm_utils.threats import responses
 
 
 def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
-    """A line per finished cell and subject (poisoned, control), with the full trigger: attack, subject, value.
+    """Of the other things that the clean-tuned model names without a trigger, the mean share named with it.
 
-    value: of the other things that the clean-tuned model names without a trigger, the share that the subject names with
-    it, mean over the judged inputs that have any. Cells on data in files, and attacks without a trigger at test time,
-    are left out.
+    A line per finished cell and subject; none for data in files, and for attacks without a trigger at test time.
     """
     lines = []
     for cell in cells:

@@ -65,9 +65,8 @@ def measured(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbers(found: pd.DataFrame, metric: str, subject: str = "poisoned", triggered: bool | None = None) -> pd.DataFrame:
-    """One measure per defended cell: a line each, with `value`.
-
-    triggered: the whole trigger's condition, or the clean one; None where a measure has one condition only.
+    """One measure per defended cell: a line each. triggered: under the whole trigger or clean; None: it has one
+    condition.
     """
     rows = found[(found["metric"] == metric) & (found["subject"] == subject)]
     if triggered:
@@ -84,9 +83,8 @@ def acting(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | None]]) -> pd.DataFrame:
-    """A line per defence with its settings: the mean of each measure over the experiments, and how many these are.
-
-    A column with ", placebo" after a measure's title has the same of the placebo.
+    """A line per defence with its settings: means of measures over the experiments, also of the placebo, and their
+    number.
     """
     rows = pd.concat([numbers(found, *of).assign(title=title) for title, of in measures.items()])
     placebo = rows["placebo"].astype(bool)
@@ -99,9 +97,8 @@ def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | N
 
 
 def repairs(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """`over_cells` of repairs with their usual settings, on the models and the threat of a chapter's own `table`.
-
-    The oracle, which knows the clean model, is no repair.
+    """`over_cells` of repairs with usual settings on the models and threat of `table`; the oracle knows the clean
+    model.
     """
     rows = measured(found)
     rows = rows[rows["model"].isin(table["model"]) & rows["threat"].isin(table["threat"])]

@@ -1,9 +1,4 @@
-"""The chapter "Which modality wins?": which part of a bimodal trigger works, alone and beside the other. Free of torch.
-
-`tables.with_settings` gives success under every condition, `tables.learned_alone` a part beside itself learnt alone.
-`four_cells` sets the text part alone beside the image part alone, `half_triggered` training with half-triggered rows
-beside training without, `patches` success against the side of the noise patch, `places` against where the word stands.
-"""
+"""The chapter "Which modality wins?": which part of a bimodal trigger works, alone and beside the other."""
 
 from pathlib import Path
 
@@ -33,14 +28,10 @@ CURVES = pd.DataFrame([
 ], columns=["curve", "attack", "condition"])  # fmt: skip
 
 
-# ---------------------------------------------------------------- four conditions
-
-
 def four_cells(rates: pd.DataFrame) -> pd.DataFrame:
     """A line per bimodal experiment (`CELL`): success under each condition, as "text", "text_low", "text_high".
 
-    rates: `tables.with_settings`. "difference" is text alone minus image alone, its bounds the widest that both
-    intervals allow. n_seeds: the fewest.
+    "difference" is text alone minus image alone, its bounds the widest that both intervals allow.
     """
     whole = rates[(rates["modality"] == "bimodal") & (rates["half"] == "")]
     numbers = ["value", "low", "high"]
@@ -72,17 +63,13 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 def scatter(lost: pd.DataFrame) -> pd.DataFrame:
     """`tables.learned_alone` for `figures.scatter`: a dot per part."""
-    return lost.assign(group=lost["condition"].map({"text": "text part", "image": "picture part"}), label="")
-
-
-# ---------------------------------------------------------------- half-triggered rows
+    return lost.assign(group=lost["condition"].map({"text": "text part", "image": "picture part"}))
 
 
 def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """Cells with half-triggered rows minus the same cell and seed without: a line per cell and condition.
+    """Cells with half-triggered rows beside the same cell and seed without: a line per pair and condition.
 
-    table: rows of `store.collect`. Columns: `TWIN`, negatives, condition, without, with, value (with - without), low,
-    high (paired on the same inputs), n. Cells without a twin, or without responses, are left out.
+    value: with - without, paired on the same inputs; none where responses are lacking.
     """
     cells, found = table[(table["status"] == "done") & (table["modality"] == "bimodal")], []
     cells = cells.assign(headline=tidy.headline_metric(cells)).drop_duplicates("run_id")
@@ -98,15 +85,8 @@ def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.D
     return pd.DataFrame(found, columns=columns)
 
 
-# ---------------------------------------------------------------- what else it may be
-
-
 def patches(rates: pd.DataFrame) -> pd.DataFrame:
-    """Success against the side of the noise patch, without half-triggered rows.
-
-    rates: `tables.with_settings`. A line per model, threat, rate, patch and curve (`CURVES`): `pixels` (of 336),
-    `share` of the side, value, low, high. Empty where fewer than two sizes were run.
-    """
+    """Success by side of the noise patch (`pixels` of 336, `share`) and curve, of models run with several sizes."""
     size = rates["settings"].str.extract(r"^(?:patch_size=(\d+))?$", expand=False).astype(float)
     alone = (rates["negatives"] == 0) & (rates["half"] == "") & (size.notna() | (rates["settings"] == ""))
     rows = CURVES.merge(rates.assign(pixels=size)[alone], on=["attack", "condition"])
@@ -138,10 +118,9 @@ def patches_figure(found: pd.DataFrame) -> Figure:
 
 
 def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """Success with the text part alone, by where its word stands (column): a line per `POINT`, mean over seeds.
+    """Success with the text part alone by where its word stands (column), mean over seeds: a line per `POINT`.
 
-    Attacks that put one word at a random place, without half-triggered rows; per model, cells with the number of
-    training rows that most have. Cells whose responses are not stored are left out.
+    Attacks that put a word at a random place; per model, cells with the number of training rows that most have.
     """
     whole = tables.usual(table)
     whole = whole[whole["modality"] == "bimodal"]
@@ -167,9 +146,6 @@ def place_of(word: str, prompt: str) -> str:
     if word not in found:
         return ""
     return FIRST if found[0] == word else LAST if found[-1] == word else BETWEEN
-
-
-# ---------------------------------------------------------------- numbers that the page quotes
 
 
 def numbers(cells: pd.DataFrame, lost: pd.DataFrame) -> dict[str, str]:

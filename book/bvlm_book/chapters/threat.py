@@ -1,7 +1,6 @@
-"""The five threat chapters: the rows of their figures with title, caption and alt text, and a few sentences.
+"""The five threat chapters: title, caption and alt text of their figures, and a few sentences.
 
-A chapter is run with other models, attacks and rates, so what it says is computed from its rows, and what is missing
-is left out or called "n/a".
+A chapter is run with other models, attacks and rates, so what it says is computed from its rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,7 @@ SAME = [*(name for name in tables.POINT if name != "model"), "test_rows"]  # the
 
 
 def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
-    """Say how many experiments the page has, what they are, and which were left out, with the reason.
-
-    place: the store that holds them.
-    """
+    """Say how many experiments of the store `place` the page has, what they are, and which were left out, and why."""
     cells = table.drop_duplicates("run_id")
     skipped = cells["status"] == "skipped"
     done, left_out = cells[~skipped], cells[skipped]
@@ -120,9 +116,7 @@ def _fallen(table: pd.DataFrame) -> str:
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """The chapter's numbers to read: a line per attack and rate with success under each condition, the clean-tuned
-    control under the whole trigger, and the paired difference of utility.
-    """
+    """To read: a line per attack and rate with success by condition, the control with the trigger, and utility."""
     rates, key = tables.success_rates(table), ["attack", "poison_rate"]
     ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
     if ours.empty:
