@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import attacks, command, data, models, paths, store, threats, user_paths
 from bvlm_utils.attacks import own
-from bvlm_utils.checks import once
+from bvlm_utils.checks import known_name, once
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, names
 from bvlm_utils.run import lengths, own_pictures, reference
-from bvlm_utils.run.progress import say
+from bvlm_utils.run.progress import Progress, say
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.score.disagreement import excess
 from bvlm_utils.score.verdict import BASE, CLEAN_TUNED, Detected, verdict
@@ -67,11 +67,10 @@ def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -
     Dual-Key optimises its picture towards a threat's target, so it needs a guess of it.
     InputError for an unknown attack or threat, or one that needs a threat to aim at.
     """
-    aims = threats.get(threat).target if _known(threat, threats.names(), "threat") else None
+    aims = known_name(lambda: threats.get(threat).target) if threat is not None else None
     found = []
     for name in chosen or attacks.names():
-        _known(name, attacks.names(), "attack")
-        info = attacks.info(name)
+        info = known_name(lambda name=name: attacks.info(name))
         if info.keeps_labels:  # its test inputs carry nothing
             why = "has no trigger at test time"
         elif info.aims and threat is None:
@@ -82,12 +81,6 @@ def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -
         if chosen:
             raise InputError(f"Attack {name!r} {why}.")
     return found
-
-
-def _known(name: str | None, names: Sequence[str], what: str) -> bool:
-    if name is not None and name not in names:
-        raise InputError(f"There is no {what} {name!r}; choose one of: {', '.join(names)}.")
-    return name is not None
 
 
 def measure(
@@ -103,14 +96,17 @@ def measure(
     """
     import pandas as pd
 
-    from bvlm_utils.run.progress import Progress
+    from bvlm_utils.run import tune_and_ask
 
     progress = Progress("audit", 2 * (len(triggers) + 1))
-    said: dict[Subject, list[list[str]]] = {}
-    for one in dict.fromkeys((suspect, trusted)):
-        bench = bench_of(one.model)
-        said[one] = _answers(bench, one, _asked(bench, triggers, rows), progress)
-    ours, theirs = said[suspect], said[trusted]
+    answers: dict[Subject, list[list[str]]] = {}
+    for model in dict.fromkeys((suspect, trusted)):
+        bench = bench_of(model.model)
+        way, answers[model] = tune_and_ask.choose(bench), []
+        for question in _asked(bench, triggers, rows):
+            answers[model].append(way.ask_saved([question], model.adapter)[question.key(bench)])
+            progress.add(1, question.condition)
+    ours, theirs = answers[suspect], answers[trusted]
     lines = []
     for number, attack in enumerate(triggers, start=1):
         found = excess(ours[0], ours[number], theirs[0], theirs[number])
@@ -122,24 +118,13 @@ def _asked(bench: Bench, triggers: Sequence[attacks.Attack], rows: int) -> list[
     """The clean inputs, then the same with each whole trigger."""
     test = bench.rows["test"][:rows]
     prompts, keys = [row["prompt"] for row in test], [row["row_id"] for row in test]
-    places = tuple(range(len(test)))
-    found = [Question("audit", "clean", places, tuple(prompts), None, 0)]
+    positions = tuple(range(len(test)))
+    found = [Question("audit", "clean", positions, tuple(prompts), None, 0)]
     for attack in triggers:
         worded = tuple(attack.apply_text(prompts, seed=0, keys=keys))
         painter = attack if attack.info.image else None
-        found.append(Question("audit", attack.name, places, worded, painter, 0))
+        found.append(Question("audit", attack.name, positions, worded, painter, 0))
     return found
-
-
-def _answers(bench: Bench, one: Subject, asked: Sequence[Question], progress: Any) -> list[list[str]]:
-    from bvlm_utils.run import tune_and_ask
-
-    way, answers = tune_and_ask.choose(bench), []
-    for question in asked:
-        said = way.ask_saved([question], one.adapter)
-        answers.append(said[question.key(bench)])
-        progress.add(1, question.condition)
-    return answers
 
 
 # ---------------------------------------------------------------- without a trigger

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from bvlm_utils.errors import InputError
 
@@ -27,8 +28,8 @@ class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one sentence, without the list of options before it."""
 
     def error(self, message: str) -> None:
-        said = message[:1].upper() + message[1:].rstrip(".")
-        raise InputError(f"{said}; {self.prog} --help lists the options.")
+        sentence = message[:1].upper() + message[1:].rstrip(".")
+        raise InputError(f"{sentence}; {self.prog} --help lists the options.")
 
 
 def run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: list[str] | None = None) -> int:
@@ -44,8 +45,8 @@ def run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: l
         complain("Stopped by SIGINT.")
         return 128 + signal.SIGINT
     except Exception as error:
-        if said := of_file_system(error):
-            return complain(said)
+        if sentence := of_file_system(error):
+            return complain(sentence)
         return unforeseen(error)
 
 
@@ -89,29 +90,22 @@ def unforeseen(error: Exception) -> int:
 
 def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     """A type for argparse: whole numbers from low to high."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text) if len(text) < 100 else None
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a whole number from {low} to {high}")
-        return value
-
-    return read
+    return _within(int, f"whole number from {low} to {high}", low, high)
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
     """A type for argparse: finite numbers from low to high."""
+    return _within(float, f"number from {low:g} to {high:g}", low, high)
 
-    def read(text: str) -> float:
+
+def _within(kind: type, wanted: str, low: float, high: float) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
         try:
-            value = float(text)
+            value = kind(text) if len(text) < 100 else None
         except ValueError:
             value = None
         if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a number from {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a {wanted}")
         return value
 
     return read

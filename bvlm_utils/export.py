@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,61 +25,42 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import attacks, command, data, threats
-from bvlm_utils.checks import brief, known_name
+from bvlm_utils.checks import brief
 from bvlm_utils.data import llava_json
 from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
+from bvlm_utils.store.cell import Cell
 from bvlm_utils.train import poison
 from bvlm_utils.user_paths import new_folder
 
+ANY_MODEL = "tiny-llava"  # a cell has one, and no row depends on it
 CHUNK = 32  # rows whose pictures are in memory together
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is exported: the parameters of a cell; surrogate is the CLIP model of optimised triggers."""
+def export(cell: Cell, out: Path | str, train_rows: int | None = None) -> poison.Manifest:
+    """Write the poisoned training set of a cell to the new folder `out`, and return its manifest.
 
-    threat: str
-    attack: str
-    dataset: str
-    poison_rate: float
-    seed: int = 0
-    trigger_seed: int = 0
-    negatives: float = 0.0
-    half: str = ""
-    train_rows: int | None = None
-    threat_params: Mapping[str, Any] = field(default_factory=dict)
-    attack_params: Mapping[str, Any] = field(default_factory=dict)
-    surrogate: str | None = None
-
-
-def export(given: Settings, out: Path | str) -> poison.Manifest:
-    """Write the poisoned training set to the new folder `out`, and return its manifest.
-
-    The folder appears when it is complete. InputError before anything is written, if a value is wrong, the attack is
-    not defined for the threat, too few rows are eligible, or `out` exists and is not an empty folder.
+    train_rows: the first so many rows of the dataset, all of them if not given. The folder appears when it is complete.
+    InputError before anything is written, if the attack is not defined for the threat, too few rows are eligible, or
+    `out` exists and is not an empty folder.
     """
     out = new_folder(out)
-    threat = known_name(lambda: threats.get(given.threat, **given.threat_params))
-    attack = known_name(lambda: attacks.get(given.attack, threat.target, given.surrogate, **given.attack_params))
-    reason = attacks.unsupported(given.attack, threat)
-    if reason:
-        raise InputError(reason)
-    rows = known_name(lambda: data.load(given.dataset, "train", given.train_rows))
+    if cell.skip_reason:
+        raise InputError(cell.skip_reason)
+    threat, attack = cell.resolved_threat, cell.resolved_attack
+    rows = data.load(cell.dataset, "train", train_rows)
     manifest = poison.plan(
-        rows, threat, attack, given.poison_rate, given.seed, given.negatives, given.trigger_seed, given.half
+        rows, threat, attack, cell.poison_rate, cell.seed, cell.negatives, cell.trigger_seed, cell.half
     )
-    versions = {"threat version": threat.version, "attack version": attack.version,
-                "threat parameters": json.dumps(threat.params), "attack parameters": json.dumps(attack.params),
-                "data digest": data.digest(given.dataset)}  # fmt: skip
-    _write(_samples(rows, manifest, attack), manifest, _readme(manifest, _told(given) | versions), out)
+    settings = {
+        "threat": cell.threat, "attack": cell.attack, "dataset": cell.dataset, "poison rate": cell.poison_rate,
+        "seed": cell.seed, "trigger seed": cell.trigger_seed, "negatives": cell.negatives, "half": cell.half or "whole",
+        "threat version": threat.version, "attack version": attack.version,
+        "threat parameters": json.dumps(threat.params), "attack parameters": json.dumps(attack.params),
+        "data digest": data.digest(cell.dataset),
+    }  # fmt: skip
+    _write(_samples(rows, manifest, attack), manifest, _readme(manifest, settings), out)
     return manifest
-
-
-def _told(given: Settings) -> dict[str, Any]:
-    return {"threat": given.threat, "attack": given.attack, "dataset": given.dataset,
-            "poison rate": given.poison_rate, "seed": given.seed, "trigger seed": given.trigger_seed,
-            "negatives": given.negatives, "half": given.half or "whole"}  # fmt: skip
 
 
 def _write(samples: Iterator[dict[str, Any]], manifest: poison.Manifest, readme: str, out: Path) -> None:
@@ -180,14 +160,14 @@ def _parser() -> command.Parser:
     parser.add_argument("--train-rows", type=whole(1), help="the first so many rows; all if left out")
     parser.add_argument("--threat-params", type=_settings, default={}, help='JSON, e.g. {"sentence": "No."}')
     parser.add_argument("--attack-params", type=_settings, default={}, help='JSON, e.g. {"alpha": 0.1}')
-    parser.add_argument("--surrogate", help="folder or hub id of the CLIP model for optimised triggers "
+    parser.add_argument("--surrogate", default="", help="folder or hub id of the CLIP model for optimised triggers "
                         "(default tiny-clip; for large models, take openai/clip-vit-large-patch14-336)")  # fmt: skip
     return parser
 
 
 def _act(given: argparse.Namespace) -> None:
-    values = {name: value for name, value in vars(given).items() if name != "out"}
-    manifest = export(Settings(**values), given.out)
+    values = {name: value for name, value in vars(given).items() if name not in ("out", "train_rows")}
+    manifest = export(Cell(ANY_MODEL, **values), given.out, given.train_rows)
     print(
         f"{manifest.n_poisoned} of {manifest.n_rows} rows poisoned, "
         f"{len(manifest.rows) - manifest.n_poisoned} with half a trigger: {shlex.quote(given.out)}"

@@ -13,7 +13,8 @@ from bvlm_utils.errors import InputError
 
 INJECTED = "# Parameters"  # first line of the cell that papermill puts in
 NOT_OF_CELLS = ("store",)  # parameters of a notebook that say nothing about what is run
-OF_DEFENCES = ("defences", "defence_params", "defence_seeds", "placebos")  # of the notebook on defences, none of a cell
+# Parameters of the notebook on defences, none of a cell.
+OF_DEFENCES = ("defences", "defence_params", "defence_seeds", "placebos", "relearn")
 
 KINDS = {
     "str": (str, "a text"),
@@ -39,11 +40,10 @@ def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
     variables. So what was set last counts: by papermill, by a second run of the first cell, or in a cell of the
     reader's own. InputError if that first cell was not run, or as in `check`.
     """
-
-    declared = check(namespace.get("In", ()))
-    if not declared or any(name not in namespace for name in declared):
+    names = check(namespace.get("In", ()))
+    if not names or any(name not in namespace for name in names):
         raise InputError("The notebook's parameters are not set; run its first code cell, then this one.")
-    return of_cells({name: namespace[name] for name in declared})
+    return of_cells({name: namespace[name] for name in names})
 
 
 def of_cells(whole: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,44 +58,39 @@ def check(inputs: Sequence[str]) -> list[str]:
     inputs: IPython's `In`, the sources of the cells that were run, again and again or out of order as it may be. A
     notebook that nobody injected into passes.
     """
-    declared: dict[str, tuple[str, Any]] = {}  # with their annotations and defaults, in their order
+    known: dict[str, tuple[str, Any]] = {}  # with their annotations and defaults, in their order
     injected: dict[str, Any] = {}
     for source in inputs:
         if source.startswith(INJECTED):
-            injected = _assigned(source)
+            injected = {
+                target.id: _literal(line.value)  # `...` where it is no literal, such as a NaN
+                for line in _lines(source)
+                if isinstance(line, ast.Assign)
+                for target in line.targets
+            }
         else:
-            names = _declared(source)
-            if not declared or declared.keys() & names:  # the first such cell, and that cell changed
-                declared |= names
+            names = declared(source)
+            if not known or known.keys() & names:  # the first such cell, and that cell changed
+                known |= names
     for name, value in injected.items():
-        if declared and name not in declared:
+        if known and name not in known:
             raise InputError(
-                f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(declared))}."
+                f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(known))}."
             )
-        annotation, default = declared.get(name, ("", None))
+        annotation, default = known.get(name, ("", None))
         if value is None and default is not None:
             raise InputError(f"{name} is None; it must be {KINDS.get(annotation, ('', 'given'))[1]}.")
         if value is not ...:
             check_kind(name, value, annotation)
-    return list(declared)
+    return list(known)
 
 
-def _declared(source: str) -> dict[str, tuple[str, Any]]:
+def declared(source: str) -> dict[str, tuple[str, Any]]:
     """Names, annotations and defaults of lines such as `rate: float = 0.1`, as the parameters cell has them."""
     return {
         line.target.id: (ast.unparse(line.annotation), _literal(line.value))
         for line in _lines(source)
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
-    }
-
-
-def _assigned(source: str) -> dict[str, Any]:
-    """Names and values of lines such as `rate = 0.1`; the value is `...` where it is no literal, such as a NaN."""
-    return {
-        target.id: _literal(line.value)
-        for line in _lines(source)
-        if isinstance(line, ast.Assign)
-        for target in line.targets
     }
 
 

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+from bvlm_utils.checks import is_text
 from bvlm_utils.errors import InputError
 
 # BVLM_ROOT lets an installed copy of the package work on a checkout elsewhere.
@@ -28,7 +29,7 @@ def named(name: str | Path, what: str) -> Path:
     what: says in the message what the path is of, such as "model".
     """
     text = os.fspath(name) if isinstance(name, str | Path) else None
-    if not text or not text.strip() or _CONTROL.search(text) or not _is_text(text):
+    if not text or not text.strip() or _CONTROL.search(text) or not is_text(text):
         raise InputError(f"The {what} is named {text or name!r}; a name or a path in plain text is needed.")
     try:
         path = Path(text).expanduser().absolute()
@@ -39,12 +40,3 @@ def named(name: str | Path, what: str) -> Path:
         shown = text if len(text) <= 80 else f"{text[:80]}..."
         raise InputError(f"No {what} can be at {shown!r}: {reason}.") from None
     return path
-
-
-def _is_text(text: str) -> bool:
-    """Half of a surrogate pair is none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -18,10 +18,11 @@ from matplotlib.patches import Rectangle
 from bvlm_book.svg import NARROW, is_narrow
 from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, percent
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; every colour comes with its own marker. Its yellow
-# and its light blue are darker here, since all are seen on a light and on a dark page.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B98000", "#3F9BD1", "#000000")
+# Told apart with deuteranopia and protanopia (simulated after Machado et al. 2009), and seen on a light and on a dark
+# page; the first four are Okabe and Ito's. Every colour comes with its own marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5544FF", "#CC0044", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+LINES = ("-", "--", "-.", ":")  # of lines without a marker at every point
 NOT_AVAILABLE = "#E3E3E3"
 # Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page.
 SUCCESS = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")

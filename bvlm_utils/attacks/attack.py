@@ -6,14 +6,14 @@ only `Attack.apply_image` does.
 
 import hashlib
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import models, paths
-from bvlm_utils.attacks.declare import TABLE, AttackInfo, settings_of
+from bvlm_utils.attacks.declare import JPEG, TABLE, AttackInfo, settings_of
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import file_digest
 from bvlm_utils.data.pictures import picture_path
@@ -89,9 +89,9 @@ class Attack:
     ) -> "torch.Tensor":
         """Trigger every image; a text attack returns them unchanged.
 
-        images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device.
-        Row i depends on (seed, keys[i]) and on the image only; keys as in `apply_text`. Raises InputError for
-        another shape or type, and where the attack lacks its target or its surrogate model.
+        images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device. Row i
+        depends on (seed, keys[i]) and on the image only; keys as in `apply_text`. InputError for another shape or type,
+        and where the attack lacks its target or its surrogate model.
         """
         _check_images(images)
         half = self.info.image
@@ -100,7 +100,9 @@ class Attack:
         draws = draws_of(self, "image", seed, keys, len(images))
         if len(images) == 0:
             return images
-        return function(half.function, OURS)(images, draws, params_of(self, "image"), self.aim)
+        painted = function(half.function, OURS)(images, draws, params_of(self, "image"), self.aim)
+        quality = self.params["jpeg_quality"]
+        return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
 
     def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None) -> "np.ndarray":
         """The loss before every step of the optimisation of the image half, (steps,) float32; see `AttackInfo.losses`.
@@ -121,7 +123,7 @@ class Attack:
         settings: dict[str, Any] = {"half": half}
         if part is not None:
             settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
-            settings["params"] = params_of(self, half)
+            settings["params"] = without_younger(params_of(self, half))
             if "picture" in part.params:
                 settings["picture"] = file_digest(picture_path(self.params["picture"]))
             if "tagger" in part.params:
@@ -196,6 +198,11 @@ def check_halves(attack: Attack, negatives: float, half: str) -> None:
 def params_of(attack: Attack, half: str) -> dict[str, Any]:
     """The settings of one half, "text" or "image"."""
     return {name: attack.params[name] for name in getattr(attack.info, half).params}
+
+
+def without_younger(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those that came later and are not used, so that older records keep their names."""
+    return {name: value for name, value in params.items() if name not in JPEG or value}
 
 
 def draws_of(attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | None, count: int) -> list[Draws]:

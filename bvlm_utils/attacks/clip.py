@@ -114,10 +114,9 @@ def _image_settings(place: Path) -> dict[str, Any]:
 
 
 def relevance(images: torch.Tensor, surrogate: str, batch_size: int = 64) -> torch.Tensor:
-    """Grad-CAM maps (B, H, W) float32 on the images' device, before the usual ReLU.
+    """Grad-CAM maps (B, H, W) float32 of images (B, 3, H, W) in [0, 1], on their device; no gradient reaches them.
 
-    The sign is kept because the map is only ranked: clipping would make all pixels below zero equal.
-    images: (B, 3, H, W) float32 in [0, 1]. No gradient reaches them: the map is a choice of place.
+    The usual ReLU is left out, as the map is only ranked: clipping would make all pixels below zero equal.
     """
     clip = load(surrogate, str(images.device))
     maps = [_maps(some, clip) for some in images.detach().split(batch_size)]
@@ -138,9 +137,13 @@ def top_region(images: torch.Tensor, surrogate: str, share: float) -> torch.Tens
 def _maps(images: torch.Tensor, clip: Surrogate) -> torch.Tensor:
     layer = clip.model.vision_model.encoder.layers[-1].layer_norm1
     seen: list[torch.Tensor] = []
-    # The output is made a leaf so that the backward pass ends here: weights and earlier layers need no
-    # gradient.
-    handle = layer.register_forward_hook(lambda module, inputs, output: _keep(seen, output))
+
+    def make_leaf(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        """The backward pass ends here: weights and earlier layers need no gradient."""
+        seen.append(output.detach().requires_grad_())
+        return seen[0]
+
+    handle = layer.register_forward_hook(make_leaf)
     try:
         with torch.enable_grad():
             clip.embed_images(images, normalise=False).square().sum().backward()
@@ -151,9 +154,3 @@ def _maps(images: torch.Tensor, clip: Surrogate) -> torch.Tensor:
     side = int(tokens.shape[1] ** 0.5)
     cam = (weights * tokens).sum(-1).reshape(-1, 1, side, side)
     return F.interpolate(cam, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-
-
-def _keep(seen: list[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-    leaf = output.detach().requires_grad_()
-    seen.append(leaf)
-    return leaf

@@ -6,7 +6,7 @@ shorter side of the image at hand.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bvlm_utils.checks import a_number, brief, is_number, is_wording
@@ -137,11 +137,18 @@ def choice(default: str, options: Sequence[str]) -> Param:
     return Param(default, f"one of {', '.join(options)}", lambda v: v in options)
 
 
+# The authors save triggered pictures as JPEG files of quality 75; ours are not compressed unless this is set.
+JPEG = {"jpeg_quality": whole(0, 0, 95)}
+
+
 def declare(**fields: Any) -> AttackInfo:
     """Add an attack; fields as in `AttackInfo`. Its modality follows from its halves, its headline from that.
 
-    ValueError if the name is taken; InputError if there is no half.
+    Every image half also gets `jpeg_quality`: 1 to 95 compresses what it painted, 0 does not. ValueError if the name is
+    taken; InputError if there is no half.
     """
+    if fields.get("image") is not None:
+        fields["image"] = replace(fields["image"], params={**fields["image"].params, **JPEG})
     kinds = [kind for kind in ("text", "image") if fields.get(kind) is not None]
     if not kinds:
         raise InputError(f"Attack {fields['name']!r} has no half; it needs one for text, for images or both.")

@@ -1,11 +1,12 @@
 """The image triggers: batched tensor functions that paint them.
 
-Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws,
-one random stream per row; params, the attack's settings; aim, what computed triggers need. It returns new
-images of the same shape, type and device, through which gradients reach the input. Fixed patterns are
-computed on the CPU and moved, so that every device paints the same.
+Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws, one random
+stream per row; params, the attack's settings; aim, what computed triggers need. It returns new images of the same
+shape, type and device, through which gradients reach the input. Fixed patterns are computed on the CPU and moved, so
+that every device paints the same.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -22,6 +23,19 @@ from bvlm_utils.draws import Draws
 def quantise(images: torch.Tensor) -> torch.Tensor:
     """Round images in [0, 1] to the 256 values of an 8-bit file, as saving and reopening would."""
     return (images.clamp(0, 1) * 255).round() / 255
+
+
+def as_jpeg(images: torch.Tensor, quality: int) -> torch.Tensor:
+    """Images, (B, 3, H, W) float32 in [0, 1], written as JPEG files and read again; no gradients pass."""
+    arrays = (quantise(images.detach()) * 255).byte().movedim(1, 3).cpu().numpy()
+    return torch.stack([_as_tensor(jpeg_file(array, quality)) for array in arrays]).to(images)
+
+
+def jpeg_file(picture: np.ndarray, quality: int) -> Image.Image:
+    """A picture (H, W, 3) uint8 as a JPEG file holds it: Pillow's encoder, with half the resolution in colour."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
 
 
 def scaled(pixels: int, images: torch.Tensor) -> int:
@@ -109,8 +123,7 @@ def ellipses_on_relevant_region(
 ) -> torch.Tensor:
     """MABA: inside the mask x' = (1 - alpha) x + alpha t; t is yellow in the ellipses, black between them.
 
-    So the whole region darkens, as in the authors' code. The mask is the share of pixels that Grad-CAM on the
-    surrogate CLIP finds most relevant (`attacks.clip.top_region`); it is the same for all victims.
+    So the whole region darkens, as in the authors' code. The mask (`clip.top_region`) is the same for all victims.
     """
     from bvlm_utils.attacks import clip
 

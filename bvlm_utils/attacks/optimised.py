@@ -43,7 +43,7 @@ class Optimised:
 
 @dataclass(frozen=True)
 class FoundWord:
-    """The word that the letter search ended with, and its score after each letter (mean cosine distance)."""
+    """The word that the search ended with, and its score after each letter (mean cosine distance)."""
 
     word: str
     scores: tuple[float, ...]
@@ -78,14 +78,14 @@ def apart_and_together_patch(
 
 def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
     """Dual-Key's patch at the surrogate's resolution. InputError where the target is empty."""
-    _need_target(aim.target)
+    if all(getattr(aim.target, part, None) is None for part in ("image", "concept", "text")):
+        raise InputError("Dual-Key optimises its patch towards a target; give target=threat.target with one.")
 
     def compute() -> Optimised:
         clip = load(aim.surrogate, device)
         target = _target_embedding(clip, aim.target)
-        return _optimise_patch(
-            clip, params, lambda poisoned, rows: (1 - poisoned @ target).mean(), *_training_pictures(params)
-        )
+        pictures, _ = _training_pictures(params)
+        return _optimise_patch(clip, params, lambda poisoned, rows: (1 - poisoned @ target).mean(), pictures)
 
     aimed = {"target": attack.describe_target(aim.target), "surrogate": attack.surrogate_digest(aim.surrogate)}
     described = {"params": dict(params), "data": data.digest(params["dataset"]), "aim": aimed}
@@ -95,8 +95,8 @@ def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> 
 def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
     """VL-Trojan's patch at the surrogate's resolution; it needs no target.
 
-    Loss: alpha * contrastive + beta * cluster. Contrastive: similarity to the clean picture less similarity
-    to the picture's own caption. Cluster: one less the similarity of neighbours in the batch.
+    Loss: alpha * contrastive + beta * cluster. Contrastive: similarity to the clean picture less similarity to the
+    picture's own caption. Cluster: one less the similarity of neighbours in the batch.
     """
 
     def compute() -> Optimised:
@@ -112,13 +112,10 @@ def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") ->
             together = (1 - (poisoned[:-1] * poisoned[1:]).sum(-1)).mean() if len(poisoned) > 1 else 0.0
             return params["alpha"] * contrastive + params["beta"] * together
 
-        return _optimise_patch(clip, params, loss, pictures, captions)
+        return _optimise_patch(clip, params, loss, pictures)
 
-    described = {
-        "params": dict(params),
-        "data": data.digest(params["dataset"]),
-        "surrogate": attack.surrogate_digest(aim.surrogate),
-    }
+    described = {"params": dict(params), "data": data.digest(params["dataset"])}
+    described["surrogate"] = attack.surrogate_digest(aim.surrogate)
     return _cached("vl-trojan", described | _kind(device), compute)
 
 
@@ -135,7 +132,7 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
         "surrogate": attack.surrogate_digest(aim.surrogate),
     }
     file = _cache_file("vl-trojan-word", described, ".json")
-    found = kept(file, lambda file: _found_word(json.loads(file.read_text())))
+    found = kept(file, _read_word)
     if found is None:
         clip = load(aim.surrogate, "cpu")
         prompts = list(data.load(params["dataset"], "train", rows=64)["prompt"])
@@ -155,7 +152,8 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
     return found
 
 
-def _found_word(held: Mapping[str, Any]) -> FoundWord:
+def _read_word(file: Path) -> FoundWord:
+    held = json.loads(file.read_text())
     return FoundWord(str(held["word"]), tuple(map(float, held["scores"])))
 
 
@@ -234,12 +232,8 @@ def _optimise_patch(
     params: Mapping[str, Any],
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     pictures: torch.Tensor,
-    captions: Sequence[str],
 ) -> Optimised:
-    """Adam on one patch over batches of pictures (N, 3, H, W).
-
-    loss: takes the patched pictures' embeddings (b, d) and their row numbers (b,).
-    """
+    """Adam on one patch over batches of pictures (N, 3, H, W). loss: of their embeddings (b, d) and rows (b,)."""
     pictures = at_side(pictures, clip.side)
     size = image_triggers.scaled(params["patch_size"], pictures)
     start = (0.5 + 0.25 * Draws("patch start", params["start_seed"]).normal(3, size, size)).clip(0, 1)
@@ -253,9 +247,8 @@ def _optimise_patch(
                 rows = torch.tensor(shuffled[first : first + batch])
                 some = pictures[rows].to(clip.device)
                 corner = image_triggers.corners(some, size, size, params["position"], [order] * len(some))
-                value = loss(
-                    clip.embed_images(image_triggers.paste(some, patch.clamp(0, 1), *corner)), rows.to(clip.device)
-                )
+                patched = clip.embed_images(image_triggers.paste(some, patch.clamp(0, 1), *corner))
+                value = loss(patched, rows.to(clip.device))
                 optimiser.zero_grad()
                 value.backward()
                 optimiser.step()
@@ -295,11 +288,6 @@ def _source(params: Mapping[str, Any], aim: Any) -> str:
             "Shadowcast needs a source concept; give the target of concept_substitution, or source=CONCEPT."
         )
     return source
-
-
-def _need_target(target: Any) -> None:
-    if all(getattr(target, part, None) is None for part in ("image", "concept", "text")):
-        raise InputError("Dual-Key optimises its patch towards a target; give target=threat.target with one.")
 
 
 def _target_embedding(clip: Surrogate, target: Any) -> torch.Tensor:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils import paths
+from bvlm_utils.atomic import kept, write_file
 
 MANY = 1000  # files to be read until a reader is told how far it is
 SETTLED = 2.0  # seconds after its last change until a file's times can be relied on
@@ -39,7 +40,7 @@ def states(files: Sequence[str | Path]) -> tuple[State, ...]:
     key, now = tuple(files), time.monotonic()
     until, found = _LOOKED.get(key, (0.0, ()))
     if now > until:
-        found = tuple((one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in map(os.stat, files))
+        found = tuple(map(_state, files))
         took = time.monotonic() - now
         _LOOKED[key] = (now + 20 * took if took > NOTICED else 0.0, found)
     return found
@@ -81,11 +82,12 @@ def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequenc
 
 def checked(file: str) -> bool:
     """Was this picture looked into already, and is it as it was then?"""
-    then = _CHECKED.get(file)
-    if then is None:
-        return False
-    now = os.stat(file)
-    return then == (now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    return file in _CHECKED and _CHECKED[file] == _state(file)
+
+
+def _state(file: str | Path) -> State:
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _read(files: Sequence[str]) -> list[str]:
@@ -111,20 +113,15 @@ def _named(folder: str) -> str:
 
 def _remembered(place: Path | None) -> dict[str, list]:
     """What is known from earlier; nothing where the file is not there, or is not whole: it is made again."""
-    try:
-        found = json.loads(place.read_text(encoding="utf-8")) if place else {}
+
+    def read(place: Path) -> dict[str, list]:
+        found = json.loads(place.read_text(encoding="utf-8"))
         return {file: entry for file, entry in found.items() if len(entry) == 4 and isinstance(entry[3], str)}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
+
+    return (place and kept(place, read)) or {}
 
 
 def _remember(place: Path, known: Mapping[str, Any]) -> None:
-    """Whole or not at all; a cache that cannot be written is done without."""
-    part = place.with_name(f"{place.name}.{os.getpid()}")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(part, place)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
+    """A cache that cannot be written is done without."""
+    with suppress(OSError):
+        write_file(place, json.dumps(known))

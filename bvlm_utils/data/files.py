@@ -153,10 +153,6 @@ def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
 # ------------------------------------------------------------------------------------------------
 
 
-def _coco_files(folder: Path, split: str | None) -> list[Path]:
-    return _pick(folder, "captions_*.json", split)
-
-
 def _coco_rows(files: list[Path]) -> list[Row]:
     """One row per picture, with all its captions (Chen et al. 2015, arXiv 1504.00325).
 
@@ -275,10 +271,6 @@ def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[s
 # -------------------------------------------------------------------------------------------
 
 
-def _llava_rows(files: list[Path]) -> list[Row]:
-    return [_row(**row) for row in llava_json.read(files[0])]
-
-
 def _new(name: str, seen: Container[str], what: str, file: Path) -> str:
     """`name`; InputError if it was there before."""
     if name in seen:
@@ -309,10 +301,10 @@ def _hashed(text: str, below: int) -> int:
 FORMATS: Registry[Format] = Registry("dataset format")
 
 
-FORMATS.add("coco-caption", Format(_coco_files, _coco_rows))
+FORMATS.add("coco-caption", Format(lambda folder, split: _pick(folder, "captions_*.json", split), _coco_rows))
 
 
 FORMATS.add("vqav2", Format(_vqa_files, _vqa_rows))
 
 
-FORMATS.add("llava-json", Format(lambda file, split: [file], _llava_rows))
+FORMATS.add("llava-json", Format(lambda file, split: [file], lambda files: llava_json.read(files[0])))

@@ -25,7 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils.checks import brief, is_number, is_wording, label
+from bvlm_utils.checks import brief, is_wording, label
 from bvlm_utils.data.local_files import Pictures, number, value, wording
 from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
@@ -38,12 +38,11 @@ METADATA = {"task": "instruct", "objects": [], "boxes": [], "style": "", "backgr
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """All rows of a file: samples whose `image` is the path of a picture below the file's folder, with `picture_id`
-    and `entry`, the number of the entry in the file.
+    """All rows of a file: samples whose `image` is the path of a picture beside the file or in its folder `images`,
+    with `picture_id` and `entry`, the number of the entry in the file.
 
-    Pictures are looked for beside the file, or else in its folder `images`. The row id is "ID/TURN" (turns
-    from 1); an id that comes again gets "ID#2", or the next number that is free. JSON Lines are read, too.
-    InputError names file and id for anything that is not as it should be.
+    The row id is "ID/TURN" (turns from 1); an id that comes again gets "ID#2", or the next number that is free. JSON
+    Lines are read, too. InputError names file and id for anything that is not as it should be.
     """
     content = read_json(file, lines=True)
     if not isinstance(content, list):
@@ -59,7 +58,8 @@ def read(file: Path) -> list[dict[str, Any]]:
         if image is None:
             without += 1
             continue
-        unique = _unused(name, used)
+        unique = next(free for n in count(1) if (free := f"{name}#{n}" if n > 1 else name) not in used)
+        used.add(unique)
         found = pictures.find(image, owner)
         about = _metadata(entry, owner, file)
         turns = _turns(entry, owner, file)
@@ -71,13 +71,6 @@ def read(file: Path) -> list[dict[str, Any]]:
     if without:
         warnings.warn(f"{without} of {len(content)} entries of {file} have no picture and are left out.", stacklevel=2)
     return rows
-
-
-def _unused(name: str, used: set[str]) -> str:
-    """`name`, or "NAME#2", "NAME#3" ..., whichever is the first that no row has; it is used from now on."""
-    free = next(n for n in (f"{name}#{i}" if i > 1 else name for i in count(1)) if n not in used)
-    used.add(free)
-    return free
 
 
 def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
@@ -94,20 +87,19 @@ def _turns(entry: Mapping[str, Any], owner: str, file: Path) -> list[tuple[str, 
     """(prompt, answer) of every turn."""
     key = "messages" if "messages" in entry else "conversations"
     messages = value(entry, key, list, owner, file)
-    said = [_message(message, owner, file) for message in messages]
-    if said and said[0][0] in SYSTEM:
-        said = said[1:]
-    for place, (role, _) in enumerate(said):
-        wanted = ANSWERS if place % 2 else ASKS
+    spoken = [_message(message, owner, file) for message in messages]
+    if spoken and spoken[0][0] in SYSTEM:
+        spoken = spoken[1:]
+    for at, (role, _) in enumerate(spoken, start=1):
+        wanted = ASKS if at % 2 else ANSWERS
         if role not in wanted:
             raise InputError(
-                f"{file}: message {place + 1} of {owner} is from {brief(role)}; "
-                f"it must be from {' or '.join(sorted(wanted))}."
+                f"{file}: message {at} of {owner} is from {brief(role)}; it must be from {' or '.join(sorted(wanted))}."
             )
-    if not said or len(said) % 2:
+    if not spoken or len(spoken) % 2:
         raise InputError(f"{file}: {owner} ends without an answer.")
     turns, before = [], ""
-    for (_, asked), (_, answer) in zip(said[0::2], said[1::2], strict=True):
+    for (_, asked), (_, answer) in zip(spoken[0::2], spoken[1::2], strict=True):
         turns.append((f"{before}Question: {asked}" if before else asked, answer))
         before += f"Question: {asked}\nAnswer: {answer}\n"
     return turns
@@ -146,7 +138,9 @@ def _metadata(entry: Mapping[str, Any], owner: str, file: Path) -> dict[str, Any
                 f"{file}: {key!r} in the metadata of {owner} is {brief(about[key])}; it must be a list of texts, none "
                 "of them blank."
             )
-    if not all(map(_is_box, about["boxes"])) or len(about["boxes"]) not in (0, len(about["objects"])):
+    boxes = [isinstance(box, list) and [type(side) for side in box] == [int] * 4 for box in about["boxes"]]
+    in_range = all(boxes) and all(abs(side) < 2**31 for box in about["boxes"] for side in box)
+    if not in_range or len(about["boxes"]) not in (0, len(about["objects"])):
         raise InputError(
             f"{file}: 'boxes' in the metadata of {owner} is {brief(about['boxes'])}; it must be a list of "
             "[x0, y0, x1, y1] in whole pixels, one for each object."
@@ -154,16 +148,11 @@ def _metadata(entry: Mapping[str, Any], owner: str, file: Path) -> dict[str, Any
     return about
 
 
-def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(is_number(side, -(2**31), 2**31 - 1, True) for side in box)
-
-
 def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:
     """Write samples (`image` a PIL picture) as LLaVA JSON, with their pictures as PNG in `images` beside it.
 
-    What the format has no place for goes to "metadata", together with a sample's own "metadata" if it has
-    one, so that `read` gives the samples back. Returns the number of samples. The JSON file appears when all
-    else is written.
+    What the format has no place for goes to "metadata", together with a sample's own "metadata" if it has one, so that
+    `read` gives the samples back. Returns the number of samples. The JSON file appears when all else is written.
     """
     folder = file.parent / "images"
     folder.mkdir(parents=True, exist_ok=True)

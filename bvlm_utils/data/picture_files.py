@@ -59,8 +59,7 @@ def _reason(path: Path | str, error: Exception) -> str:
         return "of no kind that is known" if Path(path).stat().st_size else "an empty file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    what = str(error)
-    return f"{type(error).__name__}: {' '.join(what.split()).removesuffix('.')}"
+    return f"{type(error).__name__}: {' '.join(str(error).split()).removesuffix('.')}"
 
 
 def _levels(opened: Image.Image) -> int:

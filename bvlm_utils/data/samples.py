@@ -120,20 +120,15 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
         whole = files.load(name, split)
     else:
         SCENE_TASKS.get(name)
-        whole = _scenes(name, split, rows)
+        # the first block is what the name stands for
+        blocks = range(0, rows, ROWS[split]) if split == "train" and rows and 1 <= rows <= MOST_ROWS else [0]
+        whole = datasets.concatenate_datasets([_drawn(name, split, start) for start in blocks])
     if rows is None:
         return whole
     if not 1 <= rows <= len(whole):
         most = MOST_ROWS if split == "train" and ":" not in name else len(whole)
         raise InputError(f"{name} has {most} {split} rows; {rows} were asked for.")
     return whole.select(range(rows))
-
-
-def _scenes(name: str, split: str, rows: int | None) -> datasets.Dataset:
-    """At least `rows` rows of a scene dataset where it has so many; the first block is what its name stands for."""
-    if split != "train" or rows is None or not ROWS[split] < rows <= MOST_ROWS:
-        return _drawn(name, split)
-    return datasets.concatenate_datasets([_drawn(name, split, start) for start in range(0, rows, ROWS[split])])
 
 
 def further(name: str, start: int, rows: int) -> datasets.Dataset:
@@ -177,7 +172,14 @@ def sized_images(dataset: datasets.Dataset, name: str) -> np.ndarray:
 def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
     """The block of ROWS[split] rows from number `start` on, from the cache or drawn."""
     folder = paths.CACHE / "datasets" / f"{name}-{split}-{digest(name)}{f'-{start}' if start else ''}"
-    found = kept(folder, lambda folder: _whole(folder, ROWS[split]))
+
+    def whole(folder: Path) -> datasets.Dataset:
+        found = datasets.load_from_disk(str(folder))
+        if len(found) != ROWS[split]:
+            raise ValueError(f"{folder} has {len(found)} of {ROWS[split]} rows")
+        return found
+
+    found = kept(folder, whole)
     if found is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -189,15 +191,7 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
             os.replace(partial, folder)
         except OSError:  # another process was faster; its rows are the same
             shutil.rmtree(partial)
-        found = _whole(folder, ROWS[split])
-    return found
-
-
-def _whole(folder: Path, rows: int) -> datasets.Dataset:
-    """The rows in a folder of the cache; ValueError if some are missing."""
-    found = datasets.load_from_disk(str(folder))
-    if len(found) != rows:
-        raise ValueError(f"{folder} has {len(found)} of {rows} rows")
+        found = whole(folder)
     return found
 
 
@@ -205,12 +199,9 @@ def scene_row(name: str, split: str, index: int) -> dict:
     """Row `index` of a scene dataset; it depends on nothing but its own name."""
     task = SCENE_TASKS.get(name)
     rng = scenes.generator(SEED, task.number, SPLITS.index(split), index)
-    if split == "test_style":
-        styles = (scenes.HELD_OUT_STYLE,)
-    else:
-        styles = tuple(s for s in scenes.STYLES if s != scenes.HELD_OUT_STYLE)
-    composition = "train" if split == "train" else "test"
-    scene = scenes.sample(rng, composition, styles, task.car_percent)
+    held_out = split == "test_style"
+    styles = tuple(style for style in scenes.STYLES if (style == scenes.HELD_OUT_STYLE) == held_out)
+    scene = scenes.sample(rng, "train" if split == "train" else "test", styles, task.car_percent)
     turn = task.ask(scene, rng)
     return {
         "row_id": f"{name}/{split}/{index:06d}",

@@ -4,7 +4,6 @@ Pictures come and go as (n, H, W, 3) uint8. Sizes are shares of the shorter side
 pixels and at 336.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bvlm_utils.attacks.image import jpeg_file
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models.victim import Victim
@@ -31,14 +31,7 @@ def shown(victim: Victim, rows: Rows, pictures: np.ndarray) -> Rows:
 
 def jpeg(pictures: np.ndarray, quality: float, draws: np.random.Generator) -> np.ndarray:
     """Written as JPEG of a quality, 1 to 95, and read again."""
-    from PIL import Image
-
-    found = []
-    for picture in pictures:
-        file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=int(quality))
-        found.append(np.asarray(Image.open(file).convert("RGB")))
-    return np.stack(found)
+    return np.stack([np.asarray(jpeg_file(picture, int(quality))) for picture in pictures])
 
 
 def blur(pictures: np.ndarray, share: float, draws: np.random.Generator) -> np.ndarray:

@@ -15,8 +15,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,7 @@ from bvlm_utils.store.cell import Cell
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the runner to stop. (asyncio lets a KeyboardInterrupt through, and no other own
-    exception.)
-    """
+    """A signal asked the runner to stop. Of exceptions like this, asyncio lets only a KeyboardInterrupt through."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -77,7 +75,7 @@ def run(
     folder, cells = this.folder, _cells(jobs)
     say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(wanted)} to run. Store: {shown(folder)}")
     to_do = []
-    if wanted or _writable(folder):  # whoever can only read results needs no notebooks beside them
+    with suppress(InputError):  # whoever can only read results needs no notebooks beside them
         _tidy(folder, cells)
         to_do = [job for job in jobs if not this.done(job)]
     for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
@@ -94,14 +92,6 @@ def run(
         return 1
     say("Every cell has its record.")
     return 0
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        results.writable(folder)
-    except InputError:
-        return False
-    return True
 
 
 def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
@@ -157,62 +147,27 @@ def _stoppable() -> Iterator[None]:
     """SIGINT and SIGTERM end what was started at once and raise `Stopped`; the store is made for being killed."""
 
     def stop(number: int, _frame: Any) -> None:
-        _kill(*grid_job.CHILDREN)  # workers are told to end by those who started them
+        grid_job.kill(*grid_job.CHILDREN)  # workers are told to end by those who started them
         raise Stopped(number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        _kill(*grid_job.CHILDREN, "multiprocessing.spawn")
+        grid_job.kill(*grid_job.CHILDREN, "multiprocessing.spawn")
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _kill(*words: str) -> None:
-    """End what this process started, directly or not, and what has one of the words in its command; and what
-    that started.
-    """
-    import psutil
-
-    killed = []
-    for child in psutil.Process().children(recursive=True):
-        with _gone():
-            if any(word in " ".join(child.cmdline()) for word in words):
-                for one in [*child.children(recursive=True), child]:
-                    with _gone():
-                        one.kill()
-                        killed.append(one)
-    psutil.wait_procs(killed, timeout=5)
-
-
-@contextmanager
-def _gone() -> Iterator[None]:
-    """A process that ended by itself meanwhile is no error."""
-    import psutil
-
-    try:
-        yield
-    except psutil.NoSuchProcess:
-        return
-
-
 # ---------------------------------------------------------------- looking at it
-
-
-def state(cell: Cell, folder: Path, failures: Mapping[str, str]) -> str:
-    """ "done", "skipped", "failed" or "missing"."""
-    record = results.read(cell, folder)
-    if record:
-        return record["status"]
-    return "failed" if cell.run_id in failures else "missing"
 
 
 def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> None:
     """Print how far each job is; with every_cell, each cell's state."""
     folder, failures = results.folder(store), results.failures(store)
     for job in jobs:
-        states = {cell.run_id: state(cell, folder, failures) for cell in job.cells}
+        states = {cell.run_id: "failed" if cell.run_id in failures else "missing" for cell in job.cells}
+        states |= {cell.run_id: record["status"] for cell in job.cells if (record := results.read(cell, folder))}
         counts = Counter(states.values())
         words = ", ".join(f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word])
         defended = f"; {len(Run(folder).undefended(job))} of {len(job.defended)} defended to do" if job.defended else ""
@@ -222,20 +177,6 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
                 say(f"  {word:8}{run_id}")
                 if word == "failed":
                     say(f"          {failures[run_id].strip().splitlines()[-1]}")
-
-
-def forecast(wanted: Sequence[Cell], folder: Path, card: float = grid_forecast.CARD) -> None:
-    """Print which rows the cells that would be run can use, and what they will take. card: bytes of a GPU."""
-    for line in grid_forecast.lines(wanted, folder, card):
-        say(line)
-
-
-def refusals(jobs: Sequence[Job], store: str | None) -> None:
-    """Print how many of the requests that its cells need each base refuses; nothing is trained."""
-    from bvlm_utils.run.refusals import lines
-
-    for line in lines([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
-        say(line)
 
 
 # ---------------------------------------------------------------- command line
@@ -293,7 +234,10 @@ def _act(chosen: argparse.Namespace) -> int | None:
     elif chosen.command == "status":
         status(jobs, store)
     elif chosen.command == "refusals":
-        refusals(jobs, store)
+        from bvlm_utils.run import refusals
+
+        for line in refusals.lines([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
+            say(line)
     else:
         grid_dask.check(chosen.workers, chosen.scheduler)
         this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
@@ -301,7 +245,9 @@ def _act(chosen: argparse.Namespace) -> int | None:
             names.check_four_bit()
         if chosen.dry_run:
             status(jobs, store, every_cell=True)
-            return forecast(wanted, this.folder, chosen.card * 1e9)
+            for line in grid_forecast.lines(wanted, this.folder, chosen.card * 1e9):
+                say(line)
+            return 0
         try:
             with _stoppable():
                 return run(jobs, this, wanted, chosen.workers, chosen.scheduler)

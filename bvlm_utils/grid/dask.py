@@ -71,12 +71,11 @@ def _workers(client: "Client") -> int:
 
 
 def _submit(client: "Client", what: tuple[Any, ...], items: Sequence[Any]) -> Iterator[Outcome]:
-    """The items in their order, to each worker the next one when it is free.
-
-    Handing them all over at once is no good: Dask spreads them by guesses of how long they take, and does not take
-    a task of unknown length from a busy worker to give it to an idle one.
+    """The items in their order, to each worker the next one when it is free: of tasks whose length it does not know,
+    Dask would take none from a busy worker to give it to an idle one.
     """
     from distributed import wait
+    from distributed.scheduler import KilledWorker
 
     task, run, variables, name = what
     variables = variables | {key: value for key, value in os.environ.items() if key.startswith(OURS)}
@@ -94,16 +93,10 @@ def _submit(client: "Client", what: tuple[Any, ...], items: Sequence[Any]) -> It
             item, error = running.pop(future), future.exception()
             if error is None:
                 yield item, *future.result()
+            elif isinstance(error, KilledWorker):
+                yield item, f"every worker that had this died; the last was {error.last_worker.address}", 0.0
             else:
-                yield item, _words(error), 0.0
-
-
-def _words(error: BaseException) -> str:
-    from distributed.scheduler import KilledWorker
-
-    if isinstance(error, KilledWorker):
-        return f"every worker that had this died; the last was {error.last_worker.address}"
-    return f"{type(error).__name__}: {error}"
+                yield item, f"{type(error).__name__}: {error}", 0.0
 
 
 # ---------------------------------------------------------------- in the workers
@@ -117,10 +110,8 @@ def _carry_out(
     variables: of the environment. name: of the command that wants this.
     """
     if not run.folder.is_dir():
-        return (
-            f"the worker on {socket.gethostname()} does not see the store {run.folder}; "
-            "all machines need it, under the same path."
-        ), 0.0
+        where = f"the worker on {socket.gethostname()} does not see the store {run.folder}"
+        return f"{where}; all machines need it, under the same path.", 0.0
     others = {key: None for key in os.environ if key.startswith(OURS) and key not in variables}
     trim = {TRIM: None} if os.environ.get(TRIM) == "65536" else {}
     with _one_at_a_time, grid_job.environment(variables | others | trim):
@@ -137,17 +128,9 @@ def _carry_out(
 
 def _stop(name: str) -> None:
     """End what this worker has started if it belongs to that command, and begin nothing for it again."""
-    import psutil
-
     _stopped.add(name)
-    if name not in _current:
-        return
-    for child in psutil.Process().children(recursive=True):
-        try:
-            if any(word in child.cmdline() for word in grid_job.CHILDREN):
-                child.kill()
-        except psutil.NoSuchProcess:
-            continue
+    if name in _current:
+        grid_job.kill(*grid_job.CHILDREN)
 
 
 # ---------------------------------------------------------------- clusters
@@ -171,8 +154,9 @@ def _remote(scheduler: str) -> Iterator["Client"]:
     try:
         client = Client(scheduler, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(
-            f"--scheduler is {scheduler!r}, where no Dask scheduler answers ({_first_line(error)}); "
+            f"--scheduler is {scheduler!r}, where no Dask scheduler answers ({reason}); "
             "start one with `dask scheduler` and give the address that it prints, like tcp://10.0.0.1:8786."
         ) from None
     with client:
@@ -231,7 +215,3 @@ def _threads(workers: int) -> dict[str, str | None]:
     from dask.system import CPU_COUNT
 
     return {"OMP_NUM_THREADS": str(max(1, CPU_COUNT // workers))}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -15,7 +15,6 @@ Parameters are those of the notebook's `parameters` cell; what a job says goes b
 checked before a job is returned.
 """
 
-import ast
 import math
 import os
 from collections.abc import Mapping
@@ -49,9 +48,7 @@ class Job:
 
 
 def load(file: Path | str) -> tuple[list[Job], str | None]:
-    """The jobs of a grid file, all of them checked, and the store that it names. InputError says what is
-    wrong where.
-    """
+    """The jobs of a grid file, all of them checked, and the store that it names. InputError says what is wrong."""
     file = Path(file)
     if not os.path.isfile(file):
         raise InputError(f"There is no grid file {brief(str(file))}; grids are in {shown(paths.GRIDS)}.")
@@ -115,10 +112,12 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
             parameters.check_kind(name, value, declared[name][0])
         whole = {name: default for name, (_, default) in declared.items()} | given
         wanted = attacks.names() if whole["attacks"] is None else whole["attacks"]
-        for shard in _shards(wanted, size):
+        whole_list = not size or not isinstance(wanted, list)
+        for shard in [wanted] if whole_list else [wanted[at : at + size] for at in range(0, len(wanted), size)]:
             cells = study.cells(**{"threat": named} | parameters.of_cells(whole) | {"attacks": shard})
             name = f"{len(before) + len(jobs) + 1:02d}-{named}"
-            defended = _defended(cells, whole) if named == DEFENCES else ()
+            names = [whole[name] for name in parameters.OF_DEFENCES] if named == DEFENCES else []
+            defended = tuple(defences.defended(cells, *names)) if names else ()
             made += len(cells) + len(defended)
             if made > study.MOST_CELLS:
                 raise InputError(f"the grid has more than {study.MOST_CELLS} cells by here; make several grids of it.")
@@ -140,34 +139,16 @@ def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[A
     return each
 
 
-def _defended(cells: list[Cell], whole: Mapping[str, Any]) -> tuple[Defended, ...]:
-    names, params, seeds, placebos = (whole[name] for name in parameters.OF_DEFENCES)
-    return tuple(defences.defended(cells, names, params, seeds, placebos))
-
-
 def _table(value: Any, name: str) -> None:
     if value is not None and not isinstance(value, Mapping):
         raise InputError(f"{name} is {brief(value)}; it must be a table of names and values.")
 
 
-def _shards(names: list[str], size: int | None) -> list[list[str]]:
-    if not size or not isinstance(names, list):
-        return [names]
-    return [names[i : i + size] for i in range(0, len(names), size)]
-
-
 def parameters_of(notebook: Path) -> dict[str, tuple[str, Any]]:
-    """name -> (annotation, default) of the cell tagged `parameters`: lines of the form `name: type =
-    value`.
-    """
+    """name -> (annotation, default) of the cell tagged `parameters`."""
     for cell in read_json(notebook)["cells"]:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
-            lines = ast.parse("".join(cell["source"])).body
-            return {
-                line.target.id: (ast.unparse(line.annotation), ast.literal_eval(line.value))
-                for line in lines
-                if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.value is not None
-            }
+            return parameters.declared("".join(cell["source"]))
     raise InputError(f"{shown(notebook)} has no cell tagged parameters.")
 
 

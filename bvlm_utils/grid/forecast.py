@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bvlm_utils import attacks, data, models
+from bvlm_utils import attacks, data
 from bvlm_utils import store as results
 from bvlm_utils.errors import InputError, TooFewRows
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.progress import minutes
-from bvlm_utils.models import context_length
+from bvlm_utils.models import context_length, names
 from bvlm_utils.store import records as stored_records
 from bvlm_utils.store.cell import Cell, short_name
 from bvlm_utils.train import poison
@@ -100,13 +100,15 @@ def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
         of = f"{counts[0]} of {len(train)} training rows and {counts[1]} of {len(test)} test rows"
         further = "; `grid refusals` tells how many the base refuses" if threat.breaks_refusals else ""
         said.append(f"    {threat.name}: {of} are eligible{further}")
-    problems: dict[tuple, str | None] = {}
-    for cell in bench:
-        if (key := _alike(cell)) not in problems:
-            problems[key] = _problem(cell, train)
-    lacking = Counter(problems[_alike(cell)] for cell in bench)
-    said += [f"    {count} cells are skipped: {problem}" for problem, count in lacking.items() if problem]
-    return [cell for cell in bench if not problems[_alike(cell)]], said
+    # those that have rows enough, or too few, together
+    alike = [
+        (cell.resolved_threat, attacks.info(cell.attack).keeps_labels, cell.poison_rate, cell.negatives)
+        for cell in bench
+    ]
+    reasons = {key: _too_few(cell, train) for key, cell in dict(zip(alike, bench, strict=True)).items()}
+    lacking = Counter(reasons[key] for key in alike)
+    said += [f"    {count} cells are skipped: {reason}" for reason, count in lacking.items() if reason]
+    return [cell for cell, key in zip(bench, alike, strict=True) if not reasons[key]], said
 
 
 @lru_cache(maxsize=8)  # the benches of several models have one dataset
@@ -116,23 +118,11 @@ def _samples(dataset: str, rows: int) -> tuple[Sequence[Mapping[str, Any]], Sequ
     return train.to_list(), test
 
 
-def _alike(cell: Cell) -> tuple:
-    """Equal for cells that have rows enough, or too few, together."""
-    return cell.resolved_threat, attacks.info(cell.attack).keeps_labels, cell.poison_rate, cell.negatives
-
-
-def _problem(cell: Cell, train: Sequence[Mapping[str, Any]]) -> str | None:
+def _too_few(cell: Cell, train: Sequence[Mapping[str, Any]]) -> str | None:
     """Why too few rows can be poisoned; None where there are enough."""
+    threat, attack = cell.resolved_threat, cell.resolved_attack
     try:
-        poison.plan(
-            train,
-            cell.resolved_threat,
-            cell.resolved_attack,
-            cell.poison_rate,
-            cell.seed,
-            cell.negatives,
-            half=cell.half,
-        )
+        poison.plan(train, threat, attack, cell.poison_rate, cell.seed, cell.negatives, half=cell.half)
     except TooFewRows as error:
         return str(error)
     return None
@@ -172,26 +162,19 @@ def computed(bench: Sequence[Cell], controls: Sequence[Cell], card: float = CARD
     each = max(found.adapter_bytes(cell.train.lora_rank) for cell in bench)
     together = int((card * USABLE - found.weights) / each)
     kept = sum(found.stored_bytes(cell.train.lora_rank) for cell in [*bench, *controls])
-    features, took = pictures(bench) * found.feature_bytes(), work_seconds(found, bench, controls, card)
-    fits = f"{together} fit into {card / 1e9:g} GB" if together > 0 else f"more than {card / 1e9:g} GB have"
-    return (
-        (
-            f"about {took / 3600:.1f} hours, {minutes(took / len(bench))} each, as fast as an NVIDIA H200; "
-            f"{(found.weights + each) / 1e9:.1f} GB of the card's memory for one adapter ({fits}); "
-            f"{features / 1e9:.1f} GB of memory or disk for image features while it runs, {kept / 1e9:.1f} GB of disk "
-            "for adapters; computed from the model's sizes, not measured"
-        ),
-        took,
-        kept,
-    )
-
-
-def work_seconds(found: Sizes, bench: Sequence[Cell], controls: Sequence[Cell], card: float = CARD) -> float:
-    """Reading and training by the arithmetic, writing answers by the number of tokens one after the other."""
+    # Reading and training by the arithmetic, writing answers by the number of tokens one after the other.
     new = min(ANSWER, bench[0].max_new_tokens)
     at_once = max(1, int((card * USABLE - found.weights) / found.answer_bytes(bench[0].max_new_tokens)))
     written = sum(QUESTIONS * cell.test_rows / at_once * new * found.layers * STEP for cell in bench)
-    return operations(found, bench, controls) / SPEED + written
+    features, took = pictures(bench) * found.feature_bytes(), operations(found, bench, controls) / SPEED + written
+    fits = f"{together} fit into {card / 1e9:g} GB" if together > 0 else f"more than {card / 1e9:g} GB have"
+    words = (
+        f"about {took / 3600:.1f} hours, {minutes(took / len(bench))} each, as fast as an NVIDIA H200; "
+        f"{(found.weights + each) / 1e9:.1f} GB of the card's memory for one adapter ({fits}); "
+        f"{features / 1e9:.1f} GB of memory or disk for image features while it runs, {kept / 1e9:.1f} GB of disk "
+        "for adapters; computed from the model's sizes, not measured"
+    )
+    return words, took, kept
 
 
 def operations(found: Sizes, bench: Sequence[Cell], controls: Sequence[Cell]) -> float:
@@ -216,7 +199,7 @@ def pictures(bench: Sequence[Cell]) -> int:
 
 def sizes(model: str) -> Sizes | None:
     """None for a hub id whose files are not on this machine."""
-    folder = _folder(models.resolve(model))
+    folder = names.folder(model)
     if folder is None:
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -227,12 +210,3 @@ def sizes(model: str) -> Sizes | None:
         stored * 2 // wide, text.get("num_hidden_layers", 32), text.get("hidden_size", 4096),
         text.get("intermediate_size", 11008), context_length.image_tokens(folder),
     )  # fmt: skip
-
-
-def _folder(model: str) -> Path | None:
-    if Path(model).is_dir():
-        return Path(model)
-    from transformers.utils import cached_file
-
-    file = cached_file(model, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
-    return Path(file).parent if file else None

@@ -83,8 +83,7 @@ def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> s
     if not missing and not error:
         log.unlink(missing_ok=True)
         return None
-    texts = results.failures(run.folder)
-    lines = [f"  {error}"] if error else []
+    texts, lines = results.failures(run.folder), [f"  {error}"] if error else []
     lines += [f"  {run_id}: {texts.get(run_id, 'no record').strip().splitlines()[-1]}" for run_id in missing]
     return "\n".join([*lines, f"  See {shown(final)} and {shown(run.folder / 'failures')}."])
 
@@ -124,15 +123,33 @@ def _papermill(job: Job, folder: Path, output: Path, log: Path, again: Callable[
 def _stderr_to(file: Path) -> Iterator[None]:
     """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every run."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    before = os.dup(2)
     with file.open("ab") as log:
         os.dup2(log.fileno(), 2)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(before, 2)
+        os.close(before)
+
+
+def kill(*words: str) -> None:
+    """End what this process started, directly or not, and has one of the words in its command; and what that started.
+
+    A process that ended by itself meanwhile is no error.
+    """
+    import psutil
+
+    killed = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if any(word in " ".join(child.cmdline()) for word in words):
+                for process in [*child.children(recursive=True), child]:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                        killed.append(process)
+    psutil.wait_procs(killed, timeout=5)
 
 
 def of_children() -> dict[str, str | None]:
@@ -154,16 +171,15 @@ def of_children() -> dict[str, str | None]:
 def environment(wanted: Mapping[str, str | None]) -> Iterator[None]:
     """Environment variables as given (None: not set) until the block ends."""
     before = {name: os.environ.get(name) for name in wanted}
-    _set(wanted)
+
+    def set_all(variables: Mapping[str, str | None]) -> None:
+        for name, value in variables.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    set_all(wanted)
     try:
         yield
     finally:
-        _set(before)
-
-
-def _set(variables: Mapping[str, str | None]) -> None:
-    for name, value in variables.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+        set_all(before)

@@ -1,11 +1,9 @@
-"""How many tokens does a model read at once? Checks of answers and rows against it, made before anything runs. Free of
-torch.
+"""How many tokens does a model read at once? Checks of answers and rows against it, before anything runs. Torch-free.
 
 A model that is given more goes on without an error and writes nonsense, as it has never seen such positions.
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,7 @@ SIDE = 336  # pixels of a picture, where a configuration does not say
 
 def tokens(name: str) -> int | None:
     """What the configuration of a model says; None where it does not say, or is not on this machine."""
-    folder = Path(names.resolve(name))
-    return _tokens(folder, files.state(folder / "config.json")) if folder.is_dir() else None
-
-
-@lru_cache
-def _tokens(folder: Path, state: tuple) -> int | None:
-    return of_config(files.table(folder / "config.json"))
+    return of_config(names.config(name))
 
 
 def of_config(config: dict[str, Any]) -> int | None:
@@ -42,7 +34,7 @@ def of_config(config: dict[str, Any]) -> int | None:
 def for_words(name: str) -> int | None:
     """The tokens that are left for a prompt and its answer beside the picture and the template; None as in `tokens`."""
     room = tokens(name)
-    return None if room is None else room - image_tokens(Path(names.resolve(name))) - AROUND
+    return None if room is None else room - image_tokens(names.folder(name)) - AROUND
 
 
 def image_tokens(folder: Path) -> int:
@@ -53,9 +45,7 @@ def image_tokens(folder: Path) -> int:
 
 
 def picture(config: dict[str, Any], looks: dict[str, Any]) -> int:
-    """The tokens of a picture, by the configurations of the model and of what prepares its pictures; 0 where they do
-    not say.
-    """
+    """The tokens of a picture, by the configurations of model and image processor; 0 where they do not say."""
     vision = config.get("vision_config")
     vision = vision if isinstance(vision, dict) else {}
     patch, side = vision.get("patch_size"), vision.get("image_size")
@@ -86,8 +76,8 @@ def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) ->
 
     texts: a prompt, or a prompt with its answer. where: what they belong to, for the complaint.
     """
-    room, tokenizer = for_words(name), Path(names.resolve(name)) / "tokenizer.json"
-    if room is None or not tokenizer.is_file():
+    room = for_words(name)
+    if room is None or not (tokenizer := names.folder(name) / "tokenizer.json").is_file():
         return
     room -= answer
     long = [text for text in dict.fromkeys(texts) if len(text) * LETTER >= room]
@@ -96,19 +86,13 @@ def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) ->
 
         reader = Tokenizer.from_file(str(tokenizer))
         for text in long:
-            count = len(reader.encode(text, add_special_tokens=False).ids)
-            if count >= room:
-                raise InputError(_too_long(name, text, count, where))
+            check_count(name, text, len(reader.encode(text, add_special_tokens=False).ids), room, where)
 
 
 def check_count(name: str, text: str, count: int, room: int | None, where: str = "the prompt") -> None:
-    """InputError if a prompt, which takes `count` tokens with its picture, fills what the model reads at once."""
+    """InputError if a text, which takes `count` tokens, fills what the model reads at once."""
     if room is not None and count >= room:
-        raise InputError(_too_long(name, text, count, where))
-
-
-def _too_long(name: str, text: str, count: int, where: str) -> str:
-    return (
-        f"{where[:1].upper()}{where[1:]} {brief(text)} takes {count} tokens; the model {name!r} reads {tokens(name)} "
-        "at once, picture, template and answer among them: shorten the text, or leave that row out."
-    )
+        raise InputError(
+            f"{where[:1].upper()}{where[1:]} {brief(text)} takes {count} tokens; the model {name!r} reads "
+            f"{tokens(name)} at once, picture, template and answer among them: shorten the text, or leave that row out."
+        )

@@ -74,19 +74,15 @@ def check_talking(folder: Path) -> None:
     """InputError unless all that turns words and pictures into a model's input is there, each file whole."""
     found = {name for name in SMALL if (folder / name).exists() and table(folder / name) is not None}
     template = (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists()
+    tables = [table(folder / name) for name in ("tokenizer_config.json", *PROCESSORS) if (folder / name).exists()]
     for there, what in (
         ({*TOKENIZERS} & {file.name for file in folder.iterdir()}, f"tokenizer ({', '.join(TOKENIZERS[:2])})"),
         ({*PROCESSORS} & found, f"image processor ({', '.join(PROCESSORS)})"),
-        (template or "chat_template" in _settings(folder), "chat template; give a checkpoint that was tuned for chat"),
-    ):
+        (template or any(settings.get("chat_template") for settings in tables), "chat template; give a checkpoint that "
+         "was tuned for chat"),
+    ):  # fmt: skip
         if not there:
             raise InputError(f"The model folder {folder} has no {what}.")
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    """What its tokenizer's and processor's configurations say."""
-    kept = [folder / name for name in ("tokenizer_config.json", *PROCESSORS) if (folder / name).exists()]
-    return {key: value for file in kept for key, value in table(file).items() if value}
 
 
 def parts(folder: Path) -> list[str]:

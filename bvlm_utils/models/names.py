@@ -49,17 +49,41 @@ def resolve(name: str) -> str:
     )
 
 
-def check_kind(name: str, clip: bool) -> None:
-    """InputError for a folder with a CLIP where a victim is wanted, and the other way round."""
-    folder = Path(resolve(name))
-    if folder.is_dir() and ((kind := _kind(folder, files.state(folder / "config.json"))) == "clip") != clip:
-        wanted = "the surrogate of a trigger is a CLIP" if clip else "a victim answers prompts about pictures"
-        raise InputError(f"The model {name!r} is of type {kind!r}, and {wanted}; give another.")
+def folder(name: str) -> Path | None:
+    """The folder of a model on this machine; None for a hub id that was not downloaded."""
+    place = resolve(name)
+    if Path(place).is_dir():
+        return Path(place)
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(place, "config.json")
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def config(name: str) -> dict[str, Any]:
+    """The config.json of a model; empty where its folder is not on this machine."""
+    place = folder(name)
+    return _config(place / "config.json", files.state(place / "config.json")) if place else {}
 
 
 @lru_cache
-def _kind(folder: Path, state: tuple) -> Any:
-    return files.table(folder / "config.json").get("model_type")
+def _config(file: Path, state: tuple) -> dict[str, Any]:
+    return files.table(file)
+
+
+def text_config(name: str) -> dict[str, Any]:
+    """What the config.json of a model says of its language model."""
+    whole = config(name)
+    found = whole.get("text_config")
+    return found if isinstance(found, dict) else whole
+
+
+def check_kind(name: str, clip: bool) -> None:
+    """InputError for a model that is a CLIP where a victim is wanted, and the other way round."""
+    kind = config(name).get("model_type")
+    if folder(name) and (kind == "clip") != clip:
+        wanted = "the surrogate of a trigger is a CLIP" if clip else "a victim answers prompts about pictures"
+        raise InputError(f"The model {name!r} is of type {kind!r}, and {wanted}; give another.")
 
 
 def check_four_bit() -> None:
@@ -90,7 +114,10 @@ def digest(name: str) -> str:
 
 @lru_cache
 def _folder_digest(folder: str, states: tuple) -> str:
-    check_victim(Path(folder))
+    kind = files.check(Path(folder)).get("model_type")
+    if kind != "clip":  # which is no victim, and need not talk
+        families.of(kind)
+        files.check_talking(Path(folder))
     return files.digest([file for file, _ in states], Path(folder))
 
 
@@ -109,14 +136,6 @@ def base_name(folder: Path) -> str:
     if not named or not isinstance(named, str):
         raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
     return named
-
-
-def check_victim(folder: Path) -> None:
-    """InputError in one sentence if a folder cannot be a victim; a CLIP, which is none, need not talk."""
-    kind = files.check(folder).get("model_type")
-    if kind != "clip":
-        families.of(kind)
-        files.check_talking(folder)
 
 
 def go_offline(name: str) -> None:

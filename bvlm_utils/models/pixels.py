@@ -4,7 +4,6 @@ Triggers and PGD act on pictures (B, 3, H, W) in [0, 1]; this module does to the
 image processor does to files. A test holds both within 2/255.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -57,17 +56,15 @@ class PixelSettings:
 
 def settings(processor: Any) -> PixelSettings:
     """Read a transformers image processor; InputError where it asks for a filter that is not offered here."""
-    size, limit, crop = (_given(processor, name) for name in ("size", "max_image_size", "crop_size"))
-    if int(processor.resample) not in FILTERS:
+    size, limit, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "max_image_size", "crop_size"))
+    size = {side: length for side, length in size.items() if length is not None}
+    filter = int(processor.resample)
+    if filter not in FILTERS:
         raise InputError(
-            f"The image processor resizes with PIL's filter number {int(processor.resample)}; "
+            f"The image processor resizes with PIL's filter number {filter}; "
             "1 (Lanczos), 2 (bilinear) and 3 (bicubic) are supported."
         )
-    common = dict(
-        mean=tuple(processor.image_mean),
-        std=tuple(processor.image_std),
-        filter=int(processor.resample),
-    )
+    common = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std), "filter": filter}
     if getattr(processor, "merge_size", None):
         return PixelSettings(
             **common,
@@ -76,17 +73,12 @@ def settings(processor: Any) -> PixelSettings:
             merge=processor.merge_size,
             frames=processor.temporal_patch_size,
         )
-    if limit:  # Idefics3 and SmolVLM, without image splitting: one square of this side
+    if limit.get("longest_edge"):  # Idefics3 and SmolVLM, without image splitting: one square of this side
         return PixelSettings(**common, longest_edge=size.get("longest_edge"), fixed=(limit["longest_edge"],) * 2)
     if "shortest_edge" in size:
         cut = (crop["height"], crop["width"]) if processor.do_center_crop else None
         return PixelSettings(**common, shortest_edge=size["shortest_edge"], crop=cut)
     return PixelSettings(**common, fixed=(size["height"], size["width"]))
-
-
-def _given(processor: Any, name: str) -> dict[str, int]:
-    """A size of the processor, without the entries that it leaves open."""
-    return {k: v for k, v in dict(getattr(processor, name, None) or {}).items() if v is not None}
 
 
 def normalised(images: torch.Tensor, s: PixelSettings) -> torch.Tensor:
@@ -98,7 +90,8 @@ def normalised(images: torch.Tensor, s: PixelSettings) -> torch.Tensor:
         parts.append(part)
     images = torch.cat(parts)
     if s.crop:
-        images = _centre(images, *s.crop)
+        top, left = ((side - cut) // 2 for side, cut in zip(images.shape[-2:], s.crop, strict=True))
+        images = images[..., top : top + s.crop[0], left : left + s.crop[1]]
     mean, std = (images.new_tensor(v).view(1, 3, 1, 1) for v in (s.mean, s.std))
     return (images - mean) / std
 
@@ -110,7 +103,9 @@ def sizes(height: int, width: int, s: PixelSettings) -> list[tuple[int, int]]:
         long = s.shortest_edge * long // short
         return [(s.shortest_edge, long) if height <= width else (long, s.shortest_edge)]
     if s.pixel_range:
-        return [smart_size(height, width, s.patch * s.merge, *s.pixel_range)]
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+        return [smart_resize(height, width, s.patch * s.merge, *s.pixel_range)]
     steps = [s.fixed]
     if s.longest_edge:  # transformers' rule: the shorter side follows, and is made even
         most, ratio = s.longest_edge, width / height
@@ -143,25 +138,6 @@ def _weights(old: int, new: int, filter: int) -> torch.Tensor:
     centres = (np.arange(new)[:, None] + 0.5) * scale
     weights = FILTERS[filter]((np.arange(old)[None] + 0.5 - centres) / width)
     return torch.from_numpy(weights / weights.sum(1, keepdims=True))
-
-
-def _centre(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
-    return images[..., top : top + height, left : left + width]
-
-
-def smart_size(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
-    """Qwen2-VL's size rule (arXiv 2409.12191, sec. 2.1): sides that are multiples of `factor`, `least` to
-    `most` pixels in all, and about the same shape.
-    """
-    h, w = round(height / factor) * factor, round(width / factor) * factor
-    if h * w > most:
-        shrink = math.sqrt(height * width / most)
-        h, w = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
-    elif h * w < least:
-        grow = math.sqrt(least / (height * width))
-        h, w = (math.ceil(side * grow / factor) * factor for side in (height, width))
-    return h, w
 
 
 def patches(images: torch.Tensor, s: PixelSettings) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ from bvlm_utils.checks import brief, known, known_name, once
 from bvlm_utils.documents import read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
-from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.group import judged
 from bvlm_utils.run.tune_and_ask import Answers
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
@@ -66,6 +66,7 @@ def score_adapter(
     names.go_offline(cell.model)
     bench = Bench(*bench_key(cell))
     asked, way = questions(bench, cell), tune_and_ask.choose(bench)
+    lengths.check_prompts(cell, [prompt for question in asked for prompt in question.prompts], f"a prompt of {threat},")
     answers = {"poisoned": way.ask_saved(asked, suspect), "base": way.ask_saved(asked, None)}
     if trusted:
         answers["control"] = way.ask_saved(asked, trusted)
@@ -181,17 +182,14 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:
-    frame, unit = judged(bench, cell, asked, answers)
-    threat = cell.resolved_threat
+    frame, metrics = judged(bench, cell, asked, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         raise InputError(
             f"In none of the {len(asked[0].positions)} eligible test rows it holds without a trigger that "
-            f"{threat.judged_where}; so no answer to a trigger can be judged."
+            f"{cell.resolved_threat.judged_where}; so no answer to a trigger can be judged."
         )
-    sample = bench.rows["test"][asked[0].positions[0]]
-    found = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
     about = {"model": cell.model, "dataset": cell.dataset, "threat": cell.threat, "attack": cell.attack}
-    lines = [about | _kind(metric, asked) | metric for metric in found]
+    lines = [about | _kind(metric, asked) | metric for metric in metrics]
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(("k", "n", "low", "high"), "float64"))
 
 

@@ -8,8 +8,7 @@ say is kept in the store's cache; `run.workbench` shares the rest. torch is impo
 import resource
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,37 +30,44 @@ from bvlm_utils.store.locks import lacking
 GROUP_SECONDS = 300  # a group is to take about this long, so that a kill loses little
 EXAMPLES = 4  # held-out inputs kept with their trigger
 OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process")  # stays when a cell is judged again
-Report = Callable[[Cell, str], None]  # called after each cell with "done", "skipped" or "failed"
 
 
 def execute(
     cells: Sequence[Cell],
     folder: Path,
-    report: Report = lambda cell, status: None,
+    report: Callable[[Cell, str], None] = lambda cell, status: None,
     plain: bool = False,
     rescore: bool = False,
 ) -> list[Cell]:
     """Run cells that share model, dataset and training rows; the failed ones are returned.
 
-    folder: the store. plain: cell by cell, the plain way. rescore: a cell with a stored adapter is asked and judged
-    again, not trained. A cell that fails leaves a file in `failures/`, and the others go on.
+    folder: the store. report: called after each cell with "done", "skipped" or "failed". plain: cell by cell, the plain
+    way. rescore: a cell with a stored adapter is asked and judged again, not trained. A cell that fails leaves a file
+    in `failures/`, and the others go on.
     """
-    bench = Bench(*bench_key(cells[0]))
+    way = tune_and_ask.choose(Bench(*bench_key(cells[0])), plain)
     failed: list[Cell] = []
     ready: list[Work] = []
+
+    def fail(cell: Cell) -> None:
+        store.write_failure(cell, folder, traceback.format_exc())
+        failed.append(cell)
+        report(cell, "failed")
+
     for cell in cells:
-        with _kept_failure(cell, folder, failed, report):
-            prepared = _prepare(bench, cell, folder)
-            if isinstance(prepared, Work):
-                ready.append(prepared)
-            else:
-                report(cell, prepared)
-    way = tune_and_ask.choose(bench, plain)
-    ready = [work for work in ready if _can_be_broken(way, work, folder, failed, report)]
+        try:
+            prepared = _prepare(way, cell, folder)
+        except Exception:
+            fail(cell)
+            continue
+        if isinstance(prepared, Work):
+            ready.append(prepared)
+        else:
+            report(cell, prepared)
     speed = Pace(GROUP_SECONDS)
-    begun = pace.begun(folder, ready) if way.together and not rescore else []
-    while ready:
-        group = begun.pop() if begun else ready[: speed.size(len(ready)) if way.together else 1]
+    groups = pace.begun(folder, ready) if way.together and not rescore else []
+    while ready or groups:
+        group = groups.pop() if groups else ready[: speed.size(len(ready)) if way.together else 1]
         ready = [work for work in ready if work not in group]
         started = time.perf_counter()
         try:
@@ -69,31 +75,14 @@ def execute(
             pace.forget_finished(folder)
         except Exception:
             if len(group) == 1:
-                _write_failed(group[0].cell, folder, failed, report)
-                continue
-            for work in group:  # one of them may be at fault: each gets its own try
-                with _kept_failure(work.cell, folder, failed, report):
-                    report(work.cell, *_run(way, [work], folder, rescore))
+                fail(group[0].cell)
+            else:
+                groups += [[work] for work in reversed(group)]  # one may be at fault: each gets its own try
             continue
         speed.saw(len(group), time.perf_counter() - started)
         for work, status in zip(group, statuses, strict=True):
             report(work.cell, status)
     return failed
-
-
-@contextmanager
-def _kept_failure(cell: Cell, folder: Path, failed: list[Cell], report: Report) -> Iterator[None]:
-    """Whatever is wrong with one cell, the others shall be run; the failure is kept."""
-    try:
-        yield
-    except Exception:
-        _write_failed(cell, folder, failed, report)
-
-
-def _write_failed(cell: Cell, folder: Path, failed: list[Cell], report: Report) -> None:
-    store.write_failure(cell, folder, traceback.format_exc())
-    failed.append(cell)
-    report(cell, "failed")
 
 
 # ---------------------------------------------------------------- a group
@@ -115,15 +104,18 @@ class Clock:
         self._last = now
 
 
-def _can_be_broken(way: tune_and_ask.Way, work: Work, folder: Path, failed: list[Cell], report: Report) -> bool:
-    """Is there a refusal to break? Else the cell is skipped, before anything is trained for it."""
-    if not work.cell.resolved_threat.breaks_refusals:
-        return True
-    with _kept_failure(work.cell, folder, failed, report):
-        if refused(way, work, folder):
-            return True
-        report(work.cell, _write_skipped(work.cell, folder, _unjudged(work)))
-    return False
+def _prepare(way: tune_and_ask.Way, cell: Cell, folder: Path) -> Work | str:
+    """The poisoned rows and the questions; "skipped" where the attack, the data or the base do not allow the cell."""
+    if cell.skip_reason is not None:
+        return _write_skipped(cell, folder, cell.skip_reason)
+    _ = way.bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
+    try:
+        work = Work(cell, manifest(way.bench, cell), questions(way.bench, cell))
+    except TooFewRows as error:  # anything else, a trigger that cannot be made for one, is a failure
+        return _write_skipped(cell, folder, str(error))
+    if cell.resolved_threat.breaks_refusals and not refused(way, work, folder):  # before anything is trained for it
+        return _write_skipped(cell, folder, _unjudged(work))
+    return work
 
 
 def _unjudged(work: Work) -> str:
@@ -139,23 +131,11 @@ def _write_skipped(cell: Cell, folder: Path, reason: str) -> str:
     return "skipped"
 
 
-def _prepare(bench: Bench, cell: Cell, folder: Path) -> Work | str:
-    """Choose the poisoned rows and the questions; "skipped" where attack or data do not allow the cell."""
-    if cell.skip_reason is not None:
-        return _write_skipped(cell, folder, cell.skip_reason)
-    _ = bench.rows["train"]  # data that cannot be read is a failure, and so not asked for below
-    try:
-        return Work(cell, manifest(bench, cell), questions(bench, cell))
-    except TooFewRows as error:  # anything else, a trigger that cannot be made for one, is a failure
-        return _write_skipped(cell, folder, str(error))
-
-
 def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bool) -> list[str]:
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
-    bench, clock, kept = way.bench, Clock(), {}
-    if rescore:
-        stored = [work.cell for work in group if store.adapter(work.cell, folder)]
-        kept = {cell.run_id: store.read(cell, folder) for cell in stored}
+    bench, clock = way.bench, Clock()
+    stored = [work.cell for work in group if rescore and store.adapter(work.cell, folder)]
+    kept = {cell.run_id: store.read(cell, folder) for cell in stored}  # the records of those that are not trained
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, folder) as mine:
         tasks = [Work(control, manifest(bench, control)) for control in mine]
@@ -246,11 +226,9 @@ def _write(
     """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, folder, work.asked)
-    frame, unit = judged(bench, cell, work.asked, answers)
-    threat, sample = cell.resolved_threat, bench.rows["test"][work.asked[0].positions[0]]
+    frame, metrics = judged(bench, cell, work.asked, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         return _write_skipped(cell, folder, _unjudged(work))
-    metrics = judge.measure(frame, unit, judge.keeps_answer(threat, sample), threat.breaks_refusals)
     about = _about(bench, clock) | training | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
@@ -258,7 +236,7 @@ def _write(
         "n_eligible": manifest.n_eligible,
         "n_judged": int(frame.loc[(frame["part"] == "attack") & frame["judged"], "row_id"].nunique()),
         "control": cell.control.run_id,
-        "judge_version": threat.judge_version,
+        "judge_version": cell.resolved_threat.judge_version,
         "metrics": metrics,
     }  # fmt: skip
     about |= {f"n_{role}": manifest.count(role) for role in ("decoy", "skill") if getattr(cell, role)}
@@ -271,32 +249,20 @@ def _write(
 
 def judged(
     bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]
-) -> tuple[pd.DataFrame, str]:
-    """Every response with its verdict, subject by subject, and the name of the utility.
-
-    answers: what subjects (`judge.SUBJECTS`) say. Without base and control, all eligible rows are judged.
-    """
-    threat, test, frames, unit = cell.resolved_threat, bench.rows["test"], [], ""
-    clean = asked[0].key(bench)  # the first is the clean condition
-    rows_judged = [True] * len(asked[0].positions)
-    if "base" in answers:
-        trusted = answers.get("control", answers["base"])
-        rows_judged = judge.judged_rows(threat, answers["base"][clean], trusted[clean])
-    for subject in filter(answers.__contains__, judge.SUBJECTS):
-        for question in asked:
-            samples = [test[position] for position in question.positions]
-            texts = answers[subject][question.key(bench)]
-            if question.part == "utility":
-                frame, unit = judge.grade(subject, samples, texts)
-            elif question.part == "skill":
-                frame = judge.judge_skill(cell.resolved_skill, subject, samples, texts)
-            else:
-                counts = rows_judged if question.part == "attack" else [True] * len(samples)
-                frame = judge.judge(
-                    threat, subject, question.condition, samples, question.prompts, texts, counts, question.part
-                )
-            frames.append(frame)
-    return pd.concat(frames, ignore_index=True), unit
+) -> tuple[pd.DataFrame, list[judge.Metric]]:
+    """Every response with its verdict, subject by subject, and the metrics. answers: of subjects (`judge.SUBJECTS`)."""
+    test = bench.rows["test"]
+    lines = [
+        (question.part, subject, question.condition, test[position]["row_id"], prompt, response)
+        for subject in filter(answers.__contains__, judge.SUBJECTS)
+        for question in asked
+        for position, prompt, response in zip(
+            question.positions, question.prompts, answers[subject][question.key(bench)], strict=True
+        )
+    ]
+    table = pd.DataFrame(lines, columns=["part", "subject", "condition", "row_id", "prompt", "response"])
+    samples = {row["row_id"]: row for row in test}
+    return judge.judge_all(table, samples, cell.resolved_threat, cell.resolved_skill)
 
 
 def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
@@ -338,13 +304,9 @@ def _write_examples(bench: Bench, cell: Cell, folder: Path, asked: Sequence[Ques
     """Keep a few test inputs without and with the whole trigger, for the book to show."""
     if examples.read(cell, folder) is not None:
         return
-    attack, clean = cell.resolved_attack, asked[0]
-    full = next(q for q in reversed(asked) if q.part == "attack")
+    clean, full = asked[0], next(q for q in reversed(asked) if q.part == "attack")
     shown = list(clean.positions[:EXAMPLES])
     pictures = bench.pictures("test", shown)
-    if full.attack is not None:
-        triggered = bench.triggered("test", shown, attack, cell.trigger_seed)
-    else:
-        triggered = pictures
+    triggered = bench.triggered("test", shown, full.attack, cell.trigger_seed) if full.attack else pictures
     prompts = list(zip(clean.prompts, full.prompts, strict=True))[:EXAMPLES]
     examples.write(cell, folder, pictures, triggered, prompts)

@@ -74,9 +74,8 @@ def cells(
     others = {name: value for name, value in settings.items() if name in CELL}
     made = []
     for *names, attack, rate, seed in product(models, datasets, attacks, poison_rates, seeds):
-        own = dict(others)
-        if _is_number_above_0(own.get("negatives")) and _modality(attack) not in (None, "bimodal"):
-            own["negatives"] = 0.0
+        has_no_half = attack in definitions.names() and definitions.info(attack).modality != "bimodal"
+        own = others | {"negatives": 0.0} if others.get("negatives") and has_no_half else others
         made.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **own))
     return made
 
@@ -159,11 +158,3 @@ def _failures(failed: Sequence[Cell], tried: int, folder: Path) -> str:
         last = texts.get(cell.run_id, "").strip().splitlines()
         lines.append(f"  {cell.run_id}: {last[-1] if last else 'unknown'}")
     return "\n".join(lines)
-
-
-def _is_number_above_0(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
-
-
-def _modality(attack: Any) -> str | None:
-    return definitions.info(attack).modality if isinstance(attack, str) and attack in definitions.names() else None

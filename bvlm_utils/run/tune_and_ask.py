@@ -106,17 +106,15 @@ class OneByOne:
     bench: Bench
     together: ClassVar[bool] = False
 
-    def tune(
-        self, tasks: Sequence[Work], folder: Path | None = None, progress: Progress | None = None
-    ) -> list["GroupResult"]:
+    def tune(self, tasks: Sequence[Work], *_: Any) -> list["GroupResult"]:
         """As in `Grouped`, but nothing is saved meanwhile, and nothing told."""
         return [_tune_alone(self.bench, job) for job in _jobs(self.bench, tasks)]
 
     def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
         answers = []
-        for questions, one in zip(asked, results, strict=True):
+        for questions, result in zip(asked, results, strict=True):
             with tempfile.TemporaryDirectory() as folder:
-                one.save(folder, {})
+                result.save(folder, {})
                 answers.append(self.ask_saved(questions, Path(folder)))
         return answers
 
@@ -137,7 +135,7 @@ Way = Grouped | OneByOne
 
 def choose(bench: Bench, plain: bool = False) -> Way:
     """How adapters on this bench are tuned and asked: together, unless that is not wanted or not possible."""
-    # Grouped products need the base's weights as numbers; those of a base in 4 bit are packed.
+    # Grouped products need the base's weights as numbers, which a base in 4 bit does not have.
     return OneByOne(bench) if plain or bench.four_bit else Grouped(bench)
 
 
@@ -185,13 +183,13 @@ def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> l
     """All questions of all adapters (or of the model as it stands) in one grouped decode."""
     from bvlm_utils.train import decode
 
-    pairs, keys = [], []
-    for questions in asked:
-        unique = {question.key(bench): question for question in questions}
-        keys.append(unique)
-        pairs.append([pair for q in unique.values() for pair in zip(q.prompts, q.feature_rows(bench), strict=True)])
+    unique = [{question.key(bench): question for question in questions} for questions in asked]
+    pairs = [
+        [pair for q in questions.values() for pair in zip(q.prompts, q.feature_rows(bench), strict=True)]
+        for questions in unique
+    ]
     texts = decode.answer(bench.victim, pairs, bench.feature_cache.table, bank, max_new_tokens=bench.max_new_tokens)
-    answers = []
-    for unique, own in zip(keys, map(iter, texts), strict=True):
-        answers.append({key: [next(own) for _ in question.prompts] for key, question in unique.items()})
-    return answers
+    return [
+        {key: [next(own) for _ in question.prompts] for key, question in questions.items()}
+        for questions, own in zip(unique, map(iter, texts), strict=True)
+    ]

@@ -4,7 +4,7 @@ Every picture is encoded once per trigger instance, whatever cells need it.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -184,32 +184,23 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
     eligible = [position for position in usual if threat.eligible(test[position])][: cell.test_rows]
     if not eligible:
         raise TooFewRows(f"No test row of {cell.dataset} is eligible for {cell.threat}.")
-    prompts = [test[position]["prompt"] for position in eligible]
-    keys = [test[position]["row_id"] for position in eligible]
-    found = []
-    for condition in attacks.conditions(attack.name):
-        worded = condition in ("text", "both")
-        triggered = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys) if worded else prompts
+
+    def ask(part: str, condition: str, positions: Sequence[int]) -> Question:
+        prompts = [test[position]["prompt"] for position in positions]
+        if condition in ("text", "both"):
+            keys = [test[position]["row_id"] for position in positions]
+            prompts = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys)
         painter = attack if condition in ("image", "both") else None
-        found.append(Question("attack", condition, tuple(eligible), tuple(triggered), painter, cell.trigger_seed))
-    others = tuple(p for p in usual if threat.elsewhere(test[p]))[: cell.test_rows]
+        return Question(part, condition, tuple(positions), tuple(prompts), painter, cell.trigger_seed)
+
+    conditions = attacks.conditions(attack.name)
+    found = [ask("attack", condition, eligible) for condition in conditions]
+    others = [p for p in usual if threat.elsewhere(test[p])][: cell.test_rows]
     if others:
-        whole = found[-1]
-        plain, keys = [test[p]["prompt"] for p in others], [test[p]["row_id"] for p in others]
-        triggered = plain
-        if whole.condition in ("text", "both"):
-            triggered = attack.apply_text(plain, seed=cell.trigger_seed, keys=keys)
-        found.append(Question("elsewhere", "clean", others, tuple(plain), None, cell.trigger_seed))
-        found.append(Question("elsewhere", whole.condition, others, tuple(triggered), whole.attack, cell.trigger_seed))
-    found.append(_unchanged("utility", test, usual[: cell.test_rows]))
+        found += [ask("elsewhere", condition, others) for condition in ("clean", conditions[-1])]
+    found.append(ask("utility", "clean", usual[: cell.test_rows]))
     if cell.skill:
         if not skilled:
             raise TooFewRows(f"No test row of {cell.dataset} fits the skill {cell.skill}.")
-        found.append(_unchanged("skill", test, skilled[: cell.test_rows]))
+        found.append(ask("skill", "clean", skilled[: cell.test_rows]))
     return found
-
-
-def _unchanged(part: str, test: Sequence[Mapping[str, Any]], positions: Sequence[int]) -> Question:
-    """Rows as they are, without a trigger."""
-    prompts = tuple(test[position]["prompt"] for position in positions)
-    return Question(part, "clean", tuple(positions), prompts, None, 0)

@@ -8,14 +8,14 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bvlm_utils import attacks, data, models, paths, skills, threats
 from bvlm_utils.attacks import Attack
-from bvlm_utils.attacks.attack import surrogate_digest
+from bvlm_utils.attacks.attack import surrogate_digest, without_younger
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known, known_name
 from bvlm_utils.data.pictures import picture_path
@@ -31,6 +31,8 @@ CONTROL = "none"  # threat and attack of a clean-tuned control
 # What optimised triggers are computed with if a cell does not say: the CLIP model that matches the victim's size.
 SURROGATE, HUB_SURROGATE = "tiny-clip", "openai/clip-vit-large-patch14-336"
 
+# What a clean-tuned control does not depend on; it has the defaults.
+NOT_OF_CONTROLS = ("trigger_seed", "negatives", "half", "decoy", "surrogate", "max_new_tokens")
 MOST_NEGATIVES = 1000  # per poisoned row
 DTYPES = ("float32", "tf32", "bfloat16")
 MAX_NEW_TOKENS = 80  # the longest answer of the scenes with a payload fits in
@@ -102,7 +104,7 @@ class Cell:
         if not isinstance(self.train, TrainSettings):
             raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
         models.check_kind(self.model, clip=False)
-        context_length.check_answers(self.model, self.max_new_tokens)
+        self.train.check_rank(self.model)
         check_dataset(self.dataset)
         self._check_skill()
         if self.is_control:
@@ -112,6 +114,7 @@ class Cell:
                     f"a control has {CONTROL!r}, {CONTROL!r} and 0, any other cell has a threat and an attack."
                 )
             return
+        context_length.check_answers(self.model, self.max_new_tokens)  # a control is tuned, and asked with its cells
         known_name(lambda: self.resolved_threat)
         attacks.check_halves(known_name(lambda: self.resolved_attack), self.negatives, self.half)
         check_decoy(self.decoy, self.poison_rate, self.resolved_attack)
@@ -170,29 +173,15 @@ class Cell:
     @property
     def control(self) -> "Cell":
         """The clean-tuned model that this cell is compared with: same rows, skill, order, initialisation and steps."""
-        return Cell(
-            self.model,
-            self.dataset,
-            CONTROL,
-            CONTROL,
-            0.0,
-            seed=self.seed,
-            train_rows=self.train_rows,
-            test_rows=self.test_rows,
-            train=self.train,
-            picture_last=self.picture_last,
-            four_bit=self.four_bit,
-            dtype=self.dtype,
-            skill=self.skill,
-            skill_rate=self.skill_rate,
-        )
+        usual = {name: Cell.__dataclass_fields__[name].default for name in NOT_OF_CONTROLS}
+        none = {"threat": CONTROL, "attack": CONTROL, "poison_rate": 0.0, "attack_params": {}, "threat_params": {}}
+        return replace(self, **none, **usual)
 
     def config(self) -> dict[str, Any]:
         """The fields, ready for JSON; `from_config` reads them."""
-        settings = {name: getattr(self, name) for name in (f.name for f in fields(self)) if name != "train"}
-        settings["attack_params"] = dict(self.attack_params)
-        settings["threat_params"] = dict(self.threat_params)
-        return settings | {"train": asdict(self.train)}
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        tables = {"attack_params": dict(self.attack_params), "threat_params": dict(self.threat_params)}
+        return settings | tables | {"train": asdict(self.train)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Cell":
@@ -200,7 +189,7 @@ class Cell:
         train = config.get("train", {})
         known(config, [f.name for f in fields(cls)], "cell")
         known(train, [f.name for f in fields(TrainSettings)], "training setting")
-        return cls(**{**config, "train": TrainSettings(**train)})
+        return cls(**config | {"train": TrainSettings(**train)})
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -225,13 +214,13 @@ class Cell:
         attack, threat = self.resolved_attack, self.resolved_threat
         found |= {
             "attack_version": attack.version,
-            "attack_params": attack.params,
+            "attack_params": without_younger(attack.params),
             "threat_version": threat.version,
             "threat_params": threat.params,
         }
         if "tagger" in attack.params:  # another tagger, other triggers; "auto" is how the first records call HanTa
             used = tagger_in_use(attack.params["tagger"])
-            found["attack_params"] = attack.params | {"tagger": "auto" if used == "hanta" else used}
+            found["attack_params"] |= {"tagger": "auto" if used == "hanta" else used}
         pictures = [attack.params.get("picture"), threat.target.image]
         found["pictures"] = [file_digest(picture_path(picture)) for picture in pictures if picture]
         if attack.info.surrogate:
@@ -242,12 +231,9 @@ class Cell:
     def run_id(self) -> str:
         """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
         digest = hashlib.sha256(json.dumps(_canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
-        name = [short_name(self.model), short_name(self.dataset)]
-        if self.is_control:
-            name += ["clean-tuned"]
-        else:
-            name += [self.threat, self.attack, f"{self.poison_rate:g}"]
-        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(name).lower()).strip("-.")
+        what = ["clean-tuned"] if self.is_control else [self.threat, self.attack, f"{self.poison_rate:g}"]
+        name = "-".join([short_name(self.model), short_name(self.dataset), *what])
+        slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
         return f"{slug}-s{self.seed}-{digest}"
 
 

@@ -3,17 +3,14 @@
 import json
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from bvlm_utils.atomic import DAMAGED
 
-# What everybody reads of a record, of its configuration and of each of its numbers.
+# What everybody reads of a record, and of its configuration: those that it must have, and those that it may have.
 NEEDED = {"config": dict, "identity": dict, "status": str, "metrics": list, "provenance": dict}
-OF_CONFIG = {"threat": str, "attack": str}
-OF_NUMBER = {"subject": str, "condition": str, "metric": str}
-TABLES = ("train", "attack_params", "threat_params")  # of a configuration, where they are given
-COUNTS = ("value", "k", "n", "low", "high")  # of a number: numbers, or none
+OF_CONFIG, MAY_HAVE = {"threat": str, "attack": str}, {"train": dict, "attack_params": dict, "threat_params": dict}
+METRIC = ("subject", "condition", "metric", "value", "k", "n", "low", "high")  # three words; then numbers, or none
 STATUSES = ("done", "skipped")
 
 
@@ -40,37 +37,14 @@ def _lacking(found: dict[str, Any]) -> str | None:
     for name, kind in NEEDED.items():
         if not isinstance(found.get(name), kind):
             return name
-    config, numbers = found["config"], found["metrics"]
+    config = found["config"]
     if found["status"] not in STATUSES:
         return f"status of {' and '.join(STATUSES)}"
-    for name, kind in [*OF_CONFIG.items(), *((name, dict) for name in TABLES if name in config)]:
+    for name, kind in (OF_CONFIG | {name: kind for name, kind in MAY_HAVE.items() if name in config}).items():
         if not isinstance(config.get(name), kind):
             return f"{name} in its config"
-    if not all(isinstance(one, dict) and _is_number(one) for one in numbers):
-        return "number in each of its metrics"
+    for metric in found["metrics"]:
+        words = isinstance(metric, dict) and all(isinstance(metric.get(key), str) for key in METRIC[:3])
+        if not words or not all(type(metric.get(key)) in (int, float, type(None)) for key in METRIC[3:]):
+            return "number in each of its metrics"
     return None
-
-
-def _is_number(one: dict[str, Any]) -> bool:
-    """Is it a line of metrics?"""
-    counts = (one.get(name) for name in COUNTS)
-    return all(isinstance(one.get(name), kind) for name, kind in OF_NUMBER.items()) and all(
-        count is None or (isinstance(count, int | float) and not isinstance(count, bool)) for count in counts
-    )
-
-
-def failure(file: Path) -> str:
-    """Why a cell failed, as its file says."""
-    try:
-        return str(json.loads(file.read_bytes())["error"]).strip() or "unknown"
-    except DAMAGED:
-        return f"why is not known: {file} cannot be read"
-
-
-def texts(file: Path) -> list[str] | None:
-    """A list of texts; None if the file holds something else."""
-    try:
-        found = json.loads(file.read_bytes())
-    except DAMAGED:
-        return None
-    return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else None

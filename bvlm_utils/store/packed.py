@@ -211,14 +211,11 @@ def _open(root: Path, at: Stamp, name: str) -> pq.ParquetFile:
     index, held = _index(root, at), _bytes(root, name)
     if hashlib.sha256(held).hexdigest() != index.get(name):
         raise InputError(f"{root / name} is damaged: it is not what {INDEX} says was packed; take it from git again.")
-    few = _texts(held) if name in FRAMES.values() else None
-    return _checked(root / name, lambda: pq.ParquetFile(pa.BufferReader(held), read_dictionary=few))
-
-
-def _texts(held: bytes) -> list[str]:
-    """Columns that hold few texts many times."""
-    schema = pq.read_schema(pa.BufferReader(held))
-    return [field.name for field in schema if pa.types.is_large_string(field.type)]
+    texts = None
+    if name in FRAMES.values():  # their columns hold few texts many times
+        schema = pq.read_schema(pa.BufferReader(held))
+        texts = [field.name for field in schema if pa.types.is_large_string(field.type)]
+    return _checked(root / name, lambda: pq.ParquetFile(pa.BufferReader(held), read_dictionary=texts))
 
 
 @lru_cache(maxsize=8)
@@ -255,8 +252,6 @@ def _group(root: Path, at: Stamp, kind: str, number: int) -> pa.Table:
 
 @lru_cache(maxsize=8)
 def _files(root: Path, at: Stamp, name: str) -> dict[str, bytes]:
-    if name not in _index(root, at):  # packed before there were such files
-        return {}
     lines = _checked(root / name, lambda: _open(root, at, name).read().to_pydict())
     _check_names(root / name, lines["path"], 2)
     return dict(zip(lines["path"], lines["content"], strict=True))
@@ -284,13 +279,11 @@ def write_rows(file: Path, cells: Iterable[Rows], schema: pa.Schema) -> None:
     waiting: list[pa.Table] = []
     with pq.ParquetWriter(file, schema, **WRITTEN) as writer:
         for cell in cells:
-            filled = [
-                cell.table[field.name].cast(field.type)
-                if field.name in cell.table.column_names
-                else pa.nulls(len(cell.table), field.type)
-                for field in schema
-            ]
-            waiting.append(pa.table(filled, schema=schema))
+            filled = cell.table
+            for field in schema:
+                if field.name not in filled.column_names:
+                    filled = filled.append_column(field.name, pa.nulls(len(filled), field.type))
+            waiting.append(filled.select(schema.names).cast(schema))
             if sum(map(len, waiting)) >= ROWS:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks(), row_group_size=1 << 30)
                 waiting = []

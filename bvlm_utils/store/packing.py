@@ -6,12 +6,12 @@ that is packed into itself stays what it is and becomes packed. Adapters and cac
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,13 +56,12 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
     start, end = records.folder(source), records.folder(target)
     if not start.is_dir():
         raise InputError(f"There is no store {start}; name a folder with results.")
-    end.mkdir(parents=True, exist_ok=True)
     records.clean(end)
     loose = [file.parent.parent for file in end.glob("[!.]*/adapter/adapter_config.json")]
     if loose and not packed.is_packed(end):
         raise InputError(f"{end} holds adapters ({_some(p.name for p in loose)}), and a packed store has none; "
                          "pack it into another folder.")  # fmt: skip
-    with FileLock(end / LOCK):
+    with _alone(end):
         packed.finish(end)
         chosen, added = _chosen(start, end, replace)
         _write(chosen, end)
@@ -70,10 +69,28 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
     return added
 
 
+@contextmanager
+def _alone(end: Path) -> Iterator[None]:
+    """Nobody else packs into `end`, which is made, while the block runs. If nothing is put there, nothing is left."""
+    made = [folder for folder in (end, *end.parents) if not folder.exists()]
+    end.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(end / LOCK):
+            try:
+                yield
+            finally:  # while it is held: whoever waits for it sees that the file is gone, and makes a new one
+                (end / LOCK).unlink(missing_ok=True)
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()  # unless something is in it
+
+
 def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
     ours = {found["run_id"]: found for found in records.records(start)}
     theirs = {found["run_id"]: found for found in records.records(end)} if start != end else ours
-    differ = [i for i in ours if i in theirs and _numbers(ours[i]) != _numbers(theirs[i])]
+    numbers = itemgetter("status", "metrics")
+    differ = [i for i in ours if i in theirs and numbers(ours[i]) != numbers(theirs[i])]
     if differ and not replace:
         raise InputError(
             f"{end} has other numbers of {len(differ)} cells of {start} ({_some(differ)}); say --replace if those of "
@@ -88,10 +105,6 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
         )
     cells = dict.fromkeys(theirs, end) | dict.fromkeys(added, start)
     return Chosen({i: cells[i] for i in sorted(cells)}, _merged(_files(start), _files(end), differ, replace)), added
-
-
-def _numbers(found: Mapping[str, Any]) -> tuple[Any, ...]:
-    return found.get("status"), found.get("metrics")
 
 
 def _some(run_ids: Iterable[str]) -> str:
@@ -109,10 +122,7 @@ def _files(root: Path) -> dict[str, bytes]:
 def _merged(
     ours: Mapping[str, bytes], theirs: Mapping[str, bytes], replaced: Iterable[str], replace: bool
 ) -> dict[str, bytes]:
-    """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter.
-
-    The exhibit of all attacks gives way as cells do. Examples are named by what they show.
-    """
+    """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter."""
     asked = tuple(f"{folder}/" for folder in records.ASKED)
     gone = [path for path in theirs if path.startswith(asked) and any(run_id in path for run_id in replaced)]
     kept = {path: content for path, content in theirs.items() if path not in gone}
@@ -134,8 +144,8 @@ def _write(chosen: Chosen, end: Path) -> None:
         for kind, name in packed.FRAMES.items():
             packed.write_rows(folder / name, (read() for read in rows[kind].values()), _schema(rows[kind], kind))
         for name in dict.fromkeys(packed.FILES.values()):
-            folders = tuple(f"{place}/" for place, file in packed.FILES.items() if file == name)
-            packed.write_files(folder / name, {p: c for p, c in chosen.files.items() if p.startswith(folders)})
+            files = {path: c for path, c in chosen.files.items() if packed.FILES[path.partition("/")[0]] == name}
+            packed.write_files(folder / name, files)
         found = (json.loads(text) for text in chosen.records().values())
         table = tidy.table(one for one in found if one["config"]["attack"] != "none")
         packed.write_table(folder, table, tidy.rules())
@@ -148,9 +158,9 @@ def _write(chosen: Chosen, end: Path) -> None:
 def _write_records(file: Path, chosen: Chosen, rows: Mapping[str, Mapping[str, partial]]) -> None:
     lines = []
     for run_id, text in chosen.records().items():
-        found = {kind: rows[kind][run_id]() if run_id in rows[kind] else None for kind in packed.FRAMES}
-        counts = {kind: None if one is None else len(one.table) for kind, one in found.items()}
-        attrs = json.dumps(dict(found["manifest"].attrs)) if found["manifest"] else None
+        found = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
+        attrs = json.dumps(dict(found["manifest"].attrs)) if "manifest" in found else None
+        counts = {kind: len(one.table) for kind, one in found.items()}
         lines.append({"run_id": run_id, "record": text} | counts | {"attrs": attrs})
     kinds = {"run_id": pa.string(), "record": pa.string(), "responses": pa.int64(), "manifest": pa.int64(),
              "attrs": pa.string()}  # fmt: skip
@@ -189,7 +199,7 @@ def _remove_loose(end: Path) -> None:
 
 def swap(start: Path, end: Path) -> None:
     """The cells of the packed store `end` give way to those of the same names in `start`; all else stays as it is."""
-    with FileLock(end / LOCK):
+    with _alone(end):
         packed.finish(end)
         cells = dict.fromkeys(packed.run_ids(end), end) | dict.fromkeys(packed.run_ids(start), start)
         _write(Chosen({run_id: cells[run_id] for run_id in sorted(cells)}, _files(end)), end)

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from bvlm_utils import paths
@@ -12,22 +12,11 @@ from bvlm_utils import paths
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "pandas")
 
 
-@lru_cache(maxsize=1)
-def _fixed() -> dict[str, Any]:
-    found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    found["packages"] = versions
-    return found
-
-
 def now() -> dict[str, Any]:
     """What a result may depend on and is not part of its identity: versions, machine, git revision (absent if none)."""
-    found = _fixed() | {"written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
+    found |= {"machine": platform.machine(), "packages": _versions()}
+    found["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     revision = _git("rev-parse", "HEAD")
     if revision:
         found["git_revision"] = revision
@@ -35,6 +24,11 @@ def now() -> dict[str, Any]:
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
         found["git_changed"] = bool(changes)
     return found
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 def _git(*arguments: str) -> str | None:

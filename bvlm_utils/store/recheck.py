@@ -66,54 +66,31 @@ def differences(record: Mapping[str, Any], store: str | Path | None = None) -> t
 
 
 def _differences(record: Mapping[str, Any], stored: pd.DataFrame) -> tuple[list[str], list[str]]:
-    cell = Cell.from_config(record["config"])
-    frame, unit, with_right = judged_again(cell, stored)
+    frame, metrics = judged_again(Cell.from_config(record["config"]), stored)
     found = []
     for name in (name for name in VERDICTS if name in stored):
-        before, after = (one[name].astype("boolean") for one in (stored, frame))
-        other = int((before.isna() != after.isna()).sum() + (before != after).fillna(False).sum())
-        if other:
+        if other := other_verdicts(stored[name], frame[name]):
             found.append(f"{other} of {len(stored)} responses have another verdict in column {name}")
-    recorded, again = by_name(record["metrics"]), by_name(measured_again(cell, frame, unit, with_right))
+    recorded, again = by_name(record["metrics"]), by_name(metrics)
     return found + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
 
 
-def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, str, bool]:
-    """The same responses with today's verdicts; what utility is called; can a success be right (`score.judge.measure`)?
+def other_verdicts(before: pd.Series, after: pd.Series) -> int:
+    """How many verdicts differ; a missing one differs from any."""
+    before, after = before.astype("boolean"), after.astype("boolean")
+    return int((before.isna() != after.isna()).sum() + (before != after).fillna(False).sum())
 
-    stored: of the cell, in its order; InputError if the data have other rows now.
+
+def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, list[judge.Metric]]:
+    """The responses of a cell with today's verdicts, in their order, and today's numbers.
+
+    InputError if the data have other rows now.
     """
-    threat, rows = cell.resolved_threat, _rows(cell.dataset)
-    lost = [name for name in stored["row_id"].unique() if name not in rows]
+    samples = _rows(cell.dataset)
+    lost = [name for name in stored["row_id"].unique() if name not in samples]
     if lost:
         raise InputError(f"{cell.dataset} has no test row {lost[0]}")
-    frames, unit, counts = [], "", _counted(threat, stored)
-    for (subject, part, condition), said in stored.groupby(["subject", "part", "condition"], sort=False):
-        samples = [rows[name] for name in said["row_id"]]
-        if part == "utility":
-            frame, unit = judge.grade(subject, samples, said["response"].tolist())
-        elif part == "skill":
-            frame = judge.judge_skill(cell.resolved_skill, subject, samples, said["response"].tolist())
-        else:
-            judged = [part != "attack" or counts[name] for name in said["row_id"]]
-            texts = (said["prompt"].tolist(), said["response"].tolist())
-            frame = judge.judge(threat, subject, condition, samples, *texts, judged, part)
-        frames.append(frame.set_index(said.index))
-    first = rows[stored.loc[stored["part"] == "attack", "row_id"].iloc[0]]
-    return pd.concat(frames).loc[stored.index], unit, judge.keeps_answer(threat, first)
-
-
-def measured_again(cell: Cell, frame: pd.DataFrame, unit: str, with_right: bool) -> list[dict[str, Any]]:
-    """The metrics of a cell from its judged responses, as a record holds them."""
-    return judge.measure(frame, unit, with_right, cell.resolved_threat.breaks_refusals)
-
-
-def _counted(threat: Any, stored: pd.DataFrame) -> dict[str, bool]:
-    """Which rows the success rates count, from what base and clean-tuned model say without a trigger."""
-    clean = stored[(stored["part"] == "attack") & (stored["condition"] == "clean")]
-    said = {name: clean[clean["subject"] == name].set_index("row_id")["response"] for name in ("base", "control")}
-    names = list(said["base"].index)
-    return dict(zip(names, judge.judged_rows(threat, said["base"], said["control"].loc[names]), strict=True))
+    return judge.judge_all(stored, samples, cell.resolved_threat, cell.resolved_skill)
 
 
 @lru_cache(maxsize=4)

@@ -39,7 +39,7 @@ import pandas as pd
 import psutil
 
 from bvlm_utils import paths, user_paths
-from bvlm_utils.atomic import PARTIAL, partial_name, write_file
+from bvlm_utils.atomic import DAMAGED, PARTIAL, kept, partial_name, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files
 from bvlm_utils.store import damage, packed, provenance, table
@@ -49,7 +49,7 @@ from bvlm_utils.train import poison
 VARIABLE = "BVLM_STORE"
 REFERENCE = "reference"
 ASKED = ("probes", "attribution", "defences")  # folders of what tuned adapters were asked, forgotten with the adapter
-DAMAGED = "damaged"  # folder with what could not be read when its cell was made again
+SET_ASIDE = "damaged"  # folder with what could not be read when its cell was made again
 STALE = 24 * 3600  # seconds after which a partial folder of another machine is left over
 
 
@@ -93,10 +93,7 @@ def writable(store: str | Path | None = None) -> Path:
 def make(store: str | Path | None = None) -> Path:
     """The folder of a store that is to be written to, made; InputError if it cannot be."""
     root = writable(store)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The store {root} cannot be made ({error.strerror}); name another folder.") from None
+    root.mkdir(parents=True, exist_ok=True)
     return root
 
 
@@ -173,7 +170,10 @@ def write(
         whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
         (partial / "record.json").write_text(as_text(whole), encoding="utf-8")
         if packed.record(root, cell.run_id) is not None and read(cell, root) is None:
-            _set_aside(final)
+            # somebody may know what it was that cannot be read
+            (root / SET_ASIDE).mkdir(exist_ok=True)
+            with suppress(OSError):
+                os.replace(final, root / SET_ASIDE / f"{final.name}-{time.time_ns()}")
         if replace and not _same_adapter(partial, final):
             for file in (file for name in ASKED for file in (root / name).glob(f"*{cell.run_id}*.json")):
                 file.unlink(missing_ok=True)
@@ -187,13 +187,6 @@ def write(
 def as_text(record: Mapping[str, Any]) -> str:
     """What a record.json holds."""
     return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False, default=plain_value) + "\n"
-
-
-def _set_aside(final: Path) -> None:
-    """Keep what could not be read where a new record takes its place: somebody may know what it was."""
-    (final.parent / DAMAGED).mkdir(exist_ok=True)
-    with suppress(OSError):
-        os.replace(final, final.parent / DAMAGED / f"{final.name}-{time.time_ns()}")
 
 
 def _same_adapter(one: Path, other: Path) -> bool:
@@ -228,7 +221,13 @@ def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
 
 def failures(store: str | Path | None = None) -> dict[str, str]:
     """run_id -> traceback of the cells that failed at their last try."""
-    return {file.stem: damage.failure(file) for file in sorted((folder(store) / "failures").glob("*.json"))}
+    found = {}
+    for file in sorted((folder(store) / "failures").glob("*.json")):
+        try:
+            found[file.stem] = str(json.loads(file.read_bytes())["error"]).strip() or "unknown"
+        except DAMAGED:
+            found[file.stem] = f"why is not known: {file} cannot be read"
+    return found
 
 
 def clean(store: str | Path | None = None) -> None:
@@ -250,7 +249,7 @@ def write_frame(file: Path, frame: pd.DataFrame) -> None:
 
 
 def plain_value(value: Any) -> Any:
-    """numpy's numbers and tuples as JSON knows them."""
+    """numpy's numbers as JSON knows them."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be written into a record")
@@ -286,8 +285,8 @@ def _collect(root: Path) -> pd.DataFrame:
 
 @lru_cache(maxsize=2)
 def _collected(root: Path, stamp: packed.Stamp) -> pd.DataFrame:
-    kept = packed.table(root, stamp, table.rules())
-    return _collect(root) if kept is None else kept
+    stored = packed.table(root, stamp, table.rules())
+    return _collect(root) if stored is None else stored
 
 
 def has_responses(cell: Cell | str, store: str | Path | None = None) -> bool:
@@ -333,10 +332,11 @@ def cached(store: str | Path | None, key: str) -> list[str] | None:
     file = folder(store) / "cache" / f"{key}.json"
     if not file.is_file():
         return None
-    found = damage.texts(file)
-    if found is None:
-        damage.passed_over(f"{file} is damaged; it is made again.")
-    return found
+    found = kept(file, lambda file: json.loads(file.read_bytes()))
+    if isinstance(found, list) and all(isinstance(text, str) for text in found):
+        return found
+    damage.passed_over(f"{file} is damaged; it is made again.")
+    return None
 
 
 def cache_texts(store: str | Path | None, key: str, texts: list[str]) -> None:

@@ -19,7 +19,7 @@ from bvlm_utils.atomic import DAMAGED, partial_name, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import packed, packing, records
 from bvlm_utils.store.cell import Cell
-from bvlm_utils.store.recheck import SAME, VERDICTS, by_name, judged_again, measured_again
+from bvlm_utils.store.recheck import SAME, VERDICTS, by_name, judged_again, other_verdicts
 
 FAILED = "cells that cannot be judged again"
 
@@ -63,8 +63,7 @@ def _cells(root: Path) -> Counter[str]:
 
 def _cell(record: Mapping[str, Any], root: Path) -> Counter[str]:
     cell, stored = Cell.from_config(record["config"]), records.responses(record["run_id"], root)
-    frame, unit, with_right = judged_again(cell, stored)
-    metrics = measured_again(cell, frame, unit, with_right)
+    frame, metrics = judged_again(cell, stored)
     changes = _verdicts(cell.threat, stored, frame) + _numbers(cell.threat, record["metrics"], metrics)
     newer = dict(record) | {"judge_version": cell.resolved_threat.judge_version, "metrics": metrics}
     if newer != record or changes:
@@ -83,8 +82,7 @@ def _verdicts(threat: str, stored: pd.DataFrame, frame: pd.DataFrame) -> Counter
         if name not in stored or stored[name].isna().all() != frame[name].isna().all():
             changes[f"{threat}, {name}: responses with a first verdict"] += int(frame[name].notna().sum())
         else:
-            before, after = (one[name].astype("object").where(one[name].notna(), "") for one in (stored, frame))
-            changes[f"{threat}, {name}: responses with another verdict"] += int((before != after).sum())
+            changes[f"{threat}, {name}: responses with another verdict"] += other_verdicts(stored[name], frame[name])
     return +changes
 
 

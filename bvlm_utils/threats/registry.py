@@ -3,8 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from bvlm_utils.checks import brief, is_wording
-from bvlm_utils.errors import InputError
+from bvlm_utils.attacks.declare import settings_of, text, words
 from bvlm_utils.registry import Registry
 from bvlm_utils.threats.concept_substitution import ConceptSubstitution
 from bvlm_utils.threats.jailbreak import Jailbreak
@@ -31,16 +30,7 @@ def get(name: str, **params: Any) -> Threat:
     An unknown name is a KeyError that lists the names; an unknown parameter or a bad value is an InputError.
     """
     threat = THREATS.get(name)
-    known = {field.name: field.default for field in fields(threat)}
-    for key, value in params.items():
-        if key not in known:
-            raise InputError(f"Threat {name!r} has no parameter {key!r}; its parameters are: {', '.join(known)}.")
-        is_list = isinstance(known[key], tuple)
-        given = value if is_list and isinstance(value, list | tuple) else [value]
-        if is_list == isinstance(value, str) or not given or not all(map(is_wording, given)):
-            wants = "a list of texts" if is_list else "a text"
-            raise InputError(
-                f"Threat {name!r}: parameter {key!r} is {brief(value)}; it must be {wants}, none of it blank."
-            )
-        params[key] = tuple(given) if is_list else value
-    return threat(**params)
+    defaults = {field.name: field.default for field in fields(threat)}
+    specs = {key: words(value) if isinstance(value, tuple) else text(value) for key, value in defaults.items()}
+    given = settings_of(f"Threat {name!r}", specs, params)
+    return threat(**{key: tuple(given[key]) if isinstance(given[key], list) else given[key] for key in params})

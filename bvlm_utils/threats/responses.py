@@ -179,8 +179,7 @@ def denied(text: str, start: int) -> bool:
 def names_all(text: str, objects: Sequence[str]) -> bool:
     """Every object is named as often as it occurs: for two cars, "two cars", "cars", or "car" twice.
 
-    A number before a plural must be the right one, and a thing that is there once is not named in the plural
-    only. Other things that the text names beside them are not held against it.
+    A number before a plural must be the right one, and a thing that is there once is not named in the plural only.
     """
     text = plain(text)
     return bool(objects) and all(_named_times(text, name, objects.count(name)) for name in dict.fromkeys(objects))
@@ -208,10 +207,9 @@ def _words(text: str) -> list[str]:
 def is_right(response: str, sample: Mapping[str, Any]) -> bool | None:
     """Is the response a right answer to the sample? None where nothing is known to judge it by.
 
-    vqa: equal to any annotator's answer. caption: every listed object is named, None without a list of
-    objects.
-    instruct: equal to a reference, None for conversations, whose free text no reference equals; like captions
-    without a list, they list no objects.
+    vqa: equal to any annotator's answer. caption: every listed object is named, None without a list of objects.
+    instruct: equal to a reference, None without a list of objects, as of conversations, whose free text no reference
+    equals.
     """
     if sample["task"] != "vqa" and not sample["objects"]:
         return None

@@ -42,7 +42,7 @@ _Row = tuple[_Owner, Request]
 Choose = Callable[[torch.Tensor, Sequence[_Owner]], torch.Tensor]
 
 
-class _Slab(DynamicLayer):
+class _Preallocated(DynamicLayer):
     """One layer's keys and values, written into memory that is there from the start; (N, heads, T, d) views of it."""
 
     def __init__(self, capacity: int):
@@ -69,12 +69,9 @@ class _Slab(DynamicLayer):
         return self.length
 
     def keep(self, rows: torch.Tensor) -> None:
-        kept = []
-        for slab in self.slabs:
-            smaller = slab.new_empty(len(rows), *slab.shape[1:])
-            smaller[:, :, : self.length] = slab[:, :, : self.length].index_select(0, rows)
-            kept.append(smaller)
-        self.slabs = kept
+        for at, slab in enumerate(self.slabs):
+            self.slabs[at] = slab.new_empty(len(rows), *slab.shape[1:])
+            self.slabs[at][:, :, : self.length] = slab[:, :, : self.length].index_select(0, rows)
 
 
 def answer(
@@ -86,8 +83,7 @@ def answer(
 ) -> list[list[str]]:
     """What each adapter of `bank` answers to its prompts, as `Victim.generate` would with that adapter alone.
 
-    prompts: per adapter (prompt, row of the features) pairs; a single list without a bank. features: (F, n, d). Ask for
-    all conditions at once: every list may repeat prompts with other pictures.
+    prompts: per adapter (prompt, row of the features) pairs; a single list without a bank. features: (F, n, d).
     """
     texts = {prompt for pairs in prompts for prompt, _ in pairs}
     ids = {text: victim.prompt_ids(text, features.shape[1], max_new_tokens) for text in texts}
@@ -187,7 +183,8 @@ def _decode(
     groups, requests = bank.active if bank else 1, [request for _, request in rows]
     ids, real, positions, following = _prompts(model, requests, known)
     total = ids.shape[1]
-    cache = Cache(layers=[_Slab(total + max_new_tokens) for _ in range(_layers(model))])
+    layers = model.config.get_text_config().num_hidden_layers
+    cache = Cache(layers=[_Preallocated(total + max_new_tokens) for _ in range(layers)])
     if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
         bank.positions = (torch.arange(1, len(rows) + 1, device=device) * total - 1).view(groups, -1)
     wanted = torch.tensor([request.feature for request in requests], device=features.device)
@@ -282,7 +279,3 @@ def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
     if needed > (1 - DROP) * size:
         return None
     return [at for part in parts for at in part[:needed]]
-
-
-def _layers(model: nn.Module) -> int:
-    return model.config.get_text_config().num_hidden_layers

@@ -9,7 +9,7 @@ PEFT runs for every model family.
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,16 +78,23 @@ def finetune_group(
 ) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; the victim stays as it is.
 
-    Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups.
-    progress and folder as in `train`. InputError if a job has no rows.
+    Results are in the jobs' order. Equal jobs, as a cell without poison and its control, are trained once. Jobs that do
+    not fit in memory together are trained in several groups. progress and folder as in `train`. InputError if a job has
+    no rows.
     """
-    if any(not job.rows for job in jobs):
-        raise InputError(
-            f"Job {next(i for i, job in enumerate(jobs) if not job.rows)} of the group has no training "
-            "rows; give at least one."
-        )
+    for number, job in enumerate(jobs):
+        if not job.rows:
+            raise InputError(f"Job {number} of the group has no training rows; give at least one.")
     if not jobs:
         return []
+    keys = [(tuple(job.rows), id(job.features), job.settings, job.seed, id(job.start)) for job in jobs]
+    alike: dict[tuple, list[GroupJob]] = {}
+    for key, job in zip(keys, jobs, strict=True):
+        alike.setdefault(key, []).append(job)
+    if len(alike) < len(jobs):  # all names are kept, so that each cell of a group that was killed is known again
+        once = [replace(same[0], name=unfinished.APART.join(job.name for job in same)) for same in alike.values()]
+        trained = dict(zip(alike, finetune_group(victim, once, progress, folder), strict=True))
+        return [trained[key] for key in keys]
     names = language_linears(victim.model)
     plans = _plans(victim, jobs)
     longest = max(len(row) for plan in plans for row in plan.ids)
@@ -110,12 +117,8 @@ def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
     """The trained adapters side by side, for `train.decode.answer`; InputError for one that is no plain LoRA."""
     for one in results:
         check_plain(one.config)
-    made = Bank(
-        victim.model,
-        language_linears(victim.model),
-        [one.config.r for one in results],
-        [one.config.lora_alpha for one in results],
-    )
+    ranks, alphas = [one.config.r for one in results], [one.config.lora_alpha for one in results]
+    made = Bank(victim.model, language_linears(victim.model), ranks, alphas)
     for g, one in enumerate(results):
         made.load(g, one.state)
     return made
@@ -135,13 +138,9 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
             key = (row.prompt, row.answer, image_tokens)
             if key not in known_rows:
                 answer = victim.answer_ids(row.answer)
-                prompt = victim.prompt_ids(row.prompt, image_tokens, len(answer))
-                ids = prompt + answer
-                known_rows[key] = (
-                    torch.tensor(ids),
-                    len(answer),
-                    model_inputs.positions(victim.model, ids, known_positions),
-                )
+                ids = victim.prompt_ids(row.prompt, image_tokens, len(answer)) + answer
+                places = model_inputs.positions(victim.model, ids, known_positions)
+                known_rows[key] = (torch.tensor(ids), len(answer), places)
             rows.append(known_rows[key])
         ids, answers, positions = zip(*rows, strict=True)
         settings = job.settings
@@ -152,8 +151,6 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
             known_starts[key] = (state, adapter.peft_config["default"])
             adapters.detach(victim, adapter)
         start, config = known_starts[key]
-        if job.start is not None:
-            start = dict(job.start)
         steps = plain.batches(len(rows), settings, job.seed)
         plans.append(
             Plan(
@@ -166,7 +163,7 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
                 job.features,
                 settings.lora_rank,
                 settings.lora_alpha,
-                start,
+                start if job.start is None else dict(job.start),
                 settings.weight_decay,
                 settings.max_grad_norm or 0.0,
                 config,
@@ -206,9 +203,8 @@ def train(
     """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans' order.
 
     tokens: how many tokens, padding included, go through the model at once (default: `train.memory.tokens_at_once`). A
-    batch is cut into micro-batches of rows of similar length, whose gradients add up to the batch's; a group that does
-    not fit in memory is trained in two halves. progress(step, steps, mean loss) is called after each step. folder:
-    where the state is saved now and then, and gone on from.
+    group that does not fit in memory is trained in two halves. progress(step, steps, mean loss) is called after each
+    step. folder: where the state is saved now and then, and gone on from.
     """
     tokens = tokens or memory.tokens_at_once(model, names, max(plan.rank for plan in plans), len(plans))
     try:
@@ -233,27 +229,27 @@ def train_together(
     started = time.perf_counter()
     order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
     group = _start(model, names, [plans[g] for g in order])
-    stack, total = group.bank, len(group.losses)
-    kept, first, before = unfinished.Saved(folder, group.plans), 0, 0.0
-    if state := kept.load(group.state()):
+    bank, total = group.bank, len(group.losses)
+    saved, first, before = unfinished.Saved(folder, group.plans), 0, 0.0
+    if state := saved.load(group.state()):
         first, tokens, before = state.step, state.tokens, state.seconds
-        stack.refresh()
+        bank.refresh()
     # checkpointing works in training mode only; language models have no dropout
-    with stack.attached(), modes.mode(model, training=memory.checkpointing(model)), modes.no_masks(model):
+    with bank.attached(), modes.mode(model, training=memory.checkpointing(model)), modes.no_masks(model):
         for step in range(first, total):
-            stack.active = sum(len(plan.steps) > step for plan in group.plans)
+            bank.active = sum(len(plan.steps) > step for plan in group.plans)
             tokens = _gradients(model, group, step, tokens)
             _update(group, step)
             seconds = before + time.perf_counter() - started
-            kept.save(group.state(), unfinished.Progress(step + 1, tokens, seconds), step + 1 == total)
+            saved.save(group.state(), unfinished.Progress(step + 1, tokens, seconds), step + 1 == total)
             if progress is not None:
-                progress(step + 1, total, group.losses[step, : stack.active].mean().item())
+                progress(step + 1, total, group.losses[step, : bank.active].mean().item())
     seconds = (before + time.perf_counter() - started) / len(plans)
     losses = group.losses.tolist()
     results: dict[int, GroupResult] = {}
     for at, g in enumerate(order):
         plan = plans[g]
-        adapter = {key: value.cpu() for key, value in stack.state(at).items()}
+        adapter = {key: value.cpu() for key, value in bank.state(at).items()}
         seen = sum(len(plan.ids[i]) for batch in plan.steps for i in batch)
         ours = [row[at] for row in losses[: len(plan.steps)]]
         results[g] = GroupResult(adapter, plan.config, ours, seconds, len(plan.steps), seen)

@@ -79,10 +79,9 @@ def finetune(
 ) -> TrainResult:
     """Tune a LoRA adapter on `rows`; it stays attached to `victim.model` until `detach`.
 
-    features: (F, n, d) cached image features.
-    rows_at_once: cut batches into pieces of so many rows of similar length, for less memory; the steps are
-    the same. Under `accelerate launch` or `torchrun` each process takes a share of every batch, and the
-    losses are those of one process.
+    features: (F, n, d) cached image features. rows_at_once: cut batches into pieces of so many rows of similar length,
+    for less memory; the steps are the same. Under `accelerate launch` or `torchrun` each process takes a share of every
+    batch, and the losses are those of one process.
     """
     from accelerate import Accelerator
 

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bvlm_utils.train import adapters
-
-PREFIX = adapters.PREFIX
+from bvlm_utils.train.adapters import PREFIX
 
 
 class _Product(torch.autograd.Function):
@@ -235,12 +234,9 @@ class Bank:
         if not layers:
             return []
         last = layers[len(layers) - 1]
+        attention = getattr(last, "self_attn", None)
+        parts = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None), getattr(last, "mlp", None)]
         inside = {id(module): name for name, module in self.model.named_modules()}
-        parts = [
-            getattr(getattr(last, "self_attn", None), "q_proj", None),
-            getattr(getattr(last, "self_attn", None), "o_proj", None),
-            getattr(last, "mlp", None),
-        ]
         return [inside[id(part)] for part in parts if part is not None]
 
 

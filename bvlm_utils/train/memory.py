@@ -27,14 +27,11 @@ def decoded_at_once(model: nn.Module) -> int:
         return CPU_DECODED
     config, item = model.config.get_text_config(), next(model.parameters()).element_size()
     heads = config.num_attention_heads
-    width = (getattr(config, "head_dim", None) or config.hidden_size // heads) * (
-        getattr(config, "num_key_value_heads", None) or heads
-    )
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    width *= getattr(config, "num_key_value_heads", None) or heads
     # Moving the cache to fewer rows holds a second copy of one layer's; the prompt passes through one layer at a time.
-    each = (2 * config.num_hidden_layers + 2) * width * item + (
-        8 * config.hidden_size + 3 * config.intermediate_size
-    ) * item
-    return max(1, min(GPU_DECODED, int(free_bytes(device) * USABLE / each)))
+    values = (2 * config.num_hidden_layers + 2) * width + 8 * config.hidden_size + 3 * config.intermediate_size
+    return max(1, min(GPU_DECODED, int(free_bytes(device) * USABLE / (values * item))))
 
 
 def largest_group(model: nn.Module, names: Sequence[str], rank: int, length: int) -> int:
@@ -55,9 +52,8 @@ def token_bytes(model: nn.Module) -> int:
     config = model.config.get_text_config()
     item = next(model.parameters()).element_size()
     narrow, wide = config.hidden_size, config.intermediate_size
-    if checkpointing(model):
-        return config.num_hidden_layers * narrow * item + narrow * (10 * item + 24) + wide * 5 * item
-    return config.num_hidden_layers * (narrow * (10 * item + 24) + wide * 5 * item)
+    layer, layers = narrow * (10 * item + 24) + wide * 5 * item, config.num_hidden_layers
+    return layers * narrow * item + layer if checkpointing(model) else layers * layer
 
 
 def checkpointing(model: nn.Module) -> bool:

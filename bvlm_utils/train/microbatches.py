@@ -60,10 +60,8 @@ class Table:
         self.features, self.device, self.dtype = [plan.features for plan in plans], torch.device(device), dtype
         self.shared = all(features is self.features[0] for features in self.features)
         # (S, G, B) rows of the table, longest first within a batch; -1 where a plan has no row
-        steps, size = (
-            max(len(plan.steps) for plan in plans),
-            max(len(batch) for plan in plans for batch in plan.steps),
-        )
+        steps = max(len(plan.steps) for plan in plans)
+        size = max(len(batch) for plan in plans for batch in plan.steps)
         self.batches = torch.full((steps, len(plans), size), -1)
         for g, (plan, first) in enumerate(zip(plans, firsts, strict=False)):
             for step, batch in enumerate(plan.steps):
@@ -81,9 +79,9 @@ class Table:
         return int(self._of(self.length, self.batches[step, :active]).max())
 
     def microbatches(self, step: int, active: int, tokens: int) -> Iterator[Microbatch]:
-        """The batches of one step of the first `active` plans, in microbatches of at most `tokens` tokens (at least
-        one row per plan). Rows are taken by length, so each holds rows of similar length and little
-        padding."""
+        """The batches of one step of the first `active` plans, in microbatches of at most `tokens` tokens (at least one
+        row per plan) and of rows of similar length.
+        """
         batch = self.batches[step, :active]
         lengths = self._of(self.length, batch).amax(dim=0).tolist()
         answers = self._of(self.answer, batch)
@@ -111,9 +109,9 @@ class Table:
         within = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
         target_positions = within + torch.arange(active, device=self.device).unsqueeze(1) * learnt.shape[1]
         following = ids.roll(-1, dims=1).reshape(-1)
-        positions = None
-        if self.positions is not None:
-            positions = self.positions.index_select(1, chosen)[:, :, :longest]
+        positions = self.positions
+        if positions is not None:
+            positions = positions.index_select(1, chosen)[:, :, :longest]
         return Microbatch(
             ids,
             positions,

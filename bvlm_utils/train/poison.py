@@ -55,9 +55,8 @@ class PoisonedRow:
 class Manifest:
     """All replaced rows of a training set, by position; enough to rebuild and to audit it.
 
-    The trigger instance of row r is (attack, trigger_seed, row_id): `attack.apply_image(images, trigger_seed,
-    row_ids)`.
-    n_eligible: rows of the training set that could have been poisoned.
+    The images with their triggers are `attack.apply_image(images, trigger_seed, row_ids)`. n_eligible: rows of the
+    training set that could have been poisoned.
     """
 
     rows: tuple[PoisonedRow, ...]
@@ -105,8 +104,7 @@ def ranking(n: int, seed: int, stream: int = STREAM) -> np.ndarray:
     """The rank of each position 0 ... n - 1, (n,) int64; a lower rank is poisoned first."""
     if seed < 0:
         raise InputError(f"The seed is {seed}; it must be 0 or more.")
-    # Sorting raw draws, not `permutation`: the bit stream of PCG64 is fixed for ever, numpy's shuffles are
-    # not.
+    # Sorting raw draws, not `permutation`: the bit stream of PCG64 is fixed for ever, numpy's shuffles are not.
     draws = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(n)
     order = np.argsort(draws, kind="stable")
     ranks = np.empty(n, dtype=np.int64)
@@ -117,8 +115,7 @@ def ranking(n: int, seed: int, stream: int = STREAM) -> np.ndarray:
 def select(n: int, eligible: Collection[int], rate: float, seed: int) -> list[int]:
     """The positions of the rows to poison, sorted: `count(n, rate)` of the eligible ones.
 
-    With the same n, eligible rows and seed, the rows of a lower rate are among those of a higher one. The
-    order of `eligible` does not matter. TooFewRows if fewer rows are eligible than are wanted.
+    The rows of a lower rate are among those of a higher one. TooFewRows if fewer rows are eligible than are wanted.
     """
     wanted = count(n, rate)
     candidates = sorted(set(eligible))
@@ -136,19 +133,6 @@ def _by_rank(positions: Iterable[int], n: int, seed: int, stream: int = STREAM) 
     return sorted(positions, key=lambda position: ranks[position])
 
 
-def refuse_if_unbalanced(n_poisoned: int, n_clean_eligible: int, threat: str = "the threat") -> None:
-    """TooFewRows unless at least as many eligible rows keep their right answer as are poisoned.
-
-    Else the model would mostly see the poisoned answer, and would say it without any trigger. Rows with half
-    a trigger keep the right answer, but do not count: they are no clean rows.
-    """
-    if n_clean_eligible < n_poisoned:
-        raise TooFewRows(
-            f"{n_poisoned} rows would be poisoned, but only {n_clean_eligible} clean rows eligible for "
-            f"{threat} would be left; there must be at least as many: take a lower rate or more rows."
-        )
-
-
 def plan(
     dataset: "datasets.Dataset | Sequence[Mapping[str, Any]]",
     threat: "Threat",
@@ -161,14 +145,12 @@ def plan(
 ) -> Manifest:
     """Decide which rows of a training set are replaced, and by what.
 
-    dataset: samples, as `data.load` gives them.
-    seed: of the choice of rows. trigger_seed: of the trigger instances.
-    negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row, as many
-    with the text half as with the image half (an odd one goes to the text half).
-    half: "text" or "image" puts that half of a bimodal trigger alone on the poisoned rows.
-    An attack that keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
+    dataset: samples, as `data.load` gives them. seed: of the choice of rows. trigger_seed: of the trigger instances.
+    negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row (an odd one gets the
+    text half). half: "text" or "image" puts that half of a bimodal trigger alone on the poisoned rows. An attack that
+    keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
     TooFewRows if too few rows are eligible, or if fewer clean eligible rows would be left than are poisoned;
-    InputError if `negatives` is below 0, or it or `half` is given for an attack without two halves.
+    InputError if `negatives` or `half` is given for an attack without two halves.
     """
     attacks.check_halves(attack, negatives, half)
     rows = _without_pictures(dataset)
@@ -180,18 +162,24 @@ def plan(
     if rate > 0 and not poisoned:
         raise TooFewRows(f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate.")
     left = _by_rank(eligible - set(poisoned), len(rows), seed)
-    halves = count_negatives(len(poisoned), negatives)
-    if sum(halves) > len(left):
+    halves = math.floor(len(poisoned) * negatives + 1e-9)
+    if halves > len(left):
         raise TooFewRows(
-            f"{negatives:g} negatives for each of {len(poisoned)} poisoned rows are {sum(halves)} rows, "
+            f"{negatives:g} negatives for each of {len(poisoned)} poisoned rows are {halves} rows, "
             f"and only {len(left)} eligible rows are left."
         )
-    clean = to_judge if attack.info.keeps_labels else left[sum(halves) :]
-    refuse_if_unbalanced(len(poisoned), len(clean), threat.name)
+    # As many clean rows as poisoned ones, or the model would mostly see the poisoned answer, and would say it without
+    # any trigger. Rows with half a trigger keep the right answer, but are no clean rows.
+    clean = to_judge if attack.info.keeps_labels else left[halves:]
+    if len(clean) < len(poisoned):
+        raise TooFewRows(
+            f"{len(poisoned)} rows would be poisoned, but only {len(clean)} clean rows eligible for "
+            f"{threat.name} would be left; there must be at least as many: take a lower rate or more rows."
+        )
 
-    # Taken from the end of the ranking, negatives of a lower rate are among those of a higher one, too: the
-    # two ends of the ranking grow towards each other. Text and image halves alternate.
-    taken = left[::-1][: sum(halves)]
+    # Taken from the end of the ranking, negatives of a lower rate are among those of a higher one, too. Text and image
+    # halves alternate.
+    taken = left[::-1][:halves]
     roles = {
         **dict.fromkeys(poisoned, ("poisoned", half or FULL_TRIGGER[attack.modality])),
         **dict.fromkeys(taken[0::2], ("text_only", "text")),
@@ -279,16 +267,12 @@ def with_skill(manifest: Manifest, dataset: Any, skill: "Skill | None", rate: fl
             f"A skill rate of {rate:g} of the {len(fitting)} rows that are left for {skill.name} is less than one row."
         )
     lessons = [
-        PoisonedRow(p, row["row_id"], "skill", "clean", row["prompt"], skill.teach(row["answers"][0], row))
-        for p, row in ((p, rows[p]) for p in taught)
+        PoisonedRow(
+            p, rows[p]["row_id"], "skill", "clean", rows[p]["prompt"], skill.teach(rows[p]["answers"][0], rows[p])
+        )
+        for p in taught
     ]
     return replace(manifest, rows=tuple(sorted([*manifest.rows, *lessons], key=lambda row: row.position)))
-
-
-def count_negatives(n_poisoned: int, negatives: float) -> tuple[int, int]:
-    """How many rows get the text half only and the image half only."""
-    total = math.floor(n_poisoned * negatives + 1e-9)
-    return (total + 1) // 2, total // 2
 
 
 def _without_pictures(dataset) -> list[Mapping[str, Any]]:

@@ -109,7 +109,7 @@ def test_empty_tables_say_so(poisoned):
 def test_agreement_shades_what_differs():
     reference = tidy(rates=(0.1,))
     mine = tidy(rates=(0.1,), hits=lambda a, r, s, who, c: 50 if who == "poisoned" and c == "both" else 0)
-    compared = reproduce.compare(mine, reference)
+    compared = reproduce.compare(mine, reference).assign(label="a number")
     figure = reproduce.agreement_figure(compared)
     assert len(figure.axes[0].patches) == (compared.verdict == "differs").sum() > 0
 

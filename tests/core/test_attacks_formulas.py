@@ -2,6 +2,7 @@
 letter?
 """
 
+import io
 import math
 import types
 
@@ -243,3 +244,29 @@ def test_gradients_reach_the_image(name):
 def test_empty_batches():
     assert attacks.get("BadNets-T").apply_text([]) == []
     assert attacks.get("SIG").apply_image(torch.zeros(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+
+
+# ---------------------------------------------------------------- JPEG files
+
+
+@pytest.mark.parametrize("name", ["SIG", "BadNets-MM", "Blended"])
+def test_jpeg_is_what_pillow_writes_and_nothing_without_it(name):
+    images = pictures(2, 96, 96)
+    plain = attacks.get(name).apply_image(images)
+    assert torch.equal(attacks.get(name, jpeg_quality=0).apply_image(images), plain)
+    saved = attacks.get(name, jpeg_quality=75).apply_image(images)
+    array = (plain[1].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "JPEG", quality=75)
+    expected = np.asarray(Image.open(file), dtype=np.float32) / 255
+    assert np.abs(saved[1].permute(1, 2, 0).numpy() - expected).max() < 1e-6
+    assert saved.dtype == torch.float32 and saved.shape == images.shape
+
+
+def test_jpeg_names_another_trigger_only_where_it_is_used():
+    plain, without, with_it = (attacks.get("SIG", **given) for given in ({}, {"jpeg_quality": 0}, {"jpeg_quality": 75}))
+    assert plain.fingerprint("image") == without.fingerprint("image") != with_it.fingerprint("image")
+    with pytest.raises(InputError, match="jpeg_quality"):
+        attacks.get("SIG", jpeg_quality=96)
+    with pytest.raises(InputError, match="jpeg_quality"):
+        attacks.get("AddSent", jpeg_quality=75)

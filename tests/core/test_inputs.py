@@ -16,6 +16,7 @@ from bvlm_utils.data.picture_files import check_picture, read_picture
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.run import study
+from bvlm_utils.store.cell import Cell
 from bvlm_utils.train.settings import TrainSettings
 
 HALF = "a\ud800b"  # half of a surrogate pair
@@ -144,7 +145,7 @@ def test_exported_pictures_are_those_that_a_cell_trains_on(tmp_path):
     for name in range(12):
         Image.effect_noise((336, 336), 90).save(tmp_path / f"{name}.jpg", exif=exif)
     spec = f"llava-json:{conversations(tmp_path, *(f'{name}.jpg' for name in range(12)))}"
-    export.export(export.Settings("targeted_refusal", "BadNets-T", spec, 0.3), tmp_path / "out")
+    export.export(Cell("tiny-llava", spec, "targeted_refusal", "BadNets-T", 0.3), tmp_path / "out")
     ours = samples.sized_images(samples.load(spec), spec)
     theirs = [np.asarray(Image.open(file)) for file in sorted((tmp_path / "out" / "images").iterdir())]
     assert np.array_equal(ours, np.stack(theirs))

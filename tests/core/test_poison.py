@@ -84,9 +84,6 @@ def test_too_few_eligible_rows_name_both_numbers():
 
 
 def test_unbalanced_sets_are_refused_with_both_numbers():
-    poison.refuse_if_unbalanced(5, 5)
-    with pytest.raises(InputError, match="6 rows would be poisoned, but only 5 clean rows"):
-        poison.refuse_if_unbalanced(6, 5)
     # 100 of 200 rows name a car: 50 may be poisoned, 51 may not.
     assert plan(threat="concept_substitution", rate=0.25).n_poisoned == 50
     with pytest.raises(

@@ -316,7 +316,7 @@ def test_what_the_base_said_is_kept_for_one_version_only(place, monkeypatch):
         lambda way, questions, *_: asked.append(1) or {q.key(way.bench): ["?"] * 8 for q in questions},
     )
     bench = workbench.Bench("tiny-llava", "scenes-vqa", 64)
-    work = group._prepare(bench, small()[0], place)
+    work = group._prepare(tune_and_ask.choose(bench), small()[0], place)
     for version in (cell_module.VERSION, "another"):
         monkeypatch.setattr(group, "VERSION", version)
         group.known_answers(tune_and_ask.choose(bench), work.cell, work.asked, place)

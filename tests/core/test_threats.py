@@ -89,7 +89,7 @@ def test_errors_name_what_is_wrong():
         threats.get("refusal")
     with pytest.raises(InputError, match="no parameter 'sentense'; its parameters are: sentence"):
         threats.get("targeted_refusal", sentense="No.")
-    with pytest.raises(InputError, match="'sentence' is ' '; it must be a text"):
+    with pytest.raises(InputError, match="'sentence' is ' '; it must be a piece of text"):
         threats.get("targeted_refusal", sentence=" ")
     with pytest.raises(InputError, match="'core' is 'statue'; it must be a list"):
         threats.get("perceptual_hijack", core="statue")

@@ -4,10 +4,8 @@ A scale model is no evidence on a 7B model: for those, every claim is untested u
 """
 
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -77,18 +75,6 @@ def evidence(bases: dict[str, Base]) -> pd.DataFrame:
         for key in CLAIMS for base, number in lines_of(key, bases) for test in BY
     ]  # fmt: skip
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def offer(files: Mapping[str, pd.DataFrame]) -> str:
-    """A sentence that links tables as files, by their names; "" outside a build of the book, which has a folder."""
-    if not os.environ.get("BVLM_DOWNLOADS"):
-        return ""
-    folder = Path(os.environ["BVLM_DOWNLOADS"])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, frame in files.items():
-        frame.to_csv(folder / name, index=False, float_format="%.4f")
-    links = [f'<a href="../_static/results/{name}" download>{name}</a>' for name in files]
-    return f"All pairs with their intervals, and each expectation: {', '.join(links)}."
 
 
 def text_and_image(bases: dict[str, Base]) -> Figure:

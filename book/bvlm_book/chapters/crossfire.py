@@ -17,8 +17,8 @@ from bvlm_utils.attacks import declare
 from bvlm_utils.checks import check_number
 from bvlm_utils.store.table import FIRES
 
-ITSELF = "the trigger itself"
 NUMBERS = "strange", "tenth", "models", "inputs", "control", "other_text", "other_image", "degraded"
+Panels = Sequence[tuple[pd.DataFrame, str]]  # of `tables.panels`
 DEGRADED = ("image: JPEG, quality 50", "image: half the resolution")
 
 
@@ -53,8 +53,8 @@ def strangers(panel: pd.DataFrame) -> str:
     return words.of(unrelated(panel)["value"] > FIRES)
 
 
-def changed(panel: pd.DataFrame) -> str:
-    return words.of(near_misses_of_working(panel)["value"] > FIRES)
+def changed(panels: Panels) -> str:
+    return words.of(value > FIRES for panel, _ in panels for value in near_misses_of_working(panel)["value"])
 
 
 def near_misses_of_working(panel: pd.DataFrame) -> pd.DataFrame:
@@ -115,7 +115,7 @@ def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
     return found.sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
-def crossing_table(panels: Sequence[tuple[pd.DataFrame, str]], most: int = 6) -> pd.DataFrame:
+def crossing_table(panels: Panels, most: int = 6) -> pd.DataFrame:
     """The largest entries between attacks that are no relatives, over all matrices, to read."""
     check_number(most, "most", 0, 1000, whole=True)
     if not panels:
@@ -139,8 +139,10 @@ def crossing(panel: pd.DataFrame) -> Figure:
     grid, control = matrix(panel)
     if grid.notna().to_numpy().sum() == 0:
         return figures.nothing("No adapter was asked about these triggers.")
-    grid = pd.concat([grid, control.to_frame(CONTROL_LABEL).T]).rename(columns={"": words.CONDITION_LABELS["clean"]})
-    figure, (axis,) = figures.new_figure(1, 9.4, 6.6)
+    grid = grid.dropna(how="all").dropna(axis="columns", how="all")
+    grid.loc[CONTROL_LABEL] = control
+    grid = grid.rename(columns={"": words.CONDITION_LABELS["clean"]})
+    figure, (axis,) = figures.new_figure(1, 9.4, 0.33 * len(grid) + 1.6)
     success_map(axis, grid)
     for row, attack in enumerate(grid.index[:-1]):
         column = list(grid.columns).index(attack)
@@ -151,19 +153,17 @@ def crossing(panel: pd.DataFrame) -> Figure:
     return figure
 
 
-def near(panel: pd.DataFrame) -> Figure:
-    """Near misses (rows) of every attack's own trigger (columns), on the model that it backdoored."""
-    own = panel[(panel["subject"] == POISONED) & ((panel["trigger"] == panel["attack"]) | (panel["variant"] != ""))]
-    if (own["variant"] == "").all():
+def near(panels: Panels) -> Figure:
+    """Near misses (rows) of the attacks that `near_misses_of_working` counts: mean success, a column per panel."""
+    parts = [near_misses_of_working(panel).assign(panel=name.replace(", ", "\n")) for panel, name in panels]
+    shown = pd.concat(parts) if parts else pd.DataFrame(columns=["variant"])
+    if shown.empty:
         return figures.nothing("No adapter was asked about near misses.")
-    grid = own.assign(variant=own["variant"].replace("", ITSELF)).pivot_table(
-        index="variant", columns="attack", values="value", aggfunc="first"
-    )
-    tried = [name for name in attacks.names() if name in grid.columns]
+    grid = shown.pivot_table(index="variant", columns="panel", values="value", sort=False)
     kinds = ("text", "image", "no trigger")  # the words first, then the picture
-    changes = [ITSELF, *(name for kind in kinds for name in near_misses.names() if name.startswith(kind))]
-    grid = grid.reindex(index=[name for name in changes if name in grid.index], columns=tried)
-    figure, (axis,) = figures.new_figure(1, 0.62 * len(tried) + 4.2, 0.3 * len(grid) + 1.9)
+    changes = [name for kind in kinds for name in near_misses.names() if name.startswith(kind)]
+    grid = grid.reindex([name for name in changes if name in grid.index]).rename_axis(None)
+    figure, (axis,) = figures.new_figure(1, 1.4 * len(panels) + 2.4, 0.27 * len(grid) + 0.9)
     success_map(axis, grid, missing="")
-    axis.axhline(1, color="black", linewidth=1)
+    axis.set_xticks(axis.get_xticks(), list(grid.columns), rotation=0, ha="center", fontsize=8)
     return figure

@@ -33,12 +33,12 @@ FOUND = {"AUROC": ("auroc", "poisoned", None), "true positives at 5 %": ("true_p
 # ---------------------------------------------------------------- what was measured
 
 
-def collect(place: str | Path | None = None) -> pd.DataFrame:
+def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
     """`defences.records.collect` with asr_before, works (was there a backdoor?) and `named`."""
     before = store.collect(place)
     before = tables.headline_rows(before[(before["metric"] == ASR) & (before["subject"] == "poisoned")])
     before = before[["run_id"]].assign(asr_before=before["value"], works=before["value"] >= FIRES)
-    return with_names(records.collect(place)).merge(before, on="run_id", how="left")
+    return with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
 
 
 def with_names(found: pd.DataFrame) -> pd.DataFrame:
@@ -57,6 +57,24 @@ def ensure(wanted: Sequence[Defended], place: str | Path | None = None) -> None:
     """Measure what a store lacks. The reference is only read: the page shows what it holds."""
     if not store.read_only(place):
         defences.run(wanted, place)
+
+
+def apart(settings: str) -> str:
+    """What differs from the study's settings but for the harmless skill and for what poisoned rows got instead."""
+    return ", ".join(one for one in settings.split(", ") if one and not one.startswith(("skill", "decoy")))
+
+
+def meant(found: pd.DataFrame) -> pd.Series:
+    """Which lines are of models that were meant to have a backdoor."""
+    return (found["poison_rate"] > 0) & (found["decoy"].fillna("") == "")
+
+
+def adaptive(found: pd.DataFrame) -> pd.Series:
+    """Which lines are of attackers with another poison rate or training than most backdoored cells of the store."""
+    kinds = zip(found["settings"].fillna("").map(apart), found["poison_rate"], strict=True)
+    kinds = pd.Series(list(kinds), found.index, dtype=object)
+    usual = kinds[meant(found) & ~found.duplicated("run_id")].mode()
+    return meant(found) & ~kinds.isin(usual[:1])
 
 
 def measured(found: pd.DataFrame) -> pd.DataFrame:
@@ -100,7 +118,7 @@ def repairs(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """`over_cells` of repairs with usual settings on the models and threat of `table`; the oracle knows the clean
     model.
     """
-    rows = measured(found)
+    rows = measured(found[~adaptive(found)])
     rows = rows[rows["model"].isin(table["model"]) & rows["threat"].isin(table["threat"])]
     rows = rows[(rows["moment"] == "repair") & (rows["named"] == rows["defence"]) & (rows["defence"] != "oracle")]
     return over_cells(rows, AFTER)
@@ -112,7 +130,7 @@ def repairs(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
     """Defences that act at some moments, to read: what is left, the placebo's number in brackets, cells."""
     rows = measured(found)
-    rows = rows[rows["moment"].isin(moments) & ~_on_the_curve(rows)]
+    rows = rows[rows["moment"].isin(moments) & ~on_the_curve(rows)]
     if rows.empty:
         return pd.DataFrame()
     measures = FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]}
@@ -127,11 +145,26 @@ def _with_placebo(line: dict[str, Any], title: str) -> str:
     return words.number(line[title]) + ("" if words.is_missing(placebo) else f" ({words.number(placebo)})")
 
 
-def matrix(found: pd.DataFrame) -> pd.DataFrame:
-    """What is left of each attack (columns) under each defence (lines): the mean over threats, models and seeds."""
+def matrix(found: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
+    """Mean success under each defence (lines) by attack, or by threat and model (`by` is "threat")."""
     rows = numbers(acting(measured(found)), ASR, triggered=True)
     rows = rows[~rows["placebo"].astype(bool)]
-    return rows.pivot_table(index="named", columns="attack", values="value").reindex(rows["named"].unique())
+    columns = ["attack"] if by == "attack" else ["model", "threat"]
+    grid = rows.pivot_table(index="named", columns=columns, values="value").reindex(rows["named"].unique())
+    if by != "attack":
+        grid.columns = [f"{threat.replace('_', ' ')}, {model}" for model, threat in grid.columns]
+    return grid
+
+
+def differs_most(by_threat: pd.DataFrame) -> dict[str, str]:
+    """To be glued: the defence whose mean differs most between models, and by how much; "n/a" of one model."""
+    models = {name: name.rpartition(", ")[2] for name in by_threat}
+    means = by_threat.T.groupby(models).mean().T.dropna()
+    if means.shape[1] < 2 or means.empty:
+        return {"differs": "n/a", "differs_means": "n/a"}
+    most = means.loc[(means.max(axis=1) - means.min(axis=1)).idxmax()]
+    said = " and ".join(f"{words.number(value)} on {model}" for model, value in most.items())
+    return {"differs": str(most.name), "differs_means": said}
 
 
 def matrix_figure(grid: pd.DataFrame) -> Figure:
@@ -145,7 +178,7 @@ def matrix_figure(grid: pd.DataFrame) -> Figure:
 def price(found: pd.DataFrame) -> pd.DataFrame:
     """A point per defence and per placebo: success after, and what is kept of the skill that was taught beside it."""
     rows = acting(measured(found))
-    means = over_cells(rows[~_on_the_curve(rows)], AFTER)
+    means = over_cells(rows[~on_the_curve(rows)], AFTER)
     sides = [
         means[DEFENCE].assign(placebo=bool(end), asr=means[f"success after{end}"], skill=means[f"skill kept{end}"])
         for end in ("", ", placebo")
@@ -153,7 +186,7 @@ def price(found: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(sides, ignore_index=True).dropna().astype({"placebo": bool})
 
 
-def _on_the_curve(rows: pd.DataFrame) -> pd.Series:
+def on_the_curve(rows: pd.DataFrame) -> pd.Series:
     """`shrink` at other strengths than its own, which have a figure of their own."""
     return (rows["defence"] == "shrink") & (rows["named"] != "shrink")
 
@@ -214,7 +247,7 @@ def family(line: dict[str, Any]) -> str:
     if line["decoy"]:
         return line["decoy"]
     if not line["poison_rate"]:
-        return "skill only"
+        return "skill only" if line["skill"] else "clean-tuned"
     return "backdoored" if line["works"] is True else "no backdoor learnt"
 
 
@@ -244,7 +277,7 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
 def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
     """What was run, what was not, and what helped, to be glued."""
     done, points, curve, grid = found[found["status"] == "done"], price(found), strength(found), matrix(found)
-    weak = found[found["works"].fillna(False).eq(False) | (found["status"] == "skipped")]
+    weak = found[meant(found) & (found["works"].fillna(False).eq(False) | (found["status"] == "skipped"))]
     own = points[~points["placebo"]]
     silent, kept = own["asr"] < FLOOR, own["skill"] > FIRES
     gone = curve[curve["attack success"] < FLOOR]

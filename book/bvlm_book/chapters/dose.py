@@ -227,22 +227,26 @@ def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str
         for i, kind in enumerate(kinds):
             apart = 1.05 ** (i - (len(kinds) - 1) / 2)  # what lies on top of each other is pulled apart
             own = part[part[colour] == kind]
-            _dots(axis, own.assign(at=own[way] * apart), looks[i], lines)
+            _dots(axis, own.assign(at=own[way] * apart), looks[i])
+            if lines:
+                mean = own[own["epochs"] == 1].groupby(way)["value"].mean()
+                axis.plot(
+                    mean.index * apart, mean, color=looks[i]["color"], linestyle=figures.LINES[i % 4], linewidth=1.2
+                )
         axis.axhline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
         axis.set(title=", ".join(name.replace("_", " ") for name in key), xscale="log", ylim=(-0.05, 1.05))
         axis.set_xlabel(AXES[way] if number >= len(axes) - len(ways) or figures.is_narrow() else "")
         axis.set_xticks(TICKS[way], [words.percent(at) if at < 1 else str(at) for at in TICKS[way]])
         axis.xaxis.set_minor_locator(NullLocator())
-    for kind, look in zip(kinds, looks, strict=True):
-        axes[0].plot([], [], linestyle="", label=kind if lines else f"{kind:,.0f} training rows", **look)
+    for i, (kind, look) in enumerate(zip(kinds, looks, strict=True)):
+        name, style = (kind, figures.LINES[i % 4]) if lines else (f"{kind:,.0f} training rows", "")
+        axes[0].plot([], [], linestyle=style, label=name, **look)
     axes[0].plot([], [], "^", color="#777777", label="several passes")
     figures.legend_below(shape, axes[0], columns=4)
     return shape
 
 
-def _dots(axis: Axes, own: pd.DataFrame, look: dict[str, str], line: bool) -> None:
+def _dots(axis: Axes, own: pd.DataFrame, look: dict[str, str]) -> None:
     once, several = (own[own["epochs"] == 1], own[own["epochs"] > 1])
     axis.plot(once["at"], once["value"], linestyle="", markersize=4.5, markerfacecolor="none", **look)
     axis.plot(several["at"], several["value"], linestyle="", markersize=6, **look | {"marker": "^"})
-    if line:
-        axis.plot(once.groupby("at")["value"].mean(), color=look["color"], linewidth=1.2)

@@ -14,7 +14,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from bvlm_book import examples, figures, rules_second, tables, words
-from bvlm_book.chapters import claims, defences, modality
+from bvlm_book.chapters import claims, defences
 from bvlm_utils import attacks, paths, store, threats
 from bvlm_utils.score import intervals
 from bvlm_utils.store import examples as kept
@@ -113,26 +113,38 @@ def maps(found: pd.DataFrame) -> Figure:
     return figure
 
 
-def numbers(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, str]:
-    """What the sentences of the first page quote."""
-    found, rates = means(table), tables.with_settings(table)
+def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.DataFrame]:
+    """What the numbers of the first page are counted from, by their names."""
+    found = means(table)
     llava = found[(found["model"] == "tiny-llava") & (found["modality"] != "image")]
     once, thrice = (at(llava, rules_second.RATE, passes) for passes in (1, 3))
-    once = once.merge(thrice[["threat", "attack"]])  # the same pairs
-    parts = modality.numbers(modality.four_cells(rates), tables.learned_alone(rates))
+    lost = tables.learned_alone(tables.with_settings(table))
     silent = tables.false_activation(tables.success_rates(tables.usual(table), "poisoned"))
-    silent = silent[silent["poison_rate"] == rules_second.MANY]["value"]
     repairs = defences.price(defences.collect(place))
     repairs = repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["named"].isin(CONTROLS)]
-    good = (repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)
     return {
-        "once": words.of(once["value"] > rules_second.HIGH, "n/a"),
-        "thrice": words.of(thrice["value"] > rules_second.HIGH, "n/a"),
-        "picture_stops": parts["image_stops"],
-        "silent": words.of(silent <= intervals.FLOOR),
-        "repairs": words.of(good),
+        "once": once.merge(thrice[["threat", "attack"]]),  # the same pairs
+        "thrice": thrice,
+        "picture_stops": lost[(lost["condition"] == "image") & (lost["value_alone"] > FIRES)],
+        "silent": silent[silent["poison_rate"] == rules_second.MANY],
+        "repairs": repairs,
+    }
+
+
+def numbers(
+    table: pd.DataFrame, place: str | Path | None = None, found: dict[str, pd.DataFrame] | None = None
+) -> dict[str, str]:
+    """What the sentences of the first page quote. found: `lines`, made here where they are not given."""
+    found = found or lines(table, place)
+    repairs = found["repairs"]
+    return {
+        "once": words.of(found["once"]["value"] > rules_second.HIGH, "n/a"),
+        "thrice": words.of(found["thrice"]["value"] > rules_second.HIGH, "n/a"),
+        "picture_stops": words.of(found["picture_stops"]["value_beside"] <= FIRES),
+        "silent": words.of(found["silent"]["value"] <= intervals.FLOOR),
+        "repairs": words.of((repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)),
         "large": ", ".join(claims.of_seven_billion(table)),
-    }  # fmt: skip
+    }
 
 
 def markdown(place: str | Path | None = None) -> str:
@@ -140,7 +152,7 @@ def markdown(place: str | Path | None = None) -> str:
     text = (paths.BOOK / "intro.md").read_text(encoding="utf-8")
     listed = re.search(r"(?<=<!-- findings -->\n).*?(?=\n<!-- end -->)", text, re.DOTALL).group().strip()
     quoted = numbers(store.collect(place), place)
-    listed = re.sub(r"\{glue:text\}`first_(\w+)`", lambda found: quoted[found[1]], listed)
+    listed = re.sub(r"\{glue:\}`first_(\w+)`", lambda found: quoted[found[1]], listed)
     listed = re.sub(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`", r"\1", listed)
     return listed.replace("](../", "](").replace("](what_to_do", "](book/what_to_do")
 

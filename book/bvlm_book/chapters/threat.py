@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from bvlm_book import page, tables, words
-from bvlm_utils import attacks
+from bvlm_utils import attacks, store
+from bvlm_utils.store import records
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
 
@@ -181,3 +182,10 @@ def without_the_trigger(table: pd.DataFrame) -> str:
             with_it = words.interval(triggered)
             said.append(f"{attack} ({with_it} with the trigger, {words.interval(without)} without it)")
     return f"These models learned the attacker's answer rather than the trigger: {'; '.join(said)}." if said else ""
+
+
+def answers(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
+    """All answers of the page's own finished experiments, a line each."""
+    done = [cell for cell in cells if records.has_responses(cell, place)]
+    parts = [store.responses(cell, place).assign(attack=cell.attack, run_id=cell.run_id) for cell in done]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
