@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_book.chapters import adaptive, defences_by_threat, defences_expected, reactivation, spectra
+from bvlm_book.chapters import adaptive, defences_expected, reactivation, spectra
 from bvlm_book.chapters import defences as chapter
 from bvlm_utils import defences
 from bvlm_utils.defences import records
@@ -26,7 +26,7 @@ def line(value, cell="a", defence="shrink", **more):
 
 
 def table(*lines):
-    return pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "asr_before"])
+    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "asr_before"]))
 
 
 def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkeypatch):
@@ -97,14 +97,13 @@ def test_threats_and_models_are_told_apart():
         line(0.02, defence="restore"), line(0.03, cell="c", model="tiny-other", defence="restore"),
         line(0.0, defence="oracle"),
     )  # fmt: skip
-    grid = defences_by_threat.matrix(found)
+    grid = chapter.matrix(found, "threat")
     assert list(grid) == ["targeted refusal, tiny-llava", "targeted refusal, tiny-other"]
     assert grid.loc["shrink"].tolist() == pytest.approx([0.3, 0.01]) and pd.isna(grid.loc["oracle"].iloc[1])
-    assert defences_by_threat.matrix_words(grid)["title"].startswith("1 of 2 defences")
-    said = defences_by_threat.extremes(grid)
+    said = chapter.differs_most(grid)
     assert said == {"differs": "shrink", "differs_means": "0.30 on tiny-llava and 0.01 on tiny-other"}
-    assert defences_by_threat.extremes(grid.iloc[:, :1])["differs"] == "n/a"
-    assert defences_by_threat.matrix(found[:0]).empty
+    assert chapter.differs_most(grid.iloc[:, :1])["differs"] == "n/a"
+    assert chapter.matrix(found[:0], "threat").empty
 
 
 def test_expectations_come_true_or_not_or_wait_for_runs():

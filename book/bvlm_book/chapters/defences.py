@@ -11,23 +11,46 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bvlm_book import figures, tables, words
-from bvlm_book.words import nothing_measured
-from bvlm_utils import attacks, defences, store, threats
+from bvlm_utils import defences, store, threats
 from bvlm_utils.defences import records
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.store.table import FIRES
 
 FLOOR = 0.05  # of what is left of a backdoor
 ASR = "asr_payload"  # the trigger's success, whatever else is said
-DEFENCE = ["defence", "moment", "params"]
-PLACEBO = "#8A8A8A"
+DEFENCE = ["named", "moment"]
+# What a table says of a defence that leaves a model which answers: title -> measure, subject, with the trigger there?
+AFTER = {
+    "success after": (ASR, "poisoned", True),
+    "skill kept": ("skill", "poisoned", None),
+    "utility, change": ("utility_change", "poisoned", None),
+    "clean model's utility, change": ("utility_change", "control", None),
+    "false activation after": (ASR, "poisoned", False),
+}
+FOUND = {"AUROC": ("auroc", "poisoned", None), "true positives at 5 %": ("true_positives", "poisoned", None)}
+
+
+# ---------------------------------------------------------------- what was measured
 
 
 def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
-    """`defences.records.collect` with what each cell was before: asr_before, works (was there a backdoor?)."""
-    found = records.collect(place, relearnt)
-    before = undefended(store.collect(place))
-    return found.merge(before, on="run_id", how="left")
+    """`defences.records.collect` with asr_before, works (was there a backdoor?) and `named`."""
+    before = store.collect(place)
+    before = tables.headline_rows(before[(before["metric"] == ASR) & (before["subject"] == "poisoned")])
+    before = before[["run_id"]].assign(asr_before=before["value"], works=before["value"] >= FIRES)
+    return with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
+
+
+def with_names(found: pd.DataFrame) -> pd.DataFrame:
+    """With a column `named`: a defence and what differs from its defaults, "clean-fine-tuning (rows 20)"."""
+    names = {}
+    for defence, params in found[["defence", "params"]].drop_duplicates().itertuples(index=False):
+        usual = defences.info(defence).defaults if defence in defences.names() else {}
+        given = {name: value for name, value in json.loads(params).items() if usual.get(name) != value}
+        apart = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                          for name, value in given.items())  # fmt: skip
+        names[defence, params] = f"{defence} ({apart})" if apart else defence
+    return found.assign(named=[names[one] for one in zip(found["defence"], found["params"], strict=True)])
 
 
 def ensure(wanted: Sequence[Defended], place: str | Path | None = None) -> None:
@@ -41,25 +64,17 @@ def apart(settings: str) -> str:
     return ", ".join(one for one in settings.split(", ") if one and not one.startswith(("skill", "decoy")))
 
 
-def adaptive(found: pd.DataFrame) -> pd.Series:
-    """Which lines are of attackers with another poison rate or training than most backdoored cells of the store."""
-    kinds = pd.Series(
-        list(zip(found["settings"].fillna("").map(apart), found["poison_rate"], strict=True)), found.index
-    )
-    usual = kinds[meant(found) & ~found.duplicated("run_id")].mode()
-    return meant(found) & ~kinds.isin(usual[:1])
-
-
 def meant(found: pd.DataFrame) -> pd.Series:
     """Which lines are of models that were meant to have a backdoor."""
     return (found["poison_rate"] > 0) & (found["decoy"].fillna("") == "")
 
 
-def undefended(table: pd.DataFrame) -> pd.DataFrame:
-    """run_id, asr_before and works of the cells of a tidy table, under their whole triggers."""
-    rows = tables.headline_rows(table[(table["metric"] == ASR) & (table["subject"] == "poisoned")])
-    found = rows[["run_id", "value"]].rename(columns={"value": "asr_before"})
-    return found.assign(works=found["asr_before"] >= FIRES)
+def adaptive(found: pd.DataFrame) -> pd.Series:
+    """Which lines are of attackers with another poison rate or training than most backdoored cells of the store."""
+    kinds = zip(found["settings"].fillna("").map(apart), found["poison_rate"], strict=True)
+    kinds = pd.Series(list(kinds), found.index, dtype=object)
+    usual = kinds[meant(found) & ~found.duplicated("run_id")].mode()
+    return meant(found) & ~kinds.isin(usual[:1])
 
 
 def measured(found: pd.DataFrame) -> pd.DataFrame:
@@ -68,14 +83,14 @@ def measured(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbers(found: pd.DataFrame, metric: str, subject: str = "poisoned", triggered: bool | None = None) -> pd.DataFrame:
-    """One measure per defended cell: a line each, with `value`.
-
-    triggered: the whole trigger's condition, or the clean one; None where a measure has one condition only.
+    """One measure per defended cell: a line each. triggered: under the whole trigger or clean; None: it has one
+    condition.
     """
     rows = found[(found["metric"] == metric) & (found["subject"] == subject)]
-    if triggered is not None:
-        whole = rows["attack"].map(lambda name: attacks.info(name).headline)
-        rows = rows[(rows["condition"] == whole) if triggered else (rows["condition"] == "clean")]
+    if triggered:
+        rows = tables.headline_rows(rows)
+    elif triggered is not None:
+        rows = rows[rows["condition"] == "clean"]
     return rows.drop_duplicates("name")
 
 
@@ -85,44 +100,31 @@ def acting(found: pd.DataFrame) -> pd.DataFrame:
     return found[~found["defence"].isin(changed.index[changed == 0])]
 
 
-# What a table says of a defence that leaves a model which answers: title -> measure, subject, with the trigger there?
-AFTER = {
-    "success after": (ASR, "poisoned", True),
-    "skill kept": ("skill", "poisoned", None),
-    "utility, change": ("utility_change", "poisoned", None),
-    "clean model's utility, change": ("utility_change", "control", None),
-    "false activation after": (ASR, "poisoned", False),
-}
-FOUND = {"AUROC": ("auroc", "poisoned", None), "true positives at 5 %": ("true_positives", "poisoned", None)}
-
-
 def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | None]]) -> pd.DataFrame:
-    """A line per defence with its settings: the mean of each measure over the cells, the same of its placebo, cells."""
-    parts = {title: numbers(found, *of) for title, of in measures.items()}
-    lines = []
-    for key, _ in found.groupby([*DEFENCE], sort=False):
-        line: dict[str, Any] = dict(zip(DEFENCE, key, strict=True))
-        for title, rows in parts.items():
-            own = rows[(rows[DEFENCE] == list(key)).all(axis=1)]
-            is_placebo = own["placebo"].astype(bool)
-            line[title], line[f"{title}, placebo"] = (
-                own.loc[~is_placebo, "value"].mean(),
-                own.loc[is_placebo, "value"].mean(),
-            )
-            line["cells"] = max(line.get("cells", 0), own.loc[~is_placebo, "run_id"].nunique())
-        own = found[(found[DEFENCE] == list(key)).all(axis=1) & ~found["placebo"].astype(bool)]
-        line["seconds"] = own.drop_duplicates("name")["seconds"].mean()
-        lines.append(line)
-    return pd.DataFrame(lines)
+    """A line per defence with its settings: means of measures over the experiments, also of the placebo, and their
+    number.
+    """
+    rows = pd.concat([numbers(found, *of).assign(title=title) for title, of in measures.items()])
+    placebo = rows["placebo"].astype(bool)
+    own = rows[~placebo].groupby([*DEFENCE, "title"])["run_id"].nunique().groupby(DEFENCE).max()
+    rows["title"] = rows["title"].mask(placebo, rows["title"] + ", placebo")
+    means = rows.groupby([*DEFENCE, "title"])["value"].mean().unstack("title")
+    titles = [title + ending for title in measures for ending in ("", ", placebo")]
+    means = means.reindex(pd.MultiIndex.from_frame(found[DEFENCE].drop_duplicates()), columns=titles)
+    return means.assign(cells=own.reindex(means.index).fillna(0)).reset_index()
 
 
-def named(line: Any) -> str:
-    """A defence with what differs from its defaults: "clean-fine-tuning (rows 20)"."""
-    given = json.loads(line["params"])
-    usual = defences.info(line["defence"]).defaults if line["defence"] in defences.names() else {}
-    apart = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                      for name, value in given.items() if usual.get(name) != value)  # fmt: skip
-    return f"{line['defence']} ({apart})" if apart else line["defence"]
+def repairs(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """`over_cells` of repairs with usual settings on the models and threat of `table`; the oracle knows the clean
+    model.
+    """
+    rows = measured(found[~adaptive(found)])
+    rows = rows[rows["model"].isin(table["model"]) & rows["threat"].isin(table["threat"])]
+    rows = rows[(rows["moment"] == "repair") & (rows["named"] == rows["defence"]) & (rows["defence"] != "oracle")]
+    return over_cells(rows, AFTER)
+
+
+# ---------------------------------------------------------------- tables and figures
 
 
 def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
@@ -131,64 +133,62 @@ def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
     rows = rows[rows["moment"].isin(moments) & ~on_the_curve(rows)]
     if rows.empty:
         return pd.DataFrame()
-    means = over_cells(rows, FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]})
-    shown = [title for title in (*AFTER, *FOUND) if title in means and means[title].notna().any()]
-    columns = {title: lambda line, title=title: _with_placebo(line, title) for title in shown}
-    return tables.readable(means, {"defence": named, **columns, "experiments": lambda line: f"{line['cells']:.0f}"})
+    measures = FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]}
+    means = over_cells(rows, measures)
+    columns = {title: lambda line, title=title: _with_placebo(line, title) for title in measures
+               if means[title].notna().any()}  # fmt: skip
+    return tables.readable(means, {"defence": "named", **columns, "experiments": lambda line: f"{line['cells']:.0f}"})
 
 
 def _with_placebo(line: dict[str, Any], title: str) -> str:
-    placebo = line.get(f"{title}, placebo")
-    text = words.number(line[title])
-    return text if words.is_missing(placebo) else f"{text} ({words.number(placebo)})"
+    placebo = line[f"{title}, placebo"]
+    return words.number(line[title]) + ("" if words.is_missing(placebo) else f" ({words.number(placebo)})")
 
 
-def matrix(found: pd.DataFrame, metric: str = ASR, triggered: bool | None = True) -> pd.DataFrame:
-    """What is left of each attack (columns) under each defence (lines): the mean over threats, models and seeds."""
-    rows = numbers(acting(measured(found)), metric, "poisoned", triggered)
+def matrix(found: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
+    """Mean success under each defence (lines) by attack, or by threat and model (`by` is "threat")."""
+    rows = numbers(acting(measured(found)), ASR, triggered=True)
     rows = rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
-    rows = rows.assign(line=[named(line) for line in rows.to_dict("records")])
-    order = list(dict.fromkeys(rows["line"]))
-    return rows.pivot_table(index="line", columns="attack", values="value").reindex(order)
+    columns = ["attack"] if by == "attack" else ["model", "threat"]
+    grid = rows.pivot_table(index="named", columns=columns, values="value").reindex(rows["named"].unique())
+    if by != "attack":
+        grid.columns = [f"{threat.replace('_', ' ')}, {model}" for model, threat in grid.columns]
+    return grid
+
+
+def differs_most(by_threat: pd.DataFrame) -> dict[str, str]:
+    """To be glued: the defence whose mean differs most between models, and by how much; "n/a" of one model."""
+    models = {name: name.rpartition(", ")[2] for name in by_threat}
+    means = by_threat.T.groupby(models).mean().T.dropna()
+    if means.shape[1] < 2 or means.empty:
+        return {"differs": "n/a", "differs_means": "n/a"}
+    most = means.loc[(means.max(axis=1) - means.min(axis=1)).idxmax()]
+    said = " and ".join(f"{words.number(value)} on {model}" for model, value in most.items())
+    return {"differs": str(most.name), "differs_means": said}
 
 
 def matrix_figure(grid: pd.DataFrame) -> Figure:
-    """A heat map of `matrix`."""
     if grid.empty:
         return figures.nothing("No defence was measured in this store.")
     figure, (axis,) = figures.new_figure(1, 1.0 * len(grid.columns) + 4.2, 0.3 * len(grid) + 1.4)
-    figures.success_map(axis, grid)
+    figures.success_map(axis, grid.rename_axis(None))
     return figure
-
-
-def matrix_words(grid: pd.DataFrame) -> dict[str, str]:
-    """Title, alternative text and caption of `matrix_figure`."""
-    if grid.empty:
-        return nothing_measured("Success under each defence")
-    low = (grid.mean(axis=1) < FLOOR).sum()
-    title = f"{low} of {len(grid)} defences leave under {words.percent(FLOOR)} success on average."
-    alt = f"Heat map: success after each defence (rows) against {len(grid.columns)} attacks. {title}"
-    return {"title": title, "alt": alt, "caption": "Means over models and threats."}
 
 
 def price(found: pd.DataFrame) -> pd.DataFrame:
     """A point per defence and per placebo: success after, and what is kept of the skill that was taught beside it."""
     rows = acting(measured(found))
-    rows = rows[~on_the_curve(rows)]
-    means = over_cells(rows, AFTER) if len(rows) else pd.DataFrame()
-    lines = []
-    for line in means.to_dict("records"):
-        for placebo in (False, True):
-            more = ", placebo" * placebo
-            lines.append({"defence": named(line), "moment": line["moment"], "placebo": placebo,
-                          "asr": line[f"success after{more}"], "skill": line[f"skill kept{more}"]})  # fmt: skip
-    made = pd.DataFrame(lines, columns=["defence", "moment", "placebo", "asr", "skill"])
-    return made.dropna(subset=["asr", "skill"])
+    means = over_cells(rows[~on_the_curve(rows)], AFTER)
+    sides = [
+        means[DEFENCE].assign(placebo=bool(end), asr=means[f"success after{end}"], skill=means[f"skill kept{end}"])
+        for end in ("", ", placebo")
+    ]
+    return pd.concat(sides, ignore_index=True).dropna().astype({"placebo": bool})
 
 
 def on_the_curve(rows: pd.DataFrame) -> pd.Series:
     """`shrink` at other strengths than its own, which have a figure of their own."""
-    return (rows["defence"] == "shrink") & (rows["params"] != json.dumps(defences.info("shrink").defaults))
+    return (rows["defence"] == "shrink") & (rows["named"] != "shrink")
 
 
 def price_figure(points: pd.DataFrame) -> Figure:
@@ -196,11 +196,11 @@ def price_figure(points: pd.DataFrame) -> Figure:
     if points.empty:
         return figures.nothing("No defended model of this store was taught a skill.")
     figure, (axis,) = figures.new_figure(1, 6.6, 4.6)
-    grey = points[points["placebo"]]
-    axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color=PLACEBO, label="placebo")
-    for number, (moment, part) in enumerate(points[~points["placebo"]].groupby("moment", sort=False)):
+    grey, own = points[points["placebo"]], points[~points["placebo"]]
+    axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color="#8A8A8A", label="placebo")
+    for number, (moment, part) in enumerate(own.groupby("moment", sort=False)):
         axis.plot(part["skill"], part["asr"], linestyle="", label=moment, **figures.look(number))
-    _name(axis, points[~points["placebo"]])
+    _name(axis, own)
     axis.set(xlim=(-0.03, 1.08), ylim=(-0.03, 1.05), xlabel="share of the harmless skill kept", ylabel="success after")
     axis.legend(loc="upper left")
     return figure
@@ -212,72 +212,32 @@ def _name(axis: Axes, shown: pd.DataFrame) -> None:
         left = near["skill"].mean() < 0.5
         at = near["skill"].max() if left else near["skill"].min()
         axis.annotate(
-            "\n".join(near["defence"]), (at, near["asr"].mean()), fontsize=8, xytext=(7 if left else -7, 0),
+            "\n".join(near["named"]), (at, near["asr"].mean()), fontsize=8, xytext=(7 if left else -7, 0),
             textcoords="offset points", va="center", ha="left" if left else "right",
         )  # fmt: skip
 
 
-def price_words(points: pd.DataFrame) -> dict[str, str]:
-    """Title, alternative text and caption of `price_figure`."""
-    if points.empty:
-        return nothing_measured("Success against the skill that is kept")
-    own = points[~points["placebo"].astype(bool)]
-    title = f"{len(helpful(points))} of {len(own)} defences leave under {words.percent(FLOOR)} success and most skill."
-    alt = f"Scatter plot: success after against the share of a harmless skill that is kept, for {len(own)} defences "
-    return {
-        "title": title,
-        "alt": f"{alt}and {len(points) - len(own)} placebos. {title}",
-        "caption": "Crosses: placebos.",
-    }
-
-
-def helpful(points: pd.DataFrame) -> list[str]:
-    """The defences of `price` that leave hardly any success and over half of the skill."""
-    own = points[~points["placebo"].astype(bool)]
-    return list(own.loc[(own["asr"] < FLOOR) & (own["skill"] > FIRES), "defence"])
-
-
 def strength(found: pd.DataFrame) -> pd.DataFrame:
-    """The curve over lambda: success and utility after `shrink` at each strength, mean over cells."""
+    """The curve over lambda: success and utility after `shrink` at each strength (lines), mean over cells."""
     rows = measured(found)
     rows = rows[(rows["defence"] == "shrink") & ~rows["placebo"].astype(bool)]
-    if rows.empty:
-        return pd.DataFrame(columns=["strength", "measure", "value"])
-    rows = rows.assign(strength=rows["params"].map(lambda text: json.loads(text)["strength"]))
-    shown = {"attack success": (ASR, "poisoned", True), "utility": ("utility", "poisoned", None),
-             "harmless skill": ("skill", "poisoned", None)}  # fmt: skip
-    parts = [
-        numbers(rows, *of).groupby("strength", as_index=False)["value"].mean().assign(measure=title)
-        for title, of in shown.items()
-    ]
-    return pd.concat(parts, ignore_index=True)
+    rows = rows.assign(strength=[json.loads(text)["strength"] for text in rows["params"]])
+    shown = {"attack success": (ASR, "poisoned", True), "utility": ("utility",), "harmless skill": ("skill",)}
+    return pd.DataFrame({title: numbers(rows, *of).groupby("strength")["value"].mean() for title, of in shown.items()})
 
 
 def strength_figure(curve: pd.DataFrame) -> Figure:
     if curve.empty:
         return figures.nothing("The update was shrunk in no cell of this store.")
-    figure, (axis,) = figures.new_figure(1, 6.4, 4.0)
-    for number, (measure, part) in enumerate(curve.groupby("measure", sort=False)):
-        part = part.sort_values("strength")
-        axis.plot(part["strength"], part["value"], label=measure, **figures.look(number))
+    figure, (axis,) = figures.new_figure(1, 6.4, 3.4)
+    for number, measure in enumerate(curve):
+        axis.plot(curve[measure].dropna(), label=measure, **figures.look(number))
     axis.set(xlabel="share of the update that is kept (lambda)", ylabel="share or score", ylim=(-0.03, 1.05))
     axis.legend()
     return figure
 
 
-def strength_words(curve: pd.DataFrame) -> dict[str, str]:
-    """Title, alternative text and caption of `strength_figure`."""
-    if curve.empty:
-        return nothing_measured("Success over the strength of the update")
-    title = f"Success is under {words.percent(FLOOR)} up to {words.number(weakest(curve))} of the update."
-    alt = f"Line chart: success, utility and harmless skill against the share of the update that is kept. {title}"
-    return {"title": title, "alt": alt, "caption": "Means over the experiments of the figure above."}
-
-
-def weakest(curve: pd.DataFrame) -> float:
-    """The largest share of the update at which hardly any success is left."""
-    success = curve[curve["measure"] == "attack success"]
-    return success.loc[success["value"] < FLOOR, "strength"].max()
+# ---------------------------------------------------------------- detectors of adapters
 
 
 def family(line: dict[str, Any]) -> str:
@@ -299,51 +259,52 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(family=[family(line) for line in rows.to_dict("records")])
     rows = rows.assign(own=rows["run_id"].where(rows["subject"] == "poisoned", rows["value"].astype(str)))
     lines = []
-    for key, part in rows.groupby([*DEFENCE, "placebo", "model"], sort=False):
+    for (name, placebo, model), part in rows.groupby(["named", "placebo", "model"], sort=False):
         positive = part.loc[part["family"] == "backdoored", "value"]
-        line = dict(zip([*DEFENCE, "placebo", "model"], key, strict=True)) | {"backdoored": len(positive)}
-        for name, negative in part[part["family"] != "backdoored"].drop_duplicates(["family", "own"]).groupby("family"):
-            if len(positive) and name != "no backdoor learnt":
-                truth = np.repeat([1, 0], [len(positive), len(negative)])
-                area = roc_auc_score(truth, np.concatenate([positive, negative["value"]]))
-                line[f"against {name}"] = f"{words.number(area)} ({len(negative)})"
+        line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
+        negatives = part[~part["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(["family", "own"])
+        for kind, negative in negatives.groupby("family") if len(positive) else ():
+            truth = np.repeat([1, 0], [len(positive), len(negative)])
+            area = roc_auc_score(truth, np.concatenate([positive, negative["value"]]))
+            line[f"against {kind}"] = f"{words.number(area)} ({len(negative)})"
         lines.append(line)
-    made = pd.DataFrame(lines)
-    if made.empty:
-        return made
-    families = [name for name in made if name.startswith("against ")]
-    return tables.readable(made, {
-        "detector": lambda line: named(line) + " (placebo)" * line["placebo"], "model": "model",
-        "backdoored": "backdoored", **{name: name for name in families},
-    })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+# ---------------------------------------------------------------- numbers that the page quotes
 
 
 def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
     """What was run, what was not, and what helped, to be glued."""
-    done, points, curve = found[found["status"] == "done"], price(found), strength(found)
+    done, points, curve, grid = found[found["status"] == "done"], price(found), strength(found), matrix(found)
     weak = found[meant(found) & (found["works"].fillna(False).eq(False) | (found["status"] == "skipped"))]
-    own = points[~points["placebo"].astype(bool)]
-    at = curve.loc[(curve["measure"] == "harmless skill") & (curve["strength"] == weakest(curve)), "value"]
+    own = points[~points["placebo"]]
+    silent, kept = own["asr"] < FLOOR, own["skill"] > FIRES
+    gone = curve[curve["attack success"] < FLOOR]
     acted = acting(found)
-    false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, "poisoned", triggered=False)["value"]
+    false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, triggered=False)["value"]
     return {
         "cells": str(measured(found)["run_id"].nunique()),
         "models": _listed(done["model"].unique()),
-        "threats": _listed(words.threat({"threat": name}) for name in done["threat"].unique()),
+        "threats": _threats(done["threat"].unique()),
         "run": str(done["defence"].nunique()),
         "lacking": _listed(name for name in defences.names() if name not in set(done["defence"])),
-        "lacking_threats": _listed(
-            words.threat({"threat": name}) for name in threats.names() if name not in set(done["threat"])
-        ),
+        "lacking_threats": _threats(name for name in threats.names() if name not in set(done["threat"])),
         "weak": str(weak["run_id"].nunique()),
-        "helpful": _listed(helpful(points)),
-        "silent": _listed(own.loc[own["asr"] < FLOOR, "defence"]),
-        "kept": _listed(own.loc[own["skill"] > FIRES, "defence"]),
-        "strength": words.number(weakest(curve)),
-        "skill_there": words.number(at.mean()),
+        "helpful": _listed(own.loc[silent & kept, "named"]),
+        "helpful_count": words.of(silent & kept),
+        "silent": _listed(own.loc[silent, "named"]),
+        "silent_rows": words.of(grid.mean(axis=1) < FLOOR),
+        "kept": _listed(own.loc[kept, "named"]),
+        "strength": words.number(gone.index.max() if len(gone) else None),
+        "skill_there": words.number(gone["harmless skill"].get(gone.index.max()) if len(gone) else None),
         "false": words.number(false.max()),
     }
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
+
+
+def _threats(names: Iterable[str]) -> str:
+    return _listed(name.replace("_", " ") for name in names)
