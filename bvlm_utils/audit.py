@@ -21,7 +21,7 @@ from bvlm_utils import attacks, command, data, models, paths, store, threats, us
 from bvlm_utils.attacks import own
 from bvlm_utils.checks import known_name, once
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import context_length, names
+from bvlm_utils.models import names
 from bvlm_utils.run import lengths, own_pictures, reference
 from bvlm_utils.run.progress import Progress, say
 from bvlm_utils.run.workbench import Bench, Question
@@ -250,11 +250,9 @@ def _check_lengths(model: str, triggers: Sequence[attacks.Attack], given: argpar
         rows = [{"row_id": str(number), "prompt": prompt} for number, prompt in enumerate(prompts)]
     else:
         rows = data.load(given.dataset, "test").remove_columns("image").to_list()[: given.rows]
-    context_length.check_texts(model, [row["prompt"] for row in rows], "an input", MAX_NEW_TOKENS)
+    lengths.check_prompts(model, [row["prompt"] for row in rows], "an input", MAX_NEW_TOKENS)
     for attack in triggers:
-        context_length.check_texts(
-            model, lengths.triggered(attack, rows), f"an input with {attack.name},", MAX_NEW_TOKENS
-        )
+        lengths.check_prompts(model, lengths.triggered(attack, rows), f"an input with {attack.name},", MAX_NEW_TOKENS)
 
 
 def _inputs(given: argparse.Namespace) -> Callable[[str], Bench]:

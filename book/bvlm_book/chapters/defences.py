@@ -148,7 +148,7 @@ def _with_placebo(line: dict[str, Any], title: str) -> str:
 def matrix(found: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
     """Mean success under each defence (lines) by attack, or by threat and model (`by` is "threat")."""
     rows = numbers(acting(measured(found)), ASR, triggered=True)
-    rows = rows[~rows["placebo"].astype(bool)]
+    rows = rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
     columns = ["attack"] if by == "attack" else ["model", "threat"]
     grid = rows.pivot_table(index="named", columns=columns, values="value").reindex(rows["named"].unique())
     if by != "attack":
@@ -170,7 +170,7 @@ def differs_most(by_threat: pd.DataFrame) -> dict[str, str]:
 def matrix_figure(grid: pd.DataFrame) -> Figure:
     if grid.empty:
         return figures.nothing("No defence was measured in this store.")
-    figure, (axis,) = figures.new_figure(1, 1.0 * len(grid.columns) + 4.2, 0.36 * len(grid) + 1.8)
+    figure, (axis,) = figures.new_figure(1, 1.0 * len(grid.columns) + 4.2, 0.3 * len(grid) + 1.4)
     figures.success_map(axis, grid.rename_axis(None))
     return figure
 
@@ -195,7 +195,7 @@ def price_figure(points: pd.DataFrame) -> Figure:
     """Success after against skill kept: good defences stand at the bottom right; placebos are grey."""
     if points.empty:
         return figures.nothing("No defended model of this store was taught a skill.")
-    figure, (axis,) = figures.new_figure(1, 6.6, 5.2)
+    figure, (axis,) = figures.new_figure(1, 6.6, 4.6)
     grey, own = points[points["placebo"]], points[~points["placebo"]]
     axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color="#8A8A8A", label="placebo")
     for number, (moment, part) in enumerate(own.groupby("moment", sort=False)):
