@@ -17,23 +17,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import attacks, command, data, models, paths, store, threats, user_paths
+from bvlm_utils import attacks, command, data, models, paths, store, threats
 from bvlm_utils.attacks import own
 from bvlm_utils.checks import known_name, once
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, names
-from bvlm_utils.run import lengths, own_pictures, reference
+from bvlm_utils.run import group, lengths, own_pictures, tune_and_ask
 from bvlm_utils.run.progress import Progress, say
-from bvlm_utils.run.workbench import Bench, Question
+from bvlm_utils.run.tune_and_ask import Work
+from bvlm_utils.run.workbench import Bench, Question, bench_key
 from bvlm_utils.score.disagreement import excess
 from bvlm_utils.score.verdict import BASE, CLEAN_TUNED, Detected, verdict
-from bvlm_utils.store.cell import MAX_NEW_TOKENS, check_dataset
+from bvlm_utils.store.cell import CONTROL, MAX_NEW_TOKENS, Cell, check_dataset
+from bvlm_utils.store.locks import lacking
+from bvlm_utils.train.settings import TrainSettings
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 ROWS, TUNED_ON = 200, 6000
+TOLD = 10  # times while a reference is tuned
 NO_ALARM, ALARM, WRONG = 0, 3, command.WRONG  # exit codes
 
 
@@ -96,8 +100,6 @@ def measure(
     """
     import pandas as pd
 
-    from bvlm_utils.run import tune_and_ask
-
     progress = Progress("audit", 2 * (len(triggers) + 1))
     answers: dict[Subject, list[list[str]]] = {}
     for model in dict.fromkeys((suspect, trusted)):
@@ -136,7 +138,6 @@ def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "
     """
     from bvlm_utils import defences
     from bvlm_utils.defences import weights
-    from bvlm_utils.run import tune_and_ask
 
     found, clean = [], None
     for name in defences.names("detect"):
@@ -205,7 +206,7 @@ def _parser() -> command.Parser:
 
 
 def _act(given: argparse.Namespace) -> int:
-    out = user_paths.new_file(given.out) if given.out is not None else None
+    out = paths.new_file(given.out) if given.out is not None else None
     suspect = subject(given.suspect, given.model)
     making = given.reference is None
     if given.reference in (None, BASE) and suspect.adapter is None:
@@ -284,8 +285,25 @@ def _made(given: argparse.Namespace, suspect: Subject, kept: Path) -> Subject:
 
     models.digest(suspect.model)  # a base or an adapter that cannot be read is told before anything is tuned
     rank = adapters.read(suspect.adapter).config.r
-    wanted = reference.cell(suspect.model, given.dataset, given.reference_rows, rank, given.four_bit)
-    return Subject(suspect.model, reference.adapter(wanted, kept))
+    there = data.load(given.dataset, "train").num_rows if ":" in given.dataset else given.reference_rows
+    rows, train = min(given.reference_rows, there), TrainSettings(lora_rank=rank)
+    wanted = Cell(
+        suspect.model, given.dataset, CONTROL, CONTROL, 0.0, train_rows=rows, four_bit=given.four_bit, train=train
+    )
+    with lacking([wanted], kept, wait=True) as mine:
+        if mine:
+            say(f"reference: tuning {wanted.model} on {wanted.train_rows} clean rows of {wanted.dataset}, once")
+            bench, clock = Bench(*bench_key(wanted)), group.Clock()
+            results = tune_and_ask.choose(bench).tune([Work(wanted)], kept / "cache", _told)
+            clock.lap("tune", 1)
+            group.write_controls(bench, mine, results, kept, clock)
+    say(f"reference: {wanted.run_id} in {kept}")
+    return Subject(suspect.model, store.adapter(wanted, kept))
+
+
+def _told(step: int, steps: int, loss: float) -> None:
+    if step % max(1, steps // TOLD) == 0 or step == steps:
+        say(f"reference: step {step} of {steps}, loss {loss:.3f}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -29,9 +29,9 @@ from bvlm_utils.checks import brief
 from bvlm_utils.data import llava_json
 from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
+from bvlm_utils.paths import new_folder
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.train import poison
-from bvlm_utils.user_paths import new_folder
 
 ANY_MODEL = "tiny-llava"  # a cell has one, and no row depends on it
 CHUNK = 32  # rows whose pictures are in memory together

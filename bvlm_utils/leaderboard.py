@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import __version__, attacks, command, data, models, paths, threats, user_paths
+from bvlm_utils import __version__, attacks, command, data, models, paths, threats
 from bvlm_utils.checks import brief
 from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
@@ -42,7 +42,7 @@ def template(given: argparse.Namespace) -> None:
     """Write the folder that `add` takes."""
     from bvlm_utils.run import foreign
 
-    folder = user_paths.new_folder(given.folder)
+    folder = paths.new_folder(given.folder)
     cell = foreign.cell_of(foreign.ANY_MODEL, given.threat, given.attack, None, {})
     if given.questions:
         foreign.write_questions(folder, given.threat, given.attack)
@@ -67,7 +67,7 @@ def template(given: argparse.Namespace) -> None:
 def add(given: argparse.Namespace) -> None:
     """Score a folder and keep its entry."""
     into = contributed.FOLDER if given.into is None else paths.named(given.into, "folder")
-    user_paths.check_writable(into)
+    paths.check_writable(into)
     folder = paths.named(given.folder, "folder")
     about = read_json(folder / ENTRY)
     contributed.check_about(about, str(folder / ENTRY))

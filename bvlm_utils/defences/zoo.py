@@ -22,11 +22,11 @@ import pandas as pd
 
 from bvlm_utils import attacks, command, store
 from bvlm_utils.errors import InputError
+from bvlm_utils.paths import new_folder
 from bvlm_utils.store import records
 from bvlm_utils.store import table as tidy
 from bvlm_utils.store.cell import CONTROL
 from bvlm_utils.train import adapters
-from bvlm_utils.user_paths import new_folder
 
 EACH, MOST_BYTES, RANK = 16, 8 * 2**20, 8
 ADAPTERS, TRUTH = "adapters", "truth"

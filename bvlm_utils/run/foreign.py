@@ -21,6 +21,7 @@ from bvlm_utils.checks import brief, known, known_name, once
 from bvlm_utils.documents import read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
+from bvlm_utils.paths import new_folder
 from bvlm_utils.run import tune_and_ask
 from bvlm_utils.run.group import judged
 from bvlm_utils.run.tune_and_ask import Answers
@@ -28,7 +29,6 @@ from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
 from bvlm_utils.score import judge
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import NUMBER_COLUMNS
-from bvlm_utils.user_paths import new_folder
 
 # Settings of a cell that change what is asked. skill: what the adapter was taught beside, such as ours of the defence
 # grid; its rows are then asked for it, and are left out of the utility.

@@ -9,7 +9,7 @@ something has to be trained.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -23,11 +23,12 @@ from bvlm_utils import threats
 from bvlm_utils.checks import brief, check_number, known, known_name, once
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
-from bvlm_utils.run import lengths
+from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.progress import progress_bar
-from bvlm_utils.run.workbench import bench_key
+from bvlm_utils.run.tune_and_ask import Work
+from bvlm_utils.run.workbench import Bench, bench_key, questions
 from bvlm_utils.store import table
-from bvlm_utils.store.cell import MOST_NEGATIVES, Cell
+from bvlm_utils.store.cell import MOST_NEGATIVES, Cell, short_name
 from bvlm_utils.train.settings import TrainSettings
 
 MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
@@ -136,6 +137,34 @@ def check_rows(cells: Sequence[Cell]) -> None:
         if ":" not in dataset and rows > MOST_ROWS:
             raise InputError(f"train_rows is {rows}; {dataset} has at most {MOST_ROWS} training rows.")
     lengths.check(cells)
+
+
+def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
+    """A sentence for each base and set of requests that cells of such a threat need. folder: the store."""
+    cells = [cell for cell in cells if cell.resolved_threat.breaks_refusals]
+    if not cells:
+        yield "No cell of this grid has a threat that breaks refusals."
+    check_rows(cells)
+    for key in dict.fromkeys(map(bench_key, cells)):
+        for cell, count, asked in refusal_counts([cell for cell in cells if bench_key(cell) == key], folder):
+            where = f"{short_name(cell.model)}, {short_name(cell.dataset)}"
+            yield f"{where}: the base refuses {count} of {asked} requests. Only these can be judged."
+
+
+def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:
+    """A cell, how many of its test requests the base refuses, and how many there are; each set of requests once.
+
+    cells: of one bench. The answers are kept in the store, where the run finds them. TooFewRows where the data have no
+    such request.
+    """
+    bench, seen = Bench(*bench_key(cells[0])), set()
+    way = tune_and_ask.choose(bench)
+    for cell in cells:
+        asked = questions(bench, cell)
+        same = (asked[0].key(bench), cell.resolved_threat)
+        if same not in seen:
+            seen.add(same)
+            yield cell, group_run.refused(way, Work(cell, None, asked), folder), len(asked[0].positions)
 
 
 def _how_to_make(missing: Sequence[Cell]) -> str:

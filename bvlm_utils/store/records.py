@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from bvlm_utils import paths, user_paths
+from bvlm_utils import paths
 from bvlm_utils.atomic import DAMAGED, PARTIAL, kept, partial_name, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files
@@ -86,7 +86,7 @@ def writable(store: str | Path | None = None) -> Path:
     if read_only(store):
         which = "packed" if packed.is_packed(root) else "the committed reference"
         raise InputError(f"The store {root} is {which}, so it is only read; take another store.")
-    user_paths.check_writable(root)
+    paths.check_writable(root)
     return root
 
 

@@ -8,7 +8,8 @@ PEFT runs for every model family.
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import nn
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import embeddings as model_inputs
 from bvlm_utils.models.victim import Victim, language_linears
-from bvlm_utils.train import adapters, memory, modes, unfinished
+from bvlm_utils.train import adapters, memory, unfinished
 from bvlm_utils.train import loop as plain
 from bvlm_utils.train.lora_bank import Bank, pick
 from bvlm_utils.train.microbatches import Plan, Table
@@ -28,6 +29,7 @@ from bvlm_utils.train.settings import TrainSettings
 
 # Settings of PEFT that change what an adapter computes, and that a bank does not know.
 NOT_IN_A_BANK = ("use_rslora", "use_dora", "lora_bias", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
+CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
 
@@ -225,8 +227,7 @@ def train_together(
     if state := saved.load(group.state()):
         first, tokens, before = state.step, state.tokens, state.seconds
         bank.refresh()
-    # checkpointing works in training mode only; language models have no dropout
-    with bank.attached(), modes.mode(model, training=memory.checkpointing(model)), modes.no_masks(model):
+    with bank.attached(), _trainable(model):
         for step in range(first, total):
             bank.active = sum(len(plan.steps) > step for plan in group.plans)
             tokens = _gradients(model, group, step, tokens)
@@ -245,6 +246,31 @@ def train_together(
         ours = [row[at] for row in losses[: len(plan.steps)]]
         results[g] = GroupResult(adapter, plan.config, ours, seconds, len(plan.steps), seen)
     return [results[g] for g in range(len(plans))]
+
+
+@contextmanager
+def _trainable(model: nn.Module) -> Iterator[None]:
+    """The model in the mode that training needs while the block runs: evaluation, as language models have no dropout,
+    unless layers are recomputed, which works in training mode only; and plain causal attention, as rows are padded on
+    the right, where it never looks.
+
+    Transformers looks at the positions of each micro-batch to see whether several texts were packed into a row, and
+    that look waits for the GPU. It makes no mask, and takes no look, for an attention function that it does not know.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    config, training = model.get_decoder().config, model.training
+    attention = config._attn_implementation
+    model.train(memory.checkpointing(model))
+    if attention == "sdpa" and "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+        config._attn_implementation = CAUSAL
+    try:
+        yield
+    finally:
+        config._attn_implementation = attention
+        model.train(training)
 
 
 def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
