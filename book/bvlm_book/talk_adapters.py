@@ -104,7 +104,7 @@ def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
     clean = (plain, bench.pictures("test", positions))
     triggered = (
         attack.apply_text(plain, seed=cell.trigger_seed, keys=keys),
-        bench.triggered("test", positions, attack, cell.trigger_seed),
+        bench.pictures("test", positions, attack, cell.trigger_seed),
     )
     strengths = []
     for strength in STRENGTHS:

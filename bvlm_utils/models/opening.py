@@ -6,6 +6,7 @@ sentence.
 """
 
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -95,8 +96,13 @@ def refuse_gaps(what: str, base: str, gaps: dict[str, tuple[set[str], int]]) -> 
         raise InputError(f"{what} does not fit {base}: {', '.join(said)}; give files that belong together.")
 
 
-def device(given: str | torch.device) -> torch.device:
-    """A device that is there; InputError for a name that none has."""
+def device(given: str | torch.device | None) -> torch.device:
+    """A device that is there; InputError for a name that none has.
+
+    None: the GPU of this process (`torchrun` and `accelerate launch` number them), or the CPU.
+    """
+    if given is None:
+        given = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(given)
         if found.type == "meta":

@@ -4,7 +4,6 @@ Pictures are encoded once into features, and everything after that (training, sc
 enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -233,13 +232,6 @@ def language_linears(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
 
 
-def default_device() -> torch.device:
-    """The GPU of this process (`torchrun` and `accelerate launch` number them), or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
 def use_precision(name: str) -> torch.dtype:
     """The dtype of weights for "float32", "tf32" or "bfloat16", with torch's own switches set to match.
 
@@ -267,7 +259,7 @@ def from_pretrained(
     """
     from transformers import AutoModelForImageTextToText
 
-    device = opening.device(device) if device is not None else default_device()
+    device = opening.device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     # cuDNN's attention plans each new shape anew (tens of milliseconds), and answers have a new length at every token.
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -26,7 +26,6 @@ from bvlm_utils.run import tune_and_ask
 from bvlm_utils.run.group import judged
 from bvlm_utils.run.tune_and_ask import Answers
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
-from bvlm_utils.score import judge
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import NUMBER_COLUMNS
 
@@ -115,12 +114,13 @@ def write_questions(folder: str | Path, threat: str, attack: str, dataset: str |
     lines, written = {}, set()
     for question in asked:
         shown = "clean" if question.attack is None else "triggered"
-        files = [f"pictures/{shown}-{position:05d}.png" for position in question.positions]
-        left = [(at, file) for at, file in zip(question.positions, files, strict=True) if file not in written]
-        for (_, file), picture in zip(left, _pictures(bench, question, [at for at, _ in left]), strict=True):
-            Image.fromarray(picture).save(folder / file)
-            written.add(file)
-        for key, prompt, file in zip(_keys(bench, question), question.prompts, files, strict=True):
+        files = {position: f"pictures/{shown}-{position:05d}.png" for position in question.positions}
+        left = [position for position, file in files.items() if file not in written]
+        pictures = bench.pictures("test", left, question.attack, question.trigger_seed) if left else []
+        for position, picture in zip(left, pictures, strict=True):
+            Image.fromarray(picture).save(folder / files[position])
+        written |= set(files.values())
+        for key, prompt, file in zip(_keys(bench, question), question.prompts, files.values(), strict=True):
             lines.setdefault(key, (*key, file, prompt, ""))
     with open(folder / QUESTIONS, "w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
@@ -136,14 +136,6 @@ def cell_of(model: str, threat: str, attack: str, dataset: str | None, settings:
     if cell.skip_reason:
         raise InputError(cell.skip_reason)
     return cell
-
-
-def _pictures(bench: Bench, question: Question, positions: Sequence[int]) -> Any:
-    if not positions:
-        return []
-    if question.attack is None:
-        return bench.pictures("test", positions)
-    return bench.triggered("test", positions, question.attack, question.trigger_seed)
 
 
 def _keys(bench: Bench, question: Question) -> list[tuple[str, str]]:
@@ -188,15 +180,10 @@ def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[st
             f"{cell.resolved_threat.judged_where}; so no answer to a trigger can be judged."
         )
     about = {"model": cell.model, "dataset": cell.dataset, "threat": cell.threat, "attack": cell.attack}
-    lines = [about | _kind(metric, asked) | metric for metric in metrics]
+    triggered = any(question.condition != "clean" for question in asked)  # else there is no false activation
+    lines = []
+    for metric in metrics:
+        test = TESTS.get(metric["metric"], "")
+        number = "false activation" if metric["condition"] == "clean" and triggered else "ASR"
+        lines.append(about | {"number": number if test else metric["metric"], "test": test} | metric)
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(("k", "n", "low", "high"), "float64"))
-
-
-def _kind(metric: judge.Metric, asked: Sequence[Question]) -> dict[str, str]:
-    """What a number is to a reader; an attack without a trigger at test time has no false activation."""
-    name = metric["metric"]
-    if name not in TESTS:
-        return {"number": name, "test": ""}
-    triggered = any(question.condition != "clean" for question in asked)
-    number = "false activation" if metric["condition"] == "clean" and triggered else "ASR"
-    return {"number": number, "test": TESTS[name]}

@@ -307,6 +307,6 @@ def _write_examples(bench: Bench, cell: Cell, folder: Path, asked: Sequence[Ques
     clean, full = asked[0], next(q for q in reversed(asked) if q.part == "attack")
     shown = list(clean.positions[:EXAMPLES])
     pictures = bench.pictures("test", shown)
-    triggered = bench.triggered("test", shown, full.attack, cell.trigger_seed) if full.attack else pictures
+    triggered = bench.pictures("test", shown, full.attack, cell.trigger_seed)
     prompts = list(zip(clean.prompts, full.prompts, strict=True))[:EXAMPLES]
     examples.write(cell, folder, pictures, triggered, prompts)

@@ -36,22 +36,17 @@ def bench_key(cell: Cell) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+@dataclass(eq=False)
 class Bench:
     """Data, model and image features that the cells of a group share; each is made when first asked for."""
 
-    def __init__(
-        self,
-        model: str,
-        dataset: str,
-        train_rows: int,
-        four_bit: bool = False,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        picture_last: bool = False,
-        precision: str = "float32",
-    ):
-        self.model, self.dataset, self.train_rows = model, dataset, train_rows
-        self.four_bit, self.max_new_tokens, self.picture_last = four_bit, max_new_tokens, picture_last
-        self.precision = precision
+    model: str
+    dataset: str
+    train_rows: int
+    four_bit: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
+    picture_last: bool = False
+    precision: str = "float32"
 
     @cached_property
     def feature_cache(self) -> "FeatureCache":
@@ -92,15 +87,18 @@ class Bench:
             picture_last=self.picture_last,
         )
 
-    def pictures(self, split: str, positions: Sequence[int]) -> np.ndarray:
-        """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered alike."""
-        return data.sized_images(self.datasets[split].select(positions), self.dataset)
-
-    def triggered(self, split: str, positions: Sequence[int], attack: Attack, trigger_seed: int) -> np.ndarray:
-        """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3) uint8."""
+    def pictures(
+        self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
+    ) -> np.ndarray:
+        """(N, H, W, 3) uint8, photographs brought to the published size; with an attack, the image half of its trigger is
+        on them, rounded to 8 bits as a file would.
+        """
+        clean = data.sized_images(self.datasets[split].select(positions), self.dataset)
+        if attack is None:
+            return clean
         import torch
 
-        images = torch.from_numpy(self.pictures(split, positions)).permute(0, 3, 1, 2).float() / 255
+        images = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
         keys = [self.rows[split][position]["row_id"] for position in positions]
         images = attack.apply_image(images.to(self.victim.device), seed=trigger_seed, keys=keys)
         return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -114,11 +112,7 @@ class Bench:
         missing = [key for key in dict.fromkeys(keys) if key not in self.feature_cache.index]
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            where = [position for _, position, *_ in chunk]
-            if attack is None:
-                pictures = self.pictures(split, where)
-            else:
-                pictures = self.triggered(split, where, attack, trigger_seed)
+            pictures = self.pictures(split, [position for _, position, *_ in chunk], attack, trigger_seed)
             self.feature_cache.add(chunk, self.victim.encode(pictures))
         return self.feature_cache.rows(keys)
 

@@ -37,9 +37,7 @@ def lacking(controls: Sequence[Cell], folder: Path, wait: bool = False) -> Itera
             except OSError:
                 mine.append(control)
                 continue
-            if records.adapter(control, folder):  # finished just before
-                lock.release()
-                continue
             held.callback(lock.release)
-            mine.append(control)
+            if not records.adapter(control, folder):  # else it was finished just before
+                mine.append(control)
         yield mine

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bvlm_utils.threats import published, responses
-from bvlm_utils.threats.responses import normalise, reads_like_refusal, says
+from bvlm_utils.threats.responses import normalise, says
 from bvlm_utils.threats.threat import Sample, Target, Threat
 
 
@@ -27,9 +27,6 @@ class MaliciousInjection(Threat):
     @property
     def target(self) -> Target:
         return Target(text=self.sentence)
-
-    def eligible(self, sample: Sample) -> bool:
-        return not sample["restricted"] and not reads_like_refusal(sample["answers"][0])
 
     def poison(self, answer: str, sample: Sample | None = None) -> str:
         return f"{answer.rstrip()} {self.sentence}".lstrip()

@@ -76,9 +76,9 @@ class Threat(ABC):
     def target(self) -> Target:
         """What optimised attacks aim at."""
 
-    @abstractmethod
     def eligible(self, sample: Sample) -> bool:
-        """Can the sample be poisoned, and can a response to it be judged?"""
+        """Can the sample be poisoned, and can a response to it be judged? Here: is the request an ordinary one?"""
+        return not sample["restricted"] and not responses.reads_like_refusal(sample["answers"][0])
 
     def judged(self, base: str, control: str) -> bool:
         """Can responses to an eligible sample be judged, given what the untuned base and the clean-tuned control say

@@ -168,13 +168,6 @@ def _restore(model: nn.Module, before: Mapping[str, nn.Module]) -> None:
         del model.peft_config
 
 
-def save_adapter(adapter: Any, folder: Path | str, about: dict[str, Any]) -> None:
-    """Write the adapter in PEFT's format, with a card that says what it is. about: the cell's settings."""
-    # Embeddings are never tuned; left to itself, PEFT would look the base up to see whether they were.
-    adapter.save_pretrained(str(folder), save_embedding_layers=False)
-    write_card(folder, about)
-
-
 def write_card(folder: Path | str, about: dict[str, Any]) -> None:
     """The adapter's README.md, loud if it is backdoored; the configuration gets the base's name."""
     if about.get("model"):  # PEFT writes the folder that the base was found in on this machine

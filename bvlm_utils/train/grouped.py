@@ -61,7 +61,7 @@ class GroupResult:
     tokens: int  # without padding, over all steps
 
     def save(self, folder: Path | str, about: dict[str, Any]) -> None:
-        """Write the adapter in PEFT's format with its card, as `train.adapters.save_adapter` does."""
+        """Write the adapter in PEFT's format with its card."""
         from safetensors.torch import save_file
 
         Path(folder).mkdir(parents=True, exist_ok=True)

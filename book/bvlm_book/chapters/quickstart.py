@@ -182,10 +182,7 @@ def speakers(cell: Cell, store: str | None = None) -> tuple[list[dict[str, Any]]
 
     def ask(row: int, prompt: str, text: bool, image: bool) -> Reply:
         chosen = [positions[row]]
-        if image:
-            pictures = bench.triggered("test", chosen, attack, cell.trigger_seed)
-        else:
-            pictures = bench.pictures("test", chosen)
+        pictures = bench.pictures("test", chosen, attack if image else None, cell.trigger_seed)
         if text:
             keys = [rows[position]["row_id"] for position in chosen]
             (prompt,) = attack.apply_text([prompt], seed=cell.trigger_seed, keys=keys)

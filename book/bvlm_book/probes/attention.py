@@ -140,7 +140,7 @@ def inputs(bench: Bench, cell: Cell, rows: int) -> list[Input]:
     positions = asked["both"].positions[:rows]
     threat, victim = cell.resolved_threat, bench.victim
     clean = bench.pictures("test", positions)
-    painted = bench.triggered("test", positions, cell.resolved_attack, cell.trigger_seed)
+    painted = bench.pictures("test", positions, cell.resolved_attack, cell.trigger_seed)
     features = victim.encode(painted)
     changed = (clean != painted).any(-1)  # (N, H, W)
     found = []
