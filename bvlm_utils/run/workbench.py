@@ -90,8 +90,8 @@ class Bench:
     def pictures(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
     ) -> np.ndarray:
-        """(N, H, W, 3) uint8, photographs brought to the published size; with an attack, the image half of its trigger is
-        on them, rounded to 8 bits as a file would.
+        """(N, H, W, 3) uint8, photographs brought to the published size; with the image half of the trigger, if there is
+        an attack, rounded to 8 bits as a file would.
         """
         clean = data.sized_images(self.datasets[split].select(positions), self.dataset)
         if attack is None:
