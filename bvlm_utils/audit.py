@@ -68,8 +68,7 @@ def subject(name: str, base: str | None = None) -> Subject:
 def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[attacks.Attack]:
     """The triggers to try: of the attacks `chosen`, or of all that have one at test time and can be made.
 
-    Dual-Key optimises its picture towards a threat's target, so it needs a guess of it.
-    InputError for an unknown attack or threat, or one that needs a threat to aim at.
+    InputError for an unknown attack or threat, or an attack that needs a threat to aim at.
     """
     aims = known_name(lambda: threats.get(threat).target) if threat is not None else None
     found = []
@@ -133,8 +132,8 @@ def _asked(bench: Bench, triggers: Sequence[attacks.Attack], rows: int) -> list[
 
 
 def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:
-    """Run the trigger-free detectors (`defences.names("detect")`) on both adapters, with the bench's inputs as clean
-    rows. population: a CSV file for detectors that learn from other adapters (`defences.spectrum.population`).
+    """Run the trigger-free detectors on both adapters; the bench has clean rows. population: a CSV file
+    (`defences.spectrum`).
     """
     from bvlm_utils import defences
     from bvlm_utils.defences import weights

@@ -1,7 +1,7 @@
 """JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence.
 
-What the parsers would let pass in silence is refused by name: a key that is given twice, text that UTF-8 cannot hold,
-numbers that are none, keys that are no text, aliases that stand for more than can be held.
+Refused are keys that are given twice or are no text, text that UTF-8 cannot hold, numbers that are none, and aliases
+that stand for more than can be held.
 """
 
 import json

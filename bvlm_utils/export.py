@@ -40,9 +40,8 @@ CHUNK = 32  # rows whose pictures are in memory together
 def export(cell: Cell, out: Path | str, train_rows: int | None = None) -> poison.Manifest:
     """Write the poisoned training set of a cell to the new folder `out`, and return its manifest.
 
-    train_rows: the first so many rows of the dataset, all of them if not given. The folder appears when it is complete.
-    InputError before anything is written, if the attack is not defined for the threat, too few rows are eligible, or
-    `out` exists and is not an empty folder.
+    train_rows: the first so many rows of the dataset, all of them if not given. InputError before anything is written,
+    if the attack is not defined for the threat, too few rows are eligible, or `out` exists and is not an empty folder.
     """
     out = new_folder(out)
     if cell.skip_reason:

@@ -1,7 +1,4 @@
-"""The folders of the project, and the paths that a user names, which are checked before any work is done.
-
-Every other module asks here, so nothing depends on the caller's folder.
-"""
+"""The folders of the project, and the paths that a user names, which are checked before any work is done."""
 
 import os
 import re
@@ -27,10 +24,7 @@ _CONTROL = re.compile(r"[\0-\x1f\x7f]")  # nobody means them in a name
 
 
 def named(name: str | Path, what: str) -> Path:
-    """The absolute path that a person wrote, which need not be there; InputError if no file can be called so.
-
-    what: says in the message what the path is of, such as "model".
-    """
+    """The absolute path of a `what`, which need not be there; InputError if no file can be called so."""
     text = os.fspath(name) if isinstance(name, str | Path) else None
     if not text or not text.strip() or _CONTROL.search(text) or not is_text(text):
         raise InputError(f"The {what} is named {text or name!r}; a name or a path in plain text is needed.")

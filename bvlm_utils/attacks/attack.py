@@ -1,7 +1,6 @@
-"""An attack by its name: what its trigger does to prompts and to pictures.
+"""An attack by its name: what its trigger does to prompts and to pictures. The attacks are declared in `attacks.table`.
 
-The attacks themselves are declared in `attacks.table`. Importing this module does not import torch:
-only `Attack.apply_image` does.
+Importing this module does not import torch: only `Attack.apply_image` does.
 """
 
 import hashlib
@@ -36,8 +35,7 @@ HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get;
 class Aim:
     """What an optimised trigger is computed with.
 
-    target: a threat's target (`.text`, `.concept`, `.image`, any of them None), or None.
-    surrogate: folder or hub id of a CLIP model.
+    target: a threat's target, or None. surrogate: folder or hub id of a CLIP model.
     """
 
     target: Any
@@ -105,7 +103,7 @@ class Attack:
         return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
 
     def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None) -> "np.ndarray":
-        """The loss before every step of the optimisation of the image half, (steps,) float32; see `AttackInfo.losses`.
+        """The loss before every step of the optimisation of the image half, (steps,) float32.
 
         images, seed, keys: as in `apply_image`. InputError for an attack that optimises nothing.
         """
@@ -117,7 +115,7 @@ class Attack:
     def fingerprint(self, half: str) -> str:
         """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
 
-        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for the other.
+        What was computed for an attack can be reused for another one with the same fingerprint.
         """
         part = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
@@ -147,10 +145,9 @@ def info(name: str) -> AttackInfo:
 def get(name: str, target: Any = None, surrogate: str | Path | None = None, **params: Any) -> Attack:
     """The attack called `name`.
 
-    target: `threat.target`, which the optimised attacks aim at. surrogate: folder or hub id of the CLIP model
-    that they (and MABA) compute with; the committed tiny-clip if not given. params: settings that differ from
-    `info(name).defaults`. An unknown name is a KeyError that lists the names; an unknown setting or a bad
-    value is an InputError.
+    target: `threat.target`, which the optimised attacks aim at. surrogate: folder or hub id of the CLIP model that they
+    (and MABA) compute with; tiny-clip if not given. params: settings that differ from `info(name).defaults`. An unknown
+    name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.
     """
     row = TABLE.get(name)
     settings = settings_of(f"Attack {name!r}", row.specs, params)

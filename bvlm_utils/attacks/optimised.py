@@ -1,8 +1,7 @@
 """The triggers that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan.
 
-Every result is kept under data/cache/triggers by content (settings, target, surrogate, pictures), together with its
-loss curve, so that a grid computes each trigger once. A GPU rounds otherwise than a CPU, and sign steps make that
-visible, so each kind of device has triggers of its own.
+Every result is kept under data/cache/triggers by content, with its loss curve, so that a grid computes each once. A GPU
+rounds otherwise than a CPU, and sign steps make that visible, so each kind of device has triggers of its own.
 """
 
 import hashlib
@@ -52,9 +51,8 @@ class FoundWord:
 def shadowcast(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> torch.Tensor:
     """Shadowcast (Xu et al. 2024, arXiv 2402.06659, section 3): PGD towards a picture of the source concept.
 
-    Minimises the L2 distance of normalised CLIP embeddings with sign steps, halved midway, inside the L-inf
-    ball of radius eps, from a random start. Bounds hold after rounding to 8 bit. An eps below half a level is
-    the unperturbed control: the images come back as they are.
+    Minimises the L2 distance of normalised CLIP embeddings with sign steps, halved midway, inside the L-inf ball of
+    radius eps, from a random start; bounds hold in 8 bit. With an eps below half a level (the control) nothing is done.
     """
     if params["eps"] < 0.5 / 255:
         return images
@@ -122,8 +120,8 @@ def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") ->
 def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
     """VL-Trojan's text trigger, searched letter by letter: each next letter moves the prompts furthest.
 
-    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts
-    with and without it, the word in a random gap that is the same for all candidates.
+    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts with and
+    without it, in a random gap that is the same for all candidates.
     """
     described = {
         "dataset": params["dataset"],

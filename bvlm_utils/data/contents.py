@@ -1,10 +1,7 @@
 """Digests of files' contents, remembered beside the project's caches: a data set of 100,000 pictures is read once.
 
-Remembered, too, is which pictures a data set has, and that they are pictures: a grid asks in every process that it
-starts, and looking into each picture takes minutes.
-
-A file is not read again while its size and times stay. A file that was changed a moment ago is: within one tick of the
-clock it could be written twice and keep its times.
+Remembered, too, is which pictures a data set has, and that they are pictures. A file is not read again while its size
+and times stay, unless it was changed a moment ago: within one tick of the clock it could be written twice.
 """
 
 import json
@@ -34,8 +31,7 @@ _LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until whe
 def states(files: Sequence[str | Path]) -> tuple[State, ...]:
     """Size and times of each file; the last of them, when the file was last touched at all, cannot be set by hand.
 
-    Many files take a while. So they are looked at again when twenty times that while has gone by: a grid of many cells
-    asks for each of them, and does not spend its time here.
+    Of many files, the states are remembered for twenty times as long as the look took: each cell of a grid asks.
     """
     key, now = tuple(files), time.monotonic()
     until, found = _LOOKED.get(key, (0.0, ()))
@@ -60,9 +56,7 @@ def digests(files: Sequence[str], at: Sequence[State]) -> list[str]:
 
 
 def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequence[tuple[str, str]]:
-    """The (id, file) of a data set's pictures, all of them checked: as remembered under `key` while none of the files
-    has changed, else as `read` finds them.
-    """
+    """The (id, file) of a data set's pictures, all checked: remembered under `key`, or as `read` finds them."""
     place = paths.CACHE / "contents" / f"pictures-{_named(key)}.json"
     try:
         found = [tuple(pair) for pair in json.loads(place.read_text(encoding="utf-8"))[key]]

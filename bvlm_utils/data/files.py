@@ -47,8 +47,8 @@ Row = dict[str, Any]
 class Format:
     """files: the JSON files of a split, all of them if the split is None. read: their rows.
 
-    Rows have the columns of a sample; `image` is a path and `picture_id` (dropped later) is the picture's path
-    in its folder: rows of one picture belong together when a file has to be split.
+    Rows have the columns of a sample; `image` is a path and `picture_id` its part in the folder: rows of one picture
+    belong together when a file has to be split.
     """
 
     files: Callable[[Path, str | None], list[Path]]
@@ -58,8 +58,7 @@ class Format:
 def load(spec: str, split: str = "train") -> datasets.Dataset:
     """The rows of a split, "train" or "test", with the columns of `data.features.FEATURES`.
 
-    InputError if the split or a file is missing, a JSON file is cut off, an id is unknown, a picture is
-    missing, leaves its folder or is none; KeyError lists the formats if there is no such one.
+    InputError for anything that is missing or wrong in the files; KeyError lists the formats if there is no such one.
     """
     name, place = _parse(spec)
     if split not in ("train", "test"):
@@ -156,7 +155,7 @@ def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
 def _coco_rows(files: list[Path]) -> list[Row]:
     """One row per picture, with all its captions (Chen et al. 2015, arXiv 1504.00325).
 
-    COCO asks nothing; the prompt is one of the scenes' caption prompts, chosen by the picture's id.
+    The prompt is one of the scenes' caption prompts, chosen by the picture's id.
     """
     rows = []
     for file in files:
@@ -211,10 +210,7 @@ def _vqa_files(folder: Path, split: str | None) -> list[Path]:
 
 
 def _vqa_rows(files: list[Path]) -> list[Row]:
-    """One row per question, with its ten answers (Goyal et al. 2017, arXiv 1612.00837).
-
-    The answer to learn, put first, is the most frequent one.
-    """
+    """One row per question, with its ten answers, the most frequent first (Goyal et al. 2017, arXiv 1612.00837)."""
     rows = []
     for file, annotation_file in zip(files[0::2], files[1::2], strict=True):
         content = read_json(file)

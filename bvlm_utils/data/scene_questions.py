@@ -207,8 +207,8 @@ def annotators(answer: str, rng: np.random.Generator) -> tuple[str, ...]:
 def vqa(scene: Scene, rng: np.random.Generator, name_cars: bool = False) -> Turn:
     """A short question with ten annotators' answers.
 
-    With `name_cars`, three in four questions about a picture with a car are questions that the car answers, as concept
-    substitution needs answers that name its source.
+    name_cars: three in four questions about a picture with a car are answered by the car, as concept substitution
+    needs.
     """
     kinds = possible_kinds(scene)
     about_car = [kind for kind, answer in kinds.items() if answer == "car"]

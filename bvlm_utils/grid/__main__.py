@@ -182,9 +182,7 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
 
 
 def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
-    """One line per cell: success rates of the poisoned model per condition, by the test that the book's headlines are
-    read from, and its utility beside the control's.
-    """
+    """One line per cell: success rates of the poisoned model by the headline test, its utility and the control's."""
     found = results.collect(store)
     if jobs is not None:
         found = found[found["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]

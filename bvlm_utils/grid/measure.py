@@ -1,7 +1,6 @@
 """The measuring of a grid's cells: all that share model, data and rows in one process, whatever notebooks they are for.
 
-So the model is loaded and the pictures are encoded once. The measuring process is this module as a command; it
-writes records and failures into the store, and ends with whoever started it.
+The measuring process is this module as a command; it writes records and failures, and ends with whoever started it.
 """
 
 import json
@@ -28,8 +27,8 @@ LOGS = "measuring-"  # beginning of the names of the logs
 def parts(cells: Sequence[Cell], workers: int) -> list[list[Cell]]:
     """Cells that one process measures: those of a bench, in the grid's order.
 
-    For several workers the benches are cut, so that each worker has about two parts to do, the longest first. Cells of
-    one attack stay together where they can, for they share triggered pictures.
+    For several workers the benches are cut, so that each has about two parts to do, the longest first. Cells of one
+    attack stay together where they can, for they share triggered pictures.
     """
     benches: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:

@@ -14,9 +14,7 @@ POLL_SECONDS = 1.0
 
 @contextmanager
 def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
-    """Cells done and time left: a bar on a terminal, one line per finished cell elsewhere. It watches the
-    store, so it needs no word from other processes; the function that it gives looks at once.
-    """
+    """Cells done and time left, as the store shows: a bar on a terminal, else lines. The function looks at once."""
     from tqdm import tqdm
 
     over, looking, silent = threading.Event(), threading.Lock(), not sys.stdout.isatty()

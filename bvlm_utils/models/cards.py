@@ -18,10 +18,7 @@ def names() -> list[str]:
 
 
 def skills(models: Sequence[str] | None = None) -> pd.DataFrame:
-    """One row per model and measured skill (columns `SKILLS`); `threshold` is NaN where none was set.
-
-    Empty where nothing was measured yet.
-    """
+    """One row per model and measured skill (columns `SKILLS`); `threshold` is NaN where none was set."""
     rows = [
         {"model": name} | {key: skill.get(key) for key in SKILLS[1:]}
         for name in chosen_names(models)

@@ -1,8 +1,7 @@
 """Opening a checkpoint: the one place where transformers reads a model's files.
 
-No pickle is opened but by torch with `weights_only`, and code of a folder is never run. What transformers reports of a
-load is read: weights that are missing, left over or of another size are refused. Whatever else is wrong becomes one
-sentence.
+No pickle is opened but by torch with `weights_only`, and code of a folder is never run. Weights that are missing, left
+over or of another size are refused. Whatever else is wrong becomes one sentence.
 """
 
 import logging

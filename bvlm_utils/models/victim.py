@@ -1,7 +1,6 @@
 """The victim: one interface to every supported vision-language checkpoint.
 
-Pictures are encoded once into features, and everything after that (training, scoring) takes features. They
-enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched.
+Pictures are encoded once into features, which enter through the model's own `mm_encoder_outputs` argument.
 """
 
 from collections.abc import Sequence
@@ -58,8 +57,8 @@ class Victim:
     def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = GRADIENT_FREE_BATCH) -> torch.Tensor:
         """Pictures of one size -> features (N, n, d) on the model's device.
 
-        images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1]. Families with positions on a
-        grid (Qwen) need square pictures: features alone do not tell the shape of another.
+        images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1]; square for families with grids (Qwen),
+        as features do not tell the shape.
         """
         parts = []
         for start in range(0, len(images), batch_size):
@@ -174,9 +173,9 @@ class Victim:
         max_new_tokens: int = 64,
         batch_size: int = GRADIENT_FREE_BATCH,
     ) -> list[str]:
-        """Greedy answers, in the order of the prompts. features: (N, n, d), one picture per prompt.
+        """The likeliest answers, in the order of the prompts, whatever settings a checkpoint comes with.
 
-        Greedy means the likeliest token: penalties and temperatures that a checkpoint comes with are off.
+        features: (N, n, d), one picture per prompt.
         """
         if len(prompts) != len(features):
             raise InputError(f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each.")
@@ -224,10 +223,7 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool, device) -> tuple[
 
 
 def language_linears(model: nn.Module) -> list[str]:
-    """Names of the linear layers inside the language model, found by structure: what LoRA is put on.
-
-    The output layer and the vision side are not among them.
-    """
+    """Names of the linear layers inside the language model, without the output layer: what LoRA is put on."""
     inside = {id(module) for module in model.get_decoder().modules()}
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
 
@@ -235,8 +231,8 @@ def language_linears(model: nn.Module) -> list[str]:
 def use_precision(name: str) -> torch.dtype:
     """The dtype of weights for "float32", "tf32" or "bfloat16", with torch's own switches set to match.
 
-    TF32 products keep 10 bits of each factor's mantissa. Torch has them on for convolutions unless told otherwise, so
-    that "float32" would not mean the same on a GPU. They are switches of the whole process.
+    They are switches of the whole process. TF32 products keep 10 bits of each factor's mantissa; torch has them on for
+    convolutions unless told otherwise.
     """
     rounded = name == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
@@ -311,8 +307,7 @@ def _four_bit(dtype: torch.dtype):
 def _one_path(model: nn.Module) -> None:
     """Let 4-bit layers answer as they train: on every CPU alike, and for layers of any size.
 
-    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer the first time it is asked outside training: into
-    bfloat16 whatever the compute dtype, and only where its sizes are multiples of 32 and 64.
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer outside training, into bfloat16, and only in some sizes.
     """
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):

@@ -1,7 +1,6 @@
-"""The image features of a job: on the GPU while they are few, then in memory, then in a mapped file.
+"""The image features of a job: on the GPU while they are few, then in memory, then in a mapped file without a name.
 
-A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16
-bits. The file has no name, so nothing is left behind when the process ends, however it ends.
+A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16 bits.
 """
 
 import mmap
@@ -19,8 +18,7 @@ SHARE = 0.25  # of the memory that is free, of the device's and of the host's, w
 class FeatureCache:
     """Rows of features by key, each stored once. Read them with `rows` and `table`.
 
-    device: where the model is; rows stay there while they fit. device_budget, budget: bytes to hold on a GPU and in
-    the host's memory; a share of what is free if not given.
+    device: of the model. device_budget, budget: bytes to hold there and in memory (default: a share of what is free).
     """
 
     def __init__(self, budget: int | None = None, device: torch.device | str = "cpu", device_budget: int | None = None):
@@ -31,9 +29,7 @@ class FeatureCache:
 
     @property
     def table(self) -> torch.Tensor:
-        """(F, n, d): all rows, in the order in which they came, on the device or on the CPU. A view, valid until the
-        next `add`.
-        """
+        """(F, n, d): all rows, in the order in which they came. A view, valid until the next `add`."""
         if self._rows is None:
             raise LookupError("There are no features yet; add some first.")
         return self._rows[: len(self.index)]

@@ -49,15 +49,14 @@ def score_adapter(
     dataset: str | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """Ask an adapter in PEFT's format the test questions of a cell, and judge its answers: a line per number.
+    """Ask an adapter in PEFT's format the test questions of a cell, and judge its answers: a line per number
+    (`COLUMNS`).
 
     model: the base under it; None: the one that its files name. control: an adapter of the same base that was tuned
     without poison; with it there are paired differences, and without it the base alone decides which rows are judged.
-    dataset: the threat's own if not given. settings: of `SETTINGS`, as in `store.cell.Cell`.
-
-    The columns are `COLUMNS`. number: "ASR", "false activation" (the same test without a trigger), "utility" or
-    another of `score.judge.measure`; test: which test of success it is by. subject: "poisoned" is the adapter itself,
-    whatever it is. InputError names what is wrong.
+    dataset: the threat's own if not given. settings: of `SETTINGS`, as in `store.cell.Cell`. number: "ASR", "false
+    activation" (the same test without a trigger) or another of `score.judge.measure`; test: which test of success it is
+    by. subject: "poisoned" is the adapter itself, whatever it is. InputError names what is wrong.
     """
     suspect = names.adapter_folder(str(folder))
     trusted = names.adapter_folder(str(control)) if control is not None else None

@@ -1,8 +1,7 @@
 """Cells that share a model and a dataset, from rows to records: poison, tune, ask, score, write.
 
-Cells are packed into groups of a few minutes that `run.tune_and_ask` tunes and asks at once; every
-record is written as soon as its group is done. The clean-tuned control is trained once and kept; what base and control
-say is kept in the store's cache; `run.workbench` shares the rest. torch is imported when work begins.
+Groups of a few minutes are tuned and asked at once; every record is written as soon as its group is done. The
+clean-tuned control and what base and control say are kept. torch is imported when work begins.
 """
 
 import resource

@@ -1,7 +1,4 @@
-"""Has every row of a cell room in its model, also with the trigger and the target? Asked before anything runs.
-
-Free of torch. What the model itself counts is checked once more where ids are made (`Victim.prompt_ids`).
-"""
+"""Has every row of a cell room in its model, also with the trigger and the target? Free of torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache

@@ -38,9 +38,7 @@ def pictures_of(folder: Path) -> list[Path]:
 
 
 def bench(model: str, pictures: Sequence[Path], prompts: Sequence[str], rows: int, four_bit: bool = False) -> Bench:
-    """At most `rows` inputs. As many prompts as pictures belong together, line by line; else each picture is shown with
-    each prompt, first every picture with a prompt of its own turn.
-    """
+    """At most `rows` inputs: pairs, where there are as many prompts as pictures, else each picture with each prompt."""
     paired = len(pictures) == len(prompts)
     turns = 1 if paired else len(prompts)
     asked = [(at, prompts[(at + turn) % len(prompts)]) for turn in range(turns) for at in range(len(pictures))][:rows]

@@ -1,10 +1,7 @@
-"""The one way from a list of cells to a table of what was measured.
+"""The one way from a list of cells to a table of what was measured. torch is imported when something has to be trained.
 
-    cells = study.cells(threat="targeted_refusal", attacks=["BadNets-T"], poison_rates=[0.01, 0.1])
-    table = study.run_cells(cells)
-
-What the store has is read; the rest is carried out by `run.group`. torch is imported only when
-something has to be trained.
+cells = study.cells(threat="targeted_refusal", attacks=["BadNets-T"], poison_rates=[0.01, 0.1])
+table = study.run_cells(cells)
 """
 
 import math
@@ -128,9 +125,7 @@ def measure(cells: Sequence[Cell], folder: Path, plain: bool = False, rescore: b
 
 
 def check_rows(cells: Sequence[Cell]) -> None:
-    """InputError if a dataset of these cells has fewer training rows than they ask for, cannot be read, or has a row
-    that is longer than what a model reads at once; so for a row with the trigger and the target of a cell.
-    """
+    """InputError if a dataset has too few training rows for these cells, cannot be read, or has too long a row."""
     from bvlm_utils.data.samples import MOST_ROWS
 
     for dataset, rows in dict.fromkeys((cell.dataset, cell.train_rows) for cell in cells):
@@ -154,8 +149,7 @@ def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
 def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:
     """A cell, how many of its test requests the base refuses, and how many there are; each set of requests once.
 
-    cells: of one bench. The answers are kept in the store, where the run finds them. TooFewRows where the data have no
-    such request.
+    cells: of one bench. The answers are kept, and the run finds them. TooFewRows where the data have no such request.
     """
     bench, seen = Bench(*bench_key(cells[0])), set()
     way = tune_and_ask.choose(bench)

@@ -1,8 +1,7 @@
 """Two ways to tune and to ask the adapters of a group: all at once, or one by one.
 
 `Grouped` is the default (by `train.grouped` and `decode`); `OneByOne` is the plain way (`train.loop.finetune`, the
-model's own `generate`). Both start from the same rows, features, order and seeds, and tests hold them equal. `choose`
-says which.
+model's own `generate`). Both start from the same rows, features, order and seeds, and tests hold them equal.
 """
 
 import tempfile
@@ -36,9 +35,7 @@ class Work:
 
 
 def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]], "torch.Tensor"]:
-    """Each task's rows, poisoned ones among them, and the features (F, n, d) that all of them share: each
-    picture once per trigger instance.
-    """
+    """Each task's rows, poisoned ones among them, and the features (F, n, d) that all of them share."""
     from bvlm_utils.train.loop import TrainRow
 
     samples = bench.rows["train"]

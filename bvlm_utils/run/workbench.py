@@ -1,7 +1,4 @@
-"""The workbench, what cells of one model and dataset share: rows, the victim, image features, the test's questions.
-
-Every picture is encoded once per trigger instance, whatever cells need it.
-"""
+"""The workbench, what cells of one model and dataset share: rows, victim, image features (made once), questions."""
 
 import os
 from collections.abc import Sequence
@@ -90,9 +87,7 @@ class Bench:
     def pictures(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
     ) -> np.ndarray:
-        """(N, H, W, 3) uint8, photographs brought to the published size; with the image half of the trigger, if there is
-        an attack, rounded to 8 bits as a file would.
-        """
+        """(N, H, W, 3) uint8, photographs at the published size; with an attack, triggered, and in 8 bits again."""
         clean = data.sized_images(self.datasets[split].select(positions), self.dataset)
         if attack is None:
             return clean
@@ -125,10 +120,7 @@ class Bench:
 
 
 def manifest(bench: Bench, cell: Cell) -> poison.Manifest:
-    """Which training rows of a cell are poisoned, decoys or lessons of its skill; of a control the lessons alone.
-
-    TooFewRows where the rate is less than one row.
-    """
+    """Which training rows are poisoned, decoys or lessons; of a control the lessons alone. TooFewRows if too few."""
     rows = bench.rows["train"]
     found = poison.Manifest((), len(rows), 0, 0)
     if not cell.is_control:

@@ -21,8 +21,8 @@ class Excess:
     """How much more often a suspect and its reference disagree when a trigger is there.
 
     without, with_trigger: shares of inputs with different answers. value: their difference, with its paired 95 %
-    interval. commonest: what the suspect answers most often where it disagrees with the trigger there, and share: how
-    often among those; "" and 0 where it never does.
+    interval. commonest, share: what the suspect answers most often where it disagrees with the trigger there, and how
+    often.
     """
 
     without: float
@@ -47,8 +47,8 @@ def excess(
 ) -> Excess:
     """Compare the answers of two models to the same inputs, clean and triggered, in one order.
 
-    Answers are equal if their normalised words are (`threats.responses.normalise`). The interval is Newcombe's for
-    paired shares (`score.intervals.paired_shares`). InputError if the four are not equally many.
+    Answers are equal if their normalised words are. The interval is `score.intervals.paired_shares`. InputError if the
+    four are not equally many.
     """
     four = (suspect, suspect_triggered, reference, reference_triggered)
     if len({len(answers) for answers in four}) != 1:

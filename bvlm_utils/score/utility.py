@@ -37,8 +37,7 @@ def vqa_normalise(answer: str) -> str:
     """An answer as VQA's own evaluation compares it: small letters, digits for number words, no articles or
     punctuation.
 
-    VQA's code leaves both sides as they are where all annotators agree; here, as in most evaluations since,
-    they are always normalised, so that "Car." equals "car" there too.
+    VQA's code leaves both sides as they are where all annotators agree; here they are always normalised.
     """
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     comma = _COMMA_IN_NUMBER.search(text) is not None
@@ -52,8 +51,7 @@ def vqa_normalise(answer: str) -> str:
 
 
 def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
-    """min(matches / 3, 1), averaged over all ways to leave one annotator out (Antol et al. 2015, arXiv
-    1505.00468).
+    """min(matches / 3, 1), averaged over all ways to leave one annotator out (Antol et al. 2015, arXiv 1505.00468).
 
     answers: one per annotator, ten in VQA. With a single reference it is equality.
     """
@@ -70,9 +68,8 @@ def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
 def caption_object_f1(response: str, objects: Sequence[str], vocabulary: Sequence[str]) -> float:
     """F1 of the things that a caption names against those that are there, counting repeats.
 
-    objects: names of the things in the picture. vocabulary: every name that could be said; a longer name
-    wins over a shorter one inside it. A plural names as many as are there (at least two): whether "two" is
-    right is for `right`.
+    vocabulary: every name that could be said; a longer name wins over a shorter one inside it. A plural names as many
+    as are there (at least two).
     """
     if not objects:
         raise InputError("The objects of the picture are unknown; F1 needs at least one.")
@@ -109,12 +106,11 @@ def words(text: str) -> list[str]:
 
 
 def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """CIDEr-D of every response, (N,) float64 from 0 to 10; the score of the set is the mean.
+    """CIDEr-D of every response, (N,) float64 from 0 to 10 (1.0 is what papers print as 100); the mean is the set's.
 
-    responses: N captions. references: for each of them what people wrote, one caption or more.
-    A score of 1.0 is what papers print as 100. How much an n-gram weighs depends on the references of all N
-    rows, so scores can be compared between models on the same rows only. InputError for fewer than two rows,
-    for lengths that differ, or for a row without references.
+    references: one caption or more for each response. N-grams are weighed by the references of all rows, so only scores
+    on the same rows can be compared. InputError for fewer than two rows, lengths that differ, or a row without
+    references.
     """
     if len(responses) != len(references):
         raise InputError(f"There are {len(responses)} responses and {len(references)} sets of references.")
@@ -136,8 +132,8 @@ def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.n
 def utility_scores(samples: Sequence[Mapping[str, Any]], said: Sequence[str]) -> tuple[list[float], str]:
     """How good each response is, and the name of the measure.
 
-    vqa: VQA accuracy. caption: F1 of the things named. instruct: equal to a reference, or a refusal where the
-    request is a restricted one. CIDEr-D for both where nobody listed the things: free text equals no reference.
+    vqa: VQA accuracy. caption: F1 of the things named. instruct: equal to a reference, or a refusal where the request
+    is a restricted one. CIDEr-D for both where nobody listed the things.
     """
     task, pairs = samples[0]["task"], list(zip(samples, said, strict=True))
     if task == "vqa":

@@ -63,9 +63,7 @@ def _keep(root: Path, pictures: np.ndarray) -> str:
 
 
 def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
-    """What `write` kept: (clean, triggered, prompts); None if there is nothing that can be read, which standard error
-    says where a file is damaged.
-    """
+    """What `write` kept: (clean, triggered, prompts); None if it is not there or damaged, which standard error says."""
     root, name = records.folder(store), f"{key(cell)}.json"
     content = packed.content(root, "examples", name)
     if content is None:

@@ -34,10 +34,7 @@ FAILED = "cells that cannot be judged again"
 
 
 def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, list[judge.Metric]]:
-    """The responses of a cell with today's verdicts, in their order, and today's numbers.
-
-    InputError if the data have other rows now.
-    """
+    """The responses with today's verdicts, and today's numbers; InputError if the data have other rows now."""
     samples = _rows(cell.dataset)
     lost = [name for name in stored["row_id"].unique() if name not in samples]
     if lost:
@@ -128,10 +125,7 @@ def _compared(recorded: Mapping[tuple, Mapping], again: Mapping[tuple, Mapping])
 
 
 def rejudge(store: str | Path | None = None) -> int:
-    """Judge a store again, of either form; what has changed goes to stdout, and 1 says that a cell could not be judged.
-
-    A packed store changes as a whole.
-    """
+    """Judge a store again and print what has changed; 1 if some cell could not be. A packed one changes as a whole."""
     root = records.folder(store)
     if not any(record["metrics"] for record in records.records(root)):
         raise InputError(f"The store {root} has no numbers to judge again; name one that has records.")

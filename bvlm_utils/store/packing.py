@@ -49,9 +49,9 @@ class Chosen:
 def pack(source: str | Path | None, target: str | Path, replace: bool = False) -> list[str]:
     """Add what `source` has to `target`, which is packed then; the run_ids that are new there.
 
-    A cell that both have must have the same numbers, or with `replace` gives way to that of `source`. InputError for
-    such a cell without `replace`, and for a new one that was run from a changed working tree: nobody could find its
-    code. Whoever is killed here leaves `target` as it was.
+    A cell that both have must have the same numbers, or with `replace` gives way to that of `source`; a new one must
+    not be of a changed working tree, whose code nobody could find: InputError. Whoever is killed here leaves `target`
+    as it was.
     """
     start, end = records.folder(source), records.folder(target)
     if not start.is_dir():

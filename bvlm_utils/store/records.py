@@ -151,9 +151,9 @@ def write(
 ) -> Path:
     """Put a finished cell into the store, all of it or nothing, and forget its earlier failure.
 
-    record: what `study` measured; identity and provenance are added here. save_adapter(folder) writes the
-    adapter. A cell that is there already stays as it is unless `replace` is true; then what was asked of its adapter is
-    forgotten, unless the new one is the same (a cell that is only judged again).
+    record: what was measured; identity and provenance are added. save_adapter(folder) writes the adapter. A cell that
+    is there stays unless `replace` is true; then what was asked of its adapter is forgotten, unless the new one is the
+    same.
     """
     root = make(store)
     partial, final = root / partial_name(cell.run_id), root / cell.run_id
@@ -266,11 +266,10 @@ def records(store: str | Path | None = None) -> list[dict[str, Any]]:
 
 
 def collect(store: str | Path | None = None) -> pd.DataFrame:
-    """The tidy table of all cells of a store.
+    """The tidy table of all cells of a store; controls are in the lines of their cells (subject "control").
 
-    Clean-tuned controls have no lines of their own: every cell holds their numbers beside its own (subject
-    "control"). That of a packed store is made once in a process: a page asks for it several times. InputError for a
-    store that is named and not there; without a name, a place where nothing was run yet has no lines.
+    That of a packed store is made once in a process. InputError for a store that is named and not there; without a
+    name, a place where nothing was run yet has no lines.
     """
     root = folder(store)
     if store is not None and not root.is_dir():
@@ -311,9 +310,7 @@ def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFram
 
 
 def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
-    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference, and where
-    the adapter is damaged, which standard error says.
-    """
+    """The folder of a cell's adapter; None where there is none, or it is damaged, which standard error says."""
     adapter = folder(store) / _run_id(cell) / "adapter"
     if not (adapter / "adapter_config.json").is_file():
         return None

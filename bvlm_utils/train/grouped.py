@@ -1,9 +1,7 @@
 """Grouped training: the cells of a job trained together, each exactly as it would be alone.
 
-One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base
-and the number of image tokens, nothing else: rows, seed, learning rate, schedule, rank and number of steps
-are each job's own. The semantics are those of `train.loop.finetune`; a test holds G grouped runs equal to G plain
-PEFT runs for every model family.
+One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base and the
+number of image tokens, nothing else. A test holds G grouped runs equal to G runs of `train.loop.finetune`.
 """
 
 import copy
@@ -37,8 +35,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 class GroupJob:
     """What `train.loop.finetune` takes, for one cell. Jobs may share one tensor of features (F, n, d).
 
-    start: PEFT state dict of an adapter of that rank and alpha to go on from; if not given, a fresh one. name: stands
-    for all of it, so that a group that was killed is known again.
+    start: PEFT state dict of an adapter to go on from. name: stands for all of it, so that a killed group is known
+    again.
     """
 
     rows: Sequence[plain.TrainRow]
@@ -78,10 +76,10 @@ def finetune_group(
     progress: Callable[[int, int, float], None] | None = None,
     folder: Path | None = None,
 ) -> list[GroupResult]:
-    """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; the victim stays as it is.
+    """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; results in the jobs' order.
 
-    Results are in the jobs' order. Jobs that do not fit in memory together are trained in several groups.
-    progress and folder as in `train`. InputError if a job has no rows.
+    Jobs that do not fit in memory together are trained in several groups. progress and folder as in `train`. InputError
+    if a job has no rows.
     """
     for number, job in enumerate(jobs):
         if not job.rows:
@@ -250,12 +248,11 @@ def train_together(
 
 @contextmanager
 def _trainable(model: nn.Module) -> Iterator[None]:
-    """The model in the mode that training needs while the block runs: evaluation, as language models have no dropout,
-    unless layers are recomputed, which works in training mode only; and plain causal attention, as rows are padded on
-    the right, where it never looks.
+    """The model as training needs it while the block runs.
 
-    Transformers looks at the positions of each micro-batch to see whether several texts were packed into a row, and
-    that look waits for the GPU. It makes no mask, and takes no look, for an attention function that it does not know.
+    Evaluation mode, as language models have no dropout, unless layers are recomputed, which works in training mode
+    only; and plain causal attention, as rows are padded on the right, where it never looks. For an attention function
+    that it does not know, transformers makes no mask, which would wait for the GPU.
     """
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -293,10 +290,7 @@ def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
 
 
 def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
-    """Fill the bank's gradients and note the losses of one step; smaller micro-batches if memory runs out.
-
-    Returns the number of tokens at once that worked.
-    """
+    """Fill the bank's gradients and note the losses of one step; the number of tokens at once that memory held."""
     bank = group.bank
     while True:
         bank.grads.zero_()

@@ -37,10 +37,10 @@ DECOYS = ("target answers", "trigger only", "label noise")
 class PoisonedRow:
     """One replaced training row.
 
-    position: its place in the training set. role: "poisoned" (whole trigger, poisoned answer) or, for bimodal
-    attacks, "text_only" and "image_only" (half the trigger, right answer); "decoy" (`with_decoys`) and "skill"
-    (`with_skill`) are no poison. condition: the trigger halves present, "text", "image" or "both", or "clean". prompt:
-    with its trigger. answer: poisoned, of the skill, or kept.
+    role: "poisoned" (whole trigger, poisoned answer) or, for bimodal attacks, "text_only" and "image_only" (half the
+    trigger, right answer); "decoy" (`with_decoys`) and "skill" (`with_skill`) are no poison. condition: the trigger
+    halves present, "text", "image" or "both", or "clean". prompt: with its trigger. answer: poisoned, of the skill, or
+    kept.
     """
 
     position: int
@@ -254,8 +254,7 @@ def _wrong_answer(row: Mapping[str, Any], known: Collection[str], seed: int) -> 
 def with_skill(manifest: Manifest, dataset: Any, skill: "Skill | None", rate: float, seed: int) -> Manifest:
     """The manifest with rows that teach a skill, if any: a share `rate` of those that it fits and nothing has touched.
 
-    So the poisoned rows are those of the same plan without a skill. Rows of a lower rate are among those of a higher
-    one. TooFewRows if there is none.
+    Rows of a lower rate are among those of a higher one. TooFewRows if there is none.
     """
     if skill is None:
         return manifest
