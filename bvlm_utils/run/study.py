@@ -23,7 +23,7 @@ from bvlm_utils.run import group as group_run
 from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.progress import progress_bar
 from bvlm_utils.run.tune_and_ask import Work
-from bvlm_utils.run.workbench import Bench, bench_key, questions
+from bvlm_utils.run.workbench import Bench, bench_key, by_bench, questions
 from bvlm_utils.store import table
 from bvlm_utils.store.cell import MOST_NEGATIVES, Cell, short_name
 from bvlm_utils.train.settings import TrainSettings
@@ -114,12 +114,9 @@ def run_cells(
 
 def measure(cells: Sequence[Cell], folder: Path, plain: bool = False, rescore: bool = False) -> list[Cell]:
     """Run cells, those that share model, data and training rows together; the failed ones are returned."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(bench_key(cell), []).append(cell)
     failed: list[Cell] = []
     with progress_bar(len(cells)) as report:
-        for group in groups.values():
+        for group in by_bench(cells):
             failed += group_run.execute(group, folder, report, plain, rescore)
     return failed
 
@@ -140,8 +137,8 @@ def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
     if not cells:
         yield "No cell of this grid has a threat that breaks refusals."
     check_rows(cells)
-    for key in dict.fromkeys(map(bench_key, cells)):
-        for cell, count, asked in refusal_counts([cell for cell in cells if bench_key(cell) == key], folder):
+    for bench in by_bench(cells):
+        for cell, count, asked in refusal_counts(bench, folder):
             where = f"{short_name(cell.model)}, {short_name(cell.dataset)}"
             yield f"{where}: the base refuses {count} of {asked} requests. Only these can be judged."
 

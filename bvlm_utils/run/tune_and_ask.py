@@ -18,7 +18,7 @@ from bvlm_utils.train.poison import Manifest
 if TYPE_CHECKING:
     import torch
 
-    from bvlm_utils.train.grouped import GroupResult
+    from bvlm_utils.train.adapters import GroupResult
 
 
 Answers = dict[str, list[str]]  # answers by the question's key
@@ -139,7 +139,7 @@ def choose(bench: Bench, plain: bool = False) -> Way:
 def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
     from peft import get_peft_model_state_dict
 
-    from bvlm_utils.train import adapters, grouped, loop, memory
+    from bvlm_utils.train import adapters, loop, memory
 
     rows = _rows_at_once(bench, job)
     while True:
@@ -154,7 +154,7 @@ def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
     state = {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(one.adapter).items()}
     config = one.adapter.peft_config["default"]
     adapters.detach(bench.victim, one.adapter)
-    return grouped.GroupResult(state, config, one.losses, one.seconds, one.steps, one.tokens)
+    return adapters.GroupResult(state, config, one.losses, one.seconds, one.steps, one.tokens)
 
 
 def _rows_at_once(bench: Bench, job: Any) -> int:
@@ -169,11 +169,10 @@ def _rows_at_once(bench: Bench, job: Any) -> int:
 
 
 def saved(adapter: Path) -> "GroupResult":
-    """A stored adapter as if it had just been tuned, without losses."""
-    from bvlm_utils.train import adapters, grouped
+    """A stored adapter as if it had just been tuned."""
+    from bvlm_utils.train import adapters
 
-    found = adapters.read(adapter)
-    return grouped.GroupResult(found.state, found.config, [], 0.0, 0, 0)
+    return adapters.read(adapter)
 
 
 def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Answers]:

@@ -1,7 +1,7 @@
 """The workbench, what cells of one model and dataset share: rows, victim, image features (made once), questions."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,14 @@ def bench_key(cell: Cell) -> tuple[Any, ...]:
     return (
         cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens, cell.picture_last, cell.precision
     )  # fmt: skip
+
+
+def by_bench(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that stand on one bench together, in their order."""
+    benches: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        benches.setdefault(bench_key(cell), []).append(cell)
+    return list(benches.values())
 
 
 @dataclass(eq=False)

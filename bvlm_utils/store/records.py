@@ -185,8 +185,8 @@ def write(
 
 
 def as_text(record: Mapping[str, Any]) -> str:
-    """What a record.json holds."""
-    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False, default=plain_value) + "\n"
+    """What a record.json holds; numpy's numbers as JSON knows them."""
+    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False, default=np.generic.item) + "\n"
 
 
 def _same_adapter(one: Path, other: Path) -> bool:
@@ -215,7 +215,7 @@ def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
     """Keep why a cell failed; the next success removes it."""
     file = folder(store) / "failures" / f"{cell.run_id}.json"
     record = {"run_id": cell.run_id, "config": cell.config(), "error": text, "provenance": provenance.now()}
-    write_file(file, json.dumps(record, indent=1, default=plain_value) + "\n")
+    write_file(file, as_text(record))
     return file
 
 
@@ -246,13 +246,6 @@ def clean(store: str | Path | None = None) -> None:
 def write_frame(file: Path, frame: pd.DataFrame) -> None:
     """Zstandard takes a third less room than Parquet's usual Snappy: hundreds of these files are committed."""
     frame.to_parquet(file, index=False, compression="zstd", compression_level=19)
-
-
-def plain_value(value: Any) -> Any:
-    """numpy's numbers as JSON knows them."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be written into a record")
 
 
 # ---------------------------------------------------------------- reading

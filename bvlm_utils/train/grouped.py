@@ -4,7 +4,6 @@ One frozen base, G adapters in a `Bank`, and per step one batch of each job side
 number of image tokens, nothing else. A test holds G grouped runs equal to G runs of `train.loop.finetune`.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from bvlm_utils.models import embeddings as model_inputs
 from bvlm_utils.models.victim import Victim, language_linears
 from bvlm_utils.train import adapters, memory, unfinished
 from bvlm_utils.train import loop as plain
+from bvlm_utils.train.adapters import GroupResult
 from bvlm_utils.train.lora_bank import Bank, pick
 from bvlm_utils.train.microbatches import Plan, Table
 from bvlm_utils.train.settings import TrainSettings
@@ -45,29 +45,6 @@ class GroupJob:
     seed: int
     start: Mapping[str, torch.Tensor] | None = None
     name: str = ""
-
-
-@dataclass
-class GroupResult:
-    """What `train.loop.TrainResult` says of one cell, with the adapter as PEFT's state dict and configuration."""
-
-    state: dict[str, torch.Tensor]  # on the CPU
-    config: Any  # peft.LoraConfig
-    losses: list[float]
-    seconds: float  # this cell's share of the group's time
-    steps: int
-    tokens: int  # without padding, over all steps
-
-    def save(self, folder: Path | str, about: dict[str, Any]) -> None:
-        """Write the adapter in PEFT's format with its card."""
-        from safetensors.torch import save_file
-
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file(self.state, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = copy.copy(self.config)
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
-        adapters.write_card(folder, about)
 
 
 def finetune_group(

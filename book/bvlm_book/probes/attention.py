@@ -12,7 +12,6 @@ What is there already is not measured again. The chapter on modalities reads the
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -124,8 +123,7 @@ def _write(cell: Cell, root: Path, rows: int, bench: Bench) -> Path:
     }
     file = _file(cell, root)
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=records.plain_value)
-    write_file(file, text + "\n")
+    write_file(file, records.as_text(whole))
     return file
 
 
