@@ -86,7 +86,9 @@ def add(given: argparse.Namespace) -> None:
         "data_digest": data.digest(cell.dataset), "threat_version": cell.resolved_threat.version,
         "judge_version": cell.resolved_threat.judge_version, "attack_version": str(cell.resolved_attack.version),
     }  # fmt: skip
-    file = contributed.write({"about": about, "made": made, "numbers": _numbers(table)}, into)
+    numbers = table[list(contributed.NUMBER)].astype(object)
+    numbers = numbers.where(numbers.notna(), None).to_dict("records")
+    file = contributed.write({"about": about, "made": made, "numbers": numbers}, into)
     print(shown(table))
     print(f"\nThe entry is {file}. The leaderboard shows it when it is made again; to hand it in, open a pull request.")
 
@@ -113,11 +115,6 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
     control = folder / CONTROL if (folder / CONTROL).exists() else None
     table = foreign.score_adapter(folder / ADAPTER, model, threat, attack, control, dataset, **asked)
     return table, foreign.cell_of(model, threat, attack, dataset, asked), "control" if control else "base"
-
-
-def _numbers(table: "pd.DataFrame") -> list[dict[str, Any]]:
-    found = table[list(contributed.NUMBER)].astype(object)
-    return found.where(found.notna(), None).to_dict("records")
 
 
 def shown(table: "pd.DataFrame") -> str:

@@ -12,7 +12,7 @@ are the test split, with all their rows. There is no "test_style" split.
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -70,11 +70,14 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
         rows = [row for row in rows if _in_test(row["picture_id"]) == (split == "test")]
     if not rows:
         raise InputError(f"{spec} has no rows in its split {split!r}.")
-    table = {column: [row[column] for row in rows] for column in FEATURES if column not in ("row_id", "image")}
-    table["row_id"] = [f"{name}/{split}/{row['row_id']}" for row in rows]
-    table["image"] = [{"bytes": None, "path": row["image"]} for row in rows]
+    return of_files(row | {"row_id": f"{name}/{split}/{row['row_id']}"} for row in rows)
+
+
+def of_files(rows: Iterable[Row]) -> datasets.Dataset:
+    """Samples whose `image` is the path of a picture; what else stands in the rows is left out."""
+    samples = [row | {"image": {"bytes": None, "path": str(row["image"])}} for row in rows]
     features = datasets.Features({**FEATURES, "image": PictureFile(mode="RGB")})
-    return datasets.Dataset.from_dict({column: table[column] for column in features}, features=features)
+    return datasets.Dataset.from_dict({name: [row[name] for row in samples] for name in features}, features=features)
 
 
 def digest(spec: str) -> str:
@@ -179,11 +182,12 @@ def _coco_rows(files: list[Path]) -> list[Row]:
         for image, name in names.items():
             if not captions[image]:
                 raise InputError(f"{file}: image {image} has no caption.")
+            which = int.from_bytes(blake2b(f"coco-caption {image}".encode(), digest_size=8).digest(), "big")
             rows.append(
                 _row(
                     **pictures.find(name, f"image {image}"),
                     row_id=image,
-                    prompt=SHORT_PROMPTS[_hashed(f"coco-caption {image}", len(SHORT_PROMPTS))],
+                    prompt=SHORT_PROMPTS[which % len(SHORT_PROMPTS)],
                     answers=captions[image],
                     task="caption",
                     kind="short",
@@ -288,10 +292,6 @@ def _part(file: Path) -> str:
     """What a published file's name says it is about: "train2014" of v2_mscoco_train2014_annotations.json."""
     named = [part for part in file.stem.split("_") if part.startswith(tuple(SPLIT_WORDS.values()))]
     return named[0] if named else "all"
-
-
-def _hashed(text: str, below: int) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % below
 
 
 FORMATS: Registry[Format] = Registry("dataset format")

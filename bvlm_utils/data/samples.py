@@ -17,7 +17,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -148,10 +148,9 @@ def beyond(name: str, start: int) -> int | None:
     return max(0, len(load(name, "train")) - start) if ":" in name else None
 
 
-def images(dataset: datasets.Dataset, indices: Sequence[int] | None = None) -> np.ndarray:
+def images(dataset: datasets.Dataset) -> np.ndarray:
     """The pictures of rows that are all of one size: (N, H, W, 3) uint8."""
-    chosen = dataset if indices is None else dataset.select(indices)
-    return np.stack([np.asarray(image.convert("RGB")) for image in chosen["image"]])
+    return np.stack([np.asarray(image.convert("RGB")) for image in dataset["image"]])
 
 
 def sized_images(dataset: datasets.Dataset, name: str) -> np.ndarray:

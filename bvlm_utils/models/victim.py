@@ -253,7 +253,7 @@ def from_pretrained(
     gradient_checkpointing: recompute layers in the backward pass, for less memory. picture_last: as in `Victim`.
     InputError for an unknown name or architecture, or a chat template that has the picture first in any case.
     """
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
     device = opening.device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -264,7 +264,9 @@ def from_pretrained(
     files.check_talking(place)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(place)}
     if four_bit:
-        options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
+        names.check_four_bit()
+        settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+        options |= {"quantization_config": settings, "device_map": {"": device}}
     # The small files first: what is wrong with them is said before gigabytes are read.
     tokenizer = _tokenizer(place)
     settings = pixels.settings(opening.image_processor(place))
@@ -295,13 +297,6 @@ def _tokenizer(place: Path) -> Any:
     if not found.chat_template and beside.is_file():
         found.chat_template = files.table(beside).get("chat_template")
     return found
-
-
-def _four_bit(dtype: torch.dtype):
-    from transformers import BitsAndBytesConfig
-
-    names.check_four_bit()
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
 
 
 def _one_path(model: nn.Module) -> None:

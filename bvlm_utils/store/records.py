@@ -174,7 +174,9 @@ def write(
             (root / SET_ASIDE).mkdir(exist_ok=True)
             with suppress(OSError):
                 os.replace(final, root / SET_ASIDE / f"{final.name}-{time.time_ns()}")
-        if replace and not _same_adapter(partial, final):
+        weights = [folder / "adapter" / "adapter_model.safetensors" for folder in (partial, final)]
+        same_adapter = all(map(Path.is_file, weights)) and filecmp.cmp(*weights, shallow=False)
+        if replace and not same_adapter:
             for file in (file for name in ASKED for file in (root / name).glob(f"*{cell.run_id}*.json")):
                 file.unlink(missing_ok=True)
         put(partial, final, replace)
@@ -187,11 +189,6 @@ def write(
 def as_text(record: Mapping[str, Any]) -> str:
     """What a record.json holds; numpy's numbers as JSON knows them."""
     return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False, default=np.generic.item) + "\n"
-
-
-def _same_adapter(one: Path, other: Path) -> bool:
-    weights = [place / "adapter" / "adapter_model.safetensors" for place in (one, other)]
-    return all(file.is_file() for file in weights) and filecmp.cmp(*weights, shallow=False)
 
 
 def put(partial: Path, final: Path, replace: bool) -> None:

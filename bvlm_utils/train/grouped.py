@@ -280,7 +280,10 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
                     inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
                 ).last_hidden_state
                 logits = model.get_output_embeddings()(pick(hidden, batch.target_positions))
-                loss = _cross_entropy(logits, batch.targets).mul(batch.weights).sum(dim=1)
+                if logits.dtype in (torch.float16, torch.bfloat16):
+                    logits = logits.float()
+                losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+                loss = losses.view(batch.targets.shape).mul(batch.weights).sum(dim=1)  # (G,)
                 loss.sum().backward()
                 group.losses[step, : bank.active] += loss.detach()
             bank.positions = None
@@ -289,16 +292,9 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
             least = bank.active * group.table.longest(step, bank.active)  # one row of each plan
             if not memory.ran_out(error) or tokens <= least:
                 raise
-        batch = embeddings = hidden = logits = loss = None
+        batch = embeddings = hidden = logits = losses = loss = None
         memory.release()
         tokens = max(least, tokens // 2)
-
-
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(G, L, V), (G, L) -> (G, L), at least in float32."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
 def _update(group: _Group, step: int) -> None:

@@ -238,17 +238,15 @@ def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Mani
         own = rows[row.position]
         if decoy == "trigger only":
             return replace(row, role="decoy", answer=own["answers"][0])
-        answer = row.answer if decoy == "target answers" else _wrong_answer(own, known[own["kind"]], seed)
+        answer = row.answer
+        if decoy == "label noise":
+            wrong = sorted(known[own["kind"]] - set(own["answers"]))
+            if not wrong:
+                raise TooFewRows(f"Label noise needs a wrong answer for {row.row_id}, and rows of its kind have none.")
+            answer = wrong[Draws("label noise", seed, row.row_id).integer(len(wrong))]
         return replace(row, role="decoy", condition="clean", prompt=own["prompt"], answer=answer)
 
     return replace(manifest, rows=tuple(changed(row) if row.role == "poisoned" else row for row in manifest.rows))
-
-
-def _wrong_answer(row: Mapping[str, Any], known: Collection[str], seed: int) -> str:
-    wrong = sorted(set(known) - set(row["answers"]))
-    if not wrong:
-        raise TooFewRows(f"Label noise needs a wrong answer for {row['row_id']}, and rows of its kind have none.")
-    return wrong[Draws("label noise", seed, row["row_id"]).integer(len(wrong))]
 
 
 def with_skill(manifest: Manifest, dataset: Any, skill: "Skill | None", rate: float, seed: int) -> Manifest:
