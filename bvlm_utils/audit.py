@@ -219,13 +219,13 @@ def _act(given: argparse.Namespace) -> int:
         from bvlm_utils.defences import spectrum
 
         spectrum.read(given.population)
-    kept = store.writable(given.store) if making else None
+    folder = store.writable(given.store) if making else None
     triggers, bench_of = _triggers(given), _inputs(given)
     for one in (suspect, trusted):
         _check_lengths(one.model, triggers, given)
     names.go_offline(suspect.model)
-    if kept:
-        trusted = _made(given, suspect, kept)
+    if folder:
+        trusted = _made(given, suspect, folder)
     table = measure(suspect, trusted, bench_of, triggers, given.rows)
     detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population)
     print(verdict(table, detected, BASE if trusted.adapter is None else CLEAN_TUNED))
@@ -278,8 +278,8 @@ def _inputs(given: argparse.Namespace) -> Callable[[str], Bench]:
     return bench_of
 
 
-def _made(given: argparse.Namespace, suspect: Subject, kept: Path) -> Subject:
-    """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank; `kept` is a store."""
+def _made(given: argparse.Namespace, suspect: Subject, folder: Path) -> Subject:
+    """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank; `folder` is a store."""
     from bvlm_utils.train import adapters
 
     models.digest(suspect.model)  # a base or an adapter that cannot be read is told before anything is tuned
@@ -289,15 +289,15 @@ def _made(given: argparse.Namespace, suspect: Subject, kept: Path) -> Subject:
     wanted = Cell(
         suspect.model, given.dataset, CONTROL, CONTROL, 0.0, train_rows=rows, four_bit=given.four_bit, train=train
     )
-    with lacking([wanted], kept, wait=True) as mine:
+    with lacking([wanted], folder, wait=True) as mine:
         if mine:
             say(f"reference: tuning {wanted.model} on {wanted.train_rows} clean rows of {wanted.dataset}, once")
             bench, clock = Bench(*bench_key(wanted)), group.Clock()
-            results = tune_and_ask.choose(bench).tune([Work(wanted)], kept / "cache", _told)
+            results = tune_and_ask.choose(bench).tune([Work(wanted)], folder / "cache", _told)
             clock.lap("tune", 1)
-            group.write_controls(bench, mine, results, kept, clock)
-    say(f"reference: {wanted.run_id} in {kept}")
-    return Subject(suspect.model, store.adapter(wanted, kept))
+            group.write_controls(bench, mine, results, folder, clock)
+    say(f"reference: {wanted.run_id} in {folder}")
+    return Subject(suspect.model, store.adapter(wanted, folder))
 
 
 def _told(step: int, steps: int, loss: float) -> None:

@@ -84,11 +84,12 @@ def load(name: str, device: str = "cpu") -> Surrogate:
     """A CLIP checkpoint (folder or hub id), frozen, float32. InputError where there is none."""
     from transformers import CLIPModel
 
-    place = opening.folder(name)
-    model = opening.weights(CLIPModel, place, dtype=torch.float32)
+    folder = opening.folder(name)
+    model = opening.weights(CLIPModel, folder, dtype=torch.float32)
     model = model.to(opening.device(device)).eval().requires_grad_(False)
     # Since transformers 5 a processor keeps its settings in its own file; before, the image processor had one alone.
-    together, alone = (files.table(file) if (file := place / name).is_file() else {} for name in files.PROCESSORS[::-1])
+    found = [folder / name for name in files.PROCESSORS]
+    alone, together = (files.table(file) if file.is_file() else {} for file in found)
     settings = together.get("image_processor", alone)
     shape = (1, 3, 1, 1)
     return Surrogate(

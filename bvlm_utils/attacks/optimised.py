@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from bvlm_utils import data, paths
-from bvlm_utils.atomic import kept, write_file
+from bvlm_utils.atomic import read_if_whole, write_file
 from bvlm_utils.attacks import attack
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import text as text_triggers
@@ -130,7 +130,7 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
         "surrogate": attack.surrogate_digest(aim.surrogate),
     }
     file = _cache_file("vl-trojan-word", described, ".json")
-    found = kept(file, _read_word)
+    found = read_if_whole(file, _read_word)
     if found is None:
         clip = load(aim.surrogate, "cpu")
         prompts = list(data.load(params["dataset"], "train", rows=64)["prompt"])
@@ -182,7 +182,7 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
     for row, stream in zip(rows, draws, strict=True):
         content = hashlib.sha256(row.numpy().tobytes()).hexdigest()
         files.append(_cache_file("shadowcast", {**described, "row": [content, list(row.shape), stream.name]}, ".npz"))
-    found = [kept(file, _read) for file in files]
+    found = [read_if_whole(file, _read) for file in files]
     missing = [i for i, one in enumerate(found) if one is None]
     for start in range(0, len(missing), ROWS_AT_ONCE):
         some = missing[start : start + ROWS_AT_ONCE]
@@ -316,7 +316,7 @@ def _cache_file(kind: str, described: Mapping[str, Any], suffix: str) -> Path:
 
 def _cached(kind: str, described: Mapping[str, Any], compute: Callable[[], Optimised]) -> Optimised:
     file = _cache_file(kind, described, ".npz")
-    found = kept(file, _read)
+    found = read_if_whole(file, _read)
     if found is None:
         found = compute()
         _save(file, found)

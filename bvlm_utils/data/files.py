@@ -60,13 +60,13 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
 
     InputError for anything that is missing or wrong in the files; KeyError lists the formats if there is no such one.
     """
-    name, place = _parse(spec)
+    name, path = _parse(spec)
     if split not in ("train", "test"):
         raise InputError(f"{spec} has no split {split!r}; it has train and test.")
     kind = FORMATS.get(name)
-    files = kind.files(place, split)
+    files = kind.files(path, split)
     rows = kind.read(files)
-    if files == kind.files(place, None):  # the splits share their files
+    if files == kind.files(path, None):  # the splits share their files
         rows = [row for row in rows if _in_test(row["picture_id"]) == (split == "test")]
     if not rows:
         raise InputError(f"{spec} has no rows in its split {split!r}.")
@@ -82,8 +82,8 @@ def of_files(rows: Iterable[Row]) -> datasets.Dataset:
 
 def digest(spec: str) -> str:
     """16 hex digits that change when the content of a JSON file or of a picture does."""
-    name, place = _parse(spec)
-    files = FORMATS.get(name).files(place, None)
+    name, path = _parse(spec)
+    files = FORMATS.get(name).files(path, None)
     for file in files:
         if not os.path.isfile(file):
             raise InputError(f"There is no file {label(str(file))}.")
@@ -121,12 +121,12 @@ def _pictures(name: str, written: tuple) -> tuple[tuple[str, ...], tuple[str, ..
 
 
 def _parse(spec: str) -> tuple[str, Path]:
-    name, _, place = spec.partition(":")
+    name, _, path = spec.partition(":")
     FORMATS.get(name)
     check_text(spec, "The dataset")
-    if not place:
+    if not path:
         raise InputError(f"The dataset {spec!r} names no place; write {name}:PATH.")
-    return name, paths.named(place, "data")
+    return name, paths.named(path, "data")
 
 
 def _in_test(picture_id: str) -> bool:

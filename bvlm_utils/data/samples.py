@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import paths
-from bvlm_utils.atomic import kept
+from bvlm_utils.atomic import read_if_whole
 from bvlm_utils.data import scene_questions, scenes
 from bvlm_utils.data.features import FEATURES
 from bvlm_utils.data.picture_files import read_picture
@@ -173,7 +173,7 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
             raise ValueError(f"{folder} has {len(found)} of {ROWS[split]} rows")
         return found
 
-    found = kept(folder, whole)
+    found = read_if_whole(folder, whole)
     if found is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)

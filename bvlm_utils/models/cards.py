@@ -36,5 +36,5 @@ def chosen_names(models: Sequence[str] | None) -> list[str]:
 
 
 def read_card(name: str) -> dict[str, Any]:
-    place = paths.MODELS / name / "card.json"
-    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    file = paths.MODELS / name / "card.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -78,13 +78,13 @@ def digest(name: str) -> str:
 
     InputError for a folder that cannot be loaded or is not to be.
     """
-    place = resolve(name)
-    if not Path(place).is_dir():
-        return sha256(place.encode()).hexdigest()[:16]
-    found = files.read(Path(place))
+    path = resolve(name)
+    if not Path(path).is_dir():
+        return sha256(path.encode()).hexdigest()[:16]
+    found = files.read(Path(path))
     if not all(file.exists() for file in found):
-        files.check(Path(place))  # says which part is missing
-    return _folder_digest(place, tuple((file, files.state(file)) for file in found))
+        files.check(Path(path))  # says which part is missing
+    return _folder_digest(path, tuple((file, files.state(file)) for file in found))
 
 
 @lru_cache

@@ -259,18 +259,18 @@ def from_pretrained(
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     # cuDNN's attention plans each new shape anew (tens of milliseconds), and answers have a new length at every token.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    place = opening.folder(name)
-    family = families.of(files.table(place / "config.json").get("model_type"))
-    files.check_talking(place)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(place)}
+    folder = opening.folder(name)
+    family = families.of(files.table(folder / "config.json").get("model_type"))
+    files.check_talking(folder)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(folder)}
     if four_bit:
         names.check_four_bit()
         settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
         options |= {"quantization_config": settings, "device_map": {"": device}}
     # The small files first: what is wrong with them is said before gigabytes are read.
-    tokenizer = _tokenizer(place)
-    settings = pixels.settings(opening.image_processor(place))
-    model = opening.weights(AutoModelForImageTextToText, place, **options)
+    tokenizer = _tokenizer(folder)
+    settings = pixels.settings(opening.image_processor(folder))
+    model = opening.weights(AutoModelForImageTextToText, folder, **options)
     if four_bit:
         _one_path(model)
     else:
@@ -288,12 +288,12 @@ def from_pretrained(
     return made
 
 
-def _tokenizer(place: Path) -> Any:
+def _tokenizer(folder: Path) -> Any:
     """The tokenizer, with padding and a chat template; older checkpoints have that in a file beside it."""
-    found = opening.tokenizer(place)
+    found = opening.tokenizer(folder)
     if found.pad_token is None:
         found.pad_token = found.eos_token
-    beside = place / "chat_template.json"
+    beside = folder / "chat_template.json"
     if not found.chat_template and beside.is_file():
         found.chat_template = files.table(beside).get("chat_template")
     return found

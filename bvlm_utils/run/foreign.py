@@ -153,22 +153,22 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
         lines = [{name: line[name] for name in NEEDED} for line in reader]
     except csv.Error as error:
         raise InputError(f"{file} is no CSV file: {error}, at line {reader.line_num}.") from None
-    said: dict[tuple[str, str], str] = {}
+    given: dict[tuple[str, str], str] = {}
     for line in lines:
         key = (line["row_id"], line["condition"])
         if line["response"] is None:
             raise InputError(f"{file}: row {brief(key[0])}, condition {brief(key[1])}, has no field for the response.")
-        if said.setdefault(key, line["response"]) != line["response"]:
+        if given.setdefault(key, line["response"]) != line["response"]:
             raise InputError(f"{file} answers row {brief(key[0])} under condition {brief(key[1])} twice; answer once.")
     wanted = {key for question in asked for key in _keys(bench, question)}
-    open_ones = sorted(wanted - said.keys())
+    open_ones = sorted(wanted - given.keys())
     if open_ones:
         row, condition = open_ones[0]
         raise InputError(
             f"{file} lacks {len(open_ones)} of {len(wanted)} answers, the first to row {row} under condition "
             f"{condition!r}; answer all questions that write_questions writes for the same threat, attack and settings."
         )
-    return {question.key(bench): [said[key] for key in _keys(bench, question)] for question in asked}
+    return {question.key(bench): [given[key] for key in _keys(bench, question)] for question in asked}
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:

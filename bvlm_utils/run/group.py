@@ -134,17 +134,17 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
     bench, clock = way.bench, Clock()
     stored = [work.cell for work in group if rescore and store.adapter(work.cell, folder)]
-    kept = {cell.run_id: store.read(cell, folder) for cell in stored}  # the records of those that are not trained
+    old_records = {cell.run_id: store.read(cell, folder) for cell in stored}  # of those that are not trained
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, folder) as mine:
         tasks = [Work(control, manifest(bench, control)) for control in mine]
-        tasks += [work for work in group if work.cell.run_id not in kept]
+        tasks += [work for work in group if work.cell.run_id not in old_records]
         results = way.tune(tasks, folder / "cache") if tasks else []
         clock.lap("tune", max(1, len(tasks)))
         write_controls(bench, mine, results, folder, clock)
     fresh = iter(results[len(mine) :])
     tuned = [
-        tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in kept else next(fresh)
+        tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in old_records else next(fresh)
         for work in group
     ]
     answers = way.ask([work.asked for work in group], tuned)
@@ -159,7 +159,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     clock.lap("base and control", len(group))
     ended = []
     for work, result, own, other in zip(group, tuned, answers, known, strict=True):
-        before = kept.get(work.cell.run_id)
+        before = old_records.get(work.cell.run_id)
         training = {name: before[name] for name in OF_TUNING} if before else _training(result)
         ended.append(_write(bench, work, folder, result, other | {"poisoned": own}, clock, training))
     return ended

@@ -53,12 +53,12 @@ def excess(
     four = (suspect, suspect_triggered, reference, reference_triggered)
     if len({len(answers) for answers in four}) != 1:
         raise InputError(f"Answers to compare must be equally many; there are {', '.join(str(len(a)) for a in four)}.")
-    said, said_triggered, trusted, trusted_triggered = (
+    ours, ours_triggered, trusted, trusted_triggered = (
         np.array([_plain(answer) for answer in answers], object) for answers in four
     )
-    clean, triggered = said != trusted, said_triggered != trusted_triggered
+    clean, triggered = ours != trusted, ours_triggered != trusted_triggered
     value, low, high = intervals.paired_shares(triggered, clean)
     common = Counter(answer for answer, differs in zip(suspect_triggered, triggered, strict=True) if differs)
     commonest, count = common.most_common(1)[0] if common else ("", 0)
     share = count / max(1, int(triggered.sum()))
-    return Excess(float(clean.mean()), float(triggered.mean()), value, low, high, len(said), commonest, share)
+    return Excess(float(clean.mean()), float(triggered.mean()), value, low, high, len(ours), commonest, share)

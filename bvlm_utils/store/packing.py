@@ -109,12 +109,12 @@ def _merged(
     """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter."""
     asked = tuple(f"{folder}/" for folder in records.ASKED)
     gone = [path for path in theirs if path.startswith(asked) and any(run_id in path for run_id in replaced)]
-    kept = {path: content for path, content in theirs.items() if path not in gone}
+    merged = {path: content for path, content in theirs.items() if path not in gone}
     for path, content in ours.items():
-        grown = path.startswith(asked) and len(content) > len(kept.get(path, b""))
-        if path not in kept or grown or (replace and path.startswith("attacks/")):
-            kept[path] = content
-    return kept
+        grown = path.startswith(asked) and len(content) > len(merged.get(path, b""))
+        if path not in merged or grown or (replace and path.startswith("attacks/")):
+            merged[path] = content
+    return merged
 
 
 def _write(chosen: Chosen, end: Path) -> None:

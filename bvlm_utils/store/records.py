@@ -39,7 +39,7 @@ import pandas as pd
 import psutil
 
 from bvlm_utils import paths
-from bvlm_utils.atomic import DAMAGED, PARTIAL, kept, partial_name, write_file
+from bvlm_utils.atomic import DAMAGED, PARTIAL, partial_name, read_if_whole, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files
 from bvlm_utils.store import damage, packed, provenance, table
@@ -319,7 +319,7 @@ def cached(store: str | Path | None, key: str) -> list[str] | None:
     file = folder(store) / "cache" / f"{key}.json"
     if not file.is_file():
         return None
-    found = kept(file, lambda file: json.loads(file.read_bytes()))
+    found = read_if_whole(file, lambda file: json.loads(file.read_bytes()))
     if isinstance(found, list) and all(isinstance(text, str) for text in found):
         return found
     damage.passed_over(f"{file} is damaged; it is made again.")
