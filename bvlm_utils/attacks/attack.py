@@ -212,18 +212,10 @@ def draws_of(attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | No
 
 
 def describe_target(target: Any) -> dict[str, str | None]:
-    """A target as text that can be hashed: its words, and a digest of its picture's pixels."""
+    """A target as text that can be hashed: its words, and the digest of its picture."""
+    words = {name: getattr(target, name, None) for name in ("text", "concept", "source_concept")}
     picture = getattr(target, "image", None)
-    if picture is not None and hasattr(picture, "tobytes"):
-        picture = hashlib.sha256(str(getattr(picture, "size", "")).encode() + picture.tobytes()).hexdigest()
-    elif picture is not None and Path(str(picture)).is_file():
-        picture = file_digest(Path(str(picture)))
-    return {
-        "text": getattr(target, "text", None),
-        "concept": getattr(target, "concept", None),
-        "source_concept": getattr(target, "source_concept", None),
-        "image": None if picture is None else str(picture),
-    }
+    return words | {"image": picture and file_digest(Path(picture))}
 
 
 def surrogate_digest(surrogate: str) -> str:

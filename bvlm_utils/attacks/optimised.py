@@ -292,12 +292,8 @@ def _target_embedding(clip: Surrogate, target: Any) -> torch.Tensor:
     """The embedding (d,) of a target: of its picture, else of "A photo of a CONCEPT", else of its text."""
     picture = getattr(target, "image", None)
     if picture is not None:
-        if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(picture)
-        elif not isinstance(picture, Image.Image):
-            picture = read_picture(picture, "the target")
         with torch.no_grad():
-            return clip.embed_images(_pictures_tensor([picture]).to(clip.device))[0]
+            return clip.embed_images(_pictures_tensor([read_picture(picture, "the target")]).to(clip.device))[0]
     concept = getattr(target, "concept", None)
     return clip.embed_texts([f"A photo of a {concept}" if concept is not None else target.text])[0]
 
