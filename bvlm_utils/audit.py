@@ -14,15 +14,18 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from bvlm_utils import attacks, command, data, models, paths, store, threats
 from bvlm_utils.attacks import own
 from bvlm_utils.checks import known_name, once
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, names
-from bvlm_utils.run import group, lengths, own_pictures, tune_and_ask
+from bvlm_utils.run import group, own_pictures, tune_and_ask
 from bvlm_utils.run.progress import Progress, say
 from bvlm_utils.run.tune_and_ask import Work
 from bvlm_utils.run.workbench import Bench, Question, bench_key
@@ -31,10 +34,6 @@ from bvlm_utils.score.verdict import BASE, CLEAN_TUNED, Detected, verdict
 from bvlm_utils.store.cell import CONTROL, MAX_NEW_TOKENS, Cell, check_dataset
 from bvlm_utils.store.locks import lacking
 from bvlm_utils.train.settings import TrainSettings
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 ROWS, TUNED_ON = 200, 6000
 TOLD = 10  # times while a reference is tuned
@@ -92,13 +91,11 @@ def measure(
     bench_of: Callable[[str], Bench],
     triggers: Sequence[attacks.Attack],
     rows: int = ROWS,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Ask both models the first `rows` test inputs, clean and with each trigger. bench_of: a model's workbench.
 
     A line per trigger: attack, the fields of `Excess`, alarm. stderr is told how it goes. Needs torch.
     """
-    import pandas as pd
-
     progress = Progress("audit", 2 * (len(triggers) + 1))
     answers: dict[Subject, list[list[str]]] = {}
     for model in dict.fromkeys((suspect, trusted)):
@@ -222,7 +219,9 @@ def _act(given: argparse.Namespace) -> int:
     folder = store.writable(given.store) if making else None
     triggers, bench_of = _triggers(given), _inputs(given)
     for one in (suspect, trusted):
-        _check_lengths(one.model, triggers, given)
+        for question in _asked(bench_of(one.model), triggers, given.rows):
+            where = "an input" if question.condition == "clean" else f"an input with {question.condition},"
+            context_length.check_texts(one.model, question.prompts, where, MAX_NEW_TOKENS)
     names.go_offline(suspect.model)
     if folder:
         trusted = _made(given, suspect, folder)
@@ -243,39 +242,15 @@ def _triggers(given: argparse.Namespace) -> list[attacks.Attack]:
     return mine + (candidates(given.attacks, given.threat) if given.attacks or given.threat or not mine else [])
 
 
-def _check_lengths(model: str, triggers: Sequence[attacks.Attack], given: argparse.Namespace) -> None:
-    """InputError for the first prompt that has no room in a model, with a trigger or without."""
-    if given.prompts is not None:
-        prompts = own_pictures.prompts_of(paths.named(given.prompts, "file of prompts"))
-        rows = [{"row_id": str(number), "prompt": prompt} for number, prompt in enumerate(prompts)]
-    else:
-        rows = data.load(given.dataset, "test").remove_columns("image").to_list()[: given.rows]
-    context_length.check_texts(model, [row["prompt"] for row in rows], "an input", MAX_NEW_TOKENS)
-    for attack in triggers:
-        context_length.check_texts(
-            model, lengths.triggered(attack, rows), f"an input with {attack.name},", MAX_NEW_TOKENS
-        )
-
-
 def _inputs(given: argparse.Namespace) -> Callable[[str], Bench]:
     """A model's workbench, made once: of the reader's own pictures, or of a dataset."""
     if (given.pictures is None) != (given.prompts is None):
         raise InputError("--pictures and --prompts belong together; give both, or neither.")
-    shown = asked = None
-    if given.pictures is not None:
-        shown = own_pictures.pictures_of(paths.named(given.pictures, "folder"))
-        asked = own_pictures.prompts_of(paths.named(given.prompts, "file of prompts"))
-    benches: dict[str, Bench] = {}
-
-    def bench_of(model: str) -> Bench:
-        if model not in benches:
-            if shown:
-                benches[model] = own_pictures.bench(model, shown, asked, given.rows, given.four_bit)
-            else:
-                benches[model] = Bench(model, given.dataset, 1, four_bit=given.four_bit)
-        return benches[model]
-
-    return bench_of
+    if given.pictures is None:
+        return cache(lambda model: Bench(model, given.dataset, 1, four_bit=given.four_bit))
+    pictures = own_pictures.pictures_of(paths.named(given.pictures, "folder"))
+    prompts = own_pictures.prompts_of(paths.named(given.prompts, "file of prompts"))
+    return cache(lambda model: own_pictures.bench(model, pictures, prompts, given.rows, given.four_bit))
 
 
 def _made(given: argparse.Namespace, suspect: Subject, folder: Path) -> Subject:
