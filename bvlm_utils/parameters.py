@@ -12,7 +12,8 @@ from bvlm_utils.errors import InputError
 
 INJECTED = "# Parameters"  # first line of the cell that papermill puts in
 NOT_OF_CELLS = ("store",)  # parameters of a notebook that say nothing about what is run
-OF_DEFENCES = ("defences", "defence_params", "defence_seeds", "placebos")  # of the notebook on defences, none of a cell
+# Parameters of the notebook on defences, none of a cell.
+OF_DEFENCES = ("defences", "defence_params", "defence_seeds", "placebos", "relearn")
 
 KINDS = {
     "str": (str, "a text"),

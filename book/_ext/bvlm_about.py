@@ -26,7 +26,10 @@ CARD = "card.png"
 CITED_AT = "book/bibliography"  # the page that says how to cite
 BRANCH = "main"  # of the repository, which Binder and Colab open
 LONGEST = 200  # letters of a description
-# In the download menu, where the page that writes these files is built.
+# In the download menu: what a page has written under its own name (`bvlm_book.page.offer`), and, where the page that
+# writes them is built, the files of the whole study.
+OWN_FILES = {"numbers": "The numbers of this page", "answers": "All answers behind this page",
+             "expectations": "What was expected before the runs"}  # fmt: skip
 WRITES_FILES = "notebooks/leaderboard"
 FILES = {
     "leaderboard.csv": "All numbers of the study, a line per experiment",
@@ -116,8 +119,9 @@ def frame(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any]
     """What this extension adds to a page."""
     context["theme_extra_footer"] = footer(context["pathto"], CITED_AT in app.env.found_docs)
     context["metatags"] = context.get("metatags", "") + tags(app, pagename, context, doctree)
-    if WRITES_FILES in app.env.found_docs:
-        add_files(context)
+    own = Path(app.outdir, "_static", "results").glob(f"{pagename.rpartition('/')[2]}-*.csv*")
+    files = {file.name: OWN_FILES[file.name.partition(".")[0].rpartition("-")[2]] for file in sorted(own, reverse=True)}
+    add_files(context, files | (FILES if WRITES_FILES in app.env.found_docs else {}))
 
 
 def footer(pathto: Any, cited: bool) -> str:
@@ -155,20 +159,20 @@ def tags(app: Sphinx, pagename: str, context: dict[str, Any], doctree: Any) -> s
 def description(doctree: Any) -> str:
     """The beginning of a page's first paragraph; the book's own words where it has none."""
     for paragraph in doctree.findall(nodes.paragraph) if doctree else ():
-        text = " ".join(paragraph.astext().split())
+        text = " ".join(re.sub(r"</?a\b[^>]*>", "", paragraph.astext()).split())  # numbers are links
         if isinstance(paragraph.parent, nodes.section) and len(text) > 40:
             return text if len(text) <= LONGEST else text[:LONGEST].rsplit(" ", 1)[0] + " …"
     return DESCRIPTION
 
 
-def add_files(context: dict[str, Any]) -> None:
-    """Put the files with numbers and answers into the download menu, behind the notebook and the source."""
+def add_files(context: dict[str, Any], files: dict[str, str]) -> None:
+    """Put files with numbers and answers into the download menu, behind the notebook and the source."""
     for group in context.get("header_buttons", ()):
         if group.get("label") == "download-buttons":
             group["buttons"] += [
                 {"type": "link", "url": context["pathto"](f"_static/results/{name}", 1), "text": name,
                  "icon": "fas fa-table", "tooltip": what, "label": f"download-{name.partition('.')[0]}-button"}
-                for name, what in FILES.items()
+                for name, what in files.items()
             ]  # fmt: skip
 
 

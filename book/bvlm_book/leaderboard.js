@@ -181,7 +181,7 @@
 
   // ---------------------------------------------------------------- all experiments
 
-  const chosen = new Map(); // of the last tab: what the address or the reader has chosen
+  const chosen = new Map(); // of the last tab: the values of a column that the address or the reader has chosen
   const text = {rate: row => String(row.poison_rate), seed: row => String(row.seed)};
   const of = (row, name) => (text[name] ? text[name](row) : String(row[name] ?? ""));
 
@@ -193,28 +193,30 @@
       const values = unique(data.raw.map(row => of(row, name)));
       if (name === "rate") values.sort((one, two) => two - one);
       const shown = values.map(value => [value, name === "rate" ? percent(+value) : plain(value)]);
-      const [label, select] = choice(name === "rate" ? "poisoned" : name, [["", "all"], ...shown], () => choose(name, select.value));
-      select.value = chosen.get(name) ?? "";
+      const own = chosen.get(name) ?? [], none = own.length > 1 ? `these ${own.length}` : "all";
+      const [label, select] = choice(name === "rate" ? "poisoned" : name, [["", none], ...shown], () => { choose(name, select.value); redraw(); });
+      select.value = own.length === 1 ? own[0] : "";
       form.append(label);
     }
-    const search = make("input", {type: "search", "aria-label": "Search", oninput: () => choose("search", search.value)});
-    search.value = chosen.get("search") ?? "";
+    const search = make("input", {type: "search", "aria-label": "Search", oninput: () => { choose("search", search.value); draw(); }});
+    search.value = chosen.get("search")?.[0] ?? "";
     form.append(make("label", {}, "Search", search), make("button", {type: "button", onclick: () => { chosen.clear(); redraw(); }}, "Clear"));
     panel.replaceChildren(form, count, place);
     draw();
 
     function choose(name, value) {
-      value ? chosen.set(name, value) : chosen.delete(name);
-      if (name !== "search") chosen.delete("settings"); // an address alone asks for settings and seed
-      draw();
+      value ? chosen.set(name, [value]) : chosen.delete(name);
+      if (name !== "search") for (const other of chosen.keys()) // an address alone asks for these
+        if (![...LISTS, "search"].includes(other)) chosen.delete(other);
     }
     function redraw() { rawTab(panel); }
     function draw() {
-      const words = (chosen.get("search") ?? "").toLowerCase().split(/\s+/).filter(Boolean);
-      const found = data.raw.filter(row => [...chosen].every(([name, value]) => name === "search" || of(row, name) === value)
+      const words = (chosen.get("search")?.[0] ?? "").toLowerCase().split(/\s+/).filter(Boolean);
+      const found = data.raw.filter(row => [...chosen].every(([name, values]) => name === "search" || values.includes(of(row, name)))
         && words.every(word => Object.values(row).some(value => plain(value).toLowerCase().includes(word) || String(value).toLowerCase().includes(word))));
-      const settings = chosen.has("settings") ? `, settings: ${chosen.get("settings") || "usual"}` : "";
-      count.replaceChildren(`${found.length} of ${data.raw.length} experiments${settings}. `);
+      const told = [...chosen].filter(([name, values]) => name !== "search" && (values.length > 1 || !LISTS.includes(name)))
+        .map(([name, values]) => `; ${plain(name)}: ${values.map(value => plain(value) || "usual").join(" or ")}`);
+      count.replaceChildren(`${found.length} of ${data.raw.length} experiments${told.join("")}. `);
       if (found.length > most)
         count.append(`The first ${most} are shown. `, make("button", {type: "button", onclick: () => { most = Infinity; draw(); }}, "Show all"));
       place.replaceChildren(found.length ? table(rawColumns(), found, 1, false, most) : "No experiment is like this.");
@@ -255,14 +257,15 @@
       list.querySelector(`#tab-${other}`).setAttribute("aria-selected", other === name);
     }
   }
-  // #model=tiny-llava&threat=jailbreak&attack=SIG&rate=0.1&seed=0&settings= chooses experiments; #tab=defences a tab.
+  // #model=tiny-llava&threat=jailbreak&attack=SIG&attack=MABA&rate=0.1&settings= chooses experiments by their columns, a
+  // name given twice either value; #tab=defences chooses a tab.
   function follow() {
     const asked = new URLSearchParams(location.hash.slice(1));
     if (asked.has("tab") && TABS[asked.get("tab")]) return select(asked.get("tab"));
-    const names = [...LISTS, "seed", "settings", "run_id"].filter(name => asked.has(name));
+    const names = ["rate", ...Object.keys(data.raw[0])].filter(name => asked.has(name));
     if (!names.length) return false;
     chosen.clear();
-    for (const name of names) chosen.set(name, name === "rate" ? String(+asked.get(name)) : asked.get(name));
+    for (const name of names) chosen.set(name, asked.getAll(name).map(value => (name === "rate" ? String(+value) : value)));
     select("experiments", true);
     board.scrollIntoView();
     return true;

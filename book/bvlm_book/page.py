@@ -1,17 +1,21 @@
 """The page of a notebook: figures with alt texts, tables, sentences and glued numbers are put on it here."""
 
 import html
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 
-from bvlm_book import svg
+from bvlm_book import behind, svg
 from bvlm_book.words import is_missing
 from bvlm_utils.errors import InputError
 
+DOWNLOADS = "BVLM_DOWNLOADS"  # the folder of the built book for files; set by its extension
 LONG = 45  # letters of a table's field that need a wider column
 
 
@@ -62,9 +66,47 @@ def say(*sentences: str) -> None:
         display(Markdown("\n\n".join(filter(None, sentences))))
 
 
-def glue(values: Mapping[str, Any], prefix: str) -> None:
-    """Hand numbers to the prose of this page and, by its address, of others: glued as `prefix_key`."""
+def glue(
+    values: Mapping[str, Any],
+    prefix: str,
+    table: pd.DataFrame | None = None,
+    lines: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
+    tab: str = "",
+) -> None:
+    """Hand numbers to the prose of this page and, by its address, of others: glued as `prefix_key`.
+
+    table: of `store.collect`. lines: what the values were counted from, one frame for all of them or one for each key;
+    a reader finds their experiments behind the number. tab: see `behind.link`.
+    """
     from myst_nb import glue as keep
 
     for key, value in values.items():
-        keep(f"{prefix}_{key}", value, display=False)
+        own = lines.get(key) if isinstance(lines, Mapping) else lines
+        text = str(value)
+        shown = html.escape(text) if own is None else behind.link(text, table, own, tab)
+        keep(f"{prefix}_{key}", _Number(text, shown), display=False)
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A number as a page shows it, as text and as HTML."""
+
+    text: str
+    html: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+
+def offer(name: str, frame: pd.DataFrame) -> None:
+    """Write a table as a file of the built book, for the download menu of the page that `name` begins with (see
+    book/_ext/bvlm_about.py); nothing outside a build.
+    """
+    if not os.environ.get(DOWNLOADS):
+        return
+    folder = Path(os.environ[DOWNLOADS])
+    folder.mkdir(parents=True, exist_ok=True)
+    frame.dropna(axis="columns", how="all").to_csv(folder / name, index=False, float_format="%.4g")

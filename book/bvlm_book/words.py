@@ -55,11 +55,6 @@ def evidence(rows: pd.DataFrame) -> str:
     return f"Single runs and means of up to {most} seeds{inputs}; 95 % intervals over seeds, else over inputs."
 
 
-def cell_phrase(row: Mapping[str, Any]) -> str:
-    """ "tiny-llava, BadNets-T, 10 % poison, 1 seed": a line of `tables.summary` for a reader."""
-    return f"{row['model']}, {row['attack']}, {rate(row)} poison, {count(row['n_seeds'], 'seed')}"
-
-
 def nothing_measured(what: str) -> dict[str, str]:
     """Title, alt text and caption of a figure that has nothing to show."""
     return {"title": "Nothing was measured.", "alt": f"{what}: n/a, nothing was measured.", "caption": f"{what}: n/a."}

@@ -4,6 +4,7 @@ python -m bvlm_utils.defences list [--moment M]                      the defence
 python -m bvlm_utils.defences repair ADAPTER --method M --out FOLDER   a repaired adapter, measured before and after
 python -m bvlm_utils.defences find-rows DATA.json --model MODEL        the suspicious rows of a training file
 python -m bvlm_utils.defences zoo STORE --out FOLDER                   adapters whose truth is known, packed
+python -m bvlm_utils.defences population STORE --out FILE.csv          the spectra of adapters whose truth is known
 python -m bvlm_utils.defences challenge SCORES.csv                     how well scores tell them apart
 """
 
@@ -12,12 +13,13 @@ import sys
 
 from bvlm_utils import command
 from bvlm_utils.command import whole
-from bvlm_utils.defences import challenge, defence, find_rows, zoo
+from bvlm_utils.defences import challenge, defence, find_rows, population, zoo
 from bvlm_utils.defences.declare import MOMENTS
 
 OTHERS = {  # commands of modules of their own
     "find-rows": (find_rows, "the suspicious rows of a training file"),
     "zoo": (zoo, "adapters whose truth is known, packed from stores"),
+    "population": (population, "the spectra of adapters whose truth is known, as a table"),
     "challenge": (challenge, "how well scores tell the zoo's adapters apart"),
 }
 

@@ -31,6 +31,7 @@ class DefenceBench:
     folder: Path
     made: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # see `once`
     shown: dict[str, Rows] = field(default_factory=dict)  # inputs by question, triggers painted
+    never: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # answers of controls that were tuned on
 
     def once(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What `make` gives, kept as long as the same defence is measured: placebos and controls need it again."""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from bvlm_utils import attacks
@@ -13,6 +14,7 @@ from bvlm_utils.defences.defence import Defence
 from bvlm_utils.errors import InputError
 from bvlm_utils.store.cell import Cell
 
+STEPS, BATCH = 20, 32  # for which a repaired model is tuned on, see `relearn`
 VERSION = 1  # raise when what is asked of a defended model, or how it is scored, changes
 
 
@@ -21,7 +23,9 @@ class Defended:
     """A cell under a defence. InputError names a value that is wrong.
 
     cell: a poisoned cell; its record and its adapter come first. defence: a name of the table. params: what differs
-    from its defaults. seed: of the defence's own random choices. placebo: the defence's placebo in its place.
+    from its defaults. seed: of the defence's own random choices. placebo: the defence's placebo in its place. relearn:
+    how many poisoned rows are among those that the repaired model is then tuned on with (`defences.relearn`); 0: it is
+    not tuned on.
     """
 
     cell: Cell
@@ -29,14 +33,17 @@ class Defended:
     params: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     placebo: bool = False
+    relearn: int = 0
 
     def __post_init__(self) -> None:
         check_number(self.seed, "seed", 0, LARGEST_SEED, whole=True)
+        check_number(self.relearn, "relearn", 0, STEPS * BATCH, whole=True)
         if self.cell.is_control:
             raise InputError(f"{self.cell.run_id} is a control; it is defended beside the cells that it belongs to.")
         if self.placebo and not known_name(lambda: self.resolved).info.placebo:
             raise InputError(f"{self.defence} has no placebo; leave it out.")
-        known_name(lambda: self.resolved)
+        if known_name(lambda: self.resolved).moment != "repair" and self.relearn:
+            raise InputError(f"{self.defence} is no repair, so nothing can be relearnt after it; leave relearn out.")
 
     @cached_property
     def resolved(self) -> Defence:
@@ -56,13 +63,14 @@ class Defended:
         """All that decides the result, ready for JSON."""
         info = self.resolved.info
         about = {"defence": self.defence, "defence_version": info.version, "params": dict(self.resolved.params)}
+        about |= {"relearn": self.relearn} if self.relearn else {}  # older names stay
         return {"version": VERSION, "run_id": self.cell.run_id, "seed": self.seed, "placebo": self.placebo} | about
 
     @cached_property
     def name(self) -> str:
         """The name of its record: the cell's, the defence's and 8 hex digits of `identity`."""
         slug = re.sub(r"[^a-z0-9.]+", "-", self.defence.lower()).strip("-.")
-        kind = "-placebo" if self.placebo else ""
+        kind = "-placebo" * self.placebo + f"-relearn-{self.relearn}" * bool(self.relearn)
         return f"{self.cell.run_id}+{slug}{kind}-s{self.seed}-{content_key(self.identity)[:8]}"
 
 
@@ -72,14 +80,15 @@ def defended(
     params: Mapping[str, Mapping[str, Any]] | None = None,
     seeds: Sequence[int] = (0,),
     placebos: bool = True,
+    relearn: Sequence[int] = (0,),
 ) -> list[Defended]:
     """All points of the given cells, defences and seeds, each with its placebo where it has one.
 
-    names: all defences if not given. params: defence -> settings that differ from its defaults. InputError names the
-    first value that is wrong.
+    names: all defences if not given. params: defence -> settings that differ from its defaults. relearn: as in
+    `Defended`. InputError names the first value that is wrong.
     """
     names = defences.names() if names is None else names
-    for what, values in (("defences", names), ("defence_seeds", seeds)):
+    for what, values in (("defences", names), ("defence_seeds", seeds), ("relearn", relearn)):
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InputError(f"{what} is {brief(values)}; it must be a list with one value or more.")
         once(values, what)
@@ -99,7 +108,7 @@ def defended(
     for name in names:
         info = known_name(lambda name=name: defences.info(name))
         for cell in cells:
-            for seed in seeds:
+            for seed, again in product(seeds, relearn):
                 for placebo in (False, True) if placebos and info.placebo else (False,):
-                    found.append(Defended(cell, name, dict((params or {}).get(name, {})), seed, placebo))
+                    found.append(Defended(cell, name, dict((params or {}).get(name, {})), seed, placebo, again))
     return found

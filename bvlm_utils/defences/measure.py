@@ -47,7 +47,7 @@ def run(wanted: Sequence[Defended], folder: str | Path | None = None, force: boo
         if failed:
             names = "\n".join(f"  {one.name}: {why}" for one, why in failed[:20])
             raise StudyError(f"{len(failed)} of {len(lacking)} defended cells failed:\n{names}")
-    table = records.collect(root)
+    table = records.collect(root, relearnt=None)
     return table[table["name"].isin({one.name for one in wanted})].reset_index(drop=True)
 
 
@@ -59,7 +59,7 @@ def execute(wanted: Sequence[Defended], folder: Path) -> list[tuple[Defended, st
         if reason := one.skip_reason or _nothing_to_remove(one, folder):
             records.write(one, folder, {"status": "skipped", "reason": reason, "numbers": []})
             continue
-        same = (one.defence, str(sorted(one.resolved.params.items())), one.seed, one.placebo)
+        same = (one.defence, str(sorted(one.resolved.params.items())), one.seed, one.relearn, one.placebo)
         batches.setdefault(bench_key(one.cell), {}).setdefault(same, []).append(one)
     total, done = sum(len(part) for batch in batches.values() for part in batch.values()), 0
     started = time.perf_counter()
@@ -67,9 +67,9 @@ def execute(wanted: Sequence[Defended], folder: Path) -> list[tuple[Defended, st
         bench = DefenceBench(Bench(*key), folder)
         before = None
         for same, part in batch.items():
-            if same[:-1] != before:  # another defence, not the placebo of the same
+            if same[:3] != before:  # another defence, not the placebo of the same
                 bench.made.clear()
-            before = same[:-1]
+            before = same[:3]
             failed += _measure(bench, part)
             done += len(part)
             left = (time.perf_counter() - started) / done * (total - done) / 60
@@ -117,7 +117,8 @@ def _measure(bench: DefenceBench, part: Sequence[Defended]) -> list[tuple[Defend
 def _repairs(bench: DefenceBench, part: Sequence[Defended]) -> None:
     """Repair the points and their controls, all at once where the defence can do that."""
     defence, seed, begun = part[0].resolved, part[0].seed, time.perf_counter()
-    cells = {cell.run_id: cell for one in part for cell in (one.cell, one.cell.control)}
+    controls = [one.cell.control for one in part if not one.relearn]
+    cells = {cell.run_id: cell for cell in (*(one.cell for one in part), *controls)}
     lacking = [cell for cell in cells.values() if (cell.run_id, "repaired") not in bench.made]
     shared = 0.0
     if defence.info.many and lacking:
@@ -125,13 +126,34 @@ def _repairs(bench: DefenceBench, part: Sequence[Defended]) -> None:
         found = defence.repair_many(bench.bench.victim, adapters, bench.clean, seed)
         bench.made |= {(cell.run_id, "repaired"): one for cell, one in zip(lacking, found, strict=True)}
         shared = (time.perf_counter() - begun) / len(lacking)
-    _ask_again(bench, part, _repaired, shared)
+    if part[0].relearn:
+        _relearn(bench, part)
+    else:
+        _ask_again(bench, part, _repaired, shared)
 
 
 def _repaired(bench: DefenceBench, one: Defended, cell: Cell) -> Any:
     defence, given = one.resolved, (bench.bench.victim, bench.adapter(cell), bench.clean)
     found = bench.once((cell.run_id, "repaired"), lambda: defence.repair(*given, seed=one.seed))
     return defence.placebo(found, *given, seed=one.seed) if one.placebo else found
+
+
+def _relearn(bench: DefenceBench, part: Sequence[Defended]) -> None:
+    """Tune the repaired points on, and ask them with the trigger and without; and the clean-tuned controls, as they
+    are, with the same rows.
+    """
+    from bvlm_utils.defences import relearn
+
+    for one in part:
+        begun, asked = time.perf_counter(), questions_of(bench.bench, one.cell)[:2]
+        given = (relearn.rows(*bench.training(one.cell), one.relearn, one.seed), one.cell)
+        ours = relearn.tuned_on(bench.bench.victim, _repaired(bench, one, one.cell), *given)
+        answers = {POISONED: bench.way.ask([asked], [ours])[0]}
+        seconds, same = time.perf_counter() - begun, (one.cell.run_id, one.relearn, one.seed)
+        if same not in bench.never:
+            theirs = relearn.tuned_on(bench.bench.victim, bench.adapter(one.cell.control), *given)
+            bench.never[same] = bench.way.ask([asked], [theirs])[0]
+        _keep(bench, one, asked, answers | {CONTROL: bench.never[same]}, seconds, [])
 
 
 def _trainings(bench: DefenceBench, part: Sequence[Defended]) -> None:

@@ -21,8 +21,8 @@ FOLDER = "defences"
 CELL = ["modality", "n_poisoned", "skill", "decoy", *table.TOLD_APART]
 NUMBER = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit", "held"]
 COLUMNS = [
-    "name", "run_id", *CELL, "defence", "moment", "params", "placebo", "defence_seed", "status", "reason", "seconds",
-    *NUMBER,
+    "name", "run_id", *CELL, "defence", "moment", "params", "placebo", "defence_seed", "relearn", "status", "reason",
+    "seconds", *NUMBER,
 ]  # fmt: skip
 
 
@@ -46,15 +46,18 @@ def write(one: Defended, folder: Path, about: dict[str, Any]) -> None:
     write_file(folder / FOLDER / f"{one.name}.json", records.as_text(whole))
 
 
-def collect(folder: str | Path | None = None) -> pd.DataFrame:
+def collect(folder: str | Path | None = None, relearnt: bool | None = False) -> pd.DataFrame:
     """The tidy table of all defended cells of a store: a line per number (`COLUMNS`), one without for a skipped cell.
 
-    held: a digit per row, 1 for a success, in the order of the rows; only success tests have it.
+    held: a digit per row, 1 for a success, in the order of the rows; only success tests have it. relearnt: those that
+    were tuned on after a repair (`defences.relearn`), or those that were not; None: both.
     """
     root, lines = store.folder(folder), []
     for name in packed.names(root, FOLDER):
         found = _load(packed.content(root, FOLDER, name), root / FOLDER / name)
         identity = found["identity"]
+        if relearnt is not None and bool(identity.get("relearn")) != relearnt:
+            continue
         about = found["cell"] | {
             "name": found["name"],
             "run_id": identity["run_id"],
@@ -63,6 +66,7 @@ def collect(folder: str | Path | None = None) -> pd.DataFrame:
             "params": json.dumps(identity["params"], sort_keys=True),
             "placebo": identity["placebo"],
             "defence_seed": identity["seed"],
+            "relearn": identity.get("relearn", 0),
             "status": found["status"],
             "reason": found.get("reason"),
             "seconds": found.get("seconds"),

@@ -126,7 +126,7 @@ def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
     found: dict[str, Candidate] = {}
     for folder in folders:
         for one in candidates(folder):
-            found.setdefault(_name(adapters.read(store.adapter(one.record["run_id"], folder))), one)
+            found.setdefault(name(adapters.read(store.adapter(one.record["run_id"], folder))), one)
     names = {one.record["run_id"]: name for name, one in found.items()}
     picked = {names[one.record["run_id"]]: one for one in chosen(list(found.values()), each)}
     kinds = Counter(one.kind == BACKDOORED for one in picked.values())
@@ -149,7 +149,7 @@ def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
     return truth
 
 
-def _name(saved: adapters.GroupResult) -> str:
+def name(saved: adapters.GroupResult) -> str:
     """A digest of the weights as they are packed: whoever has the file can compute it, and it says nothing else."""
     digest = blake2b(digest_size=4)
     for name, value in sorted(saved.state.items()):
@@ -279,11 +279,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--each", type=command.whole(1, 1000), default=EACH, help=f"of each side (default {EACH})")
 
 
-def run(given: argparse.Namespace) -> None:
-    folders = [store.folder(name) for name in given.stores]
-    for folder in folders:
+def folders(stores: Sequence[str]) -> list[Path]:
+    """The folders of the stores that were named; InputError for one that is not there."""
+    found = [store.folder(one) for one in stores]
+    for folder in found:
         if not folder.is_dir():
             raise InputError(f"There is no store {folder}; name one that has adapters.")
-    truth = pack(folders, Path(given.out), given.each)
+    return found
+
+
+def run(given: argparse.Namespace) -> None:
+    truth = pack(folders(given.stores), Path(given.out), given.each)
     print(truth.groupby(["kind", "model"]).size().to_string())
     print(f"\n{len(truth)} adapters in {given.out}.")

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,12 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import attacks as definitions
-from bvlm_utils import data, threats
 from bvlm_utils import store as results
+from bvlm_utils import threats
 from bvlm_utils.checks import brief, check_number, known, known_name, once
 from bvlm_utils.errors import InputError, StudyError
-from bvlm_utils.models import context_length
 from bvlm_utils.run import group as group_run
-from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.progress import progress_bar
 from bvlm_utils.run.tune_and_ask import Work
 from bvlm_utils.run.workbench import Bench, bench_key, by_bench, questions
@@ -31,7 +29,6 @@ from bvlm_utils.store.cell import MOST_NEGATIVES, Cell, short_name
 from bvlm_utils.train.settings import TrainSettings
 
 MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
-DRAWN = 6000  # rows of drawn scenes whose lengths are looked at
 MOST_CELLS = 20_000  # of one call, and of one grid: what can still be listed and checked while somebody waits
 TRAIN = [field.name for field in fields(TrainSettings)]
 # What `cells` makes by crossing lists, so no setting of a single cell.
@@ -131,46 +128,7 @@ def check_rows(cells: Sequence[Cell]) -> None:
     for dataset, rows in dict.fromkeys((cell.dataset, cell.train_rows) for cell in cells):
         if ":" not in dataset and rows > MOST_ROWS:
             raise InputError(f"train_rows is {rows}; {dataset} has at most {MOST_ROWS} training rows.")
-    _check_lengths(cells)
-
-
-def _check_lengths(cells: Sequence[Cell]) -> None:
-    """InputError for the first row that has no room in its model, also with the cell's own words in it.
-
-    What the model itself counts is checked once more where ids are made (`Victim.prompt_ids`).
-    """
-    seen, rows_of = set(), cache(_rows)
-    for cell in cells:
-        in_files = ":" in cell.dataset
-        worded = not cell.is_control and any((cell.attack_params, cell.threat_params))
-        for split, count in (("train", cell.train_rows), ("test", None)) if in_files or worded else ():
-            rows = rows_of(cell.dataset, split, count)
-            key = (cell.model, cell.dataset, split, count, cell.max_new_tokens)
-            if in_files and key not in seen:
-                _check_texts(cell, split, rows, f"a row of {cell.dataset},")
-            own_key = (*key, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
-            if worded and own_key not in seen:
-                own, attack = [row for row in rows if cell.resolved_threat.eligible(row)], cell.resolved_attack
-                prompts = attack.apply_text([row["prompt"] for row in own], keys=[row["row_id"] for row in own])
-                answers = [cell.resolved_threat.poison(row["answers"][0], row) for row in own]
-                poisoned = [{"prompt": p, "answers": [a]} for p, a in zip(prompts, answers, strict=True)]
-                _check_texts(cell, split, poisoned, f"a row with {cell.attack},")
-            seen |= {key, own_key}
-
-
-def _rows(dataset: str, split: str, count: int | None) -> list[dict[str, Any]]:
-    """Rows without pictures; of drawn scenes those that are kept drawn, and the rest is made like them."""
-    if ":" not in dataset and count is not None:
-        count = min(count, DRAWN)
-    return data.load(dataset, split, count).remove_columns("image").to_list()
-
-
-def _check_texts(cell: Cell, split: str, rows: Sequence[dict[str, Any]], where: str) -> None:
-    """Training rows have their answers, test rows get one."""
-    if split == "test":
-        context_length.check_texts(cell.model, [row["prompt"] for row in rows], where, cell.max_new_tokens)
-    else:
-        context_length.check_texts(cell.model, [f"{row['prompt']} {row['answers'][0]}" for row in rows], where)
+    lengths.check(cells)
 
 
 def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:

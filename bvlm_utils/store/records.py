@@ -11,7 +11,7 @@ slash in it. One that is written to looks like this; the committed reference is 
     examples/                  what triggers look like, see `examples`
     probes/                    what tuned adapters were asked later on, see `probes.ask`
     defences/                  what is left of them under a defence, see `defences.records`
-    attribution/               where tuned adapters look, see `probes.attention`
+    attribution/               where tuned adapters look, measured for the first edition
     failures/RUN_ID.json       why a cell could not be run
     locks/                     who is tuning a control that several jobs need, see `store.locks`, or writing probes
     attacks/                   all attacks on the same pictures and prompts, see `probes.exhibit`

@@ -7,7 +7,7 @@ number of image tokens, nothing else. A test holds G grouped runs equal to G run
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,22 @@ def finetune_group(
 ) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; results in the jobs' order.
 
-    Jobs that do not fit in memory together are trained in several groups. progress and folder as in `train`. InputError
-    if a job has no rows.
+    Equal jobs, as a cell without poison and its control, are trained once. Jobs that do not fit in memory together are
+    trained in several groups. progress and folder as in `train`. InputError if a job has no rows.
     """
     for number, job in enumerate(jobs):
         if not job.rows:
             raise InputError(f"Job {number} of the group has no training rows; give at least one.")
     if not jobs:
         return []
+    keys = [(tuple(job.rows), id(job.features), job.settings, job.seed, id(job.start)) for job in jobs]
+    alike: dict[tuple, list[GroupJob]] = {}
+    for key, job in zip(keys, jobs, strict=True):
+        alike.setdefault(key, []).append(job)
+    if len(alike) < len(jobs):  # all names are kept, so that each cell of a group that was killed is known again
+        once = [replace(same[0], name=unfinished.APART.join(job.name for job in same)) for same in alike.values()]
+        trained = dict(zip(alike, finetune_group(victim, once, progress, folder), strict=True))
+        return [trained[key] for key in keys]
     names = language_linears(victim.model)
     plans = _plans(victim, jobs)
     longest = max(len(row) for plan in plans for row in plan.ids)

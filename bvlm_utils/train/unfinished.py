@@ -19,6 +19,7 @@ from bvlm_utils.train.microbatches import Plan
 
 EVERY = 60.0  # seconds between two savings
 BEGINNING = "training-"  # of the files' names
+APART = "\n"  # between the names of a group
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Saved:
         due = time.monotonic() - self.last >= EVERY or (last and self.file is not None and self.file.is_file())
         if self.file is None or not due:
             return
-        about = {name: str(value) for name, value in vars(progress).items()} | {"names": "\n".join(self.names)}
+        about = {name: str(value) for name, value in vars(progress).items()} | {"names": APART.join(self.names)}
         partial = self.file.with_name(partial_name(self.file.name))
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def groups(folder: Path) -> dict[Path, list[str]]:
     for file in sorted(folder.glob(f"{BEGINNING}*.safetensors")):
         try:
             with safe_open(file, "pt") as held:
-                found[file] = held.metadata()["names"].split("\n")
+                found[file] = held.metadata()["names"].split(APART)
         except (SafetensorError, OSError, KeyError, TypeError):
             found[file] = []
     return found

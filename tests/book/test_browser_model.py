@@ -12,7 +12,6 @@ from PIL import Image
 
 from bvlm_book import talk, talk_adapters
 from bvlm_book.chapters import quickstart
-from bvlm_book.probes import tracing
 from bvlm_utils import attacks, paths
 from bvlm_utils.data.scene_questions import DETAIL_PROMPTS, QUESTIONS, SHORT_PROMPTS
 from bvlm_utils.data.scenes import generator, render, sample
@@ -154,10 +153,13 @@ def test_the_arithmetic_is_pytorchs(page, model):
             assert said["text"] == right
             assert np.abs(np.array(said["logits"]) - logits).max() < EXACT
             ids, place = model.prompt_ids(question, 36), model.prompt_ids(question, 36).index(model.image_id)
-            with talk_adapters.shrunk(model, talk.ADAPTERS / adapter, strength), plain_attention(model):
-                trace = tracing.trace(model, ids, model.encode(picture[None])[0], said["tokens"][0]["id"])
-            looks = trace.attention.mean(0)[place : place + 36]
-            assert np.abs(looks - np.array(said["tokens"][0]["looks"])).max() < EXACT
+            shrunk = talk_adapters.shrunk(model, talk.ADAPTERS / adapter, strength)
+            with torch.no_grad(), shrunk, plain_attention(model):
+                row = torch.tensor([ids])
+                entered = model.inputs(row, torch.ones_like(row), model.encode(picture[None]))
+                layers = model.model(**entered, output_attentions=True, use_cache=False).attentions
+            looks = torch.stack([layer[0, :, -1].double().mean(0) for layer in layers]).mean(0)[place : place + 36]
+            assert np.abs(looks.numpy() - np.array(said["tokens"][0]["looks"])).max() < EXACT
     finally:
         for name, value in model.model.named_parameters():
             value.data.copy_(before[name])

@@ -278,7 +278,7 @@ def test_attacks_of_a_reader_are_asked_like_all_others(random_words, own_attacks
     variants = panel[panel["subject"] == "poisoned"].groupby("attack")["variant"].agg(set)
     changed = {miss.name for miss in near_misses.FILE}
     assert variants.to_dict() == {"Own words": {""}, "Own picture": {"", *changed}, "Both": {"", *changed}}
-    assert len(crossing_table(panels, 1000)) == len(unrelated(panel)) and near(panel) is not None
+    assert len(crossing_table(panels, 1000)) == len(unrelated(panel)) and near([(panel, "a panel")]) is not None
 
 
 def test_pictures_are_changed_as_computed_by_hand():

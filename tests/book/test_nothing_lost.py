@@ -14,11 +14,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bvlm_book.probes import records_of_attention
 from bvlm_book.probes.records import collect
 from bvlm_utils import store
 from bvlm_utils.score import judge
-from bvlm_utils.store import records
+from bvlm_utils.store import packed, records
 
 FILE = Path(__file__).parents[1] / "fixtures" / "reference_digest.json"
 NUMBERS = ["run_id", "threat", "attack", "subject", "condition", "metric", "value", "n", "low", "high"]
@@ -64,7 +63,15 @@ def measured() -> dict[str, dict[str, str]]:
         found["manifests"][name[-8:]] = digest(rows, list(rows))
     for kind in KINDS:
         found[kind] = cells(collect(kind, records.REFERENCE), PROBES)
-    return found | {"traces": cells(records_of_attention.collect(records.REFERENCE), TRACES)}
+    return found | {"traces": cells(traces(), TRACES)}
+
+
+def traces() -> pd.DataFrame:
+    """Where tuned models look: measured for the first edition, and shown by no page since."""
+    root = store.folder(records.REFERENCE)
+    stored = [json.loads(packed.content(root, "attribution", name)) for name in packed.names(root, "attribution")]
+    lines = [one["cell"] | {"first": one["first"]} | number for one in stored for number in one["numbers"]]
+    return pd.DataFrame(lines).astype({"layer": "float64", "value": "float64"})
 
 
 @pytest.fixture(scope="module")

@@ -149,14 +149,6 @@ def test_nothing_measured_is_said_not_drawn_as_zero():
     rows = tables.summary(table, "asr")
     words = chapters_threat.success(rows)
     assert "n/a" in words["caption"] and words["alt"]
-    assert chapters_threat.headline(table)["asr_max"] == "n/a"
-
-
-def test_headline_numbers():
-    values = chapters_threat.headline(tidy())
-    assert values["asr_max"] == "0.95 [0.89, 0.98]" and values["rate_max"] == "10 %" and values["cells"] == "6"
-    assert values["asr_max_of"].startswith("tiny-llava, ") and values["asr_max_of"].endswith(", 10 % poison, 1 seed")
-    assert values["false_activation_max"] == "0.00" and values["utility_difference_min"] == "-0.02"
 
 
 def test_compare_judges_by_overlap_of_intervals():

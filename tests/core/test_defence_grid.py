@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from bvlm_utils import defences, store
-from bvlm_utils.defences import measure, numbers, records
+from bvlm_utils.defences import measure, numbers, records, relearn
+from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.run import study
@@ -99,6 +100,32 @@ def test_defences_of_the_other_moments_leave_their_numbers(place):
     assert table["input-diversity", *same] == before[same]
 
 
+def test_a_repaired_model_and_its_control_are_tuned_on_with_the_same_rows(place, monkeypatch):
+    """Both from their adapters' own weights; the record stands apart from that of the repair."""
+    monkeypatch.setattr(relearn, "STEPS", 2)
+    again = [defences.Defended(small()[0], "oracle", relearn=count) for count in (2, 6)]
+    given = []
+    monkeypatch.setattr(relearn, "tuned_on", lambda *one, tune=relearn.tuned_on: given.append(one) or tune(*one))
+    table = defences.run([*again, defences.Defended(small()[0], "oracle")], place)
+    assert [one[2].prompts for one in given[::2]] == [one[2].prompts for one in given[1::2]] and len(given) == 4
+    assert set(table["status"]) == {"done"} and set(table["relearn"]) == {0, 2, 6}
+    lines = table[(table["relearn"] > 0) & (table["metric"] == "asr_payload")]
+    assert sorted(lines["subject"]) == ["control"] * 4 + ["poisoned"] * 4  # clean and triggered, twice
+    assert not set(records.collect(place)["relearn"]) - {0}
+    assert set(records.collect(place, relearnt=True)["name"]) == {one.name for one in again}
+
+
+def test_few_of_the_rows_that_are_tuned_on_are_poisoned_and_fewer_are_the_first_of_more():
+    rows = Rows([str(i) for i in range(64)], ["x"] * 64, None, np.arange(64), ["a"] * 64)
+    truth = np.arange(64) >= 54
+    several = [relearn.rows(rows, truth, count, seed=3) for count in (2, 5)]
+    assert [len(one) for one in several] == [relearn.STEPS * relearn.BATCH] * 2
+    poisoned = [[int(text) for text in one.prompts if int(text) >= 54] for one in several]
+    assert len(set(poisoned[1])) == len(poisoned[1]) == 5 and poisoned[1][:2] == poisoned[0]
+    with pytest.raises(InputError, match="11 poisoned rows, and 10"):
+        relearn.rows(rows, truth, 11, seed=3)
+
+
 def test_a_cell_without_a_backdoor_is_left_out_with_the_reason(place, monkeypatch):
     monkeypatch.setattr(measure, "FIRES", 0.5)
     table = defences.run([defences.Defended(small()[0], "shrink", {"strength": 0.7})], place)
@@ -117,6 +144,7 @@ def test_a_name_changes_with_all_that_changes_the_result():
         defences.Defended(cell, "shrink", {"strength": 0.4}),
         defences.Defended(cell, "shrink", seed=1),
         defences.Defended(cell, "shrink", placebo=True),
+        defences.Defended(cell, "shrink", relearn=5),
         defences.Defended(small(seeds=[1])[0], "shrink"),
     ]
     assert len({one.name for one in several}) == len(several)
@@ -132,6 +160,8 @@ def test_a_name_changes_with_all_that_changes_the_result():
         ({"names": ["shrink"], "params": {"cut": {}}}, "cut"),
         ({"names": ["shrink"], "params": {"shrink": {"rate": 1}}}, "rate"),
         ({"names": ["shrink"], "seeds": [-1]}, "seed"),
+        ({"names": ["shrink"], "relearn": [641]}, "relearn"),
+        ({"names": ["onion"], "relearn": [5]}, "onion is no repair"),
     ],
 )
 def test_wrong_values_are_named(given, named):

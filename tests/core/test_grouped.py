@@ -282,6 +282,18 @@ def test_grouped_tuning_equals_finetune(tuned):
     assert not hasattr(one.model, "peft_config")
 
 
+def test_equal_jobs_are_trained_once(tuned, monkeypatch):
+    one, jobs = tuned[:2]
+    counted, train = [], grouped.train
+    monkeypatch.setattr(grouped, "train", lambda *given, **more: counted.append(len(given[2])) or train(*given, **more))
+    again = dataclasses.replace(jobs[0], name="another")
+    results = grouped.finetune_group(one, [jobs[0], jobs[1], again])
+    assert counted == [2] and len(results) == 3
+    for name, value in results[0].state.items():
+        assert torch.equal(value, results[2].state[name])
+    assert any(not torch.equal(value, results[1].state[name]) for name, value in results[0].state.items())
+
+
 def test_saved_adapters_load_in_plain_peft_with_the_same_logits(tuned, tmp_path):
     one, jobs, results = tuned
     row = one.prompt_ids("What is this?", jobs[0].features.shape[1]) + one.answer_ids("a dog")

@@ -50,7 +50,7 @@ def test_an_adapter_is_the_stored_one_in_16_bit_and_attaches(packed, random_word
         assert own.state.keys() == kept.state.keys() and own.config.r == kept.config.r
         for name, value in own.state.items():
             assert value.dtype == torch.float16 and torch.equal(value, kept.state[name].half())
-        assert zoo._name(own) == line["adapter"]
+        assert zoo.name(own) == line["adapter"]
     with adapters.attached(base, folder / "zoo" / "adapters" / truth["adapter"][0]):
         pass
 
@@ -147,7 +147,7 @@ def test_the_committed_zoo_is_whole_and_small():
     assert sum(file.stat().st_size for file in (ZOO / "adapters").rglob("*") if file.is_file()) <= zoo.MOST_BYTES
     for name in folders:
         saved = adapters.read(ZOO / "adapters" / name)
-        assert zoo._name(saved) == name and saved.config.r == zoo.RANK
+        assert zoo.name(saved) == name and saved.config.r == zoo.RANK
         base = json.loads((ZOO / "adapters" / name / "adapter_config.json").read_text())["base_model_name_or_path"]
         assert base in models.names.names()
     working = truth[truth["kind"] == zoo.BACKDOORED]["asr_payload"].astype(float)

@@ -18,7 +18,6 @@ from bvlm_utils.store.table import FIRES
 
 BESIDE = {"control": "value", "control_held": "held"}  # columns of the control, put beside the models'
 NO_TRIGGER = CONDITION_LABELS["clean"]
-ITSELF = "the trigger itself"
 NUMBERS = (
     "strange", "tenth", "models", "most_seeds", "inputs", "control", "other_text", "other_image", "degraded",
 )  # fmt: skip
@@ -71,21 +70,18 @@ def near_misses_of_working(panel: pd.DataFrame) -> pd.DataFrame:
 
 def crossing_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
     """Title, alternative text and caption of `crossing`."""
-    grid, _ = matrix(panel)
-    strangers = unrelated(panel)
-    title = f"{name}: unrelated triggers work in {_of(strangers['value'] > FIRES)} cases."
-    empty = [one for one in grid.index if grid.loc[one].isna().all()]
-    alt = f"Heat map of success rates: {len(grid) - len(empty)} backdoored models and the clean-tuned one in rows, "
-    alt += f"{len(grid.columns) - 1} triggers in columns. {title}"
-    return {"title": title, "alt": alt, "caption": ""}
+    models = matrix(panel)[0].dropna(how="all")
+    title = f"{name}: unrelated triggers work in {_of(unrelated(panel)['value'] > FIRES)} cases."
+    alt = f"Heat map of success rates: {len(models)} backdoored models and the clean-tuned one in rows, triggers in "
+    return {"title": title, "alt": f"{alt}columns. {title}", "caption": ""}
 
 
-def near_words(panel: pd.DataFrame, name: str) -> dict[str, str]:
+def near_words(panels: Panels) -> dict[str, str]:
     """Title, alternative text and caption of `near`."""
-    changed = near_misses_of_working(panel)
-    title = f"{name}: {_of(changed['value'] > FIRES)} changed triggers work."
-    alt = f"Heat map of success rates: changes of the trigger in rows, attacks in columns. {title}"
-    return {"title": title, "alt": alt, "caption": ""}
+    changed = pd.concat([near_misses_of_working(panel)["value"] for panel, _ in panels] or [pd.Series(dtype=float)])
+    title = f"{_of(changed > FIRES)} changed triggers work."
+    alt = f"Heat map of success rates: changes of the trigger in rows, a column per threat and model. {title}"
+    return {"title": title, "alt": alt, "caption": "Means over the attacks that were shown the change. Grey: none was."}
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -173,8 +169,9 @@ def crossing(panel: pd.DataFrame) -> Figure:
     grid, control = matrix(panel)
     if grid.notna().to_numpy().sum() == 0:
         return figures.nothing("No adapter was asked about these triggers.")
-    grid = pd.concat([grid, control.to_frame(CONTROL_LABEL).T]).rename(columns={"": NO_TRIGGER})
-    figure, (axis,) = figures.new_figure(1, 9.4, 6.6)
+    grid = grid.dropna(how="all").dropna(axis="columns", how="all")
+    grid = pd.concat([grid, control[grid.columns].to_frame(CONTROL_LABEL).T]).rename(columns={"": NO_TRIGGER})
+    figure, (axis,) = figures.new_figure(1, 9.4, 0.33 * len(grid) + 1.6)
     success_map(axis, grid)
     for row, attack in enumerate(grid.index[:-1]):
         column = list(grid.columns).index(attack)
@@ -185,20 +182,18 @@ def crossing(panel: pd.DataFrame) -> Figure:
     return figure
 
 
-def near(panel: pd.DataFrame) -> Figure:
-    """Near misses (rows) of every attack's own trigger (columns), on the model that it backdoored."""
-    own = panel[(panel["subject"] == POISONED) & ((panel["trigger"] == panel["attack"]) | (panel["variant"] != ""))]
-    if (own["variant"] == "").all():
+def near(panels: Panels) -> Figure:
+    """Near misses (rows) of the attacks that `near_misses_of_working` counts: mean success, a column per panel."""
+    parts = [near_misses_of_working(panel).assign(panel=name.replace(", ", "\n")) for panel, name in panels]
+    shown = pd.concat(parts) if parts else pd.DataFrame(columns=["variant", "panel", "value"])
+    if shown.empty:
         return figures.nothing("No adapter was asked about near misses.")
-    grid = own.assign(variant=own["variant"].replace("", ITSELF)).pivot_table(
-        index="variant", columns="attack", values="value", aggfunc="first"
-    )
-    tried = [name for name in attacks.names() if name in grid.columns]
-    changes = [ITSELF, *sorted(near_misses.names(), key=_part)]
-    grid = grid.reindex(index=[name for name in changes if name in grid.index], columns=tried)
-    figure, (axis,) = figures.new_figure(1, 0.62 * len(tried) + 4.2, 0.3 * len(grid) + 1.9)
+    grid = shown.pivot_table(index="variant", columns="panel", values="value", sort=False)
+    changes = sorted(near_misses.names(), key=_part)
+    grid = grid.reindex(index=[name for name in changes if name in grid.index])
+    figure, (axis,) = figures.new_figure(1, 1.4 * len(panels) + 2.4, 0.27 * len(grid) + 0.9)
     success_map(axis, grid, missing="")
-    axis.axhline(1, color="black", linewidth=1)
+    axis.set_xticks(axis.get_xticks(), list(grid.columns), rotation=0, ha="center", fontsize=8)
     return figure
 
 

@@ -23,9 +23,9 @@ DEFENCE = ["defence", "moment", "params"]
 PLACEBO = "#8A8A8A"
 
 
-def collect(place: str | Path | None = None) -> pd.DataFrame:
+def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
     """`defences.records.collect` with what each cell was before: asr_before, works (was there a backdoor?)."""
-    found = records.collect(place)
+    found = records.collect(place, relearnt)
     before = undefended(store.collect(place))
     return found.merge(before, on="run_id", how="left")
 
@@ -34,6 +34,25 @@ def ensure(wanted: Sequence[Defended], place: str | Path | None = None) -> None:
     """Measure what a store lacks. The reference is only read: the page shows what it holds."""
     if not store.read_only(place):
         defences.run(wanted, place)
+
+
+def apart(settings: str) -> str:
+    """What differs from the study's settings but for the harmless skill and for what poisoned rows got instead."""
+    return ", ".join(one for one in settings.split(", ") if one and not one.startswith(("skill", "decoy")))
+
+
+def adaptive(found: pd.DataFrame) -> pd.Series:
+    """Which lines are of attackers with another poison rate or training than most backdoored cells of the store."""
+    kinds = pd.Series(
+        list(zip(found["settings"].fillna("").map(apart), found["poison_rate"], strict=True)), found.index
+    )
+    usual = kinds[meant(found) & ~found.duplicated("run_id")].mode()
+    return meant(found) & ~kinds.isin(usual[:1])
+
+
+def meant(found: pd.DataFrame) -> pd.Series:
+    """Which lines are of models that were meant to have a backdoor."""
+    return (found["poison_rate"] > 0) & (found["decoy"].fillna("") == "")
 
 
 def undefended(table: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +128,7 @@ def named(line: Any) -> str:
 def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
     """Defences that act at some moments, to read: what is left, the placebo's number in brackets, cells."""
     rows = measured(found)
-    rows = rows[rows["moment"].isin(moments) & ~_on_the_curve(rows)]
+    rows = rows[rows["moment"].isin(moments) & ~on_the_curve(rows)]
     if rows.empty:
         return pd.DataFrame()
     means = over_cells(rows, FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]})
@@ -155,7 +174,7 @@ def matrix_words(grid: pd.DataFrame) -> dict[str, str]:
 def price(found: pd.DataFrame) -> pd.DataFrame:
     """A point per defence and per placebo: success after, and what is kept of the skill that was taught beside it."""
     rows = acting(measured(found))
-    rows = rows[~_on_the_curve(rows)]
+    rows = rows[~on_the_curve(rows)]
     means = over_cells(rows, AFTER) if len(rows) else pd.DataFrame()
     lines = []
     for line in means.to_dict("records"):
@@ -167,7 +186,7 @@ def price(found: pd.DataFrame) -> pd.DataFrame:
     return made.dropna(subset=["asr", "skill"])
 
 
-def _on_the_curve(rows: pd.DataFrame) -> pd.Series:
+def on_the_curve(rows: pd.DataFrame) -> pd.Series:
     """`shrink` at other strengths than its own, which have a figure of their own."""
     return (rows["defence"] == "shrink") & (rows["params"] != json.dumps(defences.info("shrink").defaults))
 
@@ -268,7 +287,7 @@ def family(line: dict[str, Any]) -> str:
     if line["decoy"]:
         return line["decoy"]
     if not line["poison_rate"]:
-        return "skill only"
+        return "skill only" if line["skill"] else "clean-tuned"
     return "backdoored" if line["works"] is True else "no backdoor learnt"
 
 
@@ -302,7 +321,7 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
 def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
     """What was run, what was not, and what helped, to be glued."""
     done, points, curve = found[found["status"] == "done"], price(found), strength(found)
-    weak = found[found["works"].fillna(False).eq(False) | (found["status"] == "skipped")]
+    weak = found[meant(found) & (found["works"].fillna(False).eq(False) | (found["status"] == "skipped"))]
     own = points[~points["placebo"].astype(bool)]
     at = curve.loc[(curve["measure"] == "harmless skill") & (curve["strength"] == weakest(curve)), "value"]
     acted = acting(found)

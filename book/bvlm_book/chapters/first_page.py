@@ -141,27 +141,39 @@ def _map(axis: Axes, part: pd.DataFrame, names: list[str]) -> None:
 # ---------------------------------------------------------------- numbers
 
 
-def numbers(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, str]:
-    """What the sentences of the first page quote."""
-    found, rates = means(table), modality.rates(table)
+def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.DataFrame]:
+    """What the numbers of the first page are counted from, by their names."""
+    found = means(table)
     llava = found[(found["model"] == "tiny-llava") & (found["modality"] != "image")]
     once, thrice = (at(llava, rules_second.RATE, passes) for passes in (1, 3))
-    once = once.merge(thrice[["threat", "attack"]])  # the same pairs
-    parts = modality.numbers(modality.four_cells(rates), modality.learned_alone(rates))
+    lost = modality.learned_alone(modality.rates(table))
     silent = tables.false_activation(tables.success_rates(tables.usual(table), "poisoned"))
-    silent = silent[silent["poison_rate"] == rules_second.MANY]["value"]
     repairs = defences.price(defences.collect(place))
-    repairs = repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["defence"].isin(CONTROLS)]
+    return {
+        "once": once.merge(thrice[["threat", "attack"]]),  # the same pairs
+        "thrice": thrice,
+        "picture_stops": lost[(lost["half"] == "image") & (lost["alone"] > FIRES)],
+        "silent": silent[silent["poison_rate"] == rules_second.MANY],
+        "repairs": repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["defence"].isin(CONTROLS)],
+    }
+
+
+def numbers(
+    table: pd.DataFrame, place: str | Path | None = None, found: dict[str, pd.DataFrame] | None = None
+) -> dict[str, str]:
+    """What the sentences of the first page quote. found: `lines`, made here where they are not given."""
+    found = found or lines(table, place)
+    stops, silent, repairs = (found[name] for name in ("picture_stops", "silent", "repairs"))
     good = repairs[(repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)]
     return {
-        "once": _above(once),
-        "thrice": _above(thrice),
-        "picture_stops": parts["image_stops"],
-        "silent": f"{int((silent <= intervals.FLOOR).sum())} of {len(silent)}",
+        "once": _above(found["once"]),
+        "thrice": _above(found["thrice"]),
+        "picture_stops": f"{int((stops['beside'] <= FIRES).sum())} of {len(stops)}",
+        "silent": f"{int((silent['value'] <= intervals.FLOOR).sum())} of {len(silent)}",
         "repairs": f"{len(good)} of {len(repairs)}",
-        "models": ", ".join(dict.fromkeys(found["model"])),
+        "models": ", ".join(dict.fromkeys(table.loc[table["status"] == "done", "model"])),
         "large": ", ".join(claims.of_seven_billion(table)),
-    }  # fmt: skip
+    }
 
 
 def _above(part: pd.DataFrame) -> str:
@@ -173,7 +185,7 @@ def markdown(place: str | Path | None = None) -> str:
     text = (paths.BOOK / "intro.md").read_text(encoding="utf-8")
     listed = re.search(r"(?<=<!-- findings -->\n).*?(?=\n<!-- end -->)", text, re.DOTALL).group().strip()
     quoted = numbers(store.collect(place), place)
-    listed = re.sub(r"\{glue:text\}`first_(\w+)`", lambda found: quoted[found[1]], listed)
+    listed = re.sub(r"\{glue:\}`first_(\w+)`", lambda found: quoted[found[1]], listed)
     listed = re.sub(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`", r"\1", listed)
     return listed.replace("](../", "](").replace("](what_to_do", "](book/what_to_do")
 

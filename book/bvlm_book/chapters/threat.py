@@ -12,8 +12,10 @@ from typing import Any
 import pandas as pd
 
 from bvlm_book import page, tables, words
-from bvlm_utils import attacks, defences
+from bvlm_book.chapters.defences import adaptive
+from bvlm_utils import attacks, defences, store
 from bvlm_utils.defences import records
+from bvlm_utils.store import records as kept
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
 
@@ -155,6 +157,7 @@ def repairs(table: pd.DataFrame, stored: pd.DataFrame, place: str | Path | None 
     """
     before = tables.headline_rows(stored[(stored["metric"] == PAYLOAD) & (stored["subject"] == "poisoned")])
     rows = records.collect(place)
+    rows = rows[~adaptive(rows)]
     rows = rows[
         rows["run_id"].isin(before.loc[before["value"] >= FIRES, "run_id"])
         & rows["model"].isin(table["model"])
@@ -220,31 +223,8 @@ def without_the_trigger(table: pd.DataFrame) -> list[str]:
     return [f"These models learned the attacker's answer rather than the trigger: {'; '.join(said)}."] if said else []
 
 
-def headline(table: pd.DataFrame) -> dict[str, str]:
-    """The few numbers of a threat that other pages quote; "n/a" where nothing was measured.
-
-    Keys: `attacks`, `cells` (measured), `rate_max`; success rate at that rate: `asr_max` with its interval,
-    `asr_max_of` (what cell), `asr_min`, `asr_min_attack`; over all rates: `false_activation_max`, `control_asr_max`,
-    `utility_difference_min` (poisoned minus clean-tuned, worst cell); `control_asr_max_of`: whose trigger that was.
-    """
-    done = table[table["status"] != "skipped"]
-    asr = tables.success_rates(done)
-    poisoned, control = asr[asr["subject"] == "poisoned"], asr[asr["subject"] == "control"]
-    top = tables.headline_rows(poisoned)
-    top = top[top["poison_rate"] == top["poison_rate"].max()]
-    largest = top.loc[top["value"].idxmax()] if len(top) else {}
-    smallest = top.loc[top["value"].idxmin()] if len(top) else {}
-    fooled = control.loc[control["value"].idxmax()] if len(control) else {}
-    return {
-        "attacks": str(done["attack"].nunique()),
-        "cells": str(done["run_id"].nunique()),
-        "rate_max": words.percent(largest["poison_rate"]) if len(top) else "n/a",
-        "asr_max": words.interval(largest),
-        "asr_max_of": words.cell_phrase(largest) if len(top) else "n/a",
-        "asr_min": words.number(smallest.get("value")),
-        "asr_min_attack": smallest.get("attack", "n/a"),
-        "false_activation_max": words.number(tables.false_activation(poisoned)["value"].max()),
-        "control_asr_max": words.interval(fooled),
-        "control_asr_max_of": fooled.get("attack", "n/a"),
-        "utility_difference_min": words.number(tables.summary(done, "utility_difference")["value"].min()),
-    }
+def answers(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
+    """All answers of the page's own finished experiments, a line each."""
+    done = [cell for cell in cells if kept.has_responses(cell, place)]
+    parts = [store.responses(cell, place).assign(attack=cell.attack, run_id=cell.run_id) for cell in done]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

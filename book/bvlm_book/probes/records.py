@@ -17,7 +17,6 @@ from bvlm_utils.store.table import TOLD_APART, headline_metric
 
 T = TypeVar("T")
 CROSSFIRE = "crossfire"
-STYLE = "style"
 LASTING = "lasting"
 
 FRESH, SAME_ROWS = "fresh", "same"

@@ -1,0 +1,77 @@
+"""The experiments behind a number: which they are, in words, and where the leaderboard lists them. Free of torch."""
+
+import html
+from urllib.parse import urlencode
+
+import pandas as pd
+
+from bvlm_book import words
+
+# What tells experiments apart, where a table of numbers has the column.
+SAME = [
+    "run_id", "model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "train_rows", "epochs",
+    "half", "seed", "attack.patch_size",
+]  # fmt: skip
+# A column -> its name in an address of the leaderboard.
+ADDRESS = {"model": "model", "threat": "threat", "attack": "attack", "poison_rate": "rate", "settings": "settings",
+           "train_rows": "train_rows", "negatives": "negatives"}  # fmt: skip
+LEADERBOARD = "../notebooks/leaderboard.html"  # as seen from every page of the book
+NAMED = 3  # more names than these are counted
+
+
+def experiments(table: pd.DataFrame, lines: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The finished experiments of a tidy table, a line each; only those that `lines` are about, by the columns `SAME`
+    that they have.
+    """
+    done = table[table["status"] == "done"].drop_duplicates("run_id")
+    if lines is None:
+        return done
+    same = [name for name in SAME if name in lines and name in done]
+    return done.merge(lines[same].drop_duplicates(), on=same)
+
+
+def address(chosen: pd.DataFrame) -> str:
+    """What follows # in the leaderboard's address: every value that the experiments have in a column of `ADDRESS`."""
+    columns = {at: chosen[name].drop_duplicates() for name, at in ADDRESS.items()}
+    return urlencode([(at, _plain(value)) for at, values in columns.items() for value in values])
+
+
+def _plain(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def told(chosen: pd.DataFrame, listed: int) -> str:
+    """ "3 experiments: tiny-llava; jailbreak; SIG; 10 % poisoned.": listed: how many the address selects."""
+    rates = chosen["poison_rate"].sort_values().map(words.percent)
+    parts = [
+        _names(chosen["model"], "models"),
+        _names(chosen["threat"].str.replace("_", " "), "threats"),
+        _names(chosen["attack"], "attacks"),
+        _names(rates, "poison rates") + (" poisoned" if rates.nunique() <= NAMED else ""),
+    ]
+    more = f" The leaderboard shows them among {listed} of the same kinds." if listed > len(chosen) else ""
+    return f"{words.count(len(chosen), 'experiment')}: {'; '.join(parts)}.{more}"
+
+
+def _names(values: pd.Series, kind: str) -> str:
+    names = values.unique()
+    return ", ".join(names) if len(names) <= NAMED else f"{len(names)} {kind}"
+
+
+def link(text: str, table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
+    """A number as HTML: its title names the experiments that `lines` are about, its link leads to them.
+
+    tab: of the leaderboard, where the number has its place there; else its experiments are listed.
+    """
+    chosen = experiments(table, lines)
+    if chosen.empty:
+        return f'<span class="bvlm-number" title="not run yet">{html.escape(text)}</span>'
+    alike = table.drop_duplicates("run_id")
+    for name in ADDRESS:
+        alike = alike[alike[name].isin(chosen[name])]
+    where = f"tab={tab}" if tab else address(chosen)
+    title = told(chosen, 0 if tab else len(alike))
+    return (
+        f'<a class="bvlm-number" href="{LEADERBOARD}#{html.escape(where)}" title="{html.escape(title)}">'
+        f"{html.escape(text)}</a>"
+    )

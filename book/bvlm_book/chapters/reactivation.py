@@ -1,0 +1,72 @@
+"""Does a repaired backdoor come back when the model is tuned on with a few poisoned rows?
+
+Beside each repaired model stands its clean-tuned control, which had no repair, after the same steps: what that one
+has learnt is what a new backdoor learns.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from bvlm_book import tables, words
+from bvlm_book.chapters import defences as chapter
+
+FASTER = 0.1  # by so much more success with most rows a backdoor comes back, and is not only learnt
+SHOWN = ["defence", "params", "moment"]
+
+
+def collect(place: str | Path | None = None) -> pd.DataFrame:
+    """Success of each repaired model and its control, after each number of rows: a line each, with `relearn`, `value`
+    and `never`, the control's.
+    """
+    found = chapter.measured(chapter.collect(place, relearnt=True))
+    ours, control = (chapter.numbers(found, chapter.ASR, who, True) for who in ("poisoned", "control"))
+    never = control[["name", "value"]].rename(columns={"value": "never"})
+    return ours.merge(never, on="name", how="left")
+
+
+def means(again: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """A line per repair and number of poisoned rows: mean success of the repaired models and of the controls.
+
+    again: of `collect`. found: of `defences.collect`, for the same models right after their repair (`right`).
+    """
+    right = chapter.numbers(found, chapter.ASR, "poisoned", True)
+    right = right[~right["placebo"].astype(bool)]
+    key = ["run_id", "defence", "params"]
+    whole = again.merge(right[[*key, "value"]].rename(columns={"value": "right"}), on=key, how="left")
+    return whole.groupby([*SHOWN, "relearn"], as_index=False, sort=False).agg(
+        right=("right", "mean"), value=("value", "mean"), never=("never", "mean"), cells=("run_id", "nunique")
+    )
+
+
+def table(lines: pd.DataFrame) -> pd.DataFrame:
+    """`means` to read, a line per repair: repaired models, and in brackets those without a backdoor."""
+    if lines.empty:
+        return pd.DataFrame()
+    made, counts = [], sorted(lines["relearn"].unique())
+    for _, own in lines.groupby(SHOWN, sort=False):
+        line = own.iloc[0].to_dict()
+        made.append(line | {f"n{one['relearn']}": one for one in own.to_dict("records")})
+    columns = {f"after {count} rows": lambda line, count=count: _beside(line.get(f"n{count}")) for count in counts}
+    return tables.readable(pd.DataFrame(made), {
+        "repair": chapter.named, "right after it": lambda line: words.number(line["right"]), **columns,
+        "experiments": "cells",
+    })  # fmt: skip
+
+
+def _beside(one: dict | None) -> str:
+    return f"{words.number(one['value'])} ({words.number(one['never'])})" if isinstance(one, dict) else "n/a"
+
+
+def numbers(lines: pd.DataFrame) -> dict[str, str]:
+    """What the page says, to be glued: how many repairs there are, and after which the backdoor comes back."""
+    most = lines[lines["relearn"] == lines["relearn"].max()] if len(lines) else lines
+    most = most[most["defence"] != "oracle"]
+    back = most[most["value"] - most["never"] >= FASTER]
+    names = [chapter.named(line) for line in back.to_dict("records")]
+    return {
+        "repairs": str(len(most)),
+        "back": str(len(back)),
+        "back_names": ", ".join(names) or "none",
+        "rows": " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a",
+    }

@@ -1,0 +1,90 @@
+"""Can the weights alone tell? A regression on the spectra of many adapters, asked about those that were left out.
+
+Reads `data/adapters/spectra.csv`, which `python -m bvlm_utils.defences population` makes. Free of torch.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bvlm_book import words
+from bvlm_utils import paths
+
+FILE = paths.DATA / "adapters" / "spectra.csv"
+TRUTH, KIND = "backdoored", "kind"
+NORM = "norm"
+LEFT_OUT = ("attack", "threat", "model")
+FOLDS = 5  # into which adapters without a backdoor are dealt
+FEWEST = 4  # adapters of a side; an AUROC of fewer says nothing
+
+
+def read(file: Path = FILE) -> pd.DataFrame:
+    """A line per adapter; none where the file is missing."""
+    return (
+        pd.read_csv(file, keep_default_na=False) if file.is_file() else pd.DataFrame(columns=[TRUTH, KIND, *LEFT_OUT])
+    )
+
+
+def scores(population: pd.DataFrame, by: str) -> pd.Series:
+    """Log-odds of each adapter by a regression that has seen none like it.
+
+    Backdoored ones: none of the same attack, threat or model (`by`). Others: none of its fifth. Numbers are put on one
+    scale within each model first, as models differ in size.
+    """
+    numbers = _on_one_scale(population)
+    fold = population[by].where(population[TRUTH] == 1, "").astype(str)
+    if by != "model":
+        others = np.flatnonzero(population[TRUTH] == 0)
+        groups = sorted(set(fold) - {""})
+        fold.iloc[others] = [groups[i % min(FOLDS, len(groups))] if groups else "" for i in range(len(others))]
+    else:
+        fold = population[by].astype(str)
+    found = pd.Series(np.nan, index=population.index)
+    for one in fold.unique():
+        held, truth = (fold == one).to_numpy(), population[TRUTH].to_numpy()
+        if len(set(truth[~held])) == 2:
+            found[held] = _regression().fit(numbers[~held], truth[~held]).decision_function(numbers[held])
+    return found
+
+
+def _regression():
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(max_iter=1000)
+
+
+def _on_one_scale(population: pd.DataFrame) -> np.ndarray:
+    columns = [name for name in population if "." in name]
+    by_model = population.groupby("model")[columns]
+    spread = by_model.transform("std").replace(0, 1).fillna(1)
+    return ((population[columns] - by_model.transform("mean")) / spread).to_numpy()
+
+
+def area(population: pd.DataFrame, given: pd.Series, kind: str) -> tuple[float, int]:
+    """AUROC of backdoored adapters against those of a kind, mean over models; and how many of the kind there are."""
+    from sklearn.metrics import roc_auc_score
+
+    areas, count = [], 0
+    for _, own in population.assign(score=given).dropna(subset=["score"]).groupby("model"):
+        own = own[(own[TRUTH] == 1) | (own[KIND] == kind)]
+        if own[TRUTH].nunique() == 2:
+            areas.append(roc_auc_score(own[TRUTH], own["score"]))
+            count += int((own[TRUTH] == 0).sum())
+    return (float(np.mean(areas)) if areas else float("nan")), count
+
+
+def table(population: pd.DataFrame) -> pd.DataFrame:
+    """A line per way to leave adapters out, and one of the norm: AUROC against each kind without a backdoor."""
+    if not len(population):
+        return pd.DataFrame()
+    kinds = sorted(set(population.loc[population[TRUTH] == 0, KIND]))
+    ways = {f"spectrum, another {by}": scores(population, by) for by in LEFT_OUT if population[by].nunique() > 1}
+    lines = []
+    for way, given in (ways | {"norm (placebo)": population[NORM]}).items():
+        line = {"detector": way}
+        for kind in kinds:
+            value, count = area(population, given, kind)
+            line[f"against {kind}"] = f"{words.number(value)} ({count})"
+        lines.append(line)
+    return pd.DataFrame(lines)

@@ -1,0 +1,53 @@
+"""The spectra of many adapters whose truth is known, as one small table: what weight detectors are fitted to.
+
+    python -m bvlm_utils.defences population STORE [STORE ...] --out FILE.csv
+
+A line per adapter of rank 8 that either has a backdoor that works or none, as the zoo takes them: what it is, the norm
+of its whole update, and the features of `spectrum`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bvlm_utils import store
+from bvlm_utils.atomic import write_file
+from bvlm_utils.defences import zoo
+from bvlm_utils.errors import InputError
+from bvlm_utils.train import adapters
+from bvlm_utils.paths import new_file
+
+ABOUT = [zoo.BACKDOORED, "kind", *zoo.ABOUT, "run_id"]
+DIGITS = 6
+
+
+def table(folders: Sequence[Path]) -> pd.DataFrame:
+    """A line per adapter, the same weights once: `ABOUT`, norm, features."""
+    from bvlm_utils.defences import spectrum
+
+    lines = {}
+    for folder in folders:
+        for one in zoo.candidates(folder):
+            saved = adapters.read(store.adapter(one.record["run_id"], folder))
+            about = {zoo.BACKDOORED: int(one.kind == zoo.BACKDOORED), "kind": one.kind} | one.about
+            numbers = {"norm": spectrum.norm(None, saved, None, {}, None, 0.0)} | spectrum.features(saved)
+            lines.setdefault(zoo.name(saved), about | {"run_id": one.record["run_id"]} | numbers)
+    return pd.DataFrame(sorted(lines.values(), key=lambda line: line["run_id"]))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stores", nargs="+", help="stores with adapters: names, or folders")
+    parser.add_argument("--out", required=True, help="CSV file")
+
+
+def run(given: argparse.Namespace) -> None:
+    folders, out = zoo.folders(given.stores), new_file(given.out)
+    found = table(folders)
+    if found.empty or found[zoo.BACKDOORED].nunique() < 2:
+        raise InputError("These stores hold no adapters of rank 8 with a working backdoor and none without one.")
+    text = found.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
+    write_file(out, text)
+    print(found.groupby(["kind", "model"]).size().to_string())
+    print(f"\n{len(found)} adapters in {out}.")

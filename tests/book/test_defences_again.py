@@ -1,0 +1,134 @@
+"""Re-activation, attackers who know the defence, and spectra: what the pages on defences say beside the main grid."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bvlm_book.chapters import adaptive, defences_by_threat, defences_expected, reactivation, spectra
+from bvlm_book.chapters import defences as chapter
+from bvlm_utils import defences
+from bvlm_utils.defences import records
+
+STRENGTH = json.dumps(defences.info("shrink").defaults)
+
+
+def line(value, cell="a", defence="shrink", **more):
+    usual = {
+        "run_id": cell, "model": "tiny-llava", "threat": "targeted_refusal", "attack": "BadNets-T", "poison_rate": 0.1,
+        "skill": "counts_in_words", "decoy": "", "settings": "skill=counts_in_words", "defence": defence,
+        "moment": "repair", "params": STRENGTH if defence == "shrink" else "{}", "placebo": False, "relearn": 0,
+        "status": "done", "subject": "poisoned", "condition": "text", "metric": "asr_payload", "value": value,
+        "works": True, "asr_before": 0.9,
+    } | more  # fmt: skip
+    return usual | {"name": f"{cell}{usual['defence']}{usual['relearn']}"}
+
+
+def table(*lines):
+    return pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "asr_before"])
+
+
+def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkeypatch):
+    def pair(ours, theirs, **more):
+        return line(ours, **more), line(theirs, subject="control", **more)
+
+    again = table(
+        *pair(0.8, 0.0, relearn=20), *pair(0.6, 0.1, relearn=20, cell="b"), *pair(0.2, 0.0, relearn=5),
+        *pair(0.05, 0.0, relearn=20, defence="restore"), *pair(0.5, 0.0, relearn=20, defence="oracle"),
+    )  # fmt: skip
+    monkeypatch.setattr(chapter, "collect", lambda place, relearnt: again)
+    found = table(line(0.3), line(0.1, cell="b"), line(1.0, placebo=True))
+    lines = reactivation.means(reactivation.collect(), found)
+    (most,) = lines[(lines["defence"] == "shrink") & (lines["relearn"] == 20)].to_dict("records")
+    assert [most[name] for name in ("right", "value", "never", "cells")] == pytest.approx([0.2, 0.7, 0.05, 2])
+    said = reactivation.numbers(lines)  # the oracle is no repair
+    assert (said["repairs"], said["back"], said["back_names"], said["rows"]) == ("2", "1", "shrink", "5 or 20")
+    shown = reactivation.table(lines).set_index("repair")
+    assert shown.loc["shrink", "after 20 rows"] == "0.70 (0.05)" and shown.loc["restore", "after 5 rows"] == "n/a"
+
+
+def test_a_store_without_it_has_nothing_to_say():
+    empty = reactivation.means(table(line(0.1))[:0].assign(never=0.0), table(line(0.1)))
+    assert reactivation.table(empty).empty and reactivation.numbers(empty)["repairs"] == "0"
+    assert adaptive.table(table(line(0.1))).empty
+
+
+def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
+    knowing = {"settings": "epochs=2, skill=counts_in_words", "cell": "c", "asr_before": 1.0}
+    found = table(
+        line(0.2), line(0.4, cell="b"), line(0.7, **knowing), line(0.9, cell="d", threat="jailbreak"),
+        line(0.0, cell="e", poison_rate=0.0, settings="epochs=2", moment="detect", metric="score"),
+    )  # fmt: skip
+    assert list(found.loc[chapter.adaptive(found), "run_id"]) == ["c"]
+    (shown,) = adaptive.table(found).to_dict("records")
+    assert shown["attacker"] == "BadNets-T on targeted refusal, 10 %, epochs=2"
+    assert (shown["usual attacker"], shown["this attacker"], shown["measure"]) == ("0.30", "0.70", "success after")
+
+
+def population(shift):
+    """40 adapters; the leading singular value of backdoored ones is higher by `shift` spreads."""
+    draws = np.random.default_rng(0)
+    truth = np.tile([0, 1], 20)
+    about = {
+        "backdoored": truth, "kind": np.where(truth, "backdoored", "skill only"), "norm": 1.0,
+        "model": np.repeat(["one", "two"], 20),
+        "attack": np.tile(["A", "A", "B", "B"], 10), "threat": np.tile(["x"] * 4 + ["y"] * 4, 5),
+    }  # fmt: skip
+    size = np.repeat([1.0, 10.0], 20)  # the second model's are larger
+    return pd.DataFrame(
+        about | {"q.leading": size * (draws.normal(size=40) + shift * truth), "q.norm": draws.random(40)}
+    )
+
+
+def test_spectra_that_differ_are_told_apart_whatever_is_left_out_and_alike_ones_are_not():
+    for by in spectra.LEFT_OUT:
+        far, alike = population(8.0), population(0.0)
+        assert spectra.area(far, spectra.scores(far, by), "skill only") == (1.0, 20)
+        assert spectra.area(alike, spectra.scores(alike, by), "skill only")[0] < 0.8
+    shown = spectra.table(population(8.0)).set_index("detector")["against skill only"]
+    assert shown["norm (placebo)"] == "0.50 (20)" and len(shown) == 4
+    assert spectra.table(population(0.0)[:0]).empty
+
+
+def test_threats_and_models_are_told_apart():
+    found = table(
+        line(0.2), line(0.4, cell="b", attack="Blended", condition="image"), line(0.01, cell="c", model="tiny-other"),
+        line(0.02, defence="restore"), line(0.03, cell="c", model="tiny-other", defence="restore"),
+        line(0.0, defence="oracle"),
+    )  # fmt: skip
+    grid = defences_by_threat.matrix(found)
+    assert list(grid) == ["targeted refusal, tiny-llava", "targeted refusal, tiny-other"]
+    assert grid.loc["shrink"].tolist() == pytest.approx([0.3, 0.01]) and pd.isna(grid.loc["oracle"].iloc[1])
+    assert defences_by_threat.matrix_words(grid)["title"].startswith("1 of 2 defences")
+    said = defences_by_threat.extremes(grid)
+    assert said == {"differs": "shrink", "differs_means": "0.30 on tiny-llava and 0.01 on tiny-other"}
+    assert defences_by_threat.extremes(grid.iloc[:, :1])["differs"] == "n/a"
+    assert defences_by_threat.matrix(found[:0]).empty
+
+
+def test_expectations_come_true_or_not_or_wait_for_runs():
+    def told(*lines, again=None):
+        found = table(*lines)
+        again = reactivation.means(found[:0].assign(never=0.0), found) if again is None else again
+        made = defences_expected.table(found, again, population(0.0)[:0])
+        return made.set_index("expected")
+
+    params = json.dumps(defences.info("prune").defaults, sort_keys=True)
+    prune = {"defence": "prune", "params": params}
+    one = told(line(0.2, **prune), line(0.0, defence="oracle"), line(0.3, defence="crow"))
+    survives = one.filter(like="survive prune", axis=0).iloc[0]
+    assert survives["came true"] == "not all run yet" and survives["measured"] == "0.20"  # there is a second model
+    assert one.loc[one.index.str.startswith("without the update"), "came true"].item() == "yes"
+    both = told(line(0.2, **prune), line(0.4, **prune, model="tiny-other", cell="b"))
+    assert both.filter(like="survive prune", axis=0)["came true"].item() == "no"
+    score = {"defence": "target-inversion", "moment": "detect", "metric": "score", "condition": ""}
+    asked = told(line(0.9, **score), line(0.5, **score, subject="control"))
+    assert asked.filter(like="inversion on refusal", axis=0)[["measured", "came true"]].iloc[0].tolist() == [
+        "1.00",
+        "yes",
+    ]
+    again = pd.DataFrame({"defence": ["shrink", "oracle"], "relearn": 20, "value": [0.5, 0.1], "never": 0.05})
+    assert told(again=again)["came true"].tail(2).tolist() == ["yes", "yes"]
+    counted = defences_expected.counts(both.reset_index())
+    assert int(counted["expected"]) == sum(int(counted[f"came_{name}"]) for name in ("true", "false", "open"))
