@@ -30,7 +30,7 @@ from bvlm_book.chapters.crossfire import (
     unrelated,
 )
 from bvlm_book.probes import ask as asks
-from bvlm_book.probes import attention, command, crossfire, held_out_style, lasting, near_misses, records, repaint
+from bvlm_book.probes import command, crossfire, lasting, near_misses, records, repaint
 from bvlm_book.words import number
 from bvlm_utils import attacks, paths, store, study
 from bvlm_utils.atomic import PARTIAL
@@ -410,7 +410,7 @@ def test_the_cells_are_those_of_the_threats_chapter():
         command.chosen(made.parse_args(["--threat", "no-such-threat"]))
 
 
-PROBES = (crossfire, lasting, attention, held_out_style)
+PROBES = (crossfire, lasting)
 
 
 @pytest.mark.parametrize("probe", PROBES, ids=lambda module: module.__name__.rpartition(".")[2])
