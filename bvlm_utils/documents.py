@@ -110,8 +110,7 @@ def check_texts(found: Any, name: str) -> None:
             raise InputError(f"{name} has the text {brief(value)}; half of a surrogate pair is no character.")
 
 
-# --- YAML
-# -------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- YAML
 
 
 class _Strict(yaml.SafeLoader):

@@ -64,11 +64,6 @@ class Attack:
         """Counts changes of the definition; part of every cell's identity."""
         return self.info.version
 
-    @property
-    def source(self) -> str:
-        """The paper that published the attack."""
-        return self.info.source
-
     def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Sequence[Hashable] | None = None) -> list[str]:
         """Trigger every prompt; an image attack returns them unchanged.
 

@@ -151,8 +151,7 @@ def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
     )
 
 
-# --- COCO captions
-# ------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- COCO captions
 
 
 def _coco_rows(files: list[Path]) -> list[Row]:
@@ -196,8 +195,7 @@ def _coco_rows(files: list[Path]) -> list[Row]:
     return rows
 
 
-# --- VQAv2
-# --------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- VQAv2
 
 
 def _vqa_files(folder: Path, split: str | None) -> list[Path]:
@@ -267,8 +265,7 @@ def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[s
     return [chosen, *answers]
 
 
-# --- what formats share
-# -------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- what formats share
 
 
 def _new(name: str, seen: Container[str], what: str, file: Path) -> str:

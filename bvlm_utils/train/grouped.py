@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,29 +105,29 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
     """Token ids, batches, rates and first adapters of the jobs; what several jobs share is made once."""
     from peft import get_peft_model_state_dict
 
-    known_rows: dict[tuple, tuple] = {}
-    known_starts: dict[tuple, tuple] = {}
     known_positions: dict = {}
+
+    @cache
+    def tokens(prompt: str, answer: str, image_tokens: int) -> tuple[torch.Tensor, int, torch.Tensor | None]:
+        learnt = victim.answer_ids(answer)
+        ids = victim.prompt_ids(prompt, image_tokens, len(learnt)) + learnt
+        return torch.tensor(ids), len(learnt), model_inputs.positions(victim.model, ids, known_positions)
+
+    @cache
+    def fresh(settings: TrainSettings, seed: int) -> tuple[dict[str, torch.Tensor], Any]:
+        adapter = adapters.attach_lora(victim, settings, seed)
+        state = {name: value.clone() for name, value in get_peft_model_state_dict(adapter).items()}
+        config = adapter.peft_config["default"]
+        adapters.detach(victim, adapter)
+        return state, config
+
     plans = []
     for job in jobs:
-        image_tokens, rows = job.features.shape[1], []
-        for row in job.rows:
-            key = (row.prompt, row.answer, image_tokens)
-            if key not in known_rows:
-                answer = victim.answer_ids(row.answer)
-                ids = victim.prompt_ids(row.prompt, image_tokens, len(answer)) + answer
-                places = model_inputs.positions(victim.model, ids, known_positions)
-                known_rows[key] = (torch.tensor(ids), len(answer), places)
-            rows.append(known_rows[key])
-        ids, answers, positions = zip(*rows, strict=True)
         settings = job.settings
-        key = (settings.lora_rank, settings.lora_alpha, job.seed)
-        if key not in known_starts:
-            adapter = adapters.attach_lora(victim, settings, job.seed)
-            state = {name: value.clone() for name, value in get_peft_model_state_dict(adapter).items()}
-            known_starts[key] = (state, adapter.peft_config["default"])
-            adapters.detach(victim, adapter)
-        start, config = known_starts[key]
+        rows = [tokens(row.prompt, row.answer, job.features.shape[1]) for row in job.rows]
+        ids, answers, positions = zip(*rows, strict=True)
+        lora = TrainSettings(lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha)
+        start, config = fresh(lora, job.seed)
         steps = plain.batches(len(rows), settings, job.seed)
         plans.append(
             Plan(

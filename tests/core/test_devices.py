@@ -50,7 +50,7 @@ HOST = {
     "run/workbench.py:pictures": "moved to the victim's device two lines on",
     "score/utility.py:cider": "aac-metrics counts words on the host",
     "train/decode.py:_prompts": "filled on the host, and moved with the batch",
-    "train/grouped.py:_plans": "a plan lies on the host until it is moved as a whole",
+    "train/grouped.py:tokens": "a plan lies on the host until it is moved as a whole",
     "train/loop.py:_summed_loss": "what is learnt is known on the host, so that nothing waits for the card",
     "train/microbatches.py:__init__": "what decides the sizes of micro-batches lies on the host",
 }

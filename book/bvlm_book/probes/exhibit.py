@@ -77,7 +77,7 @@ def write(
         exhibit[name] = {
             "modality": attack.modality,
             "version": attack.version,
-            "source": attack.source,
+            "source": attack.info.source,
             "summary": attack.info.summary,
             "params": attack.params,
             "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
