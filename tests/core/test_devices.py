@@ -42,7 +42,7 @@ HOST = {
     "defences/weights.py:random": "stored adapters lie on the host",
     "defences/weights.py:whole": "stored adapters lie on the host",
     "defences/zoo.py:name": "adapters as they were read from files lie on the host",
-    "export.py:_painted": "files are written on the host",
+    "export.py:_samples": "files are written on the host",
     "models/embeddings.py:positions": "counted on the host once a length, and moved with the batch",
     "models/pixels.py:_weights": "kept for all devices; whoever calls it moves it",
     "models/victim.py:pad": "filled on the host, and moved when it is returned",
