@@ -3,6 +3,7 @@
 Pictures are encoded once into features, which enter through the model's own `mm_encoder_outputs` argument.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -258,6 +259,18 @@ def use_precision(name: str) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
+def _check_transformers() -> None:
+    """InputError for a version of transformers that would drop our image features without a word."""
+    import transformers
+    from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
+
+    if "mm_encoder_outputs" not in inspect.signature(LlavaForConditionalGeneration.forward).parameters:
+        raise InputError(
+            f"transformers {transformers.__version__} does not take known image features (mm_encoder_outputs), so its "
+            "models would never see a picture; install transformers 5.23 or newer."
+        )
+
+
 def from_pretrained(
     name: str,
     device: str | torch.device | None = None,
@@ -274,6 +287,7 @@ def from_pretrained(
     """
     from transformers import AutoModelForImageTextToText
 
+    _check_transformers()
     device = opening.device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     # cuDNN's attention plans each new shape anew (tens of milliseconds), and answers have a new length at every token.
