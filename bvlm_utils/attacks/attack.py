@@ -94,7 +94,7 @@ class Attack:
         if len(images) == 0:
             return images
         painted = function(half.function, OURS)(images, draws, params_of(self, "image"), self.aim)
-        quality = self.params["jpeg_quality"]
+        quality = self.params.get("jpeg_quality")  # a patch of a reader's own has none
         return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
 
     def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None) -> "np.ndarray":
