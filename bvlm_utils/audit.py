@@ -24,8 +24,8 @@ from bvlm_utils import attacks, command, data, models, paths, store, threats
 from bvlm_utils.attacks import own
 from bvlm_utils.checks import known_name, once
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import context_length, names
-from bvlm_utils.run import group, own_pictures, tune_and_ask
+from bvlm_utils.models import names
+from bvlm_utils.run import group, lengths, own_pictures, tune_and_ask
 from bvlm_utils.run.progress import Progress, say
 from bvlm_utils.run.tune_and_ask import Work
 from bvlm_utils.run.workbench import Bench, Question, bench_key
@@ -221,7 +221,7 @@ def _act(given: argparse.Namespace) -> int:
     for one in (suspect, trusted):
         for question in _asked(bench_of(one.model), triggers, given.rows):
             where = "an input" if question.condition == "clean" else f"an input with {question.condition},"
-            context_length.check_texts(one.model, question.prompts, where, MAX_NEW_TOKENS)
+            lengths.check_prompts(one.model, question.prompts, where, MAX_NEW_TOKENS)
     names.go_offline(suspect.model)
     if folder:
         trusted = _made(given, suspect, folder)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils.checks import brief, is_wording, label
+from bvlm_utils.checks import brief, is_visible, is_wording, label
 from bvlm_utils.data import contents
 from bvlm_utils.data.picture_files import check_picture
 from bvlm_utils.errors import InputError
@@ -33,7 +33,7 @@ def value(entry: Mapping[str, Any], key: str, kind: type | tuple[type, ...], nam
 def wording(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
     """`entry[key]`, which must be a text with something in it."""
     found = value(entry, key, str, name, file)
-    if not is_wording(found):
+    if not is_visible(found):
         raise InputError(f"{file}: {key!r} of {name} is {brief(found)}; it must be a text that is not blank.")
     return found
 

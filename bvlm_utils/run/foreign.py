@@ -64,7 +64,8 @@ def score_adapter(
     names.go_offline(cell.model)
     bench = Bench(*bench_key(cell))
     asked, way = questions(bench, cell), tune_and_ask.choose(bench)
-    lengths.check_prompts(cell, [prompt for question in asked for prompt in question.prompts], f"a prompt of {threat},")
+    prompts = [prompt for question in asked for prompt in question.prompts]
+    lengths.check_prompts(cell.model, prompts, f"a prompt of {threat},", cell.max_new_tokens, cell.picture_last)
     answers = {"poisoned": way.ask_saved(asked, suspect), "base": way.ask_saved(asked, None)}
     if trusted:
         answers["control"] = way.ask_saved(asked, trusted)

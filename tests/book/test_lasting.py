@@ -273,7 +273,7 @@ def test_figures_and_tables_hold_what_was_measured(shelf):
     assert (found["worked"], found["alive"]) == ((str(len(worked)), str(len(alive))) if len(worked) else ("n/a", "n/a"))
     own = panel[(panel["metric"] == "utility") & (panel["subject"] == records.POISONED) & (panel["variant"] == "int4")]
     assert found["utility_int4"] == span(own["value"], 2)
-    assert lasting_page.steps(shown).axes[0].get_xlabel() == "further steps on clean rows"
+    assert lasting_page.steps(shown).axes[0].get_xlabel() == "further steps"
     assert "nothing" not in lasting_page.merging(merged).axes[0].texts[0].get_text()
     lines = [line for axis in lasting_page.steps(shown).axes for line in axis.lines]
     own = shown[(shown["subject"] == "poisoned") & (shown["attack"] == "SIG")]

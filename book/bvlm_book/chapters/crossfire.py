@@ -193,7 +193,9 @@ def near(panels: Panels) -> Figure:
     grid = grid.reindex(index=[name for name in changes if name in grid.index])
     figure, (axis,) = figures.new_figure(1, 1.4 * len(panels) + 2.4, 0.27 * len(grid) + 0.9)
     success_map(axis, grid, missing="")
-    axis.set_xticks(axis.get_xticks(), list(grid.columns), rotation=0, ha="center", fontsize=8)
+    narrow = figures.is_narrow()
+    names = [name.replace(" ", "\n") if narrow else name for name in grid.columns]
+    axis.set_xticks(axis.get_xticks(), names, rotation=0, ha="center", fontsize=6 if narrow else 8)
     return figure
 
 

@@ -146,7 +146,7 @@ def _with_placebo(line: dict[str, Any], title: str) -> str:
 def matrix(found: pd.DataFrame, metric: str = ASR, triggered: bool | None = True) -> pd.DataFrame:
     """What is left of each attack (columns) under each defence (lines): the mean over threats, models and seeds."""
     rows = numbers(acting(measured(found)), metric, "poisoned", triggered)
-    rows = rows[~rows["placebo"].astype(bool)]
+    rows = rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
     rows = rows.assign(line=[named(line) for line in rows.to_dict("records")])
     order = list(dict.fromkeys(rows["line"]))
     return rows.pivot_table(index="line", columns="attack", values="value").reindex(order)
@@ -156,7 +156,7 @@ def matrix_figure(grid: pd.DataFrame) -> Figure:
     """A heat map of `matrix`."""
     if grid.empty:
         return figures.nothing("No defence was measured in this store.")
-    figure, (axis,) = figures.new_figure(1, 1.0 * len(grid.columns) + 4.2, 0.36 * len(grid) + 1.8)
+    figure, (axis,) = figures.new_figure(1, 1.0 * len(grid.columns) + 4.2, 0.3 * len(grid) + 1.4)
     figures.success_map(axis, grid)
     return figure
 
@@ -195,7 +195,7 @@ def price_figure(points: pd.DataFrame) -> Figure:
     """Success after against skill kept: good defences stand at the bottom right; placebos are grey."""
     if points.empty:
         return figures.nothing("No defended model of this store was taught a skill.")
-    figure, (axis,) = figures.new_figure(1, 6.6, 5.2)
+    figure, (axis,) = figures.new_figure(1, 6.6, 4.6)
     grey = points[points["placebo"]]
     axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color=PLACEBO, label="placebo")
     for number, (moment, part) in enumerate(points[~points["placebo"]].groupby("moment", sort=False)):

@@ -175,7 +175,7 @@ def steps(shown: pd.DataFrame) -> Figure:
             figures.points(axis, at, line, upright=True, linestyle="-", markerfacecolor=fill, label=name, **look)
         axis.set_xticks(range(len(counts)), [f"{int(count)}" for count in counts])
         axis.set(xlim=(-0.4, len(counts) - 0.6), ylim=(-0.03, 1.03), title=f"{modality} triggers")
-        axis.set_xlabel("further steps on clean rows")
+        axis.set_xlabel("further steps")
         # below, as lines may run anywhere inside
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, fontsize=8)
     axes[0].set_ylabel(ASR)
