@@ -98,7 +98,7 @@ def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
     samples = [test[position] for position in positions]
     plain, keys = [row["prompt"] for row in samples], [row["row_id"] for row in samples]
     clean, seed = (plain, bench.pictures("test", positions)), cell.trigger_seed
-    triggered = attack.apply_text(plain, seed=seed, keys=keys), bench.triggered("test", positions, attack, seed)
+    triggered = attack.apply_text(plain, seed=seed, keys=keys), bench.pictures("test", positions, attack, seed)
     strengths = []
     for strength in STRENGTHS:
         with shrunk(bench.victim, folder, strength):

@@ -16,8 +16,8 @@ from bvlm_utils import store
 from bvlm_utils.atomic import write_file
 from bvlm_utils.defences import zoo
 from bvlm_utils.errors import InputError
+from bvlm_utils.paths import new_file
 from bvlm_utils.train import adapters
-from bvlm_utils.user_paths import new_file
 
 ABOUT = [zoo.BACKDOORED, "kind", *zoo.ABOUT, "run_id"]
 DIGITS = 6

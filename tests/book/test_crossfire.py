@@ -235,7 +235,7 @@ def test_near_misses_differ_from_the_trigger_and_change_one_half(name):
 def painted(table, question):
     if question.attack is None:
         return table.pictures("test", question.positions)
-    return table.triggered("test", question.positions, question.attack, question.trigger_seed)
+    return table.pictures("test", question.positions, question.attack, question.trigger_seed)
 
 
 def test_every_attack_with_a_trigger_has_near_misses_of_known_names():

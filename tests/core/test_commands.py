@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bvlm_utils import audit, chat, command, export, leaderboard, user_paths
+from bvlm_utils import audit, chat, command, export, leaderboard, paths
 from bvlm_utils.defences import __main__ as defences
 from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.grid import __main__ as grid
@@ -317,7 +317,7 @@ def test_with_a_refusal_no_remark_is_told(capsys):
 def test_home_is_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert user_paths.new_folder("~/x") == tmp_path / "x" and user_paths.new_file("~/x") == tmp_path / "x"
+    assert paths.new_folder("~/x") == tmp_path / "x" and paths.new_file("~/x") == tmp_path / "x"
 
 
 @pytest.fixture

@@ -155,7 +155,8 @@ def crossing(panel: pd.DataFrame) -> Figure:
 
 def near(panels: Panels) -> Figure:
     """Near misses (rows) of the attacks that `near_misses_of_working` counts: mean success, a column per panel."""
-    parts = [near_misses_of_working(panel).assign(panel=name.replace(", ", "\n")) for panel, name in panels]
+    names = [name.replace(" % ", "\u00a0% ").replace(", ", "\n") for _, name in panels]
+    parts = [near_misses_of_working(panel).assign(panel=name) for (panel, _), name in zip(panels, names, strict=True)]
     shown = pd.concat(parts) if parts else pd.DataFrame(columns=["variant"])
     if shown.empty:
         return figures.nothing("No adapter was asked about near misses.")

@@ -229,7 +229,7 @@ def strength(found: pd.DataFrame) -> pd.DataFrame:
 def strength_figure(curve: pd.DataFrame) -> Figure:
     if curve.empty:
         return figures.nothing("The update was shrunk in no cell of this store.")
-    figure, (axis,) = figures.new_figure(1, 6.4, 4.0)
+    figure, (axis,) = figures.new_figure(1, 6.4, 3.4)
     for number, measure in enumerate(curve):
         axis.plot(curve[measure].dropna(), label=measure, **figures.look(number))
     axis.set(xlabel="share of the update that is kept (lambda)", ylabel="share or score", ylim=(-0.03, 1.05))

@@ -6,7 +6,6 @@ Each answered question is written at once, and a number says in `asked` what was
 what was done to the model): that is never asked again. `records.collect` gives one tidy table. Only `ask` needs torch.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -173,8 +172,7 @@ def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[
     with _one_writer(place, file):
         others = [one for one in numbers_in(file) if {name: one[name] for name in place_in_table} != place_in_table]
         whole["numbers"] = others + [about | number for number in numbers]
-        text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=records.plain_value)
-        write_file(file, text + "\n")
+        write_file(file, records.as_text(whole))
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def write(
             strip(triggered[:shown]).save(folder / f"{name}.png")
         curve = attack.loss_curve(images, keys=material.keys) if attack.info.losses else []
         exhibit[name] = {
-            "modality": attack.modality, "version": attack.version, "source": attack.source,
+            "modality": attack.modality, "version": attack.version, "source": attack.info.source,
             "summary": attack.info.summary, "params": attack.params,
             "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
             "loss_curve": [round(value, 5) for value in _per_epoch(curve, attack.params.get("epochs"))],
