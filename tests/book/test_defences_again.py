@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_book.chapters import adaptive, defences_by_threat, defences_expected, reactivation, spectra
-from bvlm_book.chapters import defences as chapter
+from bvlm_book import defended, reactivation, spectra
+from bvlm_book.chapters import adaptive, defences_by_threat, defences_expected
 from bvlm_utils import defences
 from bvlm_utils.defences import records
 
@@ -37,7 +37,7 @@ def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkey
         *pair(0.8, 0.0, relearn=20), *pair(0.6, 0.1, relearn=20, cell="b"), *pair(0.2, 0.0, relearn=5),
         *pair(0.05, 0.0, relearn=20, defence="restore"), *pair(0.5, 0.0, relearn=20, defence="oracle"),
     )  # fmt: skip
-    monkeypatch.setattr(chapter, "collect", lambda place, relearnt: again)
+    monkeypatch.setattr(defended, "collect", lambda place, relearnt: again)
     found = table(line(0.3), line(0.1, cell="b"), line(1.0, placebo=True))
     lines = reactivation.means(reactivation.collect(), found)
     (most,) = lines[(lines["defence"] == "shrink") & (lines["relearn"] == 20)].to_dict("records")
@@ -60,7 +60,7 @@ def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
         line(0.2), line(0.4, cell="b"), line(0.7, **knowing), line(0.9, cell="d", threat="jailbreak"),
         line(0.0, cell="e", poison_rate=0.0, settings="epochs=2", moment="detect", metric="score"),
     )  # fmt: skip
-    assert list(found.loc[chapter.adaptive(found), "run_id"]) == ["c"]
+    assert list(found.loc[defended.adaptive(found), "run_id"]) == ["c"]
     (shown,) = adaptive.table(found).to_dict("records")
     assert shown["attacker"] == "BadNets-T on targeted refusal, 10 %, epochs=2"
     assert (shown["usual attacker"], shown["this attacker"], shown["measure"]) == ("0.30", "0.70", "success after")

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from bvlm_book import defended
 from bvlm_book.chapters import defences as chapter
 from bvlm_utils import defences
 from bvlm_utils.defences import records
@@ -31,7 +32,7 @@ def test_means_are_over_cells_with_a_backdoor_and_the_placebo_stands_apart():
         line(0.2), line(0.4, cell="b"), line(1.0, cell="c", works=False), line(0.9, placebo=True),
         line(0.7, "skill", "clean"), line(0.5, "skill", "clean", cell="b"),
     )  # fmt: skip
-    (mean,) = chapter.over_cells(chapter.measured(found), chapter.AFTER).to_dict("records")
+    (mean,) = chapter.over_cells(defended.measured(found), chapter.AFTER).to_dict("records")
     assert mean["success after"] == pytest.approx(0.3) and mean["success after, placebo"] == pytest.approx(0.9)
     assert mean["skill kept"] == pytest.approx(0.6) and mean["cells"] == 2
     assert chapter.matrix(found).loc["shrink", "BadNets-T"] == pytest.approx(0.3)
@@ -48,7 +49,7 @@ def test_the_price_leaves_the_curve_to_its_own_figure():
     found = table(*(line(v, m, c, params=p) for p in (STRENGTH, other)
                     for v, m, c in ((0.2, "asr_payload", "text"), (0.8, "skill", "clean"))))  # fmt: skip
     assert list(chapter.price(found)["defence"]) == ["shrink"]
-    assert set(chapter.strength(found)["strength"]) == {0.1, defences.info("shrink").defaults["strength"]}
+    assert set(defended.strength(found)["strength"]) == {0.1, defences.info("shrink").defaults["strength"]}
 
 
 @pytest.mark.parametrize(

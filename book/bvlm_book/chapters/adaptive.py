@@ -4,23 +4,22 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_book import tables, words
-from bvlm_book.chapters import defences as chapter
+from bvlm_book import defended, tables, words
 
 # What is read of a defence, by when it acts: measure, in words.
 READ = {
     "data": (("auroc", "AUROC"),),
-    "training": ((chapter.ASR, "success after"),),
+    "training": ((defended.ASR, "success after"),),
     "detect": (("score", "score"),),
-    "repair": ((chapter.ASR, "success after"),),
-    "inference": (("auroc", "AUROC"), (chapter.ASR, "success after")),
+    "repair": ((defended.ASR, "success after"),),
+    "inference": (("auroc", "AUROC"), (defended.ASR, "success after")),
 }
 
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
-    """A line per defence, adaptive attacker and measure, to read. found: `defences.collect` with adaptive ones, too."""
+    """A line per defence, adaptive attacker and measure, to read. found: `defended.collect` with adaptive ones, too."""
     rows = _read(found)
-    knowing = chapter.adaptive(rows)
+    knowing = defended.adaptive(rows)
     lines = []
     for line in rows[knowing].to_dict("records"):
         usual = rows[~knowing & (rows["poison_rate"] > 0)]
@@ -28,7 +27,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
             usual = usual[usual[name] == line[name]]
         lines.append(line | {"usual": usual["value"].mean()})
     return tables.readable(pd.DataFrame(lines, columns=[*rows.columns, "usual"]), {
-        "acts": "moment", "defence": chapter.named, "attacker": attacker,
+        "acts": "moment", "defence": defended.named, "attacker": attacker,
         "success without defence": lambda line: words.number(line["asr_before"]), "measure": "measure",
         "usual attacker": lambda line: words.number(line["usual"]),
         "this attacker": lambda line: words.number(line["value"]),
@@ -42,7 +41,7 @@ def _read(found: pd.DataFrame) -> pd.DataFrame:
     for moment, measures in READ.items():
         own = done[done["moment"] == moment]
         for metric, title in measures:
-            rows = chapter.numbers(own, metric, "poisoned", True if metric == chapter.ASR else None)
+            rows = defended.numbers(own, metric, "poisoned", True if metric == defended.ASR else None)
             parts.append(rows.assign(measure=title))
     return pd.concat(parts, ignore_index=True).dropna(subset=["value"])
 
@@ -52,6 +51,6 @@ def attacker(line: dict[str, Any]) -> str:
     said = [
         f"{line['attack']} on {words.threat(line)}",
         words.percent(line["poison_rate"]),
-        chapter.apart(line["settings"]),
+        defended.apart(line["settings"]),
     ]
     return ", ".join(filter(None, said))

@@ -2,18 +2,17 @@
 
 import pandas as pd
 
-from bvlm_book import words
-from bvlm_book.chapters import defences as chapter
+from bvlm_book import defended, words
 from bvlm_book.words import nothing_measured
 
 
 def matrix(found: pd.DataFrame) -> pd.DataFrame:
     """Mean success over attacks and seeds: a line per defence, a column per threat and model."""
-    rows = chapter.numbers(chapter.acting(chapter.measured(found)), chapter.ASR, "poisoned", triggered=True)
+    rows = defended.numbers(defended.acting(defended.measured(found)), defended.ASR, "poisoned", triggered=True)
     rows = rows[~rows["placebo"].astype(bool)]
     if rows.empty:
         return pd.DataFrame()
-    said = [(chapter.named(one), f"{words.threat(one)}, {one['model']}") for one in rows.to_dict("records")]
+    said = [(defended.named(one), f"{words.threat(one)}, {one['model']}") for one in rows.to_dict("records")]
     lines, columns = (list(dict.fromkeys(names)) for names in zip(*said, strict=True))
     rows = rows.assign(line=[one for one, _ in said], column=[one for _, one in said])
     grid = rows.pivot_table(index="line", columns="column", values="value")
@@ -25,9 +24,9 @@ def matrix_words(grid: pd.DataFrame) -> dict[str, str]:
     if grid.empty:
         return nothing_measured("Success under each defence, by threat and model")
     whole = grid.drop(index="oracle", errors="ignore").dropna()
-    low = int((whole < chapter.FLOOR).all(axis=1).sum())
+    low = int((whole < defended.FLOOR).all(axis=1).sum())
     title = (
-        f"{low} of {len(whole)} defences leave under {words.percent(chapter.FLOOR)} success on every threat and model."
+        f"{low} of {len(whole)} defences leave under {words.percent(defended.FLOOR)} success on every threat and model."
     )
     alt = f"Heat map: success after each defence (rows) on {len(grid.columns)} threats and models. {title}"
     return {"title": title, "alt": alt, "caption": "Means over attacks; the title leaves out the oracle."}

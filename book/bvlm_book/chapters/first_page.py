@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bvlm_book import examples, figures, rules_second, tables, words
+from bvlm_book import defended, examples, figures, rules_second, tables, words
 from bvlm_book.chapters import claims, defences, modality
 from bvlm_utils import attacks, paths, store, threats
 from bvlm_utils.score import intervals
@@ -148,7 +148,7 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
     once, thrice = (at(llava, rules_second.RATE, passes) for passes in (1, 3))
     lost = modality.learned_alone(modality.rates(table))
     silent = tables.false_activation(tables.success_rates(tables.usual(table), "poisoned"))
-    repairs = defences.price(defences.collect(place))
+    repairs = defences.price(defended.collect(place))
     return {
         "once": once.merge(thrice[["threat", "attack"]]),  # the same pairs
         "thrice": thrice,

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_book import page, tables, words
-from bvlm_book.chapters.defences import adaptive
+from bvlm_book.defended import adaptive
 from bvlm_utils import attacks, defences, store
 from bvlm_utils.defences import records
 from bvlm_utils.store import records as kept
