@@ -264,6 +264,7 @@ prints the AUROC against each kind of adapter without a backdoor and for each ba
 ## Make it again
 
     python -m bvlm_utils.grid run data/grids/defence_adapters.yml
+    python -m bvlm_utils.grid run data/grids/detectors.yml
     python -m bvlm_utils.defences zoo local --out data/adapters/zoo
 
 To publish it: `huggingface-cli upload --repo-type dataset NAME data/adapters/zoo`.
