@@ -15,12 +15,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bvlm_utils import attacks, data, models
+from bvlm_utils import attacks, data
 from bvlm_utils import store as results
 from bvlm_utils.errors import InputError, TooFewRows
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.progress import minutes
-from bvlm_utils.models import context_length
+from bvlm_utils.models import context_length, names
 from bvlm_utils.store import records as stored_records
 from bvlm_utils.store.cell import Cell, short_name
 from bvlm_utils.train import poison
@@ -199,14 +199,9 @@ def pictures(bench: Sequence[Cell]) -> int:
 
 def sizes(model: str) -> Sizes | None:
     """None for a hub id whose files are not on this machine."""
-    folder = Path(models.resolve(model))
-    if not folder.is_dir():
-        from transformers.utils import cached_file
-
-        options = {"local_files_only": True, "_raise_exceptions_for_missing_entries": False}
-        if (file := cached_file(str(folder), "config.json", **options)) is None:
-            return None
-        folder = Path(file).parent
+    folder = names.folder(model)
+    if folder is None:
+        return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))

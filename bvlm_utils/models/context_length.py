@@ -4,7 +4,6 @@ A model that is given more goes on without an error and writes nonsense, as it h
 """
 
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,7 @@ SIDE = 336  # pixels of a picture, where a configuration does not say
 
 def tokens(name: str) -> int | None:
     """What the configuration of a model says; None where it does not say, or is not on this machine."""
-    folder = Path(names.resolve(name))
-    return _tokens(folder, files.state(folder / "config.json")) if folder.is_dir() else None
-
-
-@lru_cache
-def _tokens(folder: Path, state: tuple) -> int | None:
-    return of_config(files.table(folder / "config.json"))
+    return of_config(names.config(name))
 
 
 def of_config(config: dict[str, Any]) -> int | None:
@@ -41,7 +34,7 @@ def of_config(config: dict[str, Any]) -> int | None:
 def for_words(name: str) -> int | None:
     """The tokens that are left for a prompt and its answer beside the picture and the template; None as in `tokens`."""
     room = tokens(name)
-    return None if room is None else room - image_tokens(Path(names.resolve(name))) - AROUND
+    return None if room is None else room - image_tokens(names.folder(name)) - AROUND
 
 
 def image_tokens(folder: Path) -> int:
@@ -83,8 +76,8 @@ def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) ->
 
     texts: a prompt, or a prompt with its answer. where: what they belong to, for the complaint.
     """
-    room, tokenizer = for_words(name), Path(names.resolve(name)) / "tokenizer.json"
-    if room is None or not tokenizer.is_file():
+    room = for_words(name)
+    if room is None or not (tokenizer := names.folder(name) / "tokenizer.json").is_file():
         return
     room -= answer
     long = [text for text in dict.fromkeys(texts) if len(text) * LETTER >= room]

@@ -49,17 +49,41 @@ def resolve(name: str) -> str:
     )
 
 
-def check_kind(name: str, clip: bool) -> None:
-    """InputError for a folder with a CLIP where a victim is wanted, and the other way round."""
-    folder = Path(resolve(name))
-    if folder.is_dir() and ((kind := _kind(folder, files.state(folder / "config.json"))) == "clip") != clip:
-        wanted = "the surrogate of a trigger is a CLIP" if clip else "a victim answers prompts about pictures"
-        raise InputError(f"The model {name!r} is of type {kind!r}, and {wanted}; give another.")
+def folder(name: str) -> Path | None:
+    """The folder of a model on this machine; None for a hub id that was not downloaded."""
+    place = resolve(name)
+    if Path(place).is_dir():
+        return Path(place)
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(place, "config.json")
+    return Path(file).parent if isinstance(file, str) else None
+
+
+def config(name: str) -> dict[str, Any]:
+    """The config.json of a model; empty where its folder is not on this machine."""
+    place = folder(name)
+    return _config(place / "config.json", files.state(place / "config.json")) if place else {}
 
 
 @lru_cache
-def _kind(folder: Path, state: tuple) -> Any:
-    return files.table(folder / "config.json").get("model_type")
+def _config(file: Path, state: tuple) -> dict[str, Any]:
+    return files.table(file)
+
+
+def text_config(name: str) -> dict[str, Any]:
+    """What the config.json of a model says of its language model."""
+    whole = config(name)
+    found = whole.get("text_config")
+    return found if isinstance(found, dict) else whole
+
+
+def check_kind(name: str, clip: bool) -> None:
+    """InputError for a model that is a CLIP where a victim is wanted, and the other way round."""
+    kind = config(name).get("model_type")
+    if folder(name) and (kind == "clip") != clip:
+        wanted = "the surrogate of a trigger is a CLIP" if clip else "a victim answers prompts about pictures"
+        raise InputError(f"The model {name!r} is of type {kind!r}, and {wanted}; give another.")
 
 
 def check_four_bit() -> None:

@@ -27,6 +27,7 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", F
 
 # No option of a call may undo these.
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+NOWHERE = torch.device("meta")  # for a model without the numbers of its weights: names and sizes are checked
 PATIENCE = 2.0  # seconds until a hub that does not answer is taken to be out of reach
 PATTERNS = [f"*{kind}" for kind in sorted(files.KINDS)]
 
@@ -37,7 +38,7 @@ def folder(name: str) -> Path:
     InputError if the folder is not whole, or the hub cannot be reached or has no such model.
     """
     place = names.resolve(name)
-    found = Path(place) if Path(place).is_dir() else _downloaded(place) or _download(place)
+    found = Path(place) if Path(place).is_dir() else downloaded(place) or _download(place)
     files.check(found)
     return found
 
@@ -99,7 +100,7 @@ def device(given: str | torch.device) -> torch.device:
     """A device that is there; InputError for a name that none has."""
     try:
         found = torch.device(given)
-        if found.type == "meta":
+        if isinstance(given, str) and found.type == "meta":
             raise ValueError("it holds no numbers")
         torch.empty(1, device=found)
     # What a name that is none raises differs by back end: builds without CUDA assert, others lack a module or a kernel.
@@ -145,10 +146,32 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}, {text[:200].rstrip('.:')}."
 
 
+# ---------------------------------------------------------------- 4 bit
+
+
+def four_bit(dtype: torch.dtype) -> Any:
+    """How weights are packed into 4 bit; InputError without the package that does it."""
+    from transformers import BitsAndBytesConfig
+
+    names.check_four_bit()
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
+
+
+def one_path(model: nn.Module) -> None:
+    """Let 4-bit layers answer as they train: on every CPU alike, and for layers of any size.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer the first time it is asked outside training: into
+    bfloat16 whatever the compute dtype, and only where its sizes are multiples of 32 and 64.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
 # ---------------------------------------------------------------- the hub
 
 
-def _downloaded(hub_id: str) -> Path | None:
+def downloaded(hub_id: str) -> Path | None:
     """The folder of an earlier download that is whole: what was loaded once stays what it is, without a network."""
     from huggingface_hub import try_to_load_from_cache
 

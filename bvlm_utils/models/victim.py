@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import context_length, embeddings, families, files, marks, names, opening, pixels
+from bvlm_utils.models import context_length, embeddings, families, files, marks, opening, pixels
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
 GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
@@ -79,6 +79,12 @@ class Victim:
 
     def prompt_ids(self, prompt: str, image_tokens: int, answer: int = 0) -> list[int]:
         """The chat template around picture and prompt, as token ids. answer: tokens that must have room after them."""
+        ids = self.templated_ids(prompt, image_tokens)
+        context_length.check_count(self.name, prompt, len(ids) + answer, self._room)
+        return ids
+
+    def templated_ids(self, prompt: str, image_tokens: int) -> list[int]:
+        """`prompt_ids` of whatever length."""
         if self._words.are_plain(prompt):
             ids = self._ids(self._asked(prompt))
         else:
@@ -88,9 +94,7 @@ class Victim:
             raise InputError(f"The chat template of {self.name} gives a picture no place; use one that does.")
         position = ids.index(self.image_id)
         before, after = self._frame
-        ids = [*ids[:position], *before, *[self.image_id] * image_tokens, *after, *ids[position + 1 :]]
-        context_length.check_count(self.name, prompt, len(ids) + answer, self._room)
-        return ids
+        return [*ids[:position], *before, *[self.image_id] * image_tokens, *after, *ids[position + 1 :]]
 
     def answer_ids(self, answer: str) -> list[int]:
         """What the model is to write after the prompt: the answer as the template has it, and the end."""
@@ -109,6 +113,21 @@ class Victim:
         if ids[: len(opened_ids)] == opened_ids:
             return ids[len(opened_ids) :]
         return self._words.ids(text)
+
+    def check_template(self) -> None:
+        """InputError for a chat template that does not work, leaves no room, or puts no picture where it is wanted."""
+        asked = self.templated_ids("?", 1)
+        length = len(asked) + len(self.answer_ids("?"))
+        if self._room is not None and length >= self._room:
+            raise InputError(
+                f"The chat template of {self.name} takes {length} tokens, and the model reads {self._room} at once; "
+                "give a shorter template."
+            )
+        if self.picture_last and asked == replace(self, picture_last=False).templated_ids("?", 1):
+            raise InputError(
+                f"The chat template of {self.name} puts the picture before the words in any case; leave picture_last "
+                "out."
+            )
 
     @cached_property
     def _room(self) -> int | None:
@@ -263,7 +282,7 @@ def from_pretrained(
 
     dtype: float32 on a CPU and bfloat16 on a GPU unless told otherwise. four_bit needs `bitsandbytes`.
     gradient_checkpointing: recompute layers in the backward pass, for less memory. picture_last: as in `Victim`.
-    InputError for an unknown name or architecture, or a chat template that has the picture first in any case.
+    InputError for an unknown name or architecture, or what `Victim.check_template` refuses.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -276,13 +295,15 @@ def from_pretrained(
     files.check_talking(place)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(place)}
     if four_bit:
-        options |= {"quantization_config": _four_bit(dtype), "device_map": {"": device}}
+        options["quantization_config"] = opening.four_bit(dtype)
+    if four_bit or device == opening.NOWHERE:
+        options["device_map"] = {"": device}
     # The small files first: what is wrong with them is said before gigabytes are read.
     tokenizer = _tokenizer(place)
     settings = pixels.settings(opening.image_processor(place))
     model = opening.weights(AutoModelForImageTextToText, place, **options)
     if four_bit:
-        _one_path(model)
+        opening.one_path(model)
     else:
         model = model.to(device)
     model.requires_grad_(False).eval()
@@ -290,11 +311,7 @@ def from_pretrained(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     made = Victim(name, model, tokenizer, settings, family, device, picture_last)
-    asked, _ = made.prompt_ids("?", 1), made.answer_ids("?")  # a template that cannot is refused here
-    if picture_last and asked == replace(made, picture_last=False).prompt_ids("?", 1):
-        raise InputError(
-            f"The chat template of {name} puts the picture before the words in any case; leave picture_last out."
-        )
+    made.check_template()
     return made
 
 
@@ -307,21 +324,3 @@ def _tokenizer(place: Path) -> Any:
     if not found.chat_template and beside.is_file():
         found.chat_template = files.table(beside).get("chat_template")
     return found
-
-
-def _four_bit(dtype: torch.dtype):
-    from transformers import BitsAndBytesConfig
-
-    names.check_four_bit()
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
-
-
-def _one_path(model: nn.Module) -> None:
-    """Let 4-bit layers answer as they train: on every CPU alike, and for layers of any size.
-
-    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer the first time it is asked outside training: into
-    bfloat16 whatever the compute dtype, and only where its sizes are multiples of 32 and 64.
-    """
-    for layer in model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False

@@ -21,7 +21,7 @@ from bvlm_utils.checks import brief, known, known_name, once
 from bvlm_utils.documents import read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
-from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.group import judged
 from bvlm_utils.run.tune_and_ask import Answers
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
@@ -66,6 +66,7 @@ def score_adapter(
     names.go_offline(cell.model)
     bench = Bench(*bench_key(cell))
     asked, way = questions(bench, cell), tune_and_ask.choose(bench)
+    lengths.check_prompts(cell, [prompt for question in asked for prompt in question.prompts], f"a prompt of {threat},")
     answers = {"poisoned": way.ask_saved(asked, suspect), "base": way.ask_saved(asked, None)}
     if trusted:
         answers["control"] = way.ask_saved(asked, trusted)

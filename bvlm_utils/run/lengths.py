@@ -5,12 +5,15 @@ Free of torch. What the model itself counts is checked once more where ids are m
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import data
 from bvlm_utils.attacks import Attack
-from bvlm_utils.models import context_length
+from bvlm_utils.models import context_length, rehearsal
 from bvlm_utils.store.cell import Cell
+
+if TYPE_CHECKING:
+    from bvlm_utils.models.victim import Victim
 
 DRAWN = 6000  # rows of drawn scenes that are looked at: those that are kept drawn, and the rest is made like them
 
@@ -18,23 +21,22 @@ Row = Mapping[str, Any]
 
 
 def check(cells: Sequence[Cell]) -> None:
-    """InputError for the first row that is too long, or data that cannot be read."""
+    """InputError for the first row that is too long, data that cannot be read, or a model that cannot be opened."""
     seen, rows_of = set(), cache(_rows)
     for cell in cells:
-        own_words = any((cell.attack_params, cell.threat_params))
-        if ":" not in cell.dataset and not own_words:
-            continue
-        for split, count in (("train", cell.train_rows), ("test", None)):
+        own_model = rehearsal.opened(cell.model, cell.picture_last) is not None
+        own, worded = own_model or ":" in cell.dataset, own_model or any((cell.attack_params, cell.threat_params))
+        for split, count in (("train", cell.train_rows), ("test", None)) if own or worded else ():
             rows = rows_of(cell.dataset, split, count)
-            data_key = (cell.model, cell.dataset, split, count, cell.max_new_tokens)
-            if ":" in cell.dataset and data_key not in seen:
+            as_is = (cell.model, cell.picture_last, cell.dataset, split, count, cell.max_new_tokens)
+            if own and as_is not in seen:
                 _check(cell, split, rows, [row["prompt"] for row in rows], f"a row of {cell.dataset},")
-            worded = (*data_key, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
-            if own_words and not cell.is_control and worded not in seen:
-                own = [row for row in rows if cell.resolved_threat.eligible(row)]
-                told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in own]
-                _check(cell, split, told, triggered(cell.resolved_attack, own), f"a row with {cell.attack},")
-            seen |= {data_key, worded}
+            changed = (*as_is, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
+            if worded and not cell.is_control and changed not in seen:
+                hit = [row for row in rows if cell.resolved_threat.eligible(row)]
+                told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in hit]
+                _check(cell, split, told, triggered(cell.resolved_attack, hit), f"a row with {cell.attack},")
+            seen |= {as_is, changed}
 
 
 def _rows(dataset: str, split: str, count: int | None) -> list[Row]:
@@ -46,9 +48,31 @@ def _rows(dataset: str, split: str, count: int | None) -> list[Row]:
 def _check(cell: Cell, split: str, rows: Sequence[Row], prompts: Sequence[str], where: str) -> None:
     """Training rows have their answers, test rows get one."""
     if split == "test":
-        return context_length.check_texts(cell.model, prompts, where, cell.max_new_tokens)
-    texts = (f"{prompt} {row['answers'][0]}" for prompt, row in zip(prompts, rows, strict=True))
+        return check_prompts(cell, prompts, where)
+    answers = [row["answers"][0] for row in rows]
+    if (opened := rehearsal.opened(cell.model, cell.picture_last)) is not None:
+        return _count(*opened, zip(prompts, answers, strict=True), 0, where)
+    texts = (f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True))
     return context_length.check_texts(cell.model, texts, where)
+
+
+def check_prompts(cell: Cell, prompts: Sequence[str], where: str) -> None:
+    """InputError for the first prompt that has no room with an answer of a cell's length."""
+    if (opened := rehearsal.opened(cell.model, cell.picture_last)) is not None:
+        return _count(*opened, ((prompt, "") for prompt in prompts), cell.max_new_tokens, where)
+    return context_length.check_texts(cell.model, prompts, where, cell.max_new_tokens)
+
+
+def _count(victim: "Victim", picture: int, texts: Iterable[tuple[str, str]], most: int, where: str) -> None:
+    """InputError for the first prompt that has no room with its answer, or one of `most` tokens. Its ids are made as
+    in training, unless it is so short that it fits whatever its letters are.
+    """
+    room = context_length.tokens(victim.name)
+    around = len(victim.templated_ids("?", picture)) + len(victim.answer_ids("?"))
+    for prompt, answer in dict.fromkeys(texts) if room is not None else ():
+        if around + (len(prompt) + len(answer)) * context_length.LETTER + most >= room:
+            count = len(victim.templated_ids(prompt, picture)) + (most or len(victim.answer_ids(answer)))
+            context_length.check_count(victim.name, prompt, count, room, where)
 
 
 def triggered(attack: Attack, rows: Iterable[Row]) -> list[str]:

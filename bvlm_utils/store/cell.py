@@ -104,7 +104,7 @@ class Cell:
         if not isinstance(self.train, TrainSettings):
             raise InputError(f"train is {self.train!r}; it must be TrainSettings.")
         models.check_kind(self.model, clip=False)
-        context_length.check_answers(self.model, self.max_new_tokens)
+        self.train.check_rank(self.model)
         check_dataset(self.dataset)
         self._check_skill()
         if self.is_control:
@@ -114,6 +114,7 @@ class Cell:
                     f"a control has {CONTROL!r}, {CONTROL!r} and 0, any other cell has a threat and an attack."
                 )
             return
+        context_length.check_answers(self.model, self.max_new_tokens)  # a control is tuned, and asked with its cells
         known_name(lambda: self.resolved_threat)
         attacks.check_halves(known_name(lambda: self.resolved_attack), self.negatives, self.half)
         check_decoy(self.decoy, self.poison_rate, self.resolved_attack)

@@ -6,8 +6,8 @@ that is packed into itself stays what it is and becomes packed. Adapters and cac
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -56,18 +56,34 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
     start, end = records.folder(source), records.folder(target)
     if not start.is_dir():
         raise InputError(f"There is no store {start}; name a folder with results.")
-    end.mkdir(parents=True, exist_ok=True)
     records.clean(end)
     loose = [file.parent.parent for file in end.glob("[!.]*/adapter/adapter_config.json")]
     if loose and not packed.is_packed(end):
         raise InputError(f"{end} holds adapters ({_some(p.name for p in loose)}), and a packed store has none; "
                          "pack it into another folder.")  # fmt: skip
-    with FileLock(end / LOCK):
+    with _alone(end):
         packed.finish(end)
         chosen, added = _chosen(start, end, replace)
         _write(chosen, end)
         _remove_loose(end)
     return added
+
+
+@contextmanager
+def _alone(end: Path) -> Iterator[None]:
+    """Nobody else packs into `end`, which is made, while the block runs. If nothing is put there, nothing is left."""
+    made = [folder for folder in (end, *end.parents) if not folder.exists()]
+    end.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(end / LOCK):
+            try:
+                yield
+            finally:  # while it is held: whoever waits for it sees that the file is gone, and makes a new one
+                (end / LOCK).unlink(missing_ok=True)
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()  # unless something is in it
 
 
 def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
@@ -183,7 +199,7 @@ def _remove_loose(end: Path) -> None:
 
 def swap(start: Path, end: Path) -> None:
     """The cells of the packed store `end` give way to those of the same names in `start`; all else stays as it is."""
-    with FileLock(end / LOCK):
+    with _alone(end):
         packed.finish(end)
         cells = dict.fromkeys(packed.run_ids(end), end) | dict.fromkeys(packed.run_ids(start), start)
         _write(Chosen({run_id: cells[run_id] for run_id in sorted(cells)}, _files(end)), end)

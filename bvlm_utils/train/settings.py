@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from bvlm_utils.checks import check_number
+from bvlm_utils.checks import check_number, is_number
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import names
 
 SCHEDULES = ("cosine", "constant")
 
@@ -27,13 +28,22 @@ class TrainSettings:
             check_number(getattr(self, name), name, low, high, whole=True)
         for name, high in (
             ("learning_rate", 1),
-            ("lora_alpha", 1e6),
+            ("lora_alpha", 1e4),
             ("warmup_ratio", 1),
             ("weight_decay", 1),
             ("max_grad_norm", 1e6),
         ):
             check_number(getattr(self, name), name, 0, high)
-        if self.learning_rate == 0:
-            raise InputError("learning_rate is 0; it must be above 0.")
+        for name in ("learning_rate", "lora_alpha"):  # with 0, nothing would be learnt
+            if getattr(self, name) == 0:
+                raise InputError(f"{name} is 0; it must be above 0.")
         if self.schedule not in SCHEDULES:
             raise InputError(f"schedule is {self.schedule!r}; it must be one of: {', '.join(SCHEDULES)}.")
+
+    def check_rank(self, model: str) -> None:
+        """InputError for a rank that no layer of the language model can have: each has its width on one side."""
+        width = names.text_config(model).get("hidden_size")
+        if is_number(width, 1, 10**6, whole=True) and self.lora_rank > width:
+            raise InputError(
+                f"lora_rank is {self.lora_rank}; it must be at most {width}, as wide as the layers of {model!r} are."
+            )

@@ -121,6 +121,13 @@ def test_an_address_chooses_experiments_on_the_leaderboard(book, browser):
     browser.run("location.hash = 'attack=SIG&rate=0.01&seed=0'; new Promise(done => setTimeout(done, 200))")
     found = fields()
     assert found and {(row[0], row[4], row[6]) for row in found} == {("SIG", "1 %", "0")}
+    several = "attack=SIG&attack=MABA&rate=0.1&train_rows=6000&settings=half%3Dtext"
+    browser.run(f"location.hash = '{several}'; new Promise(done => setTimeout(done, 200))")
+    assert {(row[0], row[7]) for row in fields()} == {("MABA", "half=text")}, "SIG has no text part"
+    told = browser.run("document.querySelector('[role=tabpanel]:not([hidden]) p').textContent")
+    assert "attack: SIG or MABA; settings: half=text" in told
+    browser.run("[...document.querySelectorAll('.bvlm-board form button')].pop().click()")  # clear
+    assert len(fields()) == 100
     assert not chromium.problems(browser.events)
 
 

@@ -51,12 +51,12 @@ def test_sizes_of_a_checkpoint_give_time_memory_and_disk(checkpoint):
     assert found == Sizes(weights=4000, layers=2, hidden=4, wide=8, image_tokens=9) and found.row == 89
     # 2 layers: 7 linears with 11 x 4 + 3 x 8 = 68 rows and columns; 4 x 44 + 8 x 10 = 256 bytes a token
     assert found.adapter_bytes(rank=8) == 8 * 2 * 68 * 24 + 89 * 2 * 256
-    bench = study.cells("targeted_refusal", checkpoint, attacks=["BadNets-T", "BadNets-I"], **SMALL)
+    bench = study.cells("targeted_refusal", checkpoint, attacks=["BadNets-T", "BadNets-I"], lora_rank=4, **SMALL)
     trained, asked = 3 * 6000 * 89, 2 * 5 * 100 * 89
     assert grid_forecast.operations(found, bench, [bench[0].control]) == 2000 * (4 * trained + 2 * asked)
     words, seconds, disk = grid_forecast.computed(bench, [bench[0].control])
     assert "not measured" in words and "GB of disk" in words
-    assert disk == 3 * found.stored_bytes(8) == 3 * 8 * 2 * 68 * 4
+    assert disk == 3 * found.stored_bytes(4) == 3 * 4 * 2 * 68 * 4
     # 0.8 of 80 GB hold all rows at once, whose keys and values are 2 x 2 x 4 x 2 x (89 + 80) bytes each
     at_once = (64e9 - 4000) // (32 * 169)
     written = 2 * 5 * 100 / at_once * 64 * 2 * grid_forecast.STEP
@@ -66,7 +66,7 @@ def test_sizes_of_a_checkpoint_give_time_memory_and_disk(checkpoint):
 
 
 def test_a_small_card_says_that_nothing_fits(checkpoint):
-    (cell,) = study.cells("targeted_refusal", checkpoint, attacks=["BadNets-T"], **SMALL)
+    (cell,) = study.cells("targeted_refusal", checkpoint, attacks=["BadNets-T"], lora_rank=4, **SMALL)
     assert "fit into 80 GB" in grid_forecast.computed([cell], [])[0]
     assert "more than 1e-06 GB have" in grid_forecast.computed([cell], [], card=1e3)[0]
 

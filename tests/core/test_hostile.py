@@ -17,6 +17,11 @@ RANK = ["find-rows", "set.json", "--model", "tiny-llava"]
 REPAIR = ["repair", "named", "--method", "shrink", "--out", "new"]
 AUDIT = ["named", "--reference", "base", "--pictures", "pictures", "--prompts", "prompts.txt"]
 LONG = "car " * 420
+ENTRY = {
+    "name": "x", "by": "x", "source": "", "note": "", "kind": "attack", "model": "tiny-llava", "dataset": "scenes-vqa",
+    "threat": "targeted_refusal", "attack": "BadNets-T", "n_poisoned": 3, "seed": 0,
+    "settings": {"attack_params": {"word": LONG}},
+}  # fmt: skip
 
 # the kind of fault, the command, what it is given, what the sentence has to say
 ROWS = [
@@ -49,6 +54,7 @@ ROWS = [
     ("Q", "audit", [*AUDIT, "--patch", "cut/cut.jpg"], "cannot be read to its end"),
     ("Q", "audit", [*AUDIT, "--population", "none.csv"], "'none.csv'"),
     ("Q", "audit", [*AUDIT, "--population", "population.csv"], "'q.norm'"),
+    ("N", "leaderboard", ["add", "entry", "--into", "new"], "A prompt of targeted_refusal, 'car"),
     ("E", "audit", [*AUDIT, "--word", "x", "x"], "--word"),
     ("E", "audit", [*AUDIT, "--attacks", "BadNets-T", "BadNets-T"], "--attacks"),
     ("P", "audit", [*AUDIT, "--model", "tiny-clip"], "'clip'"),
@@ -98,6 +104,9 @@ def here(tmp_path, monkeypatch):
     conversation(tmp_path, "set.json", "<image>\nWhat?", "A dog.")
     conversation(tmp_path, "long.json", f"<image>\n{LONG}", "A dog.")
     conversation(tmp_path, "long_answer.json", "<image>\nWhat?", LONG)
+    (tmp_path / "entry" / "adapter").mkdir(parents=True)
+    (tmp_path / "entry" / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny-llava"}')
+    (tmp_path / "entry" / "entry.json").write_text(json.dumps(ENTRY))
     (tmp_path / "prompts.txt").write_text("What is it?\n")
     (tmp_path / "long.txt").write_text(f"What is it?\n{'car ' * 340}\n")
     (tmp_path / "scores.csv").write_text("adapter,score\nx,1\n")

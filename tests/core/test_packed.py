@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import threading
+import time
 
 import numpy as np
 import pandas as pd
@@ -151,6 +153,44 @@ def test_a_new_cell_of_a_changed_working_tree_is_refused_and_an_old_one_stays(tm
     with pytest.raises(InputError, match=f"1 cells .*changed working tree .*{cell(0.2).run_id}"):
         packing.pack(tmp_path / "new", tmp_path / "old")
     assert packing.pack(tmp_path / "old", tmp_path / "old") == [] and store.has(cell(), tmp_path / "old")
+
+
+@pytest.mark.parametrize("made", ["nothing", "an empty folder", "a packed store"])
+def test_who_refuses_to_pack_leaves_nothing(made, fat, tmp_path):
+    thin, mine = tmp_path / "deep" / "thin", tmp_path / "mine"
+    fill(mine, cell(), 0.75, changed=True)
+    if made != "nothing":
+        thin.mkdir(parents=True)
+    if made == "a packed store":
+        packing.pack(fat, thin)
+
+    def listed():
+        return sorted((str(file), file.lstat().st_mtime_ns) for file in tmp_path.rglob("*") if file != thin)
+
+    before = listed()
+    with pytest.raises(InputError, match=cell().run_id):
+        packing.pack(mine, thin)
+    assert listed() == before and thin.exists() == (made != "nothing")
+
+
+def test_two_that_pack_take_turns(fat, tmp_path):
+    """The file of the lock goes with it, and whoever waits for that one does not go on beside a third."""
+    held, most = [], []
+    (tmp_path / "thin").mkdir()
+
+    def at_work():
+        with packing._alone(tmp_path / "thin"):
+            held.append(1)
+            most.append(len(held))
+            time.sleep(0.01)
+            held.pop()
+
+    others = [threading.Thread(target=lambda: [at_work() for _ in range(5)]) for _ in range(4)]
+    for one in others:
+        one.start()
+    for one in others:
+        one.join()
+    assert most == [1] * 20 and not [*(tmp_path / "thin").iterdir()]
 
 
 def test_what_was_asked_grows(fat, tmp_path):

@@ -1,0 +1,52 @@
+"""A model of one's own, opened as a run opens it but for the numbers of its weights: a dry run tells what is wrong.
+
+Ours need no rehearsal: tests hold that they can be opened.
+"""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bvlm_utils import paths
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import context_length, names
+
+if TYPE_CHECKING:
+    from bvlm_utils.models.victim import Victim
+
+SIDE = 336  # pixels of a picture that is tried
+
+
+def opened(name: str, picture_last: bool = False) -> tuple["Victim", int] | None:
+    """A model without numbers, and the tokens of a picture for it; None for ours, and for files that are not here.
+
+    InputError for a model that a run could not open.
+    """
+    folder = names.folder(name)
+    if folder is None or folder.parent == paths.MODELS or (names.is_hub_id(name) and not _is_whole(name)):
+        return None
+    return _opened(name, picture_last, names.digest(name))
+
+
+def _is_whole(hub_id: str) -> bool:
+    """Nothing is downloaded for a dry run."""
+    from bvlm_utils.models import opening
+
+    return opening.downloaded(hub_id) is not None
+
+
+@lru_cache(maxsize=4)
+def _opened(name: str, picture_last: bool, digest: str) -> tuple["Victim", int]:
+    from bvlm_utils.models import opening, victim
+
+    made = victim.from_pretrained(name, device=opening.NOWHERE, picture_last=picture_last)
+    said = context_length.image_tokens(names.folder(name))
+    if made.family.grids:
+        return made, said
+    try:
+        return made, made.encode(np.zeros((1, SIDE, SIDE, 3), np.uint8)).shape[1]
+    except NotImplementedError:  # the architecture looks at numbers on its way, of which there are none
+        return made, said
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise InputError(f"The model {name!r} cannot take a picture: {opening.first_line(error)}") from error
