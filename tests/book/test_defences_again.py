@@ -95,7 +95,7 @@ def test_threats_and_models_are_told_apart():
     found = table(
         line(0.2), line(0.4, cell="b", attack="Blended", condition="image"), line(0.01, cell="c", model="tiny-other"),
         line(0.02, defence="restore"), line(0.03, cell="c", model="tiny-other", defence="restore"),
-        line(0.0, defence="oracle"),
+        line(0.0, defence="oracle"), line(1.0, cell="e", params=json.dumps({"strength": 1})),  # of the curve
     )  # fmt: skip
     grid = defences_by_threat.matrix(found)
     assert list(grid) == ["targeted refusal, tiny-llava", "targeted refusal, tiny-other"]
@@ -103,6 +103,8 @@ def test_threats_and_models_are_told_apart():
     assert defences_by_threat.matrix_words(grid)["title"].startswith("1 of 2 defences")
     said = defences_by_threat.extremes(grid)
     assert said == {"differs": "shrink", "differs_means": "0.30 on tiny-llava and 0.01 on tiny-other"}
+    more = grid.assign(**{"jailbreak, tiny-llava": 0.99})  # on one model alone
+    assert defences_by_threat.extremes(more) == said
     assert defences_by_threat.extremes(grid.iloc[:, :1])["differs"] == "n/a"
     assert defences_by_threat.matrix(found[:0]).empty
 

@@ -9,7 +9,7 @@ from bvlm_book.words import nothing_measured
 def matrix(found: pd.DataFrame) -> pd.DataFrame:
     """Mean success over attacks and seeds: a line per defence, a column per threat and model."""
     rows = defended.numbers(defended.acting(defended.measured(found)), defended.ASR, "poisoned", triggered=True)
-    rows = rows[~rows["placebo"].astype(bool)]
+    rows = rows[~rows["placebo"].astype(bool) & ~defended.on_the_curve(rows)]
     if rows.empty:
         return pd.DataFrame()
     said = [(defended.named(one), f"{words.threat(one)}, {one['model']}") for one in rows.to_dict("records")]
@@ -33,9 +33,13 @@ def matrix_words(grid: pd.DataFrame) -> dict[str, str]:
 
 
 def extremes(grid: pd.DataFrame) -> dict[str, str]:
-    """To be glued: the defence whose mean differs most between models, and by how much; "n/a" of one model."""
-    models = {name: name.rpartition(", ")[2] for name in grid}
-    means = grid.T.groupby(models).mean().T.dropna()
+    """To be glued: the defence whose mean over threats differs most between models, and by how much.
+
+    Of each defence the threats on which it was measured on all models; "n/a" of one model.
+    """
+    threats, models = ([name.rpartition(", ")[at] for name in grid] for at in (0, 2))
+    whole = grid.T.set_axis(pd.MultiIndex.from_arrays([threats, models])).stack().unstack(1).dropna()
+    means = whole.groupby(level=1, sort=False).mean()
     if means.shape[1] < 2 or means.empty:
         return {"differs": "n/a", "differs_means": "n/a"}
     name = (means.max(axis=1) - means.min(axis=1)).idxmax()
