@@ -64,8 +64,8 @@ def numbers(lines: pd.DataFrame) -> dict[str, str]:
     back = most[most["value"] - most["never"] >= FASTER]
     names = [defended.named(line) for line in back.to_dict("records")]
     return {
-        "repairs": str(len(most)),
-        "back": str(len(back)),
-        "back_names": ", ".join(names) or "none",
-        "rows": " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a",
+        "tuned_on": str(len(most)),
+        "come_back": str(len(back)),
+        "come_back_names": ", ".join(names) or "none",
+        "relearn_rows": " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a",
     }

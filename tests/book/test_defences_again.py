@@ -43,14 +43,19 @@ def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkey
     (most,) = lines[(lines["defence"] == "shrink") & (lines["relearn"] == 20)].to_dict("records")
     assert [most[name] for name in ("right", "value", "never", "cells")] == pytest.approx([0.2, 0.7, 0.05, 2])
     said = reactivation.numbers(lines)  # the oracle is no repair
-    assert (said["repairs"], said["back"], said["back_names"], said["rows"]) == ("2", "1", "shrink", "5 or 20")
+    assert (said["tuned_on"], said["come_back"], said["come_back_names"], said["relearn_rows"]) == (
+        "2",
+        "1",
+        "shrink",
+        "5 or 20",
+    )
     shown = reactivation.table(lines).set_index("repair")
     assert shown.loc["shrink", "after 20 rows"] == "0.70 (0.05)" and shown.loc["restore", "after 5 rows"] == "n/a"
 
 
 def test_a_store_without_it_has_nothing_to_say():
     empty = reactivation.means(table(line(0.1))[:0].assign(never=0.0), table(line(0.1)))
-    assert reactivation.table(empty).empty and reactivation.numbers(empty)["repairs"] == "0"
+    assert reactivation.table(empty).empty and reactivation.numbers(empty)["tuned_on"] == "0"
     assert adaptive.table(table(line(0.1))).empty
 
 

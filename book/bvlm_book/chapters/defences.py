@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bvlm_book import figures, tables, words
+from bvlm_book import figures, spectra, tables, words
 from bvlm_book.defended import ASR, FLOOR, acting, meant, measured, named, numbers, on_the_curve, strength
 from bvlm_book.words import nothing_measured
 from bvlm_utils import defences, store, threats
@@ -242,10 +242,16 @@ def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
         "models": _listed(done["model"].unique()),
         "threats": _listed(words.threat({"threat": name}) for name in done["threat"].unique()),
         "run": str(done["defence"].nunique()),
-        "lacking": _listed(name for name in defences.names() if name not in set(done["defence"])),
-        "lacking_threats": _listed(
-            words.threat({"threat": name}) for name in threats.names() if name not in set(done["threat"])
-        ),
+        "lacking": _listed(
+            [
+                *(
+                    f"the threat {words.threat({'threat': name})}"
+                    for name in threats.names()
+                    if name not in set(done["threat"])
+                ),
+                *(name for name in defences.names() if name not in {*done["defence"], *spectra.detectors()}),
+            ]
+        ),  # fmt: skip
         "weak": str(weak["run_id"].nunique()),
         "helpful": _listed(helpful(points)),
         "silent": _listed(own.loc[own["asr"] < FLOOR, "defence"]),
