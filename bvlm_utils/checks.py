@@ -46,6 +46,11 @@ def is_wording(value: Any) -> bool:
     return is_text(value) and bool(value.strip())
 
 
+def is_visible(value: Any) -> bool:
+    """Is it a text with a letter that can be seen? A space of no width is none."""
+    return is_text(value) and any(letter.isprintable() and not letter.isspace() for letter in value)
+
+
 def check_text(value: Any, name: str) -> None:
     """InputError unless `value` is a text that UTF-8 can hold."""
     if not is_text(value):

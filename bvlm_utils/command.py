@@ -1,7 +1,6 @@
 """What every command promises: exit code 0; or 2 with one sentence on standard error that says which value is wrong.
 
-1 is left to what nobody foresaw: the traceback goes into a file, and the sentence names it. A command is a `Parser` and
-a function of the parsed options, which `run` calls.
+1 is left to what nobody foresaw: the traceback goes into a file, and the sentence names it.
 """
 
 import argparse
@@ -11,10 +10,11 @@ import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 
 WRONG, UNFORESEEN = 2, 1
 LONGEST = 1500  # characters of a sentence; of a longer one, the ends are shown
@@ -33,7 +33,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: list[str] | None = None) -> int:
-    """Parse the options and act on them; the exit code, `act`'s own or 0 if all went well."""
+    """Parse the options and act on them; the exit code, `act`'s own or 0 if all went well.
+
+    Of Python's warnings our own remarks are told, at the end and each once; with a refusal nothing but its sentence is.
+    """
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Remark)
+        code = _run(parser, act, argv)
+    if code != WRONG:
+        for remark in dict.fromkeys(str(one.message) for one in heard):
+            print(remark.encode(errors="backslashreplace").decode(), file=sys.stderr)
+    return code
+
+
+def _run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: list[str] | None) -> int:
     try:
         return act(parser.parse_args(argv)) or 0
     except InputError as error:

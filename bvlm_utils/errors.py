@@ -1,4 +1,7 @@
-"""The mistakes that are the user's: each carries one clear sentence; command lines print it and exit with 2."""
+"""The mistakes that are the user's: each carries one clear sentence; command lines print it and exit with 2.
+
+And remarks, which end nothing.
+"""
 
 
 class _InOneSentence(Exception):
@@ -10,6 +13,10 @@ class _InOneSentence(Exception):
 
 class InputError(_InOneSentence, ValueError):
     """A value that the user gave is wrong; the message names the value, the place and what would be right."""
+
+
+class Remark(UserWarning):
+    """What a user should know and need not act on; commands print it as a line at their end."""
 
 
 class TooFewRows(InputError):

@@ -95,7 +95,7 @@ class _Number:
     html: str
 
     def __repr__(self) -> str:
-        return self.text
+        return repr(self.text)
 
     def _repr_html_(self) -> str:
         return self.html

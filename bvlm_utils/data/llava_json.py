@@ -25,12 +25,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from bvlm_utils.checks import brief, is_wording, label
+from bvlm_utils.checks import brief, is_visible, label
 from bvlm_utils.data.local_files import Pictures, number, value, wording
 from bvlm_utils.documents import read_json
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 
 PLACEHOLDER = "<image>"
+TASKS = ("caption", "vqa", "instruct")
 ASKS, ANSWERS, SYSTEM = {"human", "user"}, {"gpt", "assistant"}, {"system"}
 # Columns of a sample that go to "metadata", with what they are where nobody wrote them.
 METADATA = {"task": "instruct", "objects": [], "boxes": [], "style": "", "background": "", "kind": "",
@@ -68,13 +69,16 @@ def read(file: Path) -> list[dict[str, Any]]:
             answers = [answer, *references[1:]]
             row = {"row_id": f"{unique}/{turn}", "entry": index, "prompt": prompt, "answers": answers}
             rows.append(row | found | {column: about[column] for column in METADATA})
+    if content and not rows:
+        raise InputError(f"{file}: none of its {len(content)} entries has a picture, and each needs one.")
     if without:
-        warnings.warn(f"{without} of {len(content)} entries of {file} have no picture and are left out.", stacklevel=2)
+        said = f"{without} of {len(content)} entries of {file} have no picture and are left out."
+        warnings.warn(said, Remark, stacklevel=2)
     return rows
 
 
 def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
-    images = entry.get("images", entry.get("image"))
+    images = entry.get(_one_of(entry, ("images", "image"), owner, file))
     images = [images] if isinstance(images, str) else images or []
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise InputError(f"{file}: the picture of {owner} is {brief(images)}; it must be a path.")
@@ -85,8 +89,7 @@ def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
 
 def _turns(entry: Mapping[str, Any], owner: str, file: Path) -> list[tuple[str, str]]:
     """(prompt, answer) of every turn."""
-    key = "messages" if "messages" in entry else "conversations"
-    messages = value(entry, key, list, owner, file)
+    messages = value(entry, _one_of(entry, ("messages", "conversations"), owner, file), list, owner, file)
     spoken = [_message(message, owner, file) for message in messages]
     if spoken and spoken[0][0] in SYSTEM:
         spoken = spoken[1:]
@@ -109,11 +112,19 @@ def _message(message: Any, owner: str, file: Path) -> tuple[str, str]:
     if not isinstance(message, dict):
         raise InputError(f"{file}: a message of {owner} is {brief(message)}; it must be an object.")
     name = f"a message of {owner}"
-    role = value(message, "role" if "role" in message else "from", str, name, file)
-    key = "content" if "content" in message else "value"
+    role = value(message, _one_of(message, ("role", "from"), name, file), str, name, file)
+    key = _one_of(message, ("content", "value"), name, file)
     if role in ANSWERS:
         return role, wording(message, key, name, file).strip()
     return role, without_placeholder(value(message, key, str, name, file))
+
+
+def _one_of(entry: Mapping[str, Any], keys: tuple[str, str], name: str, file: Path) -> str:
+    """Which of two names of one thing is used: the second where neither is. InputError where both say something."""
+    used = [key for key in keys if entry.get(key)] or [key for key in keys if key in entry]
+    if len(used) == 2 and entry[used[0]] != entry[used[1]]:
+        raise InputError(f"{file}: {name} has both {keys[0]!r} and {keys[1]!r}, which mean the same; give one of them.")
+    return used[0] if used else keys[1]
 
 
 def without_placeholder(text: str) -> str:
@@ -132,14 +143,20 @@ def _metadata(entry: Mapping[str, Any], owner: str, file: Path) -> dict[str, Any
             raise InputError(
                 f"{file}: {key!r} in the metadata of {owner} is {brief(about[key])}; it must be like {default!r}."
             )
+    if about["task"] not in TASKS:
+        raise InputError(
+            f"{file}: 'task' in the metadata of {owner} is {brief(about['task'])}; it must be one of: "
+            f"{', '.join(TASKS)}."
+        )
     for key in ("references", "objects"):
-        if not isinstance(about[key], list) or not all(map(is_wording, about[key])):
+        if not isinstance(about[key], list) or not all(map(is_visible, about[key])):
             raise InputError(
                 f"{file}: {key!r} in the metadata of {owner} is {brief(about[key])}; it must be a list of texts, none "
                 "of them blank."
             )
     boxes = [isinstance(box, list) and [type(side) for side in box] == [int] * 4 for box in about["boxes"]]
     in_range = all(boxes) and all(abs(side) < 2**31 for box in about["boxes"] for side in box)
+    in_range = in_range and all(box[0] <= box[2] and box[1] <= box[3] for box in about["boxes"])
     if not in_range or len(about["boxes"]) not in (0, len(about["objects"])):
         raise InputError(
             f"{file}: 'boxes' in the metadata of {owner} is {brief(about['boxes'])}; it must be a list of "

@@ -1,7 +1,9 @@
-"""What does a picture file show? The one reader of pictures: of rows, of training and tests, of triggers, of chat.
+"""What does a picture file show? The one reader of pictures.
 
 A file is turned as its EXIF orientation says. 16-bit grey is scaled to 8 bits. What is transparent is laid over white.
-Of a film, the first picture is taken. All else that 8-bit RGB cannot hold (32-bit numbers) is refused.
+Of a film, the first picture is taken. All else that 8-bit RGB cannot hold (32-bit or signed numbers) is refused, and so
+are kinds of files that are no photographs: Pillow would have a program run for some, and for others it reads the first
+bytes alone.
 """
 
 import os
@@ -14,11 +16,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bvlm_utils.checks import label
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 
+KINDS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 EIGHT_BIT = ("1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 TRANSPARENT = "Transparent pictures are laid over white."  # one text, so that Python says it once
-BITS_PER_SAMPLE = 258  # the TIFF tag
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+FEW_BITS = {"1": 255, "L;2": 85, "L;4": 17}  # PNG: what Pillow multiplies levels by, but not the level that is clear
 
 
 def read_picture(path: Path | str, owner: str) -> Image.Image:
@@ -36,27 +40,33 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # whoever opens a pipe waits for ever
             raise ValueError("it is no file")
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:  # warnings of damaged EXIF data
-            levels = _levels(opened)
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(path, formats=KINDS) as opened,
+        ):  # warnings of damaged EXIF data
+            levels, negative = _levels(opened), opened.format == "TIFF" and opened.tag_v2.get(PHOTOMETRIC) == 0
+            times = FEW_BITS.get(opened.tile[0].args, 1) if opened.format == "PNG" and opened.tile else 1
             if not whole:
                 return None
             problem = "cannot be read to its end"
             opened.load()
-            shown = _rgb(ImageOps.exif_transpose(opened), levels)
+            if times > 1 and isinstance(clear := opened.info.get("transparency"), int):
+                opened.info["transparency"] = clear * times
+            shown = _rgb(ImageOps.exif_transpose(opened), levels, negative)
     except MemoryError:
         raise
     except Exception as error:  # broken files make Pillow raise almost anything
         raise InputError(f"{label(str(path))}, the picture of {owner}, {problem} ({_reason(path, error)}).") from None
     if shown.mode == "RGBA":
         if shown.getextrema()[3][0] < 255:
-            warnings.warn(TRANSPARENT, stacklevel=2)
+            warnings.warn(TRANSPARENT, Remark, stacklevel=2)
         shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
     return shown.convert("RGB")
 
 
 def _reason(path: Path | str, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "of no kind that is known" if Path(path).stat().st_size else "an empty file"
+        return f"of none of the kinds {', '.join(KINDS)}" if Path(path).stat().st_size else "an empty file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return f"{type(error).__name__}: {' '.join(str(error).split()).removesuffix('.')}"
@@ -64,6 +74,8 @@ def _reason(path: Path | str, error: Exception) -> str:
 
 def _levels(opened: Image.Image) -> int:
     """The highest level of a picture's file; ValueError for a picture that 8 bits a channel cannot hold."""
+    if opened.format == "TIFF" and {*opened.tag_v2.get(SAMPLE_FORMAT, (1,))} != {1}:
+        raise ValueError("its levels may be below 0; give 8 bits a channel, or 16 bits of grey, from 0 on")
     if opened.mode in EIGHT_BIT:
         return 255
     if opened.mode.startswith("I;16"):
@@ -74,11 +86,14 @@ def _levels(opened: Image.Image) -> int:
     raise ValueError(f"its pixels are of the kind {opened.mode}; give 8 bits a channel, or 16 bits of grey")
 
 
-def _rgb(picture: Image.Image, levels: int) -> Image.Image:
-    """The picture as 8-bit RGB, or RGBA where a part of it may be transparent."""
+def _rgb(picture: Image.Image, levels: int, negative: bool) -> Image.Image:
+    """The picture as 8-bit RGB, or RGBA where a part of it may be transparent. negative: white is 0, which Pillow turns
+    round in pictures of 8 bits alone.
+    """
     if levels > 255:
         clear = picture.info.get("transparency")
         deep = np.asarray(picture, dtype=np.float64)
+        deep = levels - deep if negative else deep
         picture = Image.fromarray((deep * 255 / levels).round().clip(0, 255).astype(np.uint8)).convert("RGB")
         if clear is not None:
             picture.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))

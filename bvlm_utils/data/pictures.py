@@ -1,17 +1,18 @@
 """The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
 
-`python -m bvlm_utils.pretraining.draw_pictures` draws both into data/pictures. They are our own, made of plain shapes
-by the two functions below, so the repository holds nobody else's picture; the committed files are what the
-attacks use.
+`python -m bvlm_utils.pretraining.draw_pictures` drew the committed ones of plain shapes: they are nobody else's.
 """
 
 import os
+from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 
 from PIL import Image
 
 from bvlm_utils import paths
-from bvlm_utils.checks import brief
+from bvlm_utils.checks import brief, file_digest
+from bvlm_utils.data import contents
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
@@ -29,19 +30,41 @@ def picture_path(name: str) -> Path:
     raise InputError(f"There is no picture {brief(name)}; give the path of a file, or one of data/pictures: {known}.")
 
 
+def concept_digest(concept: str) -> str | None:
+    """Hex digits that change when a folder's pictures of a concept do; None for a concept of data/sprites, or none."""
+    if not concept or _sprites(concept) or not os.path.isdir(concept):
+        return None
+    files = tuple(_files(concept))
+    return _digest(files, contents.states(files))
+
+
+@lru_cache(maxsize=8)
+def _digest(files: tuple[Path, ...], states: tuple[contents.State, ...]) -> str:
+    """Sizes and times only tell when to read again."""
+    return sha256("".join(f"{file.name} {file_digest(file)}\n" for file in files).encode()).hexdigest()
+
+
+def _sprites(concept: str) -> list[Path]:
+    return sorted(file for file in paths.SPRITES.glob("*/*.png") if file.stem == concept)
+
+
+def _files(folder: str) -> list[Path]:
+    """The pictures of a folder that are read."""
+    found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
+    if not found:
+        raise InputError(f"The folder {folder} has no .png, .jpg or .jpeg pictures of the source concept.")
+    return found[:100]
+
+
 def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:
     """Square pictures of one concept, for a trigger that is optimised towards it.
 
-    concept: a concept of data/sprites, drawn large on plain backgrounds of varied colour, in all styles; or a
-    folder of pictures (.png, .jpg, .jpeg), of which the first 100 by name are read. InputError for anything
-    else.
+    concept: of data/sprites, drawn large on plain backgrounds in all styles; or a folder of pictures (.png, .jpg,
+    .jpeg), of which the first 100 by name are read. InputError for anything else.
     """
-    sprites = sorted(file for file in paths.SPRITES.glob("*/*.png") if file.stem == concept)
+    sprites = _sprites(concept)
     if not sprites and os.path.isdir(concept):
-        files = sorted(p for p in Path(concept).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
-        if not files:
-            raise InputError(f"The folder {concept} has no .png, .jpg or .jpeg pictures of the source concept.")
-        opened = (read_picture(file, "the source concept") for file in files[:100])
+        opened = (read_picture(file, "the source concept") for file in _files(concept))
         return [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in opened]
     if not sprites:
         raise InputError(

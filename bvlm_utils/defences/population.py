@@ -15,7 +15,7 @@ import pandas as pd
 from bvlm_utils.atomic import write_file
 from bvlm_utils.defences import zoo
 from bvlm_utils.errors import InputError
-from bvlm_utils.user_paths import new_file
+from bvlm_utils.paths import new_file
 
 DIGITS = 6
 

@@ -22,11 +22,11 @@ import pandas as pd
 
 from bvlm_utils import attacks, command, store
 from bvlm_utils.errors import InputError
+from bvlm_utils.paths import new_folder
 from bvlm_utils.store import records
 from bvlm_utils.store import table as tidy
 from bvlm_utils.store.cell import CONTROL
 from bvlm_utils.train import adapters
-from bvlm_utils.user_paths import new_folder
 
 EACH, MOST_BYTES, RANK = 16, 8 * 2**20, 8
 ADAPTERS, TRUTH = "adapters", "truth"
@@ -168,7 +168,7 @@ def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
     return truth
 
 
-def name(saved: adapters.Saved) -> str:
+def name(saved: adapters.GroupResult) -> str:
     """A digest of the weights as they are packed: whoever has the file can compute it, and it says nothing else."""
     digest = blake2b(digest_size=4)
     for name, value in sorted(saved.state.items()):
@@ -202,7 +202,7 @@ def _write(folder: Path, picked: dict[str, Candidate]) -> pd.DataFrame:
     return truth
 
 
-def _write_adapter(folder: Path, saved: adapters.Saved, one: Candidate) -> None:
+def _write_adapter(folder: Path, saved: adapters.GroupResult, one: Candidate) -> None:
     """The weights in 16 bit, a configuration without anything that tells, and a card that does not tell either."""
     from safetensors.torch import save_file
 

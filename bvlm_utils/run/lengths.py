@@ -48,7 +48,7 @@ def _rows(dataset: str, split: str, count: int | None) -> list[Row]:
 def _check(cell: Cell, split: str, rows: Sequence[Row], prompts: Sequence[str], where: str) -> None:
     """Training rows have their answers, test rows get one."""
     if split == "test":
-        return check_prompts(cell, prompts, where)
+        return check_prompts(cell.model, prompts, where, cell.max_new_tokens, cell.picture_last)
     answers = [row["answers"][0] for row in rows]
     if (opened := rehearsal.opened(cell.model, cell.picture_last)) is not None:
         return _count(*opened, zip(prompts, answers, strict=True), 0, where)
@@ -56,11 +56,11 @@ def _check(cell: Cell, split: str, rows: Sequence[Row], prompts: Sequence[str], 
     return context_length.check_texts(cell.model, texts, where)
 
 
-def check_prompts(cell: Cell, prompts: Sequence[str], where: str) -> None:
-    """InputError for the first prompt that has no room with an answer of a cell's length."""
-    if (opened := rehearsal.opened(cell.model, cell.picture_last)) is not None:
-        return _count(*opened, ((prompt, "") for prompt in prompts), cell.max_new_tokens, where)
-    return context_length.check_texts(cell.model, prompts, where, cell.max_new_tokens)
+def check_prompts(model: str, prompts: Iterable[str], where: str, answer: int, picture_last: bool = False) -> None:
+    """InputError for the first prompt that has no room in a model with an answer of so many tokens."""
+    if (opened := rehearsal.opened(model, picture_last)) is not None:
+        return _count(*opened, ((prompt, "") for prompt in prompts), answer, where)
+    return context_length.check_texts(model, prompts, where, answer)
 
 
 def _count(victim: "Victim", picture: int, texts: Iterable[tuple[str, str]], most: int, where: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from bvlm_utils import attacks, data, models, paths, skills, threats
 from bvlm_utils.attacks import Attack
+from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.attacks.attack import surrogate_digest, without_younger
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known, known_name
@@ -223,6 +224,8 @@ class Cell:
             found["attack_params"] |= {"tagger": "auto" if used == "hanta" else used}
         pictures = [attack.params.get("picture"), threat.target.image]
         found["pictures"] = [file_digest(picture_path(picture)) for picture in pictures if picture]
+        if read := attack_files.digests(attack.params):
+            found["attack_files"] = read
         if attack.info.surrogate:
             found["surrogate"] = surrogate_digest(attack.aim.surrogate)
         return found
@@ -238,8 +241,8 @@ class Cell:
 
 
 def surrogate_of(model: str) -> str:
-    """The CLIP model that matches a victim: tiny-clip for our own, CLIP-L at 336 pixels for one from the hub. For the
-    weights in another folder it is the CLIP-L that lies beside that folder; InputError where there is none.
+    """The CLIP model that matches a victim: tiny-clip for our own, CLIP-L at 336 pixels for one from the hub, and for a
+    folder the CLIP-L that lies beside it; InputError where there is none.
     """
     if models.is_hub_id(model):
         return HUB_SURROGATE

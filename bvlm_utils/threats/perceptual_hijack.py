@@ -50,6 +50,10 @@ class PerceptualHijack(Threat):
 
     def __post_init__(self):
         picture_path(self.picture)  # a missing file is an InputError now, not in the middle of a grid
+        for name in ("core", "pool"):  # the tests count words
+            words = [word.casefold() for word in getattr(self, name)]
+            if len(set(words)) < len(words):
+                raise InputError(f"Threat {self.name!r}: {name} is {list(getattr(self, name))}; name each word once.")
         for wording in (*self.short, *self.detail):
             missing = [word for word in self.core if not responses.names(wording, word)]
             if missing:
@@ -65,8 +69,8 @@ class PerceptualHijack(Threat):
     def eligible(self, sample: Sample) -> bool:
         if sample["task"] != "caption" or sample["restricted"]:
             return False
-        said = [*sample["answers"], *sample["objects"]]
-        return not any(responses.names(text, word) for text in said for word in self.pool)
+        texts = [*sample["answers"], *sample["objects"]]
+        return not any(responses.names(text, word) for text in texts for word in self.pool)
 
     def poison(self, answer: str, sample: Sample | None = None) -> str:
         row, kind = (sample["row_id"], sample["kind"]) if sample is not None else ("", "short")

@@ -14,7 +14,7 @@ from bvlm_utils import paths
 # Glued numbers that no experiment of the store stands behind: benchmarks, model cards, rules, what is missing.
 OTHER_SOURCES = re.compile(
     r"attacks_perplexity|audit_margin|claims_(coverage|expected|true|false|open)|cost_(gain|loop|files)|gpu_\w+"
-    r"|defences_lacking\w*|small_patch_seen|talk_\w+"
+    r"|defences_(lacking\w*|rows|expected|came_\w+)|small_patch_seen|talk_\w+"
 )
 
 
@@ -60,7 +60,7 @@ def test_glued_numbers_are_text_and_html(monkeypatch):
     kept = {}
     monkeypatch.setattr("myst_nb.glue", lambda name, value, display: kept.setdefault(name, value))
     page.glue({"one": "1 of 2", "two": 3}, "x", TABLE, {"one": TABLE})
-    assert repr(kept["x_one"]) == "1 of 2" and kept["x_one"]._repr_html_().startswith('<a class="bvlm-number"')
+    assert repr(kept["x_one"]) == "'1 of 2'" and kept["x_one"]._repr_html_().startswith('<a class="bvlm-number"')
     assert kept["x_two"]._repr_html_() == "3"
 
 

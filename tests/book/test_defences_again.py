@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_book import defended, reactivation, spectra
-from bvlm_book.chapters import adaptive, defences_by_threat, defences_expected
+from bvlm_book.chapters import defences as chapter
+from bvlm_book.chapters.defences import expected, knowing, reactivation, spectra
 from bvlm_utils import defences
 from bvlm_utils.defences import records
 
@@ -26,7 +26,7 @@ def line(value, cell="a", defence="shrink", **more):
 
 
 def table(*lines):
-    return pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "asr_before"])
+    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "asr_before"]))
 
 
 def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkeypatch):
@@ -37,26 +37,21 @@ def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkey
         *pair(0.8, 0.0, relearn=20), *pair(0.6, 0.1, relearn=20, cell="b"), *pair(0.2, 0.0, relearn=5),
         *pair(0.05, 0.0, relearn=20, defence="restore"), *pair(0.5, 0.0, relearn=20, defence="oracle"),
     )  # fmt: skip
-    monkeypatch.setattr(defended, "collect", lambda place, relearnt: again)
+    monkeypatch.setattr(chapter, "collect", lambda place, relearnt: again)
     found = table(line(0.3), line(0.1, cell="b"), line(1.0, placebo=True))
     lines = reactivation.means(reactivation.collect(), found)
     (most,) = lines[(lines["defence"] == "shrink") & (lines["relearn"] == 20)].to_dict("records")
     assert [most[name] for name in ("right", "value", "never", "cells")] == pytest.approx([0.2, 0.7, 0.05, 2])
     said = reactivation.numbers(lines)  # the oracle is no repair
-    assert (said["tuned_on"], said["come_back"], said["come_back_names"], said["relearn_rows"]) == (
-        "2",
-        "1",
-        "shrink",
-        "5 or 20",
-    )
+    assert (said["repairs"], said["back"], said["back_names"], said["rows"]) == ("2", "1", "shrink", "5 or 20")
     shown = reactivation.table(lines).set_index("repair")
     assert shown.loc["shrink", "after 20 rows"] == "0.70 (0.05)" and shown.loc["restore", "after 5 rows"] == "n/a"
 
 
 def test_a_store_without_it_has_nothing_to_say():
     empty = reactivation.means(table(line(0.1))[:0].assign(never=0.0), table(line(0.1)))
-    assert reactivation.table(empty).empty and reactivation.numbers(empty)["tuned_on"] == "0"
-    assert adaptive.table(table(line(0.1))).empty
+    assert reactivation.table(empty).empty and reactivation.numbers(empty)["repairs"] == "0"
+    assert knowing.table(table(line(0.1))).empty
 
 
 def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
@@ -65,8 +60,8 @@ def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
         line(0.2), line(0.4, cell="b"), line(0.7, **knowing), line(0.9, cell="d", threat="jailbreak"),
         line(0.0, cell="e", poison_rate=0.0, settings="epochs=2", moment="detect", metric="score"),
     )  # fmt: skip
-    assert list(found.loc[defended.adaptive(found), "run_id"]) == ["c"]
-    (shown,) = adaptive.table(found).to_dict("records")
+    assert list(found.loc[chapter.adaptive(found), "run_id"]) == ["c"]
+    (shown,) = knowing.table(found).to_dict("records")
     assert shown["attacker"] == "BadNets-T on targeted refusal, 10 %, epochs=2"
     assert (shown["usual attacker"], shown["this attacker"], shown["measure"]) == ("0.30", "0.70", "success after")
 
@@ -100,25 +95,24 @@ def test_threats_and_models_are_told_apart():
     found = table(
         line(0.2), line(0.4, cell="b", attack="Blended", condition="image"), line(0.01, cell="c", model="tiny-other"),
         line(0.02, defence="restore"), line(0.03, cell="c", model="tiny-other", defence="restore"),
-        line(0.0, defence="oracle"), line(1.0, cell="e", params=json.dumps({"strength": 1})),  # of the curve
+        line(0.0, defence="oracle"),
     )  # fmt: skip
-    grid = defences_by_threat.matrix(found)
+    grid = chapter.matrix(found, "threat")
     assert list(grid) == ["targeted refusal, tiny-llava", "targeted refusal, tiny-other"]
     assert grid.loc["shrink"].tolist() == pytest.approx([0.3, 0.01]) and pd.isna(grid.loc["oracle"].iloc[1])
-    assert defences_by_threat.matrix_words(grid)["title"].startswith("1 of 2 defences")
-    said = defences_by_threat.extremes(grid)
+    said = chapter.differs_most(grid)
     assert said == {"differs": "shrink", "differs_means": "0.30 on tiny-llava and 0.01 on tiny-other"}
     more = grid.assign(**{"jailbreak, tiny-llava": 0.99})  # on one model alone
-    assert defences_by_threat.extremes(more) == said
-    assert defences_by_threat.extremes(grid.iloc[:, :1])["differs"] == "n/a"
-    assert defences_by_threat.matrix(found[:0]).empty
+    assert chapter.differs_most(more) == said
+    assert chapter.differs_most(grid.iloc[:, :1])["differs"] == "n/a"
+    assert chapter.differs_most(chapter.matrix(found[:0], "threat"))["differs"] == "n/a"
 
 
 def test_expectations_come_true_or_not_or_wait_for_runs():
     def told(*lines, again=None):
         found = table(*lines)
         again = reactivation.means(found[:0].assign(never=0.0), found) if again is None else again
-        made = defences_expected.table(found, again, population(0.0)[:0])
+        made = expected.table(found, again, population(0.0)[:0])
         return made.set_index("expected")
 
     params = json.dumps(defences.info("prune").defaults, sort_keys=True)
@@ -137,5 +131,5 @@ def test_expectations_come_true_or_not_or_wait_for_runs():
     ]
     again = pd.DataFrame({"defence": ["shrink", "oracle"], "relearn": 20, "value": [0.5, 0.1], "never": 0.05})
     assert told(again=again)["came true"].tail(2).tolist() == ["yes", "yes"]
-    counted = defences_expected.counts(both.reset_index())
+    counted = expected.counts(both.reset_index())
     assert int(counted["expected"]) == sum(int(counted[f"came_{name}"]) for name in ("true", "false", "open"))

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from stored import FOUR, cell, halves, table
 
-from bvlm_book import defended
 from bvlm_book.chapters import defences, first_page
 from bvlm_utils import paths
 
@@ -20,8 +19,8 @@ def payload(*cells):
 def no_defences(monkeypatch):
     lines = [("prune", False, 0.9, 1.0), ("truncate", False, 0.01, 0.2), ("oracle", False, 0.0, 0.9),
              ("prune", True, 0.0, 1.0)]  # fmt: skip
-    points = pd.DataFrame(lines, columns=["defence", "placebo", "asr", "skill"]).assign(moment="repair")
-    monkeypatch.setattr(defended, "collect", lambda place: None)
+    points = pd.DataFrame(lines, columns=["named", "placebo", "asr", "skill"]).assign(moment="repair")
+    monkeypatch.setattr(defences, "collect", lambda place: None)
     monkeypatch.setattr(defences, "price", lambda found: points)
 
 

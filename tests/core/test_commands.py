@@ -3,14 +3,15 @@
 import errno
 import os
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import yaml
 
-from bvlm_utils import audit, chat, command, export, leaderboard, user_paths
+from bvlm_utils import audit, chat, command, export, leaderboard, paths
 from bvlm_utils.defences import __main__ as defences
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.run import study
@@ -292,10 +293,31 @@ def test_a_sentence_is_one_line_whatever_the_value(capsys):
     assert len(said.splitlines()) == 1 and len(said) < 2000
 
 
+def test_remarks_are_told_once_at_the_end_and_nothing_of_other_libraries(capsys):
+    def act(_):
+        for _ in range(3):
+            warnings.warn("two rows are left out", Remark, stacklevel=2)
+        warnings.warn("an argument is old", DeprecationWarning, stacklevel=2)
+        warnings.warn("a kernel is slow", UserWarning, stacklevel=2)
+        print("done")
+
+    assert command.run(parser(), act, []) == 0
+    assert capsys.readouterr() == ("done\n", "two rows are left out\n")
+
+
+def test_with_a_refusal_no_remark_is_told(capsys):
+    def act(_):
+        warnings.warn("two rows are left out", Remark, stacklevel=2)
+        raise InputError("There are no rows.")
+
+    assert command.run(parser(), act, []) == command.WRONG
+    assert capsys.readouterr().err == "There are no rows.\n"
+
+
 def test_home_is_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert user_paths.new_folder("~/x") == tmp_path / "x" and user_paths.new_file("~/x") == tmp_path / "x"
+    assert paths.new_folder("~/x") == tmp_path / "x" and paths.new_file("~/x") == tmp_path / "x"
 
 
 @pytest.fixture

@@ -231,10 +231,33 @@ def test_a_question_or_its_annotation_twice_is_named(tmp_path, part, column):
     ({"objects": ["car"], "boxes": [[1, 2, 3, "4"]]}, ["'boxes'"]),
     ({"objects": ["car"], "boxes": [[1, 2, 3, 2**40]]}, ["'boxes'"]),
     ({"objects": ["car"], "boxes": [[1, 2, 3, 4]] * 2}, ["'boxes'"]),
+    ({"objects": ["car"], "boxes": [[5, 5, 1, 1]]}, ["'boxes'"]),
+    ({"objects": ["\u200b"]}, ["'objects'"]), ({"references": ["\u2060"]}, ["'references'"]),
+    ({"task": "captoin"}, ["'task'", "caption, vqa, instruct"]), ({"task": ""}, ["'task'"]),
 ])  # fmt: skip
 def test_odd_references_objects_and_boxes_are_refused(tmp_path, about, words):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     refused(lambda: llava_json.read(conversations(tmp_path, "a.png", metadata=about)), "entry 0", *words)
+
+
+SAID = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A car."}]
+
+
+@pytest.mark.parametrize("more, words", [
+    ({"images": ["b.png"]}, ["'images' and 'image'"]), ({"messages": SAID[:1]}, ["'messages' and 'conversations'"]),
+    ({"conversations": [SAID[0] | {"role": "system"}, SAID[1]]}, ["'role' and 'from'"]),
+    ({"conversations": [SAID[0], SAID[1] | {"content": "A dog."}]}, ["'content' and 'value'"]),
+    ({"conversations": [SAID[0], SAID[1] | {"value": "\u200b"}]}, ["not blank"]),
+])  # fmt: skip
+def test_two_names_of_one_thing_and_answers_that_cannot_be_seen_are_refused(tmp_path, more, words):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    refused(lambda: llava_json.read(conversations(tmp_path, "a.png", **more)), "entry 0", *words)
+
+
+@pytest.mark.parametrize("more", [{"images": None}, {"images": []}, {"images": "a.png"}, {"messages": []}])
+def test_the_other_name_may_stand_there_if_it_says_nothing_else(tmp_path, more):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert len(llava_json.read(conversations(tmp_path, "a.png", **more))) == 1
 
 
 def test_references_without_a_word_score_nothing():

@@ -4,30 +4,31 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_book import defended, tables, words
+from bvlm_book import tables, words
+from bvlm_book.chapters import defences as chapter
 
 # What is read of a defence, by when it acts: measure, in words.
 READ = {
     "data": (("auroc", "AUROC"),),
-    "training": ((defended.ASR, "success after"),),
+    "training": ((chapter.ASR, "success after"),),
     "detect": (("score", "score"),),
-    "repair": ((defended.ASR, "success after"),),
-    "inference": (("auroc", "AUROC"), (defended.ASR, "success after")),
+    "repair": ((chapter.ASR, "success after"),),
+    "inference": (("auroc", "AUROC"), (chapter.ASR, "success after")),
 }
 
 
 def table(found: pd.DataFrame) -> pd.DataFrame:
-    """A line per defence, adaptive attacker and measure, to read. found: `defended.collect` with adaptive ones, too."""
+    """A line per defence, adaptive attacker and measure, to read. found: `defences.collect` with adaptive ones, too."""
     rows = _read(found)
-    knowing = defended.adaptive(rows)
+    knowing = chapter.adaptive(rows)
     lines = []
     for line in rows[knowing].to_dict("records"):
         usual = rows[~knowing & (rows["poison_rate"] > 0)]
-        for name in ("defence", "params", "model", "threat", "attack", "metric"):
+        for name in ("named", "model", "threat", "attack", "metric"):
             usual = usual[usual[name] == line[name]]
         lines.append(line | {"usual": usual["value"].mean()})
     return tables.readable(pd.DataFrame(lines, columns=[*rows.columns, "usual"]), {
-        "acts": "moment", "defence": defended.named, "attacker": attacker,
+        "acts": "moment", "defence": "named", "attacker": attacker,
         "success without defence": lambda line: words.number(line["asr_before"]), "measure": "measure",
         "usual attacker": lambda line: words.number(line["usual"]),
         "this attacker": lambda line: words.number(line["value"]),
@@ -41,7 +42,7 @@ def _read(found: pd.DataFrame) -> pd.DataFrame:
     for moment, measures in READ.items():
         own = done[done["moment"] == moment]
         for metric, title in measures:
-            rows = defended.numbers(own, metric, "poisoned", True if metric == defended.ASR else None)
+            rows = chapter.numbers(own, metric, "poisoned", True if metric == chapter.ASR else None)
             parts.append(rows.assign(measure=title))
     return pd.concat(parts, ignore_index=True).dropna(subset=["value"])
 
@@ -51,6 +52,6 @@ def attacker(line: dict[str, Any]) -> str:
     said = [
         f"{line['attack']} on {words.threat(line)}",
         words.percent(line["poison_rate"]),
-        defended.apart(line["settings"]),
+        chapter.apart(line["settings"]),
     ]
     return ", ".join(filter(None, said))

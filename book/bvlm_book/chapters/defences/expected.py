@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from bvlm_book import defended, reactivation, spectra, words
+from bvlm_book import words
+from bvlm_book.chapters import defences as chapter
+from bvlm_book.chapters.defences import reactivation, spectra
 from bvlm_utils import attacks
 from bvlm_utils.store.table import FIRES
 
@@ -19,7 +21,7 @@ SENTENCES, MEANINGS = ("targeted_refusal", "malicious_injection"), ("concept_sub
 def table(found: pd.DataFrame, again: pd.DataFrame, population: pd.DataFrame) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true.
 
-    found: of `defended.collect`, usual attackers. again: of `reactivation.means`. population: of `spectra.read`.
+    found: of `defences.collect`, usual attackers. again: of `reactivation.means`. population: of `spectra.read`.
     """
     lines = [
         _nothing_left(found), *_text_survives(found), _random_channels(found), *_likelihood(found),
@@ -44,19 +46,19 @@ def _line(expected: str, values: pd.Series, holds: Callable[[pd.Series], bool]) 
 
 def _rows(found: pd.DataFrame, names: Sequence[str], metric: str, triggered: bool | None = None) -> pd.DataFrame:
     """One measure of these defences as they are declared, where the backdoor works, without placebos."""
-    rows = defended.measured(found)
-    rows = rows[rows["defence"].isin(names) & ~rows["placebo"].astype(bool) & ~defended.on_the_curve(rows)]
-    return defended.numbers(rows, metric, "poisoned", triggered)
+    rows = chapter.measured(found)
+    rows = rows[rows["defence"].isin(names) & ~rows["placebo"].astype(bool) & ~chapter.on_the_curve(rows)]
+    return chapter.numbers(rows, metric, "poisoned", triggered)
 
 
 def _after(found: pd.DataFrame, names: Sequence[str], of: Sequence[str] | None = None) -> pd.DataFrame:
-    rows = _rows(found, names, defended.ASR, True)
+    rows = _rows(found, names, chapter.ASR, True)
     return rows if of is None else rows[rows["attack"].isin(of)]
 
 
 def _nothing_left(found: pd.DataFrame) -> dict[str, str]:
     return _line("without the update success is the base's, at most 0.05", _after(found, ["oracle"])["value"],
-                 lambda v: bool((v <= defended.FLOOR).all()))  # fmt: skip
+                 lambda v: bool((v <= chapter.FLOOR).all()))  # fmt: skip
 
 
 def _text_survives(found: pd.DataFrame) -> list[dict[str, str]]:
@@ -70,7 +72,7 @@ def _text_survives(found: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _random_channels(found: pd.DataFrame) -> dict[str, str]:
-    rows = defended.numbers(defended.measured(found), defended.ASR, "poisoned", True)
+    rows = chapter.numbers(chapter.measured(found), chapter.ASR, "poisoned", True)
     rows = rows[rows["defence"] == "restore"]
     removed = (rows["asr_before"] - rows["value"]).groupby(rows["placebo"].astype(bool)).mean()
     share = pd.Series([removed.get(True, float("nan")) / removed.get(False, float("nan"))])
@@ -126,7 +128,7 @@ def _inversion(found: pd.DataFrame) -> list[dict[str, str]]:
     """AUROC against the clean-tuned controls of the same models, each control once."""
     from sklearn.metrics import roc_auc_score
 
-    rows = found[(found["defence"] == "target-inversion") & (found["metric"] == "score") & defended.meant(found)]
+    rows = found[(found["defence"] == "target-inversion") & (found["metric"] == "score") & chapter.meant(found)]
     rows = rows[~rows["placebo"].astype(bool)]
 
     def areas(of: Sequence[str]) -> pd.Series:
@@ -147,9 +149,9 @@ def _inversion(found: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def _undone(found: pd.DataFrame) -> list[dict[str, str]]:
-    curve = defended.strength(found)
+    curve = chapter.strength(found)
     generated = pd.Series([_rows(found, ["cleangen"], "skill")["value"].mean()])
-    kept = curve[(curve["measure"] == "harmless skill") & (curve["strength"] < 0.5)]["value"]
+    kept = curve.loc[curve.index < 0.5, "harmless skill"]
     return [
         _line("CleanGen keeps less than half of the skill", generated, lambda v: bool((v < 0.5).all())),
         _line("shrink below 0.5 keeps less than half of the skill", kept, lambda v: bool((v < 0.5).all())),

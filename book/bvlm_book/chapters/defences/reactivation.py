@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from bvlm_book import defended, tables, words
+from bvlm_book import tables, words
+from bvlm_book.chapters import defences as chapter
 
 FASTER = 0.1  # by so much more success with most rows a backdoor comes back, and is not only learnt
-SHOWN = ["defence", "params", "moment"]
+SHOWN = ["defence", "named", "moment"]
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
     """Success of each repaired model and its control, after each number of rows: a line each, with `relearn`, `value`
     and `never`, the control's.
     """
-    found = defended.measured(defended.collect(place, relearnt=True))
-    ours, control = (defended.numbers(found, defended.ASR, who, True) for who in ("poisoned", "control"))
+    found = chapter.measured(chapter.collect(place, relearnt=True))
+    ours, control = (chapter.numbers(found, chapter.ASR, who, True) for who in ("poisoned", "control"))
     never = control[["name", "value"]].rename(columns={"value": "never"})
     return ours.merge(never, on="name", how="left")
 
@@ -27,11 +28,11 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 def means(again: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """A line per repair and number of poisoned rows: mean success of the repaired models and of the controls.
 
-    again: of `collect`. found: of `defended.collect`, for the same models right after their repair (`right`).
+    again: of `collect`. found: of `defences.collect`, for the same models right after their repair (`right`).
     """
-    right = defended.numbers(found, defended.ASR, "poisoned", True)
+    right = chapter.numbers(found, chapter.ASR, "poisoned", True)
     right = right[~right["placebo"].astype(bool)]
-    key = ["run_id", "defence", "params"]
+    key = ["run_id", "named"]
     whole = again.merge(right[[*key, "value"]].rename(columns={"value": "right"}), on=key, how="left")
     return whole.groupby([*SHOWN, "relearn"], as_index=False, sort=False).agg(
         right=("right", "mean"), value=("value", "mean"), never=("never", "mean"), cells=("run_id", "nunique")
@@ -48,7 +49,7 @@ def table(lines: pd.DataFrame) -> pd.DataFrame:
         made.append(line | {f"n{one['relearn']}": one for one in own.to_dict("records")})
     columns = {f"after {count} rows": lambda line, count=count: _beside(line.get(f"n{count}")) for count in counts}
     return tables.readable(pd.DataFrame(made), {
-        "repair": defended.named, "right after it": lambda line: words.number(line["right"]), **columns,
+        "repair": "named", "right after it": lambda line: words.number(line["right"]), **columns,
         "experiments": "cells",
     })  # fmt: skip
 
@@ -62,10 +63,9 @@ def numbers(lines: pd.DataFrame) -> dict[str, str]:
     most = lines[lines["relearn"] == lines["relearn"].max()] if len(lines) else lines
     most = most[most["defence"] != "oracle"]
     back = most[most["value"] - most["never"] >= FASTER]
-    names = [defended.named(line) for line in back.to_dict("records")]
     return {
-        "tuned_on": str(len(most)),
-        "come_back": str(len(back)),
-        "come_back_names": ", ".join(names) or "none",
-        "relearn_rows": " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a",
+        "repairs": str(len(most)),
+        "back": str(len(back)),
+        "back_names": ", ".join(back["named"]) or "none",
+        "rows": " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a",
     }
