@@ -55,9 +55,9 @@ def test_a_store_without_it_has_nothing_to_say():
 
 
 def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
-    knowing = {"settings": "epochs=2, skill=counts_in_words", "cell": "c", "asr_before": 1.0}
+    informed = {"settings": "epochs=2, skill=counts_in_words", "cell": "c", "asr_before": 1.0}
     found = table(
-        line(0.2), line(0.4, cell="b"), line(0.7, **knowing), line(0.9, cell="d", threat="jailbreak"),
+        line(0.2), line(0.4, cell="b"), line(0.7, **informed), line(0.9, cell="d", threat="jailbreak"),
         line(0.0, cell="e", poison_rate=0.0, settings="epochs=2", moment="detect", metric="score"),
     )  # fmt: skip
     assert list(found.loc[chapter.adaptive(found), "run_id"]) == ["c"]
