@@ -214,7 +214,8 @@ def outside_the_first(table: pd.DataFrame) -> pd.Series:
     """Which of the other seeds' success rates (poisoned models, usual cells) lie outside the first seed's interval."""
     done = usual(table)
     done = headline_rows(done[(done["metric"] == headline_metric(done)) & (done["subject"] == "poisoned")])
-    seeds = done.sort_values("seed").groupby([*NUMBER, "train_rows"], sort=False)
+    done = done.sort_values("seed", ignore_index=True)
+    seeds = done.groupby([*NUMBER, "train_rows"], sort=False)
     first, others = seeds[["low", "high"]].transform("first"), seeds.cumcount() > 0
     return ((done["value"] < first["low"]) | (done["value"] > first["high"]))[others]
 

@@ -27,7 +27,7 @@ class Run:
     folder: Path
     plain: bool = False
     rescore: bool = False
-    before: Mapping[str, int] = field(default_factory=dict)
+    before: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def lacks(self, cell: Cell) -> bool:
         """Is the record still to be made? One that is to be made anew is there when it is another file than before."""
@@ -48,10 +48,11 @@ class Run:
         return [cell for cell in cells if self.lacks(cell) and cell.run_id not in failures]
 
 
-def stamp(cell: Cell, folder: Path) -> int | None:
-    """A number that changes with the cell's record; None where there is none."""
+def stamp(cell: Cell, folder: Path) -> tuple[int, int] | None:
+    """What changes with the cell's record, also on a disk that counts whole seconds; None where there is none."""
     try:
-        return (folder / cell.run_id / "record.json").stat().st_mtime_ns
+        found = (folder / cell.run_id / "record.json").stat()
+        return found.st_mtime_ns, found.st_ino
     except FileNotFoundError:
         return None
 

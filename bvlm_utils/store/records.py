@@ -27,6 +27,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -228,16 +229,26 @@ def failures(store: str | Path | None = None) -> dict[str, str]:
 
 
 def clean(store: str | Path | None = None) -> None:
-    """Remove what killed processes left half-written. Those at work on this machine are recognised and left alone."""
-    for left in folder(store).glob(f"**/{PARTIAL}*"):
+    """Remove what killed processes left half-written. Those at work on this machine are recognised and left alone.
+
+    How old the work of another machine is tells the file server's clock alone: ours may be a day ahead.
+    """
+    root = folder(store)
+    for left in root.glob(f"**/{PARTIAL}*"):
         host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
         pid = rest.partition("+")[0]
         if host == socket.gethostname() and pid.isdigit():
             over = int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
         else:
-            over = left.exists() and time.time() - left.stat().st_mtime > STALE
+            over = left.exists() and _now(root) - left.stat().st_mtime > STALE
         if over:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+def _now(root: Path) -> float:
+    """The time of the machine that holds a folder."""
+    with tempfile.TemporaryFile(dir=root) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def write_frame(file: Path, frame: pd.DataFrame) -> None:

@@ -157,6 +157,14 @@ def test_leftovers_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_pat
     assert {p.name for p in (tmp_path / "examples").iterdir()} == {living, other}
 
 
+def test_a_clock_that_is_days_ahead_removes_no_work_of_another_machine(tmp_path, monkeypatch):
+    at_work = tmp_path / f"{PARTIAL}elsewhere+1+x"
+    at_work.mkdir()
+    monkeypatch.setattr(records.time, "time", lambda: at_work.stat().st_mtime + 9 * records.STALE)
+    store.clean(tmp_path)
+    assert at_work.is_dir() and [*tmp_path.iterdir()] == [at_work]
+
+
 def test_a_folder_with_another_cell_is_named_and_kept_when_its_cell_is_run(tmp_path, capsys):
     place = store.write(cell(), tmp_path, record())
     other = tmp_path / cell(0.2).run_id
