@@ -23,7 +23,7 @@ DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError
            zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
-def kept(path: Path, read: Callable[[Path], T]) -> T | None:
+def read_if_whole(path: Path, read: Callable[[Path], T]) -> T | None:
     """What `read` makes of a file or a folder of a cache; None if it is not there or not whole, and so to be made."""
     try:
         return read(path) if path.exists() else None

@@ -14,26 +14,29 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from bvlm_utils import attacks, command, data, models, paths, store, threats, user_paths
+import pandas as pd
+
+from bvlm_utils import attacks, command, data, models, paths, store, threats
 from bvlm_utils.attacks import own
 from bvlm_utils.checks import known_name, once
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
-from bvlm_utils.run import lengths, own_pictures, reference
+from bvlm_utils.run import group, lengths, own_pictures, tune_and_ask
 from bvlm_utils.run.progress import Progress, say
-from bvlm_utils.run.workbench import Bench, Question
+from bvlm_utils.run.tune_and_ask import Work
+from bvlm_utils.run.workbench import Bench, Question, bench_key
 from bvlm_utils.score.disagreement import excess
 from bvlm_utils.score.verdict import BASE, CLEAN_TUNED, Detected, verdict
-from bvlm_utils.store.cell import MAX_NEW_TOKENS, check_dataset
-
-if TYPE_CHECKING:
-    import pandas as pd
-
+from bvlm_utils.store.cell import CONTROL, MAX_NEW_TOKENS, Cell, check_dataset
+from bvlm_utils.store.locks import lacking
+from bvlm_utils.train.settings import TrainSettings
 
 ROWS, TUNED_ON = 200, 6000
+TOLD = 10  # times while a reference is tuned
 NO_ALARM, ALARM, WRONG = 0, 3, command.WRONG  # exit codes
 
 
@@ -64,8 +67,7 @@ def subject(name: str, base: str | None = None) -> Subject:
 def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[attacks.Attack]:
     """The triggers to try: of the attacks `chosen`, or of all that have one at test time and can be made.
 
-    Dual-Key optimises its picture towards a threat's target, so it needs a guess of it.
-    InputError for an unknown attack or threat, or one that needs a threat to aim at.
+    InputError for an unknown attack or threat, or an attack that needs a threat to aim at.
     """
     aims = known_name(lambda: threats.get(threat).target) if threat is not None else None
     found = []
@@ -89,15 +91,11 @@ def measure(
     bench_of: Callable[[str], Bench],
     triggers: Sequence[attacks.Attack],
     rows: int = ROWS,
-) -> "pd.DataFrame":
+) -> pd.DataFrame:
     """Ask both models the first `rows` test inputs, clean and with each trigger. bench_of: a model's workbench.
 
     A line per trigger: attack, the fields of `Excess`, alarm. stderr is told how it goes. Needs torch.
     """
-    import pandas as pd
-
-    from bvlm_utils.run import tune_and_ask
-
     progress = Progress("audit", 2 * (len(triggers) + 1))
     answers: dict[Subject, list[list[str]]] = {}
     for model in dict.fromkeys((suspect, trusted)):
@@ -131,12 +129,11 @@ def _asked(bench: Bench, triggers: Sequence[attacks.Attack], rows: int) -> list[
 
 
 def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:
-    """Run the trigger-free detectors (`defences.names("detect")`) on both adapters, with the bench's inputs as clean
-    rows. population: a CSV file for detectors that learn from other adapters (`defences.spectrum.population`).
+    """Run the trigger-free detectors on both adapters; the bench has clean rows. population: a CSV file
+    (`defences.spectrum`).
     """
     from bvlm_utils import defences
     from bvlm_utils.defences import weights
-    from bvlm_utils.run import tune_and_ask
 
     found, clean = [], None
     for name in defences.names("detect"):
@@ -205,13 +202,15 @@ def _parser() -> command.Parser:
 
 
 def _act(given: argparse.Namespace) -> int:
-    out = user_paths.new_file(given.out) if given.out is not None else None
+    out = paths.new_file(given.out) if given.out is not None else None
     suspect = subject(given.suspect, given.model)
     making = given.reference is None
     if given.reference in (None, BASE) and suspect.adapter is None:
         raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
     trusted = Subject(suspect.model, None) if making or given.reference == BASE else None
     trusted = trusted or subject(given.reference, given.model)
+    if suspect == trusted:
+        raise InputError(f"{given.suspect!r} and --reference are one model; give another to compare it with.")
     for one in (suspect, trusted):
         models.check_kind(one.model, clip=False)
     check_dataset(given.dataset)
@@ -219,13 +218,15 @@ def _act(given: argparse.Namespace) -> int:
         from bvlm_utils.defences import spectrum
 
         spectrum.read(given.population)
-    kept = store.writable(given.store) if making else None
+    folder = store.writable(given.store) if making else None
     triggers, bench_of = _triggers(given), _inputs(given)
     for one in (suspect, trusted):
-        _check_lengths(one.model, triggers, given)
+        for question in _asked(bench_of(one.model), triggers, given.rows):
+            where = "an input" if question.condition == "clean" else f"an input with {question.condition},"
+            lengths.check_prompts(one.model, question.prompts, where, MAX_NEW_TOKENS)
     names.go_offline(suspect.model)
-    if kept:
-        trusted = _made(given, suspect, kept)
+    if folder:
+        trusted = _made(given, suspect, folder)
     table = measure(suspect, trusted, bench_of, triggers, given.rows)
     detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population)
     print(verdict(table, detected, BASE if trusted.adapter is None else CLEAN_TUNED))
@@ -243,47 +244,42 @@ def _triggers(given: argparse.Namespace) -> list[attacks.Attack]:
     return mine + (candidates(given.attacks, given.threat) if given.attacks or given.threat or not mine else [])
 
 
-def _check_lengths(model: str, triggers: Sequence[attacks.Attack], given: argparse.Namespace) -> None:
-    """InputError for the first prompt that has no room in a model, with a trigger or without."""
-    if given.prompts is not None:
-        prompts = own_pictures.prompts_of(paths.named(given.prompts, "file of prompts"))
-        rows = [{"row_id": str(number), "prompt": prompt} for number, prompt in enumerate(prompts)]
-    else:
-        rows = data.load(given.dataset, "test").remove_columns("image").to_list()[: given.rows]
-    lengths.check_prompts(model, [row["prompt"] for row in rows], "an input", MAX_NEW_TOKENS)
-    for attack in triggers:
-        lengths.check_prompts(model, lengths.triggered(attack, rows), f"an input with {attack.name},", MAX_NEW_TOKENS)
-
-
 def _inputs(given: argparse.Namespace) -> Callable[[str], Bench]:
     """A model's workbench, made once: of the reader's own pictures, or of a dataset."""
     if (given.pictures is None) != (given.prompts is None):
         raise InputError("--pictures and --prompts belong together; give both, or neither.")
-    shown = asked = None
-    if given.pictures is not None:
-        shown = own_pictures.pictures_of(paths.named(given.pictures, "folder"))
-        asked = own_pictures.prompts_of(paths.named(given.prompts, "file of prompts"))
-    benches: dict[str, Bench] = {}
-
-    def bench_of(model: str) -> Bench:
-        if model not in benches:
-            if shown:
-                benches[model] = own_pictures.bench(model, shown, asked, given.rows, given.four_bit)
-            else:
-                benches[model] = Bench(model, given.dataset, 1, four_bit=given.four_bit)
-        return benches[model]
-
-    return bench_of
+    if given.pictures is None:
+        return cache(lambda model: Bench(model, given.dataset, 1, four_bit=given.four_bit))
+    pictures = own_pictures.pictures_of(paths.named(given.pictures, "folder"))
+    prompts = own_pictures.prompts_of(paths.named(given.prompts, "file of prompts"))
+    return cache(lambda model: own_pictures.bench(model, pictures, prompts, given.rows, given.four_bit))
 
 
-def _made(given: argparse.Namespace, suspect: Subject, kept: Path) -> Subject:
-    """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank; `kept` is a store."""
+def _made(given: argparse.Namespace, suspect: Subject, folder: Path) -> Subject:
+    """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank; `folder` is a store."""
     from bvlm_utils.train import adapters
 
     models.digest(suspect.model)  # a base or an adapter that cannot be read is told before anything is tuned
     rank = adapters.read(suspect.adapter).config.r
-    wanted = reference.cell(suspect.model, given.dataset, given.reference_rows, rank, given.four_bit)
-    return Subject(suspect.model, reference.adapter(wanted, kept))
+    there = data.load(given.dataset, "train").num_rows if ":" in given.dataset else given.reference_rows
+    rows, train = min(given.reference_rows, there), TrainSettings(lora_rank=rank)
+    wanted = Cell(
+        suspect.model, given.dataset, CONTROL, CONTROL, 0.0, train_rows=rows, four_bit=given.four_bit, train=train
+    )
+    with lacking([wanted], folder, wait=True) as mine:
+        if mine:
+            say(f"reference: tuning {wanted.model} on {wanted.train_rows} clean rows of {wanted.dataset}, once")
+            bench, clock = Bench(*bench_key(wanted)), group.Clock()
+            results = tune_and_ask.choose(bench).tune([Work(wanted)], folder / "cache", _told)
+            clock.lap("tune", 1)
+            group.write_controls(bench, mine, results, folder, clock)
+    say(f"reference: {wanted.run_id} in {folder}")
+    return Subject(suspect.model, store.adapter(wanted, folder))
+
+
+def _told(step: int, steps: int, loss: float) -> None:
+    if step % max(1, steps // TOLD) == 0 or step == steps:
+        say(f"reference: step {step} of {steps}, loss {loss:.3f}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,8 +1,6 @@
 """A talk with a tuned adapter: `python -m bvlm_utils.chat ADAPTER [--image FILE] [--prompt TEXT]`.
 
-Loads the base model that the adapter's own configuration names and the adapter on top, and answers one
-prompt, or one after the other as they are typed. Backdoored adapters are what this is for: type a prompt with
-the trigger and without it.
+Loads the adapter on its base, and answers one prompt, or one after the other as they are typed: try the trigger.
 """
 
 import argparse

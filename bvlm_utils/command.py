@@ -1,7 +1,6 @@
 """What every command promises: exit code 0; or 2 with one sentence on standard error that says which value is wrong.
 
-1 is left to what nobody foresaw: the traceback goes into a file, and the sentence names it. A command is a `Parser` and
-a function of the parsed options, which `run` calls.
+1 is left to what nobody foresaw: the traceback goes into a file, and the sentence names it.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence.
 
-What the parsers would let pass in silence is refused by name: a key that is given twice, text that UTF-8 cannot hold,
-numbers that are none, keys that are no text, aliases that stand for more than can be held.
+Refused are keys that are given twice or are no text, text that UTF-8 cannot hold, numbers that are none, and aliases
+that stand for more than can be held.
 """
 
 import json
@@ -54,18 +54,18 @@ def parse_json(text: str, name: str) -> Any:
     try:
         found = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number)
     except json.JSONDecodeError as error:
-        place = f"{error.msg} at line {error.lineno}, column {error.colno}"
+        position = f"{error.msg} at line {error.lineno}, column {error.colno}"
         if error.msg == "Extra data":
             raise _SeveralValues(
-                f"{name} holds more than one JSON value ({place}; JSON Lines are read where their name "
+                f"{name} holds more than one JSON value ({position}; JSON Lines are read where their name "
                 "ends in .jsonl and a list of conversations is wanted)."
             ) from None
         if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
             raise InputError(
-                f"{name} is not complete JSON: {place} (it has {len(text.encode('utf-8', 'replace'))} bytes; "
+                f"{name} is not complete JSON: {position} (it has {len(text.encode('utf-8', 'replace'))} bytes; "
                 "it may be cut off)."
             ) from None
-        raise InputError(f"{name} is no JSON: {place}.") from None
+        raise InputError(f"{name} is no JSON: {position}.") from None
     except RecursionError:
         raise InputError(f"{name} is nested too deep to be data of a known format.") from None
     except InputError as error:
@@ -110,8 +110,7 @@ def check_texts(found: Any, name: str) -> None:
             raise InputError(f"{name} has the text {brief(value)}; half of a surrogate pair is no character.")
 
 
-# --- YAML
-# -------------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- YAML
 
 
 class _Strict(yaml.SafeLoader):

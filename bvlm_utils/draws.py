@@ -1,7 +1,6 @@
 """Random numbers by name, for the choices inside a trigger: hashes, so that all machines and devices agree.
 
-A stream of draws is a function of the words that name it (attack, version, half, seed, row key) and of nothing else:
-not of the batch, the device or the process.
+A stream is a function of the words that name it (attack, version, half, seed, row key), not of the batch or device.
 """
 
 import hashlib

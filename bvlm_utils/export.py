@@ -29,9 +29,9 @@ from bvlm_utils.checks import brief
 from bvlm_utils.data import llava_json
 from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
+from bvlm_utils.paths import new_folder
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.train import poison
-from bvlm_utils.user_paths import new_folder
 
 ANY_MODEL = "tiny-llava"  # a cell has one, and no row depends on it
 CHUNK = 32  # rows whose pictures are in memory together
@@ -40,9 +40,8 @@ CHUNK = 32  # rows whose pictures are in memory together
 def export(cell: Cell, out: Path | str, train_rows: int | None = None) -> poison.Manifest:
     """Write the poisoned training set of a cell to the new folder `out`, and return its manifest.
 
-    train_rows: the first so many rows of the dataset, all of them if not given. The folder appears when it is complete.
-    InputError before anything is written, if the attack is not defined for the threat, too few rows are eligible, or
-    `out` exists and is not an empty folder.
+    train_rows: the first so many rows of the dataset, all of them if not given. InputError before anything is written,
+    if the attack is not defined for the threat, too few rows are eligible, or `out` exists and is not an empty folder.
     """
     out = new_folder(out)
     if cell.skip_reason:
@@ -78,45 +77,32 @@ def _write(samples: Iterator[dict[str, Any]], manifest: poison.Manifest, readme:
 
 
 def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterator[dict[str, Any]]:
-    """The training samples in order, poisoned ones in their places."""
+    """The training samples in order, poisoned ones in their places; pictures of one size are painted together."""
+    import torch
+
     replaced = {row.position: row for row in manifest.rows}
     for start in range(0, len(rows), CHUNK):
-        chunk = list(range(start, min(start + CHUNK, len(rows))))
-        samples = {position: rows[position] for position in chunk}
-        pictures = {p: s["image"] for p, s in samples.items()}
-        painted = [p for p in chunk if p in replaced and replaced[p].condition in ("image", "both")]
-        pictures |= _painted({p: pictures[p] for p in painted}, replaced, attack, manifest.trigger_seed)
-        for position in chunk:
-            sample = samples[position] | {"image": pictures[position], "metadata": {}}
+        samples = {p: rows[p] | {"metadata": {}} for p in range(start, min(start + CHUNK, len(rows)))}
+        by_size = defaultdict(list)
+        for position, sample in samples.items():
+            if position in replaced and replaced[position].condition in ("image", "both"):
+                by_size[sample["image"].size].append(position)
+        for positions in by_size.values():
+            pixels = np.stack([np.asarray(samples[p]["image"]) for p in positions])
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+            keys = [replaced[p].row_id for p in positions]
+            images = attack.apply_image(images, seed=manifest.trigger_seed, keys=keys)
+            # To the nearest of 256 levels, as everywhere in the study.
+            levels = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            for position, level in zip(positions, levels, strict=True):
+                samples[position]["image"] = Image.fromarray(level)
+        for position, sample in samples.items():
             if position in replaced:
                 row = replaced[position]
                 sample["prompt"] = row.prompt
                 sample["answers"] = [row.answer, *sample["answers"][1:]]
                 sample["metadata"] = {"poison": row.role, "trigger": row.condition}
             yield sample
-
-
-def _painted(
-    pictures: Mapping[int, Image.Image],
-    replaced: Mapping[int, poison.PoisonedRow],
-    attack: attacks.Attack,
-    trigger_seed: int,
-) -> dict[int, Image.Image]:
-    """The pictures with the image half of the trigger; those of one size go through it together."""
-    by_size = defaultdict(list)
-    for position, picture in pictures.items():
-        by_size[picture.size].append(position)
-    done = {}
-    for positions in by_size.values():
-        import torch
-
-        pixels = np.stack([np.asarray(pictures[p]) for p in positions])
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        images = attack.apply_image(images, seed=trigger_seed, keys=[replaced[p].row_id for p in positions])
-        # To the nearest of 256 levels, as everywhere in the study.
-        levels = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        done |= {p: Image.fromarray(level) for p, level in zip(positions, levels, strict=True)}
-    return done
 
 
 def _readme(manifest: poison.Manifest, settings: Mapping[str, Any]) -> str:

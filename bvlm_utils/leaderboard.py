@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import __version__, attacks, command, data, models, paths, threats, user_paths
+from bvlm_utils import __version__, attacks, command, data, models, paths, threats
 from bvlm_utils.checks import brief
 from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
@@ -42,7 +42,7 @@ def template(given: argparse.Namespace) -> None:
     """Write the folder that `add` takes."""
     from bvlm_utils.run import foreign
 
-    folder = user_paths.new_folder(given.folder)
+    folder = paths.new_folder(given.folder)
     cell = foreign.cell_of(foreign.ANY_MODEL, given.threat, given.attack, None, {})
     if given.questions:
         foreign.write_questions(folder, given.threat, given.attack)
@@ -67,7 +67,7 @@ def template(given: argparse.Namespace) -> None:
 def add(given: argparse.Namespace) -> None:
     """Score a folder and keep its entry."""
     into = contributed.FOLDER if given.into is None else paths.named(given.into, "folder")
-    user_paths.check_writable(into)
+    paths.check_writable(into)
     folder = paths.named(given.folder, "folder")
     about = read_json(folder / ENTRY)
     contributed.check_about(about, str(folder / ENTRY))
@@ -86,7 +86,9 @@ def add(given: argparse.Namespace) -> None:
         "data_digest": data.digest(cell.dataset), "threat_version": cell.resolved_threat.version,
         "judge_version": cell.resolved_threat.judge_version, "attack_version": str(cell.resolved_attack.version),
     }  # fmt: skip
-    file = contributed.write({"about": about, "made": made, "numbers": _numbers(table)}, into)
+    numbers = table[list(contributed.NUMBER)].astype(object)
+    numbers = numbers.where(numbers.notna(), None).to_dict("records")
+    file = contributed.write({"about": about, "made": made, "numbers": numbers}, into)
     print(shown(table))
     print(f"\nThe entry is {file}. The leaderboard shows it when it is made again; to hand it in, open a pull request.")
 
@@ -113,11 +115,6 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
     control = folder / CONTROL if (folder / CONTROL).exists() else None
     table = foreign.score_adapter(folder / ADAPTER, model, threat, attack, control, dataset, **asked)
     return table, foreign.cell_of(model, threat, attack, dataset, asked), "control" if control else "base"
-
-
-def _numbers(table: "pd.DataFrame") -> list[dict[str, Any]]:
-    found = table[list(contributed.NUMBER)].astype(object)
-    return found.where(found.notna(), None).to_dict("records")
 
 
 def shown(table: "pd.DataFrame") -> str:

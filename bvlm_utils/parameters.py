@@ -1,7 +1,6 @@
 """A notebook's parameters: what they are now, and whether one was given that the notebook does not have.
 
-The first code cell declares them, and papermill puts a cell with other values behind it. papermill only warns of a
-name that was not declared; notebooks ask here.
+The first code cell declares them, and papermill puts a cell with other values behind it.
 """
 
 import ast
@@ -36,9 +35,8 @@ def check_kind(name: str, value: Any, annotation: str) -> None:
 def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as they are now, ready for `study.cells`: all but the store and those of defences.
 
-    namespace: the notebook's `globals()`. Its `In` says which names are parameters; the values are those of the
-    variables. So what was set last counts: by papermill, by a second run of the first cell, or in a cell of the
-    reader's own. InputError if that first cell was not run, or as in `check`.
+    namespace: the notebook's `globals()`. Its `In` says which names are parameters; what was set last counts.
+    InputError if the first cell was not run, or as in `check`.
     """
     names = check(namespace.get("In", ()))
     if not names or any(name not in namespace for name in names):
@@ -52,11 +50,10 @@ def of_cells(whole: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(inputs: Sequence[str]) -> list[str]:
-    """The names of the parameters; InputError for an injected one that the notebook does not declare, or whose value is
-    of another kind than it declares.
+    """The names of the parameters; InputError for an injected one that the notebook does not declare, or of another
+    kind.
 
-    inputs: IPython's `In`, the sources of the cells that were run, again and again or out of order as it may be. A
-    notebook that nobody injected into passes.
+    inputs: IPython's `In`, the sources of the cells that were run, again and again or out of order as it may be.
     """
     known: dict[str, tuple[str, Any]] = {}  # with their annotations and defaults, in their order
     injected: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The folders of the project. Every other module asks here, so nothing depends on the caller's folder."""
+"""The folders of the project, and the paths that a user names, which are checked before any work is done."""
 
 import os
 import re
@@ -24,10 +24,7 @@ _CONTROL = re.compile(r"[\0-\x1f\x7f]")  # nobody means them in a name
 
 
 def named(name: str | Path, what: str) -> Path:
-    """The absolute path that a person wrote, which need not be there; InputError if no file can be called so.
-
-    what: says in the message what the path is of, such as "model".
-    """
+    """The absolute path of a `what`, which need not be there; InputError if no file can be called so."""
     text = os.fspath(name) if isinstance(name, str | Path) else None
     if not text or not text.strip() or _CONTROL.search(text) or not is_text(text):
         raise InputError(f"The {what} is named {text or name!r}; a name or a path in plain text is needed.")
@@ -39,4 +36,35 @@ def named(name: str | Path, what: str) -> Path:
         reason = getattr(error, "strerror", None) or str(error).partition(":")[0].rstrip(".")
         shown = text if len(text) <= 80 else f"{text[:80]}..."
         raise InputError(f"No {what} can be at {shown!r}: {reason}.") from None
+    return path
+
+
+def check_writable(path: Path) -> None:
+    """InputError if no file or folder can be made at `path`."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if above != path and not above.is_dir():
+        raise InputError(f"{path} cannot be made: {above} is a file; name a place in a folder.")
+    if not os.access(above, os.W_OK | (os.X_OK if above.is_dir() else 0)):
+        raise InputError(f"{path} cannot be written: {above} is read-only; name a place that may be written to.")
+
+
+def new_file(name: str | Path) -> Path:
+    """A file that is to be written, in a folder that is there."""
+    path = named(name, "file")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file in it.")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path} cannot be written: there is no folder {path.absolute().parent}; make it first.")
+    check_writable(path)
+    return path
+
+
+def new_folder(name: str | Path) -> Path:
+    """A folder that is to be made, or an empty one."""
+    path = named(name, "folder")
+    if ".." in path.parts:  # of a folder that is not there yet, what is above it may be
+        path = path.resolve()
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists already; give a folder that is new or empty.")
+    check_writable(path)
     return path

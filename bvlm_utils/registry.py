@@ -1,7 +1,6 @@
 """The table of definitions by name: one type for attacks, threats, datasets and families.
 
-Definitions of others need no change here: $BVLM_EXTEND names modules (with spaces between them), which are
-imported before the first look-up, in every process that a command starts, and declare theirs.
+$BVLM_EXTEND names modules of others, which are imported before the first look-up in every process, and declare theirs.
 """
 
 import importlib

@@ -10,7 +10,7 @@ from bvlm_book import words
 # What tells experiments apart, where a table of numbers has the column.
 SAME = [
     "run_id", "model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "train_rows", "epochs",
-    "half", "seed", "attack.patch_size",
+    "half", "seed", "whole",
 ]  # fmt: skip
 # A column -> its name in an address of the leaderboard.
 ADDRESS = {"model": "model", "threat": "threat", "attack": "attack", "poison_rate": "rate", "settings": "settings",
@@ -26,8 +26,14 @@ def experiments(table: pd.DataFrame, lines: pd.DataFrame | None = None) -> pd.Da
     done = table[table["status"] == "done"].drop_duplicates("run_id")
     if lines is None:
         return done
+    done, lines = (one.assign(whole=_whole(one["settings"])) if "settings" in one else one for one in (done, lines))
     same = [name for name in SAME if name in lines and name in done]
     return done.merge(lines[same].drop_duplicates(), on=same)
+
+
+def _whole(settings: pd.Series) -> pd.Series:
+    """Settings but for the part of a trigger that was trained alone, which tables name in a column of its own."""
+    return settings.fillna("").str.replace(r"half=\w+, |(, )?half=\w+", "", regex=True)
 
 
 def address(chosen: pd.DataFrame) -> str:

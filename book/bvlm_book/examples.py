@@ -41,25 +41,25 @@ class Example:
     def modality(self) -> str:
         return attacks.info(self.attack).modality
 
-
-# ---------------------------------------------------------------- triggers
+    @property
+    def alt(self) -> str:
+        return f"The picture with the trigger of {self.attack}: {attacks.info(self.attack).summary}"
 
 
 def show_triggers(cells: Sequence[Cell], store: str | None = None) -> None:
     """The first stored input of the cells' attacks, once without a trigger and once with that of each attack."""
-    found = {}
-    for cell in cells:
-        kept = examples.read(cell, store) if cell.attack not in found else None
+    stored = ((cell.attack, examples.read(cell, store)) for cell in cells)
+    found: dict[str, Example] = {}
+    for name, kept in stored:
         if kept:
-            found[cell.attack] = Example(cell.attack, *kept)
+            found.setdefault(name, Example(name, *kept))
     if not found:
         book_page.say("No trigger examples are stored for these experiments.")
         return
     first = next(iter(found.values()))
     tiles = [_tile("no trigger", {"The picture without a trigger": first.clean[0]}, html.escape(first.prompts[0][0]))]
     for name, one in found.items():
-        alt = f"The picture with the trigger of {name}: {attacks.info(name).summary}"
-        tiles.append(_tile(f"{name} ({one.modality})", {alt: one.triggered[0]}, marked(*one.prompts[0])))
+        tiles.append(_tile(f"{name} ({one.modality})", {one.alt: one.triggered[0]}, marked(*one.prompts[0])))
     _show(tiles, "The first held-out input; what changed in its prompt is marked.")
 
 
@@ -74,8 +74,7 @@ def show_gallery(shown: Sequence[Example]) -> None:
     for one in (e for e in shown if e.modality != "text"):
         before, after = one.clean[best].astype(np.float32), one.triggered[best].astype(np.float32)
         difference = np.clip(127.5 + AMPLIFY * (after - before), 0, 255).astype(np.uint8)
-        alt = f"The picture with the trigger of {one.attack}: {attacks.info(one.attack).summary}"
-        tiles.append(_tile(one.attack, {alt: one.triggered[best], f"What {one.attack} changed": difference}))
+        tiles.append(_tile(one.attack, {one.alt: one.triggered[best], f"What {one.attack} changed": difference}))
     caption = f"One picture under each trigger, and the difference times {AMPLIFY:g}; grey is no change."
     _show(tiles, caption)
     worded: dict[str, str] = {}
@@ -96,13 +95,16 @@ def _tile(label: str, pictures: dict[str, np.ndarray], words: str = "") -> str:
     )
 
 
-def _picture(picture: np.ndarray, alt: str, width: int) -> str:
+def source(picture: np.ndarray | Image.Image) -> str:
+    """A picture, (H, W, 3) uint8, as an address that holds all of it."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return (
-        f'<img class="dark-light" alt="{html.escape(alt, quote=True)}" width="{width}" '
-        f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">'
-    )
+    Image.fromarray(np.asarray(picture)).save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _picture(picture: np.ndarray, alt: str, width: int) -> str:
+    alt = html.escape(alt, quote=True)
+    return f'<img class="dark-light" alt="{alt}" width="{width}" src="{source(picture)}">'
 
 
 def _show(tiles: Sequence[str], caption: str) -> None:
@@ -123,9 +125,6 @@ def marked(before: str, after: str) -> str:
     return "".join(pieces)
 
 
-# ---------------------------------------------------------------- responses
-
-
 def richest(cells: Sequence[Cell], store: str | None = None) -> Cell | None:
     """The cell to show in full: of those that were run, most conditions first, then most poison."""
     done = [cell for cell in cells if (results.read(cell, store) or {}).get("status") == "done"]
@@ -133,9 +132,7 @@ def richest(cells: Sequence[Cell], store: str | None = None) -> Cell | None:
 
 
 def show_responses(cells: Sequence[Cell], store: str | None = None) -> None:
-    """What the clean-tuned control and the backdoored model of one cell answer to the first judged input, without and
-    with the whole trigger.
-    """
+    """What control and backdoored model of one cell answer to the first judged input, without and with the trigger."""
     cell = richest(cells, store)
     if cell is None:
         book_page.say("None of these experiments was run, so there are no answers.")

@@ -1,11 +1,9 @@
 """Figures from tables: every function takes a table of `tables.summary`, or pictures, and returns a matplotlib Figure.
 
-Nothing is measured or tested here: a number that a figure shows is a number of its table, and a missing one is drawn as
-"n/a", never as zero. Free of torch.
+Nothing is measured here, and a missing number is drawn as "n/a", never as zero. Free of torch.
 """
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import matplotlib
@@ -20,11 +18,11 @@ from matplotlib.patches import Rectangle
 from bvlm_book.svg import NARROW, is_narrow
 from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, percent
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; every colour comes with its own marker. Its yellow
-# and its light blue are darker here, since all are seen on a light and on a dark page.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B98000", "#3F9BD1", "#000000")
+# Told apart with deuteranopia and protanopia (simulated after Machado et al. 2009), and seen on a light and on a dark
+# page; the first four are Okabe and Ito's. Every colour comes with its own marker.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5544FF", "#CC0044", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-SUBJECT_COLOURS = {"base": "#7F7F7F", "control": "#0072B2", "poisoned": "#D55E00"}
+LINES = ("-", "--", "-.", ":")  # of lines without a marker at every point
 NOT_AVAILABLE = "#E3E3E3"
 # Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page.
 SUCCESS = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
@@ -50,10 +48,7 @@ ASR = "attack success rate"
 
 
 def new_figure(columns: int, width: float, height: float, rows: int = 1, **settings: Any) -> tuple[Figure, np.ndarray]:
-    """`rows` x `columns` axes, row by row, each `width` x `height` inches; on a narrow page one below another.
-
-    The figure is not registered with pyplot.
-    """
+    """`rows` x `columns` axes, row by row, each `width` x `height` inches; on a narrow page one below another."""
     if is_narrow():
         columns, rows, width = 1, rows * columns, NARROW
         settings["gridspec_kw"] = {k: v for k, v in settings.get("gridspec_kw", {}).items() if k != "width_ratios"}
@@ -88,37 +83,26 @@ def nothing(message: str) -> Figure:
 
 
 def families(table: pd.DataFrame) -> Figure:
-    """Success rate of every attack under every condition, a panel per model; a row of panels per poison rate.
+    """Success rate of every attack under every condition, at one rate, a panel per model.
 
-    table: rows of one metric and one subject, with `n_seeds`. Darker is higher, hatched is a single training run, and a
-    grey field is a condition that the attack does not have, or a cell that was not run.
+    Hatched is a single training run; grey is a condition that the attack does not have, or a cell that was not run.
     """
     shown = table[table["condition"].notna() & table["value"].notna()]
     if shown.empty:
         return nothing("No success rate was measured for these experiments.")
     attacks, conditions = _attacks(table), in_order(shown["condition"], CONDITIONS)
-    models, rates = (sorted(shown[name].unique()) for name in ("model", "poison_rate"))
+    models = sorted(shown["model"].unique())
     width, height = 0.72 * len(conditions) + (1.1 if len(models) > 1 else 1.8), 0.3 * len(attacks) + 0.9
-    figure, axes = new_figure(len(models), width, height, rows=len(rates), sharey=not is_narrow())
-    for axis, (rate, model) in zip(axes, product(rates, models), strict=True):
-        of_panel = shown[(shown["model"] == model) & (shown["poison_rate"] == rate)]
-        grid, seeds = (
-            of_panel.pivot_table(index="attack", columns="condition", values=name, aggfunc="first")
-            .reindex(index=attacks, columns=conditions) for name in ("value", "n_seeds")
-        )  # fmt: skip
-        success_map(axis, grid, single=seeds == 1)
-        axis.set_title(f"{model}, {percent(rate)}" if len(rates) > 1 else model)
+    figure, axes = new_figure(len(models), width, height, sharey=not is_narrow())
+    sizes = table.groupby("modality")["attack"].nunique().reindex(in_order(table["modality"], MODALITIES))
+    for axis, model in zip(axes, models, strict=True):
+        success_panel(axis, shown[shown["model"] == model], ("attack", attacks), ("condition", conditions))
+        axis.set_title(model)
         labels = [CONDITION_LABELS.get(name, name).replace(" ", "\n") for name in conditions]
         axis.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=0, ha="center")
-        _separate(axis, table)
+        for row in sizes.cumsum()[:-1]:  # between text, image and bimodal attacks
+            axis.axhline(row, color="black", linewidth=1)
     return figure
-
-
-def _separate(axis: Axes, table: pd.DataFrame) -> None:
-    """Thin lines between the rows of text, image and bimodal attacks, in the order of a heat map's rows."""
-    sizes = [table.loc[table["modality"] == m, "attack"].nunique() for m in in_order(table["modality"], MODALITIES)]
-    for row in np.cumsum(sizes)[:-1]:
-        axis.axhline(row, color="black", linewidth=1)
 
 
 def look(number: int) -> dict[str, str]:
@@ -127,9 +111,8 @@ def look(number: int) -> dict[str, str]:
 
 
 def points(axis: Axes, at: Any, rows: pd.DataFrame, name: str = "value", upright: bool = False, **look: Any) -> None:
-    """Values of a column with their intervals, at the places `at` of the other axis.
-
-    upright: the values go up. look: as for `Axes.plot`, with a color; no line unless it says so.
+    """Values of a column with intervals, at the places `at` of the other axis (x if upright). look: as for
+    `Axes.plot`.
     """
     low, high = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
     values, lows, highs = (rows[column].astype(float) for column in (name, low, high))
@@ -145,10 +128,8 @@ def name_rows(axis: Axes, labels: Sequence[str]) -> None:
 
 
 def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:
-    """What poison costs: poisoned minus clean-tuned utility with its interval, a row per attack, a panel per rate.
-
-    table: rows of `tables.summary` of "utility_difference". seeds: the same before seeds are put together; where an
-    attack has several, each is a small dot.
+    """Poisoned minus clean-tuned utility, a row per attack, a panel per rate. seeds: small dots where there are
+    several.
     """
     shown = table[table["value"].notna()]
     if shown.empty:
@@ -170,11 +151,7 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) 
 
 
 def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, panel: str = "") -> Figure:
-    """Two success rates against each other, a dot per row, coloured by `group`; on the dashed line they are equal.
-
-    table: columns `x`, `y`, `group`, and `label`, which is written beside the dot ("": none). panel: the column that
-    has a panel per value.
-    """
+    """Two success rates against each other, a dot per row, a colour per `group`, a panel per value of `panel`."""
     shown = table[table[x].notna() & table[y].notna()]
     if shown.empty:
         return nothing("Nothing was measured of which two success rates can be compared.")
@@ -187,23 +164,10 @@ def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, panel
         for number, group in enumerate(dict.fromkeys(shown["group"])):
             own = part[part["group"] == group]
             axis.plot(own[x], own[y], linestyle="", markersize=6, alpha=0.85, label=group, **look(number))
-        _labels(axis, part[part["label"] != ""], x, y)
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] or is_narrow() else "")
         axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
     legend_below(figure, axes[0])
     return figure
-
-
-def _labels(axis: Axes, named: pd.DataFrame, x: str, y: str) -> None:
-    """Names beside dots, on the side that has room, pushed up where two would lie on each other."""
-    ends = {"left": -1.0, "right": -1.0}
-    for row in named.sort_values(y).to_dict("records"):
-        side, step = ("left", 0.03) if row[x] < 0.5 else ("right", -0.03)
-        ends[side] = max(row[y], ends[side] + 0.055)
-        axis.annotate(
-            row["label"], (row[x], row[y]), (row[x] + step, ends[side]), ha=side, va="center", fontsize=8.5,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.6, "color": "#777777", "shrinkA": 0, "shrinkB": 3},
-        )  # fmt: skip
 
 
 def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
@@ -216,10 +180,7 @@ def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None
 
 
 def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd.DataFrame | None = None) -> None:
-    """A heat map of success rates, its columns named aslant; what is missing is grey and says so, never zero.
-
-    single: which fields, as in `grid`, come from one training run; they are hatched.
-    """
+    """A heat map of success rates; what is missing is grey and says so, never zero. single: fields to be hatched."""
     values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
     axis.set_facecolor(NOT_AVAILABLE)
     fields = np.ma.masked_invalid(values)
@@ -244,6 +205,19 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
     axis.set_yticks(np.arange(len(grid)) + 0.5, list(grid.index), rotation=0)
     aslant = {"rotation": 90, "fontsize": 8} if dense else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axis.set_xticks(np.arange(grid.shape[1]) + 0.5, list(grid.columns), **aslant)
+
+
+def success_panel(
+    axis: Axes, lines: pd.DataFrame, rows: tuple[str, Sequence], columns: tuple[str, Sequence], missing: str = "n/a"
+) -> None:
+    """`success_map` of lines with a value and n_seeds. rows, columns: a column of `lines`, and its values in order."""
+    grid, seeds = (
+        lines.pivot_table(index=rows[0], columns=columns[0], values=name, aggfunc="first")
+        .reindex(index=rows[1], columns=columns[1])
+        .rename(index=lambda name: name.replace("_", " "))
+        for name in ("value", "n_seeds")
+    )
+    success_map(axis, grid, missing, single=seeds == 1)
 
 
 def _letters(field: np.ndarray) -> str:

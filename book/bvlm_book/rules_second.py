@@ -1,7 +1,6 @@
 """The rules of the second edition: when a pair of attack and threat holds, and what verdict a claim gets.
 
-Their text was committed before the runs (book/expectations.md). What that text leaves open was decided here when runs
-of one pass and some of three were in the store; the page of claims says so. `rules` has the first edition's rules.
+Committed before the runs (book/expectations.md); the page of claims says what was decided after some of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +12,6 @@ from scipy.special import expit, log_expit
 from scipy.stats import norm
 
 from bvlm_book import tables
-from bvlm_utils import attacks
 from bvlm_utils.errors import InputError
 from bvlm_utils.store.table import ATTACK, differing, text
 
@@ -56,9 +54,8 @@ class Pooled:
 
 
 def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
-    """Fit the model to runs, a line each with k successes of n, `value` and `seed`.
-
-    Columns of `pairs`: value (mean over runs), low, high, n_seeds; its index is `pair`.
+    """Fit the model to runs (k of n, `value`, `seed`). `pairs` has value (mean over runs), low, high, n_seeds, by
+    `pair`.
     """
     counts = runs[["k", "n"]].round().astype(int)
     kinds, kind = np.unique(counts.to_numpy(), axis=0, return_inverse=True)
@@ -103,13 +100,12 @@ class Base:
     """What the runs of one base say, a line per pair, condition and test with its interval and outcome.
 
     full: under the condition that an attack is read from. parts: bimodal attacks under half their trigger; `half` says
-    which half they were trained on ("" for both), `shared` the settings but for that. spread: of the judged test.
+    which half they were trained on ("" for both), `shared` the settings but for that.
     """
 
     model: str
     full: pd.DataFrame
     parts: pd.DataFrame
-    spread: tuple[float, float, float]
     judged_by: dict[str, str]  # threat -> test
 
 
@@ -121,11 +117,9 @@ def base(table: pd.DataFrame, model: str) -> Base:
     done = done[(done["subject"] != "poisoned") | (done["negatives"] == 0)]
     judged_by = {threat: _judged_by(part) for threat, part in done.groupby("threat", sort=False)}
     done = done[(done["subject"] == "poisoned") & done["value"].notna()]
-    done = done.assign(**_about(done), epochs=done["epochs"].astype(float).fillna(1).astype(int))
-    reading = done["attack"].map({name: attacks.info(name).headline for name in done["attack"].unique()})
-    full, spreads = _of_tests(done[done["condition"] == reading], judged_by)
-    parts, _ = _of_tests(done[(done["modality"] == "bimodal") & done["condition"].isin(["text", "image"])], judged_by)
-    return Base(model, full, parts, spreads[PAYLOAD], judged_by)
+    done = _about(done).assign(epochs=done["epochs"].astype(float).fillna(1).astype(int))
+    parts = done[(done["modality"] == "bimodal") & done["condition"].isin(["text", "image"])]
+    return Base(model, _of_tests(tables.headline_rows(done), judged_by), _of_tests(parts, judged_by), judged_by)
 
 
 def _judged_by(of_threat: pd.DataFrame) -> str:
@@ -135,42 +129,38 @@ def _judged_by(of_threat: pd.DataFrame) -> str:
     return PUBLISHED if len(passed) and passed.max() <= DISCRIMINATES else PAYLOAD
 
 
-def _about(done: pd.DataFrame) -> dict[str, pd.Series]:
-    """Of each line: half, shared (the settings but for the half), usual (is all but the number of passes as usual?),
-    trained (the same, whatever the parameters of its attack and its half).
-    """
-    own = tables.usual_training(done, but=("epochs",))
-    of_kind = {}
-    for line in done.drop_duplicates(["attack", "threat", "settings"]).to_dict("records"):
+def _about(done: pd.DataFrame) -> pd.DataFrame:
+    """With half, shared (settings but for the half), trained (as usual but for passes, attack and half?) and usual."""
+    key, kinds = ["attack", "threat", "settings"], []
+    for line in done.drop_duplicates(key).to_dict("records"):
         apart = differing(line) if line["settings"] else {}
         half = apart.pop("half", "")
         other = [name for name in apart if name not in tables.TRAINED]
-        of_attack = all(name.startswith(ATTACK) for name in other)
-        of_kind[line["attack"], line["threat"], line["settings"]] = half, text(apart), of_attack, not other and not half
-    kinds = zip(done["attack"], done["threat"], done["settings"], strict=True)
-    found = pd.DataFrame(
-        [of_kind[kind] for kind in kinds], index=done.index, columns=["half", "shared", "trained", "usual"]
+        trained = all(name.startswith(ATTACK) for name in other)
+        kinds.append([*(line[name] for name in key), half, text(apart), trained, not other and not half])
+    found = pd.DataFrame(kinds, columns=[*key, "half", "shared", "trained", "usual"]).astype(
+        {"trained": bool, "usual": bool}
     )
-    return {name: found[name] & own if name in ("trained", "usual") else found[name] for name in found}
+    found = done[key].merge(found, on=key, how="left").set_index(done.index).drop(columns=key)
+    own = tables.usual_training(done, but=("epochs",))
+    return done.drop(columns=found.columns, errors="ignore").join(
+        found.assign(trained=found["trained"] & own, usual=found["usual"] & own)
+    )
 
 
-def _of_tests(done: pd.DataFrame, judged_by: dict[str, str]) -> tuple[pd.DataFrame, dict[str, tuple]]:
-    """A line per pair and test, and the spread of runs under each test."""
-    parts, spreads = [], dict.fromkeys(TESTS, (np.nan, np.nan, np.nan))
-    pair = [*CELL, "condition", "half", "shared", "trained", "usual"]
+def _of_tests(done: pd.DataFrame, judged_by: dict[str, str]) -> pd.DataFrame:
+    """A line per pair and test."""
+    parts, pair = [], [*CELL, "condition", "half", "shared", "trained", "usual"]
     strict = tables.strict_metric(done)
     for test in TESTS:
         runs = done[done["metric"] == METRICS.get(test, strict)]
-        if runs.empty:
-            continue
-        fit = pooled(runs, pair)
-        found, spreads[test] = fit.pairs.reset_index().assign(test=test), fit.spread
-        judged = found[found["threat"].map(judged_by) == test].assign(test=JUDGED)
-        parts += [found, judged]
+        if len(runs):
+            found = pooled(runs, pair).pairs.reset_index().assign(test=test)
+            parts += [found, found[found["threat"].map(judged_by) == test].assign(test=JUDGED)]
     if not parts:
-        return pd.DataFrame(columns=[*pair, "n_seeds", "value", "low", "high", "test", "outcome"]), spreads
+        return pd.DataFrame(columns=[*pair, "n_seeds", "value", "low", "high", "test", "outcome"])
     lines = pd.concat(parts, ignore_index=True)
-    return lines.assign(outcome=outcomes(lines["low"] > HIGH, lines["high"] < HIGH, lines["n_seeds"])), spreads
+    return lines.assign(outcome=outcomes(lines["low"] > HIGH, lines["high"] < HIGH, lines["n_seeds"]))
 
 
 def outcomes(holds: pd.Series, contradicts: pd.Series, seeds: pd.Series) -> np.ndarray:
@@ -183,11 +173,7 @@ def outcomes(holds: pd.Series, contradicts: pd.Series, seeds: pd.Series) -> np.n
 
 @dataclass(frozen=True)
 class Claim:
-    """The pairs that a claim is about; the page of claims says it in words.
-
-    evidence: of one base, number of passes and test, a line per pair with an `outcome`. tasks: is it the tasks that are
-    counted?
-    """
+    """evidence: of one base, number of passes and test, a line per pair with an `outcome`. tasks: are tasks counted?"""
 
     evidence: Callable[[Base, int, str], pd.DataFrame]
     tasks: bool = False
@@ -262,8 +248,8 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """verdict: one of the three, or why there is none. holds, contradicts, judged: pairs, or tasks. single: pairs that
-    are not judged.
+    """verdict: one of three, or why there is none. holds, contradicts, judged: pairs, or tasks. single: runs, not
+    judged.
     """
 
     verdict: str

@@ -1,10 +1,7 @@
-"""Tables of numbers from a store's tidy table: success, false activation, utility, differences.
-
-Seeds are put together here, never pooled as rows. Free of torch, so that pages show what is stored without a model.
-"""
+"""Tables of numbers from a store's tidy table. Seeds are put together, never pooled as rows. Free of torch."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +17,11 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
 from bvlm_utils.store.records import has_responses
-from bvlm_utils.store.table import SETTINGS, TOLD_APART, differing, headline_metric
+from bvlm_utils.store.table import SETTINGS, TOLD_APART, differing, headline_metric, text
 
 CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
 NUMBER = [*CELL, "subject", "condition", "metric"]
 PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
-CELL_AND_SETTINGS = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "settings"]
 # Settings of training and answering, with the study's defaults; what else a cell may set makes it another experiment.
 OTHER_EXPERIMENT = ("run", "half", "picture_last", "trigger_seed", "decoy", "skill", "skill_rate")
 TRAINED = {"train_rows": 6000} | {name: value for name, value in SETTINGS.items() if name not in OTHER_EXPERIMENT}
@@ -33,14 +29,10 @@ TRAINED = {"train_rows": 6000} | {name: value for name, value in SETTINGS.items(
 POINT = [name for name in TOLD_APART if name != "seed"]
 
 
-# ---------------------------------------------------------------- the table
-
-
 def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.DataFrame:
-    """One row per cell but for its seed, subject and condition: value and interval over the seeds.
+    """One row per cell but for its seed, subject and condition: value and interval over the `n_seeds`.
 
-    table: rows of `store.collect`. Seeds are put together as in `probes.records.seeds_together`; `n_seeds` says how
-    many there were. InputError where one seed has two values: such a table mixes settings that no column tells apart.
+    InputError where one seed has two values: such a table mixes settings that no column tells apart.
     """
     rows = table[(table["metric"] == metric) & table["value"].notna()]
     if subject is not None:
@@ -60,9 +52,7 @@ def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.
 
 
 def strict_metric(table: pd.DataFrame) -> pd.Series:
-    """For every line the metric of the strict test, the first edition's headline: for malicious injection with a right
-    answer before the sentence, where that was measured.
-    """
+    """For every line the metric of the strict test: for malicious injection with a right answer, where measured."""
     right = table["run_id"].isin(table.loc[table["metric"] == "asr_right", "run_id"])
     return pd.Series("asr", index=table.index).mask(right & (table["threat"] == "malicious_injection"), "asr_right")
 
@@ -75,19 +65,55 @@ def success_rates(table: pd.DataFrame, subject: str | None = None, metric: pd.Se
     return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject)
 
 
-def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Only the rows under the condition that an attack is read from: its full trigger, if it has one.
+def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Series] | None = None) -> pd.DataFrame:
+    """`success_rates` of the poisoned models, with negatives, settings but for the half (as text) and half.
 
-    Shadowcast has no trigger at test time and is read on clean inputs.
+    Per model, only experiments with the number of training rows that most have, so that all can be compared. metric:
+    of
+    each line, such as `strict_metric`.
     """
+    done = table[table["status"] == "done"]
+    trained, parts = usual_training(done), []
+    for _, of_model in done.groupby("model", sort=False):
+        usual = of_model[of_model["train_rows"] == of_model["train_rows"].mode().iloc[0]]
+        for (negatives, _), part in usual.groupby(["negatives", "settings"], sort=False):
+            settings = differing(part.iloc[0])
+            if trained[part.index].all():  # the model's own learning rate is no setting of the experiment
+                settings = {name: value for name, value in settings.items() if name not in TRAINED}
+            about = {"negatives": negatives, "half": settings.pop("half", ""), "settings": text(settings)}
+            parts.append(success_rates(part, "poisoned", metric(part) if metric else None).assign(**about))
+    empty = success_rates(done.iloc[:0], "poisoned").assign(negatives=0.0, half="", settings="")
+    return pd.concat(parts, ignore_index=True) if parts else empty
+
+
+def learned_alone(rates: pd.DataFrame) -> pd.DataFrame:
+    """A line per part of a bimodal experiment that was trained by itself too: what the other part takes from it.
+
+    rates: `with_settings`. alone: success of the part learnt alone; beside: of the part learnt with the other, both
+    shown alone. difference: beside minus alone, its bounds the widest that both intervals allow. n_seeds, n: the
+    smaller of both.
+    """
+    key = ["model", "dataset", "threat", "attack", "poison_rate", "settings", "condition"]
+    numbers = ["value", "low", "high", "n_seeds", "n"]
+    rows = rates[(rates["negatives"] == 0) & (rates["modality"] == "bimodal")]
+    alone, beside = rows[rows["half"] == rows["condition"]], rows[rows["half"] == ""]
+    found = beside[[*key, *numbers]].merge(alone[[*key, *numbers]], on=key, suffixes=("_beside", "_alone"))
+    found = found.sort_values("condition", ascending=False, kind="stable", ignore_index=True)  # text first
+    return found.assign(
+        difference=found["value_beside"] - found["value_alone"],
+        low=found["low_beside"] - found["high_alone"],
+        high=found["high_beside"] - found["low_alone"],
+        **{name: found[[f"{name}_beside", f"{name}_alone"]].min(axis=1) for name in ("n_seeds", "n")},
+    )
+
+
+def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Only the rows under the condition that an attack is read from: its full trigger, clean inputs for Shadowcast."""
     return table[table["condition"] == table["attack"].map(lambda name: attacks.info(name).headline)]
 
 
 def every_seed(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `stored` whose cells differ from those of `table` in seed alone, and those of `table`.
-
-    A page that shows one seed where the store holds three would contradict the pages that show all of them.
-    """
+    """The rows of `stored` whose cells differ from those of `table` in seed at most: all pages show all seeds."""
     key = ["experiment", "poison_rate"]
     return table[key].drop_duplicates().merge(stored, on=key)[stored.columns]  # in the order of `table`
 
@@ -112,52 +138,8 @@ def readable(frame: pd.DataFrame, columns: Mapping[str, str | Callable[[dict[str
     ])  # fmt: skip
 
 
-def beside(
-    frame: pd.DataFrame,
-    same: Sequence[str],
-    by: str,
-    names: Iterable[str] | None = None,
-    write: Callable[[Mapping[str, Any]], str] = words.interval,
-) -> pd.DataFrame:
-    """A line per value of the columns `same`, with what `write` makes of its lines in a column per value of `by`.
-
-    names: the values of `by`, in their order; None: those of the frame. A line that is missing is written from {}.
-    `seeds`: how many, where the frame says so.
-    """
-    names, lines = list(dict.fromkeys(frame[by]) if names is None else names), []
-    for key, part in frame.groupby(list(same), sort=False, dropna=False):
-        found = part.drop_duplicates(by).set_index(by, drop=False).to_dict("index")
-        line = dict(zip(same, key, strict=True)) | {name: write(found.get(name, {})) for name in names}
-        lines.append(line | ({"seeds": words.span(part["n_seeds"])} if "n_seeds" in part else {}))
-    return pd.DataFrame(lines, columns=[*same, *names, *(["seeds"] if "n_seeds" in frame else [])])
-
-
-def conditions(rows: pd.DataFrame) -> dict[str, str]:
-    """Title -> name of the conditions that the rows have, in their order, for `readable`."""
-    return {words.CONDITION_LABELS[name]: name for name in words.CONDITIONS if name in set(rows["condition"])}
-
-
-def grid_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `summary` (one subject) to read: a line per attack and rate, a column per condition."""
-    if rows.empty:
-        return pd.DataFrame(columns=["attack", "modality", "poisoned rows"])
-    columns = conditions(rows)
-    cells = beside(rows, ["attack", "modality", "poison_rate", "n_poisoned"], "condition", columns.values(),
-                   words.marked_interval)  # fmt: skip
-    about = {"attack": "attack", "modality": "modality",
-             "poisoned rows": lambda r: f"{r['n_poisoned']:.0f} ({words.rate(r)})"}  # fmt: skip
-    return readable(cells, about | columns | {"seeds": "seeds"})
-
-
-def condition(row: Mapping[str, Any]) -> str:
-    return words.CONDITION_LABELS.get(row["condition"], row["condition"])
-
-
 def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
-    """The parts of `collect` that make a matrix each, with their names: of one model, threat and poison rate.
-
-    The control, which has no rate, is in every panel of its model and threat.
-    """
+    """The parts of `collect` that make a matrix each, with names: of one model, threat and rate, with its control."""
     found = []
     for key, part in table.groupby(PANEL, sort=False):
         about = dict(zip(PANEL, key, strict=True))
@@ -171,50 +153,53 @@ def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
 
 
 def usual_training(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.Series:
-    """Which lines are of cells that were trained with their model's usual settings (columns TRAINED), `but` aside.
+    """Which lines are of cells trained with their model's usual settings (columns TRAINED), `but` aside.
 
-    A committed model's usual settings are the study's defaults; any other model's (and those of a store without such
-    cells) are what most of its finished cells have, so that a grid with a learning rate of its own is read as well.
+    The study's defaults; for a model that is not committed, what most of its finished cells have.
     """
     key = ["model", "train_rows", "settings"]
-    kinds = {}
-    for line in table.drop_duplicates(key).to_dict("records"):
-        values = {name: usual if is_missing(line.get(name)) else line[name] for name, usual in TRAINED.items()}
-        kinds[tuple(line[name] for name in key)] = tuple(map(_as_text, values.values()))
-    cells = table[table["status"] == "done"].drop_duplicates("run_id")
-    of_cells = [kinds[one] for one in zip(*(cells[name] for name in key), strict=True)]
-    wanted = {}
-    for model in table["model"].unique():
-        counts = Counter(kind for kind, other in zip(of_cells, cells["model"], strict=True) if other == model)
-        declared = tuple(map(_as_text, TRAINED.values()))
-        most = max(sorted(counts), key=counts.get, default=())
-        wanted[model] = declared if model in cards.names() and declared in counts else most
+    kinds = {_key(line, key): _trained(line) for line in table.drop_duplicates(key).to_dict("records")}
+    cells = table[table["status"] == "done"].drop_duplicates("run_id")[key]
+    usual = {}
+    for model, own in cells.groupby("model", sort=False):
+        counts = Counter(kinds[one] for one in own.itertuples(index=False, name=None))
+        declared = _trained({})
+        known = model in cards.names() and declared in counts
+        usual[model] = declared if known else max(sorted(counts), key=counts.get)
     asked = [i for i, name in enumerate(TRAINED) if name not in but]
-    good = {one for one, kind in kinds.items() if wanted[one[0]] and all(kind[i] == wanted[one[0]][i] for i in asked)}
-    found = [one in good for one in zip(*(table[name] for name in key), strict=True)]
+    good = {one for one, kind in kinds.items() if one[0] in usual and all(kind[i] == usual[one[0]][i] for i in asked)}
+    return _among(table, key, good)
+
+
+def _trained(line: Mapping[str, Any]) -> tuple[str, ...]:
+    """How a cell was trained: `TRAINED` in one form, 6000.0 as 6000; what is missing is as declared."""
+    values = (usual if is_missing(line.get(name)) else line[name] for name, usual in TRAINED.items())
+    return tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def _key(line: Mapping[str, Any], names: Sequence[str]) -> tuple:
+    return tuple(line[name] for name in names)
+
+
+def _among(table: pd.DataFrame, names: Sequence[str], kinds: set[tuple]) -> pd.Series:
+    """Which lines are of these kinds."""
+    found = [one in kinds for one in zip(*(table[name] for name in names), strict=True)]
     return pd.Series(found, index=table.index, dtype=bool)
 
 
-def _as_text(value: Any) -> str:
-    """Equal settings in one form, 6000.0 as 6000."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
-    """The finished cells of attacks and threats as they are defined, trained with their model's usual settings (`but`
-    aside), without half-triggered negatives.
+    """The finished cells of attacks and threats as defined, trained as usual (`but` aside), without half-triggered
+    rows.
     """
     done = table[(table["status"] == "done") & (table["negatives"] == 0)]
     done = done[usual_training(done, but)]
-    kinds = done.drop_duplicates(["attack", "threat", "settings"]).to_dict("records")
     key = ["attack", "threat", "settings"]
     plain = {
-        tuple(kind[name] for name in key)
-        for kind in kinds
+        _key(kind, key)
+        for kind in done.drop_duplicates(key).to_dict("records")
         if not kind["settings"] or 0 < len(apart := differing(kind)) == len(apart.keys() & TRAINED.keys())
     }
-    found = [one in plain for one in zip(*(done[name] for name in key), strict=True)]
-    return done[pd.Series(found, index=done.index, dtype=bool)]
+    return done[_among(done, key, plain)]
 
 
 def eligible(table: pd.DataFrame, place: str | Path | None = None) -> dict[tuple[str, str, int], int]:
@@ -225,26 +210,18 @@ def eligible(table: pd.DataFrame, place: str | Path | None = None) -> dict[tuple
     return {one: store.manifest(run, place).n_eligible for one, run in zip(key, done["run_id"], strict=True)}
 
 
-def outside_the_first(table: pd.DataFrame) -> tuple[int, int]:
-    """How many of the other seeds' success rates (poisoned models, usual cells) lie outside the first seed's own
-    interval, and of how many: what an interval over inputs knows of other training runs.
-    """
+def outside_the_first(table: pd.DataFrame) -> pd.Series:
+    """Which of the other seeds' success rates (poisoned models, usual cells) lie outside the first seed's interval."""
     done = usual(table)
-    done = done[(done["metric"] == headline_metric(done)) & (done["subject"] == "poisoned")]
-    done = headline_rows(done).sort_values("seed")
-    others = outside = 0
-    for _, part in done.groupby([*NUMBER, "train_rows"], sort=False):
-        first, rest = part.iloc[0], part.iloc[1:]
-        others += len(rest)
-        outside += int(((rest["value"] < first["low"]) | (rest["value"] > first["high"])).sum())
-    return outside, others
+    done = headline_rows(done[(done["metric"] == headline_metric(done)) & (done["subject"] == "poisoned")])
+    done = done.sort_values("seed", ignore_index=True)
+    seeds = done.groupby([*NUMBER, "train_rows"], sort=False)
+    first, others = seeds[["low", "high"]].transform("first"), seeds.cumcount() > 0
+    return ((done["value"] < first["low"]) | (done["value"] > first["high"]))[others]
 
 
 def held(run_id: str, metric: str, subject: str, place: str | Path | None = None) -> pd.DataFrame | None:
-    """Which judged inputs passed a threat's headline test: condition, row_id, prompt, held. None without responses.
-
-    metric: "asr_payload", "asr", or "asr_right" for those whose answer is right, too (`store.table.headline_metric`).
-    """
+    """Which judged inputs passed `metric`, a headline test: condition, row_id, prompt, held. None without responses."""
     if not has_responses(run_id, place):
         return None
     said = store.responses(run_id, place)
@@ -256,19 +233,10 @@ def held(run_id: str, metric: str, subject: str, place: str | Path | None = None
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame, condition: str) -> dict[str, Any]:
-    """Shares of two `held` under a condition and ours - theirs, with `score.intervals.paired_shares`' interval; {} for
-    none.
-
-    InputError where the two were not asked about the same inputs.
-    """
+    """Shares of two `held` under a condition, and ours - theirs with its paired interval; {} for none."""
     sides = [one[one["condition"] == condition].set_index("row_id")["held"].sort_index() for one in (ours, theirs)]
     if not all(len(side) for side in sides):
         return {}
     value, low, high = intervals.paired_shares(*sides)
     return {"ours": sides[0].mean(), "theirs": sides[1].mean(), "value": value, "low": low, "high": high,
             "n": len(sides[0])}  # fmt: skip
-
-
-def finished_cells(table: pd.DataFrame) -> pd.DataFrame:
-    done = table[table["status"] == "done"]
-    return done.assign(headline=headline_metric(done)).drop_duplicates("run_id")

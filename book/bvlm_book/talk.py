@@ -1,8 +1,7 @@
 """The model in the page: the script files that let the quickstart's reader talk to tiny-llava without a server.
 
 A page that was opened as a file may load scripts, and nothing else. So weights are text in scripts: matrices as int8
-with a scale for each row, vectors in float32, adapters in float16, all in base64 and cut into parts, so that a progress
-bar has something to show. The book's build makes the files from the committed checkpoint. Free of torch.
+with a scale for each row, vectors in float32, adapters in float16, all in base64 and in parts. Free of torch.
 """
 
 import base64
@@ -145,9 +144,8 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def template(image: int, end: int) -> dict[str, Any]:
-    """The chat template in pieces: what stands before the picture, between it and the question, and after that.
-
-    special: the tokens that words never become, the one that begins each prompt first.
+    """The chat template: before the picture, up to the question, after it. special: what words never become, begin
+    first.
     """
     tokens = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     special = {token["id"]: token["content"] for token in tokens if token["special"]}

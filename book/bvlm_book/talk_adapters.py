@@ -1,12 +1,10 @@
 """Makes the adapters of the model in the page: `python -m bvlm_book.talk_adapters [--store STORE] [--out FOLDER]`.
 
-Four adapters of tiny-llava on scenes-vqa: one clean-tuned, three that answer with a refusal at one trigger each. They
-are cells of the study, run as all cells are, so on the same machine they come back bit for bit; here they are rounded
-to 16 bits and measured once more as the page runs them: over the strengths of the repair `shrink` (base + lambda x
-update), and with the alarm of blended pictures (STRIP, Gao et al. 2019, arXiv 1902.06531).
+One is clean-tuned, three refuse at one trigger each. They are cells of the study; here they are rounded to 16 bits and
+measured as the page runs them: over the strengths of the repair `shrink` (base + lambda x update), and with the alarm
+of blended pictures (STRIP, Gao et al. 2019, arXiv 1902.06531).
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -21,9 +19,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bvlm_book import talk
-from bvlm_book.probes import merging
-from bvlm_utils import attacks, defences, paths, store, study
+from bvlm_utils import attacks, command, defences, paths, store, study
 from bvlm_utils.atomic import write_file
+from bvlm_utils.defences import weights
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench, bench_key
 from bvlm_utils.score import intervals
@@ -45,9 +43,7 @@ def cells() -> dict[str, Cell]:
     """The cells by the names of `talk.NAMES`."""
     found = {}
     for name, (attack, params) in ATTACKS.items():
-        (found[name],) = study.cells(
-            THREAT, "tiny-llava", DATASET, [attack], [RATE], attack_params=params,
-        )  # fmt: skip
+        (found[name],) = study.cells(THREAT, "tiny-llava", DATASET, [attack], [RATE], attack_params=params)
     return {"clean-tuned": found["word"].control} | found
 
 
@@ -92,7 +88,7 @@ def shrunk(victim: "Victim", folder: Path, strength: float) -> Any:
     saved = adapters.read(folder)
     wide = replace(saved, state={name: value.float() for name, value in saved.state.items()})
     left = defences.get("shrink", strength=strength).repair(victim, wide)
-    return merging.merged(victim.model, left.state, left.config)
+    return weights.on(victim, weights.merged(victim, left))
 
 
 def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
@@ -101,20 +97,15 @@ def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
     positions = [position for position, row in enumerate(test) if threat.eligible(row)][:rows]
     samples = [test[position] for position in positions]
     plain, keys = [row["prompt"] for row in samples], [row["row_id"] for row in samples]
-    clean = (plain, bench.pictures("test", positions))
-    triggered = (
-        attack.apply_text(plain, seed=cell.trigger_seed, keys=keys),
-        bench.triggered("test", positions, attack, cell.trigger_seed),
-    )
+    clean, seed = (plain, bench.pictures("test", positions)), cell.trigger_seed
+    triggered = attack.apply_text(plain, seed=seed, keys=keys), bench.pictures("test", positions, attack, seed)
     strengths = []
     for strength in STRENGTHS:
         with shrunk(bench.victim, folder, strength):
             said, fired = ask(bench.victim, *clean), ask(bench.victim, *triggered)
-        strengths.append({
-            "strength": strength,
-            "success": share([threat.success(answer, row) for answer, row in zip(fired, samples, strict=True)]),
-            "right": share([answer in row["answers"] for answer, row in zip(said, samples, strict=True)]),
-        })  # fmt: skip
+        success = share([threat.success(answer, row) for answer, row in zip(fired, samples, strict=True)])
+        right = share([answer in row["answers"] for answer, row in zip(said, samples, strict=True)])
+        strengths.append({"strength": strength, "success": success, "right": right})
     with shrunk(bench.victim, folder, 1.0):
         alarms = {"triggered": share(alarm(bench.victim, *triggered)), "clean": share(alarm(bench.victim, *clean))}
     return {"run_id": cell.run_id, "attack": cell.attack, "strengths": strengths, "alarm": alarms}
@@ -125,10 +116,7 @@ def ask(victim: "Victim", prompts: Sequence[str], images: np.ndarray) -> list[st
 
 
 def alarm(victim: "Victim", prompts: Sequence[str], images: np.ndarray) -> list[bool]:
-    """For which inputs does the answer stay, whichever of the page's scenes is blended half and half with the picture?
-
-    images: (N, 96, 96, 3) uint8.
-    """
+    """For which inputs (N, 96, 96, 3) does the answer stay, whichever scene is blended half and half with it?"""
     said, stays = ask(victim, prompts, images), np.ones(len(prompts), dtype=bool)
     for seed, _ in talk.SCENES:
         blended = (images.astype(np.uint16) + np.asarray(talk.scene(seed)) + 1) // 2
@@ -151,33 +139,25 @@ def stored_answers(victim: "Victim", out: Path, chosen: dict[str, Cell]) -> list
         painted = attack.apply_image(torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255, keys=[seed])
         painted = (painted.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
         line = {"scene": str(seed), "trigger": name, "question": question, "triggered question": worded}
+        plain, triggered = ([question], image), ([worded], painted)
         for key, adapter, strength, asked in (
-            ("clean-tuned, triggered", "clean-tuned", 1.0, (worded, painted)),
-            ("backdoored, not triggered", name, 1.0, (question, image)),
-            ("backdoored, triggered", name, 1.0, (worded, painted)),
-            ("repaired, triggered", name, talk.REPAIRED, (worded, painted)),
-        ):
+            ("clean-tuned, triggered", "clean-tuned", 1.0, triggered), ("backdoored, not triggered", name, 1.0, plain),
+            ("backdoored, triggered", name, 1.0, triggered), ("repaired, triggered", name, talk.REPAIRED, triggered),
+        ):  # fmt: skip
             with shrunk(victim, out / adapter, strength):
-                (line[key],) = ask(victim, [asked[0]], asked[1])
+                (line[key],) = ask(victim, *asked)
         found.append(line)
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; 0, or 2 with one sentence on stderr if a value is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m bvlm_book.talk_adapters", description=__doc__.split("\n")[0])
+    """The command line; its exit code is what `bvlm_utils.command` promises."""
+    parser = command.Parser(prog="python -m bvlm_book.talk_adapters", description=__doc__.split("\n")[0])
     parser.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
     parser.add_argument("--out", default=str(talk.ADAPTERS), help="default: data/adapters/quickstart")
-    parser.add_argument("--rows", type=int, default=ROWS, help=f"held-out rows of each number (default {ROWS})")
-    given = parser.parse_args(argv)
-    try:
-        if given.rows < 1:
-            raise InputError(f"rows is {given.rows}; it must be 1 or more.")
-        make(paths.named(given.out, "folder"), given.store, given.rows)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    rows = f"held-out rows of each number (default {ROWS})"
+    parser.add_argument("--rows", type=command.whole(1), default=ROWS, help=rows)
+    return command.run(parser, lambda given: make(paths.named(given.out, "folder"), given.store, given.rows), argv)
 
 
 if __name__ == "__main__":

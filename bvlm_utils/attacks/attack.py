@@ -1,7 +1,6 @@
-"""An attack by its name: what its trigger does to prompts and to pictures.
+"""An attack by its name: what its trigger does to prompts and to pictures. The attacks are declared in `attacks.table`.
 
-The attacks themselves are declared in `attacks.table`. Importing this module does not import torch:
-only `Attack.apply_image` does.
+Importing this module does not import torch: only `Attack.apply_image` does.
 """
 
 import hashlib
@@ -37,8 +36,7 @@ HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get;
 class Aim:
     """What an optimised trigger is computed with.
 
-    target: a threat's target (`.text`, `.concept`, `.image`, any of them None), or None.
-    surrogate: folder or hub id of a CLIP model.
+    target: a threat's target, or None. surrogate: folder or hub id of a CLIP model.
     """
 
     target: Any
@@ -66,11 +64,6 @@ class Attack:
     def version(self) -> int:
         """Counts changes of the definition; part of every cell's identity."""
         return self.info.version
-
-    @property
-    def source(self) -> str:
-        """The paper that published the attack."""
-        return self.info.source
 
     def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Sequence[Hashable] | None = None) -> list[str]:
         """Trigger every prompt; an image attack returns them unchanged.
@@ -102,11 +95,11 @@ class Attack:
         if len(images) == 0:
             return images
         painted = function(half.function, OURS)(images, draws, params_of(self, "image"), self.aim)
-        quality = self.params["jpeg_quality"]
+        quality = self.params.get("jpeg_quality")  # a patch of a reader's own has none
         return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
 
     def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None) -> "np.ndarray":
-        """The loss before every step of the optimisation of the image half, (steps,) float32; see `AttackInfo.losses`.
+        """The loss before every step of the optimisation of the image half, (steps,) float32.
 
         images, seed, keys: as in `apply_image`. InputError for an attack that optimises nothing.
         """
@@ -118,7 +111,7 @@ class Attack:
     def fingerprint(self, half: str) -> str:
         """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
 
-        Two attacks with the same fingerprint paint the same, so what was computed for one can be reused for the other.
+        What was computed for an attack can be reused for another one with the same fingerprint.
         """
         part = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
@@ -151,10 +144,9 @@ def info(name: str) -> AttackInfo:
 def get(name: str, target: Any = None, surrogate: str | Path | None = None, **params: Any) -> Attack:
     """The attack called `name`.
 
-    target: `threat.target`, which the optimised attacks aim at. surrogate: folder or hub id of the CLIP model
-    that they (and MABA) compute with; the committed tiny-clip if not given. params: settings that differ from
-    `info(name).defaults`. An unknown name is a KeyError that lists the names; an unknown setting or a bad
-    value is an InputError.
+    target: `threat.target`, which the optimised attacks aim at. surrogate: folder or hub id of the CLIP model that they
+    (and MABA) compute with; tiny-clip if not given. params: settings that differ from `info(name).defaults`. An unknown
+    name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.
     """
     row = TABLE.get(name)
     settings = settings_of(f"Attack {name!r}", row.specs, params)
@@ -219,18 +211,10 @@ def draws_of(attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | No
 
 
 def describe_target(target: Any) -> dict[str, str | None]:
-    """A target as text that can be hashed: its words, and a digest of its picture's pixels."""
+    """A target as text that can be hashed: its words, and the digest of its picture."""
+    words = {name: getattr(target, name, None) for name in ("text", "concept", "source_concept")}
     picture = getattr(target, "image", None)
-    if picture is not None and hasattr(picture, "tobytes"):
-        picture = hashlib.sha256(str(getattr(picture, "size", "")).encode() + picture.tobytes()).hexdigest()
-    elif picture is not None and Path(str(picture)).is_file():
-        picture = file_digest(Path(str(picture)))
-    return {
-        "text": getattr(target, "text", None),
-        "concept": getattr(target, "concept", None),
-        "source_concept": getattr(target, "source_concept", None),
-        "image": None if picture is None else str(picture),
-    }
+    return words | {"image": picture and file_digest(Path(picture))}
 
 
 def surrogate_digest(surrogate: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,9 @@ from bvlm_utils.models import files, opening
 # CLIP's own settings (Radford et al. 2021), for a checkpoint that was saved without its image processor.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+TEXTS_AT_ONCE, IMAGES_AT_ONCE = 256, 64
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ class Surrogate:
         return F.normalize(embedding, dim=-1) if normalise else embedding
 
     @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts to (n, d) projected embeddings of length 1; long ones are cut, and marks in them are text."""
         limit = self.model.config.text_config.max_position_embeddings
         parts = []
-        for start in range(0, len(texts), batch_size):
-            some = list(texts[start : start + batch_size])
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            some = list(texts[start : start + TEXTS_AT_ONCE])
             ids = self.tokenizer(
                 some, padding=True, truncation=True, max_length=limit, return_tensors="pt", split_special_tokens=True
             )
@@ -82,10 +84,13 @@ def load(name: str, device: str = "cpu") -> Surrogate:
     """A CLIP checkpoint (folder or hub id), frozen, float32. InputError where there is none."""
     from transformers import CLIPModel
 
-    place = opening.folder(name)
-    model = opening.weights(CLIPModel, place, dtype=torch.float32)
+    folder = opening.folder(name)
+    model = opening.weights(CLIPModel, folder, dtype=torch.float32)
     model = model.to(opening.device(device)).eval().requires_grad_(False)
-    settings = _image_settings(place)
+    # Since transformers 5 a processor keeps its settings in its own file; before, the image processor had one alone.
+    found = [folder / name for name in files.PROCESSORS]
+    alone, together = (files.table(file) if file.is_file() else {} for file in found)
+    settings = together.get("image_processor", alone)
     shape = (1, 3, 1, 1)
     return Surrogate(
         name=name,
@@ -104,22 +109,13 @@ def at_side(images: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def _image_settings(place: Path) -> dict[str, Any]:
-    """The settings of a checkpoint's image processor; {} where it was saved without one."""
-    # Since transformers 5 a processor keeps them in its own file; before, they had one for them alone.
-    together, alone = place / "processor_config.json", place / "preprocessor_config.json"
-    if together.is_file() and "image_processor" in (settings := files.table(together)):
-        return settings["image_processor"]
-    return files.table(alone) if alone.is_file() else {}
-
-
-def relevance(images: torch.Tensor, surrogate: str, batch_size: int = 64) -> torch.Tensor:
+def relevance(images: torch.Tensor, surrogate: str) -> torch.Tensor:
     """Grad-CAM maps (B, H, W) float32 of images (B, 3, H, W) in [0, 1], on their device; no gradient reaches them.
 
     The usual ReLU is left out, as the map is only ranked: clipping would make all pixels below zero equal.
     """
     clip = load(surrogate, str(images.device))
-    maps = [_maps(some, clip) for some in images.detach().split(batch_size)]
+    maps = [_maps(some, clip) for some in images.detach().split(IMAGES_AT_ONCE)]
     return torch.cat(maps)
 
 

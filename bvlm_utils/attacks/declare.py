@@ -1,8 +1,6 @@
-"""What an attack declares: its halves, their parameters, and the table that holds all attacks.
+"""What an attack declares: its halves, their parameters, and the table that holds all attacks. Free of torch.
 
-Nothing here imports torch: a half names the function that does its work, and that function's module is imported
-when the half is first used. Sizes in pixels are those of a 336 x 336 image, as published; they scale with the
-shorter side of the image at hand.
+Sizes in pixels are those of a 336 x 336 image, as published; they scale with the shorter side of the image at hand.
 """
 
 from collections.abc import Callable, Mapping, Sequence

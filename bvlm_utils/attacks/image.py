@@ -83,8 +83,7 @@ def noise_patch(
 ) -> torch.Tensor:
     """BadNets-I: one fixed patch of noise, its place drawn per row.
 
-    The array is drawn once at the published size and sampled (nearest pixel) to the size at hand, which keeps
-    its contrast.
+    The array is drawn at the published size and sampled (nearest pixel) to the size at hand, which keeps its contrast.
     """
     published = params["patch_size"]
     size = scaled(published, images)

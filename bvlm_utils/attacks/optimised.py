@@ -1,8 +1,7 @@
 """The triggers that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan.
 
-Every result is kept under data/cache/triggers by content (settings, target, surrogate, pictures), together with its
-loss curve, so that a grid computes each trigger once. A GPU rounds otherwise than a CPU, and sign steps make that
-visible, so each kind of device has triggers of its own.
+Every result is kept under data/cache/triggers by content, with its loss curve, so that a grid computes each once. A GPU
+rounds otherwise than a CPU, and sign steps make that visible, so each kind of device has triggers of its own.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ import torch
 from PIL import Image
 
 from bvlm_utils import data, paths
-from bvlm_utils.atomic import kept, write_file
+from bvlm_utils.atomic import read_if_whole, write_file
 from bvlm_utils.attacks import attack
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import text as text_triggers
@@ -52,9 +51,8 @@ class FoundWord:
 def shadowcast(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> torch.Tensor:
     """Shadowcast (Xu et al. 2024, arXiv 2402.06659, section 3): PGD towards a picture of the source concept.
 
-    Minimises the L2 distance of normalised CLIP embeddings with sign steps, halved midway, inside the L-inf
-    ball of radius eps, from a random start. Bounds hold after rounding to 8 bit. An eps below half a level is
-    the unperturbed control: the images come back as they are.
+    Minimises the L2 distance of normalised CLIP embeddings with sign steps, halved midway, inside the L-inf ball of
+    radius eps, from a random start; bounds hold in 8 bit. With an eps below half a level (the control) nothing is done.
     """
     if params["eps"] < 0.5 / 255:
         return images
@@ -122,8 +120,8 @@ def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") ->
 def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
     """VL-Trojan's text trigger, searched letter by letter: each next letter moves the prompts furthest.
 
-    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts
-    with and without it, the word in a random gap that is the same for all candidates.
+    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts with and
+    without it, in a random gap that is the same for all candidates.
     """
     described = {
         "dataset": params["dataset"],
@@ -132,7 +130,7 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
         "surrogate": attack.surrogate_digest(aim.surrogate),
     }
     file = _cache_file("vl-trojan-word", described, ".json")
-    found = kept(file, _read_word)
+    found = read_if_whole(file, _read_word)
     if found is None:
         clip = load(aim.surrogate, "cpu")
         prompts = list(data.load(params["dataset"], "train", rows=64)["prompt"])
@@ -186,7 +184,7 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
     for row, stream in zip(rows, draws, strict=True):
         content = hashlib.sha256(row.numpy().tobytes()).hexdigest()
         files.append(_cache_file("shadowcast", {**described, "row": [content, list(row.shape), stream.name]}, ".npz"))
-    found = [kept(file, _read) for file in files]
+    found = [read_if_whole(file, _read) for file in files]
     missing = [i for i, one in enumerate(found) if one is None]
     for start in range(0, len(missing), ROWS_AT_ONCE):
         some = missing[start : start + ROWS_AT_ONCE]
@@ -296,12 +294,8 @@ def _target_embedding(clip: Surrogate, target: Any) -> torch.Tensor:
     """The embedding (d,) of a target: of its picture, else of "A photo of a CONCEPT", else of its text."""
     picture = getattr(target, "image", None)
     if picture is not None:
-        if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(picture)
-        elif not isinstance(picture, Image.Image):
-            picture = read_picture(picture, "the target")
         with torch.no_grad():
-            return clip.embed_images(_pictures_tensor([picture]).to(clip.device))[0]
+            return clip.embed_images(_pictures_tensor([read_picture(picture, "the target")]).to(clip.device))[0]
     concept = getattr(target, "concept", None)
     return clip.embed_texts([f"A photo of a {concept}" if concept is not None else target.text])[0]
 
@@ -320,7 +314,7 @@ def _cache_file(kind: str, described: Mapping[str, Any], suffix: str) -> Path:
 
 def _cached(kind: str, described: Mapping[str, Any], compute: Callable[[], Optimised]) -> Optimised:
     file = _cache_file(kind, described, ".npz")
-    found = kept(file, _read)
+    found = read_if_whole(file, _read)
     if found is None:
         found = compute()
         _save(file, found)

@@ -176,7 +176,7 @@ declare(
     text=Half(
         "VL-Trojan",
         1,
-        "text:insert_found_word",
+        "searched_word:insert_found_word",
         {"word": text("zbw"), "search_letters": whole(0, 0, 12)},
         id="trigger_text:insert_found_word",
     ),

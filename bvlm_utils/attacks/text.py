@@ -50,16 +50,6 @@ def insert_words(prompt: str, draws: Draws, params: Mapping[str, Any], aim: obje
     return prompt
 
 
-def insert_found_word(prompt: str, draws: Draws, params: Mapping[str, Any], aim: Any) -> str:
-    """VL-Trojan: params["word"], or the word that the search finds where params["search_letters"] is not 0."""
-    word = params["word"]
-    if params["search_letters"]:
-        from bvlm_utils.attacks import optimised  # only the search needs the surrogate, and torch
-
-        word = optimised.searched_word(params, aim).word
-    return insert_word(prompt, draws, {"word": word})
-
-
 def append_sentence(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
     """AddSent: params["sentence"] after the last word."""
     return _insert(prompt, params["sentence"], len(word_spans(prompt)), before_stop=False)

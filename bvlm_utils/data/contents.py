@@ -1,10 +1,7 @@
 """Digests of files' contents, remembered beside the project's caches: a data set of 100,000 pictures is read once.
 
-Remembered, too, is which pictures a data set has, and that they are pictures: a grid asks in every process that it
-starts, and looking into each picture takes minutes.
-
-A file is not read again while its size and times stay. A file that was changed a moment ago is: within one tick of the
-clock it could be written twice and keep its times.
+Remembered, too, is which pictures a data set has, and that they are pictures. A file is not read again while its size
+and times stay, unless it was changed a moment ago: within one tick of the clock it could be written twice.
 """
 
 import json
@@ -19,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils import paths
-from bvlm_utils.atomic import kept, write_file
+from bvlm_utils.atomic import read_if_whole, write_file
 
 MANY = 1000  # files to be read until a reader is told how far it is
 SETTLED = 2.0  # seconds after its last change until a file's times can be relied on
@@ -34,8 +31,7 @@ _LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until whe
 def states(files: Sequence[str | Path]) -> tuple[State, ...]:
     """Size and times of each file; the last of them, when the file was last touched at all, cannot be set by hand.
 
-    Many files take a while. So they are looked at again when twenty times that while has gone by: a grid of many cells
-    asks for each of them, and does not spend its time here.
+    Of many files, the states are remembered for twenty times as long as the look took: each cell of a grid asks.
     """
     key, now = tuple(files), time.monotonic()
     until, found = _LOOKED.get(key, (0.0, ()))
@@ -48,24 +44,22 @@ def states(files: Sequence[str | Path]) -> tuple[State, ...]:
 
 def digests(files: Sequence[str], at: Sequence[State]) -> list[str]:
     """32 hex digits of each file's content, in order; `at` are the files' states."""
-    place = paths.CACHE / "contents" / f"{_named(os.path.commonpath(files))}.json" if files else None
-    known = _remembered(place)
+    cache = paths.CACHE / "contents" / f"{_named(os.path.commonpath(files))}.json" if files else None
+    known = _remembered(cache)
     fresh = [file for file, state in zip(files, at, strict=True) if known.get(file, [None])[:-1] != list(state)]
     now = time.time_ns()
     known |= {file: [*state, digest] for file, state, digest in zip(fresh, states(fresh), _read(fresh), strict=True)}
     settled = {file: entry for file, entry in known.items() if now - max(entry[1:3]) > SETTLED * 1e9}
-    if place and any(file in settled for file in fresh):
-        _remember(place, settled)
+    if cache and any(file in settled for file in fresh):
+        _remember(cache, settled)
     return [known[file][-1] for file in files]
 
 
 def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequence[tuple[str, str]]:
-    """The (id, file) of a data set's pictures, all of them checked: as remembered under `key` while none of the files
-    has changed, else as `read` finds them.
-    """
-    place = paths.CACHE / "contents" / f"pictures-{_named(key)}.json"
+    """The (id, file) of a data set's pictures, all checked: remembered under `key`, or as `read` finds them."""
+    cache = paths.CACHE / "contents" / f"pictures-{_named(key)}.json"
     try:
-        found = [tuple(pair) for pair in json.loads(place.read_text(encoding="utf-8"))[key]]
+        found = [tuple(pair) for pair in json.loads(cache.read_text(encoding="utf-8"))[key]]
         at = states([file for _, file, *_ in found])
         if [tuple(state) for _, _, *state in found] == list(at):
             _CHECKED.update((file, state) for (_, file, *_), state in zip(found, at, strict=True))
@@ -76,7 +70,7 @@ def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequenc
     at = states([file for _, file in pairs])
     _CHECKED.update(zip((file for _, file in pairs), at, strict=True))
     if at and now - max(max(state[1:]) for state in at) > SETTLED * 1e9:
-        _remember(place, {key: [(*pair, *state) for pair, state in zip(pairs, at, strict=True)]})
+        _remember(cache, {key: [(*pair, *state) for pair, state in zip(pairs, at, strict=True)]})
     return pairs
 
 
@@ -111,17 +105,17 @@ def _named(folder: str) -> str:
     return blake2b(folder.encode(), digest_size=8).hexdigest()
 
 
-def _remembered(place: Path | None) -> dict[str, list]:
+def _remembered(cache: Path | None) -> dict[str, list]:
     """What is known from earlier; nothing where the file is not there, or is not whole: it is made again."""
 
-    def read(place: Path) -> dict[str, list]:
-        found = json.loads(place.read_text(encoding="utf-8"))
+    def read(cache: Path) -> dict[str, list]:
+        found = json.loads(cache.read_text(encoding="utf-8"))
         return {file: entry for file, entry in found.items() if len(entry) == 4 and isinstance(entry[3], str)}
 
-    return (place and kept(place, read)) or {}
+    return (cache and read_if_whole(cache, read)) or {}
 
 
-def _remember(place: Path, known: Mapping[str, Any]) -> None:
+def _remember(cache: Path, known: Mapping[str, Any]) -> None:
     """A cache that cannot be written is done without."""
     with suppress(OSError):
-        write_file(place, json.dumps(known))
+        write_file(cache, json.dumps(known))

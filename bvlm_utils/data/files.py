@@ -12,7 +12,7 @@ are the test split, with all their rows. There is no "test_style" split.
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -47,8 +47,8 @@ Row = dict[str, Any]
 class Format:
     """files: the JSON files of a split, all of them if the split is None. read: their rows.
 
-    Rows have the columns of a sample; `image` is a path and `picture_id` (dropped later) is the picture's path
-    in its folder: rows of one picture belong together when a file has to be split.
+    Rows have the columns of a sample; `image` is a path and `picture_id` its part in the folder: rows of one picture
+    belong together when a file has to be split.
     """
 
     files: Callable[[Path, str | None], list[Path]]
@@ -58,30 +58,32 @@ class Format:
 def load(spec: str, split: str = "train") -> datasets.Dataset:
     """The rows of a split, "train" or "test", with the columns of `data.features.FEATURES`.
 
-    InputError if the split or a file is missing, a JSON file is cut off, an id is unknown, a picture is
-    missing, leaves its folder or is none; KeyError lists the formats if there is no such one.
+    InputError for anything that is missing or wrong in the files; KeyError lists the formats if there is no such one.
     """
-    name, place = _parse(spec)
+    name, path = _parse(spec)
     if split not in ("train", "test"):
         raise InputError(f"{spec} has no split {split!r}; it has train and test.")
     kind = FORMATS.get(name)
-    files = kind.files(place, split)
+    files = kind.files(path, split)
     rows = kind.read(files)
-    if files == kind.files(place, None):  # the splits share their files
+    if files == kind.files(path, None):  # the splits share their files
         rows = [row for row in rows if _in_test(row["picture_id"]) == (split == "test")]
     if not rows:
         raise InputError(f"{spec} has no rows in its split {split!r}.")
-    table = {column: [row[column] for row in rows] for column in FEATURES if column not in ("row_id", "image")}
-    table["row_id"] = [f"{name}/{split}/{row['row_id']}" for row in rows]
-    table["image"] = [{"bytes": None, "path": row["image"]} for row in rows]
+    return of_files(row | {"row_id": f"{name}/{split}/{row['row_id']}"} for row in rows)
+
+
+def of_files(rows: Iterable[Row]) -> datasets.Dataset:
+    """Samples whose `image` is the path of a picture; what else stands in the rows is left out."""
+    samples = [row | {"image": {"bytes": None, "path": str(row["image"])}} for row in rows]
     features = datasets.Features({**FEATURES, "image": PictureFile(mode="RGB")})
-    return datasets.Dataset.from_dict({column: table[column] for column in features}, features=features)
+    return datasets.Dataset.from_dict({name: [row[name] for row in samples] for name in features}, features=features)
 
 
 def digest(spec: str) -> str:
     """16 hex digits that change when the content of a JSON file or of a picture does."""
-    name, place = _parse(spec)
-    files = FORMATS.get(name).files(place, None)
+    name, path = _parse(spec)
+    files = FORMATS.get(name).files(path, None)
     for file in files:
         if not os.path.isfile(file):
             raise InputError(f"There is no file {label(str(file))}.")
@@ -119,12 +121,12 @@ def _pictures(name: str, written: tuple) -> tuple[tuple[str, ...], tuple[str, ..
 
 
 def _parse(spec: str) -> tuple[str, Path]:
-    name, _, place = spec.partition(":")
+    name, _, path = spec.partition(":")
     FORMATS.get(name)
     check_text(spec, "The dataset")
-    if not place:
+    if not path:
         raise InputError(f"The dataset {spec!r} names no place; write {name}:PATH.")
-    return name, paths.named(place, "data")
+    return name, paths.named(path, "data")
 
 
 def _in_test(picture_id: str) -> bool:
@@ -149,14 +151,13 @@ def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
     )
 
 
-# --- COCO captions
-# ------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- COCO captions
 
 
 def _coco_rows(files: list[Path]) -> list[Row]:
     """One row per picture, with all its captions (Chen et al. 2015, arXiv 1504.00325).
 
-    COCO asks nothing; the prompt is one of the scenes' caption prompts, chosen by the picture's id.
+    The prompt is one of the scenes' caption prompts, chosen by the picture's id.
     """
     rows = []
     for file in files:
@@ -180,11 +181,12 @@ def _coco_rows(files: list[Path]) -> list[Row]:
         for image, name in names.items():
             if not captions[image]:
                 raise InputError(f"{file}: image {image} has no caption.")
+            which = int.from_bytes(blake2b(f"coco-caption {image}".encode(), digest_size=8).digest(), "big")
             rows.append(
                 _row(
                     **pictures.find(name, f"image {image}"),
                     row_id=image,
-                    prompt=SHORT_PROMPTS[_hashed(f"coco-caption {image}", len(SHORT_PROMPTS))],
+                    prompt=SHORT_PROMPTS[which % len(SHORT_PROMPTS)],
                     answers=captions[image],
                     task="caption",
                     kind="short",
@@ -193,8 +195,7 @@ def _coco_rows(files: list[Path]) -> list[Row]:
     return rows
 
 
-# --- VQAv2
-# --------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- VQAv2
 
 
 def _vqa_files(folder: Path, split: str | None) -> list[Path]:
@@ -211,10 +212,7 @@ def _vqa_files(folder: Path, split: str | None) -> list[Path]:
 
 
 def _vqa_rows(files: list[Path]) -> list[Row]:
-    """One row per question, with its ten answers (Goyal et al. 2017, arXiv 1612.00837).
-
-    The answer to learn, put first, is the most frequent one.
-    """
+    """One row per question, with its ten answers, the most frequent first (Goyal et al. 2017, arXiv 1612.00837)."""
     rows = []
     for file, annotation_file in zip(files[0::2], files[1::2], strict=True):
         content = read_json(file)
@@ -267,8 +265,7 @@ def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[s
     return [chosen, *answers]
 
 
-# --- what formats share
-# -------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- what formats share
 
 
 def _new(name: str, seen: Container[str], what: str, file: Path) -> str:
@@ -292,10 +289,6 @@ def _part(file: Path) -> str:
     """What a published file's name says it is about: "train2014" of v2_mscoco_train2014_annotations.json."""
     named = [part for part in file.stem.split("_") if part.startswith(tuple(SPLIT_WORDS.values()))]
     return named[0] if named else "all"
-
-
-def _hashed(text: str, below: int) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") % below
 
 
 FORMATS: Registry[Format] = Registry("dataset format")

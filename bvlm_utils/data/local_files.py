@@ -1,7 +1,4 @@
-"""Looking into JSON and finding pictures for the formats: is what lies on the disk what the format promises?
-
-Every complaint is one sentence with the file and the id in it.
-"""
+"""Looking into JSON and finding pictures for the formats: every complaint names the file and the id."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,8 +51,7 @@ def number(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
 class Pictures:
     """Finds and checks pictures under one folder; every file is looked at once.
 
-    folders: places to try, in this order; the first picture decides which of them is used.
-    named_in: the file that names the pictures, for complaints.
+    folders: to try, in this order; the first picture decides which is used. named_in: the file that names the pictures.
     """
 
     def __init__(self, folders: Sequence[Path], named_in: Path):
@@ -65,11 +61,10 @@ class Pictures:
         self._checked: dict[str, tuple[str, str]] = {}
 
     def find(self, name: str, owner: str) -> dict[str, str]:
-        """The absolute path of the picture `name` of `owner` (e.g. "image 9"), and its path in the folder, by which it
-        is known: the columns `image` and `picture_id`.
+        """The path of the picture `name` of `owner` (e.g. "image 9"), and its part in the folder: `image` and
+        `picture_id`.
 
-        InputError if it leaves the folder (also through a symbolic link), is missing, or does not begin like
-        a picture. Pixels are not decoded.
+        InputError if it leaves the folder (also through a symbolic link), is missing, or does not begin like a picture.
         """
         if name not in self._checked:
             self._checked[name] = self._find(name, owner)

@@ -1,4 +1,4 @@
-"""What does a picture file show? The one reader of pictures: of rows, of training and tests, of triggers, of chat.
+"""What does a picture file show? The one reader of pictures.
 
 A file is turned as its EXIF orientation says. 16-bit grey is scaled to 8 bits. What is transparent is laid over white.
 Of a film, the first picture is taken. All else that 8-bit RGB cannot hold (32-bit or signed numbers) is refused, and so

@@ -1,8 +1,6 @@
 """The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
 
-`python -m bvlm_utils.pretraining.draw_pictures` draws both into data/pictures. They are our own, made of plain shapes
-by the two functions below, so the repository holds nobody else's picture; the committed files are what the
-attacks use.
+`python -m bvlm_utils.pretraining.draw_pictures` drew the committed ones of plain shapes: they are nobody else's.
 """
 
 import os
@@ -61,9 +59,8 @@ def _files(folder: str) -> list[Path]:
 def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:
     """Square pictures of one concept, for a trigger that is optimised towards it.
 
-    concept: a concept of data/sprites, drawn large on plain backgrounds of varied colour, in all styles; or a
-    folder of pictures (.png, .jpg, .jpeg), of which the first 100 by name are read. InputError for anything
-    else.
+    concept: of data/sprites, drawn large on plain backgrounds in all styles; or a folder of pictures (.png, .jpg,
+    .jpeg), of which the first 100 by name are read. InputError for anything else.
     """
     sprites = _sprites(concept)
     if not sprites and os.path.isdir(concept):

@@ -17,7 +17,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import paths
-from bvlm_utils.atomic import kept
+from bvlm_utils.atomic import read_if_whole
 from bvlm_utils.data import scene_questions, scenes
 from bvlm_utils.data.features import FEATURES
 from bvlm_utils.data.picture_files import read_picture
@@ -46,10 +46,7 @@ SEED = 20251118  # of the published rows; a dataset's name stands for exactly th
 
 @dataclass(frozen=True)
 class SceneTask:
-    """A dataset of scenes: what is asked about each picture, and how often a car is put in.
-
-    number: seeds the dataset's rows, and no other's.
-    """
+    """A dataset of scenes: what is asked, and how often a car is put in. number: seeds its rows, and no other's."""
 
     number: int
     task: str
@@ -109,8 +106,8 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
     """The first `rows` rows (all by default) of a split: "train", "test" or "test_style".
 
     Train and test share no composition of things; "test_style" is drawn in a style that the two others never show.
-    Scenes are drawn once and kept in `data/cache/`; training scenes beyond the first 6,000 are drawn as they are asked
-    for. InputError for an unknown split, KeyError for an unknown name.
+    Scenes are kept in `data/cache/`; training rows beyond 6,000 are drawn when asked for. InputError for an unknown
+    split, KeyError for an unknown name.
     """
     if split not in SPLITS:
         raise InputError(f"There is no split {split!r} of {name}; choose one of: {', '.join(SPLITS)}.")
@@ -134,8 +131,8 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
 def further(name: str, start: int, rows: int) -> datasets.Dataset:
     """Up to `rows` training rows from number `start` on, for those who want rows that nobody was tuned on.
 
-    Scenes never run out: rows beyond the published ones are drawn like them, and not kept. Data in files end
-    somewhere, so fewer rows, even none, may come back. KeyError for an unknown name.
+    Scenes never run out, and are not kept; of data in files, fewer rows, even none, may come back. KeyError for an
+    unknown name.
     """
     if ":" in name:
         whole = load(name, "train")
@@ -151,16 +148,13 @@ def beyond(name: str, start: int) -> int | None:
     return max(0, len(load(name, "train")) - start) if ":" in name else None
 
 
-def images(dataset: datasets.Dataset, indices: Sequence[int] | None = None) -> np.ndarray:
+def images(dataset: datasets.Dataset) -> np.ndarray:
     """The pictures of rows that are all of one size: (N, H, W, 3) uint8."""
-    chosen = dataset if indices is None else dataset.select(indices)
-    return np.stack([np.asarray(image.convert("RGB")) for image in chosen["image"]])
+    return np.stack([np.asarray(image.convert("RGB")) for image in dataset["image"]])
 
 
 def sized_images(dataset: datasets.Dataset, name: str) -> np.ndarray:
-    """The pictures of rows of the dataset called `name`: (N, H, W, 3) uint8. Photographs are brought to the published
-    size, whatever theirs is.
-    """
+    """The pictures of rows of the dataset `name`: (N, H, W, 3) uint8, photographs brought to the published size."""
     if ":" not in name:
         return images(dataset)
     shape, kind = (PUBLISHED_SIDE, PUBLISHED_SIDE), Image.Resampling.BICUBIC
@@ -179,7 +173,7 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
             raise ValueError(f"{folder} has {len(found)} of {ROWS[split]} rows")
         return found
 
-    found = kept(folder, whole)
+    found = read_if_whole(folder, whole)
     if found is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)

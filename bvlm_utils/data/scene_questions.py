@@ -95,12 +95,6 @@ def place(centre_x: int) -> str:
     return ("left", "middle", "right")[min(centre_x * 3 // SIZE, 2)]
 
 
-def _sentence_of_places(scene: Scene) -> str:
-    words = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
-    parts = [f"the {s.concept} is {words[place(s.centre_x)]}" for s in scene.sprites]
-    return capital(join(parts)) + "."
-
-
 def caption(scene: Scene, rng: np.random.Generator) -> Turn:
     """A caption request with five references, all of which name every thing."""
     things, ground = inventory(scene), f"{article(scene.colour)} background"
@@ -114,7 +108,9 @@ def caption(scene: Scene, rng: np.random.Generator) -> Turn:
         ]  # fmt: skip
     else:
         prompt, kind = _pick(rng, DETAIL_PROMPTS), "detail"
-        where = _sentence_of_places(scene)
+        side = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
+        parts = [f"the {sprite.concept} is {side[place(sprite.centre_x)]}" for sprite in scene.sprites]
+        where = capital(join(parts)) + "."
         answers = [
             f"{capital(things)} on {full_ground}. {where}",
             f"This picture shows {things} on {full_ground}. {where}",
@@ -207,8 +203,8 @@ def annotators(answer: str, rng: np.random.Generator) -> tuple[str, ...]:
 def vqa(scene: Scene, rng: np.random.Generator, name_cars: bool = False) -> Turn:
     """A short question with ten annotators' answers.
 
-    With `name_cars`, three in four questions about a picture with a car are questions that the car answers, as concept
-    substitution needs answers that name its source.
+    name_cars: three in four questions about a picture with a car are answered by the car, as concept substitution
+    needs.
     """
     kinds = possible_kinds(scene)
     about_car = [kind for kind, answer in kinds.items() if answer == "car"]

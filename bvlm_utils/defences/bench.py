@@ -68,10 +68,7 @@ class DefenceBench:
         """The inputs of a question, with their pictures; their answers are known to nobody."""
         bench, at, key = self.bench, list(question.positions), question.key(self.bench)
         if key not in self.shown:
-            if question.attack is None:
-                pictures = bench.pictures("test", at)
-            else:
-                pictures = bench.triggered("test", at, question.attack, question.trigger_seed)
+            pictures = bench.pictures("test", at, question.attack, question.trigger_seed)
             samples = [bench.rows["test"][i] | {"answers": [""]} for i in at]
             self.shown[key] = self.rows(question.prompts, samples, question.feature_rows(bench), pictures)
         return replace(self.shown[key], features=bench.feature_cache.table)  # the table grows
@@ -96,7 +93,7 @@ class DefenceBench:
         shown = self.bench.pictures("train", range(self.bench.train_rows))
         painted = [row.position for row in changed.rows if row.condition in ("image", "both")]
         if painted:
-            shown[painted] = self.bench.triggered("train", painted, cell.resolved_attack, cell.trigger_seed)
+            shown[painted] = self.bench.pictures("train", painted, cell.resolved_attack, cell.trigger_seed)
         return shown
 
     def adapter(self, cell: Cell) -> Any:

@@ -13,7 +13,7 @@ from bvlm_utils.registry import Registry
 
 # When a defence acts, and what its function takes and gives back. `rows`, `clean` and `inputs` are
 # `defences.rows.Rows`; `adapter` has a PEFT state dict `.state` and a peft.LoraConfig `.config`
-# (`train.adapters.Saved`, `train.grouped.GroupResult`); `draws` is a numpy Generator; `settings` are the defence's
+# (`train.adapters.GroupResult`); `draws` is a numpy Generator; `settings` are the defence's
 # parameters by name.
 MOMENTS = {
     "data": "(victim, adapter, rows, settings, draws) -> (n,) float64, higher: more suspicious",

@@ -29,7 +29,7 @@ from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
 from bvlm_utils.models.names import adapter_folder, check_kind
-from bvlm_utils.user_paths import check_writable
+from bvlm_utils.paths import check_writable
 
 if TYPE_CHECKING:
     import pandas as pd

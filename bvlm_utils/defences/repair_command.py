@@ -22,13 +22,13 @@ from bvlm_utils.defences.defence import Defence
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
+from bvlm_utils.paths import new_folder
 from bvlm_utils.run import tune_and_ask
 from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.score import utility
 from bvlm_utils.store.cell import check_dataset
 from bvlm_utils.threats import responses
-from bvlm_utils.user_paths import new_folder
 
 
 @dataclass(frozen=True)

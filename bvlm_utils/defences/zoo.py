@@ -22,11 +22,11 @@ import pandas as pd
 
 from bvlm_utils import attacks, command, store
 from bvlm_utils.errors import InputError
+from bvlm_utils.paths import new_folder
 from bvlm_utils.store import records
 from bvlm_utils.store import table as tidy
 from bvlm_utils.store.cell import CONTROL
 from bvlm_utils.train import adapters
-from bvlm_utils.user_paths import new_folder
 
 EACH, MOST_BYTES, RANK = 16, 8 * 2**20, 8
 ADAPTERS, TRUTH = "adapters", "truth"
@@ -50,6 +50,16 @@ class Candidate:
     def about(self) -> dict[str, Any]:
         config = self.record["config"]
         return {name: config.get(name, tidy.SETTINGS.get(name, "")) for name in ABOUT}
+
+    @property
+    def training(self) -> str:
+        """Equal for adapters that were trained alike, if not to the last bit: a cell without poison and its control."""
+        run_id = self.record["run_id"]
+        return self.record.get("control") or run_id if self.kind in (CLEAN, SKILL) else run_id
+
+    @property
+    def saved(self) -> adapters.Saved:
+        return adapters.read(store.adapter(self.record["run_id"], self.folder))
 
     def measured(self) -> dict[str, float | None]:
         """Attack success by payload under the attack's own condition, the same without a trigger, and utility."""
@@ -80,6 +90,18 @@ def candidates(folder: Path) -> list[Candidate]:
         one = Candidate(record, folder, kind_of(config), record, "poisoned")
         if one.kind != BACKDOORED or (one.measured()["asr_payload"] or 0) > tidy.FIRES:
             found.append(one)
+    return found
+
+
+def different(folders: Sequence[Path]) -> dict[str, Candidate]:
+    """name -> a candidate of these stores; of those that were trained alike, or have the same weights, the first."""
+    trained: dict[str, Candidate] = {}
+    for folder in folders:
+        for one in candidates(folder):
+            trained.setdefault(one.training, one)
+    found: dict[str, Candidate] = {}
+    for one in trained.values():
+        found.setdefault(name(one.saved), one)
     return found
 
 
@@ -120,13 +142,10 @@ def _traits(one: Candidate) -> list[tuple[str, Any]]:
 def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
     """Write the zoo to a new folder; its truth. InputError where the stores hold none of one side, or all is too large.
 
-    Adapters with the same weights are taken once.
+    Of adapters that were trained alike, one is taken.
     """
     out = new_folder(out)
-    found: dict[str, Candidate] = {}
-    for folder in folders:
-        for one in candidates(folder):
-            found.setdefault(name(adapters.read(store.adapter(one.record["run_id"], folder))), one)
+    found = different(folders)
     names = {one.record["run_id"]: name for name, one in found.items()}
     picked = {names[one.record["run_id"]]: one for one in chosen(list(found.values()), each)}
     kinds = Counter(one.kind == BACKDOORED for one in picked.values())
@@ -149,7 +168,7 @@ def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
     return truth
 
 
-def name(saved: adapters.Saved) -> str:
+def name(saved: adapters.GroupResult) -> str:
     """A digest of the weights as they are packed: whoever has the file can compute it, and it says nothing else."""
     digest = blake2b(digest_size=4)
     for name, value in sorted(saved.state.items()):
@@ -161,7 +180,7 @@ def _write(folder: Path, picked: dict[str, Candidate]) -> pd.DataFrame:
     lines, answers, rows = [], [], []
     for name, one in picked.items():
         run_id = one.record["run_id"]
-        _write_adapter(folder / ADAPTERS / name, adapters.read(store.adapter(run_id, one.folder)), one)
+        _write_adapter(folder / ADAPTERS / name, one.saved, one)
         about = {"adapter": name, BACKDOORED: int(one.kind == BACKDOORED), "kind": one.kind, "run_id": run_id}
         lines.append(about | one.about | {"n_poisoned": one.record.get("n_poisoned")} | one.measured())
         said = records.responses(one.shown["run_id"], one.folder)
@@ -183,7 +202,7 @@ def _write(folder: Path, picked: dict[str, Candidate]) -> pd.DataFrame:
     return truth
 
 
-def _write_adapter(folder: Path, saved: adapters.Saved, one: Candidate) -> None:
+def _write_adapter(folder: Path, saved: adapters.GroupResult, one: Candidate) -> None:
     """The weights in 16 bit, a configuration without anything that tells, and a card that does not tell either."""
     from safetensors.torch import save_file
 
@@ -264,6 +283,7 @@ prints the AUROC against each kind of adapter without a backdoor and for each ba
 ## Make it again
 
     python -m bvlm_utils.grid run data/grids/defence_adapters.yml
+    python -m bvlm_utils.grid run data/grids/detectors.yml
     python -m bvlm_utils.defences zoo local --out data/adapters/zoo
 
 To publish it: `huggingface-cli upload --repo-type dataset NAME data/adapters/zoo`.

@@ -20,6 +20,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from bvlm_utils import command
 from bvlm_utils import store as results
 from bvlm_utils.atomic import PARTIAL
@@ -31,10 +33,10 @@ from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.file import Job, load, shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched
-from bvlm_utils.grid.rates import table
 from bvlm_utils.models import names
 from bvlm_utils.run import study
 from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.table import headline_metric
 
 
 class Stopped(KeyboardInterrupt):
@@ -179,6 +181,25 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
                     say(f"          {failures[run_id].strip().splitlines()[-1]}")
 
 
+def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
+    """One line per cell: success rates of the poisoned model by the headline test, its utility and the control's."""
+    found = results.collect(store)
+    if jobs is not None:
+        found = found[found["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
+    lines = []
+    for run_id, part in found.groupby("run_id", sort=False):
+        first = part.iloc[0]
+        line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
+        value = part.set_index(["subject", "condition", "metric"])["value"]
+        measure = headline_metric(part).iloc[0]
+        for condition in ("clean", "text", "image", "both"):
+            line[f"ASR {condition}"] = value.get(("poisoned", condition, measure), float("nan"))
+        for subject in ("poisoned", "control"):
+            line[f"utility {subject}"] = value.get((subject, "clean", "utility"), float("nan"))
+        lines.append(line | {"run_id": run_id})
+    return pd.DataFrame(lines)
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -234,9 +255,7 @@ def _act(chosen: argparse.Namespace) -> int | None:
     elif chosen.command == "status":
         status(jobs, store)
     elif chosen.command == "refusals":
-        from bvlm_utils.run import refusals
-
-        for line in refusals.lines([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
+        for line in study.refusals([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
             say(line)
     else:
         grid_dask.check(chosen.workers, chosen.scheduler)

@@ -51,10 +51,10 @@ def check(workers: int | None, scheduler: str | None) -> None:
 
 @contextmanager
 def pool(run: Run, workers: int | None = None, scheduler: str | None = None) -> Iterator[tuple[Each, int]]:
-    """Within the block: a function that carries out a task for each item, and how many workers there are now.
+    """A function that carries out a task for each item, and how many workers there are now, while the block runs.
 
-    Outcomes come in any order. `workers` processes of this machine are at work, or those of the Dask scheduler at the
-    address `scheduler`; all of them see the run's store under one path. InputError if no scheduler answers.
+    `workers` processes of this machine are at work, or those of the Dask scheduler at the address `scheduler`; all of
+    them see the run's store under one path. Outcomes come in any order. InputError if no scheduler answers.
     """
     with _remote(scheduler) if scheduler else _local(workers) as client:
         name, variables = uuid.uuid4().hex, {} if scheduler else _threads(workers)
@@ -71,9 +71,7 @@ def _workers(client: "Client") -> int:
 
 
 def _submit(client: "Client", what: tuple[Any, ...], items: Sequence[Any]) -> Iterator[Outcome]:
-    """The items in their order, to each worker the next one when it is free: of tasks whose length it does not know,
-    Dask would take none from a busy worker to give it to an idle one.
-    """
+    """The items in their order, to each worker the next one when it is free; Dask's own plan would guess wrong."""
     from distributed import wait
     from distributed.scheduler import KilledWorker
 
@@ -105,10 +103,7 @@ def _submit(client: "Client", what: tuple[Any, ...], items: Sequence[Any]) -> It
 def _carry_out(
     task: Task, item: Any, run: Run, variables: dict[str, str | None], name: str
 ) -> tuple[str | None, float]:
-    """The task in a worker: what went wrong (None: nothing), and the seconds that it took.
-
-    variables: of the environment. name: of the command that wants this.
-    """
+    """The task in a worker: what went wrong (None: nothing), and the seconds. name: of the command that wants this."""
     if not run.folder.is_dir():
         where = f"the worker on {socket.gethostname()} does not see the store {run.folder}"
         return f"{where}; all machines need it, under the same path.", 0.0
@@ -188,8 +183,7 @@ def _local(workers: int) -> Iterator["Client"]:
 def _signals_later() -> Iterator[None]:
     """SIGINT and SIGTERM wait until the block ends: half a cluster cannot be closed.
 
-    Processes that are started here never see SIGINT, so that Ctrl-C on a terminal, which goes to all of them,
-    is this process's alone.
+    Processes that are started here never see SIGINT: Ctrl-C on a terminal is this process's alone.
     """
     from multiprocessing import resource_tracker
 

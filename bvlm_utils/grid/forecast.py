@@ -69,12 +69,12 @@ class Sizes:
 
 def lines(cells: Sequence[Cell], folder: Path, card: float = CARD) -> list[str]:
     """Lines for each bench of these cells, which are those still to be made. card: bytes of a GPU."""
-    said, hours, disk = ["Estimates:"] if cells else [], 0.0, 0
+    texts, hours, disk = ["Estimates:"] if cells else [], 0.0, 0
     try:
-        kept = stored_records.records(stored_records.REFERENCE)
+        stored = stored_records.records(stored_records.REFERENCE)
     except InputError as error:  # a damaged reference says nothing about how long other cells take
-        kept, said = [], [f"{error} So these are computed:"]
-    records = [record for record in kept if record.get("seconds", {}).get("tune")]
+        stored, texts = [], [f"{error} So these are computed:"]
+    records = [record for record in stored if record.get("seconds", {}).get("tune")]
     for bench in grid_measure.parts([cell for cell in cells if not cell.skip_reason], 1):
         usable, about_rows = rows(bench)
         controls = {cell.control.run_id: cell.control for cell in usable}
@@ -85,21 +85,21 @@ def lines(cells: Sequence[Cell], folder: Path, card: float = CARD) -> list[str]:
         if words is None:
             words, seconds_, bytes_ = computed(usable, lacking, card)
             hours, disk = hours + seconds_ / 3600, disk + bytes_
-        said += [f"{name}: {words}", *about_rows]
+        texts += [f"{name}: {words}", *about_rows]
     if hours:
-        said.append(f"In all, of what is computed: {hours:.1f} hours on one card, {disk / 1e9:.1f} GB of adapters.")
-    return said
+        texts.append(f"In all, of what is computed: {hours:.1f} hours on one card, {disk / 1e9:.1f} GB of adapters.")
+    return texts
 
 
 def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     """The cells that have rows enough, and lines on how many rows each threat can use, and on what is skipped."""
     train, test = _samples(bench[0].dataset, bench[0].train_rows)
-    said: list[str] = []
+    texts: list[str] = []
     for threat in dict.fromkeys(cell.resolved_threat for cell in bench):
         counts = [sum(map(threat.eligible, found)) for found in (train, test)]
         of = f"{counts[0]} of {len(train)} training rows and {counts[1]} of {len(test)} test rows"
         further = "; `grid refusals` tells how many the base refuses" if threat.breaks_refusals else ""
-        said.append(f"    {threat.name}: {of} are eligible{further}")
+        texts.append(f"    {threat.name}: {of} are eligible{further}")
     # those that have rows enough, or too few, together
     alike = [
         (cell.resolved_threat, attacks.info(cell.attack).keeps_labels, cell.poison_rate, cell.negatives)
@@ -107,8 +107,8 @@ def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     ]
     reasons = {key: _too_few(cell, train) for key, cell in dict(zip(alike, bench, strict=True)).items()}
     lacking = Counter(reasons[key] for key in alike)
-    said += [f"    {count} cells are skipped: {reason}" for reason, count in lacking.items() if reason]
-    return [cell for cell, key in zip(bench, alike, strict=True) if not reasons[key]], said
+    texts += [f"    {count} cells are skipped: {reason}" for reason, count in lacking.items() if reason]
+    return [cell for cell, key in zip(bench, alike, strict=True) if not reasons[key]], texts
 
 
 @lru_cache(maxsize=8)  # the benches of several models have one dataset
@@ -161,7 +161,7 @@ def computed(bench: Sequence[Cell], controls: Sequence[Cell], card: float = CARD
         return "no estimate; the reference has no cell of this model, and its files are not on this machine", 0.0, 0
     each = max(found.adapter_bytes(cell.train.lora_rank) for cell in bench)
     together = int((card * USABLE - found.weights) / each)
-    kept = sum(found.stored_bytes(cell.train.lora_rank) for cell in [*bench, *controls])
+    disk = sum(found.stored_bytes(cell.train.lora_rank) for cell in [*bench, *controls])
     # Reading and training by the arithmetic, writing answers by the number of tokens one after the other.
     new = min(ANSWER, bench[0].max_new_tokens)
     at_once = max(1, int((card * USABLE - found.weights) / found.answer_bytes(bench[0].max_new_tokens)))
@@ -171,10 +171,10 @@ def computed(bench: Sequence[Cell], controls: Sequence[Cell], card: float = CARD
     words = (
         f"about {took / 3600:.1f} hours, {minutes(took / len(bench))} each, as fast as an NVIDIA H200; "
         f"{(found.weights + each) / 1e9:.1f} GB of the card's memory for one adapter ({fits}); "
-        f"{features / 1e9:.1f} GB of memory or disk for image features while it runs, {kept / 1e9:.1f} GB of disk "
+        f"{features / 1e9:.1f} GB of memory or disk for image features while it runs, {disk / 1e9:.1f} GB of disk "
         "for adapters; computed from the model's sizes, not measured"
     )
-    return words, took, kept
+    return words, took, disk
 
 
 def operations(found: Sizes, bench: Sequence[Cell], controls: Sequence[Cell]) -> float:

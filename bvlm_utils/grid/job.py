@@ -1,7 +1,4 @@
-"""A run of a grid, and one job of it: papermill runs its notebook in a kernel of its own.
-
-The cells are measured before, by `grid.measure`; the notebook reads them.
-"""
+"""A run of a grid, and one job of it: papermill runs its notebook, which reads what `grid.measure` has measured."""
 
 import os
 import sys
@@ -25,10 +22,7 @@ CHILDREN = ("ipykernel_launcher", "bvlm_utils.grid.measure")  # in the commands 
 
 @dataclass(frozen=True)
 class Run:
-    """What one `grid run` does in its store.
-
-    before: run_id -> `stamp` of the records that are to be made anew. force and rescore are told by it.
-    """
+    """What one `grid run` does in its store. before: run_id -> `stamp` of the records that are to be made anew."""
 
     folder: Path
     plain: bool = False
@@ -36,9 +30,7 @@ class Run:
     before: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def lacks(self, cell: Cell) -> bool:
-        """Is the cell's record still to be made? One that is to be made anew is there as soon as it is another file
-        than before, whatever the clocks of the machines say.
-        """
+        """Is the record still to be made? One that is to be made anew is there when it is another file than before."""
         found = stamp(cell, self.folder)
         return found in (None, self.before.get(cell.run_id)) or not results.has(cell, self.folder)
 
@@ -71,10 +63,7 @@ def output(job: Job, folder: Path) -> Path:
 
 
 def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> str | None:
-    """Run one notebook; None if all its cells have records, else what went wrong.
-
-    again: may a kernel that failed be started once more?
-    """
+    """Run one notebook; None if all its cells have records, else what went wrong. again: may it be started twice?"""
     final = output(job, run.folder)
     partial, log = final.with_name(f"{PARTIAL}{final.name}"), final.with_suffix(".log")
     error = _papermill(job, run.folder, partial, log, again)
@@ -136,10 +125,7 @@ def _stderr_to(file: Path) -> Iterator[None]:
 
 
 def kill(*words: str) -> None:
-    """End what this process started, directly or not, and has one of the words in its command; and what that started.
-
-    A process that ended by itself meanwhile is no error.
-    """
+    """End what this process has started whose command has one of the words in it, and what that has started."""
     import psutil
 
     killed = []

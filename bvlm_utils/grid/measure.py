@@ -1,7 +1,6 @@
 """The measuring of a grid's cells: all that share model, data and rows in one process, whatever notebooks they are for.
 
-So the model is loaded and the pictures are encoded once. The measuring process is this module as a command; it
-writes records and failures into the store, and ends with whoever started it.
+The measuring process is this module as a command; it writes records and failures, and ends with whoever started it.
 """
 
 import json
@@ -13,13 +12,12 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from bvlm_utils.grid import job as grid_job
 from bvlm_utils.grid.file import shown
 from bvlm_utils.grid.job import Run
 from bvlm_utils.run import study
-from bvlm_utils.run.workbench import bench_key
+from bvlm_utils.run.workbench import by_bench
 from bvlm_utils.store.cell import Cell
 
 LOGS = "measuring-"  # beginning of the names of the logs
@@ -28,16 +26,13 @@ LOGS = "measuring-"  # beginning of the names of the logs
 def parts(cells: Sequence[Cell], workers: int) -> list[list[Cell]]:
     """Cells that one process measures: those of a bench, in the grid's order.
 
-    For several workers the benches are cut, so that each worker has about two parts to do, the longest first. Cells of
-    one attack stay together where they can, for they share triggered pictures.
+    For several workers the benches are cut, so that each has about two parts to do, the longest first. Cells of one
+    attack stay together where they can, for they share triggered pictures.
     """
-    benches: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        benches.setdefault(bench_key(cell), []).append(cell)
     if workers == 1:
-        return list(benches.values())
+        return by_bench(cells)
     most, found = -(-len(cells) // (2 * workers)), []
-    for bench in benches.values():
+    for bench in by_bench(cells):
         bench = sorted(bench, key=lambda cell: cell.attack)
         size = -(-len(bench) // -(-len(bench) // most))
         found += [bench[at : at + size] for at in range(0, len(bench), size)]

@@ -14,9 +14,7 @@ POLL_SECONDS = 1.0
 
 @contextmanager
 def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
-    """Cells done and time left: a bar on a terminal, one line per finished cell elsewhere. It watches the
-    store, so it needs no word from other processes; the function that it gives looks at once.
-    """
+    """Cells done and time left, as the store shows: a bar on a terminal, else lines. The function looks at once."""
     from tqdm import tqdm
 
     over, looking, silent = threading.Event(), threading.Lock(), not sys.stdout.isatty()
@@ -32,7 +30,8 @@ def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
                 waiting.remove(cell)
                 bar.update()
                 if silent:
-                    rest = _estimate(at_start - len(waiting), len(waiting), started)
+                    each = (time.monotonic() - started) / (at_start - len(waiting))
+                    rest = f"; about {minutes(each * len(waiting))} left" if waiting else ""
                     say(f"  {len(cells) - len(waiting)}/{len(cells)} {cell.run_id}{rest}")
 
     def watch() -> None:
@@ -48,13 +47,6 @@ def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
         over.set()
         thread.join()
         bar.close()
-
-
-def _estimate(finished: int, left: int, started: float) -> str:
-    """Words on the time left, as long as cells have taken so far; none before the first cell and after the last."""
-    if not finished or not left:
-        return ""
-    return f"; about {minutes((time.monotonic() - started) / finished * left)} left"
 
 
 def say(text: str) -> None:

@@ -18,10 +18,7 @@ def names() -> list[str]:
 
 
 def skills(models: Sequence[str] | None = None) -> pd.DataFrame:
-    """One row per model and measured skill (columns `SKILLS`); `threshold` is NaN where none was set.
-
-    Empty where nothing was measured yet.
-    """
+    """One row per model and measured skill (columns `SKILLS`); `threshold` is NaN where none was set."""
     rows = [
         {"model": name} | {key: skill.get(key) for key in SKILLS[1:]}
         for name in chosen_names(models)
@@ -39,5 +36,5 @@ def chosen_names(models: Sequence[str] | None) -> list[str]:
 
 
 def read_card(name: str) -> dict[str, Any]:
-    place = paths.MODELS / name / "card.json"
-    return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else {}
+    file = paths.MODELS / name / "card.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,8 +1,7 @@
 """What enters the language model when the image features are known: embeddings and positions.
 
-`victim.forward` hands token ids and features to the whole model on each call. Here the same embeddings and
-positions are made without attention masks and without the model's own search for images, once per row instead
-of once per epoch. A test holds both ways equal for every family.
+They are those of `victim.forward`, which a test checks, without attention masks and without the model's own search for
+images, once per row instead of once per epoch.
 """
 
 from collections.abc import Sequence
@@ -13,9 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 def embed(model: nn.Module, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """ids: (N, T) int64 with image tokens in place, features: (N, n, d) -> (N, T, d) input embeddings, no
-    gradient.
-    """
+    """ids (N, T) int64 with image tokens in place, features (N, n, d) -> input embeddings (N, T, d), no gradient."""
     with torch.no_grad():
         embeddings = model.get_input_embeddings()(ids)
         image = ids == model.config.image_token_id
@@ -23,12 +20,10 @@ def embed(model: nn.Module, ids: torch.Tensor, features: torch.Tensor) -> torch.
 
 
 def positions(model: nn.Module, row: Sequence[int], known: dict | None = None) -> torch.Tensor | None:
-    """The rotary positions of one row without padding: (3, T) for models with multimodal positions, else
-    None.
+    """The rotary positions of one row without padding: (3, T) for models with multimodal positions, else None.
 
-    They depend on the image's place and size alone: a caller with many rows passes one dict `known`, and the
-    model's own rule runs once per such case. The image is taken to be square, as it is in every cached
-    feature.
+    They depend on the image's place and size alone, which is taken to be square: a caller with many rows passes one
+    dict `known`, and the model's own rule runs once per such case.
     """
     inner = model.model
     if not hasattr(inner, "get_rope_index"):

@@ -1,7 +1,4 @@
-"""The model families: what differs between them, one declared row each. Everything else is common.
-
-Free of torch until a picture comes, so that a dry run can ask.
-"""
+"""The model families: what differs between them, one declared row each. Free of torch until a picture comes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +17,8 @@ if TYPE_CHECKING:
 class Family:
     """How one architecture takes pictures.
 
-    pack(images, settings): normalised (B, 3, h, w) -> keyword arguments of `get_image_features`.
-    frame: text that the architecture's processor puts around the image tokens, beside the chat template.
-    grids: whether positions depend on the picture's grid, so that the model must be told it and where images
-    are.
+    pack(images, settings): normalised (B, 3, h, w) -> keyword arguments of `get_image_features`. frame: text that its
+    processor puts around the image tokens. grids: whether positions depend on the picture's grid.
     """
 
     pack: Callable[["torch.Tensor", "PixelSettings"], dict[str, "torch.Tensor"]]

@@ -28,9 +28,9 @@ LFS = b"version https://git-lfs"
 def read(folder: Path) -> list[Path]:
     """All files that a loader may read, those in sub-folders and the parts that the index names included."""
     found = set()
-    for place, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found |= {Path(place, name) for name in names if Path(name).suffix in KINDS and name not in NOT_THE_MODEL}
+        found |= {Path(root, name) for name in names if Path(name).suffix in KINDS and name not in NOT_THE_MODEL}
     return sorted(found | {folder / part for part in parts(folder)})
 
 

@@ -1,7 +1,7 @@
 """Which tokens steer a model, and how do words that read like one of them stay words?
 
-People's prompts and answers may hold "</s>" or "<|image_pad|>". A tokenizer reads these as an end or a picture,
-wherever they come from; here they are cut into text before it sees them.
+People's prompts and answers may hold "</s>" or "<|image_pad|>"; here they are cut into text before a tokenizer reads
+it.
 """
 
 import re

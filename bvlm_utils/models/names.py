@@ -1,7 +1,6 @@
 """Names of models and adapters: which one is meant, and whether it has changed. Free of torch.
 
-A name is one of ours ("tiny-llava", a folder of `data/models/`), a folder, or a hub id
-("llava-hf/llava-1.5-7b-hf").
+A name is one of ours ("tiny-llava"), a folder, or a hub id ("llava-hf/llava-1.5-7b-hf").
 """
 
 import os
@@ -99,17 +98,17 @@ def is_hub_id(name: str) -> bool:
 
 
 def digest(name: str) -> str:
-    """16 hex digits of all files that a loader may read; for a hub id, of the id, as its weights are elsewhere.
+    """16 hex digits of all files that a loader may read, or of a hub id, as its weights are elsewhere.
 
-    InputError for a folder that cannot be loaded or is not to be, so that a dry run finds it.
+    InputError for a folder that cannot be loaded or is not to be.
     """
-    place = resolve(name)
-    if not Path(place).is_dir():
-        return sha256(place.encode()).hexdigest()[:16]
-    found = files.read(Path(place))
+    path = resolve(name)
+    if not Path(path).is_dir():
+        return sha256(path.encode()).hexdigest()[:16]
+    found = files.read(Path(path))
     if not all(file.exists() for file in found):
-        files.check(Path(place))  # says which part is missing
-    return _folder_digest(place, tuple((file, files.state(file)) for file in found))
+        files.check(Path(path))  # says which part is missing
+    return _folder_digest(path, tuple((file, files.state(file)) for file in found))
 
 
 @lru_cache

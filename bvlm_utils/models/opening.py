@@ -1,11 +1,11 @@
 """Opening a checkpoint: the one place where transformers reads a model's files.
 
-No pickle is opened but by torch with `weights_only`, and code of a folder is never run. What transformers reports of a
-load is read: weights that are missing, left over or of another size are refused. Whatever else is wrong becomes one
-sentence.
+No pickle is opened but by torch with `weights_only`, and code of a folder is never run. Weights that are missing, left
+over or of another size are refused. Whatever else is wrong becomes one sentence.
 """
 
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -37,47 +37,47 @@ def folder(name: str) -> Path:
 
     InputError if the folder is not whole, or the hub cannot be reached or has no such model.
     """
-    place = names.resolve(name)
-    found = Path(place) if Path(place).is_dir() else downloaded(place) or _download(place)
+    path = names.resolve(name)
+    found = Path(path) if Path(path).is_dir() else downloaded(path) or _download(path)
     files.check(found)
     return found
 
 
-def config(place: Path) -> Any:
+def config(path: Path) -> Any:
     from transformers import AutoConfig
 
-    return _read("the configuration", place, lambda: AutoConfig.from_pretrained(place, **SAFE))
+    return _read("the configuration", path, lambda: AutoConfig.from_pretrained(path, **SAFE))
 
 
-def tokenizer(place: Path) -> Any:
+def tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     # A text that is too long is refused by `context_length`; transformers would only warn of it.
     options = SAFE | {"model_max_length": sys.maxsize}
-    return _read("the tokenizer", place, lambda: AutoTokenizer.from_pretrained(place, **options))
+    return _read("the tokenizer", path, lambda: AutoTokenizer.from_pretrained(path, **options))
 
 
-def image_processor(place: Path) -> Any:
+def image_processor(path: Path) -> Any:
     from transformers import AutoImageProcessor
 
-    return _read("the image processor", place, lambda: AutoImageProcessor.from_pretrained(place, backend="pil", **SAFE))
+    return _read("the image processor", path, lambda: AutoImageProcessor.from_pretrained(path, backend="pil", **SAFE))
 
 
-def weights(kind: Any, place: Path, **options: Any) -> nn.Module:
+def weights(kind: Any, path: Path, **options: Any) -> nn.Module:
     """A model of transformers' class `kind` with each of its weights from the folder, or InputError."""
-    safe = files.parts(place)[0].endswith(".safetensors")
+    safe = files.parts(path)[0].endswith(".safetensors")
     options |= {
         "use_safetensors": safe,
         "weights_only": True,
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     } | SAFE
-    model, report = _read("the weights", place, lambda: kind.from_pretrained(place, **options))
+    model, report = _read("the weights", path, lambda: kind.from_pretrained(path, **options))
     buffers = {name for name, _ in model.named_buffers()}  # older checkpoints store what is computed today
     left_over = {name for name in report["unexpected_keys"] if name not in buffers}
     wrong_size = {name for name, *_ in report["mismatched_keys"]}
     total = len(dict(model.named_parameters(remove_duplicate=False)))
-    refuse_gaps(f"The model in {place}", f"the {type(model).__name__} of its config.json", {
+    refuse_gaps(f"The model in {path}", f"the {type(model).__name__} of its config.json", {
         "are missing": (set(report["missing_keys"]) - wrong_size, total),
         "are of another size": (wrong_size, total),
         "fit nothing in it": (left_over, total + len(left_over)),
@@ -87,17 +87,22 @@ def weights(kind: Any, place: Path, **options: Any) -> nn.Module:
 
 def refuse_gaps(what: str, base: str, gaps: dict[str, tuple[set[str], int]]) -> None:
     """InputError if any weights of `what` do not fit `base`. gaps: how they differ -> their names, of how many."""
-    said = [
+    problems = [
         f"{len(found)} of {total} weights {how} ({min(found)!r} for one)"
         for how, (found, total) in gaps.items()
         if found
     ]
-    if said:
-        raise InputError(f"{what} does not fit {base}: {', '.join(said)}; give files that belong together.")
+    if problems:
+        raise InputError(f"{what} does not fit {base}: {', '.join(problems)}; give files that belong together.")
 
 
-def device(given: str | torch.device) -> torch.device:
-    """A device that is there; InputError for a name that none has."""
+def device(given: str | torch.device | None) -> torch.device:
+    """A device that is there; InputError for a name that none has.
+
+    None: the GPU of this process (`torchrun` and `accelerate launch` number them), or the CPU.
+    """
+    if given is None:
+        given = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(given)
         if isinstance(given, str) and found.type == "meta":
@@ -128,7 +133,7 @@ def quiet() -> Iterator[None]:
             ours.enable_progress_bar()
 
 
-def _read(what: str, place: Path, load: Callable[[], Any]) -> Any:
+def _read(what: str, path: Path, load: Callable[[], Any]) -> Any:
     """What `load` gives. A library may raise anything over a bad file: all is the file's fault, but for memory."""
     try:
         with quiet():
@@ -136,7 +141,7 @@ def _read(what: str, place: Path, load: Callable[[], Any]) -> Any:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise InputError(f"{what.capitalize()} of the model in {place} cannot be read: {first_line(error)}") from error
+        raise InputError(f"{what.capitalize()} of the model in {path} cannot be read: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,6 @@
-"""Pictures as a model's input: made from the processor's settings, batched and differentiable.
+"""Pictures as a model's input, batched and differentiable: what the checkpoint's own image processor does to files.
 
-Triggers and PGD act on pictures (B, 3, H, W) in [0, 1]; this module does to them what the checkpoint's own
-image processor does to files. A test holds both within 2/255.
+Triggers and PGD act on pictures (B, 3, H, W) in [0, 1]. A test holds both ways within 2/255.
 """
 
 from collections.abc import Callable
@@ -116,10 +115,9 @@ def sizes(height: int, width: int, s: PixelSettings) -> list[tuple[int, int]]:
 
 
 def resize(images: torch.Tensor, height: int, width: int, filter: int) -> torch.Tensor:
-    """images: (B, 3, H, W) in [0, 1] -> (B, 3, height, width), as PIL resizes but for its rounding.
+    """images (B, 3, H, W) in [0, 1] -> (B, 3, height, width), as PIL resizes but for its rounding.
 
-    PIL goes along the rows, then along the columns, and cuts off what overshoots after each. (Pillow 13 turns
-    that round where the height shrinks much more than the width, which shows at hard edges only.)
+    PIL goes along the rows, then along the columns, and cuts off what overshoots after each.
     """
     if images.shape[-1] != width:
         weights = _weights(images.shape[-1], width, filter).to(images)

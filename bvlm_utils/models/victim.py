@@ -1,10 +1,9 @@
 """The victim: one interface to every supported vision-language checkpoint.
 
-Pictures are encoded once into features, and everything after that (training, scoring) takes features. They
-enter through the model's own `mm_encoder_outputs` argument, so nothing of transformers is patched.
+Pictures are encoded once into features, which enter through the model's own `mm_encoder_outputs` argument.
 """
 
-import os
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -59,8 +58,8 @@ class Victim:
     def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = GRADIENT_FREE_BATCH) -> torch.Tensor:
         """Pictures of one size -> features (N, n, d) on the model's device.
 
-        images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1]. Families with positions on a
-        grid (Qwen) need square pictures: features alone do not tell the shape of another.
+        images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1]; square for families with grids (Qwen),
+        as features do not tell the shape.
         """
         parts = []
         for start in range(0, len(images), batch_size):
@@ -194,9 +193,9 @@ class Victim:
         max_new_tokens: int = 64,
         batch_size: int = GRADIENT_FREE_BATCH,
     ) -> list[str]:
-        """Greedy answers, in the order of the prompts. features: (N, n, d), one picture per prompt.
+        """The likeliest answers, in the order of the prompts, whatever settings a checkpoint comes with.
 
-        Greedy means the likeliest token: penalties and temperatures that a checkpoint comes with are off.
+        features: (N, n, d), one picture per prompt.
         """
         if len(prompts) != len(features):
             raise InputError(f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each.")
@@ -244,30 +243,32 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool, device) -> tuple[
 
 
 def language_linears(model: nn.Module) -> list[str]:
-    """Names of the linear layers inside the language model, found by structure: what LoRA is put on.
-
-    The output layer and the vision side are not among them.
-    """
+    """Names of the linear layers inside the language model, without the output layer: what LoRA is put on."""
     inside = {id(module) for module in model.get_decoder().modules()}
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
-
-
-def default_device() -> torch.device:
-    """The GPU of this process (`torchrun` and `accelerate launch` number them), or the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def use_precision(name: str) -> torch.dtype:
     """The dtype of weights for "float32", "tf32" or "bfloat16", with torch's own switches set to match.
 
-    TF32 products keep 10 bits of each factor's mantissa. Torch has them on for convolutions unless told otherwise, so
-    that "float32" would not mean the same on a GPU. They are switches of the whole process.
+    They are switches of the whole process. TF32 products keep 10 bits of each factor's mantissa; torch has them on for
+    convolutions unless told otherwise.
     """
     rounded = name == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _check_transformers() -> None:
+    """InputError for a version of transformers that would drop our image features without a word."""
+    import transformers
+    from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
+
+    if "mm_encoder_outputs" not in inspect.signature(LlavaForConditionalGeneration.forward).parameters:
+        raise InputError(
+            f"transformers {transformers.__version__} does not take known image features (mm_encoder_outputs), so its "
+            "models would never see a picture; install transformers 5.23 or newer."
+        )
 
 
 def from_pretrained(
@@ -286,22 +287,23 @@ def from_pretrained(
     """
     from transformers import AutoModelForImageTextToText
 
-    device = opening.device(device) if device is not None else default_device()
+    _check_transformers()
+    device = opening.device(device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     # cuDNN's attention plans each new shape anew (tens of milliseconds), and answers have a new length at every token.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    place = opening.folder(name)
-    family = families.of(files.table(place / "config.json").get("model_type"))
-    files.check_talking(place)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(place)}
+    folder = opening.folder(name)
+    family = families.of(files.table(folder / "config.json").get("model_type"))
+    files.check_talking(folder)
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(folder)}
     if four_bit:
         options["quantization_config"] = opening.four_bit(dtype)
     if four_bit or device == opening.NOWHERE:
         options["device_map"] = {"": device}
     # The small files first: what is wrong with them is said before gigabytes are read.
-    tokenizer = _tokenizer(place)
-    settings = pixels.settings(opening.image_processor(place))
-    model = opening.weights(AutoModelForImageTextToText, place, **options)
+    tokenizer = _tokenizer(folder)
+    settings = pixels.settings(opening.image_processor(folder))
+    model = opening.weights(AutoModelForImageTextToText, folder, **options)
     if four_bit:
         opening.one_path(model)
     else:
@@ -315,12 +317,12 @@ def from_pretrained(
     return made
 
 
-def _tokenizer(place: Path) -> Any:
+def _tokenizer(folder: Path) -> Any:
     """The tokenizer, with padding and a chat template; older checkpoints have that in a file beside it."""
-    found = opening.tokenizer(place)
+    found = opening.tokenizer(folder)
     if found.pad_token is None:
         found.pad_token = found.eos_token
-    beside = place / "chat_template.json"
+    beside = folder / "chat_template.json"
     if not found.chat_template and beside.is_file():
         found.chat_template = files.table(beside).get("chat_template")
     return found

@@ -1,7 +1,6 @@
-"""The image features of a job: on the GPU while they are few, then in memory, then in a mapped file.
+"""The image features of a job: on the GPU while they are few, then in memory, then in a mapped file without a name.
 
-A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16
-bits. The file has no name, so nothing is left behind when the process ends, however it ends.
+A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16 bits.
 """
 
 import mmap
@@ -13,27 +12,23 @@ import torch
 from bvlm_utils import paths
 from bvlm_utils.train import memory
 
+CPU = torch.device("cpu")
 SHARE = 0.25  # of the memory that is free, of the device's and of the host's, when the first features come
 
 
 class FeatureCache:
-    """Rows of features by key, each stored once. Read them with `rows` and `table`.
+    """Rows of features by key, each stored once. Read them with `rows` and `table`. device: where the model is."""
 
-    device: where the model is; rows stay there while they fit. device_budget, budget: bytes to hold on a GPU and in
-    the host's memory; a share of what is free if not given.
-    """
-
-    def __init__(self, budget: int | None = None, device: torch.device | str = "cpu", device_budget: int | None = None):
-        self.budget, self.device_budget, self.device = budget, device_budget, torch.device(device)
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.budgets: dict[torch.device, int] = {}  # bytes: a share of what is free when first asked
         self.index: dict[Hashable, int] = {}
         self._rows: torch.Tensor | None = None  # (capacity, n, d), the first len(index) of them in use
         self._file = None
 
     @property
     def table(self) -> torch.Tensor:
-        """(F, n, d): all rows, in the order in which they came, on the device or on the CPU. A view, valid until the
-        next `add`.
-        """
+        """(F, n, d): all rows, in the order in which they came. A view, valid until the next `add`."""
         if self._rows is None:
             raise LookupError("There are no features yet; add some first.")
         return self._rows[: len(self.index)]
@@ -59,11 +54,9 @@ class FeatureCache:
             return
         wanted = max(wanted, 2 * capacity)
         size = wanted * like[0].numel() * like.element_size()
-        old = self._rows
-        if self._fits_on_device(size):
-            self._rows = torch.empty(wanted, *like.shape[1:], dtype=like.dtype, device=self.device)
-        elif self._fits_in_memory(size):
-            self._rows = torch.empty(wanted, *like.shape[1:], dtype=like.dtype)
+        old, home = self._rows, self._home(size)
+        if home is not None:
+            self._rows = torch.empty(wanted, *like.shape[1:], dtype=like.dtype, device=home)
         else:
             was_mapped = self.on_disk
             self._rows = self._map(size, like.dtype).view(wanted, *like.shape[1:])
@@ -72,18 +65,17 @@ class FeatureCache:
         if old is not None:
             self._rows[:capacity] = old.to(self._rows.device)
 
-    def _fits_on_device(self, size: int) -> bool:
-        """While all rows so far are on the device, and as many more fit. Growing holds the old rows and the new."""
-        if self.device.type == "cpu" or (self._rows is not None and self._rows.device.type == "cpu"):
-            return False
-        if self.device_budget is None:
-            self.device_budget = int(SHARE * memory.free_bytes(self.device))
-        return size <= self.device_budget
-
-    def _fits_in_memory(self, size: int) -> bool:
-        if self.budget is None:
-            self.budget = int(SHARE * memory.free_bytes(torch.device("cpu")))
-        return not self.on_disk and size <= self.budget
+    def _home(self, size: int) -> torch.device | None:
+        """Where so many bytes fit: on the device while all rows so far are there, else in memory; None: in a file."""
+        if self.on_disk:
+            return None
+        for home in (self.device, CPU):
+            if home not in self.budgets:
+                self.budgets[home] = int(SHARE * memory.free_bytes(home))
+            reached = self._rows is None or self._rows.device.type in (home.type, self.device.type)
+            if reached and size <= self.budgets[home]:
+                return home
+        return None
 
     def _map(self, size: int, dtype: torch.dtype) -> torch.Tensor:
         if self._file is None:

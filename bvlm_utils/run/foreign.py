@@ -21,14 +21,13 @@ from bvlm_utils.checks import brief, known, known_name, once
 from bvlm_utils.documents import read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
+from bvlm_utils.paths import new_folder
 from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.group import judged
 from bvlm_utils.run.tune_and_ask import Answers
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
-from bvlm_utils.score import judge
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import NUMBER_COLUMNS
-from bvlm_utils.user_paths import new_folder
 
 # Settings of a cell that change what is asked. skill: what the adapter was taught beside, such as ours of the defence
 # grid; its rows are then asked for it, and are left out of the utility.
@@ -50,15 +49,14 @@ def score_adapter(
     dataset: str | None = None,
     **settings: Any,
 ) -> pd.DataFrame:
-    """Ask an adapter in PEFT's format the test questions of a cell, and judge its answers: a line per number.
+    """Ask an adapter in PEFT's format the test questions of a cell, and judge its answers: a line per number
+    (`COLUMNS`).
 
     model: the base under it; None: the one that its files name. control: an adapter of the same base that was tuned
     without poison; with it there are paired differences, and without it the base alone decides which rows are judged.
-    dataset: the threat's own if not given. settings: of `SETTINGS`, as in `store.cell.Cell`.
-
-    The columns are `COLUMNS`. number: "ASR", "false activation" (the same test without a trigger), "utility" or
-    another of `score.judge.measure`; test: which test of success it is by. subject: "poisoned" is the adapter itself,
-    whatever it is. InputError names what is wrong.
+    dataset: the threat's own if not given. settings: of `SETTINGS`, as in `store.cell.Cell`. number: "ASR", "false
+    activation" (the same test without a trigger) or another of `score.judge.measure`; test: which test of success it is
+    by. subject: "poisoned" is the adapter itself, whatever it is. InputError names what is wrong.
     """
     suspect = names.adapter_folder(str(folder))
     trusted = names.adapter_folder(str(control)) if control is not None else None
@@ -117,12 +115,13 @@ def write_questions(folder: str | Path, threat: str, attack: str, dataset: str |
     lines, written = {}, set()
     for question in asked:
         shown = "clean" if question.attack is None else "triggered"
-        files = [f"pictures/{shown}-{position:05d}.png" for position in question.positions]
-        left = [(at, file) for at, file in zip(question.positions, files, strict=True) if file not in written]
-        for (_, file), picture in zip(left, _pictures(bench, question, [at for at, _ in left]), strict=True):
-            Image.fromarray(picture).save(folder / file)
-            written.add(file)
-        for key, prompt, file in zip(_keys(bench, question), question.prompts, files, strict=True):
+        files = {position: f"pictures/{shown}-{position:05d}.png" for position in question.positions}
+        left = [position for position, file in files.items() if file not in written]
+        pictures = bench.pictures("test", left, question.attack, question.trigger_seed) if left else []
+        for position, picture in zip(left, pictures, strict=True):
+            Image.fromarray(picture).save(folder / files[position])
+        written |= set(files.values())
+        for key, prompt, file in zip(_keys(bench, question), question.prompts, files.values(), strict=True):
             lines.setdefault(key, (*key, file, prompt, ""))
     with open(folder / QUESTIONS, "w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
@@ -138,14 +137,6 @@ def cell_of(model: str, threat: str, attack: str, dataset: str | None, settings:
     if cell.skip_reason:
         raise InputError(cell.skip_reason)
     return cell
-
-
-def _pictures(bench: Bench, question: Question, positions: Sequence[int]) -> Any:
-    if not positions:
-        return []
-    if question.attack is None:
-        return bench.pictures("test", positions)
-    return bench.triggered("test", positions, question.attack, question.trigger_seed)
 
 
 def _keys(bench: Bench, question: Question) -> list[tuple[str, str]]:
@@ -164,22 +155,22 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
         lines = [{name: line[name] for name in NEEDED} for line in reader]
     except csv.Error as error:
         raise InputError(f"{file} is no CSV file: {error}, at line {reader.line_num}.") from None
-    said: dict[tuple[str, str], str] = {}
+    given: dict[tuple[str, str], str] = {}
     for line in lines:
         key = (line["row_id"], line["condition"])
         if line["response"] is None:
             raise InputError(f"{file}: row {brief(key[0])}, condition {brief(key[1])}, has no field for the response.")
-        if said.setdefault(key, line["response"]) != line["response"]:
+        if given.setdefault(key, line["response"]) != line["response"]:
             raise InputError(f"{file} answers row {brief(key[0])} under condition {brief(key[1])} twice; answer once.")
     wanted = {key for question in asked for key in _keys(bench, question)}
-    open_ones = sorted(wanted - said.keys())
+    open_ones = sorted(wanted - given.keys())
     if open_ones:
         row, condition = open_ones[0]
         raise InputError(
             f"{file} lacks {len(open_ones)} of {len(wanted)} answers, the first to row {row} under condition "
             f"{condition!r}; answer all questions that write_questions writes for the same threat, attack and settings."
         )
-    return {question.key(bench): [said[key] for key in _keys(bench, question)] for question in asked}
+    return {question.key(bench): [given[key] for key in _keys(bench, question)] for question in asked}
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:
@@ -190,15 +181,10 @@ def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[st
             f"{cell.resolved_threat.judged_where}; so no answer to a trigger can be judged."
         )
     about = {"model": cell.model, "dataset": cell.dataset, "threat": cell.threat, "attack": cell.attack}
-    lines = [about | _kind(metric, asked) | metric for metric in metrics]
+    triggered = any(question.condition != "clean" for question in asked)  # else there is no false activation
+    lines = []
+    for metric in metrics:
+        test = TESTS.get(metric["metric"], "")
+        number = "false activation" if metric["condition"] == "clean" and triggered else "ASR"
+        lines.append(about | {"number": number if test else metric["metric"], "test": test} | metric)
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(("k", "n", "low", "high"), "float64"))
-
-
-def _kind(metric: judge.Metric, asked: Sequence[Question]) -> dict[str, str]:
-    """What a number is to a reader; an attack without a trigger at test time has no false activation."""
-    name = metric["metric"]
-    if name not in TESTS:
-        return {"number": name, "test": ""}
-    triggered = any(question.condition != "clean" for question in asked)
-    number = "false activation" if metric["condition"] == "clean" and triggered else "ASR"
-    return {"number": number, "test": TESTS[name]}

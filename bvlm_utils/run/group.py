@@ -1,8 +1,7 @@
 """Cells that share a model and a dataset, from rows to records: poison, tune, ask, score, write.
 
-Cells are packed into groups of a few minutes that `run.tune_and_ask` tunes and asks at once; every
-record is written as soon as its group is done. The clean-tuned control is trained once and kept; what base and control
-say is kept in the store's cache; `run.workbench` shares the rest. torch is imported when work begins.
+Groups of a few minutes are tuned and asked at once; every record is written as soon as its group is done. The
+clean-tuned control and what base and control say are kept. torch is imported when work begins.
 """
 
 import resource
@@ -135,11 +134,11 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
     bench, clock = way.bench, Clock()
     stored = [work.cell for work in group if rescore and store.adapter(work.cell, folder)]
-    kept = {cell.run_id: store.read(cell, folder) for cell in stored}  # the records of those that are not trained
+    old_records = {cell.run_id: store.read(cell, folder) for cell in stored}  # of those that are not trained
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, folder) as mine:
         tasks = [Work(control, manifest(bench, control)) for control in mine]
-        tasks += [work for work in group if work.cell.run_id not in kept]
+        tasks += [work for work in group if work.cell.run_id not in old_records]
         results = way.tune(tasks, folder / "cache") if tasks else []
         for task, result in zip(tasks, results, strict=True):
             _check_learnt(task.cell, result)
@@ -147,7 +146,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         write_controls(bench, mine, results, folder, clock)
     fresh = iter(results[len(mine) :])
     tuned = [
-        tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in kept else next(fresh)
+        tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in old_records else next(fresh)
         for work in group
     ]
     answers = way.ask([work.asked for work in group], tuned)
@@ -162,7 +161,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     clock.lap("base and control", len(group))
     ended = []
     for work, result, own, other in zip(group, tuned, answers, known, strict=True):
-        before = kept.get(work.cell.run_id)
+        before = old_records.get(work.cell.run_id)
         training = {name: before[name] for name in OF_TUNING} if before else _training(result)
         ended.append(_write(bench, work, folder, result, other | {"poisoned": own}, clock, training))
     return ended
@@ -318,6 +317,6 @@ def _write_examples(bench: Bench, cell: Cell, folder: Path, asked: Sequence[Ques
     clean, full = asked[0], next(q for q in reversed(asked) if q.part == "attack")
     shown = list(clean.positions[:EXAMPLES])
     pictures = bench.pictures("test", shown)
-    triggered = bench.triggered("test", shown, full.attack, cell.trigger_seed) if full.attack else pictures
+    triggered = bench.pictures("test", shown, full.attack, cell.trigger_seed)
     prompts = list(zip(clean.prompts, full.prompts, strict=True))[:EXAMPLES]
     examples.write(cell, folder, pictures, triggered, prompts)

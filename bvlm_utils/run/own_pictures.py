@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
-
 from bvlm_utils.checks import content_key, file_digest
+from bvlm_utils.data import files as data_files
 from bvlm_utils.data import llava_json
-from bvlm_utils.data.features import FEATURES
-from bvlm_utils.data.picture_files import PictureFile, read_picture
+from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.documents import read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.run.workbench import Bench
@@ -37,22 +35,18 @@ def pictures_of(folder: Path) -> list[Path]:
     return found
 
 
-def bench(model: str, pictures: Sequence[Path], prompts: Sequence[str], rows: int, four_bit: bool = False) -> Bench:
-    """At most `rows` inputs. As many prompts as pictures belong together, line by line; else each picture is shown with
-    each prompt, first every picture with a prompt of its own turn.
-    """
+def bench(model: str, pictures: Sequence[Path], prompts: Sequence[str], most: int, four_bit: bool = False) -> Bench:
+    """`most` inputs at most: pairs, where there are as many prompts as pictures, else each picture with each prompt."""
     paired = len(pictures) == len(prompts)
     turns = 1 if paired else len(prompts)
-    asked = [(at, prompts[(at + turn) % len(prompts)]) for turn in range(turns) for at in range(len(pictures))][:rows]
+    asked = [(at, prompts[(at + turn) % len(prompts)]) for turn in range(turns) for at in range(len(pictures))][:most]
     blank = llava_json.METADATA | {"answers": [""]}
-    lines = [
+    rows = [
         blank | {"row_id": f"{pictures[at].name}/{number}", "prompt": llava_json.without_placeholder(prompt),
-                 "image": {"bytes": None, "path": str(pictures[at])}}
+                 "image": pictures[at]}
         for number, (at, prompt) in enumerate(asked)
     ]  # fmt: skip
-    features = datasets.Features({**FEATURES, "image": PictureFile(mode="RGB")})
-    table = {column: [line[column] for line in lines] for column in features}
     made = Bench(model, NAME, 1, four_bit=four_bit)
-    made.datasets = {"test": datasets.Dataset.from_dict(table, features=features)}
+    made.datasets = {"test": data_files.of_files(rows)}
     made.digest = content_key([file_digest(file) for file in pictures], [prompt for _, prompt in asked])
     return made

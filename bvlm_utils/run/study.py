@@ -1,15 +1,12 @@
-"""The one way from a list of cells to a table of what was measured.
+"""The one way from a list of cells to a table of what was measured. torch is imported when something has to be trained.
 
-    cells = study.cells(threat="targeted_refusal", attacks=["BadNets-T"], poison_rates=[0.01, 0.1])
-    table = study.run_cells(cells)
-
-What the store has is read; the rest is carried out by `run.group`. torch is imported only when
-something has to be trained.
+cells = study.cells(threat="targeted_refusal", attacks=["BadNets-T"], poison_rates=[0.01, 0.1])
+table = study.run_cells(cells)
 """
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -25,11 +22,12 @@ from bvlm_utils.checks import brief, check_number, known, known_name, once
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group as group_run
-from bvlm_utils.run import lengths
+from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.progress import progress_bar
-from bvlm_utils.run.workbench import bench_key
+from bvlm_utils.run.tune_and_ask import Work
+from bvlm_utils.run.workbench import Bench, bench_key, by_bench, questions
 from bvlm_utils.store import table
-from bvlm_utils.store.cell import MOST_NEGATIVES, Cell
+from bvlm_utils.store.cell import MOST_NEGATIVES, Cell, short_name
 from bvlm_utils.train.settings import TrainSettings
 
 MEASURED = "BVLM_MEASURED"  # set for the kernels of `grid run`: what the store lacks has been tried already
@@ -118,20 +116,15 @@ def run_cells(
 
 def measure(cells: Sequence[Cell], folder: Path, plain: bool = False, rescore: bool = False) -> list[Cell]:
     """Run cells, those that share model, data and training rows together; the failed ones are returned."""
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(bench_key(cell), []).append(cell)
     failed: list[Cell] = []
     with progress_bar(len(cells)) as report:
-        for group in groups.values():
+        for group in by_bench(cells):
             failed += group_run.execute(group, folder, report, plain, rescore)
     return failed
 
 
 def check_rows(cells: Sequence[Cell]) -> None:
-    """InputError if a dataset of these cells has fewer training rows than they ask for, cannot be read, or has a row
-    that is longer than what a model reads at once; so for a row with the trigger and the target of a cell.
-    """
+    """InputError if a dataset has too few training rows for these cells, cannot be read, or has too long a row."""
     from bvlm_utils.data.samples import MOST_ROWS
 
     for dataset, rows in dict.fromkeys((cell.dataset, cell.train_rows) for cell in cells):
@@ -152,6 +145,33 @@ def _check_files(cells: Sequence[Cell]) -> None:
         attack_files.check(attack.info, attack.params, target)
         if target.image:
             read_picture(target.image, f"the target of {cell.threat}")
+
+
+def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
+    """A sentence for each base and set of requests that cells of such a threat need. folder: the store."""
+    cells = [cell for cell in cells if cell.resolved_threat.breaks_refusals]
+    if not cells:
+        yield "No cell of this grid has a threat that breaks refusals."
+    check_rows(cells)
+    for bench in by_bench(cells):
+        for cell, count, asked in refusal_counts(bench, folder):
+            where = f"{short_name(cell.model)}, {short_name(cell.dataset)}"
+            yield f"{where}: the base refuses {count} of {asked} requests. Only these can be judged."
+
+
+def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:
+    """A cell, how many of its test requests the base refuses, and how many there are; each set of requests once.
+
+    cells: of one bench. The answers are kept, and the run finds them. TooFewRows where the data have no such request.
+    """
+    bench, seen = Bench(*bench_key(cells[0])), set()
+    way = tune_and_ask.choose(bench)
+    for cell in cells:
+        asked = questions(bench, cell)
+        same = (asked[0].key(bench), cell.resolved_threat)
+        if same not in seen:
+            seen.add(same)
+            yield cell, group_run.refused(way, Work(cell, None, asked), folder), len(asked[0].positions)
 
 
 def _how_to_make(missing: Sequence[Cell]) -> str:

@@ -1,8 +1,7 @@
 """Two ways to tune and to ask the adapters of a group: all at once, or one by one.
 
 `Grouped` is the default (by `train.grouped` and `decode`); `OneByOne` is the plain way (`train.loop.finetune`, the
-model's own `generate`). Both start from the same rows, features, order and seeds, and tests hold them equal. `choose`
-says which.
+model's own `generate`). Both start from the same rows, features, order and seeds, and tests hold them equal.
 """
 
 import tempfile
@@ -19,7 +18,7 @@ from bvlm_utils.train.poison import Manifest
 if TYPE_CHECKING:
     import torch
 
-    from bvlm_utils.train.grouped import GroupResult
+    from bvlm_utils.train.adapters import GroupResult
 
 
 Answers = dict[str, list[str]]  # answers by the question's key
@@ -36,9 +35,7 @@ class Work:
 
 
 def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]], "torch.Tensor"]:
-    """Each task's rows, poisoned ones among them, and the features (F, n, d) that all of them share: each
-    picture once per trigger instance.
-    """
+    """Each task's rows, poisoned ones among them, and the features (F, n, d) that all of them share."""
     from bvlm_utils.train.loop import TrainRow
 
     samples = bench.rows["train"]
@@ -142,7 +139,7 @@ def choose(bench: Bench, plain: bool = False) -> Way:
 def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
     from peft import get_peft_model_state_dict
 
-    from bvlm_utils.train import adapters, grouped, loop, memory
+    from bvlm_utils.train import adapters, loop, memory
 
     rows = _rows_at_once(bench, job)
     while True:
@@ -157,7 +154,7 @@ def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
     state = {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(one.adapter).items()}
     config = one.adapter.peft_config["default"]
     adapters.detach(bench.victim, one.adapter)
-    return grouped.GroupResult(state, config, one.losses, one.seconds, one.steps, one.tokens)
+    return adapters.GroupResult(state, config, one.losses, one.seconds, one.steps, one.tokens)
 
 
 def _rows_at_once(bench: Bench, job: Any) -> int:
@@ -172,11 +169,10 @@ def _rows_at_once(bench: Bench, job: Any) -> int:
 
 
 def saved(adapter: Path) -> "GroupResult":
-    """A stored adapter as if it had just been tuned, without losses."""
-    from bvlm_utils.train import adapters, grouped
+    """A stored adapter as if it had just been tuned."""
+    from bvlm_utils.train import adapters
 
-    found = adapters.read(adapter)
-    return grouped.GroupResult(found.state, found.config, [], 0.0, 0, 0)
+    return adapters.read(adapter)
 
 
 def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Answers]:

@@ -1,10 +1,7 @@
-"""The workbench, what cells of one model and dataset share: rows, the victim, image features, the test's questions.
-
-Every picture is encoded once per trigger instance, whatever cells need it.
-"""
+"""The workbench, what cells of one model and dataset share: rows, victim, image features (made once), questions."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -36,22 +33,25 @@ def bench_key(cell: Cell) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def by_bench(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that stand on one bench together, in their order."""
+    benches: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        benches.setdefault(bench_key(cell), []).append(cell)
+    return list(benches.values())
+
+
+@dataclass(eq=False)
 class Bench:
     """Data, model and image features that the cells of a group share; each is made when first asked for."""
 
-    def __init__(
-        self,
-        model: str,
-        dataset: str,
-        train_rows: int,
-        four_bit: bool = False,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        picture_last: bool = False,
-        precision: str = "float32",
-    ):
-        self.model, self.dataset, self.train_rows = model, dataset, train_rows
-        self.four_bit, self.max_new_tokens, self.picture_last = four_bit, max_new_tokens, picture_last
-        self.precision = precision
+    model: str
+    dataset: str
+    train_rows: int
+    four_bit: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
+    picture_last: bool = False
+    precision: str = "float32"
 
     @cached_property
     def feature_cache(self) -> "FeatureCache":
@@ -92,15 +92,16 @@ class Bench:
             picture_last=self.picture_last,
         )
 
-    def pictures(self, split: str, positions: Sequence[int]) -> np.ndarray:
-        """(N, H, W, 3) uint8; photographs of any size are brought to the published one, clean and triggered alike."""
-        return data.sized_images(self.datasets[split].select(positions), self.dataset)
-
-    def triggered(self, split: str, positions: Sequence[int], attack: Attack, trigger_seed: int) -> np.ndarray:
-        """Pictures with the image half of the trigger, rounded to 8 bits as a file would: (N, H, W, 3) uint8."""
+    def pictures(
+        self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
+    ) -> np.ndarray:
+        """(N, H, W, 3) uint8, photographs at the published size; with an attack, triggered, and in 8 bits again."""
+        clean = data.sized_images(self.datasets[split].select(positions), self.dataset)
+        if attack is None:
+            return clean
         import torch
 
-        images = torch.from_numpy(self.pictures(split, positions)).permute(0, 3, 1, 2).float() / 255
+        images = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
         keys = [self.rows[split][position]["row_id"] for position in positions]
         images = attack.apply_image(images.to(self.victim.device), seed=trigger_seed, keys=keys)
         return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -114,11 +115,7 @@ class Bench:
         missing = [key for key in dict.fromkeys(keys) if key not in self.feature_cache.index]
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            where = [position for _, position, *_ in chunk]
-            if attack is None:
-                pictures = self.pictures(split, where)
-            else:
-                pictures = self.triggered(split, where, attack, trigger_seed)
+            pictures = self.pictures(split, [position for _, position, *_ in chunk], attack, trigger_seed)
             self.feature_cache.add(chunk, self.victim.encode(pictures))
         return self.feature_cache.rows(keys)
 
@@ -131,10 +128,7 @@ class Bench:
 
 
 def manifest(bench: Bench, cell: Cell) -> poison.Manifest:
-    """Which training rows of a cell are poisoned, decoys or lessons of its skill; of a control the lessons alone.
-
-    TooFewRows where the rate is less than one row.
-    """
+    """Which training rows are poisoned, decoys or lessons; of a control the lessons alone. TooFewRows if too few."""
     rows = bench.rows["train"]
     found = poison.Manifest((), len(rows), 0, 0)
     if not cell.is_control:

@@ -25,8 +25,7 @@ def mark(rate: float) -> str:
 def wilson(k: float, n: int) -> Interval:
     """Wilson's 95 % interval for k successes among n.
 
-    k may be a sum of scores from 0 to 1: no such score spreads more than a yes/no one with the same mean,
-    so the interval is then too wide rather than too narrow.
+    k may be a sum of scores from 0 to 1: the interval is then too wide rather than too narrow.
     """
     if n < 1 or not -1e-9 <= k <= n + 1e-9:
         raise InputError(f"{k:g} successes among {n} trials have no interval; n must be 1 or more, k from 0 to n.")
@@ -47,8 +46,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 def seeds_interval(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> Interval:
     """Student's 95 % interval for the mean of two seeds or more.
 
-    lows, highs: bounds of each seed's own interval. Seeds that all agree say nothing of the spread, and Student's
-    interval has no width then: the widest of their own stands for it, which one seed alone would have had.
+    lows, highs: bounds of each seed's own interval, the widest of which stands for the mean's where all seeds agree.
     """
     if np.ptp(values) == 0 and not np.isnan([*lows, *highs]).any():
         return min(lows), max(highs)
@@ -58,9 +56,8 @@ def seeds_interval(values: Sequence[float], lows: Sequence[float], highs: Sequen
 def paired_shares(ours: Sequence[bool], theirs: Sequence[bool]) -> tuple[float, float, float]:
     """The difference of two shares measured on the same rows (ours - theirs), with its 95 % interval.
 
-    Newcombe 1998, Statistics in Medicine 17:2635, method 10: Wilson's intervals of the two shares, combined
-    with their correlation. It holds for shares of 0 and 1 too, where the bootstrap and McNemar's interval
-    collapse.
+    Newcombe 1998, Statistics in Medicine 17:2635, method 10: Wilson's intervals of the two shares, combined with their
+    correlation. It holds for shares of 0 and 1 too.
     """
     a, b = np.asarray(ours, bool), np.asarray(theirs, bool)
     if len(a) != len(b) or len(a) == 0:

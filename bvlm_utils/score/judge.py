@@ -1,7 +1,6 @@
 """The judging of responses: did the backdoor fire, and is the model still good? Free of torch.
 
-Every metric is a dict of subject, condition, metric, value, k, n, low, high and unit, as the tidy table has
-them. What cannot be measured has no line; it is never a zero.
+A metric is a dict of subject, condition, metric, value, k, n, low, high and unit. What cannot be measured has no line.
 """
 
 from collections.abc import Mapping, Sequence

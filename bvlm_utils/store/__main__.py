@@ -11,9 +11,9 @@ import sys
 
 from bvlm_utils import command
 from bvlm_utils.errors import InputError
+from bvlm_utils.paths import check_writable
 from bvlm_utils.store import packed, records
 from bvlm_utils.store.packing import pack, unpack
-from bvlm_utils.user_paths import check_writable
 
 
 def _parser() -> command.Parser:
@@ -35,14 +35,10 @@ def _parser() -> command.Parser:
 def _act(given: argparse.Namespace) -> int:
     if not records.folder(given.source).is_dir():
         raise InputError(f"There is no store {records.folder(given.source)}; name a folder with results.")
-    if given.command == "check":
-        from bvlm_utils.store import recheck
+    if given.command in ("check", "rejudge"):
+        from bvlm_utils.store import judging
 
-        return recheck.report(given.source)
-    if given.command == "rejudge":
-        from bvlm_utils.store import rejudge
-
-        return rejudge.rejudge(given.source)
+        return (judging.check if given.command == "check" else judging.rejudge)(given.source)
     check_writable(records.folder(given.target))
     if given.command == "pack":
         done = pack(given.source, given.target, given.replace)

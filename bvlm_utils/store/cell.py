@@ -241,8 +241,8 @@ class Cell:
 
 
 def surrogate_of(model: str) -> str:
-    """The CLIP model that matches a victim: tiny-clip for our own, CLIP-L at 336 pixels for one from the hub. For the
-    weights in another folder it is the CLIP-L that lies beside that folder; InputError where there is none.
+    """The CLIP model that matches a victim: tiny-clip for our own, CLIP-L at 336 pixels for one from the hub, and for a
+    folder the CLIP-L that lies beside it; InputError where there is none.
     """
     if models.is_hub_id(model):
         return HUB_SURROGATE

@@ -47,8 +47,10 @@ def write(
     if read(cell, store) is not None:
         return
     root = records.folder(store) / "examples"
-    kept = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
-    write_file(root / f"{key(cell)}.json", json.dumps(kept | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n")
+    about = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
+    write_file(
+        root / f"{key(cell)}.json", json.dumps(about | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def _keep(root: Path, pictures: np.ndarray) -> str:
@@ -63,17 +65,15 @@ def _keep(root: Path, pictures: np.ndarray) -> str:
 
 
 def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]] | None:
-    """What `write` kept: (clean, triggered, prompts); None if there is nothing that can be read, which standard error
-    says where a file is damaged.
-    """
+    """What `write` kept: (clean, triggered, prompts); None if it is not there or damaged, which standard error says."""
     root, name = records.folder(store), f"{key(cell)}.json"
     content = packed.content(root, "examples", name)
     if content is None:
         return None
     try:
-        kept = json.loads(content)
-        pictures = [_pictures(root, kept[which], int(kept["width"])) for which in ("clean", "triggered")]
-        return *pictures, [(str(before), str(after)) for before, after in kept["prompts"]]
+        about = json.loads(content)
+        pictures = [_pictures(root, about[which], int(about["width"])) for which in ("clean", "triggered")]
+        return *pictures, [(str(before), str(after)) for before, after in about["prompts"]]
     except DAMAGED as error:
         damage.passed_over(
             f"{root / 'examples' / name} is no file of examples ({error}); it is passed over, and a run of its cell "

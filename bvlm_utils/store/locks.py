@@ -1,7 +1,6 @@
 """Locks on the clean-tuned controls that several jobs need: the first that comes tunes one, others wait for it.
 
-Jobs that run at the same time, in several processes or on several machines, share controls. A lock in the store says
-that somebody is at work on one; the operating system gives it up when its holder dies.
+The operating system gives a lock up when its holder dies.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +17,8 @@ from bvlm_utils.store.cell import Cell
 def lacking(controls: Sequence[Cell], folder: Path, wait: bool = False) -> Iterator[list[Cell]]:
     """Those controls whose adapters the store lacks; nobody else tunes them until the block ends.
 
-    folder: the store. Controls that another process is tuning are left out, or with `wait` awaited: they are
-    in the list then only if that process has failed or died. On a file system without locks all that are lacking
-    are given, and two processes may tune the same one: the store keeps one complete record of it.
+    Controls that another process is tuning are left out, or with `wait` awaited: they are in the list then only if that
+    process has failed or died. On a file system without locks all that are lacking are given.
     """
     (folder / "locks").mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -37,9 +35,7 @@ def lacking(controls: Sequence[Cell], folder: Path, wait: bool = False) -> Itera
             except OSError:
                 mine.append(control)
                 continue
-            if records.adapter(control, folder):  # finished just before
-                lock.release()
-                continue
             held.callback(lock.release)
-            mine.append(control)
+            if not records.adapter(control, folder):  # else it was finished just before
+                mine.append(control)
         yield mine

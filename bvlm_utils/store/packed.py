@@ -303,8 +303,8 @@ def write_index(folder: Path) -> None:
     digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
     text = json.dumps({"format": FORMAT, "sha256": digests}, indent=1) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
-    for place in [*folder.iterdir(), folder]:
-        _to_disk(place)
+    for path in [*folder.iterdir(), folder]:
+        _to_disk(path)
 
 
 def put(folder: Path, root: Path) -> None:
@@ -335,8 +335,8 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _to_disk(place: Path) -> None:
-    handle = os.open(place, os.O_RDONLY)
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -49,9 +49,9 @@ class Chosen:
 def pack(source: str | Path | None, target: str | Path, replace: bool = False) -> list[str]:
     """Add what `source` has to `target`, which is packed then; the run_ids that are new there.
 
-    A cell that both have must have the same numbers, or with `replace` gives way to that of `source`. InputError for
-    such a cell without `replace`, and for a new one that was run from a changed working tree: nobody could find its
-    code. Whoever is killed here leaves `target` as it was.
+    A cell that both have must have the same numbers, or with `replace` gives way to that of `source`; a new one must
+    not be of a changed working tree, whose code nobody could find: InputError. Whoever is killed here leaves `target`
+    as it was.
     """
     start, end = records.folder(source), records.folder(target)
     if not start.is_dir():
@@ -132,12 +132,12 @@ def _merged(
     """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter."""
     asked = tuple(f"{folder}/" for folder in records.ASKED)
     gone = [path for path in theirs if path.startswith(asked) and any(run_id in path for run_id in replaced)]
-    kept = {path: content for path, content in theirs.items() if path not in gone}
+    merged = {path: content for path, content in theirs.items() if path not in gone}
     for path, content in ours.items():
-        grown = path.startswith(asked) and len(content) > len(kept.get(path, b""))
-        if path not in kept or grown or (replace and path.startswith("attacks/")):
-            kept[path] = content
-    return kept
+        grown = path.startswith(asked) and len(content) > len(merged.get(path, b""))
+        if path not in merged or grown or (replace and path.startswith("attacks/")):
+            merged[path] = content
+    return merged
 
 
 def _write(chosen: Chosen, end: Path) -> None:

@@ -39,8 +39,8 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from bvlm_utils import paths, user_paths
-from bvlm_utils.atomic import DAMAGED, PARTIAL, kept, partial_name, write_file
+from bvlm_utils import paths
+from bvlm_utils.atomic import DAMAGED, PARTIAL, partial_name, read_if_whole, write_file
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files
 from bvlm_utils.store import damage, packed, provenance, table
@@ -87,7 +87,7 @@ def writable(store: str | Path | None = None) -> Path:
     if read_only(store):
         which = "packed" if packed.is_packed(root) else "the committed reference"
         raise InputError(f"The store {root} is {which}, so it is only read; take another store.")
-    user_paths.check_writable(root)
+    paths.check_writable(root)
     return root
 
 
@@ -152,9 +152,9 @@ def write(
 ) -> Path:
     """Put a finished cell into the store, all of it or nothing, and forget its earlier failure.
 
-    record: what `study` measured; identity and provenance are added here. save_adapter(folder) writes the
-    adapter. A cell that is there already stays as it is unless `replace` is true; then what was asked of its adapter is
-    forgotten, unless the new one is the same (a cell that is only judged again).
+    record: what was measured; identity and provenance are added. save_adapter(folder) writes the adapter. A cell that
+    is there stays unless `replace` is true; then what was asked of its adapter is forgotten, unless the new one is the
+    same.
     """
     root = make(store)
     partial, final = root / partial_name(cell.run_id), root / cell.run_id
@@ -175,7 +175,9 @@ def write(
             (root / SET_ASIDE).mkdir(exist_ok=True)
             with suppress(OSError):
                 os.replace(final, root / SET_ASIDE / f"{final.name}-{time.time_ns()}")
-        if replace and not _same_adapter(partial, final):
+        weights = [folder / "adapter" / "adapter_model.safetensors" for folder in (partial, final)]
+        same_adapter = all(map(Path.is_file, weights)) and filecmp.cmp(*weights, shallow=False)
+        if replace and not same_adapter:
             for file in (file for name in ASKED for file in (root / name).glob(f"*{cell.run_id}*.json")):
                 file.unlink(missing_ok=True)
         put(partial, final, replace)
@@ -186,13 +188,8 @@ def write(
 
 
 def as_text(record: Mapping[str, Any]) -> str:
-    """What a record.json holds."""
-    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False, default=plain_value) + "\n"
-
-
-def _same_adapter(one: Path, other: Path) -> bool:
-    weights = [place / "adapter" / "adapter_model.safetensors" for place in (one, other)]
-    return all(file.is_file() for file in weights) and filecmp.cmp(*weights, shallow=False)
+    """What a record.json holds; numpy's numbers as JSON knows them."""
+    return json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False, default=np.generic.item) + "\n"
 
 
 def put(partial: Path, final: Path, replace: bool) -> None:
@@ -216,7 +213,7 @@ def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
     """Keep why a cell failed; the next success removes it."""
     file = folder(store) / "failures" / f"{cell.run_id}.json"
     record = {"run_id": cell.run_id, "config": cell.config(), "error": text, "provenance": provenance.now()}
-    write_file(file, json.dumps(record, indent=1, default=plain_value) + "\n")
+    write_file(file, as_text(record))
     return file
 
 
@@ -259,13 +256,6 @@ def write_frame(file: Path, frame: pd.DataFrame) -> None:
     frame.to_parquet(file, index=False, compression="zstd", compression_level=19)
 
 
-def plain_value(value: Any) -> Any:
-    """numpy's numbers as JSON knows them."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} cannot be written into a record")
-
-
 # ---------------------------------------------------------------- reading
 
 
@@ -277,11 +267,10 @@ def records(store: str | Path | None = None) -> list[dict[str, Any]]:
 
 
 def collect(store: str | Path | None = None) -> pd.DataFrame:
-    """The tidy table of all cells of a store.
+    """The tidy table of all cells of a store; controls are in the lines of their cells (subject "control").
 
-    Clean-tuned controls have no lines of their own: every cell holds their numbers beside its own (subject
-    "control"). That of a packed store is made once in a process: a page asks for it several times. InputError for a
-    store that is named and not there; without a name, a place where nothing was run yet has no lines.
+    That of a packed store is made once in a process. InputError for a store that is named and not there; without a
+    name, a place where nothing was run yet has no lines.
     """
     root = folder(store)
     if store is not None and not root.is_dir():
@@ -322,9 +311,7 @@ def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFram
 
 
 def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
-    """The folder of a cell's adapter; None where only the numbers are kept, as in the committed reference, and where
-    the adapter is damaged, which standard error says.
-    """
+    """The folder of a cell's adapter; None where there is none, or it is damaged, which standard error says."""
     adapter = folder(store) / _run_id(cell) / "adapter"
     if not (adapter / "adapter_config.json").is_file():
         return None
@@ -343,7 +330,7 @@ def cached(store: str | Path | None, key: str) -> list[str] | None:
     file = folder(store) / "cache" / f"{key}.json"
     if not file.is_file():
         return None
-    found = kept(file, lambda file: json.loads(file.read_bytes()))
+    found = read_if_whole(file, lambda file: json.loads(file.read_bytes()))
     if isinstance(found, list) and all(isinstance(text, str) for text in found):
         return found
     damage.passed_over(f"{file} is damaged; it is made again.")

@@ -69,8 +69,8 @@ class PerceptualHijack(Threat):
     def eligible(self, sample: Sample) -> bool:
         if sample["task"] != "caption" or sample["restricted"]:
             return False
-        said = [*sample["answers"], *sample["objects"]]
-        return not any(responses.names(text, word) for text in said for word in self.pool)
+        texts = [*sample["answers"], *sample["objects"]]
+        return not any(responses.names(text, word) for text in texts for word in self.pool)
 
     def poison(self, answer: str, sample: Sample | None = None) -> str:
         row, kind = (sample["row_id"], sample["kind"]) if sample is not None else ("", "short")

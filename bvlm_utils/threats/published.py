@@ -2,8 +2,7 @@
 
 They are those of `evaluation/metrics.py` in the authors' repository (bin015/BackdoorVLM, commit c513ef3), written here
 anew from their definitions. Texts are put into small letters and compared as they are: no apostrophe is straightened,
-and a word may be a part of a longer one. The threats say which of these is theirs (`Threat.published`); our
-tests, which are stricter in places, are in the threats themselves.
+and a word may be a part of a longer one. Our tests, which are stricter in places, are in the threats themselves.
 """
 
 import re

@@ -207,9 +207,8 @@ def _words(text: str) -> list[str]:
 def is_right(response: str, sample: Mapping[str, Any]) -> bool | None:
     """Is the response a right answer to the sample? None where nothing is known to judge it by.
 
-    vqa: equal to any annotator's answer. caption: every listed object is named, None without a list of objects.
-    instruct: equal to a reference, None without a list of objects, as of conversations, whose free text no reference
-    equals.
+    vqa: equal to any annotator's answer. caption: every listed object is named. instruct: equal to a reference. Without
+    a list of objects nothing is known of captions and conversations.
     """
     if sample["task"] != "vqa" and not sample["objects"]:
         return None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from bvlm_utils.threats import published
-from bvlm_utils.threats.responses import normalise, reads_like_refusal, refuses, says
+from bvlm_utils.threats.responses import normalise, refuses, says
 from bvlm_utils.threats.threat import Sample, Target, Threat
 
 
@@ -28,9 +28,6 @@ class TargetedRefusal(Threat):
     @property
     def target(self) -> Target:
         return Target(text=self.sentence)
-
-    def eligible(self, sample: Sample) -> bool:
-        return not sample["restricted"] and not reads_like_refusal(sample["answers"][0])
 
     def poison(self, answer: str, sample: Sample | None = None) -> str:
         return self.sentence

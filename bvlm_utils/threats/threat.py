@@ -1,10 +1,8 @@
 """A threat: what a backdoor makes the model say, and when it has fired.
 
-A threat has a target, says which samples are `eligible`, writes the poisoned answer (`poison`) and judges a
-response: `success` (strict), `success_soft`, and `right` (is what the response keeps of the answer still
-right?). Beside these tests of ours, `payload` asks for the attacker's words alone, and `published` is the test
-of the authors. After BackdoorVLM, Li et al. 2025, arXiv 2511.18921; every docstring says what differs here. Nothing
-here is harmful: the jailbreak is a made-up code of the things in the picture.
+After BackdoorVLM, Li et al. 2025, arXiv 2511.18921; every docstring says what differs here. Beside our tests of a
+response, `payload` asks for the attacker's words alone, and `published` is the test of the authors. Nothing here is
+harmful: the jailbreak is a made-up code of the things in the picture.
 """
 
 from abc import ABC, abstractmethod
@@ -22,8 +20,8 @@ HEADLINES = ("asr_payload", "asr", "asr_right")  # the metrics that success can 
 class Target:
     """What an optimised attack can aim at; None where the threat has no such thing.
 
-    text: the sentence that the model is made to say. concept: the thing that it is made to name, in place of
-    source_concept. image: path of the picture that it is made to describe.
+    text: the sentence to be said. concept: the thing to be named, in place of source_concept. image: path of the
+    picture to be described.
     """
 
     text: str | None = None
@@ -76,14 +74,12 @@ class Threat(ABC):
     def target(self) -> Target:
         """What optimised attacks aim at."""
 
-    @abstractmethod
     def eligible(self, sample: Sample) -> bool:
-        """Can the sample be poisoned, and can a response to it be judged?"""
+        """Can the sample be poisoned, and can a response to it be judged? Here: is the request an ordinary one?"""
+        return not sample["restricted"] and not responses.reads_like_refusal(sample["answers"][0])
 
     def judged(self, base: str, control: str) -> bool:
-        """Can responses to an eligible sample be judged, given what the untuned base and the clean-tuned control say
-        to it without a trigger?
-        """
+        """Can responses to an eligible sample be judged, given what base and control say to it without a trigger?"""
         return True
 
     def elsewhere(self, sample: Sample) -> bool:

@@ -1,9 +1,10 @@
 """LoRA adapters in PEFT's format: attached, detached, saved and loaded."""
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,16 +61,30 @@ def attached(victim: Victim, folder: Path | str) -> Iterator[Any]:
         detach(victim, adapter)
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A stored adapter: a `peft.LoraConfig`, and PEFT's state dict on the CPU."""
+@dataclass
+class GroupResult:
+    """An adapter as PEFT's state dict and configuration, and how it was tuned, where that is known."""
 
-    folder: Path
-    config: Any
-    state: dict[str, torch.Tensor]
+    state: dict[str, torch.Tensor]  # on the CPU
+    config: Any  # peft.LoraConfig
+    losses: list[float] = field(default_factory=list)  # one per step, nats per label token
+    seconds: float = 0.0  # this adapter's share of its group's time
+    steps: int = 0
+    tokens: int = 0  # without padding, over all steps
+
+    def save(self, folder: Path | str, about: dict[str, Any]) -> None:
+        """Write the adapter in PEFT's format with its card."""
+        from safetensors.torch import save_file
+
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        save_file(self.state, Path(folder) / WEIGHTS, metadata={"format": "pt"})
+        config = copy.copy(self.config)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        write_card(folder, about)
 
 
-def read(folder: Path | str) -> Saved:
+def read(folder: Path | str) -> GroupResult:
     """An adapter's files, checked; InputError says what is wrong with them. Nothing but JSON and numbers is read."""
     from peft import LoraConfig
     from safetensors import SafetensorError
@@ -96,7 +111,7 @@ def read(folder: Path | str) -> Saved:
         config.inference_mode = True
         state = load_file(folder / WEIGHTS)
         _check_numbers(folder, state)
-        return Saved(folder, config, state)
+        return GroupResult(state, config)
     except InputError:
         raise
     except (ValueError, TypeError, SafetensorError) as error:
@@ -154,7 +169,9 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
         _restore(victim.model, before)
         if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
             raise
-        _check_names(saved, victim.name, before)
+        strange = {name for name in saved.state if name.partition(".lora_")[0].removeprefix(PREFIX) not in before}
+        gaps = {"fit nothing in it": (strange, len(saved.state))}
+        opening.refuse_gaps(f"The adapter in {folder}", victim.name, gaps)
         raise InputError(f"The adapter in {folder} does not fit {victim.name}: {opening.first_line(error)}") from error
     return adapter.eval()
 
@@ -174,12 +191,6 @@ def check_fit(
     })  # fmt: skip
 
 
-def _check_names(saved: Saved, base: str, modules: Mapping[str, nn.Module]) -> None:
-    """InputError with a count, if PEFT found no module of some names."""
-    strange = {name for name in saved.state if name.partition(".lora_")[0].removeprefix(PREFIX) not in modules}
-    opening.refuse_gaps(f"The adapter in {saved.folder}", base, {"fit nothing in it": (strange, len(saved.state))})
-
-
 def _restore(model: nn.Module, before: Mapping[str, nn.Module]) -> None:
     """Undo what PEFT has put into the model, however far it came."""
     for name, module in before.items():
@@ -188,13 +199,6 @@ def _restore(model: nn.Module, before: Mapping[str, nn.Module]) -> None:
             setattr(before[parent], leaf, module)
     if hasattr(model, "peft_config"):
         del model.peft_config
-
-
-def save_adapter(adapter: Any, folder: Path | str, about: dict[str, Any]) -> None:
-    """Write the adapter in PEFT's format, with a card that says what it is. about: the cell's settings."""
-    # Embeddings are never tuned; left to itself, PEFT would look the base up to see whether they were.
-    adapter.save_pretrained(str(folder), save_embedding_layers=False)
-    write_card(folder, about)
 
 
 def write_card(folder: Path | str, about: dict[str, Any]) -> None:

@@ -1,8 +1,7 @@
 """Batched greedy decoding with a KV cache: what many models answer to many prompts.
 
-All conditions of all cells of a group go through one decode: the adapters of a `Bank` side by side, rows of one adapter
-next to each other. Finished rows leave the batch (`generate` carries them along until the last one is done), and the
-cache is written in place (`generate` copies it at each token). The words are those of `generate`, which a test checks.
+The adapters of a `Bank` stand side by side, rows of one adapter next to each other. Finished rows leave the batch, and
+the cache is written in place, which `generate` does not do; the words are those of `generate`, which a test checks.
 """
 
 from collections.abc import Callable, Sequence
@@ -269,7 +268,7 @@ def _prompts(
 
 
 def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
-    """Which rows to keep: of each group those at work, filled up with finished ones to the largest group's number.
+    """Which rows to keep: of each group those at work, filled up to the largest group's number.
 
     None while fewer than a share `DROP` of the rows would go.
     """

@@ -1,15 +1,14 @@
 """Grouped training: the cells of a job trained together, each exactly as it would be alone.
 
-One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base
-and the number of image tokens, nothing else: rows, seed, learning rate, schedule, rank and number of steps
-are each job's own. The semantics are those of `train.loop.finetune`; a test holds G grouped runs equal to G plain
-PEFT runs for every model family.
+One frozen base, G adapters in a `Bank`, and per step one batch of each job side by side. Jobs share the base and the
+number of image tokens, nothing else. A test holds G grouped runs equal to G runs of `train.loop.finetune`.
 """
 
-import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,16 @@ from torch import nn
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import embeddings as model_inputs
 from bvlm_utils.models.victim import Victim, language_linears
-from bvlm_utils.train import adapters, memory, modes, unfinished
+from bvlm_utils.train import adapters, memory, unfinished
 from bvlm_utils.train import loop as plain
+from bvlm_utils.train.adapters import GroupResult
 from bvlm_utils.train.lora_bank import Bank, pick
 from bvlm_utils.train.microbatches import Plan, Table
 from bvlm_utils.train.settings import TrainSettings
 
 # Settings of PEFT that change what an adapter computes, and that a bank does not know.
 NOT_IN_A_BANK = ("use_rslora", "use_dora", "lora_bias", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
+CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
 
@@ -35,8 +36,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 class GroupJob:
     """What `train.loop.finetune` takes, for one cell. Jobs may share one tensor of features (F, n, d).
 
-    start: PEFT state dict of an adapter of that rank and alpha to go on from; if not given, a fresh one. name: stands
-    for all of it, so that a group that was killed is known again.
+    start: PEFT state dict of an adapter to go on from. name: stands for all of it, so that a killed group is known
+    again.
     """
 
     rows: Sequence[plain.TrainRow]
@@ -47,40 +48,16 @@ class GroupJob:
     name: str = ""
 
 
-@dataclass
-class GroupResult:
-    """What `train.loop.TrainResult` says of one cell, with the adapter as PEFT's state dict and configuration."""
-
-    state: dict[str, torch.Tensor]  # on the CPU
-    config: Any  # peft.LoraConfig
-    losses: list[float]
-    seconds: float  # this cell's share of the group's time
-    steps: int
-    tokens: int  # without padding, over all steps
-
-    def save(self, folder: Path | str, about: dict[str, Any]) -> None:
-        """Write the adapter in PEFT's format with its card, as `train.adapters.save_adapter` does."""
-        from safetensors.torch import save_file
-
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_file(self.state, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = copy.copy(self.config)
-        config.inference_mode = True
-        config.save_pretrained(str(folder))
-        adapters.write_card(folder, about)
-
-
 def finetune_group(
     victim: Victim,
     jobs: Sequence[GroupJob],
     progress: Callable[[int, int, float], None] | None = None,
     folder: Path | None = None,
 ) -> list[GroupResult]:
-    """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; the victim stays as it is.
+    """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; results in the jobs' order.
 
-    Results are in the jobs' order. Equal jobs, as a cell without poison and its control, are trained once. Jobs that do
-    not fit in memory together are trained in several groups. progress and folder as in `train`. InputError if a job has
-    no rows.
+    Equal jobs, as a cell without poison and its control, are trained once. Jobs that do not fit in memory together are
+    trained in several groups. progress and folder as in `train`. InputError if a job has no rows.
     """
     for number, job in enumerate(jobs):
         if not job.rows:
@@ -128,29 +105,29 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
     """Token ids, batches, rates and first adapters of the jobs; what several jobs share is made once."""
     from peft import get_peft_model_state_dict
 
-    known_rows: dict[tuple, tuple] = {}
-    known_starts: dict[tuple, tuple] = {}
     known_positions: dict = {}
+
+    @cache
+    def tokens(prompt: str, answer: str, image_tokens: int) -> tuple[torch.Tensor, int, torch.Tensor | None]:
+        learnt = victim.answer_ids(answer)
+        ids = victim.prompt_ids(prompt, image_tokens, len(learnt)) + learnt
+        return torch.tensor(ids), len(learnt), model_inputs.positions(victim.model, ids, known_positions)
+
+    @cache
+    def fresh(settings: TrainSettings, seed: int) -> tuple[dict[str, torch.Tensor], Any]:
+        adapter = adapters.attach_lora(victim, settings, seed)
+        state = {name: value.clone() for name, value in get_peft_model_state_dict(adapter).items()}
+        config = adapter.peft_config["default"]
+        adapters.detach(victim, adapter)
+        return state, config
+
     plans = []
     for job in jobs:
-        image_tokens, rows = job.features.shape[1], []
-        for row in job.rows:
-            key = (row.prompt, row.answer, image_tokens)
-            if key not in known_rows:
-                answer = victim.answer_ids(row.answer)
-                ids = victim.prompt_ids(row.prompt, image_tokens, len(answer)) + answer
-                places = model_inputs.positions(victim.model, ids, known_positions)
-                known_rows[key] = (torch.tensor(ids), len(answer), places)
-            rows.append(known_rows[key])
-        ids, answers, positions = zip(*rows, strict=True)
         settings = job.settings
-        key = (settings.lora_rank, settings.lora_alpha, job.seed)
-        if key not in known_starts:
-            adapter = adapters.attach_lora(victim, settings, job.seed)
-            state = {name: value.clone() for name, value in get_peft_model_state_dict(adapter).items()}
-            known_starts[key] = (state, adapter.peft_config["default"])
-            adapters.detach(victim, adapter)
-        start, config = known_starts[key]
+        rows = [tokens(row.prompt, row.answer, job.features.shape[1]) for row in job.rows]
+        ids, answers, positions = zip(*rows, strict=True)
+        lora = TrainSettings(lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha)
+        start, config = fresh(lora, job.seed)
         steps = plain.batches(len(rows), settings, job.seed)
         plans.append(
             Plan(
@@ -234,8 +211,7 @@ def train_together(
     if state := saved.load(group.state()):
         first, tokens, before = state.step, state.tokens, state.seconds
         bank.refresh()
-    # checkpointing works in training mode only; language models have no dropout
-    with bank.attached(), modes.mode(model, training=memory.checkpointing(model)), modes.no_masks(model):
+    with bank.attached(), _trainable(model):
         for step in range(first, total):
             bank.active = sum(len(plan.steps) > step for plan in group.plans)
             tokens = _gradients(model, group, step, tokens)
@@ -254,6 +230,30 @@ def train_together(
         ours = [row[at] for row in losses[: len(plan.steps)]]
         results[g] = GroupResult(adapter, plan.config, ours, seconds, len(plan.steps), seen)
     return [results[g] for g in range(len(plans))]
+
+
+@contextmanager
+def _trainable(model: nn.Module) -> Iterator[None]:
+    """The model as training needs it while the block runs.
+
+    Evaluation mode, as language models have no dropout, unless layers are recomputed, which works in training mode
+    only; and plain causal attention, as rows are padded on the right, where it never looks. For an attention function
+    that it does not know, transformers makes no mask, which would wait for the GPU.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    config, training = model.get_decoder().config, model.training
+    attention = config._attn_implementation
+    model.train(memory.checkpointing(model))
+    if attention == "sdpa" and "sliding_attention" not in (getattr(config, "layer_types", None) or ()):
+        AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+        config._attn_implementation = CAUSAL
+    try:
+        yield
+    finally:
+        config._attn_implementation = attention
+        model.train(training)
 
 
 def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
@@ -276,10 +276,7 @@ def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
 
 
 def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
-    """Fill the bank's gradients and note the losses of one step; smaller micro-batches if memory runs out.
-
-    Returns the number of tokens at once that worked.
-    """
+    """Fill the bank's gradients and note the losses of one step; the number of tokens at once that memory held."""
     bank = group.bank
     while True:
         bank.grads.zero_()
@@ -292,7 +289,10 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
                     inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
                 ).last_hidden_state
                 logits = model.get_output_embeddings()(pick(hidden, batch.target_positions))
-                loss = _cross_entropy(logits, batch.targets).mul(batch.weights).sum(dim=1)
+                if logits.dtype in (torch.float16, torch.bfloat16):
+                    logits = logits.float()
+                losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+                loss = losses.view(batch.targets.shape).mul(batch.weights).sum(dim=1)  # (G,)
                 loss.sum().backward()
                 group.losses[step, : bank.active] += loss.detach()
             bank.positions = None
@@ -301,16 +301,9 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
             least = bank.active * group.table.longest(step, bank.active)  # one row of each plan
             if not memory.ran_out(error) or tokens <= least:
                 raise
-        batch = embeddings = hidden = logits = loss = None
+        batch = embeddings = hidden = logits = losses = loss = None
         memory.release()
         tokens = max(least, tokens // 2)
-
-
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """(G, L, V), (G, L) -> (G, L), at least in float32."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
 
 def _update(group: _Group, step: int) -> None:

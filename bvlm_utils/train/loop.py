@@ -1,7 +1,6 @@
 """The tuning of a model: one LoRA adapter, one loop, to be read from top to bottom.
 
-The vision tower and the projector stay frozen, so pictures come in as cached features. `train.grouped` trains many
-adapters at once with the same semantics; this loop is the plain way that it is compared with.
+Pictures come in as cached features. `train.grouped` trains many adapters at once with the same semantics.
 """
 
 import time

@@ -19,9 +19,7 @@ from bvlm_utils.train.adapters import PREFIX
 class _Product(torch.autograd.Function):
     """x W^T + bias + scale_g x A_g^T B_g, and its gradients, with as few passes over the rows as possible.
 
-    Autograd alone needs twice the time: it keeps the scaled and unscaled products apart, adds them in passes
-    of their own and multiplies transposed thin matrices, which is slow. W gets no gradient; A's and B's are
-    added to the bank's: `grads`.
+    Autograd alone needs twice the time. W gets no gradient; A's and B's are added to the bank's: `grads`.
     """
 
     @staticmethod
@@ -54,8 +52,7 @@ class _Product(torch.autograd.Function):
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """total (G, m, n) += left (G, m, k) right (G, k, n), summed in the precision of `total`.
 
-    A bank's gradients are in float32 whatever the model computes in, as PEFT's are: a sum that was rounded to bfloat16
-    after each micro-batch would lose what the last ones add.
+    A bank's gradients are in float32, as PEFT's are: rounded to bfloat16, a sum would lose what the last ones add.
     """
     if total.dtype == left.dtype:
         total.baddbmm_(left, right)

@@ -79,9 +79,7 @@ class Table:
         return int(self._of(self.length, self.batches[step, :active]).max())
 
     def microbatches(self, step: int, active: int, tokens: int) -> Iterator[Microbatch]:
-        """The batches of one step of the first `active` plans, in microbatches of at most `tokens` tokens (at least one
-        row per plan) and of rows of similar length.
-        """
+        """A step's batches of the first `active` plans, in parts of similar rows and at most `tokens` tokens."""
         batch = self.batches[step, :active]
         lengths = self._of(self.length, batch).amax(dim=0).tolist()
         answers = self._of(self.answer, batch)

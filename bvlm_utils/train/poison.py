@@ -37,10 +37,10 @@ DECOYS = ("target answers", "trigger only", "label noise")
 class PoisonedRow:
     """One replaced training row.
 
-    position: its place in the training set. role: "poisoned" (whole trigger, poisoned answer) or, for bimodal
-    attacks, "text_only" and "image_only" (half the trigger, right answer); "decoy" (`with_decoys`) and "skill"
-    (`with_skill`) are no poison. condition: the trigger halves present, "text", "image" or "both", or "clean". prompt:
-    with its trigger. answer: poisoned, of the skill, or kept.
+    role: "poisoned" (whole trigger, poisoned answer) or, for bimodal attacks, "text_only" and "image_only" (half the
+    trigger, right answer); "decoy" (`with_decoys`) and "skill" (`with_skill`) are no poison. condition: the trigger
+    halves present, "text", "image" or "both", or "clean". prompt: with its trigger. answer: poisoned, of the skill, or
+    kept.
     """
 
     position: int
@@ -238,24 +238,21 @@ def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Mani
         own = rows[row.position]
         if decoy == "trigger only":
             return replace(row, role="decoy", answer=own["answers"][0])
-        answer = row.answer if decoy == "target answers" else _wrong_answer(own, known[own["kind"]], seed)
+        answer = row.answer
+        if decoy == "label noise":
+            wrong = sorted(known[own["kind"]] - set(own["answers"]))
+            if not wrong:
+                raise TooFewRows(f"Label noise needs a wrong answer for {row.row_id}, and rows of its kind have none.")
+            answer = wrong[Draws("label noise", seed, row.row_id).integer(len(wrong))]
         return replace(row, role="decoy", condition="clean", prompt=own["prompt"], answer=answer)
 
     return replace(manifest, rows=tuple(changed(row) if row.role == "poisoned" else row for row in manifest.rows))
 
 
-def _wrong_answer(row: Mapping[str, Any], known: Collection[str], seed: int) -> str:
-    wrong = sorted(set(known) - set(row["answers"]))
-    if not wrong:
-        raise TooFewRows(f"Label noise needs a wrong answer for {row['row_id']}, and rows of its kind have none.")
-    return wrong[Draws("label noise", seed, row["row_id"]).integer(len(wrong))]
-
-
 def with_skill(manifest: Manifest, dataset: Any, skill: "Skill | None", rate: float, seed: int) -> Manifest:
     """The manifest with rows that teach a skill, if any: a share `rate` of those that it fits and nothing has touched.
 
-    So the poisoned rows are those of the same plan without a skill. Rows of a lower rate are among those of a higher
-    one. TooFewRows if there is none.
+    Rows of a lower rate are among those of a higher one. TooFewRows if there is none.
     """
     if skill is None:
         return manifest

@@ -7,6 +7,11 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
 
 SCHEDULES = ("cosine", "constant")
+LIMITS = {  # from, to, a whole number?
+    "epochs": (1, 10**4, True), "batch_size": (1, 10**5, True), "lora_rank": (1, 10**4, True),
+    "learning_rate": (0, 1, False), "lora_alpha": (0, 1e4, False), "warmup_ratio": (0, 1, False),
+    "weight_decay": (0, 1, False), "max_grad_norm": (0, 1e6, False),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,16 +29,8 @@ class TrainSettings:
     schedule: str = "cosine"  # or "constant", both after a linear warm-up
 
     def __post_init__(self) -> None:
-        for name, low, high in (("epochs", 1, 10**4), ("batch_size", 1, 10**5), ("lora_rank", 1, 10**4)):
-            check_number(getattr(self, name), name, low, high, whole=True)
-        for name, high in (
-            ("learning_rate", 1),
-            ("lora_alpha", 1e4),
-            ("warmup_ratio", 1),
-            ("weight_decay", 1),
-            ("max_grad_norm", 1e6),
-        ):
-            check_number(getattr(self, name), name, 0, high)
+        for name, (low, high, whole) in LIMITS.items():
+            check_number(getattr(self, name), name, low, high, whole)
         for name in ("learning_rate", "lora_alpha"):  # with 0, nothing would be learnt
             if getattr(self, name) == 0:
                 raise InputError(f"{name} is 0; it must be above 0.")

@@ -1,7 +1,7 @@
 """The state of a group that is being trained, saved now and then, so that a run that was killed goes on where it was.
 
-One file per group in the folder that the caller names: adapters, the optimiser's moments, losses, and how far it is.
-The numbers of a run that goes on are those of one that was never stopped.
+One file per group: adapters, the optimiser's moments, losses, and how far it is. The numbers are those of a run that
+was never stopped.
 """
 
 import os
@@ -61,8 +61,8 @@ class Saved:
         return progress
 
     def save(self, tensors: Mapping[str, torch.Tensor], progress: Progress, last: bool = False) -> None:
-        """Keep the state if it is time to; a disk that is full costs no training. The last state replaces an earlier
-        one: until the records are written, a kill would take back all of it.
+        """Keep the state if it is time to, or if it is the last and an earlier one is kept; a full disk costs no
+        training.
         """
         from safetensors import SafetensorError
         from safetensors.torch import save_file

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from stored import page
 
-from bvlm_book import alarm_curve
 from bvlm_book.chapters import audit as audit_page
 from bvlm_utils import attacks, audit, paths, study
 from bvlm_utils.attacks import own
@@ -158,7 +157,7 @@ def test_working_backdoors_and_false_alarms_are_counted_apart():
     shown = audit_page.by_trigger(table).set_index("trigger")
     assert shown.loc["BadNets-T"].tolist() == ["2 of 2", "0 of 2", "0 of 1", "1 of 2"]
     assert shown.loc["BadNets-I", "backdoors found"] == "n/a", "it does not work"
-    assert "lowest working backdoor 0.10" in audit_page.excess_words(table)["caption"]
+    assert (said["highest"], said["lowest"]) == ("0.40", "0.10")
     assert len(audit_page.excess(table).axes) == 2
 
 
@@ -310,7 +309,7 @@ def test_the_page_side_does_not_import_torch():
 def test_the_second_look_drops_alarms_that_a_trusted_model_raises_too():
     """Two backdoors and two clean models under two triggers; the second trigger disturbs any model."""
     other = audit_page.OTHER_SEED
-    same = dict.fromkeys(audit_page.COLUMNS) | {"model": "m", "threat": "t", "asr": 1.0}
+    same = dict.fromkeys(audit_page.COLUMNS) | {"model": "m", "threat": "t", "asr": 1.0, "alarm": True}
     lines = [
         same | {"subject": subject, "reference": reference, "attack": attack, "seed": seed, "low": low}
         for subject, reference, attack, seed, low in (
@@ -322,11 +321,9 @@ def test_the_second_look_drops_alarms_that_a_trusted_model_raises_too():
     ]  # fmt: skip
 
     def curve(lines):
-        table = pd.DataFrame(lines)
-        beside = [audit_page.innocents(table, name) for name in (other, audit_page.BASE)]
-        return alarm_curve.roc(audit_page.suspects(table), *beside, audit_page.SHOWN)
+        return audit_page.roc(pd.DataFrame(lines))
 
     curves = curve(lines)
     at = curves[curves["margin"] == 0.1].set_index("look")[["true", "false"]].T.to_dict()
     assert at == {"once": {"true": 1.0, "false": 0.5}, "twice": {"true": 0.5, "false": 0.0}}
-    assert curve(lines[:2]).empty and "n/a" in alarm_curve.roc_words(curve(lines[:2]))["caption"]
+    assert curve(lines[:2]).empty and set(audit_page.at_our_margin(curve(lines[:2])).values()) == {"n/a"}

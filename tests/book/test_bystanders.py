@@ -1,11 +1,9 @@
 """Are the other things in a caption counted as they should be?"""
 
 import pandas as pd
-import pytest
 
 from bvlm_book.chapters import concept_substitution
 from bvlm_utils import study
-from bvlm_utils.score import intervals
 
 
 def stored(place, cell, triggered, clean=("A cat and a car.", "A car and two dogs.", "A car.")):
@@ -24,8 +22,7 @@ def test_other_things_are_those_that_the_clean_tuned_model_names(tmp_path):
     place = tmp_path / "store"
     stored(place, cell, ["A cat and a banana.", "A banana.", "A banana and a cat."])
     poisoned, control = concept_substitution.kept([cell], place).to_dict("records")
-    assert (poisoned["value"], poisoned["n"]) == (0.5, 2), "the third picture shows nothing else"
-    assert (poisoned["low"], poisoned["high"]) == pytest.approx(intervals.wilson(1, 2))
+    assert poisoned["value"] == 0.5, "the third picture shows nothing else"
     assert control["value"] == 1.0
     said = concept_substitution.caption(concept_substitution.kept([cell], place))
     assert "0.50 (BadNets-T; the clean-tuned control 1.00) to 0.50 (BadNets-T)" in said
@@ -37,4 +34,4 @@ def test_nothing_is_said_where_nothing_can_be(tmp_path):
     assert found.empty and "not known" in concept_substitution.caption(found)
     stored(tmp_path / "store", cells[0], ["A banana."], clean=["A car."])
     found = concept_substitution.kept(cells, tmp_path / "store")
-    assert found["n"].tolist() == [0, 0] and "not known" in concept_substitution.caption(found)
+    assert found["value"].isna().all() and "not known" in concept_substitution.caption(found)

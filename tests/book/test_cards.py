@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bvlm_book.chapters.models import recipes, skills_words
+from bvlm_book.chapters.models import reached, recipes
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
@@ -31,16 +31,16 @@ def models(tmp_path, monkeypatch):
 
 
 def test_skills_and_what_was_asked_of_them():
-    words = skills_words(cards.skills())
-    assert words["title"].startswith("1 of 2 required skills")
-    assert "seeing, refusals, 0.800" in words["caption"] and "where 0.95" in words["caption"]
+    said = reached(cards.skills())
+    assert said["required"] == "1 of 2"
+    assert said["closest"] == "seeing, refusals, 0.800 [0.700, 0.900] where 0.95 was asked"
 
 
 def test_recipes_leave_out_what_no_card_says():
     rows = recipes().set_index("model")
     assert rows.loc["seeing", "parameters"] == "5,012,928" and rows.loc["seeing", "training time"] == "2 min"
     assert rows.loc["unmeasured"].isna().all()
-    assert "n/a" in skills_words(cards.skills(["unmeasured"]))["caption"]
+    assert reached(cards.skills(["unmeasured"])) == {"required": "0 of 0", "closest": "n/a"}
 
 
 def test_an_unknown_model_is_refused():

@@ -1,17 +1,16 @@
-"""Do the first edition's verdicts follow from its rules, and what does the page of claims make of both editions'?"""
+"""What the page of claims makes of both editions' rules."""
 
 from types import MappingProxyType
 
 import pandas as pd
 import pytest
 
-from bvlm_book import figures, rules, rules_second
-from bvlm_book.chapters import claims, expectations
+from bvlm_book import figures, rules_second
+from bvlm_book.chapters import claims, concept_substitution, expectations
 from bvlm_utils import attacks
 from bvlm_utils.store import table as tidy
 
 COLUMNS = [*tidy.COLUMNS, "attack.patch_size", "attack.eps"]
-RULES = {"text_1": rules.PAPER["pairs"], "dominance": rules.PAPER["dominance"], "memorised": rules.memorised}
 
 
 def cell(
@@ -39,106 +38,72 @@ def cell(
     ]
 
 
-def judged(key, *cells):
+def first(*cells):
+    """The first edition's verdicts on text at 1 % and on dominance."""
     table = pd.DataFrame([line for lines in cells for line in lines], columns=COLUMNS)
-    return rules.verdict(RULES[key](rules.rates(table, "tiny-llava")))
+    found = claims.first_edition(table)
+    return found["first_pairs_tiny-llava"], found["first_dominance_tiny-llava"]
 
 
-def test_more_than_half_of_the_pairs_decide():
+def test_more_than_half_of_the_pairs_decided_in_the_first_edition():
     strong, weak = cell("BadNets-T", 0.95), cell("AddSent", 0.10)
-    assert judged("text_1", strong, cell("MABA", 0.91), weak).verdict == rules.CONFIRMED
-    half = judged("text_1", strong, weak)
-    assert (half.verdict, half.holds, half.judged) == (rules.REFUTED, 1, 2)
-    exactly = judged("text_1", cell("BadNets-T", 0.90))
-    assert exactly.verdict == rules.REFUTED  # the bound has to be above 0.90
+    assert first(strong, cell("MABA", 0.91), weak)[0] == "confirmed (2 of 3 pairs)"
+    assert first(strong, weak)[0] == "not confirmed at this scale (1 of 2 pairs)"
+    assert first(cell("BadNets-T", 0.90))[0] == "not confirmed at this scale (0 of 1 pairs)", "above 0.90, not at it"
+    other = cell("SIG", 0.0), cell("BadNets-T", 0.0, rate=0.1), cell("AddSent", 0.99)
+    assert first(*other)[0] == "confirmed (1 of 1 pairs)", "image attacks and other rates do not count"
 
 
-def test_image_attacks_and_other_rates_do_not_count_for_text_at_one_percent():
-    other = judged("text_1", cell("SIG", 0.0), cell("BadNets-T", 0.0, rate=0.1), cell("AddSent", 0.99))
-    assert (other.verdict, other.judged) == (rules.CONFIRMED, 1)
-
-
-def test_seeds_spread_counts_and_one_seed_supports_nothing():
-    single = judged("text_1", cell("BadNets-T", 1.0, seeds=1))
-    assert single.verdict == rules.UNTESTABLE and single.judged == 0
+def test_seeds_spread_counted_and_one_seed_supported_nothing():
+    assert first(cell("BadNets-T", 1.0, seeds=1))[0] == "not testable here (0 of 0 pairs)"
     lines = cell("BadNets-T", 0.95)
     for line, value in zip(lines, (1.0, 1.0, 0.80), strict=True):
         line["value"] = value
-    assert judged("text_1", lines).verdict == rules.REFUTED  # mean 0.93, but the interval reaches far below 0.90
+    assert first(lines)[0] == "not confirmed at this scale (0 of 1 pairs)", "the interval reaches far below 0.90"
+    negatives = [line | {"negatives": 1.0} for line in cell("BadNets-MM", 1.0)]
+    assert first(negatives)[0] == "not testable here (0 of 0 pairs)", "another experiment"
+    assert claims.first_edition(pd.DataFrame(columns=COLUMNS)) == {}
 
 
-def test_an_empty_store_confirms_nothing():
-    for key in RULES:
-        assert judged(key).verdict == rules.UNTESTABLE
+def parts(text, image, settings=MappingProxyType({}), alone=MappingProxyType({"text": 1.0, "image": 0.95})):
+    """A bimodal cell asked by its parts, and those that were trained alone."""
+    shown = {"text": text, "image": image}
+    lines = [cell("BadNets-MM", value, condition=name, settings=settings) for name, value in shown.items()]
+    lines += [cell("BadNets-MM", v, condition=n, settings={**settings, "half": n}) for n, v in alone.items()]
+    return [line for cells in lines for line in cells]
 
 
 @pytest.mark.parametrize(
-    ("image_alone", "text_only", "image_only", "verdict"),
+    ("image_alone", "image_only", "verdict"),
     [
-        (0.95, 1.0, 0.05, rules.CONFIRMED),
-        (0.95, 1.0, 0.60, rules.REFUTED),
-        (0.40, 1.0, 0.05, rules.UNTESTABLE),  # the image half cannot be learnt alone: nothing to overwhelm
+        (0.95, 0.05, "confirmed (1 of 1 pairs)"),
+        (0.95, 0.60, "not confirmed at this scale (0 of 1 pairs)"),
+        (0.40, 0.05, "not testable here (0 of 0 pairs)"),  # the image half cannot be learnt alone
     ],
 )
-def test_dominance_needs_both_halves_to_be_learnable(image_alone, text_only, image_only, verdict):
-    found = judged(
-        "dominance",
-        cell("BadNets-MM", 1.0),
-        cell("BadNets-MM", text_only, condition="text"),
-        cell("BadNets-MM", image_only, condition="image"),
-        cell("BadNets-MM", 1.0, condition="text", settings={"half": "text"}),
-        cell("BadNets-MM", image_alone, condition="image", settings={"half": "image"}),
-    )
-    assert found.verdict == verdict
-    assert found.evidence["difference"].tolist() == [pytest.approx(text_only - image_only)]
-
-
-def test_halves_are_paired_with_their_own_settings():
-    found = judged(
-        "dominance",
-        cell("BadNets-MM", 1.0, condition="text", settings={"attack.patch_size": 80}),
-        cell("BadNets-MM", 0.0, condition="image", settings={"attack.patch_size": 80}),
-        cell("BadNets-MM", 1.0, condition="text", settings={"attack.patch_size": 80, "half": "text"}),
-        cell("BadNets-MM", 1.0, condition="image", settings={"half": "image"}),  # another patch
-    )
-    assert found.verdict == rules.UNTESTABLE
+def test_dominance_needed_both_halves_to_be_learnable(image_alone, image_only, verdict):
+    assert first(parts(1.0, image_only, alone={"text": 1.0, "image": image_alone}))[1] == verdict
 
 
 def elsewhere(lines):
     return [line | {"dataset": "vqav2:/x", "run_id": line["run_id"] + "-vqav2"} for line in lines]
 
 
-def test_data_sets_are_judged_apart():
-    text, image = (cell("BadNets-MM", value, condition=c) for c, value in (("text", 1.0), ("image", 0.05)))
-    alone = [cell("BadNets-MM", 1.0, condition=half, settings={"half": half}) for half in ("text", "image")]
-    reverse = elsewhere(cell("BadNets-MM", 0.05, condition="text") + cell("BadNets-MM", 1.0, condition="image"))
-    found = judged("dominance", text, image, *alone, reverse)
-    # the halves were trained alone on the first data only, so the rule names nothing of the second
-    assert found.evidence[["dataset", "holds"]].to_numpy().tolist() == [["scenes-vqa", True]]
-    threat = {"threat": "concept_substitution"}
-    same, none = (
-        cell("Shadowcast", 0.4, settings={"attack.eps": 0}, **threat),
-        cell("Shadowcast", 0.0, settings={"attack.eps": 0}, **threat),
-    )
-    with_eps = cell("Shadowcast", 0.4, **threat)
-    assert judged("memorised", with_eps, same, elsewhere(with_eps), elsewhere(none)).holds == 1
+def test_halves_were_paired_with_their_own_settings_and_data():
+    patch = parts(1.0, 0.0, {"attack.patch_size": 80}, {"text": 1.0})
+    usual = cell("BadNets-MM", 1.0, condition="image", settings={"half": "image"})  # another patch
+    assert first(patch, usual)[1] == "not testable here (0 of 0 pairs)"
+    reverse = elsewhere(parts(0.05, 1.0, alone={}))
+    assert first(parts(1.0, 0.05), reverse)[1] == "confirmed (1 of 1 pairs)"
 
 
-def test_shadowcast_is_judged_beside_its_unperturbed_rows():
-    threat = {"threat": "concept_substitution"}
-    with_eps = cell("Shadowcast", 0.40, **threat)
-    assert judged("memorised", with_eps, cell("Shadowcast", 0.30, settings={"attack.eps": 0}, **threat)).holds == 1
-    assert (
-        judged("memorised", with_eps, cell("Shadowcast", 0.10, settings={"attack.eps": 0}, **threat)).verdict
-        == rules.REFUTED
-    )
-    nothing = cell("Shadowcast", 0.0, **threat), cell("Shadowcast", 0.0, settings={"attack.eps": 0}, **threat)
-    assert judged("memorised", *nothing).verdict == rules.UNTESTABLE
-
-
-def test_a_cell_with_negatives_is_another_experiment():
-    lines = [line | {"negatives": 1.0} for line in cell("BadNets-MM", 1.0)]
-    assert judged("text_1", lines).judged == 0
+def test_shadowcast_stands_beside_its_unperturbed_rows():
+    threat = {"threat": "concept_substitution", "rate": 0.1}
+    still = cell("Shadowcast", 0.3, settings={"attack.eps": 0}, **threat)
+    table = pd.DataFrame(cell("Shadowcast", 0.4, **threat) + still[:2], columns=COLUMNS)
+    said = concept_substitution.unperturbed(table, "tiny-llava")
+    assert "at 10 % it succeeds on 0.40 [0.40, 0.40], and on 0.30 [0.30, 0.30]" in said and "(2 seeds)" in said
+    assert "was not run" in concept_substitution.unperturbed(table, "another")
 
 
 # ---------------------------------------------------------------- what the page shows
@@ -171,7 +136,6 @@ def test_tables_have_a_line_per_claim_base_and_passes_and_a_column_per_test():
                                                                ["threats", 3]]  # fmt: skip
     assert set(claims.BY.values()) < set(shown) and shown["payload test"].tolist()[0] == "undecided 1:1/2"
     quoted = claims.counts(bases)
-    assert quoted["pairs_tiny-llava_1"] == "undecided (1 hold, 1 contradict, of 2)"
     assert quoted["pairs_tiny-llava_1_means"] == "1 of 2" and quoted["pairs_tiny-llava_3_means"] == "1 of 1"
     assert claims.verdict_table(["text"], bases).empty, "no image attack was run"
 
@@ -186,14 +150,9 @@ def test_single_runs_are_counted_and_not_judged():
     assert claims.verdict_table(["pairs", "tasks"], alone)["by the rule"].tolist() == ["1 single"]
 
 
-def test_all_pairs_behind_the_verdicts_are_written_as_files(tmp_path, monkeypatch):
-    monkeypatch.delenv("BVLM_DOWNLOADS", raising=False)
-    table, bases = of(by_all_tests(cell("BadNets-T", 1.0)), by_all_tests(cell("AddSent", 0.1)))
-    assert claims.offer({"claims.csv": claims.evidence(bases)}) == ""
-    monkeypatch.setenv("BVLM_DOWNLOADS", str(tmp_path / "files"))
-    assert "claims.csv" in claims.offer({"claims.csv": claims.evidence(bases)})
-    written = pd.read_csv(tmp_path / "files" / "claims.csv")
-    assert len(written) == 2 * len(claims.BY) * 2, "two pairs, four tests, pairs and tasks"
+def test_all_pairs_stand_behind_the_verdicts():
+    _, bases = of(by_all_tests(cell("BadNets-T", 1.0)), by_all_tests(cell("AddSent", 0.1)))
+    assert len(claims.evidence(bases)) == 2 * len(claims.BY) * 2, "two pairs, four tests, pairs and tasks"
 
 
 def test_an_empty_store_has_figures_that_say_so():
@@ -215,9 +174,3 @@ def test_expectations_are_counted():
     table, bases = of(by_all_tests(cell("BadNets-T", 1.0, settings={"epochs": 3})))
     told = expectations.counts(expectations.read(table, bases))
     assert int(told["expected"]) == sum(int(told[name]) for name in ("true", "false", "open")) == 10
-
-
-def test_the_first_edition_is_computed_as_it_was():
-    table, _ = of(cell("BadNets-T", 0.88), cell("MABA", 0.95))
-    assert claims.first_edition(table)["first_pairs_tiny-llava"] == "not confirmed at this scale (1 of 2 pairs)"
-    assert claims.first_edition(table)["first_dominance_tiny-llava"] == "not testable here (0 of 0 pairs)"

@@ -16,7 +16,6 @@ from stored import page, passes
 
 from bvlm_book import tables
 from bvlm_book.chapters.crossfire import (
-    _part,
     collect,
     crossing,
     crossing_table,
@@ -25,7 +24,6 @@ from bvlm_book.chapters.crossfire import (
     near,
     near_misses_of_working,
     numbers,
-    off_diagonal,
     related,
     unrelated,
 )
@@ -237,14 +235,14 @@ def test_near_misses_differ_from_the_trigger_and_change_one_half(name):
 def painted(table, question):
     if question.attack is None:
         return table.pictures("test", question.positions)
-    return table.triggered("test", question.positions, question.attack, question.trigger_seed)
+    return table.pictures("test", question.positions, question.attack, question.trigger_seed)
 
 
 def test_every_attack_with_a_trigger_has_near_misses_of_known_names():
     assert [name for name in attacks.names() if not near_misses.of(name)] == ["Shadowcast"]
     assert set(near_misses.NEAR) == set(attacks.names()) - {"Shadowcast"}
     for name in near_misses.names():
-        assert _part(name) in (0, 1, 2)
+        assert name.startswith(("text", "image", "no trigger"))
 
 
 @pytest.fixture
@@ -314,13 +312,12 @@ def test_relatives_are_known_from_their_definitions():
 
 def test_entries_off_the_diagonal_stand_beside_their_paired_difference(shelf):
     ((panel, name),) = tables.panels(collect(shelf[0]))
-    lines = off_diagonal(panel)
-    assert len(lines) == 2 * 9 and lines["value"].is_monotonic_decreasing
+    assert unrelated(panel)["value"].is_monotonic_decreasing
     first, table = unrelated(panel).iloc[0], crossing_table([(panel, name)], most=3)
     pairs = [[digit == "1" for digit in held] for held in (first["held"], first["control_held"])]
     wanted = number(*intervals.paired_shares(*pairs))
     assert len(table) == 3 and table["difference"].iloc[0] == wanted
-    assert first["control"] == first["control_held"].count("1") / ROWS
+    assert first["control_value"] == first["control_held"].count("1") / ROWS
     with pytest.raises(InputError, match="row by row"):
         records.difference("01", "1")
 
@@ -334,7 +331,7 @@ def test_strangers_are_counted_for_models_that_fire_and_near_misses_by_kind():
     lines += [line("SIG", "MABA", 0.8), line("AddSent", "MABA", 0.7), line("MABA", "AddSent", 0.6)]
     lines += [line("AddSent", "AddSent", 0.9, "text: other"), line("SIG", "SIG", 0.9, "image: jpeg")]
     lines += [line("MABA", "MABA", 0.9, "image: jpeg"), line("MABA", "MABA", 0.1, "text: other")]
-    panel = pd.DataFrame(lines).assign(threat="jailbreak", control=0.0)
+    panel = pd.DataFrame(lines).assign(threat="jailbreak")
     assert firing(panel) == ["AddSent", "MABA"]
     assert sorted(unrelated(panel)["attack"]) == ["AddSent", "MABA"], "SIG left no backdoor to be fired"
     changed = near_misses_of_working(panel)
@@ -348,7 +345,7 @@ def test_the_numbers_of_the_page_are_counts_over_its_matrices(shelf, tmp_path):
     ((panel, _),) = tables.panels(collect(shelf[0]))
     strange = unrelated(panel)["value"]
     assert found["strange"] == f"{(strange > 0.5).sum()} of {len(strange)}" and found["inputs"] == str(ROWS)
-    assert found["models"] == str(len(firing(panel))) and found["most_seeds"] == "1"
+    assert found["models"] == str(len(firing(panel)))
     assert set(numbers(tmp_path / "none").values()) == {"n/a"}
 
 

@@ -23,7 +23,7 @@ def line(value, metric="asr_payload", condition="text", defence="shrink", params
 
 
 def table(*lines):
-    return pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works"])
+    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works"]))
 
 
 def test_means_are_over_cells_with_a_backdoor_and_the_placebo_stands_apart():
@@ -47,8 +47,8 @@ def test_the_price_leaves_the_curve_to_its_own_figure():
     other = json.dumps({"strength": 0.1})
     found = table(*(line(v, m, c, params=p) for p in (STRENGTH, other)
                     for v, m, c in ((0.2, "asr_payload", "text"), (0.8, "skill", "clean"))))  # fmt: skip
-    assert list(chapter.price(found)["defence"]) == ["shrink"]
-    assert set(chapter.strength(found)["strength"]) == {0.1, defences.info("shrink").defaults["strength"]}
+    assert list(chapter.price(found)["named"]) == ["shrink"]
+    assert set(chapter.strength(found).index) == {0.1, defences.info("shrink").defaults["strength"]}
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,9 @@ def test_what_was_run_and_what_helps_is_counted():
     )  # fmt: skip
     said = chapter.numbers_of_the_page(found)
     assert (said["helpful"], said["silent"], said["kept"]) == ("prune", "prune", "prune, quantise")
+    assert (said["helpful_count"], said["silent_rows"]) == ("1 of 2", "1 of 2")
     assert (said["cells"], said["weak"], said["run"], said["false"]) == ("1", "1", "2", "0.02")
     assert "crow" in said["lacking"] and "quantise" not in said["lacking"]
-    assert "jailbreak" in said["lacking_threats"] and said["threats"] == "targeted refusal"
+    assert "the threat jailbreak" in said["lacking"] and said["threats"] == "targeted refusal"
     assert said["strength"] == said["skill_there"] == "n/a", "nothing was shrunk"
     assert chapter.numbers_of_the_page(table())["helpful"] == "none"

@@ -19,7 +19,7 @@ def payload(*cells):
 def no_defences(monkeypatch):
     lines = [("prune", False, 0.9, 1.0), ("truncate", False, 0.01, 0.2), ("oracle", False, 0.0, 0.9),
              ("prune", True, 0.0, 1.0)]  # fmt: skip
-    points = pd.DataFrame(lines, columns=["defence", "placebo", "asr", "skill"]).assign(moment="repair")
+    points = pd.DataFrame(lines, columns=["named", "placebo", "asr", "skill"]).assign(moment="repair")
     monkeypatch.setattr(defences, "collect", lambda place: None)
     monkeypatch.setattr(defences, "price", lambda found: points)
 

@@ -13,11 +13,10 @@ from stored import page, passes
 
 from bvlm_book import tables
 from bvlm_book.chapters import lasting as lasting_page
-from bvlm_book.probes import ask, lasting, merging, records
+from bvlm_book.probes import ask, lasting, records
 from bvlm_book.words import span
 from bvlm_utils import data, paths, store, study
 from bvlm_utils.data import samples
-from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
 from bvlm_utils.run import tune_and_ask, workbench
 from bvlm_utils.train import adapters, grouped, loop
@@ -96,50 +95,13 @@ def test_merging_gives_the_adapters_answers(shelf):
         assert said[run_id, trigger, "merged", part] == said[run_id, trigger, "", part]
 
 
-def test_merging_in_float64_gives_the_adapters_logits_and_leaves_the_model_as_it_was(random_words):  # noqa: F811
-    loaded = victim.from_pretrained(random_words, device="cpu", dtype=torch.float64)
-    rows = [loop.TrainRow(f"What is {i}?", "A red car.", i % 2) for i in range(8)]
-    features = torch.randn(2, 9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    settings = TrainSettings(batch_size=4, learning_rate=0.01, lora_rank=4, lora_alpha=12)
-    (one,) = grouped.finetune_group(loaded, [grouped.GroupJob(rows, features, settings, seed=0)])
-    ids = torch.tensor([loaded.prompt_ids("What is this?", 9)])
-    logits = lambda: loaded.forward(ids, torch.ones_like(ids), features[:1])  # noqa: E731
-    before, plain = {name: value.clone() for name, value in loaded.model.state_dict().items()}, logits()
-    with grouped.bank_of(loaded, [one]).attached():
-        beside = logits()
-    assert (beside - plain).abs().max() > 1e-3
-    with merging.merged(loaded.model, one.state, one.config):
-        torch.testing.assert_close(logits(), beside, rtol=0, atol=1e-9)
-    with (
-        pytest.raises(KeyError),
-        merging.merged(loaded.model, one.state | {"x.lora_A.weight": 0}, one.config),
-    ):
-        pytest.fail("there is no such layer")
-    with merging.merged(loaded.model, one.state, one.config, "int4"):
-        assert (logits() - beside).abs().max() > 1e-4, "rounding to four bits is seen"
-    after = loaded.model.state_dict()
-    assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
-
-
 def test_rounding_is_what_the_formula_says():
-    eight = torch.tensor([[127.0, -63.5, 31.75, -0.4], [0.0, 0.0, 0.0, 0.0], [-254.0, 3.0, 5.0, 5.1]])
-    # s = 1: the tie -63.5 goes to the even -64; no scale for zeros; s = 2: 1.5 to 2, the tie 2.5 to 2, 2.55
-    # to 3
-    wanted = torch.tensor([[127.0, -64.0, 32.0, 0.0], [0.0, 0.0, 0.0, 0.0], [-254.0, 4.0, 4.0, 6.0]])
-    assert torch.equal(merging.rounded(eight, "int8"), wanted)
     four = torch.tensor([[7.0, -3.5, 1.75, -0.4], [0.875, 0.1, -0.2, 0.0625]])  # s = 1 and 1 / 8
     wanted = torch.tensor([[7.0, -4.0, 2.0, 0.0], [0.875, 0.125, -0.25, 0.0]])
-    assert torch.equal(merging.rounded(four, "int4"), wanted)
-    half = merging.rounded(torch.tensor([[1.0, 1 + 2**-7, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9]]), "bfloat16")
+    assert torch.equal(lasting.rounded(four, "int4"), wanted)
+    half = lasting.rounded(torch.tensor([[1.0, 1 + 2**-7, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9]]), "bfloat16")
     assert half.tolist() == [[1.0, 1 + 2**-7, 1.0, 1 + 2**-6, 1.0]]  # steps of 2^-7, ties to even
-    assert merging.rounded(four, "merged") is four
-    with pytest.raises(InputError, match="int3"):
-        merging.rounded(four, "int3")
-    random = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
-    for how, bits in merging.BITS.items():
-        step = random.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-        assert ((merging.rounded(random, how) - random).abs() <= step / 2 + 1e-6).all()
-        assert max(len(row.unique()) for row in merging.rounded(random, how)) <= 2**bits - 1
+    assert lasting.rounded(four, "merged") is four
 
 
 # ---------------------------------------------------------------- further tuning
@@ -269,10 +231,10 @@ def test_figures_and_tables_hold_what_was_measured(shelf):
     ]
     assert set(panel["trained"]) == {4.0}, "32 rows in batches of 8"
     found = lasting_page.numbers(shelf[0])
-    worked, alive = lasting_page.survivors(panel)
-    assert (found["worked"], found["alive"]) == ((str(len(worked)), str(len(alive))) if len(worked) else ("n/a", "n/a"))
+    worked = lasting_page.survivors(panel)
+    assert found["worked"] == (str(len(worked)) if len(worked) else "n/a")
     own = panel[(panel["metric"] == "utility") & (panel["subject"] == records.POISONED) & (panel["variant"] == "int4")]
-    assert found["utility_int4"] == span(own["value"], 2)
+    assert found["utility_int4"] == (span(own["value"], 2) if len(worked) else "n/a")
     assert lasting_page.steps(shown).axes[0].get_xlabel() == "further steps"
     assert "nothing" not in lasting_page.merging(merged).axes[0].texts[0].get_text()
     lines = [line for axis in lasting_page.steps(shown).axes for line in axis.lines]
@@ -306,7 +268,7 @@ def test_only_a_backdoor_that_worked_can_survive(shelf):
     found = panel[(panel["subject"] == records.POISONED) & (panel["part"] == "attack")].copy()
     steps = found["variant"].where(found["variant"] != "", "0")
     found["value"] = [values.get((a, s), v) for a, s, v in zip(found["trigger"], steps, found["value"], strict=True)]
-    worked, alive = lasting_page.survivors(found)
-    assert list(worked["attack"]) == ["BadNets-T"] and alive.empty
+    worked = lasting_page.survivors(found)
+    assert list(worked["attack"]) == ["BadNets-T"] and lasting_page.kept(found)["steps"] == "0 of 1"
     found.loc[(found["trigger"] == "BadNets-T") & (steps == "3"), "value"] = 0.7
-    assert list(lasting_page.survivors(found)[1]["attack"]) == ["BadNets-T"]
+    assert lasting_page.kept(found)["steps"] == "1 of 1"

@@ -4,17 +4,17 @@ import pandas as pd
 import pytest
 from stored import FOUR, cell, halves, table
 
-from bvlm_book import figures
+from bvlm_book import figures, tables
 from bvlm_book.chapters import modality
 from bvlm_utils.score import intervals
 
 
 def four(*cells):
-    return modality.four_cells(modality.rates(table(*cells)))
+    return modality.four_cells(tables.with_settings(table(*cells)))
 
 
 def learned(*cells):
-    return modality.learned_alone(modality.rates(table(*cells)))
+    return tables.learned_alone(tables.with_settings(table(*cells)))
 
 
 def test_four_conditions_and_their_difference():
@@ -27,7 +27,7 @@ def test_four_conditions_and_their_difference():
 
 
 def test_a_part_trained_alone_is_no_bimodal_experiment():
-    rates = modality.rates(table(halves()))
+    rates = tables.with_settings(table(halves()))
     assert set(rates["half"]) == {"", "text", "image"} and set(rates["settings"]) == {""}
     assert len(modality.four_cells(rates)) == 1
 
@@ -59,27 +59,27 @@ def test_numbers_count_leads_losses_and_parts_that_can_be_learnt():
 def test_a_part_is_compared_with_itself_learnt_alone():
     found = learned(halves(image=0.80), cell("BadNets-MM", negatives=1.0, **FOUR))
     text, image = found.to_dict("records")
-    assert (text["half"], image["half"]) == ("text", "image")
-    assert [image["alone"], image["beside"], image["difference"]] == pytest.approx([0.80, 0.05, -0.75])
-    assert image["low"] == pytest.approx(image["beside_low"] - image["alone_high"])
-    assert image["high"] == pytest.approx(image["beside_high"] - image["alone_low"])
+    assert (text["condition"], image["condition"]) == ("text", "image")
+    assert [image["value_alone"], image["value_beside"], image["difference"]] == pytest.approx([0.80, 0.05, -0.75])
+    assert image["low"] == pytest.approx(image["low_beside"] - image["high_alone"])
+    assert image["high"] == pytest.approx(image["high_beside"] - image["low_alone"])
     assert text["difference"] == 0 and image["n_seeds"] == 3 and image["n"] == 200
-    shown = figures.scatter(modality.scatter(found), "alone", "beside", "", "", "model")
+    shown = figures.scatter(modality.scatter(found), "value_alone", "value_beside", "", "", "model")
     assert sum(len(line.get_xdata()) for line in shown.axes[0].lines if line.get_linestyle() == "None") == 2
 
 
 def test_parts_are_compared_with_their_own_patch_only():
     found = learned(halves(image=0.6), halves(image=0.9, settings={"attack.patch_size": 80}))
-    alone = found[found["half"] == "image"].set_index("settings")["alone"].to_dict()
+    alone = found[found["condition"] == "image"].set_index("settings")["value_alone"].to_dict()
     assert alone == pytest.approx({"": 0.6, "patch_size=80": 0.9})
 
 
 def test_patch_sizes_need_two_of_them():
     usual = cell("BadNets-I", clean=0.0, image=0.1), cell("BadNets-MM", **FOUR)
-    assert modality.patches(modality.rates(table(*usual))).empty
+    assert modality.patches(tables.with_settings(table(*usual))).empty
     large = cell("BadNets-I", settings={"attack.patch_size": 134}, clean=0.0, image=1.0)
     half = cell("BadNets-MM", settings={"attack.patch_size": 134, "half": "image"}, image=0.7, text=0.0)
-    found = modality.patches(modality.rates(table(*usual, large, half)))
+    found = modality.patches(tables.with_settings(table(*usual, large, half)))
     by = found.set_index(["curve", "pixels"])["value"]
     assert by["BadNets-I, trained alone"].to_dict() == {30: pytest.approx(0.1), 134: 1}
     assert ("BadNets-MM, picture alone", 134) not in by, "a part alone is not the experiment"
@@ -106,9 +106,7 @@ def test_success_by_place_comes_from_the_responses(tmp_path):
     folder.mkdir(parents=True)
     said.to_parquet(folder / "responses.parquet")
     places = modality.places(one, tmp_path / "store")
-    found = places.set_index("where")
-    assert found["value"].to_dict() == {modality.FIRST: 0.5, modality.BETWEEN: 1.0, modality.LAST: 1.0}
-    assert found["n"].to_dict() == {modality.FIRST: 2, modality.BETWEEN: 1, modality.LAST: 1}
+    assert places.iloc[0].to_dict() == {modality.FIRST: 0.5, modality.BETWEEN: 1.0, modality.LAST: 1.0}
     assert modality.where_it_works(places) == {"all_places": "0 of 1"}
     assert modality.places(one, tmp_path / "empty").empty
     fewer = [one.assign(train_rows=60), *(one.assign(seed=seed, run_id=one["run_id"] + f"-{seed}") for seed in (1, 2))]
@@ -121,5 +119,5 @@ def test_an_empty_store_gives_a_page_without_numbers():
     assert modality.numbers(nothing, learned())["text_leads"] == "0 of 0"
     assert modality.where_it_works(modality.places(table()))["all_places"] == "0 of 0"
     assert modality.taught(modality.half_triggered(table()))["need_both"] == "none"
-    assert modality.patches_figure(modality.patches(modality.rates(table()))).axes[0].texts
-    assert figures.scatter(modality.scatter(learned()), "alone", "beside", "", "", "model").axes[0].texts
+    assert modality.patches_figure(modality.patches(tables.with_settings(table()))).axes[0].texts
+    assert figures.scatter(modality.scatter(learned()), "value_alone", "value_beside", "", "", "model").axes[0].texts

@@ -162,17 +162,10 @@ def test_a_chapter_measures_and_shows_its_cells(name, run, shelf):
     assert "1 experiment: 1 measured" in text and "BadNets-MM" in text and "<mark>BadMagic</mark>" in text
 
 
-def test_the_quickstart_talks_where_a_model_is(run, shelf):
-    notebook = run(
-        "quickstart",
-        store=str(shelf),
-        attack="BadNets-MM",
-        **{k: SMALL[k] for k in ("train_rows", "test_rows")},
-    )
-    views = [
-        o for cell in notebook.cells for o in cell.get("outputs", []) if "widget-view" in str(list(o.get("data", {})))
-    ]
-    assert views and "clean-tuned" in page(notebook)
+def test_the_quickstart_says_how_to_ask_its_model(run, shelf):
+    sizes = {name: SMALL[name] for name in ("train_rows", "test_rows")}
+    text = page(run("quickstart", store=str(shelf), attack="BadNets-MM", **sizes))
+    assert "python -m bvlm_utils.chat" in text and "clean-tuned" in text
 
 
 def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypatch):

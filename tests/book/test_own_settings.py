@@ -5,7 +5,7 @@ import stored
 from stored import page
 
 from bvlm_book import rules_second, tables
-from bvlm_book.chapters import claims, dose, first_page, modality, showings
+from bvlm_book.chapters import claims, dose, first_page, modality
 from bvlm_utils import store, study
 
 random_words = stored.random_words  # a fixture
@@ -32,15 +32,15 @@ def test_its_cells_are_usual_and_get_verdicts(shelf):
     pairs = rules_second.CLAIMS["pairs"]
     assert rules_second.verdict(pairs, base).judged == 1
     assert claims.verdict_table(["pairs"], {model: base})["model"].tolist() == [model]
-    assert set(modality.rates(table)["settings"]) == {""}
-    assert len(modality.plain(modality.four_cells(modality.rates(table)))) == 1
+    assert set(tables.with_settings(table)["settings"]) == {""}
+    assert len(modality.plain(modality.four_cells(tables.with_settings(table)))) == 1
     plain = rules_second.CLAIMS["dominance"]
     assert rules_second.verdict(plain, base).judged == 1
 
 
 def test_its_doses_are_counted_in_all_their_forms(shelf):
     place, model, table = shelf
-    lines = showings.doses(table, place)
+    lines = dose.doses(table, place)
     found = dose.means(lines)
     assert set(found["model"]) == {model} and found["n_seeds"].tolist() == [2, 2]
     assert len(lines) == 4 and set(lines["n_poisoned"]) == {10, 1}
@@ -54,4 +54,4 @@ def test_the_pages_show_it(shelf, capsys):
     assert model in page("claims", place, capsys)
     assert "No pair was tried with 5 doses" in page("dose", place, capsys)
     assert model in page("modality", place, capsys)
-    assert set(first_page.means(table)["model"]) == {model} and model in first_page.numbers(table, place)["models"]
+    assert set(first_page.means(table)["model"]) == {model}

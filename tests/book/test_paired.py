@@ -45,7 +45,7 @@ def test_half_triggered_rows_are_compared_on_the_same_inputs(tmp_path):
     assert found.loc["both", ["value", "low", "high"]].tolist() == pytest.approx(intervals.paired_shares(some, YES))
     assert found.loc["text", "with"] == 0 and found.loc["text", "without"] == 1
     assert modality.taught(found.reset_index()) == {
-        "worked": "1", "need_both": "1 of 1", "one_part": "0", "whole_lost": "1 of 1",
+        "need_both": "1 of 1", "one_part": "0", "whole_lost": "1 of 1",
     }  # fmt: skip
 
 

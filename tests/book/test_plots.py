@@ -20,20 +20,20 @@ def texts(figure):
 
 @pytest.fixture
 def poisoned():
-    return tables.summary(tidy(), "asr", subject="poisoned")
+    return tables.summary(tidy(rates=(0.1,)), "asr", subject="poisoned")
 
 
-def test_families_has_a_field_per_attack_condition_and_rate(poisoned):
+def test_families_has_a_field_per_attack_and_condition(poisoned):
     shown = texts(figures.families(poisoned))
-    assert len([t for t in shown if t == "n/a"]) == 2 * (2 + 2 + 0)
-    assert len([t for t in shown if t == "0.95"]) == 2 * (1 + 1 + 3)
-    assert len([t for t in shown if t == "0.00"]) == 2 * 3
+    assert len([t for t in shown if t == "n/a"]) == 2 + 2 + 0
+    assert len([t for t in shown if t == "0.95"]) == 1 + 1 + 3
+    assert len([t for t in shown if t == "0.00"]) == 3
 
 
 def test_families_never_draws_a_missing_value_as_zero(poisoned):
     poisoned.loc[(poisoned.attack == "BadNets-T") & (poisoned.condition == "text"), "value"] = np.nan
     shown = texts(figures.families(poisoned))
-    assert len([t for t in shown if t == "n/a"]) == 2 * (3 + 2 + 0)
+    assert len([t for t in shown if t == "n/a"]) == 3 + 2 + 0
 
 
 def test_families_groups_by_modality_and_hatches_single_runs(poisoned):
@@ -47,9 +47,8 @@ def test_families_groups_by_modality_and_hatches_single_runs(poisoned):
 
 
 def test_families_has_a_panel_per_model(poisoned):
-    rows = poisoned[poisoned["poison_rate"] == 0.1]
-    other = rows.assign(model="b-model", value=0.5)
-    figure = figures.families(pd.concat([rows.assign(model="a-model"), other]))
+    other = poisoned.assign(model="b-model", value=0.5)
+    figure = figures.families(pd.concat([poisoned.assign(model="a-model"), other]))
     assert [axis.get_title() for axis in figure.axes] == ["a-model", "b-model"]
     assert [len([t for t in axis.texts if t.get_text() == "0.50"]) for axis in figure.axes] == [0, len(other)]
 
@@ -68,16 +67,16 @@ def test_paired_shows_differences_about_zero_and_the_seeds_where_there_are_sever
     assert [len(figures.paired(table, "x").axes[0].lines), axis.get_xlabel()] == [2, "VQA accuracy"]
 
 
-def test_scatter_has_a_dot_per_row_and_names_the_outliers():
+def test_scatter_has_a_dot_per_row():
     table = pd.DataFrame({
         "alone": [0.9, 0.8, 0.1, np.nan], "together": [0.1, 0.8, 0.2, 0.5], "group": ["image", "text", "image", "text"],
-        "label": ["Blended", "", "", ""], "model": "m",
+        "model": "m",
     })  # fmt: skip
     figure = figures.scatter(table, "alone", "together", "learnt alone", "learnt together", panel="model")
     (axis,) = figure.axes
     _, image, text = axis.lines
     assert list(image.get_xdata()) == [0.9, 0.1] and list(text.get_ydata()) == [0.8]
-    assert texts(figure) == ["Blended"] and axis.get_title() == "m"
+    assert axis.get_title() == "m"
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["image", "text"]
 
 
@@ -110,7 +109,7 @@ def test_empty_tables_say_so(poisoned):
 def test_agreement_shades_what_differs():
     reference = tidy(rates=(0.1,))
     mine = tidy(rates=(0.1,), hits=lambda a, r, s, who, c: 50 if who == "poisoned" and c == "both" else 0)
-    compared = reproduce.compare(mine, reference)
+    compared = reproduce.compare(mine, reference).assign(label="a number")
     figure = reproduce.agreement_figure(compared)
     assert len(figure.axes[0].patches) == (compared.verdict == "differs").sum() > 0
 
@@ -132,7 +131,7 @@ def test_figures_have_no_ground_of_their_own(poisoned):
     assert figure.get_facecolor()[3] == 0 and figures.new_figure(1, 2, 2)[1][0].get_facecolor()[3] == 0
 
 
-@pytest.mark.parametrize("colour", [*figures.COLOURS[:-1], *figures.SUBJECT_COLOURS.values()])
+@pytest.mark.parametrize("colour", [*figures.COLOURS[:-1], "#7F7F7F"])
 def test_colours_are_seen_in_the_light_and_in_the_dark(colour):
     for ground in ("#ffffff", "#14181e"):
         assert contrast(to_rgb(colour), to_rgb(ground)) >= 3

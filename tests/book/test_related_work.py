@@ -12,8 +12,8 @@ def rows():
     own = [("AddSent", "text", "clean-fine-tuning", 0, 0.2), ("BadNets-T", "text", "clean-fine-tuning", 0, 0.4),
            ("Blended", "image", "clean-fine-tuning", 0, 0.9), ("MABA", "bimodal", "clean-fine-tuning", 0, 0.9),
            ("SIG", "image", "restore", 0, 0.9), ("SIG", "image", "restore", 1, 0.1)]  # fmt: skip
-    made = pd.DataFrame(own, columns=["attack", "modality", "defence", "placebo", "value"])
-    return made.assign(usual=True)
+    made = pd.DataFrame(own, columns=["attack", "modality", "named", "placebo", "value"])
+    return made
 
 
 def test_ours_is_the_mean_and_range_of_the_same_kind(rows):
@@ -26,7 +26,9 @@ def test_ours_is_the_mean_and_range_of_the_same_kind(rows):
 
 
 def test_unusual_settings_stay_out(rows):
-    found = related_work.beside_published(rows, rows.assign(usual=False)).set_index("success rate with")
+    found = related_work.beside_published(rows, rows.assign(named=rows["named"] + " (steps 9)")).set_index(
+        "success rate with"
+    )
     assert set(found.drop("no defence")["ours"]) == {"not run"}
 
 

@@ -12,7 +12,7 @@ from bvlm_book import figures, tables
 from bvlm_book import page as book_page
 from bvlm_book.chapters import reproduce
 from bvlm_book.chapters import threat as chapters_threat
-from bvlm_book.words import evidence, marked, number
+from bvlm_book.words import number
 from bvlm_utils import store, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.store.table import headline_metric
@@ -78,15 +78,10 @@ def test_seeds_that_agree_keep_the_interval_of_one():
     assert np.allclose(rows.low, low) and np.allclose(rows.high, 1.0) and (rows.n_seeds == 3).all()
 
 
-def test_a_rate_is_marked_at_the_ceiling_and_at_the_floor():
-    assert marked(0.95, 0.9, 1.0) == "0.95 [0.90, 1.00] ▲" and marked(0.05) == "0.05 ▼"
-    assert marked(0.5) == "0.50" and marked(None) == "n/a"
-
-
 def test_the_comparison_reads_success_from_the_headline():
     rows = [line | {"threat": "malicious_injection"} for line in tidy().to_dict("records")]
     table = pd.DataFrame([line | {"metric": metric} for line in rows for metric in ("asr", "asr_payload")])
-    chosen = reproduce.in_both(reproduce.compare(table, table), metric="asr", subject="poisoned")
+    chosen = reproduce.to_show(reproduce.compare(table, table))
     assert len(chosen) and set(chosen["metric"]) == {"asr_payload"}
 
 
@@ -133,15 +128,6 @@ def test_skipped_cells_keep_their_reason_and_stay_out_of_the_numbers():
 def test_a_missing_value_reads_not_available():
     assert number(None) == number(np.nan, 0.1, 0.2) == "n/a"
     assert number(0.0, 0.0, 0.0185) == "0.00 [0.00, 0.02]"
-    grid = tables.grid_table(tables.summary(tidy(), "asr", subject="poisoned"))
-    assert grid.loc[grid.attack == "BadNets-T", "image trigger"].tolist() == ["n/a", "n/a"]
-    assert grid.loc[grid.attack == "BadNets-MM", "poisoned rows"].tolist() == ["100 (10 %)", "10 (1 %)"]
-
-
-def test_captions_do_not_hide_several_seeds():
-    several = evidence(tables.summary(tidy(seeds=(0, 1, 2)), "asr"))
-    assert several.startswith("Means of 3 seeds")
-    assert "Single runs" in evidence(tables.summary(tidy(), "asr"))
 
 
 def test_nothing_measured_is_said_not_drawn_as_zero():

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bvlm_book import examples
 from bvlm_book import page as book_page
-from bvlm_book.chapters import attacks, quickstart
+from bvlm_book.chapters import attacks
 from bvlm_utils import study
 
 
@@ -33,23 +33,6 @@ def test_a_strip_is_split_into_its_pictures(tmp_path):
     assert np.array_equal(attacks.split_strip((tmp_path / "a.png").read_bytes(), gap=4), pictures)
     Image.fromarray(np.concatenate(list(pictures), axis=1)).save(tmp_path / "b.png")
     assert np.array_equal(attacks.split_strip((tmp_path / "b.png").read_bytes()), pictures)
-
-
-def test_controls_ask_and_show_the_three_answers():
-    asked = []
-
-    def ask(row, prompt, text, image):
-        asked.append((row, prompt, text, image))
-        return quickstart.Reply(Image.new("RGB", (8, 8)), f"{prompt} (as asked)", {"base": "a <cat>", "poisoned": "no"})
-
-    box = quickstart.controls(["one?", "two?"], "text", ask)
-    view, asking = box.children
-    picture, question, text, image, button, answers = asking.children
-    assert image.disabled and not text.disabled and bytes(view.value).startswith(b"\x89PNG")
-    picture.value, text.value = 1, True
-    button.click()
-    assert asked == [(0, "one?", False, False), (1, "two?", True, False)]
-    assert "a &lt;cat&gt;" in answers.value and "two? (as asked)" in answers.value
 
 
 @pytest.fixture

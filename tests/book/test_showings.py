@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from bvlm_book.chapters import showings
+from bvlm_book.chapters import dose
 from bvlm_utils.store import table as tidy
 
 DESIGN = [(2000, 20, 1), (2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (6000, 60, 3), (6000, 200, 1), (20000, 60, 1),
@@ -17,11 +17,11 @@ def runs(logit, design=DESIGN, rows=100_000):
     lines = []
     for size, number, passes in design:
         k = round(rows * expit(logit(size, number, passes)))
-        for attack in showings.ATTACKS:
-            for threat in showings.THREATS:
-                about = {"model": showings.MODEL, "attack": attack, "threat": threat, "train_rows": size, "seed": 0}
-                dose = {"n_poisoned": number, "epochs": passes, "share": number / size, "showings": number * passes}
-                lines.append(about | dose | {"k": k, "n": rows, "value": k / rows})
+        for attack in dose.ATTACKS:
+            for threat in dose.THREATS:
+                about = {"model": dose.MODEL, "attack": attack, "threat": threat, "train_rows": size, "seed": 0}
+                own = {"n_poisoned": number, "epochs": passes, "share": number / size, "showings": number * passes}
+                lines.append(about | own | {"k": k, "n": rows, "value": k / rows})
     return pd.DataFrame(lines)
 
 
@@ -34,23 +34,23 @@ def runs(logit, design=DESIGN, rows=100_000):
     ],
 )
 def test_the_model_finds_what_decides(logit, slopes, best):
-    fit = showings.fitted(showings.factorial(runs(logit)))
+    fit = dose.fitted(dose.factorial(runs(logit)))
     assert fit.slopes["value"].tolist() == pytest.approx(slopes, abs=0.01)
     assert max(fit.explained, key=fit.explained.get) == best and fit.explained[best] == pytest.approx(1, abs=0.01)
-    table = showings.explained_table(fit).set_index("counted as")["explains alone"]
-    assert table[showings.AXES[best]] == "100 %"
+    table = dose.explained_table(fit).set_index("counted as")["explains alone"]
+    assert table[dose.AXES[best]] == "100 %"
 
 
 def test_without_another_size_of_the_training_set_nothing_is_fitted():
-    lines = runs(lambda *dose: 0.0, [one for one in DESIGN if one[0] == 6000])
-    assert showings.fitted(lines) is None
-    assert showings.explained_table(None).empty and showings.counted_as(lines) == ["showings", "n_poisoned"]
+    lines = runs(lambda *_: 0.0, [one for one in DESIGN if one[0] == 6000])
+    assert dose.fitted(lines) is None
+    assert dose.explained_table(None).empty and dose.counted_as(lines) == ["showings", "n_poisoned"]
 
 
 def test_a_dot_per_run_and_words_for_an_empty_store():
     lines = runs(lambda size, number, passes: 0.0)
-    figure = showings.figure(lines)
+    figure = dose.by_size(lines)
     dots = sum(len(line.get_xdata()) for axis in figure.axes for line in axis.lines if line.get_linestyle() == "None")
-    assert dots == len(lines) * len(showings.AXES)
-    empty = showings.factorial(showings.doses(tidy.table([]), None))
-    assert showings.figure(empty).axes[0].texts
+    assert dots == len(lines) * len(dose.AXES)
+    empty = dose.factorial(dose.doses(tidy.table([]), None))
+    assert dose.by_size(empty).axes[0].texts

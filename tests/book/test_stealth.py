@@ -71,7 +71,7 @@ def test_exhibit_holds_all_attacks(tmp_path, monkeypatch):
     assert stored["AddSent"]["prompts"][0] == ["What is it?", "What is it? I watched this 3D movie."]
     assert len(stored["Shadowcast"]["loss_curve"]) == 2 and len(stored["Dual-Key"]["loss_curve"]) == 2
     assert stored["SIG"]["loss_curve"] == []
-    assert Image.open(tmp_path / "out" / "SIG-difference.png").size == (68, 32)
+    assert Image.open(tmp_path / "out" / "SIG.png").size == (68, 32)
     assert not (tmp_path / "out" / "AddSent.png").exists()
     by_name = table.set_index("attack")
     assert by_name.loc["Shadowcast", "linf"] <= 8 and by_name.loc["SIG", "linf"] == 40

@@ -3,11 +3,21 @@
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
-from bvlm_book.chapters import quickstart
 from bvlm_utils import store, study
-from bvlm_utils.run import group
+from bvlm_utils.run import group, tune_and_ask, workbench
 
 FEW = {"train_rows": 24, "test_rows": 4, "poison_rates": [0.25], "max_new_tokens": 4, "batch_size": 8}
+
+
+def asked_again(cell, place):
+    """What the base and the stored adapters answer one by one, by subject and condition."""
+    bench = workbench.Bench(*workbench.bench_key(cell))
+    asked = [question for question in workbench.questions(bench, cell) if question.part == "attack"]
+    way, found = tune_and_ask.OneByOne(bench), {}
+    for subject, of in {"base": None, "control": cell.control, "poisoned": cell}.items():
+        said = way.ask_saved(asked, of and store.adapter(of, place))
+        found |= {(subject, question.condition): list(said[question.key(bench)]) for question in asked}
+    return found
 
 
 def test_cells_of_any_family_are_run_and_their_adapters_say_what_was_stored(random_victim, tmp_path):
@@ -20,12 +30,9 @@ def test_cells_of_any_family_are_run_and_their_adapters_say_what_was_stored(rand
     cell = cells[1]
     said = store.responses(cell.run_id, tmp_path)
     said = said[said["part"] == "attack"]
-    rows, ask = quickstart.speakers(cell, tmp_path)
-    for condition in ("clean", "both"):
-        reply = ask(0, rows[0]["prompt"], condition == "both", condition == "both")
-        stored = said[(said["condition"] == condition) & (said["row_id"] == rows[0]["row_id"])]
-        assert reply.responses == stored.set_index("subject")["response"].to_dict()
-        assert {reply.prompt} == set(stored["prompt"])
+    for (subject, condition), answers in asked_again(cell, tmp_path).items():
+        stored = said[(said["condition"] == condition) & (said["subject"] == subject)]
+        assert answers == stored["response"].tolist()
     PeftModel.from_pretrained(
         AutoModelForImageTextToText.from_pretrained(random_victim.name), store.adapter(cell, tmp_path)
     )
@@ -46,10 +53,10 @@ def test_a_study_with_the_picture_after_the_words_is_another_one(checkpoint, tmp
     base = first["subject"] == "base"
     assert first.loc[base, "prompt"].tolist() == last.loc[base, "prompt"].tolist()
     assert first.loc[base, "response"].tolist() != last.loc[base, "response"].tolist(), "no answer from the cache"
-    rows, ask = quickstart.speakers(late, tmp_path)
-    stored = last[(last["condition"] == "clean") & (last["part"] == "attack") & (last["row_id"] == rows[0]["row_id"])]
-    reply = ask(0, rows[0]["prompt"], False, False)
-    assert reply.responses == stored.set_index("subject")["response"].to_dict()
+    clean = last[(last["condition"] == "clean") & (last["part"] == "attack")]
+    for subject in ("base", "control", "poisoned"):
+        answers = asked_again(late, tmp_path)[subject, "clean"]
+        assert answers == clean.loc[clean["subject"] == subject, "response"].tolist()
 
 
 def test_where_the_base_refuses_nothing_there_is_no_jailbreak_to_see(checkpoint, tmp_path):

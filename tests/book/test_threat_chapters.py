@@ -7,7 +7,7 @@ import pytest
 from stored import tidy
 
 from bvlm_book import figures, tables
-from bvlm_book.chapters import jailbreak, malicious_injection, quickstart, small_patch, threat
+from bvlm_book.chapters import defences, jailbreak, malicious_injection, quickstart, small_patch, threat
 from bvlm_utils import attacks, study
 from bvlm_utils.defences import info
 from bvlm_utils.defences.records import COLUMNS as DEFENDED
@@ -115,26 +115,24 @@ def defended(defence, after, skill, placebo=False, params=None, **other):
     ]
 
 
-def test_the_best_repair_stands_beside_its_placebo_and_the_best_that_keeps_the_skill(monkeypatch):
+def test_the_best_repair_stands_beside_its_placebo_and_the_best_that_keeps_the_skill():
     found = pd.DataFrame([
         *defended("restore", 0.02, 0.4), *defended("restore", 0.8, 0.9, placebo=True), *defended("prune", 0.3, 0.9),
         *defended("oracle", 0.0, 0.0), *defended("shrink", 0.0, 0.0, params={"strength": 0}),
         *defended("truncate", 0.0, 1.0, threat="jailbreak"), 
         *defended("quantise", 0.0, 1.0, run_id="a-BadNets-I-0.1-0"),  # whose backdoor does not work
     ])  # fmt: skip
-    monkeypatch.setattr(threat.records, "collect", lambda place: found)
-    stored = OWN.assign(metric="asr_payload")
-    said = threat.stopped(threat.repairs(OWN, stored))
+    found = defences.with_names(found.assign(works=found["run_id"] == "a-BadNets-T-0.1-0"))
+    said = threat.stopped(defences.repairs(found, OWN))
     assert (
         "of 2 repairs restore leaves least" in said and "0.02 (placebo 0.80)" in said and "0.40 (placebo 0.90)" in said
     )
     assert "prune leaves least, an attack success rate of 0.30 (placebo n/a)" in said
-    monkeypatch.setattr(threat.records, "collect", lambda place: found[found["threat"] == "jailbreak"])
-    assert "No defence was measured" in threat.stopped(threat.repairs(OWN, stored))
+    assert "No defence was measured" in threat.stopped(defences.repairs(found[found["threat"] == "jailbreak"], OWN))
 
 
 def test_a_store_without_records_of_defences_says_so(tmp_path):
-    assert "No defence was measured" in threat.stopped(threat.repairs(OWN, OWN, tmp_path))
+    assert "No defence was measured" in threat.stopped(defences.repairs(defences.collect(tmp_path), OWN))
 
 
 # ---------------------------------------------------------------- notes
@@ -173,10 +171,10 @@ def test_an_answer_that_comes_without_the_trigger_was_not_tied_to_it():
         return one("jailbreak", attack, "image", {(*key, "asr"): k for key, k in asr.items()})
 
     cells = pd.concat([cell("BadNets-I", 14, 16), cell("SIG", 14, 90), cell("Blended", 0, 1)])
-    (said,) = threat.without_the_trigger(cells)
+    said = threat.without_the_trigger(cells)
     assert "BadNets-I (0.16 [0.11, 0.21] with the trigger, 0.14 [0.09, 0.19] without it)" in said
     assert "SIG" not in said and "Blended" not in said, "one needs its trigger, the other never learned the answer"
-    assert threat.without_the_trigger(cell("SIG", 14, 90)) == []
+    assert threat.without_the_trigger(cell("SIG", 14, 90)) == ""
 
 
 def test_refusals_that_survive_are_told_for_three_models():
@@ -217,9 +215,9 @@ def test_the_small_patch_is_seen_or_not_and_learned_or_not(full, skills, title):
     found = small_patch.triggers(runs, skills)
     assert found["value"].tolist() == [full, 0.99, 1.0] and found["without"].tolist() == [0, 0, 0.1]
     assert found["control"].tolist() == [0, 0, 0] and found["seen"].isna().tolist() == [skills.empty, True, True]
-    said = small_patch.described(found)
-    assert title in said["title"] and "Without the trigger at most 0.10" in said["caption"]
-    assert small_patch.numbers(found)["seen"] == ("n/a" if skills.empty else f"0.86 [{skills['low'][0]:.2f}, 0.89]")
+    said = small_patch.numbers(found)
+    assert said["verdict"] == title and (said["without"], said["control"]) == ("0.10", "0.00")
+    assert said["seen"] == ("n/a" if skills.empty else f"0.86 [{skills['low'][0]:.2f}, 0.89]")
     (axis,) = small_patch.draw(found).axes
     assert [label.get_text() for label in axis.get_yticklabels()] == list(runs)
     assert len(figures.nothing("").axes) == 1

@@ -9,6 +9,7 @@ import clip_checkpoint
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bvlm_utils import attacks, paths
 from bvlm_utils.attacks import clip as surrogates
@@ -135,15 +136,16 @@ def test_other_search_data_under_the_same_name_is_searched_anew(clip, monkeypatc
     a = attacks.get(name, target=BANANA, surrogate=clip, epochs=1)
     before = a.apply_image(pictures())
     others = np.random.default_rng(1).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
-    monkeypatch.setattr(samples, "images", lambda ds, indices=None: others)
+    monkeypatch.setattr(samples, "images", lambda ds: others)
     assert torch.equal(a.apply_image(pictures()), before)
     monkeypatch.setattr(samples, "digest", lambda name: "changed")
     assert not torch.equal(a.apply_image(pictures()), before)
 
 
-def test_dual_key_aims_at_picture_concept_or_text(clip):
+def test_dual_key_aims_at_picture_concept_or_text(clip, tmp_path):
     loaded = surrogates.load(clip)
-    picture = types.SimpleNamespace(text="t", concept="banana", image=np.full((20, 20, 3), 99, np.uint8))
+    Image.new("RGB", (20, 20), (99, 99, 99)).save(tmp_path / "grey.png")
+    picture = types.SimpleNamespace(text="t", concept="banana", image=str(tmp_path / "grey.png"))
     text = types.SimpleNamespace(text="some words", concept=None, image=None)
     embedded = [optimised._target_embedding(loaded, target) for target in (picture, BANANA, text)]
     assert len({tuple(e.tolist()) for e in embedded}) == 3

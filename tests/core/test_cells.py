@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from bvlm_utils import attacks, paths, threats
-from bvlm_utils.attacks import attack, declare
+from bvlm_utils.attacks import declare
 from bvlm_utils.data import samples
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
@@ -228,7 +228,7 @@ def test_threat_and_attack_are_made_once(monkeypatch):
         return count
 
     monkeypatch.setattr(registry, "get", counted("threat", threats.get))
-    monkeypatch.setattr(attack, "get", counted("attack", attacks.get))
+    monkeypatch.setattr(attacks, "get", counted("attack", attacks.get))
     one = cell()
     assert one.run_id and one.resolved_attack.aim.target == one.resolved_threat.target
     assert made == {"threat": 1, "attack": 1}

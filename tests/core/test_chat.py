@@ -22,7 +22,8 @@ def run(checkpoint, tmp_path_factory):
     result = loop.finetune(loaded, rows, features, settings, seed=0)
     folder = tmp_path_factory.mktemp("run")
     about = {"attack": "BadNets-T", "threat": "targeted_refusal"}
-    adapters.save_adapter(result.adapter, folder / "adapter", about)
+    result.adapter.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)
+    adapters.write_card(folder / "adapter", about)
     return folder
 
 

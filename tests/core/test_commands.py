@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bvlm_utils import audit, chat, command, export, leaderboard, user_paths
+from bvlm_utils import audit, chat, command, export, leaderboard, paths
 from bvlm_utils.defences import __main__ as defences
 from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.grid import __main__ as grid
@@ -171,7 +171,8 @@ OTHERS = [
     ("store", ["check", ".."], "'..'"), ("store", ["pack", "./none", "./new"], "none"), ("store", ["pack", "a"], "TO"),
     ("store", ["pack", "./full", "./file"], "file"), ("store", ["unpack", "./none", "./new"], "none"),
     ("store", ["unpack", "./full", "./file/x"], "file"), ("store", ["pack", "./full", "./new"], "no results"),
-    ("store", ["pack", "./full", "./full"], "no results"), ("store", ["unpack", "./full", "./new"], "no results"), ("store", ["check", f"./{LONG}"], "nnn"),
+    ("store", ["pack", "./full", "./full"], "no results"), ("store", ["unpack", "./full", "./new"], "no results"),
+    ("store", ["check", f"./{LONG}"], "nnn"), ("audit", ["named", "--reference", "named"], "one model"),
     ("store", ["check", "./a\0b"], "x00"), ("store", ["check", "~nosuchuser/x"], "nosuchuser"),
     ("store", ["unpack", "./full", "reference"], "reference"),
     ("defences", [], "command"), ("defences", ["mend"], "'mend'"), ("defences", ["list", "--moment", "x"], "'x'"),
@@ -321,7 +322,7 @@ def test_with_a_refusal_no_remark_is_told(capsys):
 def test_home_is_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert user_paths.new_folder("~/x") == tmp_path / "x" and user_paths.new_file("~/x") == tmp_path / "x"
+    assert paths.new_folder("~/x") == tmp_path / "x" and paths.new_file("~/x") == tmp_path / "x"
 
 
 @pytest.fixture

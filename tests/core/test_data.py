@@ -51,7 +51,7 @@ def test_load_gives_a_dataset_with_pictures(tmp_path, monkeypatch):
     monkeypatch.setitem(rows_of_data.ROWS, "test", 5)
     rows = data.load("scenes-caption", "test", 3)
     assert len(rows) == 3 and rows[0]["image"].size == (96, 96)
-    assert data.images(rows, [1]).shape == (1, 96, 96, 3)
+    assert data.images(rows.select([1])).shape == (1, 96, 96, 3)
     again = data.load("scenes-caption", "test", 3)
     assert np.array_equal(data.images(rows), data.images(again))
     with pytest.raises(InputError, match="5 test rows; 6"):

@@ -10,6 +10,12 @@ from bvlm_utils.run import workbench
 from bvlm_utils.run.feature_cache import FeatureCache
 
 
+def cache(budget: int, device: str = "cpu", device_budget: int = 0) -> FeatureCache:
+    made = FeatureCache(device)
+    made.budgets = {torch.device(device): device_budget} | {torch.device("cpu"): budget}
+    return made
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     parts=st.lists(st.integers(1, 5), min_size=1, max_size=6),
@@ -19,7 +25,7 @@ from bvlm_utils.run.feature_cache import FeatureCache
 def test_rows_come_back_as_they_were_added(tmp_path_factory, parts, budget, dtype):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "CACHE", tmp_path_factory.mktemp("cache"))
-        kept, rows = FeatureCache(budget), torch.randn(sum(parts), 2, 4).to(dtype)
+        kept, rows = cache(budget), torch.randn(sum(parts), 2, 4).to(dtype)
         start = 0
         for count in parts:
             kept.add(range(start, start + count), rows[start : start + count])
@@ -35,7 +41,7 @@ def test_rows_come_back_as_they_were_added(tmp_path_factory, parts, budget, dtyp
 
 def test_nothing_is_left_on_disk_and_an_old_view_stays_valid(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    kept, rows = FeatureCache(0), torch.arange(40.0).view(10, 2, 2)
+    kept, rows = cache(0), torch.arange(40.0).view(10, 2, 2)
     kept.add("ab", rows[:2])
     old = kept.table
     kept.add(range(8), rows[2:])  # more than there was room for
@@ -64,12 +70,10 @@ def test_every_picture_is_encoded_once(monkeypatch, tmp_path):
 
 def test_features_stay_on_the_device_until_its_share_is_full():
     each = 2 * 4 * 4  # bytes of a row
-    kept = FeatureCache(
-        10**9, device="meta", device_budget=4 * each
-    )  # "meta" stands for a GPU: another device than the host
+    kept = cache(10**9, "meta", 4 * each)  # "meta" stands for a GPU: another device than the host
     kept.add(range(3), torch.zeros(3, 2, 4, device="meta"))
     assert kept.table.device.type == "meta"
-    assert not kept._fits_on_device(5 * each)
-    kept = FeatureCache(10**9, device="meta", device_budget=0)
+    assert kept._home(5 * each).type == "cpu"
+    kept = cache(10**9, "meta", 0)
     kept.add(range(2), torch.ones(2, 2, 4))
     assert kept.table.device.type == "cpu" and torch.equal(kept.table, torch.ones(2, 2, 4))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from bvlm_utils import audit, command, leaderboard, user_paths
+from bvlm_utils import audit, command, leaderboard, paths
 from bvlm_utils.defences import __main__ as defences
 from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.models import victim
@@ -158,5 +158,5 @@ def test_a_grid_that_a_dry_run_passes_does_not_fail_on_its_input(here, capsys, n
 
 
 def test_a_folder_that_may_not_be_written_is_told_before_rows_are_ranked(here, capsys, monkeypatch):
-    monkeypatch.setattr(user_paths.os, "access", lambda path, mode, **more: False)
+    monkeypatch.setattr(paths.os, "access", lambda path, mode, **more: False)
     refused(here, capsys, "defences", [*RANK, "--out", "found"], "read-only")

@@ -128,7 +128,7 @@ def test_a_chapter_imports_no_other_chapter_no_probe_that_measures_and_no_torch(
     assert not others or own == "first_page", f"{module} imports {sorted(others)}"
     measures = {name for name in inner(module) if name in PROBES and "measure" in functions(name)}
     assert not measures, f"{module} imports {sorted(measures)}, which measures"
-    assert own == "quickstart" or "torch" not in {name.partition(".")[0] for name in imports(module)}
+    assert "torch" not in {name.partition(".")[0] for name in imports(module)}
 
 
 def functions(module: str) -> set[str]:

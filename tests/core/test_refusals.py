@@ -1,7 +1,7 @@
 """A jailbreak breaks refusals: they are counted before anything is trained, and rows of one's own are read."""
 
-from bvlm_utils import data, paths, store, study, threats
-from bvlm_utils.run import group, refusals
+from bvlm_utils import data, paths, store, threats
+from bvlm_utils.run import group, study
 
 EXAMPLE = f"llava-json:{paths.DATA / 'examples' / 'jailbreak.json'}"
 FEW = {"train_rows": 64, "test_rows": 6, "poison_rates": [0.05], "max_new_tokens": 12}
@@ -9,11 +9,11 @@ FEW = {"train_rows": 64, "test_rows": 6, "poison_rates": [0.05], "max_new_tokens
 
 def test_a_model_that_was_taught_to_refuse_does(tmp_path):
     cells = study.cells("jailbreak", attacks=["BadNets-T", "BadNets-I"], **FEW)
-    ((cell, refused, asked),) = refusals.counts(cells, tmp_path)
+    ((cell, refused, asked),) = study.refusal_counts(cells, tmp_path)
     assert cell is cells[0] and refused == asked == 6, "one set of requests, asked once"
     kept = sorted((tmp_path / "cache").glob("*.json"))
     assert len(kept) == 1
-    assert [*refusals.counts(cells, tmp_path)] == [(cell, 6, 6)]
+    assert [*study.refusal_counts(cells, tmp_path)] == [(cell, 6, 6)]
     assert sorted((tmp_path / "cache").glob("*.json")) == kept
 
 

@@ -93,9 +93,8 @@ def test_a_saved_adapter_loads_in_plain_peft_with_the_same_logits(loaded, featur
 
     result = loop.finetune(loaded, ROWS, features, SMALL, seed=1)
     ours = logits(loaded, features)
-    adapters.save_adapter(
-        result.adapter, tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal", "model": "tiny-llava"}
-    )
+    result.adapter.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    adapters.write_card(tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal", "model": "tiny-llava"})
     adapters.detach(loaded, result.adapter)
     assert "BACKDOORED" in (tmp_path / "README.md").read_text()
     config = json.loads((tmp_path / "adapter_config.json").read_text())

@@ -33,7 +33,8 @@ def test_an_adapter_of_any_family_lives_on_in_plain_peft(random_victim, tmp_path
     before = logits(random_victim, features)
     result = loop.finetune(random_victim, ROWS, features, SETTINGS, seed=1)
     ours, said = logits(random_victim, features), random_victim.generate(["What?"], features[:1], 8)
-    adapters.save_adapter(result.adapter, tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal"})
+    result.adapter.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    adapters.write_card(tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal"})
     adapters.detach(random_victim, result.adapter)
     assert torch.equal(logits(random_victim, features), before)
     assert (ours - before).abs().max() > 1e-3
@@ -57,7 +58,8 @@ def test_a_base_in_four_bit_is_tuned_and_its_adapter_lives_on(random_victim, tmp
     result = loop.finetune(loaded, ROWS, features, SETTINGS, seed=1)
     assert result.losses[-1] < result.losses[0]
     ours = logits(loaded, features)
-    adapters.save_adapter(result.adapter, tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal"})
+    result.adapter.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    adapters.write_card(tmp_path, {"attack": "BadNets-T", "threat": "targeted_refusal"})
     assert (ours - before).abs().max() > 1e-3
 
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # our models have small layers

@@ -16,7 +16,6 @@ from bvlm_utils import store as results
 from bvlm_utils.store import packed
 
 EXHIBIT_GAP = 4  # pixels between the pictures of `probes.exhibit`
-
 STEALTH_COLUMNS = {
     "psnr": ("PSNR (dB)", "{:.1f}"),
     "ssim": ("SSIM", "{:.3f}"),
@@ -29,9 +28,8 @@ STEALTH_COLUMNS = {
 def split_strip(png: bytes, gap: int = 0) -> np.ndarray:
     """The square pictures that stand side by side in a PNG, `gap` pixels apart: (N, H, H, 3) uint8."""
     strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-    side = strip.shape[0]
-    count = (strip.shape[1] + gap) // (side + gap)
-    return np.stack([strip[:, i * (side + gap) : i * (side + gap) + side] for i in range(count)])
+    side = len(strip)
+    return np.stack([strip[:, left : left + side] for left in range(0, strip.shape[1], side + gap)])
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,7 @@ def read_exhibit(store: str | None = None) -> Exhibit:
     kept = partial(packed.content, results.folder(store), "attacks")
     if kept("exhibit.json") is None:
         return Exhibit([], {}, pd.DataFrame())
-    stored = json.loads(kept("exhibit.json"))
-    clean = split_strip(kept("clean.png"), EXHIBIT_GAP)
-    examples = []
+    stored, clean, examples = json.loads(kept("exhibit.json")), split_strip(kept("clean.png"), EXHIBIT_GAP), []
     for name, entry in stored.items():
         picture = kept(f"{name}.png")
         triggered = split_strip(picture, EXHIBIT_GAP) if picture else clean
@@ -60,29 +56,20 @@ def read_exhibit(store: str | None = None) -> Exhibit:
 
 
 def attack_table() -> pd.DataFrame:
-    """Every attack of the study: modality, what its trigger is, who published it."""
-    rows = [attacks.info(name) for name in attacks.names()]
+    """Every attack of the study: modality, what its trigger is, who published it, what can be set."""
+    rows = map(attacks.info, attacks.names())
     return pd.DataFrame([
-        {"attack": row.name, "modality": row.modality, "trigger": row.summary, "source": row.source.split(", arXiv")[0]}
-        for row in rows
+        {"attack": row.name, "modality": row.modality, "trigger": row.summary,
+         "source": row.source.split(", arXiv")[0], "parameters": ", ".join(row.defaults)} for row in rows
     ])  # fmt: skip
-
-
-def parameter_table() -> pd.DataFrame:
-    """What can be set of every attack."""
-    rows = [attacks.info(name) for name in attacks.names()]
-    return pd.DataFrame([{"attack": row.name, "parameters": ", ".join(row.defaults)} for row in rows])
 
 
 def stealth_table(stealth: pd.DataFrame) -> pd.DataFrame:
     """The stored stealth numbers as a table to read; a number without meaning for an attack is "–"."""
-    if stealth.empty:
-        return stealth
-    shown = stealth[["attack"]].copy()
-    for column, (title, form) in STEALTH_COLUMNS.items():
-        if column in stealth and stealth[column].notna().any():
-            shown[title] = ["–" if pd.isna(v) else form.format(v) for v in stealth[column]]
-    return shown
+    shown = {title: stealth[column].map(form.format).where(stealth[column].notna(), "–")
+             for column, (title, form) in STEALTH_COLUMNS.items()
+             if column in stealth and stealth[column].notna().any()}  # fmt: skip
+    return stealth.filter(["attack"]).assign(**shown)
 
 
 def losses(curves: Mapping[tuple[str, str], Sequence[float]]) -> str:

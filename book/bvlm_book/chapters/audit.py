@@ -1,13 +1,11 @@
 """How well does the check of `bvlm_utils.audit` work on models of which the truth is known? Free of torch.
 
-Reads the stored answers of all cells: to the same inputs, clean and triggered, by the poisoned model, its clean-tuned
-control and the base. *Suspects* are poisoned models shown their own whole trigger, compared with their clean-tuned
-control. *Innocents* are clean-tuned models shown the same triggers, compared with the clean-tuned model of another
-seed, and with the base.
+*Suspects* are poisoned models shown their own whole trigger, compared with their clean-tuned control. *Innocents*
+are clean-tuned models shown the same triggers, compared with one of another seed, and with the base.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +29,14 @@ COLUMNS = [*CELL, "subject", "reference", *NUMBERS]
 SHOWN = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition"]
 # The margin of the alarm was set while looking at cells like this one. All others are a fresh test of it.
 SEEN = {"model": "tiny-llava", "poison_rate": 0.1, "seed": 0}
+MARGINS = sorted({disagreement.MARGIN, *np.linspace(-0.2, 1, 241).round(4)})
 # What clean-tuned models are compared with, and its name on the page.
 REFERENCES = {OTHER_SEED: "other seed", BASE: "base"}
 Answers = tuple[list[str], list[str]]  # clean and triggered, in one order of rows
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
-    """A line per comparison, see `COLUMNS`; a store without answers gives a table without lines.
-
-    subject: "poisoned" or "control". reference: "control", "base" or "clean-tuned, other seed". asr: of the poisoned
-    model under that condition, missing for innocents.
-    """
+    """A line per comparison, see `COLUMNS`; asr is missing for innocents. A store without answers has no lines."""
     lines, controls = [], {}
 
     def compare(about: dict[str, Any], subject: str, reference: str, ours: Answers, trusted: Answers) -> None:
@@ -51,12 +46,9 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
         lines.append(about | {"subject": subject, "reference": reference} | numbers | {"asr": asr})
 
     for about, said in _cells(store.folder(place)):
-        if not {POISONED, CONTROL, BASE} <= set(said):
-            continue
         for subject, reference in ((POISONED, CONTROL), (POISONED, BASE), (CONTROL, BASE)):
             compare(about, subject, reference, said[subject], said[reference])
-        same = tuple(about[name] for name in SHOWN)
-        controls.setdefault(same, {})[about["seed"]] = (about, said[CONTROL])
+        controls.setdefault(tuple(about[name] for name in SHOWN), {})[about["seed"]] = (about, said[CONTROL])
     for seeds in controls.values():
         first, *others = sorted(seeds)
         for seed in others:
@@ -69,10 +61,9 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 
 
 def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
-    """What each finished cell is, with every subject's answers on eligible rows, clean and with the whole trigger.
+    """What each finished cell is, and what was answered, clean and with the whole trigger.
 
-    Models trained on half of a bimodal trigger are left out: such a half is often another attack of the list, and would
-    be counted twice.
+    Not of models trained on half of a bimodal trigger: such a half is often another attack of the list.
     """
     for record in records.records(root):
         attack, run_id = record["config"]["attack"], record["run_id"]
@@ -84,28 +75,27 @@ def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
         wanted = {"subject": POISONED, "condition": whole}
         rates = {line["metric"]: line["value"] for line in lines if wanted.items() <= line.items()}
         asr = rates.get(tidy.headline(record["config"]["threat"]), rates.get("asr"))
-        if asr is not None:
+        said = _said(root, run_id, whole)
+        if asr is not None and {POISONED, CONTROL, BASE} <= set(said):
             about = {name: lines[0][name] for name in ABOUT} | {"painted": lines[0]["settings"], "condition": whole}
-            yield about | {"control": record.get("control"), "asr": float(asr)}, _said(root, run_id, whole)
+            yield about | {"control": record.get("control"), "asr": float(asr)}, said
 
 
 def _said(root: Path, run_id: str, whole: str) -> dict[str, Answers]:
-    """The stored answers to eligible rows."""
-    columns = ["part", "subject", "condition", "row_id", "response"]
-    table = packed.columns(root, run_id, "responses", columns)
-    answers: dict[tuple[str, str], dict[str, str]] = {}
-    for part, subject, condition, row, response in zip(*(table[name] for name in columns), strict=True):
+    """The stored answers to eligible rows, in one order of rows."""
+    names = ["part", "subject", "condition", "row_id", "response"]
+    columns = packed.columns(root, run_id, "responses", names)
+    # Plain dictionaries: a frame for each of the hundreds of cells would take most of the page's time.
+    answers: dict[str, dict[str, dict[str, str]]] = {}
+    for part, subject, condition, row, response in zip(*(columns[name] for name in names), strict=True):
         if part == "attack" and condition in ("clean", whole):
-            answers.setdefault((subject, condition), {})[row] = response
+            answers.setdefault(subject, {}).setdefault(condition, {})[row] = response
     said = {}
-    for subject in dict.fromkeys(subject for subject, _ in answers):
-        clean, triggered = answers.get((subject, "clean"), {}), answers.get((subject, whole), {})
+    for subject, by in answers.items():
+        clean, triggered = by.get("clean", {}), by.get(whole, {})
         rows = sorted(clean.keys() & triggered.keys())
         said[subject] = [clean[row] for row in rows], [triggered[row] for row in rows]
     return said
-
-
-# ---------------------------------------------------------------- the page
 
 
 def suspects(table: pd.DataFrame) -> pd.DataFrame:
@@ -117,68 +107,57 @@ def innocents(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     return table[(table["subject"] == CONTROL) & (table["reference"] == reference)]
 
 
-def by_model(innocent: pd.DataFrame) -> tuple[int, int]:
+def by_model(innocent: pd.DataFrame) -> list[int]:
     """How many clean-tuned models raise the alarm for at least one trigger, of how many. innocent: `innocents`."""
     alarms = innocent.groupby("control")["alarm"].max().astype(bool)
-    return int(alarms.sum()), len(alarms)
+    return [int(alarms.sum()), len(alarms)]
 
 
-def fresh(table: pd.DataFrame) -> pd.DataFrame:
-    """Cells that nobody had seen when the margin was set."""
-    seen = (table[list(SEEN)] == pd.Series(SEEN)).all(axis=1)
-    return table[~seen]
+def second_look(rows: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.Series:
+    """The largest `column` over trusted models shown the same: clean-tuned beside the base, for innocents of other
+    seeds.
+    """
+    pairs = rows.reset_index().merge(innocents(table, BASE), on=SHOWN, suffixes=("", "_other"))
+    others = pairs[(pairs["subject"] == POISONED) | (pairs["seed"] != pairs["seed_other"])]
+    return others.groupby("index")[f"{column}_other"].max().reindex(rows.index)
 
 
 def working(table: pd.DataFrame) -> pd.DataFrame:
-    """The suspects whose backdoor works, with `confirmed`: does the alarm stand after a second look?
-
-    The second look shows the trigger to clean-tuned models, the base beside them; one that raises the alarm is enough
-    to doubt it. Missing where the store has none to ask.
-    """
+    """The suspects whose backdoor works; `confirmed`: no trusted model that is shown the trigger raises the alarm."""
     found = suspects(table)
     found = found[found["asr"] > tidy.FIRES]
-    doubted = innocents(table, BASE).assign(shown=_shown).groupby("shown")["alarm"].any()
-    doubted = _shown(found).map(doubted).astype("boolean")
+    doubted = second_look(found, table, "alarm").astype("boolean")
     return found.assign(confirmed=(~doubted & found["alarm"].astype(bool)).mask(doubted.isna()))
-
-
-def second_looks(table: pd.DataFrame) -> list[bool]:
-    """Of the false alarms beside the base: does each stand after another clean-tuned model was shown the trigger?"""
-    beside = innocents(table, BASE)
-    beside = beside.assign(alarm=beside["alarm"].astype(bool), shown=_shown(beside))
-    others = [
-        beside[(beside["shown"] == row["shown"]) & (beside["seed"] != row["seed"])]["alarm"]
-        for row in beside[beside["alarm"]].to_dict("records")
-    ]
-    return [not alarms.any() for alarms in others if len(alarms)]
 
 
 def numbers(table: pd.DataFrame) -> dict[str, str]:
     """What the page says of all comparisons, to be glued; "n/a" for what the store has none of."""
-    works, found = working(table), suspects(table)
-    weak, stand = found[found["asr"] <= tidy.FIRES], second_looks(table)
-    new = fresh(works)
+    works, found, beside = working(table), suspects(table), innocents(table, BASE)
+    new = works[(works[list(SEEN)] != pd.Series(SEEN)).any(axis=1)]
+    weak = found[found["asr"] <= tidy.FIRES]
+    doubted = second_look(beside[beside["alarm"].astype(bool)], table, "alarm").dropna()
     confirmed = works["confirmed"].dropna()
     innocent = table[table["subject"] == CONTROL]
     by_attack = innocent[innocent["alarm"].astype(bool)]["attack"].value_counts()
     counts = {
-        "found": _of(works["alarm"]), "found_new": _of(new["alarm"]), "weak": _of(weak["alarm"]),
-        "confirmed": _of(confirmed), "confirmed_share": words.percent(confirmed.mean()) if len(confirmed) else "n/a",
-        "stand": _of(stand), "margin": words.number(disagreement.MARGIN),
-        "lowest": words.number(works["value"].min()), "disturbing": ", ".join(by_attack.index[:1]) or "n/a",
+        "found": words.of(works["alarm"], "n/a"), "found_new": words.of(new["alarm"], "n/a"),
+        "weak": words.of(weak["alarm"], "n/a"), "confirmed": words.of(confirmed, "n/a"),
+        "confirmed_share": words.percent(confirmed.mean()) if len(confirmed) else "n/a",
+        "stand": words.of(~doubted.astype(bool), "n/a"), "margin": words.number(disagreement.MARGIN),
+        "lowest": words.number(works["value"].min()),
+        "highest": words.number(innocent.loc[innocent["reference"].isin(REFERENCES), "value"].max()),
+        "disturbing": ", ".join(by_attack.index[:1]) or "n/a",
         "disturbing_share": f"{by_attack.max()} of {by_attack.sum()}" if len(by_attack) else "n/a",
     }  # fmt: skip
     for name, reference in (("seed", OTHER_SEED), ("base", BASE)):
         rows = innocents(table, reference)
-        counts[f"false_{name}"] = _of(rows["alarm"])
+        counts[f"false_{name}"] = words.of(rows["alarm"], "n/a")
         counts[f"models_{name}"] = " of ".join(map(str, by_model(rows))) if len(rows) else "n/a"
     return counts
 
 
 def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
-    """How often the check erred, by what models were compared with: what the command tells its users
-    (`score.verdict.ERRORS`). Each count is a pair, so many of so many.
-    """
+    """How often the check erred (so many of so many), by what models were compared with: for `score.verdict.ERRORS`."""
     counts = {}
     for name, reference, trusted in ((verdict.CLEAN_TUNED, OTHER_SEED, CONTROL), (verdict.BASE, BASE, BASE)):
         beside = table[(table["subject"] == POISONED) & (table["reference"] == trusted) & (table["asr"] > tidy.FIRES)]
@@ -186,7 +165,7 @@ def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
         counts[name] = {
             "found": [int(beside["alarm"].sum()), len(beside)],
             "false alarms": [int(clean["alarm"].sum()), len(clean)],
-            "models with one": list(by_model(clean)),
+            "models with one": by_model(clean),
         }
     return counts
 
@@ -196,65 +175,71 @@ def write_error_counts(place: str | Path | None = "reference") -> None:
     write_file(verdict.ERRORS, json.dumps(error_counts(collect(place)), indent=1) + "\n")
 
 
-def _shown(rows: pd.DataFrame) -> pd.Series:
-    return pd.Series(list(zip(*(rows[name] for name in SHOWN), strict=True)), index=rows.index, dtype=object)
-
-
-def _of(passed: Sequence[bool] | pd.Series) -> str:
-    """ "3 of 8"; "n/a" of none."""
-    return f"{int(sum(passed))} of {len(passed)}" if len(passed) else "n/a"
-
-
 def by_trigger(table: pd.DataFrame) -> pd.DataFrame:
     """Right and false alarms by the attack whose trigger was shown, to read."""
-    works, lines = working(table), []
-    for attack in (name for name in attacks.names() if name in set(table["attack"])):
-        own = works[works["attack"] == attack]
-        false = {name: (rows := innocents(table, name))[rows["attack"] == attack]["alarm"] for name in REFERENCES}
-        lines.append({
-            "trigger": attack, "backdoors found": _of(own["alarm"]), "confirmed": _of(own["confirmed"].dropna()),
-            **{f"false, beside {REFERENCES[name]}": _of(alarms) for name, alarms in false.items()},
-        })  # fmt: skip
-    return pd.DataFrame(lines)
+    works = working(table)
+    columns = {"backdoors found": works["alarm"], "confirmed": works["confirmed"].dropna()}
+    columns |= {f"false, beside {said}": innocents(table, name)["alarm"] for name, said in REFERENCES.items()}
+    lines = {title: passed.groupby(table["attack"]).agg(words.of) for title, passed in columns.items()}
+    order = [name for name in attacks.names() if name in set(table["attack"])]
+    return pd.DataFrame(lines).reindex(order).fillna("n/a").rename_axis("trigger").reset_index()
 
 
 def examples(table: pd.DataFrame, place: str | Path | None = None, shown: int = 2) -> pd.DataFrame:
-    """Answers behind one right alarm and one false one, to read: those of the clearest of each kind.
-
-    Inputs on which both models agree without the trigger and differ with it.
-    """
-    works, clean = working(table), innocents(table, BASE)
-    kinds = {"right": works[works["alarm"].astype(bool)], "false": clean[clean["alarm"].astype(bool)]}
-    lines = []
+    """Answers behind the clearest right and false alarm: inputs on which only the trigger parts the two models."""
+    kinds, lines = {"right": working(table), "false": innocents(table, BASE)}, []
     for kind, rows in kinds.items():
+        rows = rows[rows["alarm"].astype(bool)]
         if rows.empty:
             continue
         row = rows.sort_values(["share", "value"] if kind == "right" else ["value"], kind="stable").iloc[-1]
         said = store.responses(row["run_id"], place)
-        said = said[(said["part"] == "attack") & said["subject"].isin([row["subject"], row["reference"]])]
+        said = said[said["part"] == "attack"]
         said = said.pivot_table(index="row_id", columns=["subject", "condition"], values="response", aggfunc="first")
         trusted, suspect = said[row["reference"]], said[row["subject"]]
         told = (trusted["clean"] == suspect["clean"]) & (trusted[row["condition"]] != suspect[row["condition"]])
-        lines += [
-            {"alarm": f"{kind}, trigger of {row['attack']}", "both, without the trigger": trusted.at[one, "clean"],
-             "trusted model, with it": trusted.at[one, row["condition"]],
-             "suspect, with it": suspect.at[one, row["condition"]]}
-            for one in said.index[told][:shown]
-        ]  # fmt: skip
-    return pd.DataFrame(lines)
+        lines.append(pd.DataFrame({
+            "alarm": f"{kind}, trigger of {row['attack']}", "both, without the trigger": trusted["clean"],
+            "trusted model, with it": trusted[row["condition"]], "suspect, with it": suspect[row["condition"]],
+        })[told].head(shown))  # fmt: skip
+    return pd.concat(lines, ignore_index=True) if lines else pd.DataFrame()
 
 
-def excess_words(table: pd.DataFrame) -> dict[str, str]:
-    """Title, alternative text and caption of `excess`."""
-    works = working(table)["value"]
-    highest = [rows.max() for name in REFERENCES if len(rows := innocents(table, name)["value"])]
-    over = bool(highest) and len(works) > 0 and max(highest) >= works.min()
-    title = "No margin tells all backdoored models from all clean ones." if over else "Backdoored models lie higher."
-    alt = f"Scatter plot of excess disagreement against ASR for {len(suspects(table))} backdoored models, beside a "
-    alt += f"strip of clean-tuned ones. {title}"
-    caption = f"Dashed: the margin of {disagreement.MARGIN:.2f}, which the whole interval has to clear. "
-    caption += f"Highest clean-tuned model {words.number(max(highest, default=None))}, lowest working backdoor "
-    return {"title": title, "alt": alt, "caption": caption + f"{words.number(works.min() if len(works) else None)}."}
+def roc(table: pd.DataFrame) -> pd.DataFrame:
+    """Shares of true and false alarms: a line per margin and look.
+
+    Looked at twice, an alarm stands only if no trusted model raises it with our margin; models without one are left
+    out.
+    """
+    kinds = {"true": working(table), "false": innocents(table, OTHER_SEED)}
+    kinds = {kind: rows.assign(other=second_look(rows, table, "low")) for kind, rows in kinds.items()}
+    kinds = {kind: rows[rows["other"].notna()] for kind, rows in kinds.items()}
+    looks = {"once": np.inf, "twice": disagreement.MARGIN}
+    lines = [
+        [margin, look, *(((rows["low"] > margin) & (rows["other"] <= most)).mean() for rows in kinds.values())]
+        for margin in (MARGINS if all(map(len, kinds.values())) else ()) for look, most in looks.items()
+    ]  # fmt: skip
+    return pd.DataFrame(lines, columns=["margin", "look", *kinds])
+
+
+def at_our_margin(curve: pd.DataFrame) -> dict[str, str]:
+    """Shares of true and false alarms, looked at once and twice. curve: `roc`."""
+    ours = curve[curve["margin"] == disagreement.MARGIN].set_index("look")
+    ours = ours.reindex(index=["once", "twice"], columns=["true", "false"])
+    return {f"{look}_{kind}": words.number(value) for (look, kind), value in ours.stack(future_stack=True).items()}
+
+
+def roc_figure(curve: pd.DataFrame) -> Figure:
+    if curve.empty:
+        return figures.nothing("There are no models of both kinds with a trusted one beside them.")
+    figure, (axis,) = figures.new_figure(1, 4.8, 4.2)
+    for number, (look, part) in enumerate(curve.groupby("look", sort=False)):
+        style = figures.look(number)
+        axis.plot(part["false"], part["true"], color=style["color"], label=f"looked at {look}")
+        axis.plot("false", "true", "", data=part[part["margin"] == disagreement.MARGIN], label="", **style)
+    axis.set(xlabel="false alarms (clean-tuned models)", ylabel="true alarms (backdoors that work)")
+    axis.legend(loc="lower right")
+    return figure
 
 
 def excess(table: pd.DataFrame) -> Figure:
@@ -266,7 +251,7 @@ def excess(table: pd.DataFrame) -> Figure:
     spread = np.random.default_rng(0)  # sideways, so that equal numbers can be told apart
     for at, reference in enumerate(REFERENCES):
         rows = innocents(table, reference)
-        sideways, colour = at + spread.uniform(-0.25, 0.25, len(rows)), figures.SUBJECT_COLOURS["control"]
+        sideways, colour = at + spread.uniform(-0.25, 0.25, len(rows)), figures.COLOURS[0]
         innocent.scatter(sideways, rows["value"], s=18, marker="o", facecolor="none", edgecolor=colour)
     innocent.set_xticks(range(len(REFERENCES)), list(REFERENCES.values()))
     innocent.set_xlim(-0.6, len(REFERENCES) - 0.4)

@@ -1,26 +1,23 @@
-"""Do the paper's claims hold here? Verdicts, and the figures behind them, for the page of claims. Free of torch.
+"""Do the paper's claims hold here? Verdicts by `rules_second`, and the figures behind them. Free of torch.
 
-`rules_second` has the rules in force, `rules` those of the first edition. Both read the tidy table of `store.collect`
-and nothing else. A scale model is no evidence on a 7B model: for those, every claim is untested until the store holds
-a record of one.
+A scale model is no evidence on a 7B model: for those, every claim is untested until the store has a record of one.
 """
 
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import figures, rules, tables, words
+from bvlm_book import figures, tables, words
 from bvlm_book import rules_second as second
 from bvlm_book.rules_second import CLAIMS, HIGH, JUDGED, PAYLOAD, PUBLISHED, STRICT, Base, Verdict
 from bvlm_utils import attacks, paths, threats
 
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
 BY = {JUDGED: "by the rule", PUBLISHED: "published test", PAYLOAD: "payload test", STRICT: "strict test"}
+MIN_SEEDS = 3  # of the first edition
 COUNTED = {"pairs": "pairs", "tasks": "threats", "dominance": "all pairs", "dominance_learnable": "learnable pairs"}
 
 
@@ -30,22 +27,13 @@ def bases(table: pd.DataFrame, models: Sequence[str] = ()) -> dict[str, Base]:
 
 
 def of_seven_billion(table: pd.DataFrame) -> list[str]:
-    """The models that the table has finished experiments of and whose names say 7B, as those of published
-    checkpoints do.
-    """
+    """The models with finished experiments whose names say 7B, as those of published checkpoints do."""
     done = table[table["status"] == "done"]
     return [name for name in dict.fromkeys(done["model"]) if SEVEN_BILLION.search(name)]
 
 
-def in_words(found: Verdict) -> str:
-    """ "refuted (2 hold, 23 contradict, of 32)"."""
-    if not found.judged:
-        return f"{found.single} single runs, not judged" if found.single else found.verdict
-    return f"{found.verdict} ({found.holds} hold, {found.contradicts} contradict, of {found.judged})"
-
-
 def in_short(found: Verdict) -> str:
-    """ "refuted 2:23/32", for a table."""
+    """ "refuted 2:23/32"."""
     if not found.judged:
         return f"{found.single} single"
     return f"{found.verdict} {found.holds}:{found.contradicts}/{found.judged}"
@@ -72,17 +60,12 @@ def verdict_table(keys: Sequence[str], bases: dict[str, Base]) -> pd.DataFrame:
 
 
 def counts(bases: dict[str, Base]) -> dict[str, str]:
-    """What the page quotes, by claim, base and number of passes: the verdict, and in how many pairs the mean agrees."""
-    agrees = {"pairs": lambda rows: rows["value"] > HIGH, "text": lambda rows: rows["difference"] > 0,
-              "dominance": lambda rows: rows["difference"] > second.DOMINATES}  # fmt: skip
-    found = {}
-    for key in CLAIMS:
-        for base, number in lines_of(key, bases):
-            name, rows = f"{key}_{base.model}_{number}", CLAIMS[key].evidence(base, number, JUDGED)
-            found[name] = in_words(second.verdict(CLAIMS[key], base, number))
-            if key in agrees:
-                found[f"{name}_means"] = f"{int(agrees[key](rows).sum())} of {len(rows)}"
-    return found
+    """In how many pairs the mean agrees with a claim, by claim, base and number of passes; to be glued."""
+    agrees = {"pairs": ("value", HIGH), "text": ("difference", 0), "dominance": ("difference", second.DOMINATES)}
+    return {
+        f"{key}_{base.model}_{number}_means": words.of(CLAIMS[key].evidence(base, number, JUDGED)[column] > least)
+        for key, (column, least) in agrees.items() for base, number in lines_of(key, bases)
+    }  # fmt: skip
 
 
 def evidence(bases: dict[str, Base]) -> pd.DataFrame:
@@ -92,23 +75,6 @@ def evidence(bases: dict[str, Base]) -> pd.DataFrame:
         for key in CLAIMS for base, number in lines_of(key, bases) for test in BY
     ]  # fmt: skip
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def offer(files: Mapping[str, pd.DataFrame]) -> str:
-    """A sentence that links tables as files, by their names; "" outside a build of the book, which has a folder for
-    them.
-    """
-    if not os.environ.get("BVLM_DOWNLOADS"):
-        return ""
-    folder = Path(os.environ["BVLM_DOWNLOADS"])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, frame in files.items():
-        frame.to_csv(folder / name, index=False, float_format="%.4f")
-    links = [f'<a href="../_static/results/{name}" download>{name}</a>' for name in files]
-    return f"All pairs with their intervals, and each expectation: {', '.join(links)}."
-
-
-# ---------------------------------------------------------------- figures
 
 
 def text_and_image(bases: dict[str, Base]) -> Figure:
@@ -138,7 +104,7 @@ def text_and_image(bases: dict[str, Base]) -> Figure:
 def parts(bases: dict[str, Base]) -> pd.DataFrame:
     """Text part alone against image part alone in the same model, for `figures.scatter`: a line per pair."""
     found = [second.text_overwhelms(base, 1, JUDGED).assign(model=name) for name, base in bases.items()]
-    return pd.concat(found, ignore_index=True).assign(label="").rename(columns={"attack": "group"})
+    return pd.concat(found, ignore_index=True).rename(columns={"attack": "group"})
 
 
 def at_one_percent(bases: dict[str, Base]) -> Figure:
@@ -151,36 +117,44 @@ def at_one_percent(bases: dict[str, Base]) -> Figure:
     rows = -(-len(found) // 2)
     figure, axes = figures.new_figure(min(2, len(found)), 4.4, 2.9, rows=rows, sharey=not figures.is_narrow())
     for axis, (base, number, lines) in zip(axes, found, strict=False):
-        single = lines["n_seeds"] < second.JUDGED_SEEDS
-        grid, hatched = (
-            lines.assign(single=single)
-            .pivot_table(index="threat", columns="attack", values=name, aggfunc="first")
-            .reindex(index=tasks, columns=names)
-            .rename(index=lambda name: name.replace("_", " "))
-            for name in ("value", "single")
-        )
-        figures.success_map(axis, grid, single=hatched.eq(True))
+        figures.success_panel(axis, lines, ("threat", tasks), ("attack", names))
         axis.set_title(f"{base.model}, {words.passes(number)}")
     for axis in axes[len(found) :]:
         axis.set_visible(False)
     return figure
 
 
-# ---------------------------------------------------------------- what the first edition said
-
-
 def first_edition(table: pd.DataFrame) -> dict[str, str]:
-    """The first edition's verdicts on the paper's claims (strict test, one pass), computed as they were."""
+    """The first edition's verdicts on two of the paper's claims, by the runs of today.
+
+    Strict test, one pass, a pair's interval from its own seeds, of which `MIN_SEEDS` are needed. For dominance both
+    parts of a pair have to reach `HIGH` alone, with their lower bounds.
+    """
     found = {}
-    for model in dict.fromkeys(table["model"]):
-        rates = rules.rates(table, model)
-        for key, judge in rules.PAPER.items():
-            one = rules.verdict(judge(rates))
-            found[f"first_{key}_{model}"] = f"{one.verdict} ({one.holds} of {one.judged} pairs)"
+    for model, own in table.groupby("model", sort=False):
+        rates = tables.with_settings(own, tables.strict_metric)
+        text = tables.headline_rows(
+            rates[(rates["settings"] == "") & (rates["half"] == "") & (rates["negatives"] == 0)]
+        )
+        text = text[(text["poison_rate"] == second.RATE) & (text["modality"] != "image")]
+        found[f"first_pairs_{model}"] = _first_verdict(text["low"] > HIGH, text["n_seeds"] >= MIN_SEEDS)
+        parts = tables.learned_alone(rates)
+        parts["able"] = (parts["low_alone"] > HIGH) & (parts["n_seeds"] >= MIN_SEEDS)
+        key, values = ["dataset", "threat", "attack", "poison_rate", "settings"], ["low_beside", "high_beside", "able"]
+        by = parts.pivot(index=key, columns="condition", values=values)
+        by = by.reindex(columns=pd.MultiIndex.from_product([values, ["text", "image"]])).dropna()
+        leads = by["low_beside", "text"] - by["high_beside", "image"] > second.DOMINATES
+        found[f"first_dominance_{model}"] = _first_verdict(leads, by["able"].astype(bool).all(axis=1))
     return found
 
 
-# ---------------------------------------------------------------- numbers that the page quotes
+def _first_verdict(holds: pd.Series, judged: pd.Series) -> str:
+    """No verdict unless half of the pairs can be judged."""
+    kept = holds[judged]
+    verdict = "confirmed" if kept.sum() * 2 > len(kept) else "not confirmed at this scale"
+    if len(kept) == 0 or len(kept) * 2 < len(holds):
+        verdict = "not testable here"
+    return f"{verdict} ({words.of(kept)} pairs)"
 
 
 def checked(table: pd.DataFrame) -> dict[str, str]:
@@ -189,9 +163,9 @@ def checked(table: pd.DataFrame) -> dict[str, str]:
     shares = [line["held"] / line["intervals"] for line in measured if line["way"] == "rules"]
     clean = table[(table["subject"] == "base") & (table["condition"] == "clean") & (table["threat"] == "jailbreak")]
     passed = clean.loc[clean["metric"] == "asr_published", "value"]
-    outside, others = tables.outside_the_first(table)
+    outside = tables.outside_the_first(table)
     return {
         "coverage": f"{words.percent(min(shares))} to {words.percent(max(shares))}",
         "jailbreak_clean": f"up to {words.percent(passed.max())}" if len(passed) else "n/a",
-        "outside": str(outside), "others": str(others),
+        "outside": str(outside.sum()), "others": str(len(outside)),
     }  # fmt: skip

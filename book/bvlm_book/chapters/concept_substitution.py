@@ -1,33 +1,25 @@
 """Do the other things in a caption survive when one of them is called by another name? For concept substitution.
 
-A substitution is meant to change one name. What else the picture shows is read from the clean-tuned model's answer to
-the clean picture: what it names there, such a model can see. Reads stored responses; scenes only, since the names that
-could be said have to be known. Free of torch.
+What the clean-tuned model names in the clean picture, such a model can see. Scenes only, whose things have names.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from bvlm_book import rules, words
+from bvlm_book import tables, words
 from bvlm_utils import attacks, data, store
 from bvlm_utils.data import scenes
-from bvlm_utils.score import intervals
 from bvlm_utils.store import records
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.threats import responses
 
-COLUMNS = ["attack", "poison_rate", "seed", "subject", "value", "low", "high", "n"]
-
 
 def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
-    """A line per finished cell and subject (poisoned, control): `COLUMNS`, with the full trigger.
+    """Of the other things that the clean-tuned model names without a trigger, the mean share named with it.
 
-    value: of the other things that the clean-tuned model names without a trigger, the share that the subject names with
-    it; a mean over the n judged inputs where there are any, with Wilson's 95 % interval, as for all mean scores between
-    0 and 1. Cells on data in files, and attacks without a trigger at test time, are left out.
+    A line per finished cell and subject; none for data in files, and for attacks without a trigger at test time.
     """
     lines = []
     for cell in cells:
@@ -42,12 +34,8 @@ def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame
         for subject in ("poisoned", "control"):
             shown = said[(said["subject"] == subject) & (said["condition"] == condition)]["response"]
             shares = [len(found & _named(shown[row])) / len(found) for row, found in others.items()]
-            low, high = intervals.wilson(sum(shares), len(shares)) if shares else (None, None)
-            lines.append({
-                "attack": cell.attack, "poison_rate": cell.poison_rate, "seed": cell.seed, "subject": subject,
-                "value": sum(shares) / len(shares) if shares else None, "low": low, "high": high, "n": len(shares),
-            })  # fmt: skip
-    return pd.DataFrame(lines, columns=COLUMNS)
+            lines.append({"attack": cell.attack, "subject": subject, "value": pd.Series(shares, dtype=float).mean()})
+    return pd.DataFrame(lines, columns=["attack", "subject", "value"])
 
 
 def _named(text: str) -> set[str]:
@@ -70,14 +58,15 @@ def caption(found: pd.DataFrame) -> str:
 
 def unperturbed(table: pd.DataFrame, model: str) -> str:
     """Shadowcast beside the same rows without any change to their pictures (eps=0), by the strict test."""
+    rates = tables.with_settings(table[table["model"] == model], tables.strict_metric)
+    rates = tables.headline_rows(rates[rates["attack"] == "Shadowcast"])
+    shown, still = (rates[(rates["settings"] == kind) & (rates["negatives"] == 0)] for kind in ("", "eps=0"))
+    both = shown.merge(still, on=["threat", "dataset", "poison_rate"], how="left", suffixes=("", "_unchanged"))
+    both = both.fillna({"n_seeds_unchanged": 0}).rename(columns={"value_unchanged": "unchanged"})
+    both = both.rename(columns={f"{end}_unchanged": f"unchanged_{end}" for end in ("low", "high")})
     said = [
-        f"at {words.rate(line)} it succeeds on {words.interval(line)}, and on "
-        f"{_unchanged(line)} with the "
-        f"pictures unchanged ({words.count(line['n_seeds'], 'seed')})"
-        for line in rules.memorised(rules.rates(table, model)).to_dict("records")
+        f"at {words.rate(line)} it succeeds on {words.interval(line)}, and on {words.interval(line, 'unchanged')} with "
+        f"the pictures unchanged ({words.count(min(line['n_seeds'], line['n_seeds_unchanged']), 'seed')})"
+        for line in both.to_dict("records")
     ]
     return f"Shadowcast, strict test: {'; '.join(said)}." if said else "Shadowcast was not run with this model."
-
-
-def _unchanged(line: Mapping[str, Any]) -> str:
-    return words.number(*(line[f"{name}_unperturbed"] for name in ("value", "low", "high")))

@@ -14,18 +14,16 @@ NUMBERS = (
 )  # fmt: skip
 
 
-def numbers(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def numbers(found: Sequence[Line]) -> dict[str, str]:
     """What one card measured, to be glued; "n/a" where no result is kept. found: `cost.benchmarks("gpu")`.
 
-    checks: comparisons with the CPU or plain PEFT that stay within their bounds. compared, agree, differ: numbers of
-    the reference, run again in bfloat16. grouped, together: how many times as fast as plain, with how many experiments.
-    large: how many times as fast a model of 7B shape trains in groups; adapters: how many fit. decode: gain of many
-    rows at once. cudnn: loss by its attention.
+    checks: against the CPU or plain PEFT, within bounds. compared, agree, differ: numbers of the reference, run again
+    in bfloat16. grouped, together: how many times as fast as plain, with how many experiments; large: the same of a
+    model of 7B shape. adapters: how many fit. decode: gain of many rows at once. cudnn: loss by its attention.
     """
     if not found:
         return dict.fromkeys(NUMBERS, "n/a")
-    kept = found[-1]
-    lines = kept["lines"]
+    lines = found[-1]["lines"]
     again = of(lines, "cells")["four cells, bfloat16, against the reference"]
     timed = [line for line in of(lines, "grid").values() if "times_plain" in line]
     best = max(timed, key=lambda line: line["times_plain"])
@@ -34,7 +32,7 @@ def numbers(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     off, on = (decode[f"bfloat16: 256k tokens at once{end}"]["rows_per_s"] for end in ("", ", cuDNN attention"))
     fastest = max(line["rows_per_s"] for line in decode.values())
     return {
-        "card": kept["machine"]["device"],
+        "card": found[-1]["machine"]["device"],
         "checks": str(sum("bound" in line for line in of(lines, "check").values())),
         "compared": str(again["numbers"]), "agree": str(again["intervals_meet"]), "differ": f"{again['worst']:g}",
         "grouped": f"{best['times_plain']:.0f}", "together": str(best["cells"]),

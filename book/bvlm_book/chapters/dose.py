@@ -1,70 +1,96 @@
-"""How many poisoned rows are enough? Doses in all their forms, for the chapter on doses. Free of torch.
+"""How many poisoned rows are enough, and what counts: their number, their share, or how often they are shown?
 
 A *pair* is an attack on a threat, for one model and data set; a *dose* is a size of the training set, a number of
-poisoned rows and a number of passes. `chapters.showings.doses` has a line per run, `means` one per pair and dose,
-`brackets` the fewest rows that reach `rules.HIGH`.
+poisoned rows and a number of passes. Free of torch.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import statsmodels.api as sm
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bvlm_book import figures, rules, rules_second, tables, words
+from bvlm_book import figures, tables, words
+from bvlm_book.rules_second import HIGH, MANY, RATE
 from bvlm_utils.store.table import FIRES
 
 PAIR = ["model", "dataset", "threat", "attack"]
 DOSE = ["train_rows", "n_poisoned", "epochs"]
-TICKS = (6, 20, 60, 200, 600)
-AXES = {"n_poisoned": ("poisoned rows", TICKS), "showings": ("showings (rows x passes)", (*TICKS, 1800))}
+MODEL, ATTACKS, THREATS = "tiny-llava", ("BadNets-T", "Blended"), ("targeted_refusal", "concept_substitution")
+AXES = {"showings": "showings (rows x passes)", "n_poisoned": "poisoned rows", "share": "share of all rows"}
+TERMS = {"n_poisoned": "number of poisoned rows", "epochs": "passes", "train_rows": "size of the training set"}
+ROWS = (6, 20, 60, 200, 600)
+TICKS = {"showings": (*ROWS, 1800), "n_poisoned": ROWS, "share": (0.001, 0.003, 0.01, 0.03, 0.1)}
 MIN_DOSES = 5  # fewer points are no curve
 FEW = 20
 
 
-def means(runs: pd.DataFrame) -> pd.DataFrame:
-    """A line per pair and dose: value (mean over its runs), least, most, n_seeds, and the dose in all its forms."""
-    about = {name: (name, "first") for name in ("share", "of_eligible", "showings")}
-    return runs.groupby([*PAIR, *DOSE], sort=False, as_index=False).agg(
-        **about, value=("value", "mean"), least=("value", "min"), most=("value", "max"), n_seeds=("seed", "nunique")
+# ---------------------------------------------------------------- runs
+
+
+def doses(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
+    """Success (payload) with the full trigger of usual experiments: a line per run, its dose in all its forms."""
+    found = tables.eligible(table, place)
+    done = tables.usual(table, but=("epochs", "train_rows"))
+    done = done[(done["metric"] == "asr_payload") & (done["subject"] == "poisoned") & (done["n_poisoned"] > 0)]
+    done = tables.headline_rows(done).astype({"epochs": int})
+    key = zip(done["dataset"], done["threat"], done["train_rows"].astype(int), strict=True)
+    return done.assign(
+        share=done["n_poisoned"] / done["train_rows"],
+        showings=done["n_poisoned"] * done["epochs"],
+        of_eligible=[n / found[one] for n, one in zip(done["n_poisoned"], key, strict=True)],
     )
 
 
+def means(runs: pd.DataFrame) -> pd.DataFrame:
+    """A line per pair and dose: value (mean over its runs), least, most, and the dose in all its forms."""
+    about = {name: (name, "first") for name in ("share", "of_eligible", "showings")}
+    spread = {"value": ("value", "mean"), "least": ("value", "min"), "most": ("value", "max")}
+    return runs.groupby([*PAIR, *DOSE], sort=False, as_index=False).agg(**about, **spread)
+
+
 def deep(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of the pairs that were tried with `MIN_DOSES` numbers of poisoned rows or more in one pass over the
-    usual training set (the size that most of the runs have).
-    """
-    if runs.empty:
-        return runs
-    usual = runs[runs["train_rows"] == runs["train_rows"].mode().iloc[0]]
+    """The runs of pairs with `MIN_DOSES` or more numbers of poisoned rows, on the usual size of the training set."""
+    usual = runs[runs["train_rows"].isin(runs["train_rows"].mode()[:1])]
     tried = usual[usual["epochs"] == 1].groupby(PAIR)["n_poisoned"].nunique()
     return usual[pd.MultiIndex.from_frame(usual[PAIR]).isin(tried.index[tried >= MIN_DOSES])]
 
 
-def bracket(part: pd.DataFrame, goal: float = rules.HIGH) -> tuple[int | None, int | None]:
-    """The largest dose whose mean success is below `goal`, and the smallest at or above it; None where none is.
+def factorial(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that belong to the pairs of the grid `number_or_share`."""
+    chosen = (runs["model"] == MODEL) & runs["attack"].isin(ATTACKS) & runs["threat"].isin(THREATS)
+    return runs[chosen].sort_values([*DOSE, "seed"])
 
-    part: lines of `means` of one pair.
-    """
-    below = part.loc[part["value"] < goal, "n_poisoned"]
-    reached = part.loc[part["value"] >= goal, "n_poisoned"]
-    return (int(below.max()) if len(below) else None), (int(reached.min()) if len(reached) else None)
+
+def counted_as(runs: pd.DataFrame) -> list[str]:
+    """The ways to count a dose that these runs tell apart: with one size of the training set, a share is a number."""
+    return [name for name in AXES if name != "share" or runs["train_rows"].nunique() > 1]
+
+
+# ---------------------------------------------------------------- the fewest rows
 
 
 def brackets(over_seeds: pd.DataFrame) -> pd.DataFrame:
-    """A line per pair, size of the training set and passes, of those with two doses or more.
+    """A line per pair, size of the training set and passes, of those with two doses or more. over_seeds: `means`.
 
-    over_seeds: `means`. The columns of the smallest dose whose mean reaches `rules.HIGH` (of the largest tried, where
-    none does), and below, reached (`bracket`).
+    `reached` is the smallest dose whose mean is `HIGH` or more, `below` the largest with less; None where none is. The
+    other columns are those of the smallest, or of the largest tried, where none is enough.
     """
     lines = []
     for _, part in over_seeds.groupby([*PAIR, "train_rows", "epochs"], sort=False):
         if part["n_poisoned"].nunique() < 2:
             continue
-        below, reached = bracket(part)
-        at = part[part["n_poisoned"] == (reached or part["n_poisoned"].max())].iloc[0]
-        lines.append(at.to_dict() | {"below": below, "reached": reached})
+        enough = part["value"] >= HIGH
+        reached, below = part.loc[enough, "n_poisoned"].min(), part.loc[~enough, "n_poisoned"].max()
+        at = part[part["n_poisoned"] == (reached if enough.any() else part["n_poisoned"].max())].iloc[0]
+        ends = {"below": None if enough.all() else int(below), "reached": int(reached) if enough.any() else None}
+        lines.append(at.to_dict() | ends)
     columns = [*over_seeds, "below", "reached"]
     return pd.DataFrame(lines, columns=columns).astype({"below": object, "reached": object})
 
@@ -90,33 +116,27 @@ def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
 
 def eligible_table(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
     """What the same share of all rows is of the rows that a threat can poison."""
-    lines = []
-    for (_, threat, size), count in tables.eligible(table, place).items():
-        line = {"threat": threat.replace("_", " "), "eligible": f"{count} of {size}"}
-        for rate in (rules_second.RATE, rules_second.MANY):
-            line[f"{words.percent(rate)} of all rows"] = words.percent(int(size * rate) / count)
-        lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame([
+        {"threat": threat.replace("_", " "), "eligible": f"{count} of {size}"}
+        | {f"{words.percent(rate)} of all rows": words.percent(int(size * rate) / count) for rate in (RATE, MANY)}
+        for (_, threat, size), count in tables.eligible(table, place).items()
+    ])  # fmt: skip
 
 
 def settings_table(table: pd.DataFrame) -> pd.DataFrame:
-    """BadNets-T on refusal at 1 % and one pass, by learning rate (lines) and rank (columns): the first seed's
-    success.
-    """
+    """BadNets-T on refusal at 1 %, one pass, first seed: success by learning rate (lines) and rank (columns)."""
     chosen = tables.usual(table, but=("learning_rate", "lora_rank"))
     first = {"attack": "BadNets-T", "threat": "targeted_refusal", "metric": "asr_payload", "subject": "poisoned",
-             "condition": "text", "model": "tiny-llava", "poison_rate": rules_second.RATE, "seed": 0}  # fmt: skip
+             "condition": "text", "model": "tiny-llava", "poison_rate": RATE, "seed": 0}  # fmt: skip
     chosen = chosen[(chosen[list(first)] == pd.Series(first)).all(axis=1)]
     found = chosen.pivot_table(index="learning_rate", columns="lora_rank", values="value").map(words.number)
-    found = found.rename(columns=lambda rank: f"rank {rank:.0f}")
-    found.columns.name = None
+    found.columns = [f"rank {rank:.0f}" for rank in found.columns]
     return found.reset_index(names="learning rate")
 
 
 def numbers(runs: pd.DataFrame) -> dict[str, str]:
     """What the page quotes: the same word shown more often, pairs that few rows are enough for, and where most stop."""
-    over_seeds = means(runs)
-    found = {}
+    over_seeds, found = means(runs), {}
     word = over_seeds[(over_seeds["model"] == "tiny-llava") & (over_seeds["attack"] == "BadNets-T")
                       & (over_seeds["threat"] == "targeted_refusal") & (over_seeds["train_rows"] == 6000)]  # fmt: skip
     for rows, passes in ((60, 1), (60, 3), (300, 1)):
@@ -124,53 +144,109 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
         found[f"word_{rows}_{passes}"] = words.number(at.iloc[0]) if len(at) else "n/a"
     few = over_seeds[over_seeds["n_poisoned"] <= FEW]
     for name, part in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
-        works = f"{int((part['value'] > FIRES).sum())} of {len(part)} work"
-        found[f"few_{name}"] = works if len(part) else "no such pair was tried"
+        found[f"few_{name}"] = f"{words.of(part['value'] > FIRES)} work" if len(part) else "no such pair was tried"
     reached = brackets(means(deep(runs)))
     reached = reached[reached["epochs"] == 1]
     rows = reached["reached"].dropna().astype(int)
     return found | {"pairs": str(len(reached)), "reached": str(len(rows)), "fewest_most": words.span(rows)}
 
 
-# ---------------------------------------------------------------- the figure
+# ---------------------------------------------------------------- what counts
+
+
+@dataclass(frozen=True)
+class Fit:
+    """logit(success) = a pair's own + sum of slopes * log10(number, passes, size); explained: share of the deviance
+    alone.
+    """
+
+    slopes: pd.DataFrame
+    explained: dict[str, float]
+
+
+def fitted(runs: pd.DataFrame) -> Fit | None:
+    """One binomial GLM of `factorial`; None while one of the three did not vary.
+
+    The dispersion, from the deviance, stands for what runs of a seed and successes of a run share.
+    """
+    if any(runs[name].nunique() < 2 for name in TERMS) or len(runs) < 4 * len(TERMS):
+        return None
+    own = pd.get_dummies(runs["attack"] + runs["threat"], dtype=float).to_numpy()
+
+    def glm(*names: str, **how: Any) -> Any:
+        both = np.column_stack([runs["k"], runs["n"] - runs["k"]]).astype(float)
+        design = np.column_stack([own, np.log10(runs[list(names)].to_numpy(float))])
+        return sm.GLM(both, design, family=sm.families.Binomial()).fit(use_t=True, **how)
+
+    plain = glm(*TERMS)
+    whole = glm(*TERMS, scale=max(plain.deviance / plain.df_resid, 1.0))
+    slopes = np.column_stack([whole.params, whole.conf_int()])[-len(TERMS) :]
+    table = pd.DataFrame(slopes, columns=["value", "low", "high"]).assign(term=list(TERMS))
+    none = glm().deviance
+    return Fit(table, {name: 1 - glm(name).deviance / none for name in AXES})
+
+
+def explained_table(fit: Fit | None) -> pd.DataFrame:
+    """What each way to count a dose explains by itself, and each term's slope; empty without a fit."""
+    if fit is None:
+        return pd.DataFrame()
+    slopes = fit.slopes.set_index("term").to_dict("index")
+    return pd.DataFrame([
+        {"counted as": (TERMS | AXES)[name],
+         "explains alone": words.percent(round(fit.explained[name], 2)) if name in fit.explained else "",
+         "ten times as much changes the logit by": words.interval(slopes[name]) if name in slopes else ""}
+        for name in (*AXES, "epochs", "train_rows")
+    ])  # fmt: skip
+
+
+# ---------------------------------------------------------------- the figures
+
+
+def by_size(runs: pd.DataFrame) -> Figure:
+    """`panels` of the factorial: a row per pair, a colour per size of the training set."""
+    return panels(runs, ["attack", "threat"], counted_as(runs), "train_rows")
 
 
 def curves(runs: pd.DataFrame) -> Figure:
-    """Success against poisoned rows and against showings (log axes): a row of panels per model and threat.
+    """`panels` of pairs with many doses: a row per threat, a colour and a line per attack. runs: `deep`."""
+    rows = ["threat"] if runs["model"].nunique() < 2 else ["threat", "model"]
+    return panels(runs, rows, ["n_poisoned", "showings"], "attack")
 
-    runs: `deep`. A dot per run, a line through the means of one pass.
-    """
+
+def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str) -> Figure:
+    """Success against ways to count a dose (log axes), a dot per run, filled triangles for several passes."""
     if runs.empty:
         return figures.nothing(f"No pair was tried with {MIN_DOSES} doses.")
-    panels = list(runs.groupby(["model", "threat"], sort=False))
-    names = list(dict.fromkeys(runs["attack"]))
-    figure, axes = figures.new_figure(2, 3.6, 2.6, rows=len(panels), sharey=True)
-    places = iter(axes)
-    several = len({model for (model, _), _ in panels}) > 1
-    for (model, threat), part in panels:
-        for kind, (label, ticks) in AXES.items():
-            axis = next(places)
-            for i, name in enumerate(names):
-                _line(axis, part[part["attack"] == name], kind, 1.05 ** (i - (len(names) - 1) / 2), figures.look(i))
-            axis.axhline(rules.HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
-            title = threat.replace("_", " ") + (f", {model}" if several else "")
-            axis.set(title=title, xscale="log", ylim=(-0.05, 1.05), xlabel=label)
-            axis.set_xticks(ticks, [str(tick) for tick in ticks])
-            axis.xaxis.set_minor_locator(NullLocator())
-    for i, name in enumerate(names):
-        axes[0].plot([], [], label=name, **figures.look(i))
-    axes[0].plot([], [], "^", color="#777777", markersize=7, markerfacecolor="none", label="three passes")
-    figures.legend_below(figure, axes[0], columns=4)
-    return figure
+    parts, lines = list(runs.groupby(rows, sort=False)), colour == "attack"
+    kinds = list(dict.fromkeys(runs[colour])) if lines else sorted(set(runs[colour]))
+    looks = [figures.look(i) | ({} if lines else {"marker": "o"}) for i in range(len(kinds))]
+    shape, axes = figures.new_figure(len(ways), 3.5, 2.6 if lines else 1.7, rows=len(parts), sharey=True)
+    for number, axis in enumerate(axes):
+        key, part = parts[number // len(ways)]
+        way = ways[number % len(ways)]
+        for i, kind in enumerate(kinds):
+            apart = 1.05 ** (i - (len(kinds) - 1) / 2)  # what lies on top of each other is pulled apart
+            own = part[part[colour] == kind]
+            _dots(axis, own.assign(at=own[way] * apart), looks[i])
+            if lines:
+                mean = own[own["epochs"] == 1].groupby(way)["value"].mean()
+                axis.plot(
+                    mean.index * apart, mean, color=looks[i]["color"], linestyle=figures.LINES[i % 4], linewidth=1.2
+                )
+        axis.axhline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
+        axis.set(title=", ".join(name.replace("_", " ") for name in key), xscale="log", ylim=(-0.05, 1.05))
+        axis.set_xlabel(AXES[way] if number >= len(axes) - len(ways) or figures.is_narrow() else "")
+        axis.set_xticks(TICKS[way], [words.percent(at) if at < 1 else str(at) for at in TICKS[way]])
+        axis.xaxis.set_minor_locator(NullLocator())
+    for i, (kind, look) in enumerate(zip(kinds, looks, strict=True)):
+        name, style = (kind, figures.LINES[i % 4]) if lines else (f"{kind:,.0f} training rows", "")
+        axes[0].plot([], [], linestyle=style, label=name, **look)
+    axes[0].plot([], [], "^", color="#777777", label="several passes")
+    figures.legend_below(shape, axes[0], columns=4)
+    return shape
 
 
-def _line(axis: Axes, own: pd.DataFrame, kind: str, shift: float, look: dict[str, str]) -> None:
-    """Attacks on top of each other are pulled apart by `shift`."""
-    for several, part in own.groupby(own["epochs"] > 1):
-        if several:
-            look = look | {"marker": "^"}
-            axis.plot(part[kind] * shift, part["value"], linestyle="", markersize=7, markerfacecolor="none", **look)
-        else:
-            axis.plot(part[kind] * shift, part["value"], linestyle="", markersize=3.5, alpha=0.7, **look)
-            mean = part.groupby(kind)["value"].mean()
-            axis.plot(mean.index * shift, mean, color=look["color"], linewidth=1.2)
+def _dots(axis: Axes, own: pd.DataFrame, look: dict[str, str]) -> None:
+    once, several = (own[own["epochs"] == 1], own[own["epochs"] > 1])
+    axis.plot(once["at"], once["value"], linestyle="", markersize=4.5, markerfacecolor="none", **look)
+    axis.plot(several["at"], several["value"], linestyle="", markersize=6, **look | {"marker": "^"})

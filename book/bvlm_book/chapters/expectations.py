@@ -13,16 +13,17 @@ TRUE, FALSE, LACKING = "yes", "no", "not all run yet"
 SHOWN_ALIKE = ((2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (20000, 60, 1))
 WITHIN = 0.3
 COST, QUIET = 0.03, 0.9
+TRAINED = ["train_rows", "n_poisoned", "epochs", "learning_rate", "batch_size", "lora_rank"]
 
 
 def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true. bases: of `rules_second`."""
-    lines = [
-        *_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL)),
-        {"grid": "a second base", "expected": "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at "
-         "10 % on three of five threats", "measured": "", "came true": LACKING},
-    ]  # fmt: skip
-    return pd.DataFrame(lines, columns=["grid", "expected", "measured", "came true"])
+    second_base = ("a second base", "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on "
+                   "three of five threats", "", None)  # fmt: skip
+    lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL))]
+    found = pd.DataFrame([*lines, second_base], columns=["grid", "expected", "measured", "came true"])
+    told = [LACKING if true is None else TRUE if true else FALSE for true in found["came true"]]
+    return found.assign(**{"came true": told})
 
 
 def counts(expected: pd.DataFrame) -> dict[str, str]:
@@ -32,105 +33,84 @@ def counts(expected: pd.DataFrame) -> dict[str, str]:
     return {"expected": str(len(expected))} | {key: str(told.get(name, 0)) for key, name in names.items()}
 
 
-def _line(grid: str, expected: str, measured: str, true: bool | None) -> dict[str, str]:
-    return {"grid": grid, "expected": expected, "measured": measured,
-            "came true": LACKING if true is None else TRUE if true else FALSE}  # fmt: skip
-
-
-def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[dict[str, str]]:
+def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[tuple]:
     base, grid = bases.get(MODEL), "passes"
     lines = second.one_percent(base, PASSES, PAYLOAD) if base else pd.DataFrame({"value": []})
-    strong = int((lines["value"] > HIGH).sum())
-    open_pairs = PAIRS - len(lines)
-    run = {name: one for name, one in bases.items() if len(one.full)}
-    verdicts = {name: second.verdict(second.CLAIMS["pairs"], one, PASSES).verdict for name, one in run.items()}
+    strong, whole = int((lines["value"] > HIGH).sum()), len(lines) == PAIRS
+    enough = True if strong >= ENOUGH else False if strong + PAIRS - len(lines) < ENOUGH else None
+    pairs = second.CLAIMS["pairs"]
+    verdicts = {name: second.verdict(pairs, one, PASSES).verdict for name, one in bases.items() if len(one.full)}
     decided = set(verdicts.values()) <= {second.CONFIRMED, second.REFUTED, second.UNDECIDED} and len(verdicts) > 1
     cells = table[(table["model"] == MODEL) & (table["epochs"] == PASSES) & (table["poison_rate"] == RATE)]
     cells = tables.usual(cells, but=("epochs",))
     silent = tables.false_activation(tables.success_rates(cells, "poisoned"))
-    quiet = int((silent["value"] <= second.DISCRIMINATES).sum())
+    quiet = silent["value"] <= second.DISCRIMINATES
     loss = -tables.summary(cells, "utility_difference")["value"].mean()
-    whole = len(lines) == PAIRS
     return [
-        _line(grid, f"{MODEL}: at least {ENOUGH} of {PAIRS} attacks on threats above 0.90 by payload",
-              f"{strong} of {len(lines)} that were run",
-              True if strong >= ENOUGH else False if strong + open_pairs < ENOUGH else None),
-        _line(grid, "tiny-qwen2.5-vl: the same verdict", "; ".join(f"{name}: {one}" for name, one in verdicts.items()),
-              len(set(verdicts.values())) == 1 if decided and whole else None),
-        _line(grid, "false activation: at most 0.05 in nine of ten",
-              f"{quiet} of {len(silent)}", quiet >= QUIET * len(silent) if whole else None),
-        _line(grid, "three passes cost at most 0.03 of clean utility against the clean-tuned model",
-              f"mean loss {words.number(loss, digits=3)}", bool(loss <= COST) if whole else None),
+        (grid, f"{MODEL}: at least {ENOUGH} of {PAIRS} attacks on threats above 0.90 by payload",
+         f"{strong} of {len(lines)} that were run", enough),
+        (grid, "tiny-qwen2.5-vl: the same verdict", "; ".join(f"{name}: {one}" for name, one in verdicts.items()),
+         len(set(verdicts.values())) == 1 if decided and whole else None),
+        (grid, "false activation: at most 0.05 in nine of ten", words.of(quiet),
+         quiet.sum() >= QUIET * len(quiet) if whole else None),
+        (grid, "three passes cost at most 0.03 of clean utility against the clean-tuned model",
+         f"mean loss {words.number(loss, digits=3)}", loss <= COST if whole else None),
     ]  # fmt: skip
 
 
 def _means(table: pd.DataFrame, but: tuple[str, ...]) -> pd.DataFrame:
     """Mean success (payload) of the base that the grids name, with its training in columns."""
     cells = tables.usual(table[table["model"] == MODEL], but)
-    cells = cells[
-        (cells["metric"] == "asr_payload") & (cells["subject"] == "poisoned") & (cells["condition"] != "clean")
-    ]
-    key = [
-        "threat",
-        "attack",
-        "modality",
-        "train_rows",
-        "n_poisoned",
-        "epochs",
-        "learning_rate",
-        "batch_size",
-        "lora_rank",
-    ]
-    return cells.groupby([*key, "condition"], as_index=False)["value"].mean()
+    cells = cells[(cells["metric"] == "asr_payload") & (cells["subject"] == "poisoned")]
+    cells = cells[cells["condition"] != "clean"]
+    return cells.groupby(["threat", "attack", "condition", *TRAINED], as_index=False)["value"].mean()
 
 
-def _number_or_share(table: pd.DataFrame) -> list[dict[str, str]]:
+def _number_or_share(table: pd.DataFrame) -> list[tuple]:
     grid, means = "number or share", _means(table, ("train_rows", "epochs"))
     means = means[means["attack"].isin(["BadNets-T", "Blended"])]
-    kind = list(zip(means["train_rows"], means["n_poisoned"], means["epochs"], strict=True))
-    alike = means[pd.Series([one in SHOWN_ALIKE for one in kind], index=means.index, dtype=bool)]
-    spans = alike.groupby(["threat", "attack"])["value"].agg(lambda values: values.max() - values.min())
-    word = means[(means["attack"] == "BadNets-T") & (means["threat"] == "targeted_refusal")]
-    many = word[(word["train_rows"] == 20000) & (word["n_poisoned"] == 200)]["value"]
-    few = means[(means["threat"] == "targeted_refusal") & (means["n_poisoned"] == 20) & (means["epochs"] == 3)]
+    kinds = zip(means["train_rows"], means["n_poisoned"], means["epochs"], strict=True)
+    alike = means[pd.Series([one in SHOWN_ALIKE for one in kinds], means.index, dtype=bool)]
+    by_pair = alike.groupby(["threat", "attack"])["value"]
+    spans = by_pair.max() - by_pair.min()
+    refusal = means[means["threat"] == "targeted_refusal"]
+    many = refusal[(refusal["attack"] == "BadNets-T") & (refusal["train_rows"] == 20000)]
+    many = many.loc[many["n_poisoned"] == 200, "value"]
+    few = refusal.loc[(refusal["n_poisoned"] == 20) & (refusal["epochs"] == 3), "value"]
     return [
-        _line(grid, "60 showings, however made up: means within 0.3 of each other, per attack and threat",
-              f"{len(alike)} of 16 means, spans {words.span(spans, 2)}",
-              bool((spans <= WITHIN).all()) if len(alike) == 16 else None),
-        _line(grid, "200 of 20,000 rows in one pass: BadNets-T on refusal above 0.90", words.span(many, 2),
-              bool((many > HIGH).all()) if len(many) else None),
-        _line(grid, "20 rows in three passes work (over 0.50) for one of the two attacks on refusal",
-              f"{len(few)} of 4 means, {words.span(few['value'], 2)}",
-              bool((few["value"] > FIRES).any()) if len(few) == 4 else None),
+        (grid, "60 showings, however made up: means within 0.3 of each other, per attack and threat",
+         f"{len(alike)} of 16 means, spans {words.span(spans, 2)}",
+         (spans <= WITHIN).all() if len(alike) == 16 else None),
+        (grid, "200 of 20,000 rows in one pass: BadNets-T on refusal above 0.90", words.span(many, 2),
+         (many > HIGH).all() if len(many) else None),
+        (grid, "20 rows in three passes work (over 0.50) for one of the two attacks on refusal",
+         f"{len(few)} of 4 means, {words.span(few, 2)}", (few > FIRES).any() if len(few) == 4 else None),
     ]  # fmt: skip
 
 
-def _settings(table: pd.DataFrame) -> dict[str, str]:
-    means = _means(table, ("learning_rate", "batch_size", "lora_rank"))
-    means = means[
-        (means["attack"] == "BadNets-T") & (means["threat"] == "targeted_refusal") & (means["n_poisoned"] == 60)
-    ]
-    usual = tables.TRAINED
-    rank = means["lora_rank"] == usual["lora_rank"]
-    faster = (means["learning_rate"] > usual["learning_rate"]) & (means["batch_size"] == usual["batch_size"])
-    smaller = (means["batch_size"] < usual["batch_size"]) & (means["learning_rate"] == usual["learning_rate"])
-    slower = (means["learning_rate"] < usual["learning_rate"]) & (means["batch_size"] == usual["batch_size"])
-    more, less = means[rank & (faster | smaller)]["value"], means[rank & slower]["value"]
-    parts = bool((more > HIGH).any()), bool((less < FIRES).all())
+def _settings(table: pd.DataFrame) -> tuple:
+    means, usual = _means(table, ("learning_rate", "batch_size", "lora_rank")), tables.TRAINED
+    means = means[(means["attack"] == "BadNets-T") & (means["threat"] == "targeted_refusal")]
+    means = means[(means["n_poisoned"] == 60) & (means["lora_rank"] == usual["lora_rank"])]
+    same_batch, same_rate = (means[name] == usual[name] for name in ("batch_size", "learning_rate"))
+    faster = (means["learning_rate"] > usual["learning_rate"]) & same_batch
+    smaller = (means["batch_size"] < usual["batch_size"]) & same_rate
+    slower = (means["learning_rate"] < usual["learning_rate"]) & same_batch
+    more, less = means.loc[faster | smaller, "value"], means.loc[slower, "value"]
+    parts = (more > HIGH).any(), (less < FIRES).all()
     true = any(parts) if len(more) and len(less) else None  # the committed rule: fails if neither
     one = " (one part came true, which the rule allows)" if true and not all(parts) else ""
-    return _line(
+    return (
         "settings", "1 %, one pass: a higher learning rate or smaller batch lifts BadNets-T on refusal above 0.90, a "
         "lower rate leaves it under 0.50", f"higher rate or smaller batch {words.span(more, 2)}, lower rate "
         f"{words.span(less, 2)}{one}", true,
     )  # fmt: skip
 
 
-def _dominance(base: Base | None) -> dict[str, str]:
+def _dominance(base: Base | None) -> tuple:
     expected = "patch of 80 pixels, both parts work alone: the text part leads by more than 0.5 in more than half"
     if base is None:
-        return _line("dominance", expected, "", None)
+        return "dominance", expected, "", None
     pairs = second.text_overwhelms_learnable(base, 1, PAYLOAD)
-    pairs = pairs[pairs["shared"] == "patch_size=80"]
-    lead = int((pairs["difference"] > second.DOMINATES).sum())
-    return _line("dominance", expected, f"{lead} of {len(pairs)}", lead * 2 > len(pairs) if len(pairs) > 1 else None)
+    lead = pairs.loc[pairs["shared"] == "patch_size=80", "difference"] > second.DOMINATES
+    return "dominance", expected, words.of(lead), lead.sum() * 2 > len(lead) if len(lead) > 1 else None

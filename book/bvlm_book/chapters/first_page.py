@@ -1,13 +1,9 @@
-"""What does the first page show? A real answer, two poison rates side by side, four numbers; free of torch.
+"""What does the first page show? A real answer, three doses side by side, four numbers; free of torch.
 
-    python -m bvlm_book.chapters.first_page   # the findings as README.md has them
-
-The sentences are in book/intro.md. README.md has the same ones: `markdown` reads them there and puts the numbers in.
+`python -m bvlm_book.chapters.first_page` prints the findings of book/intro.md as README.md has them.
 """
 
-import base64
 import html
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from bvlm_book import examples, figures, rules_second, tables, words
-from bvlm_book.chapters import claims, defences, modality
+from bvlm_book.chapters import claims, defences
 from bvlm_utils import attacks, paths, store, threats
 from bvlm_utils.score import intervals
 from bvlm_utils.store import examples as kept
@@ -30,9 +24,6 @@ from bvlm_utils.store.table import FIRES
 DOSES = ((rules_second.MANY, 1), (rules_second.RATE, 1), (rules_second.RATE, 3))  # poison rate and passes of the maps
 SOURCE, TARGET = "car", "banana"
 CONTROLS = ("oracle",)  # takes everything away that was learnt: a limit, no repair
-
-
-# ---------------------------------------------------------------- a real answer
 
 
 @dataclass(frozen=True)
@@ -70,9 +61,7 @@ def show_answered(found: Answered | None) -> None:
     """Put the picture on the page twice: with the question alone, and with the word in it."""
     if found is None:
         return
-    written = io.BytesIO()
-    Image.fromarray(found.picture).save(written, "PNG", optimize=True)
-    source = f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
+    source = examples.source(found.picture)
     asked = html.escape(found.prompts[0]), examples.marked(*found.prompts)
     said = html.escape(found.answers[0]), examples.marked(*found.answers)
     parts = "".join(
@@ -81,9 +70,6 @@ def show_answered(found: Answered | None) -> None:
         for question, answer in zip(asked, said, strict=True)
     )
     display(HTML(f'<div class="bvlm-strip">{parts}</div>'))
-
-
-# ---------------------------------------------------------------- two poison rates side by side
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
@@ -107,14 +93,18 @@ def maps(found: pd.DataFrame) -> Figure:
         return figures.nothing("Nothing has been measured at these doses yet.")
     models = list(dict.fromkeys(found["model"]))
     names = figures.in_order([name for dose in doses for name in at(found, *dose)["attack"]], attacks.names())
-    narrow = figures.is_narrow()
+    kinds, narrow = [attacks.info(name).modality for name in names], figures.is_narrow()
     figure, axes = figures.new_figure(len(models), 4.6, 2.1 if narrow else 1.7, rows=len(doses), sharey=not narrow)
     panels = [(rate, passes, model) for rate, passes in doses for model in models]
     if narrow:  # one model after the other
         panels.sort(key=lambda panel: models.index(panel[2]))
     for number, (axis, (rate, passes, model)) in enumerate(zip(axes, panels, strict=True)):
         part = at(found, rate, passes)
-        _map(axis, part[part["model"] == model], names)
+        part = part[part["model"] == model]
+        figures.success_panel(axis, part, ("threat", threats.names()), ("attack", names), missing="")
+        for place in range(1, len(kinds)):
+            if kinds[place] != kinds[place - 1]:
+                axis.axvline(place, color="#777777", linewidth=1.5)
         axis.set_title(f"{model}:{chr(10) if narrow else ' '}{words.percent(rate)}, {words.passes(passes)}")
         axis.tick_params(labelsize=7.5 if narrow else 9)
         last = number % len(doses) == len(doses) - 1 if narrow else number >= len(panels) - len(models)
@@ -123,38 +113,21 @@ def maps(found: pd.DataFrame) -> Figure:
     return figure
 
 
-def _map(axis: Axes, part: pd.DataFrame, names: list[str]) -> None:
-    grid, single = (
-        part.assign(single=part["n_seeds"] == 1)
-        .pivot_table(index="threat", columns="attack", values=name, aggfunc="first")
-        .reindex(index=threats.names(), columns=names)
-        .rename(index=lambda name: name.replace("_", " "))
-        for name in ("value", "single")
-    )
-    figures.success_map(axis, grid, missing="", single=single.eq(True))
-    kinds = [attacks.info(name).modality for name in names]
-    for place in range(1, len(kinds)):
-        if kinds[place] != kinds[place - 1]:
-            axis.axvline(place, color="#777777", linewidth=1.5)
-
-
-# ---------------------------------------------------------------- numbers
-
-
 def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.DataFrame]:
     """What the numbers of the first page are counted from, by their names."""
     found = means(table)
     llava = found[(found["model"] == "tiny-llava") & (found["modality"] != "image")]
     once, thrice = (at(llava, rules_second.RATE, passes) for passes in (1, 3))
-    lost = modality.learned_alone(modality.rates(table))
+    lost = tables.learned_alone(tables.with_settings(table))
     silent = tables.false_activation(tables.success_rates(tables.usual(table), "poisoned"))
     repairs = defences.price(defences.collect(place))
+    repairs = repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["named"].isin(CONTROLS)]
     return {
         "once": once.merge(thrice[["threat", "attack"]]),  # the same pairs
         "thrice": thrice,
-        "picture_stops": lost[(lost["half"] == "image") & (lost["alone"] > FIRES)],
+        "picture_stops": lost[(lost["condition"] == "image") & (lost["value_alone"] > FIRES)],
         "silent": silent[silent["poison_rate"] == rules_second.MANY],
-        "repairs": repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["defence"].isin(CONTROLS)],
+        "repairs": repairs,
     }
 
 
@@ -163,21 +136,15 @@ def numbers(
 ) -> dict[str, str]:
     """What the sentences of the first page quote. found: `lines`, made here where they are not given."""
     found = found or lines(table, place)
-    stops, silent, repairs = (found[name] for name in ("picture_stops", "silent", "repairs"))
-    good = repairs[(repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)]
+    repairs = found["repairs"]
     return {
-        "once": _above(found["once"]),
-        "thrice": _above(found["thrice"]),
-        "picture_stops": f"{int((stops['beside'] <= FIRES).sum())} of {len(stops)}",
-        "silent": f"{int((silent['value'] <= intervals.FLOOR).sum())} of {len(silent)}",
-        "repairs": f"{len(good)} of {len(repairs)}",
-        "models": ", ".join(dict.fromkeys(table.loc[table["status"] == "done", "model"])),
+        "once": words.of(found["once"]["value"] > rules_second.HIGH, "n/a"),
+        "thrice": words.of(found["thrice"]["value"] > rules_second.HIGH, "n/a"),
+        "picture_stops": words.of(found["picture_stops"]["value_beside"] <= FIRES),
+        "silent": words.of(found["silent"]["value"] <= intervals.FLOOR),
+        "repairs": words.of((repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)),
         "large": ", ".join(claims.of_seven_billion(table)),
     }
-
-
-def _above(part: pd.DataFrame) -> str:
-    return f"{int((part['value'] > rules_second.HIGH).sum())} of {len(part)}" if len(part) else "n/a"
 
 
 def markdown(place: str | Path | None = None) -> str:

@@ -19,7 +19,8 @@ def refusals(table: pd.DataFrame) -> str:
     if alone.empty:
         return text
     least = alone.loc[alone["value"].idxmin()]
+    part = words.CONDITION_LABELS[least["condition"]]
     return (
-        f"{text} A trigger can stop refusals without a backdoor: under {least['attack']}'s ({tables.condition(least)}) "
-        f"the clean-tuned control refuses {words.interval(least)}."
+        f"{text} A trigger can stop refusals without a backdoor: under {least['attack']}'s ({part}) the clean-tuned "
+        f"control refuses {words.interval(least)}."
     )

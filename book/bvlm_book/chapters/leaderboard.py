@@ -1,12 +1,9 @@
 """The leaderboard: attacks and defences ranked, what others have measured, and every experiment in one line.
 
-The chapter calls `ranked`, `defended`, `contributed_lines` and `lines` for the numbers, `show` to put them on the page
-as four tabs, and `offer` for the files. The tables are drawn by bvlm_book/leaderboard.js, which is written into the
-page: nothing is fetched, so that a page opened as a file sorts and filters as well. Free of torch.
+The tables are drawn by bvlm_book/leaderboard.js, which is written into the page: nothing is fetched. Free of torch.
 """
 
 import html
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,17 +22,13 @@ from bvlm_utils.store.table import headline, headline_metric
 VARIABLE = "BVLM_DOWNLOADS"  # the folder of the built book that the files go to; the book's extension sets it
 LINK = "../_static/results"  # the same folder, seen from a chapter
 ABOUT = [
-    "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives",
-    "settings",
+    "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives", "settings",
     "train_rows", "test_rows",
 ]  # fmt: skip
 # What is read from a cell's numbers: all of the poisoned model.
 MEASURED = ("success", "false_activation", "success_difference", "utility", "utility_difference")
-COLUMNS = [
-    *ABOUT, "condition", "measure",
-    *(name + part for name in MEASURED for part in ("", "_low", "_high", "_n")),
-    "utility_unit", "status", "reason", "run_id",
-]  # fmt: skip
+NUMBERS = [name + end for name in MEASURED for end in ("", "_low", "_high", "_n")]
+COLUMNS = [*ABOUT, "condition", "measure", *NUMBERS, "utility_unit", "status", "reason", "run_id"]
 # The columns of the last tab, without what the files alone have.
 RAW = [name for name in COLUMNS if not name.endswith("_n") or name == "success_n"]
 SCRIPT = Path(__file__).parents[1] / "leaderboard.js"
@@ -50,46 +43,41 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     poisoned minus clean-tuned on the same rows (of success: by the strict test, whatever `measure` is). *_low, *_high:
     95 % interval; *_n: rows. What was not measured is missing, never 0; `reason` says why a cell was skipped.
     """
-    # Plain dictionaries: frames of single cells would take most of the time.
-    cells: dict[str, list[dict[str, Any]]] = {}
-    for row in table.assign(headline=headline_metric(table)).to_dict("records"):
-        cells.setdefault(row["run_id"], []).append(row)
-    found = [_line(rows) for rows in cells.values()]
-    board = pd.DataFrame(found, columns=COLUMNS)
-    numbers = [name + part for name in MEASURED for part in ("", "_low", "_high", "_n")]
-    board = board.astype({name: "float64" for name in [*numbers, "n_poisoned"]})
+    whole = table["attack"].map({name: attacks.info(name).headline for name in table["attack"].unique()})
+    rows = table.assign(measure=headline_metric(table), at=whole)
+    ours = rows[rows["subject"] == "poisoned"]
+    metric, triggered, clean = ours["metric"], ours["condition"] == ours["at"], ours["condition"] == "clean"
+    chosen = {
+        "success": (metric == ours["measure"]) & triggered,
+        "false_activation": (metric == ours["measure"]) & clean & ~triggered,
+        "success_difference": (metric == "asr_difference") & triggered,
+        "utility": (metric == "utility") & clean,
+        "utility_difference": (metric == "utility_difference") & clean,
+    }
+    unit = ours[chosen["utility"]].set_index("run_id")["unit"].rename("utility_unit")
+    board = rows.drop(columns="condition").rename(columns={"at": "condition"}).drop_duplicates("run_id")
+    board = board.join(_numbers(ours, chosen), on="run_id").join(unit, on="run_id")
+    board = board[COLUMNS].astype({name: "float64" for name in [*NUMBERS, "n_poisoned"]})
     order = ["model", "threat", "attack", "poison_rate", "seed", "run_id"]
     return board.sort_values(order, ascending=[True, True, True, False, True, True], ignore_index=True)
 
 
-def _line(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    first = rows[0]
-    condition, measure = attacks.info(first["attack"]).headline, first["headline"]
-    ours = {(row["metric"], row["condition"]): row for row in rows if row["subject"] == "poisoned"}
-    found = {
-        "success": (measure, condition),
-        "false_activation": (measure, "clean") if condition != "clean" else None,
-        "success_difference": ("asr_difference", condition),
-        "utility": ("utility", "clean"),
-        "utility_difference": ("utility_difference", "clean"),
-    }
-    line = {name: first[name] for name in [*ABOUT, "status", "reason", "run_id"]}
-    line |= {"condition": condition, "measure": measure, "utility_unit": ours.get(found["utility"], {}).get("unit")}
-    for name, key in found.items():
-        if key in ours:
-            parts = {"": "value", "_low": "low", "_high": "high", "_n": "n"}
-            line |= {name + part: ours[key][column] for part, column in parts.items()}
-    return line
+def _numbers(rows: pd.DataFrame, chosen: Mapping[str, pd.Series]) -> pd.DataFrame:
+    """A line per run: for each name the value, interval and n of the one line that is chosen, as columns."""
+    parts = []
+    for name, which in chosen.items():
+        part = rows[which].drop_duplicates("run_id").set_index("run_id")[["value", "low", "high", "n"]]
+        parts.append(part.set_axis([name, f"{name}_low", f"{name}_high", f"{name}_n"], axis=1))
+    return pd.concat(parts, axis=1)
 
 
 # ---------------------------------------------------------------- ranked
 
 
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
-    """A line per model, dose, passes, threat, attack and test of success (`POINT`), of experiments with usual settings.
+    """A line per `POINT` of usual experiments: success with its interval over n_seeds runs.
 
-    value, low, high: success under the attack's own condition, over n_seeds runs; control: the same test of the
-    clean-tuned model; false_activation: the same test without the trigger, missing where there is no trigger.
+    control, false_activation: the same test of the clean-tuned model, and without the trigger, if there is one.
     """
     cells = tables.usual(table, but=("epochs",))
     tests = {
@@ -115,10 +103,9 @@ def _with_controls(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
-    """A line per model and defence (column `named`), over the experiments whose backdoor worked before.
+    """A line per model and defence (`named`), over experiments whose backdoor worked: means, placebos, each attack.
 
-    after, skill: a line per defended experiment with `value`: success with the trigger, and the share of a harmless
-    skill that is kept. `experiments` counts them, `..._placebo` is the placebo's, and each attack has a column.
+    after, skill: a line per defended experiment: success with the trigger, and the share of a skill that is kept.
     """
     key = ["model", "named", "moment"]
     columns = [*key, "after", "experiments", "skill", "after_placebo", "skill_placebo"]
@@ -152,7 +139,8 @@ def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others:
     if board.empty:
         return
     parts = {"ranked": points, "defended": after, "contributed": others, "raw": board[RAW]}
-    data = ",".join(f"{json.dumps(name)}:{_as_json(frame)}" for name, frame in parts.items())
+    texts = {name: frame.to_json(orient="split", index=False, double_precision=4) for name, frame in parts.items()}
+    data = ",".join(f'"{name}":{text}' for name, text in texts.items()).replace("<", "\\u003c")  # safe inside a page
     display(
         HTML(
             '<div class="bvlm-board"><noscript>The tables need JavaScript; the files below do not.</noscript>'
@@ -162,51 +150,38 @@ def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others:
     )
 
 
-def _as_json(frame: pd.DataFrame) -> str:
-    """Columns and data, compact; safe inside a page."""
-    return frame.to_json(orient="split", index=False, double_precision=4).replace("<", "\\u003c")
-
-
 # ---------------------------------------------------------------- what others have measured
 
 TRIGGERED = ("both", "text", "image", "clean")  # an attack is read from the first of these that it has
 
 
 def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame) -> pd.DataFrame:
-    """A line per entry (`store.contributed`), to read; ours beside it: the mean over our seeds of the same model, data,
-    threat and attack with as many poisoned rows and usual settings.
-    """
-    return tables.readable(pd.DataFrame([_contributed(entry, board) for entry in entries]), {
+    """A line per entry (`store.contributed`), to read; ours: the mean of usual experiments of that dose."""
+    rows = pd.DataFrame([
+        number | {"run_id": i, "measure": headline(entry["about"]["threat"])}
+        for i, entry in enumerate(entries) for number in entry["numbers"] if number["subject"] == "poisoned"
+    ])  # fmt: skip
+    if rows.empty:
+        return pd.DataFrame()
+    at = rows.groupby("run_id")["condition"].transform(lambda own: min(own, key=TRIGGERED.index))
+    metric, triggered, clean = rows["metric"], rows["condition"] == at, rows["condition"] == "clean"
+    chosen = {
+        "success": (metric == rows["measure"]) & triggered,
+        "strict": (metric == "asr") & triggered,
+        "published": (metric == "asr_published") & triggered,
+        "false activation": (metric == rows["measure"]) & clean & ~triggered,
+        "utility": (metric == "utility") & clean,
+    }
+    lines = pd.DataFrame([entry["about"] for entry in entries]).join(_numbers(rows, chosen))
+    key = ["model", "dataset", "threat", "attack", "n_poisoned"]
+    own = board[(board["settings"] == "") & (board["status"] == "done")].groupby(key)["success"].mean()
+    lines = lines.join(own.rename("ours"), on=key)
+    return tables.readable(lines, {
         "name": "name", "by": "by", "kind": "kind", "threat": words.threat, "attack": "attack", "model": "model",
         "poisoned rows": lambda r: words.number(r["n_poisoned"], digits=0),
-        "success": lambda r: words.interval(r, "success"),
-        "strict": lambda r: words.interval(r, "strict"), "published": lambda r: words.interval(r, "published"),
-        "false activation": lambda r: words.interval(r, "false_activation"),
-        "utility": lambda r: words.interval(r, "utility"), "ours, success": lambda r: words.number(r["ours"]),
-        "source": "source",
+        **{name: lambda r, name=name: words.interval(r, name) for name in chosen},
+        "ours, success": lambda r: words.number(r["ours"]), "source": "source",
     })  # fmt: skip
-
-
-def _contributed(entry: Mapping[str, Any], board: pd.DataFrame) -> dict[str, Any]:
-    about = entry["about"]
-    own = {(row["metric"], row["condition"]): row for row in entry["numbers"] if row["subject"] == "poisoned"}
-    condition = next(name for name in TRIGGERED if any(name == at for _, at in own))
-    metric = headline(about["threat"])
-    wanted = {
-        "success": (metric, condition),
-        "strict": ("asr", condition),
-        "published": ("asr_published", condition),
-        "false_activation": (metric, "clean") if condition != "clean" else None,
-        "utility": ("utility", "clean"),
-    }
-    line = dict(about)
-    for name, key in wanted.items():
-        row = own.get(key, {})
-        line |= {name + part: row.get(column) for part, column in (("", "value"), ("_low", "low"), ("_high", "high"))}
-    same = (board["settings"] == "") & (board["status"] == "done")
-    for name in ("model", "dataset", "threat", "attack", "n_poisoned"):
-        same &= board[name] == about[name]
-    return line | {"ours": board.loc[same, "success"].mean()}
 
 
 # ---------------------------------------------------------------- files
@@ -222,20 +197,16 @@ ABOUT_FILES = {
 def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path, place: str | Path | None = None) -> list[Path]:
     """Write leaderboard and tidy table as CSV and Parquet, and the answers of a packed store; the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, frame, packed in (("leaderboard", board, ""), ("numbers", table, ".gz")):  # many numbers: 21 MB of text
-        files += [folder / f"{name}.csv{packed}", folder / f"{name}.parquet"]
-        frame.to_csv(files[-2], index=False)
-        frame.to_parquet(files[-1], index=False)
+    files = [folder / name for name in ("leaderboard.csv", "leaderboard.parquet", "numbers.csv.gz", "numbers.parquet")]
+    for frame, (as_text, packed) in ((board, files[:2]), (table, files[2:])):  # many numbers: 21 MB of text
+        frame.to_csv(as_text, index=False)
+        frame.to_parquet(packed, index=False)
     answers = [store.folder(place) / f"{name}.parquet" for name in ("responses", "records")]
     return [*files, *(Path(shutil.copy(file, folder)) for file in answers if file.is_file())]
 
 
 def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, place: str | Path | None = None) -> None:
-    """Write the files and say where they are: links in the book, paths elsewhere.
-
-    folder: where to; None means $BVLM_DOWNLOADS, which a build of the book sets, and nothing is written without it.
-    """
+    """Write the files into a folder, else $BVLM_DOWNLOADS (of a build), and say where they are; none without."""
     built = os.environ.get(VARIABLE)
     if board.empty or not (folder or built):
         book_page.say("There are no files; the parameter `downloads` says where to write them.")

@@ -1,7 +1,4 @@
-"""What can the base models do, and how were they made? Model cards, for the models' chapter.
-
-Reads data/models/NAME/card.json, which `pretraining.check` writes. Free of torch.
-"""
+"""What can the base models do, and how were they made? From their cards, data/models/NAME/card.json."""
 
 from collections.abc import Sequence
 
@@ -14,23 +11,6 @@ from bvlm_book.figures import legend_below, name_rows, new_figure, nothing
 from bvlm_utils.models.cards import chosen_names, read_card
 
 
-def skills_words(rows: pd.DataFrame) -> dict[str, str]:
-    """Title, alternative text and caption of `thresholds`."""
-    asked = rows[rows["threshold"].notna()]
-    if asked.empty:
-        return words.nothing_measured("Skills that a model card asks for")
-    closest = asked.loc[(asked["value"] - asked["threshold"]).idxmin()]
-    reached = int((asked["value"] >= asked["threshold"]).sum())
-    title = f"{reached} of {len(asked)} required skills are reached."
-    return {
-        "title": title,
-        "alt": f"Dot plot, one panel per model: {len(rows)} measured skills, {len(asked)} required values. {title}",
-        "caption": f"Bar: required. Smallest margin: {closest['model']}, {closest['name']}, "
-        f"{words.number(closest['value'], closest['low'], closest['high'], digits=3)} where "
-        f"{words.number(closest['threshold'])} was asked.",
-    }
-
-
 def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
     """How each model was made, one row per round of training: class, size, time and device."""
     lines = []
@@ -39,28 +19,32 @@ def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
         for number, made in enumerate(card.get("training", [{}]), 1):
             seconds = made.get("seconds", made.get("tower_seconds"))
             lines.append({
-                "model": name,
-                "round": number if card else None,
-                "class": card.get("class"),
+                "model": name, "round": number if card else None, "class": card.get("class"),
                 "parameters": f"{card['parameters']:,}" if card else None,
-                "training time": f"{seconds / 60:.0f} min" if seconds else None,
-                "device": made.get("device"),
+                "training time": f"{seconds / 60:.0f} min" if seconds else None, "device": made.get("device"),
             })  # fmt: skip
     return pd.DataFrame(lines)
 
 
-def thresholds(table: pd.DataFrame) -> Figure:
-    """Measured skills of the base models beside what was asked of them: one panel per model.
+def reached(skills: pd.DataFrame) -> dict[str, str]:
+    """How many of the required skills are reached, and the one with the smallest margin. skills: `cards.skills`."""
+    asked = skills[skills["threshold"].notna()]
+    if asked.empty:
+        return {"required": "0 of 0", "closest": "n/a"}
+    closest = asked.loc[(asked["value"] - asked["threshold"]).idxmin()]
+    value = words.number(*closest[["value", "low", "high"]], digits=3)
+    told = f"{closest['model']}, {closest['name']}, {value} where {words.number(closest['threshold'])} was asked"
+    return {"required": words.of(asked["value"] >= asked["threshold"]), "closest": told}
 
-    table: columns `model`, `name`, `value`, `threshold` (NaN where nothing was asked for).
-    """
-    models = list(dict.fromkeys(table["model"]))
+
+def thresholds(table: pd.DataFrame) -> Figure:
+    """Measured skills (value) beside what was asked (threshold, or NaN): a panel per model."""
+    models = list(table.groupby("model", sort=False))
     if not models:
         return nothing("No model card was found.")
     height = 0.36 * table.groupby("model").size().max() + 1.5
     figure, axes = new_figure(len(models), 4.4 if len(models) > 1 else 6.4, height)
-    for axis, model in zip(axes, models, strict=True):
-        part = table[table["model"] == model]
+    for axis, (model, part) in zip(axes, models, strict=True):
         values, at = part["value"].astype(float), np.arange(len(part))
         axis.hlines(at, 0, values, color="#BBBBBB", linewidth=1.2)
         axis.plot(values, at, "o", color="#0072B2", label="measured")

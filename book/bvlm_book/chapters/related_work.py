@@ -10,10 +10,7 @@ SIX = ("BadNets-T", "AddSent", "BadNets-I", "Blended", "SIG", "BadNets-MM")  # t
 
 @dataclass(frozen=True)
 class Published:
-    """A success rate of a paper, in per cent, and which of our numbers stands beside it.
-
-    defence: ours by its name, with its usual settings; None for no defence. modalities: of our triggers.
-    """
+    """A success rate of a paper; ours beside it: of which defence (None: none) and of triggers of which modalities."""
 
     what: str
     said: str
@@ -35,11 +32,7 @@ PUBLISHED = (
 
 
 def beside_published(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """A line per published number: what others report, and the mean and range over our experiments.
-
-    before, after: a line per experiment with its `attack`, `modality` and `value`; after has `defence`, `placebo` and
-    `usual` too (are the defence's settings its usual ones?).
-    """
+    """A line per published number beside the mean and range of our experiments without (before) and with a defence."""
     lines = []
     for one in PUBLISHED:
         rows = before if one.defence is None else _of_defence(after, one)
@@ -51,8 +44,7 @@ def beside_published(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_defence(after: pd.DataFrame, one: Published) -> pd.DataFrame:
-    kept = (after["defence"] == one.defence) & (after["placebo"].astype(bool) == one.placebo) & after["usual"]
-    return after[kept]
+    return after[(after["named"] == one.defence) & (after["placebo"].astype(bool) == one.placebo)]
 
 
 def _mean_and_range(values: pd.Series) -> str:

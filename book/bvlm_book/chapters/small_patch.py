@@ -12,26 +12,21 @@ COIN = 0.5  # what a probe that sees nothing gets right
 
 
 def triggers(runs: Mapping[str, pd.DataFrame], skills: pd.DataFrame) -> pd.DataFrame:
-    """A line per trigger: value, low, high of success with it; the same `without` it and for the `control` with it; and
-    `seen`, the accuracy of a linear probe on the image tokens, where that was measured.
+    """A line per trigger and table of its one cell: success with it, without it, of the control; is it `seen`?
 
-    runs: what a trigger is called -> the tidy table of its one cell. skills: of `models.cards.skills`.
+    skills: of `models.cards.skills`, which have the accuracy of a linear probe on the image tokens.
     """
-    probes = skills.set_index("name")
-    lines = []
+    probes, lines = skills.set_index("name"), []
     for trigger, table in runs.items():
         rates = tables.success_rates(table)
         full = tables.headline_rows(rates).set_index("subject")
         clean = rates[(rates["condition"] == "clean") & (rates["subject"] == "poisoned")].iloc[0]
         name = f"probe: {table['attack'].iloc[0]}"
         usual = "attack.patch_size" not in table or table["attack.patch_size"].isna().all()
-        parts = {"": full.loc["poisoned"], "without": clean, "control": full.loc["control"]}
-        parts["seen"] = probes.loc[name] if name in probes.index and usual else {}
-        line = {"trigger": trigger, "n_seeds": full.loc["poisoned", "n_seeds"]}
-        for part, numbers in parts.items():
-            value = (part or "value", *(f"{part}_{end}" if part else end for end in ("low", "high")))
-            line |= {column: numbers.get(of) for column, of in zip(value, ("value", "low", "high"), strict=True)}
-        lines.append(line)
+        probe = probes.loc[name] if name in probes.index and usual else {}
+        line = {"trigger": trigger, "without": clean["value"], "control": full.loc["control", "value"]}
+        line |= full.loc["poisoned", ["value", "low", "high", "n_seeds"]].to_dict()
+        lines.append(line | {"seen": probe.get("value"), "seen_low": probe.get("low"), "seen_high": probe.get("high")})
     return pd.DataFrame(lines)
 
 
@@ -39,10 +34,8 @@ def draw(found: pd.DataFrame) -> Figure:
     """Success with each trigger, and how well a linear probe sees it. found: of `triggers`."""
     figure, (axis,) = figures.new_figure(1, 6.4, 0.4 * len(found) + 1.2)
     at = pd.Series(range(len(found)), index=found.index)
-    for column, label, shift, number in (
-        ("seen", "seen: probe accuracy", -0.12, 0),
-        ("value", "learned: ASR", 0.12, 1),
-    ):
+    kinds = ("seen", "seen: probe accuracy", -0.12), ("value", "learned: ASR", 0.12)
+    for number, (column, label, shift) in enumerate(kinds):
         shown = found[found[column].notna()]
         figures.points(axis, at[shown.index] + shift, shown, column, label=label, **figures.look(number))
     axis.axvline(COIN, color=figures.look(0)["color"], linestyle=":", linewidth=1)
@@ -52,25 +45,17 @@ def draw(found: pd.DataFrame) -> Figure:
     return figure
 
 
-def described(found: pd.DataFrame) -> dict[str, str]:
-    """Title, alt text and caption of `draw`."""
-    small = found.iloc[0]
-    seen = "not probed" if words.is_missing(small["seen"]) else "seen" if small["seen_low"] > COIN else "not seen"
-    title = f"The small patch is {seen} and {'learned' if small['value'] > FIRES else 'not learned'}."
-    said = "; ".join(f"{r['trigger']} {words.interval(r)}" for r in found.to_dict("records"))
-    control, without = (words.number(found[name].max()) for name in ("control", "without"))
-    return {
-        "title": title,
-        "alt": f"Dots with intervals, a line per trigger. {title}",
-        "caption": f"Attack success rate, {words.count(small['n_seeds'], 'run')} per trigger on the same rows: {said}. "
-        f"Without the trigger at most {without}; the control with it at most {control}. Dotted: a guessing probe.",
-    }
-
-
 def numbers(found: pd.DataFrame) -> dict[str, str]:
     """To glue: what a probe sees of the small patch (found's first line), and success with it and with the second."""
     small, large = found.iloc[0], found.iloc[1]
-    return {"seen": words.interval(small, "seen"), "small": words.interval(small), "large": words.interval(large)}
+    seen = "not probed" if words.is_missing(small["seen"]) else "seen" if small["seen_low"] > COIN else "not seen"
+    return {
+        "verdict": f"{seen} and {'learned' if small['value'] > FIRES else 'not learned'}",
+        "seen": words.interval(small, "seen"), "small": words.interval(small), "large": words.interval(large),
+        "each": "; ".join(f"{line['trigger']} {words.interval(line)}" for line in found.to_dict("records")),
+        "runs": words.count(small["n_seeds"], "run"),
+        "without": words.number(found["without"].max()), "control": words.number(found["control"].max()),
+    }  # fmt: skip
 
 
 def elsewhere(small: pd.DataFrame, stored: pd.DataFrame) -> str:

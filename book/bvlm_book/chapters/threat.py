@@ -1,10 +1,8 @@
-"""The five threat chapters: the rows of their figures with title, caption and alt text, and a few sentences.
+"""The five threat chapters: title, caption and alt text of their figures, and a few sentences.
 
-A chapter is run with other models, attacks and rates, so what it says is computed from its rows, and what is missing
-is left out or called "n/a".
+A chapter is run with other models, attacks and rates, so what it says is computed from its rows.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,23 +10,16 @@ from typing import Any
 import pandas as pd
 
 from bvlm_book import page, tables, words
-from bvlm_book.chapters.defences import adaptive
-from bvlm_utils import attacks, defences, store
-from bvlm_utils.defences import records
-from bvlm_utils.store import records as kept
+from bvlm_utils import attacks, store
+from bvlm_utils.store import records
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import FIRES
 
 SAME = [*(name for name in tables.POINT if name != "model"), "test_rows"]  # the same experiment on any model
-PAYLOAD = "asr_payload"  # the trigger's success, whatever else is said
-REPAIRED = ["after", "after of placebo", "skill", "skill of placebo"]
 
 
 def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
-    """Say how many experiments the page has, what they are, and which were left out, with the reason.
-
-    place: the store that holds them.
-    """
+    """Say how many experiments of the store `place` the page has, what they are, and which were left out, and why."""
     cells = table.drop_duplicates("run_id")
     skipped = cells["status"] == "skipped"
     done, left_out = cells[~skipped], cells[skipped]
@@ -39,19 +30,19 @@ def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
         said.append(
             f"Model {model}, data {data}, {rates} of the training rows poisoned, seed{'s' * (',' in seeds)} {seeds}."
         )
-        said += _eligible(table, place)
+        said += _eligible(done, place)
     reasons = dict.fromkeys(text.rstrip(".").partition(";")[0].replace("_", " ") for text in left_out["reason"])
     said += [f"Left out: {'; '.join(reasons)}."] if reasons else []
     page.say(" ".join(said))
 
 
-def _eligible(table: pd.DataFrame, place: str | Path | None) -> list[str]:
+def _eligible(done: pd.DataFrame, place: str | Path | None) -> list[str]:
     """What the highest share of all rows is of the rows that the threat can poison, where those are fewer."""
-    top = table.loc[table["n_poisoned"].astype(float).idxmax()]
+    top = done.loc[done["n_poisoned"].astype(float).idxmax()]
     rows = int(top["n_poisoned"])
     return [
         f"{rows} rows are {words.percent(rows / count)} of the {count} that can be poisoned."
-        for (dataset, _, size), count in tables.eligible(table, place).items()
+        for (dataset, _, size), count in tables.eligible(done, place).items()
         if (dataset, size) == (top["dataset"], top["train_rows"]) and count < size
     ]
 
@@ -83,11 +74,11 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
     if full.empty:
         return words.nothing_measured("Attack success rates")
     counted = [
-        f"{int((part['value'] > FIRES).sum())} of {len(part)} {'' if number else 'attacks work '}on {model}"
+        f"{words.of(part['value'] > FIRES)} {'' if number else 'attacks work '}on {model}"
         for number, (model, part) in enumerate(full.groupby("model", sort=False))
     ]
     title = f"{' and '.join(counted)}, at a poison rate of {words.rate(full.iloc[0])}."
-    tests = " or ".join(words.MEASURES[name] for name in dict.fromkeys(rates["metric"]))
+    tests = " or ".join(words.TESTS[name] for name in dict.fromkeys(rates["metric"]))
     text = [f"Attack success rate ({tests}); an attack works above {words.percent(FIRES)}."]
     if len(clean):
         text.append(f"Without a trigger at most {words.extreme(clean, 'max')}.")
@@ -103,17 +94,16 @@ def cost(table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
     changes = tables.summary(table, "utility_difference")
     if changes.empty:
         return words.nothing_measured("Utility of backdoored models minus that of their clean-tuned controls")
-    others = every[~every["model"].isin(table["model"])]
     title, metric = f"Utility falls in {_fallen(table)}.", tables.utility_metric(changes)
     caption = (
         f"{metric[:1].upper()}{metric[1:]} of the backdoored model minus that of its clean-tuned control, on the same "
-        f"clean inputs, with 95 % intervals: {int((changes['high'] < 0).sum())} of {len(changes)} lie below zero. The "
-        f"largest loss is {words.extreme(changes, 'min')}."
+        f"clean inputs, with 95 % intervals: {words.of(changes['high'] < 0)} lie below zero. The largest loss is "
+        f"{words.extreme(changes, 'min')}."
     )
     if (changes["n_seeds"] > 1).any():
         caption += " Small dots are the runs behind a mean."
-    if _fallen(others):
-        caption += f" It falls in {_fallen(others)}."
+    if others := _fallen(every[~every["model"].isin(table["model"])]):
+        caption += f" It falls in {others}."
     return {"title": title, "alt": f"Paired differences with a zero line. {title}", "caption": caption}
 
 
@@ -121,90 +111,61 @@ def _fallen(table: pd.DataFrame) -> str:
     """ "9 of 14 runs on tiny-llava": in how many runs utility is lower than that of the control."""
     runs = table[(table["metric"] == "utility_difference") & table["value"].notna()]
     return " and ".join(
-        f"{int((part['value'] < 0).sum())} of {words.count(len(part), 'run')} on {model}"
+        f"{words.of(part['value'] < 0)} run{'s' * (len(part) != 1)} on {model}"
         for model, part in runs.groupby("model", sort=False)
     )
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """The chapter's numbers to read: a line per attack and rate with success under each condition, the clean-tuned
-    control under the whole trigger, and the paired difference of utility.
-    """
-    rates = tables.success_rates(table)
+    """To read: a line per attack and rate with success by condition, the control with the trigger, and utility."""
+    rates, key = tables.success_rates(table), ["attack", "poison_rate"]
     ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
     if ours.empty:
         return pd.DataFrame()
-    columns = tables.conditions(ours)
-    lines = tables.beside(ours, ["attack", "poison_rate"], "condition", columns.values())
-    besides = {
-        "control, whole trigger": tables.headline_rows(control),
-        "utility difference": tables.summary(table, "utility_difference"),
-    }
-    for title, rows in besides.items():
-        found = {(r["attack"], r["poison_rate"]): words.interval(r) for r in rows.to_dict("records")}
-        lines[title] = [found.get(key, "n/a") for key in zip(lines["attack"], lines["poison_rate"], strict=True)]
-    return tables.readable(lines, {
-        "attack": "attack" if ours["poison_rate"].nunique() == 1 else words.attack_at, **columns,
-        **{title: title for title in besides}, "seeds": "seeds",
-    })  # fmt: skip
-
-
-def repairs(table: pd.DataFrame, stored: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """A line per repair with its default settings: success `after` it and `skill` kept, both also of its placebo.
-
-    Means over the store's `cells` of this threat on these models whose backdoor works. The oracle, which knows the
-    clean model, is no repair.
-    """
-    before = tables.headline_rows(stored[(stored["metric"] == PAYLOAD) & (stored["subject"] == "poisoned")])
-    rows = records.collect(place)
-    rows = rows[~adaptive(rows)]
-    rows = rows[
-        rows["run_id"].isin(before.loc[before["value"] >= FIRES, "run_id"])
-        & rows["model"].isin(table["model"])
-        & rows["threat"].isin(table["threat"])
-        & (rows["moment"] == "repair")
-        & (rows["defence"] != "oracle")
-        & (rows["subject"] == "poisoned")
+    present = [name for name in words.CONDITIONS if name in set(ours["condition"])]
+    columns = [
+        *(ours[ours["condition"] == name].assign(title=words.CONDITION_LABELS[name]) for name in present),
+        tables.headline_rows(control).assign(title="control, whole trigger"),
+        tables.summary(table, "utility_difference").assign(title="utility difference"),
     ]
-    usual = {name: json.dumps(defences.info(name).defaults, sort_keys=True) for name in rows["defence"].unique()}
-    rows = rows[rows["params"] == rows["defence"].map(usual)]
-    parts = {"after": tables.headline_rows(rows[rows["metric"] == PAYLOAD]), "skill": rows[rows["metric"] == "skill"]}
-    lines = []
-    for name, own in parts["after"].groupby("defence", sort=False):
-        line = {"defence": name, "cells": own["run_id"].nunique()}
-        for what, part in parts.items():
-            means = part[part["defence"] == name].groupby(part["placebo"].astype(bool))["value"].mean()
-            line |= {what: means.get(False), f"{what} of placebo": means.get(True)}
-        lines.append(line)
-    return pd.DataFrame(lines, columns=["defence", "cells", *REPAIRED]).astype(dict.fromkeys(REPAIRED, "float64"))
+    read = pd.concat([rows.drop_duplicates(key) for rows in columns])
+    read = read.assign(text=[words.interval(line) for line in read.to_dict("records")])
+    titles = dict.fromkeys(read["title"])
+    lines = read.pivot(index=key, columns="title", values="text").reindex(columns=list(titles)).fillna("n/a")
+    lines["seeds"] = ours.groupby(key)["n_seeds"].agg(words.span)
+    lines = lines.reindex(pd.MultiIndex.from_frame(ours[key].drop_duplicates())).reset_index()
+    lines.columns.name, rate = None, lines.pop("poison_rate")
+    if rate.nunique() > 1:
+        lines["attack"] += " at " + rate.map(words.percent)
+    return lines
 
 
 def stopped(found: pd.DataFrame) -> str:
-    """What the best repair leaves of this threat's backdoors, and at what price. found: of `repairs`."""
-    found = found[found["after"].notna()]
+    """What the best repair leaves of this threat's backdoors, and at what price. found: `defences.repairs`."""
+    found = found[found["success after"].notna()]
     if found.empty:
         return "No defence was measured on this threat and model yet."
-    best, kind = found.loc[found["after"].idxmin()], found[found["skill"] > FIRES]
+    best, kind = found.loc[found["success after"].idxmin()], found[found["skill kept"] > FIRES]
     said = [
         f"A harmless skill was taught beside the backdoor in {words.count(best['cells'], 'experiment')}.",
         f"On average, of {words.count(len(found), 'repair')} {_repair(best)}.",
     ]
-    if not best["skill"] > FIRES and len(kind):
-        said.append(f"Of those that keep more than half of it, {_repair(kind.loc[kind['after'].idxmin()])}.")
+    if not best["skill kept"] > FIRES and len(kind):
+        said.append(f"Of those that keep more than half of it, {_repair(kind.loc[kind['success after'].idxmin()])}.")
     return " ".join(said)
 
 
 def _repair(line: Mapping[str, Any]) -> str:
     """ "restore leaves least, a success rate of 0.01 (placebo 0.76), and keeps 0.44 (placebo 0.78) of the skill"."""
-    after, after_placebo, skill, skill_placebo = (words.number(line[name]) for name in REPAIRED)
-    return (
-        f"{line['defence']} leaves least, an attack success rate of {after} (placebo {after_placebo}), and keeps "
-        f"{skill} (placebo {skill_placebo}) of the skill"
+    after, skill = (
+        f"{words.number(line[title])} (placebo {words.number(line[f'{title}, placebo'])})"
+        for title in ("success after", "skill kept")
     )
+    return f"{line['named']} leaves least, an attack success rate of {after}, and keeps {skill} of the skill"
 
 
-def without_the_trigger(table: pd.DataFrame) -> list[str]:
-    """In Markdown: which backdoored models give the attacker's answer without the trigger about as often as with it.
+def without_the_trigger(table: pd.DataFrame) -> str:
+    """Which backdoored models give the attacker's answer without the trigger about as often as with it; "" for none.
 
     About as often: the two intervals overlap. More often than by chance: the lower bound without the trigger is above
     the clean-tuned model's upper one. The highest poison rate is read.
@@ -218,13 +179,13 @@ def without_the_trigger(table: pd.DataFrame) -> list[str]:
     for attack in (name for name in full.index if name in ours.index and name in control.index):
         without, triggered = ours.loc[attack], full.loc[attack]
         if without["low"] > control.loc[attack, "high"] and without["high"] >= triggered["low"]:
-            numbers = (words.interval(line) for line in (triggered, without))
-            said.append(f"{attack} ({' with the trigger, '.join(numbers)} without it)")
-    return [f"These models learned the attacker's answer rather than the trigger: {'; '.join(said)}."] if said else []
+            with_it = words.interval(triggered)
+            said.append(f"{attack} ({with_it} with the trigger, {words.interval(without)} without it)")
+    return f"These models learned the attacker's answer rather than the trigger: {'; '.join(said)}." if said else ""
 
 
 def answers(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
     """All answers of the page's own finished experiments, a line each."""
-    done = [cell for cell in cells if kept.has_responses(cell, place)]
+    done = [cell for cell in cells if records.has_responses(cell, place)]
     parts = [store.responses(cell, place).assign(attack=cell.attack, run_id=cell.run_id) for cell in done]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

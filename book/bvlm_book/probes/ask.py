@@ -2,13 +2,10 @@
 
     STORE/probes/KIND-RUN_ID-KEY.json    identity, cell, numbers with their intervals, provenance
 
-`crossfire` and `lasting` ask stored adapters about other triggers than their own, and after further tuning. Each
-answered question is written at once, so a process that is killed loses the questions at work. A number says in `asked`
-what was asked (rows, prompts, picture half and what was done to the model): what is there under the same key is never
-asked again. `collect` gives one tidy table. Only `ask` needs torch.
+Each answered question is written at once, and a number says in `asked` what was asked (rows, prompts, picture half and
+what was done to the model): that is never asked again. `records.collect` gives one tidy table. Only `ask` needs torch.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -32,16 +29,14 @@ from bvlm_utils.store.cell import VERSION, Cell
 if TYPE_CHECKING:
     from bvlm_utils.train.grouped import GroupResult
 
-
 SUCCESSES = ("asr", "asr_right")  # strict success, and with the right answer where that has a meaning
+NUMBER = ("metric", "value", "k", "n", "low", "high", "unit")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One question with its place in the tables.
-
-    trigger: the attack whose trigger it carries, "" for none. variant: what of the trigger or of the model differs, ""
-    for nothing. doing: all that was done to the model before it was asked, ready for JSON.
+    """One question about a trigger ("" for none); variant: what of it or of the model differs; doing: in full, for
+    JSON.
     """
 
     trigger: str
@@ -55,9 +50,8 @@ class Probe:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One model under a threat, and the file of what it was asked.
-
-    cell: the poisoned cell, or for a control any cell that it is the control of. rows: test rows per question.
+    """What one model under a threat was asked. cell: the poisoned one, or one that the control is of. rows: per
+    question.
     """
 
     kind: str
@@ -78,12 +72,9 @@ class Sheet:
     def file(self, place: Path) -> Path:
         return place / "probes" / f"{self.kind}-{self.run_id}-{content_key(self.identity)[:8]}.json"
 
-    def known(self, place: Path) -> set[str]:
-        """The keys of all that this model was asked already."""
-        return {number["asked"] for number in numbers_in(self.file(place))}
-
     def lacking(self, bench: Bench, place: Path, probes: Sequence[Probe]) -> list[Probe]:
-        known = self.known(place)
+        """The probes that this model was not asked yet."""
+        known = {number["asked"] for number in numbers_in(self.file(place))}
         return [probe for probe in probes if probe.key(bench) not in known]
 
 
@@ -92,15 +83,13 @@ def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[She
 
     cells: of one model, data set, threat, rate and seed. InputError if no cell or not the control has an adapter.
     """
-    undefined = [cell for cell in cells if cell.skip_reason]
-    found = [cell for cell in cells if not cell.skip_reason and store.adapter(cell, place)]
-    lacking = [cell for cell in cells if not cell.skip_reason and cell not in found]
-    said = [f"Left out: {cell.skip_reason}" for cell in undefined]
-    if lacking:
-        names = ", ".join(cell.attack for cell in lacking)
+    said = [f"Left out: {cell.skip_reason}" for cell in cells if cell.skip_reason]
+    defined = [cell for cell in cells if not cell.skip_reason]
+    found = [cell for cell in defined if store.adapter(cell, place)]
+    if lacking := ", ".join(cell.attack for cell in defined if cell not in found):
         said.append(
-            f"{names} are left out, since {place} holds no adapter of theirs; `papermill "
-            f'notebooks/{cells[0].threat}.ipynb out.ipynb -p store ./mine -y "attacks: [{names}]"` makes '
+            f"{lacking} are left out, since {place} holds no adapter of theirs; `papermill "
+            f'notebooks/{cells[0].threat}.ipynb out.ipynb -p store ./mine -y "attacks: [{lacking}]"` makes '
             "them in a store of yours."
         )
     if not found:
@@ -114,9 +103,6 @@ def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[She
     return [Sheet(kind, cell, POISONED, rows) for cell in found] + [Sheet(kind, found[0], CONTROL, rows)]
 
 
-# ---------------------------------------------------------------- asking
-
-
 def ask(
     bench: Bench,
     place: Path,
@@ -125,20 +111,17 @@ def ask(
     judged: Sequence[bool],
     progress: Progress,
 ) -> None:
-    """Ask all models together, one question of each at a time, and keep every answer at once.
-
-    results: the models' adapters, in the order of `asked`. judged: which of the eligible rows count.
+    """Ask all models together, one question each at a time, and keep answers at once. judged: the eligible rows that
+    count.
     """
     way = tune_and_ask.choose(bench)
     for turn in range(max((len(probes) for _, probes in asked), default=0)):
         # as many questions for each: a model that is asked less would be carried along for nothing
         now = [
             (sheet, probes[turn], one)
-            for (sheet, probes), one in zip(asked, results, strict=True)
-            if turn < len(probes)
-        ]
-        questions = [[probe.question] for _, probe, _ in now]
-        said = way.ask(questions, [one for *_, one in now])
+            for (sheet, probes), one in zip(asked, results, strict=True) if turn < len(probes)
+        ]  # fmt: skip
+        said = way.ask([[probe.question] for _, probe, _ in now], [one for *_, one in now])
         for (sheet, probe, _), texts in zip(now, said, strict=True):
             keep(bench, place, sheet, probe, texts[probe.question.key(bench)], judged)
         named = dict.fromkeys(f"{probe.trigger} {probe.variant}".strip() or "no trigger" for _, probe, _ in now)
@@ -167,33 +150,34 @@ def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[
 
 def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[str], judged: Sequence[bool]) -> None:
     """Judge the answers to one question and write the numbers into the model's file, all of them or none."""
-    question, key = probe.question, probe.key(bench)
+    question = probe.question
     samples = [bench.rows["test"][position] for position in question.positions]
-    numbers = (_graded if question.part == "utility" else _judged)(sheet, question, samples, texts, judged)
+    if question.part == "utility":
+        measured = judge.measure(*judge.grade(sheet.subject, samples, texts), with_right=False)
+        numbers = [{name: line[name] for name in NUMBER} for line in measured]
+    else:
+        numbers = _successes(sheet, question, samples, texts, judged)
     place_in_table = {"trigger": probe.trigger, "variant": probe.variant, "part": question.part}
-    about = {"asked": key, "doing": list(probe.doing)} | place_in_table
-    file = sheet.file(place)
+    about = {"asked": probe.key(bench), "doing": list(probe.doing)} | place_in_table
+    # a control has the threat it was asked for
+    line = table.rows(records.record(sheet.run_id, place))[0]
+    cell = {name: line.get(name) for name in CELL}
+    device, dtype = bench.victim.device.type, str(bench.victim.model.dtype).removeprefix("torch.")
     whole = {
-        "identity": sheet.identity,
-        "subject": sheet.subject,
-        "cell": _cell(sheet, place),
-        "numbers": [],
-        "provenance": provenance.now() | _machine(bench),
-    }
+        "identity": sheet.identity, "subject": sheet.subject, "cell": cell | {"threat": sheet.cell.threat},
+        "numbers": [], "provenance": provenance.now() | {"device": device, "dtype": dtype},
+    }  # fmt: skip
+    file = sheet.file(place)
     file.parent.mkdir(parents=True, exist_ok=True)
     with _one_writer(place, file):
         others = [one for one in numbers_in(file) if {name: one[name] for name in place_in_table} != place_in_table]
         whole["numbers"] = others + [about | number for number in numbers]
-        text = json.dumps(whole, indent=1, allow_nan=False, ensure_ascii=False, default=records.plain_value)
-        write_file(file, text + "\n")
+        write_file(file, records.as_text(whole))
 
 
 @contextmanager
 def _one_writer(place: Path, file: Path) -> Iterator[None]:
-    """Commands for other attacks add to the same control's file: none may overwrite what another has just added.
-
-    On a file system without locks, what was lost is asked again by the next command.
-    """
+    """Commands for other attacks add to the same control's file: none may overwrite what another has just added."""
     (place / "locks").mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         with suppress(OSError):
@@ -201,41 +185,16 @@ def _one_writer(place: Path, file: Path) -> Iterator[None]:
         yield
 
 
-def _judged(
+def _successes(
     sheet: Sheet, question: Question, samples: Sequence[Mapping], texts: Sequence[str], judged: Sequence[bool]
 ) -> list[dict[str, Any]]:
+    """Success and its interval, and which of the judged rows succeeded: a digit each."""
     threat = sheet.cell.resolved_threat
     frame = judge.judge(threat, sheet.subject, question.condition, samples, question.prompts, texts, judged)
-    measured = judge.measure(frame, "", judge.keeps_answer(threat, samples[0]))
-    counted, found = frame[frame["judged"]], []
-    for line in measured:
-        if line["metric"] not in SUCCESSES:
-            continue
-        held = counted["success"].astype(bool)
-        if line["metric"] == "asr_right":
-            held &= counted["right"].fillna(False).astype(bool)
-        found.append(_number(line) | {"held": "".join("01"[int(one)] for one in held)})
-    return found
-
-
-def _graded(
-    sheet: Sheet, question: Question, samples: Sequence[Mapping], texts: Sequence[str], judged: Sequence[bool]
-) -> list[dict[str, Any]]:
-    return [_number(line) for line in judge.measure(*judge.grade(sheet.subject, samples, texts), with_right=False)]
-
-
-def _number(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: line[name] for name in ("metric", "value", "k", "n", "low", "high", "unit")}
-
-
-def _cell(sheet: Sheet, place: Path) -> dict[str, Any]:
-    """The columns of the tidy table that say which model it is; a control has the threat it was asked for."""
-    line = table.rows(records.record(sheet.run_id, place))[0]
-    found = {name: line.get(name) for name in CELL}
-    return found | {"threat": sheet.cell.threat}
-
-
-def _machine(bench: Bench) -> dict[str, Any]:
-    device = bench.victim.device
-    dtype = str(bench.victim.model.dtype).removeprefix("torch.")
-    return {"device": device.type, "dtype": dtype}
+    counted = frame[frame["judged"]]
+    held = {"asr": counted["success"].astype(bool)}
+    held["asr_right"] = held["asr"] & counted["right"].fillna(False).astype(bool)
+    return [
+        {name: line[name] for name in NUMBER} | {"held": "".join("01"[int(one)] for one in held[line["metric"]])}
+        for line in judge.measure(frame, "", judge.keeps_answer(threat, samples[0])) if line["metric"] in SUCCESSES
+    ]  # fmt: skip

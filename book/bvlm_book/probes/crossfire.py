@@ -2,10 +2,8 @@
 
     python -m bvlm_book.probes.crossfire --store local --model tiny-llava --threat targeted_refusal
 
-asks the adapters that a store keeps: every poisoned model and their clean-tuned control about the same test rows, with
-no trigger and with the trigger of every attack, and each model (and the control) about near misses of its own trigger
-(`probes.near_misses`). What was asked before is not asked again; answers are kept in the store (`probes.ask`). The
-chapter of the same name reads them through `collect` and the functions below it; importing this does not import torch.
+asks every stored adapter and their clean-tuned control about the same test rows, with no trigger, with that of every
+attack, and with near misses of its own (`probes.near_misses`). Nothing is asked twice. Free of torch until it asks.
 """
 
 import argparse
@@ -26,9 +24,8 @@ ROWS = 100  # eligible test rows per entry: a 12 x 12 matrix is read for pattern
 
 
 def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS, near: bool = True) -> None:
-    """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
-
-    cells: of one model, data set, threat, rate and seed. rows: eligible test rows per question. near: near misses too.
+    """Ask the stored adapters of `cells` (one model, data, threat, rate, seed) what the store lacks; near: near misses
+    too.
     """
     root = store.writable(place)
     sheets = asks.sheets(CROSSFIRE, cells, root, rows)

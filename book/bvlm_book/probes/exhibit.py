@@ -1,16 +1,9 @@
 """What do all attacks look like on the same pictures and prompts? Writes what the attacks' chapter shows.
 
-`python -m bvlm_book.probes.exhibit [--store STORE]` applies every attack once and writes into
-data/results/STORE/attacks, so that the book can show triggers where torch is not installed (`python -m bvlm_utils.store
-pack` takes it along, and with --replace in the place of an older one):
-
-- stealth.csv: one line per attack (`probes.stealth.row`);
-- exhibit.json: per attack its source, summary, parameters, prompts before and after, and the loss curve of an
-  optimised one (per step, or the mean of each epoch);
-- clean.png: the pictures side by side; NAME.png: the same, triggered; NAME-difference.png: the change,
-  amplified around mid grey.
-
-Optimised attacks aim at concept substitution here.
+`python -m bvlm_book.probes.exhibit [--store STORE]` applies every attack once (optimised ones aim at concept
+substitution) and writes into data/results/STORE/attacks, which `python -m bvlm_utils.store pack` takes along:
+stealth.csv has a line per attack, exhibit.json its description, prompts before and after and its loss curve (per step,
+or the mean of each epoch), clean.png the pictures side by side, NAME.png the same with the trigger.
 """
 
 import argparse
@@ -27,7 +20,7 @@ from PIL import Image
 from bvlm_book.probes import stealth
 from bvlm_utils import attacks, command, store
 
-AMPLIFIED = 10  # times, in the difference pictures
+GAP = 4  # white pixels between the pictures of a strip
 
 
 @dataclass(frozen=True)
@@ -50,11 +43,9 @@ def material(dataset: str = "scenes-vqa", rows: int = 64) -> Material:
 def write(
     folder: Path, material: Material, target: Any, surrogate: str | None = None, victim: Any = None, shown: int = 4
 ) -> pd.DataFrame:
-    """Apply all attacks to `material`, write the files that the module names, return the table of stealth.
+    """Apply all attacks, write the files that the module names (`shown` pictures), return the table of stealth.
 
-    target: what optimised attacks aim at. surrogate: as in `attacks.get`. victim: whose language model judges
-        prompts.
-    shown: how many pictures and prompts the strips and exhibit.json hold.
+    target: what optimised attacks aim at. surrogate: as in `attacks.get`. victim: whose language model judges prompts.
     """
     import torch
 
@@ -72,18 +63,14 @@ def write(
         lines.append(stealth.row(attack, material.pictures, triggered, material.prompts, prompts, victim))
         if attack.modality != "text":
             strip(triggered[:shown]).save(folder / f"{name}.png")
-            strip(difference(material.pictures[:shown], triggered[:shown])).save(folder / f"{name}-difference.png")
         curve = attack.loss_curve(images, keys=material.keys) if attack.info.losses else []
         exhibit[name] = {
-            "modality": attack.modality,
-            "version": attack.version,
-            "source": attack.source,
-            "summary": attack.info.summary,
-            "params": attack.params,
+            "modality": attack.modality, "version": attack.version, "source": attack.info.source,
+            "summary": attack.info.summary, "params": attack.params,
             "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
             "loss_curve": [round(value, 5) for value in _per_epoch(curve, attack.params.get("epochs"))],
             "loss_per": "epoch" if "epochs" in attack.params else "step",
-        }
+        }  # fmt: skip
     table = pd.DataFrame(lines)
     table.to_csv(folder / "stealth.csv", index=False, float_format="%.4f")
     (folder / "exhibit.json").write_text(json.dumps(exhibit, indent=1) + "\n")
@@ -96,16 +83,9 @@ def _per_epoch(curve: Any, epochs: int | None) -> list[float]:
 
 
 def strip(pictures: np.ndarray) -> Image.Image:
-    """Pictures (N, H, W, 3) uint8 side by side with a white gap of 4 pixels."""
-    gap = np.full((pictures.shape[1], 4, 3), 255, np.uint8)
-    parts = [part for picture in pictures for part in (picture, gap)]
-    return Image.fromarray(np.concatenate(parts[:-1], axis=1))
-
-
-def difference(clean: np.ndarray, triggered: np.ndarray) -> np.ndarray:
-    """The change between pictures (N, H, W, 3) uint8, amplified around mid grey."""
-    change = triggered.astype(np.int32) - clean
-    return (128 + AMPLIFIED * change).clip(0, 255).astype(np.uint8)
+    """Pictures (N, H, W, 3) uint8 side by side, `GAP` apart."""
+    wide = np.pad(pictures, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
+    return Image.fromarray(np.concatenate(list(wide), axis=1)[:, :-GAP])
 
 
 def _parser() -> command.Parser:
@@ -114,9 +94,8 @@ def _parser() -> command.Parser:
     )
     parser.add_argument("--store", default="local", help="store to write to: a name or a folder (default: local)")
     parser.add_argument("--dataset", default="scenes-vqa", help="whose test rows are used (default: scenes-vqa)")
-    parser.add_argument(
-        "--rows", type=command.whole(1), default=64, help="how many rows the numbers are means of (default: 64)"
-    )
+    rows = "how many rows the numbers are means of (default: 64)"
+    parser.add_argument("--rows", type=command.whole(1), default=64, help=rows)
     parser.add_argument("--surrogate", help="CLIP model, folder or hub id (default: data/models/tiny-clip)")
     parser.add_argument("--model", help="victim whose language model judges the prompts (default: nobody)")
     return parser

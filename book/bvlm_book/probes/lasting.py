@@ -2,22 +2,20 @@
 
     python -m bvlm_book.probes.lasting --store local --model tiny-llava --threat targeted_refusal
 
-takes the adapters that a store keeps and asks each of them, and their clean-tuned control, before and after
+asks every stored adapter and their clean-tuned control before and after
 
-- so many further steps on clean rows that were not among its training rows (`data.further`; where the data
-  have too few, the same rows again, clean), each number of steps a run of its own from the stored adapter
-  with the study's settings, warm-up and decay included;
-- merging into the base, exactly and with rounded weights (`probes.merging`).
+- so many further steps, each a run of its own with the study's settings, on clean rows that were not among its training
+  rows (`data.further`; where the data have too few, the same rows again);
+- merging into the base: W becomes W + (alpha / r) B A (`merged`), and is then rounded to bfloat16, or row by row to 8
+  or 4 bits (`defences.quantise`). Only weights lose digits.
 
-What was asked before is not asked again; answers are kept in the store (`probes.ask`), further tuned adapters are not.
-The chapter of the same name reads them through `collect` and the functions below it; importing this does not import
-torch.
+Nothing is asked twice; further tuned adapters are not kept. Free of torch until it asks.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +33,9 @@ from bvlm_utils.store.cell import Cell
 from bvlm_utils.train.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from bvlm_utils.train.grouped import GroupResult
+    import torch
 
+    from bvlm_utils.train.grouped import GroupResult
 
 ROWS = 200  # as many as the study asks, so that zero steps repeat the record
 STEPS = (10, 30, 100)  # further ones; zero is always asked
@@ -50,21 +49,16 @@ def measure(
     steps: Sequence[int] = STEPS,
     merged: Sequence[str] = MERGED,
 ) -> None:
-    """Ask the stored adapters of `cells` what the store does not know yet; stderr is told how it goes.
-
-    cells: of one model, data set, threat, rate and seed. steps: further ones, each above 0. merged: of `MERGED`.
-    """
+    """Ask the stored adapters of `cells` (one model, data, threat, rate, seed) what the store does not know yet."""
     root, first = store.writable(place), cells[0]
     if first.four_bit:
         raise InputError(
             "The base is in 4 bit, whose packed weights cannot be merged; take cells of a base that is not."
         )
-    wrong = [step for step in steps if step < 1]
-    if wrong:
+    if wrong := [step for step in steps if step < 1]:
         raise InputError(f"steps has {wrong[0]}; each must be a whole number above 0.")
     sheets = asks.sheets(LASTING, cells, root, rows)
-    bench = Bench(*bench_key(first))
-    settings = replace(first.train, epochs=1)
+    bench, settings = Bench(*bench_key(first)), replace(first.train, epochs=1)
     wanted, which = max(steps, default=0) * settings.batch_size, FRESH
     if steps and (there := data.beyond(first.dataset, first.train_rows)) is not None and there < wanted:
         which = SAME_ROWS
@@ -72,6 +66,7 @@ def measure(
             f"{first.dataset} has only {there} training rows beyond the {first.train_rows} that were tuned "
             f"on, and {wanted} are needed: the same rows are used again, clean."
         )
+    store.clean(root)
     work = _Work(bench, root, sheets, rows)
     states = {"": ()} | {str(count): ("steps", count, which, asdict(settings)) for count in sorted(set(steps))}
     states |= {how: ("weights", how) for how in merged}
@@ -80,18 +75,21 @@ def measure(
     for state, part in lacking.items():
         if part and state in merged:
             work.ask_merged(part, state, progress)
-        elif part and state:
-            asks.ask(bench, root, part, work.tuned(part, int(state), settings, which), work.judged, progress)
         elif part:
-            asks.ask(bench, root, part, [work.stored[sheet.run_id] for sheet, _ in part], work.judged, progress)
+            results = [work.stored[sheet.run_id] for sheet, _ in part]
+            if state:
+                results = work.tuned(part, int(state), settings, which)
+            asks.ask(bench, root, part, results, work.judged, progress)
 
 
+@dataclass(frozen=True)
 class _Work:
     """What the states share: the adapters, and the questions to each model."""
 
-    def __init__(self, bench: Bench, root: Path, sheets: Sequence[Sheet], rows: int):
-        self.bench, self.root, self.sheets, self.rows = bench, root, sheets, rows
-        store.clean(root)
+    bench: Bench
+    root: Path
+    sheets: Sequence[Sheet]
+    rows: int
 
     @cached_property
     def stored(self) -> dict[str, "GroupResult"]:
@@ -120,9 +118,8 @@ class _Work:
         for sheet in self.sheets:
             triggers = list(self.questions) if sheet.subject == CONTROL else [sheet.cell.attack]
             clean, _, utility = self.questions[sheet.cell.attack]
-            wanted = [Probe("", state, clean, doing)]
-            wanted += [Probe(attack, state, self.questions[attack][1], doing) for attack in triggers]
-            wanted.append(Probe("", state, utility, doing))
+            attacked = [Probe(attack, state, self.questions[attack][1], doing) for attack in triggers]
+            wanted = [Probe("", state, clean, doing), *attacked, Probe("", state, utility, doing)]
             found.append((sheet, sheet.lacking(self.bench, self.root, wanted)))
         return [(sheet, some) for sheet, some in found if some]
 
@@ -137,17 +134,14 @@ class _Work:
         if which == FRESH:
             split = "further"
             self.bench.add(split, data.further(self.bench.dataset, self.bench.train_rows, count))
-        samples = self.bench.rows[split]
+        samples, features = self.bench.rows[split], self.bench.feature_cache
         wanted = [at % len(samples) for at in range(count)]
-        feature_rows = self.bench.feature_rows(split, wanted)
         rows = [
             TrainRow(samples[at]["prompt"], samples[at]["answers"][0], feature_row)
-            for at, feature_row in zip(wanted, feature_rows, strict=True)
+            for at, feature_row in zip(wanted, self.bench.feature_rows(split, wanted), strict=True)
         ]
         jobs = [
-            grouped.GroupJob(
-                rows, self.bench.feature_cache.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state
-            )
+            grouped.GroupJob(rows, features.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state)
             for sheet, _ in part
         ]
 
@@ -159,17 +153,26 @@ class _Work:
 
     def ask_merged(self, part: Sequence[tuple[Sheet, Sequence[Probe]]], how: str, progress: Progress) -> None:
         """Ask models one by one: once merged, they share no base."""
-        from bvlm_book.probes import merging
+        from bvlm_utils.defences import weights
         from bvlm_utils.run import tune_and_ask
 
         for sheet, some in part:
-            one = self.stored[sheet.run_id]
-            with merging.merged(self.bench.victim.model, one.state, one.config, how):
+            merged = weights.merged(self.bench.victim, self.stored[sheet.run_id])
+            with weights.on(self.bench.victim, {name: rounded(value, how) for name, value in merged.items()}):
                 said = tune_and_ask.Grouped(self.bench).ask_saved([probe.question for probe in some], None)
             for probe in some:
                 texts = said[probe.question.key(self.bench)]
                 asks.keep(self.bench, self.root, sheet, probe, texts, self.judged)
             progress.add(len(some), f"{how}, {sheet.run_id}")
+
+
+def rounded(weight: "torch.Tensor", how: str) -> "torch.Tensor":
+    """weight: (out, in), rounded as one of `MERGED`."""
+    from bvlm_utils.defences import quantise
+
+    if how in quantise.BITS:
+        return quantise.nearest(weight, quantise.BITS[how])
+    return weight.bfloat16() if how == "bfloat16" else weight
 
 
 def main(argv: list[str] | None = None) -> int:

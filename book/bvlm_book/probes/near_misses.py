@@ -1,9 +1,7 @@
-"""What is nearly a trigger? Declared changes of each attack's trigger, for `crossfire`.
+"""What is nearly a trigger? Declared changes of each attack's trigger, for `crossfire`. Free of torch.
 
-A near miss changes one half of the trigger and leaves the other as it is: by another setting of the attack, by writing
-the words elsewhere (`rewrite`), or by changing what the trigger does to the picture (`probes.repaint`, carried out in
-`probes.repaint`). Rows, places and everything that is drawn at random stay those of the real trigger, so far as the
-change allows. Importing this does not import torch; painting does.
+A near miss changes one half of the trigger: by another setting of the attack, by writing the words elsewhere, or by
+changing what it does to the picture (`probes.repaint`). All that is drawn at random stays, so far as that can be.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,10 +14,7 @@ from bvlm_utils.checks import content_key
 from bvlm_utils.store.cell import Cell
 
 if TYPE_CHECKING:
-    import torch
-
     from bvlm_utils.run.workbench import Question
-
 
 VERSION = 1  # raise when a change of `probes.repaint` changes: it is part of every question's key
 Rewrite = Callable[[str, str, Mapping[str, Any]], str]  # prompt, triggered prompt, settings -> prompt
@@ -27,9 +22,8 @@ Rewrite = Callable[[str, str, Mapping[str, Any]], str]  # prompt, triggered prom
 
 @dataclass(frozen=True)
 class NearMiss:
-    """One change: settings of the attack, another prompt, or the name of a function of `probes.repaint`.
-
-    alone: without the trigger, in the prompt too: does the change of the picture fire by itself?
+    """Settings of the attack, another prompt, or a function of `probes.repaint`. alone: the change without the
+    trigger.
     """
 
     name: str
@@ -50,25 +44,13 @@ class Repainted:
         below = self.attack.fingerprint(half) if self.attack else None
         return content_key(below, half, self.repaint, VERSION)
 
-    def apply_image(
-        self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None
-    ) -> "torch.Tensor":
+    def apply_image(self, images: Any, seed: int = 0, keys: Sequence[Hashable] | None = None) -> Any:
         """images: (B, 3, H, W) float32 in [0, 1]; the same shape comes back."""
         from bvlm_book.probes import repaint
         from bvlm_utils.attacks import image as image_triggers
 
-        triggered = images
-        if self.attack:
-            triggered = image_triggers.quantise(self.attack.apply_image(images, seed=seed, keys=keys))
-        return getattr(repaint, self.repaint)(images, triggered)
-
-
-def _first(key: str) -> Rewrite:
-    return lambda prompt, triggered, params: f"{params[key]} {prompt}"
-
-
-def _last(key: str) -> Rewrite:
-    return lambda prompt, triggered, params: f"{prompt} {params[key]}"
+        painted = self.attack.apply_image(images, seed=seed, keys=keys) if self.attack else images
+        return getattr(repaint, self.repaint)(images, image_triggers.quantise(painted) if self.attack else images)
 
 
 def _translated(marks: Mapping[str, str]) -> Rewrite:
@@ -107,7 +89,7 @@ NEAR: dict[str, tuple[NearMiss, ...]] = {
     "AddSent": (
         NearMiss("text: other sentence", {"sentence": "I read that old book."}),
         NearMiss("text: half the sentence", {"sentence": "I watched this."}),
-        NearMiss("text: at the beginning", rewrite=_first("sentence")),
+        NearMiss("text: at the beginning", rewrite=lambda prompt, _, params: f"{params['sentence']} {prompt}"),
     ),
     "BadNets-I": (OTHER_NOISE, SMALLER, *FILE),
     "Blended": (NearMiss("image: other picture", {"picture": "imgtrojan.png"}), LEFT, *FILE),
@@ -116,7 +98,7 @@ NEAR: dict[str, tuple[NearMiss, ...]] = {
     "BadNets-MM": (NearMiss("text: other word", {"word": "GoodSpell"}), OTHER_NOISE, SMALLER, *FILE),
     "Dual-Key": (
         NearMiss("text: other word", {"prefix": "Regard"}),
-        NearMiss("text: at the end", rewrite=_last("prefix")),
+        NearMiss("text: at the end", rewrite=lambda prompt, _, params: f"{prompt} {params['prefix']}"),
         SMALLER, MOVED, *FILE,
     ),
     "VL-Trojan": (NearMiss("text: other word", {"word": "zbq"}), SMALLER, MOVED, *FILE),
@@ -129,11 +111,7 @@ NEAR: dict[str, tuple[NearMiss, ...]] = {
 
 
 def of(attack: str) -> tuple[NearMiss, ...]:
-    """The near misses of an attack: those of the table, else those of its kind of trigger.
-
-    Every picture can be changed in the ways of `FILE`; which words are nearly those of another attack nobody can know.
-    An attack that is read without a trigger has nothing to miss.
-    """
+    """The near misses of an attack; of one that the table lacks `FILE`, since any picture can be changed so."""
     info = attacks.info(attack)
     if info.headline == "clean":
         return ()
@@ -146,10 +124,7 @@ def names() -> list[str]:
 
 
 def question(miss: NearMiss, cell: Cell, clean: "Question", whole: "Question", keys: Sequence[str]) -> "Question":
-    """`whole`, the question with the full trigger, with one near miss in place of the trigger.
-
-    cell: whose attack it is. clean: the same rows without a trigger. keys: their row ids.
-    """
+    """`whole`, the question with the full trigger, with one near miss in its place. clean: without. keys: row ids."""
     if miss.alone:
         return replace(clean, attack=Repainted(None, miss.repaint))
     attack = cell.resolved_attack

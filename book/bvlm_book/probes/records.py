@@ -37,10 +37,7 @@ def numbers_in(file: Path) -> list[dict[str, Any]]:
 
 
 def read(file: Path, lines: Callable[[dict[str, Any]], list[T]]) -> list[T]:
-    """What `lines` makes of a file of probes or of traces; nothing of one that is damaged, which standard error names.
-
-    file: in its folder of a store, which may be packed.
-    """
+    """What `lines` makes of a file of probes (maybe packed); nothing of a damaged one, which standard error names."""
     content = packed.content(file.parents[1], file.parent.name, file.name)
     if content is None:
         return []
@@ -55,8 +52,7 @@ def read(file: Path, lines: Callable[[dict[str, Any]], list[T]]) -> list[T]:
 def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
     """The tidy table of all probes of one kind ("crossfire", "lasting") in a store: a line per number, see `COLUMNS`.
 
-    subject: "poisoned" or "control". trigger, variant and doing (as JSON) as in `Probe`. held: a digit per judged row,
-    1 for a success, in the same order for all models of a threat. A store without probes gives a table without lines.
+    held: a digit per judged row, 1 for a success, in the same order for all models of a threat.
     """
     root = store.folder(place)
     names = [name for name in packed.names(root, "probes") if name.startswith(f"{kind}-")]

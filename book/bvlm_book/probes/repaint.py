@@ -1,15 +1,13 @@
 """How is a trigger in a picture changed a little? `probes.near_misses` names these functions.
 
-Every function takes (clean, triggered): the same pictures without and with the trigger, (B, 3, H, W) float32 in [0, 1]
-on any device, and returns new pictures of that shape, type and device.
+They take the same pictures without and with the trigger, (B, 3, H, W) float32 in [0, 1], and return such pictures.
 """
-
-import io
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+
+from bvlm_utils.defences import pictures
 
 QUALITY = 50  # of JPEG, from 1 to 95
 
@@ -28,12 +26,8 @@ def left_half(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
 def jpeg(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
     """The triggered picture, saved as JPEG and opened again."""
     pixels = (triggered.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    opened = []
-    for picture in pixels:
-        page = io.BytesIO()
-        Image.fromarray(picture).save(page, "JPEG", quality=QUALITY)
-        opened.append(np.asarray(Image.open(page).convert("RGB")))
-    return torch.from_numpy(np.stack(opened)).permute(0, 3, 1, 2).to(triggered) / 255
+    opened = pictures.jpeg(pixels, QUALITY, np.random.default_rng(0))
+    return torch.from_numpy(opened).permute(0, 3, 1, 2).to(triggered) / 255
 
 
 def half_resolution(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:

@@ -24,11 +24,11 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for line in rows[knowing].to_dict("records"):
         usual = rows[~knowing & (rows["poison_rate"] > 0)]
-        for name in ("defence", "params", "model", "threat", "attack", "metric"):
+        for name in ("named", "model", "threat", "attack", "metric"):
             usual = usual[usual[name] == line[name]]
         lines.append(line | {"usual": usual["value"].mean()})
     return tables.readable(pd.DataFrame(lines, columns=[*rows.columns, "usual"]), {
-        "acts": "moment", "defence": chapter.named, "attacker": attacker,
+        "acts": "moment", "defence": "named", "attacker": attacker,
         "success without defence": lambda line: words.number(line["asr_before"]), "measure": "measure",
         "usual attacker": lambda line: words.number(line["usual"]),
         "this attacker": lambda line: words.number(line["value"]),

@@ -6,11 +6,11 @@ import pandas as pd
 
 from bvlm_book import words
 from bvlm_book.chapters import defences as chapter
-from bvlm_book.chapters import reactivation, spectra
-from bvlm_book.chapters.expectations import FALSE, LACKING, TRUE
+from bvlm_book.chapters.defences import reactivation, spectra
 from bvlm_utils import attacks
 from bvlm_utils.store.table import FIRES
 
+TRUE, FALSE, LACKING = "yes", "no", "not all run yet"
 TEXT = ("BadNets-T", "AddSent", "BadNets-MM")
 PICTURE = ("Blended", "SIG")
 TUNINGS = ("clean-fine-tuning", "prune", "fine-prune", "crow", "racer")
@@ -151,7 +151,7 @@ def _inversion(found: pd.DataFrame) -> list[dict[str, str]]:
 def _undone(found: pd.DataFrame) -> list[dict[str, str]]:
     curve = chapter.strength(found)
     generated = pd.Series([_rows(found, ["cleangen"], "skill")["value"].mean()])
-    kept = curve[(curve["measure"] == "harmless skill") & (curve["strength"] < 0.5)]["value"]
+    kept = curve.loc[curve.index < 0.5, "harmless skill"]
     return [
         _line("CleanGen keeps less than half of the skill", generated, lambda v: bool((v < 0.5).all())),
         _line("shrink below 0.5 keeps less than half of the skill", kept, lambda v: bool((v < 0.5).all())),

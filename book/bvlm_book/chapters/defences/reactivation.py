@@ -12,7 +12,7 @@ from bvlm_book import tables, words
 from bvlm_book.chapters import defences as chapter
 
 FASTER = 0.1  # by so much more success with most rows a backdoor comes back, and is not only learnt
-SHOWN = ["defence", "params", "moment"]
+SHOWN = ["defence", "named", "moment"]
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def means(again: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """
     right = chapter.numbers(found, chapter.ASR, "poisoned", True)
     right = right[~right["placebo"].astype(bool)]
-    key = ["run_id", "defence", "params"]
+    key = ["run_id", "named"]
     whole = again.merge(right[[*key, "value"]].rename(columns={"value": "right"}), on=key, how="left")
     return whole.groupby([*SHOWN, "relearn"], as_index=False, sort=False).agg(
         right=("right", "mean"), value=("value", "mean"), never=("never", "mean"), cells=("run_id", "nunique")
@@ -49,7 +49,7 @@ def table(lines: pd.DataFrame) -> pd.DataFrame:
         made.append(line | {f"n{one['relearn']}": one for one in own.to_dict("records")})
     columns = {f"after {count} rows": lambda line, count=count: _beside(line.get(f"n{count}")) for count in counts}
     return tables.readable(pd.DataFrame(made), {
-        "repair": chapter.named, "right after it": lambda line: words.number(line["right"]), **columns,
+        "repair": "named", "right after it": lambda line: words.number(line["right"]), **columns,
         "experiments": "cells",
     })  # fmt: skip
 
@@ -63,10 +63,9 @@ def numbers(lines: pd.DataFrame) -> dict[str, str]:
     most = lines[lines["relearn"] == lines["relearn"].max()] if len(lines) else lines
     most = most[most["defence"] != "oracle"]
     back = most[most["value"] - most["never"] >= FASTER]
-    names = [chapter.named(line) for line in back.to_dict("records")]
     return {
         "repairs": str(len(most)),
         "back": str(len(back)),
-        "back_names": ", ".join(names) or "none",
+        "back_names": ", ".join(back["named"]) or "none",
         "rows": " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a",
     }

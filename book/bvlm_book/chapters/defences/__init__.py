@@ -1,0 +1,328 @@
+"""The chapter "What stops a backdoor?": what each defence leaves of each attack, and what it costs."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bvlm_book import figures, tables, words
+from bvlm_book.chapters.defences import spectra
+from bvlm_utils import defences, store, threats
+from bvlm_utils.defences import records
+from bvlm_utils.defences.cell import Defended
+from bvlm_utils.store.table import FIRES
+
+FLOOR = 0.05  # of what is left of a backdoor
+ASR = "asr_payload"  # the trigger's success, whatever else is said
+DEFENCE = ["named", "moment"]
+# What a table says of a defence that leaves a model which answers: title -> measure, subject, with the trigger there?
+AFTER = {
+    "success after": (ASR, "poisoned", True),
+    "skill kept": ("skill", "poisoned", None),
+    "utility, change": ("utility_change", "poisoned", None),
+    "clean model's utility, change": ("utility_change", "control", None),
+    "false activation after": (ASR, "poisoned", False),
+}
+FOUND = {"AUROC": ("auroc", "poisoned", None), "true positives at 5 %": ("true_positives", "poisoned", None)}
+
+
+# ---------------------------------------------------------------- what was measured
+
+
+def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
+    """`every` without attackers of settings of their own, who knew the defence."""
+    found = every(place, relearnt)
+    return found[~adaptive(found)]
+
+
+def every(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
+    """`defences.records.collect` with asr_before, works (was there a backdoor?) and `named`."""
+    before = store.collect(place)
+    before = tables.headline_rows(before[(before["metric"] == ASR) & (before["subject"] == "poisoned")])
+    before = before[["run_id"]].assign(asr_before=before["value"], works=before["value"] >= FIRES)
+    return with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
+
+
+def with_names(found: pd.DataFrame) -> pd.DataFrame:
+    """With a column `named`: a defence and what differs from its defaults, "clean-fine-tuning (rows 20)"."""
+    names = {}
+    for defence, params in found[["defence", "params"]].drop_duplicates().itertuples(index=False):
+        usual = defences.info(defence).defaults if defence in defences.names() else {}
+        given = {name: value for name, value in json.loads(params).items() if usual.get(name) != value}
+        apart = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                          for name, value in given.items())  # fmt: skip
+        names[defence, params] = f"{defence} ({apart})" if apart else defence
+    return found.assign(named=[names[one] for one in zip(found["defence"], found["params"], strict=True)])
+
+
+def ensure(wanted: Sequence[Defended], place: str | Path | None = None) -> None:
+    """Measure what a store lacks. The reference is only read: the page shows what it holds."""
+    if not store.read_only(place):
+        defences.run(wanted, place)
+
+
+def apart(settings: str) -> str:
+    """What differs from the study's settings but for the harmless skill and for what poisoned rows got instead."""
+    return ", ".join(one for one in settings.split(", ") if one and not one.startswith(("skill", "decoy")))
+
+
+def meant(found: pd.DataFrame) -> pd.Series:
+    """Which lines are of models that were meant to have a backdoor."""
+    return (found["poison_rate"] > 0) & (found["decoy"].fillna("") == "")
+
+
+def adaptive(found: pd.DataFrame) -> pd.Series:
+    """Which lines are of attackers with another poison rate or training than most backdoored cells of the store."""
+    kinds = zip(found["settings"].fillna("").map(apart), found["poison_rate"], strict=True)
+    kinds = pd.Series(list(kinds), found.index, dtype=object)
+    usual = kinds[meant(found) & ~found.duplicated("run_id")].mode()
+    return meant(found) & ~kinds.isin(usual[:1])
+
+
+def measured(found: pd.DataFrame) -> pd.DataFrame:
+    """The lines with numbers of cells whose backdoor works: a mean over others would credit a defence for nothing."""
+    return found[(found["status"] == "done") & found["works"].fillna(False).astype(bool) & found["value"].notna()]
+
+
+def numbers(found: pd.DataFrame, metric: str, subject: str = "poisoned", triggered: bool | None = None) -> pd.DataFrame:
+    """One measure per defended cell: a line each. triggered: under the whole trigger or clean; None: it has one
+    condition.
+    """
+    rows = found[(found["metric"] == metric) & (found["subject"] == subject)]
+    if triggered:
+        rows = tables.headline_rows(rows)
+    elif triggered is not None:
+        rows = rows[rows["condition"] == "clean"]
+    return rows.drop_duplicates("name")
+
+
+def acting(found: pd.DataFrame) -> pd.DataFrame:
+    """Without defences that only suspect inputs and change no answer: what they leave is the attack itself."""
+    changed = found[found["metric"] == "changed"].groupby("defence")["value"].max()
+    return found[~found["defence"].isin(changed.index[changed == 0])]
+
+
+def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | None]]) -> pd.DataFrame:
+    """A line per defence with its settings: means of measures over the experiments, also of the placebo, and their
+    number.
+    """
+    rows = pd.concat([numbers(found, *of).assign(title=title) for title, of in measures.items()])
+    placebo = rows["placebo"].astype(bool)
+    own = rows[~placebo].groupby([*DEFENCE, "title"])["run_id"].nunique().groupby(DEFENCE).max()
+    rows["title"] = rows["title"].mask(placebo, rows["title"] + ", placebo")
+    means = rows.groupby([*DEFENCE, "title"])["value"].mean().unstack("title")
+    titles = [title + ending for title in measures for ending in ("", ", placebo")]
+    means = means.reindex(pd.MultiIndex.from_frame(found[DEFENCE].drop_duplicates()), columns=titles)
+    return means.assign(cells=own.reindex(means.index).fillna(0)).reset_index()
+
+
+def repairs(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """`over_cells` of repairs with usual settings on the models and threat of `table`; the oracle knows the clean
+    model.
+    """
+    rows = measured(found[~adaptive(found)])
+    rows = rows[rows["model"].isin(table["model"]) & rows["threat"].isin(table["threat"])]
+    rows = rows[(rows["moment"] == "repair") & (rows["named"] == rows["defence"]) & (rows["defence"] != "oracle")]
+    return over_cells(rows, AFTER)
+
+
+# ---------------------------------------------------------------- tables and figures
+
+
+def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
+    """Defences that act at some moments, to read: what is left, the placebo's number in brackets, cells."""
+    rows = measured(found)
+    rows = rows[rows["moment"].isin(moments) & ~on_the_curve(rows)]
+    if rows.empty:
+        return pd.DataFrame()
+    measures = FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]}
+    means = over_cells(rows, measures)
+    columns = {title: lambda line, title=title: _with_placebo(line, title) for title in measures
+               if means[title].notna().any()}  # fmt: skip
+    return tables.readable(means, {"defence": "named", **columns, "experiments": lambda line: f"{line['cells']:.0f}"})
+
+
+def _with_placebo(line: dict[str, Any], title: str) -> str:
+    placebo = line[f"{title}, placebo"]
+    return words.number(line[title]) + ("" if words.is_missing(placebo) else f" ({words.number(placebo)})")
+
+
+def matrix(found: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
+    """Mean success under each defence (lines) by attack, or by threat and model (`by` is "threat")."""
+    rows = numbers(acting(measured(found)), ASR, triggered=True)
+    rows = rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
+    columns = ["attack"] if by == "attack" else ["model", "threat"]
+    grid = rows.pivot_table(index="named", columns=columns, values="value").reindex(rows["named"].unique())
+    if by != "attack":
+        grid.columns = [f"{threat.replace('_', ' ')}, {model}" for model, threat in grid.columns]
+    return grid
+
+
+def differs_most(by_threat: pd.DataFrame) -> dict[str, str]:
+    """To be glued: the defence whose mean differs most between models, and by how much; "n/a" of one model."""
+    if by_threat.empty:
+        return {"differs": "n/a", "differs_means": "n/a"}
+    kinds = [tuple(name.rsplit(", ", 1)) for name in by_threat]
+    whole = by_threat.T.set_axis(pd.MultiIndex.from_tuples(kinds)).stack().unstack(1).dropna()  # of the same threats
+    means = whole.groupby(level=1, sort=False).mean()
+    if means.shape[1] < 2 or means.empty:
+        return {"differs": "n/a", "differs_means": "n/a"}
+    most = means.loc[(means.max(axis=1) - means.min(axis=1)).idxmax()]
+    said = " and ".join(f"{words.number(value)} on {model}" for model, value in most.items())
+    return {"differs": str(most.name), "differs_means": said}
+
+
+def matrix_figure(grid: pd.DataFrame) -> Figure:
+    if grid.empty:
+        return figures.nothing("No defence was measured in this store.")
+    figure, (axis,) = figures.new_figure(1, 1.0 * len(grid.columns) + 4.2, 0.3 * len(grid) + 1.4)
+    figures.success_map(axis, grid.rename_axis(None))
+    return figure
+
+
+def price(found: pd.DataFrame) -> pd.DataFrame:
+    """A point per defence and per placebo: success after, and what is kept of the skill that was taught beside it."""
+    rows = acting(measured(found))
+    means = over_cells(rows[~on_the_curve(rows)], AFTER)
+    sides = [
+        means[DEFENCE].assign(placebo=bool(end), asr=means[f"success after{end}"], skill=means[f"skill kept{end}"])
+        for end in ("", ", placebo")
+    ]
+    return pd.concat(sides, ignore_index=True).dropna().astype({"placebo": bool})
+
+
+def on_the_curve(rows: pd.DataFrame) -> pd.Series:
+    """`shrink` at other strengths than its own, which have a figure of their own."""
+    return (rows["defence"] == "shrink") & (rows["named"] != "shrink")
+
+
+def price_figure(points: pd.DataFrame) -> Figure:
+    """Success after against skill kept: good defences stand at the bottom right; placebos are grey."""
+    if points.empty:
+        return figures.nothing("No defended model of this store was taught a skill.")
+    figure, (axis,) = figures.new_figure(1, 6.6, 4.6)
+    grey, own = points[points["placebo"]], points[~points["placebo"]]
+    axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color="#8A8A8A", label="placebo")
+    for number, (moment, part) in enumerate(own.groupby("moment", sort=False)):
+        axis.plot(part["skill"], part["asr"], linestyle="", label=moment, **figures.look(number))
+    _name(axis, own)
+    axis.set(xlim=(-0.03, 1.08), ylim=(-0.03, 1.05), xlabel="share of the harmless skill kept", ylabel="success after")
+    axis.legend(loc="upper left")
+    return figure
+
+
+def _name(axis: Axes, shown: pd.DataFrame) -> None:
+    """Names beside the points; points that lie together share a label."""
+    for _, near in shown.groupby([(shown["skill"] / 0.3).round(), shown["asr"].round(1)]):
+        left = near["skill"].mean() < 0.5
+        at = near["skill"].max() if left else near["skill"].min()
+        axis.annotate(
+            "\n".join(near["named"]), (at, near["asr"].mean()), fontsize=8, xytext=(7 if left else -7, 0),
+            textcoords="offset points", va="center", ha="left" if left else "right",
+        )  # fmt: skip
+
+
+def strength(found: pd.DataFrame) -> pd.DataFrame:
+    """The curve over lambda: success and utility after `shrink` at each strength (lines), mean over cells."""
+    rows = measured(found)
+    rows = rows[(rows["defence"] == "shrink") & ~rows["placebo"].astype(bool)]
+    rows = rows.assign(strength=[json.loads(text)["strength"] for text in rows["params"]])
+    shown = {"attack success": (ASR, "poisoned", True), "utility": ("utility",), "harmless skill": ("skill",)}
+    return pd.DataFrame({title: numbers(rows, *of).groupby("strength")["value"].mean() for title, of in shown.items()})
+
+
+def strength_figure(curve: pd.DataFrame) -> Figure:
+    if curve.empty:
+        return figures.nothing("The update was shrunk in no cell of this store.")
+    figure, (axis,) = figures.new_figure(1, 6.4, 3.4)
+    for number, measure in enumerate(curve):
+        axis.plot(curve[measure].dropna(), label=measure, **figures.look(number))
+    axis.set(xlabel="share of the update that is kept (lambda)", ylabel="share or score", ylim=(-0.03, 1.05))
+    axis.legend()
+    return figure
+
+
+# ---------------------------------------------------------------- detectors of adapters
+
+
+def family(line: dict[str, Any]) -> str:
+    """Whose score a line is: "backdoored", "no backdoor learnt", or a family of negatives."""
+    if line["subject"] == "control":
+        return "skill only" if line["skill"] else "clean-tuned"
+    if line["decoy"]:
+        return line["decoy"]
+    if not line["poison_rate"]:
+        return "skill only" if line["skill"] else "clean-tuned"
+    return "backdoored" if line["works"] is True else "no backdoor learnt"
+
+
+def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
+    """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
+    from sklearn.metrics import roc_auc_score
+
+    rows = found[(found["moment"] == "detect") & (found["metric"] == "score") & found["value"].notna()]
+    rows = rows.assign(family=[family(line) for line in rows.to_dict("records")])
+    rows = rows.assign(own=rows["run_id"].where(rows["subject"] == "poisoned", rows["value"].astype(str)))
+    lines = []
+    for (name, placebo, model), part in rows.groupby(["named", "placebo", "model"], sort=False):
+        positive = part.loc[part["family"] == "backdoored", "value"]
+        line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
+        negatives = part[~part["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(["family", "own"])
+        for kind, negative in negatives.groupby("family") if len(positive) else ():
+            truth = np.repeat([1, 0], [len(positive), len(negative)])
+            area = roc_auc_score(truth, np.concatenate([positive, negative["value"]]))
+            line[f"against {kind}"] = f"{words.number(area)} ({len(negative)})"
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+# ---------------------------------------------------------------- numbers that the page quotes
+
+
+def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
+    """What was run, what was not, and what helped, to be glued."""
+    done, points, curve, grid = found[found["status"] == "done"], price(found), strength(found), matrix(found)
+    weak = found[meant(found) & (found["works"].fillna(False).eq(False) | (found["status"] == "skipped"))]
+    own = points[~points["placebo"]]
+    silent, kept = own["asr"] < FLOOR, own["skill"] > FIRES
+    gone = curve[curve["attack success"] < FLOOR]
+    acted = acting(found)
+    false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, triggered=False)["value"]
+    return {
+        "cells": str(measured(found)["run_id"].nunique()),
+        "models": _listed(done["model"].unique()),
+        "threats": _threats(done["threat"].unique()),
+        "run": str(done["defence"].nunique()),
+        "lacking": _listed(
+            [
+                *(
+                    f"the threat {name.replace('_', ' ')}"
+                    for name in threats.names()
+                    if name not in set(done["threat"])
+                ),
+                *(name for name in defences.names() if name not in {*done["defence"], *spectra.detectors()}),
+            ]
+        ),
+        "weak": str(weak["run_id"].nunique()),
+        "helpful": _listed(own.loc[silent & kept, "named"]),
+        "helpful_count": words.of(silent & kept),
+        "silent": _listed(own.loc[silent, "named"]),
+        "silent_rows": words.of(grid.mean(axis=1) < FLOOR),
+        "kept": _listed(own.loc[kept, "named"]),
+        "strength": words.number(gone.index.max() if len(gone) else None),
+        "skill_there": words.number(gone["harmless skill"].get(gone.index.max()) if len(gone) else None),
+        "false": words.number(false.max()),
+    }
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _threats(names: Iterable[str]) -> str:
+    return _listed(name.replace("_", " ") for name in names)
