@@ -209,8 +209,6 @@ def _act(given: argparse.Namespace) -> int:
         raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
     trusted = Subject(suspect.model, None) if making or given.reference == BASE else None
     trusted = trusted or subject(given.reference, given.model)
-    if suspect == trusted:
-        raise InputError(f"{given.suspect!r} and --reference are one model; give another to compare it with.")
     for one in (suspect, trusted):
         models.check_kind(one.model, clip=False)
     check_dataset(given.dataset)

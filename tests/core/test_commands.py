@@ -172,7 +172,7 @@ OTHERS = [
     ("store", ["pack", "./full", "./file"], "file"), ("store", ["unpack", "./none", "./new"], "none"),
     ("store", ["unpack", "./full", "./file/x"], "file"), ("store", ["pack", "./full", "./new"], "no results"),
     ("store", ["pack", "./full", "./full"], "no results"), ("store", ["unpack", "./full", "./new"], "no results"),
-    ("store", ["check", f"./{LONG}"], "nnn"), ("audit", ["named", "--reference", "named"], "one model"),
+    ("store", ["check", f"./{LONG}"], "nnn"),
     ("store", ["check", "./a\0b"], "x00"), ("store", ["check", "~nosuchuser/x"], "nosuchuser"),
     ("store", ["unpack", "./full", "reference"], "reference"),
     ("defences", [], "command"), ("defences", ["mend"], "'mend'"), ("defences", ["list", "--moment", "x"], "'x'"),
