@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import command, data, models, paths
-from bvlm_utils.checks import brief, is_wording
+from bvlm_utils.checks import brief, is_visible
 from bvlm_utils.data import picture_files
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
@@ -75,7 +75,7 @@ def _act(given: argparse.Namespace) -> None:
     models.check_kind(model, clip=False)
     context_length.check_answers(model, given.max_new_tokens)
     if given.prompt is not None:
-        if not is_wording(given.prompt):
+        if not is_visible(given.prompt):
             raise InputError(f"--prompt is {brief(given.prompt)}; it must be a text with something to read in it.")
         context_length.check_texts(model, [given.prompt], "the prompt", given.max_new_tokens)
     prompts = typed() if given.prompt is None else [given.prompt]

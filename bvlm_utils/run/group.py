@@ -140,6 +140,8 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         tasks = [Work(control, manifest(bench, control)) for control in mine]
         tasks += [work for work in group if work.cell.run_id not in old_records]
         results = way.tune(tasks, folder / "cache") if tasks else []
+        for task, result in zip(tasks, results, strict=True):
+            _check_learnt(task.cell, result)
         clock.lap("tune", max(1, len(tasks)))
         write_controls(bench, mine, results, folder, clock)
     fresh = iter(results[len(mine) :])
@@ -163,6 +165,15 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         training = {name: before[name] for name in OF_TUNING} if before else _training(result)
         ended.append(_write(bench, work, folder, result, other | {"poisoned": own}, clock, training))
     return ended
+
+
+def _check_learnt(cell: Cell, result: Any) -> None:
+    """InputError where training went astray: such an adapter says nothing, which would count as no backdoor."""
+    if not np.isfinite(result.losses).all() or not all(value.isfinite().all() for value in result.state.values()):
+        raise InputError(
+            f"Training went astray, as its loss or its weights are no numbers any more; learning_rate is "
+            f"{cell.train.learning_rate:g} and lora_alpha {cell.train.lora_alpha:g}: lower one of them."
+        )
 
 
 def write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], folder: Path, clock: Clock) -> None:

@@ -17,6 +17,7 @@ from bvlm_utils.models.victim import Victim, language_linears
 from bvlm_utils.train.settings import TrainSettings
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MAGNITUDE = "lora_magnitude_vector"  # of DoRA
 PREFIX = "base_model.model."  # how PEFT's files name a module of the wrapped model
 # PEFT's settings that say where weights go and how they are multiplied. Others import modules or read more files.
 SUPPORTED = frozenset(
@@ -108,9 +109,27 @@ def read(folder: Path | str) -> GroupResult:
     try:
         config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED})
         config.inference_mode = True
-        return GroupResult(load_file(folder / WEIGHTS), config)
+        state = load_file(folder / WEIGHTS)
     except (ValueError, TypeError, SafetensorError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
+    _check_numbers(folder, state)
+    return GroupResult(state, config)
+
+
+def _check_numbers(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Weights that are whole numbers would count as 0, and with one that is no number no answer is left."""
+    for bad, what in (
+        ({name for name, value in state.items() if not value.is_floating_point()}, "are whole numbers"),
+        (
+            {name for name, value in state.items() if not value.float().isfinite().all()},
+            "have values that are no number",
+        ),
+    ):
+        if bad:
+            raise InputError(
+                f"{len(bad)} of {len(state)} weights of the adapter in {folder} {what} ({min(bad)!r} for one); give "
+                "the files that its training wrote, or train it again."
+            )
 
 
 def _check_rank(folder: Path, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -122,7 +141,7 @@ def _check_rank(folder: Path, given: dict[str, Any], shapes: dict[str, tuple[int
         raise InputError(f"The adapter in {folder} has lora_alpha {alpha!r}; it must be from 0 to 1e9.")
     named = [rank, *others.values()] if isinstance(others, dict) else [None]
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in named)
-    if not ranks or not whole or not ranks <= set(named) or max(named) > max(ranks):
+    if not ranks or not whole or not ranks <= set(named) or max(named) > max(ranks) or min(named) < 1:
         raise InputError(
             f"The adapter in {folder} has rank {rank!r} in its {CONFIG}, and its weights have rank "
             f"{', '.join(map(str, sorted(ranks))) or 'none'}; give files that belong together."
@@ -142,6 +161,7 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
             shapes = {name: value.shape for name, value in wanted.items()}
             report = set_peft_model_state_dict(adapter, saved.state, ignore_mismatched_sizes=True)
         lacking = {name.replace(".default", "") for name in report.missing_keys}
+        lacking |= {name for name in shapes if MAGNITUDE in name and name not in saved.state}  # called otherwise there
         check_fit(saved.state, shapes, f"The adapter in {folder}", victim.name, report.unexpected_keys, lacking)
     except Exception as error:  # PEFT has many ways of saying that names or settings fit nothing
         _restore(victim.model, before)

@@ -381,6 +381,13 @@ def setting(**values):
     return lambda folder: change_json(folder / adapters.CONFIG, **values)
 
 
+def values(change):
+    """Of the first weight."""
+    return lambda folder: changed(
+        folder / adapters.WEIGHTS, lambda state: state.update({min(state): change(state[min(state)])})
+    )
+
+
 ODD = {
     "a git-lfs pointer": (text(adapters.WEIGHTS, LFS), "git lfs pull"),
     "cut-off weights": (cut(adapters.WEIGHTS, -5), adapters.WEIGHTS),
@@ -398,6 +405,12 @@ ODD = {
     "a file to read": (setting(corda_config={"cache_file": "/tmp/x"}), "corda_config"),
     "no such layers": (setting(target_modules=["nowhere"]), "does not fit"),
     "layers of no kind": (setting(target_modules=7), "adapter"),
+    "a rank below 1": (setting(rank_pattern={"q_proj": -1}), "rank"),
+    "a method that needs more weights": (setting(use_dora=True), "14 of 42 weights are missing"),
+    "a value that is no number": (values(lambda weight: weight.index_fill_(1, torch.tensor([2]), float("nan"))),
+                                  "have values that are no number"),
+    "an endless value": (values(lambda weight: weight.fill_(float("inf"))), "1 of 28 weights"),
+    "whole numbers": (values(lambda weight: weight.to(torch.int64)), "are whole numbers"),
 }  # fmt: skip
 
 
