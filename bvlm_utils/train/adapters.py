@@ -110,12 +110,10 @@ def read(folder: Path | str) -> GroupResult:
         config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED})
         config.inference_mode = True
         state = load_file(folder / WEIGHTS)
-        _check_numbers(folder, state)
-        return GroupResult(state, config)
-    except InputError:
-        raise
     except (ValueError, TypeError, SafetensorError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
+    _check_numbers(folder, state)
+    return GroupResult(state, config)
 
 
 def _check_numbers(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
