@@ -162,7 +162,7 @@ OTHERS = [
     ("leaderboard", ["template", "new", "--threat", "jailbreak", "--attack", "Sig"], "'Sig'"),
     ("leaderboard", ["template", "new/..", "--threat", "jailbreak", "--attack", "SIG"], "exists already"),
     ("defences", ["repair", "named", "--method", "shrink", "--out", "new/../full"], "exists already"),
-    ("defences", ["repair", "named", "--method", "shrink", "--out", "new"], "adapter_model.safetensors"),
+    ("defences", ["repair", "named", "--method", "shrink", "--out", "new"], "of type None"),
     ("leaderboard", ["template", "full", "--threat", "jailbreak", "--attack", "SIG"], "full"),
     ("leaderboard", ["template", "new", "--threat", "jailbreak", "--attack", "Shadowcast"], "Shadowcast"),
     ("store", [], "command"), ("store", ["pakc", "a", "b"], "pakc"), ("store", ["check"], "STORE"),
