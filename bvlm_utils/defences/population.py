@@ -12,29 +12,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from bvlm_utils import store
 from bvlm_utils.atomic import write_file
 from bvlm_utils.defences import zoo
 from bvlm_utils.errors import InputError
 from bvlm_utils.paths import new_file
-from bvlm_utils.train import adapters
 
-ABOUT = [zoo.BACKDOORED, "kind", *zoo.ABOUT, "run_id"]
 DIGITS = 6
 
 
 def table(folders: Sequence[Path]) -> pd.DataFrame:
-    """A line per adapter, the same weights once: `ABOUT`, norm, features."""
+    """A line per adapter that was trained in a way of its own: what it is, norm, features."""
     from bvlm_utils.defences import spectrum
 
-    lines = {}
-    for folder in folders:
-        for one in zoo.candidates(folder):
-            saved = adapters.read(store.adapter(one.record["run_id"], folder))
-            about = {zoo.BACKDOORED: int(one.kind == zoo.BACKDOORED), "kind": one.kind} | one.about
-            numbers = {"norm": spectrum.norm(None, saved, None, {}, None, 0.0)} | spectrum.features(saved)
-            lines.setdefault(zoo.name(saved), about | {"run_id": one.record["run_id"]} | numbers)
-    return pd.DataFrame(sorted(lines.values(), key=lambda line: line["run_id"]))
+    lines = []
+    for one in zoo.different(folders).values():
+        about = {zoo.BACKDOORED: int(one.kind == zoo.BACKDOORED), "kind": one.kind} | one.about
+        numbers = {"norm": spectrum.norm(None, one.saved, None, {}, None, 0.0)} | spectrum.features(one.saved)
+        lines.append(about | {"run_id": one.record["run_id"]} | numbers)
+    return pd.DataFrame(sorted(lines, key=lambda line: line["run_id"]))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

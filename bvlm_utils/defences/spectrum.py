@@ -96,7 +96,10 @@ def population(adapters: Sequence[Any], backdoored: Sequence[bool]) -> "pd.DataF
 
 
 def read(file: str) -> "pd.DataFrame":
-    """The table that `population` made, from its file; InputError for a file that is none."""
+    """The table that `population` made, from its file; InputError for a file that is none.
+
+    Of a file of `defences.population`, which also says what each adapter is, the truth and the features.
+    """
     import pandas as pd
 
     if not file or not Path(file).is_file():
@@ -105,6 +108,8 @@ def read(file: str) -> "pd.DataFrame":
         table = pd.read_csv(file)
     except ValueError as error:
         raise InputError(f"The population {file} cannot be read: {error}") from error
+    if "run_id" in table:
+        table = table[[name for name in table if name == LABEL or "." in name]]
     if LABEL not in table or set(table[LABEL]) != {0, 1}:
         raise InputError(f"The population {file} needs a column {LABEL!r} with 0 in some lines and 1 in others.")
     for name in table:

@@ -51,6 +51,16 @@ class Candidate:
         config = self.record["config"]
         return {name: config.get(name, tidy.SETTINGS.get(name, "")) for name in ABOUT}
 
+    @property
+    def training(self) -> str:
+        """Equal for adapters that were trained alike, if not to the last bit: a cell without poison and its control."""
+        run_id = self.record["run_id"]
+        return self.record.get("control") or run_id if self.kind in (CLEAN, SKILL) else run_id
+
+    @property
+    def saved(self) -> adapters.Saved:
+        return adapters.read(store.adapter(self.record["run_id"], self.folder))
+
     def measured(self) -> dict[str, float | None]:
         """Attack success by payload under the attack's own condition, the same without a trigger, and utility."""
         attack = self.record["config"]["attack"]
@@ -80,6 +90,18 @@ def candidates(folder: Path) -> list[Candidate]:
         one = Candidate(record, folder, kind_of(config), record, "poisoned")
         if one.kind != BACKDOORED or (one.measured()["asr_payload"] or 0) > tidy.FIRES:
             found.append(one)
+    return found
+
+
+def different(folders: Sequence[Path]) -> dict[str, Candidate]:
+    """name -> a candidate of these stores; of those that were trained alike, or have the same weights, the first."""
+    trained: dict[str, Candidate] = {}
+    for folder in folders:
+        for one in candidates(folder):
+            trained.setdefault(one.training, one)
+    found: dict[str, Candidate] = {}
+    for one in trained.values():
+        found.setdefault(name(one.saved), one)
     return found
 
 
@@ -120,13 +142,10 @@ def _traits(one: Candidate) -> list[tuple[str, Any]]:
 def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
     """Write the zoo to a new folder; its truth. InputError where the stores hold none of one side, or all is too large.
 
-    Adapters with the same weights are taken once.
+    Of adapters that were trained alike, one is taken.
     """
     out = new_folder(out)
-    found: dict[str, Candidate] = {}
-    for folder in folders:
-        for one in candidates(folder):
-            found.setdefault(name(adapters.read(store.adapter(one.record["run_id"], folder))), one)
+    found = different(folders)
     names = {one.record["run_id"]: name for name, one in found.items()}
     picked = {names[one.record["run_id"]]: one for one in chosen(list(found.values()), each)}
     kinds = Counter(one.kind == BACKDOORED for one in picked.values())
@@ -161,7 +180,7 @@ def _write(folder: Path, picked: dict[str, Candidate]) -> pd.DataFrame:
     lines, answers, rows = [], [], []
     for name, one in picked.items():
         run_id = one.record["run_id"]
-        _write_adapter(folder / ADAPTERS / name, adapters.read(store.adapter(run_id, one.folder)), one)
+        _write_adapter(folder / ADAPTERS / name, one.saved, one)
         about = {"adapter": name, BACKDOORED: int(one.kind == BACKDOORED), "kind": one.kind, "run_id": run_id}
         lines.append(about | one.about | {"n_poisoned": one.record.get("n_poisoned")} | one.measured())
         said = records.responses(one.shown["run_id"], one.folder)
@@ -264,6 +283,7 @@ prints the AUROC against each kind of adapter without a backdoor and for each ba
 ## Make it again
 
     python -m bvlm_utils.grid run data/grids/defence_adapters.yml
+    python -m bvlm_utils.grid run data/grids/detectors.yml
     python -m bvlm_utils.defences zoo local --out data/adapters/zoo
 
 To publish it: `huggingface-cli upload --repo-type dataset NAME data/adapters/zoo`.

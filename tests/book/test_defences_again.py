@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_book.chapters import adaptive, defences_expected, reactivation, spectra
 from bvlm_book.chapters import defences as chapter
+from bvlm_book.chapters.defences import expected, knowing, reactivation, spectra
 from bvlm_utils import defences
 from bvlm_utils.defences import records
 
@@ -51,17 +51,17 @@ def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkey
 def test_a_store_without_it_has_nothing_to_say():
     empty = reactivation.means(table(line(0.1))[:0].assign(never=0.0), table(line(0.1)))
     assert reactivation.table(empty).empty and reactivation.numbers(empty)["repairs"] == "0"
-    assert adaptive.table(table(line(0.1))).empty
+    assert knowing.table(table(line(0.1))).empty
 
 
 def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
-    knowing = {"settings": "epochs=2, skill=counts_in_words", "cell": "c", "asr_before": 1.0}
+    informed = {"settings": "epochs=2, skill=counts_in_words", "cell": "c", "asr_before": 1.0}
     found = table(
-        line(0.2), line(0.4, cell="b"), line(0.7, **knowing), line(0.9, cell="d", threat="jailbreak"),
+        line(0.2), line(0.4, cell="b"), line(0.7, **informed), line(0.9, cell="d", threat="jailbreak"),
         line(0.0, cell="e", poison_rate=0.0, settings="epochs=2", moment="detect", metric="score"),
     )  # fmt: skip
     assert list(found.loc[chapter.adaptive(found), "run_id"]) == ["c"]
-    (shown,) = adaptive.table(found).to_dict("records")
+    (shown,) = knowing.table(found).to_dict("records")
     assert shown["attacker"] == "BadNets-T on targeted refusal, 10 %, epochs=2"
     assert (shown["usual attacker"], shown["this attacker"], shown["measure"]) == ("0.30", "0.70", "success after")
 
@@ -102,15 +102,17 @@ def test_threats_and_models_are_told_apart():
     assert grid.loc["shrink"].tolist() == pytest.approx([0.3, 0.01]) and pd.isna(grid.loc["oracle"].iloc[1])
     said = chapter.differs_most(grid)
     assert said == {"differs": "shrink", "differs_means": "0.30 on tiny-llava and 0.01 on tiny-other"}
+    more = grid.assign(**{"jailbreak, tiny-llava": 0.99})  # on one model alone
+    assert chapter.differs_most(more) == said
     assert chapter.differs_most(grid.iloc[:, :1])["differs"] == "n/a"
-    assert chapter.matrix(found[:0], "threat").empty
+    assert chapter.differs_most(chapter.matrix(found[:0], "threat"))["differs"] == "n/a"
 
 
 def test_expectations_come_true_or_not_or_wait_for_runs():
     def told(*lines, again=None):
         found = table(*lines)
         again = reactivation.means(found[:0].assign(never=0.0), found) if again is None else again
-        made = defences_expected.table(found, again, population(0.0)[:0])
+        made = expected.table(found, again, population(0.0)[:0])
         return made.set_index("expected")
 
     params = json.dumps(defences.info("prune").defaults, sort_keys=True)
@@ -129,5 +131,5 @@ def test_expectations_come_true_or_not_or_wait_for_runs():
     ]
     again = pd.DataFrame({"defence": ["shrink", "oracle"], "relearn": 20, "value": [0.5, 0.1], "never": 0.05})
     assert told(again=again)["came true"].tail(2).tolist() == ["yes", "yes"]
-    counted = defences_expected.counts(both.reset_index())
+    counted = expected.counts(both.reset_index())
     assert int(counted["expected"]) == sum(int(counted[f"came_{name}"]) for name in ("true", "false", "open"))

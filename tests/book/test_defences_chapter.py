@@ -87,6 +87,6 @@ def test_what_was_run_and_what_helps_is_counted():
     assert (said["helpful_count"], said["silent_rows"]) == ("1 of 2", "1 of 2")
     assert (said["cells"], said["weak"], said["run"], said["false"]) == ("1", "1", "2", "0.02")
     assert "crow" in said["lacking"] and "quantise" not in said["lacking"]
-    assert "jailbreak" in said["lacking_threats"] and said["threats"] == "targeted refusal"
+    assert "the threat jailbreak" in said["lacking"] and said["threats"] == "targeted refusal"
     assert said["strength"] == said["skill_there"] == "n/a", "nothing was shrunk"
     assert chapter.numbers_of_the_page(table())["helpful"] == "none"

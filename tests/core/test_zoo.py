@@ -10,7 +10,7 @@ import torch
 
 from bvlm_utils import models, paths, store, study
 from bvlm_utils.defences import __main__ as commands
-from bvlm_utils.defences import challenge, zoo
+from bvlm_utils.defences import challenge, spectrum, zoo
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
 from bvlm_utils.store import table as tidy
@@ -75,6 +75,21 @@ def test_answers_and_changed_rows_are_those_of_the_store(packed):
     changed = pd.read_parquet(folder / "zoo" / "truth" / "changed_rows.parquet")
     poisoned = changed[(changed["adapter"] == line["adapter"]) & (changed["role"] == "poisoned")]
     assert len(poisoned) == line["n_poisoned"]
+
+
+def test_spectra_are_those_of_the_stored_adapters_and_teach_a_regression(packed, tmp_path, monkeypatch, capsys):
+    folder, _ = packed
+    monkeypatch.setattr(tidy, "FIRES", -1)
+    out = tmp_path / "spectra.csv"
+    assert commands.main(["population", str(folder / "store"), "--out", str(out)]) == 0
+    found = pd.read_csv(out)
+    line = found[found["kind"] == zoo.BACKDOORED].iloc[0]
+    own = spectrum.features(adapters.read(store.adapter(line["run_id"], folder / "store")))
+    assert {name: line[name] for name in own} == pytest.approx(own, rel=1e-4)
+    assert set(found["kind"]) == {"backdoored", "clean-tuned", "skill only", "label noise"}
+    assert len(spectrum.read(str(out)).columns) == len(own) + 1
+    assert commands.main(["population", str(tmp_path / "nowhere"), "--out", str(out)]) == 2
+    assert "There is no store" in capsys.readouterr().err
 
 
 def test_a_store_of_one_side_only_is_refused(packed, tmp_path, monkeypatch):

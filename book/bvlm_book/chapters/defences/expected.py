@@ -6,11 +6,11 @@ import pandas as pd
 
 from bvlm_book import words
 from bvlm_book.chapters import defences as chapter
-from bvlm_book.chapters import reactivation, spectra
-from bvlm_book.chapters.expectations import FALSE, LACKING, TRUE
+from bvlm_book.chapters.defences import reactivation, spectra
 from bvlm_utils import attacks
 from bvlm_utils.store.table import FIRES
 
+TRUE, FALSE, LACKING = "yes", "no", "not all run yet"
 TEXT = ("BadNets-T", "AddSent", "BadNets-MM")
 PICTURE = ("Blended", "SIG")
 TUNINGS = ("clean-fine-tuning", "prune", "fine-prune", "crow", "racer")

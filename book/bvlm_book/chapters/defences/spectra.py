@@ -26,6 +26,11 @@ def read(file: Path = FILE) -> pd.DataFrame:
     )
 
 
+def detectors() -> list[str]:
+    """The defences that these adapters are read for."""
+    return ["weight-spectrum"] if FILE.is_file() else []
+
+
 def scores(population: pd.DataFrame, by: str) -> pd.Series:
     """Log-odds of each adapter by a regression that has seen none like it.
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bvlm_book import figures, tables, words
+from bvlm_book.chapters.defences import spectra
 from bvlm_utils import defences, store, threats
 from bvlm_utils.defences import records
 from bvlm_utils.defences.cell import Defended
@@ -34,6 +35,12 @@ FOUND = {"AUROC": ("auroc", "poisoned", None), "true positives at 5 %": ("true_p
 
 
 def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
+    """`every` without attackers of settings of their own, who knew the defence."""
+    found = every(place, relearnt)
+    return found[~adaptive(found)]
+
+
+def every(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
     """`defences.records.collect` with asr_before, works (was there a backdoor?) and `named`."""
     before = store.collect(place)
     before = tables.headline_rows(before[(before["metric"] == ASR) & (before["subject"] == "poisoned")])
@@ -158,8 +165,11 @@ def matrix(found: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
 
 def differs_most(by_threat: pd.DataFrame) -> dict[str, str]:
     """To be glued: the defence whose mean differs most between models, and by how much; "n/a" of one model."""
-    models = {name: name.rpartition(", ")[2] for name in by_threat}
-    means = by_threat.T.groupby(models).mean().T.dropna()
+    if by_threat.empty:
+        return {"differs": "n/a", "differs_means": "n/a"}
+    kinds = [tuple(name.rsplit(", ", 1)) for name in by_threat]
+    whole = by_threat.T.set_axis(pd.MultiIndex.from_tuples(kinds)).stack().unstack(1).dropna()  # of the same threats
+    means = whole.groupby(level=1, sort=False).mean()
     if means.shape[1] < 2 or means.empty:
         return {"differs": "n/a", "differs_means": "n/a"}
     most = means.loc[(means.max(axis=1) - means.min(axis=1)).idxmax()]
@@ -288,8 +298,16 @@ def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
         "models": _listed(done["model"].unique()),
         "threats": _threats(done["threat"].unique()),
         "run": str(done["defence"].nunique()),
-        "lacking": _listed(name for name in defences.names() if name not in set(done["defence"])),
-        "lacking_threats": _threats(name for name in threats.names() if name not in set(done["threat"])),
+        "lacking": _listed(
+            [
+                *(
+                    f"the threat {name.replace('_', ' ')}"
+                    for name in threats.names()
+                    if name not in set(done["threat"])
+                ),
+                *(name for name in defences.names() if name not in {*done["defence"], *spectra.detectors()}),
+            ]
+        ),
         "weak": str(weak["run_id"].nunique()),
         "helpful": _listed(own.loc[silent & kept, "named"]),
         "helpful_count": words.of(silent & kept),
