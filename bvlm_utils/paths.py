@@ -62,6 +62,8 @@ def new_file(name: str | Path) -> Path:
 def new_folder(name: str | Path) -> Path:
     """A folder that is to be made, or an empty one."""
     path = named(name, "folder")
+    if ".." in path.parts:  # of a folder that is not there yet, what is above it may be
+        path = path.resolve()
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already; give a folder that is new or empty.")
     check_writable(path)

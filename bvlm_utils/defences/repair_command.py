@@ -54,10 +54,11 @@ def repair(given: argparse.Namespace) -> int:
 
     from bvlm_utils.defences import weights
 
+    saved = tune_and_ask.saved(folder)
     say(f"repair: loading {model} and the rows of {given.dataset}")
     bench = Bench(model, given.dataset, given.clean_rows, four_bit=given.four_bit)
     clean = clean_rows(bench)
-    before = weights.whole(bench.victim, tune_and_ask.saved(folder))
+    before = weights.whole(bench.victim, saved)
     say(f"repair: {method.name} with {method.params}")
     after = method.repair(bench.victim, before, clean, given.seed)
     say(f"repair: asking both adapters {given.rows} questions, clean and with {len(triggers)} triggers")

@@ -58,7 +58,7 @@ class Candidate:
         return self.record.get("control") or run_id if self.kind in (CLEAN, SKILL) else run_id
 
     @property
-    def saved(self) -> adapters.Saved:
+    def saved(self) -> adapters.GroupResult:
         return adapters.read(store.adapter(self.record["run_id"], self.folder))
 
     def measured(self) -> dict[str, float | None]:

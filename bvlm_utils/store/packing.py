@@ -56,6 +56,7 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
     start, end = records.folder(source), records.folder(target)
     if not start.is_dir():
         raise InputError(f"There is no store {start}; name a folder with results.")
+    _check_any(start)
     records.clean(end)
     loose = [file.parent.parent for file in end.glob("[!.]*/adapter/adapter_config.json")]
     if loose and not packed.is_packed(end):
@@ -67,6 +68,12 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
         _write(chosen, end)
         _remove_loose(end)
     return added
+
+
+def _check_any(start: Path) -> None:
+    """InputError for a folder without a cell: somebody has another one in mind."""
+    if not packed.run_ids(start):
+        raise InputError(f"The folder {start} holds no results of any cell; name a store that has some.")
 
 
 @contextmanager
@@ -211,6 +218,7 @@ def swap(start: Path, end: Path) -> None:
 def unpack(source: str | Path, target: str | Path) -> list[str]:
     """Give each cell of a store its folder in `target`, byte for byte the same record; the run_ids that were new."""
     start, end = records.folder(source), records.writable(target)
+    _check_any(start)
     written = []
     for run_id in packed.run_ids(start):
         if (end / run_id).exists():
