@@ -246,6 +246,7 @@ def test_figures_and_tables_hold_what_was_measured(shelf):
 def test_the_chapter_shows_states_or_says_that_there_are_none(shelf, tmp_path, capsys):
     text = page("lasting", shelf[0], capsys)
     assert text.count("<figure") == 2
+    (tmp_path / "empty").mkdir()
     text = page("lasting", tmp_path / "empty", capsys)
     assert "No adapter of this store" in text and "<figure" not in text
 
