@@ -108,7 +108,7 @@ def test_each_number_selects_experiments_on_the_leaderboard(book):
         assert re.match(r"\d+ experiments?: ", title), title
         asked = parse_qsl(html.unescape(where), keep_blank_values=True)
         if asked[0][0] == "tab":
-            assert data[asked[0][1]]["data"]
+            assert data[{"defences": "defended"}[asked[0][1]]]["data"]
             continue
         chosen = raw
         for name in dict(asked):

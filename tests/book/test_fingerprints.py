@@ -62,7 +62,7 @@ def test_fingerprints_are_those_of_the_stored_answers(name, params, text, image)
 def test_every_attack_has_a_golden_fingerprint_and_every_half_an_id_of_its_own():
     assert [name for name, params, *_ in GOLDEN if not params] == attacks.names()
     ids = {half.id: half for name in attacks.names() for half in _halves(name)}
-    assert "" not in ids and all(ids[half.id] is half for name in attacks.names() for half in _halves(name))
+    assert "" not in ids and all(ids[half.id] == half for name in attacks.names() for half in _halves(name))
 
 
 def _halves(name):

@@ -186,7 +186,7 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     monkeypatch.setenv("BVLM_STORE", "reference")
     sizes = {name: SMALL[name] for name in ("train_rows", "test_rows")}
     assert "1 measured" in page(run("targeted_refusal", **SMALL))
-    assert "These answers are stored ones" in page(run("quickstart", attack="BadNets-MM", **sizes))
+    assert "python -m bvlm_utils.chat" in page(run("quickstart", attack="BadNets-MM", **sizes))
     assert "There is no run of yours here" in page(run("reproduce"))
     assert "No stealth numbers are stored" in page(run("attacks"))
     assert "VQA accuracy" in page(run("models"))

@@ -42,7 +42,7 @@ def test_its_doses_are_counted_in_all_their_forms(shelf):
     place, model, table = shelf
     lines = dose.doses(table, place)
     found = dose.means(lines)
-    assert set(found["model"]) == {model} and found["n_seeds"].tolist() == [2, 2]
+    assert set(found["model"]) == {model} and len(found) == 2 and (found["least"] <= found["most"]).all()
     assert len(lines) == 4 and set(lines["n_poisoned"]) == {10, 1}
     (count,) = tables.eligible(table, place).values()
     assert (lines["of_eligible"] == lines["n_poisoned"] / count).all() and count <= 100
