@@ -102,7 +102,7 @@ def to_show(compared: pd.DataFrame) -> pd.DataFrame:
     success = both[whole & (both["metric"] == headline_metric(both))]
     shown = pd.concat([success, both[both["metric"] == "utility"]], ignore_index=True)
     kinds = shown["metric"].map(lambda name: name if name == "utility" else "ASR")
-    labels = shown["attack"] + " " + shown["poison_rate"].map(words.percent) + ", " + kinds
+    labels = shown["attack"] + " " + shown["poison_rate"].map(words.percent).astype(str) + ", " + kinds.astype(str)
     if shown["threat"].nunique() > 1:  # else the rows of two threats would have one name
         labels += "\n" + shown["threat"].str.replace("_", " ")
     return shown.assign(label=labels)
