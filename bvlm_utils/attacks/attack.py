@@ -117,7 +117,7 @@ class Attack:
         settings: dict[str, Any] = {"half": half}
         if part is not None:
             settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
-            settings["params"] = without_younger(params_of(self, half))
+            settings["params"] = without_unused_jpeg(params_of(self, half))
             if "picture" in part.params:
                 settings["picture"] = file_digest(picture_path(self.params["picture"]))
             settings |= {
@@ -196,8 +196,8 @@ def params_of(attack: Attack, half: str) -> dict[str, Any]:
     return {name: attack.params[name] for name in getattr(attack.info, half).params}
 
 
-def without_younger(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that came later and are not used, so that older records keep their names."""
+def without_unused_jpeg(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without a `jpeg_quality` of 0: it came later, and older records keep their names."""
     return {name: value for name, value in params.items() if name not in JPEG or value}
 
 

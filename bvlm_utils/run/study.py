@@ -137,10 +137,8 @@ def check_rows(cells: Sequence[Cell]) -> None:
 def _check_files(cells: Sequence[Cell]) -> None:
     """InputError for a picture or data that a trigger or a target of these cells would be made of, and cannot be."""
     poisoned = [cell for cell in cells if not cell.is_control]
-    attacks = {
-        (cell.threat, repr(cell.threat_params), cell.attack, repr(cell.attack_params)): cell for cell in poisoned
-    }
-    for cell in attacks.values():
+    names = ("threat", "threat_params", "attack", "attack_params")
+    for cell in {repr([getattr(cell, name) for name in names]): cell for cell in poisoned}.values():  # one of each
         attack, target = cell.resolved_attack, cell.resolved_threat.target
         attack_files.check(attack.info, attack.params, target)
         if target.image:

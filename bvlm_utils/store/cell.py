@@ -16,7 +16,7 @@ from typing import Any
 from bvlm_utils import attacks, data, models, paths, skills, threats
 from bvlm_utils.attacks import Attack
 from bvlm_utils.attacks import files as attack_files
-from bvlm_utils.attacks.attack import surrogate_digest, without_younger
+from bvlm_utils.attacks.attack import surrogate_digest, without_unused_jpeg
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known, known_name
 from bvlm_utils.data.pictures import picture_path
@@ -215,7 +215,7 @@ class Cell:
         attack, threat = self.resolved_attack, self.resolved_threat
         found |= {
             "attack_version": attack.version,
-            "attack_params": without_younger(attack.params),
+            "attack_params": without_unused_jpeg(attack.params),
             "threat_version": threat.version,
             "threat_params": threat.params,
         }
