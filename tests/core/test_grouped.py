@@ -167,11 +167,11 @@ def test_products_on_a_cpu_are_those_in_float64(shape, biased):
     x, weight, bias = (torch.randn(*size, generator=generator) for size in ((rows, inner), (out, inner), (out,)))
     bias = bias if biased else None
     expected = F.linear(x.double(), weight.double(), bias if bias is None else bias.double())
-    back = lora_bank._linear(expected.float(), weight.t())  # as gradients are: with the weight the other way round
-    for given, right in ((lora_bank._linear(x, weight, bias), expected), (back, expected @ weight.double())):
+    back = lora_bank.linear(expected.float(), weight.t())  # as gradients are: with the weight the other way round
+    for given, right in ((lora_bank.linear(x, weight, bias), expected), (back, expected @ weight.double())):
         assert given.shape == right.shape
         assert (given.double() - right).abs().sum() <= 1e-6 * right.abs().sum()
-    narrow = lora_bank._linear(x.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16())
+    narrow = lora_bank.linear(x.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16())
     assert narrow.dtype == torch.bfloat16 and narrow.shape == (rows, out)
 
 
