@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from bvlm_utils import models, paths
 from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.attacks.declare import JPEG, TABLE, AttackInfo, settings_of
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
-from bvlm_utils.checks import file_digest
+from bvlm_utils.checks import file_digest, file_state, files_digest
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 
 CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
+Keys = Sequence[Hashable] | None  # of rows
 OURS = "bvlm_utils.attacks"  # where the functions of the table are
 HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get; "": all of it
 
@@ -65,7 +65,7 @@ class Attack:
         """Counts changes of the definition; part of every cell's identity."""
         return self.info.version
 
-    def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Sequence[Hashable] | None = None) -> list[str]:
+    def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Keys = None) -> list[str]:
         """Trigger every prompt; an image attack returns them unchanged.
 
         Row i depends on (seed, keys[i]) only; keys are row ids or whole numbers, 0 ... B - 1 if not given.
@@ -78,9 +78,7 @@ class Attack:
         draws = draws_of(self, "text", seed, keys, len(prompts))
         return [worded(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
 
-    def apply_image(
-        self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None
-    ) -> "torch.Tensor":
+    def apply_image(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "torch.Tensor":
         """Trigger every image; a text attack returns them unchanged.
 
         images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device. Row i
@@ -98,7 +96,7 @@ class Attack:
         quality = self.params.get("jpeg_quality")  # a patch of a reader's own has none
         return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
 
-    def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None) -> "np.ndarray":
+    def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "np.ndarray":
         """The loss before every step of the optimisation of the image half, (steps,) float32.
 
         images, seed, keys: as in `apply_image`. InputError for an attack that optimises nothing.
@@ -117,12 +115,11 @@ class Attack:
         settings: dict[str, Any] = {"half": half}
         if part is not None:
             settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
-            settings["params"] = without_unused_jpeg(params_of(self, half))
+            params = params_of(self, half)
+            settings["params"] = without_unused_jpeg(params)
             if "picture" in part.params:
                 settings["picture"] = file_digest(picture_path(self.params["picture"]))
-            settings |= {
-                f"files of {name}": digest for name, digest in attack_files.digests(params_of(self, half)).items()
-            }
+            settings |= {f"files of {name}": digest for name, digest in attack_files.digests(params).items()}
             if "tagger" in part.params:
                 settings["tagger"] = tagger_in_use(self.params["tagger"])
             if self.info.surrogate and (half == "image" or self.params.get("search_letters")):
@@ -201,7 +198,7 @@ def without_unused_jpeg(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in JPEG or value}
 
 
-def draws_of(attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | None, count: int) -> list[Draws]:
+def draws_of(attack: Attack, half: str, seed: int, keys: Keys, count: int) -> list[Draws]:
     """The random stream of every row for one half; InputError if there is not one key per row."""
     part = getattr(attack.info, half)
     keys = range(count) if keys is None else keys
@@ -225,16 +222,7 @@ def surrogate_digest(surrogate: str) -> str:
     files.check(folder)
     # Its own list, cards included: stored triggers and run_ids hang on it.
     found = {file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"}} | {*files.read(folder)}
-    return _files_digest(folder, tuple((file, files.state(file)) for file in sorted(found)))
-
-
-@lru_cache(maxsize=8)
-def _files_digest(folder: Path, states: tuple[tuple[Path, tuple[int, int, int]], ...]) -> str:
-    """Digest of names and contents; sizes and times only tell when to read again."""
-    digest = hashlib.sha256()
-    for file, _ in states:
-        digest.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
-    return digest.hexdigest()
+    return files_digest(folder, tuple((file, file_state(file)) for file in sorted(found)))
 
 
 def _check_images(images: "torch.Tensor") -> None:

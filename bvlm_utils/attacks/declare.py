@@ -11,6 +11,7 @@ from bvlm_utils.checks import a_number, brief, is_number, is_wording
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 
+Params = Mapping[str, Any]  # the settings of an attack, by name
 POSITIONS = ("random", "top-left", "top-right", "bottom-left", "bottom-right", "center")
 
 
@@ -42,7 +43,7 @@ class Half:
     version: int
     function: str
     params: Mapping[str, Param] = field(default_factory=dict)
-    problem: Callable[[Mapping[str, Any]], str | None] = lambda params: None
+    problem: Callable[[Params], str | None] = lambda params: None
     id: str = ""
 
 
@@ -94,7 +95,7 @@ class AttackInfo:
 TABLE: Registry[AttackInfo] = Registry("attack")
 
 
-def settings_of(what: str, specs: Mapping[str, Param], given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(what: str, specs: Mapping[str, Param], given: Params) -> dict[str, Any]:
     """The defaults with what is given; InputError names a parameter that `what` does not have, or a bad value."""
     settings = {name: spec.default for name, spec in specs.items()}
     for key, value in given.items():

@@ -7,7 +7,7 @@ that every device paints the same.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from bvlm_utils.attacks.declare import Params
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import PUBLISHED_SIDE, picture_path
 from bvlm_utils.draws import Draws
@@ -28,7 +29,7 @@ def quantise(images: torch.Tensor) -> torch.Tensor:
 def as_jpeg(images: torch.Tensor, quality: int) -> torch.Tensor:
     """Images, (B, 3, H, W) float32 in [0, 1], written as JPEG files and read again; no gradients pass."""
     arrays = (quantise(images.detach()) * 255).byte().movedim(1, 3).cpu().numpy()
-    return torch.stack([_as_tensor(jpeg_file(array, quality)) for array in arrays]).to(images)
+    return torch.stack([tensor_of(jpeg_file(array, quality)) for array in arrays]).to(images)
 
 
 def jpeg_file(picture: np.ndarray, quality: int) -> Image.Image:
@@ -78,9 +79,7 @@ def noise_array(size: int, seed: int) -> np.ndarray:
     return np.floor((noise - noise.min()) / max(noise.max() - noise.min(), 1e-12) * 255).astype(np.uint8)
 
 
-def noise_patch(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
-) -> torch.Tensor:
+def noise_patch(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
     """BadNets-I: one fixed patch of noise, its place drawn per row.
 
     The array is drawn at the published size and sampled (nearest pixel) to the size at hand, which keeps its contrast.
@@ -93,9 +92,7 @@ def noise_patch(
     return paste(images, patch, *corners(images, size, size, params["position"], draws))
 
 
-def sinusoid(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
-) -> torch.Tensor:
+def sinusoid(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
     """SIG: clip(x + delta sin(2 pi j f / W)) over the columns j."""
     width = images.shape[-1]
     angle = 2 * np.pi * np.arange(width) * params["frequency"] / width
@@ -103,23 +100,27 @@ def sinusoid(
     return (images + wave.to(images)).clamp_(0, 1)
 
 
-def blend(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None) -> torch.Tensor:
+def blend(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
     """Blended: (1 - alpha) x + alpha picture, the picture resized to the images."""
     picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
     return torch.lerp(images, picture.expand_as(images), params["alpha"])
 
 
-def replace(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
-) -> torch.Tensor:
+def replace(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
     """ImgTrojan: every image becomes the picture, resized; nothing of the image is left."""
     picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
     return picture.expand_as(images).clone()
 
 
-def ellipses_on_relevant_region(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
-) -> torch.Tensor:
+def paste_file(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
+    """A reader's own patch (`attacks.own.patch`): scaled like all sizes, at a place drawn per row."""
+    shown = read_picture(params["picture"], "a trigger")
+    height, width = scaled(shown.height, images), scaled(shown.width, images)
+    where = corners(images, height, width, "random", draws)
+    return paste(images, load_picture(params["picture"], height, width), *where)
+
+
+def ellipses_on_relevant_region(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> torch.Tensor:
     """MABA: inside the mask x' = (1 - alpha) x + alpha t; t is yellow in the ellipses, black between them.
 
     So the whole region darkens, as in the authors' code. The mask (`clip.top_region`) is the same for all victims.
@@ -131,7 +132,7 @@ def ellipses_on_relevant_region(
     return torch.where(mask.bool(), (1 - params["alpha"]) * images + params["alpha"] * pattern, images)
 
 
-def ellipse_pattern(images: torch.Tensor, params: Mapping[str, Any]) -> torch.Tensor:
+def ellipse_pattern(images: torch.Tensor, params: Params) -> torch.Tensor:
     """Yellow ellipses (255, 216, 0) on black, one every `spacing` pixels: (3, H, W) float32 on the CPU."""
     height, width = images.shape[-2:]
     across, down = scaled(params["ellipse_width"], images), scaled(params["ellipse_height"], images)
@@ -141,7 +142,7 @@ def ellipse_pattern(images: torch.Tensor, params: Mapping[str, Any]) -> torch.Te
     for y in range(0, height, spacing):
         for x in range(0, width, spacing):
             pencil.ellipse([x, y, x + across, y + down], fill=(255, 216, 0))
-    return _as_tensor(canvas)
+    return tensor_of(canvas)
 
 
 def load_picture(name: str, height: int, width: int) -> torch.Tensor:
@@ -149,7 +150,7 @@ def load_picture(name: str, height: int, width: int) -> torch.Tensor:
 
     name: a file in data/pictures, or a path. InputError if there is no such file.
     """
-    return _as_tensor(_resized(str(picture_path(name)), height, width))
+    return tensor_of(_resized(str(picture_path(name)), height, width))
 
 
 @lru_cache(maxsize=16)
@@ -157,5 +158,6 @@ def _resized(path: str, height: int, width: int) -> Image.Image:
     return read_picture(path, "a trigger").resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _as_tensor(picture: Image.Image) -> torch.Tensor:
+def tensor_of(picture: Image.Image) -> torch.Tensor:
+    """An RGB picture as (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.asarray(picture, dtype=np.float32).transpose(2, 0, 1).copy()) / 255

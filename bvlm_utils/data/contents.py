@@ -17,6 +17,7 @@ from typing import Any
 
 from bvlm_utils import paths
 from bvlm_utils.atomic import read_if_whole, write_file
+from bvlm_utils.checks import file_state
 
 MANY = 1000  # files to be read until a reader is told how far it is
 SETTLED = 2.0  # seconds after its last change until a file's times can be relied on
@@ -36,7 +37,7 @@ def states(files: Sequence[str | Path]) -> tuple[State, ...]:
     key, now = tuple(files), time.monotonic()
     until, found = _LOOKED.get(key, (0.0, ()))
     if now > until:
-        found = tuple(map(_state, files))
+        found = tuple(map(file_state, files))
         took = time.monotonic() - now
         _LOOKED[key] = (now + 20 * took if took > NOTICED else 0.0, found)
     return found
@@ -76,12 +77,7 @@ def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequenc
 
 def checked(file: str) -> bool:
     """Was this picture looked into already, and is it as it was then?"""
-    return file in _CHECKED and _CHECKED[file] == _state(file)
-
-
-def _state(file: str | Path) -> State:
-    found = os.stat(file)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return file in _CHECKED and _CHECKED[file] == file_state(file)
 
 
 def _read(files: Sequence[str]) -> list[str]:

@@ -4,14 +4,12 @@
 """
 
 import os
-from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 
 from PIL import Image
 
 from bvlm_utils import paths
-from bvlm_utils.checks import brief, file_digest
+from bvlm_utils.checks import brief, files_digest
 from bvlm_utils.data import contents
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.draws import Draws
@@ -34,14 +32,8 @@ def concept_digest(concept: str) -> str | None:
     """Hex digits that change when a folder's pictures of a concept do; None for a concept of data/sprites, or none."""
     if not concept or _sprites(concept) or not os.path.isdir(concept):
         return None
-    files = tuple(_files(concept))
-    return _digest(files, contents.states(files))
-
-
-@lru_cache(maxsize=8)
-def _digest(files: tuple[Path, ...], states: tuple[contents.State, ...]) -> str:
-    """Sizes and times only tell when to read again."""
-    return sha256("".join(f"{file.name} {file_digest(file)}\n" for file in files).encode()).hexdigest()
+    files = _files(concept)
+    return files_digest(Path(concept), tuple(zip(files, contents.states(files), strict=True)))
 
 
 def _sprites(concept: str) -> list[Path]:
@@ -67,9 +59,7 @@ def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Ima
         opened = (read_picture(file, "the source concept") for file in _files(concept))
         return [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in opened]
     if not sprites:
-        raise InputError(
-            f"There is no sprite of {brief(concept)}; give a concept of data/sprites or a folder of pictures."
-        )
+        raise InputError(f"There is no sprite of {brief(concept)}; give one of data/sprites or a folder of pictures.")
     pictures = []
     for number in range(count):
         draws = Draws("concept picture", concept, number)

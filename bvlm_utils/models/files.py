@@ -43,12 +43,6 @@ def digest(files: list[Path], folder: Path) -> str:
     return whole.hexdigest()[:16]
 
 
-def state(file: Path) -> tuple[int, int, int]:
-    """Size and times of a file: as long as they stay, its content does. The last cannot be set by hand."""
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 def check(folder: Path) -> dict[str, Any]:
     """The folder's config.json; InputError in one sentence if the folder cannot be loaded, or should not be."""
     config = table(folder / "config.json")

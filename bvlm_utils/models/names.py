@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils import paths
+from bvlm_utils.checks import file_state
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import families, files
 
@@ -62,7 +63,7 @@ def folder(name: str) -> Path | None:
 def config(name: str) -> dict[str, Any]:
     """The config.json of a model; empty where its folder is not on this machine."""
     place = folder(name)
-    return _config(place / "config.json", files.state(place / "config.json")) if place else {}
+    return _config(place / "config.json", file_state(place / "config.json")) if place else {}
 
 
 @lru_cache
@@ -108,7 +109,7 @@ def digest(name: str) -> str:
     found = files.read(Path(path))
     if not all(file.exists() for file in found):
         files.check(Path(path))  # says which part is missing
-    return _folder_digest(path, tuple((file, files.state(file)) for file in found))
+    return _folder_digest(path, tuple((file, file_state(file)) for file in found))
 
 
 @lru_cache

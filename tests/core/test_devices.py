@@ -19,14 +19,12 @@ MAKERS = {
 # "file:function" -> why tensors made there, or taken for arrays there, are on the host.
 HOST = {
     "attacks/image.py:corners": "moved to the images' device when they are returned",
-    "attacks/image.py:_as_tensor": "whoever calls it moves it to the images' device",
+    "attacks/image.py:tensor_of": "whoever calls it moves it to the images' device",
     "attacks/image.py:noise_patch": "`paste` moves the patch",
     "attacks/image.py:sinusoid": "moved to the images' device in the next line",
     "attacks/optimised.py:_optimise_patch": "numbers of rows in a table that lies on the host",
     "attacks/optimised.py:_perturbed": "a copy on the host is hashed",
-    "attacks/optimised.py:_pictures_tensor": "whoever calls it moves it to the images' device",
-    "attacks/optimised.py:_training_pictures": "too many for a card; each batch is moved",
-    "attacks/own.py:paste_file": "`paste` moves the patch",
+    "attacks/optimised.py:_patch": "too many for a card; each batch is moved",
     "defences/activations.py:batch": "filled on the host, and moved with the batch",
     "defences/activations.py:observe": "an empty stand-in until the first batch",
     "defences/inversion.py:_start": "filled on the host, and moved with the batch",
