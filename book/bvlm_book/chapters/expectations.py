@@ -1,5 +1,7 @@
 """What was expected of the grids before their runs (book/expectations.md), and what came of it. Free of torch."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from bvlm_book import rules_second as second
@@ -21,16 +23,21 @@ def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
     second_base = ("a second base", "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on "
                    "three of five threats", "", None)  # fmt: skip
     lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL))]
-    found = pd.DataFrame([*lines, second_base], columns=["grid", "expected", "measured", "came true"])
-    told = [LACKING if true is None else TRUE if true else FALSE for true in found["came true"]]
-    return found.assign(**{"came true": told})
+    return told([*lines, second_base], ["grid", "expected", "measured"])
+
+
+def told(lines: Sequence[tuple], columns: Sequence[str]) -> pd.DataFrame:
+    """Expectations to read. lines: a value per column, and whether it came true; None while it waits for runs."""
+    found = pd.DataFrame(lines, columns=[*columns, "came true"])
+    came = [LACKING if true is None else TRUE if true else FALSE for true in found["came true"]]
+    return found.assign(**{"came true": came})
 
 
 def counts(expected: pd.DataFrame) -> dict[str, str]:
-    """Of the lines of `read`: how many there are, came true, did not, and wait for runs."""
-    told = expected["came true"].value_counts()
+    """Of the lines of `told`: how many there are, came true, did not, and wait for runs."""
+    came = expected["came true"].value_counts()
     names = {"true": TRUE, "false": FALSE, "open": LACKING}
-    return {"expected": str(len(expected))} | {key: str(told.get(name, 0)) for key, name in names.items()}
+    return {"expected": str(len(expected))} | {key: str(came.get(name, 0)) for key, name in names.items()}
 
 
 def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[tuple]:
