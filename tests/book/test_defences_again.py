@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bvlm_book import outcomes
 from bvlm_book.chapters import defences as chapter
 from bvlm_book.chapters.defences import expected, knowing, reactivation, spectra
 from bvlm_utils import defences, paths
@@ -146,14 +147,11 @@ def test_expectations_come_true_or_not_or_wait_for_runs():
     ]
     again = pd.DataFrame({"defence": ["shrink", "oracle"], "relearn": 20, "value": [0.5, 0.1], "never": 0.05})
     assert told(again=again)["came true"].tail(2).tolist() == ["yes", "yes"]
-    counted = expected.counts(both.reset_index())
-    assert int(counted["expected"]) == sum(int(counted[f"came_{name}"]) for name in ("true", "false", "open"))
+    counted = outcomes.counts(both)
+    assert int(counted["expected"]) == sum(int(counted[name]) for name in ("true", "false", "open"))
     states = told(line(0.2), probed=probes())
-    came = states.filter(regex="^a probe|^of it", axis=0)["came true"].tolist()
-    assert came == ["yes", "no", "no"]
-    mixed = told(
-        line(0.2), line(0.3, defence="mix", params=json.dumps({"others": ["a"]})),
-        line(0.5, metric="skill", condition="clean"),
-        line(0.7, defence="mix", params=json.dumps({"others": ["a"]}), metric="skill", condition="clean"),
-    ).filter(like="mix with", axis=0)  # fmt: skip
-    assert mixed["came true"].item() == "no"
+    assert states.filter(regex="^a probe|^of it", axis=0)["came true"].tolist() == ["yes", "no", "no"]
+    other = {"defence": "mix", "params": json.dumps({"others": ["a"]})}
+    skill = {"metric": "skill", "condition": "clean"}
+    mixed = told(line(0.2), line(0.3, **other), line(0.5, **skill), line(0.7, **other, **skill))
+    assert mixed.filter(like="mix with", axis=0)["came true"].item() == "no"
