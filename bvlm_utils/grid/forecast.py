@@ -116,10 +116,7 @@ def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
 
 @lru_cache(maxsize=8)  # the benches of several models have one dataset
 def _samples(dataset: str, rows: int) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
-    """Training and test rows without pictures; many scenes are estimated by the first.
-
-    The test rows of VQAv2 are many, so they are read one by one.
-    """
+    """Training and test rows without their pictures; many are estimated. VQAv2's many test rows are read one by one."""
     few = rows if ":" in dataset else min(rows, DRAWN)
     train, test = (data.load(dataset, *which).remove_columns("image") for which in (("train", few), ("test",)))
     return list(islice(cycle(train.to_list()), rows)), test
