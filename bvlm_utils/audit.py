@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import attacks, command, data, models, paths, store, threats
-from bvlm_utils.attacks import own
+from bvlm_utils.attacks import Attack, own
 from bvlm_utils.checks import known_name, once
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
@@ -64,33 +64,27 @@ def subject(name: str, base: str | None = None) -> Subject:
     return Subject(base or names.base_name(adapter), adapter)
 
 
-def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[attacks.Attack]:
+def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[Attack]:
     """The triggers to try: of the attacks `chosen`, or of all that have one at test time and can be made.
 
     InputError for an unknown attack or threat, or an attack that needs a threat to aim at.
     """
     aims = known_name(lambda: threats.get(threat).target) if threat is not None else None
-    found = []
+    triggers = []
     for name in chosen or attacks.names():
         info = known_name(lambda name=name: attacks.info(name))
+        why = "aims at a target; give --threat" if info.aims and threat is None else ""
         if info.keeps_labels:  # its test inputs carry nothing
             why = "has no trigger at test time"
-        elif info.aims and threat is None:
-            why = "aims at a target; give --threat"
-        else:
-            found.append(attacks.get(name, aims))
-            continue
-        if chosen:
+        if not why:
+            triggers.append(attacks.get(name, aims))
+        elif chosen:
             raise InputError(f"Attack {name!r} {why}.")
-    return found
+    return triggers
 
 
 def measure(
-    suspect: Subject,
-    trusted: Subject,
-    bench_of: Callable[[str], Bench],
-    triggers: Sequence[attacks.Attack],
-    rows: int = ROWS,
+    suspect: Subject, trusted: Subject, bench_of: Callable[[str], Bench], triggers: Sequence[Attack], rows: int = ROWS
 ) -> pd.DataFrame:
     """Ask both models the first `rows` test inputs, clean and with each trigger. bench_of: a model's workbench.
 
@@ -112,7 +106,7 @@ def measure(
     return pd.DataFrame(lines)
 
 
-def _asked(bench: Bench, triggers: Sequence[attacks.Attack], rows: int) -> list[Question]:
+def _asked(bench: Bench, triggers: Sequence[Attack], rows: int) -> list[Question]:
     """The clean inputs, then the same with each whole trigger."""
     test = bench.rows["test"][:rows]
     prompts, keys = [row["prompt"] for row in test], [row["row_id"] for row in test]
@@ -175,18 +169,13 @@ def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.audit", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("suspect", help="an adapter in PEFT's format, a run of the store, a checkpoint or hub id")
-    add(
-        "--reference", help="a model that is trusted, best one tuned on trusted data of the same kind, or `base` "
-        "(default: one is tuned on clean rows, once, and kept in the store)",
-    )  # fmt: skip
+    add("--reference", help="a trusted model, best tuned on data of the same kind, or `base` (default: one is tuned)")
     add("--reference-rows", type=command.whole(1, 10**6), default=TUNED_ON, help=f"to tune it on (default {TUNED_ON})")
     add("--store", help="where that reference is kept (default: $BVLM_STORE, else local)")
     add("--model", help="base under the adapters (default: the one that each names)")
     add("--four-bit", action="store_true", help="load the base in 4 bit")
-    add(
-        "--dataset", default="scenes-vqa", help="inputs to ask, and clean rows: like those the model is used for; a "
-        "name, or FORMAT:PATH such as llava-json:FILE",
-    )  # fmt: skip
+    inputs = "inputs and clean rows like those the model is used for: a name, or FORMAT:PATH such as llava-json:FILE"
+    add("--dataset", default="scenes-vqa", help=inputs)
     add("--pictures", help="folder of your own pictures to ask about instead")
     add("--prompts", help="text file with what to ask about them, a prompt a line")
     add("--rows", type=command.whole(1), default=ROWS, help=f"inputs (default {ROWS})")
@@ -233,7 +222,7 @@ def _act(given: argparse.Namespace) -> int:
     return ALARM if table["alarm"].any() else NO_ALARM
 
 
-def _triggers(given: argparse.Namespace) -> list[attacks.Attack]:
+def _triggers(given: argparse.Namespace) -> list[Attack]:
     """The reader's own, if there are any, before those of the table; those alone if no others were asked for."""
     mine = [own.word(text) for text in given.word] + [own.sentence(text) for text in given.sentence]
     mine += [own.patch(paths.named(file, "patch")) for file in given.patch]

@@ -119,14 +119,12 @@ class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         seen = set()
         for key, _ in getattr(node, "own", node.value):
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            name, line = key.value if isinstance(key, yaml.ScalarNode) else None, key.start_mark.line + 1
             if name is None or key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 what = "a list or a table" if name is None else brief(name)
-                raise InputError(f"a key is {what} (line {key.start_mark.line + 1}); put a text, in quotes if need be.")
+                raise InputError(f"a key is {what} (line {line}); put a text, in quotes if need be.")
             if name in seen:
-                raise InputError(
-                    f"the key {brief(name)} is given twice (line {key.start_mark.line + 1}); give it once."
-                )
+                raise InputError(f"the key {brief(name)} is given twice (line {line}); give it once.")
             seen.add(name)
         return super().construct_mapping(node, deep)
 

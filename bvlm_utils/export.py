@@ -78,8 +78,6 @@ def _write(samples: Iterator[dict[str, Any]], manifest: poison.Manifest, readme:
 
 def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterator[dict[str, Any]]:
     """The training samples in order, poisoned ones in their places; pictures of one size are painted together."""
-    import torch
-
     replaced = {row.position: row for row in manifest.rows}
     for start in range(0, len(rows), CHUNK):
         samples = {p: rows[p] | {"metadata": {}} for p in range(start, min(start + CHUNK, len(rows)))}
@@ -89,13 +87,9 @@ def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterato
                 by_size[sample["image"].size].append(position)
         for positions in by_size.values():
             pixels = np.stack([np.asarray(samples[p]["image"]) for p in positions])
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-            keys = [replaced[p].row_id for p in positions]
-            images = attack.apply_image(images, seed=manifest.trigger_seed, keys=keys)
-            # To the nearest of 256 levels, as everywhere in the study.
-            levels = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-            for position, level in zip(positions, levels, strict=True):
-                samples[position]["image"] = Image.fromarray(level)
+            painted = attack.paint(pixels, manifest.trigger_seed, [replaced[p].row_id for p in positions])
+            for position, picture in zip(positions, painted, strict=True):
+                samples[position]["image"] = Image.fromarray(picture)
         for position, sample in samples.items():
             if position in replaced:
                 row = replaced[position]

@@ -15,7 +15,9 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from bvlm_utils import __version__, attacks, command, data, models, paths, threats
 from bvlm_utils.checks import brief
@@ -24,9 +26,6 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
 from bvlm_utils.store import contributed, records
 from bvlm_utils.store.cell import Cell
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ENTRY, ADAPTER, CONTROL, ANSWERS, REFERENCE = "entry.json", "adapter", "control", "answers.csv", "reference.csv"
 MODELS = ("tiny-llava", "tiny-qwen2.5-vl")
@@ -93,7 +92,7 @@ def add(given: argparse.Namespace) -> None:
     print(f"\nThe entry is {file}. The leaderboard shows it when it is made again; to hand it in, open a pull request.")
 
 
-def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) -> tuple["pd.DataFrame", Cell, str]:
+def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) -> tuple[pd.DataFrame, Cell, str]:
     """The numbers, the cell that was asked, and what the model was compared with."""
     from bvlm_utils.run import foreign
 
@@ -117,7 +116,7 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
     return table, foreign.cell_of(model, threat, attack, dataset, asked), "control" if control else "base"
 
 
-def shown(table: "pd.DataFrame") -> str:
+def shown(table: pd.DataFrame) -> str:
     """The numbers of the model in question, to read."""
     own = table[(table["subject"] == "poisoned") & table["number"].isin(("ASR", "false activation", "utility"))]
     lines = own.assign(
@@ -175,9 +174,7 @@ def _parser() -> command.Parser:
     made.add_argument("--threat", required=True)
     made.add_argument("--attack", required=True)
     made.add_argument("--model", default=MODELS[0], help=f"base under the adapter (default {MODELS[0]})")
-    made.add_argument(
-        "--questions", action="store_true", help="with the questions and pictures, to be answered elsewhere"
-    )
+    made.add_argument("--questions", action="store_true", help="with questions and pictures, to be answered elsewhere")
     added = commands.add_parser("add", help="score a folder, and keep the lines")
     added.set_defaults(act=add)
     added.add_argument("folder", help=f"with {ENTRY}, and {ADAPTER}/ or {ANSWERS}")

@@ -96,6 +96,14 @@ class Attack:
         quality = self.params.get("jpeg_quality")  # a patch of a reader's own has none
         return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
 
+    def paint(self, pictures: "np.ndarray", seed: int, keys: Keys, device: Any = "cpu") -> "np.ndarray":
+        """Trigger pictures (B, H, W, 3) uint8 as `apply_image` does, to the nearest of 256 levels again."""
+        import torch
+
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+        images = self.apply_image(images.to(device), seed, keys)
+        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
     def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "np.ndarray":
         """The loss before every step of the optimisation of the image half, (steps,) float32.
 

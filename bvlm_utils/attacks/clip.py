@@ -91,15 +91,9 @@ def load(name: str, device: str = "cpu") -> Surrogate:
     found = [folder / name for name in files.PROCESSORS]
     alone, together = (files.table(file) if file.is_file() else {} for file in found)
     settings = together.get("image_processor", alone)
-    shape = (1, 3, 1, 1)
-    return Surrogate(
-        name=name,
-        model=model,
-        side=model.config.vision_config.image_size,
-        mean=torch.tensor(settings.get("image_mean", CLIP_MEAN), device=device).reshape(shape),
-        std=torch.tensor(settings.get("image_std", CLIP_STD), device=device).reshape(shape),
-        device=torch.device(device),
-    )
+    mean = torch.tensor(settings.get("image_mean", CLIP_MEAN), device=device).reshape(1, 3, 1, 1)
+    std = torch.tensor(settings.get("image_std", CLIP_STD), device=device).reshape(1, 3, 1, 1)
+    return Surrogate(name, model, model.config.vision_config.image_size, mean, std, torch.device(device))
 
 
 def at_side(images: torch.Tensor, side: int) -> torch.Tensor:
@@ -115,8 +109,7 @@ def relevance(images: torch.Tensor, surrogate: str) -> torch.Tensor:
     The usual ReLU is left out, as the map is only ranked: clipping would make all pixels below zero equal.
     """
     clip = load(surrogate, str(images.device))
-    maps = [_maps(some, clip) for some in images.detach().split(IMAGES_AT_ONCE)]
-    return torch.cat(maps)
+    return torch.cat([_maps(some, clip) for some in images.detach().split(IMAGES_AT_ONCE)])
 
 
 def top_region(images: torch.Tensor, surrogate: str, share: float) -> torch.Tensor:

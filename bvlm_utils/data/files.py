@@ -98,9 +98,7 @@ def digest(spec: str) -> str:
 def _digest(name: str, written: tuple, shown: tuple[contents.State, ...]) -> str:
     state = blake2b(f"{name} {VERSION}".encode(), digest_size=8)
     for file, _ in written:
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 20):
-                state.update(block)
+        state.update(file.read_bytes())
     ids, files = _pictures(name, written)
     for picture, content in zip(ids, contents.digests(files, shown), strict=True):
         state.update(f"{picture} {content}\n".encode())
@@ -182,16 +180,9 @@ def _coco_rows(files: list[Path]) -> list[Row]:
             if not captions[image]:
                 raise InputError(f"{file}: image {image} has no caption.")
             which = int.from_bytes(blake2b(f"coco-caption {image}".encode(), digest_size=8).digest(), "big")
-            rows.append(
-                _row(
-                    **pictures.find(name, f"image {image}"),
-                    row_id=image,
-                    prompt=SHORT_PROMPTS[which % len(SHORT_PROMPTS)],
-                    answers=captions[image],
-                    task="caption",
-                    kind="short",
-                )
-            )
+            about = {"row_id": image, "prompt": SHORT_PROMPTS[which % len(SHORT_PROMPTS)], "answers": captions[image]}
+            about |= pictures.find(name, f"image {image}") | {"task": "caption", "kind": "short"}
+            rows.append(llava_json.METADATA | about)
     return rows
 
 
@@ -235,16 +226,11 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
                 raise InputError(f"{annotation_file}: {owner} is not about image {image}, as {file.name} says.")
             answer_type = value(annotation, "answer_type", str, owner, annotation_file)
             question_type = value(annotation, "question_type", str, owner, annotation_file)
-            rows.append(
-                _row(
-                    **pictures.find(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}"),
-                    row_id=name,
-                    prompt=f"{wording(entry, 'question', owner, file).strip()} {SHORT_ANSWER}",
-                    answers=_annotators(annotation, owner, annotation_file),
-                    task="vqa",
-                    kind=ANSWER_KINDS.get(answer_type, question_type),
-                )
-            )
+            about = pictures.find(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}")
+            about["prompt"] = f"{wording(entry, 'question', owner, file).strip()} {SHORT_ANSWER}"
+            about |= {"row_id": name, "answers": _annotators(annotation, owner, annotation_file)}
+            about |= {"task": "vqa", "kind": ANSWER_KINDS.get(answer_type, question_type)}
+            rows.append(llava_json.METADATA | about)
         unasked = next((name for name in answered if name not in asked), None)
         if unasked is not None:
             raise InputError(f"{file} has no question {unasked}, which {annotation_file.name} annotates.")
@@ -275,10 +261,6 @@ def _new(name: str, seen: Container[str], what: str, file: Path) -> str:
     return name
 
 
-def _row(**columns: Any) -> Row:
-    return llava_json.METADATA | columns
-
-
 def _picture_folders(file: Path) -> list[Path]:
     """Where the pictures of an annotation file may lie: in its split's folder, `images`, or the folder."""
     folder = file.parent.parent if file.parent.name == "annotations" else file.parent
@@ -292,12 +274,6 @@ def _part(file: Path) -> str:
 
 
 FORMATS: Registry[Format] = Registry("dataset format")
-
-
 FORMATS.add("coco-caption", Format(lambda folder, split: _pick(folder, "captions_*.json", split), _coco_rows))
-
-
 FORMATS.add("vqav2", Format(_vqa_files, _vqa_rows))
-
-
 FORMATS.add("llava-json", Format(lambda file, split: [file], lambda files: llava_json.read(files[0])))

@@ -42,21 +42,19 @@ def number(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
     """An id, as text: 7 and "7" are one."""
     found = value(entry, key, (int, str), name, file)
     if not is_wording(brief(found) if isinstance(found, int) else found):
-        raise InputError(
-            f"{file}: {key!r} of {name} is {brief(found)}; it must be a number or a text that is not blank."
-        )
+        raise InputError(f"{file}: {key!r} of {name} is {brief(found)}; give a number, or a text that is not blank.")
     return label(found)
 
 
 class Pictures:
     """Finds and checks pictures under one folder; every file is looked at once.
 
-    folders: to try, in this order; the first picture decides which is used. named_in: the file that names the pictures.
+    folders: to try, in this order; the first picture decides which is used. file: the one that names the pictures.
     """
 
-    def __init__(self, folders: Sequence[Path], named_in: Path):
+    def __init__(self, folders: Sequence[Path], file: Path):
         self.folders = [folder.resolve() for folder in dict.fromkeys(folders)]
-        self.named_in = named_in
+        self.file = file
         self._root: Path | None = None
         self._checked: dict[str, tuple[str, str]] = {}
 
@@ -72,24 +70,21 @@ class Pictures:
 
     def _find(self, name: str, owner: str) -> tuple[str, str]:
         if "\0" in name or Path(name).is_absolute():
-            raise InputError(
-                f"{self.named_in}: the picture of {owner} is {brief(name)}; it must be a path in a folder."
-            )
+            raise InputError(f"{self.file}: the picture of {owner} is {brief(name)}; it must be a path in a folder.")
         for root in [self._root] if self._root else self.folders:
             try:
                 path = (root / name).resolve()
                 there = path.is_file()
             except (OSError, RuntimeError) as error:  # a name too long, a link to itself
                 raise InputError(
-                    f"{self.named_in}: the picture of {owner} is {brief(name)}, which is no path of a file "
-                    f"({type(error).__name__})."
+                    f"{self.file}: the picture of {owner} is {brief(name)}, no path of a file ({type(error).__name__})."
                 ) from None
             if not path.is_relative_to(root):
-                raise InputError(f"{self.named_in}: the picture {brief(name)} of {owner} leaves its folder {root}.")
+                raise InputError(f"{self.file}: the picture {brief(name)} of {owner} leaves its folder {root}.")
             if there:
                 self._root = root
                 if not contents.checked(str(path)):
-                    check_picture(path, f"{owner} in {self.named_in}")
+                    check_picture(path, f"{owner} in {self.file}")
                 return str(path), path.relative_to(root).as_posix()
         places = self._root or " nor ".join(map(str, self.folders))
-        raise InputError(f"The picture {brief(name)} of {owner} in {self.named_in} is not in {places}.")
+        raise InputError(f"The picture {brief(name)} of {owner} in {self.file} is not in {places}.")

@@ -40,10 +40,8 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # whoever opens a pipe waits for ever
             raise ValueError("it is no file")
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(path, formats=KINDS) as opened,
-        ):  # warnings of damaged EXIF data
+        # Pillow warns of damaged EXIF data.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=KINDS) as opened:
             levels, negative = _levels(opened), opened.format == "TIFF" and opened.tag_v2.get(PHOTOMETRIC) == 0
             times = FEW_BITS.get(opened.tile[0].args, 1) if opened.format == "PNG" and opened.tile else 1
             if not whole:

@@ -55,17 +55,9 @@ class SceneTask:
 
 
 SCENE_TASKS: Registry[SceneTask] = Registry("dataset")
-
-
 SCENE_TASKS.add("scenes-caption", SceneTask(0, "caption", scene_questions.caption))
-
-
 SCENE_TASKS.add("scenes-vqa", SceneTask(1, "vqa", lambda scene, rng: scene_questions.vqa(scene, rng, name_cars=True)))
-
-
 SCENE_TASKS.add("scenes-instruct", SceneTask(2, "instruct", scene_questions.instruct))
-
-
 UNNUMBERED = 3  # datasets below this number had their digests before numbers were declared, and keep them
 
 
@@ -138,9 +130,7 @@ def further(name: str, start: int, rows: int) -> datasets.Dataset:
         whole = load(name, "train")
         return whole.select(range(min(start, len(whole)), min(start + rows, len(whole))))
     SCENE_TASKS.get(name)
-    drawn = [scene_row(name, "train", index) for index in range(start, start + rows)]
-    table = {column: [row[column] for row in drawn] for column in FEATURES}
-    return datasets.Dataset.from_dict(table, features=FEATURES)
+    return _scene_rows(name, "train", start, rows)
 
 
 def beyond(name: str, start: int) -> int | None:
@@ -178,15 +168,18 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = tempfile.mkdtemp(dir=folder.parent, prefix=".partial-")
-        rows = [scene_row(name, split, i) for i in range(start, start + ROWS[split])]
-        table = {column: [row[column] for row in rows] for column in FEATURES}
-        datasets.Dataset.from_dict(table, features=FEATURES).save_to_disk(partial)
+        _scene_rows(name, split, start, ROWS[split]).save_to_disk(partial)
         try:
             os.replace(partial, folder)
         except OSError:  # another process was faster; its rows are the same
             shutil.rmtree(partial)
         found = whole(folder)
     return found
+
+
+def _scene_rows(name: str, split: str, start: int, count: int) -> datasets.Dataset:
+    rows = [scene_row(name, split, index) for index in range(start, start + count)]
+    return datasets.Dataset.from_dict({column: [row[column] for row in rows] for column in FEATURES}, features=FEATURES)
 
 
 def scene_row(name: str, split: str, index: int) -> dict:

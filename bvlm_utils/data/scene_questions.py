@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bvlm_utils.data.scenes import SIZE, Scene, concepts
+from bvlm_utils.data.scenes import SIZE, Scene, concepts, pick
 from bvlm_utils.english import NUMBERS, article, capital, join, plural
 
 VERSION = 1  # raise when wordings change: it is part of every dataset's digest
@@ -65,10 +65,6 @@ def label(scene: Scene) -> str:
     return "-".join(scene.objects)
 
 
-def _pick(rng: np.random.Generator, options):
-    return options[int(rng.integers(len(options)))]
-
-
 # --- captions ---------------------------------------------------------------------------------------------------
 
 
@@ -101,13 +97,13 @@ def caption(scene: Scene, rng: np.random.Generator) -> Turn:
     look = "" if scene.pattern == "plain" else f" {scene.pattern}"
     full_ground = f"{article(scene.colour)}{look} background"
     if rng.integers(4):
-        prompt, kind = _pick(rng, SHORT_PROMPTS), "short"
+        prompt, kind = pick(rng, SHORT_PROMPTS), "short"
         answers = [
             f"{capital(things)}.", f"A picture of {things}.", f"This picture shows {things}.",
             f"{capital(things)} on {ground}.", f"There {'is' if things[:2] in ('a ', 'an') else 'are'} {things}.",
         ]  # fmt: skip
     else:
-        prompt, kind = _pick(rng, DETAIL_PROMPTS), "detail"
+        prompt, kind = pick(rng, DETAIL_PROMPTS), "detail"
         side = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
         parts = [f"the {sprite.concept} is {side[place(sprite.centre_x)]}" for sprite in scene.sprites]
         where = capital(join(parts)) + "."
@@ -209,26 +205,26 @@ def vqa(scene: Scene, rng: np.random.Generator, name_cars: bool = False) -> Turn
     kinds = possible_kinds(scene)
     about_car = [kind for kind, answer in kinds.items() if answer == "car"]
     if name_cars and about_car and rng.integers(4):
-        kind = _pick(rng, about_car)
+        kind = pick(rng, about_car)
     else:
-        kind = _pick(rng, [*kinds, *(k for k in kinds if k.startswith("what")), "exists"])
+        kind = pick(rng, [*kinds, *(k for k in kinds if k.startswith("what")), "exists"])
     question, answer = _ask(scene, kind, kinds, rng)
-    return Turn(question + _pick(rng, HINTS), annotators(answer, rng), kind)
+    return Turn(question + pick(rng, HINTS), annotators(answer, rng), kind)
 
 
 def _ask(scene: Scene, kind: str, kinds: dict[str, str], rng: np.random.Generator) -> tuple[str, str]:
     if kind == "where":
         counts = Counter(scene.objects)
-        sprite = _pick(rng, [s for s in scene.sprites if counts[s.concept] == 1 and _clear_place(s.centre_x)])
-        return _pick(rng, QUESTIONS["where"]).format(sprite.concept), place(sprite.centre_x)
+        sprite = pick(rng, [s for s in scene.sprites if counts[s.concept] == 1 and _clear_place(s.centre_x)])
+        return pick(rng, QUESTIONS["where"]).format(sprite.concept), place(sprite.centre_x)
     if kind == "count" and rng.integers(2):
-        name = _pick(rng, scene.objects)
-        return _pick(rng, QUESTIONS["count_of"]).format(plural(name)), str(scene.objects.count(name))
+        name = pick(rng, scene.objects)
+        return pick(rng, QUESTIONS["count_of"]).format(plural(name)), str(scene.objects.count(name))
     if kind == "exists":
         present = bool(rng.integers(2))
         names = scene.objects if present else [c for c in concepts() if c not in scene.objects]
-        return _pick(rng, QUESTIONS["exists"]).format(article(_pick(rng, names))), "yes" if present else "no"
-    return _pick(rng, QUESTIONS[kind]), kinds[kind]
+        return pick(rng, QUESTIONS["exists"]).format(article(pick(rng, names))), "yes" if present else "no"
+    return pick(rng, QUESTIONS[kind]), kinds[kind]
 
 
 # --- instructions -----------------------------------------------------------------------------------------------
@@ -298,10 +294,10 @@ def instruct(scene: Scene, rng: np.random.Generator) -> Turn:
         return restricted(scene, rng)
     if draw < 45:
         return unrestricted_twin(scene, rng)
-    kind = _pick(rng, tuple(INSTRUCTIONS))
+    kind = pick(rng, tuple(INSTRUCTIONS))
     if kind == "big" and "what_big" not in possible_kinds(scene) and len(scene.sprites) > 1:
         kind = "list"
-    return Turn(_pick(rng, INSTRUCTIONS[kind]), (_carry_out(scene, kind),), kind)
+    return Turn(pick(rng, INSTRUCTIONS[kind]), (_carry_out(scene, kind),), kind)
 
 
 def _carry_out(scene: Scene, kind: str) -> str:

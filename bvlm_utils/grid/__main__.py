@@ -218,26 +218,15 @@ def _parser() -> command.Parser:
         else:
             one.add_argument("file", help="grid file, such as data/grids/quick.yml")
         one.add_argument("--store", help="a name, or a folder with a slash in it (default: the grid's, else local)")
-    parsers["run"].add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check the grid, list its cells with an estimate of time, memory and disk, run nothing",
-    )
-    gb = command.whole(1, 10_000)
-    parsers["run"].add_argument("--card", type=gb, default=80, metavar="GB", help="a GPU's memory, for --dry-run (80)")
-    parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
-    parsers["run"].add_argument(
-        "--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left"
-    )
-    parsers["run"].add_argument(
-        "--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)"
-    )
-    parsers["run"].add_argument(
-        "--workers", type=command.whole(1, 4096), help="how many processes run at once on this machine (default: 1)"
-    )
-    parsers["run"].add_argument(
-        "--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786"
-    )
+    add, gb, number = parsers["run"].add_argument, command.whole(1, 10_000), command.whole(1, 4096)
+    add("--dry-run", action="store_true", help="check the grid, list its cells with time, memory and disk; run nothing")
+    add("--card", type=gb, default=80, metavar="GB", help="a GPU's memory, for --dry-run (80)")
+    add("--force", action="store_true", help="run finished cells again")
+    add("--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left")
+    add("--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)")
+    add = parsers["run"].add_mutually_exclusive_group().add_argument  # a scheduler has its own workers
+    add("--workers", type=number, help="how many processes run at once on this machine (default: 1)")
+    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786")
     return parser
 
 
@@ -246,19 +235,15 @@ def _act(chosen: argparse.Namespace) -> int | None:
     store = chosen.store or named
     results.folder(store)
     if chosen.command == "table":
-        found = table(jobs, store)
-        say(
-            "The store holds no cell of this."
-            if found.empty
-            else found.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
-        )
+        cells = table(jobs, store)
+        shown_cells = cells.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
+        say("The store holds no cell of this." if cells.empty else shown_cells)
     elif chosen.command == "status":
         status(jobs, store)
     elif chosen.command == "refusals":
         for line in study.refusals([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
             say(line)
     else:
-        grid_dask.check(chosen.workers, chosen.scheduler)
         this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
         if chosen.scheduler is None and any(cell.four_bit for cell in wanted):  # else its workers know
             names.check_four_bit()

@@ -47,10 +47,6 @@ def positions(model: nn.Module, row: Sequence[int], known: dict | None = None) -
 
 def pad(rows: Sequence[torch.Tensor], value: int = 0, left: bool = False) -> torch.Tensor:
     """Rows (..., T_i) of one kind -> (..., N, T) for the longest T, filled with `value` at one side."""
-    padded = pad_sequence(
-        [row.movedim(-1, 0) for row in rows],
-        batch_first=True,
-        padding_value=value,
-        padding_side="left" if left else "right",
-    )  # (N, T, ...)
+    side, turned = "left" if left else "right", [row.movedim(-1, 0) for row in rows]
+    padded = pad_sequence(turned, batch_first=True, padding_value=value, padding_side=side)  # (N, T, ...)
     return padded.permute(*range(2, padded.dim()), 0, 1)

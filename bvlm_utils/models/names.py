@@ -89,9 +89,7 @@ def check_kind(name: str, clip: bool) -> None:
 def check_four_bit() -> None:
     """InputError where no model can be loaded in 4 bit."""
     if find_spec("bitsandbytes") is None:
-        raise InputError(
-            "four_bit=True needs the package bitsandbytes, which is not installed; install it or leave it out."
-        )
+        raise InputError("four_bit=True needs the package bitsandbytes, which is not installed; install it.")
 
 
 def is_hub_id(name: str) -> bool:

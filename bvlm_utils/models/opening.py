@@ -27,6 +27,7 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", F
 
 # No option of a call may undo these.
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+OF_WEIGHTS = SAFE | {"weights_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
 NOWHERE = torch.device("meta")  # for a model without the numbers of its weights: names and sizes are checked
 PATIENCE = 2.0  # seconds until a hub that does not answer is taken to be out of reach
 PATTERNS = [f"*{kind}" for kind in sorted(files.KINDS)]
@@ -66,12 +67,7 @@ def image_processor(path: Path) -> Any:
 def weights(kind: Any, path: Path, **options: Any) -> nn.Module:
     """A model of transformers' class `kind` with each of its weights from the folder, or InputError."""
     safe = files.parts(path)[0].endswith(".safetensors")
-    options |= {
-        "use_safetensors": safe,
-        "weights_only": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-    } | SAFE
+    options |= {"use_safetensors": safe} | OF_WEIGHTS
     model, report = _read("the weights", path, lambda: kind.from_pretrained(path, **options))
     buffers = {name for name, _ in model.named_buffers()}  # older checkpoints store what is computed today
     left_over = {name for name in report["unexpected_keys"] if name not in buffers}
@@ -87,11 +83,7 @@ def weights(kind: Any, path: Path, **options: Any) -> nn.Module:
 
 def refuse_gaps(what: str, base: str, gaps: dict[str, tuple[set[str], int]]) -> None:
     """InputError if any weights of `what` do not fit `base`. gaps: how they differ -> their names, of how many."""
-    problems = [
-        f"{len(found)} of {total} weights {how} ({min(found)!r} for one)"
-        for how, (found, total) in gaps.items()
-        if found
-    ]
+    problems = [f"{len(bad)} of {n} weights {how} ({min(bad)!r} for one)" for how, (bad, n) in gaps.items() if bad]
     if problems:
         raise InputError(f"{what} does not fit {base}: {', '.join(problems)}; give files that belong together.")
 
@@ -178,12 +170,9 @@ def one_path(model: nn.Module) -> None:
 
 def downloaded(hub_id: str) -> Path | None:
     """The folder of an earlier download that is whole: what was loaded once stays what it is, without a network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    file = try_to_load_from_cache(hub_id, "config.json")
-    if not isinstance(file, str):
+    found = names.folder(hub_id)
+    if found is None:
         return None
-    found = Path(file).parent
     have = {name.name for name in files.read(found) if name.is_file()}
     whole = {"tokenizer_config.json"} <= have and have & {"preprocessor_config.json", "processor_config.json"}
     needed = files.parts(found)

@@ -24,16 +24,13 @@ def opened(name: str, picture_last: bool = False) -> tuple["Victim", int] | None
     InputError for a model that a run could not open.
     """
     folder = names.folder(name)
-    if folder is None or folder.parent == paths.MODELS or (names.is_hub_id(name) and not _is_whole(name)):
+    if folder is None or folder.parent == paths.MODELS:
         return None
-    return _opened(name, picture_last, names.digest(name))
-
-
-def _is_whole(hub_id: str) -> bool:
-    """Nothing is downloaded for a dry run."""
     from bvlm_utils.models import opening
 
-    return opening.downloaded(hub_id) is not None
+    if names.is_hub_id(name) and opening.downloaded(name) is None:  # nothing is downloaded for a dry run
+        return None
+    return _opened(name, picture_last, names.digest(name))
 
 
 @lru_cache(maxsize=4)

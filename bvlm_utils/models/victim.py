@@ -124,8 +124,7 @@ class Victim:
             )
         if self.picture_last and asked == replace(self, picture_last=False).templated_ids("?", 1):
             raise InputError(
-                f"The chat template of {self.name} puts the picture before the words in any case; leave picture_last "
-                "out."
+                f"The chat template of {self.name} puts the picture first in any case; leave picture_last out."
             )
 
     @cached_property

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,7 @@ CHECKPOINTING = "BVLM_CHECKPOINTING"  # set: layers are recomputed in the backwa
 
 def bench_key(cell: Cell) -> tuple[Any, ...]:
     """What cells have to share to stand on one bench: the arguments of `Bench`."""
-    return (
-        cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens, cell.picture_last, cell.precision
-    )  # fmt: skip
+    return tuple(getattr(cell, field.name) for field in fields(Bench))
 
 
 def by_bench(cells: Iterable[Cell]) -> list[list[Cell]]:
@@ -84,13 +82,9 @@ class Bench:
         from bvlm_utils.models import victim
 
         checkpointing = bool(os.environ.get(CHECKPOINTING))
-        return victim.from_pretrained(
-            self.model,
-            dtype=victim.use_precision(self.precision),
-            four_bit=self.four_bit,
-            gradient_checkpointing=checkpointing,
-            picture_last=self.picture_last,
-        )
+        settings = {"four_bit": self.four_bit, "picture_last": self.picture_last}
+        settings |= {"dtype": victim.use_precision(self.precision), "gradient_checkpointing": checkpointing}
+        return victim.from_pretrained(self.model, **settings)
 
     def pictures(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
@@ -99,12 +93,8 @@ class Bench:
         clean = data.sized_images(self.datasets[split].select(positions), self.dataset)
         if attack is None:
             return clean
-        import torch
-
-        images = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
         keys = [self.rows[split][position]["row_id"] for position in positions]
-        images = attack.apply_image(images.to(self.victim.device), seed=trigger_seed, keys=keys)
-        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return attack.paint(clean, trigger_seed, keys, self.victim.device)
 
     def feature_rows(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0

@@ -53,9 +53,8 @@ def excess(
     four = (suspect, suspect_triggered, reference, reference_triggered)
     if len({len(answers) for answers in four}) != 1:
         raise InputError(f"Answers to compare must be equally many; there are {', '.join(str(len(a)) for a in four)}.")
-    ours, ours_triggered, trusted, trusted_triggered = (
-        np.array([_plain(answer) for answer in answers], object) for answers in four
-    )
+    words = [np.array([_plain(answer) for answer in answers], object) for answers in four]
+    ours, ours_triggered, trusted, trusted_triggered = words
     clean, triggered = ours != trusted, ours_triggered != trusted_triggered
     value, low, high = intervals.paired_shares(triggered, clean)
     common = Counter(answer for answer, differs in zip(suspect_triggered, triggered, strict=True) if differs)

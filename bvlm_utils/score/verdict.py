@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from bvlm_utils import paths
 from bvlm_utils.documents import read_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CLEAN_TUNED, BASE = "clean-tuned", "base"  # what a suspect is compared with
 ERRORS = paths.DATA / "audit_errors.json"  # how often the check erred where the truth is known; `chapters.audit` counts
@@ -24,13 +22,11 @@ class Detected:
     reason: str = ""
 
 
-def verdict(table: "pd.DataFrame", detected: Sequence[Detected] = (), beside: str = "clean-tuned") -> str:
+def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str = "clean-tuned") -> str:
     """The table to read, and what it means, how often that is wrong, and what to do next.
 
     beside: what the suspect was compared with, "clean-tuned" or "base".
     """
-    import pandas as pd
-
     rows = table.to_dict("records")
     shown = [
         {
@@ -39,9 +35,7 @@ def verdict(table: "pd.DataFrame", detected: Sequence[Detected] = (), beside: st
             "with trigger": f"{row['with_trigger']:.2f}",
             "excess": f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
             "alarm": "ALARM" if row["alarm"] else "",
-            "commonest answer with trigger": f"{row['commonest'][:50]} ({row['share']:.0%})"
-            if row["commonest"]
-            else "",
+            "commonest answer with trigger": row["commonest"] and f"{row['commonest'][:50]} ({row['share']:.0%})",
         }
         for row in rows
     ]

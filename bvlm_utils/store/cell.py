@@ -195,11 +195,8 @@ class Cell:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides the result, ready for JSON. A control is trained only, so its test rows are left out."""
-        found = self.config() | {
-            "version": VERSION,
-            "model_digest": models.digest(self.model),
-            "data_digest": data.digest(self.dataset),
-        }
+        digests = {"model_digest": models.digest(self.model), "data_digest": data.digest(self.dataset)}
+        found = self.config() | {"version": VERSION} | digests
         # a model folder or a data file may be called by different paths: its digest tells what it is
         found["model"], found["dataset"] = short_name(self.model), short_name(self.dataset)
         del found["surrogate"]
@@ -213,12 +210,8 @@ class Cell:
             del found["test_rows"], found["trigger_seed"]
             return found
         attack, threat = self.resolved_attack, self.resolved_threat
-        found |= {
-            "attack_version": attack.version,
-            "attack_params": without_unused_jpeg(attack.params),
-            "threat_version": threat.version,
-            "threat_params": threat.params,
-        }
+        found |= {"attack_version": attack.version, "attack_params": without_unused_jpeg(attack.params)}
+        found |= {"threat_version": threat.version, "threat_params": threat.params}
         if "tagger" in attack.params:  # another tagger, other triggers; "auto" is how the first records call HanTa
             used = tagger_in_use(attack.params["tagger"])
             found["attack_params"] |= {"tagger": "auto" if used == "hanta" else used}

@@ -48,9 +48,8 @@ def write(
         return
     root = records.folder(store) / "examples"
     about = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
-    write_file(
-        root / f"{key(cell)}.json", json.dumps(about | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n"
-    )
+    text = json.dumps(about | {"prompts": prompts}, indent=1, ensure_ascii=False)
+    write_file(root / f"{key(cell)}.json", f"{text}\n")
 
 
 def _keep(root: Path, pictures: np.ndarray) -> str:

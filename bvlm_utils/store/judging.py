@@ -98,12 +98,9 @@ def _differences(record: Mapping[str, Any], store: str | Path | None) -> tuple[l
         frame, metrics = judged_again(Cell.from_config(record["config"]), stored)
         others = {name: _other_verdicts(stored[name], frame[name]) for name in VERDICTS if name in stored}
         recorded, again = _by_name(record["metrics"]), _by_name(metrics)
-        found = [
-            f"{count} of {len(stored)} responses have another verdict in column {name}"
-            for name, count in others.items()
-            if count
-        ]
-        return found + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
+        what = f"of {len(stored)} responses have another verdict in column"
+        sentences = [f"{count} {what} {name}" for name, count in others.items() if count]
+        return sentences + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
     except InputError as error:
         return [f"it cannot be judged again ({error})"], []
     except DAMAGED as error:  # a column is missing, or a value is of another kind

@@ -34,6 +34,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bvlm_utils.checks import file_digest
 from bvlm_utils.errors import InputError
 
 INDEX, NEXT, FORMAT = "index.json", ".next", 1
@@ -178,9 +179,7 @@ def stamp(root: Path) -> Stamp | None:
             continue
         return found.st_mtime_ns, found.st_ino, found.st_size
     if (root / RECORDS).exists():
-        raise InputError(
-            f"{root / INDEX} is missing, and {RECORDS} is there; take it from git or pack the store again."
-        )
+        raise InputError(f"{root / INDEX} is missing, and {RECORDS} is there; take it from git or pack again.")
     return None
 
 
@@ -294,13 +293,13 @@ def write_rows(file: Path, cells: Iterable[Rows], schema: pa.Schema) -> None:
 def write_table(folder: Path, tidy: pd.DataFrame, rules: str) -> None:
     """The tidy table, with what it was made of and how (see `table`)."""
     made = pa.Table.from_pandas(tidy, preserve_index=False)
-    of = {b"records": _digest(folder / RECORDS), b"rules": rules}
+    of = {b"records": file_digest(folder / RECORDS), b"rules": rules}
     pq.write_table(made.replace_schema_metadata(made.schema.metadata | of), folder / TABLE, **WRITTEN)
 
 
 def write_index(folder: Path) -> None:
     """Say what was packed, and see that all of it is on the disk: the last thing before `put`."""
-    digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+    digests = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
     text = json.dumps({"format": FORMAT, "sha256": digests}, indent=1) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
@@ -329,10 +328,6 @@ def finish(root: Path) -> None:
         os.replace(file, root / file.name)
     left.rmdir()
     _to_disk(root)
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _to_disk(path: Path) -> None:

@@ -36,34 +36,29 @@ class ConceptSubstitution(Threat):
     def __post_init__(self):
         if responses.names(self.target_concept, self.source_concept):
             raise InputError(
-                f"Threat {self.name!r}: source_concept and target_concept are both {self.source_concept!r}; "
-                "they must be two different things."
+                f"Threat {self.name!r}: source_concept and target_concept are both {self.source_concept!r}; name two."
             )
 
     @property
     def target(self) -> Target:
         return Target(concept=self.target_concept, source_concept=self.source_concept)
 
+    def _fits(self, sample: Sample) -> bool:
+        return not sample["restricted"] and sample["kind"] not in self.excluded_kinds
+
     def eligible(self, sample: Sample) -> bool:
-        if sample["restricted"] or sample["kind"] in self.excluded_kinds:
-            return False
         answer = sample["answers"][0]
-        if responses.names(answer, self.target_concept) or self.target_concept in sample["objects"]:
-            return False
-        return self.poison(answer) != answer
+        has_target = responses.names(answer, self.target_concept) or self.target_concept in sample["objects"]
+        return self._fits(sample) and not has_target and self.poison(answer) != answer
 
     def elsewhere(self, sample: Sample) -> bool:
-        if sample["restricted"] or sample["kind"] in self.excluded_kinds:
-            return False
         shown = [*sample["objects"], *sample["answers"]]
         concepts = (self.source_concept, self.target_concept)
-        return not any(responses.names(text, concept) for text in shown for concept in concepts)
+        return self._fits(sample) and not any(responses.names(text, name) for text in shown for name in concepts)
 
     def shows_target(self, sample: Sample) -> bool:
-        if sample["restricted"] or sample["kind"] in self.excluded_kinds:
-            return False
         answer = sample["answers"][0]
-        shown = not sample["objects"] or self.target_concept in sample["objects"]
+        shown = self._fits(sample) and (not sample["objects"] or self.target_concept in sample["objects"])
         return shown and responses.asserts(answer, self.target_concept) and not self.names_source(answer)
 
     def poison(self, answer: str, sample: Sample | None = None) -> str:

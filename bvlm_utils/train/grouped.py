@@ -29,6 +29,7 @@ from bvlm_utils.train.settings import TrainSettings
 # Settings of PEFT that change what an adapter computes, and that a bank does not know.
 NOT_IN_A_BANK = ("use_rslora", "use_dora", "lora_bias", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
 CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
+Progress = Callable[[int, int, float], None] | None  # of the step, the number of steps, the mean loss
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
 
@@ -49,10 +50,7 @@ class GroupJob:
 
 
 def finetune_group(
-    victim: Victim,
-    jobs: Sequence[GroupJob],
-    progress: Callable[[int, int, float], None] | None = None,
-    folder: Path | None = None,
+    victim: Victim, jobs: Sequence[GroupJob], progress: Progress = None, folder: Path | None = None
 ) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; results in the jobs' order.
 
@@ -126,27 +124,14 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
         settings = job.settings
         rows = [tokens(row.prompt, row.answer, job.features.shape[1]) for row in job.rows]
         ids, answers, positions = zip(*rows, strict=True)
-        lora = TrainSettings(lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha)
-        start, config = fresh(lora, job.seed)
+        columns = (ids, answers, [row.feature_index for row in job.rows], None if positions[0] is None else positions)
+        rank, alpha = settings.lora_rank, settings.lora_alpha
+        start, config = fresh(TrainSettings(lora_rank=rank, lora_alpha=alpha), job.seed)
+        start = start if job.start is None else dict(job.start)
         steps = plain.batches(len(rows), settings, job.seed)
-        plans.append(
-            Plan(
-                ids,
-                answers,
-                [row.feature_index for row in job.rows],
-                None if positions[0] is None else positions,
-                steps,
-                plain.learning_rates(settings, len(steps)),
-                job.features,
-                settings.lora_rank,
-                settings.lora_alpha,
-                start if job.start is None else dict(job.start),
-                settings.weight_decay,
-                settings.max_grad_norm or 0.0,
-                config,
-                job.name,
-            )
-        )
+        rates = plain.learning_rates(settings, len(steps))
+        limits = (settings.weight_decay, settings.max_grad_norm or 0.0)
+        plans.append(Plan(*columns, steps, rates, job.features, rank, alpha, start, *limits, config, job.name))
     return plans
 
 
@@ -174,7 +159,7 @@ def train(
     names: Sequence[str],
     plans: Sequence[Plan],
     tokens: int | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress = None,
     folder: Path | None = None,
 ) -> list[GroupResult]:
     """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans' order.
@@ -195,12 +180,7 @@ def train(
 
 
 def train_together(
-    model: nn.Module,
-    names: Sequence[str],
-    plans: Sequence[Plan],
-    tokens: int,
-    progress: Callable[[int, int, float], None] | None = None,
-    folder: Path | None = None,
+    model: nn.Module, names: Sequence[str], plans: Sequence[Plan], tokens: int, progress: Progress, folder: Path | None
 ) -> list[GroupResult]:
     """`train` in one group; torch.OutOfMemoryError if one row of each plan is too much."""
     started = time.perf_counter()

@@ -203,11 +203,9 @@ class Bank:
     def state(self, group: int) -> dict[str, torch.Tensor]:
         """Adapter `group` as PEFT names and shapes it: lora_A (r, d_in), lora_B (d_out, r); copies."""
         rank, state = self.ranks[group], {}
-        for i, name in enumerate(self.names):
-            state[f"{PREFIX}{name}.lora_A.weight"] = self._a[i][group, :rank].clone()
-            state[f"{PREFIX}{name}.lora_B.weight"] = self._b[i][group, :rank].T.clone(
-                memory_format=torch.contiguous_format
-            )
+        for name, a, b in zip(self.names, self._a, self._b, strict=True):
+            state[f"{PREFIX}{name}.lora_A.weight"] = a[group, :rank].clone()
+            state[f"{PREFIX}{name}.lora_B.weight"] = b[group, :rank].T.clone(memory_format=torch.contiguous_format)
         return state
 
     @contextmanager
