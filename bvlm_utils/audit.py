@@ -65,9 +65,8 @@ def subject(name: str, base: str | None = None) -> Subject:
 
 
 def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[Attack]:
-    """The triggers to try: of the attacks `chosen`, or of all that have one at test time and can be made.
-
-    InputError for an unknown attack or threat, or an attack that needs a threat to aim at.
+    """The triggers of the attacks `chosen`, or of all that can be tried. InputError for one that is unknown or cannot
+    be tried.
     """
     aims = known_name(lambda: threats.get(threat).target) if threat is not None else None
     triggers = []
@@ -123,9 +122,7 @@ def _asked(bench: Bench, triggers: Sequence[Attack], rows: int) -> list[Question
 
 
 def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:
-    """Run the trigger-free detectors on both adapters; the bench has clean rows. population: a CSV file
-    (`defences.spectrum`).
-    """
+    """Run the trigger-free detectors on both adapters. population: a CSV file (`defences.spectrum`)."""
     from bvlm_utils import defences
     from bvlm_utils.defences import weights
 

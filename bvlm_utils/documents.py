@@ -1,8 +1,4 @@
-"""JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence.
-
-Refused are keys that are given twice or are no text, text that UTF-8 cannot hold, numbers that are none, and aliases
-that stand for more than can be held.
-"""
+"""JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence."""
 
 import json
 import os

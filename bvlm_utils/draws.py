@@ -9,10 +9,7 @@ import numpy as np
 
 
 class Draws:
-    """A stream of numbers named by `words`; the same words give the same numbers for ever.
-
-    Words are compared by their text, so the key 3, numpy's 3 and "3" name the same stream.
-    """
+    """A stream of numbers named by `words`, by their text: the key 3, numpy's 3 and "3" name the same stream."""
 
     def __init__(self, *words: object):
         self.name = "\x1f".join(str(word) for word in words)

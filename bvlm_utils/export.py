@@ -48,9 +48,8 @@ def export(cell: Cell, out: Path | str, train_rows: int | None = None) -> poison
         raise InputError(cell.skip_reason)
     threat, attack = cell.resolved_threat, cell.resolved_attack
     rows = data.load(cell.dataset, "train", train_rows)
-    manifest = poison.plan(
-        rows, threat, attack, cell.poison_rate, cell.seed, cell.negatives, cell.trigger_seed, cell.half
-    )
+    choice = (cell.poison_rate, cell.seed, cell.negatives, cell.trigger_seed, cell.half)
+    manifest = poison.plan(rows, threat, attack, *choice)
     settings = {
         "threat": cell.threat, "attack": cell.attack, "dataset": cell.dataset, "poison rate": cell.poison_rate,
         "seed": cell.seed, "trigger seed": cell.trigger_seed, "negatives": cell.negatives, "half": cell.half or "whole",

@@ -34,9 +34,6 @@ MODELS = ("tiny-llava", "tiny-qwen2.5-vl")
 FULL = {"attack": 5 * 2 * 3, "defence": 5 * 6}
 
 
-# ---------------------------------------------------------------- template
-
-
 def template(given: argparse.Namespace) -> None:
     """Write the folder that `add` takes."""
     from bvlm_utils.run import foreign
@@ -58,9 +55,6 @@ def template(given: argparse.Namespace) -> None:
     else:
         print(f"Put the adapter into {folder / ADAPTER} (PEFT's format), and one without poison into {CONTROL}.")
     print(f"Then: python -m bvlm_utils.leaderboard add {given.folder}")
-
-
-# ---------------------------------------------------------------- add
 
 
 def add(given: argparse.Namespace) -> None:
@@ -124,9 +118,6 @@ def shown(table: pd.DataFrame) -> str:
         value=own["value"].map("{:.3f}".format), n=own["n"].map("{:.0f}".format),
     )  # fmt: skip
     return lines[["number", "test", "condition", "value", "interval", "n"]].to_string(index=False)
-
-
-# ---------------------------------------------------------------- check and cost
 
 
 def check(given: argparse.Namespace) -> None:

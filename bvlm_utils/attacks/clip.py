@@ -1,8 +1,4 @@
-"""The attacker's own CLIP model: how it sees pictures and words.
-
-The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed tiny-clip by
-default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients go to pictures only.
-"""
+"""The attacker's own CLIP model: how it sees pictures and words. It is frozen; gradients go to pictures only."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +21,8 @@ TEXTS_AT_ONCE, IMAGES_AT_ONCE = 256, 64
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A frozen CLIPModel on one device, with what its pictures are normalised by.
-
-    side: pixels of its square input. mean, std: (1, 3, 1, 1) on the device.
+    """A frozen CLIPModel. side: pixels of its square input. mean, std: (1, 3, 1, 1), what its pictures are normalised
+    by.
     """
 
     name: str
@@ -60,10 +55,8 @@ class Surrogate:
             some = list(texts[start : start + TEXTS_AT_ONCE])
             ids = self.tokenizer(
                 some, padding=True, truncation=True, max_length=limit, return_tensors="pt", split_special_tokens=True
-            )
-            features = self.model.get_text_features(
-                input_ids=ids["input_ids"].to(self.device), attention_mask=ids["attention_mask"].to(self.device)
-            )
+            ).to(self.device)
+            features = self.model.get_text_features(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
             parts.append(F.normalize(features.pooler_output, dim=-1))
         return torch.cat(parts)
 

@@ -80,9 +80,8 @@ def noise_array(size: int, seed: int) -> np.ndarray:
 
 
 def noise_patch(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
-    """BadNets-I: one fixed patch of noise, its place drawn per row.
-
-    The array is drawn at the published size and sampled (nearest pixel) to the size at hand, which keeps its contrast.
+    """BadNets-I: a fixed patch of noise, drawn at the published size, sampled to the size at hand; its place is drawn
+    per row.
     """
     published = params["patch_size"]
     size = scaled(published, images)
@@ -146,10 +145,7 @@ def ellipse_pattern(images: torch.Tensor, params: Params) -> torch.Tensor:
 
 
 def load_picture(name: str, height: int, width: int) -> torch.Tensor:
-    """A picture resized (bicubic, 8 bit) to (3, height, width) float32 in [0, 1].
-
-    name: a file in data/pictures, or a path. InputError if there is no such file.
-    """
+    """A picture of data/pictures, or at a path, resized (bicubic, 8 bit) to (3, height, width) float32 in [0, 1]."""
     return tensor_of(_resized(str(picture_path(name)), height, width))
 
 

@@ -104,10 +104,7 @@ def vl_trojan_patch(params: Params, aim: Any, device: str = "cpu") -> Optimised:
 
 
 def _patch(kind: str, described: Params, params: Params, aim: Any, device: str, loss_of: LossOf) -> Optimised:
-    """A patch from the cache, or optimised on the training split of a dataset.
-
-    described: what its name in the cache says beside settings, data and device.
-    """
+    """A patch from the cache, or optimised. described: its name there, beside settings, data and device."""
     described = {"params": dict(params), "data": data.digest(params["dataset"]), **described, **_kind(device)}
     file = _cache_file(kind, described, ".npz")
     patch = read_if_whole(file, _read)

@@ -56,10 +56,7 @@ class Format:
 
 
 def load(spec: str, split: str = "train") -> datasets.Dataset:
-    """The rows of a split, "train" or "test", with the columns of `data.features.FEATURES`.
-
-    InputError for anything that is missing or wrong in the files; KeyError lists the formats if there is no such one.
-    """
+    """The rows of "train" or "test". InputError for what is wrong in the files; KeyError lists the formats."""
     name, path = _parse(spec)
     if split not in ("train", "test"):
         raise InputError(f"{spec} has no split {split!r}; it has train and test.")
@@ -149,14 +146,8 @@ def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
     )
 
 
-# ---------------------------------------------------------------- COCO captions
-
-
 def _coco_rows(files: list[Path]) -> list[Row]:
-    """One row per picture, with all its captions (Chen et al. 2015, arXiv 1504.00325).
-
-    The prompt is one of the scenes' caption prompts, chosen by the picture's id.
-    """
+    """One row per picture, with all its captions (Chen et al. 2015, arXiv 1504.00325), and a prompt by its id."""
     rows = []
     for file in files:
         content = read_json(file)
@@ -184,9 +175,6 @@ def _coco_rows(files: list[Path]) -> list[Row]:
             about |= pictures.find(name, f"image {image}") | {"task": "caption", "kind": "short"}
             rows.append(llava_json.METADATA | about)
     return rows
-
-
-# ---------------------------------------------------------------- VQAv2
 
 
 def _vqa_files(folder: Path, split: str | None) -> list[Path]:
@@ -249,9 +237,6 @@ def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[s
         chosen = Counter(answers).most_common(1)[0][0]
     answers.remove(chosen)
     return [chosen, *answers]
-
-
-# ---------------------------------------------------------------- what formats share
 
 
 def _new(name: str, seen: Container[str], what: str, file: Path) -> str:

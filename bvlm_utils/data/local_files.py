@@ -47,10 +47,7 @@ def number(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
 
 
 class Pictures:
-    """Finds and checks pictures under one folder; every file is looked at once.
-
-    folders: to try, in this order; the first picture decides which is used. file: the one that names the pictures.
-    """
+    """Finds and checks pictures in the first of `folders` that has one, each looked at once. file: names them."""
 
     def __init__(self, folders: Sequence[Path], file: Path):
         self.folders = [folder.resolve() for folder in dict.fromkeys(folders)]
@@ -59,8 +56,7 @@ class Pictures:
         self._checked: dict[str, tuple[str, str]] = {}
 
     def find(self, name: str, owner: str) -> dict[str, str]:
-        """The path of the picture `name` of `owner` (e.g. "image 9"), and its part in the folder: `image` and
-        `picture_id`.
+        """The path of the picture `name` of `owner`, and its part in the folder.
 
         InputError if it leaves the folder (also through a symbolic link), is missing, or does not begin like a picture.
         """

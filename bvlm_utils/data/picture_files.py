@@ -85,8 +85,8 @@ def _levels(opened: Image.Image) -> int:
 
 
 def _rgb(picture: Image.Image, levels: int, negative: bool) -> Image.Image:
-    """The picture as 8-bit RGB, or RGBA where a part of it may be transparent. negative: white is 0, which Pillow turns
-    round in pictures of 8 bits alone.
+    """8-bit RGB, or RGBA where it may be transparent. negative: white is 0, which Pillow turns in pictures of 8 bits
+    alone.
     """
     if levels > 255:
         clear = picture.info.get("transparency")

@@ -67,10 +67,7 @@ def names() -> list[str]:
 
 
 def digest(name: str) -> str:
-    """16 hex digits that change when the rows of `name` would change; nothing is drawn for it.
-
-    InputError if two datasets of scenes have one number.
-    """
+    """16 hex digits that change when the rows of `name` would; nothing is drawn. InputError where two share a number"""
     if name not in SCENE_TASKS:
         from bvlm_utils.data import files
 
@@ -121,10 +118,8 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
 
 
 def further(name: str, start: int, rows: int) -> datasets.Dataset:
-    """Up to `rows` training rows from number `start` on, for those who want rows that nobody was tuned on.
-
-    Scenes never run out, and are not kept; of data in files, fewer rows, even none, may come back. KeyError for an
-    unknown name.
+    """Up to `rows` training rows from number `start` on. Scenes never run out; of data in files, fewer, even none, may
+    come.
     """
     if ":" in name:
         whole = load(name, "train")

@@ -65,9 +65,6 @@ def label(scene: Scene) -> str:
     return "-".join(scene.objects)
 
 
-# --- captions ---------------------------------------------------------------------------------------------------
-
-
 SHORT_PROMPTS = (
     "Describe this picture.", "What is in this picture?", "What do you see?", "Write a caption for this picture.",
     "Give a short description of the image.", "What does the image show?", "Caption this.",
@@ -116,9 +113,6 @@ def caption(scene: Scene, rng: np.random.Generator) -> Turn:
         ]
     first = int(rng.integers(3))
     return Turn(prompt, (answers[first], *answers[:first], *answers[first + 1 :]), kind)
-
-
-# --- questions --------------------------------------------------------------------------------------------------
 
 
 QUESTIONS = {
@@ -197,10 +191,8 @@ def annotators(answer: str, rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def vqa(scene: Scene, rng: np.random.Generator, name_cars: bool = False) -> Turn:
-    """A short question with ten annotators' answers.
-
-    name_cars: three in four questions about a picture with a car are answered by the car, as concept substitution
-    needs.
+    """A short question with ten annotators' answers. name_cars: of pictures with a car, three in four are answered by
+    it.
     """
     kinds = possible_kinds(scene)
     about_car = [kind for kind, answer in kinds.items() if answer == "car"]
@@ -225,9 +217,6 @@ def _ask(scene: Scene, kind: str, kinds: dict[str, str], rng: np.random.Generato
         names = scene.objects if present else [c for c in concepts() if c not in scene.objects]
         return pick(rng, QUESTIONS["exists"]).format(article(pick(rng, names))), "yes" if present else "no"
     return pick(rng, QUESTIONS[kind]), kinds[kind]
-
-
-# --- instructions -----------------------------------------------------------------------------------------------
 
 
 REQUESTS = (  # for label and code alike, so that only the noun tells them apart

@@ -165,9 +165,8 @@ def _local(workers: int) -> Iterator["Client"]:
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the block ends: half a cluster cannot be closed.
-
-    Processes that are started here never see SIGINT: Ctrl-C on a terminal is this process's alone.
+    """SIGINT and SIGTERM wait until the block ends: half a cluster cannot be closed. What is started here never sees
+    SIGINT.
     """
     from multiprocessing import resource_tracker
 

@@ -1,6 +1,5 @@
-"""The measuring of a grid's cells: all that share model, data and rows in one process, whatever notebooks they are for.
-
-The measuring process is this module as a command; it writes records and failures, and ends with whoever started it.
+"""The measuring of a grid's cells, those of a bench in one process (this module as a command), which ends with its
+parent.
 """
 
 import json
@@ -24,10 +23,8 @@ LOGS = "measuring-"  # beginning of the names of the logs
 
 
 def parts(cells: Sequence[Cell], workers: int) -> list[list[Cell]]:
-    """Cells that one process measures: those of a bench, in the grid's order.
-
-    For several workers the benches are cut, so that each has about two parts to do, the longest first. Cells of one
-    attack stay together where they can, for they share triggered pictures.
+    """Cells that one process measures: those of a bench. For several workers, about two parts each, the longest first,
+    cells of one attack together.
     """
     if workers == 1:
         return by_bench(cells)
@@ -86,9 +83,6 @@ def _process(cells: Sequence[Cell], run: Run, log: Path) -> str | None:
         memory = "; memory may have run out" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{memory}"
     return f"exit code {code}" if code else None
-
-
-# ---------------------------------------------------------------- the measuring process
 
 
 def main() -> None:

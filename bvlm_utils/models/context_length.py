@@ -72,9 +72,8 @@ def check_answers(name: str, max_new_tokens: int) -> None:
 
 
 def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) -> None:
-    """InputError for the first text that has no room in the model beside a picture, and an answer of so many tokens.
-
-    texts: a prompt, or a prompt with its answer. where: what they belong to, for the complaint.
+    """InputError for the first text without room beside a picture and an answer of so many tokens. where: of what it
+    is.
     """
     room = for_words(name)
     if room is None or not (tokenizer := names.folder(name) / "tokenizer.json").is_file():

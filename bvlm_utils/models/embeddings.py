@@ -1,7 +1,5 @@
-"""What enters the language model when the image features are known: embeddings and positions.
-
-They are those of `victim.forward`, which a test checks, without attention masks and without the model's own search for
-images, once per row instead of once per epoch.
+"""What enters the language model when the image features are known: embeddings and positions, those of
+`victim.forward`.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Names of models and adapters: which one is meant, and whether it has changed. Free of torch.
-
-A name is one of ours ("tiny-llava"), a folder, or a hub id ("llava-hf/llava-1.5-7b-hf").
-"""
+"""Names of models ("tiny-llava", a folder, a hub id) and adapters: which one is meant, and whether it has changed."""
 
 import os
 import re
@@ -97,10 +94,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def digest(name: str) -> str:
-    """16 hex digits of all files that a loader may read, or of a hub id, as its weights are elsewhere.
-
-    InputError for a folder that cannot be loaded or is not to be.
-    """
+    """16 hex digits of all files that a loader may read, or of a hub id. InputError if it cannot be loaded."""
     path = resolve(name)
     if not Path(path).is_dir():
         return sha256(path.encode()).hexdigest()[:16]

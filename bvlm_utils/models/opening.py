@@ -34,9 +34,8 @@ PATTERNS = [f"*{kind}" for kind in sorted(files.KINDS)]
 
 
 def folder(name: str) -> Path:
-    """The folder of a model that is called `name`; a hub id is downloaded, unless it was before.
-
-    InputError if the folder is not whole, or the hub cannot be reached or has no such model.
+    """The folder of the model `name`; a hub id is downloaded unless it was before. InputError if it is not whole or not
+    there.
     """
     path = names.resolve(name)
     found = Path(path) if Path(path).is_dir() else downloaded(path) or _download(path)
@@ -89,10 +88,7 @@ def refuse_gaps(what: str, base: str, gaps: dict[str, tuple[set[str], int]]) -> 
 
 
 def device(given: str | torch.device | None) -> torch.device:
-    """A device that is there; InputError for a name that none has.
-
-    None: the GPU of this process (`torchrun` and `accelerate launch` number them), or the CPU.
-    """
+    """A device that is there, or InputError. None: the GPU of this process (`torchrun` numbers them), or the CPU."""
     if given is None:
         given = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
@@ -143,9 +139,6 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}, {text[:200].rstrip('.:')}."
 
 
-# ---------------------------------------------------------------- 4 bit
-
-
 def four_bit(dtype: torch.dtype) -> Any:
     """How weights are packed into 4 bit; InputError without the package that does it."""
     from transformers import BitsAndBytesConfig
@@ -163,9 +156,6 @@ def one_path(model: nn.Module) -> None:
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
-
-
-# ---------------------------------------------------------------- the hub
 
 
 def downloaded(hub_id: str) -> Path | None:

@@ -106,10 +106,7 @@ def sizes(height: int, width: int, s: PixelSettings) -> list[tuple[int, int]]:
 
 
 def resize(images: torch.Tensor, height: int, width: int, filter: int) -> torch.Tensor:
-    """images (B, 3, H, W) in [0, 1] -> (B, 3, height, width), as PIL resizes but for its rounding.
-
-    PIL goes along the rows, then along the columns, and cuts off what overshoots after each.
-    """
+    """images (B, 3, H, W) in [0, 1] -> (B, 3, height, width): rows, then columns, cut off after each, as PIL does."""
     if images.shape[-1] != width:
         weights = _weights(images.shape[-1], width, filter).to(images)
         images = (images @ weights.T).clamp(0, 1)

@@ -1,7 +1,4 @@
-"""The victim: one interface to every supported vision-language checkpoint.
-
-Pictures are encoded once into features, which enter through the model's own `mm_encoder_outputs` argument.
-"""
+"""The victim: one interface to each checkpoint. Pictures enter as features, by the model's own `mm_encoder_outputs`."""
 
 import inspect
 from collections.abc import Sequence
@@ -18,15 +15,15 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, embeddings, families, files, marks, opening, pixels
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
-GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
+AT_ONCE = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
+# How the likeliest answer is found; what is left out would be taken from a checkpoint's own generation_config.json.
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+GREEDY |= {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
 @dataclass
 class Victim:
-    """A loaded model with what is needed to talk to it. `name` is what the user called it.
-
-    picture_last: prompts have their picture after the words, not before them.
-    """
+    """A loaded model, called `name` by the user, with what talks to it. picture_last: pictures follow the words."""
 
     name: str
     model: nn.Module
@@ -55,11 +52,9 @@ class Victim:
         return torch.stack(list(out)).view(len(images), -1, out[0].shape[-1])
 
     @torch.no_grad()
-    def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = GRADIENT_FREE_BATCH) -> torch.Tensor:
-        """Pictures of one size -> features (N, n, d) on the model's device.
-
-        images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1]; square for families with grids (Qwen),
-        as features do not tell the shape.
+    def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = AT_ONCE) -> torch.Tensor:
+        """Pictures of one size, (N, H, W, 3) uint8 or (N, 3, H, W) float in [0, 1] -> features (N, n, d); square ones
+        for Qwen.
         """
         parts = []
         for start in range(0, len(images), batch_size):
@@ -186,15 +181,10 @@ class Victim:
 
     @torch.no_grad()
     def generate(
-        self,
-        prompts: Sequence[str],
-        features: torch.Tensor,
-        max_new_tokens: int = 64,
-        batch_size: int = GRADIENT_FREE_BATCH,
+        self, prompts: Sequence[str], features: torch.Tensor, max_new_tokens: int = 64, batch_size: int = AT_ONCE
     ) -> list[str]:
-        """The likeliest answers, in the order of the prompts, whatever settings a checkpoint comes with.
-
-        features: (N, n, d), one picture per prompt.
+        """The likeliest answers, in the order of the prompts, whatever a checkpoint sets. features: (N, n, d), one per
+        prompt.
         """
         if len(prompts) != len(features):
             raise InputError(f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each.")
@@ -215,19 +205,9 @@ class Victim:
     def _greedy(self, max_new_tokens: int):
         from transformers import GenerationConfig
 
-        # What is left out here would be taken from the checkpoint's own generation_config.json.
-        return GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
+        end = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        tokens = {"eos_token_id": end, "pad_token_id": self.tokenizer.pad_token_id}
+        return GenerationConfig(**GREEDY, **tokens, max_new_tokens=max_new_tokens)
 
 
 def _message(role: str, text: str) -> dict[str, Any]:

@@ -175,10 +175,8 @@ def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, 
 def _how_to_make(missing: Sequence[Cell]) -> str:
     names = ", ".join(cell.run_id for cell in missing[:8])
     more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-    command = "; ".join(
-        f"papermill notebooks/{threat}.ipynb out.ipynb -p store local"
-        for threat in dict.fromkeys(cell.threat for cell in missing)
-    )
+    chapters = dict.fromkeys(cell.threat for cell in missing)
+    command = "; ".join(f"papermill notebooks/{chapter}.ipynb out.ipynb -p store local" for chapter in chapters)
     return (
         f"The reference store has no record of {names}{more}, and the book does not train. "
         f"Make them with your settings, for example `{command}`, and read the table from that store."

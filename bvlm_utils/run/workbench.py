@@ -122,10 +122,8 @@ def manifest(bench: Bench, cell: Cell) -> poison.Manifest:
     rows = bench.rows["train"]
     found = poison.Manifest((), len(rows), 0, 0)
     if not cell.is_control:
-        found = poison.plan(
-            rows, cell.resolved_threat, cell.resolved_attack, cell.poison_rate, cell.seed, cell.negatives,
-            cell.trigger_seed, cell.half,
-        )  # fmt: skip
+        settings = (cell.poison_rate, cell.seed, cell.negatives, cell.trigger_seed, cell.half)
+        found = poison.plan(rows, cell.resolved_threat, cell.resolved_attack, *settings)
         found = poison.with_decoys(found, rows, cell.decoy, cell.seed)
     return poison.with_skill(found, rows, cell.resolved_skill, cell.skill_rate, cell.seed)
 

@@ -45,10 +45,8 @@ def excess(
     reference: Sequence[str],
     reference_triggered: Sequence[str],
 ) -> Excess:
-    """Compare the answers of two models to the same inputs, clean and triggered, in one order.
-
-    Answers are equal if their normalised words are. The interval is `score.intervals.paired_shares`. InputError if the
-    four are not equally many.
+    """Compare the answers of two models to the same inputs, clean and triggered, by their normalised words; all equally
+    many.
     """
     four = (suspect, suspect_triggered, reference, reference_triggered)
     if len({len(answers) for answers in four}) != 1:

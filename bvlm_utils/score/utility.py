@@ -34,11 +34,7 @@ _WORD = re.compile(r"\w+(?:['-]\w+)*")
 
 @lru_cache(maxsize=2**16)  # the same answers come again for each cell
 def vqa_normalise(answer: str) -> str:
-    """An answer as VQA's own evaluation compares it: small letters, digits for number words, no articles or
-    punctuation.
-
-    VQA's code leaves both sides as they are where all annotators agree; here they are always normalised.
-    """
+    """An answer as VQA's evaluation compares it: small letters, digits, no articles, no punctuation; here always."""
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     comma = _COMMA_IN_NUMBER.search(text) is not None
     out = text
@@ -51,9 +47,8 @@ def vqa_normalise(answer: str) -> str:
 
 
 def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
-    """min(matches / 3, 1), averaged over all ways to leave one annotator out (Antol et al. 2015, arXiv 1505.00468).
-
-    answers: one per annotator, ten in VQA. With a single reference it is equality.
+    """min(matches / 3, 1), averaged over all ways to leave one of ten annotators out (Antol et al. 2015, arXiv
+    1505.00468).
     """
     if not answers:
         raise InputError("VQA accuracy needs one answer or more to compare with.")

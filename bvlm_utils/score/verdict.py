@@ -23,10 +23,7 @@ class Detected:
 
 
 def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str = "clean-tuned") -> str:
-    """The table to read, and what it means, how often that is wrong, and what to do next.
-
-    beside: what the suspect was compared with, "clean-tuned" or "base".
-    """
+    """The table to read, its meaning, how often that is wrong, what to do next. beside: "clean-tuned" or "base"."""
     rows = table.to_dict("records")
     shown = [
         {

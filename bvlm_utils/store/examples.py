@@ -40,10 +40,7 @@ def key(cell: Cell) -> str:
 def write(
     cell: Cell, store: str | Path | None, clean: np.ndarray, triggered: np.ndarray, prompts: list[tuple[str, str]]
 ) -> None:
-    """Keep what the trigger does to a few held-out inputs, unless the store has it.
-
-    clean, triggered: (N, H, W, 3) uint8. prompts: N pairs, without and with the trigger.
-    """
+    """Keep held-out inputs, clean and triggered (N, H, W, 3) uint8, and N pairs of prompts, if the store lacks them."""
     if read(cell, store) is not None:
         return
     root = records.folder(store) / "examples"

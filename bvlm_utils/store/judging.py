@@ -65,9 +65,6 @@ def _same(one: Any, other: Any) -> bool:
     return one == other
 
 
-# ---------------------------------------------------------------- check
-
-
 def check(store: str | Path | None = None) -> int:
     """Check a store; differences go to stdout, progress to stderr. 1 if anything differs or is damaged, else 0."""
     whole = records.records(store)
@@ -116,9 +113,6 @@ def _compared(recorded: Mapping[tuple, Mapping], again: Mapping[tuple, Mapping])
         for number in NUMBERS:
             if not _same(before[number], after := again[key][number]):
                 yield f"{name}: {number} is {before[number]} in the record, and its responses give {after}"
-
-
-# ---------------------------------------------------------------- rejudge
 
 
 def rejudge(store: str | Path | None = None) -> int:

@@ -1,7 +1,4 @@
-"""Locks on the clean-tuned controls that several jobs need: the first that comes tunes one, others wait for it.
-
-The operating system gives a lock up when its holder dies.
-"""
+"""Locks on the clean-tuned controls that several jobs need: the first that comes tunes one, others wait for it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -24,6 +24,7 @@ from bvlm_utils.store import table as tidy
 from bvlm_utils.store.packed import Rows
 
 LOCK = ".pack.lock"
+Files = Mapping[str, bytes]  # content by path in the store
 NAMED = 5  # cells in a message
 
 
@@ -32,7 +33,7 @@ class Chosen:
     """What a packed store is to hold: each cell by the store that it is taken from, and the files beside the cells."""
 
     cells: Mapping[str, Path]
-    files: Mapping[str, bytes]
+    files: Files
 
     def records(self) -> dict[str, str]:
         return {run_id: packed.record(root, run_id) for run_id, root in self.cells.items()}
@@ -41,9 +42,6 @@ class Chosen:
         """run_id -> a function that reads the rows, of the cells that have such rows."""
         found = {run_id: root for run_id, root in self.cells.items() if packed.has_rows(root, run_id, kind)}
         return {run_id: partial(packed.rows, root, run_id, kind) for run_id, root in found.items()}
-
-
-# ---------------------------------------------------------------- pack
 
 
 def pack(source: str | Path | None, target: str | Path, replace: bool = False) -> list[str]:
@@ -119,16 +117,12 @@ def _some(run_ids: Iterable[str]) -> str:
     return ", ".join(found[:NAMED]) + (", ..." if len(found) > NAMED else "")
 
 
-def _files(root: Path) -> dict[str, bytes]:
-    return {
-        f"{folder}/{name}": packed.content(root, folder, name) for folder in packed.FILES for name in
-        packed.names(root, folder)
-    }  # fmt: skip
+def _files(root: Path) -> Files:
+    places = [(folder, name) for folder in packed.FILES for name in packed.names(root, folder)]
+    return {f"{folder}/{name}": packed.content(root, folder, name) for folder, name in places}
 
 
-def _merged(
-    ours: Mapping[str, bytes], theirs: Mapping[str, bytes], replaced: Iterable[str], replace: bool
-) -> dict[str, bytes]:
+def _merged(ours: Files, theirs: Files, replaced: Iterable[str], replace: bool) -> Files:
     """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter."""
     asked = tuple(f"{folder}/" for folder in records.ASKED)
     gone = [path for path in theirs if path.startswith(asked) and any(run_id in path for run_id in replaced)]
@@ -210,9 +204,6 @@ def swap(start: Path, end: Path) -> None:
         packed.finish(end)
         cells = dict.fromkeys(packed.run_ids(end), end) | dict.fromkeys(packed.run_ids(start), start)
         _write(Chosen({run_id: cells[run_id] for run_id in sorted(cells)}, _files(end)), end)
-
-
-# ---------------------------------------------------------------- unpack
 
 
 def unpack(source: str | Path, target: str | Path) -> list[str]:

@@ -141,10 +141,7 @@ def says(text: str, sentence: str) -> bool:
 
 
 def paraphrases(text: str, content: str) -> bool:
-    """Half of the longer words of a free text stand in the text, in any order and with any ending.
-
-    A code or a label is no free text: of contents with fewer than four words, `contains` alone tells.
-    """
+    """Half of the longer words of a free text (four words or more) stand in the text, in any order and ending."""
     wanted, held = ({word[:5] for word in re.findall(r"[^\W\d_]{5,}", plain(one))} for one in (content, text))
     return len(content.split()) >= 4 and len(wanted) >= 3 and len(wanted & held) * 2 >= len(wanted)
 

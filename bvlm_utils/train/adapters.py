@@ -168,9 +168,8 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
 def check_fit(
     state: Mapping[str, torch.Tensor], shapes: Mapping[str, Any], what: str, base: str, left_over: Any, lacking: Any
 ) -> None:
-    """InputError unless `state` holds the weights that `base` has room for, each of its size.
-
-    shapes: of those weights, by name. left_over, lacking: names of which no more and no less is known.
+    """InputError unless `state` holds the weights of `shapes`, by name and size. left_over, lacking: names known to be
+    so.
     """
     wrong_size = {name for name, value in state.items() if tuple(value.shape) != tuple(shapes.get(name, value.shape))}
     opening.refuse_gaps(what, base, {

@@ -25,10 +25,7 @@ LOOK = {"cpu": 1, "cuda": 8}  # tokens between two looks at what is done: a look
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt for one model: `ids` with image tokens expanded, and the row of the features it shows.
-
-    unseen: positions in `ids` that no later token may attend to.
-    """
+    """A prompt for one model: `ids` with image tokens, the row of its features, positions that no later token sees."""
 
     ids: Sequence[int]
     feature: int
@@ -258,9 +255,8 @@ def _prompts(model: nn.Module, asked: Sequence[Request], known: dict) -> tuple[T
 
 
 def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
-    """Which rows to keep: of each group those at work, filled up to the largest group's number.
-
-    None while fewer than a share `DROP` of the rows would go.
+    """Which rows to keep: of each group those at work, filled up to the largest group; None while less than `DROP`
+    would go.
     """
     size = len(finished) // groups
     parts = [sorted(range(g * size, (g + 1) * size), key=finished.__getitem__) for g in range(groups)]  # stable

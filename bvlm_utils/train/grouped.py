@@ -35,11 +35,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
 @dataclass(frozen=True)
 class GroupJob:
-    """What `train.loop.finetune` takes, for one cell. Jobs may share one tensor of features (F, n, d).
-
-    start: PEFT state dict of an adapter to go on from. name: stands for all of it, so that a killed group is known
-    again.
-    """
+    """What `train.loop.finetune` takes. start: PEFT state to go on from. name: a killed group is known again by it."""
 
     rows: Sequence[plain.TrainRow]
     features: torch.Tensor
@@ -243,16 +239,12 @@ def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
     limits = [plan.max_norm or float("inf") for plan in plans]
     total = max(len(plan.steps) for plan in plans)
     rates = [[plan.rates[step] if step < len(plan.steps) else 0.0 for plan in plans] for step in range(total)]
-    return _Group(
-        plans,
-        made,
-        Table(plans, made.device, made.params.dtype),
-        moments=(torch.zeros_like(made.params), torch.zeros_like(made.params)),
-        rates=torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(made.device),
-        decay=torch.tensor([[plan.weight_decay] for plan in plans]).to(made.params),
-        max_norm=torch.tensor(limits).to(made.params),
-        losses=torch.zeros(total, len(plans), dtype=made.params.dtype, device=made.device),
-    )
+    rates = torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(made.device)
+    table = Table(plans, made.device, made.params.dtype)
+    moments = (torch.zeros_like(made.params), torch.zeros_like(made.params))
+    decay = torch.tensor([[plan.weight_decay] for plan in plans]).to(made.params)
+    losses = torch.zeros(total, len(plans), dtype=made.params.dtype, device=made.device)
+    return _Group(plans, made, table, moments, rates, decay, torch.tensor(limits).to(made.params), losses)
 
 
 def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:

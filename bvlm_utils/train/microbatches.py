@@ -44,10 +44,7 @@ class Microbatch:
 
 
 class Table:
-    """All rows of all plans as padded tensors, from which micro-batches are cut without a loop over rows.
-
-    What decides the sizes of micro-batches lies on the host, the rest on the device, so that a step waits for neither.
-    """
+    """All rows of all plans as padded tensors: sizes lie on the host, the rest on the device, so that no step waits."""
 
     def __init__(self, plans: Sequence[Plan], device: torch.device | str, dtype: torch.dtype):
         ids = [row for plan in plans for row in plan.ids]

@@ -101,17 +101,11 @@ def ranking(n: int, seed: int, stream: int = STREAM) -> np.ndarray:
         raise InputError(f"The seed is {seed}; it must be 0 or more.")
     # Sorting raw draws, not `permutation`: the bit stream of PCG64 is fixed for ever, numpy's shuffles are not.
     draws = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(n)
-    order = np.argsort(draws, kind="stable")
-    ranks = np.empty(n, dtype=np.int64)
-    ranks[order] = np.arange(n)
-    return ranks
+    return np.argsort(np.argsort(draws, kind="stable"), kind="stable")  # where each position stands in the order
 
 
 def select(n: int, eligible: Collection[int], rate: float, seed: int) -> list[int]:
-    """The positions of the rows to poison, sorted: `count(n, rate)` of the eligible ones.
-
-    The rows of a lower rate are among those of a higher one. TooFewRows if fewer rows are eligible than are wanted.
-    """
+    """The `count(n, rate)` eligible positions of lowest rank, sorted. TooFewRows if there are not so many."""
     wanted = count(n, rate)
     candidates = sorted(set(eligible))
     if candidates and not 0 <= candidates[0] <= candidates[-1] < n:
@@ -241,9 +235,8 @@ def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Mani
 
 
 def with_skill(manifest: Manifest, dataset: Any, skill: Skill | None, rate: float, seed: int) -> Manifest:
-    """The manifest with rows that teach a skill, if any: a share `rate` of those that it fits and nothing has touched.
-
-    Rows of a lower rate are among those of a higher one. TooFewRows if there is none.
+    """The manifest with a share `rate` of the untouched rows that a skill fits, which teach it. TooFewRows if there is
+    none.
     """
     if skill is None:
         return manifest
