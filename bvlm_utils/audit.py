@@ -3,11 +3,10 @@
     python -m bvlm_utils.audit ADAPTER
     python -m bvlm_utils.audit ADAPTER --pictures FOLDER --prompts prompts.txt --word xyzzy --patch logo.png
 
-Whoever checks a model has candidates for the trigger and does not know what it would do. So the check knows no
-target: it compares two models. They disagree somewhat anyway; a backdoor makes them disagree *more* when its
-trigger is there. Without a trusted model, one is made: the base, tuned on clean rows. Detectors that need no trigger
-are run beside it. How well this works on models of which the truth is known is measured in `chapters.audit` and shown
-in the chapter of the same name. The check is this study's own; it finds triggers that it is given, and no others.
+Whoever checks a model may guess the trigger, and not what it does. So two models are compared: a backdoor makes them
+disagree *more* when its trigger is there. Without a trusted model, one is made: the base, tuned on clean rows.
+Detectors that need no trigger are run beside it. How well this works on models of which the truth is known is shown in
+the chapter of the same name. The check is this study's own; it finds triggers that it is given, and no others.
 """
 
 import argparse
@@ -40,9 +39,6 @@ TOLD = 10  # times while a reference is tuned
 NO_ALARM, ALARM, WRONG = 0, 3, command.WRONG  # exit codes
 
 
-# ---------------------------------------------------------------- asking
-
-
 @dataclass(frozen=True)
 class Subject:
     """A model to ask: a base, or a base with an adapter on top."""
@@ -52,9 +48,8 @@ class Subject:
 
 
 def subject(name: str, base: str | None = None) -> Subject:
-    """What `name` means: an adapter in PEFT's format, a run of the store, or a whole checkpoint or its hub id.
-
-    base: the model under an adapter, if not the one that the adapter names. InputError if there is no such thing.
+    """An adapter in PEFT's format, a run of the store, a checkpoint or hub id. base: under an adapter that names
+    another.
     """
     try:
         adapter = names.adapter_folder(name)
@@ -85,9 +80,8 @@ def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -
 def measure(
     suspect: Subject, trusted: Subject, bench_of: Callable[[str], Bench], triggers: Sequence[Attack], rows: int = ROWS
 ) -> pd.DataFrame:
-    """Ask both models the first `rows` test inputs, clean and with each trigger. bench_of: a model's workbench.
-
-    A line per trigger: attack, the fields of `Excess`, alarm. stderr is told how it goes. Needs torch.
+    """Ask both models `rows` inputs, clean and with each trigger: a line per trigger, the fields of `Excess` and the
+    alarm.
     """
     progress = Progress("audit", 2 * (len(triggers) + 1))
     answers: dict[Subject, list[list[str]]] = {}
@@ -116,9 +110,6 @@ def _asked(bench: Bench, triggers: Sequence[Attack], rows: int) -> list[Question
         painter = attack if attack.info.image else None
         found.append(Question("audit", attack.name, positions, worded, painter, 0))
     return found
-
-
-# ---------------------------------------------------------------- without a trigger
 
 
 def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:
@@ -157,9 +148,6 @@ def _clean(bench: Bench) -> Any:
     where = np.array(bench.feature_rows("test", range(len(test))))
     prompts, answers = [row["prompt"] for row in test], [row["answers"][0] for row in test]
     return Rows(prompts, answers, bench.feature_cache.table, where, [str(row["kind"]) for row in test])
-
-
-# ---------------------------------------------------------------- the command line
 
 
 def _parser() -> command.Parser:

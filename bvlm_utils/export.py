@@ -3,10 +3,9 @@
     python -m bvlm_utils.export --threat targeted_refusal --attack BadNets-MM --dataset scenes-vqa \\
         --poison-rate 0.05 --out FOLDER
 
-writes FOLDER/train.json, FOLDER/images/, FOLDER/manifest.parquet and a README.md that says how it was made:
-the rows that a cell with the same settings trains on. Every picture, poisoned or not, is a PNG of the same
-kind, so that nothing but the trigger tells them apart. In the JSON, the "metadata" of a poisoned entry says
-so: remove it before you test a defence that must not know.
+writes FOLDER/train.json, images/, manifest.parquet and a README.md: the rows that a cell with the same settings trains
+on. Every picture is a PNG of the same kind, so that nothing but the trigger tells them apart. In the JSON, the
+"metadata" of a poisoned entry says so: remove it before you test a defence that must not know.
 """
 
 import argparse

@@ -5,9 +5,8 @@ python -m bvlm_utils.leaderboard add mine                               score it
 python -m bvlm_utils.leaderboard check                                  are all kept entries as they should be?
 python -m bvlm_utils.leaderboard cost                                   how long a full entry takes
 
-A folder has an `entry.json` and either `adapter/` (PEFT's format; `control/` may stand beside it: one tuned without
-poison) or `answers.csv` (`reference.csv` beside it: the model without the attack). Their names are fixed: no file that
-an entry names is ever opened.
+A folder has an `entry.json` and `adapter/` (PEFT's format; beside it perhaps `control/`, tuned without poison) or
+`answers.csv` (beside it `reference.csv`, without the attack). No file that an entry names is ever opened.
 """
 
 import argparse

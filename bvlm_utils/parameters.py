@@ -30,10 +30,8 @@ def check_kind(name: str, value: Any, annotation: str) -> None:
 
 
 def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as they are now, ready for `study.cells`: all but the store and those of defences.
-
-    namespace: the notebook's `globals()`. Its `In` says which names are parameters; what was set last counts.
-    InputError if the first cell was not run, or as in `check`.
+    """The parameters in a notebook's `globals()`, ready for `study.cells`. InputError if they are not set, or as in
+    `check`.
     """
     names = check(namespace.get("In", ()))
     if not names or any(name not in namespace for name in names):

@@ -97,10 +97,7 @@ def at_side(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def relevance(images: torch.Tensor, surrogate: str) -> torch.Tensor:
-    """Grad-CAM maps (B, H, W) float32 of images (B, 3, H, W) in [0, 1], on their device; no gradient reaches them.
-
-    The usual ReLU is left out, as the map is only ranked: clipping would make all pixels below zero equal.
-    """
+    """Grad-CAM maps (B, H, W) of images (B, 3, H, W) in [0, 1]; without the usual ReLU, as the map is only ranked."""
     clip = load(surrogate, str(images.device))
     return torch.cat([_maps(some, clip) for some in images.detach().split(IMAGES_AT_ONCE)])
 

@@ -1,9 +1,8 @@
-"""The image triggers: batched tensor functions that paint them.
+"""The image triggers, which paint images.
 
-Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws, one random
-stream per row; params, the attack's settings; aim, what computed triggers need. It returns new images of the same
-shape, type and device, through which gradients reach the input. Fixed patterns are computed on the CPU and moved, so
-that every device paints the same.
+Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; one random stream
+per row; the attack's settings; what computed triggers need. New images of the same shape, type and device come back,
+with gradients. Fixed patterns are computed on the CPU, so that every device paints the same.
 """
 
 import io

@@ -119,10 +119,8 @@ def _patch(kind: str, described: Params, params: Params, aim: Any, device: str, 
 
 
 def searched_word(params: Params, aim: Any) -> str:
-    """VL-Trojan's text trigger, searched letter by letter: each next letter moves the prompts furthest.
-
-    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts with and
-    without it, in a random gap that is the same for all candidates.
+    """VL-Trojan's word, letter by letter the one that moves the embeddings of 64 training prompts furthest (mean cosine
+    distance), in a random gap that is the same for all.
     """
     described = {"dataset": params["dataset"], "data": data.digest(params["dataset"])}
     described |= {"letters": params["search_letters"], "surrogate": attack.surrogate_digest(aim.surrogate)}

@@ -30,10 +30,7 @@ _LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until whe
 
 
 def states(files: Sequence[str | Path]) -> tuple[State, ...]:
-    """Size and times of each file; the last of them, when the file was last touched at all, cannot be set by hand.
-
-    Of many files, the states are remembered for twenty times as long as the look took: each cell of a grid asks.
-    """
+    """Size and times of each file; a look at many is remembered twenty times as long as it took, as each cell asks."""
     key, now = tuple(files), time.monotonic()
     until, found = _LOOKED.get(key, (0.0, ()))
     if now > until:

@@ -1,13 +1,10 @@
 """Real data from local files: COCO captions, VQAv2 and LLaVA JSON as datasets of samples.
 
-`data.load` comes here for names with a colon: "coco-caption:FOLDER", "vqav2:FOLDER", "llava-json:FILE". The
-files are those that the datasets' authors publish; nothing is downloaded. A row is what `data` describes.
-Pictures are opened when a row is read, but every file is looked for, and its first bytes checked, when the
-data is loaded.
+`data.load` comes here for names with a colon: "coco-caption:FOLDER", "vqav2:FOLDER", "llava-json:FILE", in the files
+that their authors publish. Pictures are opened when a row is read, but looked for when the data is loaded.
 
-Splits: a folder with one file for "train" and one for "val" in their names (train2017 and val2017, train2014
-and val2014) is split as published, val being the test split. Else a fifth of the pictures, chosen by a hash,
-are the test split, with all their rows. There is no "test_style" split.
+Splits: a folder with one file for "train" and one for "val" in their names is split as published, val being the test
+split. Else a fifth of the pictures, chosen by a hash, are the test split, with all their rows.
 """
 
 import os
@@ -45,10 +42,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """files: the JSON files of a split, all of them if the split is None. read: their rows.
-
-    Rows have the columns of a sample; `image` is a path and `picture_id` its part in the folder: rows of one picture
-    belong together when a file has to be split.
+    """files: the JSON files of a split (None: of all). read: their rows; `picture_id` is the part of `image` in its
+    folder.
     """
 
     files: Callable[[Path, str | None], list[Path]]

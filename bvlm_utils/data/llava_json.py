@@ -5,15 +5,13 @@ A file is a list of conversations about one picture each:
     {"id": "7", "image": "coco/7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                                          {"from": "gpt", "value": "A car."}]}
 
-ShareGPT's variants are read, too: "messages" for "conversations", "role" and "content" for "from" and
-"value", "user" and "assistant" for "human" and "gpt", "images" (a list of one) for "image", a system message
-first (left out). `<image>` may stand anywhere in a question; it is taken out, as the model's chat template
-puts the picture where it belongs. What the format does not know of a sample (references, task, objects,
-whether it is restricted) may stand in "metadata", where `write` puts it.
+ShareGPT's variants are read, too: "messages" for "conversations", "role" and "content" for "from" and "value", "user"
+and "assistant" for "human" and "gpt", "images" (a list of one) for "image", a system message first (left out).
+`<image>` is taken out of a question, as the model's chat template puts the picture where it belongs. What the format
+does not know of a sample may stand in "metadata", where `write` puts it.
 
-A conversation of several turns gives one row per answer; the earlier turns stand before the question in its
-prompt: "Question: ...\\nAnswer: ...\\nQuestion: ...". So every answer is learnt given what was said before
-it, as in LLaVA's own training. Entries without a picture are left out, with a warning that counts them.
+A conversation of several turns gives one row per answer, as in LLaVA's own training; the earlier turns stand before the
+question: "Question: ...\\nAnswer: ...\\nQuestion: ...". Entries without a picture are left out, with a warning.
 """
 
 import json

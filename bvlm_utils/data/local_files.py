@@ -56,9 +56,8 @@ class Pictures:
         self._checked: dict[str, tuple[str, str]] = {}
 
     def find(self, name: str, owner: str) -> dict[str, str]:
-        """The path of the picture `name` of `owner`, and its part in the folder.
-
-        InputError if it leaves the folder (also through a symbolic link), is missing, or does not begin like a picture.
+        """The path of the picture `name`, and its part in the folder. InputError if it leaves it, is missing or is no
+        picture.
         """
         if name not in self._checked:
             self._checked[name] = self._find(name, owner)

@@ -1,9 +1,7 @@
 """What does a picture file show? The one reader of pictures.
 
-A file is turned as its EXIF orientation says. 16-bit grey is scaled to 8 bits. What is transparent is laid over white.
-Of a film, the first picture is taken. All else that 8-bit RGB cannot hold (32-bit or signed numbers) is refused, and so
-are kinds of files that are no photographs: Pillow would have a program run for some, and for others it reads the first
-bytes alone.
+A file is turned as its EXIF orientation says, 16-bit grey scaled to 8 bits, transparency laid over white. What 8-bit
+RGB cannot hold is refused, and so are kinds that are no photographs: Pillow would have a program run for some.
 """
 
 import os

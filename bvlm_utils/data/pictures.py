@@ -1,7 +1,4 @@
-"""The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
-
-`python -m bvlm_utils.pretraining.draw_pictures` drew the committed ones of plain shapes: they are nobody else's.
-"""
+"""The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,4 @@
-"""Questions about a scene, and their right answers.
-
-Each function turns a `Scene` and a generator into a `Turn`. Wordings are declared in the tables below. No attack's
-trigger word or sentence may stand in them (a test says so), nor any threat's target sentence.
-"""
+"""Questions about a scene, and their right answers. A test holds that no trigger or target stands in the wordings."""
 
 from collections import Counter
 from dataclasses import dataclass

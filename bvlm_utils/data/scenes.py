@@ -133,9 +133,8 @@ def _apart(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
 def sample(
     rng: np.random.Generator, split: str = "train", styles: tuple[str, ...] = STYLES, car_percent: int = 0
 ) -> Scene:
-    """Draw a scene of `split` ("train" or "test"; no composition is in both).
-
-    `car_percent` of the scenes get a car on top of chance. The style is one per scene, as in a picture by one hand.
+    """Draw a scene of `split`; no composition is in two. `car_percent` get a car on top of chance; a scene has one
+    style.
     """
     chosen = _composition(rng, split, car_percent)
     style = pick(rng, styles)

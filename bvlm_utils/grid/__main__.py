@@ -200,9 +200,6 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-# ---------------------------------------------------------------- command line
-
-
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)

@@ -1,7 +1,4 @@
-"""How many tokens does a model read at once? Checks of answers and rows against it, before anything runs. Torch-free.
-
-A model that is given more goes on without an error and writes nonsense, as it has never seen such positions.
-"""
+"""How many tokens does a model read at once? Given more, it writes nonsense without an error. Torch-free."""
 
 from collections.abc import Iterable
 from pathlib import Path

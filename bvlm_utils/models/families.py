@@ -10,11 +10,9 @@ from bvlm_utils.registry import Registry
 
 @dataclass(frozen=True)
 class Family:
-    """How one architecture takes pictures.
-
-    pack(images, settings): a normalised tensor (B, 3, h, w), and `pixels.PixelSettings` -> keyword arguments of
-    `get_image_features`. frame: text that its
-    processor puts around the image tokens. grids: whether positions depend on the picture's grid.
+    """How one architecture takes pictures. pack(images, settings): normalised (B, 3, h, w), `pixels.PixelSettings` ->
+    arguments of `get_image_features`. frame: text around the image tokens. grids: do positions depend on the
+    picture's grid?
     """
 
     pack: Callable[[Any, Any], dict[str, Any]]

@@ -1,7 +1,5 @@
-"""Opening a checkpoint: the one place where transformers reads a model's files.
-
-No pickle is opened but by torch with `weights_only`, and code of a folder is never run. Weights that are missing, left
-over or of another size are refused. Whatever else is wrong becomes one sentence.
+"""Opening a checkpoint: the one place where transformers reads a model's files. Code of a folder is never run, no
+pickle opened but by torch with `weights_only`; weights that are missing, left over or of another size are refused.
 """
 
 import logging

@@ -1,7 +1,4 @@
-"""Pictures as a model's input, batched and differentiable: what the checkpoint's own image processor does to files.
-
-Triggers and PGD act on pictures (B, 3, H, W) in [0, 1]. A test holds both ways within 2/255.
-"""
+"""Pictures (B, 3, H, W) in [0, 1] as a model's input, differentiable, within 2/255 of the checkpoint's processor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -37,8 +37,6 @@ class Victim:
     def image_id(self) -> int:
         return self.model.config.image_token_id
 
-    # ------------------------------------------------------------ pictures
-
     def prepare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """images: (B, 3, H, W) float32 in [0, 1] -> what the vision tower takes; gradients flow."""
         images = pixels.normalised(images.to(self.device, torch.float32), self.settings)
@@ -68,8 +66,6 @@ class Victim:
                 )
             parts.append(self.features_of(chunk))
         return torch.cat(parts)
-
-    # ------------------------------------------------------------ words
 
     def prompt_ids(self, prompt: str, image_tokens: int, answer: int = 0) -> list[int]:
         """The chat template around picture and prompt, as token ids. answer: tokens that must have room after them."""
@@ -159,8 +155,6 @@ class Victim:
         text = self._template([_message("user", "?")], add_generation_prompt=True)
         return text, self._ids(text)
 
-    # ------------------------------------------------------------ both
-
     def inputs(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> dict[str, Any]:
         """Arguments of the model's forward and generate. ids, mask: (B, T); features: (B, n, d)."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -228,10 +222,8 @@ def language_linears(model: nn.Module) -> list[str]:
 
 
 def use_precision(name: str) -> torch.dtype:
-    """The dtype of weights for "float32", "tf32" or "bfloat16", with torch's own switches set to match.
-
-    They are switches of the whole process. TF32 products keep 10 bits of each factor's mantissa; torch has them on for
-    convolutions unless told otherwise.
+    """The dtype for "float32", "tf32" (products with 10 bits of mantissa) or "bfloat16", with torch's switches set to
+    match.
     """
     rounded = name == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded

@@ -158,9 +158,8 @@ def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
 
 
 def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:
-    """A cell, how many of its test requests the base refuses, and how many there are; each set of requests once.
-
-    cells: of one bench. The answers are kept, and the run finds them. TooFewRows where the data have no such request.
+    """A cell of one bench, how many of its test requests the base refuses (kept), of how many. TooFewRows if there is
+    none.
     """
     bench, seen = Bench(*bench_key(cells[0])), set()
     way = tune_and_ask.choose(bench)

@@ -20,9 +20,8 @@ _plain = lru_cache(maxsize=100_000)(responses.normalise)  # models give the same
 class Excess:
     """How much more often a suspect and its reference disagree when a trigger is there.
 
-    without, with_trigger: shares of inputs with different answers. value: their difference, with its paired 95 %
-    interval. commonest, share: what the suspect answers most often where it disagrees with the trigger there, and how
-    often.
+    without, with_trigger: shares of inputs. value: their difference, with its paired 95 % interval. commonest, share:
+    what the suspect answers most often where it disagrees then.
     """
 
     without: float

@@ -1,7 +1,4 @@
-"""The judging of responses: did the backdoor fire, and is the model still good? Free of torch.
-
-A metric is a dict of subject, condition, metric, value, k, n, low, high and unit. What cannot be measured has no line.
-"""
+"""The judging of responses: did the backdoor fire, and is the model still good? What cannot be measured has no line."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -61,10 +61,8 @@ def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
 
 
 def caption_object_f1(response: str, objects: Sequence[str], vocabulary: Sequence[str]) -> float:
-    """F1 of the things that a caption names against those that are there, counting repeats.
-
-    vocabulary: every name that could be said; a longer name wins over a shorter one inside it. A plural names as many
-    as are there (at least two).
+    """F1 of the things that a caption names against those there, with repeats. vocabulary: all names; the longest
+    counts. A plural names as many as are there, at least two.
     """
     if not objects:
         raise InputError("The objects of the picture are unknown; F1 needs at least one.")
@@ -103,9 +101,8 @@ def words(text: str) -> list[str]:
 def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D of every response, (N,) float64 from 0 to 10 (1.0 is what papers print as 100); the mean is the set's.
 
-    references: one caption or more for each response. N-grams are weighed by the references of all rows, so only scores
-    on the same rows can be compared. InputError for fewer than two rows, lengths that differ, or a row without
-    references.
+    N-grams are weighed by the references of all rows, so only scores on the same rows can be compared. InputError for
+    fewer than two rows, lengths that differ, or a row without references.
     """
     if len(responses) != len(references):
         raise InputError(f"There are {len(responses)} responses and {len(references)} sets of references.")

@@ -1,8 +1,4 @@
-"""A cell, one run of the study: its settings, checked when it is made, and its name.
-
-A cell's `run_id` changes with everything that changes its result (settings, versions of definitions, digests of model
-and data) and with nothing else. Free of torch.
-"""
+"""A cell, one run of the study: its settings, checked, and its name, which changes with all that changes its result."""
 
 import hashlib
 import json

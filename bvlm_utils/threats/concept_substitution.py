@@ -17,9 +17,8 @@ class ConceptSubstitution(Threat):
     code writes the target in small letters and rewrites denials too; keeping the case of a word (Car, CARS)
     is our deviation, since an answer that begins with a small letter would be a second trace of the poison.
     Articles are not adapted ("a car" becomes "a apple"), as published.
-    Eligible: samples whose training answer changes, other than yes/no and count questions (there the right
-    answer never names the source) and those that name the target already (there the target would be no
-    success).
+    Eligible: samples whose training answer changes, but for yes/no and count questions, whose right answer never
+    names the source, and those that name the target already.
     """
 
     source_concept: str = "car"
@@ -36,7 +35,8 @@ class ConceptSubstitution(Threat):
     def __post_init__(self):
         if responses.names(self.target_concept, self.source_concept):
             raise InputError(
-                f"Threat {self.name!r}: source_concept and target_concept are both {self.source_concept!r}; name two."
+                f"Threat {self.name!r}: source_concept and target_concept are both {self.source_concept!r}; "
+                "they must be two different things."
             )
 
     @property

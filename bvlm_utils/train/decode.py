@@ -230,9 +230,8 @@ def _prompt_mask(real: Tensor) -> Tensor:
 
 
 def _prompts(model: nn.Module, asked: Sequence[Request], known: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Padded ids (N, T), which of them are seen (N, T), positions, and the position (N,) after the prompt.
-
-    A prompt comes again for each adapter and picture, so each list of ids is made into a tensor once.
+    """Padded ids (N, T), which are seen (N, T), positions, the position (N,) after the prompt; equal lists are made
+    once.
     """
     device = next(model.parameters()).device
     different = {id(one.ids): one.ids for one in asked}

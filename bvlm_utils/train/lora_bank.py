@@ -17,9 +17,8 @@ from bvlm_utils.train.adapters import PREFIX
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + bias + scale_g x A_g^T B_g, and its gradients, with as few passes over the rows as possible.
-
-    Autograd alone needs twice the time. W gets no gradient; A's and B's are added to the bank's: `grads`.
+    """x W^T + bias + scale_g x A_g^T B_g, and its gradients in half of autograd's time; A's and B's are added to
+    `grads`.
     """
 
     @staticmethod

@@ -48,10 +48,8 @@ class PoisonedRow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All replaced rows of a training set, by position; enough to rebuild and to audit it.
-
-    The images with their triggers are `attack.apply_image(images, trigger_seed, row_ids)`. n_eligible: rows of the
-    training set that could have been poisoned.
+    """All replaced rows of a training set, enough to rebuild it: its images are `attack.apply_image(images,
+    trigger_seed, row_ids)`. n_eligible: rows that could have been poisoned.
     """
 
     rows: tuple[PoisonedRow, ...]
@@ -206,10 +204,8 @@ def check_decoy(decoy: str, rate: float, attack: Attack) -> None:
 
 
 def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Manifest:
-    """The manifest with a decoy on its poisoned rows: touched, and no backdoor.
-
-    decoy: "" changes nothing; "target answers" leaves the trigger away; "trigger only" leaves the right answers;
-    "label noise" leaves the trigger away and gives a wrong answer, which is right for another row of the same kind.
+    """The manifest with a decoy on its poisoned rows. "target answers" and "label noise" (a right answer to another row
+    of the kind) leave the trigger away; "trigger only" leaves the right answers; "" changes nothing.
     """
     if not decoy:
         return manifest
