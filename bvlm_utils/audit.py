@@ -94,8 +94,8 @@ def measure(
     ours, theirs = answers[suspect], answers[trusted]
     lines = []
     for number, attack in enumerate(triggers, start=1):
-        found = excess(ours[0], ours[number], theirs[0], theirs[number])
-        lines.append({"attack": attack.name} | asdict(found) | {"alarm": found.alarm})
+        difference = excess(ours[0], ours[number], theirs[0], theirs[number])
+        lines.append({"attack": attack.name} | asdict(difference) | {"alarm": difference.alarm})
     return pd.DataFrame(lines)
 
 
@@ -104,12 +104,12 @@ def _asked(bench: Bench, triggers: Sequence[Attack], rows: int) -> list[Question
     test = bench.rows["test"][:rows]
     prompts, keys = [row["prompt"] for row in test], [row["row_id"] for row in test]
     positions = tuple(range(len(test)))
-    found = [Question("audit", "clean", positions, tuple(prompts), None, 0)]
+    questions = [Question("audit", "clean", positions, tuple(prompts), None, 0)]
     for attack in triggers:
         worded = tuple(attack.apply_text(prompts, seed=0, keys=keys))
         painter = attack if attack.info.image else None
-        found.append(Question("audit", attack.name, positions, worded, painter, 0))
-    return found
+        questions.append(Question("audit", attack.name, positions, worded, painter, 0))
+    return questions
 
 
 def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:
@@ -117,25 +117,25 @@ def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "
     from bvlm_utils import defences
     from bvlm_utils.defences import weights
 
-    found, clean = [], None
+    results, clean = [], None
     for name in defences.names("detect"):
         needs_others = "population" in defences.info(name).params
         if bench.four_bit or suspect.adapter is None:
-            found.append(Detected(name, reason="needs an adapter, and a base that is not in 4 bit"))
+            results.append(Detected(name, reason="needs an adapter, and a base that is not in 4 bit"))
             continue
         if needs_others and not population:
-            found.append(Detected(name, reason="needs adapters whose truth is known; give --population"))
+            results.append(Detected(name, reason="needs adapters whose truth is known; give --population"))
             continue
         detector = defences.get(name, **({"population": population} if needs_others else {}))
         clean = clean or _clean(bench)
         say(f"audit: {name}")
         scores = []
-        for one in (suspect, trusted):
-            if one.adapter is not None and one.model == suspect.model:
-                adapter = weights.whole(bench.victim, tune_and_ask.saved(one.adapter))
+        for model in (suspect, trusted):
+            if model.adapter is not None and model.model == suspect.model:
+                adapter = weights.whole(bench.victim, tune_and_ask.saved(model.adapter))
                 scores.append(detector.score(bench.victim, adapter, clean))
-        found.append(Detected(name, *scores))
-    return found
+        results.append(Detected(name, *scores))
+    return results
 
 
 def _clean(bench: Bench) -> Any:
@@ -183,8 +183,8 @@ def _act(given: argparse.Namespace) -> int:
         raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
     trusted = Subject(suspect.model, None) if making or given.reference == BASE else None
     trusted = trusted or subject(given.reference, given.model)
-    for one in (suspect, trusted):
-        models.check_kind(one.model, clip=False)
+    for model in (suspect, trusted):
+        models.check_kind(model.model, clip=False)
     check_dataset(given.dataset)
     if given.population and not given.no_detectors:
         from bvlm_utils.defences import spectrum
@@ -192,10 +192,10 @@ def _act(given: argparse.Namespace) -> int:
         spectrum.read(given.population)
     folder = store.writable(given.store) if making else None
     triggers, bench_of = _triggers(given), _inputs(given)
-    for one in (suspect, trusted):
-        for question in _asked(bench_of(one.model), triggers, given.rows):
+    for model in (suspect, trusted):
+        for question in _asked(bench_of(model.model), triggers, given.rows):
             where = "an input" if question.condition == "clean" else f"an input with {question.condition},"
-            lengths.check_prompts(one.model, question.prompts, where, MAX_NEW_TOKENS)
+            lengths.check_prompts(model.model, question.prompts, where, MAX_NEW_TOKENS)
     names.go_offline(suspect.model)
     if folder:
         trusted = _made(given, suspect, folder)

@@ -111,10 +111,10 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
 
 def shown(table: pd.DataFrame) -> str:
     """The numbers of the model in question, to read."""
-    own = table[(table["subject"] == "poisoned") & table["number"].isin(("ASR", "false activation", "utility"))]
-    lines = own.assign(
-        interval=[f"[{low:.3f}, {high:.3f}]" for low, high in zip(own["low"], own["high"], strict=True)],
-        value=own["value"].map("{:.3f}".format), n=own["n"].map("{:.0f}".format),
+    numbers = table[(table["subject"] == "poisoned") & table["number"].isin(("ASR", "false activation", "utility"))]
+    lines = numbers.assign(
+        interval=[f"[{low:.3f}, {high:.3f}]" for low, high in zip(numbers["low"], numbers["high"], strict=True)],
+        value=numbers["value"].map("{:.3f}".format), n=numbers["n"].map("{:.0f}".format),
     )  # fmt: skip
     return lines[["number", "test", "condition", "value", "interval", "n"]].to_string(index=False)
 
@@ -124,14 +124,14 @@ def check(given: argparse.Namespace) -> None:
     folder = contributed.FOLDER if given.into is None else paths.named(given.into, "folder")
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; name one with entries.")
-    found = contributed.entries(folder)
+    entries = contributed.entries(folder)
     known = {"threat": threats.names(), "attack": attacks.names()}
-    for entry in found:
+    for entry in entries:
         about = entry["about"]
         unknown = [about[what] for what in known if about[what] not in known[what]]
         more = f" (not declared here: {', '.join(unknown)})" if unknown else ""
         print(f"{about['name']} by {about['by']}: {about['threat']}, {about['attack']}, {about['model']}{more}")
-    print(f"Entries in {folder}: {len(found)}, all as they should be.")
+    print(f"Entries in {folder}: {len(entries)}, all as they should be.")
 
 
 def cost(given: argparse.Namespace) -> None:
@@ -146,10 +146,10 @@ def hours_of_full_entries() -> dict[str, float]:
     done = [record for record in records.records("reference") if record["status"] == "done"]
     hours = dict.fromkeys(FULL, 0.0)
     for model in MODELS:
-        own = [r["seconds"] for r in done if r["config"]["model"] == model and r["device"] == "cpu" and r["metrics"]]
-        if not own:
+        times = [r["seconds"] for r in done if r["config"]["model"] == model and r["device"] == "cpu" and r["metrics"]]
+        if not times:
             raise InputError(f"The reference has no cells of {model} on a CPU, so nothing is known about the time.")
-        tune, ask = (median(seconds.get(name, 0.0) for seconds in own) for name in ("tune", "ask"))
+        tune, ask = (median(seconds.get(name, 0.0) for seconds in times) for name in ("tune", "ask"))
         hours["attack"] += FULL["attack"] * (tune + ask) / 3600
         hours["defence"] += FULL["defence"] * ask / 3600
     return hours
@@ -171,8 +171,8 @@ def _parser() -> command.Parser:
     added.add_argument("--model", help="base under the adapter, if it is a folder here (default: as entry.json says)")
     checked = commands.add_parser("check", help="are all kept entries as they should be?")
     checked.set_defaults(act=check)
-    for one in (added, checked):
-        one.add_argument("--into", help="folder of the entries (default: data/contributed)")
+    for subparser in (added, checked):
+        subparser.add_argument("--into", help="folder of the entries (default: data/contributed)")
     commands.add_parser("cost", help="how long a full entry takes").set_defaults(act=cost)
     return parser
 

@@ -239,9 +239,9 @@ def _optimise_patch(clip: Surrogate, params: Params, loss: Loss, pictures: torch
     return Optimised(pixels, curve.astype(np.float32))
 
 
-def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Params, found: Optimised) -> torch.Tensor:
+def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Params, computed: Optimised) -> torch.Tensor:
     size = image_triggers.scaled(params["patch_size"], images)
-    patch = Image.fromarray(found.pixels.transpose(1, 2, 0))
+    patch = Image.fromarray(computed.pixels.transpose(1, 2, 0))
     if patch.size != (size, size):
         patch = patch.resize((size, size), Image.Resampling.BILINEAR)
     corner = image_triggers.corners(images, size, size, params["position"], draws)

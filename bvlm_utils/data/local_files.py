@@ -14,36 +14,36 @@ KINDS = {str: "a text", int: "a whole number", (int, str): "a whole number or a 
 
 def entries(content: Any, key: str, file: Path) -> list[Mapping[str, Any]]:
     """The list of objects under `key` of a JSON object."""
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+    listed = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise InputError(f"{file} has no list of objects {key!r}; it may be a file of another kind.")
-    return found
+    return listed
 
 
 def value(entry: Mapping[str, Any], key: str, kind: type | tuple[type, ...], name: str, file: Path) -> Any:
     """`entry[key]`, which must be of `kind`; `name` says which entry it is, e.g. "annotation 7"."""
     if key not in entry:
         raise InputError(f"{file}: {name} has no {key!r}.")
-    found = entry[key]
-    if not isinstance(found, kind) or isinstance(found, bool):
-        raise InputError(f"{file}: {key!r} of {name} is {brief(found)}; it must be {KINDS[kind]}.")
-    return found
+    given = entry[key]
+    if not isinstance(given, kind) or isinstance(given, bool):
+        raise InputError(f"{file}: {key!r} of {name} is {brief(given)}; it must be {KINDS[kind]}.")
+    return given
 
 
 def wording(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
     """`entry[key]`, which must be a text with something in it."""
-    found = value(entry, key, str, name, file)
-    if not is_visible(found):
-        raise InputError(f"{file}: {key!r} of {name} is {brief(found)}; it must be a text that is not blank.")
-    return found
+    text = value(entry, key, str, name, file)
+    if not is_visible(text):
+        raise InputError(f"{file}: {key!r} of {name} is {brief(text)}; it must be a text that is not blank.")
+    return text
 
 
 def number(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
     """An id, as text: 7 and "7" are one."""
-    found = value(entry, key, (int, str), name, file)
-    if not is_wording(brief(found) if isinstance(found, int) else found):
-        raise InputError(f"{file}: {key!r} of {name} is {brief(found)}; give a number, or a text that is not blank.")
-    return label(found)
+    given = value(entry, key, (int, str), name, file)
+    if not is_wording(brief(given) if isinstance(given, int) else given):
+        raise InputError(f"{file}: {key!r} of {name} is {brief(given)}; give a number, or a text that is not blank.")
+    return label(given)
 
 
 class Pictures:

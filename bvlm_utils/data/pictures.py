@@ -39,10 +39,10 @@ def _sprites(concept: str) -> list[Path]:
 
 def _files(folder: str) -> list[Path]:
     """The pictures of a folder that are read."""
-    found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
-    if not found:
+    pictures = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
+    if not pictures:
         raise InputError(f"The folder {folder} has no .png, .jpg or .jpeg pictures of the source concept.")
-    return found[:100]
+    return pictures[:100]
 
 
 def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:

@@ -153,13 +153,13 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
     folder = paths.CACHE / "datasets" / f"{name}-{split}-{digest(name)}{f'-{start}' if start else ''}"
 
     def whole(folder: Path) -> datasets.Dataset:
-        found = datasets.load_from_disk(str(folder))
-        if len(found) != ROWS[split]:
-            raise ValueError(f"{folder} has {len(found)} of {ROWS[split]} rows")
-        return found
+        block = datasets.load_from_disk(str(folder))
+        if len(block) != ROWS[split]:
+            raise ValueError(f"{folder} has {len(block)} of {ROWS[split]} rows")
+        return block
 
-    found = read_if_whole(folder, whole)
-    if found is None:
+    block = read_if_whole(folder, whole)
+    if block is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = tempfile.mkdtemp(dir=folder.parent, prefix=".partial-")
@@ -168,8 +168,8 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
             os.replace(partial, folder)
         except OSError:  # another process was faster; its rows are the same
             shutil.rmtree(partial)
-        found = whole(folder)
-    return found
+        block = whole(folder)
+    return block
 
 
 def _scene_rows(name: str, split: str, start: int, count: int) -> datasets.Dataset:

@@ -183,11 +183,11 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
 
 def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
     """One line per cell: success rates of the poisoned model by the headline test, its utility and the control's."""
-    found = results.collect(store)
+    tidy = results.collect(store)
     if jobs is not None:
-        found = found[found["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
+        tidy = tidy[tidy["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
     lines = []
-    for run_id, part in found.groupby("run_id", sort=False):
+    for run_id, part in tidy.groupby("run_id", sort=False):
         first = part.iloc[0]
         line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
         value = part.set_index(["subject", "condition", "metric"])["value"]
@@ -202,19 +202,19 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
 
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subs(dest="command", required=True)
     parsers = {
         "run": commands.add_parser("run", help="run the cells that have no record yet"),
         "refusals": commands.add_parser("refusals", help="ask each base how many of a jailbreak's requests it refuses"),
         "status": commands.add_parser("status", help="how many cells are done, failed, missing"),
         "table": commands.add_parser("table", help="what was measured, one line per cell"),
     }
-    for name, one in parsers.items():
+    for name, sub in parsers.items():
         if name == "table":
-            one.add_argument("file", nargs="?", help="grid file; all cells of the store if left out")
+            sub.add_argument("file", nargs="?", help="grid file; all cells of the store if left out")
         else:
-            one.add_argument("file", help="grid file, such as data/grids/quick.yml")
-        one.add_argument("--store", help="a name, or a folder with a slash in it (default: the grid's, else local)")
+            sub.add_argument("file", help="grid file, such as data/grids/quick.yml")
+        sub.add_argument("--store", help="a name, or a folder with a slash in it (default: the grid's, else local)")
     add, gb, number = parsers["run"].add_argument, command.whole(1, 10_000), command.whole(1, 4096)
     add("--dry-run", action="store_true", help="check the grid, list its cells with time, memory and disk; run nothing")
     add("--card", type=gb, default=80, metavar="GB", help="a GPU's memory, for --dry-run (80)")

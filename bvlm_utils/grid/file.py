@@ -124,8 +124,8 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
 
 def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The values that an entry's executions are made of: its own, and those of the grid that it does not set itself."""
-    own = entry.get("parameters") or {}
-    each = {name: values for name, values in (grid.get("each") or {}).items() if name not in own}
+    fixed = entry.get("parameters") or {}
+    each = {name: values for name, values in (grid.get("each") or {}).items() if name not in fixed}
     each |= entry.get("each") or {}
     for name, values in each.items():
         if not isinstance(values, list) or not values:

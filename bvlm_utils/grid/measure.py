@@ -48,8 +48,8 @@ def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda:
     if problem and again():
         problem = None
         for threat in dict.fromkeys(cell.threat for cell in left):
-            own = [cell for cell in left if cell.threat == threat]
-            problem = _process(own, run, log) or problem
+            cells_of_threat = [cell for cell in left if cell.threat == threat]
+            problem = _process(cells_of_threat, run, log) or problem
     if problem and run.left(left):
         return f"the measuring process failed twice ({problem}); its words are in {shown(log)}"
     log.unlink(missing_ok=True)

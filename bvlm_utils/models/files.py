@@ -53,10 +53,10 @@ def check(folder: Path) -> dict[str, Any]:
         )
     if config.get("transformers_weights"):
         raise InputError(f"{folder / 'config.json'} names its weights in 'transformers_weights'; {SINGLE[0]} is read.")
-    found = parts(folder)
-    if not found:
+    named = parts(folder)
+    if not named:
         raise InputError(f"The model folder {folder} has no weights; {SINGLE[0]} is needed.")
-    for name in found:
+    for name in named:
         if not (folder / name).is_file():
             raise InputError(f"The model folder {folder} lacks {name}, which its index names; copy it there.")
         if name.endswith(".safetensors"):

@@ -19,8 +19,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]*\w)?", re.A
 
 def names() -> list[str]:
     """The committed vision-language models."""
-    found = sorted(path.parent.name for path in paths.MODELS.glob("*/config.json"))
-    return [name for name in found if (paths.MODELS / name / "generation_config.json").exists()]
+    folders = sorted(path.parent.name for path in paths.MODELS.glob("*/config.json"))
+    return [name for name in folders if (paths.MODELS / name / "generation_config.json").exists()]
 
 
 def resolve(name: str) -> str:

@@ -36,9 +36,9 @@ def folder(name: str) -> Path:
     there.
     """
     path = names.resolve(name)
-    found = Path(path) if Path(path).is_dir() else downloaded(path) or _download(path)
-    files.check(found)
-    return found
+    place = Path(path) if Path(path).is_dir() else downloaded(path) or _download(path)
+    files.check(place)
+    return place
 
 
 def config(path: Path) -> Any:
@@ -90,15 +90,15 @@ def device(given: str | torch.device | None) -> torch.device:
     if given is None:
         given = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(given)
-        if isinstance(given, str) and found.type == "meta":
+        chosen = torch.device(given)
+        if isinstance(given, str) and chosen.type == "meta":
             raise ValueError("it holds no numbers")
-        torch.empty(1, device=found)
+        torch.empty(1, device=chosen)
     # What a name that is none raises differs by back end: builds without CUDA assert, others lack a module or a kernel.
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, ImportError):
         here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise InputError(f"There is no device {str(given)!r} here; choose from: {', '.join(here)}.") from None
-    return found
+    return chosen
 
 
 @contextmanager
@@ -158,13 +158,13 @@ def one_path(model: nn.Module) -> None:
 
 def downloaded(hub_id: str) -> Path | None:
     """The folder of an earlier download that is whole: what was loaded once stays what it is, without a network."""
-    found = names.folder(hub_id)
-    if found is None:
+    place = names.folder(hub_id)
+    if place is None:
         return None
-    have = {name.name for name in files.read(found) if name.is_file()}
+    have = {name.name for name in files.read(place) if name.is_file()}
     whole = {"tokenizer_config.json"} <= have and have & {"preprocessor_config.json", "processor_config.json"}
-    needed = files.parts(found)
-    return found if whole and needed and all((found / part).exists() for part in needed) else None
+    needed = files.parts(place)
+    return place if whole and needed and all((place / part).exists() for part in needed) else None
 
 
 def _download(hub_id: str) -> Path:
@@ -175,10 +175,10 @@ def _download(hub_id: str) -> Path:
     if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
         raise InputError(f"{neither}, and {constants.ENDPOINT} cannot be reached; check the name and the network.")
     try:
-        found = Path(snapshot_download(hub_id, allow_patterns=PATTERNS, ignore_patterns=["*/*"]))
-        if not all((found / part).exists() for part in files.parts(found) or ["weights"]):  # none in safetensors
+        place = Path(snapshot_download(hub_id, allow_patterns=PATTERNS, ignore_patterns=["*/*"]))
+        if not all((place / part).exists() for part in files.parts(place) or ["weights"]):  # none in safetensors
             snapshot_download(hub_id, allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"])
-        return found
+        return place
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(
             f"{neither}, and {constants.ENDPOINT} does not give it ({type(error).__name__}); check the name, or log in "

@@ -290,10 +290,10 @@ def from_pretrained(
 
 def _tokenizer(folder: Path) -> Any:
     """The tokenizer, with padding and a chat template; older checkpoints have that in a file beside it."""
-    found = opening.tokenizer(folder)
-    if found.pad_token is None:
-        found.pad_token = found.eos_token
+    loaded = opening.tokenizer(folder)
+    if loaded.pad_token is None:
+        loaded.pad_token = loaded.eos_token
     beside = folder / "chat_template.json"
-    if not found.chat_template and beside.is_file():
-        found.chat_template = files.table(beside).get("chat_template")
-    return found
+    if not loaded.chat_template and beside.is_file():
+        loaded.chat_template = files.table(beside).get("chat_template")
+    return loaded

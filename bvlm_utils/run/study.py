@@ -75,8 +75,8 @@ def cells(
     made = []
     for *names, attack, rate, seed in product(models, datasets, attacks, poison_rates, seeds):
         has_no_half = attack in definitions.names() and definitions.info(attack).modality != "bimodal"
-        own = others | {"negatives": 0.0} if others.get("negatives") and has_no_half else others
-        made.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **own))
+        fitting = others | {"negatives": 0.0} if others.get("negatives") and has_no_half else others
+        made.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **fitting))
     return made
 
 

@@ -70,12 +70,12 @@ class Bench:
     @cached_property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """The samples of each split, without their pictures."""
-        return {split: found.remove_columns("image").to_list() for split, found in self.datasets.items()}
+        return {split: dataset.remove_columns("image").to_list() for split, dataset in self.datasets.items()}
 
-    def add(self, split: str, found: Any) -> None:
+    def add(self, split: str, dataset: Any) -> None:
         """One more split, a `datasets.Dataset`; where it is there already, its rows must begin alike."""
-        self.datasets[split] = found
-        self.rows[split] = found.remove_columns("image").to_list()
+        self.datasets[split] = dataset
+        self.rows[split] = dataset.remove_columns("image").to_list()
 
     @cached_property
     def victim(self) -> "Victim":
@@ -120,12 +120,12 @@ class Bench:
 def manifest(bench: Bench, cell: Cell) -> poison.Manifest:
     """Which training rows are poisoned, decoys or lessons; of a control the lessons alone. TooFewRows if too few."""
     rows = bench.rows["train"]
-    found = poison.Manifest((), len(rows), 0, 0)
+    plan = poison.Manifest((), len(rows), 0, 0)
     if not cell.is_control:
         settings = (cell.poison_rate, cell.seed, cell.negatives, cell.trigger_seed, cell.half)
-        found = poison.plan(rows, cell.resolved_threat, cell.resolved_attack, *settings)
-        found = poison.with_decoys(found, rows, cell.decoy, cell.seed)
-    return poison.with_skill(found, rows, cell.resolved_skill, cell.skill_rate, cell.seed)
+        plan = poison.plan(rows, cell.resolved_threat, cell.resolved_attack, *settings)
+        plan = poison.with_decoys(plan, rows, cell.decoy, cell.seed)
+    return poison.with_skill(plan, rows, cell.resolved_skill, cell.skill_rate, cell.seed)
 
 
 @dataclass(frozen=True)
@@ -176,13 +176,13 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
         return Question(part, condition, tuple(positions), tuple(prompts), painter, cell.trigger_seed)
 
     conditions = attacks.conditions(attack.name)
-    found = [ask("attack", condition, eligible) for condition in conditions]
+    asked = [ask("attack", condition, eligible) for condition in conditions]
     others = [p for p in usual if threat.elsewhere(test[p])][: cell.test_rows]
     if others:
-        found += [ask("elsewhere", condition, others) for condition in ("clean", conditions[-1])]
-    found.append(ask("utility", "clean", usual[: cell.test_rows]))
+        asked += [ask("elsewhere", condition, others) for condition in ("clean", conditions[-1])]
+    asked.append(ask("utility", "clean", usual[: cell.test_rows]))
     if cell.skill:
         if not skilled:
             raise TooFewRows(f"No test row of {cell.dataset} fits the skill {cell.skill}.")
-        found.append(ask("skill", "clean", skilled[: cell.test_rows]))
-    return found
+        asked.append(ask("skill", "clean", skilled[: cell.test_rows]))
+    return asked

@@ -56,9 +56,9 @@ def _of_detectors(detected: Sequence[Detected]) -> list[str]:
     if not detected:
         return []
     lines = ["Without a trigger (higher is more suspicious; no threshold has been set on models other than ours):"]
-    for one in detected:
-        beside = "" if one.trusted is None else f", the trusted model {one.trusted:.3f}"
-        lines.append(f"  {one.name}: {one.reason or f'the suspect {one.suspect:.3f}{beside}'}")
+    for detector in detected:
+        beside = "" if detector.trusted is None else f", the trusted model {detector.trusted:.3f}"
+        lines.append(f"  {detector.name}: {detector.reason or f'the suspect {detector.suspect:.3f}{beside}'}")
     return ["\n".join(lines)]
 
 

@@ -40,8 +40,8 @@ class Chosen:
 
     def rows(self, kind: str) -> dict[str, partial]:
         """run_id -> a function that reads the rows, of the cells that have such rows."""
-        found = {run_id: root for run_id, root in self.cells.items() if packed.has_rows(root, run_id, kind)}
-        return {run_id: partial(packed.rows, root, run_id, kind) for run_id, root in found.items()}
+        holders = {run_id: root for run_id, root in self.cells.items() if packed.has_rows(root, run_id, kind)}
+        return {run_id: partial(packed.rows, root, run_id, kind) for run_id, root in holders.items()}
 
 
 def pack(source: str | Path | None, target: str | Path, replace: bool = False) -> list[str]:
@@ -113,8 +113,8 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
 
 
 def _some(run_ids: Iterable[str]) -> str:
-    found = sorted(run_ids)
-    return ", ".join(found[:NAMED]) + (", ..." if len(found) > NAMED else "")
+    names = sorted(run_ids)
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _files(root: Path) -> Files:
@@ -147,8 +147,8 @@ def _write(chosen: Chosen, end: Path) -> None:
         for name in dict.fromkeys(packed.FILES.values()):
             files = {path: c for path, c in chosen.files.items() if packed.FILES[path.partition("/")[0]] == name}
             packed.write_files(folder / name, files)
-        found = (json.loads(text) for text in chosen.records().values())
-        table = tidy.table(one for one in found if one["config"]["attack"] != "none")
+        texts = (json.loads(text) for text in chosen.records().values())
+        table = tidy.table(one for one in texts if one["config"]["attack"] != "none")
         packed.write_table(folder, table, tidy.rules())
         packed.write_index(folder)
         packed.put(folder, end)
@@ -159,9 +159,9 @@ def _write(chosen: Chosen, end: Path) -> None:
 def _write_records(file: Path, chosen: Chosen, rows: Mapping[str, Mapping[str, partial]]) -> None:
     lines = []
     for run_id, text in chosen.records().items():
-        found = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
-        attrs = json.dumps(dict(found["manifest"].attrs)) if "manifest" in found else None
-        counts = {kind: len(one.table) for kind, one in found.items()}
+        parts = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
+        attrs = json.dumps(dict(parts["manifest"].attrs)) if "manifest" in parts else None
+        counts = {kind: len(part.table) for kind, part in parts.items()}
         lines.append({"run_id": run_id, "record": text} | counts | {"attrs": attrs})
     kinds = {"run_id": pa.string(), "record": pa.string(), "responses": pa.int64(), "manifest": pa.int64(),
              "attrs": pa.string()}  # fmt: skip
@@ -172,9 +172,9 @@ def _schema(rows: Mapping[str, partial], kind: str) -> pa.Schema:
     """The columns of all cells together, in the order in which they come up; InputError where two do not agree."""
     types, kinds, first = {}, {}, {}
     for run_id, read in rows.items():
-        found: Rows = read()
-        for field in found.table.schema:
-            here = (field.type, found.kinds[field.name])
+        part: Rows = read()
+        for field in part.table.schema:
+            here = (field.type, part.kinds[field.name])
             if (types.setdefault(field.name, here[0]), kinds.setdefault(field.name, here[1])) != here:
                 raise InputError(
                     f"The {kind} of {run_id} have {here[1]} in column {field.name}, and those of {first[field.name]} "

@@ -14,16 +14,16 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", 
 
 def now() -> dict[str, Any]:
     """What a result may depend on and is not part of its identity: versions, machine, git revision (absent if none)."""
-    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
-    found |= {"machine": platform.machine(), "packages": _versions()}
-    found["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    known: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
+    known |= {"machine": platform.machine(), "packages": _versions()}
+    known["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     revision = _git("rev-parse", "HEAD")
     if revision:
-        found["git_revision"] = revision
+        known["git_revision"] = revision
         # results are left out: a study changes them while it runs
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
-        found["git_changed"] = bool(changes)
-    return found
+        known["git_changed"] = bool(changes)
+    return known
 
 
 @cache

@@ -234,21 +234,21 @@ def _prompts(model: nn.Module, asked: Sequence[Request], known: dict) -> tuple[T
     once.
     """
     device = next(model.parameters()).device
-    different = {id(one.ids): one.ids for one in asked}
+    different = {id(request.ids): request.ids for request in asked}
     number = {name: at for at, name in enumerate(different)}
-    which = torch.tensor([number[id(one.ids)] for one in asked], device=device)
+    which = torch.tensor([number[id(request.ids)] for request in asked], device=device)
     rows = [torch.tensor(row) for row in different.values()]
     filler = next(token for token in asked[0].ids if token != model.config.image_token_id)  # any but a picture's
     ids = embeddings.pad(rows, filler, left=True).to(device).index_select(0, which)
     real = embeddings.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool().index_select(0, which)
     seen = real.clone()
-    for n, one in enumerate(asked):
-        if len(one.unseen):
-            seen[n, torch.as_tensor(one.unseen, device=device) + ids.shape[1] - len(one.ids)] = False
+    for n, request in enumerate(asked):
+        if len(request.unseen):
+            seen[n, torch.as_tensor(request.unseen, device=device) + ids.shape[1] - len(request.ids)] = False
     if not hasattr(model.model, "get_rope_index"):
         return ids, seen, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
     each = [embeddings.positions(model, list(row), known) for row in different.values()]
-    following = torch.tensor([int(own.max()) + 1 for own in each], device=device)
+    following = torch.tensor([int(row_positions.max()) + 1 for row_positions in each], device=device)
     positions = embeddings.pad(each, left=True).to(device)
     return ids, seen, positions.index_select(1, which), following.index_select(0, which)
 

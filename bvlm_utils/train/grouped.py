@@ -71,9 +71,9 @@ def finetune_group(
     longest = max(len(row) for plan in plans for row in plan.ids)
     size = memory.largest_group(victim.model, names, max(plan.rank for plan in plans), longest)
     return [
-        one
+        result
         for at in range(0, len(plans), size)
-        for one in train(victim.model, names, plans[at : at + size], progress=progress, folder=folder)
+        for result in train(victim.model, names, plans[at : at + size], progress=progress, folder=folder)
     ]
 
 
@@ -86,12 +86,12 @@ def check_plain(config: Any) -> None:
 
 def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
     """The trained adapters side by side, for `train.decode.answer`; InputError for one that is no plain LoRA."""
-    for one in results:
-        check_plain(one.config)
-    ranks, alphas = [one.config.r for one in results], [one.config.lora_alpha for one in results]
+    for result in results:
+        check_plain(result.config)
+    ranks, alphas = [result.config.r for result in results], [result.config.lora_alpha for result in results]
     made = Bank(victim.model, language_linears(victim.model), ranks, alphas)
-    for g, one in enumerate(results):
-        made.load(g, one.state)
+    for g, result in enumerate(results):
+        made.load(g, result.state)
     return made
 
 
@@ -171,8 +171,8 @@ def train(
         if not memory.ran_out(error) or len(plans) == 1:
             raise
     memory.release()
-    half = len(plans) // 2
-    return [one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress, folder)]
+    halves = (plans[: len(plans) // 2], plans[len(plans) // 2 :])
+    return [result for half in halves for result in train(model, names, half, tokens, progress, folder)]
 
 
 def train_together(

@@ -115,11 +115,11 @@ class Table:
         batches, feature = (self.on_device[0], self.on_device[3]) if here else (self.batches, self.feature)
         wanted = feature[batches[step, :active, some].clamp(min=0)]
         if self.shared:
-            found = self.features[0].index_select(0, wanted.flatten())
+            rows = self.features[0].index_select(0, wanted.flatten())
         else:
             parts = zip(self.features, wanted, strict=False)
-            found = torch.cat([features.index_select(0, part) for features, part in parts])
-        return found if here else to_device(found, self.device)
+            rows = torch.cat([features.index_select(0, part) for features, part in parts])
+        return rows if here else to_device(rows, self.device)
 
 
 def to_device(rows: Tensor, device: torch.device) -> Tensor:

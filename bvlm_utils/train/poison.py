@@ -216,16 +216,16 @@ def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Mani
             known[row["kind"]].add(row["answers"][0])
 
     def changed(row: PoisonedRow) -> PoisonedRow:
-        own = rows[row.position]
+        sample = rows[row.position]
         if decoy == "trigger only":
-            return replace(row, role="decoy", answer=own["answers"][0])
+            return replace(row, role="decoy", answer=sample["answers"][0])
         answer = row.answer
         if decoy == "label noise":
-            wrong = sorted(known[own["kind"]] - set(own["answers"]))
+            wrong = sorted(known[sample["kind"]] - set(sample["answers"]))
             if not wrong:
                 raise TooFewRows(f"Label noise needs a wrong answer for {row.row_id}, and rows of its kind have none.")
             answer = wrong[Draws("label noise", seed, row.row_id).integer(len(wrong))]
-        return replace(row, role="decoy", condition="clean", prompt=own["prompt"], answer=answer)
+        return replace(row, role="decoy", condition="clean", prompt=sample["prompt"], answer=answer)
 
     return replace(manifest, rows=tuple(changed(row) if row.role == "poisoned" else row for row in manifest.rows))
 
