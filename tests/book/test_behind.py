@@ -14,7 +14,7 @@ from bvlm_utils import paths
 # Glued numbers that no experiment of the store stands behind: benchmarks, model cards, rules, what is missing.
 OTHER_SOURCES = re.compile(
     r"attacks_perplexity|audit_margin|claims_(coverage|expected|true|false|open)|cost_(gain|loop|files)|gpu_\w+"
-    r"|defences_(lacking\w*|rows|expected|came_\w+)|small_patch_seen|talk_\w+"
+    r"|defences_(lacking\w*|rows|came_\w+)|small_patch_seen|talk_\w+"
 )
 
 

@@ -2,13 +2,12 @@
 
 import pandas as pd
 
+from bvlm_book import outcomes, tables, words
 from bvlm_book import rules_second as second
-from bvlm_book import tables, words
 from bvlm_book.rules_second import HIGH, PAYLOAD, RATE, Base
 from bvlm_utils.store.table import FIRES
 
 MODEL, PASSES, PAIRS, ENOUGH = "tiny-llava", 3, 32, 22
-TRUE, FALSE, LACKING = "yes", "no", "not all run yet"
 # 60 showings: training rows, poisoned rows, passes
 SHOWN_ALIKE = ((2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (20000, 60, 1))
 WITHIN = 0.3
@@ -21,16 +20,7 @@ def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
     second_base = ("a second base", "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on "
                    "three of five threats", "", None)  # fmt: skip
     lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL))]
-    found = pd.DataFrame([*lines, second_base], columns=["grid", "expected", "measured", "came true"])
-    told = [LACKING if true is None else TRUE if true else FALSE for true in found["came true"]]
-    return found.assign(**{"came true": told})
-
-
-def counts(expected: pd.DataFrame) -> dict[str, str]:
-    """Of the lines of `read`: how many there are, came true, did not, and wait for runs."""
-    told = expected["came true"].value_counts()
-    names = {"true": TRUE, "false": FALSE, "open": LACKING}
-    return {"expected": str(len(expected))} | {key: str(told.get(name, 0)) for key, name in names.items()}
+    return outcomes.told([*lines, second_base], ["grid", "expected", "measured"])
 
 
 def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[tuple]:
