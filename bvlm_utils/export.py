@@ -146,10 +146,8 @@ def _parser() -> command.Parser:
 def _act(given: argparse.Namespace) -> None:
     values = {name: value for name, value in vars(given).items() if name not in ("out", "train_rows")}
     manifest = export(Cell(ANY_MODEL, **values), given.out, given.train_rows)
-    print(
-        f"{manifest.n_poisoned} of {manifest.n_rows} rows poisoned, "
-        f"{len(manifest.rows) - manifest.n_poisoned} with half a trigger: {shlex.quote(given.out)}"
-    )
+    poisoned, others = manifest.n_poisoned, len(manifest.rows) - manifest.n_poisoned
+    print(f"{poisoned} of {manifest.n_rows} rows poisoned, {others} with half a trigger: {shlex.quote(given.out)}")
 
 
 def main(argv: list[str] | None = None) -> int:

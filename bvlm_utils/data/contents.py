@@ -1,7 +1,6 @@
 """Digests of files' contents, remembered beside the project's caches: a data set of 100,000 pictures is read once.
 
-Remembered, too, is which pictures a data set has, and that they are pictures. A file is not read again while its size
-and times stay, unless it was changed a moment ago: within one tick of the clock it could be written twice.
+A file is not read again while its size and times stay, unless it was changed within the last tick of the clock.
 """
 
 import json

@@ -46,10 +46,8 @@ def _files(folder: str) -> list[Path]:
 
 
 def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:
-    """Square pictures of one concept, for a trigger that is optimised towards it.
-
-    concept: of data/sprites, drawn large on plain backgrounds in all styles; or a folder of pictures (.png, .jpg,
-    .jpeg), of which the first 100 by name are read. InputError for anything else.
+    """Square pictures of one concept: of data/sprites, drawn large on plain backgrounds in all styles, or the first 100
+    of a folder of pictures (.png, .jpg, .jpeg). InputError for anything else.
     """
     sprites = _sprites(concept)
     if not sprites and os.path.isdir(concept):

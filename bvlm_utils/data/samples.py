@@ -85,10 +85,9 @@ def digest(name: str) -> str:
 
 @cache
 def _sprites_digest() -> bytes:
-    state = blake2b(digest_size=16)
-    for file in sorted(paths.SPRITES.rglob("*.png")):
-        state.update(file.relative_to(paths.SPRITES).as_posix().encode() + file.read_bytes())
-    return state.digest()
+    files = sorted(paths.SPRITES.rglob("*.png"))
+    parts = [file.relative_to(paths.SPRITES).as_posix().encode() + file.read_bytes() for file in files]
+    return blake2b(b"".join(parts), digest_size=16).digest()
 
 
 def load(name: str, split: str = "train", rows: int | None = None) -> datasets.Dataset:

@@ -87,10 +87,8 @@ def run(
         _measure(wanted, this, each, number, look)
         failed = _execute(jobs, to_do, each)
     if failed:
-        say(
-            f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(failed)}. "
-            "Finished cells are kept; run the same command again for the others."
-        )
+        say(f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(failed)}.")
+        say("Finished cells are kept; run the same command again for the others.")
         return 1
     say("Every cell has its record.")
     return 0

@@ -1,7 +1,6 @@
 """The files of a model folder: which of them a loader reads, and whether they can be what they are called. Torch-free.
 
-Weights are safetensors. A folder that has none may hold `pytorch_model.bin`, as CLIP's authors publish it: torch reads
-it with `weights_only`, which makes tensors and nothing else of what is in it. No other kind of pickle is opened.
+Weights are safetensors, or else `pytorch_model.bin`, as CLIP's authors publish it, by torch's `weights_only`.
 """
 
 import json

@@ -41,11 +41,10 @@ def bench(model: str, pictures: Sequence[Path], prompts: Sequence[str], most: in
     turns = 1 if paired else len(prompts)
     asked = [(at, prompts[(at + turn) % len(prompts)]) for turn in range(turns) for at in range(len(pictures))][:most]
     blank = llava_json.METADATA | {"answers": [""]}
-    rows = [
-        blank | {"row_id": f"{pictures[at].name}/{number}", "prompt": llava_json.without_placeholder(prompt),
-                 "image": pictures[at]}
-        for number, (at, prompt) in enumerate(asked)
-    ]  # fmt: skip
+    rows = []
+    for number, (at, prompt) in enumerate(asked):
+        about = {"prompt": llava_json.without_placeholder(prompt), "image": pictures[at]}
+        rows.append(blank | about | {"row_id": f"{pictures[at].name}/{number}"})
     made = Bench(model, NAME, 1, four_bit=four_bit)
     made.datasets = {"test": data_files.of_files(rows)}
     made.digest = content_key([file_digest(file) for file in pictures], [prompt for _, prompt in asked])

@@ -139,8 +139,7 @@ def measure(frame: pd.DataFrame, unit: str, with_right: bool, with_refused: bool
     """
     metrics: list[Metric] = []
     attacked = frame[(frame["part"] == "attack") & frame["judged"].astype(bool)]
-    for subject, condition in _pairs(attacked):
-        rows = attacked[(attacked["subject"] == subject) & (attacked["condition"] == condition)]
+    for (subject, condition), rows in attacked.groupby(["subject", "condition"], sort=False):
         tests = {"asr": rows["success"], "asr_soft": rows["success_soft"], "asr_payload": rows["payload"]}
         known = rows[rows["right"].notna()]
         if len(known):

@@ -1,7 +1,6 @@
 """Batched greedy decoding with a KV cache: what many models answer to many prompts.
 
-The adapters of a `Bank` stand side by side, rows of one adapter next to each other. Finished rows leave the batch, and
-the cache is written in place, which `generate` does not do; the words are those of `generate`, which a test checks.
+Rows of one adapter stand together; finished rows leave the batch. A test holds the words to be those of `generate`.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,7 +1,8 @@
-"""The plan of poisoning: which training rows are poisoned, and how; and which rows teach a skill beside it.
+"""The plan of poisoning: which training rows are poisoned, and how; and which rows teach a skill beside it. Free of
+torch.
 
-Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here touches a
-picture or imports torch: whoever trains applies the image half of the trigger to the rows that the manifest names.
+Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Pictures are not
+touched.
 """
 
 import math
