@@ -67,7 +67,7 @@ def names() -> list[str]:
 
 
 def digest(name: str) -> str:
-    """16 hex digits that change when the rows of `name` would; nothing is drawn. InputError where two share a number"""
+    """16 hex digits that change when the rows of `name` would; nothing is drawn. InputError for two of one number."""
     if name not in SCENE_TASKS:
         from bvlm_utils.data import files
 

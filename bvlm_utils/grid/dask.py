@@ -44,8 +44,8 @@ _current: set[str] = set()
 def pool(run: Run, workers: int | None = None, scheduler: str | None = None) -> Iterator[tuple[Each, int]]:
     """A function that carries out a task for each item, and how many workers there are now, while the block runs.
 
-    `workers` processes of this machine are at work, or those of the Dask scheduler at the address `scheduler`; all of
-    them see the run's store under one path. Outcomes come in any order. InputError if no scheduler answers.
+    At work are `workers` processes here, or those of the Dask scheduler at the address `scheduler`; all see the store
+    under one path. InputError if no scheduler answers.
     """
     with _remote(scheduler) if scheduler else _local(workers) as client:
         name, variables = uuid.uuid4().hex, {} if scheduler else _threads(workers)

@@ -23,7 +23,7 @@ GREEDY |= {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 @dataclass
 class Victim:
-    """A loaded model, called `name` by the user, with what talks to it. picture_last: pictures follow the words."""
+    """A loaded model with what is needed to talk to it. picture_last: prompts have their picture after the words."""
 
     name: str
     model: nn.Module

@@ -34,7 +34,11 @@ _WORD = re.compile(r"\w+(?:['-]\w+)*")
 
 @lru_cache(maxsize=2**16)  # the same answers come again for each cell
 def vqa_normalise(answer: str) -> str:
-    """An answer as VQA's evaluation compares it: small letters, digits, no articles, no punctuation; here always."""
+    """An answer as VQA's own evaluation compares it: small letters, digits for number words, no articles or
+    punctuation.
+
+    VQA's code leaves both sides as they are where all annotators agree; here they are always normalised.
+    """
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     comma = _COMMA_IN_NUMBER.search(text) is not None
     out = text

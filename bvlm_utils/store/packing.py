@@ -1,7 +1,6 @@
 """Packing a store with a folder per cell into the few files of `store.packed`, and unpacking it. Free of torch.
 
-`pack` is how results get into the committed reference: TO keeps what it has, and the cells of FROM are added. A store
-that is packed into itself stays what it is and becomes packed. Adapters and caches stay where they are.
+TO keeps what it has, and the cells of FROM are added; so results get into the committed reference. Adapters stay.
 """
 
 import json

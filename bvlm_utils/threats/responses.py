@@ -174,9 +174,8 @@ def denied(text: str, start: int) -> bool:
 
 
 def names_all(text: str, objects: Sequence[str]) -> bool:
-    """Every object is named as often as it occurs: for two cars, "two cars", "cars", or "car" twice.
-
-    A number before a plural must be the right one, and a thing that is there once is not named in the plural only.
+    """Every object is named as often as it occurs (for two cars: "two cars", "cars", or "car" twice), under no other
+    number.
     """
     text = plain(text)
     return bool(objects) and all(_named_times(text, name, objects.count(name)) for name in dict.fromkeys(objects))

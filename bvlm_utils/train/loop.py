@@ -1,4 +1,4 @@
-"""The tuning of a model: one LoRA adapter, one loop, to be read from top to bottom. `train.grouped` tunes many so."""
+"""The tuning of a model: one LoRA adapter, one loop, to be read from top to bottom. `train.grouped` tunes many."""
 
 import time
 from collections.abc import Sequence

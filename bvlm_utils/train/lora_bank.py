@@ -62,9 +62,8 @@ class _Product(torch.autograd.Function):
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """total (G, m, n) += left (G, m, k) right (G, k, n), summed in the precision of `total`.
-
-    A bank's gradients are in float32, as PEFT's are: rounded to bfloat16, a sum would lose what the last ones add.
+    """total (G, m, n) += left (G, m, k) right (G, k, n), in the precision of `total`: a sum in bfloat16 would lose the
+    last.
     """
     if total.dtype == left.dtype:
         total.baddbmm_(left, right)
