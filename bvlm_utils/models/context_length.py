@@ -69,7 +69,7 @@ def check_answers(name: str, max_new_tokens: int) -> None:
 
 
 def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) -> None:
-    """InputError for the first text without room beside a picture and an answer of `answer` tokens. where: whose it is."""
+    """InputError for the first text without room beside a picture and `answer` tokens more. where: whose text it is."""
     room = for_words(name)
     if room is None or not (tokenizer := names.folder(name) / "tokenizer.json").is_file():
         return

@@ -44,7 +44,7 @@ def excess(
     reference: Sequence[str],
     reference_triggered: Sequence[str],
 ) -> Excess:
-    """Compare the normalised answers of two models to the same inputs, clean and triggered; InputError if not as many."""
+    """Compare the normalised answers of two models to the same inputs, clean and triggered. InputError: not as many."""
     four = (suspect, suspect_triggered, reference, reference_triggered)
     if len({len(answers) for answers in four}) != 1:
         raise InputError(f"Answers to compare must be equally many; there are {', '.join(str(len(a)) for a in four)}.")
