@@ -199,7 +199,7 @@ def largest(model, names, material, args) -> None:
         reset_peak(args.device)
         try:
             # no halving here: the question is whether the group fits as one
-            grouped.train_together(model, names, [plan] * count, args.tokens or 1)
+            grouped.train_together(model, names, [plan] * count, args.tokens or 1, None, None)
             works = count
             print(json.dumps({"largest": count, "peak_gib": round(peak(args.device), 2)}), flush=True)
         except (RuntimeError, MemoryError) as error:

@@ -1,7 +1,4 @@
-"""An attack by its name: what its trigger does to prompts and to pictures. The attacks are declared in `attacks.table`.
-
-Importing this module does not import torch: only `Attack.apply_image` does.
-"""
+"""An attack by its name (declared in `attacks.table`). torch is imported when pictures are triggered, not before."""
 
 import hashlib
 import json
@@ -34,10 +31,7 @@ HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get;
 
 @dataclass(frozen=True)
 class Aim:
-    """What an optimised trigger is computed with.
-
-    target: a threat's target, or None. surrogate: folder or hub id of a CLIP model.
-    """
+    """What an optimised trigger is computed with: a threat's target, or None; folder or hub id of a CLIP model."""
 
     target: Any
     surrogate: str
@@ -66,9 +60,8 @@ class Attack:
         return self.info.version
 
     def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Keys = None) -> list[str]:
-        """Trigger every prompt; an image attack returns them unchanged.
-
-        Row i depends on (seed, keys[i]) only; keys are row ids or whole numbers, 0 ... B - 1 if not given.
+        """Trigger every prompt by (seed, keys[i]) only; an image attack returns them unchanged. keys: 0 ... B - 1 if
+        not given.
         """
         prompts = list(prompts)
         half = self.info.text
@@ -96,10 +89,17 @@ class Attack:
         quality = self.params.get("jpeg_quality")  # a patch of a reader's own has none
         return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
 
-    def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "np.ndarray":
-        """The loss before every step of the optimisation of the image half, (steps,) float32.
+    def paint(self, pictures: "np.ndarray", seed: int, keys: Keys, device: Any = "cpu") -> "np.ndarray":
+        """Trigger pictures (B, H, W, 3) uint8 as `apply_image` does, to the nearest of 256 levels again."""
+        import torch
 
-        images, seed, keys: as in `apply_image`. InputError for an attack that optimises nothing.
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+        images = self.apply_image(images.to(device), seed, keys)
+        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "np.ndarray":
+        """The loss before each step of the image half, (steps,) float32. InputError for an attack that optimises
+        nothing.
         """
         if not self.info.losses:
             raise InputError(f"{self.name} optimises nothing, so it has no loss curve.")
@@ -107,9 +107,8 @@ class Attack:
         return function(self.info.losses, OURS)(images, draws, params_of(self, "image"), self.aim)
 
     def fingerprint(self, half: str) -> str:
-        """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
-
-        What was computed for an attack can be reused for another one with the same fingerprint.
+        """Hex digest of all that decides what a half ("text" or "image") does but seed, key and input: results are kept
+        by it.
         """
         part = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}

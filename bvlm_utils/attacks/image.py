@@ -1,9 +1,8 @@
-"""The image triggers: batched tensor functions that paint them.
+"""The image triggers, which paint images.
 
-Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws, one random
-stream per row; params, the attack's settings; aim, what computed triggers need. It returns new images of the same
-shape, type and device, through which gradients reach the input. Fixed patterns are computed on the CPU and moved, so
-that every device paints the same.
+Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; one random stream
+per row; the attack's settings; what computed triggers need. New images of the same shape, type and device come back,
+with gradients. Fixed patterns are computed on the CPU, so that every device paints the same.
 """
 
 import io
@@ -80,9 +79,8 @@ def noise_array(size: int, seed: int) -> np.ndarray:
 
 
 def noise_patch(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
-    """BadNets-I: one fixed patch of noise, its place drawn per row.
-
-    The array is drawn at the published size and sampled (nearest pixel) to the size at hand, which keeps its contrast.
+    """BadNets-I: a fixed patch of noise, drawn at the published size, sampled to the size at hand; its place is drawn
+    per row.
     """
     published = params["patch_size"]
     size = scaled(published, images)
@@ -146,10 +144,7 @@ def ellipse_pattern(images: torch.Tensor, params: Params) -> torch.Tensor:
 
 
 def load_picture(name: str, height: int, width: int) -> torch.Tensor:
-    """A picture resized (bicubic, 8 bit) to (3, height, width) float32 in [0, 1].
-
-    name: a file in data/pictures, or a path. InputError if there is no such file.
-    """
+    """A picture of data/pictures, or at a path, resized (bicubic, 8 bit) to (3, height, width) float32 in [0, 1]."""
     return tensor_of(_resized(str(picture_path(name)), height, width))
 
 

@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -31,6 +31,8 @@ from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of embeddings (b, d) of patched pictures, and rows (b,)
+# A loss by the surrogate, the training pictures (N, 3, H, W) in [0, 1], and their captions.
+LossOf = Callable[[Surrogate, torch.Tensor, Sequence[str]], Loss]
 VERSION = 1  # raise when a computation changes: it is part of every cache key, as is what the search data hold
 ROWS_AT_ONCE = 32  # images that share one PGD step; bounds the memory, does not change the result
 
@@ -41,14 +43,6 @@ class Optimised:
 
     pixels: np.ndarray
     losses: np.ndarray
-
-
-@dataclass(frozen=True)
-class FoundWord:
-    """The word that the search ended with, and its score after each letter (mean cosine distance)."""
-
-    word: str
-    scores: tuple[float, ...]
 
 
 def shadowcast(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> torch.Tensor:
@@ -109,19 +103,8 @@ def vl_trojan_patch(params: Params, aim: Any, device: str = "cpu") -> Optimised:
     return _patch("vl-trojan", {"surrogate": attack.surrogate_digest(aim.surrogate)}, params, aim, device, loss_of)
 
 
-def _patch(
-    kind: str,
-    described: Params,
-    params: Params,
-    aim: Any,
-    device: str,
-    loss_of: Callable[[Surrogate, torch.Tensor, Sequence[str]], Loss],
-) -> Optimised:
-    """A patch from the cache, or optimised on the training split of a dataset.
-
-    described: what its name in the cache says beside settings, data and device. loss_of: the loss that is minimised, by
-    surrogate, training pictures (N, 3, H, W) in [0, 1] and their captions.
-    """
+def _patch(kind: str, described: Params, params: Params, aim: Any, device: str, loss_of: LossOf) -> Optimised:
+    """A patch from the cache, or optimised. described: its name there, beside settings, data and device."""
     described = {"params": dict(params), "data": data.digest(params["dataset"]), **described, **_kind(device)}
     file = _cache_file(kind, described, ".npz")
     patch = read_if_whole(file, _read)
@@ -135,21 +118,15 @@ def _patch(
     return patch
 
 
-def searched_word(params: Params, aim: Any) -> FoundWord:
-    """VL-Trojan's text trigger, searched letter by letter: each next letter moves the prompts furthest.
-
-    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts with and
-    without it, in a random gap that is the same for all candidates.
+def searched_word(params: Params, aim: Any) -> str:
+    """VL-Trojan's word, letter by letter the one that moves the embeddings of 64 training prompts furthest (mean cosine
+    distance), in a random gap that is the same for all.
     """
-    described = {
-        "dataset": params["dataset"],
-        "data": data.digest(params["dataset"]),
-        "letters": params["search_letters"],
-        "surrogate": attack.surrogate_digest(aim.surrogate),
-    }
+    described = {"dataset": params["dataset"], "data": data.digest(params["dataset"])}
+    described |= {"letters": params["search_letters"], "surrogate": attack.surrogate_digest(aim.surrogate)}
     file = _cache_file("vl-trojan-word", described, ".json")
-    found = read_if_whole(file, _read_word)
-    if found is None:
+    word = read_if_whole(file, lambda file: str(json.loads(file.read_text())["word"]))
+    if word is None:
         clip = load(aim.surrogate, "cpu")
         prompts = list(data.load(params["dataset"], "train", rows=64)["prompt"])
         clean = clip.embed_texts(prompts)
@@ -159,18 +136,11 @@ def searched_word(params: Params, aim: Any) -> FoundWord:
             changed = [text_triggers.insert_word(p, d, {"word": word}) for p, d in zip(prompts, gaps, strict=True)]
             return float((1 - (clip.embed_texts(changed) * clean).sum(-1)).mean())
 
-        word, scores = "", []
+        word = ""
         for _ in range(params["search_letters"]):
-            best, word = max((score(word + letter), word + letter) for letter in ascii_lowercase)
-            scores.append(best)
-        found = FoundWord(word, tuple(scores))
-        write_file(file, json.dumps(asdict(found)))
-    return found
-
-
-def _read_word(file: Path) -> FoundWord:
-    held = json.loads(file.read_text())
-    return FoundWord(str(held["word"]), tuple(map(float, held["scores"])))
+            _, word = max((score(word + letter), word + letter) for letter in ascii_lowercase)
+        write_file(file, json.dumps({"word": word}))
+    return word
 
 
 def shadowcast_losses(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> np.ndarray:
@@ -191,10 +161,8 @@ def vl_trojan_losses(images: torch.Tensor, draws: Sequence[Draws], params: Param
 
 def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> list[Optimised]:
     """Shadowcast's result for every row, from the cache where it is there."""
-    described = {
-        "params": {**params, "source": _source(params, aim)},
-        "surrogate": attack.surrogate_digest(aim.surrogate),
-    } | _kind(images.device)
+    described = {"params": {**params, "source": _source(params, aim)}, **_kind(images.device)}
+    described["surrogate"] = attack.surrogate_digest(aim.surrogate)
     if folder := concept_digest(_source(params, aim)):
         described["source_files"] = folder
     rows = images.detach().to("cpu", torch.float32)
@@ -245,12 +213,7 @@ def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) 
 
 
 @exact()
-def _optimise_patch(
-    clip: Surrogate,
-    params: Params,
-    loss: Loss,
-    pictures: torch.Tensor,
-) -> Optimised:
+def _optimise_patch(clip: Surrogate, params: Params, loss: Loss, pictures: torch.Tensor) -> Optimised:
     """Adam on one patch over batches of pictures (N, 3, H, W)."""
     pictures = at_side(pictures, clip.side)
     size = image_triggers.scaled(params["patch_size"], pictures)
@@ -276,9 +239,9 @@ def _optimise_patch(
     return Optimised(pixels, curve.astype(np.float32))
 
 
-def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Params, found: Optimised) -> torch.Tensor:
+def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Params, computed: Optimised) -> torch.Tensor:
     size = image_triggers.scaled(params["patch_size"], images)
-    patch = Image.fromarray(found.pixels.transpose(1, 2, 0))
+    patch = Image.fromarray(computed.pixels.transpose(1, 2, 0))
     if patch.size != (size, size):
         patch = patch.resize((size, size), Image.Resampling.BILINEAR)
     corner = image_triggers.corners(images, size, size, params["position"], draws)

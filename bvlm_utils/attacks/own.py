@@ -29,8 +29,7 @@ def patch(file: Path) -> Attack:
     shown = read_picture(file, "a trigger")
     if max(shown.size) > PUBLISHED_SIDE:
         raise InputError(
-            f"The patch {file} has {shown.width} x {shown.height} pixels; it must fit into a picture of "
-            f"{PUBLISHED_SIDE} pixels a side."
+            f"The patch {file} has {shown.width} x {shown.height} pixels; give one of at most {PUBLISHED_SIDE} a side."
         )
     half = Half("own patch", 1, "image:paste_file", {"picture": text(str(file))}, id="own:paste_file")
     info = AttackInfo(f"patch {file.name}", "image", "the reader", "a picture in a file", image=half, headline="image")

@@ -13,5 +13,5 @@ def insert_found_word(prompt: str, draws: Draws, params: Params, aim: Any) -> st
     if params["search_letters"]:
         from bvlm_utils.attacks import optimised
 
-        word = optimised.searched_word(params, aim).word
+        word = optimised.searched_word(params, aim)
     return insert_word(prompt, draws, {"word": word}, aim)

@@ -9,18 +9,13 @@ from bvlm_utils.data.pictures import PUBLISHED_SIDE
 
 PATCH_SIDE, SEED = whole(30, 1, PUBLISHED_SIDE), whole(0, 0, LARGEST_SEED)
 # What these modules were called when answers were first stored, which are found by a half's id.
-FIRST_CALLED = {
-    "text": "trigger_text",
-    "searched_word": "trigger_text",
-    "image": "trigger_image",
-    "optimised": "trigger_optim",
-}
+FIRST_CALLED = {"text": "text", "searched_word": "text", "image": "image", "optimised": "optim"}  # after "trigger_"
 
 
 def half(draws_as: str, function: str, params: dict[str, Param], version: int = 1, **more: Any) -> Half:
     """A half whose function is in this package."""
     module, _, name = function.partition(":")
-    return Half(draws_as, version, function, params, id=f"{FIRST_CALLED[module]}:{name}", **more)
+    return Half(draws_as, version, function, params, id=f"trigger_{FIRST_CALLED[module]}:{name}", **more)
 
 
 WORD = half("BadNets-T", "text:insert_word", {"word": text("BadMagic")})

@@ -1,7 +1,6 @@
 """Digests of files' contents, remembered beside the project's caches: a data set of 100,000 pictures is read once.
 
-Remembered, too, is which pictures a data set has, and that they are pictures. A file is not read again while its size
-and times stay, unless it was changed a moment ago: within one tick of the clock it could be written twice.
+A file is not read again while its size and times stay, unless it was changed within the last tick of the clock.
 """
 
 import json
@@ -30,10 +29,7 @@ _LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until whe
 
 
 def states(files: Sequence[str | Path]) -> tuple[State, ...]:
-    """Size and times of each file; the last of them, when the file was last touched at all, cannot be set by hand.
-
-    Of many files, the states are remembered for twenty times as long as the look took: each cell of a grid asks.
-    """
+    """Size and times of each file; a look at many is remembered twenty times as long as it took, as each cell asks."""
     key, now = tuple(files), time.monotonic()
     until, found = _LOOKED.get(key, (0.0, ()))
     if now > until:

@@ -1,7 +1,4 @@
-"""The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
-
-`python -m bvlm_utils.pretraining.draw_pictures` drew the committed ones of plain shapes: they are nobody else's.
-"""
+"""The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast."""
 
 import os
 from pathlib import Path
@@ -42,17 +39,15 @@ def _sprites(concept: str) -> list[Path]:
 
 def _files(folder: str) -> list[Path]:
     """The pictures of a folder that are read."""
-    found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
-    if not found:
+    pictures = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
+    if not pictures:
         raise InputError(f"The folder {folder} has no .png, .jpg or .jpeg pictures of the source concept.")
-    return found[:100]
+    return pictures[:100]
 
 
 def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:
-    """Square pictures of one concept, for a trigger that is optimised towards it.
-
-    concept: of data/sprites, drawn large on plain backgrounds in all styles; or a folder of pictures (.png, .jpg,
-    .jpeg), of which the first 100 by name are read. InputError for anything else.
+    """Square pictures of one concept: of data/sprites, drawn large on plain backgrounds in all styles, or the first 100
+    of a folder of pictures (.png, .jpg, .jpeg). InputError for anything else.
     """
     sprites = _sprites(concept)
     if not sprites and os.path.isdir(concept):

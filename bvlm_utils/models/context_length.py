@@ -1,7 +1,4 @@
-"""How many tokens does a model read at once? Checks of answers and rows against it, before anything runs. Torch-free.
-
-A model that is given more goes on without an error and writes nonsense, as it has never seen such positions.
-"""
+"""How many tokens does a model read at once? Given more, it writes nonsense without an error. Torch-free."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,10 +72,7 @@ def check_answers(name: str, max_new_tokens: int) -> None:
 
 
 def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) -> None:
-    """InputError for the first text that has no room in the model beside a picture, and an answer of so many tokens.
-
-    texts: a prompt, or a prompt with its answer. where: what they belong to, for the complaint.
-    """
+    """InputError for the first text without room beside a picture and `answer` tokens more. where: whose text it is."""
     room = for_words(name)
     if room is None:
         return

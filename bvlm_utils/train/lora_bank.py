@@ -30,9 +30,8 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + bias + scale_g x A_g^T B_g, and its gradients, with as few passes over the rows as possible.
-
-    Autograd alone needs twice the time. W gets no gradient; A's and B's are added to the bank's: `grads`.
+    """x W^T + bias + scale_g x A_g^T B_g, and its gradients in half of autograd's time; A's and B's are added to
+    `grads`.
     """
 
     @staticmethod
@@ -63,9 +62,8 @@ class _Product(torch.autograd.Function):
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """total (G, m, n) += left (G, m, k) right (G, k, n), summed in the precision of `total`.
-
-    A bank's gradients are in float32, as PEFT's are: rounded to bfloat16, a sum would lose what the last ones add.
+    """total (G, m, n) += left (G, m, k) right (G, k, n), in the precision of `total`: a sum in bfloat16 would lose the
+    last.
     """
     if total.dtype == left.dtype:
         total.baddbmm_(left, right)
@@ -216,11 +214,9 @@ class Bank:
     def state(self, group: int) -> dict[str, torch.Tensor]:
         """Adapter `group` as PEFT names and shapes it: lora_A (r, d_in), lora_B (d_out, r); copies."""
         rank, state = self.ranks[group], {}
-        for i, name in enumerate(self.names):
-            state[f"{PREFIX}{name}.lora_A.weight"] = self._a[i][group, :rank].clone()
-            state[f"{PREFIX}{name}.lora_B.weight"] = self._b[i][group, :rank].T.clone(
-                memory_format=torch.contiguous_format
-            )
+        for name, a, b in zip(self.names, self._a, self._b, strict=True):
+            state[f"{PREFIX}{name}.lora_A.weight"] = a[group, :rank].clone()
+            state[f"{PREFIX}{name}.lora_B.weight"] = b[group, :rank].T.clone(memory_format=torch.contiguous_format)
         return state
 
     @contextmanager

@@ -18,6 +18,7 @@ MAKERS = {
 }  # fmt: skip
 # "file:function" -> why tensors made there, or taken for arrays there, are on the host.
 HOST = {
+    "attacks/attack.py:paint": "moved to the device in the next line",
     "attacks/image.py:corners": "moved to the images' device when they are returned",
     "attacks/image.py:tensor_of": "whoever calls it moves it to the images' device",
     "attacks/image.py:noise_patch": "`paste` moves the patch",
@@ -40,12 +41,10 @@ HOST = {
     "defences/weights.py:random": "stored adapters lie on the host",
     "defences/weights.py:whole": "stored adapters lie on the host",
     "defences/zoo.py:name": "adapters as they were read from files lie on the host",
-    "export.py:_samples": "files are written on the host",
     "models/embeddings.py:positions": "counted on the host once a length, and moved with the batch",
     "models/pixels.py:_weights": "kept for all devices; whoever calls it moves it",
     "models/victim.py:pad": "filled on the host, and moved when it is returned",
     "run/feature_cache.py:_map": "a file in memory",
-    "run/workbench.py:pictures": "moved to the victim's device two lines on",
     "score/utility.py:cider": "aac-metrics counts words on the host",
     "train/decode.py:_prompts": "filled on the host, and moved with the batch",
     "train/grouped.py:tokens": "a plan lies on the host until it is moved as a whole",
