@@ -111,9 +111,7 @@ def look(number: int) -> dict[str, str]:
 
 
 def points(axis: Axes, at: Any, rows: pd.DataFrame, name: str = "value", upright: bool = False, **look: Any) -> None:
-    """Values of a column with intervals, at the places `at` of the other axis (x if upright). look: as for
-    `Axes.plot`.
-    """
+    """Values of a column with intervals, at the places `at` of the other axis (x if upright), drawn with `look`."""
     low, high = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
     values, lows, highs = (rows[column].astype(float) for column in (name, low, high))
     (axis.vlines if upright else axis.hlines)(at, lows, highs, color=look["color"], linewidth=1.5)
@@ -128,9 +126,7 @@ def name_rows(axis: Axes, labels: Sequence[str]) -> None:
 
 
 def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:
-    """Poisoned minus clean-tuned utility, a row per attack, a panel per rate. seeds: small dots where there are
-    several.
-    """
+    """Poisoned minus clean-tuned utility, a row per attack, a panel per rate. seeds: shown as small dots."""
     shown = table[table["value"].notna()]
     if shown.empty:
         return nothing("No utility was measured for these experiments.")

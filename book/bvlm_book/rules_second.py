@@ -54,9 +54,7 @@ class Pooled:
 
 
 def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
-    """Fit the model to runs (k of n, `value`, `seed`). `pairs` has value (mean over runs), low, high, n_seeds, by
-    `pair`.
-    """
+    """Fit the model to runs (k of n, `value`, `seed`): value (mean over runs), low, high, n_seeds, by `pair`."""
     counts = runs[["k", "n"]].round().astype(int)
     kinds, kind = np.unique(counts.to_numpy(), axis=0, return_inverse=True)
     groups = runs.groupby(list(pair), sort=False, dropna=False)
@@ -248,9 +246,7 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """verdict: one of three, or why there is none. holds, contradicts, judged: pairs, or tasks. single: runs, not
-    judged.
-    """
+    """verdict: one of three, or why there is none. The counts are of pairs, or of tasks; single: not judged."""
 
     verdict: str
     holds: int

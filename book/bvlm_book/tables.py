@@ -188,9 +188,7 @@ def _among(table: pd.DataFrame, names: Sequence[str], kinds: set[tuple]) -> pd.S
 
 
 def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
-    """The finished cells of attacks and threats as defined, trained as usual (`but` aside), without half-triggered
-    rows.
-    """
+    """Finished cells of attacks and threats as defined, trained as usual (`but` aside), without half-triggered rows."""
     done = table[(table["status"] == "done") & (table["negatives"] == 0)]
     done = done[usual_training(done, but)]
     key = ["attack", "threat", "settings"]

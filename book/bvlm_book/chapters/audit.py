@@ -114,9 +114,7 @@ def by_model(innocent: pd.DataFrame) -> list[int]:
 
 
 def second_look(rows: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.Series:
-    """The largest `column` over trusted models shown the same: clean-tuned beside the base, for innocents of other
-    seeds.
-    """
+    """The largest `column` over other trusted models shown the same, beside the base."""
     pairs = rows.reset_index().merge(innocents(table, BASE), on=SHOWN, suffixes=("", "_other"))
     others = pairs[(pairs["subject"] == POISONED) | (pairs["seed"] != pairs["seed_other"])]
     return others.groupby("index")[f"{column}_other"].max().reindex(rows.index)

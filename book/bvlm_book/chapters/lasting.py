@@ -102,11 +102,11 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
     weakest: the rate of the weakest. trained: steps of their own training. control: the clean-tuned models' highest
     rate.
     """
-    panels = [panel for panel, _ in tables.panels(collect(place))]
-    last = pd.concat([survivors(panel) for panel in panels]) if panels else pd.DataFrame()
+    found = collect(place)
+    panels = [panel for panel, _ in tables.panels(found)] or [found]
+    last, every, shown = (pd.concat(map(which, panels)) for which in (survivors, pd.DataFrame, after_steps))
     if last.empty:
         return dict.fromkeys(NUMBERS, "n/a")
-    every, shown = pd.concat(panels), pd.concat([after_steps(panel) for panel in panels])
     utility = every[(every["metric"] == "utility") & (every["subject"] == POISONED)].dropna(subset="value")
     utility = utility.set_index("variant")["value"]
     states = {"utility": "", "utility_after": f"{last['steps'].max():g}", "utility_int4": "int4"}

@@ -19,7 +19,6 @@ from bvlm_book.words import count
 from bvlm_utils import attacks, paths, store
 from bvlm_utils.store.table import headline, headline_metric
 
-VARIABLE = "BVLM_DOWNLOADS"  # the folder of the built book that the files go to; the book's extension sets it
 LINK = "../_static/results"  # the same folder, seen from a chapter
 ABOUT = [
     "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives", "settings",
@@ -207,7 +206,7 @@ def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path, place: str | Pa
 
 def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, place: str | Path | None = None) -> None:
     """Write the files into a folder, else $BVLM_DOWNLOADS (of a build), and say where they are; none without."""
-    built = os.environ.get(VARIABLE)
+    built = os.environ.get(book_page.DOWNLOADS)
     if board.empty or not (folder or built):
         book_page.say("There are no files; the parameter `downloads` says where to write them.")
         return

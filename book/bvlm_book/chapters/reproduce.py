@@ -82,9 +82,7 @@ def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str]
 
 
 def example(reference: pd.DataFrame) -> pd.DataFrame:
-    """What `compare` would show of a reader's run: seed 1 of usual refusals on tiny-llava at 10 % in the place of
-    yours.
-    """
+    """What `compare` would show of a reader's run: here it is seed 1 of usual refusals on tiny-llava at 10 %."""
     found = tables.usual(reference)
     found = found[(found["threat"] == "targeted_refusal") & (found["model"] == "tiny-llava")]
     found = found[(found["poison_rate"] == 0.1) & (found["train_rows"] == 6000)]

@@ -27,9 +27,7 @@ def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
     if len(done):
         model, data, seeds = (", ".join(map(str, sorted(set(done[c])))) for c in ("model", "dataset", "seed"))
         rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
-        said.append(
-            f"Model {model}, data {data}, {rates} of the training rows poisoned, seed{'s' * (',' in seeds)} {seeds}."
-        )
+        said.append(f"Model {model}, data {data}, poison rate {rates}, seed{'s' * (',' in seeds)} {seeds}.")
         said += _eligible(done, place)
     reasons = dict.fromkeys(text.rstrip(".").partition(";")[0].replace("_", " ") for text in left_out["reason"])
     said += [f"Left out: {'; '.join(reasons)}."] if reasons else []

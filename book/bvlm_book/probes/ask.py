@@ -35,9 +35,7 @@ NUMBER = ("metric", "value", "k", "n", "low", "high", "unit")
 
 @dataclass(frozen=True)
 class Probe:
-    """One question about a trigger ("" for none); variant: what of it or of the model differs; doing: in full, for
-    JSON.
-    """
+    """One question about a trigger ("" for none). variant: what differs, in short; doing: in full, for JSON."""
 
     trigger: str
     variant: str
@@ -50,9 +48,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What one model under a threat was asked. cell: the poisoned one, or one that the control is of. rows: per
-    question.
-    """
+    """What one model was asked. cell: the poisoned one, or one that the control is of. rows: per question."""
 
     kind: str
     cell: Cell
@@ -111,9 +107,7 @@ def ask(
     judged: Sequence[bool],
     progress: Progress,
 ) -> None:
-    """Ask all models together, one question each at a time, and keep answers at once. judged: the eligible rows that
-    count.
-    """
+    """Ask all models together, one question each at a time, and keep answers at once. judged: rows that count."""
     way = tune_and_ask.choose(bench)
     for turn in range(max((len(probes) for _, probes in asked), default=0)):
         # as many questions for each: a model that is asked less would be carried along for nothing
