@@ -27,10 +27,7 @@ ANSWERS = {"control": "clean-tuned control", "poisoned": "backdoored model"}
 
 @dataclass(frozen=True)
 class Example:
-    """A few held-out inputs without and with an attack's full trigger.
-
-    clean, triggered: (N, H, W, 3) uint8; equal for a text attack. prompts: N pairs (without, with the trigger).
-    """
+    """Inputs without and with an attack's trigger: (N, H, W, 3) uint8, and N pairs of prompts (without, with)."""
 
     attack: str
     clean: np.ndarray

@@ -1,7 +1,4 @@
-"""Figures from tables: every function takes a table of `tables.summary`, or pictures, and returns a matplotlib Figure.
-
-Nothing is measured here, and a missing number is drawn as "n/a", never as zero. Free of torch.
-"""
+"""Figures from tables; a missing number is drawn as "n/a", never as zero. Free of torch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -83,10 +80,7 @@ def nothing(message: str) -> Figure:
 
 
 def families(table: pd.DataFrame) -> Figure:
-    """Success rate of every attack under every condition, at one rate, a panel per model.
-
-    Hatched is a single training run; grey is a condition that the attack does not have, or a cell that was not run.
-    """
+    """Success of every attack under every condition, a panel per model. Hatched: a single run; grey: not measured."""
     shown = table[table["condition"].notna() & table["value"].notna()]
     if shown.empty:
         return nothing("No success rate was measured for these experiments.")

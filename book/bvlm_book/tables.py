@@ -30,10 +30,7 @@ POINT = [name for name in TOLD_APART if name != "seed"]
 
 
 def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.DataFrame:
-    """One row per cell but for its seed, subject and condition: value and interval over the `n_seeds`.
-
-    InputError where one seed has two values: such a table mixes settings that no column tells apart.
-    """
+    """One row per cell but for its seed, subject and condition; InputError where one seed has two values."""
     rows = table[(table["metric"] == metric) & table["value"].notna()]
     if subject is not None:
         rows = rows[rows["subject"] == subject]
@@ -66,12 +63,7 @@ def success_rates(table: pd.DataFrame, subject: str | None = None, metric: pd.Se
 
 
 def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Series] | None = None) -> pd.DataFrame:
-    """`success_rates` of the poisoned models, with negatives, settings but for the half (as text) and half.
-
-    Per model, only experiments with the number of training rows that most have, so that all can be compared. metric:
-    of
-    each line, such as `strict_metric`.
-    """
+    """`success_rates` of poisoned models by negatives, settings and half; per model with the commonest `train_rows`."""
     done = table[table["status"] == "done"]
     trained, parts = usual_training(done), []
     for _, of_model in done.groupby("model", sort=False):
@@ -87,12 +79,7 @@ def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Serie
 
 
 def learned_alone(rates: pd.DataFrame) -> pd.DataFrame:
-    """A line per part of a bimodal experiment that was trained by itself too: what the other part takes from it.
-
-    rates: `with_settings`. alone: success of the part learnt alone; beside: of the part learnt with the other, both
-    shown alone. difference: beside minus alone, its bounds the widest that both intervals allow. n_seeds, n: the
-    smaller of both.
-    """
+    """A line per part of a bimodal trigger that was trained alone too: success alone and beside the other part."""
     key = ["model", "dataset", "threat", "attack", "poison_rate", "settings", "condition"]
     numbers = ["value", "low", "high", "n_seeds", "n"]
     rows = rates[(rates["negatives"] == 0) & (rates["modality"] == "bimodal")]

@@ -1,7 +1,4 @@
-"""Do the paper's claims hold here? Verdicts by `rules_second`, and the figures behind them. Free of torch.
-
-A scale model is no evidence on a 7B model: for those, every claim is untested until the store has a record of one.
-"""
+"""Do the paper's claims hold here? Verdicts by `rules_second`, and the figures behind them. Free of torch."""
 
 import json
 import re

@@ -1,7 +1,4 @@
-"""What does an experiment cost in seconds and memory, and what does grouping save? Nothing is timed here.
-
-`lines` reads the timings that every record keeps; `benchmarks` what `benchmarks/*.py --out` measured side by side.
-"""
+"""What an experiment costs (`lines`), and what grouping saves (`benchmarks`). Nothing is timed here."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

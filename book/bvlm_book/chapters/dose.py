@@ -162,7 +162,7 @@ class Fit:
 
 
 def fitted(runs: pd.DataFrame) -> Fit | None:
-    """One binomial GLM of `factorial`, with a dispersion from the deviance; None while one of the three did not vary."""
+    """One binomial GLM of `factorial`, its dispersion from the deviance; None while one of the three did not vary."""
     if any(runs[name].nunique() < 2 for name in TERMS) or len(runs) < 4 * len(TERMS):
         return None
     own = pd.get_dummies(runs["attack"] + runs["threat"], dtype=float).to_numpy()

@@ -27,10 +27,7 @@ MERGED_LABELS = {
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
-    """Success and utility in every state: a line per model, trigger and state, over seeds.
-
-    With `steps` (0, 10, ...; NaN for merged states) and `trained`: the steps of the model's own training, if known.
-    """
+    """Success and utility over seeds by state: `steps` (NaN if merged), and `trained`, the steps of its training."""
     table = records.collect(LASTING, place)
     found = records.over_seeds(pd.concat([records.headline(table), table[table["metric"] == "utility"]]))
     steps = pd.to_numeric(found["variant"].where(found["variant"] != "", "0"), errors="coerce")

@@ -1,7 +1,4 @@
-"""The leaderboard: attacks and defences ranked, what others have measured, and every experiment in one line.
-
-The tables are drawn by bvlm_book/leaderboard.js, which is written into the page: nothing is fetched. Free of torch.
-"""
+"""The tabs of the leaderboard, which bvlm_book/leaderboard.js draws from data inside the page. Free of torch."""
 
 import html
 import os
@@ -74,10 +71,7 @@ def _numbers(rows: pd.DataFrame, chosen: Mapping[str, pd.Series]) -> pd.DataFram
 
 
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
-    """A line per `POINT` of usual experiments: success with its interval over n_seeds runs.
-
-    control, false_activation: the same test of the clean-tuned model, and without the trigger, if there is one.
-    """
+    """A line per `POINT` of usual experiments: success over seeds, beside the control's and false activation."""
     cells = tables.usual(table, but=("epochs",))
     tests = {
         "payload": headline_metric(cells),
@@ -102,10 +96,7 @@ def _with_controls(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
-    """A line per model and defence (`named`), over experiments whose backdoor worked: means, placebos, each attack.
-
-    after, skill: a line per defended experiment: success with the trigger, and the share of a skill that is kept.
-    """
+    """Means by model and defence, of placebos, and by attack. after, skill: a line per defended experiment."""
     key = ["model", "named", "moment"]
     columns = [*key, "after", "experiments", "skill", "after_placebo", "skill_placebo"]
     if after.empty:

@@ -29,10 +29,7 @@ CURVES = pd.DataFrame([
 
 
 def four_cells(rates: pd.DataFrame) -> pd.DataFrame:
-    """A line per bimodal experiment (`CELL`): success under each condition, as "text", "text_low", "text_high".
-
-    "difference" is text alone minus image alone, its bounds the widest that both intervals allow.
-    """
+    """A line per bimodal experiment (`CELL`): success under each condition, and text minus image, widest interval."""
     whole = rates[(rates["modality"] == "bimodal") & (rates["half"] == "")]
     numbers = ["value", "low", "high"]
     by = whole.pivot_table(index=CELL, columns="condition", values=numbers, aggfunc="first", sort=False)
@@ -118,10 +115,7 @@ def patches_figure(found: pd.DataFrame) -> Figure:
 
 
 def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """Success with the text part alone by where its word stands (column), mean over seeds: a line per `POINT`.
-
-    Attacks that put a word at a random place; per model, cells with the number of training rows that most have.
-    """
+    """Success with the text part alone by where its word stands (column): a line per `POINT`, mean over seeds."""
     whole = tables.usual(table)
     whole = whole[whole["modality"] == "bimodal"]
     most = whole.groupby("model")["train_rows"].transform(lambda rows: rows.mode().iloc[0])

@@ -57,10 +57,7 @@ def your_runs(name: str | None, reference: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = COMPARED) -> pd.DataFrame:
-    """Two tidy tables, number by number: does your interval overlap the reference's (`verdict`)?
-
-    A number is the same in both when cell (`run_id`), subject, condition and metric are. In the order of `yours`.
-    """
+    """Two tidy tables, number by number: does your interval overlap the reference's (`verdict`)?"""
     key = ["run_id", "subject", "condition", "metric", "model", "dataset", "threat", "attack", "poison_rate", "seed"]
 
     def side(table: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -1,7 +1,4 @@
-"""The five threat chapters: title, caption and alt text of their figures, and a few sentences.
-
-A chapter is run with other models, attacks and rates, so what it says is computed from its rows.
-"""
+"""The five threat chapters: titles, captions and alt texts are computed, as a chapter may have other settings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,10 +53,7 @@ def first_that_work(table: pd.DataFrame, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def of_every_model(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `stored` with the experiments of `table` at its highest poison rate, on whatever model they were run.
-
-    table: the chapter's own rows of `store.collect`. stored: all rows of the store.
-    """
+    """The rows of `stored` with the experiments of `table` at its highest poison rate, on whatever model they ran."""
     done = table[table["status"] == "done"]
     top = done.loc[done["poison_rate"] == done["poison_rate"].max(), SAME].drop_duplicates()
     return top.merge(stored[stored["status"] == "done"], on=SAME)[stored.columns]  # in the order of `table`
@@ -163,11 +157,7 @@ def _repair(line: Mapping[str, Any]) -> str:
 
 
 def without_the_trigger(table: pd.DataFrame) -> str:
-    """Which backdoored models give the attacker's answer without the trigger about as often as with it; "" for none.
-
-    About as often: the two intervals overlap. More often than by chance: the lower bound without the trigger is above
-    the clean-tuned model's upper one. The highest poison rate is read.
-    """
+    """Which backdoored models give the attacker's answer without the trigger about as often as with it; "" for none."""
     rates = tables.success_rates(table)
     rates = rates[rates["poison_rate"] == rates["poison_rate"].max()]
     full = tables.headline_rows(rates[rates["subject"] == "poisoned"]).set_index("attack")

@@ -75,10 +75,7 @@ class Sheet:
 
 
 def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[Sheet]:
-    """The models that can be asked, the clean-tuned control last; stderr is told which cells have no adapter.
-
-    cells: of one model, data set, threat, rate and seed. InputError if no cell or not the control has an adapter.
-    """
+    """The models that can be asked, the control last. cells: alike but for the attack. InputError without adapters."""
     said = [f"Left out: {cell.skip_reason}" for cell in cells if cell.skip_reason]
     defined = [cell for cell in cells if not cell.skip_reason]
     found = [cell for cell in defined if store.adapter(cell, place)]

@@ -43,10 +43,7 @@ def material(dataset: str = "scenes-vqa", rows: int = 64) -> Material:
 def write(
     folder: Path, material: Material, target: Any, surrogate: str | None = None, victim: Any = None, shown: int = 4
 ) -> pd.DataFrame:
-    """Apply all attacks, write the files that the module names (`shown` pictures), return the table of stealth.
-
-    target: what optimised attacks aim at. surrogate: as in `attacks.get`. victim: whose language model judges prompts.
-    """
+    """Apply all attacks, write the files that the module names, return the table of stealth. target: if optimised."""
     import torch
 
     from bvlm_utils.attacks import image as image_triggers
@@ -104,11 +101,7 @@ def image_stealth(clean: np.ndarray, triggered: np.ndarray) -> pd.DataFrame:
 
 
 def perplexity(texts: Sequence[str], model: Any, tokenizer: Any, batch_size: int = 32) -> float:
-    """exp of the mean negative log-likelihood per token of `texts` under a model's language part, without any picture.
-
-    model, tokenizer: a victim's (`victim.model`, `victim.tokenizer`) or any causal model of transformers. Every text
-    starts after the beginning-of-text token, so its first token counts too. Lower is more natural to the model.
-    """
+    """exp of the mean negative log-likelihood per token of `texts`, the first too, without a picture."""
     import torch
 
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
