@@ -136,14 +136,11 @@ def _about(done: pd.DataFrame) -> pd.DataFrame:
         other = [name for name in apart if name not in tables.TRAINED]
         trained = all(name.startswith(ATTACK) for name in other)
         kinds.append([*(line[name] for name in key), half, text(apart), trained, not other and not half])
-    found = pd.DataFrame(kinds, columns=[*key, "half", "shared", "trained", "usual"]).astype(
-        {"trained": bool, "usual": bool}
-    )
+    found = pd.DataFrame(kinds, columns=[*key, "half", "shared", "trained", "usual"])
     found = done[key].merge(found, on=key, how="left").set_index(done.index).drop(columns=key)
     own = tables.usual_training(done, but=("epochs",))
-    return done.drop(columns=found.columns, errors="ignore").join(
-        found.assign(trained=found["trained"] & own, usual=found["usual"] & own)
-    )
+    found = found.assign(**{name: found[name].astype(bool) & own for name in ("trained", "usual")})
+    return done.drop(columns=found.columns, errors="ignore").join(found)
 
 
 def _of_tests(done: pd.DataFrame, judged_by: dict[str, str]) -> pd.DataFrame:

@@ -107,9 +107,8 @@ def every_seed(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
 
 def false_activation(table: pd.DataFrame) -> pd.DataFrame:
     """Only the clean rows, of attacks that should not fire there."""
-    return table[
-        (table["condition"] == "clean") & (table["attack"].map(lambda name: attacks.info(name).headline) != "clean")
-    ]
+    triggered = table["attack"].map(lambda name: attacks.info(name).headline) != "clean"
+    return table[triggered & (table["condition"] == "clean")]
 
 
 def utility_metric(rows: pd.DataFrame) -> str:
@@ -140,12 +139,10 @@ def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
 
 
 def usual_training(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.Series:
-    """Which lines are of cells trained with their model's usual settings (columns TRAINED), `but` aside.
-
-    The study's defaults; for a model that is not committed, what most of its finished cells have.
-    """
+    """Which lines are of cells trained with their model's usual settings: the defaults, or what most cells have."""
     key = ["model", "train_rows", "settings"]
-    kinds = {_key(line, key): _trained(line) for line in table.drop_duplicates(key).to_dict("records")}
+    lines = table.drop_duplicates(key).to_dict("records")
+    kinds = {tuple(line[name] for name in key): _trained(line) for line in lines}
     cells = table[table["status"] == "done"].drop_duplicates("run_id")[key]
     usual = {}
     for model, own in cells.groupby("model", sort=False):
@@ -164,10 +161,6 @@ def _trained(line: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
-def _key(line: Mapping[str, Any], names: Sequence[str]) -> tuple:
-    return tuple(line[name] for name in names)
-
-
 def _among(table: pd.DataFrame, names: Sequence[str], kinds: set[tuple]) -> pd.Series:
     """Which lines are of these kinds."""
     found = [one in kinds for one in zip(*(table[name] for name in names), strict=True)]
@@ -180,7 +173,7 @@ def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
     done = done[usual_training(done, but)]
     key = ["attack", "threat", "settings"]
     plain = {
-        _key(kind, key)
+        tuple(kind[name] for name in key)
         for kind in done.drop_duplicates(key).to_dict("records")
         if not kind["settings"] or 0 < len(apart := differing(kind)) == len(apart.keys() & TRAINED.keys())
     }

@@ -73,11 +73,8 @@ def _numbers(rows: pd.DataFrame, chosen: Mapping[str, pd.Series]) -> pd.DataFram
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
     """A line per `POINT` of usual experiments: success over seeds, beside the control's and false activation."""
     cells = tables.usual(table, but=("epochs",))
-    tests = {
-        "payload": headline_metric(cells),
-        "published": pd.Series("asr_published", index=cells.index),
-        "strict": tables.strict_metric(cells),
-    }
+    published = pd.Series("asr_published", index=cells.index)
+    tests = {"payload": headline_metric(cells), "published": published, "strict": tables.strict_metric(cells)}
     parts = [pd.DataFrame(columns=[*POINT, "value", "low", "high", "n_seeds", "control", "false_activation"])]
     for (passes, settings), own in cells.groupby(["epochs", "settings"]):
         for test, metric in tests.items():
@@ -101,13 +98,13 @@ def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
     columns = [*key, "after", "experiments", "skill", "after_placebo", "skill_placebo"]
     if after.empty:
         return pd.DataFrame(columns=columns)
-    own, placebo = (
-        [rows[rows["placebo"].astype(bool) == is_one] for rows in (after, skill)] for is_one in (False, True)
-    )
-    means = {"after": own[0], "skill": own[1], "after_placebo": placebo[0], "skill_placebo": placebo[1]}
-    made = pd.DataFrame({name: rows.groupby(key)["value"].mean() for name, rows in means.items()})
-    made["experiments"] = own[0].groupby(key)["run_id"].nunique()
-    by_attack = own[0].pivot_table(index=key, columns="attack", values="value")
+    own, means = after[~after["placebo"].astype(bool)], {}
+    for name, rows in {"after": after, "skill": skill}.items():
+        placebo = rows["placebo"].astype(bool)
+        for title, part in {name: rows[~placebo], f"{name}_placebo": rows[placebo]}.items():
+            means[title] = part.groupby(key)["value"].mean()
+    made = pd.DataFrame(means).assign(experiments=own.groupby(key)["run_id"].nunique())
+    by_attack = own.pivot_table(index=key, columns="attack", values="value")
     return made[made["experiments"] > 0].join(by_attack).reset_index()[[*columns, *by_attack.columns]]
 
 

@@ -58,16 +58,8 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([by.size().rename("threats"), means, by[list(leads)].sum()], axis=1).reset_index()
 
 
-def scatter(lost: pd.DataFrame) -> pd.DataFrame:
-    """`tables.learned_alone` for `figures.scatter`: a dot per part."""
-    return lost.assign(group=lost["condition"].map({"text": "text part", "image": "picture part"}))
-
-
 def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """Cells with half-triggered rows beside the same cell and seed without: a line per pair and condition.
-
-    value: with - without, paired on the same inputs; none where responses are lacking.
-    """
+    """Cells with half-triggered rows beside the same without, on the same inputs: a line per pair and condition."""
     cells, found = table[(table["status"] == "done") & (table["modality"] == "bimodal")], []
     cells = cells.assign(headline=tidy.headline_metric(cells)).drop_duplicates("run_id")
     pairs = cells[cells["negatives"] > 0].merge(cells[cells["negatives"] == 0], on=TWIN, suffixes=("", "_without"))
@@ -76,10 +68,9 @@ def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.D
         sides = [tables.held(name, pair["headline"], "poisoned", place) for name in names]
         for condition in (*PARTS, "both") if all(side is not None for side in sides) else ():
             if numbers := tables.difference(*sides, condition):
-                numbers |= {"condition": condition, "with": numbers["ours"], "without": numbers["theirs"]}
-                found.append({name: pair[name] for name in [*TWIN, "negatives"]} | numbers)
-    columns = [*TWIN, "negatives", "condition", "without", "with", "value", "low", "high", "n"]
-    return pd.DataFrame(found, columns=columns)
+                found.append(pair | numbers | {"condition": condition})
+    columns = [*TWIN, "negatives", "condition", "theirs", "ours", "value", "low", "high", "n"]
+    return pd.DataFrame(found, columns=columns).rename(columns={"ours": "with", "theirs": "without"})
 
 
 def patches(rates: pd.DataFrame) -> pd.DataFrame:

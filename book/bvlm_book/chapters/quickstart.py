@@ -58,9 +58,7 @@ def stored_answers() -> str:
 def measured() -> dict[str, str]:
     """Numbers of the adapters in the page, to be glued: success and right answers by strength, and the alarm."""
     found = {}
-    for name, about in card().items():
-        if name == "answers":
-            continue
+    for name, about in ((name, about) for name, about in card().items() if name != "answers"):
         found |= {f"{name}_alarm_{which}": interval(pd.Series(share)) for which, share in about["alarm"].items()}
         for at in about["strengths"]:
             strength = f"{at['strength']:g}".replace(".", "_")

@@ -66,14 +66,11 @@ def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str]
         return rows.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"})
 
     both = side(yours, "yours").merge(side(reference, "reference"), how="outer", on=key, sort=False)
-    bounds = both[["yours_low", "yours_high", "reference_low", "reference_high"]].astype(float)
-    lows, highs = (
-        bounds[["yours_low", "reference_low"]].max(axis=1),
-        bounds[["yours_high", "reference_high"]].min(axis=1),
-    )
+    lows, highs = (both[[f"yours_{end}", f"reference_{end}"]].astype(float) for end in ("low", "high"))
     kinds = {
         "only yours": both["reference"].isna(), "only in the reference": both["yours"].isna(),
-        "no interval": bounds.isna().any(axis=1), "agrees": lows <= highs,
+        "no interval": lows.isna().any(axis=1) | highs.isna().any(axis=1),
+        "agrees": lows.max(axis=1) <= highs.min(axis=1),
     }  # fmt: skip
     return both.assign(verdict=np.select(list(kinds.values()), list(kinds), "differs"))
 
