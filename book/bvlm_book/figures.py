@@ -136,7 +136,7 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) 
             axis.plot(own["value"].astype(float), at, ".", color=COLOURS[0], markersize=4)
         points(axis, np.arange(len(attacks)), rows, color=COLOURS[0], marker="o")
         name_rows(axis, attacks)
-        axis.set(title=f"poison rate {percent(rate)}" if len(rates) > 1 else "", xlabel=xlabel)
+        axis.set(title=f"poison rate {percent(rate)}" if len(rates) > 1 else "", xlabel=f"change of {xlabel}")
     return figure
 
 

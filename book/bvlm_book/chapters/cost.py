@@ -91,7 +91,7 @@ def figure(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axis.set(title=f"{device}, {_threads(threads)}", xlabel="experiments run at once")
         axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
+        axis.set_yscale("log")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("seconds per experiment")
     figures.legend_below(drawn, axes[0], columns=2)

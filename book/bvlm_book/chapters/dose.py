@@ -104,12 +104,12 @@ def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
         return f"{line['reached']:.0f}{' (misses it again with more)' if again else ''}"
 
     model = {"model": "model"} if found["model"].nunique() > 1 else {}
+    passes = {"passes": "epochs"} if (found["epochs"] > 1).any() else {}
     return tables.readable(found, model | {
-        "threat": words.threat, "attack": "attack", "passes": "epochs", "rows for 90 %": reached,
+        "threat": words.threat, "attack": "attack", **passes, "rows for 90 %": reached,
         "too few": lambda r: "" if pd.isna(r["below"]) else int(r["below"]),
         "share of all": lambda r: words.percent(r["share"]), "of eligible": lambda r: words.percent(r["of_eligible"]),
-        "showings": lambda r: int(r["showings"]), "mean": lambda r: words.number(r["value"]),
-        "runs": lambda r: words.span((r["least"], r["most"]), 2).replace(" to ", "–"),
+        "mean (runs)": lambda r: f"{words.number(r['value'])} ({words.span((r['least'], r['most']), 2)})",
     })  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def beside_published(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
         if one.defence is not None:
             rows = after[(after["named"] == one.defence) & (after["placebo"].astype(bool) == one.placebo)]
         values = 100 * rows.loc[rows["attack"].isin(SIX) & rows["modality"].isin(one.modalities), "value"]
-        ours = f"{values.mean():.0f} % (from {values.min():.0f} to {values.max():.0f} %)" if len(values) else "not run"
+        ours = f"{values.mean():.0f} % ({values.min():.0f} to {values.max():.0f} %)" if len(values) else "not run"
         lines.append({"success rate with": one.what, "published, 7B": f"{one.said} ({one.source})", "ours": ours,
                       "our experiments": len(values)})  # fmt: skip
     return pd.DataFrame(lines)
