@@ -20,9 +20,7 @@ NAMED = 3  # more names than these are counted
 
 
 def experiments(table: pd.DataFrame, lines: pd.DataFrame | None = None) -> pd.DataFrame:
-    """The finished experiments of a tidy table, a line each; only those that `lines` are about, by the columns `SAME`
-    that they have.
-    """
+    """The finished experiments of a tidy table, a line each; those that `lines` are about, by columns of `SAME`."""
     done = table[table["status"] == "done"].drop_duplicates("run_id")
     if lines is None:
         return done

@@ -27,10 +27,7 @@ ANSWERS = {"control": "clean-tuned control", "poisoned": "backdoored model"}
 
 @dataclass(frozen=True)
 class Example:
-    """A few held-out inputs without and with an attack's full trigger.
-
-    clean, triggered: (N, H, W, 3) uint8; equal for a text attack. prompts: N pairs (without, with the trigger).
-    """
+    """Inputs without and with an attack's trigger: (N, H, W, 3) uint8, and N pairs of prompts (without, with)."""
 
     attack: str
     clean: np.ndarray
@@ -88,11 +85,8 @@ def show_gallery(shown: Sequence[Example]) -> None:
 def _tile(label: str, pictures: dict[str, np.ndarray], words: str = "") -> str:
     """Pictures (by alt text) side by side, with a label and words (HTML) below."""
     shown = "".join(_picture(picture, alt, WIDTH) for alt, picture in pictures.items())
-    said = f"<br><q>{words}</q>" if words else ""
-    width = WIDTH * len(pictures)
-    return (
-        f'<div style="width:{width}px"><div style="display:flex">{shown}</div><b>{html.escape(label)}</b>{said}</div>'
-    )
+    said, style = f"<br><q>{words}</q>" if words else "", f"width:{WIDTH * len(pictures)}px"
+    return f'<div style="{style}"><div style="display:flex">{shown}</div><b>{html.escape(label)}</b>{said}</div>'
 
 
 def source(picture: np.ndarray | Image.Image) -> str:
@@ -108,8 +102,8 @@ def _picture(picture: np.ndarray, alt: str, width: int) -> str:
 
 
 def _show(tiles: Sequence[str], caption: str) -> None:
-    caption = f"<figcaption>{html.escape(caption)}</figcaption>"
-    display(HTML(f'<figure class="bvlm-tiles"><div>{"".join(tiles)}</div>{caption}</figure>'))
+    caption = html.escape(caption)
+    display(HTML(f'<figure class="bvlm-tiles"><div>{"".join(tiles)}</div><figcaption>{caption}</figcaption></figure>'))
 
 
 def marked(before: str, after: str) -> str:

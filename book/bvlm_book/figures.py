@@ -1,7 +1,4 @@
-"""Figures from tables: every function takes a table of `tables.summary`, or pictures, and returns a matplotlib Figure.
-
-Nothing is measured here, and a missing number is drawn as "n/a", never as zero. Free of torch.
-"""
+"""Figures from tables; a missing number is drawn as "n/a", never as zero. Free of torch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -83,10 +80,7 @@ def nothing(message: str) -> Figure:
 
 
 def families(table: pd.DataFrame) -> Figure:
-    """Success rate of every attack under every condition, at one rate, a panel per model.
-
-    Hatched is a single training run; grey is a condition that the attack does not have, or a cell that was not run.
-    """
+    """Success of every attack under every condition, a panel per model. Hatched: a single run; grey: not measured."""
     shown = table[table["condition"].notna() & table["value"].notna()]
     if shown.empty:
         return nothing("No success rate was measured for these experiments.")
@@ -111,9 +105,7 @@ def look(number: int) -> dict[str, str]:
 
 
 def points(axis: Axes, at: Any, rows: pd.DataFrame, name: str = "value", upright: bool = False, **look: Any) -> None:
-    """Values of a column with intervals, at the places `at` of the other axis (x if upright). look: as for
-    `Axes.plot`.
-    """
+    """Values of a column with intervals, at the places `at` of the other axis (x if upright), drawn with `look`."""
     low, high = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
     values, lows, highs = (rows[column].astype(float) for column in (name, low, high))
     (axis.vlines if upright else axis.hlines)(at, lows, highs, color=look["color"], linewidth=1.5)
@@ -128,9 +120,7 @@ def name_rows(axis: Axes, labels: Sequence[str]) -> None:
 
 
 def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:
-    """Poisoned minus clean-tuned utility, a row per attack, a panel per rate. seeds: small dots where there are
-    several.
-    """
+    """Poisoned minus clean-tuned utility, a row per attack, a panel per rate. seeds: shown as small dots."""
     shown = table[table["value"].notna()]
     if shown.empty:
         return nothing("No utility was measured for these experiments.")
@@ -146,7 +136,7 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) 
             axis.plot(own["value"].astype(float), at, ".", color=COLOURS[0], markersize=4)
         points(axis, np.arange(len(attacks)), rows, color=COLOURS[0], marker="o")
         name_rows(axis, attacks)
-        axis.set(title=f"poison rate {percent(rate)}" if len(rates) > 1 else "", xlabel=xlabel)
+        axis.set(title=f"poison rate {percent(rate)}" if len(rates) > 1 else "", xlabel=f"change of {xlabel}")
     return figure
 
 

@@ -102,9 +102,7 @@ class _Number:
 
 
 def offer(name: str, frame: pd.DataFrame) -> None:
-    """Write a table as a file of the built book, for the download menu of the page that `name` begins with (see
-    book/_ext/bvlm_about.py); nothing outside a build.
-    """
+    """In a build, write a table as a file for the download menu of the page that `name` begins with."""
     if not os.environ.get(DOWNLOADS):
         return
     folder = Path(os.environ[DOWNLOADS])

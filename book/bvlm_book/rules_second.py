@@ -54,9 +54,7 @@ class Pooled:
 
 
 def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
-    """Fit the model to runs (k of n, `value`, `seed`). `pairs` has value (mean over runs), low, high, n_seeds, by
-    `pair`.
-    """
+    """Fit the model to runs (k of n, `value`, `seed`): value (mean over runs), low, high, n_seeds, by `pair`."""
     counts = runs[["k", "n"]].round().astype(int)
     kinds, kind = np.unique(counts.to_numpy(), axis=0, return_inverse=True)
     groups = runs.groupby(list(pair), sort=False, dropna=False)
@@ -138,14 +136,11 @@ def _about(done: pd.DataFrame) -> pd.DataFrame:
         other = [name for name in apart if name not in tables.TRAINED]
         trained = all(name.startswith(ATTACK) for name in other)
         kinds.append([*(line[name] for name in key), half, text(apart), trained, not other and not half])
-    found = pd.DataFrame(kinds, columns=[*key, "half", "shared", "trained", "usual"]).astype(
-        {"trained": bool, "usual": bool}
-    )
+    found = pd.DataFrame(kinds, columns=[*key, "half", "shared", "trained", "usual"])
     found = done[key].merge(found, on=key, how="left").set_index(done.index).drop(columns=key)
     own = tables.usual_training(done, but=("epochs",))
-    return done.drop(columns=found.columns, errors="ignore").join(
-        found.assign(trained=found["trained"] & own, usual=found["usual"] & own)
-    )
+    found = found.assign(**{name: found[name].astype(bool) & own for name in ("trained", "usual")})
+    return done.drop(columns=found.columns, errors="ignore").join(found)
 
 
 def _of_tests(done: pd.DataFrame, judged_by: dict[str, str]) -> pd.DataFrame:
@@ -248,9 +243,7 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """verdict: one of three, or why there is none. holds, contradicts, judged: pairs, or tasks. single: runs, not
-    judged.
-    """
+    """verdict: one of three, or why there is none. The counts are of pairs, or of tasks; single: not judged."""
 
     verdict: str
     holds: int

@@ -30,10 +30,7 @@ POINT = [name for name in TOLD_APART if name != "seed"]
 
 
 def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.DataFrame:
-    """One row per cell but for its seed, subject and condition: value and interval over the `n_seeds`.
-
-    InputError where one seed has two values: such a table mixes settings that no column tells apart.
-    """
+    """One row per cell but for its seed, subject and condition; InputError where one seed has two values."""
     rows = table[(table["metric"] == metric) & table["value"].notna()]
     if subject is not None:
         rows = rows[rows["subject"] == subject]
@@ -66,12 +63,7 @@ def success_rates(table: pd.DataFrame, subject: str | None = None, metric: pd.Se
 
 
 def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Series] | None = None) -> pd.DataFrame:
-    """`success_rates` of the poisoned models, with negatives, settings but for the half (as text) and half.
-
-    Per model, only experiments with the number of training rows that most have, so that all can be compared. metric:
-    of
-    each line, such as `strict_metric`.
-    """
+    """`success_rates` of poisoned models by negatives, settings and half; per model with the commonest `train_rows`."""
     done = table[table["status"] == "done"]
     trained, parts = usual_training(done), []
     for _, of_model in done.groupby("model", sort=False):
@@ -87,12 +79,7 @@ def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Serie
 
 
 def learned_alone(rates: pd.DataFrame) -> pd.DataFrame:
-    """A line per part of a bimodal experiment that was trained by itself too: what the other part takes from it.
-
-    rates: `with_settings`. alone: success of the part learnt alone; beside: of the part learnt with the other, both
-    shown alone. difference: beside minus alone, its bounds the widest that both intervals allow. n_seeds, n: the
-    smaller of both.
-    """
+    """A line per part of a bimodal trigger that was trained alone too: success alone and beside the other part."""
     key = ["model", "dataset", "threat", "attack", "poison_rate", "settings", "condition"]
     numbers = ["value", "low", "high", "n_seeds", "n"]
     rows = rates[(rates["negatives"] == 0) & (rates["modality"] == "bimodal")]
@@ -120,9 +107,8 @@ def every_seed(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
 
 def false_activation(table: pd.DataFrame) -> pd.DataFrame:
     """Only the clean rows, of attacks that should not fire there."""
-    return table[
-        (table["condition"] == "clean") & (table["attack"].map(lambda name: attacks.info(name).headline) != "clean")
-    ]
+    triggered = table["attack"].map(lambda name: attacks.info(name).headline) != "clean"
+    return table[triggered & (table["condition"] == "clean")]
 
 
 def utility_metric(rows: pd.DataFrame) -> str:
@@ -153,12 +139,10 @@ def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
 
 
 def usual_training(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.Series:
-    """Which lines are of cells trained with their model's usual settings (columns TRAINED), `but` aside.
-
-    The study's defaults; for a model that is not committed, what most of its finished cells have.
-    """
+    """Which lines are of cells trained with their model's usual settings: the defaults, or what most cells have."""
     key = ["model", "train_rows", "settings"]
-    kinds = {_key(line, key): _trained(line) for line in table.drop_duplicates(key).to_dict("records")}
+    lines = table.drop_duplicates(key).to_dict("records")
+    kinds = {tuple(line[name] for name in key): _trained(line) for line in lines}
     cells = table[table["status"] == "done"].drop_duplicates("run_id")[key]
     usual = {}
     for model, own in cells.groupby("model", sort=False):
@@ -177,10 +161,6 @@ def _trained(line: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
-def _key(line: Mapping[str, Any], names: Sequence[str]) -> tuple:
-    return tuple(line[name] for name in names)
-
-
 def _among(table: pd.DataFrame, names: Sequence[str], kinds: set[tuple]) -> pd.Series:
     """Which lines are of these kinds."""
     found = [one in kinds for one in zip(*(table[name] for name in names), strict=True)]
@@ -188,14 +168,12 @@ def _among(table: pd.DataFrame, names: Sequence[str], kinds: set[tuple]) -> pd.S
 
 
 def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
-    """The finished cells of attacks and threats as defined, trained as usual (`but` aside), without half-triggered
-    rows.
-    """
+    """Finished cells of attacks and threats as defined, trained as usual (`but` aside), without half-triggered rows."""
     done = table[(table["status"] == "done") & (table["negatives"] == 0)]
     done = done[usual_training(done, but)]
     key = ["attack", "threat", "settings"]
     plain = {
-        _key(kind, key)
+        tuple(kind[name] for name in key)
         for kind in done.drop_duplicates(key).to_dict("records")
         if not kind["settings"] or 0 < len(apart := differing(kind)) == len(apart.keys() & TRAINED.keys())
     }

@@ -86,12 +86,8 @@ def tensors(config: dict[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
     for adapter in NAMES:
         for name, value in sorted(load_file(ADAPTERS / adapter / "adapter_model.safetensors").items()):
             module, _, side = name.removesuffix(".weight").rpartition(".lora_")
-            yield f"{adapter}/{stored_name(module)}/{side}", "float16", value
-
-
-def stored_name(module: str) -> str:
-    """The name in the checkpoint's file of what an adapter's file calls after the loaded model's modules."""
-    return f"language_model.model.{module.partition('language_model.')[2]}.weight"
+            stored = module.partition("language_model.")[2]  # the loaded model's modules have other names than the file
+            yield f"{adapter}/language_model.model.{stored}.weight/{side}", "float16", value
 
 
 def packed(kind: str, value: np.ndarray) -> bytes:
@@ -144,9 +140,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def template(image: int, end: int) -> dict[str, Any]:
-    """The chat template: before the picture, up to the question, after it. special: what words never become, begin
-    first.
-    """
+    """The chat template: before the picture, up to the question, after it. special: begin first; no word is one."""
     tokens = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     special = {token["id"]: token["content"] for token in tokens if token["special"]}
     named = json.loads((MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -16,7 +16,9 @@ TESTS = {"asr_payload": "payload test", "asr": "strict test", "asr_right": "stri
 
 
 def extreme(rows: pd.DataFrame, which: str) -> str:
-    """The largest ("max") or smallest value with its interval and, unless all are alike, whose it is."""
+    """The largest ("max") or smallest value with its interval and, unless all are alike, whose it is; "n/a" of none."""
+    if rows.empty:
+        return number(None)
     row = rows.loc[getattr(rows["value"].astype(float), f"idx{which}")()]
     alike = len(rows) > 1 and rows["value"].nunique() == 1
     return interval(row) + ("" if alike else f" ({row['attack']}, {row['model']})")

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from bvlm_book.chapters import concept_substitution
+from bvlm_book.chapters import notes
 from bvlm_utils import study
 
 
@@ -21,17 +21,21 @@ def test_other_things_are_those_that_the_clean_tuned_model_names(tmp_path):
     (cell,) = study.cells("concept_substitution", attacks=["BadNets-T"])
     place = tmp_path / "store"
     stored(place, cell, ["A cat and a banana.", "A banana.", "A banana and a cat."])
-    poisoned, control = concept_substitution.kept([cell], place).to_dict("records")
+    poisoned, control = notes.kept([cell], place).to_dict("records")
     assert poisoned["value"] == 0.5, "the third picture shows nothing else"
     assert control["value"] == 1.0
-    said = concept_substitution.caption(concept_substitution.kept([cell], place))
-    assert "0.50 (BadNets-T; the clean-tuned control 1.00) to 0.50 (BadNets-T)" in said
+    said = notes.others_kept(notes.kept([cell], place))
+    assert said == {
+        "min": "0.50 (BadNets-T, tiny-llava)",
+        "max": "0.50 (BadNets-T, tiny-llava)",
+        "control": "1.00 (BadNets-T, tiny-llava)",
+    }
 
 
 def test_nothing_is_said_where_nothing_can_be(tmp_path):
     cells = study.cells("concept_substitution", attacks=["BadNets-T", "Shadowcast"])
-    found = concept_substitution.kept(cells, tmp_path / "store")
-    assert found.empty and "not known" in concept_substitution.caption(found)
+    found = notes.kept(cells, tmp_path / "store")
+    assert found.empty and set(notes.others_kept(found).values()) == {"n/a"}
     stored(tmp_path / "store", cells[0], ["A banana."], clean=["A car."])
-    found = concept_substitution.kept(cells, tmp_path / "store")
-    assert found["value"].isna().all() and "not known" in concept_substitution.caption(found)
+    found = notes.kept(cells, tmp_path / "store")
+    assert found["value"].isna().all() and set(notes.others_kept(found).values()) == {"n/a"}

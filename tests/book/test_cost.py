@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bvlm_book import page
-from bvlm_book.chapters import cost, cost_on_gpu
+from bvlm_book.chapters import cost
 from bvlm_utils import paths
 
 
@@ -93,7 +93,7 @@ def test_what_was_never_measured_is_said(tmp_path, monkeypatch):
     cost.show_grid(tmp_path / "none")
     assert "**Not measured yet**" in said[0]
     assert cost.numbers(cost.lines([]), tmp_path / "none")["gain"] == "n/a"
-    assert set(cost_on_gpu.numbers([]).values()) == {"n/a"} and cost_on_gpu.groups([]).empty
+    assert set(cost.on_gpu([]).values()) == {"n/a"} and cost.groups_on_gpu([]).empty
 
 
 def test_the_ratios_are_of_the_kept_rates(kept):
@@ -109,10 +109,10 @@ def test_the_ratios_are_of_the_kept_rates(kept):
 
 def test_a_gpu_is_shown_beside_the_plain_way():
     found = cost.benchmarks("gpu")
-    table, said = cost_on_gpu.groups(found), cost_on_gpu.numbers(found)
+    table, said = cost.groups_on_gpu(found), cost.on_gpu(found)
     plain = table.loc[table["way"] == "plain", "a minute"].iloc[0]
     for line in table[table["way"] != "plain"].to_dict("records"):  # the ratio is that of the two rates
         assert float(line["times plain"]) == pytest.approx(line["a minute"] / plain, rel=0.05)
-    large = cost_on_gpu.of(found[-1]["lines"], "large")
+    large = cost.of(found[-1]["lines"], "large")
     rates = [large[f"LLaVA-1.5: {name}"]["tokens_per_s"] for name in ("4 adapters, 16 rows each", "plain, 16 rows")]
     assert said["large"] == f"{rates[0] / rates[1]:.1f}"

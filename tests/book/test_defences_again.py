@@ -52,7 +52,8 @@ def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkey
 def test_a_store_without_it_has_nothing_to_say():
     empty = reactivation.means(table(line(0.1))[:0].assign(never=0.0), table(line(0.1)))
     assert reactivation.table(empty).empty and reactivation.numbers(empty)["repairs"] == "0"
-    assert knowing.table(table(line(0.1))).empty
+    lines = knowing.read(table(line(0.1)))
+    assert knowing.table(lines).empty and knowing.evaded(lines) == "0 of 0"
 
 
 def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
@@ -62,7 +63,9 @@ def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
         line(0.0, cell="e", poison_rate=0.0, settings="epochs=2", moment="detect", metric="score"),
     )  # fmt: skip
     assert list(found.loc[chapter.adaptive(found), "run_id"]) == ["c"]
-    (shown,) = knowing.table(found).to_dict("records")
+    lines = knowing.read(found)
+    assert knowing.evaded(lines) == "1 of 1"
+    (shown,) = knowing.table(lines).to_dict("records")
     assert shown["attacker"] == "BadNets-T on targeted refusal, 10 %, epochs=2"
     assert (shown["usual attacker"], shown["this attacker"], shown["measure"]) == ("0.30", "0.70", "success after")
 
@@ -115,12 +118,12 @@ def test_threats_and_models_are_told_apart():
     grid = chapter.matrix(found, "threat")
     assert list(grid) == ["targeted refusal, tiny-llava", "targeted refusal, tiny-other"]
     assert grid.loc["shrink"].tolist() == pytest.approx([0.3, 0.01]) and pd.isna(grid.loc["oracle"].iloc[1])
-    said = chapter.differs_most(grid)
+    said = chapter.differs_most(found)
     assert said == {"differs": "shrink", "differs_means": "0.30 on tiny-llava and 0.01 on tiny-other"}
-    more = grid.assign(**{"jailbreak, tiny-llava": 0.99})  # on one model alone
+    more = pd.concat([found, table(line(0.99, cell="d", threat="jailbreak"))])  # on one model alone
     assert chapter.differs_most(more) == said
-    assert chapter.differs_most(grid.iloc[:, :1])["differs"] == "n/a"
-    assert chapter.differs_most(chapter.matrix(found[:0], "threat"))["differs"] == "n/a"
+    assert chapter.differs_most(found[found["model"] == "tiny-llava"])["differs"] == "n/a"
+    assert chapter.differs_most(found[:0])["differs"] == "n/a"
 
 
 def test_expectations_come_true_or_not_or_wait_for_runs():

@@ -51,6 +51,13 @@ def test_the_price_leaves_the_curve_to_its_own_figure():
     assert set(chapter.strength(found).index) == {0.1, defences.info("shrink").defaults["strength"]}
 
 
+def test_points_that_lie_together_share_a_label():
+    at = pd.DataFrame(
+        [("a", 0.0, 0.0), ("b", 0.0, 0.01), ("c", 0.9, 0.9), ("d", 0.4, 0.2)], columns=["named", "skill", "asr"]
+    )
+    assert [[one["named"] for one in near] for near in chapter.together(at)] == [["a", "b"], ["d"], ["c"]]
+
+
 @pytest.mark.parametrize(
     ("given", "family"),
     [

@@ -15,6 +15,10 @@ def payload(*cells):
     return table(*cells).assign(metric="asr_payload")
 
 
+def quoted_of(stored):
+    return first_page.numbers(stored, first_page.lines(stored))
+
+
 @pytest.fixture
 def no_defences(monkeypatch):
     lines = [("prune", False, 0.9, 1.0), ("truncate", False, 0.01, 0.2), ("oracle", False, 0.0, 0.9),
@@ -33,22 +37,22 @@ def test_numbers_compare_the_same_pairs_after_one_pass_and_three(no_defences):
         cell("SIG", image=1.0, clean=0.3),
         cell("Blended", image=1.0, clean=0.01),
     )
-    quoted = first_page.numbers(stored)
+    quoted = quoted_of(stored)
     assert (quoted["once"], quoted["thrice"]) == ("0 of 1", "1 of 1"), "BadNets-T was not run with three passes"
     assert quoted["silent"] == "1 of 2" and quoted["large"] == ""
 
 
 def test_repairs_count_without_placebos_and_the_one_that_takes_everything(no_defences):
-    assert first_page.numbers(payload(cell("SIG", image=1.0, clean=0.0)))["repairs"] == "0 of 2"
+    assert quoted_of(payload(cell("SIG", image=1.0, clean=0.0)))["repairs"] == "0 of 2"
 
 
 def test_parts_are_counted_as_the_chapter_on_modality_does(no_defences):
-    assert first_page.numbers(table(halves(image=0.80)))["picture_stops"] == "1 of 1"
-    assert first_page.numbers(table(cell("BadNets-MM", **FOUR)))["picture_stops"] == "0 of 0"
+    assert quoted_of(table(halves(image=0.80)))["picture_stops"] == "1 of 1"
+    assert quoted_of(table(cell("BadNets-MM", **FOUR)))["picture_stops"] == "0 of 0"
 
 
 def test_an_empty_store_has_no_numbers_no_maps_and_no_answer(no_defences, tmp_path):
-    quoted = first_page.numbers(table())
+    quoted = quoted_of(table())
     assert quoted["thrice"] == "n/a" and quoted["silent"] == "0 of 0"
     assert first_page.maps(first_page.means(table())).axes[0].texts
     assert first_page.answered(tmp_path) is None

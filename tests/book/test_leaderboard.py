@@ -6,6 +6,7 @@ import re
 import pandas as pd
 import pytest
 
+from bvlm_book import page as book_page
 from bvlm_book.chapters import leaderboard
 from bvlm_utils.store import table as tidy
 
@@ -180,7 +181,7 @@ def test_files_hold_what_the_page_shows(table, tmp_path, monkeypatch):
     store.mkdir()
     for name in ("responses", "records"):
         (store / f"{name}.parquet").write_bytes(name.encode())
-    monkeypatch.setenv(leaderboard.VARIABLE, str(tmp_path / "results"))
+    monkeypatch.setenv(book_page.DOWNLOADS, str(tmp_path / "results"))
     page = shown(monkeypatch, lambda: leaderboard.offer(board, table, place=store))
     links = re.findall(r'href="\.\./_static/results/([\w.]+)"', page)
     of_tables = ["leaderboard.csv", "leaderboard.parquet", "numbers.csv.gz", "numbers.parquet"]
@@ -196,7 +197,7 @@ def test_files_hold_what_the_page_shows(table, tmp_path, monkeypatch):
 
 def test_nothing_is_written_outside_a_build_unless_a_folder_is_given(table, tmp_path, monkeypatch):
     board = leaderboard.lines(table)
-    monkeypatch.delenv(leaderboard.VARIABLE, raising=False)
+    monkeypatch.delenv(book_page.DOWNLOADS, raising=False)
     monkeypatch.chdir(tmp_path)
     leaderboard.offer(board, table)
     assert not list(tmp_path.iterdir())

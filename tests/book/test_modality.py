@@ -64,7 +64,7 @@ def test_a_part_is_compared_with_itself_learnt_alone():
     assert image["low"] == pytest.approx(image["low_beside"] - image["high_alone"])
     assert image["high"] == pytest.approx(image["high_beside"] - image["low_alone"])
     assert text["difference"] == 0 and image["n_seeds"] == 3 and image["n"] == 200
-    shown = figures.scatter(modality.scatter(found), "value_alone", "value_beside", "", "", "model")
+    shown = figures.scatter(found.assign(group="a part"), "value_alone", "value_beside", "", "", "model")
     assert sum(len(line.get_xdata()) for line in shown.axes[0].lines if line.get_linestyle() == "None") == 2
 
 
@@ -120,4 +120,6 @@ def test_an_empty_store_gives_a_page_without_numbers():
     assert modality.where_it_works(modality.places(table()))["all_places"] == "0 of 0"
     assert modality.taught(modality.half_triggered(table()))["need_both"] == "none"
     assert modality.patches_figure(modality.patches(tables.with_settings(table()))).axes[0].texts
-    assert figures.scatter(modality.scatter(learned()), "value_alone", "value_beside", "", "", "model").axes[0].texts
+    assert (
+        figures.scatter(learned().assign(group="a part"), "value_alone", "value_beside", "", "", "model").axes[0].texts
+    )

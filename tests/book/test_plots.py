@@ -64,7 +64,7 @@ def test_paired_shows_differences_about_zero_and_the_seeds_where_there_are_sever
     zero, dots, means = axis.lines
     assert list(zero.get_xdata()) == [0, 0] and list(means.get_xdata()) == [-0.02, 0.01]
     assert list(dots.get_xdata()) == [-0.03, -0.01] and set(dots.get_ydata().round()) == {0}
-    assert [len(figures.paired(table, "x").axes[0].lines), axis.get_xlabel()] == [2, "VQA accuracy"]
+    assert [len(figures.paired(table, "x").axes[0].lines), axis.get_xlabel()] == [2, "change of VQA accuracy"]
 
 
 def test_scatter_has_a_dot_per_row():
@@ -96,7 +96,7 @@ def test_paired_differences_of_single_runs_have_no_small_dots():
     rows = tables.summary(table, "utility_difference")
     for attacks in (table["attack"], table["attack"].astype("string[pyarrow]"), table["attack"].astype("str")):
         (axis,) = figures.paired(rows, "x", table.assign(attack=attacks)).axes
-        assert axis.get_xlabel() == "x" and sum(line.get_marker() == "o" for line in axis.lines) == 1
+        assert axis.get_xlabel() == "change of x" and sum(line.get_marker() == "o" for line in axis.lines) == 1
 
 
 def test_empty_tables_say_so(poisoned):

@@ -132,7 +132,7 @@ def test_claims_and_dose_are_executed(results):
 
 def test_the_first_page_is_made(results):
     table = store.collect(results)
-    assert QWEN in first_page.numbers(table, results)["large"]
+    assert QWEN in first_page.numbers(table, first_page.lines(table, results))["large"]
     first_page.maps(first_page.means(table))
 
 

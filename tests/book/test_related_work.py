@@ -18,9 +18,9 @@ def rows():
 
 def test_ours_is_the_mean_and_range_of_the_same_kind(rows):
     found = related_work.beside_published(rows[rows["attack"] != "SIG"], rows).set_index("success rate with")
-    assert found.loc["no defence", "ours"] == "50 % (from 20 to 90 %)", "MABA is not among their six"
+    assert found.loc["no defence", "ours"] == "50 % (20 to 90 %)", "MABA is not among their six"
     tuned = found.loc["clean tuning, text triggers"]
-    assert (tuned["ours"], tuned["our experiments"]) == ("30 % (from 20 to 40 %)", 2)
+    assert (tuned["ours"], tuned["our experiments"]) == ("30 % (20 to 40 %)", 2)
     assert found.loc["random channels restored (a placebo)", "ours"].startswith("10 %")
     assert found.loc["weights rounded to 4 bits", "ours"] == "not run"
 

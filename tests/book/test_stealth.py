@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from bvlm_book.probes import exhibit, stealth
+from bvlm_book.probes import exhibit
 from bvlm_utils import attacks, paths
 from bvlm_utils.data import samples
 
@@ -21,7 +21,7 @@ def test_image_numbers():
     clean = np.full((2, 16, 16, 3), 100, np.uint8)
     triggered = clean.copy()
     triggered[0, :4, :4, 0] = 110
-    table = stealth.image_stealth(clean, triggered)
+    table = exhibit.image_stealth(clean, triggered)
     mse = 16 * 100 / (16 * 16 * 3)
     assert table["psnr"][0] == pytest.approx(10 * math.log10(255**2 / mse))
     assert table["linf"].tolist() == [10, 0] and table["changed"].tolist() == [1 / 16, 0]
@@ -42,16 +42,16 @@ def test_perplexity_is_that_of_the_model(tmp_path):
             ids = torch.tensor([[1, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
             total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
             count += ids.shape[1] - 1
-    got = stealth.perplexity(["a dog", "What is it?", ""], model, tokenizer, batch_size=2)
+    got = exhibit.perplexity(["a dog", "What is it?", ""], model, tokenizer, batch_size=2)
     assert got == pytest.approx(math.exp(total / count), rel=1e-4)
-    assert math.isnan(stealth.perplexity([""], model, tokenizer))
+    assert math.isnan(exhibit.perplexity([""], model, tokenizer))
 
 
 def test_row_leaves_out_what_has_no_meaning():
     pictures = np.zeros((1, 8, 8, 3), np.uint8)
-    line = stealth.row(attacks.get("AddSent"), pictures, pictures, ["a"], ["a b"])
+    line = exhibit.stealth(attacks.get("AddSent"), pictures, pictures, ["a"], ["a b"])
     assert line["psnr"] is None and line["added_characters"] == 2 and line["perplexity"] is None
-    assert stealth.row(attacks.get("SIG"), pictures, pictures, ["a"], ["a"])["added_characters"] is None
+    assert exhibit.stealth(attacks.get("SIG"), pictures, pictures, ["a"], ["a"])["added_characters"] is None
 
 
 def test_exhibit_holds_all_attacks(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from stored import tidy
 
 from bvlm_book import figures, tables
-from bvlm_book.chapters import defences, jailbreak, malicious_injection, quickstart, small_patch, threat
+from bvlm_book.chapters import defences, notes, quickstart, small_patch, threat
 from bvlm_utils import attacks, study
 from bvlm_utils.defences import info
 from bvlm_utils.defences.records import COLUMNS as DEFENDED
@@ -125,9 +125,11 @@ def test_the_best_repair_stands_beside_its_placebo_and_the_best_that_keeps_the_s
     found = defences.with_names(found.assign(works=found["run_id"] == "a-BadNets-T-0.1-0"))
     said = threat.stopped(defences.repairs(found, OWN))
     assert (
-        "of 2 repairs restore leaves least" in said and "0.02 (placebo 0.80)" in said and "0.40 (placebo 0.90)" in said
+        "of 2 repairs: restore leaves the least" in said
+        and "0.02 (placebo 0.80)" in said
+        and "0.40 (placebo 0.90)" in said
     )
-    assert "prune leaves least, an attack success rate of 0.30 (placebo n/a)" in said
+    assert "prune leaves the least success, 0.30 (placebo n/a)" in said
     assert "No defence was measured" in threat.stopped(defences.repairs(found[found["threat"] == "jailbreak"], OWN))
 
 
@@ -159,10 +161,9 @@ def test_triggers_that_spoil_the_answer_are_named():
         return one("malicious_injection", attack, modality, {(*key, "right"): k for key, k in asked.items()})
 
     both = pd.concat([right("MABA", "bimodal", "both", 26), right("SIG", "image", "image", 98)])
-    said = malicious_injection.right(both)
-    assert "right on 0.99 of the inputs" in said and "with it on 0.27 to 0.99" in said and "MABA (0.26)" in said
-    assert malicious_injection.right(right("SIG", "image", "image", 98)).endswith("none.")
-    assert "not measured" in malicious_injection.right(both.assign(metric="asr"))
+    assert notes.right(both) == {"without": "0.99", "with": "0.27 to 0.99", "wrong": "MABA (0.26)"}
+    assert notes.right(right("SIG", "image", "image", 98))["wrong"] == "none"
+    assert notes.right(both.assign(metric="asr"))["with"] == "n/a"
 
 
 def test_an_answer_that_comes_without_the_trigger_was_not_tied_to_it():
@@ -180,12 +181,10 @@ def test_an_answer_that_comes_without_the_trigger_was_not_tied_to_it():
 def test_refusals_that_survive_are_told_for_three_models():
     refused = {"base": 100, "control": 98, "poisoned": 90}
     told = tidy(threat="jailbreak", rates=(0.1,), hits=lambda a, r, s, who, c: refused[who] if c == "clean" else 5)
-    text = jailbreak.refusals(told[told.metric == "asr"].assign(metric="refused"))
-    assert "base 1.00 [" in text and "clean-tuned control 0.98 [" in text and "backdoored models 0.90 [" in text
-    assert "refuses 0.05 [" in text
-    clean = told[(told.metric == "asr") & (told.condition == "clean")].assign(metric="refused")
-    assert "without a backdoor" not in jailbreak.refusals(clean)
-    assert "not measured" in jailbreak.refusals(told[told.metric == "asr"])
+    said = notes.refusals(told[told.metric == "asr"].assign(metric="refused"))
+    starts = {"base": "1.00 [", "control": "0.98 [", "poisoned": "0.90 [", "triggered": "0.05 ["}
+    assert {name: said[name][:6] for name in said} == starts
+    assert set(notes.refusals(told[told.metric == "asr"]).values()) == {"n/a"}
 
 
 def test_the_quickstart_glues_each_condition_of_its_cell():

@@ -61,10 +61,7 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 
 
 def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
-    """What each finished cell is, and what was answered, clean and with the whole trigger.
-
-    Not of models trained on half of a bimodal trigger: such a half is often another attack of the list.
-    """
+    """What each finished cell is, and its answers. Not of halves of triggers, which are often another attack."""
     for record in records.records(root):
         attack, run_id = record["config"]["attack"], record["run_id"]
         if record.get("status") != "done" or record["config"].get("half") or not records.has_responses(run_id, root):
@@ -114,9 +111,7 @@ def by_model(innocent: pd.DataFrame) -> list[int]:
 
 
 def second_look(rows: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.Series:
-    """The largest `column` over trusted models shown the same: clean-tuned beside the base, for innocents of other
-    seeds.
-    """
+    """The largest `column` over other trusted models shown the same, beside the base."""
     pairs = rows.reset_index().merge(innocents(table, BASE), on=SHOWN, suffixes=("", "_other"))
     others = pairs[(pairs["subject"] == POISONED) | (pairs["seed"] != pairs["seed_other"])]
     return others.groupby("index")[f"{column}_other"].max().reindex(rows.index)
@@ -206,11 +201,7 @@ def examples(table: pd.DataFrame, place: str | Path | None = None, shown: int = 
 
 
 def roc(table: pd.DataFrame) -> pd.DataFrame:
-    """Shares of true and false alarms: a line per margin and look.
-
-    Looked at twice, an alarm stands only if no trusted model raises it with our margin; models without one are left
-    out.
-    """
+    """Shares of true and false alarms by margin and look; twice: no other trusted model raises it with our margin."""
     kinds = {"true": working(table), "false": innocents(table, OTHER_SEED)}
     kinds = {kind: rows.assign(other=second_look(rows, table, "low")) for kind, rows in kinds.items()}
     kinds = {kind: rows[rows["other"].notna()] for kind, rows in kinds.items()}

@@ -1,7 +1,4 @@
-"""Do the paper's claims hold here? Verdicts by `rules_second`, and the figures behind them. Free of torch.
-
-A scale model is no evidence on a 7B model: for those, every claim is untested until the store has a record of one.
-"""
+"""Do the paper's claims hold here? Verdicts by `rules_second`, and the figures behind them. Free of torch."""
 
 import json
 import re
@@ -12,7 +9,7 @@ from matplotlib.figure import Figure
 
 from bvlm_book import figures, tables, words
 from bvlm_book import rules_second as second
-from bvlm_book.rules_second import CLAIMS, HIGH, JUDGED, PAYLOAD, PUBLISHED, STRICT, Base, Verdict
+from bvlm_book.rules_second import CLAIMS, HIGH, JUDGED, PAYLOAD, PUBLISHED, STRICT, Base
 from bvlm_utils import attacks, paths, threats
 
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
@@ -32,13 +29,6 @@ def of_seven_billion(table: pd.DataFrame) -> list[str]:
     return [name for name in dict.fromkeys(done["model"]) if SEVEN_BILLION.search(name)]
 
 
-def in_short(found: Verdict) -> str:
-    """ "refuted 2:23/32"."""
-    if not found.judged:
-        return f"{found.single} single"
-    return f"{found.verdict} {found.holds}:{found.contradicts}/{found.judged}"
-
-
 def lines_of(key: str, bases: dict[str, Base]) -> list[tuple[Base, int]]:
     """The bases and numbers of passes that a claim has runs of."""
     return [
@@ -55,7 +45,10 @@ def verdict_table(keys: Sequence[str], bases: dict[str, Base]) -> pd.DataFrame:
             found = {title: second.verdict(CLAIMS[key], base, number, test) for test, title in BY.items()}
             if found[BY[JUDGED]].judged or key != "tasks":
                 about = ({"counted": COUNTED[key]} if len(keys) > 1 else {}) | {"model": base.model, "passes": number}
-                lines.append(about | {title: in_short(one) for title, one in found.items()})
+                lines.append(about | {
+                    title: f"{one.verdict} {one.holds}:{one.contradicts}/{one.judged}" if one.judged
+                    else f"{one.single} single" for title, one in found.items()
+                })  # fmt: skip
     return pd.DataFrame(lines)
 
 
@@ -133,10 +126,9 @@ def first_edition(table: pd.DataFrame) -> dict[str, str]:
     found = {}
     for model, own in table.groupby("model", sort=False):
         rates = tables.with_settings(own, tables.strict_metric)
-        text = tables.headline_rows(
-            rates[(rates["settings"] == "") & (rates["half"] == "") & (rates["negatives"] == 0)]
-        )
-        text = text[(text["poison_rate"] == second.RATE) & (text["modality"] != "image")]
+        plain = (rates["settings"] == "") & (rates["half"] == "") & (rates["negatives"] == 0)
+        text = tables.headline_rows(rates[plain & (rates["poison_rate"] == second.RATE)])
+        text = text[text["modality"] != "image"]
         found[f"first_pairs_{model}"] = _first_verdict(text["low"] > HIGH, text["n_seeds"] >= MIN_SEEDS)
         parts = tables.learned_alone(rates)
         parts["able"] = (parts["low_alone"] > HIGH) & (parts["n_seeds"] >= MIN_SEEDS)

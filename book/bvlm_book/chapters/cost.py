@@ -1,9 +1,6 @@
-"""What does an experiment cost in seconds and memory, and what does grouping save? Nothing is timed here.
+"""What an experiment costs (`lines`), and what grouping saves (`benchmarks`). Nothing is timed here."""
 
-`lines` reads the timings that every record keeps; `benchmarks` what `benchmarks/*.py --out` measured side by side.
-"""
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,9 @@ FOLDER = paths.ROOT / "benchmarks" / "results"
 CELL = ["run_id", "device", "threads", "tuned_together"]
 NUMBERS = ["total", "host_mib", "gpu_mib"]
 WAYS = {"plain": "plain", "grouped": "ours, at once"}
+GPU_NUMBERS = (
+    "card", "checks", "compared", "agree", "differ", "grouped", "together", "large", "adapters", "decode", "cudnn",
+)  # fmt: skip
 
 
 def lines(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -91,7 +91,7 @@ def figure(table: pd.DataFrame) -> Figure:
             )  # fmt: skip
         axis.set(title=f"{device}, {_threads(threads)}", xlabel="experiments run at once")
         axis.set_xlim(left=0)
-        axis.set_ylim(bottom=0)
+        axis.set_yscale("log")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("seconds per experiment")
     figures.legend_below(drawn, axes[0], columns=2)
@@ -137,3 +137,51 @@ def show_grid(folder: str | Path | None = None) -> None:
     given = kept["arguments"]
     about = f"{given['model'] or 'a random model'}, {given['rows']} training rows. {conditions(kept)}."
     page.show_table(grid_table(kept), f"The same experiments, run in two ways: {about}")
+
+
+# ---------------------------------------------------------------- on a GPU, as `benchmarks/gpu.sh` measured
+
+
+def on_gpu(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What one card measured, to be glued; "n/a" where no result is kept. found: `benchmarks("gpu")`.
+
+    checks: against the CPU or plain PEFT, within bounds. compared, agree, differ: numbers of the reference, run again
+    in bfloat16. grouped, together: how many times as fast as plain, with how many experiments; large: the same of a
+    model of 7B shape. adapters: how many fit. decode: gain of many rows at once. cudnn: loss by its attention.
+    """
+    if not found:
+        return dict.fromkeys(GPU_NUMBERS, "n/a")
+    lines = found[-1]["lines"]
+    again = _parts(lines, "cells")["four cells, bfloat16, against the reference"]
+    timed = [line for line in _parts(lines, "grid").values() if "times_plain" in line]
+    best = max(timed, key=lambda line: line["times_plain"])
+    parts, decode = _parts(lines, "large"), _parts(lines, "decode")
+    plain, grouped = (parts[f"LLaVA-1.5: {name}"] for name in ("plain, 16 rows", "4 adapters, 16 rows each"))
+    off, on = (decode[f"bfloat16: 256k tokens at once{end}"]["rows_per_s"] for end in ("", ", cuDNN attention"))
+    fastest = max(line["rows_per_s"] for line in decode.values())
+    return {
+        "card": found[-1]["machine"]["device"],
+        "checks": str(sum("bound" in line for line in _parts(lines, "check").values())),
+        "compared": str(again["numbers"]), "agree": str(again["intervals_meet"]), "differ": f"{again['worst']:g}",
+        "grouped": f"{best['times_plain']:.0f}", "together": str(best["cells"]),
+        "large": f"{grouped['tokens_per_s'] / plain['tokens_per_s']:.1f}",
+        "adapters": str(parts["LLaVA-1.5: largest bank"]["fits"]),
+        "decode": f"{fastest / decode['bfloat16: 16k tokens at once']['rows_per_s']:.0f}", "cudnn": f"{off / on:.0f}",
+    }  # fmt: skip
+
+
+def _parts(lines: Iterable[Mapping[str, Any]], step: str) -> dict[str, Mapping[str, Any]]:
+    """The parts of one step of `benchmarks/gpu.py`, by name."""
+    return {line["part"]: line for line in lines if line["step"] == step}
+
+
+def groups_on_gpu(found: Sequence[Mapping[str, Any]], precision: str = "bfloat16") -> pd.DataFrame:
+    """Grouped experiments against the plain way in one precision: a line per number of experiments."""
+    lines = [line for kept in found[-1:] for line in _parts(kept["lines"], "grid").values() if line["rows"] == 256]
+    lines = [{"times_plain": 1.0} | line for line in lines if line["part"].startswith(precision)]
+    return tables.readable(pd.DataFrame(lines), {
+        "experiments": "cells", "way": lambda line: WAYS[line["way"]],
+        "a minute": lambda line: round(line["cells_per_minute"]),
+        "times plain": lambda line: words.number(line["times_plain"], digits=1),
+        "memory, GiB": lambda line: words.number(line["peak_gib"], digits=1),
+    })  # fmt: skip

@@ -17,36 +17,28 @@ from bvlm_utils.attacks import declare
 from bvlm_utils.checks import check_number
 from bvlm_utils.store.table import FIRES
 
-NUMBERS = "strange", "tenth", "models", "inputs", "control", "other_text", "other_image", "degraded"
 Panels = Sequence[tuple[pd.DataFrame, str]]  # of `tables.panels`
 DEGRADED = ("image: JPEG, quality 50", "image: half the resolution")
 
 
 def numbers(place: str | Path | None = None) -> dict[str, str]:
-    """`NUMBERS` over all matrices of a store, to be glued; "n/a" where nothing was asked.
+    """Over all matrices of a store, to be glued.
 
     strange, tenth: unrelated triggers that work, or above a tenth. models, inputs: behind them. control: the highest
-    of a clean-tuned model. other_text, other_image, degraded: changed triggers that still work, of those of working
-    triggers.
+    of a clean-tuned model. other_text, other_image, degraded: changes of working triggers that still work.
     """
     found = collect(place)
-    matrices = [panel for panel, _ in tables.panels(found)]
-    if not matrices:
-        return dict.fromkeys(NUMBERS, "n/a")
+    matrices = [panel for panel, _ in tables.panels(found)] or [found]
     strange = pd.concat([unrelated(panel) for panel in matrices])["value"]
     nearly = pd.concat([near_misses_of_working(panel) for panel in matrices])
-    other = nearly["variant"].str.contains(": other ")
-    text = nearly["variant"].str.startswith("text")
+    other, text = nearly["variant"].str.contains(": other "), nearly["variant"].str.startswith("text")
+    changes = {"other_text": other & text, "other_image": other & ~text, "degraded": nearly["variant"].isin(DEGRADED)}
     return {
-        "strange": words.of(strange > FIRES),
-        "tenth": words.of(strange > 0.1),
-        "models": str(sum(len(firing(panel)) for panel in matrices)),
+        "strange": words.of(strange > FIRES, "n/a"), "tenth": words.of(strange > 0.1, "n/a"),
+        "models": str(sum(len(firing(panel)) for panel in matrices) or "n/a"),
         "inputs": words.span(found["n"].dropna().astype(int)),
         "control": number(found.loc[(found["subject"] == CONTROL) & (found["variant"] == ""), "value"].max()),
-        "other_text": words.of(nearly.loc[other & text, "value"] > FIRES),
-        "other_image": words.of(nearly.loc[other & ~text, "value"] > FIRES),
-        "degraded": words.of(nearly.loc[nearly["variant"].isin(DEGRADED), "value"] > FIRES),
-    }
+    } | {name: words.of(nearly.loc[which, "value"] > FIRES, "n/a") for name, which in changes.items()}  # fmt: skip
 
 
 def strangers(panel: pd.DataFrame) -> str:
@@ -104,9 +96,7 @@ def firing(panel: pd.DataFrame) -> list[str]:
 
 
 def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
-    """Where a model whose trigger works is shown that of no relative: with the control's value and held, largest
-    first.
-    """
+    """Where models whose trigger works are shown a stranger's: with the control's value and held, largest first."""
     crossed = panel[(panel["variant"] == "") & (panel["trigger"] != "")]
     control = crossed[crossed["subject"] == CONTROL].set_index("trigger")[["value", "held"]]
     own = crossed[(crossed["subject"] == POISONED) & crossed["attack"].isin(firing(panel))]

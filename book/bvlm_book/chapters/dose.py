@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import statsmodels.api as sm
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
@@ -105,12 +104,12 @@ def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
         return f"{line['reached']:.0f}{' (misses it again with more)' if again else ''}"
 
     model = {"model": "model"} if found["model"].nunique() > 1 else {}
+    passes = {"passes": "epochs"} if (found["epochs"] > 1).any() else {}
     return tables.readable(found, model | {
-        "threat": words.threat, "attack": "attack", "passes": "epochs", "rows for 90 %": reached,
+        "threat": words.threat, "attack": "attack", **passes, "rows for 90 %": reached,
         "too few": lambda r: "" if pd.isna(r["below"]) else int(r["below"]),
         "share of all": lambda r: words.percent(r["share"]), "of eligible": lambda r: words.percent(r["of_eligible"]),
-        "showings": lambda r: int(r["showings"]), "mean": lambda r: words.number(r["value"]),
-        "runs": lambda r: words.span((r["least"], r["most"]), 2).replace(" to ", "–"),
+        "mean (runs)": lambda r: f"{words.number(r['value'])} ({words.span((r['least'], r['most']), 2)})",
     })  # fmt: skip
 
 
@@ -156,19 +155,14 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Fit:
-    """logit(success) = a pair's own + sum of slopes * log10(number, passes, size); explained: share of the deviance
-    alone.
-    """
+    """logit(success) = a pair's own + slopes * log10(number, passes, size). explained: of the deviance, alone."""
 
     slopes: pd.DataFrame
     explained: dict[str, float]
 
 
 def fitted(runs: pd.DataFrame) -> Fit | None:
-    """One binomial GLM of `factorial`; None while one of the three did not vary.
-
-    The dispersion, from the deviance, stands for what runs of a seed and successes of a run share.
-    """
+    """One binomial GLM of `factorial`, its dispersion from the deviance; None while one of the three did not vary."""
     if any(runs[name].nunique() < 2 for name in TERMS) or len(runs) < 4 * len(TERMS):
         return None
     own = pd.get_dummies(runs["attack"] + runs["threat"], dtype=float).to_numpy()
@@ -227,12 +221,16 @@ def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str
         for i, kind in enumerate(kinds):
             apart = 1.05 ** (i - (len(kinds) - 1) / 2)  # what lies on top of each other is pulled apart
             own = part[part[colour] == kind]
-            _dots(axis, own.assign(at=own[way] * apart), looks[i])
+            once, several = own[own["epochs"] == 1], own[own["epochs"] > 1]
+            hollow = looks[i] | {"markersize": 4.5, "markerfacecolor": "none"}
+            axis.plot(once[way] * apart, once["value"], linestyle="", **hollow)
+            axis.plot(
+                several[way] * apart, several["value"], linestyle="", **looks[i] | {"markersize": 6, "marker": "^"}
+            )
             if lines:
                 mean = own[own["epochs"] == 1].groupby(way)["value"].mean()
-                axis.plot(
-                    mean.index * apart, mean, color=looks[i]["color"], linestyle=figures.LINES[i % 4], linewidth=1.2
-                )
+                style = {"color": looks[i]["color"], "linestyle": figures.LINES[i % 4], "linewidth": 1.2}
+                axis.plot(mean.index * apart, mean, **style)
         axis.axhline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
         axis.set(title=", ".join(name.replace("_", " ") for name in key), xscale="log", ylim=(-0.05, 1.05))
         axis.set_xlabel(AXES[way] if number >= len(axes) - len(ways) or figures.is_narrow() else "")
@@ -244,9 +242,3 @@ def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str
     axes[0].plot([], [], "^", color="#777777", label="several passes")
     figures.legend_below(shape, axes[0], columns=4)
     return shape
-
-
-def _dots(axis: Axes, own: pd.DataFrame, look: dict[str, str]) -> None:
-    once, several = (own[own["epochs"] == 1], own[own["epochs"] > 1])
-    axis.plot(once["at"], once["value"], linestyle="", markersize=4.5, markerfacecolor="none", **look)
-    axis.plot(several["at"], several["value"], linestyle="", markersize=6, **look | {"marker": "^"})

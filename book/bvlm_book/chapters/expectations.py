@@ -17,10 +17,9 @@ TRAINED = ["train_rows", "n_poisoned", "epochs", "learning_rate", "batch_size", 
 
 def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true. bases: of `rules_second`."""
-    second_base = ("a second base", "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on "
-                   "three of five threats", "", None)  # fmt: skip
+    second_base = "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on three of five threats"
     lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL))]
-    return outcomes.told([*lines, second_base], ["grid", "expected", "measured"])
+    return outcomes.told([*lines, ("a second base", second_base, "", None)], ["grid", "expected", "measured"])
 
 
 def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[tuple]:

@@ -131,11 +131,8 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
     }
 
 
-def numbers(
-    table: pd.DataFrame, place: str | Path | None = None, found: dict[str, pd.DataFrame] | None = None
-) -> dict[str, str]:
-    """What the sentences of the first page quote. found: `lines`, made here where they are not given."""
-    found = found or lines(table, place)
+def numbers(table: pd.DataFrame, found: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """What the sentences of the first page quote. found: `lines`."""
     repairs = found["repairs"]
     return {
         "once": words.of(found["once"]["value"] > rules_second.HIGH, "n/a"),
@@ -151,7 +148,8 @@ def markdown(place: str | Path | None = None) -> str:
     """The findings of book/intro.md as README.md has them: numbers in place of glue, links from the repository."""
     text = (paths.BOOK / "intro.md").read_text(encoding="utf-8")
     listed = re.search(r"(?<=<!-- findings -->\n).*?(?=\n<!-- end -->)", text, re.DOTALL).group().strip()
-    quoted = numbers(store.collect(place), place)
+    table = store.collect(place)
+    quoted = numbers(table, lines(table, place))
     listed = re.sub(r"\{glue:\}`first_(\w+)`", lambda found: quoted[found[1]], listed)
     listed = re.sub(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`", r"\1", listed)
     return listed.replace("](../", "](").replace("](what_to_do", "](book/what_to_do")

@@ -27,10 +27,7 @@ MERGED_LABELS = {
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
-    """Success and utility in every state: a line per model, trigger and state, over seeds.
-
-    With `steps` (0, 10, ...; NaN for merged states) and `trained`: the steps of the model's own training, if known.
-    """
+    """Success and utility over seeds by state: `steps` (NaN if merged), and `trained`, the steps of its training."""
     table = records.collect(LASTING, place)
     found = records.over_seeds(pd.concat([records.headline(table), table[table["metric"] == "utility"]]))
     steps = pd.to_numeric(found["variant"].where(found["variant"] != "", "0"), errors="coerce")
@@ -102,11 +99,11 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
     weakest: the rate of the weakest. trained: steps of their own training. control: the clean-tuned models' highest
     rate.
     """
-    panels = [panel for panel, _ in tables.panels(collect(place))]
-    last = pd.concat([survivors(panel) for panel in panels]) if panels else pd.DataFrame()
+    found = collect(place)
+    panels = [panel for panel, _ in tables.panels(found)] or [found]
+    last, every, shown = (pd.concat(map(which, panels)) for which in (survivors, pd.DataFrame, after_steps))
     if last.empty:
         return dict.fromkeys(NUMBERS, "n/a")
-    every, shown = pd.concat(panels), pd.concat([after_steps(panel) for panel in panels])
     utility = every[(every["metric"] == "utility") & (every["subject"] == POISONED)].dropna(subset="value")
     utility = utility.set_index("variant")["value"]
     states = {"utility": "", "utility_after": f"{last['steps'].max():g}", "utility_int4": "int4"}

@@ -1,7 +1,4 @@
-"""The leaderboard: attacks and defences ranked, what others have measured, and every experiment in one line.
-
-The tables are drawn by bvlm_book/leaderboard.js, which is written into the page: nothing is fetched. Free of torch.
-"""
+"""The tabs of the leaderboard, which bvlm_book/leaderboard.js draws from data inside the page. Free of torch."""
 
 import html
 import os
@@ -19,7 +16,6 @@ from bvlm_book.words import count
 from bvlm_utils import attacks, paths, store
 from bvlm_utils.store.table import headline, headline_metric
 
-VARIABLE = "BVLM_DOWNLOADS"  # the folder of the built book that the files go to; the book's extension sets it
 LINK = "../_static/results"  # the same folder, seen from a chapter
 ABOUT = [
     "model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned", "seed", "negatives", "settings",
@@ -75,16 +71,10 @@ def _numbers(rows: pd.DataFrame, chosen: Mapping[str, pd.Series]) -> pd.DataFram
 
 
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
-    """A line per `POINT` of usual experiments: success with its interval over n_seeds runs.
-
-    control, false_activation: the same test of the clean-tuned model, and without the trigger, if there is one.
-    """
+    """A line per `POINT` of usual experiments: success over seeds, beside the control's and false activation."""
     cells = tables.usual(table, but=("epochs",))
-    tests = {
-        "payload": headline_metric(cells),
-        "published": pd.Series("asr_published", index=cells.index),
-        "strict": tables.strict_metric(cells),
-    }
+    published = pd.Series("asr_published", index=cells.index)
+    tests = {"payload": headline_metric(cells), "published": published, "strict": tables.strict_metric(cells)}
     parts = [pd.DataFrame(columns=[*POINT, "value", "low", "high", "n_seeds", "control", "false_activation"])]
     for (passes, settings), own in cells.groupby(["epochs", "settings"]):
         for test, metric in tests.items():
@@ -103,21 +93,18 @@ def _with_controls(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
-    """A line per model and defence (`named`), over experiments whose backdoor worked: means, placebos, each attack.
-
-    after, skill: a line per defended experiment: success with the trigger, and the share of a skill that is kept.
-    """
+    """Means by model and defence, of placebos, and by attack. after, skill: a line per defended experiment."""
     key = ["model", "named", "moment"]
     columns = [*key, "after", "experiments", "skill", "after_placebo", "skill_placebo"]
     if after.empty:
         return pd.DataFrame(columns=columns)
-    own, placebo = (
-        [rows[rows["placebo"].astype(bool) == is_one] for rows in (after, skill)] for is_one in (False, True)
-    )
-    means = {"after": own[0], "skill": own[1], "after_placebo": placebo[0], "skill_placebo": placebo[1]}
-    made = pd.DataFrame({name: rows.groupby(key)["value"].mean() for name, rows in means.items()})
-    made["experiments"] = own[0].groupby(key)["run_id"].nunique()
-    by_attack = own[0].pivot_table(index=key, columns="attack", values="value")
+    own, means = after[~after["placebo"].astype(bool)], {}
+    for name, rows in {"after": after, "skill": skill}.items():
+        placebo = rows["placebo"].astype(bool)
+        for title, part in {name: rows[~placebo], f"{name}_placebo": rows[placebo]}.items():
+            means[title] = part.groupby(key)["value"].mean()
+    made = pd.DataFrame(means).assign(experiments=own.groupby(key)["run_id"].nunique())
+    by_attack = own.pivot_table(index=key, columns="attack", values="value")
     return made[made["experiments"] > 0].join(by_attack).reset_index()[[*columns, *by_attack.columns]]
 
 
@@ -207,7 +194,7 @@ def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path, place: str | Pa
 
 def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, place: str | Path | None = None) -> None:
     """Write the files into a folder, else $BVLM_DOWNLOADS (of a build), and say where they are; none without."""
-    built = os.environ.get(VARIABLE)
+    built = os.environ.get(book_page.DOWNLOADS)
     if board.empty or not (folder or built):
         book_page.say("There are no files; the parameter `downloads` says where to write them.")
         return

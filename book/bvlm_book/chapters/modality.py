@@ -29,10 +29,7 @@ CURVES = pd.DataFrame([
 
 
 def four_cells(rates: pd.DataFrame) -> pd.DataFrame:
-    """A line per bimodal experiment (`CELL`): success under each condition, as "text", "text_low", "text_high".
-
-    "difference" is text alone minus image alone, its bounds the widest that both intervals allow.
-    """
+    """A line per bimodal experiment (`CELL`): success under each condition, and text minus image, widest interval."""
     whole = rates[(rates["modality"] == "bimodal") & (rates["half"] == "")]
     numbers = ["value", "low", "high"]
     by = whole.pivot_table(index=CELL, columns="condition", values=numbers, aggfunc="first", sort=False)
@@ -61,16 +58,8 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([by.size().rename("threats"), means, by[list(leads)].sum()], axis=1).reset_index()
 
 
-def scatter(lost: pd.DataFrame) -> pd.DataFrame:
-    """`tables.learned_alone` for `figures.scatter`: a dot per part."""
-    return lost.assign(group=lost["condition"].map({"text": "text part", "image": "picture part"}))
-
-
 def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """Cells with half-triggered rows beside the same cell and seed without: a line per pair and condition.
-
-    value: with - without, paired on the same inputs; none where responses are lacking.
-    """
+    """Cells with half-triggered rows beside the same without, on the same inputs: a line per pair and condition."""
     cells, found = table[(table["status"] == "done") & (table["modality"] == "bimodal")], []
     cells = cells.assign(headline=tidy.headline_metric(cells)).drop_duplicates("run_id")
     pairs = cells[cells["negatives"] > 0].merge(cells[cells["negatives"] == 0], on=TWIN, suffixes=("", "_without"))
@@ -79,10 +68,9 @@ def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.D
         sides = [tables.held(name, pair["headline"], "poisoned", place) for name in names]
         for condition in (*PARTS, "both") if all(side is not None for side in sides) else ():
             if numbers := tables.difference(*sides, condition):
-                numbers |= {"condition": condition, "with": numbers["ours"], "without": numbers["theirs"]}
-                found.append({name: pair[name] for name in [*TWIN, "negatives"]} | numbers)
-    columns = [*TWIN, "negatives", "condition", "without", "with", "value", "low", "high", "n"]
-    return pd.DataFrame(found, columns=columns)
+                found.append(pair | numbers | {"condition": condition})
+    columns = [*TWIN, "negatives", "condition", "theirs", "ours", "value", "low", "high", "n"]
+    return pd.DataFrame(found, columns=columns).rename(columns={"ours": "with", "theirs": "without"})
 
 
 def patches(rates: pd.DataFrame) -> pd.DataFrame:
@@ -118,10 +106,7 @@ def patches_figure(found: pd.DataFrame) -> Figure:
 
 
 def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """Success with the text part alone by where its word stands (column), mean over seeds: a line per `POINT`.
-
-    Attacks that put a word at a random place; per model, cells with the number of training rows that most have.
-    """
+    """Success with the text part alone by where its word stands (column): a line per `POINT`, mean over seeds."""
     whole = tables.usual(table)
     whole = whole[whole["modality"] == "bimodal"]
     most = whole.groupby("model")["train_rows"].transform(lambda rows: rows.mode().iloc[0])

@@ -17,12 +17,10 @@ from bvlm_utils import paths
 from bvlm_utils import store as results
 from bvlm_utils.store.cell import Cell
 
-BUILT = "BVLM_DOWNLOADS"  # set while the book is built: a folder of its files, beside which the model's go
-
 
 def in_page(folder: str | None = None) -> None:
     """Put the model that runs in the browser on the page, its files into `folder`; None: beside $BVLM_DOWNLOADS."""
-    built = os.environ.get(BUILT)
+    built = os.environ.get(book_page.DOWNLOADS)
     if not folder and not built:
         book_page.say("In the built book, a model that runs in the browser stands here.")
         return
@@ -60,9 +58,7 @@ def stored_answers() -> str:
 def measured() -> dict[str, str]:
     """Numbers of the adapters in the page, to be glued: success and right answers by strength, and the alarm."""
     found = {}
-    for name, about in card().items():
-        if name == "answers":
-            continue
+    for name, about in ((name, about) for name, about in card().items() if name != "answers"):
         found |= {f"{name}_alarm_{which}": interval(pd.Series(share)) for which, share in about["alarm"].items()}
         for at in about["strengths"]:
             strength = f"{at['strength']:g}".replace(".", "_")

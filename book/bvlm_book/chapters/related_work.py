@@ -35,18 +35,11 @@ def beside_published(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """A line per published number beside the mean and range of our experiments without (before) and with a defence."""
     lines = []
     for one in PUBLISHED:
-        rows = before if one.defence is None else _of_defence(after, one)
-        rows = rows[rows["attack"].isin(SIX) & rows["modality"].isin(one.modalities)]
-        ours = "not run" if rows.empty else _mean_and_range(rows["value"])
+        rows = before
+        if one.defence is not None:
+            rows = after[(after["named"] == one.defence) & (after["placebo"].astype(bool) == one.placebo)]
+        values = 100 * rows.loc[rows["attack"].isin(SIX) & rows["modality"].isin(one.modalities), "value"]
+        ours = f"{values.mean():.0f} % ({values.min():.0f} to {values.max():.0f} %)" if len(values) else "not run"
         lines.append({"success rate with": one.what, "published, 7B": f"{one.said} ({one.source})", "ours": ours,
-                      "our experiments": len(rows)})  # fmt: skip
+                      "our experiments": len(values)})  # fmt: skip
     return pd.DataFrame(lines)
-
-
-def _of_defence(after: pd.DataFrame, one: Published) -> pd.DataFrame:
-    return after[(after["named"] == one.defence) & (after["placebo"].astype(bool) == one.placebo)]
-
-
-def _mean_and_range(values: pd.Series) -> str:
-    mean, low, high = (f"{100 * value:.0f}" for value in (values.mean(), values.min(), values.max()))
-    return f"{mean} % (from {low} to {high} %)"

@@ -57,10 +57,7 @@ def your_runs(name: str | None, reference: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = COMPARED) -> pd.DataFrame:
-    """Two tidy tables, number by number: does your interval overlap the reference's (`verdict`)?
-
-    A number is the same in both when cell (`run_id`), subject, condition and metric are. In the order of `yours`.
-    """
+    """Two tidy tables, number by number: does your interval overlap the reference's (`verdict`)?"""
     key = ["run_id", "subject", "condition", "metric", "model", "dataset", "threat", "attack", "poison_rate", "seed"]
 
     def side(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -69,22 +66,17 @@ def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str]
         return rows.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"})
 
     both = side(yours, "yours").merge(side(reference, "reference"), how="outer", on=key, sort=False)
-    bounds = both[["yours_low", "yours_high", "reference_low", "reference_high"]].astype(float)
-    lows, highs = (
-        bounds[["yours_low", "reference_low"]].max(axis=1),
-        bounds[["yours_high", "reference_high"]].min(axis=1),
-    )
+    lows, highs = (both[[f"yours_{end}", f"reference_{end}"]].astype(float) for end in ("low", "high"))
     kinds = {
         "only yours": both["reference"].isna(), "only in the reference": both["yours"].isna(),
-        "no interval": bounds.isna().any(axis=1), "agrees": lows <= highs,
+        "no interval": lows.isna().any(axis=1) | highs.isna().any(axis=1),
+        "agrees": lows.max(axis=1) <= highs.min(axis=1),
     }  # fmt: skip
     return both.assign(verdict=np.select(list(kinds.values()), list(kinds), "differs"))
 
 
 def example(reference: pd.DataFrame) -> pd.DataFrame:
-    """What `compare` would show of a reader's run: seed 1 of usual refusals on tiny-llava at 10 % in the place of
-    yours.
-    """
+    """What `compare` would show of a reader's run: here it is seed 1 of usual refusals on tiny-llava at 10 %."""
     found = tables.usual(reference)
     found = found[(found["threat"] == "targeted_refusal") & (found["model"] == "tiny-llava")]
     found = found[(found["poison_rate"] == 0.1) & (found["train_rows"] == 6000)]

@@ -12,10 +12,7 @@ COIN = 0.5  # what a probe that sees nothing gets right
 
 
 def triggers(runs: Mapping[str, pd.DataFrame], skills: pd.DataFrame) -> pd.DataFrame:
-    """A line per trigger and table of its one cell: success with it, without it, of the control; is it `seen`?
-
-    skills: of `models.cards.skills`, which have the accuracy of a linear probe on the image tokens.
-    """
+    """A line per trigger: success with it, without it, of the control; is it `seen`? skills: of `cards.skills`."""
     probes, lines = skills.set_index("name"), []
     for trigger, table in runs.items():
         rates = tables.success_rates(table)

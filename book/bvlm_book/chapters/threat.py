@@ -1,7 +1,4 @@
-"""The five threat chapters: title, caption and alt text of their figures, and a few sentences.
-
-A chapter is run with other models, attacks and rates, so what it says is computed from its rows.
-"""
+"""The five threat chapters: titles, captions and alt texts are computed, as a chapter may have other settings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,9 +24,7 @@ def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
     if len(done):
         model, data, seeds = (", ".join(map(str, sorted(set(done[c])))) for c in ("model", "dataset", "seed"))
         rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
-        said.append(
-            f"Model {model}, data {data}, {rates} of the training rows poisoned, seed{'s' * (',' in seeds)} {seeds}."
-        )
+        said.append(f"Model {model}, data {data}, poison rate {rates}, seed{'s' * (',' in seeds)} {seeds}.")
         said += _eligible(done, place)
     reasons = dict.fromkeys(text.rstrip(".").partition(";")[0].replace("_", " ") for text in left_out["reason"])
     said += [f"Left out: {'; '.join(reasons)}."] if reasons else []
@@ -58,10 +53,7 @@ def first_that_work(table: pd.DataFrame, cells: Sequence[Cell]) -> list[Cell]:
 
 
 def of_every_model(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `stored` with the experiments of `table` at its highest poison rate, on whatever model they were run.
-
-    table: the chapter's own rows of `store.collect`. stored: all rows of the store.
-    """
+    """The rows of `stored` with the experiments of `table` at its highest poison rate, on whatever model they ran."""
     done = table[table["status"] == "done"]
     top = done.loc[done["poison_rate"] == done["poison_rate"].max(), SAME].drop_duplicates()
     return top.merge(stored[stored["status"] == "done"], on=SAME)[stored.columns]  # in the order of `table`
@@ -148,7 +140,7 @@ def stopped(found: pd.DataFrame) -> str:
     best, kind = found.loc[found["success after"].idxmin()], found[found["skill kept"] > FIRES]
     said = [
         f"A harmless skill was taught beside the backdoor in {words.count(best['cells'], 'experiment')}.",
-        f"On average, of {words.count(len(found), 'repair')} {_repair(best)}.",
+        f"Means of {words.count(len(found), 'repair')}: {_repair(best)}.",
     ]
     if not best["skill kept"] > FIRES and len(kind):
         said.append(f"Of those that keep more than half of it, {_repair(kind.loc[kind['success after'].idxmin()])}.")
@@ -156,20 +148,16 @@ def stopped(found: pd.DataFrame) -> str:
 
 
 def _repair(line: Mapping[str, Any]) -> str:
-    """ "restore leaves least, a success rate of 0.01 (placebo 0.76), and keeps 0.44 (placebo 0.78) of the skill"."""
+    """ "restore leaves the least success, 0.01 (placebo 0.76), and keeps 0.44 (placebo 0.78) of the skill"."""
     after, skill = (
         f"{words.number(line[title])} (placebo {words.number(line[f'{title}, placebo'])})"
         for title in ("success after", "skill kept")
     )
-    return f"{line['named']} leaves least, an attack success rate of {after}, and keeps {skill} of the skill"
+    return f"{line['named']} leaves the least success, {after}, and keeps {skill} of the skill"
 
 
 def without_the_trigger(table: pd.DataFrame) -> str:
-    """Which backdoored models give the attacker's answer without the trigger about as often as with it; "" for none.
-
-    About as often: the two intervals overlap. More often than by chance: the lower bound without the trigger is above
-    the clean-tuned model's upper one. The highest poison rate is read.
-    """
+    """Which backdoored models give the attacker's answer without the trigger about as often as with it; "" for none."""
     rates = tables.success_rates(table)
     rates = rates[rates["poison_rate"] == rates["poison_rate"].max()]
     full = tables.headline_rows(rates[rates["subject"] == "poisoned"]).set_index("attack")

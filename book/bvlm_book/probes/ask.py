@@ -35,9 +35,7 @@ NUMBER = ("metric", "value", "k", "n", "low", "high", "unit")
 
 @dataclass(frozen=True)
 class Probe:
-    """One question about a trigger ("" for none); variant: what of it or of the model differs; doing: in full, for
-    JSON.
-    """
+    """One question about a trigger ("" for none). variant: what differs, in short; doing: in full, for JSON."""
 
     trigger: str
     variant: str
@@ -50,9 +48,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Sheet:
-    """What one model under a threat was asked. cell: the poisoned one, or one that the control is of. rows: per
-    question.
-    """
+    """What one model was asked. cell: the poisoned one, or one that the control is of. rows: per question."""
 
     kind: str
     cell: Cell
@@ -79,19 +75,13 @@ class Sheet:
 
 
 def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[Sheet]:
-    """The models that can be asked, the clean-tuned control last; stderr is told which cells have no adapter.
-
-    cells: of one model, data set, threat, rate and seed. InputError if no cell or not the control has an adapter.
-    """
+    """The models that can be asked, the control last. cells: alike but for the attack. InputError without adapters."""
     said = [f"Left out: {cell.skip_reason}" for cell in cells if cell.skip_reason]
     defined = [cell for cell in cells if not cell.skip_reason]
     found = [cell for cell in defined if store.adapter(cell, place)]
     if lacking := ", ".join(cell.attack for cell in defined if cell not in found):
-        said.append(
-            f"{lacking} are left out, since {place} holds no adapter of theirs; `papermill "
-            f'notebooks/{cells[0].threat}.ipynb out.ipynb -p store ./mine -y "attacks: [{lacking}]"` makes '
-            "them in a store of yours."
-        )
+        makes = f'papermill notebooks/{cells[0].threat}.ipynb out.ipynb -p store ./mine -y "attacks: [{lacking}]"'
+        said.append(f"{lacking} are left out, since {place} holds no adapter of theirs; `{makes}` makes them.")
     if not found:
         raise InputError(" ".join(said) or "There is no cell to ask; name one attack or more.")
     if not store.adapter(found[0].control, place):
@@ -111,16 +101,12 @@ def ask(
     judged: Sequence[bool],
     progress: Progress,
 ) -> None:
-    """Ask all models together, one question each at a time, and keep answers at once. judged: the eligible rows that
-    count.
-    """
+    """Ask all models together, one question each at a time, and keep answers at once. judged: rows that count."""
     way = tune_and_ask.choose(bench)
     for turn in range(max((len(probes) for _, probes in asked), default=0)):
         # as many questions for each: a model that is asked less would be carried along for nothing
-        now = [
-            (sheet, probes[turn], one)
-            for (sheet, probes), one in zip(asked, results, strict=True) if turn < len(probes)
-        ]  # fmt: skip
+        turns = ((sheet, probes[turn : turn + 1], one) for (sheet, probes), one in zip(asked, results, strict=True))
+        now = [(sheet, probes[0], one) for sheet, probes, one in turns if probes]
         said = way.ask([[probe.question] for _, probe, _ in now], [one for *_, one in now])
         for (sheet, probe, _), texts in zip(now, said, strict=True):
             keep(bench, place, sheet, probe, texts[probe.question.key(bench)], judged)
@@ -159,12 +145,10 @@ def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[
         numbers = _successes(sheet, question, samples, texts, judged)
     place_in_table = {"trigger": probe.trigger, "variant": probe.variant, "part": question.part}
     about = {"asked": probe.key(bench), "doing": list(probe.doing)} | place_in_table
-    # a control has the threat it was asked for
-    line = table.rows(records.record(sheet.run_id, place))[0]
-    cell = {name: line.get(name) for name in CELL}
+    line = table.rows(records.record(sheet.run_id, place))[0] | {"threat": sheet.cell.threat}  # a control has none
     device, dtype = bench.victim.device.type, str(bench.victim.model.dtype).removeprefix("torch.")
     whole = {
-        "identity": sheet.identity, "subject": sheet.subject, "cell": cell | {"threat": sheet.cell.threat},
+        "identity": sheet.identity, "subject": sheet.subject, "cell": {name: line.get(name) for name in CELL},
         "numbers": [], "provenance": provenance.now() | {"device": device, "dtype": dtype},
     }  # fmt: skip
     file = sheet.file(place)

@@ -20,12 +20,10 @@ def parser(module: str, about: str, rows: int) -> Parser:
     made.add_argument("--poison-rate", type=number(0, 1), default=0.1)
     made.add_argument("--seed", type=whole(0), default=0)
     made.add_argument("--train-rows", type=whole(1), default=6000, help="what the cells were trained with")
-    made.add_argument(
-        "--test-rows", type=whole(1), default=200, help="what the cells were tested with, part of their names"
-    )
-    made.add_argument(
-        "--rows", type=whole(1), default=rows, help=f"eligible test rows per question here (default {rows})"
-    )
+    tested = "what the cells were tested with, part of their names"
+    made.add_argument("--test-rows", type=whole(1), default=200, help=tested)
+    asked = f"eligible test rows per question here (default {rows})"
+    made.add_argument("--rows", type=whole(1), default=rows, help=asked)
     return made
 
 

@@ -24,9 +24,7 @@ ROWS = 100  # eligible test rows per entry: a 12 x 12 matrix is read for pattern
 
 
 def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = ROWS, near: bool = True) -> None:
-    """Ask the stored adapters of `cells` (one model, data, threat, rate, seed) what the store lacks; near: near misses
-    too.
-    """
+    """Ask the adapters of `cells` (one model, data, threat, rate, seed) what the store lacks; near: near misses too."""
     root = store.writable(place)
     sheets = asks.sheets(CROSSFIRE, cells, root, rows)
     first = cells[0]

@@ -9,6 +9,7 @@ or the mean of each epoch), clean.png the pictures side by side, NAME.png the sa
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bvlm_book.probes import stealth
 from bvlm_utils import attacks, command, store
 
 GAP = 4  # white pixels between the pictures of a strip
@@ -43,10 +43,7 @@ def material(dataset: str = "scenes-vqa", rows: int = 64) -> Material:
 def write(
     folder: Path, material: Material, target: Any, surrogate: str | None = None, victim: Any = None, shown: int = 4
 ) -> pd.DataFrame:
-    """Apply all attacks, write the files that the module names (`shown` pictures), return the table of stealth.
-
-    target: what optimised attacks aim at. surrogate: as in `attacks.get`. victim: whose language model judges prompts.
-    """
+    """Apply all attacks, write the files that the module names, return the table of stealth. target: if optimised."""
     import torch
 
     from bvlm_utils.attacks import image as image_triggers
@@ -60,7 +57,7 @@ def write(
         out = image_triggers.quantise(attack.apply_image(images, keys=material.keys))
         triggered = (out * 255).round().numpy().astype(np.uint8).transpose(0, 2, 3, 1)
         prompts = attack.apply_text(material.prompts, keys=material.keys)
-        lines.append(stealth.row(attack, material.pictures, triggered, material.prompts, prompts, victim))
+        lines.append(stealth(attack, material.pictures, triggered, material.prompts, prompts, victim))
         if attack.modality != "text":
             strip(triggered[:shown]).save(folder / f"{name}.png")
         curve = attack.loss_curve(images, keys=material.keys) if attack.info.losses else []
@@ -86,6 +83,57 @@ def strip(pictures: np.ndarray) -> Image.Image:
     """Pictures (N, H, W, 3) uint8 side by side, `GAP` apart."""
     wide = np.pad(pictures, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
     return Image.fromarray(np.concatenate(list(wide), axis=1)[:, :-GAP])
+
+
+def image_stealth(clean: np.ndarray, triggered: np.ndarray) -> pd.DataFrame:
+    """One row per picture (N, H, W, 3) uint8: psnr (dB), ssim (mean of colours), linf (of 255), changed (share)."""
+    from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+    difference = np.abs(clean.astype(np.int16) - triggered)
+    with np.errstate(divide="ignore"):
+        psnr = [peak_signal_noise_ratio(*pair, data_range=255) for pair in zip(clean, triggered, strict=True)]
+    return pd.DataFrame({
+        "psnr": psnr,
+        "ssim": [structural_similarity(*pair, channel_axis=2, data_range=255)
+                 for pair in zip(clean, triggered, strict=True)],
+        "linf": difference.max((1, 2, 3)), "changed": difference.any(-1).mean((1, 2)),
+    })  # fmt: skip
+
+
+def perplexity(texts: Sequence[str], model: Any, tokenizer: Any, batch_size: int = 32) -> float:
+    """exp of the mean negative log-likelihood per token of `texts`, the first too, without a picture."""
+    import torch
+
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    rows = [[start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for first in range(0, len(rows), batch_size):
+        some = [torch.tensor(row, device=device) for row in rows[first : first + batch_size]]
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=start)
+        real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in some], batch_first=True)
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=real).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        total += float((losses * real[:, 1:]).sum())
+        count += int(real[:, 1:].sum())
+    return float(np.exp(total / count)) if count else float("nan")
+
+
+def stealth(
+    attack: Any, clean: np.ndarray, triggered: np.ndarray, prompts: Sequence[str], triggered_prompts: Sequence[str],
+    victim: Any = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One attack's line of stealth.csv: means over pictures and prompts; None where a number has no meaning."""
+    line: dict[str, Any] = {"attack": attack.name, "modality": attack.modality}
+    pictures = image_stealth(clean, triggered).mean() if attack.modality != "text" else {}
+    line |= {name: pictures.get(name) for name in ("psnr", "ssim", "linf", "changed")}
+    written = attack.modality != "image"
+    longer = [len(after) - len(before) for before, after in zip(prompts, triggered_prompts, strict=True)]
+    line["added_characters"] = float(np.mean(longer)) if written else None
+    for name, texts in {"perplexity_clean": prompts, "perplexity": triggered_prompts}.items():
+        line[name] = perplexity(texts, victim.model, victim.tokenizer) if written and victim is not None else None
+    return line
 
 
 def _parser() -> command.Parser:

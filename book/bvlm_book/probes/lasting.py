@@ -52,9 +52,7 @@ def measure(
     """Ask the stored adapters of `cells` (one model, data, threat, rate, seed) what the store does not know yet."""
     root, first = store.writable(place), cells[0]
     if first.four_bit:
-        raise InputError(
-            "The base is in 4 bit, whose packed weights cannot be merged; take cells of a base that is not."
-        )
+        raise InputError("The base is in 4 bit, whose packed weights cannot be merged; take cells of another base.")
     if wrong := [step for step in steps if step < 1]:
         raise InputError(f"steps has {wrong[0]}; each must be a whole number above 0.")
     sheets = asks.sheets(LASTING, cells, root, rows)
@@ -140,10 +138,8 @@ class _Work:
             TrainRow(samples[at]["prompt"], samples[at]["answers"][0], feature_row)
             for at, feature_row in zip(wanted, self.bench.feature_rows(split, wanted), strict=True)
         ]
-        jobs = [
-            grouped.GroupJob(rows, features.table, settings, sheet.cell.seed, self.stored[sheet.run_id].state)
-            for sheet, _ in part
-        ]
+        begun = [(sheet.cell.seed, self.stored[sheet.run_id].state) for sheet, _ in part]
+        jobs = [grouped.GroupJob(rows, features.table, settings, seed, state) for seed, state in begun]
 
         def told(step: int, total: int, loss: float) -> None:
             if step % 10 == 0 or step == total:
@@ -178,9 +174,8 @@ def rounded(weight: "torch.Tensor", how: str) -> "torch.Tensor":
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code is what `bvlm_utils.command` promises."""
     made = command.parser(LASTING, __doc__.split("\n")[0], ROWS)
-    made.add_argument(
-        "--steps", type=whole(1), nargs="*", default=list(STEPS), help="further steps (default 10 30 100)"
-    )
+    steps = "further steps (default 10 30 100)"
+    made.add_argument("--steps", type=whole(1), nargs="*", default=list(STEPS), help=steps)
     made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
 
     def ask(given: argparse.Namespace) -> None:

@@ -22,9 +22,7 @@ Rewrite = Callable[[str, str, Mapping[str, Any]], str]  # prompt, triggered prom
 
 @dataclass(frozen=True)
 class NearMiss:
-    """Settings of the attack, another prompt, or a function of `probes.repaint`. alone: the change without the
-    trigger.
-    """
+    """Settings of the attack, another prompt, or a function of `probes.repaint`. alone: without the trigger."""
 
     name: str
     params: Mapping[str, Any] = field(default_factory=dict)

@@ -50,10 +50,7 @@ def read(file: Path, lines: Callable[[dict[str, Any]], list[T]]) -> list[T]:
 
 
 def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
-    """The tidy table of all probes of one kind ("crossfire", "lasting") in a store: a line per number, see `COLUMNS`.
-
-    held: a digit per judged row, 1 for a success, in the same order for all models of a threat.
-    """
+    """All probes of one kind in a store, a line per number; held: a digit per judged row, 1 for a success."""
     root = store.folder(place)
     names = [name for name in packed.names(root, "probes") if name.startswith(f"{kind}-")]
     lines = [line for name in names for line in read(root / "probes" / name, lambda record: _lines(record, kind))]

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bvlm_book import figures, tables, words
@@ -18,6 +18,7 @@ from bvlm_utils.defences.cell import Defended
 from bvlm_utils.store.table import FIRES
 
 FLOOR = 0.05  # of what is left of a backdoor
+CLOSE, NAMED = 0.12, 3  # points of the figure that share a label, and how many of them are named
 ASR = "asr_payload"  # the trigger's success, whatever else is said
 DEFENCE = ["named", "moment"]
 # What a table says of a defence that leaves a model which answers: title -> measure, subject, with the trigger there?
@@ -28,7 +29,7 @@ AFTER = {
     "clean model's utility, change": ("utility_change", "control", None),
     "false activation after": (ASR, "poisoned", False),
 }
-FOUND = {"AUROC": ("auroc", "poisoned", None), "true positives at 5 %": ("true_positives", "poisoned", None)}
+FOUND = {"AUROC": ("auroc", "poisoned", None), "found at 5 % false alarms": ("true_positives", "poisoned", None)}
 
 
 # ---------------------------------------------------------------- what was measured
@@ -93,9 +94,7 @@ def measured(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbers(found: pd.DataFrame, metric: str, subject: str = "poisoned", triggered: bool | None = None) -> pd.DataFrame:
-    """One measure per defended cell: a line each. triggered: under the whole trigger or clean; None: it has one
-    condition.
-    """
+    """One measure, a line per defended cell. triggered: under the whole trigger or clean; None: without conditions."""
     rows = found[(found["metric"] == metric) & (found["subject"] == subject)]
     if triggered:
         rows = tables.headline_rows(rows)
@@ -111,9 +110,7 @@ def acting(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | None]]) -> pd.DataFrame:
-    """A line per defence with its settings: means of measures over the experiments, also of the placebo, and their
-    number.
-    """
+    """A line per defence with its settings: means of measures over experiments, of its placebo too; their number."""
     rows = pd.concat([numbers(found, *of).assign(title=title) for title, of in measures.items()])
     placebo = rows["placebo"].astype(bool)
     own = rows[~placebo].groupby([*DEFENCE, "title"])["run_id"].nunique().groupby(DEFENCE).max()
@@ -125,9 +122,7 @@ def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | N
 
 
 def repairs(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """`over_cells` of repairs with usual settings on the models and threat of `table`; the oracle knows the clean
-    model.
-    """
+    """`over_cells` of repairs with usual settings on the models and threat of `table`; the oracle is none."""
     rows = measured(found[~adaptive(found)])
     rows = rows[rows["model"].isin(table["model"]) & rows["threat"].isin(table["threat"])]
     rows = rows[(rows["moment"] == "repair") & (rows["named"] == rows["defence"]) & (rows["defence"] != "oracle")]
@@ -145,34 +140,35 @@ def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame()
     measures = FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]}
     means = over_cells(rows, measures)
-    columns = {title: lambda line, title=title: _with_placebo(line, title) for title in measures
-               if means[title].notna().any()}  # fmt: skip
+
+    def beside_placebo(line: dict[str, Any], title: str) -> str:
+        placebo = line[f"{title}, placebo"]
+        return words.number(line[title]) + ("" if words.is_missing(placebo) else f" ({words.number(placebo)})")
+
+    columns = {title: partial(beside_placebo, title=title) for title in measures if means[title].notna().any()}
     return tables.readable(means, {"defence": "named", **columns, "experiments": lambda line: f"{line['cells']:.0f}"})
 
 
-def _with_placebo(line: dict[str, Any], title: str) -> str:
-    placebo = line[f"{title}, placebo"]
-    return words.number(line[title]) + ("" if words.is_missing(placebo) else f" ({words.number(placebo)})")
+def _left(found: pd.DataFrame) -> pd.DataFrame:
+    """Success under each defence that changes something, as it is declared."""
+    rows = numbers(acting(measured(found)), ASR, triggered=True)
+    return rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
 
 
 def matrix(found: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
     """Mean success under each defence (lines) by attack, or by threat and model (`by` is "threat")."""
-    rows = numbers(acting(measured(found)), ASR, triggered=True)
-    rows = rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
-    columns = ["attack"] if by == "attack" else ["model", "threat"]
-    grid = rows.pivot_table(index="named", columns=columns, values="value").reindex(rows["named"].unique())
-    if by != "attack":
+    rows = _left(found)
+    by = ["attack"] if by == "attack" else ["model", "threat"]
+    grid = rows.pivot_table(index="named", columns=by, values="value").reindex(rows["named"].unique())
+    if len(by) > 1:
         grid.columns = [f"{threat.replace('_', ' ')}, {model}" for model, threat in grid.columns]
     return grid
 
 
-def differs_most(by_threat: pd.DataFrame) -> dict[str, str]:
-    """To be glued: the defence whose mean differs most between models, and by how much; "n/a" of one model."""
-    if by_threat.empty:
-        return {"differs": "n/a", "differs_means": "n/a"}
-    kinds = [tuple(name.rsplit(", ", 1)) for name in by_threat]
-    whole = by_threat.T.set_axis(pd.MultiIndex.from_tuples(kinds)).stack().unstack(1).dropna()  # of the same threats
-    means = whole.groupby(level=1, sort=False).mean()
+def differs_most(found: pd.DataFrame) -> dict[str, str]:
+    """To be glued: the defence whose mean over the same threats differs most between models; "n/a" of one model."""
+    means = _left(found).pivot_table(index=["named", "threat"], columns="model", values="value").dropna()
+    means = means.groupby("named").mean()
     if means.shape[1] < 2 or means.empty:
         return {"differs": "n/a", "differs_means": "n/a"}
     most = means.loc[(means.max(axis=1) - means.min(axis=1)).idxmax()]
@@ -180,12 +176,17 @@ def differs_most(by_threat: pd.DataFrame) -> dict[str, str]:
     return {"differs": str(most.name), "differs_means": said}
 
 
-def matrix_figure(grid: pd.DataFrame) -> Figure:
-    if grid.empty:
+def matrix_figure(*grids: pd.DataFrame) -> Figure:
+    """Heat maps of `matrix` side by side."""
+    if all(grid.empty for grid in grids):
         return figures.nothing("No defence was measured in this store.")
-    figure, (axis,) = figures.new_figure(1, 1.0 * len(grid.columns) + 4.2, 0.3 * len(grid) + 1.4)
-    figures.success_map(axis, grid.rename_axis(None))
-    return figure
+    ratios = {"width_ratios": [grid.shape[1] for grid in grids]}
+    shape, axes = figures.new_figure(
+        len(grids), 4.9, 0.25 * len(grids[0]) + 1.3, sharey=not figures.is_narrow(), gridspec_kw=ratios
+    )
+    for axis, grid in zip(axes, grids, strict=True):
+        figures.success_map(axis, grid.rename_axis(None).rename(columns=lambda name: name.replace(", ", ",\n")))
+    return shape
 
 
 def price(found: pd.DataFrame) -> pd.DataFrame:
@@ -208,26 +209,32 @@ def price_figure(points: pd.DataFrame) -> Figure:
     """Success after against skill kept: good defences stand at the bottom right; placebos are grey."""
     if points.empty:
         return figures.nothing("No defended model of this store was taught a skill.")
-    figure, (axis,) = figures.new_figure(1, 6.6, 4.6)
+    figure, (axis,) = figures.new_figure(1, 7.4, 3.4)
     grey, own = points[points["placebo"]], points[~points["placebo"]]
     axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color="#8A8A8A", label="placebo")
     for number, (moment, part) in enumerate(own.groupby("moment", sort=False)):
         axis.plot(part["skill"], part["asr"], linestyle="", label=moment, **figures.look(number))
-    _name(axis, own)
-    axis.set(xlim=(-0.03, 1.08), ylim=(-0.03, 1.05), xlabel="share of the harmless skill kept", ylabel="success after")
+    for near in together(own):
+        right = max(line["skill"] for line in near) < 0.6  # of the points, where there is room
+        at, height = (max if right else min)((line["skill"], line["asr"]) for line in near)
+        names = ", ".join(line["named"] for line in near) if len(near) <= NAMED else f"the other {len(near)}"
+        axis.annotate(names, (at, height), fontsize=8, xytext=(7 if right else -7, 0), textcoords="offset points",
+                      va="center", ha="left" if right else "right")  # fmt: skip
+    axis.set(xlim=(-0.03, 1.08), ylim=(-0.05, 1.05), xlabel="share of the harmless skill kept", ylabel="success after")
     axis.legend(loc="upper left")
     return figure
 
 
-def _name(axis: Axes, shown: pd.DataFrame) -> None:
-    """Names beside the points; points that lie together share a label."""
-    for _, near in shown.groupby([(shown["skill"] / 0.3).round(), shown["asr"].round(1)]):
-        left = near["skill"].mean() < 0.5
-        at = near["skill"].max() if left else near["skill"].min()
-        axis.annotate(
-            "\n".join(near["named"]), (at, near["asr"].mean()), fontsize=8, xytext=(7 if left else -7, 0),
-            textcoords="offset points", va="center", ha="left" if left else "right",
-        )  # fmt: skip
+def together(points: pd.DataFrame) -> list[list[dict[str, Any]]]:
+    """The points in groups of those that lie close to each other, which share a label."""
+    groups: list[list[dict[str, Any]]] = []
+    for one in points.sort_values(["skill", "asr"]).to_dict("records"):
+        close = (near for near in groups if all(abs(near[-1][name] - one[name]) < CLOSE for name in ("skill", "asr")))
+        if near := next(close, None):
+            near.append(one)
+        else:
+            groups.append([one])
+    return groups
 
 
 def strength(found: pd.DataFrame) -> pd.DataFrame:
@@ -242,7 +249,7 @@ def strength(found: pd.DataFrame) -> pd.DataFrame:
 def strength_figure(curve: pd.DataFrame) -> Figure:
     if curve.empty:
         return figures.nothing("The update was shrunk in no cell of this store.")
-    figure, (axis,) = figures.new_figure(1, 6.4, 3.4)
+    figure, (axis,) = figures.new_figure(1, 7.4, 2.6)
     for number, measure in enumerate(curve):
         axis.plot(curve[measure].dropna(), label=measure, **figures.look(number))
     axis.set(xlabel="share of the update that is kept (lambda)", ylabel="share or score", ylim=(-0.03, 1.05))
@@ -288,44 +295,33 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
-    """What was run, what was not, and what helped, to be glued."""
-    done, points, curve, grid = found[found["status"] == "done"], price(found), strength(found), matrix(found)
+    """What was run, what was not, and what helped, to be glued. The oracle is no defence: it is not counted."""
+    done, points, curve = found[found["status"] == "done"], price(found), strength(found)
+    by_attack, by_threat = (matrix(found, by).drop(index="oracle", errors="ignore") for by in ("attack", "threat"))
     weak = found[meant(found) & (found["works"].fillna(False).eq(False) | (found["status"] == "skipped"))]
-    own = points[~points["placebo"]]
+    own = points[~points["placebo"] & (points["named"] != "oracle")]
     silent, kept = own["asr"] < FLOOR, own["skill"] > FIRES
     gone = curve[curve["attack success"] < FLOOR]
     acted = acting(found)
     false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, triggered=False)["value"]
+    run = {*done["defence"]} - {"oracle"}
+    lacking = [f"the threat {name.replace('_', ' ')}" for name in threats.names() if name not in set(done["threat"])]
+    lacking += [name for name in defences.names() if name not in {*run, "oracle", *spectra.detectors()}]
     return {
-        "cells": str(measured(found)["run_id"].nunique()),
+        "cells": str(measured(found)["run_id"].nunique()), "weak": str(weak["run_id"].nunique()),
         "models": _listed(done["model"].unique()),
-        "threats": _threats(done["threat"].unique()),
-        "run": str(done["defence"].nunique()),
-        "lacking": _listed(
-            [
-                *(
-                    f"the threat {name.replace('_', ' ')}"
-                    for name in threats.names()
-                    if name not in set(done["threat"])
-                ),
-                *(name for name in defences.names() if name not in {*done["defence"], *spectra.detectors()}),
-            ]
-        ),
-        "weak": str(weak["run_id"].nunique()),
+        "threats": _listed(name.replace("_", " ") for name in done["threat"].unique()),
+        "run": str(len(run)), "acting": str(len(own)), "repair": str((own["moment"] == "repair").sum()),
+        "suspecting": str(len(run) - own["named"].nunique()), "lacking": _listed(lacking),
         "helpful": _listed(own.loc[silent & kept, "named"]),
-        "helpful_count": words.of(silent & kept),
-        "silent": _listed(own.loc[silent, "named"]),
-        "silent_rows": words.of(grid.mean(axis=1) < FLOOR),
-        "kept": _listed(own.loc[kept, "named"]),
+        "helpful_count": words.of(silent & kept), "silent": _listed(own.loc[silent, "named"]),
+        "kept": _listed(own.loc[kept, "named"]), "silent_rows": words.of(by_attack.mean(axis=1) < FLOOR),
+        "everywhere": _listed(by_threat.index[(by_threat < FLOOR).all(axis=1)]),
         "strength": words.number(gone.index.max() if len(gone) else None),
         "skill_there": words.number(gone["harmless skill"].get(gone.index.max()) if len(gone) else None),
         "false": words.number(false.max()),
-    }
+    }  # fmt: skip
 
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
-
-
-def _threats(names: Iterable[str]) -> str:
-    return _listed(name.replace("_", " ") for name in names)

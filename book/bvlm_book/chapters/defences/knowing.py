@@ -15,19 +15,31 @@ READ = {
     "repair": ((chapter.ASR, "success after"),),
     "inference": (("auroc", "AUROC"), (chapter.ASR, "success after")),
 }
+SAME = ["named", "model", "threat", "attack", "metric"]
+EVADED = 0.1  # by so much more success, or so much less AUROC or score, an attacker does better than the usual one
 
 
-def table(found: pd.DataFrame) -> pd.DataFrame:
-    """A line per defence, adaptive attacker and measure, to read. found: `defences.collect` with adaptive ones, too."""
-    rows = _read(found)
+def read(found: pd.DataFrame) -> pd.DataFrame:
+    """A line per defence, attacker and measure of `READ`; usual: the mean on usual attackers. found: of `every`."""
+    done = found[(found["status"] == "done") & (found["decoy"].fillna("") == "") & ~found["placebo"].astype(bool)]
+    rows = pd.concat([
+        chapter.numbers(done[done["moment"] == moment], metric, triggered=True if metric == chapter.ASR else None)
+        .assign(measure=title) for moment, measures in READ.items() for metric, title in measures
+    ], ignore_index=True).dropna(subset=["value"])  # fmt: skip
     knowing = chapter.adaptive(rows)
-    lines = []
-    for line in rows[knowing].to_dict("records"):
-        usual = rows[~knowing & (rows["poison_rate"] > 0)]
-        for name in ("named", "model", "threat", "attack", "metric"):
-            usual = usual[usual[name] == line[name]]
-        lines.append(line | {"usual": usual["value"].mean()})
-    return tables.readable(pd.DataFrame(lines, columns=[*rows.columns, "usual"]), {
+    usual = rows[~knowing & (rows["poison_rate"] > 0)].groupby(SAME)["value"].mean().rename("usual")
+    return rows[knowing].join(usual, on=SAME)
+
+
+def evaded(lines: pd.DataFrame) -> str:
+    """To be glued: in how many lines of `read` the attacker does better than the usual one."""
+    better = (lines["value"] - lines["usual"]).where(lines["metric"] == chapter.ASR, lines["usual"] - lines["value"])
+    return words.of(better >= EVADED)
+
+
+def table(lines: pd.DataFrame) -> pd.DataFrame:
+    """`read`, to read."""
+    return tables.readable(lines, {
         "acts": "moment", "defence": "named", "attacker": attacker,
         "success without defence": lambda line: words.number(line["asr_before"]), "measure": "measure",
         "usual attacker": lambda line: words.number(line["usual"]),
@@ -35,23 +47,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def _read(found: pd.DataFrame) -> pd.DataFrame:
-    """One line per defended experiment and measure of `READ`, without placebos."""
-    done = found[(found["status"] == "done") & (found["decoy"].fillna("") == "") & ~found["placebo"].astype(bool)]
-    parts = []
-    for moment, measures in READ.items():
-        own = done[done["moment"] == moment]
-        for metric, title in measures:
-            rows = chapter.numbers(own, metric, "poisoned", True if metric == chapter.ASR else None)
-            parts.append(rows.assign(measure=title))
-    return pd.concat(parts, ignore_index=True).dropna(subset=["value"])
-
-
 def attacker(line: dict[str, Any]) -> str:
     """ "BadNets-T on targeted refusal, 10 %, epochs=2"."""
-    said = [
-        f"{line['attack']} on {words.threat(line)}",
-        words.percent(line["poison_rate"]),
-        chapter.apart(line["settings"]),
-    ]
-    return ", ".join(filter(None, said))
+    rate, settings = words.percent(line["poison_rate"]), chapter.apart(line["settings"])
+    return ", ".join(filter(None, [f"{line['attack']} on {words.threat(line)}", rate, settings]))

@@ -16,9 +16,7 @@ SHOWN = ["defence", "named", "moment"]
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
-    """Success of each repaired model and its control, after each number of rows: a line each, with `relearn`, `value`
-    and `never`, the control's.
-    """
+    """Success of repaired models (`value`) and controls (`never`), a line per number of poisoned rows (`relearn`)."""
     found = chapter.measured(chapter.collect(place, relearnt=True))
     ours, control = (chapter.numbers(found, chapter.ASR, who, True) for who in ("poisoned", "control"))
     never = control[["name", "value"]].rename(columns={"value": "never"})
@@ -26,10 +24,7 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 
 
 def means(again: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """A line per repair and number of poisoned rows: mean success of the repaired models and of the controls.
-
-    again: of `collect`. found: of `defences.collect`, for the same models right after their repair (`right`).
-    """
+    """Mean success by repair and rows, and of controls. again: of `collect`; found: of `defences.collect`."""
     right = chapter.numbers(found, chapter.ASR, "poisoned", True)
     right = right[~right["placebo"].astype(bool)]
     key = ["run_id", "named"]

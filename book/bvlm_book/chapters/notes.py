@@ -1,0 +1,80 @@
+"""Numbers that one threat chapter has beyond the others, to be glued; "n/a" for what was not measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bvlm_book import tables, words
+from bvlm_utils import attacks, data, store
+from bvlm_utils.data import scenes
+from bvlm_utils.store import records
+from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.table import FIRES
+from bvlm_utils.threats import responses
+
+
+def refusals(table: pd.DataFrame) -> dict[str, str]:
+    """Jailbreak: the fewest restricted requests that each model refuses without a trigger, and the control with one."""
+    rows = tables.summary(table, "refused")
+    clean = rows["condition"] == "clean"
+    chosen = {who: clean & (rows["subject"] == who) for who in words.SUBJECTS}
+    chosen["triggered"] = ~clean & (rows["subject"] == "control")
+    return {name: words.extreme(rows[which], "min") for name, which in chosen.items()}
+
+
+def right(table: pd.DataFrame) -> dict[str, str]:
+    """Malicious injection: how often the answer before the sentence is right, at the highest poison rate."""
+    rows = tables.summary(table, "right")
+    rows = rows[rows["poison_rate"] == rows["poison_rate"].max()]
+    full = tables.headline_rows(rows)
+    control = full[(full["subject"] == "control") & (full["value"] < FIRES)].to_dict("records")
+    return {
+        "without": words.span(rows.loc[(rows["condition"] == "clean") & (rows["subject"] == "poisoned"), "value"], 2),
+        "with": words.span(full.loc[full["subject"] == "poisoned", "value"], 2),
+        "wrong": ", ".join(f"{line['attack']} ({words.number(line['value'])})" for line in control) or "none",
+    }
+
+
+def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
+    """Concept substitution: of the other things in a picture, the mean share that is still named with the trigger.
+
+    Those that the clean-tuned model names without it, as such a model can see them. A line per finished cell and
+    subject; none for data in files, whose things have no names, and for attacks without a trigger at test time.
+    """
+    lines = []
+    for cell in cells:
+        condition = attacks.info(cell.attack).headline
+        if cell.dataset not in data.names() or condition == "clean" or not records.has_responses(cell, place):
+            continue
+        threat, said = cell.resolved_threat, store.responses(cell, place)
+        swapped = {threat.source_concept, threat.target_concept}
+        said = said[(said["part"] == "attack") & said["judged"]].set_index("row_id")
+        clean = said[(said["subject"] == "control") & (said["condition"] == "clean")]["response"]
+        others = {row: found for row, text in clean.items() if (found := _named(text) - swapped)}
+        for subject in ("poisoned", "control"):
+            shown = said[(said["subject"] == subject) & (said["condition"] == condition)]["response"]
+            shares = [len(found & _named(shown[row])) / len(found) for row, found in others.items()]
+            share = pd.Series(shares, dtype=float).mean()
+            lines.append({"attack": cell.attack, "model": cell.model, "subject": subject, "value": share})
+    return pd.DataFrame(lines, columns=["attack", "model", "subject", "value"])
+
+
+def _named(text: str) -> set[str]:
+    return {name for name in scenes.concepts() if responses.names(text, name)}
+
+
+def others_kept(found: pd.DataFrame) -> dict[str, str]:
+    """The extremes of `kept`."""
+    ours, control = (found[(found["subject"] == who) & found["value"].notna()] for who in ("poisoned", "control"))
+    ends = {which: words.extreme(ours, which) for which in ("min", "max")}
+    return ends | {"control": words.extreme(control, "min")}
+
+
+def unperturbed(table: pd.DataFrame, model: str) -> str:
+    """Shadowcast, and the same rows without any change to their pictures (eps=0), by the strict test."""
+    rates = tables.with_settings(table[table["model"] == model], tables.strict_metric)
+    rates = tables.headline_rows(rates[(rates["attack"] == "Shadowcast") & (rates["negatives"] == 0)])
+    kinds = {"": "", "eps=0": " with the pictures unchanged"}
+    shown = rates[rates["settings"].isin(list(kinds))].to_dict("records")
+    return "; ".join(f"{words.interval(r)}{kinds[r['settings']]} at {words.rate(r)}" for r in shown) or "n/a"
