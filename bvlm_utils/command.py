@@ -37,6 +37,9 @@ def run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: l
 
     Of Python's warnings our own remarks are told, at the end and each once; with a refusal nothing but its sentence is.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us: what is printed goes nowhere
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Remark)
