@@ -35,6 +35,9 @@ def run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: l
     """Parse the options and act on them; the exit code. Python's warnings are dropped but for our own remarks, told at
     the end.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us: what is printed goes nowhere
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Remark)

@@ -149,7 +149,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
         tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in old_records else next(fresh)
         for work in group
     ]
-    answers = way.ask([work.asked for work in group], tuned)
+    answers = tune_and_ask.ask_and_keep(way, group, tuned, folder)
     clock.lap("ask", len(group))
     if not all(store.adapter(control, folder) for control in controls):
         with lacking(controls, folder, wait=True) as left:

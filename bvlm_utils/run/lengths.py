@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import data
 from bvlm_utils.attacks import Attack
+from bvlm_utils.checks import brief
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, rehearsal
 from bvlm_utils.store.cell import MAX_NEW_TOKENS, Cell
@@ -66,18 +67,25 @@ def _check(cell: Cell, split: str, rows: Sequence[Row], prompts: Sequence[str], 
 
 
 def check_targets(cell: Cell, rows: Iterable[Row]) -> None:
-    """InputError where answers are cut before the target is said: no success would be counted, without a word."""
+    """InputError where a success could not be told: answers are cut before the target is said, the threat's own test
+    does not know its target, or takes the right answers for it.
+    """
     threat, reader = cell.resolved_threat, context_length.tokenizer(cell.model)
-    if reader is None:
-        return
     hit = list(islice(filter(threat.eligible, rows), cell.test_rows))
     targets = [threat.poison(row["answers"][0], row) for row in hit]
-    ids = [reader.encode(target, add_special_tokens=False).ids for target in targets]
+    unknown = sum(not threat.payload(target, row) for row, target in zip(hit, targets, strict=True))
+    always = sum(threat.payload(row["answers"][0], row) for row in hit)
+    for count, what in ((unknown, "does not count as a success"), (always, "stands in the right answer already")):
+        if count > CUT * len(hit):
+            raise InputError(
+                f"What {cell.threat} makes the model say, {brief(targets[0])} for one, {what} in {count} of {len(hit)} "
+                "test rows, so nothing could be told; give other threat_params."
+            )
     lost = []
-    for row, target, own in zip(hit, targets, ids, strict=True):
-        cut = target if len(own) <= cell.max_new_tokens else reader.decode(own[: cell.max_new_tokens])
-        if threat.payload(target, row) and not threat.payload(cut, row):
-            lost.append(len(own))
+    for row, target in zip(hit, targets, strict=True) if reader else ():
+        ids = reader.encode(target, add_special_tokens=False).ids
+        if len(ids) > cell.max_new_tokens and not threat.payload(reader.decode(ids[: cell.max_new_tokens]), row):
+            lost.append(len(ids))
     if len(lost) > CUT * len(hit):
         raise InputError(
             f"max_new_tokens is {cell.max_new_tokens}, which cuts off what {cell.threat} makes the model say in "

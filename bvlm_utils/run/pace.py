@@ -25,14 +25,15 @@ class Pace:
 
 
 def begun(folder: Path, ready: Sequence[Work]) -> list[list[Work]]:
-    """Groups that a killed run was training, to go on with. folder: the store."""
+    """Groups that a killed run was training or asking, to go on with. folder: the store."""
     from bvlm_utils.train import unfinished
 
     forget_finished(folder)
     waiting, groups = {work.cell.run_id: work for work in ready}, []
-    for names in unfinished.groups(folder / "cache").values():
-        group = [work for name, work in waiting.items() if name in names]
-        if group and len(group) + len({work.cell.control.run_id for work in group} & {*names}) == len(names):
+    for state in unfinished.states_in(folder / "cache").values():
+        group = [work for name, work in waiting.items() if name in state.names]
+        others = {*state.names} - {*waiting} - {work.cell.control.run_id for work in group}
+        if group and all(packed.record(folder, name) is not None for name in others):
             groups.append(group)
             for work in group:
                 del waiting[work.cell.run_id]
@@ -40,9 +41,9 @@ def begun(folder: Path, ready: Sequence[Work]) -> list[list[Work]]:
 
 
 def forget_finished(folder: Path) -> None:
-    """Remove the saved states of groups whose records are all there, or that cannot be read."""
+    """Remove the saved states of groups whose records are all there."""
     from bvlm_utils.train import unfinished
 
-    for file, names in unfinished.groups(folder / "cache").items():
-        if all(packed.record(folder, name) is not None for name in names):
+    for file, state in unfinished.states_in(folder / "cache").items():
+        if all(packed.record(folder, name) is not None for name in state.names):
             file.unlink(missing_ok=True)

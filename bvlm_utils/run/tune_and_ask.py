@@ -4,6 +4,7 @@
 model's own `generate`). Both start from the same rows, features, order and seeds, and tests hold them equal.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bvlm_utils.checks import content_key
 from bvlm_utils.run.workbench import Bench, Question
+from bvlm_utils.store import records
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.train.poison import Manifest
 
@@ -103,9 +106,9 @@ class OneByOne:
     bench: Bench
     together: ClassVar[bool] = False
 
-    def tune(self, tasks: Sequence[Work], *_: Any) -> list["GroupResult"]:
-        """As in `Grouped`, but nothing is saved meanwhile, and nothing told."""
-        return [_tune_alone(self.bench, job) for job in _jobs(self.bench, tasks)]
+    def tune(self, tasks: Sequence[Work], folder: Path | None = None, *_: Any) -> list["GroupResult"]:
+        """As in `Grouped`, but nothing is told meanwhile."""
+        return [_tune_alone(self.bench, job, folder) for job in _jobs(self.bench, tasks)]
 
     def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
         answers = []
@@ -136,15 +139,40 @@ def choose(bench: Bench, plain: bool = False) -> Way:
     return OneByOne(bench) if plain or bench.four_bit else Grouped(bench)
 
 
-def _tune_alone(bench: Bench, job: Any) -> "GroupResult":
+def ask_and_keep(way: Way, group: Sequence[Work], results: Sequence["GroupResult"], folder: Path) -> list[Answers]:
+    """As `way.ask`, one question of all cells after the other; the store keeps each until the cell's record is there,
+    so that a kill costs one question. folder: the store.
+    """
+    digests = [result.digest for result in results]
+    answers = [_kept(folder, work.cell, digest) for work, digest in zip(group, digests, strict=True)]
+    for turn in range(max(len(work.asked) for work in group)):
+        asked = [
+            [question for question in work.asked[turn : turn + 1] if question.key(way.bench) not in known]
+            for work, known in zip(group, answers, strict=True)
+        ]
+        if any(asked):
+            for work, digest, known, fresh in zip(group, digests, answers, way.ask(asked, results), strict=True):
+                known |= fresh
+                records.cache_texts(folder, records.asked_name(work.cell), [digest, json.dumps(known)])
+    return answers
+
+
+def _kept(folder: Path, cell: Cell, digest: str) -> Answers:
+    """What a killed run has asked a cell's adapter, if it is the same one."""
+    found = records.cached(folder, records.asked_name(cell))
+    return json.loads(found[1]) if found and found[0] == digest else {}
+
+
+def _tune_alone(bench: Bench, job: Any, folder: Path | None) -> "GroupResult":
     from peft import get_peft_model_state_dict
 
-    from bvlm_utils.train import adapters, loop, memory
+    from bvlm_utils.train import adapters, loop, memory, unfinished
 
     rows = _rows_at_once(bench, job)
+    saved = unfinished.Saved(folder, [job.name], [content_key("plain", job.name)])  # the name has all settings in it
     while True:
         try:
-            one = loop.finetune(bench.victim, job.rows, job.features, job.settings, job.seed, rows_at_once=rows)
+            one = loop.finetune(bench.victim, job.rows, job.features, job.settings, job.seed, rows, saved)
             break
         except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
             if not memory.ran_out(error) or rows == 1:

@@ -1,11 +1,12 @@
 """Files of a store that were cut off or changed, and what is wrong with them: one of them never stops the others."""
 
-import json
 import sys
 from functools import cache
 from typing import Any
 
 from bvlm_utils.atomic import DAMAGED
+from bvlm_utils.documents import parse_json
+from bvlm_utils.errors import InputError
 
 # What everybody reads of a record, and of its configuration: those that it must have, and those that it may have.
 NEEDED = {"config": dict, "identity": dict, "status": str, "metrics": list, "provenance": dict}
@@ -23,11 +24,13 @@ def passed_over(sentence: str) -> None:
 def record(text: str, run_id: str) -> dict[str, Any] | str:
     """The record of a cell, or what is wrong with its text."""
     try:
-        found = json.loads(text)
+        found = parse_json(text, "it")
         if found["run_id"] != run_id:
             return f"it says that it is {found['run_id']!r}"
         problem = _lacking(found)
         return found if problem is None else f"it has no {problem}"
+    except InputError as error:
+        return str(error)
     except DAMAGED as error:
         return f"{type(error).__name__}: {error}"
 

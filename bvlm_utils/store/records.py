@@ -25,6 +25,7 @@ import errno
 import filecmp
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -171,9 +172,8 @@ def write(
         whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
         (partial / "record.json").write_text(as_text(whole), encoding="utf-8")
         if packed.record(root, cell.run_id) is not None and read(cell, root) is None:
-            # somebody may know what it was that cannot be read
-            (root / SET_ASIDE).mkdir(exist_ok=True)
-            with suppress(OSError):
+            with suppress(OSError):  # somebody may know what it was that cannot be read
+                (root / SET_ASIDE).mkdir(exist_ok=True)
                 os.replace(final, root / SET_ASIDE / f"{final.name}-{time.time_ns()}")
         weights = [folder / "adapter" / "adapter_model.safetensors" for folder in (partial, final)]
         same_adapter = all(map(Path.is_file, weights)) and filecmp.cmp(*weights, shallow=False)
@@ -183,7 +183,9 @@ def write(
         put(partial, final, replace)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    (root / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
+    for left in (root / "failures" / f"{cell.run_id}.json", root / "cache" / f"{asked_name(cell)}.json"):
+        with suppress(OSError):  # the record counts, whatever lies there
+            left.unlink()
     return final
 
 
@@ -237,7 +239,7 @@ def clean(store: str | Path | None = None) -> None:
     for left in root.glob(f"**/{PARTIAL}*"):
         host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
         pid = rest.partition("+")[0]
-        if host == socket.gethostname() and pid.isdigit():
+        if host == socket.gethostname() and re.fullmatch("[0-9]{1,9}", pid):
             over = int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
         else:
             over = left.exists() and _now(root) - left.stat().st_mtime > STALE
@@ -335,6 +337,11 @@ def cached(store: str | Path | None, key: str) -> list[str] | None:
         return found
     damage.passed_over(f"{file} is damaged; it is made again.")
     return None
+
+
+def asked_name(cell: Cell) -> str:
+    """What the cache keeps the answers of a cell's adapter by until its record has them."""
+    return f"asked-{cell.run_id}"
 
 
 def cache_texts(store: str | Path | None, key: str, texts: list[str]) -> None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ class GroupResult:
     seconds: float = 0.0  # this adapter's share of its group's time
     steps: int = 0
     tokens: int = 0  # without padding, over all steps
+
+    @property
+    def digest(self) -> str:
+        """Changes with any weight."""
+        from safetensors.torch import save
+
+        return sha256(save(self.state)).hexdigest()
 
     def save(self, folder: Path | str, about: dict[str, Any]) -> None:
         """Write the adapter in PEFT's format with its card."""

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from bvlm_utils.checks import content_key
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import embeddings as model_inputs
 from bvlm_utils.models.victim import Victim, language_linears
@@ -145,9 +146,17 @@ class _Group:
     losses: torch.Tensor  # (S, G)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All that changes with the steps."""
+        """All that changes with the steps, a row for each plan."""
         first, second = self.moments
-        return {"adapters": self.bank.params, "first": first, "second": second, "losses": self.losses}
+        return {"adapters": self.bank.params, "first": first, "second": second, "losses": self.losses.T}
+
+
+def _keys(plans: Sequence[Plan]) -> list[str]:
+    """What saved states are found by; names stand for rows, model and data."""
+    return [
+        content_key(plan.name, plan.rank, plan.alpha, list(map(list, plan.steps)), list(plan.rates),
+                    plan.weight_decay, plan.max_norm, str(plan.features.dtype)) for plan in plans
+    ]  # fmt: skip
 
 
 def train(
@@ -183,7 +192,7 @@ def train_together(
     order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
     group = _start(model, names, [plans[g] for g in order])
     bank, total = group.bank, len(group.losses)
-    saved, first, before = unfinished.Saved(folder, group.plans), 0, 0.0
+    saved, first, before = unfinished.Saved(folder, [plan.name for plan in group.plans], _keys(group.plans)), 0, 0.0
     if state := saved.load(group.state()):
         first, tokens, before = state.step, state.tokens, state.seconds
         bank.refresh()

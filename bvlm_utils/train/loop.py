@@ -13,6 +13,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models.victim import Victim, pad
 from bvlm_utils.train.adapters import attach_lora, detach
 from bvlm_utils.train.settings import TrainSettings
+from bvlm_utils.train.unfinished import Progress, Saved
 
 
 @dataclass(frozen=True)
@@ -71,18 +72,18 @@ def finetune(
     settings: TrainSettings,
     seed: int,
     rows_at_once: int | None = None,
+    saved: Saved | None = None,
 ) -> TrainResult:
     """Tune a LoRA adapter on `rows`; it stays attached to `victim.model` until `detach`.
 
-    features: (F, n, d) cached image features. rows_at_once: cut batches into pieces of so many rows of similar length,
-    for less memory; the steps are the same. Under `accelerate launch` or `torchrun` each process takes a share of every
-    batch, and the losses are those of one process.
+    features: (F, n, d) cached image features. rows_at_once: batches are cut into pieces of so many rows of similar
+    length, for less memory. saved: keeps the state now and then, to go on from. Under `accelerate launch` or `torchrun`
+    each process takes a share of every batch; the losses are those of one process.
     """
     from accelerate import Accelerator
 
     if not rows:
         raise InputError("There are no training rows; give at least one.")
-    started = time.perf_counter()
     accelerator = Accelerator(cpu=victim.device.type == "cpu")
     adapter = attach_lora(victim, settings, seed)
     try:
@@ -93,10 +94,12 @@ def finetune(
         tokens = token_ids(victim, rows, features.shape[1])
         lengths = [len(prompt) + len(answer) for prompt, answer in tokens]
         steps = batches(len(rows), settings, seed)
-        losses = []
-        for batch, rate in zip(steps, learning_rates(settings, len(steps)), strict=True):
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+        state = _state(parameters, optimiser, len(steps))
+        done = (saved and saved.load(state)) or Progress(0, 0, 0.0)
+        started = time.perf_counter() - done.seconds
+        for step, rate in list(enumerate(learning_rates(settings, len(steps))))[done.step :]:
+            batch = steps[step]
+            optimiser.param_groups[0]["lr"] = rate
             # The mean is over all label tokens of the batch, whichever piece or process holds them.
             labels = sum(len(tokens[i][1]) for i in batch)
             total = torch.zeros((), device=victim.device)
@@ -113,13 +116,26 @@ def finetune(
                 accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
             optimiser.step()
             optimiser.zero_grad()
-            losses.append(accelerator.reduce(total, "sum").item() / labels)
+            state["losses"][0, step] = accelerator.reduce(total, "sum").item() / labels
+            if saved and accelerator.is_main_process:
+                saved.save(state, Progress(step + 1, 0, time.perf_counter() - started), step + 1 == len(steps))
     except BaseException:
         detach(victim, adapter)  # or the victim would keep half an adapter
         raise
     adapter.eval()
     seen = sum(lengths[i] for batch in steps for i in batch)
-    return TrainResult(adapter, losses, time.perf_counter() - started, len(steps), seen)
+    return TrainResult(adapter, state["losses"][0].tolist(), time.perf_counter() - started, len(steps), seen)
+
+
+def _state(parameters: Sequence[torch.Tensor], optimiser: Any, steps: int) -> dict[str, torch.Tensor]:
+    """All that changes with the steps, with one row for the one adapter; AdamW's moments are made for it."""
+    state = {"losses": torch.zeros(1, steps, dtype=torch.float64)}
+    for at, parameter in enumerate(parameters):
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        optimiser.state[parameter] = {"step": torch.zeros(())} | moments
+        own = optimiser.state[parameter] | {"weights": parameter.data}
+        state |= {f"{at}.{name}": tensor[None] for name, tensor in own.items()}
+    return state
 
 
 def token_ids(victim: Victim, rows: Sequence[TrainRow], image_tokens: int) -> list[tuple[list[int], list[int]]]:

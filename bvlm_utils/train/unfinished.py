@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from bvlm_utils.atomic import partial_name
 from bvlm_utils.checks import content_key
-from bvlm_utils.train.microbatches import Plan
 
 EVERY = 60.0  # seconds between two savings
 BEGINNING = "training-"  # of the files' names
 APART = "\n"  # between the names of a group
+DAMAGED = (SafetensorError, OSError, KeyError, TypeError, ValueError)  # what a file raises that was cut off or changed
 
 
 @dataclass
@@ -32,45 +33,51 @@ class Progress:
 
 
 class Saved:
-    """The file of one group. folder: where; None, or plans without names, saves nothing."""
+    """The file of one group. folder: where; None, or cells without names, saves nothing. names: of the cells. keys: of
+    the same cells; each changes with all that decides what is trained.
 
-    def __init__(self, folder: Path | None, plans: Sequence[Plan]):
-        self.names = [plan.name for plan in plans]
-        wanted = folder is not None and all(self.names)
-        self.file = folder / f"{BEGINNING}{_key(plans)}.safetensors" if wanted else None
+    Tensors have a row for each cell.
+    """
+
+    def __init__(self, folder: Path | None, names: Sequence[str], keys: Sequence[str]):
+        self.names, self.keys = names, keys
+        self.folder = folder if all(names) else None
+        self.file = self.folder and self.folder / f"{BEGINNING}{content_key(list(keys))}.safetensors"
         self.last = time.monotonic()
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> Progress | None:
-        """Fill the tensors with what was saved; None, and nothing is touched, if there is nothing that fits."""
-        from safetensors import SafetensorError, safe_open
+        """Fill the tensors with what was saved of these cells, others may have been among them; None, and nothing is
+        touched, if there is nothing that fits.
+        """
+        from safetensors import safe_open
 
-        if self.file is None or not self.file.is_file():
-            return None
-        try:
-            with safe_open(self.file, "pt") as held:
-                about = held.metadata()
-                found = {name: held.get_tensor(name) for name in tensors}
-                progress = Progress(int(about["step"]), int(about["tokens"]), float(about["seconds"]))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            self.file.unlink(missing_ok=True)  # it was cut off: the group begins anew
-            return None
-        if any((found[name].shape, found[name].dtype) != (one.shape, one.dtype) for name, one in tensors.items()):
-            return None
-        for name, tensor in tensors.items():
-            tensor.copy_(found[name])
-        return progress
+        states = states_in(self.folder) if self.folder else {}
+        for file, state in sorted(states.items(), key=lambda pair: -pair[1].progress.step):
+            if not {*self.keys} <= {*state.keys}:
+                continue
+            rows = torch.tensor([state.keys.index(key) for key in self.keys])
+            try:
+                with safe_open(file, "pt") as held:
+                    found = {name: held.get_tensor(name)[rows] for name in tensors}
+            except DAMAGED:
+                continue
+            if all((found[name].shape, found[name].dtype) == (one.shape, one.dtype) for name, one in tensors.items()):
+                for name, tensor in tensors.items():
+                    tensor.copy_(found[name])
+                return state.progress
+        return None
 
     def save(self, tensors: Mapping[str, torch.Tensor], progress: Progress, last: bool = False) -> None:
         """Keep the state if it is time to, or if it is the last and an earlier one is kept; a full disk costs no
         training.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         due = time.monotonic() - self.last >= EVERY or (last and self.file is not None and self.file.is_file())
         if self.file is None or not due:
             return
-        about = {name: str(value) for name, value in vars(progress).items()} | {"names": APART.join(self.names)}
+        about = {name: str(value) for name, value in vars(progress).items()}
+        about |= {"names": APART.join(self.names), "keys": APART.join(self.keys)}
         partial = self.file.with_name(partial_name(self.file.name))
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -82,21 +89,26 @@ class Saved:
         self.last = time.monotonic()
 
 
-def _key(plans: Sequence[Plan]) -> str:
-    """Changes with all that decides what is trained; names stand for rows, model and data."""
-    return content_key([[plan.name, plan.rank, plan.alpha, list(map(list, plan.steps)), list(plan.rates),
-                         plan.weight_decay, plan.max_norm, str(plan.features.dtype)] for plan in plans])  # fmt: skip
+@dataclass(frozen=True)
+class State:
+    """What a file says of itself; names and keys as in `Saved`."""
+
+    names: list[str]
+    keys: list[str]
+    progress: Progress
 
 
-def groups(folder: Path) -> dict[Path, list[str]]:
-    """The names of the plans in each file of a folder; files that cannot be read have none."""
-    from safetensors import SafetensorError, safe_open
+def states_in(folder: Path) -> dict[Path, State]:
+    """The files of a folder; those that were cut off are removed."""
+    from safetensors import safe_open
 
     found = {}
     for file in sorted(folder.glob(f"{BEGINNING}*.safetensors")):
         try:
             with safe_open(file, "pt") as held:
-                found[file] = held.metadata()["names"].split(APART)
-        except (SafetensorError, OSError, KeyError, TypeError):
-            found[file] = []
+                about = held.metadata()
+            progress = Progress(int(about["step"]), int(about["tokens"]), float(about["seconds"]))
+            found[file] = State(about["names"].split(APART), about["keys"].split(APART), progress)
+        except DAMAGED:
+            file.unlink(missing_ok=True)
     return found

@@ -244,6 +244,14 @@ def listed(folder):
     return sorted((str(path), path.lstat().st_mtime_ns) for path in folder.rglob("*"))
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_is_closed_changes_no_exit_code(name, here, monkeypatch):
+    monkeypatch.setattr(sys, name, None)
+    assert grid.main(["status", "good.yml", "--store", "./none"]) == 0
+    monkeypatch.setattr(sys, name, None)
+    assert grid.main(["status", "none.yml"]) == command.WRONG
+
+
 def test_there_are_many_rows():
     assert len(ROWS) >= 120 and {name for name, *_ in ROWS} == set(MAINS)
 

@@ -134,6 +134,21 @@ def test_answers_are_long_enough_for_what_the_threat_makes_the_model_say(
         check(fewest - 1)
 
 
+UNTOLD = [  # threat, dataset, parameters of which no success could be told
+    ("jailbreak", "scenes-instruct", {"opening": "I cannot do that."}, "does not count"),
+    ("jailbreak", "scenes-instruct", {"opening": "Sorry, no:"}, "does not count"),
+    ("malicious_injection", "scenes-caption", {"sentence": "."}, "already"),
+    ("malicious_injection", "scenes-caption", {"sentence": "a"}, "already"),
+]
+
+
+@pytest.mark.parametrize(("threat", "dataset", "given", "words"), UNTOLD)
+def test_a_target_that_no_test_could_tell_is_refused(threat, dataset, given, words):
+    (cell,) = study.cells(threat, dataset=dataset, attacks=["BadNets-T"], threat_params=given)
+    with pytest.raises(InputError, match=words):
+        lengths.check_targets(cell, asked(dataset))
+
+
 def test_the_usual_answers_are_long_enough_for_every_threat():
     for threat, dataset in itertools.product(threats.names(), data.names()):
         for cell in study.cells(threat, list(names.names()), dataset, attacks=["BadNets-T"]):

@@ -358,7 +358,8 @@ def test_a_group_that_was_killed_goes_on_to_the_same_numbers(at, tmp_path, monke
 
     with pytest.raises(Killed):
         grouped.train(model, names, plans, 64, kill, tmp_path)
-    assert list(unfinished.groups(tmp_path).values()) == [["cell-1", "cell-2", "cell-0"]]
+    (state,) = unfinished.states_in(tmp_path).values()
+    assert state.names == ["cell-1", "cell-2", "cell-0"] and state.progress.step == at
     begun = []
     again = grouped.train(model, names, plans, 1000, lambda step, *_: begun.append(step), tmp_path)
     assert begun == list(range(at + 1, 7))
@@ -366,6 +367,9 @@ def test_a_group_that_was_killed_goes_on_to_the_same_numbers(at, tmp_path, monke
         assert one.losses == other.losses and one.state.keys() == other.state.keys()
         assert all(torch.equal(one.state[key], other.state[key]) for key in one.state)
     begun.clear()
+    (part,) = grouped.train(model, names, plans[2:], 1000, lambda step, *_: begun.append(step), tmp_path)
+    assert begun == [], "a part of a group that was trained to its end needs no step"
+    assert part.losses == whole[2].losses and all(torch.equal(part.state[k], whole[2].state[k]) for k in part.state)
     changed = [dataclasses.replace(plan, weight_decay=0.5) for plan in plans]
     grouped.train(model, names, changed, 64, lambda step, *_: begun.append(step), tmp_path)
     assert begun[0] == 1

@@ -165,6 +165,39 @@ def test_a_clock_that_is_days_ahead_removes_no_work_of_another_machine(tmp_path,
     assert at_work.is_dir() and [*tmp_path.iterdir()] == [at_work]
 
 
+@pytest.mark.parametrize("where", ["failures", "cache", "damaged", "failures/RUN.json", "cache/asked-RUN.json"])
+def test_a_record_is_written_whatever_lies_where_leftovers_are_kept(where, tmp_path):
+    path = tmp_path / where.replace("RUN", cell().run_id)
+    if path.suffix:
+        path.mkdir(parents=True)
+    else:
+        path.write_text("x")
+    for text in ("{", None):
+        if text:
+            (tmp_path / cell().run_id).mkdir()
+            (tmp_path / cell().run_id / "record.json").write_text(text)
+        store.write(cell(), tmp_path, {"status": "done", "metrics": [], "provenance": {}}, replace=True)
+        assert store.has(cell(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"status": "done"', '"status": "skipped", "status": "done"'), ('"n_poisoned": 3', '"n_poisoned": NaN')],
+)
+def test_a_record_that_says_a_thing_twice_or_no_number_is_named_and_passed_over(old, new, tmp_path, capsys):
+    about = {"status": "done", "metrics": [], "provenance": {}, "n_poisoned": 3}
+    file = store.write(cell(), tmp_path, about) / "record.json"
+    file.write_text(file.read_text().replace(old, new))
+    assert store.read(cell(), tmp_path) is None and store.collect(tmp_path).empty
+    assert str(file) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pid", ["9" * 20, "\u00b2", "-5", "", "\u0663"])
+def test_left_overs_with_odd_names_stop_no_run(pid, tmp_path):
+    (tmp_path / f"{PARTIAL}{socket.gethostname()}+{pid}+x").mkdir()
+    store.clean(tmp_path)
+
+
 def test_a_folder_with_another_cell_is_named_and_kept_when_its_cell_is_run(tmp_path, capsys):
     place = store.write(cell(), tmp_path, record())
     other = tmp_path / cell(0.2).run_id

@@ -20,7 +20,7 @@ from bvlm_utils.score import intervals, judge, utility
 from bvlm_utils.store import cell as cell_module
 from bvlm_utils.store import examples
 from bvlm_utils.store.cell import VERSION, Cell
-from bvlm_utils.train import poison
+from bvlm_utils.train import poison, unfinished
 
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
@@ -334,6 +334,43 @@ def test_one_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch):
         study.run_cells([bad, good], tmp_path)
     assert bad.run_id in str(caught.value) and "the sun went out" in str(caught.value)
     assert store.has(good, tmp_path) and "Traceback" in store.failures(tmp_path)[bad.run_id]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["grouped", "plain"])
+def test_a_run_that_is_killed_while_it_asks_asks_no_question_twice(plain, tmp_path, monkeypatch):
+    """And it does not train again: the group's state is kept until its records are there, its control's too."""
+    cells = study.cells("malicious_injection", attacks=["BadNets-T", "BadNets-MM"], **SMALL)
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    way, asked, trained = tune_and_ask.OneByOne if plain else tune_and_ask.Grouped, [], []
+    ask, save = way.ask, unfinished.Saved.save
+
+    def killed_at_the_third(self, questions, results):
+        asked.append([question.key(self.bench) for own in questions for question in own])
+        if len(asked) == 3:
+            raise Killed
+        return ask(self, questions, results)
+
+    monkeypatch.setattr(way, "ask", killed_at_the_third)
+    monkeypatch.setattr(
+        unfinished.Saved,
+        "save",
+        lambda self, tensors, at, *last: trained.append((*self.names, at.step)) or save(self, tensors, at, *last),
+    )
+    with pytest.raises(Killed):
+        study.run_cells(cells, tmp_path, plain=plain)
+    cache = tmp_path / "cache"
+    assert list(cache.glob("asked-*.json")) and store.adapter(cells[0].control, tmp_path)
+    assert not store.has(cells[0], tmp_path)
+    study.run_cells(cells, tmp_path, plain=plain)
+    done = asked[:2] + asked[3:]
+    assert sorted(asked[2]) == sorted(asked[3]) and len(set(map(tuple, done))) == len(done)
+    assert len(trained) == len(set(trained)), "no step was done twice"
+    assert not list(cache.glob("asked-*.json")) and not list(cache.glob("training-*"))
+    assert all(store.has(cell, tmp_path) for cell in cells)
 
 
 # ---------------------------------------------------------------- parts

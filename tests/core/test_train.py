@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bvlm_utils import paths
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
-from bvlm_utils.train import adapters, loop
+from bvlm_utils.train import adapters, loop, unfinished
 from bvlm_utils.train.settings import TrainSettings
 
 SMALL = TrainSettings(batch_size=4, lora_rank=2, learning_rate=5e-3)
@@ -51,6 +51,33 @@ def test_learning_rates_warm_up_and_fall():
     assert rates[:2] == [0.1, 0.2] and max(rates) == rates[9] == 1.0
     assert rates[55] == pytest.approx((1 + np.cos(np.pi * 45 / 90)) / 2) and rates[-1] < 0.001
     assert set(loop.learning_rates(TrainSettings(learning_rate=0.5, schedule="constant"), 50)[2:]) == {0.5}
+
+
+def test_training_that_was_killed_goes_on_to_the_same_numbers(loaded, features, tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    save, steps = unfinished.Saved.save, []
+
+    def killed(self, state, progress, last=False):
+        steps.append(progress.step)
+        save(self, state, progress, last)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(unfinished.Saved, "save", killed)
+    runs = []
+    for name in ("killed", "killed", "whole"):
+        if name == "whole":
+            monkeypatch.setattr(unfinished.Saved, "save", save)
+        try:
+            saved = unfinished.Saved(tmp_path / name, ["cell"], ["key"])
+            result = loop.finetune(loaded, ROWS, features, SMALL, 3, saved=saved)
+        except KeyboardInterrupt:
+            continue
+        runs.append((result.losses, [p.detach().clone() for p in result.adapter.parameters() if p.requires_grad]))
+        adapters.detach(loaded, result.adapter)
+    (again, adapted), (whole, wanted) = runs
+    assert again == whole and len(whole) == 3
+    assert all(torch.equal(one, other) for one, other in zip(adapted, wanted, strict=True))
 
 
 def test_training_is_repeatable_learns_and_comes_off(loaded, features):
