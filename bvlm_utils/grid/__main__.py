@@ -239,9 +239,7 @@ def _act(chosen: argparse.Namespace) -> int | None:
             say(line)
     else:
         if chosen.workers and chosen.scheduler:  # which has its own workers
-            raise InputError(
-                f"--workers {chosen.workers} and --scheduler {chosen.scheduler} exclude each other; give one."
-            )
+            raise InputError(f"--workers {chosen.workers} and --scheduler {chosen.scheduler} exclude each other.")
         this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
         if chosen.scheduler is None and any(cell.four_bit for cell in wanted):  # else its workers know
             names.check_four_bit()
