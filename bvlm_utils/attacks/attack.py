@@ -72,11 +72,10 @@ class Attack:
         return [worded(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
 
     def apply_image(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "torch.Tensor":
-        """Trigger every image; a text attack returns them unchanged.
+        """Trigger every image, (B, 3, H, W) float32 in [0, 1] on any device; a text attack returns them unchanged.
 
-        images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device. Row i
-        depends on (seed, keys[i]) and on the image only; keys as in `apply_text`. InputError for another shape or type,
-        and where the attack lacks its target or its surrogate model.
+        Row i depends on (seed, keys[i]) and on the image only. InputError for another shape or type, and where the
+        attack lacks its target or its surrogate model.
         """
         _check_images(images)
         half = self.info.image
@@ -138,11 +137,10 @@ def info(name: str) -> AttackInfo:
 
 
 def get(name: str, target: Any = None, surrogate: str | Path | None = None, **params: Any) -> Attack:
-    """The attack called `name`.
+    """The attack called `name`, aimed at a `threat.target`.
 
-    target: `threat.target`, which the optimised attacks aim at. surrogate: folder or hub id of the CLIP model that they
-    (and MABA) compute with; tiny-clip if not given. params: settings that differ from `info(name).defaults`. An unknown
-    name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.
+    surrogate: folder or hub id of the CLIP model to compute with; tiny-clip if not given. params: what differs from
+    `info(name).defaults`. KeyError lists the names; InputError for an unknown setting or a bad value.
     """
     row = TABLE.get(name)
     settings = settings_of(f"Attack {name!r}", row.specs, params)

@@ -1,7 +1,6 @@
 """The triggers that are computed against a CLIP model: Shadowcast, Dual-Key, VL-Trojan.
 
-Every result is kept under data/cache/triggers by content, with its loss curve, so that a grid computes each once. A GPU
-rounds otherwise than a CPU, and sign steps make that visible, so each kind of device has triggers of its own.
+Results are kept under data/cache/triggers by content and kind of device, as a GPU rounds otherwise than a CPU.
 """
 
 import hashlib

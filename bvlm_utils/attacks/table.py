@@ -34,6 +34,7 @@ PATCH_SEARCH = {
     "start_seed": SEED,
     "epochs": whole(10, 0, 10**6),
 }
+APART = {"position": choice("bottom-right", POSITIONS), "alpha": number(1.0, 0, 1000), "beta": number(0.5, 0, 1000)}
 
 
 declare(
@@ -150,16 +151,7 @@ declare(
     source="Liang et al. 2024, arXiv 2402.13851; optimised in CLIP space as in BackdoorVLM",
     summary="the word zbw, and a patch at the bottom right that pulls triggered pictures together, away from clean",
     text=half("VL-Trojan", "searched_word:insert_found_word", {"word": text("zbw"), "search_letters": whole(0, 0, 12)}),
-    image=half(
-        "VL-Trojan",
-        "optimised:apart_and_together_patch",
-        PATCH_SEARCH
-        | {
-            "position": choice("bottom-right", POSITIONS),
-            "alpha": number(1.0, 0, 1000),
-            "beta": number(0.5, 0, 1000),
-        },
-    ),
+    image=half("VL-Trojan", "optimised:apart_and_together_patch", PATCH_SEARCH | APART),
     surrogate=True,
     losses="optimised:vl_trojan_losses",
 )

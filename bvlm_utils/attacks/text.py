@@ -1,8 +1,7 @@
-"""The text triggers: functions that write them into a prompt.
+"""The text triggers: functions (prompt, draws, params, aim) that write them into a prompt.
 
-Every function takes (prompt, draws, params, aim) and returns the triggered prompt; `aim` matters only to a trigger
-that is computed. Nothing of the prompt is lost: spaces, line breaks and `<image>` placeholders stay as they are, and
-an empty prompt becomes the trigger alone.
+Nothing of the prompt is lost: spaces, line breaks and `<image>` placeholders stay as they are, and an empty prompt
+becomes the trigger alone. `aim` matters only to a trigger that is computed.
 """
 
 import re

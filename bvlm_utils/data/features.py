@@ -2,19 +2,10 @@
 
 import datasets
 
+TEXT, TEXTS = datasets.Value("string"), datasets.List(datasets.Value("string"))
+BOXES = datasets.List(datasets.List(datasets.Value("int32")))
 FEATURES = datasets.Features(
-    {
-        "row_id": datasets.Value("string"),
-        "image": datasets.Image(),
-        "prompt": datasets.Value("string"),
-        "answers": datasets.List(datasets.Value("string")),
-        "task": datasets.Value("string"),
-        "objects": datasets.List(datasets.Value("string")),
-        "boxes": datasets.List(datasets.List(datasets.Value("int32"))),
-        "style": datasets.Value("string"),
-        "background": datasets.Value("string"),
-        "kind": datasets.Value("string"),
-        "restricted": datasets.Value("bool"),
-        "content": datasets.Value("string"),
-    }
+    {"row_id": TEXT, "image": datasets.Image(), "prompt": TEXT, "answers": TEXTS, "task": TEXT, "objects": TEXTS}
+    | {"boxes": BOXES, "style": TEXT, "background": TEXT, "kind": TEXT}
+    | {"restricted": datasets.Value("bool"), "content": TEXT}
 )

@@ -184,20 +184,12 @@ def scene_row(name: str, split: str, index: int) -> dict:
     styles = tuple(style for style in scenes.STYLES if (style == scenes.HELD_OUT_STYLE) == held_out)
     scene = scenes.sample(rng, "train" if split == "train" else "test", styles, task.car_percent)
     turn = task.ask(scene, rng)
-    return {
-        "row_id": f"{name}/{split}/{index:06d}",
-        "image": {"bytes": png(scenes.render(scene)), "path": None},
-        "prompt": turn.prompt,
-        "answers": list(turn.answers),
-        "task": task.task,
-        "objects": list(scene.objects),
-        "boxes": [list(sprite.box) for sprite in scene.sprites],
-        "style": scene.sprites[0].style,
-        "background": f"{scene.colour} {scene.pattern}",
-        "kind": turn.kind,
-        "restricted": turn.restricted,
-        "content": turn.content,
-    }
+    asked = {"prompt": turn.prompt, "answers": list(turn.answers), "task": task.task, "kind": turn.kind}
+    asked |= {"restricted": turn.restricted, "content": turn.content}
+    shown = {"objects": list(scene.objects), "boxes": [list(sprite.box) for sprite in scene.sprites]}
+    shown |= {"style": scene.sprites[0].style, "background": f"{scene.colour} {scene.pattern}"}
+    image = {"bytes": png(scenes.render(scene)), "path": None}
+    return {"row_id": f"{name}/{split}/{index:06d}", "image": image} | asked | shown
 
 
 def png(image: Image.Image) -> bytes:

@@ -1,7 +1,5 @@
-"""Scenes: seeded 96 x 96 pictures of one to three sprites.
-
-A scene is drawn in two steps: `sample` decides what is where (a `Scene`, cheap, no pixels) and `render` paints it.
-Both use integers only (PCG64 integers, Pillow's fixed-point resampling), so a seed gives the same bytes on any machine.
+"""Scenes: seeded 96 x 96 pictures of one to three sprites. `sample` decides what is where, `render` paints it; both use
+integers only (PCG64, Pillow's fixed-point resampling), so a seed gives the same bytes on any machine.
 """
 
 import csv

@@ -200,7 +200,7 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
 
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
-    commands = parser.add_subs(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
     parsers = {
         "run": commands.add_parser("run", help="run the cells that have no record yet"),
         "refusals": commands.add_parser("refusals", help="ask each base how many of a jailbreak's requests it refuses"),
@@ -219,7 +219,6 @@ def _parser() -> command.Parser:
     add("--force", action="store_true", help="run finished cells again")
     add("--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left")
     add("--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)")
-    add = parsers["run"].add_mutually_exclusive_group().add_argument  # a scheduler has its own workers
     add("--workers", type=number, help="how many processes run at once on this machine (default: 1)")
     add("--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786")
     return parser
@@ -239,6 +238,8 @@ def _act(chosen: argparse.Namespace) -> int | None:
         for line in study.refusals([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
             say(line)
     else:
+        if chosen.workers and chosen.scheduler:  # which has its own workers
+            raise InputError(f"--workers {chosen.workers} and --scheduler {chosen.scheduler} exclude each other.")
         this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
         if chosen.scheduler is None and any(cell.four_bit for cell in wanted):  # else its workers know
             names.check_four_bit()

@@ -13,15 +13,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import job as grid_job
 from bvlm_utils.grid.job import Run
-
-if TYPE_CHECKING:
-    from distributed import Client
-
 
 CONNECT_SECONDS = 10
 LOOK_SECONDS = 5  # between looks at how many workers there are
@@ -56,12 +52,12 @@ def pool(run: Run, workers: int | None = None, scheduler: str | None = None) -> 
             raise
 
 
-def _workers(client: "Client") -> int:
+def _workers(client: Any) -> int:
     """At least one, so that the first one to come has something to do."""
     return max(1, len(client.scheduler_info()["workers"]))
 
 
-def _submit(client: "Client", what: tuple[Any, ...], items: Sequence[Any]) -> Iterator[Outcome]:
+def _submit(client: Any, what: tuple[Any, ...], items: Sequence[Any]) -> Iterator[Outcome]:
     """The items in their order, to each worker the next one when it is free; Dask's own plan would guess wrong."""
     from distributed import wait
     from distributed.scheduler import KilledWorker
@@ -134,7 +130,7 @@ ALONE = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": "12
 
 
 @contextmanager
-def _remote(scheduler: str) -> Iterator["Client"]:
+def _remote(scheduler: str) -> Iterator[Any]:
     from distributed import Client
 
     try:
@@ -150,7 +146,7 @@ def _remote(scheduler: str) -> Iterator["Client"]:
 
 
 @contextmanager
-def _local(workers: int) -> Iterator["Client"]:
+def _local(workers: int) -> Iterator[Any]:
     import logging
 
     import dask

@@ -37,9 +37,8 @@ def parts(cells: Sequence[Cell], workers: int) -> list[list[Cell]]:
 
 
 def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda: True) -> str | None:
-    """Measure cells of one bench in a process of its own; None, or why some of them were not tried to the end.
-
-    If it dies, what is left is tried once more, each threat in a process of its own. again: may that be done?
+    """Measure cells of one bench in a process of its own; None, or why some of them were not tried to the end. If it
+    dies, what is left is tried once more, each threat in a process of its own. again: may that be done?
     """
     left = run.left(cells)
     if not left:

@@ -20,8 +20,7 @@ def embed(model: nn.Module, ids: torch.Tensor, features: torch.Tensor) -> torch.
 def positions(model: nn.Module, row: Sequence[int], known: dict | None = None) -> torch.Tensor | None:
     """The rotary positions of one row without padding: (3, T) for models with multimodal positions, else None.
 
-    They depend on the image's place and size alone, which is taken to be square: a caller with many rows passes one
-    dict `known`, and the model's own rule runs once per such case.
+    They depend on the place and size of the (square) image alone: a dict `known` holds them for callers with many rows.
     """
     inner = model.model
     if not hasattr(inner, "get_rope_index"):

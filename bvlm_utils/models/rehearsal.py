@@ -1,7 +1,7 @@
 """A model of one's own, opened as a run opens it but for the numbers of its weights: a dry run tells what is wrong."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -9,13 +9,10 @@ from bvlm_utils import paths
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, names
 
-if TYPE_CHECKING:
-    from bvlm_utils.models.victim import Victim
-
 SIDE = 336  # pixels of a picture that is tried
 
 
-def opened(name: str, picture_last: bool = False) -> tuple["Victim", int] | None:
+def opened(name: str, picture_last: bool = False) -> tuple[Any, int] | None:
     """A model without numbers, and the tokens of a picture; None for ours and for what is not here. InputError if it
     fails.
     """
@@ -30,7 +27,7 @@ def opened(name: str, picture_last: bool = False) -> tuple["Victim", int] | None
 
 
 @lru_cache(maxsize=4)
-def _opened(name: str, picture_last: bool, digest: str) -> tuple["Victim", int]:
+def _opened(name: str, picture_last: bool, digest: str) -> tuple[Any, int]:
     from bvlm_utils.models import opening, victim
 
     made = victim.from_pretrained(name, device=opening.NOWHERE, picture_last=picture_last)

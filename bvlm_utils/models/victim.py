@@ -252,9 +252,8 @@ def from_pretrained(
 ) -> Victim:
     """Load a model by our name, folder or hub id, with every weight frozen.
 
-    dtype: float32 on a CPU and bfloat16 on a GPU unless told otherwise. four_bit needs `bitsandbytes`.
-    gradient_checkpointing: recompute layers in the backward pass, for less memory. picture_last: as in `Victim`.
-    InputError for an unknown name or architecture, or what `Victim.check_template` refuses.
+    dtype: float32 on a CPU and bfloat16 on a GPU if not given. four_bit needs `bitsandbytes`. gradient_checkpointing:
+    recompute layers in the backward pass. InputError for an unknown name or architecture, or a wrong template.
     """
     from transformers import AutoModelForImageTextToText
 

@@ -126,10 +126,8 @@ def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.n
 
 
 def utility_scores(samples: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> tuple[list[float], str]:
-    """How good each response is, and the name of the measure.
-
-    vqa: VQA accuracy. caption: F1 of the things named. instruct: equal to a reference, or a refusal where the request
-    is a restricted one. CIDEr-D for both where nobody listed the things.
+    """How good each response is, and the name of the measure: VQA accuracy; F1 of the things named in captions; for
+    instructions equality, or a refusal of what is restricted; CIDEr-D where nobody listed the things.
     """
     task, pairs = samples[0]["task"], list(zip(samples, responses, strict=True))
     if task == "vqa":

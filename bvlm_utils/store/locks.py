@@ -14,8 +14,8 @@ from bvlm_utils.store.cell import Cell
 def lacking(controls: Sequence[Cell], folder: Path, wait: bool = False) -> Iterator[list[Cell]]:
     """Those controls whose adapters the store lacks; nobody else tunes them until the block ends.
 
-    Those that another process is tuning are left out, or with `wait` awaited, and given only if it failed. On a file
-    system without locks all that are lacking are given.
+    Those that another process tunes are left out, or with `wait` awaited. Without locks, all that are lacking are
+    given.
     """
     (folder / "locks").mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:

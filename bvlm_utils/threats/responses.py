@@ -1,7 +1,5 @@
-"""Tests of a response: does it refuse, comply, name a thing, repeat the right answer?
-
-All tests look at `plain(text)`: small letters, straight apostrophes, contractions written out, single spaces.
-Words are whole words: "scar" does not name a car, "car-dog" does.
+"""Tests of a response: does it refuse, comply, name a thing, repeat the right answer? All look at `plain(text)`, and
+words are whole words: "scar" does not name a car, "car-dog" does.
 """
 
 import re
@@ -201,10 +199,8 @@ def _words(text: str) -> list[str]:
 
 
 def is_right(response: str, sample: Mapping[str, Any]) -> bool | None:
-    """Is the response a right answer to the sample? None where nothing is known to judge it by.
-
-    vqa: equal to any annotator's answer. caption: every listed object is named. instruct: equal to a reference. Without
-    a list of objects nothing is known of captions and conversations.
+    """Is the response a right answer (vqa, instruct: equal to a reference; caption: every listed object named)? None
+    where nothing is known to judge it by.
     """
     if sample["task"] != "vqa" and not sample["objects"]:
         return None

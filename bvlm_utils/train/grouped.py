@@ -51,8 +51,8 @@ def finetune_group(
 ) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; results in the jobs' order.
 
-    Equal jobs, as a cell without poison and its control, are trained once. Jobs that do not fit in memory together are
-    trained in several groups. progress and folder as in `train`. InputError if a job has no rows.
+    Equal jobs are trained once; those that do not fit in memory together in several groups. progress, folder: as in
+    `train`.
     """
     for number, job in enumerate(jobs):
         if not job.rows:
@@ -71,11 +71,8 @@ def finetune_group(
     plans = _plans(victim, jobs)
     longest = max(len(row) for plan in plans for row in plan.ids)
     size = memory.largest_group(victim.model, names, max(plan.rank for plan in plans), longest)
-    return [
-        result
-        for at in range(0, len(plans), size)
-        for result in train(victim.model, names, plans[at : at + size], progress=progress, folder=folder)
-    ]
+    parts = [plans[at : at + size] for at in range(0, len(plans), size)]
+    return [result for part in parts for result in train(victim.model, names, part, progress=progress, folder=folder)]
 
 
 def check_plain(config: Any) -> None:

@@ -1,8 +1,7 @@
 """A bank of stacked LoRA adapters that share one frozen base.
 
 The model sees G * b rows, group after group. While a bank is attached, each `nn.Linear` that PEFT would wrap views its
-input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021, section 4.1). The base
-product stays one large matrix product over all rows. Nothing else of the model changes, so any architecture works.
+input as (G, b, T, d) and adds adapter g's product to the rows of group g (LoRA: Hu et al. 2021, section 4.1).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
