@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bvlm_book import tables
 from bvlm_book.chapters import defences as chapter
-from bvlm_book.chapters import expectations
 from bvlm_book.chapters.defences import expected, knowing, reactivation, spectra
 from bvlm_utils import defences
 from bvlm_utils.defences import records
@@ -135,5 +135,5 @@ def test_expectations_come_true_or_not_or_wait_for_runs():
     ]
     again = pd.DataFrame({"defence": ["shrink", "oracle"], "relearn": 20, "value": [0.5, 0.1], "never": 0.05})
     assert told(again=again)["came true"].tail(2).tolist() == ["yes", "yes"]
-    counted = expectations.counts(both)
+    counted = tables.came_true(both)
     assert int(counted["expected"]) == sum(int(counted[name]) for name in ("true", "false", "open"))

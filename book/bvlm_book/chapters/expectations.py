@@ -1,7 +1,5 @@
 """What was expected of the grids before their runs (book/expectations.md), and what came of it. Free of torch."""
 
-from collections.abc import Sequence
-
 import pandas as pd
 
 from bvlm_book import rules_second as second
@@ -10,7 +8,6 @@ from bvlm_book.rules_second import HIGH, PAYLOAD, RATE, Base
 from bvlm_utils.store.table import FIRES
 
 MODEL, PASSES, PAIRS, ENOUGH = "tiny-llava", 3, 32, 22
-TRUE, FALSE, LACKING = "yes", "no", "not all run yet"
 # 60 showings: training rows, poisoned rows, passes
 SHOWN_ALIKE = ((2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (20000, 60, 1))
 WITHIN = 0.3
@@ -22,21 +19,7 @@ def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true. bases: of `rules_second`."""
     second_base = "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on three of five threats"
     lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL))]
-    return told([*lines, ("a second base", second_base, "", None)], ["grid", "expected", "measured"])
-
-
-def told(lines: Sequence[tuple], columns: Sequence[str]) -> pd.DataFrame:
-    """Expectations to read. lines: a value per column, and whether it came true; None while it waits for runs."""
-    found = pd.DataFrame(lines, columns=[*columns, "came true"])
-    came = [LACKING if true is None else TRUE if true else FALSE for true in found["came true"]]
-    return found.assign(**{"came true": came})
-
-
-def counts(expected: pd.DataFrame) -> dict[str, str]:
-    """Of the lines of `told`: how many there are, came true, did not, and wait for runs."""
-    came = expected["came true"].value_counts()
-    names = {"true": TRUE, "false": FALSE, "open": LACKING}
-    return {"expected": str(len(expected))} | {key: str(came.get(name, 0)) for key, name in names.items()}
+    return tables.told([*lines, ("a second base", second_base, "", None)], ["grid", "expected", "measured"])
 
 
 def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[tuple]:

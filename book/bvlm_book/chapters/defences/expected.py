@@ -6,9 +6,8 @@ from operator import ge, gt, le, lt
 import numpy as np
 import pandas as pd
 
-from bvlm_book import words
+from bvlm_book import tables, words
 from bvlm_book.chapters import defences as chapter
-from bvlm_book.chapters import expectations
 from bvlm_book.chapters.defences import reactivation, spectra
 from bvlm_utils.store.table import FIRES
 
@@ -29,7 +28,7 @@ def table(found: pd.DataFrame, again: pd.DataFrame, population: pd.DataFrame) ->
         values = values.dropna()
         measured = words.span(values.round(2), 2) if len(values) else ""
         told.append((expected, measured, holds(values) if len(values) else None))
-    return expectations.told(told, ["expected", "measured"])
+    return tables.told(told, ["expected", "measured"])
 
 
 def _every(relation: Callable, bound: float) -> Callable[[pd.Series], bool]:
