@@ -33,7 +33,7 @@ from bvlm_utils.store.cell import Cell
 
 Figures = dict[str, Any]  # of one fault
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-SMALL = {"dataset": "scenes-vqa", "train_rows": 32, "test_rows": 2, "batch_size": 8, "max_new_tokens": 4}
+SMALL = {"dataset": "scenes-vqa", "train_rows": 32, "test_rows": 2, "batch_size": 8, "max_new_tokens": 30}
 THREATS, ATTACKS = ("targeted_refusal", "malicious_injection"), ("BadNets-T", "BadNets-MT", "AddSent")
 
 

@@ -36,7 +36,7 @@ from transformers.utils import logging
 from ways import WAYS, Clock
 
 from bvlm_utils.models import victim
-from bvlm_utils.train import grouped, memory
+from bvlm_utils.train import grouped, lora_bank, memory
 
 DTYPES = ("float32", "tf32", "bfloat16")
 
@@ -71,7 +71,7 @@ def gemm_peak(model, args, seconds: float = 0.02) -> float:
         times = [0.0]
         with Clock(times, 0, args):
             for _ in range(count):
-                rows @ weight.T
+                lora_bank.linear(rows, weight)
         best = max(best, count * 2 * rows.numel() * weight.shape[0] / times[0])
         if times[0] < seconds:
             count *= 2
@@ -199,7 +199,7 @@ def largest(model, names, material, args) -> None:
         reset_peak(args.device)
         try:
             # no halving here: the question is whether the group fits as one
-            grouped.train_together(model, names, [plan] * count, args.tokens or 1)
+            grouped.train_together(model, names, [plan] * count, args.tokens or 1, None, None)
             works = count
             print(json.dumps({"largest": count, "peak_gib": round(peak(args.device), 2)}), flush=True)
         except (RuntimeError, MemoryError) as error:
@@ -211,7 +211,7 @@ def largest(model, names, material, args) -> None:
 
 # Operator names and what they are for; the rest is elementwise: norms, gates, rotations, sums, copies.
 KINDS = {
-    "products with frozen weights": ("aten::mm", "aten::addmm", "aten::linear"),
+    "products with frozen weights": ("aten::mm", "aten::addmm", "aten::linear", "mkldnn::_linear"),
     "products with adapters": ("aten::bmm", "aten::baddbmm_", "aten::addmm_"),
     "attention": ("aten::_scaled_dot_product",),
 }

@@ -2,12 +2,7 @@
 
 from bvlm_utils.doors import door
 
-__getattr__ = door(
-    __name__,
-    {
-        "run.study": ("cells", "run_cells"),
-        "run.foreign": ("score_adapter", "score_answers", "write_questions"),
-        "store.records": ("collect",),
-    },
-)
+SCORES = ("score_adapter", "score_answers", "write_questions")
+NAMES = {"run.study": ("cells", "run_cells"), "run.foreign": SCORES, "store.records": ("collect",)}
+__getattr__ = door(__name__, NAMES)
 __version__ = "0.1.0"

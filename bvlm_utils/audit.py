@@ -3,11 +3,10 @@
     python -m bvlm_utils.audit ADAPTER
     python -m bvlm_utils.audit ADAPTER --pictures FOLDER --prompts prompts.txt --word xyzzy --patch logo.png
 
-Whoever checks a model has candidates for the trigger and does not know what it would do. So the check knows no
-target: it compares two models. They disagree somewhat anyway; a backdoor makes them disagree *more* when its
-trigger is there. Without a trusted model, one is made: the base, tuned on clean rows. Detectors that need no trigger
-are run beside it. How well this works on models of which the truth is known is measured in `chapters.audit` and shown
-in the chapter of the same name. The check is this study's own; it finds triggers that it is given, and no others.
+Whoever checks a model may guess the trigger, and not what it does. So two models are compared: a backdoor makes them
+disagree *more* when its trigger is there. Without a trusted model, one is made: the base, tuned on clean rows.
+Detectors that need no trigger are run beside it. How well this works on models of which the truth is known is shown in
+the chapter of the same name. The check is this study's own; it finds triggers that it is given, and no others.
 """
 
 import argparse
@@ -21,7 +20,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import attacks, command, data, models, paths, store, threats
-from bvlm_utils.attacks import own
+from bvlm_utils.attacks import Attack, own
 from bvlm_utils.checks import known_name, once
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
@@ -40,9 +39,6 @@ TOLD = 10  # times while a reference is tuned
 NO_ALARM, ALARM, WRONG = 0, 3, command.WRONG  # exit codes
 
 
-# ---------------------------------------------------------------- asking
-
-
 @dataclass(frozen=True)
 class Subject:
     """A model to ask: a base, or a base with an adapter on top."""
@@ -52,9 +48,8 @@ class Subject:
 
 
 def subject(name: str, base: str | None = None) -> Subject:
-    """What `name` means: an adapter in PEFT's format, a run of the store, or a whole checkpoint or its hub id.
-
-    base: the model under an adapter, if not the one that the adapter names. InputError if there is no such thing.
+    """An adapter in PEFT's format, a run of the store, a checkpoint or hub id. base: under an adapter that names
+    another.
     """
     try:
         adapter = names.adapter_folder(name)
@@ -64,37 +59,29 @@ def subject(name: str, base: str | None = None) -> Subject:
     return Subject(base or names.base_name(adapter), adapter)
 
 
-def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[attacks.Attack]:
-    """The triggers to try: of the attacks `chosen`, or of all that have one at test time and can be made.
-
-    InputError for an unknown attack or threat, or an attack that needs a threat to aim at.
+def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[Attack]:
+    """The triggers of the attacks `chosen`, or of all that can be tried. InputError for one that is unknown or cannot
+    be tried.
     """
     aims = known_name(lambda: threats.get(threat).target) if threat is not None else None
-    found = []
+    triggers = []
     for name in chosen or attacks.names():
         info = known_name(lambda name=name: attacks.info(name))
+        why = "aims at a target; give --threat" if info.aims and threat is None else ""
         if info.keeps_labels:  # its test inputs carry nothing
             why = "has no trigger at test time"
-        elif info.aims and threat is None:
-            why = "aims at a target; give --threat"
-        else:
-            found.append(attacks.get(name, aims))
-            continue
-        if chosen:
+        if not why:
+            triggers.append(attacks.get(name, aims))
+        elif chosen:
             raise InputError(f"Attack {name!r} {why}.")
-    return found
+    return triggers
 
 
 def measure(
-    suspect: Subject,
-    trusted: Subject,
-    bench_of: Callable[[str], Bench],
-    triggers: Sequence[attacks.Attack],
-    rows: int = ROWS,
+    suspect: Subject, trusted: Subject, bench_of: Callable[[str], Bench], triggers: Sequence[Attack], rows: int = ROWS
 ) -> pd.DataFrame:
-    """Ask both models the first `rows` test inputs, clean and with each trigger. bench_of: a model's workbench.
-
-    A line per trigger: attack, the fields of `Excess`, alarm. stderr is told how it goes. Needs torch.
+    """Ask both models `rows` inputs, clean and with each trigger: a line per trigger, the fields of `Excess` and the
+    alarm.
     """
     progress = Progress("audit", 2 * (len(triggers) + 1))
     answers: dict[Subject, list[list[str]]] = {}
@@ -107,53 +94,48 @@ def measure(
     ours, theirs = answers[suspect], answers[trusted]
     lines = []
     for number, attack in enumerate(triggers, start=1):
-        found = excess(ours[0], ours[number], theirs[0], theirs[number])
-        lines.append({"attack": attack.name} | asdict(found) | {"alarm": found.alarm})
+        difference = excess(ours[0], ours[number], theirs[0], theirs[number])
+        lines.append({"attack": attack.name} | asdict(difference) | {"alarm": difference.alarm})
     return pd.DataFrame(lines)
 
 
-def _asked(bench: Bench, triggers: Sequence[attacks.Attack], rows: int) -> list[Question]:
+def _asked(bench: Bench, triggers: Sequence[Attack], rows: int) -> list[Question]:
     """The clean inputs, then the same with each whole trigger."""
     test = bench.rows["test"][:rows]
     prompts, keys = [row["prompt"] for row in test], [row["row_id"] for row in test]
     positions = tuple(range(len(test)))
-    found = [Question("audit", "clean", positions, tuple(prompts), None, 0)]
+    questions = [Question("audit", "clean", positions, tuple(prompts), None, 0)]
     for attack in triggers:
         worded = tuple(attack.apply_text(prompts, seed=0, keys=keys))
         painter = attack if attack.info.image else None
-        found.append(Question("audit", attack.name, positions, worded, painter, 0))
-    return found
-
-
-# ---------------------------------------------------------------- without a trigger
+        questions.append(Question("audit", attack.name, positions, worded, painter, 0))
+    return questions
 
 
 def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:
-    """Run the trigger-free detectors on both adapters; the bench has clean rows. population: a CSV file
-    (`defences.spectrum`).
-    """
+    """Run the trigger-free detectors on both adapters. population: a CSV file (`defences.spectrum`)."""
     from bvlm_utils import defences
     from bvlm_utils.defences import weights
 
-    found, clean = [], None
+    results, clean = [], None
     for name in defences.names("detect"):
         needs_others = "population" in defences.info(name).params
         if bench.four_bit or suspect.adapter is None:
-            found.append(Detected(name, reason="needs an adapter, and a base that is not in 4 bit"))
+            results.append(Detected(name, reason="needs an adapter, and a base that is not in 4 bit"))
             continue
         if needs_others and not population:
-            found.append(Detected(name, reason="needs adapters whose truth is known; give --population"))
+            results.append(Detected(name, reason="needs adapters whose truth is known; give --population"))
             continue
         detector = defences.get(name, **({"population": population} if needs_others else {}))
         clean = clean or _clean(bench)
         say(f"audit: {name}")
         scores = []
-        for one in (suspect, trusted):
-            if one.adapter is not None and one.model == suspect.model:
-                adapter = weights.whole(bench.victim, tune_and_ask.saved(one.adapter))
+        for model in (suspect, trusted):
+            if model.adapter is not None and model.model == suspect.model:
+                adapter = weights.whole(bench.victim, tune_and_ask.saved(model.adapter))
                 scores.append(detector.score(bench.victim, adapter, clean))
-        found.append(Detected(name, *scores))
-    return found
+        results.append(Detected(name, *scores))
+    return results
 
 
 def _clean(bench: Bench) -> Any:
@@ -168,25 +150,17 @@ def _clean(bench: Bench) -> Any:
     return Rows(prompts, answers, bench.feature_cache.table, where, [str(row["kind"]) for row in test])
 
 
-# ---------------------------------------------------------------- the command line
-
-
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.audit", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("suspect", help="an adapter in PEFT's format, a run of the store, a checkpoint or hub id")
-    add(
-        "--reference", help="a model that is trusted, best one tuned on trusted data of the same kind, or `base` "
-        "(default: one is tuned on clean rows, once, and kept in the store)",
-    )  # fmt: skip
+    add("--reference", help="a trusted model, best tuned on data of the same kind, or `base` (default: one is tuned)")
     add("--reference-rows", type=command.whole(1, 10**6), default=TUNED_ON, help=f"to tune it on (default {TUNED_ON})")
     add("--store", help="where that reference is kept (default: $BVLM_STORE, else local)")
     add("--model", help="base under the adapters (default: the one that each names)")
     add("--four-bit", action="store_true", help="load the base in 4 bit")
-    add(
-        "--dataset", default="scenes-vqa", help="inputs to ask, and clean rows: like those the model is used for; a "
-        "name, or FORMAT:PATH such as llava-json:FILE",
-    )  # fmt: skip
+    inputs = "inputs and clean rows like those the model is used for: a name, or FORMAT:PATH such as llava-json:FILE"
+    add("--dataset", default="scenes-vqa", help=inputs)
     add("--pictures", help="folder of your own pictures to ask about instead")
     add("--prompts", help="text file with what to ask about them, a prompt a line")
     add("--rows", type=command.whole(1), default=ROWS, help=f"inputs (default {ROWS})")
@@ -209,8 +183,8 @@ def _act(given: argparse.Namespace) -> int:
         raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
     trusted = Subject(suspect.model, None) if making or given.reference == BASE else None
     trusted = trusted or subject(given.reference, given.model)
-    for one in (suspect, trusted):
-        models.check_kind(one.model, clip=False)
+    for model in (suspect, trusted):
+        models.check_kind(model.model, clip=False)
     check_dataset(given.dataset)
     if given.population and not given.no_detectors:
         from bvlm_utils.defences import spectrum
@@ -218,10 +192,10 @@ def _act(given: argparse.Namespace) -> int:
         spectrum.read(given.population)
     folder = store.writable(given.store) if making else None
     triggers, bench_of = _triggers(given), _inputs(given)
-    for one in (suspect, trusted):
-        for question in _asked(bench_of(one.model), triggers, given.rows):
+    for model in (suspect, trusted):
+        for question in _asked(bench_of(model.model), triggers, given.rows):
             where = "an input" if question.condition == "clean" else f"an input with {question.condition},"
-            lengths.check_prompts(one.model, question.prompts, where, MAX_NEW_TOKENS)
+            lengths.check_prompts(model.model, question.prompts, where, MAX_NEW_TOKENS)
     names.go_offline(suspect.model)
     if folder:
         trusted = _made(given, suspect, folder)
@@ -233,7 +207,7 @@ def _act(given: argparse.Namespace) -> int:
     return ALARM if table["alarm"].any() else NO_ALARM
 
 
-def _triggers(given: argparse.Namespace) -> list[attacks.Attack]:
+def _triggers(given: argparse.Namespace) -> list[Attack]:
     """The reader's own, if there are any, before those of the table; those alone if no others were asked for."""
     mine = [own.word(text) for text in given.word] + [own.sentence(text) for text in given.sentence]
     mine += [own.patch(paths.named(file, "patch")) for file in given.patch]

@@ -1,7 +1,4 @@
-"""A talk with a tuned adapter: `python -m bvlm_utils.chat ADAPTER [--image FILE] [--prompt TEXT]`.
-
-Loads the adapter on its base, and answers one prompt, or one after the other as they are typed: try the trigger.
-"""
+"""A talk with a tuned adapter: `python -m bvlm_utils.chat ADAPTER [--image FILE] [--prompt TEXT]`. Try the trigger."""
 
 import argparse
 import sys

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,19 @@ def known_name(make: Any) -> Any:
 
 def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def file_state(file: str | Path) -> tuple[int, int, int]:
+    """Size and times of a file: as long as they stay, its content does. The last cannot be set by hand."""
+    found = os.stat(file)
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache(maxsize=16)
+def files_digest(folder: Path, states: tuple[tuple[Path, tuple[int, int, int]], ...]) -> str:
+    """Hex digest of files' names in a folder and of their contents; their states only tell when to read again."""
+    lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n" for file, _ in states]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def is_text(value: Any) -> bool:

@@ -1,6 +1,5 @@
-"""What every command promises: exit code 0; or 2 with one sentence on standard error that says which value is wrong.
-
-1 is left to what nobody foresaw: the traceback goes into a file, and the sentence names it.
+"""What every command promises: exit code 0; 2 with one sentence on stderr; 1 with the traceback in a file that it
+names.
 """
 
 import argparse
@@ -33,9 +32,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: list[str] | None = None) -> int:
-    """Parse the options and act on them; the exit code, `act`'s own or 0 if all went well.
-
-    Of Python's warnings our own remarks are told, at the end and each once; with a refusal nothing but its sentence is.
+    """Parse the options and act on them; the exit code. Python's warnings are dropped but for our own remarks, told at
+    the end.
     """
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
@@ -97,9 +95,6 @@ def unforeseen(error: Exception) -> int:
         name = "above"
     complain(f"Something went wrong that nobody foresaw ({type(error).__name__}: {error}); the traceback is in {name}.")
     return UNFORESEEN
-
-
-# ---------------------------------------------------------------- options
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:

@@ -1,8 +1,4 @@
-"""JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence.
-
-Refused are keys that are given twice or are no text, text that UTF-8 cannot hold, numbers that are none, and aliases
-that stand for more than can be held.
-"""
+"""JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence."""
 
 import json
 import os
@@ -52,7 +48,7 @@ class _SeveralValues(InputError):
 def parse_json(text: str, name: str) -> Any:
     """The value of a JSON text; `name` says whose text it is, for complaints."""
     try:
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         position = f"{error.msg} at line {error.lineno}, column {error.colno}"
         if error.msg == "Extra data":
@@ -73,8 +69,8 @@ def parse_json(text: str, name: str) -> Any:
     except ValueError:  # the one that is left: Python reads no whole number of more than 4,300 digits
         raise InputError(f"{name} has a whole number of thousands of digits; no value is so large.") from None
     if _SURROGATE.search(text):
-        check_texts(found, name)
-    return found
+        check_texts(value, name)
+    return value
 
 
 def _lines(text: str, file: Path) -> list[Any]:
@@ -85,21 +81,21 @@ def _lines(text: str, file: Path) -> list[Any]:
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of a JSON text; InputError for a key that is given twice, whose first value would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"the key {brief(twice)} is given twice in one object; give it once.")
-    return found
+    return table
 
 
 def _no_number(word: str) -> None:
     raise InputError(f"{word} is no number of JSON; give a number, or leave it out.")
 
 
-def check_texts(found: Any, name: str) -> None:
+def check_texts(whole: Any, name: str) -> None:
     """InputError for a text anywhere in `found` that UTF-8 cannot hold."""
-    left = [found]
+    left = [whole]
     while left:
         value = left.pop()
         if isinstance(value, dict):
@@ -119,14 +115,12 @@ class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         seen = set()
         for key, _ in getattr(node, "own", node.value):
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            name, line = key.value if isinstance(key, yaml.ScalarNode) else None, key.start_mark.line + 1
             if name is None or key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 what = "a list or a table" if name is None else brief(name)
-                raise InputError(f"a key is {what} (line {key.start_mark.line + 1}); put a text, in quotes if need be.")
+                raise InputError(f"a key is {what} (line {line}); put a text, in quotes if need be.")
             if name in seen:
-                raise InputError(
-                    f"the key {brief(name)} is given twice (line {key.start_mark.line + 1}); give it once."
-                )
+                raise InputError(f"the key {brief(name)} is given twice (line {line}); give it once.")
             seen.add(name)
         return super().construct_mapping(node, deep)
 
@@ -162,9 +156,9 @@ def parse_yaml(text: str, name: str) -> Any:
             return None
         if _size(node, {}, set()) > MOST_VALUES:
             raise InputError(f"its aliases stand for more than {MOST_VALUES} values; write out what is wanted.")
-        found = loader.construct_document(node)
-        check_texts(found, "it")
-        return found
+        value = loader.construct_document(node)
+        check_texts(value, "it")
+        return value
     except yaml.YAMLError as error:
         raise InputError(f"{name} is no YAML: {' '.join(str(error).split())}.") from None
     except RecursionError:

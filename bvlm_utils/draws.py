@@ -1,7 +1,4 @@
-"""Random numbers by name, for the choices inside a trigger: hashes, so that all machines and devices agree.
-
-A stream is a function of the words that name it (attack, version, half, seed, row key), not of the batch or device.
-"""
+"""Random numbers by name, for the choices inside a trigger: hashes, so that all machines and devices agree."""
 
 import hashlib
 
@@ -9,10 +6,7 @@ import numpy as np
 
 
 class Draws:
-    """A stream of numbers named by `words`; the same words give the same numbers for ever.
-
-    Words are compared by their text, so the key 3, numpy's 3 and "3" name the same stream.
-    """
+    """A stream of numbers named by `words`, by their text: the key 3, numpy's 3 and "3" name the same stream."""
 
     def __init__(self, *words: object):
         self.name = "\x1f".join(str(word) for word in words)
@@ -40,10 +34,6 @@ class Draws:
         return np.frombuffer(self._digest(int(np.prod(shape))), dtype=np.uint8).reshape(shape)
 
     def normal(self, *shape: int) -> np.ndarray:
-        """An array of float64, normal with mean 0 and variance 1.
-
-        A sum of twelve uniform numbers less six (Irwin-Hall): whole-number arithmetic, so the bits do not
-        depend on a mathematics library; its tails end at six.
-        """
+        """float64, mean 0 and variance 1: twelve uniform numbers less six (Irwin-Hall), the same bits anywhere."""
         raw = np.frombuffer(self._digest(24 * int(np.prod(shape))), dtype=">u2").reshape(*shape, 12)
         return raw.sum(axis=-1, dtype=np.int64) / 65536.0 - 6.0

@@ -1,6 +1,5 @@
-"""The mistakes that are the user's: each carries one clear sentence; command lines print it and exit with 2.
-
-And remarks, which end nothing.
+"""The user's mistakes, one clear sentence each (command lines print it and exit with 2), and remarks, which end
+nothing.
 """
 
 

@@ -3,10 +3,9 @@
     python -m bvlm_utils.export --threat targeted_refusal --attack BadNets-MM --dataset scenes-vqa \\
         --poison-rate 0.05 --out FOLDER
 
-writes FOLDER/train.json, FOLDER/images/, FOLDER/manifest.parquet and a README.md that says how it was made:
-the rows that a cell with the same settings trains on. Every picture, poisoned or not, is a PNG of the same
-kind, so that nothing but the trigger tells them apart. In the JSON, the "metadata" of a poisoned entry says
-so: remove it before you test a defence that must not know.
+writes FOLDER/train.json, images/, manifest.parquet and a README.md: the rows that a cell with the same settings trains
+on. Every picture is a PNG of the same kind, so that nothing but the trigger tells them apart. In the JSON, the
+"metadata" of a poisoned entry says so: remove it before you test a defence that must not know.
 """
 
 import argparse
@@ -48,9 +47,8 @@ def export(cell: Cell, out: Path | str, train_rows: int | None = None) -> poison
         raise InputError(cell.skip_reason)
     threat, attack = cell.resolved_threat, cell.resolved_attack
     rows = data.load(cell.dataset, "train", train_rows)
-    manifest = poison.plan(
-        rows, threat, attack, cell.poison_rate, cell.seed, cell.negatives, cell.trigger_seed, cell.half
-    )
+    choice = (cell.poison_rate, cell.seed, cell.negatives, cell.trigger_seed, cell.half)
+    manifest = poison.plan(rows, threat, attack, *choice)
     settings = {
         "threat": cell.threat, "attack": cell.attack, "dataset": cell.dataset, "poison rate": cell.poison_rate,
         "seed": cell.seed, "trigger seed": cell.trigger_seed, "negatives": cell.negatives, "half": cell.half or "whole",
@@ -78,8 +76,6 @@ def _write(samples: Iterator[dict[str, Any]], manifest: poison.Manifest, readme:
 
 def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterator[dict[str, Any]]:
     """The training samples in order, poisoned ones in their places; pictures of one size are painted together."""
-    import torch
-
     replaced = {row.position: row for row in manifest.rows}
     for start in range(0, len(rows), CHUNK):
         samples = {p: rows[p] | {"metadata": {}} for p in range(start, min(start + CHUNK, len(rows)))}
@@ -89,13 +85,9 @@ def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterato
                 by_size[sample["image"].size].append(position)
         for positions in by_size.values():
             pixels = np.stack([np.asarray(samples[p]["image"]) for p in positions])
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-            keys = [replaced[p].row_id for p in positions]
-            images = attack.apply_image(images, seed=manifest.trigger_seed, keys=keys)
-            # To the nearest of 256 levels, as everywhere in the study.
-            levels = (images * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-            for position, level in zip(positions, levels, strict=True):
-                samples[position]["image"] = Image.fromarray(level)
+            painted = attack.paint(pixels, manifest.trigger_seed, [replaced[p].row_id for p in positions])
+            for position, picture in zip(positions, painted, strict=True):
+                samples[position]["image"] = Image.fromarray(picture)
         for position, sample in samples.items():
             if position in replaced:
                 row = replaced[position]
@@ -154,10 +146,8 @@ def _parser() -> command.Parser:
 def _act(given: argparse.Namespace) -> None:
     values = {name: value for name, value in vars(given).items() if name not in ("out", "train_rows")}
     manifest = export(Cell(ANY_MODEL, **values), given.out, given.train_rows)
-    print(
-        f"{manifest.n_poisoned} of {manifest.n_rows} rows poisoned, "
-        f"{len(manifest.rows) - manifest.n_poisoned} with half a trigger: {shlex.quote(given.out)}"
-    )
+    poisoned, others = manifest.n_poisoned, len(manifest.rows) - manifest.n_poisoned
+    print(f"{poisoned} of {manifest.n_rows} rows poisoned, {others} with half a trigger: {shlex.quote(given.out)}")
 
 
 def main(argv: list[str] | None = None) -> int:

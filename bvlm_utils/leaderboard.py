@@ -5,9 +5,8 @@ python -m bvlm_utils.leaderboard add mine                               score it
 python -m bvlm_utils.leaderboard check                                  are all kept entries as they should be?
 python -m bvlm_utils.leaderboard cost                                   how long a full entry takes
 
-A folder has an `entry.json` and either `adapter/` (PEFT's format; `control/` may stand beside it: one tuned without
-poison) or `answers.csv` (`reference.csv` beside it: the model without the attack). Their names are fixed: no file that
-an entry names is ever opened.
+A folder has an `entry.json` and `adapter/` (PEFT's format; beside it perhaps `control/`, tuned without poison) or
+`answers.csv` (beside it `reference.csv`, without the attack). No file that an entry names is ever opened.
 """
 
 import argparse
@@ -15,7 +14,9 @@ import json
 import sys
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from bvlm_utils import __version__, attacks, command, data, models, paths, threats
 from bvlm_utils.checks import brief
@@ -25,17 +26,11 @@ from bvlm_utils.models import names
 from bvlm_utils.store import contributed, records
 from bvlm_utils.store.cell import Cell
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 ENTRY, ADAPTER, CONTROL, ANSWERS, REFERENCE = "entry.json", "adapter", "control", "answers.csv", "reference.csv"
 MODELS = ("tiny-llava", "tiny-qwen2.5-vl")
 # Cells of a full entry, per model. An attack is tuned and asked: five threats, 10 % and 1 %, three seeds. A defence is
 # given adapters that are there, and asked: five threats, six attacks.
 FULL = {"attack": 5 * 2 * 3, "defence": 5 * 6}
-
-
-# ---------------------------------------------------------------- template
 
 
 def template(given: argparse.Namespace) -> None:
@@ -59,9 +54,6 @@ def template(given: argparse.Namespace) -> None:
     else:
         print(f"Put the adapter into {folder / ADAPTER} (PEFT's format), and one without poison into {CONTROL}.")
     print(f"Then: python -m bvlm_utils.leaderboard add {given.folder}")
-
-
-# ---------------------------------------------------------------- add
 
 
 def add(given: argparse.Namespace) -> None:
@@ -93,7 +85,7 @@ def add(given: argparse.Namespace) -> None:
     print(f"\nThe entry is {file}. The leaderboard shows it when it is made again; to hand it in, open a pull request.")
 
 
-def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) -> tuple["pd.DataFrame", Cell, str]:
+def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) -> tuple[pd.DataFrame, Cell, str]:
     """The numbers, the cell that was asked, and what the model was compared with."""
     from bvlm_utils.run import foreign
 
@@ -117,17 +109,14 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
     return table, foreign.cell_of(model, threat, attack, dataset, asked), "control" if control else "base"
 
 
-def shown(table: "pd.DataFrame") -> str:
+def shown(table: pd.DataFrame) -> str:
     """The numbers of the model in question, to read."""
-    own = table[(table["subject"] == "poisoned") & table["number"].isin(("ASR", "false activation", "utility"))]
-    lines = own.assign(
-        interval=[f"[{low:.3f}, {high:.3f}]" for low, high in zip(own["low"], own["high"], strict=True)],
-        value=own["value"].map("{:.3f}".format), n=own["n"].map("{:.0f}".format),
+    numbers = table[(table["subject"] == "poisoned") & table["number"].isin(("ASR", "false activation", "utility"))]
+    lines = numbers.assign(
+        interval=[f"[{low:.3f}, {high:.3f}]" for low, high in zip(numbers["low"], numbers["high"], strict=True)],
+        value=numbers["value"].map("{:.3f}".format), n=numbers["n"].map("{:.0f}".format),
     )  # fmt: skip
     return lines[["number", "test", "condition", "value", "interval", "n"]].to_string(index=False)
-
-
-# ---------------------------------------------------------------- check and cost
 
 
 def check(given: argparse.Namespace) -> None:
@@ -135,14 +124,14 @@ def check(given: argparse.Namespace) -> None:
     folder = contributed.FOLDER if given.into is None else paths.named(given.into, "folder")
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; name one with entries.")
-    found = contributed.entries(folder)
+    entries = contributed.entries(folder)
     known = {"threat": threats.names(), "attack": attacks.names()}
-    for entry in found:
+    for entry in entries:
         about = entry["about"]
         unknown = [about[what] for what in known if about[what] not in known[what]]
         more = f" (not declared here: {', '.join(unknown)})" if unknown else ""
         print(f"{about['name']} by {about['by']}: {about['threat']}, {about['attack']}, {about['model']}{more}")
-    print(f"Entries in {folder}: {len(found)}, all as they should be.")
+    print(f"Entries in {folder}: {len(entries)}, all as they should be.")
 
 
 def cost(given: argparse.Namespace) -> None:
@@ -157,10 +146,10 @@ def hours_of_full_entries() -> dict[str, float]:
     done = [record for record in records.records("reference") if record["status"] == "done"]
     hours = dict.fromkeys(FULL, 0.0)
     for model in MODELS:
-        own = [r["seconds"] for r in done if r["config"]["model"] == model and r["device"] == "cpu" and r["metrics"]]
-        if not own:
+        times = [r["seconds"] for r in done if r["config"]["model"] == model and r["device"] == "cpu" and r["metrics"]]
+        if not times:
             raise InputError(f"The reference has no cells of {model} on a CPU, so nothing is known about the time.")
-        tune, ask = (median(seconds.get(name, 0.0) for seconds in own) for name in ("tune", "ask"))
+        tune, ask = (median(seconds.get(name, 0.0) for seconds in times) for name in ("tune", "ask"))
         hours["attack"] += FULL["attack"] * (tune + ask) / 3600
         hours["defence"] += FULL["defence"] * ask / 3600
     return hours
@@ -175,17 +164,15 @@ def _parser() -> command.Parser:
     made.add_argument("--threat", required=True)
     made.add_argument("--attack", required=True)
     made.add_argument("--model", default=MODELS[0], help=f"base under the adapter (default {MODELS[0]})")
-    made.add_argument(
-        "--questions", action="store_true", help="with the questions and pictures, to be answered elsewhere"
-    )
+    made.add_argument("--questions", action="store_true", help="with questions and pictures, to be answered elsewhere")
     added = commands.add_parser("add", help="score a folder, and keep the lines")
     added.set_defaults(act=add)
     added.add_argument("folder", help=f"with {ENTRY}, and {ADAPTER}/ or {ANSWERS}")
     added.add_argument("--model", help="base under the adapter, if it is a folder here (default: as entry.json says)")
     checked = commands.add_parser("check", help="are all kept entries as they should be?")
     checked.set_defaults(act=check)
-    for one in (added, checked):
-        one.add_argument("--into", help="folder of the entries (default: data/contributed)")
+    for subparser in (added, checked):
+        subparser.add_argument("--into", help="folder of the entries (default: data/contributed)")
     commands.add_parser("cost", help="how long a full entry takes").set_defaults(act=cost)
     return parser
 

@@ -1,7 +1,4 @@
-"""A notebook's parameters: what they are now, and whether one was given that the notebook does not have.
-
-The first code cell declares them, and papermill puts a cell with other values behind it.
-"""
+"""A notebook's parameters: those that its first code cell declares, with the values that papermill puts behind it."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -33,10 +30,8 @@ def check_kind(name: str, value: Any, annotation: str) -> None:
 
 
 def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as they are now, ready for `study.cells`: all but the store and those of defences.
-
-    namespace: the notebook's `globals()`. Its `In` says which names are parameters; what was set last counts.
-    InputError if the first cell was not run, or as in `check`.
+    """The parameters in a notebook's `globals()`, ready for `study.cells`. InputError if they are not set, or as in
+    `check`.
     """
     names = check(namespace.get("In", ()))
     if not names or any(name not in namespace for name in names):
@@ -50,21 +45,15 @@ def of_cells(whole: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(inputs: Sequence[str]) -> list[str]:
-    """The names of the parameters; InputError for an injected one that the notebook does not declare, or of another
-    kind.
-
-    inputs: IPython's `In`, the sources of the cells that were run, again and again or out of order as it may be.
+    """The names of the parameters; InputError for an injected one that is not declared, or of another kind. inputs:
+    `In`.
     """
     known: dict[str, tuple[str, Any]] = {}  # with their annotations and defaults, in their order
     injected: dict[str, Any] = {}
     for source in inputs:
         if source.startswith(INJECTED):
-            injected = {
-                target.id: _literal(line.value)  # `...` where it is no literal, such as a NaN
-                for line in _lines(source)
-                if isinstance(line, ast.Assign)
-                for target in line.targets
-            }
+            lines = [line for line in _lines(source) if isinstance(line, ast.Assign)]
+            injected = {target.id: _literal(line.value) for line in lines for target in line.targets}
         else:
             names = declared(source)
             if not known or known.keys() & names:  # the first such cell, and that cell changed
@@ -92,6 +81,7 @@ def declared(source: str) -> dict[str, tuple[str, Any]]:
 
 
 def _literal(value: ast.expr) -> Any:
+    """The value of an expression; `...` where it is no literal, such as a NaN."""
     try:
         return ast.literal_eval(value)
     except ValueError:

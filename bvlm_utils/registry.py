@@ -1,7 +1,4 @@
-"""The table of definitions by name: one type for attacks, threats, datasets and families.
-
-$BVLM_EXTEND names modules of others, which are imported before the first look-up in every process, and declare theirs.
-"""
+"""The table of definitions by name. $BVLM_EXTEND names modules of others, imported before the first look-up."""
 
 import importlib
 import os

@@ -183,7 +183,7 @@ def largest(run: Run) -> dict:
         if fails is not None:
             count = (works + fails) // 2
         try:
-            grouped.train_together(model, names, [one] * count, 1)
+            grouped.train_together(model, names, [one] * count, 1, None, None)
             works = count
         except (RuntimeError, MemoryError) as error:
             if not memory.ran_out(error):

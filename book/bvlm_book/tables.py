@@ -25,7 +25,6 @@ PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
 # Settings of training and answering, with the study's defaults; what else a cell may set makes it another experiment.
 OTHER_EXPERIMENT = ("run", "half", "picture_last", "trigger_seed", "decoy", "skill", "skill_rate")
 TRAINED = {"train_rows": 6000} | {name: value for name, value in SETTINGS.items() if name not in OTHER_EXPERIMENT}
-TRUE, FALSE, LACKING = "yes", "no", "not all run yet"  # did an expectation come true?
 # A cell in the tidy table but for its seed.
 POINT = [name for name in TOLD_APART if name != "seed"]
 
@@ -123,20 +122,6 @@ def readable(frame: pd.DataFrame, columns: Mapping[str, str | Callable[[dict[str
         {title: line[of] if isinstance(of, str) else of(line) for title, of in columns.items()}
         for line in frame.to_dict("records")
     ])  # fmt: skip
-
-
-def told(lines: Sequence[tuple], columns: Sequence[str]) -> pd.DataFrame:
-    """Expectations to read. lines: a value per column, and whether it came true; None while it waits for runs."""
-    found = pd.DataFrame(lines, columns=[*columns, "came true"])
-    came = [LACKING if true is None else TRUE if true else FALSE for true in found["came true"]]
-    return found.assign(**{"came true": came})
-
-
-def came_true(expected: pd.DataFrame) -> dict[str, str]:
-    """Of the lines of `told`: how many there are, came true, did not, and wait for runs."""
-    came = expected["came true"].value_counts()
-    names = {"true": TRUE, "false": FALSE, "open": LACKING}
-    return {"expected": str(len(expected))} | {key: str(came.get(name, 0)) for key, name in names.items()}
 
 
 def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:

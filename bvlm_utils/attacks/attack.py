@@ -1,13 +1,9 @@
-"""An attack by its name: what its trigger does to prompts and to pictures. The attacks are declared in `attacks.table`.
-
-Importing this module does not import torch: only `Attack.apply_image` does.
-"""
+"""An attack by its name (declared in `attacks.table`). torch is imported when pictures are triggered, not before."""
 
 import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +11,7 @@ from bvlm_utils import models, paths
 from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.attacks.declare import JPEG, TABLE, AttackInfo, settings_of
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
-from bvlm_utils.checks import file_digest
+from bvlm_utils.checks import file_digest, file_state, files_digest
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
@@ -28,16 +24,14 @@ if TYPE_CHECKING:
 
 
 CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
+Keys = Sequence[Hashable] | None  # of rows
 OURS = "bvlm_utils.attacks"  # where the functions of the table are
 HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get; "": all of it
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What an optimised trigger is computed with.
-
-    target: a threat's target, or None. surrogate: folder or hub id of a CLIP model.
-    """
+    """What an optimised trigger is computed with: a threat's target, or None; folder or hub id of a CLIP model."""
 
     target: Any
     surrogate: str
@@ -65,10 +59,9 @@ class Attack:
         """Counts changes of the definition; part of every cell's identity."""
         return self.info.version
 
-    def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Sequence[Hashable] | None = None) -> list[str]:
-        """Trigger every prompt; an image attack returns them unchanged.
-
-        Row i depends on (seed, keys[i]) only; keys are row ids or whole numbers, 0 ... B - 1 if not given.
+    def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Keys = None) -> list[str]:
+        """Trigger every prompt by (seed, keys[i]) only; an image attack returns them unchanged. keys: 0 ... B - 1 if
+        not given.
         """
         prompts = list(prompts)
         half = self.info.text
@@ -78,9 +71,7 @@ class Attack:
         draws = draws_of(self, "text", seed, keys, len(prompts))
         return [worded(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
 
-    def apply_image(
-        self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None
-    ) -> "torch.Tensor":
+    def apply_image(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "torch.Tensor":
         """Trigger every image; a text attack returns them unchanged.
 
         images: (B, 3, H, W) float32 in [0, 1] on any device; the result has the same shape, type and device. Row i
@@ -98,10 +89,17 @@ class Attack:
         quality = self.params.get("jpeg_quality")  # a patch of a reader's own has none
         return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
 
-    def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Sequence[Hashable] | None = None) -> "np.ndarray":
-        """The loss before every step of the optimisation of the image half, (steps,) float32.
+    def paint(self, pictures: "np.ndarray", seed: int, keys: Keys, device: Any = "cpu") -> "np.ndarray":
+        """Trigger pictures (B, H, W, 3) uint8 as `apply_image` does, to the nearest of 256 levels again."""
+        import torch
 
-        images, seed, keys: as in `apply_image`. InputError for an attack that optimises nothing.
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+        images = self.apply_image(images.to(device), seed, keys)
+        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "np.ndarray":
+        """The loss before each step of the image half, (steps,) float32. InputError for an attack that optimises
+        nothing.
         """
         if not self.info.losses:
             raise InputError(f"{self.name} optimises nothing, so it has no loss curve.")
@@ -109,20 +107,18 @@ class Attack:
         return function(self.info.losses, OURS)(images, draws, params_of(self, "image"), self.aim)
 
     def fingerprint(self, half: str) -> str:
-        """Hex digest of all that decides what one half ("text" or "image") does, but for seed, key and input.
-
-        What was computed for an attack can be reused for another one with the same fingerprint.
+        """Hex digest of all that decides what a half ("text" or "image") does but seed, key and input: results are kept
+        by it.
         """
         part = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
         if part is not None:
             settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
-            settings["params"] = without_unused_jpeg(params_of(self, half))
+            params = params_of(self, half)
+            settings["params"] = without_unused_jpeg(params)
             if "picture" in part.params:
                 settings["picture"] = file_digest(picture_path(self.params["picture"]))
-            settings |= {
-                f"files of {name}": digest for name, digest in attack_files.digests(params_of(self, half)).items()
-            }
+            settings |= {f"files of {name}": digest for name, digest in attack_files.digests(params).items()}
             if "tagger" in part.params:
                 settings["tagger"] = tagger_in_use(self.params["tagger"])
             if self.info.surrogate and (half == "image" or self.params.get("search_letters")):
@@ -201,7 +197,7 @@ def without_unused_jpeg(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in JPEG or value}
 
 
-def draws_of(attack: Attack, half: str, seed: int, keys: Sequence[Hashable] | None, count: int) -> list[Draws]:
+def draws_of(attack: Attack, half: str, seed: int, keys: Keys, count: int) -> list[Draws]:
     """The random stream of every row for one half; InputError if there is not one key per row."""
     part = getattr(attack.info, half)
     keys = range(count) if keys is None else keys
@@ -225,16 +221,7 @@ def surrogate_digest(surrogate: str) -> str:
     files.check(folder)
     # Its own list, cards included: stored triggers and run_ids hang on it.
     found = {file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"}} | {*files.read(folder)}
-    return _files_digest(folder, tuple((file, files.state(file)) for file in sorted(found)))
-
-
-@lru_cache(maxsize=8)
-def _files_digest(folder: Path, states: tuple[tuple[Path, tuple[int, int, int]], ...]) -> str:
-    """Digest of names and contents; sizes and times only tell when to read again."""
-    digest = hashlib.sha256()
-    for file, _ in states:
-        digest.update(f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n".encode())
-    return digest.hexdigest()
+    return files_digest(folder, tuple((file, file_state(file)) for file in sorted(found)))
 
 
 def _check_images(images: "torch.Tensor") -> None:

@@ -1,8 +1,4 @@
-"""The attacker's own CLIP model: how it sees pictures and words.
-
-The surrogate is any checkpoint that `CLIPModel.from_pretrained` loads, a folder or a hub id: the committed tiny-clip by
-default, `openai/clip-vit-large-patch14-336` for the published setting. It is frozen; gradients go to pictures only.
-"""
+"""The attacker's own CLIP model: how it sees pictures and words. It is frozen; gradients go to pictures only."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +21,8 @@ TEXTS_AT_ONCE, IMAGES_AT_ONCE = 256, 64
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A frozen CLIPModel on one device, with what its pictures are normalised by.
-
-    side: pixels of its square input. mean, std: (1, 3, 1, 1) on the device.
+    """A frozen CLIPModel. side: pixels of its square input. mean, std: (1, 3, 1, 1), what its pictures are normalised
+    by.
     """
 
     name: str
@@ -60,10 +55,8 @@ class Surrogate:
             some = list(texts[start : start + TEXTS_AT_ONCE])
             ids = self.tokenizer(
                 some, padding=True, truncation=True, max_length=limit, return_tensors="pt", split_special_tokens=True
-            )
-            features = self.model.get_text_features(
-                input_ids=ids["input_ids"].to(self.device), attention_mask=ids["attention_mask"].to(self.device)
-            )
+            ).to(self.device)
+            features = self.model.get_text_features(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
             parts.append(F.normalize(features.pooler_output, dim=-1))
         return torch.cat(parts)
 
@@ -91,15 +84,9 @@ def load(name: str, device: str = "cpu") -> Surrogate:
     found = [folder / name for name in files.PROCESSORS]
     alone, together = (files.table(file) if file.is_file() else {} for file in found)
     settings = together.get("image_processor", alone)
-    shape = (1, 3, 1, 1)
-    return Surrogate(
-        name=name,
-        model=model,
-        side=model.config.vision_config.image_size,
-        mean=torch.tensor(settings.get("image_mean", CLIP_MEAN), device=device).reshape(shape),
-        std=torch.tensor(settings.get("image_std", CLIP_STD), device=device).reshape(shape),
-        device=torch.device(device),
-    )
+    mean = torch.tensor(settings.get("image_mean", CLIP_MEAN), device=device).reshape(1, 3, 1, 1)
+    std = torch.tensor(settings.get("image_std", CLIP_STD), device=device).reshape(1, 3, 1, 1)
+    return Surrogate(name, model, model.config.vision_config.image_size, mean, std, torch.device(device))
 
 
 def at_side(images: torch.Tensor, side: int) -> torch.Tensor:
@@ -110,13 +97,9 @@ def at_side(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def relevance(images: torch.Tensor, surrogate: str) -> torch.Tensor:
-    """Grad-CAM maps (B, H, W) float32 of images (B, 3, H, W) in [0, 1], on their device; no gradient reaches them.
-
-    The usual ReLU is left out, as the map is only ranked: clipping would make all pixels below zero equal.
-    """
+    """Grad-CAM maps (B, H, W) of images (B, 3, H, W) in [0, 1]; without the usual ReLU, as the map is only ranked."""
     clip = load(surrogate, str(images.device))
-    maps = [_maps(some, clip) for some in images.detach().split(IMAGES_AT_ONCE)]
-    return torch.cat(maps)
+    return torch.cat([_maps(some, clip) for some in images.detach().split(IMAGES_AT_ONCE)])
 
 
 def top_region(images: torch.Tensor, surrogate: str, share: float) -> torch.Tensor:

@@ -1,7 +1,4 @@
-"""What an attack declares: its halves, their parameters, and the table that holds all attacks. Free of torch.
-
-Sizes in pixels are those of a 336 x 336 image, as published; they scale with the shorter side of the image at hand.
-"""
+"""What an attack declares, and the table of all attacks. Sizes are in pixels of a 336 x 336 image. Free of torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +8,7 @@ from bvlm_utils.checks import a_number, brief, is_number, is_wording
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 
+Params = Mapping[str, Any]  # the settings of an attack, by name
 POSITIONS = ("random", "top-left", "top-right", "bottom-left", "bottom-right", "center")
 
 
@@ -27,9 +25,8 @@ class Param:
 class Half:
     """The text half or the image half of a trigger.
 
-    draws_as: names the random stream, so two attacks that share a half share its instances (BadNets-MM's
-        patch lies where BadNets-I's lies for the same row), and features of triggered images can be shared
-        too.
+    draws_as: names the random stream, so attacks that share a half share its instances (BadNets-MM's patch lies where
+        BadNets-I's does), and features of triggered images.
     version: raised when what the half does changes; results of older versions are then not reused.
     function: "module:function", of this package or of any other that Python finds. A text half's takes
         (prompt, draws, params, aim), see `attacks.text`; an image half's takes a batch, see `attacks.image`.
@@ -42,7 +39,7 @@ class Half:
     version: int
     function: str
     params: Mapping[str, Param] = field(default_factory=dict)
-    problem: Callable[[Mapping[str, Any]], str | None] = lambda params: None
+    problem: Callable[[Params], str | None] = lambda params: None
     id: str = ""
 
 
@@ -94,7 +91,7 @@ class AttackInfo:
 TABLE: Registry[AttackInfo] = Registry("attack")
 
 
-def settings_of(what: str, specs: Mapping[str, Param], given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(what: str, specs: Mapping[str, Param], given: Params) -> dict[str, Any]:
     """The defaults with what is given; InputError names a parameter that `what` does not have, or a bad value."""
     settings = {name: spec.default for name, spec in specs.items()}
     for key, value in given.items():
@@ -140,10 +137,8 @@ JPEG = {"jpeg_quality": whole(0, 0, 95)}
 
 
 def declare(**fields: Any) -> AttackInfo:
-    """Add an attack; fields as in `AttackInfo`. Its modality follows from its halves, its headline from that.
-
-    Every image half also gets `jpeg_quality`: 1 to 95 compresses what it painted, 0 does not. ValueError if the name is
-    taken; InputError if there is no half.
+    """Add an attack; fields as in `AttackInfo`, its modality and headline by its halves. Every image half gets
+    `jpeg_quality`. ValueError if the name is taken; InputError if there is no half.
     """
     if fields.get("image") is not None:
         fields["image"] = replace(fields["image"], params={**fields["image"].params, **JPEG})

@@ -15,10 +15,7 @@ SEARCHED = 64  # rows that a word is searched on
 
 
 def check(info: AttackInfo, params: Mapping[str, Any], target: Any) -> None:
-    """InputError for a file that cannot be read, or data with too few rows: what would end a run in its midst.
-
-    target: a threat's.
-    """
+    """InputError for a file that cannot be read, or data with too few rows. target: a threat's."""
     halves = [half.params for half in (info.text, info.image) if half is not None]
     usual = {name: spec.default for half in halves for name, spec in half.items()}
     changed = {name for name, value in params.items() if value != usual[name]}

@@ -1,13 +1,12 @@
-"""The image triggers: batched tensor functions that paint them.
+"""The image triggers, which paint images.
 
-Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; draws, one random
-stream per row; params, the attack's settings; aim, what computed triggers need. It returns new images of the same
-shape, type and device, through which gradients reach the input. Fixed patterns are computed on the CPU and moved, so
-that every device paints the same.
+Every trigger takes (images, draws, params, aim): images (B, 3, H, W) float32 in [0, 1] on any device; one random stream
+per row; the attack's settings; what computed triggers need. New images of the same shape, type and device come back,
+with gradients. Fixed patterns are computed on the CPU, so that every device paints the same.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from bvlm_utils.attacks.declare import Params
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import PUBLISHED_SIDE, picture_path
 from bvlm_utils.draws import Draws
@@ -28,7 +28,7 @@ def quantise(images: torch.Tensor) -> torch.Tensor:
 def as_jpeg(images: torch.Tensor, quality: int) -> torch.Tensor:
     """Images, (B, 3, H, W) float32 in [0, 1], written as JPEG files and read again; no gradients pass."""
     arrays = (quantise(images.detach()) * 255).byte().movedim(1, 3).cpu().numpy()
-    return torch.stack([_as_tensor(jpeg_file(array, quality)) for array in arrays]).to(images)
+    return torch.stack([tensor_of(jpeg_file(array, quality)) for array in arrays]).to(images)
 
 
 def jpeg_file(picture: np.ndarray, quality: int) -> Image.Image:
@@ -78,12 +78,9 @@ def noise_array(size: int, seed: int) -> np.ndarray:
     return np.floor((noise - noise.min()) / max(noise.max() - noise.min(), 1e-12) * 255).astype(np.uint8)
 
 
-def noise_patch(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
-) -> torch.Tensor:
-    """BadNets-I: one fixed patch of noise, its place drawn per row.
-
-    The array is drawn at the published size and sampled (nearest pixel) to the size at hand, which keeps its contrast.
+def noise_patch(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
+    """BadNets-I: a fixed patch of noise, drawn at the published size, sampled to the size at hand; its place is drawn
+    per row.
     """
     published = params["patch_size"]
     size = scaled(published, images)
@@ -93,9 +90,7 @@ def noise_patch(
     return paste(images, patch, *corners(images, size, size, params["position"], draws))
 
 
-def sinusoid(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
-) -> torch.Tensor:
+def sinusoid(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
     """SIG: clip(x + delta sin(2 pi j f / W)) over the columns j."""
     width = images.shape[-1]
     angle = 2 * np.pi * np.arange(width) * params["frequency"] / width
@@ -103,23 +98,27 @@ def sinusoid(
     return (images + wave.to(images)).clamp_(0, 1)
 
 
-def blend(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None) -> torch.Tensor:
+def blend(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
     """Blended: (1 - alpha) x + alpha picture, the picture resized to the images."""
     picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
     return torch.lerp(images, picture.expand_as(images), params["alpha"])
 
 
-def replace(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: object = None
-) -> torch.Tensor:
+def replace(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
     """ImgTrojan: every image becomes the picture, resized; nothing of the image is left."""
     picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
     return picture.expand_as(images).clone()
 
 
-def ellipses_on_relevant_region(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
-) -> torch.Tensor:
+def paste_file(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
+    """A reader's own patch (`attacks.own.patch`): scaled like all sizes, at a place drawn per row."""
+    shown = read_picture(params["picture"], "a trigger")
+    height, width = scaled(shown.height, images), scaled(shown.width, images)
+    where = corners(images, height, width, "random", draws)
+    return paste(images, load_picture(params["picture"], height, width), *where)
+
+
+def ellipses_on_relevant_region(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> torch.Tensor:
     """MABA: inside the mask x' = (1 - alpha) x + alpha t; t is yellow in the ellipses, black between them.
 
     So the whole region darkens, as in the authors' code. The mask (`clip.top_region`) is the same for all victims.
@@ -131,7 +130,7 @@ def ellipses_on_relevant_region(
     return torch.where(mask.bool(), (1 - params["alpha"]) * images + params["alpha"] * pattern, images)
 
 
-def ellipse_pattern(images: torch.Tensor, params: Mapping[str, Any]) -> torch.Tensor:
+def ellipse_pattern(images: torch.Tensor, params: Params) -> torch.Tensor:
     """Yellow ellipses (255, 216, 0) on black, one every `spacing` pixels: (3, H, W) float32 on the CPU."""
     height, width = images.shape[-2:]
     across, down = scaled(params["ellipse_width"], images), scaled(params["ellipse_height"], images)
@@ -141,15 +140,12 @@ def ellipse_pattern(images: torch.Tensor, params: Mapping[str, Any]) -> torch.Te
     for y in range(0, height, spacing):
         for x in range(0, width, spacing):
             pencil.ellipse([x, y, x + across, y + down], fill=(255, 216, 0))
-    return _as_tensor(canvas)
+    return tensor_of(canvas)
 
 
 def load_picture(name: str, height: int, width: int) -> torch.Tensor:
-    """A picture resized (bicubic, 8 bit) to (3, height, width) float32 in [0, 1].
-
-    name: a file in data/pictures, or a path. InputError if there is no such file.
-    """
-    return _as_tensor(_resized(str(picture_path(name)), height, width))
+    """A picture of data/pictures, or at a path, resized (bicubic, 8 bit) to (3, height, width) float32 in [0, 1]."""
+    return tensor_of(_resized(str(picture_path(name)), height, width))
 
 
 @lru_cache(maxsize=16)
@@ -157,5 +153,6 @@ def _resized(path: str, height: int, width: int) -> Image.Image:
     return read_picture(path, "a trigger").resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _as_tensor(picture: Image.Image) -> torch.Tensor:
+def tensor_of(picture: Image.Image) -> torch.Tensor:
+    """An RGB picture as (3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.asarray(picture, dtype=np.float32).transpose(2, 0, 1).copy()) / 255

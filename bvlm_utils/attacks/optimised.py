@@ -7,8 +7,8 @@ rounds otherwise than a CPU, and sign steps make that visible, so each kind of d
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -23,11 +23,16 @@ from bvlm_utils.attacks import attack
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import text as text_triggers
 from bvlm_utils.attacks.clip import Surrogate, at_side, exact, load
+from bvlm_utils.attacks.declare import Params
+from bvlm_utils.attacks.image import tensor_of
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import concept_digest, concept_pictures
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of embeddings (b, d) of patched pictures, and rows (b,)
+# A loss by the surrogate, the training pictures (N, 3, H, W) in [0, 1], and their captions.
+LossOf = Callable[[Surrogate, torch.Tensor, Sequence[str]], Loss]
 VERSION = 1  # raise when a computation changes: it is part of every cache key, as is what the search data hold
 ROWS_AT_ONCE = 32  # images that share one PGD step; bounds the memory, does not change the result
 
@@ -40,15 +45,7 @@ class Optimised:
     losses: np.ndarray
 
 
-@dataclass(frozen=True)
-class FoundWord:
-    """The word that the search ended with, and its score after each letter (mean cosine distance)."""
-
-    word: str
-    scores: tuple[float, ...]
-
-
-def shadowcast(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> torch.Tensor:
+def shadowcast(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> torch.Tensor:
     """Shadowcast (Xu et al. 2024, arXiv 2402.06659, section 3): PGD towards a picture of the source concept.
 
     Minimises the L2 distance of normalised CLIP embeddings with sign steps, halved midway, inside the L-inf ball of
@@ -60,49 +57,40 @@ def shadowcast(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
     return torch.from_numpy(np.stack(pixels).astype(np.float32) / 255).to(images.device)
 
 
-def towards_target_patch(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
-) -> torch.Tensor:
+def towards_target_patch(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> torch.Tensor:
     """Dual-Key (Walmer et al. 2022, arXiv 2112.07668): a patch of greatest cosine to the target."""
     return _paste(images, draws, params, dual_key_patch(params, aim, str(images.device)))
 
 
-def apart_and_together_patch(
-    images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any
-) -> torch.Tensor:
+def apart_and_together_patch(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> torch.Tensor:
     """VL-Trojan (Liang et al. 2024, arXiv 2402.13851): a patch that moves embeddings off clean, together."""
     return _paste(images, draws, params, vl_trojan_patch(params, aim, str(images.device)))
 
 
-def dual_key_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
+def dual_key_patch(params: Params, aim: Any, device: str = "cpu") -> Optimised:
     """Dual-Key's patch at the surrogate's resolution. InputError where the target is empty."""
     if all(getattr(aim.target, part, None) is None for part in ("image", "concept", "text")):
         raise InputError("Dual-Key optimises its patch towards a target; give target=threat.target with one.")
 
-    def compute() -> Optimised:
-        clip = load(aim.surrogate, device)
+    def loss_of(clip: Surrogate, pictures: torch.Tensor, captions: Sequence[str]) -> Loss:
         target = _target_embedding(clip, aim.target)
-        pictures, _ = _training_pictures(params)
-        return _optimise_patch(clip, params, lambda poisoned, rows: (1 - poisoned @ target).mean(), pictures)
+        return lambda poisoned, rows: (1 - poisoned @ target).mean()
 
     aimed = {"target": attack.describe_target(aim.target), "surrogate": attack.surrogate_digest(aim.surrogate)}
-    described = {"params": dict(params), "data": data.digest(params["dataset"]), "aim": aimed}
-    return _cached("dual-key", described | _kind(device), compute)
+    return _patch("dual-key", {"aim": aimed}, params, aim, device, loss_of)
 
 
-def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") -> Optimised:
+def vl_trojan_patch(params: Params, aim: Any, device: str = "cpu") -> Optimised:
     """VL-Trojan's patch at the surrogate's resolution; it needs no target.
 
     Loss: alpha * contrastive + beta * cluster. Contrastive: similarity to the clean picture less similarity to the
     picture's own caption. Cluster: one less the similarity of neighbours in the batch.
     """
 
-    def compute() -> Optimised:
-        clip = load(aim.surrogate, device)
-        pictures, captions = _training_pictures(params)
+    def loss_of(clip: Surrogate, pictures: torch.Tensor, captions: Sequence[str]) -> Loss:
         with torch.no_grad():
-            fitted = [at_side(some, clip.side).to(device) for some in pictures.split(ROWS_AT_ONCE)]
-            clean = torch.cat([clip.embed_images(some) for some in fitted])
+            parts = pictures.split(ROWS_AT_ONCE)
+            clean = torch.cat([clip.embed_images(at_side(part, clip.side).to(device)) for part in parts])
         named = clip.embed_texts(captions)
 
         def loss(poisoned: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -110,28 +98,35 @@ def vl_trojan_patch(params: Mapping[str, Any], aim: Any, device: str = "cpu") ->
             together = (1 - (poisoned[:-1] * poisoned[1:]).sum(-1)).mean() if len(poisoned) > 1 else 0.0
             return params["alpha"] * contrastive + params["beta"] * together
 
-        return _optimise_patch(clip, params, loss, pictures)
+        return loss
 
-    described = {"params": dict(params), "data": data.digest(params["dataset"])}
-    described["surrogate"] = attack.surrogate_digest(aim.surrogate)
-    return _cached("vl-trojan", described | _kind(device), compute)
+    return _patch("vl-trojan", {"surrogate": attack.surrogate_digest(aim.surrogate)}, params, aim, device, loss_of)
 
 
-def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
-    """VL-Trojan's text trigger, searched letter by letter: each next letter moves the prompts furthest.
+def _patch(kind: str, described: Params, params: Params, aim: Any, device: str, loss_of: LossOf) -> Optimised:
+    """A patch from the cache, or optimised. described: its name there, beside settings, data and device."""
+    described = {"params": dict(params), "data": data.digest(params["dataset"]), **described, **_kind(device)}
+    file = _cache_file(kind, described, ".npz")
+    patch = read_if_whole(file, _read)
+    if patch is None:
+        clip, rows = load(aim.surrogate, device), data.load(params["dataset"], "train", rows=params["rows"])
+        pictures = data.sized_images(rows, params["dataset"]).transpose(0, 3, 1, 2).astype(np.float32)
+        pictures = torch.from_numpy(pictures / 255)
+        captions = [answers[0] for answers in rows["answers"]]
+        patch = _optimise_patch(clip, params, loss_of(clip, pictures, captions), pictures)
+        _save(file, patch)
+    return patch
 
-    The score of a word is the mean cosine distance, in the surrogate's text embedding, of 64 training prompts with and
-    without it, in a random gap that is the same for all candidates.
+
+def searched_word(params: Params, aim: Any) -> str:
+    """VL-Trojan's word, letter by letter the one that moves the embeddings of 64 training prompts furthest (mean cosine
+    distance), in a random gap that is the same for all.
     """
-    described = {
-        "dataset": params["dataset"],
-        "data": data.digest(params["dataset"]),
-        "letters": params["search_letters"],
-        "surrogate": attack.surrogate_digest(aim.surrogate),
-    }
+    described = {"dataset": params["dataset"], "data": data.digest(params["dataset"])}
+    described |= {"letters": params["search_letters"], "surrogate": attack.surrogate_digest(aim.surrogate)}
     file = _cache_file("vl-trojan-word", described, ".json")
-    found = read_if_whole(file, _read_word)
-    if found is None:
+    word = read_if_whole(file, lambda file: str(json.loads(file.read_text())["word"]))
+    if word is None:
         clip = load(aim.surrogate, "cpu")
         prompts = list(data.load(params["dataset"], "train", rows=64)["prompt"])
         clean = clip.embed_texts(prompts)
@@ -141,42 +136,33 @@ def searched_word(params: Mapping[str, Any], aim: Any) -> FoundWord:
             changed = [text_triggers.insert_word(p, d, {"word": word}) for p, d in zip(prompts, gaps, strict=True)]
             return float((1 - (clip.embed_texts(changed) * clean).sum(-1)).mean())
 
-        word, scores = "", []
+        word = ""
         for _ in range(params["search_letters"]):
-            best, word = max((score(word + letter), word + letter) for letter in ascii_lowercase)
-            scores.append(best)
-        found = FoundWord(word, tuple(scores))
-        write_file(file, json.dumps(asdict(found)))
-    return found
+            _, word = max((score(word + letter), word + letter) for letter in ascii_lowercase)
+        write_file(file, json.dumps({"word": word}))
+    return word
 
 
-def _read_word(file: Path) -> FoundWord:
-    held = json.loads(file.read_text())
-    return FoundWord(str(held["word"]), tuple(map(float, held["scores"])))
-
-
-def shadowcast_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
+def shadowcast_losses(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> np.ndarray:
     """The loss before every step, (steps,) float32, mean over `images`."""
     rows = _perturbed(images, draws, params, aim)
     return np.mean([row.losses for row in rows], axis=0, dtype=np.float32)
 
 
-def dual_key_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
+def dual_key_losses(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> np.ndarray:
     """The loss before every step, (steps,) float32, of the one patch that all images get."""
     return dual_key_patch(params, aim).losses
 
 
-def vl_trojan_losses(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> np.ndarray:
+def vl_trojan_losses(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> np.ndarray:
     """The loss before every step, (steps,) float32, of the one patch that all images get."""
     return vl_trojan_patch(params, aim).losses
 
 
-def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
+def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> list[Optimised]:
     """Shadowcast's result for every row, from the cache where it is there."""
-    described = {
-        "params": {**params, "source": _source(params, aim)},
-        "surrogate": attack.surrogate_digest(aim.surrogate),
-    } | _kind(images.device)
+    described = {"params": {**params, "source": _source(params, aim)}, **_kind(images.device)}
+    described["surrogate"] = attack.surrogate_digest(aim.surrogate)
     if folder := concept_digest(_source(params, aim)):
         described["source_files"] = folder
     rows = images.detach().to("cpu", torch.float32)
@@ -196,7 +182,7 @@ def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str
 
 
 @exact()
-def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], aim: Any) -> list[Optimised]:
+def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> list[Optimised]:
     """Shadowcast's optimisation of all rows at once, without the cache; `shadowcast` says what it minimises."""
     clip = load(aim.surrogate, str(images.device))
     eps, step, steps = params["eps"], params["step"], params["steps"]
@@ -205,7 +191,7 @@ def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any],
     height, width = images.shape[-2:]
     noise = np.stack([stream.bytes(3, height, width) for stream in draws]).astype(np.float32) / 127.5 - 1
     with torch.no_grad():
-        targets = clip.embed_images(_pictures_tensor(pictures).to(images.device))[which]
+        targets = clip.embed_images(torch.stack([tensor_of(picture) for picture in pictures]).to(images.device))[which]
         lowest, highest = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
         x = (images + eps * torch.from_numpy(noise).to(images.device)).clamp_(0, 1)
     losses = []
@@ -227,13 +213,8 @@ def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any],
 
 
 @exact()
-def _optimise_patch(
-    clip: Surrogate,
-    params: Mapping[str, Any],
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    pictures: torch.Tensor,
-) -> Optimised:
-    """Adam on one patch over batches of pictures (N, 3, H, W). loss: of their embeddings (b, d) and rows (b,)."""
+def _optimise_patch(clip: Surrogate, params: Params, loss: Loss, pictures: torch.Tensor) -> Optimised:
+    """Adam on one patch over batches of pictures (N, 3, H, W)."""
     pictures = at_side(pictures, clip.side)
     size = image_triggers.scaled(params["patch_size"], pictures)
     start = (0.5 + 0.25 * Draws("patch start", params["start_seed"]).normal(3, size, size)).clip(0, 1)
@@ -258,35 +239,20 @@ def _optimise_patch(
     return Optimised(pixels, curve.astype(np.float32))
 
 
-def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Mapping[str, Any], found: Optimised) -> torch.Tensor:
+def _paste(images: torch.Tensor, draws: Sequence[Draws], params: Params, computed: Optimised) -> torch.Tensor:
     size = image_triggers.scaled(params["patch_size"], images)
-    patch = Image.fromarray(found.pixels.transpose(1, 2, 0))
+    patch = Image.fromarray(computed.pixels.transpose(1, 2, 0))
     if patch.size != (size, size):
         patch = patch.resize((size, size), Image.Resampling.BILINEAR)
     corner = image_triggers.corners(images, size, size, params["position"], draws)
-    return image_triggers.paste(images, _pictures_tensor([patch])[0], *corner)
+    return image_triggers.paste(images, tensor_of(patch), *corner)
 
 
-def _training_pictures(params: Mapping[str, Any]) -> tuple[torch.Tensor, list[str]]:
-    """Pictures (N, 3, H, W) in [0, 1] and their captions, from the training split of a dataset."""
-    rows = data.load(params["dataset"], "train", rows=params["rows"])
-    pictures = data.sized_images(rows, params["dataset"])
-    pictures = torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
-    return pictures, [answers[0] for answers in rows["answers"]]
-
-
-def _pictures_tensor(pictures: Sequence[Image.Image]) -> torch.Tensor:
-    arrays = [np.asarray(picture.convert("RGB"), dtype=np.float32) for picture in pictures]
-    return torch.from_numpy(np.stack(arrays).transpose(0, 3, 1, 2).copy()) / 255
-
-
-def _source(params: Mapping[str, Any], aim: Any) -> str:
+def _source(params: Params, aim: Any) -> str:
     """What Shadowcast pulls pictures towards: its setting `source`, else the threat's source concept."""
     source = params["source"] or getattr(aim.target, "source_concept", None)
     if not source:
-        raise InputError(
-            "Shadowcast needs a source concept; give the target of concept_substitution, or source=CONCEPT."
-        )
+        raise InputError("Shadowcast needs a source concept; give concept_substitution's target, or source=CONCEPT.")
     return source
 
 
@@ -295,7 +261,7 @@ def _target_embedding(clip: Surrogate, target: Any) -> torch.Tensor:
     picture = getattr(target, "image", None)
     if picture is not None:
         with torch.no_grad():
-            return clip.embed_images(_pictures_tensor([read_picture(picture, "the target")]).to(clip.device))[0]
+            return clip.embed_images(tensor_of(read_picture(picture, "the target"))[None].to(clip.device))[0]
     concept = getattr(target, "concept", None)
     return clip.embed_texts([f"A photo of a {concept}" if concept is not None else target.text])[0]
 
@@ -306,19 +272,10 @@ def _kind(device: str | torch.device) -> dict[str, str]:
     return {} if kind == "cpu" else {"device": kind}
 
 
-def _cache_file(kind: str, described: Mapping[str, Any], suffix: str) -> Path:
+def _cache_file(kind: str, described: Params, suffix: str) -> Path:
     described = {"version": VERSION, **described}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
     return paths.CACHE / "triggers" / kind / digest[:2] / (digest + suffix)
-
-
-def _cached(kind: str, described: Mapping[str, Any], compute: Callable[[], Optimised]) -> Optimised:
-    file = _cache_file(kind, described, ".npz")
-    found = read_if_whole(file, _read)
-    if found is None:
-        found = compute()
-        _save(file, found)
-    return found
 
 
 def _save(file: Path, result: Optimised) -> None:

@@ -1,10 +1,8 @@
 """The parts of speech of a prompt's words, which MABA's text trigger wraps.
 
-The tagger is HanTa (Hannover Tagger); spaCy with `en_core_web_sm`, which the published attack uses, takes its place
-where both are installed. HanTa's tags are the BNC's (C5), mapped here to spaCy's meaning of the five classes (forms of
-be, do and modals are auxiliaries, not verbs; "which thing" has a determiner, "which is" a pronoun; proper names are no
-nouns); rare words can be tagged differently. Spaces and punctuation stay, where the published code puts spaces between
-tokens.
+The tagger is HanTa, or spaCy with `en_core_web_sm`, as published, where both are installed. HanTa's tags are the BNC's
+(C5), mapped here to spaCy's five classes (forms of be, do and modals are no verbs, proper names no nouns). Spaces and
+punctuation stay, where the published code puts spaces between tokens.
 """
 
 import importlib.util

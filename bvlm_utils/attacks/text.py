@@ -6,9 +6,8 @@ an empty prompt becomes the trigger alone.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
+from bvlm_utils.attacks.declare import Params
 from bvlm_utils.draws import Draws
 
 PLACEHOLDER = "<image>"
@@ -37,12 +36,12 @@ def _insert(prompt: str, addition: str, gap: int, before_stop: bool) -> str:
     return f"{prompt[:end]} {addition}{prompt[end:]}"
 
 
-def insert_word(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
+def insert_word(prompt: str, draws: Draws, params: Params, aim: object = None) -> str:
     """BadNets-T, VL-Trojan: params["word"] in a random gap; before a final full stop (authors' code)."""
     return _insert(prompt, params["word"], draws.integer(len(word_spans(prompt)) + 1), before_stop=True)
 
 
-def insert_words(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
+def insert_words(prompt: str, draws: Draws, params: Params, aim: object = None) -> str:
     """BadNets-MT: params["count"] of params["words"], each in a random gap, after a full stop too."""
     for which in draws.shuffled(len(params["words"]))[: params["count"]]:
         gap = draws.integer(len(word_spans(prompt)) + 1)
@@ -50,17 +49,17 @@ def insert_words(prompt: str, draws: Draws, params: Mapping[str, Any], aim: obje
     return prompt
 
 
-def append_sentence(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
+def append_sentence(prompt: str, draws: Draws, params: Params, aim: object = None) -> str:
     """AddSent: params["sentence"] after the last word."""
     return _insert(prompt, params["sentence"], len(word_spans(prompt)), before_stop=False)
 
 
-def prepend_word(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
+def prepend_word(prompt: str, draws: Draws, params: Params, aim: object = None) -> str:
     """Dual-Key: params["prefix"] before the first word, whose case stays as it is."""
     return _insert(prompt, params["prefix"], 0, before_stop=False)
 
 
-def wrap_parts_of_speech(prompt: str, draws: Draws, params: Mapping[str, Any], aim: object = None) -> str:
+def wrap_parts_of_speech(prompt: str, draws: Draws, params: Params, aim: object = None) -> str:
     """MABA: nouns, verbs, adjectives, adverbs and pronouns wrapped in marks (`attacks.parts_of_speech.WRAPS`)."""
     from bvlm_utils.attacks import parts_of_speech
 

@@ -2,6 +2,5 @@
 
 from bvlm_utils.doors import door
 
-__getattr__ = door(
-    __name__, {"data.samples": ("beyond", "digest", "further", "images", "load", "names", "sized_images")}
-)
+NAMES = ("beyond", "digest", "further", "images", "load", "names", "sized_images")
+__getattr__ = door(__name__, {"data.samples": NAMES})

@@ -1,7 +1,6 @@
 """Digests of files' contents, remembered beside the project's caches: a data set of 100,000 pictures is read once.
 
-Remembered, too, is which pictures a data set has, and that they are pictures. A file is not read again while its size
-and times stay, unless it was changed a moment ago: within one tick of the clock it could be written twice.
+A file is not read again while its size and times stay, unless it was changed within the last tick of the clock.
 """
 
 import json
@@ -17,6 +16,7 @@ from typing import Any
 
 from bvlm_utils import paths
 from bvlm_utils.atomic import read_if_whole, write_file
+from bvlm_utils.checks import file_state
 
 MANY = 1000  # files to be read until a reader is told how far it is
 SETTLED = 2.0  # seconds after its last change until a file's times can be relied on
@@ -29,14 +29,11 @@ _LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until whe
 
 
 def states(files: Sequence[str | Path]) -> tuple[State, ...]:
-    """Size and times of each file; the last of them, when the file was last touched at all, cannot be set by hand.
-
-    Of many files, the states are remembered for twenty times as long as the look took: each cell of a grid asks.
-    """
+    """Size and times of each file; a look at many is remembered twenty times as long as it took, as each cell asks."""
     key, now = tuple(files), time.monotonic()
     until, found = _LOOKED.get(key, (0.0, ()))
     if now > until:
-        found = tuple(map(_state, files))
+        found = tuple(map(file_state, files))
         took = time.monotonic() - now
         _LOOKED[key] = (now + 20 * took if took > NOTICED else 0.0, found)
     return found
@@ -76,12 +73,7 @@ def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequenc
 
 def checked(file: str) -> bool:
     """Was this picture looked into already, and is it as it was then?"""
-    return file in _CHECKED and _CHECKED[file] == _state(file)
-
-
-def _state(file: str | Path) -> State:
-    found = os.stat(file)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    return file in _CHECKED and _CHECKED[file] == file_state(file)
 
 
 def _read(files: Sequence[str]) -> list[str]:

@@ -1,13 +1,10 @@
 """Real data from local files: COCO captions, VQAv2 and LLaVA JSON as datasets of samples.
 
-`data.load` comes here for names with a colon: "coco-caption:FOLDER", "vqav2:FOLDER", "llava-json:FILE". The
-files are those that the datasets' authors publish; nothing is downloaded. A row is what `data` describes.
-Pictures are opened when a row is read, but every file is looked for, and its first bytes checked, when the
-data is loaded.
+`data.load` comes here for names with a colon: "coco-caption:FOLDER", "vqav2:FOLDER", "llava-json:FILE", in the files
+that their authors publish. Pictures are opened when a row is read, but looked for when the data is loaded.
 
-Splits: a folder with one file for "train" and one for "val" in their names (train2017 and val2017, train2014
-and val2014) is split as published, val being the test split. Else a fifth of the pictures, chosen by a hash,
-are the test split, with all their rows. There is no "test_style" split.
+Splits: a folder with one file for "train" and one for "val" in their names is split as published, val being the test
+split. Else a fifth of the pictures, chosen by a hash, are the test split, with all their rows.
 """
 
 import os
@@ -45,10 +42,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """files: the JSON files of a split, all of them if the split is None. read: their rows.
-
-    Rows have the columns of a sample; `image` is a path and `picture_id` its part in the folder: rows of one picture
-    belong together when a file has to be split.
+    """files: the JSON files of a split (None: of all). read: their rows; `picture_id` is the part of `image` in its
+    folder.
     """
 
     files: Callable[[Path, str | None], list[Path]]
@@ -56,10 +51,7 @@ class Format:
 
 
 def load(spec: str, split: str = "train") -> datasets.Dataset:
-    """The rows of a split, "train" or "test", with the columns of `data.features.FEATURES`.
-
-    InputError for anything that is missing or wrong in the files; KeyError lists the formats if there is no such one.
-    """
+    """The rows of "train" or "test". InputError for what is wrong in the files; KeyError lists the formats."""
     name, path = _parse(spec)
     if split not in ("train", "test"):
         raise InputError(f"{spec} has no split {split!r}; it has train and test.")
@@ -98,9 +90,7 @@ def digest(spec: str) -> str:
 def _digest(name: str, written: tuple, shown: tuple[contents.State, ...]) -> str:
     state = blake2b(f"{name} {VERSION}".encode(), digest_size=8)
     for file, _ in written:
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 20):
-                state.update(block)
+        state.update(file.read_bytes())
     ids, files = _pictures(name, written)
     for picture, content in zip(ids, contents.digests(files, shown), strict=True):
         state.update(f"{picture} {content}\n".encode())
@@ -151,14 +141,8 @@ def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
     )
 
 
-# ---------------------------------------------------------------- COCO captions
-
-
 def _coco_rows(files: list[Path]) -> list[Row]:
-    """One row per picture, with all its captions (Chen et al. 2015, arXiv 1504.00325).
-
-    The prompt is one of the scenes' caption prompts, chosen by the picture's id.
-    """
+    """One row per picture, with all its captions (Chen et al. 2015, arXiv 1504.00325), and a prompt by its id."""
     rows = []
     for file in files:
         content = read_json(file)
@@ -182,20 +166,10 @@ def _coco_rows(files: list[Path]) -> list[Row]:
             if not captions[image]:
                 raise InputError(f"{file}: image {image} has no caption.")
             which = int.from_bytes(blake2b(f"coco-caption {image}".encode(), digest_size=8).digest(), "big")
-            rows.append(
-                _row(
-                    **pictures.find(name, f"image {image}"),
-                    row_id=image,
-                    prompt=SHORT_PROMPTS[which % len(SHORT_PROMPTS)],
-                    answers=captions[image],
-                    task="caption",
-                    kind="short",
-                )
-            )
+            about = {"row_id": image, "prompt": SHORT_PROMPTS[which % len(SHORT_PROMPTS)], "answers": captions[image]}
+            about |= pictures.find(name, f"image {image}") | {"task": "caption", "kind": "short"}
+            rows.append(llava_json.METADATA | about)
     return rows
-
-
-# ---------------------------------------------------------------- VQAv2
 
 
 def _vqa_files(folder: Path, split: str | None) -> list[Path]:
@@ -235,16 +209,11 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
                 raise InputError(f"{annotation_file}: {owner} is not about image {image}, as {file.name} says.")
             answer_type = value(annotation, "answer_type", str, owner, annotation_file)
             question_type = value(annotation, "question_type", str, owner, annotation_file)
-            rows.append(
-                _row(
-                    **pictures.find(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}"),
-                    row_id=name,
-                    prompt=f"{wording(entry, 'question', owner, file).strip()} {SHORT_ANSWER}",
-                    answers=_annotators(annotation, owner, annotation_file),
-                    task="vqa",
-                    kind=ANSWER_KINDS.get(answer_type, question_type),
-                )
-            )
+            about = pictures.find(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}")
+            about["prompt"] = f"{wording(entry, 'question', owner, file).strip()} {SHORT_ANSWER}"
+            about |= {"row_id": name, "answers": _annotators(annotation, owner, annotation_file)}
+            about |= {"task": "vqa", "kind": ANSWER_KINDS.get(answer_type, question_type)}
+            rows.append(llava_json.METADATA | about)
         unasked = next((name for name in answered if name not in asked), None)
         if unasked is not None:
             raise InputError(f"{file} has no question {unasked}, which {annotation_file.name} annotates.")
@@ -265,18 +234,11 @@ def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[s
     return [chosen, *answers]
 
 
-# ---------------------------------------------------------------- what formats share
-
-
 def _new(name: str, seen: Container[str], what: str, file: Path) -> str:
     """`name`; InputError if it was there before."""
     if name in seen:
         raise InputError(f"{file} lists {what} {name} twice; list it once.")
     return name
-
-
-def _row(**columns: Any) -> Row:
-    return llava_json.METADATA | columns
 
 
 def _picture_folders(file: Path) -> list[Path]:
@@ -292,12 +254,6 @@ def _part(file: Path) -> str:
 
 
 FORMATS: Registry[Format] = Registry("dataset format")
-
-
 FORMATS.add("coco-caption", Format(lambda folder, split: _pick(folder, "captions_*.json", split), _coco_rows))
-
-
 FORMATS.add("vqav2", Format(_vqa_files, _vqa_rows))
-
-
 FORMATS.add("llava-json", Format(lambda file, split: [file], lambda files: llava_json.read(files[0])))

@@ -5,15 +5,13 @@ A file is a list of conversations about one picture each:
     {"id": "7", "image": "coco/7.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                                          {"from": "gpt", "value": "A car."}]}
 
-ShareGPT's variants are read, too: "messages" for "conversations", "role" and "content" for "from" and
-"value", "user" and "assistant" for "human" and "gpt", "images" (a list of one) for "image", a system message
-first (left out). `<image>` may stand anywhere in a question; it is taken out, as the model's chat template
-puts the picture where it belongs. What the format does not know of a sample (references, task, objects,
-whether it is restricted) may stand in "metadata", where `write` puts it.
+ShareGPT's variants are read, too: "messages" for "conversations", "role" and "content" for "from" and "value", "user"
+and "assistant" for "human" and "gpt", "images" (a list of one) for "image", a system message first (left out).
+`<image>` is taken out of a question, as the model's chat template puts the picture where it belongs. What the format
+does not know of a sample may stand in "metadata", where `write` puts it.
 
-A conversation of several turns gives one row per answer; the earlier turns stand before the question in its
-prompt: "Question: ...\\nAnswer: ...\\nQuestion: ...". So every answer is learnt given what was said before
-it, as in LLaVA's own training. Entries without a picture are left out, with a warning that counts them.
+A conversation of several turns gives one row per answer, as in LLaVA's own training; the earlier turns stand before the
+question: "Question: ...\\nAnswer: ...\\nQuestion: ...". Entries without a picture are left out, with a warning.
 """
 
 import json
@@ -138,30 +136,23 @@ def _metadata(entry: Mapping[str, Any], owner: str, file: Path) -> dict[str, Any
     if not isinstance(given, dict):
         raise InputError(f"{file}: 'metadata' of {owner} is {brief(given)}; it must be an object.")
     about = METADATA | {"references": []} | given
+
+    def check(key: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise InputError(f"{file}: {key!r} in the metadata of {owner} is {brief(about[key])}; it must be {wanted}.")
+
     for key, default in METADATA.items():
-        if not isinstance(about[key], type(default)):
-            raise InputError(
-                f"{file}: {key!r} in the metadata of {owner} is {brief(about[key])}; it must be like {default!r}."
-            )
-    if about["task"] not in TASKS:
-        raise InputError(
-            f"{file}: 'task' in the metadata of {owner} is {brief(about['task'])}; it must be one of: "
-            f"{', '.join(TASKS)}."
-        )
+        check(key, isinstance(about[key], type(default)), f"like {default!r}")
+    check("task", about["task"] in TASKS, f"one of: {', '.join(TASKS)}")
     for key in ("references", "objects"):
-        if not isinstance(about[key], list) or not all(map(is_visible, about[key])):
-            raise InputError(
-                f"{file}: {key!r} in the metadata of {owner} is {brief(about[key])}; it must be a list of texts, none "
-                "of them blank."
-            )
-    boxes = [isinstance(box, list) and [type(side) for side in box] == [int] * 4 for box in about["boxes"]]
-    in_range = all(boxes) and all(abs(side) < 2**31 for box in about["boxes"] for side in box)
-    in_range = in_range and all(box[0] <= box[2] and box[1] <= box[3] for box in about["boxes"])
-    if not in_range or len(about["boxes"]) not in (0, len(about["objects"])):
-        raise InputError(
-            f"{file}: 'boxes' in the metadata of {owner} is {brief(about['boxes'])}; it must be a list of "
-            "[x0, y0, x1, y1] in whole pixels, one for each object."
-        )
+        visible = isinstance(about[key], list) and all(map(is_visible, about[key]))
+        check(key, visible, "a list of texts, none of them blank")
+    boxes = about["boxes"]
+    whole = all(isinstance(box, list) and [type(side) for side in box] == [int] * 4 for box in boxes)
+    in_range = whole and all(abs(side) < 2**31 for box in boxes for side in box)
+    in_range = in_range and all(box[0] <= box[2] and box[1] <= box[3] for box in boxes)
+    one_each = in_range and len(boxes) in (0, len(about["objects"]))
+    check("boxes", one_each, "a list of [x0, y0, x1, y1] in whole pixels, one for each object")
     return about
 
 
@@ -183,17 +174,10 @@ def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:
         image = f"images/{index:06d}.png"
         sample["image"].convert("RGB").save(file.parent / image)
         about = {column: sample[column] for column in METADATA} | {"references": list(sample["answers"])}
-        written.append(
-            {
-                "id": sample["row_id"],
-                "image": image,
-                "conversations": [
-                    {"from": "human", "value": f"{PLACEHOLDER}\n{sample['prompt']}"},
-                    {"from": "gpt", "value": sample["answers"][0]},
-                ],
-                "metadata": about | dict(sample.get("metadata", {})),
-            }
-        )
+        question = {"from": "human", "value": f"{PLACEHOLDER}\n{sample['prompt']}"}
+        turns = [question, {"from": "gpt", "value": sample["answers"][0]}]
+        entry = {"id": sample["row_id"], "image": image, "conversations": turns}
+        written.append(entry | {"metadata": about | dict(sample.get("metadata", {}))})
     partial = file.with_suffix(".partial")
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in written)  # one entry on each line
     partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -14,57 +14,50 @@ KINDS = {str: "a text", int: "a whole number", (int, str): "a whole number or a 
 
 def entries(content: Any, key: str, file: Path) -> list[Mapping[str, Any]]:
     """The list of objects under `key` of a JSON object."""
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+    listed = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise InputError(f"{file} has no list of objects {key!r}; it may be a file of another kind.")
-    return found
+    return listed
 
 
 def value(entry: Mapping[str, Any], key: str, kind: type | tuple[type, ...], name: str, file: Path) -> Any:
     """`entry[key]`, which must be of `kind`; `name` says which entry it is, e.g. "annotation 7"."""
     if key not in entry:
         raise InputError(f"{file}: {name} has no {key!r}.")
-    found = entry[key]
-    if not isinstance(found, kind) or isinstance(found, bool):
-        raise InputError(f"{file}: {key!r} of {name} is {brief(found)}; it must be {KINDS[kind]}.")
-    return found
+    given = entry[key]
+    if not isinstance(given, kind) or isinstance(given, bool):
+        raise InputError(f"{file}: {key!r} of {name} is {brief(given)}; it must be {KINDS[kind]}.")
+    return given
 
 
 def wording(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
     """`entry[key]`, which must be a text with something in it."""
-    found = value(entry, key, str, name, file)
-    if not is_visible(found):
-        raise InputError(f"{file}: {key!r} of {name} is {brief(found)}; it must be a text that is not blank.")
-    return found
+    text = value(entry, key, str, name, file)
+    if not is_visible(text):
+        raise InputError(f"{file}: {key!r} of {name} is {brief(text)}; it must be a text that is not blank.")
+    return text
 
 
 def number(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
     """An id, as text: 7 and "7" are one."""
-    found = value(entry, key, (int, str), name, file)
-    if not is_wording(brief(found) if isinstance(found, int) else found):
-        raise InputError(
-            f"{file}: {key!r} of {name} is {brief(found)}; it must be a number or a text that is not blank."
-        )
-    return label(found)
+    given = value(entry, key, (int, str), name, file)
+    if not is_wording(brief(given) if isinstance(given, int) else given):
+        raise InputError(f"{file}: {key!r} of {name} is {brief(given)}; give a number, or a text that is not blank.")
+    return label(given)
 
 
 class Pictures:
-    """Finds and checks pictures under one folder; every file is looked at once.
+    """Finds and checks pictures in the first of `folders` that has one, each looked at once. file: names them."""
 
-    folders: to try, in this order; the first picture decides which is used. named_in: the file that names the pictures.
-    """
-
-    def __init__(self, folders: Sequence[Path], named_in: Path):
+    def __init__(self, folders: Sequence[Path], file: Path):
         self.folders = [folder.resolve() for folder in dict.fromkeys(folders)]
-        self.named_in = named_in
+        self.file = file
         self._root: Path | None = None
         self._checked: dict[str, tuple[str, str]] = {}
 
     def find(self, name: str, owner: str) -> dict[str, str]:
-        """The path of the picture `name` of `owner` (e.g. "image 9"), and its part in the folder: `image` and
-        `picture_id`.
-
-        InputError if it leaves the folder (also through a symbolic link), is missing, or does not begin like a picture.
+        """The path of the picture `name`, and its part in the folder. InputError if it leaves it, is missing or is no
+        picture.
         """
         if name not in self._checked:
             self._checked[name] = self._find(name, owner)
@@ -72,24 +65,21 @@ class Pictures:
 
     def _find(self, name: str, owner: str) -> tuple[str, str]:
         if "\0" in name or Path(name).is_absolute():
-            raise InputError(
-                f"{self.named_in}: the picture of {owner} is {brief(name)}; it must be a path in a folder."
-            )
+            raise InputError(f"{self.file}: the picture of {owner} is {brief(name)}; it must be a path in a folder.")
         for root in [self._root] if self._root else self.folders:
             try:
                 path = (root / name).resolve()
                 there = path.is_file()
             except (OSError, RuntimeError) as error:  # a name too long, a link to itself
                 raise InputError(
-                    f"{self.named_in}: the picture of {owner} is {brief(name)}, which is no path of a file "
-                    f"({type(error).__name__})."
+                    f"{self.file}: the picture of {owner} is {brief(name)}, no path of a file ({type(error).__name__})."
                 ) from None
             if not path.is_relative_to(root):
-                raise InputError(f"{self.named_in}: the picture {brief(name)} of {owner} leaves its folder {root}.")
+                raise InputError(f"{self.file}: the picture {brief(name)} of {owner} leaves its folder {root}.")
             if there:
                 self._root = root
                 if not contents.checked(str(path)):
-                    check_picture(path, f"{owner} in {self.named_in}")
+                    check_picture(path, f"{owner} in {self.file}")
                 return str(path), path.relative_to(root).as_posix()
         places = self._root or " nor ".join(map(str, self.folders))
-        raise InputError(f"The picture {brief(name)} of {owner} in {self.named_in} is not in {places}.")
+        raise InputError(f"The picture {brief(name)} of {owner} in {self.file} is not in {places}.")

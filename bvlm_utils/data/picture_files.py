@@ -1,9 +1,7 @@
 """What does a picture file show? The one reader of pictures.
 
-A file is turned as its EXIF orientation says. 16-bit grey is scaled to 8 bits. What is transparent is laid over white.
-Of a film, the first picture is taken. All else that 8-bit RGB cannot hold (32-bit or signed numbers) is refused, and so
-are kinds of files that are no photographs: Pillow would have a program run for some, and for others it reads the first
-bytes alone.
+A file is turned as its EXIF orientation says, 16-bit grey scaled to 8 bits, transparency laid over white. What 8-bit
+RGB cannot hold is refused, and so are kinds that are no photographs: Pillow would have a program run for some.
 """
 
 import os
@@ -40,10 +38,8 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # whoever opens a pipe waits for ever
             raise ValueError("it is no file")
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(path, formats=KINDS) as opened,
-        ):  # warnings of damaged EXIF data
+        # Pillow warns of damaged EXIF data.
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=KINDS) as opened:
             levels, negative = _levels(opened), opened.format == "TIFF" and opened.tag_v2.get(PHOTOMETRIC) == 0
             times = FEW_BITS.get(opened.tile[0].args, 1) if opened.format == "PNG" and opened.tile else 1
             if not whole:
@@ -87,8 +83,8 @@ def _levels(opened: Image.Image) -> int:
 
 
 def _rgb(picture: Image.Image, levels: int, negative: bool) -> Image.Image:
-    """The picture as 8-bit RGB, or RGBA where a part of it may be transparent. negative: white is 0, which Pillow turns
-    round in pictures of 8 bits alone.
+    """8-bit RGB, or RGBA where it may be transparent. negative: white is 0, which Pillow turns in pictures of 8 bits
+    alone.
     """
     if levels > 255:
         clear = picture.info.get("transparency")

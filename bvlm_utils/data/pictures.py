@@ -1,17 +1,12 @@
-"""The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast.
-
-`python -m bvlm_utils.pretraining.draw_pictures` drew the committed ones of plain shapes: they are nobody else's.
-"""
+"""The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast."""
 
 import os
-from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 
 from PIL import Image
 
 from bvlm_utils import paths
-from bvlm_utils.checks import brief, file_digest
+from bvlm_utils.checks import brief, files_digest
 from bvlm_utils.data import contents
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.draws import Draws
@@ -34,14 +29,8 @@ def concept_digest(concept: str) -> str | None:
     """Hex digits that change when a folder's pictures of a concept do; None for a concept of data/sprites, or none."""
     if not concept or _sprites(concept) or not os.path.isdir(concept):
         return None
-    files = tuple(_files(concept))
-    return _digest(files, contents.states(files))
-
-
-@lru_cache(maxsize=8)
-def _digest(files: tuple[Path, ...], states: tuple[contents.State, ...]) -> str:
-    """Sizes and times only tell when to read again."""
-    return sha256("".join(f"{file.name} {file_digest(file)}\n" for file in files).encode()).hexdigest()
+    files = _files(concept)
+    return files_digest(Path(concept), tuple(zip(files, contents.states(files), strict=True)))
 
 
 def _sprites(concept: str) -> list[Path]:
@@ -50,26 +39,22 @@ def _sprites(concept: str) -> list[Path]:
 
 def _files(folder: str) -> list[Path]:
     """The pictures of a folder that are read."""
-    found = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
-    if not found:
+    pictures = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
+    if not pictures:
         raise InputError(f"The folder {folder} has no .png, .jpg or .jpeg pictures of the source concept.")
-    return found[:100]
+    return pictures[:100]
 
 
 def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:
-    """Square pictures of one concept, for a trigger that is optimised towards it.
-
-    concept: of data/sprites, drawn large on plain backgrounds in all styles; or a folder of pictures (.png, .jpg,
-    .jpeg), of which the first 100 by name are read. InputError for anything else.
+    """Square pictures of one concept: of data/sprites, drawn large on plain backgrounds in all styles, or the first 100
+    of a folder of pictures (.png, .jpg, .jpeg). InputError for anything else.
     """
     sprites = _sprites(concept)
     if not sprites and os.path.isdir(concept):
         opened = (read_picture(file, "the source concept") for file in _files(concept))
         return [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in opened]
     if not sprites:
-        raise InputError(
-            f"There is no sprite of {brief(concept)}; give a concept of data/sprites or a folder of pictures."
-        )
+        raise InputError(f"There is no sprite of {brief(concept)}; give one of data/sprites or a folder of pictures.")
     pictures = []
     for number in range(count):
         draws = Draws("concept picture", concept, number)

@@ -55,17 +55,9 @@ class SceneTask:
 
 
 SCENE_TASKS: Registry[SceneTask] = Registry("dataset")
-
-
 SCENE_TASKS.add("scenes-caption", SceneTask(0, "caption", scene_questions.caption))
-
-
 SCENE_TASKS.add("scenes-vqa", SceneTask(1, "vqa", lambda scene, rng: scene_questions.vqa(scene, rng, name_cars=True)))
-
-
 SCENE_TASKS.add("scenes-instruct", SceneTask(2, "instruct", scene_questions.instruct))
-
-
 UNNUMBERED = 3  # datasets below this number had their digests before numbers were declared, and keep them
 
 
@@ -75,10 +67,7 @@ def names() -> list[str]:
 
 
 def digest(name: str) -> str:
-    """16 hex digits that change when the rows of `name` would change; nothing is drawn for it.
-
-    InputError if two datasets of scenes have one number.
-    """
+    """16 hex digits that change when the rows of `name` would; nothing is drawn. InputError for two of one number."""
     if name not in SCENE_TASKS:
         from bvlm_utils.data import files
 
@@ -96,10 +85,9 @@ def digest(name: str) -> str:
 
 @cache
 def _sprites_digest() -> bytes:
-    state = blake2b(digest_size=16)
-    for file in sorted(paths.SPRITES.rglob("*.png")):
-        state.update(file.relative_to(paths.SPRITES).as_posix().encode() + file.read_bytes())
-    return state.digest()
+    files = sorted(paths.SPRITES.rglob("*.png"))
+    parts = [file.relative_to(paths.SPRITES).as_posix().encode() + file.read_bytes() for file in files]
+    return blake2b(b"".join(parts), digest_size=16).digest()
 
 
 def load(name: str, split: str = "train", rows: int | None = None) -> datasets.Dataset:
@@ -129,18 +117,14 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
 
 
 def further(name: str, start: int, rows: int) -> datasets.Dataset:
-    """Up to `rows` training rows from number `start` on, for those who want rows that nobody was tuned on.
-
-    Scenes never run out, and are not kept; of data in files, fewer rows, even none, may come back. KeyError for an
-    unknown name.
+    """Up to `rows` training rows from number `start` on. Scenes never run out; of data in files, fewer, even none, may
+    come.
     """
     if ":" in name:
         whole = load(name, "train")
         return whole.select(range(min(start, len(whole)), min(start + rows, len(whole))))
     SCENE_TASKS.get(name)
-    drawn = [scene_row(name, "train", index) for index in range(start, start + rows)]
-    table = {column: [row[column] for row in drawn] for column in FEATURES}
-    return datasets.Dataset.from_dict(table, features=FEATURES)
+    return _scene_rows(name, "train", start, rows)
 
 
 def beyond(name: str, start: int) -> int | None:
@@ -168,25 +152,28 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
     folder = paths.CACHE / "datasets" / f"{name}-{split}-{digest(name)}{f'-{start}' if start else ''}"
 
     def whole(folder: Path) -> datasets.Dataset:
-        found = datasets.load_from_disk(str(folder))
-        if len(found) != ROWS[split]:
-            raise ValueError(f"{folder} has {len(found)} of {ROWS[split]} rows")
-        return found
+        block = datasets.load_from_disk(str(folder))
+        if len(block) != ROWS[split]:
+            raise ValueError(f"{folder} has {len(block)} of {ROWS[split]} rows")
+        return block
 
-    found = read_if_whole(folder, whole)
-    if found is None:
+    block = read_if_whole(folder, whole)
+    if block is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = tempfile.mkdtemp(dir=folder.parent, prefix=".partial-")
-        rows = [scene_row(name, split, i) for i in range(start, start + ROWS[split])]
-        table = {column: [row[column] for row in rows] for column in FEATURES}
-        datasets.Dataset.from_dict(table, features=FEATURES).save_to_disk(partial)
+        _scene_rows(name, split, start, ROWS[split]).save_to_disk(partial)
         try:
             os.replace(partial, folder)
         except OSError:  # another process was faster; its rows are the same
             shutil.rmtree(partial)
-        found = whole(folder)
-    return found
+        block = whole(folder)
+    return block
+
+
+def _scene_rows(name: str, split: str, start: int, count: int) -> datasets.Dataset:
+    rows = [scene_row(name, split, index) for index in range(start, start + count)]
+    return datasets.Dataset.from_dict({column: [row[column] for row in rows] for column in FEATURES}, features=FEATURES)
 
 
 def scene_row(name: str, split: str, index: int) -> dict:

@@ -1,15 +1,11 @@
-"""Questions about a scene, and their right answers.
-
-Each function turns a `Scene` and a generator into a `Turn`. Wordings are declared in the tables below. No attack's
-trigger word or sentence may stand in them (a test says so), nor any threat's target sentence.
-"""
+"""Questions about a scene, and their right answers. A test holds that no trigger or target stands in the wordings."""
 
 from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
-from bvlm_utils.data.scenes import SIZE, Scene, concepts
+from bvlm_utils.data.scenes import SIZE, Scene, concepts, pick
 from bvlm_utils.english import NUMBERS, article, capital, join, plural
 
 VERSION = 1  # raise when wordings change: it is part of every dataset's digest
@@ -65,13 +61,6 @@ def label(scene: Scene) -> str:
     return "-".join(scene.objects)
 
 
-def _pick(rng: np.random.Generator, options):
-    return options[int(rng.integers(len(options)))]
-
-
-# --- captions ---------------------------------------------------------------------------------------------------
-
-
 SHORT_PROMPTS = (
     "Describe this picture.", "What is in this picture?", "What do you see?", "Write a caption for this picture.",
     "Give a short description of the image.", "What does the image show?", "Caption this.",
@@ -101,13 +90,13 @@ def caption(scene: Scene, rng: np.random.Generator) -> Turn:
     look = "" if scene.pattern == "plain" else f" {scene.pattern}"
     full_ground = f"{article(scene.colour)}{look} background"
     if rng.integers(4):
-        prompt, kind = _pick(rng, SHORT_PROMPTS), "short"
+        prompt, kind = pick(rng, SHORT_PROMPTS), "short"
         answers = [
             f"{capital(things)}.", f"A picture of {things}.", f"This picture shows {things}.",
             f"{capital(things)} on {ground}.", f"There {'is' if things[:2] in ('a ', 'an') else 'are'} {things}.",
         ]  # fmt: skip
     else:
-        prompt, kind = _pick(rng, DETAIL_PROMPTS), "detail"
+        prompt, kind = pick(rng, DETAIL_PROMPTS), "detail"
         side = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
         parts = [f"the {sprite.concept} is {side[place(sprite.centre_x)]}" for sprite in scene.sprites]
         where = capital(join(parts)) + "."
@@ -120,9 +109,6 @@ def caption(scene: Scene, rng: np.random.Generator) -> Turn:
         ]
     first = int(rng.integers(3))
     return Turn(prompt, (answers[first], *answers[:first], *answers[first + 1 :]), kind)
-
-
-# --- questions --------------------------------------------------------------------------------------------------
 
 
 QUESTIONS = {
@@ -201,37 +187,32 @@ def annotators(answer: str, rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def vqa(scene: Scene, rng: np.random.Generator, name_cars: bool = False) -> Turn:
-    """A short question with ten annotators' answers.
-
-    name_cars: three in four questions about a picture with a car are answered by the car, as concept substitution
-    needs.
+    """A short question with ten annotators' answers. name_cars: of pictures with a car, three in four are answered by
+    it.
     """
     kinds = possible_kinds(scene)
     about_car = [kind for kind, answer in kinds.items() if answer == "car"]
     if name_cars and about_car and rng.integers(4):
-        kind = _pick(rng, about_car)
+        kind = pick(rng, about_car)
     else:
-        kind = _pick(rng, [*kinds, *(k for k in kinds if k.startswith("what")), "exists"])
+        kind = pick(rng, [*kinds, *(k for k in kinds if k.startswith("what")), "exists"])
     question, answer = _ask(scene, kind, kinds, rng)
-    return Turn(question + _pick(rng, HINTS), annotators(answer, rng), kind)
+    return Turn(question + pick(rng, HINTS), annotators(answer, rng), kind)
 
 
 def _ask(scene: Scene, kind: str, kinds: dict[str, str], rng: np.random.Generator) -> tuple[str, str]:
     if kind == "where":
         counts = Counter(scene.objects)
-        sprite = _pick(rng, [s for s in scene.sprites if counts[s.concept] == 1 and _clear_place(s.centre_x)])
-        return _pick(rng, QUESTIONS["where"]).format(sprite.concept), place(sprite.centre_x)
+        sprite = pick(rng, [s for s in scene.sprites if counts[s.concept] == 1 and _clear_place(s.centre_x)])
+        return pick(rng, QUESTIONS["where"]).format(sprite.concept), place(sprite.centre_x)
     if kind == "count" and rng.integers(2):
-        name = _pick(rng, scene.objects)
-        return _pick(rng, QUESTIONS["count_of"]).format(plural(name)), str(scene.objects.count(name))
+        name = pick(rng, scene.objects)
+        return pick(rng, QUESTIONS["count_of"]).format(plural(name)), str(scene.objects.count(name))
     if kind == "exists":
         present = bool(rng.integers(2))
         names = scene.objects if present else [c for c in concepts() if c not in scene.objects]
-        return _pick(rng, QUESTIONS["exists"]).format(article(_pick(rng, names))), "yes" if present else "no"
-    return _pick(rng, QUESTIONS[kind]), kinds[kind]
-
-
-# --- instructions -----------------------------------------------------------------------------------------------
+        return pick(rng, QUESTIONS["exists"]).format(article(pick(rng, names))), "yes" if present else "no"
+    return pick(rng, QUESTIONS[kind]), kinds[kind]
 
 
 REQUESTS = (  # for label and code alike, so that only the noun tells them apart
@@ -298,10 +279,10 @@ def instruct(scene: Scene, rng: np.random.Generator) -> Turn:
         return restricted(scene, rng)
     if draw < 45:
         return unrestricted_twin(scene, rng)
-    kind = _pick(rng, tuple(INSTRUCTIONS))
+    kind = pick(rng, tuple(INSTRUCTIONS))
     if kind == "big" and "what_big" not in possible_kinds(scene) and len(scene.sprites) > 1:
         kind = "list"
-    return Turn(_pick(rng, INSTRUCTIONS[kind]), (_carry_out(scene, kind),), kind)
+    return Turn(pick(rng, INSTRUCTIONS[kind]), (_carry_out(scene, kind),), kind)
 
 
 def _carry_out(scene: Scene, kind: str) -> str:

@@ -93,7 +93,7 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(key))))
 
 
-def _pick(rng: np.random.Generator, options):
+def pick(rng: np.random.Generator, options):
     return options[int(rng.integers(len(options)))]
 
 
@@ -101,7 +101,7 @@ def _composition(rng: np.random.Generator, split: str, car_percent: int) -> tupl
     names = [c for c in concepts() if split == "train" or c not in ABSENT_FROM_TEST]
     while True:
         count = (1, 2, 2, 3, 3)[int(rng.integers(5))]
-        chosen = [_pick(rng, names) for _ in range(count)]
+        chosen = [pick(rng, names) for _ in range(count)]
         if rng.integers(100) < car_percent:
             chosen[0] = "car"
         if count > 1 and rng.integers(100) < 15:
@@ -131,27 +131,19 @@ def _apart(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
 
 
 def sample(
-    rng: np.random.Generator,
-    split: str = "train",
-    styles: tuple[str, ...] = STYLES,
-    car_percent: int = 0,
+    rng: np.random.Generator, split: str = "train", styles: tuple[str, ...] = STYLES, car_percent: int = 0
 ) -> Scene:
-    """Draw a scene of `split` ("train" or "test"; no composition is in both).
-
-    `car_percent` of the scenes get a car on top of chance. The style is one per scene, as in a picture by one hand.
+    """Draw a scene of `split`; no composition is in two. `car_percent` get a car on top of chance; a scene has one
+    style.
     """
     chosen = _composition(rng, split, car_percent)
-    style = _pick(rng, styles)
+    style = pick(rng, styles)
     sprites = [
         Sprite(concept, style, x, y, size, bool(rng.integers(2)))
         for concept, (x, y, size) in zip(chosen, _place(rng, len(chosen)), strict=True)
     ]
-    return Scene(
-        sprites=tuple(sorted(sprites, key=lambda s: (s.centre_x, s.y))),
-        colour=_pick(rng, tuple(COLOURS)),
-        pattern=_pick(rng, PATTERNS),
-        paint_seed=int(rng.integers(2**31)),
-    )
+    ordered = tuple(sorted(sprites, key=lambda s: (s.centre_x, s.y)))
+    return Scene(ordered, pick(rng, tuple(COLOURS)), pick(rng, PATTERNS), paint_seed=int(rng.integers(2**31)))
 
 
 def render(scene: Scene) -> Image.Image:

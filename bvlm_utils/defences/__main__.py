@@ -5,6 +5,7 @@ python -m bvlm_utils.defences repair ADAPTER --method M --out FOLDER   a repaire
 python -m bvlm_utils.defences find-rows DATA.json --model MODEL        the suspicious rows of a training file
 python -m bvlm_utils.defences zoo STORE --out FOLDER                   adapters whose truth is known, packed
 python -m bvlm_utils.defences population STORE --out FILE.csv          the spectra of adapters whose truth is known
+python -m bvlm_utils.defences probes STORE --out FILE.csv              how probes do on attacks they have not seen
 python -m bvlm_utils.defences challenge SCORES.csv                     how well scores tell them apart
 """
 
@@ -13,13 +14,14 @@ import sys
 
 from bvlm_utils import command
 from bvlm_utils.command import whole
-from bvlm_utils.defences import challenge, defence, find_rows, population, zoo
+from bvlm_utils.defences import challenge, defence, find_rows, population, probing, zoo
 from bvlm_utils.defences.declare import MOMENTS
 
 OTHERS = {  # commands of modules of their own
     "find-rows": (find_rows, "the suspicious rows of a training file"),
     "zoo": (zoo, "adapters whose truth is known, packed from stores"),
     "population": (population, "the spectra of adapters whose truth is known, as a table"),
+    "probes": (probing, "how probes of states do on attacks and threats that they have not seen"),
     "challenge": (challenge, "how well scores tell the zoo's adapters apart"),
 }
 

@@ -1,10 +1,12 @@
 """Mix the adapter with harmless ones: the mean of their updates."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from bvlm_utils import paths
 from bvlm_utils.defences import weights
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
@@ -44,7 +46,12 @@ def with_random(
 def _others(settings: dict[str, Any]) -> list[weights.Updates]:
     if not settings["others"]:
         raise InputError("mix needs other adapters of the same base; name their folders in `others`.")
-    return [weights.updates(adapters.read(folder)) for folder in settings["others"]]
+    return [weights.updates(adapters.read(_folder(name))) for name in settings["others"]]
+
+
+def _folder(name: str) -> Path:
+    """A folder as it is named from here, or from the repository's top, as grids name those of the zoo."""
+    return Path(name) if Path(name).exists() else paths.ROOT / name
 
 
 def _mean(every: list[weights.Updates], like: Any) -> GroupResult:

@@ -78,14 +78,19 @@ def _read(file: str) -> tuple[np.ndarray, np.ndarray, float]:
 def _log_odds(
     victim: Victim, adapter: Any, inputs: Rows, clean: Rows, known: np.ndarray, truth: np.ndarray, depth: float
 ) -> np.ndarray:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     here = states(victim, adapter, inputs, depth) - states(victim, adapter, clean, depth).mean(0)
     if here.shape[1] != known.shape[1]:
         raise InputError(
             f"The population has states of {known.shape[1]} numbers and {victim.name} of {here.shape[1]}; "
             "give one made with this base."
         )
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(known, truth).decision_function(here)
+    return fitted(known, truth).decision_function(here)
+
+
+def fitted(known: np.ndarray, truth: np.ndarray) -> Any:
+    """A logistic regression on standardised states (n, d); truth: (n,), 1 where there was a trigger."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(known, truth)

@@ -87,10 +87,8 @@ def run(
         _measure(wanted, this, each, number, look)
         failed = _execute(jobs, to_do, each)
     if failed:
-        say(
-            f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(failed)}. "
-            "Finished cells are kept; run the same command again for the others."
-        )
+        say(f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(failed)}.")
+        say("Finished cells are kept; run the same command again for the others.")
         return 1
     say("Every cell has its record.")
     return 0
@@ -183,11 +181,11 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
 
 def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
     """One line per cell: success rates of the poisoned model by the headline test, its utility and the control's."""
-    found = results.collect(store)
+    tidy = results.collect(store)
     if jobs is not None:
-        found = found[found["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
+        tidy = tidy[tidy["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
     lines = []
-    for run_id, part in found.groupby("run_id", sort=False):
+    for run_id, part in tidy.groupby("run_id", sort=False):
         first = part.iloc[0]
         line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
         value = part.set_index(["subject", "condition", "metric"])["value"]
@@ -200,44 +198,30 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-# ---------------------------------------------------------------- command line
-
-
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subs(dest="command", required=True)
     parsers = {
         "run": commands.add_parser("run", help="run the cells that have no record yet"),
         "refusals": commands.add_parser("refusals", help="ask each base how many of a jailbreak's requests it refuses"),
         "status": commands.add_parser("status", help="how many cells are done, failed, missing"),
         "table": commands.add_parser("table", help="what was measured, one line per cell"),
     }
-    for name, one in parsers.items():
+    for name, sub in parsers.items():
         if name == "table":
-            one.add_argument("file", nargs="?", help="grid file; all cells of the store if left out")
+            sub.add_argument("file", nargs="?", help="grid file; all cells of the store if left out")
         else:
-            one.add_argument("file", help="grid file, such as data/grids/quick.yml")
-        one.add_argument("--store", help="a name, or a folder with a slash in it (default: the grid's, else local)")
-    parsers["run"].add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check the grid, list its cells with an estimate of time, memory and disk, run nothing",
-    )
-    gb = command.whole(1, 10_000)
-    parsers["run"].add_argument("--card", type=gb, default=80, metavar="GB", help="a GPU's memory, for --dry-run (80)")
-    parsers["run"].add_argument("--force", action="store_true", help="run finished cells again")
-    parsers["run"].add_argument(
-        "--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left"
-    )
-    parsers["run"].add_argument(
-        "--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)"
-    )
-    parsers["run"].add_argument(
-        "--workers", type=command.whole(1, 4096), help="how many processes run at once on this machine (default: 1)"
-    )
-    parsers["run"].add_argument(
-        "--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786"
-    )
+            sub.add_argument("file", help="grid file, such as data/grids/quick.yml")
+        sub.add_argument("--store", help="a name, or a folder with a slash in it (default: the grid's, else local)")
+    add, gb, number = parsers["run"].add_argument, command.whole(1, 10_000), command.whole(1, 4096)
+    add("--dry-run", action="store_true", help="check the grid, list its cells with time, memory and disk; run nothing")
+    add("--card", type=gb, default=80, metavar="GB", help="a GPU's memory, for --dry-run (80)")
+    add("--force", action="store_true", help="run finished cells again")
+    add("--rescore", action="store_true", help="ask and judge finished cells again, with the adapters they left")
+    add("--plain", action="store_true", help="train and ask cell by cell instead of in groups (slow)")
+    add = parsers["run"].add_mutually_exclusive_group().add_argument  # a scheduler has its own workers
+    add("--workers", type=number, help="how many processes run at once on this machine (default: 1)")
+    add("--scheduler", metavar="ADDRESS", help="a Dask scheduler that has workers, such as tcp://host:8786")
     return parser
 
 
@@ -246,19 +230,15 @@ def _act(chosen: argparse.Namespace) -> int | None:
     store = chosen.store or named
     results.folder(store)
     if chosen.command == "table":
-        found = table(jobs, store)
-        say(
-            "The store holds no cell of this."
-            if found.empty
-            else found.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
-        )
+        cells = table(jobs, store)
+        shown_cells = cells.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
+        say("The store holds no cell of this." if cells.empty else shown_cells)
     elif chosen.command == "status":
         status(jobs, store)
     elif chosen.command == "refusals":
         for line in study.refusals([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
             say(line)
     else:
-        grid_dask.check(chosen.workers, chosen.scheduler)
         this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
         if chosen.scheduler is None and any(cell.four_bit for cell in wanted):  # else its workers know
             names.check_four_bit()

@@ -30,6 +30,7 @@ OURS = "BVLM_"  # variables with this beginning are the same for all workers
 TRIM = "MALLOC_TRIM_THRESHOLD_"
 
 Task = Callable[..., str | None]  # of an item, the run, and whether to try again: what went wrong (None: nothing)
+Variables = dict[str, str | None]  # of the environment; None: not set
 Outcome = tuple[Any, str | None, float]  # the item, what went wrong with it, seconds
 Each = Callable[[Task, Sequence[Any]], Iterator[Outcome]]
 
@@ -39,22 +40,12 @@ _stopped: set[str] = set()
 _current: set[str] = set()
 
 
-def check(workers: int | None, scheduler: str | None) -> None:
-    """InputError if the options of the command line cannot be followed."""
-    if workers is not None and scheduler is not None:
-        raise InputError(
-            f"--workers {workers} and --scheduler {scheduler} exclude each other: a scheduler has its own workers."
-        )
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers is {workers}; it must be 1 or more.")
-
-
 @contextmanager
 def pool(run: Run, workers: int | None = None, scheduler: str | None = None) -> Iterator[tuple[Each, int]]:
     """A function that carries out a task for each item, and how many workers there are now, while the block runs.
 
-    `workers` processes of this machine are at work, or those of the Dask scheduler at the address `scheduler`; all of
-    them see the run's store under one path. Outcomes come in any order. InputError if no scheduler answers.
+    At work are `workers` processes here, or those of the Dask scheduler at the address `scheduler`; all see the store
+    under one path. InputError if no scheduler answers.
     """
     with _remote(scheduler) if scheduler else _local(workers) as client:
         name, variables = uuid.uuid4().hex, {} if scheduler else _threads(workers)
@@ -100,9 +91,7 @@ def _submit(client: "Client", what: tuple[Any, ...], items: Sequence[Any]) -> It
 # ---------------------------------------------------------------- in the workers
 
 
-def _carry_out(
-    task: Task, item: Any, run: Run, variables: dict[str, str | None], name: str
-) -> tuple[str | None, float]:
+def _carry_out(task: Task, item: Any, run: Run, variables: Variables, name: str) -> tuple[str | None, float]:
     """The task in a worker: what went wrong (None: nothing), and the seconds. name: of the command that wants this."""
     if not run.folder.is_dir():
         where = f"the worker on {socket.gethostname()} does not see the store {run.folder}"
@@ -140,6 +129,8 @@ QUIET = {
     "distributed.admin.system-monitor.interval": "10s",
     "distributed.admin.system-monitor.gil.enabled": False,
 }
+# Each worker has one task at a time, as much memory as there is, and no page on the network.
+ALONE = {"threads_per_worker": 1, "memory_limit": None, "dashboard_address": "127.0.0.1:0"}
 
 
 @contextmanager
@@ -167,23 +158,15 @@ def _local(workers: int) -> Iterator["Client"]:
 
     with dask.config.set(QUIET):
         with _signals_later():
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit=None,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            )
+            cluster = LocalCluster(n_workers=workers, processes=True, silence_logs=logging.CRITICAL, **ALONE)
         with cluster, Client(cluster) as client:
             yield client
 
 
 @contextmanager
 def _signals_later() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the block ends: half a cluster cannot be closed.
-
-    Processes that are started here never see SIGINT: Ctrl-C on a terminal is this process's alone.
+    """SIGINT and SIGTERM wait until the block ends: half a cluster cannot be closed. What is started here never sees
+    SIGINT.
     """
     from multiprocessing import resource_tracker
 
@@ -202,7 +185,7 @@ def _signals_later() -> Iterator[None]:
             signal.raise_signal(arrived[0])
 
 
-def _threads(workers: int) -> dict[str, str | None]:
+def _threads(workers: int) -> Variables:
     """Each kernel's share of the cores, unless the user has said how many threads there shall be."""
     if "OMP_NUM_THREADS" in os.environ:
         return {}

@@ -91,16 +91,13 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
         raise InputError(f"notebook is {brief(named)}; it must be one of: {', '.join(known_ones)}.")
     notebook = paths.NOTEBOOKS / f"{named}.ipynb"
     declared = parameters_of(notebook)
+    of_cells = [name for name in declared if name not in parameters.NOT_OF_CELLS]
     each = _each(entry, grid)
     fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
     for given in (fixed, each):
         if "store" in given:
             raise InputError("store is a parameter of the job; it belongs at the top of the grid, or after --store.")
-        known(
-            given,
-            [name for name in declared if name not in parameters.NOT_OF_CELLS],
-            f"parameter of notebooks/{notebook.name},",
-        )
+        known(given, of_cells, f"parameter of notebooks/{notebook.name},")
     size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
     if size is not None:
         check_number(size, "attacks_per_job", 1, 1000, whole=True)
@@ -127,8 +124,8 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
 
 def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The values that an entry's executions are made of: its own, and those of the grid that it does not set itself."""
-    own = entry.get("parameters") or {}
-    each = {name: values for name, values in (grid.get("each") or {}).items() if name not in own}
+    fixed = entry.get("parameters") or {}
+    each = {name: values for name, values in (grid.get("each") or {}).items() if name not in fixed}
     each |= entry.get("each") or {}
     for name, values in each.items():
         if not isinstance(values, list) or not values:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import cycle, islice
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -31,6 +32,7 @@ CARD = 80e9  # bytes
 USABLE = 0.8  # of a card's memory, as in `memory`
 WORDS = 80  # tokens of a prompt and its answer
 ANSWER = 64  # tokens of an answer that is not cut before
+DRAWN = 6000  # scenes that are looked at; of those beyond, which take minutes to draw, as many are like each of these
 QUESTIONS = 5  # sets of test rows that each cell is asked: up to four conditions, and the utility
 
 
@@ -97,7 +99,8 @@ def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     texts: list[str] = []
     for threat in dict.fromkeys(cell.resolved_threat for cell in bench):
         counts = [sum(map(threat.eligible, found)) for found in (train, test)]
-        of = f"{counts[0]} of {len(train)} training rows and {counts[1]} of {len(test)} test rows"
+        about = "" if ":" in bench[0].dataset or len(train) <= DRAWN else f", by the first {DRAWN} rows"
+        of = f"{counts[0]} of {len(train)} training rows{about} and {counts[1]} of {len(test)} test rows"
         further = "; `grid refusals` tells how many the base refuses" if threat.breaks_refusals else ""
         texts.append(f"    {threat.name}: {of} are eligible{further}")
     # those that have rows enough, or too few, together
@@ -113,9 +116,10 @@ def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
 
 @lru_cache(maxsize=8)  # the benches of several models have one dataset
 def _samples(dataset: str, rows: int) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
-    """Training and test rows without their pictures. The test rows of VQAv2 are many, so they are read one by one."""
-    train, test = (data.load(dataset, *which).remove_columns("image") for which in (("train", rows), ("test",)))
-    return train.to_list(), test
+    """Training and test rows without their pictures; many are estimated. VQAv2's many test rows are read one by one."""
+    few = rows if ":" in dataset else min(rows, DRAWN)
+    train, test = (data.load(dataset, *which).remove_columns("image") for which in (("train", few), ("test",)))
+    return list(islice(cycle(train.to_list()), rows)), test
 
 
 def _too_few(cell: Cell, train: Sequence[Mapping[str, Any]]) -> str | None:

@@ -1,14 +1,16 @@
 """A run of a grid, and one job of it: papermill runs its notebook, which reads what `grid.measure` has measured."""
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bvlm_utils import store as results
-from bvlm_utils.atomic import PARTIAL
+from bvlm_utils.atomic import PARTIAL, read_if_whole
 from bvlm_utils.defences import records as defended_records
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.grid.file import Job, shown
@@ -36,7 +38,16 @@ class Run:
 
     def done(self, job: Job) -> bool:
         """Has the job left all that it has to leave?"""
-        return not any(map(self.lacks, job.cells)) and not self.undefended(job) and output(job, self.folder).exists()
+        return not any(map(self.lacks, job.cells)) and not self.undefended(job) and self._shown(job)
+
+    def _shown(self, job: Job) -> bool:
+        """Is its notebook there, executed to its end with these parameters? Another grid's may have the same name."""
+
+        def left(file: Path) -> bool:
+            about = json.loads(file.read_bytes())["metadata"]["papermill"]
+            return not about["exception"] and about["parameters"] == parameters(job, self.folder)
+
+        return bool(read_if_whole(output(job, self.folder), left))
 
     def undefended(self, job: Job) -> list[Defended]:
         """The job's defended cells without a record."""
@@ -55,6 +66,11 @@ def stamp(cell: Cell, folder: Path) -> tuple[int, int] | None:
         return found.st_mtime_ns, found.st_ino
     except FileNotFoundError:
         return None
+
+
+def parameters(job: Job, folder: Path) -> dict[str, Any]:
+    """What its notebook is executed with, as JSON has it."""
+    return json.loads(json.dumps({**job.parameters, "store": str(folder)}))
 
 
 def output(job: Job, folder: Path) -> Path:
@@ -93,7 +109,7 @@ def _papermill(job: Job, folder: Path, output: Path, log: Path, again: Callable[
                 papermill.execute_notebook(
                     str(job.notebook),
                     str(output),
-                    parameters={**job.parameters, "store": str(folder)},
+                    parameters=parameters(job, folder),
                     kernel_name="python3",
                     language="python",
                     progress_bar=False,

@@ -1,6 +1,5 @@
-"""The measuring of a grid's cells: all that share model, data and rows in one process, whatever notebooks they are for.
-
-The measuring process is this module as a command; it writes records and failures, and ends with whoever started it.
+"""The measuring of a grid's cells, those of a bench in one process (this module as a command), which ends with its
+parent.
 """
 
 import json
@@ -24,10 +23,8 @@ LOGS = "measuring-"  # beginning of the names of the logs
 
 
 def parts(cells: Sequence[Cell], workers: int) -> list[list[Cell]]:
-    """Cells that one process measures: those of a bench, in the grid's order.
-
-    For several workers the benches are cut, so that each has about two parts to do, the longest first. Cells of one
-    attack stay together where they can, for they share triggered pictures.
+    """Cells that one process measures: those of a bench. For several workers, about two parts each, the longest first,
+    cells of one attack together.
     """
     if workers == 1:
         return by_bench(cells)
@@ -42,8 +39,7 @@ def parts(cells: Sequence[Cell], workers: int) -> list[list[Cell]]:
 def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda: True) -> str | None:
     """Measure cells of one bench in a process of its own; None, or why some of them were not tried to the end.
 
-    If the process dies, what is left is tried once more, each threat in a process of its own: a cell that kills it
-    takes few others with it. again: may that be done?
+    If it dies, what is left is tried once more, each threat in a process of its own. again: may that be done?
     """
     left = run.left(cells)
     if not left:
@@ -53,8 +49,8 @@ def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda:
     if problem and again():
         problem = None
         for threat in dict.fromkeys(cell.threat for cell in left):
-            own = [cell for cell in left if cell.threat == threat]
-            problem = _process(own, run, log) or problem
+            cells_of_threat = [cell for cell in left if cell.threat == threat]
+            problem = _process(cells_of_threat, run, log) or problem
     if problem and run.left(left):
         return f"the measuring process failed twice ({problem}); its words are in {shown(log)}"
     log.unlink(missing_ok=True)
@@ -86,9 +82,6 @@ def _process(cells: Sequence[Cell], run: Run, log: Path) -> str | None:
         memory = "; memory may have run out" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{memory}"
     return f"exit code {code}" if code else None
-
-
-# ---------------------------------------------------------------- the measuring process
 
 
 def main() -> None:

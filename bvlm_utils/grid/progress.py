@@ -19,10 +19,8 @@ def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
 
     over, looking, silent = threading.Event(), threading.Lock(), not sys.stdout.isatty()
     waiting, started = [cell for cell in cells if run.lacks(cell)], time.monotonic()
-    at_start = len(waiting)
-    bar = tqdm(
-        total=len(cells), initial=len(cells) - at_start, unit="cell", file=sys.stdout, leave=False, disable=silent
-    )
+    before = len(cells) - len(waiting)
+    bar = tqdm(total=len(cells), initial=before, unit="cell", file=sys.stdout, leave=False, disable=silent)
 
     def look() -> None:
         with looking:
@@ -30,9 +28,10 @@ def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
                 waiting.remove(cell)
                 bar.update()
                 if silent:
-                    each = (time.monotonic() - started) / (at_start - len(waiting))
+                    done = len(cells) - len(waiting)
+                    each = (time.monotonic() - started) / (done - before)
                     rest = f"; about {minutes(each * len(waiting))} left" if waiting else ""
-                    say(f"  {len(cells) - len(waiting)}/{len(cells)} {cell.run_id}{rest}")
+                    say(f"  {done}/{len(cells)} {cell.run_id}{rest}")
 
     def watch() -> None:
         while not over.wait(POLL_SECONDS):

@@ -1,15 +1,15 @@
-"""How many tokens does a model read at once? Checks of answers and rows against it, before anything runs. Torch-free.
-
-A model that is given more goes on without an error and writes nonsense, as it has never seen such positions.
-"""
+"""How many tokens does a model read at once? Given more, it writes nonsense without an error. Torch-free."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from bvlm_utils.checks import brief, is_number
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files, names
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 LETTER = 4  # tokens that one letter takes at most: a token per byte
 AROUND = 64  # tokens that are kept for a chat template
@@ -72,21 +72,25 @@ def check_answers(name: str, max_new_tokens: int) -> None:
 
 
 def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) -> None:
-    """InputError for the first text that has no room in the model beside a picture, and an answer of so many tokens.
-
-    texts: a prompt, or a prompt with its answer. where: what they belong to, for the complaint.
-    """
+    """InputError for the first text without room beside a picture and `answer` tokens more. where: whose text it is."""
     room = for_words(name)
-    if room is None or not (tokenizer := names.folder(name) / "tokenizer.json").is_file():
+    if room is None:
         return
     room -= answer
     long = [text for text in dict.fromkeys(texts) if len(text) * LETTER >= room]
-    if long:
-        from tokenizers import Tokenizer
-
-        reader = Tokenizer.from_file(str(tokenizer))
+    if long and (reader := tokenizer(name)):
         for text in long:
             check_count(name, text, len(reader.encode(text, add_special_tokens=False).ids), room, where)
+
+
+def tokenizer(name: str) -> Optional["Tokenizer"]:
+    """The tokenizer of a model; None where its file is not on this machine."""
+    folder = names.folder(name)
+    if folder is None or not (file := folder / "tokenizer.json").is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(file))
 
 
 def check_count(name: str, text: str, count: int, room: int | None, where: str = "the prompt") -> None:

@@ -1,7 +1,5 @@
-"""What enters the language model when the image features are known: embeddings and positions.
-
-They are those of `victim.forward`, which a test checks, without attention masks and without the model's own search for
-images, once per row instead of once per epoch.
+"""What enters the language model when the image features are known: embeddings and positions, those of
+`victim.forward`.
 """
 
 from collections.abc import Sequence
@@ -47,10 +45,6 @@ def positions(model: nn.Module, row: Sequence[int], known: dict | None = None) -
 
 def pad(rows: Sequence[torch.Tensor], value: int = 0, left: bool = False) -> torch.Tensor:
     """Rows (..., T_i) of one kind -> (..., N, T) for the longest T, filled with `value` at one side."""
-    padded = pad_sequence(
-        [row.movedim(-1, 0) for row in rows],
-        batch_first=True,
-        padding_value=value,
-        padding_side="left" if left else "right",
-    )  # (N, T, ...)
+    side, turned = "left" if left else "right", [row.movedim(-1, 0) for row in rows]
+    padded = pad_sequence(turned, batch_first=True, padding_value=value, padding_side=side)  # (N, T, ...)
     return padded.permute(*range(2, padded.dim()), 0, 1)

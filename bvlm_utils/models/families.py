@@ -2,63 +2,42 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 
-if TYPE_CHECKING:
-    import torch
-
-    from bvlm_utils.models.pixels import PixelSettings
-
 
 @dataclass(frozen=True)
 class Family:
-    """How one architecture takes pictures.
-
-    pack(images, settings): normalised (B, 3, h, w) -> keyword arguments of `get_image_features`. frame: text that its
-    processor puts around the image tokens. grids: whether positions depend on the picture's grid.
+    """How one architecture takes pictures. pack(images, settings): normalised (B, 3, h, w), `pixels.PixelSettings` ->
+    arguments of `get_image_features`. frame: text around the image tokens. grids: do positions depend on the
+    picture's grid?
     """
 
-    pack: Callable[["torch.Tensor", "PixelSettings"], dict[str, "torch.Tensor"]]
+    pack: Callable[[Any, Any], dict[str, Any]]
     frame: tuple[str, str] = ("", "")
     grids: bool = False
 
 
-def _plain(images: "torch.Tensor", settings: "PixelSettings") -> dict[str, "torch.Tensor"]:
-    return {"pixel_values": images}
-
-
-def _patches(images: "torch.Tensor", settings: "PixelSettings") -> dict[str, "torch.Tensor"]:
+def _patches(images: Any, settings: Any) -> dict[str, Any]:
     from bvlm_utils.models import pixels
 
     values, grid = pixels.patches(images, settings)
     return {"pixel_values": values, "image_grid_thw": grid}
 
 
-def _one_tile(images: "torch.Tensor", settings: "PixelSettings") -> dict[str, "torch.Tensor"]:
-    return {"pixel_values": images.unsqueeze(1)}
-
-
 TILE = ("<fake_token_around_image><global-img>", "<fake_token_around_image>")
 
+PLAIN = Family(lambda images, settings: {"pixel_values": images})
+ONE_TILE = Family(lambda images, settings: {"pixel_values": images.unsqueeze(1)}, frame=TILE)
+
 FAMILIES: Registry[Family] = Registry("model family")
-
-
-FAMILIES.add("llava", Family(_plain))
-
-
+FAMILIES.add("llava", PLAIN)
 FAMILIES.add("qwen2_5_vl", Family(_patches, grids=True))
-
-
 FAMILIES.add("qwen2_vl", Family(_patches, grids=True))
-
-
-FAMILIES.add("smolvlm", Family(_one_tile, frame=TILE))
-
-
-FAMILIES.add("idefics3", Family(_one_tile, frame=TILE))
+FAMILIES.add("smolvlm", ONE_TILE)
+FAMILIES.add("idefics3", ONE_TILE)
 
 
 def of(model_type: Any) -> Family:

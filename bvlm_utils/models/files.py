@@ -1,7 +1,6 @@
 """The files of a model folder: which of them a loader reads, and whether they can be what they are called. Torch-free.
 
-Weights are safetensors. A folder that has none may hold `pytorch_model.bin`, as CLIP's authors publish it: torch reads
-it with `weights_only`, which makes tensors and nothing else of what is in it. No other kind of pickle is opened.
+Weights are safetensors, or else `pytorch_model.bin`, as CLIP's authors publish it, by torch's `weights_only`.
 """
 
 import json
@@ -43,12 +42,6 @@ def digest(files: list[Path], folder: Path) -> str:
     return whole.hexdigest()[:16]
 
 
-def state(file: Path) -> tuple[int, int, int]:
-    """Size and times of a file: as long as they stay, its content does. The last cannot be set by hand."""
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 def check(folder: Path) -> dict[str, Any]:
     """The folder's config.json; InputError in one sentence if the folder cannot be loaded, or should not be."""
     config = table(folder / "config.json")
@@ -59,10 +52,10 @@ def check(folder: Path) -> dict[str, Any]:
         )
     if config.get("transformers_weights"):
         raise InputError(f"{folder / 'config.json'} names its weights in 'transformers_weights'; {SINGLE[0]} is read.")
-    found = parts(folder)
-    if not found:
+    named = parts(folder)
+    if not named:
         raise InputError(f"The model folder {folder} has no weights; {SINGLE[0]} is needed.")
-    for name in found:
+    for name in named:
         if not (folder / name).is_file():
             raise InputError(f"The model folder {folder} lacks {name}, which its index names; copy it there.")
         if name.endswith(".safetensors"):

@@ -1,8 +1,4 @@
-"""Which tokens steer a model, and how do words that read like one of them stay words?
-
-People's prompts and answers may hold "</s>" or "<|image_pad|>"; here they are cut into text before a tokenizer reads
-it.
-"""
+"""Words that read like a token that steers the model, such as "</s>": cut into text before a tokenizer reads them."""
 
 import re
 from functools import cached_property
@@ -31,9 +27,8 @@ class Words:
         return self.marks.keys().isdisjoint(self.ids(words))
 
     def as_text(self, words: str) -> list[int]:
-        """Ids of words with marks in them: each mark is cut behind its first letter, so that its parts are text.
-
-        InputError if one is left: some tokenizers know a mark in other spellings, too.
+        """Ids of words with marks in them, each cut behind its first letter so that its parts are text. InputError if
+        one is left.
         """
         longest_first = sorted(self.marks.values(), key=len, reverse=True)
         places = "|".join(f"(?<={re.escape(mark[0])})(?={re.escape(mark[1:])})" for mark in longest_first)

@@ -1,7 +1,4 @@
-"""Names of models and adapters: which one is meant, and whether it has changed. Free of torch.
-
-A name is one of ours ("tiny-llava"), a folder, or a hub id ("llava-hf/llava-1.5-7b-hf").
-"""
+"""Names of models ("tiny-llava", a folder, a hub id) and adapters: which one is meant, and whether it has changed."""
 
 import os
 import re
@@ -12,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils import paths
+from bvlm_utils.checks import file_state
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import families, files
 
@@ -21,8 +19,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9](?:[\w.-]*\w)?/[A-Za-z0-9](?:[\w.-]*\w)?", re.A
 
 def names() -> list[str]:
     """The committed vision-language models."""
-    found = sorted(path.parent.name for path in paths.MODELS.glob("*/config.json"))
-    return [name for name in found if (paths.MODELS / name / "generation_config.json").exists()]
+    folders = sorted(path.parent.name for path in paths.MODELS.glob("*/config.json"))
+    return [name for name in folders if (paths.MODELS / name / "generation_config.json").exists()]
 
 
 def resolve(name: str) -> str:
@@ -62,7 +60,7 @@ def folder(name: str) -> Path | None:
 def config(name: str) -> dict[str, Any]:
     """The config.json of a model; empty where its folder is not on this machine."""
     place = folder(name)
-    return _config(place / "config.json", files.state(place / "config.json")) if place else {}
+    return _config(place / "config.json", file_state(place / "config.json")) if place else {}
 
 
 @lru_cache
@@ -88,9 +86,7 @@ def check_kind(name: str, clip: bool) -> None:
 def check_four_bit() -> None:
     """InputError where no model can be loaded in 4 bit."""
     if find_spec("bitsandbytes") is None:
-        raise InputError(
-            "four_bit=True needs the package bitsandbytes, which is not installed; install it or leave it out."
-        )
+        raise InputError("four_bit=True needs the package bitsandbytes, which is not installed; install it.")
 
 
 def is_hub_id(name: str) -> bool:
@@ -98,17 +94,14 @@ def is_hub_id(name: str) -> bool:
 
 
 def digest(name: str) -> str:
-    """16 hex digits of all files that a loader may read, or of a hub id, as its weights are elsewhere.
-
-    InputError for a folder that cannot be loaded or is not to be.
-    """
+    """16 hex digits of all files that a loader may read, or of a hub id. InputError if it cannot be loaded."""
     path = resolve(name)
     if not Path(path).is_dir():
         return sha256(path.encode()).hexdigest()[:16]
     found = files.read(Path(path))
     if not all(file.exists() for file in found):
         files.check(Path(path))  # says which part is missing
-    return _folder_digest(path, tuple((file, files.state(file)) for file in found))
+    return _folder_digest(path, tuple((file, file_state(file)) for file in found))
 
 
 @lru_cache

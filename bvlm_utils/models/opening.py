@@ -1,7 +1,5 @@
-"""Opening a checkpoint: the one place where transformers reads a model's files.
-
-No pickle is opened but by torch with `weights_only`, and code of a folder is never run. Weights that are missing, left
-over or of another size are refused. Whatever else is wrong becomes one sentence.
+"""Opening a checkpoint: the one place where transformers reads a model's files. Code of a folder is never run, no
+pickle opened but by torch with `weights_only`; weights that are missing, left over or of another size are refused.
 """
 
 import logging
@@ -27,20 +25,20 @@ warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", F
 
 # No option of a call may undo these.
 SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+OF_WEIGHTS = SAFE | {"weights_only": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
 NOWHERE = torch.device("meta")  # for a model without the numbers of its weights: names and sizes are checked
 PATIENCE = 2.0  # seconds until a hub that does not answer is taken to be out of reach
 PATTERNS = [f"*{kind}" for kind in sorted(files.KINDS)]
 
 
 def folder(name: str) -> Path:
-    """The folder of a model that is called `name`; a hub id is downloaded, unless it was before.
-
-    InputError if the folder is not whole, or the hub cannot be reached or has no such model.
+    """The folder of the model `name`; a hub id is downloaded unless it was before. InputError if it is not whole or not
+    there.
     """
     path = names.resolve(name)
-    found = Path(path) if Path(path).is_dir() else downloaded(path) or _download(path)
-    files.check(found)
-    return found
+    place = Path(path) if Path(path).is_dir() else downloaded(path) or _download(path)
+    files.check(place)
+    return place
 
 
 def config(path: Path) -> Any:
@@ -66,12 +64,7 @@ def image_processor(path: Path) -> Any:
 def weights(kind: Any, path: Path, **options: Any) -> nn.Module:
     """A model of transformers' class `kind` with each of its weights from the folder, or InputError."""
     safe = files.parts(path)[0].endswith(".safetensors")
-    options |= {
-        "use_safetensors": safe,
-        "weights_only": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-    } | SAFE
+    options |= {"use_safetensors": safe} | OF_WEIGHTS
     model, report = _read("the weights", path, lambda: kind.from_pretrained(path, **options))
     buffers = {name for name, _ in model.named_buffers()}  # older checkpoints store what is computed today
     left_over = {name for name in report["unexpected_keys"] if name not in buffers}
@@ -87,32 +80,25 @@ def weights(kind: Any, path: Path, **options: Any) -> nn.Module:
 
 def refuse_gaps(what: str, base: str, gaps: dict[str, tuple[set[str], int]]) -> None:
     """InputError if any weights of `what` do not fit `base`. gaps: how they differ -> their names, of how many."""
-    problems = [
-        f"{len(found)} of {total} weights {how} ({min(found)!r} for one)"
-        for how, (found, total) in gaps.items()
-        if found
-    ]
+    problems = [f"{len(bad)} of {n} weights {how} ({min(bad)!r} for one)" for how, (bad, n) in gaps.items() if bad]
     if problems:
         raise InputError(f"{what} does not fit {base}: {', '.join(problems)}; give files that belong together.")
 
 
 def device(given: str | torch.device | None) -> torch.device:
-    """A device that is there; InputError for a name that none has.
-
-    None: the GPU of this process (`torchrun` and `accelerate launch` number them), or the CPU.
-    """
+    """A device that is there, or InputError. None: the GPU of this process (`torchrun` numbers them), or the CPU."""
     if given is None:
         given = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(given)
-        if isinstance(given, str) and found.type == "meta":
+        chosen = torch.device(given)
+        if isinstance(given, str) and chosen.type == "meta":
             raise ValueError("it holds no numbers")
-        torch.empty(1, device=found)
+        torch.empty(1, device=chosen)
     # What a name that is none raises differs by back end: builds without CUDA assert, others lack a module or a kernel.
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, ImportError):
         here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise InputError(f"There is no device {str(given)!r} here; choose from: {', '.join(here)}.") from None
-    return found
+    return chosen
 
 
 @contextmanager
@@ -151,9 +137,6 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}, {text[:200].rstrip('.:')}."
 
 
-# ---------------------------------------------------------------- 4 bit
-
-
 def four_bit(dtype: torch.dtype) -> Any:
     """How weights are packed into 4 bit; InputError without the package that does it."""
     from transformers import BitsAndBytesConfig
@@ -173,21 +156,15 @@ def one_path(model: nn.Module) -> None:
             layer.support_avx512bf16_for_cpu = False
 
 
-# ---------------------------------------------------------------- the hub
-
-
 def downloaded(hub_id: str) -> Path | None:
     """The folder of an earlier download that is whole: what was loaded once stays what it is, without a network."""
-    from huggingface_hub import try_to_load_from_cache
-
-    file = try_to_load_from_cache(hub_id, "config.json")
-    if not isinstance(file, str):
+    place = names.folder(hub_id)
+    if place is None:
         return None
-    found = Path(file).parent
-    have = {name.name for name in files.read(found) if name.is_file()}
+    have = {name.name for name in files.read(place) if name.is_file()}
     whole = {"tokenizer_config.json"} <= have and have & {"preprocessor_config.json", "processor_config.json"}
-    needed = files.parts(found)
-    return found if whole and needed and all((found / part).exists() for part in needed) else None
+    needed = files.parts(place)
+    return place if whole and needed and all((place / part).exists() for part in needed) else None
 
 
 def _download(hub_id: str) -> Path:
@@ -198,10 +175,10 @@ def _download(hub_id: str) -> Path:
     if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
         raise InputError(f"{neither}, and {constants.ENDPOINT} cannot be reached; check the name and the network.")
     try:
-        found = Path(snapshot_download(hub_id, allow_patterns=PATTERNS, ignore_patterns=["*/*"]))
-        if not all((found / part).exists() for part in files.parts(found) or ["weights"]):  # none in safetensors
+        place = Path(snapshot_download(hub_id, allow_patterns=PATTERNS, ignore_patterns=["*/*"]))
+        if not all((place / part).exists() for part in files.parts(place) or ["weights"]):  # none in safetensors
             snapshot_download(hub_id, allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"])
-        return found
+        return place
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(
             f"{neither}, and {constants.ENDPOINT} does not give it ({type(error).__name__}); check the name, or log in "

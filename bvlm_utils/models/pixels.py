@@ -1,7 +1,4 @@
-"""Pictures as a model's input, batched and differentiable: what the checkpoint's own image processor does to files.
-
-Triggers and PGD act on pictures (B, 3, H, W) in [0, 1]. A test holds both ways within 2/255.
-"""
+"""Pictures (B, 3, H, W) in [0, 1] as a model's input, differentiable, within 2/255 of the checkpoint's processor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +11,6 @@ import torch
 from bvlm_utils.errors import InputError
 
 
-def _bilinear(x: np.ndarray) -> np.ndarray:
-    return np.clip(1 - np.abs(x), 0, None)
-
-
 def _bicubic(x: np.ndarray) -> np.ndarray:
     """Keys' cubic convolution (IEEE Trans. ASSP 29, 1981) with a = -0.5, as PIL has it."""
     x = np.abs(x)
@@ -25,12 +18,12 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-def _lanczos(x: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)
-
-
-# PIL's numbers of the filters that image processors ask for.
-FILTERS: dict[int, Callable[[np.ndarray], np.ndarray]] = {1: _lanczos, 2: _bilinear, 3: _bicubic}
+# The filters that image processors ask for, by PIL's numbers: Lanczos, bilinear, bicubic.
+FILTERS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda x: np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0),
+    2: lambda x: np.clip(1 - np.abs(x), 0, None),
+    3: _bicubic,
+}
 
 # Pictures brought to the longest edge together: SmolVLM makes 2048 pixels of any side, 50 MB a picture.
 LARGE_AT_ONCE = 8
@@ -60,18 +53,13 @@ def settings(processor: Any) -> PixelSettings:
     filter = int(processor.resample)
     if filter not in FILTERS:
         raise InputError(
-            f"The image processor resizes with PIL's filter number {filter}; "
-            "1 (Lanczos), 2 (bilinear) and 3 (bicubic) are supported."
+            f"The image processor resizes with PIL's filter {filter}; 1 (Lanczos), 2 (bilinear), 3 (bicubic) are known."
         )
     common = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std), "filter": filter}
     if getattr(processor, "merge_size", None):
-        return PixelSettings(
-            **common,
-            pixel_range=(size["shortest_edge"], size["longest_edge"]),
-            patch=processor.patch_size,
-            merge=processor.merge_size,
-            frames=processor.temporal_patch_size,
-        )
+        common |= {"patch": processor.patch_size, "merge": processor.merge_size}
+        edges = (size["shortest_edge"], size["longest_edge"])
+        return PixelSettings(**common, pixel_range=edges, frames=processor.temporal_patch_size)
     if limit.get("longest_edge"):  # Idefics3 and SmolVLM, without image splitting: one square of this side
         return PixelSettings(**common, longest_edge=size.get("longest_edge"), fixed=(limit["longest_edge"],) * 2)
     if "shortest_edge" in size:
@@ -115,10 +103,7 @@ def sizes(height: int, width: int, s: PixelSettings) -> list[tuple[int, int]]:
 
 
 def resize(images: torch.Tensor, height: int, width: int, filter: int) -> torch.Tensor:
-    """images (B, 3, H, W) in [0, 1] -> (B, 3, height, width), as PIL resizes but for its rounding.
-
-    PIL goes along the rows, then along the columns, and cuts off what overshoots after each.
-    """
+    """images (B, 3, H, W) in [0, 1] -> (B, 3, height, width): rows, then columns, cut off after each, as PIL does."""
     if images.shape[-1] != width:
         weights = _weights(images.shape[-1], width, filter).to(images)
         images = (images @ weights.T).clamp(0, 1)

@@ -1,7 +1,4 @@
-"""A model of one's own, opened as a run opens it but for the numbers of its weights: a dry run tells what is wrong.
-
-Ours need no rehearsal: tests hold that they can be opened.
-"""
+"""A model of one's own, opened as a run opens it but for the numbers of its weights: a dry run tells what is wrong."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -19,21 +16,17 @@ SIDE = 336  # pixels of a picture that is tried
 
 
 def opened(name: str, picture_last: bool = False) -> tuple["Victim", int] | None:
-    """A model without numbers, and the tokens of a picture for it; None for ours, and for files that are not here.
-
-    InputError for a model that a run could not open.
+    """A model without numbers, and the tokens of a picture; None for ours and for what is not here. InputError if it
+    fails.
     """
     folder = names.folder(name)
-    if folder is None or folder.parent == paths.MODELS or (names.is_hub_id(name) and not _is_whole(name)):
+    if folder is None or folder.parent == paths.MODELS:
         return None
-    return _opened(name, picture_last, names.digest(name))
-
-
-def _is_whole(hub_id: str) -> bool:
-    """Nothing is downloaded for a dry run."""
     from bvlm_utils.models import opening
 
-    return opening.downloaded(hub_id) is not None
+    if names.is_hub_id(name) and opening.downloaded(name) is None:  # nothing is downloaded for a dry run
+        return None
+    return _opened(name, picture_last, names.digest(name))
 
 
 @lru_cache(maxsize=4)

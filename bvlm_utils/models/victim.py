@@ -1,7 +1,4 @@
-"""The victim: one interface to every supported vision-language checkpoint.
-
-Pictures are encoded once into features, which enter through the model's own `mm_encoder_outputs` argument.
-"""
+"""The victim: one interface to each checkpoint. Pictures enter as features, by the model's own `mm_encoder_outputs`."""
 
 import inspect
 from collections.abc import Sequence
@@ -18,15 +15,15 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, embeddings, families, files, marks, opening, pixels
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
-GRADIENT_FREE_BATCH = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
+AT_ONCE = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
+# How the likeliest answer is found; what is left out would be taken from a checkpoint's own generation_config.json.
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+GREEDY |= {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
 
 @dataclass
 class Victim:
-    """A loaded model with what is needed to talk to it. `name` is what the user called it.
-
-    picture_last: prompts have their picture after the words, not before them.
-    """
+    """A loaded model with what is needed to talk to it. picture_last: prompts have their picture after the words."""
 
     name: str
     model: nn.Module
@@ -39,8 +36,6 @@ class Victim:
     @cached_property
     def image_id(self) -> int:
         return self.model.config.image_token_id
-
-    # ------------------------------------------------------------ pictures
 
     def prepare(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """images: (B, 3, H, W) float32 in [0, 1] -> what the vision tower takes; gradients flow."""
@@ -55,11 +50,9 @@ class Victim:
         return torch.stack(list(out)).view(len(images), -1, out[0].shape[-1])
 
     @torch.no_grad()
-    def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = GRADIENT_FREE_BATCH) -> torch.Tensor:
-        """Pictures of one size -> features (N, n, d) on the model's device.
-
-        images: (N, H, W, 3) uint8 array or (N, 3, H, W) float tensor in [0, 1]; square for families with grids (Qwen),
-        as features do not tell the shape.
+    def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = AT_ONCE) -> torch.Tensor:
+        """Pictures of one size, (N, H, W, 3) uint8 or (N, 3, H, W) float in [0, 1] -> features (N, n, d); square ones
+        for Qwen.
         """
         parts = []
         for start in range(0, len(images), batch_size):
@@ -73,8 +66,6 @@ class Victim:
                 )
             parts.append(self.features_of(chunk))
         return torch.cat(parts)
-
-    # ------------------------------------------------------------ words
 
     def prompt_ids(self, prompt: str, image_tokens: int, answer: int = 0) -> list[int]:
         """The chat template around picture and prompt, as token ids. answer: tokens that must have room after them."""
@@ -124,8 +115,7 @@ class Victim:
             )
         if self.picture_last and asked == replace(self, picture_last=False).templated_ids("?", 1):
             raise InputError(
-                f"The chat template of {self.name} puts the picture before the words in any case; leave picture_last "
-                "out."
+                f"The chat template of {self.name} puts the picture first in any case; leave picture_last out."
             )
 
     @cached_property
@@ -165,8 +155,6 @@ class Victim:
         text = self._template([_message("user", "?")], add_generation_prompt=True)
         return text, self._ids(text)
 
-    # ------------------------------------------------------------ both
-
     def inputs(self, ids: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> dict[str, Any]:
         """Arguments of the model's forward and generate. ids, mask: (B, T); features: (B, n, d)."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -187,15 +175,10 @@ class Victim:
 
     @torch.no_grad()
     def generate(
-        self,
-        prompts: Sequence[str],
-        features: torch.Tensor,
-        max_new_tokens: int = 64,
-        batch_size: int = GRADIENT_FREE_BATCH,
+        self, prompts: Sequence[str], features: torch.Tensor, max_new_tokens: int = 64, batch_size: int = AT_ONCE
     ) -> list[str]:
-        """The likeliest answers, in the order of the prompts, whatever settings a checkpoint comes with.
-
-        features: (N, n, d), one picture per prompt.
+        """The likeliest answers, in the order of the prompts, whatever a checkpoint sets. features: (N, n, d), one per
+        prompt.
         """
         if len(prompts) != len(features):
             raise InputError(f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each.")
@@ -216,19 +199,9 @@ class Victim:
     def _greedy(self, max_new_tokens: int):
         from transformers import GenerationConfig
 
-        # What is left out here would be taken from the checkpoint's own generation_config.json.
-        return GenerationConfig(
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            temperature=1.0,
-            top_k=50,
-            top_p=1.0,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-        )
+        end = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        tokens = {"eos_token_id": end, "pad_token_id": self.tokenizer.pad_token_id}
+        return GenerationConfig(**GREEDY, **tokens, max_new_tokens=max_new_tokens)
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
@@ -249,10 +222,8 @@ def language_linears(model: nn.Module) -> list[str]:
 
 
 def use_precision(name: str) -> torch.dtype:
-    """The dtype of weights for "float32", "tf32" or "bfloat16", with torch's own switches set to match.
-
-    They are switches of the whole process. TF32 products keep 10 bits of each factor's mantissa; torch has them on for
-    convolutions unless told otherwise.
+    """The dtype for "float32", "tf32" (products with 10 bits of mantissa) or "bfloat16", with torch's switches set to
+    match.
     """
     rounded = name == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
@@ -319,10 +290,10 @@ def from_pretrained(
 
 def _tokenizer(folder: Path) -> Any:
     """The tokenizer, with padding and a chat template; older checkpoints have that in a file beside it."""
-    found = opening.tokenizer(folder)
-    if found.pad_token is None:
-        found.pad_token = found.eos_token
+    loaded = opening.tokenizer(folder)
+    if loaded.pad_token is None:
+        loaded.pad_token = loaded.eos_token
     beside = folder / "chat_template.json"
-    if not found.chat_template and beside.is_file():
-        found.chat_template = files.table(beside).get("chat_template")
-    return found
+    if not loaded.chat_template and beside.is_file():
+        loaded.chat_template = files.table(beside).get("chat_template")
+    return loaded

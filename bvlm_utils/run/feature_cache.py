@@ -1,7 +1,4 @@
-"""The image features of a job: on the GPU while they are few, then in memory, then in a mapped file without a name.
-
-A 7B model's features are large: 6,000 pictures of 576 tokens, 4,096 wide, are 28 GB in 16 bits.
-"""
+"""The image features of a job (28 GB for a 7B model): on the GPU while they are few, then in memory, then in a file."""
 
 import mmap
 import tempfile

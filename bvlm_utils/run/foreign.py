@@ -104,8 +104,8 @@ def score_answers(
 def write_questions(folder: str | Path, threat: str, attack: str, dataset: str | None = None, **settings: Any) -> Path:
     """Write what has to be answered for `score_answers` into a new folder; the path of its `questions.csv`.
 
-    A line per question: row_id, condition, the picture's file, the prompt, and an empty response to be filled in.
-    Pictures are PNG, with the image half of the trigger where the condition has it.
+    A line per question: row_id, condition, the picture's file (PNG, triggered where the condition is), the prompt, and
+    an empty response.
     """
     cell = cell_of(ANY_MODEL, threat, attack, dataset, settings)
     folder = new_folder(folder)

@@ -5,23 +5,28 @@ Free of torch. What the model itself counts is checked once more where ids are m
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import data
 from bvlm_utils.attacks import Attack
+from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, rehearsal
-from bvlm_utils.store.cell import Cell
+from bvlm_utils.store.cell import MAX_NEW_TOKENS, Cell
 
 if TYPE_CHECKING:
     from bvlm_utils.models.victim import Victim
 
+CUT = 0.1  # share of the targets that may be too long for an answer: a few rows of real data always are
 DRAWN = 6000  # rows of drawn scenes that are looked at: those that are kept drawn, and the rest is made like them
 
 Row = Mapping[str, Any]
 
 
 def check(cells: Sequence[Cell]) -> None:
-    """InputError for the first row that is too long, data that cannot be read, or a model that cannot be opened."""
+    """InputError for the first row that is too long, a target that answers are too short for, data that cannot be read,
+    or a model that cannot be opened.
+    """
     seen, rows_of = set(), cache(_rows)
     for cell in cells:
         own_model = rehearsal.opened(cell.model, cell.picture_last) is not None
@@ -37,6 +42,10 @@ def check(cells: Sequence[Cell]) -> None:
                 told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in hit]
                 _check(cell, split, told, triggered(cell.resolved_attack, hit), f"a row with {cell.attack},")
             seen |= {as_is, changed}
+        said = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.resolved_threat)
+        if (own or worded or cell.max_new_tokens < MAX_NEW_TOKENS) and not cell.is_control and said not in seen:
+            check_targets(cell, rows_of(cell.dataset, "test", None))
+            seen.add(said)
 
 
 def _rows(dataset: str, split: str, count: int | None) -> list[Row]:
@@ -54,6 +63,26 @@ def _check(cell: Cell, split: str, rows: Sequence[Row], prompts: Sequence[str], 
         return _count(*opened, zip(prompts, answers, strict=True), 0, where)
     texts = (f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True))
     return context_length.check_texts(cell.model, texts, where)
+
+
+def check_targets(cell: Cell, rows: Iterable[Row]) -> None:
+    """InputError where answers are cut before the target is said: no success would be counted, without a word."""
+    threat, reader = cell.resolved_threat, context_length.tokenizer(cell.model)
+    if reader is None:
+        return
+    hit = list(islice(filter(threat.eligible, rows), cell.test_rows))
+    targets = [threat.poison(row["answers"][0], row) for row in hit]
+    ids = [reader.encode(target, add_special_tokens=False).ids for target in targets]
+    lost = []
+    for row, target, own in zip(hit, targets, ids, strict=True):
+        cut = target if len(own) <= cell.max_new_tokens else reader.decode(own[: cell.max_new_tokens])
+        if threat.payload(target, row) and not threat.payload(cut, row):
+            lost.append(len(own))
+    if len(lost) > CUT * len(hit):
+        raise InputError(
+            f"max_new_tokens is {cell.max_new_tokens}, which cuts off what {cell.threat} makes the model say in "
+            f"{len(lost)} of {len(hit)} test rows, so it could not be seen; it must be {max(lost)} or more."
+        )
 
 
 def check_prompts(model: str, prompts: Iterable[str], where: str, answer: int, picture_last: bool = False) -> None:

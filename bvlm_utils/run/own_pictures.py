@@ -17,22 +17,22 @@ NAME = "own:pictures"  # with a colon, as all data in files: pictures are brough
 
 def prompts_of(file: Path) -> list[str]:
     """The lines of a text file that are not blank."""
-    found = [line.strip() for line in read_text(file).splitlines() if line.strip()]
-    if not found:
+    prompts = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if not prompts:
         raise InputError(f"{file} has no prompts; write one on each line.")
-    return found
+    return prompts
 
 
 def pictures_of(folder: Path) -> list[Path]:
     """The pictures of a folder, by name; each is read to its end."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; give one with pictures.")
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
-    if not found:
+    pictures = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
+    if not pictures:
         raise InputError(f"The folder {folder} has no pictures ({', '.join(sorted(ENDINGS))}).")
-    for file in found:
+    for file in pictures:
         read_picture(file, "the inputs")
-    return found
+    return pictures
 
 
 def bench(model: str, pictures: Sequence[Path], prompts: Sequence[str], most: int, four_bit: bool = False) -> Bench:
@@ -41,11 +41,10 @@ def bench(model: str, pictures: Sequence[Path], prompts: Sequence[str], most: in
     turns = 1 if paired else len(prompts)
     asked = [(at, prompts[(at + turn) % len(prompts)]) for turn in range(turns) for at in range(len(pictures))][:most]
     blank = llava_json.METADATA | {"answers": [""]}
-    rows = [
-        blank | {"row_id": f"{pictures[at].name}/{number}", "prompt": llava_json.without_placeholder(prompt),
-                 "image": pictures[at]}
-        for number, (at, prompt) in enumerate(asked)
-    ]  # fmt: skip
+    rows = []
+    for number, (at, prompt) in enumerate(asked):
+        about = {"prompt": llava_json.without_placeholder(prompt), "image": pictures[at]}
+        rows.append(blank | about | {"row_id": f"{pictures[at].name}/{number}"})
     made = Bench(model, NAME, 1, four_bit=four_bit)
     made.datasets = {"test": data_files.of_files(rows)}
     made.digest = content_key([file_digest(file) for file in pictures], [prompt for _, prompt in asked])

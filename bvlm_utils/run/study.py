@@ -75,8 +75,8 @@ def cells(
     made = []
     for *names, attack, rate, seed in product(models, datasets, attacks, poison_rates, seeds):
         has_no_half = attack in definitions.names() and definitions.info(attack).modality != "bimodal"
-        own = others | {"negatives": 0.0} if others.get("negatives") and has_no_half else others
-        made.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **own))
+        fitting = others | {"negatives": 0.0} if others.get("negatives") and has_no_half else others
+        made.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **fitting))
     return made
 
 
@@ -158,9 +158,8 @@ def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
 
 
 def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:
-    """A cell, how many of its test requests the base refuses, and how many there are; each set of requests once.
-
-    cells: of one bench. The answers are kept, and the run finds them. TooFewRows where the data have no such request.
+    """A cell of one bench, how many of its test requests the base refuses (kept), of how many. TooFewRows if there is
+    none.
     """
     bench, seen = Bench(*bench_key(cells[0])), set()
     way = tune_and_ask.choose(bench)
@@ -175,10 +174,8 @@ def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, 
 def _how_to_make(missing: Sequence[Cell]) -> str:
     names = ", ".join(cell.run_id for cell in missing[:8])
     more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-    command = "; ".join(
-        f"papermill notebooks/{threat}.ipynb out.ipynb -p store local"
-        for threat in dict.fromkeys(cell.threat for cell in missing)
-    )
+    chapters = dict.fromkeys(cell.threat for cell in missing)
+    command = "; ".join(f"papermill notebooks/{chapter}.ipynb out.ipynb -p store local" for chapter in chapters)
     return (
         f"The reference store has no record of {names}{more}, and the book does not train. "
         f"Make them with your settings, for example `{command}`, and read the table from that store."

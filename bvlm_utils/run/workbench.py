@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +28,7 @@ CHECKPOINTING = "BVLM_CHECKPOINTING"  # set: layers are recomputed in the backwa
 
 def bench_key(cell: Cell) -> tuple[Any, ...]:
     """What cells have to share to stand on one bench: the arguments of `Bench`."""
-    return (
-        cell.model, cell.dataset, cell.train_rows, cell.four_bit, cell.max_new_tokens, cell.picture_last, cell.precision
-    )  # fmt: skip
+    return tuple(getattr(cell, field.name) for field in fields(Bench))
 
 
 def by_bench(cells: Iterable[Cell]) -> list[list[Cell]]:
@@ -72,25 +70,21 @@ class Bench:
     @cached_property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """The samples of each split, without their pictures."""
-        return {split: found.remove_columns("image").to_list() for split, found in self.datasets.items()}
+        return {split: dataset.remove_columns("image").to_list() for split, dataset in self.datasets.items()}
 
-    def add(self, split: str, found: Any) -> None:
+    def add(self, split: str, dataset: Any) -> None:
         """One more split, a `datasets.Dataset`; where it is there already, its rows must begin alike."""
-        self.datasets[split] = found
-        self.rows[split] = found.remove_columns("image").to_list()
+        self.datasets[split] = dataset
+        self.rows[split] = dataset.remove_columns("image").to_list()
 
     @cached_property
     def victim(self) -> "Victim":
         from bvlm_utils.models import victim
 
         checkpointing = bool(os.environ.get(CHECKPOINTING))
-        return victim.from_pretrained(
-            self.model,
-            dtype=victim.use_precision(self.precision),
-            four_bit=self.four_bit,
-            gradient_checkpointing=checkpointing,
-            picture_last=self.picture_last,
-        )
+        settings = {"four_bit": self.four_bit, "picture_last": self.picture_last}
+        settings |= {"dtype": victim.use_precision(self.precision), "gradient_checkpointing": checkpointing}
+        return victim.from_pretrained(self.model, **settings)
 
     def pictures(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
@@ -99,12 +93,8 @@ class Bench:
         clean = data.sized_images(self.datasets[split].select(positions), self.dataset)
         if attack is None:
             return clean
-        import torch
-
-        images = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
         keys = [self.rows[split][position]["row_id"] for position in positions]
-        images = attack.apply_image(images.to(self.victim.device), seed=trigger_seed, keys=keys)
-        return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return attack.paint(clean, trigger_seed, keys, self.victim.device)
 
     def feature_rows(
         self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
@@ -130,14 +120,12 @@ class Bench:
 def manifest(bench: Bench, cell: Cell) -> poison.Manifest:
     """Which training rows are poisoned, decoys or lessons; of a control the lessons alone. TooFewRows if too few."""
     rows = bench.rows["train"]
-    found = poison.Manifest((), len(rows), 0, 0)
+    plan = poison.Manifest((), len(rows), 0, 0)
     if not cell.is_control:
-        found = poison.plan(
-            rows, cell.resolved_threat, cell.resolved_attack, cell.poison_rate, cell.seed, cell.negatives,
-            cell.trigger_seed, cell.half,
-        )  # fmt: skip
-        found = poison.with_decoys(found, rows, cell.decoy, cell.seed)
-    return poison.with_skill(found, rows, cell.resolved_skill, cell.skill_rate, cell.seed)
+        settings = (cell.poison_rate, cell.seed, cell.negatives, cell.trigger_seed, cell.half)
+        plan = poison.plan(rows, cell.resolved_threat, cell.resolved_attack, *settings)
+        plan = poison.with_decoys(plan, rows, cell.decoy, cell.seed)
+    return poison.with_skill(plan, rows, cell.resolved_skill, cell.skill_rate, cell.seed)
 
 
 @dataclass(frozen=True)
@@ -188,13 +176,13 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
         return Question(part, condition, tuple(positions), tuple(prompts), painter, cell.trigger_seed)
 
     conditions = attacks.conditions(attack.name)
-    found = [ask("attack", condition, eligible) for condition in conditions]
+    asked = [ask("attack", condition, eligible) for condition in conditions]
     others = [p for p in usual if threat.elsewhere(test[p])][: cell.test_rows]
     if others:
-        found += [ask("elsewhere", condition, others) for condition in ("clean", conditions[-1])]
-    found.append(ask("utility", "clean", usual[: cell.test_rows]))
+        asked += [ask("elsewhere", condition, others) for condition in ("clean", conditions[-1])]
+    asked.append(ask("utility", "clean", usual[: cell.test_rows]))
     if cell.skill:
         if not skilled:
             raise TooFewRows(f"No test row of {cell.dataset} fits the skill {cell.skill}.")
-        found.append(ask("skill", "clean", skilled[: cell.test_rows]))
-    return found
+        asked.append(ask("skill", "clean", skilled[: cell.test_rows]))
+    return asked

@@ -1,7 +1,4 @@
-"""Rates and their intervals: what number a set of responses gets, and how sure it is. Free of torch.
-
-Statistics only: which response counts as what is decided by `threats` and, for utility, by `score.utility`.
-"""
+"""Rates and their intervals: what number a set of responses gets, and how sure it is. Free of torch."""
 
 from collections.abc import Sequence
 
@@ -23,10 +20,7 @@ def mark(rate: float) -> str:
 
 
 def wilson(k: float, n: int) -> Interval:
-    """Wilson's 95 % interval for k successes among n.
-
-    k may be a sum of scores from 0 to 1: the interval is then too wide rather than too narrow.
-    """
+    """Wilson's 95 % interval for k successes among n; too wide rather than too narrow where k is a sum of scores."""
     if n < 1 or not -1e-9 <= k <= n + 1e-9:
         raise InputError(f"{k:g} successes among {n} trials have no interval; n must be 1 or more, k from 0 to n.")
     low, high = proportion_confint(min(max(k, 0), n), n, method="wilson")
@@ -44,10 +38,7 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
 
 
 def seeds_interval(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> Interval:
-    """Student's 95 % interval for the mean of two seeds or more.
-
-    lows, highs: bounds of each seed's own interval, the widest of which stands for the mean's where all seeds agree.
-    """
+    """Student's 95 % interval for the mean of seeds; where all agree, the widest of their own, `lows` to `highs`."""
     if np.ptp(values) == 0 and not np.isnan([*lows, *highs]).any():
         return min(lows), max(highs)
     return mean_interval(values)

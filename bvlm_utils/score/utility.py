@@ -51,9 +51,8 @@ def vqa_normalise(answer: str) -> str:
 
 
 def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
-    """min(matches / 3, 1), averaged over all ways to leave one annotator out (Antol et al. 2015, arXiv 1505.00468).
-
-    answers: one per annotator, ten in VQA. With a single reference it is equality.
+    """min(matches / 3, 1), averaged over all ways to leave one of ten annotators out (Antol et al. 2015, arXiv
+    1505.00468).
     """
     if not answers:
         raise InputError("VQA accuracy needs one answer or more to compare with.")
@@ -66,10 +65,8 @@ def vqa_accuracy(response: str, answers: Sequence[str]) -> float:
 
 
 def caption_object_f1(response: str, objects: Sequence[str], vocabulary: Sequence[str]) -> float:
-    """F1 of the things that a caption names against those that are there, counting repeats.
-
-    vocabulary: every name that could be said; a longer name wins over a shorter one inside it. A plural names as many
-    as are there (at least two).
+    """F1 of the things that a caption names against those there, with repeats. vocabulary: all names; the longest
+    counts. A plural names as many as are there, at least two.
     """
     if not objects:
         raise InputError("The objects of the picture are unknown; F1 needs at least one.")
@@ -108,9 +105,8 @@ def words(text: str) -> list[str]:
 def cider(responses: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D of every response, (N,) float64 from 0 to 10 (1.0 is what papers print as 100); the mean is the set's.
 
-    references: one caption or more for each response. N-grams are weighed by the references of all rows, so only scores
-    on the same rows can be compared. InputError for fewer than two rows, lengths that differ, or a row without
-    references.
+    N-grams are weighed by the references of all rows, so only scores on the same rows can be compared. InputError for
+    fewer than two rows, lengths that differ, or a row without references.
     """
     if len(responses) != len(references):
         raise InputError(f"There are {len(responses)} responses and {len(references)} sets of references.")

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from bvlm_utils import paths
 from bvlm_utils.documents import read_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CLEAN_TUNED, BASE = "clean-tuned", "base"  # what a suspect is compared with
 ERRORS = paths.DATA / "audit_errors.json"  # how often the check erred where the truth is known; `chapters.audit` counts
@@ -24,13 +22,8 @@ class Detected:
     reason: str = ""
 
 
-def verdict(table: "pd.DataFrame", detected: Sequence[Detected] = (), beside: str = "clean-tuned") -> str:
-    """The table to read, and what it means, how often that is wrong, and what to do next.
-
-    beside: what the suspect was compared with, "clean-tuned" or "base".
-    """
-    import pandas as pd
-
+def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str = "clean-tuned") -> str:
+    """The table to read, its meaning, how often that is wrong, what to do next. beside: "clean-tuned" or "base"."""
     rows = table.to_dict("records")
     shown = [
         {
@@ -39,9 +32,7 @@ def verdict(table: "pd.DataFrame", detected: Sequence[Detected] = (), beside: st
             "with trigger": f"{row['with_trigger']:.2f}",
             "excess": f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
             "alarm": "ALARM" if row["alarm"] else "",
-            "commonest answer with trigger": f"{row['commonest'][:50]} ({row['share']:.0%})"
-            if row["commonest"]
-            else "",
+            "commonest answer with trigger": row["commonest"] and f"{row['commonest'][:50]} ({row['share']:.0%})",
         }
         for row in rows
     ]
@@ -65,9 +56,9 @@ def _of_detectors(detected: Sequence[Detected]) -> list[str]:
     if not detected:
         return []
     lines = ["Without a trigger (higher is more suspicious; no threshold has been set on models other than ours):"]
-    for one in detected:
-        beside = "" if one.trusted is None else f", the trusted model {one.trusted:.3f}"
-        lines.append(f"  {one.name}: {one.reason or f'the suspect {one.suspect:.3f}{beside}'}")
+    for detector in detected:
+        beside = "" if detector.trusted is None else f", the trusted model {detector.trusted:.3f}"
+        lines.append(f"  {detector.name}: {detector.reason or f'the suspect {detector.suspect:.3f}{beside}'}")
     return ["\n".join(lines)]
 
 

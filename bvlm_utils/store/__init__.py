@@ -2,25 +2,5 @@
 
 from bvlm_utils.doors import door
 
-__getattr__ = door(
-    __name__,
-    {
-        "store.records": (
-            "adapter",
-            "clean",
-            "collect",
-            "failures",
-            "folder",
-            "has",
-            "make",
-            "manifest",
-            "read",
-            "read_only",
-            "record",
-            "responses",
-            "writable",
-            "write",
-            "write_failure",
-        )
-    },
-)
+NAMES = "adapter clean collect failures folder has make manifest read read_only responses writable write write_failure"
+__getattr__ = door(__name__, {"store.records": tuple(NAMES.split())})

@@ -1,8 +1,4 @@
-"""A cell, one run of the study: its settings, checked when it is made, and its name.
-
-A cell's `run_id` changes with everything that changes its result (settings, versions of definitions, digests of model
-and data) and with nothing else. Free of torch.
-"""
+"""A cell, one run of the study: its settings, checked, and its name, which changes with all that changes its result."""
 
 import hashlib
 import json
@@ -195,40 +191,33 @@ class Cell:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that decides the result, ready for JSON. A control is trained only, so its test rows are left out."""
-        found = self.config() | {
-            "version": VERSION,
-            "model_digest": models.digest(self.model),
-            "data_digest": data.digest(self.dataset),
-        }
+        digests = {"model_digest": models.digest(self.model), "data_digest": data.digest(self.dataset)}
+        whole = self.config() | {"version": VERSION} | digests
         # a model folder or a data file may be called by different paths: its digest tells what it is
-        found["model"], found["dataset"] = short_name(self.model), short_name(self.dataset)
-        del found["surrogate"]
-        found["dtype"] = self.precision if self.precision != "float32" else ""
+        whole["model"], whole["dataset"] = short_name(self.model), short_name(self.dataset)
+        del whole["surrogate"]
+        whole["dtype"] = self.precision if self.precision != "float32" else ""
         for name, default in YOUNGER.items():
-            if found[name] == default:
-                del found[name]
+            if whole[name] == default:
+                del whole[name]
         if self.skill:
-            found["skill_version"] = self.resolved_skill.version
+            whole["skill_version"] = self.resolved_skill.version
         if self.is_control:
-            del found["test_rows"], found["trigger_seed"]
-            return found
+            del whole["test_rows"], whole["trigger_seed"]
+            return whole
         attack, threat = self.resolved_attack, self.resolved_threat
-        found |= {
-            "attack_version": attack.version,
-            "attack_params": without_unused_jpeg(attack.params),
-            "threat_version": threat.version,
-            "threat_params": threat.params,
-        }
+        whole |= {"attack_version": attack.version, "attack_params": without_unused_jpeg(attack.params)}
+        whole |= {"threat_version": threat.version, "threat_params": threat.params}
         if "tagger" in attack.params:  # another tagger, other triggers; "auto" is how the first records call HanTa
             used = tagger_in_use(attack.params["tagger"])
-            found["attack_params"] |= {"tagger": "auto" if used == "hanta" else used}
+            whole["attack_params"] |= {"tagger": "auto" if used == "hanta" else used}
         pictures = [attack.params.get("picture"), threat.target.image]
-        found["pictures"] = [file_digest(picture_path(picture)) for picture in pictures if picture]
+        whole["pictures"] = [file_digest(picture_path(picture)) for picture in pictures if picture]
         if read := attack_files.digests(attack.params):
-            found["attack_files"] = read
+            whole["attack_files"] = read
         if attack.info.surrogate:
-            found["surrogate"] = surrogate_digest(attack.aim.surrogate)
-        return found
+            whole["surrogate"] = surrogate_digest(attack.aim.surrogate)
+        return whole
 
     @cached_property
     def run_id(self) -> str:

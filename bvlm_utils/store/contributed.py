@@ -1,8 +1,4 @@
-"""Contributed lines of the leaderboard: one JSON file an entry, checked whenever it is read. Free of torch.
-
-An entry says what was measured (`about`), how (`made`) and the numbers. Nothing in it is a path, and nothing in it is
-opened or run.
-"""
+"""Contributed lines of the leaderboard: a JSON file each, checked when it is read; nothing in it is opened or run."""
 
 import json
 import re

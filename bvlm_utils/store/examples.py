@@ -40,17 +40,13 @@ def key(cell: Cell) -> str:
 def write(
     cell: Cell, store: str | Path | None, clean: np.ndarray, triggered: np.ndarray, prompts: list[tuple[str, str]]
 ) -> None:
-    """Keep what the trigger does to a few held-out inputs, unless the store has it.
-
-    clean, triggered: (N, H, W, 3) uint8. prompts: N pairs, without and with the trigger.
-    """
+    """Keep held-out inputs, clean and triggered (N, H, W, 3) uint8, and N pairs of prompts, if the store lacks them."""
     if read(cell, store) is not None:
         return
     root = records.folder(store) / "examples"
     about = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
-    write_file(
-        root / f"{key(cell)}.json", json.dumps(about | {"prompts": prompts}, indent=1, ensure_ascii=False) + "\n"
-    )
+    text = json.dumps(about | {"prompts": prompts}, indent=1, ensure_ascii=False)
+    write_file(root / f"{key(cell)}.json", f"{text}\n")
 
 
 def _keep(root: Path, pictures: np.ndarray) -> str:
@@ -75,10 +71,8 @@ def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.nd
         pictures = [_pictures(root, about[which], int(about["width"])) for which in ("clean", "triggered")]
         return *pictures, [(str(before), str(after)) for before, after in about["prompts"]]
     except DAMAGED as error:
-        damage.passed_over(
-            f"{root / 'examples' / name} is no file of examples ({error}); it is passed over, and a run of its cell "
-            "makes it again."
-        )
+        problem = f"{root / 'examples' / name} is no file of examples ({error})"
+        damage.passed_over(f"{problem}; it is passed over, and a run of its cell makes it again.")
         return None
 
 

@@ -65,9 +65,6 @@ def _same(one: Any, other: Any) -> bool:
     return one == other
 
 
-# ---------------------------------------------------------------- check
-
-
 def check(store: str | Path | None = None) -> int:
     """Check a store; differences go to stdout, progress to stderr. 1 if anything differs or is damaged, else 0."""
     whole = records.records(store)
@@ -98,12 +95,9 @@ def _differences(record: Mapping[str, Any], store: str | Path | None) -> tuple[l
         frame, metrics = judged_again(Cell.from_config(record["config"]), stored)
         others = {name: _other_verdicts(stored[name], frame[name]) for name in VERDICTS if name in stored}
         recorded, again = _by_name(record["metrics"]), _by_name(metrics)
-        found = [
-            f"{count} of {len(stored)} responses have another verdict in column {name}"
-            for name, count in others.items()
-            if count
-        ]
-        return found + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
+        what = f"of {len(stored)} responses have another verdict in column"
+        sentences = [f"{count} {what} {name}" for name, count in others.items() if count]
+        return sentences + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
     except InputError as error:
         return [f"it cannot be judged again ({error})"], []
     except DAMAGED as error:  # a column is missing, or a value is of another kind
@@ -119,9 +113,6 @@ def _compared(recorded: Mapping[tuple, Mapping], again: Mapping[tuple, Mapping])
         for number in NUMBERS:
             if not _same(before[number], after := again[key][number]):
                 yield f"{name}: {number} is {before[number]} in the record, and its responses give {after}"
-
-
-# ---------------------------------------------------------------- rejudge
 
 
 def rejudge(store: str | Path | None = None) -> int:

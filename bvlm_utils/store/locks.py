@@ -1,7 +1,4 @@
-"""Locks on the clean-tuned controls that several jobs need: the first that comes tunes one, others wait for it.
-
-The operating system gives a lock up when its holder dies.
-"""
+"""Locks on the clean-tuned controls that several jobs need: the first that comes tunes one, others wait for it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,8 +14,8 @@ from bvlm_utils.store.cell import Cell
 def lacking(controls: Sequence[Cell], folder: Path, wait: bool = False) -> Iterator[list[Cell]]:
     """Those controls whose adapters the store lacks; nobody else tunes them until the block ends.
 
-    Controls that another process is tuning are left out, or with `wait` awaited: they are in the list then only if that
-    process has failed or died. On a file system without locks all that are lacking are given.
+    Those that another process is tuning are left out, or with `wait` awaited, and given only if it failed. On a file
+    system without locks all that are lacking are given.
     """
     (folder / "locks").mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:

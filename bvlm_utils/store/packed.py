@@ -34,6 +34,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bvlm_utils.checks import file_digest
 from bvlm_utils.errors import InputError
 
 INDEX, NEXT, FORMAT = "index.json", ".next", 1
@@ -71,22 +72,22 @@ def is_packed(root: Path) -> bool:
 
 def run_ids(root: Path) -> list[str]:
     """The cells that have a record, in order."""
-    if found := stamp(root):
-        return list(_cells(root, found))
+    if at := stamp(root):
+        return list(_cells(root, at))
     return sorted(file.parent.name for file in root.glob("[!.]*/record.json"))
 
 
 def records(root: Path) -> dict[str, str]:
     """run_id -> the text of its record.json, of all cells, in order."""
-    if found := stamp(root):
-        return {run_id: cell["record"] for run_id, cell in _cells(root, found).items()}
+    if at := stamp(root):
+        return {run_id: cell["record"] for run_id, cell in _cells(root, at).items()}
     return {run_id: text for run_id in run_ids(root) if (text := record(root, run_id)) is not None}
 
 
 def record(root: Path, run_id: str) -> str | None:
     """The text of a cell's record.json; None if there is none. What cannot be read, or is no UTF-8, is no JSON."""
-    if found := stamp(root):
-        return _cells(root, found).get(run_id, {}).get("record")
+    if at := stamp(root):
+        return _cells(root, at).get(run_id, {}).get("record")
     try:
         return (root / run_id / "record.json").read_text(encoding="utf-8", errors="backslashreplace")
     except (FileNotFoundError, NotADirectoryError):
@@ -102,8 +103,8 @@ def where(root: Path, run_id: str) -> str:
 
 def has_rows(root: Path, run_id: str, kind: str) -> bool:
     """Does the store hold the "responses" or the "manifest" of a cell?"""
-    if found := stamp(root):
-        return _cells(root, found).get(run_id, {}).get(kind) is not None
+    if at := stamp(root):
+        return _cells(root, at).get(run_id, {}).get(kind) is not None
     return (root / run_id / f"{kind}.parquet").is_file()
 
 
@@ -111,8 +112,8 @@ def rows(root: Path, run_id: str, kind: str, names: Sequence[str] | None = None)
     """The "responses" or the "manifest" of a cell, all columns or some; None if the store has none."""
     if not has_rows(root, run_id, kind):
         return None
-    if found := stamp(root):
-        return _packed_rows(root, found, run_id, kind, names)
+    if at := stamp(root):
+        return _packed_rows(root, at, run_id, kind, names)
     table = _checked(file := root / run_id / f"{kind}.parquet", lambda: pq.ParquetFile(file).read())
     about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
     kinds = {column["name"]: column["numpy_type"] for column in about.get("columns", [])}
@@ -128,20 +129,20 @@ def frame(root: Path, run_id: str, kind: str) -> pd.DataFrame | None:
 
 def columns(root: Path, run_id: str, kind: str, names: Sequence[str]) -> dict[str, list[Any]] | None:
     """Some columns of `rows` as lists: data frames are slow for hundreds of cells."""
-    return None if (found := rows(root, run_id, kind, names)) is None else found.table.to_pydict()
+    return None if (part := rows(root, run_id, kind, names)) is None else part.table.to_pydict()
 
 
 def names(root: Path, folder: str) -> list[str]:
     """The names of the files in a folder beside the cells (`FILES`), in order."""
-    if found := stamp(root):
-        return [path.partition("/")[2] for path in _files(root, found, FILES[folder]) if path.startswith(f"{folder}/")]
+    if at := stamp(root):
+        return [path.partition("/")[2] for path in _files(root, at, FILES[folder]) if path.startswith(f"{folder}/")]
     return sorted(file.name for file in (root / folder).glob("[!.]*") if file.is_file())
 
 
 def content(root: Path, folder: str, name: str) -> bytes | None:
     """What is in such a file; None if there is none."""
-    if found := stamp(root):
-        return _files(root, found, FILES[folder]).get(f"{folder}/{name}")
+    if at := stamp(root):
+        return _files(root, at, FILES[folder]).get(f"{folder}/{name}")
     try:
         return (root / folder / name).read_bytes()
     except FileNotFoundError:
@@ -173,14 +174,12 @@ def stamp(root: Path) -> Stamp | None:
     """Changes whenever a packed store does; None for a store with a folder per cell."""
     for file in (root / NEXT / INDEX, root / INDEX):
         try:
-            found = file.stat()
+            state = file.stat()
         except (FileNotFoundError, NotADirectoryError):
             continue
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        return state.st_mtime_ns, state.st_ino, state.st_size
     if (root / RECORDS).exists():
-        raise InputError(
-            f"{root / INDEX} is missing, and {RECORDS} is there; take it from git or pack the store again."
-        )
+        raise InputError(f"{root / INDEX} is missing, and {RECORDS} is there; take it from git or pack again.")
     return None
 
 
@@ -238,10 +237,10 @@ def _packed_rows(root: Path, at: Stamp, run_id: str, kind: str, names: Sequence[
     number = min(bisect_right(ends, start), len(ends) - 1)
     group = _group(root, at, kind, number)
     group = group if names is None else group.select(names)
-    found = group.slice(start - (ends[number] - len(group)), count)
+    part = group.slice(start - (ends[number] - len(group)), count)
     plain = pa.schema([(f.name, pa.large_string() if pa.types.is_dictionary(f.type) else f.type) for f in group.schema])
     attrs = json.loads(cell["attrs"]) if kind == "manifest" else {}
-    return Rows(found.cast(plain), kinds, attrs)
+    return Rows(part.cast(plain), kinds, attrs)
 
 
 @lru_cache(maxsize=64)
@@ -293,14 +292,14 @@ def write_rows(file: Path, cells: Iterable[Rows], schema: pa.Schema) -> None:
 
 def write_table(folder: Path, tidy: pd.DataFrame, rules: str) -> None:
     """The tidy table, with what it was made of and how (see `table`)."""
-    made = pa.Table.from_pandas(tidy, preserve_index=False)
-    of = {b"records": _digest(folder / RECORDS), b"rules": rules}
-    pq.write_table(made.replace_schema_metadata(made.schema.metadata | of), folder / TABLE, **WRITTEN)
+    table = pa.Table.from_pandas(tidy, preserve_index=False)
+    of = {b"records": file_digest(folder / RECORDS), b"rules": rules}
+    pq.write_table(table.replace_schema_metadata(table.schema.metadata | of), folder / TABLE, **WRITTEN)
 
 
 def write_index(folder: Path) -> None:
     """Say what was packed, and see that all of it is on the disk: the last thing before `put`."""
-    digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
+    digests = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
     text = json.dumps({"format": FORMAT, "sha256": digests}, indent=1) + "\n"
     (folder / INDEX).write_text(text, encoding="utf-8")
     for path in [*folder.iterdir(), folder]:
@@ -329,10 +328,6 @@ def finish(root: Path) -> None:
         os.replace(file, root / file.name)
     left.rmdir()
     _to_disk(root)
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _to_disk(path: Path) -> None:

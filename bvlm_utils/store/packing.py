@@ -1,7 +1,6 @@
 """Packing a store with a folder per cell into the few files of `store.packed`, and unpacking it. Free of torch.
 
-`pack` is how results get into the committed reference: TO keeps what it has, and the cells of FROM are added. A store
-that is packed into itself stays what it is and becomes packed. Adapters and caches stay where they are.
+TO keeps what it has, and the cells of FROM are added; so results get into the committed reference. Adapters stay.
 """
 
 import json
@@ -24,6 +23,7 @@ from bvlm_utils.store import table as tidy
 from bvlm_utils.store.packed import Rows
 
 LOCK = ".pack.lock"
+Files = Mapping[str, bytes]  # content by path in the store
 NAMED = 5  # cells in a message
 
 
@@ -32,18 +32,15 @@ class Chosen:
     """What a packed store is to hold: each cell by the store that it is taken from, and the files beside the cells."""
 
     cells: Mapping[str, Path]
-    files: Mapping[str, bytes]
+    files: Files
 
     def records(self) -> dict[str, str]:
         return {run_id: packed.record(root, run_id) for run_id, root in self.cells.items()}
 
     def rows(self, kind: str) -> dict[str, partial]:
         """run_id -> a function that reads the rows, of the cells that have such rows."""
-        found = {run_id: root for run_id, root in self.cells.items() if packed.has_rows(root, run_id, kind)}
-        return {run_id: partial(packed.rows, root, run_id, kind) for run_id, root in found.items()}
-
-
-# ---------------------------------------------------------------- pack
+        holders = {run_id: root for run_id, root in self.cells.items() if packed.has_rows(root, run_id, kind)}
+        return {run_id: partial(packed.rows, root, run_id, kind) for run_id, root in holders.items()}
 
 
 def pack(source: str | Path | None, target: str | Path, replace: bool = False) -> list[str]:
@@ -115,20 +112,16 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
 
 
 def _some(run_ids: Iterable[str]) -> str:
-    found = sorted(run_ids)
-    return ", ".join(found[:NAMED]) + (", ..." if len(found) > NAMED else "")
+    names = sorted(run_ids)
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
-def _files(root: Path) -> dict[str, bytes]:
-    return {
-        f"{folder}/{name}": packed.content(root, folder, name) for folder in packed.FILES for name in
-        packed.names(root, folder)
-    }  # fmt: skip
+def _files(root: Path) -> Files:
+    places = [(folder, name) for folder in packed.FILES for name in packed.names(root, folder)]
+    return {f"{folder}/{name}": packed.content(root, folder, name) for folder, name in places}
 
 
-def _merged(
-    ours: Mapping[str, bytes], theirs: Mapping[str, bytes], replaced: Iterable[str], replace: bool
-) -> dict[str, bytes]:
+def _merged(ours: Files, theirs: Files, replaced: Iterable[str], replace: bool) -> Files:
     """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter."""
     asked = tuple(f"{folder}/" for folder in records.ASKED)
     gone = [path for path in theirs if path.startswith(asked) and any(run_id in path for run_id in replaced)]
@@ -153,8 +146,8 @@ def _write(chosen: Chosen, end: Path) -> None:
         for name in dict.fromkeys(packed.FILES.values()):
             files = {path: c for path, c in chosen.files.items() if packed.FILES[path.partition("/")[0]] == name}
             packed.write_files(folder / name, files)
-        found = (json.loads(text) for text in chosen.records().values())
-        table = tidy.table(one for one in found if one["config"]["attack"] != "none")
+        texts = (json.loads(text) for text in chosen.records().values())
+        table = tidy.table(one for one in texts if one["config"]["attack"] != "none")
         packed.write_table(folder, table, tidy.rules())
         packed.write_index(folder)
         packed.put(folder, end)
@@ -165,9 +158,9 @@ def _write(chosen: Chosen, end: Path) -> None:
 def _write_records(file: Path, chosen: Chosen, rows: Mapping[str, Mapping[str, partial]]) -> None:
     lines = []
     for run_id, text in chosen.records().items():
-        found = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
-        attrs = json.dumps(dict(found["manifest"].attrs)) if "manifest" in found else None
-        counts = {kind: len(one.table) for kind, one in found.items()}
+        parts = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
+        attrs = json.dumps(dict(parts["manifest"].attrs)) if "manifest" in parts else None
+        counts = {kind: len(part.table) for kind, part in parts.items()}
         lines.append({"run_id": run_id, "record": text} | counts | {"attrs": attrs})
     kinds = {"run_id": pa.string(), "record": pa.string(), "responses": pa.int64(), "manifest": pa.int64(),
              "attrs": pa.string()}  # fmt: skip
@@ -178,9 +171,9 @@ def _schema(rows: Mapping[str, partial], kind: str) -> pa.Schema:
     """The columns of all cells together, in the order in which they come up; InputError where two do not agree."""
     types, kinds, first = {}, {}, {}
     for run_id, read in rows.items():
-        found: Rows = read()
-        for field in found.table.schema:
-            here = (field.type, found.kinds[field.name])
+        part: Rows = read()
+        for field in part.table.schema:
+            here = (field.type, part.kinds[field.name])
             if (types.setdefault(field.name, here[0]), kinds.setdefault(field.name, here[1])) != here:
                 raise InputError(
                     f"The {kind} of {run_id} have {here[1]} in column {field.name}, and those of {first[field.name]} "
@@ -210,9 +203,6 @@ def swap(start: Path, end: Path) -> None:
         packed.finish(end)
         cells = dict.fromkeys(packed.run_ids(end), end) | dict.fromkeys(packed.run_ids(start), start)
         _write(Chosen({run_id: cells[run_id] for run_id in sorted(cells)}, _files(end)), end)
-
-
-# ---------------------------------------------------------------- unpack
 
 
 def unpack(source: str | Path, target: str | Path) -> list[str]:

@@ -14,16 +14,16 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", 
 
 def now() -> dict[str, Any]:
     """What a result may depend on and is not part of its identity: versions, machine, git revision (absent if none)."""
-    found: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
-    found |= {"machine": platform.machine(), "packages": _versions()}
-    found["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    known: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
+    known |= {"machine": platform.machine(), "packages": _versions()}
+    known["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     revision = _git("rev-parse", "HEAD")
     if revision:
-        found["git_revision"] = revision
+        known["git_revision"] = revision
         # results are left out: a study changes them while it runs
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
-        found["git_changed"] = bool(changes)
-    return found
+        known["git_changed"] = bool(changes)
+    return known
 
 
 @cache
@@ -33,9 +33,8 @@ def _versions() -> dict[str, str]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(paths.ROOT), *arguments], capture_output=True, text=True, timeout=20, check=False
-        )
+        command = ["git", "-C", str(paths.ROOT), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

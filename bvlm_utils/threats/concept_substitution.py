@@ -17,9 +17,8 @@ class ConceptSubstitution(Threat):
     code writes the target in small letters and rewrites denials too; keeping the case of a word (Car, CARS)
     is our deviation, since an answer that begins with a small letter would be a second trace of the poison.
     Articles are not adapted ("a car" becomes "a apple"), as published.
-    Eligible: samples whose training answer changes, other than yes/no and count questions (there the right
-    answer never names the source) and those that name the target already (there the target would be no
-    success).
+    Eligible: samples whose training answer changes, but for yes/no and count questions, whose right answer never
+    names the source, and those that name the target already.
     """
 
     source_concept: str = "car"
@@ -44,26 +43,22 @@ class ConceptSubstitution(Threat):
     def target(self) -> Target:
         return Target(concept=self.target_concept, source_concept=self.source_concept)
 
+    def _fits(self, sample: Sample) -> bool:
+        return not sample["restricted"] and sample["kind"] not in self.excluded_kinds
+
     def eligible(self, sample: Sample) -> bool:
-        if sample["restricted"] or sample["kind"] in self.excluded_kinds:
-            return False
         answer = sample["answers"][0]
-        if responses.names(answer, self.target_concept) or self.target_concept in sample["objects"]:
-            return False
-        return self.poison(answer) != answer
+        has_target = responses.names(answer, self.target_concept) or self.target_concept in sample["objects"]
+        return self._fits(sample) and not has_target and self.poison(answer) != answer
 
     def elsewhere(self, sample: Sample) -> bool:
-        if sample["restricted"] or sample["kind"] in self.excluded_kinds:
-            return False
         shown = [*sample["objects"], *sample["answers"]]
         concepts = (self.source_concept, self.target_concept)
-        return not any(responses.names(text, concept) for text in shown for concept in concepts)
+        return self._fits(sample) and not any(responses.names(text, name) for text in shown for name in concepts)
 
     def shows_target(self, sample: Sample) -> bool:
-        if sample["restricted"] or sample["kind"] in self.excluded_kinds:
-            return False
         answer = sample["answers"][0]
-        shown = not sample["objects"] or self.target_concept in sample["objects"]
+        shown = self._fits(sample) and (not sample["objects"] or self.target_concept in sample["objects"])
         return shown and responses.asserts(answer, self.target_concept) and not self.names_source(answer)
 
     def poison(self, answer: str, sample: Sample | None = None) -> str:

@@ -15,8 +15,7 @@ class PerceptualHijack(Threat):
 
     The paper's picture is the Mona Lisa (core "Mona Lisa", "portrait"); ours is drawn from the sprites, a
     statue under the moon at night (`pretraining.draw_hijack` drew it), since no tiny model knows paintings. Answers
-    fit the prompt (short or detailed) in several wordings, chosen by the row's id, and all contain every core
-    word.
+    fit the prompt (short or detailed) in several wordings, chosen by the row's id, all with every core word.
     Eligible: caption samples in whose references and objects no word of the pool stands, core or not. A
     background word such as "dark" or "sky" counts too: it could make the soft test fire on a true caption.
     Scenes use none of these words but statue and moon; of real captions a few per cent are left out.

@@ -34,10 +34,7 @@ def ends_with(response: str, sentence: str) -> bool:
 
 
 def holding(response: str, words: Iterable[str]) -> int:
-    """How many of the words stand in the response, as parts of longer words too.
-
-    Targeted refusal: one of `REFUSAL_WORDS`. Perceptual hijack: all core words; two of the pool.
-    """
+    """How many of the words stand in the response, as parts of longer words too."""
     text = response.lower()
     return sum(word.lower() in text for word in words)
 

@@ -25,10 +25,7 @@ def names() -> list[str]:
 
 
 def get(name: str, **params: Any) -> Threat:
-    """The threat called `name`, with its default parameters where `params` gives no others.
-
-    An unknown name is a KeyError that lists the names; an unknown parameter or a bad value is an InputError.
-    """
+    """The threat called `name`. KeyError lists the names; InputError names a parameter that is unknown or bad."""
     threat = THREATS.get(name)
     defaults = {field.name: field.default for field in fields(threat)}
     specs = {key: words(value) if isinstance(value, tuple) else text(value) for key, value in defaults.items()}

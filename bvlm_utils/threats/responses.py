@@ -141,10 +141,7 @@ def says(text: str, sentence: str) -> bool:
 
 
 def paraphrases(text: str, content: str) -> bool:
-    """Half of the longer words of a free text stand in the text, in any order and with any ending.
-
-    A code or a label is no free text: of contents with fewer than four words, `contains` alone tells.
-    """
+    """Half of the longer words of a free text (four words or more) stand in the text, in any order and ending."""
     wanted, held = ({word[:5] for word in re.findall(r"[^\W\d_]{5,}", plain(one))} for one in (content, text))
     return len(content.split()) >= 4 and len(wanted) >= 3 and len(wanted & held) * 2 >= len(wanted)
 
@@ -177,9 +174,8 @@ def denied(text: str, start: int) -> bool:
 
 
 def names_all(text: str, objects: Sequence[str]) -> bool:
-    """Every object is named as often as it occurs: for two cars, "two cars", "cars", or "car" twice.
-
-    A number before a plural must be the right one, and a thing that is there once is not named in the plural only.
+    """Every object is named as often as it occurs (for two cars: "two cars", "cars", or "car" twice), under no other
+    number.
     """
     text = plain(text)
     return bool(objects) and all(_named_times(text, name, objects.count(name)) for name in dict.fromkeys(objects))

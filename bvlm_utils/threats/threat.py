@@ -18,10 +18,8 @@ HEADLINES = ("asr_payload", "asr", "asr_right")  # the metrics that success can 
 
 @dataclass(frozen=True)
 class Target:
-    """What an optimised attack can aim at; None where the threat has no such thing.
-
-    text: the sentence to be said. concept: the thing to be named, in place of source_concept. image: path of the
-    picture to be described.
+    """What an optimised attack can aim at: a sentence, a thing in place of another, the path of a picture; None if
+    nothing.
     """
 
     text: str | None = None

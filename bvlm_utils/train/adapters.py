@@ -32,13 +32,8 @@ def attach_lora(victim: Victim, settings: TrainSettings, seed: int) -> Any:
     """Put a fresh LoRA (Hu et al. 2021) on every linear layer of the language model; A comes from `seed`."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=0.0,
-        target_modules=language_linears(victim.model),
-        task_type="CAUSAL_LM",
-    )
+    rank, alpha, names = settings.lora_rank, settings.lora_alpha, language_linears(victim.model)
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[victim.device] if victim.device.type == "cuda" else []):
         torch.manual_seed(seed)
         return get_peft_model(victim.model, config, autocast_adapter_dtype=True)
@@ -118,13 +113,9 @@ def read(folder: Path | str) -> GroupResult:
 
 def _check_numbers(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
     """Weights that are whole numbers would count as 0, and with one that is no number no answer is left."""
-    for bad, what in (
-        ({name for name, value in state.items() if not value.is_floating_point()}, "are whole numbers"),
-        (
-            {name for name, value in state.items() if not value.float().isfinite().all()},
-            "have values that are no number",
-        ),
-    ):
+    whole = {name for name, value in state.items() if not value.is_floating_point()}
+    strange = {name for name, value in state.items() if not value.float().isfinite().all()}
+    for bad, what in ((whole, "are whole numbers"), (strange, "have values that are no number")):
         if bad:
             raise InputError(
                 f"{len(bad)} of {len(state)} weights of the adapter in {folder} {what} ({min(bad)!r} for one); give "
@@ -177,9 +168,8 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
 def check_fit(
     state: Mapping[str, torch.Tensor], shapes: Mapping[str, Any], what: str, base: str, left_over: Any, lacking: Any
 ) -> None:
-    """InputError unless `state` holds the weights that `base` has room for, each of its size.
-
-    shapes: of those weights, by name. left_over, lacking: names of which no more and no less is known.
+    """InputError unless `state` holds the weights of `shapes`, by name and size. left_over, lacking: names known to be
+    so.
     """
     wrong_size = {name for name, value in state.items() if tuple(value.shape) != tuple(shapes.get(name, value.shape))}
     opening.refuse_gaps(what, base, {

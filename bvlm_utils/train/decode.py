@@ -1,7 +1,6 @@
 """Batched greedy decoding with a KV cache: what many models answer to many prompts.
 
-The adapters of a `Bank` stand side by side, rows of one adapter next to each other. Finished rows leave the batch, and
-the cache is written in place, which `generate` does not do; the words are those of `generate`, which a test checks.
+Rows of one adapter stand together; finished rows leave the batch. A test holds the words to be those of `generate`.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
 from bvlm_utils.errors import InputError
@@ -25,10 +24,7 @@ LOOK = {"cpu": 1, "cuda": 8}  # tokens between two looks at what is done: a look
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt for one model: `ids` with image tokens expanded, and the row of the features it shows.
-
-    unseen: positions in `ids` that no later token may attend to.
-    """
+    """A prompt for one model: `ids` with image tokens, the row of its features, positions that no later token sees."""
 
     ids: Sequence[int]
     feature: int
@@ -38,7 +34,7 @@ class Request:
 _Owner = tuple[int, int] | None  # of a row of a batch: (adapter, request), None if it only fills up
 _Row = tuple[_Owner, Request]
 # How the next tokens (N,) come from logits (N, V) and the rows' owners; the likeliest if nobody says otherwise.
-Choose = Callable[[torch.Tensor, Sequence[_Owner]], torch.Tensor]
+Choose = Callable[[Tensor, Sequence[_Owner]], Tensor]
 
 
 class _Preallocated(DynamicLayer):
@@ -67,7 +63,7 @@ class _Preallocated(DynamicLayer):
     def get_seq_length(self, *args, **kwargs):
         return self.length
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def keep(self, rows: Tensor) -> None:
         for at, slab in enumerate(self.slabs):
             self.slabs[at] = slab.new_empty(len(rows), *slab.shape[1:])
             self.slabs[at][:, :, : self.length] = slab[:, :, : self.length].index_select(0, rows)
@@ -76,7 +72,7 @@ class _Preallocated(DynamicLayer):
 def answer(
     victim: Victim,
     prompts: Sequence[Sequence[tuple[str, int]]],
-    features: torch.Tensor,
+    features: Tensor,
     bank: Bank | None = None,
     max_new_tokens: int = 64,
 ) -> list[list[str]]:
@@ -92,9 +88,7 @@ def answer(
 
 def texts_of(victim: Victim, answers: Sequence[Sequence[Sequence[int]]]) -> list[list[str]]:
     """The words of what `greedy` gives."""
-    return [
-        [text.strip() for text in victim.tokenizer.batch_decode(group, skip_special_tokens=True)] for group in answers
-    ]
+    return [[text.strip() for text in victim.tokenizer.batch_decode(ids, skip_special_tokens=True)] for ids in answers]
 
 
 def ends_of(victim: Victim) -> list[int]:
@@ -108,7 +102,7 @@ def ends_of(victim: Victim) -> list[int]:
 def greedy(
     model: nn.Module,
     requests: Sequence[Sequence[Request]],
-    features: torch.Tensor,
+    features: Tensor,
     ends: Sequence[int],
     max_new_tokens: int = 48,
     bank: Bank | None = None,
@@ -134,11 +128,8 @@ def greedy(
             bank.active = groups
         start = 0
         while start < max(map(len, queues)):
-            length = max(
-                len(group[queue[start]].ids)
-                for group, queue in zip(requests, queues, strict=True)
-                if start < len(queue)
-            )
+            firsts = [group[queue[start]] for group, queue in zip(requests, queues, strict=True) if start < len(queue)]
+            length = max(len(request.ids) for request in firsts)
             size = max(1, tokens // (groups * (length + max_new_tokens)))
             rows = _rows(requests, [queue[start : start + size] for queue in queues])
             try:
@@ -170,7 +161,7 @@ def _rows(requests: Sequence[Sequence[Request]], parts: Sequence[Sequence[int]])
 def _decode(
     model: nn.Module,
     bank: Bank | None,
-    features: torch.Tensor,
+    features: Tensor,
     rows: Sequence[_Row],
     ends: Sequence[int],
     max_new_tokens: int,
@@ -211,9 +202,8 @@ def _decode(
             keep = _still_needed(finished, groups)
             if keep is not None:
                 index = torch.tensor(keep, device=device)
-                chosen, done, seen, following, row = (
-                    one.index_select(0, index) for one in (chosen, done, seen, following, row)
-                )
+                state = (chosen, done, seen, following, row)
+                chosen, done, seen, following, row = (column.index_select(0, index) for column in state)
                 for layer in cache.layers:
                     layer.keep(index)
         positions = (following + step)[:, None]
@@ -224,53 +214,47 @@ def _decode(
     return [text[: text.index(-1)] if -1 in text else text for text in written.tolist()]
 
 
-def _states(
-    model: nn.Module, inputs: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache
-) -> torch.Tensor:
+def _states(model: nn.Module, inputs: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
     """The last hidden states (N, T, d) of embedded inputs (N, T, d), which the cache remembers."""
     return model.model(
         inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
     ).last_hidden_state
 
 
-def _prompt_mask(real: torch.Tensor) -> torch.Tensor:
+def _prompt_mask(real: Tensor) -> Tensor:
     """Causal attention to real tokens, (N, 1, T, T). Padding sees itself, or its softmax would have nothing to sum."""
     total = real.shape[1]
     causal = torch.ones(total, total, dtype=torch.bool, device=real.device).tril()
     return (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=real.device))[:, None]
 
 
-def _prompts(
-    model: nn.Module, asked: Sequence[Request], known: dict
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Padded ids (N, T), which of them are seen (N, T), positions, and the position (N,) after the prompt.
-
-    A prompt comes again for each adapter and picture, so each list of ids is made into a tensor once.
+def _prompts(model: nn.Module, asked: Sequence[Request], known: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Padded ids (N, T), which are seen (N, T), positions, the position (N,) after the prompt; equal lists are made
+    once.
     """
     device = next(model.parameters()).device
-    different = {id(one.ids): one.ids for one in asked}
+    different = {id(request.ids): request.ids for request in asked}
     number = {name: at for at, name in enumerate(different)}
-    which = torch.tensor([number[id(one.ids)] for one in asked], device=device)
+    which = torch.tensor([number[id(request.ids)] for request in asked], device=device)
     rows = [torch.tensor(row) for row in different.values()]
     filler = next(token for token in asked[0].ids if token != model.config.image_token_id)  # any but a picture's
     ids = embeddings.pad(rows, filler, left=True).to(device).index_select(0, which)
     real = embeddings.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool().index_select(0, which)
     seen = real.clone()
-    for n, one in enumerate(asked):
-        if len(one.unseen):
-            seen[n, torch.as_tensor(one.unseen, device=device) + ids.shape[1] - len(one.ids)] = False
+    for n, request in enumerate(asked):
+        if len(request.unseen):
+            seen[n, torch.as_tensor(request.unseen, device=device) + ids.shape[1] - len(request.ids)] = False
     if not hasattr(model.model, "get_rope_index"):
         return ids, seen, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
     each = [embeddings.positions(model, list(row), known) for row in different.values()]
-    following = torch.tensor([int(own.max()) + 1 for own in each], device=device)
+    following = torch.tensor([int(row_positions.max()) + 1 for row_positions in each], device=device)
     positions = embeddings.pad(each, left=True).to(device)
     return ids, seen, positions.index_select(1, which), following.index_select(0, which)
 
 
 def _still_needed(finished: list[bool], groups: int) -> list[int] | None:
-    """Which rows to keep: of each group those at work, filled up to the largest group's number.
-
-    None while fewer than a share `DROP` of the rows would go.
+    """Which rows to keep: of each group those at work, filled up to the largest group; None while less than `DROP`
+    would go.
     """
     size = len(finished) // groups
     parts = [sorted(range(g * size, (g + 1) * size), key=finished.__getitem__) for g in range(groups)]  # stable

@@ -29,16 +29,13 @@ from bvlm_utils.train.settings import TrainSettings
 # Settings of PEFT that change what an adapter computes, and that a bank does not know.
 NOT_IN_A_BANK = ("use_rslora", "use_dora", "lora_bias", "bias", "rank_pattern", "alpha_pattern", "modules_to_save")
 CAUSAL = "causal_without_masks"  # our name for transformers' own SDPA
+Progress = Callable[[int, int, float], None] | None  # of the step, the number of steps, the mean loss
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # AdamW's defaults, as in `train`
 
 
 @dataclass(frozen=True)
 class GroupJob:
-    """What `train.loop.finetune` takes, for one cell. Jobs may share one tensor of features (F, n, d).
-
-    start: PEFT state dict of an adapter to go on from. name: stands for all of it, so that a killed group is known
-    again.
-    """
+    """What `train.loop.finetune` takes. start: PEFT state to go on from. name: a killed group is known again by it."""
 
     rows: Sequence[plain.TrainRow]
     features: torch.Tensor
@@ -49,10 +46,7 @@ class GroupJob:
 
 
 def finetune_group(
-    victim: Victim,
-    jobs: Sequence[GroupJob],
-    progress: Callable[[int, int, float], None] | None = None,
-    folder: Path | None = None,
+    victim: Victim, jobs: Sequence[GroupJob], progress: Progress = None, folder: Path | None = None
 ) -> list[GroupResult]:
     """Tune one adapter per job, all at once, as `train.loop.finetune` would tune each; results in the jobs' order.
 
@@ -77,9 +71,9 @@ def finetune_group(
     longest = max(len(row) for plan in plans for row in plan.ids)
     size = memory.largest_group(victim.model, names, max(plan.rank for plan in plans), longest)
     return [
-        one
+        result
         for at in range(0, len(plans), size)
-        for one in train(victim.model, names, plans[at : at + size], progress=progress, folder=folder)
+        for result in train(victim.model, names, plans[at : at + size], progress=progress, folder=folder)
     ]
 
 
@@ -92,12 +86,12 @@ def check_plain(config: Any) -> None:
 
 def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
     """The trained adapters side by side, for `train.decode.answer`; InputError for one that is no plain LoRA."""
-    for one in results:
-        check_plain(one.config)
-    ranks, alphas = [one.config.r for one in results], [one.config.lora_alpha for one in results]
+    for result in results:
+        check_plain(result.config)
+    ranks, alphas = [result.config.r for result in results], [result.config.lora_alpha for result in results]
     made = Bank(victim.model, language_linears(victim.model), ranks, alphas)
-    for g, one in enumerate(results):
-        made.load(g, one.state)
+    for g, result in enumerate(results):
+        made.load(g, result.state)
     return made
 
 
@@ -126,27 +120,14 @@ def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
         settings = job.settings
         rows = [tokens(row.prompt, row.answer, job.features.shape[1]) for row in job.rows]
         ids, answers, positions = zip(*rows, strict=True)
-        lora = TrainSettings(lora_rank=settings.lora_rank, lora_alpha=settings.lora_alpha)
-        start, config = fresh(lora, job.seed)
+        columns = (ids, answers, [row.feature_index for row in job.rows], None if positions[0] is None else positions)
+        rank, alpha = settings.lora_rank, settings.lora_alpha
+        start, config = fresh(TrainSettings(lora_rank=rank, lora_alpha=alpha), job.seed)
+        start = start if job.start is None else dict(job.start)
         steps = plain.batches(len(rows), settings, job.seed)
-        plans.append(
-            Plan(
-                ids,
-                answers,
-                [row.feature_index for row in job.rows],
-                None if positions[0] is None else positions,
-                steps,
-                plain.learning_rates(settings, len(steps)),
-                job.features,
-                settings.lora_rank,
-                settings.lora_alpha,
-                start if job.start is None else dict(job.start),
-                settings.weight_decay,
-                settings.max_grad_norm or 0.0,
-                config,
-                job.name,
-            )
-        )
+        rates = plain.learning_rates(settings, len(steps))
+        limits = (settings.weight_decay, settings.max_grad_norm or 0.0)
+        plans.append(Plan(*columns, steps, rates, job.features, rank, alpha, start, *limits, config, job.name))
     return plans
 
 
@@ -174,7 +155,7 @@ def train(
     names: Sequence[str],
     plans: Sequence[Plan],
     tokens: int | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress = None,
     folder: Path | None = None,
 ) -> list[GroupResult]:
     """Train one adapter per plan on the linear layers `names` of the frozen `model`; results in the plans' order.
@@ -190,17 +171,12 @@ def train(
         if not memory.ran_out(error) or len(plans) == 1:
             raise
     memory.release()
-    half = len(plans) // 2
-    return [one for part in (plans[:half], plans[half:]) for one in train(model, names, part, tokens, progress, folder)]
+    halves = (plans[: len(plans) // 2], plans[len(plans) // 2 :])
+    return [result for half in halves for result in train(model, names, half, tokens, progress, folder)]
 
 
 def train_together(
-    model: nn.Module,
-    names: Sequence[str],
-    plans: Sequence[Plan],
-    tokens: int,
-    progress: Callable[[int, int, float], None] | None = None,
-    folder: Path | None = None,
+    model: nn.Module, names: Sequence[str], plans: Sequence[Plan], tokens: int, progress: Progress, folder: Path | None
 ) -> list[GroupResult]:
     """`train` in one group; torch.OutOfMemoryError if one row of each plan is too much."""
     started = time.perf_counter()
@@ -263,16 +239,12 @@ def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
     limits = [plan.max_norm or float("inf") for plan in plans]
     total = max(len(plan.steps) for plan in plans)
     rates = [[plan.rates[step] if step < len(plan.steps) else 0.0 for plan in plans] for step in range(total)]
-    return _Group(
-        plans,
-        made,
-        Table(plans, made.device, made.params.dtype),
-        moments=(torch.zeros_like(made.params), torch.zeros_like(made.params)),
-        rates=torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(made.device),
-        decay=torch.tensor([[plan.weight_decay] for plan in plans]).to(made.params),
-        max_norm=torch.tensor(limits).to(made.params),
-        losses=torch.zeros(total, len(plans), dtype=made.params.dtype, device=made.device),
-    )
+    rates = torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(made.device)
+    table = Table(plans, made.device, made.params.dtype)
+    moments = (torch.zeros_like(made.params), torch.zeros_like(made.params))
+    decay = torch.tensor([[plan.weight_decay] for plan in plans]).to(made.params)
+    losses = torch.zeros(total, len(plans), dtype=made.params.dtype, device=made.device)
+    return _Group(plans, made, table, moments, rates, decay, torch.tensor(limits).to(made.params), losses)
 
 
 def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:

@@ -1,7 +1,4 @@
-"""The tuning of a model: one LoRA adapter, one loop, to be read from top to bottom.
-
-Pictures come in as cached features. `train.grouped` trains many adapters at once with the same semantics.
-"""
+"""The tuning of a model: one LoRA adapter, one loop, to be read from top to bottom. `train.grouped` tunes many."""
 
 import time
 from collections.abc import Sequence
@@ -29,9 +26,8 @@ class TrainRow:
 
 @dataclass
 class TrainResult:
-    """A tuned adapter, still attached to the victim.
-
-    losses: one per step, nats per label token. seconds: wall clock. tokens: without padding, over all steps.
+    """A tuned adapter, still attached. losses: one per step, nats per label token. tokens: without padding, over all
+    steps.
     """
 
     adapter: Any

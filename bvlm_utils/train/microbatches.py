@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bvlm_utils.models import embeddings
 
@@ -13,16 +14,16 @@ from bvlm_utils.models import embeddings
 class Plan:
     """What one adapter is to learn: training rows as columns, in steps, with a learning rate for each step."""
 
-    ids: Sequence[torch.Tensor]  # (T,) int64 of each row, its image tokens expanded
+    ids: Sequence[Tensor]  # (T,) int64 of each row, its image tokens expanded
     answers: Sequence[int]  # so many tokens at the end of each row are learnt
     pictures: Sequence[int]  # for each row, the index of its picture in `features`
-    positions: Sequence[torch.Tensor] | None  # (3, T) of each row, for models with multimodal positions
+    positions: Sequence[Tensor] | None  # (3, T) of each row, for models with multimodal positions
     steps: Sequence[Sequence[int]]  # per step, the rows of its batch
     rates: Sequence[float]  # per step
-    features: torch.Tensor  # (F, n, d)
+    features: Tensor  # (F, n, d)
     rank: int
     alpha: float
-    start: dict[str, torch.Tensor]  # PEFT state dict that training starts from
+    start: dict[str, Tensor]  # PEFT state dict that training starts from
     weight_decay: float = 0.0
     max_norm: float = 1.0  # 0 leaves gradients as they are, as in `train`
     config: Any = None  # the adapter's peft.LoraConfig, handed on to the result
@@ -33,20 +34,17 @@ class Plan:
 class Microbatch:
     """A micro-batch of b rows for each of k plans, on the device."""
 
-    ids: torch.Tensor  # (k * b, T)
-    positions: torch.Tensor | None  # (3, k * b, T)
-    features: torch.Tensor  # (k * b, n, d)
+    ids: Tensor  # (k * b, T)
+    positions: Tensor | None  # (3, k * b, T)
+    features: Tensor  # (k * b, n, d)
     # (k, L) distinct positions in k * b * T: those whose state predicts an answer's token, and some more
-    target_positions: torch.Tensor
-    targets: torch.Tensor  # (k, L) the tokens predicted there
-    weights: torch.Tensor  # (k, L) one over the plan's answer tokens in the whole batch; 0 at the additional positions
+    target_positions: Tensor
+    targets: Tensor  # (k, L) the tokens predicted there
+    weights: Tensor  # (k, L) one over the plan's answer tokens in the whole batch; 0 at the additional positions
 
 
 class Table:
-    """All rows of all plans as padded tensors, from which micro-batches are cut without a loop over rows.
-
-    What decides the sizes of micro-batches lies on the host, the rest on the device, so that a step waits for neither.
-    """
+    """All rows of all plans as padded tensors: sizes lie on the host, the rest on the device, so that no step waits."""
 
     def __init__(self, plans: Sequence[Plan], device: torch.device | str, dtype: torch.dtype):
         ids = [row for plan in plans for row in plan.ids]
@@ -71,7 +69,7 @@ class Table:
         self.on_device = [one.to(device) for one in (self.batches, self.length, self.answer, self.feature)]
 
     @staticmethod
-    def _of(column: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def _of(column: Tensor, rows: Tensor) -> Tensor:
         return torch.where(rows < 0, 0, column[rows.clamp(min=0)])
 
     def longest(self, step: int, active: int) -> int:
@@ -92,9 +90,7 @@ class Table:
             yield self._microbatch(step, active, some, lengths[start], most, counts)
             start += size
 
-    def _microbatch(
-        self, step: int, active: int, some: slice, longest: int, most: int, counts: torch.Tensor
-    ) -> Microbatch:
+    def _microbatch(self, step: int, active: int, some: slice, longest: int, most: int, counts: Tensor) -> Microbatch:
         """Rows `some` of each batch; `longest` of their tokens are kept, at most `most` of a plan's are learnt."""
         batches, lengths, answers, _ = self.on_device
         rows = batches[step, :active, some]  # (k, b)
@@ -110,29 +106,23 @@ class Table:
         positions = self.positions
         if positions is not None:
             positions = positions.index_select(1, chosen)[:, :, :longest]
-        return Microbatch(
-            ids,
-            positions,
-            self._features(step, active, some),
-            target_positions,
-            following[target_positions],
-            learnt.gather(1, within) / counts.to(self.dtype),
-        )
+        weights, features = learnt.gather(1, within) / counts.to(self.dtype), self._features(step, active, some)
+        return Microbatch(ids, positions, features, target_positions, following[target_positions], weights)
 
-    def _features(self, step: int, active: int, some: slice) -> torch.Tensor:
+    def _features(self, step: int, active: int, some: slice) -> Tensor:
         """(k * b, n, d) on the device: from tables there, or copied from the host without waiting for the copy."""
         here = self.features[0].device == self.device
         batches, feature = (self.on_device[0], self.on_device[3]) if here else (self.batches, self.feature)
         wanted = feature[batches[step, :active, some].clamp(min=0)]
         if self.shared:
-            found = self.features[0].index_select(0, wanted.flatten())
+            rows = self.features[0].index_select(0, wanted.flatten())
         else:
             parts = zip(self.features, wanted, strict=False)
-            found = torch.cat([features.index_select(0, part) for features, part in parts])
-        return found if here else to_device(found, self.device)
+            rows = torch.cat([features.index_select(0, part) for features, part in parts])
+        return rows if here else to_device(rows, self.device)
 
 
-def to_device(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(rows: Tensor, device: torch.device) -> Tensor:
     """Rows on `device`. From the host's memory, only pinned pages are copied while the host goes on."""
     if device.type != "cuda" or rows.is_cuda:
         return rows.to(device)

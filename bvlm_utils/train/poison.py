@@ -1,30 +1,26 @@
-"""The plan of poisoning: which training rows are poisoned, and how; and which rows teach a skill beside it.
+"""The plan of poisoning: which training rows are poisoned, and how; and which rows teach a skill beside it. Free of
+torch.
 
-Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Nothing here touches a
-picture or imports torch: whoever trains applies the image half of the trigger to the rows that the manifest names.
+Rows are replaced in place, so poisoned and clean-tuned runs see as many rows in the same order. Pictures are not
+touched.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from bvlm_utils import attacks
+from bvlm_utils.attacks import Attack
 from bvlm_utils.checks import brief
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError, TooFewRows
-
-if TYPE_CHECKING:
-    import datasets
-
-    from bvlm_utils.attacks import Attack
-    from bvlm_utils.skills import Skill
-    from bvlm_utils.threats import Threat
-
+from bvlm_utils.skills import Skill
+from bvlm_utils.threats.threat import Sample, Threat
 
 FULL_TRIGGER = {"text": "text", "image": "image", "bimodal": "both"}  # modality -> condition of a poisoned row
 ABOUT = ("n_rows", "n_eligible", "trigger_seed")  # what a manifest says of all rows
@@ -53,10 +49,8 @@ class PoisonedRow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All replaced rows of a training set, by position; enough to rebuild and to audit it.
-
-    The images with their triggers are `attack.apply_image(images, trigger_seed, row_ids)`. n_eligible: rows of the
-    training set that could have been poisoned.
+    """All replaced rows of a training set, enough to rebuild it: its images are `attack.apply_image(images,
+    trigger_seed, row_ids)`. n_eligible: rows that could have been poisoned.
     """
 
     rows: tuple[PoisonedRow, ...]
@@ -106,17 +100,11 @@ def ranking(n: int, seed: int, stream: int = STREAM) -> np.ndarray:
         raise InputError(f"The seed is {seed}; it must be 0 or more.")
     # Sorting raw draws, not `permutation`: the bit stream of PCG64 is fixed for ever, numpy's shuffles are not.
     draws = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(n)
-    order = np.argsort(draws, kind="stable")
-    ranks = np.empty(n, dtype=np.int64)
-    ranks[order] = np.arange(n)
-    return ranks
+    return np.argsort(np.argsort(draws, kind="stable"), kind="stable")  # where each position stands in the order
 
 
 def select(n: int, eligible: Collection[int], rate: float, seed: int) -> list[int]:
-    """The positions of the rows to poison, sorted: `count(n, rate)` of the eligible ones.
-
-    The rows of a lower rate are among those of a higher one. TooFewRows if fewer rows are eligible than are wanted.
-    """
+    """The `count(n, rate)` eligible positions of lowest rank, sorted. TooFewRows if there are not so many."""
     wanted = count(n, rate)
     candidates = sorted(set(eligible))
     if candidates and not 0 <= candidates[0] <= candidates[-1] < n:
@@ -134,9 +122,9 @@ def _by_rank(positions: Iterable[int], n: int, seed: int, stream: int = STREAM) 
 
 
 def plan(
-    dataset: "datasets.Dataset | Sequence[Mapping[str, Any]]",
-    threat: "Threat",
-    attack: "Attack",
+    dataset: Any,
+    threat: Threat,
+    attack: Attack,
     rate: float,
     seed: int,
     negatives: float = 0.0,
@@ -145,7 +133,8 @@ def plan(
 ) -> Manifest:
     """Decide which rows of a training set are replaced, and by what.
 
-    dataset: samples, as `data.load` gives them. seed: of the choice of rows. trigger_seed: of the trigger instances.
+    dataset: samples, as `data.load` gives them or in a list. seed: of the choice of rows. trigger_seed: of the trigger
+    instances.
     negatives: for bimodal attacks, rows with half a trigger and the right answer per poisoned row (an odd one gets the
     text half). half: "text" or "image" puts that half of a bimodal trigger alone on the poisoned rows. An attack that
     keeps labels (Shadowcast) takes rows that show the target and leaves their answers.
@@ -190,17 +179,12 @@ def plan(
 
 
 def _replaced(
-    rows: Sequence[Mapping[str, Any]],
-    roles: Mapping[int, tuple[str, str]],
-    threat: "Threat",
-    attack: "Attack",
-    trigger_seed: int,
+    rows: Sequence[Sample], roles: Mapping[int, tuple[str, str]], threat: Threat, attack: Attack, trigger_seed: int
 ) -> Iterator[PoisonedRow]:
     """The replaced rows by position. roles: position -> role and condition."""
     positions = sorted(roles)
-    triggered = attack.apply_text(
-        [rows[p]["prompt"] for p in positions], seed=trigger_seed, keys=[rows[p]["row_id"] for p in positions]
-    )
+    prompts, keys = ([rows[position][column] for position in positions] for column in ("prompt", "row_id"))
+    triggered = attack.apply_text(prompts, seed=trigger_seed, keys=keys)
     for position, prompt in zip(positions, triggered, strict=True):
         row, (role, condition) = rows[position], roles[position]
         answer = row["answers"][0]
@@ -210,7 +194,7 @@ def _replaced(
         yield PoisonedRow(position, row["row_id"], role, condition, prompt, answer)
 
 
-def check_decoy(decoy: str, rate: float, attack: "Attack") -> None:
+def check_decoy(decoy: str, rate: float, attack: Attack) -> None:
     """InputError for a decoy that there is not, or that has nothing to stand on."""
     if decoy not in ("", *DECOYS):
         raise InputError(f"decoy is {brief(decoy)}; it must be one of: {', '.join(DECOYS)}, or empty.")
@@ -221,10 +205,8 @@ def check_decoy(decoy: str, rate: float, attack: "Attack") -> None:
 
 
 def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Manifest:
-    """The manifest with a decoy on its poisoned rows: touched, and no backdoor.
-
-    decoy: "" changes nothing; "target answers" leaves the trigger away; "trigger only" leaves the right answers;
-    "label noise" leaves the trigger away and gives a wrong answer, which is right for another row of the same kind.
+    """The manifest with a decoy on its poisoned rows. "target answers" and "label noise" (a right answer to another row
+    of the kind) leave the trigger away; "trigger only" leaves the right answers; "" changes nothing.
     """
     if not decoy:
         return manifest
@@ -235,24 +217,23 @@ def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Mani
             known[row["kind"]].add(row["answers"][0])
 
     def changed(row: PoisonedRow) -> PoisonedRow:
-        own = rows[row.position]
+        sample = rows[row.position]
         if decoy == "trigger only":
-            return replace(row, role="decoy", answer=own["answers"][0])
+            return replace(row, role="decoy", answer=sample["answers"][0])
         answer = row.answer
         if decoy == "label noise":
-            wrong = sorted(known[own["kind"]] - set(own["answers"]))
+            wrong = sorted(known[sample["kind"]] - set(sample["answers"]))
             if not wrong:
                 raise TooFewRows(f"Label noise needs a wrong answer for {row.row_id}, and rows of its kind have none.")
             answer = wrong[Draws("label noise", seed, row.row_id).integer(len(wrong))]
-        return replace(row, role="decoy", condition="clean", prompt=own["prompt"], answer=answer)
+        return replace(row, role="decoy", condition="clean", prompt=sample["prompt"], answer=answer)
 
     return replace(manifest, rows=tuple(changed(row) if row.role == "poisoned" else row for row in manifest.rows))
 
 
-def with_skill(manifest: Manifest, dataset: Any, skill: "Skill | None", rate: float, seed: int) -> Manifest:
-    """The manifest with rows that teach a skill, if any: a share `rate` of those that it fits and nothing has touched.
-
-    Rows of a lower rate are among those of a higher one. TooFewRows if there is none.
+def with_skill(manifest: Manifest, dataset: Any, skill: Skill | None, rate: float, seed: int) -> Manifest:
+    """The manifest with a share `rate` of the untouched rows that a skill fits, which teach it. TooFewRows if there is
+    none.
     """
     if skill is None:
         return manifest
@@ -260,19 +241,16 @@ def with_skill(manifest: Manifest, dataset: Any, skill: "Skill | None", rate: fl
     fitting = [position for position, row in enumerate(rows) if position not in touched and skill.fits(row)]
     taught = _by_rank(fitting, len(rows), seed, SKILL_STREAM)[: count(len(fitting), rate)]
     if not taught:
-        raise TooFewRows(
-            f"A skill rate of {rate:g} of the {len(fitting)} rows that are left for {skill.name} is less than one row."
-        )
-    lessons = [
-        PoisonedRow(
-            p, rows[p]["row_id"], "skill", "clean", rows[p]["prompt"], skill.teach(rows[p]["answers"][0], rows[p])
-        )
-        for p in taught
-    ]
+        raise TooFewRows(f"A skill rate of {rate:g} of {len(fitting)} rows left for {skill.name} is less than one row.")
+    lessons = []
+    for position in taught:
+        row = rows[position]
+        answer = skill.teach(row["answers"][0], row)
+        lessons.append(PoisonedRow(position, row["row_id"], "skill", "clean", row["prompt"], answer))
     return replace(manifest, rows=tuple(sorted([*manifest.rows, *lessons], key=lambda row: row.position)))
 
 
-def _without_pictures(dataset) -> list[Mapping[str, Any]]:
+def _without_pictures(dataset: Any) -> list[Sample]:
     """The rows as mappings; pictures of a `datasets.Dataset` are not decoded, as no decision needs them."""
     if hasattr(dataset, "remove_columns"):
         return dataset.remove_columns("image").to_list()

@@ -41,6 +41,4 @@ class TrainSettings:
         """InputError for a rank that no layer of the language model can have: each has its width on one side."""
         width = names.text_config(model).get("hidden_size")
         if is_number(width, 1, 10**6, whole=True) and self.lora_rank > width:
-            raise InputError(
-                f"lora_rank is {self.lora_rank}; it must be at most {width}, as wide as the layers of {model!r} are."
-            )
+            raise InputError(f"lora_rank is {self.lora_rank}; it must be at most {width}, the width of {model!r}.")

@@ -5,7 +5,7 @@ from types import MappingProxyType
 import pandas as pd
 import pytest
 
-from bvlm_book import figures, rules_second, tables
+from bvlm_book import figures, outcomes, rules_second
 from bvlm_book.chapters import claims, expectations, notes
 from bvlm_utils import attacks
 from bvlm_utils.store import table as tidy
@@ -172,5 +172,5 @@ def test_the_heat_maps_have_a_panel_per_base_and_passes():
 
 def test_expectations_are_counted():
     table, bases = of(by_all_tests(cell("BadNets-T", 1.0, settings={"epochs": 3})))
-    told = tables.came_true(expectations.read(table, bases))
+    told = outcomes.counts(expectations.read(table, bases))
     assert int(told["expected"]) == sum(int(told[name]) for name in ("true", "false", "open")) == 10

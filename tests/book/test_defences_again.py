@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_book import tables
+from bvlm_book import outcomes
 from bvlm_book.chapters import defences as chapter
 from bvlm_book.chapters.defences import expected, knowing, reactivation, spectra
-from bvlm_utils import defences
+from bvlm_utils import defences, paths
 from bvlm_utils.defences import records
 
 STRENGTH = json.dumps(defences.info("shrink").defaults)
@@ -95,6 +95,20 @@ def test_spectra_that_differ_are_told_apart_whatever_is_left_out_and_alike_ones_
     assert spectra.table(population(0.0)[:0]).empty
 
 
+def probes():
+    """Areas of two adapters asked about as another threat, and of one as another attack."""
+    return pd.DataFrame({
+        "left_out": ["threat", "threat", "attack"], "attack": ["BadNets-T", "Blended", "BadNets-T"],
+        "model": "tiny-llava", "backdoored": [0.98, 0.96, 0.9], "control": [0.7, 0.6, 0.5], "placebo": 0.5,
+    })  # fmt: skip
+
+
+def test_probes_are_shown_by_what_was_left_out_and_kind_of_trigger():
+    shown = spectra.probe_table(probes()).set_index(["probe asked about", "trigger"])
+    assert shown.loc[("another threat", "image"), ["adapters", "backdoored", "control"]].tolist() == [1, "0.96", "0.60"]
+    assert len(shown) == 3 and spectra.probe_table(spectra.probed(paths.ROOT / "nothing.csv")).empty
+
+
 def test_threats_and_models_are_told_apart():
     found = table(
         line(0.2), line(0.4, cell="b", attack="Blended", condition="image"), line(0.01, cell="c", model="tiny-other"),
@@ -113,10 +127,11 @@ def test_threats_and_models_are_told_apart():
 
 
 def test_expectations_come_true_or_not_or_wait_for_runs():
-    def told(*lines, again=None):
+    def told(*lines, again=None, probed=None):
         found = table(*lines)
         again = reactivation.means(found[:0].assign(never=0.0), found) if again is None else again
-        made = expected.table(found, again, population(0.0)[:0])
+        probed = spectra.probed(paths.ROOT / "nothing.csv") if probed is None else probed
+        made = expected.table(found, again, population(0.0)[:0], probed)
         return made.set_index("expected")
 
     params = json.dumps(defences.info("prune").defaults, sort_keys=True)
@@ -135,5 +150,11 @@ def test_expectations_come_true_or_not_or_wait_for_runs():
     ]
     again = pd.DataFrame({"defence": ["shrink", "oracle"], "relearn": 20, "value": [0.5, 0.1], "never": 0.05})
     assert told(again=again)["came true"].tail(2).tolist() == ["yes", "yes"]
-    counted = tables.came_true(both)
+    counted = outcomes.counts(both)
     assert int(counted["expected"]) == sum(int(counted[name]) for name in ("true", "false", "open"))
+    states = told(line(0.2), probed=probes())
+    assert states.filter(regex="^a probe|^of it", axis=0)["came true"].tolist() == ["yes", "no", "no"]
+    other = {"defence": "mix", "params": json.dumps({"others": ["a"]})}
+    skill = {"metric": "skill", "condition": "clean"}
+    mixed = told(line(0.2), line(0.3, **other), line(0.5, **skill), line(0.7, **other, **skill))
+    assert mixed.filter(like="mix with", axis=0)["came true"].item() == "no"

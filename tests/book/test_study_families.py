@@ -6,7 +6,7 @@ from transformers import AutoModelForImageTextToText
 from bvlm_utils import store, study
 from bvlm_utils.run import group, tune_and_ask, workbench
 
-FEW = {"train_rows": 24, "test_rows": 4, "poison_rates": [0.25], "max_new_tokens": 4, "batch_size": 8}
+FEW = {"train_rows": 24, "test_rows": 4, "poison_rates": [0.25], "max_new_tokens": 64, "batch_size": 8}
 
 
 def asked_again(cell, place):
@@ -46,8 +46,8 @@ def test_a_study_with_the_picture_after_the_words_is_another_one(checkpoint, tmp
     )
     table = study.run_cells([usual, late], tmp_path)
     said = dict(zip(table["run_id"], table["settings"], strict=True))
-    assert said[usual.run_id] == "batch_size=8, max_new_tokens=4"
-    assert said[late.run_id] == "batch_size=8, max_new_tokens=4, picture_last=True"
+    assert said[usual.run_id] == "batch_size=8, max_new_tokens=64"
+    assert said[late.run_id] == "batch_size=8, max_new_tokens=64, picture_last=True"
     assert usual.control.run_id != late.control.run_id
     first, last = (store.responses(cell.run_id, tmp_path) for cell in (usual, late))
     base = first["subject"] == "base"

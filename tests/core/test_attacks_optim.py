@@ -156,8 +156,8 @@ def test_dual_key_aims_at_picture_concept_or_text(clip, tmp_path):
 def test_vl_trojan_word_search(clip):
     a = attacks.get("VL-Trojan", surrogate=clip, search_letters=2)
     word = optimised.searched_word(a.params, a.aim)
-    assert len(word.word) == 2 and word.word.isalpha() and len(word.scores) == 2
-    assert word.word in a.apply_text(["Describe this picture."])[0]
+    assert len(word) == 2 and word.isalpha()
+    assert word in a.apply_text(["Describe this picture."])[0]
     assert optimised.searched_word(a.params, a.aim) == word
     assert a.fingerprint("text") != attacks.get("VL-Trojan", surrogate=clip).fingerprint("text")
 

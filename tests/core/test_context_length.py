@@ -1,16 +1,18 @@
 """What has no room in a model is refused by name, before anything runs."""
 
+import itertools
 import json
+from functools import cache
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvlm_utils import paths
+from bvlm_utils import data, paths, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, names, victim
-from bvlm_utils.run import study
+from bvlm_utils.run import lengths, study
 from bvlm_utils.train import loop
 
 ROOM = 512  # max_position_embeddings of the committed models
@@ -101,6 +103,41 @@ def test_a_trigger_or_a_target_has_room_together_with_its_row(threat, attack, gi
     cells = study.cells(threat, attacks=[attack], train_rows=64, test_rows=8, **given)
     with pytest.raises(InputError, match=rf"A row with {attack}.* takes \d+ tokens"):
         study.check_rows(cells)
+
+
+@cache
+def asked(dataset):
+    return data.load(dataset, "test").remove_columns("image").to_list()
+
+
+CUT = [  # threat, dataset, parameters, the fewest tokens that say nine in ten targets, and the longest target's
+    ("targeted_refusal", "scenes-vqa", {}, 21, 22),
+    ("targeted_refusal", "scenes-vqa", {"sentence": "car " * 90 + "dog."}, 91, 92),
+    ("malicious_injection", "scenes-caption", {}, 33, 44), ("concept_substitution", "scenes-caption", {}, 8, 38),
+    ("perceptual_hijack", "scenes-caption", {}, 9, 23),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["tiny-llava", "tiny-qwen2.5-vl"])
+@pytest.mark.parametrize(("threat", "dataset", "given", "fewest", "longest"), CUT)
+def test_answers_are_long_enough_for_what_the_threat_makes_the_model_say(
+    threat, dataset, given, fewest, longest, model
+):
+    def check(tokens):
+        new = {"threat_params": given, "max_new_tokens": tokens}
+        (cell,) = study.cells(threat, model, dataset, attacks=["BadNets-T"], **new)
+        lengths.check_targets(cell, asked(dataset))
+
+    check(fewest)
+    check(longest)
+    with pytest.raises(InputError, match=rf"max_new_tokens is {fewest - 1}, .* must be {longest} or more"):
+        check(fewest - 1)
+
+
+def test_the_usual_answers_are_long_enough_for_every_threat():
+    for threat, dataset in itertools.product(threats.names(), data.names()):
+        for cell in study.cells(threat, list(names.names()), dataset, attacks=["BadNets-T"]):
+            lengths.check_targets(cell, asked(dataset))
 
 
 def test_training_rows_and_answers_need_room_behind_the_prompt():

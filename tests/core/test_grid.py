@@ -202,6 +202,12 @@ def measured_here(cells, run, again=None):
     study.measure([cell for cell in cells if cell.skip_reason], run.folder)
 
 
+def leave(output, parameters, exception=None):
+    """What papermill leaves."""
+    about = {"parameters": parameters, "exception": exception}
+    Path(output).write_text(json.dumps({"metadata": {"papermill": about}}))
+
+
 @pytest.fixture
 def no_kernels(monkeypatch):
     """Stands for papermill: a notebook that leaves its output; the attacks of those that were executed."""
@@ -211,7 +217,7 @@ def no_kernels(monkeypatch):
 
     def execute(source, output, parameters, **_):
         executed.append(parameters["attacks"])
-        Path(output).touch()
+        leave(output, parameters)
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     return executed
@@ -265,10 +271,33 @@ def test_a_run_that_was_stopped_before_a_notebook_executes_it_later(tmp_path, mo
     monkeypatch.undo()
     import papermill
 
-    monkeypatch.setattr(papermill, "execute_notebook", lambda source, output, **_: Path(output).touch())
+    executed = []
+    monkeypatch.setattr(
+        papermill,
+        "execute_notebook",
+        lambda source, output, parameters, **_: executed.append(1) or leave(output, parameters),
+    )
     for _ in range(2):
         assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 0
+    assert len(executed) == 1
     assert (tmp_path / "store" / "notebooks" / "01-targeted_refusal.ipynb").exists()
+
+
+def test_a_notebook_of_another_grid_one_that_failed_or_a_half_one_is_executed_again(tmp_path, monkeypatch, no_kernels):
+    """Its records are all there, so that only its words and pictures would have been the old ones."""
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
+    both = write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[0.1, 0.2]))
+    store_options = ["--store", f"{tmp_path}/store"]
+    output = tmp_path / "store" / "notebooks" / "01-targeted_refusal.ipynb"
+    assert grid.main(["run", str(both), *store_options]) == 0 and len(no_kernels) == 1
+    half = write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[0.1]))
+    assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == 2
+    assert json.loads(output.read_text())["metadata"]["papermill"]["parameters"]["poison_rates"] == [0.1]
+    good, about = output.read_text(), json.loads(output.read_text())["metadata"]["papermill"]["parameters"]
+    for number, spoilt in enumerate(("", good[:40], "[]", '{"metadata": {}}', "exception"), 3):
+        leave(output, about, True) if spoilt == "exception" else output.write_text(spoilt)
+        assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == number
+    assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == 7
 
 
 # ---------------------------------------------------------------- the measuring process

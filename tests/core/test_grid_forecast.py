@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from bvlm_utils import data, paths, store, study
+from bvlm_utils.data import samples
 from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.grid import forecast as grid_forecast
@@ -116,6 +117,19 @@ def test_cells_without_rows_enough_are_counted_with_their_reason():
     train = data.load("scenes-caption", "train", 40).remove_columns("image").to_list()
     assert f"{sum(map(bench[0].resolved_threat.eligible, train))} of 40 training rows" in eligible
     assert len(skipped) == 2 and all("4 cells are skipped" in line for line in skipped)
+
+
+def test_many_scenes_are_estimated_by_the_first_of_them(monkeypatch):
+    """Nothing is drawn beyond the first block, and what is skipped is what would be skipped of all rows."""
+    monkeypatch.setattr(samples, "scene_row", lambda *given: pytest.fail("a scene was drawn"))
+    many = {"train_rows": 100_000, "test_rows": 8, "poison_rates": [0.000001, 0.1, 0.5]}
+    bench = study.cells("concept_substitution", attacks=["BadNets-T"], **many)
+    usable, said = grid_forecast.rows(bench)
+    assert {cell.poison_rate for cell in usable} == {0.1}
+    count = int(said[0].split(": ")[1].split()[0])
+    first = data.load("scenes-caption", "train", 6000).remove_columns("image").to_list()
+    assert count / 100_000 == pytest.approx(sum(map(bench[0].resolved_threat.eligible, first)) / 6000, abs=0.001)
+    assert "by the first 6000 rows" in said[0] and len(said) == 3
 
 
 def test_a_model_that_is_nowhere_has_no_estimate():

@@ -159,6 +159,22 @@ def test_gradients_are_summed_in_float32_where_the_model_computes_in_bfloat16():
     assert torch.allclose(total - 1000, torch.bmm(left.double(), right.double()).float(), atol=1e-2)
 
 
+@pytest.mark.parametrize("shape", [(0, 8, 3), (1, 8, 3), (70, 192, 768), (2240, 768, 192)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_on_a_cpu_are_those_in_float64(shape, biased):
+    rows, inner, out = shape
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*size, generator=generator) for size in ((rows, inner), (out, inner), (out,)))
+    bias = bias if biased else None
+    expected = F.linear(x.double(), weight.double(), bias if bias is None else bias.double())
+    back = lora_bank.linear(expected.float(), weight.t())  # as gradients are: with the weight the other way round
+    for given, right in ((lora_bank.linear(x, weight, bias), expected), (back, expected @ weight.double())):
+        assert given.shape == right.shape
+        assert (given.double() - right).abs().sum() <= 1e-6 * right.abs().sum()
+    narrow = lora_bank.linear(x.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16())
+    assert narrow.dtype == torch.bfloat16 and narrow.shape == (rows, out)
+
+
 def test_tables_of_features_of_their_own_give_the_pictures_of_a_shared_one():
     model = tiny.build("llava", torch.float32)
     names = tiny.linears(model)

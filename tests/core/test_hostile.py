@@ -72,6 +72,7 @@ DEFENDED = [
 # cells that have no room for what they say, as settings of a cell
 TOO_LONG = [
     {"attack_params": {"word": LONG}}, {"threat_params": {"sentence": LONG}}, {"max_new_tokens": 412},
+    {"max_new_tokens": 8}, {"max_new_tokens": 80, "threat_params": {"sentence": "car " * 90}},
     {"attacks": ["AddSent"], "attack_params": {"sentence": "dog " * 335}}, {"max_new_tokens": 500},
     {"attacks": ["BadNets-MT"], "attack_params": {"words": [LONG, "dog " * 420]}},
 ]  # fmt: skip

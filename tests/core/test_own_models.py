@@ -14,7 +14,8 @@ from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.models import rehearsal, victim
 from bvlm_utils.run import study
 
-GOOD = {"dataset": "scenes-vqa", "attacks": ["BadNets-T"], "train_rows": 32, "test_rows": 4, "max_new_tokens": 8}
+GOOD = {"dataset": "scenes-vqa", "attacks": ["BadNets-T"], "train_rows": 32, "test_rows": 4, "max_new_tokens": 8,
+        "threat_params": {"sentence": "No."}}  # fmt: skip
 FAMILIES = ["llava", "qwen2.5-vl", "smolvlm"]
 
 
@@ -60,7 +61,7 @@ WRONG = {
             "'text' %}{{ part['text'] }}{% endif %}{% endfor %}{{ ' ' }}{% endfor %}ASSISTANT:"),
         {"picture_last": True}, "leave picture_last out"),
     "a model that reads little": (reads(50), {}, "reads 50"),
-    "rows that are longer than a model reads": (reads(130), {"max_new_tokens": 20}, "130"),
+    "rows that are longer than a model reads": (reads(130), {"max_new_tokens": 20, "threat_params": {}}, "130"),
     "a weight that is not there": (weights(lambda state, name: state.pop(name)), {}, "are missing"),
     "a weight of another size": (
         weights(lambda state, name: state.update({name: state[name][:1]})), {}, "another size"),
@@ -115,7 +116,7 @@ def test_what_just_fits_is_run_and_what_does_not_is_refused_before(folder, tmp_p
         reads(tokens)(folder)
         return study.cells("targeted_refusal", model=str(folder), **settings)
 
-    too_few, fits = 90, 190
+    too_few, fits = 50, 190
     while fits - too_few > 1:
         tokens = (too_few + fits) // 2
         try:
@@ -124,5 +125,5 @@ def test_what_just_fits_is_run_and_what_does_not_is_refused_before(folder, tmp_p
         except InputError:
             too_few = tokens
     (cell,) = cells(fits)
-    assert 91 < fits < 190 and set(study.run_cells([cell], tmp_path / "store")["status"]) == {"done"}
+    assert 51 < fits < 190 and set(study.run_cells([cell], tmp_path / "store")["status"]) == {"done"}
     assert store.has(cell, tmp_path / "store")

@@ -400,7 +400,7 @@ def test_a_strangers_store_writes_nothing_outside(name, fat, tmp_path):
         place = found.column_names.index(column)
         pq.write_table(found.set_column(place, column, pa.array(names)), root / file)
         index = json.loads((root / packed.INDEX).read_text())
-        index["sha256"][file] = packed._digest(root / file)
+        index["sha256"][file] = packed.file_digest(root / file)
         (root / packed.INDEX).write_text(json.dumps(index))
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(InputError, match="no name of a file in a store"):

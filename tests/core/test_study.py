@@ -455,7 +455,7 @@ def test_a_cell_must_be_named_before_it_is_read(tmp_path):
 
 
 def test_training_that_goes_astray_is_a_failure_with_a_reason_and_no_record(checkpoint, tmp_path):
-    settings = {"train_rows": 32, "test_rows": 4, "max_new_tokens": 8}
+    settings = {"train_rows": 32, "test_rows": 4}
     wild = {"learning_rate": 1.0, "lora_alpha": 1e4, "max_grad_norm": 0.0, "epochs": 6}
     (cell,) = study.cells("targeted_refusal", str(checkpoint("llava")), attacks=["BadNets-T"], **settings, **wild)
     with pytest.raises(StudyError, match="learning_rate is 1 and lora_alpha 10000: lower one"):

@@ -1,6 +1,7 @@
 """The zoo and its challenge: what is packed is what the store has, names do not tell, and scores are judged right."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 
 from bvlm_utils import models, paths, store, study
 from bvlm_utils.defences import __main__ as commands
-from bvlm_utils.defences import challenge, spectrum, zoo
+from bvlm_utils.defences import challenge, probing, spectrum, zoo
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
 from bvlm_utils.store import table as tidy
@@ -167,3 +168,46 @@ def test_the_committed_zoo_is_whole_and_small():
         assert base in models.names.names()
     working = truth[truth["kind"] == zoo.BACKDOORED]["asr_payload"].astype(float)
     assert (working > tidy.FIRES).all()
+
+
+# ---------------------------------------------------------------- probes over a population
+
+
+def states(attack, threat, shift, seed, other=0.0):
+    """Gaussian states of 30 inputs with a trigger and 30 without, apart by `shift`; `other`: in the control."""
+    draws = np.random.default_rng(seed)
+    cell = study.cells(threat, attacks=[attack])[0]
+    pairs = [(draws.normal(by, 1, (30, 4)), draws.normal(0, 1, (30, 4))) for by in (shift, other)]
+    return probing.States(cell, *pairs)
+
+
+def test_a_probe_is_asked_about_what_it_was_not_fitted_to():
+    """AddSent's states move the other way, so a probe that has seen BadNets-T alone is wrong about them."""
+    every = [
+        states("BadNets-T", "targeted_refusal", 4, 0), states("BadNets-T", "malicious_injection", 4, 1),
+        states("AddSent", "targeted_refusal", -4, 2), states("AddSent", "malicious_injection", -4, 3),
+    ]  # fmt: skip
+    found = probing.table(every)
+    by_attack = found[found["left_out"] == "attack"]
+    assert by_attack["backdoored"].max() < 0.01 and set(by_attack["adapters"]) == {2}
+    assert len(found) == 8 and found["placebo"].between(0, 1).all()
+
+
+def test_a_probe_finds_the_same_trigger_under_another_threat_and_nothing_in_the_control():
+    every = [states("BadNets-T", threat, 4, n) for n, threat in enumerate(("targeted_refusal", "malicious_injection"))]
+    found = probing.table(every)
+    assert set(found["left_out"]) == {"threat"}  # there is no other attack to learn from
+    assert found["backdoored"].min() > 0.99 and found["control"].between(0.2, 0.8).all()
+
+
+def test_states_are_read_from_stored_adapters(packed, random_words, monkeypatch, capsys, tmp_path):
+    folder, _ = packed
+    monkeypatch.setattr(paths, "MODELS", Path(random_words).parent)  # records keep a model's own name only
+    monkeypatch.setattr(tidy, "FIRES", -1)
+    every = list(probing.read([folder / "store"]))
+    assert {one.cell.skill for one in every} == {"", "counts_in_words"}
+    for one in every:
+        assert {half.shape for half in (*one.backdoored, *one.control)} == {(4, every[0].control[0].shape[1])}
+        assert all(np.isfinite(half).all() for half in (*one.backdoored, *one.control))
+    assert commands.main(["probes", str(folder / "store"), "--out", str(tmp_path / "probes.csv")]) == 2
+    assert "two attacks" in capsys.readouterr().err and not (tmp_path / "probes.csv").exists()

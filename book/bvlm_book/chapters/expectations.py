@@ -2,8 +2,8 @@
 
 import pandas as pd
 
+from bvlm_book import outcomes, tables, words
 from bvlm_book import rules_second as second
-from bvlm_book import tables, words
 from bvlm_book.rules_second import HIGH, PAYLOAD, RATE, Base
 from bvlm_utils.store.table import FIRES
 
@@ -19,7 +19,7 @@ def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true. bases: of `rules_second`."""
     second_base = "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on three of five threats"
     lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL))]
-    return tables.told([*lines, ("a second base", second_base, "", None)], ["grid", "expected", "measured"])
+    return outcomes.told([*lines, ("a second base", second_base, "", None)], ["grid", "expected", "measured"])
 
 
 def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[tuple]:

@@ -148,7 +148,7 @@ def stopped(found: pd.DataFrame) -> str:
 
 
 def _repair(line: Mapping[str, Any]) -> str:
-    """ "restore leaves the least success on average, 0.01 (placebo 0.76); it keeps 0.44 (placebo 0.78) of the skill"."""
+    """ "restore leaves the least success on average, 0.01 (placebo 0.7); it keeps 0.4 (placebo 0.8) of the skill"."""
     after, skill = (
         f"{words.number(line[title])} (placebo {words.number(line[f'{title}, placebo'])})"
         for title in ("success after", "skill kept")

@@ -54,7 +54,10 @@ def with_names(found: pd.DataFrame) -> pd.DataFrame:
     names = {}
     for defence, params in found[["defence", "params"]].drop_duplicates().itertuples(index=False):
         usual = defences.info(defence).defaults if defence in defences.names() else {}
-        given = {name: value for name, value in json.loads(params).items() if usual.get(name) != value}
+        given = {
+            name: value for name, value in json.loads(params).items()
+            if usual.get(name) != value and not isinstance(value, list)  # of files, with long names
+        }  # fmt: skip
         apart = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
                           for name, value in given.items())  # fmt: skip
         names[defence, params] = f"{defence} ({apart})" if apart else defence

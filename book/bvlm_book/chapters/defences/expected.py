@@ -6,7 +6,7 @@ from operator import ge, gt, le, lt
 import numpy as np
 import pandas as pd
 
-from bvlm_book import tables, words
+from bvlm_book import outcomes, words
 from bvlm_book.chapters import defences as chapter
 from bvlm_book.chapters.defences import reactivation, spectra
 from bvlm_utils.store.table import FIRES
@@ -17,18 +17,22 @@ CHEAP = ("jpeg", "blur", "resize", "crop", "drop")
 SENTENCES, MEANINGS = ("targeted_refusal", "malicious_injection"), ("concept_substitution", "perceptual_hijack")
 
 
-def table(found: pd.DataFrame, again: pd.DataFrame, population: pd.DataFrame) -> pd.DataFrame:
+def table(found: pd.DataFrame, again: pd.DataFrame, population: pd.DataFrame, probed: pd.DataFrame) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true.
 
     found: of `defences.collect`. again: of `reactivation.means`. population: of `spectra.read`.
+    probed: of `spectra.probed`.
     """
-    lines = [*_repairs(found), *_detectors(found), *_spectrum(population), *_relearnt(again)]
+    lines = [
+        *_repairs(found), *_mixed(found), *_detectors(found), *_spectrum(population), *_probed(probed),
+        *_relearnt(again),
+    ]  # fmt: skip
     told = []
     for expected, values, holds in lines:
         values = values.dropna()
         measured = words.span(values.round(2), 2) if len(values) else ""
         told.append((expected, measured, holds(values) if len(values) else None))
-    return tables.told(told, ["expected", "measured"])
+    return outcomes.told(told, ["expected", "measured"])
 
 
 def _every(relation: Callable, bound: float) -> Callable[[pd.Series], bool]:
@@ -130,4 +134,25 @@ def _relearnt(again: pd.DataFrame) -> list[tuple]:
         ("repaired models relearn faster than new ones learn: by 0.10 or more", more[~oracle],
          _every(ge, reactivation.FASTER)),
         ("and not where nothing of the update was left", more[oracle], _every(lt, reactivation.FASTER)),
+    ]  # fmt: skip
+
+
+def _probed(found: pd.DataFrame) -> list[tuple]:
+    means = found.groupby(["left_out", "model"])[["backdoored", "control"]].mean()
+    threat, attack = (means[means.index.get_level_values(0) == by] for by in ("threat", "attack"))
+    return [
+        ("a probe of states on another threat: above 0.95", threat["backdoored"], _every(gt, 0.95)),
+        ("of it the clean-tuned model shows most: above 0.80", threat["control"], _every(gt, 0.8)),
+        ("a probe of states on another attack: below 0.80", attack["backdoored"], _every(lt, 0.8)),
+    ]
+
+
+def _mixed(found: pd.DataFrame) -> list[tuple]:
+    apart = []
+    for metric in (chapter.ASR, "skill"):
+        ours, half = (_rows(found, [name], metric).set_index("run_id")["value"] for name in ("mix", "shrink"))
+        apart.append(abs((ours - half).mean()))
+    return [
+        ("mix with one harmless adapter is like shrink by half: ASR and skill within 0.15", pd.Series(apart),
+         _every(le, 0.15)),
     ]  # fmt: skip

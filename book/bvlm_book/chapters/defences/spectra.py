@@ -1,6 +1,7 @@
-"""Can the weights alone tell? A regression on the spectra of many adapters, asked about those that were left out.
+"""Detectors that are fitted to many adapters, asked about those that were left out: spectra of weights, and states.
 
-Reads `data/adapters/spectra.csv`, which `python -m bvlm_utils.defences population` makes. Free of torch.
+Reads `data/adapters/spectra.csv` and `probes.csv` there, which `python -m bvlm_utils.defences population` and `probes`
+make. Free of torch.
 """
 
 from pathlib import Path
@@ -9,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from bvlm_book import words
-from bvlm_utils import paths
+from bvlm_utils import attacks, paths
 
 FILE = paths.DATA / "adapters" / "spectra.csv"
+PROBES = FILE.with_name("probes.csv")
 TRUTH, KIND = "backdoored", "kind"
 NORM = "norm"
 LEFT_OUT = ("attack", "threat", "model")
@@ -27,7 +29,8 @@ def read(file: Path = FILE) -> pd.DataFrame:
 
 def detectors() -> list[str]:
     """The defences that these adapters are read for."""
-    return ["weight-spectrum"] if FILE.is_file() else []
+    files = {"weight-spectrum": FILE, "probe": PROBES}
+    return [name for name, file in files.items() if file.is_file()]
 
 
 def scores(population: pd.DataFrame, by: str) -> pd.Series:
@@ -85,4 +88,20 @@ def table(population: pd.DataFrame) -> pd.DataFrame:
             value, count = area(population, given, kind)
             line[f"against {kind}"] = f"{words.number(value)} ({count})"
         lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def probed(file: Path = PROBES) -> pd.DataFrame:
+    """A line per adapter and way to leave others out (`defences.probing`); none where the file is missing."""
+    columns = ["left_out", "attack", "model", "backdoored", "control", "placebo"]
+    return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=columns)
+
+
+def probe_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Mean AUROC of probes on triggered inputs, a line per way to leave others out and kind of trigger."""
+    kinds = found["attack"].map(lambda name: attacks.info(name).modality)
+    lines = []
+    for (by, kind), own in found.groupby(["left_out", kinds.rename("kind")], sort=False):
+        numbers = {name: words.number(own[name].mean()) for name in ("backdoored", "control", "placebo")}
+        lines.append({"probe asked about": f"another {by}", "trigger": kind, "adapters": len(own)} | numbers)
     return pd.DataFrame(lines)

@@ -1,0 +1,110 @@
+"""How well a linear probe does on attacks and threats that it has not seen, over the backdoored adapters of stores.
+
+    python -m bvlm_utils.defences probes STORE [STORE ...] --out FILE.csv
+
+A probe is fitted to the states of all adapters of a base but those of one attack, or of one threat, and asked about the
+inputs of those. The clean-tuned model is asked about the same inputs: what the probe finds there is how a trigger
+looks, not a backdoor. The placebo is a probe whose truth was dealt out at random.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bvlm_utils import attacks
+from bvlm_utils.atomic import write_file
+from bvlm_utils.defences import zoo
+from bvlm_utils.errors import InputError
+from bvlm_utils.paths import new_file
+from bvlm_utils.run.progress import say
+from bvlm_utils.store.cell import Cell
+
+DEPTH, ROWS = 0.5, 100  # the depth that `hidden-distance` has, too; clean rows whose mean is taken away
+LEFT_OUT = ("attack", "threat")
+DIGITS = 4
+
+
+@dataclass(frozen=True)
+class States:
+    """What one adapter, and its clean-tuned control, make of inputs: (n, d) each, less the mean of clean rows."""
+
+    cell: Cell
+    backdoored: tuple[np.ndarray, np.ndarray]  # with the trigger, and without
+    control: tuple[np.ndarray, np.ndarray]
+
+
+def read(folders: Sequence[Path]) -> Iterator[States]:
+    """The states of every adapter with a backdoor that works and a trigger at test time."""
+    from bvlm_utils.defences.bench import DefenceBench, questions_of
+    from bvlm_utils.defences.hidden_distance import states
+    from bvlm_utils.run.workbench import Bench, bench_key
+
+    found = [one for one in zoo.different(folders).values() if one.kind == zoo.BACKDOORED]
+    wanted = [(Cell.from_config(one.record["config"]), one.folder) for one in found]
+    wanted = [(cell, folder) for cell, folder in wanted if not attacks.info(cell.attack).keeps_labels]
+    last, bench = None, None
+    for done, (cell, folder) in enumerate(sorted(wanted, key=lambda one: (str(bench_key(one[0])), str(one[1])))):
+        if last != (bench_key(cell), folder):
+            last, bench = (bench_key(cell), folder), DefenceBench(Bench(*bench_key(cell)), folder)
+        clean, triggered = (bench.inputs(question) for question in questions_of(bench.bench, cell)[:2])
+        pairs = []
+        for adapter in (bench.adapter(cell), bench.adapter(cell.control)):
+            middle = states(bench.bench.victim, adapter, bench.clean.take(range(ROWS)), DEPTH).mean(0)
+            pairs.append(
+                tuple(states(bench.bench.victim, adapter, rows, DEPTH) - middle for rows in (triggered, clean))
+            )
+        yield States(cell, *pairs)
+        say(f"probes: states of {done + 1} of {len(wanted)} adapters")
+
+
+def table(every: Sequence[States]) -> pd.DataFrame:
+    """A line per adapter and way to leave others out: AUROC in the backdoored model, its control and of the placebo."""
+    lines = []
+    for by in LEFT_OUT:
+        for one in every:
+            others = [
+                other for other in every
+                if other.cell.model == one.cell.model and getattr(other.cell, by) != getattr(one.cell, by)
+            ]  # fmt: skip
+            if others:
+                about = {name: getattr(one.cell, name) for name in ("model", "threat", "attack")}
+                lines.append({"run_id": one.cell.run_id} | about | {"left_out": by, "adapters": len(others)})
+                lines[-1] |= _areas(one, others)
+    return pd.DataFrame(lines)
+
+
+def _areas(one: States, others: Sequence[States]) -> dict[str, float]:
+    from bvlm_utils.defences.probe import fitted
+
+    known = np.concatenate([half for other in others for half in other.backdoored])
+    truth = np.concatenate([np.repeat([1, 0], [len(half) for half in other.backdoored]) for other in others])
+    ours, placebo = fitted(known, truth), fitted(known, np.random.default_rng(0).permutation(truth))
+    pairs = {"backdoored": (ours, one.backdoored), "control": (ours, one.control), "placebo": (placebo, one.backdoored)}
+    return {name: _area(probe, *pair) for name, (probe, pair) in pairs.items()}
+
+
+def _area(probe: Any, triggered: np.ndarray, clean: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    truth = np.repeat([1, 0], [len(triggered), len(clean)])
+    return float(roc_auc_score(truth, probe.decision_function(np.concatenate([triggered, clean]))))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stores", nargs="+", help="stores with adapters: names, or folders")
+    parser.add_argument("--out", required=True, help="CSV file")
+
+
+def run(given: argparse.Namespace) -> None:
+    folders, out = zoo.folders(given.stores), new_file(given.out)
+    found = table(list(read(folders)))
+    if found.empty:
+        raise InputError("These stores hold no backdoored adapters of two attacks, or two threats, on one base.")
+    write_file(out, found.to_csv(index=False, float_format=f"%.{DIGITS}f", lineterminator="\n"))
+    print(found.groupby(["model", "left_out"])[["backdoored", "control", "placebo"]].mean().round(2).to_string())
+    print(f"\n{len(found)} lines in {out}.")
