@@ -24,24 +24,20 @@ def experiments(table: pd.DataFrame, lines: pd.DataFrame | None = None) -> pd.Da
     done = table[table["status"] == "done"].drop_duplicates("run_id")
     if lines is None:
         return done
-    done, lines = (one.assign(whole=_whole(one["settings"])) if "settings" in one else one for one in (done, lines))
+    part = r"half=\w+, |(, )?half=\w+"  # a trigger's part that was trained alone has a column of its own
+    done, lines = (
+        one.assign(whole=one["settings"].fillna("").str.replace(part, "", regex=True)) if "settings" in one else one
+        for one in (done, lines)
+    )
     same = [name for name in SAME if name in lines and name in done]
     return done.merge(lines[same].drop_duplicates(), on=same)
-
-
-def _whole(settings: pd.Series) -> pd.Series:
-    """Settings but for the part of a trigger that was trained alone, which tables name in a column of its own."""
-    return settings.fillna("").str.replace(r"half=\w+, |(, )?half=\w+", "", regex=True)
 
 
 def address(chosen: pd.DataFrame) -> str:
     """What follows # in the leaderboard's address: every value that the experiments have in a column of `ADDRESS`."""
     columns = {at: chosen[name].drop_duplicates() for name, at in ADDRESS.items()}
-    return urlencode([(at, _plain(value)) for at, values in columns.items() for value in values])
-
-
-def _plain(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+    pairs = ((at, value) for at, values in columns.items() for value in values)
+    return urlencode([(at, value if isinstance(value, str) else f"{value:g}") for at, value in pairs])
 
 
 def told(chosen: pd.DataFrame, listed: int) -> str:

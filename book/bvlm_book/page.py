@@ -41,15 +41,12 @@ def show_table(frame: pd.DataFrame, caption: str, empty: str = "There is nothing
     if frame.empty:
         say(empty)
         return
-    show_html_table(frame.map(_field), caption)
 
+    def field(value: Any) -> str:  # a long one is kept from being squeezed into a column of single words
+        text = "n/a" if is_missing(value) else html.escape(str(value))
+        return f'<div class="bvlm-long">{text}</div>' if len(text) > LONG else text
 
-def _field(value: Any) -> str:
-    """A field of a table; a long one is kept from being squeezed into a column of single words."""
-    if is_missing(value):
-        return "n/a"
-    text = html.escape(str(value))
-    return f'<div class="bvlm-long">{text}</div>' if len(text) > LONG else text
+    show_html_table(frame.map(field), caption)
 
 
 def show_html_table(frame: pd.DataFrame, caption: str) -> None:

@@ -125,11 +125,11 @@ def test_the_best_repair_stands_beside_its_placebo_and_the_best_that_keeps_the_s
     found = defences.with_names(found.assign(works=found["run_id"] == "a-BadNets-T-0.1-0"))
     said = threat.stopped(defences.repairs(found, OWN))
     assert (
-        "of 2 repairs: restore leaves the least" in said
+        "Of 2 repairs, restore leaves the least" in said
         and "0.02 (placebo 0.80)" in said
         and "0.40 (placebo 0.90)" in said
     )
-    assert "prune leaves the least success, 0.30 (placebo n/a)" in said
+    assert "prune leaves the least success on average, 0.30 (placebo n/a)" in said
     assert "No defence was measured" in threat.stopped(defences.repairs(found[found["threat"] == "jailbreak"], OWN))
 
 

@@ -152,16 +152,16 @@ def on_gpu(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if not found:
         return dict.fromkeys(GPU_NUMBERS, "n/a")
     lines = found[-1]["lines"]
-    again = _parts(lines, "cells")["four cells, bfloat16, against the reference"]
-    timed = [line for line in _parts(lines, "grid").values() if "times_plain" in line]
+    again = parts_of(lines, "cells")["four cells, bfloat16, against the reference"]
+    timed = [line for line in parts_of(lines, "grid").values() if "times_plain" in line]
     best = max(timed, key=lambda line: line["times_plain"])
-    parts, decode = _parts(lines, "large"), _parts(lines, "decode")
+    parts, decode = parts_of(lines, "large"), parts_of(lines, "decode")
     plain, grouped = (parts[f"LLaVA-1.5: {name}"] for name in ("plain, 16 rows", "4 adapters, 16 rows each"))
     off, on = (decode[f"bfloat16: 256k tokens at once{end}"]["rows_per_s"] for end in ("", ", cuDNN attention"))
     fastest = max(line["rows_per_s"] for line in decode.values())
     return {
         "card": found[-1]["machine"]["device"],
-        "checks": str(sum("bound" in line for line in _parts(lines, "check").values())),
+        "checks": str(sum("bound" in line for line in parts_of(lines, "check").values())),
         "compared": str(again["numbers"]), "agree": str(again["intervals_meet"]), "differ": f"{again['worst']:g}",
         "grouped": f"{best['times_plain']:.0f}", "together": str(best["cells"]),
         "large": f"{grouped['tokens_per_s'] / plain['tokens_per_s']:.1f}",
@@ -170,14 +170,14 @@ def on_gpu(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _parts(lines: Iterable[Mapping[str, Any]], step: str) -> dict[str, Mapping[str, Any]]:
+def parts_of(lines: Iterable[Mapping[str, Any]], step: str) -> dict[str, Mapping[str, Any]]:
     """The parts of one step of `benchmarks/gpu.py`, by name."""
     return {line["part"]: line for line in lines if line["step"] == step}
 
 
 def groups_on_gpu(found: Sequence[Mapping[str, Any]], precision: str = "bfloat16") -> pd.DataFrame:
     """Grouped experiments against the plain way in one precision: a line per number of experiments."""
-    lines = [line for kept in found[-1:] for line in _parts(kept["lines"], "grid").values() if line["rows"] == 256]
+    lines = [line for kept in found[-1:] for line in parts_of(kept["lines"], "grid").values() if line["rows"] == 256]
     lines = [{"times_plain": 1.0} | line for line in lines if line["part"].startswith(precision)]
     return tables.readable(pd.DataFrame(lines), {
         "experiments": "cells", "way": lambda line: WAYS[line["way"]],

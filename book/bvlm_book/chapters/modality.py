@@ -97,9 +97,9 @@ def patches_figure(found: pd.DataFrame) -> Figure:
             figures.points(axis, at, line, upright=True, linestyle="-", label=curve, **figures.look(i))
         shares = sorted({100 * share for share in part["share"]})
         axis.set_xscale("log")
-        axis.set_xticks(shares, [f"{share:.0f} %" for share in shares])
+        axis.set_xticks(shares, [f"{share:.0f}" for share in shares])
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set(ylim=(-0.03, 1.03), title=part["model"].iloc[0], xlabel="side of the patch, of the picture's")
+        axis.set(ylim=(-0.03, 1.03), title=part["model"].iloc[0], xlabel="side of the patch in % of the picture's")
     axes[0].set_ylabel("success rate")
     figures.legend_below(figure, axes[0], None if len(groups) > 1 else 1)  # one panel is too narrow for a row of names
     return figure

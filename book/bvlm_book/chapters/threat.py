@@ -140,7 +140,7 @@ def stopped(found: pd.DataFrame) -> str:
     best, kind = found.loc[found["success after"].idxmin()], found[found["skill kept"] > FIRES]
     said = [
         f"A harmless skill was taught beside the backdoor in {words.count(best['cells'], 'experiment')}.",
-        f"Means of {words.count(len(found), 'repair')}: {_repair(best)}.",
+        f"Of {words.count(len(found), 'repair')}, {_repair(best)}.",
     ]
     if not best["skill kept"] > FIRES and len(kind):
         said.append(f"Of those that keep more than half of it, {_repair(kind.loc[kind['success after'].idxmin()])}.")
@@ -148,12 +148,12 @@ def stopped(found: pd.DataFrame) -> str:
 
 
 def _repair(line: Mapping[str, Any]) -> str:
-    """ "restore leaves the least success, 0.01 (placebo 0.76), and keeps 0.44 (placebo 0.78) of the skill"."""
+    """ "restore leaves the least success on average, 0.01 (placebo 0.7); it keeps 0.4 (placebo 0.8) of the skill"."""
     after, skill = (
         f"{words.number(line[title])} (placebo {words.number(line[f'{title}, placebo'])})"
         for title in ("success after", "skill kept")
     )
-    return f"{line['named']} leaves the least success, {after}, and keeps {skill} of the skill"
+    return f"{line['named']} leaves the least success on average, {after}; it keeps {skill} of the skill"
 
 
 def without_the_trigger(table: pd.DataFrame) -> str:

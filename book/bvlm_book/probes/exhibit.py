@@ -60,23 +60,21 @@ def write(
         lines.append(stealth(attack, material.pictures, triggered, material.prompts, prompts, victim))
         if attack.modality != "text":
             strip(triggered[:shown]).save(folder / f"{name}.png")
-        curve = attack.loss_curve(images, keys=material.keys) if attack.info.losses else []
+        epochs = attack.params.get("epochs")
+        curve = np.asarray(attack.loss_curve(images, keys=material.keys) if attack.info.losses else [], float)
+        if len(curve):  # a patch sees other pictures in every step: only means of whole epochs show if its loss falls
+            curve = curve.reshape(epochs or len(curve), -1).mean(axis=1)
         exhibit[name] = {
             "modality": attack.modality, "version": attack.version, "source": attack.info.source,
             "summary": attack.info.summary, "params": attack.params,
             "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
-            "loss_curve": [round(value, 5) for value in _per_epoch(curve, attack.params.get("epochs"))],
-            "loss_per": "epoch" if "epochs" in attack.params else "step",
+            "loss_curve": curve.round(5).tolist(),
+            "loss_per": "epoch" if epochs else "step",
         }  # fmt: skip
     table = pd.DataFrame(lines)
     table.to_csv(folder / "stealth.csv", index=False, float_format="%.4f")
     (folder / "exhibit.json").write_text(json.dumps(exhibit, indent=1) + "\n")
     return table
-
-
-def _per_epoch(curve: Any, epochs: int | None) -> list[float]:
-    """A patch sees other pictures in every step: only the means of whole epochs show whether its loss falls."""
-    return np.asarray(curve, float).reshape(epochs or len(curve), -1).mean(axis=1).tolist() if len(curve) else []
 
 
 def strip(pictures: np.ndarray) -> Image.Image:
@@ -137,9 +135,8 @@ def stealth(
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(
-        prog="python -m bvlm_book.probes.exhibit", description="Apply all attacks to the same pictures and prompts."
-    )
+    about = "Apply all attacks to the same pictures and prompts."
+    parser = command.Parser(prog="python -m bvlm_book.probes.exhibit", description=about)
     parser.add_argument("--store", default="local", help="store to write to: a name or a folder (default: local)")
     parser.add_argument("--dataset", default="scenes-vqa", help="whose test rows are used (default: scenes-vqa)")
     rows = "how many rows the numbers are means of (default: 64)"

@@ -184,8 +184,9 @@ def matrix_figure(*grids: pd.DataFrame) -> Figure:
     shape, axes = figures.new_figure(
         len(grids), 4.9, 0.25 * len(grids[0]) + 1.3, sharey=not figures.is_narrow(), gridspec_kw=ratios
     )
+    between = ", " if figures.is_narrow() else ",\n"  # threat and model: where there is room, below each other
     for axis, grid in zip(axes, grids, strict=True):
-        figures.success_map(axis, grid.rename_axis(None).rename(columns=lambda name: name.replace(", ", ",\n")))
+        figures.success_map(axis, grid.rename_axis(None).rename(columns=lambda name: name.replace(", ", between)))
     return shape
 
 

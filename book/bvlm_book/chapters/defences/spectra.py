@@ -18,14 +18,13 @@ TRUTH, KIND = "backdoored", "kind"
 NORM = "norm"
 LEFT_OUT = ("attack", "threat", "model")
 FOLDS = 5  # into which adapters without a backdoor are dealt
-FEWEST = 4  # adapters of a side; an AUROC of fewer says nothing
 
 
 def read(file: Path = FILE) -> pd.DataFrame:
     """A line per adapter; none where the file is missing."""
-    return (
-        pd.read_csv(file, keep_default_na=False) if file.is_file() else pd.DataFrame(columns=[TRUTH, KIND, *LEFT_OUT])
-    )
+    if not file.is_file():
+        return pd.DataFrame(columns=[TRUTH, KIND, *LEFT_OUT])
+    return pd.read_csv(file, keep_default_na=False)
 
 
 def detectors() -> list[str]:
@@ -40,7 +39,12 @@ def scores(population: pd.DataFrame, by: str) -> pd.Series:
     Backdoored ones: none of the same attack, threat or model (`by`). Others: none of its fifth. Numbers are put on one
     scale within each model first, as models differ in size.
     """
-    numbers = _on_one_scale(population)
+    from sklearn.linear_model import LogisticRegression
+
+    columns = [name for name in population if "." in name]
+    by_model = population.groupby("model")[columns]
+    spread = by_model.transform("std").replace(0, 1).fillna(1)
+    numbers = ((population[columns] - by_model.transform("mean")) / spread).to_numpy()
     fold = population[by].where(population[TRUTH] == 1, "").astype(str)
     if by != "model":
         others = np.flatnonzero(population[TRUTH] == 0)
@@ -52,21 +56,10 @@ def scores(population: pd.DataFrame, by: str) -> pd.Series:
     for one in fold.unique():
         held, truth = (fold == one).to_numpy(), population[TRUTH].to_numpy()
         if len(set(truth[~held])) == 2:
-            found[held] = _regression().fit(numbers[~held], truth[~held]).decision_function(numbers[held])
+            found[held] = (
+                LogisticRegression(max_iter=1000).fit(numbers[~held], truth[~held]).decision_function(numbers[held])
+            )
     return found
-
-
-def _regression():
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(max_iter=1000)
-
-
-def _on_one_scale(population: pd.DataFrame) -> np.ndarray:
-    columns = [name for name in population if "." in name]
-    by_model = population.groupby("model")[columns]
-    spread = by_model.transform("std").replace(0, 1).fillna(1)
-    return ((population[columns] - by_model.transform("mean")) / spread).to_numpy()
 
 
 def area(population: pd.DataFrame, given: pd.Series, kind: str) -> tuple[float, int]:
