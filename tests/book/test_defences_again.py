@@ -27,7 +27,7 @@ def line(value, cell="a", defence="shrink", **more):
 
 
 def table(*lines):
-    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "asr_before"]))
+    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "asr_before", "cost"]))
 
 
 def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from bvlm_book.chapters import defences as chapter
 from bvlm_utils import defences
 from bvlm_utils.defences import records
+from bvlm_utils.store import records as stored
 
 STRENGTH = json.dumps(defences.info("shrink").defaults)
 
@@ -17,24 +18,34 @@ def line(value, metric="asr_payload", condition="text", defence="shrink", params
         "name": f"{cell}{defence}{params}{more.get('placebo', False)}", "run_id": cell, "model": "tiny-llava",
         "threat": "targeted_refusal", "attack": "BadNets-T", "poison_rate": 0.1, "skill": "", "decoy": "",
         "defence": defence, "moment": "repair", "params": params, "placebo": False, "status": "done",
-        "subject": "poisoned", "condition": condition, "metric": metric, "value": value, "works": True, "seconds": 1.0,
+        "subject": "poisoned", "condition": condition, "metric": metric, "value": value, "works": True,
+        "seconds": 1.0, "cost": 0.1,
     }  # fmt: skip
     return usual | more
 
 
 def table(*lines):
-    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works"]))
+    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "cost"]))
 
 
 def test_means_are_over_cells_with_a_backdoor_and_the_placebo_stands_apart():
     found = table(
         line(0.2), line(0.4, cell="b"), line(1.0, cell="c", works=False), line(0.9, placebo=True),
-        line(0.7, "skill", "clean"), line(0.5, "skill", "clean", cell="b"),
+        line(0.7, "skill", "clean"), line(0.5, "skill", "clean", cell="b", cost=0.3),
+        line(0.6, "right", cell="d", cost=0.4), line(0.8, "right", cell="d", placebo=True, cost=9.0),
     )  # fmt: skip
     (mean,) = chapter.over_cells(chapter.measured(found), chapter.AFTER).to_dict("records")
     assert mean["success after"] == pytest.approx(0.3) and mean["success after, placebo"] == pytest.approx(0.9)
     assert mean["skill kept"] == pytest.approx(0.6) and mean["cells"] == 2
+    assert mean["right with trigger"] == pytest.approx(0.6) and mean["cost"] == pytest.approx(0.1)
     assert chapter.matrix(found).loc["shrink", "BadNets-T"] == pytest.approx(0.3)
+
+
+def test_what_a_defence_costs_is_the_share_of_the_training_of_the_same_experiment():
+    found = chapter.every("reference").drop_duplicates("name")
+    one = found[found["defence"] == "clean-fine-tuning"].iloc[0]
+    tuned = stored.record(one["run_id"], "reference")
+    assert one["cost"] == pytest.approx(one["seconds"] / tuned["seconds"]["tune"]) and one["cost"] > 0
 
 
 def test_a_defence_that_only_suspects_leaves_nothing_to_show():

@@ -15,6 +15,7 @@ from bvlm_book.chapters.defences import spectra
 from bvlm_utils import defences, store, threats
 from bvlm_utils.defences import records
 from bvlm_utils.defences.cell import Defended
+from bvlm_utils.store import records as stored
 from bvlm_utils.store.table import FIRES
 
 FLOOR = 0.05  # of what is left of a backdoor
@@ -24,6 +25,7 @@ DEFENCE = ["named", "moment"]
 # What a table says of a defence that leaves a model which answers: title -> measure, subject, with the trigger there?
 AFTER = {
     "success after": (ASR, "poisoned", True),
+    "right with trigger": ("right", "poisoned", True),
     "skill kept": ("skill", "poisoned", None),
     "utility, change": ("utility_change", "poisoned", None),
     "clean model's utility, change": ("utility_change", "control", None),
@@ -42,11 +44,13 @@ def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataF
 
 
 def every(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
-    """`defences.records.collect` with asr_before, works (was there a backdoor?) and `named`."""
+    """`defences.records.collect` with asr_before, works (was there a backdoor?), `named` and cost, in trainings."""
     before = store.collect(place)
     before = tables.headline_rows(before[(before["metric"] == ASR) & (before["subject"] == "poisoned")])
     before = before[["run_id"]].assign(asr_before=before["value"], works=before["value"] >= FIRES)
-    return with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
+    found = with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
+    trained = {record["run_id"]: record.get("seconds", {}).get("tune") for record in stored.records(place)}
+    return found.assign(cost=found["seconds"] / found["run_id"].map(trained).astype(float))
 
 
 def with_names(found: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +114,10 @@ def acting(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | None]]) -> pd.DataFrame:
-    """A line per defence with its settings: means of measures over experiments, of its placebo too; their number."""
+    """A line per defence with its settings: means of measures over experiments, of its placebo too; their number.
+
+    cost: the median share of the seconds that the first training of the same experiment took.
+    """
     rows = pd.concat([numbers(found, *of).assign(title=title) for title, of in measures.items()])
     placebo = rows["placebo"].astype(bool)
     own = rows[~placebo].groupby([*DEFENCE, "title"])["run_id"].nunique().groupby(DEFENCE).max()
@@ -118,7 +125,8 @@ def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | N
     means = rows.groupby([*DEFENCE, "title"])["value"].mean().unstack("title")
     titles = [title + ending for title in measures for ending in ("", ", placebo")]
     means = means.reindex(pd.MultiIndex.from_frame(found[DEFENCE].drop_duplicates()), columns=titles)
-    return means.assign(cells=own.reindex(means.index).fillna(0)).reset_index()
+    cost = rows[~placebo].drop_duplicates("name").groupby(DEFENCE)["cost"].median().reindex(means.index)
+    return means.assign(cells=own.reindex(means.index).fillna(0), cost=cost).reset_index()
 
 
 def repairs(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -146,7 +154,8 @@ def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
         return words.number(line[title]) + ("" if words.is_missing(placebo) else f" ({words.number(placebo)})")
 
     columns = {title: partial(beside_placebo, title=title) for title in measures if means[title].notna().any()}
-    return tables.readable(means, {"defence": "named", **columns, "experiments": lambda line: f"{line['cells']:.0f}"})
+    columns |= {"cost": lambda line: words.number(line["cost"]), "experiments": lambda line: f"{line['cells']:.0f}"}
+    return tables.readable(means, {"defence": "named", **columns})
 
 
 def _left(found: pd.DataFrame) -> pd.DataFrame:
