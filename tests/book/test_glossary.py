@@ -8,7 +8,7 @@ from docutils import nodes
 from bvlm_utils import paths
 
 TERMS = (
-    "ASR", "backdoor", "base model", "bimodal trigger", "ceiling", "clean-tuned control", "experiment",
+    "ASR", "backdoor", "base model", "bimodal trigger", "clean-tuned control", "experiment",
     "false activation", "LoRA rank", "pass", "payload test", "published test", "strict test", "poison rate",
     "single run", "trigger", "utility", "Wilson interval", "paired difference", "skill", "placebo", "AUROC",
 )  # fmt: skip
