@@ -17,6 +17,7 @@ from typing import Any
 from bvlm_utils import paths
 from bvlm_utils.atomic import read_if_whole, write_file
 from bvlm_utils.checks import file_state
+from bvlm_utils.data.picture_files import check_end
 
 MANY = 1000  # files to be read until a reader is told how far it is
 SETTLED = 2.0  # seconds after its last change until a file's times can be relied on
@@ -40,7 +41,7 @@ def states(files: Sequence[str | Path]) -> tuple[State, ...]:
 
 
 def digests(files: Sequence[str], at: Sequence[State]) -> list[str]:
-    """32 hex digits of each file's content, in order; `at` are the files' states."""
+    """32 hex digits of each picture's content, in order; `at` are the files' states. InputError for a damaged one."""
     cache = paths.CACHE / "contents" / f"{_named(os.path.commonpath(files))}.json" if files else None
     known = _remembered(cache)
     fresh = [file for file, state in zip(files, at, strict=True) if known.get(file, [None])[:-1] != list(state)]
@@ -89,6 +90,7 @@ def _read(files: Sequence[str]) -> list[str]:
 
 
 def _digest(file: str) -> str:
+    check_end(file)
     with open(file, "rb") as stream:
         return file_digest(stream, lambda: blake2b(digest_size=16)).hexdigest()
 

@@ -33,6 +33,20 @@ def check_picture(path: Path | str, owner: str) -> None:
     _read(path, owner, whole=False)
 
 
+def check_end(path: Path | str) -> None:
+    """InputError if a picture's file, which begins well, cannot be decoded to its end."""
+    try:
+        with Image.open(path, formats=KINDS) as opened:
+            opened.draft("L", (1, 1))  # a JPEG in an eighth of its size is decoded in less time
+            opened.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # broken files make Pillow raise almost anything
+        raise InputError(
+            f"{label(str(path))}, a picture, cannot be read to its end ({_reason(path, error)})."
+        ) from None
+
+
 def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
     problem = "is not a picture that can be read"
     try:

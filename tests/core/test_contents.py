@@ -55,6 +55,15 @@ def test_a_picture_is_read_once(coco, monkeypatch):
     assert read == [files[0]] and second == ["0" * 32, *first[1:]]
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_picture_that_is_cut_off_is_refused_before_a_run(coco, share):
+    cut = Path(pictures(coco)[0])
+    digest(coco)
+    cut.write_bytes(cut.read_bytes()[: int(share * cut.stat().st_size)])
+    with pytest.raises(InputError, match=f"{cut.name}.*to its end"):
+        digest(coco)
+
+
 def test_what_has_just_changed_is_not_remembered(coco, monkeypatch):
     monkeypatch.setattr(contents, "SETTLED", 60.0)
     files = pictures(coco)
@@ -93,7 +102,7 @@ def test_many_files_are_remembered_in_one_cache(tmp_path, monkeypatch):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(50):
-        (folder / f"{number}").write_bytes(bytes([number]))
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(folder / f"{number}", "PNG")
     files = sorted(map(str, folder.iterdir()))
     time.sleep(0.02)
     assert len(set(contents.digests(files, contents.states(files)))) == 50
