@@ -108,3 +108,11 @@ def test_what_was_run_and_what_helps_is_counted():
     assert "the threat jailbreak" in said["lacking"] and said["threats"] == "targeted refusal"
     assert said["strength"] == said["skill_there"] == "n/a", "nothing was shrunk"
     assert chapter.numbers_of_the_page(table())["helpful"] == "none"
+
+
+def test_what_acts_is_described_and_placebos_are_not():
+    found = table(
+        line(0.2), line(0.9, placebo=True), line(0.7, "skill", "clean"), line(0.8, "skill", "clean", placebo=True)
+    )
+    (shown,) = chapter.described(chapter.price(found)).to_dict("records")
+    assert shown == {"defence": "shrink", "acts": "repair", "what it does": defences.info("shrink").summary}

@@ -301,6 +301,13 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def described(points: pd.DataFrame) -> pd.DataFrame:
+    """What each defence does that changes something, in its own words. points: of `price`."""
+    own = points[~points["placebo"] & points["named"].isin(defences.names())].sort_values("moment", kind="stable")
+    what = [defences.info(name).summary for name in own["named"]]
+    return pd.DataFrame({"defence": own["named"], "acts": own["moment"], "what it does": what})
+
+
 # ---------------------------------------------------------------- numbers that the page quotes
 
 
@@ -313,7 +320,7 @@ def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
     silent, kept = own["asr"] < FLOOR, own["skill"] > FIRES
     gone = curve[curve["attack success"] < FLOOR]
     acted = acting(found)
-    false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, triggered=False)["value"]
+    false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, triggered=False).set_index("named")["value"]
     run = {*done["defence"]} - {"oracle"}
     lacking = [f"the threat {name.replace('_', ' ')}" for name in threats.names() if name not in set(done["threat"])]
     lacking += [name for name in defences.names() if name not in {*run, "oracle", *spectra.detectors()}]
@@ -329,7 +336,7 @@ def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
         "everywhere": _listed(by_threat.index[(by_threat < FLOOR).all(axis=1)]),
         "strength": words.number(gone.index.max() if len(gone) else None),
         "skill_there": words.number(gone["harmless skill"].get(gone.index.max()) if len(gone) else None),
-        "false": words.number(false.max()),
+        "false": words.number(false.max()), "false_after": false.idxmax() if len(false) else "n/a",
     }  # fmt: skip
 
 
