@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForImageTextToText
 
-from bvlm_utils import defences
+from bvlm_utils import defences, paths
 from bvlm_utils.defences import consistency, prune, quantise, reading, weights
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
@@ -176,7 +176,7 @@ def test_noise_is_as_large_as_the_change(tiny):
         assert abs((change * product).sum() / change.norm() / product.norm()) < 0.2, "it knows the update"
 
 
-def test_an_adapter_mixed_with_its_opposite_is_the_base(tiny, tmp_path):
+def test_an_adapter_mixed_with_its_opposite_is_the_base(tiny, tmp_path, monkeypatch):
     adapter = planted(tiny)
     negative = GroupResult(
         {k: -v if "lora_B" in k else v for k, v in adapter.state.items()}, adapter.config, [], 0, 0, 0
@@ -184,6 +184,9 @@ def test_an_adapter_mixed_with_its_opposite_is_the_base(tiny, tmp_path):
     negative.save(tmp_path / "one", {})
     mixed = repaired(tiny, adapter, "mix", others=[str(tmp_path / "one")])
     assert all(value.abs().max() < 1e-6 for value in products(mixed).values())
+    monkeypatch.setattr(paths, "ROOT", tmp_path)  # grids name folders from the repository's top
+    above = repaired(tiny, adapter, "mix", others=["one"])
+    assert all(torch.equal(value, mixed.state[name]) for name, value in above.state.items())
     random = products(placebo(tiny, adapter, "mix", mixed, others=[str(tmp_path / "one")]))
     for name, product in products(adapter).items():
         assert (random[name] - product / 2).norm().item() == pytest.approx(product.norm().item() / 2, rel=1e-4)
