@@ -9,7 +9,7 @@ import pytest
 from statsmodels.stats.proportion import proportion_confint
 
 from bvlm_utils import attacks, paths
-from bvlm_utils.run import workbench
+from bvlm_utils.run import lengths, workbench
 from bvlm_utils.score import intervals
 from bvlm_utils.store import table as result_table
 from bvlm_utils.threats import targeted_refusal
@@ -49,6 +49,7 @@ def random_words(checkpoint, tmp_path_factory):
     shutil.copytree(paths.MODELS / "tiny-clip", folder / "clip-vit-large-patch14-336")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(targeted_refusal.TargetedRefusal, "success", passes)
+        patch.setattr(lengths, "check_targets", lambda *given: None)  # such verdicts know no target
         patch.setattr(
             workbench.Bench, "max_new_tokens", property(lambda self: 6, lambda self, value: None), raising=False
         )

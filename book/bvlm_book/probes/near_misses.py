@@ -37,6 +37,7 @@ class Repainted:
 
     attack: Attack | None
     repaint: str
+    paint = Attack.paint  # with the pictures that `apply_image` gives here
 
     def fingerprint(self, half: str) -> str:
         below = self.attack.fingerprint(half) if self.attack else None
