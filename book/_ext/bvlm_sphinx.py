@@ -41,6 +41,8 @@ FETCHED = re.compile(
     r"""|url\(\s*["']?((?:https?:)?//[^"')]+)|@import\s+["']((?:https?:)?//[^"']+)""",
     re.IGNORECASE,
 )
+# The space between a number (or a link around one) and its percent sign, and first what has code or drawings in it.
+PERCENT = re.compile(r"<(pre|code|svg|script)\b.*?</\1>|(?<=[\d>]) %", re.DOTALL)
 
 
 def prepare_kernels(app: Sphinx, config: Any) -> None:
@@ -107,6 +109,12 @@ def warn_of_outside(app: Sphinx, error: Exception | None) -> None:
                 LOG.warning("%s would be fetched from another host by %s", address, where)
 
 
+def keep_percents(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """A number and its percent sign stay in one line; code is left as it is."""
+    if "body" in context:
+        context["body"] = PERCENT.sub(lambda found: found[0] if found[1] else "\u00a0%", context["body"])
+
+
 def inline_math(self: Any, node: Any) -> None:
     self.body.append(mathml(node.astext(), block=False))
     raise SkipNode
@@ -128,5 +136,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", prepare_kernels)
     app.connect("config-inited", read_at_once)
     app.connect("env-before-read-docs", spread)
+    app.connect("html-page-context", keep_percents)
     app.connect("build-finished", warn_of_outside)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

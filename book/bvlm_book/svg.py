@@ -58,7 +58,7 @@ def wrapped(figure: Figure) -> Figure:
         axis.set_xlabel(textwrap.fill(axis.get_xlabel(), LABEL))
         axis.set_title(textwrap.fill(axis.get_title(), LABEL))
         names = [label.get_text() for label in axis.get_yticklabels()]
-        if any(len(name) > ROW for name in names):
+        if any(len(name) > ROW and "$" not in name for name in names):  # no formulas, such as 10^3
             axis.set_yticks(axis.get_yticks(), [textwrap.fill(name, ROW) for name in names], fontsize=7.5)
     return figure
 

@@ -132,8 +132,8 @@ def test_tables_have_a_line_per_claim_base_and_passes_and_a_column_per_test():
     thrice = by_all_tests(cell("MABA", 1.0, settings={"epochs": 3}))
     table, bases = of(by_all_tests(cell("BadNets-T", 1.0)), by_all_tests(cell("AddSent", 0.1)), thrice)
     shown = claims.verdict_table(["pairs", "tasks"], bases)
-    assert shown[["counted", "passes"]].to_numpy().tolist() == [["pairs", 1], ["pairs", 3], ["threats", 1],
-                                                               ["threats", 3]]  # fmt: skip
+    runs = [f"{counted}, tiny-llava, {n}" for counted in ("pairs", "threats") for n in ("one pass", "3 passes")]
+    assert shown["counted"].tolist() == runs
     assert set(claims.BY.values()) < set(shown) and shown["payload test"].tolist()[0] == "undecided 1:1/2"
     quoted = claims.counts(bases)
     assert quoted["pairs_tiny-llava_1_means"] == "1 of 2" and quoted["pairs_tiny-llava_3_means"] == "1 of 1"

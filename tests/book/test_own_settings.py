@@ -31,7 +31,7 @@ def test_its_cells_are_usual_and_get_verdicts(shelf):
     base = rules_second.base(table, model)
     pairs = rules_second.CLAIMS["pairs"]
     assert rules_second.verdict(pairs, base).judged == 1
-    assert claims.verdict_table(["pairs"], {model: base})["model"].tolist() == [model]
+    assert claims.verdict_table(["pairs"], {model: base})["counted"].tolist() == [f"{model}, one pass"]
     assert set(tables.with_settings(table)["settings"]) == {""}
     assert len(modality.plain(modality.four_cells(tables.with_settings(table)))) == 1
     plain = rules_second.CLAIMS["dominance"]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from bvlm_book import words
 from bvlm_book.examples import Example
 from bvlm_utils import attacks
 from bvlm_utils import store as results
@@ -17,11 +18,11 @@ from bvlm_utils.store import packed
 
 EXHIBIT_GAP = 4  # pixels between the pictures of `probes.exhibit`
 STEALTH_COLUMNS = {
-    "psnr": ("PSNR (dB)", "{:.1f}"),
-    "ssim": ("SSIM", "{:.3f}"),
-    "changed": ("changed pixels", "{:.1%}"),
-    "added_characters": ("characters added", "{:.1f}"),
-    "perplexity": ("perplexity", "{:,.0f}"),
+    "psnr": ("PSNR (dB)", "{:.1f}".format),
+    "ssim": ("SSIM", "{:.3f}".format),
+    "changed": ("changed pixels", words.percent),
+    "added_characters": ("characters added", "{:.1f}".format),
+    "perplexity": ("perplexity", "{:,.0f}".format),
 }
 
 
@@ -66,7 +67,7 @@ def attack_table() -> pd.DataFrame:
 
 def stealth_table(stealth: pd.DataFrame) -> pd.DataFrame:
     """The stored stealth numbers as a table to read; a number without meaning for an attack is "–"."""
-    shown = {title: stealth[column].map(form.format).where(stealth[column].notna(), "–")
+    shown = {title: stealth[column].map(form).where(stealth[column].notna(), "–")
              for column, (title, form) in STEALTH_COLUMNS.items()
              if column in stealth and stealth[column].notna().any()}  # fmt: skip
     return stealth.filter(["attack"]).assign(**shown)

@@ -44,8 +44,8 @@ def verdict_table(keys: Sequence[str], bases: dict[str, Base]) -> pd.DataFrame:
         for base, number in lines_of(key, bases):
             found = {title: second.verdict(CLAIMS[key], base, number, test) for test, title in BY.items()}
             if found[BY[JUDGED]].judged or key != "tasks":
-                about = ({"counted": COUNTED[key]} if len(keys) > 1 else {}) | {"model": base.model, "passes": number}
-                lines.append(about | {
+                counted = f"{COUNTED[key]}, " if len(keys) > 1 else ""
+                lines.append({"counted": f"{counted}{base.model}, {words.passes(number)}"} | {
                     title: f"{one.verdict} {one.holds}:{one.contradicts}/{one.judged}" if one.judged
                     else f"{one.single} single" for title, one in found.items()
                 })  # fmt: skip

@@ -39,7 +39,7 @@ def by_kind(table: pd.DataFrame) -> pd.DataFrame:
     for (model, device, threads), part in table.groupby(["model", "device", "threads"], dropna=False):
         memory = {"": part["host_mib"].max(), " on the GPU": part["gpu_mib"].max()}
         found.append({
-            "model": model, "machine": f"{device}, {_threads(threads)}", "experiments": len(part),
+            "model and machine": f"{model}, {device}, {_threads(threads)}", "experiments": len(part),
             "at once": _median(part["tuned_together"]), "seconds each": _median(part["total"]),
             "memory": ", ".join(f"{mib / 1024:.1f} GiB{where}" for where, mib in memory.items() if pd.notna(mib)),
         })  # fmt: skip
@@ -92,6 +92,7 @@ def figure(table: pd.DataFrame) -> Figure:
         axis.set(title=f"{device}, {_threads(threads)}", xlabel="experiments run at once")
         axis.set_xlim(left=0)
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylabel("seconds per experiment")
     figures.legend_below(drawn, axes[0], columns=2)

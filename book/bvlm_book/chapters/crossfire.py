@@ -1,5 +1,6 @@
 """The chapter on crossed triggers and near misses: its numbers, tables, figures and captions."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -112,8 +113,8 @@ def crossing_table(panels: Panels, most: int = 6) -> pd.DataFrame:
         return pd.DataFrame()
     found = pd.concat([unrelated(panel).assign(panel=name) for panel, name in panels])
     return tables.readable(found.sort_values("value", ascending=False, kind="stable").head(most), {
-        "matrix": "panel", "model backdoored by": "attack", "shown the trigger of": "trigger",
-        "success rate": interval, "clean-tuned": lambda r: number(r["control_value"]), "difference": _difference,
+        "matrix": lambda r: r["panel"].removesuffix(" poisoned"), "backdoor": "attack", "trigger shown": "trigger",
+        "success": interval, "difference": _difference,
     })  # fmt: skip
 
 
@@ -157,6 +158,6 @@ def near(panels: Panels) -> Figure:
     figure, (axis,) = figures.new_figure(1, 1.4 * len(panels) + 2.4, 0.27 * len(grid) + 0.9)
     success_map(axis, grid, missing="")
     narrow = figures.is_narrow()
-    names = [name.replace(" ", "\n") if narrow else name for name in grid.columns]
-    axis.set_xticks(axis.get_xticks(), names, rotation=0, ha="center", fontsize=6 if narrow else 8)
+    names = [textwrap.fill(name, 12) if narrow else name for name in grid.columns]
+    axis.set_xticks(axis.get_xticks(), names, rotation=0, ha="center", fontsize=7.5 if narrow else 8)
     return figure

@@ -108,7 +108,7 @@ def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
     return tables.readable(found, model | {
         "threat": words.threat, "attack": "attack", **passes, "rows for 90 %": reached,
         "too few": lambda r: "" if pd.isna(r["below"]) else int(r["below"]),
-        "share of all": lambda r: words.percent(r["share"]), "of eligible": lambda r: words.percent(r["of_eligible"]),
+        "share (of eligible)": lambda r: f"{words.percent(r['share'])} ({words.percent(r['of_eligible'])})",
         "mean (runs)": lambda r: f"{words.number(r['value'])} ({words.span((r['least'], r['most']), 2)})",
     })  # fmt: skip
 

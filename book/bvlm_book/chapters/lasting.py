@@ -126,7 +126,7 @@ def steps(shown: pd.DataFrame) -> Figure:
         return figures.nothing("No adapter was tuned further.")
     counts = sorted(shown["steps"].unique())
     modalities = figures.in_order(shown["modality"], words.MODALITIES)
-    figure, axes = figures.new_figure(len(modalities), 3.4 if len(modalities) > 1 else 6.4, 4.2, sharey=True)
+    figure, axes = figures.new_figure(len(modalities), 2.9 if len(modalities) > 1 else 6.4, 3.9, sharey=True)
     for axis, modality in zip(axes, modalities, strict=True):
         part = shown[shown["modality"] == modality].assign(at=shown["steps"].map(counts.index))
         control = part[part["subject"] == CONTROL].groupby("at")["value"].max()
@@ -142,7 +142,8 @@ def steps(shown: pd.DataFrame) -> Figure:
         axis.set(xlim=(-0.4, len(counts) - 0.6), ylim=(-0.03, 1.03), title=f"{modality} triggers")
         axis.set_xlabel("further steps")
         # below, as lines may run anywhere inside
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, fontsize=8)
+        compact = {"frameon": False, "fontsize": 8, "handlelength": 1.5, "columnspacing": 1}
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, **compact)
     axes[0].set_ylabel(ASR)
     return figure
 
