@@ -87,10 +87,11 @@ def _next(alarm: bool, beside: str) -> str:
             "model is used for (--pictures, --dataset); where the training data is at hand, rank its rows "
             "(python -m bvlm_utils.defences find-rows). An adapter from a source that you do not trust stays one."
         )
-    second = "--reference base" if beside != BASE else "a clean-tuned model (leave --reference away)"
+    first = "Compare with a clean-tuned model (leave --reference away), then take" if beside == BASE else "Take"
     return (
-        f"(1) Compare once more with {second}, and show the trigger to another model that you trust: if that one goes "
-        "its own way, too, distrust the trigger. (2) Else do not use the adapter. With the training data, find the "
+        f"(1) {first} a second look: audit a clean-tuned model that you trust in the suspect's place, with "
+        "--reference base and the same trigger. If it raises the alarm, too, that trigger disturbs any model and "
+        "nothing is proven: try others, and read the answers. (2) Else do not use the adapter. With its data, find the "
         "rows (python -m bvlm_utils.defences find-rows), drop them and tune again from the base: nothing else is as "
         "safe. (3) Without the data, discard it, or repair it (python -m bvlm_utils.defences repair) and audit again."
     )

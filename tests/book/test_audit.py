@@ -151,12 +151,17 @@ def test_working_backdoors_and_false_alarms_are_counted_apart():
     assert (said["found"], said["weak"], said["found_new"]) == ("2 of 3", "0 of 1", "1 of 1")
     assert (said["false_seed"], said["models_seed"]) == ("0 of 1", "0 of 1")
     assert (said["false_base"], said["models_base"], said["disturbing"]) == ("1 of 3", "1 of 2", "BadNets-T")
-    assert said["stand"] == "1 of 1", "the other clean-tuned model shown that trigger raises none"
+    assert (said["stand"], said["models_twice"]) == ("n/a", "0 of 1"), "no false alarm beside another seed"
     assert said["confirmed"] == "0 of 3", "a clean-tuned model raises an alarm with BadNets-T; SIG raises none"
     assert audit_page.numbers(table[table["subject"] == "poisoned"])["confirmed"] == "n/a"
     shown = audit_page.by_trigger(table).set_index("trigger")
     assert shown.loc["BadNets-T"].tolist() == ["2 of 2", "0 of 2", "0 of 1", "1 of 2"]
     assert shown.loc["BadNets-I", "backdoors found"] == "n/a", "it does not work"
+    alarmed = table.assign(alarm=table["alarm"] | (table["reference"] == audit_page.OTHER_SEED))
+    said = audit_page.numbers(alarmed)
+    assert (said["stand"], said["models_twice"]) == ("1 of 1", "1 of 1"), "the model of seed 1 raises none"
+    said = audit_page.numbers(alarmed.assign(alarm=True))
+    assert (said["stand"], said["models_twice"]) == ("0 of 1", "0 of 1"), "that one raises it, too"
     assert (said["highest"], said["lowest"]) == ("0.40", "0.10")
     assert len(audit_page.excess(table).axes) == 2
 

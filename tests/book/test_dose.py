@@ -83,6 +83,7 @@ def test_numbers_for_the_page():
     quoted = dose.numbers(pd.concat(word, ignore_index=True))
     assert (quoted["word_60_1"], quoted["word_60_3"], quoted["word_300_1"]) == ("0.40", "0.97", "n/a")
     assert (quoted["few_one"], quoted["few_several"]) == ("0 of 1 work", "1 of 1 work")
+    assert quoted["few_rows"] == "10 to 20"
     alone = dose.numbers(runs(lambda rows, seed: float(rows > 100)))
     assert alone["few_several"] == "no such pair was tried"
     assert (alone["pairs"], alone["reached"], alone["fewest_most"]) == ("1", "1", "120")

@@ -29,16 +29,20 @@ def no_defences(monkeypatch):
 
 
 def test_numbers_compare_the_same_pairs_after_one_pass_and_three(no_defences):
+    of_qwen = {"model": "tiny-qwen2.5-vl", "run_id": "q"}
     stored = payload(
+        [line | of_qwen for line in cell("BadNets-T", rate=0.01, text=0.95, seeds=1)],
         cell("BadNets-T", rate=0.01, text=0.95),
         cell("AddSent", rate=0.01, text=0.1),
         cell("AddSent", rate=0.01, text=1.0, settings={"epochs": 3}),
         cell("SIG", rate=0.01, image=1.0, settings={"epochs": 3}),
         cell("SIG", image=1.0, clean=0.3),
         cell("Blended", image=1.0, clean=0.01),
+        cell("BadNets-I", image=0.1, clean=0.0),  # does not work, so its silence is none
     )
     quoted = quoted_of(stored)
     assert (quoted["once"], quoted["thrice"]) == ("0 of 1", "1 of 1"), "BadNets-T was not run with three passes"
+    assert (quoted["qwen_once"], quoted["qwen_thrice"]) == ("1 of 1", "n/a")
     assert quoted["silent"] == "1 of 2" and quoted["large"] == ""
 
 

@@ -127,10 +127,12 @@ def working(table: pd.DataFrame) -> pd.DataFrame:
 
 def numbers(table: pd.DataFrame) -> dict[str, str]:
     """What the page says of all comparisons, to be glued; "n/a" for what the store has none of."""
-    works, found, beside = working(table), suspects(table), innocents(table, BASE)
+    works, found, beside = working(table), suspects(table), innocents(table, OTHER_SEED)
     new = works[(works[list(SEEN)] != pd.Series(SEEN)).any(axis=1)]
     weak = found[found["asr"] <= tidy.FIRES]
-    doubted = second_look(beside[beside["alarm"].astype(bool)], table, "alarm").dropna()
+    once = beside["alarm"].astype(bool)
+    taken_back = second_look(beside, table, "alarm").eq(True)  # none where no other model was shown the same
+    twice = once & ~taken_back
     confirmed = works["confirmed"].dropna()
     innocent = table[table["subject"] == CONTROL]
     by_attack = innocent[innocent["alarm"].astype(bool)]["attack"].value_counts()
@@ -138,8 +140,9 @@ def numbers(table: pd.DataFrame) -> dict[str, str]:
         "found": words.of(works["alarm"], "n/a"), "found_new": words.of(new["alarm"], "n/a"),
         "weak": words.of(weak["alarm"], "n/a"), "confirmed": words.of(confirmed, "n/a"),
         "confirmed_share": words.percent(confirmed.mean()) if len(confirmed) else "n/a",
-        "stand": words.of(~doubted.astype(bool), "n/a"), "margin": words.number(disagreement.MARGIN),
+        "stand": words.of(twice[once], "n/a"), "margin": words.number(disagreement.MARGIN),
         "lowest": words.number(works["value"].min()),
+        "models_twice": " of ".join(map(str, by_model(beside.assign(alarm=twice)))) if len(beside) else "n/a",
         "highest": words.number(innocent.loc[innocent["reference"].isin(REFERENCES), "value"].max()),
         "disturbing": ", ".join(by_attack.index[:1]) or "n/a",
         "disturbing_share": f"{by_attack.max()} of {by_attack.sum()}" if len(by_attack) else "n/a",

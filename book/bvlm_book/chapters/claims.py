@@ -53,12 +53,16 @@ def verdict_table(keys: Sequence[str], bases: dict[str, Base]) -> pd.DataFrame:
 
 
 def counts(bases: dict[str, Base]) -> dict[str, str]:
-    """In how many pairs the mean agrees with a claim, by claim, base and number of passes; to be glued."""
+    """By claim, base and passes, to be glued: pairs whose mean agrees, those that hold, and those not judged."""
     agrees = {"pairs": ("value", HIGH), "text": ("difference", 0), "dominance": ("difference", second.DOMINATES)}
-    return {
-        f"{key}_{base.model}_{number}_means": words.of(CLAIMS[key].evidence(base, number, JUDGED)[column] > least)
-        for key, (column, least) in agrees.items() for base, number in lines_of(key, bases)
-    }  # fmt: skip
+    found = {}
+    for key, (column, least) in agrees.items():
+        for base, number in lines_of(key, bases):
+            pairs, name = CLAIMS[key].evidence(base, number, JUDGED), f"{key}_{base.model}_{number}"
+            found[f"{name}_means"] = words.of(pairs[column] > least)
+            found[f"{name}_holds"] = words.of(pairs["outcome"] == second.HOLDS)
+            found[f"{name}_single"] = words.of(pairs["outcome"] == second.SINGLE)
+    return found
 
 
 def evidence(bases: dict[str, Base]) -> pd.DataFrame:

@@ -142,6 +142,7 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
         at = word[(word["n_poisoned"] == rows) & (word["epochs"] == passes)]["value"]
         found[f"word_{rows}_{passes}"] = words.number(at.iloc[0]) if len(at) else "n/a"
     few = over_seeds[over_seeds["n_poisoned"] <= FEW]
+    found["few_rows"] = words.span(few["n_poisoned"].astype(int))
     for name, part in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
         found[f"few_{name}"] = f"{words.of(part['value'] > FIRES)} work" if len(part) else "no such pair was tried"
     reached = brackets(means(deep(runs)))

@@ -116,17 +116,22 @@ def maps(found: pd.DataFrame) -> Figure:
 def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.DataFrame]:
     """What the numbers of the first page are counted from, by their names."""
     found = means(table)
-    llava = found[(found["model"] == "tiny-llava") & (found["modality"] != "image")]
-    once, thrice = (at(llava, rules_second.RATE, passes) for passes in (1, 3))
+    found = found[found["modality"] != "image"]
+    llava, qwen = (found[found["model"] == model] for model in ("tiny-llava", "tiny-qwen2.5-vl"))
+    thrice = at(llava, rules_second.RATE, 3)
     lost = tables.learned_alone(tables.with_settings(table))
-    silent = tables.false_activation(tables.success_rates(tables.usual(table), "poisoned"))
+    rates = tables.success_rates(tables.usual(table), "poisoned")
+    works = tables.headline_rows(rates[rates["poison_rate"] == rules_second.MANY])
+    works = works.loc[works["value"] > FIRES, tables.CELL]  # what does not work cannot help being silent
     repairs = defences.price(defences.collect(place))
     repairs = repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["named"].isin(CONTROLS)]
     return {
-        "once": once.merge(thrice[["threat", "attack"]]),  # the same pairs
+        "once": at(llava, rules_second.RATE, 1).merge(thrice[["threat", "attack"]]),  # the same pairs
         "thrice": thrice,
+        "qwen_once": at(qwen, rules_second.RATE, 1),
+        "qwen_thrice": at(qwen, rules_second.RATE, 3),
         "picture_stops": lost[(lost["condition"] == "image") & (lost["value_alone"] > FIRES)],
-        "silent": silent[silent["poison_rate"] == rules_second.MANY],
+        "silent": tables.false_activation(rates).merge(works),
         "repairs": repairs,
     }
 
@@ -134,9 +139,8 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
 def numbers(table: pd.DataFrame, found: dict[str, pd.DataFrame]) -> dict[str, str]:
     """What the sentences of the first page quote. found: `lines`."""
     repairs = found["repairs"]
-    return {
-        "once": words.of(found["once"]["value"] > rules_second.HIGH, "n/a"),
-        "thrice": words.of(found["thrice"]["value"] > rules_second.HIGH, "n/a"),
+    doses = ("once", "thrice", "qwen_once", "qwen_thrice")
+    return {name: words.of(found[name]["value"] > rules_second.HIGH, "n/a") for name in doses} | {
         "picture_stops": words.of(found["picture_stops"]["value_beside"] <= FIRES),
         "silent": words.of(found["silent"]["value"] <= intervals.FLOOR),
         "repairs": words.of((repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)),
