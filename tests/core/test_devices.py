@@ -47,6 +47,8 @@ HOST = {
     "run/feature_cache.py:_map": "a file in memory",
     "score/utility.py:cider": "aac-metrics counts words on the host",
     "train/decode.py:_prompts": "filled on the host, and moved with the batch",
+    "train/loop.py:_state": "AdamW counts its steps on the host, and losses are kept there",
+    "train/unfinished.py:load": "it picks rows of what was read from a file, which lies on the host",
     "train/grouped.py:tokens": "a plan lies on the host until it is moved as a whole",
     "train/loop.py:_summed_loss": "what is learnt is known on the host, so that nothing waits for the card",
     "train/microbatches.py:__init__": "what decides the sizes of micro-batches lies on the host",

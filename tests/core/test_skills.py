@@ -116,7 +116,7 @@ def test_the_choice_of_skill_rows_never_changes():
 def test_a_skill_without_rows_is_refused_with_the_number():
     few = ROWS["scenes-vqa"][:20]
     fitting = sum(map(skills.get("emphasis").fits, few))
-    with pytest.raises(TooFewRows, match=f"0.01 of the {fitting} rows"):
+    with pytest.raises(TooFewRows, match=f"0.01 of {fitting} rows"):
         poison.with_skill(poison.Manifest((), 20, 0, 0), few, skills.get("emphasis"), 0.01, 0)
 
 

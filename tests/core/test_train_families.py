@@ -116,6 +116,6 @@ def test_a_batch_that_does_not_fit_is_trained_in_smaller_pieces(random_victim, m
     monkeypatch.setattr(loop, "_summed_loss", small)
     one = workbench.Bench(random_victim.name, "scenes-vqa", len(ROWS))
     monkeypatch.setattr(workbench.Bench, "victim", random_victim)
-    result = tune_and_ask._tune_alone(one, grouped.GroupJob(ROWS, features, SETTINGS, seed=1))
+    result = tune_and_ask._tune_alone(one, grouped.GroupJob(ROWS, features, SETTINGS, seed=1), None)
     assert result.losses == pytest.approx(whole, rel=1e-4) and tried[:2] == [4, 2]
     assert torch.equal(logits(random_victim, features), before)
