@@ -115,4 +115,4 @@ def test_what_acts_is_described_and_placebos_are_not():
         line(0.2), line(0.9, placebo=True), line(0.7, "skill", "clean"), line(0.8, "skill", "clean", placebo=True)
     )
     (shown,) = chapter.described(chapter.price(found)).to_dict("records")
-    assert shown == {"defence": "shrink", "acts": "repair", "what it does": defences.info("shrink").summary}
+    assert shown == {"defence": "shrink", "what it does": defences.info("shrink").summary}

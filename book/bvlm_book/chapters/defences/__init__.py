@@ -305,7 +305,7 @@ def described(points: pd.DataFrame) -> pd.DataFrame:
     """What each defence does that changes something, in its own words. points: of `price`."""
     own = points[~points["placebo"] & points["named"].isin(defences.names())].sort_values("moment", kind="stable")
     what = [defences.info(name).summary for name in own["named"]]
-    return pd.DataFrame({"defence": own["named"], "acts": own["moment"], "what it does": what})
+    return pd.DataFrame({"defence": own["named"], "what it does": what})
 
 
 # ---------------------------------------------------------------- numbers that the page quotes
