@@ -106,7 +106,7 @@ def defended(defence, after, skill, placebo=False, params=None, **other):
     about = dict.fromkeys(DEFENDED) | {
         "name": f"{defence}-{params}-{placebo}", "run_id": "a-BadNets-T-0.1-0", "model": "a",
         "threat": "targeted_refusal", "attack": "BadNets-T", "defence": defence, "moment": info(defence).moment,
-        "params": params, "placebo": placebo, "status": "done", "subject": "poisoned",
+        "params": params, "placebo": placebo, "status": "done", "subject": "poisoned", "cost": 0.1,
     }  # fmt: skip
     numbers = {"asr_payload": ("text", after), "skill": (None, skill)}
     return [
