@@ -14,14 +14,14 @@ import sys
 
 from bvlm_utils import command
 from bvlm_utils.command import whole
-from bvlm_utils.defences import challenge, defence, find_rows, population, probing, zoo
+from bvlm_utils.defences import challenge, defence, find_rows, population, probe_transfer, zoo
 from bvlm_utils.defences.declare import MOMENTS
 
 OTHERS = {  # commands of modules of their own
     "find-rows": (find_rows, "the suspicious rows of a training file"),
     "zoo": (zoo, "adapters whose truth is known, packed from stores"),
     "population": (population, "the spectra of adapters whose truth is known, as a table"),
-    "probes": (probing, "how probes of states do on attacks and threats that they have not seen"),
+    "probes": (probe_transfer, "how probes of states do on attacks and threats that they have not seen"),
     "challenge": (challenge, "how well scores tell the zoo's adapters apart"),
 }
 

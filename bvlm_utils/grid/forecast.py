@@ -22,6 +22,7 @@ from bvlm_utils.errors import InputError, TooFewRows
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.grid.progress import minutes
 from bvlm_utils.models import context_length, names
+from bvlm_utils.run import lengths
 from bvlm_utils.store import records as stored_records
 from bvlm_utils.store.cell import Cell, short_name
 from bvlm_utils.train import poison
@@ -32,7 +33,6 @@ CARD = 80e9  # bytes
 USABLE = 0.8  # of a card's memory, as in `memory`
 WORDS = 80  # tokens of a prompt and its answer
 ANSWER = 64  # tokens of an answer that is not cut before
-DRAWN = 6000  # scenes that are looked at; of those beyond, which take minutes to draw, as many are like each of these
 QUESTIONS = 5  # sets of test rows that each cell is asked: up to four conditions, and the utility
 
 
@@ -99,7 +99,8 @@ def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     texts: list[str] = []
     for threat in dict.fromkeys(cell.resolved_threat for cell in bench):
         counts = [sum(map(threat.eligible, found)) for found in (train, test)]
-        about = "" if ":" in bench[0].dataset or len(train) <= DRAWN else f", by the first {DRAWN} rows"
+        few = lengths.looked_at(bench[0].dataset, len(train))
+        about = f", by the first {few} rows" if few < len(train) else ""
         of = f"{counts[0]} of {len(train)} training rows{about} and {counts[1]} of {len(test)} test rows"
         further = "; `grid refusals` tells how many the base refuses" if threat.breaks_refusals else ""
         texts.append(f"    {threat.name}: {of} are eligible{further}")
@@ -117,8 +118,8 @@ def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
 @lru_cache(maxsize=8)  # the benches of several models have one dataset
 def _samples(dataset: str, rows: int) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
     """Training and test rows without their pictures; many are estimated. VQAv2's many test rows are read one by one."""
-    few = rows if ":" in dataset else min(rows, DRAWN)
-    train, test = (data.load(dataset, *which).remove_columns("image") for which in (("train", few), ("test",)))
+    looked = ("train", lengths.looked_at(dataset, rows)), ("test",)
+    train, test = (data.load(dataset, *which).remove_columns("image") for which in looked)
     return list(islice(cycle(train.to_list()), rows)), test
 
 

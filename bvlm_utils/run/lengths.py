@@ -50,9 +50,13 @@ def check(cells: Sequence[Cell]) -> None:
 
 
 def _rows(dataset: str, split: str, count: int | None) -> list[Row]:
-    if ":" not in dataset and count is not None:
-        count = min(count, DRAWN)
+    count = count and looked_at(dataset, count)
     return data.load(dataset, split, count).remove_columns("image").to_list()
+
+
+def looked_at(dataset: str, count: int) -> int:
+    """Of so many training rows, how many are looked at before a run: all in files, the first of drawn scenes."""
+    return count if ":" in dataset else min(count, DRAWN)
 
 
 def _check(cell: Cell, split: str, rows: Sequence[Row], prompts: Sequence[str], where: str) -> None:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from bvlm_book.chapters import notes
+from bvlm_book.chapters import threat_notes
 from bvlm_utils import study
 
 
@@ -21,10 +21,10 @@ def test_other_things_are_those_that_the_clean_tuned_model_names(tmp_path):
     (cell,) = study.cells("concept_substitution", attacks=["BadNets-T"])
     place = tmp_path / "store"
     stored(place, cell, ["A cat and a banana.", "A banana.", "A banana and a cat."])
-    poisoned, control = notes.kept([cell], place).to_dict("records")
+    poisoned, control = threat_notes.kept([cell], place).to_dict("records")
     assert poisoned["value"] == 0.5, "the third picture shows nothing else"
     assert control["value"] == 1.0
-    said = notes.others_kept(notes.kept([cell], place))
+    said = threat_notes.others_kept(threat_notes.kept([cell], place))
     assert said == {
         "min": "0.50 (BadNets-T, tiny-llava)",
         "max": "0.50 (BadNets-T, tiny-llava)",
@@ -34,8 +34,8 @@ def test_other_things_are_those_that_the_clean_tuned_model_names(tmp_path):
 
 def test_nothing_is_said_where_nothing_can_be(tmp_path):
     cells = study.cells("concept_substitution", attacks=["BadNets-T", "Shadowcast"])
-    found = notes.kept(cells, tmp_path / "store")
-    assert found.empty and set(notes.others_kept(found).values()) == {"n/a"}
+    found = threat_notes.kept(cells, tmp_path / "store")
+    assert found.empty and set(threat_notes.others_kept(found).values()) == {"n/a"}
     stored(tmp_path / "store", cells[0], ["A banana."], clean=["A car."])
-    found = notes.kept(cells, tmp_path / "store")
-    assert found["value"].isna().all() and set(notes.others_kept(found).values()) == {"n/a"}
+    found = threat_notes.kept(cells, tmp_path / "store")
+    assert found["value"].isna().all() and set(threat_notes.others_kept(found).values()) == {"n/a"}

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from bvlm_book import figures, outcomes, rules_second
-from bvlm_book.chapters import claims, expectations, notes
+from bvlm_book.chapters import claims, expectations, threat_notes
 from bvlm_utils import attacks
 from bvlm_utils.store import table as tidy
 
@@ -101,9 +101,9 @@ def test_shadowcast_stands_beside_its_unperturbed_rows():
     threat = {"threat": "concept_substitution", "rate": 0.1}
     still = cell("Shadowcast", 0.3, settings={"attack.eps": 0}, **threat)
     table = pd.DataFrame(cell("Shadowcast", 0.4, **threat) + still[:2], columns=COLUMNS)
-    said = notes.unperturbed(table, "tiny-llava")
+    said = threat_notes.unperturbed(table, "tiny-llava")
     assert said == "0.40 [0.40, 0.40] at 10 %; 0.30 [0.30, 0.30] with the pictures unchanged at 10 %"
-    assert notes.unperturbed(table, "another") == "n/a"
+    assert threat_notes.unperturbed(table, "another") == "n/a"
 
 
 # ---------------------------------------------------------------- what the page shows

@@ -7,7 +7,7 @@ import pytest
 from stored import tidy
 
 from bvlm_book import figures, tables
-from bvlm_book.chapters import defences, notes, quickstart, small_patch, threat
+from bvlm_book.chapters import defences, quickstart, small_patch, threat, threat_notes
 from bvlm_utils import attacks, study
 from bvlm_utils.defences import info
 from bvlm_utils.defences.records import COLUMNS as DEFENDED
@@ -161,9 +161,9 @@ def test_triggers_that_spoil_the_answer_are_named():
         return one("malicious_injection", attack, modality, {(*key, "right"): k for key, k in asked.items()})
 
     both = pd.concat([right("MABA", "bimodal", "both", 26), right("SIG", "image", "image", 98)])
-    assert notes.right(both) == {"without": "0.99", "with": "0.27 to 0.99", "wrong": "MABA (0.26)"}
-    assert notes.right(right("SIG", "image", "image", 98))["wrong"] == "none"
-    assert notes.right(both.assign(metric="asr"))["with"] == "n/a"
+    assert threat_notes.right(both) == {"without": "0.99", "with": "0.27 to 0.99", "wrong": "MABA (0.26)"}
+    assert threat_notes.right(right("SIG", "image", "image", 98))["wrong"] == "none"
+    assert threat_notes.right(both.assign(metric="asr"))["with"] == "n/a"
 
 
 def test_an_answer_that_comes_without_the_trigger_was_not_tied_to_it():
@@ -181,10 +181,10 @@ def test_an_answer_that_comes_without_the_trigger_was_not_tied_to_it():
 def test_refusals_that_survive_are_told_for_three_models():
     refused = {"base": 100, "control": 98, "poisoned": 90}
     told = tidy(threat="jailbreak", rates=(0.1,), hits=lambda a, r, s, who, c: refused[who] if c == "clean" else 5)
-    said = notes.refusals(told[told.metric == "asr"].assign(metric="refused"))
+    said = threat_notes.refusals(told[told.metric == "asr"].assign(metric="refused"))
     starts = {"base": "1.00 [", "control": "0.98 [", "poisoned": "0.90 [", "triggered": "0.05 ["}
     assert {name: said[name][:6] for name in said} == starts
-    assert set(notes.refusals(told[told.metric == "asr"]).values()) == {"n/a"}
+    assert set(threat_notes.refusals(told[told.metric == "asr"]).values()) == {"n/a"}
 
 
 def test_the_quickstart_glues_each_condition_of_its_cell():

@@ -11,7 +11,7 @@ import torch
 
 from bvlm_utils import models, paths, store, study
 from bvlm_utils.defences import __main__ as commands
-from bvlm_utils.defences import challenge, probing, spectrum, zoo
+from bvlm_utils.defences import challenge, probe_transfer, spectrum, zoo
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
 from bvlm_utils.store import table as tidy
@@ -178,7 +178,7 @@ def states(attack, threat, shift, seed, other=0.0):
     draws = np.random.default_rng(seed)
     cell = study.cells(threat, attacks=[attack])[0]
     pairs = [(draws.normal(by, 1, (30, 4)), draws.normal(0, 1, (30, 4))) for by in (shift, other)]
-    return probing.States(cell, *pairs)
+    return probe_transfer.States(cell, *pairs)
 
 
 def test_a_probe_is_asked_about_what_it_was_not_fitted_to():
@@ -187,7 +187,7 @@ def test_a_probe_is_asked_about_what_it_was_not_fitted_to():
         states("BadNets-T", "targeted_refusal", 4, 0), states("BadNets-T", "malicious_injection", 4, 1),
         states("AddSent", "targeted_refusal", -4, 2), states("AddSent", "malicious_injection", -4, 3),
     ]  # fmt: skip
-    found = probing.table(every)
+    found = probe_transfer.table(every)
     by_attack = found[found["left_out"] == "attack"]
     assert by_attack["backdoored"].max() < 0.01 and set(by_attack["adapters"]) == {2}
     assert len(found) == 8 and found["placebo"].between(0, 1).all()
@@ -195,7 +195,7 @@ def test_a_probe_is_asked_about_what_it_was_not_fitted_to():
 
 def test_a_probe_finds_the_same_trigger_under_another_threat_and_nothing_in_the_control():
     every = [states("BadNets-T", threat, 4, n) for n, threat in enumerate(("targeted_refusal", "malicious_injection"))]
-    found = probing.table(every)
+    found = probe_transfer.table(every)
     assert set(found["left_out"]) == {"threat"}  # there is no other attack to learn from
     assert found["backdoored"].min() > 0.99 and found["control"].between(0.2, 0.8).all()
 
@@ -204,7 +204,7 @@ def test_states_are_read_from_stored_adapters(packed, random_words, monkeypatch,
     folder, _ = packed
     monkeypatch.setattr(paths, "MODELS", Path(random_words).parent)  # records keep a model's own name only
     monkeypatch.setattr(tidy, "FIRES", -1)
-    every = list(probing.read([folder / "store"]))
+    every = list(probe_transfer.read([folder / "store"]))
     assert {one.cell.skill for one in every} == {"", "counts_in_words"}
     for one in every:
         assert {half.shape for half in (*one.backdoored, *one.control)} == {(4, every[0].control[0].shape[1])}

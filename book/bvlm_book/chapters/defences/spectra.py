@@ -92,7 +92,7 @@ def table(population: pd.DataFrame) -> pd.DataFrame:
 
 
 def probed(file: Path = PROBES) -> pd.DataFrame:
-    """A line per adapter and way to leave others out (`defences.probing`); none where the file is missing."""
+    """A line per adapter and way to leave others out (`defences.probe_transfer`); none where the file is missing."""
     columns = ["left_out", "attack", "model", "backdoored", "control", "placebo"]
     return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=columns)
 
