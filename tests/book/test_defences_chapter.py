@@ -110,6 +110,15 @@ def test_what_was_run_and_what_helps_is_counted():
     assert chapter.numbers_of_the_page(table())["helpful"] == "none"
 
 
+def test_fields_that_were_not_measured_are_counted_and_condemn_no_defence():
+    good, bad = {"defence": "prune", "params": "{}"}, {"defence": "quantise", "params": "{}"}
+    found = table(line(0.01, **good), line(0.9, **bad), line(0.8, cell="b", threat="jailbreak", **bad))
+    said = chapter.numbers_of_the_page(found)
+    assert said["everywhere"] == "prune" and "1 of 4 fields" in said["lacking"]
+    whole = table(line(0.01, **good), line(0.9, **bad))
+    assert "fields" not in chapter.numbers_of_the_page(whole)["lacking"]
+
+
 def test_what_acts_is_described_and_placebos_are_not():
     found = table(
         line(0.2), line(0.9, placebo=True), line(0.7, "skill", "clean"), line(0.8, "skill", "clean", placebo=True)

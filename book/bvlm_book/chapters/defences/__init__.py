@@ -324,6 +324,8 @@ def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
     run = {*done["defence"]} - {"oracle"}
     lacking = [f"the threat {name.replace('_', ' ')}" for name in threats.names() if name not in set(done["threat"])]
     lacking += [name for name in defences.names() if name not in {*run, "oracle", *spectra.detectors()}]
+    grey = by_threat.isna().to_numpy().ravel()
+    lacking += [f"{words.of(grey)} fields of Figure 2's right half (grey)"] if grey.any() else []
     return {
         "cells": str(measured(found)["run_id"].nunique()), "weak": str(weak["run_id"].nunique()),
         "models": _listed(done["model"].unique()),
@@ -333,7 +335,7 @@ def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
         "helpful": _listed(own.loc[silent & kept, "named"]),
         "helpful_count": words.of(silent & kept), "silent": _listed(own.loc[silent, "named"]),
         "kept": _listed(own.loc[kept, "named"]), "silent_rows": words.of(by_attack.mean(axis=1) < FLOOR),
-        "everywhere": _listed(by_threat.index[(by_threat < FLOOR).all(axis=1)]),
+        "everywhere": _listed(by_threat.index[(by_threat.fillna(0) < FLOOR).all(axis=1)]),
         "strength": words.number(gone.index.max() if len(gone) else None),
         "skill_there": words.number(gone["harmless skill"].get(gone.index.max()) if len(gone) else None),
         "false": words.number(false.max()), "false_after": false.idxmax() if len(false) else "n/a",
