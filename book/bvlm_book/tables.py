@@ -163,8 +163,10 @@ def _trained(line: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _among(table: pd.DataFrame, names: Sequence[str], kinds: set[tuple]) -> pd.Series:
     """Which lines are of these kinds."""
-    found = [one in kinds for one in zip(*(table[name] for name in names), strict=True)]
-    return pd.Series(found, index=table.index, dtype=bool)
+    number = table.groupby(list(names), sort=False, dropna=False).ngroup()  # tuples of all lines would take seconds
+    first = table.loc[~number.duplicated(), list(names)].itertuples(index=False, name=None)
+    found = np.array([one in kinds for one in first], bool)
+    return pd.Series(found[number], index=table.index, dtype=bool)
 
 
 def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
