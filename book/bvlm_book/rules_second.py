@@ -101,8 +101,8 @@ def _normal(z: np.ndarray) -> np.ndarray:
 class Base:
     """What the runs of one base say, a line per pair, condition and test with its interval and outcome.
 
-    full: under the condition that an attack is read from. parts: bimodal attacks under half their trigger; `half` says
-    which half they were trained on ("" for both), `shared` the settings but for that.
+    full: under the condition that an attack is read from. parts: bimodal attacks under the text and under the image
+    half of their trigger, see `_beside`.
     """
 
     model: str
@@ -121,7 +121,9 @@ def base(table: pd.DataFrame, model: str) -> Base:
     done = done[(done["subject"] == "poisoned") & done["value"].notna()]
     done = _about(done).assign(epochs=done["epochs"].astype(float).fillna(1).astype(int))
     parts = done[(done["modality"] == "bimodal") & done["condition"].isin(["text", "image"])]
-    return Base(model, _of_tests(tables.headline_rows(done), judged_by), _of_tests(parts, judged_by), judged_by)
+    return Base(
+        model, _of_tests(tables.headline_rows(done), judged_by), _beside(_of_tests(parts, judged_by)), judged_by
+    )
 
 
 def _judged_by(of_threat: pd.DataFrame) -> str:
@@ -216,8 +218,16 @@ def at_rate(base: Base, passes: int, test: str, rate: float = RATE) -> pd.DataFr
 
 def _parts(base: Base, passes: int, test: str) -> pd.DataFrame:
     lines = base.parts
-    lines = lines[(lines["test"] == test) & (lines["epochs"] == passes) & lines["trained"].astype(bool)]
-    cell = ["dataset", "threat", "attack", "poison_rate", "train_rows", "shared"]
+    return lines[(lines["test"] == test) & (lines["epochs"] == passes)].reset_index(drop=True)
+
+
+def _beside(lines: pd.DataFrame) -> pd.DataFrame:
+    """A line per bimodal attack trained as usual, passes and test: its text half beside its image half.
+
+    lines: of `_of_tests`; `half` says which half they were trained on ("" for both), `shared` the other settings.
+    """
+    lines = lines[lines["trained"].astype(bool)]
+    cell = ["dataset", "threat", "attack", "poison_rate", "train_rows", "shared", "epochs", "test"]
     numbers = ["value", "low", "high", "n_seeds"]
     whole = lines[lines["half"] == ""]
     text_only, image_only = (whole[whole["condition"] == part] for part in ("text", "image"))
