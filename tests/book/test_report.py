@@ -160,8 +160,13 @@ def test_compare_names_what_only_one_store_holds():
     assert set(reproduce.compare(without, without).verdict) == {"no interval"}
 
 
+def drawn(table):
+    return figures.new_figure(1, 2, 2)[0]
+
+
 def test_a_figure_on_the_page_has_title_alt_text_caption_and_two_widths(page):
-    book_page.show(figures.nothing, "Nothing yet.", title="None", alt='Say "nothing" & <more>', caption="1 < 2")
+    table = pd.DataFrame({"model": ["m"]})
+    book_page.show(drawn, table, title="None", alt='Say "nothing" & <more>', caption="1 < 2")
     source = page[0].data
     drawings = re.findall(
         r'<svg class="([^"]+)" role="img" aria-label="Say &quot;nothing&quot; &amp; &lt;more&gt;"', source
@@ -169,7 +174,9 @@ def test_a_figure_on_the_page_has_title_alt_text_caption_and_two_widths(page):
     assert drawings == ["bvlm-wide", "bvlm-narrow"]
     assert "<figcaption><strong>None</strong> 1 &lt; 2</figcaption>" in source
     with pytest.raises(InputError, match="alternative text"):
-        book_page.show(figures.nothing, "Nothing yet.", title="None", alt=" ", caption="")
+        book_page.show(drawn, table, title="None", alt=" ", caption="")
+    book_page.show(drawn, table[:0], title="None", alt="Dots", caption="")
+    assert "nothing to draw" in page[1].data
 
 
 def test_a_table_on_the_page_escapes_and_shows_not_available(page):

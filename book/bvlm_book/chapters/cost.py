@@ -73,11 +73,8 @@ def numbers(table: pd.DataFrame, folder: str | Path | None = None) -> dict[str, 
     }  # fmt: skip
 
 
-def figure(table: pd.DataFrame) -> Figure:
-    """Seconds per cell against the cells that were run at once: a dot per cell, a panel per machine."""
-    timed = table[table["total"].notna()]
-    if timed.empty:
-        return figures.nothing("No timings yet.")
+def figure(timed: pd.DataFrame) -> Figure:
+    """Seconds per cell against the cells that were run at once: a dot per cell, a panel per machine. timed: `lines`."""
     machines = list(timed.groupby(["device", "threads"], sort=False, dropna=False))
     kinds = timed[["model", "dataset"]].drop_duplicates().itertuples(index=False, name=None)
     looks = {kind: figures.look(number) for number, kind in enumerate(kinds)}

@@ -100,9 +100,8 @@ def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     own, means = after[~after["placebo"].astype(bool)], {}
     for name, rows in {"after": after, "skill": skill}.items():
-        placebo = rows["placebo"].astype(bool)
-        for title, part in {name: rows[~placebo], f"{name}_placebo": rows[placebo]}.items():
-            means[title] = part.groupby(key)["value"].mean()
+        by = rows.astype({"placebo": bool}).pivot_table(index=key, columns="placebo", values="value")
+        means |= {name: by.get(False), f"{name}_placebo": by.get(True)}
     made = pd.DataFrame(means).assign(experiments=own.groupby(key)["run_id"].nunique())
     by_attack = own.pivot_table(index=key, columns="attack", values="value")
     return made[made["experiments"] > 0].join(by_attack).reset_index()[[*columns, *by_attack.columns]]
@@ -128,13 +127,10 @@ def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others:
     parts = {"ranked": points, "defended": after, "contributed": others, "raw": board[RAW]}
     texts = {name: frame.to_json(orient="split", index=False, double_precision=4) for name, frame in parts.items()}
     data = ",".join(f'"{name}":{text}' for name, text in texts.items()).replace("<", "\\u003c")  # safe inside a page
-    display(
-        HTML(
-            '<div class="bvlm-board"><noscript>The tables need JavaScript; the files below do not.</noscript>'
-            f'<script type="application/json">{{{data}}}</script></div>'
-            f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
-        )
-    )
+    shown = "<noscript>The tables need JavaScript; the files below do not.</noscript>"
+    shown += f'<script type="application/json">{{{data}}}</script>'
+    script = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
+    display(HTML(f'<div class="bvlm-board">{shown}</div>{script}'))
 
 
 # ---------------------------------------------------------------- what others have measured

@@ -86,8 +86,6 @@ def patches(rates: pd.DataFrame) -> pd.DataFrame:
 
 def patches_figure(found: pd.DataFrame) -> Figure:
     """Success against the side of the patch, a panel per model, threat and rate; found: `patches`."""
-    if found.empty:
-        return figures.nothing("Nothing was run with more than one patch size.")
     groups = list(found.groupby(PANEL, sort=False))
     figure, axes = figures.new_figure(len(groups), 4.2 if len(groups) > 1 else 6.4, 3.4, sharey=True)
     for axis, (_, part) in zip(axes, groups, strict=True):

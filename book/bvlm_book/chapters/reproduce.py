@@ -26,11 +26,8 @@ def counts(compared: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def agreement_figure(compared: pd.DataFrame, names: tuple[str, str] = ("yours", "reference")) -> Figure:
-    """One line per compared number, two intervals each. compared: rows of `compare`. names: of the two sides."""
-    shown = compared[compared["yours"].notna() & compared["reference"].notna()].reset_index(drop=True)
-    if shown.empty:
-        return figures.nothing("There is no cell that both stores hold.")
+def agreement_figure(shown: pd.DataFrame, names: tuple[str, str] = ("yours", "reference")) -> Figure:
+    """One line per compared number, two intervals each. shown: of `to_show`. names: of the two sides."""
     high = 0.4 if shown["label"].str.contains("\n").any() else 0.3
     figure, (axis,) = figures.new_figure(1, 7.2, high * len(shown) + 1.4)
     at = np.arange(len(shown))

@@ -77,7 +77,8 @@ def measure(
             results = [work.stored[sheet.run_id] for sheet, _ in part]
             if state:
                 results = work.tuned(part, int(state), settings, which)
-            asks.ask(bench, root, part, results, work.judged, progress)
+            asked = [(*one, result) for one, result in zip(part, results, strict=True)]
+            asks.ask(bench, root, asked, work.judged, progress)
 
 
 @dataclass(frozen=True)

@@ -103,15 +103,13 @@ def _detectors(found: pd.DataFrame) -> list[tuple]:
 
 def _inverted(found: pd.DataFrame, threats: Sequence[str]) -> pd.Series:
     """AUROC against the clean-tuned controls of the same model, each control once: one per model and threat."""
-    from sklearn.metrics import roc_auc_score
-
     rows = found[(found["defence"] == "target-inversion") & (found["metric"] == "score") & chapter.meant(found)]
     rows, areas = rows[~rows["placebo"].astype(bool)], []
     for (model, _), own in rows[rows["threat"].isin(threats)].groupby(["model", "threat"]):
         ours = own.loc[(own["subject"] == "poisoned") & own["works"].fillna(False).astype(bool), "value"]
         control = rows.loc[(rows["subject"] == "control") & (rows["model"] == model), "value"].drop_duplicates()
         if len(ours) and len(control):
-            areas.append(roc_auc_score(np.repeat([1, 0], [len(ours), len(control)]), [*ours, *control]))
+            areas.append(spectra.auroc(ours, control))
     return pd.Series(areas, dtype=float)
 
 

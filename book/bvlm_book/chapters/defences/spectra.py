@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import mannwhitneyu
 
 from bvlm_book import words
 from bvlm_utils import attacks, paths
@@ -45,33 +46,32 @@ def scores(population: pd.DataFrame, by: str) -> pd.Series:
     by_model = population.groupby("model")[columns]
     spread = by_model.transform("std").replace(0, 1).fillna(1)
     numbers = ((population[columns] - by_model.transform("mean")) / spread).to_numpy()
-    fold = population[by].where(population[TRUTH] == 1, "").astype(str)
+    fold, others = population[by].astype(str), population[TRUTH] == 0
     if by != "model":
-        others = np.flatnonzero(population[TRUTH] == 0)
-        groups = sorted(set(fold) - {""})
-        fold.iloc[others] = [groups[i % min(FOLDS, len(groups))] if groups else "" for i in range(len(others))]
-    else:
-        fold = population[by].astype(str)
+        groups = sorted(set(fold[~others]))
+        fold[others] = np.resize(groups[:FOLDS] or [""], others.sum())
     found = pd.Series(np.nan, index=population.index)
     for one in fold.unique():
         held, truth = (fold == one).to_numpy(), population[TRUTH].to_numpy()
         if len(set(truth[~held])) == 2:
-            found[held] = (
-                LogisticRegression(max_iter=1000).fit(numbers[~held], truth[~held]).decision_function(numbers[held])
-            )
+            model = LogisticRegression(max_iter=1000).fit(numbers[~held], truth[~held])
+            found[held] = model.decision_function(numbers[held])
     return found
+
+
+def auroc(positive: pd.Series, negative: pd.Series) -> float:
+    """How often a positive has the higher score; ties count half."""
+    return mannwhitneyu(positive, negative, method="asymptotic").statistic / (len(positive) * len(negative))
 
 
 def area(population: pd.DataFrame, given: pd.Series, kind: str) -> tuple[float, int]:
     """AUROC of backdoored adapters against those of a kind, mean over models; and how many of the kind there are."""
-    from sklearn.metrics import roc_auc_score
-
     areas, count = [], 0
     for _, own in population.assign(score=given).dropna(subset=["score"]).groupby("model"):
-        own = own[(own[TRUTH] == 1) | (own[KIND] == kind)]
-        if own[TRUTH].nunique() == 2:
-            areas.append(roc_auc_score(own[TRUTH], own["score"]))
-            count += int((own[TRUTH] == 0).sum())
+        others = own[(own[TRUTH] == 0) & (own[KIND] == kind)]
+        if len(others) and own[TRUTH].any():
+            areas.append(auroc(own.loc[own[TRUTH] == 1, "score"], others["score"]))
+            count += len(others)
     return (float(np.mean(areas)) if areas else float("nan")), count
 
 
