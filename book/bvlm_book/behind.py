@@ -69,9 +69,6 @@ def link(text: str, table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> 
     alike = table.drop_duplicates("run_id")
     for name in ADDRESS:
         alike = alike[alike[name].isin(chosen[name])]
-    where = f"tab={tab}" if tab else address(chosen)
-    title = told(chosen, 0 if tab else len(alike))
-    return (
-        f'<a class="bvlm-number" href="{LEADERBOARD}#{html.escape(where)}" title="{html.escape(title)}">'
-        f"{html.escape(text)}</a>"
-    )
+    where = html.escape(f"{LEADERBOARD}#{f'tab={tab}' if tab else address(chosen)}")
+    title = html.escape(told(chosen, 0 if tab else len(alike)))
+    return f'<a class="bvlm-number" href="{where}" title="{title}">{html.escape(text)}</a>'

@@ -1,6 +1,6 @@
 """Figures from tables; a missing number is drawn as "n/a", never as zero. Free of torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -154,6 +154,17 @@ def spread(points: pd.DataFrame) -> pd.DataFrame:
     number = points.groupby((points / 0.08).round().apply(tuple, axis=1)).cumcount()
     angle, away = number * np.pi * (3 - 5**0.5), 0.031 * number**0.5  # as the seeds of a sunflower
     return points + np.column_stack([away * np.cos(angle), away * np.sin(angle)])
+
+
+def beside(rows: pd.DataFrame, names: Sequence[str], columns: Mapping[str, str], height: float) -> tuple[Figure, Axes]:
+    """Two columns of shares and their intervals, a line per row. columns: what each is called."""
+    figure, (axis,) = new_figure(1, 6.8, height)
+    for number, (column, label) in enumerate(columns.items()):
+        points(axis, np.arange(len(rows)) + 0.26 * number - 0.13, rows, column, label=label, **look(number))
+    name_rows(axis, names)
+    axis.set_xlim(-0.03, 1.03)
+    legend_below(figure, axis)
+    return figure, axis
 
 
 def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:

@@ -39,8 +39,8 @@ def test_the_table_counts_which_part_leads_at_the_highest_rate():
         cell("MABA", negatives=1.0, **reverse), cell("MABA", settings={"attack.size": 9}, **reverse),
     )  # fmt: skip
     (line,) = modality.four_table(cells).to_dict("records")
-    assert (line["threats"], line["text leads"], line["picture leads"]) == (2, 1, 1)
-    assert line["text alone"] == "0.55" and line["picture alone"] == "0.48" and line["both"] == "1.00"
+    assert (line["text leads"], line["picture leads"]) == ("1/2", "1/2")
+    assert line["text"] == "0.55" and line["picture"] == "0.48" and line["both"] == "1.00"
 
 
 def test_numbers_count_leads_losses_and_parts_that_can_be_learnt():

@@ -29,16 +29,11 @@ def counts(compared: pd.DataFrame) -> dict[str, str]:
 def agreement_figure(shown: pd.DataFrame, names: tuple[str, str] = ("yours", "reference")) -> Figure:
     """One line per compared number, two intervals each. shown: of `to_show`. names: of the two sides."""
     high = 0.4 if shown["label"].str.contains("\n").any() else 0.3
-    figure, (axis,) = figures.new_figure(1, 7.2, high * len(shown) + 1.4)
-    at = np.arange(len(shown))
-    sides = ("reference", names[1], -0.14, "#0072B2", "s"), ("yours", names[0], 0.14, "#D55E00", "o")
-    for who, label, offset, colour, marker in sides:
-        figures.points(axis, at + offset, shown, who, markersize=5, color=colour, marker=marker, label=label)
+    sides = {"reference": names[1], "yours": names[0]}
+    figure, axis = figures.beside(shown, list(shown["label"]), sides, high * len(shown) + 1.4)
     for row in np.flatnonzero(shown["verdict"] == "differs"):
         axis.axhspan(row - 0.5, row + 0.5, color="#FBE3D6", zorder=0)
-    figures.name_rows(axis, list(shown["label"]))
-    axis.set(xlim=(-0.03, 1.03), xlabel="value with its interval")
-    figures.legend_below(figure, axis)
+    axis.set_xlabel("value with its interval")
     return figure
 
 

@@ -134,7 +134,8 @@ def stealth(
     return line
 
 
-def _parser() -> command.Parser:
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code is what `bvlm_utils.command` promises."""
     about = "Apply all attacks to the same pictures and prompts."
     parser = command.Parser(prog="python -m bvlm_book.probes.exhibit", description=about)
     parser.add_argument("--store", default="local", help="store to write to: a name or a folder (default: local)")
@@ -143,7 +144,7 @@ def _parser() -> command.Parser:
     parser.add_argument("--rows", type=command.whole(1), default=64, help=rows)
     parser.add_argument("--surrogate", help="CLIP model, folder or hub id (default: data/models/tiny-clip)")
     parser.add_argument("--model", help="victim whose language model judges the prompts (default: nobody)")
-    return parser
+    return command.run(parser, _act, argv)
 
 
 def _act(given: argparse.Namespace) -> None:
@@ -162,11 +163,6 @@ def _act(given: argparse.Namespace) -> None:
     target = threats.get("concept_substitution").target
     table = write(root / "attacks", material(given.dataset, given.rows), target, given.surrogate, judge)
     print(table.to_string(index=False, float_format="{:.3f}".format))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; its exit code is what `bvlm_utils.command` promises."""
-    return command.run(_parser(), _act, argv)
 
 
 if __name__ == "__main__":
