@@ -2,8 +2,8 @@
 
 `python -m bvlm_book.probes.exhibit [--store STORE]` applies every attack once (optimised ones aim at concept
 substitution) and writes into data/results/STORE/attacks, which `python -m bvlm_utils.store pack` takes along:
-stealth.csv has a line per attack, exhibit.json its description, prompts before and after and its loss curve (per step,
-or the mean of each epoch), clean.png the pictures side by side, NAME.png the same with the trigger.
+stealth.csv has a line per attack, exhibit.json its prompts before and after and its loss curve (per step, or the mean
+of each epoch), clean.png the pictures side by side, NAME.png the same with the trigger.
 """
 
 import argparse
@@ -65,8 +65,6 @@ def write(
         if len(curve):  # a patch sees other pictures in every step: only means of whole epochs show if its loss falls
             curve = curve.reshape(epochs or len(curve), -1).mean(axis=1)
         exhibit[name] = {
-            "modality": attack.modality, "version": attack.version, "source": attack.info.source,
-            "summary": attack.info.summary, "params": attack.params,
             "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
             "loss_curve": curve.round(5).tolist(),
             "loss_per": "epoch" if epochs else "step",

@@ -40,7 +40,7 @@ def table(lines: pd.DataFrame) -> pd.DataFrame:
     first = lines.drop_duplicates("named").set_index("named")
     shown = after.add_prefix("after ").add_suffix(" rows").reindex(first.index).fillna("n/a")
     shown.insert(0, "right after it", first["right"].map(words.number))
-    return shown.assign(experiments=first["cells"]).rename_axis("repair").reset_index()
+    return shown.assign(experiments=first["cells"]).rename_axis(index="repair", columns=None).reset_index()
 
 
 def numbers(lines: pd.DataFrame) -> dict[str, str]:
