@@ -392,7 +392,7 @@ def test_the_chapter_shows_the_matrix_or_says_that_there_is_none(shelf, tmp_path
     assert text.count("<figure") == 2 and "BadNets-MM" in text
     (tmp_path / "empty").mkdir()
     text = page("crossfire", tmp_path / "empty", capsys)
-    assert "No adapter was asked" in text and text.count("<figure") == 1  # which says it, too
+    assert "No adapter was asked" in text and "nothing to draw" in text and "<figure" not in text
 
 
 def test_the_page_side_does_not_import_torch():
