@@ -143,7 +143,7 @@ def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, panel
             own = at[part["group"] == group]
             axis.plot(own[x], own[y], linestyle="", markersize=5, alpha=0.85, label=group, **look(number))
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] or is_narrow() else "")
-        ends, ticks = (-0.12, 1.12), np.linspace(0, 1, 6)
+        ends, ticks = (-0.16, 1.16), np.linspace(0, 1, 6)
         axis.set(xlim=ends, ylim=ends, xticks=ticks, yticks=ticks, aspect="equal")
     legend_below(figure, axes[0])
     return figure
