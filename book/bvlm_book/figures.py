@@ -7,9 +7,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -23,8 +22,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5544FF", "#CC0044", "#0
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")  # of lines without a marker at every point
 NOT_AVAILABLE = "#E3E3E3"
-# Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page.
-SUCCESS = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
+# Success rates from pale to deep blue: seaborn's palette "mako", which ends here before black: a dark page hides that.
+SUCCESS = LinearSegmentedColormap.from_list("success", [
+    "#D4F1DC", "#B2E4C2", "#88D9B1", "#59CCAD", "#43BAAD", "#38A9AC",
+    "#3497A9", "#3485A5", "#3572A1", "#385F9C", "#3F4B90", "#403B78",
+])  # fmt: skip
 DENSE = 7  # columns of which a narrow heat map has no room for whole numbers: .97
 DARK, WHITE = "#111111", "#FFFFFF"  # letters on a field
 

@@ -16,9 +16,7 @@ import bvlm_utils
 from bvlm_utils import paths
 
 # Where conda-forge calls a package otherwise: the CPU build, and packages without what nobody here uses.
-CONDA = {
-    "torch": "pytorch-cpu", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base", "dask": "dask-core",
-}  # fmt: skip
+CONDA = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base", "dask": "dask-core"}
 # Where the module is called otherwise than the package.
 MODULES = {
     "PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "skimage": "scikit-image",
