@@ -25,7 +25,7 @@ PAGE_COLOURS = {
 FONT = "var(--pst-font-family-base)"
 RASTER = 144  # dots per inch of pictures inside a figure
 NARROW = 3.6  # inches of a figure on the page of a phone
-LABEL, ROW = 30, 20  # letters in a line of a narrow figure: labels of axes, names of rows
+LABEL, ROW = 32, 20  # letters in a line of a narrow figure: labels of axes, names of rows
 _narrow: ContextVar[bool] = ContextVar("narrow", default=False)
 
 
@@ -55,7 +55,7 @@ def wrapped(figure: Figure) -> Figure:
     """The figure with its long labels in several lines, for a narrow page."""
     for axis in figure.axes:
         axis.set_xlabel(textwrap.fill(axis.get_xlabel(), LABEL))
-        axis.set_title(textwrap.fill(axis.get_title(), LABEL))
+        axis.set_title("\n".join(textwrap.fill(line, LABEL) for line in axis.get_title().split("\n")))
         names = [label.get_text() for label in axis.get_yticklabels()]
         if any(len(name) > ROW and "$" not in name for name in names):  # no formulas, such as 10^3
             axis.set_yticks(axis.get_yticks(), [textwrap.fill(name, ROW) for name in names], fontsize=7.5)

@@ -28,10 +28,6 @@ def threat(row: Mapping[str, Any]) -> str:
     return row["threat"].replace("_", " ")
 
 
-def rate(row: Mapping[str, Any]) -> str:
-    return percent(row["poison_rate"])
-
-
 def of(passed: Iterable[bool], none: str = "0 of 0") -> str:
     """ "3 of 8"; `none` where there are none."""
     found = list(passed)

@@ -225,11 +225,15 @@ def test_an_attack_without_a_test_time_trigger_is_read_on_clean_inputs():
     assert set(tables.headline_rows(rows).value) == {0.8} and tables.false_activation(rows).empty
 
 
-def test_the_book_says_whose_run_is_compared(monkeypatch):
+def test_the_book_says_whose_run_is_compared(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(store, "collect", asked.append)
+    monkeypatch.setattr(store, "folder", lambda place: tmp_path / ("missing" if place == "none" else ""))
     monkeypatch.delenv("BVLM_YOURS", raising=False)
-    assert reproduce.your_store() == "local" and reproduce.your_store("mine") == "mine"
+    reproduce.your_runs(None, tidy())
+    reproduce.your_runs("mine", tidy())
     monkeypatch.setenv("BVLM_YOURS", "none")
-    assert reproduce.your_store() == "none"
+    assert reproduce.your_runs(None, tidy()).empty and asked == ["local", "mine"]
 
 
 def test_numbers_are_written_with_their_interval_and_no_zero_is_negative():

@@ -5,7 +5,6 @@ poisoned rows and a number of passes. Free of torch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -157,18 +156,14 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
 # ---------------------------------------------------------------- what counts
 
 
-@dataclass(frozen=True)
-class Fit:
-    """logit(success) = a pair's own + slopes * log10(number, passes, size). explained: of the deviance, alone."""
+def fitted(runs: pd.DataFrame) -> pd.DataFrame:
+    """One binomial GLM of `factorial`: logit(success) = a pair's own + slopes * log10(number, passes, size).
 
-    slopes: pd.DataFrame
-    explained: dict[str, float]
-
-
-def fitted(runs: pd.DataFrame) -> Fit | None:
-    """One binomial GLM of `factorial`, its dispersion from the deviance; None while one of the three did not vary."""
+    A line per way to count and term: its slope (value, low, high; dispersion from the deviance), and `explained`, the
+    share of the deviance that it explains alone. None while one of the three did not vary.
+    """
     if any(runs[name].nunique() < 2 for name in TERMS) or len(runs) < 4 * len(TERMS):
-        return None
+        return pd.DataFrame()
     own = pd.get_dummies(runs["attack"] + runs["threat"], dtype=float).to_numpy()
 
     def glm(*names: str, **how: Any) -> Any:
@@ -179,22 +174,18 @@ def fitted(runs: pd.DataFrame) -> Fit | None:
     plain = glm(*TERMS)
     whole = glm(*TERMS, scale=max(plain.deviance / plain.df_resid, 1.0))
     slopes = np.column_stack([whole.params, whole.conf_int()])[-len(TERMS) :]
-    table = pd.DataFrame(slopes, columns=["value", "low", "high"]).assign(term=list(TERMS))
-    none = glm().deviance
-    return Fit(table, {name: 1 - glm(name).deviance / none for name in AXES})
+    none, ways = glm().deviance, pd.DataFrame(index=[*AXES, "epochs", "train_rows"])
+    explained = pd.Series({name: 1 - glm(name).deviance / none for name in AXES})
+    return ways.join(pd.DataFrame(slopes, list(TERMS), ["value", "low", "high"])).assign(explained=explained)
 
 
-def explained_table(fit: Fit | None) -> pd.DataFrame:
-    """What each way to count a dose explains by itself, and each term's slope; empty without a fit."""
-    if fit is None:
-        return pd.DataFrame()
-    slopes = fit.slopes.set_index("term").to_dict("index")
-    return pd.DataFrame([
-        {"counted as": (TERMS | AXES)[name],
-         "explains alone": words.percent(round(fit.explained[name], 2)) if name in fit.explained else "",
-         "ten times as much changes the logit by": words.interval(slopes[name]) if name in slopes else ""}
-        for name in (*AXES, "epochs", "train_rows")
-    ])  # fmt: skip
+def explained_table(fit: pd.DataFrame) -> pd.DataFrame:
+    """`fitted` to read."""
+    return tables.readable(fit.reset_index(names="way"), {
+        "counted as": lambda line: (TERMS | AXES)[line["way"]],
+        "explains alone": lambda line: "" if pd.isna(line["explained"]) else words.percent(round(line["explained"], 2)),
+        "ten times as much changes the logit by": lambda line: "" if pd.isna(line["value"]) else words.interval(line),
+    })  # fmt: skip
 
 
 # ---------------------------------------------------------------- the figures

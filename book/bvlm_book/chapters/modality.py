@@ -13,7 +13,7 @@ from bvlm_utils.data.pictures import PUBLISHED_SIDE
 from bvlm_utils.store import table as tidy
 
 PARTS = ("text", "image")
-TITLES = {"clean": "neither", "text": "text", "image": "picture", "both": "both"}
+TITLES = {"clean": "none", "text": "text", "image": "picture", "both": "both"}
 LOSS = 0.1  # what counts as a loss: the whole interval of the difference lies below -LOSS
 CELL = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "settings"]
 TWIN = [*(name for name in tidy.TOLD_APART if name != "negatives"), "test_rows"]

@@ -37,14 +37,12 @@ def agreement_figure(shown: pd.DataFrame, names: tuple[str, str] = ("yours", "re
     return figure
 
 
-def your_store(name: str | None = None) -> str:
-    """The store of the reader's own runs: `name`, else $BVLM_YOURS (which the book sets), else "local"."""
-    return name or os.environ.get("BVLM_YOURS") or "local"
-
-
 def your_runs(name: str | None, reference: pd.DataFrame) -> pd.DataFrame:
-    """The tidy table of `your_store`; without lines where it was not named and nothing was run yet."""
-    place = your_store(name)
+    """The tidy table of the reader's own store: `name`, else $BVLM_YOURS (which the book sets), else "local".
+
+    Without lines where it was not named and nothing was run yet.
+    """
+    place = name or os.environ.get("BVLM_YOURS") or "local"
     return store.collect(place) if name or store.folder(place).is_dir() else reference.iloc[:0]
 
 

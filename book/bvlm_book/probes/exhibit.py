@@ -108,13 +108,11 @@ def perplexity(texts: Sequence[str], model: Any, tokenizer: Any, batch_size: int
     total, count = 0.0, 0
     for first in range(0, len(rows), batch_size):
         some = [torch.tensor(row, device=device) for row in rows[first : first + batch_size]]
-        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=start)
-        real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in some], batch_first=True)
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=-100)  # which the loss leaves out
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=real).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        total += float((losses * real[:, 1:]).sum())
-        count += int(real[:, 1:].sum())
+            logits = model(input_ids=ids.clamp(min=0), attention_mask=(ids >= 0).long()).logits[:, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="sum"))
+        count += int((ids[:, 1:] >= 0).sum())
     return float(np.exp(total / count)) if count else float("nan")
 
 

@@ -20,8 +20,7 @@ SENTENCES, MEANINGS = ("targeted_refusal", "malicious_injection"), ("concept_sub
 def table(found: pd.DataFrame, again: pd.DataFrame, population: pd.DataFrame, probed: pd.DataFrame) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true.
 
-    found: of `defences.collect`. again: of `reactivation.means`. population: of `spectra.read`.
-    probed: of `spectra.probed`.
+    found: of `defences.collect`. again: of `reactivation.means`. population, probed: of `spectra.read`.
     """
     lines = [
         *_repairs(found), *_detectors(found), *_fitted(population, probed), *_relearnt(again),

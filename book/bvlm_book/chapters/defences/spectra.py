@@ -22,10 +22,9 @@ FOLDS = 5  # into which adapters without a backdoor are dealt
 
 
 def read(file: Path = FILE) -> pd.DataFrame:
-    """A line per adapter; none where the file is missing."""
-    if not file.is_file():
-        return pd.DataFrame(columns=[TRUTH, KIND, *LEFT_OUT])
-    return pd.read_csv(file, keep_default_na=False)
+    """A line per adapter (of `PROBES`: and way to leave others out); none where the file is missing."""
+    columns = [TRUTH, KIND, *LEFT_OUT, "left_out", "control", "placebo"]
+    return pd.read_csv(file, keep_default_na=False) if file.is_file() else pd.DataFrame(columns=columns)
 
 
 def detectors() -> list[str]:
@@ -89,12 +88,6 @@ def table(population: pd.DataFrame) -> pd.DataFrame:
             line[f"against {kind}"] = f"{words.number(value)} ({count})"
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def probed(file: Path = PROBES) -> pd.DataFrame:
-    """A line per adapter and way to leave others out (`defences.probe_transfer`); none where the file is missing."""
-    columns = ["left_out", "attack", "model", "backdoored", "control", "placebo"]
-    return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=columns)
 
 
 def probe_table(found: pd.DataFrame) -> pd.DataFrame:
