@@ -30,6 +30,7 @@ KERNEL = {
     "BVLM_YOURS": "none",  # whose run the reproduce chapter compares; `make study` says "local"
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # the debugger's advice is no output of a notebook
     "TQDM_DISABLE": "1",
+    "OMP_NUM_THREADS": "1",  # several kernels run at once, and threads that wait for each other take their processors
 }
 AT_ONCE = max(2, min(4, os.cpu_count() or 1))
 # What a browser fetches by itself when it opens a page; links that a reader clicks are not among them.

@@ -1,13 +1,13 @@
 """Figures from tables; a missing number is drawn as "n/a", never as zero. Free of torch."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import product
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
@@ -23,8 +23,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5544FF", "#CC0044", "#0
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")  # of lines without a marker at every point
 NOT_AVAILABLE = "#E3E3E3"
-# Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page.
-SUCCESS = ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
 DENSE = 7  # columns of which a narrow heat map has no room for whole numbers: .97
 DARK, WHITE = "#111111", "#FFFFFF"  # letters on a field
 
@@ -176,17 +174,27 @@ def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
+@cache
+def success_colours() -> ListedColormap:
+    """Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page."""
+    import seaborn as sns  # it takes a second to load, and pages without a heat map need it not
+
+    return ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
+
+
 def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd.DataFrame | None = None) -> None:
     """A heat map of success rates; what is missing is grey and says so, never zero. single: fields to be hatched."""
+    import seaborn as sns
+
     values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
     axis.set_facecolor(NOT_AVAILABLE)
-    fields = np.ma.masked_invalid(values)
-    axis.pcolormesh(fields, vmin=0, vmax=1, cmap=SUCCESS, edgecolors="white", linewidth=1)
+    sns.heatmap(values, vmin=0, vmax=1, cmap=success_colours(), cbar=False, linewidths=1, linecolor="white",
+                xticklabels=False, yticklabels=False, ax=axis)  # fmt: skip
     for (row, column), value in np.ndenumerate(values):
         if np.isnan(value):  # a reader must see that it is not a zero
             letters, text, size = "#555555", missing, 7.5
         else:
-            field = np.array(SUCCESS(value)[:3])
+            field = np.array(success_colours()(value)[:3])
             letters, text, size = _letters(field), f"{value:.2f}", 8.5
             if dense:
                 text, size = text.replace("0.", ".")[:3], 6.5
@@ -195,9 +203,7 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
                 place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)
                 axis.add_patch(place)
         axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=letters, fontsize=size)
-    axis.set_ylim(len(grid), 0)
     axis.grid(False)
-    axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     axis.set_yticks(np.arange(len(grid)) + 0.5, list(grid.index), rotation=0)
     aslant = {"rotation": 90, "fontsize": 8} if dense else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
@@ -242,4 +248,6 @@ def maps(found: pd.DataFrame) -> Figure:
 
 def _letters(field: np.ndarray) -> str:
     """The colour of letters that can be read on a field of this colour (R, G, B in [0, 1])."""
-    return WHITE if sns.utils.relative_luminance(field) < 0.18 else DARK
+    from seaborn.utils import relative_luminance
+
+    return WHITE if relative_luminance(field) < 0.18 else DARK

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.special import expit, log_expit
-from scipy.stats import norm
 
 from bvlm_book import tables
 from bvlm_utils.errors import InputError
@@ -66,10 +65,10 @@ def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
     k, n = kinds.T[:, :, None]
     fit = k * log_expit(LOGITS) + (n - k) * log_expit(-LOGITS)
     fit = np.exp(fit - fit.max(axis=1, keepdims=True))  # (kinds, logits): how well a run's own logit explains it
-    prior = norm.logpdf(LOGITS, 0, WIDE)
+    prior = _normal(LOGITS / WIDE)
     weights, means, evidence = [], [], []
     for spread in SPREADS:
-        blur = norm.pdf((LOGITS - LOGITS[0]) / spread)[APART]  # (own logit, mean logit)
+        blur = np.exp(_normal((LOGITS - LOGITS[0]) / spread))[APART]  # (own logit, mean logit)
         blur /= blur.sum(axis=0)
         of_pair = prior + made_of @ np.log(fit @ blur + 1e-300)  # (mixtures, mean logits)
         top = of_pair.max(axis=1, keepdims=True)
@@ -78,7 +77,7 @@ def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
         weights.append(likely / total)
         means.append(expit(LOGITS) @ blur)
         evidence.append(pairs @ (top + np.log(total)).ravel())
-    evidence = np.array(evidence) + norm.logpdf(SPREADS, 0, USUAL_SPREAD) + np.log(SPREADS)  # the grid is geometric
+    evidence = np.array(evidence) + _normal(SPREADS / USUAL_SPREAD) + np.log(SPREADS)  # the grid is geometric
     chance = np.exp(evidence - evidence.max())
     chance /= chance.sum()
     weight = np.concatenate([share * one for share, one in zip(chance, weights, strict=True)], axis=1)
@@ -88,6 +87,11 @@ def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
     found = groups.agg(n_seeds=("seed", "nunique"), value=("value", "mean")).assign(low=low, high=high)
     spread = float(chance @ SPREADS), *(float(np.interp(q, np.cumsum(chance), SPREADS)) for q in (0.025, 0.975))
     return Pooled(found, spread)
+
+
+def _normal(z: np.ndarray) -> np.ndarray:
+    """The logarithm of the normal density but for a constant, which every use here divides away."""
+    return -(z**2) / 2
 
 
 # ---------------------------------------------------------------- pairs

@@ -23,7 +23,7 @@ from bvlm_utils.checks import check_text, label
 from bvlm_utils.data import contents, llava_json
 from bvlm_utils.data.features import FEATURES
 from bvlm_utils.data.local_files import Pictures, entries, number, value, wording
-from bvlm_utils.data.picture_files import PictureFile
+from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.scene_questions import SHORT_PROMPTS
 from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
@@ -63,6 +63,15 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
     if not rows:
         raise InputError(f"{spec} has no rows in its split {split!r}.")
     return of_files(row | {"row_id": f"{name}/{split}/{row['row_id']}"} for row in rows)
+
+
+class PictureFile(datasets.Image):
+    """A column of pictures in files, which rows show as `read_picture` reads them."""
+
+    def decode_example(self, value, token_per_repo_id=None):
+        if isinstance(value, dict) and value["bytes"] is None:
+            return read_picture(value["path"], "a row")
+        return super().decode_example(value, token_per_repo_id)
 
 
 def of_files(rows: Iterable[Row]) -> datasets.Dataset:

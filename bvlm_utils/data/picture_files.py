@@ -9,7 +9,6 @@ import stat
 import warnings
 from pathlib import Path
 
-import datasets
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -110,12 +109,3 @@ def _rgb(picture: Image.Image, levels: int, negative: bool) -> Image.Image:
         return picture
     clear = picture.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in picture.info
     return picture.convert("RGBA" if clear else "RGB")
-
-
-class PictureFile(datasets.Image):
-    """A column of pictures in files, which rows show as `read_picture` reads them."""
-
-    def decode_example(self, value, token_per_repo_id=None):
-        if isinstance(value, dict) and value["bytes"] is None:
-            return read_picture(value["path"], "a row")
-        return super().decode_example(value, token_per_repo_id)

@@ -4,8 +4,9 @@
 papermill loads it by the entry point in `pyproject.toml`. Notebooks that refuse nothing of ours run and fail as before.
 """
 
+from typing import Any
+
 import click
-import nbformat
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
@@ -33,7 +34,7 @@ class Engine(NBClientEngine):
     """papermill's usual engine; Refused for a notebook that ended in a refusal of ours, once the notebook is saved."""
 
     @classmethod
-    def execute_notebook(cls, nb: nbformat.NotebookNode, kernel_name: str, **options: object) -> nbformat.NotebookNode:
+    def execute_notebook(cls, nb: Any, kernel_name: str, **options: Any) -> Any:
         from papermill.execute import raise_for_execution_errors  # it imports papermill's engines, which import this
 
         executed = super().execute_notebook(nb, kernel_name, **options)

@@ -1,10 +1,11 @@
-"""Rates and their intervals: what number a set of responses gets, and how sure it is. Free of torch."""
+"""Rates and their intervals: what number a set of responses gets, and how sure it is. Free of torch.
+
+statsmodels takes half a second to load, so it is loaded by who computes an interval, not by every page that reads some.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
-from statsmodels.stats.proportion import proportion_confint
-from statsmodels.stats.weightstats import DescrStatsW
 
 from bvlm_utils.errors import InputError
 
@@ -23,6 +24,8 @@ def wilson(k: float, n: int) -> Interval:
     """Wilson's 95 % interval for k successes among n; too wide rather than too narrow where k is a sum of scores."""
     if n < 1 or not -1e-9 <= k <= n + 1e-9:
         raise InputError(f"{k:g} successes among {n} trials have no interval; n must be 1 or more, k from 0 to n.")
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(min(max(k, 0), n), n, method="wilson")
     return float(low), float(high)
 
@@ -33,6 +36,8 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
         return None
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
+    from statsmodels.stats.weightstats import DescrStatsW
+
     low, high = DescrStatsW(np.asarray(values, float)).tconfint_mean()
     return float(low), float(high)
 

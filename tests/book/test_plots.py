@@ -141,9 +141,10 @@ def test_the_numbers_of_a_heat_map_can_be_read_on_every_field():
     grid = pd.DataFrame([np.linspace(0, 1, 41)])
     _, (axis,) = figures.new_figure(1, 8, 1)
     figures.success_map(axis, grid)
+    colours = figures.success_colours()
     for text in axis.texts:
-        assert contrast(to_rgb(text.get_color()), figures.SUCCESS(float(text.get_text()))[:3]) >= 4
-    assert contrast(figures.SUCCESS(1.0)[:3], to_rgb("#14181e")) > 1.7, "the deepest field is not lost in the dark"
+        assert contrast(to_rgb(text.get_color()), colours(float(text.get_text()))[:3]) >= 4
+    assert contrast(colours(1.0)[:3], to_rgb("#14181e")) > 1.7, "the deepest field is not lost in the dark"
 
 
 def test_a_narrow_heat_map_of_many_columns_has_short_numbers():

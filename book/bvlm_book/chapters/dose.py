@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import statsmodels.api as sm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_linear_model import GLM
 
 from bvlm_book import figures, tables, words
 from bvlm_book.rules_second import HIGH, MANY, RATE
@@ -168,7 +169,7 @@ def fitted(runs: pd.DataFrame) -> pd.DataFrame:
     def glm(*names: str, **how: Any) -> Any:
         both = np.column_stack([runs["k"], runs["n"] - runs["k"]]).astype(float)
         design = np.column_stack([own, np.log10(runs[list(names)].to_numpy(float))])
-        return sm.GLM(both, design, family=sm.families.Binomial()).fit(use_t=True, **how)
+        return GLM(both, design, family=Binomial()).fit(use_t=True, **how)
 
     plain = glm(*TERMS)
     whole = glm(*TERMS, scale=max(plain.deviance / plain.df_resid, 1.0))
