@@ -7,7 +7,7 @@ import torch
 from peft import get_peft_model_state_dict
 from PIL import Image
 
-from bvlm_utils.data import samples
+from bvlm_utils.data.scene_rows import scene_row
 from bvlm_utils.models import victim
 from bvlm_utils.train import adapters, grouped, loop
 from bvlm_utils.train.settings import TrainSettings
@@ -16,7 +16,7 @@ SETTINGS = TrainSettings(batch_size=8)
 
 
 def scene_rows(count: int) -> list[dict]:
-    return [samples.scene_row("scenes-vqa", "train", index) for index in range(count)]
+    return [scene_row("scenes-vqa", "train", index) for index in range(count)]
 
 
 def pictures(rows: list[dict], side: int = 96) -> torch.Tensor:

@@ -25,6 +25,7 @@ def experiments(table: pd.DataFrame, lines: pd.DataFrame | None = None) -> pd.Da
     if lines is None:
         return done
     part = r"half=\w+, |(, )?half=\w+"  # a trigger's part that was trained alone has a column of its own
+    lines = lines[[name for name in (*SAME, "settings") if name in lines and name in done]].drop_duplicates()
     done, lines = (
         one.assign(whole=one["settings"].fillna("").str.replace(part, "", regex=True)) if "settings" in one else one
         for one in (done, lines)
@@ -57,12 +58,18 @@ def link(text: str, table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> 
 
     tab: of the leaderboard, where the number has its place there; else its experiments are listed.
     """
+    return around(table, lines, tab).format(html.escape(text))
+
+
+def around(table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
+    """`link` with {} in the place of the number: many numbers of a page are about the same lines."""
     chosen = experiments(table, lines)
     if chosen.empty:
-        return f'<span class="bvlm-number" title="not run yet">{html.escape(text)}</span>'
+        return '<span class="bvlm-number" title="not run yet">{}</span>'
     alike = table.drop_duplicates("run_id")
     for name in ADDRESS:
         alike = alike[alike[name].isin(chosen[name])]
-    where = html.escape(f"{LEADERBOARD}#{f'tab={tab}' if tab else address(chosen)}")
-    title = html.escape(told(chosen, 0 if tab else len(alike)))
-    return f'<a class="bvlm-number" href="{where}" title="{title}">{html.escape(text)}</a>'
+    where = f"tab={tab}" if tab else address(chosen)
+    title = told(chosen, 0 if tab else len(alike))
+    start = f'<a class="bvlm-number" href="{LEADERBOARD}#{html.escape(where)}" title="{html.escape(title)}">'
+    return start.replace("{", "{{").replace("}", "}}") + "{}</a>"

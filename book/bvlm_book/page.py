@@ -72,10 +72,14 @@ def glue(values: Mapping, prefix: str, table: pd.DataFrame | None = None, lines:
     """
     from myst_nb import glue as keep
 
+    cells = None if table is None else table.drop_duplicates("run_id")
+    links: dict[int, str] = {}  # by the lines: most numbers of a page share theirs
     for key, value in values.items():
         own = lines.get(key) if isinstance(lines, Mapping) else lines
         text = str(value)
-        shown = html.escape(text) if own is None else behind.link(text, table, own, tab)
+        if own is not None and id(own) not in links:
+            links[id(own)] = behind.around(cells, own, tab)
+        shown = html.escape(text) if own is None else links[id(own)].format(html.escape(text))
         keep(f"{prefix}_{key}", _Number(text, shown), display=False)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bvlm_book import words
@@ -159,8 +160,10 @@ def _trained(line: Mapping[str, Any]) -> tuple[str, ...]:
 def among(table: pd.DataFrame, names: Sequence[str], kinds: Iterable[tuple]) -> pd.Series:
     """Which lines have one of these combinations of values in the named columns."""
     kinds = set(kinds)
-    found = [one in kinds for one in zip(*(table[name] for name in names), strict=True)]
-    return pd.Series(found, index=table.index, dtype=bool)
+    number = table.groupby(list(names), sort=False, dropna=False).ngroup()  # tuples of all lines would take seconds
+    first = table.loc[~number.duplicated(), list(names)].itertuples(index=False, name=None)
+    found = np.array([one in kinds for one in first], bool)
+    return pd.Series(found[number], index=table.index, dtype=bool)
 
 
 def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:

@@ -2,5 +2,5 @@
 
 from bvlm_utils.doors import door
 
-NAMES = ("beyond", "digest", "further", "images", "load", "names", "sized_images")
-__getattr__ = door(__name__, {"data.samples": NAMES})
+SAMPLES = ("beyond", "further", "images", "load", "sized_images")
+__getattr__ = door(__name__, {"data.samples": SAMPLES, "data.scene_rows": ("digest", "names")})

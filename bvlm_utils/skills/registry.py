@@ -1,7 +1,7 @@
 """The table of skills, and the one way to get a skill by its name."""
 
 from bvlm_utils import data
-from bvlm_utils.data.samples import SCENE_TASKS
+from bvlm_utils.data.scene_rows import SCENE_TASKS
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
 from bvlm_utils.skills import closing_phrase, counts_in_words, emphasis, new_name, phrase_everywhere, right_to_left

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bvlm_utils import models, paths
-from bvlm_utils.data import samples, scenes
+from bvlm_utils.data import scene_rows, scenes
 from bvlm_utils.models import victim
 from bvlm_utils.pretraining import check
 from bvlm_utils.score import utility
@@ -43,7 +43,7 @@ def test_the_models_see_speak_and_refuse(name):
     v = victim.from_pretrained(name, device="cpu")
 
     def ask(dataset, wanted, count):
-        rows = [samples.scene_row(dataset, "test", i) for i in range(count)]
+        rows = [scene_rows.scene_row(dataset, "test", i) for i in range(count)]
         rows = [row for row in rows if wanted(row)]
         pictures = np.stack([np.asarray(scenes_image(row)) for row in rows])
         return rows, v.generate([row["prompt"] for row in rows], v.encode(pictures))

@@ -5,19 +5,20 @@ import pytest
 
 from bvlm_utils import data, paths
 from bvlm_utils.data import samples as rows_of_data
+from bvlm_utils.data import scene_rows
 from bvlm_utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return {name: [rows_of_data.scene_row(name, "train", i) for i in range(400)] for name in data.names()}
+    return {name: [scene_rows.scene_row(name, "train", i) for i in range(400)] for name in data.names()}
 
 
 def test_rows_depend_on_their_own_name_only():
-    assert rows_of_data.scene_row("scenes-vqa", "test", 17) == rows_of_data.scene_row("scenes-vqa", "test", 17)
+    assert scene_rows.scene_row("scenes-vqa", "test", 17) == scene_rows.scene_row("scenes-vqa", "test", 17)
     assert (
-        rows_of_data.scene_row("scenes-vqa", "test", 17)["image"]
-        != rows_of_data.scene_row("scenes-vqa", "test", 18)["image"]
+        scene_rows.scene_row("scenes-vqa", "test", 17)["image"]
+        != scene_rows.scene_row("scenes-vqa", "test", 18)["image"]
     )
 
 
@@ -40,7 +41,7 @@ def test_splits_share_no_composition_and_the_held_out_style_is_held_out(samples)
     seen = {tuple(sorted(row["objects"])) for rows in samples.values() for row in rows}
     for name in data.names():
         for split in ("test", "test_style"):
-            rows = [rows_of_data.scene_row(name, split, i) for i in range(150)]
+            rows = [scene_rows.scene_row(name, split, i) for i in range(150)]
             assert not seen & {tuple(sorted(row["objects"])) for row in rows}
             assert {row["style"] for row in rows} <= ({"fluent"} if split == "test_style" else {"noto", "twemoji"})
             assert not {"banana", "statue", "moon"} & {name for row in rows for name in row["objects"]}
@@ -48,7 +49,7 @@ def test_splits_share_no_composition_and_the_held_out_style_is_held_out(samples)
 
 def test_load_gives_a_dataset_with_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    monkeypatch.setitem(rows_of_data.ROWS, "test", 5)
+    monkeypatch.setitem(scene_rows.ROWS, "test", 5)
     rows = data.load("scenes-caption", "test", 3)
     assert len(rows) == 3 and rows[0]["image"].size == (96, 96)
     assert data.images(rows.select([1])).shape == (1, 96, 96, 3)
@@ -62,7 +63,7 @@ def test_load_gives_a_dataset_with_pictures(tmp_path, monkeypatch):
 @pytest.mark.parametrize("length", [0, 20, -1])
 def test_rows_of_the_cache_that_are_cut_off_are_drawn_again(tmp_path, monkeypatch, name, length):
     monkeypatch.setattr(paths, "CACHE", tmp_path)
-    monkeypatch.setitem(rows_of_data.ROWS, "test", 5)
+    monkeypatch.setitem(scene_rows.ROWS, "test", 5)
     whole = data.load("scenes-caption", "test", 5).to_list()
     (file,) = tmp_path.glob(f"datasets/*/{name}")
     content = file.read_bytes()
@@ -114,25 +115,25 @@ SEVENTH = {
 
 
 def test_rows_of_a_dataset_stay_whatever_else_is_declared(monkeypatch):
-    before = {name: rows_of_data.scene_row(name, "train", 7) for name in data.names()}
-    own = rows_of_data.SceneTask(3, "caption", rows_of_data.SCENE_TASKS.get("scenes-caption").ask)
-    tasks = dict(rows_of_data.SCENE_TASKS._items)
-    monkeypatch.setattr(rows_of_data.SCENE_TASKS, "_items", {"own": own} | dict(reversed(tasks.items())))
+    before = {name: scene_rows.scene_row(name, "train", 7) for name in data.names()}
+    own = scene_rows.SceneTask(3, "caption", scene_rows.SCENE_TASKS.get("scenes-caption").ask)
+    tasks = dict(scene_rows.SCENE_TASKS._items)
+    monkeypatch.setattr(scene_rows.SCENE_TASKS, "_items", {"own": own} | dict(reversed(tasks.items())))
     for name, row in before.items():
         assert tuple(row[column] for column in ("prompt", "objects", "background")) == SEVENTH[name]
-        assert rows_of_data.scene_row(name, "train", 7) == row and data.digest(name) == DIGESTS[name]
-    rows = [rows_of_data.scene_row(name, "train", 7)["image"]["bytes"] for name in data.names()]
+        assert scene_rows.scene_row(name, "train", 7) == row and data.digest(name) == DIGESTS[name]
+    rows = [scene_rows.scene_row(name, "train", 7)["image"]["bytes"] for name in data.names()]
     assert len(set(rows)) == 4  # the own number draws own scenes
 
 
 def test_a_datasets_number_is_its_own_and_part_of_its_digest(monkeypatch):
-    ask = rows_of_data.SCENE_TASKS.get("scenes-caption").ask
-    monkeypatch.setattr(rows_of_data.SCENE_TASKS, "_items", dict(rows_of_data.SCENE_TASKS._items))
+    ask = scene_rows.SCENE_TASKS.get("scenes-caption").ask
+    monkeypatch.setattr(scene_rows.SCENE_TASKS, "_items", dict(scene_rows.SCENE_TASKS._items))
     found = set()
     for number in (3, 4):
-        rows_of_data.SCENE_TASKS._items["own"] = rows_of_data.SceneTask(number, "caption", ask)
+        scene_rows.SCENE_TASKS._items["own"] = scene_rows.SceneTask(number, "caption", ask)
         found.add(data.digest("own"))
     assert len(found) == 2
-    rows_of_data.SCENE_TASKS._items["own"] = rows_of_data.SceneTask(1, "caption", ask)
+    scene_rows.SCENE_TASKS._items["own"] = scene_rows.SceneTask(1, "caption", ask)
     with pytest.raises(InputError, match="own and scenes-vqa both have the number 1"):
         data.digest("own")

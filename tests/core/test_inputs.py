@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from bvlm_utils import attacks, chat, checks, documents, export, threats
 from bvlm_utils.attacks import image as image_triggers
-from bvlm_utils.data import files, llava_json, pictures, samples
+from bvlm_utils.data import files, llava_json, pictures, samples, scene_rows
 from bvlm_utils.data.picture_files import check_picture, read_picture
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import file as grid_file
@@ -307,7 +307,7 @@ def test_places_of_data_that_are_none_are_one_sentence(tmp_path, kind, place):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for spec in (f"{kind}:{tmp_path / place}", f"{kind}:{place}"):
         refused(lambda spec=spec: samples.load(spec))
-        refused(lambda spec=spec: samples.digest(spec))
+        refused(lambda spec=spec: scene_rows.digest(spec))
     refused(lambda: pictures.picture_path(place))
     refused(lambda: pictures.concept_pictures(place, 8))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from bvlm_utils import english, threats
-from bvlm_utils.data import samples, scene_questions, scenes
+from bvlm_utils.data import scene_questions, scene_rows, scenes
 from bvlm_utils.errors import InputError
 from bvlm_utils.pretraining import draw_hijack, pictures_and_words
 from bvlm_utils.threats import responses
@@ -107,7 +107,7 @@ def test_torch_is_not_imported():
 @pytest.mark.parametrize("name", threats.names())
 def test_the_default_dataset_has_enough_rows_and_none_of_them_succeeds_by_itself(name):
     threat = threats.get(name)
-    rows = [samples.scene_row(threat.default_dataset, "train", index) for index in range(250)]
+    rows = [scene_rows.scene_row(threat.default_dataset, "train", index) for index in range(250)]
     eligible = [row for row in rows if threat.eligible(row)]
     assert len(eligible) >= 40  # a fifth of many rows: a tenth to poison, and as many clean ones left
     for row in eligible:

@@ -83,7 +83,8 @@ def seeds_together(table: pd.DataFrame, same: Sequence[str], more: Sequence[str]
     # Plain dictionaries: a DataFrame for each of the hundreds of groups would take most of a chapter's time.
     groups: dict[int, list[dict[str, Any]]] = {}
     numbers = table.groupby(list(same), sort=False, dropna=False).ngroup()
-    for group, line in zip(numbers, table.to_dict("records"), strict=True):
+    columns = list(dict.fromkeys([*same, "value", "low", "high", "seed", *more]))
+    for group, line in zip(numbers, table[columns].to_dict("records"), strict=True):
         groups.setdefault(group, []).append(line)
     lines = [lines[0] | _mean(lines) for lines in groups.values()]
     return pd.DataFrame(lines, columns=[*same, "value", "low", "high", *more, "n_seeds"])
