@@ -195,7 +195,9 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
             letters, text, size = "#555555", missing, 7.5
         else:
             field = np.array(success_colours()(value)[:3])
-            letters, text, size = _letters(field), f"{value:.2f}", 8.5
+            letters, text, size = DARK, f"{value:.2f}", 8.5
+            if sns.utils.relative_luminance(field) < 0.18:
+                letters = WHITE
             if dense:
                 text, size = text.replace("0.", ".")[:3], 6.5
             if single is not None and single.iloc[row, column]:
@@ -244,10 +246,3 @@ def maps(found: pd.DataFrame) -> Figure:
         if dose != doses[-1]:
             axis.set_xticklabels([])
     return figure
-
-
-def _letters(field: np.ndarray) -> str:
-    """The colour of letters that can be read on a field of this colour (R, G, B in [0, 1])."""
-    from seaborn.utils import relative_luminance
-
-    return WHITE if relative_luminance(field) < 0.18 else DARK

@@ -58,10 +58,10 @@ def show_html_table(frame: pd.DataFrame, caption: str) -> None:
     display(HTML(f'<div class="bvlm-table" style="overflow-x:auto">{body}</div>'))
 
 
-def say(*sentences: str) -> None:
-    """Put sentences on the page, as one paragraph of Markdown each; an empty one is none."""
-    if any(sentences):
-        display(Markdown("\n\n".join(filter(None, sentences))))
+def say(text: str) -> None:
+    """Put a paragraph of Markdown on the page, unless it is empty."""
+    if text:
+        display(Markdown(text))
 
 
 def glue(values: Mapping, prefix: str, table: pd.DataFrame | None = None, lines: Lines = None, tab: str = "") -> None:

@@ -1,7 +1,6 @@
 """The chapter that compares a reader's own store with the reference, number by number."""
 
 import os
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -46,12 +45,12 @@ def your_runs(name: str | None, reference: pd.DataFrame) -> pd.DataFrame:
     return store.collect(place) if name or store.folder(place).is_dir() else reference.iloc[:0]
 
 
-def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = COMPARED) -> pd.DataFrame:
-    """Two tidy tables, number by number: does your interval overlap the reference's (`verdict`)?"""
+def compare(yours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Two tidy tables, number by number (`COMPARED`): does your interval overlap the reference's (`verdict`)?"""
     key = ["run_id", "subject", "condition", "metric", "model", "dataset", "threat", "attack", "poison_rate", "seed"]
 
     def side(table: pd.DataFrame, name: str) -> pd.DataFrame:
-        rows = table[table["metric"].isin(list(metrics)) & table["value"].notna()]
+        rows = table[table["metric"].isin(COMPARED) & table["value"].notna()]
         rows = rows[[*key, "value", "low", "high"]]
         return rows.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"})
 

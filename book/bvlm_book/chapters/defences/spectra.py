@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import mannwhitneyu
 
 from bvlm_book import words
 from bvlm_utils import attacks, paths
@@ -60,6 +59,8 @@ def scores(population: pd.DataFrame, by: str) -> pd.Series:
 
 def auroc(positive: pd.Series, negative: pd.Series) -> float:
     """How often a positive has the higher score; ties count half."""
+    from scipy.stats import mannwhitneyu  # slow to load
+
     return mannwhitneyu(positive, negative, method="asymptotic").statistic / (len(positive) * len(negative))
 
 
