@@ -16,6 +16,7 @@ from bvlm_utils import attacks, store
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
+from bvlm_utils.store import packed
 from bvlm_utils.store.records import has_responses
 from bvlm_utils.store.table import SETTINGS, TOLD_APART, differing, headline_metric, text
 
@@ -29,19 +30,23 @@ TRAINED = {"train_rows": 6000} | {name: value for name, value in SETTINGS.items(
 POINT = [name for name in TOLD_APART if name != "seed"]
 
 
-def summary(table: pd.DataFrame, metric: str, subject: str | None = None) -> pd.DataFrame:
-    """One row per cell but for its seed, subject and condition; InputError where one seed has two values."""
+def summary(table: pd.DataFrame, metric: str, subject: str | None = None, more: Sequence[str] = ()) -> pd.DataFrame:
+    """One row per cell but for its seed, subject and condition; InputError where one seed has two values.
+
+    more: further columns that tell cells apart.
+    """
+    key = [*NUMBER, *more]
     rows = table[(table["metric"] == metric) & table["value"].notna()]
     if subject is not None:
         rows = rows[rows["subject"] == subject]
-    repeated = rows.duplicated([*NUMBER, "seed"])
+    repeated = rows.duplicated([*key, "seed"])
     if repeated.any():
         first = rows[repeated].iloc[0]
         raise InputError(
             f"Cell {first['run_id']} is in the table twice with seed {first['seed']}; "
             "show runs that differ in other settings one table at a time."
         )
-    return records.seeds_together(rows, NUMBER, ["k", "n", "unit"])
+    return records.seeds_together(rows, key, ["k", "n", "unit"])
 
 
 def strict_metric(table: pd.DataFrame) -> pd.Series:
@@ -50,28 +55,38 @@ def strict_metric(table: pd.DataFrame) -> pd.Series:
     return pd.Series("asr", index=table.index).mask(right & (table["threat"] == "malicious_injection"), "asr_right")
 
 
-def success_rates(table: pd.DataFrame, subject: str | None = None, metric: pd.Series | None = None) -> pd.DataFrame:
+def success_rates(
+    table: pd.DataFrame, subject: str | None = None, metric: pd.Series | None = None, more: Sequence[str] = ()
+) -> pd.DataFrame:
     """`summary` of each cell's `headline_metric` (or of the metric that is named line by line), threat by threat."""
     own = table[table["metric"] == (headline_metric(table) if metric is None else metric)]
-    parts = [summary(part, metric, subject) for (_, metric), part in own.groupby(["threat", "metric"], sort=False)]
+    parts = [
+        summary(part, metric, subject, more) for (_, metric), part in own.groupby(["threat", "metric"], sort=False)
+    ]
     parts = [part for part in parts if len(part)]  # an empty one has no number types
-    return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject)
+    return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject, more)
 
 
 def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Series] | None = None) -> pd.DataFrame:
     """`success_rates` of poisoned models by negatives, settings and half; per model with the commonest `train_rows`."""
     done = table[table["status"] == "done"]
-    trained, parts = usual_training(done), []
-    for _, of_model in done.groupby("model", sort=False):
-        usual = of_model[of_model["train_rows"] == of_model["train_rows"].mode().iloc[0]]
-        for (negatives, _), part in usual.groupby(["negatives", "settings"], sort=False):
-            settings = differing(part.iloc[0])
-            if trained[part.index].all():  # the model's own learning rate is no setting of the experiment
-                settings = {name: value for name, value in settings.items() if name not in TRAINED}
-            about = {"negatives": negatives, "half": settings.pop("half", ""), "settings": text(settings)}
-            parts.append(success_rates(part, "poisoned", metric(part) if metric else None).assign(**about))
-    empty = success_rates(done.iloc[:0], "poisoned").assign(negatives=0.0, half="", settings="")
-    return pd.concat(parts, ignore_index=True) if parts else empty
+    trained, key = usual_training(done), ["model", "negatives", "settings"]
+    commonest = done.groupby("model", sort=False)["train_rows"].agg(lambda rows: rows.mode().iloc[0])
+    usual = done[done["train_rows"] == done["model"].map(commonest)]
+    about = []
+    for _, part in usual.groupby(key, sort=False):
+        first = part.iloc[0]
+        settings = differing(first)
+        if trained[part.index].all():  # the model's own learning rate is no setting of the experiment
+            settings = {name: value for name, value in settings.items() if name not in TRAINED}
+        half = settings.pop("half", "")
+        about.append([*first[key], half, text(settings)])
+    about = pd.DataFrame(about, columns=[*key, "half", "shown"])
+    rates = success_rates(usual, "poisoned", metric(usual) if metric else None, key[1:])
+    found = rates.merge(about.rename_axis("part").reset_index(), on=key, how="left")
+    found = found.sort_values("part", kind="stable", ignore_index=True)  # together what has the same settings
+    found = found.drop(columns=["part", "settings"]).rename(columns={"shown": "settings"})
+    return found.astype({"negatives": "float64", "half": "str", "settings": "str"})  # of no lines too
 
 
 def learned_alone(rates: pd.DataFrame) -> pd.DataFrame:
@@ -201,7 +216,9 @@ def held(run_id: str, metric: str, subject: str, place: str | Path | None = None
     """Which judged inputs passed `metric`, a headline test: condition, row_id, prompt, held. None without responses."""
     if not has_responses(run_id, place):
         return None
-    said = store.responses(run_id, place)
+    names = ["subject", "part", "judged", "condition", "row_id", "prompt"]
+    names += {"asr_payload": ["payload"], "asr_right": ["success", "right"]}.get(metric, ["success"])
+    said = packed.rows(store.folder(place), run_id, "responses", names).frame()  # all columns take twice the time
     said = said[(said["subject"] == subject) & (said["part"] == "attack") & said["judged"]]
     passed = said["payload" if metric == "asr_payload" else "success"].astype(bool)
     if metric == "asr_right":

@@ -230,10 +230,8 @@ def _cells(root: Path, at: Stamp) -> dict[str, dict[str, Any]]:
 
 
 def _packed_rows(root: Path, at: Stamp, run_id: str, kind: str, names: Sequence[str] | None) -> Rows:
-    cell, parquet = _cells(root, at)[run_id], _open(root, at, FRAMES[kind])
+    cell, (kinds, ends) = _cells(root, at)[run_id], _groups(root, at, kind)
     start, count = cell[kind]
-    kinds = json.loads(parquet.schema_arrow.metadata[b"kinds"])
-    ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)))
     number = min(bisect_right(ends, start), len(ends) - 1)
     group = _group(root, at, kind, number)
     group = group if names is None else group.select(names)
@@ -241,6 +239,14 @@ def _packed_rows(root: Path, at: Stamp, run_id: str, kind: str, names: Sequence[
     plain = pa.schema([(f.name, pa.large_string() if pa.types.is_dictionary(f.type) else f.type) for f in group.schema])
     attrs = json.loads(cell["attrs"]) if kind == "manifest" else {}
     return Rows(part.cast(plain), kinds, attrs)
+
+
+@lru_cache(maxsize=8)
+def _groups(root: Path, at: Stamp, kind: str) -> tuple[dict[str, str], list[int]]:
+    """The pandas types of the columns, and after which row each row group ends."""
+    parquet = _open(root, at, FRAMES[kind])
+    sizes = (parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))
+    return json.loads(parquet.schema_arrow.metadata[b"kinds"]), list(accumulate(sizes))
 
 
 @lru_cache(maxsize=64)

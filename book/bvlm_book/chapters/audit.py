@@ -68,9 +68,10 @@ def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
             continue
         if attack not in attacks.names() or attacks.info(attack).keeps_labels:
             continue
-        whole, lines = attacks.conditions(attack)[-1], tidy.rows(record)
+        whole = attacks.conditions(attack)[-1]
         wanted = {"subject": POISONED, "condition": whole}
-        rates = {line["metric"]: line["value"] for line in lines if wanted.items() <= line.items()}
+        numbers = [number for number in record["metrics"] if wanted.items() <= number.items()]
+        lines, rates = tidy.rows(record | {"metrics": numbers}), {one["metric"]: one["value"] for one in numbers}
         asr = rates.get(tidy.headline(record["config"]["threat"]), rates.get("asr"))
         said = _said(root, run_id, whole)
         if asr is not None and {POISONED, CONTROL, BASE} <= set(said):

@@ -48,8 +48,13 @@ def every(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFra
     before = tables.headline_rows(before[(before["metric"] == ASR) & (before["subject"] == "poisoned")])
     before = before[["run_id"]].assign(asr_before=before["value"], works=before["value"] >= FIRES)
     found = with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
-    trained = {record["run_id"]: record.get("seconds", {}).get("tune") for record in stored.records(place)}
+    trained = {run_id: _seconds(stored.record(run_id, place)) for run_id in found["run_id"].unique()}
     return found.assign(cost=found["seconds"] / found["run_id"].map(trained).astype(float))
+
+
+def _seconds(record: dict[str, Any] | None) -> float | None:
+    """How long the training took."""
+    return (record or {}).get("seconds", {}).get("tune")
 
 
 def with_names(found: pd.DataFrame) -> pd.DataFrame:
