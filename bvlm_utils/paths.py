@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 from bvlm_utils.checks import is_text
@@ -46,6 +47,13 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path} cannot be made: {above} is a file; name a place in a folder.")
     if not os.access(above, os.W_OK | (os.X_OK if above.is_dir() else 0)):
         raise InputError(f"{path} cannot be written: {above} is read-only; name a place that may be written to.")
+    if above.is_dir():  # some file systems, /proc for one, allow by their permissions what they then refuse
+        try:
+            with tempfile.TemporaryFile(dir=above):
+                pass
+        except OSError as error:
+            why = f"nothing can be made in {above} ({error.strerror})"
+            raise InputError(f"{path} cannot be written: {why}; name a place that may be written to.") from None
 
 
 def new_file(name: str | Path) -> Path:

@@ -44,19 +44,13 @@ def address(chosen: pd.DataFrame) -> str:
 def told(chosen: pd.DataFrame, listed: int) -> str:
     """ "3 experiments: tiny-llava; jailbreak; SIG; 10 % poisoned.": listed: how many the address selects."""
     rates = chosen["poison_rate"].sort_values().map(words.percent)
-    parts = [
-        _names(chosen["model"], "models"),
-        _names(chosen["threat"].str.replace("_", " "), "threats"),
-        _names(chosen["attack"], "attacks"),
-        _names(rates, "poison rates") + (" poisoned" if rates.nunique() <= NAMED else ""),
-    ]
+    kinds = {"models": chosen["model"], "threats": chosen["threat"].str.replace("_", " "), "attacks": chosen["attack"],
+             "poison rates": rates}  # fmt: skip
+    names = {kind: values.unique() for kind, values in kinds.items()}
+    parts = [", ".join(some) if len(some) <= NAMED else f"{len(some)} {kind}" for kind, some in names.items()]
+    poisoned = " poisoned" if rates.nunique() <= NAMED else ""
     more = f" The leaderboard shows them among {listed} of the same kinds." if listed > len(chosen) else ""
-    return f"{words.count(len(chosen), 'experiment')}: {'; '.join(parts)}.{more}"
-
-
-def _names(values: pd.Series, kind: str) -> str:
-    names = values.unique()
-    return ", ".join(names) if len(names) <= NAMED else f"{len(names)} {kind}"
+    return f"{words.count(len(chosen), 'experiment')}: {'; '.join(parts)}{poisoned}.{more}"
 
 
 def link(text: str, table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:

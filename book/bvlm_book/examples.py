@@ -119,15 +119,13 @@ def marked(before: str, after: str) -> str:
     return "".join(pieces)
 
 
-def richest(cells: Sequence[Cell], store: str | None = None) -> Cell | None:
-    """The cell to show in full: of those that were run, most conditions first, then most poison."""
-    done = [cell for cell in cells if (results.read(cell, store) or {}).get("status") == "done"]
-    return max(done, key=lambda cell: (len(attacks.conditions(cell.attack)), cell.poison_rate), default=None)
-
-
 def show_responses(cells: Sequence[Cell], store: str | None = None) -> None:
-    """What control and backdoored model of one cell answer to the first judged input, without and with the trigger."""
-    cell = richest(cells, store)
+    """What control and backdoored model of one cell answer to the first judged input, without and with the trigger.
+
+    The cell is one that was run: most conditions first, then most poison.
+    """
+    done = [cell for cell in cells if (results.read(cell, store) or {}).get("status") == "done"]
+    cell = max(done, key=lambda cell: (len(attacks.conditions(cell.attack)), cell.poison_rate), default=None)
     if cell is None:
         book_page.say("None of these experiments was run, so there are no answers.")
         return

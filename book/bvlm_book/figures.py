@@ -1,18 +1,21 @@
 """Figures from tables; a missing number is drawn as "n/a", never as zero. Free of torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import product
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from bvlm_book.svg import NARROW, is_narrow
-from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, percent
+from bvlm_book.words import CONDITION_LABELS, CONDITIONS, MODALITIES, SUBJECT_LABELS, passes, percent
+from bvlm_utils import attacks, threats
 
 # Told apart with deuteranopia and protanopia (simulated after Machado et al. 2009), and seen on a light and on a dark
 # page; the first four are Okabe and Ito's. Every colour comes with its own marker.
@@ -20,11 +23,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5544FF", "#CC0044", "#0
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")  # of lines without a marker at every point
 NOT_AVAILABLE = "#E3E3E3"
-# Success rates from pale to deep blue: seaborn's palette "mako", which ends here before black: a dark page hides that.
-SUCCESS = LinearSegmentedColormap.from_list("success", [
-    "#D4F1DC", "#B2E4C2", "#88D9B1", "#59CCAD", "#43BAAD", "#38A9AC",
-    "#3497A9", "#3485A5", "#3572A1", "#385F9C", "#3F4B90", "#403B78",
-])  # fmt: skip
 DENSE = 7  # columns of which a narrow heat map has no room for whole numbers: .97
 DARK, WHITE = "#111111", "#FFFFFF"  # letters on a field
 
@@ -73,26 +71,16 @@ def _attacks(table: pd.DataFrame) -> list[str]:
     return [a for m in in_order(pairs["modality"], MODALITIES) for a in pairs.loc[pairs["modality"] == m, "attack"]]
 
 
-def nothing(message: str) -> Figure:
-    """A figure that says why there is nothing to see: a chapter keeps its shape when a cell is missing."""
-    figure, (axis,) = new_figure(1, 6.4, 1.2)
-    axis.text(0.5, 0.5, message, ha="center", va="center", wrap=True)
-    axis.set_axis_off()
-    return figure
-
-
 def families(table: pd.DataFrame) -> Figure:
     """Success of every attack under every condition, a panel per model. Hatched: a single run; grey: not measured."""
     shown = table[table["condition"].notna() & table["value"].notna()]
-    if shown.empty:
-        return nothing("No success rate was measured for these experiments.")
-    attacks, conditions = _attacks(table), in_order(shown["condition"], CONDITIONS)
+    names, conditions = _attacks(table), in_order(shown["condition"], CONDITIONS)
     models = sorted(shown["model"].unique())
-    width, height = 0.72 * len(conditions) + (1.1 if len(models) > 1 else 1.8), 0.3 * len(attacks) + 0.9
+    width, height = 0.72 * len(conditions) + (1.1 if len(models) > 1 else 1.8), 0.3 * len(names) + 0.9
     figure, axes = new_figure(len(models), width, height, sharey=not is_narrow())
     sizes = table.groupby("modality")["attack"].nunique().reindex(in_order(table["modality"], MODALITIES))
     for axis, model in zip(axes, models, strict=True):
-        success_panel(axis, shown[shown["model"] == model], ("attack", attacks), ("condition", conditions))
+        success_panel(axis, shown[shown["model"] == model], ("attack", names), ("condition", conditions))
         axis.set_title(model)
         labels = [CONDITION_LABELS.get(name, name).replace(" ", "\n") for name in conditions]
         axis.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=0, ha="center")
@@ -121,23 +109,20 @@ def name_rows(axis: Axes, labels: Sequence[str]) -> None:
     axis.grid(axis="y", visible=False)
 
 
-def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) -> Figure:
+def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame) -> Figure:
     """Poisoned minus clean-tuned utility, a row per attack, a panel per rate. seeds: shown as small dots."""
     shown = table[table["value"].notna()]
-    if shown.empty:
-        return nothing("No utility was measured for these experiments.")
-    attacks, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
-    width, height = (3.6 if len(rates) > 1 else 5.6), 0.27 * len(attacks) + 1.0
+    names, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
+    width, height = (3.6 if len(rates) > 1 else 5.6), 0.27 * len(names) + 1.0
     figure, axes = new_figure(len(rates), width, height, sharey=not is_narrow(), sharex=True)
     for axis, rate in zip(axes, rates, strict=True):
-        rows = shown[shown["poison_rate"] == rate].drop_duplicates("attack").set_index("attack").reindex(attacks)
+        rows = shown[shown["poison_rate"] == rate].drop_duplicates("attack").set_index("attack").reindex(names)
         axis.axvline(0, color="black", linewidth=1, zorder=1)
-        if seeds is not None:
-            own = seeds[(seeds["poison_rate"] == rate) & seeds["attack"].isin(rows.index[rows["n_seeds"] > 1])]
-            at = own["attack"].map(attacks.index).astype(float) + 0.26
-            axis.plot(own["value"].astype(float), at, ".", color=COLOURS[0], markersize=4)
-        points(axis, np.arange(len(attacks)), rows, color=COLOURS[0], marker="o")
-        name_rows(axis, attacks)
+        own = seeds[(seeds["poison_rate"] == rate) & seeds["attack"].isin(rows.index[rows["n_seeds"] > 1])]
+        at = own["attack"].map(names.index).astype(float) + 0.26
+        axis.plot(own["value"].astype(float), at, ".", color=COLOURS[0], markersize=4)
+        points(axis, np.arange(len(names)), rows, color=COLOURS[0], marker="o")
+        name_rows(axis, names)
         axis.set(title=f"poison rate {percent(rate)}" if len(rates) > 1 else "", xlabel=f"change of {xlabel}")
     return figure
 
@@ -145,21 +130,39 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame | None = None) 
 def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, panel: str = "") -> Figure:
     """Two success rates against each other, a dot per row, a colour per `group`, a panel per value of `panel`."""
     shown = table[table[x].notna() & table[y].notna()]
-    if shown.empty:
-        return nothing("Nothing was measured of which two success rates can be compared.")
     panels = list(dict.fromkeys(shown[panel])) if panel else [""]
-    side = 3.6 if len(panels) > 1 else 4.8
+    side = 4.0 if len(panels) > 1 else 4.8
     figure, axes = new_figure(len(panels), side, side, sharey=not is_narrow())
     for axis, name in zip(axes, panels, strict=True):
         part = shown[shown[panel] == name] if panel else shown
+        at = spread(part[[x, y]])
         axis.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", zorder=1)
         for number, group in enumerate(dict.fromkeys(shown["group"])):
-            own = part[part["group"] == group]
-            axis.plot(own[x], own[y], linestyle="", markersize=6, alpha=0.85, label=group, **look(number))
+            own = at[part["group"] == group]
+            axis.plot(own[x], own[y], linestyle="", markersize=5, alpha=0.85, label=group, **look(number))
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] or is_narrow() else "")
-        axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), aspect="equal")
+        ends, ticks = (-0.16, 1.16), np.linspace(0, 1, 6)
+        axis.set(xlim=ends, ylim=ends, xticks=ticks, yticks=ticks, aspect="equal")
     legend_below(figure, axes[0])
     return figure
+
+
+def spread(points: pd.DataFrame) -> pd.DataFrame:
+    """Points (two columns of shares) with those that lie on each other moved a little apart, around their place."""
+    number = points.groupby((points / 0.08).round().apply(tuple, axis=1)).cumcount()
+    angle, away = number * np.pi * (3 - 5**0.5), 0.031 * number**0.5  # as the seeds of a sunflower
+    return points + np.column_stack([away * np.cos(angle), away * np.sin(angle)])
+
+
+def beside(rows: pd.DataFrame, names: Sequence[str], columns: Mapping[str, str], height: float) -> tuple[Figure, Axes]:
+    """Two columns of shares and their intervals, a line per row. columns: what each is called."""
+    figure, (axis,) = new_figure(1, 6.8, height)
+    for number, (column, label) in enumerate(columns.items()):
+        points(axis, np.arange(len(rows)) + 0.26 * number - 0.13, rows, column, label=label, **look(number))
+    name_rows(axis, names)
+    axis.set_xlim(-0.03, 1.03)
+    legend_below(figure, axis)
+    return figure, axis
 
 
 def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None:
@@ -171,18 +174,30 @@ def legend_below(figure: Figure, axis: Axes, columns: int | None = None) -> None
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
+@cache
+def success_colours() -> ListedColormap:
+    """Success rates from pale to deep blue; it ends before black, which cannot be seen on a dark page."""
+    import seaborn as sns  # it takes a second to load, and pages without a heat map need it not
+
+    return ListedColormap(sns.color_palette("mako_r", as_cmap=True)(np.linspace(0.02, 0.72, 256)), name="success")
+
+
 def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd.DataFrame | None = None) -> None:
     """A heat map of success rates; what is missing is grey and says so, never zero. single: fields to be hatched."""
+    import seaborn as sns
+
     values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
     axis.set_facecolor(NOT_AVAILABLE)
-    fields = np.ma.masked_invalid(values)
-    axis.pcolormesh(fields, vmin=0, vmax=1, cmap=SUCCESS, edgecolors="white", linewidth=1)
+    sns.heatmap(values, vmin=0, vmax=1, cmap=success_colours(), cbar=False, linewidths=1, linecolor="white",
+                xticklabels=False, yticklabels=False, ax=axis)  # fmt: skip
     for (row, column), value in np.ndenumerate(values):
         if np.isnan(value):  # a reader must see that it is not a zero
             letters, text, size = "#555555", missing, 7.5
         else:
-            field = np.array(SUCCESS(value)[:3])
-            letters, text, size = _letters(field), f"{value:.2f}", 8.5
+            field = np.array(success_colours()(value)[:3])
+            letters, text, size = DARK, f"{value:.2f}", 8.5
+            if sns.utils.relative_luminance(field) < 0.18:
+                letters = WHITE
             if dense:
                 text, size = text.replace("0.", ".")[:3], 6.5
             if single is not None and single.iloc[row, column]:
@@ -190,9 +205,7 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
                 place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)
                 axis.add_patch(place)
         axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=letters, fontsize=size)
-    axis.set_ylim(len(grid), 0)
     axis.grid(False)
-    axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     axis.set_yticks(np.arange(len(grid)) + 0.5, list(grid.index), rotation=0)
     aslant = {"rotation": 90, "fontsize": 8} if dense else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
@@ -212,7 +225,24 @@ def success_panel(
     success_map(axis, grid, missing, single=seeds == 1)
 
 
-def _letters(field: np.ndarray) -> str:
-    """The colour of letters that can be read on a field of this colour (R, G, B in [0, 1])."""
-    linear = np.where(field <= 0.04045, field / 12.92, ((field + 0.055) / 1.055) ** 2.4)
-    return WHITE if linear @ [0.2126, 0.7152, 0.0722] < 0.18 else DARK
+def maps(found: pd.DataFrame) -> Figure:
+    """Success by threat (rows) and attack: a row of maps per poison rate and number of `epochs`, a column per model."""
+    doses = sorted(set(zip(found["poison_rate"], found["epochs"], strict=True)), key=lambda dose: (-dose[0], dose[1]))
+    models, narrow = list(dict.fromkeys(found["model"])), is_narrow()
+    rows, columns = in_order(found["threat"], threats.names()), in_order(found["attack"], attacks.names())
+    kinds = [attacks.info(name).modality for name in columns]
+    figure, axes = new_figure(len(models), 4.6, 2.1 if narrow else 1.7, rows=len(doses), sharey=not narrow)
+    panels = list(product(doses, models))
+    if narrow:  # one model after the other
+        panels.sort(key=lambda panel: models.index(panel[1]))
+    for axis, (dose, model) in zip(axes, panels, strict=True):
+        part = found[(found["poison_rate"] == dose[0]) & (found["epochs"] == dose[1]) & (found["model"] == model)]
+        success_panel(axis, part, ("threat", rows), ("attack", columns), missing="")
+        for place in range(1, len(kinds)):
+            if kinds[place] != kinds[place - 1]:
+                axis.axvline(place, color="#777777", linewidth=1.5)
+        axis.set_title(f"{model}:{chr(10) if narrow else ' '}{percent(dose[0])}, {passes(dose[1])}")
+        axis.tick_params(labelsize=7.5 if narrow else 9)
+        if dose != doses[-1]:
+            axis.set_xticklabels([])
+    return figure

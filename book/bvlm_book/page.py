@@ -16,24 +16,25 @@ from bvlm_book.words import is_missing
 from bvlm_utils.errors import InputError
 
 DOWNLOADS = "BVLM_DOWNLOADS"  # the folder of the built book for files; set by its extension
+Lines = pd.DataFrame | Mapping[str, pd.DataFrame] | None
 LONG = 45  # letters of a table's field that need a wider column
 
 
 def show(draw: Callable[..., Figure], *rows: Any, title: str, alt: str, caption: str) -> None:
     """Put a figure on the page, as wide as a screen and as narrow as a phone: the page shows the one that fits.
 
-    draw: makes the figure of `rows` with `figures.new_figure`. title: what the figure finds, one short sentence.
-    alt: what it shows, for those who do not see it.
+    draw: makes the figure of `rows` with `figures.new_figure`; where all their tables are empty, a sentence says so.
+    title: what the figure finds, one short sentence. alt: what it shows, for those who do not see it.
     """
     if not alt.strip():
         raise InputError("A figure needs an alternative text; say what it shows.")
-    picture, title = svg.drawings(draw, rows, alt), html.escape(title)
-    display(
-        HTML(
-            f'<figure class="bvlm-figure"><div>{picture}</div>'
-            f"<figcaption><strong>{title}</strong> {html.escape(caption)}</figcaption></figure>"
-        )
-    )
+    tables = [one for one in rows if isinstance(one, pd.DataFrame)]
+    if tables and all(one.empty for one in tables):
+        say("There is nothing to draw: no such experiment was measured in this store.")
+        return
+    caption = f"<strong>{html.escape(title)}</strong> {html.escape(caption)}"
+    picture = f"<div>{svg.drawings(draw, rows, alt)}</div>"
+    display(HTML(f'<figure class="bvlm-figure">{picture}<figcaption>{caption}</figcaption></figure>'))
 
 
 def show_table(frame: pd.DataFrame, caption: str, empty: str = "There is nothing to list.") -> None:
@@ -57,19 +58,13 @@ def show_html_table(frame: pd.DataFrame, caption: str) -> None:
     display(HTML(f'<div class="bvlm-table" style="overflow-x:auto">{body}</div>'))
 
 
-def say(*sentences: str) -> None:
-    """Put sentences on the page, as one paragraph of Markdown each; an empty one is none."""
-    if any(sentences):
-        display(Markdown("\n\n".join(filter(None, sentences))))
+def say(text: str) -> None:
+    """Put a paragraph of Markdown on the page, unless it is empty."""
+    if text:
+        display(Markdown(text))
 
 
-def glue(
-    values: Mapping[str, Any],
-    prefix: str,
-    table: pd.DataFrame | None = None,
-    lines: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
-    tab: str = "",
-) -> None:
+def glue(values: Mapping, prefix: str, table: pd.DataFrame | None = None, lines: Lines = None, tab: str = "") -> None:
     """Hand numbers to the prose of this page and, by its address, of others: glued as `prefix_key`.
 
     table: of `store.collect`. lines: what the values were counted from, one frame for all of them or one for each key;

@@ -1,6 +1,5 @@
 """Figures as SVG inside a page, wide and narrow: words are text; black, grey and white take the page's colours."""
 
-import hashlib
 import html
 import io
 import re
@@ -26,7 +25,7 @@ PAGE_COLOURS = {
 FONT = "var(--pst-font-family-base)"
 RASTER = 144  # dots per inch of pictures inside a figure
 NARROW = 3.6  # inches of a figure on the page of a phone
-LABEL, ROW = 22, 20  # letters in a line of a narrow figure: labels of axes, names of rows
+LABEL, ROW = 32, 20  # letters in a line of a narrow figure: labels of axes, names of rows
 _narrow: ContextVar[bool] = ContextVar("narrow", default=False)
 
 
@@ -56,7 +55,7 @@ def wrapped(figure: Figure) -> Figure:
     """The figure with its long labels in several lines, for a narrow page."""
     for axis in figure.axes:
         axis.set_xlabel(textwrap.fill(axis.get_xlabel(), LABEL))
-        axis.set_title(textwrap.fill(axis.get_title(), LABEL))
+        axis.set_title("\n".join(textwrap.fill(line, LABEL) for line in axis.get_title().split("\n")))
         names = [label.get_text() for label in axis.get_yticklabels()]
         if any(len(name) > ROW and "$" not in name for name in names):  # no formulas, such as 10^3
             axis.set_yticks(axis.get_yticks(), [textwrap.fill(name, ROW) for name in names], fontsize=7.5)
@@ -66,12 +65,13 @@ def wrapped(figure: Figure) -> Figure:
 def drawing(figure: Figure, alt: str, kind: str) -> str:
     """The figure as an <svg> of class `kind` that shares no style and no name with the rest of the page."""
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "bvlm"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": kind + alt}):  # names of its own
         figure.savefig(file, format="svg", dpi=RASTER, metadata={"Date": None})
     text = file.getvalue()
     inside = text[text.index(">", text.index("<svg")) + 1 :]
     inside = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->", "", inside, flags=re.DOTALL)
-    inside = _own_names(_page_colours(inside), hashlib.sha256((kind + alt + inside).encode()).hexdigest()[:8])
+    inside, used = _page_colours(inside), set(re.findall(r"(?:href=\"|url\()#([^\")]+)", inside))
+    inside = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", inside)
     inside = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), inside)  # what no eye sees
     inside = re.sub(r"\s*\n\s*", "\n", inside).strip()
     width, height = (72 * inches for inches in figure.get_size_inches())
@@ -89,10 +89,3 @@ def _page_colours(text: str) -> str:
     text = re.sub(r"(<(?:path|use)[^>]*?)#ffffff", r"\1var(--pst-color-background)", text)
     text = re.sub(r"(font: [^;\"']*?px) '[^;\"]*", rf"\1 {FONT}", text)
     return re.sub(r"; font-family: [^;\"]*", "", text)
-
-
-def _own_names(text: str, prefix: str) -> str:
-    """Names that something refers to get the prefix, the others go."""
-    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in used else "", text)
-    return re.sub(r"((?:href=\"|url\()#)", rf"\g<1>{prefix}-", text)

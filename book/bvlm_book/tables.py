@@ -1,7 +1,7 @@
 """Tables of numbers from a store's tidy table. Seeds are put together, never pooled as rows. Free of torch."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,7 @@ def summary(table: pd.DataFrame, metric: str, subject: str | None = None, more: 
             f"Cell {first['run_id']} is in the table twice with seed {first['seed']}; "
             "show runs that differ in other settings one table at a time."
         )
-
-    def bounds(line: Mapping[str, Any]) -> tuple[float, float]:  # shares: no interval beyond 0 and 1
-        return (-np.inf, np.inf) if pd.isna(line["k"]) else (0.0, 1.0)
-
-    return records.seeds_together(rows, key, ("k", "n", "unit"), bounds)
+    return records.seeds_together(rows, key, ["k", "n", "unit"])
 
 
 def strict_metric(table: pd.DataFrame) -> pd.Series:
@@ -166,8 +162,8 @@ def usual_training(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.Series:
         known = model in cards.names() and declared in counts
         usual[model] = declared if known else max(sorted(counts), key=counts.get)
     asked = [i for i, name in enumerate(TRAINED) if name not in but]
-    good = {one for one, kind in kinds.items() if one[0] in usual and all(kind[i] == usual[one[0]][i] for i in asked)}
-    return _among(table, key, good)
+    good = [one for one, kind in kinds.items() if one[0] in usual and all(kind[i] == usual[one[0]][i] for i in asked)]
+    return among(table, key, good)
 
 
 def _trained(line: Mapping[str, Any]) -> tuple[str, ...]:
@@ -176,8 +172,9 @@ def _trained(line: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
-def _among(table: pd.DataFrame, names: Sequence[str], kinds: set[tuple]) -> pd.Series:
-    """Which lines are of these kinds."""
+def among(table: pd.DataFrame, names: Sequence[str], kinds: Iterable[tuple]) -> pd.Series:
+    """Which lines have one of these combinations of values in the named columns."""
+    kinds = set(kinds)
     number = table.groupby(list(names), sort=False, dropna=False).ngroup()  # tuples of all lines would take seconds
     first = table.loc[~number.duplicated(), list(names)].itertuples(index=False, name=None)
     found = np.array([one in kinds for one in first], bool)
@@ -194,7 +191,7 @@ def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
         for kind in done.drop_duplicates(key).to_dict("records")
         if not kind["settings"] or 0 < len(apart := differing(kind)) == len(apart.keys() & TRAINED.keys())
     }
-    return done[_among(done, key, plain)]
+    return done[among(done, key, plain)]
 
 
 def eligible(table: pd.DataFrame, place: str | Path | None = None) -> dict[tuple[str, str, int], int]:

@@ -70,7 +70,8 @@ def model() -> tuple[dict[str, Any], bytes]:
         blocks.append(block + bytes(-len(block) % 4))
         start += len(blocks[-1])
     tunable = [name for name in about if name.startswith(LANGUAGE) and name.endswith("_proj.weight")]
-    scales = {name: {"scale": scale(ADAPTERS / name)} for name in NAMES}
+    saved = {name: json.loads((ADAPTERS / name / "adapter_config.json").read_text(encoding="utf-8")) for name in NAMES}
+    scales = {name: {"scale": one["lora_alpha"] / one["r"]} for name, one in saved.items()}  # of B A
     head = {"bytes": start, "tensors": about, "tunable": tunable, "adapters": scales}
     return settings(config) | head, b"".join(blocks)
 
@@ -102,12 +103,6 @@ def rounded(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A matrix as float32 scales (rows) and int8 numbers: scales[:, None] * numbers is near it."""
     scales = np.maximum(np.abs(value).max(1) / 127, 1e-12).astype(np.float32)
     return scales, np.rint(value / scales[:, None]).astype(np.int8)
-
-
-def scale(folder: Path) -> float:
-    """What an adapter's B A is multiplied with."""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return config["lora_alpha"] / config["r"]
 
 
 def vision_layers(config: dict[str, Any]) -> int:

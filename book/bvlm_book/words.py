@@ -24,17 +24,8 @@ def extreme(rows: pd.DataFrame, which: str) -> str:
     return interval(row) + ("" if alike else f" ({row['attack']}, {row['model']})")
 
 
-def nothing_measured(what: str) -> dict[str, str]:
-    """Title, alt text and caption of a figure that has nothing to show."""
-    return {"title": "Nothing was measured.", "alt": f"{what}: n/a, nothing was measured.", "caption": f"{what}: n/a."}
-
-
 def threat(row: Mapping[str, Any]) -> str:
     return row["threat"].replace("_", " ")
-
-
-def rate(row: Mapping[str, Any]) -> str:
-    return percent(row["poison_rate"])
 
 
 def of(passed: Iterable[bool], none: str = "0 of 0") -> str:

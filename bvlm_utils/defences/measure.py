@@ -157,11 +157,21 @@ def _relearn(bench: DefenceBench, part: Sequence[Defended]) -> None:
 
 
 def _trainings(bench: DefenceBench, part: Sequence[Defended]) -> None:
-    _ask_again(bench, part, _trained)
+    """Train the points and their controls again, all at once, on rows that the defence has changed."""
+    from bvlm_utils.train import grouped
+
+    begun, placebo = time.perf_counter(), part[0].placebo
+    cells = {cell.run_id: cell for one in part for cell in (one.cell, one.cell.control)}
+    lacking = [cell for cell in cells.values() if (cell.run_id, "trained", placebo) not in bench.made]
+    jobs = [_job(bench, part[0], cell) for cell in lacking]
+    found = grouped.finetune_group(bench.bench.victim, jobs) if jobs else []
+    bench.made |= {(cell.run_id, "trained", placebo): one for cell, one in zip(lacking, found, strict=True)}
+    shared = (time.perf_counter() - begun) / max(1, len(lacking))
+    _ask_again(bench, part, lambda bench, one, cell: bench.made[cell.run_id, "trained", placebo], shared)
 
 
-def _trained(bench: DefenceBench, one: Defended, cell: Cell) -> Any:
-    """The training of a cell or of its control again, on rows that the defence has changed."""
+def _job(bench: DefenceBench, one: Defended, cell: Cell) -> Any:
+    """The training of a cell or of its control, on rows that the defence or its placebo has changed."""
     from bvlm_utils.train import grouped
     from bvlm_utils.train.loop import TrainRow
 
@@ -170,8 +180,7 @@ def _trained(bench: DefenceBench, one: Defended, cell: Cell) -> Any:
     if one.placebo:
         rows = one.resolved.placebo(rows, *given, seed=one.seed)
     columns = zip(rows.prompts, rows.answers, rows.feature_rows.tolist(), strict=True)
-    job = grouped.GroupJob([TrainRow(*row) for row in columns], rows.features, cell.train, cell.seed)
-    return grouped.finetune_group(bench.bench.victim, [job])[0]
+    return grouped.GroupJob([TrainRow(*row) for row in columns], rows.features, cell.train, cell.seed)
 
 
 def _ask_again(

@@ -1,13 +1,11 @@
 """Rates and their intervals: what number a set of responses gets, and how sure it is. Free of torch.
 
-statsmodels has Wilson's and Student's intervals too, and a test compares them with these; to import it takes half a
-second, and every page of the book imports this.
+statsmodels takes half a second to load, so it is loaded by who computes an interval, not by every page that reads some.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
 
 from bvlm_utils.errors import InputError
 
@@ -26,10 +24,10 @@ def wilson(k: float, n: int) -> Interval:
     """Wilson's 95 % interval for k successes among n; too wide rather than too narrow where k is a sum of scores."""
     if n < 1 or not -1e-9 <= k <= n + 1e-9:
         raise InputError(f"{k:g} successes among {n} trials have no interval; n must be 1 or more, k from 0 to n.")
-    share, z = min(max(k, 0), n) / n, -ndtri(0.025)
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return float(max(middle - half, 0)), float(min(middle + half, 1))
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(min(max(k, 0), n), n, method="wilson")
+    return float(low), float(high)
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
@@ -38,8 +36,10 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
         return None
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    mean, half = np.mean(values), stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(mean - half), float(mean + half)
+    from statsmodels.stats.weightstats import DescrStatsW
+
+    low, high = DescrStatsW(np.asarray(values, float)).tconfint_mean()
+    return float(low), float(high)
 
 
 def seeds_interval(values: Sequence[float], lows: Sequence[float], highs: Sequence[float]) -> Interval:

@@ -169,7 +169,7 @@ def test_working_backdoors_and_false_alarms_are_counted_apart():
 def test_an_empty_store_says_so(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     text = page("audit", tmp_path / "empty", capsys)
-    assert text.count("<figure") == 2 and "holds no answers of backdoored models" in text
+    assert text.count("nothing to draw") == 2 and "holds no answers of backdoored models" in text
 
 
 def test_the_examples_are_inputs_on_which_only_the_trigger_parts_the_models(shelf):

@@ -162,19 +162,18 @@ def test_all_pairs_stand_behind_the_verdicts():
     assert len(claims.evidence(bases)) == 2 * len(claims.BY) * 2, "two pairs, four tests, pairs and tasks"
 
 
-def test_an_empty_store_has_figures_that_say_so():
+def test_an_empty_store_has_nothing_to_draw():
     table, bases = of()
-    for figure in (claims.text_and_image(bases), figures.scatter(claims.parts(bases), "value_text", "value_image", "",
-                                                                 ""), claims.at_one_percent(bases)):  # fmt: skip
-        assert figure.axes[0].texts
+    assert claims.in_one_pass(bases).empty and claims.parts(bases).empty and claims.evidence(bases).empty
+    assert claims.at_one_percent(claims.evidence(bases)).empty
     assert claims.checked(table)["jailbreak_clean"] == "n/a" and claims.counts(bases) == {}
 
 
 def test_the_heat_maps_have_a_panel_per_base_and_passes():
     thrice = by_all_tests(cell("MABA", 1.0, settings={"epochs": 3}))
     _, bases = of(by_all_tests(cell("BadNets-T", 1.0, seeds=1)), thrice)
-    titles = [axis.get_title() for axis in claims.at_one_percent(bases).axes]
-    assert titles == ["tiny-llava, one pass", "tiny-llava, 3 passes"]
+    titles = [axis.get_title() for axis in figures.maps(claims.at_one_percent(claims.evidence(bases))).axes]
+    assert titles == ["tiny-llava: 1 %, one pass", "tiny-llava: 1 %, 3 passes"]
 
 
 def test_expectations_are_counted():

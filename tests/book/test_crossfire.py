@@ -23,6 +23,7 @@ from bvlm_book.chapters.crossfire import (
     matrix,
     near,
     near_misses_of_working,
+    nearly,
     numbers,
     related,
     unrelated,
@@ -265,9 +266,8 @@ def own_attacks(monkeypatch):
 
 def test_attacks_of_a_reader_have_the_near_misses_of_their_kind(own_attacks):
     assert [near_misses.of(name) for name in own_attacks] == [(), near_misses.FILE, near_misses.FILE]
-    assert related("Both", "Own words") == "same text part"
-    assert related("Own picture", "BadNets-T") == "" == related("BadNets-MT", "Own picture")
-    assert related("BadNets-MT", "BadNets-T") == "both use BadMagic"
+    assert related("Both", "Own words") and related("BadNets-MT", "BadNets-T")
+    assert not related("Own picture", "BadNets-T") and not related("BadNets-MT", "Own picture")
 
 
 def test_attacks_of_a_reader_are_asked_like_all_others(random_words, own_attacks, tmp_path):
@@ -279,7 +279,7 @@ def test_attacks_of_a_reader_are_asked_like_all_others(random_words, own_attacks
     variants = panel[panel["subject"] == "poisoned"].groupby("attack")["variant"].agg(set)
     changed = {miss.name for miss in near_misses.FILE}
     assert variants.to_dict() == {"Own words": {""}, "Own picture": {"", *changed}, "Both": {"", *changed}}
-    assert len(crossing_table(panels, 1000)) == len(unrelated(panel)) and near([(panel, "a panel")]) is not None
+    assert len(crossing_table(panels, 1000)) == len(unrelated(panel)) and len(near(nearly(panels)).axes) == 1
 
 
 def test_pictures_are_changed_as_computed_by_hand():
@@ -307,10 +307,9 @@ def test_pictures_are_changed_as_computed_by_hand():
 
 
 def test_relatives_are_known_from_their_definitions():
-    assert related("BadNets-T", "BadNets-MM") == "same text part"
-    assert related("BadNets-I", "BadNets-MM") == "same image part"
-    assert related("BadNets-T", "BadNets-MT") == "both use BadMagic"
-    assert related("SIG", "Blended") == "" and related("AddSent", "MABA") == ""
+    for one, other in (("BadNets-T", "BadNets-MM"), ("BadNets-I", "BadNets-MM"), ("BadNets-T", "BadNets-MT")):
+        assert related(one, other)
+    assert not related("SIG", "Blended") and not related("AddSent", "MABA")
 
 
 def test_entries_off_the_diagonal_stand_beside_their_paired_difference(shelf):
@@ -393,7 +392,7 @@ def test_the_chapter_shows_the_matrix_or_says_that_there_is_none(shelf, tmp_path
     assert text.count("<figure") == 2 and "BadNets-MM" in text
     (tmp_path / "empty").mkdir()
     text = page("crossfire", tmp_path / "empty", capsys)
-    assert "No adapter was asked" in text and text.count("<figure") == 1  # which says it, too
+    assert "No adapter was asked" in text and "nothing to draw" in text and "<figure" not in text
 
 
 def test_the_page_side_does_not_import_torch():

@@ -106,7 +106,7 @@ def probes():
 def test_probes_are_shown_by_what_was_left_out_and_kind_of_trigger():
     shown = spectra.probe_table(probes()).set_index(["probe asked about", "trigger"])
     assert shown.loc[("another threat", "image"), ["adapters", "backdoored", "control"]].tolist() == [1, "0.96", "0.60"]
-    assert len(shown) == 3 and spectra.probe_table(spectra.probed(paths.ROOT / "nothing.csv")).empty
+    assert len(shown) == 3 and spectra.probe_table(spectra.read(paths.ROOT / "nothing.csv")).empty
 
 
 def test_threats_and_models_are_told_apart():
@@ -130,7 +130,7 @@ def test_expectations_come_true_or_not_or_wait_for_runs():
     def told(*lines, again=None, probed=None):
         found = table(*lines)
         again = reactivation.means(found[:0].assign(never=0.0), found) if again is None else again
-        probed = spectra.probed(paths.ROOT / "nothing.csv") if probed is None else probed
+        probed = spectra.read(paths.ROOT / "nothing.csv") if probed is None else probed
         made = expected.table(found, again, population(0.0)[:0], probed)
         return made.set_index("expected")
 

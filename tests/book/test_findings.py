@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from stored import FOUR, cell, halves, table
 
+from bvlm_book import figures
 from bvlm_book.chapters import defences, first_page
 from bvlm_utils import paths
 
@@ -58,7 +59,7 @@ def test_parts_are_counted_as_the_chapter_on_modality_does(no_defences):
 def test_an_empty_store_has_no_numbers_no_maps_and_no_answer(no_defences, tmp_path):
     quoted = quoted_of(table())
     assert quoted["thrice"] == "n/a" and quoted["silent"] == "0 of 0"
-    assert first_page.maps(first_page.means(table())).axes[0].texts
+    assert first_page.means(table()).empty
     assert first_page.answered(tmp_path) is None
 
 
@@ -69,8 +70,8 @@ def test_maps_have_a_row_per_dose_and_hatch_single_runs():
         cell("SIG", negatives=1.0, image=0.0, threat="jailbreak"),
     )  # fmt: skip
     found = first_page.means(stored)
-    assert len(found) == 5 and found["n_seeds"].tolist().count(1) == 1
-    figure = first_page.maps(found)
+    assert len(found) == 4 and found["n_seeds"].tolist().count(1) == 1
+    figure = figures.maps(found)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["tiny-llava: 10 %, one pass", "tiny-llava: 1 %, one pass", "tiny-llava: 1 %, 3 passes"]
     assert [text.get_text() for text in figure.axes[0].texts if text.get_text()] == ["1.00", "0.40"]

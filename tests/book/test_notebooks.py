@@ -66,7 +66,7 @@ def test_the_file_is_valid_and_stripped(path):
     assert notebook.metadata.kernelspec.name == "python3"
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     for cell in notebook.cells:
-        kept = {"tags", "mystnb"} if "hide-cell" in cell.metadata.get("tags", []) else {"tags"}
+        kept = {"tags", "mystnb"} if "hide-output" in cell.metadata.get("tags", []) else {"tags"}
         assert set(cell.metadata) <= kept, "papermill's and editors' metadata are stripped"
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None

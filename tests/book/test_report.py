@@ -160,8 +160,13 @@ def test_compare_names_what_only_one_store_holds():
     assert set(reproduce.compare(without, without).verdict) == {"no interval"}
 
 
+def drawn(table):
+    return figures.new_figure(1, 2, 2)[0]
+
+
 def test_a_figure_on_the_page_has_title_alt_text_caption_and_two_widths(page):
-    book_page.show(figures.nothing, "Nothing yet.", title="None", alt='Say "nothing" & <more>', caption="1 < 2")
+    table = pd.DataFrame({"model": ["m"]})
+    book_page.show(drawn, table, title="None", alt='Say "nothing" & <more>', caption="1 < 2")
     source = page[0].data
     drawings = re.findall(
         r'<svg class="([^"]+)" role="img" aria-label="Say &quot;nothing&quot; &amp; &lt;more&gt;"', source
@@ -169,7 +174,9 @@ def test_a_figure_on_the_page_has_title_alt_text_caption_and_two_widths(page):
     assert drawings == ["bvlm-wide", "bvlm-narrow"]
     assert "<figcaption><strong>None</strong> 1 &lt; 2</figcaption>" in source
     with pytest.raises(InputError, match="alternative text"):
-        book_page.show(figures.nothing, "Nothing yet.", title="None", alt=" ", caption="")
+        book_page.show(drawn, table, title="None", alt=" ", caption="")
+    book_page.show(drawn, table[:0], title="None", alt="Dots", caption="")
+    assert "nothing to draw" in page[1].data
 
 
 def test_a_table_on_the_page_escapes_and_shows_not_available(page):
@@ -218,11 +225,15 @@ def test_an_attack_without_a_test_time_trigger_is_read_on_clean_inputs():
     assert set(tables.headline_rows(rows).value) == {0.8} and tables.false_activation(rows).empty
 
 
-def test_the_book_says_whose_run_is_compared(monkeypatch):
+def test_the_book_says_whose_run_is_compared(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(store, "collect", asked.append)
+    monkeypatch.setattr(store, "folder", lambda place: tmp_path / ("missing" if place == "none" else ""))
     monkeypatch.delenv("BVLM_YOURS", raising=False)
-    assert reproduce.your_store() == "local" and reproduce.your_store("mine") == "mine"
+    reproduce.your_runs(None, tidy())
+    reproduce.your_runs("mine", tidy())
     monkeypatch.setenv("BVLM_YOURS", "none")
-    assert reproduce.your_store() == "none"
+    assert reproduce.your_runs(None, tidy()).empty and asked == ["local", "mine"]
 
 
 def test_numbers_are_written_with_their_interval_and_no_zero_is_negative():

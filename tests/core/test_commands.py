@@ -362,6 +362,17 @@ def test_a_read_only_store_with_nothing_to_run_is_fine_and_else_one_sentence(her
     assert listed(here) == before
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="there is no such file system here")
+def test_a_place_where_nothing_can_be_made_is_refused_whatever_its_permissions_say(here, capsys):
+    for main, given in (
+        (grid.main, ["run", "good.yml", "--store", "/proc/x"]),
+        (export.main, [*EXPORT[:-1], "/proc/x"]),
+    ):
+        assert main(given) == command.WRONG
+        said = capsys.readouterr().err
+        assert "/proc/x" in said and len(said.splitlines()) == 1
+
+
 def test_one_broken_record_stops_neither_status_nor_table(here, capsys):
     parameters = GOOD | {"attacks": ["Shadowcast"], "poison_rates": [0.1, 0.2]}
     (here / "grid.yml").write_text(

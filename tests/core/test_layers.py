@@ -36,7 +36,7 @@ COMMANDS = {
     "study",
     "__init__",
 }  # files in the root folder that stand on the top floor
-OF_PAGES = {"matplotlib", "IPython", "ipywidgets"}
+OF_PAGES = {"matplotlib", "seaborn", "IPython", "ipywidgets"}
 LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 350, 60, 8
 # What is still too large, as "file" or "file:function"; the list only ever gets shorter.
 TOO_LARGE: set[str] = set()

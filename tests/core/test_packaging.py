@@ -16,7 +16,9 @@ import bvlm_utils
 from bvlm_utils import paths
 
 # Where conda-forge calls a package otherwise: the CPU build, and packages without what nobody here uses.
-CONDA = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base", "dask": "dask-core"}
+CONDA = {
+    "torch": "pytorch-cpu", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base", "dask": "dask-core",
+}  # fmt: skip
 # Where the module is called otherwise than the package.
 MODULES = {
     "PIL": "pillow", "IPython": "ipython", "sklearn": "scikit-learn", "skimage": "scikit-image",

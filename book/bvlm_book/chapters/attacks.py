@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -33,27 +32,21 @@ def split_strip(png: bytes, gap: int = 0) -> np.ndarray:
     return np.stack([strip[:, left : left + side] for left in range(0, strip.shape[1], side + gap)])
 
 
-@dataclass(frozen=True)
-class Exhibit:
-    """What `probes.exhibit` wrote into a store: examples of all attacks, loss curves of optimised ones, stealth."""
+def read_exhibit(store: str | None = None) -> tuple[list[Example], dict[tuple[str, str], list[float]], pd.DataFrame]:
+    """What `probes.exhibit` wrote into a store, or nothing where it was not run.
 
-    examples: list[Example]
-    loss_curves: dict[tuple[str, str], list[float]]  # by attack and "step" or "epoch"
-    stealth: pd.DataFrame
-
-
-def read_exhibit(store: str | None = None) -> Exhibit:
-    """The exhibit of a store; an empty one where `python -m bvlm_book.probes.exhibit` was not run."""
+    Examples of all attacks, loss curves of optimised ones (by attack and "step" or "epoch"), and stealth.
+    """
     kept = partial(packed.content, results.folder(store), "attacks")
     if kept("exhibit.json") is None:
-        return Exhibit([], {}, pd.DataFrame())
+        return [], {}, pd.DataFrame()
     stored, clean, examples = json.loads(kept("exhibit.json")), split_strip(kept("clean.png"), EXHIBIT_GAP), []
     for name, entry in stored.items():
         picture = kept(f"{name}.png")
         triggered = split_strip(picture, EXHIBIT_GAP) if picture else clean
         examples.append(Example(name, clean, triggered, [(a, b) for a, b in entry["prompts"]]))
     curves = {(name, entry["loss_per"]): entry["loss_curve"] for name, entry in stored.items() if entry["loss_curve"]}
-    return Exhibit(examples, curves, pd.read_csv(io.BytesIO(kept("stealth.csv"))))
+    return examples, curves, pd.read_csv(io.BytesIO(kept("stealth.csv")))
 
 
 def attack_table() -> pd.DataFrame:

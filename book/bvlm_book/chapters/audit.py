@@ -225,8 +225,6 @@ def at_our_margin(curve: pd.DataFrame) -> dict[str, str]:
 
 
 def roc_figure(curve: pd.DataFrame) -> Figure:
-    if curve.empty:
-        return figures.nothing("There are no models of both kinds with a trusted one beside them.")
     figure, (axis,) = figures.new_figure(1, 4.8, 4.2)
     for number, (look, part) in enumerate(curve.groupby("look", sort=False)):
         style = figures.look(number)
@@ -240,8 +238,6 @@ def roc_figure(curve: pd.DataFrame) -> Figure:
 def excess(table: pd.DataFrame) -> Figure:
     """Excess disagreement: clean-tuned models in strips at the left, backdoored ones against their ASR at the right."""
     found = suspects(table)
-    if found.empty:
-        return figures.nothing("The store holds no answers of backdoored models.")
     figure, (innocent, suspect) = figures.new_figure(2, 4.6, 4.2, sharey=True, gridspec_kw={"width_ratios": (1, 2.6)})
     spread = np.random.default_rng(0)  # sideways, so that equal numbers can be told apart
     for at, reference in enumerate(REFERENCES):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from bvlm_book import figures, tables, words
 from bvlm_book import rules_second as second
 from bvlm_book.rules_second import CLAIMS, HIGH, JUDGED, PAYLOAD, PUBLISHED, STRICT, Base
-from bvlm_utils import attacks, paths, threats
+from bvlm_utils import paths, threats
 
 SEVEN_BILLION = re.compile(r"(?<![\w.])7b(?!\w)", re.IGNORECASE)
 BY = {JUDGED: "by the rule", PUBLISHED: "published test", PAYLOAD: "payload test", STRICT: "strict test"}
@@ -71,21 +71,24 @@ def evidence(bases: dict[str, Base]) -> pd.DataFrame:
         CLAIMS[key].evidence(base, number, test).assign(claim=key, base=base.model, passes=number, judged_by=test)
         for key in CLAIMS for base, number in lines_of(key, bases) for test in BY
     ]  # fmt: skip
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["claim", "judged_by"])
 
 
-def text_and_image(bases: dict[str, Base]) -> Figure:
-    """Success at 1 % after one pass: a row per threat and modality, a point per attack; a panel per base."""
-    shown = {name: second.at_rate(base, 1, JUDGED) for name, base in bases.items()}
-    shown = {name: lines for name, lines in shown.items() if len(lines)}
-    if not shown:
-        return figures.nothing("No attack was run with 1 % in one pass.")
-    figure, axes = figures.new_figure(len(shown), 4.2 if len(shown) > 1 else 6.4, 3.6, sharey=True)
-    names = figures.in_order([one for lines in shown.values() for one in lines["threat"]], threats.names())
-    for axis, (model, lines) in zip(axes, shown.items(), strict=True):
+def in_one_pass(bases: dict[str, Base]) -> pd.DataFrame:
+    """The pairs at 1 % after one pass, of all bases."""
+    return pd.concat([second.at_rate(base, 1, JUDGED) for base in bases.values()], ignore_index=True)
+
+
+def text_and_image(shown: pd.DataFrame) -> Figure:
+    """Success by threat and modality, a point per attack; a panel per base. shown: of `in_one_pass`."""
+    models = list(shown.groupby("model", sort=False))
+    figure, axes = figures.new_figure(len(models), 4.2 if len(models) > 1 else 6.4, 3.6, sharey=True)
+    names = figures.in_order(shown["threat"], threats.names())
+    for axis, (model, lines) in zip(axes, models, strict=True):
         for i, modality in enumerate(words.MODALITIES):
             part = lines[lines["modality"] == modality]
-            at = part["threat"].map(names.index).astype(float) + 0.22 * (i - 1)
+            at = part["threat"].map(names.index).astype(float) + 0.26 * (i - 1)
+            at += 0.08 * part.groupby(["threat", (30 * part["value"]).round()]).cumcount()  # one below the other
             look = figures.look(i)
             for single, own in part.groupby(part["n_seeds"] < second.JUDGED_SEEDS):
                 face = "none" if single else look["color"]
@@ -104,21 +107,9 @@ def parts(bases: dict[str, Base]) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True).rename(columns={"attack": "group"})
 
 
-def at_one_percent(bases: dict[str, Base]) -> Figure:
-    """Success at 1 % of the attacks with text: threats in rows, attacks in columns, a panel per base and passes."""
-    found = [(base, number, second.one_percent(base, number, JUDGED)) for base, number in lines_of("pairs", bases)]
-    if not found:
-        return figures.nothing("No attack with text was run with 1 %.")
-    names = [name for name in attacks.names() if any(name in set(lines["attack"]) for *_, lines in found)]
-    tasks = [name for name in threats.names() if any(name in set(lines["threat"]) for *_, lines in found)]
-    rows = -(-len(found) // 2)
-    figure, axes = figures.new_figure(min(2, len(found)), 4.4, 2.9, rows=rows, sharey=not figures.is_narrow())
-    for axis, (base, number, lines) in zip(axes, found, strict=False):
-        figures.success_panel(axis, lines, ("threat", tasks), ("attack", names))
-        axis.set_title(f"{base.model}, {words.passes(number)}")
-    for axis in axes[len(found) :]:
-        axis.set_visible(False)
-    return figure
+def at_one_percent(evidence: pd.DataFrame) -> pd.DataFrame:
+    """The attacks with text at 1 %, by the test that judges, for `figures.maps`. evidence: see above."""
+    return evidence[(evidence["claim"] == "pairs") & (evidence["judged_by"] == JUDGED)]
 
 
 def first_edition(table: pd.DataFrame) -> dict[str, str]:

@@ -73,11 +73,8 @@ def numbers(table: pd.DataFrame, folder: str | Path | None = None) -> dict[str, 
     }  # fmt: skip
 
 
-def figure(table: pd.DataFrame) -> Figure:
-    """Seconds per cell against the cells that were run at once: a dot per cell, a panel per machine."""
-    timed = table[table["total"].notna()]
-    if timed.empty:
-        return figures.nothing("No timings yet.")
+def figure(timed: pd.DataFrame) -> Figure:
+    """Seconds per cell against the cells that were run at once: a dot per cell, a panel per machine. timed: `lines`."""
     machines = list(timed.groupby(["device", "threads"], sort=False, dropna=False))
     kinds = timed[["model", "dataset"]].drop_duplicates().itertuples(index=False, name=None)
     looks = {kind: figures.look(number) for number, kind in enumerate(kinds)}
@@ -176,10 +173,10 @@ def parts_of(lines: Iterable[Mapping[str, Any]], step: str) -> dict[str, Mapping
     return {line["part"]: line for line in lines if line["step"] == step}
 
 
-def groups_on_gpu(found: Sequence[Mapping[str, Any]], precision: str = "bfloat16") -> pd.DataFrame:
-    """Grouped experiments against the plain way in one precision: a line per number of experiments."""
+def groups_on_gpu(found: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Grouped experiments against the plain way in bfloat16: a line per number of experiments."""
     lines = [line for kept in found[-1:] for line in parts_of(kept["lines"], "grid").values() if line["rows"] == 256]
-    lines = [{"times_plain": 1.0} | line for line in lines if line["part"].startswith(precision)]
+    lines = [{"times_plain": 1.0} | line for line in lines if line["part"].startswith("bfloat16")]
     return tables.readable(pd.DataFrame(lines), {
         "experiments": "cells", "way": lambda line: WAYS[line["way"]],
         "a minute": lambda line: round(line["cells_per_minute"]),

@@ -73,14 +73,12 @@ def matrix(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     return grid.reindex(index=attacks.names(), columns=triggers), control.reindex(triggers)
 
 
-def related(one: str, other: str) -> str:
-    """Why two attacks' triggers are not strangers, in words; "" where they are."""
+def related(one: str, other: str) -> bool:
+    """Do two attacks' triggers share a part or a word?"""
     first, second = attacks.info(one), attacks.info(other)
-    halves = [half for half in ("text", "image") if getattr(first, half)]
-    if shared := [half for half in halves if getattr(first, half) == getattr(second, half)]:
-        return f"same {' and '.join(shared)} part"
-    common = sorted(_words(first) & _words(second))
-    return f"both use {', '.join(common)}" if common else ""
+    parts = [part for part in ("text", "image") if getattr(first, part)]
+    shared = any(getattr(first, part) == getattr(second, part) for part in parts)
+    return shared or bool(_words(first) & _words(second))
 
 
 def _words(info: declare.AttackInfo) -> set[str]:
@@ -128,8 +126,6 @@ def _difference(row: dict) -> str:
 def crossing(panel: pd.DataFrame) -> Figure:
     """Models (rows) under all triggers (columns), the clean-tuned one last. panel: of `tables.panels`."""
     grid, control = matrix(panel)
-    if grid.notna().to_numpy().sum() == 0:
-        return figures.nothing("No adapter was asked about these triggers.")
     grid = grid.dropna(how="all").dropna(axis="columns", how="all")
     grid.loc[CONTROL_LABEL] = control
     grid = grid.rename(columns={"": words.CONDITION_LABELS["clean"]})
@@ -144,18 +140,21 @@ def crossing(panel: pd.DataFrame) -> Figure:
     return figure
 
 
-def near(panels: Panels) -> Figure:
-    """Near misses (rows) of the attacks that `near_misses_of_working` counts: mean success, a column per panel."""
+def nearly(panels: Panels) -> pd.DataFrame:
+    """Mean success by near miss (lines, words first) and panel, of the attacks that `near_misses_of_working` counts."""
     names = [name.replace(" % ", "\u00a0% ").replace(", ", "\n") for _, name in panels]
     parts = [near_misses_of_working(panel).assign(panel=name) for (panel, _), name in zip(panels, names, strict=True)]
-    shown = pd.concat(parts) if parts else pd.DataFrame(columns=["variant"])
-    if shown.empty:
-        return figures.nothing("No adapter was asked about near misses.")
-    grid = shown.pivot_table(index="variant", columns="panel", values="value", sort=False)
+    if not parts:
+        return pd.DataFrame()
+    grid = pd.concat(parts).pivot_table(index="variant", columns="panel", values="value", sort=False)
     kinds = ("text", "image", "no trigger")  # the words first, then the picture
     changes = [name for kind in kinds for name in near_misses.names() if name.startswith(kind)]
-    grid = grid.reindex([name for name in changes if name in grid.index]).rename_axis(None)
-    figure, (axis,) = figures.new_figure(1, 1.4 * len(panels) + 2.4, 0.27 * len(grid) + 0.9)
+    return grid.reindex([name for name in changes if name in grid.index]).rename_axis(None)
+
+
+def near(grid: pd.DataFrame) -> Figure:
+    """A heat map of `nearly`."""
+    figure, (axis,) = figures.new_figure(1, 1.4 * grid.shape[1] + 2.4, 0.27 * len(grid) + 0.9)
     success_map(axis, grid, missing="")
     narrow = figures.is_narrow()
     names = [textwrap.fill(name, 12) if narrow else name for name in grid.columns]

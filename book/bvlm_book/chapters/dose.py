@@ -5,7 +5,7 @@ poisoned rows and a number of passes. Free of torch.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from statsmodels.genmod.generalized_linear_model import GLM
 
 from bvlm_book import figures, tables, words
 from bvlm_book.rules_second import HIGH, MANY, RATE
+from bvlm_utils import attacks
 from bvlm_utils.store.table import FIRES
 
 PAIR = ["model", "dataset", "threat", "attack"]
 DOSE = ["train_rows", "n_poisoned", "epochs"]
 MODEL, ATTACKS, THREATS = "tiny-llava", ("BadNets-T", "Blended"), ("targeted_refusal", "concept_substitution")
-AXES = {"showings": "showings (rows x passes)", "n_poisoned": "poisoned rows", "share": "share of all rows"}
+AXES = {"n_poisoned": "poisoned rows", "share": "share of all rows", "showings": "showings (rows x passes)"}
 TERMS = {"n_poisoned": "number of poisoned rows", "epochs": "passes", "train_rows": "size of the training set"}
 ROWS = (6, 20, 60, 200, 600)
 TICKS = {"showings": (*ROWS, 1800), "n_poisoned": ROWS, "share": (0.001, 0.003, 0.01, 0.03, 0.1)}
@@ -59,7 +60,7 @@ def deep(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of pairs with `MIN_DOSES` or more numbers of poisoned rows, on the usual size of the training set."""
     usual = runs[runs["train_rows"].isin(runs["train_rows"].mode()[:1])]
     tried = usual[usual["epochs"] == 1].groupby(PAIR)["n_poisoned"].nunique()
-    return usual[pd.MultiIndex.from_frame(usual[PAIR]).isin(tried.index[tried >= MIN_DOSES])]
+    return usual[tables.among(usual, PAIR, tried.index[tried >= MIN_DOSES])]
 
 
 def factorial(runs: pd.DataFrame) -> pd.DataFrame:
@@ -155,18 +156,14 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
 # ---------------------------------------------------------------- what counts
 
 
-@dataclass(frozen=True)
-class Fit:
-    """logit(success) = a pair's own + slopes * log10(number, passes, size). explained: of the deviance, alone."""
+def fitted(runs: pd.DataFrame) -> pd.DataFrame:
+    """One binomial GLM of `factorial`: logit(success) = a pair's own + slopes * log10(number, passes, size).
 
-    slopes: pd.DataFrame
-    explained: dict[str, float]
-
-
-def fitted(runs: pd.DataFrame) -> Fit | None:
-    """One binomial GLM of `factorial`, its dispersion from the deviance; None while one of the three did not vary."""
+    A line per way to count and term: its slope (value, low, high; dispersion from the deviance), and `explained`, the
+    share of the deviance that it explains alone. None while one of the three did not vary.
+    """
     if any(runs[name].nunique() < 2 for name in TERMS) or len(runs) < 4 * len(TERMS):
-        return None
+        return pd.DataFrame()
     own = pd.get_dummies(runs["attack"] + runs["threat"], dtype=float).to_numpy()
 
     def glm(*names: str, **how: Any) -> Any:
@@ -177,22 +174,18 @@ def fitted(runs: pd.DataFrame) -> Fit | None:
     plain = glm(*TERMS)
     whole = glm(*TERMS, scale=max(plain.deviance / plain.df_resid, 1.0))
     slopes = np.column_stack([whole.params, whole.conf_int()])[-len(TERMS) :]
-    table = pd.DataFrame(slopes, columns=["value", "low", "high"]).assign(term=list(TERMS))
-    none = glm().deviance
-    return Fit(table, {name: 1 - glm(name).deviance / none for name in AXES})
+    none, ways = glm().deviance, pd.DataFrame(index=[*AXES, "epochs", "train_rows"])
+    explained = pd.Series({name: 1 - glm(name).deviance / none for name in AXES})
+    return ways.join(pd.DataFrame(slopes, list(TERMS), ["value", "low", "high"])).assign(explained=explained)
 
 
-def explained_table(fit: Fit | None) -> pd.DataFrame:
-    """What each way to count a dose explains by itself, and each term's slope; empty without a fit."""
-    if fit is None:
-        return pd.DataFrame()
-    slopes = fit.slopes.set_index("term").to_dict("index")
-    return pd.DataFrame([
-        {"counted as": (TERMS | AXES)[name],
-         "explains alone": words.percent(round(fit.explained[name], 2)) if name in fit.explained else "",
-         "ten times as much changes the logit by": words.interval(slopes[name]) if name in slopes else ""}
-        for name in (*AXES, "epochs", "train_rows")
-    ])  # fmt: skip
+def explained_table(fit: pd.DataFrame) -> pd.DataFrame:
+    """`fitted` to read."""
+    return tables.readable(fit.reset_index(names="way"), {
+        "counted as": lambda line: (TERMS | AXES)[line["way"]],
+        "explains alone": lambda line: "" if pd.isna(line["explained"]) else words.percent(round(line["explained"], 2)),
+        "ten times as much changes the logit by": lambda line: "" if pd.isna(line["value"]) else words.interval(line),
+    })  # fmt: skip
 
 
 # ---------------------------------------------------------------- the figures
@@ -211,33 +204,29 @@ def curves(runs: pd.DataFrame) -> Figure:
 
 def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str) -> Figure:
     """Success against ways to count a dose (log axes), a dot per run, filled triangles for several passes."""
-    if runs.empty:
-        return figures.nothing(f"No pair was tried with {MIN_DOSES} doses.")
     parts, lines = list(runs.groupby(rows, sort=False)), colour == "attack"
-    kinds = list(dict.fromkeys(runs[colour])) if lines else sorted(set(runs[colour]))
+    kinds = figures.in_order(sorted(set(runs[colour])), attacks.names())
     looks = [figures.look(i) | ({} if lines else {"marker": "o"}) for i in range(len(kinds))]
-    shape, axes = figures.new_figure(len(ways), 3.5, 2.6 if lines else 1.7, rows=len(parts), sharey=True)
-    for number, axis in enumerate(axes):
-        key, part = parts[number // len(ways)]
-        way = ways[number % len(ways)]
-        for i, kind in enumerate(kinds):
-            apart = 1.05 ** (i - (len(kinds) - 1) / 2)  # what lies on top of each other is pulled apart
+    shape, axes = figures.new_figure(len(ways), 3.5, 2.6 if lines else 1.8, rows=len(parts), sharey=True)
+    for axis, ((key, part), way) in zip(axes, product(parts, ways), strict=True):
+        for i, (kind, look) in enumerate(zip(kinds, looks, strict=True)):
             own = part[part[colour] == kind]
+            own = own.assign(at=own[way] * 1.05 ** (i - (len(kinds) - 1) / 2))  # pulled apart where they are alike
             once, several = own[own["epochs"] == 1], own[own["epochs"] > 1]
-            hollow = looks[i] | {"markersize": 4.5, "markerfacecolor": "none"}
-            axis.plot(once[way] * apart, once["value"], linestyle="", **hollow)
-            axis.plot(
-                several[way] * apart, several["value"], linestyle="", **looks[i] | {"markersize": 6, "marker": "^"}
-            )
+            hollow = look | {"linestyle": "", "markersize": 4.5, "markerfacecolor": "none"}
+            axis.plot(once["at"], once["value"], **hollow)
+            filled = look | {"linestyle": "", "markersize": 6, "marker": "^"}
+            axis.plot(several["at"], several["value"], **filled)
             if lines:
-                mean = own[own["epochs"] == 1].groupby(way)["value"].mean()
-                style = {"color": looks[i]["color"], "linestyle": figures.LINES[i % 4], "linewidth": 1.2}
-                axis.plot(mean.index * apart, mean, **style)
+                axis.plot(once.groupby("at")["value"].mean(), figures.LINES[i % 4], color=look["color"], linewidth=1.2)
         axis.axhline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
-        axis.set(title=", ".join(name.replace("_", " ") for name in key), xscale="log", ylim=(-0.05, 1.05))
-        axis.set_xlabel(AXES[way] if number >= len(axes) - len(ways) or figures.is_narrow() else "")
+        axis.set(title=", ".join(name.replace("_", " ") for name in key), ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
+        ends = runs[way].min() / 1.4, runs[way].max() * 1.4  # the same in every row
+        axis.set(xlabel=AXES[way], xscale="log", xlim=ends)
         axis.set_xticks(TICKS[way], [words.percent(at) if at < 1 else str(at) for at in TICKS[way]])
         axis.xaxis.set_minor_locator(NullLocator())
+        if not figures.is_narrow():
+            axis.label_outer()
     for i, (kind, look) in enumerate(zip(kinds, looks, strict=True)):
         name, style = (kind, figures.LINES[i % 4]) if lines else (f"{kind:,.0f} training rows", "")
         axes[0].plot([], [], linestyle=style, label=name, **look)

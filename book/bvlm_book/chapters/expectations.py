@@ -58,8 +58,7 @@ def _means(table: pd.DataFrame, but: tuple[str, ...]) -> pd.DataFrame:
 def _number_or_share(table: pd.DataFrame) -> list[tuple]:
     grid, means = "number or share", _means(table, ("train_rows", "epochs"))
     means = means[means["attack"].isin(["BadNets-T", "Blended"])]
-    kinds = zip(means["train_rows"], means["n_poisoned"], means["epochs"], strict=True)
-    alike = means[pd.Series([one in SHOWN_ALIKE for one in kinds], means.index, dtype=bool)]
+    alike = means[tables.among(means, ["train_rows", "n_poisoned", "epochs"], SHOWN_ALIKE)]
     by_pair = alike.groupby(["threat", "attack"])["value"]
     spans = by_pair.max() - by_pair.min()
     refusal = means[means["threat"] == "targeted_refusal"]

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
-from matplotlib.figure import Figure
 
-from bvlm_book import examples, figures, rules_second, tables, words
+from bvlm_book import examples, rules_second, tables, words
 from bvlm_book.chapters import claims, defences
-from bvlm_utils import attacks, paths, store, threats
+from bvlm_utils import paths, store
 from bvlm_utils.score import intervals
 from bvlm_utils.store import examples as kept
 from bvlm_utils.store.cell import Cell
@@ -78,39 +77,13 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     done = tables.headline_rows(done[(done["subject"] == "poisoned") & (done["metric"] == "asr_payload")])
     key = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "epochs"]
     done = done.assign(epochs=done["epochs"].astype(float).fillna(1).astype(int))
+    done = done.merge(pd.DataFrame(DOSES, columns=["poison_rate", "epochs"]))
     return done.groupby(key, sort=False, as_index=False).agg(value=("value", "mean"), n_seeds=("seed", "nunique"))
 
 
 def at(found: pd.DataFrame, rate: float, passes: int) -> pd.DataFrame:
     """The lines of `means` of one dose."""
     return found[(found["poison_rate"] == rate) & (found["epochs"] == passes)]
-
-
-def maps(found: pd.DataFrame) -> Figure:
-    """Threats in rows, attacks in columns; a row of maps per dose and a column per model. found: `means`."""
-    doses = [dose for dose in DOSES if len(at(found, *dose))]
-    if not doses:
-        return figures.nothing("Nothing has been measured at these doses yet.")
-    models = list(dict.fromkeys(found["model"]))
-    names = figures.in_order([name for dose in doses for name in at(found, *dose)["attack"]], attacks.names())
-    kinds, narrow = [attacks.info(name).modality for name in names], figures.is_narrow()
-    figure, axes = figures.new_figure(len(models), 4.6, 2.1 if narrow else 1.7, rows=len(doses), sharey=not narrow)
-    panels = [(rate, passes, model) for rate, passes in doses for model in models]
-    if narrow:  # one model after the other
-        panels.sort(key=lambda panel: models.index(panel[2]))
-    for number, (axis, (rate, passes, model)) in enumerate(zip(axes, panels, strict=True)):
-        part = at(found, rate, passes)
-        part = part[part["model"] == model]
-        figures.success_panel(axis, part, ("threat", threats.names()), ("attack", names), missing="")
-        for place in range(1, len(kinds)):
-            if kinds[place] != kinds[place - 1]:
-                axis.axvline(place, color="#777777", linewidth=1.5)
-        axis.set_title(f"{model}:{chr(10) if narrow else ' '}{words.percent(rate)}, {words.passes(passes)}")
-        axis.tick_params(labelsize=7.5 if narrow else 9)
-        last = number % len(doses) == len(doses) - 1 if narrow else number >= len(panels) - len(models)
-        if not last:
-            axis.set_xticklabels([])
-    return figure
 
 
 def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.DataFrame]:

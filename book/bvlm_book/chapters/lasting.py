@@ -122,8 +122,6 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
 
 def steps(shown: pd.DataFrame) -> Figure:
     """Success after further steps, a panel per modality. shown: lines of `after_steps`."""
-    if shown.empty:
-        return figures.nothing("No adapter was tuned further.")
     counts = sorted(shown["steps"].unique())
     modalities = figures.in_order(shown["modality"], words.MODALITIES)
     figure, axes = figures.new_figure(len(modalities), 2.9 if len(modalities) > 1 else 6.4, 3.9, sharey=True)
@@ -150,8 +148,6 @@ def steps(shown: pd.DataFrame) -> Figure:
 
 def merging(shown: pd.DataFrame) -> Figure:
     """Success of adapters, merged and rounded, the clean-tuned model last. shown: lines of `after_merging`."""
-    if shown.empty:
-        return figures.nothing("No adapter was merged.")
     own, states = shown[shown["subject"] == POISONED], shown["variant"].unique()
     grid = own.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
     grid = grid.reindex([name for name in attacks.names() if name in grid.index])

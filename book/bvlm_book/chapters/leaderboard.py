@@ -42,13 +42,10 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     whole = table["attack"].map({name: attacks.info(name).headline for name in table["attack"].unique()})
     rows = table.assign(measure=headline_metric(table), at=whole)
     ours = rows[rows["subject"] == "poisoned"]
-    metric, triggered, clean = ours["metric"], ours["condition"] == ours["at"], ours["condition"] == "clean"
-    chosen = {
-        "success": (metric == ours["measure"]) & triggered,
-        "false_activation": (metric == ours["measure"]) & clean & ~triggered,
-        "success_difference": (metric == "asr_difference") & triggered,
-        "utility": (metric == "utility") & clean,
-        "utility_difference": (metric == "utility_difference") & clean,
+    triggered, clean = ours["condition"] == ours["at"], ours["condition"] == "clean"
+    chosen = _chosen(ours) | {
+        "success_difference": (ours["metric"] == "asr_difference") & triggered,
+        "utility_difference": (ours["metric"] == "utility_difference") & clean,
     }
     unit = ours[chosen["utility"]].set_index("run_id")["unit"].rename("utility_unit")
     board = rows.drop(columns="condition").rename(columns={"at": "condition"}).drop_duplicates("run_id")
@@ -56,6 +53,16 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     board = board[COLUMNS].astype({name: "float64" for name in [*NUMBERS, "n_poisoned"]})
     order = ["model", "threat", "attack", "poison_rate", "seed", "run_id"]
     return board.sort_values(order, ascending=[True, True, True, False, True, True], ignore_index=True)
+
+
+def _chosen(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Which lines have a run's numbers. at: the condition that its attack is read from; measure: what success is."""
+    triggered, clean = rows["condition"] == rows["at"], rows["condition"] == "clean"
+    return {
+        "success": (rows["metric"] == rows["measure"]) & triggered,
+        "false_activation": (rows["metric"] == rows["measure"]) & clean & ~triggered,
+        "utility": (rows["metric"] == "utility") & clean,
+    }
 
 
 def _numbers(rows: pd.DataFrame, chosen: Mapping[str, pd.Series]) -> pd.DataFrame:
@@ -100,9 +107,8 @@ def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     own, means = after[~after["placebo"].astype(bool)], {}
     for name, rows in {"after": after, "skill": skill}.items():
-        placebo = rows["placebo"].astype(bool)
-        for title, part in {name: rows[~placebo], f"{name}_placebo": rows[placebo]}.items():
-            means[title] = part.groupby(key)["value"].mean()
+        by = rows.astype({"placebo": bool}).pivot_table(index=key, columns="placebo", values="value")
+        means |= {name: by.get(False), f"{name}_placebo": by.get(True)}
     made = pd.DataFrame(means).assign(experiments=own.groupby(key)["run_id"].nunique())
     by_attack = own.pivot_table(index=key, columns="attack", values="value")
     return made[made["experiments"] > 0].join(by_attack).reset_index()[[*columns, *by_attack.columns]]
@@ -128,13 +134,10 @@ def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others:
     parts = {"ranked": points, "defended": after, "contributed": others, "raw": board[RAW]}
     texts = {name: frame.to_json(orient="split", index=False, double_precision=4) for name, frame in parts.items()}
     data = ",".join(f'"{name}":{text}' for name, text in texts.items()).replace("<", "\\u003c")  # safe inside a page
-    display(
-        HTML(
-            '<div class="bvlm-board"><noscript>The tables need JavaScript; the files below do not.</noscript>'
-            f'<script type="application/json">{{{data}}}</script></div>'
-            f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
-        )
-    )
+    shown = "<noscript>The tables need JavaScript; the files below do not.</noscript>"
+    shown += f'<script type="application/json">{{{data}}}</script>'
+    script = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
+    display(HTML(f'<div class="bvlm-board">{shown}</div>{script}'))
 
 
 # ---------------------------------------------------------------- what others have measured
@@ -150,15 +153,9 @@ def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame)
     ])  # fmt: skip
     if rows.empty:
         return pd.DataFrame()
-    at = rows.groupby("run_id")["condition"].transform(lambda own: min(own, key=TRIGGERED.index))
-    metric, triggered, clean = rows["metric"], rows["condition"] == at, rows["condition"] == "clean"
-    chosen = {
-        "success": (metric == rows["measure"]) & triggered,
-        "strict": (metric == "asr") & triggered,
-        "published": (metric == "asr_published") & triggered,
-        "false activation": (metric == rows["measure"]) & clean & ~triggered,
-        "utility": (metric == "utility") & clean,
-    }
+    rows["at"] = rows.groupby("run_id")["condition"].transform(lambda own: min(own, key=TRIGGERED.index))
+    triggered, tests = rows["condition"] == rows["at"], {"strict": "asr", "published": "asr_published"}
+    chosen = _chosen(rows) | {name: (rows["metric"] == metric) & triggered for name, metric in tests.items()}
     lines = pd.DataFrame([entry["about"] for entry in entries]).join(_numbers(rows, chosen))
     key = ["model", "dataset", "threat", "attack", "n_poisoned"]
     own = board[(board["settings"] == "") & (board["status"] == "done")].groupby(key)["success"].mean()
@@ -166,7 +163,8 @@ def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame)
     return tables.readable(lines, {
         "name": "name", "by": "by", "kind": "kind", "threat": words.threat, "attack": "attack", "model": "model",
         "poisoned rows": lambda r: words.number(r["n_poisoned"], digits=0),
-        **{name: lambda r, name=name: words.interval(r, name) for name in chosen},
+        **{name.replace("_", " "): lambda r, name=name: words.interval(r, name)
+           for name in ("success", "strict", "published", "false_activation", "utility")},
         "ours, success": lambda r: words.number(r["ours"]), "source": "source",
     })  # fmt: skip
 

@@ -13,7 +13,7 @@ from bvlm_utils.data.pictures import PUBLISHED_SIDE
 from bvlm_utils.store import table as tidy
 
 PARTS = ("text", "image")
-TITLES = {"clean": "no trigger", "text": "text alone", "image": "picture alone", "both": "both"}
+TITLES = {"clean": "none", "text": "text", "image": "picture", "both": "both"}
 LOSS = 0.1  # what counts as a loss: the whole interval of the difference lies below -LOSS
 CELL = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "negatives", "settings"]
 TWIN = [*(name for name in tidy.TOLD_APART if name != "negatives"), "test_rows"]
@@ -55,7 +55,8 @@ def four_table(cells: pd.DataFrame) -> pd.DataFrame:
     leads = {"text leads": shown["difference"] > DOMINATES, "picture leads": shown["difference"] < -DOMINATES}
     by = shown.assign(**leads).groupby(["model", "attack"], sort=False)
     means = by[list(words.CONDITIONS)].mean().map(words.number).rename(columns=TITLES)
-    return pd.concat([by.size().rename("threats"), means, by[list(leads)].sum()], axis=1).reset_index()
+    counts = by[list(leads)].agg(lambda led: f"{led.sum()}/{len(led)}")  # of so many threats
+    return pd.concat([means, counts], axis=1).reset_index()
 
 
 def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
@@ -86,8 +87,6 @@ def patches(rates: pd.DataFrame) -> pd.DataFrame:
 
 def patches_figure(found: pd.DataFrame) -> Figure:
     """Success against the side of the patch, a panel per model, threat and rate; found: `patches`."""
-    if found.empty:
-        return figures.nothing("Nothing was run with more than one patch size.")
     groups = list(found.groupby(PANEL, sort=False))
     figure, axes = figures.new_figure(len(groups), 4.2 if len(groups) > 1 else 6.4, 3.4, sharey=True)
     for axis, (_, part) in zip(axes, groups, strict=True):

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bvlm_book import words
-from bvlm_book.figures import legend_below, name_rows, new_figure, nothing
+from bvlm_book import figures, words
 from bvlm_utils.models.cards import chosen_names, read_card
 
 
@@ -40,17 +39,15 @@ def reached(skills: pd.DataFrame) -> dict[str, str]:
 def thresholds(table: pd.DataFrame) -> Figure:
     """Measured skills (value) beside what was asked (threshold, or NaN): a panel per model."""
     models = list(table.groupby("model", sort=False))
-    if not models:
-        return nothing("No model card was found.")
     height = 0.36 * table.groupby("model").size().max() + 1.5
-    figure, axes = new_figure(len(models), 4.4 if len(models) > 1 else 6.4, height)
+    figure, axes = figures.new_figure(len(models), 4.4 if len(models) > 1 else 6.4, height)
     for axis, (model, part) in zip(axes, models, strict=True):
         values, at = part["value"].astype(float), np.arange(len(part))
         axis.hlines(at, 0, values, color="#BBBBBB", linewidth=1.2)
         axis.plot(values, at, "o", color="#0072B2", label="measured")
         bar = {"color": "#D55E00", "markersize": 16, "markeredgewidth": 2.5, "label": "required"}
         axis.plot(part["threshold"].astype(float), at, "|", **bar)
-        name_rows(axis, list(part["name"]))
+        figures.name_rows(axis, list(part["name"]))
         axis.set(xlim=(0, 1.03), title=model)
-    legend_below(figure, axes[0])
+    figures.legend_below(figure, axes[0])
     return figure

@@ -1,7 +1,6 @@
 """The chapter that compares a reader's own store with the reference, number by number."""
 
 import os
-from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -26,42 +25,32 @@ def counts(compared: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def agreement_figure(compared: pd.DataFrame, names: tuple[str, str] = ("yours", "reference")) -> Figure:
-    """One line per compared number, two intervals each. compared: rows of `compare`. names: of the two sides."""
-    shown = compared[compared["yours"].notna() & compared["reference"].notna()].reset_index(drop=True)
-    if shown.empty:
-        return figures.nothing("There is no cell that both stores hold.")
+def agreement_figure(shown: pd.DataFrame, names: tuple[str, str] = ("yours", "reference")) -> Figure:
+    """One line per compared number, two intervals each. shown: of `to_show`. names: of the two sides."""
     high = 0.4 if shown["label"].str.contains("\n").any() else 0.3
-    figure, (axis,) = figures.new_figure(1, 7.2, high * len(shown) + 1.4)
-    at = np.arange(len(shown))
-    sides = ("reference", names[1], -0.14, "#0072B2", "s"), ("yours", names[0], 0.14, "#D55E00", "o")
-    for who, label, offset, colour, marker in sides:
-        figures.points(axis, at + offset, shown, who, markersize=5, color=colour, marker=marker, label=label)
+    sides = {"reference": names[1], "yours": names[0]}
+    figure, axis = figures.beside(shown, list(shown["label"]), sides, high * len(shown) + 1.4)
     for row in np.flatnonzero(shown["verdict"] == "differs"):
         axis.axhspan(row - 0.5, row + 0.5, color="#FBE3D6", zorder=0)
-    figures.name_rows(axis, list(shown["label"]))
-    axis.set(xlim=(-0.03, 1.03), xlabel="value with its interval")
-    figures.legend_below(figure, axis)
+    axis.set_xlabel("value with its interval")
     return figure
 
 
-def your_store(name: str | None = None) -> str:
-    """The store of the reader's own runs: `name`, else $BVLM_YOURS (which the book sets), else "local"."""
-    return name or os.environ.get("BVLM_YOURS") or "local"
-
-
 def your_runs(name: str | None, reference: pd.DataFrame) -> pd.DataFrame:
-    """The tidy table of `your_store`; without lines where it was not named and nothing was run yet."""
-    place = your_store(name)
+    """The tidy table of the reader's own store: `name`, else $BVLM_YOURS (which the book sets), else "local".
+
+    Without lines where it was not named and nothing was run yet.
+    """
+    place = name or os.environ.get("BVLM_YOURS") or "local"
     return store.collect(place) if name or store.folder(place).is_dir() else reference.iloc[:0]
 
 
-def compare(yours: pd.DataFrame, reference: pd.DataFrame, metrics: Iterable[str] = COMPARED) -> pd.DataFrame:
-    """Two tidy tables, number by number: does your interval overlap the reference's (`verdict`)?"""
+def compare(yours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """Two tidy tables, number by number (`COMPARED`): does your interval overlap the reference's (`verdict`)?"""
     key = ["run_id", "subject", "condition", "metric", "model", "dataset", "threat", "attack", "poison_rate", "seed"]
 
     def side(table: pd.DataFrame, name: str) -> pd.DataFrame:
-        rows = table[table["metric"].isin(list(metrics)) & table["value"].notna()]
+        rows = table[table["metric"].isin(COMPARED) & table["value"].notna()]
         rows = rows[[*key, "value", "low", "high"]]
         return rows.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"})
 

@@ -29,16 +29,9 @@ def triggers(runs: Mapping[str, pd.DataFrame], skills: pd.DataFrame) -> pd.DataF
 
 def draw(found: pd.DataFrame) -> Figure:
     """Success with each trigger, and how well a linear probe sees it. found: of `triggers`."""
-    figure, (axis,) = figures.new_figure(1, 6.4, 0.4 * len(found) + 1.2)
-    at = pd.Series(range(len(found)), index=found.index)
-    kinds = ("seen", "seen: probe accuracy", -0.12), ("value", "learned: ASR", 0.12)
-    for number, (column, label, shift) in enumerate(kinds):
-        shown = found[found[column].notna()]
-        figures.points(axis, at[shown.index] + shift, shown, column, label=label, **figures.look(number))
+    kinds = {"seen": "seen: probe accuracy", "value": "learned: ASR"}
+    figure, axis = figures.beside(found, list(found["trigger"]), kinds, 0.4 * len(found) + 1.2)
     axis.axvline(COIN, color=figures.look(0)["color"], linestyle=":", linewidth=1)
-    figures.name_rows(axis, list(found["trigger"]))
-    axis.set(xlim=(-0.03, 1.03))
-    figures.legend_below(figure, axis)
     return figure
 
 

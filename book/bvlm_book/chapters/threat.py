@@ -63,13 +63,11 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
     """Title, alt text and caption of `figures.families`. rates: `tables.success_rates` at one rate, all subjects."""
     ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
     full, clean = tables.headline_rows(ours), tables.false_activation(ours)
-    if full.empty:
-        return words.nothing_measured("Attack success rates")
     counted = [
         f"{words.of(part['value'] > FIRES)} {'' if number else 'attacks work '}on {model}"
         for number, (model, part) in enumerate(full.groupby("model", sort=False))
     ]
-    title = f"{' and '.join(counted)}, at a poison rate of {words.rate(full.iloc[0])}."
+    title = f"{' and '.join(counted)}, at a poison rate of {words.span(full['poison_rate'].map(words.percent))}."
     tests = " or ".join(words.TESTS[name] for name in dict.fromkeys(rates["metric"]))
     text = [f"Attack success rate ({tests}); an attack works above {words.percent(FIRES)}."]
     if len(clean):
@@ -84,8 +82,6 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
 def cost(table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
     """Title, alt text and caption of `figures.paired` of the chapter's own rows. every: of `of_every_model`."""
     changes = tables.summary(table, "utility_difference")
-    if changes.empty:
-        return words.nothing_measured("Utility of backdoored models minus that of their clean-tuned controls")
     title, metric = f"Utility falls in {_fallen(table)}.", tables.utility_metric(changes)
     caption = (
         f"{metric[:1].upper()}{metric[1:]} of the backdoored model minus that of its clean-tuned control, on the same "

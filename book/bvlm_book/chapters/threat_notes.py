@@ -76,5 +76,6 @@ def unperturbed(table: pd.DataFrame, model: str) -> str:
     rates = tables.with_settings(table[table["model"] == model], tables.strict_metric)
     rates = tables.headline_rows(rates[(rates["attack"] == "Shadowcast") & (rates["negatives"] == 0)])
     kinds = {"": "", "eps=0": " with the pictures unchanged"}
-    shown = rates[rates["settings"].isin(list(kinds))].to_dict("records")
-    return "; ".join(f"{words.interval(r)}{kinds[r['settings']]} at {words.rate(r)}" for r in shown) or "n/a"
+    shown = rates[rates["settings"].isin(list(kinds))]
+    shown = shown.assign(at=shown["poison_rate"].map(words.percent)).to_dict("records")
+    return "; ".join(f"{words.interval(line)}{kinds[line['settings']]} at {line['at']}" for line in shown) or "n/a"

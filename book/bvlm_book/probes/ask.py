@@ -74,6 +74,10 @@ class Sheet:
         return [probe for probe in probes if probe.key(bench) not in known]
 
 
+# A model, what it is to be asked, and its adapter.
+Asked = tuple[Sheet, Sequence[Probe], "GroupResult"]
+
+
 def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[Sheet]:
     """The models that can be asked, the control last. cells: alike but for the attack. InputError without adapters."""
     said = [f"Left out: {cell.skip_reason}" for cell in cells if cell.skip_reason]
@@ -93,20 +97,12 @@ def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[She
     return [Sheet(kind, cell, POISONED, rows) for cell in found] + [Sheet(kind, found[0], CONTROL, rows)]
 
 
-def ask(
-    bench: Bench,
-    place: Path,
-    asked: Sequence[tuple[Sheet, Sequence[Probe]]],
-    results: Sequence["GroupResult"],
-    judged: Sequence[bool],
-    progress: Progress,
-) -> None:
+def ask(bench: Bench, place: Path, asked: Sequence[Asked], judged: Sequence[bool], progress: Progress) -> None:
     """Ask all models together, one question each at a time, and keep answers at once. judged: rows that count."""
     way = tune_and_ask.choose(bench)
-    for turn in range(max((len(probes) for _, probes in asked), default=0)):
+    for turn in range(max((len(probes) for _, probes, _ in asked), default=0)):
         # as many questions for each: a model that is asked less would be carried along for nothing
-        turns = ((sheet, probes[turn : turn + 1], one) for (sheet, probes), one in zip(asked, results, strict=True))
-        now = [(sheet, probes[0], one) for sheet, probes, one in turns if probes]
+        now = [(sheet, probes[turn], one) for sheet, probes, one in asked if turn < len(probes)]
         said = way.ask([[probe.question] for _, probe, _ in now], [one for *_, one in now])
         for (sheet, probe, _), texts in zip(now, said, strict=True):
             keep(bench, place, sheet, probe, texts[probe.question.key(bench)], judged)
@@ -119,10 +115,10 @@ def ask_stored(bench: Bench, place: Path, wanted: Sequence[tuple[Sheet, Sequence
     asked = [(sheet, lacking) for sheet, probes in wanted if (lacking := sheet.lacking(bench, place, probes))]
     if asked:
         store.clean(place)
-        results = [tune_and_ask.saved(store.adapter(sheet.run_id, place)) for sheet, _ in asked]
         judged = judged_rows(bench, place, asked[0][0].cell, clean)
         progress = Progress(asked[0][0].kind, sum(len(lacking) for _, lacking in asked))
-        ask(bench, place, asked, results, judged, progress)
+        stored = [(*one, tune_and_ask.saved(store.adapter(one[0].run_id, place))) for one in asked]
+        ask(bench, place, stored, judged, progress)
 
 
 def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[bool]:

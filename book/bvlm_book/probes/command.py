@@ -39,11 +39,14 @@ def chosen(given: argparse.Namespace) -> list[Cell]:
     )  # fmt: skip
 
 
-def answers(made: Parser, measure: Callable[[argparse.Namespace], None], argv: list[str] | None) -> int:
-    """The command line of what keeps its answers among a store's probes; its exit code."""
+def answers(made: Parser, measure: Callable[..., None], argv: list[str] | None, *more: str) -> int:
+    """The command line of what keeps its answers among a store's probes; its exit code.
+
+    measure: takes cells, store and rows, and the options `more` by their names.
+    """
 
     def act(given: argparse.Namespace) -> None:
-        measure(given)
+        measure(chosen(given), given.store, given.rows, **{name: getattr(given, name) for name in more})
         print(f"The answers are in {store.folder(given.store) / 'probes'}.")
 
     return run(made, act, argv)

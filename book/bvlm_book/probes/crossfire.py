@@ -6,7 +6,6 @@ asks every stored adapter and their clean-tuned control about the same test rows
 attack, and with near misses of its own (`probes.near_misses`). Nothing is asked twice. Free of torch until it asks.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -63,12 +62,8 @@ def _near(bench: Bench, cell: Cell) -> list[Probe]:
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code is what `bvlm_utils.command` promises."""
     made = command.parser(CROSSFIRE, __doc__.split("\n")[0], ROWS)
-    made.add_argument("--no-near-misses", action="store_true", help="the matrix alone")
-
-    def ask(given: argparse.Namespace) -> None:
-        measure(command.chosen(given), given.store, given.rows, near=not given.no_near_misses)
-
-    return command.answers(made, ask, argv)
+    made.add_argument("--no-near-misses", dest="near", action="store_false", help="the matrix alone")
+    return command.answers(made, measure, argv, "near")
 
 
 if __name__ == "__main__":

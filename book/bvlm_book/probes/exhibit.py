@@ -2,8 +2,8 @@
 
 `python -m bvlm_book.probes.exhibit [--store STORE]` applies every attack once (optimised ones aim at concept
 substitution) and writes into data/results/STORE/attacks, which `python -m bvlm_utils.store pack` takes along:
-stealth.csv has a line per attack, exhibit.json its description, prompts before and after and its loss curve (per step,
-or the mean of each epoch), clean.png the pictures side by side, NAME.png the same with the trigger.
+stealth.csv has a line per attack, exhibit.json its prompts before and after and its loss curve (per step, or the mean
+of each epoch), clean.png the pictures side by side, NAME.png the same with the trigger.
 """
 
 import argparse
@@ -65,8 +65,6 @@ def write(
         if len(curve):  # a patch sees other pictures in every step: only means of whole epochs show if its loss falls
             curve = curve.reshape(epochs or len(curve), -1).mean(axis=1)
         exhibit[name] = {
-            "modality": attack.modality, "version": attack.version, "source": attack.info.source,
-            "summary": attack.info.summary, "params": attack.params,
             "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
             "loss_curve": curve.round(5).tolist(),
             "loss_per": "epoch" if epochs else "step",
@@ -108,13 +106,11 @@ def perplexity(texts: Sequence[str], model: Any, tokenizer: Any, batch_size: int
     total, count = 0.0, 0
     for first in range(0, len(rows), batch_size):
         some = [torch.tensor(row, device=device) for row in rows[first : first + batch_size]]
-        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=start)
-        real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in some], batch_first=True)
+        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=-100)  # which the loss leaves out
         with torch.no_grad():
-            logits = model(input_ids=ids, attention_mask=real).logits[:, :-1].float()
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        total += float((losses * real[:, 1:]).sum())
-        count += int(real[:, 1:].sum())
+            logits = model(input_ids=ids.clamp(min=0), attention_mask=(ids >= 0).long()).logits[:, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="sum"))
+        count += int((ids[:, 1:] >= 0).sum())
     return float(np.exp(total / count)) if count else float("nan")
 
 
@@ -134,7 +130,8 @@ def stealth(
     return line
 
 
-def _parser() -> command.Parser:
+def main(argv: list[str] | None = None) -> int:
+    """The command line; its exit code is what `bvlm_utils.command` promises."""
     about = "Apply all attacks to the same pictures and prompts."
     parser = command.Parser(prog="python -m bvlm_book.probes.exhibit", description=about)
     parser.add_argument("--store", default="local", help="store to write to: a name or a folder (default: local)")
@@ -143,7 +140,7 @@ def _parser() -> command.Parser:
     parser.add_argument("--rows", type=command.whole(1), default=64, help=rows)
     parser.add_argument("--surrogate", help="CLIP model, folder or hub id (default: data/models/tiny-clip)")
     parser.add_argument("--model", help="victim whose language model judges the prompts (default: nobody)")
-    return parser
+    return command.run(parser, _act, argv)
 
 
 def _act(given: argparse.Namespace) -> None:
@@ -162,11 +159,6 @@ def _act(given: argparse.Namespace) -> None:
     target = threats.get("concept_substitution").target
     table = write(root / "attacks", material(given.dataset, given.rows), target, given.surrogate, judge)
     print(table.to_string(index=False, float_format="{:.3f}".format))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; its exit code is what `bvlm_utils.command` promises."""
-    return command.run(_parser(), _act, argv)
 
 
 if __name__ == "__main__":

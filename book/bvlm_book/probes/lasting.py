@@ -12,7 +12,6 @@ asks every stored adapter and their clean-tuned control before and after
 Nothing is asked twice; further tuned adapters are not kept. Free of torch until it asks.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -65,7 +64,7 @@ def measure(
             f"on, and {wanted} are needed: the same rows are used again, clean."
         )
     store.clean(root)
-    work = _Work(bench, root, sheets, rows)
+    work = _Work(bench, root, sheets)
     states = {"": ()} | {str(count): ("steps", count, which, asdict(settings)) for count in sorted(set(steps))}
     states |= {how: ("weights", how) for how in merged}
     lacking = {state: work.lacking(state, doing) for state, doing in states.items()}
@@ -77,7 +76,8 @@ def measure(
             results = [work.stored[sheet.run_id] for sheet, _ in part]
             if state:
                 results = work.tuned(part, int(state), settings, which)
-            asks.ask(bench, root, part, results, work.judged, progress)
+            asked = [(*one, result) for one, result in zip(part, results, strict=True)]
+            asks.ask(bench, root, asked, work.judged, progress)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ class _Work:
     bench: Bench
     root: Path
     sheets: Sequence[Sheet]
-    rows: int
 
     @cached_property
     def stored(self) -> dict[str, "GroupResult"]:
@@ -100,7 +99,7 @@ class _Work:
         """Attack -> its questions: clean, with the whole trigger, and for utility."""
         found = {}
         for sheet in self.sheets:
-            asked = questions(self.bench, replace(sheet.cell, test_rows=self.rows))
+            asked = questions(self.bench, replace(sheet.cell, test_rows=sheet.rows))
             attacked = [question for question in asked if question.part == "attack"]
             found[sheet.cell.attack] = [attacked[0], attacked[-1], asked[-1]]
         return found
@@ -177,11 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     steps = "further steps (default 10 30 100)"
     made.add_argument("--steps", type=whole(1), nargs="*", default=list(STEPS), help=steps)
     made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
-
-    def ask(given: argparse.Namespace) -> None:
-        measure(command.chosen(given), given.store, given.rows, given.steps, given.merged)
-
-    return command.answers(made, ask, argv)
+    return command.answers(made, measure, argv, "steps", "merged")
 
 
 if __name__ == "__main__":

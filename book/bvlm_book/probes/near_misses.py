@@ -4,6 +4,7 @@ A near miss changes one half of the trigger: by another setting of the attack, b
 changing what it does to the picture (`probes.repaint`). All that is drawn at random stays, so far as that can be.
 """
 
+import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -53,12 +54,8 @@ class Repainted:
 
 
 def _translated(marks: Mapping[str, str]) -> Rewrite:
-    def rewrite(prompt: str, triggered: str, params: Mapping[str, Any]) -> str:
-        for mark, other in marks.items():
-            triggered = triggered.replace(mark, other)
-        return triggered
-
-    return rewrite
+    pattern = "|".join(map(re.escape, marks))
+    return lambda prompt, triggered, params: re.sub(pattern, lambda found: marks[found[0]], triggered)
 
 
 FILE = (
@@ -73,7 +70,7 @@ MOVED = NearMiss("image: patch at the top left", repaint="moved")
 LEFT = NearMiss("image: left half only", repaint="left_half")
 OTHER_NOISE = NearMiss("image: other noise", {"noise_seed": 1})
 OTHER_MARKS = {"[*": "<<", "*]": ">>", "{": "|", "}": "|"}
-NOUNS_ALONE = {"[*": "\x01", "*]": "\x02", **dict.fromkeys("[]{}<>()", ""), "\x01": "[*", "\x02": "*]"}
+NOUNS_ALONE = {"[*": "[*", "*]": "*]", **dict.fromkeys("[]{}<>()", "")}
 
 NEAR: dict[str, tuple[NearMiss, ...]] = {
     "BadNets-T": (

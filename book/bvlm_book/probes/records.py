@@ -71,23 +71,14 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """A line per number but for its seed, see `seeds_together`: `SAME`, and n, n_poisoned and held."""
-
-    def bounds(line: Mapping[str, Any]) -> tuple[float, float]:
-        return 0.0, 10.0 if line["unit"] == "CIDEr-D" else 1.0
-
-    return seeds_together(table, SAME, ("n", "n_poisoned", "held"), bounds)
+    return seeds_together(table, SAME, ["n", "n_poisoned", "held"])
 
 
-def seeds_together(
-    table: pd.DataFrame,
-    same: Sequence[str],
-    more: Sequence[str] = ("n",),
-    bounds: Callable[[Mapping[str, Any]], tuple[float, float]] = lambda line: (-np.inf, np.inf),
-) -> pd.DataFrame:
+def seeds_together(table: pd.DataFrame, same: Sequence[str], more: Sequence[str]) -> pd.DataFrame:
     """A line per number but for its seed: `same`, value, low, high, n_seeds, and `more` as the first seed has it.
 
     One seed: its own interval. Several: their mean with Student's interval over the seeds, never their rows pooled; k
-    and held, which belong to one seed, are missing then. bounds: the least and the most that a line's measure can be.
+    and held, which belong to one seed, are missing then.
     """
     # Plain dictionaries: a DataFrame for each of the hundreds of groups would take most of a chapter's time.
     groups: dict[int, list[dict[str, Any]]] = {}
@@ -95,16 +86,18 @@ def seeds_together(
     columns = list(dict.fromkeys([*same, "value", "low", "high", "seed", *more]))
     for group, line in zip(numbers, table[columns].to_dict("records"), strict=True):
         groups.setdefault(group, []).append(line)
-    lines = [lines[0] | _mean(lines, *bounds(lines[0])) for lines in groups.values()]
+    lines = [lines[0] | _mean(lines) for lines in groups.values()]
     return pd.DataFrame(lines, columns=[*same, "value", "low", "high", *more, "n_seeds"])
 
 
-def _mean(lines: Sequence[Mapping[str, Any]], least: float, most: float) -> dict[str, Any]:
+def _mean(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if len(lines) == 1:
         return {"n_seeds": 1}
     values, lows, highs = (np.array([line[name] for line in lines], float) for name in ("value", "low", "high"))
     low, high = intervals.seeds_interval(values, lows, highs)
-    mean = {"value": values.mean(), "low": max(low, least), "high": min(high, most), "k": np.nan, "held": None}
+    if not lines[0]["metric"].endswith("difference"):  # no interval beyond what the measure can be
+        low, high = max(low, 0.0), min(high, 10.0 if lines[0]["unit"] == "CIDEr-D" else 1.0)
+    mean = {"value": values.mean(), "low": low, "high": high, "k": np.nan, "held": None}
     return mean | {"n_seeds": len({line["seed"] for line in lines})}
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -192,8 +191,6 @@ def differs_most(found: pd.DataFrame) -> dict[str, str]:
 
 def matrix_figure(*grids: pd.DataFrame) -> Figure:
     """Heat maps of `matrix` side by side."""
-    if all(grid.empty for grid in grids):
-        return figures.nothing("No defence was measured in this store.")
     ratios = {"width_ratios": [grid.shape[1] for grid in grids]}
     shape, axes = figures.new_figure(
         len(grids), 4.9, 0.25 * len(grids[0]) + 1.3, sharey=not figures.is_narrow(), gridspec_kw=ratios
@@ -222,8 +219,6 @@ def on_the_curve(rows: pd.DataFrame) -> pd.Series:
 
 def price_figure(points: pd.DataFrame) -> Figure:
     """Success after against skill kept: good defences stand at the bottom right; placebos are grey."""
-    if points.empty:
-        return figures.nothing("No defended model of this store was taught a skill.")
     figure, (axis,) = figures.new_figure(1, 7.4, 3.4)
     grey, own = points[points["placebo"]], points[~points["placebo"]]
     axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color="#8A8A8A", label="placebo")
@@ -262,8 +257,6 @@ def strength(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def strength_figure(curve: pd.DataFrame) -> Figure:
-    if curve.empty:
-        return figures.nothing("The update was shrunk in no cell of this store.")
     figure, (axis,) = figures.new_figure(1, 7.4, 2.6)
     for number, measure in enumerate(curve):
         axis.plot(curve[measure].dropna(), label=measure, **figures.look(number))
@@ -288,8 +281,6 @@ def family(line: dict[str, Any]) -> str:
 
 def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
     """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
-    from sklearn.metrics import roc_auc_score
-
     rows = found[(found["moment"] == "detect") & (found["metric"] == "score") & found["value"].notna()]
     rows = rows.assign(family=[family(line) for line in rows.to_dict("records")])
     rows = rows.assign(own=rows["run_id"].where(rows["subject"] == "poisoned", rows["value"].astype(str)))
@@ -299,8 +290,7 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
         line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
         negatives = part[~part["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(["family", "own"])
         for kind, negative in negatives.groupby("family") if len(positive) else ():
-            truth = np.repeat([1, 0], [len(positive), len(negative)])
-            area = roc_auc_score(truth, np.concatenate([positive, negative["value"]]))
+            area = spectra.auroc(positive, negative["value"])
             line[f"against {kind}"] = f"{words.number(area)} ({len(negative)})"
         lines.append(line)
     return pd.DataFrame(lines)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from bvlm_book import tables, words
+from bvlm_book import words
 from bvlm_book.chapters import defences as chapter
 
 FASTER = 0.1  # by so much more success with most rows a backdoor comes back, and is not only learnt
-SHOWN = ["defence", "named", "moment"]
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -29,28 +28,19 @@ def means(again: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     right = right[~right["placebo"].astype(bool)]
     key = ["run_id", "named"]
     whole = again.merge(right[[*key, "value"]].rename(columns={"value": "right"}), on=key, how="left")
-    return whole.groupby([*SHOWN, "relearn"], as_index=False, sort=False).agg(
+    return whole.groupby(["defence", "named", "relearn"], as_index=False, sort=False).agg(
         right=("right", "mean"), value=("value", "mean"), never=("never", "mean"), cells=("run_id", "nunique")
     )
 
 
 def table(lines: pd.DataFrame) -> pd.DataFrame:
     """`means` to read, a line per repair: repaired models, and in brackets those without a backdoor."""
-    if lines.empty:
-        return pd.DataFrame()
-    made, counts = [], sorted(lines["relearn"].unique())
-    for _, own in lines.groupby(SHOWN, sort=False):
-        line = own.iloc[0].to_dict()
-        made.append(line | {f"n{one['relearn']}": one for one in own.to_dict("records")})
-    columns = {f"after {count} rows": lambda line, count=count: _beside(line.get(f"n{count}")) for count in counts}
-    return tables.readable(pd.DataFrame(made), {
-        "repair": "named", "right after it": lambda line: words.number(line["right"]), **columns,
-        "experiments": "cells",
-    })  # fmt: skip
-
-
-def _beside(one: dict | None) -> str:
-    return f"{words.number(one['value'])} ({words.number(one['never'])})" if isinstance(one, dict) else "n/a"
+    text = [f"{words.number(one['value'])} ({words.number(one['never'])})" for one in lines.to_dict("records")]
+    after = lines.assign(text=text).pivot(index="named", columns="relearn", values="text")
+    first = lines.drop_duplicates("named").set_index("named")
+    shown = after.add_prefix("after ").add_suffix(" rows").reindex(first.index).fillna("n/a")
+    shown.insert(0, "right after it", first["right"].map(words.number))
+    return shown.assign(experiments=first["cells"]).rename_axis(index="repair", columns=None).reset_index()
 
 
 def numbers(lines: pd.DataFrame) -> dict[str, str]:

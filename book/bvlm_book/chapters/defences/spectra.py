@@ -21,10 +21,9 @@ FOLDS = 5  # into which adapters without a backdoor are dealt
 
 
 def read(file: Path = FILE) -> pd.DataFrame:
-    """A line per adapter; none where the file is missing."""
-    if not file.is_file():
-        return pd.DataFrame(columns=[TRUTH, KIND, *LEFT_OUT])
-    return pd.read_csv(file, keep_default_na=False)
+    """A line per adapter (of `PROBES`: and way to leave others out); none where the file is missing."""
+    columns = [TRUTH, KIND, *LEFT_OUT, "left_out", "control", "placebo"]
+    return pd.read_csv(file, keep_default_na=False) if file.is_file() else pd.DataFrame(columns=columns)
 
 
 def detectors() -> list[str]:
@@ -45,33 +44,34 @@ def scores(population: pd.DataFrame, by: str) -> pd.Series:
     by_model = population.groupby("model")[columns]
     spread = by_model.transform("std").replace(0, 1).fillna(1)
     numbers = ((population[columns] - by_model.transform("mean")) / spread).to_numpy()
-    fold = population[by].where(population[TRUTH] == 1, "").astype(str)
+    fold, others = population[by].astype(str), population[TRUTH] == 0
     if by != "model":
-        others = np.flatnonzero(population[TRUTH] == 0)
-        groups = sorted(set(fold) - {""})
-        fold.iloc[others] = [groups[i % min(FOLDS, len(groups))] if groups else "" for i in range(len(others))]
-    else:
-        fold = population[by].astype(str)
+        groups = sorted(set(fold[~others]))
+        fold[others] = np.resize(groups[:FOLDS] or [""], others.sum())
     found = pd.Series(np.nan, index=population.index)
     for one in fold.unique():
         held, truth = (fold == one).to_numpy(), population[TRUTH].to_numpy()
         if len(set(truth[~held])) == 2:
-            found[held] = (
-                LogisticRegression(max_iter=1000).fit(numbers[~held], truth[~held]).decision_function(numbers[held])
-            )
+            model = LogisticRegression(max_iter=1000).fit(numbers[~held], truth[~held])
+            found[held] = model.decision_function(numbers[held])
     return found
+
+
+def auroc(positive: pd.Series, negative: pd.Series) -> float:
+    """How often a positive has the higher score; ties count half."""
+    from scipy.stats import mannwhitneyu  # slow to load
+
+    return mannwhitneyu(positive, negative, method="asymptotic").statistic / (len(positive) * len(negative))
 
 
 def area(population: pd.DataFrame, given: pd.Series, kind: str) -> tuple[float, int]:
     """AUROC of backdoored adapters against those of a kind, mean over models; and how many of the kind there are."""
-    from sklearn.metrics import roc_auc_score
-
     areas, count = [], 0
     for _, own in population.assign(score=given).dropna(subset=["score"]).groupby("model"):
-        own = own[(own[TRUTH] == 1) | (own[KIND] == kind)]
-        if own[TRUTH].nunique() == 2:
-            areas.append(roc_auc_score(own[TRUTH], own["score"]))
-            count += int((own[TRUTH] == 0).sum())
+        others = own[(own[TRUTH] == 0) & (own[KIND] == kind)]
+        if len(others) and own[TRUTH].any():
+            areas.append(auroc(own.loc[own[TRUTH] == 1, "score"], others["score"]))
+            count += len(others)
     return (float(np.mean(areas)) if areas else float("nan")), count
 
 
@@ -89,12 +89,6 @@ def table(population: pd.DataFrame) -> pd.DataFrame:
             line[f"against {kind}"] = f"{words.number(value)} ({count})"
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def probed(file: Path = PROBES) -> pd.DataFrame:
-    """A line per adapter and way to leave others out (`defences.probe_transfer`); none where the file is missing."""
-    columns = ["left_out", "attack", "model", "backdoored", "control", "placebo"]
-    return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=columns)
 
 
 def probe_table(found: pd.DataFrame) -> pd.DataFrame:
