@@ -37,38 +37,23 @@ def clusters(
     states, scores = states_of(victim, adapter, rows, settings), np.zeros(len(rows))
     for members in groups(rows, settings):
         if len(members) >= FEWEST:
-            scores[members] = two_clusters(states[members], int(draws.integers(2**31)))[0]
+            scores[members] = two_clusters(states[members], int(draws.integers(2**31)))
     return scores
 
 
-def silhouettes(
-    victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any], draws: np.random.Generator
-) -> dict[str, float]:
-    """Per group, how well its two clusters are apart, -1 to 1: is there poison at all (Chen et al. 2018)?"""
-    states = states_of(victim, adapter, rows, settings)
-    return {
-        rows.kinds[members[0]] if settings["groups"] == "kind" else "all": two_clusters(
-            states[members], int(draws.integers(2**31))
-        )[1]
-        for members in groups(rows, settings)
-        if len(members) >= FEWEST
-    }
-
-
-def two_clusters(states: np.ndarray, seed: int) -> tuple[np.ndarray, float]:
-    """k-means with two centres on the principal components: scores (n,) as in `clusters`, and the silhouette."""
+def two_clusters(states: np.ndarray, seed: int) -> np.ndarray:
+    """k-means with two centres on the principal components: scores (n,) as in `clusters` (Chen et al. 2018)."""
     from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
-    from sklearn.metrics import silhouette_score
 
     if np.ptp(states, axis=0).max() == 0:  # all rows are one
-        return np.zeros(len(states)), 0.0
+        return np.zeros(len(states))
     reduced = PCA(min(COMPONENTS, *states.shape), random_state=seed).fit_transform(states.astype(np.float64))
     means = KMeans(2, n_init=10, random_state=seed).fit(reduced)
     distances = means.transform(reduced)
     small = np.bincount(means.labels_, minlength=2).argmin()
     apart = np.linalg.norm(means.cluster_centers_[0] - means.cluster_centers_[1])
-    return (distances[:, 1 - small] - distances[:, small]) / apart, float(silhouette_score(reduced, means.labels_))
+    return (distances[:, 1 - small] - distances[:, small]) / apart
 
 
 def states_of(victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any]) -> np.ndarray:

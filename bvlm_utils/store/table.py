@@ -89,15 +89,10 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- settings
 
 
-def setting_columns(table: pd.DataFrame) -> list[str]:
-    """The columns of a table that say how a cell was made."""
-    return [name for name in table if name in SETTINGS or _is_parameter(name)]
-
-
 def differing(line: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a cell that are not the usual ones, by column, equal numbers written alike: 0.0 as 0.
 
-    line: a line of a table that has `setting_columns`, attack and threat. What is missing is as usual.
+    line: a line of the table with its settings, attack and threat. What is missing is as usual.
     """
     line = dict(line)
     usual = SETTINGS | usual_parameters(line["attack"], line["threat"])

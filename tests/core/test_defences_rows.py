@@ -95,11 +95,10 @@ def test_the_spectral_score_is_the_squared_projection():
 
 
 def test_the_smaller_cluster_has_scores_above_zero():
-    scores, silhouette = spectral.two_clusters(planted_states(), 0)
-    assert ((scores > 0) == PLANTED).all() and silhouette > 0.4
-    nothing, low = spectral.two_clusters(np.random.default_rng(0).normal(size=(200, 16)), 0)
-    assert low < 0.2 and np.abs(nothing).max() <= 1
-    assert spectral.two_clusters(np.ones((30, 4)), 0)[1] == 0
+    assert ((spectral.two_clusters(planted_states(), 0) > 0) == PLANTED).all()
+    nothing = spectral.two_clusters(np.random.default_rng(0).normal(size=(200, 16)), 0)
+    assert np.abs(nothing).max() <= 1
+    assert (spectral.two_clusters(np.ones((30, 4)), 0) == 0).all()
 
 
 @pytest.mark.parametrize("groups", ["kind", "all"])
@@ -119,10 +118,6 @@ def test_rows_are_compared_with_those_of_their_kind(monkeypatch, name, groups):
         assert found < 0.9
     else:
         assert (scores[:120] < 0).all() and (scores[120:] > 0).all()  # the smaller cluster is the rarer kind
-    settings = defences.get(name, groups=groups).params
-    assert set(spectral.silhouettes(None, None, rows, settings, np.random.default_rng(0))) == (
-        {"count", "where"} if groups == "kind" else {"all"}
-    )
 
 
 def test_states_are_read_where_the_settings_say(llava):
