@@ -128,9 +128,9 @@ def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "
             continue
         detector = defences.get(name, **({"population": population} if needs_others else {}))
         clean = clean or _clean(bench)
-        say(f"audit: {name}")
         scores = []
-        for model in (suspect, trusted):
+        for which, model in (("the suspect", suspect), ("the trusted model", trusted)):
+            say(f"audit: {name}, without a trigger: {which}")
             if model.adapter is not None and model.model == suspect.model:
                 adapter = weights.whole(bench.victim, tune_and_ask.saved(model.adapter))
                 scores.append(detector.score(bench.victim, adapter, clean))
