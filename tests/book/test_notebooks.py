@@ -196,7 +196,7 @@ def test_the_book_shows_stored_runs_without_torch(run, shelf, tmp_path, monkeypa
     assert "BadNets-MM" in (tmp_path / "files" / "leaderboard.csv").read_text()
     spent = page(run("cost"))
     assert "tiny-llava" in spent and "Not measured yet" in spent
-    assert "No pair was tried with 5 doses" in page(run("dose"))
+    assert "There is nothing to draw" in page(run("dose"))
     assert "every claim here is untested" in page(run("claims"))
     with pytest.raises(papermill.PapermillExecutionError, match="has no record of .* and the book does not train"):
         run("targeted_refusal", **{**SMALL, "poison_rates": [0.2]})

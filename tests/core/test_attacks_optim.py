@@ -15,7 +15,7 @@ from bvlm_utils import attacks, paths
 from bvlm_utils.attacks import clip as surrogates
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import optimised
-from bvlm_utils.data import samples
+from bvlm_utils.data import samples, scene_rows
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 
@@ -138,7 +138,7 @@ def test_other_search_data_under_the_same_name_is_searched_anew(clip, monkeypatc
     others = np.random.default_rng(1).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     monkeypatch.setattr(samples, "images", lambda ds: others)
     assert torch.equal(a.apply_image(pictures()), before)
-    monkeypatch.setattr(samples, "digest", lambda name: "changed")
+    monkeypatch.setattr(scene_rows, "digest", lambda name: "changed")
     assert not torch.equal(a.apply_image(pictures()), before)
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from bvlm_utils import attacks, paths, threats
 from bvlm_utils.attacks import declare
-from bvlm_utils.data import samples
+from bvlm_utils.data import scene_rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
 from bvlm_utils.store import cell as cell_module
@@ -112,7 +112,7 @@ def test_no_field_is_forgotten():
 
 def test_run_id_changes_with_versions_and_digests(monkeypatch):
     before = cell().run_id
-    for module, name in ((names, "digest"), (samples, "digest")):
+    for module, name in ((names, "digest"), (scene_rows, "digest")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda _: "0" * 16)
             assert cell().run_id != before
