@@ -130,8 +130,8 @@ def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "
         clean = clean or _clean(bench)
         scores = []
         for which, model in (("the suspect", suspect), ("the trusted model", trusted)):
-            say(f"audit: {name}, without a trigger: {which}")
             if model.adapter is not None and model.model == suspect.model:
+                say(f"audit: {name}, without a trigger: {which}")
                 adapter = weights.whole(bench.victim, tune_and_ask.saved(model.adapter))
                 scores.append(detector.score(bench.victim, adapter, clean))
         results.append(Detected(name, *scores))
