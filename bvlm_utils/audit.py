@@ -19,18 +19,17 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import attacks, command, data, models, paths, store, threats
-from bvlm_utils.attacks import Attack, own
-from bvlm_utils.checks import known_name, once
+from bvlm_utils import command, data, models, paths, store
+from bvlm_utils.attacks import Attack
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
-from bvlm_utils.run import group, lengths, own_pictures, tune_and_ask
+from bvlm_utils.run import group, own_pictures, tried, tune_and_ask
 from bvlm_utils.run.progress import Progress, say
 from bvlm_utils.run.tune_and_ask import Work
-from bvlm_utils.run.workbench import Bench, Question, bench_key
+from bvlm_utils.run.workbench import Bench, bench_key
 from bvlm_utils.score.disagreement import excess
 from bvlm_utils.score.verdict import BASE, CLEAN_TUNED, Detected, verdict
-from bvlm_utils.store.cell import CONTROL, MAX_NEW_TOKENS, Cell, check_dataset
+from bvlm_utils.store.cell import CONTROL, Cell, check_dataset
 from bvlm_utils.store.locks import lacking
 from bvlm_utils.train.settings import TrainSettings
 
@@ -59,24 +58,6 @@ def subject(name: str, base: str | None = None) -> Subject:
     return Subject(base or names.base_name(adapter), adapter)
 
 
-def candidates(chosen: Sequence[str] | None = None, threat: str | None = None) -> list[Attack]:
-    """The triggers of the attacks `chosen`, or of all that can be tried. InputError for one that is unknown or cannot
-    be tried.
-    """
-    aims = known_name(lambda: threats.get(threat).target) if threat is not None else None
-    triggers = []
-    for name in chosen or attacks.names():
-        info = known_name(lambda name=name: attacks.info(name))
-        why = "aims at a target; give --threat" if info.aims and threat is None else ""
-        if info.keeps_labels:  # its test inputs carry nothing
-            why = "has no trigger at test time"
-        if not why:
-            triggers.append(attacks.get(name, aims))
-        elif chosen:
-            raise InputError(f"Attack {name!r} {why}.")
-    return triggers
-
-
 def measure(
     suspect: Subject, trusted: Subject, bench_of: Callable[[str], Bench], triggers: Sequence[Attack], rows: int = ROWS
 ) -> pd.DataFrame:
@@ -88,7 +69,7 @@ def measure(
     for model in dict.fromkeys((suspect, trusted)):
         bench = bench_of(model.model)
         way, answers[model] = tune_and_ask.choose(bench), []
-        for question in _asked(bench, triggers, rows):
+        for question in tried.questions("audit", bench, triggers, rows):
             answers[model].append(way.ask_saved([question], model.adapter)[question.key(bench)])
             progress.add(1, question.condition)
     ours, theirs = answers[suspect], answers[trusted]
@@ -97,19 +78,6 @@ def measure(
         difference = excess(ours[0], ours[number], theirs[0], theirs[number])
         lines.append({"attack": attack.name} | asdict(difference) | {"alarm": difference.alarm})
     return pd.DataFrame(lines)
-
-
-def _asked(bench: Bench, triggers: Sequence[Attack], rows: int) -> list[Question]:
-    """The clean inputs, then the same with each whole trigger."""
-    test = bench.rows["test"][:rows]
-    prompts, keys = [row["prompt"] for row in test], [row["row_id"] for row in test]
-    positions = tuple(range(len(test)))
-    questions = [Question("audit", "clean", positions, tuple(prompts), None, 0)]
-    for attack in triggers:
-        worded = tuple(attack.apply_text(prompts, seed=0, keys=keys))
-        painter = attack if attack.info.image else None
-        questions.append(Question("audit", attack.name, positions, worded, painter, 0))
-    return questions
 
 
 def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:
@@ -164,11 +132,7 @@ def _parser() -> command.Parser:
     add("--pictures", help="folder of your own pictures to ask about instead")
     add("--prompts", help="text file with what to ask about them, a prompt a line")
     add("--rows", type=command.whole(1), default=ROWS, help=f"inputs (default {ROWS})")
-    add("--attacks", nargs="+", help="whose triggers (default: all that need no target)")
-    add("--threat", help="what optimised triggers aim at; with it, they are tried too")
-    add("--word", nargs="+", default=[], help="your own triggers: words")
-    add("--sentence", nargs="+", default=[], help="sentences after the prompt, each in quotes")
-    add("--patch", nargs="+", default=[], help="pictures to paste in")
+    tried.add_options(parser, "all that need no target, and with --threat those too; none beside your own")
     add("--population", default="", help="CSV file of adapters whose truth is known, for detectors that learn from it")
     add("--no-detectors", action="store_true", help="leave out the detectors that need no trigger")
     add("--out", help="keep the table in this CSV file")
@@ -193,9 +157,7 @@ def _act(given: argparse.Namespace) -> int:
     folder = store.writable(given.store) if making else None
     triggers, bench_of = _triggers(given), _inputs(given)
     for model in (suspect, trusted):
-        for question in _asked(bench_of(model.model), triggers, given.rows):
-            where = "an input" if question.condition == "clean" else f"an input with {question.condition},"
-            lengths.check_prompts(model.model, question.prompts, where, MAX_NEW_TOKENS)
+        tried.check_lengths(model.model, tried.questions("audit", bench_of(model.model), triggers, given.rows))
     names.go_offline(suspect.model)
     if folder:
         trusted = _made(given, suspect, folder)
@@ -209,11 +171,9 @@ def _act(given: argparse.Namespace) -> int:
 
 def _triggers(given: argparse.Namespace) -> list[Attack]:
     """The reader's own, if there are any, before those of the table; those alone if no others were asked for."""
-    mine = [own.word(text) for text in given.word] + [own.sentence(text) for text in given.sentence]
-    mine += [own.patch(paths.named(file, "patch")) for file in given.patch]
-    for name in ("word", "sentence", "patch", "attacks"):
-        once(getattr(given, name) or [], f"--{name}")
-    return mine + (candidates(given.attacks, given.threat) if given.attacks or given.threat or not mine else [])
+    mine = tried.of_reader(given)
+    every = given.attacks or given.threat or not mine
+    return mine + (tried.of_attacks(given.attacks, given.threat) if every else [])
 
 
 def _inputs(given: argparse.Namespace) -> Callable[[str], Bench]:

@@ -16,6 +16,7 @@ from bvlm_utils import command
 from bvlm_utils.command import whole
 from bvlm_utils.defences import challenge, defence, find_rows, population, probe_transfer, zoo
 from bvlm_utils.defences.declare import MOMENTS
+from bvlm_utils.run import tried
 
 OTHERS = {  # commands of modules of their own
     "find-rows": (find_rows, "the suspicious rows of a training file"),
@@ -81,8 +82,7 @@ def _repair_options(parser: argparse.ArgumentParser) -> None:
         "--clean-rows", type=whole(1, 10**7), default=500, help="training rows for the repair (default 500)"
     )
     parser.add_argument("--rows", type=whole(2, 10**7), default=200, help="test rows to measure on (default 200)")
-    parser.add_argument("--attacks", nargs="+", default=[], help="triggers to try before and after, by attack")
-    parser.add_argument("--threat", help="what optimised triggers aim at")
+    tried.add_options(parser, "none")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the method's own random choices")
 
 

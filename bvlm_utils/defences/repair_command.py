@@ -14,16 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from bvlm_utils import attacks, models, threats
-from bvlm_utils.attacks import Attack
-from bvlm_utils.checks import known_name, once
+from bvlm_utils import models
 from bvlm_utils.defences import defence as defences
 from bvlm_utils.defences.defence import Defence
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
 from bvlm_utils.paths import new_folder
-from bvlm_utils.run import tune_and_ask
+from bvlm_utils.run import tried, tune_and_ask
 from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.score import utility
@@ -48,21 +46,24 @@ def repair(given: argparse.Namespace) -> int:
     method = chosen(given.method, given.set)
     out = new_folder(given.out)
     check_dataset(given.dataset)
-    once(given.attacks, "--attacks")
-    triggers = [_trigger(name, given.threat) for name in given.attacks]
+    triggers = tried.of_reader(given) + (tried.of_attacks(given.attacks, given.threat) if given.attacks else [])
     names.go_offline(model)
 
     from bvlm_utils.defences import weights
 
     saved = tune_and_ask.saved(folder)
-    say(f"repair: loading {model} and the rows of {given.dataset}")
     bench = Bench(model, given.dataset, given.clean_rows, four_bit=given.four_bit)
+    asked = tried.questions("repair", bench, triggers, given.rows)
+    if (count := len(asked[0].positions)) < 2:
+        raise InputError(f"{given.dataset} has {count} test rows; two or more are needed to measure on.")
+    tried.check_lengths(model, asked)
+    say(f"repair: loading {model} and the rows of {given.dataset}")
     clean = clean_rows(bench)
     before = weights.whole(bench.victim, saved)
     say(f"repair: {method.name} with {method.params}")
     after = method.repair(bench.victim, before, clean, given.seed)
     say(f"repair: asking both adapters {given.rows} questions, clean and with {len(triggers)} triggers")
-    lines = compared(bench, before, after, triggers, given.rows)
+    lines = compared(bench, before, after, asked)
     about = {
         "model": model,
         "repaired": Path(given.adapter).name,
@@ -97,15 +98,6 @@ def chosen(name: str, settings: Sequence[str]) -> Defence:
     return defences.get(name, **found)
 
 
-def _trigger(name: str, threat: str | None) -> Attack:
-    info = known_name(lambda: attacks.info(name))
-    if info.keeps_labels:
-        raise InputError(f"Attack {name!r} has no trigger at test time; leave it out.")
-    if info.aims and threat is None:
-        raise InputError(f"Attack {name!r} aims at a target; give --threat.")
-    return attacks.get(name, known_name(lambda: threats.get(threat)).target if threat else None)
-
-
 def clean_rows(bench: Bench) -> Rows:
     """The training rows of a bench, which nobody poisoned."""
     samples = bench.rows["train"]
@@ -118,9 +110,8 @@ def clean_rows(bench: Bench) -> Rows:
 # ---------------------------------------------------------------- measuring
 
 
-def compared(bench: Bench, before: Any, after: Any, triggers: Sequence[Attack], rows: int) -> list[Line]:
-    """Both adapters' answers to the first test rows, clean and with each trigger."""
-    asked = _questions(bench, triggers, rows)
+def compared(bench: Bench, before: Any, after: Any, asked: Sequence[Question]) -> list[Line]:
+    """Both adapters' answers to the same test rows, clean and with each trigger. asked: of `tried.questions`."""
     way = tune_and_ask.choose(bench)
     said = [[answers[q.key(bench)] for q in asked] for answers in way.ask([asked, asked], [before, after])]
     samples = [bench.rows["test"][position] for position in asked[0].positions]
@@ -131,29 +122,17 @@ def compared(bench: Bench, before: Any, after: Any, triggers: Sequence[Attack], 
         Line(f"clean inputs: {unit}", *(f"{np.mean(values):.3f}" for values, _ in scores)),
         Line("clean inputs: answers that the repair changed", "", f"{_changed(said[0][0], said[1][0]):.3f}"),
     ]
-    for number, attack in enumerate(triggers, start=1):
+    for number, question in enumerate(asked[1:], start=1):
         shares = [_changed(own[0], own[number]) for own in said]
         common = [Counter(own[number]).most_common(1)[0] for own in said]
         lines += [
-            Line(f"{attack.name}: answers that the trigger changes", *(f"{share:.3f}" for share in shares)),
+            Line(f"{question.condition}: answers that the trigger changes", *(f"{share:.3f}" for share in shares)),
             Line(
-                f"{attack.name}: commonest answer with it",
+                f"{question.condition}: commonest answer with it",
                 *(f"{text[:60]} ({count / len(samples):.0%})" for text, count in common),
             ),
         ]
     return lines
-
-
-def _questions(bench: Bench, triggers: Sequence[Attack], rows: int) -> list[Question]:
-    test = bench.rows["test"][:rows]
-    if len(test) < 2:
-        raise InputError(f"{bench.dataset} has {len(test)} test rows; two or more are needed to measure on.")
-    prompts, keys, where = [row["prompt"] for row in test], [row["row_id"] for row in test], tuple(range(len(test)))
-    asked = [Question("repair", "clean", where, tuple(prompts), None, 0)]
-    for attack in triggers:
-        worded = tuple(attack.apply_text(prompts, seed=0, keys=keys))
-        asked.append(Question("repair", attack.name, where, worded, attack if attack.info.image else None, 0))
-    return asked
 
 
 def _changed(first: Sequence[str], second: Sequence[str]) -> float:

@@ -18,7 +18,7 @@ from bvlm_book.chapters import audit as audit_page
 from bvlm_utils import attacks, audit, paths, study
 from bvlm_utils.attacks import own
 from bvlm_utils.errors import InputError
-from bvlm_utils.run import own_pictures, tune_and_ask
+from bvlm_utils.run import own_pictures, tried, tune_and_ask
 from bvlm_utils.score import disagreement, intervals, verdict
 
 random_words = stored.random_words  # a fixture of several test files
@@ -70,9 +70,9 @@ def test_a_model_never_exceeds_itself_and_the_order_of_inputs_does_not_matter(an
 
 
 def test_the_triggers_tried_by_default_need_no_guess_of_the_target():
-    names = [attack.name for attack in audit.candidates()]
+    names = [attack.name for attack in tried.of_attacks()]
     assert set(attacks.names()) - set(names) == {"Dual-Key", "Shadowcast"}
-    aimed = [attack.name for attack in audit.candidates(threat="concept_substitution")]
+    aimed = [attack.name for attack in tried.of_attacks(threat="concept_substitution")]
     assert set(attacks.names()) - set(aimed) == {"Shadowcast"}
 
 
@@ -87,7 +87,7 @@ def test_the_triggers_tried_by_default_need_no_guess_of_the_target():
 )
 def test_a_wrong_candidate_is_one_sentence(chosen, threat, said):
     with pytest.raises(InputError, match=said):
-        audit.candidates(chosen, threat)
+        tried.of_attacks(chosen, threat)
 
 
 # ---------------------------------------------------------------- a store, and the command

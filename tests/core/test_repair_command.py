@@ -26,10 +26,12 @@ def suspect(checkpoint, tmp_path_factory):
 def test_a_repaired_adapter_has_a_card_and_loads_in_peft(suspect, checkpoint, tmp_path, capsys):
     given = [str(suspect), "--method", "restore", "--set", "share=1", "rows=4", "--clean-rows", "4", "--rows", "3"]
     out = tmp_path / "out"
-    assert command.main(["repair", *given, "--attacks", "BadNets-T", "Blended", "--out", str(out)]) == 0
+    triggers = ["--attacks", "BadNets-T", "--word", "xyzzy"]
+    assert command.main(["repair", *given, *triggers, "--out", str(out)]) == 0
     said, text = capsys.readouterr().out, (out / "README.md").read_text()
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert set(lines) <= set(said.splitlines()) and sum("trigger changes" in line for line in lines) == 2
+    assert any(line.startswith("| word 'xyzzy': ") for line in lines)
     settings = json.loads(text.partition("```json\n")[2].partition("```")[0])
     assert settings["settings"] == {"by": "weights", "share": 1, "rows": 4} and settings["method"] == "restore"
     base = AutoModelForImageTextToText.from_pretrained(checkpoint("llava"))
@@ -50,6 +52,9 @@ def test_answers_are_compared_by_their_words():
         (["--method", "shrink", "--attacks", "Nothing"], "'Nothing'"),
         (["--method", "shrink", "--attacks", "Dual-Key"], "--threat"),
         (["--method", "shrink", "--attacks", "Shadowcast"], "no trigger"),
+        (["--method", "shrink", "--word", "a", "a"], "--word"),
+        (["--method", "shrink", "--sentence", "far " * 5000], "at once"),
+        (["--method", "shrink", "--patch", "nowhere.png"], "nowhere.png"),
         (["--method", "shrink", "--rows", "0"], "'0'"),
         (["--method", "shrink", "--dataset", "nothing"], "'nothing'"),
         (["--method", "shrink", "--out", "FULL"], "new or empty"),
