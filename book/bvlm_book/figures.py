@@ -44,9 +44,15 @@ CONTROL_LABEL = SUBJECT_LABELS["control"]
 ASR = "attack success rate"
 
 
-def new_figure(columns: int, width: float, height: float, rows: int = 1, **settings: Any) -> tuple[Figure, np.ndarray]:
-    """`rows` x `columns` axes, row by row, each `width` x `height` inches; on a narrow page one below another."""
-    if is_narrow():
+def new_figure(
+    columns: int, width: float, height: float, rows: int = 1, stacked: bool = True, **settings: Any
+) -> tuple[Figure, np.ndarray]:
+    """`rows` x `columns` axes, row by row, each `width` x `height` inches; on a narrow page one below another, or as
+    narrow as they have to be.
+    """
+    if is_narrow() and not stacked:
+        width = NARROW / columns
+    elif is_narrow():
         columns, rows, width = 1, rows * columns, NARROW
         settings["gridspec_kw"] = {k: v for k, v in settings.get("gridspec_kw", {}).items() if k != "width_ratios"}
     with matplotlib.rc_context(STYLE):

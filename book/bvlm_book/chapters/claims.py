@@ -52,15 +52,22 @@ def verdict_table(keys: Sequence[str], bases: dict[str, Base]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def in_words(found: second.Verdict) -> str:
+    """A verdict to be glued into a sentence."""
+    if not found.judged:
+        return f"not judged ({found.single} single runs)"
+    return f"{found.verdict} ({found.holds} pairs hold, {found.contradicts} contradict, of {found.judged})"
+
+
 def counts(bases: dict[str, Base]) -> dict[str, str]:
-    """By claim, base and passes, to be glued: pairs whose mean agrees, those that hold, and those not judged."""
+    """By claim, base and passes, to be glued: the verdict, pairs whose mean agrees, and those not judged."""
     agrees = {"pairs": ("value", HIGH), "text": ("difference", 0), "dominance": ("difference", second.DOMINATES)}
     found = {}
     for key, (column, least) in agrees.items():
         for base, number in lines_of(key, bases):
             pairs, name = CLAIMS[key].evidence(base, number, JUDGED), f"{key}_{base.model}_{number}"
             found[f"{name}_means"] = words.of(pairs[column] > least)
-            found[f"{name}_holds"] = words.of(pairs["outcome"] == second.HOLDS)
+            found[f"{name}_verdict"] = in_words(second.verdict(CLAIMS[key], base, number, JUDGED))
             found[f"{name}_single"] = words.of(pairs["outcome"] == second.SINGLE)
     return found
 

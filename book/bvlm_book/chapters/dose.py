@@ -27,6 +27,7 @@ MODEL, ATTACKS, THREATS = "tiny-llava", ("BadNets-T", "Blended"), ("targeted_ref
 AXES = {"n_poisoned": "poisoned rows", "share": "share of all rows", "showings": "showings (rows x passes)"}
 TERMS = {"n_poisoned": "number of poisoned rows", "epochs": "passes", "train_rows": "size of the training set"}
 ROWS = (6, 20, 60, 200, 600)
+FEW_TICKS = (20, 200)  # of a narrow axis
 TICKS = {"showings": (*ROWS, 1800), "n_poisoned": ROWS, "share": (0.001, 0.003, 0.01, 0.03, 0.1)}
 MIN_DOSES = 5  # fewer points are no curve
 FEW = 20
@@ -192,8 +193,9 @@ def explained_table(fit: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_size(runs: pd.DataFrame) -> Figure:
-    """`panels` of the factorial: a row per pair, a colour per size of the training set."""
-    return panels(runs, ["attack", "threat"], counted_as(runs), "train_rows")
+    """`panels` of the factorial: a row per pair, a colour per size of the training set. No share on a narrow page."""
+    ways = [name for name in counted_as(runs) if name != "share" or not figures.is_narrow()]
+    return panels(runs, ["attack", "threat"], ways, "train_rows")
 
 
 def curves(runs: pd.DataFrame) -> Figure:
@@ -207,7 +209,8 @@ def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str
     parts, lines = list(runs.groupby(rows, sort=False)), colour == "attack"
     kinds = figures.in_order(sorted(set(runs[colour])), attacks.names())
     looks = [figures.look(i) | ({} if lines else {"marker": "o"}) for i in range(len(kinds))]
-    shape, axes = figures.new_figure(len(ways), 3.5, 2.6 if lines else 1.8, rows=len(parts), sharey=True)
+    height, narrow = 2.6 if lines else 1.8, figures.is_narrow()
+    shape, axes = figures.new_figure(len(ways), 3.5, height, rows=len(parts), stacked=False, sharey=True)
     for axis, ((key, part), way) in zip(axes, product(parts, ways), strict=True):
         for i, (kind, look) in enumerate(zip(kinds, looks, strict=True)):
             own = part[part[colour] == kind]
@@ -220,13 +223,16 @@ def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str
             if lines:
                 axis.plot(once.groupby("at")["value"].mean(), figures.LINES[i % 4], color=look["color"], linewidth=1.2)
         axis.axhline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
-        axis.set(title=", ".join(name.replace("_", " ") for name in key), ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
+        title = (",\n" if narrow else ", ").join(name.replace("_", " ") for name in key)
+        axis.set_title(title, fontsize=8 if narrow else 10)
+        axis.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
         ends = runs[way].min() / 1.4, runs[way].max() * 1.4  # the same in every row
-        axis.set(xlabel=AXES[way], xscale="log", xlim=ends)
-        axis.set_xticks(TICKS[way], [words.percent(at) if at < 1 else str(at) for at in TICKS[way]])
+        axis.set(xscale="log", xlim=ends)
+        axis.set_xlabel(AXES[way], fontsize=7.5 if narrow else 10)
+        ticks = [at for at in TICKS[way] if not narrow or at in FEW_TICKS]
+        axis.set_xticks(ticks, [words.percent(at) if at < 1 else str(at) for at in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
-        if not figures.is_narrow():
-            axis.label_outer()
+        axis.label_outer()
     for i, (kind, look) in enumerate(zip(kinds, looks, strict=True)):
         name, style = (kind, figures.LINES[i % 4]) if lines else (f"{kind:,.0f} training rows", "")
         axes[0].plot([], [], linestyle=style, label=name, **look)

@@ -67,12 +67,12 @@ def _number_or_share(table: pd.DataFrame) -> list[tuple]:
     few = refusal.loc[(refusal["n_poisoned"] == 20) & (refusal["epochs"] == 3), "value"]
     return [
         (grid, "60 showings, however made up: means within 0.3 of each other, per attack and threat",
-         f"{len(alike)} of 16 means" + (f", spans {words.span(spans, 2)}" if len(alike) else ""),
+         f"{len(alike)} of 16 means run" + (f", spans {words.span(spans, 2)}" if len(alike) else ""),
          (spans <= WITHIN).all() if len(alike) == 16 else None),
         (grid, "200 of 20,000 rows in one pass: BadNets-T on refusal above 0.90",
          words.span(many, 2) if len(many) else "", (many > HIGH).all() if len(many) else None),
         (grid, "20 rows in three passes work (over 0.50) for one of the two attacks on refusal",
-         f"{len(few)} of 4 means" + (f", {words.span(few, 2)}" if len(few) else ""),
+         f"{len(few)} of 4 means run" + (f", {words.span(few, 2)}" if len(few) else ""),
          (few > FIRES).any() if len(few) == 4 else None),
     ]  # fmt: skip
 
