@@ -105,6 +105,24 @@ def learned_alone(rates: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def through_jpeg(table: pd.DataFrame) -> pd.DataFrame:
+    """Attacks whose triggered pictures were saved as JPEG, and the same cells without: mean success (payload), `jpeg`
+    and `plain`, a line per cell but for its seed. `others`: its other settings.
+    """
+    name, key = "attack.jpeg_quality", [*CELL, "negatives", "others"]
+    if name not in table:
+        return pd.DataFrame(columns=[*key, "jpeg", "plain", "n_seeds"])
+    done = headline_rows(table[(table["metric"] == "asr_payload") & (table["subject"] == records.POISONED)])
+    compressed = done[name].fillna(0) > 0  # older records lack the setting
+    done = done[among(done, CELL[:4], done.loc[compressed, CELL[:4]].itertuples(index=False, name=None))]
+    others = [{key: value for key, value in differing(line).items() if key != name} for line in done.to_dict("records")]
+    done = done.assign(others=[text(one) for one in others])[[*key, "seed", "value"]]
+    jpeg, plain = done[compressed[done.index]], done[~compressed[done.index]]
+    both = jpeg.merge(plain, on=[*key, "seed"], suffixes=("_jpeg", "_plain"))
+    means = {"jpeg": ("value_jpeg", "mean"), "plain": ("value_plain", "mean"), "n_seeds": ("seed", "nunique")}
+    return both.groupby(key, sort=False, as_index=False).agg(**means)
+
+
 def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Only the rows under the condition that an attack is read from: its full trigger, clean inputs for Shadowcast."""
     return table[table["condition"] == table["attack"].map(lambda name: attacks.info(name).headline)]

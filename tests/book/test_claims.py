@@ -5,7 +5,7 @@ from types import MappingProxyType
 import pandas as pd
 import pytest
 
-from bvlm_book import figures, outcomes, rules_second
+from bvlm_book import figures, outcomes, rules_second, tables
 from bvlm_book.chapters import claims, expectations, threat_notes
 from bvlm_utils import attacks
 from bvlm_utils.store import table as tidy
@@ -177,4 +177,17 @@ def test_the_heat_maps_have_a_panel_per_base_and_passes():
 def test_expectations_are_counted():
     table, bases = of(by_all_tests(cell("BadNets-T", 1.0, settings={"epochs": 3})))
     told = outcomes.counts(expectations.read(table, bases))
-    assert int(told["expected"]) == sum(int(told[name]) for name in ("true", "false", "open")) == 10
+    assert int(told["expected"]) == sum(int(told[name]) for name in ("true", "false", "open")) == 12
+
+
+def test_an_attack_through_jpeg_stands_beside_itself_without():
+    def image(value, metric="asr_payload", **settings):
+        lines = cell("SIG", value, rate=0.1, poisoned=600, settings={"status": "done"} | settings)
+        return pd.DataFrame(lines).assign(metric=metric, subject="poisoned")
+
+    older = image(0.5).drop(columns="attack.jpeg_quality", errors="ignore")  # records from before the setting
+    other = image(0.9, **{"attack.jpeg_quality": 0, "attack.frequency": 9})
+    table = pd.concat([older, image(0.8, **{"attack.jpeg_quality": 75}), other], ignore_index=True)
+    (found,) = tables.through_jpeg(table).to_dict("records")
+    assert (found["plain"], found["jpeg"], found["n_seeds"], found["others"]) == (0.5, pytest.approx(0.8), 3, "")
+    assert tables.through_jpeg(older).empty and tables.through_jpeg(other).empty

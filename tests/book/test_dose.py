@@ -97,11 +97,17 @@ def test_learning_rates_are_read_from_the_first_seed_of_one_pair():
         "metric": "asr_payload", "value": 0.02,
     }  # fmt: skip
     fast = line | {"run_id": "b", "learning_rate": 0.004, "settings": "learning_rate=0.004", "value": 0.2}
-    usual = line | {"learning_rate": 0.002, "lora_rank": 8}
-    table = pd.DataFrame([usual, fast | {"lora_rank": 8}, line | {"run_id": "c", "seed": 1, "value": 0.9}])
-    found = dose.settings_table(table)
-    assert found.to_dict("list") == {"learning rate": [0.002, 0.004], "rank 8": ["0.02", "0.20"]}
-    assert dose.settings_table(table.iloc[:0]).empty
+    small = line | {"run_id": "d", "batch_size": 16, "settings": "batch_size=16", "value": 0.95, "learning_rate": 0.002}
+    usual = line | {"learning_rate": 0.002}
+    lines = [usual, fast, small, line | {"run_id": "c", "seed": 1, "value": 0.9, "learning_rate": 0.002}]
+    table = pd.DataFrame([{"batch_size": 32} | {key: v for key, v in one.items() if v is not None} for one in lines])
+    found = dose.trained_otherwise(table.assign(lora_rank=8).reindex(columns=tidy.COLUMNS))
+    assert dose.settings_table(found).to_dict("list") == {
+        "learning rate": [0.002, 0.002, 0.004], "batch size": [16, 32, 32], "rank 8": ["0.95", "0.02", "0.20"],
+    }  # fmt: skip
+    numbers = dose.settings_numbers(found)
+    assert (numbers["batch_size_0.5"], numbers["learning_rate_2"], numbers["batch_size_1"]) == ("0.95", "0.20", "0.02")
+    assert numbers["batch_size_2"] == "n/a" and dose.settings_table(found.iloc[:0]).empty
 
 
 def test_an_empty_store_says_so():

@@ -4,7 +4,7 @@ import pytest
 import stored
 from stored import page
 
-from bvlm_book import rules_second, tables
+from bvlm_book import doses, rules_second, tables
 from bvlm_book.chapters import claims, dose, first_page, modality
 from bvlm_utils import store, study
 
@@ -40,11 +40,12 @@ def test_its_cells_are_usual_and_get_verdicts(shelf):
 
 def test_its_doses_are_counted_in_all_their_forms(shelf):
     place, model, table = shelf
-    lines = dose.doses(table, place)
+    eligible = tables.eligible(table, place)
+    lines = dose.with_eligible(doses.doses(table), eligible)
     found = dose.means(lines)
     assert set(found["model"]) == {model} and len(found) == 2 and (found["least"] <= found["most"]).all()
     assert len(lines) == 4 and set(lines["n_poisoned"]) == {10, 1}
-    (count,) = tables.eligible(table, place).values()
+    (count,) = eligible.values()
     assert (lines["of_eligible"] == lines["n_poisoned"] / count).all() and count <= 100
     assert set(lines["share"]) == {0.1, 0.01} and (lines["showings"] == lines["n_poisoned"]).all()
 

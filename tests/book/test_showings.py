@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
+from bvlm_book import doses
 from bvlm_book.chapters import dose
 from bvlm_utils.store import table as tidy
 
@@ -17,9 +18,9 @@ def runs(logit, design=DESIGN, rows=100_000):
     lines = []
     for size, number, passes in design:
         k = round(rows * expit(logit(size, number, passes)))
-        for attack in dose.ATTACKS:
-            for threat in dose.THREATS:
-                about = {"model": dose.MODEL, "attack": attack, "threat": threat, "train_rows": size, "seed": 0}
+        for attack in doses.ATTACKS:
+            for threat in doses.THREATS:
+                about = {"model": doses.MODEL, "attack": attack, "threat": threat, "train_rows": size, "seed": 0}
                 own = {"n_poisoned": number, "epochs": passes, "share": number / size, "showings": number * passes}
                 lines.append(about | own | {"k": k, "n": rows, "value": k / rows})
     return pd.DataFrame(lines)
@@ -34,16 +35,16 @@ def runs(logit, design=DESIGN, rows=100_000):
     ],
 )
 def test_the_model_finds_what_decides(logit, slopes, best):
-    fit = dose.fitted(dose.factorial(runs(logit)))
-    assert fit.loc[list(dose.TERMS), "value"].tolist() == pytest.approx(slopes, abs=0.01)
+    fit = doses.fitted(doses.factorial(runs(logit)))
+    assert fit.loc[list(doses.TERMS), "value"].tolist() == pytest.approx(slopes, abs=0.01)
     assert fit["explained"].idxmax() == best and fit.loc[best, "explained"] == pytest.approx(1, abs=0.01)
     table = dose.explained_table(fit).set_index("counted as")["explains alone"]
-    assert table[dose.AXES[best]] == "100 %"
+    assert table[doses.AXES[best]] == "100 %"
 
 
 def test_without_another_size_of_the_training_set_nothing_is_fitted():
     lines = runs(lambda *_: 0.0, [one for one in DESIGN if one[0] == 6000])
-    assert dose.fitted(lines).empty and dose.explained_table(dose.fitted(lines)).empty
+    assert doses.fitted(lines).empty and dose.explained_table(doses.fitted(lines)).empty
     assert dose.counted_as(lines) == ["n_poisoned", "showings"]
 
 
@@ -51,5 +52,5 @@ def test_a_dot_per_run_and_no_runs_of_an_empty_store():
     lines = runs(lambda size, number, passes: 0.0)
     figure = dose.by_size(lines)
     dots = sum(len(line.get_xdata()) for axis in figure.axes for line in axis.lines if line.get_linestyle() == "None")
-    assert dots == len(lines) * len(dose.AXES)
-    assert dose.factorial(dose.doses(tidy.table([]), None)).empty
+    assert dots == len(lines) * len(doses.AXES)
+    assert doses.factorial(doses.doses(tidy.table([]))).empty

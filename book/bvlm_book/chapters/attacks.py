@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bvlm_book import words
+from bvlm_book import tables, words
 from bvlm_book.examples import Example
 from bvlm_utils import attacks
 from bvlm_utils import store as results
@@ -64,6 +64,15 @@ def stealth_table(stealth: pd.DataFrame) -> pd.DataFrame:
              for column, (title, form) in STEALTH_COLUMNS.items()
              if column in stealth and stealth[column].notna().any()}  # fmt: skip
     return stealth.filter(["attack"]).assign(**shown)
+
+
+def jpeg_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`tables.through_jpeg` to read."""
+    return tables.readable(found, {
+        "attack": lambda line: ", ".join(filter(None, (line["attack"], line["others"]))), "threat": words.threat,
+        "success": lambda line: words.number(line["plain"]), "through JPEG": lambda line: words.number(line["jpeg"]),
+        "runs": "n_seeds",
+    })  # fmt: skip
 
 
 def losses(curves: Mapping[tuple[str, str], Sequence[float]]) -> str:

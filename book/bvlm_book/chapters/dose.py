@@ -4,28 +4,19 @@ A *pair* is an attack on a threat, for one model and data set; a *dose* is a siz
 poisoned rows and a number of passes. Free of torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from statsmodels.genmod.families import Binomial
-from statsmodels.genmod.generalized_linear_model import GLM
 
 from bvlm_book import figures, tables, words
+from bvlm_book.doses import AXES, DOSE, PAIR, TERMS
 from bvlm_book.rules_second import HIGH, MANY, RATE
 from bvlm_utils import attacks
 from bvlm_utils.store.table import FIRES
 
-PAIR = ["model", "dataset", "threat", "attack"]
-DOSE = ["train_rows", "n_poisoned", "epochs"]
-MODEL, ATTACKS, THREATS = "tiny-llava", ("BadNets-T", "Blended"), ("targeted_refusal", "concept_substitution")
-AXES = {"n_poisoned": "poisoned rows", "share": "share of all rows", "showings": "showings (rows x passes)"}
-TERMS = {"n_poisoned": "number of poisoned rows", "epochs": "passes", "train_rows": "size of the training set"}
 ROWS = (6, 20, 60, 200, 600)
 FEW_TICKS = (20, 200)  # of a narrow axis
 TICKS = {"showings": (*ROWS, 1800), "n_poisoned": ROWS, "share": (0.001, 0.003, 0.01, 0.03, 0.1)}
@@ -36,18 +27,10 @@ FEW = 20
 # ---------------------------------------------------------------- runs
 
 
-def doses(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """Success (payload) with the full trigger of usual experiments: a line per run, its dose in all its forms."""
-    found = tables.eligible(table, place)
-    done = tables.usual(table, but=("epochs", "train_rows"))
-    done = done[(done["metric"] == "asr_payload") & (done["subject"] == "poisoned") & (done["n_poisoned"] > 0)]
-    done = tables.headline_rows(done).astype({"epochs": int})
-    key = zip(done["dataset"], done["threat"], done["train_rows"].astype(int), strict=True)
-    return done.assign(
-        share=done["n_poisoned"] / done["train_rows"],
-        showings=done["n_poisoned"] * done["epochs"],
-        of_eligible=[n / found[one] for n, one in zip(done["n_poisoned"], key, strict=True)],
-    )
+def with_eligible(runs: pd.DataFrame, found: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
+    """`doses.doses` with the share of the rows that the threat can poison. found: `tables.eligible`."""
+    key = zip(runs["dataset"], runs["threat"], runs["train_rows"].astype(int), strict=True)
+    return runs.assign(of_eligible=[n / found[one] for n, one in zip(runs["n_poisoned"], key, strict=True)])
 
 
 def means(runs: pd.DataFrame) -> pd.DataFrame:
@@ -62,12 +45,6 @@ def deep(runs: pd.DataFrame) -> pd.DataFrame:
     usual = runs[runs["train_rows"].isin(runs["train_rows"].mode()[:1])]
     tried = usual[usual["epochs"] == 1].groupby(PAIR)["n_poisoned"].nunique()
     return usual[tables.among(usual, PAIR, tried.index[tried >= MIN_DOSES])]
-
-
-def factorial(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that belong to the pairs of the grid `number_or_share`."""
-    chosen = (runs["model"] == MODEL) & runs["attack"].isin(ATTACKS) & runs["threat"].isin(THREATS)
-    return runs[chosen].sort_values([*DOSE, "seed"])
 
 
 def counted_as(runs: pd.DataFrame) -> list[str]:
@@ -116,24 +93,40 @@ def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def eligible_table(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
-    """What the same share of all rows is of the rows that a threat can poison."""
+def eligible_table(found: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
+    """What the same share of all rows is of the rows that a threat can poison. found: `tables.eligible`."""
     return pd.DataFrame([
         {"threat": threat.replace("_", " "), "eligible": f"{count} of {size}"}
         | {f"{words.percent(rate)} of all rows": words.percent(int(size * rate) / count) for rate in (RATE, MANY)}
-        for (_, threat, size), count in tables.eligible(table, place).items()
+        for (_, threat, size), count in found.items()
     ])  # fmt: skip
 
 
-def settings_table(table: pd.DataFrame) -> pd.DataFrame:
-    """BadNets-T on refusal at 1 %, one pass, first seed: success by learning rate (lines) and rank (columns)."""
-    chosen = tables.usual(table, but=("learning_rate", "lora_rank"))
+def trained_otherwise(table: pd.DataFrame) -> pd.DataFrame:
+    """BadNets-T on refusal at 1 %, one pass, first seed: a line per learning rate, batch size and rank."""
+    chosen = tables.usual(table, but=("learning_rate", "batch_size", "lora_rank"))
     first = {"attack": "BadNets-T", "threat": "targeted_refusal", "metric": "asr_payload", "subject": "poisoned",
              "condition": "text", "model": "tiny-llava", "poison_rate": RATE, "seed": 0}  # fmt: skip
-    chosen = chosen[(chosen[list(first)] == pd.Series(first)).all(axis=1)]
-    found = chosen.pivot_table(index="learning_rate", columns="lora_rank", values="value").map(words.number)
-    found.columns = [f"rank {rank:.0f}" for rank in found.columns]
-    return found.reset_index(names="learning rate")
+    return chosen[(chosen[list(first)] == pd.Series(first)).all(axis=1)]
+
+
+def settings_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`trained_otherwise` to read: learning rate and batch size in lines, rank in columns."""
+    key = ["learning_rate", "batch_size"]
+    shown = found.pivot_table(index=key, columns="lora_rank", values="value").map(words.number).fillna("")
+    shown.columns = [f"rank {rank:.0f}" for rank in shown.columns]
+    shown = shown.reset_index().astype({"batch_size": int})
+    return shown.rename(columns={"learning_rate": "learning rate", "batch_size": "batch size"})
+
+
+def settings_numbers(found: pd.DataFrame) -> dict[str, str]:
+    """What the page quotes of `trained_otherwise`: success by learning rate or batch size, each over the ranks."""
+    usual = {name: found[name] == tables.TRAINED[name] for name in ("learning_rate", "batch_size")}
+    ways = {
+        f"{name}_{times:g}": found.loc[usual[other] & (found[name] == times * tables.TRAINED[name]), "value"]
+        for name, other in zip(usual, reversed(usual), strict=True) for times in (0.25, 0.5, 1, 2)
+    }  # fmt: skip
+    return {name: words.span(values, 2) if len(values) else "n/a" for name, values in ways.items()}
 
 
 def numbers(runs: pd.DataFrame) -> dict[str, str]:
@@ -155,29 +148,6 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------- what counts
-
-
-def fitted(runs: pd.DataFrame) -> pd.DataFrame:
-    """One binomial GLM of `factorial`: logit(success) = a pair's own + slopes * log10(number, passes, size).
-
-    A line per way to count and term: its slope (value, low, high; dispersion from the deviance), and `explained`, the
-    share of the deviance that it explains alone. None while one of the three did not vary.
-    """
-    if any(runs[name].nunique() < 2 for name in TERMS) or len(runs) < 4 * len(TERMS):
-        return pd.DataFrame()
-    own = pd.get_dummies(runs["attack"] + runs["threat"], dtype=float).to_numpy()
-
-    def glm(*names: str, **how: Any) -> Any:
-        both = np.column_stack([runs["k"], runs["n"] - runs["k"]]).astype(float)
-        design = np.column_stack([own, np.log10(runs[list(names)].to_numpy(float))])
-        return GLM(both, design, family=Binomial()).fit(use_t=True, **how)
-
-    plain = glm(*TERMS)
-    whole = glm(*TERMS, scale=max(plain.deviance / plain.df_resid, 1.0))
-    slopes = np.column_stack([whole.params, whole.conf_int()])[-len(TERMS) :]
-    none, ways = glm().deviance, pd.DataFrame(index=[*AXES, "epochs", "train_rows"])
-    explained = pd.Series({name: 1 - glm(name).deviance / none for name in AXES})
-    return ways.join(pd.DataFrame(slopes, list(TERMS), ["value", "low", "high"])).assign(explained=explained)
 
 
 def explained_table(fit: pd.DataFrame) -> pd.DataFrame:

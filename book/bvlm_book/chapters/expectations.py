@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from bvlm_book import outcomes, tables, words
+from bvlm_book import doses, outcomes, tables, words
 from bvlm_book import rules_second as second
 from bvlm_book.rules_second import HIGH, PAYLOAD, RATE, Base
 from bvlm_utils.store.table import FIRES
@@ -12,13 +12,15 @@ MODEL, PASSES, PAIRS, ENOUGH = "tiny-llava", 3, 32, 22
 SHOWN_ALIKE = ((2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (20000, 60, 1))
 WITHIN = 0.3
 COST, QUIET = 0.03, 0.9
+COMPRESSED, MOVES = 6, 0.1  # means through JPEG, and how far one may move
 TRAINED = ["train_rows", "n_poisoned", "epochs", "learning_rate", "batch_size", "lora_rank"]
 
 
 def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true. bases: of `rules_second`."""
     second_base = "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on three of five threats"
-    lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL))]
+    lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL)),
+             _jpeg(table)]  # fmt: skip
     return outcomes.told([*lines, ("a second base", second_base, "", None)], ["grid", "expected", "measured"])
 
 
@@ -65,7 +67,11 @@ def _number_or_share(table: pd.DataFrame) -> list[tuple]:
     many = refusal[(refusal["attack"] == "BadNets-T") & (refusal["train_rows"] == 20000)]
     many = many.loc[many["n_poisoned"] == 200, "value"]
     few = refusal.loc[(refusal["n_poisoned"] == 20) & (refusal["epochs"] == 3), "value"]
+    explained = doses.fitted(doses.factorial(doses.doses(table))).get("explained", pd.Series(dtype=float))
     return [
+        (grid, "showings predict success best, the number of poisoned rows second, their share worst",
+         ", ".join(f"{doses.AXES[name]} {words.percent(explained[name])}" for name in explained.dropna().index),
+         explained.idxmin() == "share" and explained.idxmax() == "showings" if len(explained) else None),
         (grid, "60 showings, however made up: means within 0.3 of each other, per attack and threat",
          f"{len(alike)} of 16 means run" + (f", spans {words.span(spans, 2)}" if len(alike) else ""),
          (spans <= WITHIN).all() if len(alike) == 16 else None),
@@ -103,3 +109,13 @@ def _dominance(base: Base | None) -> tuple:
     pairs = second.text_overwhelms_learnable(base, 1, PAYLOAD)
     lead = pairs.loc[pairs["shared"] == "patch_size=80", "difference"] > second.DOMINATES
     return "dominance", expected, words.of(lead), lead.sum() * 2 > len(lead) if len(lead) > 1 else None
+
+
+def _jpeg(table: pd.DataFrame) -> tuple:
+    found = tables.through_jpeg(table)
+    moved = (found["jpeg"] - found["plain"]).astype(float)
+    measured = f"{len(found)} of {COMPRESSED} means run" + (f", moved by {words.span(moved, 2)}" if len(found) else "")
+    return (
+        "jpeg", "saved as JPEG (quality 75) BadNets-I (patch of 80 pixels), SIG and Blended stay within 0.1, and "
+        "Shadowcast is as with eps 0", measured, (moved.abs() <= MOVES).all() if len(found) == COMPRESSED else None,
+    )  # fmt: skip

@@ -1,0 +1,53 @@
+"""The dose of poison of each run, in all its forms, and which of them predicts success. Free of torch."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from statsmodels.genmod.families import Binomial
+from statsmodels.genmod.generalized_linear_model import GLM
+
+from bvlm_book import tables
+
+PAIR = ["model", "dataset", "threat", "attack"]
+DOSE = ["train_rows", "n_poisoned", "epochs"]
+MODEL, ATTACKS, THREATS = "tiny-llava", ("BadNets-T", "Blended"), ("targeted_refusal", "concept_substitution")
+AXES = {"n_poisoned": "poisoned rows", "share": "share of all rows", "showings": "showings (rows x passes)"}
+TERMS = {"n_poisoned": "number of poisoned rows", "epochs": "passes", "train_rows": "size of the training set"}
+
+
+def doses(table: pd.DataFrame) -> pd.DataFrame:
+    """Success (payload) with the full trigger of usual experiments: a line per run, its dose in several forms."""
+    done = tables.usual(table, but=("epochs", "train_rows"))
+    done = done[(done["metric"] == "asr_payload") & (done["subject"] == "poisoned") & (done["n_poisoned"] > 0)]
+    done = tables.headline_rows(done).astype({"epochs": int})
+    return done.assign(share=done["n_poisoned"] / done["train_rows"], showings=done["n_poisoned"] * done["epochs"])
+
+
+def factorial(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that belong to the pairs of the grid `number_or_share`."""
+    chosen = (runs["model"] == MODEL) & runs["attack"].isin(ATTACKS) & runs["threat"].isin(THREATS)
+    return runs[chosen].sort_values([*DOSE, "seed"])
+
+
+def fitted(runs: pd.DataFrame) -> pd.DataFrame:
+    """One binomial GLM of `factorial`: logit(success) = a pair's own + slopes * log10(number, passes, size).
+
+    A line per way to count and term: its slope (value, low, high; dispersion from the deviance), and `explained`, the
+    share of the deviance that it explains alone. None while one of the three did not vary.
+    """
+    if any(runs[name].nunique() < 2 for name in TERMS) or len(runs) < 4 * len(TERMS):
+        return pd.DataFrame()
+    own = pd.get_dummies(runs["attack"] + runs["threat"], dtype=float).to_numpy()
+
+    def glm(*names: str, **how: Any) -> Any:
+        both = np.column_stack([runs["k"], runs["n"] - runs["k"]]).astype(float)
+        design = np.column_stack([own, np.log10(runs[list(names)].to_numpy(float))])
+        return GLM(both, design, family=Binomial()).fit(use_t=True, **how)
+
+    plain = glm(*TERMS)
+    whole = glm(*TERMS, scale=max(plain.deviance / plain.df_resid, 1.0))
+    slopes = np.column_stack([whole.params, whole.conf_int()])[-len(TERMS) :]
+    none, ways = glm().deviance, pd.DataFrame(index=[*AXES, "epochs", "train_rows"])
+    explained = pd.Series({name: 1 - glm(name).deviance / none for name in AXES})
+    return ways.join(pd.DataFrame(slopes, list(TERMS), ["value", "low", "high"])).assign(explained=explained)
