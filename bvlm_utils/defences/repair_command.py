@@ -46,6 +46,8 @@ def repair(given: argparse.Namespace) -> int:
     method = chosen(given.method, given.set)
     out = new_folder(given.out)
     check_dataset(given.dataset)
+    if given.threat and not given.attacks:
+        raise InputError(f"--threat {given.threat} says what the triggers of --attacks aim at; name attacks, too.")
     triggers = tried.of_reader(given) + (tried.of_attacks(given.attacks, given.threat) if given.attacks else [])
     names.go_offline(model)
 

@@ -52,6 +52,7 @@ def test_answers_are_compared_by_their_words():
         (["--method", "shrink", "--attacks", "Nothing"], "'Nothing'"),
         (["--method", "shrink", "--attacks", "Dual-Key"], "--threat"),
         (["--method", "shrink", "--attacks", "Shadowcast"], "no trigger"),
+        (["--method", "shrink", "--threat", "jailbreak"], "--attacks"),
         (["--method", "shrink", "--word", "a", "a"], "--word"),
         (["--method", "shrink", "--sentence", "far " * 5000], "at once"),
         (["--method", "shrink", "--patch", "nowhere.png"], "nowhere.png"),
