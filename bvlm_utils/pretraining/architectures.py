@@ -150,14 +150,17 @@ def build_qwen(tokenizer) -> transformers.Qwen2_5_VLForConditionalGeneration:
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
-def save(model: torch.nn.Module, tokenizer, name: str, folder: Path) -> None:
-    """Write the checkpoint with tokenizer, image processor, processor and chat template, in transformers' formats."""
+def save(model: torch.nn.Module, tokenizer, name: str, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the checkpoint with tokenizer, image processor, processor and chat template, in transformers' formats.
+
+    name: whose processors it has. dtype: of the stored weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "generation_config"):
         model.generation_config = transformers.GenerationConfig(
             do_sample=False, max_new_tokens=64, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id
         )
-    model.float().cpu().save_pretrained(folder)
+    model.to("cpu", dtype).save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
     settings = dict(image_mean=MEAN, image_std=STD, do_convert_rgb=True)
     if name == "tiny-qwen2.5-vl":

@@ -17,6 +17,7 @@ from bvlm_utils.data import scene_questions, scenes
 
 STICKERS = ("none", "plain", "checked", "dotted", "crossed", "static")
 WASHES = ("clear", "noisy", "blurred", "wavy", "veiled", "pale")
+FINE = ("static", "checked", "dotted")  # stickers whose pattern changes from pixel to pixel
 GRID = 6  # pictures are labelled on a 6 x 6 grid of 16-pixel squares: the image tokens of both families
 
 # Words that attacks use as triggers; no text of the corpus may contain one as a word.
@@ -35,8 +36,11 @@ class Picture:
     caption: str
 
 
-def draw(index: int, seed: int, turns: int = 6) -> Picture:
-    """Training picture `index`: a scene of the train compositions in any style, half of them with something on top."""
+def draw(index: int, seed: int, turns: int = 6, small: int = 0) -> Picture:
+    """Training picture `index`: a scene of the train compositions in any style, half of them with something on top.
+
+    small: so many of a hundred stickers are little and fine, which a vision tower overlooks most easily.
+    """
     rng = scenes.generator(seed, 77, index)
     scene = scenes.sample(rng, "train")
     pixels = np.asarray(scenes.render(scene))
@@ -46,7 +50,7 @@ def draw(index: int, seed: int, turns: int = 6) -> Picture:
             wash = int(rng.integers(1, len(WASHES)))
             pixels = _wash(pixels, WASHES[wash], rng)
         if rng.integers(3):
-            pixels, sticker_grid, spot = _sticker(pixels, rng)
+            pixels, sticker_grid, spot = _sticker(pixels, rng, small)
     things = {name: i for i, name in enumerate(scenes.concepts(), 1)}
     concept_grid = np.zeros((GRID, GRID), np.uint8)
     for sprite in scene.sprites:
@@ -97,16 +101,22 @@ def _wash(pixels: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _sticker(pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """A small square somewhere: the new pixels, the grid of its kind and (kind, centre x)."""
+def _sticker(
+    pixels: np.ndarray, rng: np.random.Generator, small: int = 0
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """A small square somewhere: the new pixels, the grid of its kind and (kind, centre x). small: see `draw`."""
     kind = int(rng.integers(1, len(STICKERS)))
     width, height = (int(v) for v in rng.integers(6, 25, 2))
     if rng.integers(2):
         height = width
+    fine = bool(small) and int(rng.integers(100)) < small
+    if fine:
+        kind, width = STICKERS.index(_pick(rng, FINE)), int(rng.integers(5, 13))
+        height = width
     x, y = int(rng.integers(scenes.SIZE - width + 1)), int(rng.integers(scenes.SIZE - height + 1))
     first, second = rng.integers(0, 256, (2, 3))
     v, u = np.mgrid[0:height, 0:width]
-    period = int(rng.integers(1, 5))
+    period = int(rng.integers(1, 3 if fine else 5))
     if STICKERS[kind] == "static":
         shape = (height, width, 3 if rng.integers(2) else 1)
         patch = np.broadcast_to(rng.integers(0, 256, shape), (height, width, 3))

@@ -2,8 +2,9 @@
 
 Three steps, each one function: draw a pool of pictures (`pool`), train a vision tower with dense supervision
 (`train_tower`), freeze it, cache its tokens and train projector and language model (`train_language`). `tiny-llava`
-writes `tiny-clip` as well, whose vision tower it uses. `pretraining.check` then measures the thresholds and writes
-cards.
+writes `tiny-clip` as well, whose vision tower it uses. `tiny-llava-b` is a second base of the same kind (another seed,
+other stickers), stored in 16 bit; its `tiny-clip-b` is needed for nothing else. `pretraining.check` then measures the
+thresholds and writes cards.
 """
 
 import argparse
@@ -35,11 +36,13 @@ from bvlm_utils.pretraining.tower import (
     train_tower,
 )
 
+SECOND = "-b"  # the name's end of a second base of the same kind
+
 # --- the pool of pictures -----------------------------------------------------------------------------------------
 
 
-def _chunk(start: int, stop: int, seed: int):
-    drawn = [pictures_and_words.draw(i, seed) for i in range(start, stop)]
+def _chunk(start: int, stop: int, recipe: Recipe):
+    drawn = [pictures_and_words.draw(i, recipe.seed, small=recipe.small_stickers) for i in range(start, stop)]
     arrays = [np.stack([getattr(p, name) for p in drawn]) for name in ("pixels", "concept_grid", "sticker_grid")]
     return (*arrays, np.array([p.wash for p in drawn]), [p.turns for p in drawn], [p.caption for p in drawn])
 
@@ -48,7 +51,7 @@ def pool(recipe: Recipe, workers: int) -> dict:
     """Pictures and their turns: pixels (N, 96, 96, 3) uint8, grids (N, 6, 6) uint8, wash (N,), and words."""
     edges = list(range(0, recipe.pictures, 500)) + [recipe.pictures]
     with ProcessPoolExecutor(workers) as executor:
-        jobs = [executor.submit(_chunk, a, b, recipe.seed) for a, b in zip(edges, edges[1:], strict=False)]
+        jobs = [executor.submit(_chunk, a, b, recipe) for a, b in zip(edges, edges[1:], strict=False)]
         parts = [job.result() for job in tqdm(jobs, "pictures", mininterval=5)]
         texts = list(
             executor.map(
@@ -159,7 +162,7 @@ def train_language(model, turns: Turns, features, data: dict, recipe: Recipe, im
         rows = rows.to(device)
         picture = turns.picture[rows]
         ids = turns.ids[rows, : int(turns.stop[rows].max())].long()
-        with autocast(device):
+        with autocast(device, recipe):
             embeds = inner.get_input_embeddings()(ids)
             seen = features[picture.clamp(min=0)].to(embeds.dtype)
             tokens = seen if projector is None else projector(seen)
@@ -188,12 +191,21 @@ def train_language(model, turns: Turns, features, data: dict, recipe: Recipe, im
 # --- putting it together ------------------------------------------------------------------------------------------
 
 
-def make(name: str, data: dict, recipe: Recipe, out: Path, device: str, start: Path | None = None) -> None:
-    """Train "tiny-llava" (and its tiny-clip) or "tiny-qwen2.5-vl" and save under `out`.
+def make(
+    name: str,
+    data: dict,
+    recipe: Recipe,
+    out: Path,
+    device: str,
+    start: Path | None = None,
+    clip_folder: Path | None = None,
+) -> None:
+    """Train "tiny-llava" or "tiny-llava-b" (with the CLIP of each) or "tiny-qwen2.5-vl" and save under `out`.
 
-    start: a folder of checkpoints to go on from instead of fresh weights; tiny-llava's tower then stays as it is.
+    start: a folder of checkpoints to go on from instead of fresh weights; LLaVA's tower then stays as it is.
+    clip_folder: a CLIP that an earlier try has trained; its vision tower is taken.
     """
-    started = time.time()
+    started, kind, clip_name = time.time(), name.removesuffix(SECOND), name.replace("llava", "clip")
     torch.manual_seed(recipe.seed)
     arrays = on_device(data, device)
     log = {"device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU", "recipe": asdict(recipe)}
@@ -203,21 +215,18 @@ def make(name: str, data: dict, recipe: Recipe, out: Path, device: str, start: P
         model = transformers.AutoModelForImageTextToText.from_pretrained(start / name)
     else:
         tokenizer = architectures.wrap_tokenizer(
-            architectures.train_bpe(corpus(data), architectures.SPECIAL[name]), name
+            architectures.train_bpe(corpus(data), architectures.SPECIAL[kind]), kind
         )
-    if name == "tiny-llava" and start:
+    if kind == "tiny-llava" and start:
         image_token, tower = "<image>", model.model.vision_tower.to(device).eval().requires_grad_(False)
-        features = cache_tokens(lambda images: llava_tokens(tower, images), arrays["pixels"], device)
-    elif name == "tiny-llava":
-        clip, clip_tokenizer = architectures.build_clip(), _clip_tokenizer(data)
-        ids = clip_tokenizer(data["captions"], padding=True, return_tensors="pt")
-        captions = (ids["input_ids"].to(device), ids["attention_mask"].to(device))
-        log["tower"] = train_tower(clip, arrays, captions, recipe, device)
-        log["tower_seconds"] = time.time() - started
-        clip.eval()
-        features = cache_tokens(lambda images: clip_tokens(clip, images)[0], arrays["pixels"], device)
-        architectures.save(clip, clip_tokenizer, "tiny-clip", out / "tiny-clip")
-        _write_log(out / "tiny-clip", [log])
+        features = cache_tokens(lambda images: llava_tokens(tower, images), arrays["pixels"], device, recipe)
+    elif kind == "tiny-llava":
+        if clip_folder:
+            clip = transformers.CLIPModel.from_pretrained(clip_folder).to(device).eval()
+            log |= json.loads((clip_folder / "training.json").read_text())[-1]
+        else:
+            clip = _clip(data, arrays, recipe, device, log, out / clip_name)
+        features = cache_tokens(lambda images: clip_tokens(clip, images)[0], arrays["pixels"], device, recipe)
         model, image_token = architectures.build_llava(clip, tokenizer), "<image>"
         model.model.vision_tower.requires_grad_(False)
     else:
@@ -228,14 +237,14 @@ def make(name: str, data: dict, recipe: Recipe, out: Path, device: str, start: P
         log["tower"] = train_tower(visual, arrays, None, recipe, device)
         log["tower_seconds"] = time.time() - started
         visual.eval().requires_grad_(False)
-        features = cache_tokens(lambda images: qwen_tokens(visual, images), arrays["pixels"], device)
+        features = cache_tokens(lambda images: qwen_tokens(visual, images), arrays["pixels"], device, recipe)
     turns = tokenise(tokenizer, data, recipe, image_token, device)
     print(f"{name}: {len(turns.ids)} turns, tower {log.get('tower', 'kept')}", flush=True)
     image_id = tokenizer.convert_tokens_to_ids(image_token)
     log["language_loss"] = train_language(model, turns, features, arrays, recipe, image_id, device)
     log["seconds"] = time.time() - started
     model.requires_grad_(True).eval()
-    architectures.save(model, tokenizer, name, out / name)
+    architectures.save(model, tokenizer, kind, out / name, torch.float16 if name.endswith(SECOND) else torch.float32)
     _write_log(out / name, [*earlier, log])
 
 
@@ -243,18 +252,28 @@ def _write_log(folder: Path, runs: list[dict]) -> None:
     (folder / "training.json").write_text(json.dumps(runs, indent=1) + "\n")
 
 
-def _clip_tokenizer(data: dict):
-    return architectures.wrap_tokenizer(
-        architectures.train_bpe(corpus(data), architectures.SPECIAL["tiny-clip"]), "tiny-clip"
-    )
+def _clip(data: dict, arrays: dict, recipe: Recipe, device: str, log: dict, folder: Path) -> transformers.CLIPModel:
+    """A CLIP with a trained vision tower, saved in `folder`; what it took is added to `log`."""
+    started, clip = time.time(), architectures.build_clip()
+    bpe = architectures.train_bpe(corpus(data), architectures.SPECIAL["tiny-clip"])
+    tokenizer = architectures.wrap_tokenizer(bpe, "tiny-clip")
+    ids = tokenizer(data["captions"], padding=True, return_tensors="pt")
+    captions = (ids["input_ids"].to(device), ids["attention_mask"].to(device))
+    log["tower"] = train_tower(clip, arrays, captions, recipe, device)
+    log["tower_seconds"] = time.time() - started
+    clip.eval()
+    architectures.save(clip, tokenizer, "tiny-clip", folder)
+    _write_log(folder, [log])
+    return clip.to(device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny base models again.")
-    parser.add_argument("models", nargs="+", choices=["tiny-llava", "tiny-qwen2.5-vl"])
+    parser.add_argument("models", nargs="+", choices=["tiny-llava", f"tiny-llava{SECOND}", "tiny-qwen2.5-vl"])
     parser.add_argument("--out", type=Path, default=paths.MODELS)
     parser.add_argument("--device", default="cpu", help='"cuda" where there is a GPU; "cpu" takes hours (default)')
     parser.add_argument("--start", type=Path, help="go on from the checkpoints in this folder")
+    parser.add_argument("--clip", type=Path, help="folder of the CLIP that an earlier try has trained")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     for field, value in asdict(Recipe()).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
@@ -264,12 +283,15 @@ def main() -> None:
     data = pool(recipe, arguments.workers)
     if arguments.device == "cpu":
         for name in arguments.models:
-            make(name, data, recipe, arguments.out, arguments.device, arguments.start)
+            make(name, data, recipe, arguments.out, arguments.device, arguments.start, arguments.clip)
         return
     # On a GPU, small models wait for kernel launches: two processes share it well, and the pool by forking.
     fork = multiprocessing.get_context("fork")
     children = [
-        fork.Process(target=make, args=(name, data, recipe, arguments.out, arguments.device, arguments.start))
+        fork.Process(
+            target=make,
+            args=(name, data, recipe, arguments.out, arguments.device, arguments.start, arguments.clip),
+        )
         for name in arguments.models
     ]
     for child in children:

@@ -23,6 +23,8 @@ class Recipe:
     language_steps: int = 7_000
     language_batch: int = 768
     language_lr: float = 2e-3
+    small_stickers: int = 0  # so many of a hundred stickers are little and fine
+    bf16: int = 0  # 1: products in bfloat16 on a CPU, too
 
 
 def optimiser_of(modules, lr: float, steps: int):
@@ -36,5 +38,7 @@ def optimiser_of(modules, lr: float, steps: int):
     return parameters, optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, share)
 
 
-def autocast(device: str):
-    return torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda"))
+def autocast(device: str, recipe: Recipe):
+    """Products in bfloat16: on a GPU, and on a CPU if the recipe says so (three times as fast where it has them)."""
+    kind = device.partition(":")[0]
+    return torch.autocast(kind, torch.bfloat16, enabled=bool(recipe.bf16) or kind == "cuda")
