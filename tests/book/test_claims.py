@@ -137,7 +137,7 @@ def test_tables_have_a_line_per_claim_base_and_passes_and_a_column_per_test():
     assert set(claims.BY.values()) < set(shown) and shown["payload test"].tolist()[0] == "undecided 1:1/2"
     quoted = claims.counts(bases)
     assert quoted["pairs_tiny-llava_1_means"] == "1 of 2" and quoted["pairs_tiny-llava_3_means"] == "1 of 1"
-    assert quoted["pairs_tiny-llava_1_verdict"] == "undecided (1 pairs hold, 1 contradict, of 2)"
+    assert quoted["pairs_tiny-llava_1_verdict"] == "undecided (1 of 2 pairs hold, 1 contradict)"
     assert quoted["pairs_tiny-llava_1_single"] == "0 of 2"
     assert claims.verdict_table(["text"], bases).empty, "no image attack was run"
 
@@ -150,7 +150,7 @@ def test_single_runs_are_counted_and_not_judged():
     assert (found.judged, found.single) == (1, 1)
     quoted = claims.counts(bases)
     assert [quoted[f"pairs_tiny-llava_1_{name}"] for name in ("means", "single")] == ["2 of 2", "1 of 2"]
-    assert quoted["pairs_tiny-llava_1_verdict"] == "confirmed (1 pairs hold, 0 contradict, of 1)"
+    assert quoted["pairs_tiny-llava_1_verdict"] == "confirmed (1 of 1 pairs hold, 0 contradict)"
     alone = of(by_all_tests(cell("AddSent", 0.95, seeds=1)))[1]
     assert claims.verdict_table(["pairs", "tasks"], alone)["by the rule"].tolist() == ["1 single"]
 

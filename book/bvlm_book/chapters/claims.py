@@ -56,7 +56,7 @@ def in_words(found: second.Verdict) -> str:
     """A verdict to be glued into a sentence."""
     if not found.judged:
         return f"not judged ({found.single} single runs)"
-    return f"{found.verdict} ({found.holds} pairs hold, {found.contradicts} contradict, of {found.judged})"
+    return f"{found.verdict} ({found.holds} of {found.judged} pairs hold, {found.contradicts} contradict)"
 
 
 def counts(bases: dict[str, Base]) -> dict[str, str]:
