@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bvlm_utils.errors import InputError
 from bvlm_utils.threats import published, responses
 from bvlm_utils.threats.responses import normalise, says
 from bvlm_utils.threats.threat import Sample, Target, Threat
@@ -19,6 +20,12 @@ class MaliciousInjection(Threat):
     soft = "The sentence stands somewhere in the response."
     payload_test = soft
     default_dataset = "scenes-vqa"
+
+    def __post_init__(self):
+        if self.sentence != self.sentence.strip():  # the published test strips the response, and would never hold
+            raise InputError(
+                f"Threat {self.name!r}: sentence is {self.sentence!r}; it must not begin or end with a space."
+            )
 
     @property
     def target(self) -> Target:
