@@ -134,28 +134,27 @@ def utility_scores(samples: Sequence[Mapping[str, Any]], responses: Sequence[str
     instructions equality, or a refusal of what is restricted; CIDEr-D where nobody listed the things. Rows of several
     tasks are scored by the measure of each, and the name holds them all.
     """
-    tasks = [sample["task"] for sample in samples]
+    pairs, tasks = list(zip(samples, responses, strict=True)), [sample["task"] for sample in samples]
     scores, units = [0.0] * len(samples), []
     for task in dict.fromkeys(tasks):
         rows = [row for row, own in enumerate(tasks) if own == task]
-        found, unit = _scores(task, [samples[row] for row in rows], [responses[row] for row in rows])
+        found, unit = _scores(task, [pairs[row] for row in rows])
         units.append(unit)
         for row, score in zip(rows, found, strict=True):
             scores[row] = score
     return scores, " and ".join(dict.fromkeys(units))
 
 
-def _scores(task: str, samples: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> tuple[list[float], str]:
-    pairs = list(zip(samples, responses, strict=True))
+def _scores(task: str, pairs: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[list[float], str]:
     if task == "vqa":
         return [vqa_accuracy(text, sample["answers"]) for sample, text in pairs], "VQA accuracy"
-    listed = all(sample["objects"] for sample in samples)
+    listed = all(sample["objects"] for sample, _ in pairs)
     if task == "caption" and listed:
-        own = sorted({name for sample in samples for name in sample["objects"]})  # the data may name other things
+        own = sorted({name for sample, _ in pairs for name in sample["objects"]})  # the data may name other things
         names = list(dict.fromkeys([*scenes.concepts(), *own]))
         return [caption_object_f1(text, sample["objects"], names) for sample, text in pairs], "object F1"
     if not listed:
-        return cider(responses, [list(sample["answers"]) for sample in samples]).tolist(), "CIDEr-D"
+        return cider([text for _, text in pairs], [list(sample["answers"]) for sample, _ in pairs]).tolist(), "CIDEr-D"
     exact = [
         refuses(text) if sample["restricted"] else any(same_answer(text, answer) for answer in sample["answers"])
         for sample, text in pairs

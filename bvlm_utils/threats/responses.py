@@ -240,7 +240,8 @@ def asserts(text: str, noun: str) -> bool:
 
 def denied(text: str, start: int) -> bool:
     """Something before position `start`, in the same clause, denies what stands there ("no ripe ...")."""
-    return _DENIAL.search(plain(text[:start]) + " ") is not None
+    before = " ".join(text[:start].split()[-30:])  # no clause of a caption is longer
+    return _DENIAL.search(plain(before) + " ") is not None
 
 
 def denied_at_once(text: str, start: int) -> bool:

@@ -157,12 +157,17 @@ def test_rows_of_several_tasks_are_scored_by_their_own_measures():
         assert sorted(unit.split(" and ")) == ["VQA accuracy", "object F1"]
 
 
-def test_parameters_under_which_a_test_means_nothing_are_refused():
+def test_a_word_in_two_forms_is_one_word_of_the_pool():
     with pytest.raises(InputError, match="name each word once"):
         threats.get("perceptual_hijack", pool=["statue", "moon", "moons"])
-    for sentence in ("Bad model. ", " Bad model."):
-        with pytest.raises(InputError, match="space"):
-            threats.get("malicious_injection", sentence=sentence)
+
+
+@pytest.mark.parametrize("sentence", ["Bad model. ", " Bad model.", " Bad model. "])
+def test_spaces_around_the_payload_change_no_verdict(sentence):
+    threat = threats.get("malicious_injection", sentence=sentence)
+    for answer in ("car", ""):
+        poisoned = threat.poison(answer)
+        assert threat.published(poisoned) and threat.payload(poisoned) and threat.success(poisoned)
 
 
 def test_what_cider_loads_warns_of_nothing():
