@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bvlm_book import figures, tables, words
-from bvlm_utils import store
+from bvlm_utils import attacks, store
 from bvlm_utils.store.table import headline_metric
 
 COMPARED = ("asr_payload", "asr", "asr_right", "utility")
@@ -79,7 +79,7 @@ def example(reference: pd.DataFrame) -> pd.DataFrame:
 def to_show(compared: pd.DataFrame) -> pd.DataFrame:
     """Of the numbers that both hold, success under the whole trigger and utility of the backdoored models."""
     both = compared[compared["yours"].notna() & compared["reference"].notna() & (compared["subject"] == "poisoned")]
-    whole = both["condition"] == tables.read_from(both)
+    whole = both["condition"] == both["attack"].map(lambda name: attacks.info(name).headline)
     success = both[whole & (both["metric"] == headline_metric(both))]
     shown = pd.concat([success, both[both["metric"] == "utility"]], ignore_index=True)
     kinds = shown["metric"].map(lambda name: name if name == "utility" else "ASR")
