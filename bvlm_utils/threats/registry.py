@@ -24,7 +24,7 @@ def names() -> list[str]:
     return THREATS.names()
 
 
-def get(name: str, **params: Any) -> Threat:
+def get(name: str, /, **params: Any) -> Threat:
     """The threat called `name`. KeyError lists the names; InputError names a parameter that is unknown or bad."""
     threat = THREATS.get(name)
     defaults = {field.name: field.default for field in fields(threat)}
