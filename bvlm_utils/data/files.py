@@ -75,8 +75,8 @@ def _check_apart(spec: str, name: str, kind: Format, path: Path) -> None:
         shown.append(set(_pictures(name, tuple(zip(files, contents.states(files), strict=True)))[1]))
     if both := shown[0] & shown[1]:
         raise InputError(
-            f"{spec} has {len(both)} pictures in its split 'train' and in 'test', {label(min(both))} for one; list each "
-            "in one of the two."
+            f"{spec} has {len(both)} pictures in its split 'train' and in 'test', {label(min(both))} for one; list "
+            "each in one of the two."
         )
 
 

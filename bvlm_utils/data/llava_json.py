@@ -160,8 +160,8 @@ def _references(given: list[str], turns: list[tuple[str, str]], owner: str, file
     """The right answers of a conversation, or none. InputError if one of them would be lost."""
     if given and len(turns) > 1:
         raise InputError(
-            f"{file}: {owner} has {len(turns)} answers and 'references' in its metadata, which belong to one; leave the "
-            "references out, or give each question an entry of its own."
+            f"{file}: {owner} has {len(turns)} answers and 'references' in its metadata, which belong to one; leave "
+            "these out, or give each question an entry of its own."
         )
     if given and given[0].strip() != turns[0][1]:
         raise InputError(

@@ -79,9 +79,7 @@ def settings(processor: Any, owner: str = "The image processor") -> PixelSetting
     if not _flag(given, "do_resize", owner, usual=True):
         refuse("do_resize", False, "true: pictures of any size are brought to one")
     merges, limited = bool(given["merge_size"]), "longest_edge" in tables["max_image_size"]
-    if (
-        _flag(given, "do_pad", owner) and not limited
-    ):  # Idefics3 pads several pictures to one size, which they have here anyhow
+    if _flag(given, "do_pad", owner) and not limited:  # Idefics3 pads several to one size, which they have here
         refuse("do_pad", True, "false: pictures are not padded")
     mean, std = normalisation(given, owner)
     common = {"mean": mean, "std": std, "filter": int(given["resample"])}

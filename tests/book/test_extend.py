@@ -70,10 +70,15 @@ def test_other_processes_learn_of_a_defence_by_name(modules):
     assert done.stdout.strip() == "{'share': 0.5} drop-strongest", done.stderr
 
 
-def test_a_module_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setenv(registry.VARIABLE, "no_such_module")
+@pytest.mark.parametrize("name", [
+    "no_such_module", "no_such_package.module", "./mine.py", "/x/mine.py", "mine.py", ".mine", "mine.", "a..b", "a-b",
+])  # fmt: skip
+def test_a_module_that_is_not_there_is_named(name, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(registry.VARIABLE, name)
     for _ in range(2):  # not only the first time
-        with pytest.raises(InputError, match="BVLM_EXTEND names the module 'no_such_module'"):
+        with pytest.raises(InputError, match=f"BVLM_EXTEND names the module '{re.escape(name)}'"):
             attacks.names()
 
 

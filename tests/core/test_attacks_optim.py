@@ -199,6 +199,30 @@ def test_surrogate_normalises_as_its_processor_says(file, nest, tmp_path):
     assert torch.allclose(pixels[0, :, 0, 0], torch.tensor([1.0, 0.8, 0.6]))
 
 
+@pytest.mark.parametrize("settings, words", [
+    ({"image_std": [0, 0.5, 0.5]}, "image_std"), ({"image_std": 1}, "image_std"), ({"image_mean": None}, "image_mean"),
+    ({"image_mean": [0.5]}, "image_mean"), ({"image_mean": 0.5}, "image_mean"), ({"do_normalize": 1}, "do_normalize"),
+    ({"rescale_factor": 0}, "rescale_factor"), (None, "image_processor"), ([], "image_processor"),
+])  # fmt: skip
+def test_a_surrogate_with_settings_that_mean_nothing_is_refused(settings, words, tmp_path):
+    folder = clip_checkpoint.save(tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    with pytest.raises(InputError, match=words) as said:
+        surrogates.load(folder)
+    assert str(tmp_path) in str(said.value)
+
+
+@pytest.mark.parametrize("settings, wanted", [
+    ({"do_normalize": False}, 0.6), ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}, 0.5),
+    ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, 0.2),
+])  # fmt: skip
+def test_a_surrogate_scales_as_its_processor_says(settings, wanted, tmp_path):
+    folder = clip_checkpoint.save(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    seen = surrogates.load(folder).pixels(torch.full((1, 3, 32, 32), 0.6))
+    assert torch.allclose(seen, torch.tensor(wanted), atol=1e-6)
+
+
 def test_surrogate_resizes_and_refuses_a_folder_without_checkpoint(clip, tmp_path):
     loaded = surrogates.load(clip)
     assert loaded.embed_images(pictures(2, 48)).shape == (2, 16)
