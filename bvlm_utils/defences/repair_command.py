@@ -18,7 +18,6 @@ from bvlm_utils import models
 from bvlm_utils.defences import defence as defences
 from bvlm_utils.defences.defence import Defence
 from bvlm_utils.defences.rows import Rows
-from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
 from bvlm_utils.paths import new_folder
@@ -95,8 +94,8 @@ def chosen(name: str, settings: Sequence[str]) -> Defence:
         if key in found:
             raise InputError(f"The setting {key!r} is given twice; give it once.")
         try:
-            found[key] = parse_json(value, f"the setting {key!r}")
-        except InputError:  # a text, as JSON would have it in quotes
+            found[key] = json.loads(value)
+        except ValueError:
             found[key] = value
     return defences.get(name, **found)
 
