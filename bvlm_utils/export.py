@@ -152,7 +152,7 @@ def _act(given: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code is what `command` promises."""
-    return command.run(_parser(), _act, argv)
+    return command.run(_parser, _act, argv)
 
 
 if __name__ == "__main__":
