@@ -79,8 +79,9 @@ def folder_for(name: str | Path) -> Path:
 def new_folder(name: str | Path) -> Path:
     """A folder that is to be made, or an empty one."""
     path = named(name, "folder")
-    if ".." in path.parts or (path.is_symlink() and path.is_dir()):  # of a folder that is not there yet, what is above
-        path = path.resolve()  # it may be; and no folder takes the place of a link
+    # Of a folder that is not there yet, what is above it may be; and no folder can take the place of a link.
+    if ".." in path.parts or (path.is_symlink() and path.is_dir()):
+        path = path.resolve()
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already; give a folder that is new or empty.")
     check_writable(path)

@@ -120,14 +120,23 @@ def _number(number: Any, name: str) -> None:
             raise InputError(
                 f"{name}: value is {brief(value)}; it must be k / n, {brief(k)} of {brief(n)}, and k a whole number."
             )
-        wanted = intervals.wilson(int(k), int(n))
-        if not all(is_number(a, -1, 2) and abs(a - b) < 1e-6 for a, b in zip((low, high), wanted, strict=True)):
-            raise InputError(f"{name}: the interval is {brief((low, high))}; Wilson's is {brief(wanted)}.")
     if not is_number(value, least, most):
         raise InputError(f"{name}: value is {brief(value)}; as {number['unit']} it must be from {least} to {most}.")
-    for bound, side in ((low, 1), (high, -1)):
+    sums = value * n if k is None and (number["metric"], most) == ("utility", 1) else k  # of scores from 0 to 1
+    _interval((low, high), value, sums, int(n), name)
+
+
+def _interval(found: tuple[Any, Any], value: float, sums: float | None, n: int, name: str) -> None:
+    """sums: what Wilson's interval is of; None where it is another one, which one row alone does not have."""
+    if sums is not None:
+        wanted = intervals.wilson(sums, n)
+        if not all(is_number(a, -1, 2) and abs(a - b) < 1e-6 for a, b in zip(found, wanted, strict=True)):
+            raise InputError(f"{name}: the interval is {brief(found)}; Wilson's is {brief(wanted)}.")
+    elif None in found and not (n == 1 and found == (None, None)):
+        raise InputError(f"{name}: low and high are {brief(found)}, which is no interval; give both its ends.")
+    for bound, side in zip(found, (1, -1), strict=True):
         if bound is not None and not (is_number(bound, -1e9, 1e9) and side * (value - bound) >= -1e-9):
-            raise InputError(f"{name}: the interval {brief((low, high))} does not hold the value {brief(value)}.")
+            raise InputError(f"{name}: the interval {brief(found)} does not hold the value {brief(value)}.")
 
 
 def read(file: Path) -> dict[str, Any]:

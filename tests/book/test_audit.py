@@ -284,6 +284,13 @@ def test_patches_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypat
     assert [attack.name for attack in tried.of_reader(given)] == ["patch a/logo.png", "patch b/logo.png"]
 
 
+def test_attacks_that_a_threat_gives_nothing_to_aim_at_are_not_tried():
+    tried_with = {threat: {one.name for one in tried.of_attacks((), threat)} for threat in (None, "jailbreak")}
+    assert "Dual-Key" not in tried_with["jailbreak"] and "BadNets-T" in tried_with["jailbreak"] & tried_with[None]
+    with pytest.raises(InputError, match="'Dual-Key' cannot be tried"):
+        tried.of_attacks(["Dual-Key"], "jailbreak")
+
+
 def test_an_own_patch_is_pasted_whole_and_nothing_else_changes(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "patch.png")

@@ -120,7 +120,7 @@ def test_parameters_that_are_no_json_object_are_refused(tmp_path, capsys, text):
     assert repr(text) in capsys.readouterr().err
 
 
-def test_an_empty_folder_is_filled_whatever_it_is(tmp_path, monkeypatch):
+def test_an_empty_folder_is_filled_whatever_it_is(tmp_path):
     """It may be a link, or a place where something is mounted, which nothing can be moved to."""
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there")

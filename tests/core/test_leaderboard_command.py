@@ -78,6 +78,10 @@ def a_share(found):
     return next(number for number in found["numbers"] if number["k"] is not None)
 
 
+def of_metric(found, name):
+    return next(number for number in found["numbers"] if number["metric"] == name)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -97,6 +101,10 @@ def a_share(found):
         (lambda e: a_share(e).update(k=2.5, value=2.5 / a_share(e)["n"]), "whole number"),
         (lambda e: a_share(e).update(unit="CIDEr-D"), "unit"),
         (lambda e: e["numbers"][-1].update(value=37.0, low=None, high=None), "must be from"),
+        (lambda e: of_metric(e, "utility").update(low=None, high=None), "Wilson"),
+        (lambda e: of_metric(e, "utility").update(low=0.0, high=1.0), "Wilson"),
+        (lambda e: of_metric(e, "asr_difference").update(low=None, high=None), "no interval"),
+        (lambda e: of_metric(e, "utility_difference").update(low=None), "no interval"),
         (lambda e: e["numbers"].append(a_share(e)), "the same metric"),
         (lambda e: a_share(e).update(condition="TEXT"), "both, text, image, clean"),
         (lambda e: a_share(e).update(subject="mine"), "subject"),
