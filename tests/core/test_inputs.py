@@ -425,6 +425,10 @@ def test_a_value_twice_is_refused(given):
     refused(lambda: study.cells(**CELL | given), "once")
 
 
+def test_long_texts_that_differ_at_their_ends_are_two_values():
+    checks.once([f"{'car ' * 80}{end}" for end in "ab"], "it")
+
+
 def test_lists_that_cross_to_too_many_are_refused_before_they_are_made(tmp_path):
     refused(lambda: study.cells(**CELL, poison_rates=[0.1, 0.2], seeds=range(10**6)), "2000000 cells")
     file = tmp_path / "grid.yml"
