@@ -19,7 +19,7 @@ def partial_name(name: str) -> str:
 
 
 # What readers of JSON, npz, PNG and Arrow files raise where one was cut off or changed.
-DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError,
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RecursionError,
            zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 

@@ -60,7 +60,7 @@ STALE = 24 * 3600  # seconds after which a partial folder of another machine is 
 
 def folder(store: str | Path | None = None) -> Path:
     """The folder of a store; None means $BVLM_STORE, else "local". InputError for a name that is none."""
-    if store is not None and not isinstance(store, str | Path):
+    if store == "" or not isinstance(store, str | Path | None):
         raise InputError(f"store is {store!r}; it must be a name such as local, or a folder such as ./mine.")
     name = str(store or os.environ.get(VARIABLE) or "local")
     if "/" in name or os.sep in name:

@@ -138,6 +138,11 @@ BAD = [
     ({**job(), "attacks_per_job": 0}, "attacks_per_job"),
     ({**job(), "each": {"seeds": 1}}, "each.seeds"),
     ("x", "job 2"),
+    ({**job(attacks=[]), "attacks_per_job": 1}, "attacks is []"),
+    ({**job(attacks=["SIG", "SIG"]), "attacks_per_job": 1}, "name each value once"),
+    ({**job(seeds="nonsense"), "each": {"seeds": [[3]]}}, "seeds is in parameters and in each"),
+    *((job(**{name: None}), f"{name} is None") for name in ("dataset", "half", "threat_params", "four_bit", "seeds")),
+    (job("defences", defence_params=None), "defence_params is None"),
 ]
 
 
@@ -162,6 +167,12 @@ def test_a_wrong_job_is_refused_before_anything_runs(tmp_path, capsys, wrong, wo
         ("{jobs: [{notebook: jailbreak}], defaults: [1]}", "defaults is [1]"),
         ("{jobs: [{notebook: jailbreak, parameters: 3}]}", "parameters is 3"),
         ("{jobs: [{notebook: jailbreak, each: 3}]}", "each is 3"),
+        ("{jobs: [{notebook: jailbreak, each: {seeds: [[3]]}}], defaults: {seeds: x}}", "seeds is 'x'"),
+        ("{jobs: [{notebook: jailbreak, parameters: {seeds: [3]}}], defaults: {seeds: x}}", "seeds is 'x'"),
+        ("{jobs: [{notebook: jailbreak, parameters: {seeds: [3]}}], each: {seeds: [x]}}", "seeds is 'x'"),
+        ("{jobs: [{notebook: jailbreak, each: {seeds: [[3]]}}], each: {seeds: x}}", "each.seeds is 'x'"),
+        ("{jobs: [{notebook: jailbreak, attacks_per_job: 1}], attacks_per_job: x}", "attacks_per_job is 'x'"),
+        ("{jobs: [{notebook: jailbreak}], store: ''}", "store is ''"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, capsys, text, words):
@@ -178,6 +189,12 @@ def test_a_dry_run_lists_cells_and_runs_nothing(tmp_path, capsys):
     assert grid.main(["run", str(file), "--dry-run", "--store", f"{tmp_path}/store"]) == 0
     ((one,), _) = grid_file.load(file)
     assert one.cells[0].run_id in capsys.readouterr().out and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"attacks": None}])
+def test_attacks_that_are_none_are_all_of_them(tmp_path, given):
+    ((one,), _) = grid_file.load(write(tmp_path, job("defences", defences=["shrink"]) | {"parameters": given}))
+    assert (one.parameters["attacks"] == names()) == bool(given)
 
 
 # ---------------------------------------------------------------- running
