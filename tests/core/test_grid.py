@@ -14,7 +14,7 @@ import pytest
 import stand_ins
 import yaml
 
-from bvlm_utils import paths, store, threats
+from bvlm_utils import defences, paths, store, threats
 from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.attacks import info, names, unsupported
 from bvlm_utils.errors import InputError
@@ -23,7 +23,7 @@ from bvlm_utils.grid import file as grid_file
 from bvlm_utils.grid import job as grid_job
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.run import study
-from bvlm_utils.store import records
+from bvlm_utils.store import packing, provenance, records
 
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
@@ -315,6 +315,50 @@ def test_a_notebook_of_another_grid_one_that_failed_or_a_half_one_is_executed_ag
         leave(output, about, True) if spoilt == "exception" else output.write_text(spoilt)
         assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == number
     assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == 7
+
+
+@pytest.fixture
+def skipped(tmp_path, monkeypatch):
+    """A grid of a threat and of a defence on an attack that is skipped, so that nothing is trained; all is recorded."""
+    monkeypatch.setattr(provenance, "now", lambda: {"git_changed": False})  # so it can be packed
+    file = write(tmp_path, job(attacks=["Shadowcast"]), job("defences", attacks=["Shadowcast"], defences=["shrink"]))
+    jobs, _ = grid_file.load(file)
+    study.run_cells([cell for one in jobs for cell in one.cells], tmp_path / "store")
+    defences.run(jobs[1].defended, tmp_path / "store")
+    return file, jobs
+
+
+def test_a_finished_packed_store_is_finished(tmp_path, capsys, skipped, no_kernels):
+    file, jobs = skipped
+    packing.pack(tmp_path / "store", tmp_path / "packed")
+    before = sorted(tmp_path.rglob("*"))
+    for options in ([], ["--dry-run"]):
+        assert grid.main(["run", str(file), "--store", f"{tmp_path}/packed", *options]) == 0
+    assert sorted(tmp_path.rglob("*")) == before and not no_kernels
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/packed", "--force"]) == 2
+    (tmp_path / "store" / "defences" / f"{jobs[1].defended[0].name}.json").unlink()
+    packing.pack(tmp_path / "store", tmp_path / "less")
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/less"]) == 2
+    assert "is packed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [
+    None, {"identity": {}}, {"numbers": None}, {"numbers": [3]}, {"status": "almost"}, {"seconds": "x"}, {"cell": 3},
+    {"name": "another"},
+])  # fmt: skip
+def test_a_damaged_record_of_a_defence_is_named_and_made_again(tmp_path, capsys, skipped, no_kernels, change):
+    file, jobs = skipped
+    place = tmp_path / "store" / "defences" / f"{jobs[1].defended[0].name}.json"
+    found = json.loads(place.read_text())
+    place.write_text(json.dumps(found)[:40] if change is None else json.dumps(found | change))
+    options = ["--store", f"{tmp_path}/store"]
+    assert grid.main(["status", str(file), *options]) == grid.main(["run", str(file), "--dry-run", *options]) == 0
+    said = capsys.readouterr()
+    assert str(place) in said.err and "1 of 2 defended to do" in said.out
+    assert grid.main(["run", str(file), *options]) == 1 and len(no_kernels) == 2  # papermill's stand-in makes no record
+    assert len(defences.collect(tmp_path / "store")) == 1
+    defences.run(jobs[1].defended, tmp_path / "store")
+    assert grid.main(["run", str(file), *options]) == 0 and len(defences.collect(tmp_path / "store")) == 2
 
 
 # ---------------------------------------------------------------- the measuring process

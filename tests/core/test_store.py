@@ -248,12 +248,20 @@ def number(**changed):
     {"config": {}}, {"config": {"threat": "jailbreak", "attack": 3}},
     {"config": {"threat": "jailbreak", "attack": "SIG", "train": [1]}},
     {"config": {"threat": "jailbreak", "attack": "SIG", "attack_params": "x"}},
+    {"metrics": [number(k=10**400)]}, {"metrics": [number(value=-(10**301))]}, {"seconds": None}, {"n_poisoned": "3"},
+    {"seconds": {"total": None}}, {"config seed": [1]}, {"config seed": True}, {"config model": {}},
+    {"config train": ...}, {"config train_rows": "x"}, {"config train": {}}, {"config half": None},
 ])  # fmt: skip
 def test_a_record_whose_values_are_of_another_kind_stops_no_other(tmp_path, changed, capsys):
     folder = store.write(cell(), tmp_path, record() | {"metrics": [number()]})
     store.write(cell(0.2), tmp_path, record() | {"metrics": [number()]})
     found = json.loads((folder / "record.json").read_text())
-    (folder / "record.json").write_text(json.dumps(found | changed))
+    for name, value in changed.items():
+        holder = found["config"] if name.startswith("config ") else found
+        holder |= {name.removeprefix("config "): value}
+        if value is ...:
+            del holder[name.removeprefix("config ")]
+    (folder / "record.json").write_text(json.dumps(found))
     assert store.collect(tmp_path)["poison_rate"].tolist() == [0.2] and not store.has(cell(), tmp_path)
     assert str(folder) in capsys.readouterr().err
 
