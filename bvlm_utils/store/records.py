@@ -208,7 +208,7 @@ def put(partial: Path, final: Path, replace: bool) -> None:
                 os.replace(old, final)  # what was there is better than nothing
             raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)
 
 
 def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
@@ -236,7 +236,7 @@ def clean(store: str | Path | None = None) -> None:
     How old the work of another machine is tells the file server's clock alone: ours may be a day ahead.
     """
     root = folder(store)
-    for left in root.glob(f"**/{PARTIAL}*"):
+    for left in root.glob(f"**/{PARTIAL}*+[0-9]*+*"):  # as `partial_name` has it: other files are somebody's
         host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
         pid = rest.partition("+")[0]
         if host == socket.gethostname() and re.fullmatch("[0-9]{1,9}", pid):

@@ -173,6 +173,20 @@ def test_a_wrong_job_is_refused_before_anything_runs(tmp_path, capsys, wrong, wo
         ("{jobs: [{notebook: jailbreak, each: {seeds: [[3]]}}], each: {seeds: x}}", "each.seeds is 'x'"),
         ("{jobs: [{notebook: jailbreak, attacks_per_job: 1}], attacks_per_job: x}", "attacks_per_job is 'x'"),
         ("{jobs: [{notebook: jailbreak}], store: ''}", "store is ''"),
+        *(
+            (f"{{jobs: [{{notebook: jailbreak}}], store: {value}}}", words)
+            for value, words in (
+                ("!!bool maybe", "'maybe' (line 1) is no bool"),
+                ("!!timestamp x", "'x' (line 1) is no timestamp"),
+                ("!!float abc", "is no float"),
+                ("!!int ''", "another base"),
+                ("2024-13-45", "is no timestamp"),
+                ("0:0.002", "another base"),
+                ("1:30.5", "another base"),
+                ("1:30", "another base"),
+                ("!!null [1]", "YAML"),
+            )
+        ),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, capsys, text, words):

@@ -157,6 +157,14 @@ def test_leftovers_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_pat
     assert {p.name for p in (tmp_path / "examples").iterdir()} == {living, other}
 
 
+@pytest.mark.parametrize("name", [f"{PARTIAL}download", f"{PARTIAL}a+b", f"{PARTIAL}a+b+c", f"{PARTIAL}+"])
+def test_what_no_run_makes_is_never_removed(name, tmp_path):
+    (tmp_path / "project" / name).mkdir(parents=True)
+    os.utime(tmp_path / "project" / name, (0, 0))
+    store.clean(tmp_path)
+    assert (tmp_path / "project" / name).is_dir()
+
+
 def test_a_clock_that_is_days_ahead_removes_no_work_of_another_machine(tmp_path, monkeypatch):
     at_work = tmp_path / f"{PARTIAL}elsewhere+1+x"
     at_work.mkdir()
@@ -415,6 +423,15 @@ def test_a_parameter_may_be_a_number_in_one_attack_and_words_in_another(tmp_path
     table = store.collect(tmp_path / "packed").set_index("attack")
     assert table["attack.words"].to_dict() == {"BadNets-MT": "['cf', 'mn']", "Own": "3"}
     assert table["settings"].to_dict() == {"BadNets-MT": "words=['cf', 'mn']", "Own": "words=3"}
+
+
+def test_a_link_to_a_cell_gives_way_and_leaves_nothing(tmp_path):
+    place = store.write(cell(), tmp_path / "store", record(0.2))
+    os.replace(place, tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    store.write(cell(), tmp_path / "store", record(0.3), replace=True)
+    assert [file.name for file in (tmp_path / "store").iterdir()] == [place.name] and not place.is_symlink()
+    assert (tmp_path / "elsewhere" / "record.json").is_file()
 
 
 def test_a_record_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
