@@ -83,4 +83,6 @@ def _pictures(root: Path, digest: str, width: int) -> np.ndarray:
     if png is None:
         raise InputError(f"its pictures {digest}.png are missing")
     strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    if width < 1 or strip.shape[1] % width:
+        raise InputError(f"its pictures {digest}.png are {strip.shape[1]} wide, which is no multiple of {width}")
     return np.stack(np.split(strip, strip.shape[1] // width, axis=1))
