@@ -222,7 +222,7 @@ class Cell:
     @cached_property
     def run_id(self) -> str:
         """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
-        digest = hashlib.sha256(json.dumps(_canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
         what = ["clean-tuned"] if self.is_control else [self.threat, self.attack, f"{self.poison_rate:g}"]
         name = "-".join([short_name(self.model), short_name(self.dataset), *what])
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
@@ -264,10 +264,10 @@ def short_name(name: str) -> str:
     return Path(name).name if "/" in name else name
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """Equal numbers written alike, so that 1 and 1.0 are one cell."""
     if isinstance(value, Mapping):
-        return {key: _canonical(item) for key, item in value.items()}
+        return {key: canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
+        return [canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -97,6 +97,24 @@ def test_records_that_no_column_tells_apart_are_told_by_their_run(tmp_path, monk
     assert len(tables.success_rates(newest, "poisoned")) == 2
 
 
+def test_seeds_of_another_checkpoint_are_no_further_seeds(tmp_path, monkeypatch):
+    for hour, (name, seeds) in enumerate((("first", (0, 1)), ("second", (2, 3)))):
+        monkeypatch.setattr(names, "digest", lambda _, name=name: name)
+        for seed in seeds:
+            about = {"provenance": {"written": f"2026-01-01T0{hour}:00:00Z"}}
+            store.write(cell(seed=seed), tmp_path, record(hour / 10) | about)
+    table = store.collect(tmp_path)
+    assert table.groupby("settings")["seed"].apply(set).tolist() == [{2, 3}, {0, 1}]
+    assert tables.success_rates(table[table["settings"] == ""], "poisoned")["n_seeds"].tolist() == [2]
+
+
+def test_equal_numbers_written_otherwise_are_one_experiment(tmp_path):
+    store.write(cell(), tmp_path, record(0.1))
+    found = store.records.record(cell().run_id, tmp_path)
+    other = found | {"identity": found["identity"] | {"train": found["identity"]["train"] | {"lora_alpha": 16}}}
+    assert len({tidy.rows(one)[0]["experiment"] for one in (found, other)}) == 1
+
+
 def test_what_an_adapter_was_asked_goes_with_it(tmp_path):
     kept = []
     for name, one in (("probes", cell()), ("attribution", cell()), ("probes", cell(0.2))):

@@ -13,7 +13,7 @@ from IPython.display import HTML, display
 from bvlm_book import page as book_page
 from bvlm_book import tables, words
 from bvlm_book.words import count
-from bvlm_utils import attacks, paths, store
+from bvlm_utils import paths, store
 from bvlm_utils.store.table import headline, headline_metric
 
 LINK = "../_static/results"  # the same folder, seen from a chapter
@@ -39,8 +39,7 @@ def lines(table: pd.DataFrame) -> pd.DataFrame:
     poisoned minus clean-tuned on the same rows (of success: by the strict test, whatever `measure` is). *_low, *_high:
     95 % interval; *_n: rows. What was not measured is missing, never 0; `reason` says why a cell was skipped.
     """
-    whole = table["attack"].map({name: attacks.info(name).headline for name in table["attack"].unique()})
-    rows = table.assign(measure=headline_metric(table), at=whole)
+    rows = table.assign(measure=headline_metric(table), at=tables.read_from(table))
     ours = rows[rows["subject"] == "poisoned"]
     triggered, clean = ours["condition"] == ours["at"], ours["condition"] == "clean"
     chosen = _chosen(ours) | {
@@ -158,7 +157,10 @@ def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame)
     chosen = _chosen(rows) | {name: (rows["metric"] == metric) & triggered for name, metric in tests.items()}
     lines = pd.DataFrame([entry["about"] for entry in entries]).join(_numbers(rows, chosen))
     key = ["model", "dataset", "threat", "attack", "n_poisoned"]
-    own = board[(board["settings"] == "") & (board["status"] == "done")].groupby(key)["success"].mean()
+    plain = (
+        (board["settings"] == "") & (board["negatives"] == 0) & (board["train_rows"] == tables.TRAINED["train_rows"])
+    )
+    own = board[plain & (board["status"] == "done")].groupby(key)["success"].mean()
     lines = lines.join(own.rename("ours"), on=key)
     return tables.readable(lines, {
         "name": "name", "by": "by", "kind": "kind", "threat": words.threat, "attack": "attack", "model": "model",
