@@ -22,6 +22,7 @@ FOLDER = "defences"
 # What readers need of a record and of what was defended.
 NEEDED = {"identity": dict, "cell": dict, "moment": str, "status": str, "numbers": list}
 MAY_HAVE = {"seconds": (*damage.NUMBER, type(None)), "reason": (str, type(None))}
+OF_CELL = {"model": str, "dataset": str, "threat": str, "attack": str, "poison_rate": damage.NUMBER, "seed": int}
 OF_IDENTITY = {"run_id": str, "defence": str, "params": dict, "placebo": bool, "seed": int}
 CELL = ["modality", "n_poisoned", "skill", "decoy", *table.TOLD_APART]
 NUMBER = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit", "held"]
@@ -103,8 +104,9 @@ def _wrong(found: dict[str, Any], name: str) -> str | None:
     """What is wrong with a record, in words."""
     if found["name"] != name:
         return f"it says that it is {found['name']!r}"
-    lacking = damage.lacks(found, NEEDED, MAY_HAVE) or damage.lacks(found["identity"], OF_IDENTITY, {"relearn": int})
-    if lacking:
+    lacking = damage.lacks(found, NEEDED, MAY_HAVE)
+    lacking = lacking or damage.lacks(found["identity"], OF_IDENTITY, {"relearn": int})
+    if lacking := lacking or damage.lacks(found["cell"], OF_CELL, {}):
         return f"it has no {lacking}"
     if found["status"] not in damage.STATUSES:
         return f"it has no status of {' and '.join(damage.STATUSES)}"

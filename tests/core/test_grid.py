@@ -358,7 +358,7 @@ def test_a_finished_packed_store_is_finished(tmp_path, capsys, skipped, no_kerne
 
 @pytest.mark.parametrize("change", [
     None, {"identity": {}}, {"numbers": None}, {"numbers": [3]}, {"status": "almost"}, {"seconds": "x"}, {"cell": 3},
-    {"name": "another"},
+    {"cell": {}}, {"name": "another"},
 ])  # fmt: skip
 def test_a_damaged_record_of_a_defence_is_named_and_made_again(tmp_path, capsys, skipped, no_kernels, change):
     file, jobs = skipped

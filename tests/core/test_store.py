@@ -341,8 +341,9 @@ def test_names_of_stores(tmp_path, monkeypatch):
     monkeypatch.delenv("BVLM_STORE", raising=False)
     assert store.folder() == paths.RESULTS / "local" and store.folder("smoke") == paths.RESULTS / "smoke"
     assert store.folder(f"{tmp_path}/x/") == tmp_path / "x"
-    with pytest.raises(InputError):
-        store.folder("..")
+    for wrong in ("..", "", 3):
+        with pytest.raises(InputError, match="store is "):
+            store.folder(wrong)
 
 
 def test_no_path_of_this_machine_is_in_a_record(tmp_path):
