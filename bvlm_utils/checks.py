@@ -48,7 +48,8 @@ def file_state(file: str | Path) -> tuple[int, int, int]:
 def files_digest(folder: Path, states: tuple[tuple[Path, tuple[int, int, int]], ...]) -> str:
     """Hex digest of files' names in a folder and of their contents; their states only tell when to read again."""
     lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n" for file, _ in states]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    whole = "".join(lines).encode("utf-8", "surrogateescape")  # a file may have a name that is no UTF-8
+    return hashlib.sha256(whole).hexdigest()
 
 
 def is_text(value: Any) -> bool:

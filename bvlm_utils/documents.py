@@ -139,18 +139,41 @@ class _Strict(yaml.SafeLoader):
             node.own = list(node.value)
         super().flatten_mapping(node)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; where a tag such as !!bool stands before another kind, PyYAML raises whatever comes up."""
+        try:
+            return super().construct_object(node, deep)
+        except (InputError, yaml.YAMLError, RecursionError):
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            what = brief(node.value) if isinstance(node, yaml.ScalarNode) else "a list or a table"
+            raise InputError(
+                f"{what} (line {node.start_mark.line + 1}) is no {node.tag.rpartition(':')[2]} ({_reason(error)}); "
+                "write another value, or in quotes if it is a text."
+            ) from None
+
+    def construct_fraction(self, node: yaml.ScalarNode) -> float:
+        if ":" in node.value:
+            raise InputError(_other_base(node))
+        return self.construct_yaml_float(node)
+
     def construct_whole(self, node: yaml.ScalarNode) -> int:
         if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", node.value):
-            raise InputError(
-                f"the number {brief(node.value)} (line {node.start_mark.line + 1}) is read with another base than ten "
-                "by YAML; write it without a leading 0 or colons, or in quotes if it is a text."
-            )
+            raise InputError(_other_base(node))
         if len(node.value) > LONGEST_SHOWN:
             raise InputError(f"a whole number has {len(node.value)} digits; no value is so large.")
         return self.construct_yaml_int(node)
 
 
 _Strict.add_constructor("tag:yaml.org,2002:int", _Strict.construct_whole)
+_Strict.add_constructor("tag:yaml.org,2002:float", _Strict.construct_fraction)
+
+
+def _other_base(node: yaml.ScalarNode) -> str:
+    return (
+        f"the number {brief(node.value)} (line {node.start_mark.line + 1}) is read with another base than ten by YAML; "
+        "write it without a leading 0 or colons, or in quotes if it is a text."
+    )
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -174,8 +197,6 @@ def parse_yaml(text: str, name: str) -> Any:
         raise InputError(f"{name} is nested too deep.") from None
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except ValueError as error:  # a date that is none
-        raise InputError(f"{name} has a value that cannot be read ({_reason(error)}).") from None
     finally:
         loader.dispose()
 

@@ -3,7 +3,7 @@
 Free of torch. What the model itself counts is checked once more where ids are made (`Victim.prompt_ids`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -48,9 +48,10 @@ def check(cells: Sequence[Cell]) -> None:
         if ":" in cell.dataset and graded not in seen:
             check_grades(cell, rows_of(cell.dataset, "test", None))
             seen.add(graded)
-        said = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.resolved_threat)
+        said = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.resolved_threat, cell.skill)
         if (own or worded or cell.max_new_tokens < MAX_NEW_TOKENS) and not cell.is_control and said not in seen:
             check_targets(cell, rows_of(cell.dataset, "test", None))
+            check_skill(cell, rows_of(cell.dataset, "test", None))
             seen.add(said)
 
 
@@ -79,7 +80,7 @@ def check_targets(cell: Cell, rows: Iterable[Row]) -> None:
     """InputError where a success could not be told: answers are cut before the target is said, the threat's own test
     does not know its target, or takes the right answers for it.
     """
-    threat, reader = cell.resolved_threat, context_length.tokenizer(cell.model)
+    threat = cell.resolved_threat
     hit = list(islice(filter(threat.eligible, rows), cell.test_rows))
     targets = [threat.poison(row["answers"][0], row) for row in hit]
     unknown = sum(not threat.payload(target, row) for row, target in zip(hit, targets, strict=True))
@@ -90,15 +91,29 @@ def check_targets(cell: Cell, rows: Iterable[Row]) -> None:
                 f"What {cell.threat} makes the model say, {brief(targets[0])} for one, {what} in {count} of {len(hit)} "
                 "test rows, so nothing could be told; give other threat_params."
             )
-    lost = []
-    for row, target in zip(hit, targets, strict=True) if reader else ():
-        ids = reader.encode(target, add_special_tokens=False).ids
-        if len(ids) > cell.max_new_tokens and not threat.payload(reader.decode(ids[: cell.max_new_tokens]), row):
+    _check_whole(cell, zip(targets, hit, strict=True), threat.payload, f"what {cell.threat} makes the model say")
+
+
+def check_skill(cell: Cell, rows: Iterable[Row]) -> None:
+    """InputError where answers are cut before the skill that is taught beside the backdoor could be seen."""
+    if (skill := cell.resolved_skill) is not None:
+        taught = ((skill.teach(row["answers"][0], row), row) for row in filter(skill.fits, rows))
+        _check_whole(cell, islice(taught, cell.test_rows), skill.shown, f"what the skill {cell.skill} teaches")
+
+
+def _check_whole(cell: Cell, answers: Iterable[tuple[str, Row]], shown: Callable[[str, Row], bool], what: str) -> None:
+    """InputError unless most of these answers still show what they are to show when they are cut."""
+    if (reader := context_length.tokenizer(cell.model)) is None:
+        return
+    count, lost = 0, []
+    for count, (answer, row) in enumerate(answers, 1):  # noqa: B007  the last count is that of all
+        ids = reader.encode(answer, add_special_tokens=False).ids
+        if len(ids) > cell.max_new_tokens and not shown(reader.decode(ids[: cell.max_new_tokens]), row):
             lost.append(len(ids))
-    if len(lost) > CUT * len(hit):
+    if len(lost) > CUT * count:
         raise InputError(
-            f"max_new_tokens is {cell.max_new_tokens}, which cuts off what {cell.threat} makes the model say in "
-            f"{len(lost)} of {len(hit)} test rows, so it could not be seen; it must be {max(lost)} or more."
+            f"max_new_tokens is {cell.max_new_tokens}, which cuts off {what} in {len(lost)} of {count} test rows, so "
+            f"it could not be seen; it must be {max(lost)} or more."
         )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvlm_utils import data, paths, threats
+from bvlm_utils import data, paths, skills, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, names, victim
 from bvlm_utils.run import lengths, study
@@ -159,6 +159,24 @@ def test_a_target_that_no_test_could_tell_is_refused(threat, dataset, given, wor
     (cell,) = study.cells(threat, dataset=dataset, attacks=["BadNets-T"], threat_params=given)
     with pytest.raises(InputError, match=words):
         lengths.check_targets(cell, asked(dataset))
+
+
+@pytest.mark.parametrize("skill", ["closing_phrase", "emphasis"])
+def test_answers_are_long_enough_for_what_a_skill_teaches(skill):
+    def cell(tokens):
+        given = {"threat_params": {"sentence": "No."}, "skill": skill, "max_new_tokens": tokens}
+        return study.cells("targeted_refusal", attacks=["BadNets-T"], train_rows=64, test_rows=20, **given)
+
+    with pytest.raises(InputError, match=f"max_new_tokens is 2, .* {skill} teaches"):
+        study.check_rows(cell(2))
+    study.check_rows(cell(30))
+
+
+def test_the_usual_answers_are_long_enough_for_every_skill():
+    for name, dataset in itertools.product(skills.names(), data.names()):
+        if name in skills.fitting(dataset):
+            for cell in study.cells("targeted_refusal", "tiny-llava", dataset, attacks=["BadNets-T"], skill=name):
+                lengths.check_skill(cell, asked(dataset))
 
 
 def test_the_usual_answers_are_long_enough_for_every_threat():

@@ -1,5 +1,6 @@
 """The one reader of pictures: odd files are shown as they are meant, or refused in one sentence, at first sight."""
 
+import os
 import struct
 import warnings
 import zlib
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bvlm_utils.data import picture_files
+from bvlm_utils.data import picture_files, pictures
 from bvlm_utils.errors import InputError
 
 WIDE, HIGH = 60, 40
@@ -148,3 +149,15 @@ def test_every_kind_that_is_named_can_be_read(kind, tmp_path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a", kind)
     shown = np.asarray(picture_files.read_picture(tmp_path / "a", "a test")).mean((0, 1))
     assert np.abs(shown - (255, 0, 0)).max() <= 4
+
+
+def test_a_concepts_pictures_may_have_names_that_are_no_utf_8(tmp_path):
+    digests = set()
+    for name in (b"a.png", b"\xe9.png", b"\xe8.png", "\u00e9.png".encode()):
+        folder = tmp_path / str(len(digests))
+        folder.mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+        os.replace(tmp_path / "x.png", os.path.join(os.fsencode(folder), name))
+        digests.add(pictures.concept_digest(str(folder)))
+        assert len(pictures.concept_pictures(str(folder), 8)) == 1
+    assert len(digests) == 4
