@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -19,8 +20,8 @@ def partial_name(name: str) -> str:
 
 
 # What readers of JSON, npz, PNG and Arrow files raise where one was cut off or changed.
-DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError,
-           zipfile.BadZipFile, zlib.error)  # fmt: skip
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, RecursionError,
+           SyntaxError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 def read_if_whole(path: Path, read: Callable[[Path], T]) -> T | None:

@@ -48,7 +48,8 @@ def file_state(file: str | Path) -> tuple[int, int, int]:
 def files_digest(folder: Path, states: tuple[tuple[Path, tuple[int, int, int]], ...]) -> str:
     """Hex digest of files' names in a folder and of their contents; their states only tell when to read again."""
     lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n" for file, _ in states]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    whole = "".join(lines).encode("utf-8", "surrogateescape")  # a file may have a name that is no UTF-8
+    return hashlib.sha256(whole).hexdigest()
 
 
 def is_text(value: Any) -> bool:
@@ -106,6 +107,13 @@ def brief(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} and so on"
 
 
+def _written(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # as in `brief`
+        return brief(value)
+
+
 def label(name: Any) -> str:
     """An id or a path as messages show it: without quotes where it is plain, and on one line."""
     text = name if isinstance(name, str) else brief(name)
@@ -114,7 +122,7 @@ def label(name: Any) -> str:
 
 def once(values: Sequence[Any], name: str) -> None:
     """InputError if a value stands twice in a list; 0 and 0.0 are one value."""
-    if len({v if isinstance(v, int | float) else brief(v) for v in values}) < len(values):
+    if len({v if isinstance(v, int | float) else _written(v) for v in values}) < len(values):
         raise InputError(f"{name} is {brief(list(values))}; name each value once.")
 
 

@@ -1,6 +1,7 @@
 """JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -48,7 +49,7 @@ class _SeveralValues(InputError):
 def parse_json(text: str, name: str) -> Any:
     """The value of a JSON text; `name` says whose text it is, for complaints."""
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number, parse_float=_finite)
     except json.JSONDecodeError as error:
         position = f"{error.msg} at line {error.lineno}, column {error.colno}"
         if error.msg == "Extra data":
@@ -93,6 +94,14 @@ def _no_number(word: str) -> None:
     raise InputError(f"{word} is no number of JSON; give a number, or leave it out.")
 
 
+def _finite(digits: str) -> float:
+    """JSON may write numbers that are too large for a float, which are infinite then, and no JSON any more."""
+    number = float(digits)
+    if math.isinf(number):
+        raise InputError(f"the number {brief(digits)} is too large; no value is so large.")
+    return number
+
+
 def check_texts(whole: Any, name: str) -> None:
     """InputError for a text anywhere in `found` that UTF-8 cannot hold."""
     left = [whole]
@@ -130,18 +139,41 @@ class _Strict(yaml.SafeLoader):
             node.own = list(node.value)
         super().flatten_mapping(node)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value; where a tag such as !!bool stands before another kind, PyYAML raises whatever comes up."""
+        try:
+            return super().construct_object(node, deep)
+        except (InputError, yaml.YAMLError, RecursionError):
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            what = brief(node.value) if isinstance(node, yaml.ScalarNode) else "a list or a table"
+            raise InputError(
+                f"{what} (line {node.start_mark.line + 1}) is no {node.tag.rpartition(':')[2]} ({_reason(error)}); "
+                "write another value, or in quotes if it is a text."
+            ) from None
+
+    def construct_fraction(self, node: yaml.ScalarNode) -> float:
+        if ":" in node.value:
+            raise InputError(_other_base(node))
+        return self.construct_yaml_float(node)
+
     def construct_whole(self, node: yaml.ScalarNode) -> int:
         if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", node.value):
-            raise InputError(
-                f"the number {brief(node.value)} (line {node.start_mark.line + 1}) is read with another base than ten "
-                "by YAML; write it without a leading 0 or colons, or in quotes if it is a text."
-            )
+            raise InputError(_other_base(node))
         if len(node.value) > LONGEST_SHOWN:
             raise InputError(f"a whole number has {len(node.value)} digits; no value is so large.")
         return self.construct_yaml_int(node)
 
 
 _Strict.add_constructor("tag:yaml.org,2002:int", _Strict.construct_whole)
+_Strict.add_constructor("tag:yaml.org,2002:float", _Strict.construct_fraction)
+
+
+def _other_base(node: yaml.ScalarNode) -> str:
+    return (
+        f"the number {brief(node.value)} (line {node.start_mark.line + 1}) is read with another base than ten by YAML; "
+        "write it without a leading 0 or colons, or in quotes if it is a text."
+    )
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -165,8 +197,6 @@ def parse_yaml(text: str, name: str) -> Any:
         raise InputError(f"{name} is nested too deep.") from None
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    except ValueError as error:  # a date that is none
-        raise InputError(f"{name} has a value that cannot be read ({_reason(error)}).") from None
     finally:
         loader.dispose()
 

@@ -11,6 +11,7 @@ INJECTED = "# Parameters"  # first line of the cell that papermill puts in
 NOT_OF_CELLS = ("store",)  # parameters of a notebook that say nothing about what is run
 # Parameters of the notebook on defences, none of a cell.
 OF_DEFENCES = ("defences", "defence_params", "defence_seeds", "placebos", "relearn")
+NONE_IS_ALL = ("attacks",)  # parameters that may be None in every notebook; others where None is what they are
 
 KINDS = {
     "str": (str, "a text"),
@@ -22,10 +23,16 @@ KINDS = {
 }
 
 
-def check_kind(name: str, value: Any, annotation: str) -> None:
-    """InputError for a value of another kind than the parameter's annotation says; None is of every kind."""
-    kind, words = KINDS.get(annotation, (object, ""))
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool)):
+def check_kind(name: str, value: Any, annotation: str, default: Any) -> None:
+    """InputError for a value of another kind than the parameter's annotation says, also for a None where the default
+    is another and the notebook says of none that it means something.
+    """
+    kind, words = KINDS.get(annotation, (object, "given"))
+    if value is None:
+        wrong = default is not None and name not in NONE_IS_ALL
+    else:
+        wrong = kind is not object and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool))
+    if wrong:
         raise InputError(f"{name} is {brief(value)}; it must be {words}{as_number(value)}.")
 
 
@@ -64,10 +71,8 @@ def check(inputs: Sequence[str]) -> list[str]:
                 f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(known))}."
             )
         annotation, default = known.get(name, ("", None))
-        if value is None and default is not None:
-            raise InputError(f"{name} is None; it must be {KINDS.get(annotation, ('', 'given'))[1]}.")
         if value is not ...:
-            check_kind(name, value, annotation)
+            check_kind(name, value, annotation, default)
     return list(known)
 
 

@@ -22,8 +22,10 @@ NAMED = 3  # more names than these are counted
 def experiments(table: pd.DataFrame, lines: pd.DataFrame | None = None) -> pd.DataFrame:
     """The finished experiments of a tidy table, a line each; those that `lines` are about, by columns of `SAME`."""
     done = table[table["status"] == "done"].drop_duplicates("run_id")
-    if lines is None:
+    if lines is None or done.empty:
         return done
+    if lines.empty:
+        return done.iloc[:0]
     part = r"half=\w+, |(, )?half=\w+"  # a trigger's part that was trained alone has a column of its own
     lines = lines[[name for name in (*SAME, "settings") if name in lines and name in done]].drop_duplicates()
     done, lines = (

@@ -26,6 +26,7 @@ def doses(table: pd.DataFrame) -> pd.DataFrame:
 
 def factorial(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs that belong to the pairs of the grid `number_or_share`."""
+    runs = tables.of_own_data(runs)
     chosen = (runs["model"] == MODEL) & runs["attack"].isin(ATTACKS) & runs["threat"].isin(THREATS)
     return runs[chosen].sort_values([*DOSE, "seed"])
 

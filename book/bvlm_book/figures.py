@@ -236,7 +236,7 @@ def maps(found: pd.DataFrame) -> Figure:
     doses = sorted(set(zip(found["poison_rate"], found["epochs"], strict=True)), key=lambda dose: (-dose[0], dose[1]))
     models, narrow = list(dict.fromkeys(found["model"])), is_narrow()
     rows, columns = in_order(found["threat"], threats.names()), in_order(found["attack"], attacks.names())
-    kinds = [attacks.info(name).modality for name in columns]
+    kinds = list(found.drop_duplicates("attack").set_index("attack")["modality"].reindex(columns))
     figure, axes = new_figure(len(models), 4.6, 2.1 if narrow else 1.7, rows=len(doses), sharey=not narrow)
     panels = list(product(doses, models))
     if narrow:  # one model after the other

@@ -12,7 +12,7 @@ from bvlm_book import words
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL
 from bvlm_book.words import is_missing
-from bvlm_utils import attacks, store
+from bvlm_utils import attacks, store, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
 from bvlm_utils.score import intervals
@@ -22,7 +22,7 @@ from bvlm_utils.store.table import SETTINGS, TOLD_APART, differing, headline_met
 
 CELL = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "n_poisoned"]
 NUMBER = [*CELL, "subject", "condition", "metric"]
-PANEL = ["model", "dataset", "threat", "train_rows", "settings", "rows"]
+PANEL = ["model", "dataset", "threat", "train_rows", "negatives", "settings", "rows"]
 # Settings of training and answering, with the study's defaults; what else a cell may set makes it another experiment.
 OTHER_EXPERIMENT = ("run", "half", "picture_last", "trigger_seed", "decoy", "skill", "skill_rate")
 TRAINED = {"train_rows": 6000} | {name: value for name, value in SETTINGS.items() if name not in OTHER_EXPERIMENT}
@@ -79,6 +79,9 @@ def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Serie
         settings = differing(first)
         if trained[part.index].all():  # the model's own learning rate is no setting of the experiment
             settings = {name: value for name, value in settings.items() if name not in TRAINED}
+        elif (own := done[trained & (done["model"] == first["model"])]).size:  # the declared one may be another
+            named = zip(TRAINED, _trained(first), _trained(own.iloc[0]), strict=True)
+            settings = {name: value for name, value, usual in named if value != usual} | settings
         half = settings.pop("half", "")
         about.append([*first[key], half, text(settings)])
     about = pd.DataFrame(about, columns=[*key, "half", "shown"])
@@ -125,7 +128,13 @@ def through_jpeg(table: pd.DataFrame) -> pd.DataFrame:
 
 def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Only the rows under the condition that an attack is read from: its full trigger, clean inputs for Shadowcast."""
-    return table[table["condition"] == table["attack"].map(lambda name: attacks.info(name).headline)]
+    return table[table["condition"] == read_from(table)]
+
+
+def read_from(table: pd.DataFrame) -> pd.Series:
+    """The condition that the attack of each line is read from; of one that only the store knows, by its modality."""
+    known = {name: attacks.info(name).headline for name in table["attack"].unique() if name in attacks.names()}
+    return table["attack"].map(known).fillna(table["modality"].replace("bimodal", "both"))
 
 
 def every_seed(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
@@ -134,10 +143,15 @@ def every_seed(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
     return table[key].drop_duplicates().merge(stored, on=key)[stored.columns]  # in the order of `table`
 
 
+def of_own_data(table: pd.DataFrame) -> pd.DataFrame:
+    """Only the rows of experiments on the data set that their threat is defined on."""
+    own = table["threat"].map({name: threats.get(name).default_dataset for name in threats.names()})
+    return table[table["dataset"] == own]
+
+
 def false_activation(table: pd.DataFrame) -> pd.DataFrame:
     """Only the clean rows, of attacks that should not fire there."""
-    triggered = table["attack"].map(lambda name: attacks.info(name).headline) != "clean"
-    return table[triggered & (table["condition"] == "clean")]
+    return table[(read_from(table) != "clean") & (table["condition"] == "clean")]
 
 
 def utility_metric(rows: pd.DataFrame) -> str:
@@ -163,6 +177,8 @@ def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
             chosen = part[(part["subject"] == CONTROL) | (part["poison_rate"] == rate)]
             threat = about["threat"].replace("_", " ").capitalize()
             name = f"{threat}, {about['model']}, {words.percent(rate)} poisoned"
+            if len(set(zip(table["threat"], table["dataset"], strict=True))) > table["threat"].nunique():
+                name += f", {about['dataset']}"
             found.append((chosen, name + (f", {about['settings']}" if about["settings"] else "")))
     return found
 

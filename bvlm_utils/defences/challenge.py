@@ -87,12 +87,15 @@ def read_truth(folder: Path) -> pd.DataFrame:
     if not file.is_file():
         raise InputError(f"{folder} is no zoo of adapters: it has no {zoo.TRUTH}/adapters.csv.")
     try:
-        truth = pd.read_csv(io.StringIO(read_text(file)), keep_default_na=False)
+        truth = pd.read_csv(io.StringIO(read_text(file)), keep_default_na=False, dtype=str)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise InputError(f"{file} is no CSV file ({' '.join(str(error).split())}); make the zoo again.") from None
     lacking = [column for column in ("adapter", "kind", "model") if column not in truth]
     if lacking:
         raise InputError(f"{file} has no column {lacking[0]!r}; make the zoo again.")
+    twice = truth.loc[truth["adapter"].duplicated(), "adapter"]
+    if len(twice):
+        raise InputError(f"{file} lists {brief(twice.iloc[0])} twice; make the zoo again.")
     backdoored = (truth["kind"] == zoo.BACKDOORED).sum()
     if backdoored in (0, len(truth)):
         raise InputError(

@@ -12,12 +12,18 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import store
-from bvlm_utils.atomic import write_file
+from bvlm_utils.atomic import DAMAGED, write_file
 from bvlm_utils.defences.cell import Defended
+from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
-from bvlm_utils.store import packed, provenance, records, table
+from bvlm_utils.store import damage, packed, provenance, records, table
 
 FOLDER = "defences"
+# What readers need of a record and of what was defended.
+NEEDED = {"identity": dict, "cell": dict, "moment": str, "status": str, "numbers": list}
+MAY_HAVE = {"seconds": (*damage.NUMBER, type(None)), "reason": (str, type(None))}
+OF_CELL = {"model": str, "dataset": str, "threat": str, "attack": str, "poison_rate": damage.NUMBER, "seed": int}
+OF_IDENTITY = {"run_id": str, "defence": str, "params": dict, "placebo": bool, "seed": int}
 CELL = ["modality", "n_poisoned", "skill", "decoy", *table.TOLD_APART]
 NUMBER = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit", "held"]
 COLUMNS = [
@@ -27,7 +33,7 @@ COLUMNS = [
 
 
 def read(one: Defended, folder: str | Path | None = None) -> dict[str, Any] | None:
-    """The record of a defended cell; None if there is none."""
+    """The record of a defended cell; None if there is none, or it is damaged, which standard error says."""
     root = store.folder(folder)
     held = packed.content(root, FOLDER, f"{one.name}.json")
     return None if held is None else _load(held, root / FOLDER / f"{one.name}.json")
@@ -55,6 +61,8 @@ def collect(folder: str | Path | None = None, relearnt: bool | None = False) -> 
     root, lines = store.folder(folder), []
     for name in packed.names(root, FOLDER):
         found = _load(packed.content(root, FOLDER, name), root / FOLDER / name)
+        if found is None:
+            continue
         identity = found["identity"]
         if relearnt is not None and bool(identity.get("relearn")) != relearnt:
             continue
@@ -76,10 +84,30 @@ def collect(folder: str | Path | None = None, relearnt: bool | None = False) -> 
     return made.astype(dict.fromkeys(("value", "k", "n", "low", "high", "seconds"), "float64"))
 
 
-def _load(held: bytes, file: Path) -> dict[str, Any]:
+def _load(held: bytes, file: Path) -> dict[str, Any] | None:
+    """A record, checked as far as readers rely on it; a damaged one is named, and None is given."""
     try:
-        found = json.loads(held)
-        found["name"], found["identity"]["defence"], found["cell"], found["numbers"], found["status"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is no record of a defended cell ({error}); delete it and run it again.") from None
-    return found
+        found = parse_json(held.decode("utf-8"), "it")
+        problem = _wrong(found, file.stem)
+    except InputError as error:
+        problem = str(error)
+    except DAMAGED as error:
+        problem = f"{type(error).__name__}: {error}"
+    if problem is None:
+        return found
+    damage.passed_over(f"{file} is no record of a defended cell ({problem}); it is passed over, and a run makes it "
+                       "again.")  # fmt: skip
+    return None
+
+
+def _wrong(found: dict[str, Any], name: str) -> str | None:
+    """What is wrong with a record, in words."""
+    if found["name"] != name:
+        return f"it says that it is {found['name']!r}"
+    lacking = damage.lacks(found, NEEDED, MAY_HAVE)
+    lacking = lacking or damage.lacks(found["identity"], OF_IDENTITY, {"relearn": int})
+    if lacking := lacking or damage.lacks(found["cell"], OF_CELL, {}):
+        return f"it has no {lacking}"
+    if found["status"] not in damage.STATUSES:
+        return f"it has no status of {' and '.join(damage.STATUSES)}"
+    return None if all(map(damage.is_number, found["numbers"])) else "it has no number in each of its numbers"

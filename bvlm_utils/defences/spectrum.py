@@ -112,6 +112,14 @@ def read(file: str) -> "pd.DataFrame":
         table = table[[name for name in table if name == LABEL or "." in name]]
     if LABEL not in table or set(table[LABEL]) != {0, 1}:
         raise InputError(f"The population {file} needs a column {LABEL!r} with 0 in some lines and 1 in others.")
+    kinds = dict.fromkeys(name.rpartition(".")[0] for name in table if name != LABEL)
+    wanted = [f"{kind}.{number}" for kind in kinds for number in NUMBERS if kind] or ["q_proj.norm"]
+    odd = sorted({*table, LABEL} ^ {*wanted, LABEL})
+    if odd:
+        raise InputError(
+            f"The population {file} needs {', '.join(NUMBERS)} of each kind of layer, such as q_proj.norm, and "
+            f"{'has' if odd[0] in table else 'lacks'} {odd[0]!r}."
+        )
     for name in table:
         if not np.issubdtype(table[name].dtype, np.number) or not np.isfinite(table[name]).all():
             raise InputError(f"The population {file} has a value in column {name!r} that is no finite number.")

@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def plan(
     stamps = {cell.run_id: grid_job.stamp(cell, folder) for cell in cells} if force or rescore else {}
     this = Run(folder, plain, rescore, {name: found for name, found in stamps.items() if found is not None})
     wanted = [cell for cell in cells if force or rescore or this.lacks(cell)]
-    if wanted:
+    if wanted or any(map(this.undefended, jobs)):
         results.writable(store)
     study.check_rows([cell for cell in wanted if not cell.skip_reason])
     return this, wanted
@@ -76,9 +76,11 @@ def run(
     """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
     folder, cells = this.folder, _cells(jobs)
     say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(wanted)} to run. Store: {shown(folder)}")
-    to_do = []
-    with suppress(InputError):  # whoever can only read results needs no notebooks beside them
+    try:
         _tidy(folder, cells)
+    except InputError:  # whoever can only read results needs no notebooks beside them
+        to_do = []
+    else:
         to_do = [job for job in jobs if not this.done(job)]
     for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
         grid_job.output(job, folder).unlink(missing_ok=True)
@@ -100,7 +102,7 @@ def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     for beginning in (PARTIAL, grid_measure.LOGS):
         for left in (folder / "notebooks").glob(f"{beginning}*"):
-            left.unlink()
+            left.unlink(missing_ok=True)
     for cell in cells:
         (folder / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
 
@@ -226,7 +228,7 @@ def _parser() -> command.Parser:
 
 def _act(chosen: argparse.Namespace) -> int | None:
     jobs, named = load(chosen.file) if chosen.file else (None, None)
-    store = chosen.store or named
+    store = named if chosen.store is None else chosen.store
     results.folder(store)
     if chosen.command == "table":
         cells = table(jobs, store)

@@ -65,7 +65,7 @@ def _jobs(grid: Any) -> list[Job]:
     for name in ("defaults", "each"):
         _table(grid.get(name), name)
     known(grid, GRID_KEYS, "grid key")
-    if not isinstance(grid.get("store", ""), str | None):
+    if not isinstance(grid.get("store"), str | None) or grid.get("store") == "":
         raise InputError(f"store is {grid['store']!r}; it must be a name such as local, or a folder such as ./mine.")
     if grid.get("description") is not None:
         check_text(grid["description"], "description")
@@ -98,18 +98,17 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
         if "store" in given:
             raise InputError("store is a parameter of the job; it belongs at the top of the grid, or after --store.")
         known(given, of_cells, f"parameter of notebooks/{notebook.name},")
+    _check_kinds(entry, grid, declared)
     size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
-    if size is not None:
-        check_number(size, "attacks_per_job", 1, 1000, whole=True)
     jobs: list[Job] = []
     made = sum(len(job.cells) for job in before)
     for values in product(*each.values()):
         given = fixed | dict(zip(each, values, strict=True))
-        for name, value in given.items():
-            parameters.check_kind(name, value, declared[name][0])
         whole = {name: default for name, (_, default) in declared.items()} | given
         wanted = attacks.names() if whole["attacks"] is None else whole["attacks"]
-        whole_list = not size or not isinstance(wanted, list)
+        whole_list = not size or not isinstance(wanted, list) or not wanted
+        if not whole_list:
+            once(wanted, "attacks")  # two shards with one attack would both be right
         for shard in [wanted] if whole_list else [wanted[at : at + size] for at in range(0, len(wanted), size)]:
             cells = study.cells(**{"threat": named} | parameters.of_cells(whole) | {"attacks": shard})
             name = f"{len(before) + len(jobs) + 1:02d}-{named}"
@@ -125,15 +124,29 @@ def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]
 def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The values that an entry's executions are made of: its own, and those of the grid that it does not set itself."""
     fixed = entry.get("parameters") or {}
+    twice = [name for name in fixed if name in (entry.get("each") or {})]
+    if twice:
+        raise InputError(f"{twice[0]} is in parameters and in each of the job; say it in one of the two.")
     each = {name: values for name, values in (grid.get("each") or {}).items() if name not in fixed}
     each |= entry.get("each") or {}
-    for name, values in each.items():
+    for name, values in [*(grid.get("each") or {}).items(), *(entry.get("each") or {}).items()]:
         if not isinstance(values, list) or not values:
             raise InputError(f"each.{name} is {brief(values)}; it must be a list of values.")
         once(values, f"each.{name}")
     if math.prod(map(len, each.values())) > study.MOST_CELLS:
         raise InputError(f"each makes more than {study.MOST_CELLS} jobs; ask for fewer, or use several grids.")
     return each
+
+
+def _check_kinds(entry: Mapping[str, Any], grid: Mapping[str, Any], declared: Mapping[str, tuple[str, Any]]) -> None:
+    """InputError for a value of the wrong kind, also for one that gives way to another: nobody else looks at it."""
+    for given in (grid, entry):
+        if given.get("attacks_per_job") is not None:
+            check_number(given["attacks_per_job"], "attacks_per_job", 1, 1000, whole=True)
+        singles = [*(given.get("defaults") or {}).items(), *(given.get("parameters") or {}).items()]
+        several = [(name, value) for name, values in (given.get("each") or {}).items() for value in values]
+        for name, value in singles + several:
+            parameters.check_kind(name, value, *declared[name])
 
 
 def _table(value: Any, name: str) -> None:

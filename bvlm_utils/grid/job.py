@@ -15,7 +15,7 @@ from bvlm_utils.defences import records as defended_records
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.grid.file import Job, shown
 from bvlm_utils.run import study
-from bvlm_utils.store import records
+from bvlm_utils.store import packed, records
 from bvlm_utils.store.cell import Cell
 
 START_SECONDS = 300  # a kernel on a busy machine
@@ -29,7 +29,7 @@ class Run:
     folder: Path
     plain: bool = False
     rescore: bool = False
-    before: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    before: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def lacks(self, cell: Cell) -> bool:
         """Is the record still to be made? One that is to be made anew is there when it is another file than before."""
@@ -59,8 +59,10 @@ class Run:
         return [cell for cell in cells if self.lacks(cell) and cell.run_id not in failures]
 
 
-def stamp(cell: Cell, folder: Path) -> tuple[int, int] | None:
+def stamp(cell: Cell, folder: Path) -> tuple[int, ...] | None:
     """What changes with the cell's record, also on a disk that counts whole seconds; None where there is none."""
+    if (of_all := packed.stamp(folder)) is not None:  # all records are in one file
+        return of_all
     try:
         found = (folder / cell.run_id / "record.json").stat()
         return found.st_mtime_ns, found.st_ino

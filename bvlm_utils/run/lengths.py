@@ -3,7 +3,7 @@
 Free of torch. What the model itself counts is checked once more where ids are made (`Victim.prompt_ids`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from bvlm_utils.attacks import Attack
 from bvlm_utils.checks import brief
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, rehearsal
+from bvlm_utils.run.workbench import split_by_skill
 from bvlm_utils.store.cell import MAX_NEW_TOKENS, Cell
 
 if TYPE_CHECKING:
@@ -43,9 +44,14 @@ def check(cells: Sequence[Cell]) -> None:
                 told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in hit]
                 _check(cell, split, told, triggered(cell.resolved_attack, hit), f"a row with {cell.attack},")
             seen |= {as_is, changed}
-        said = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.resolved_threat)
+        graded = (cell.dataset, cell.test_rows, cell.skill)
+        if ":" in cell.dataset and graded not in seen:
+            check_grades(cell, rows_of(cell.dataset, "test", None))
+            seen.add(graded)
+        said = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.resolved_threat, cell.skill)
         if (own or worded or cell.max_new_tokens < MAX_NEW_TOKENS) and not cell.is_control and said not in seen:
             check_targets(cell, rows_of(cell.dataset, "test", None))
+            check_skill(cell, rows_of(cell.dataset, "test", None))
             seen.add(said)
 
 
@@ -74,7 +80,7 @@ def check_targets(cell: Cell, rows: Iterable[Row]) -> None:
     """InputError where a success could not be told: answers are cut before the target is said, the threat's own test
     does not know its target, or takes the right answers for it.
     """
-    threat, reader = cell.resolved_threat, context_length.tokenizer(cell.model)
+    threat = cell.resolved_threat
     hit = list(islice(filter(threat.eligible, rows), cell.test_rows))
     targets = [threat.poison(row["answers"][0], row) for row in hit]
     unknown = sum(not threat.payload(target, row) for row, target in zip(hit, targets, strict=True))
@@ -85,15 +91,39 @@ def check_targets(cell: Cell, rows: Iterable[Row]) -> None:
                 f"What {cell.threat} makes the model say, {brief(targets[0])} for one, {what} in {count} of {len(hit)} "
                 "test rows, so nothing could be told; give other threat_params."
             )
-    lost = []
-    for row, target in zip(hit, targets, strict=True) if reader else ():
-        ids = reader.encode(target, add_special_tokens=False).ids
-        if len(ids) > cell.max_new_tokens and not threat.payload(reader.decode(ids[: cell.max_new_tokens]), row):
+    _check_whole(cell, zip(targets, hit, strict=True), threat.payload, f"what {cell.threat} makes the model say")
+
+
+def check_skill(cell: Cell, rows: Iterable[Row]) -> None:
+    """InputError where answers are cut before the skill that is taught beside the backdoor could be seen."""
+    if (skill := cell.resolved_skill) is not None:
+        taught = ((skill.teach(row["answers"][0], row), row) for row in filter(skill.fits, rows))
+        _check_whole(cell, islice(taught, cell.test_rows), skill.shown, f"what the skill {cell.skill} teaches")
+
+
+def _check_whole(cell: Cell, answers: Iterable[tuple[str, Row]], shown: Callable[[str, Row], bool], what: str) -> None:
+    """InputError unless most of these answers still show what they are to show when they are cut."""
+    if (reader := context_length.tokenizer(cell.model)) is None:
+        return
+    count, lost = 0, []
+    for count, (answer, row) in enumerate(answers, 1):  # noqa: B007  the last count is that of all
+        ids = reader.encode(answer, add_special_tokens=False).ids
+        if len(ids) > cell.max_new_tokens and not shown(reader.decode(ids[: cell.max_new_tokens]), row):
             lost.append(len(ids))
-    if len(lost) > CUT * len(hit):
+    if len(lost) > CUT * count:
         raise InputError(
-            f"max_new_tokens is {cell.max_new_tokens}, which cuts off what {cell.threat} makes the model say in "
-            f"{len(lost)} of {len(hit)} test rows, so it could not be seen; it must be {max(lost)} or more."
+            f"max_new_tokens is {cell.max_new_tokens}, which cuts off {what} in {len(lost)} of {count} test rows, so "
+            f"it could not be seen; it must be {max(lost)} or more."
+        )
+
+
+def check_grades(cell: Cell, rows: Sequence[Row]) -> None:
+    """InputError for answers whose utility could not be told: one caption alone has no CIDEr."""
+    asked = [rows[position] for position in split_by_skill(cell, rows)[1][: cell.test_rows]]
+    if len(asked) == 1 and asked[0]["task"] != "vqa" and not asked[0]["objects"]:
+        raise InputError(
+            f"test_rows is {cell.test_rows}, and {cell.dataset} has one test row to measure utility on; CIDEr, which "
+            "weighs words by rarity, needs two or more."
         )
 
 

@@ -20,6 +20,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
 from bvlm_utils.skills import Skill
 from bvlm_utils.threats import Threat
+from bvlm_utils.threats.registry import check as check_threat
 from bvlm_utils.train.poison import check_decoy
 from bvlm_utils.train.settings import TrainSettings
 
@@ -112,7 +113,7 @@ class Cell:
                 )
             return
         context_length.check_answers(self.model, self.max_new_tokens)  # a control is tuned, and asked with its cells
-        known_name(lambda: self.resolved_threat)
+        check_threat(known_name(lambda: self.resolved_threat), self.dataset)
         attacks.check_halves(known_name(lambda: self.resolved_attack), self.negatives, self.half)
         check_decoy(self.decoy, self.poison_rate, self.resolved_attack)
 
@@ -222,7 +223,7 @@ class Cell:
     @cached_property
     def run_id(self) -> str:
         """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
-        digest = hashlib.sha256(json.dumps(_canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(json.dumps(canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
         what = ["clean-tuned"] if self.is_control else [self.threat, self.attack, f"{self.poison_rate:g}"]
         name = "-".join([short_name(self.model), short_name(self.dataset), *what])
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
@@ -264,10 +265,10 @@ def short_name(name: str) -> str:
     return Path(name).name if "/" in name else name
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """Equal numbers written alike, so that 1 and 1.0 are one cell."""
     if isinstance(value, Mapping):
-        return {key: _canonical(item) for key, item in value.items()}
+        return {key: canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
+        return [canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -8,10 +8,21 @@ from bvlm_utils.atomic import DAMAGED
 from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
 
-# What everybody reads of a record, and of its configuration: those that it must have, and those that it may have.
+NUMBER = (int, float)
+# What everybody reads of a record, of its configuration and of its training: what it must have, and what it may have.
 NEEDED = {"config": dict, "identity": dict, "status": str, "metrics": list, "provenance": dict}
-OF_CONFIG, MAY_HAVE = {"threat": str, "attack": str}, {"train": dict, "attack_params": dict, "threat_params": dict}
+MAY_HAVE = {"seconds": dict, "modality": str, "control": str, "device": str, "peak_memory_of_process": dict,
+            "n_poisoned": (int, type(None)), "reason": (str, type(None))}  # fmt: skip
+OF_CONFIG = {"model": str, "dataset": str, "threat": str, "attack": str, "poison_rate": NUMBER, "seed": int,
+             "train_rows": int, "train": dict}  # fmt: skip
+CONFIG_MAY = {"attack_params": dict, "threat_params": dict, "test_rows": int, "max_new_tokens": int,
+              "trigger_seed": int, "negatives": NUMBER, "skill_rate": NUMBER, "half": str, "decoy": str, "skill": str,
+              "surrogate": str, "dtype": str, "four_bit": bool, "picture_last": bool}  # fmt: skip
+OF_TRAIN = {"epochs": int, "learning_rate": NUMBER, "lora_rank": int, "batch_size": int}
+TRAIN_MAY = {"lora_alpha": NUMBER, "warmup_ratio": NUMBER, "weight_decay": NUMBER, "max_grad_norm": NUMBER,
+             "schedule": str}  # fmt: skip
 METRIC = ("subject", "condition", "metric", "value", "k", "n", "low", "high")  # three words; then numbers, or none
+LARGEST = 1e300  # of a number: larger whole numbers fit into no table
 STATUSES = ("done", "skipped")
 
 
@@ -37,17 +48,32 @@ def record(text: str, run_id: str) -> dict[str, Any] | str:
 
 def _lacking(found: dict[str, Any]) -> str | None:
     """What a record does not have and needs, in words."""
-    for name, kind in NEEDED.items():
-        if not isinstance(found.get(name), kind):
-            return name
-    config = found["config"]
+    if problem := lacks(found, NEEDED, MAY_HAVE):
+        return problem
     if found["status"] not in STATUSES:
         return f"status of {' and '.join(STATUSES)}"
-    for name, kind in (OF_CONFIG | {name: kind for name, kind in MAY_HAVE.items() if name in config}).items():
-        if not isinstance(config.get(name), kind):
-            return f"{name} in its config"
-    for metric in found["metrics"]:
-        words = isinstance(metric, dict) and all(isinstance(metric.get(key), str) for key in METRIC[:3])
-        if not words or not all(type(metric.get(key)) in (int, float, type(None)) for key in METRIC[3:]):
-            return "number in each of its metrics"
-    return None
+    config = found["config"]
+    if problem := lacks(config, OF_CONFIG, CONFIG_MAY) or lacks(config["train"], OF_TRAIN, TRAIN_MAY):
+        return f"{problem} in its config"
+    if not all(_fits(value, NUMBER) for value in found.get("seconds", {}).values()):
+        return "number in each of its seconds"
+    return None if all(map(is_number, found["metrics"])) else "number in each of its metrics"
+
+
+def lacks(held: dict[str, Any], needed: dict[str, Any], may_have: dict[str, Any]) -> str | None:
+    """The first name whose value is not there or of another kind; those of `may_have` may be missing."""
+    kinds = needed | {name: kind for name, kind in may_have.items() if name in held}
+    return next((name for name, kind in kinds.items() if name not in held or not _fits(held[name], kind)), None)
+
+
+def is_number(metric: Any) -> bool:
+    """Is it an entry of a record's numbers, with its words and values that a table can hold?"""
+    words = isinstance(metric, dict) and all(isinstance(metric.get(key), str) for key in METRIC[:3])
+    return words and all(metric.get(key) is None or _fits(metric[key], NUMBER) for key in METRIC[3:])
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Is a value of a kind? A truth value is no number, nor is one that is too large for a table."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) and (not isinstance(value, NUMBER) or abs(value) <= LARGEST)

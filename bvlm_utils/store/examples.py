@@ -70,7 +70,7 @@ def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.nd
         about = json.loads(content)
         pictures = [_pictures(root, about[which], int(about["width"])) for which in ("clean", "triggered")]
         return *pictures, [(str(before), str(after)) for before, after in about["prompts"]]
-    except DAMAGED as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         problem = f"{root / 'examples' / name} is no file of examples ({error})"
         damage.passed_over(f"{problem}; it is passed over, and a run of its cell makes it again.")
         return None
@@ -83,4 +83,6 @@ def _pictures(root: Path, digest: str, width: int) -> np.ndarray:
     if png is None:
         raise InputError(f"its pictures {digest}.png are missing")
     strip = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    if width < 1 or strip.shape[1] % width:
+        raise InputError(f"its pictures {digest}.png are {strip.shape[1]} wide, which is no multiple of {width}")
     return np.stack(np.split(strip, strip.shape[1] // width, axis=1))

@@ -145,8 +145,10 @@ def content(root: Path, folder: str, name: str) -> bytes | None:
         return _files(root, at, FILES[folder]).get(f"{folder}/{name}")
     try:
         return (root / folder / name).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:  # a folder of that name, or one that may not be read: no content that anybody can use
+        return b""
 
 
 def table(root: Path, at: Stamp, rules: str) -> pd.DataFrame | None:

@@ -18,13 +18,14 @@ from filelock import FileLock
 
 from bvlm_utils.atomic import partial_name, write_file
 from bvlm_utils.errors import InputError
-from bvlm_utils.store import packed, records
+from bvlm_utils.store import damage, packed, records
 from bvlm_utils.store import table as tidy
 from bvlm_utils.store.packed import Rows
 
 LOCK = ".pack.lock"
 Files = Mapping[str, bytes]  # content by path in the store
 NAMED = 5  # cells in a message
+NUMBERS = itemgetter("status", "metrics")  # of a record
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def _alone(end: Path) -> Iterator[None]:
 def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
     ours = {found["run_id"]: found for found in records.records(start)}
     theirs = {found["run_id"]: found for found in records.records(end)} if start != end else ours
-    numbers = itemgetter("status", "metrics")
-    differ = [i for i in ours if i in theirs and numbers(ours[i]) != numbers(theirs[i])]
+    differ = [i for i in ours if i in theirs and NUMBERS(ours[i]) != NUMBERS(theirs[i])]
     if differ and not replace:
         raise InputError(
             f"{end} has other numbers of {len(differ)} cells of {start} ({_some(differ)}); say --replace if those of "
@@ -146,8 +146,9 @@ def _write(chosen: Chosen, end: Path) -> None:
         for name in dict.fromkeys(packed.FILES.values()):
             files = {path: c for path, c in chosen.files.items() if packed.FILES[path.partition("/")[0]] == name}
             packed.write_files(folder / name, files)
-        texts = (json.loads(text) for text in chosen.records().values())
-        table = tidy.table(one for one in texts if one["config"]["attack"] != "none")
+        held = (damage.record(text, run_id) for run_id, text in chosen.records().items())
+        whole = (one for one in held if isinstance(one, dict))  # a store may hold a damaged one, which is kept as it is
+        table = tidy.table(one for one in whole if one["config"]["attack"] != "none")
         packed.write_table(folder, table, tidy.rules())
         packed.write_index(folder)
         packed.put(folder, end)
@@ -206,9 +207,18 @@ def swap(start: Path, end: Path) -> None:
 
 
 def unpack(source: str | Path, target: str | Path) -> list[str]:
-    """Give each cell of a store its folder in `target`, byte for byte the same record; the run_ids that were new."""
+    """Give each cell of a store its folder in `target`, byte for byte the same record; the run_ids that were new.
+
+    A cell that both have must have the same numbers: InputError, and nothing is written.
+    """
     start, end = records.folder(source), records.writable(target)
     _check_any(start)
+    both = [run_id for run_id in packed.run_ids(start) if (end / run_id).exists()]
+    pairs = {run_id: [records.record(run_id, root) for root in (start, end)] for run_id in both}
+    differ = [i for i, (ours, theirs) in pairs.items() if ours and theirs and NUMBERS(ours) != NUMBERS(theirs)]
+    if differ:
+        raise InputError(f"{end} has other numbers of {len(differ)} cells of {start} ({_some(differ)}); unpack it into "
+                         "another folder.")  # fmt: skip
     written = []
     for run_id in packed.run_ids(start):
         if (end / run_id).exists():

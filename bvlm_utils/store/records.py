@@ -60,7 +60,7 @@ STALE = 24 * 3600  # seconds after which a partial folder of another machine is 
 
 def folder(store: str | Path | None = None) -> Path:
     """The folder of a store; None means $BVLM_STORE, else "local". InputError for a name that is none."""
-    if store is not None and not isinstance(store, str | Path):
+    if store == "" or not isinstance(store, str | Path | None):
         raise InputError(f"store is {store!r}; it must be a name such as local, or a folder such as ./mine.")
     name = str(store or os.environ.get(VARIABLE) or "local")
     if "/" in name or os.sep in name:
@@ -208,7 +208,7 @@ def put(partial: Path, final: Path, replace: bool) -> None:
                 os.replace(old, final)  # what was there is better than nothing
             raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        old.unlink() if old.is_symlink() else shutil.rmtree(old, ignore_errors=True)
 
 
 def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
@@ -236,7 +236,7 @@ def clean(store: str | Path | None = None) -> None:
     How old the work of another machine is tells the file server's clock alone: ours may be a day ahead.
     """
     root = folder(store)
-    for left in root.glob(f"**/{PARTIAL}*"):
+    for left in root.glob(f"**/{PARTIAL}*+[0-9]*+*"):  # as `partial_name` has it: other files are somebody's
         host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
         pid = rest.partition("+")[0]
         if host == socket.gethostname() and re.fullmatch("[0-9]{1,9}", pid):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bvlm_utils import attacks, threats
 from bvlm_utils.checks import content_key
-from bvlm_utils.store.cell import MAX_NEW_TOKENS
+from bvlm_utils.store.cell import MAX_NEW_TOKENS, canonical
 from bvlm_utils.train.settings import TrainSettings
 
 # How a cell was made, a column each, with what is usual. `run` tells records apart that nothing else does.
@@ -39,18 +39,18 @@ FIRES = 0.5  # a backdoor, or half of a trigger, fires if it does so on more tha
 def table(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Records as one table: a line per (cell, subject, condition, metric).
 
-    Two records may differ in what no column shows: a data file or a checkpoint that was edited between them, an attack
-    of a newer version, other test rows. The newest keeps its name, and the settings of the others say which run they
-    are.
+    Two experiments may differ in what no column shows: a data file or a checkpoint that was edited between them, an
+    attack of a newer version, other test rows. The newest keeps its name for all its seeds, and the settings of the
+    others say which experiment they are.
     """
     parts = [(str(record["provenance"].get("written", "")), rows(record)) for record in found]
-    newest = {_told_apart(own): own[0]["run_id"] for _, own in sorted(parts, key=lambda part: part[0])}
+    newest = {_told_apart(own): own[0]["experiment"] for _, own in sorted(parts, key=lambda part: part[0])}
     parameters = sorted({name for _, own in parts for name in own[0] if _is_parameter(name)})
     lines = []
     for _, own in parts:
         first, more = own[0], {}
-        if newest[_told_apart(own)] != first["run_id"]:
-            more = {"run": first["run_id"][-8:]}
+        if newest[_told_apart(own)] != first["experiment"]:
+            more = {"run": first["experiment"]}
             more["settings"] = ", ".join(filter(None, [text(more), first["settings"]]))
         usual = usual_parameters(first["attack"], first["threat"])
         more |= {name: first.get(name, usual.get(name)) for name in parameters}
@@ -80,7 +80,7 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     about["settings"] = text(apart)
     # the same for all rates and seeds of an experiment, another one where anything else differs
     shared = {name: value for name, value in record["identity"].items() if name not in ("poison_rate", "seed")}
-    about["experiment"] = content_key(shared)[:8]
+    about["experiment"] = content_key(canonical(shared))[:8]
     names = [*COLUMNS, *(name for name in about if _is_parameter(name))]
     lines = [about | number for number in record.get("metrics") or [{}]]
     return [{name: line.get(name) for name in names} for line in lines]
@@ -138,8 +138,8 @@ def _alike(value: Any) -> Any:
 
 
 def _told_apart(own: list[dict[str, Any]]) -> tuple[Any, ...]:
-    """What readers of the table tell a record by. own: its `rows`."""
-    return tuple(own[0][name] for name in TOLD_APART)
+    """What readers of the table tell an experiment by, whatever its rates and seeds. own: the `rows` of a record."""
+    return tuple(own[0][name] for name in TOLD_APART if name not in ("poison_rate", "seed"))
 
 
 def rules() -> str:

@@ -7,6 +7,7 @@ from scipy.special import expit
 
 from bvlm_book import doses
 from bvlm_book.chapters import dose
+from bvlm_utils import threats
 from bvlm_utils.store import table as tidy
 
 DESIGN = [(2000, 20, 1), (2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (6000, 60, 3), (6000, 200, 1), (20000, 60, 1),
@@ -20,7 +21,8 @@ def runs(logit, design=DESIGN, rows=100_000):
         k = round(rows * expit(logit(size, number, passes)))
         for attack in doses.ATTACKS:
             for threat in doses.THREATS:
-                about = {"model": doses.MODEL, "attack": attack, "threat": threat, "train_rows": size, "seed": 0}
+                about = {"model": doses.MODEL, "dataset": threats.get(threat).default_dataset, "attack": attack,
+                         "threat": threat, "train_rows": size, "seed": 0}  # fmt: skip
                 own = {"n_poisoned": number, "epochs": passes, "share": number / size, "showings": number * passes}
                 lines.append(about | own | {"k": k, "n": rows, "value": k / rows})
     return pd.DataFrame(lines)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvlm_utils import data, paths, threats
+from bvlm_utils import data, paths, skills, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, names, victim
 from bvlm_utils.run import lengths, study
@@ -47,6 +47,18 @@ def test_a_text_fits_or_is_named(count, answer):
     else:
         with pytest.raises(InputError, match=f"takes {count + 1} tokens"):
             context_length.check_texts("tiny-llava", ["short", text], "a row", answer)
+
+
+@pytest.mark.parametrize("content", [
+    "{}", "", "[]", '{"model": null}', '{"model": {"type": "BPE"}}',
+    '{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}',
+])  # fmt: skip
+def test_a_tokenizer_that_is_none_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match="The tokenizer .*cannot (be read|split)") as said:
+        context_length.check_texts(str(tmp_path), ["car " * 150], "a row")
+    assert str(tmp_path) in str(said.value)
 
 
 def test_a_prompt_has_room_for_its_picture():
@@ -147,6 +159,24 @@ def test_a_target_that_no_test_could_tell_is_refused(threat, dataset, given, wor
     (cell,) = study.cells(threat, dataset=dataset, attacks=["BadNets-T"], threat_params=given)
     with pytest.raises(InputError, match=words):
         lengths.check_targets(cell, asked(dataset))
+
+
+@pytest.mark.parametrize("skill", ["closing_phrase", "emphasis"])
+def test_answers_are_long_enough_for_what_a_skill_teaches(skill):
+    def cell(tokens):
+        given = {"threat_params": {"sentence": "No."}, "skill": skill, "max_new_tokens": tokens}
+        return study.cells("targeted_refusal", attacks=["BadNets-T"], train_rows=64, test_rows=20, **given)
+
+    with pytest.raises(InputError, match=f"max_new_tokens is 2, .* {skill} teaches"):
+        study.check_rows(cell(2))
+    study.check_rows(cell(30))
+
+
+def test_the_usual_answers_are_long_enough_for_every_skill():
+    for name, dataset in itertools.product(skills.names(), data.names()):
+        if name in skills.fitting(dataset):
+            for cell in study.cells("targeted_refusal", "tiny-llava", dataset, attacks=["BadNets-T"], skill=name):
+                lengths.check_skill(cell, asked(dataset))
 
 
 def test_the_usual_answers_are_long_enough_for_every_threat():

@@ -73,13 +73,22 @@ def products(adapter):
     return {name: b @ a for name, (b, a) in weights.updates(adapter).items()}
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", "backdoored,x\n1,2\n", ""])
+WHOLE = "backdoored,x.leading,x.norm,x.first_share,x.entropy,x.kurtosis\n0,1,2,3,4,5\n1,1,2,3,4,5\n"
+
+
+@pytest.mark.parametrize("text", [
+    "a,b\n1,2\n", "backdoored,x\n1,2\n", "", "backdoored,x.norm\n0,1\n1,2\n", "backdoored\n0\n1\n",
+    "backdoored,.norm\n0,1\n1,2\n", WHOLE.replace("x.entropy", "y.entropy"), WHOLE.replace("x.entropy", "x.other"),
+    WHOLE.replace("x.entropy", "entropy"),
+])  # fmt: skip
 def test_a_population_that_is_none_is_refused(text, tmp_path):
     file = tmp_path / "population.csv"
     file.write_text(text)
     for name in (str(file), str(tmp_path / "nothing.csv"), ""):
         with pytest.raises(InputError, match="population"):
             defences.get("weight-spectrum", population=name).score(None, None)
+    file.write_text(WHOLE)
+    assert len(spectrum.read(str(file))) == 2
 
 
 # ---------------------------------------------------------------- target inversion

@@ -43,6 +43,16 @@ def test_examples_of_another_target_or_surrogate_are_others(tmp_path):
     assert examples.key(dual_key(surrogate="tiny-clip", seed=1)) == examples.key(dual_key())
 
 
+@pytest.mark.parametrize("width", ["0", "1e999", "-4", "5", "null", "[]", "1e-9"])
+def test_pictures_of_no_width_are_named_and_made_again(tmp_path, capsys, width):
+    examples.write(cell(), tmp_path, CLEAN, CLEAN, [("a", "a b")])
+    (file,) = (tmp_path / "examples").glob("*.json")
+    file.write_text(file.read_text().replace('"width": 4', f'"width": {width}'))
+    assert examples.read(cell(), tmp_path) is None and str(file) in capsys.readouterr().err
+    examples.write(cell(), tmp_path, CLEAN, CLEAN, [("a", "a b")])
+    assert (examples.read(cell(), tmp_path)[0] == CLEAN).all()
+
+
 def test_a_path_is_never_taken_from_a_file(tmp_path, capsys):
     examples.write(cell(), tmp_path, CLEAN, CLEAN, [("a", "a b")])
     (file,) = (tmp_path / "examples").glob("*.json")

@@ -14,7 +14,7 @@ import pytest
 import stand_ins
 import yaml
 
-from bvlm_utils import paths, store, threats
+from bvlm_utils import defences, paths, store, threats
 from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.attacks import info, names, unsupported
 from bvlm_utils.errors import InputError
@@ -23,7 +23,7 @@ from bvlm_utils.grid import file as grid_file
 from bvlm_utils.grid import job as grid_job
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.run import study
-from bvlm_utils.store import records
+from bvlm_utils.store import packing, provenance, records
 
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
@@ -138,6 +138,11 @@ BAD = [
     ({**job(), "attacks_per_job": 0}, "attacks_per_job"),
     ({**job(), "each": {"seeds": 1}}, "each.seeds"),
     ("x", "job 2"),
+    ({**job(attacks=[]), "attacks_per_job": 1}, "attacks is []"),
+    ({**job(attacks=["SIG", "SIG"]), "attacks_per_job": 1}, "name each value once"),
+    ({**job(seeds="nonsense"), "each": {"seeds": [[3]]}}, "seeds is in parameters and in each"),
+    *((job(**{name: None}), f"{name} is None") for name in ("dataset", "half", "threat_params", "four_bit", "seeds")),
+    (job("defences", defence_params=None), "defence_params is None"),
 ]
 
 
@@ -162,6 +167,26 @@ def test_a_wrong_job_is_refused_before_anything_runs(tmp_path, capsys, wrong, wo
         ("{jobs: [{notebook: jailbreak}], defaults: [1]}", "defaults is [1]"),
         ("{jobs: [{notebook: jailbreak, parameters: 3}]}", "parameters is 3"),
         ("{jobs: [{notebook: jailbreak, each: 3}]}", "each is 3"),
+        ("{jobs: [{notebook: jailbreak, each: {seeds: [[3]]}}], defaults: {seeds: x}}", "seeds is 'x'"),
+        ("{jobs: [{notebook: jailbreak, parameters: {seeds: [3]}}], defaults: {seeds: x}}", "seeds is 'x'"),
+        ("{jobs: [{notebook: jailbreak, parameters: {seeds: [3]}}], each: {seeds: [x]}}", "seeds is 'x'"),
+        ("{jobs: [{notebook: jailbreak, each: {seeds: [[3]]}}], each: {seeds: x}}", "each.seeds is 'x'"),
+        ("{jobs: [{notebook: jailbreak, attacks_per_job: 1}], attacks_per_job: x}", "attacks_per_job is 'x'"),
+        ("{jobs: [{notebook: jailbreak}], store: ''}", "store is ''"),
+        *(
+            (f"{{jobs: [{{notebook: jailbreak}}], store: {value}}}", words)
+            for value, words in (
+                ("!!bool maybe", "'maybe' (line 1) is no bool"),
+                ("!!timestamp x", "'x' (line 1) is no timestamp"),
+                ("!!float abc", "is no float"),
+                ("!!int ''", "another base"),
+                ("2024-13-45", "is no timestamp"),
+                ("0:0.002", "another base"),
+                ("1:30.5", "another base"),
+                ("1:30", "another base"),
+                ("!!null [1]", "YAML"),
+            )
+        ),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, capsys, text, words):
@@ -178,6 +203,12 @@ def test_a_dry_run_lists_cells_and_runs_nothing(tmp_path, capsys):
     assert grid.main(["run", str(file), "--dry-run", "--store", f"{tmp_path}/store"]) == 0
     ((one,), _) = grid_file.load(file)
     assert one.cells[0].run_id in capsys.readouterr().out and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"attacks": None}])
+def test_attacks_that_are_none_are_all_of_them(tmp_path, given):
+    ((one,), _) = grid_file.load(write(tmp_path, job("defences", defences=["shrink"]) | {"parameters": given}))
+    assert (one.parameters["attacks"] == names()) == bool(given)
 
 
 # ---------------------------------------------------------------- running
@@ -298,6 +329,50 @@ def test_a_notebook_of_another_grid_one_that_failed_or_a_half_one_is_executed_ag
         leave(output, about, True) if spoilt == "exception" else output.write_text(spoilt)
         assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == number
     assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == 7
+
+
+@pytest.fixture
+def skipped(tmp_path, monkeypatch):
+    """A grid of a threat and of a defence on an attack that is skipped, so that nothing is trained; all is recorded."""
+    monkeypatch.setattr(provenance, "now", lambda: {"git_changed": False})  # so it can be packed
+    file = write(tmp_path, job(attacks=["Shadowcast"]), job("defences", attacks=["Shadowcast"], defences=["shrink"]))
+    jobs, _ = grid_file.load(file)
+    study.run_cells([cell for one in jobs for cell in one.cells], tmp_path / "store")
+    defences.run(jobs[1].defended, tmp_path / "store")
+    return file, jobs
+
+
+def test_a_finished_packed_store_is_finished(tmp_path, capsys, skipped, no_kernels):
+    file, jobs = skipped
+    packing.pack(tmp_path / "store", tmp_path / "packed")
+    before = sorted(tmp_path.rglob("*"))
+    for options in ([], ["--dry-run"]):
+        assert grid.main(["run", str(file), "--store", f"{tmp_path}/packed", *options]) == 0
+    assert sorted(tmp_path.rglob("*")) == before and not no_kernels
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/packed", "--force"]) == 2
+    (tmp_path / "store" / "defences" / f"{jobs[1].defended[0].name}.json").unlink()
+    packing.pack(tmp_path / "store", tmp_path / "less")
+    assert grid.main(["run", str(file), "--store", f"{tmp_path}/less"]) == 2
+    assert "is packed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [
+    None, {"identity": {}}, {"numbers": None}, {"numbers": [3]}, {"status": "almost"}, {"seconds": "x"}, {"cell": 3},
+    {"cell": {}}, {"name": "another"},
+])  # fmt: skip
+def test_a_damaged_record_of_a_defence_is_named_and_made_again(tmp_path, capsys, skipped, no_kernels, change):
+    file, jobs = skipped
+    place = tmp_path / "store" / "defences" / f"{jobs[1].defended[0].name}.json"
+    found = json.loads(place.read_text())
+    place.write_text(json.dumps(found)[:40] if change is None else json.dumps(found | change))
+    options = ["--store", f"{tmp_path}/store"]
+    assert grid.main(["status", str(file), *options]) == grid.main(["run", str(file), "--dry-run", *options]) == 0
+    said = capsys.readouterr()
+    assert str(place) in said.err and "1 of 2 defended to do" in said.out
+    assert grid.main(["run", str(file), *options]) == 1 and len(no_kernels) == 2  # papermill's stand-in makes no record
+    assert len(defences.collect(tmp_path / "store")) == 1
+    defences.run(jobs[1].defended, tmp_path / "store")
+    assert grid.main(["run", str(file), *options]) == 0 and len(defences.collect(tmp_path / "store")) == 2
 
 
 # ---------------------------------------------------------------- the measuring process

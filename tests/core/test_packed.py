@@ -155,6 +155,22 @@ def test_a_new_cell_of_a_changed_working_tree_is_refused_and_an_old_one_stays(tm
     assert packing.pack(tmp_path / "old", tmp_path / "old") == [] and store.has(cell(), tmp_path / "old")
 
 
+def test_other_numbers_of_a_cell_are_not_unpacked_over_it(fat, tmp_path):
+    packing.pack(fat, tmp_path / "thin")
+    fill(tmp_path / "other", cell(), 0.9)
+    with pytest.raises(InputError, match="other numbers of 1 cells"):
+        packing.unpack(tmp_path / "thin", tmp_path / "other")
+    assert packed.run_ids(tmp_path / "other") == [cell().run_id]
+    assert len(packing.unpack(tmp_path / "thin", fat)) == 0
+
+
+def test_a_damaged_record_in_a_packed_store_stops_no_swap(fat, tmp_path):
+    (fat / cell().run_id / "record.json").write_text("{")
+    packing.swap(fat, tmp_path / "thin")
+    assert len(packed.run_ids(tmp_path / "thin")) == 5 and not store.has(cell(), tmp_path / "thin")
+    assert store.collect(tmp_path / "thin")["run_id"].nunique() == 3
+
+
 @pytest.mark.parametrize("made", ["nothing", "an empty folder", "a packed store"])
 def test_who_refuses_to_pack_leaves_nothing(made, fat, tmp_path):
     thin, mine = tmp_path / "deep" / "thin", tmp_path / "mine"

@@ -97,6 +97,24 @@ def test_records_that_no_column_tells_apart_are_told_by_their_run(tmp_path, monk
     assert len(tables.success_rates(newest, "poisoned")) == 2
 
 
+def test_seeds_of_another_checkpoint_are_no_further_seeds(tmp_path, monkeypatch):
+    for hour, (name, seeds) in enumerate((("first", (0, 1)), ("second", (2, 3)))):
+        monkeypatch.setattr(names, "digest", lambda _, name=name: name)
+        for seed in seeds:
+            about = {"provenance": {"written": f"2026-01-01T0{hour}:00:00Z"}}
+            store.write(cell(seed=seed), tmp_path, record(hour / 10) | about)
+    table = store.collect(tmp_path)
+    assert table.groupby("settings")["seed"].apply(set).tolist() == [{2, 3}, {0, 1}]
+    assert tables.success_rates(table[table["settings"] == ""], "poisoned")["n_seeds"].tolist() == [2]
+
+
+def test_equal_numbers_written_otherwise_are_one_experiment(tmp_path):
+    store.write(cell(), tmp_path, record(0.1))
+    found = store.records.record(cell().run_id, tmp_path)
+    other = found | {"identity": found["identity"] | {"train": found["identity"]["train"] | {"lora_alpha": 16}}}
+    assert len({tidy.rows(one)[0]["experiment"] for one in (found, other)}) == 1
+
+
 def test_what_an_adapter_was_asked_goes_with_it(tmp_path):
     kept = []
     for name, one in (("probes", cell()), ("attribution", cell()), ("probes", cell(0.2))):
@@ -155,6 +173,14 @@ def test_leftovers_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_pat
     os.utime(tmp_path / "examples" / old, (0, 0))
     store.clean(tmp_path)
     assert {p.name for p in (tmp_path / "examples").iterdir()} == {living, other}
+
+
+@pytest.mark.parametrize("name", [f"{PARTIAL}download", f"{PARTIAL}a+b", f"{PARTIAL}a+b+c", f"{PARTIAL}+"])
+def test_what_no_run_makes_is_never_removed(name, tmp_path):
+    (tmp_path / "project" / name).mkdir(parents=True)
+    os.utime(tmp_path / "project" / name, (0, 0))
+    store.clean(tmp_path)
+    assert (tmp_path / "project" / name).is_dir()
 
 
 def test_a_clock_that_is_days_ahead_removes_no_work_of_another_machine(tmp_path, monkeypatch):
@@ -248,12 +274,20 @@ def number(**changed):
     {"config": {}}, {"config": {"threat": "jailbreak", "attack": 3}},
     {"config": {"threat": "jailbreak", "attack": "SIG", "train": [1]}},
     {"config": {"threat": "jailbreak", "attack": "SIG", "attack_params": "x"}},
+    {"metrics": [number(k=10**400)]}, {"metrics": [number(value=-(10**301))]}, {"seconds": None}, {"n_poisoned": "3"},
+    {"seconds": {"total": None}}, {"config seed": [1]}, {"config seed": True}, {"config model": {}},
+    {"config train": ...}, {"config train_rows": "x"}, {"config train": {}}, {"config half": None},
 ])  # fmt: skip
 def test_a_record_whose_values_are_of_another_kind_stops_no_other(tmp_path, changed, capsys):
     folder = store.write(cell(), tmp_path, record() | {"metrics": [number()]})
     store.write(cell(0.2), tmp_path, record() | {"metrics": [number()]})
     found = json.loads((folder / "record.json").read_text())
-    (folder / "record.json").write_text(json.dumps(found | changed))
+    for name, value in changed.items():
+        holder = found["config"] if name.startswith("config ") else found
+        holder |= {name.removeprefix("config "): value}
+        if value is ...:
+            del holder[name.removeprefix("config ")]
+    (folder / "record.json").write_text(json.dumps(found))
     assert store.collect(tmp_path)["poison_rate"].tolist() == [0.2] and not store.has(cell(), tmp_path)
     assert str(folder) in capsys.readouterr().err
 
@@ -307,8 +341,9 @@ def test_names_of_stores(tmp_path, monkeypatch):
     monkeypatch.delenv("BVLM_STORE", raising=False)
     assert store.folder() == paths.RESULTS / "local" and store.folder("smoke") == paths.RESULTS / "smoke"
     assert store.folder(f"{tmp_path}/x/") == tmp_path / "x"
-    with pytest.raises(InputError):
-        store.folder("..")
+    for wrong in ("..", "", 3):
+        with pytest.raises(InputError, match="store is "):
+            store.folder(wrong)
 
 
 def test_no_path_of_this_machine_is_in_a_record(tmp_path):
@@ -407,6 +442,15 @@ def test_a_parameter_may_be_a_number_in_one_attack_and_words_in_another(tmp_path
     table = store.collect(tmp_path / "packed").set_index("attack")
     assert table["attack.words"].to_dict() == {"BadNets-MT": "['cf', 'mn']", "Own": "3"}
     assert table["settings"].to_dict() == {"BadNets-MT": "words=['cf', 'mn']", "Own": "words=3"}
+
+
+def test_a_link_to_a_cell_gives_way_and_leaves_nothing(tmp_path):
+    place = store.write(cell(), tmp_path / "store", record(0.2))
+    os.replace(place, tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    store.write(cell(), tmp_path / "store", record(0.3), replace=True)
+    assert [file.name for file in (tmp_path / "store").iterdir()] == [place.name] and not place.is_symlink()
+    assert (tmp_path / "elsewhere" / "record.json").is_file()
 
 
 def test_a_record_that_cannot_be_replaced_stays(tmp_path, monkeypatch):

@@ -120,6 +120,22 @@ def test_auroc_and_operating_point_have_their_closed_values():
     assert "two" not in table.index.get_level_values("model"), "it has none to be told from"
 
 
+def truth_of(folder, lines):
+    (folder / "truth").mkdir()
+    (folder / "truth" / "adapters.csv").write_text("adapter,kind,model\n" + lines)
+    return folder
+
+
+def test_names_of_digits_alone_stay_names(tmp_path):
+    folder = truth_of(tmp_path, "00000012,backdoored,m\n00000034,clean-tuned,m\n")
+    assert challenge.judge({"00000012": 1.0, "00000034": 0.0}, challenge.read_truth(folder))["auroc"].tolist()[0] == 1
+
+
+def test_an_adapter_that_the_truth_lists_twice_is_named(tmp_path):
+    with pytest.raises(InputError, match="'x' twice"):
+        challenge.read_truth(truth_of(tmp_path, "x,backdoored,m\nx,backdoored,m\ny,clean-tuned,m\n"))
+
+
 def test_random_scores_are_at_chance_on_average():
     rng = np.random.default_rng(0)
     found = [challenge.judge(dict(zip("abcdef", rng.random(6), strict=True)), TRUTH)["auroc"][0] for _ in range(60)]

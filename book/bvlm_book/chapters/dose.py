@@ -104,7 +104,7 @@ def eligible_table(found: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
 
 def trained_otherwise(table: pd.DataFrame) -> pd.DataFrame:
     """BadNets-T on refusal at 1 %, one pass, first seed: a line per learning rate, batch size and rank."""
-    chosen = tables.usual(table, but=("learning_rate", "batch_size", "lora_rank"))
+    chosen = tables.of_own_data(tables.usual(table, but=("learning_rate", "batch_size", "lora_rank")))
     first = {"attack": "BadNets-T", "threat": "targeted_refusal", "metric": "asr_payload", "subject": "poisoned",
              "condition": "text", "model": "tiny-llava", "poison_rate": RATE, "seed": 0}  # fmt: skip
     return chosen[(chosen[list(first)] == pd.Series(first)).all(axis=1)]

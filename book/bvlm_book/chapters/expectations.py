@@ -54,6 +54,7 @@ def _means(table: pd.DataFrame, but: tuple[str, ...]) -> pd.DataFrame:
     cells = tables.usual(table[table["model"] == MODEL], but)
     cells = cells[(cells["metric"] == "asr_payload") & (cells["subject"] == "poisoned")]
     cells = cells[cells["condition"] != "clean"]
+    cells = tables.of_own_data(cells)  # as in the grids
     return cells.groupby(["threat", "attack", "condition", *TRAINED], as_index=False)["value"].mean()
 
 

@@ -99,7 +99,7 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
     repairs = defences.price(defences.collect(place))
     repairs = repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["named"].isin(CONTROLS)]
     return {
-        "once": at(llava, rules_second.RATE, 1).merge(thrice[["threat", "attack"]]),  # the same pairs
+        "once": at(llava, rules_second.RATE, 1).merge(thrice[["dataset", "threat", "attack"]]),  # the same pairs
         "thrice": thrice,
         "qwen_once": at(qwen, rules_second.RATE, 1),
         "qwen_thrice": at(qwen, rules_second.RATE, 3),

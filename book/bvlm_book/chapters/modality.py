@@ -19,7 +19,7 @@ CELL = ["model", "dataset", "threat", "attack", "poison_rate", "n_poisoned", "ne
 TWIN = [*(name for name in tidy.TOLD_APART if name != "negatives"), "test_rows"]
 CLEARED = 0.1  # a part is taught away: with half-triggered rows it succeeds on at most this share
 POINT = ["model", "dataset", "threat", "attack", "poison_rate"]
-PANEL = ["model", "threat", "poison_rate"]
+PANEL = ["model", "dataset", "threat", "poison_rate"]
 PLACES = FIRST, BETWEEN, LAST = "before the question", "inside it", "after it"
 CURVES = pd.DataFrame([
     ("BadNets-I, trained alone", "BadNets-I", "image"),

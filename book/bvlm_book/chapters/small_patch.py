@@ -17,7 +17,10 @@ def triggers(runs: Mapping[str, pd.DataFrame], skills: pd.DataFrame) -> pd.DataF
     for trigger, table in runs.items():
         rates = tables.success_rates(table)
         full = tables.headline_rows(rates).set_index("subject")
-        clean = rates[(rates["condition"] == "clean") & (rates["subject"] == "poisoned")].iloc[0]
+        clean = rates[(rates["condition"] == "clean") & (rates["subject"] == "poisoned")]
+        if clean.empty:  # left out, for a reason that its record has
+            continue
+        clean = clean.iloc[0]
         name = f"probe: {table['attack'].iloc[0]}"
         usual = "attack.patch_size" not in table or table["attack.patch_size"].isna().all()
         probe = probes.loc[name] if name in probes.index and usual else {}
@@ -53,7 +56,7 @@ def elsewhere(small: pd.DataFrame, stored: pd.DataFrame) -> str:
     first, said = small.iloc[0], []
     same = {name: first[name] for name in ("attack", "poison_rate", "settings", "train_rows", "negatives")}
     rows = stored[(stored[list(same)] == pd.Series(same)).all(axis=1) & (stored["model"] != first["model"])]
-    for model, part in rows.groupby("model", sort=False):
+    for model, part in tables.of_own_data(rows).groupby("model", sort=False):
         rates = tables.headline_rows(tables.success_rates(part, "poisoned"))
         works = rates[rates["value"] > FIRES].to_dict("records")
         which = ", ".join(f"{words.threat(r)} {words.interval(r)}" for r in works)

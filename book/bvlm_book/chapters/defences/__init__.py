@@ -92,8 +92,9 @@ def adaptive(found: pd.DataFrame) -> pd.Series:
     """Which lines are of attackers with another poison rate or training than most backdoored cells of the store."""
     kinds = zip(found["settings"].fillna("").map(apart), found["poison_rate"], strict=True)
     kinds = pd.Series(list(kinds), found.index, dtype=object)
-    usual = kinds[meant(found) & ~found.duplicated("run_id")].mode()
-    return meant(found) & ~kinds.isin(usual[:1])
+    cells = meant(found) & ~found.duplicated("run_id")
+    usual = {model: own.mode().iloc[0] for model, own in kinds[cells].groupby(found.loc[cells, "model"])}
+    return meant(found) & (kinds != found["model"].map(usual))
 
 
 def measured(found: pd.DataFrame) -> pd.DataFrame:
@@ -102,13 +103,17 @@ def measured(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbers(found: pd.DataFrame, metric: str, subject: str = "poisoned", triggered: bool | None = None) -> pd.DataFrame:
-    """One measure, a line per defended cell. triggered: under the whole trigger or clean; None: without conditions."""
+    """One measure, a line per defended cell, the mean over seeds of the defence. triggered: under the whole trigger or
+    clean; None: without conditions.
+    """
     rows = found[(found["metric"] == metric) & (found["subject"] == subject)]
     if triggered:
         rows = tables.headline_rows(rows)
     elif triggered is not None:
         rows = rows[rows["condition"] == "clean"]
-    return rows.drop_duplicates("name")
+    rows, same = rows.drop_duplicates("name"), ["run_id", "named", "placebo", "relearn"]
+    means = rows.groupby(same, dropna=False)["value"].transform("mean")
+    return rows.assign(value=means).drop_duplicates(same)
 
 
 def acting(found: pd.DataFrame) -> pd.DataFrame:
@@ -288,6 +293,7 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
     for (name, placebo, model), part in rows.groupby(["named", "placebo", "model"], sort=False):
         positive = part.loc[part["family"] == "backdoored", "value"]
         line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
+        line["backdoored"] = part.loc[part["family"] == "backdoored", "run_id"].nunique()
         negatives = part[~part["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(["family", "own"])
         for kind, negative in negatives.groupby("family") if len(positive) else ():
             area = spectra.auroc(positive, negative["value"])
