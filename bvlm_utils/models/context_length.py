@@ -105,7 +105,7 @@ def count(reader: "Tokenizer", text: str, name: str) -> int:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")
+    return " ".join(str(error).replace(". ", " ").split())[:200].rstrip(".")
 
 
 def check_count(name: str, text: str, count: int, room: int | None, where: str = "the prompt") -> None:

@@ -153,7 +153,7 @@ def test_a_tagger_that_is_not_installed_is_refused(monkeypatch, lacking):
     monkeypatch.setitem(sys.modules, "spacy", found)
     parts_of_speech._spacy.cache_clear()
     with pytest.raises(InputError, match="tagger 'spacy' needs the packages spacy and en_core_web_sm"):
-        attacks.get("MABA", tagger="spacy").apply_text(["Dogs run"])
+        attacks.get("MABA", tagger="spacy").apply_text(["Cats sleep"])
 
 
 def test_spacy_is_chosen_where_it_is_installed(monkeypatch):
