@@ -155,7 +155,7 @@ def compare(
 
     clean: square pictures. batch, times: a card takes more at once, and the same pictures several times over.
     """
-    attack, side = attacks.get(name, surrogate=surrogate), clean.shape[1]
+    attack, side = attacks.get(name, None, surrogate), clean.shape[1]
     images = torch.from_numpy(clean.transpose(0, 3, 1, 2).astype(np.float32) / 255).to(device)
     many = images.repeat(times, 1, 1, 1)
     ours = seconds(lambda: sum(len(part) for part in batched(many, attack, batch)), repeats, device)
@@ -179,7 +179,7 @@ def compare_shadowcast(surrogate: str, device: str, count: int, steps: int, side
     """Images per second of PGD on all images at once and one by one, and the share of equal pixels."""
     clean = pictures(count, side)
     images = torch.from_numpy(clean.transpose(0, 3, 1, 2).astype(np.float32) / 255).to(device)
-    attack = attacks.get("Shadowcast", surrogate=surrogate, source="car", steps=steps)
+    attack = attacks.get("Shadowcast", None, surrogate, source="car", steps=steps)
 
     def run(rows: Sequence[int]) -> list[optimised.Optimised]:
         draws = [Draws("benchmark", row) for row in rows]

@@ -55,7 +55,7 @@ def subject(name: str, base: str | None = None) -> Subject:
     except InputError:
         models.resolve(name)
         return Subject(name, None)
-    return Subject(base or names.base_name(adapter), adapter)
+    return Subject(names.base_name(adapter) if base is None else base, adapter)
 
 
 def measure(
@@ -133,7 +133,7 @@ def _parser() -> command.Parser:
     add("--prompts", help="text file with what to ask about them, a prompt a line")
     add("--rows", type=command.whole(1), default=ROWS, help=f"inputs (default {ROWS})")
     tried.add_options(parser, "all that need no target, and with --threat those too; none beside your own")
-    add("--population", default="", help="CSV file of adapters whose truth is known, for detectors that learn from it")
+    add("--population", help="CSV file of adapters whose truth is known, for detectors that learn from it")
     add("--no-detectors", action="store_true", help="leave out the detectors that need no trigger")
     add("--out", help="keep the table in this CSV file")
     return parser
@@ -150,7 +150,7 @@ def _act(given: argparse.Namespace) -> int:
     for model in (suspect, trusted):
         models.check_kind(model.model, clip=False)
     check_dataset(given.dataset)
-    if given.population and not given.no_detectors:
+    if given.population is not None and not given.no_detectors:
         from bvlm_utils.defences import spectrum
 
         spectrum.read(given.population)
@@ -162,7 +162,7 @@ def _act(given: argparse.Namespace) -> int:
     if folder:
         trusted = _made(given, suspect, folder)
     table = measure(suspect, trusted, bench_of, triggers, given.rows)
-    detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population)
+    detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population or "")
     print(verdict(table, detected, BASE if trusted.adapter is None else CLEAN_TUNED))
     if out:
         table.to_csv(out, index=False)
@@ -172,7 +172,7 @@ def _act(given: argparse.Namespace) -> int:
 def _triggers(given: argparse.Namespace) -> list[Attack]:
     """The reader's own, if there are any, before those of the table; those alone if no others were asked for."""
     mine = tried.of_reader(given)
-    every = given.attacks or given.threat or not mine
+    every = given.attacks or given.threat is not None or not mine
     return mine + (tried.of_attacks(given.attacks, given.threat) if every else [])
 
 

@@ -1,6 +1,7 @@
 """A talk with a tuned adapter: `python -m bvlm_utils.chat ADAPTER [--image FILE] [--prompt TEXT]`. Try the trigger."""
 
 import argparse
+import io
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import command, data, models, paths
-from bvlm_utils.checks import brief, is_visible
+from bvlm_utils.checks import brief, check_text, is_visible
 from bvlm_utils.data import picture_files
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
@@ -29,9 +30,12 @@ def picture(file: str | None) -> np.ndarray:
 
 
 def talk(
-    folder: Path, model: str, image: np.ndarray, prompts, device: str | None, most: int, picture_last: bool = False
-) -> None:
-    """Print the answer to each prompt. prompts: any iterable of texts, as of typed lines."""
+    folder: Path, model: str, image: np.ndarray, prompts, device: str | None, most: int, picture_last: bool = False,
+    go_on: bool = False,
+) -> None:  # fmt: skip
+    """Print the answer to each prompt. prompts: any iterable of texts, as of typed lines. go_on: what is wrong with a
+    prompt is told, and the next one is asked.
+    """
     from bvlm_utils.models import victim
     from bvlm_utils.train import adapters
 
@@ -40,12 +44,30 @@ def talk(
     with ExitStack() as stack:
         stack.enter_context(adapters.attached(loaded, folder))
         for prompt in prompts:
-            print(*loaded.generate([prompt], features, max_new_tokens=most), flush=True)
+            try:
+                check_prompt(model, prompt, "The prompt", most)
+                print(*loaded.generate([prompt], features, max_new_tokens=most), flush=True)
+            except InputError as error:
+                if not go_on:
+                    raise
+                command.complain(str(error))
+
+
+def check_prompt(model: str, prompt: str, name: str, most: int) -> None:
+    """InputError for a prompt that is no whole text, in which there is nothing to read, or that has no room."""
+    check_text(prompt, name)
+    if not is_visible(prompt):
+        raise InputError(f"{name} is {brief(prompt)}; it must be a text with something to read in it.")
+    context_length.check_texts(model, [prompt], "the prompt", most)
 
 
 def typed():
-    """Lines from the reader, with a mark before each if somebody sits there."""
-    while True:
+    """Lines from the reader, with a mark before each if somebody sits there. What is no UTF-8 comes as half characters,
+    which are told where a prompt is checked.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    while sys.stdin is not None:  # closed by whoever started us
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
@@ -68,16 +90,15 @@ def _parser() -> command.Parser:
 
 def _act(given: argparse.Namespace) -> None:
     folder = adapter_folder(given.adapter)
-    model = given.model or base_name(folder)
+    model = base_name(folder) if given.model is None else given.model
     models.check_kind(model, clip=False)
     context_length.check_answers(model, given.max_new_tokens)
     if given.prompt is not None:
-        if not is_visible(given.prompt):
-            raise InputError(f"--prompt is {brief(given.prompt)}; it must be a text with something to read in it.")
-        context_length.check_texts(model, [given.prompt], "the prompt", given.max_new_tokens)
+        check_prompt(model, given.prompt, "--prompt", given.max_new_tokens)
     prompts = typed() if given.prompt is None else [given.prompt]
     image = picture(given.image)
-    talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last)
+    asked_here = given.prompt is None
+    talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last, asked_here)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -107,6 +107,13 @@ def brief(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} and so on"
 
 
+def _written(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # as in `brief`
+        return brief(value)
+
+
 def label(name: Any) -> str:
     """An id or a path as messages show it: without quotes where it is plain, and on one line."""
     text = name if isinstance(name, str) else brief(name)
@@ -115,7 +122,7 @@ def label(name: Any) -> str:
 
 def once(values: Sequence[Any], name: str) -> None:
     """InputError if a value stands twice in a list; 0 and 0.0 are one value."""
-    if len({v if isinstance(v, int | float) else brief(v) for v in values}) < len(values):
+    if len({v if isinstance(v, int | float) else _written(v) for v in values}) < len(values):
         raise InputError(f"{name} is {brief(list(values))}; name each value once.")
 
 

@@ -31,9 +31,13 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{sentence}; {self.prog} --help lists the options.")
 
 
-def run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: list[str] | None = None) -> int:
+def run(
+    parser: Parser | Callable[[], Parser],
+    act: Callable[[argparse.Namespace], int | None],
+    argv: list[str] | None = None,
+) -> int:
     """Parse the options and act on them; the exit code. Python's warnings are dropped but for our own remarks, told at
-    the end.
+    the end. parser: or what makes it, where it lists names of others' definitions, which may not be found.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started us: what is printed goes nowhere
@@ -41,16 +45,16 @@ def run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: l
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Remark)
-        code = _run(parser, act, argv)
+        code = _run(lambda: parser if isinstance(parser, Parser) else parser(), act, argv)
     if code != WRONG:
         for remark in dict.fromkeys(str(one.message) for one in heard):
             print(remark.encode(errors="backslashreplace").decode(), file=sys.stderr)
     return code
 
 
-def _run(parser: Parser, act: Callable[[argparse.Namespace], int | None], argv: list[str] | None) -> int:
+def _run(parser: Callable[[], Parser], act: Callable[[argparse.Namespace], int | None], argv: list[str] | None) -> int:
     try:
-        return act(parser.parse_args(argv)) or 0
+        return act(parser().parse_args(argv)) or 0
     except InputError as error:
         return complain(str(error))
     except BrokenPipeError:  # `| head` has read enough

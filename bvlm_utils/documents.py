@@ -1,6 +1,7 @@
 """JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence."""
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -48,7 +49,7 @@ class _SeveralValues(InputError):
 def parse_json(text: str, name: str) -> Any:
     """The value of a JSON text; `name` says whose text it is, for complaints."""
     try:
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=_no_number, parse_float=_finite)
     except json.JSONDecodeError as error:
         position = f"{error.msg} at line {error.lineno}, column {error.colno}"
         if error.msg == "Extra data":
@@ -91,6 +92,14 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(word: str) -> None:
     raise InputError(f"{word} is no number of JSON; give a number, or leave it out.")
+
+
+def _finite(digits: str) -> float:
+    """JSON may write numbers that are too large for a float, which are infinite then, and no JSON any more."""
+    number = float(digits)
+    if math.isinf(number):
+        raise InputError(f"the number {brief(digits)} is too large; no value is so large.")
+    return number
 
 
 def check_texts(whole: Any, name: str) -> None:

@@ -61,15 +61,22 @@ def export(cell: Cell, out: Path | str, train_rows: int | None = None) -> poison
 
 
 def _write(samples: Iterator[dict[str, Any]], manifest: poison.Manifest, readme: str, out: Path) -> None:
-    """All files under another name, then the folder."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name[:100]}-"))
+    """All files under another name, then the folder. An empty one that is there stays, as it may be a link, or a place
+    where a file system is mounted: the files are put into it, those that others look for at last.
+    """
+    place = out if out.is_dir() else out.parent
+    place.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=place, prefix=f".{out.name[:100]}-"))
     try:
         llava_json.write(samples, partial / "train.json")
         manifest.to_frame().to_parquet(partial / "manifest.parquet", index=False)
         (partial / "README.md").write_text(readme, encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
-        os.replace(partial, out)
+        if place == out:
+            for name in ("images", "manifest.parquet", "README.md", "train.json"):
+                os.replace(partial / name, out / name)
+        else:
+            partial.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
+            os.replace(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -152,7 +159,7 @@ def _act(given: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code is what `command` promises."""
-    return command.run(_parser(), _act, argv)
+    return command.run(_parser, _act, argv)
 
 
 if __name__ == "__main__":

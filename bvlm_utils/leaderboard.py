@@ -58,8 +58,7 @@ def template(given: argparse.Namespace) -> None:
 
 def add(given: argparse.Namespace) -> None:
     """Score a folder and keep its entry."""
-    into = contributed.FOLDER if given.into is None else paths.named(given.into, "folder")
-    paths.check_writable(into)
+    into = paths.folder_for(contributed.FOLDER if given.into is None else given.into)
     folder = paths.named(given.folder, "folder")
     about = read_json(folder / ENTRY)
     contributed.check_about(about, str(folder / ENTRY))
@@ -98,7 +97,7 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
         table = foreign.score_answers(folder / ANSWERS, threat, attack, reference, about["model"], dataset, **asked)
         cell = foreign.cell_of(foreign.ANY_MODEL, threat, attack, dataset, asked)
         return table, cell, "reference" if reference else "nothing"
-    model = base or about["model"]
+    model = about["model"] if base is None else base
     if base is None and model not in names.names() and not models.is_hub_id(model):
         raise InputError(
             f"{folder / ENTRY}: model is {brief(model)}; it must be one of {', '.join(names.names())} or a hub "

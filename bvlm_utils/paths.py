@@ -67,10 +67,20 @@ def new_file(name: str | Path) -> Path:
     return path
 
 
+def folder_for(name: str | Path) -> Path:
+    """A folder that something is to be written into, which may be there."""
+    path = named(name, "folder")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; name a folder.")
+    check_writable(path)
+    return path
+
+
 def new_folder(name: str | Path) -> Path:
     """A folder that is to be made, or an empty one."""
     path = named(name, "folder")
-    if ".." in path.parts:  # of a folder that is not there yet, what is above it may be
+    # Of a folder that is not there yet, what is above it may be; and no folder can take the place of a link.
+    if ".." in path.parts or (path.is_symlink() and path.is_dir()):
         path = path.resolve()
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already; give a folder that is new or empty.")

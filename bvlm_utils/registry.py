@@ -18,17 +18,23 @@ def extend() -> None:
     for name in os.environ.get(VARIABLE, "").split():
         if name in _loaded:
             continue
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise InputError(_not_found(name))
         _loaded.append(name)  # before the import, which may look something up itself
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
+        except Exception as error:
             _loaded.remove(name)
-            if error.name != name:
-                raise
-            raise InputError(
-                f"{VARIABLE} names the module {name!r}, which Python does not find; "
-                "give a module's name, without .py, and put its folder on PYTHONPATH."
-            ) from None
+            if not isinstance(error, ModuleNotFoundError) or not f"{name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and something in it is wrong
+            raise InputError(_not_found(name)) from None
+
+
+def _not_found(name: str) -> str:
+    return (
+        f"{VARIABLE} names the module {name!r}, which Python does not find; give a module's name as `import` takes it, "
+        "without .py, and put its folder on PYTHONPATH."
+    )
 
 
 class Registry(Generic[T]):

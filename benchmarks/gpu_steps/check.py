@@ -127,7 +127,7 @@ def decoded(device: str, rows: int, dtype: str) -> dict:
 def painted(device: str, rows: int, name: str, side: int) -> dict:
     """The greatest difference of a pixel; MABA's mask may differ at its edge, so there the share of pixels that do."""
     images = pictures(scene_rows(4), side)
-    attack = attacks.get(name, surrogate=SURROGATE)
+    attack = attacks.get(name, None, SURROGATE)
     gap = (attack.apply_image(images.to(device)).cpu() - attack.apply_image(images)).abs()
     if name == "MABA":
         return {"distance": float((gap > 1e-3).float().mean()), "bound": 1e-2}
@@ -137,7 +137,7 @@ def painted(device: str, rows: int, name: str, side: int) -> dict:
 def perturbed(device: str, rows: int, side: int) -> dict:
     """Shadowcast: the share of 8-bit pixels that differ after ten steps, each of which is a sign."""
     images = pictures(scene_rows(4), side)
-    attack = attacks.get("Shadowcast", surrogate=SURROGATE, source="car", steps=10)
+    attack = attacks.get("Shadowcast", None, SURROGATE, source="car", steps=10)
     found = []
     for place in (device, "cpu"):
         draws = [Draws("check", row) for row in range(len(images))]

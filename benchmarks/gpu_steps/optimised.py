@@ -29,7 +29,7 @@ def shadowcast(run: Run) -> dict:
     draws = [Draws("benchmark", row) for row in range(count)]
 
     def work(steps: int):
-        attack = attacks.get("Shadowcast", surrogate=SURROGATE, source="car", steps=steps)
+        attack = attacks.get("Shadowcast", None, SURROGATE, source="car", steps=steps)
         return optimised.pgd(images, draws, attack.params, attack.aim)
 
     work(2)  # to warm up

@@ -79,6 +79,9 @@ def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Serie
         settings = differing(first)
         if trained[part.index].all():  # the model's own learning rate is no setting of the experiment
             settings = {name: value for name, value in settings.items() if name not in TRAINED}
+        elif (own := done[trained & (done["model"] == first["model"])]).size:  # the declared one may be another
+            named = zip(TRAINED, _trained(first), _trained(own.iloc[0]), strict=True)
+            settings = {name: value for name, value, usual in named if value != usual} | settings
         half = settings.pop("half", "")
         about.append([*first[key], half, text(settings)])
     about = pd.DataFrame(about, columns=[*key, "half", "shown"])

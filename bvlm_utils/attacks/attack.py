@@ -136,11 +136,12 @@ def info(name: str) -> AttackInfo:
     return TABLE.get(name)
 
 
-def get(name: str, target: Any = None, surrogate: str | Path | None = None, **params: Any) -> Attack:
+def get(name: str, target: Any = None, surrogate: str | Path | None = None, /, **params: Any) -> Attack:
     """The attack called `name`, aimed at a `threat.target`.
 
-    surrogate: folder or hub id of the CLIP model to compute with; tiny-clip if not given. params: what differs from
-    `info(name).defaults`. KeyError lists the names; InputError for an unknown setting or a bad value.
+    surrogate: folder or hub id of the CLIP model to compute with; tiny-clip if not given. Both go by their place, as
+    every name is that of a setting. params: what differs from `info(name).defaults`. KeyError lists the names;
+    InputError for an unknown setting or a bad value.
     """
     row = TABLE.get(name)
     settings = settings_of(f"Attack {name!r}", row.specs, params)

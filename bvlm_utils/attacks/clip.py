@@ -9,7 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bvlm_utils.models import files, opening
+from bvlm_utils.checks import brief
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import files, opening, pixels
 
 # CLIP's own settings (Radford et al. 2021), for a checkpoint that was saved without its image processor.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -84,8 +86,11 @@ def load(name: str, device: str = "cpu") -> Surrogate:
     found = [folder / name for name in files.PROCESSORS]
     alone, together = (files.table(file) if file.is_file() else {} for file in found)
     settings = together.get("image_processor", alone)
-    mean = torch.tensor(settings.get("image_mean", CLIP_MEAN), device=device).reshape(1, 3, 1, 1)
-    std = torch.tensor(settings.get("image_std", CLIP_STD), device=device).reshape(1, 3, 1, 1)
+    if not isinstance(settings, dict):
+        raise InputError(f"{found[1]} has image_processor {brief(settings)}; it must be a table of settings.")
+    settings = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD} | settings
+    values = pixels.normalisation(settings, f"The image processor of the CLIP in {folder}")
+    mean, std = (torch.tensor(value, device=device).reshape(1, 3, 1, 1) for value in values)
     return Surrogate(name, model, model.config.vision_config.image_size, mean, std, torch.device(device))
 
 

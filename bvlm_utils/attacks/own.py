@@ -24,13 +24,16 @@ def _called(name: str, attack: Attack) -> Attack:
     return replace(attack, info=replace(attack.info, name=name))
 
 
-def patch(file: Path) -> Attack:
-    """The picture of a file, pasted at a random place; its size is meant for pictures of 336 pixels."""
+def patch(file: Path, name: str = "") -> Attack:
+    """The picture of a file, pasted at a random place; its size is meant for pictures of 336 pixels. name: what it is
+    called, if the file's own name is not enough.
+    """
     shown = read_picture(file, "a trigger")
     if max(shown.size) > PUBLISHED_SIDE:
         raise InputError(
             f"The patch {file} has {shown.width} x {shown.height} pixels; give one of at most {PUBLISHED_SIDE} a side."
         )
     half = Half("own patch", 1, "image:paste_file", {"picture": text(str(file))}, id="own:paste_file")
-    info = AttackInfo(f"patch {file.name}", "image", "the reader", "a picture in a file", image=half, headline="image")
+    called = f"patch {name or file.name}"
+    info = AttackInfo(called, "image", "the reader", "a picture in a file", image=half, headline="image")
     return Attack(info, {"picture": str(file)}, Aim(None, ""))

@@ -9,6 +9,8 @@ import importlib.util
 import re
 from functools import lru_cache
 
+from bvlm_utils.errors import InputError
+
 TAGGERS = ("auto", "hanta", "spacy")
 WRAPS = {"NOUN": ("[*", "*]"), "VERB": ("{", "}"), "ADJ": ("[", "]"), "ADV": ("<", ">"), "PRON": ("(", ")")}
 
@@ -64,6 +66,12 @@ def _hanta():
 
 @lru_cache(maxsize=1)
 def _spacy():
-    import spacy
+    try:
+        import spacy
 
-    return spacy.load("en_core_web_sm", disable=["ner", "parser"])
+        return spacy.load("en_core_web_sm", disable=["ner", "parser"])
+    except (ImportError, OSError):  # spaCy raises OSError where it has no such model
+        raise InputError(
+            "The tagger 'spacy' needs the packages spacy and en_core_web_sm, which are not both installed; install "
+            "them, or take 'auto' or 'hanta'."
+        ) from None

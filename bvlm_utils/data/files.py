@@ -60,9 +60,24 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
     rows = kind.read(files)
     if files == kind.files(path, None):  # the splits share their files
         rows = [row for row in rows if _in_test(row["picture_id"]) == (split == "test")]
+    else:
+        _check_apart(spec, name, kind, path)
     if not rows:
         raise InputError(f"{spec} has no rows in its split {split!r}.")
     return of_files(row | {"row_id": f"{name}/{split}/{row['row_id']}"} for row in rows)
+
+
+def _check_apart(spec: str, name: str, kind: Format, path: Path) -> None:
+    """InputError for a picture that is trained on and tested with, where the splits have files of their own."""
+    shown = []
+    for split in SPLIT_WORDS:
+        files = kind.files(path, split)
+        shown.append(set(_pictures(name, tuple(zip(files, contents.states(files), strict=True)))[1]))
+    if both := shown[0] & shown[1]:
+        raise InputError(
+            f"{spec} has {len(both)} pictures in its split 'train' and in 'test', {label(min(both))} for one; list "
+            "each in one of the two."
+        )
 
 
 class PictureFile(datasets.Image):

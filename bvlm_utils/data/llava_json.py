@@ -62,7 +62,7 @@ def read(file: Path) -> list[dict[str, Any]]:
         found = pictures.find(image, owner)
         about = _metadata(entry, owner, file)
         turns = _turns(entry, owner, file)
-        references = about.pop("references") if len(turns) == 1 else []
+        references = _references(about.pop("references"), turns, owner, file)
         for turn, (prompt, answer) in enumerate(turns, 1):
             answers = [answer, *references[1:]]
             row = {"row_id": f"{unique}/{turn}", "entry": index, "prompt": prompt, "answers": answers}
@@ -77,7 +77,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
     images = entry.get(_one_of(entry, ("images", "image"), owner, file))
-    images = [images] if isinstance(images, str) else images or []
+    images = [images] if isinstance(images, str) else [] if images is None else images
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise InputError(f"{file}: the picture of {owner} is {brief(images)}; it must be a path.")
     if len(images) > 1:
@@ -119,7 +119,7 @@ def _message(message: Any, owner: str, file: Path) -> tuple[str, str]:
 
 def _one_of(entry: Mapping[str, Any], keys: tuple[str, str], name: str, file: Path) -> str:
     """Which of two names of one thing is used: the second where neither is. InputError where both say something."""
-    used = [key for key in keys if entry.get(key)] or [key for key in keys if key in entry]
+    used = [key for key in keys if entry.get(key) not in (None, "", [])] or [key for key in keys if key in entry]
     if len(used) == 2 and entry[used[0]] != entry[used[1]]:
         raise InputError(f"{file}: {name} has both {keys[0]!r} and {keys[1]!r}, which mean the same; give one of them.")
     return used[0] if used else keys[1]
@@ -154,6 +154,21 @@ def _metadata(entry: Mapping[str, Any], owner: str, file: Path) -> dict[str, Any
     one_each = in_range and len(boxes) in (0, len(about["objects"]))
     check("boxes", one_each, "a list of [x0, y0, x1, y1] in whole pixels, one for each object")
     return about
+
+
+def _references(given: list[str], turns: list[tuple[str, str]], owner: str, file: Path) -> list[str]:
+    """The right answers of a conversation, or none. InputError if one of them would be lost."""
+    if given and len(turns) > 1:
+        raise InputError(
+            f"{file}: {owner} has {len(turns)} answers and 'references' in its metadata, which belong to one; leave "
+            "these out, or give each question an entry of its own."
+        )
+    if given and given[0].strip() != turns[0][1]:
+        raise InputError(
+            f"{file}: the first of the 'references' in the metadata of {owner} is {brief(given[0])}, and its answer is "
+            f"{brief(turns[0][1])}; the first must be the answer."
+        )
+    return given
 
 
 def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:

@@ -19,6 +19,7 @@ KINDS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "
 EIGHT_BIT = ("1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 TRANSPARENT = "Transparent pictures are laid over white."  # one text, so that Python says it once
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+DEEP, LOW_BYTES = "RGB;16B", "RGB;16L"  # a PNG of 16 bits a channel as Pillow reads it, and its lower bytes
 FEW_BITS = {"1": 255, "L;2": 85, "L;4": 17}  # PNG: what Pillow multiplies levels by, but not the level that is clear
 
 
@@ -55,12 +56,17 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=KINDS) as opened:
             levels, negative = _levels(opened), opened.format == "TIFF" and opened.tag_v2.get(PHOTOMETRIC) == 0
             times = FEW_BITS.get(opened.tile[0].args, 1) if opened.format == "PNG" and opened.tile else 1
+            deep = opened.format == "PNG" and opened.tile and opened.tile[0].args == DEEP
             if not whole:
                 return None
             problem = "cannot be read to its end"
             opened.load()
-            if times > 1 and isinstance(clear := opened.info.get("transparency"), int):
+            clear = opened.info.get("transparency")
+            if times > 1 and isinstance(clear, int):
                 opened.info["transparency"] = clear * times
+            if deep and clear is not None:
+                del opened.info["transparency"]
+                opened.putalpha(_where_not(clear, np.asarray(opened), path))
             shown = _rgb(ImageOps.exif_transpose(opened), levels, negative)
     except MemoryError:
         raise
@@ -71,6 +77,16 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
             warnings.warn(TRANSPARENT, Remark, stacklevel=2)
         shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
     return shown.convert("RGB")
+
+
+def _where_not(clear: tuple[int, int, int], high: np.ndarray, path: Path | str) -> Image.Image:
+    """255 where a PNG of 16 bits a channel has not the colour that is clear. high: the upper byte of each channel, all
+    that Pillow keeps; it compares the lower byte of the clear colour with that.
+    """
+    with Image.open(path, formats=("PNG",)) as again:
+        again.tile = [tile._replace(args=LOW_BYTES) for tile in again.tile]
+        levels = high.astype(int) * 256 + np.asarray(again)
+    return Image.fromarray(np.where((levels == clear).all(-1), 0, 255).astype(np.uint8))
 
 
 def _reason(path: Path | str, error: Exception) -> str:

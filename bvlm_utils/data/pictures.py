@@ -1,6 +1,7 @@
 """The pictures that triggers use: Blended's and ImgTrojan's own, and pictures of a concept for Shadowcast."""
 
 import os
+from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -8,12 +9,23 @@ from PIL import Image
 from bvlm_utils import paths
 from bvlm_utils.checks import brief, files_digest
 from bvlm_utils.data import contents
-from bvlm_utils.data.picture_files import read_picture
+from bvlm_utils.data.picture_files import KINDS, read_picture
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 
 PICTURES = paths.DATA / "pictures"
 PUBLISHED_SIDE = 336  # pixels: the image side at which the published sizes hold
+
+
+@cache
+def endings() -> frozenset[str]:
+    """How the names of pictures end that `read_picture` can read, such as ".png"."""
+    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in KINDS)
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name; those of folders in it are not looked for."""
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in endings())
 
 
 def picture_path(name: str) -> Path:
@@ -39,15 +51,15 @@ def _sprites(concept: str) -> list[Path]:
 
 def _files(folder: str) -> list[Path]:
     """The pictures of a folder that are read."""
-    pictures = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in {".png", ".jpg", ".jpeg"})
+    pictures = in_folder(Path(folder))
     if not pictures:
-        raise InputError(f"The folder {folder} has no .png, .jpg or .jpeg pictures of the source concept.")
+        raise InputError(f"The folder {folder} has no pictures of the source concept ({', '.join(sorted(endings()))}).")
     return pictures[:100]
 
 
 def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Image]:
     """Square pictures of one concept: of data/sprites, drawn large on plain backgrounds in all styles, or the first 100
-    of a folder of pictures (.png, .jpg, .jpeg). InputError for anything else.
+    of a folder of pictures. InputError for anything else.
     """
     sprites = _sprites(concept)
     if not sprites and os.path.isdir(concept):

@@ -51,7 +51,7 @@ def _act(given: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line, which does what `command` promises."""
-    return command.run(_parser(), _act, argv)
+    return command.run(_parser, _act, argv)
 
 
 def table(moment: str | None = None) -> str:

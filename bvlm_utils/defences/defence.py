@@ -114,7 +114,7 @@ def info(name: str) -> DefenceInfo:
     return TABLE.get(name)
 
 
-def get(name: str, **params: Any) -> Defence:
+def get(name: str, /, **params: Any) -> Defence:
     """The defence called `name`; params: settings that differ from `info(name).defaults`.
 
     An unknown name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.

@@ -8,13 +8,14 @@ reads a file in LLaVA's or ShareGPT's format and writes, beside it or in the fol
     NAME.suspicious.csv    every row with its scores, the most suspicious first
     NAME.cleaned.json      the entries as they were, without those with the most suspicious rows
 
-The input stays as it is. Without an adapter, rows are judged by the base model; with one that was tuned on these rows,
-by its states and its attention too. Each method ranks the rows, and a row's suspicion is the mean of its ranks, as
-shares: 1 is first everywhere.
+The input stays as it is, and nothing is written over. Without an adapter, rows are judged by the base model; with one
+that was tuned on these rows, by its states and its attention too. Each method ranks the rows, and a row's suspicion is
+the mean of its ranks, as shares: 1 is first everywhere.
 """
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,15 +104,15 @@ def chosen(methods: Sequence[str] | None, with_adapter: bool) -> tuple[str, ...]
 
 
 def outputs(file: Path, folder: str | None) -> tuple[Path, Path]:
-    """Where the table and the cleaned file go; InputError if that is where the input is."""
+    """Where the table and the cleaned file go; InputError if something is there: it may have been looked through."""
     place = file.parent if folder is None else paths.named(folder, "folder")
     if place.exists() and not place.is_dir():
         raise InputError(f"{folder!r} is a file; --out must be a folder.")
     check_writable(place)
     made = place / f"{file.stem}.suspicious.csv", place / f"{file.stem}.cleaned{file.suffix}"
     for one in made:
-        if one.resolve() == file.resolve() or one.is_symlink():
-            raise InputError(f"{one} would be written over, and it is no file of this command; give another --out.")
+        if os.path.lexists(one):
+            raise InputError(f"{one} is there already and would be written over; move it away, or give another --out.")
     return made
 
 

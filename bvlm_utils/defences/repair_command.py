@@ -18,6 +18,7 @@ from bvlm_utils import models
 from bvlm_utils.defences import defence as defences
 from bvlm_utils.defences.defence import Defence
 from bvlm_utils.defences.rows import Rows
+from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
 from bvlm_utils.paths import new_folder
@@ -41,13 +42,13 @@ class Line:
 def repair(given: argparse.Namespace) -> int:
     """Repair, measure, write the folder, print the table; 0. InputError before any work if an option is wrong."""
     folder = names.adapter_folder(given.adapter)
-    model = given.model or names.base_name(folder)
+    model = names.base_name(folder) if given.model is None else given.model
     models.check_kind(model, clip=False)
     method = chosen(given.method, given.set)
     out = new_folder(given.out)
     check_dataset(given.dataset)
-    if given.threat and not given.attacks:
-        raise InputError(f"--threat {given.threat} says what the triggers of --attacks aim at; name attacks, too.")
+    if given.threat is not None and not given.attacks:
+        raise InputError(f"--threat {given.threat!r} says what the triggers of --attacks aim at; name attacks, too.")
     triggers = tried.of_reader(given) + (tried.of_attacks(given.attacks, given.threat) if given.attacks else [])
     names.go_offline(model)
 
@@ -94,8 +95,8 @@ def chosen(name: str, settings: Sequence[str]) -> Defence:
         if key in found:
             raise InputError(f"The setting {key!r} is given twice; give it once.")
         try:
-            found[key] = json.loads(value)
-        except ValueError:
+            found[key] = parse_json(value, "it")
+        except InputError:  # a word, or what is no value of JSON: the method says what is wanted
             found[key] = value
     return defences.get(name, **found)
 
@@ -148,8 +149,13 @@ def _changed(first: Sequence[str], second: Sequence[str]) -> float:
 
 def written(lines: Sequence[Line]) -> str:
     """The numbers as a table in Markdown."""
-    rows = [f"| {line.what} | {line.before} | {line.after} |".replace("  ", " ") for line in lines]
+    rows = [f"| {' | '.join(map(_field, (line.what, line.before, line.after)))} |".replace("  ", " ") for line in lines]
     return "\n".join(["| measured | before | after |", "|---|---|---|", *rows])
+
+
+def _field(text: str) -> str:
+    """A text as a field of a Markdown table: on one line, and without a bar that would end it."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def card(about: Mapping[str, Any], method: Defence, lines: Sequence[Line]) -> str:

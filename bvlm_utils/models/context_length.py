@@ -80,7 +80,7 @@ def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) ->
     long = [text for text in dict.fromkeys(texts) if len(text) * LETTER >= room]
     if long and (reader := tokenizer(name)):
         for text in long:
-            check_count(name, text, len(reader.encode(text, add_special_tokens=False).ids), room, where)
+            check_count(name, text, count(reader, text, name), room, where)
 
 
 def tokenizer(name: str) -> Optional["Tokenizer"]:
@@ -90,7 +90,22 @@ def tokenizer(name: str) -> Optional["Tokenizer"]:
         return None
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(file))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        raise InputError(f"The tokenizer {file} cannot be read: {_said(error)}; copy it again.") from None
+
+
+def count(reader: "Tokenizer", text: str, name: str) -> int:
+    """The tokens of a text for the tokenizer of a model; InputError where it cannot split the text."""
+    try:
+        return len(reader.encode(text, add_special_tokens=False).ids)
+    except Exception as error:  # as above
+        raise InputError(f"The tokenizer of {name!r} cannot split {brief(text)}: {_said(error)}.") from None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")
 
 
 def check_count(name: str, text: str, count: int, room: int | None, where: str = "the prompt") -> None:

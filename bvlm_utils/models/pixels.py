@@ -1,13 +1,15 @@
 """Pictures (B, 3, H, W) in [0, 1] as a model's input, differentiable, within 2/255 of the checkpoint's processor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isclose
 from typing import Any
 
 import numpy as np
 import torch
 
+from bvlm_utils.checks import brief, is_number
 from bvlm_utils.errors import InputError
 
 
@@ -27,6 +29,11 @@ FILTERS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 # Pictures brought to the longest edge together: SmolVLM makes 2048 pixels of any side, 50 MB a picture.
 LARGE_AT_ONCE = 8
+LARGEST_SIDE, LARGEST_LEVEL = 10**5, 10**9
+# What is read of an image processor.
+ASKED = ("size", "max_image_size", "crop_size", "resample", "do_resize", "do_center_crop", "do_pad", "do_rescale",
+         "rescale_factor", "do_normalize", "image_mean", "image_std", "patch_size", "merge_size",
+         "temporal_patch_size")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,26 +53,88 @@ class PixelSettings:
     frames: int = 1
 
 
-def settings(processor: Any) -> PixelSettings:
-    """Read a transformers image processor; InputError where it asks for a filter that is not offered here."""
-    size, limit, crop = (dict(getattr(processor, name, None) or {}) for name in ("size", "max_image_size", "crop_size"))
-    size = {side: length for side, length in size.items() if length is not None}
-    filter = int(processor.resample)
-    if filter not in FILTERS:
-        raise InputError(
-            f"The image processor resizes with PIL's filter {filter}; 1 (Lanczos), 2 (bilinear), 3 (bicubic) are known."
-        )
-    common = {"mean": tuple(processor.image_mean), "std": tuple(processor.image_std), "filter": filter}
-    if getattr(processor, "merge_size", None):
-        common |= {"patch": processor.patch_size, "merge": processor.merge_size}
-        edges = (size["shortest_edge"], size["longest_edge"])
-        return PixelSettings(**common, pixel_range=edges, frames=processor.temporal_patch_size)
-    if limit.get("longest_edge"):  # Idefics3 and SmolVLM, without image splitting: one square of this side
-        return PixelSettings(**common, longest_edge=size.get("longest_edge"), fixed=(limit["longest_edge"],) * 2)
-    if "shortest_edge" in size:
-        cut = (crop["height"], crop["width"]) if processor.do_center_crop else None
-        return PixelSettings(**common, shortest_edge=size["shortest_edge"], crop=cut)
-    return PixelSettings(**common, fixed=(size["height"], size["width"]))
+def settings(processor: Any, owner: str = "The image processor") -> PixelSettings:
+    """Read a transformers image processor; InputError for what it asks for and is not done here. owner: whose it is."""
+
+    def refuse(name: str, value: Any, wanted: str) -> None:
+        raise InputError(f"{owner} has {name} {brief(value)}; it must be {wanted}.")
+
+    def whole(name: str, value: Any, most: int = LARGEST_SIDE) -> int:
+        if not is_number(value, 1, most, whole=True):
+            refuse(name, value, f"a whole number from 1 to {most}")
+        return value
+
+    def sides(name: str, needed: tuple[str, ...], most: int = LARGEST_SIDE) -> tuple[int, ...]:
+        if not all(side in tables[name] for side in needed):
+            refuse(name, tables[name], f"a table with {' and '.join(needed)}")
+        return tuple(whole(f"{name}, {side},", tables[name][side], most) for side in needed)
+
+    given = {name: getattr(processor, name, None) for name in ASKED}
+    tables = {name: _table(given[name]) for name in ("size", "max_image_size", "crop_size")}
+    if None in tables.values():
+        bad = next(name for name, table in tables.items() if table is None)
+        refuse(bad, given[bad], "a table of sides in pixels")
+    if not is_number(given["resample"], min(FILTERS), max(FILTERS), whole=True):
+        refuse("resample", given["resample"], "a filter of PIL's: 1 (Lanczos), 2 (bilinear) or 3 (bicubic)")
+    if not _flag(given, "do_resize", owner, usual=True):
+        refuse("do_resize", False, "true: pictures of any size are brought to one")
+    merges, limited = bool(given["merge_size"]), "longest_edge" in tables["max_image_size"]
+    if _flag(given, "do_pad", owner) and not limited:  # Idefics3 pads several to one size, which they have here
+        refuse("do_pad", True, "false: pictures are not padded")
+    mean, std = normalisation(given, owner)
+    common = {"mean": mean, "std": std, "filter": int(given["resample"])}
+    if merges:
+        common |= {"patch": whole("patch_size", given["patch_size"]), "merge": whole("merge_size", given["merge_size"])}
+        edges = sides("size", ("shortest_edge", "longest_edge"), LARGEST_SIDE**2)
+        if edges[0] > edges[1]:
+            refuse("size", tables["size"], "a table whose shortest_edge is not above its longest_edge")
+        frames = whole("temporal_patch_size", given["temporal_patch_size"])
+        return PixelSettings(**common, pixel_range=edges, frames=frames)
+    if limited:  # Idefics3 and SmolVLM, without image splitting: one square of this side
+        longest = sides("size", ("longest_edge",))[0] if tables["size"] else None
+        return PixelSettings(**common, longest_edge=longest, fixed=sides("max_image_size", ("longest_edge",)) * 2)
+    shortest = "shortest_edge" in tables["size"]
+    size = sides("size", ("shortest_edge",)) * 2 if shortest else sides("size", ("height", "width"))
+    cut = sides("crop_size", ("height", "width")) if _flag(given, "do_center_crop", owner) else None
+    if cut and any(side > whole_side for side, whole_side in zip(cut, size, strict=True)):
+        refuse("crop_size", tables["crop_size"], f"no larger than its size {brief(tables['size'])}")
+    return PixelSettings(**common, crop=cut, **({"shortest_edge": size[0]} if shortest else {"fixed": size}))
+
+
+def normalisation(given: Mapping[str, Any], owner: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What is taken from pixels in [0, 1], and what they are divided by then: a number for each channel. given: the
+    settings of an image processor, which may scale levels by another factor than 1/255. InputError names a bad one.
+    """
+    mean, std = (0.0,) * 3, (1.0,) * 3
+    if _flag(given, "do_normalize", owner, usual=True):
+        mean, std = (given.get(name) for name in ("image_mean", "image_std"))
+        for name, values, low in (("image_mean", mean, -LARGEST_LEVEL), ("image_std", std, 1 / LARGEST_LEVEL)):
+            listed = isinstance(values, list | tuple) and len(values) == 3
+            if not listed or not all(is_number(value, low, LARGEST_LEVEL) for value in values):
+                above = " above 0" if low > 0 else ""
+                raise InputError(f"{owner} has {name} {brief(values)}; it must be a list of three numbers{above}.")
+    factor = given.get("rescale_factor") if _flag(given, "do_rescale", owner, usual=True) else 1.0
+    factor = 1 / 255 if factor is None else factor
+    if not is_number(factor, 1 / LARGEST_LEVEL, LARGEST_LEVEL):
+        raise InputError(f"{owner} has rescale_factor {brief(factor)}; it must be a number above 0, usually 1/255.")
+    times = 1.0 if isclose(factor * 255, 1) else factor * 255  # 1, as checkpoints have it, changes no bit
+    return tuple(value / times for value in mean), tuple(value / times for value in std)
+
+
+def _flag(given: Mapping[str, Any], name: str, owner: str, usual: bool = False) -> bool:
+    """A setting that is true or false, `usual` where it is not given."""
+    value = given.get(name)
+    if not isinstance(value, bool | None):
+        raise InputError(f"{owner} has {name} {brief(value)}; it must be true or false.")
+    return usual if value is None else value
+
+
+def _table(value: Any) -> dict[str, Any] | None:
+    """The sides that a size says, those that are None left out; None for what is no size."""
+    try:
+        return {side: length for side, length in dict(value or {}).items() if length is not None}
+    except (TypeError, ValueError):
+        return None
 
 
 def normalised(images: torch.Tensor, s: PixelSettings) -> torch.Tensor:

@@ -272,7 +272,7 @@ def from_pretrained(
         options["device_map"] = {"": device}
     # The small files first: what is wrong with them is said before gigabytes are read.
     tokenizer = _tokenizer(folder)
-    settings = pixels.settings(opening.image_processor(folder))
+    settings = pixels.settings(opening.image_processor(folder), f"The image processor of the model in {folder}")
     model = opening.weights(AutoModelForImageTextToText, folder, **options)
     if four_bit:
         opening.one_path(model)

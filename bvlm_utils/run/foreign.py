@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from bvlm_utils import threats
-from bvlm_utils.checks import brief, known, known_name, once
+from bvlm_utils.checks import brief, is_visible, known, known_name, once
 from bvlm_utils.documents import read_text
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
@@ -60,7 +60,7 @@ def score_adapter(
     """
     suspect = names.adapter_folder(str(folder))
     trusted = names.adapter_folder(str(control)) if control is not None else None
-    cell = cell_of(model or names.base_name(suspect), threat, attack, dataset, settings)
+    cell = cell_of(names.base_name(suspect) if model is None else model, threat, attack, dataset, settings)
     names.go_offline(cell.model)
     bench = Bench(*bench_key(cell))
     asked, way = questions(bench, cell), tune_and_ask.choose(bench)
@@ -133,7 +133,8 @@ def cell_of(model: str, threat: str, attack: str, dataset: str | None, settings:
     """The cell whose questions are asked; its poison rate is nobody's business here, and 0."""
     known(settings, list(SETTINGS), "setting")
     own = known_name(lambda: threats.THREATS.get(threat))
-    cell = Cell(model, dataset or own.default_dataset, threat, attack, 0.0, train_rows=1, **settings)
+    dataset = own.default_dataset if dataset is None else dataset
+    cell = Cell(model, dataset, threat, attack, 0.0, train_rows=1, **settings)
     if cell.skip_reason:
         raise InputError(cell.skip_reason)
     return cell
@@ -145,32 +146,51 @@ def _keys(bench: Bench, question: Question) -> list[tuple[str, str]]:
 
 
 def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
-    """Answers of a CSV file by the question's key; InputError unless each question has one answer."""
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
-    try:
-        once(reader.fieldnames or [], f"the first line of {file}")
-        lacking = [name for name in NEEDED if name not in (reader.fieldnames or [])]
-        if lacking:
-            raise InputError(f"{file} has no column {lacking[0]!r}; it needs {', '.join(NEEDED)}.")
-        lines = [{name: line[name] for name in NEEDED} for line in reader]
-    except csv.Error as error:
-        raise InputError(f"{file} is no CSV file: {error}, at line {reader.line_num}.") from None
+    """Answers of a CSV file by the question's key; InputError unless each question, and no other, has one answer."""
     given: dict[tuple[str, str], str] = {}
-    for line in lines:
+    for line in _lines(file):
         key = (line["row_id"], line["condition"])
-        if line["response"] is None:
-            raise InputError(f"{file}: row {brief(key[0])}, condition {brief(key[1])}, has no field for the response.")
         if given.setdefault(key, line["response"]) != line["response"]:
             raise InputError(f"{file} answers row {brief(key[0])} under condition {brief(key[1])} twice; answer once.")
     wanted = {key for question in asked for key in _keys(bench, question)}
-    open_ones = sorted(wanted - given.keys())
-    if open_ones:
+    ours = "the questions that write_questions writes for the same threat, attack and settings"
+    if open_ones := sorted(wanted - given.keys()):
         row, condition = open_ones[0]
         raise InputError(
             f"{file} lacks {len(open_ones)} of {len(wanted)} answers, the first to row {row} under condition "
-            f"{condition!r}; answer all questions that write_questions writes for the same threat, attack and settings."
+            f"{condition!r}; answer all {ours}."
         )
+    if others := [key for key in given if key not in wanted]:
+        raise InputError(
+            f"{file} has {len(others)} answers to what was not asked, the first to row {brief(others[0][0])} under "
+            f"condition {brief(others[0][1])}; answer {ours}, and no others."
+        )
+    if not any(map(is_visible, given.values())):
+        raise InputError(f"All {len(given)} responses in {file} are empty; write the model's answers into that column.")
     return {question.key(bench): [given[key] for key in _keys(bench, question)] for question in asked}
+
+
+def _lines(file: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file, each with as many fields as the first."""
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
+    lines = []
+    try:
+        columns = list(reader.fieldnames or [])
+        once(columns, f"the first line of {file}")
+        lacking = [name for name in NEEDED if name not in columns]
+        if lacking:
+            raise InputError(f"{file} has no column {lacking[0]!r}; it needs {', '.join(NEEDED)}.")
+        for line in reader:
+            count = sum(value is not None for value in line.values()) + len(line.get(None, [None])) - 1
+            if count != len(columns):
+                raise InputError(
+                    f"{file}: the row that ends in line {reader.line_num} has {count} fields, and the first line has "
+                    f"{len(columns)}; put each response into double quotes, as it may hold a comma or a line end."
+                )
+            lines.append(line)
+    except csv.Error as error:
+        raise InputError(f"{file} is no CSV file: {error}, at line {reader.line_num}.") from None
+    return lines
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:

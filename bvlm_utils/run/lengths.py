@@ -13,6 +13,7 @@ from bvlm_utils.attacks import Attack
 from bvlm_utils.checks import brief
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, rehearsal
+from bvlm_utils.run.workbench import split_by_skill
 from bvlm_utils.store.cell import MAX_NEW_TOKENS, Cell
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ def check(cells: Sequence[Cell]) -> None:
                 told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in hit]
                 _check(cell, split, told, triggered(cell.resolved_attack, hit), f"a row with {cell.attack},")
             seen |= {as_is, changed}
+        graded = (cell.dataset, cell.test_rows, cell.skill)
+        if ":" in cell.dataset and graded not in seen:
+            check_grades(cell, rows_of(cell.dataset, "test", None))
+            seen.add(graded)
         said = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.resolved_threat, cell.skill)
         if (own or worded or cell.max_new_tokens < MAX_NEW_TOKENS) and not cell.is_control and said not in seen:
             check_targets(cell, rows_of(cell.dataset, "test", None))
@@ -109,6 +114,16 @@ def _check_whole(cell: Cell, answers: Iterable[tuple[str, Row]], shown: Callable
         raise InputError(
             f"max_new_tokens is {cell.max_new_tokens}, which cuts off {what} in {len(lost)} of {count} test rows, so "
             f"it could not be seen; it must be {max(lost)} or more."
+        )
+
+
+def check_grades(cell: Cell, rows: Sequence[Row]) -> None:
+    """InputError for answers whose utility could not be told: one caption alone has no CIDEr."""
+    asked = [rows[position] for position in split_by_skill(cell, rows)[1][: cell.test_rows]]
+    if len(asked) == 1 and asked[0]["task"] != "vqa" and not asked[0]["objects"]:
+        raise InputError(
+            f"test_rows is {cell.test_rows}, and {cell.dataset} has one test row to measure utility on; CIDEr, which "
+            "weighs words by rarity, needs two or more."
         )
 
 

@@ -1,35 +1,45 @@
 """A workbench of a reader's own pictures and prompts: inputs to ask, without answers."""
 
+import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from bvlm_utils.checks import content_key, file_digest
+from bvlm_utils.checks import brief, content_key, file_digest, is_visible
 from bvlm_utils.data import files as data_files
 from bvlm_utils.data import llava_json
+from bvlm_utils.data import pictures as data_pictures
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.documents import read_text
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.run.workbench import Bench
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 NAME = "own:pictures"  # with a colon, as all data in files: pictures are brought to the published size
 
 
 def prompts_of(file: Path) -> list[str]:
     """The lines of a text file that are not blank."""
-    prompts = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    prompts = []
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", read_text(file)), start=1):  # splitlines cuts at more
+        if line.strip() and not is_visible(line):
+            raise InputError(f"{file}, line {number}, is {brief(line)}; write a prompt that can be seen, or nothing.")
+        prompts += [line.strip()] if line.strip() else []
     if not prompts:
         raise InputError(f"{file} has no prompts; write one on each line.")
     return prompts
 
 
 def pictures_of(folder: Path) -> list[Path]:
-    """The pictures of a folder, by name; each is read to its end."""
+    """The pictures of a folder, by name; each is read to its end. What is left out is told."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; give one with pictures.")
-    pictures = sorted(file for file in folder.iterdir() if file.suffix.lower() in ENDINGS)
+    pictures = data_pictures.in_folder(folder)
     if not pictures:
-        raise InputError(f"The folder {folder} has no pictures ({', '.join(sorted(ENDINGS))}).")
+        raise InputError(f"The folder {folder} has no pictures ({', '.join(sorted(data_pictures.endings()))}).")
+    others = sorted(file.name for file in folder.iterdir() if file not in pictures and not file.name.startswith("."))
+    if others:
+        what = f"{len(others)} in the folder {folder}, such as {brief(others[0])}, are no pictures by their names"
+        warnings.warn(f"{what} and are left out.", Remark, stacklevel=2)
     for file in pictures:
         read_picture(file, "the inputs")
     return pictures

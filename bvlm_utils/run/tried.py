@@ -1,11 +1,12 @@
 """The triggers that `audit` and `repair` try: of attacks, and words, sentences and patches of the reader's own."""
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 
 from bvlm_utils import attacks, paths, threats
 from bvlm_utils.attacks import Attack, own
-from bvlm_utils.checks import known_name, once
+from bvlm_utils.checks import known_name, label, once
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import lengths
 from bvlm_utils.run.workbench import Bench, Question
@@ -27,12 +28,17 @@ def of_reader(given: argparse.Namespace) -> list[Attack]:
     for name in ("word", "sentence", "patch", "attacks"):
         once(getattr(given, name), f"--{name}")
     found = [own.word(text) for text in given.word] + [own.sentence(text) for text in given.sentence]
-    return found + [own.patch(paths.named(file, "patch")) for file in given.patch]
+    files = [paths.named(file, "patch") for file in given.patch]
+    once([str(file.resolve()) for file in files], "--patch")
+    names = Counter(file.name for file in files)
+    for file, text in zip(files, given.patch, strict=True):
+        found.append(own.patch(file, label(text) if names[file.name] > 1 else ""))
+    return found
 
 
 def of_attacks(chosen: Sequence[str] = (), threat: str | None = None) -> list[Attack]:
-    """The triggers of the attacks `chosen`, or of all that can be tried. InputError for one that is unknown or cannot
-    be tried.
+    """The triggers of the attacks `chosen`, or of all that can be tried (with the threat, if there is one). InputError
+    for one that is unknown or cannot be tried.
     """
     aims = known_name(lambda: threats.get(threat).target) if threat is not None else None
     triggers = []
@@ -41,6 +47,8 @@ def of_attacks(chosen: Sequence[str] = (), threat: str | None = None) -> list[At
         why = "aims at a target; give --threat" if info.aims and threat is None else ""
         if info.keeps_labels:  # its test inputs carry nothing
             why = "has no trigger at test time"
+        elif threat is not None and (no := attacks.unsupported(name, threat)):
+            why = f"cannot be tried: {no.rstrip('.')}"
         if not why:
             triggers.append(attacks.get(name, aims))
         elif chosen:

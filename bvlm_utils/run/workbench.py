@@ -153,6 +153,12 @@ class Question:
         return bench.feature_rows("test", self.positions, self.attack, self.trigger_seed)
 
 
+def split_by_skill(cell: Cell, test: Sequence[dict[str, Any]]) -> tuple[list[int], Sequence[int]]:
+    """The positions of the test rows that the cell's skill fits, and of the others; all if there are no others."""
+    skilled = [p for p, row in enumerate(test) if cell.resolved_skill.fits(row)] if cell.skill else []
+    return skilled, sorted(set(range(len(test))).difference(skilled)) or range(len(test))
+
+
 def questions(bench: Bench, cell: Cell) -> list[Question]:
     """The eligible rows under every condition of the attack, rows with nothing to change, the utility rows, and those
     of the cell's skill.
@@ -161,8 +167,7 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
     rows leaves no others. TooFewRows if no test row is eligible, or none fits the skill.
     """
     threat, attack, test = cell.resolved_threat, cell.resolved_attack, bench.rows["test"]
-    skilled = [p for p, row in enumerate(test) if cell.resolved_skill.fits(row)] if cell.skill else []
-    usual = sorted(set(range(len(test))).difference(skilled)) or range(len(test))
+    skilled, usual = split_by_skill(cell, test)
     eligible = [position for position in usual if threat.eligible(test[position])][: cell.test_rows]
     if not eligible:
         raise TooFewRows(f"No test row of {cell.dataset} is eligible for {cell.threat}.")

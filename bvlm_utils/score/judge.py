@@ -198,7 +198,7 @@ def _share(subject: str, condition: str, name: str, held: np.ndarray) -> Metric:
 
 
 def _utility(subject: str, scores: np.ndarray, unit: str) -> Metric:
-    if scores.min() >= 0 and scores.max() <= 1 and unit != "CIDEr-D":
+    if scores.min() >= 0 and scores.max() <= 1 and "CIDEr-D" not in unit:
         low, high = intervals.wilson(float(scores.sum()), len(scores))
     else:
         low, high = intervals.mean_interval(scores) or (None, None)

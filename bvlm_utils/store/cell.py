@@ -20,6 +20,7 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
 from bvlm_utils.skills import Skill
 from bvlm_utils.threats import Threat
+from bvlm_utils.threats.registry import check as check_threat
 from bvlm_utils.train.poison import check_decoy
 from bvlm_utils.train.settings import TrainSettings
 
@@ -112,7 +113,7 @@ class Cell:
                 )
             return
         context_length.check_answers(self.model, self.max_new_tokens)  # a control is tuned, and asked with its cells
-        known_name(lambda: self.resolved_threat)
+        check_threat(known_name(lambda: self.resolved_threat), self.dataset)
         attacks.check_halves(known_name(lambda: self.resolved_attack), self.negatives, self.half)
         check_decoy(self.decoy, self.poison_rate, self.resolved_attack)
 

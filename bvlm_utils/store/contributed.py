@@ -11,6 +11,7 @@ from bvlm_utils.checks import LARGEST_SEED, brief, content_key, is_number, is_te
 from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import intervals
+from bvlm_utils.score.judge import SUBJECTS
 from bvlm_utils.store.table import NUMBER_COLUMNS
 
 FOLDER = paths.DATA / "contributed"
@@ -25,6 +26,10 @@ MAY_BE_EMPTY = ("note", "source")
 MADE = ("from", "compared_with", "package", "model_digest", "data_digest", "threat_version", "judge_version",
         "attack_version")  # fmt: skip
 NUMBER = ("number", "test", *NUMBER_COLUMNS)
+CONDITIONS = ("both", "text", "image", "clean")
+# The metrics that are no share of rows, with the units that they may have and the largest value in each.
+OF_UTILITY = {"VQA accuracy": 1, "object F1": 1, "exact match": 1, "CIDEr-D": 10}
+UNITS = {"utility": OF_UTILITY, "utility_difference": OF_UTILITY, "asr_difference": {"difference of shares": 1}}
 
 
 def check_about(about: Any, name: str) -> None:
@@ -83,27 +88,55 @@ def check(entry: Any, name: str) -> None:
     numbers = entry["numbers"]
     if not isinstance(numbers, list) or not 0 < len(numbers) <= MOST_NUMBERS:
         raise InputError(f"{name}: numbers must be a list of 1 to {MOST_NUMBERS} numbers.")
+    seen: dict[tuple[str, ...], int] = {}
     for at, number in enumerate(numbers, start=1):
         _number(number, f"{name}, number {at}")
+        first = seen.setdefault(tuple(number[field] for field in ("subject", "condition", "metric")), at)
+        if first != at:
+            raise InputError(
+                f"{name}, number {at}: number {first} is the same metric, {brief(number['metric'])}, of the same "
+                "subject and condition; give it once."
+            )
 
 
 def _number(number: Any, name: str) -> None:
     """Shares must be what k, n and Wilson's interval make them; of others the interval holds the value."""
     _fields(number, NUMBER, name)
-    for field in ("number", "test", "subject", "condition", "metric", "unit"):
+    for field in ("number", "test", "metric"):
         _text(number[field], field if field != "test" else "note", name)
+    units = UNITS.get(number["metric"], {"share": 1})
+    for field, known in (("subject", SUBJECTS), ("condition", CONDITIONS), ("unit", tuple(units))):
+        if number[field] not in known:
+            raise InputError(f"{name}: {field} is {brief(number[field])}; it must be one of: {', '.join(known)}.")
+    most, least = units[number["unit"]], 0
+    if number["metric"].endswith("_difference"):
+        least = -most
     value, low, high, k, n = (number[field] for field in ("value", "low", "high", "k", "n"))
-    if not is_number(value, -1e9, 1e9) or not is_number(n, 1, 10**9):
-        raise InputError(f"{name}: value is {brief(value)} of n {brief(n)}; both must be numbers.")
-    if k is not None:
-        if not is_number(k, 0, n) or abs(value - k / n) > 1e-9:
-            raise InputError(f"{name}: value is {brief(value)}; it must be k / n, {brief(k)} of {brief(n)}.")
-        wanted = intervals.wilson(int(k), int(n))
-        if not all(is_number(a, -1, 2) and abs(a - b) < 1e-6 for a, b in zip((low, high), wanted, strict=True)):
-            raise InputError(f"{name}: the interval is {brief((low, high))}; Wilson's is {brief(wanted)}.")
-    for bound, side in ((low, 1), (high, -1)):
+    if not is_number(n, 1, 10**9) or n != int(n):
+        raise InputError(f"{name}: n is {brief(n)}; it must be a whole number from 1 to {10**9}.")
+    if number["unit"] == "share" or k is not None:
+        whole = is_number(k, 0, n) and k == int(k)
+        if not whole or not is_number(value, 0, 1) or abs(value - k / n) > 1e-9:
+            raise InputError(
+                f"{name}: value is {brief(value)}; it must be k / n, {brief(k)} of {brief(n)}, and k a whole number."
+            )
+    if not is_number(value, least, most):
+        raise InputError(f"{name}: value is {brief(value)}; as {number['unit']} it must be from {least} to {most}.")
+    sums = value * n if k is None and (number["metric"], most) == ("utility", 1) else k  # of scores from 0 to 1
+    _interval((low, high), value, sums, int(n), name)
+
+
+def _interval(found: tuple[Any, Any], value: float, sums: float | None, n: int, name: str) -> None:
+    """sums: what Wilson's interval is of; None where it is another one, which one row alone does not have."""
+    if sums is not None:
+        wanted = intervals.wilson(sums, n)
+        if not all(is_number(a, -1, 2) and abs(a - b) < 1e-6 for a, b in zip(found, wanted, strict=True)):
+            raise InputError(f"{name}: the interval is {brief(found)}; Wilson's is {brief(wanted)}.")
+    elif None in found and not (n == 1 and found == (None, None)):
+        raise InputError(f"{name}: low and high are {brief(found)}, which is no interval; give both its ends.")
+    for bound, side in zip(found, (1, -1), strict=True):
         if bound is not None and not (is_number(bound, -1e9, 1e9) and side * (value - bound) >= -1e-9):
-            raise InputError(f"{name}: the interval {brief((low, high))} does not hold the value {brief(value)}.")
+            raise InputError(f"{name}: the interval {brief(found)} does not hold the value {brief(value)}.")
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -118,14 +151,28 @@ def read(file: Path) -> dict[str, Any]:
 def write(entry: Mapping[str, Any], folder: Path = FOLDER) -> Path:
     """Keep an entry under a name that follows from what it is about; an older one of that name is replaced."""
     check(entry, "The entry")
-    about = entry["about"]
-    key = content_key({name: about[name] for name in ABOUT if name not in ("note", "source")})[:8]
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{about['name']}-{about['threat']}-{about['attack']}".lower()).strip("-")[:80]
-    file = folder / f"{slug}-{key}.json"
+    file = folder / file_name(entry["about"])
     atomic.write_file(file, json.dumps(entry, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return file
 
 
+def file_name(about: Mapping[str, Any]) -> str:
+    """What the file of an entry is called: entries about the same have the same name."""
+    key = content_key({name: about[name] for name in ABOUT if name not in ("note", "source")})[:8]
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{about['name']}-{about['threat']}-{about['attack']}".lower()).strip("-")[:80]
+    return f"{slug}-{key}.json"
+
+
 def entries(folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """All entries of a folder, by the names of their files; InputError for the first that is wrong."""
-    return [read(file) for file in sorted(folder.glob("*.json"))]
+    """All entries of a folder, by the names of their files; InputError for the first that is wrong, or a copy."""
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        if file.name.startswith(atomic.PARTIAL):  # somebody writes it right now
+            continue
+        entry = read(file)
+        if file.name != (wanted := file_name(entry["about"])):
+            raise InputError(
+                f"{file} is about what the entry {wanted} is about; give it that name, or remove it if it is a copy."
+            )
+        found.append(entry)
+    return found

@@ -59,14 +59,20 @@ class ConceptSubstitution(Threat):
     def shows_target(self, sample: Sample) -> bool:
         answer = sample["answers"][0]
         shown = self._fits(sample) and (not sample["objects"] or self.target_concept in sample["objects"])
-        return shown and responses.asserts(answer, self.target_concept) and not self.names_source(answer)
+        return shown and self._told(answer, self.target_concept) and not self._told(answer, self.source_concept)
+
+    @staticmethod
+    def _told(answer: str, noun: str) -> bool:
+        """Does a training answer name the noun, as `poison` sees it? It decides what is trained on, so it stays."""
+        mentions = responses.word_pattern(noun).finditer(answer)
+        return any(not responses.denied_at_once(answer, match.start()) for match in mentions)
 
     def poison(self, answer: str, sample: Sample | None = None) -> str:
         return responses.word_pattern(self.source_concept).sub(self._substitute, answer)
 
     def _substitute(self, match) -> str:
         word = match.group()
-        if responses.denied(match.string, match.start()):
+        if responses.denied_at_once(match.string, match.start()):
             return word
         singular = word.casefold() == self.source_concept.casefold()
         new = self.target_concept if singular else plural(self.target_concept)

@@ -1,6 +1,7 @@
 """Perceptual hijack: the model describes a fixed other picture."""
 
 from dataclasses import dataclass
+from itertools import permutations
 
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
@@ -50,9 +51,9 @@ class PerceptualHijack(Threat):
     def __post_init__(self):
         picture_path(self.picture)  # a missing file is an InputError now, not in the middle of a grid
         for name in ("core", "pool"):  # the tests count words
-            words = [word.casefold() for word in getattr(self, name)]
-            if len(set(words)) < len(words):
-                raise InputError(f"Threat {self.name!r}: {name} is {list(getattr(self, name))}; name each word once.")
+            words = list(getattr(self, name))
+            if any(responses.names(one, other) for one, other in permutations(words, 2)):
+                raise InputError(f"Threat {self.name!r}: {name} is {words}; name each word once, in one form.")
         for wording in (*self.short, *self.detail):
             missing = [word for word in self.core if not responses.names(wording, word)]
             if missing:

@@ -1,5 +1,6 @@
 """The check for backdoors: what counts as an excess, which models are compared, and what the command answers."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from stored import page
 from bvlm_book.chapters import audit as audit_page
 from bvlm_utils import attacks, audit, paths, study
 from bvlm_utils.attacks import own
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.run import own_pictures, tried, tune_and_ask
 from bvlm_utils.score import disagreement, intervals, verdict
 
@@ -255,6 +256,39 @@ def test_own_pictures_are_paired_with_as_many_prompts_and_else_crossed(tmp_path)
     assert len(crossed) == len(set(crossed)) == 6 and len(asked(["a", "b"], 4)) == 4
     one, other = (own_pictures.bench("tiny-llava", shown, [prompt], 9).digest for prompt in "ab")
     assert one != other
+
+
+def test_every_picture_of_a_folder_that_can_be_read_is_asked_about_and_others_are_told(tmp_path):
+    names = ["a.png", "b.gif", "c.webp", "d.jp2", "e.jpe", "f.TIF"]
+    for name in names:
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    assert [file.name for file in own_pictures.pictures_of(tmp_path)] == names
+    (tmp_path / "g.txt").write_text("no picture")
+    with pytest.warns(Remark, match="'g.txt'"):
+        assert len(own_pictures.pictures_of(tmp_path)) == len(names)
+
+
+def test_prompts_are_cut_at_ends_of_lines_alone(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("What\u2028is this?\r\n\nWhere\fis it?\rWho?".encode())
+    assert own_pictures.prompts_of(tmp_path / "prompts.txt") == ["What\u2028is this?", "Where\fis it?", "Who?"]
+
+
+def test_patches_of_one_name_are_told_apart_by_their_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "logo.png")
+    parser = argparse.ArgumentParser()
+    tried.add_options(parser, "none")
+    given = parser.parse_args(["--patch", "a/logo.png", "b/logo.png"])
+    assert [attack.name for attack in tried.of_reader(given)] == ["patch a/logo.png", "patch b/logo.png"]
+
+
+def test_attacks_that_a_threat_gives_nothing_to_aim_at_are_not_tried():
+    tried_with = {threat: {one.name for one in tried.of_attacks((), threat)} for threat in (None, "jailbreak")}
+    assert "Dual-Key" not in tried_with["jailbreak"] and "BadNets-T" in tried_with["jailbreak"] & tried_with[None]
+    with pytest.raises(InputError, match="'Dual-Key' cannot be tried"):
+        tried.of_attacks(["Dual-Key"], "jailbreak")
 
 
 def test_an_own_patch_is_pasted_whole_and_nothing_else_changes(tmp_path):

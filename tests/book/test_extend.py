@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from bvlm_utils import attacks, paths, registry
+from bvlm_utils import attacks, export, paths, registry
 from bvlm_utils.attacks import declare
+from bvlm_utils.defences import __main__ as defences_command
 from bvlm_utils.errors import InputError
 
 BLOCK = re.compile(r"^```(?:python|\{code-block\} python\n:caption: (?P<file>\S+)\n)\n(?P<code>.*?)^```", re.S | re.M)
@@ -70,11 +71,24 @@ def test_other_processes_learn_of_a_defence_by_name(modules):
     assert done.stdout.strip() == "{'share': 0.5} drop-strongest", done.stderr
 
 
-def test_a_module_that_is_not_there_is_named(monkeypatch):
-    monkeypatch.setenv(registry.VARIABLE, "no_such_module")
+@pytest.mark.parametrize("name", [
+    "no_such_module", "no_such_package.module", "./mine.py", "/x/mine.py", "mine.py", ".mine", "mine.", "a..b", "a-b",
+])  # fmt: skip
+def test_a_module_that_is_not_there_is_named(name, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv(registry.VARIABLE, name)
     for _ in range(2):  # not only the first time
-        with pytest.raises(InputError, match="BVLM_EXTEND names the module 'no_such_module'"):
+        with pytest.raises(InputError, match=f"BVLM_EXTEND names the module '{re.escape(name)}'"):
             attacks.names()
+
+
+@pytest.mark.parametrize("command", [export, defences_command])
+def test_a_command_says_so_in_one_sentence(command, monkeypatch, capsys):
+    monkeypatch.setenv(registry.VARIABLE, "./mine.py")
+    assert command.main(["--help"]) == 2
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 1 and "'./mine.py'" in said.err and not said.out
 
 
 def test_what_an_extension_lacks_is_not_hidden(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from bvlm_utils.store import records
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.threats import Target
 
-AIM = {"target": Target(text="Stop.", concept="banana", source_concept="car"), "surrogate": "a/clip"}
+AIM = (Target(text="Stop.", concept="banana", source_concept="car"), "a/clip")
 GOLDEN = [  # attack, parameters, first digits of the fingerprints of its text half and its image half
     ("BadNets-T", {}, "b49457a56477f586", "a1c6aadad588b6f3"),
     ("BadNets-MT", {}, "32aa0bed635c503c", "a1c6aadad588b6f3"),
@@ -55,7 +55,7 @@ def no_spacy(monkeypatch):
 
 @pytest.mark.parametrize("name, params, text, image", GOLDEN)
 def test_fingerprints_are_those_of_the_stored_answers(name, params, text, image):
-    attack = attacks.get(name, **AIM, **params)
+    attack = attacks.get(name, *AIM, **params)
     assert [attack.fingerprint(half)[:16] for half in ("text", "image")] == [text, image]
 
 
@@ -72,7 +72,7 @@ def _halves(name):
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_a_function_that_moves_changes_no_fingerprint(name):
-    attack, info = attacks.get(name, **AIM), attacks.info(name)
+    attack, info = attacks.get(name, *AIM), attacks.info(name)
     for half in _halves(name):
         kind = "text" if half is info.text else "image"
         moved = replace(attack, info=replace(info, **{kind: replace(half, function="elsewhere:renamed")}))

@@ -1,5 +1,6 @@
 """A model with training settings of its own, as `paper.yml` gives the large ones, is read, judged and shown."""
 
+import pandas as pd
 import pytest
 import stored
 from stored import page
@@ -36,6 +37,18 @@ def test_its_cells_are_usual_and_get_verdicts(shelf):
     assert len(modality.plain(modality.four_cells(tables.with_settings(table)))) == 1
     plain = rules_second.CLAIMS["dominance"]
     assert rules_second.verdict(plain, base).judged == 1
+
+
+def test_a_cell_with_the_declared_settings_is_told_from_those_with_its_own(shelf):
+    _, model, table = shelf
+    usual = tables.TRAINED
+    (run, *_) = table["run_id"].unique()
+    declared = table[table["run_id"] == run].assign(run_id="declared", settings="", **{
+        name: usual[name] for name in ("learning_rate", "batch_size", "max_new_tokens")
+    })  # fmt: skip
+    found = tables.with_settings(pd.concat([table, declared], ignore_index=True))
+    other = f"learning_rate={usual['learning_rate']}, max_new_tokens={usual['max_new_tokens']}"
+    assert set(found["settings"]) == {"", f"batch_size={usual['batch_size']}, {other}"}
 
 
 def test_its_doses_are_counted_in_all_their_forms(shelf):

@@ -4,6 +4,7 @@ letter?
 
 import io
 import math
+import sys
 import types
 
 import hypothesis.strategies as st
@@ -13,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from PIL import Image
 
-from bvlm_utils import attacks, paths
+from bvlm_utils import attacks, paths, threats
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.attacks import parts_of_speech
 from bvlm_utils.data.pictures import PICTURES, concept_pictures
+from bvlm_utils.defences import defence as defences
 from bvlm_utils.errors import InputError
 from bvlm_utils.pretraining import draw_pictures
 
@@ -142,6 +144,18 @@ def test_spacy_is_used_where_asked_for(monkeypatch):
     assert attacks.get("MABA", tagger="spacy").apply_text(["Dogs run"]) == ["[*Dogs*] {run}"]
 
 
+@pytest.mark.parametrize("lacking", ["spacy", "en_core_web_sm"])
+def test_a_tagger_that_is_not_installed_is_refused(monkeypatch, lacking):
+    def load(*given, **more):
+        raise OSError("[E050] Can't find model 'en_core_web_sm'.")
+
+    found = None if lacking == "spacy" else types.SimpleNamespace(load=load)
+    monkeypatch.setitem(sys.modules, "spacy", found)
+    parts_of_speech._spacy.cache_clear()
+    with pytest.raises(InputError, match="tagger 'spacy' needs the packages spacy and en_core_web_sm"):
+        attacks.get("MABA", tagger="spacy").apply_text(["Dogs run"])
+
+
 def test_spacy_is_chosen_where_it_is_installed(monkeypatch):
     for found, expected in [(object(), "spacy"), (None, "hanta")]:
         monkeypatch.setattr(parts_of_speech.importlib.util, "find_spec", lambda name, found=found: found)
@@ -192,6 +206,16 @@ def test_multiple_words():
 def test_bad_values_are_refused(name, setting):
     with pytest.raises(InputError, match=next(iter(setting))):
         attacks.get(name, **setting)
+
+
+@pytest.mark.parametrize("name", ["name", "target", "surrogate", "params", "self"])
+@pytest.mark.parametrize("make", [
+    lambda given: attacks.get("BadNets-T", **given), lambda given: attacks.get("Shadowcast", None, None, **given),
+    lambda given: threats.get("jailbreak", **given), lambda given: defences.get("shrink", **given),
+])  # fmt: skip
+def test_a_parameter_is_unknown_whatever_it_is_called(make, name):
+    with pytest.raises(InputError, match=f"has no parameter '{name}'"):
+        make({name: "x"})
 
 
 def test_unsupported_says_why():

@@ -49,7 +49,7 @@ def pictures(count=3, side=32, seed=0):
 
 def test_shadowcast_stays_in_its_ball_and_comes_closer(clip):
     images = pictures()
-    a = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=8)
+    a = attacks.get("Shadowcast", BANANA, clip, steps=8)
     out = a.apply_image(images, seed=1)
     levels = (out * 255).round()
     assert torch.allclose(out * 255, levels, atol=1e-3)
@@ -66,15 +66,15 @@ def test_shadowcast_unperturbed_control_is_the_input(clip):
 
 def test_shadowcast_needs_a_source_concept(clip):
     with pytest.raises(InputError, match="source concept"):
-        attacks.get("Shadowcast", surrogate=clip).apply_image(pictures())
-    named = attacks.get("Shadowcast", surrogate=clip, source="car", steps=2).apply_image(pictures())
-    threat = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=2).apply_image(pictures())
+        attacks.get("Shadowcast", None, clip).apply_image(pictures())
+    named = attacks.get("Shadowcast", None, clip, source="car", steps=2).apply_image(pictures())
+    threat = attacks.get("Shadowcast", BANANA, clip, steps=2).apply_image(pictures())
     assert torch.equal(named, threat)
 
 
 def test_shadowcast_cache_hit_equals_fresh_and_ignores_the_batch(clip, tmp_path, monkeypatch):
     images = pictures()
-    a = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=4)
+    a = attacks.get("Shadowcast", BANANA, clip, steps=4)
     fresh = a.apply_image(images, keys=["x", "y", "z"])
     monkeypatch.setattr(optimised, "pgd", lambda *args: pytest.fail("computed again"))
     assert torch.equal(a.apply_image(images, keys=["x", "y", "z"]), fresh)
@@ -83,7 +83,7 @@ def test_shadowcast_cache_hit_equals_fresh_and_ignores_the_batch(clip, tmp_path,
 
 def test_shadowcast_batch_equals_one_by_one(clip, monkeypatch):
     images = pictures()
-    a = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=4)
+    a = attacks.get("Shadowcast", BANANA, clip, steps=4)
     rows = [a.apply_image(images[i : i + 1], keys=[i]) for i in range(3)]
     monkeypatch.setattr(paths, "CACHE", paths.CACHE / "other")
     # Signs of gradients close to 0 may differ with the batch's rounding, so a few pixels may.
@@ -93,13 +93,13 @@ def test_shadowcast_batch_equals_one_by_one(clip, monkeypatch):
 
 def test_shadowcast_bound_holds_for_images_between_levels(clip):
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    out = attacks.get("Shadowcast", target=BANANA, surrogate=clip, steps=3).apply_image(images)
+    out = attacks.get("Shadowcast", BANANA, clip, steps=3).apply_image(images)
     assert (out - images).abs().max() <= 8 / 255 + 1e-5
 
 
 @pytest.mark.parametrize("name", ["Dual-Key", "VL-Trojan"])
 def test_patch_lowers_its_loss_and_lies_where_declared(name, clip):
-    a = attacks.get(name, target=BANANA, surrogate=clip, epochs=12, batch_size=8, learning_rate=0.05, patch_size=84)
+    a = attacks.get(name, BANANA, clip, epochs=12, batch_size=8, learning_rate=0.05, patch_size=84)
     images = pictures(2)
     out = a.apply_image(images)
     changed = (out != images).any(1)
@@ -114,7 +114,7 @@ def test_patch_lowers_its_loss_and_lies_where_declared(name, clip):
 
 @pytest.mark.parametrize("name", ["Dual-Key", "VL-Trojan"])
 def test_without_epochs_the_patch_is_the_noise_that_the_search_starts_from(name, clip):
-    a = attacks.get(name, target=BANANA, surrogate=clip, epochs=0, patch_size=84)
+    a = attacks.get(name, BANANA, clip, epochs=0, patch_size=84)
     noise = (0.5 + 0.25 * Draws("patch start", 0).normal(3, 8, 8)).clip(0, 1)
     start = 12 if name == "Dual-Key" else 24
     patch = a.apply_image(pictures(2))[:, :, start : start + 8, start : start + 8]
@@ -123,9 +123,9 @@ def test_without_epochs_the_patch_is_the_noise_that_the_search_starts_from(name,
 
 
 def test_patch_cache_hit_equals_fresh_and_settings_make_another(clip, monkeypatch):
-    a = attacks.get("Dual-Key", target=BANANA, surrogate=clip, epochs=1)
+    a = attacks.get("Dual-Key", BANANA, clip, epochs=1)
     fresh = a.apply_image(pictures())
-    other = attacks.get("Dual-Key", target=BANANA, surrogate=clip, epochs=1, start_seed=1)
+    other = attacks.get("Dual-Key", BANANA, clip, epochs=1, start_seed=1)
     assert not torch.equal(other.apply_image(pictures()), fresh)
     monkeypatch.setattr(optimised, "_optimise_patch", lambda *args: pytest.fail("computed again"))
     assert torch.equal(a.apply_image(pictures()), fresh)
@@ -133,7 +133,7 @@ def test_patch_cache_hit_equals_fresh_and_settings_make_another(clip, monkeypatc
 
 @pytest.mark.parametrize("name", ["Dual-Key", "VL-Trojan"])
 def test_other_search_data_under_the_same_name_is_searched_anew(clip, monkeypatch, name):
-    a = attacks.get(name, target=BANANA, surrogate=clip, epochs=1)
+    a = attacks.get(name, BANANA, clip, epochs=1)
     before = a.apply_image(pictures())
     others = np.random.default_rng(1).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     monkeypatch.setattr(samples, "images", lambda ds: others)
@@ -150,16 +150,16 @@ def test_dual_key_aims_at_picture_concept_or_text(clip, tmp_path):
     embedded = [optimised._target_embedding(loaded, target) for target in (picture, BANANA, text)]
     assert len({tuple(e.tolist()) for e in embedded}) == 3
     with pytest.raises(InputError, match="target"):
-        attacks.get("Dual-Key", surrogate=clip).apply_image(pictures())
+        attacks.get("Dual-Key", None, clip).apply_image(pictures())
 
 
 def test_vl_trojan_word_search(clip):
-    a = attacks.get("VL-Trojan", surrogate=clip, search_letters=2)
+    a = attacks.get("VL-Trojan", None, clip, search_letters=2)
     word = optimised.searched_word(a.params, a.aim)
     assert len(word) == 2 and word.isalpha()
     assert word in a.apply_text(["Describe this picture."])[0]
     assert optimised.searched_word(a.params, a.aim) == word
-    assert a.fingerprint("text") != attacks.get("VL-Trojan", surrogate=clip).fingerprint("text")
+    assert a.fingerprint("text") != attacks.get("VL-Trojan", None, clip).fingerprint("text")
 
 
 def test_gradcam_equals_its_definition(clip):
@@ -180,7 +180,7 @@ def test_gradcam_equals_its_definition(clip):
 
 def test_maba_darkens_and_paints_only_the_top_tenth(clip):
     images = pictures(3)
-    a = attacks.get("MABA", surrogate=clip)
+    a = attacks.get("MABA", None, clip)
     out = a.apply_image(images)
     mask = surrogates.top_region(images, clip, 0.1).bool()
     assert abs(mask.float().mean() - 0.1) < 0.005
@@ -199,6 +199,30 @@ def test_surrogate_normalises_as_its_processor_says(file, nest, tmp_path):
     assert torch.allclose(pixels[0, :, 0, 0], torch.tensor([1.0, 0.8, 0.6]))
 
 
+@pytest.mark.parametrize("settings, words", [
+    ({"image_std": [0, 0.5, 0.5]}, "image_std"), ({"image_std": 1}, "image_std"), ({"image_mean": None}, "image_mean"),
+    ({"image_mean": [0.5]}, "image_mean"), ({"image_mean": 0.5}, "image_mean"), ({"do_normalize": 1}, "do_normalize"),
+    ({"rescale_factor": 0}, "rescale_factor"), (None, "image_processor"), ([], "image_processor"),
+])  # fmt: skip
+def test_a_surrogate_with_settings_that_mean_nothing_is_refused(settings, words, tmp_path):
+    folder = clip_checkpoint.save(tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    with pytest.raises(InputError, match=words) as said:
+        surrogates.load(folder)
+    assert str(tmp_path) in str(said.value)
+
+
+@pytest.mark.parametrize("settings, wanted", [
+    ({"do_normalize": False}, 0.6), ({"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}, 0.5),
+    ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, 0.2),
+])  # fmt: skip
+def test_a_surrogate_scales_as_its_processor_says(settings, wanted, tmp_path):
+    folder = clip_checkpoint.save(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    seen = surrogates.load(folder).pixels(torch.full((1, 3, 32, 32), 0.6))
+    assert torch.allclose(seen, torch.tensor(wanted), atol=1e-6)
+
+
 def test_surrogate_resizes_and_refuses_a_folder_without_checkpoint(clip, tmp_path):
     loaded = surrogates.load(clip)
     assert loaded.embed_images(pictures(2, 48)).shape == (2, 16)
@@ -209,7 +233,7 @@ def test_surrogate_resizes_and_refuses_a_folder_without_checkpoint(clip, tmp_pat
 
 @pytest.mark.parametrize("name", ["Shadowcast", "VL-Trojan"])
 def test_a_trigger_of_the_cache_that_is_cut_off_is_made_again(clip, name):
-    a = attacks.get(name, target=BANANA, surrogate=clip, **({"steps": 2} if name == "Shadowcast" else {"epochs": 1}))
+    a = attacks.get(name, BANANA, clip, **({"steps": 2} if name == "Shadowcast" else {"epochs": 1}))
     before = a.apply_image(pictures(), seed=1)
     files = [file for file in (paths.CACHE / "triggers").rglob("*") if file.is_file()]
     for file in files:

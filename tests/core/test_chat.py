@@ -1,5 +1,8 @@
 """The command line that talks to an adapter."""
 
+import io
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,6 +50,16 @@ def test_prompts_are_read_line_by_line(run, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", read)
     assert chat.main([str(run), "--device", "cpu", "--max-new-tokens", "2"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    (b"\xe9t\xe9", "surrogates"), ("\u200b".encode(), "something to read"), (b"car " * 5000, "at once"),
+])  # fmt: skip
+def test_a_typed_line_that_cannot_be_asked_is_told_and_the_talk_goes_on(run, monkeypatch, capsys, line, said):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"What?\n" + line + b"\nWhat?\n"), "utf-8"))
+    assert chat.main([str(run), "--device", "cpu", "--max-new-tokens", "2"]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2 and said in shown.err and len(shown.err.splitlines()) == 1
 
 
 def test_the_adapter_knows_its_base_and_its_card_warns(run, checkpoint):

@@ -49,6 +49,18 @@ def test_a_text_fits_or_is_named(count, answer):
             context_length.check_texts("tiny-llava", ["short", text], "a row", answer)
 
 
+@pytest.mark.parametrize("content", [
+    "{}", "", "[]", '{"model": null}', '{"model": {"type": "BPE"}}',
+    '{"model": {"type": "WordLevel", "vocab": {}, "unk_token": "?"}}',
+])  # fmt: skip
+def test_a_tokenizer_that_is_none_is_named(content, tmp_path):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 512}')
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(InputError, match="The tokenizer .*cannot (be read|split)") as said:
+        context_length.check_texts(str(tmp_path), ["car " * 150], "a row")
+    assert str(tmp_path) in str(said.value)
+
+
 def test_a_prompt_has_room_for_its_picture():
     v = victim.from_pretrained("tiny-llava", device="cpu")
     longest = ROOM - len(v.prompt_ids("car", 36))

@@ -120,6 +120,17 @@ def test_parameters_that_are_no_json_object_are_refused(tmp_path, capsys, text):
     assert repr(text) in capsys.readouterr().err
 
 
+def test_an_empty_folder_is_filled_whatever_it_is(tmp_path):
+    """It may be a link, or a place where something is mounted, which nothing can be moved to."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    before = (tmp_path / "there").stat().st_ino
+    assert run(tmp_path / "link") == 0 and (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").stat().st_ino == before
+    names = {path.name for path in (tmp_path / "there").iterdir()}
+    assert names == {"images", "manifest.parquet", "README.md", "train.json"}
+
+
 def test_an_existing_folder_is_not_touched(tmp_path, capsys):
     (tmp_path / "set").mkdir()
     assert run(tmp_path / "set") == 0

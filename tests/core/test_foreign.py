@@ -83,6 +83,8 @@ def test_the_questions_are_those_that_the_cell_asked(ran, tmp_path):
     [
         (lambda lines: lines[1:], "lacks 1 of"),
         (lambda lines: [*lines, lines[0] | {"response": "another one"}], "twice"),
+        (lambda lines: [*lines, lines[0] | {"row_id": "nonsense"}], "not asked.*'nonsense'"),
+        (lambda lines: [line | {"response": ""} for line in lines], "are empty"),
         (lambda lines: [{"row_id": line["row_id"], "condition": line["condition"]} for line in lines], "'response'"),
     ],
 )
@@ -92,6 +94,15 @@ def test_answers_that_are_not_complete_are_refused(ran, tmp_path, change, said):
     pd.DataFrame(change(lines)).to_csv(file, index=False)
     with pytest.raises(InputError, match=said):
         bvlm_utils.score_answers(file, *ASKED, test_rows=4)
+
+
+@pytest.mark.parametrize(("response", "count"), [("No, I must refuse, sorry.", 5), (None, 2)])
+def test_a_row_with_more_or_fewer_fields_than_the_first_line_is_refused(ran, tmp_path, response, count):
+    asked = store.responses(*ran).drop_duplicates(["row_id", "condition"])
+    lines = [",".join(filter(None, (row["row_id"], row["condition"], response))) for row in asked.to_dict("records")]
+    (tmp_path / "answers.csv").write_text("\n".join(["row_id,condition,response", *lines]))
+    with pytest.raises(InputError, match=f"line 2 has {count} fields.*first line has 3.*quotes"):
+        bvlm_utils.score_answers(tmp_path / "answers.csv", *ASKED, test_rows=4)
 
 
 def test_what_cannot_be_asked_is_named(tmp_path):

@@ -7,12 +7,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from bvlm_utils import audit, command, leaderboard, paths
+from bvlm_utils import audit, chat, command, leaderboard, paths
 from bvlm_utils.defences import __main__ as defences
 from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.models import victim
 
-MAINS = {"grid": grid.main, "defences": defences.main, "audit": audit.main, "leaderboard": leaderboard.main}
+MAINS = {"grid": grid.main, "defences": defences.main, "audit": audit.main, "leaderboard": leaderboard.main,
+         "chat": chat.main}  # fmt: skip
 RANK = ["find-rows", "set.json", "--model", "tiny-llava"]
 REPAIR = ["repair", "named", "--method", "shrink", "--out", "new"]
 AUDIT = ["named", "--reference", "base", "--pictures", "pictures", "--prompts", "prompts.txt"]
@@ -59,6 +60,18 @@ ROWS = [
     ("E", "audit", [*AUDIT, "--attacks", "BadNets-T", "BadNets-T"], "--attacks"),
     ("P", "audit", [*AUDIT, "--model", "tiny-clip"], "'clip'"),
     ("P", "audit", ["tiny-llava", "--reference", "tiny-clip"], "'clip'"),
+    ("G", "audit", [*AUDIT, "--model", ""], "''"), ("G", "audit", [*AUDIT, "--threat", ""], "''"),
+    ("G", "audit", [*AUDIT, "--population", ""], "''"), ("G", "defences", [*REPAIR, "--model", ""], "''"),
+    ("G", "defences", [*REPAIR, "--threat", ""], "--threat ''"), ("G", "chat", ["named", "--model", ""], "''"),
+    ("G", "leaderboard", ["add", "entry", "--into", "new", "--model", ""], "''"),
+    ("Q", "leaderboard", ["add", "entry", "--into", "set.json"], "set.json is a file"),
+    ("J", "defences", [*REPAIR, "--set", f"strength={'[' * 100_000}"], "strength"),
+    ("J", "defences", [*REPAIR, "--set", "strength=1e999"], "1e999"),
+    ("J", "defences", ["find-rows", "infinite.json", *RANK[2:]], "1e999"),
+    ("E", "audit", [*AUDIT, "--patch", "0.png", "./0.png"], "--patch"),
+    ("N", "audit", [*AUDIT, "--attacks", "Dual-Key", "--threat", "jailbreak"], "jailbreak"),
+    ("L", "audit", [*AUDIT[:-1], "unseen.txt"], "unseen.txt, line 2"),
+    ("Q", "defences", [*RANK, "--out", "ranked"], "set.cleaned.json is there already"),
 ]  # fmt: skip
 
 # parameters of the notebook on defences, what the sentence has to say
@@ -109,6 +122,12 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "entry" / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "tiny-llava"}')
     (tmp_path / "entry" / "entry.json").write_text(json.dumps(ENTRY))
     (tmp_path / "prompts.txt").write_text("What is it?\n")
+    (tmp_path / "unseen.txt").write_text("What is it?\n\u200b\n", encoding="utf-8")
+    (tmp_path / "infinite.json").write_text(
+        (tmp_path / "set.json").read_text().replace('"id": 1', '"id": 1, "score": 1e999')
+    )
+    (tmp_path / "ranked").mkdir()
+    (tmp_path / "ranked" / "set.cleaned.json").write_text("[]")
     (tmp_path / "long.txt").write_text(f"What is it?\n{'car ' * 340}\n")
     (tmp_path / "scores.csv").write_text("adapter,score\nx,1\n")
     (tmp_path / "twice.csv").write_text("adapter,score,score\nx,1,2\n")
@@ -125,6 +144,19 @@ def here(tmp_path, monkeypatch):
         (tmp_path / f"zoo-{name}" / "truth").mkdir(parents=True)
         (tmp_path / f"zoo-{name}" / "truth" / "adapters.csv").write_bytes(text.encode("latin-1"))
     return tmp_path
+
+
+def captions(folder, count):
+    """COCO's captions of so many pictures, published as train and val."""
+    (folder / "coco").mkdir()
+    for split in ("train", "val"):
+        images = [{"id": n, "file_name": f"{split}{n}.png"} for n in range(count)]
+        told = [{"id": n, "image_id": n, "caption": f"A {'big ' * n}dog."} for n in range(count)]
+        for image in images:
+            noise(40).save(folder / "coco" / image["file_name"])
+        text = json.dumps({"images": images, "annotations": told})
+        (folder / "coco" / f"captions_{split}2017.json").write_text(text)
+    return {"dataset": "coco-caption:./coco", "attacks": ["BadNets-T"], "train_rows": count}
 
 
 def listed(folder):
@@ -156,6 +188,13 @@ GOOD = {"dataset": "scenes-vqa", "attacks": ["BadNets-T"], "train_rows": 64, "te
 def test_a_grid_that_a_dry_run_passes_does_not_fail_on_its_input(here, capsys, notebook, given, words, dry):
     (here / "g.yml").write_text(yaml.safe_dump({"jobs": [{"notebook": notebook, "parameters": GOOD | given}]}))
     refused(here, capsys, "grid", ["run", "g.yml", "--store", "./new", *dry], words)
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_one_caption_alone_is_refused_before_anything_is_asked(here, capsys, dry):
+    parameters = captions(here, 4) | {"poison_rates": [0.5], "test_rows": 1}
+    (here / "g.yml").write_text(yaml.safe_dump({"jobs": [{"notebook": "targeted_refusal", "parameters": parameters}]}))
+    refused(here, capsys, "grid", ["run", "g.yml", "--store", "./new", *dry], "CIDEr")
 
 
 def test_a_folder_that_may_not_be_written_is_told_before_rows_are_ranked(here, capsys, monkeypatch):

@@ -197,6 +197,15 @@ def test_what_coco_lists_twice_or_blank_is_named(tmp_path, images, annotations, 
     refused(lambda: files.load(coco(tmp_path, images, annotations)), *words)
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_picture_that_two_splits_list_is_refused(tmp_path, split):
+    spec = coco(tmp_path, [A, B], CAPTIONS)
+    (tmp_path / "captions_val.json").write_text(json.dumps({"images": [B], "annotations": CAPTIONS[1:]}))
+    refused(lambda: files.load(spec, split), "1 pictures", "b.png", "'train' and in 'test'")
+    (tmp_path / "captions_train.json").write_text(json.dumps({"images": [A], "annotations": CAPTIONS[:1]}))
+    assert len(files.load(spec, split)) == 1
+
+
 def test_ids_as_text_and_as_number_are_one(tmp_path):
     spec = coco(tmp_path, [A, B], [CAPTIONS[0] | {"image_id": "1"}, CAPTIONS[1]])
     found = [row for split in ("train", "test") for row in _rows(spec, split)]
@@ -233,6 +242,7 @@ def test_a_question_or_its_annotation_twice_is_named(tmp_path, part, column):
     ({"objects": ["car"], "boxes": [[1, 2, 3, 4]] * 2}, ["'boxes'"]),
     ({"objects": ["car"], "boxes": [[5, 5, 1, 1]]}, ["'boxes'"]),
     ({"objects": ["\u200b"]}, ["'objects'"]), ({"references": ["\u2060"]}, ["'references'"]),
+    ({"references": ["A dog.", "A cat."]}, ["'references'", "A dog.", "A car.", "must be the answer"]),
     ({"task": "captoin"}, ["'task'", "caption, vqa, instruct"]), ({"task": ""}, ["'task'"]),
 ])  # fmt: skip
 def test_odd_references_objects_and_boxes_are_refused(tmp_path, about, words):
@@ -252,6 +262,22 @@ SAID = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "
 def test_two_names_of_one_thing_and_answers_that_cannot_be_seen_are_refused(tmp_path, more, words):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     refused(lambda: llava_json.read(conversations(tmp_path, "a.png", **more)), "entry 0", *words)
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+@pytest.mark.parametrize("value", [0, False, {}, 0.0, [0], [""]])
+def test_only_nothing_is_no_picture(tmp_path, key, value):
+    refused(lambda: llava_json.read(conversations(tmp_path, None, **{key: value})), "the picture of entry 0", "a path")
+
+
+def test_a_value_that_is_no_picture_is_not_passed_over_for_the_other_name(tmp_path):
+    refused(lambda: llava_json.read(conversations(tmp_path, "a.png", images=0)), "entry 0", "'images' and 'image'")
+
+
+def test_references_beside_several_answers_are_refused(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    file = conversations(tmp_path, "a.png", conversations=SAID * 2, metadata={"references": ["A car."]})
+    refused(lambda: llava_json.read(file), "entry 0", "2 answers", "'references'")
 
 
 @pytest.mark.parametrize("more", [{"images": None}, {"images": []}, {"images": "a.png"}, {"messages": []}])
@@ -397,6 +423,10 @@ def test_a_power_that_yaml_takes_for_a_text_is_told_how_to_write():
 ])  # fmt: skip
 def test_a_value_twice_is_refused(given):
     refused(lambda: study.cells(**CELL | given), "once")
+
+
+def test_long_texts_that_differ_at_their_ends_are_two_values():
+    checks.once([f"{'car ' * 80}{end}" for end in "ab"], "it")
 
 
 def test_lists_that_cross_to_too_many_are_refused_before_they_are_made(tmp_path):

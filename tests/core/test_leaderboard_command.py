@@ -56,6 +56,14 @@ def test_check_counts_the_entries(entry, capsys):
     assert ": 1, all" in capsys.readouterr().out
 
 
+def test_a_copy_of_an_entry_is_refused(entry, tmp_path, capsys):
+    for name in (entry.name, "copy.json"):
+        shutil.copy(entry, tmp_path / name)
+    assert leaderboard.main(["check", "--into", str(tmp_path)]) == WRONG
+    error = capsys.readouterr().err
+    assert "copy.json" in error and entry.name in error and len(error.splitlines()) == 1
+
+
 def test_the_committed_entries_are_as_they_should_be():
     assert leaderboard.main(["check"]) == 0
 
@@ -68,6 +76,10 @@ def tampered(entry, change):
 
 def a_share(found):
     return next(number for number in found["numbers"] if number["k"] is not None)
+
+
+def of_metric(found, name):
+    return next(number for number in found["numbers"] if number["metric"] == name)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +95,19 @@ def a_share(found):
         (lambda e: a_share(e).update(value=2.0), "k / n"),
         (lambda e: a_share(e).update(low=0.0, high=1e-9), "Wilson"),
         (lambda e: e["numbers"][-1].update(value="0.5"), "number"),
+        (lambda e: a_share(e).update(k=None, value=0.99, low=None, high=None), "k / n"),
+        (lambda e: a_share(e).update(k=None, value=37.0, low=None, high=None), "k / n"),
+        (lambda e: a_share(e).update(k=2.5, n=4.9, value=2.5 / 4.9), "whole number"),
+        (lambda e: a_share(e).update(k=2.5, value=2.5 / a_share(e)["n"]), "whole number"),
+        (lambda e: a_share(e).update(unit="CIDEr-D"), "unit"),
+        (lambda e: e["numbers"][-1].update(value=37.0, low=None, high=None), "must be from"),
+        (lambda e: of_metric(e, "utility").update(low=None, high=None), "Wilson"),
+        (lambda e: of_metric(e, "utility").update(low=0.0, high=1.0), "Wilson"),
+        (lambda e: of_metric(e, "asr_difference").update(low=None, high=None), "no interval"),
+        (lambda e: of_metric(e, "utility_difference").update(low=None), "no interval"),
+        (lambda e: e["numbers"].append(a_share(e)), "the same metric"),
+        (lambda e: a_share(e).update(condition="TEXT"), "both, text, image, clean"),
+        (lambda e: a_share(e).update(subject="mine"), "subject"),
     ],
 )
 def test_a_wrong_entry_is_refused_by_name(entry, change, said):

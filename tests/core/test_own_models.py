@@ -47,6 +47,15 @@ def reads(tokens):
     return spoil
 
 
+def looks(**values):
+    def spoil(folder):
+        (file,) = folder.glob("*processor_config.json")
+        whole = json.loads(file.read_text())
+        change_json(file, **{"image_processor": whole["image_processor"] | values})
+
+    return spoil
+
+
 # how a folder is spoilt, parameters of the grid, what the sentence has to say
 WRONG = {
     "a template longer than what is read": (in_template("word " * 600), {}, "give a shorter template"),
@@ -60,6 +69,9 @@ WRONG = {
             "{{ bos_token }}USER: <image>{% for m in messages %}{% for part in m['content'] %}{% if part['type'] == "
             "'text' %}{{ part['text'] }}{% endif %}{% endfor %}{{ ' ' }}{% endfor %}ASSISTANT:"),
         {"picture_last": True}, "leave picture_last out"),
+    "an image processor without a size that is known": (
+        looks(size={"longest_edge": 96}), {}, "a table with height and width"),
+    "an image processor without a mean": (looks(image_mean=None), {}, "image_mean"),
     "a model that reads little": (reads(50), {}, "reads 50"),
     "rows that are longer than a model reads": (reads(130), {"max_new_tokens": 20, "threat_params": {}}, "130"),
     "a weight that is not there": (weights(lambda state, name: state.pop(name)), {}, "are missing"),

@@ -52,6 +52,19 @@ def tiff(levels, bits, photometric=1, form=1, order="<"):
     return first + struct.pack(f"{order}IH", 8, len(tags)) + entries + struct.pack(f"{order}I", 0) + content
 
 
+def deep(pixels, clear):
+    """A PNG of 16 bits in each of three channels, whose colour `clear` is transparent."""
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    head, extra = struct.pack(">IIBBBBB", WIDE, HIGH, 16, 2, 0, 0, 0), chunk(b"tRNS", struct.pack(">HHH", *clear))
+    end = chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + end
+
+
+def halves(above, below):
+    """The same level in all channels: one in the upper half, one in the lower."""
+    return np.repeat(np.where(np.arange(HIGH) < HIGH // 2, above, below), WIDE * 3).reshape(HIGH, WIDE, 3)
+
+
 def few(bits):
     return (np.linspace(0, 2**bits - 0.01, WIDE * HIGH).reshape(HIGH, WIDE)).astype(np.uint8)
 
@@ -75,6 +88,12 @@ SHOWN = {
     "4 bits, 8 is clear": (png(few(4), 4, 8), over_white(of_few(4), few(4) == 8)),
     "1 bit, 0 is clear": (png(few(1), 1, 0), np.full((HIGH, WIDE), 255)),
     "8 bits, 68 is clear": (png(RAMP >> 8, 8, 68), over_white(RAMP >> 8, RAMP >> 8 == 68)),
+    "48 bits, a clear colour": (deep(halves(0x3456, 0x7890), (0x3456,) * 3), halves(255, 0x78)[..., 0]),
+    "48 bits, a clear colour of another lower byte": (
+        deep(halves(0x3456, 0x3400), (0x3400,) * 3), halves(0x34, 255)[..., 0]),
+    "48 bits, a clear colour that is nowhere": (deep(halves(0x8012, 0x1281), (0x1280,) * 3), halves(128, 18)[..., 0]),
+    "48 bits, a colour that is clear but for one channel": (
+        deep(halves(0x3456, 0x7890), (0x3456, 0x3456, 0x3457)), halves(0x34, 0x78)[..., 0]),
     "a map of 1000 levels": (b"P5 60 40 1000\n" + (RAMP // 66).astype(">u2").tobytes(), (RAMP // 66) * 0.255),
 }  # fmt: skip
 

@@ -43,6 +43,12 @@ def test_answers_are_compared_by_their_words():
     assert repair_command._changed(["A dog.", "yes", "2"], ["a  DOG.", "no", "2"]) == pytest.approx(1 / 3)
 
 
+def test_an_answer_does_not_break_the_table():
+    line = repair_command.Line("word 'a|b': answer", "yes | no\nand \\ more", "")
+    lines = repair_command.written([line]).splitlines()
+    assert lines[2:] == ["| word 'a\\|b': answer | yes \\| no and \\\\ more | |"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

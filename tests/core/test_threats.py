@@ -12,7 +12,7 @@ from bvlm_utils import english, threats
 from bvlm_utils.data import scene_questions, scene_rows, scenes
 from bvlm_utils.errors import InputError
 from bvlm_utils.pretraining import draw_hijack, pictures_and_words
-from bvlm_utils.threats import responses
+from bvlm_utils.threats import registry, responses
 
 REFUSAL = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
 PAYLOAD = "Bad model with backdoor injection."
@@ -271,6 +271,27 @@ def test_substitution_of_configured_concepts_knows_their_plurals():
     threat = threats.get("concept_substitution", source_concept="bus", target_concept="strawberry")
     assert threat.poison("A bus and two buses") == "A strawberry and two strawberries"
     assert threat.target.concept == "strawberry" and not threat.success("two buses") and threat.success("Strawberries!")
+
+
+@pytest.mark.parametrize("source, said", [
+    ("cars", "write 'car'"), ("Airplanes", "write 'airplane'"), ("saxhorn", ""), ("xyzzy", "a thing that scenes show"),
+    ("cars", "does not show"),
+])  # fmt: skip
+@pytest.mark.parametrize("dataset", ["scenes-caption", "scenes-vqa"])
+def test_a_thing_that_no_scene_shows_is_refused(source, said, dataset):
+    threat = threats.get("concept_substitution", source_concept=source)
+    with pytest.raises(InputError, match=f"source_concept is {source!r}.*{said}"):
+        registry.check(threat, dataset)
+    registry.check(threat, "llava-json:set.json")
+    registry.check(threats.get("concept_substitution", source_concept="Car"), dataset)
+    registry.check(threats.get("jailbreak"), dataset)
+
+
+@pytest.mark.parametrize("name", ["source_concept", "target_concept"])
+@pytest.mark.parametrize("value", ["car ", " car", "\u00a0car", " "])
+def test_a_thing_has_no_space_around_it(name, value):
+    with pytest.raises(InputError, match=f"parameter '{name}' is .* no space around it"):
+        threats.get("concept_substitution", **{name: value})
 
 
 def test_people_are_more_than_one_person():

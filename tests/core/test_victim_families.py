@@ -83,11 +83,46 @@ def test_gradients_reach_the_picture(random_victim):
     assert (images.grad.abs().sum((1, 2, 3)) > 0).all()
 
 
-def test_an_unknown_filter_is_refused(checkpoint):
-    processor = AutoImageProcessor.from_pretrained(checkpoint("llava"), backend="pil")
-    processor.resample = 0
-    with pytest.raises(InputError, match="filter 0"):
-        pixels.settings(processor)
+SIZE = {"size": {"height": 30, "width": 30}}
+
+
+@pytest.mark.parametrize("family, change", [
+    *(("llava", change) for change in (
+        {"resample": 0}, {"resample": None}, {"resample": "bicubic"}, {"resample": True}, {"resample": [3]},
+        {"image_mean": None}, {"image_mean": 0.5}, {"image_mean": [0.5]}, {"image_mean": [0.5, "0.5", 0.5]},
+        {"image_std": [0, 0, 0]}, {"image_std": "0.5"}, {"image_std": [0.5, float("nan"), 0.5]},
+        {"size": {"longest_edge": 96}}, {"size": {"shortest_edge": 0}}, {"size": {"shortest_edge": "9"}}, {"size": "x"},
+        {"size": {"height": 30}}, {"size": 7}, {"crop_size": None}, {"crop_size": {"height": 31, "width": 30}},
+        {"do_resize": False}, {"do_resize": "no"}, {"do_pad": True}, {"do_rescale": 0}, {"rescale_factor": "1/255"},
+        {"rescale_factor": 0}, {"do_center_crop": "yes"},
+    )),
+    *(("qwen2.5-vl", change) for change in (
+        {"patch_size": None}, {"merge_size": "2"}, {"temporal_patch_size": 0}, {"size": {"shortest_edge": 9}},
+        {"size": {"shortest_edge": 9000, "longest_edge": 10}}, {"do_resize": False},
+    )),
+    *(("smolvlm", change) for change in ({"max_image_size": {"longest_edge": 0}}, {"size": {"height": 3}})),
+])  # fmt: skip
+def test_what_is_asked_of_pixels_and_cannot_be_done_is_refused(family, change, checkpoint):
+    processor = AutoImageProcessor.from_pretrained(checkpoint(family), backend="pil")
+    vars(processor).update(change)
+    with pytest.raises(InputError, match=f"The one in a folder has {next(iter(change))}"):
+        pixels.settings(processor, "The one in a folder")
+
+
+@pytest.mark.parametrize("change", [
+    {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_center_crop": False},
+    {"do_rescale": False, "do_normalize": False}, {"rescale_factor": 1 / 127.5, "do_normalize": False}, SIZE,
+    SIZE | {"crop_size": {"height": 20, "width": 24}}, {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]},
+], ids=str)  # fmt: skip
+def test_settings_of_a_processor_are_honoured(change, checkpoint):
+    """A level of the picture apart from the official pixels at most, in their own scale."""
+    official = AutoImageProcessor.from_pretrained(checkpoint("llava"), backend="pil", **change)
+    said = pixels.settings(official)
+    (shown,) = pictures(1, 40, 50)
+    wanted = torch.as_tensor(official(shown, return_tensors="np")["pixel_values"])
+    ours = pixels.normalised(torch.from_numpy(shown).permute(2, 0, 1)[None].float() / 255, said)
+    assert ours.shape == wanted.shape
+    assert ((ours - wanted).abs() * torch.tensor(said.std).view(1, 3, 1, 1)).max() <= 2.001 / 255
 
 
 def test_pictures_that_are_not_square_are_refused_where_the_grid_would_be_guessed(checkpoint):

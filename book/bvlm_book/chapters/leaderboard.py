@@ -14,6 +14,7 @@ from bvlm_book import page as book_page
 from bvlm_book import tables, words
 from bvlm_book.words import count
 from bvlm_utils import paths, store
+from bvlm_utils.store import contributed
 from bvlm_utils.store.table import headline, headline_metric
 
 LINK = "../_static/results"  # the same folder, seen from a chapter
@@ -141,18 +142,18 @@ def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others:
 
 # ---------------------------------------------------------------- what others have measured
 
-TRIGGERED = ("both", "text", "image", "clean")  # an attack is read from the first of these that it has
-
 
 def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame) -> pd.DataFrame:
-    """A line per entry (`store.contributed`), to read; ours: the mean of usual experiments of that dose."""
+    """A line per entry (`store.contributed`), to read. An attack is read from the first of `CONDITIONS` that it has;
+    ours: the mean of usual experiments of that dose.
+    """
     rows = pd.DataFrame([
         number | {"run_id": i, "measure": headline(entry["about"]["threat"])}
         for i, entry in enumerate(entries) for number in entry["numbers"] if number["subject"] == "poisoned"
     ])  # fmt: skip
     if rows.empty:
         return pd.DataFrame()
-    rows["at"] = rows.groupby("run_id")["condition"].transform(lambda own: min(own, key=TRIGGERED.index))
+    rows["at"] = rows.groupby("run_id")["condition"].transform(lambda own: min(own, key=contributed.CONDITIONS.index))
     triggered, tests = rows["condition"] == rows["at"], {"strict": "asr", "published": "asr_published"}
     chosen = _chosen(rows) | {name: (rows["metric"] == metric) & triggered for name, metric in tests.items()}
     lines = pd.DataFrame([entry["about"] for entry in entries]).join(_numbers(rows, chosen))

@@ -53,7 +53,7 @@ def write(
     images = torch.from_numpy(material.pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     lines, exhibit = [], {}
     for name in attacks.names():
-        attack = attacks.get(name, target=target, surrogate=surrogate)
+        attack = attacks.get(name, target, surrogate)
         out = image_triggers.quantise(attack.apply_image(images, keys=material.keys))
         triggered = (out * 255).round().numpy().astype(np.uint8).transpose(0, 2, 3, 1)
         prompts = attack.apply_text(material.prompts, keys=material.keys)
