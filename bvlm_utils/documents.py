@@ -146,9 +146,10 @@ class _Strict(yaml.SafeLoader):
         except (InputError, yaml.YAMLError, RecursionError):
             raise
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            why = f" ({_reason(error)})" if isinstance(error, ValueError) else ""  # others tell of PyYAML's own code
             what = brief(node.value) if isinstance(node, yaml.ScalarNode) else "a list or a table"
             raise InputError(
-                f"{what} (line {node.start_mark.line + 1}) is no {node.tag.rpartition(':')[2]} ({_reason(error)}); "
+                f"{what} (line {node.start_mark.line + 1}) is no {node.tag.rpartition(':')[2]}{why}; "
                 "write another value, or in quotes if it is a text."
             ) from None
 

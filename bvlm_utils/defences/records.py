@@ -106,8 +106,7 @@ def _wrong(found: dict[str, Any], name: str) -> str | None:
         return f"it says that it is {found['name']!r}"
     lacking = damage.lacks(found, NEEDED, MAY_HAVE)
     lacking = lacking or damage.lacks(found["identity"], OF_IDENTITY, {"relearn": int})
-    if lacking := lacking or damage.lacks(found["cell"], OF_CELL, {}):
+    lacking = lacking or damage.lacks(found["cell"], OF_CELL, {}) or damage.no_numbers(found["numbers"])
+    if lacking:
         return f"it has no {lacking}"
-    if found["status"] not in damage.STATUSES:
-        return f"it has no status of {' and '.join(damage.STATUSES)}"
-    return None if all(map(damage.is_number, found["numbers"])) else "it has no number in each of its numbers"
+    return None if found["status"] in damage.STATUSES else f"it has no status of {' and '.join(damage.STATUSES)}"

@@ -1,6 +1,7 @@
 """Files of a store that were cut off or changed, and what is wrong with them: one of them never stops the others."""
 
 import sys
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -57,7 +58,7 @@ def _lacking(found: dict[str, Any]) -> str | None:
         return f"{problem} in its config"
     if not all(_fits(value, NUMBER) for value in found.get("seconds", {}).values()):
         return "number in each of its seconds"
-    return None if all(map(is_number, found["metrics"])) else "number in each of its metrics"
+    return no_numbers(found["metrics"])
 
 
 def lacks(held: dict[str, Any], needed: dict[str, Any], may_have: dict[str, Any]) -> str | None:
@@ -66,7 +67,16 @@ def lacks(held: dict[str, Any], needed: dict[str, Any], may_have: dict[str, Any]
     return next((name for name, kind in kinds.items() if name not in held or not _fits(held[name], kind)), None)
 
 
-def is_number(metric: Any) -> bool:
+def no_numbers(metrics: list[Any]) -> str | None:
+    """What a list of a record's numbers lacks, in words."""
+    if not all(map(_is_number, metrics)):
+        return "number in each of its metrics"
+    names = Counter(tuple(metric[key] for key in METRIC[:3]) for metric in metrics)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    return None if twice is None else f"single number for {' '.join(filter(None, twice))}"
+
+
+def _is_number(metric: Any) -> bool:
     """Is it an entry of a record's numbers, with its words and values that a table can hold?"""
     words = isinstance(metric, dict) and all(isinstance(metric.get(key), str) for key in METRIC[:3])
     return words and all(metric.get(key) is None or _fits(metric[key], NUMBER) for key in METRIC[3:])

@@ -40,6 +40,18 @@ def test_known_ones_pass(inputs):
     parameters.check(inputs)
 
 
+@pytest.mark.parametrize(("line", "right"), [
+    ("attacks = None", True), ("dataset = None", False), ("store = None", True), ("defence_params = None", False),
+])  # fmt: skip
+def test_none_is_what_a_notebook_says_of_it(line, right):
+    cell = 'dataset: str = "x"\nattacks: list = ["SIG"]\ndefence_params: dict = {}\nstore: str = None\n'
+    if right:
+        assert parameters.check(["", cell, f"# Parameters\n{line}\n"])
+    else:
+        with pytest.raises(InputError, match=f"{line.split()[0]} is None; it must be a t"):
+            parameters.check(["", cell, f"# Parameters\n{line}\n"])
+
+
 @pytest.mark.parametrize(
     ("cells", "wanted"),
     [

@@ -274,6 +274,7 @@ def number(**changed):
     {"config": {}}, {"config": {"threat": "jailbreak", "attack": 3}},
     {"config": {"threat": "jailbreak", "attack": "SIG", "train": [1]}},
     {"config": {"threat": "jailbreak", "attack": "SIG", "attack_params": "x"}},
+    {"metrics": [number(), number(value=0.4)]},
     {"metrics": [number(k=10**400)]}, {"metrics": [number(value=-(10**301))]}, {"seconds": None}, {"n_poisoned": "3"},
     {"seconds": {"total": None}}, {"config seed": [1]}, {"config seed": True}, {"config model": {}},
     {"config train": ...}, {"config train_rows": "x"}, {"config train": {}}, {"config half": None},
