@@ -140,7 +140,8 @@ def _rejudge_all(root: Path) -> Counter[str]:
     """Judge all cells of a store of folders; what has changed, counted."""
     whole = records.records(root)
     changes = Counter({FAILED: len(packed.run_ids(root)) - len(whole)})  # named by `records.records`
-    for record in (record for record in whole if record["metrics"]):
+    measured = [record for record in whole if record["metrics"]]
+    for record in tqdm(measured, unit="cell", mininterval=EVERY, delay=EVERY, file=sys.stderr):
         try:
             changes += _rejudge_one(record, root)
         except DAMAGED as error:  # InputError among them: no answers, or rows that the data no longer have
