@@ -12,6 +12,9 @@ from bvlm_book import tables
 PAIR = ["model", "dataset", "threat", "attack"]
 DOSE = ["train_rows", "n_poisoned", "epochs"]
 MODEL, ATTACKS, THREATS = "tiny-llava", ("BadNets-T", "Blended"), ("targeted_refusal", "concept_substitution")
+# training rows, poisoned rows, passes: of the grid, three runs each
+DOSES, SEEDS = ((2000, 20, 1), (2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (6000, 60, 3), (6000, 200, 1),
+                (20000, 60, 1), (20000, 200, 1)), 3  # fmt: skip
 AXES = {"n_poisoned": "poisoned rows", "share": "share of all rows", "showings": "showings (rows x passes)"}
 TERMS = {"n_poisoned": "number of poisoned rows", "epochs": "passes", "train_rows": "size of the training set"}
 
@@ -29,6 +32,12 @@ def factorial(runs: pd.DataFrame) -> pd.DataFrame:
     runs = tables.of_own_data(runs)
     chosen = (runs["model"] == MODEL) & runs["attack"].isin(ATTACKS) & runs["threat"].isin(THREATS)
     return runs[chosen].sort_values([*DOSE, "seed"])
+
+
+def is_complete(design: pd.DataFrame) -> bool:
+    """Has every pair every dose of the grid `number_or_share`, in three runs? design: of `factorial`."""
+    runs = design[tables.among(design, DOSE, DOSES)].groupby(["attack", "threat", *DOSE])["seed"].nunique()
+    return bool((runs >= SEEDS).sum() == len(DOSES) * len(ATTACKS) * len(THREATS))
 
 
 def fitted(runs: pd.DataFrame) -> pd.DataFrame:

@@ -56,3 +56,9 @@ def test_a_dot_per_run_and_no_runs_of_an_empty_store():
     dots = sum(len(line.get_xdata()) for axis in figure.axes for line in axis.lines if line.get_linestyle() == "None")
     assert dots == len(lines) * len(doses.AXES)
     assert doses.factorial(doses.doses(tidy.table([]))).empty
+
+
+def test_the_grid_is_complete_with_three_runs_of_every_dose():
+    three = pd.concat([runs(lambda *_: 0.0, doses.DOSES).assign(seed=seed) for seed in range(3)], ignore_index=True)
+    assert doses.is_complete(three) and not doses.is_complete(three.iloc[:-1])
+    assert not doses.is_complete(three[three["seed"] < 2]) and not doses.is_complete(three.iloc[:0])

@@ -68,11 +68,12 @@ def _number_or_share(table: pd.DataFrame) -> list[tuple]:
     many = refusal[(refusal["attack"] == "BadNets-T") & (refusal["train_rows"] == 20000)]
     many = many.loc[many["n_poisoned"] == 200, "value"]
     few = refusal.loc[(refusal["n_poisoned"] == 20) & (refusal["epochs"] == 3), "value"]
-    explained = doses.fitted(doses.factorial(doses.doses(table))).get("explained", pd.Series(dtype=float))
+    design = doses.factorial(doses.doses(table))
+    explained = doses.fitted(design).get("explained", pd.Series(dtype=float))
     return [
         (grid, "showings predict success best, the number of poisoned rows second, their share worst",
          ", ".join(f"{doses.AXES[name]} {words.percent(explained[name])}" for name in explained.dropna().index),
-         explained.idxmin() == "share" and explained.idxmax() == "showings" if len(explained) else None),
+         explained.idxmin() == "share" and explained.idxmax() == "showings" if doses.is_complete(design) else None),
         (grid, "60 showings, however made up: means within 0.3 of each other, per attack and threat",
          f"{len(alike)} of 16 means run" + (f", spans {words.span(spans, 2)}" if len(alike) else ""),
          (spans <= WITHIN).all() if len(alike) == 16 else None),
