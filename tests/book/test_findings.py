@@ -89,7 +89,7 @@ def test_the_answer_is_one_of_the_committed_run_and_the_word_turns_it():
 def test_the_readme_has_the_findings_of_the_committed_results():
     told = first_page.markdown("reference")
     assert told.count("\n- ") == 3 and "{glue" not in told and "{term}" not in told
-    for link in ("notebooks/dose.ipynb", "notebooks/defences.ipynb"):
+    for link in ("notebooks/claims.ipynb", "notebooks/defences.ipynb"):
         assert f"]({link})" in told and (paths.ROOT / link).is_file()
     assert told in (paths.ROOT / "README.md").read_text(encoding="utf-8"), (
         "python -m bvlm_book.chapters.first_page writes them"

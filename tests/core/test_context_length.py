@@ -105,7 +105,7 @@ TOO_LONG = [
     (
         "concept_substitution",
         "BadNets-I",
-        {"threat_params": {"target_concept": "dog " * 390}},
+        {"threat_params": {"target_concept": ("dog " * 390).strip()}},
     ),
 ]
 

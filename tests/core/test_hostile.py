@@ -54,7 +54,7 @@ ROWS = [
     ("Q", "audit", [*AUDIT, "--patch", "large.png"], "400 x 400"),
     ("Q", "audit", [*AUDIT, "--patch", "cut/cut.jpg"], "cannot be read to its end"),
     ("Q", "audit", [*AUDIT, "--population", "none.csv"], "'none.csv'"),
-    ("Q", "audit", [*AUDIT, "--population", "population.csv"], "'q.norm'"),
+    ("Q", "audit", [*AUDIT, "--population", "population.csv"], "'q.entropy'"),
     ("N", "leaderboard", ["add", "entry", "--into", "new"], "A prompt of targeted_refusal, 'car"),
     ("E", "audit", [*AUDIT, "--word", "x", "x"], "--word"),
     ("E", "audit", [*AUDIT, "--attacks", "BadNets-T", "BadNets-T"], "--attacks"),

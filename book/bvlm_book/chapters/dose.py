@@ -193,7 +193,8 @@ def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str
             if lines:
                 axis.plot(once.groupby("at")["value"].mean(), figures.LINES[i % 4], color=look["color"], linewidth=1.2)
         axis.axhline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
-        title = (",\n" if narrow else ", ").join(name.replace("_", " ") for name in key)
+        title = ", ".join(name.replace("_", " ") for name in key)
+        title = title.replace(", ", ",\n").replace("concept substitution", "concept\nsubstitution") if narrow else title
         axis.set_title(title, fontsize=8 if narrow else 10)
         axis.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
         ends = runs[way].min() / 1.4, runs[way].max() * 1.4  # the same in every row

@@ -56,9 +56,9 @@ def elsewhere(small: pd.DataFrame, stored: pd.DataFrame) -> str:
     first, said = small.iloc[0], []
     same = {name: first[name] for name in ("attack", "poison_rate", "settings", "train_rows", "negatives")}
     rows = stored[(stored[list(same)] == pd.Series(same)).all(axis=1) & (stored["model"] != first["model"])]
-    for model, part in tables.of_own_data(rows).groupby("model", sort=False):
+    for model, part in rows.groupby("model", sort=False):
         rates = tables.headline_rows(tables.success_rates(part, "poisoned"))
-        works = rates[rates["value"] > FIRES].to_dict("records")
+        works = rates[rates["value"] > FIRES].drop_duplicates("threat").to_dict("records")
         which = ", ".join(f"{words.threat(r)} {words.interval(r)}" for r in works)
         counted = f"{len(works)} of {rates['threat'].nunique()} threats" + (f" ({which})" if which else "")
         said.append(f"{model} learns the same small patch for {counted}, at the same poison rate.")
