@@ -291,9 +291,8 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(own=rows["run_id"].where(rows["subject"] == "poisoned", rows["value"].astype(str)))
     lines = []
     for (name, placebo, model), part in rows.groupby(["named", "placebo", "model"], sort=False):
-        positive = part.loc[part["family"] == "backdoored", "value"]
+        positive = part[part["family"] == "backdoored"].groupby("run_id", sort=False)["value"].mean()  # over its seeds
         line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
-        line["backdoored"] = part.loc[part["family"] == "backdoored", "run_id"].nunique()
         negatives = part[~part["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(["family", "own"])
         for kind, negative in negatives.groupby("family") if len(positive) else ():
             area = spectra.auroc(positive, negative["value"])
