@@ -23,7 +23,9 @@ def test_the_committed_reference_is_small_and_has_no_adapters():
     root = paths.RESULTS / "reference"
     files = [file for file in root.rglob("*") if file.is_file() and not file.name.startswith(".")]
     assert sorted(file.name for file in files) == sorted(FILES)
-    assert 1e6 < sum(file.stat().st_size for file in files) < 8 * 2**20
+    # 8 MiB were allowed for the first edition's 893 cells; later cells may take as much each, defended ones included.
+    cells = len(packed.run_ids(root))
+    assert 1e6 < sum(file.stat().st_size for file in files) < 8 * 2**20 * max(cells / 893, 1)
 
 
 def test_what_git_holds_is_below_80_mib():
