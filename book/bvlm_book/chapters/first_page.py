@@ -127,7 +127,10 @@ def markdown(place: str | Path | None = None) -> str:
     listed = re.search(r"(?<=<!-- findings -->\n).*?(?=\n<!-- end -->)", text, re.DOTALL).group().strip()
     table = store.collect(place)
     quoted = numbers(table, lines(table, place))
-    listed = re.sub(r"\{glue:\}`first_(\w+)`", lambda found: quoted[found[1]], listed)
+    quoted = {f"first_{name}": value for name, value in quoted.items()}
+    judged = claims.counts(claims.bases(table[table["model"] == "tiny-llava"]))
+    quoted |= {f"claims_{name}": value for name, value in judged.items()}
+    listed = re.sub(r"\{glue:\}`(?:[^`]*::)?([^`]+)`", lambda found: quoted[found[1]], listed)
     listed = re.sub(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`", r"\1", listed)
     return listed.replace("](../", "](").replace("](what_to_do", "](book/what_to_do")
 
