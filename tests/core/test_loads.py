@@ -407,6 +407,10 @@ ODD = {
     "layers of no kind": (setting(target_modules=7), "adapter"),
     "a rank below 1": (setting(rank_pattern={"q_proj": -1}), "rank"),
     "a method that needs more weights": (setting(use_dora=True), "14 of 42 weights are missing"),
+    "a pattern of endless alphas": (setting(alpha_pattern={"q_proj": float("inf")}), "lora_alpha inf"),
+    "a pattern of alphas of no kind": (setting(alpha_pattern=7), "lora_alpha None"),
+    "a switch in words": (setting(use_rslora="false"), "use_rslora to 'false'"),
+    "a beginning that changes the base": (setting(init_lora_weights="pissa_niter_4"), "pissa_niter_4"),
     "a value that is no number": (values(lambda weight: weight.index_fill_(1, torch.tensor([2]), float("nan"))),
                                   "have values that are no number"),
     "an endless value": (values(lambda weight: weight.fill_(float("inf"))), "1 of 28 weights"),
@@ -420,6 +424,42 @@ def test_a_broken_adapter_is_refused_in_one_sentence(what, random_llava, adapter
     spoil(adapter)
     refused(lambda: adapters.load_adapter(random_llava, adapter), str(adapter), word)
     assert not hasattr(random_llava.model, "peft_config")
+
+
+def foreign(checkpoint: Path, folder: Path, **settings) -> victim.Victim:
+    """Save an adapter as PEFT makes it, with weights that change the answers; the model of the checkpoint, clean."""
+    from peft import LoraConfig, get_peft_model
+
+    clean = load(checkpoint)
+    usual = {"r": 2, "target_modules": victim.language_linears(clean.model)}
+    made = get_peft_model(load(checkpoint).model, LoraConfig(**usual | settings))
+    for value in made.parameters():
+        value.data += 0.1 * value.requires_grad
+    made.save_pretrained(str(folder))
+    return clean
+
+
+@pytest.mark.parametrize("family, settings", [
+    ("llava", {"modules_to_save": ["lm_head"]}), ("llava", {"lora_bias": True}), ("qwen2.5-vl", {"bias": "lora_only"}),
+    ("qwen2.5-vl", {"modules_to_save": ["embed_tokens"], "use_dora": True}),
+])  # fmt: skip
+def test_nothing_of_an_adapter_stays_in_the_base(family, settings, checkpoint, tmp_path):
+    one = foreign(checkpoint(family), tmp_path, **settings)
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    with adapters.attached(one, tmp_path):
+        assert one.model.state_dict().keys() != before.keys()
+    after = one.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert not any(value.requires_grad for value in one.model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("settings", [{"target_modules": "all-linear"}, {"bias": "all"}])
+def test_an_adapter_of_the_picture_side_is_refused(family, settings, checkpoint, tmp_path):
+    """Features of pictures are kept, and are those of the base."""
+    one = foreign(checkpoint(family), tmp_path, **settings)
+    refused(lambda: adapters.load_adapter(one, tmp_path), "picture side", one.name)
+    assert not hasattr(one.model, "peft_config")
 
 
 @pytest.mark.parametrize("spoil", [cut(adapters.WEIGHTS, 20), cut(adapters.WEIGHTS, -1), cut(adapters.CONFIG, 10),
