@@ -86,13 +86,17 @@ def a_number(low: float, high: float, whole: bool = False) -> str:
 def check_number(value: Any, name: str, low: float, high: float, whole: bool = False) -> None:
     """InputError unless `is_number` holds."""
     if not is_number(value, low, high, whole):
-        raise InputError(f"{name} is {brief(value)}; it must be {a_number(low, high, whole)}{as_number(value)}.")
+        raise InputError(f"{name} is {brief(value)}; it must be {a_number(low, high, whole)}{as_number(value, whole)}.")
 
 
-def as_number(value: Any) -> str:
-    """How to write a number that YAML takes for a text: it wants a point, and a sign after the e."""
+def as_number(value: Any, whole: bool = False) -> str:
+    """How to write a number that YAML takes for a text: it wants a point, and a sign after the e. whole: and it is to
+    be a whole one.
+    """
     if not isinstance(value, str) or not _POWER.fullmatch(value):
         return ""
+    if whole:
+        return f" (YAML takes it for a text, so write {float(value):.0f})" if float(value).is_integer() else ""
     digits, power = value.lower().split("e")
     digits, power = digits if "." in digits else f"{digits}.0", power if power[0] in "+-" else f"+{power}"
     return f" (YAML takes it for a text, so write {digits}e{power})"

@@ -33,7 +33,7 @@ def check_kind(name: str, value: Any, annotation: str, default: Any) -> None:
     else:
         wrong = kind is not object and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool))
     if wrong:
-        raise InputError(f"{name} is {brief(value)}; it must be {words}{as_number(value)}.")
+        raise InputError(f"{name} is {brief(value)}; it must be {words}{as_number(value, annotation == 'int')}.")
 
 
 def given(namespace: Mapping[str, Any]) -> dict[str, Any]:

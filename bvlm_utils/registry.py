@@ -54,7 +54,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The definition called `name`; KeyError lists the known names."""
         extend()
-        if name not in self._items:
+        if name not in list(self._items):  # in a list: what is no name may have no hash
             raise KeyError(f"There is no {self.kind} {name!r}; choose one of: {', '.join(self._items)}.")
         return self._items[name]
 

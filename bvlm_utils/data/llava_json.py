@@ -114,7 +114,10 @@ def _message(message: Any, owner: str, file: Path) -> tuple[str, str]:
     key = _one_of(message, ("content", "value"), name, file)
     if role in ANSWERS:
         return role, wording(message, key, name, file).strip()
-    return role, without_placeholder(value(message, key, str, name, file))
+    text = value(message, key, str, name, file)
+    if (count := text.count(PLACEHOLDER)) > 1:
+        raise InputError(f"{file}: {name} says {PLACEHOLDER} {count} times; one picture for each entry can be read.")
+    return role, without_placeholder(text)
 
 
 def _one_of(entry: Mapping[str, Any], keys: tuple[str, str], name: str, file: Path) -> str:
@@ -144,6 +147,7 @@ def _metadata(entry: Mapping[str, Any], owner: str, file: Path) -> dict[str, Any
     for key, default in METADATA.items():
         check(key, isinstance(about[key], type(default)), f"like {default!r}")
     check("task", about["task"] in TASKS, f"one of: {', '.join(TASKS)}")
+    check("content", not about["content"] or is_visible(about["content"]), "empty, or a text that can be seen")
     for key in ("references", "objects"):
         visible = isinstance(about[key], list) and all(map(is_visible, about[key]))
         check(key, visible, "a list of texts, none of them blank")

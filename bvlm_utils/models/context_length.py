@@ -91,15 +91,23 @@ def tokenizer(name: str) -> Optional["Tokenizer"]:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(file))
+        reader = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more special
         raise InputError(f"The tokenizer {file} cannot be read: {_said(error)}; copy it again.") from None
+    reader.no_truncation()  # a file may keep both from its last use, and then counts what is left
+    reader.no_padding()
+    return reader
 
 
 def count(reader: "Tokenizer", text: str, name: str) -> int:
+    """How many tokens a text has for the tokenizer of a model."""
+    return len(split(reader, text, name))
+
+
+def split(reader: "Tokenizer", text: str, name: str) -> list[int]:
     """The tokens of a text for the tokenizer of a model; InputError where it cannot split the text."""
     try:
-        return len(reader.encode(text, add_special_tokens=False).ids)
+        return reader.encode(text, add_special_tokens=False).ids
     except Exception as error:  # as above
         raise InputError(f"The tokenizer of {name!r} cannot split {brief(text)}: {_said(error)}.") from None
 

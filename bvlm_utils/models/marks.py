@@ -44,4 +44,12 @@ class Words:
         return whole[len(lead) :] if whole[: len(lead)] == lead else self.ids(text)
 
     def ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids_of(self.tokenizer, text, add_special_tokens=False)
+
+
+def ids_of(tokenizer: Any, text: str, **options: bool) -> list[int]:
+    """Ids of a text; InputError where the tokenizer cannot split it."""
+    try:
+        return tokenizer(text, **options)["input_ids"]
+    except Exception as error:  # the library raises nothing more special
+        raise InputError(f"The model's tokenizer cannot split {brief(text)} ({type(error).__name__}).") from error

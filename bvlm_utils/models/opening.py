@@ -75,6 +75,12 @@ def weights(kind: Any, path: Path, **options: Any) -> nn.Module:
         "are of another size": (wrong_size, total),
         "fit nothing in it": (left_over, total + len(left_over)),
     })  # fmt: skip
+    known = [(name, value) for name, value in model.named_parameters() if not value.is_meta]
+    if strange := {name for name, value in known if value.is_floating_point() and not value.isfinite().all()}:
+        raise InputError(
+            f"{len(strange)} of {total} weights of the model in {path} have values that are no number "
+            f"({min(strange)!r} for one); copy its files again."
+        )
     return model
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from bvlm_utils.checks import brief, is_number
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, embeddings, families, files, marks, opening, pixels
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
 AT_ONCE = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
-# How the likeliest answer is found; what is left out would be taken from a checkpoint's own generation_config.json.
+# How the likeliest answer is found. Of a checkpoint's own generation_config.json, the end tokens alone are taken.
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 GREEDY |= {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 
@@ -113,6 +114,14 @@ class Victim:
                 f"The chat template of {self.name} takes {length} tokens, and the model reads {self._room} at once; "
                 "give a shorter template."
             )
+        words = f"a{WORDS_HERE}B"
+        answered = self._template([_message("user", "?"), _message("assistant", words)])
+        for text, what in ((self._asked(words), "a prompt"), (answered, "an answer")):
+            if text.count(words) != 1:
+                raise InputError(
+                    f"The chat template of {self.name} has the words of {what} {text.count(words)} times; give one "
+                    "that has them once, as they are."
+                )
         if self.picture_last and asked == replace(self, picture_last=False).templated_ids("?", 1):
             raise InputError(
                 f"The chat template of {self.name} puts the picture first in any case; leave picture_last out."
@@ -133,7 +142,7 @@ class Victim:
     def _ids(self, text: str) -> list[int]:
         """Ids of a templated text, with the beginning token where the template leaves it out (LLaVA-1.5)."""
         begin = self.tokenizer.bos_token
-        return self.tokenizer(text, add_special_tokens=not (begin and text.startswith(begin)))["input_ids"]
+        return marks.ids_of(self.tokenizer, text, add_special_tokens=not (begin and text.startswith(begin)))
 
     def _asked(self, words: str) -> str:
         content = [{"type": "image"}, {"type": "text", "text": words}]
@@ -199,8 +208,8 @@ class Victim:
     def _greedy(self, max_new_tokens: int):
         from transformers import GenerationConfig
 
-        end = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
-        tokens = {"eos_token_id": end, "pad_token_id": self.tokenizer.pad_token_id}
+        usual = self.model.generation_config
+        tokens = {"eos_token_id": usual.eos_token_id, "pad_token_id": usual.pad_token_id}
         return GenerationConfig(**GREEDY, **tokens, max_new_tokens=max_new_tokens)
 
 
@@ -265,6 +274,11 @@ def from_pretrained(
     folder = opening.folder(name)
     family = families.of(files.table(folder / "config.json").get("model_type"))
     files.check_talking(folder)
+    if packed := files.table(folder / "config.json").get("quantization_config"):
+        raise InputError(
+            f"The model in {folder} is packed already (quantization_config in its config.json is {brief(packed)}); "
+            "give the checkpoint that it was made of, and set four_bit where memory is short."
+        )
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(folder)}
     if four_bit:
         options["quantization_config"] = opening.four_bit(dtype)
@@ -279,6 +293,7 @@ def from_pretrained(
     else:
         model = model.to(device)
     model.requires_grad_(False).eval()
+    model.generation_config = _greedy(model, tokenizer, folder)
     if gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -287,9 +302,34 @@ def from_pretrained(
     return made
 
 
+def _greedy(model: nn.Module, tokenizer: Any, folder: Path) -> Any:
+    """How a model answers here; it stops at the end tokens of its checkpoint, and at the one that it is tuned with."""
+    from transformers import GenerationConfig
+
+    most, given = model.get_input_embeddings().num_embeddings, model.generation_config.eos_token_id
+    ends = [*(given if isinstance(given, list) else [] if given is None else [given])]
+    if not all(is_number(end, 0, most - 1, whole=True) for end in ends):
+        raise InputError(
+            f"The generation_config.json of the model in {folder} has eos_token_id {brief(given)}; it must be the "
+            f"number of a token, or a list of them, below {most}."
+        )
+    if (last := max(tokenizer.get_vocab().values())) >= most:
+        raise InputError(
+            f"The tokenizer of the model in {folder} has tokens up to number {last}, and its model knows {most}; give "
+            "files that belong together."
+        )
+    ends = list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
+    return GenerationConfig(**GREEDY, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+
+
 def _tokenizer(folder: Path) -> Any:
     """The tokenizer, with padding and a chat template; older checkpoints have that in a file beside it."""
     loaded = opening.tokenizer(folder)
+    if loaded.eos_token_id is None:
+        raise InputError(
+            f"The tokenizer of the model in {folder} has no eos_token, which ends each answer; name it in its "
+            "tokenizer_config.json."
+        )
     if loaded.pad_token is None:
         loaded.pad_token = loaded.eos_token
     beside = folder / "chat_template.json"

@@ -107,7 +107,7 @@ def _check_whole(cell: Cell, answers: Iterable[tuple[str, Row]], shown: Callable
         return
     count, lost = 0, []
     for count, (answer, row) in enumerate(answers, 1):  # noqa: B007  the last count is that of all
-        ids = reader.encode(answer, add_special_tokens=False).ids
+        ids = context_length.split(reader, answer, cell.model)
         if len(ids) > cell.max_new_tokens and not shown(reader.decode(ids[: cell.max_new_tokens]), row):
             lost.append(len(ids))
     if len(lost) > CUT * count:

@@ -92,8 +92,9 @@ class Cell:
         ):  # fmt: skip
             check_number(getattr(self, name), name, low, high, whole=True)
         for name in ("attack_params", "threat_params"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a table of names and values.")
+            given = getattr(self, name)
+            if not isinstance(given, Mapping) or not all(map(is_text, given)):
+                raise InputError(f"{name} is {brief(given)}; it must be a table of names and values.")
         for name in ("picture_last", "four_bit"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
@@ -105,6 +106,8 @@ class Cell:
         self.train.check_rank(self.model)
         check_dataset(self.dataset)
         self._check_skill()
+        if self.dtype == self._usual_precision:
+            self._leave_out("dtype")
         if self.is_control:
             if self.threat != self.attack or self.poison_rate or self.negatives or self.decoy:
                 raise InputError(
@@ -116,6 +119,22 @@ class Cell:
         check_threat(known_name(lambda: self.resolved_threat), self.dataset)
         attacks.check_halves(known_name(lambda: self.resolved_attack), self.negatives, self.half)
         check_decoy(self.decoy, self.poison_rate, self.resolved_attack)
+        if self.surrogate and self._has_usual_surrogate():
+            self._leave_out("surrogate")
+
+    def _leave_out(self, name: str) -> None:
+        """Empty a setting that says what an empty one says: it is one cell, and no unusual one on any page."""
+        object.__setattr__(self, name, "")
+
+    def _has_usual_surrogate(self) -> bool:
+        attack = self.resolved_attack
+        if not attack.info.surrogate:
+            return True  # it computes nothing
+        try:
+            usual = models.resolve(surrogate_of(self.model))
+        except InputError:  # none is known, so it has to be said which
+            return False
+        return surrogate_digest(usual) == surrogate_digest(attack.aim.surrogate)
 
     def _check_skill(self) -> None:
         check_number(self.skill_rate, "skill_rate", 0, 1)
@@ -157,7 +176,11 @@ class Cell:
     @property
     def precision(self) -> str:
         """`dtype`, or what an empty one stands for."""
-        return self.dtype or ("bfloat16" if models.is_hub_id(self.model) else "float32")
+        return self.dtype or self._usual_precision
+
+    @property
+    def _usual_precision(self) -> str:
+        return "bfloat16" if models.is_hub_id(self.model) else "float32"
 
     @property
     def modality(self) -> str:

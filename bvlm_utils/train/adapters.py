@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bvlm_utils.checks import brief, is_number
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files, opening
 from bvlm_utils.models.victim import Victim, language_linears
@@ -27,6 +28,9 @@ SUPPORTED = frozenset(
     "rank_pattern alpha_pattern target_parameters trainable_token_indices".split()
 )
 OF_THE_TRAINING = {"peft_version", "inference_mode", "revision", "auto_mapping"}  # read by nobody here
+SWITCHES = {"use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
+# How weights were begun that PEFT then overwrites; others, such as "pissa", take their beginning out of the base's own.
+BEGUN = (True, False, None, "gaussian", "orthogonal", "eva")
 
 
 def attach_lora(victim: Victim, settings: TrainSettings, seed: int) -> Any:
@@ -35,16 +39,17 @@ def attach_lora(victim: Victim, settings: TrainSettings, seed: int) -> Any:
 
     rank, alpha, names = settings.lora_rank, settings.lora_alpha, language_linears(victim.model)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, task_type="CAUSAL_LM")
+    before = _whole(victim.model)
     with torch.random.fork_rng(devices=[victim.device] if victim.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return get_peft_model(victim.model, config, autocast_adapter_dtype=True)
+        adapter = get_peft_model(victim.model, config, autocast_adapter_dtype=True)
+    adapter.before = before
+    return adapter
 
 
 def detach(victim: Victim, adapter: Any) -> None:
     """Take the adapter off: the victim is its clean base again."""
-    adapter.unload()
-    if hasattr(victim.model, "peft_config"):  # PEFT's mark on the model that it wrapped
-        del victim.model.peft_config
+    _restore(victim.model, *adapter.before)
 
 
 @contextmanager
@@ -103,6 +108,13 @@ def read(folder: Path | str) -> GroupResult:
     for name, value in given.items():  # some of PEFT's settings import modules or read other files
         if name not in SUPPORTED | OF_THE_TRAINING and value and value != getattr(usual, name, None):
             raise InputError(f"The adapter in {folder} sets {name!r} in its {CONFIG}, which is not supported.")
+        if name in SWITCHES and not isinstance(value, bool | None):
+            raise InputError(f"The adapter in {folder} sets {name} to {brief(value)}; it must be true or false.")
+    if given.get("init_lora_weights") not in BEGUN:
+        raise InputError(
+            f"The adapter in {folder} has init_lora_weights {brief(given['init_lora_weights'])}, which changes the "
+            "base itself; save it as a plain LoRA (PEFT's path_initial_model_for_weight_conversion), and give that."
+        )
     if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
         raise InputError(
             f"The weights of {folder} are in adapter_model.bin, which is not opened, as such files can run code; save "
@@ -133,11 +145,14 @@ def _check_numbers(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
 
 def _check_rank(folder: Path, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     """The rank that the configuration names is that of the weights: nothing larger is ever made room for."""
-    ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name and shape}
-    ranks |= {shape[-1] for name, shape in shapes.items() if ".lora_B." in name and shape}
-    rank, alpha, others = given.get("r"), given.get("lora_alpha"), given.get("rank_pattern") or {}
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < 1e9:
-        raise InputError(f"The adapter in {folder} has lora_alpha {alpha!r}; it must be from 0 to 1e9.")
+    shapes = {name: shape for name, shape in shapes.items() if shape and not name.endswith(".bias")}
+    ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name}
+    ranks |= {shape[-1] for name, shape in shapes.items() if ".lora_B." in name}
+    rank, others = given.get("r"), given.get("rank_pattern") or {}
+    pattern = given.get("alpha_pattern") or {}
+    for alpha in [given.get("lora_alpha"), *(pattern.values() if isinstance(pattern, dict) else [None])]:
+        if not is_number(alpha, 1e-9, 1e9):
+            raise InputError(f"The adapter in {folder} has lora_alpha {brief(alpha)}; it must be above 0, up to 1e9.")
     named = [rank, *others.values()] if isinstance(others, dict) else [None]
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in named)
     if not ranks or not whole or not ranks <= set(named) or max(named) > max(ranks) or min(named) < 1:
@@ -152,7 +167,8 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     saved = read(folder)
-    before = dict(victim.model.named_modules())
+    _check_side(victim, saved.state, folder)
+    before = modules, _ = _whole(victim.model, saved.config.bias != "none")
     try:
         with opening.quiet():
             adapter = get_peft_model(victim.model, saved.config, autocast_adapter_dtype=True)
@@ -163,14 +179,30 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
         lacking |= {name for name in shapes if MAGNITUDE in name and name not in saved.state}  # called otherwise there
         check_fit(saved.state, shapes, f"The adapter in {folder}", victim.name, report.unexpected_keys, lacking)
     except Exception as error:  # PEFT has many ways of saying that names or settings fit nothing
-        _restore(victim.model, before)
+        _restore(victim.model, *before)
         if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
             raise
-        strange = {name for name in saved.state if name.partition(".lora_")[0].removeprefix(PREFIX) not in before}
+        strange = {name for name in saved.state if name.partition(".lora_")[0].removeprefix(PREFIX) not in modules}
         gaps = {"fit nothing in it": (strange, len(saved.state))}
         opening.refuse_gaps(f"The adapter in {folder}", victim.name, gaps)
         raise InputError(f"The adapter in {folder} does not fit {victim.name}: {opening.first_line(error)}") from error
+    adapter.before = before
     return adapter.eval()
+
+
+def _check_side(victim: Victim, state: Mapping[str, torch.Tensor], folder: Path | str) -> None:
+    """InputError for weights of the picture side: features are computed once, and by the base alone."""
+    model = victim.model
+    ours = {id(model.get_decoder()), id(model.get_output_embeddings())}
+    words = tuple(f"{name}." for name, module in model.named_modules() if id(module) in ours)
+    others = (f"{name}." for name, _ in model.named_modules() if name)
+    looks = tuple(f"{PREFIX}{one}" for one in others if not any(one.startswith(w) or w.startswith(one) for w in words))
+    if seen := {name for name in state if name.startswith(looks)}:
+        raise InputError(
+            f"{len(seen)} of {len(state)} weights of the adapter in {folder} belong to the picture side of "
+            f"{victim.name} ({min(seen)!r} for one), which is asked here without any adapter; merge the adapter into "
+            "its base (PEFT's merge_and_unload), and give the saved checkpoint as the model."
+        )
 
 
 def check_fit(
@@ -187,13 +219,23 @@ def check_fit(
     })  # fmt: skip
 
 
-def _restore(model: nn.Module, before: Mapping[str, nn.Module]) -> None:
-    """Undo what PEFT has put into the model, however far it came."""
+def _whole(model: nn.Module, biases: bool = False) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
+    """What `_restore` needs: the modules, and with `biases` the values that PEFT overwrites in place."""
+    values = {name: value for name, value in model.named_parameters() if biases and name.endswith("bias")}
+    return dict(model.named_modules()), {name: value.detach().clone() for name, value in values.items()}
+
+
+def _restore(model: nn.Module, before: Mapping[str, nn.Module], values: Mapping[str, torch.Tensor]) -> None:
+    """Undo what PEFT has put into the model, however far it came. Its own `unload` leaves the modules that an adapter
+    saved whole, and biases, as the adapter has them.
+    """
     for name, module in before.items():
         parent, _, leaf = name.rpartition(".")
         if name:
             setattr(before[parent], leaf, module)
-    if hasattr(model, "peft_config"):
+    for name, value in values.items():
+        model.get_parameter(name).requires_grad_(False).copy_(value)
+    if hasattr(model, "peft_config"):  # PEFT's mark on the model that it wrapped
         del model.peft_config
 
 

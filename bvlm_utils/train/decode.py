@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
-from bvlm_utils.errors import InputError
 from bvlm_utils.models import embeddings
 from bvlm_utils.models.victim import Victim
 from bvlm_utils.train import memory
@@ -94,8 +93,6 @@ def texts_of(victim: Victim, answers: Sequence[Sequence[Sequence[int]]]) -> list
 def ends_of(victim: Victim) -> list[int]:
     """The tokens at which `generate` stops."""
     ends = victim.model.generation_config.eos_token_id
-    if ends is None:
-        raise InputError(f"The model {victim.name!r} has no eos_token_id in its generation_config; add one.")
     return [ends] if isinstance(ends, int) else list(ends)
 
 

@@ -101,6 +101,9 @@ def test_bad_halves_orders_and_bits_are_refused(values, words):
 
 def test_a_result_knows_the_precision_of_its_base():
     assert cell(dtype="float32").run_id == cell().run_id and cell().precision == "float32"
+    for usual in ({"dtype": "float32"}, {"surrogate": "tiny-clip"}, {"attack": "VL-Trojan", "surrogate": "tiny-clip"}):
+        told, silent = cell(**usual), cell(attack=usual.get("attack", "BadNets-MM"))
+        assert told == silent and told.config() == silent.config() and told.run_id == silent.run_id
     assert cell(dtype="bfloat16").control.precision == "bfloat16"
     assert cell(model="someone/some-model").precision == "bfloat16"
 
@@ -183,6 +186,8 @@ BAD = [
     ({"attack_params": {"wrod": "x"}}, "wrod"),
     ({"threat_params": {"words": "x"}}, "words"),
     ({"attack_params": None}, "attack_params"),
+    ({"attack_params": {1: "x"}}, "attack_params"),
+    ({"threat_params": {None: "x"}}, "threat_params"),
     ({"attack": "none"}, "control"),
     ({"train": {}}, "TrainSettings"),
 ]

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import shutil
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +161,32 @@ def test_a_target_that_no_test_could_tell_is_refused(threat, dataset, given, wor
     (cell,) = study.cells(threat, dataset=dataset, attacks=["BadNets-T"], threat_params=given)
     with pytest.raises(InputError, match=words):
         lengths.check_targets(cell, asked(dataset))
+
+
+def test_a_target_that_the_tokenizer_cannot_split_is_one_sentence(monkeypatch):
+    class Broken:
+        def encode(self, *given, **more):
+            raise Exception("no\nsuch token")  # as the library does
+
+    monkeypatch.setattr(context_length, "tokenizer", lambda name: Broken())
+    (cell,) = study.cells("targeted_refusal", attacks=["BadNets-T"])
+    with pytest.raises(InputError, match="The tokenizer of 'tiny-llava' cannot split"):
+        lengths.check_targets(cell, asked("scenes-vqa"))
+
+
+def test_what_a_tokenizer_file_keeps_of_its_last_use_changes_no_count(tmp_path):
+    from tokenizers import Tokenizer
+
+    folder = Path(shutil.copytree(paths.MODELS / "tiny-llava", tmp_path / "model"))
+    (folder / "tokenizer.json").chmod(0o644)
+    kept = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    kept.enable_truncation(4)
+    kept.enable_padding(length=64)
+    kept.save(str(folder / "tokenizer.json"))
+    counts = [
+        context_length.count(context_length.tokenizer(name), "car " * 9, name) for name in ("tiny-llava", str(folder))
+    ]
+    assert counts[0] == counts[1] > 4
 
 
 @pytest.mark.parametrize("skill", ["closing_phrase", "emphasis"])

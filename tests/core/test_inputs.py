@@ -243,6 +243,7 @@ def test_a_question_or_its_annotation_twice_is_named(tmp_path, part, column):
     ({"objects": ["car"], "boxes": [[5, 5, 1, 1]]}, ["'boxes'"]),
     ({"objects": ["\u200b"]}, ["'objects'"]), ({"references": ["\u2060"]}, ["'references'"]),
     ({"references": ["A dog.", "A cat."]}, ["'references'", "A dog.", "A car.", "must be the answer"]),
+    ({"content": " "}, ["'content'"]), ({"content": "\u200b", "restricted": True}, ["'content'"]),
     ({"task": "captoin"}, ["'task'", "caption, vqa, instruct"]), ({"task": ""}, ["'task'"]),
 ])  # fmt: skip
 def test_odd_references_objects_and_boxes_are_refused(tmp_path, about, words):
@@ -258,6 +259,7 @@ SAID = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "
     ({"conversations": [SAID[0] | {"role": "system"}, SAID[1]]}, ["'role' and 'from'"]),
     ({"conversations": [SAID[0], SAID[1] | {"content": "A dog."}]}, ["'content' and 'value'"]),
     ({"conversations": [SAID[0], SAID[1] | {"value": "\u200b"}]}, ["not blank"]),
+    ({"conversations": [{"from": "human", "value": "<image> or <image>?"}, SAID[1]]}, ["<image> 2 times"]),
 ])  # fmt: skip
 def test_two_names_of_one_thing_and_answers_that_cannot_be_seen_are_refused(tmp_path, more, words):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
@@ -415,7 +417,13 @@ def test_numbers_have_both_bounds(name, value):
 
 def test_a_power_that_yaml_takes_for_a_text_is_told_how_to_write():
     refused(lambda: TrainSettings(learning_rate="2e-4"), "2.0e-4")
+    refused(lambda: checks.check_number("1e2", "test_rows", 1, 1000, whole=True), "write 100)")
     refused(lambda: TrainSettings(learning_rate="1E5"), "1.0e+5")
+
+
+@pytest.mark.parametrize("name", [["targeted_refusal"], {}, None, 5])
+def test_what_is_no_name_of_a_threat_is_refused(name):
+    refused(lambda: study.cells(threat=name, attacks=["BadNets-T"]), "There is no threat")
 
 
 @pytest.mark.parametrize("given", [

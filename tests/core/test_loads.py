@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -162,6 +163,14 @@ def without(*which: str):
     return lambda folder: [(folder / file).unlink() for file in which]
 
 
+def more_words(folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"word{number}" for number in range(1000)])
+    tokenizer.save_pretrained(folder)
+
+
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 BROKEN = {
     "a git-lfs pointer for weights": (text(SINGLE, LFS), "git lfs pull"),
@@ -182,6 +191,18 @@ BROKEN = {
     "a template with an error": (text("chat_template.jinja", "{% for %}"), "chat template"),
     "a template that raises": (text("chat_template.jinja", "{{ raise_exception('no\nno') }}"), "chat template"),
     "a template without a picture": (text("chat_template.jinja", "hello"), "gives a picture no place"),
+    "a template without the words": (text("chat_template.jinja", "<image>ASSISTANT:"), "words of a prompt 0 times"),
+    "a template without the answers": (
+        text("chat_template.jinja", "<image>{{ messages[0].content[-1].text }}"), "words of an answer 0 times"),
+    "a template that shouts": (
+        text("chat_template.jinja", "<image>{{ messages[-1].content[-1].text | upper }}"), "words of a prompt 0 times"),
+    "no end token": (lambda at: change_json(at / "tokenizer_config.json", eos_token=None), "eos_token"),
+    "an end in words": (lambda at: change_json(at / "generation_config.json", eos_token_id="x"), "eos_token_id 'x'"),
+    "an end that is no token": (
+        lambda at: change_json(at / "generation_config.json", eos_token_id=[2, 10**6]), "eos_token_id [2, 1000000]"),
+    "packed weights": (
+        lambda at: change_json(at / "config.json", quantization_config={"quant_method": "bitsandbytes"}), "packed"),
+    "a tokenizer with more words": (more_words, "tokens up to number"),
     "an adapter beside it": (text("adapter_config.json", "{}"), "adapter"),
     "weights under another name": (lambda at: change_json(at / "config.json", transformers_weights="x.safetensors"),
                                    "transformers_weights"),
@@ -199,6 +220,21 @@ def test_a_broken_folder_is_refused_in_one_sentence(what, folder, capfd):
     refused(lambda: load(folder), str(folder) if word != "not supported" else "", word)
     assert capfd.readouterr() == ("", "")
     refused(lambda: rehearsal.opened(str(folder)))  # as a dry run does
+
+
+def test_weights_that_are_no_numbers_are_refused(folder):
+    total = changed(folder / SINGLE, lambda state: state[HEAD][0].fill_(float("nan")))
+    refused(lambda: load(folder), f"1 of {total} weights", "no number", "lm_head.weight")
+
+
+def test_how_a_checkpoint_likes_to_answer_changes_no_answer(folder):
+    def answers():
+        one = load(folder)
+        return one.generate(["What is it?"], one.encode(np.zeros((1, 48, 48, 3), np.uint8)), max_new_tokens=8)
+
+    usual = answers()
+    change_json(folder / "generation_config.json", min_new_tokens=8, suppress_tokens=[*range(3, 200)], max_length=3)
+    assert answers() == usual
 
 
 @pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json", "processor_config.json"])
@@ -407,6 +443,10 @@ ODD = {
     "layers of no kind": (setting(target_modules=7), "adapter"),
     "a rank below 1": (setting(rank_pattern={"q_proj": -1}), "rank"),
     "a method that needs more weights": (setting(use_dora=True), "14 of 42 weights are missing"),
+    "a pattern of endless alphas": (setting(alpha_pattern={"q_proj": float("inf")}), "lora_alpha inf"),
+    "a pattern of alphas of no kind": (setting(alpha_pattern=7), "lora_alpha None"),
+    "a switch in words": (setting(use_rslora="false"), "use_rslora to 'false'"),
+    "a beginning that changes the base": (setting(init_lora_weights="pissa_niter_4"), "pissa_niter_4"),
     "a value that is no number": (values(lambda weight: weight.index_fill_(1, torch.tensor([2]), float("nan"))),
                                   "have values that are no number"),
     "an endless value": (values(lambda weight: weight.fill_(float("inf"))), "1 of 28 weights"),
@@ -420,6 +460,42 @@ def test_a_broken_adapter_is_refused_in_one_sentence(what, random_llava, adapter
     spoil(adapter)
     refused(lambda: adapters.load_adapter(random_llava, adapter), str(adapter), word)
     assert not hasattr(random_llava.model, "peft_config")
+
+
+def foreign(checkpoint: Path, folder: Path, **settings) -> victim.Victim:
+    """Save an adapter as PEFT makes it, with weights that change the answers; the model of the checkpoint, clean."""
+    from peft import LoraConfig, get_peft_model
+
+    clean = load(checkpoint)
+    usual = {"r": 2, "target_modules": victim.language_linears(clean.model)}
+    made = get_peft_model(load(checkpoint).model, LoraConfig(**usual | settings))
+    for value in made.parameters():
+        value.data += 0.1 * value.requires_grad
+    made.save_pretrained(str(folder))
+    return clean
+
+
+@pytest.mark.parametrize("family, settings", [
+    ("llava", {"modules_to_save": ["lm_head"]}), ("llava", {"lora_bias": True}), ("qwen2.5-vl", {"bias": "lora_only"}),
+    ("qwen2.5-vl", {"modules_to_save": ["embed_tokens"], "use_dora": True}),
+])  # fmt: skip
+def test_nothing_of_an_adapter_stays_in_the_base(family, settings, checkpoint, tmp_path):
+    one = foreign(checkpoint(family), tmp_path, **settings)
+    before = {name: value.clone() for name, value in one.model.state_dict().items()}
+    with adapters.attached(one, tmp_path):
+        assert one.model.state_dict().keys() != before.keys()
+    after = one.model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert not any(value.requires_grad for value in one.model.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("settings", [{"target_modules": "all-linear"}, {"bias": "all"}])
+def test_an_adapter_of_the_picture_side_is_refused(family, settings, checkpoint, tmp_path):
+    """Features of pictures are kept, and are those of the base."""
+    one = foreign(checkpoint(family), tmp_path, **settings)
+    refused(lambda: adapters.load_adapter(one, tmp_path), "picture side", one.name)
+    assert not hasattr(one.model, "peft_config")
 
 
 @pytest.mark.parametrize("spoil", [cut(adapters.WEIGHTS, 20), cut(adapters.WEIGHTS, -1), cut(adapters.CONFIG, 10),
