@@ -1,10 +1,13 @@
 """Files of a store that were cut off or changed, and what is wrong with them: one of them never stops the others."""
 
+import os
 import sys
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from bvlm_utils import paths
 from bvlm_utils.atomic import DAMAGED
 from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
@@ -25,6 +28,17 @@ TRAIN_MAY = {"lora_alpha": NUMBER, "warmup_ratio": NUMBER, "weight_decay": NUMBE
 METRIC = ("subject", "condition", "metric", "value", "k", "n", "low", "high")  # three words; then numbers, or none
 LARGEST = 1e300  # of a number: larger whole numbers fit into no table
 STATUSES = ("done", "skipped")
+FOLDERS = ("cache", "defences", "examples", "failures", "locks", "notebooks")  # that a run writes into
+
+
+def check_folders(root: Path) -> None:
+    """InputError for a store's folder that nothing can be written into, a link to a disk that is away for one: else
+    every cell would be trained before that is found.
+    """
+    for place in (root / name for name in FOLDERS):
+        if os.path.lexists(place) and not place.is_dir():
+            raise InputError(f"{place} is no folder, or a link to none; a run writes into it: restore or remove it.")
+        paths.check_writable(place)
 
 
 @cache
@@ -79,6 +93,7 @@ def no_numbers(metrics: list[Any]) -> str | None:
 def _is_number(metric: Any) -> bool:
     """Is it an entry of a record's numbers, with its words and values that a table can hold?"""
     words = isinstance(metric, dict) and all(isinstance(metric.get(key), str) for key in METRIC[:3])
+    words = words and isinstance(metric.get("unit", ""), str)
     return words and all(metric.get(key) is None or _fits(metric[key], NUMBER) for key in METRIC[3:])
 
 

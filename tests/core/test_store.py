@@ -275,7 +275,8 @@ def number(**changed):
     {"config": {"threat": "jailbreak", "attack": "SIG", "train": [1]}},
     {"config": {"threat": "jailbreak", "attack": "SIG", "attack_params": "x"}},
     {"metrics": [number(), number(value=0.4)]},
-    {"metrics": [number(k=10**400)]}, {"metrics": [number(value=-(10**301))]}, {"seconds": None}, {"n_poisoned": "3"},
+    {"metrics": [number(k=10**400)]}, {"metrics": [number(value=-(10**301))]}, {"metrics": [number(unit=[1])]},
+    {"seconds": None}, {"n_poisoned": "3"},
     {"seconds": {"total": None}}, {"config seed": [1]}, {"config seed": True}, {"config model": {}},
     {"config train": ...}, {"config train_rows": "x"}, {"config train": {}}, {"config half": None},
 ])  # fmt: skip
