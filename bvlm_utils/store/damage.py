@@ -22,6 +22,7 @@ OF_CONFIG = {"model": str, "dataset": str, "threat": str, "attack": str, "poison
 CONFIG_MAY = {"attack_params": dict, "threat_params": dict, "test_rows": int, "max_new_tokens": int,
               "trigger_seed": int, "negatives": NUMBER, "skill_rate": NUMBER, "half": str, "decoy": str, "skill": str,
               "surrogate": str, "dtype": str, "four_bit": bool, "picture_last": bool}  # fmt: skip
+ALIKE = ("threat", "attack", "poison_rate", "seed", "train_rows", "train")  # in the identity, too
 OF_TRAIN = {"epochs": int, "learning_rate": NUMBER, "lora_rank": int, "batch_size": int}
 TRAIN_MAY = {"lora_alpha": NUMBER, "warmup_ratio": NUMBER, "weight_decay": NUMBER, "max_grad_norm": NUMBER,
              "schedule": str}  # fmt: skip
@@ -70,6 +71,9 @@ def _lacking(found: dict[str, Any]) -> str | None:
     config = found["config"]
     if problem := lacks(config, OF_CONFIG, CONFIG_MAY) or lacks(config["train"], OF_TRAIN, TRAIN_MAY):
         return f"{problem} in its config"
+    identity = found["identity"]
+    if other := [name for name in ALIKE if name in identity and identity[name] != config[name]]:
+        return f"single {other[0]} in its config and its identity"
     if not all(_fits(value, NUMBER) for value in found.get("seconds", {}).values()):
         return "number in each of its seconds"
     return no_numbers(found["metrics"])

@@ -279,6 +279,7 @@ def number(**changed):
     {"seconds": None}, {"n_poisoned": "3"},
     {"seconds": {"total": None}}, {"config seed": [1]}, {"config seed": True}, {"config model": {}},
     {"config train": ...}, {"config train_rows": "x"}, {"config train": {}}, {"config half": None},
+    {"config poison_rate": 0.3}, {"config seed": 1},
 ])  # fmt: skip
 def test_a_record_whose_values_are_of_another_kind_stops_no_other(tmp_path, changed, capsys):
     folder = store.write(cell(), tmp_path, record() | {"metrics": [number()]})
