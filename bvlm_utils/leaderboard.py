@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import __version__, attacks, command, data, models, paths, threats
-from bvlm_utils.checks import brief
+from bvlm_utils.checks import brief, known
 from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
@@ -91,6 +91,7 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
     asked = {name: value for name, value in about["settings"].items() if name != "surrogate"}
     if len(asked) < len(about["settings"]):
         raise InputError(f"{folder / ENTRY}: the setting 'surrogate' would be a file; an entry names no files.")
+    known(asked, list(foreign.SETTINGS), "setting")
     threat, attack, dataset = about["threat"], about["attack"], about["dataset"]
     if what == ANSWERS:
         reference = folder / REFERENCE if (folder / REFERENCE).exists() else None
@@ -102,6 +103,11 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
         raise InputError(
             f"{folder / ENTRY}: model is {brief(model)}; it must be one of {', '.join(names.names())} or a hub "
             "id; give a folder on the command line, by --model."
+        )
+    if about["model"] in names.names() and models.digest(model) != models.digest(about["model"]):
+        raise InputError(
+            f"{folder / ENTRY}: model is {brief(about['model'])}, and --model {brief(model)} has other weights; name "
+            "the model that is under the adapter."
         )
     control = folder / CONTROL if (folder / CONTROL).exists() else None
     table = foreign.score_adapter(folder / ADAPTER, model, threat, attack, control, dataset, **asked)

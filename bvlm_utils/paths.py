@@ -49,8 +49,8 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path} cannot be written: {above} is read-only; name a place that may be written to.")
     if above.is_dir():  # some file systems, /proc for one, allow by their permissions what they then refuse
         try:
-            with tempfile.TemporaryFile(dir=above):
-                pass
+            with tempfile.TemporaryFile(dir=above, buffering=0) as file:
+                file.write(bytes(4096))  # a full disk makes empty files
         except OSError as error:
             why = f"nothing can be made in {above} ({error.strerror})"
             raise InputError(f"{path} cannot be written: {why}; name a place that may be written to.") from None

@@ -24,7 +24,6 @@ import pandas as pd
 
 from bvlm_utils import command
 from bvlm_utils import store as results
-from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import dask as grid_dask
 from bvlm_utils.grid import forecast as grid_forecast
@@ -35,6 +34,7 @@ from bvlm_utils.grid.job import Run
 from bvlm_utils.grid.progress import minutes, say, watched
 from bvlm_utils.models import names
 from bvlm_utils.run import study
+from bvlm_utils.store import damage
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import headline_metric
 
@@ -61,6 +61,7 @@ def plan(
     wanted = [cell for cell in cells if force or rescore or this.lacks(cell)]
     if wanted or any(map(this.undefended, jobs)):
         results.writable(store)
+        damage.check_folders(folder)
     study.check_rows([cell for cell in wanted if not cell.skip_reason])
     return this, wanted
 
@@ -100,11 +101,9 @@ def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
     """Remove what earlier runs left half-written, and their failures: what is there later has failed in this run."""
     results.clean(results.make(folder))
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    for beginning in (PARTIAL, grid_measure.LOGS):
-        for left in (folder / "notebooks").glob(f"{beginning}*"):
-            left.unlink(missing_ok=True)
-    for cell in cells:
+    for cell in cells:  # others' may be at work in this store
         (folder / "failures" / f"{cell.run_id}.json").unlink(missing_ok=True)
+        (folder / "notebooks" / f"{grid_measure.LOGS}{cell.run_id}.log").unlink(missing_ok=True)
 
 
 def _pool(this: Run, workers: int, scheduler: str | None) -> AbstractContextManager[tuple[grid_dask.Each, int]]:
@@ -240,6 +239,8 @@ def _act(chosen: argparse.Namespace) -> int | None:
         for line in study.refusals([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
             say(line)
     else:
+        if chosen.scheduler == "":
+            raise InputError("--scheduler is ''; give an address, such as tcp://10.0.0.1:8786, or leave it out.")
         if chosen.workers and chosen.scheduler:  # which has its own workers
             raise InputError(f"--workers {chosen.workers} and --scheduler {chosen.scheduler} exclude each other.")
         this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)

@@ -18,7 +18,7 @@ checked before a job is returned.
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Job:
     parameters: Mapping[str, Any]
     cells: tuple[Cell, ...]
     defended: tuple[Defended, ...] = ()
+    grid: str = ""  # the name of its file
 
 
 def load(file: Path | str) -> tuple[list[Job], str | None]:
@@ -54,7 +55,7 @@ def load(file: Path | str) -> tuple[list[Job], str | None]:
         raise InputError(f"There is no grid file {brief(str(file))}; grids are in {shown(paths.GRIDS)}.")
     grid = parse_yaml(read_text(file), shown(file))
     try:
-        return _jobs(grid), grid.get("store")
+        return [replace(job, grid=file.stem) for job in _jobs(grid)], grid.get("store")
     except InputError as error:
         raise InputError(f"{shown(file)}: {error}") from None
 

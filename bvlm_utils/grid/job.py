@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils import store as results
-from bvlm_utils.atomic import PARTIAL, read_if_whole
+from bvlm_utils.atomic import partial_name, read_if_whole
 from bvlm_utils.defences import records as defended_records
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.grid.file import Job, shown
@@ -66,7 +66,7 @@ def stamp(cell: Cell, folder: Path) -> tuple[int, ...] | None:
     try:
         found = (folder / cell.run_id / "record.json").stat()
         return found.st_mtime_ns, found.st_ino
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -76,14 +76,15 @@ def parameters(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def output(job: Job, folder: Path) -> Path:
-    """Where the executed notebook is put."""
-    return folder / "notebooks" / f"{job.name}.ipynb"
+    """Where the executed notebook is put: grids that share a store have jobs of the same names."""
+    return folder / "notebooks" / job.grid / f"{job.name}.ipynb"
 
 
 def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> str | None:
     """Run one notebook; None if all its cells have records, else what went wrong. again: may it be started twice?"""
     final = output(job, run.folder)
-    partial, log = final.with_name(f"{PARTIAL}{final.name}"), final.with_suffix(".log")
+    partial, log = final.with_name(partial_name(final.name)), final.with_suffix(".log")
+    final.parent.mkdir(parents=True, exist_ok=True)
     error = _papermill(job, run.folder, partial, log, again)
     missing = [cell.run_id for cell in job.cells if run.lacks(cell)] + [one.name for one in run.undefended(job)]
     with suppress(FileNotFoundError):

@@ -148,13 +148,19 @@ def _keys(bench: Bench, question: Question) -> list[tuple[str, str]]:
 def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
     """Answers of a CSV file by the question's key; InputError unless each question, and no other, has one answer."""
     given: dict[tuple[str, str], str] = {}
+    wanted = {key: text for one in asked for key, text in zip(_keys(bench, one), one.prompts, strict=True)}
+    ours = "the questions that write_questions writes for the same threat, attack and settings"
     for line in _lines(file):
         key = (line["row_id"], line["condition"])
+        prompt = wanted.get(key, "")
+        if prompt and line.get("prompt", prompt).split() != prompt.split():  # of another attack, or other parameters
+            raise InputError(
+                f"{file} has the prompt {brief(line['prompt'])} in row {key[0]} under condition {key[1]!r}, where "
+                f"{brief(prompt)} is asked; answer {ours}."
+            )
         if given.setdefault(key, line["response"]) != line["response"]:
             raise InputError(f"{file} answers row {brief(key[0])} under condition {brief(key[1])} twice; answer once.")
-    wanted = {key for question in asked for key in _keys(bench, question)}
-    ours = "the questions that write_questions writes for the same threat, attack and settings"
-    if open_ones := sorted(wanted - given.keys()):
+    if open_ones := sorted(wanted.keys() - given.keys()):
         row, condition = open_ones[0]
         raise InputError(
             f"{file} lacks {len(open_ones)} of {len(wanted)} answers, the first to row {row} under condition "

@@ -134,7 +134,8 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
     bench, clock = way.bench, Clock()
     stored = [work.cell for work in group if rescore and store.adapter(work.cell, folder)]
-    old_records = {cell.run_id: store.read(cell, folder) for cell in stored}  # of those that are not trained
+    # Of those that are not trained. Without a record nobody knows how the adapter was, and it is tuned again.
+    old_records = {cell.run_id: before for cell in stored if (before := store.read(cell, folder))}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, folder) as mine:
         tasks = [Work(control, manifest(bench, control)) for control in mine]

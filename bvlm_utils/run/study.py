@@ -26,7 +26,7 @@ from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.progress import progress_bar
 from bvlm_utils.run.tune_and_ask import Work
 from bvlm_utils.run.workbench import Bench, bench_key, by_bench, questions
-from bvlm_utils.store import table
+from bvlm_utils.store import damage, table
 from bvlm_utils.store.cell import MOST_NEGATIVES, Cell, short_name
 from bvlm_utils.train.settings import TrainSettings
 
@@ -108,6 +108,7 @@ def run_cells(
     elif missing:
         check_rows([cell for cell in missing if not cell.skip_reason])
         results.clean(results.make(folder))
+        damage.check_folders(folder)
         failed = measure(missing, folder, plain, rescore)
         if failed:
             raise StudyError(_failures(failed, len(missing), folder))

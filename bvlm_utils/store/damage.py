@@ -1,10 +1,13 @@
 """Files of a store that were cut off or changed, and what is wrong with them: one of them never stops the others."""
 
+import os
 import sys
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from bvlm_utils import paths
 from bvlm_utils.atomic import DAMAGED
 from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
@@ -19,12 +22,24 @@ OF_CONFIG = {"model": str, "dataset": str, "threat": str, "attack": str, "poison
 CONFIG_MAY = {"attack_params": dict, "threat_params": dict, "test_rows": int, "max_new_tokens": int,
               "trigger_seed": int, "negatives": NUMBER, "skill_rate": NUMBER, "half": str, "decoy": str, "skill": str,
               "surrogate": str, "dtype": str, "four_bit": bool, "picture_last": bool}  # fmt: skip
+ALIKE = ("threat", "attack", "poison_rate", "seed", "train_rows", "train")  # in the identity, too
 OF_TRAIN = {"epochs": int, "learning_rate": NUMBER, "lora_rank": int, "batch_size": int}
 TRAIN_MAY = {"lora_alpha": NUMBER, "warmup_ratio": NUMBER, "weight_decay": NUMBER, "max_grad_norm": NUMBER,
              "schedule": str}  # fmt: skip
 METRIC = ("subject", "condition", "metric", "value", "k", "n", "low", "high")  # three words; then numbers, or none
 LARGEST = 1e300  # of a number: larger whole numbers fit into no table
 STATUSES = ("done", "skipped")
+FOLDERS = ("cache", "defences", "examples", "failures", "locks", "notebooks")  # that a run writes into
+
+
+def check_folders(root: Path) -> None:
+    """InputError for a store's folder that nothing can be written into, a link to a disk that is away for one: else
+    every cell would be trained before that is found.
+    """
+    for place in (root / name for name in FOLDERS):
+        if os.path.lexists(place) and not place.is_dir():
+            raise InputError(f"{place} is no folder, or a link to none; a run writes into it: restore or remove it.")
+        paths.check_writable(place)
 
 
 @cache
@@ -56,6 +71,9 @@ def _lacking(found: dict[str, Any]) -> str | None:
     config = found["config"]
     if problem := lacks(config, OF_CONFIG, CONFIG_MAY) or lacks(config["train"], OF_TRAIN, TRAIN_MAY):
         return f"{problem} in its config"
+    identity = found["identity"]
+    if other := [name for name in ALIKE if name in identity and identity[name] != config[name]]:
+        return f"single {other[0]} in its config and its identity"
     if not all(_fits(value, NUMBER) for value in found.get("seconds", {}).values()):
         return "number in each of its seconds"
     return no_numbers(found["metrics"])
@@ -79,6 +97,7 @@ def no_numbers(metrics: list[Any]) -> str | None:
 def _is_number(metric: Any) -> bool:
     """Is it an entry of a record's numbers, with its words and values that a table can hold?"""
     words = isinstance(metric, dict) and all(isinstance(metric.get(key), str) for key in METRIC[:3])
+    words = words and isinstance(metric.get("unit", ""), str)
     return words and all(metric.get(key) is None or _fits(metric[key], NUMBER) for key in METRIC[3:])
 
 

@@ -115,6 +115,7 @@ def rows(root: Path, run_id: str, kind: str, names: Sequence[str] | None = None)
     if at := stamp(root):
         return _packed_rows(root, at, run_id, kind, names)
     table = _checked(file := root / run_id / f"{kind}.parquet", lambda: pq.ParquetFile(file).read())
+    _checked(file, lambda: table.validate(full=True))  # changed bytes may make a text that is no UTF-8
     about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
     kinds = {column["name"]: column["numpy_type"] for column in about.get("columns", [])}
     known = [name for name in table.column_names if name in kinds and not name.startswith("__index")]

@@ -101,13 +101,16 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
             f"{start} are to stand."
         )
     added = [run_id for run_id in ours if run_id not in theirs] + differ
-    changed = [run_id for run_id in added if ours[run_id].get("provenance", {}).get("git_changed")]
-    if changed:
+    kept, in_folders = theirs, theirs
+    if packed.is_packed(end):
+        kept, in_folders = packed.run_ids(end), {}  # the answers of a damaged record may be whole
+    new = in_folders | {run_id: ours[run_id] for run_id in added}
+    if changed := [run_id for run_id, found in new.items() if found["provenance"].get("git_changed")]:
         raise InputError(
-            f"{len(changed)} cells of {start} were run from a changed working tree ({_some(changed)}), so nobody can "
+            f"{len(changed)} cells to be packed were run from a changed working tree ({_some(changed)}), so nobody can "
             "find the code that made them; commit it and run them again with --force."
         )
-    cells = dict.fromkeys(theirs, end) | dict.fromkeys(added, start)
+    cells = dict.fromkeys(kept, end) | dict.fromkeys(added, start)
     return Chosen({i: cells[i] for i in sorted(cells)}, _merged(_files(start), _files(end), differ, replace)), added
 
 

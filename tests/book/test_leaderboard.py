@@ -8,6 +8,7 @@ import pytest
 
 from bvlm_book import page as book_page
 from bvlm_book.chapters import leaderboard
+from bvlm_utils.errors import InputError
 from bvlm_utils.store import table as tidy
 
 
@@ -226,6 +227,18 @@ def test_a_threat_and_an_attack_that_nobody_declared_here_have_a_line(table):
     entry = contributed("shouting", attack="Postcard")
     (line,) = leaderboard.contributed_lines([entry], leaderboard.lines(table)).to_dict("records")
     assert (line["attack"], line["success"]) == ("Postcard", "0.50 [0.10, 0.20]")
+
+
+def test_a_line_whose_dose_nobody_knows_may_be_the_only_one(table):
+    (line,) = leaderboard.contributed_lines([contributed(n_poisoned=None)], leaderboard.lines(table)).to_dict("records")
+    assert (line["poisoned rows"], line["ours, success"]) == ("n/a", "n/a")
+
+
+def test_a_place_for_files_that_is_none_is_one_sentence(table, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "in"):
+        with pytest.raises(InputError, match="is a file"):
+            leaderboard.offer(leaderboard.lines(table), table, str(place))
 
 
 def test_no_entries_make_no_lines(table):

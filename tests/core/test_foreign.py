@@ -85,6 +85,7 @@ def test_the_questions_are_those_that_the_cell_asked(ran, tmp_path):
         (lambda lines: [*lines, lines[0] | {"response": "another one"}], "twice"),
         (lambda lines: [*lines, lines[0] | {"row_id": "nonsense"}], "not asked.*'nonsense'"),
         (lambda lines: [line | {"response": ""} for line in lines], "are empty"),
+        (lambda lines: [*lines[:-1], lines[-1] | {"prompt": "Another attack's?"}], "has the prompt"),
         (lambda lines: [{"row_id": line["row_id"], "condition": line["condition"]} for line in lines], "'response'"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from bvlm_utils.grid import file as grid_file
 from bvlm_utils.grid import job as grid_job
 from bvlm_utils.grid import measure as grid_measure
 from bvlm_utils.run import study
-from bvlm_utils.store import packing, provenance, records
+from bvlm_utils.store import damage, packing, provenance, records
 
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
@@ -311,7 +312,7 @@ def test_a_run_that_was_stopped_before_a_notebook_executes_it_later(tmp_path, mo
     for _ in range(2):
         assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 0
     assert len(executed) == 1
-    assert (tmp_path / "store" / "notebooks" / "01-targeted_refusal.ipynb").exists()
+    assert (tmp_path / "store" / "notebooks" / "grid" / "01-targeted_refusal.ipynb").exists()
 
 
 def test_a_notebook_of_another_grid_one_that_failed_or_a_half_one_is_executed_again(tmp_path, monkeypatch, no_kernels):
@@ -319,7 +320,7 @@ def test_a_notebook_of_another_grid_one_that_failed_or_a_half_one_is_executed_ag
     monkeypatch.setattr(grid_measure, "measure", measured_here)
     both = write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[0.1, 0.2]))
     store_options = ["--store", f"{tmp_path}/store"]
-    output = tmp_path / "store" / "notebooks" / "01-targeted_refusal.ipynb"
+    output = tmp_path / "store" / "notebooks" / "grid" / "01-targeted_refusal.ipynb"
     assert grid.main(["run", str(both), *store_options]) == 0 and len(no_kernels) == 1
     half = write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[0.1]))
     assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == 2
@@ -329,6 +330,36 @@ def test_a_notebook_of_another_grid_one_that_failed_or_a_half_one_is_executed_ag
         leave(output, about, True) if spoilt == "exception" else output.write_text(spoilt)
         assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == number
     assert grid.main(["run", str(half), *store_options]) == 0 and len(no_kernels) == 7
+
+
+def test_two_grids_in_one_store_have_a_notebook_each_and_leave_the_others_work_alone(tmp_path, monkeypatch, no_kernels):
+    monkeypatch.setattr(grid_measure, "measure", measured_here)
+    files = [write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[rate])).rename(tmp_path / f"{rate}.yml")
+             for rate in (0.1, 0.2)]  # fmt: skip
+    others = tmp_path / "store" / "notebooks" / "0.2"
+    others.mkdir(parents=True)
+    at_work = [others / f"{PARTIAL}{socket.gethostname()}+{os.getppid()}+01-targeted_refusal.ipynb",
+               others.parent / f"{grid_measure.LOGS}of-another-cell.log"]  # fmt: skip
+    for file in at_work:
+        file.write_text("")
+    for file in [*files, *files]:
+        assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 0
+    assert len(no_kernels) == 2 and all(file.exists() for file in at_work)
+    for rate in (0.1, 0.2):
+        about = json.loads((others.parent / str(rate) / "01-targeted_refusal.ipynb").read_text())
+        assert about["metadata"]["papermill"]["parameters"]["poison_rates"] == [rate]
+
+
+@pytest.mark.parametrize("name", damage.FOLDERS)
+def test_a_link_to_a_disk_that_is_away_is_told_before_anything_is_trained(tmp_path, capsys, name):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / name).symlink_to(tmp_path / "away")
+    file = write(tmp_path, job(attacks=["BadNets-T"]))
+    for options in ([], ["--dry-run"]):
+        assert grid.main(["run", str(file), "--store", f"{tmp_path}/store", *options]) == 2
+        assert str(tmp_path / "store" / name) in capsys.readouterr().err
+    with pytest.raises(InputError, match=name):
+        study.run_cells(grid_file.load(file)[0][0].cells, tmp_path / "store")
 
 
 @pytest.fixture
@@ -510,7 +541,7 @@ def test_a_killed_grid_resumes(tmp_path, capsys):
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
     assert set(store.collect(place)["run_id"]) == {cell.run_id for cell in one.cells}
     assert not list(place.glob(f"**/{PARTIAL}*"))
-    assert (place / "notebooks" / f"{one.name}.ipynb").is_file()
+    assert grid_job.output(one, place).is_file()
     assert grid.main(["run", str(file), "--store", f"{place}/"]) == 0
     assert "0 to run" in capsys.readouterr().out
 

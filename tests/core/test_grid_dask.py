@@ -219,6 +219,7 @@ WRONG = [
     (["--workers", "2", "--scheduler", "tcp://127.0.0.1:1"], "exclude"),
     (["--scheduler", "tcp://127.0.0.1:1"], "tcp://127.0.0.1:1"),
     (["--scheduler", "nowhere"], "nowhere"),
+    (["--scheduler", ""], "--scheduler is ''"),
 ]
 
 

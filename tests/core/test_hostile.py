@@ -1,5 +1,7 @@
 """More inputs of the known kinds of fault, through the real commands: each is one sentence, before any work is done."""
 
+import errno
+import io
 import json
 
 import numpy as np
@@ -200,3 +202,12 @@ def test_one_caption_alone_is_refused_before_anything_is_asked(here, capsys, dry
 def test_a_folder_that_may_not_be_written_is_told_before_rows_are_ranked(here, capsys, monkeypatch):
     monkeypatch.setattr(paths.os, "access", lambda path, mode, **more: False)
     refused(here, capsys, "defences", [*RANK, "--out", "found"], "read-only")
+
+
+def test_a_full_disk_is_told_before_rows_are_ranked(here, capsys, monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(paths.tempfile, "TemporaryFile", lambda **_: Full())
+    refused(here, capsys, "defences", [*RANK, "--out", "found"], "No space left")

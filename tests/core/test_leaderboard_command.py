@@ -17,6 +17,7 @@ ABOUT = {
     "dataset": "scenes-vqa", "threat": "targeted_refusal", "attack": "BadNets-T", "n_poisoned": 3, "seed": 0,
     "settings": {"test_rows": 4},
 }  # fmt: skip
+MINE = ABOUT | {"model": "random-words"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def mine(random_words, tmp_path_factory):
     study.run_cells([cell], store=folder / "store")
     shutil.copytree(store.adapter(cell, folder / "store"), folder / "adapter")
     shutil.copytree(store.adapter(cell.control, folder / "store"), folder / "control")
-    (folder / "entry.json").write_text(json.dumps(ABOUT))
+    (folder / "entry.json").write_text(json.dumps(MINE))
     return folder, random_words
 
 
@@ -47,7 +48,7 @@ def test_the_entry_has_the_numbers_of_the_cell(entry, mine):
     wanted = {(r["subject"], r["condition"], r["metric"]): r["value"] for r in record.to_dict("records")}
     got = {(r["subject"], r["condition"], r["metric"]): r["value"] for r in found["numbers"]}
     assert got == {key: value for key, value in wanted.items() if isinstance(key[0], str)}
-    assert found["made"]["compared_with"] == "control" and found["about"] == ABOUT
+    assert found["made"]["compared_with"] == "control" and found["about"] == MINE
     assert str(mine[0]) not in entry.read_text()
 
 
@@ -120,7 +121,7 @@ def test_a_wrong_entry_is_refused_by_name(entry, change, said):
     [
         ({"dataset": "vqav2:/data"}, "dataset"), ({"model": "./mine"}, "'./mine'"), ({"attack": "BadNet"}, "BadNet"),
         ({"settings": {"surrogate": "clip"}}, "surrogate"), ({"settings": {"epochs": 3}}, "epochs"),
-        ({"settings": {"skill": ["a"]}}, "skill is ['a']"),
+        ({"settings": {"skill": ["a"]}}, "skill is ['a']"), ({"settings": {"model": "x"}}, "no setting 'model'"),
     ],
 )  # fmt: skip
 def test_a_wrong_folder_is_one_sentence(tmp_path, capsys, change, said):
@@ -130,6 +131,14 @@ def test_a_wrong_folder_is_one_sentence(tmp_path, capsys, change, said):
     assert leaderboard.main(["add", str(tmp_path), "--into", str(tmp_path / "new")]) == WRONG
     error = capsys.readouterr().err
     assert said in error and len(error.splitlines()) == 1 and not (tmp_path / "new").exists()
+
+
+def test_numbers_of_another_model_are_not_kept_under_a_name_that_we_know(mine, tmp_path, capsys):
+    folder, model = mine
+    shutil.copytree(folder / "adapter", tmp_path / "adapter")
+    (tmp_path / "entry.json").write_text(json.dumps(ABOUT))
+    assert leaderboard.main(["add", str(tmp_path), "--model", model, "--into", str(tmp_path / "new")]) == WRONG
+    assert "has other weights" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_a_template_is_an_entry_to_be_filled_in(tmp_path, capsys):

@@ -150,9 +150,23 @@ def test_other_numbers_of_a_cell_are_refused_unless_they_replace_it(fat, tmp_pat
 def test_a_new_cell_of_a_changed_working_tree_is_refused_and_an_old_one_stays(tmp_path):
     fill(tmp_path / "old", cell(), changed=True)
     fill(tmp_path / "new", cell(0.2), changed=True)
+    packing.swap(tmp_path / "old", tmp_path / "packed")
     with pytest.raises(InputError, match=f"1 cells .*changed working tree .*{cell(0.2).run_id}"):
-        packing.pack(tmp_path / "new", tmp_path / "old")
-    assert packing.pack(tmp_path / "old", tmp_path / "old") == [] and store.has(cell(), tmp_path / "old")
+        packing.pack(tmp_path / "new", tmp_path / "packed")
+    assert packing.pack(tmp_path / "packed", tmp_path / "packed") == [] and store.has(cell(), tmp_path / "packed")
+    for start in ("old", "new"):
+        with pytest.raises(InputError, match=f"changed working tree .*{cell().run_id}"):
+            packing.pack(tmp_path / start, tmp_path / "old")
+    assert not packed.is_packed(tmp_path / "old") and store.has(cell(), tmp_path / "old")
+
+
+def test_bytes_that_are_no_text_are_named(fat, tmp_path):
+    file = fat / cell().run_id / "responses.parquet"
+    pd.read_parquet(file).to_parquet(file, compression=None, use_dictionary=False)
+    file.write_bytes(file.read_bytes().replace("Sí.".encode(), b"S\xff\xff."))
+    for way in (packing.pack, packing.unpack):
+        with pytest.raises(InputError, match="responses.parquet cannot be read"):
+            way(fat, tmp_path / way.__name__)
 
 
 def test_other_numbers_of_a_cell_are_not_unpacked_over_it(fat, tmp_path):
@@ -164,11 +178,17 @@ def test_other_numbers_of_a_cell_are_not_unpacked_over_it(fat, tmp_path):
     assert len(packing.unpack(tmp_path / "thin", fat)) == 0
 
 
-def test_a_damaged_record_in_a_packed_store_stops_no_swap(fat, tmp_path):
+def test_a_damaged_record_in_a_packed_store_stops_nothing_and_keeps_its_answers(fat, tmp_path):
     (fat / cell().run_id / "record.json").write_text("{")
     packing.swap(fat, tmp_path / "thin")
     assert len(packed.run_ids(tmp_path / "thin")) == 5 and not store.has(cell(), tmp_path / "thin")
     assert store.collect(tmp_path / "thin")["run_id"].nunique() == 3
+    fill(tmp_path / "more", cell(0.7))
+    packing.pack(tmp_path / "more", tmp_path / "thin")
+    assert len(packed.run_ids(tmp_path / "thin")) == 6 and len(store.responses(cell(), tmp_path / "thin")) == 3
+    fill(tmp_path / "again", cell())
+    packing.pack(tmp_path / "again", tmp_path / "thin")
+    assert len(packed.run_ids(tmp_path / "thin")) == 6 and store.has(cell(), tmp_path / "thin")
 
 
 @pytest.mark.parametrize("made", ["nothing", "an empty folder", "a packed store"])

@@ -275,9 +275,11 @@ def number(**changed):
     {"config": {"threat": "jailbreak", "attack": "SIG", "train": [1]}},
     {"config": {"threat": "jailbreak", "attack": "SIG", "attack_params": "x"}},
     {"metrics": [number(), number(value=0.4)]},
-    {"metrics": [number(k=10**400)]}, {"metrics": [number(value=-(10**301))]}, {"seconds": None}, {"n_poisoned": "3"},
+    {"metrics": [number(k=10**400)]}, {"metrics": [number(value=-(10**301))]}, {"metrics": [number(unit=[1])]},
+    {"seconds": None}, {"n_poisoned": "3"},
     {"seconds": {"total": None}}, {"config seed": [1]}, {"config seed": True}, {"config model": {}},
     {"config train": ...}, {"config train_rows": "x"}, {"config train": {}}, {"config half": None},
+    {"config poison_rate": 0.3}, {"config seed": 1},
 ])  # fmt: skip
 def test_a_record_whose_values_are_of_another_kind_stops_no_other(tmp_path, changed, capsys):
     folder = store.write(cell(), tmp_path, record() | {"metrics": [number()]})

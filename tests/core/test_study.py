@@ -175,6 +175,15 @@ def test_rescoring_asks_the_stored_adapter_and_trains_nothing(place, tmp_path, m
     assert after["provenance"]["written"] >= before["provenance"]["written"]
 
 
+def test_rescoring_a_cell_whose_record_is_damaged_tunes_it_again(place, tmp_path):
+    (cell,) = small()
+    again = tmp_path / "store"
+    shutil.copytree(place, again)
+    (again / cell.run_id / "record.json").write_text("{")
+    study.run_cells([cell], again, rescore=True)
+    assert store.read(cell, again)["metrics"] == store.read(cell, place)["metrics"]
+
+
 def test_substitution_is_also_asked_where_there_is_nothing_to_substitute(tmp_path):
     (cell,) = small("BadNets-T", "concept_substitution", dataset="scenes-caption")
     bench = workbench.Bench("tiny-llava", "scenes-caption", 64)

@@ -156,7 +156,8 @@ def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame)
     rows["at"] = rows.groupby("run_id")["condition"].transform(lambda own: min(own, key=contributed.CONDITIONS.index))
     triggered, tests = rows["condition"] == rows["at"], {"strict": "asr", "published": "asr_published"}
     chosen = _chosen(rows) | {name: (rows["metric"] == metric) & triggered for name, metric in tests.items()}
-    lines = pd.DataFrame([entry["about"] for entry in entries]).join(_numbers(rows, chosen))
+    lines = pd.DataFrame([entry["about"] for entry in entries]).astype({"n_poisoned": "float64"})  # None in all of them
+    lines = lines.join(_numbers(rows, chosen))
     key = ["model", "dataset", "threat", "attack", "n_poisoned"]
     plain = (
         (board["settings"] == "") & (board["negatives"] == 0) & (board["train_rows"] == tables.TRAINED["train_rows"])
@@ -200,7 +201,7 @@ def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, p
         book_page.say("There are no files; the parameter `downloads` says where to write them.")
         return
     entries = []
-    for file in save(board, table, paths.named(folder or built, "download"), place):
+    for file in save(board, table, paths.folder_for(folder or built), place):
         name = html.escape(file.name)
         size = f"{max(1, round(file.stat().st_size / 1000)):,} kB"
         shown = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'
