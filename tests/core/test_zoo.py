@@ -136,6 +136,21 @@ def test_an_adapter_that_the_truth_lists_twice_is_named(tmp_path):
         challenge.read_truth(truth_of(tmp_path, "x,backdoored,m\nx,backdoored,m\ny,clean-tuned,m\n"))
 
 
+@pytest.mark.parametrize(
+    ("head", "lines"),
+    [
+        ("adapter,kind,model", "x,backdoored,m\ny\n"), ("adapter,kind,model", "x,backdoored,m\ny,,m\n"),
+        ("adapter,kind,model", "x,backdoored,m\ny,noise,\n"), ("adapter,kind,model,kind", "x,backdoored,m,noise\n"),
+        ("adapter,kind,model,backdoored", "x,backdoored,m,1\ny,noise,m,1\n"),
+        ("adapter,kind,model,backdoored", "x,Backdoored,m,1\ny,backdoored,m,1\nz,noise,m,0\n"),
+    ],
+)  # fmt: skip
+def test_a_truth_that_is_cut_off_or_contradicts_itself_is_refused(tmp_path, head, lines):
+    (truth_of(tmp_path, "") / "truth" / "adapters.csv").write_text(f"{head}\n{lines}")
+    with pytest.raises(InputError, match=r"adapters\.csv"):
+        challenge.read_truth(tmp_path)
+
+
 def test_random_scores_are_at_chance_on_average():
     rng = np.random.default_rng(0)
     found = [challenge.judge(dict(zip("abcdef", rng.random(6), strict=True)), TRUTH)["auroc"][0] for _ in range(60)]
@@ -147,6 +162,7 @@ def test_random_scores_are_at_chance_on_average():
     [
         ("adapter,points\na,1\n", "'score'"), ("adapter,score\na,\n", "must be a number"),
         ("adapter,score\na,inf\n", "'inf'"), ("adapter,score\na,1\na,2\n", "twice"),
+        ("adapter,score\na,0,5\n", "line 2 has 3 fields"), ("adapter,score\na\n", "line 2 has 1 fields"),
     ],
 )  # fmt: skip
 def test_scores_that_are_none_are_refused(tmp_path, text, said):
