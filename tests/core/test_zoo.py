@@ -1,6 +1,7 @@
 """The zoo and its challenge: what is packed is what the store has, names do not tell, and scores are judged right."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,34 @@ def test_a_store_of_one_side_only_is_refused(packed, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="working backdoor"):
         zoo.pack([packed[0] / "store"], tmp_path / "zoo")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_record_of_somebody_s_own_attack_stops_no_others_and_an_empty_folder_stays(
+    packed, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(tidy, "FIRES", -1)
+    shutil.copytree(packed[0] / "store", tmp_path / "store")
+    strange = packed[1].loc[packed[1]["kind"] == zoo.BACKDOORED, "run_id"].iloc[0]
+    file = tmp_path / "store" / strange / "record.json"
+    record = json.loads(file.read_text())
+    record["config"]["attack"] = "Mine"
+    file.write_text(json.dumps(record))
+    (tmp_path / "zoo").mkdir()
+    before = (tmp_path / "zoo").stat().st_ino
+    truth = zoo.pack([tmp_path / "store"], tmp_path / "zoo")
+    assert strange in capsys.readouterr().err and strange not in set(truth["run_id"]) and len(truth) == 2
+    assert (tmp_path / "zoo").stat().st_ino == before and (tmp_path / "zoo" / "truth" / "adapters.csv").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "zoo"]
+
+
+def test_a_control_that_is_gone_is_told_before_any_states_are_read(packed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tidy, "FIRES", -1)
+    shutil.copytree(packed[0] / "store", tmp_path / "store")
+    for file in (tmp_path / "store").glob("*clean-tuned*/adapter/adapter_model.safetensors"):
+        file.unlink()
+    monkeypatch.setattr("bvlm_utils.defences.hidden_distance.states", lambda *given: pytest.fail("states were read"))
+    assert commands.main(["probes", str(tmp_path / "store"), "--out", str(tmp_path / "x.csv")]) == 2
+    assert "clean-tuned" in capsys.readouterr().err
 
 
 TRUTH = pd.DataFrame(
