@@ -100,9 +100,14 @@ def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "
         for which, model in (("the suspect", suspect), ("the trusted model", trusted)):
             if model.adapter is not None and model.model == suspect.model:
                 say(f"audit: {name}, without a trigger: {which}")
-                adapter = weights.whole(bench.victim, tune_and_ask.saved(model.adapter))
-                scores.append(detector.score(bench.victim, adapter, clean))
-        results.append(Detected(name, *scores))
+                try:
+                    adapter = weights.whole(bench.victim, tune_and_ask.saved(model.adapter))
+                    scores.append(detector.score(bench.victim, adapter, clean))
+                except InputError as error:  # of a kind of LoRA that it cannot read: the triggers were asked about
+                    results.append(Detected(name, reason=f"cannot read {which}: {error}"))
+                    break
+        else:
+            results.append(Detected(name, *scores))
     return results
 
 
@@ -151,9 +156,7 @@ def _act(given: argparse.Namespace) -> int:
         models.check_kind(model.model, clip=False)
     check_dataset(given.dataset)
     if given.population is not None and not given.no_detectors:
-        from bvlm_utils.defences import spectrum
-
-        spectrum.read(given.population)
+        _check_population(given.population, suspect)
     folder = store.writable(given.store) if making else None
     triggers, bench_of = _triggers(given), _inputs(given)
     for model in (suspect, trusted):
@@ -162,11 +165,26 @@ def _act(given: argparse.Namespace) -> int:
     if folder:
         trusted = _made(given, suspect, folder)
     table = measure(suspect, trusted, bench_of, triggers, given.rows)
-    detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population or "")
-    print(verdict(table, detected, BASE if trusted.adapter is None else CLEAN_TUNED))
-    if out:
+    if out:  # before anything is printed: nobody may be there to read it
         table.to_csv(out, index=False)
+    detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population or "")
+    tuned = CLEAN_TUNED if trusted.model == suspect.model else "another model"
+    print(verdict(table, detected, BASE if trusted == Subject(suspect.model, None) else tuned))
     return ALARM if table["alarm"].any() else NO_ALARM
+
+
+def _check_population(file: str, suspect: Subject) -> None:
+    """InputError for a population that is none, or of adapters on other kinds of layers than the suspect."""
+    from bvlm_utils.defences import spectrum
+
+    known = {name.rpartition(".")[0] for name in spectrum.read(file)}
+    state = {} if suspect.adapter is None else tune_and_ask.saved(suspect.adapter).state
+    strange = {key.partition(".lora_")[0].rpartition(".")[2] for key in state if ".lora_" in key} - known
+    if strange:
+        raise InputError(
+            f"The population {file} has no {min(strange)!r}, a kind of layer that the suspect is on; give one of "
+            "adapters on the same kinds of layers."
+        )
 
 
 def _triggers(given: argparse.Namespace) -> list[Attack]:

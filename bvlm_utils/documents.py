@@ -1,15 +1,18 @@
-"""JSON, JSON Lines and YAML as people write them: read strictly, and every complaint is one sentence."""
+"""JSON, JSON Lines, YAML and CSV as people write them: read strictly, and every complaint is one sentence."""
 
+import csv
+import io
 import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from bvlm_utils.checks import LONGEST_SHOWN, brief, is_text, label
+from bvlm_utils.checks import LONGEST_SHOWN, brief, is_text, label, once
 from bvlm_utils.errors import InputError
 
 MOST_VALUES = 100_000  # in a YAML file, each alias counted as all that it stands for
@@ -217,3 +220,31 @@ def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
 
 def _reason(error: Exception) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error)).split())
+
+
+# ---------------------------------------------------------------- CSV
+
+
+def read_csv(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    """The lines of a CSV file, each with as many fields as the first, which names the columns, `needed` among them."""
+    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
+    lines = []
+    try:
+        columns = list(reader.fieldnames or [])
+        if not columns:
+            raise InputError(f"{file} is no CSV file: it is empty; it needs the columns {', '.join(needed)}.")
+        once(columns, f"the first line of {file}")
+        lacking = [name for name in needed if name not in columns]
+        if lacking:
+            raise InputError(f"{file} has no column {lacking[0]!r}; it needs {', '.join(needed)}.")
+        for line in reader:
+            count = sum(value is not None for value in line.values()) + len(line.get(None, [None])) - 1
+            if count != len(columns):
+                raise InputError(
+                    f"{file}: the row that ends in line {reader.line_num} has {count} fields, and the first line has "
+                    f"{len(columns)}; put a field that holds a comma or a line end into double quotes."
+                )
+            lines.append(line)
+    except csv.Error as error:
+        raise InputError(f"{file} is no CSV file: {error}, at line {reader.line_num}.") from None
+    return lines

@@ -4,17 +4,15 @@ python -m bvlm_utils.defences challenge scores.csv
 """
 
 import argparse
-import csv
-import io
 import math
 from pathlib import Path
 
 import pandas as pd
 
 from bvlm_utils import paths
-from bvlm_utils.checks import brief, once
+from bvlm_utils.checks import brief
 from bvlm_utils.defences import zoo
-from bvlm_utils.documents import read_text
+from bvlm_utils.documents import read_csv
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import intervals
 
@@ -59,40 +57,36 @@ def _told_apart(positive: list[float], negative: list[float]) -> dict[str, float
 
 def read_scores(file: Path) -> dict[str, float]:
     """The scores of a CSV file with the columns adapter and score; InputError for what is no finite number."""
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
     found: dict[str, float] = {}
-    try:
-        once(reader.fieldnames or [], f"the first line of {file}")
-        for column in ("adapter", "score"):
-            if column not in (reader.fieldnames or []):
-                raise InputError(f"{file} has no column {column!r}; it needs adapter and score.")
-        for line in reader:
-            name, text = line["adapter"], line["score"]
-            try:
-                value = float(text or "")
-            except ValueError:
-                value = math.nan
-            if not math.isfinite(value):
-                raise InputError(f"{file}: the score of {brief(name)} is {brief(text)}; it must be a number.")
-            if name in found:
-                raise InputError(f"{file} scores {brief(name)} twice; score it once.")
-            found[name] = value
-    except csv.Error as error:
-        raise InputError(f"{file} is no CSV file: {error}, at line {reader.line_num}.") from None
+    for line in read_csv(file, ("adapter", "score")):
+        name, text = line["adapter"], line["score"]
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise InputError(f"{file}: the score of {brief(name)} is {brief(text)}; it must be a number.")
+        if name in found:
+            raise InputError(f"{file} scores {brief(name)} twice; score it once.")
+        found[name] = value
     return found
 
 
 def read_truth(folder: Path) -> pd.DataFrame:
-    file = folder / zoo.TRUTH / "adapters.csv"
+    """What each adapter of a zoo is, in texts."""
+    file, needed = folder / zoo.TRUTH / "adapters.csv", ["adapter", "kind", "model"]
     if not file.is_file():
         raise InputError(f"{folder} is no zoo of adapters: it has no {zoo.TRUTH}/adapters.csv.")
-    try:
-        truth = pd.read_csv(io.StringIO(read_text(file)), keep_default_na=False, dtype=str)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise InputError(f"{file} is no CSV file ({' '.join(str(error).split())}); make the zoo again.") from None
-    lacking = [column for column in ("adapter", "kind", "model") if column not in truth]
-    if lacking:
-        raise InputError(f"{file} has no column {lacking[0]!r}; make the zoo again.")
+    lines = read_csv(file, needed)
+    for line in lines:
+        told = line.get(zoo.BACKDOORED, str(int(line["kind"] == zoo.BACKDOORED)))
+        if not all(line[name] for name in needed) or told != str(int(line["kind"] == zoo.BACKDOORED)):
+            raise InputError(
+                f"{file}: the adapter {brief(line['adapter'])} is of kind {brief(line['kind'])} and model "
+                f"{brief(line['model'])}, with {brief(told)} in column {zoo.BACKDOORED!r}, which does not fit "
+                "together; make the zoo again."
+            )
+    truth = pd.DataFrame(lines, columns=None if lines else needed, dtype=str)
     twice = truth.loc[truth["adapter"].duplicated(), "adapter"]
     if len(twice):
         raise InputError(f"{file} lists {brief(twice.iloc[0])} twice; make the zoo again.")
@@ -114,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    folder = paths.named(given.zoo, "zoo") if given.zoo else ZOO
+    folder = paths.named(given.zoo, "zoo") if given.zoo is not None else ZOO
     table = judge(read_scores(paths.named(given.scores, "file of scores")), read_truth(folder))
     shown = table.assign(
         auroc=table["auroc"].map("{:.3f}".format),

@@ -65,7 +65,7 @@ def run(given: argparse.Namespace) -> None:
     """Rank, write and print. InputError for anything that is not as it should be, before the model is loaded."""
     from bvlm_utils.data import llava_json
     from bvlm_utils.models import victim
-    from bvlm_utils.run.tune_and_ask import saved
+    from bvlm_utils.train import adapters
 
     file = paths.named(given.data, "file of training rows")
     check_number(given.drop, "drop", 0, 1)
@@ -78,8 +78,12 @@ def run(given: argparse.Namespace) -> None:
         raise InputError(f"{file} has no entry with a picture; there is nothing to rank.")
     texts = (f"{row['prompt']} {row['answers'][0]}" for row in found)
     context_length.check_texts(given.model, texts, f"a row of {file},")
-    adapter = None if given.adapter is None else saved(adapter_folder(given.adapter))
+    folder = None if given.adapter is None else adapter_folder(given.adapter)
+    adapter = None if folder is None else adapters.read(folder)
     one = victim.from_pretrained(given.model, four_bit=given.four_bit)
+    if folder is not None:
+        with adapters.attached(one, folder):
+            pass  # each of its weights fits, or that is told before any row is ranked
     table = ranking(one, adapter, found, names, given.seed)
     gone = suspicious_entries(table, given.drop)
     table["dropped"] = table["entry"].isin(gone)

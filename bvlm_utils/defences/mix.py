@@ -10,6 +10,7 @@ from bvlm_utils import paths
 from bvlm_utils.defences import weights
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import names
 from bvlm_utils.models.victim import Victim
 from bvlm_utils.train import adapters
 from bvlm_utils.train.grouped import GroupResult
@@ -50,8 +51,8 @@ def _others(settings: dict[str, Any]) -> list[weights.Updates]:
 
 
 def _folder(name: str) -> Path:
-    """A folder as it is named from here, or from the repository's top, as grids name those of the zoo."""
-    return Path(name) if Path(name).exists() else paths.ROOT / name
+    """An adapter's folder as it is named from here, or from the repository's top, as grids name those of the zoo."""
+    return names.adapter_folder(name if paths.named(name, "adapter").exists() else str(paths.ROOT / name))
 
 
 def _mean(every: list[weights.Updates], like: Any) -> GroupResult:

@@ -15,6 +15,7 @@ from bvlm_utils.defences.hidden_distance import states
 from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models.victim import Victim
+from bvlm_utils.paths import named
 from bvlm_utils.store.cell import MAX_NEW_TOKENS
 
 KEYS = ("states", "triggered", "depth")  # of the file: (n, d) float32, (n,) 0 or 1, one number
@@ -65,10 +66,10 @@ def _read(file: str) -> tuple[np.ndarray, np.ndarray, float]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if not file or not Path(file).is_file():
+    if not file or not named(file, "population").is_file():
         raise InputError(f"The population {file!r} is no file; give a safetensors file that probe.write made.")
     try:
-        found = load_file(file)
+        found = load_file(named(file, "population"))
         known, truth, depth = (found[key] for key in KEYS)
     except (SafetensorError, KeyError) as error:
         raise InputError(f"The population {file} cannot be read ({error}); probe.write makes such files.") from error

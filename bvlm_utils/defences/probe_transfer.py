@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bvlm_utils import attacks
+from bvlm_utils import attacks, models, store
 from bvlm_utils.atomic import write_file
 from bvlm_utils.defences import zoo
 from bvlm_utils.errors import InputError
@@ -47,6 +47,13 @@ def read(folders: Sequence[Path]) -> Iterator[States]:
     found = [one for one in zoo.different(folders).values() if one.kind == zoo.BACKDOORED]
     wanted = [(Cell.from_config(one.record["config"]), one.folder) for one in found]
     wanted = [(cell, folder) for cell, folder in wanted if not attacks.info(cell.attack).keeps_labels]
+    for cell, folder in wanted:  # all that is needed is there, or that is told before the first adapter is read
+        models.digest(cell.model)
+        if store.adapter(cell.control, folder) is None:
+            raise InputError(
+                f"{folder} holds no adapter of {cell.control.run_id}, the control of {cell.run_id}; run "
+                "that cell in this store first."
+            )
     last, bench = None, None
     for done, (cell, folder) in enumerate(sorted(wanted, key=lambda one: (str(bench_key(one[0])), str(one[1])))):
         if last != (bench_key(cell), folder):

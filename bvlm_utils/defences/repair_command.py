@@ -53,6 +53,7 @@ def repair(given: argparse.Namespace) -> int:
     names.go_offline(model)
 
     from bvlm_utils.defences import weights
+    from bvlm_utils.train import adapters
 
     saved = tune_and_ask.saved(folder)
     bench = Bench(model, given.dataset, given.clean_rows, four_bit=given.four_bit)
@@ -61,8 +62,10 @@ def repair(given: argparse.Namespace) -> int:
         raise InputError(f"{given.dataset} has {count} test rows; two or more are needed to measure on.")
     tried.check_lengths(model, asked)
     say(f"repair: loading {model} and the rows of {given.dataset}")
-    clean = clean_rows(bench)
     before = weights.whole(bench.victim, saved)
+    with adapters.attached(bench.victim, folder):
+        pass  # each of its weights fits its base and its settings, or that is told before any work
+    clean = clean_rows(bench)
     say(f"repair: {method.name} with {method.params}")
     after = method.repair(bench.victim, before, clean, given.seed)
     say(f"repair: asking both adapters {given.rows} questions, clean and with {len(triggers)} triggers")

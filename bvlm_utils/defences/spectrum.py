@@ -6,7 +6,6 @@ regression over a population of adapters whose truth is known.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from bvlm_utils.defences.rows import Rows
 from bvlm_utils.defences.truncate import decompose
 from bvlm_utils.errors import InputError
 from bvlm_utils.models.victim import Victim
+from bvlm_utils.paths import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,10 +102,10 @@ def read(file: str) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    if not file or not Path(file).is_file():
+    if not file or not named(file, "population").is_file():
         raise InputError(f"The population {file!r} is no file; give a CSV file that spectrum.population made.")
     try:
-        table = pd.read_csv(file)
+        table = pd.read_csv(named(file, "population"))
     except ValueError as error:
         raise InputError(f"The population {file} cannot be read: {error}") from error
     if "run_id" in table:
@@ -121,7 +121,7 @@ def read(file: str) -> "pd.DataFrame":
             f"{'has' if odd[0] in table else 'lacks'} {odd[0]!r}."
         )
     for name in table:
-        if not np.issubdtype(table[name].dtype, np.number) or not np.isfinite(table[name]).all():
+        if table[name].dtype.kind not in "iuf" or not np.isfinite(table[name]).all():
             raise InputError(f"The population {file} has a value in column {name!r} that is no finite number.")
     return table
 

@@ -24,13 +24,21 @@ Updates = dict[str, tuple[torch.Tensor, torch.Tensor]]  # name of a linear layer
 
 
 def updates(adapter: Any) -> Updates:
-    """What a plain LoRA adds to each linear layer that it is on, alpha / r included; InputError for other kinds."""
+    """What a plain LoRA adds to each linear layer that it is on, alpha / r included; InputError for other kinds, and
+    for weights that are no pair A and B: left out, they would be lost without a word.
+    """
     check_plain(adapter.config)
-    scale, found = adapter.config.lora_alpha / adapter.config.r, {}
-    for key, value in adapter.state.items():
-        if key.endswith(B):
-            a = adapter.state[key.removesuffix(B) + A]
-            found[key.removeprefix(PREFIX).removesuffix(B)] = (value.detach().cpu().double() * scale, a.cpu().double())
+    scale, state, found = adapter.config.lora_alpha / adapter.config.r, adapter.state, {}
+    names = {key: key.removesuffix(A).removesuffix(B) for key in state}
+    odd = [key for key, name in names.items() if key == name or not {name + A, name + B} <= state.keys()]
+    if odd:
+        raise InputError(
+            f"{len(odd)} of {len(state)} weights of the adapter are no pair of lora_A and lora_B of a linear layer "
+            f"({min(odd)!r} for one); give the files that its training wrote, of a plain LoRA."
+        )
+    for name in dict.fromkeys(names.values()):
+        b, a = state[name + B], state[name + A]
+        found[name.removeprefix(PREFIX)] = (b.detach().cpu().double() * scale, a.cpu().double())
     return found
 
 

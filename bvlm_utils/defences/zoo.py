@@ -20,12 +20,13 @@ from typing import Any
 
 import pandas as pd
 
-from bvlm_utils import attacks, command, store
+from bvlm_utils import attacks, command, store, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.paths import new_folder
 from bvlm_utils.store import records
 from bvlm_utils.store import table as tidy
 from bvlm_utils.store.cell import CONTROL
+from bvlm_utils.store.damage import passed_over
 from bvlm_utils.train import adapters
 
 EACH, MOST_BYTES, RANK = 16, 8 * 2**20, 8
@@ -80,6 +81,9 @@ def candidates(folder: Path) -> list[Candidate]:
     shown_by = {record["control"]: record for record in done if record.get("control")}
     for record in done:
         config, run_id = record["config"], record["run_id"]
+        if config["attack"] != CONTROL and not _is_known(config):
+            passed_over(f"{run_id} in {folder} is of an attack or a threat that is not here; it is left out.")
+            continue
         if config["train"]["lora_rank"] != RANK or config.get("half") or not store.adapter(run_id, folder):
             continue
         if config["attack"] == CONTROL:
@@ -91,6 +95,11 @@ def candidates(folder: Path) -> list[Candidate]:
         if one.kind != BACKDOORED or (one.measured()["asr_payload"] or 0) > tidy.FIRES:
             found.append(one)
     return found
+
+
+def _is_known(config: dict[str, Any]) -> bool:
+    """Are attack and threat of this study, or of a module that was imported? A store may hold those of others."""
+    return config["attack"] in attacks.names() and config["threat"] in threats.names()
 
 
 def different(folders: Sequence[Path]) -> dict[str, Candidate]:
@@ -140,7 +149,8 @@ def _traits(one: Candidate) -> list[tuple[str, Any]]:
 
 
 def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
-    """Write the zoo to a new folder; its truth. InputError where the stores hold none of one side, or all is too large.
+    """Write the zoo to a new or empty folder; its truth. InputError where the stores hold none of one side, or all is
+    too large.
 
     Of adapters that were trained alike, one is taken.
     """
@@ -161,8 +171,9 @@ def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
         size = sum(file.stat().st_size for file in (partial / ADAPTERS).rglob("*") if file.is_file())
         if size > MOST_BYTES:
             raise InputError(f"The adapters take {size} bytes; at most {MOST_BYTES} are packed: take fewer (--each).")
-        partial.chmod(0o755)
-        os.replace(partial, out)
+        out.mkdir(exist_ok=True)  # an empty folder stays, with whom it belongs to
+        for part in partial.iterdir():
+            os.replace(part, out / part.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return truth

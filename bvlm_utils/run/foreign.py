@@ -8,7 +8,6 @@ The questions, the tests and the intervals are those of the study's cells, so th
 """
 
 import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ import pandas as pd
 from PIL import Image
 
 from bvlm_utils import threats
-from bvlm_utils.checks import brief, is_visible, known, known_name, once
-from bvlm_utils.documents import read_text
+from bvlm_utils.checks import brief, is_visible, known, known_name
+from bvlm_utils.documents import read_csv
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import names
 from bvlm_utils.paths import new_folder
@@ -150,7 +149,7 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
     given: dict[tuple[str, str], str] = {}
     wanted = {key: text for one in asked for key, text in zip(_keys(bench, one), one.prompts, strict=True)}
     ours = "the questions that write_questions writes for the same threat, attack and settings"
-    for line in _lines(file):
+    for line in read_csv(file, NEEDED):
         key = (line["row_id"], line["condition"])
         prompt = wanted.get(key, "")
         if prompt and line.get("prompt", prompt).split() != prompt.split():  # of another attack, or other parameters
@@ -174,29 +173,6 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
     if not any(map(is_visible, given.values())):
         raise InputError(f"All {len(given)} responses in {file} are empty; write the model's answers into that column.")
     return {question.key(bench): [given[key] for key in _keys(bench, question)] for question in asked}
-
-
-def _lines(file: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file, each with as many fields as the first."""
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
-    lines = []
-    try:
-        columns = list(reader.fieldnames or [])
-        once(columns, f"the first line of {file}")
-        lacking = [name for name in NEEDED if name not in columns]
-        if lacking:
-            raise InputError(f"{file} has no column {lacking[0]!r}; it needs {', '.join(NEEDED)}.")
-        for line in reader:
-            count = sum(value is not None for value in line.values()) + len(line.get(None, [None])) - 1
-            if count != len(columns):
-                raise InputError(
-                    f"{file}: the row that ends in line {reader.line_num} has {count} fields, and the first line has "
-                    f"{len(columns)}; put each response into double quotes, as it may hold a comma or a line end."
-                )
-            lines.append(line)
-    except csv.Error as error:
-        raise InputError(f"{file} is no CSV file: {error}, at line {reader.line_num}.") from None
-    return lines
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:

@@ -23,7 +23,9 @@ class Detected:
 
 
 def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str = "clean-tuned") -> str:
-    """The table to read, its meaning, how often that is wrong, what to do next. beside: "clean-tuned" or "base"."""
+    """The table to read, its meaning, how often that is wrong, what to do next. beside: "clean-tuned" or "base"; of
+    any other word it is not known how often that errs.
+    """
     rows = table.to_dict("records")
     shown = [
         {

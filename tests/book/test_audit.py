@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 
@@ -214,6 +215,31 @@ def test_the_command_raises_the_alarm_where_the_trigger_changes_the_suspect_alon
     code, out, err = run(capsys, place / made[0].run_id, "--model", made[0].model, *asked)
     assert code == audit.ALARM and "ALARM: with the trigger of BadNets-T the suspect" in out
     assert "I must refuse (100%)" in out
+
+
+def test_what_was_asked_is_kept_whatever_comes_after_it(shelf, capsys, monkeypatch, tmp_path):
+    place, made = shelf
+    shutil.copytree(place / made[0].run_id / "adapter", tmp_path / "scaled")
+    config = tmp_path / "scaled" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))  # no detector reads it
+    given = [tmp_path / "scaled", "--reference", "base", "--model", made[0].model, "--rows", 3, "--word", "xyzzy"]
+    code, out, err = run(capsys, *given, "--out", tmp_path / "kept.csv")
+    assert code in (audit.NO_ALARM, audit.ALARM) and "target-inversion: cannot read the suspect" in out, err
+    monkeypatch.setattr(audit, "verdict", lambda *given: "".encode("none"))  # fails, as a terminal may
+    monkeypatch.setattr(audit.command, "unforeseen", lambda error: 1)
+    assert run(capsys, *given, "--out", tmp_path / "again.csv")[0] == 1
+    assert (tmp_path / "again.csv").read_text() == (tmp_path / "kept.csv").read_text()
+
+
+def test_a_population_of_other_layers_is_refused_before_anything_is_asked(shelf, capsys, monkeypatch, tmp_path):
+    place, made = shelf
+    numbers = ("leading", "norm", "first_share", "entropy", "kurtosis")
+    lines = [["backdoored", *(f"qkv.{name}" for name in numbers)], list("012345"), list("112345")]
+    (tmp_path / "others.csv").write_text("\n".join(map(",".join, lines)))
+    monkeypatch.setattr(audit, "measure", lambda *given: pytest.fail("it was asked"))
+    given = [place / made[0].run_id, "--reference", "base", "--model", made[0].model, "--word", "xyzzy"]
+    code, _, err = run(capsys, *given, "--population", tmp_path / "others.csv")
+    assert code == audit.WRONG and "others.csv" in err and "_proj'" in err
 
 
 def test_without_a_reference_one_is_tuned_once_and_the_readers_own_pictures_and_triggers_are_tried(

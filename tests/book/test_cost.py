@@ -106,6 +106,29 @@ def test_the_ratios_are_of_the_kept_rates(kept):
     assert (said["gain"], said["loop"], said["files"]) == ("2.5", "2.0 to 4.0", "10")
 
 
+@pytest.mark.parametrize("text", [
+    "{", "[1]", '{"benchmark": ["grid"]}', '{"benchmark": "grid", "lines": []}',
+    '{"benchmark": "grid", "written": "2026", "lines": [{"cells": 1}]}',
+    '{"benchmark": "poisoning", "written": "2026", "lines": [{"batched": 1, "loop": 0}]}',
+    '{"benchmark": "grid", "written": "2026", "machine": {}, "load_before": 1.0, "lines": []}',
+])  # fmt: skip
+def test_a_damaged_benchmark_stops_no_other(kept, text, monkeypatch):
+    (kept / "damaged.json").write_text(text)
+    shown = []
+    monkeypatch.setattr(page, "show_table", lambda frame, caption: shown.append(frame))
+    assert cost.numbers(cost.lines([]), kept)["gain"] == "2.5"
+    cost.show_grid(kept)
+    assert len(shown[0]) == 2
+
+
+def test_a_step_that_was_left_out_on_a_gpu_has_no_numbers():
+    kept = cost.benchmarks("gpu")[-1]
+    steps = [kept | {"lines": [line for line in kept["lines"] if line["step"] == "check"]}]
+    whole, said = cost.on_gpu([kept]), cost.on_gpu(steps)
+    assert said["checks"] == whole["checks"] and "n/a" not in whole.values()
+    assert {value for name, value in said.items() if name not in ("card", "checks")} == {"n/a"}
+
+
 def test_a_gpu_is_shown_beside_the_plain_way():
     found = cost.benchmarks("gpu")
     table, said = cost.groups_on_gpu(found), cost.on_gpu(found)

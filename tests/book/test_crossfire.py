@@ -425,3 +425,15 @@ def test_every_probe_refuses_in_one_sentence(probe, options, words, tmp_path, mo
     assert probe.main(["--threat", "targeted_refusal", "--store", "./new", *options]) == 2
     said = capsys.readouterr()
     assert words in said.err and len(said.err.splitlines()) == 1 and not said.out and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [
+    lambda numbers: [*numbers, numbers[0]], lambda numbers: [numbers[0] | {"value": "0.9"}, *numbers[1:]],
+])  # fmt: skip
+def test_numbers_that_are_there_twice_or_are_none_are_not_counted(shelf, tmp_path, capsys, change):
+    shutil.copytree(shelf[0] / "probes", tmp_path / "store" / "probes")
+    file = sorted((tmp_path / "store" / "probes").glob("crossfire-*"))[0]
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"numbers": change(record["numbers"])}))
+    left = records.collect("crossfire", tmp_path / "store")
+    assert len(left) < len(records.collect("crossfire", shelf[0])) and file.name in capsys.readouterr().err

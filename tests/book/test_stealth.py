@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from bvlm_book.chapters import attacks as chapter
 from bvlm_book.probes import exhibit
 from bvlm_utils import attacks, paths
 from bvlm_utils.data import samples
@@ -76,3 +77,24 @@ def test_exhibit_holds_all_attacks(tmp_path, monkeypatch):
     by_name = table.set_index("attack")
     assert by_name.loc["Shadowcast", "linf"] <= 8 and by_name.loc["SIG", "linf"] == 40
     assert by_name.loc["BadNets-T", "added_characters"] == len(" BadMagic")
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    (None, b""), ("exhibit.json", b'{"SIG": {"pro'), ("exhibit.json", b'{"SIG": {}}'), ("clean.png", b"\x89PNG"),
+    ("SIG.png", None), ("SIG.png", b""), ("stealth.csv", b""),
+])  # fmt: skip
+def test_of_a_damaged_exhibit_nothing_is_shown_and_its_folder_is_named(tmp_path, capsys, name, content):
+    folder = tmp_path / "attacks"
+    folder.mkdir()
+    for picture in ("clean", "SIG"):
+        exhibit.strip(np.zeros((2, 8, 8, 3), np.uint8)).save(folder / f"{picture}.png")
+    entry = {"prompts": [["a", "a"], ["b", "b"]], "loss_curve": [], "loss_per": "step"}
+    (folder / "exhibit.json").write_text(json.dumps({"SIG": entry, "Mine": entry}))
+    (folder / "stealth.csv").write_text("attack,psnr\nSIG,30\n")
+    if name is not None:
+        (folder / name).unlink()
+    if name is not None and content is not None:
+        (folder / name).write_bytes(content)
+    shown, _, stealth = chapter.read_exhibit(str(tmp_path))
+    assert [one.attack for one in shown] == ["SIG"] * (name is None) and len(stealth) == (name is None)
+    assert (str(folder) in capsys.readouterr().err) == (name is not None)

@@ -1,6 +1,7 @@
 """What every command promises: bad input gives 2 and one sentence that names the value, and nothing is written."""
 
 import errno
+import io
 import os
 import sys
 import warnings
@@ -283,6 +284,13 @@ def test_a_file_system_that_says_no_is_one_sentence(code, capsys):
     assert command.run(parser(), act, []) == command.WRONG
     said = capsys.readouterr().err
     assert "some/file" in said and os.strerror(code) in said and len(said.splitlines()) == 1
+
+
+def test_a_terminal_without_a_letter_shows_its_number(monkeypatch):
+    kept = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(kept, encoding="ascii"))
+    assert command.run(parser(), lambda given: print("é 字", flush=True), []) == 0
+    assert kept.getvalue().split() == [rb"\xe9", rb"\u5b57"]
 
 
 def test_what_nobody_foresaw_leaves_its_traceback_in_a_file(tmp_path, monkeypatch, capsys):

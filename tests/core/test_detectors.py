@@ -79,7 +79,7 @@ WHOLE = "backdoored,x.leading,x.norm,x.first_share,x.entropy,x.kurtosis\n0,1,2,3
 @pytest.mark.parametrize("text", [
     "a,b\n1,2\n", "backdoored,x\n1,2\n", "", "backdoored,x.norm\n0,1\n1,2\n", "backdoored\n0\n1\n",
     "backdoored,.norm\n0,1\n1,2\n", WHOLE.replace("x.entropy", "y.entropy"), WHOLE.replace("x.entropy", "x.other"),
-    WHOLE.replace("x.entropy", "entropy"),
+    WHOLE.replace("x.entropy", "entropy"), WHOLE.replace("2", "2_0"), WHOLE.replace("2", "many"),
 ])  # fmt: skip
 def test_a_population_that_is_none_is_refused(text, tmp_path):
     file = tmp_path / "population.csv"

@@ -69,6 +69,22 @@ def test_an_adapter_s_states_are_looked_at_too(checkpoint, tmp_path):
     assert np.allclose(table["suspicion"], ranks.mean(axis=1)) and not table["dropped"].any()
 
 
+@pytest.mark.filterwarnings("ignore:1 of 13 entries")
+def test_an_adapter_that_does_not_fit_is_told_before_rows_are_ranked(checkpoint, tmp_path, monkeypatch, capsys):
+    from random_adapters import an_adapter
+
+    from bvlm_utils.models import victim
+
+    monkeypatch.setattr(find_rows, "ranking", lambda *given: pytest.fail("rows were ranked"))
+    file, _ = conversations(tmp_path)
+    base = str(checkpoint("llava"))
+    an_adapter(victim.from_pretrained(base, device="cpu"), 0).save(tmp_path / "adapter", {})
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj"]}))
+    assert run(file, "--model", base, "--adapter", tmp_path / "adapter") == 2
+    assert "fit nothing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

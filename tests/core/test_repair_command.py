@@ -1,9 +1,12 @@
 """The command that repairs an adapter, as somebody types it."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from test_repairs import planted
 from transformers import AutoModelForImageTextToText
 
@@ -85,6 +88,33 @@ def test_a_base_in_four_bit_is_repaired_where_its_weights_are_not_needed(suspect
         settings = ["--set", "rows=4"]
         assert command.main([*given, "--method", method, *settings, "--out", str(tmp_path / "no")]) == 2
         assert "4 bit" in capsys.readouterr().err
+
+
+def _without(state, half):
+    gone = next(name for name in state if name.endswith(half))
+    return {name: value for name, value in state.items() if name != gone}
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "said"),
+    [
+        (lambda state: _without(state, "lora_B.weight"), {}, "no pair"),
+        (lambda state: _without(state, "lora_A.weight"), {}, "no pair"),
+        (lambda state: state | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, {}, "lm_head"),
+        (lambda state: state, {"target_modules": ["q_proj"]}, "fit nothing"),
+    ],
+)
+def test_no_weight_of_an_adapter_is_lost_without_a_word(suspect, tmp_path, capsys, change, settings, said):
+    file, config = tmp_path / "in" / "adapter_model.safetensors", tmp_path / "in" / "adapter_config.json"
+    shutil.copytree(suspect, tmp_path / "in")
+    save_file(change(load_file(file)), file)
+    config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+    given = ["repair", str(tmp_path / "in"), "--clean-rows", "4", "--rows", "2", "--method", "shrink"]
+    assert command.main([*given, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+    given[1:2] = [str(suspect)]
+    mixed = ["--method", "mix", "--set", f"others={json.dumps([str(tmp_path / 'in')])}"]
+    assert settings or command.main([*given[:-2], *mixed, "--out", str(tmp_path / "out")]) == 2
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The zoo and its challenge: what is packed is what the store has, names do not tell, and scores are judged right."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,34 @@ def test_a_store_of_one_side_only_is_refused(packed, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_record_of_somebody_s_own_attack_stops_no_others_and_an_empty_folder_stays(
+    packed, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(tidy, "FIRES", -1)
+    shutil.copytree(packed[0] / "store", tmp_path / "store")
+    strange = packed[1].loc[packed[1]["kind"] == zoo.BACKDOORED, "run_id"].iloc[0]
+    file = tmp_path / "store" / strange / "record.json"
+    record = json.loads(file.read_text())
+    record["config"]["attack"] = "Mine"
+    file.write_text(json.dumps(record))
+    (tmp_path / "zoo").mkdir()
+    before = (tmp_path / "zoo").stat().st_ino
+    truth = zoo.pack([tmp_path / "store"], tmp_path / "zoo")
+    assert strange in capsys.readouterr().err and strange not in set(truth["run_id"]) and len(truth) == 2
+    assert (tmp_path / "zoo").stat().st_ino == before and (tmp_path / "zoo" / "truth" / "adapters.csv").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "zoo"]
+
+
+def test_a_control_that_is_gone_is_told_before_any_states_are_read(packed, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tidy, "FIRES", -1)
+    shutil.copytree(packed[0] / "store", tmp_path / "store")
+    for file in (tmp_path / "store").glob("*clean-tuned*/adapter/adapter_model.safetensors"):
+        file.unlink()
+    monkeypatch.setattr("bvlm_utils.defences.hidden_distance.states", lambda *given: pytest.fail("states were read"))
+    assert commands.main(["probes", str(tmp_path / "store"), "--out", str(tmp_path / "x.csv")]) == 2
+    assert "clean-tuned" in capsys.readouterr().err
+
+
 TRUTH = pd.DataFrame(
     {
         "adapter": list("abcdef"),
@@ -136,6 +165,21 @@ def test_an_adapter_that_the_truth_lists_twice_is_named(tmp_path):
         challenge.read_truth(truth_of(tmp_path, "x,backdoored,m\nx,backdoored,m\ny,clean-tuned,m\n"))
 
 
+@pytest.mark.parametrize(
+    ("head", "lines"),
+    [
+        ("adapter,kind,model", "x,backdoored,m\ny\n"), ("adapter,kind,model", "x,backdoored,m\ny,,m\n"),
+        ("adapter,kind,model", "x,backdoored,m\ny,noise,\n"), ("adapter,kind,model,kind", "x,backdoored,m,noise\n"),
+        ("adapter,kind,model,backdoored", "x,backdoored,m,1\ny,noise,m,1\n"),
+        ("adapter,kind,model,backdoored", "x,Backdoored,m,1\ny,backdoored,m,1\nz,noise,m,0\n"),
+    ],
+)  # fmt: skip
+def test_a_truth_that_is_cut_off_or_contradicts_itself_is_refused(tmp_path, head, lines):
+    (truth_of(tmp_path, "") / "truth" / "adapters.csv").write_text(f"{head}\n{lines}")
+    with pytest.raises(InputError, match=r"adapters\.csv"):
+        challenge.read_truth(tmp_path)
+
+
 def test_random_scores_are_at_chance_on_average():
     rng = np.random.default_rng(0)
     found = [challenge.judge(dict(zip("abcdef", rng.random(6), strict=True)), TRUTH)["auroc"][0] for _ in range(60)]
@@ -147,6 +191,7 @@ def test_random_scores_are_at_chance_on_average():
     [
         ("adapter,points\na,1\n", "'score'"), ("adapter,score\na,\n", "must be a number"),
         ("adapter,score\na,inf\n", "'inf'"), ("adapter,score\na,1\na,2\n", "twice"),
+        ("adapter,score\na,0,5\n", "line 2 has 3 fields"), ("adapter,score\na\n", "line 2 has 1 fields"),
     ],
 )  # fmt: skip
 def test_scores_that_are_none_are_refused(tmp_path, text, said):

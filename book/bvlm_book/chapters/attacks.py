@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,8 @@ from bvlm_book import tables, words
 from bvlm_book.examples import Example
 from bvlm_utils import attacks
 from bvlm_utils import store as results
-from bvlm_utils.store import packed
+from bvlm_utils.atomic import DAMAGED
+from bvlm_utils.store import damage, packed
 
 EXHIBIT_GAP = 4  # pixels between the pictures of `probes.exhibit`
 STEALTH_COLUMNS = {
@@ -35,18 +37,30 @@ def split_strip(png: bytes, gap: int = 0) -> np.ndarray:
 def read_exhibit(store: str | None = None) -> tuple[list[Example], dict[tuple[str, str], list[float]], pd.DataFrame]:
     """What `probes.exhibit` wrote into a store, or nothing where it was not run.
 
-    Examples of all attacks, loss curves of optimised ones (by attack and "step" or "epoch"), and stealth.
+    Examples of all attacks, loss curves of optimised ones (by attack and "step" or "epoch"), and stealth. Of a damaged
+    one nothing is shown; standard error names its folder.
     """
-    kept = partial(packed.content, results.folder(store), "attacks")
+    folder = results.folder(store)
+    kept = partial(packed.content, folder, "attacks")
     if kept("exhibit.json") is None:
         return [], {}, pd.DataFrame()
-    stored, clean, examples = json.loads(kept("exhibit.json")), split_strip(kept("clean.png"), EXHIBIT_GAP), []
-    for name, entry in stored.items():
-        picture = kept(f"{name}.png")
-        triggered = split_strip(picture, EXHIBIT_GAP) if picture else clean
-        examples.append(Example(name, clean, triggered, [(a, b) for a, b in entry["prompts"]]))
-    curves = {(name, entry["loss_per"]): entry["loss_curve"] for name, entry in stored.items() if entry["loss_curve"]}
-    return examples, curves, pd.read_csv(io.BytesIO(kept("stealth.csv")))
+    try:
+        stored, clean, examples = json.loads(kept("exhibit.json")), split_strip(kept("clean.png"), EXHIBIT_GAP), []
+        for name, entry in stored.items():
+            if name not in attacks.names():  # somebody's own, of a module that is not here
+                continue
+            one = Example(name, clean, clean, [(a, b) for a, b in entry["prompts"]])
+            if one.modality != "text":  # without its picture, the clean one would be shown as triggered
+                one = replace(one, triggered=split_strip(kept(f"{name}.png"), EXHIBIT_GAP))
+            examples.append(one)
+        curves = {(name, entry["loss_per"]): entry["loss_curve"] for name, entry in stored.items()
+                  if entry["loss_curve"]}  # fmt: skip
+        return examples, curves, pd.read_csv(io.BytesIO(kept("stealth.csv")))
+    except DAMAGED as error:
+        reason = f"{type(error).__name__}: {error}"
+        damage.passed_over(f"The exhibit in {folder / 'attacks'} is damaged ({reason}); make it again by "
+                           "`python -m bvlm_book.probes.exhibit`.")  # fmt: skip
+        return [], {}, pd.DataFrame()
 
 
 def attack_table() -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """What an experiment costs (`lines`), and what grouping saves (`benchmarks`). Nothing is timed here."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,22 @@ from matplotlib.figure import Figure
 from bvlm_book import figures, page, tables, words
 from bvlm_utils import paths
 from bvlm_utils.documents import read_json
+from bvlm_utils.errors import InputError
+from bvlm_utils.store import damage
 
 FOLDER = paths.ROOT / "benchmarks" / "results"
 CELL = ["run_id", "device", "threads", "tuned_together"]
 NUMBERS = ["total", "host_mib", "gpu_mib"]
 WAYS = {"plain": "plain", "grouped": "ours, at once"}
+# What a benchmark's file has, and of each benchmark that is shown what a line must have, and may have.
+MAYBE = (*damage.NUMBER, type(None))
+OF_ALL, ALL_MAY = {"written": str, "lines": list}, {"machine": dict, "arguments": dict}
+OF_LINES = {
+    "grid": ({"way": str, "cells": int}, dict.fromkeys(("train_s_per_cell", "decode_s_per_cell"), damage.NUMBER)
+             | dict.fromkeys(("times_plain", "same_answers"), MAYBE)),
+    "poisoning": (dict.fromkeys(("batched", "loop"), damage.NUMBER), {"files": MAYBE}),
+    "gpu": ({"step": str, "part": str}, {}),
+}  # fmt: skip
 GPU_NUMBERS = (
     "card", "checks", "compared", "agree", "differ", "grouped", "together", "large", "adapters", "decode", "cudnn",
 )  # fmt: skip
@@ -98,18 +110,43 @@ def figure(timed: pd.DataFrame) -> Figure:
 
 def benchmarks(name: str, folder: str | Path | None = None) -> list[dict[str, Any]]:
     """The result files of benchmarks/NAME.py in `folder` (None: benchmarks/results), oldest first."""
-    found = [read_json(file) for file in sorted(paths.named(folder or FOLDER, "result").glob("*.json"))]
+    found = [_read(file) for file in sorted(paths.named(folder or FOLDER, "result").glob("*.json"))]
     ours = [kept for kept in found if isinstance(kept, dict) and kept.get("benchmark") == name]
     return sorted(ours, key=lambda kept: kept["written"])
 
 
+def _read(file: Path) -> Any:
+    """What a benchmark left; None for a damaged file, which standard error names: the others are shown."""
+    try:
+        kept = read_json(file)
+        problem = _wrong(kept, file) if isinstance(kept, dict) and str(kept.get("benchmark")) in OF_LINES else None
+    except InputError as error:
+        problem = str(error)
+    if problem is None:
+        return kept
+    damage.passed_over(f"A benchmark's file is passed over: {problem.rstrip('.')}.")
+    return None
+
+
+def _wrong(kept: dict[str, Any], file: Path) -> str | None:
+    """What is missing in a benchmark's file, or of another kind, in words."""
+    if lacking := damage.lacks(kept, OF_ALL, ALL_MAY):
+        return f"{file} has no {lacking}"
+    for line in kept["lines"]:
+        lacking = "table" if not isinstance(line, dict) else damage.lacks(line, *OF_LINES[kept["benchmark"]])
+        if lacking or 0 in (line.get("loop"), line.get("files")):
+            return f"{file} has no {lacking or 'number above 0'} in each of its lines"
+    return None
+
+
 def conditions(kept: Mapping[str, Any]) -> str:
     """On what, and amid how much other work, a benchmark was run; a clause."""
-    machine, busy = kept["machine"], "unknown"
-    if kept["load_before"] is not None:
-        busy = f"{kept['load_before']:g} before and {kept['load_after']:g} after"
-    parts = [machine["processor"], words.count(machine["cores"], "core"), _threads(machine["threads"])]
-    parts += [machine["device"]] * (machine["device"] != "cpu") + [f"torch {machine['torch']}", kept["written"][:10]]
+    machine, loads = kept.get("machine", {}), [kept.get(f"load_{when}") for when in ("before", "after")]
+    busy = "unknown" if None in loads else f"{loads[0]:g} before and {loads[1]:g} after"
+    cores, device = machine.get("cores"), machine.get("device", "cpu")
+    parts = [machine.get("processor", "unknown processor"), words.count(cores, "core") if cores else "unknown cores"]
+    parts += [_threads(machine.get("threads")), *[device] * (device != "cpu")]
+    parts += [f"torch {machine.get('torch', 'unknown')}", kept["written"][:10]]
     return f"{', '.join(parts)}; processes that wanted a core: {busy}"
 
 
@@ -118,8 +155,8 @@ def grid_table(kept: Mapping[str, Any]) -> pd.DataFrame:
     lines = [{"same_answers": None, "times_plain": 1.0} | line for line in kept["lines"] if line["way"] != "alone"]
     return tables.readable(pd.DataFrame(lines), {
         "experiments": "cells", "way": lambda line: WAYS.get(line["way"], line["way"]),
-        "train, s each": lambda line: words.number(line["train_s_per_cell"]),
-        "answer, s each": lambda line: words.number(line["decode_s_per_cell"]),
+        "train, s each": lambda line: words.number(line.get("train_s_per_cell")),
+        "answer, s each": lambda line: words.number(line.get("decode_s_per_cell")),
         "times plain": lambda line: words.number(line["times_plain"], digits=1),
         "same answers": lambda line: "" if line["way"] == "plain" else words.number(line["same_answers"]),
     })  # fmt: skip
@@ -132,8 +169,8 @@ def show_grid(folder: str | Path | None = None) -> None:
         page.say("**Not measured yet**: `python benchmarks/grid.py --out benchmarks/results/grid.json` measures it.")
         return
     kept = max(found, key=lambda one: len({line["cells"] for line in one["lines"]}))
-    given = kept["arguments"]
-    about = f"{given['model'] or 'a random model'}, {given['rows']} training rows. {conditions(kept)}."
+    given = kept.get("arguments", {})
+    about = f"{given.get('model') or 'a random model'}, {given.get('rows', 'n/a')} training rows. {conditions(kept)}."
     page.show_table(grid_table(kept), f"The same experiments, run in two ways: {about}")
 
 
@@ -149,23 +186,29 @@ def on_gpu(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """
     if not found:
         return dict.fromkeys(GPU_NUMBERS, "n/a")
-    lines = found[-1]["lines"]
-    again = parts_of(lines, "cells")["four cells, bfloat16, against the reference"]
+    lines, na = found[-1]["lines"], float("nan")  # a step that was left out, or failed, has no numbers
+
+    def of(step: str, part: str, name: str) -> Any:
+        return parts_of(lines, step).get(part, {}).get(name, na)
+
+    again = partial(of, "cells", "four cells, bfloat16, against the reference")
     timed = [line for line in parts_of(lines, "grid").values() if "times_plain" in line]
-    best = max(timed, key=lambda line: line["times_plain"])
-    parts, decode = parts_of(lines, "large"), parts_of(lines, "decode")
-    plain, grouped = (parts[f"LLaVA-1.5: {name}"] for name in ("plain, 16 rows", "4 adapters, 16 rows each"))
-    off, on = (decode[f"bfloat16: 256k tokens at once{end}"]["rows_per_s"] for end in ("", ", cuDNN attention"))
-    fastest = max(line["rows_per_s"] for line in decode.values())
-    return {
-        "card": found[-1]["machine"]["device"],
-        "checks": str(sum("bound" in line for line in parts_of(lines, "check").values())),
-        "compared": str(again["numbers"]), "agree": str(again["intervals_meet"]), "differ": f"{again['worst']:g}",
-        "grouped": f"{best['times_plain']:.0f}", "together": str(best["cells"]),
-        "large": f"{grouped['tokens_per_s'] / plain['tokens_per_s']:.1f}",
-        "adapters": str(parts["LLaVA-1.5: largest bank"]["fits"]),
-        "decode": f"{fastest / decode['bfloat16: 16k tokens at once']['rows_per_s']:.0f}", "cudnn": f"{off / on:.0f}",
+    best = max(timed, key=lambda line: line["times_plain"], default={"times_plain": na, "cells": na})
+    plain, grouped = (of("large", f"LLaVA-1.5: {name}", "tokens_per_s")
+                      for name in ("plain, 16 rows", "4 adapters, 16 rows each"))  # fmt: skip
+    slow, off, on = (of("decode", f"bfloat16: {name}", "rows_per_s") for name in (
+        "16k tokens at once", "256k tokens at once", "256k tokens at once, cuDNN attention"))  # fmt: skip
+    fastest = max((line.get("rows_per_s", na) for line in parts_of(lines, "decode").values()), default=na)
+    numbers = {
+        "compared": (again("numbers"), "g"), "agree": (again("intervals_meet"), "g"), "differ": (again("worst"), "g"),
+        "grouped": (best["times_plain"], ".0f"), "together": (best["cells"], "g"),
+        "large": (grouped / plain if plain else na, ".1f"),
+        "adapters": (of("large", "LLaVA-1.5: largest bank", "fits"), "g"),
+        "decode": (fastest / slow if slow else na, ".0f"), "cudnn": (off / on if on else na, ".0f"),
     }  # fmt: skip
+    checks = str(sum("bound" in line for line in parts_of(lines, "check").values()))
+    shown = {name: "n/a" if pd.isna(value) else f"{value:{form}}" for name, (value, form) in numbers.items()}
+    return {"card": found[-1].get("machine", {}).get("device", "n/a"), "checks": checks} | shown
 
 
 def parts_of(lines: Iterable[Mapping[str, Any]], step: str) -> dict[str, Mapping[str, Any]]:

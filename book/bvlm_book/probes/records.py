@@ -61,6 +61,13 @@ def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
 def _lines(record: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     about = record["cell"] | {"kind": kind, "subject": record["subject"], "rows": record["identity"]["rows"]}
     made = [about | number | {"doing": json.dumps(number["doing"])} for number in record["numbers"]]
+    values = [line.get(name) for line in made for name in ("value", "k", "n", "low", "high")]
+    if not all(value is None or isinstance(value, damage.NUMBER) for value in values):
+        raise TypeError("a value is no number")
+    if len({tuple(line[name] for name in ("trigger", "variant", "doing", "part", "metric")) for line in made}) < len(
+        made
+    ):
+        raise ValueError("a number is there twice")
     return [{name: line.get(name) for name in COLUMNS} for line in made]
 
 
