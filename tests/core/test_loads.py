@@ -196,6 +196,10 @@ BROKEN = {
         text("chat_template.jinja", "<image>{{ messages[0].content[-1].text }}"), "words of an answer 0 times"),
     "a template that shouts": (
         text("chat_template.jinja", "<image>{{ messages[-1].content[-1].text | upper }}"), "words of a prompt 0 times"),
+    "a byte order mark": (
+        lambda at: (at / "config.json").write_bytes(b"\xef\xbb\xbf" + (at / "config.json").read_bytes()), "order mark"),
+    "weights that are whole numbers": (
+        lambda at: changed(at / SINGLE, lambda state: state.update({HEAD: state[HEAD].int()})), "1 weights in"),
     "no end token": (lambda at: change_json(at / "tokenizer_config.json", eos_token=None), "eos_token"),
     "an end in words": (lambda at: change_json(at / "generation_config.json", eos_token_id="x"), "eos_token_id 'x'"),
     "an end that is no token": (
