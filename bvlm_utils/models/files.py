@@ -5,6 +5,7 @@ Weights are safetensors, or else `pytorch_model.bin`, as CLIP's authors publish 
 
 import json
 import os
+from codecs import BOM_UTF8
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ INDEX = ".index.json"  # after the name of a file that is stored in parts
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 SMALL = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.json", *PROCESSORS)
+WHOLE = ("BOOL", *(f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64)))  # kinds that no weight is of
 LARGEST_HEADER = 100_000_000  # bytes: what the safetensors format allows
 LFS = b"version https://git-lfs"
 
@@ -109,6 +111,8 @@ def table(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read ({error.strerror}).") from None
     if content.startswith(LFS):
         raise InputError(f"{file} {POINTER}")
+    if content.startswith(BOM_UTF8):
+        raise InputError(f"{file} begins with a byte order mark, which loaders do not take; save it as UTF-8 without.")
     try:  # models' files may hold Infinity, which `documents.parse_json` refuses
         found = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
     except InputError as error:
@@ -146,6 +150,8 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
         entries.pop("__metadata__", None)
         if length != 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0):
             raise ValueError
+        if whole := [name for name, one in entries.items() if name.endswith(".weight") and one["dtype"] in WHOLE]:
+            raise InputError(f"{len(whole)} weights in {file} are whole numbers ({whole[0]!r} for one); copy it again.")
         return {name: tuple(entry["shape"]) for name, entry in entries.items()}
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}).") from None

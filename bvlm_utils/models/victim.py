@@ -16,6 +16,8 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, embeddings, families, files, marks, opening, pixels
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
+# What templates that tell the date are told, in whatever form: answers must not change from day to day.
+CLOCK, ONE_DAY = "strftime_now", "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
 AT_ONCE = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
 # How the likeliest answer is found. Of a checkpoint's own generation_config.json, the end tokens alone are taken.
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
@@ -335,4 +337,6 @@ def _tokenizer(folder: Path) -> Any:
     beside = folder / "chat_template.json"
     if not loaded.chat_template and beside.is_file():
         loaded.chat_template = files.table(beside).get("chat_template")
+    if isinstance(loaded.chat_template, str) and CLOCK in loaded.chat_template:
+        loaded.chat_template = ONE_DAY + loaded.chat_template
     return loaded

@@ -167,13 +167,19 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     saved = read(folder)
-    _check_side(victim, saved.state, folder)
+    looks = _picture_side(victim.model)
     before = modules, _ = _whole(victim.model, saved.config.bias != "none")
     try:
         with opening.quiet():
             adapter = get_peft_model(victim.model, saved.config, autocast_adapter_dtype=True)
             wanted = get_peft_model_state_dict(adapter, save_embedding_layers=False)
             shapes = {name: value.shape for name, value in wanted.items()}
+            if seen := {name for name in shapes if name.startswith(looks)}:  # features are kept, and are the base's
+                raise InputError(
+                    f"{len(seen)} of {len(shapes)} weights of the adapter in {folder} belong to the picture side of "
+                    f"{victim.name} ({min(seen)!r} for one), which is asked here without any adapter; merge the "
+                    "adapter into its base (PEFT's merge_and_unload), and give the saved checkpoint as the model."
+                )
             report = set_peft_model_state_dict(adapter, saved.state, ignore_mismatched_sizes=True)
         lacking = {name.replace(".default", "") for name in report.missing_keys}
         lacking |= {name for name in shapes if MAGNITUDE in name and name not in saved.state}  # called otherwise there
@@ -190,19 +196,12 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
     return adapter.eval()
 
 
-def _check_side(victim: Victim, state: Mapping[str, torch.Tensor], folder: Path | str) -> None:
-    """InputError for weights of the picture side: features are computed once, and by the base alone."""
-    model = victim.model
+def _picture_side(model: nn.Module) -> tuple[str, ...]:
+    """How weights begin, in PEFT's names, that features of pictures are computed with."""
     ours = {id(model.get_decoder()), id(model.get_output_embeddings())}
     words = tuple(f"{name}." for name, module in model.named_modules() if id(module) in ours)
-    others = (f"{name}." for name, _ in model.named_modules() if name)
-    looks = tuple(f"{PREFIX}{one}" for one in others if not any(one.startswith(w) or w.startswith(one) for w in words))
-    if seen := {name for name in state if name.startswith(looks)}:
-        raise InputError(
-            f"{len(seen)} of {len(state)} weights of the adapter in {folder} belong to the picture side of "
-            f"{victim.name} ({min(seen)!r} for one), which is asked here without any adapter; merge the adapter into "
-            "its base (PEFT's merge_and_unload), and give the saved checkpoint as the model."
-        )
+    parts = [f"{name}." for name, _ in model.named_modules() if name]
+    return tuple(PREFIX + one for one in parts if not any(one.startswith(w) or w.startswith(one) for w in words))
 
 
 def check_fit(

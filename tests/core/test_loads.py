@@ -196,6 +196,10 @@ BROKEN = {
         text("chat_template.jinja", "<image>{{ messages[0].content[-1].text }}"), "words of an answer 0 times"),
     "a template that shouts": (
         text("chat_template.jinja", "<image>{{ messages[-1].content[-1].text | upper }}"), "words of a prompt 0 times"),
+    "a byte order mark": (
+        lambda at: (at / "config.json").write_bytes(b"\xef\xbb\xbf" + (at / "config.json").read_bytes()), "order mark"),
+    "weights that are whole numbers": (
+        lambda at: changed(at / SINGLE, lambda state: state.update({HEAD: state[HEAD].int()})), "1 weights in"),
     "no end token": (lambda at: change_json(at / "tokenizer_config.json", eos_token=None), "eos_token"),
     "an end in words": (lambda at: change_json(at / "generation_config.json", eos_token_id="x"), "eos_token_id 'x'"),
     "an end that is no token": (
@@ -235,6 +239,14 @@ def test_how_a_checkpoint_likes_to_answer_changes_no_answer(folder):
     usual = answers()
     change_json(folder / "generation_config.json", min_new_tokens=8, suppress_tokens=[*range(3, 200)], max_length=3)
     assert answers() == usual
+
+
+def test_a_template_that_tells_the_date_is_told_one_day(folder):
+    (folder / "chat_template.jinja").write_text(
+        "{{ strftime_now('%d %b %Y') }} <image>{{ messages[-1].content[-1].text }}"
+    )
+    one = load(folder)
+    assert "26 Jul 2024" in one.tokenizer.decode(one.prompt_ids("a car", 1))
 
 
 @pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json", "processor_config.json"])
