@@ -169,6 +169,14 @@ def test_wrong_values_are_named(given, named):
         defences.defended(small(), **given)
 
 
+def test_without_names_those_that_need_a_file_are_left_out_unless_it_is_named(tmp_path):
+    (tmp_path / "population.csv").write_text("")
+    named = {"weight-spectrum": {"population": str(tmp_path / "population.csv")}}
+    found = [{one.defence for one in defences.defended(small(), params=given)} for given in (None, named)]
+    assert found[0] == set(defences.names()) - {"weight-spectrum", "probe", "mix"}
+    assert found[1] == found[0] | {"weight-spectrum"}
+
+
 def test_a_control_is_not_defended_by_itself():
     with pytest.raises(InputError, match="control"):
         defences.Defended(small()[0].control, "shrink")
