@@ -84,10 +84,13 @@ def defended(
 ) -> list[Defended]:
     """All points of the given cells, defences and seeds, each with its placebo where it has one.
 
-    names: all defences if not given. params: defence -> settings that differ from its defaults. relearn: as in
-    `Defended`. InputError names the first value that is wrong.
+    names: all defences if not given, but for those that need files which `params` does not name. params: defence ->
+    settings that differ from its defaults. relearn: as in `Defended`. InputError names the first value that is wrong,
+    or a file that is not there.
     """
-    names = defences.names() if names is None else names
+    if names is None:
+        given = params if isinstance(params, Mapping) else {}
+        names = [name for name in defences.names() if not defences.info(name).files or name in given]
     for what, values in (("defences", names), ("defence_seeds", seeds), ("relearn", relearn)):
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InputError(f"{what} is {brief(values)}; it must be a list with one value or more.")
@@ -107,6 +110,7 @@ def defended(
     found = []
     for name in names:
         info = known_name(lambda name=name: defences.info(name))
+        defences.get(name, **dict((params or {}).get(name, {}))).check_files()
         for cell in cells:
             for seed, again in product(seeds, relearn):
                 for placebo in (False, True) if placebos and info.placebo else (False,):

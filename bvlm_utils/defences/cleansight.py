@@ -31,7 +31,8 @@ def look(victim: Victim, adapter: Any, rows: Rows, window: tuple[float, float]) 
     asked = Rows(rows.prompts, [""] * len(rows), rows.features, rows.feature_rows, rows.kinds)
     found = reading.read(victim, adapter, asked, reading.Want(attention=True))
     depth = found.attention[0].shape[1]
-    inside = slice(round(window[0] * depth), max(1, round(window[1] * depth)))
+    first = min(round(window[0] * depth), depth - 1)
+    inside = slice(first, max(first + 1, round(window[1] * depth)))  # one layer at least
     ratios, shares, positions = [], [], []
     for own, image in zip(found.attention, found.image, strict=True):
         seen, where = own[0, inside].astype(np.float64), np.flatnonzero(image)

@@ -51,6 +51,11 @@ class DefenceInfo:
     params: Mapping[str, Param] = field(default_factory=dict)
 
     @property
+    def files(self) -> list[str]:
+        """The parameters that name files or folders: those without a default."""
+        return [name for name, spec in self.params.items() if spec.default in ("", [])]
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """The default value of every parameter, by name."""
         return {name: spec.default for name, spec in self.params.items()}

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bvlm_utils import paths
 from bvlm_utils.attacks.declare import settings_of
 from bvlm_utils.defences.declare import MOMENTS, TABLE, DefenceInfo
 from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.errors import InputError
+from bvlm_utils.models import names as names_of_models
 from bvlm_utils.registry import function
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from bvlm_utils.train.grouped import GroupResult
 
 OURS = "bvlm_utils.defences"
+IN_ORDER = (("begin", "end"), ("shortest", "longest"))  # settings of which the second is not below the first
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,19 @@ class Defence:
         draws = self._draws(seed, "placebo")
         return function(self.info.placebo, OURS)(*given, self.params, draws, like=like)
 
+    def check_files(self) -> None:
+        """InputError for a file or a folder that it needs and that is not named, or not there."""
+        for name in self.info.files:
+            value = self.params[name]
+            if not value:
+                raise InputError(f"{self.name} needs {self.info.params[name].wants}; set {name}.")
+            if isinstance(value, str) and not paths.named(value, name).is_file():
+                raise InputError(
+                    f"{self.name}: {name} is {value!r}, which is no file; give {self.info.params[name].wants}."
+                )
+            for folder in value if isinstance(value, list) else ():
+                other_adapter(folder)
+
     def _function(self, moment: str) -> Any:
         if self.moment != moment:
             raise InputError(f"{self.name} acts at the moment {self.moment!r}, not at {moment!r}.")
@@ -120,4 +137,15 @@ def get(name: str, /, **params: Any) -> Defence:
     An unknown name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.
     """
     row = TABLE.get(name)
-    return Defence(row, settings_of(f"Defence {name!r}", row.params, params))
+    found = settings_of(f"Defence {name!r}", row.params, params)
+    for low, high in IN_ORDER:
+        if low in found and found[low] > found[high]:
+            raise InputError(
+                f"Defence {name!r}: {low} is {found[low]:g} and {high} {found[high]:g}; {low} comes first."
+            )
+    return Defence(row, found)
+
+
+def other_adapter(name: str) -> Path:
+    """An adapter's folder as it is named from here, or from the repository's top, as grids name those of the zoo."""
+    return names_of_models.adapter_folder(name if paths.named(name, "adapter").exists() else str(paths.ROOT / name))

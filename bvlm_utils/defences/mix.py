@@ -1,16 +1,14 @@
 """Mix the adapter with harmless ones: the mean of their updates."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bvlm_utils import paths
 from bvlm_utils.defences import weights
+from bvlm_utils.defences.defence import other_adapter
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import names
 from bvlm_utils.models.victim import Victim
 from bvlm_utils.train import adapters
 from bvlm_utils.train.grouped import GroupResult
@@ -47,12 +45,7 @@ def with_random(
 def _others(settings: dict[str, Any]) -> list[weights.Updates]:
     if not settings["others"]:
         raise InputError("mix needs other adapters of the same base; name their folders in `others`.")
-    return [weights.updates(adapters.read(_folder(name))) for name in settings["others"]]
-
-
-def _folder(name: str) -> Path:
-    """An adapter's folder as it is named from here, or from the repository's top, as grids name those of the zoo."""
-    return names.adapter_folder(name if paths.named(name, "adapter").exists() else str(paths.ROOT / name))
+    return [weights.updates(adapters.read(other_adapter(name))) for name in settings["others"]]
 
 
 def _mean(every: list[weights.Updates], like: Any) -> GroupResult:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from bvlm_utils import store
 from bvlm_utils.atomic import DAMAGED, write_file
+from bvlm_utils.defences import defence
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
@@ -23,6 +24,7 @@ FOLDER = "defences"
 NEEDED = {"identity": dict, "cell": dict, "moment": str, "status": str, "numbers": list}
 MAY_HAVE = {"seconds": (*damage.NUMBER, type(None)), "reason": (str, type(None))}
 OF_CELL = {"model": str, "dataset": str, "threat": str, "attack": str, "poison_rate": damage.NUMBER, "seed": int}
+CELL_MAY = dict.fromkeys(("modality", "skill", "decoy", "settings"), (str, type(None)))
 OF_IDENTITY = {"run_id": str, "defence": str, "params": dict, "placebo": bool, "seed": int}
 CELL = ["modality", "n_poisoned", "skill", "decoy", *table.TOLD_APART]
 NUMBER = ["subject", "condition", "metric", "value", "k", "n", "low", "high", "unit", "held"]
@@ -106,7 +108,14 @@ def _wrong(found: dict[str, Any], name: str) -> str | None:
         return f"it says that it is {found['name']!r}"
     lacking = damage.lacks(found, NEEDED, MAY_HAVE)
     lacking = lacking or damage.lacks(found["identity"], OF_IDENTITY, {"relearn": int})
-    lacking = lacking or damage.lacks(found["cell"], OF_CELL, {}) or damage.no_numbers(found["numbers"])
+    lacking = lacking or damage.lacks(found["cell"], OF_CELL, CELL_MAY) or damage.no_numbers(found["numbers"])
     if lacking:
         return f"it has no {lacking}"
+    about = found["identity"]
+    specs = defence.info(about["defence"]).params if about["defence"] in defence.names() else {}
+    strange = [
+        one for one, spec in specs.items() if one not in about["params"] or not spec.accepts(about["params"][one])
+    ]
+    if strange:
+        return f"it has no {strange[0]} as {about['defence']} has"
     return None if found["status"] in damage.STATUSES else f"it has no status of {' and '.join(damage.STATUSES)}"

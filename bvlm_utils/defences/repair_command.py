@@ -101,7 +101,9 @@ def chosen(name: str, settings: Sequence[str]) -> Defence:
             found[key] = parse_json(value, "it")
         except InputError:  # a word, or what is no value of JSON: the method says what is wanted
             found[key] = value
-    return defences.get(name, **found)
+    method = defences.get(name, **found)
+    method.check_files()
+    return method
 
 
 def clean_rows(bench: Bench) -> Rows:

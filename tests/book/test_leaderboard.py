@@ -221,6 +221,9 @@ def test_a_contributed_line_stands_beside_ours_of_the_same_dose(table):
     assert (first["success"], first["false activation"]) == ("0.75 [0.70, 0.80]", "0.05 [0.10, 0.20]")
     assert (first["strict"], first["published"], first["ours, success"]) == ("0.50 [0.10, 0.20]", "n/a", "0.90")
     assert second["ours, success"] == "n/a"
+    given = [{"attack_params": {"word": "other"}}, {"test_rows": 50}]
+    lines = leaderboard.contributed_lines([contributed(settings=one) for one in given], board)
+    assert list(lines["ours, success"]) == ["n/a", "0.90"], "another trigger is another experiment"
 
 
 def test_a_threat_and_an_attack_that_nobody_declared_here_have_a_line(table):

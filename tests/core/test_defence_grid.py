@@ -169,6 +169,30 @@ def test_wrong_values_are_named(given, named):
         defences.defended(small(), **given)
 
 
+def test_without_names_those_that_need_a_file_are_left_out_unless_it_is_named(tmp_path):
+    (tmp_path / "population.csv").write_text("")
+    named = {"weight-spectrum": {"population": str(tmp_path / "population.csv")}}
+    found = [{one.defence for one in defences.defended(small(), params=given)} for given in (None, named)]
+    assert found[0] == set(defences.names()) - {"weight-spectrum", "probe", "mix"}
+    assert found[1] == found[0] | {"weight-spectrum"}
+
+
+@pytest.mark.parametrize(("part", "changed"), [
+    ("identity", {"params": {}}), ("identity", {"params": {"strength": "x"}}),
+    ("identity", {"params": {"strength": [1]}}),
+    ("cell", {"settings": 5}), ("cell", {"skill": 3}),
+])  # fmt: skip
+def test_a_record_that_no_page_can_read_is_passed_over(tmp_path, capsys, part, changed):
+    cell = {"model": "m", "dataset": "d", "threat": "t", "attack": "a", "poison_rate": 0.1, "seed": 0}
+    identity = {"run_id": "r", "defence": "shrink", "params": {"strength": 0.5}, "placebo": False, "seed": 0}
+    whole = {"name": "x", "identity": identity, "cell": cell, "moment": "repair", "status": "skipped", "numbers": []}
+    (tmp_path / "defences").mkdir()
+    for content, left in ((whole, 1), (whole | {part: whole[part] | changed}, 0)):
+        (tmp_path / "defences" / "x.json").write_text(json.dumps(content))
+        assert len(records.collect(tmp_path)) == left
+    assert "x.json is no record" in capsys.readouterr().err
+
+
 def test_a_control_is_not_defended_by_itself():
     with pytest.raises(InputError, match="control"):
         defences.Defended(small()[0].control, "shrink")

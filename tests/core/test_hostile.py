@@ -82,6 +82,12 @@ DEFENDED = [
     ({"defence_seeds": [0, 0]}, "defence_seeds is [0, 0]; name each"), ({"defence_seeds": [0, 0.0]}, "once"),
     ({"defences": [["shrink"]]}, "['shrink']"), ({"defences": [3]}, "is 3"), ({"defences": []}, "defences is []"),
     ({"defence_params": {"shrink": 3}}, "'shrink' are 3"), ({"defence_params": {"shrink": None}}, "None"),
+    ({"defences": ["weight-spectrum"]}, "set population"), ({"defences": ["mix"]}, "set others"),
+    ({"defences": ["probe"], "defence_params": {"probe": {"population": "nowhere"}}}, "'nowhere'"),
+    ({"defences": ["mix"], "defence_params": {"mix": {"others": ["nowhere"]}}}, "holds no adapter"),
+    ({"defences": ["mix"], "defence_params": {"mix": {"others": ["a\0b"]}}}, "x00"),
+    ({"defences": ["cleansight"], "defence_params": {"cleansight": {"begin": 0.9}}}, "begin is 0.9"),
+    ({"defences": ["target-inversion"], "defence_params": {"target-inversion": {"shortest": 50}}}, "shortest is 50"),
     ({"placebos": None}, "placebos is None"), ({"relearn": 5}, "relearn is 5"), ({"relearn": [0.5]}, "relearn is 0.5"),
 ]  # fmt: skip
 # cells that have no room for what they say, as settings of a cell

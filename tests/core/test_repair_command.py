@@ -63,6 +63,8 @@ def test_an_answer_does_not_break_the_table():
         (["--method", "shrink", "--attacks", "Shadowcast"], "no trigger"),
         (["--method", "shrink", "--threat", "jailbreak"], "--attacks"),
         (["--method", "shrink", "--word", "a", "a"], "--word"),
+        (["--method", "mix"], "set others"),
+        (["--method", "mix", "--set", 'others=["no"]'], "holds no adapter"),
         (["--method", "shrink", "--sentence", "far " * 5000], "at once"),
         (["--method", "shrink", "--patch", "nowhere.png"], "nowhere.png"),
         (["--method", "shrink", "--rows", "0"], "'0'"),

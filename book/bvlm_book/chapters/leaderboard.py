@@ -26,6 +26,8 @@ ABOUT = [
 MEASURED = ("success", "false_activation", "success_difference", "utility", "utility_difference")
 NUMBERS = [name + end for name in MEASURED for end in ("", "_low", "_high", "_n")]
 COLUMNS = [*ABOUT, "condition", "measure", *NUMBERS, "utility_unit", "status", "reason", "run_id"]
+# Settings of a contributed entry that leave its attack and its threat as they are defined.
+ALIKE = {"test_rows", "max_new_tokens", "four_bit", "dtype"}
 # The columns of the last tab, without what the files alone have.
 RAW = [name for name in COLUMNS if not name.endswith("_n") or name == "success_n"]
 SCRIPT = Path(__file__).parents[1] / "leaderboard.js"
@@ -145,7 +147,7 @@ def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others:
 
 def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame) -> pd.DataFrame:
     """A line per entry (`store.contributed`), to read. An attack is read from the first of `CONDITIONS` that it has;
-    ours: the mean of usual experiments of that dose.
+    ours: the mean of usual experiments of that dose, beside an entry whose attack and threat are as they are defined.
     """
     rows = pd.DataFrame([
         number | {"run_id": i, "measure": headline(entry["about"]["threat"])}
@@ -164,6 +166,8 @@ def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame)
     )
     own = board[plain & (board["status"] == "done")].groupby(key)["success"].mean()
     lines = lines.join(own.rename("ours"), on=key)
+    alike = [ALIKE.issuperset(settings) for settings in lines["settings"]]
+    lines["ours"] = lines["ours"].where(alike)  # another patch, another target: another experiment than ours
     return tables.readable(lines, {
         "name": "name", "by": "by", "kind": "kind", "threat": words.threat, "attack": "attack", "model": "model",
         "poisoned rows": lambda r: words.number(r["n_poisoned"], digits=0),
