@@ -163,7 +163,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     ended = []
     for work, result, own, other in zip(group, tuned, answers, known, strict=True):
         before = old_records.get(work.cell.run_id)
-        training = {name: before[name] for name in OF_TUNING} if before else _training(result)
+        training = {name: before[name] for name in OF_TUNING if name in before} if before else _training(result)
         ended.append(_write(bench, work, folder, result, other | {"poisoned": own}, clock, training))
     return ended
 
