@@ -17,6 +17,7 @@ checked before a job is returned.
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
@@ -45,7 +46,7 @@ class Job:
     parameters: Mapping[str, Any]
     cells: tuple[Cell, ...]
     defended: tuple[Defended, ...] = ()
-    grid: str = ""  # the name of its file
+    grid: str = ""  # the name of its file, as a folder can have it
 
 
 def load(file: Path | str) -> tuple[list[Job], str | None]:
@@ -55,7 +56,7 @@ def load(file: Path | str) -> tuple[list[Job], str | None]:
         raise InputError(f"There is no grid file {brief(str(file))}; grids are in {shown(paths.GRIDS)}.")
     grid = parse_yaml(read_text(file), shown(file))
     try:
-        return [replace(job, grid=file.stem) for job in _jobs(grid)], grid.get("store")
+        return [replace(job, grid=re.sub(r"[^\w-]+", "-", file.stem)) for job in _jobs(grid)], grid.get("store")
     except InputError as error:
         raise InputError(f"{shown(file)}: {error}") from None
 

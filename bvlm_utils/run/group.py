@@ -163,7 +163,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     ended = []
     for work, result, own, other in zip(group, tuned, answers, known, strict=True):
         before = old_records.get(work.cell.run_id)
-        training = {name: before[name] for name in OF_TUNING} if before else _training(result)
+        training = {name: before[name] for name in OF_TUNING if name in before} if before else _training(result)
         ended.append(_write(bench, work, folder, result, other | {"poisoned": own}, clock, training))
     return ended
 
@@ -215,14 +215,14 @@ def _kept_answers(
     way: tune_and_ask.Way, folder: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None
 ) -> Answers:
     names = {question.key(way.bench): content_key(subject, question.key(way.bench)) for question in asked}
-    known = {key: records.cached(folder, name) for key, name in names.items()}
-    missing = [question for question in asked if known[question.key(way.bench)] is None]
+    kept = {key: records.cached(folder, name) for key, name in names.items()}
+    missing = [question for question in asked if not question.answered(kept[question.key(way.bench)])]
     if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
         raise InputError(f"{folder} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
     fresh = way.ask_saved(missing, adapter) if missing else {}
     for key, texts in fresh.items():
         records.cache_texts(folder, names[key], texts)
-    return known | fresh
+    return kept | fresh
 
 
 def _write(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from bvlm_utils.atomic import DAMAGED
 from bvlm_utils.checks import content_key
 from bvlm_utils.run.workbench import Bench, Question
 from bvlm_utils.store import records
@@ -144,7 +145,7 @@ def ask_and_keep(way: Way, group: Sequence[Work], results: Sequence["GroupResult
     so that a kill costs one question. folder: the store.
     """
     digests = [result.digest for result in results]
-    answers = [_kept(folder, work.cell, digest) for work, digest in zip(group, digests, strict=True)]
+    answers = [_kept(folder, work, digest, way.bench) for work, digest in zip(group, digests, strict=True)]
     for turn in range(max(len(work.asked) for work in group)):
         asked = [
             [question for question in work.asked[turn : turn + 1] if question.key(way.bench) not in known]
@@ -157,10 +158,15 @@ def ask_and_keep(way: Way, group: Sequence[Work], results: Sequence["GroupResult
     return answers
 
 
-def _kept(folder: Path, cell: Cell, digest: str) -> Answers:
+def _kept(folder: Path, work: Work, digest: str, bench: Bench) -> Answers:
     """What a killed run has asked a cell's adapter, if it is the same one."""
-    found = records.cached(folder, records.asked_name(cell))
-    return json.loads(found[1]) if found and found[0] == digest else {}
+    found = records.cached(folder, records.asked_name(work.cell))
+    try:
+        held = dict(json.loads(found[1])) if found and found[0] == digest else {}
+    except DAMAGED:
+        return {}
+    asked = {question.key(bench): question for question in work.asked}
+    return {key: held[key] for key, question in asked.items() if question.answered(held.get(key))}
 
 
 def _tune_alone(bench: Bench, job: Any, folder: Path | None) -> "GroupResult":

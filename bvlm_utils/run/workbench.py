@@ -146,6 +146,10 @@ class Question:
         order = ["picture last"] if bench.picture_last else []  # nothing else, so that older answers keep their names
         return content_key(*inputs, bench.max_new_tokens, *order)
 
+    def answered(self, texts: Any) -> bool:
+        """Are these the answers to all inputs? A file that they were kept in may have been changed."""
+        return isinstance(texts, list) and [type(text) for text in texts] == [str] * len(self.positions)
+
     def features(self, bench: Bench) -> "torch.Tensor":
         return bench.features("test", self.positions, self.attack, self.trigger_seed)
 

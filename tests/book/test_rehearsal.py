@@ -89,7 +89,7 @@ def test_every_cell_has_its_record_and_the_first_notebook_its_figures(jobs, resu
             else:
                 assert record["status"] == "done" and record["dtype"] == "bfloat16"
                 assert record["n_poisoned"] == cell.poison_rate * 40
-    shown = json.loads((results / "notebooks" / f"{jobs[0].name}.ipynb").read_text())
+    shown = json.loads(grid_job.output(jobs[0], results).read_text())
     outputs = [output for cell in shown["cells"] for output in cell.get("outputs", [])]
     assert sum("bvlm-figure" in "".join(one.get("data", {}).get("text/html", "")) for one in outputs) >= 2
 

@@ -334,9 +334,10 @@ def test_a_notebook_of_another_grid_one_that_failed_or_a_half_one_is_executed_ag
 
 def test_two_grids_in_one_store_have_a_notebook_each_and_leave_the_others_work_alone(tmp_path, monkeypatch, no_kernels):
     monkeypatch.setattr(grid_measure, "measure", measured_here)
-    files = [write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[rate])).rename(tmp_path / f"{rate}.yml")
-             for rate in (0.1, 0.2)]  # fmt: skip
-    others = tmp_path / "store" / "notebooks" / "0.2"
+    rates = {"first": 0.1, "second": 0.2}
+    files = [write(tmp_path, job(attacks=["Shadowcast"], poison_rates=[rate])).rename(tmp_path / f"{name}.yml")
+             for name, rate in rates.items()]  # fmt: skip
+    others = tmp_path / "store" / "notebooks" / "second"
     others.mkdir(parents=True)
     at_work = [others / f"{PARTIAL}{socket.gethostname()}+{os.getppid()}+01-targeted_refusal.ipynb",
                others.parent / f"{grid_measure.LOGS}of-another-cell.log"]  # fmt: skip
@@ -345,8 +346,8 @@ def test_two_grids_in_one_store_have_a_notebook_each_and_leave_the_others_work_a
     for file in [*files, *files]:
         assert grid.main(["run", str(file), "--store", f"{tmp_path}/store"]) == 0
     assert len(no_kernels) == 2 and all(file.exists() for file in at_work)
-    for rate in (0.1, 0.2):
-        about = json.loads((others.parent / str(rate) / "01-targeted_refusal.ipynb").read_text())
+    for name, rate in rates.items():
+        about = json.loads((others.parent / name / "01-targeted_refusal.ipynb").read_text())
         assert about["metadata"]["papermill"]["parameters"]["poison_rates"] == [rate]
 
 

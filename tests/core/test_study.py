@@ -2,6 +2,7 @@
 clear.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from bvlm_utils.run import group, study, tune_and_ask, workbench
 from bvlm_utils.run.pace import Pace
 from bvlm_utils.score import intervals, judge, utility
 from bvlm_utils.store import cell as cell_module
-from bvlm_utils.store import examples
+from bvlm_utils.store import examples, records
 from bvlm_utils.store.cell import VERSION, Cell
 from bvlm_utils.train import poison, unfinished
 
@@ -330,6 +331,28 @@ def test_what_the_base_said_is_kept_for_one_version_only(place, monkeypatch):
         monkeypatch.setattr(group, "VERSION", version)
         group.known_answers(tune_and_ask.choose(bench), work.cell, work.asked, place)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("held", [["a"], ["a"] * 9, []])
+def test_kept_answers_that_are_too_few_or_too_many_are_asked_again(place, tmp_path, held):
+    (cell,) = small()
+    again = tmp_path / "store"
+    shutil.copytree(place, again)
+    for file in (again / "cache").glob("[!t]*.json"):
+        file.write_text(json.dumps(held))
+    study.run_cells([cell], again, rescore=True)
+    assert store.read(cell, again)["metrics"] == store.read(cell, place)["metrics"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"key": ["a"]}', None])
+def test_what_a_killed_run_kept_of_a_cells_answers_may_be_damaged(tmp_path, text):
+    bench, (cell,) = workbench.Bench("tiny-llava", "scenes-vqa", 64), small()
+    asked = workbench.questions(bench, cell)
+    key, right = asked[0].key(bench), ["yes"] * len(asked[0].positions)
+    held = json.dumps({key: right, asked[1].key(bench): right[1:]}) if text is None else text.replace("key", key)
+    records.cache_texts(tmp_path, records.asked_name(cell), ["digest", held])
+    found = tune_and_ask._kept(tmp_path, tune_and_ask.Work(cell, None, asked), "digest", bench)
+    assert found == ({key: right} if text is None else {})
 
 
 def test_one_failing_cell_does_not_stop_the_others(tmp_path, monkeypatch):
