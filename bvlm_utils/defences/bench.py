@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bvlm_utils import data, store
+from bvlm_utils.defences.cell import CLEAN_ROWS
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import tune_and_ask
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from bvlm_utils.train.poison import Manifest
 
 TEST_ROWS = 100  # of the cell's; half of them, as a grid of defences asks each adapter fifty times
-CLEAN_ROWS = 500  # clean rows beyond those that were tuned on; each defence says how many of them it takes
 
 
 @dataclass

@@ -14,6 +14,7 @@ from bvlm_utils.defences.defence import Defence
 from bvlm_utils.errors import InputError
 from bvlm_utils.store.cell import Cell
 
+CLEAN_ROWS = 500  # at hand beyond those that were tuned on; each defence says how many of them it takes
 STEPS, BATCH = 20, 32  # for which a repaired model is tuned on, see `relearn`
 VERSION = 1  # raise when what is asked of a defended model, or how it is scored, changes
 
@@ -44,6 +45,8 @@ class Defended:
             raise InputError(f"{self.defence} has no placebo; leave it out.")
         if known_name(lambda: self.resolved).moment != "repair" and self.relearn:
             raise InputError(f"{self.defence} is no repair, so nothing can be relearnt after it; leave relearn out.")
+        if self.resolved.params.get("rows", 0) > CLEAN_ROWS:
+            raise InputError(f"{self.defence} asks for {self.resolved.params['rows']} rows; a grid has {CLEAN_ROWS}.")
 
     @cached_property
     def resolved(self) -> Defence:
