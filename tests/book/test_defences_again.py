@@ -138,14 +138,14 @@ def test_expectations_come_true_or_not_or_wait_for_runs():
     prune = {"defence": "prune", "params": params}
     one = told(line(0.2, **prune), line(0.0, defence="oracle"), line(0.3, defence="crow"))
     survives = one.filter(like="survive prune", axis=0).iloc[0]
-    assert survives["came true"] == "not all run yet" and survives["measured"] == "0.20"  # there is a second model
+    assert survives["came true"] == "not all run yet" and survives["measured"] == "0.200"  # there is a second model
     assert one.loc[one.index.str.startswith("without the update"), "came true"].item() == "yes"
     both = told(line(0.2, **prune), line(0.4, **prune, model="tiny-other", cell="b"))
     assert both.filter(like="survive prune", axis=0)["came true"].item() == "no"
     score = {"defence": "target-inversion", "moment": "detect", "metric": "score", "condition": ""}
     asked = told(line(0.9, **score), line(0.5, **score, subject="control"))
     assert asked.filter(like="inversion on refusal", axis=0)[["measured", "came true"]].iloc[0].tolist() == [
-        "1.00",
+        "1.000",
         "yes",
     ]
     again = pd.DataFrame({"defence": ["shrink", "oracle"], "relearn": 20, "value": [0.5, 0.1], "never": 0.05})

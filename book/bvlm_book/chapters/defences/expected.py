@@ -28,7 +28,7 @@ def table(found: pd.DataFrame, again: pd.DataFrame, population: pd.DataFrame, pr
     told = []
     for expected, values, holds in lines:
         values = values.dropna()
-        measured = words.span(values.round(2), 2) if len(values) else ""
+        measured = words.span(values.round(3), 3) if len(values) else ""
         told.append((expected, measured, holds(values) if len(values) else None))
     return outcomes.told(told, ["expected", "measured"])
 
