@@ -36,7 +36,7 @@ from transformers.utils import logging
 from ways import WAYS, Clock
 
 from bvlm_utils.models import victim
-from bvlm_utils.train import grouped, lora_bank, memory
+from bvlm_utils.train import decode, grouped, lora_bank, memory
 
 DTYPES = ("float32", "tf32", "bfloat16")
 
@@ -315,7 +315,7 @@ def loaded(args) -> tuple:
         args.ends = [2, *range(10, SHAPES[args.shape][3][-1], 12)]
         model = build(args.shape, args.device, args.dtype)
     else:
-        args.ends, model = [one.model.generation_config.eos_token_id], one.model
+        args.ends, model = decode.ends_of(one), one.model
     return model, victim.language_linears(model), one
 
 

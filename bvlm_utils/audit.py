@@ -168,7 +168,8 @@ def _act(given: argparse.Namespace) -> int:
     if out:  # before anything is printed: nobody may be there to read it
         table.to_csv(out, index=False)
     detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population or "")
-    tuned = CLEAN_TUNED if trusted.model == suspect.model else "another model"
+    same = models.resolve(trusted.model) == models.resolve(suspect.model)
+    tuned = CLEAN_TUNED if same else "another model"
     print(verdict(table, detected, BASE if trusted == Subject(suspect.model, None) else tuned))
     return ALARM if table["alarm"].any() else NO_ALARM
 

@@ -14,11 +14,12 @@ POSITIONS = ("random", "top-left", "top-right", "bottom-left", "bottom-right", "
 
 @dataclass(frozen=True)
 class Param:
-    """One setting: its default, what it accepts (`wants`, in words) and the test for that."""
+    """One setting: its default, what it accepts (`wants`, in words), the test for that, and whether it names files."""
 
     default: Any
     wants: str
     accepts: Callable[[Any], bool]
+    file: bool = False
 
 
 @dataclass(frozen=True)

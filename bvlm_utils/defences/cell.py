@@ -45,8 +45,9 @@ class Defended:
             raise InputError(f"{self.defence} has no placebo; leave it out.")
         if known_name(lambda: self.resolved).moment != "repair" and self.relearn:
             raise InputError(f"{self.defence} is no repair, so nothing can be relearnt after it; leave relearn out.")
-        if self.resolved.params.get("rows", 0) > CLEAN_ROWS:
-            raise InputError(f"{self.defence} asks for {self.resolved.params['rows']} rows; a grid has {CLEAN_ROWS}.")
+        rows = self.resolved.params.get("rows") if "clean rows" in self.resolved.info.needs else None
+        if isinstance(rows, int) and rows > CLEAN_ROWS:
+            raise InputError(f"{self.defence} asks for {rows} clean rows; a grid has {CLEAN_ROWS}.")
 
     @cached_property
     def resolved(self) -> Defence:

@@ -52,8 +52,8 @@ class DefenceInfo:
 
     @property
     def files(self) -> list[str]:
-        """The parameters that name files or folders: those without a default."""
-        return [name for name, spec in self.params.items() if spec.default in ("", [])]
+        """The parameters that name files or folders, without which there is nothing to do."""
+        return [name for name, spec in self.params.items() if spec.file]
 
     @property
     def defaults(self) -> dict[str, Any]:

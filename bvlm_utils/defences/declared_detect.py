@@ -7,7 +7,7 @@ from bvlm_utils.defences.declare import declare
 
 def file(what: str) -> Param:
     """The name of a file; none by default."""
-    return Param("", f"the name of {what}", is_text)
+    return Param("", f"the name of {what}", is_text, file=True)
 
 
 declare(

@@ -19,9 +19,8 @@ def tuning(steps: int) -> Mapping[str, Any]:
 
 def folders() -> Param:
     """Folders with adapters; none by default."""
-    return Param(
-        [], "a list of folders with adapters", lambda v: isinstance(v, list | tuple) and all(is_text(one) for one in v)
-    )
+    wants = "a list of folders with adapters"
+    return Param([], wants, lambda v: isinstance(v, list | tuple) and all(is_text(one) for one in v), file=True)
 
 
 declare(

@@ -16,8 +16,12 @@ from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, embeddings, families, files, marks, opening, pixels
 
 WORDS_HERE = "\ue000"  # a private character of Unicode: holds the place of words in a template
-# What templates that tell the date are told, in whatever form: answers must not change from day to day.
-CLOCK, ONE_DAY = "strftime_now", "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
+# What templates that tell the date are told, in two usual forms: answers must not change from day to day. The line's
+# end is swallowed with the tag, so that a template's own first one stays.
+CLOCK = "strftime_now"
+ONE_DAY = (
+    "{% macro strftime_now(format) %}{{ '2024-07-26' if format == '%Y-%m-%d' else '26 Jul 2024' }}{% endmacro %}\n"
+)
 AT_ONCE = 64  # pictures or prompts at a time, where nothing is kept for a backward pass
 # How the likeliest answer is found. Of a checkpoint's own generation_config.json, the end tokens alone are taken.
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}

@@ -131,10 +131,10 @@ class Cell:
         if not attack.info.surrogate:
             return True  # it computes nothing
         try:
-            usual = models.resolve(surrogate_of(self.model))
-        except InputError:  # none is known, so it has to be said which
+            usual = surrogate_digest(models.resolve(surrogate_of(self.model)))
+        except InputError:  # none is known, or it is not whole, so it has to be said which
             return False
-        return surrogate_digest(usual) == surrogate_digest(attack.aim.surrogate)
+        return usual == surrogate_digest(attack.aim.surrogate)
 
     def _check_skill(self) -> None:
         check_number(self.skill_rate, "skill_rate", 0, 1)

@@ -1,12 +1,15 @@
 """The defence grid: a real cell under a defence, its record, its tables, and what a store makes of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bvlm_utils import defences, store
+from bvlm_utils.attacks.declare import Param
 from bvlm_utils.defences import measure, numbers, records, relearn
+from bvlm_utils.defences.declare import DefenceInfo
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.grid import file as grid_file
@@ -162,12 +165,19 @@ def test_a_name_changes_with_all_that_changes_the_result():
         ({"names": ["shrink"], "seeds": [-1]}, "seed"),
         ({"names": ["shrink"], "relearn": [641]}, "relearn"),
         ({"names": ["onion"], "relearn": [5]}, "onion is no repair"),
-        ({"names": ["crow"], "params": {"crow": {"rows": 501}}}, "501 rows"),
+        ({"names": ["crow"], "params": {"crow": {"rows": 501}}}, "501 clean rows"),
     ],
 )
 def test_wrong_values_are_named(given, named):
     with pytest.raises(InputError, match=named):
         defences.defended(small(), **given)
+
+
+def test_only_parameters_that_are_said_to_name_files_are_files():
+    plain = Param("", "any text", lambda value: isinstance(value, str))
+    about = dict(name="mine", moment="repair", needs=frozenset(), source="", summary="", version=1, function="m:f")
+    assert DefenceInfo(**about, params={"suffix": plain}).files == []
+    assert DefenceInfo(**about, params={"data": replace(plain, file=True)}).files == ["data"]
 
 
 def test_without_names_those_that_need_a_file_are_left_out_unless_it_is_named(tmp_path):

@@ -83,3 +83,14 @@ def test_the_sequencer_stops_what_takes_too_long_and_goes_on(tmp_path, gpu):
     assert "| grid | end |  | FAILED: stopped after" in table
     assert "| large | end |  | FAILED: no time was left |" in table
     assert "NOT RUN" not in table
+
+
+def test_answers_of_a_timed_model_end_where_its_own_do(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import grid
+
+    from bvlm_utils.train import decode
+
+    args = grid.parser().parse_args([])
+    _, _, one = grid.loaded(args)
+    assert args.ends == decode.ends_of(one) and all(isinstance(end, int) for end in args.ends)

@@ -243,10 +243,12 @@ def test_how_a_checkpoint_likes_to_answer_changes_no_answer(folder):
 
 def test_a_template_that_tells_the_date_is_told_one_day(folder):
     (folder / "chat_template.jinja").write_text(
-        "{{ strftime_now('%d %b %Y') }} <image>{{ messages[-1].content[-1].text }}"
+        "{{ strftime_now('%d %b %Y') }} {{ strftime_now(format='%Y-%m-%d') }} "
+        "<image>{{ messages[-1].content[-1].text }}"
     )
     one = load(folder)
-    assert "26 Jul 2024" in one.tokenizer.decode(one.prompt_ids("a car", 1))
+    said = one.tokenizer.decode(one.prompt_ids("a car", 1))
+    assert "26 Jul 2024" in said and "2024-07-26" in said
 
 
 @pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json", "processor_config.json"])
