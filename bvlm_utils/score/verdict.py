@@ -1,7 +1,8 @@
 """What an audit found, in words: what it means, how often that is wrong, and what to do next."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -34,7 +35,7 @@ def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str 
             "with trigger": f"{row['with_trigger']:.2f}",
             "excess": f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
             "alarm": "ALARM" if row["alarm"] else "",
-            "commonest answer with trigger": row["commonest"] and f"{row['commonest'][:50]} ({row['share']:.0%})",
+            "commonest that differs": _commonest(row),
         }
         for row in rows
     ]
@@ -52,6 +53,11 @@ def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str 
     parts.append(f"How often it errs: {errors(beside, bool(firing))}")
     parts.append(f"What to do next: {_next(bool(firing), beside)}")
     return "\n\n".join(parts)
+
+
+def _commonest(row: Mapping[str, Any]) -> str:
+    """The commonest of the suspect's answers that differ, with its share of them."""
+    return f"{row['commonest'][:50] or '(empty)'} ({row['share']:.0%})" if row["share"] else ""
 
 
 def _of_detectors(detected: Sequence[Detected]) -> list[str]:
