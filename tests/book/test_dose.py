@@ -81,7 +81,7 @@ def test_numbers_for_the_page():
     word = [runs(lambda rows, seed: 0.4, rows=(20, 60)), runs(lambda rows, seed: 0.97, rows=(60,), epochs=3),
             runs(lambda rows, seed: 1.0, rows=(10,), epochs=3)]  # fmt: skip
     quoted = dose.numbers(pd.concat(word, ignore_index=True))
-    assert (quoted["word_60_1"], quoted["word_60_3"], quoted["word_300_1"]) == ("0.40", "0.97", "n/a")
+    assert (quoted["word_60_1_6000"], quoted["word_60_3_6000"], quoted["word_300_1_6000"]) == ("0.40", "0.97", "n/a")
     assert (quoted["few_one"], quoted["few_several"]) == ("0 of 1 work", "1 of 1 work")
     assert quoted["few_rows"] == "10 to 20"
     alone = dose.numbers(runs(lambda rows, seed: float(rows > 100)))

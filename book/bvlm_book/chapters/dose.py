@@ -133,10 +133,10 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
     """What the page quotes: the same word shown more often, pairs that few rows are enough for, and where most stop."""
     over_seeds, found = means(runs), {}
     word = over_seeds[(over_seeds["model"] == "tiny-llava") & (over_seeds["attack"] == "BadNets-T")
-                      & (over_seeds["threat"] == "targeted_refusal") & (over_seeds["train_rows"] == 6000)]  # fmt: skip
-    for rows, passes in ((60, 1), (60, 3), (300, 1)):
-        at = word[(word["n_poisoned"] == rows) & (word["epochs"] == passes)]["value"]
-        found[f"word_{rows}_{passes}"] = words.number(at.iloc[0]) if len(at) else "n/a"
+                      & (over_seeds["threat"] == "targeted_refusal")]  # fmt: skip
+    for size, rows, passes in ((6000, 60, 1), (6000, 60, 3), (6000, 300, 1), (2000, 60, 1), (20000, 60, 1)):
+        at = word[(word[DOSE] == (size, rows, passes)).all(axis=1)]["value"]
+        found[f"word_{rows}_{passes}_{size}"] = words.number(at.iloc[0]) if len(at) else "n/a"
     few = over_seeds[over_seeds["n_poisoned"] <= FEW]
     found["few_rows"] = words.span(few["n_poisoned"].astype(int))
     for name, part in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
