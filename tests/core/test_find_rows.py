@@ -82,7 +82,7 @@ def test_an_adapter_that_does_not_fit_is_told_before_rows_are_ranked(checkpoint,
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj"]}))
     assert run(file, "--model", base, "--adapter", tmp_path / "adapter") == 2
-    assert "fit nothing" in capsys.readouterr().err
+    assert "picture side" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ def test_saved_adapters_load_in_plain_peft_with_the_same_logits(tuned, tmp_path)
         loaded = PeftModel.from_pretrained(one.model, str(tmp_path / str(g))).eval()
         with torch.no_grad():
             assert torch.allclose(loaded(**inputs).logits[g], together[g], atol=1e-4)
-        adapters.detach(one, loaded)
+        loaded.unload()
         assert (together[g] - base[g]).abs().max() > 1e-2
         assert "BACKDOORED" in (tmp_path / str(g) / "README.md").read_text()
 

@@ -128,13 +128,18 @@ def overview(board: pd.DataFrame) -> str:
     return f"{count(len(board), 'experiment')} of {counts}: {len(done)} measured and {len(board) - len(done)} skipped."
 
 
+def _short(frame: pd.DataFrame) -> pd.DataFrame:
+    """Numbers with four digits; poison rates whole, as links select by them."""
+    return frame.round({name: 4 for name in frame.select_dtypes("float") if name != "poison_rate"})
+
+
 def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others: pd.DataFrame) -> None:
     """Put the tabs on the page: `lines`, `ranked`, `defended` and `contributed_lines`; a sentence if there is none."""
     book_page.say(overview(board))
     if board.empty:
         return
     parts = {"ranked": points, "defended": after, "contributed": others, "raw": board[RAW]}
-    texts = {name: frame.to_json(orient="split", index=False, double_precision=4) for name, frame in parts.items()}
+    texts = {name: _short(frame).to_json(orient="split", index=False) for name, frame in parts.items()}
     data = ",".join(f'"{name}":{text}' for name, text in texts.items()).replace("<", "\\u003c")  # safe inside a page
     shown = "<noscript>The tables need JavaScript; the files below do not.</noscript>"
     shown += f'<script type="application/json">{{{data}}}</script>'
