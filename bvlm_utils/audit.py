@@ -168,10 +168,15 @@ def _act(given: argparse.Namespace) -> int:
     if out:  # before anything is printed: nobody may be there to read it
         table.to_csv(out, index=False)
     detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population or "")
-    same = models.resolve(trusted.model) == models.resolve(suspect.model)
-    tuned = CLEAN_TUNED if same else "another model"
-    print(verdict(table, detected, BASE if trusted == Subject(suspect.model, None) else tuned))
+    print(verdict(table, detected, _kind(trusted, suspect)))
     return ALARM if table["alarm"].any() else NO_ALARM
+
+
+def _kind(trusted: Subject, suspect: Subject) -> str:
+    """What the suspect is compared with, as `verdict` wants it. A base may be spelt in two ways."""
+    if models.resolve(trusted.model) != models.resolve(suspect.model):
+        return "another model"
+    return BASE if trusted.adapter is None else CLEAN_TUNED
 
 
 def _check_population(file: str, suspect: Subject) -> None:

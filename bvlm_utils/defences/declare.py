@@ -4,7 +4,7 @@ Nothing here imports torch: a row names the function that does the work, and tha
 defence is first used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class DefenceInfo:
         or an update of the same norm). It takes what `function` takes, and the defence's own result as `like`.
     many: of a repair that does several adapters at once with the same results, "module:function"; it takes a list of
         adapters and gives a list back.
+    problem: what is wrong with settings that are each good alone, in words; None if nothing is.
     """
 
     name: str
@@ -49,6 +50,7 @@ class DefenceInfo:
     placebo: str = ""
     many: str = ""
     params: Mapping[str, Param] = field(default_factory=dict)
+    problem: Callable[[Mapping[str, Any]], str | None] = lambda settings: None
 
     @property
     def files(self) -> list[str]:

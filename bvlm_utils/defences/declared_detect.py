@@ -35,6 +35,9 @@ declare(
     function="inversion:inversion",
     placebo="spectrum:norm",
     params={"prompts": whole(8, 2, 10**4), "shortest": whole(5, 2, 100), "longest": whole(24, 3, 1000)},
+    problem=lambda s: (
+        f"shortest is {s['shortest']}, above longest, which is {s['longest']}" if s["shortest"] > s["longest"] else None
+    ),
 )
 
 

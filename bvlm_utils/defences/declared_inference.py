@@ -25,6 +25,7 @@ declare(
         "times": number(0.02 * 576, 0, 1e6),
         **LENGTH,
     },
+    problem=lambda s: f"begin is {s['begin']:g}, above end, which is {s['end']:g}" if s["begin"] > s["end"] else None,
 )
 declare(
     name="insensitivity",

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from bvlm_utils.train.grouped import GroupResult
 
 OURS = "bvlm_utils.defences"
-IN_ORDER = (("begin", "end"), ("shortest", "longest"))  # settings of which the second is not below the first
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,8 @@ def get(name: str, /, **params: Any) -> Defence:
     """
     row = TABLE.get(name)
     found = settings_of(f"Defence {name!r}", row.params, params)
-    for low, high in IN_ORDER:
-        if low in found and found[low] > found[high]:
-            raise InputError(
-                f"Defence {name!r}: {low} is {found[low]:g} and {high} {found[high]:g}; {low} comes first."
-            )
+    if problem := row.problem(found):
+        raise InputError(f"Defence {name!r}: {problem}.")
     return Defence(row, found)
 
 

@@ -393,3 +393,10 @@ def test_the_second_look_drops_alarms_that_a_trusted_model_raises_too():
     at = curves[curves["margin"] == 0.1].set_index("look")[["true", "false"]].T.to_dict()
     assert at == {"once": {"true": 1.0, "false": 0.5}, "twice": {"true": 0.5, "false": 0.0}}
     assert curve(lines[:2]).empty and set(audit_page.at_our_margin(curve(lines[:2])).values()) == {"n/a"}
+
+
+def test_what_a_suspect_is_compared_with_does_not_depend_on_how_its_base_is_spelt(tmp_path):
+    suspect, spelt = audit.Subject("tiny-llava", tmp_path), str(paths.MODELS / "tiny-llava")
+    assert audit._kind(audit.Subject(spelt, None), suspect) == verdict.BASE
+    assert audit._kind(audit.Subject(spelt, tmp_path), suspect) == verdict.CLEAN_TUNED
+    assert audit._kind(audit.Subject("tiny-qwen2.5-vl", None), suspect) not in (verdict.BASE, verdict.CLEAN_TUNED)

@@ -166,6 +166,7 @@ def test_a_name_changes_with_all_that_changes_the_result():
         ({"names": ["shrink"], "relearn": [641]}, "relearn"),
         ({"names": ["onion"], "relearn": [5]}, "onion is no repair"),
         ({"names": ["crow"], "params": {"crow": {"rows": 501}}}, "501 clean rows"),
+        ({"names": ["cleansight"], "params": {"cleansight": {"begin": 0.9}}}, "begin is 0.9"),
     ],
 )
 def test_wrong_values_are_named(given, named):
