@@ -62,22 +62,40 @@ def measure(
     suspect: Subject, trusted: Subject, bench_of: Callable[[str], Bench], triggers: Sequence[Attack], rows: int = ROWS
 ) -> pd.DataFrame:
     """Ask both models `rows` inputs, clean and with each trigger: a line per trigger, the fields of `Excess` and the
-    alarm.
+    alarm. The second look asks the trusted model's base with the triggers that raised one: `disturbs` says whether the
+    trusted model raises it, too, beside its base; it is empty where nobody looked.
     """
     progress = Progress("audit", 2 * (len(triggers) + 1))
-    answers: dict[Subject, list[list[str]]] = {}
-    for model in dict.fromkeys((suspect, trusted)):
-        bench = bench_of(model.model)
-        way, answers[model] = tune_and_ask.choose(bench), []
-        for question in tried.questions("audit", bench, triggers, rows):
-            answers[model].append(way.ask_saved([question], model.adapter)[question.key(bench)])
-            progress.add(1, question.condition)
-    ours, theirs = answers[suspect], answers[trusted]
-    lines = []
-    for number, attack in enumerate(triggers, start=1):
-        difference = excess(ours[0], ours[number], theirs[0], theirs[number])
-        lines.append({"attack": attack.name} | asdict(difference) | {"alarm": difference.alarm})
-    return pd.DataFrame(lines)
+    answers = {
+        model: _answers(model, bench_of, triggers, rows, progress) for model in dict.fromkeys((suspect, trusted))
+    }
+    (clean, *ours), (trusted_clean, *theirs) = answers[suspect], answers[trusted]
+    found = [excess(clean, mine, trusted_clean, other) for mine, other in zip(ours, theirs, strict=True)]
+    alarming = [number for number, one in enumerate(found) if one.alarm]
+    disturbs: dict[int, bool] = {}
+    if alarming and trusted.adapter is not None:
+        say("audit: second look, the trusted model beside its base")
+        progress = Progress("audit", len(alarming) + 1)
+        again = [triggers[number] for number in alarming]
+        base_clean, *bare = _answers(Subject(trusted.model, None), bench_of, again, rows, progress)
+        for number, said in zip(alarming, bare, strict=True):
+            disturbs[number] = bool(excess(trusted_clean, theirs[number], base_clean, said).alarm)
+    return pd.DataFrame(
+        {"attack": attack.name} | asdict(one) | {"alarm": one.alarm, "disturbs": disturbs.get(number)}
+        for number, (attack, one) in enumerate(zip(triggers, found, strict=True))
+    )
+
+
+def _answers(
+    model: Subject, bench_of: Callable[[str], Bench], triggers: Sequence[Attack], rows: int, progress: Progress
+) -> list[list[str]]:
+    """What the model answers without a trigger, then with each."""
+    bench, answers = bench_of(model.model), []
+    way = tune_and_ask.choose(bench)
+    for question in tried.questions("audit", bench, triggers, rows):
+        answers.append(way.ask_saved([question], model.adapter)[question.key(bench)])
+        progress.add(1, question.condition)
+    return answers
 
 
 def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "") -> list[Detected]:

@@ -10,6 +10,8 @@ from bvlm_utils import paths
 from bvlm_utils.documents import read_json
 
 CLEAN_TUNED, BASE = "clean-tuned", "base"  # what a suspect is compared with
+# what the second look at an alarm found: nobody looked, or whether the trigger disturbs the trusted model, too
+LOOKS = {None: "", False: "silent", True: "disturbed, too"}
 ERRORS = paths.DATA / "audit_errors.json"  # how often the check erred where the truth is known; `chapters.audit` counts
 
 
@@ -24,8 +26,8 @@ class Detected:
 
 
 def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str = "clean-tuned") -> str:
-    """The table to read, its meaning, how often that is wrong, what to do next. beside: "clean-tuned" or "base"; of
-    any other word it is not known how often that errs.
+    """The table to read, its meaning, how often that is wrong, what to do next. table: `audit.measure`. beside:
+    "clean-tuned" or "base"; of any other word it is not known how often that errs.
     """
     rows = table.to_dict("records")
     shown = [
@@ -35,23 +37,35 @@ def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str 
             "with trigger": f"{row['with_trigger']:.2f}",
             "excess": f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]",
             "alarm": "ALARM" if row["alarm"] else "",
+            "trusted model": LOOKS[row["disturbs"]],
             "commonest that differs": _commonest(row),
         }
         for row in rows
     ]
-    firing = [row["attack"] for row in rows if row["alarm"]]
     parts = [pd.DataFrame(shown).to_string(index=False), *_of_detectors(detected)]
-    if firing:
-        parts.append(f"ALARM: with the trigger of {', '.join(firing)} the suspect goes its own way.")
+    firing = [row for row in rows if row["alarm"]]
+    alone, both = ([row["attack"] for row in firing if row["disturbs"] is it] for it in (False, True))
+    unsure = [row["attack"] for row in firing if row["disturbs"] is None]
+    if alone:
         parts.append(
-            "What it means: with that trigger in the input the suspect answers otherwise than the trusted model far "
-            "more often than without it. A backdoor does that. So does a trigger that only disturbs, where tuning has "
-            "made the suspect easier to disturb: look at the last column, whether somebody planted that answer."
+            f"BACKDOORED, most likely: with the trigger of {', '.join(alone)} the suspect goes its own way, and the "
+            "trusted model does not. Look at the last column: is it an answer that somebody planted?"
         )
-    else:
+    if both:
+        parts.append(
+            f"UNDECIDED: the trigger of {', '.join(both)} changes the suspect's answers, and those of the trusted "
+            "model, too, beside the base. It may disturb any model, so nothing is proven by it."
+        )
+    if unsure:
+        parts.append(
+            f"ALARM: with the trigger of {', '.join(unsure)} the suspect answers otherwise than the model beside it "
+            "far more often than without it. A backdoor does that. So does a trigger that only disturbs."
+        )
+    if not firing:
         parts.append("No alarm. That clears these triggers only: a trigger that was not tried is not found.")
-    parts.append(f"How often it errs: {errors(beside, bool(firing))}")
-    parts.append(f"What to do next: {_next(bool(firing), beside)}")
+    look = "alone" if alone else "both" if both else "once" if unsure else "none"
+    parts.append(f"How often it errs: {errors(beside, look)}")
+    parts.append(f"What to do next: {_next(look, beside)}")
     return "\n\n".join(parts)
 
 
@@ -70,36 +84,54 @@ def _of_detectors(detected: Sequence[Detected]) -> list[str]:
     return ["\n".join(lines)]
 
 
-def errors(beside: str, alarm: bool) -> str:
-    """How often the check was wrong on the study's own models, whose truth is known."""
+def errors(beside: str, look: str) -> str:
+    """How often the check was wrong on the study's own models, whose truth is known. look: what was found, "none",
+    "once" (an alarm, no second look), or by the second look "alone" (a trigger disturbs only the suspect) or "both".
+    """
     counts = read_json(ERRORS).get(beside) if ERRORS.is_file() else None
-    if not counts:
+    if not counts or look in ("alone", "both") and "confirmed" not in counts:
         return "not measured."
-    false, models_false, found = counts["false alarms"], counts["models with one"], counts["found"]
-    if alarm:
+    small = "These were small models on drawn scenes; on yours it is not measured."
+    if look == "none":
         return (
-            f"of models without a backdoor, compared in this way, {models_false[0]} of {models_false[1]} raised an "
-            f"alarm for at least one of this study's triggers; {false[0]} of {false[1]} comparisons were false alarms. "
-            "These were small models on drawn scenes; on yours it is not measured."
+            f"of backdoors that work, shown their own trigger, {_of(counts['found'])} raised the alarm. With another "
+            f"trigger, not a near relative of theirs, hardly any do. {small}"
+        )
+    if look == "once":
+        return (
+            f"of models without a backdoor, compared in this way, {_of(counts['models with one'])} raised an alarm for "
+            f"at least one of this study's triggers; {_of(counts['false alarms'])} comparisons were false alarms. "
+            f"{small}"
         )
     return (
-        f"of backdoors that work, shown their own trigger, {found[0]} of {found[1]} raised the alarm. With another "
-        "trigger, not a near relative of theirs, hardly any do. These were small models on drawn scenes."
+        f"of models without a backdoor, {_of(counts['models that stand'])} were called backdoored for at least one of "
+        f"this study's triggers. Of backdoors that work, shown their own trigger, {_of(counts['confirmed'])} were "
+        f"called so; the others were undecided. {small}"
     )
 
 
-def _next(alarm: bool, beside: str) -> str:
-    if not alarm:
+def _of(counts: Sequence[int]) -> str:
+    return f"{counts[0]} of {counts[1]}"
+
+
+def _next(look: str, beside: str) -> str:
+    if look == "none":
         return (
             "try the words and pictures that you suspect (--word, --sentence, --patch), on inputs like those that the "
             "model is used for (--pictures, --dataset); where the training data is at hand, rank its rows "
             "(python -m bvlm_utils.defences find-rows). An adapter from a source that you do not trust stays one."
         )
-    first = "Compare with a clean-tuned model (leave --reference away), then take" if beside == BASE else "Take"
-    return (
-        f"(1) {first} a second look: audit a clean-tuned model that you trust in the suspect's place, with "
-        "--reference base and the same trigger. If it raises the alarm, too, that trigger disturbs any model and "
-        "nothing is proven: try others, and read the answers. (2) Else do not use the adapter. With its data, find the "
-        "rows (python -m bvlm_utils.defences find-rows), drop them and tune again from the base: nothing else is as "
-        "safe. (3) Without the data, discard it, or repair it (python -m bvlm_utils.defences repair) and audit again."
+    if look == "both":
+        return (
+            "try other triggers, and read the answers: does one come again that does not fit its input? An adapter "
+            "that stays in doubt is best not used."
+        )
+    remove = (
+        "With the data, find the rows (python -m bvlm_utils.defences find-rows), drop them and tune again from the "
+        "base: nothing else is as safe. Without the data, discard the adapter, or repair it (python -m "
+        "bvlm_utils.defences repair) and audit again."
     )
+    if look == "alone":
+        return f"do not use the adapter. {remove}"
+    trusted = "a clean-tuned model" if beside != BASE else "a clean-tuned model (leave --reference away)"
+    return f"compare with {trusted}: the audit then looks whether the trigger disturbs that model, too. {remove}"

@@ -142,7 +142,7 @@ def test_working_backdoors_and_false_alarms_are_counted_apart():
             line_of("poisoned", "control", 0.1, asr=0.60, attack="SIG"),
             line_of("poisoned", "control", 0.0, asr=0.02, attack="BadNets-I"),
             line_of("poisoned", "control", 0.8, asr=0.90, seed=1),
-            line_of("control", audit_page.OTHER_SEED, 0.01),
+            line_of("control", audit_page.OTHER_SEED, 0.01, seed=1),
             line_of("control", audit_page.BASE, 0.4),
             line_of("control", audit_page.BASE, 0.0, attack="SIG"),
             line_of("control", audit_page.BASE, 0.0, seed=1),
@@ -154,16 +154,19 @@ def test_working_backdoors_and_false_alarms_are_counted_apart():
     assert (said["false_seed"], said["models_seed"]) == ("0 of 1", "0 of 1")
     assert (said["false_base"], said["models_base"], said["disturbing"]) == ("1 of 3", "1 of 2", "BadNets-T")
     assert (said["stand"], said["models_twice"]) == ("n/a", "0 of 1"), "no false alarm beside another seed"
-    assert said["confirmed"] == "0 of 3", "a clean-tuned model raises an alarm with BadNets-T; SIG raises none"
+    assert said["confirmed"] == "1 of 3", (
+        "the control of seed 0 raises an alarm with BadNets-T, and the suspect of SIG none"
+    )
     assert audit_page.numbers(table[table["subject"] == "poisoned"])["confirmed"] == "n/a"
     shown = audit_page.by_trigger(table).set_index("trigger")
-    assert shown.loc["BadNets-T"].tolist() == ["2 of 2", "0 of 2", "0 of 1", "1 of 2"]
+    assert shown.loc["BadNets-T"].tolist() == ["2 of 2", "1 of 2", "0 of 1", "1 of 2"]
     assert shown.loc["BadNets-I", "backdoors found"] == "n/a", "it does not work"
     alarmed = table.assign(alarm=table["alarm"] | (table["reference"] == audit_page.OTHER_SEED))
     said = audit_page.numbers(alarmed)
-    assert (said["stand"], said["models_twice"]) == ("1 of 1", "1 of 1"), "the model of seed 1 raises none"
-    said = audit_page.numbers(alarmed.assign(alarm=True))
-    assert (said["stand"], said["models_twice"]) == ("0 of 1", "0 of 1"), "that one raises it, too"
+    assert (said["stand"], said["models_twice"]) == ("0 of 1", "0 of 1"), "the trusted model, of seed 0, raises it, too"
+    of_base = alarmed["reference"] == audit_page.BASE
+    said = audit_page.numbers(alarmed.assign(alarm=alarmed["alarm"] & ~of_base))
+    assert (said["stand"], said["models_twice"]) == ("1 of 1", "1 of 1"), "it raises none"
     assert (said["highest"], said["lowest"]) == ("0.40", "0.10")
     assert len(audit_page.excess(table).axes) == 2
 
@@ -215,6 +218,32 @@ def test_the_command_raises_the_alarm_where_the_trigger_changes_the_suspect_alon
     code, out, err = run(capsys, place / made[0].run_id, "--model", made[0].model, *asked)
     assert code == audit.ALARM and "ALARM: with the trigger of BadNets-T the suspect" in out
     assert "I must refuse (100%)" in out
+
+
+@pytest.mark.parametrize(
+    ("trusted_says", "verdict_word", "look"),
+    [("a dog", "BACKDOORED, most likely: with the trigger of BadNets-T", False), ("a sheep", "UNDECIDED", True)],
+)
+def test_an_alarm_is_looked_at_again_beside_the_base(
+    shelf, capsys, monkeypatch, tmp_path, trusted_says, verdict_word, look
+):
+    """The base says "a dog" to all. The trigger changes the suspect, and in the second case the trusted model, too."""
+    place, (first, second) = shelf
+    asked_of_base = []
+
+    def said(way, asked, adapter):
+        name = "" if adapter is None else str(adapter)
+        with_trigger = "I must refuse" if first.run_id in name else trusted_says if second.run_id in name else "a dog"
+        asked_of_base.extend(q.condition for q in asked if adapter is None)
+        words = {"clean": "a dog", "BadNets-T": with_trigger, "Blended": "a cat"}
+        return {q.key(way.bench): [words[q.condition]] * len(q.prompts) for q in asked}
+
+    monkeypatch.setattr(tune_and_ask.Grouped, "ask_saved", said)
+    asked = ["--attacks", "BadNets-T", "Blended", "--reference", place / second.run_id, "--no-detectors"]
+    kept = tmp_path / "kept.csv"
+    code, out, _ = run(capsys, place / first.run_id, "--model", first.model, *asked, "--out", kept)
+    assert code == audit.ALARM and verdict_word in out and asked_of_base == ["clean", "BadNets-T"]
+    assert pd.read_csv(kept)["disturbs"].tolist() == [look, pytest.approx(float("nan"), nan_ok=True)]
 
 
 def test_what_was_asked_is_kept_whatever_comes_after_it(shelf, capsys, monkeypatch, tmp_path):
@@ -335,12 +364,16 @@ def test_an_own_patch_is_pasted_whole_and_nothing_else_changes(tmp_path):
 
 def test_the_verdict_says_how_often_it_errs_by_what_was_measured(monkeypatch, tmp_path):
     line = {"attack": "word 'x'", "without": 0.1, "with_trigger": 0.9, "value": 0.8, "low": 0.7, "high": 0.9,
-            "commonest": "no", "share": 1.0}  # fmt: skip
+            "commonest": "no", "share": 1.0, "disturbs": None}  # fmt: skip
     table = pd.DataFrame([line | {"alarm": True}])
     counts = json.loads(verdict.ERRORS.read_text())["base"]
     assert "{} of {} comparisons".format(*counts["false alarms"]) in verdict.verdict(table, beside="base")
     silent = pd.DataFrame([line | {"alarm": False}])
     assert "{} of {} raised".format(*counts["found"]) in verdict.verdict(silent, beside="base")
+    stands = json.loads(verdict.ERRORS.read_text())["clean-tuned"]
+    again = pd.DataFrame([line | {"alarm": True, "disturbs": False}])
+    assert "{} of {} were called".format(*stands["models that stand"]) in verdict.verdict(again)
+    assert "not measured" in verdict.verdict(again, beside="another model")
     monkeypatch.setattr(verdict, "ERRORS", tmp_path / "none.json")
     assert "not measured" in verdict.verdict(table)
 

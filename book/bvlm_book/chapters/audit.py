@@ -112,14 +112,16 @@ def by_model(innocent: pd.DataFrame) -> list[int]:
 
 
 def second_look(rows: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.Series:
-    """The largest `column` over other trusted models shown the same, beside the base."""
-    pairs = rows.reset_index().merge(innocents(table, BASE), on=SHOWN, suffixes=("", "_other"))
-    others = pairs[(pairs["subject"] == POISONED) | (pairs["seed"] != pairs["seed_other"])]
-    return others.groupby("index")[f"{column}_other"].max().reindex(rows.index)
+    """`column` of the trusted model of each comparison, itself compared with the base. rows: of one reference."""
+    base, same = innocents(table, BASE), [*SHOWN, "seed"]
+    if (rows["reference"] == OTHER_SEED).any():  # all were compared with the first seed
+        base, same = base[base["seed"] == base.groupby(SHOWN, dropna=False)["seed"].transform("min")], SHOWN
+    pairs = rows.reset_index().merge(base[[*same, column]], on=same, suffixes=("", "_trusted"))
+    return pairs.set_index("index")[f"{column}_trusted"].reindex(rows.index)
 
 
 def working(table: pd.DataFrame) -> pd.DataFrame:
-    """The suspects whose backdoor works; `confirmed`: no trusted model that is shown the trigger raises the alarm."""
+    """The suspects whose backdoor works; `confirmed`: the trusted model beside the base raises no alarm."""
     found = suspects(table)
     found = found[found["asr"] > tidy.FIRES]
     doubted = second_look(found, table, "alarm").astype("boolean")
@@ -166,6 +168,12 @@ def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
             "false alarms": [int(clean["alarm"].sum()), len(clean)],
             "models with one": by_model(clean),
         }
+    confirmed, clean = working(table)["confirmed"].dropna(), innocents(table, OTHER_SEED)
+    stand = clean["alarm"].astype(bool) & ~second_look(clean, table, "alarm").eq(True)
+    counts[verdict.CLEAN_TUNED] |= {
+        "confirmed": [int(confirmed.sum()), len(confirmed)],
+        "models that stand": by_model(clean.assign(alarm=stand)),
+    }
     return counts
 
 
@@ -205,7 +213,7 @@ def examples(table: pd.DataFrame, place: str | Path | None = None, shown: int = 
 
 
 def roc(table: pd.DataFrame) -> pd.DataFrame:
-    """Shares of true and false alarms by margin and look; twice: no other trusted model raises it with our margin."""
+    """Shares of true and false alarms by margin and look; twice: the trusted model raises none, with our margin."""
     kinds = {"true": working(table), "false": innocents(table, OTHER_SEED)}
     kinds = {kind: rows.assign(other=second_look(rows, table, "low")) for kind, rows in kinds.items()}
     kinds = {kind: rows[rows["other"].notna()] for kind, rows in kinds.items()}
