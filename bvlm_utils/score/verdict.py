@@ -43,7 +43,7 @@ def verdict(table: pd.DataFrame, detected: Sequence[Detected] = (), beside: str 
         for row in rows
     ]
     parts = [pd.DataFrame(shown).to_string(index=False), *_of_detectors(detected)]
-    firing = [row for row in rows if row["alarm"]]
+    firing = sorted((row for row in rows if row["alarm"]), key=lambda row: -row["value"])
     alone, both = ([row["attack"] for row in firing if row["disturbs"] is it] for it in (False, True))
     unsure = [row["attack"] for row in firing if row["disturbs"] is None]
     if alone:
