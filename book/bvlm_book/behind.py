@@ -55,16 +55,11 @@ def told(chosen: pd.DataFrame, listed: int) -> str:
     return f"{words.count(len(chosen), 'experiment')}: {'; '.join(parts)}{poisoned}.{more}"
 
 
-def link(text: str, table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
-    """A number as HTML: its title names the experiments that `lines` are about, its link leads to them.
+def link(table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
+    """HTML around a number, which goes to {}: its title names the experiments of `lines`, its link leads to them.
 
     tab: of the leaderboard, where the number has its place there; else its experiments are listed.
     """
-    return around(table, lines, tab).format(html.escape(text))
-
-
-def around(table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
-    """`link` with {} in the place of the number: many numbers of a page are about the same lines."""
     chosen = experiments(table, lines)
     if chosen.empty:
         return '<span class="bvlm-number" title="not run yet">{}</span>'
