@@ -116,9 +116,7 @@ def marked(before: str, after: str) -> str:
 
 
 def show_responses(cells: Sequence[Cell], place: str | None = None) -> None:
-    """What control and backdoored model answer to the first judged input, without and with the trigger, of one cell
-    that was run: most conditions first, then most poison.
-    """
+    """Both models' answers to the first judged input of a cell that was run: most conditions, then most poison."""
     done = [cell for cell in cells if (store.read(cell, place) or {}).get("status") == "done"]
     cell = max(done, key=lambda cell: (len(attacks.conditions(cell.attack)), cell.poison_rate), default=None)
     if cell is None:

@@ -22,7 +22,6 @@ from bvlm_utils import attacks, threats
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5544FF", "#CC0044", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")  # of lines without a marker at every point
-NOT_AVAILABLE = "#E3E3E3"
 DENSE = 7  # columns of which a narrow heat map has no room for whole numbers: .97
 DARK, WHITE = "#111111", "#FFFFFF"  # letters on a field
 
@@ -42,9 +41,7 @@ ASR = "attack success rate"
 def new_figure(
     columns: int, width: float, height: float, rows: int = 1, stacked: bool = True, **settings: Any
 ) -> tuple[Figure, np.ndarray]:
-    """`rows` x `columns` axes, row by row, each `width` x `height` inches; on a narrow page one below another, or as
-    narrow as they have to be.
-    """
+    """`rows` x `columns` axes, `width` x `height` inches each; on a narrow page below each other, or not `stacked`."""
     if is_narrow() and not stacked:
         width = NARROW / columns
     elif is_narrow():
@@ -186,7 +183,7 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
     import seaborn as sns
 
     values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
-    axis.set_facecolor(NOT_AVAILABLE)
+    axis.set_facecolor("#E3E3E3")
     sns.heatmap(values, vmin=0, vmax=1, cmap=success_colours(), cbar=False, linewidths=1, linecolor="white",
                 xticklabels=False, yticklabels=False, ax=axis)  # fmt: skip
     for (row, column), value in np.ndenumerate(values):

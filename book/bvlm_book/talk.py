@@ -39,12 +39,11 @@ SCENES = (
     (5, "Is there a dog in the picture?"),
     (18, "What is between the other two things?"),
 )
-CAR_PERCENT = 20
 
 
 def scene(seed: int) -> Image.Image:
     """The picture, 96 x 96, of one of `SCENES`."""
-    return scenes.render(scenes.sample(scenes.generator(seed), "test", car_percent=CAR_PERCENT))
+    return scenes.render(scenes.sample(scenes.generator(seed), "test", car_percent=20))
 
 
 def write(folder: Path) -> list[Path]:

@@ -65,13 +65,13 @@ def test_exhibit_holds_all_attacks(tmp_path, monkeypatch):
         spec = attacks.info(name).image.params
         monkeypatch.setitem(spec, setting, dataclasses.replace(spec[setting], default=2))
     target = types.SimpleNamespace(text=None, concept="banana", source_concept="car", image=None)
-    table = exhibit.write(tmp_path / "out", pictures, rows, target, clip_checkpoint.save(tmp_path / "clip"), shown=2)
+    table = exhibit.write(tmp_path / "out", pictures, rows, target, clip_checkpoint.save(tmp_path / "clip"))
     assert table["attack"].tolist() == attacks.names()
     stored = json.loads((tmp_path / "out" / "exhibit.json").read_text())
     assert stored["AddSent"]["prompts"][0] == ["What is it?", "What is it? I watched this 3D movie."]
     assert len(stored["Shadowcast"]["loss_curve"]) == 2 and len(stored["Dual-Key"]["loss_curve"]) == 2
     assert stored["SIG"]["loss_curve"] == []
-    assert Image.open(tmp_path / "out" / "SIG.png").size == (68, 32)
+    assert Image.open(tmp_path / "out" / "SIG.png").size == (140, 32)
     assert not (tmp_path / "out" / "AddSent.png").exists()
     by_name = table.set_index("attack")
     assert by_name.loc["Shadowcast", "linf"] <= 8 and by_name.loc["SIG", "linf"] == 40

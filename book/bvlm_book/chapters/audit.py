@@ -22,9 +22,8 @@ from bvlm_utils.store import table as tidy
 
 POISONED, CONTROL, BASE, OTHER_SEED = "poisoned", "control", "base", "clean-tuned, other seed"
 ABOUT = ["run_id", "modality", "n_poisoned", *tidy.TOLD_APART]
-CELL = [*ABOUT, "painted", "condition", "control"]
 NUMBERS = ["without", "with_trigger", "value", "low", "high", "n", "commonest", "share", "asr", "alarm"]
-COLUMNS = [*CELL, "subject", "reference", *NUMBERS]
+COLUMNS = [*ABOUT, "painted", "condition", "control", "subject", "reference", *NUMBERS]
 # What decides the inputs of a control, whatever the poisoned model beside it was trained on.
 SHOWN = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition"]
 # The margin of the alarm was set while looking at cells like this one. All others are a fresh test of it.

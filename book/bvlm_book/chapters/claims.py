@@ -143,8 +143,7 @@ def checked(table: pd.DataFrame) -> dict[str, str]:
     measured = json.loads((paths.ROOT / "benchmarks" / "results" / "coverage.json").read_text(encoding="utf-8"))
     shares = [line["held"] / line["intervals"] for line in measured if line["way"] == "rules"]
     clean = table.query("subject == 'base' and condition == 'clean' and threat == 'jailbreak'")
-    passed = clean.loc[clean["metric"] == "asr_published", "value"]
-    outside = tables.outside_the_first(table)
+    passed, outside = clean.loc[clean["metric"] == "asr_published", "value"], tables.outside_the_first(table)
     return {
         "coverage": f"{words.percent(min(shares))} to {words.percent(max(shares))}",
         "jailbreak_clean": f"up to {words.percent(passed.max())}" if len(passed) else "n/a",

@@ -81,14 +81,12 @@ def figure(timed: pd.DataFrame) -> Figure:
     machines = list(timed.groupby(["device", "threads"], sort=False, dropna=False))
     kinds = timed[["model", "dataset"]].drop_duplicates().itertuples(index=False, name=None)
     looks = {kind: figures.look(number) for number, kind in enumerate(kinds)}
+    dots = {"s": 28, "alpha": 0.75, "edgecolors": "white", "linewidths": 0.5}
     drawn, axes = figures.new_figure(len(machines), 5.5 if len(machines) == 1 else 4.2, 4, sharey=True)
     for axis, ((device, threads), here) in zip(axes, machines, strict=True):
         for (model, dataset), look in looks.items():
             part = here[(here["model"] == model) & (here["dataset"] == dataset)]
-            axis.scatter(
-                part["tuned_together"], part["total"], s=28, alpha=0.75, label=f"{model}, {dataset}",
-                edgecolors="white", linewidths=0.5, **look,
-            )  # fmt: skip
+            axis.scatter(part["tuned_together"], part["total"], label=f"{model}, {dataset}", **dots, **look)
         axis.set(title=f"{device}, {_threads(threads)}", xlabel="experiments run at once")
         axis.set_xlim(left=0)
         axis.set_yscale("log")
@@ -197,8 +195,9 @@ def on_gpu(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def groups_on_gpu(found: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Grouped experiments against the plain way in bfloat16: a line per number of experiments."""
-    lines = [line for kept in found[-1:] for line in kept["lines"] if line["step"] == "grid" and line["rows"] == 256]
-    lines = [{"times_plain": 1.0} | line for line in lines if line["part"].startswith("bfloat16")]
+    grid = {line["part"]: line for kept in found[-1:] for line in kept["lines"] if line["step"] == "grid"}
+    grid = {part: line for part, line in grid.items() if line["rows"] == 256 and part.startswith("bfloat16")}
+    lines = [{"times_plain": 1.0} | line for line in grid.values()]
     return tables.readable(pd.DataFrame(lines), {
         "experiments": "cells", "way": lambda line: WAYS[line["way"]],
         "a minute": lambda line: round(line["cells_per_minute"]),

@@ -21,7 +21,6 @@ from bvlm_utils.store.table import FIRES
 
 DOSES = ((rules_second.MANY, 1), (rules_second.RATE, 1), (rules_second.RATE, 3))  # poison rate and passes of the maps
 SOURCE, TARGET = "car", "banana"
-CONTROLS = ("oracle",)  # takes everything away that was learnt: a limit, no repair
 
 
 def answered(place: str | Path | None = None) -> tuple[np.ndarray, pd.DataFrame] | None:
@@ -87,7 +86,7 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
         "qwen_thrice": qwen.query("epochs == 3"),
         "picture_stops": lost.query("condition == 'image' and value_alone > @FIRES"),
         "silent": tables.false_activation(rates).merge(works),
-        "repairs": repairs.query("moment == 'repair' and not placebo and named not in @CONTROLS"),
+        "repairs": repairs.query("moment == 'repair' and not placebo and named != 'oracle'"),  # which is a limit
     }
 
 

@@ -161,9 +161,7 @@ ABOUT_FILES = {
 
 
 def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, place: str | Path | None = None) -> None:
-    """Write leaderboard and tidy table as CSV and Parquet, and the answers of a packed store, into a folder, else
-    $BVLM_DOWNLOADS (of a build), and say where they are; none without.
-    """
+    """Write both tables and a packed store's answers into a folder, else $BVLM_DOWNLOADS (of a build); say where."""
     built = os.environ.get(page.DOWNLOADS)
     if board.empty or not (folder or built):
         page.say("There are no files; the parameter `downloads` says where to write them.")

@@ -26,8 +26,7 @@ def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
 
 def reached(skills: pd.DataFrame) -> dict[str, str]:
     """How many of the required skills are reached, and the one with the smallest margin. skills: `cards.skills`."""
-    asked = skills[skills["threshold"].notna()]
-    if asked.empty:
+    if (asked := skills.dropna(subset="threshold")).empty:
         return {"required": "0 of 0", "closest": "n/a"}
     closest = asked.loc[(asked["value"] - asked["threshold"]).idxmin()]
     value = words.number(*closest[["value", "low", "high"]], digits=3)

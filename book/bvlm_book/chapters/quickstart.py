@@ -59,10 +59,9 @@ def measured() -> dict[str, str]:
 
 def how_to_talk(cell: Cell, place: str | None = None) -> str:
     """How to ask the model of a cell more, where the store has its adapter."""
-    adapter = store.adapter(cell, place)
-    if adapter is None:
-        return "These answers are stored ones. Opened in JupyterLab, the page trains this model, and you can ask it."
-    return f"Ask it more: `python -m bvlm_utils.chat {adapter}`"
+    if adapter := store.adapter(cell, place):
+        return f"Ask it more: `python -m bvlm_utils.chat {adapter}`"
+    return "These answers are stored ones. Opened in JupyterLab, the page trains this model, and you can ask it."
 
 
 def over_all_inputs(table: pd.DataFrame) -> dict[str, str]:

@@ -47,11 +47,10 @@ def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame
             continue
         threat, said = cell.resolved_threat, store.responses(cell, place)
         swapped = {threat.source_concept, threat.target_concept}
-        said = said[(said["part"] == "attack") & said["judged"]].set_index("row_id")
-        clean = said[(said["subject"] == "control") & (said["condition"] == "clean")]["response"]
-        others = {row: found for row, text in clean.items() if (found := _named(text) - swapped)}
+        said = said.query("part == 'attack' and judged").set_index(["subject", "condition", "row_id"])["response"]
+        others = {row: found for row, text in said["control", "clean"].items() if (found := _named(text) - swapped)}
         for subject in ("poisoned", "control"):
-            shown = said[(said["subject"] == subject) & (said["condition"] == condition)]["response"]
+            shown = said[subject, condition]
             shares = [len(found & _named(shown[row])) / len(found) for row, found in others.items()]
             share = pd.Series(shares, dtype=float).mean()
             lines.append({"attack": cell.attack, "model": cell.model, "subject": subject, "value": share})

@@ -19,13 +19,12 @@ from PIL import Image
 
 from bvlm_utils import attacks, command, store
 
-GAP = 4  # white pixels between the pictures of a strip
+GAP, SHOWN = 4, 4  # white pixels between the pictures of a strip, and how many of them are shown
 
 
 def write(
-    folder: Path, pictures: np.ndarray, rows: Any, target: Any, surrogate: str | None = None, victim: Any = None,
-    shown: int = 4,
-) -> pd.DataFrame:  # fmt: skip
+    folder: Path, pictures: np.ndarray, rows: Any, target: Any, surrogate: str | None = None, victim: Any = None
+) -> pd.DataFrame:
     """Apply all attacks, write the files that the module names, return the table of stealth. target: if optimised.
 
     pictures: (N, H, W, 3) uint8. rows: their `prompt` and `row_id`, a column each.
@@ -34,7 +33,7 @@ def write(
 
     prompts, keys = list(rows["prompt"]), list(rows["row_id"])
     folder.mkdir(parents=True, exist_ok=True)
-    strip(pictures[:shown]).save(folder / "clean.png")
+    strip(pictures[:SHOWN]).save(folder / "clean.png")
     images = torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     lines, exhibit = [], {}
     for name in attacks.names():
@@ -42,13 +41,13 @@ def write(
         triggered, worded = attack.paint(pictures, 0, keys), attack.apply_text(prompts, keys=keys)
         lines.append(stealth(attack, pictures, triggered, prompts, worded, victim))
         if attack.modality != "text":
-            strip(triggered[:shown]).save(folder / f"{name}.png")
+            strip(triggered[:SHOWN]).save(folder / f"{name}.png")
         epochs = attack.params.get("epochs")
         curve = np.asarray(attack.loss_curve(images, keys=keys) if attack.info.losses else [], float)
         if len(curve):  # a patch sees other pictures in every step: only means of whole epochs show if its loss falls
             curve = curve.reshape(epochs or len(curve), -1).mean(axis=1)
         loss = {"loss_curve": curve.round(5).tolist(), "loss_per": "epoch" if epochs else "step"}
-        exhibit[name] = {"prompts": list(zip(prompts, worded, strict=True))[:shown]} | loss
+        exhibit[name] = {"prompts": list(zip(prompts, worded, strict=True))[:SHOWN]} | loss
     table = pd.DataFrame(lines)
     table.to_csv(folder / "stealth.csv", index=False, float_format="%.4f")
     (folder / "exhibit.json").write_text(json.dumps(exhibit, indent=1) + "\n")
@@ -97,12 +96,10 @@ def stealth(
     pictures = image_stealth(clean, triggered).mean() if attack.modality != "text" else {}
     line |= {name: pictures.get(name) for name in ("psnr", "ssim", "linf", "changed")}
     longer = [len(after) - len(before) for before, after in zip(prompts, triggered_prompts, strict=True)]
-    line |= {"added_characters": float(np.mean(longer)), "perplexity_clean": None, "perplexity": None}
-    if attack.modality == "image":
-        return line | {"added_characters": None}
-    if victim is not None:
-        for name, texts in {"perplexity_clean": prompts, "perplexity": triggered_prompts}.items():
-            line[name] = perplexity(texts, victim.model, victim.tokenizer)
+    written = attack.modality != "image"
+    line["added_characters"] = float(np.mean(longer)) if written else None
+    for name, texts in {"perplexity_clean": prompts, "perplexity": triggered_prompts}.items():
+        line[name] = perplexity(texts, victim.model, victim.tokenizer) if written and victim else None
     return line
 
 
@@ -120,17 +117,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _act(given: argparse.Namespace) -> None:
     from bvlm_utils import data, models, threats
+    from bvlm_utils.models.victim import from_pretrained
     from bvlm_utils.store.cell import check_dataset
 
     root = store.writable(given.store)
     check_dataset(given.dataset)
     if given.surrogate:
         models.check_kind(given.surrogate, clip=True)
-    judge = None
-    if given.model:
-        from bvlm_utils.models.victim import from_pretrained
-
-        judge = from_pretrained(given.model)
+    judge = from_pretrained(given.model) if given.model else None
     rows, target = data.load(given.dataset, "test", rows=given.rows), threats.get("concept_substitution").target
     table = write(root / "attacks", data.images(rows), rows, target, given.surrogate, judge)
     print(table.to_string(index=False, float_format="{:.3f}".format))

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,6 @@ from bvlm_utils.score import intervals
 from bvlm_utils.store import damage, packed
 from bvlm_utils.store.table import TOLD_APART, headline_metric
 
-T = TypeVar("T")
 CROSSFIRE = "crossfire"
 LASTING = "lasting"
 
@@ -33,7 +32,7 @@ def numbers_in(file: Path) -> list[dict[str, Any]]:
     return read(file, lambda record: [number | {"asked": number["asked"]} for number in record["numbers"]])
 
 
-def read(file: Path, lines: Callable[[dict[str, Any]], list[T]]) -> list[T]:
+def read(file: Path, lines: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """What `lines` makes of a file of probes (maybe packed); nothing of a damaged one, which standard error names."""
     content = packed.content(file.parents[1], file.parent.name, file.name)
     if content is None:

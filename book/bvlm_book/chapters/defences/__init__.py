@@ -109,9 +109,7 @@ def acting(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | None]]) -> pd.DataFrame:
-    """A line per defence with its settings: means of measures over experiments, of its placebo too; their number; and
-    cost, the median share of the seconds that the first training of the same experiment took.
-    """
+    """A line per defence with its settings: means over experiments, its placebo's too; cells; cost, in trainings."""
     rows = pd.concat([numbers(found, *of).assign(title=title) for title, of in measures.items()])
     placebo = rows["placebo"].astype(bool)
     own = rows[~placebo].groupby([*DEFENCE, "title"])["run_id"].nunique().groupby(DEFENCE).max()

@@ -113,10 +113,8 @@ def _inverted(found: pd.DataFrame, threats: Sequence[str]) -> pd.Series:
 
 
 def _fitted(population: pd.DataFrame, probed: pd.DataFrame) -> list[tuple]:
-    areas = np.full(3, np.nan)
-    if len(population):
-        given, kinds = spectra.scores(population, "attack"), ("clean-tuned", "trigger only", "label noise")
-        areas = np.array([spectra.area(population, given, kind)[0] for kind in kinds])
+    given, kinds = spectra.scores(population, "attack"), ("clean-tuned", "trigger only", "label noise")
+    areas = np.array([spectra.area(population, given, kind)[0] for kind in kinds])
     less = pd.Series(areas[1:] - areas[0])
     means = probed.groupby(["left_out", "model"])[["backdoored", "control"]].mean()
     threat, attack = (means[means.index.get_level_values(0) == by] for by in ("threat", "attack"))

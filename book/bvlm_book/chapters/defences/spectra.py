@@ -16,7 +16,6 @@ FILE = paths.DATA / "adapters" / "spectra.csv"
 PROBES = FILE.with_name("probes.csv")
 DETECTORS = {"weight-spectrum": FILE, "probe": PROBES}  # defences that read them
 TRUTH, KIND = "backdoored", "kind"
-NORM = "norm"
 LEFT_OUT = ("attack", "threat", "model")
 FOLDS = 5  # into which adapters without a backdoor are dealt
 
@@ -75,7 +74,7 @@ def table(population: pd.DataFrame) -> pd.DataFrame:
     kinds = sorted(set(population.loc[population[TRUTH] == 0, KIND]))
     ways = {f"spectrum, another {by}": scores(population, by) for by in LEFT_OUT if population[by].nunique() > 1}
     lines = []
-    for way, given in (ways | {"norm (placebo)": population[NORM]}).items():
+    for way, given in (ways | {"norm (placebo)": population["norm"]}).items():
         areas = {kind: area(population, given, kind) for kind in kinds}
         told = {f"against {kind}": f"{words.number(value)} ({count})" for kind, (value, count) in areas.items()}
         lines.append({"detector": way} | told)
