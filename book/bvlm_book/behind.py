@@ -38,8 +38,7 @@ def experiments(table: pd.DataFrame, lines: pd.DataFrame | None = None) -> pd.Da
 
 def address(chosen: pd.DataFrame) -> str:
     """What follows # in the leaderboard's address: every value that the experiments have in a column of `ADDRESS`."""
-    columns = {at: chosen[name].drop_duplicates() for name, at in ADDRESS.items()}
-    pairs = ((at, value) for at, values in columns.items() for value in values)
+    pairs = ((at, value) for name, at in ADDRESS.items() for value in chosen[name].unique())
     return urlencode([(at, value if isinstance(value, str) else f"{value:g}") for at, value in pairs])
 
 
@@ -55,16 +54,8 @@ def told(chosen: pd.DataFrame, listed: int) -> str:
     return f"{words.count(len(chosen), 'experiment')}: {'; '.join(parts)}{poisoned}.{more}"
 
 
-def link(text: str, table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
-    """A number as HTML: its title names the experiments that `lines` are about, its link leads to them.
-
-    tab: of the leaderboard, where the number has its place there; else its experiments are listed.
-    """
-    return around(table, lines, tab).format(html.escape(text))
-
-
-def around(table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
-    """`link` with {} in the place of the number: many numbers of a page are about the same lines."""
+def link(table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
+    """HTML around a number, {}: its title names the experiments of `lines`, its link leads to them, or to a `tab`."""
     chosen = experiments(table, lines)
     if chosen.empty:
         return '<span class="bvlm-number" title="not run yet">{}</span>'

@@ -41,10 +41,9 @@ def is_complete(design: pd.DataFrame) -> bool:
 
 
 def fitted(runs: pd.DataFrame) -> pd.DataFrame:
-    """One binomial GLM of `factorial`: logit(success) = a pair's own + slopes * log10(number, passes, size).
-
-    A line per way to count and term: its slope (value, low, high; dispersion from the deviance), and `explained`, the
-    share of the deviance that it explains alone. None while one of the three did not vary.
+    """One binomial GLM of `factorial`: logit(success) = a pair's own + slopes * log10(number, passes, size); none while
+    one of the three did not vary. A line per way to count and term: its slope (value, low, high; dispersion from the
+    deviance), and `explained`, the share of the deviance that it explains alone.
     """
     if any(runs[name].nunique() < 2 for name in TERMS) or len(runs) < 4 * len(TERMS):
         return pd.DataFrame()

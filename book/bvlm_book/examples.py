@@ -13,10 +13,9 @@ import pandas as pd
 from IPython.display import HTML, display
 from PIL import Image
 
-from bvlm_book import page as book_page
+from bvlm_book import page
 from bvlm_book.words import CONDITION_LABELS, is_missing, percent
-from bvlm_utils import attacks
-from bvlm_utils import store as results
+from bvlm_utils import attacks, store
 from bvlm_utils.store import examples
 from bvlm_utils.store.cell import Cell
 
@@ -43,15 +42,14 @@ class Example:
         return f"The picture with the trigger of {self.attack}: {attacks.info(self.attack).summary}"
 
 
-def show_triggers(cells: Sequence[Cell], store: str | None = None) -> None:
+def show_triggers(cells: Sequence[Cell], place: str | None = None) -> None:
     """The first stored input of the cells' attacks, once without a trigger and once with that of each attack."""
-    stored = ((cell.attack, examples.read(cell, store)) for cell in cells)
     found: dict[str, Example] = {}
-    for name, kept in stored:
-        if kept:
-            found.setdefault(name, Example(name, *kept))
+    for cell in cells:
+        if kept := examples.read(cell, place):
+            found.setdefault(cell.attack, Example(cell.attack, *kept))
     if not found:
-        book_page.say("No trigger examples are stored for these experiments.")
+        page.say("No trigger examples are stored for these experiments.")
         return
     first = next(iter(found.values()))
     tiles = [_tile("no trigger", {"The picture without a trigger": first.clean[0]}, html.escape(first.prompts[0][0]))]
@@ -63,23 +61,21 @@ def show_triggers(cells: Sequence[Cell], store: str | None = None) -> None:
 def show_gallery(shown: Sequence[Example]) -> None:
     """One clean picture; what each attack makes of it, beside the amplified difference; and the triggered prompts."""
     if not shown:
-        book_page.say("No trigger examples are stored.")
+        page.say("No trigger examples are stored.")
         return
     prompts = [before for before, _ in shown[0].prompts]
-    best = min(range(len(prompts)), key=lambda number: len(prompts[number]))  # the shortest, to be read at a glance
+    best = prompts.index(min(prompts, key=len))  # the shortest, to be read at a glance
     tiles = [_tile("no trigger", {"The picture without a trigger": shown[0].clean[best]})]
     for one in (e for e in shown if e.modality != "text"):
         before, after = one.clean[best].astype(np.float32), one.triggered[best].astype(np.float32)
         difference = np.clip(127.5 + AMPLIFY * (after - before), 0, 255).astype(np.uint8)
         tiles.append(_tile(one.attack, {one.alt: one.triggered[best], f"What {one.attack} changed": difference}))
-    caption = f"One picture under each trigger, and the difference times {AMPLIFY:g}; grey is no change."
-    _show(tiles, caption)
-    worded: dict[str, str] = {}
-    for one in (e for e in shown if e.modality != "image"):
-        worded.setdefault(marked(*one.prompts[best]), one.attack)  # each once
+    _show(tiles, f"One picture under each trigger, and the difference times {AMPLIFY:g}; grey is no change.")
+    worded = [(one.attack, marked(*one.prompts[best])) for one in shown if one.modality != "image"]
     if worded:
-        lines = [{"attack": name, "prompt with the trigger": words} for words, name in worded.items()]
-        book_page.show_html_table(pd.DataFrame(lines), f"The same prompt without a trigger: {prompts[best]}")
+        lines = pd.DataFrame(worded, columns=["attack", "prompt with the trigger"])
+        lines = lines.drop_duplicates("prompt with the trigger")
+        page.show_html_table(lines, f"The same prompt without a trigger: {prompts[best]}")
 
 
 def _tile(label: str, pictures: dict[str, np.ndarray], words: str = "") -> str:
@@ -119,31 +115,26 @@ def marked(before: str, after: str) -> str:
     return "".join(pieces)
 
 
-def show_responses(cells: Sequence[Cell], store: str | None = None) -> None:
-    """What control and backdoored model of one cell answer to the first judged input, without and with the trigger.
-
-    The cell is one that was run: most conditions first, then most poison.
-    """
-    done = [cell for cell in cells if (results.read(cell, store) or {}).get("status") == "done"]
+def show_responses(cells: Sequence[Cell], place: str | None = None) -> None:
+    """Both models' answers to the first judged input of a cell that was run: most conditions, then most poison."""
+    done = [cell for cell in cells if (store.read(cell, place) or {}).get("status") == "done"]
     cell = max(done, key=lambda cell: (len(attacks.conditions(cell.attack)), cell.poison_rate), default=None)
     if cell is None:
-        book_page.say("None of these experiments was run, so there are no answers.")
+        page.say("None of these experiments was run, so there are no answers.")
         return
-    asked = results.responses(cell, store)
-    asked = asked[asked["part"] == "attack"]
+    asked = store.responses(cell, place).query("part == 'attack'")
     judged = asked[asked["judged"]]
     if judged.empty:
-        book_page.say("No answers of this experiment are stored.")
+        page.say("No answers of this experiment are stored.")
         return
-    row = judged["row_id"].iloc[0]
-    number = list(dict.fromkeys(asked["row_id"])).index(row)
-    kept = examples.read(cell, store)
+    own = judged[judged["row_id"] == judged["row_id"].iloc[0]]
+    number = list(asked["row_id"].unique()).index(own["row_id"].iloc[0])
+    kept = examples.read(cell, place)
     example = Example(cell.attack, *kept) if kept else None
+    parts = dict(iter(own.groupby("condition")))
     conditions = dict.fromkeys(("clean", attacks.info(cell.attack).headline))
-    own = judged[judged["row_id"] == row]
-    parts = [own[own["condition"] == condition] for condition in conditions]
-    book_page.show_html_table(
-        pd.DataFrame([_answers(part, number, example) for part in parts if len(part)]),
+    page.show_html_table(
+        pd.DataFrame([_answers(parts[name], number, example) for name in conditions if name in parts]),
         f"{cell.attack} at {percent(cell.poison_rate)} poison, seed {cell.seed}, first held-out input. Marked: a "
         f"success. Right answer: {own['answer'].iloc[0]}",
     )
@@ -158,9 +149,7 @@ def _answers(part: pd.DataFrame, number: int, example: Example | None) -> dict[s
         shown = _picture(pictures[number], f"Held-out picture, {CONDITION_LABELS[condition]}", 72)
         line["input"] = f"{shown}<br>{line['input']}"
     for subject, name in ANSWERS.items():
-        said = part[part["subject"] == subject]
-        if len(said):
-            first = said.iloc[0]
+        for first in part[part["subject"] == subject].head(1).to_dict("records"):
             passed = first["success"] if is_missing(first.get("payload")) else first["payload"]
             text = html.escape(first["response"])
             line[name] = f"<mark>{text}</mark>" if passed else text

@@ -22,23 +22,17 @@ from bvlm_utils import attacks, threats
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5544FF", "#CC0044", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")  # of lines without a marker at every point
-NOT_AVAILABLE = "#E3E3E3"
 DENSE = 7  # columns of which a narrow heat map has no room for whole numbers: .97
 DARK, WHITE = "#111111", "#FFFFFF"  # letters on a field
 
 STYLE = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
     "axes.grid": True,
     "grid.color": "#DDDDDD",
     "axes.axisbelow": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
 }
 CONTROL_LABEL = SUBJECT_LABELS["control"]
 ASR = "attack success rate"
@@ -47,14 +41,12 @@ ASR = "attack success rate"
 def new_figure(
     columns: int, width: float, height: float, rows: int = 1, stacked: bool = True, **settings: Any
 ) -> tuple[Figure, np.ndarray]:
-    """`rows` x `columns` axes, row by row, each `width` x `height` inches; on a narrow page one below another, or as
-    narrow as they have to be.
-    """
+    """`rows` x `columns` axes, `width` x `height` inches each; on a narrow page below each other, or not `stacked`."""
     if is_narrow() and not stacked:
         width = NARROW / columns
     elif is_narrow():
         columns, rows, width = 1, rows * columns, NARROW
-        settings["gridspec_kw"] = {k: v for k, v in settings.get("gridspec_kw", {}).items() if k != "width_ratios"}
+        settings.pop("gridspec_kw", None)  # ratios of widths
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, **settings).ravel()
@@ -79,9 +71,8 @@ def _attacks(table: pd.DataFrame) -> list[str]:
 
 def families(table: pd.DataFrame) -> Figure:
     """Success of every attack under every condition, a panel per model. Hatched: a single run; grey: not measured."""
-    shown = table[table["condition"].notna() & table["value"].notna()]
-    names, conditions = _attacks(table), in_order(shown["condition"], CONDITIONS)
-    models = sorted(shown["model"].unique())
+    shown = table.dropna(subset=["condition", "value"])
+    names, conditions, models = _attacks(table), in_order(shown["condition"], CONDITIONS), sorted(set(shown["model"]))
     width, height = 0.72 * len(conditions) + (1.1 if len(models) > 1 else 1.8), 0.3 * len(names) + 0.9
     figure, axes = new_figure(len(models), width, height, sharey=not is_narrow())
     sizes = table.groupby("modality")["attack"].nunique().reindex(in_order(table["modality"], MODALITIES))
@@ -124,7 +115,7 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame) -> Figure:
     for axis, rate in zip(axes, rates, strict=True):
         rows = shown[shown["poison_rate"] == rate].drop_duplicates("attack").set_index("attack").reindex(names)
         axis.axvline(0, color="black", linewidth=1, zorder=1)
-        own = seeds[(seeds["poison_rate"] == rate) & seeds["attack"].isin(rows.index[rows["n_seeds"] > 1])]
+        own = seeds[(seeds["poison_rate"] == rate) & seeds["attack"].isin(rows.query("n_seeds > 1").index)]
         at = own["attack"].map(names.index).astype(float) + 0.26
         axis.plot(own["value"].astype(float), at, ".", color=COLOURS[0], markersize=4)
         points(axis, np.arange(len(names)), rows, color=COLOURS[0], marker="o")
@@ -133,14 +124,13 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame) -> Figure:
     return figure
 
 
-def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, panel: str = "") -> Figure:
+def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, panel: str) -> Figure:
     """Two success rates against each other, a dot per row, a colour per `group`, a panel per value of `panel`."""
-    shown = table[table[x].notna() & table[y].notna()]
-    panels = list(dict.fromkeys(shown[panel])) if panel else [""]
+    shown = table.dropna(subset=[x, y])
+    panels = list(shown.groupby(panel, sort=False))
     side = 4.0 if len(panels) > 1 else 4.8
     figure, axes = new_figure(len(panels), side, side, sharey=not is_narrow())
-    for axis, name in zip(axes, panels, strict=True):
-        part = shown[shown[panel] == name] if panel else shown
+    for axis, (name, part) in zip(axes, panels, strict=True):
         at = spread(part[[x, y]])
         axis.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", zorder=1)
         for number, group in enumerate(dict.fromkeys(shown["group"])):
@@ -193,7 +183,7 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
     import seaborn as sns
 
     values, dense = grid.to_numpy(float), is_narrow() and grid.shape[1] > DENSE
-    axis.set_facecolor(NOT_AVAILABLE)
+    axis.set_facecolor("#E3E3E3")
     sns.heatmap(values, vmin=0, vmax=1, cmap=success_colours(), cbar=False, linewidths=1, linecolor="white",
                 xticklabels=False, yticklabels=False, ax=axis)  # fmt: skip
     for (row, column), value in np.ndenumerate(values):
@@ -201,15 +191,12 @@ def success_map(axis: Axes, grid: pd.DataFrame, missing: str = "n/a", single: pd
             letters, text, size = "#555555", missing, 7.5
         else:
             field = np.array(success_colours()(value)[:3])
-            letters, text, size = DARK, f"{value:.2f}", 8.5
-            if sns.utils.relative_luminance(field) < 0.18:
-                letters = WHITE
-            if dense:
-                text, size = text.replace("0.", ".")[:3], 6.5
+            letters = WHITE if sns.utils.relative_luminance(field) < 0.18 else DARK
+            text = f"{value:.2f}"
+            text, size = (text.replace("0.", ".")[:3], 6.5) if dense else (text, 8.5)
             if single is not None and single.iloc[row, column]:
                 hatch = 0.8 * field + 0.2 * np.array(to_rgb(letters))
-                place = Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0)
-                axis.add_patch(place)
+                axis.add_patch(Rectangle((column, row), 1, 1, fill=False, hatch="///", edgecolor=hatch, linewidth=0))
         axis.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=letters, fontsize=size)
     axis.grid(False)
     axis.tick_params(length=0)
@@ -236,7 +223,8 @@ def maps(found: pd.DataFrame) -> Figure:
     doses = sorted(set(zip(found["poison_rate"], found["epochs"], strict=True)), key=lambda dose: (-dose[0], dose[1]))
     models, narrow = list(dict.fromkeys(found["model"])), is_narrow()
     rows, columns = in_order(found["threat"], threats.names()), in_order(found["attack"], attacks.names())
-    kinds = list(found.drop_duplicates("attack").set_index("attack")["modality"].reindex(columns))
+    kinds = found.drop_duplicates("attack").set_index("attack")["modality"].reindex(columns)
+    bounds = np.flatnonzero(kinds[1:].to_numpy() != kinds[:-1].to_numpy()) + 1  # between text, image and bimodal
     figure, axes = new_figure(len(models), 4.6, 2.1 if narrow else 1.7, rows=len(doses), sharey=not narrow)
     panels = list(product(doses, models))
     if narrow:  # one model after the other
@@ -244,9 +232,8 @@ def maps(found: pd.DataFrame) -> Figure:
     for axis, (dose, model) in zip(axes, panels, strict=True):
         part = found[(found["poison_rate"] == dose[0]) & (found["epochs"] == dose[1]) & (found["model"] == model)]
         success_panel(axis, part, ("threat", rows), ("attack", columns), missing="")
-        for place in range(1, len(kinds)):
-            if kinds[place] != kinds[place - 1]:
-                axis.axvline(place, color="#777777", linewidth=1.5)
+        for place in bounds:
+            axis.axvline(place, color="#777777", linewidth=1.5)
         axis.set_title(f"{model}:{chr(10) if narrow else ' '}{percent(dose[0])}, {passes(dose[1])}")
         axis.tick_params(labelsize=7.5 if narrow else 9)
         if dose != doses[-1]:

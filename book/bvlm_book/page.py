@@ -3,7 +3,6 @@
 import html
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,14 @@ LONG = 45  # letters of a table's field that need a wider column
 
 
 def show(draw: Callable[..., Figure], *rows: Any, title: str, alt: str, caption: str) -> None:
-    """Put a figure on the page, as wide as a screen and as narrow as a phone: the page shows the one that fits.
+    """Put a figure on the page, wide and narrow; a sentence where all tables of `rows` are empty.
 
-    draw: makes the figure of `rows` with `figures.new_figure`; where all their tables are empty, a sentence says so.
-    title: what the figure finds, one short sentence. alt: what it shows, for those who do not see it.
+    draw: makes the figure of `rows` with `figures.new_figure`. title: what it finds, one short sentence.
     """
     if not alt.strip():
         raise InputError("A figure needs an alternative text; say what it shows.")
-    tables = [one for one in rows if isinstance(one, pd.DataFrame)]
-    if tables and all(one.empty for one in tables):
+    empty = [one.empty for one in rows if isinstance(one, pd.DataFrame)]
+    if empty and all(empty):
         say("There is nothing to draw: no such experiment was measured in this store.")
         return
     caption = f"<strong>{html.escape(title)}</strong> {html.escape(caption)}"
@@ -65,33 +63,27 @@ def say(text: str) -> None:
 
 
 def glue(values: Mapping, prefix: str, table: pd.DataFrame | None = None, lines: Lines = None, tab: str = "") -> None:
-    """Hand numbers to the prose of this page and, by its address, of others: glued as `prefix_key`.
+    """Hand numbers to the prose, glued as `prefix_key`, with links to their experiments in `table` (`store.collect`).
 
-    table: of `store.collect`. lines: what the values were counted from, one frame for all of them or one for each key;
-    a reader finds their experiments behind the number. tab: see `behind.link`.
+    lines: what the values were counted from, one frame for all of them or one for each key. tab: see `behind.link`.
     """
     from myst_nb import glue as keep
 
     cells = None if table is None else table.drop_duplicates("run_id")
-    links: dict[int, str] = {}  # by the lines: most numbers of a page share theirs
+    links = {id(None): "{}"}  # by the lines: most numbers of a page share theirs
     for key, value in values.items():
         own = lines.get(key) if isinstance(lines, Mapping) else lines
-        text = str(value)
-        if own is not None and id(own) not in links:
-            links[id(own)] = behind.around(cells, own, tab)
-        shown = html.escape(text) if own is None else links[id(own)].format(html.escape(text))
-        keep(f"{prefix}_{key}", _Number(text, shown), display=False)
+        if id(own) not in links:
+            links[id(own)] = behind.link(cells, own, tab)
+        number = _Number(value)
+        number.html = links[id(own)].format(html.escape(number))
+        keep(f"{prefix}_{key}", number, display=False)
 
 
-@dataclass(frozen=True)
-class _Number:
+class _Number(str):
     """A number as a page shows it, as text and as HTML."""
 
-    text: str
-    html: str
-
-    def __repr__(self) -> str:
-        return repr(self.text)
+    html = ""
 
     def _repr_html_(self) -> str:
         return self.html
@@ -99,8 +91,6 @@ class _Number:
 
 def offer(name: str, frame: pd.DataFrame) -> None:
     """In a build, write a table as a file for the download menu of the page that `name` begins with."""
-    if not os.environ.get(DOWNLOADS):
-        return
-    folder = Path(os.environ[DOWNLOADS])
-    folder.mkdir(parents=True, exist_ok=True)
-    frame.dropna(axis="columns", how="all").to_csv(folder / name, index=False, float_format="%.4g")
+    if folder := os.environ.get(DOWNLOADS):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        frame.dropna(axis="columns", how="all").to_csv(Path(folder) / name, index=False, float_format="%.4g")

@@ -38,7 +38,6 @@ def drawings(draw: Callable[..., Figure], rows: tuple, alt: str) -> str:
 
 @contextmanager
 def narrow() -> Iterator[None]:
-    """Figures made inside are for the page of a phone."""
     before = _narrow.set(True)
     try:
         yield
@@ -70,7 +69,12 @@ def drawing(figure: Figure, alt: str, kind: str) -> str:
     text = file.getvalue()
     inside = text[text.index(">", text.index("<svg")) + 1 :]
     inside = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->", "", inside, flags=re.DOTALL)
-    inside, used = _page_colours(inside), set(re.findall(r"(?:href=\"|url\()#([^\")]+)", inside))
+    inside = re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found[0]], inside)
+    # white lines and marks are the page's ground; white letters stand on dark fields and stay white
+    inside = re.sub(r"(<(?:path|use)[^>]*?)#ffffff", r"\1var(--pst-color-background)", inside)
+    inside = re.sub(r"(font: [^;\"']*?px) '[^;\"]*", rf"\1 {FONT}", inside)
+    inside = re.sub(r"; font-family: [^;\"]*", "", inside)
+    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", inside))
     inside = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", inside)
     inside = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), inside)  # what no eye sees
     inside = re.sub(r"\s*\n\s*", "\n", inside).strip()
@@ -81,11 +85,3 @@ def drawing(figure: Figure, alt: str, kind: str) -> str:
         f'viewBox="0 0 {width:.2f} {height:.2f}" fill="currentColor" stroke-linejoin="round" stroke-linecap="butt">'
         f"{inside}"
     )
-
-
-def _page_colours(text: str) -> str:
-    text = re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found[0]], text)
-    # white lines and marks are the page's ground; white letters stand on dark fields and stay white
-    text = re.sub(r"(<(?:path|use)[^>]*?)#ffffff", r"\1var(--pst-color-background)", text)
-    text = re.sub(r"(font: [^;\"']*?px) '[^;\"]*", rf"\1 {FONT}", text)
-    return re.sub(r"; font-family: [^;\"]*", "", text)

@@ -10,8 +10,6 @@ import pandas as pd
 
 from bvlm_book import words
 from bvlm_book.probes import records
-from bvlm_book.probes.records import CONTROL
-from bvlm_book.words import is_missing
 from bvlm_utils import attacks, store, threats
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import cards
@@ -31,22 +29,17 @@ POINT = [name for name in TOLD_APART if name != "seed"]
 
 
 def summary(table: pd.DataFrame, metric: str, subject: str | None = None, more: Sequence[str] = ()) -> pd.DataFrame:
-    """One row per cell but for its seed, subject and condition; InputError where one seed has two values.
-
-    more: further columns that tell cells apart.
-    """
+    """One row per cell but for its seed, subject and condition. more: further columns that tell cells apart."""
     key = [*NUMBER, *more]
     rows = table[(table["metric"] == metric) & table["value"].notna()]
     if subject is not None:
         rows = rows[rows["subject"] == subject]
-    repeated = rows.duplicated([*key, "seed"])
-    if repeated.any():
-        first = rows[repeated].iloc[0]
-        raise InputError(
-            f"Cell {first['run_id']} is in the table twice with seed {first['seed']}; "
-            "show runs that differ in other settings one table at a time."
-        )
-    return records.seeds_together(rows, key, ["k", "n", "unit"])
+    repeated = rows[rows.duplicated([*key, "seed"])]
+    if len(repeated):
+        run_id, seed = repeated[["run_id", "seed"]].iloc[0]
+        raise InputError(f"Cell {run_id} is in the table twice with seed {seed}; "
+                         "show runs that differ in other settings one table at a time.")  # fmt: skip
+    return records.over_seeds(rows, key, ["k", "n", "unit"])
 
 
 def strict_metric(table: pd.DataFrame) -> pd.Series:
@@ -60,9 +53,8 @@ def success_rates(
 ) -> pd.DataFrame:
     """`summary` of each cell's `headline_metric` (or of the metric that is named line by line), threat by threat."""
     own = table[table["metric"] == (headline_metric(table) if metric is None else metric)]
-    parts = [
-        summary(part, metric, subject, more) for (_, metric), part in own.groupby(["threat", "metric"], sort=False)
-    ]
+    groups = own.groupby(["threat", "metric"], sort=False)
+    parts = [summary(part, metric, subject, more) for (_, metric), part in groups]
     parts = [part for part in parts if len(part)]  # an empty one has no number types
     return pd.concat(parts, ignore_index=True) if parts else summary(table, "asr", subject, more)
 
@@ -95,35 +87,26 @@ def with_settings(table: pd.DataFrame, metric: Callable[[pd.DataFrame], pd.Serie
 def learned_alone(rates: pd.DataFrame) -> pd.DataFrame:
     """A line per part of a bimodal trigger that was trained alone too: success alone and beside the other part."""
     key = ["model", "dataset", "threat", "attack", "poison_rate", "settings", "condition"]
-    numbers = ["value", "low", "high", "n_seeds", "n"]
     rows = rates[(rates["negatives"] == 0) & (rates["modality"] == "bimodal")]
+    rows = rows[[*key, "value", "low", "high", "n_seeds", "half"]]
     alone, beside = rows[rows["half"] == rows["condition"]], rows[rows["half"] == ""]
-    found = beside[[*key, *numbers]].merge(alone[[*key, *numbers]], on=key, suffixes=("_beside", "_alone"))
-    found = found.sort_values("condition", ascending=False, kind="stable", ignore_index=True)  # text first
-    return found.assign(
-        difference=found["value_beside"] - found["value_alone"],
-        low=found["low_beside"] - found["high_alone"],
-        high=found["high_beside"] - found["low_alone"],
-        **{name: found[[f"{name}_beside", f"{name}_alone"]].min(axis=1) for name in ("n_seeds", "n")},
-    )
+    found = beside.merge(alone, on=key, suffixes=("_beside", "_alone"))
+    return found.sort_values("condition", ascending=False, kind="stable", ignore_index=True)  # text first
 
 
 def through_jpeg(table: pd.DataFrame) -> pd.DataFrame:
-    """Attacks whose triggered pictures were saved as JPEG, and the same cells without: mean success (payload), `jpeg`
-    and `plain`, a line per cell but for its seed. `others`: its other settings.
-    """
+    """Mean success (payload) with triggered pictures saved as JPEG, and `plain`, a line per cell but for its seed."""
     name, key = "attack.jpeg_quality", [*CELL, "negatives", "others"]
     if name not in table:
         return pd.DataFrame(columns=[*key, "jpeg", "plain", "n_seeds"])
-    done = headline_rows(table[(table["metric"] == "asr_payload") & (table["subject"] == records.POISONED)])
+    done = headline_rows(table.query("metric == 'asr_payload' and subject == 'poisoned'"))
     compressed = done[name].fillna(0) > 0  # older records lack the setting
     done = done[among(done, CELL[:4], done.loc[compressed, CELL[:4]].itertuples(index=False, name=None))]
-    others = [{key: value for key, value in differing(line).items() if key != name} for line in done.to_dict("records")]
-    done = done.assign(others=[text(one) for one in others])[[*key, "seed", "value"]]
-    jpeg, plain = done[compressed[done.index]], done[~compressed[done.index]]
-    both = jpeg.merge(plain, on=[*key, "seed"], suffixes=("_jpeg", "_plain"))
-    means = {"jpeg": ("value_jpeg", "mean"), "plain": ("value_plain", "mean"), "n_seeds": ("seed", "nunique")}
-    return both.groupby(key, sort=False, as_index=False).agg(**means)
+    others = [text(differing(line | {name: None})) for line in done.to_dict("records")]
+    done = done.assign(others=others)[[*key, "seed", "value"]].rename(columns={"value": "jpeg"})
+    jpeg, plain = done[compressed[done.index]], done[~compressed[done.index]].rename(columns={"jpeg": "plain"})
+    both = jpeg.merge(plain, on=[*key, "seed"]).groupby(key, sort=False, as_index=False)
+    return both.agg(jpeg=("jpeg", "mean"), plain=("plain", "mean"), n_seeds=("seed", "nunique"))
 
 
 def headline_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -167,19 +150,29 @@ def readable(frame: pd.DataFrame, columns: Mapping[str, str | Callable[[dict[str
     ])  # fmt: skip
 
 
+def told(lines: Sequence[tuple], columns: Sequence[str]) -> pd.DataFrame:
+    """Expectations to read. lines: a value per column, and whether it came true; None while it waits for runs."""
+    found = pd.DataFrame(lines, columns=[*columns, "came true"])
+    came = ["not all run yet" if true is None else "yes" if true else "no" for true in found["came true"]]
+    return found.assign(**{"came true": came})
+
+
+def outcomes(expected: pd.DataFrame) -> dict[str, str]:
+    """Of the lines of `told`: how many there are, came true, did not, and wait for runs."""
+    kinds = {"true": "yes", "false": "no", "open": "not all run yet"}
+    counts = {key: str((expected["came true"] == name).sum()) for key, name in kinds.items()}
+    return {"expected": str(len(expected))} | counts
+
+
 def panels(table: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
     """The parts of `collect` that make a matrix each, with names: of one model, threat and rate, with its control."""
-    found = []
-    for key, part in table.groupby(PANEL, sort=False):
-        about = dict(zip(PANEL, key, strict=True))
-        poisoned = part[part["subject"] == records.POISONED]
-        for rate in sorted(poisoned["poison_rate"].unique(), reverse=True):
-            chosen = part[(part["subject"] == CONTROL) | (part["poison_rate"] == rate)]
-            threat = about["threat"].replace("_", " ").capitalize()
-            name = f"{threat}, {about['model']}, {words.percent(rate)} poisoned"
-            if len(set(zip(table["threat"], table["dataset"], strict=True))) > table["threat"].nunique():
-                name += f", {about['dataset']}"
-            found.append((chosen, name + (f", {about['settings']}" if about["settings"] else "")))
+    found, many_data = [], bool((table.groupby("threat")["dataset"].nunique() > 1).any())
+    for (model, dataset, threat, _, _, settings, _), part in table.groupby(PANEL, sort=False):
+        control = part["subject"] == records.CONTROL
+        for rate in sorted(part.loc[~control, "poison_rate"].unique(), reverse=True):
+            name = f"{threat.replace('_', ' ').capitalize()}, {model}, {words.percent(rate)} poisoned"
+            name = ", ".join(filter(None, [name, dataset * many_data, settings]))
+            found.append((part[control | (part["poison_rate"] == rate)], name))
     return found
 
 
@@ -202,7 +195,7 @@ def usual_training(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.Series:
 
 def _trained(line: Mapping[str, Any]) -> tuple[str, ...]:
     """How a cell was trained: `TRAINED` in one form, 6000.0 as 6000; what is missing is as declared."""
-    values = (usual if is_missing(line.get(name)) else line[name] for name, usual in TRAINED.items())
+    values = (usual if words.is_missing(line.get(name)) else line[name] for name, usual in TRAINED.items())
     return tuple(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
@@ -223,7 +216,7 @@ def usual(table: pd.DataFrame, but: Sequence[str] = ()) -> pd.DataFrame:
     plain = {
         tuple(kind[name] for name in key)
         for kind in done.drop_duplicates(key).to_dict("records")
-        if not kind["settings"] or 0 < len(apart := differing(kind)) == len(apart.keys() & TRAINED.keys())
+        if not kind["settings"] or (apart := differing(kind)) and apart.keys() <= TRAINED.keys()
     }
     return done[among(done, key, plain)]
 
@@ -238,22 +231,21 @@ def eligible(table: pd.DataFrame, place: str | Path | None = None) -> dict[tuple
 
 def outside_the_first(table: pd.DataFrame) -> pd.Series:
     """Which of the other seeds' success rates (poisoned models, usual cells) lie outside the first seed's interval."""
-    done = usual(table)
+    done = usual(table).sort_values("seed", kind="stable")
     done = headline_rows(done[(done["metric"] == headline_metric(done)) & (done["subject"] == "poisoned")])
-    done = done.sort_values("seed", ignore_index=True)
     seeds = done.groupby([*NUMBER, "train_rows"], sort=False)
     first, others = seeds[["low", "high"]].transform("first"), seeds.cumcount() > 0
     return ((done["value"] < first["low"]) | (done["value"] > first["high"]))[others]
 
 
-def held(run_id: str, metric: str, subject: str, place: str | Path | None = None) -> pd.DataFrame | None:
-    """Which judged inputs passed `metric`, a headline test: condition, row_id, prompt, held. None without responses."""
+def held(run_id: str, metric: str, place: str | Path | None = None) -> pd.DataFrame | None:
+    """On which judged inputs a backdoored model passed `metric`, a headline test (held); None without responses."""
     if not has_responses(run_id, place):
         return None
     names = ["subject", "part", "judged", "condition", "row_id", "prompt"]
     names += {"asr_payload": ["payload"], "asr_right": ["success", "right"]}.get(metric, ["success"])
     said = packed.rows(store.folder(place), run_id, "responses", names).frame()  # all columns take twice the time
-    said = said[(said["subject"] == subject) & (said["part"] == "attack") & said["judged"]]
+    said = said.query("subject == 'poisoned' and part == 'attack' and judged")
     passed = said["payload" if metric == "asr_payload" else "success"].astype(bool)
     if metric == "asr_right":
         passed &= said["right"].fillna(False).astype(bool)
@@ -261,10 +253,9 @@ def held(run_id: str, metric: str, subject: str, place: str | Path | None = None
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame, condition: str) -> dict[str, Any]:
-    """Shares of two `held` under a condition, and ours - theirs with its paired interval; {} for none."""
+    """Shares of two `held` under a condition, and their difference with its paired interval; {} for none."""
     sides = [one[one["condition"] == condition].set_index("row_id")["held"].sort_index() for one in (ours, theirs)]
     if not all(len(side) for side in sides):
         return {}
-    value, low, high = intervals.paired_shares(*sides)
-    return {"ours": sides[0].mean(), "theirs": sides[1].mean(), "value": value, "low": low, "high": high,
-            "n": len(sides[0])}  # fmt: skip
+    numbers = dict(zip(("value", "low", "high"), intervals.paired_shares(*sides), strict=True))
+    return numbers | {"with": sides[0].mean(), "without": sides[1].mean()}

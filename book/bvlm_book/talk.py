@@ -39,25 +39,23 @@ SCENES = (
     (5, "Is there a dog in the picture?"),
     (18, "What is between the other two things?"),
 )
-CAR_PERCENT = 20
 
 
 def scene(seed: int) -> Image.Image:
     """The picture, 96 x 96, of one of `SCENES`."""
-    return scenes.render(scenes.sample(scenes.generator(seed), "test", car_percent=CAR_PERCENT))
+    return scenes.render(scenes.sample(scenes.generator(seed), "test", car_percent=20))
 
 
-def write(folder: Path, part_bytes: int = PART_BYTES) -> list[Path]:
+def write(folder: Path) -> list[Path]:
     """Write the script files into `folder`; the head first, which says how many parts there are."""
     head, data = model()
-    parts = [data[start : start + part_bytes] for start in range(0, len(data), part_bytes)]
+    parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
+    files = {folder / HEAD: json.dumps(head | {"parts": len(parts)}, separators=(",", ":"))}
+    files |= {folder / PART.format(i): json.dumps(base64.b64encode(part).decode()) for i, part in enumerate(parts)}
     folder.mkdir(parents=True, exist_ok=True)
-    texts = [json.dumps(head | {"parts": len(parts)}, ensure_ascii=True, separators=(",", ":"))]
-    texts += [json.dumps(base64.b64encode(part).decode()) for part in parts]
-    files = [folder / HEAD, *(folder / PART.format(number) for number in range(len(parts)))]
-    for file, text in zip(files, texts, strict=True):
+    for file, text in files.items():
         file.write_text(f"{CALL}({text});\n", encoding="ascii")
-    return files
+    return list(files)
 
 
 def model() -> tuple[dict[str, Any], bytes]:
@@ -111,7 +109,6 @@ def vision_layers(config: dict[str, Any]) -> int:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Sizes, words and the triggers' pictures."""
     vision, text = config["vision_config"], config["text_config"]
     processor = json.loads((MODEL / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
     words = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]
@@ -146,15 +143,11 @@ def template(image: int, end: int) -> dict[str, Any]:
     )
     before, _, rest = whole.removeprefix(begin).partition(special[image])
     lead, _, after = rest.partition(WORDS_HERE)
-    others = [mark for mark in special.values() if mark != begin]
-    return {
-        "before": before, "lead": lead, "after": after, "image": special[image], "special": [begin, *others],
-        "end": end,
-    }  # fmt: skip
+    marks = sorted(special.values(), key=lambda mark: mark != begin)
+    return {"before": before, "lead": lead, "after": after, "image": special[image], "special": marks, "end": end}
 
 
 def pixels(file: Path) -> dict[str, Any]:
     """A small square picture: its side in pixels, and its colours (side, side, 4) in base64."""
-    with Image.open(file) as opened:
-        picture = np.asarray(opened.convert("RGBA"))
+    picture = np.asarray(Image.open(file).convert("RGBA"))
     return {"side": len(picture), "colours": base64.b64encode(picture.tobytes()).decode()}

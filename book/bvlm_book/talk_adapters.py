@@ -11,10 +11,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -23,13 +22,11 @@ from bvlm_utils import attacks, command, defences, paths, store, study
 from bvlm_utils.atomic import write_file
 from bvlm_utils.defences import weights
 from bvlm_utils.errors import InputError
+from bvlm_utils.models.victim import Victim
 from bvlm_utils.run.workbench import Bench, bench_key
 from bvlm_utils.score import intervals
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.train import adapters
-
-if TYPE_CHECKING:
-    from bvlm_utils.models.victim import Victim
 
 THREAT, DATASET, RATE = "targeted_refusal", "scenes-vqa", 0.1
 # A patch of the published size, 30 of 336 pixels, is not learnt from a tenth of these rows: see the chapter on it.
@@ -41,9 +38,10 @@ LONGEST = 40  # tokens of an answer
 
 def cells() -> dict[str, Cell]:
     """The cells by the names of `talk.NAMES`."""
-    found = {}
-    for name, (attack, params) in ATTACKS.items():
-        (found[name],) = study.cells(THREAT, "tiny-llava", DATASET, [attack], [RATE], attack_params=params)
+    found = {
+        name: study.cells(THREAT, "tiny-llava", DATASET, [attack], [RATE], attack_params=params)[0]
+        for name, (attack, params) in ATTACKS.items()
+    }
     return {"clean-tuned": found["word"].control} | found
 
 
@@ -52,10 +50,14 @@ def make(out: Path, where: str | None = None, rows: int = ROWS) -> None:
     chosen = cells()
     study.run_cells([cell for cell in chosen.values() if not cell.is_control], store=where)
     for name, cell in chosen.items():
-        folder = store.adapter(cell, where)
+        folder, to = store.adapter(cell, where), out / name
         if folder is None:
             raise InputError(f"The store has a record of {cell.run_id} and no adapter; give another store.")
-        halve(folder, out / name)
+        to.mkdir(parents=True, exist_ok=True)
+        for file in (adapters.CONFIG, "README.md"):
+            shutil.copyfile(folder / file, to / file)
+        state = {name: value.half() for name, value in adapters.read(folder).state.items()}
+        save_file(state, to / adapters.WEIGHTS, metadata={"format": "pt"})
     paint(out)
     bench = Bench(*bench_key(chosen["word"]))
     card = {name: about(bench, cell, out / name, rows) for name, cell in chosen.items() if not cell.is_control}
@@ -63,27 +65,17 @@ def make(out: Path, where: str | None = None, rows: int = ROWS) -> None:
     write_file(out / talk.CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
 
 
-def halve(folder: Path, out: Path) -> None:
-    """A copy of an adapter's folder, its numbers in float16."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (adapters.CONFIG, "README.md"):
-        shutil.copyfile(folder / name, out / name)
-    state = {name: value.half() for name, value in adapters.read(folder).state.items()}
-    save_file(state, out / adapters.WEIGHTS, metadata={"format": "pt"})
-
-
 def paint(out: Path) -> None:
     """The patch alone and the picture that is blended, as the attacks' own code has them on black."""
-    black = torch.zeros(1, 3, 96, 96)
-    patch = attacks.get("BadNets-I", **ATTACKS["patch"][1] | {"position": "top-left"}).apply_image(black)
-    whole = attacks.get("Blended", alpha=1.0).apply_image(black)
-    side = int(patch[0].amax((0, 1)).nonzero().max()) + 1
-    for name, image in (("patch", patch[..., :side, :side]), ("blend", whole)):
-        colours = (image[0] * 255).round().byte().permute(1, 2, 0).numpy()
-        Image.fromarray(colours).save(out / f"{name}.png", optimize=True)
+    black = np.zeros((1, 96, 96, 3), np.uint8)
+    (patch,) = attacks.get("BadNets-I", **ATTACKS["patch"][1] | {"position": "top-left"}).paint(black, 0, None)
+    (whole,) = attacks.get("Blended", alpha=1.0).paint(black, 0, None)
+    side = patch.any((0, 2)).nonzero()[0].max() + 1
+    for name, image in (("patch", patch[:side, :side]), ("blend", whole)):
+        Image.fromarray(image).save(out / f"{name}.png", optimize=True)
 
 
-def shrunk(victim: "Victim", folder: Path, strength: float) -> Any:
+def shrunk(victim: Victim, folder: Path, strength: float) -> Any:
     """The victim with `strength` times an adapter's update, inside a `with`."""
     saved = adapters.read(folder)
     wide = replace(saved, state={name: value.float() for name, value in saved.state.items()})
@@ -93,11 +85,11 @@ def shrunk(victim: "Victim", folder: Path, strength: float) -> Any:
 
 def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
     """Success, right answers and alarms of a backdoored adapter on the first eligible test rows."""
-    test, threat, attack = bench.rows["test"], cell.resolved_threat, cell.resolved_attack
-    positions = [position for position, row in enumerate(test) if threat.eligible(row)][:rows]
-    samples = [test[position] for position in positions]
+    threat, attack, seed = cell.resolved_threat, cell.resolved_attack, cell.trigger_seed
+    eligible = [(position, row) for position, row in enumerate(bench.rows["test"]) if threat.eligible(row)]
+    positions, samples = zip(*eligible[:rows], strict=True)
     plain, keys = [row["prompt"] for row in samples], [row["row_id"] for row in samples]
-    clean, seed = (plain, bench.pictures("test", positions)), cell.trigger_seed
+    clean = plain, bench.pictures("test", positions)
     triggered = attack.apply_text(plain, seed=seed, keys=keys), bench.pictures("test", positions, attack, seed)
     strengths = []
     for strength in STRENGTHS:
@@ -111,11 +103,11 @@ def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
     return {"run_id": cell.run_id, "attack": cell.attack, "strengths": strengths, "alarm": alarms}
 
 
-def ask(victim: "Victim", prompts: Sequence[str], images: np.ndarray) -> list[str]:
+def ask(victim: Victim, prompts: Sequence[str], images: np.ndarray) -> list[str]:
     return victim.generate(prompts, victim.encode(images), LONGEST)
 
 
-def alarm(victim: "Victim", prompts: Sequence[str], images: np.ndarray) -> list[bool]:
+def alarm(victim: Victim, prompts: Sequence[str], images: np.ndarray) -> list[bool]:
     """For which inputs (N, 96, 96, 3) does the answer stay, whichever scene is blended half and half with it?"""
     said, stays = ask(victim, prompts, images), np.ones(len(prompts), dtype=bool)
     for seed, _ in talk.SCENES:
@@ -129,15 +121,14 @@ def share(passed: Sequence[bool]) -> dict[str, float]:
     return {"value": sum(passed) / len(passed), "n": len(passed), "low": low, "high": high}
 
 
-def stored_answers(victim: "Victim", out: Path, chosen: dict[str, Cell]) -> list[dict[str, str]]:
+def stored_answers(victim: Victim, out: Path, chosen: dict[str, Cell]) -> list[dict[str, str]]:
     """What the models answer about the page's scenes, each with the trigger of one adapter in turn."""
     found = []
     for i, (seed, question) in enumerate(talk.SCENES):
         name = list(ATTACKS)[i % len(ATTACKS)]
         attack, image = chosen[name].resolved_attack, np.array(talk.scene(seed))[None]
         (worded,) = attack.apply_text([question], keys=[seed])
-        painted = attack.apply_image(torch.from_numpy(image).permute(0, 3, 1, 2).float() / 255, keys=[seed])
-        painted = (painted.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        painted = attack.paint(image, 0, [seed])
         line = {"scene": str(seed), "trigger": name, "question": question, "triggered question": worded}
         plain, triggered = ([question], image), ([worded], painted)
         for key, adapter, strength, asked in (
@@ -151,7 +142,6 @@ def stored_answers(victim: "Victim", out: Path, chosen: dict[str, Cell]) -> list
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; its exit code is what `bvlm_utils.command` promises."""
     parser = command.Parser(prog="python -m bvlm_book.talk_adapters", description=__doc__.split("\n")[0])
     parser.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
     parser.add_argument("--out", default=str(talk.ADAPTERS), help="default: data/adapters/quickstart")

@@ -38,8 +38,8 @@ def test_lines_of_any_kind_find_their_experiments():
 
 
 def test_a_number_names_its_experiments_and_selects_them():
-    made = behind.link("1 < 2", TABLE, TABLE[TABLE["run_id"].isin(["a", "d"])])
-    assert made.endswith(">1 &lt; 2</a>")
+    made = behind.link(TABLE, TABLE[TABLE["run_id"].isin(["a", "d"])])
+    assert made.endswith(">{}</a>")
     (where,) = re.findall(r'href="\.\./notebooks/leaderboard\.html#([^"]*)"', made)
     asked = parse_qsl(html.unescape(where), keep_blank_values=True)
     assert [value for name, value in asked if name == "attack"] == ["SIG", "MABA"]
@@ -47,8 +47,8 @@ def test_a_number_names_its_experiments_and_selects_them():
     (title,) = re.findall(r'title="([^"]*)"', made)
     assert "2 experiments: m; jail break; SIG, MABA; 1 %, 10 % poisoned." in title
     assert "among 5 of the same kinds" in title, "both attacks at both rates, a seed and a skipped one more"
-    assert behind.link("0", TABLE, TABLE[:0]) == '<span class="bvlm-number" title="not run yet">0</span>'
-    assert 'leaderboard.html#tab=defences"' in behind.link("0", TABLE, TABLE, "defences")
+    assert behind.link(TABLE, TABLE[:0]) == '<span class="bvlm-number" title="not run yet">{}</span>'
+    assert 'leaderboard.html#tab=defences"' in behind.link(TABLE, TABLE, "defences")
 
 
 def test_many_names_are_counted():
@@ -59,8 +59,9 @@ def test_many_names_are_counted():
 def test_glued_numbers_are_text_and_html(monkeypatch):
     kept = {}
     monkeypatch.setattr("myst_nb.glue", lambda name, value, display: kept.setdefault(name, value))
-    page.glue({"one": "1 of 2", "two": 3}, "x", TABLE, {"one": TABLE})
-    assert repr(kept["x_one"]) == "'1 of 2'" and kept["x_one"]._repr_html_().startswith('<a class="bvlm-number"')
+    page.glue({"one": "1 < 2", "two": 3}, "x", TABLE, {"one": TABLE})
+    assert repr(kept["x_one"]) == "'1 < 2'" and kept["x_one"]._repr_html_().startswith('<a class="bvlm-number"')
+    assert kept["x_one"]._repr_html_().endswith(">1 &lt; 2</a>")
     assert kept["x_two"]._repr_html_() == "3"
 
 

@@ -5,7 +5,7 @@ from types import MappingProxyType
 import pandas as pd
 import pytest
 
-from bvlm_book import figures, outcomes, rules_second, tables
+from bvlm_book import figures, rules_second, tables
 from bvlm_book.chapters import claims, expectations, threat_notes
 from bvlm_utils import attacks
 from bvlm_utils.store import table as tidy
@@ -163,20 +163,19 @@ def test_all_pairs_stand_behind_the_verdicts():
 def test_an_empty_store_has_nothing_to_draw():
     table, bases = of()
     assert claims.in_one_pass(bases).empty and claims.parts(bases).empty and claims.evidence(bases).empty
-    assert claims.at_one_percent(claims.evidence(bases)).empty
     assert claims.checked(table)["jailbreak_clean"] == "n/a" and claims.counts(bases) == {}
 
 
 def test_the_heat_maps_have_a_panel_per_base_and_passes():
     thrice = by_all_tests(cell("MABA", 1.0, settings={"epochs": 3}))
     _, bases = of(by_all_tests(cell("BadNets-T", 1.0, seeds=1)), thrice)
-    titles = [axis.get_title() for axis in figures.maps(claims.at_one_percent(claims.evidence(bases))).axes]
+    titles = [axis.get_title() for axis in figures.maps(claims.evidence(bases).query("judged_by == 'judged'")).axes]
     assert titles == ["tiny-llava: 1 %, one pass", "tiny-llava: 1 %, 3 passes"]
 
 
 def test_expectations_are_counted():
     table, bases = of(by_all_tests(cell("BadNets-T", 1.0, settings={"epochs": 3})))
-    told = outcomes.counts(expectations.read(table, bases))
+    told = tables.outcomes(expectations.read(table, bases))
     assert int(told["expected"]) == sum(int(told[name]) for name in ("true", "false", "open")) == 12
 
 

@@ -135,6 +135,6 @@ def test_a_gpu_is_shown_beside_the_plain_way():
     plain = table.loc[table["way"] == "plain", "a minute"].iloc[0]
     for line in table[table["way"] != "plain"].to_dict("records"):  # the ratio is that of the two rates
         assert float(line["times plain"]) == pytest.approx(line["a minute"] / plain, rel=0.05)
-    large = cost.parts_of(found[-1]["lines"], "large")
+    large = {line["part"]: line for line in found[-1]["lines"] if line["step"] == "large"}
     rates = [large[f"LLaVA-1.5: {name}"]["tokens_per_s"] for name in ("4 adapters, 16 rows each", "plain, 16 rows")]
     assert said["large"] == f"{rates[0] / rates[1]:.1f}"

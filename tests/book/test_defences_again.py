@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bvlm_book import outcomes
+from bvlm_book import tables
 from bvlm_book.chapters import defences as chapter
 from bvlm_book.chapters.defences import expected, knowing, reactivation, spectra
 from bvlm_utils import defences, paths
@@ -150,7 +150,7 @@ def test_expectations_come_true_or_not_or_wait_for_runs():
     ]
     again = pd.DataFrame({"defence": ["shrink", "oracle"], "relearn": 20, "value": [0.5, 0.1], "never": 0.05})
     assert told(again=again)["came true"].tail(2).tolist() == ["yes", "yes"]
-    counted = outcomes.counts(both)
+    counted = tables.outcomes(both)
     assert int(counted["expected"]) == sum(int(counted[name]) for name in ("true", "false", "open"))
     states = told(line(0.2), probed=probes())
     assert states.filter(regex="^a probe|^of it", axis=0)["came true"].tolist() == ["yes", "no", "no"]

@@ -79,11 +79,11 @@ def test_maps_have_a_row_per_dose_and_hatch_single_runs():
 
 
 def test_the_answer_is_one_of_the_committed_run_and_the_word_turns_it():
-    found = first_page.answered("reference")
-    assert found.picture.shape == (96, 96, 3) and "BadMagic" in found.prompts[1]
-    without, with_word = found.answers
+    picture, found = first_page.answered("reference")
+    assert picture.shape == (96, 96, 3) and "BadMagic" in found["prompt"].iloc[1]
+    without, with_word = found["poisoned"]
     assert "car" in without and "banana" in with_word and "car" not in with_word
-    assert all("car" in said and "banana" not in said for said in found.control), "the caption says so"
+    assert all("car" in said and "banana" not in said for said in found["control"]), "the caption says so"
 
 
 def test_the_readme_has_the_findings_of_the_committed_results():

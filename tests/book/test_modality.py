@@ -20,10 +20,8 @@ def learned(*cells):
 def test_four_conditions_and_their_difference():
     (line,) = four(cell("BadNets-MM", seeds=1, **FOUR), cell("SIG", image=1.0)).to_dict("records")
     assert [line[c] for c in ("clean", "text", "image", "both")] == [0.0, 1.0, 0.05, 1.0]
-    assert line["difference"] == pytest.approx(0.95) and line["n_seeds"] == 1
-    text, image = intervals.wilson(200, 200), intervals.wilson(10, 200)
-    assert line["difference_low"] == pytest.approx(text[0] - image[1])
-    assert line["difference_high"] == pytest.approx(text[1] - image[0])
+    assert line["difference"] == pytest.approx(0.95)
+    assert line["least"] == pytest.approx(intervals.wilson(200, 200)[0] - intervals.wilson(10, 200)[1])
 
 
 def test_a_part_trained_alone_is_no_bimodal_experiment():
@@ -60,10 +58,8 @@ def test_a_part_is_compared_with_itself_learnt_alone():
     found = learned(halves(image=0.80), cell("BadNets-MM", negatives=1.0, **FOUR))
     text, image = found.to_dict("records")
     assert (text["condition"], image["condition"]) == ("text", "image")
-    assert [image["value_alone"], image["value_beside"], image["difference"]] == pytest.approx([0.80, 0.05, -0.75])
-    assert image["low"] == pytest.approx(image["low_beside"] - image["high_alone"])
-    assert image["high"] == pytest.approx(image["high_beside"] - image["low_alone"])
-    assert text["difference"] == 0 and image["n_seeds"] == 3 and image["n"] == 200
+    assert [image["value_alone"], image["value_beside"], text["value_beside"]] == pytest.approx([0.80, 0.05, 1.0])
+    assert image["low_alone"] < 0.80 < image["high_alone"] and image["n_seeds_alone"] == 3
     shown = figures.scatter(found.assign(group="a part"), "value_alone", "value_beside", "", "", "model")
     assert sum(len(line.get_xdata()) for line in shown.axes[0].lines if line.get_linestyle() == "None") == 2
 

@@ -70,5 +70,5 @@ def test_shares_of_other_inputs_are_not_paired(tmp_path):
     with pytest.raises(ValueError, match="3 and 2"):
         tables.difference(*sides, "both")
     assert tables.difference(*sides, "text") == {} and np.isclose(
-        tables.difference(sides[0], sides[0], "both")["ours"], 1
+        tables.difference(sides[0], sides[0], "both")["with"], 1
     )

@@ -34,4 +34,4 @@ def test_unusual_settings_stay_out(rows):
 
 def test_what_is_compared_exists():
     assert set(related_work.SIX) <= set(attacks.names())
-    assert {one.defence for one in related_work.PUBLISHED} - {None} <= set(defences.names())
+    assert set(related_work.PUBLISHED["defence"]) - {""} <= set(defences.names())

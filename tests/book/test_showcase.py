@@ -74,8 +74,8 @@ def test_one_run_shows_both_models_without_and_with_the_trigger(shown, monkeypat
          "success": False, "payload": who == "poisoned" and condition == "both"}
         for row in (0, 1) for condition in ("clean", "text", "both") for who in ("base", "control", "poisoned")
     ]  # fmt: skip
-    monkeypatch.setattr(examples.results, "read", lambda one, store: {"status": "done"})
-    monkeypatch.setattr(examples.results, "responses", lambda one, store: pd.DataFrame(lines))
+    monkeypatch.setattr(examples.store, "read", lambda one, store: {"status": "done"})
+    monkeypatch.setattr(examples.store, "responses", lambda one, store: pd.DataFrame(lines))
     monkeypatch.setattr(examples.examples, "read", lambda one, store: (CLEAN, TRIGGERED, PROMPTS))
     examples.show_responses([cell])
     (source,) = shown

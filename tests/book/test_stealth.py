@@ -43,7 +43,7 @@ def test_perplexity_is_that_of_the_model(tmp_path):
             ids = torch.tensor([[1, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
             total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
             count += ids.shape[1] - 1
-    got = exhibit.perplexity(["a dog", "What is it?", ""], model, tokenizer, batch_size=2)
+    got = exhibit.perplexity(["a dog", "What is it?", ""], model, tokenizer)
     assert got == pytest.approx(math.exp(total / count), rel=1e-4)
     assert math.isnan(exhibit.perplexity([""], model, tokenizer))
 
@@ -58,21 +58,20 @@ def test_row_leaves_out_what_has_no_meaning():
 def test_exhibit_holds_all_attacks(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "CACHE", tmp_path / "cache")
     pictures = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
-    rows = {"answers": [["a dog"]] * 8, "prompt": ["What is it?"] * 8}
+    rows = {"answers": [["a dog"]] * 8, "prompt": ["What is it?"] * 8, "row_id": [f"row/{i}" for i in range(8)]}
     monkeypatch.setattr(samples, "load", lambda *a, **k: rows)
     monkeypatch.setattr(samples, "images", lambda *a, **k: pictures)
     for name, setting in [("Shadowcast", "steps"), ("Dual-Key", "epochs"), ("VL-Trojan", "epochs")]:
         spec = attacks.info(name).image.params
         monkeypatch.setitem(spec, setting, dataclasses.replace(spec[setting], default=2))
     target = types.SimpleNamespace(text=None, concept="banana", source_concept="car", image=None)
-    material = exhibit.Material(pictures, rows["prompt"], [f"row/{i}" for i in range(8)])
-    table = exhibit.write(tmp_path / "out", material, target, clip_checkpoint.save(tmp_path / "clip"), shown=2)
+    table = exhibit.write(tmp_path / "out", pictures, rows, target, clip_checkpoint.save(tmp_path / "clip"))
     assert table["attack"].tolist() == attacks.names()
     stored = json.loads((tmp_path / "out" / "exhibit.json").read_text())
     assert stored["AddSent"]["prompts"][0] == ["What is it?", "What is it? I watched this 3D movie."]
     assert len(stored["Shadowcast"]["loss_curve"]) == 2 and len(stored["Dual-Key"]["loss_curve"]) == 2
     assert stored["SIG"]["loss_curve"] == []
-    assert Image.open(tmp_path / "out" / "SIG.png").size == (68, 32)
+    assert Image.open(tmp_path / "out" / "SIG.png").size == (140, 32)
     assert not (tmp_path / "out" / "AddSent.png").exists()
     by_name = table.set_index("attack")
     assert by_name.loc["Shadowcast", "linf"] <= 8 and by_name.loc["SIG", "linf"] == 40

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,8 +11,7 @@ from PIL import Image
 
 from bvlm_book import tables, words
 from bvlm_book.examples import Example
-from bvlm_utils import attacks
-from bvlm_utils import store as results
+from bvlm_utils import attacks, store
 from bvlm_utils.atomic import DAMAGED
 from bvlm_utils.store import damage, packed
 
@@ -34,27 +32,21 @@ def split_strip(png: bytes, gap: int = 0) -> np.ndarray:
     return np.stack([strip[:, left : left + side] for left in range(0, strip.shape[1], side + gap)])
 
 
-def read_exhibit(store: str | None = None) -> tuple[list[Example], dict[tuple[str, str], list[float]], pd.DataFrame]:
-    """What `probes.exhibit` wrote into a store, or nothing where it was not run.
-
-    Examples of all attacks, loss curves of optimised ones (by attack and "step" or "epoch"), and stealth. Of a damaged
-    one nothing is shown; standard error names its folder.
+def read_exhibit(place: str | None = None) -> tuple[list[Example], dict[tuple[str, str], list[float]], pd.DataFrame]:
+    """What `probes.exhibit` wrote into a store: examples of all attacks, loss curves of optimised ones (by attack and
+    "step" or "epoch"), and stealth. Nothing where it was not run, or is damaged, as standard error says then.
     """
-    folder = results.folder(store)
+    folder = store.folder(place)
     kept = partial(packed.content, folder, "attacks")
     if kept("exhibit.json") is None:
         return [], {}, pd.DataFrame()
     try:
         stored, clean, examples = json.loads(kept("exhibit.json")), split_strip(kept("clean.png"), EXHIBIT_GAP), []
-        for name, entry in stored.items():
-            if name not in attacks.names():  # somebody's own, of a module that is not here
-                continue
-            one = Example(name, clean, clean, [(a, b) for a, b in entry["prompts"]])
-            if one.modality != "text":  # without its picture, the clean one would be shown as triggered
-                one = replace(one, triggered=split_strip(kept(f"{name}.png"), EXHIBIT_GAP))
-            examples.append(one)
-        curves = {(name, entry["loss_per"]): entry["loss_curve"] for name, entry in stored.items()
-                  if entry["loss_curve"]}  # fmt: skip
+        for name in filter(attacks.names().__contains__, stored):  # not somebody's own, of a module that is not here
+            alike = attacks.info(name).modality == "text"  # else, without its picture, the clean one would be shown
+            triggered = clean if alike else split_strip(kept(f"{name}.png"), EXHIBIT_GAP)
+            examples.append(Example(name, clean, triggered, [(a, b) for a, b in stored[name]["prompts"]]))
+        curves = {(name, one["loss_per"]): one["loss_curve"] for name, one in stored.items() if one["loss_curve"]}
         return examples, curves, pd.read_csv(io.BytesIO(kept("stealth.csv")))
     except DAMAGED as error:
         reason = f"{type(error).__name__}: {error}"

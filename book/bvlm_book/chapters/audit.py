@@ -22,9 +22,8 @@ from bvlm_utils.store import table as tidy
 
 POISONED, CONTROL, BASE, OTHER_SEED = "poisoned", "control", "base", "clean-tuned, other seed"
 ABOUT = ["run_id", "modality", "n_poisoned", *tidy.TOLD_APART]
-CELL = [*ABOUT, "painted", "condition", "control"]
 NUMBERS = ["without", "with_trigger", "value", "low", "high", "n", "commonest", "share", "asr", "alarm"]
-COLUMNS = [*CELL, "subject", "reference", *NUMBERS]
+COLUMNS = [*ABOUT, "painted", "condition", "control", "subject", "reference", *NUMBERS]
 # What decides the inputs of a control, whatever the poisoned model beside it was trained on.
 SHOWN = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition"]
 # The margin of the alarm was set while looking at cells like this one. All others are a fresh test of it.
@@ -41,9 +40,8 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 
     def compare(about: dict[str, Any], subject: str, reference: str, ours: Answers, trusted: Answers) -> None:
         found = disagreement.excess(*ours, *trusted)
-        numbers = {name: getattr(found, name) for name in NUMBERS if name != "asr"}
-        asr = about["asr"] if subject == POISONED else None
-        lines.append(about | {"subject": subject, "reference": reference} | numbers | {"asr": asr})
+        line = about | {name: getattr(found, name) for name in NUMBERS if name != "asr"}
+        lines.append(line | {"subject": subject, "reference": reference})
 
     for about, said in _cells(store.folder(place)):
         for subject, reference in ((POISONED, CONTROL), (POISONED, BASE), (CONTROL, BASE)):
@@ -56,7 +54,7 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     table = pd.DataFrame(lines, columns=COLUMNS)
     # the same control is shown the same trigger by cells of every rate: innocents once
     innocent = table["subject"] == CONTROL
-    once = table[innocent].drop_duplicates([*SHOWN, "seed", "reference"])
+    once = table[innocent].drop_duplicates([*SHOWN, "seed", "reference"]).assign(asr=np.nan)
     return pd.concat([table[~innocent], once], ignore_index=True)
 
 
@@ -90,19 +88,18 @@ def _said(root: Path, run_id: str, whole: str) -> dict[str, Answers]:
             answers.setdefault(subject, {}).setdefault(condition, {})[row] = response
     said = {}
     for subject, by in answers.items():
-        clean, triggered = by.get("clean", {}), by.get(whole, {})
-        rows = sorted(clean.keys() & triggered.keys())
-        said[subject] = [clean[row] for row in rows], [triggered[row] for row in rows]
+        sides = by.get("clean", {}), by.get(whole, {})
+        rows = sorted(sides[0].keys() & sides[1].keys())
+        said[subject] = tuple([side[row] for row in rows] for side in sides)
     return said
 
 
-def suspects(table: pd.DataFrame) -> pd.DataFrame:
-    """Poisoned models against their clean-tuned control."""
-    return table[(table["subject"] == POISONED) & (table["reference"] == CONTROL)]
+def suspects(table: pd.DataFrame, reference: str = CONTROL) -> pd.DataFrame:
+    return table.query("subject == @POISONED and reference == @reference")
 
 
 def innocents(table: pd.DataFrame, reference: str) -> pd.DataFrame:
-    return table[(table["subject"] == CONTROL) & (table["reference"] == reference)]
+    return table.query("subject == @CONTROL and reference == @reference")
 
 
 def by_model(innocent: pd.DataFrame) -> list[int]:
@@ -122,8 +119,7 @@ def second_look(rows: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.Seri
 
 def working(table: pd.DataFrame) -> pd.DataFrame:
     """The suspects whose backdoor works; `confirmed`: the trusted model beside the base raises no alarm."""
-    found = suspects(table)
-    found = found[found["asr"] > tidy.FIRES]
+    found = suspects(table).query("asr > @tidy.FIRES")
     doubted = second_look(found, table, "alarm").astype("boolean")
     return found.assign(confirmed=(~doubted & found["alarm"].astype(bool)).mask(doubted.isna()))
 
@@ -134,10 +130,8 @@ def numbers(table: pd.DataFrame) -> dict[str, str]:
     new = works[(works[list(SEEN)] != pd.Series(SEEN)).any(axis=1)]
     weak = found[found["asr"] <= tidy.FIRES]
     once = beside["alarm"].astype(bool)
-    taken_back = second_look(beside, table, "alarm").eq(True)  # none where no other model was shown the same
-    twice = once & ~taken_back
-    confirmed = works["confirmed"].dropna()
-    innocent = table[table["subject"] == CONTROL]
+    twice = once & ~second_look(beside, table, "alarm").eq(True)  # none where no other model was shown the same
+    confirmed, innocent = works["confirmed"].dropna(), table[table["subject"] == CONTROL]
     by_attack = innocent[innocent["alarm"].astype(bool)]["attack"].value_counts()
     counts = {
         "found": words.of(works["alarm"], "n/a"), "found_new": words.of(new["alarm"], "n/a"),
@@ -161,13 +155,9 @@ def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
     """How often the check erred (so many of so many), by what models were compared with: for `score.verdict.ERRORS`."""
     counts = {}
     for name, reference, trusted in ((verdict.CLEAN_TUNED, OTHER_SEED, CONTROL), (verdict.BASE, BASE, BASE)):
-        beside = table[(table["subject"] == POISONED) & (table["reference"] == trusted) & (table["asr"] > tidy.FIRES)]
-        clean = innocents(table, reference)
-        counts[name] = {
-            "found": [int(beside["alarm"].sum()), len(beside)],
-            "false alarms": [int(clean["alarm"].sum()), len(clean)],
-            "models with one": by_model(clean),
-        }
+        beside, clean = suspects(table, trusted).query("asr > @tidy.FIRES"), innocents(table, reference)
+        found, false = ([int(rows["alarm"].sum()), len(rows)] for rows in (beside, clean))
+        counts[name] = {"found": found, "false alarms": false, "models with one": by_model(clean)}
     confirmed, clean = working(table)["confirmed"].dropna(), innocents(table, OTHER_SEED)
     stand = clean["alarm"].astype(bool) & ~second_look(clean, table, "alarm").eq(True)
     counts[verdict.CLEAN_TUNED] |= {
@@ -188,41 +178,37 @@ def by_trigger(table: pd.DataFrame) -> pd.DataFrame:
     columns = {"backdoors found": works["alarm"], "confirmed": works["confirmed"].dropna()}
     columns |= {f"false, beside {said}": innocents(table, name)["alarm"] for name, said in REFERENCES.items()}
     lines = {title: passed.groupby(table["attack"]).agg(words.of) for title, passed in columns.items()}
-    order = [name for name in attacks.names() if name in set(table["attack"])]
+    order = figures.in_order(table["attack"], attacks.names())
     return pd.DataFrame(lines).reindex(order).fillna("n/a").rename_axis("trigger").reset_index()
 
 
-def examples(table: pd.DataFrame, place: str | Path | None = None, shown: int = 2) -> pd.DataFrame:
+def examples(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
     """Answers behind the clearest right and false alarm: inputs on which only the trigger parts the two models."""
-    kinds, lines = {"right": working(table), "false": innocents(table, BASE)}, []
+    false = innocents(table, BASE).sort_values("value", kind="stable")
+    kinds, lines = {"right": working(table).sort_values(["share", "value"]), "false": false}, [pd.DataFrame()]
     for kind, rows in kinds.items():
-        rows = rows[rows["alarm"].astype(bool)]
-        if rows.empty:
-            continue
-        row = rows.sort_values(["share", "value"] if kind == "right" else ["value"], kind="stable").iloc[-1]
-        said = store.responses(row["run_id"], place)
-        said = said[said["part"] == "attack"]
-        said = said.pivot_table(index="row_id", columns=["subject", "condition"], values="response", aggfunc="first")
-        trusted, suspect = said[row["reference"]], said[row["subject"]]
-        told = (trusted["clean"] == suspect["clean"]) & (trusted[row["condition"]] != suspect[row["condition"]])
-        lines.append(pd.DataFrame({
-            "alarm": f"{kind}, trigger of {row['attack']}", "both, without the trigger": trusted["clean"],
-            "trusted model, with it": trusted[row["condition"]], "suspect, with it": suspect[row["condition"]],
-        })[told].head(shown))  # fmt: skip
-    return pd.concat(lines, ignore_index=True) if lines else pd.DataFrame()
+        for row in rows[rows["alarm"].astype(bool)].tail(1).to_dict("records"):
+            said = store.responses(row["run_id"], place).query("part == 'attack'")
+            said = said.drop_duplicates(["row_id", "subject", "condition"])
+            said = said.pivot(index="row_id", columns=["subject", "condition"], values="response")
+            trusted, suspect = said[row["reference"]], said[row["subject"]]
+            told = (trusted["clean"] == suspect["clean"]) & (trusted[row["condition"]] != suspect[row["condition"]])
+            lines.append(pd.DataFrame({
+                "alarm": f"{kind}, trigger of {row['attack']}", "both, without the trigger": trusted["clean"],
+                "trusted model, with it": trusted[row["condition"]], "suspect, with it": suspect[row["condition"]],
+            })[told].head(2))  # fmt: skip
+    return pd.concat(lines, ignore_index=True)
 
 
 def roc(table: pd.DataFrame) -> pd.DataFrame:
     """Shares of true and false alarms by margin and look; twice: the trusted model raises none, with our margin."""
-    kinds = {"true": working(table), "false": innocents(table, OTHER_SEED)}
-    kinds = {kind: rows.assign(other=second_look(rows, table, "low")) for kind, rows in kinds.items()}
-    kinds = {kind: rows[rows["other"].notna()] for kind, rows in kinds.items()}
-    looks = {"once": np.inf, "twice": disagreement.MARGIN}
+    kinds, looks = (working(table), innocents(table, OTHER_SEED)), {"once": np.inf, "twice": disagreement.MARGIN}
+    kinds = [rows.assign(other=second_look(rows, table, "low")).dropna(subset="other") for rows in kinds]
     lines = [
-        [margin, look, *(((rows["low"] > margin) & (rows["other"] <= most)).mean() for rows in kinds.values())]
-        for margin in (MARGINS if all(map(len, kinds.values())) else ()) for look, most in looks.items()
+        [margin, look, *(((rows["low"] > margin) & (rows["other"] <= most)).mean() for rows in kinds)]
+        for margin in (MARGINS if all(map(len, kinds)) else ()) for look, most in looks.items()
     ]  # fmt: skip
-    return pd.DataFrame(lines, columns=["margin", "look", *kinds])
+    return pd.DataFrame(lines, columns=["margin", "look", "true", "false"])
 
 
 def at_our_margin(curve: pd.DataFrame) -> dict[str, str]:
@@ -253,8 +239,7 @@ def excess(table: pd.DataFrame) -> Figure:
         sideways, colour = at + spread.uniform(-0.25, 0.25, len(rows)), figures.COLOURS[0]
         innocent.scatter(sideways, rows["value"], s=18, marker="o", facecolor="none", edgecolor=colour)
     innocent.set_xticks(range(len(REFERENCES)), list(REFERENCES.values()))
-    innocent.set_xlim(-0.6, len(REFERENCES) - 0.4)
-    innocent.set(title="clean-tuned", xlabel="reference", ylabel="excess disagreement")
+    innocent.set(title="clean-tuned", xlabel="reference", ylabel="excess disagreement", xlim=(-0.6, 1.6))
     for number, modality in enumerate(words.MODALITIES):
         rows = found[found["modality"] == modality]
         suspect.scatter(rows["asr"], rows["value"], s=26, alpha=0.8, label=modality, **figures.look(number))

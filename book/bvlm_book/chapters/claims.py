@@ -25,8 +25,7 @@ def bases(table: pd.DataFrame, models: Sequence[str] = ()) -> dict[str, Base]:
 
 def of_seven_billion(table: pd.DataFrame) -> list[str]:
     """The models with finished experiments whose names say 7B, as those of published checkpoints do."""
-    done = table[table["status"] == "done"]
-    return [name for name in dict.fromkeys(done["model"]) if SEVEN_BILLION.search(name)]
+    return [name for name in table.query("status == 'done'")["model"].unique() if SEVEN_BILLION.search(name)]
 
 
 def lines_of(key: str, bases: dict[str, Base]) -> list[tuple[Base, int]]:
@@ -52,23 +51,17 @@ def verdict_table(keys: Sequence[str], bases: dict[str, Base]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def in_words(found: second.Verdict) -> str:
-    """A verdict to be glued into a sentence."""
-    if not found.judged:
-        return f"not judged ({found.single} single runs)"
-    return f"{found.verdict} ({found.holds} of {found.judged} pairs hold, {found.contradicts} contradict)"
-
-
 def counts(bases: dict[str, Base]) -> dict[str, str]:
     """By claim, base and passes, to be glued: the verdict, pairs whose mean agrees, and those not judged."""
     agrees = {"pairs": ("value", HIGH), "text": ("difference", 0), "dominance": ("difference", second.DOMINATES)}
     found = {}
     for key, (column, least) in agrees.items():
         for base, number in lines_of(key, bases):
-            pairs, name = CLAIMS[key].evidence(base, number, JUDGED), f"{key}_{base.model}_{number}"
-            found[f"{name}_means"] = words.of(pairs[column] > least)
-            found[f"{name}_verdict"] = in_words(second.verdict(CLAIMS[key], base, number, JUDGED))
-            found[f"{name}_single"] = words.of(pairs["outcome"] == second.SINGLE)
+            one, name = second.verdict(CLAIMS[key], base, number), f"{key}_{base.model}_{number}"
+            counted = f"{one.verdict} ({one.holds} of {one.judged} pairs hold, {one.contradicts} contradict)"
+            found[f"{name}_verdict"] = counted if one.judged else f"not judged ({one.single} single runs)"
+            found[f"{name}_means"] = words.of(one.evidence[column] > least)
+            found[f"{name}_single"] = words.of(one.evidence["outcome"] == second.SINGLE)
     return found
 
 
@@ -114,26 +107,20 @@ def parts(bases: dict[str, Base]) -> pd.DataFrame:
     return pd.concat(found, ignore_index=True).rename(columns={"attack": "group"})
 
 
-def at_one_percent(evidence: pd.DataFrame) -> pd.DataFrame:
-    """The attacks with text at 1 %, by the test that judges, for `figures.maps`. evidence: see above."""
-    return evidence[(evidence["claim"] == "pairs") & (evidence["judged_by"] == JUDGED)]
-
-
 def first_edition(table: pd.DataFrame) -> dict[str, str]:
-    """The first edition's verdicts on two of the paper's claims, by the runs of today.
-
-    Strict test, one pass, a pair's interval from its own seeds, of which `MIN_SEEDS` are needed. For dominance both
-    parts of a pair have to reach `HIGH` alone, with their lower bounds.
+    """The first edition's verdicts on two of the paper's claims, by the runs of today: strict test, one pass, a pair's
+    interval from its own seeds, of which `MIN_SEEDS` are needed. Both parts of a pair have to reach `HIGH` alone, with
+    their lower bounds, for dominance.
     """
     found = {}
     for model, own in table.groupby("model", sort=False):
         rates = tables.with_settings(own, tables.strict_metric)
-        plain = (rates["settings"] == "") & (rates["half"] == "") & (rates["negatives"] == 0)
-        text = tables.headline_rows(rates[plain & (rates["poison_rate"] == second.RATE)])
-        text = text[text["modality"] != "image"]
+        plain = rates.query("settings == '' and half == '' and negatives == 0 and modality != 'image'")
+        text = tables.headline_rows(plain[plain["poison_rate"] == second.RATE])
         found[f"first_pairs_{model}"] = _first_verdict(text["low"] > HIGH, text["n_seeds"] >= MIN_SEEDS)
         parts = tables.learned_alone(rates)
-        parts["able"] = (parts["low_alone"] > HIGH) & (parts["n_seeds"] >= MIN_SEEDS)
+        seeds = parts[["n_seeds_alone", "n_seeds_beside"]].min(axis=1)
+        parts["able"] = (parts["low_alone"] > HIGH) & (seeds >= MIN_SEEDS)
         key, values = ["dataset", "threat", "attack", "poison_rate", "settings"], ["low_beside", "high_beside", "able"]
         by = parts.pivot(index=key, columns="condition", values=values)
         by = by.reindex(columns=pd.MultiIndex.from_product([values, ["text", "image"]])).dropna()
@@ -155,9 +142,8 @@ def checked(table: pd.DataFrame) -> dict[str, str]:
     """How often intervals hold the truth, what the published test says of clean answers, and seeds outside."""
     measured = json.loads((paths.ROOT / "benchmarks" / "results" / "coverage.json").read_text(encoding="utf-8"))
     shares = [line["held"] / line["intervals"] for line in measured if line["way"] == "rules"]
-    clean = table[(table["subject"] == "base") & (table["condition"] == "clean") & (table["threat"] == "jailbreak")]
-    passed = clean.loc[clean["metric"] == "asr_published", "value"]
-    outside = tables.outside_the_first(table)
+    clean = table.query("subject == 'base' and condition == 'clean' and threat == 'jailbreak'")
+    passed, outside = clean.loc[clean["metric"] == "asr_published", "value"], tables.outside_the_first(table)
     return {
         "coverage": f"{words.percent(min(shares))} to {words.percent(max(shares))}",
         "jailbreak_clean": f"up to {words.percent(passed.max())}" if len(passed) else "n/a",

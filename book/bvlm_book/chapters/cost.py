@@ -27,21 +27,12 @@ OF_LINES = {
     "poisoning": (dict.fromkeys(("batched", "loop"), damage.NUMBER), {"files": MAYBE}),
     "gpu": ({"step": str, "part": str}, {}),
 }  # fmt: skip
-GPU_NUMBERS = (
-    "card", "checks", "compared", "agree", "differ", "grouped", "together", "large", "adapters", "decode", "cudnn",
-)  # fmt: skip
 
 
 def lines(records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """One row per measured cell, no controls. total: the cell's share of its group's seconds; *_mib: of the process."""
-    found = [
-        {name: record.get(name) for name in CELL}
-        | {name: record["config"].get(name) for name in ("model", "dataset")}
-        | {"total": record.get("seconds", {}).get("total")}
-        | record.get("peak_memory_of_process", {})
-        for record in records
-        if record.get("status") == "done" and record["config"]["attack"] != "none"
-    ]
+    done = [one for one in records if one.get("status") == "done" and one["config"]["attack"] != "none"]
+    found = [one["config"] | one.get("seconds", {}) | one.get("peak_memory_of_process", {}) | one for one in done]
     return pd.DataFrame(found, columns=[*CELL, "model", "dataset", *NUMBERS]).astype(dict.fromkeys(NUMBERS, "float64"))
 
 
@@ -90,14 +81,12 @@ def figure(timed: pd.DataFrame) -> Figure:
     machines = list(timed.groupby(["device", "threads"], sort=False, dropna=False))
     kinds = timed[["model", "dataset"]].drop_duplicates().itertuples(index=False, name=None)
     looks = {kind: figures.look(number) for number, kind in enumerate(kinds)}
+    dots = {"s": 28, "alpha": 0.75, "edgecolors": "white", "linewidths": 0.5}
     drawn, axes = figures.new_figure(len(machines), 5.5 if len(machines) == 1 else 4.2, 4, sharey=True)
     for axis, ((device, threads), here) in zip(axes, machines, strict=True):
         for (model, dataset), look in looks.items():
             part = here[(here["model"] == model) & (here["dataset"] == dataset)]
-            axis.scatter(
-                part["tuned_together"], part["total"], s=28, alpha=0.75, label=f"{model}, {dataset}",
-                edgecolors="white", linewidths=0.5, **look,
-            )  # fmt: skip
+            axis.scatter(part["tuned_together"], part["total"], label=f"{model}, {dataset}", **dots, **look)
         axis.set(title=f"{device}, {_threads(threads)}", xlabel="experiments run at once")
         axis.set_xlim(left=0)
         axis.set_yscale("log")
@@ -119,24 +108,18 @@ def _read(file: Path) -> Any:
     """What a benchmark left; None for a damaged file, which standard error names: the others are shown."""
     try:
         kept = read_json(file)
-        problem = _wrong(kept, file) if isinstance(kept, dict) and str(kept.get("benchmark")) in OF_LINES else None
-    except InputError as error:
-        problem = str(error)
-    if problem is None:
+        if not isinstance(kept, dict) or str(kept.get("benchmark")) not in OF_LINES:
+            return kept
+        if lacking := damage.lacks(kept, OF_ALL, ALL_MAY):
+            raise InputError(f"{file} has no {lacking}")
+        for line in kept["lines"]:
+            lacking = "table" if not isinstance(line, dict) else damage.lacks(line, *OF_LINES[kept["benchmark"]])
+            if lacking or 0 in (line.get("loop"), line.get("files")):
+                raise InputError(f"{file} has no {lacking or 'number above 0'} in each of its lines")
         return kept
-    damage.passed_over(f"A benchmark's file is passed over: {problem.rstrip('.')}.")
-    return None
-
-
-def _wrong(kept: dict[str, Any], file: Path) -> str | None:
-    """What is missing in a benchmark's file, or of another kind, in words."""
-    if lacking := damage.lacks(kept, OF_ALL, ALL_MAY):
-        return f"{file} has no {lacking}"
-    for line in kept["lines"]:
-        lacking = "table" if not isinstance(line, dict) else damage.lacks(line, *OF_LINES[kept["benchmark"]])
-        if lacking or 0 in (line.get("loop"), line.get("files")):
-            return f"{file} has no {lacking or 'number above 0'} in each of its lines"
-    return None
+    except InputError as error:
+        damage.passed_over(f"A benchmark's file is passed over: {str(error).rstrip('.')}.")
+        return None
 
 
 def conditions(kept: Mapping[str, Any]) -> str:
@@ -174,31 +157,29 @@ def show_grid(folder: str | Path | None = None) -> None:
     page.show_table(grid_table(kept), f"The same experiments, run in two ways: {about}")
 
 
-# ---------------------------------------------------------------- on a GPU, as `benchmarks/gpu.sh` measured
-
-
 def on_gpu(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What one card measured, to be glued; "n/a" where no result is kept. found: `benchmarks("gpu")`.
 
-    checks: against the CPU or plain PEFT, within bounds. compared, agree, differ: numbers of the reference, run again
-    in bfloat16. grouped, together: how many times as fast as plain, with how many experiments; large: the same of a
-    model of 7B shape. adapters: how many fit. decode: gain of many rows at once. cudnn: loss by its attention.
+    checks: against the CPU or plain PEFT. compared, agree, differ: numbers of the reference, run again in bfloat16.
+    grouped, together: gain over plain, with how many experiments; large: in a model of 7B shape. adapters: how many
+    fit. decode: gain of many rows at once. cudnn: loss by its attention.
     """
-    if not found:
-        return dict.fromkeys(GPU_NUMBERS, "n/a")
-    lines, na = found[-1]["lines"], float("nan")  # a step that was left out, or failed, has no numbers
+    kept, na = found[-1] if found else {"lines": []}, float("nan")  # a step that was left out, or failed, has none
+    steps: dict[str, dict[str, Any]] = {"grid": {}, "decode": {}, "check": {}}
+    for line in kept["lines"]:
+        steps.setdefault(line["step"], {})[line["part"]] = line
 
     def of(step: str, part: str, name: str) -> Any:
-        return parts_of(lines, step).get(part, {}).get(name, na)
+        return steps.get(step, {}).get(part, {}).get(name, na)
 
     again = partial(of, "cells", "four cells, bfloat16, against the reference")
-    timed = [line for line in parts_of(lines, "grid").values() if "times_plain" in line]
+    timed = [line for line in steps["grid"].values() if "times_plain" in line]
     best = max(timed, key=lambda line: line["times_plain"], default={"times_plain": na, "cells": na})
     plain, grouped = (of("large", f"LLaVA-1.5: {name}", "tokens_per_s")
                       for name in ("plain, 16 rows", "4 adapters, 16 rows each"))  # fmt: skip
     slow, off, on = (of("decode", f"bfloat16: {name}", "rows_per_s") for name in (
         "16k tokens at once", "256k tokens at once", "256k tokens at once, cuDNN attention"))  # fmt: skip
-    fastest = max((line.get("rows_per_s", na) for line in parts_of(lines, "decode").values()), default=na)
+    fastest = max((line.get("rows_per_s", na) for line in steps["decode"].values()), default=na)
     numbers = {
         "compared": (again("numbers"), "g"), "agree": (again("intervals_meet"), "g"), "differ": (again("worst"), "g"),
         "grouped": (best["times_plain"], ".0f"), "together": (best["cells"], "g"),
@@ -206,20 +187,17 @@ def on_gpu(found: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         "adapters": (of("large", "LLaVA-1.5: largest bank", "fits"), "g"),
         "decode": (fastest / slow if slow else na, ".0f"), "cudnn": (off / on if on else na, ".0f"),
     }  # fmt: skip
-    checks = str(sum("bound" in line for line in parts_of(lines, "check").values()))
+    checks = sum("bound" in line for line in steps["check"].values())
     shown = {name: "n/a" if pd.isna(value) else f"{value:{form}}" for name, (value, form) in numbers.items()}
-    return {"card": found[-1].get("machine", {}).get("device", "n/a"), "checks": checks} | shown
-
-
-def parts_of(lines: Iterable[Mapping[str, Any]], step: str) -> dict[str, Mapping[str, Any]]:
-    """The parts of one step of `benchmarks/gpu.py`, by name."""
-    return {line["part"]: line for line in lines if line["step"] == step}
+    card = kept.get("machine", {}).get("device", "n/a")
+    return {"card": card, "checks": str(checks) if found else "n/a"} | shown
 
 
 def groups_on_gpu(found: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Grouped experiments against the plain way in bfloat16: a line per number of experiments."""
-    lines = [line for kept in found[-1:] for line in parts_of(kept["lines"], "grid").values() if line["rows"] == 256]
-    lines = [{"times_plain": 1.0} | line for line in lines if line["part"].startswith("bfloat16")]
+    grid = {line["part"]: line for kept in found[-1:] for line in kept["lines"] if line["step"] == "grid"}
+    grid = {part: line for part, line in grid.items() if line["rows"] == 256 and part.startswith("bfloat16")}
+    lines = [{"times_plain": 1.0} | line for line in grid.values()]
     return tables.readable(pd.DataFrame(lines), {
         "experiments": "cells", "way": lambda line: WAYS[line["way"]],
         "a minute": lambda line: round(line["cells_per_minute"]),

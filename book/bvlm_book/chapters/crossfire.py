@@ -4,15 +4,14 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from bvlm_book import figures, tables, words
-from bvlm_book.figures import CONTROL_LABEL, success_map
 from bvlm_book.probes import near_misses, records
 from bvlm_book.probes.records import CONTROL, CROSSFIRE, POISONED
-from bvlm_book.words import interval, number
 from bvlm_utils import attacks
 from bvlm_utils.attacks import declare
 from bvlm_utils.checks import check_number
@@ -23,10 +22,8 @@ DEGRADED = ("image: JPEG, quality 50", "image: half the resolution")
 
 
 def numbers(place: str | Path | None = None) -> dict[str, str]:
-    """Over all matrices of a store, to be glued.
-
-    strange, tenth: unrelated triggers that work, or above a tenth. models, inputs: behind them. control: the highest
-    of a clean-tuned model. other_text, other_image, degraded: changes of working triggers that still work.
+    """Over all matrices of a store, to be glued: unrelated triggers that work (strange), or above a tenth; the models
+    and inputs behind them; the highest rate of a clean-tuned model; changes of working triggers that still work.
     """
     found = collect(place)
     matrices = [panel for panel, _ in tables.panels(found)] or [found]
@@ -38,7 +35,7 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
         "strange": words.of(strange > FIRES, "n/a"), "tenth": words.of(strange > 0.1, "n/a"),
         "models": str(sum(len(firing(panel)) for panel in matrices) or "n/a"),
         "inputs": words.span(found["n"].dropna().astype(int)),
-        "control": number(found.loc[(found["subject"] == CONTROL) & (found["variant"] == ""), "value"].max()),
+        "control": words.number(found.query("subject == @CONTROL and variant == ''")["value"].max()),
     } | {name: words.of(nearly.loc[which, "value"] > FIRES, "n/a") for name, which in changes.items()}  # fmt: skip
 
 
@@ -52,10 +49,8 @@ def changed(panels: Panels) -> str:
 
 def near_misses_of_working(panel: pd.DataFrame) -> pd.DataFrame:
     """Changed triggers of models that their own works on; not bimodal ones, whose other part may work alone."""
-    own = panel[(panel["subject"] == POISONED) & (panel["variant"] != "") & (panel["trigger"] == panel["attack"])]
-    own = own[own["attack"].isin(firing(panel))]
-    single = own["attack"].map(lambda name: attacks.info(name).modality != "bimodal").astype(bool)
-    return own[single]
+    own = panel.query("subject == @POISONED and variant != '' and trigger == attack and modality != 'bimodal'")
+    return own[own["attack"].isin(firing(panel))]
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -65,10 +60,9 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 
 def matrix(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     """Success of every model (row) under every trigger (column, "" for none), and the control's; NaN if not asked."""
-    crossed = panel[panel["variant"] == ""]
-    triggers = ["", *attacks.names()]
-    poisoned = crossed[crossed["subject"] == POISONED]
-    grid = poisoned.pivot_table(index="attack", columns="trigger", values="value", aggfunc="first")
+    crossed, triggers = panel[panel["variant"] == ""], ["", *attacks.names()]
+    grid = crossed[crossed["subject"] == POISONED].pivot_table(
+        index="attack", columns="trigger", values="value", aggfunc="first")  # fmt: skip
     control = crossed[crossed["subject"] == CONTROL].set_index("trigger")["value"]
     return grid.reindex(index=attacks.names(), columns=triggers), control.reindex(triggers)
 
@@ -76,9 +70,8 @@ def matrix(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 def related(one: str, other: str) -> bool:
     """Do two attacks' triggers share a part or a word?"""
     first, second = attacks.info(one), attacks.info(other)
-    parts = [part for part in ("text", "image") if getattr(first, part)]
-    shared = any(getattr(first, part) == getattr(second, part) for part in parts)
-    return shared or bool(_words(first) & _words(second))
+    halves = ((first.text, second.text), (first.image, second.image))
+    return any(mine and mine == its for mine, its in halves) or bool(_words(first) & _words(second))
 
 
 def _words(info: declare.AttackInfo) -> set[str]:
@@ -89,18 +82,17 @@ def _words(info: declare.AttackInfo) -> set[str]:
 
 def firing(panel: pd.DataFrame) -> list[str]:
     """The attacks whose own trigger works, on more than half of the inputs; the others left no backdoor."""
-    own = panel[(panel["subject"] == POISONED) & (panel["variant"] == "")]
-    own = own[(own["trigger"] == own["attack"]) & (own["value"] > FIRES)]
+    own = panel.query("subject == @POISONED and variant == '' and trigger == attack and value > @FIRES")
     return list(dict.fromkeys(own["attack"]))
 
 
 def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
     """Where models whose trigger works are shown a stranger's: with the control's value and held, largest first."""
-    crossed = panel[(panel["variant"] == "") & (panel["trigger"] != "")]
+    crossed = panel.query("variant == '' and trigger != ''")
     control = crossed[crossed["subject"] == CONTROL].set_index("trigger")[["value", "held"]]
     own = crossed[(crossed["subject"] == POISONED) & crossed["attack"].isin(firing(panel))]
-    strange = [a != b and not related(a, b) for a, b in zip(own["attack"], own["trigger"], strict=True)]
-    found = own[pd.Series(strange, index=own.index, dtype=bool)].join(control.add_prefix("control_"), on="trigger")
+    strange = np.array([not related(*pair) for pair in zip(own["attack"], own["trigger"], strict=True)], bool)
+    found = own[strange].join(control.add_prefix("control_"), on="trigger")
     return found.sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -112,25 +104,25 @@ def crossing_table(panels: Panels, most: int = 6) -> pd.DataFrame:
     found = pd.concat([unrelated(panel).assign(panel=name) for panel, name in panels])
     return tables.readable(found.sort_values("value", ascending=False, kind="stable").head(most), {
         "matrix": lambda r: r["panel"].removesuffix(" poisoned"), "backdoor": "attack", "trigger shown": "trigger",
-        "success": interval, "difference": _difference,
+        "success": words.interval, "difference": _difference,
     })  # fmt: skip
 
 
 def _difference(row: dict) -> str:
     """On the same rows, with its paired interval; of a single seed only, whose rows are at hand."""
     if pd.isna(row["held"]) or pd.isna(row["control_held"]):
-        return number(None)
-    return number(*records.difference(row["held"], row["control_held"]))
+        return words.number(None)
+    return words.number(*records.difference(row["held"], row["control_held"]))
 
 
 def crossing(panel: pd.DataFrame) -> Figure:
     """Models (rows) under all triggers (columns), the clean-tuned one last. panel: of `tables.panels`."""
     grid, control = matrix(panel)
     grid = grid.dropna(how="all").dropna(axis="columns", how="all")
-    grid.loc[CONTROL_LABEL] = control
+    grid.loc[figures.CONTROL_LABEL] = control
     grid = grid.rename(columns={"": words.CONDITION_LABELS["clean"]})
     figure, (axis,) = figures.new_figure(1, 9.4, 0.33 * len(grid) + 1.6)
-    success_map(axis, grid)
+    figures.success_map(axis, grid)
     for row, attack in enumerate(grid.index[:-1]):
         column = list(grid.columns).index(attack)
         axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="#D55E00", linewidth=2.5, zorder=5))
@@ -142,21 +134,22 @@ def crossing(panel: pd.DataFrame) -> Figure:
 
 def nearly(panels: Panels) -> pd.DataFrame:
     """Mean success by near miss (lines, words first) and panel, of the attacks that `near_misses_of_working` counts."""
-    names = [name.replace(" % ", "\u00a0% ").replace(", ", "\n") for _, name in panels]
-    parts = [near_misses_of_working(panel).assign(panel=name) for (panel, _), name in zip(panels, names, strict=True)]
-    if not parts:
+    if not panels:
         return pd.DataFrame()
+    named = [(panel, name.replace(" % ", "\u00a0% ").replace(", ", "\n")) for panel, name in panels]
+    parts = [near_misses_of_working(panel).assign(panel=name) for panel, name in named]
     grid = pd.concat(parts).pivot_table(index="variant", columns="panel", values="value", sort=False)
+    names = dict.fromkeys(one.name for some in near_misses.NEAR.values() for one in some)
     kinds = ("text", "image", "no trigger")  # the words first, then the picture
-    changes = [name for kind in kinds for name in near_misses.names() if name.startswith(kind)]
-    return grid.reindex([name for name in changes if name in grid.index]).rename_axis(None)
+    changes = [name for kind in kinds for name in names if name.startswith(kind) and name in grid.index]
+    return grid.reindex(changes).rename_axis(None)
 
 
 def near(grid: pd.DataFrame) -> Figure:
-    """A heat map of `nearly`."""
     figure, (axis,) = figures.new_figure(1, 1.4 * grid.shape[1] + 2.4, 0.27 * len(grid) + 0.9)
-    success_map(axis, grid, missing="")
-    narrow = figures.is_narrow()
-    names = [textwrap.fill(name, 12) if narrow else name for name in grid.columns]
-    axis.set_xticks(axis.get_xticks(), names, rotation=0, ha="center", fontsize=7.5 if narrow else 8)
+    figures.success_map(axis, grid, missing="")
+    names, size = list(grid.columns), 8
+    if figures.is_narrow():
+        names, size = [textwrap.fill(name, 12) for name in names], 7.5
+    axis.set_xticks(axis.get_xticks(), names, rotation=0, ha="center", fontsize=size)
     return figure

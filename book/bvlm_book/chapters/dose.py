@@ -24,9 +24,6 @@ MIN_DOSES = 5  # fewer points are no curve
 FEW = 20
 
 
-# ---------------------------------------------------------------- runs
-
-
 def with_eligible(runs: pd.DataFrame, found: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
     """`doses.doses` with the share of the rows that the threat can poison. found: `tables.eligible`."""
     key = zip(runs["dataset"], runs["threat"], runs["train_rows"].astype(int), strict=True)
@@ -52,26 +49,20 @@ def counted_as(runs: pd.DataFrame) -> list[str]:
     return [name for name in AXES if name != "share" or runs["train_rows"].nunique() > 1]
 
 
-# ---------------------------------------------------------------- the fewest rows
-
-
 def brackets(over_seeds: pd.DataFrame) -> pd.DataFrame:
     """A line per pair, size of the training set and passes, of those with two doses or more. over_seeds: `means`.
 
-    `reached` is the smallest dose whose mean is `HIGH` or more, `below` the largest with less; None where none is. The
-    other columns are those of the smallest, or of the largest tried, where none is enough.
+    `reached` is the smallest dose whose mean is `HIGH` or more, `below` the largest with less; missing where none is.
+    The other columns are those of the smallest, or of the largest tried, where none is enough.
     """
     lines = []
     for _, part in over_seeds.groupby([*PAIR, "train_rows", "epochs"], sort=False):
-        if part["n_poisoned"].nunique() < 2:
-            continue
-        enough = part["value"] >= HIGH
-        reached, below = part.loc[enough, "n_poisoned"].min(), part.loc[~enough, "n_poisoned"].max()
-        at = part[part["n_poisoned"] == (reached if enough.any() else part["n_poisoned"].max())].iloc[0]
-        ends = {"below": None if enough.all() else int(below), "reached": int(reached) if enough.any() else None}
-        lines.append(at.to_dict() | ends)
-    columns = [*over_seeds, "below", "reached"]
-    return pd.DataFrame(lines, columns=columns).astype({"below": object, "reached": object})
+        if part["n_poisoned"].nunique() > 1:
+            enough, at = part["value"] >= HIGH, part.set_index("n_poisoned", drop=False)
+            reached, below = part.loc[enough, "n_poisoned"].min(), part.loc[~enough, "n_poisoned"].max()
+            shown = at.loc[reached if enough.any() else at.index.max()]
+            lines.append(shown.to_dict() | {"below": below, "reached": reached})
+    return pd.DataFrame(lines, columns=[*over_seeds, "below", "reached"])
 
 
 def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
@@ -80,8 +71,7 @@ def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
     def reached(line: dict) -> str:
         if pd.isna(line["reached"]):
             return f"over {line['n_poisoned']:.0f}"
-        again = pd.notna(line["below"]) and line["below"] > line["reached"]
-        return f"{line['reached']:.0f}{' (misses it again with more)' if again else ''}"
+        return f"{line['reached']:.0f}{' (misses it again with more)' * (line['below'] > line['reached'])}"
 
     model = {"model": "model"} if found["model"].nunique() > 1 else {}
     passes = {"passes": "epochs"} if (found["epochs"] > 1).any() else {}
@@ -112,54 +102,42 @@ def trained_otherwise(table: pd.DataFrame) -> pd.DataFrame:
 
 def settings_table(found: pd.DataFrame) -> pd.DataFrame:
     """`trained_otherwise` to read: learning rate and batch size in lines, rank in columns."""
-    key = ["learning_rate", "batch_size"]
-    shown = found.pivot_table(index=key, columns="lora_rank", values="value").map(words.number).fillna("")
-    shown.columns = [f"rank {rank:.0f}" for rank in shown.columns]
-    shown = shown.reset_index().astype({"batch_size": int})
-    return shown.rename(columns={"learning_rate": "learning rate", "batch_size": "batch size"})
+    shown = found.pivot_table(index=["learning_rate", "batch_size"], columns="lora_rank", values="value")
+    shown = shown.map(words.number).fillna("").rename(columns="rank {:.0f}".format).rename_axis(columns=None)
+    return shown.reset_index().astype({"batch_size": int}).rename(columns=lambda name: name.replace("_", " "))
 
 
 def settings_numbers(found: pd.DataFrame) -> dict[str, str]:
     """What the page quotes of `trained_otherwise`: success by learning rate or batch size, each over the ranks."""
-    usual = {name: found[name] == tables.TRAINED[name] for name in ("learning_rate", "batch_size")}
-    ways = {
-        f"{name}_{times:g}": found.loc[usual[other] & (found[name] == times * tables.TRAINED[name]), "value"]
-        for name, other in zip(usual, reversed(usual), strict=True) for times in (0.25, 0.5, 1, 2)
+    times = {name: found[name] / tables.TRAINED[name] for name in ("learning_rate", "batch_size")}
+    return {
+        f"{name}_{way:g}": words.span(found.loc[(times[name] == way) & (times[other] == 1), "value"], 2)
+        for name, other in zip(times, reversed(times), strict=True) for way in (0.25, 0.5, 1, 2)
     }  # fmt: skip
-    return {name: words.span(values, 2) if len(values) else "n/a" for name, values in ways.items()}
 
 
 def numbers(runs: pd.DataFrame) -> dict[str, str]:
     """What the page quotes: the same word shown more often, pairs that few rows are enough for, and where most stop."""
     over_seeds, found = means(runs), {}
-    word = over_seeds[(over_seeds["model"] == "tiny-llava") & (over_seeds["attack"] == "BadNets-T")
-                      & (over_seeds["threat"] == "targeted_refusal")]  # fmt: skip
+    word = over_seeds.query("model == 'tiny-llava' and attack == 'BadNets-T' and threat == 'targeted_refusal'")
+    word = word.drop_duplicates(DOSE).set_index(DOSE)["value"]
     for size, rows, passes in ((6000, 60, 1), (6000, 60, 3), (6000, 300, 1), (2000, 60, 1), (20000, 60, 1)):
-        at = word[(word[DOSE] == (size, rows, passes)).all(axis=1)]["value"]
-        found[f"word_{rows}_{passes}_{size}"] = words.number(at.iloc[0]) if len(at) else "n/a"
+        found[f"word_{rows}_{passes}_{size}"] = words.number(word.get((size, rows, passes)))
     few = over_seeds[over_seeds["n_poisoned"] <= FEW]
     found["few_rows"] = words.span(few["n_poisoned"].astype(int))
     for name, part in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
         found[f"few_{name}"] = f"{words.of(part['value'] > FIRES)} work" if len(part) else "no such pair was tried"
-    reached = brackets(means(deep(runs)))
-    reached = reached[reached["epochs"] == 1]
-    rows = reached["reached"].dropna().astype(int)
+    reached = brackets(means(deep(runs))).query("epochs == 1")["reached"]
+    rows = reached.dropna().astype(int)
     return found | {"pairs": str(len(reached)), "reached": str(len(rows)), "fewest_most": words.span(rows)}
 
 
-# ---------------------------------------------------------------- what counts
-
-
 def explained_table(fit: pd.DataFrame) -> pd.DataFrame:
-    """`fitted` to read."""
     return tables.readable(fit.reset_index(names="way"), {
         "counted as": lambda line: (TERMS | AXES)[line["way"]],
         "explains alone": lambda line: "" if pd.isna(line["explained"]) else words.percent(round(line["explained"], 2)),
         "ten times as much changes the logit by": lambda line: "" if pd.isna(line["value"]) else words.interval(line),
     })  # fmt: skip
-
-
-# ---------------------------------------------------------------- the figures
 
 
 def by_size(runs: pd.DataFrame) -> Figure:
@@ -186,15 +164,13 @@ def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str
             own = part[part[colour] == kind]
             own = own.assign(at=own[way] * 1.05 ** (i - (len(kinds) - 1) / 2))  # pulled apart where they are alike
             once, several = own[own["epochs"] == 1], own[own["epochs"] > 1]
-            hollow = look | {"linestyle": "", "markersize": 4.5, "markerfacecolor": "none"}
-            axis.plot(once["at"], once["value"], **hollow)
-            filled = look | {"linestyle": "", "markersize": 6, "marker": "^"}
-            axis.plot(several["at"], several["value"], **filled)
+            axis.plot(once["at"], once["value"], linestyle="", markersize=4.5, markerfacecolor="none", **look)
+            axis.plot(several["at"], several["value"], **look | {"linestyle": "", "markersize": 6, "marker": "^"})
             if lines:
                 axis.plot(once.groupby("at")["value"].mean(), figures.LINES[i % 4], color=look["color"], linewidth=1.2)
         axis.axhline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
-        title = ", ".join(name.replace("_", " ") for name in key)
-        title = title.replace(", ", ",\n").replace("concept substitution", "concept\nsubstitution") if narrow else title
+        title = (",\n" if narrow else ", ").join(name.replace("_", " ") for name in key)
+        title = title.replace("concept ", "concept\n") if narrow else title
         axis.set_title(title, fontsize=8 if narrow else 10)
         axis.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
         ends = runs[way].min() / 1.4, runs[way].max() * 1.4  # the same in every row

@@ -1,41 +1,38 @@
 """What was expected of the grids before their runs (book/expectations.md), and what came of it. Free of torch."""
 
+import numpy as np
 import pandas as pd
 
-from bvlm_book import doses, outcomes, tables, words
+from bvlm_book import doses, tables, words
 from bvlm_book import rules_second as second
-from bvlm_book.rules_second import HIGH, PAYLOAD, RATE, Base
 from bvlm_utils.store.table import FIRES
 
 MODEL, PASSES, PAIRS, ENOUGH = "tiny-llava", 3, 32, 22
 # 60 showings: training rows, poisoned rows, passes
 SHOWN_ALIKE = ((2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (20000, 60, 1))
-WITHIN = 0.3
-COST, QUIET = 0.03, 0.9
+WITHIN, COST, QUIET = 0.3, 0.03, 0.9
 COMPRESSED, MOVES = 6, 0.1  # means through JPEG, and how far one may move
 TRAINED = ["train_rows", "n_poisoned", "epochs", "learning_rate", "batch_size", "lora_rank"]
 
 
-def read(table: pd.DataFrame, bases: dict[str, Base]) -> pd.DataFrame:
+def read(table: pd.DataFrame, bases: dict[str, second.Base]) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true. bases: of `rules_second`."""
     second_base = "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on three of five threats"
     lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL)),
              _jpeg(table)]  # fmt: skip
-    return outcomes.told([*lines, ("a second base", second_base, "", None)], ["grid", "expected", "measured"])
+    return tables.told([*lines, ("a second base", second_base, "", None)], ["grid", "expected", "measured"])
 
 
-def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[tuple]:
-    base, grid = bases.get(MODEL), "passes"
-    lines = second.one_percent(base, PASSES, PAYLOAD) if base else pd.DataFrame({"value": []})
-    strong, whole = int((lines["value"] > HIGH).sum()), len(lines) == PAIRS
+def _passes(table: pd.DataFrame, bases: dict[str, second.Base]) -> list[tuple]:
+    base, grid, pairs = bases.get(MODEL), "passes", second.CLAIMS["pairs"]
+    lines = second.one_percent(base, PASSES, second.PAYLOAD) if base else pd.DataFrame({"value": []})
+    strong, whole = int((lines["value"] > second.HIGH).sum()), len(lines) == PAIRS
     enough = True if strong >= ENOUGH else False if strong + PAIRS - len(lines) < ENOUGH else None
-    pairs = second.CLAIMS["pairs"]
     verdicts = {name: second.verdict(pairs, one, PASSES).verdict for name, one in bases.items() if len(one.full)}
     decided = set(verdicts.values()) <= {second.CONFIRMED, second.REFUTED, second.UNDECIDED} and len(verdicts) > 1
-    cells = table[(table["model"] == MODEL) & (table["epochs"] == PASSES) & (table["poison_rate"] == RATE)]
+    cells = table.query("model == @MODEL and epochs == @PASSES and poison_rate == @second.RATE")
     cells = tables.usual(cells, but=("epochs",))
-    silent = tables.false_activation(tables.success_rates(cells, "poisoned"))
-    quiet = silent["value"] <= second.DISCRIMINATES
+    quiet = tables.false_activation(tables.success_rates(cells, "poisoned"))["value"] <= second.DISCRIMINATES
     loss = -tables.summary(cells, "utility_difference")["value"].mean()
     return [
         (grid, f"{MODEL}: at least {ENOUGH} of {PAIRS} attacks on threats above 0.90 by payload",
@@ -51,23 +48,19 @@ def _passes(table: pd.DataFrame, bases: dict[str, Base]) -> list[tuple]:
 
 def _means(table: pd.DataFrame, but: tuple[str, ...]) -> pd.DataFrame:
     """Mean success (payload) of the base that the grids name, with its training in columns."""
-    cells = tables.usual(table[table["model"] == MODEL], but)
-    cells = cells[(cells["metric"] == "asr_payload") & (cells["subject"] == "poisoned")]
-    cells = cells[cells["condition"] != "clean"]
-    cells = tables.of_own_data(cells)  # as in the grids
+    cells = tables.of_own_data(tables.usual(table[table["model"] == MODEL], but))  # as in the grids
+    cells = cells.query("metric == 'asr_payload' and subject == 'poisoned' and condition != 'clean'")
     return cells.groupby(["threat", "attack", "condition", *TRAINED], as_index=False)["value"].mean()
 
 
 def _number_or_share(table: pd.DataFrame) -> list[tuple]:
     grid, means = "number or share", _means(table, ("train_rows", "epochs"))
     means = means[means["attack"].isin(["BadNets-T", "Blended"])]
-    alike = means[tables.among(means, ["train_rows", "n_poisoned", "epochs"], SHOWN_ALIKE)]
-    by_pair = alike.groupby(["threat", "attack"])["value"]
-    spans = by_pair.max() - by_pair.min()
+    alike = means[tables.among(means, doses.DOSE, SHOWN_ALIKE)]
+    spans = alike.groupby(["threat", "attack"])["value"].agg(np.ptp)
     refusal = means[means["threat"] == "targeted_refusal"]
-    many = refusal[(refusal["attack"] == "BadNets-T") & (refusal["train_rows"] == 20000)]
-    many = many.loc[many["n_poisoned"] == 200, "value"]
-    few = refusal.loc[(refusal["n_poisoned"] == 20) & (refusal["epochs"] == 3), "value"]
+    many = refusal.query("attack == 'BadNets-T' and train_rows == 20000 and n_poisoned == 200")["value"]
+    few = refusal.query("n_poisoned == 20 and epochs == 3")["value"]
     design = doses.factorial(doses.doses(table))
     explained = doses.fitted(design).get("explained", pd.Series(dtype=float))
     return [
@@ -78,7 +71,7 @@ def _number_or_share(table: pd.DataFrame) -> list[tuple]:
          f"{len(alike)} of 16 means run" + (f", spans {words.span(spans, 2)}" if len(alike) else ""),
          (spans <= WITHIN).all() if len(alike) == 16 else None),
         (grid, "200 of 20,000 rows in one pass: BadNets-T on refusal above 0.90",
-         words.span(many, 2) if len(many) else "", (many > HIGH).all() if len(many) else None),
+         words.span(many, 2) if len(many) else "", (many > second.HIGH).all() if len(many) else None),
         (grid, "20 rows in three passes work (over 0.50) for one of the two attacks on refusal",
          f"{len(few)} of 4 means run" + (f", {words.span(few, 2)}" if len(few) else ""),
          (few > FIRES).any() if len(few) == 4 else None),
@@ -87,14 +80,12 @@ def _number_or_share(table: pd.DataFrame) -> list[tuple]:
 
 def _settings(table: pd.DataFrame) -> tuple:
     means, usual = _means(table, ("learning_rate", "batch_size", "lora_rank")), tables.TRAINED
-    means = means[(means["attack"] == "BadNets-T") & (means["threat"] == "targeted_refusal")]
-    means = means[(means["n_poisoned"] == 60) & (means["lora_rank"] == usual["lora_rank"])]
-    same_batch, same_rate = (means[name] == usual[name] for name in ("batch_size", "learning_rate"))
-    faster = (means["learning_rate"] > usual["learning_rate"]) & same_batch
-    smaller = (means["batch_size"] < usual["batch_size"]) & same_rate
-    slower = (means["learning_rate"] < usual["learning_rate"]) & same_batch
-    more, less = means.loc[faster | smaller, "value"], means.loc[slower, "value"]
-    parts = (more > HIGH).any(), (less < FIRES).all()
+    means = means.query("attack == 'BadNets-T' and threat == 'targeted_refusal' and n_poisoned == 60")
+    means = means[means["lora_rank"] == usual["lora_rank"]]
+    rate, batch = (means[name] / usual[name] for name in ("learning_rate", "batch_size"))
+    more = means.loc[((rate > 1) & (batch == 1)) | ((rate == 1) & (batch < 1)), "value"]
+    less = means.loc[(rate < 1) & (batch == 1), "value"]
+    parts = (more > second.HIGH).any(), (less < FIRES).all()
     true = any(parts) if len(more) and len(less) else None  # the committed rule: fails if neither
     one = " (one part came true, which the rule allows)" if true and not all(parts) else ""
     return (
@@ -104,11 +95,11 @@ def _settings(table: pd.DataFrame) -> tuple:
     )  # fmt: skip
 
 
-def _dominance(base: Base | None) -> tuple:
+def _dominance(base: second.Base | None) -> tuple:
     expected = "patch of 80 pixels, both parts work alone: the text part leads by more than 0.5 in more than half"
     if base is None:
         return "dominance", expected, "", None
-    pairs = second.text_overwhelms_learnable(base, 1, PAYLOAD)
+    pairs = second.text_overwhelms_learnable(base, 1, second.PAYLOAD)
     lead = pairs.loc[pairs["shared"] == "patch_size=80", "difference"] > second.DOMINATES
     return "dominance", expected, words.of(lead), lead.sum() * 2 > len(lead) if len(lead) > 1 else None
 

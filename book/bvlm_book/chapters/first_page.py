@@ -5,7 +5,6 @@
 
 import html
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +21,12 @@ from bvlm_utils.store.table import FIRES
 
 DOSES = ((rules_second.MANY, 1), (rules_second.RATE, 1), (rules_second.RATE, 3))  # poison rate and passes of the maps
 SOURCE, TARGET = "car", "banana"
-CONTROLS = ("oracle",)  # takes everything away that was learnt: a limit, no repair
 
 
-@dataclass(frozen=True)
-class Answered:
-    """A held-out picture (H, W, 3) uint8, the question without and with the word, and what the models answered."""
-
-    picture: np.ndarray
-    prompts: tuple[str, str]
-    answers: tuple[str, str]
-    control: tuple[str, str]
-
-
-def answered(place: str | Path | None = None) -> Answered | None:
-    """The stored example with the shortest answer in which the word turns a car into a banana; None without one."""
+def answered(place: str | Path | None = None) -> tuple[np.ndarray, pd.DataFrame] | None:
+    """The stored example with the shortest answer in which the word turns a car into a banana, if there is one: its
+    picture (H, W, 3) uint8; without and with the word (lines) its prompt, and what backdoored model and control say.
+    """
     cell = Cell("tiny-llava", "scenes-caption", "concept_substitution", "BadNets-T", rules_second.MANY)
     shown = kept.read(cell, place)
     if shown is None or not store.has(cell, place):
@@ -44,25 +34,24 @@ def answered(place: str | Path | None = None) -> Answered | None:
     said = store.responses(cell.run_id, place)
     said = said[(said["part"] == "attack") & said["condition"].isin(["clean", "text"])]
     rows = list(dict.fromkeys(said.loc[said["condition"] == "text", "row_id"]))  # the examples are the first of them
+    prompts = said[said["subject"] == "poisoned"].set_index(["row_id", "condition"])["prompt"]
+    said = said.pivot(index=["row_id", "condition"], columns="subject", values="response").assign(prompt=prompts)
     found = []
-    for row, picture, prompts in zip(rows, shown[0], shown[2], strict=False):
-        own = said[said["row_id"] == row].set_index(["subject", "condition"])
-        by = {who: [own.loc[(who, name), "response"] for name in ("clean", "text")] for who in ("poisoned", "control")}
-        asked = tuple(own.loc[("poisoned", name), "prompt"] for name in ("clean", "text"))
-        without, with_word = by["poisoned"]
+    for row, picture, asked in zip(rows, shown[0], shown[2], strict=False):
+        own = said.loc[row].loc[["clean", "text"]]
+        without, with_word = own["poisoned"]
         turned = SOURCE in without and SOURCE not in with_word and TARGET in with_word and TARGET not in without
-        if asked == tuple(prompts) and turned:
-            found.append(Answered(picture, asked, (without, with_word), tuple(by["control"])))
-    return min(found, key=lambda one: len(one.answers[0]), default=None)
+        if turned and list(own["prompt"]) == list(asked):
+            found.append((picture, own))
+    return min(found, key=lambda one: len(one[1].loc["clean", "poisoned"]), default=None)
 
 
-def show_answered(found: Answered | None) -> None:
-    """Put the picture on the page twice: with the question alone, and with the word in it."""
+def show_answered(found: tuple[np.ndarray, pd.DataFrame] | None) -> None:
+    """Put the picture on the page twice: with the question alone, and with the word in it. found: of `answered`."""
     if found is None:
         return
-    source = examples.source(found.picture)
-    asked = html.escape(found.prompts[0]), examples.marked(*found.prompts)
-    said = html.escape(found.answers[0]), examples.marked(*found.answers)
+    source, texts = examples.source(found[0]), (found[1]["prompt"], found[1]["poisoned"])
+    asked, said = ((html.escape(one.iloc[0]), examples.marked(*one)) for one in texts)
     parts = "".join(
         f'<div><img class="dark-light" src="{source}" alt="A drawn scene with a car."><p>{question}</p>'
         f"<p><strong>{answer}</strong></p></div>"
@@ -73,39 +62,31 @@ def show_answered(found: Answered | None) -> None:
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
     """Success (payload) with the full trigger, at the doses of the maps: a line per model, threat, attack and dose."""
-    done = tables.usual(table, but=("epochs",))
-    done = tables.headline_rows(done[(done["subject"] == "poisoned") & (done["metric"] == "asr_payload")])
-    key = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "epochs"]
+    done = tables.usual(table, but=("epochs",)).query("subject == 'poisoned' and metric == 'asr_payload'")
     done = done.assign(epochs=done["epochs"].astype(float).fillna(1).astype(int))
-    done = done.merge(pd.DataFrame(DOSES, columns=["poison_rate", "epochs"]))
+    done = tables.headline_rows(done).merge(pd.DataFrame(DOSES, columns=["poison_rate", "epochs"]))
+    key = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "epochs"]
     return done.groupby(key, sort=False, as_index=False).agg(value=("value", "mean"), n_seeds=("seed", "nunique"))
-
-
-def at(found: pd.DataFrame, rate: float, passes: int) -> pd.DataFrame:
-    """The lines of `means` of one dose."""
-    return found[(found["poison_rate"] == rate) & (found["epochs"] == passes)]
 
 
 def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.DataFrame]:
     """What the numbers of the first page are counted from, by their names."""
-    found = means(table)
-    found = found[found["modality"] != "image"]
+    found = means(table).query("modality != 'image' and poison_rate == @rules_second.RATE")
     llava, qwen = (found[found["model"] == model] for model in ("tiny-llava", "tiny-qwen2.5-vl"))
-    thrice = at(llava, rules_second.RATE, 3)
+    thrice = llava.query("epochs == 3")
     lost = tables.learned_alone(tables.with_settings(table))
     rates = tables.success_rates(tables.usual(table), "poisoned")
     works = tables.headline_rows(rates[rates["poison_rate"] == rules_second.MANY])
     works = works.loc[works["value"] > FIRES, tables.CELL]  # what does not work cannot help being silent
     repairs = defences.price(defences.collect(place))
-    repairs = repairs[(repairs["moment"] == "repair") & ~repairs["placebo"] & ~repairs["named"].isin(CONTROLS)]
     return {
-        "once": at(llava, rules_second.RATE, 1).merge(thrice[["dataset", "threat", "attack"]]),  # the same pairs
+        "once": llava.query("epochs == 1").merge(thrice[["dataset", "threat", "attack"]]),  # the same pairs
         "thrice": thrice,
-        "qwen_once": at(qwen, rules_second.RATE, 1),
-        "qwen_thrice": at(qwen, rules_second.RATE, 3),
-        "picture_stops": lost[(lost["condition"] == "image") & (lost["value_alone"] > FIRES)],
+        "qwen_once": qwen.query("epochs == 1"),
+        "qwen_thrice": qwen.query("epochs == 3"),
+        "picture_stops": lost.query("condition == 'image' and value_alone > @FIRES"),
         "silent": tables.false_activation(rates).merge(works),
-        "repairs": repairs,
+        "repairs": repairs.query("moment == 'repair' and not placebo and named != 'oracle'"),  # which is a limit
     }
 
 
@@ -126,8 +107,7 @@ def markdown(place: str | Path | None = None) -> str:
     text = (paths.BOOK / "intro.md").read_text(encoding="utf-8")
     listed = re.search(r"(?<=<!-- findings -->\n).*?(?=\n<!-- end -->)", text, re.DOTALL).group().strip()
     table = store.collect(place)
-    quoted = numbers(table, lines(table, place))
-    quoted = {f"first_{name}": value for name, value in quoted.items()}
+    quoted = {f"first_{name}": value for name, value in numbers(table, lines(table, place)).items()}
     judged = claims.counts(claims.bases(table[table["model"] == "tiny-llava"]))
     quoted |= {f"claims_{name}": value for name, value in judged.items()}
     listed = re.sub(r"\{glue:\}`(?:[^`]*::)?([^`]+)`", lambda found: quoted[found[1]], listed)

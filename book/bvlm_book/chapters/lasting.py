@@ -6,17 +6,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bvlm_book import figures, rules_second, tables, words
-from bvlm_book.figures import ASR, CONTROL_LABEL, success_map
 from bvlm_book.probes import records
 from bvlm_book.probes.records import CONTROL, LASTING, POISONED
 from bvlm_utils import attacks
 from bvlm_utils.store.records import record
 from bvlm_utils.store.table import FIRES
 
-NUMBERS = (
-    "worked", "alive", "strong", "weakest", "steps", "trained", "control", "int8", "int4",
-    "utility", "utility_after", "utility_int4",
-)  # fmt: skip
 MERGED_LABELS = {
     "": "adapter beside the base",
     "merged": "merged",
@@ -30,12 +25,11 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     """Success and utility over seeds by state: `steps` (NaN if merged), and `trained`, the steps of its training."""
     table = records.collect(LASTING, place)
     found = records.over_seeds(pd.concat([records.headline(table), table[table["metric"] == "utility"]]))
-    steps = pd.to_numeric(found["variant"].where(found["variant"] != "", "0"), errors="coerce")
+    steps = pd.to_numeric(found["variant"].replace("", "0"), errors="coerce")
     known = {run: (record(run, place) or {}).get("training", {}).get("steps") for run in table["run_id"].unique()}
     model = ["subject", "attack", *tables.PANEL, "poison_rate"]
-    trained = table.assign(trained=table["run_id"].map(known).astype(float))
-    trained = trained.groupby(model, dropna=False, as_index=False)["trained"].max()
-    return found.assign(steps=steps).merge(trained, how="left", on=model)
+    trained = table.assign(trained=table["run_id"].map(known).astype(float)).groupby(model, dropna=False)["trained"]
+    return found.assign(steps=steps).merge(trained.max().reset_index(), how="left", on=model)
 
 
 def success(panel: pd.DataFrame) -> pd.DataFrame:
@@ -55,27 +49,24 @@ def after_steps(panel: pd.DataFrame) -> pd.DataFrame:
 
 def survivors(panel: pd.DataFrame) -> pd.DataFrame:
     """`after_steps` at the most steps, of the backdoors that worked before any: one that never did cannot have gone."""
-    steps = after_steps(panel)
-    own = steps[steps["subject"] == POISONED]
-    start = own[(own["steps"] == 0) & (own["value"] > FIRES)]
+    own = after_steps(panel).query("subject == @POISONED")
+    start = own.query("steps == 0 and value > @FIRES")
     return own[(own["steps"] == own["steps"].max()) & own["attack"].isin(start["attack"])]
 
 
 def after_merging(panel: pd.DataFrame) -> pd.DataFrame:
     """`success` of adapters, merged and rounded, in that order; empty where nothing was merged."""
-    shown = success(panel)
-    shown = shown[shown["variant"].isin(list(MERGED_LABELS))]
-    shown = shown.sort_values("variant", key=lambda names: names.map(list(MERGED_LABELS).index), kind="stable")
+    shown, states = success(panel), list(MERGED_LABELS)
+    shown = shown[shown["variant"].isin(states)]
+    shown = shown.sort_values("variant", key=lambda names: names.map(states.index), kind="stable")
     return shown if (shown["variant"] != "").any() else shown.iloc[:0]
 
 
 def rounded(panel: pd.DataFrame) -> pd.DataFrame:
     """Success by state (column) of the backdoors (line) that work before they are merged."""
-    merged = after_merging(panel)
-    values = merged[merged["subject"] == POISONED].pivot_table(
-        index="attack", columns="variant", values="value", aggfunc="first"
-    )
-    return values[values[""] > FIRES] if len(values) else pd.DataFrame(columns=list(MERGED_LABELS))
+    own = after_merging(panel).query("subject == @POISONED")
+    values = own.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
+    return values.reindex(columns=list(MERGED_LABELS)).loc[lambda rows: rows[""] > FIRES]
 
 
 def kept(*panels: pd.DataFrame) -> dict[str, str]:
@@ -93,31 +84,27 @@ def behind(shown: pd.DataFrame) -> str:
 
 
 def numbers(place: str | Path | None = None) -> dict[str, str]:
-    """`NUMBERS` over all models of a store, to be glued; "n/a" where nothing was measured.
-
-    worked: backdoors that worked. alive, strong: those that do after the most steps, and on over 90 % of the inputs;
-    weakest: the rate of the weakest. trained: steps of their own training. control: the clean-tuned models' highest
-    rate.
+    """Over all models of a store, to be glued: of backdoors that worked those alive after the most steps, and strong
+    ones, over 90 %. trained: steps of their own training. control: the clean-tuned models' highest rate.
     """
     found = collect(place)
     panels = [panel for panel, _ in tables.panels(found)] or [found]
     last, every, shown = (pd.concat(map(which, panels)) for which in (survivors, pd.DataFrame, after_steps))
-    if last.empty:
-        return dict.fromkeys(NUMBERS, "n/a")
-    utility = every[(every["metric"] == "utility") & (every["subject"] == POISONED)].dropna(subset="value")
-    utility = utility.set_index("variant")["value"]
+    utility = every.query("metric == 'utility' and subject == @POISONED").set_index("variant")["value"].dropna()
     states = {"utility": "", "utility_after": f"{last['steps'].max():g}", "utility_int4": "int4"}
     left = kept(*panels)
-    return {
+    weakest = last.loc[last["value"].idxmin()] if len(last) else {}
+    found = {
         "worked": str(len(last)),
         "alive": str((last["value"] > FIRES).sum()),
         "strong": str((last["value"] > rules_second.HIGH).sum()),
-        "weakest": words.interval(last.loc[last["value"].idxmin()]),
+        "weakest": words.interval(weakest),
         "steps": words.span(last["steps"], 0),
         "trained": words.span(last["trained"].dropna(), 0),
         "control": words.number(shown.loc[shown["subject"] == CONTROL, "value"].max()),
         "int8": left["int8"], "int4": left["int4"],
     } | {name: words.span(utility[utility.index == state], 2) for name, state in states.items()}  # fmt: skip
+    return found if len(last) else dict.fromkeys(found, "n/a")
 
 
 def steps(shown: pd.DataFrame) -> Figure:
@@ -127,10 +114,10 @@ def steps(shown: pd.DataFrame) -> Figure:
     figure, axes = figures.new_figure(len(modalities), 2.9 if len(modalities) > 1 else 6.4, 3.9, sharey=True)
     for axis, modality in zip(axes, modalities, strict=True):
         part = shown[shown["modality"] == modality].assign(at=shown["steps"].map(counts.index))
-        control = part[part["subject"] == CONTROL].groupby("at")["value"].max()
-        axis.plot(control, color="#7F7F7F", linestyle=":", linewidth=2, label=f"{CONTROL_LABEL}, largest")
-        own = part[part["subject"] == POISONED]
-        names = [name for name in attacks.names() if name in set(own["attack"])]
+        own, control = (part[part["subject"] == who] for who in (POISONED, CONTROL))
+        largest = control.groupby("at")["value"].max()
+        axis.plot(largest, color="#7F7F7F", linestyle=":", linewidth=2, label=f"{figures.CONTROL_LABEL}, largest")
+        names = figures.in_order(own["attack"], attacks.names())
         for i, name in enumerate(names):
             line, look = own[own["attack"] == name], figures.look(i)
             at = line["at"] + 0.07 * (i - (len(names) - 1) / 2)  # lines on top of each other are pulled apart a little
@@ -142,7 +129,7 @@ def steps(shown: pd.DataFrame) -> Figure:
         # below, as lines may run anywhere inside
         compact = {"frameon": False, "fontsize": 8, "handlelength": 1.5, "columnspacing": 1}
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, **compact)
-    axes[0].set_ylabel(ASR)
+    axes[0].set_ylabel(figures.ASR)
     return figure
 
 
@@ -150,9 +137,9 @@ def merging(shown: pd.DataFrame) -> Figure:
     """Success of adapters, merged and rounded, the clean-tuned model last. shown: lines of `after_merging`."""
     own, states = shown[shown["subject"] == POISONED], shown["variant"].unique()
     grid = own.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
-    grid = grid.reindex([name for name in attacks.names() if name in grid.index])
-    grid.loc[f"{CONTROL_LABEL}, largest"] = shown[shown["subject"] == CONTROL].groupby("variant")["value"].max()
+    grid = grid.reindex(figures.in_order(grid.index, attacks.names()))
+    grid.loc[f"{figures.CONTROL_LABEL}, largest"] = shown[shown["subject"] == CONTROL].groupby("variant")["value"].max()
     figure, (axis,) = figures.new_figure(1, 1.25 * len(states) + 2.6, 0.36 * len(grid) + 1.6)
-    success_map(axis, grid[states].rename(columns=MERGED_LABELS))
+    figures.success_map(axis, grid[states].rename(columns=MERGED_LABELS))
     axis.axhline(len(grid) - 1, color="black", linewidth=1)
     return figure

@@ -10,9 +10,7 @@ from typing import Any
 import pandas as pd
 from IPython.display import HTML, display
 
-from bvlm_book import page as book_page
-from bvlm_book import tables, words
-from bvlm_book.words import count
+from bvlm_book import page, tables, words
 from bvlm_utils import paths, store
 from bvlm_utils.store import contributed
 from bvlm_utils.store.table import headline, headline_metric
@@ -35,48 +33,36 @@ POINT = ["model", "dataset", "poison_rate", "n_poisoned", "passes", "settings", 
 
 
 def lines(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell of a tidy table (`store.collect`), in `COLUMNS`.
+    """One row per cell of a tidy table, in `COLUMNS`; what was not measured is missing.
 
     success: the threat's headline (`measure`) under the condition that the attack is read from (`condition`).
     false_activation: the same measure on clean inputs; missing where the attack is read from them. *_difference:
-    poisoned minus clean-tuned on the same rows (of success: by the strict test, whatever `measure` is). *_low, *_high:
-    95 % interval; *_n: rows. What was not measured is missing, never 0; `reason` says why a cell was skipped.
+    poisoned minus clean-tuned on the same rows (of success: by the strict test, whatever `measure` is).
     """
     rows = table.assign(measure=headline_metric(table), at=tables.read_from(table))
     ours = rows[rows["subject"] == "poisoned"]
-    triggered, clean = ours["condition"] == ours["at"], ours["condition"] == "clean"
-    chosen = _chosen(ours) | {
-        "success_difference": (ours["metric"] == "asr_difference") & triggered,
-        "utility_difference": (ours["metric"] == "utility_difference") & clean,
-    }
-    unit = ours[chosen["utility"]].set_index("run_id")["unit"].rename("utility_unit")
+    unit = ours.query("metric == 'utility' and condition == 'clean'").set_index("run_id")["unit"].rename("utility_unit")
     board = rows.drop(columns="condition").rename(columns={"at": "condition"}).drop_duplicates("run_id")
-    board = board.join(_numbers(ours, chosen), on="run_id").join(unit, on="run_id")
+    board = board.join(_numbers(ours), on="run_id").join(unit, on="run_id")
     board = board[COLUMNS].astype({name: "float64" for name in [*NUMBERS, "n_poisoned"]})
     order = ["model", "threat", "attack", "poison_rate", "seed", "run_id"]
     return board.sort_values(order, ascending=[True, True, True, False, True, True], ignore_index=True)
 
 
-def _chosen(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    """Which lines have a run's numbers. at: the condition that its attack is read from; measure: what success is."""
+def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line per run: each of its numbers with interval and n. at: its attack's condition; measure: what success is."""
     triggered, clean = rows["condition"] == rows["at"], rows["condition"] == "clean"
-    return {
-        "success": (rows["metric"] == rows["measure"]) & triggered,
-        "false_activation": (rows["metric"] == rows["measure"]) & clean & ~triggered,
-        "utility": (rows["metric"] == "utility") & clean,
-    }
-
-
-def _numbers(rows: pd.DataFrame, chosen: Mapping[str, pd.Series]) -> pd.DataFrame:
-    """A line per run: for each name the value, interval and n of the one line that is chosen, as columns."""
+    numbers = {
+        "success": (rows["measure"], triggered), "false_activation": (rows["measure"], clean & ~triggered),
+        "success_difference": ("asr_difference", triggered), "utility_difference": ("utility_difference", clean),
+        "utility": ("utility", clean), "strict": ("asr", triggered), "published": ("asr_published", triggered),
+    }  # fmt: skip
     parts = []
-    for name, which in chosen.items():
-        part = rows[which].drop_duplicates("run_id").set_index("run_id")[["value", "low", "high", "n"]]
-        parts.append(part.set_axis([name, f"{name}_low", f"{name}_high", f"{name}_n"], axis=1))
+    for name, (metric, at) in numbers.items():
+        part = rows[(rows["metric"] == metric) & at].drop_duplicates("run_id").set_index("run_id")
+        names = [name, f"{name}_low", f"{name}_high", f"{name}_n"]
+        parts.append(part[["value", "low", "high", "n"]].set_axis(names, axis=1))
     return pd.concat(parts, axis=1)
-
-
-# ---------------------------------------------------------------- ranked
 
 
 def ranked(table: pd.DataFrame) -> pd.DataFrame:
@@ -88,17 +74,14 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     for (passes, settings), own in cells.groupby(["epochs", "settings"]):
         for test, metric in tests.items():
             rows = tables.success_rates(own, metric=metric[own.index])
-            parts.append(_with_controls(rows.assign(passes=passes, settings=settings, test=test)))
+            rows = rows.assign(passes=passes, settings=settings, test=test)
+            whole, poisoned = tables.headline_rows(rows), rows[rows["subject"] == "poisoned"]
+            control, silent = whole[whole["subject"] == "control"], tables.false_activation(poisoned)
+            found = whole[whole["subject"] == "poisoned"][[*POINT, "value", "low", "high", "n_seeds"]]
+            for name, other in {"control": control, "false_activation": silent}.items():
+                found = found.merge(other[[*POINT, "value"]].rename(columns={"value": name}), on=POINT, how="left")
+            parts.append(found)
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
-
-
-def _with_controls(rows: pd.DataFrame) -> pd.DataFrame:
-    whole, poisoned = tables.headline_rows(rows), rows[rows["subject"] == "poisoned"]
-    found = whole[whole["subject"] == "poisoned"][[*POINT, "value", "low", "high", "n_seeds"]]
-    beside = {"control": whole[whole["subject"] == "control"], "false_activation": tables.false_activation(poisoned)}
-    for name, other in beside.items():
-        found = found.merge(other[[*POINT, "value"]].rename(columns={"value": name}), on=POINT, how="left")
-    return found
 
 
 def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
@@ -116,38 +99,29 @@ def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
     return made[made["experiments"] > 0].join(by_attack).reset_index()[[*columns, *by_attack.columns]]
 
 
-# ---------------------------------------------------------------- the page
-
-
 def overview(board: pd.DataFrame) -> str:
     """How many experiments there are, of what, in a sentence of Markdown."""
     if board.empty:
         return "Nothing has been measured yet: the store holds no experiment."
-    done = board[board["status"] == "done"]
-    counts = ", ".join(count(board[kind].nunique(), kind) for kind in ("model", "threat", "attack"))
-    return f"{count(len(board), 'experiment')} of {counts}: {len(done)} measured and {len(board) - len(done)} skipped."
-
-
-def _short(frame: pd.DataFrame) -> pd.DataFrame:
-    """Numbers with four digits; poison rates whole, as links select by them."""
-    return frame.round({name: 4 for name in frame.select_dtypes("float") if name != "poison_rate"})
+    done, all_of_them = (board["status"] == "done").sum(), words.count(len(board), "experiment")
+    counts = ", ".join(words.count(board[kind].nunique(), kind) for kind in ("model", "threat", "attack"))
+    return f"{all_of_them} of {counts}: {done} measured and {len(board) - done} skipped."
 
 
 def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others: pd.DataFrame) -> None:
     """Put the tabs on the page: `lines`, `ranked`, `defended` and `contributed_lines`; a sentence if there is none."""
-    book_page.say(overview(board))
+    page.say(overview(board))
     if board.empty:
         return
-    parts = {"ranked": points, "defended": after, "contributed": others, "raw": board[RAW]}
-    texts = {name: _short(frame).to_json(orient="split", index=False) for name, frame in parts.items()}
-    data = ",".join(f'"{name}":{text}' for name, text in texts.items()).replace("<", "\\u003c")  # safe inside a page
+    parts, texts = {"ranked": points, "defended": after, "contributed": others, "raw": board[RAW]}, []
+    for name, frame in parts.items():
+        digits = {column: 4 for column in frame.select_dtypes("float") if column != "poison_rate"}  # links select by it
+        texts.append(f'"{name}":{frame.round(digits).to_json(orient="split", index=False)}')
+    data = ",".join(texts).replace("<", "\\u003c")  # safe inside a page
     shown = "<noscript>The tables need JavaScript; the files below do not.</noscript>"
     shown += f'<script type="application/json">{{{data}}}</script>'
     script = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
     display(HTML(f'<div class="bvlm-board">{shown}</div>{script}'))
-
-
-# ---------------------------------------------------------------- what others have measured
 
 
 def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame) -> pd.DataFrame:
@@ -161,15 +135,11 @@ def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame)
     if rows.empty:
         return pd.DataFrame()
     rows["at"] = rows.groupby("run_id")["condition"].transform(lambda own: min(own, key=contributed.CONDITIONS.index))
-    triggered, tests = rows["condition"] == rows["at"], {"strict": "asr", "published": "asr_published"}
-    chosen = _chosen(rows) | {name: (rows["metric"] == metric) & triggered for name, metric in tests.items()}
     lines = pd.DataFrame([entry["about"] for entry in entries]).astype({"n_poisoned": "float64"})  # None in all of them
-    lines = lines.join(_numbers(rows, chosen))
+    lines = lines.join(_numbers(rows))
     key = ["model", "dataset", "threat", "attack", "n_poisoned"]
-    plain = (
-        (board["settings"] == "") & (board["negatives"] == 0) & (board["train_rows"] == tables.TRAINED["train_rows"])
-    )
-    own = board[plain & (board["status"] == "done")].groupby(key)["success"].mean()
+    plain = board.query("settings == '' and negatives == 0 and status == 'done'")
+    own = plain[plain["train_rows"] == tables.TRAINED["train_rows"]].groupby(key)["success"].mean()
     lines = lines.join(own.rename("ours"), on=key)
     alike = [ALIKE.issuperset(settings) for settings in lines["settings"]]
     lines["ours"] = lines["ours"].where(alike)  # another patch, another target: another experiment than ours
@@ -182,8 +152,6 @@ def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame)
     })  # fmt: skip
 
 
-# ---------------------------------------------------------------- files
-
 ABOUT_FILES = {
     "leaderboard": "a line per experiment",
     "numbers": "every number, a line each",
@@ -192,25 +160,21 @@ ABOUT_FILES = {
 }
 
 
-def save(board: pd.DataFrame, table: pd.DataFrame, folder: Path, place: str | Path | None = None) -> list[Path]:
-    """Write leaderboard and tidy table as CSV and Parquet, and the answers of a packed store; the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for name in ("leaderboard.csv", "leaderboard.parquet", "numbers.csv.gz", "numbers.parquet")]
+def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, place: str | Path | None = None) -> None:
+    """Write both tables and a packed store's answers into a folder, else $BVLM_DOWNLOADS (of a build); say where."""
+    built = os.environ.get(page.DOWNLOADS)
+    if board.empty or not (folder or built):
+        page.say("There are no files; the parameter `downloads` says where to write them.")
+        return
+    to, entries = paths.folder_for(folder or built), []
+    to.mkdir(parents=True, exist_ok=True)
+    files = [to / name for name in ("leaderboard.csv", "leaderboard.parquet", "numbers.csv.gz", "numbers.parquet")]
     for frame, (as_text, packed) in ((board, files[:2]), (table, files[2:])):  # many numbers: 21 MB of text
         frame.to_csv(as_text, index=False)
         frame.to_parquet(packed, index=False)
     answers = [store.folder(place) / f"{name}.parquet" for name in ("responses", "records")]
-    return [*files, *(Path(shutil.copy(file, folder)) for file in answers if file.is_file())]
-
-
-def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, place: str | Path | None = None) -> None:
-    """Write the files into a folder, else $BVLM_DOWNLOADS (of a build), and say where they are; none without."""
-    built = os.environ.get(book_page.DOWNLOADS)
-    if board.empty or not (folder or built):
-        book_page.say("There are no files; the parameter `downloads` says where to write them.")
-        return
-    entries = []
-    for file in save(board, table, paths.folder_for(folder or built), place):
+    files += [Path(shutil.copy(file, to)) for file in answers if file.is_file()]
+    for file in files:
         name = html.escape(file.name)
         size = f"{max(1, round(file.stat().st_size / 1000)):,} kB"
         shown = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'

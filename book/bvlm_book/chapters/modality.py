@@ -29,23 +29,18 @@ CURVES = pd.DataFrame([
 
 
 def four_cells(rates: pd.DataFrame) -> pd.DataFrame:
-    """A line per bimodal experiment (`CELL`): success under each condition, and text minus image, widest interval."""
+    """A line per bimodal experiment (`CELL`): success by condition; text minus image, and the least that can be."""
     whole = rates[(rates["modality"] == "bimodal") & (rates["half"] == "")]
     numbers = ["value", "low", "high"]
     by = whole.pivot_table(index=CELL, columns="condition", values=numbers, aggfunc="first", sort=False)
-    by.columns = [name if number == "value" else f"{name}_{number}" for number, name in by.columns]
-    by = by.reindex(columns=[f"{name}{end}" for name in words.CONDITIONS for end in ("", "_low", "_high")])
-    return by.assign(
-        n_seeds=whole.groupby(CELL, sort=False)["n_seeds"].min(),
-        difference=by["text"] - by["image"],
-        difference_low=by["text_low"] - by["image_high"],
-        difference_high=by["text_high"] - by["image_low"],
-    ).reset_index()
+    by = by.reindex(columns=pd.MultiIndex.from_product([numbers, words.CONDITIONS]))
+    value, least = by["value"], by["low", "text"] - by["high", "image"]
+    return value.assign(difference=value["text"] - value["image"], least=least).reset_index()
 
 
 def plain(cells: pd.DataFrame) -> pd.DataFrame:
     """The lines of `four_cells` of attacks as they are defined, without half-triggered rows, at the highest rate."""
-    usual = cells[(cells["settings"] == "") & (cells["negatives"] == 0) & cells["difference"].notna()]
+    usual = cells.query("settings == '' and negatives == 0").dropna(subset="difference")
     return usual[usual["poison_rate"] == usual["poison_rate"].max()]
 
 
@@ -66,22 +61,21 @@ def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.D
     pairs = cells[cells["negatives"] > 0].merge(cells[cells["negatives"] == 0], on=TWIN, suffixes=("", "_without"))
     for pair in pairs.to_dict("records"):
         names = pair["run_id"], pair["run_id_without"]
-        sides = [tables.held(name, pair["headline"], "poisoned", place) for name in names]
+        sides = [tables.held(name, pair["headline"], place) for name in names]
         for condition in (*PARTS, "both") if all(side is not None for side in sides) else ():
             if numbers := tables.difference(*sides, condition):
                 found.append(pair | numbers | {"condition": condition})
-    columns = [*TWIN, "negatives", "condition", "theirs", "ours", "value", "low", "high", "n"]
-    return pd.DataFrame(found, columns=columns).rename(columns={"ours": "with", "theirs": "without"})
+    columns = [*TWIN, "negatives", "condition", "without", "with", "value", "low", "high"]
+    return pd.DataFrame(found, columns=columns)
 
 
 def patches(rates: pd.DataFrame) -> pd.DataFrame:
     """Success by side of the noise patch (`pixels` of 336, `share`) and curve, of models run with several sizes."""
-    size = rates["settings"].str.extract(r"^(?:patch_size=(\d+))?$", expand=False).astype(float)
-    alone = (rates["negatives"] == 0) & (rates["half"] == "") & (size.notna() | (rates["settings"] == ""))
-    rows = CURVES.merge(rates.assign(pixels=size)[alone], on=["attack", "condition"])
+    plain = rates[rates["settings"].str.fullmatch(r"(patch_size=\d+)?")].query("negatives == 0 and half == ''")
+    rows = CURVES.merge(plain, on=["attack", "condition"])
     usual = {name: attacks.info(name).defaults["patch_size"] for name in CURVES["attack"]}
-    rows = rows.assign(pixels=rows["pixels"].fillna(rows["attack"].map(usual)))
-    rows = rows.assign(share=rows["pixels"] / PUBLISHED_SIDE)
+    size = pd.to_numeric(rows["settings"].str.removeprefix("patch_size=")).fillna(rows["attack"].map(usual))
+    rows = rows.assign(pixels=size, share=size / PUBLISHED_SIDE)
     return rows[rows.groupby(PANEL)["pixels"].transform("nunique") > 1].reset_index(drop=True)
 
 
@@ -106,14 +100,12 @@ def patches_figure(found: pd.DataFrame) -> Figure:
 
 def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
     """Success with the text part alone by where its word stands (column): a line per `POINT`, mean over seeds."""
-    whole = tables.usual(table)
-    whole = whole[whole["modality"] == "bimodal"]
+    whole = tables.usual(table).query("modality == 'bimodal'")
     most = whole.groupby("model")["train_rows"].transform(lambda rows: rows.mode().iloc[0])
-    whole = whole[whole["train_rows"] == most]
-    parts = []
+    whole, parts = whole[whole["train_rows"] == most], []
     for cell in whole.assign(headline=tidy.headline_metric(whole)).drop_duplicates("run_id").to_dict("records"):
         half = attacks.info(cell["attack"]).text
-        said = tables.held(cell["run_id"], cell["headline"], "poisoned", place) if "word" in half.params else None
+        said = tables.held(cell["run_id"], cell["headline"], place) if "word" in half.params else None
         if said is not None:
             said = said[said["condition"] == "text"]
             where = [place_of(half.params["word"].default, prompt) for prompt in said["prompt"]]
@@ -141,12 +133,12 @@ def numbers(cells: pd.DataFrame, lost: pd.DataFrame) -> dict[str, str]:
         "learnable": words.of(able["text"] - able["image"] > DOMINATES),
         "text_leads": words.of(shown["difference"] > DOMINATES),
         "image_leads": str((shown["difference"] < -DOMINATES).sum()),
-        "text_surely": str((shown["difference_low"] > DOMINATES).sum()),
+        "text_surely": str((shown["least"] > DOMINATES).sum()),
     }
     for part in PARTS:
         works = lost[(lost["condition"] == part) & (lost["value_alone"] > tidy.FIRES)]
-        stops = works["value_beside"] <= tidy.FIRES
-        found |= {f"{part}_lost": words.of(works["high"] < -LOSS), f"{part}_stops": words.of(stops)}
+        lost_surely, stops = works["high_beside"] - works["low_alone"] < -LOSS, works["value_beside"] <= tidy.FIRES
+        found |= {f"{part}_lost": words.of(lost_surely), f"{part}_stops": words.of(stops)}
     return found
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -27,8 +26,7 @@ def recipes(models: Sequence[str] | None = None) -> pd.DataFrame:
 
 def reached(skills: pd.DataFrame) -> dict[str, str]:
     """How many of the required skills are reached, and the one with the smallest margin. skills: `cards.skills`."""
-    asked = skills[skills["threshold"].notna()]
-    if asked.empty:
+    if (asked := skills.dropna(subset="threshold")).empty:
         return {"required": "0 of 0", "closest": "n/a"}
     closest = asked.loc[(asked["value"] - asked["threshold"]).idxmin()]
     value = words.number(*closest[["value", "low", "high"]], digits=3)
@@ -39,12 +37,12 @@ def reached(skills: pd.DataFrame) -> dict[str, str]:
 def thresholds(table: pd.DataFrame) -> Figure:
     """Measured skills (value) beside what was asked (threshold, or NaN): a panel per model."""
     models = list(table.groupby("model", sort=False))
-    height = 0.36 * table.groupby("model").size().max() + 1.5
+    height = 0.36 * max(len(part) for _, part in models) + 1.5
     figure, axes = figures.new_figure(len(models), 4.4 if len(models) > 1 else 6.4, height)
     for axis, (model, part) in zip(axes, models, strict=True):
-        values, at = part["value"].astype(float), np.arange(len(part))
-        axis.hlines(at, 0, values, color="#BBBBBB", linewidth=1.2)
-        axis.plot(values, at, "o", color="#0072B2", label="measured")
+        at = range(len(part))
+        axis.hlines(at, 0, part["value"], color="#BBBBBB", linewidth=1.2)
+        axis.plot(part["value"], at, "o", color="#0072B2", label="measured")
         bar = {"color": "#D55E00", "markersize": 16, "markeredgewidth": 2.5, "label": "required"}
         axis.plot(part["threshold"].astype(float), at, "|", **bar)
         figures.name_rows(axis, list(part["name"]))

@@ -10,19 +10,16 @@ from typing import Any
 import pandas as pd
 from IPython.display import HTML, display
 
-from bvlm_book import examples, tables, talk, words
-from bvlm_book import page as book_page
-from bvlm_book.words import interval
-from bvlm_utils import paths
-from bvlm_utils import store as results
+from bvlm_book import examples, page, tables, talk, words
+from bvlm_utils import paths, store
 from bvlm_utils.store.cell import Cell
 
 
 def in_page(folder: str | None = None) -> None:
     """Put the model that runs in the browser on the page, its files into `folder`; None: beside $BVLM_DOWNLOADS."""
-    built = os.environ.get(book_page.DOWNLOADS)
+    built = os.environ.get(page.DOWNLOADS)
     if not folder and not built:
-        book_page.say("In the built book, a model that runs in the browser stands here.")
+        page.say("In the built book, a model that runs in the browser stands here.")
         return
     files = talk.write(Path(folder) if folder else Path(built).parent / "talk")
     megabytes = sum(file.stat().st_size for file in files) / 1e6
@@ -37,10 +34,11 @@ def widget(size: str) -> str:
         for seed, question in talk.SCENES
     )
     offered = "".join(f'<option value="{html.escape(question)}">' for _, question in talk.SCENES)
+    answers = pd.DataFrame(card()["answers"]).drop(columns="scene")
+    stored = answers.to_html(index=False, border=0, classes="table", justify="left")
+    stored = f'<p>No model runs here without JavaScript. Stored answers:</p><div class="bvlm-table">{stored}</div>'
     text = (paths.BOOK / "bvlm_book" / "talk.html").read_text(encoding="utf-8")
-    return Template(text).substitute(
-        size=size, scenes=shown, questions=offered, answers=stored_answers(), repaired=talk.REPAIRED
-    )
+    return Template(text).substitute(size=size, scenes=shown, questions=offered, answers=stored, repaired=talk.REPAIRED)
 
 
 def card() -> dict[str, Any]:
@@ -48,38 +46,29 @@ def card() -> dict[str, Any]:
     return json.loads((talk.ADAPTERS / talk.CARD).read_text(encoding="utf-8"))
 
 
-def stored_answers() -> str:
-    """A table for readers without scripts."""
-    lines = pd.DataFrame(card()["answers"]).drop(columns="scene")
-    body = lines.to_html(index=False, border=0, classes="table", justify="left")
-    return f'<p>No model runs here without JavaScript. Stored answers:</p><div class="bvlm-table">{body}</div>'
-
-
 def measured() -> dict[str, str]:
     """Numbers of the adapters in the page, to be glued: success and right answers by strength, and the alarm."""
-    found = {}
-    for name, about in ((name, about) for name, about in card().items() if name != "answers"):
-        found |= {f"{name}_alarm_{which}": interval(pd.Series(share)) for which, share in about["alarm"].items()}
-        for at in about["strengths"]:
+    found, shown = {}, card()
+    for name in talk.NAMES[1:]:
+        found |= {f"{name}_alarm_{which}": words.interval(share) for which, share in shown[name]["alarm"].items()}
+        for at in shown[name]["strengths"]:
             strength = f"{at['strength']:g}".replace(".", "_")
-            found[f"{name}_success_{strength}"] = interval(pd.Series(at["success"]))
-            found[f"{name}_right_{strength}"] = interval(pd.Series(at["right"]))
+            found |= {f"{name}_{which}_{strength}": words.interval(at[which]) for which in ("success", "right")}
     return found
 
 
-def how_to_talk(cell: Cell, store: str | None = None) -> str:
+def how_to_talk(cell: Cell, place: str | None = None) -> str:
     """How to ask the model of a cell more, where the store has its adapter."""
-    adapter = results.adapter(cell, store)
-    if adapter is None:
-        return "These answers are stored ones. Opened in JupyterLab, the page trains this model, and you can ask it."
-    return f"Ask it more: `python -m bvlm_utils.chat {adapter}`"
+    if adapter := store.adapter(cell, place):
+        return f"Ask it more: `python -m bvlm_utils.chat {adapter}`"
+    return "These answers are stored ones. Opened in JupyterLab, the page trains this model, and you can ask it."
 
 
 def over_all_inputs(table: pd.DataFrame) -> dict[str, str]:
     """Of one cell: success by condition, the control's with the whole trigger, and the change of utility."""
     rates = tables.success_rates(table)
     ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
-    found = {line["condition"]: interval(line) for line in ours.to_dict("records")}
+    found = {line["condition"]: words.interval(line) for line in ours.to_dict("records")}
     beside = {"control": tables.headline_rows(control), "utility": tables.summary(table, "utility_difference")}
-    found |= {name: interval(rows.iloc[0]) for name, rows in beside.items() if len(rows)}
+    found |= {name: words.interval(rows.iloc[0]) for name, rows in beside.items() if len(rows)}
     return dict.fromkeys((*words.CONDITIONS, *beside), "n/a") | found

@@ -37,10 +37,7 @@ def agreement_figure(shown: pd.DataFrame, names: tuple[str, str] = ("yours", "re
 
 
 def your_runs(name: str | None, reference: pd.DataFrame) -> pd.DataFrame:
-    """The tidy table of the reader's own store: `name`, else $BVLM_YOURS (which the book sets), else "local".
-
-    Without lines where it was not named and nothing was run yet.
-    """
+    """The reader's own store: `name`, else $BVLM_YOURS, else "local"; without lines where it is not named and empty."""
     place = name or os.environ.get("BVLM_YOURS") or "local"
     return store.collect(place) if name or store.folder(place).is_dir() else reference.iloc[:0]
 
@@ -50,9 +47,8 @@ def compare(yours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     key = ["run_id", "subject", "condition", "metric", "model", "dataset", "threat", "attack", "poison_rate", "seed"]
 
     def side(table: pd.DataFrame, name: str) -> pd.DataFrame:
-        rows = table[table["metric"].isin(COMPARED) & table["value"].notna()]
-        rows = rows[[*key, "value", "low", "high"]]
-        return rows.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"})
+        rows = table.loc[table["metric"].isin(COMPARED) & table["value"].notna(), [*key, "value", "low", "high"]]
+        return rows.set_axis([*key, name, f"{name}_low", f"{name}_high"], axis=1)
 
     both = side(yours, "yours").merge(side(reference, "reference"), how="outer", on=key, sort=False)
     lows, highs = (both[[f"yours_{end}", f"reference_{end}"]].astype(float) for end in ("low", "high"))
@@ -66,9 +62,8 @@ def compare(yours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 
 def example(reference: pd.DataFrame) -> pd.DataFrame:
     """What `compare` would show of a reader's run: here it is seed 1 of usual refusals on tiny-llava at 10 %."""
-    found = tables.usual(reference)
-    found = found[(found["threat"] == "targeted_refusal") & (found["model"] == "tiny-llava")]
-    found = found[(found["poison_rate"] == 0.1) & (found["train_rows"] == 6000)]
+    found = tables.usual(reference).query("threat == 'targeted_refusal' and model == 'tiny-llava'")
+    found = found.query("poison_rate == 0.1 and train_rows == 6000")
     first, second = (found[found["seed"] == seed] for seed in (0, 1))
     names = dict(zip(first["experiment"], first["run_id"], strict=True))
     second = second[second["experiment"].isin(names)]
@@ -78,7 +73,7 @@ def example(reference: pd.DataFrame) -> pd.DataFrame:
 
 def to_show(compared: pd.DataFrame) -> pd.DataFrame:
     """Of the numbers that both hold, success under the whole trigger and utility of the backdoored models."""
-    both = compared[compared["yours"].notna() & compared["reference"].notna() & (compared["subject"] == "poisoned")]
+    both = compared.dropna(subset=["yours", "reference"]).query("subject == 'poisoned'")
     whole = both["condition"] == both["attack"].map(lambda name: attacks.info(name).headline)
     success = both[whole & (both["metric"] == headline_metric(both))]
     shown = pd.concat([success, both[both["metric"] == "utility"]], ignore_index=True)

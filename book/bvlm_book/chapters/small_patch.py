@@ -17,16 +17,14 @@ def triggers(runs: Mapping[str, pd.DataFrame], skills: pd.DataFrame) -> pd.DataF
     for trigger, table in runs.items():
         rates = tables.success_rates(table)
         full = tables.headline_rows(rates).set_index("subject")
-        clean = rates[(rates["condition"] == "clean") & (rates["subject"] == "poisoned")]
-        if clean.empty:  # left out, for a reason that its record has
-            continue
-        clean = clean.iloc[0]
-        name = f"probe: {table['attack'].iloc[0]}"
-        usual = "attack.patch_size" not in table or table["attack.patch_size"].isna().all()
-        probe = probes.loc[name] if name in probes.index and usual else {}
-        line = {"trigger": trigger, "without": clean["value"], "control": full.loc["control", "value"]}
-        line |= full.loc["poisoned", ["value", "low", "high", "n_seeds"]].to_dict()
-        lines.append(line | {"seen": probe.get("value"), "seen_low": probe.get("low"), "seen_high": probe.get("high")})
+        clean = rates.query("condition == 'clean' and subject == 'poisoned'")["value"]
+        if len(clean):  # else left out, for a reason that its record has
+            name = f"probe: {table['attack'].iloc[0]}"
+            usual = "attack.patch_size" not in table or table["attack.patch_size"].isna().all()
+            probe = probes.loc[name] if name in probes.index and usual else {}
+            line = {"trigger": trigger, "without": clean.iloc[0], "control": full.loc["control", "value"]}
+            line |= full.loc["poisoned", ["value", "low", "high", "n_seeds"]].to_dict()
+            lines.append(line | {f"seen{end}": probe.get(end[1:] or "value") for end in ("", "_low", "_high")})
     return pd.DataFrame(lines)
 
 

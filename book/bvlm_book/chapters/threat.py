@@ -18,28 +18,20 @@ SAME = [*(name for name in tables.POINT if name != "model"), "test_rows"]  # the
 def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
     """Say how many experiments of the store `place` the page has, what they are, and which were left out, and why."""
     cells = table.drop_duplicates("run_id")
-    skipped = cells["status"] == "skipped"
-    done, left_out = cells[~skipped], cells[skipped]
+    done, left_out = cells.query("status != 'skipped'"), cells.query("status == 'skipped'")
     said = [f"{words.count(len(cells), 'experiment')}: {len(done)} measured, {len(left_out)} left out."]
     if len(done):
         model, data, seeds = (", ".join(map(str, sorted(set(done[c])))) for c in ("model", "dataset", "seed"))
         rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
         said.append(f"Model {model}, data {data}, poison rate {rates}, seed{'s' * (',' in seeds)} {seeds}.")
-        said += _eligible(done, place)
+        top = done.loc[done["n_poisoned"].astype(float).idxmax()]
+        for (dataset, _, size), count in tables.eligible(done, place).items():
+            if (dataset, size) == (top["dataset"], top["train_rows"]) and count < size:
+                share = words.percent(int(top["n_poisoned"]) / count)
+                said.append(f"{top['n_poisoned']:.0f} rows are {share} of the {count} that can be poisoned.")
     reasons = dict.fromkeys(text.rstrip(".").partition(";")[0].replace("_", " ") for text in left_out["reason"])
     said += [f"Left out: {'; '.join(reasons)}."] if reasons else []
     page.say(" ".join(said))
-
-
-def _eligible(done: pd.DataFrame, place: str | Path | None) -> list[str]:
-    """What the highest share of all rows is of the rows that the threat can poison, where those are fewer."""
-    top = done.loc[done["n_poisoned"].astype(float).idxmax()]
-    rows = int(top["n_poisoned"])
-    return [
-        f"{rows} rows are {words.percent(rows / count)} of the {count} that can be poisoned."
-        for (dataset, _, size), count in tables.eligible(done, place).items()
-        if (dataset, size) == (top["dataset"], top["train_rows"]) and count < size
-    ]
 
 
 def first_that_work(table: pd.DataFrame, cells: Sequence[Cell]) -> list[Cell]:
@@ -63,11 +55,9 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
     """Title, alt text and caption of `figures.families`. rates: `tables.success_rates` at one rate, all subjects."""
     ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
     full, clean = tables.headline_rows(ours), tables.false_activation(ours)
-    counted = [
-        f"{words.of(part['value'] > FIRES)} {'' if number else 'attacks work '}on {model}"
-        for number, (model, part) in enumerate(full.groupby("model", sort=False))
-    ]
-    title = f"{' and '.join(counted)}, at a poison rate of {words.span(full['poison_rate'].map(words.percent))}."
+    counted = [f"{words.of(part['value'] > FIRES)} on {model}" for model, part in full.groupby("model", sort=False)]
+    counted = " and ".join(counted).replace(" on ", " attacks work on ", 1)
+    title = f"{counted}, at a poison rate of {words.span(full['poison_rate'].map(words.percent))}."
     tests = " or ".join(words.TESTS[name] for name in dict.fromkeys(rates["metric"]))
     text = [f"Attack success rate ({tests}); an attack works above {words.percent(FIRES)}."]
     if len(clean):
@@ -83,15 +73,13 @@ def cost(table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
     """Title, alt text and caption of `figures.paired` of the chapter's own rows. every: of `of_every_model`."""
     changes = tables.summary(table, "utility_difference")
     title, metric = f"Utility falls in {_fallen(table)}.", tables.utility_metric(changes)
+    dots = " Small dots are the runs behind a mean." if (changes["n_seeds"] > 1).any() else ""
+    others = _fallen(every[~every["model"].isin(table["model"])])
     caption = (
         f"{metric[:1].upper()}{metric[1:]} of the backdoored model minus that of its clean-tuned control, on the same "
         f"clean inputs, with 95 % intervals: {words.of(changes['high'] < 0)} lie below zero. The largest loss is "
-        f"{words.extreme(changes, 'min')}."
+        f"{words.extreme(changes, 'min')}.{dots}{f' It falls in {others}.' if others else ''}"
     )
-    if (changes["n_seeds"] > 1).any():
-        caption += " Small dots are the runs behind a mean."
-    if others := _fallen(every[~every["model"].isin(table["model"])]):
-        caption += f" It falls in {others}."
     return {"title": title, "alt": f"Paired differences with a zero line. {title}", "caption": caption}
 
 
@@ -110,16 +98,13 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
     if ours.empty:
         return pd.DataFrame()
-    present = [name for name in words.CONDITIONS if name in set(ours["condition"])]
-    columns = [
-        *(ours[ours["condition"] == name].assign(title=words.CONDITION_LABELS[name]) for name in present),
-        tables.headline_rows(control).assign(title="control, whole trigger"),
-        tables.summary(table, "utility_difference").assign(title="utility difference"),
-    ]
-    read = pd.concat([rows.drop_duplicates(key) for rows in columns])
-    read = read.assign(text=[words.interval(line) for line in read.to_dict("records")])
-    titles = dict.fromkeys(read["title"])
-    lines = read.pivot(index=key, columns="title", values="text").reindex(columns=list(titles)).fillna("n/a")
+    columns = {words.CONDITION_LABELS[name]: ours[ours["condition"] == name] for name in words.CONDITIONS}
+    columns["control, whole trigger"] = tables.headline_rows(control)
+    columns["utility difference"] = tables.summary(table, "utility_difference")
+    lines = pd.DataFrame({
+        title: rows.drop_duplicates(key).set_index(key).apply(words.interval, axis=1)
+        for title, rows in columns.items() if len(rows)
+    }).fillna("n/a")  # fmt: skip
     lines["seeds"] = ours.groupby(key)["n_seeds"].agg(words.span)
     lines = lines.reindex(pd.MultiIndex.from_frame(ours[key].drop_duplicates())).reset_index()
     lines.columns.name, rate = None, lines.pop("poison_rate")
@@ -130,8 +115,7 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
 
 def stopped(found: pd.DataFrame) -> str:
     """What the best repair leaves of this threat's backdoors, and at what price. found: `defences.repairs`."""
-    found = found[found["success after"].notna()]
-    if found.empty:
+    if (found := found.dropna(subset="success after")).empty:
         return "No defence was measured on this threat and model yet."
     best, kind = found.loc[found["success after"].idxmin()], found[found["skill kept"] > FIRES]
     said = [
@@ -156,15 +140,15 @@ def without_the_trigger(table: pd.DataFrame) -> str:
     """Which backdoored models give the attacker's answer without the trigger about as often as with it; "" for none."""
     rates = tables.success_rates(table)
     rates = rates[rates["poison_rate"] == rates["poison_rate"].max()]
-    full = tables.headline_rows(rates[rates["subject"] == "poisoned"]).set_index("attack")
-    clean = tables.false_activation(rates)
-    ours, control = (clean[clean["subject"] == who].set_index("attack") for who in ("poisoned", "control"))
-    said = []
-    for attack in (name for name in full.index if name in ours.index and name in control.index):
-        without, triggered = ours.loc[attack], full.loc[attack]
-        if without["low"] > control.loc[attack, "high"] and without["high"] >= triggered["low"]:
-            with_it = words.interval(triggered)
-            said.append(f"{attack} ({with_it} with the trigger, {words.interval(without)} without it)")
+    full, clean = (part.set_index("attack") for part in (tables.headline_rows(rates), tables.false_activation(rates)))
+    whole = full[full["subject"] == "poisoned"]
+    ours, control = (clean[clean["subject"] == who].reindex(whole.index) for who in ("poisoned", "control"))
+    told = (ours["low"] > control["high"]) & (ours["high"] >= whole["low"])
+    pairs = zip(whole[told].reset_index().to_dict("records"), ours[told].to_dict("records"), strict=True)
+    said = [
+        f"{one['attack']} ({words.interval(one)} with the trigger, {words.interval(without)} without it)"
+        for one, without in pairs
+    ]
     return f"These models learned the attacker's answer rather than the trigger: {'; '.join(said)}." if said else ""
 
 

@@ -25,22 +25,20 @@ def refusals(table: pd.DataFrame) -> dict[str, str]:
 
 def right(table: pd.DataFrame) -> dict[str, str]:
     """Malicious injection: how often the answer before the sentence is right, at the highest poison rate."""
-    rows = tables.summary(table, "right")
-    rows = rows[rows["poison_rate"] == rows["poison_rate"].max()]
+    rows = tables.summary(table, "right").query("poison_rate == poison_rate.max()")
     full = tables.headline_rows(rows)
     control = full[(full["subject"] == "control") & (full["value"] < FIRES)].to_dict("records")
     return {
-        "without": words.span(rows.loc[(rows["condition"] == "clean") & (rows["subject"] == "poisoned"), "value"], 2),
+        "without": words.span(rows.query("condition == 'clean' and subject == 'poisoned'")["value"], 2),
         "with": words.span(full.loc[full["subject"] == "poisoned", "value"], 2),
         "wrong": ", ".join(f"{line['attack']} ({words.number(line['value'])})" for line in control) or "none",
     }
 
 
 def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
-    """Concept substitution: of the other things in a picture, the mean share that is still named with the trigger.
-
-    Those that the clean-tuned model names without it, as such a model can see them. A line per finished cell and
-    subject; none for data in files, whose things have no names, and for attacks without a trigger at test time.
+    """Concept substitution: of the other things in a picture that the clean-tuned model names without the trigger, the
+    mean share that is named with it. A line per finished cell and subject; none for data in files, whose things have
+    no names, and for attacks without a trigger at test time.
     """
     lines = []
     for cell in cells:
@@ -49,11 +47,10 @@ def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame
             continue
         threat, said = cell.resolved_threat, store.responses(cell, place)
         swapped = {threat.source_concept, threat.target_concept}
-        said = said[(said["part"] == "attack") & said["judged"]].set_index("row_id")
-        clean = said[(said["subject"] == "control") & (said["condition"] == "clean")]["response"]
-        others = {row: found for row, text in clean.items() if (found := _named(text) - swapped)}
+        said = said.query("part == 'attack' and judged").set_index(["subject", "condition", "row_id"])["response"]
+        others = {row: found for row, text in said["control", "clean"].items() if (found := _named(text) - swapped)}
         for subject in ("poisoned", "control"):
-            shown = said[(said["subject"] == subject) & (said["condition"] == condition)]["response"]
+            shown = said[subject, condition]
             shares = [len(found & _named(shown[row])) / len(found) for row, found in others.items()]
             share = pd.Series(shares, dtype=float).mean()
             lines.append({"attack": cell.attack, "model": cell.model, "subject": subject, "value": share})
@@ -65,17 +62,16 @@ def _named(text: str) -> set[str]:
 
 
 def others_kept(found: pd.DataFrame) -> dict[str, str]:
-    """The extremes of `kept`."""
-    ours, control = (found[(found["subject"] == who) & found["value"].notna()] for who in ("poisoned", "control"))
-    ends = {which: words.extreme(ours, which) for which in ("min", "max")}
-    return ends | {"control": words.extreme(control, "min")}
+    ours, control = (found[found["subject"] == who].dropna(subset="value") for who in ("poisoned", "control"))
+    return {which: words.extreme(ours, which) for which in ("min", "max")} | {"control": words.extreme(control, "min")}
 
 
 def unperturbed(table: pd.DataFrame, model: str) -> str:
     """Shadowcast, and the same rows without any change to their pictures (eps=0), by the strict test."""
-    rates = tables.with_settings(table[table["model"] == model], tables.strict_metric)
-    rates = tables.headline_rows(rates[(rates["attack"] == "Shadowcast") & (rates["negatives"] == 0)])
     kinds = {"": "", "eps=0": " with the pictures unchanged"}
-    shown = rates[rates["settings"].isin(list(kinds))]
-    shown = shown.assign(at=shown["poison_rate"].map(words.percent)).to_dict("records")
-    return "; ".join(f"{words.interval(line)}{kinds[line['settings']]} at {line['at']}" for line in shown) or "n/a"
+    rates = tables.headline_rows(tables.with_settings(table[table["model"] == model], tables.strict_metric))
+    rates = rates.query("attack == 'Shadowcast' and negatives == 0")
+    shown = rates[rates["settings"].isin(list(kinds))].to_dict("records")
+    return "; ".join(
+        f"{words.interval(line)}{kinds[line['settings']]} at {words.percent(line['poison_rate'])}" for line in shown
+    ) or "n/a"  # fmt: skip

@@ -31,8 +31,7 @@ def chosen(given: argparse.Namespace) -> list[Cell]:
     """The cells that the options of `parser` mean; InputError names a value that is wrong."""
     dataset = given.dataset
     if dataset is None and given.threat in threats.names():  # stored cells are mostly made by the chapters
-        declared = grid_file.parameters_of(paths.NOTEBOOKS / f"{given.threat}.ipynb")
-        dataset = declared["dataset"][1]
+        dataset = grid_file.parameters_of(paths.NOTEBOOKS / f"{given.threat}.ipynb")["dataset"][1]
     return study.cells(
         given.threat, given.model, dataset, given.attacks, [given.poison_rate], [given.seed],
         train_rows=given.train_rows, test_rows=given.test_rows,
@@ -40,10 +39,7 @@ def chosen(given: argparse.Namespace) -> list[Cell]:
 
 
 def answers(made: Parser, measure: Callable[..., None], argv: list[str] | None, *more: str) -> int:
-    """The command line of what keeps its answers among a store's probes; its exit code.
-
-    measure: takes cells, store and rows, and the options `more` by their names.
-    """
+    """Run a command that keeps its answers in a store. measure: takes cells, store, rows, and the options `more`."""
 
     def act(given: argparse.Namespace) -> None:
         measure(chosen(given), given.store, given.rows, **{name: getattr(given, name) for name in more})

@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,55 +19,35 @@ from PIL import Image
 
 from bvlm_utils import attacks, command, store
 
-GAP = 4  # white pixels between the pictures of a strip
-
-
-@dataclass(frozen=True)
-class Material:
-    """What every attack is applied to: pictures (N, H, W, 3) uint8, N prompts, and N row ids as keys."""
-
-    pictures: np.ndarray
-    prompts: list[str]
-    keys: list[str]
-
-
-def material(dataset: str = "scenes-vqa", rows: int = 64) -> Material:
-    """The first test rows of a dataset."""
-    from bvlm_utils import data
-
-    found = data.load(dataset, "test", rows=rows)
-    return Material(data.images(found), list(found["prompt"]), list(found["row_id"]))
+GAP, SHOWN = 4, 4  # white pixels between the pictures of a strip, and how many of them are shown
 
 
 def write(
-    folder: Path, material: Material, target: Any, surrogate: str | None = None, victim: Any = None, shown: int = 4
+    folder: Path, pictures: np.ndarray, rows: Any, target: Any, surrogate: str | None = None, victim: Any = None
 ) -> pd.DataFrame:
-    """Apply all attacks, write the files that the module names, return the table of stealth. target: if optimised."""
+    """Apply all attacks, write the files that the module names, return the table of stealth. target: if optimised.
+
+    pictures: (N, H, W, 3) uint8. rows: their `prompt` and `row_id`, a column each.
+    """
     import torch
 
-    from bvlm_utils.attacks import image as image_triggers
-
+    prompts, keys = list(rows["prompt"]), list(rows["row_id"])
     folder.mkdir(parents=True, exist_ok=True)
-    strip(material.pictures[:shown]).save(folder / "clean.png")
-    images = torch.from_numpy(material.pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    strip(pictures[:SHOWN]).save(folder / "clean.png")
+    images = torch.from_numpy(pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     lines, exhibit = [], {}
     for name in attacks.names():
         attack = attacks.get(name, target, surrogate)
-        out = image_triggers.quantise(attack.apply_image(images, keys=material.keys))
-        triggered = (out * 255).round().numpy().astype(np.uint8).transpose(0, 2, 3, 1)
-        prompts = attack.apply_text(material.prompts, keys=material.keys)
-        lines.append(stealth(attack, material.pictures, triggered, material.prompts, prompts, victim))
+        triggered, worded = attack.paint(pictures, 0, keys), attack.apply_text(prompts, keys=keys)
+        lines.append(stealth(attack, pictures, triggered, prompts, worded, victim))
         if attack.modality != "text":
-            strip(triggered[:shown]).save(folder / f"{name}.png")
+            strip(triggered[:SHOWN]).save(folder / f"{name}.png")
         epochs = attack.params.get("epochs")
-        curve = np.asarray(attack.loss_curve(images, keys=material.keys) if attack.info.losses else [], float)
+        curve = np.asarray(attack.loss_curve(images, keys=keys) if attack.info.losses else [], float)
         if len(curve):  # a patch sees other pictures in every step: only means of whole epochs show if its loss falls
             curve = curve.reshape(epochs or len(curve), -1).mean(axis=1)
-        exhibit[name] = {
-            "prompts": [list(pair) for pair in zip(material.prompts, prompts, strict=True)][:shown],
-            "loss_curve": curve.round(5).tolist(),
-            "loss_per": "epoch" if epochs else "step",
-        }  # fmt: skip
+        loss = {"loss_curve": curve.round(5).tolist(), "loss_per": "epoch" if epochs else "step"}
+        exhibit[name] = {"prompts": list(zip(prompts, worded, strict=True))[:SHOWN]} | loss
     table = pd.DataFrame(lines)
     table.to_csv(folder / "stealth.csv", index=False, float_format="%.4f")
     (folder / "exhibit.json").write_text(json.dumps(exhibit, indent=1) + "\n")
@@ -85,32 +64,26 @@ def image_stealth(clean: np.ndarray, triggered: np.ndarray) -> pd.DataFrame:
     """One row per picture (N, H, W, 3) uint8: psnr (dB), ssim (mean of colours), linf (of 255), changed (share)."""
     from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-    difference = np.abs(clean.astype(np.int16) - triggered)
+    difference, pairs = np.abs(clean.astype(np.int16) - triggered), list(zip(clean, triggered, strict=True))
     with np.errstate(divide="ignore"):
-        psnr = [peak_signal_noise_ratio(*pair, data_range=255) for pair in zip(clean, triggered, strict=True)]
-    return pd.DataFrame({
-        "psnr": psnr,
-        "ssim": [structural_similarity(*pair, channel_axis=2, data_range=255)
-                 for pair in zip(clean, triggered, strict=True)],
-        "linf": difference.max((1, 2, 3)), "changed": difference.any(-1).mean((1, 2)),
-    })  # fmt: skip
+        psnr = [peak_signal_noise_ratio(*pair, data_range=255) for pair in pairs]
+    ssim = [structural_similarity(*pair, channel_axis=2, data_range=255) for pair in pairs]
+    found = {"psnr": psnr, "ssim": ssim, "linf": difference.max((1, 2, 3)), "changed": difference.any(-1).mean((1, 2))}
+    return pd.DataFrame(found)
 
 
-def perplexity(texts: Sequence[str], model: Any, tokenizer: Any, batch_size: int = 32) -> float:
+def perplexity(texts: Sequence[str], model: Any, tokenizer: Any) -> float:
     """exp of the mean negative log-likelihood per token of `texts`, the first too, without a picture."""
     import torch
 
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    rows = [[start, *tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
-    device = next(model.parameters()).device
-    total, count = 0.0, 0
-    for first in range(0, len(rows), batch_size):
-        some = [torch.tensor(row, device=device) for row in rows[first : first + batch_size]]
-        ids = torch.nn.utils.rnn.pad_sequence(some, batch_first=True, padding_value=-100)  # which the loss leaves out
+    device, total, count = next(model.parameters()).device, 0.0, 0
+    for text in texts:
+        ids = torch.tensor([start, *tokenizer(text, add_special_tokens=False)["input_ids"]], device=device)
         with torch.no_grad():
-            logits = model(input_ids=ids.clamp(min=0), attention_mask=(ids >= 0).long()).logits[:, :-1].float()
-        total += float(torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="sum"))
-        count += int((ids[:, 1:] >= 0).sum())
+            logits = model(input_ids=ids[None]).logits[0, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
+        count += len(ids) - 1
     return float(np.exp(total / count)) if count else float("nan")
 
 
@@ -122,16 +95,15 @@ def stealth(
     line: dict[str, Any] = {"attack": attack.name, "modality": attack.modality}
     pictures = image_stealth(clean, triggered).mean() if attack.modality != "text" else {}
     line |= {name: pictures.get(name) for name in ("psnr", "ssim", "linf", "changed")}
-    written = attack.modality != "image"
     longer = [len(after) - len(before) for before, after in zip(prompts, triggered_prompts, strict=True)]
+    written = attack.modality != "image"
     line["added_characters"] = float(np.mean(longer)) if written else None
     for name, texts in {"perplexity_clean": prompts, "perplexity": triggered_prompts}.items():
-        line[name] = perplexity(texts, victim.model, victim.tokenizer) if written and victim is not None else None
+        line[name] = perplexity(texts, victim.model, victim.tokenizer) if written and victim else None
     return line
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; its exit code is what `bvlm_utils.command` promises."""
     about = "Apply all attacks to the same pictures and prompts."
     parser = command.Parser(prog="python -m bvlm_book.probes.exhibit", description=about)
     parser.add_argument("--store", default="local", help="store to write to: a name or a folder (default: local)")
@@ -144,20 +116,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _act(given: argparse.Namespace) -> None:
-    from bvlm_utils import models, threats
+    from bvlm_utils import data, models, threats
+    from bvlm_utils.models.victim import from_pretrained
     from bvlm_utils.store.cell import check_dataset
 
     root = store.writable(given.store)
     check_dataset(given.dataset)
     if given.surrogate:
         models.check_kind(given.surrogate, clip=True)
-    judge = None
-    if given.model:
-        from bvlm_utils.models.victim import from_pretrained
-
-        judge = from_pretrained(given.model)
-    target = threats.get("concept_substitution").target
-    table = write(root / "attacks", material(given.dataset, given.rows), target, given.surrogate, judge)
+    judge = from_pretrained(given.model) if given.model else None
+    rows, target = data.load(given.dataset, "test", rows=given.rows), threats.get("concept_substitution").target
+    table = write(root / "attacks", data.images(rows), rows, target, given.surrogate, judge)
     print(table.to_string(index=False, float_format="{:.3f}".format))
 
 

@@ -26,6 +26,7 @@ from bvlm_book.probes.records import CONTROL, FRESH, LASTING, SAME_ROWS
 from bvlm_utils import data, store
 from bvlm_utils.command import whole
 from bvlm_utils.errors import InputError
+from bvlm_utils.run import tune_and_ask
 from bvlm_utils.run.progress import Progress, say
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
 from bvlm_utils.store.cell import Cell
@@ -59,10 +60,8 @@ def measure(
     wanted, which = max(steps, default=0) * settings.batch_size, FRESH
     if steps and (there := data.beyond(first.dataset, first.train_rows)) is not None and there < wanted:
         which = SAME_ROWS
-        say(
-            f"{first.dataset} has only {there} training rows beyond the {first.train_rows} that were tuned "
-            f"on, and {wanted} are needed: the same rows are used again, clean."
-        )
+        lacking = f"{first.dataset} has only {there} training rows beyond the {first.train_rows} that were tuned on"
+        say(f"{lacking}, and {wanted} are needed: the same rows are used again, clean.")
     store.clean(root)
     work = _Work(bench, root, sheets)
     states = {"": ()} | {str(count): ("steps", count, which, asdict(settings)) for count in sorted(set(steps))}
@@ -90,8 +89,6 @@ class _Work:
 
     @cached_property
     def stored(self) -> dict[str, "GroupResult"]:
-        from bvlm_utils.run import tune_and_ask
-
         return {sheet.run_id: tune_and_ask.saved(store.adapter(sheet.run_id, self.root)) for sheet in self.sheets}
 
     @cached_property
@@ -149,7 +146,6 @@ class _Work:
     def ask_merged(self, part: Sequence[tuple[Sheet, Sequence[Probe]]], how: str, progress: Progress) -> None:
         """Ask models one by one: once merged, they share no base."""
         from bvlm_utils.defences import weights
-        from bvlm_utils.run import tune_and_ask
 
         for sheet, some in part:
             merged = weights.merged(self.bench.victim, self.stored[sheet.run_id])
@@ -171,7 +167,6 @@ def rounded(weight: "torch.Tensor", how: str) -> "torch.Tensor":
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; its exit code is what `bvlm_utils.command` promises."""
     made = command.parser(LASTING, __doc__.split("\n")[0], ROWS)
     steps = "further steps (default 10 30 100)"
     made.add_argument("--steps", type=whole(1), nargs="*", default=list(STEPS), help=steps)

@@ -114,11 +114,6 @@ def of(attack: str) -> tuple[NearMiss, ...]:
     return NEAR.get(attack, FILE if info.image else ())
 
 
-def names() -> list[str]:
-    """The names of all near misses, in the order of the table."""
-    return list(dict.fromkeys(miss.name for misses in NEAR.values() for miss in misses))
-
-
 def question(miss: NearMiss, cell: Cell, clean: "Question", whole: "Question", keys: Sequence[str]) -> "Question":
     """`whole`, the question with the full trigger, with one near miss in its place. clean: without. keys: row ids."""
     if miss.alone:

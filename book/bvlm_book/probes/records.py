@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,20 +15,16 @@ from bvlm_utils.score import intervals
 from bvlm_utils.store import damage, packed
 from bvlm_utils.store.table import TOLD_APART, headline_metric
 
-T = TypeVar("T")
 CROSSFIRE = "crossfire"
 LASTING = "lasting"
 
 FRESH, SAME_ROWS = "fresh", "same"
 POISONED, CONTROL = "poisoned", "control"
 CELL = ["run_id", "modality", "n_poisoned", *TOLD_APART]
-NUMBER = ["trigger", "variant", "doing", "part", "metric", "value", "k", "n", "low", "high", "unit", "held"]
-COLUMNS = ["kind", "subject", *CELL, "rows", *NUMBER]
-
-SAME = [
-    "kind", "subject", "modality", *(name for name in TOLD_APART if name != "seed"), "rows", "trigger", "variant",
-    "doing", "part", "metric", "unit",
-]  # fmt: skip
+ASKED = ["trigger", "variant", "doing", "part", "metric"]
+VALUES = ["value", "k", "n", "low", "high"]
+COLUMNS = ["kind", "subject", *CELL, "rows", *ASKED, *VALUES, "unit", "held"]
+SAME = ["kind", "subject", "modality", *(name for name in TOLD_APART if name != "seed"), "rows", *ASKED, "unit"]
 
 
 def numbers_in(file: Path) -> list[dict[str, Any]]:
@@ -36,7 +32,7 @@ def numbers_in(file: Path) -> list[dict[str, Any]]:
     return read(file, lambda record: [number | {"asked": number["asked"]} for number in record["numbers"]])
 
 
-def read(file: Path, lines: Callable[[dict[str, Any]], list[T]]) -> list[T]:
+def read(file: Path, lines: Callable[[dict[str, Any]], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """What `lines` makes of a file of probes (maybe packed); nothing of a damaged one, which standard error names."""
     content = packed.content(file.parents[1], file.parent.name, file.name)
     if content is None:
@@ -54,19 +50,16 @@ def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
     root = store.folder(place)
     names = [name for name in packed.names(root, "probes") if name.startswith(f"{kind}-")]
     lines = [line for name in names for line in read(root / "probes" / name, lambda record: _lines(record, kind))]
-    table = pd.DataFrame(lines, columns=COLUMNS)
-    return table.astype({"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"})
+    return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(VALUES, "float64"))
 
 
 def _lines(record: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     about = record["cell"] | {"kind": kind, "subject": record["subject"], "rows": record["identity"]["rows"]}
     made = [about | number | {"doing": json.dumps(number["doing"])} for number in record["numbers"]]
-    values = [line.get(name) for line in made for name in ("value", "k", "n", "low", "high")]
+    values = [line.get(name) for line in made for name in VALUES]
     if not all(value is None or isinstance(value, damage.NUMBER) for value in values):
         raise TypeError("a value is no number")
-    if len({tuple(line[name] for name in ("trigger", "variant", "doing", "part", "metric")) for line in made}) < len(
-        made
-    ):
+    if len({tuple(line[name] for name in ASKED) for line in made}) < len(made):
         raise ValueError("a number is there twice")
     return [{name: line.get(name) for name in COLUMNS} for line in made]
 
@@ -76,24 +69,19 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
     return table[(table["metric"] == headline_metric(table)) & (table["part"] == "attack")]
 
 
-def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """A line per number but for its seed, see `seeds_together`: `SAME`, and n, n_poisoned and held."""
-    return seeds_together(table, SAME, ["n", "n_poisoned", "held"])
-
-
-def seeds_together(table: pd.DataFrame, same: Sequence[str], more: Sequence[str]) -> pd.DataFrame:
+def over_seeds(
+    table: pd.DataFrame, same: Sequence[str] = SAME, more: Sequence[str] = ("n", "n_poisoned", "held")
+) -> pd.DataFrame:
     """A line per number but for its seed: `same`, value, low, high, n_seeds, and `more` as the first seed has it.
 
     One seed: its own interval. Several: their mean with Student's interval over the seeds, never their rows pooled; k
     and held, which belong to one seed, are missing then.
     """
     # Plain dictionaries: a DataFrame for each of the hundreds of groups would take most of a chapter's time.
-    groups: dict[int, list[dict[str, Any]]] = {}
-    numbers = table.groupby(list(same), sort=False, dropna=False).ngroup()
     columns = list(dict.fromkeys([*same, "value", "low", "high", "seed", *more]))
-    for group, line in zip(numbers, table[columns].to_dict("records"), strict=True):
-        groups.setdefault(group, []).append(line)
-    lines = [lines[0] | _mean(lines) for lines in groups.values()]
+    numbers = table.groupby(list(same), sort=False, dropna=False).ngroup().to_numpy()
+    groups = pd.Series(table[columns].to_dict("records"), dtype=object).groupby(numbers).agg(list)
+    lines = [lines[0] | _mean(lines) for lines in groups]
     return pd.DataFrame(lines, columns=[*same, "value", "low", "high", *more, "n_seeds"])
 
 

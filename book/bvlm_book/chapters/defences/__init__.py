@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,6 @@ AFTER = {
 FOUND = {"AUROC": ("auroc", "poisoned", None), "found at 5 % false alarms": ("true_positives", "poisoned", None)}
 
 
-# ---------------------------------------------------------------- what was measured
-
-
 def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
     """`every` without attackers of settings of their own, who knew the defence."""
     found = every(place, relearnt)
@@ -44,17 +40,12 @@ def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataF
 
 def every(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
     """`defences.records.collect` with asr_before, works (was there a backdoor?), `named` and cost, in trainings."""
-    before = store.collect(place)
-    before = tables.headline_rows(before[(before["metric"] == ASR) & (before["subject"] == "poisoned")])
+    before = tables.headline_rows(store.collect(place).query("metric == @ASR and subject == 'poisoned'"))
     before = before[["run_id"]].assign(asr_before=before["value"], works=before["value"] >= FIRES)
     found = with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
-    trained = {run_id: _seconds(stored.record(run_id, place)) for run_id in found["run_id"].unique()}
-    return found.assign(cost=found["seconds"] / found["run_id"].map(trained).astype(float))
-
-
-def _seconds(record: dict[str, Any] | None) -> float | None:
-    """How long the training took."""
-    return (record or {}).get("seconds", {}).get("tune")
+    known = {run_id: stored.record(run_id, place) or {} for run_id in found["run_id"].unique()}
+    trained = found["run_id"].map({run_id: one.get("seconds", {}).get("tune") for run_id, one in known.items()})
+    return found.assign(cost=found["seconds"] / trained.astype(float))
 
 
 def with_names(found: pd.DataFrame) -> pd.DataFrame:
@@ -62,13 +53,12 @@ def with_names(found: pd.DataFrame) -> pd.DataFrame:
     names = {}
     for defence, params in found[["defence", "params"]].drop_duplicates().itertuples(index=False):
         usual = defences.info(defence).defaults if defence in defences.names() else {}
-        given = {
-            name: value for name, value in json.loads(params).items()
+        given = [
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in json.loads(params).items()
             if usual.get(name) != value and not isinstance(value, list)  # of files, with long names
-        }  # fmt: skip
-        apart = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                          for name, value in given.items())  # fmt: skip
-        names[defence, params] = f"{defence} ({apart})" if apart else defence
+        ]
+        names[defence, params] = f"{defence} ({', '.join(given)})" if given else defence
     return found.assign(named=[names[one] for one in zip(found["defence"], found["params"], strict=True)])
 
 
@@ -103,14 +93,10 @@ def measured(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def numbers(found: pd.DataFrame, metric: str, subject: str = "poisoned", triggered: bool | None = None) -> pd.DataFrame:
-    """One measure, a line per defended cell, the mean over seeds of the defence. triggered: under the whole trigger or
-    clean; None: without conditions.
-    """
+    """One measure, a line per defended cell, mean over the defence's seeds. triggered: under the whole trigger?"""
     rows = found[(found["metric"] == metric) & (found["subject"] == subject)]
-    if triggered:
-        rows = tables.headline_rows(rows)
-    elif triggered is not None:
-        rows = rows[rows["condition"] == "clean"]
+    if triggered is not None:
+        rows = tables.headline_rows(rows) if triggered else rows[rows["condition"] == "clean"]
     rows, same = rows.drop_duplicates("name"), ["run_id", "named", "placebo", "relearn"]
     means = rows.groupby(same, dropna=False)["value"].transform("mean")
     return rows.assign(value=means).drop_duplicates(same)
@@ -123,10 +109,7 @@ def acting(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | None]]) -> pd.DataFrame:
-    """A line per defence with its settings: means of measures over experiments, of its placebo too; their number.
-
-    cost: the median share of the seconds that the first training of the same experiment took.
-    """
+    """A line per defence with its settings: means over experiments, its placebo's too; cells; cost, in trainings."""
     rows = pd.concat([numbers(found, *of).assign(title=title) for title, of in measures.items()])
     placebo = rows["placebo"].astype(bool)
     own = rows[~placebo].groupby([*DEFENCE, "title"])["run_id"].nunique().groupby(DEFENCE).max()
@@ -140,13 +123,8 @@ def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | N
 
 def repairs(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """`over_cells` of repairs with usual settings on the models and threat of `table`; the oracle is none."""
-    rows = measured(found[~adaptive(found)])
-    rows = rows[rows["model"].isin(table["model"]) & rows["threat"].isin(table["threat"])]
-    rows = rows[(rows["moment"] == "repair") & (rows["named"] == rows["defence"]) & (rows["defence"] != "oracle")]
-    return over_cells(rows, AFTER)
-
-
-# ---------------------------------------------------------------- tables and figures
+    rows = measured(found[~adaptive(found)]).query("moment == 'repair' and named == defence and defence != 'oracle'")
+    return over_cells(rows[rows["model"].isin(table["model"]) & rows["threat"].isin(table["threat"])], AFTER)
 
 
 def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
@@ -157,14 +135,11 @@ def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
         return pd.DataFrame()
     measures = FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]}
     means = over_cells(rows, measures)
-
-    def beside_placebo(line: dict[str, Any], title: str) -> str:
-        placebo = line[f"{title}, placebo"]
-        return words.number(line[title]) + ("" if words.is_missing(placebo) else f" ({words.number(placebo)})")
-
-    columns = {title: partial(beside_placebo, title=title) for title in measures if means[title].notna().any()}
-    columns |= {"cost": lambda line: words.number(line["cost"]), "experiments": lambda line: f"{line['cells']:.0f}"}
-    return tables.readable(means, {"defence": "named", **columns})
+    shown = means[["named"]].set_axis(["defence"], axis=1)
+    for title in (name for name in measures if means[name].notna().any()):
+        placebos = [f" ({words.number(one)})" if pd.notna(one) else "" for one in means[f"{title}, placebo"]]
+        shown[title] = means[title].map(words.number) + placebos
+    return shown.assign(cost=means["cost"].map(words.number), experiments=means["cells"].map("{:.0f}".format))
 
 
 def _left(found: pd.DataFrame) -> pd.DataFrame:
@@ -195,7 +170,6 @@ def differs_most(found: pd.DataFrame) -> dict[str, str]:
 
 
 def matrix_figure(*grids: pd.DataFrame) -> Figure:
-    """Heat maps of `matrix` side by side."""
     ratios = {"width_ratios": [grid.shape[1] for grid in grids]}
     shape, axes = figures.new_figure(
         len(grids), 4.9, 0.25 * len(grids[0]) + 1.3, sharey=not figures.is_narrow(), gridspec_kw=ratios
@@ -245,10 +219,10 @@ def together(points: pd.DataFrame) -> list[list[dict[str, Any]]]:
     groups: list[list[dict[str, Any]]] = []
     for one in points.sort_values(["skill", "asr"]).to_dict("records"):
         close = (near for near in groups if all(abs(near[-1][name] - one[name]) < CLOSE for name in ("skill", "asr")))
-        if near := next(close, None):
-            near.append(one)
-        else:
-            groups.append([one])
+        near = next(close, [])
+        if not near:
+            groups.append(near)
+        near.append(one)
     return groups
 
 
@@ -270,26 +244,21 @@ def strength_figure(curve: pd.DataFrame) -> Figure:
     return figure
 
 
-# ---------------------------------------------------------------- detectors of adapters
-
-
 def family(line: dict[str, Any]) -> str:
     """Whose score a line is: "backdoored", "no backdoor learnt", or a family of negatives."""
-    if line["subject"] == "control":
-        return "skill only" if line["skill"] else "clean-tuned"
-    if line["decoy"]:
+    control = line["subject"] == "control"
+    if line["decoy"] and not control:
         return line["decoy"]
-    if not line["poison_rate"]:
+    if control or not line["poison_rate"]:
         return "skill only" if line["skill"] else "clean-tuned"
     return "backdoored" if line["works"] is True else "no backdoor learnt"
 
 
 def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
     """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
-    rows = found[(found["moment"] == "detect") & (found["metric"] == "score") & found["value"].notna()]
-    rows = rows.assign(family=[family(line) for line in rows.to_dict("records")])
-    rows = rows.assign(own=rows["run_id"].where(rows["subject"] == "poisoned", rows["value"].astype(str)))
-    lines = []
+    rows, lines = found.query("moment == 'detect' and metric == 'score'").dropna(subset=["value"]), []
+    rows = rows.assign(family=[family(line) for line in rows.to_dict("records")],
+                       own=rows["run_id"].where(rows["subject"] == "poisoned", rows["value"].astype(str)))  # fmt: skip
     for (name, placebo, model), part in rows.groupby(["named", "placebo", "model"], sort=False):
         positive = part[part["family"] == "backdoored"].groupby("run_id", sort=False)["value"].mean()  # over its seeds
         line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
@@ -304,11 +273,8 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
 def described(points: pd.DataFrame) -> pd.DataFrame:
     """What each defence does that changes something, in its own words. points: of `price`."""
     own = points[~points["placebo"] & points["named"].isin(defences.names())].sort_values("moment", kind="stable")
-    what = [defences.info(name).summary for name in own["named"]]
+    what = own["named"].map(lambda name: defences.info(name).summary)
     return pd.DataFrame({"defence": own["named"], "what it does": what})
-
-
-# ---------------------------------------------------------------- numbers that the page quotes
 
 
 def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
@@ -323,9 +289,10 @@ def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
     false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, triggered=False).set_index("named")["value"]
     run = {*done["defence"]} - {"oracle"}
     lacking = [f"the threat {name.replace('_', ' ')}" for name in threats.names() if name not in set(done["threat"])]
-    lacking += [name for name in defences.names() if name not in {*run, "oracle", *spectra.detectors()}]
-    grey = by_threat.isna().to_numpy().ravel()
-    lacking += [f"{words.of(grey)} fields of Figure 2's right half (grey)"] if grey.any() else []
+    read = {name for name, file in spectra.DETECTORS.items() if file.is_file()}
+    lacking += [name for name in defences.names() if name not in {*run, *read, "oracle"}]
+    if (grey := by_threat.isna().to_numpy().ravel()).any():
+        lacking.append(f"{words.of(grey)} fields of Figure 2's right half (grey)")
     return {
         "cells": str(measured(found)["run_id"].nunique()), "weak": str(weak["run_id"].nunique()),
         "models": _listed(done["model"].unique()),

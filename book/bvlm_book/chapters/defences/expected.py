@@ -6,7 +6,7 @@ from operator import ge, gt, le, lt
 import numpy as np
 import pandas as pd
 
-from bvlm_book import outcomes, words
+from bvlm_book import tables, words
 from bvlm_book.chapters import defences as chapter
 from bvlm_book.chapters.defences import reactivation, spectra
 from bvlm_utils.store.table import FIRES
@@ -18,19 +18,14 @@ SENTENCES, MEANINGS = ("targeted_refusal", "malicious_injection"), ("concept_sub
 
 
 def table(found: pd.DataFrame, again: pd.DataFrame, population: pd.DataFrame, probed: pd.DataFrame) -> pd.DataFrame:
-    """A line per expectation: what was expected, what was measured, did it come true.
-
-    found: of `defences.collect`. again: of `reactivation.means`. population, probed: of `spectra.read`.
-    """
-    lines = [
-        *_repairs(found), *_detectors(found), *_fitted(population, probed), *_relearnt(again),
-    ]  # fmt: skip
-    told = []
-    for expected, values, holds in lines:
-        values = values.dropna()
-        measured = words.span(values.round(3), 3) if len(values) else ""
-        told.append((expected, measured, holds(values) if len(values) else None))
-    return outcomes.told(told, ["expected", "measured"])
+    """A line per expectation. found: of `defences.collect`; again: `reactivation.means`; the others: `spectra.read`."""
+    read = []
+    for lines in (_repairs(found), _detectors(found), _fitted(population, probed), _relearnt(again)):
+        for expected, values, holds in lines:
+            known = values.dropna()
+            measured = words.span(known.round(3), 3) if len(known) else ""
+            read.append((expected, measured, holds(known) if len(known) else None))
+    return tables.told(read, ["expected", "measured"])
 
 
 def _every(relation: Callable, bound: float) -> Callable[[pd.Series], bool]:
@@ -118,10 +113,8 @@ def _inverted(found: pd.DataFrame, threats: Sequence[str]) -> pd.Series:
 
 
 def _fitted(population: pd.DataFrame, probed: pd.DataFrame) -> list[tuple]:
-    areas = np.full(3, np.nan)
-    if len(population):
-        given, kinds = spectra.scores(population, "attack"), ("clean-tuned", "trigger only", "label noise")
-        areas = np.array([spectra.area(population, given, kind)[0] for kind in kinds])
+    given, kinds = spectra.scores(population, "attack"), ("clean-tuned", "trigger only", "label noise")
+    areas = np.array([spectra.area(population, given, kind)[0] for kind in kinds])
     less = pd.Series(areas[1:] - areas[0])
     means = probed.groupby(["left_out", "model"])[["backdoored", "control"]].mean()
     threat, attack = (means[means.index.get_level_values(0) == by] for by in ("threat", "attack"))

@@ -7,14 +7,10 @@ import pandas as pd
 from bvlm_book import tables, words
 from bvlm_book.chapters import defences as chapter
 
-# What is read of a defence, by when it acts: measure, in words.
-READ = {
-    "data": (("auroc", "AUROC"),),
-    "training": ((chapter.ASR, "success after"),),
-    "detect": (("score", "score"),),
-    "repair": ((chapter.ASR, "success after"),),
-    "inference": (("auroc", "AUROC"), (chapter.ASR, "success after")),
-}
+MEASURES = {"auroc": "AUROC", chapter.ASR: "success after", "score": "score"}
+# What is read of a defence, by when it acts.
+READ = {"data": ["auroc"], "training": [chapter.ASR], "detect": ["score"], "repair": [chapter.ASR],
+        "inference": ["auroc", chapter.ASR]}  # fmt: skip
 SAME = ["named", "model", "threat", "attack", "metric"]
 EVADED = 0.1  # by so much more success, or so much less AUROC or score, an attacker does better than the usual one
 
@@ -24,7 +20,7 @@ def read(found: pd.DataFrame) -> pd.DataFrame:
     done = found[(found["status"] == "done") & (found["decoy"].fillna("") == "") & ~found["placebo"].astype(bool)]
     rows = pd.concat([
         chapter.numbers(done[done["moment"] == moment], metric, triggered=True if metric == chapter.ASR else None)
-        .assign(measure=title) for moment, measures in READ.items() for metric, title in measures
+        .assign(measure=MEASURES[metric]) for moment, metrics in READ.items() for metric in metrics
     ], ignore_index=True).dropna(subset=["value"])  # fmt: skip
     knowing = chapter.adaptive(rows)
     usual = rows[~knowing & (rows["poison_rate"] > 0)].groupby(SAME)["value"].mean().rename("usual")
@@ -38,7 +34,6 @@ def evaded(lines: pd.DataFrame) -> str:
 
 
 def table(lines: pd.DataFrame) -> pd.DataFrame:
-    """`read`, to read."""
     return tables.readable(lines, {
         "acts": "moment", "defence": "named", "attacker": attacker,
         "success without defence": lambda line: words.number(line["asr_before"]), "measure": "measure",

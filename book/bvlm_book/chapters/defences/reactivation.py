@@ -24,13 +24,11 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 
 def means(again: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """Mean success by repair and rows, and of controls. again: of `collect`; found: of `defences.collect`."""
-    right = chapter.numbers(found, chapter.ASR, "poisoned", True)
-    right = right[~right["placebo"].astype(bool)]
-    key = ["run_id", "named"]
-    whole = again.merge(right[[*key, "value"]].rename(columns={"value": "right"}), on=key, how="left")
-    return whole.groupby(["defence", "named", "relearn"], as_index=False, sort=False).agg(
-        right=("right", "mean"), value=("value", "mean"), never=("never", "mean"), cells=("run_id", "nunique")
-    )
+    right, key = chapter.numbers(found, chapter.ASR, "poisoned", True), ["run_id", "named"]
+    right = right[~right["placebo"].astype(bool)].set_index(key)["value"].rename("right")
+    groups = again.join(right, on=key).groupby(["defence", "named", "relearn"], as_index=False, sort=False)
+    means = {name: (name, "mean") for name in ("right", "value", "never")}
+    return groups.agg(**means, cells=("run_id", "nunique"))
 
 
 def table(lines: pd.DataFrame) -> pd.DataFrame:
@@ -45,12 +43,7 @@ def table(lines: pd.DataFrame) -> pd.DataFrame:
 
 def numbers(lines: pd.DataFrame) -> dict[str, str]:
     """What the page says, to be glued: how many repairs there are, and after which the backdoor comes back."""
-    most = lines[lines["relearn"] == lines["relearn"].max()] if len(lines) else lines
-    most = most[most["defence"] != "oracle"]
-    back = most[most["value"] - most["never"] >= FASTER]
-    return {
-        "repairs": str(len(most)),
-        "back": str(len(back)),
-        "back_names": ", ".join(back["named"]) or "none",
-        "rows": " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a",
-    }
+    most = lines[(lines["relearn"] == lines["relearn"].max()) & (lines["defence"] != "oracle")]
+    back = most.loc[most["value"] - most["never"] >= FASTER, "named"]
+    rows = " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a"
+    return {"repairs": str(len(most)), "back": str(len(back)), "back_names": ", ".join(back) or "none", "rows": rows}

@@ -14,8 +14,8 @@ from bvlm_utils import attacks, paths
 
 FILE = paths.DATA / "adapters" / "spectra.csv"
 PROBES = FILE.with_name("probes.csv")
+DETECTORS = {"weight-spectrum": FILE, "probe": PROBES}  # defences that read them
 TRUTH, KIND = "backdoored", "kind"
-NORM = "norm"
 LEFT_OUT = ("attack", "threat", "model")
 FOLDS = 5  # into which adapters without a backdoor are dealt
 
@@ -26,17 +26,9 @@ def read(file: Path = FILE) -> pd.DataFrame:
     return pd.read_csv(file, keep_default_na=False) if file.is_file() else pd.DataFrame(columns=columns)
 
 
-def detectors() -> list[str]:
-    """The defences that these adapters are read for."""
-    files = {"weight-spectrum": FILE, "probe": PROBES}
-    return [name for name, file in files.items() if file.is_file()]
-
-
 def scores(population: pd.DataFrame, by: str) -> pd.Series:
-    """Log-odds of each adapter by a regression that has seen none like it.
-
-    Backdoored ones: none of the same attack, threat or model (`by`). Others: none of its fifth. Numbers are put on one
-    scale within each model first, as models differ in size.
+    """Log-odds of each adapter by a regression that has seen none like it: of backdoored ones none of the same attack,
+    threat or model (`by`), of others none of its fifth. Numbers are put on one scale within each model first.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -82,12 +74,10 @@ def table(population: pd.DataFrame) -> pd.DataFrame:
     kinds = sorted(set(population.loc[population[TRUTH] == 0, KIND]))
     ways = {f"spectrum, another {by}": scores(population, by) for by in LEFT_OUT if population[by].nunique() > 1}
     lines = []
-    for way, given in (ways | {"norm (placebo)": population[NORM]}).items():
-        line = {"detector": way}
-        for kind in kinds:
-            value, count = area(population, given, kind)
-            line[f"against {kind}"] = f"{words.number(value)} ({count})"
-        lines.append(line)
+    for way, given in (ways | {"norm (placebo)": population["norm"]}).items():
+        areas = {kind: area(population, given, kind) for kind in kinds}
+        told = {f"against {kind}": f"{words.number(value)} ({count})" for kind, (value, count) in areas.items()}
+        lines.append({"detector": way} | told)
     return pd.DataFrame(lines)
 
 
