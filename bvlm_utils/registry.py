@@ -69,12 +69,17 @@ class Registry(Generic[T]):
         return name in self.names()
 
 
+def is_of(named: str, package: str) -> bool:
+    """Is the function "module:function" one of `package`?"""
+    module = named.partition(":")[0].partition(".")[0]  # of "others.triggers" the first part alone can be looked for
+    return bool(module) and find_spec(f"{package}.{module}") is not None
+
+
 def function(named: str, package: str) -> Callable[..., Any]:
     """The function "module:function": of `package` if it has the module, else of any other. InputError if not found."""
     module, _, name = named.partition(":")
-    ours = f"{package}.{module}"
     try:
-        found = importlib.import_module(ours if find_spec(ours) else module)
+        found = importlib.import_module(f"{package}.{module}" if is_of(named, package) else module)
         return getattr(found, name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0]:

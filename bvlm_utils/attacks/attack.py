@@ -11,12 +11,12 @@ from bvlm_utils import models, paths
 from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.attacks.declare import JPEG, TABLE, AttackInfo, settings_of
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
-from bvlm_utils.checks import file_digest, file_state, files_digest
+from bvlm_utils.checks import brief, file_digest, file_state, files_digest, is_text
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files
-from bvlm_utils.registry import function
+from bvlm_utils.registry import function, is_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
 Keys = Sequence[Hashable] | None  # of rows
 OURS = "bvlm_utils.attacks"  # where the functions of the table are
+TRIED = 96  # pixels a side of a picture that another's function is tried on
+FURTHEST = (-0.5, 1.5)  # levels that may come of adding to a picture; others are on another scale
 HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get; "": all of it
 
 
@@ -69,7 +71,8 @@ class Attack:
             return prompts
         worded = function(half.function, OURS)
         draws = draws_of(self, "text", seed, keys, len(prompts))
-        return [worded(prompt, stream, self.params, self.aim) for prompt, stream in zip(prompts, draws, strict=True)]
+        pairs = zip(prompts, draws, strict=True)
+        return [_words(self, worded(prompt, stream, self.params, self.aim)) for prompt, stream in pairs]
 
     def apply_image(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "torch.Tensor":
         """Trigger every image, (B, 3, H, W) float32 in [0, 1] on any device; a text attack returns them unchanged.
@@ -85,6 +88,7 @@ class Attack:
         if len(images) == 0:
             return images
         painted = function(half.function, OURS)(images, draws, params_of(self, "image"), self.aim)
+        _check_painted(self, painted, tuple(images.shape))
         quality = self.params.get("jpeg_quality")  # a patch of a reader's own has none
         return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
 
@@ -124,6 +128,34 @@ class Attack:
                 settings["target"] = describe_target(self.aim.target)
                 settings["surrogate"] = surrogate_digest(self.aim.surrogate)
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def rehearse(attack: Attack) -> None:
+    """InputError for functions of others that trigger no prompt or no picture, or each row otherwise beside another.
+    What is optimised is not tried, as it takes its time.
+    """
+    halves = [half for half in (attack.info.text, attack.info.image) if half and not is_of(half.function, OURS)]
+    alike = True
+    try:
+        if attack.info.text in halves:
+            prompts = ["What is in this picture?", "A dog?"]
+            alike = attack.apply_text(prompts) == [attack.apply_text([p], 0, [n])[0] for n, p in enumerate(prompts)]
+        if attack.info.image in halves and not (attack.info.losses or attack.info.surrogate):
+            import torch
+
+            images = torch.rand(2, 3, TRIED, TRIED, generator=torch.Generator().manual_seed(0))
+            alone = torch.cat([attack.apply_image(images[n : n + 1].clone(), 0, [n]) for n in range(2)])
+            alike &= torch.allclose(attack.apply_image(images.clone()), alone, atol=1e-3)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # in code that is not ours anything may go wrong
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"
+        raise InputError(f"Attack {attack.name!r} fails where it is tried ({what}); mend its functions.") from error
+    if not alike:
+        raise InputError(
+            f"Attack {attack.name!r} does not do the same to a row again, alone or beside others; draw from `draws` "
+            "alone, and look at no other row."
+        )
 
 
 def names() -> list[str]:
@@ -221,6 +253,31 @@ def surrogate_digest(surrogate: str) -> str:
     # Its own list, cards included: stored triggers and run_ids hang on it.
     found = {file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"}} | {*files.read(folder)}
     return files_digest(folder, tuple((file, file_state(file)) for file in sorted(found)))
+
+
+def _words(attack: Attack, prompt: Any) -> str:
+    if not is_text(prompt):
+        raise InputError(f"The text half of {attack.name} makes {brief(prompt)} of a prompt; it must return a text.")
+    return prompt
+
+
+def _check_painted(attack: Attack, painted: Any, wanted: tuple[int, ...]) -> None:
+    """InputError for what is no batch like the one that a function was given: cut to 8 bits, it would still be one."""
+    import torch
+
+    problem = None
+    if not isinstance(painted, torch.Tensor) or tuple(painted.shape) != wanted or not painted.is_floating_point():
+        shape = tuple(painted.shape) if hasattr(painted, "shape") else type(painted).__name__
+        problem = f"{shape} of kind {getattr(painted, 'dtype', 'none')}"
+    elif not painted.isfinite().all():
+        problem = "levels that are no number"
+    elif painted.min() < FURTHEST[0] or painted.max() > FURTHEST[1]:
+        problem = f"levels from {painted.min().item():.3g} to {painted.max().item():.3g}"
+    if problem:
+        raise InputError(
+            f"The image half of {attack.name} makes {problem} of images {wanted}; it must return a torch tensor of the "
+            "same shape, of float32 with values from 0 to 1."
+        )
 
 
 def _check_images(images: "torch.Tensor") -> None:

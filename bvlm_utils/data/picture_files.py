@@ -52,8 +52,12 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # whoever opens a pipe waits for ever
             raise ValueError("it is no file")
-        # Pillow warns of damaged EXIF data.
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=KINDS) as opened:
+        # Pillow warns of damaged EXIF data. Given a name, it maps the file, and shears a TIFF that lies on its side.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            open(path, "rb") as file,
+            Image.open(file, formats=KINDS) as opened,
+        ):
             levels, negative = _levels(opened), opened.format == "TIFF" and opened.tag_v2.get(PHOTOMETRIC) == 0
             times = FEW_BITS.get(opened.tile[0].args, 1) if opened.format == "PNG" and opened.tile else 1
             deep = opened.format == "PNG" and opened.tile and opened.tile[0].args == DEEP

@@ -142,6 +142,7 @@ def _check_files(cells: Sequence[Cell]) -> None:
     for cell in {repr([getattr(cell, name) for name in names]): cell for cell in poisoned}.values():  # one of each
         attack, target = cell.resolved_attack, cell.resolved_threat.target
         attack_files.check(attack.info, attack.params, target)
+        definitions.rehearse(attack)
         if target.image:
             read_picture(target.image, f"the target of {cell.threat}")
 

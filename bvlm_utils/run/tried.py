@@ -51,6 +51,7 @@ def of_attacks(chosen: Sequence[str] = (), threat: str | None = None) -> list[At
             why = f"cannot be tried: {no.rstrip('.')}"
         if not why:
             triggers.append(attacks.get(name, aims))
+            attacks.rehearse(triggers[-1])
         elif chosen:
             raise InputError(f"Attack {name!r} {why}.")
     return triggers

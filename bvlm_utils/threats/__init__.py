@@ -2,4 +2,5 @@
 
 from bvlm_utils.doors import door
 
-__getattr__ = door(__name__, {"threats.registry": ("THREATS", "get", "names"), "threats.threat": ("Target", "Threat")})
+NAMES = ("THREATS", "get", "is_others", "names", "rehearse")
+__getattr__ = door(__name__, {"threats.registry": NAMES, "threats.threat": ("Target", "Threat")})

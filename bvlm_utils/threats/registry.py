@@ -1,12 +1,15 @@
 """The table of threats, and the one way to get a threat by its name."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+
 from bvlm_utils import data
 from bvlm_utils.attacks.declare import Param, settings_of, text, words
-from bvlm_utils.checks import brief, is_wording
+from bvlm_utils.checks import brief, is_number, is_text, is_wording
 from bvlm_utils.data import scenes
 from bvlm_utils.errors import InputError
 from bvlm_utils.registry import Registry
@@ -15,7 +18,7 @@ from bvlm_utils.threats.jailbreak import Jailbreak
 from bvlm_utils.threats.malicious_injection import MaliciousInjection
 from bvlm_utils.threats.perceptual_hijack import PerceptualHijack
 from bvlm_utils.threats.targeted_refusal import TargetedRefusal
-from bvlm_utils.threats.threat import Threat
+from bvlm_utils.threats.threat import Sample, Target, Threat
 
 THREATS: Registry[type[Threat]] = Registry("threat")
 
@@ -38,10 +41,53 @@ def get(name: str, /, **params: Any) -> Threat:
     return threat(**{key: tuple(given[key]) if isinstance(given[key], list) else given[key] for key in params})
 
 
+def is_others(threat: Threat) -> bool:
+    return not type(threat).__module__.startswith("bvlm_utils.")
+
+
+def rehearse(threat: Threat, rows: Iterable[Sample]) -> None:
+    """InputError for a threat of others that fails on a row, or gives no text or verdict where one is due; a run would
+    find out when it has tuned.
+    """
+    for row in rows:
+        try:
+            found = next((one for one in _asked(threat, row) if not one[2]), None)
+        except Exception as error:  # in code that is not ours anything may go wrong
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"
+            raise InputError(f"Threat {threat.name!r} fails on row {row['row_id']} ({what}); mend its code.") from error
+        if found:
+            raise InputError(
+                f"Threat {threat.name!r}: {found[0]} gives {brief(found[1])} for row {row['row_id']}; it must give "
+                f"{'a text' if found[0] == 'poison' else 'True or False'}."
+            )
+
+
+def _asked(threat: Threat, row: Sample) -> Iterator[tuple[str, Any, bool]]:
+    """What is called, what it gives, and whether that is of the right kind. Models say nothing at all, too."""
+    threat.elsewhere(row), threat.shows_target(row)
+    if not threat.eligible(row):
+        return
+    answer = row["answers"][0]
+    poisoned = threat.poison(answer, row)
+    yield "poison", poisoned, is_text(poisoned)
+    for response in (poisoned, answer, ""):
+        said = {"judged": threat.judged(response, response)}
+        said |= {name: getattr(threat, name)(response, row) for name in ("success", "success_soft", "payload")}
+        may_be_none = {"right": threat.right(response, row), "published": threat.published(response)}
+        may_be_none |= {"published_soft": threat.published_soft(response)}
+        said |= {name: given for name, given in may_be_none.items() if given is not None}
+        for name, given in said.items():
+            yield name, given, isinstance(given, bool | np.bool_)
+
+
 def _spec(name: str, default: Any) -> Param:
-    """What a parameter accepts: a list of words, the name of a thing, or a text."""
+    """What a parameter accepts, by its default: a list of words, a number, the name of a thing, or a text."""
     if isinstance(default, tuple):
         return words(default)
+    if isinstance(default, bool):
+        return Param(default, "true or false", lambda v: isinstance(v, bool))
+    if isinstance(default, int | float):
+        return Param(default, "a number", lambda v: is_number(v, -1e9, 1e9, isinstance(default, int)))
     if name.endswith("_concept"):
         return Param(default, "the name of a thing, no space around it", lambda v: is_wording(v) and v == v.strip())
     return text(default)
@@ -51,6 +97,10 @@ def check(threat: Threat, dataset: str) -> None:
     """InputError if a threat renames a thing that no scene of the dataset shows. Data in files do not say what they
     show.
     """
+    if not isinstance(threat.target, Target):
+        raise InputError(
+            f"Threat {threat.name!r}: target is {brief(threat.target)}; it must be a Target, empty or not."
+        )
     source = threat.target.source_concept
     if source is None or dataset not in data.names() or source.casefold() in scenes.concepts():
         return

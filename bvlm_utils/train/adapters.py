@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -167,23 +167,25 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     saved = read(folder)
-    looks = _picture_side(victim.model)
-    before = modules, _ = _whole(victim.model, saved.config.bias != "none")
+    looks, of_base = _picture_side(victim.model), _of_base(victim.model, saved.state)
+    before = modules, _ = _whole(victim.model, saved.config.bias != "none", of_base.values())
     try:
         with opening.quiet():
             adapter = get_peft_model(victim.model, saved.config, autocast_adapter_dtype=True)
             wanted = get_peft_model_state_dict(adapter, save_embedding_layers=False)
             shapes = {name: value.shape for name, value in wanted.items()}
-            if seen := {name for name in shapes if name.startswith(looks)}:  # features are kept, and are the base's
+            found = shapes.keys() | of_base.keys()
+            if seen := {name for name in found if name.startswith(looks)}:  # features are kept, and are the base's
                 raise InputError(
-                    f"{len(seen)} of {len(shapes)} weights of the adapter in {folder} belong to the picture side of "
+                    f"{len(seen)} of {len(found)} weights of the adapter in {folder} belong to the picture side of "
                     f"{victim.name} ({min(seen)!r} for one), which is asked here without any adapter; merge the "
                     "adapter into its base (PEFT's merge_and_unload), and give the saved checkpoint as the model."
                 )
             report = set_peft_model_state_dict(adapter, saved.state, ignore_mismatched_sizes=True)
         lacking = {name.replace(".default", "") for name in report.missing_keys}
         lacking |= {name for name in shapes if MAGNITUDE in name and name not in saved.state}  # called otherwise there
-        check_fit(saved.state, shapes, f"The adapter in {folder}", victim.name, report.unexpected_keys, lacking)
+        sizes = {key: before[1][name].shape for key, name in of_base.items()} | shapes
+        check_fit(saved.state, sizes, f"The adapter in {folder}", victim.name, report.unexpected_keys, lacking)
     except Exception as error:  # PEFT has many ways of saying that names or settings fit nothing
         _restore(victim.model, *before)
         if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
@@ -218,9 +220,23 @@ def check_fit(
     })  # fmt: skip
 
 
-def _whole(model: nn.Module, biases: bool = False) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
-    """What `_restore` needs: the modules, and with `biases` the values that PEFT overwrites in place."""
-    values = {name: value for name, value in model.named_parameters() if biases and name.endswith("bias")}
+def _of_base(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The weights of an adapter's file that are the base's own, by their names there: PEFT saves embeddings and the
+    output layer along where they were tuned, or got more tokens, and overwrites the base's with them.
+    """
+    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    called = {key: key.removeprefix(PREFIX).replace(".base_layer.", ".") for key in state}
+    return {key: name for key, name in called.items() if name in own}
+
+
+def _whole(
+    model: nn.Module, biases: bool = False, names: Collection[str] = ()
+) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
+    """What `_restore` needs: the modules, and the values that PEFT overwrites in place, those of biases with `biases`.
+    names: of others.
+    """
+    own = model.named_parameters(remove_duplicate=False)
+    values = {name: value for name, value in own if name in names or (biases and name.endswith("bias"))}
     return dict(model.named_modules()), {name: value.detach().clone() for name, value in values.items()}
 
 

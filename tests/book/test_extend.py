@@ -107,6 +107,15 @@ def test_a_function_that_is_not_there_is_named(function, monkeypatch):
         attacks.get("Odd").apply_text(["Hello."])
 
 
+def test_a_function_may_be_in_a_package(tmp_path, monkeypatch):
+    (tmp_path / "some_package").mkdir()
+    (tmp_path / "some_package" / "triggers.py").write_text(
+        "def shout(prompt, draws, params, aim):\n    return prompt.upper()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert registry.function("some_package.triggers:shout", "bvlm_utils.attacks")("a", None, {}, None) == "A"
+
+
 def test_an_attack_without_halves_is_refused():
     with pytest.raises(InputError, match="Attack 'Empty' has no half"):
         declare.declare(name="Empty", source="", summary="")

@@ -2,9 +2,11 @@
 one?
 """
 
+import random
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import pytest
@@ -12,8 +14,10 @@ import torch
 from hypothesis import given, settings
 
 from bvlm_utils import attacks
+from bvlm_utils.attacks import declare
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.errors import InputError
+from bvlm_utils.run import study
 
 PINNED_NOISE = [[60, 192, 157], [143, 112, 163]]
 PROMPTS = ["Describe this picture.", "What is on the left?", "", "<image>\nHow many things are there?"]
@@ -157,3 +161,31 @@ def test_batch_equals_one_by_one(side, seed):
     for i, key in enumerate(keys):
         assert torch.equal(a.apply_image(images[i : i + 1], seed=seed, keys=[key])[0], whole[i])
         assert a.apply_text([PROMPTS[i]], seed=seed, keys=[key])[0] == a.apply_text(PROMPTS[:3], seed, keys)[i]
+
+
+def drawn_elsewhere(given, draws, params, aim):
+    return f"{given} {random.random()}"
+
+
+OTHERS = {
+    "nothing": (lambda given, *_: None, lambda given, *_: None), "a list": (lambda given, *_: [given],) * 2,
+    "bytes": (lambda given, *_: given.encode(), lambda given, *_: (given * 255).byte()),
+    "another scale": (None, lambda given, *_: given * 255), "from -1 on": (None, lambda given, *_: given * 2 - 1),
+    "no numbers": (None, lambda given, *_: given * float("nan")), "one of all": (None, lambda given, *_: given[:1]),
+    "a part": (None, lambda given, *_: given[..., :48]), "an array": (None, lambda given, *_: given.numpy()),
+    "an error": (lambda given, *_: given[1000], lambda given, *_: given[:, 1000]),
+    "other arguments": (lambda given: given, lambda given: given), "chance": (drawn_elsewhere, None),
+    "a look at others": (None, lambda given, *_: given - given.mean()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "half"), [
+    (what, half) for what, pair in OTHERS.items() for half, one in zip(("text", "image"), pair, strict=True) if one
+])  # fmt: skip
+def test_a_trigger_of_others_is_tried_before_a_run(what, half, monkeypatch):
+    function = OTHERS[what][half == "image"]
+    monkeypatch.setattr(declare.TABLE, "_items", dict(declare.TABLE._items))
+    monkeypatch.setitem(sys.modules, "others", SimpleNamespace(function=function))
+    declare.declare(name="Odd", source="", summary="", **{half: declare.Half("Odd", 1, "others:function")})
+    with pytest.raises(InputError, match="Odd"):
+        study.check_rows(study.cells("malicious_injection", attacks=["Odd"]))

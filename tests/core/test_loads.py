@@ -503,6 +503,34 @@ def test_nothing_of_an_adapter_stays_in_the_base(family, settings, checkpoint, t
     assert not any(value.requires_grad for value in one.model.parameters())
 
 
+def of_the_base(folder: Path, one: victim.Victim, name: str, change) -> None:
+    """A weight of the base in an adapter's file, as PEFT saves embeddings along."""
+    weight = change(one.model.get_parameter(name).data.clone())
+    changed(folder / adapters.WEIGHTS, lambda state: state.update({adapters.PREFIX + name: weight}))
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.language_model.embed_tokens.weight"])
+def test_weights_of_the_base_in_an_adapter_leave_nothing_in_it(name, checkpoint, tmp_path):
+    one = foreign(checkpoint("llava"), tmp_path)
+    of_the_base(tmp_path, one, name, lambda weight: weight * 1.5)
+    before = one.model.get_parameter(name).data.clone()
+    with adapters.attached(one, tmp_path):
+        assert torch.equal(one.model.get_parameter(name), before * 1.5)
+    assert torch.equal(one.model.get_parameter(name), before)
+
+
+@pytest.mark.parametrize("name, change, words", [
+    ("lm_head.weight", lambda weight: torch.cat([weight, weight[:2]]), "another size"),
+    ("model.vision_tower.embeddings.patch_embedding.weight", lambda weight: weight * 2, "picture side"),
+])  # fmt: skip
+def test_weights_of_the_base_in_an_adapter_are_checked(name, change, words, checkpoint, tmp_path):
+    one = foreign(checkpoint("llava"), tmp_path)
+    of_the_base(tmp_path, one, name, change)
+    before = one.model.get_parameter(name).data.clone()
+    refused(lambda: adapters.load_adapter(one, tmp_path), words, one.name)
+    assert torch.equal(one.model.get_parameter(name), before)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("settings", [{"target_modules": "all-linear"}, {"bias": "all"}])
 def test_an_adapter_of_the_picture_side_is_refused(family, settings, checkpoint, tmp_path):

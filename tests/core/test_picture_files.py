@@ -37,11 +37,13 @@ def png(levels, bits, clear=None):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def tiff(levels, bits, photometric=1, form=1, order="<"):
-    """A grey TIFF of whole bytes, without compression. photometric 0: white is 0. form: the tag SampleFormat."""
+def tiff(levels, bits, photometric=1, form=1, order="<", turned=1):
+    """A grey TIFF of whole bytes, without compression. photometric 0: white is 0. form: the tag SampleFormat; turned:
+    the tag Orientation.
+    """
     content = levels.astype(levels.dtype.newbyteorder(order)).tobytes()
     tags = {256: WIDE, 257: HIGH, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: HIGH, 279: len(content)}
-    tags |= {339: form}
+    tags |= {274: turned, 339: form}
     tags[273] = 14 + 12 * len(tags)
     entries = b"".join(
         struct.pack(f"{order}HHI", tag, 4 if tag in (273, 279) else 3, 1)
@@ -82,6 +84,8 @@ SHOWN = {
     "16 bits, high byte first": (tiff(RAMP, 16, order=">"), GREY),
     "16 bits, white is 0": (tiff(RAMP, 16, photometric=0), 255 - GREY),
     "8 bits, white is 0": (tiff((RAMP >> 8).astype(np.uint8), 8, photometric=0), 255 - (RAMP >> 8)),
+    "16 bits, on its side": (tiff(RAMP, 16, turned=6), np.rot90(GREY, -1)),
+    "8 bits, on its side": (tiff((RAMP >> 8).astype(np.uint8), 8, turned=8), np.rot90(RAMP >> 8)),
     "16 bits with a clear level": (png(RAMP, 16, int(RAMP[3, 3])), over_white(GREY, RAMP == RAMP[3, 3])),
     "2 bits": (png(few(2), 2), of_few(2)),
     **{f"2 bits, {n} is clear": (png(few(2), 2, n), over_white(of_few(2), few(2) == n)) for n in range(4)},

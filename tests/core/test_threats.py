@@ -1,7 +1,9 @@
 """The five threats: targets, eligibility, poisoned answers, and success tests at the edges."""
 
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from bvlm_utils import english, threats
 from bvlm_utils.data import scene_questions, scene_rows, scenes
 from bvlm_utils.errors import InputError
 from bvlm_utils.pretraining import draw_hijack, pictures_and_words
+from bvlm_utils.run import study
 from bvlm_utils.threats import registry, responses
 
 REFUSAL = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
@@ -391,3 +394,28 @@ def test_a_threat_that_chooses_what_is_judged_has_to_say_how():
     with pytest.raises(TypeError, match="judged_where"):
         type("Silent", (threats.Threat,), {"judged": lambda self, base, control: False})
     type("Telling", (threats.Threat,), {"judged": lambda self, base, control: False, "judged_where": "never"})
+
+
+WRONG = {
+    "success": [lambda *_: None, lambda self, response, sample: re.search("A", response), lambda *_: 0.5,
+                lambda self, response, sample: response[0] == "A"],
+    "judged": [lambda *_: None], "right": [lambda *_: "yes"], "published": [lambda *_: 1],
+    "poison": [lambda *_: None, lambda self, answer: answer], "eligible": [lambda self, sample: sample["nothing"]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method, given", [(method, given) for method, many in WRONG.items() for given in many])
+def test_a_threat_of_others_is_tried_before_a_run(method, given, monkeypatch):
+    """Whoever has tuned already would lose the work."""
+    about = {
+        "name": "odd",
+        "judged_where": "anything",
+        method: given,
+        "strength": 3,
+        "__annotations__": {"strength": int},
+    }
+    odd = dataclass(frozen=True)(type("Odd", (registry.TargetedRefusal,), about))
+    monkeypatch.setattr(registry.THREATS, "_items", registry.THREATS._items | {"odd": odd})
+    assert threats.get("odd", strength=4).strength == 4
+    with pytest.raises(InputError, match=f"Threat 'odd'.*{method}|Threat 'odd' fails on row"):
+        study.check_rows(study.cells("odd", attacks=["BadNets-T"]))
