@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bvlm_utils.defences import reading
+from bvlm_utils.defences import again, reading
 from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.models.victim import Victim
 from bvlm_utils.train import decode
@@ -30,12 +30,17 @@ def answers(
     unseen: Sequence[Sequence[int]] | None = None,
 ) -> list[str]:
     """Greedy answers of the victim with `adapter` (None: the base); `unseen` as in `requests`."""
-    if not len(rows):
-        return []
-    asked = requests(victim, rows, unseen)
-    with reading.attached(victim, adapter):
-        said = decode.greedy(victim.model, [asked], rows.features, decode.ends_of(victim), max_new_tokens)
-    return decode.texts_of(victim, said)[0]
+    asked, ends = requests(victim, rows, unseen), decode.ends_of(victim)
+
+    def ask(lacking: list[int]) -> list[str]:
+        some = [asked[at] for at in lacking]
+        with reading.attached(victim, adapter):
+            said = decode.greedy(victim.model, [some], rows.features, ends, max_new_tokens)
+        return decode.texts_of(victim, said)[0]
+
+    who, hidden = (*again.adapter(adapter), max_new_tokens), unseen or [()] * len(rows)
+    keys = [(who, row, tuple(own)) for row, own in zip(again.rows(rows), hidden, strict=True)]
+    return again.each("answers", keys, ask)
 
 
 def shuffled_scores(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bvlm_utils import data, store
+from bvlm_utils.defences import again
 from bvlm_utils.defences.cell import CLEAN_ROWS
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
@@ -30,6 +31,7 @@ class DefenceBench:
     bench: Bench
     folder: Path
     made: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # see `once`
+    kept: again.Kept = field(default_factory=dict)  # what models said and computed, by content
     shown: dict[str, Rows] = field(default_factory=dict)  # inputs by question, triggers painted
     never: dict[tuple[Any, ...], Any] = field(default_factory=dict)  # answers of controls that were tuned on
 
@@ -90,7 +92,8 @@ class DefenceBench:
 
     def _shown(self, cell: Cell, changed: "Manifest") -> np.ndarray:
         """The pictures of all training rows, with the trigger where `changed` puts one."""
-        shown = self.bench.pictures("train", range(self.bench.train_rows))
+        every = range(self.bench.train_rows)
+        shown = self.once(("clean pictures",), lambda: self.bench.pictures("train", every)).copy()
         painted = [row.position for row in changed.rows if row.condition in ("image", "both")]
         if painted:
             shown[painted] = self.bench.pictures("train", painted, cell.resolved_attack, cell.trigger_seed)

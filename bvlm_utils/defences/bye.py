@@ -1,5 +1,6 @@
 """Poisoned rows by where the model looks: the entropy of its attention over the picture (BYE)."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ def collapse(
 
 def entropies_of(victim: Victim, adapter: Any, rows: Rows) -> np.ndarray:
     """Entropy over image tokens of the attention with which the answer's first token is written: (n, layers), nats."""
-    found = reading.read(victim, adapter, rows, reading.Want(attention=True))
+    asked = replace(rows, answers=[""] * len(rows))  # the prompt's last token never looks at them
+    found = reading.read(victim, adapter, asked, reading.Want(attention=True))
     return np.stack([entropy(own[0][..., image]) for own, image in zip(found.attention, found.image, strict=True)])
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bvlm_utils.defences import answering, reading
+from bvlm_utils.defences import again, answering, reading
 from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.models.victim import Victim
 
@@ -28,6 +28,11 @@ class Look:
 
 def look(victim: Victim, adapter: Any, rows: Rows, window: tuple[float, float]) -> Look:
     """The attention with which the answer's first token is written, in layers between two shares of the depth."""
+    key = (again.adapter(adapter), window, *again.rows(rows))
+    return again.each("looks", [key], lambda _: [_look(victim, adapter, rows, window)])[0]
+
+
+def _look(victim: Victim, adapter: Any, rows: Rows, window: tuple[float, float]) -> Look:
     asked = Rows(rows.prompts, [""] * len(rows), rows.features, rows.feature_rows, rows.kinds)
     found = reading.read(victim, adapter, asked, reading.Want(attention=True))
     depth = found.attention[0].shape[1]

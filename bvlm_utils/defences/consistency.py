@@ -80,7 +80,9 @@ def _together(
 def _step(victim: Victim, bank: Any, rows: Rows, settings: dict[str, Any]) -> torch.Tensor:
     """Fill the bank's gradients for one step; the loss of each adapter (G,)."""
     run, shown = prepared(victim, rows, settings, len(bank.ranks))
+    bank.anchor.requires_grad_(False)  # inputs are disturbed, and adapters stay
     moved = disturbed(run, shown, settings)
+    bank.anchor.requires_grad_(True)
     bank.grads.zero_()
     loss = run.cross_entropy(shown) + settings["weight"] * run.disagreement(moved)
     loss.sum().backward()

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from bvlm_utils import attacks, store
-from bvlm_utils.defences import records
+from bvlm_utils.defences import again, records
 from bvlm_utils.defences.bench import DefenceBench, questions_of
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.defences.numbers import CONTROL, POISONED, changes, number, told_apart, with_rows
@@ -69,8 +69,10 @@ def execute(wanted: Sequence[Defended], folder: Path) -> list[tuple[Defended, st
         for same, part in batch.items():
             if same[:3] != before:  # another defence, not the placebo of the same
                 bench.made.clear()
+                bench.kept.pop("pictures", None)  # each defence changes them in its own way
             before = same[:3]
-            failed += _measure(bench, part)
+            with again.remembering(bench.kept):
+                failed += _measure(bench, part)
             done += len(part)
             left = (time.perf_counter() - started) / done * (total - done) / 60
             what = f"{part[0].defence}{' placebo' * part[0].placebo}"

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from bvlm_utils.attacks.image import jpeg_file
+from bvlm_utils.defences import again
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models.victim import Victim
@@ -26,7 +27,9 @@ def of(rows: Rows, name: str) -> np.ndarray:
 
 def shown(victim: Victim, rows: Rows, pictures: np.ndarray) -> Rows:
     """The rows with other pictures, encoded by the victim."""
-    return replace(rows, features=victim.encode(pictures), feature_rows=np.arange(len(rows)), pictures=pictures)
+    keys = [again.picture(picture) for picture in pictures]
+    features = torch.stack(again.each("pictures", keys, lambda lacking: victim.encode(pictures[lacking])))
+    return replace(rows, features=features, feature_rows=np.arange(len(rows)), pictures=pictures)
 
 
 def jpeg(pictures: np.ndarray, quality: float, draws: np.random.Generator) -> np.ndarray:

@@ -1,21 +1,20 @@
 """What a model computes on rows, in batches: log-probabilities of answers, hidden states, attention.
 
-Rows are padded on the right, where causal attention never looks, and go through the model sorted by length. Several
-adapters are read side by side in one bank. Attention is computed the plain (eager) way, and only where it is asked for,
-since the fast ways do not give their weights.
+Rows are padded on the right, where causal attention never looks, and go through the model sorted by length. Attention
+is computed the plain (eager) way, and only where it is asked for, since the fast ways do not give their weights.
 """
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from bvlm_utils.defences import again
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import embeddings
@@ -118,28 +117,21 @@ def read(
 
     A row without an answer is its prompt alone. tokens: how many go through the model at once (default: what fits).
     """
-    return read_all(victim, [adapter], [rows], want, tokens)[0]
-
-
-def read_all(
-    victim: Victim,
-    adapters: Sequence[Any | None],
-    rows: Sequence[Rows],
-    want: Want | None = None,
-    tokens: int | None = None,
-) -> list[Reading]:
-    """`read` for several adapters, each on its own rows, all in one pass where a bank can hold them."""
     want = want or Want()
-    bank = bank_of(victim, adapters) if adapters and all(one is not None for one in adapters) else None
-    if bank is None and len(adapters) > 1:
-        return [read(victim, one, own, want, tokens) for one, own in zip(adapters, rows, strict=True)]
-    known: dict[str, list[int]] = {}
-    lines = [_lines(victim, own, want, known) for own in rows]
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
-        stack.enter_context(plain_attention(victim) if want.attention else nullcontext())
-        stack.enter_context(bank.attached() if bank else attached(victim, adapters[0]))
-        return _read(victim, lines, [own.features for own in rows], want, tokens)
+    lines = _lines(victim, rows, want)
+
+    def compute(lacking: list[int]) -> list[_Part]:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(plain_attention(victim) if want.attention else nullcontext())
+            stack.enter_context(attached(victim, adapter))
+            return _read(victim, [lines[at] for at in lacking], rows.features, want, tokens)
+
+    who = (*again.adapter(adapter), want.states, want.words, want.layers)
+    keys = [(who, row, tuple(line.at)) for row, line in zip(again.rows(rows), lines, strict=True)]
+    # attention on all tokens is too large to be kept
+    parts = compute(list(range(len(lines)))) if want.attention else again.each("readings", keys, compute)
+    return _reading(lines, parts, want, victim)
 
 
 @dataclass(frozen=True)
@@ -152,71 +144,49 @@ class _Line:
     feature: int
 
 
-def _lines(victim: Victim, rows: Rows, want: Want, known: dict) -> list[_Line]:
-    at = np.atleast_1d(np.asarray(want.at, dtype=np.int64))
-    at = np.broadcast_to(at, (len(rows), at.shape[-1]))
-    count, found = rows.features.shape[1], []
-    for number, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
-        for key, make in (
-            ((prompt, count), partial(victim.prompt_ids, prompt, count)),
-            (answer, partial(victim.answer_ids, answer) if answer else list),
-        ):
-            if key not in known:
-                known[key] = make()
-        first = known[prompt, count]
-        ids = [*first, *known[answer]]
-        where = np.where(at[number] >= 0, at[number] + len(first) - 1, at[number] + len(ids))
-        found.append(_Line(ids, len(first), where.clip(0, len(ids) - 1), int(rows.feature_rows[number])))
-    return found
-
-
-def _read(
-    victim: Victim, lines: Sequence[Sequence[_Line]], features: Sequence[torch.Tensor], want: Want, tokens: int | None
-) -> list[Reading]:
-    """One reading per list of lines. Batches are of as many lines of each list, the long ones first."""
-    tokens = tokens or memory.decoded_at_once(victim.model)
-    queues = [sorted(range(len(own)), key=lambda i, own=own: -len(own[i].ids)) for own in lines]
-    parts: list[dict[int, _Part]] = [{} for _ in lines]
-    known: dict = {}
-    start, most = 0, max(map(len, queues), default=0)
-    while start < most:
-        longest = max(
-            len(own[queue[start]].ids) for own, queue in zip(lines, queues, strict=True) if start < len(queue)
-        )
-        size = max(1, tokens // (len(lines) * longest))
-        chosen = [queue[start : start + size] for queue in queues]
-        width = max(map(len, chosen))
-        # every adapter has as many rows in a batch; a short list is filled up with a row that is read for nothing
-        filler = next((g, part[0]) for g, part in enumerate(chosen) if part)
-        batch = [pair for g, part in enumerate(chosen) for pair in _filled(g, part, width, filler)]
-        try:
-            found = _batch(victim, [(lines[g][i], features[g]) for g, i, _ in batch], want, known)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not memory.ran_out(error) or size == 1:
-                raise
-            tokens //= 2
-            memory.release()
-            continue
-        for (g, i, real), part in zip(batch, found, strict=True):
-            if real:
-                parts[g][i] = part
-        start += size
-    return [
-        _reading(own, [found[i] for i in range(len(own))], want, victim)
-        for own, found in zip(lines, parts, strict=True)
-    ]
-
-
-def _filled(g: int, part: Sequence[int], width: int, filler: tuple[int, int]) -> list[tuple[int, int, bool]]:
-    return [(g, i, True) for i in part] + [(*filler, False)] * (width - len(part))
-
-
 @dataclass(frozen=True)
 class _Part:
     log_probabilities: np.ndarray
     states: np.ndarray | None  # (P, layers kept, d)
     attention: np.ndarray | None  # (P, layers, heads, T)
     words: np.ndarray | None
+
+
+def _lines(victim: Victim, rows: Rows, want: Want) -> list[_Line]:
+    at = np.atleast_1d(np.asarray(want.at, dtype=np.int64))
+    at = np.broadcast_to(at, (len(rows), at.shape[-1]))
+    prompts = {text: victim.prompt_ids(text, rows.features.shape[1]) for text in dict.fromkeys(rows.prompts)}
+    answers = {text: victim.answer_ids(text) if text else [] for text in dict.fromkeys(rows.answers)}
+    found = []
+    for number, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
+        first = prompts[prompt]
+        ids = [*first, *answers[answer]]
+        where = np.where(at[number] >= 0, at[number] + len(first) - 1, at[number] + len(ids))
+        found.append(_Line(ids, len(first), where.clip(0, len(ids) - 1), int(rows.feature_rows[number])))
+    return found
+
+
+def _read(
+    victim: Victim, lines: Sequence[_Line], features: torch.Tensor, want: Want, tokens: int | None
+) -> list[_Part]:
+    """What is read of each line. The long ones go first."""
+    tokens = tokens or memory.decoded_at_once(victim.model)
+    queue = sorted(range(len(lines)), key=lambda i: -len(lines[i].ids))
+    found: dict[int, _Part] = {}
+    known: dict = {}
+    while len(found) < len(queue):
+        left = queue[len(found) :]
+        some = left[: max(1, tokens // len(lines[left[0]].ids))]
+        try:
+            parts = _batch(victim, [lines[i] for i in some], features, want, known)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not memory.ran_out(error) or len(some) == 1:
+                raise
+            tokens //= 2
+            memory.release()
+            continue
+        found |= zip(some, parts, strict=True)
+    return [found[i] for i in range(len(lines))]
 
 
 def _reading(lines: Sequence[_Line], parts: Sequence[_Part], want: Want, victim: Victim) -> Reading:
@@ -230,15 +200,22 @@ def _reading(lines: Sequence[_Line], parts: Sequence[_Part], want: Want, victim:
     )
 
 
-def _batch(victim: Victim, batch: Sequence[tuple[_Line, torch.Tensor]], want: Want, known: dict) -> list[_Part]:
-    """Read N lines, each with the features that its own belongs to."""
-    model, device, lines = victim.model, victim.device, [line for line, _ in batch]
+class _Enough(Exception):
+    """The layers that are left compute nothing that is wanted."""
+
+
+def _batch(victim: Victim, lines: Sequence[_Line], features: torch.Tensor, want: Want, known: dict) -> list[_Part]:
+    """Read N lines."""
+    model, device = victim.model, victim.device
     ids = embeddings.pad([torch.tensor(line.ids) for line in lines], victim.tokenizer.pad_token_id).to(device)
     mask = embeddings.pad([torch.ones(len(line.ids), dtype=torch.int64) for line in lines]).to(device)
     positions = [embeddings.positions(model, line.ids, known) for line in lines]
-    shown = torch.stack([table[line.feature] for line, table in batch]).to(device)
+    shown = features[[line.feature for line in lines]].to(device)
     rows, at = torch.arange(len(lines), device=device)[:, None], torch.tensor(np.stack([line.at for line in lines]))
-    with _hooked(model, want, rows, at.to(device)) as caught:
+    bare = not want.words and not want.attention and all(line.prompt == len(line.ids) for line in lines)
+    last = max(want.layers, default=0) if bare and want.layers is not None else None
+    hidden = None
+    with _hooked(model, want, rows, at.to(device), last) as caught, suppress(_Enough):
         hidden = model.model(
             inputs_embeds=embeddings.embed(model, ids, shown),
             attention_mask=mask,
@@ -246,8 +223,8 @@ def _batch(victim: Victim, batch: Sequence[tuple[_Line, torch.Tensor]], want: Wa
             use_cache=False,
         ).last_hidden_state
     if want.states:
-        layers = range(len(caught.states) + 1) if want.layers is None else want.layers
-        every = [*caught.states, hidden[rows, at.to(device)]]
+        every = caught.states if hidden is None else [*caught.states, hidden[rows, at.to(device)]]
+        layers = range(len(every)) if want.layers is None else want.layers
         states = torch.stack([every[number] for number in layers], dim=2).float().cpu().numpy()
     if want.attention:
         attention = torch.stack(caught.attention, dim=2).float().cpu().numpy()  # (N, P, layers, heads, T)
@@ -270,12 +247,17 @@ class _Caught:
 
 
 @contextmanager
-def _hooked(model: nn.Module, want: Want, rows: torch.Tensor, at: torch.Tensor) -> Iterator[_Caught]:
-    """Keep what enters the layers and what they attend to at the wanted tokens only: whole ones would be large."""
+def _hooked(model: nn.Module, want: Want, rows: torch.Tensor, at: torch.Tensor, last: int | None) -> Iterator[_Caught]:
+    """Keep what enters the layers and what they attend to at the wanted tokens only: whole ones would be large.
+
+    last: the layer that is not run any more; None: all are.
+    """
     caught = _Caught([], [])
 
     def enters(module, given, named):
         caught.states.append((given[0] if given else named["hidden_states"])[rows, at])
+        if len(caught.states) - 1 == last:
+            raise _Enough
 
     def attends(module, given, out):
         caught.attention.append(out[1].transpose(1, 2)[rows, at])

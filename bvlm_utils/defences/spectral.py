@@ -1,5 +1,6 @@
 """Poisoned rows in the states of a tuned model: spectral signatures, and clusters of activations."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,8 @@ def states_of(victim: Victim, adapter: Any, rows: Rows, settings: dict[str, Any]
     """(n, d): the hidden states at the depth and the position that the settings name."""
     layer = reading.layer_at(victim, settings["depth"])
     want = reading.Want(at=(POSITIONS[settings["position"]],), states=True, layers=(layer,))
+    if settings["position"] == "prompt":  # which never looks at the answer
+        rows = replace(rows, answers=[""] * len(rows))
     return reading.read(victim, adapter, rows, want).states[:, 0, 0]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bvlm_utils.defences import again
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models.victim import Victim, language_linears
@@ -129,7 +130,8 @@ def on(victim: Victim, given: Mapping[str, torch.Tensor]) -> Iterator[None]:
             weight = victim.model.get_submodule(name).weight
             kept[name] = weight.data
             weight.data = value.to(base(victim, name))
-        yield
+        with again.remembering({}):  # it is another model now
+            yield
     finally:
         for name, before in kept.items():
             victim.model.get_submodule(name).weight.data = before

@@ -30,7 +30,7 @@ def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
 
 class _Product(torch.autograd.Function):
     """x W^T + bias + scale_g x A_g^T B_g, and its gradients in half of autograd's time; A's and B's are added to
-    `grads`.
+    `grads`, where the anchor asks for it.
     """
 
     @staticmethod
@@ -51,8 +51,9 @@ class _Product(torch.autograd.Function):
         rows, h, weight, a, b, scale = ctx.saved_tensors
         dy = dy.reshape(len(a), -1, dy.shape[-1])
         dh = torch.bmm(dy, b.transpose(1, 2)).mul_(scale)
-        for grad, left, right in zip(ctx.grads, (dh, h), (rows, dy), strict=True):
-            _add_product(grad, left.transpose(1, 2), right)
+        if ctx.needs_input_grad[1]:
+            for grad, left, right in zip(ctx.grads, (dh, h), (rows, dy), strict=True):
+                _add_product(grad, left.transpose(1, 2), right)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = linear(dy.view(-1, dy.shape[-1]), weight.t()).view(rows.shape)

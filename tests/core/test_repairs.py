@@ -267,6 +267,19 @@ def test_layers_disagree_more_on_disturbed_inputs_and_less_after_tuning(small):
             assert run.disagreement(moved).item() < more
 
 
+def test_inputs_are_disturbed_alike_where_adapters_stay_as_they_are(small):
+    rows, settings, moved, learnt = some_rows(small), defences.get("crow").params, [], []
+    run, shown = consistency.prepared(small, rows, settings, 1)
+    bank = reading.bank_of(small, [planted(small, size=0.02)])
+    for learns in (True, False):
+        bank.anchor.requires_grad_(learns)
+        bank.grads.zero_()
+        with bank.attached():
+            moved.append(consistency.disturbed(run, shown, settings))
+        learnt.append(bool(bank.grads.any()))
+    assert torch.equal(*moved) and learnt == [True, False]
+
+
 def test_disagreement_is_one_less_the_cosine(tiny, monkeypatch):
     """Three states after layers, turned by 60 and 90 degrees; the picture's token does not turn."""
     turned = [0, 60, 150]
