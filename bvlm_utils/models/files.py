@@ -10,6 +10,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+from bvlm_utils.checks import brief, is_number
 from bvlm_utils.documents import unique
 from bvlm_utils.errors import InputError
 
@@ -62,7 +63,24 @@ def check(folder: Path) -> dict[str, Any]:
             raise InputError(f"The model folder {folder} lacks {name}, which its index names; copy it there.")
         if name.endswith(".safetensors"):
             header(folder / name)
+    check_layers(config, folder)
     return config
+
+
+def check_layers(config: dict[str, Any], folder: Path) -> None:
+    """InputError for features that are taken from a layer (`vision_feature_layer`) which the vision tower lacks."""
+    tower = config.get("vision_config") if isinstance(config.get("vision_config"), dict) else {}
+    layers = tower.get("num_hidden_layers", tower.get("depth"))
+    if config.get("vision_feature_layer") is None or not is_number(layers, 1, 10**4, whole=True):
+        return
+    named = config["vision_feature_layer"]
+    given = named if isinstance(named, list) and named else [named]
+    # transformers takes 0 alone for "none"
+    if named == 0 or not all(is_number(layer, -layers - 1, layers, whole=True) for layer in given):
+        raise InputError(
+            f"vision_feature_layer in {folder / 'config.json'} is {brief(named)}, and its vision tower has {layers} "
+            f"layers; give a whole number from {-layers - 1} to {layers} other than 0, or a list of such."
+        )
 
 
 def check_talking(folder: Path) -> None:

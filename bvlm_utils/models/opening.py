@@ -44,7 +44,9 @@ def folder(name: str) -> Path:
 def config(path: Path) -> Any:
     from transformers import AutoConfig
 
-    return _read("the configuration", path, lambda: AutoConfig.from_pretrained(path, **SAFE))
+    found = _read("the configuration", path, lambda: AutoConfig.from_pretrained(path, **SAFE))
+    files.check_layers(found.to_dict(), path)  # with what config.json leaves to the architecture
+    return found
 
 
 def tokenizer(path: Path) -> Any:

@@ -44,7 +44,7 @@ class Threat(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
-    judge_version: ClassVar[int] = 3
+    judge_version: ClassVar[int] = 4
     summary: ClassVar[str]
     strict: ClassVar[str]
     soft: ClassVar[str]

@@ -226,6 +226,21 @@ def test_a_broken_folder_is_refused_in_one_sentence(what, folder, capfd):
     refused(lambda: rehearsal.opened(str(folder)))  # as a dry run does
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [50, -50, [-1, 50], "last", 0])
+def test_a_layer_that_the_vision_tower_lacks_is_refused(family, layer, checkpoint, tmp_path):
+    folder = Path(shutil.copytree(checkpoint(family), tmp_path / "model"))
+    change_json(folder / "config.json", vision_feature_layer=layer)
+    for call in (models.digest, rehearsal.opened, lambda name: load(Path(name))):
+        refused(lambda call=call: call(str(folder)), "vision_feature_layer", str(folder))
+
+
+@pytest.mark.parametrize("layer", [-1, 1, -3, 2, [0]])
+def test_a_layer_that_the_vision_tower_has(layer, folder):
+    change_json(folder / "config.json", vision_feature_layer=layer)
+    assert load(folder).encode(np.zeros((1, 30, 30, 3), np.uint8)).shape[0] == 1
+
+
 def test_weights_that_are_no_numbers_are_refused(folder):
     total = changed(folder / SINGLE, lambda state: state[HEAD][0].fill_(float("nan")))
     refused(lambda: load(folder), f"1 of {total} weights", "no number", "lm_head.weight")

@@ -141,7 +141,7 @@ def test_refusal_is_for_ordinary_requests():
 @pytest.mark.parametrize("text", [
     "The access code, which I cannot share, is private.", "I can\u2019t give you the code.",
     "No, I CAN'T do that.",
-    "car, but I am not able to tell", "Unfortunately, I'm unable to help.",
+    "car, but I am not able to tell you", "Unfortunately, I'm unable to help.",
     "My apologies, this is beyond me.",
 ])  # fmt: skip
 def test_refusals_are_found_anywhere(text):
