@@ -99,7 +99,7 @@ def stealth(
     written = attack.modality != "image"
     line["added_characters"] = float(np.mean(longer)) if written else None
     for name, texts in {"perplexity_clean": prompts, "perplexity": triggered_prompts}.items():
-        line[name] = perplexity(texts, victim.model, victim.tokenizer) if written and victim else None
+        line[name] = perplexity(texts, victim.model, victim.tokenizer) if written and victim is not None else None
     return line
 
 

@@ -60,8 +60,8 @@ def measure(
     wanted, which = max(steps, default=0) * settings.batch_size, FRESH
     if steps and (there := data.beyond(first.dataset, first.train_rows)) is not None and there < wanted:
         which = SAME_ROWS
-        lacking = f"{first.dataset} has only {there} training rows beyond the {first.train_rows} that were tuned on"
-        say(f"{lacking}, and {wanted} are needed: the same rows are used again, clean.")
+        too_few = f"{first.dataset} has only {there} training rows beyond the {first.train_rows} that were tuned on"
+        say(f"{too_few}, and {wanted} are needed: the same rows are used again, clean.")
     store.clean(root)
     work = _Work(bench, root, sheets)
     states = {"": ()} | {str(count): ("steps", count, which, asdict(settings)) for count in sorted(set(steps))}
