@@ -68,12 +68,18 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
 
 
 def _check_apart(spec: str, name: str, kind: Format, path: Path) -> None:
-    """InputError for a picture that is trained on and tested with, where the splits have files of their own."""
+    """InputError for a picture that is trained on and tested with, where the splits have files of their own. A copy of
+    the same name is the same picture.
+    """
     shown = []
     for split in SPLIT_WORDS:
         files = kind.files(path, split)
         shown.append(set(_pictures(name, tuple(zip(files, contents.states(files), strict=True)))[1]))
-    if both := shown[0] & shown[1]:
+    named = [{os.path.basename(file): file for file in files} for files in shown]
+    copies = [[files[name] for name in sorted(named[0].keys() & named[1].keys())] for files in named]
+    kinds = [contents.digests(files, contents.states(files)) for files in copies]
+    both = shown[0] & shown[1] | {file for file, one, other in zip(copies[0], *kinds, strict=True) if one == other}
+    if both:
         raise InputError(
             f"{spec} has {len(both)} pictures in its split 'train' and in 'test', {label(min(both))} for one; list "
             "each in one of the two."

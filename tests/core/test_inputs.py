@@ -1,6 +1,7 @@
 """What people give: files, texts, numbers and names. Each kind of fault with its smallest input and the right value."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,16 @@ def test_a_picture_that_two_splits_list_is_refused(tmp_path, split):
     refused(lambda: files.load(spec, split), "1 pictures", "b.png", "'train' and in 'test'")
     (tmp_path / "captions_train.json").write_text(json.dumps({"images": [A], "annotations": CAPTIONS[:1]}))
     assert len(files.load(spec, split)) == 1
+
+
+def test_a_copy_of_a_picture_in_the_other_split_is_refused(tmp_path):
+    spec = coco(tmp_path, [A, B], CAPTIONS)
+    (tmp_path / "captions_val.json").write_text(json.dumps({"images": [B], "annotations": CAPTIONS[1:]}))
+    (tmp_path / "val").mkdir()
+    shutil.copy(tmp_path / "b.png", tmp_path / "val")
+    refused(lambda: files.load(spec, "train"), "1 pictures", "b.png")
+    Image.new("RGB", (5, 5)).save(tmp_path / "val" / "b.png")
+    assert len(files.load(spec, "test")) == 1
 
 
 def test_ids_as_text_and_as_number_are_one(tmp_path):
