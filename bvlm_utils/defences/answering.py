@@ -13,8 +13,7 @@ from bvlm_utils.train import decode
 
 def requests(victim: Victim, rows: Rows, unseen: Sequence[Sequence[int]] | None = None) -> list[decode.Request]:
     """The rows' prompts for `decode.greedy`; unseen: per row, the positions of tokens that nothing may attend to."""
-    count = rows.features.shape[1]
-    ids = {prompt: victim.prompt_ids(prompt, count) for prompt in dict.fromkeys(rows.prompts)}
+    ids = reading.prompt_ids(victim, rows)
     hidden = unseen or [()] * len(rows)
     return [
         decode.Request(ids[prompt], int(at), own)

@@ -152,10 +152,17 @@ class _Part:
     words: np.ndarray | None
 
 
+def prompt_ids(victim: Victim, rows: Rows) -> dict[str, list[int]]:
+    """The token ids of each prompt, beside pictures of the rows' size."""
+    texts, count = list(dict.fromkeys(rows.prompts)), rows.features.shape[1]
+    ids = again.each(f"ids {count}", texts, lambda lacking: [victim.prompt_ids(texts[at], count) for at in lacking])
+    return dict(zip(texts, ids, strict=True))
+
+
 def _lines(victim: Victim, rows: Rows, want: Want) -> list[_Line]:
     at = np.atleast_1d(np.asarray(want.at, dtype=np.int64))
     at = np.broadcast_to(at, (len(rows), at.shape[-1]))
-    prompts = {text: victim.prompt_ids(text, rows.features.shape[1]) for text in dict.fromkeys(rows.prompts)}
+    prompts = prompt_ids(victim, rows)
     answers = {text: victim.answer_ids(text) if text else [] for text in dict.fromkeys(rows.answers)}
     found = []
     for number, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
