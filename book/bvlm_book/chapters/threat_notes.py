@@ -47,7 +47,8 @@ def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame
             continue
         threat, said = cell.resolved_threat, store.responses(cell, place)
         swapped = {threat.source_concept, threat.target_concept}
-        said = said.query("part == 'attack' and judged").set_index(["subject", "condition", "row_id"])["response"]
+        said = said.query("part == 'attack' and judged")
+        said = said.set_index(["subject", "condition", "row_id"])["response"].sort_index()
         others = {row: found for row, text in said["control", "clean"].items() if (found := _named(text) - swapped)}
         for subject in ("poisoned", "control"):
             shown = said[subject, condition]
