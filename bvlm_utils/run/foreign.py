@@ -65,6 +65,7 @@ def score_adapter(
     asked, way = questions(bench, cell), tune_and_ask.choose(bench)
     prompts = [prompt for question in asked for prompt in question.prompts]
     lengths.check_prompts(cell.model, prompts, f"a prompt of {threat},", cell.max_new_tokens, cell.picture_last)
+    lengths.check_grades(cell, bench.rows["test"])
     answers = {"poisoned": way.ask_saved(asked, suspect), "base": way.ask_saved(asked, None)}
     if trusted:
         answers["control"] = way.ask_saved(asked, trusted)

@@ -124,13 +124,17 @@ def _check_whole(cell: Cell, answers: Iterable[tuple[str, Row]], shown: Callable
 
 
 def check_grades(cell: Cell, rows: Sequence[Row]) -> None:
-    """InputError for answers whose utility could not be told: one caption alone has no CIDEr."""
+    """InputError for answers whose utility could not be told: one caption alone has no CIDEr, which is counted for the
+    rows of each task.
+    """
     asked = [rows[position] for position in split_by_skill(cell, rows)[1][: cell.test_rows]]
-    if len(asked) == 1 and asked[0]["task"] != "vqa" and not asked[0]["objects"]:
-        raise InputError(
-            f"test_rows is {cell.test_rows}, and {cell.dataset} has one test row to measure utility on; CIDEr, which "
-            "weighs words by rarity, needs two or more."
-        )
+    for task in dict.fromkeys(row["task"] for row in asked):
+        alone = [row for row in asked if row["task"] == task]
+        if len(alone) == 1 and task != "vqa" and not alone[0]["objects"]:
+            raise InputError(
+                f"test_rows is {cell.test_rows}, and {cell.dataset} has one test row of the task {task!r} among them, "
+                f"{alone[0]['row_id']}, to measure utility on; CIDEr, which weighs words by rarity, needs two or more."
+            )
 
 
 def check_prompts(model: str, prompts: Iterable[str], where: str, answer: int, picture_last: bool = False) -> None:

@@ -11,8 +11,10 @@ from PIL import Image
 
 from bvlm_utils import audit, chat, command, leaderboard, paths
 from bvlm_utils.defences import __main__ as defences
+from bvlm_utils.errors import InputError
 from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.models import victim
+from bvlm_utils.run import lengths, study
 
 MAINS = {"grid": grid.main, "defences": defences.main, "audit": audit.main, "leaderboard": leaderboard.main,
          "chat": chat.main}  # fmt: skip
@@ -203,6 +205,16 @@ def test_one_caption_alone_is_refused_before_anything_is_asked(here, capsys, dry
     parameters = captions(here, 4) | {"poison_rates": [0.5], "test_rows": 1}
     (here / "g.yml").write_text(yaml.safe_dump({"jobs": [{"notebook": "targeted_refusal", "parameters": parameters}]}))
     refused(here, capsys, "grid", ["run", "g.yml", "--store", "./new", *dry], "CIDEr")
+
+
+def test_a_task_of_one_row_is_refused_before_anything_is_asked(here):
+    rows = [
+        {"row_id": str(n), "task": "caption" if n == 3 else "vqa", "objects": [], "answers": ["A."]} for n in range(8)
+    ]
+    (cell,) = study.cells("targeted_refusal", attacks=["BadNets-T"], test_rows=6)
+    with pytest.raises(InputError, match="one test row of the task 'caption'"):
+        lengths.check_grades(cell, rows)
+    lengths.check_grades(cell, [row | {"objects": ["dog"]} for row in rows])
 
 
 def test_a_folder_that_may_not_be_written_is_told_before_rows_are_ranked(here, capsys, monkeypatch):
