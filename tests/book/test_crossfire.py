@@ -327,7 +327,8 @@ def test_entries_off_the_diagonal_stand_beside_their_paired_difference(shelf):
 def test_strangers_are_counted_for_models_that_fire_and_near_misses_by_kind():
     def line(attack, trigger, value, variant=""):
         about = {"subject": "poisoned", "attack": attack, "trigger": trigger, "variant": variant, "value": value}
-        return dict.fromkeys(records.COLUMNS) | about | {"low": value, "high": value, "n": 100, "n_seeds": 1}
+        about |= {"modality": attacks.info(attack).modality, "low": value, "high": value, "n": 100, "n_seeds": 1}
+        return dict.fromkeys(records.COLUMNS) | about
 
     lines = [line(a, a, v) for a, v in (("SIG", 0.2), ("AddSent", 1.0), ("MABA", 0.9))]
     lines += [line("SIG", "MABA", 0.8), line("AddSent", "MABA", 0.7), line("MABA", "AddSent", 0.6)]
