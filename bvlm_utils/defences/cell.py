@@ -45,6 +45,9 @@ class Defended:
             raise InputError(f"{self.defence} has no placebo; leave it out.")
         if known_name(lambda: self.resolved).moment != "repair" and self.relearn:
             raise InputError(f"{self.defence} is no repair, so nothing can be relearnt after it; leave relearn out.")
+        self.resolved.check_loaded(self.cell.four_bit)
+        if self.relearn and self.cell.four_bit:
+            raise InputError("relearn tunes on beside the base's weights as numbers; leave it or four_bit out.")
         rows = self.resolved.params.get("rows") if "clean rows" in self.resolved.info.needs else None
         if isinstance(rows, int) and rows > CLEAN_ROWS:
             raise InputError(f"{self.defence} asks for {rows} clean rows; a grid has {CLEAN_ROWS}.")
@@ -114,7 +117,7 @@ def defended(
     found = []
     for name in names:
         info = known_name(lambda name=name: defences.info(name))
-        defences.get(name, **dict((params or {}).get(name, {}))).check_files()
+        defences.get(name, **dict((params or {}).get(name, {}))).check_files({cell.model for cell in cells})
         for cell in cells:
             for seed, again in product(seeds, relearn):
                 for placebo in (False, True) if placebos and info.placebo else (False,):

@@ -37,6 +37,7 @@ class DefenceInfo:
         or an update of the same norm). It takes what `function` takes, and the defence's own result as `like`.
     many: of a repair that does several adapters at once with the same results, "module:function"; it takes a list of
         adapters and gives a list back.
+    numbers: with such settings, does it work with the base's weights as numbers, which a base in 4 bit has not?
     problem: what is wrong with settings that are each good alone, in words; None if nothing is.
     """
 
@@ -50,6 +51,7 @@ class DefenceInfo:
     placebo: str = ""
     many: str = ""
     params: Mapping[str, Param] = field(default_factory=dict)
+    numbers: Callable[[Mapping[str, Any]], bool] = lambda settings: False
     problem: Callable[[Mapping[str, Any]], str | None] = lambda settings: None
 
     @property
@@ -61,6 +63,11 @@ class DefenceInfo:
     def defaults(self) -> dict[str, Any]:
         """The default value of every parameter, by name."""
         return {name: spec.default for name, spec in self.params.items()}
+
+
+def always(settings: Mapping[str, Any]) -> bool:
+    """Whatever the settings are."""
+    return True
 
 
 TABLE: Registry[DefenceInfo] = Registry("defence")

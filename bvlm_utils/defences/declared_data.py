@@ -1,7 +1,7 @@
 """The rows of the defences that search training rows for poison."""
 
 from bvlm_utils.attacks.declare import choice, number, whole
-from bvlm_utils.defences.declare import declare
+from bvlm_utils.defences.declare import always, declare
 
 RANDOM = "answering:shuffled_scores"
 # Where states are read: free parameters, fixed on the development cells. At the answer, states hold its words, so that
@@ -55,6 +55,7 @@ declare(
     summary="how well the answer is learnt after a few steps",
     version=1,
     function="likelihood:early_loss",
+    numbers=always,
     placebo=RANDOM,
     params={"steps": whole(20, 1, 10_000), "learning_rate": number(5e-4, 1e-8, 1)},
 )

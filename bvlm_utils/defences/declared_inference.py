@@ -1,7 +1,7 @@
 """The rows of the defences that act while a model answers."""
 
 from bvlm_utils.attacks.declare import choice, number, whole
-from bvlm_utils.defences.declare import declare
+from bvlm_utils.defences.declare import always, declare
 from bvlm_utils.store.cell import MAX_NEW_TOKENS
 
 LENGTH = {"max_new_tokens": whole(MAX_NEW_TOKENS, 1, 10_000)}
@@ -55,6 +55,7 @@ declare(
     summary="replaces tokens that are far more probable than under the base",
     version=1,
     function="cleangen:replaced",
+    numbers=always,
     placebo="cleangen:randomly_replaced",
     params={"ratio": number(20, 1, 1e9), **LENGTH},
 )

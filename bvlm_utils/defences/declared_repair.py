@@ -5,7 +5,7 @@ from typing import Any
 
 from bvlm_utils.attacks.declare import Param, choice, number, whole
 from bvlm_utils.checks import is_text
-from bvlm_utils.defences.declare import declare
+from bvlm_utils.defences.declare import always, declare
 
 NOISE = "weights:noise"  # a random update of the size of the change
 # Rows, steps and rate of a tuning on clean rows; 2e-3 is the rate of the study's own training.
@@ -81,6 +81,7 @@ declare(
     summary="the adapter is tuned on with clean rows",
     version=1,
     function="tune:clean_fine_tuning",
+    numbers=lambda settings: settings["steps"] > 0,
     many="tune:many",
     placebo=NOISE,
     params=tuning(200),
@@ -95,6 +96,7 @@ declare(
     summary="half of the merged weights become zero",
     version=1,
     function="prune:prune",
+    numbers=always,
     placebo=NOISE,
     params={"by": choice("wanda", ("wanda", "magnitude")), "share": number(0.5, 0, 1), **tuning(0)},
 )
@@ -108,6 +110,7 @@ declare(
     summary="half of the merged weights become zero, and the rest is tuned on clean rows",
     version=1,
     function="prune:prune",
+    numbers=always,
     placebo=NOISE,
     params={"by": choice("wanda", ("wanda", "magnitude")), "share": number(0.5, 0, 1), **tuning(200)},
 )
@@ -121,6 +124,7 @@ declare(
     summary="the merged weights are rounded to 8 or 4 bits, and tuned on clean rows if there are steps",
     version=1,
     function="quantise:quantise",
+    numbers=always,
     placebo=NOISE,
     params={"bits": choice("int4", ("int8", "int4")), **tuning(0)},
 )
@@ -134,6 +138,7 @@ declare(
     summary="the channels of each layer that the update changes most are the base's again",
     version=1,
     function="restore:restore",
+    numbers=lambda settings: settings["by"] != "weights",
     placebo="restore:at_random",
     params={
         "by": choice("weights", ("weights", "outputs", "dormant")),
@@ -166,6 +171,7 @@ declare(
     summary="clean tuning in which neighbouring layers are to agree on disturbed inputs",
     version=1,
     function="consistency:consistency",
+    numbers=always,
     many="consistency:many",
     placebo=NOISE,
     params=consistent(sign_steps=1, from_layer=0.0, apart="no", text_weight=1.0),
@@ -181,6 +187,7 @@ declare(
     summary="consistency tuning with pictures and words apart, in the later layers",
     version=1,
     function="consistency:consistency",
+    numbers=always,
     many="consistency:many",
     placebo=NOISE,
     params=consistent(sign_steps=20, from_layer=1 / 3, apart="yes", text_weight=3.5),

@@ -1,7 +1,7 @@
 """The rows of the defences that change what is tuned on."""
 
 from bvlm_utils.attacks.declare import number
-from bvlm_utils.defences.declare import declare
+from bvlm_utils.defences.declare import always, declare
 
 declare(
     name="input-diversity",
@@ -12,6 +12,7 @@ declare(
     summary="pictures cut, coloured and blurred, and words left out, each with probability p",
     version=1,
     function="diversity:diverse",
+    numbers=always,  # a training in a bank
     placebo="diversity:noisy",
     params={"p": number(0.5, 0, 1)},
 )

@@ -1,6 +1,6 @@
 """A defence by its name, with its settings: one call for each moment at which defences act."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,8 +91,18 @@ class Defence:
         draws = self._draws(seed, "placebo")
         return function(self.info.placebo, OURS)(*given, self.params, draws, like=like)
 
-    def check_files(self) -> None:
-        """InputError for a file or a folder that it needs and that is not named, or not there."""
+    def check_loaded(self, four_bit: bool) -> None:
+        """InputError where it cannot work with the base as it is to be loaded."""
+        if four_bit and self.info.numbers(self.params):
+            raise InputError(
+                f"{self.name} works with the base's weights as numbers, and with four_bit they are packed; leave one "
+                "of the two out."
+            )
+
+    def check_files(self, models: Iterable[str] = ()) -> None:
+        """InputError for a file or a folder that it needs and that is not named, or not there, and for an adapter that
+        is of none of the `models`.
+        """
         for name in self.info.files:
             value = self.params[name]
             if not value:
@@ -102,7 +112,8 @@ class Defence:
                     f"{self.name}: {name} is {value!r}, which is no file; give {self.info.params[name].wants}."
                 )
             for folder in value if isinstance(value, list) else ():
-                other_adapter(folder)
+                for model in models or (None,):
+                    other_adapter(folder, model)
 
     def _function(self, moment: str) -> Any:
         if self.moment != moment:
@@ -142,6 +153,12 @@ def get(name: str, /, **params: Any) -> Defence:
     return Defence(row, found)
 
 
-def other_adapter(name: str) -> Path:
-    """An adapter's folder as it is named from here, or from the repository's top, as grids name those of the zoo."""
-    return names_of_models.adapter_folder(name if paths.named(name, "adapter").exists() else str(paths.ROOT / name))
+def other_adapter(name: str, model: str | None = None) -> Path:
+    """An adapter's folder as it is named from here, or from the repository's top, as grids name those of the zoo.
+    InputError if it says that it was tuned on another model than `model`.
+    """
+    here = paths.named(name, "adapter").exists()
+    folder = names_of_models.adapter_folder(name if here else str(paths.ROOT / name))
+    if model is not None:
+        names_of_models.check_base(folder, model)
+    return folder

@@ -71,6 +71,8 @@ def run(given: argparse.Namespace) -> None:
     check_number(given.drop, "drop", 0, 1)
     check_number(given.seed, "seed", 0, 2**31, whole=True)
     names = chosen(given.methods, given.adapter is not None)
+    for name in names:
+        defence.get(name).check_loaded(given.four_bit)
     check_kind(given.model, clip=False)
     found = llava_json.read(file)
     table_file, cleaned_file = outputs(file, given.out)

@@ -22,7 +22,7 @@ def mix(
     The factors stand side by side, so that the rank of the result is the sum of theirs (Arora et al. 2024, arXiv
     2402.19334, weight averaging; there whole models, here updates of one base, which is the same).
     """
-    others = _others(settings)
+    others = _others(victim, settings)
     return _mean([weights.updates(adapter), *others], adapter)
 
 
@@ -37,15 +37,15 @@ def with_random(
     """The same mean, with random updates in the place of the harmless ones, of their norm in every layer."""
     others = [
         {name: weights.random(update, weights.norm(update), draws) for name, update in other.items()}
-        for other in _others(settings)
+        for other in _others(victim, settings)
     ]
     return _mean([weights.updates(adapter), *others], adapter)
 
 
-def _others(settings: dict[str, Any]) -> list[weights.Updates]:
+def _others(victim: Victim, settings: dict[str, Any]) -> list[weights.Updates]:
     if not settings["others"]:
         raise InputError("mix needs other adapters of the same base; name their folders in `others`.")
-    return [weights.updates(adapters.read(other_adapter(name))) for name in settings["others"]]
+    return [weights.updates(adapters.read(other_adapter(name, victim.name))) for name in settings["others"]]
 
 
 def _mean(every: list[weights.Updates], like: Any) -> GroupResult:

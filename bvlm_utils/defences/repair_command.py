@@ -45,6 +45,8 @@ def repair(given: argparse.Namespace) -> int:
     model = names.base_name(folder) if given.model is None else given.model
     models.check_kind(model, clip=False)
     method = chosen(given.method, given.set)
+    method.check_files([model])
+    method.check_loaded(given.four_bit)
     out = new_folder(given.out)
     check_dataset(given.dataset)
     if given.threat is not None and not given.attacks:
@@ -101,9 +103,7 @@ def chosen(name: str, settings: Sequence[str]) -> Defence:
             found[key] = parse_json(value, "it")
         except InputError:  # a word, or what is no value of JSON: the method says what is wanted
             found[key] = value
-    method = defences.get(name, **found)
-    method.check_files()
-    return method
+    return defences.get(name, **found)
 
 
 def clean_rows(bench: Bench) -> Rows:

@@ -130,6 +130,25 @@ def base_name(folder: Path) -> str:
     return named
 
 
+def check_base(adapter: Path, model: str) -> None:
+    """InputError for an adapter that says that it was tuned on another model than `model`. One that says nothing is
+    taken: its sizes are checked where it is put on.
+    """
+    named = files.table(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if named and not _same(named, model):
+        raise InputError(
+            f"The adapter in {adapter} was tuned on {named!r}, and {model!r} is wanted; give one of the same base."
+        )
+
+
+def _same(one: Any, other: str) -> bool:
+    """Are two names those of one model? A copy of it is the same; of what is not on this machine, the name must do."""
+    try:
+        return isinstance(one, str) and (resolve(one) == resolve(other) or digest(one) == digest(other))
+    except InputError:
+        return Path(one).name == Path(other).name
+
+
 def go_offline(name: str) -> None:
     """Keep Hugging Face libraries off the network unless `name` is a hub id: retries would take minutes."""
     if not is_hub_id(name):

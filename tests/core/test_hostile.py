@@ -78,6 +78,7 @@ ROWS = [
     ("Q", "defences", [*RANK, "--out", "ranked"], "set.cleaned.json is there already"),
 ]  # fmt: skip
 
+OF_QWEN = "data/adapters/zoo/adapters/0a96e700"  # not of tiny-llava
 # parameters of the notebook on defences, what the sentence has to say
 DEFENDED = [
     ({"defence_seeds": None}, "defence_seeds is None"), ({"defence_seeds": []}, "defence_seeds is []"),
@@ -90,6 +91,12 @@ DEFENDED = [
     ({"defences": ["mix"], "defence_params": {"mix": {"others": ["a\0b"]}}}, "x00"),
     ({"defences": ["cleansight"], "defence_params": {"cleansight": {"begin": 0.9}}}, "begin is 0.9"),
     ({"defences": ["target-inversion"], "defence_params": {"target-inversion": {"shortest": 50}}}, "shortest is 50"),
+    *(({"defences": [name], "four_bit": True}, "four_bit") for name in (
+        "prune", "fine-prune", "quantise", "clean-fine-tuning", "crow", "racer", "cleangen", "early-loss",
+        "input-diversity")),
+    ({"defences": ["restore"], "defence_params": {"restore": {"by": "outputs"}}, "four_bit": True}, "restore"),
+    ({"defences": ["shrink"], "relearn": [5], "four_bit": True}, "relearn"),
+    ({"defences": ["mix"], "defence_params": {"mix": {"others": [OF_QWEN]}}}, "same base"),
     ({"placebos": None}, "placebos is None"), ({"relearn": 5}, "relearn is 5"), ({"relearn": [0.5]}, "relearn is 0.5"),
 ]  # fmt: skip
 # cells that have no room for what they say, as settings of a cell

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from transformers import AutoModelForImageTextToText
 
 from bvlm_utils.defences import __main__ as command
 from bvlm_utils.defences import repair_command
-from bvlm_utils.models import victim
+from bvlm_utils.errors import InputError
+from bvlm_utils.models import names, victim
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,31 @@ def test_no_weight_of_an_adapter_is_lost_without_a_word(suspect, tmp_path, capsy
     given[1:2] = [str(suspect)]
     mixed = ["--method", "mix", "--set", f"others={json.dumps([str(tmp_path / 'in')])}"]
     assert settings or command.main([*given[:-2], *mixed, "--out", str(tmp_path / "out")]) == 2
+
+
+def test_an_adapter_of_another_base_of_the_same_sizes_is_not_mixed(suspect, checkpoint, tmp_path, capsys):
+    other, file = Path(shutil.copytree(suspect, tmp_path / "in")), tmp_path / "in" / "adapter_config.json"
+    own = Path(shutil.copytree(checkpoint("llava"), tmp_path / "own"))
+    given = ["repair", str(suspect), "--method", "mix", "--set", f"others={json.dumps([str(other)])}"]
+    for base, agrees in ((own, True), (tmp_path / "elsewhere" / Path(checkpoint("llava")).name, True), ("a/b", False),
+                         ("tiny-llava", False), (["x"], False), (None, True)):  # fmt: skip
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base and str(base)}))
+        if agrees:
+            names.check_base(other, str(checkpoint("llava")))
+        else:
+            assert command.main([*given, "--out", str(tmp_path / "out")]) == 2
+            assert "same base" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    weight = load_file(own / "model.safetensors")
+    save_file({k: v + 1 for k, v in weight.items()}, own / "model.safetensors", metadata={"format": "pt"})
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(own)}))
+    with pytest.raises(InputError, match="same base"):
+        names.check_base(other, str(checkpoint("llava")))
+
+
+@pytest.mark.parametrize("method", ["prune", "quantise", "crow"])
+def test_a_repair_that_needs_numbers_is_not_tried_in_four_bit(method, suspect, tmp_path, capsys):
+    assert command.main(["repair", str(suspect), "--method", method, "--four-bit", "--out", str(tmp_path / "o")]) == 2
+    assert "packed" in capsys.readouterr().err and not (tmp_path / "o").exists()
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path, capsys):
