@@ -102,8 +102,14 @@ class DefenceBench:
     def adapter(self, cell: Cell) -> Any:
         found = store.adapter(cell, self.folder)
         if found is None:
-            raise InputError(f"{self.folder} holds no adapter of {cell.run_id}; run that cell in this store first.")
+            raise InputError(lacks_adapter(cell, self.folder))
         return tune_and_ask.saved(found)
+
+
+def lacks_adapter(cell: Cell, folder: Path) -> str:
+    """What to do where a store has a cell's record alone, as one that was unpacked has."""
+    again = "with --force (run_cells: force=True)" if store.has(cell, folder) else "first"
+    return f"{folder} holds no adapter of {cell.run_id}; run that cell, or those that it belongs to, {again}."
 
 
 def questions_of(bench: Bench, cell: Cell) -> list[Question]:

@@ -1,5 +1,6 @@
 """A defence by its name, with its settings: one call for each moment at which defences act."""
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from bvlm_utils import paths
 from bvlm_utils.attacks.declare import settings_of
+from bvlm_utils.checks import brief
 from bvlm_utils.defences.declare import MOMENTS, TABLE, DefenceInfo
 from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.errors import InputError
@@ -51,7 +53,11 @@ class Defence:
         """How suspicious each training row is: (n,) float64, higher is more suspicious."""
         found = np.asarray(self._function("data")(victim, adapter, rows, self.params, self._draws(seed)), dtype=float)
         if found.shape != (len(rows),):
-            raise ValueError(f"{self.name} gave scores of shape {found.shape} for {len(rows)} rows.")
+            raise InputError(
+                f"{self.name} gave scores of shape {found.shape} for {len(rows)} rows; it gives one a row."
+            )
+        if np.isnan(found).any():
+            raise InputError(f"{self.name} gave {np.isnan(found).sum()} of {len(rows)} rows a score that is no number.")
         return found
 
     def change(self, victim: "Victim", rows: Rows, seed: int = 0) -> Rows:
@@ -66,7 +72,7 @@ class Defence:
     def repair(self, victim: "Victim", adapter: Any, clean: Rows | None = None, seed: int = 0) -> "GroupResult":
         """A repaired adapter in PEFT's format; `adapter` and the victim stay as they are."""
         self._has_clean(clean)
-        return self._function("repair")(victim, adapter, clean, self.params, self._draws(seed))
+        return self._adapter(self._function("repair")(victim, _own(adapter), clean, self.params, self._draws(seed)))
 
     def repair_many(
         self, victim: "Victim", adapters: Sequence[Any], clean: Rows | None = None, seed: int = 0
@@ -75,7 +81,9 @@ class Defence:
         if not self.info.many:
             return [self.repair(victim, one, clean, seed) for one in adapters]
         self._has_clean(clean)
-        return function(self.info.many, OURS)(victim, list(adapters), clean, self.params, self._draws(seed))
+        own = [_own(one) for one in adapters]
+        found = function(self.info.many, OURS)(victim, own, clean, self.params, self._draws(seed))
+        return [self._adapter(one) for one in found]
 
     def answer(
         self, victim: "Victim", adapter: Any, inputs: Rows, clean: Rows | None = None, seed: int = 0
@@ -89,7 +97,22 @@ class Defence:
         if not self.info.placebo:
             raise InputError(f"{self.name} has no placebo.")
         draws = self._draws(seed, "placebo")
-        return function(self.info.placebo, OURS)(*given, self.params, draws, like=like)
+        found = function(self.info.placebo, OURS)(*given, self.params, draws, like=like)
+        return self._adapter(found) if self.moment == "repair" else found
+
+    def _adapter(self, found: Any) -> "GroupResult":
+        """What a repair gave back; InputError unless it is an adapter whose weights are numbers: one that says nothing
+        any more would pass for one without a backdoor.
+        """
+        if not isinstance(getattr(found, "state", None), dict) or not hasattr(found, "config"):
+            raise InputError(f"{self.name} gave back {brief(found)}; a repair gives back an adapter, a GroupResult.")
+        bad = [name for name, value in found.state.items() if not value.isfinite().all()]
+        if bad:
+            raise InputError(
+                f"{self.name} with {self.params} gave back an adapter in which {len(bad)} of {len(found.state)} "
+                f"weights are no numbers any more ({min(bad)!r} for one); change its settings."
+            )
+        return found
 
     def check_loaded(self, four_bit: bool) -> None:
         """InputError where it cannot work with the base as it is to be loaded."""
@@ -127,6 +150,13 @@ class Defence:
     def _draws(self, seed: int, *more: str) -> np.random.Generator:
         words = "\x1f".join([self.name, *more]).encode()
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *words])))
+
+
+def _own(adapter: Any) -> Any:
+    """A copy that a repair may change: whoever compares before and after needs the adapter as it was."""
+    copied = copy.copy(adapter)
+    copied.state = {name: value.clone() for name, value in adapter.state.items()}
+    return copied
 
 
 def names(moment: str | None = None) -> list[str]:

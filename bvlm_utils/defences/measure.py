@@ -9,7 +9,8 @@ together: the clean rows and pictures are encoded once, and all repaired adapter
 """
 
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pandas as pd
 
 from bvlm_utils import attacks, store
 from bvlm_utils.defences import again, records
-from bvlm_utils.defences.bench import DefenceBench, questions_of
+from bvlm_utils.defences.bench import DefenceBench, lacks_adapter, questions_of
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.defences.numbers import CONTROL, POISONED, changes, number, told_apart, with_rows
 from bvlm_utils.defences.rows import Answered
@@ -101,16 +102,34 @@ def _measure(bench: DefenceBench, part: Sequence[Defended]) -> list[tuple[Defend
     try:
         measure(bench, part)
         return []
-    except InputError as error:
+    except Exception as error:  # a defence of somebody else may raise whatever comes up
         if len(part) == 1:
-            return [(part[0], str(error))]
+            return [(part[0], _why(error))]
     for one in part:
         if not records.has(one, bench.folder):
             try:
                 measure(bench, [one])
-            except InputError as error:
-                failed.append((one, str(error)))
+            except Exception as error:
+                failed.append((one, _why(error)))
     return failed
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
+
+
+def check_adapters(wanted: Sequence[Defended], folder: Path, anew: Collection[str]) -> None:
+    """InputError where a cell that is to be defended has its record and no adapter. anew: run_ids of cells that are run
+    before.
+    """
+    for one in wanted:
+        if one.cell.run_id in anew or one.skip_reason or _nothing_to_remove(one, folder):
+            continue
+        if lacking := [cell for cell in (one.cell, one.cell.control) if not store.adapter(cell, folder)]:
+            raise InputError(lacks_adapter(lacking[0], folder))
 
 
 # ---------------------------------------------------------------- defences that give a new adapter

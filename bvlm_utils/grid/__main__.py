@@ -24,6 +24,7 @@ import pandas as pd
 
 from bvlm_utils import command
 from bvlm_utils import store as results
+from bvlm_utils.defences.measure import check_adapters
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import dask as grid_dask
 from bvlm_utils.grid import forecast as grid_forecast
@@ -59,9 +60,11 @@ def plan(
     stamps = {cell.run_id: grid_job.stamp(cell, folder) for cell in cells} if force or rescore else {}
     this = Run(folder, plain, rescore, {name: found for name, found in stamps.items() if found is not None})
     wanted = [cell for cell in cells if force or rescore or this.lacks(cell)]
-    if wanted or any(map(this.undefended, jobs)):
+    undefended = [one for job in jobs for one in this.undefended(job)]
+    if wanted or undefended:
         results.writable(store)
         damage.check_folders(folder)
+    check_adapters(undefended, folder, {cell.run_id for cell in wanted})
     study.check_rows([cell for cell in wanted if not cell.skip_reason])
     return this, wanted
 

@@ -8,6 +8,7 @@ The questions, the tests and the intervals are those of the study's cells, so th
 """
 
 import csv
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from PIL import Image
 from bvlm_utils import threats
 from bvlm_utils.checks import brief, is_visible, known, known_name
 from bvlm_utils.documents import read_csv
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import names
-from bvlm_utils.paths import new_folder
+from bvlm_utils.paths import named, new_folder
 from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.group import judged
 from bvlm_utils.run.tune_and_ask import Answers
@@ -95,9 +96,9 @@ def score_answers(
         )
     bench = Bench(*bench_key(cell))
     asked = questions(bench, cell)
-    answers = {"poisoned": _read(Path(file), bench, asked)}
+    answers = {"poisoned": _read(named(file, "file of answers"), bench, asked)}
     if reference is not None:
-        answers["base"] = _read(Path(reference), bench, asked)
+        answers["base"] = _read(named(reference, "file of answers"), bench, asked)
     return _table(bench, cell, asked, answers).assign(model=model)
 
 
@@ -173,6 +174,9 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
         )
     if not any(map(is_visible, given.values())):
         raise InputError(f"All {len(given)} responses in {file} are empty; write the model's answers into that column.")
+    if empty := sorted(key for key, text in given.items() if not is_visible(text)):  # a model may say nothing
+        said = f"{len(empty)} of {len(given)} responses in {file} are empty, the first to row {empty[0][0]} under "
+        warnings.warn(f"{said}condition {empty[0][1]!r}; they count as answers without a word.", Remark, stacklevel=3)
     return {question.key(bench): [given[key] for key in _keys(bench, question)] for question in asked}
 
 

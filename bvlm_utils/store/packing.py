@@ -5,18 +5,20 @@ TO keeps what it has, and the cells of FROM are added; so results get into the c
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from bvlm_utils.atomic import partial_name, write_file
+from bvlm_utils.atomic import DAMAGED, partial_name, write_file
+from bvlm_utils.documents import parse_json
 from bvlm_utils.errors import InputError
 from bvlm_utils.store import damage, packed, records
 from bvlm_utils.store import table as tidy
@@ -26,6 +28,7 @@ LOCK = ".pack.lock"
 Files = Mapping[str, bytes]  # content by path in the store
 NAMED = 5  # cells in a message
 NUMBERS = itemgetter("status", "metrics")  # of a record
+DEFENDED = "defences/"  # records of defended cells, beside the cells
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,15 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
             "find the code that made them; commit it and run them again with --force."
         )
     cells = dict.fromkeys(kept, end) | dict.fromkeys(added, start)
-    return Chosen({i: cells[i] for i in sorted(cells)}, _merged(_files(start), _files(end), differ, replace)), added
+    mine, held = _files(start), _files(end)
+    gone = _asked_of(held, differ)
+    kept_files = {path: content for path, content in held.items() if path not in gone}
+    if (others := _other_numbers(mine, kept_files)) and not replace:
+        raise InputError(
+            f"{end} has other numbers of {len(others)} defended cells of {start} ({_some(others)}); say --replace if "
+            f"those of {start} are to stand."
+        )
+    return Chosen({i: cells[i] for i in sorted(cells)}, _merged(mine, held, gone, replace)), added
 
 
 def _some(run_ids: Iterable[str]) -> str:
@@ -124,13 +135,40 @@ def _files(root: Path) -> Files:
     return {f"{folder}/{name}": packed.content(root, folder, name) for folder, name in places}
 
 
-def _merged(ours: Files, theirs: Files, replaced: Iterable[str], replace: bool) -> Files:
-    """Files of two stores. What an adapter was asked grows, so the larger file stays, and goes with its adapter."""
-    asked = tuple(f"{folder}/" for folder in records.ASKED)
-    gone = [path for path in theirs if path.startswith(asked) and any(run_id in path for run_id in replaced)]
+ASKED = tuple(f"{folder}/" for folder in records.ASKED)
+
+
+def _asked_of(held: Files, run_ids: Iterable[str]) -> set[str]:
+    """Which files tell what the adapters of these cells were asked."""
+    return {path for path in held if path.startswith(ASKED) and any(run_id in path for run_id in run_ids)}
+
+
+def _defended(content: bytes) -> tuple[Any, Any] | None:
+    """What a defended cell's record says it measured; None where it cannot be read."""
+    try:
+        found = parse_json(content.decode(), "it")
+        return found["status"], found["numbers"]
+    except DAMAGED:  # InputError among them
+        return None
+
+
+def _other_numbers(ours: Files, theirs: Files) -> list[str]:
+    """The defended cells of which two stores have other numbers."""
+    both = [path for path in ours if path.startswith(DEFENDED) and ours[path] != theirs.get(path, ours[path])]
+    pairs = {path: (_defended(ours[path]), _defended(theirs[path])) for path in both}
+    return [path for path, (one, other) in pairs.items() if one and other and one != other]
+
+
+def _merged(ours: Files, theirs: Files, gone: Container[str], replace: bool) -> Files:
+    """Files of two stores, but for those of `theirs` that are `gone` with their adapters. A defended cell's record
+    gives way where `replace` says so or it is damaged; of what else an adapter was asked, which grows, the larger file
+    stays.
+    """
     merged = {path: content for path, content in theirs.items() if path not in gone}
     for path, content in ours.items():
-        grown = path.startswith(asked) and len(content) > len(merged.get(path, b""))
+        grown = path.startswith(ASKED) and len(content) > len(merged.get(path, b""))
+        if path.startswith(DEFENDED) and path in merged:
+            grown = bool(_defended(content)) and (replace or not _defended(merged[path]))
         if path not in merged or grown or (replace and path.startswith("attacks/")):
             merged[path] = content
     return merged
@@ -222,6 +260,12 @@ def unpack(source: str | Path, target: str | Path) -> list[str]:
     if differ:
         raise InputError(f"{end} has other numbers of {len(differ)} cells of {start} ({_some(differ)}); unpack it into "
                          "another folder.")  # fmt: skip
+    files = _files(start)
+    if others := _other_numbers(files, _files(end)):
+        raise InputError(
+            f"{end} has other numbers of {len(others)} defended cells of {start} ({_some(others)}); unpack it into "
+            "another folder."
+        )
     written = []
     for run_id in packed.run_ids(start):
         if (end / run_id).exists():
@@ -235,7 +279,7 @@ def unpack(source: str | Path, target: str | Path) -> list[str]:
         (partial_folder / "record.json").write_text(packed.record(start, run_id), encoding="utf-8")
         records.put(partial_folder, end / run_id, replace=False)
         written.append(run_id)
-    for path, content in _files(start).items():
+    for path, content in files.items():
         if not (end / path).exists():
             write_file(end / path, content)
     return written

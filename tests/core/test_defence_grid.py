@@ -87,6 +87,28 @@ def test_a_cell_without_an_adapter_is_named_and_the_others_go_on(place):
     assert records.has(fine, place) and not records.has(lacking, place)
 
 
+def test_a_defence_of_somebody_else_that_raises_stops_no_other(place, monkeypatch):
+    def broken(*_):
+        raise KeyError("mine")
+
+    monkeypatch.setitem(measure.MEASURES, "detect", broken)
+    theirs = defences.Defended(small()[0], "target-inversion")
+    fine = defences.Defended(small()[0], "shrink", {"strength": 0.55})
+    with pytest.raises(StudyError, match="1 of 2 .*\n.*target-inversion.*KeyError: 'mine'"):
+        defences.run([theirs, fine], place)
+    assert records.has(fine, place) and not records.has(theirs, place)
+
+
+def test_a_cell_whose_adapter_is_gone_is_told_before_the_run(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(measure, "FIRES", 0.0)
+    packing.unpack(place, tmp_path / "mine")
+    one = defences.Defended(small()[0], "shrink", {"strength": 0.65})
+    with pytest.raises(InputError, match=f"no adapter of {one.cell.run_id}.*--force"):
+        measure.check_adapters([one], tmp_path / "mine", ())
+    measure.check_adapters([one], tmp_path / "mine", [one.cell.run_id])
+    measure.check_adapters([one], place, ())
+
+
 def test_defences_of_the_other_moments_leave_their_numbers(place):
     """And a training on pictures that are not changed is the training that the cell had."""
     cell = small()[0]

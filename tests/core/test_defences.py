@@ -1,12 +1,16 @@
 """The table of defences: names, settings, moments, needs, randomness."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bvlm_utils import defences
-from bvlm_utils.defences.declare import TABLE
+from bvlm_utils.defences import defence
+from bvlm_utils.defences.declare import TABLE, DefenceInfo
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 
@@ -45,6 +49,43 @@ def test_rows_taken_keep_what_belongs_to_them():
     some = rows.take([2, 0])
     assert (some.prompts, some.answers, some.kinds) == (["c", "a"], ["3", "1"], ["z", "x"])
     assert some.feature_rows.tolist() == [9, 5] and some.pictures.shape == (2, 2, 2, 3)
+
+
+def of_somebody(function, moment, monkeypatch):
+    monkeypatch.setattr(defence, "function", lambda named, package: function)
+    about = dict(needs=frozenset(), source="", summary="", version=1, function="mine:mine")
+    return defence.Defence(DefenceInfo(name="mine", moment=moment, **about), {})
+
+
+def lora(*values):
+    return SimpleNamespace(state={"a": torch.tensor(values)}, config=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(None, "gave back None"), ({"a": 1}, "GroupResult"), (lora(1.0, float("nan")), "1 of 1 .*'a'")],
+    ids=["nothing", "a table", "no numbers"],
+)
+def test_a_repair_that_gives_back_no_adapter_is_refused(given, said, monkeypatch):
+    with pytest.raises(InputError, match=f"mine.*{said}"):
+        of_somebody(lambda *_: given, "repair", monkeypatch).repair(None, lora(1.0))
+
+
+def test_a_repair_that_changes_what_it_is_given_leaves_the_adapter_as_it_was(monkeypatch):
+    def emptied(victim, adapter, *_):
+        adapter.state["a"].zero_()
+        return adapter
+
+    before = lora(1.0, 2.0)
+    after = of_somebody(emptied, "repair", monkeypatch).repair(None, before)
+    assert before.state["a"].tolist() == [1, 2] and after.state["a"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("scores", "said"), [([0.0], "shape"), (None, "shape"), ([1.0, float("nan")], "no number")])
+def test_scores_that_are_not_one_a_row_or_no_numbers_are_refused(scores, said, monkeypatch):
+    rows = Rows(["a", "b"], ["1", "2"], None, np.array([0, 1]), ["x", "y"])
+    with pytest.raises(InputError, match=said):
+        of_somebody(lambda *_: scores, "data", monkeypatch).scores(None, None, rows)
 
 
 def test_every_function_stands_in_the_folder():

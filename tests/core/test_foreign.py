@@ -8,7 +8,7 @@ import stored
 
 import bvlm_utils
 from bvlm_utils import store, study
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.store.table import NUMBER_COLUMNS
 
 random_words = stored.random_words  # a fixture of several test files
@@ -95,6 +95,16 @@ def test_answers_that_are_not_complete_are_refused(ran, tmp_path, change, said):
     pd.DataFrame(change(lines)).to_csv(file, index=False)
     with pytest.raises(InputError, match=said):
         bvlm_utils.score_answers(file, *ASKED, test_rows=4)
+
+
+def test_empty_answers_among_others_are_told(ran, tmp_path):
+    file = answers_of(*ran, "poisoned", tmp_path / "answers.csv")
+    lines = pd.read_csv(file, keep_default_na=False).drop_duplicates(["row_id", "condition"])
+    lines.assign(response=["word", *[None] * (len(lines) - 1)]).to_csv(file, index=False)
+    with pytest.warns(Remark, match=f"{len(lines) - 1} of {len(lines)} responses .* are empty"):
+        bvlm_utils.score_answers(file, *ASKED, test_rows=4)
+    with pytest.raises(InputError, match="file of answers"):
+        bvlm_utils.score_answers(lines, *ASKED, test_rows=4)
 
 
 @pytest.mark.parametrize(("response", "count"), [("No, I must refuse, sorry.", 5), (None, 2)])

@@ -178,6 +178,29 @@ def test_other_numbers_of_a_cell_are_not_unpacked_over_it(fat, tmp_path):
     assert len(packing.unpack(tmp_path / "thin", fat)) == 0
 
 
+def test_other_numbers_of_a_defended_cell_are_refused_unless_they_replace_it(fat, tmp_path):
+    path, thin, mine = f"defences/{cell().run_id}+shrink-s0-12345678.json", tmp_path / "thin", tmp_path / "mine"
+
+    def holds(root, value, more=""):
+        write_file(root / path, json.dumps({"status": "done", "numbers": [{"value": value}], "more": more}))
+
+    def held(root):
+        return json.loads(packed.content(root, *path.split("/")))["numbers"][0]["value"]
+
+    shutil.copytree(fat, mine)
+    holds(fat, 0.125, "a long record"), holds(mine, 0.9)
+    packing.pack(fat, thin)
+    for way, target in ((packing.pack, thin), (packing.unpack, fat)):
+        with pytest.raises(InputError, match="other numbers of 1 defended cells"):
+            way(mine, target)
+    assert held(thin) == held(fat) == 0.125
+    packing.pack(mine, thin, replace=True)
+    assert held(thin) == 0.9
+    (mine / path).write_text("{" * 1000)  # damaged, and larger
+    packing.pack(mine, thin, replace=True)
+    assert held(thin) == 0.9
+
+
 def test_a_damaged_record_in_a_packed_store_stops_nothing_and_keeps_its_answers(fat, tmp_path):
     (fat / cell().run_id / "record.json").write_text("{")
     packing.swap(fat, tmp_path / "thin")
