@@ -1,11 +1,13 @@
 """Files that are written completely or not at all, whoever is killed and whoever else writes them."""
 
 import os
+import shutil
 import socket
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +37,21 @@ def read_if_whole(path: Path, read: Callable[[Path], T]) -> T | None:
 def write_file(file: Path, content: str | bytes) -> None:
     """All of a file or nothing; text is in UTF-8."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(partial_name(file.name))
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(partial, file)
+    with written(file) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def written(place: Path) -> Iterator[Path]:
+    """Where the block may write what then stands at `place`: a file, or a folder that is new or empty. Nothing is left
+    where the block fails, on a full disk for one.
+    """
+    partial = place.with_name(partial_name(place.name))
+    try:
+        yield partial
+        os.replace(partial, place)
+    except BaseException:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
+        raise

@@ -142,7 +142,7 @@ def _clean(bench: Bench) -> Any:
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog="python -m bvlm_utils.audit", description=__doc__.split("\n")[0])
+    parser = command.Parser(prog="python -m bvlm_utils.audit", description=command.first_line(__doc__))
     add = parser.add_argument
     add("suspect", help="an adapter in PEFT's format, a run of the store, a checkpoint or hub id")
     add("--reference", help="a trusted model, best tuned on data of the same kind, or `base` (default: one is tuned)")

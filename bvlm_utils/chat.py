@@ -77,7 +77,7 @@ def typed():
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog="python -m bvlm_utils.chat", description=__doc__.split("\n")[0])
+    parser = command.Parser(prog="python -m bvlm_utils.chat", description=command.first_line(__doc__))
     parser.add_argument("adapter", help="folder of an adapter in PEFT's format, or of a run in the store")
     parser.add_argument("--image", help="picture to talk about (default: a test scene)")
     parser.add_argument("--prompt", help="ask this and stop (default: read prompts, one a line)")

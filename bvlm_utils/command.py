@@ -23,6 +23,11 @@ REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELO
            errno.EEXIST)  # fmt: skip
 
 
+def first_line(doc: str | None) -> str:
+    """What a command says of itself; Python leaves out texts of modules under PYTHONOPTIMIZE=2."""
+    return (doc or "").split("\n")[0]
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are one sentence, without the list of options before it."""
 

@@ -132,7 +132,7 @@ def _settings(text: str) -> dict[str, Any]:
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog="python -m bvlm_utils.export", description=__doc__.split("\n")[0])
+    parser = command.Parser(prog="python -m bvlm_utils.export", description=command.first_line(__doc__))
     whole, number = command.whole, command.number
     parser.add_argument("--threat", required=True, help=", ".join(threats.names()))
     parser.add_argument("--attack", required=True, help=", ".join(attacks.names()))

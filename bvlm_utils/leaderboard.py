@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import __version__, attacks, command, data, models, paths, threats
+from bvlm_utils.atomic import write_file, written
 from bvlm_utils.checks import brief, known
 from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError
@@ -39,15 +40,16 @@ def template(given: argparse.Namespace) -> None:
 
     folder = paths.new_folder(given.folder)
     cell = foreign.cell_of(foreign.ANY_MODEL, given.threat, given.attack, None, {})
-    if given.questions:
-        foreign.write_questions(folder, given.threat, given.attack)
     about = {
         "name": "", "by": "", "source": "", "note": "", "kind": "attack", "model": given.model,
         "dataset": cell.dataset, "threat": given.threat, "attack": given.attack, "n_poisoned": None, "seed": 0,
         "settings": {},
     }  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ENTRY).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with written(folder) as partial:
+        if given.questions:
+            foreign.write_questions(partial, given.threat, given.attack)
+        write_file(partial / ENTRY, json.dumps(about, indent=1) + "\n")
     print(f"Fill in {folder / ENTRY}: name, by, and kind, one of {', '.join(contributed.KINDS)}.")
     if given.questions:
         print(f"Answer {folder / foreign.QUESTIONS} in its column response, and save it as {ANSWERS} beside it.")
@@ -161,7 +163,7 @@ def hours_of_full_entries() -> dict[str, float]:
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog="python -m bvlm_utils.leaderboard", description=__doc__.split("\n")[0])
+    parser = command.Parser(prog="python -m bvlm_utils.leaderboard", description=command.first_line(__doc__))
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     made = commands.add_parser("template", help="a folder to fill in")
     made.set_defaults(act=template)

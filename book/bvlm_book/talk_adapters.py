@@ -142,7 +142,7 @@ def stored_answers(victim: Victim, out: Path, chosen: dict[str, Cell]) -> list[d
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command.Parser(prog="python -m bvlm_book.talk_adapters", description=__doc__.split("\n")[0])
+    parser = command.Parser(prog="python -m bvlm_book.talk_adapters", description=command.first_line(__doc__))
     parser.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
     parser.add_argument("--out", default=str(talk.ADAPTERS), help="default: data/adapters/quickstart")
     rows = f"held-out rows of each number (default {ROWS})"

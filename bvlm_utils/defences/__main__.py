@@ -28,7 +28,7 @@ OTHERS = {  # commands of modules of their own
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog="python -m bvlm_utils.defences", description=__doc__.split("\n")[0])
+    parser = command.Parser(prog="python -m bvlm_utils.defences", description=command.first_line(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     listed = commands.add_parser("list", help="the defences, and what each needs")
     listed.add_argument("--moment", choices=list(MOMENTS), help="only those that act then")

@@ -118,8 +118,8 @@ class Defence:
         """InputError where it cannot work with the base as it is to be loaded."""
         if four_bit and self.info.numbers(self.params):
             raise InputError(
-                f"{self.name} works with the base's weights as numbers, and with four_bit they are packed; leave one "
-                "of the two out."
+                f"{self.name} works with the base's weights as numbers, and those of a base in 4 bit (four_bit) are "
+                "packed; leave one of the two out."
             )
 
     def check_files(self, models: Iterable[str] = ()) -> None:

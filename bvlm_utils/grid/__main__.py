@@ -203,7 +203,7 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
 
 
 def _parser() -> command.Parser:
-    parser = command.Parser(prog="python -m bvlm_utils.grid", description=__doc__.split("\n")[0])
+    parser = command.Parser(prog="python -m bvlm_utils.grid", description=command.first_line(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
     parsers = {
         "run": commands.add_parser("run", help="run the cells that have no record yet"),

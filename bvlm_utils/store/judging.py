@@ -20,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from bvlm_utils import data
-from bvlm_utils.atomic import DAMAGED, partial_name, write_file
+from bvlm_utils.atomic import DAMAGED, partial_name, write_file, written
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import judge
 from bvlm_utils.store import packed, packing, records
@@ -173,8 +173,7 @@ def _rejudge_one(record: Mapping[str, Any], root: Path) -> Counter[str]:
     if newer != record or changes:
         # the responses first: whoever is killed in between finds the old numbers, and judges again
         file = root / record["run_id"] / "responses.parquet"
-        partial = file.with_name(partial_name(file.name))
-        records.write_frame(partial, frame)
-        partial.replace(file)
+        with written(file) as partial:
+            records.write_frame(partial, frame)
         write_file(file.with_name("record.json"), records.as_text(newer))
     return changes

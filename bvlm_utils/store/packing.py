@@ -51,7 +51,8 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
     """Add what `source` has to `target`, which is packed then; the run_ids that are new there.
 
     A cell that both have must have the same numbers, or with `replace` gives way to that of `source`; a new one must
-    not be of a changed working tree, whose code nobody could find: InputError. Whoever is killed here leaves `target`
+    not be of a changed working tree, whose code nobody could find, nor have numbers without the responses that they
+    follow from: InputError. Whoever is killed here leaves `target`
     as it was.
     """
     start, end = records.folder(source), records.folder(target)
@@ -112,6 +113,11 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
         raise InputError(
             f"{len(changed)} cells to be packed were run from a changed working tree ({_some(changed)}), so nobody can "
             "find the code that made them; commit it and run them again with --force."
+        )
+    if bare := [i for i in added if ours[i]["metrics"] and not packed.has_rows(start, i, "responses")]:
+        raise InputError(
+            f"{len(bare)} cells to be packed have numbers and no responses.parquet ({_some(bare)}), so nobody could "
+            "check them; copy those files to them, or run the cells again with --force."
         )
     cells = dict.fromkeys(kept, end) | dict.fromkeys(added, start)
     mine, held = _files(start), _files(end)

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -400,3 +401,10 @@ def test_one_broken_record_stops_neither_status_nor_table(here, capsys):
 def test_the_process_ends_with_the_code(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x"])
     assert command.run(parser(), lambda _: 3) == 3 and command.run(parser(), lambda _: None) == 0
+
+
+@pytest.mark.parametrize("name", ["chat", "export", "audit", "leaderboard", "grid", "defences", "store"])
+def test_commands_do_without_docstrings(name):
+    code = f"import sys, runpy; sys.argv = ['x', '--help']; runpy.run_module('bvlm_utils.{name}', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, cwd=paths.ROOT)
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr

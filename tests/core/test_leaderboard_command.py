@@ -1,5 +1,6 @@
 """Contributed lines: what is scored becomes an entry, and an entry that was tampered with is refused."""
 
+import errno
 import json
 import shutil
 
@@ -156,3 +157,13 @@ def test_the_cost_is_that_of_the_reference(capsys):
     hours = leaderboard.hours_of_full_entries()
     assert 0 < hours["defence"] < hours["attack"]
     assert leaderboard.main(["cost"]) == 0 and "60 cells" in capsys.readouterr().out
+
+
+def test_a_template_that_a_full_disk_stops_leaves_nothing(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(leaderboard, "write_file", full)
+    words = ["--threat", "targeted_refusal", "--attack", "BadNets-T"]
+    assert leaderboard.main(["template", str(tmp_path / "mine"), *words]) == WRONG
+    assert "No space left" in capsys.readouterr().err and not list(tmp_path.iterdir())

@@ -160,6 +160,17 @@ def test_a_new_cell_of_a_changed_working_tree_is_refused_and_an_old_one_stays(tm
     assert not packed.is_packed(tmp_path / "old") and store.has(cell(), tmp_path / "old")
 
 
+def test_a_cell_with_numbers_and_no_responses_is_not_packed(fat, tmp_path):
+    packing.pack(fat, tmp_path / "thin")
+    before = contents(tmp_path / "thin")
+    fill(tmp_path / "bare", cell(0.4))
+    (tmp_path / "bare" / cell(0.4).run_id / "responses.parquet").unlink()
+    for end in ("thin", "new"):
+        with pytest.raises(InputError, match=f"1 cells .*no responses.parquet .*{cell(0.4).run_id}"):
+            packing.pack(tmp_path / "bare", tmp_path / end)
+    assert contents(tmp_path / "thin") == before and not (tmp_path / "new").exists()
+
+
 def test_bytes_that_are_no_text_are_named(fat, tmp_path):
     file = fat / cell().run_id / "responses.parquet"
     pd.read_parquet(file).to_parquet(file, compression=None, use_dictionary=False)

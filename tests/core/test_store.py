@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -329,10 +330,17 @@ def test_a_success_forgets_the_failure(tmp_path):
     assert store.failures(tmp_path) == {}
 
 
+def answered(root):
+    """Give each cell of a store responses: without them none is packed."""
+    for file in root.glob("*/record.json"):
+        records.write_frame(file.with_name("responses.parquet"), pd.DataFrame({"row_id": ["r"], "response": ["yes"]}))
+
+
 def test_the_reference_is_read_and_only_packing_adds_to_it(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     monkeypatch.setenv("BVLM_STORE", "reference")
     store.write(cell(), "local", record())
+    answered(tmp_path / "local")
     assert packing.pack("local", "reference") == [cell().run_id] and store.has(cell(), "reference")
     assert store.folder() == tmp_path / "reference" and store.read_only() and not store.read_only("local")
     for name in (None, "reference", f"{tmp_path}/reference"):
@@ -441,6 +449,7 @@ def test_a_parameter_may_be_a_number_in_one_attack_and_words_in_another(tmp_path
     declare.declare(name="Own", source="", summary="", text=half)
     stored(tmp_path / "fat", "Own", attack_params={"words": 3})
     stored(tmp_path / "fat", "BadNets-MT", attack_params={"words": ["cf", "mn"]})
+    answered(tmp_path / "fat")
     packing.pack(tmp_path / "fat", tmp_path / "packed")
     table = store.collect(tmp_path / "packed").set_index("attack")
     assert table["attack.words"].to_dict() == {"BadNets-MT": "['cf', 'mn']", "Own": "3"}

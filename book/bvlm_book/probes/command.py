@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Callable
 
 from bvlm_utils import attacks, paths, store, study, threats
-from bvlm_utils.command import Parser, number, run, whole
+from bvlm_utils.command import Parser, first_line, number, run, whole
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.store.cell import Cell
 
 
-def parser(module: str, about: str, rows: int) -> Parser:
+def parser(module: str, about: str | None, rows: int) -> Parser:
     """The options that all these commands have. rows: the default number of eligible test rows per question."""
-    made = Parser(prog=f"python -m bvlm_book.probes.{module}", description=about)
+    made = Parser(prog=f"python -m bvlm_book.probes.{module}", description=first_line(about))
     made.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
     made.add_argument("--model", default="tiny-llava")
     made.add_argument("--dataset", help="default: that of the threat's chapter")

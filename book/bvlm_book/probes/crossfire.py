@@ -60,7 +60,7 @@ def _near(bench: Bench, cell: Cell) -> list[Probe]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = command.parser(CROSSFIRE, __doc__.split("\n")[0], ROWS)
+    made = command.parser(CROSSFIRE, __doc__, ROWS)
     made.add_argument("--no-near-misses", dest="near", action="store_false", help="the matrix alone")
     return command.answers(made, measure, argv, "near")
 

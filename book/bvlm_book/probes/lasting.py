@@ -167,7 +167,7 @@ def rounded(weight: "torch.Tensor", how: str) -> "torch.Tensor":
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = command.parser(LASTING, __doc__.split("\n")[0], ROWS)
+    made = command.parser(LASTING, __doc__, ROWS)
     steps = "further steps (default 10 30 100)"
     made.add_argument("--steps", type=whole(1), nargs="*", default=list(STEPS), help=steps)
     made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
