@@ -10,7 +10,9 @@ the chapter of the same name. The check is this study's own; it finds triggers t
 """
 
 import argparse
+import filecmp
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -21,7 +23,7 @@ import pandas as pd
 
 from bvlm_utils import command, data, models, paths, store
 from bvlm_utils.attacks import Attack
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import names
 from bvlm_utils.run import group, own_pictures, tried, tune_and_ask
 from bvlm_utils.run.progress import Progress, say
@@ -34,6 +36,7 @@ from bvlm_utils.store.locks import lacking
 from bvlm_utils.train.settings import TrainSettings
 
 ROWS, TUNED_ON = 200, 6000
+FEWEST = 3  # inputs: where each of fewer is changed, the interval is still too wide for an alarm (`score.disagreement`)
 TOLD = 10  # times while a reference is tuned
 NO_ALARM, ALARM, WRONG = 0, 3, command.WRONG  # exit codes
 
@@ -178,7 +181,15 @@ def _act(given: argparse.Namespace) -> int:
     folder = store.writable(given.store) if making else None
     triggers, bench_of = _triggers(given), _inputs(given)
     for model in (suspect, trusted):
-        tried.check_lengths(model.model, tried.questions("audit", bench_of(model.model), triggers, given.rows))
+        asked = tried.questions("audit", bench_of(model.model), triggers, given.rows)
+        if (count := len(asked[0].positions)) < FEWEST:
+            raise InputError(
+                f"There are {count} inputs to ask; with fewer than {FEWEST} no trigger can raise an alarm."
+            )
+        tried.check_lengths(model.model, asked)
+    if _same(suspect, trusted):
+        said = "The suspect and its reference are one and the same, so nothing can be found between them."
+        warnings.warn(said, Remark, stacklevel=2)
     names.go_offline(suspect.model)
     if folder:
         trusted = _made(given, suspect, folder)
@@ -188,6 +199,14 @@ def _act(given: argparse.Namespace) -> int:
     detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population or "")
     print(verdict(table, detected, _kind(trusted, suspect)))
     return ALARM if table["alarm"].any() else NO_ALARM
+
+
+def _same(one: Subject, other: Subject) -> bool:
+    """Are two models the same, under whatever names?"""
+    if models.resolve(one.model) != models.resolve(other.model) or None in (one.adapter, other.adapter):
+        return one == other
+    weights = [model.adapter / "adapter_model.safetensors" for model in (one, other)]
+    return all(map(Path.is_file, weights)) and filecmp.cmp(*weights, shallow=False)
 
 
 def _kind(trusted: Subject, suspect: Subject) -> str:

@@ -201,8 +201,20 @@ def test_the_command_asks_both_models_and_finds_nothing_between_a_model_and_itse
         "--attacks", "BadNets-T", "Blended", "--out", kept, "--no-detectors",
     )  # fmt: skip
     assert code == audit.NO_ALARM and "No alarm" in out and "not tried is not found" in out
+    assert "one and the same" in err
     table = pd.read_csv(kept)
     assert list(table["attack"]) == ["BadNets-T", "Blended"] and (table["value"] == 0).all() and (table["n"] == 6).all()
+
+
+def test_fewer_inputs_than_can_raise_an_alarm_are_refused(shelf, capsys):
+    for few in (audit.FEWEST - 1, audit.FEWEST):
+        found = disagreement.excess(["a"] * few, ["b"] * few, ["a"] * few, ["a"] * few)
+        assert found.alarm == (few == audit.FEWEST)
+    place, made = shelf
+    folder = place / made[0].run_id
+    given = (folder, "--reference", "base", "--model", made[0].model, "--word", "cf", "--rows", audit.FEWEST - 1)
+    code, out, err = run(capsys, *given)
+    assert code == 2 and "2 inputs" in err and not out
 
 
 def test_the_command_raises_the_alarm_where_the_trigger_changes_the_suspect_alone(shelf, capsys, monkeypatch):

@@ -585,6 +585,6 @@ def test_commands_refuse_an_adapter_that_does_not_fit(command, change, adapter, 
     if command == "chat":
         code = chat.main([str(adapter), "--prompt", "Hello", "--device", "cpu"])
     else:
-        code = audit.main([str(adapter), "--rows", "2", "--attacks", "BadNets-T"])
+        code = audit.main([str(adapter), "--rows", "3", "--attacks", "BadNets-T"])
     told = capsys.readouterr()
     assert code == 2 and "of 28 weights" in told.err and random_llava.name in told.err and not told.out
