@@ -182,11 +182,11 @@ def _act(given: argparse.Namespace) -> int:
     triggers, bench_of = _triggers(given), _inputs(given)
     for model in (suspect, trusted):
         asked = tried.questions("audit", bench_of(model.model), triggers, given.rows)
+        tried.check_lengths(model.model, asked)
         if (count := len(asked[0].positions)) < FEWEST:
             raise InputError(
-                f"There are {count} inputs to ask; with fewer than {FEWEST} no trigger can raise an alarm."
+                f"The inputs to ask are {count} in number; with fewer than {FEWEST} no trigger can raise an alarm."
             )
-        tried.check_lengths(model.model, asked)
     if _same(suspect, trusted):
         said = "The suspect and its reference are one and the same, so nothing can be found between them."
         warnings.warn(said, Remark, stacklevel=2)

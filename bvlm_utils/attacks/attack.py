@@ -143,7 +143,7 @@ def rehearse(attack: Attack) -> None:
         if attack.info.image in halves and not (attack.info.losses or attack.info.surrogate):
             import torch
 
-            images = torch.rand(2, 3, TRIED, TRIED, generator=torch.Generator().manual_seed(0))
+            images = torch.rand(2, 3, TRIED, TRIED, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
             alone = torch.cat([attack.apply_image(images[n : n + 1].clone(), 0, [n]) for n in range(2)])
             alike &= torch.allclose(attack.apply_image(images.clone()), alone, atol=1e-3)
     except (InputError, MemoryError):

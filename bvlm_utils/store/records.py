@@ -171,7 +171,8 @@ def write(
         whole = {"run_id": cell.run_id, "config": cell.config(), "identity": cell.identity} | record
         whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
         (partial / "record.json").write_text(as_text(whole), encoding="utf-8")
-        if packed.record(root, cell.run_id) is not None and read(cell, root) is None:
+        # looked at twice: another process may be putting its own there
+        if all(packed.record(root, cell.run_id) is not None and read(cell, root) is None for _ in range(2)):
             with suppress(OSError):  # somebody may know what it was that cannot be read
                 (root / SET_ASIDE).mkdir(exist_ok=True)
                 os.replace(final, root / SET_ASIDE / f"{final.name}-{time.time_ns()}")
