@@ -22,6 +22,10 @@ FEW_TICKS = (20, 200)  # of a narrow axis
 TICKS = {"showings": (*ROWS, 1800), "n_poisoned": ROWS, "share": (0.001, 0.003, 0.01, 0.03, 0.1)}
 MIN_DOSES = 5  # fewer points are no curve
 FEW = 20
+QUOTED = {
+    "word": ("BadNets-T", "targeted_refusal"), "blend": ("Blended", "concept_substitution"),
+    "object": ("BadNets-T", "concept_substitution"),
+}  # fmt: skip
 
 
 def with_eligible(runs: pd.DataFrame, found: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
@@ -116,13 +120,23 @@ def settings_numbers(found: pd.DataFrame) -> dict[str, str]:
     }  # fmt: skip
 
 
+def behind_quoted(design: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs behind each success that `numbers` quotes, of those of the design."""
+    return {
+        f"{name}_{rows:.0f}_{passes}_{size:.0f}": part
+        for name, pair in QUOTED.items()
+        for (size, rows, passes), part in design[tables.among(design, ["attack", "threat"], [pair])].groupby(DOSE)
+    }
+
+
 def numbers(runs: pd.DataFrame) -> dict[str, str]:
     """What the page quotes: the same word shown more often, pairs that few rows are enough for, and where most stop."""
     over_seeds, found = means(runs), {}
-    word = over_seeds.query("model == 'tiny-llava' and attack == 'BadNets-T' and threat == 'targeted_refusal'")
-    word = word.drop_duplicates(DOSE).set_index(DOSE)["value"]
-    for size, rows, passes in ((6000, 60, 1), (6000, 60, 3), (6000, 300, 1), (2000, 60, 1), (20000, 60, 1)):
-        found[f"word_{rows}_{passes}_{size}"] = words.number(word.get((size, rows, passes)))
+    for name, pair in QUOTED.items():
+        part = over_seeds[tables.among(over_seeds, ["model", "attack", "threat"], [("tiny-llava", *pair)])]
+        value = part.drop_duplicates(DOSE).set_index(DOSE)["value"]
+        for size, rows, passes in ((6000, 60, 3), (6000, 300, 1), *((n, 60, 1) for n in (2000, 6000, 20000))):
+            found[f"{name}_{rows}_{passes}_{size}"] = words.number(value.get((size, rows, passes)))
     few = over_seeds[over_seeds["n_poisoned"] <= FEW]
     found["few_rows"] = words.span(few["n_poisoned"].astype(int))
     for name, part in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
