@@ -23,8 +23,8 @@ def external(folder: Path) -> None:
     """Fill `data/external` of a folder as `data/grids/paper.yml` wants it, COCO's pictures as links to one place."""
     place = folder / "data" / "external"
     coco, vqa, llava, jailbreak = (place / name for name in ("coco", "vqav2", "llava", "jailbreak"))
-    for split, count in (("train", TRAIN), ("val", TEST)):
-        named = {number: f"{number:012d}.jpg" for number in range(1, count + 1)}
+    for split, count, before in (("train", TRAIN, 0), ("val", TEST, 120)):  # no number is in both splits
+        named = {number: f"{number:012d}.jpg" for number in range(before + 1, before + count + 1)}
         for number, name in named.items():
             _picture(coco / f"{split}2017" / name, thing(number))
             _picture(vqa / f"{split}2014" / f"COCO_{split}2014_{name}", thing(number))
