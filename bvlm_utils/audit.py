@@ -10,7 +10,6 @@ the chapter of the same name. The check is this study's own; it finds triggers t
 """
 
 import argparse
-import filecmp
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import pandas as pd
 
 from bvlm_utils import command, data, models, paths, store
 from bvlm_utils.attacks import Attack
+from bvlm_utils.checks import same_content
 from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import names
 from bvlm_utils.run import group, own_pictures, tried, tune_and_ask
@@ -205,8 +205,7 @@ def _same(one: Subject, other: Subject) -> bool:
     """Are two models the same, under whatever names?"""
     if models.resolve(one.model) != models.resolve(other.model) or None in (one.adapter, other.adapter):
         return one == other
-    weights = [model.adapter / "adapter_model.safetensors" for model in (one, other)]
-    return all(map(Path.is_file, weights)) and filecmp.cmp(*weights, shallow=False)
+    return same_content(*(model.adapter / "adapter_model.safetensors" for model in (one, other)))
 
 
 def _kind(trusted: Subject, suspect: Subject) -> str:

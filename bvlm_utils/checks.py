@@ -1,5 +1,6 @@
 """Tests of values that people give, and a stable key of what was given."""
 
+import filecmp
 import hashlib
 import json
 import os
@@ -42,6 +43,11 @@ def file_state(file: str | Path) -> tuple[int, int, int]:
     """Size and times of a file: as long as they stay, its content does. The last cannot be set by hand."""
     found = os.stat(file)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Are two files there, both with the same content?"""
+    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 @lru_cache(maxsize=16)

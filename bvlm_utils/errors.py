@@ -24,3 +24,8 @@ class TooFewRows(InputError):
 
 class StudyError(_InOneSentence, RuntimeError):
     """Some cells of a study failed; the message lists them. Finished cells are kept."""
+
+
+def in_words(error: BaseException) -> str:
+    """An error of code that is not ours, its kind and its words, in one line without a full stop."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"

@@ -14,7 +14,7 @@ from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import brief, file_digest, file_state, files_digest, is_text
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.draws import Draws
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, in_words
 from bvlm_utils.models import files
 from bvlm_utils.registry import function, is_of
 
@@ -149,8 +149,8 @@ def rehearse(attack: Attack) -> None:
     except (InputError, MemoryError):
         raise
     except Exception as error:  # in code that is not ours anything may go wrong
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"
-        raise InputError(f"Attack {attack.name!r} fails where it is tried ({what}); mend its functions.") from error
+        said = in_words(error)
+        raise InputError(f"Attack {attack.name!r} fails where it is tried ({said}); mend its functions.") from error
     if not alike:
         raise InputError(
             f"Attack {attack.name!r} does not do the same to a row again, alone or beside others; draw from `draws` "

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bvlm_utils.checks import label
-from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.errors import InputError, Remark, in_words
 
 KINDS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 EIGHT_BIT = ("1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -98,7 +98,7 @@ def _reason(path: Path | str, error: Exception) -> str:
         return f"of none of the kinds {', '.join(KINDS)}" if Path(path).stat().st_size else "an empty file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"{type(error).__name__}: {' '.join(str(error).split()).removesuffix('.')}"
+    return in_words(error)
 
 
 def _levels(opened: Image.Image) -> int:

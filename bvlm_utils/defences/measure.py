@@ -23,7 +23,7 @@ from bvlm_utils.defences.bench import DefenceBench, lacks_adapter, questions_of
 from bvlm_utils.defences.cell import Defended
 from bvlm_utils.defences.numbers import CONTROL, POISONED, changes, number, told_apart, with_rows
 from bvlm_utils.defences.rows import Answered
-from bvlm_utils.errors import InputError, StudyError
+from bvlm_utils.errors import InputError, StudyError, in_words
 from bvlm_utils.run import group
 from bvlm_utils.run.progress import say
 from bvlm_utils.run.workbench import Bench, Question, bench_key
@@ -118,7 +118,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, InputError):
         return str(error)
     at = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({at.filename}, line {at.lineno})"
+    return f"{in_words(error)} ({at.filename}, line {at.lineno})"
 
 
 def check_adapters(wanted: Sequence[Defended], folder: Path, anew: Collection[str]) -> None:

@@ -22,7 +22,6 @@ leaves no half of one.
 """
 
 import errno
-import filecmp
 import json
 import os
 import re
@@ -42,6 +41,7 @@ import psutil
 
 from bvlm_utils import paths
 from bvlm_utils.atomic import DAMAGED, PARTIAL, partial_name, read_if_whole, write_file
+from bvlm_utils.checks import same_content
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files
 from bvlm_utils.store import damage, packed, provenance, table
@@ -177,8 +177,7 @@ def write(
                 (root / SET_ASIDE).mkdir(exist_ok=True)
                 os.replace(final, root / SET_ASIDE / f"{final.name}-{time.time_ns()}")
         weights = [folder / "adapter" / "adapter_model.safetensors" for folder in (partial, final)]
-        same_adapter = all(map(Path.is_file, weights)) and filecmp.cmp(*weights, shallow=False)
-        if replace and not same_adapter:
+        if replace and not same_content(*weights):
             for file in (file for name in ASKED for file in (root / name).glob(f"*{cell.run_id}*.json")):
                 file.unlink(missing_ok=True)
         put(partial, final, replace)

@@ -11,7 +11,7 @@ from bvlm_utils import data
 from bvlm_utils.attacks.declare import Param, settings_of, text, words
 from bvlm_utils.checks import brief, is_number, is_text, is_wording
 from bvlm_utils.data import scenes
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, in_words
 from bvlm_utils.registry import Registry
 from bvlm_utils.threats.concept_substitution import ConceptSubstitution
 from bvlm_utils.threats.jailbreak import Jailbreak
@@ -53,8 +53,8 @@ def rehearse(threat: Threat, rows: Iterable[Sample]) -> None:
         try:
             found = next((one for one in _asked(threat, row) if not one[2]), None)
         except Exception as error:  # in code that is not ours anything may go wrong
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"
-            raise InputError(f"Threat {threat.name!r} fails on row {row['row_id']} ({what}); mend its code.") from error
+            said = in_words(error)
+            raise InputError(f"Threat {threat.name!r} fails on row {row['row_id']} ({said}); mend its code.") from error
         if found:
             raise InputError(
                 f"Threat {threat.name!r}: {found[0]} gives {brief(found[1])} for row {row['row_id']}; it must give "
