@@ -1,5 +1,6 @@
 """The chapter "Does it last?": success after further clean tuning and after merging."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -22,14 +23,32 @@ MERGED_LABELS = {
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
-    """Success and utility over seeds by state: `steps` (NaN if merged), and `trained`, the steps of its training."""
+    """Success and utility over seeds by state: `steps` (NaN if merged) and their learning `rate` (NaN if there are
+    none); `trained` and `own`, the steps and the learning rate of its training.
+    """
     table = records.collect(LASTING, place)
     found = records.over_seeds(pd.concat([records.headline(table), table[table["metric"] == "utility"]]))
     steps = pd.to_numeric(found["variant"].replace("", "0"), errors="coerce")
-    known = {run: (record(run, place) or {}).get("training", {}).get("steps") for run in table["run_id"].unique()}
+    known = {run: record(run, place) or {} for run in table["run_id"].unique()}
+    trained = {run: one.get("training", {}).get("steps") for run, one in known.items()}
+    own = {run: one.get("config", {}).get("train", {}).get("learning_rate") for run, one in known.items()}
     model = ["subject", "attack", *tables.PANEL, "poison_rate"]
-    trained = table.assign(trained=table["run_id"].map(known).astype(float)).groupby(model, dropna=False)["trained"]
-    return found.assign(steps=steps).merge(trained.max().reset_index(), how="left", on=model)
+    about = table.assign(trained=table["run_id"].map(trained).astype(float), own=table["run_id"].map(own).astype(float))
+    about = about.groupby(model, dropna=False)[["trained", "own"]].max().reset_index()
+    return found.assign(steps=steps, rate=found["doing"].map(_rate)).merge(about, how="left", on=model)
+
+
+def _rate(doing: str) -> float:
+    """The learning rate of further steps; NaN where nothing was tuned."""
+    done = json.loads(doing)
+    return done[3]["learning_rate"] if done and done[0] == "steps" else float("nan")
+
+
+def rates(panel: pd.DataFrame) -> list[float]:
+    """The learning rates of further steps: that of the models' own training first, then from high to low."""
+    found = panel.loc[panel["steps"] > 0, ["rate", "own"]].drop_duplicates().sort_values("rate", ascending=False)
+    own = found["rate"] == found["own"]
+    return [*found.loc[own, "rate"], *found.loc[~own, "rate"]]
 
 
 def success(panel: pd.DataFrame) -> pd.DataFrame:
@@ -40,18 +59,28 @@ def success(panel: pd.DataFrame) -> pd.DataFrame:
     return shown.assign(attack=shown["trigger"], modality=modality)
 
 
-def after_steps(panel: pd.DataFrame) -> pd.DataFrame:
-    """`success` over further steps; empty where no model was tuned further."""
+def after_steps(panel: pd.DataFrame, rate: float | None = None) -> pd.DataFrame:
+    """`success` over further steps of a learning rate (None: the models' own); empty where there are none."""
     shown = success(panel)
-    shown = shown[shown["steps"].notna()].sort_values("steps", kind="stable")
+    tuned = shown["rate"] == (shown["own"] if rate is None else rate)
+    shown = shown[(shown["steps"] == 0) | tuned].sort_values("steps", kind="stable")
     return shown if (shown["steps"] > 0).any() else shown.iloc[:0]
 
 
-def survivors(panel: pd.DataFrame) -> pd.DataFrame:
+def survivors(panel: pd.DataFrame, rate: float | None = None) -> pd.DataFrame:
     """`after_steps` at the most steps, of the backdoors that worked before any: one that never did cannot have gone."""
-    own = after_steps(panel).query("subject == @POISONED")
+    own = after_steps(panel, rate).query("subject == @POISONED")
     start = own.query("steps == 0 and value > @FIRES")
     return own[(own["steps"] == own["steps"].max()) & own["attack"].isin(start["attack"])]
+
+
+def tunings(panel: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
+    """`after_steps` of each learning rate, and in words how many backdoors are left."""
+    found = []
+    for rate in rates(panel):
+        left = words.of(survivors(panel, rate)["value"] > FIRES)
+        found.append((after_steps(panel, rate), f"{left} backdoors survive further tuning (learning rate {rate:g})"))
+    return found
 
 
 def after_merging(panel: pd.DataFrame) -> pd.DataFrame:
@@ -90,9 +119,11 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
     found = collect(place)
     panels = [panel for panel, _ in tables.panels(found)] or [found]
     last, every, shown = (pd.concat(map(which, panels)) for which in (survivors, pd.DataFrame, after_steps))
+    every = every[every["rate"].isna() | (every["rate"] == every["own"])]
     utility = every.query("metric == 'utility' and subject == @POISONED").set_index("variant")["value"].dropna()
     states = {"utility": "", "utility_after": f"{last['steps'].max():g}", "utility_int4": "int4"}
-    left = kept(*panels)
+    left, others = kept(*panels), [(panel, rate) for panel in panels for rate in rates(panel)[1:]]
+    gentle = pd.concat([last.iloc[:0], *(survivors(*one) for one in others)])
     weakest = last.loc[last["value"].idxmin()] if len(last) else {}
     found = {
         "worked": str(len(last)),
@@ -103,6 +134,8 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
         "trained": words.span(last["trained"].dropna(), 0),
         "control": words.number(shown.loc[shown["subject"] == CONTROL, "value"].max()),
         "int8": left["int8"], "int4": left["int4"],
+        "gentle": words.of(gentle["value"] > FIRES, "n/a"), "gentle_rate": words.span(gentle["rate"], 4),
+        "gentle_steps": words.span(gentle["steps"], 0),
     } | {name: words.span(utility[utility.index == state], 2) for name, state in states.items()}  # fmt: skip
     return found if len(last) else dict.fromkeys(found, "n/a")
 

@@ -4,8 +4,8 @@
 
 asks every stored adapter and their clean-tuned control before and after
 
-- so many further steps, each a run of its own with the study's settings, on clean rows that were not among its training
-  rows (`data.further`; where the data have too few, the same rows again);
+- so many further steps, each a run of its own with the study's settings (`--learning-rate`: another one), on clean
+  rows that were not among its training rows (`data.further`; where the data have too few, the same rows again);
 - merging into the base: W becomes W + (alpha / r) B A (`merged`), and is then rounded to bfloat16, or row by row to 8
   or 4 bits (`defences.quantise`). Only weights lose digits.
 
@@ -24,7 +24,7 @@ from bvlm_book.probes import command
 from bvlm_book.probes.ask import Probe, Sheet
 from bvlm_book.probes.records import CONTROL, FRESH, LASTING, SAME_ROWS
 from bvlm_utils import data, store
-from bvlm_utils.command import whole
+from bvlm_utils.command import number, whole
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import tune_and_ask
 from bvlm_utils.run.progress import Progress, say
@@ -48,15 +48,20 @@ def measure(
     rows: int = ROWS,
     steps: Sequence[int] = STEPS,
     merged: Sequence[str] = MERGED,
+    learning_rate: float | None = None,
 ) -> None:
-    """Ask the stored adapters of `cells` (one model, data, threat, rate, seed) what the store does not know yet."""
+    """Ask the stored adapters of `cells` (one model, data, threat, rate, seed) what the store does not know yet.
+
+    learning_rate: of the further steps; None: that of the cells' own training.
+    """
     root, first = store.writable(place), cells[0]
     if first.four_bit:
         raise InputError("The base is in 4 bit, whose packed weights cannot be merged; take cells of another base.")
     if wrong := [step for step in steps if step < 1]:
         raise InputError(f"steps has {wrong[0]}; each must be a whole number above 0.")
     sheets = asks.sheets(LASTING, cells, root, rows)
-    bench, settings = Bench(*bench_key(first)), replace(first.train, epochs=1)
+    rate = first.train.learning_rate if learning_rate is None else learning_rate
+    bench, settings = Bench(*bench_key(first)), replace(first.train, epochs=1, learning_rate=rate)
     wanted, which = max(steps, default=0) * settings.batch_size, FRESH
     if steps and (there := data.beyond(first.dataset, first.train_rows)) is not None and there < wanted:
         which = SAME_ROWS
@@ -171,7 +176,9 @@ def main(argv: list[str] | None = None) -> int:
     steps = "further steps (default 10 30 100)"
     made.add_argument("--steps", type=whole(1), nargs="*", default=list(STEPS), help=steps)
     made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
-    return command.answers(made, measure, argv, "steps", "merged")
+    rate = "of the further steps (default: that of the cells' training)"
+    made.add_argument("--learning-rate", type=number(1e-8, 1), help=rate)
+    return command.answers(made, measure, argv, "steps", "merged", "learning_rate")
 
 
 if __name__ == "__main__":
