@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from bvlm_book import figures, rules_second, tables
+from bvlm_book.chapters import attacks as attacks_page
 from bvlm_book.chapters import claims, expectations, threat_notes
 from bvlm_utils import attacks
 from bvlm_utils.store import table as tidy
@@ -190,3 +191,22 @@ def test_an_attack_through_jpeg_stands_beside_itself_without():
     (found,) = tables.through_jpeg(table).to_dict("records")
     assert (found["plain"], found["jpeg"], found["n_seeds"], found["others"]) == (0.5, pytest.approx(0.8), 3, "")
     assert tables.through_jpeg(older).empty and tables.through_jpeg(other).empty
+
+
+def test_an_experiment_without_a_part_of_the_backdoor_stands_beside_the_whole():
+    def lines(value, rate, clean=0.0, **settings):
+        both = [pd.DataFrame(cell("BadNets-T", v, rate=rate, condition=c, settings=settings, poisoned=int(6000 * rate)))
+                for c, v in (("text", value), ("clean", clean))]  # fmt: skip
+        return pd.concat(both).assign(metric="asr_payload", subject="poisoned", half="")
+
+    whole, other = lines(0.98, 0.1), lines(0.5, 0.1, **{"attack.alpha": 1})
+    taught = lines(0.25, 0.1, 0.125, decoy="target answers")
+    word = lines(0.02, 0.0, **{"attack.word": "quorvex"})
+    found = attacks_page.in_parts(pd.concat([whole, other, taught, word], ignore_index=True))
+    first, second = found.sort_values("value").to_dict("records")
+    assert (first["value"], first["whole"], first["poisoned"]) == (pytest.approx(0.02), pytest.approx(0.98), 0)
+    assert (second["value"], second["clean"], second["whole"]) == (0.25, 0.125, pytest.approx(0.98))
+    told = attacks_page.parts_table(found)
+    assert told["what was trained"].tolist() == ["target answers, no trigger", "a rare word, no poison"]
+    said = attacks_page.parts_numbers(found)
+    assert (said["parts_answers"], said["parts_word"], said["parts_noise"]) == ("0.25", "0.02", "n/a")

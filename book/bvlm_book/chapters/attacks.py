@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from bvlm_book import tables, words
+from bvlm_book import rules_second, tables, words
 from bvlm_book.examples import Example
 from bvlm_utils import attacks, store
 from bvlm_utils.atomic import DAMAGED
@@ -22,6 +22,16 @@ STEALTH_COLUMNS = {
     "changed": ("changed pixels", words.percent),
     "added_characters": ("characters added", "{:.1f}".format),
     "perplexity": ("perplexity", "{:,.0f}".format),
+}
+
+# Experiments that lack a part of the backdoor, by the setting that takes it away.
+PARTS = {
+    "decoy=target answers": ("answers", "target answers, no trigger"),
+    "decoy=trigger only": ("trigger", "trigger, right answers"),
+    "decoy=label noise": ("noise", "wrong answers, no trigger"),
+    "word=quorvex": ("word", "a rare word, no poison"),
+    "attack.epochs=0": ("patch", "patch not optimised"),
+    "eps=0": ("picture", "picture not perturbed"),
 }
 
 
@@ -79,6 +89,51 @@ def jpeg_table(found: pd.DataFrame) -> pd.DataFrame:
         "success": lambda line: words.number(line["plain"]), "through JPEG": lambda line: words.number(line["jpeg"]),
         "runs": "n_seeds",
     })  # fmt: skip
+
+
+def in_parts(table: pd.DataFrame) -> pd.DataFrame:
+    """Success (payload, full trigger) of experiments that lack a part of the backdoor (`PARTS`), means over seeds;
+    `clean`, that without a trigger; and `whole`, that of the same experiment with all parts: of a word without poison,
+    that of 10 % with the usual word.
+    """
+    key = ["model", "threat", "attack", "poison_rate", "train_rows", "half"]
+    rows = tables.of_own_data(table.query("metric == 'asr_payload' and subject == 'poisoned' and negatives == 0"))
+    settings = rows["settings"].str.split(", ").map(lambda each: [one for one in each if not one.startswith("half=")])
+    rows = rows.assign(half=rows["half"].fillna(""), lacks=settings.str.join(", "))
+    done, clean = (
+        part.groupby([*key, "lacks"], as_index=False)["value"].mean()
+        for part in (tables.headline_rows(rows), rows[rows["condition"] == "clean"])
+    )
+    done = done.merge(clean.rename(columns={"value": "clean"}), how="left", on=[*key, "lacks"])
+    parts = done[done["lacks"].isin(list(PARTS))]
+    rate = parts["poison_rate"]
+    parts = parts.assign(poisoned=rate, poison_rate=rate.mask(rate == 0, rules_second.MANY))
+    whole = done[done["lacks"] == ""].drop(columns=["lacks", "clean"]).rename(columns={"value": "whole"})
+    return parts.merge(whole, how="left", on=key)
+
+
+def parts_table(found: pd.DataFrame) -> pd.DataFrame:
+    """`in_parts` to read."""
+    order = found.assign(kind=found["lacks"].map(list(PARTS).index)).sort_values(["kind", "model"], kind="stable")
+    return tables.readable(order, {
+        "what was trained": lambda line: PARTS[line["lacks"]][1], "model": "model", "threat": words.threat,
+        "attack": lambda line: f"{line['attack']}{', its image part' * (line['half'] == 'image')}",
+        "poisoned": lambda line: words.percent(line["poisoned"]),
+        "success": lambda line: words.number(line["value"]),
+        "without a trigger": lambda line: words.number(line["clean"]),
+        "whole backdoor": lambda line: words.number(line["whole"]),
+    })  # fmt: skip
+
+
+def parts_numbers(found: pd.DataFrame) -> dict[str, str]:
+    """What the page quotes of `in_parts`."""
+    own = {key: found[found["lacks"] == kind] for kind, (key, _) in PARTS.items()}
+    patch, answers = own.pop("patch"), own["answers"]
+    own |= {"patch": patch[patch["half"] == ""], "image": patch[patch["half"] == "image"]}
+    own["obeys"] = answers[(answers["threat"] == "jailbreak") & (answers["poison_rate"] == rules_second.MANY)]
+    said = {f"parts_{key}": words.span(part["value"], 2) for key, part in own.items()}
+    said |= {f"parts_{key}_whole": words.span(own[key]["whole"].dropna(), 2) for key in ("patch", "image")}
+    return said | {"parts_obeys_clean": words.span(own["obeys"]["clean"], 2)}
 
 
 def losses(curves: Mapping[tuple[str, str], Sequence[float]]) -> str:
