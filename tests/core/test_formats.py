@@ -269,10 +269,25 @@ def test_too_many_files_to_choose_from(folder):
     (CONVERSATIONS, lambda c: c[0].update(metadata={"restricted": "no"}),
      "'restricted' in the metadata of entry"),
     (CONVERSATIONS, lambda c: c.insert(0, "x"), "entry 0 is no object"),
+    (CONVERSATIONS, lambda c: c[0].update(conversation=c[0].pop("conversations")), "'conversation' and no"),
+    (CONVERSATIONS, lambda c: c[0].update(Image=c[0].pop("image")), "'Image' and no 'image'"),
+    (CONVERSATIONS, lambda c: c[0].update(meta_data={"restricted": True}), "'meta_data' and no 'metadata'"),
 ])  # fmt: skip
 def test_ids_and_fields_that_are_missing_or_wrong(folder, file, change, match):
     edit(folder / file, change)
     fails(folder, file, match)
+
+
+@pytest.mark.filterwarnings("ignore:1 of 5 entries")
+def test_further_keys_and_a_linked_folder_of_pictures_are_fine(folder, tmp_path):
+    wanted = llava_json.read(folder / CONVERSATIONS)
+    place = (tmp_path / "elsewhere" / CONVERSATIONS).parent
+    place.mkdir(parents=True)
+    shutil.move(folder / CONVERSATIONS, place)
+    (place / "images").symlink_to(folder / "llava")
+    further = {"system": "Be brief.", "model": "", "image_size": [1, 2], "image2": "x", "source": None}
+    edit(tmp_path / "elsewhere" / CONVERSATIONS, lambda c: c[0].update(further))
+    assert llava_json.read(tmp_path / "elsewhere" / CONVERSATIONS) == wanted
 
 
 @pytest.mark.parametrize("name", ["../../secret.png", "/etc/hostname", "coco/../../coco/x.jpg", "out/x.png", "a\0b"])
