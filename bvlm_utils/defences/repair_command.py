@@ -47,6 +47,7 @@ def repair(given: argparse.Namespace) -> int:
     method = chosen(given.method, given.set)
     method.check_files([model])
     method.check_loaded(given.four_bit)
+    method.check_clean(given.clean_rows)
     out = new_folder(given.out)
     check_dataset(given.dataset)
     if given.threat is not None and not given.attacks:
