@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -55,3 +56,23 @@ def written(place: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def filled(out: Path, last: str) -> Iterator[Path]:
+    """Where the block may write what the folder `out`, new or empty, then holds. One that is there stays, as it may be
+    a link, or a place where a file system is mounted: its parts are put into it, at last `last`, which others look for.
+    """
+    place = out if out.is_dir() else out.parent
+    place.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=place, prefix=f".{out.name[:100]}-"))
+    try:
+        yield partial
+        if place == out:
+            for part in sorted(partial.iterdir(), key=lambda part: part.name == last):
+                os.replace(part, out / part.name)
+        else:
+            partial.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
+            os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -17,6 +17,7 @@ from bvlm_utils.errors import InputError
 
 MOST_VALUES = 100_000  # in a YAML file, each alias counted as all that it stands for
 MOST_BYTES = 1_000_000  # of a YAML file: it is written by hand, and its parser is slow
+SEPARATORS = {";": "semicolons", "\t": "tabs"}  # of CSV as some spreadsheets write it
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -227,8 +228,12 @@ def _reason(error: Exception) -> str:
 
 def read_csv(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     """The lines of a CSV file, each with as many fields as the first, which names the columns, `needed` among them."""
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True)
-    lines = []
+    text = read_text(file)
+    first, lines = text.partition("\n")[0], []
+    for mark, name in SEPARATORS.items():
+        if "," not in first and mark in first:
+            raise InputError(f"The fields of {file} are separated by {name}; use commas.")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = list(reader.fieldnames or [])
         if not columns:

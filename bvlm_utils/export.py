@@ -10,11 +10,8 @@ on. Every picture is a PNG of the same kind, so that nothing but the trigger tel
 
 import argparse
 import json
-import os
 import shlex
-import shutil
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import attacks, command, data, threats
+from bvlm_utils.atomic import filled
 from bvlm_utils.checks import brief
 from bvlm_utils.data import llava_json
 from bvlm_utils.documents import parse_json
@@ -62,24 +60,10 @@ def export(cell: Cell, out: Path | str, train_rows: int | None = None) -> poison
 
 
 def _write(samples: Iterator[dict[str, Any]], manifest: poison.Manifest, readme: str, out: Path) -> None:
-    """All files under another name, then the folder. An empty one that is there stays, as it may be a link, or a place
-    where a file system is mounted: the files are put into it, those that others look for at last.
-    """
-    place = out if out.is_dir() else out.parent
-    place.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=place, prefix=f".{out.name[:100]}-"))
-    try:
+    with filled(out, last="train.json") as partial:
         llava_json.write(samples, partial / "train.json")
         manifest.to_frame().to_parquet(partial / "manifest.parquet", index=False)
         (partial / "README.md").write_text(readme, encoding="utf-8")
-        if place == out:
-            for name in ("images", "manifest.parquet", "README.md", "train.json"):
-                os.replace(partial / name, out / name)
-        else:
-            partial.chmod(0o755)  # mkdtemp makes folders that only their owner can enter
-            os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterator[dict[str, Any]]:

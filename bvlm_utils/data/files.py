@@ -8,6 +8,7 @@ split. Else a fifth of the pictures, chosen by a hash, are the test split, with 
 """
 
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from typing import Any
 import datasets
 
 from bvlm_utils import paths
-from bvlm_utils.checks import check_text, label
+from bvlm_utils.checks import check_text, is_visible, label
 from bvlm_utils.data import contents, llava_json
 from bvlm_utils.data.features import FEATURES
 from bvlm_utils.data.local_files import Pictures, entries, number, value, wording
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.scene_questions import SHORT_PROMPTS
 from bvlm_utils.documents import read_json
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.registry import Registry
 
 VERSION = 2  # raise when the rows made of the same files change: it is part of every digest
@@ -220,7 +221,7 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
     rows = []
     for file, annotation_file in zip(files[0::2], files[1::2], strict=True):
         content = read_json(file)
-        answered, asked = {}, set()
+        answered, asked, blank = {}, set(), 0
         for entry in entries(read_json(annotation_file), "annotations", annotation_file):
             name = number(entry, "question_id", "an annotation", annotation_file)
             answered[_new(name, answered, "the annotation of question", annotation_file)] = entry
@@ -242,8 +243,11 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
             about = pictures.find(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}")
             about["prompt"] = f"{wording(entry, 'question', owner, file).strip()} {SHORT_ANSWER}"
             about |= {"row_id": name, "answers": _annotators(annotation, owner, annotation_file)}
+            blank += len(annotation["answers"]) - len(about["answers"])
             about |= {"task": "vqa", "kind": ANSWER_KINDS.get(answer_type, question_type)}
             rows.append(llava_json.METADATA | about)
+        if blank:
+            warnings.warn(f"{blank} answers of {annotation_file} are blank and left out.", Remark, stacklevel=2)
         unasked = next((name for name in answered if name not in asked), None)
         if unasked is not None:
             raise InputError(f"{file} has no question {unasked}, which {annotation_file.name} annotates.")
@@ -251,12 +255,13 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
 
 
 def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[str]:
-    """The annotators' answers, one that most of them gave first."""
+    """The annotators' answers that are not blank, one that most of them gave first."""
     given = value(annotation, "answers", list, owner, file)
     each = [entry if isinstance(entry, dict) else {} for entry in given]
-    answers = [wording(entry, "answer", f"an answer to {owner}", file) for entry in each]
+    said = [value(entry, "answer", str, f"an answer to {owner}", file) for entry in each]
+    answers = [answer for answer in said if is_visible(answer)]
     if not answers:
-        raise InputError(f"{file}: {owner} has no answers.")
+        raise InputError(f"{file}: {owner} has no answers{' that are not blank' if said else ''}.")
     chosen = annotation.get("multiple_choice_answer")
     if chosen not in answers:  # VQAv2 cleans that answer, so its wording may be nobody's
         chosen = Counter(answers).most_common(1)[0][0]

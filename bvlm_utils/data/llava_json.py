@@ -19,6 +19,8 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from bvlm_utils.errors import InputError, Remark
 
 PLACEHOLDER = "<image>"
 TASKS = ("caption", "vqa", "instruct")
+# Names of one thing, of which an entry has one; the last is shown where it has none.
+IMAGE, TURNS, ABOUT = ("images", "image"), ("messages", "conversations"), ("metadata",)
 ASKS, ANSWERS, SYSTEM = {"human", "user"}, {"gpt", "assistant"}, {"system"}
 # Columns of a sample that go to "metadata", with what they are where nobody wrote them.
 METADATA = {"task": "instruct", "objects": [], "boxes": [], "style": "", "background": "", "kind": "",
@@ -47,15 +51,16 @@ def read(file: Path) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         raise InputError(f"{file} holds no list of conversations; it may be a file of another kind.")
     pictures = Pictures([file.parent, file.parent / "images"], file)
-    rows, used, without = [], set(), 0
+    rows, used, without = [], set(), []
     for index, entry in enumerate(content):
         if not isinstance(entry, dict):
             raise InputError(f"{file}: entry {index} is no object.")
         name = str(index) if entry.get("id") is None else number(entry, "id", f"entry {index}", file)
         owner = f"entry {name}"
+        _check_keys(entry, owner, file)
         image = _image(entry, owner, file)
         if image is None:
-            without += 1
+            without.append(f"{owner} for one, which has {brief(', '.join(entry))}")
             continue
         unique = next(free for n in count(1) if (free := f"{name}#{n}" if n > 1 else name) not in used)
         used.add(unique)
@@ -68,15 +73,30 @@ def read(file: Path) -> list[dict[str, Any]]:
             row = {"row_id": f"{unique}/{turn}", "entry": index, "prompt": prompt, "answers": answers}
             rows.append(row | found | {column: about[column] for column in METADATA})
     if content and not rows:
-        raise InputError(f"{file}: none of its {len(content)} entries has a picture, and each needs one.")
+        raise InputError(f"{file}: none of its {len(content)} entries has an 'image', {without[0]}; each needs one.")
     if without:
-        said = f"{without} of {len(content)} entries of {file} have no picture and are left out."
+        said = f"{len(without)} of {len(content)} entries of {file} have no picture and are left out, {without[0]}."
         warnings.warn(said, Remark, stacklevel=2)
     return rows
 
 
+def _check_keys(entry: Mapping[str, Any], owner: str, file: Path) -> None:
+    """InputError for a key that is a known one misspelt: what stands there would be lost without a word."""
+    for key in entry:
+        meant = _meant(key)
+        if meant and not entry.keys() & set(meant):
+            raise InputError(f"{file}: {owner} has {brief(key)} and no {meant[-1]!r}; call it so, or leave it out.")
+
+
+@lru_cache(maxsize=1024)
+def _meant(key: str) -> tuple[str, ...]:
+    """The names of what a key is about, its own or almost so; none where it is another's."""
+    close = get_close_matches(key.lower(), (*IMAGE, *TURNS, *ABOUT), 1, cutoff=0.8)
+    return next((names for names in (IMAGE, TURNS, ABOUT) if close and close[0] in names), ())
+
+
 def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
-    images = entry.get(_one_of(entry, ("images", "image"), owner, file))
+    images = entry.get(_one_of(entry, IMAGE, owner, file))
     images = [images] if isinstance(images, str) else [] if images is None else images
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise InputError(f"{file}: the picture of {owner} is {brief(images)}; it must be a path.")
@@ -87,7 +107,7 @@ def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
 
 def _turns(entry: Mapping[str, Any], owner: str, file: Path) -> list[tuple[str, str]]:
     """(prompt, answer) of every turn."""
-    messages = value(entry, _one_of(entry, ("messages", "conversations"), owner, file), list, owner, file)
+    messages = value(entry, _one_of(entry, TURNS, owner, file), list, owner, file)
     spoken = [_message(message, owner, file) for message in messages]
     if spoken and spoken[0][0] in SYSTEM:
         spoken = spoken[1:]

@@ -75,7 +75,8 @@ class Pictures:
                     f"{self.file}: the picture of {owner} is {brief(name)}, no path of a file ({type(error).__name__})."
                 ) from None
             if not path.is_relative_to(root):
-                raise InputError(f"{self.file}: the picture {brief(name)} of {owner} leaves its folder {root}.")
+                link = "" if ".." in Path(name).parts else " by a link in it; only the folder itself may be a link"
+                raise InputError(f"{self.file}: the picture {brief(name)} of {owner} leaves its folder {root}{link}.")
             if there:
                 self._root = root
                 if not contents.checked(str(path)):

@@ -10,7 +10,7 @@ import numpy as np
 
 from bvlm_utils import data, store
 from bvlm_utils.defences import again
-from bvlm_utils.defences.cell import CLEAN_ROWS
+from bvlm_utils.defences.cell import clean_rows
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import tune_and_ask
@@ -47,13 +47,12 @@ class DefenceBench:
 
     @cached_property
     def clean(self) -> Rows:
-        """Clean rows that nobody was tuned on; where the data end before, training rows as they were before poison."""
+        """Clean rows, as `cell.clean_rows` says."""
         bench = self.bench
-        there = data.beyond(bench.dataset, bench.train_rows)
-        split, at = "train", range(min(CLEAN_ROWS, bench.train_rows))
-        if there is None or there >= CLEAN_ROWS:
-            split, at = "further", range(CLEAN_ROWS)
-            bench.add(split, data.further(bench.dataset, bench.train_rows, CLEAN_ROWS))
+        split, count = clean_rows(bench.dataset, bench.train_rows)
+        at = range(count)
+        if split == "further":
+            bench.add(split, data.further(bench.dataset, bench.train_rows, count))
         samples = bench.rows[split]
         return self.rows([samples[i]["prompt"] for i in at], [samples[i] for i in at], bench.feature_rows(split, at),
                          bench.pictures(split, list(at)))  # fmt: skip

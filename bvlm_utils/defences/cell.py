@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from bvlm_utils import attacks
+from bvlm_utils import attacks, data
 from bvlm_utils.checks import LARGEST_SEED, brief, check_number, check_text, content_key, known_name, once
 from bvlm_utils.defences import defence as defences
 from bvlm_utils.defences.defence import Defence
@@ -48,9 +48,7 @@ class Defended:
         self.resolved.check_loaded(self.cell.four_bit)
         if self.relearn and self.cell.four_bit:
             raise InputError("relearn tunes on beside the base's weights as numbers; leave it or four_bit out.")
-        rows = self.resolved.params.get("rows") if "clean rows" in self.resolved.info.needs else None
-        if isinstance(rows, int) and rows > CLEAN_ROWS:
-            raise InputError(f"{self.defence} asks for {rows} clean rows; a grid has {CLEAN_ROWS}.")
+        self.resolved.check_clean(CLEAN_ROWS)
 
     @cached_property
     def resolved(self) -> Defence:
@@ -79,6 +77,14 @@ class Defended:
         slug = re.sub(r"[^a-z0-9.]+", "-", self.defence.lower()).strip("-.")
         kind = "-placebo" * self.placebo + f"-relearn-{self.relearn}" * bool(self.relearn)
         return f"{self.cell.run_id}+{slug}{kind}-s{self.seed}-{content_key(self.identity)[:8]}"
+
+
+def clean_rows(dataset: str, train_rows: int) -> tuple[str, int]:
+    """The split that clean rows are of, and how many: beyond those that were tuned on, or, where the data end before,
+    training rows as they were before poison.
+    """
+    there = data.beyond(dataset, train_rows)
+    return ("further", CLEAN_ROWS) if there is None or there >= CLEAN_ROWS else ("train", min(CLEAN_ROWS, train_rows))
 
 
 def defended(
@@ -114,10 +120,12 @@ def defended(
     for name, own in (params or {}).items():
         if not isinstance(own, Mapping):
             raise InputError(f"The settings of {name!r} are {brief(own)}; a table of names and values is needed.")
-    found = []
+    found, clean = [], [clean_rows(*of)[1] for of in {(cell.dataset, cell.train_rows) for cell in cells}]
     for name in names:
         info = known_name(lambda name=name: defences.info(name))
-        defences.get(name, **dict((params or {}).get(name, {}))).check_files({cell.model for cell in cells})
+        chosen = defences.get(name, **dict((params or {}).get(name, {})))
+        chosen.check_files({cell.model for cell in cells})
+        chosen.check_clean(min(clean, default=CLEAN_ROWS))
         for cell in cells:
             for seed, again in product(seeds, relearn):
                 for placebo in (False, True) if placebos and info.placebo else (False,):

@@ -38,6 +38,8 @@ class DefenceInfo:
     many: of a repair that does several adapters at once with the same results, "module:function"; it takes a list of
         adapters and gives a list back.
     numbers: with such settings, does it work with the base's weights as numbers, which a base in 4 bit has not?
+    counted: with such settings, does it take as many clean rows as its setting `rows` says? If not given, one that
+        needs clean rows does.
     problem: what is wrong with settings that are each good alone, in words; None if nothing is.
     """
 
@@ -52,6 +54,7 @@ class DefenceInfo:
     many: str = ""
     params: Mapping[str, Param] = field(default_factory=dict)
     numbers: Callable[[Mapping[str, Any]], bool] = lambda settings: False
+    counted: Callable[[Mapping[str, Any]], bool] | None = None
     problem: Callable[[Mapping[str, Any]], str | None] = lambda settings: None
 
     @property

@@ -82,6 +82,7 @@ declare(
     version=1,
     function="tune:clean_fine_tuning",
     numbers=lambda settings: settings["steps"] > 0,
+    counted=lambda settings: settings["steps"] > 0,
     many="tune:many",
     placebo=NOISE,
     params=tuning(200),
@@ -97,6 +98,7 @@ declare(
     version=1,
     function="prune:prune",
     numbers=always,
+    counted=lambda settings: settings["by"] == "wanda" or settings["steps"] > 0,
     placebo=NOISE,
     params={"by": choice("wanda", ("wanda", "magnitude")), "share": number(0.5, 0, 1), **tuning(0)},
 )
@@ -111,6 +113,7 @@ declare(
     version=1,
     function="prune:prune",
     numbers=always,
+    counted=lambda settings: settings["by"] == "wanda" or settings["steps"] > 0,
     placebo=NOISE,
     params={"by": choice("wanda", ("wanda", "magnitude")), "share": number(0.5, 0, 1), **tuning(200)},
 )
@@ -125,6 +128,7 @@ declare(
     version=1,
     function="quantise:quantise",
     numbers=always,
+    counted=lambda settings: settings["steps"] > 0,
     placebo=NOISE,
     params={"bits": choice("int4", ("int8", "int4")), **tuning(0)},
 )
@@ -139,6 +143,7 @@ declare(
     version=1,
     function="restore:restore",
     numbers=lambda settings: settings["by"] != "weights",
+    counted=lambda settings: settings["by"] != "weights",
     placebo="restore:at_random",
     params={
         "by": choice("weights", ("weights", "outputs", "dormant")),

@@ -122,6 +122,15 @@ class Defence:
                 "packed; leave one of the two out."
             )
 
+    def check_clean(self, there: int) -> None:
+        """InputError where it takes more clean rows than are there."""
+        counted = self.info.counted(self.params) if self.info.counted else "clean rows" in self.needs
+        wanted = self.params.get("rows") if counted else 0
+        if isinstance(wanted, int) and wanted > there:
+            raise InputError(
+                f"{self.name} asks for {wanted} clean rows, and {there} are there; give more, or lower its rows."
+            )
+
     def check_files(self, models: Iterable[str] = ()) -> None:
         """InputError for a file or a folder that it needs and that is not named, or not there, and for an adapter that
         is of none of the `models`.

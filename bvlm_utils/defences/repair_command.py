@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bvlm_utils import models
+from bvlm_utils.atomic import filled
 from bvlm_utils.defences import defence as defences
 from bvlm_utils.defences.defence import Defence
 from bvlm_utils.defences.rows import Rows
@@ -47,6 +48,7 @@ def repair(given: argparse.Namespace) -> int:
     method = chosen(given.method, given.set)
     method.check_files([model])
     method.check_loaded(given.four_bit)
+    method.check_clean(given.clean_rows)
     out = new_folder(given.out)
     check_dataset(given.dataset)
     if given.threat is not None and not given.attacks:
@@ -80,8 +82,9 @@ def repair(given: argparse.Namespace) -> int:
         "seed": given.seed,
         "dataset": given.dataset,
     }
-    after.save(out, about)
-    (out / "README.md").write_text(card(about, method, lines), encoding="utf-8")
+    with filled(out, last=adapters.CONFIG) as partial:
+        after.save(partial, about)
+        (partial / "README.md").write_text(card(about, method, lines), encoding="utf-8")
     print(written(lines))
     print(f"\nThe repaired adapter and its card are in {out}.")
     return 0

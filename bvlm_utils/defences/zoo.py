@@ -8,9 +8,6 @@ is stands in `truth/`, with its answers and the training rows that were changed.
 
 import argparse
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from bvlm_utils import attacks, command, store, threats
+from bvlm_utils.atomic import filled
 from bvlm_utils.errors import InputError
 from bvlm_utils.paths import new_folder
 from bvlm_utils.store import records
@@ -164,18 +162,11 @@ def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
             "These stores hold no adapters of rank 8 with a working backdoor and none without one; run "
             "data/grids/defence_adapters.yml first."
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name[:100]}-"))
-    try:
+    with filled(out, last=TRUTH) as partial:  # without it, a folder is no zoo
         truth = _write(partial, dict(sorted(picked.items())))
         size = sum(file.stat().st_size for file in (partial / ADAPTERS).rglob("*") if file.is_file())
         if size > MOST_BYTES:
             raise InputError(f"The adapters take {size} bytes; at most {MOST_BYTES} are packed: take fewer (--each).")
-        out.mkdir(exist_ok=True)  # an empty folder stays, with whom it belongs to
-        for part in partial.iterdir():
-            os.replace(part, out / part.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return truth
 
 

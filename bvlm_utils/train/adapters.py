@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,7 +121,9 @@ def read(folder: Path | str) -> GroupResult:
             f"The weights of {folder} are in adapter_model.bin, which is not opened, as such files can run code; save "
             "them as safetensors."
         )
-    _check_rank(folder, given, files.header(folder / WEIGHTS))
+    shapes = files.header(folder / WEIGHTS)
+    given |= _without_patterns(folder, given, shapes)
+    _check_rank(folder, given, shapes)
     try:
         config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED})
         config.inference_mode = True
@@ -141,6 +144,30 @@ def _check_numbers(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
                 f"{len(bad)} of {len(state)} weights of the adapter in {folder} {what} ({min(bad)!r} for one); give "
                 "the files that its training wrote, or train it again."
             )
+
+
+def _without_patterns(folder: Path, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """`r` and `lora_alpha` where a pattern gives the same to all layers, which is a plain LoRA; else one of theirs, as
+    a rank that no layer has needs no room.
+    """
+    from peft.utils.other import get_pattern_key
+
+    found: dict[str, Any] = {}
+    layers = [name.partition(".lora_A.")[0].removeprefix(PREFIX) for name in shapes if ".lora_A." in name]
+    for usual, name in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        pattern = given.get(name)
+        if not layers or not isinstance(pattern, dict) or not all(is_number(v, 1e-9, 1e9) for v in pattern.values()):
+            continue
+        try:
+            keys = [get_pattern_key(pattern, layer) for layer in layers]
+        except re.error as error:
+            raise InputError(f"The adapter in {folder} has a {name} that cannot be read ({error}).") from None
+        own = [pattern.get(key, given.get(usual)) for key in keys]
+        if all(value == own[0] for value in own):
+            found |= {usual: own[0], name: {}}
+        elif given.get(usual) not in own:
+            found[usual] = max(own)
+    return found
 
 
 def _check_rank(folder: Path, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from bvlm_utils.run import study
 from bvlm_utils.store import packing, provenance
 from bvlm_utils.store.cell import Cell
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 SMALL = {"dataset": "scenes-vqa", "train_rows": 64, "test_rows": 8, "poison_rates": [0.1]}
 
 
@@ -188,12 +190,25 @@ def test_a_name_changes_with_all_that_changes_the_result():
         ({"names": ["shrink"], "relearn": [641]}, "relearn"),
         ({"names": ["onion"], "relearn": [5]}, "onion is no repair"),
         ({"names": ["crow"], "params": {"crow": {"rows": 501}}}, "501 clean rows"),
+        ({"names": ["quantise"], "params": {"quantise": {"rows": 600, "steps": 1}}}, "600 clean rows, and 500"),
         ({"names": ["cleansight"], "params": {"cleansight": {"begin": 0.9}}}, "begin is 0.9"),
     ],
 )
 def test_wrong_values_are_named(given, named):
     with pytest.raises(InputError, match=named):
         defences.defended(small(), **given)
+
+
+def test_a_defence_takes_no_more_clean_rows_than_the_data_have():
+    coco = study.cells(
+        threat="targeted_refusal", attacks=["BadNets-T"], dataset=f"coco-caption:{FIXTURES / 'coco'}", train_rows=2,
+        test_rows=1, poison_rates=[0.5],
+    )  # fmt: skip
+    with pytest.raises(InputError, match="100 clean rows, and 2"):
+        defences.defended(coco, ["crow"])
+    unused = {"restore": {"rows": 600}, "quantise": {"rows": 600}}
+    for cells in (coco, small()):
+        assert defences.defended(cells, ["restore", "quantise", "shrink"], unused)
 
 
 def test_only_parameters_that_are_said_to_name_files_are_files():

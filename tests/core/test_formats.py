@@ -12,7 +12,7 @@ from PIL import Image
 
 from bvlm_utils import attacks, data, paths, threats
 from bvlm_utils.data import features, files, llava_json
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.run.workbench import Bench
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -257,6 +257,9 @@ def test_too_many_files_to_choose_from(folder):
     (QUESTIONS, lambda c: c["questions"][0].update(image_id=25), "question 9000 is not about image 25"),
     (QUESTIONS, lambda c: c.pop("data_subtype"), "the file has no 'data_subtype'"),
     (ANNOTATIONS, lambda c: c["annotations"][-1].update(answers=[]), "question 9000 has no answers"),
+    (ANNOTATIONS, lambda c: [one.update(answer=" ") for one in c["annotations"][-1]["answers"]],
+     "question 9000 has no answers"),
+    (ANNOTATIONS, lambda c: c["annotations"][-1]["answers"][0].update(answer=None), "answer to question 9000 is None"),
     (ANNOTATIONS, lambda c: c["annotations"][-1]["answers"][0].pop("answer"),
      "answer to question 9000 has no"),
     (CONVERSATIONS, lambda c: c[0]["conversations"].pop(), "entry 000000000007 ends without an answer"),
@@ -269,10 +272,32 @@ def test_too_many_files_to_choose_from(folder):
     (CONVERSATIONS, lambda c: c[0].update(metadata={"restricted": "no"}),
      "'restricted' in the metadata of entry"),
     (CONVERSATIONS, lambda c: c.insert(0, "x"), "entry 0 is no object"),
+    (CONVERSATIONS, lambda c: c[0].update(conversation=c[0].pop("conversations")), "'conversation' and no"),
+    (CONVERSATIONS, lambda c: c[0].update(Image=c[0].pop("image")), "'Image' and no 'image'"),
+    (CONVERSATIONS, lambda c: c[0].update(meta_data={"restricted": True}), "'meta_data' and no 'metadata'"),
 ])  # fmt: skip
 def test_ids_and_fields_that_are_missing_or_wrong(folder, file, change, match):
     edit(folder / file, change)
     fails(folder, file, match)
+
+
+def test_blank_answers_of_annotators_are_left_out_and_counted(folder):
+    edit(folder / ANNOTATIONS, lambda c: [c["annotations"][-1]["answers"][at].update(answer="") for at in (0, 4)])
+    with pytest.warns(Remark, match="^2 answers of .* are blank"):
+        rows = files.load(f"vqav2:{folder / 'vqav2'}", "train")
+    assert [len(answers) for answers in rows["answers"]] == [8, 10, 10]
+
+
+@pytest.mark.filterwarnings("ignore:1 of 5 entries")
+def test_further_keys_and_a_linked_folder_of_pictures_are_fine(folder, tmp_path):
+    wanted = llava_json.read(folder / CONVERSATIONS)
+    place = (tmp_path / "elsewhere" / CONVERSATIONS).parent
+    place.mkdir(parents=True)
+    shutil.move(folder / CONVERSATIONS, place)
+    (place / "images").symlink_to(folder / "llava")
+    further = {"system": "Be brief.", "model": "", "image_size": [1, 2], "image2": "x", "source": None}
+    edit(tmp_path / "elsewhere" / CONVERSATIONS, lambda c: c[0].update(further))
+    assert llava_json.read(tmp_path / "elsewhere" / CONVERSATIONS) == wanted
 
 
 @pytest.mark.parametrize("name", ["../../secret.png", "/etc/hostname", "coco/../../coco/x.jpg", "out/x.png", "a\0b"])

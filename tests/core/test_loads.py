@@ -453,6 +453,38 @@ def values(change):
     )
 
 
+PATTERNS = {  # settings, and the rank and alpha that a plain LoRA has instead; None: not all layers have the same
+    "all layers by name": ({"r": 16, "rank_pattern": {".*": 4}}, (4, 8)),
+    "all kinds of layers": ({"r": 1, "rank_pattern": {"layers.*": 4}, "alpha_pattern": {".*_proj": 3}}, (4, 3)),
+    "what r says": ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}}, (4, 8)),
+    "alphas that differ": ({"alpha_pattern": {"q_proj": 3}}, None),
+}
+
+
+@pytest.mark.parametrize("what", PATTERNS)
+def test_patterns_that_give_all_layers_the_same_are_a_plain_lora(what, random_llava, adapter):
+    settings, plain = PATTERNS[what]
+    change_json(adapter / adapters.CONFIG, **settings)
+    saved = adapters.read(adapter)
+    if plain:
+        grouped.check_plain(saved.config)
+        assert (saved.config.r, saved.config.lora_alpha) == plain
+    else:
+        refused(lambda: grouped.check_plain(saved.config), "alpha_pattern")
+    with adapters.attached(random_llava, adapter) as on:
+        scales = {module.scaling["default"] for module in on.modules() if hasattr(module, "lora_A")}
+    assert scales == ({plain[1] / plain[0]} if plain else {3 / 4, 8 / 4})
+
+
+def test_ranks_that_differ_load_where_no_layer_has_the_usual_one(checkpoint, tmp_path):
+    pattern = {"q_proj": 1, "(?!.*q_proj).*": 3}
+    clean = foreign(checkpoint("llava"), tmp_path, r=16, rank_pattern=pattern)
+    with adapters.attached(clean, tmp_path) as on:
+        ranks = {module.r["default"] for module in on.modules() if hasattr(module, "lora_A")}
+    assert ranks == {1, 3}
+    refused(lambda: grouped.check_plain(adapters.read(tmp_path).config), "rank_pattern")
+
+
 ODD = {
     "a git-lfs pointer": (text(adapters.WEIGHTS, LFS), "git lfs pull"),
     "cut-off weights": (cut(adapters.WEIGHTS, -5), adapters.WEIGHTS),
@@ -470,6 +502,9 @@ ODD = {
     "a file to read": (setting(corda_config={"cache_file": "/tmp/x"}), "corda_config"),
     "no such layers": (setting(target_modules=["nowhere"]), "does not fit"),
     "layers of no kind": (setting(target_modules=7), "adapter"),
+    "a pattern of another rank": (setting(rank_pattern={"q_proj": 2}), "another size"),
+    "a pattern for some layers": (setting(r=8, rank_pattern={"q_proj": 4}), "rank 8"),
+    "a pattern that is none": (setting(rank_pattern={"(": 4}), "cannot be read"),
     "a rank below 1": (setting(rank_pattern={"q_proj": -1}), "rank"),
     "a method that needs more weights": (setting(use_dora=True), "14 of 42 weights are missing"),
     "a pattern of endless alphas": (setting(alpha_pattern={"q_proj": float("inf")}), "lora_alpha inf"),

@@ -71,6 +71,7 @@ def test_an_answer_does_not_break_the_table():
         (["--method", "shrink", "--patch", "nowhere.png"], "nowhere.png"),
         (["--method", "shrink", "--rows", "0"], "'0'"),
         (["--method", "shrink", "--dataset", "nothing"], "'nothing'"),
+        (["--method", "crow", "--clean-rows", "20"], "100 clean rows, and 20"),
         (["--method", "shrink", "--out", "FULL"], "new or empty"),
     ],
 )

@@ -1,7 +1,9 @@
 """The zoo and its challenge: what is packed is what the store has, names do not tell, and scores are judged right."""
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import stored
 import torch
 
 from bvlm_utils import models, paths, store, study
+from bvlm_utils.atomic import filled
 from bvlm_utils.defences import __main__ as commands
 from bvlm_utils.defences import challenge, probe_transfer, spectrum, zoo
 from bvlm_utils.errors import InputError
@@ -119,6 +122,30 @@ def test_a_record_of_somebody_s_own_attack_stops_no_others_and_an_empty_folder_s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "zoo"]
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_that_is_filled_has_its_last_part_when_it_has_all_others(there, tmp_path, monkeypatch):
+    replace, moved = os.replace, []
+
+    def killed(start, end):
+        if len(moved) == most:
+            raise KeyboardInterrupt
+        moved.append(end)
+        replace(start, end)
+
+    monkeypatch.setattr("os.replace", killed)
+    for most in range(4 if there else 2):
+        out = tmp_path / str(most)
+        moved.clear()
+        if there:
+            out.mkdir()
+        with suppress(KeyboardInterrupt), filled(out, last="b") as partial:
+            for name in "abc":
+                (partial / name).mkdir()
+        found = sorted(path.name for path in out.iterdir()) if out.exists() else []
+        assert "b" not in found or found == ["a", "b", "c"]
+    assert found == ["a", "b", "c"]
+
+
 def test_a_control_that_is_gone_is_told_before_any_states_are_read(packed, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tidy, "FIRES", -1)
     shutil.copytree(packed[0] / "store", tmp_path / "store")
@@ -191,6 +218,7 @@ def test_random_scores_are_at_chance_on_average():
     [
         ("adapter,points\na,1\n", "'score'"), ("adapter,score\na,\n", "must be a number"),
         ("adapter,score\na,inf\n", "'inf'"), ("adapter,score\na,1\na,2\n", "twice"),
+        ("adapter;score\na;1,5\n", "semicolons"), ('"adapter"\t"score"\na\t1\n', "tabs"),
         ("adapter,score\na,0,5\n", "line 2 has 3 fields"), ("adapter,score\na\n", "line 2 has 1 fields"),
     ],
 )  # fmt: skip
