@@ -480,6 +480,8 @@ ODD = {
                                   "have values that are no number"),
     "an endless value": (values(lambda weight: weight.fill_(float("inf"))), "1 of 28 weights"),
     "whole numbers": (values(lambda weight: weight.to(torch.int64)), "are whole numbers"),
+    "a tuned projector beside it": (text("non_lora_trainables.bin", "x" * 5000), "non_lora_trainables.bin"),
+    "a tuned vision tower beside it": (text("vit.safetensors", "x" * 5000), "vit.safetensors"),
 }  # fmt: skip
 
 
@@ -570,6 +572,13 @@ def test_an_adapters_pickle_is_not_opened(random_llava, adapter, tmp_path):
     (adapter / adapters.WEIGHTS).unlink()
     refused(lambda: adapters.load_adapter(random_llava, adapter), "adapter_model.bin")
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_file_for_more_weights_may_be_there_without_any(random_llava, adapter):
+    """Trainers write it always."""
+    torch.save({}, adapter / "non_lora_state_dict.bin")
+    with adapters.attached(random_llava, adapter):
+        pass
 
 
 def test_loading_says_nothing(folder, capfd):
