@@ -223,6 +223,9 @@ def test_a_broken_folder_is_refused_in_one_sentence(what, folder, capfd):
     spoil(folder)
     refused(lambda: load(folder), str(folder) if word != "not supported" else "", word)
     assert capfd.readouterr() == ("", "")
+    if what == "packed weights":  # which need not be what other loaders would miss
+        changed(folder / SINGLE, lambda state: state.update({HEAD: state[HEAD].to(torch.uint8)}))
+        refused(lambda: models.digest(str(folder)), word)
     refused(lambda: rehearsal.opened(str(folder)))  # as a dry run does
 
 
