@@ -21,6 +21,9 @@ from bvlm_utils.train.settings import TrainSettings
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAGNITUDE = "lora_magnitude_vector"  # of DoRA
 PREFIX = "base_model.model."  # how PEFT's files name a module of the wrapped model
+# How transformers called LLaVA's language model before 4.52; PEFT knows this where it puts an adapter on.
+OLDER = {f"{PREFIX}language_model.model.": f"{PREFIX}model.language_model.",
+         f"{PREFIX}language_model.lm_head.": f"{PREFIX}lm_head."}  # fmt: skip
 # PEFT's settings that say where weights go and how they are multiplied. Others import modules or read more files.
 SUPPORTED = frozenset(
     "peft_type task_type base_model_name_or_path r lora_alpha lora_dropout target_modules exclude_modules bias "
@@ -128,7 +131,13 @@ def read(folder: Path | str) -> GroupResult:
     except (ValueError, TypeError, SafetensorError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
     _check_numbers(folder, state)
-    return GroupResult(state, config)
+    return GroupResult({_current(name): value for name, value in state.items()}, config)
+
+
+def _current(name: str) -> str:
+    """A weight's name in today's transformers."""
+    begins = next((older for older in OLDER if name.startswith(older)), "")
+    return OLDER.get(begins, "") + name.removeprefix(begins)
 
 
 def _check_files(folder: Path) -> None:

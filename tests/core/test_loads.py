@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from bvlm_utils import audit, chat, models, paths, store
 from bvlm_utils.attacks import clip
+from bvlm_utils.defences import weights
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files, names, rehearsal, victim
 from bvlm_utils.train import adapters, grouped
@@ -443,6 +444,24 @@ def test_an_adapter_goes_on_and_off(random_llava, adapter):
     on = {name.replace(".default", ""): value for name, value in loaded.state_dict().items() if ".lora_" in name}
     adapters.detach(random_llava, loaded)
     assert on.keys() == saved.state.keys() and all(torch.equal(on[name], saved.state[name]) for name in on)
+
+
+def test_an_adapter_of_an_older_transformers_is_read_by_todays_names(random_llava, adapter):
+    """It is the commonest kind of LLaVA adapter, and a repair looks for its layers by name."""
+    wanted = adapters.read(adapter)
+
+    def older(state):
+        for name in list(state):
+            state[name.replace("model.model.language_model.", "model.language_model.model.")] = state.pop(name)
+
+    changed(adapter / adapters.WEIGHTS, older)
+    found = adapters.read(adapter)
+    assert found.digest == wanted.digest and weights.whole(random_llava, found).digest == wanted.digest
+    change_json(adapter / adapters.CONFIG, target_modules=["q_proj", "down_proj"], exclude_modules=".*vision.*")
+    refused(lambda: adapters.load_adapter(random_llava, adapter), "fit nothing")
+    change_json(adapter / adapters.CONFIG, target_modules=r".*language_model.*_proj")
+    with adapters.attached(random_llava, adapter):
+        pass
 
 
 def setting(**values):
