@@ -53,6 +53,11 @@ def check(folder: Path) -> dict[str, Any]:
             f"The model folder {folder} holds an adapter as well (adapter_config.json), which would be put on the "
             "model without a word; move one of the two to a folder of its own."
         )
+    if packed := config.get("quantization_config"):
+        raise InputError(
+            f"The model in {folder} is packed already (quantization_config in its config.json is {brief(packed)}); "
+            "give the checkpoint that it was made of, and set four_bit where memory is short."
+        )
     if config.get("transformers_weights"):
         raise InputError(f"{folder / 'config.json'} names its weights in 'transformers_weights'; {SINGLE[0]} is read.")
     named = parts(folder)

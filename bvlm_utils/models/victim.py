@@ -280,11 +280,6 @@ def from_pretrained(
     folder = opening.folder(name)
     family = families.of(files.table(folder / "config.json").get("model_type"))
     files.check_talking(folder)
-    if packed := files.table(folder / "config.json").get("quantization_config"):
-        raise InputError(
-            f"The model in {folder} is packed already (quantization_config in its config.json is {brief(packed)}); "
-            "give the checkpoint that it was made of, and set four_bit where memory is short."
-        )
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa", "config": opening.config(folder)}
     if four_bit:
         options["quantization_config"] = opening.four_bit(dtype)

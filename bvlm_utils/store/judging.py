@@ -19,12 +19,12 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from bvlm_utils import data
+from bvlm_utils import data, skills, threats
 from bvlm_utils.atomic import DAMAGED, partial_name, write_file, written
+from bvlm_utils.checks import known_name
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import judge
 from bvlm_utils.store import packed, packing, records
-from bvlm_utils.store.cell import Cell
 
 SAME = 1e-9  # another version of numpy may sum in another order
 EVERY = 20  # seconds between two looks at the progress
@@ -33,13 +33,25 @@ NUMBERS = ("value", "k", "n", "low", "high", "unit")
 FAILED = "cells that cannot be judged again"
 
 
-def judged_again(cell: Cell, stored: pd.DataFrame) -> tuple[pd.DataFrame, list[judge.Metric]]:
-    """The responses with today's verdicts, and today's numbers; InputError if the data have other rows now."""
-    samples = _rows(cell.dataset)
+def judged_again(config: Mapping[str, Any], stored: pd.DataFrame) -> tuple[pd.DataFrame, list[judge.Metric]]:
+    """The responses with today's verdicts, and today's numbers; InputError if the data have other rows now, or were in
+    files. config: of a record, which keeps no places: its model need not be here, nor is it asked for.
+    """
+    dataset, skill = config["dataset"], config.get("skill")
+    if dataset not in data.names():
+        raise InputError(
+            f"its rows were files of the format {dataset}, and a record does not keep where; `grid run` with --rescore "
+            "judges them again"
+        )
+    samples = _rows(dataset)
     lost = [name for name in stored["row_id"].unique() if name not in samples]
     if lost:
-        raise InputError(f"{cell.dataset} has no test row {lost[0]}")
-    return judge.judge_all(stored, samples, cell.resolved_threat, cell.resolved_skill)
+        raise InputError(f"{dataset} has no test row {lost[0]}")
+    return judge.judge_all(stored, samples, _threat(config), known_name(lambda: skills.get(skill)) if skill else None)
+
+
+def _threat(config: Mapping[str, Any]) -> threats.Threat:
+    return known_name(lambda: threats.get(config["threat"], **config["threat_params"]))
 
 
 @lru_cache(maxsize=4)
@@ -92,7 +104,7 @@ def _differences(record: Mapping[str, Any], store: str | Path | None) -> tuple[l
         return ["it has numbers and no responses"], []
     try:
         stored = records.responses(record["run_id"], store)
-        frame, metrics = judged_again(Cell.from_config(record["config"]), stored)
+        frame, metrics = judged_again(record["config"], stored)
         others = {name: _other_verdicts(stored[name], frame[name]) for name in VERDICTS if name in stored}
         recorded, again = _by_name(record["metrics"]), _by_name(metrics)
         what = f"of {len(stored)} responses have another verdict in column"
@@ -151,25 +163,25 @@ def _rejudge_all(root: Path) -> Counter[str]:
 
 
 def _rejudge_one(record: Mapping[str, Any], root: Path) -> Counter[str]:
-    cell, stored = Cell.from_config(record["config"]), records.responses(record["run_id"], root)
-    frame, metrics = judged_again(cell, stored)
+    threat, stored = _threat(record["config"]), records.responses(record["run_id"], root)
+    frame, metrics = judged_again(record["config"], stored)
     changes: Counter[str] = Counter()
     for name in VERDICTS:
         if name not in stored or stored[name].isna().all() != frame[name].isna().all():
-            changes[f"{cell.threat}, {name}: responses with a first verdict"] = int(frame[name].notna().sum())
+            changes[f"{threat.name}, {name}: responses with a first verdict"] = int(frame[name].notna().sum())
         else:
             others = _other_verdicts(stored[name], frame[name])
-            changes[f"{cell.threat}, {name}: responses with another verdict"] = others
+            changes[f"{threat.name}, {name}: responses with another verdict"] = others
     old, new = _by_name(record["metrics"]), _by_name(metrics)
     for key in {*old, *new}:
         if key not in old:
-            changes[f"{cell.threat}, {key[2]}: new numbers"] += 1
+            changes[f"{threat.name}, {key[2]}: new numbers"] += 1
         elif key not in new:
-            changes[f"{cell.threat}, {key[2]}: numbers gone"] += 1
+            changes[f"{threat.name}, {key[2]}: numbers gone"] += 1
         elif not _same(old[key]["value"], new[key]["value"]):
-            changes[f"{cell.threat}, {key[2]}: numbers changed"] += 1
+            changes[f"{threat.name}, {key[2]}: numbers changed"] += 1
     changes = +changes
-    newer = dict(record) | {"judge_version": cell.resolved_threat.judge_version, "metrics": metrics}
+    newer = dict(record) | {"judge_version": threat.judge_version, "metrics": metrics}
     if newer != record or changes:
         # the responses first: whoever is killed in between finds the old numbers, and judges again
         file = root / record["run_id"] / "responses.parquet"

@@ -22,6 +22,9 @@ from bvlm_utils.train.settings import TrainSettings
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAGNITUDE = "lora_magnitude_vector"  # of DoRA
 PREFIX = "base_model.model."  # how PEFT's files name a module of the wrapped model
+# How transformers called LLaVA's language model before 4.52; PEFT knows this where it puts an adapter on.
+OLDER = {f"{PREFIX}language_model.model.": f"{PREFIX}model.language_model.",
+         f"{PREFIX}language_model.lm_head.": f"{PREFIX}lm_head."}  # fmt: skip
 # PEFT's settings that say where weights go and how they are multiplied. Others import modules or read more files.
 SUPPORTED = frozenset(
     "peft_type task_type base_model_name_or_path r lora_alpha lora_dropout target_modules exclude_modules bias "
@@ -30,6 +33,10 @@ SUPPORTED = frozenset(
 )
 OF_THE_TRAINING = {"peft_version", "inference_mode", "revision", "auto_mapping"}  # read by nobody here
 SWITCHES = {"use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
+# What trainers put beside an adapter where they tuned more than that: LLaVA's, those of Qwen-VL, ms-swift's. PEFT reads
+# none of it. Some write it always; the file is small then.
+BESIDE = ("non_lora_trainables.bin", "non_lora_state_dict.bin", "mm_projector.bin", "vit.safetensors")
+EMPTY = 4096  # bytes: no layer's weights have room in so few
 # How weights were begun that PEFT then overwrites; others, such as "pissa", take their beginning out of the base's own.
 BEGUN = (True, False, None, "gaussian", "orthogonal", "eva")
 
@@ -116,11 +123,7 @@ def read(folder: Path | str) -> GroupResult:
             f"The adapter in {folder} has init_lora_weights {brief(given['init_lora_weights'])}, which changes the "
             "base itself; save it as a plain LoRA (PEFT's path_initial_model_for_weight_conversion), and give that."
         )
-    if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
-        raise InputError(
-            f"The weights of {folder} are in adapter_model.bin, which is not opened, as such files can run code; save "
-            "them as safetensors."
-        )
+    _check_files(folder)
     shapes = files.header(folder / WEIGHTS)
     given |= _without_patterns(folder, given, shapes)
     _check_rank(folder, given, shapes)
@@ -131,7 +134,29 @@ def read(folder: Path | str) -> GroupResult:
     except (ValueError, TypeError, SafetensorError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
     _check_numbers(folder, state)
-    return GroupResult(state, config)
+    return GroupResult({_current(name): value for name, value in state.items()}, config)
+
+
+def _current(name: str) -> str:
+    """A weight's name in today's transformers."""
+    begins = next((older for older in OLDER if name.startswith(older)), "")
+    return OLDER.get(begins, "") + name.removeprefix(begins)
+
+
+def _check_files(folder: Path) -> None:
+    """InputError for weights of the same tuning that would be left out, or cannot be opened safely."""
+    for name in BESIDE:
+        if (folder / name).is_file() and (folder / name).stat().st_size > EMPTY:
+            raise InputError(
+                f"The folder {folder} has {name} beside its adapter: its training changed more than the adapter, and "
+                "that would be left out; merge both into the base with the tools that made them, and give the saved "
+                f"checkpoint as the model. If you know that nothing else was tuned, move {name} away."
+            )
+    if not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists():
+        raise InputError(
+            f"The weights of {folder} are in adapter_model.bin, which is not opened, as such files can run code; save "
+            "them as safetensors."
+        )
 
 
 def _check_numbers(folder: Path, state: Mapping[str, torch.Tensor]) -> None:

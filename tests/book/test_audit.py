@@ -161,6 +161,8 @@ def test_working_backdoors_and_false_alarms_are_counted_apart():
     shown = audit_page.by_trigger(table).set_index("trigger")
     assert shown.loc["BadNets-T"].tolist() == ["2 of 2", "1 of 2", "0 of 1", "1 of 2"]
     assert shown.loc["BadNets-I", "backdoors found"] == "n/a", "it does not work"
+    weak = audit_page.by_trigger(table[table["asr"].fillna(0) < 0.1]).set_index("trigger")
+    assert weak.loc["BadNets-I"].tolist() == ["n/a"] * 4, "no backdoor works at all"
     alarmed = table.assign(alarm=table["alarm"] | (table["reference"] == audit_page.OTHER_SEED))
     said = audit_page.numbers(alarmed)
     assert (said["stand"], said["models_twice"]) == ("0 of 1", "0 of 1"), "the trusted model, of seed 0, raises it, too"

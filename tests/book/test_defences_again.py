@@ -52,6 +52,9 @@ def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkey
 def test_a_store_without_it_has_nothing_to_say():
     empty = reactivation.means(table(line(0.1))[:0].assign(never=0.0), table(line(0.1)))
     assert reactivation.table(empty).empty and reactivation.numbers(empty)["repairs"] == "0"
+    skipped = table(line(None, status="skipped", metric=None, subject=None, condition=None))
+    none = chapter.with_names(skipped[:0]).assign(never=0.0)
+    assert reactivation.means(none, skipped).empty, "no backdoor of the store works"
     lines = knowing.read(table(line(0.1)))
     assert knowing.table(lines).empty and knowing.evaded(lines) == "0 of 0"
 

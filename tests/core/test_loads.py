@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from bvlm_utils import audit, chat, models, paths, store
 from bvlm_utils.attacks import clip
+from bvlm_utils.defences import weights
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files, names, rehearsal, victim
 from bvlm_utils.train import adapters, grouped
@@ -223,6 +224,9 @@ def test_a_broken_folder_is_refused_in_one_sentence(what, folder, capfd):
     spoil(folder)
     refused(lambda: load(folder), str(folder) if word != "not supported" else "", word)
     assert capfd.readouterr() == ("", "")
+    if what == "packed weights":  # which need not be what other loaders would miss
+        changed(folder / SINGLE, lambda state: state.update({HEAD: state[HEAD].to(torch.uint8)}))
+        refused(lambda: models.digest(str(folder)), word)
     refused(lambda: rehearsal.opened(str(folder)))  # as a dry run does
 
 
@@ -442,6 +446,24 @@ def test_an_adapter_goes_on_and_off(random_llava, adapter):
     assert on.keys() == saved.state.keys() and all(torch.equal(on[name], saved.state[name]) for name in on)
 
 
+def test_an_adapter_of_an_older_transformers_is_read_by_todays_names(random_llava, adapter):
+    """It is the commonest kind of LLaVA adapter, and a repair looks for its layers by name."""
+    wanted = adapters.read(adapter)
+
+    def older(state):
+        for name in list(state):
+            state[name.replace("model.model.language_model.", "model.language_model.model.")] = state.pop(name)
+
+    changed(adapter / adapters.WEIGHTS, older)
+    found = adapters.read(adapter)
+    assert found.digest == wanted.digest and weights.whole(random_llava, found).digest == wanted.digest
+    change_json(adapter / adapters.CONFIG, target_modules=["q_proj", "down_proj"], exclude_modules=".*vision.*")
+    refused(lambda: adapters.load_adapter(random_llava, adapter), "fit nothing")
+    change_json(adapter / adapters.CONFIG, target_modules=r".*language_model.*_proj")
+    with adapters.attached(random_llava, adapter):
+        pass
+
+
 def setting(**values):
     return lambda folder: change_json(folder / adapters.CONFIG, **values)
 
@@ -515,6 +537,8 @@ ODD = {
                                   "have values that are no number"),
     "an endless value": (values(lambda weight: weight.fill_(float("inf"))), "1 of 28 weights"),
     "whole numbers": (values(lambda weight: weight.to(torch.int64)), "are whole numbers"),
+    "a tuned projector beside it": (text("non_lora_trainables.bin", "x" * 5000), "non_lora_trainables.bin"),
+    "a tuned vision tower beside it": (text("vit.safetensors", "x" * 5000), "vit.safetensors"),
 }  # fmt: skip
 
 
@@ -605,6 +629,13 @@ def test_an_adapters_pickle_is_not_opened(random_llava, adapter, tmp_path):
     (adapter / adapters.WEIGHTS).unlink()
     refused(lambda: adapters.load_adapter(random_llava, adapter), "adapter_model.bin")
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_file_for_more_weights_may_be_there_without_any(random_llava, adapter):
+    """Trainers write it always."""
+    torch.save({}, adapter / "non_lora_state_dict.bin")
+    with adapters.attached(random_llava, adapter):
+        pass
 
 
 def test_loading_says_nothing(folder, capfd):

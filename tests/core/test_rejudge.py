@@ -71,6 +71,19 @@ def test_old_numbers_stay_but_those_that_a_corrected_test_changes(form, rows, tm
     assert records.record(CELL, root) == after and not list(root.glob(".partial*"))
 
 
+@pytest.mark.parametrize(("elsewhere", "code"), [({"model": "mine"}, 0), ({"dataset": "llava-json"}, 1)])
+def test_a_record_is_judged_without_its_model_and_says_where_its_rows_are_not_known(
+    elsewhere, code, rows, tmp_path, capsys
+):
+    """A record keeps no places: a folder's name stands for a model, a format for files."""
+    first_edition(tmp_path, rows)
+    file = tmp_path / CELL.run_id / "record.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"config": record["config"] | elsewhere}))
+    assert __main__.main(["rejudge", str(tmp_path)]) == __main__.main(["check", str(tmp_path)]) == code
+    assert ("--rescore" in capsys.readouterr().out) == bool(code)
+
+
 def test_a_store_without_numbers_is_refused_in_one_sentence(tmp_path, capsys):
     assert __main__.main(["rejudge", str(tmp_path / "none")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -182,7 +182,8 @@ def by_trigger(table: pd.DataFrame) -> pd.DataFrame:
     columns |= {f"false, beside {said}": innocents(table, name)["alarm"] for name, said in REFERENCES.items()}
     lines = {title: passed.groupby(table["attack"]).agg(words.of) for title, passed in columns.items()}
     order = figures.in_order(table["attack"], attacks.names())
-    return pd.DataFrame(lines).reindex(order).fillna("n/a").rename_axis("trigger").reset_index()
+    whole = pd.DataFrame(lines, dtype=object)  # a column of no comparisons is of truth values, and takes no text
+    return whole.reindex(order).fillna("n/a").rename_axis("trigger").reset_index()
 
 
 def examples(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:

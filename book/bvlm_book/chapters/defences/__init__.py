@@ -59,7 +59,8 @@ def with_names(found: pd.DataFrame) -> pd.DataFrame:
             if usual.get(name) != value and not isinstance(value, list)  # of files, with long names
         ]
         names[defence, params] = f"{defence} ({', '.join(given)})" if given else defence
-    return found.assign(named=[names[one] for one in zip(found["defence"], found["params"], strict=True)])
+    named = [names[one] for one in zip(found["defence"], found["params"], strict=True)]
+    return found.assign(named=pd.Series(named, found.index, dtype="str"))  # texts also where there is none
 
 
 def ensure(wanted: Sequence[Defended], place: str | Path | None = None) -> None:
