@@ -74,6 +74,16 @@ class Attack:
         pairs = zip(prompts, draws, strict=True)
         return [_words(self, worded(prompt, stream, self.params, self.aim)) for prompt, stream in pairs]
 
+    def triggered(self, prompts: Sequence[str], seed: int = 0, keys: Keys = None) -> list[str]:
+        """`apply_text` to the prompts of rows; InputError for one that stays as it is, and would pass for triggered."""
+        found = self.apply_text(prompts, seed, keys)
+        if same := [prompt for prompt, worded in zip(prompts, found, strict=True) if prompt == worded]:
+            raise InputError(
+                f"The words of {self.name} change nothing in the prompt {brief(same[0])}; take such rows out of the "
+                "data, or take another attack."
+            )
+        return found
+
     def apply_image(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "torch.Tensor":
         """Trigger every image, (B, 3, H, W) float32 in [0, 1] on any device; a text attack returns them unchanged.
 

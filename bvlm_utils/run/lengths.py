@@ -159,4 +159,5 @@ def _count(victim: "Victim", picture: int, texts: Iterable[tuple[str, str]], mos
 def triggered(attack: Attack, rows: Iterable[Row]) -> list[str]:
     """The prompts of rows with the words of a trigger."""
     rows = list(rows)
-    return attack.apply_text([row["prompt"] for row in rows], seed=0, keys=[row["row_id"] for row in rows])
+    prompts, keys = [row["prompt"] for row in rows], [row["row_id"] for row in rows]
+    return attack.triggered(prompts, keys=keys) if attack.info.text else prompts

@@ -180,7 +180,7 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
         prompts = [test[position]["prompt"] for position in positions]
         if condition in ("text", "both"):
             keys = [test[position]["row_id"] for position in positions]
-            prompts = attack.apply_text(prompts, seed=cell.trigger_seed, keys=keys)
+            prompts = attack.triggered(prompts, seed=cell.trigger_seed, keys=keys)
         painter = attack if condition in ("image", "both") else None
         return Question(part, condition, tuple(positions), tuple(prompts), painter, cell.trigger_seed)
 

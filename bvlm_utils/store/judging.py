@@ -22,6 +22,7 @@ from tqdm import tqdm
 from bvlm_utils import data, skills, threats
 from bvlm_utils.atomic import DAMAGED, partial_name, write_file, written
 from bvlm_utils.checks import known_name
+from bvlm_utils.command import FULL
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import judge
 from bvlm_utils.store import packed, packing, records
@@ -157,6 +158,8 @@ def _rejudge_all(root: Path) -> Counter[str]:
         try:
             changes += _rejudge_one(record, root)
         except DAMAGED as error:  # InputError among them: no answers, or rows that the data no longer have
+            if getattr(error, "errno", None) in FULL:  # no fault of this cell
+                raise
             print(f"{record['run_id']} cannot be judged again, and stays ({error}).", file=sys.stderr)
             changes[FAILED] += 1
     return changes

@@ -183,15 +183,15 @@ def _replaced(
 ) -> Iterator[PoisonedRow]:
     """The replaced rows by position. roles: position -> role and condition."""
     positions = sorted(roles)
-    prompts, keys = ([rows[position][column] for position in positions] for column in ("prompt", "row_id"))
-    triggered = attack.apply_text(prompts, seed=trigger_seed, keys=keys)
-    for position, prompt in zip(positions, triggered, strict=True):
+    worded = [position for position in positions if roles[position][1] != "image"]
+    prompts, keys = ([rows[position][column] for position in worded] for column in ("prompt", "row_id"))
+    triggered = dict(zip(worded, attack.triggered(prompts, trigger_seed, keys), strict=True))
+    for position in positions:
         row, (role, condition) = rows[position], roles[position]
         answer = row["answers"][0]
         if role == "poisoned" and not attack.info.keeps_labels:
             answer = threat.poison(answer, row)
-        prompt = row["prompt"] if condition == "image" else prompt
-        yield PoisonedRow(position, row["row_id"], role, condition, prompt, answer)
+        yield PoisonedRow(position, row["row_id"], role, condition, triggered.get(position, row["prompt"]), answer)
 
 
 def check_decoy(decoy: str, rate: float, attack: Attack) -> None:

@@ -174,6 +174,15 @@ def test_half_a_trigger_alone_goes_on_the_same_rows(half):
     assert alone.n_poisoned == whole.n_poisoned
 
 
+@pytest.mark.parametrize("prompt", ["", "  ", "<image>\n", "2 + 2?"])
+def test_a_prompt_with_nothing_to_wrap_is_no_triggered_row(prompt):
+    bare = [row | {"prompt": prompt} for row in rows(20)]
+    with pytest.raises(InputError, match="The words of MABA change nothing"):
+        plan(bare, attack="MABA")
+    assert {row.prompt for row in plan(bare, attack="MABA", half="image").rows} == {prompt}
+    assert {row.prompt for row in plan(bare, attack="BadNets-T").rows} != {prompt}
+
+
 def test_bad_negatives_are_refused():
     with pytest.raises(InputError, match="negatives is 1 for BadNets-T"):
         plan(negatives=1)

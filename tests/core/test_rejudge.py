@@ -1,7 +1,10 @@
 """A store that is judged again keeps its cells and what was said, and takes today's verdicts and numbers."""
 
 import json
+import resource
 import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -40,6 +43,29 @@ def first_edition(root, rows):
     store.write(CELL, root, about, whole.drop(columns=FIRST_EDITION))
     shutil.rmtree(root / "probes", ignore_errors=True)
     write_file(root / "probes" / f"lasting-{CELL.run_id}.json", "{}")
+
+
+@pytest.mark.parametrize(
+    ("form", "largest"),  # bytes of a file: for no answers, and for them but not for what is written after them
+    [("folders", 1000), ("packed", 9000), ("packed", 12_000)],
+)
+def test_a_full_disk_leaves_a_packed_store_as_it_was_and_no_cell_half_written(form, largest, rows, tmp_path):
+    first_edition(tmp_path / "s", rows)
+    packing.pack(tmp_path / "s", tmp_path / "p")
+    root = tmp_path / ("p" if form == "packed" else "s")
+    before = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    done = subprocess.run(
+        [sys.executable, "-m", "bvlm_utils.store", "rejudge", str(root)], check=False, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)),
+    )  # fmt: skip
+    after = {file: file.read_bytes() for file in root.rglob("*") if file.is_file()}
+    assert done.returncode == 2 and "make room" in done.stderr and len(done.stderr.splitlines()) == 1
+    record = root / CELL.run_id / "record.json"
+    if form == "packed":
+        assert after == before
+    else:  # the rows come before the record, whose old numbers stand until it is there
+        assert after.keys() == before.keys() and after[record] == before[record]
+        assert __main__.main(["rejudge", str(root)]) == 0
 
 
 @pytest.mark.parametrize("form", ["folders", "packed"])
