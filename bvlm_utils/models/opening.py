@@ -77,8 +77,9 @@ def weights(kind: Any, path: Path, **options: Any) -> nn.Module:
         "are of another size": (wrong_size, total),
         "fit nothing in it": (left_over, total + len(left_over)),
     })  # fmt: skip
-    known = [(name, value) for name, value in model.named_parameters() if not value.is_meta]
-    if strange := {name for name, value in known if value.is_floating_point() and not value.isfinite().all()}:
+    known = [(name, value) for name, value in model.named_parameters() if value.is_floating_point() and value.numel()]
+    # The ends tell of every value, in a tenth of the time of looking at each: 20 s and not 5 min for 14 GB in 16 bit.
+    if strange := {name for name, v in known if not v.is_meta and not torch.stack(v.aminmax()).isfinite().all()}:
         raise InputError(
             f"{len(strange)} of {total} weights of the model in {path} have values that are no number "
             f"({min(strange)!r} for one); copy its files again."

@@ -245,8 +245,9 @@ def test_a_layer_that_the_vision_tower_has(layer, folder):
     assert load(folder).encode(np.zeros((1, 30, 30, 3), np.uint8)).shape[0] == 1
 
 
-def test_weights_that_are_no_numbers_are_refused(folder):
-    total = changed(folder / SINGLE, lambda state: state[HEAD][0].fill_(float("nan")))
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_weight_with_one_value_that_is_no_number_is_refused(value, folder):
+    total = changed(folder / SINGLE, lambda state: state[HEAD][-1, -1:].fill_(float(value)))
     refused(lambda: load(folder), f"1 of {total} weights", "no number", "lm_head.weight")
 
 
