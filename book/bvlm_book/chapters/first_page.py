@@ -108,8 +108,7 @@ def markdown(place: str | Path | None = None) -> str:
     listed = re.search(r"(?<=<!-- findings -->\n).*?(?=\n<!-- end -->)", text, re.DOTALL).group().strip()
     table = store.collect(place)
     quoted = {f"first_{name}": value for name, value in numbers(table, lines(table, place)).items()}
-    judged = claims.counts(claims.bases(table[table["model"] == "tiny-llava"]))
-    quoted |= {f"claims_{name}": value for name, value in judged.items()}
+    quoted |= {f"claims_{name}": value for name, value in claims.counts(claims.bases(table)).items()}
     listed = re.sub(r"\{glue:\}`(?:[^`]*::)?([^`]+)`", lambda found: quoted[found[1]], listed)
     listed = re.sub(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`", r"\1", listed)
     return listed.replace("](../", "](").replace("](what_to_do", "](book/what_to_do")
