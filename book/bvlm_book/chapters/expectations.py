@@ -28,7 +28,8 @@ def _passes(table: pd.DataFrame, bases: dict[str, second.Base]) -> list[tuple]:
     lines = second.one_percent(base, PASSES, second.PAYLOAD) if base else pd.DataFrame({"value": []})
     strong, whole = int((lines["value"] > second.HIGH).sum()), len(lines) == PAIRS
     enough = True if strong >= ENOUGH else False if strong + PAIRS - len(lines) < ENOUGH else None
-    verdicts = {name: second.verdict(pairs, one, PASSES).verdict for name, one in bases.items() if len(one.full)}
+    found = {name: second.verdict(pairs, one, PASSES) for name, one in bases.items() if len(one.full)}
+    verdicts = {name: f"{one.verdict}{', not all pairs judged' * bool(one.single)}" for name, one in found.items()}
     decided = set(verdicts.values()) <= {second.CONFIRMED, second.REFUTED, second.UNDECIDED} and len(verdicts) > 1
     cells = table.query("model == @MODEL and epochs == @PASSES and poison_rate == @second.RATE")
     cells = tables.usual(cells, but=("epochs",))
