@@ -11,6 +11,7 @@ A folder has an `entry.json` and `adapter/` (PEFT's format; beside it perhaps `c
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from statistics import median
@@ -55,7 +56,7 @@ def template(given: argparse.Namespace) -> None:
         print(f"Answer {folder / foreign.QUESTIONS} in its column response, and save it as {ANSWERS} beside it.")
     else:
         print(f"Put the adapter into {folder / ADAPTER} (PEFT's format), and one without poison into {CONTROL}.")
-    print(f"Then: python -m bvlm_utils.leaderboard add {given.folder}")
+    print(f"Then: python -m bvlm_utils.leaderboard add {shlex.quote(str(given.folder))}")
 
 
 def add(given: argparse.Namespace) -> None:

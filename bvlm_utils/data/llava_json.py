@@ -86,6 +86,10 @@ def _check_keys(entry: Mapping[str, Any], owner: str, file: Path) -> None:
         meant = _meant(key)
         if meant and not entry.keys() & set(meant):
             raise InputError(f"{file}: {owner} has {brief(key)} and no {meant[-1]!r}; call it so, or leave it out.")
+    about = entry.get("metadata")
+    inside = [key for key in about if key != "restricted"] if isinstance(about, dict) else []
+    if lost := [key for key in (*entry, *inside) if key.lower() == "restricted"]:
+        raise InputError(f"{file}: {owner} has {brief(lost[0])}; it is read as 'restricted' in the entry's 'metadata'.")
 
 
 @lru_cache(maxsize=1024)
