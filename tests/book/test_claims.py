@@ -208,5 +208,5 @@ def test_an_experiment_without_a_part_of_the_backdoor_stands_beside_the_whole():
     assert (second["value"], second["clean"], second["whole"]) == (0.25, 0.125, pytest.approx(0.98))
     told = attacks_page.parts_table(found)
     assert told["what was trained"].tolist() == ["target answers, no trigger", "a rare word, no poison"]
-    said = attacks_page.parts_numbers(found)
+    said = attacks_page.parts_numbers(attacks_page.parts_lines(found))
     assert (said["parts_answers"], said["parts_word"], said["parts_noise"]) == ("0.25", "0.02", "n/a")

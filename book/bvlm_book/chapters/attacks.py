@@ -125,15 +125,25 @@ def parts_table(found: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def parts_numbers(found: pd.DataFrame) -> dict[str, str]:
-    """What the page quotes of `in_parts`."""
+def parts_lines(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The lines of `in_parts` behind each number of `parts_numbers`, as `behind.experiments` takes them."""
     own = {key: found[found["lacks"] == kind] for kind, (key, _) in PARTS.items()}
     patch, answers = own.pop("patch"), own["answers"]
     own |= {"patch": patch[patch["half"] == ""], "image": patch[patch["half"] == "image"]}
     own["obeys"] = answers[(answers["threat"] == "jailbreak") & (answers["poison_rate"] == rules_second.MANY)]
-    said = {f"parts_{key}": words.span(part["value"], 2) for key, part in own.items()}
-    said |= {f"parts_{key}_whole": words.span(own[key]["whole"].dropna(), 2) for key in ("patch", "image")}
-    return said | {"parts_obeys_clean": words.span(own["obeys"]["clean"], 2)}
+    whole = {f"{key}_whole": own[key].assign(lacks="") for key in ("patch", "image")}
+    lines = own | whole | {"obeys_clean": own["obeys"]}
+    return {
+        f"parts_{key}": part.assign(settings=part["lacks"], poison_rate=part["poisoned"]).drop(columns="half")
+        for key, part in lines.items()
+    }
+
+
+def parts_numbers(lines: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """What the page quotes of `parts_lines`."""
+    columns = {name: name.rpartition("_")[2] for name in lines}
+    return {name: words.span(part[columns[name] if columns[name] in ("whole", "clean") else "value"].dropna(), 2)
+            for name, part in lines.items()}  # fmt: skip
 
 
 def losses(curves: Mapping[tuple[str, str], Sequence[float]]) -> str:
