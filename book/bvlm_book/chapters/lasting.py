@@ -122,8 +122,7 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
     every = every[every["rate"].isna() | (every["rate"] == every["own"])]
     utility = every.query("metric == 'utility' and subject == @POISONED").set_index("variant")["value"].dropna()
     states = {"utility": "", "utility_after": f"{last['steps'].max():g}", "utility_int4": "int4"}
-    left, others = kept(*panels), [(panel, rate) for panel in panels for rate in rates(panel)[1:]]
-    gentle = pd.concat([last.iloc[:0], *(survivors(*one) for one in others)])
+    left = kept(*panels)
     weakest = last.loc[last["value"].idxmin()] if len(last) else {}
     found = {
         "worked": str(len(last)),
@@ -134,8 +133,6 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
         "trained": words.span(last["trained"].dropna(), 0),
         "control": words.number(shown.loc[shown["subject"] == CONTROL, "value"].max()),
         "int8": left["int8"], "int4": left["int4"],
-        "gentle": words.of(gentle["value"] > FIRES, "n/a"), "gentle_rate": words.span(gentle["rate"], 4),
-        "gentle_steps": words.span(gentle["steps"], 0),
     } | {name: words.span(utility[utility.index == state], 2) for name, state in states.items()}  # fmt: skip
     return found if len(last) else dict.fromkeys(found, "n/a")
 
