@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from bvlm_utils import paths
 from bvlm_utils.pretraining import architectures, pictures_and_words
-from bvlm_utils.pretraining.recipe import TOKENS, Recipe, autocast, optimiser_of
+from bvlm_utils.pretraining.recipe import TOKENS, Recipe, autocast, optimiser_of, quick_attention
 from bvlm_utils.pretraining.tower import (
     Heads,
     cache_tokens,
@@ -239,6 +239,7 @@ def make(
         visual.eval().requires_grad_(False)
         features = cache_tokens(lambda images: qwen_tokens(visual, images), arrays["pixels"], device, recipe)
     turns = tokenise(tokenizer, data, recipe, image_token, device)
+    quick_attention(model, device, recipe)
     print(f"{name}: {len(turns.ids)} turns, tower {log.get('tower', 'kept')}", flush=True)
     image_id = tokenizer.convert_tokens_to_ids(image_token)
     log["language_loss"] = train_language(model, turns, features, arrays, recipe, image_id, device)
@@ -259,6 +260,7 @@ def _clip(data: dict, arrays: dict, recipe: Recipe, device: str, log: dict, fold
     tokenizer = architectures.wrap_tokenizer(bpe, "tiny-clip")
     ids = tokenizer(data["captions"], padding=True, return_tensors="pt")
     captions = (ids["input_ids"].to(device), ids["attention_mask"].to(device))
+    quick_attention(clip, device, recipe)
     log["tower"] = train_tower(clip, arrays, captions, recipe, device)
     log["tower_seconds"] = time.time() - started
     clip.eval()
