@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bvlm_utils import models, paths
 from bvlm_utils.attacks import files as attack_files
-from bvlm_utils.attacks.declare import JPEG, TABLE, AttackInfo, settings_of
+from bvlm_utils.attacks.declare import JPEG, TABLE, AttackInfo, Half, settings_of
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import brief, file_digest, file_state, files_digest, is_text
 from bvlm_utils.data.pictures import picture_path
@@ -119,6 +119,11 @@ class Attack:
         draws = draws_of(self, "image", seed, keys, len(images))
         return function(self.info.losses, OURS)(images, draws, params_of(self, "image"), self.aim)
 
+    @property
+    def foreign_halves(self) -> list[Half]:
+        """The halves whose functions others wrote."""
+        return [half for half in (self.info.text, self.info.image) if half and not is_of(half.function, OURS)]
+
     def fingerprint(self, half: str) -> str:
         """Hex digest of all that decides what a half ("text" or "image") does but seed, key and input: results are kept
         by it.
@@ -144,7 +149,7 @@ def rehearse(attack: Attack) -> None:
     """InputError for functions of others that trigger no prompt or no picture, or each row otherwise beside another.
     What is optimised is not tried, as it takes its time.
     """
-    halves = [half for half in (attack.info.text, attack.info.image) if half and not is_of(half.function, OURS)]
+    halves = attack.foreign_halves
     alike = True
     try:
         if attack.info.text in halves:

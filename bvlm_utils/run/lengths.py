@@ -160,4 +160,4 @@ def triggered(attack: Attack, rows: Iterable[Row]) -> list[str]:
     """The prompts of rows with the words of a trigger."""
     rows = list(rows)
     prompts, keys = [row["prompt"] for row in rows], [row["row_id"] for row in rows]
-    return attack.triggered(prompts, keys=keys) if attack.info.text else prompts
+    return attack.apply_text(prompts, keys=keys) if attack.info.text else prompts

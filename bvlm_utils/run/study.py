@@ -7,6 +7,7 @@ table = study.run_cells(cells)
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from itertools import product
 from pathlib import Path
@@ -20,12 +21,12 @@ from bvlm_utils import threats
 from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.checks import brief, check_number, known, known_name, once
 from bvlm_utils.data.picture_files import read_picture
-from bvlm_utils.errors import InputError, StudyError
+from bvlm_utils.errors import InputError, StudyError, TooFewRows
 from bvlm_utils.run import group as group_run
 from bvlm_utils.run import lengths, tune_and_ask
 from bvlm_utils.run.progress import progress_bar
 from bvlm_utils.run.tune_and_ask import Work
-from bvlm_utils.run.workbench import Bench, bench_key, by_bench, questions
+from bvlm_utils.run.workbench import Bench, bench_key, by_bench, manifest, questions
 from bvlm_utils.store import damage, table
 from bvlm_utils.store.cell import MOST_NEGATIVES, Cell, short_name
 from bvlm_utils.train.settings import TrainSettings
@@ -125,7 +126,9 @@ def measure(cells: Sequence[Cell], folder: Path, plain: bool = False, rescore: b
 
 
 def check_rows(cells: Sequence[Cell]) -> None:
-    """InputError if a dataset has too few training rows for these cells, cannot be read, or has too long a row."""
+    """InputError if a dataset has too few training rows for these cells, cannot be read, has too long a row, or one
+    that a trigger does not change.
+    """
     from bvlm_utils.data.samples import MOST_ROWS
 
     for dataset, rows in dict.fromkeys((cell.dataset, cell.train_rows) for cell in cells):
@@ -133,6 +136,20 @@ def check_rows(cells: Sequence[Cell]) -> None:
             raise InputError(f"train_rows is {rows}; {dataset} has at most {MOST_ROWS} training rows.")
     _check_files(cells)
     lengths.check(cells)
+    _check_plans([cell for cell in cells if not cell.is_control and cell.resolved_attack.info.text])
+
+
+def _check_plans(cells: Sequence[Cell]) -> None:
+    """InputError where the words of a trigger change nothing in a row that a run would poison or ask. All is ours
+    elsewhere, and an attack of the table as it is declared changes every drawn row.
+    """
+    foreign = [c for c in cells if ":" in c.dataset or c.attack_params or c.resolved_attack.foreign_halves]
+    for bench in by_bench(foreign):
+        shared = Bench(*bench_key(bench[0]))
+        for cell in bench:
+            with suppress(TooFewRows):  # the run skips such a cell, and says why
+                manifest(shared, cell)
+                questions(shared, cell)
 
 
 def _check_files(cells: Sequence[Cell]) -> None:

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from bvlm_utils import audit, chat, command, leaderboard, paths
+from bvlm_utils.attacks import declare
 from bvlm_utils.defences import __main__ as defences
 from bvlm_utils.errors import InputError
 from bvlm_utils.grid import __main__ as grid
@@ -212,6 +213,30 @@ def test_one_caption_alone_is_refused_before_anything_is_asked(here, capsys, dry
     parameters = captions(here, 4) | {"poison_rates": [0.5], "test_rows": 1}
     (here / "g.yml").write_text(yaml.safe_dump({"jobs": [{"notebook": "targeted_refusal", "parameters": parameters}]}))
     refused(here, capsys, "grid", ["run", "g.yml", "--store", "./new", *dry], "CIDEr")
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(("asked", "attack"), [("2 + 2?", "MABA"), ("", "MABA"), (None, "Some")])
+def test_a_prompt_that_no_words_change_is_refused_before_anything_is_tuned(
+    here, capsys, monkeypatch, asked, attack, dry
+):
+    monkeypatch.setattr(declare.TABLE, "_items", dict(declare.TABLE._items))
+    monkeypatch.syspath_prepend(here)
+    (here / "some_words.py").write_text(
+        "def swap(prompt, draws, params, aim):\n    return prompt.replace('is', 'was')\n"
+    )
+    half = declare.Half("Some", 1, "some_words:swap")
+    declare.declare(name="Some", source="", summary="changes some prompts", text=half)
+    rows = []
+    for n in range(40):
+        noise(40).save(here / f"{n}.png")
+        said = [{"from": "human", "value": f"<image>\n{asked if n % 2 else 'which dog is it?'}"}]
+        rows.append({"id": n, "image": f"{n}.png", "conversations": [*said, {"from": "gpt", "value": "A dog."}]})
+    (here / "own.json").write_text(json.dumps(rows))
+    dataset = "scenes-vqa" if asked is None else "llava-json:./own.json"
+    parameters = {"dataset": dataset, "attacks": [attack], "poison_rates": [0.5], "train_rows": 12}
+    (here / "g.yml").write_text(yaml.safe_dump({"jobs": [{"notebook": "targeted_refusal", "parameters": parameters}]}))
+    refused(here, capsys, "grid", ["run", "g.yml", "--store", "./new", *dry], "change nothing in the prompt")
 
 
 def test_a_task_of_one_row_is_refused_before_anything_is_asked(here):
