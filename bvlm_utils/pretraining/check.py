@@ -26,6 +26,7 @@ PROBED = ("BadNets-I", "Blended", "SIG")
 # Measured, not reached, and said on the card: the patch covers 9 of 96 pixels at a place of its own, and pooling hides
 # most of what single tokens show.
 SHORTFALLS = {"tiny-llava": ("probe: BadNets-I",), "tiny-qwen2.5-vl": ("probe: BadNets-I",)}
+STORED = {"tiny-llava-b": "float16"}  # how its weights are kept
 CLIP_SIDE_BY_SIDE = 6  # backgrounds per sprite in the zero-shot test
 
 
@@ -172,7 +173,7 @@ def write(name: str, found: dict) -> None:
     (folder / "card.json").write_text(json.dumps(found, indent=1) + "\n")
     lines = [
         f"# {name}\n",
-        f"`{found['class']}`, {found['parameters'] / 1e6:.1f} M parameters in float32, trained from nothing on "
+        f"`{found['class']}`, {found['parameters'] / 1e6:.1f} M parameters in {STORED.get(name, 'float32')}, trained from nothing on "
         "generated scenes of 62 concepts. It knows nothing else and is good for nothing but this study.\n",
         "| skill (held-out scenes) | value | 95 % interval | asked for | n |\n|---|---|---|---|---|",
     ]
@@ -188,16 +189,18 @@ def write(name: str, found: dict) -> None:
             f"\n**Below what was asked for:** {', '.join(short)}. The study says so wherever this matters: an attack "
             "that the model can hardly see is not shown to be harmless by its failure here."
         )
-    made = "tiny-llava" if name == "tiny-clip" else name
+    made = name.replace("clip", "llava")
     lines += ["\nMeasured with `python -m bvlm_utils.pretraining.check`.\n\n## How it was made\n"]
     for number, run in enumerate(found["training"]):
         options = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in run["recipe"].items())
         start = " --start data/models" if number else ""
         minutes = run.get("seconds", run.get("tower_seconds", 0)) / 60
+        on_cpu = run["device"] == "CPU"
+        where = "CPU cores" if on_cpu else f"one {run['device']} that two such runs shared"
+        device = "cpu" if on_cpu else "cuda"
         lines.append(
-            f"{'Then' if number else 'First'}, {minutes:.0f} minutes on one {run['device']} that two such runs "
-            f"shared:\n\n```bash\npython -m bvlm_utils.pretraining.pretrain {made}{start} --device cuda "
-            f"{options}\n```\n"
+            f"{'Then' if number else 'First'}, {minutes:.0f} minutes on {where}:\n\n```bash\n"
+            f"python -m bvlm_utils.pretraining.pretrain {made}{start} --device {device} {options}\n```\n"
         )
     lines.append(
         "The recipe draws the same pictures and words everywhere; the weights depend on the device's arithmetic, so a "

@@ -224,6 +224,7 @@ def make(
         if clip_folder:
             clip = transformers.CLIPModel.from_pretrained(clip_folder).to(device).eval()
             log |= json.loads((clip_folder / "training.json").read_text())[-1]
+            started -= log["tower_seconds"]  # as if both were trained at once
         else:
             clip = _clip(data, arrays, recipe, device, log, out / clip_name)
         features = cache_tokens(lambda images: clip_tokens(clip, images)[0], arrays["pixels"], device, recipe)
