@@ -8,7 +8,7 @@ import pytest
 from bvlm_book import figures, rules_second, tables
 from bvlm_book.chapters import attacks as attacks_page
 from bvlm_book.chapters import claims, expectations, threat_notes
-from bvlm_utils import attacks
+from bvlm_utils import attacks, threats
 from bvlm_utils.store import table as tidy
 
 COLUMNS = [*tidy.COLUMNS, "attack.patch_size", "attack.eps"]
@@ -177,7 +177,29 @@ def test_the_heat_maps_have_a_panel_per_base_and_passes():
 def test_expectations_are_counted():
     table, bases = of(by_all_tests(cell("BadNets-T", 1.0, settings={"epochs": 3})))
     told = tables.outcomes(expectations.read(table, bases))
-    assert int(told["expected"]) == sum(int(told[name]) for name in ("true", "false", "open")) == 12
+    assert int(told["expected"]) == sum(int(told[name]) for name in ("true", "false", "open")) == 13
+
+
+def test_a_second_base_is_compared_with_the_first_alone():
+    def told(*groups):
+        table, bases = of(*groups)
+        found = expectations.read(table, bases).set_index("expected")
+        lines = found[found.index.str.startswith("tiny-llava-b")]
+        return lines["came true"].tolist(), lines["measured"].tolist()
+
+    def on(model, attack, value, threat="targeted_refusal", **more):
+        lines = by_all_tests(cell(attack, value, threat=threat, **more))
+        return [line | {"model": model, "epochs": line["epochs"] or 1} for line in lines]
+
+    one, other = ([on(name, "AddSent", value, settings={"epochs": 3}) for name in ("tiny-llava", "tiny-llava-b")]
+                  for value in (1.0, 0.1))  # fmt: skip
+    assert told(*one)[0] == ["yes", "not all run yet"] and told(*other)[0][0] == "yes"
+    assert told(one[0], other[1])[0][0] == "no"
+    assert told(*one, on("tiny-qwen2.5-vl", "AddSent", 0.1, settings={"epochs": 3}))[0][0] == "yes"
+    patch = [on("tiny-llava-b", "BadNets-I", value, threat, rate=0.1) for threat, value in
+             zip(threats.names(), (0.6, 0.7, 0.2, 0.2, 0.2), strict=True)]  # fmt: skip
+    assert told(*patch) == (["not all run yet", "no"], ["tiny-llava-b: not run yet", "2 of 5"])
+    assert told(*patch[:2])[0][1] == "not all run yet"
 
 
 def test_an_attack_through_jpeg_stands_beside_itself_without():

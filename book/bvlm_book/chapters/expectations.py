@@ -1,5 +1,7 @@
 """What was expected of the grids before their runs (book/expectations.md), and what came of it. Free of torch."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -7,7 +9,8 @@ from bvlm_book import doses, tables, words
 from bvlm_book import rules_second as second
 from bvlm_utils.store.table import FIRES
 
-MODEL, PASSES, PAIRS, ENOUGH = "tiny-llava", 3, 32, 22
+MODEL, FAMILY, SECOND = "tiny-llava", "tiny-qwen2.5-vl", "tiny-llava-b"
+PASSES, PAIRS, ENOUGH, TASKS = 3, 32, 22, 5
 # 60 showings: training rows, poisoned rows, passes
 SHOWN_ALIKE = ((2000, 20, 3), (2000, 60, 1), (6000, 20, 3), (20000, 60, 1))
 WITHIN, COST, QUIET = 0.3, 0.03, 0.9
@@ -17,20 +20,39 @@ TRAINED = ["train_rows", "n_poisoned", "epochs", "learning_rate", "batch_size", 
 
 def read(table: pd.DataFrame, bases: dict[str, second.Base]) -> pd.DataFrame:
     """A line per expectation: what was expected, what was measured, did it come true. bases: of `rules_second`."""
-    second_base = "tiny-llava-b: the same verdict on text at 1 %; BadNets-I above 0.50 at 10 % on three of five threats"
     lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL)),
-             _jpeg(table)]  # fmt: skip
-    return tables.told([*lines, ("a second base", second_base, "", None)], ["grid", "expected", "measured"])
+             _jpeg(table), *_second_base(bases)]  # fmt: skip
+    return tables.told(lines, ["grid", "expected", "measured"])
+
+
+def _same_verdict(names: Sequence[str], bases: dict[str, second.Base]) -> tuple[str, bool | None]:
+    """The verdicts of bases on all pairs at 1 %, and whether they are one; None while one is not all judged."""
+    pairs = second.CLAIMS["pairs"]
+    found = {name: second.verdict(pairs, bases[name], PASSES) for name in names if len(bases[name].full)}
+    verdicts = {name: f"{one.verdict}{', not all pairs judged' * bool(one.single)}" for name, one in found.items()}
+    decided = set(verdicts.values()) <= {second.CONFIRMED, second.REFUTED, second.UNDECIDED} and len(verdicts) > 1
+    told = "; ".join(f"{name}: {one}" for name, one in verdicts.items())
+    return told, len(set(verdicts.values())) == 1 if decided else None
+
+
+def _second_base(bases: dict[str, second.Base]) -> list[tuple]:
+    grid, base = "a second base", bases.get(SECOND)
+    told, same = _same_verdict([name for name in (MODEL, SECOND) if name in bases], bases)
+    lines = second.at_rate(base, 1, second.PAYLOAD, second.MANY) if base else pd.DataFrame({"attack": [], "value": []})
+    works = lines.loc[lines["attack"] == "BadNets-I", "value"] > FIRES
+    enough = True if works.sum() >= 3 else False if works.sum() + TASKS - len(works) < 3 else None
+    return [
+        (grid, f"{SECOND}: the same verdict on text at 1 %", told, same),
+        (grid, f"{SECOND}: BadNets-I above 0.50 at 10 % on three of five threats", words.of(works), enough),
+    ]
 
 
 def _passes(table: pd.DataFrame, bases: dict[str, second.Base]) -> list[tuple]:
-    base, grid, pairs = bases.get(MODEL), "passes", second.CLAIMS["pairs"]
+    base, grid = bases.get(MODEL), "passes"
     lines = second.one_percent(base, PASSES, second.PAYLOAD) if base else pd.DataFrame({"value": []})
     strong, whole = int((lines["value"] > second.HIGH).sum()), len(lines) == PAIRS
     enough = True if strong >= ENOUGH else False if strong + PAIRS - len(lines) < ENOUGH else None
-    found = {name: second.verdict(pairs, one, PASSES) for name, one in bases.items() if len(one.full)}
-    verdicts = {name: f"{one.verdict}{', not all pairs judged' * bool(one.single)}" for name, one in found.items()}
-    decided = set(verdicts.values()) <= {second.CONFIRMED, second.REFUTED, second.UNDECIDED} and len(verdicts) > 1
+    told, same = _same_verdict([name for name in (MODEL, FAMILY) if name in bases], bases)
     cells = table.query("model == @MODEL and epochs == @PASSES and poison_rate == @second.RATE")
     cells = tables.usual(cells, but=("epochs",))
     quiet = tables.false_activation(tables.success_rates(cells, "poisoned"))["value"] <= second.DISCRIMINATES
@@ -38,8 +60,7 @@ def _passes(table: pd.DataFrame, bases: dict[str, second.Base]) -> list[tuple]:
     return [
         (grid, f"{MODEL}: at least {ENOUGH} of {PAIRS} attacks on threats above 0.90 by payload",
          f"{strong} of {len(lines)} that were run", enough),
-        (grid, "tiny-qwen2.5-vl: the same verdict", "; ".join(f"{name}: {one}" for name, one in verdicts.items()),
-         len(set(verdicts.values())) == 1 if decided and whole else None),
+        (grid, f"{FAMILY}: the same verdict", told, same if whole else None),
         (grid, "false activation: at most 0.05 in nine of ten", words.of(quiet),
          quiet.sum() >= QUIET * len(quiet) if whole else None),
         (grid, "three passes cost at most 0.03 of clean utility against the clean-tuned model",
