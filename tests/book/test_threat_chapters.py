@@ -227,5 +227,7 @@ def test_the_small_patch_is_looked_up_on_other_models():
         lines("a", "BadNets-I", 0.02), lines("o", "BadNets-I", 0.01), lines("o", "BadNets-I", 0.7, threat="jailbreak"),
         lines("o", "BadNets-I", 0.99, settings="x"),
     )  # fmt: skip
-    assert "o learns the same small patch for 1 of 2 threats (jailbreak 0.70 [" in small_patch.elsewhere(small, stored)
-    assert "No other model" in small_patch.elsewhere(small, small)
+    told = small_patch.elsewhere(small, stored, PROBES.assign(model="o"))
+    assert told.startswith("o (probe 0.86) learns the same small patch for 1 of 2 threats (jailbreak 0.70 [")
+    assert small_patch.elsewhere(small, stored, PROBES.assign(model="m")).startswith("o learns")
+    assert "No other model" in small_patch.elsewhere(small, small, PROBES.assign(model="m"))

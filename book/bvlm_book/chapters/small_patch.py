@@ -49,8 +49,10 @@ def numbers(found: pd.DataFrame) -> dict[str, str]:
     }  # fmt: skip
 
 
-def elsewhere(small: pd.DataFrame, stored: pd.DataFrame) -> str:
-    """For how many threats the other models learn the same small patch, at the same rate."""
+def elsewhere(small: pd.DataFrame, stored: pd.DataFrame, skills: pd.DataFrame) -> str:
+    """For how many threats the other models learn the same small patch, at the same rate, and how well their probes
+    see it. skills: of `cards.skills`.
+    """
     first, said = small.iloc[0], []
     same = {name: first[name] for name in ("attack", "poison_rate", "settings", "train_rows", "negatives")}
     rows = stored[(stored[list(same)] == pd.Series(same)).all(axis=1) & (stored["model"] != first["model"])]
@@ -59,5 +61,7 @@ def elsewhere(small: pd.DataFrame, stored: pd.DataFrame) -> str:
         works = rates[rates["value"] > FIRES].drop_duplicates("threat").to_dict("records")
         which = ", ".join(f"{words.threat(r)} {words.interval(r)}" for r in works)
         counted = f"{len(works)} of {rates['threat'].nunique()} threats" + (f" ({which})" if which else "")
-        said.append(f"{model} learns the same small patch for {counted}, at the same poison rate.")
+        probe = skills.loc[(skills["model"] == model) & (skills["name"] == f"probe: {first['attack']}"), "value"]
+        seen = f" (probe {words.number(probe.iloc[0])})" if len(probe) else ""
+        said.append(f"{model}{seen} learns the same small patch for {counted}, at the same poison rate.")
     return " ".join(said) or "No other model was tuned on it in this store."
