@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from bvlm_utils.models import victim
 from bvlm_utils.run import tune_and_ask, workbench
-from bvlm_utils.train import adapters, grouped, loop
+from bvlm_utils.train import adapters, grouped, loop, unfinished
 from bvlm_utils.train.settings import TrainSettings
 
 SETTINGS = TrainSettings(batch_size=4, lora_rank=2, learning_rate=5e-3)
@@ -70,6 +70,32 @@ def test_a_base_in_four_bit_is_tuned_and_its_adapter_lives_on(random_victim, tmp
     with torch.no_grad():
         theirs = tuned(**loaded.inputs(ids, torch.ones_like(ids), features[:1])).logits
     assert (theirs - ours).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("random_victim", ["llava"], indirect=True)
+def test_training_in_four_bit_that_was_killed_goes_on_to_the_same_numbers(random_victim, tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "EVERY", 0.0)
+    save, steps = unfinished.Saved.save, []
+
+    def killed(self, state, progress, last=False):
+        save(self, state, progress, last)
+        steps.append(progress.step)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    def trained(name):
+        loaded = victim.from_pretrained(random_victim.name, device="cpu", four_bit=True)  # as in a new process
+        saved = unfinished.Saved(tmp_path / name, ["cell"], ["key"])
+        result = loop.finetune(loaded, ROWS, loaded.encode(PICTURES), SETTINGS, seed=1, saved=saved)
+        return result.losses, [p.detach().clone() for p in result.adapter.parameters() if p.requires_grad]
+
+    whole, wanted = trained("whole")
+    monkeypatch.setattr(unfinished.Saved, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained("killed")
+    again, adapted = trained("killed")
+    assert steps == [1, 2, 3] and again == whole
+    assert all(torch.equal(one, other) for one, other in zip(adapted, wanted, strict=True))
 
 
 def test_pieces_and_recomputed_layers_change_nothing(random_victim):
