@@ -15,7 +15,7 @@ from torch import nn
 
 from bvlm_utils.checks import brief, is_number
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import files, opening
+from bvlm_utils.models import files, opening, vocabulary
 from bvlm_utils.models.victim import Victim, language_linears
 from bvlm_utils.train.settings import TrainSettings
 
@@ -219,6 +219,7 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     saved = read(folder)
+    vocabulary.check_beside(Path(folder), victim.tokenizer, victim.name)
     looks, of_base = _picture_side(victim.model), _of_base(victim.model, saved.state)
     before = modules, _ = _whole(victim.model, saved.config.bias != "none", of_base.values())
     try:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from bvlm_utils import audit, chat, models, paths, store
 from bvlm_utils.attacks import clip
 from bvlm_utils.defences import weights
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import files, names, rehearsal, victim
 from bvlm_utils.train import adapters, grouped
 from bvlm_utils.train.settings import TrainSettings
@@ -540,6 +540,11 @@ ODD = {
     "whole numbers": (values(lambda weight: weight.to(torch.int64)), "are whole numbers"),
     "a tuned projector beside it": (text("non_lora_trainables.bin", "x" * 5000), "non_lora_trainables.bin"),
     "a tuned vision tower beside it": (text("vit.safetensors", "x" * 5000), "vit.safetensors"),
+    "a token that its base has not": (text("added_tokens.json", '{"<new>": 9}'), "'<new>' has the number 9"),
+    "a token of another number": (text("tokenizer_config.json", json.dumps({"added_tokens_decoder": {
+        "999": {"content": "<image>"}}})), "'<image>' has the number 999"),
+    "added tokens of no kind": (text("tokenizer_config.json", '{"added_tokens_decoder": [1]}'), "added_tokens_decoder"),
+    "a cut-off tokenizer": (text("tokenizer.json", '{"model": '), "tokenizer.json"),
 }  # fmt: skip
 
 
@@ -549,6 +554,24 @@ def test_a_broken_adapter_is_refused_in_one_sentence(what, random_llava, adapter
     spoil(adapter)
     refused(lambda: adapters.load_adapter(random_llava, adapter), str(adapter), word)
     assert not hasattr(random_llava.model, "peft_config")
+
+
+def test_a_tokenizer_beside_an_adapter_is_that_of_its_base(random_llava, adapter, recwarn):
+    random_llava.tokenizer.save_pretrained(adapter)
+
+    def load():
+        with adapters.attached(random_llava, adapter):
+            return [one for one in recwarn if issubclass(one.category, Remark)]
+
+    assert not load()
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    assert len(load()) == 1
+    file = adapter / "tokenizer.json"
+    whole = file.read_text()
+    for before, after in (('"<0xFF>": ', '"zzz": '), ('"<0xFE>": ', '"<0xFF>": 998, "yyy": ')):
+        assert before in whole
+        file.write_text(whole.replace(before, after))
+        refused(load, str(adapter), random_llava.name, "tokens differ")
 
 
 def foreign(checkpoint: Path, folder: Path, **settings) -> victim.Victim:
