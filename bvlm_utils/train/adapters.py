@@ -131,7 +131,9 @@ def read(folder: Path | str) -> GroupResult:
         config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED})
         config.inference_mode = True
         state = load_file(folder / WEIGHTS)
-    except (ValueError, TypeError, SafetensorError) as error:
+        small = {name for name, value in state.items() if value.is_floating_point() and value.itemsize == 1}
+        state |= {name: state[name].float() for name in small}  # torch multiplies none of 8 bits, and reads none of 4
+    except (ValueError, TypeError, SafetensorError, NotImplementedError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
     _check_numbers(folder, state)
     return GroupResult({_current(name): value for name, value in state.items()}, config)

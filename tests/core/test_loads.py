@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bvlm_utils import audit, chat, models, paths, store
+from bvlm_utils import audit, chat, defences, models, paths, store
 from bvlm_utils.attacks import clip
 from bvlm_utils.defences import weights
 from bvlm_utils.errors import InputError, Remark
@@ -445,6 +445,14 @@ def test_an_adapter_goes_on_and_off(random_llava, adapter):
     on = {name.replace(".default", ""): value for name, value in loaded.state_dict().items() if ".lora_" in name}
     adapters.detach(random_llava, loaded)
     assert on.keys() == saved.state.keys() and all(torch.equal(on[name], saved.state[name]) for name in on)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bits_are_used_as_they_are(kind, random_llava, adapter):
+    changed(adapter / adapters.WEIGHTS, lambda state: state.update({k: (v + 0.1).to(kind) for k, v in state.items()}))
+    saved, stored = adapters.read(adapter), load_file(adapter / adapters.WEIGHTS)
+    assert all(torch.equal(value, stored[name].float()) for name, value in saved.state.items())
+    assert defences.get("shrink").repair(random_llava, weights.whole(random_llava, saved)).digest != saved.digest
 
 
 def test_an_adapter_of_an_older_transformers_is_read_by_todays_names(random_llava, adapter):
