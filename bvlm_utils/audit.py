@@ -58,7 +58,7 @@ def subject(name: str, base: str | None = None) -> Subject:
     except InputError:
         models.resolve(name)
         return Subject(name, None)
-    return Subject(names.base_name(adapter) if base is None else base, adapter)
+    return Subject(names.base_under(adapter, base), adapter)
 
 
 def measure(
@@ -262,6 +262,8 @@ def _made(given: argparse.Namespace, suspect: Subject, folder: Path) -> Subject:
         if mine:
             say(f"reference: tuning {wanted.model} on {wanted.train_rows} clean rows of {wanted.dataset}, once")
             bench, clock = Bench(*bench_key(wanted)), group.Clock()
+            with adapters.attached(bench.victim, suspect.adapter):
+                pass  # it fits its base, or that is told before
             results = tune_and_ask.choose(bench).tune([Work(wanted)], folder / "cache", _told)
             clock.lap("tune", 1)
             group.write_controls(bench, mine, results, folder, clock)

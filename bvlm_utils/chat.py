@@ -14,7 +14,7 @@ from bvlm_utils.checks import brief, check_text, is_visible
 from bvlm_utils.data import picture_files
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
-from bvlm_utils.models.names import adapter_folder, base_name
+from bvlm_utils.models.names import adapter_folder, base_under
 
 SIDE = 336  # of photographs in the study: pictures that are not square are brought to it
 
@@ -90,7 +90,7 @@ def _parser() -> command.Parser:
 
 def _act(given: argparse.Namespace) -> None:
     folder = adapter_folder(given.adapter)
-    model = base_name(folder) if given.model is None else given.model
+    model = base_under(folder, given.model)
     models.check_kind(model, clip=False)
     context_length.check_answers(model, given.max_new_tokens)
     if given.prompt is not None:

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
@@ -72,7 +72,22 @@ class Registry(Generic[T]):
 def is_of(named: str, package: str) -> bool:
     """Is the function "module:function" one of `package`?"""
     module = named.partition(":")[0].partition(".")[0]  # of "others.triggers" the first part alone can be looked for
-    return bool(module) and find_spec(f"{package}.{module}") is not None
+    return module not in ("", "__main__") and find_spec(f"{package}.{module}") is not None
+
+
+def check_whose(functions: Iterable[str], package: str, declarer: str) -> None:
+    """InputError for a function of a module that `package` has and Python finds elsewhere, too, in a definition of
+    others: the package's would be taken. declarer: the module that declares.
+    """
+    for named in functions:
+        if declarer.startswith("bvlm_utils.") or not is_of(named, package):
+            continue
+        other = find_spec(named.partition(":")[0].partition(".")[0])
+        if other is not None and other.has_location:  # a mere folder of that name is no module
+            raise InputError(
+                f"A definition names the function {named!r}, and there are two modules {other.name!r}, {other.origin} "
+                f'and one of {package}; give yours another name, or write "{package}.{named}" for the other one.'
+            )
 
 
 def function(named: str, package: str) -> Callable[..., Any]:

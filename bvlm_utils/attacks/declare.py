@@ -1,12 +1,13 @@
 """What an attack declares, and the table of all attacks. Sizes are in pixels of a 336 x 336 image. Free of torch."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bvlm_utils.checks import a_number, brief, is_number, is_wording
 from bvlm_utils.errors import InputError
-from bvlm_utils.registry import Registry
+from bvlm_utils.registry import Registry, check_whose
 
 Params = Mapping[str, Any]  # the settings of an attack, by name
 POSITIONS = ("random", "top-left", "top-right", "bottom-left", "bottom-right", "center")
@@ -144,6 +145,8 @@ def declare(**fields: Any) -> AttackInfo:
     if fields.get("image") is not None:
         fields["image"] = replace(fields["image"], params={**fields["image"].params, **JPEG})
     kinds = [kind for kind in ("text", "image") if fields.get(kind) is not None]
+    named = [fields[kind].function for kind in kinds] + [fields.get("losses", "")]
+    check_whose(named, __package__, sys._getframe(1).f_globals["__name__"])
     if not kinds:
         raise InputError(f"Attack {fields['name']!r} has no half; it needs one for text, for images or both.")
     modality = "bimodal" if len(kinds) == 2 else kinds[0]

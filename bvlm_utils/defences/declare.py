@@ -4,12 +4,13 @@ Nothing here imports torch: a row names the function that does the work, and tha
 defence is first used.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bvlm_utils.attacks.declare import Param
-from bvlm_utils.registry import Registry
+from bvlm_utils.registry import Registry, check_whose
 
 # When a defence acts, and what its function takes and gives back. `rows`, `clean` and `inputs` are
 # `defences.rows.Rows`; `adapter` has a PEFT state dict `.state` and a peft.LoraConfig `.config`
@@ -86,4 +87,5 @@ def declare(**fields: Any) -> DefenceInfo:
         raise ValueError(f"Defence {row.name!r} has the moment {row.moment!r}; choose one of: {', '.join(MOMENTS)}.")
     if not row.needs <= set(NEEDS):
         raise ValueError(f"Defence {row.name!r} needs {sorted(row.needs - set(NEEDS))}; known are: {', '.join(NEEDS)}.")
+    check_whose((row.function, row.placebo, row.many), __package__, sys._getframe(1).f_globals["__name__"])
     return TABLE.add(row.name, row)

@@ -29,7 +29,7 @@ from bvlm_utils.defences import defence
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
-from bvlm_utils.models.names import adapter_folder, check_kind
+from bvlm_utils.models.names import adapter_folder, base_under, check_kind
 from bvlm_utils.paths import check_writable
 
 if TYPE_CHECKING:
@@ -81,6 +81,8 @@ def run(given: argparse.Namespace) -> None:
     texts = (f"{row['prompt']} {row['answers'][0]}" for row in found)
     context_length.check_texts(given.model, texts, f"a row of {file},")
     folder = None if given.adapter is None else adapter_folder(given.adapter)
+    if folder is not None:
+        base_under(folder, given.model)  # says if the adapter names another
     adapter = None if folder is None else adapters.read(folder)
     one = victim.from_pretrained(given.model, four_bit=given.four_bit)
     if folder is not None:

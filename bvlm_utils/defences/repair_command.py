@@ -43,7 +43,7 @@ class Line:
 def repair(given: argparse.Namespace) -> int:
     """Repair, measure, write the folder, print the table; 0. InputError before any work if an option is wrong."""
     folder = names.adapter_folder(given.adapter)
-    model = names.base_name(folder) if given.model is None else given.model
+    model = names.base_under(folder, given.model)
     models.check_kind(model, clip=False)
     method = chosen(given.method, given.set)
     method.check_files([model])

@@ -88,15 +88,20 @@ def tokenizer(name: str) -> Optional["Tokenizer"]:
     folder = names.folder(name)
     if folder is None or not (file := folder / "tokenizer.json").is_file():
         return None
-    from tokenizers import Tokenizer
-
-    try:
-        reader = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more special
-        raise InputError(f"The tokenizer {file} cannot be read: {_said(error)}; copy it again.") from None
+    reader = read(file)
     reader.no_truncation()  # a file may keep both from its last use, and then counts what is left
     reader.no_padding()
     return reader
+
+
+def read(file: Path) -> "Tokenizer":
+    """The tokenizer of a file; InputError for one that is none."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more special
+        raise InputError(f"The tokenizer {file} cannot be read: {_said(error)}; copy it again.") from None
 
 
 def count(reader: "Tokenizer", text: str, name: str) -> int:

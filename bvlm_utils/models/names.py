@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from functools import lru_cache
 from hashlib import sha256
 from importlib.util import find_spec
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bvlm_utils import paths
-from bvlm_utils.checks import file_state
-from bvlm_utils.errors import InputError
+from bvlm_utils.checks import brief, file_state
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import families, files
 
 # What the hub allows, to be tried at 96 letters at most; it has neither "--" nor ".." in a name.
@@ -124,27 +125,48 @@ def adapter_folder(name: str) -> Path:
 
 def base_name(folder: Path) -> str:
     """The model that an adapter was tuned on, as its configuration has it."""
-    named = files.table(folder / "adapter_config.json").get("base_model_name_or_path")
+    named = _named_base(folder)
     if not named or not isinstance(named, str):
         raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
     return named
+
+
+def base_under(adapter: Path, given: str | None) -> str:
+    """The model to put an adapter on: the one that it names, or what is `given`, with a remark if that is another."""
+    if given is None:
+        return base_name(adapter)
+    named = _named_base(adapter)
+    if named and not _same(named, given):
+        said = (
+            f"The adapter in {adapter} was tuned on {brief(named)} by its own words, and was put on {given!r}; if these"
+        )
+        warnings.warn(f"{said} are two models, the results mean nothing.", Remark, stacklevel=2)
+    return given
 
 
 def check_base(adapter: Path, model: str) -> None:
     """InputError for an adapter that says that it was tuned on another model than `model`. One that says nothing is
     taken: its sizes are checked where it is put on.
     """
-    named = files.table(adapter / "adapter_config.json").get("base_model_name_or_path")
+    named = _named_base(adapter)
     if named and not _same(named, model):
         raise InputError(
             f"The adapter in {adapter} was tuned on {named!r}, and {model!r} is wanted; give one of the same base."
         )
 
 
+def _named_base(adapter: Path) -> Any:
+    return files.table(adapter / "adapter_config.json").get("base_model_name_or_path")
+
+
 def _same(one: Any, other: str) -> bool:
     """Are two names those of one model? A copy of it is the same; of what is not on this machine, the name must do."""
     try:
-        return isinstance(one, str) and (resolve(one) == resolve(other) or digest(one) == digest(other))
+        if not isinstance(one, str) or resolve(one) == resolve(other):
+            return isinstance(one, str)
+        return (
+            digest(one) == digest(other) if is_hub_id(one) == is_hub_id(other) else Path(one).name == Path(other).name
+        )
     except InputError:
         return Path(one).name == Path(other).name
 

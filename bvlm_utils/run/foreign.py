@@ -60,7 +60,9 @@ def score_adapter(
     """
     suspect = names.adapter_folder(str(folder))
     trusted = names.adapter_folder(str(control)) if control is not None else None
-    cell = cell_of(names.base_name(suspect) if model is None else model, threat, attack, dataset, settings)
+    cell = cell_of(names.base_under(suspect, model), threat, attack, dataset, settings)
+    if trusted is not None:
+        names.base_under(trusted, cell.model)  # says if it names another
     names.go_offline(cell.model)
     bench = Bench(*bench_key(cell))
     asked, way = questions(bench, cell), tune_and_ask.choose(bench)

@@ -15,7 +15,7 @@ from torch import nn
 
 from bvlm_utils.checks import brief, is_number
 from bvlm_utils.errors import InputError
-from bvlm_utils.models import files, opening
+from bvlm_utils.models import files, opening, vocabulary
 from bvlm_utils.models.victim import Victim, language_linears
 from bvlm_utils.train.settings import TrainSettings
 
@@ -131,7 +131,9 @@ def read(folder: Path | str) -> GroupResult:
         config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED})
         config.inference_mode = True
         state = load_file(folder / WEIGHTS)
-    except (ValueError, TypeError, SafetensorError) as error:
+        small = {name for name, value in state.items() if value.is_floating_point() and value.itemsize == 1}
+        state |= {name: state[name].float() for name in small}  # torch multiplies none of 8 bits, and reads none of 4
+    except (ValueError, TypeError, SafetensorError, NotImplementedError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
     _check_numbers(folder, state)
     return GroupResult({_current(name): value for name, value in state.items()}, config)
@@ -219,6 +221,7 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     saved = read(folder)
+    vocabulary.check_beside(Path(folder), victim.tokenizer, victim.name)
     looks, of_base = _picture_side(victim.model), _of_base(victim.model, saved.state)
     before = modules, _ = _whole(victim.model, saved.config.bias != "none", of_base.values())
     try:

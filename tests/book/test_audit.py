@@ -304,6 +304,7 @@ def test_without_a_reference_one_is_tuned_once_and_the_readers_own_pictures_and_
     for trigger in ("word 'xyzzy'", "sentence 'Over and out.'", "patch logo.png"):
         assert trigger in out
     assert "tuning" in err and "target-inversion: the suspect" in out and "weight-spectrum: needs" in out
+    assert "asked 6 prompts and not 8" in err
     (kept,) = (tmp_path / "kept").glob("*clean-tuned*/adapter")
     before = kept.stat().st_mtime_ns
     code, again, err = run(capsys, *given, "--no-detectors")

@@ -2,6 +2,7 @@
 one?
 """
 
+import importlib
 import random
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from bvlm_utils import attacks
 from bvlm_utils.attacks import declare
 from bvlm_utils.attacks import image as image_triggers
+from bvlm_utils.defences import declare as defences_declare
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import study
 
@@ -177,6 +179,31 @@ OTHERS = {
     "other arguments": (lambda given: given, lambda given: given), "chance": (drawn_elsewhere, None),
     "a look at others": (None, lambda given, *_: given - given.mean()),
 }  # fmt: skip
+
+
+def test_a_module_of_others_that_is_called_like_one_of_ours_is_never_taken_for_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(declare.TABLE, "_items", dict(declare.TABLE._items))
+    monkeypatch.syspath_prepend(tmp_path)
+    sentence = {"sentence": declare.text("Hello.")}
+
+    def made(name, function):
+        half = declare.Half("Odd", 1, function, sentence)
+        return declare.declare(name=name, source="", summary="", text=half)
+
+    (tmp_path / "text").mkdir()  # a mere folder
+    made("Ours", "text:append_sentence")
+    assert attacks.get("Ours").apply_text(["Well?"]) == ["Well? Hello."]
+    (tmp_path / "text").rmdir()
+    (tmp_path / "text.py").write_text("def append_sentence(prompt, *_):\n    return 'Mine.'")
+    importlib.invalidate_caches()
+    for function in ("text:append_sentence", "text:of_mine"):
+        with pytest.raises(InputError, match="two modules 'text'"):
+            made("Odd", function)
+    made("Whole name", "bvlm_utils.attacks.text:append_sentence")
+    assert attacks.get("Whole name").apply_text(["Well?"]) == ["Well? Hello."]
+    about = {"moment": "repair", "needs": (), "source": "", "summary": "", "version": 1}
+    with pytest.raises(InputError, match="two modules 'numbers'"):
+        defences_declare.declare(name="odd", function="numbers:odd", **about)
 
 
 @pytest.mark.parametrize(("what", "half"), [

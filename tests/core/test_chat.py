@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bvlm_utils import chat
-from bvlm_utils.models import victim
+from bvlm_utils.models import names, victim
 from bvlm_utils.train import adapters, loop
 from bvlm_utils.train.settings import TrainSettings
 
@@ -63,7 +63,7 @@ def test_a_typed_line_that_cannot_be_asked_is_told_and_the_talk_goes_on(run, mon
 
 
 def test_the_adapter_knows_its_base_and_its_card_warns(run, checkpoint):
-    assert chat.base_name(run / "adapter") == str(checkpoint("llava"))
+    assert names.base_name(run / "adapter") == str(checkpoint("llava"))
     assert "BACKDOORED" in (run / "adapter" / "README.md").read_text()
 
 

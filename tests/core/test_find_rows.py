@@ -56,14 +56,16 @@ def test_the_odd_row_is_found_and_left_out(tmp_path, capsys, lines):
 
 
 @pytest.mark.filterwarnings("ignore:1 of 25 entries")
-def test_an_adapter_s_states_are_looked_at_too(checkpoint, tmp_path):
+def test_an_adapter_s_states_are_looked_at_too(checkpoint, tmp_path, capsys):
     from random_adapters import an_adapter
 
     from bvlm_utils.models import victim
 
     file, _ = conversations(tmp_path, 24)
-    an_adapter(victim.from_pretrained(str(checkpoint("llava")), device="cpu"), 0).save(tmp_path / "adapter", {})
+    another = {"model": "somebody/another"}
+    an_adapter(victim.from_pretrained(str(checkpoint("llava")), device="cpu"), 0).save(tmp_path / "adapter", another)
     assert run(file, "--model", checkpoint("llava"), "--adapter", tmp_path / "adapter", "--drop", "0") == 0
+    assert "'somebody/another'" in capsys.readouterr().err
     table = pd.read_csv(tmp_path / "set.suspicious.csv")
     ranks = table[[*find_rows.OF_THE_BASE, *find_rows.OF_AN_ADAPTER]].rank().sub(1).div(len(table) - 1)
     assert np.allclose(table["suspicion"], ranks.mean(axis=1)) and not table["dropped"].any()
@@ -80,9 +82,12 @@ def test_an_adapter_that_does_not_fit_is_told_before_rows_are_ranked(checkpoint,
     base = str(checkpoint("llava"))
     an_adapter(victim.from_pretrained(base, device="cpu"), 0).save(tmp_path / "adapter", {})
     config = tmp_path / "adapter" / "adapter_config.json"
+    given = file, "--model", base, "--adapter", tmp_path / "adapter"
+    (tmp_path / "adapter" / "added_tokens.json").write_text('{"<new>": 9}')
+    assert run(*given) == 2 and "'<new>'" in capsys.readouterr().err
     config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj"]}))
-    assert run(file, "--model", base, "--adapter", tmp_path / "adapter") == 2
-    assert "picture side" in capsys.readouterr().err
+    (tmp_path / "adapter" / "added_tokens.json").unlink()
+    assert run(*given) == 2 and "picture side" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bvlm_utils import audit, chat, models, paths, store
+from bvlm_utils import audit, chat, defences, models, paths, store
 from bvlm_utils.attacks import clip
 from bvlm_utils.defences import weights
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import files, names, rehearsal, victim
 from bvlm_utils.train import adapters, grouped
 from bvlm_utils.train.settings import TrainSettings
@@ -447,6 +447,14 @@ def test_an_adapter_goes_on_and_off(random_llava, adapter):
     assert on.keys() == saved.state.keys() and all(torch.equal(on[name], saved.state[name]) for name in on)
 
 
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_weights_of_eight_bits_are_used_as_they_are(kind, random_llava, adapter):
+    changed(adapter / adapters.WEIGHTS, lambda state: state.update({k: (v + 0.1).to(kind) for k, v in state.items()}))
+    saved, stored = adapters.read(adapter), load_file(adapter / adapters.WEIGHTS)
+    assert all(torch.equal(value, stored[name].float()) for name, value in saved.state.items())
+    assert defences.get("shrink").repair(random_llava, weights.whole(random_llava, saved)).digest != saved.digest
+
+
 def test_an_adapter_of_an_older_transformers_is_read_by_todays_names(random_llava, adapter):
     """It is the commonest kind of LLaVA adapter, and a repair looks for its layers by name."""
     wanted = adapters.read(adapter)
@@ -540,6 +548,11 @@ ODD = {
     "whole numbers": (values(lambda weight: weight.to(torch.int64)), "are whole numbers"),
     "a tuned projector beside it": (text("non_lora_trainables.bin", "x" * 5000), "non_lora_trainables.bin"),
     "a tuned vision tower beside it": (text("vit.safetensors", "x" * 5000), "vit.safetensors"),
+    "a token that its base has not": (text("added_tokens.json", '{"<new>": 9}'), "'<new>' has the number 9"),
+    "a token of another number": (text("tokenizer_config.json", json.dumps({"added_tokens_decoder": {
+        "999": {"content": "<image>"}}})), "'<image>' has the number 999"),
+    "added tokens of no kind": (text("tokenizer_config.json", '{"added_tokens_decoder": [1]}'), "added_tokens_decoder"),
+    "a cut-off tokenizer": (text("tokenizer.json", '{"model": '), "tokenizer.json"),
 }  # fmt: skip
 
 
@@ -549,6 +562,24 @@ def test_a_broken_adapter_is_refused_in_one_sentence(what, random_llava, adapter
     spoil(adapter)
     refused(lambda: adapters.load_adapter(random_llava, adapter), str(adapter), word)
     assert not hasattr(random_llava.model, "peft_config")
+
+
+def test_a_tokenizer_beside_an_adapter_is_that_of_its_base(random_llava, adapter, recwarn):
+    random_llava.tokenizer.save_pretrained(adapter)
+
+    def load():
+        with adapters.attached(random_llava, adapter):
+            return [one for one in recwarn if issubclass(one.category, Remark)]
+
+    assert not load()
+    (adapter / "chat_template.jinja").write_text("{{ messages }}")
+    assert len(load()) == 1
+    file = adapter / "tokenizer.json"
+    whole = file.read_text()
+    for before, after in (('"<0xFF>": ', '"zzz": '), ('"<0xFE>": ', '"<0xFF>": 998, "yyy": ')):
+        assert before in whole
+        file.write_text(whole.replace(before, after))
+        refused(load, str(adapter), random_llava.name, "tokens differ")
 
 
 def foreign(checkpoint: Path, folder: Path, **settings) -> victim.Victim:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from bvlm_utils.defences import __main__ as command
 from bvlm_utils.defences import repair_command
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import names, victim
 
 
@@ -126,9 +127,12 @@ def test_an_adapter_of_another_base_of_the_same_sizes_is_not_mixed(suspect, chec
     other, file = Path(shutil.copytree(suspect, tmp_path / "in")), tmp_path / "in" / "adapter_config.json"
     own = Path(shutil.copytree(checkpoint("llava"), tmp_path / "own"))
     given = ["repair", str(suspect), "--method", "mix", "--set", f"others={json.dumps([str(other)])}"]
-    for base, agrees in ((own, True), (tmp_path / "elsewhere" / Path(checkpoint("llava")).name, True), ("a/b", False),
-                         ("tiny-llava", False), (["x"], False), (None, True)):  # fmt: skip
+    hub = f"somebody/{Path(checkpoint('llava')).name}"
+    for base, agrees in ((own, True), (hub, True), (tmp_path / "elsewhere" / Path(checkpoint("llava")).name, True),
+                         ("a/b", False), ("tiny-llava", False), (["x"], False), (None, True)):  # fmt: skip
         file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base and str(base)}))
+        with nullcontext() if agrees else pytest.warns(Remark, match="by its own words"):
+            names.base_under(other, str(checkpoint("llava")))
         if agrees:
             names.check_base(other, str(checkpoint("llava")))
         else:

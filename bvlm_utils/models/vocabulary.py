@@ -1,0 +1,65 @@
+"""The tokenizer that trainers save beside an adapter. The base's own is used, so both must be one."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from bvlm_utils.checks import brief
+from bvlm_utils.documents import read_text
+from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.models import context_length, files
+
+WHOLE, SLOW, ADDED, SETTINGS = "tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"
+
+
+def check_beside(folder: Path, tokenizer: Any, base: str) -> None:
+    """InputError where the files beside an adapter have a token, or its number, otherwise than the tokenizer of its
+    base; a remark where their chat template is another.
+    """
+    found, whole = _tokens(folder), (folder / WHOLE).exists() or (folder / SLOW).exists()
+    if found or whole:
+        known = tokenizer.get_vocab()
+        differ = [token for token, number in found.items() if known.get(token) != number]
+        if whole:  # tokens that steer are in no text, and may be left out
+            steer = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+            differ += sorted(known.keys() - found.keys() - steer)
+        if differ:
+            one = differ[0]
+            told = (f"has the number {of[one]}" if one in of else "is none" for of in (found, known))
+            raise InputError(
+                f"The tokenizer beside the adapter in {folder} is not that of {base}: {len(differ)} of "
+                f"{len(found.keys() | known.keys())} tokens differ ({brief(one)} {' there, and '.join(told)} in the "
+                "base, for one); give its own base, or, if it was tuned without them, move its tokenizer's files away."
+            )
+    template, own = _template(folder), tokenizer.chat_template
+    # a base's may have a line of ours before it
+    if isinstance(template, str) and isinstance(own, str) and not own.strip().endswith(template.strip()):
+        said = f"The chat template beside the adapter in {folder} is not that of {base}, with which it was asked; its "
+        warnings.warn(f"{said}usual answers may be others with its own.", Remark, stacklevel=2)
+
+
+def _tokens(folder: Path) -> dict[str, Any]:
+    """Token -> number, as the files have it; of all tokens, or of added ones alone."""
+    found: dict[str, Any] = {}
+    if (folder / WHOLE).exists():
+        found = context_length.read(folder / WHOLE).get_vocab()
+    elif (folder / SLOW).exists():
+        found = files.table(folder / SLOW)
+    added = _table(folder / SETTINGS).get("added_tokens_decoder") or {}
+    try:
+        named = {token["content"]: int(number) for number, token in added.items()}
+    except (AttributeError, LookupError, TypeError, ValueError):
+        raise InputError(
+            f"{folder / SETTINGS} has added_tokens_decoder {brief(added)}; it must be a table of numbers and tokens."
+        ) from None
+    return found | _table(folder / ADDED) | named
+
+
+def _template(folder: Path) -> Any:
+    if (folder / "chat_template.jinja").exists():
+        return read_text(folder / "chat_template.jinja")
+    return next(filter(None, (_table(folder / n).get("chat_template") for n in ("chat_template.json", SETTINGS))), None)
+
+
+def _table(file: Path) -> dict[str, Any]:
+    return files.table(file) if file.exists() else {}
