@@ -69,10 +69,9 @@ class Attack:
         half = self.info.text
         if half is None:
             return prompts
-        worded = function(half.function, OURS)
         draws = draws_of(self, "text", seed, keys, len(prompts))
         pairs = zip(prompts, draws, strict=True)
-        return [_words(self, worded(prompt, stream, self.params, self.aim)) for prompt, stream in pairs]
+        return [_words(self, _made(self, half, prompt, stream, self.params, self.aim)) for prompt, stream in pairs]
 
     def triggered(self, prompts: Sequence[str], seed: int = 0, keys: Keys = None) -> list[str]:
         """`apply_text` to the prompts of rows; InputError for one that stays as it is, and would pass for triggered."""
@@ -97,7 +96,7 @@ class Attack:
         draws = draws_of(self, "image", seed, keys, len(images))
         if len(images) == 0:
             return images
-        painted = function(half.function, OURS)(images, draws, params_of(self, "image"), self.aim)
+        painted = _made(self, half, images, draws, params_of(self, "image"), self.aim)
         _check_painted(self, painted, tuple(images.shape))
         quality = self.params.get("jpeg_quality")  # a patch of a reader's own has none
         return function("image:as_jpeg", OURS)(painted, quality) if quality else painted
@@ -121,8 +120,9 @@ class Attack:
 
     @property
     def foreign_halves(self) -> list[Half]:
-        """The halves whose functions others wrote."""
-        return [half for half in (self.info.text, self.info.image) if half and not is_of(half.function, OURS)]
+        """The halves whose functions others wrote: ours are in this package, and have an id."""
+        halves = filter(None, (self.info.text, self.info.image))
+        return [half for half in halves if not (half.id and is_of(half.function, OURS))]
 
     def fingerprint(self, half: str) -> str:
         """Hex digest of all that decides what a half ("text" or "image") does but seed, key and input: results are kept
@@ -145,32 +145,46 @@ class Attack:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def rehearse(attack: Attack) -> None:
-    """InputError for functions of others that trigger no prompt or no picture, or each row otherwise beside another.
-    What is optimised is not tried, as it takes its time.
+def rehearse(attack: Attack, side: int = TRIED) -> None:
+    """InputError for functions of others that trigger no prompt or no picture, or each row otherwise beside another,
+    and for a picture of `side` pixels that stays as it is, also by settings of ours. What is optimised is not tried, as
+    it takes its time.
     """
-    halves = attack.foreign_halves
-    alike = True
-    try:
-        if attack.info.text in halves:
-            prompts = ["What is in this picture?", "A dog?"]
-            alike = attack.apply_text(prompts) == [attack.apply_text([p], 0, [n])[0] for n, p in enumerate(prompts)]
-        if attack.info.image in halves and not (attack.info.losses or attack.info.surrogate):
-            import torch
+    halves, image, alike = attack.foreign_halves, attack.info.image, True
+    if attack.info.text in halves:
+        prompts = ["What is in this picture?", "A dog?"]
+        alike = attack.apply_text(prompts) == [attack.apply_text([p], 0, [n])[0] for n, p in enumerate(prompts)]
+    odd = image in halves or attack.params != attack.info.defaults
+    if image and odd and not (attack.info.losses or attack.info.surrogate):
+        import torch
 
-            images = torch.rand(2, 3, TRIED, TRIED, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-            alone = torch.cat([attack.apply_image(images[n : n + 1].clone(), 0, [n]) for n in range(2)])
-            alike &= torch.allclose(attack.apply_image(images.clone()), alone, atol=1e-3)
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # in code that is not ours anything may go wrong
-        said = in_words(error)
-        raise InputError(f"Attack {attack.name!r} fails where it is tried ({said}); mend its functions.") from error
+        images = torch.rand(2, 3, side, side, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        images[1] /= 4  # a darker one: who looks at the other row is found out
+        images = images.mul(255).round() / 255
+        alone = torch.cat([attack.apply_image(images[n : n + 1].clone(), 0, [n]) for n in range(2)])
+        alike &= torch.allclose(attack.apply_image(images.clone()), alone, atol=1e-3)
+        if not (alone.clamp(0, 1) - images).abs().flatten(1).gt(0.5 / 255).any(1).all():
+            raise InputError(
+                f"The image half of {attack.name} changes nothing in a picture of {side} x {side} pixels, with "
+                f"{attack.params}; take other parameters, or another attack."
+            )
     if not alike:
         raise InputError(
             f"Attack {attack.name!r} does not do the same to a row again, alone or beside others; draw from `draws` "
             "alone, and look at no other row."
         )
+
+
+def _made(attack: Attack, half: Half, given: Any, *more: Any) -> Any:
+    """What the function of a half makes of a prompt or of pictures; InputError for an error in one that is not ours."""
+    made = function(half.function, OURS)
+    try:
+        return made(given, *more)
+    except Exception as error:  # in code that is not ours anything may go wrong
+        if isinstance(error, InputError | MemoryError) or half not in attack.foreign_halves:
+            raise
+        what = f"the prompt {brief(given)}" if isinstance(given, str) else f"pictures {tuple(given.shape)}"
+        raise InputError(f"Attack {attack.name!r} fails on {what} ({in_words(error)}); mend its functions.") from error
 
 
 def names() -> list[str]:

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from bvlm_utils import data, threats
+from bvlm_utils import data, skills, threats
 from bvlm_utils.attacks import Attack
 from bvlm_utils.checks import brief
 from bvlm_utils.errors import InputError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bvlm_utils.models.victim import Victim
 
 CUT = 0.1  # share of the targets that may be too long for an answer: a few rows of real data always are
-TRIED = 1000  # test rows that a threat of others is tried on
+TRIED = 1000  # rows of a split that a threat of others is tried on
 DRAWN = 6000  # rows of drawn scenes that are looked at: those that are kept drawn, and the rest is made like them
 
 Row = Mapping[str, Any]
@@ -33,11 +33,16 @@ def check(cells: Sequence[Cell]) -> None:
     seen, rows_of = set(), cache(_rows)
     for cell in cells:
         own_model = rehearsal.opened(cell.model, cell.picture_last) is not None
-        own, worded = own_model or ":" in cell.dataset, own_model or any((cell.attack_params, cell.threat_params))
         others = not cell.is_control and threats.is_others(cell.resolved_threat)
-        if others and (tried := (cell.resolved_threat, cell.dataset)) not in seen:
-            threats.rehearse(cell.resolved_threat, rows_of(cell.dataset, "test", None)[:TRIED])
+        worded = own_model or others or bool(cell.attack_params or cell.threat_params)
+        worded |= not cell.is_control and bool(cell.resolved_attack.foreign_halves)
+        own = own_model or ":" in cell.dataset
+        if others and (tried := (cell.resolved_threat, cell.dataset, cell.train_rows)) not in seen:
+            for split, count in (("test", None), ("train", cell.train_rows)):
+                threats.rehearse(cell.resolved_threat, rows_of(cell.dataset, split, count)[:TRIED])
             seen.add(tried)
+        if cell.skill and not cell.resolved_skill.fits.__module__.startswith("bvlm_utils."):
+            skills.rehearse(cell.resolved_skill, rows_of(cell.dataset, "train", cell.train_rows)[:TRIED])
         for split, count in (("train", cell.train_rows), ("test", None)) if own or worded else ():
             rows = rows_of(cell.dataset, split, count)
             as_is = (cell.model, cell.picture_last, cell.dataset, split, count, cell.max_new_tokens)
@@ -54,7 +59,7 @@ def check(cells: Sequence[Cell]) -> None:
             check_grades(cell, rows_of(cell.dataset, "test", None))
             seen.add(graded)
         said = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.resolved_threat, cell.skill)
-        asked = own or worded or others or cell.max_new_tokens < MAX_NEW_TOKENS
+        asked = own or worded or cell.max_new_tokens < MAX_NEW_TOKENS
         if asked and not cell.is_control and said not in seen:
             check_targets(cell, rows_of(cell.dataset, "test", None))
             check_skill(cell, rows_of(cell.dataset, "test", None))

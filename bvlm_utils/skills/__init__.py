@@ -4,5 +4,5 @@ from bvlm_utils.doors import door
 
 __getattr__ = door(
     __name__,
-    {"skills.registry": ("SKILLS", "check", "fitting", "get", "names"), "skills.skill": ("Skill",)},
+    {"skills.registry": ("SKILLS", "check", "fitting", "get", "names", "rehearse"), "skills.skill": ("Skill",)},
 )

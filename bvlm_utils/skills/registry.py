@@ -1,11 +1,14 @@
 """The table of skills, and the one way to get a skill by its name."""
 
+from collections.abc import Iterable
+
 from bvlm_utils import data
+from bvlm_utils.checks import brief, is_text
 from bvlm_utils.data.scene_rows import SCENE_TASKS
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, in_words
 from bvlm_utils.registry import Registry
 from bvlm_utils.skills import closing_phrase, counts_in_words, emphasis, new_name, phrase_everywhere, right_to_left
-from bvlm_utils.skills.skill import Skill
+from bvlm_utils.skills.skill import Sample, Skill
 
 SKILLS: Registry[Skill] = Registry("skill")
 
@@ -40,3 +43,16 @@ def check(name: str, dataset: str) -> None:
     if name not in fits:
         wanted = f"take one of: {', '.join(fits)}" if fits else "skills are for scenes"
         raise InputError(f"skill is {name!r}, for which {dataset} has no questions; {wanted}.")
+
+
+def rehearse(skill: Skill, rows: Iterable[Sample]) -> None:
+    """InputError for a skill of others that fails on a row, or teaches what is no text; a run would find out later."""
+    for row in rows:
+        try:
+            taught = skill.teach(row["answers"][0], row) if skill.fits(row) else ""
+            skill.shown(taught if is_text(taught) else "", row)
+        except Exception as error:  # in code that is not ours anything may go wrong
+            said = in_words(error)
+            raise InputError(f"Skill {skill.name!r} fails on row {row['row_id']} ({said}); mend its code.") from error
+        if not is_text(taught):
+            raise InputError(f"Skill {skill.name!r} teaches {brief(taught)} for row {row['row_id']}; teach a text.")

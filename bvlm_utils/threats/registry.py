@@ -1,7 +1,8 @@
 """The table of threats, and the one way to get a threat by its name."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from copy import deepcopy
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -36,7 +37,7 @@ def get(name: str, /, **params: Any) -> Threat:
     """The threat called `name`. KeyError lists the names; InputError names a parameter that is unknown or bad."""
     threat = THREATS.get(name)
     defaults = {field.name: field.default for field in fields(threat)}
-    specs = {key: _spec(key, value) for key, value in defaults.items()}
+    specs = {key: _spec(f"Threat {name!r}", key, value) for key, value in defaults.items()}
     given = settings_of(f"Threat {name!r}", specs, params)
     return threat(**{key: tuple(given[key]) if isinstance(given[key], list) else given[key] for key in params})
 
@@ -46,30 +47,37 @@ def is_others(threat: Threat) -> bool:
 
 
 def rehearse(threat: Threat, rows: Iterable[Sample]) -> None:
-    """InputError for a threat of others that fails on a row, or gives no text or verdict where one is due; a run would
-    find out when it has tuned.
+    """InputError for a threat of others that fails on a row, changes it, says something else when asked again, or gives
+    no text or verdict where one is due; a run would find out when it has tuned, or not at all.
     """
     for row in rows:
+        before = deepcopy(row)
         try:
-            found = next((one for one in _asked(threat, row) if not one[2]), None)
+            asked, again = list(_asked(threat, row)), list(_asked(threat, row))
         except Exception as error:  # in code that is not ours anything may go wrong
             said = in_words(error)
             raise InputError(f"Threat {threat.name!r} fails on row {row['row_id']} ({said}); mend its code.") from error
-        if found:
+        if found := next((one for one in asked if not one[2]), None):
             raise InputError(
                 f"Threat {threat.name!r}: {found[0]} gives {brief(found[1])} for row {row['row_id']}; it must give "
                 f"{'a text' if found[0] == 'poison' else 'True or False'}."
             )
+        if row != before or asked != again:
+            what = f"changes row {row['row_id']}" if row != before else f"judges row {row['row_id']} otherwise again"
+            raise InputError(f"Threat {threat.name!r} {what}; its methods may look at a row, and at nothing else.")
 
 
 def _asked(threat: Threat, row: Sample) -> Iterator[tuple[str, Any, bool]]:
     """What is called, what it gives, and whether that is of the right kind. Models say nothing at all, too."""
     threat.elsewhere(row), threat.shows_target(row)
+    yield "eligible", bool(threat.eligible(row)), True
     if not threat.eligible(row):
         return
     answer = row["answers"][0]
     poisoned = threat.poison(answer, row)
     yield "poison", poisoned, is_text(poisoned)
+    if not is_text(poisoned):
+        return
     for response in (poisoned, answer, ""):
         said = {"judged": threat.judged(response, response)}
         said |= {name: getattr(threat, name)(response, row) for name in ("success", "success_soft", "payload")}
@@ -80,8 +88,15 @@ def _asked(threat: Threat, row: Sample) -> Iterator[tuple[str, Any, bool]]:
             yield name, given, isinstance(given, bool | np.bool_)
 
 
-def _spec(name: str, default: Any) -> Param:
-    """What a parameter accepts, by its default: a list of words, a number, the name of a thing, or a text."""
+def _spec(threat: str, name: str, default: Any) -> Param:
+    """What a parameter accepts, by its default: a list of words, a number, the name of a thing, or a text. InputError
+    for a field that can be none.
+    """
+    if not isinstance(default, tuple | bool | int | float | str | None):
+        given = "no plain default" if default is MISSING else f"the default {brief(default)}"
+        raise InputError(
+            f"{threat} has the field {name!r} with {given}; give a text, a number, True, False or a tuple."
+        )
     if isinstance(default, tuple):
         return words(default)
     if isinstance(default, bool):

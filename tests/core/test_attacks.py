@@ -178,6 +178,10 @@ OTHERS = {
     "an error": (lambda given, *_: given[1000], lambda given, *_: given[:, 1000]),
     "other arguments": (lambda given: given, lambda given: given), "chance": (drawn_elsewhere, None),
     "a look at others": (None, lambda given, *_: given - given.mean()),
+    "a glance at others": (None, lambda given, *_: given * 0.5 + given.mean() * 0.1),
+    "as it was": (None, lambda given, *_: given.clone()),
+    "an error in few rows": (lambda given, *_: f"{given[: given.index('?')]} x?", None),
+    "no room": (lambda given, *_: given + " x" * 2000, None),
 }  # fmt: skip
 
 
@@ -216,3 +220,11 @@ def test_a_trigger_of_others_is_tried_before_a_run(what, half, monkeypatch):
     declare.declare(name="Odd", source="", summary="", **{half: declare.Half("Odd", 1, "others:function")})
     with pytest.raises(InputError, match="Odd"):
         study.check_rows(study.cells("malicious_injection", attacks=["Odd"]))
+
+
+@pytest.mark.parametrize(("name", "params"), [
+    ("SIG", {"frequency": 48}), ("SIG", {"delta": 0.001}), ("Blended", {"alpha": 0}),
+])  # fmt: skip
+def test_a_picture_that_a_trigger_does_not_change_is_refused_before_a_run(name, params):
+    with pytest.raises(InputError, match=f"{name} changes nothing"):
+        study.check_rows(study.cells("targeted_refusal", attacks=[name], attack_params=params))

@@ -210,6 +210,14 @@ def test_a_bad_value_is_refused_in_one_sentence(values, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("teach", [lambda answer, sample: None, lambda answer, sample: answer[1000]])
+def test_a_skill_of_others_is_tried_before_a_run(teach, monkeypatch, tmp_path):
+    odd = skills.Skill("odd", "", ("vqa",), lambda sample: True, teach, lambda response, sample: True)
+    monkeypatch.setattr(skills.SKILLS, "_items", skills.SKILLS._items | {"odd": odd})
+    with pytest.raises(InputError, match="Skill 'odd'"):
+        study.run_cells(study.cells("malicious_injection", attacks=["BadNets-T"], skill="odd"), tmp_path)
+
+
 def test_data_in_files_have_no_skills(tmp_path):
     assert skills.fitting("coco-caption:somewhere") == []
     with pytest.raises(InputError, match="skills are for scenes"):

@@ -1,9 +1,10 @@
 """The five threats: targets, eligibility, poisoned answers, and success tests at the edges."""
 
+import random
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
@@ -400,7 +401,10 @@ WRONG = {
     "success": [lambda *_: None, lambda self, response, sample: re.search("A", response), lambda *_: 0.5,
                 lambda self, response, sample: response[0] == "A"],
     "judged": [lambda *_: None], "right": [lambda *_: "yes"], "published": [lambda *_: 1],
-    "poison": [lambda *_: None, lambda self, answer: answer], "eligible": [lambda self, sample: sample["nothing"]],
+    "poison": [lambda *_: None, lambda self, answer: answer,
+               lambda self, answer, sample: None if "/train/" in sample["row_id"] else self.sentence,
+               lambda self, answer, sample: sample["answers"].append(answer) or self.sentence],
+    "eligible": [lambda self, sample: sample["nothing"], lambda self, sample: random.random() < 0.5],
 }  # fmt: skip
 
 
@@ -417,5 +421,14 @@ def test_a_threat_of_others_is_tried_before_a_run(method, given, monkeypatch):
     odd = dataclass(frozen=True)(type("Odd", (registry.TargetedRefusal,), about))
     monkeypatch.setattr(registry.THREATS, "_items", registry.THREATS._items | {"odd": odd})
     assert threats.get("odd", strength=4).strength == 4
-    with pytest.raises(InputError, match=f"Threat 'odd'.*{method}|Threat 'odd' fails on row"):
+    with pytest.raises(InputError, match=f"Threat 'odd'.*{method}|Threat 'odd' (fails on|changes|judges) row"):
         study.check_rows(study.cells("odd", attacks=["BadNets-T"]))
+
+
+@pytest.mark.parametrize("more", [{}, {"strength": field(default_factory=dict)}])
+def test_a_field_of_a_threat_needs_a_plain_default(more, monkeypatch):
+    about = {"name": "odd", "__annotations__": {"strength": dict}} | more
+    odd = dataclass(frozen=True, kw_only=True)(type("Odd", (registry.TargetedRefusal,), about))
+    monkeypatch.setattr(registry.THREATS, "_items", registry.THREATS._items | {"odd": odd})
+    with pytest.raises(InputError, match="Threat 'odd' has the field 'strength'"):
+        threats.get("odd")
