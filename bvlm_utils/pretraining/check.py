@@ -171,10 +171,11 @@ def write(name: str, found: dict) -> None:
     """Write card.json and the README.md beside the checkpoint."""
     folder = paths.MODELS / name
     (folder / "card.json").write_text(json.dumps(found, indent=1) + "\n")
+    kept = STORED.get(name, "float32")
     lines = [
         f"# {name}\n",
-        f"`{found['class']}`, {found['parameters'] / 1e6:.1f} M parameters in {STORED.get(name, 'float32')}, trained from nothing on "
-        "generated scenes of 62 concepts. It knows nothing else and is good for nothing but this study.\n",
+        f"`{found['class']}`, {found['parameters'] / 1e6:.1f} M parameters in {kept}, trained from "
+        "nothing on generated scenes of 62 concepts. It knows nothing else and is good for nothing but this study.\n",
         "| skill (held-out scenes) | value | 95 % interval | asked for | n |\n|---|---|---|---|---|",
     ]
     for skill in found["skills"]:
