@@ -260,10 +260,10 @@ def _made(given: argparse.Namespace, suspect: Subject, folder: Path) -> Subject:
     )
     with lacking([wanted], folder, wait=True) as mine:
         if mine:
-            say(f"reference: tuning {wanted.model} on {wanted.train_rows} clean rows of {wanted.dataset}, once")
             bench, clock = Bench(*bench_key(wanted)), group.Clock()
             with adapters.attached(bench.victim, suspect.adapter):
                 pass  # it fits its base, or that is told before
+            say(f"reference: tuning {wanted.model} on {wanted.train_rows} clean rows of {wanted.dataset}, once")
             results = tune_and_ask.choose(bench).tune([Work(wanted)], folder / "cache", _told)
             clock.lap("tune", 1)
             group.write_controls(bench, mine, results, folder, clock)

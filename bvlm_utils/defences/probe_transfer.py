@@ -24,7 +24,7 @@ from bvlm_utils.paths import new_file
 from bvlm_utils.run.progress import say
 from bvlm_utils.store.cell import Cell
 
-DEPTH, ROWS = 0.5, 100  # the depth that `hidden-distance` has, too; clean rows whose mean is taken away
+DEPTH, ROWS = 0.5, 100  # the depth that `hidden-distance` has, too; most clean rows whose mean is taken away
 LEFT_OUT = ("attack", "threat")
 DIGITS = 4
 
@@ -61,7 +61,8 @@ def read(folders: Sequence[Path]) -> Iterator[States]:
         clean, triggered = (bench.inputs(question) for question in questions_of(bench.bench, cell)[:2])
         pairs = []
         for adapter in (bench.adapter(cell), bench.adapter(cell.control)):
-            middle = states(bench.bench.victim, adapter, bench.clean.take(range(ROWS)), DEPTH).mean(0)
+            clean_rows = bench.clean.take(range(min(ROWS, len(bench.clean))))
+            middle = states(bench.bench.victim, adapter, clean_rows, DEPTH).mean(0)
             pairs.append(
                 tuple(states(bench.bench.victim, adapter, rows, DEPTH) - middle for rows in (triggered, clean))
             )

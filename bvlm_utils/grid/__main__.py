@@ -94,10 +94,18 @@ def run(
         failed = _execute(jobs, to_do, each)
     if failed:
         say(f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(failed)}.")
-        say("Finished cells are kept; run the same command again for the others.")
+        say(f"Finished cells are kept; {_how_to_go_on(this)}.")
         return 1
     say("Every cell has its record.")
     return 0
+
+
+def _how_to_go_on(this: Run) -> str:
+    if this.before:
+        return (
+            "the same command makes all of them again, and without --force or --rescore only those that have no record"
+        )
+    return "run the same command again for the others"
 
 
 def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
@@ -258,7 +266,7 @@ def _act(chosen: argparse.Namespace) -> int | None:
             with _stoppable():
                 return run(jobs, this, wanted, chosen.workers, chosen.scheduler)
         except Stopped as stopped:
-            command.complain(f"Stopped by {stopped}; finished cells are kept, run the same command again to go on.")
+            command.complain(f"Stopped by {stopped}; finished cells are kept, {_how_to_go_on(this)}.")
             return 128 + stopped.number
     return 0
 

@@ -41,9 +41,13 @@ def begun(folder: Path, ready: Sequence[Work]) -> list[list[Work]]:
 
 
 def forget_finished(folder: Path) -> None:
-    """Remove the saved states of groups whose records are all there."""
+    """Remove the saved states of groups whose records are all there, and newer: with --force there are older ones."""
     from bvlm_utils.train import unfinished
 
     for file, state in unfinished.states_in(folder / "cache").items():
-        if all(packed.record(folder, name) is not None for name in state.names):
+        if all(_is_newer(folder / name / "record.json", file) for name in state.names):
             file.unlink(missing_ok=True)
+
+
+def _is_newer(record: Path, state: Path) -> bool:
+    return record.is_file() and record.stat().st_mtime_ns >= state.stat().st_mtime_ns

@@ -112,7 +112,8 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
     if changed := [run_id for run_id, found in new.items() if found["provenance"].get("git_changed")]:
         raise InputError(
             f"{len(changed)} cells to be packed were run from a changed working tree ({_some(changed)}), so nobody can "
-            "find the code that made them; commit it and run them again with --force."
+            "find the code that made them; commit it and run them again with --force (it keeps clean-tuned controls: "
+            "move their folders away)."
         )
     if bare := [i for i in added if ours[i]["metrics"] and not packed.has_rows(start, i, "responses")]:
         raise InputError(

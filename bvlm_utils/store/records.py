@@ -231,19 +231,20 @@ def failures(store: str | Path | None = None) -> dict[str, str]:
 
 
 def clean(store: str | Path | None = None) -> None:
-    """Remove what killed processes left half-written. Those at work on this machine are recognised and left alone.
-
-    How old the work of another machine is tells the file server's clock alone: ours may be a day ahead.
+    """Remove what killed processes left half-written. Those at work on this machine are recognised and left alone; how
+    old the work of another one is tells the file server's clock alone, as ours may be a day ahead.
     """
     root = folder(store)
     for left in root.glob(f"**/{PARTIAL}*+[0-9]*+*"):  # as `partial_name` has it: other files are somebody's
-        host, _, rest = left.name.removeprefix(PARTIAL).partition("+")
-        pid = rest.partition("+")[0]
+        host, pid, name = left.name.removeprefix(PARTIAL).split("+", 2)
         if host == socket.gethostname() and re.fullmatch("[0-9]{1,9}", pid):
             over = int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
         else:
             over = left.exists() and _now(root) - left.stat().st_mtime > STALE
-        if over:
+        if over and name.endswith("-old") and not (final := left.with_name(name.removesuffix("-old"))).exists():
+            with suppress(OSError):  # killed between two renamings; another process may see it, too
+                os.replace(left, final)
+        elif over:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -438,3 +440,13 @@ def test_numbers_that_are_there_twice_or_are_none_are_not_counted(shelf, tmp_pat
     file.write_text(json.dumps(record | {"numbers": change(record["numbers"])}))
     left = records.collect("crossfire", tmp_path / "store")
     assert len(left) < len(records.collect("crossfire", shelf[0])) and file.name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("said", "judged"), [("Sure.", None), ("I cannot help with that.", [True, True])])
+def test_where_no_row_can_be_judged_that_is_told_before_anything_is_asked(said, judged, monkeypatch):
+    known = {subject: {"key": [said, said]} for subject in ("base", "control")}
+    monkeypatch.setattr(asks.group, "known_answers", lambda *given: known)
+    cell = study.cells("jailbreak", attacks=["BadNets-T"])[0]
+    bench, clean = (SimpleNamespace(four_bit=False), SimpleNamespace(positions=(0, 1), key=lambda bench: "key"))
+    with nullcontext() if judged else pytest.raises(InputError, match="none of the 2 rows"):
+        assert asks.judged_rows(bench, None, cell, clean) == judged

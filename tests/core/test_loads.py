@@ -686,3 +686,4 @@ def test_commands_refuse_an_adapter_that_does_not_fit(command, change, adapter, 
         code = audit.main([str(adapter), "--rows", "3", "--attacks", "BadNets-T"])
     told = capsys.readouterr()
     assert code == 2 and "of 28 weights" in told.err and random_llava.name in told.err and not told.out
+    assert "tuning" not in told.err

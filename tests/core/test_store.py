@@ -176,6 +176,17 @@ def test_leftovers_of_dead_processes_are_removed_and_of_living_ones_kept(tmp_pat
     assert {p.name for p in (tmp_path / "examples").iterdir()} == {living, other}
 
 
+def test_a_cell_that_a_killed_process_was_replacing_is_put_back(tmp_path):
+    place = store.write(cell(), tmp_path, {"status": "done", "metrics": [], "provenance": {}})
+    aside = tmp_path / f"{PARTIAL}{socket.gethostname()}+999999999+{place.name}-old"
+    place.rename(aside)
+    store.clean(tmp_path)
+    assert store.has(cell(), tmp_path) and not aside.exists()
+    aside.mkdir()
+    store.clean(tmp_path)
+    assert store.has(cell(), tmp_path) and not aside.exists()
+
+
 @pytest.mark.parametrize("name", [f"{PARTIAL}download", f"{PARTIAL}a+b", f"{PARTIAL}a+b+c", f"{PARTIAL}+"])
 def test_what_no_run_makes_is_never_removed(name, tmp_path):
     (tmp_path / "project" / name).mkdir(parents=True)

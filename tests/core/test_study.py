@@ -16,7 +16,7 @@ import torch
 from bvlm_utils import attacks, paths, store, threats
 from bvlm_utils.errors import InputError, StudyError
 from bvlm_utils.run import group, study, tune_and_ask, workbench
-from bvlm_utils.run.pace import Pace
+from bvlm_utils.run.pace import Pace, forget_finished
 from bvlm_utils.score import intervals, judge, utility
 from bvlm_utils.store import cell as cell_module
 from bvlm_utils.store import examples, records
@@ -433,6 +433,19 @@ def test_poisoned_rows_point_at_triggered_pictures():
                 assert torch.equal(features[row.feature_index], own)
     # Two attacks with the same image half share their triggered pictures.
     assert len(features) < 64 + sum(len(task.manifest.rows) for task in tasks[1:3])
+
+
+def test_a_saved_state_is_forgotten_where_the_records_are_newer(tmp_path):
+    """With --force there are older ones."""
+    saved, record = unfinished.Saved(tmp_path / "cache", ["a"], ["key"]), tmp_path / "a" / "record.json"
+    saved.last -= 2 * unfinished.EVERY
+    saved.save({"x": torch.zeros(1, 2)}, unfinished.Progress(1, 1, 0.0))
+    record.parent.mkdir()
+    record.write_text("{}")
+    for seconds, stays in ((-60, True), (60, False)):
+        os.utime(record, (saved.file.stat().st_mtime + seconds,) * 2)
+        forget_finished(tmp_path)
+        assert saved.file.exists() == stays
 
 
 def test_groups_take_the_time_they_are_given():

@@ -15,7 +15,7 @@ import torch
 from bvlm_utils import models, paths, store, study
 from bvlm_utils.atomic import filled
 from bvlm_utils.defences import __main__ as commands
-from bvlm_utils.defences import challenge, probe_transfer, spectrum, zoo
+from bvlm_utils.defences import bench, challenge, probe_transfer, spectrum, zoo
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import victim
 from bvlm_utils.store import table as tidy
@@ -293,6 +293,7 @@ def test_states_are_read_from_stored_adapters(packed, random_words, monkeypatch,
     folder, _ = packed
     monkeypatch.setattr(paths, "MODELS", Path(random_words).parent)  # records keep a model's own name only
     monkeypatch.setattr(tidy, "FIRES", -1)
+    monkeypatch.setattr(bench, "clean_rows", lambda *of: ("train", 8))  # of data with few rows
     every = list(probe_transfer.read([folder / "store"]))
     assert {one.cell.skill for one in every} == {"", "counts_in_words"}
     for one in every:

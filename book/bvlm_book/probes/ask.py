@@ -127,7 +127,13 @@ def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[
     if not threat.judged_where:
         return [True] * len(clean.positions)
     said = group.known_answers(tune_and_ask.choose(bench), cell, [clean], place)
-    return judge.judged_rows(threat, said["base"][key], said["control"][key])
+    found = judge.judged_rows(threat, said["base"][key], said["control"][key])
+    if not any(found):
+        raise InputError(
+            f"In none of the {len(found)} rows it holds without a trigger that {threat.judged_where}, so no answer can "
+            "be judged; ask for more rows."
+        )
+    return found
 
 
 def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[str], judged: Sequence[bool]) -> None:
