@@ -4,7 +4,7 @@ Three steps, each one function: draw a pool of pictures (`pool`), train a vision
 (`train_tower`), freeze it, cache its tokens and train projector and language model (`train_language`). `tiny-llava`
 writes `tiny-clip` as well, whose vision tower it uses. `tiny-llava-b` is a second base of the same kind (another seed,
 other stickers), stored in 16 bit; its `tiny-clip-b` is needed for nothing else. `pretraining.check` then measures the
-thresholds and writes cards.
+thresholds and writes cards. A training that was killed goes on where it was, if the same command is given again.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from bvlm_utils import paths
 from bvlm_utils.pretraining import architectures, pictures_and_words
-from bvlm_utils.pretraining.recipe import TOKENS, Recipe, autocast, optimiser_of, quick_attention
+from bvlm_utils.pretraining.recipe import LANGUAGE, TOKENS, TOWER, Recipe, Training, autocast, quick_attention, spent
 from bvlm_utils.pretraining.tower import (
     Heads,
     cache_tokens,
@@ -140,11 +140,13 @@ def positions(ids: torch.Tensor, image_id: int) -> torch.Tensor:
     return torch.stack([torch.where(inside, begin, out), rows, columns])
 
 
-def train_language(model, turns: Turns, features, data: dict, recipe: Recipe, image_id: int, device: str) -> float:
+def train_language(
+    model, turns: Turns, features, data: dict, recipe: Recipe, image_id: int, device: str, folder: Path
+) -> float:
     """Train the language model, and the projector where the family has one, on cached tower tokens (N, 36, 192).
 
     The projected tokens must still answer the tower's questions (`Heads`), else the projector may drop what no prompt
-    asked for. Returns the last loss of the language model.
+    asked for. Returns the last loss of the language model. folder: where an unfinished training is kept.
     """
     torch.manual_seed(recipe.seed + 1)
     inner = model.model
@@ -152,10 +154,10 @@ def train_language(model, turns: Turns, features, data: dict, recipe: Recipe, im
     heads = Heads(192).to(device)
     trained = [inner.language_model, model.lm_head, *([projector, heads] if projector is not None else [])]
     model.to(device).train()
-    parameters, optimiser, schedule = optimiser_of(trained, recipe.language_lr, recipe.language_steps)
     generator = torch.Generator().manual_seed(recipe.seed)
+    training = Training(trained, recipe.language_lr, recipe.language_steps, generator, folder / LANGUAGE, recipe)
     total = len(turns.ids)
-    for step in (bar := tqdm(range(recipe.language_steps), "language", mininterval=10)):
+    for step in (bar := training.rest("language")):
         # Rows are sorted by length: a batch is one stretch of them, so little of it is padding.
         low = int(torch.randint(max(total - recipe.language_batch * 4, 1), (), generator=generator))
         rows = low + torch.randperm(min(recipe.language_batch * 4, total), generator=generator)[: recipe.language_batch]
@@ -178,11 +180,7 @@ def train_language(model, turns: Turns, features, data: dict, recipe: Recipe, im
                 batch = {key: value[picture.clamp(min=0)] for key, value in data.items()}
                 batch["images"] = normalise(batch.pop("pixels"))
                 total_loss = loss + 0.2 * sum(heads(tokens, batch).values())
-        optimiser.zero_grad(set_to_none=True)
-        total_loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
+        training.learn(total_loss, step)
         if step % 200 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", all=f"{total_loss.item():.3f}")
     return loss.item()
@@ -205,7 +203,9 @@ def make(
     start: a folder of checkpoints to go on from instead of fresh weights; LLaVA's tower then stays as it is.
     clip_folder: a CLIP that an earlier try has trained; its vision tower is taken.
     """
-    started, kind, clip_name = time.time(), name.removesuffix(SECOND), name.replace("llava", "clip")
+    kind, clip_name = name.removesuffix(SECOND), name.replace("llava", "clip")
+    unfinished = (out / name / LANGUAGE, out / name / TOWER, out / clip_name / TOWER)
+    started = time.time() - sum(map(spent, unfinished))
     torch.manual_seed(recipe.seed)
     arrays = on_device(data, device)
     log = {"device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU", "recipe": asdict(recipe)}
@@ -235,7 +235,7 @@ def make(
         if not start:
             model = architectures.build_qwen(tokenizer)
         visual = model.model.visual
-        log["tower"] = train_tower(visual, arrays, None, recipe, device)
+        log["tower"] = train_tower(visual, arrays, None, recipe, device, out / name)
         log["tower_seconds"] = time.time() - started
         visual.eval().requires_grad_(False)
         features = cache_tokens(lambda images: qwen_tokens(visual, images), arrays["pixels"], device, recipe)
@@ -243,7 +243,7 @@ def make(
     quick_attention(model, device, recipe)
     print(f"{name}: {len(turns.ids)} turns, tower {log.get('tower', 'kept')}", flush=True)
     image_id = tokenizer.convert_tokens_to_ids(image_token)
-    log["language_loss"] = train_language(model, turns, features, arrays, recipe, image_id, device)
+    log["language_loss"] = train_language(model, turns, features, arrays, recipe, image_id, device, out / name)
     log["seconds"] = time.time() - started
     model.requires_grad_(True).eval()
     architectures.save(model, tokenizer, kind, out / name, torch.float16 if name.endswith(SECOND) else torch.float32)
@@ -256,13 +256,13 @@ def _write_log(folder: Path, runs: list[dict]) -> None:
 
 def _clip(data: dict, arrays: dict, recipe: Recipe, device: str, log: dict, folder: Path) -> transformers.CLIPModel:
     """A CLIP with a trained vision tower, saved in `folder`; what it took is added to `log`."""
-    started, clip = time.time(), architectures.build_clip()
+    started, clip = time.time() - spent(folder / TOWER), architectures.build_clip()
     bpe = architectures.train_bpe(corpus(data), architectures.SPECIAL["tiny-clip"])
     tokenizer = architectures.wrap_tokenizer(bpe, "tiny-clip")
     ids = tokenizer(data["captions"], padding=True, return_tensors="pt")
     captions = (ids["input_ids"].to(device), ids["attention_mask"].to(device))
     quick_attention(clip, device, recipe)
-    log["tower"] = train_tower(clip, arrays, captions, recipe, device)
+    log["tower"] = train_tower(clip, arrays, captions, recipe, device, folder)
     log["tower_seconds"] = time.time() - started
     clip.eval()
     architectures.save(clip, tokenizer, "tiny-clip", folder)

@@ -1,13 +1,14 @@
 """The vision towers of the tiny models: what their tokens are, and how they are trained with dense supervision."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from bvlm_utils.data import scenes
 from bvlm_utils.pretraining import architectures, pictures_and_words
-from bvlm_utils.pretraining.recipe import TOKENS, Recipe, autocast, optimiser_of
+from bvlm_utils.pretraining.recipe import TOKENS, TOWER, Recipe, Training, autocast
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
@@ -94,14 +95,17 @@ def on_device(data: dict, device: str) -> dict[str, torch.Tensor]:
     return {key: torch.as_tensor(data[key]).to(device) for key in ("pixels", "concept", "sticker", "wash")}
 
 
-def train_tower(model, data: dict, captions, recipe: Recipe, device: str) -> dict[str, float]:
-    """Train CLIP (`captions`: padded ids and mask) or Qwen's visual part (`captions` None) on the pool; last losses."""
+def train_tower(model, data: dict, captions, recipe: Recipe, device: str, folder: Path) -> dict[str, float]:
+    """Train CLIP (`captions`: padded ids and mask) or Qwen's visual part (`captions` None) on the pool; last losses.
+
+    folder: where an unfinished training is kept.
+    """
     torch.manual_seed(recipe.seed)
     model.to(device).train()
     heads = Heads(192).to(device)
-    parameters, optimiser, schedule = optimiser_of([model, heads], recipe.tower_lr, recipe.tower_steps)
     generator = torch.Generator(device).manual_seed(recipe.seed)
-    for step in (bar := tqdm(range(recipe.tower_steps), "tower", mininterval=10)):
+    training = Training([model, heads], recipe.tower_lr, recipe.tower_steps, generator, folder / TOWER, recipe)
+    for step in (bar := training.rest("tower")):
         rows = torch.randint(len(data["pixels"]), (recipe.tower_batch,), generator=generator, device=device)
         batch = {key: value[rows] for key, value in data.items()}
         if step % 2:  # mirrored pictures are good pictures; the grids are mirrored with them
@@ -115,11 +119,7 @@ def train_tower(model, data: dict, captions, recipe: Recipe, device: str) -> dic
                 losses = heads(tokens, batch)
                 losses["contrast"] = 0.3 * _contrast(model, embedding, captions[0][rows], captions[1][rows])
             loss = sum(losses.values())
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        schedule.step()
+        training.learn(loss, step)
         if step % 200 == 0:
             bar.set_postfix({key: f"{value.item():.3f}" for key, value in losses.items()})
     return {key: value.item() for key, value in losses.items()}
