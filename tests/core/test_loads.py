@@ -18,7 +18,7 @@ from bvlm_utils.attacks import clip
 from bvlm_utils.defences import weights
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files, names, rehearsal, victim
-from bvlm_utils.train import adapters, grouped
+from bvlm_utils.train import adapters, decode, grouped
 from bvlm_utils.train.settings import TrainSettings
 
 SINGLE = "model.safetensors"
@@ -445,6 +445,15 @@ def test_an_adapter_goes_on_and_off(random_llava, adapter):
     on = {name.replace(".default", ""): value for name, value in loaded.state_dict().items() if ".lora_" in name}
     adapters.detach(random_llava, loaded)
     assert on.keys() == saved.state.keys() and all(torch.equal(on[name], saved.state[name]) for name in on)
+
+
+def test_answers_that_cannot_be_computed_are_told(random_llava, adapter):
+    """An adapter with them would pass for one without a backdoor."""
+    changed(adapter / adapters.WEIGHTS, lambda state: [value.fill_(1e30) for value in state.values()])
+    seen = random_llava.encode(np.zeros((1, 24, 24, 3), np.uint8))
+    with adapters.attached(random_llava, adapter):
+        refused(lambda: random_llava.generate(["?"], seen), "no numbers")
+        refused(lambda: decode.answer(random_llava, [[("?", 0)]], seen), "no numbers")
 
 
 def test_an_adapter_of_an_older_transformers_is_read_by_todays_names(random_llava, adapter):
