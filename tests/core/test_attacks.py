@@ -201,3 +201,5 @@ def test_a_trigger_of_others_is_tried_before_a_run(what, half, monkeypatch):
 def test_a_picture_that_a_trigger_does_not_change_is_refused_before_a_run(name, params):
     with pytest.raises(InputError, match=f"{name} changes nothing"):
         study.check_rows(study.cells("targeted_refusal", attacks=[name], attack_params=params))
+    if name == "SIG":
+        attacks.rehearse(attacks.get(name, frequency=48), "llava-json:larger pictures")

@@ -489,6 +489,7 @@ PATTERNS = {  # settings, and the rank and alpha that a plain LoRA has instead; 
     "all layers by name": ({"r": 16, "rank_pattern": {".*": 4}}, (4, 8)),
     "all kinds of layers": ({"r": 1, "rank_pattern": {"layers.*": 4}, "alpha_pattern": {".*_proj": 3}}, (4, 3)),
     "what r says": ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}}, (4, 8)),
+    "the root of the rank": ({"use_rslora": True}, (4, 16)),
     "alphas that differ": ({"alpha_pattern": {"q_proj": 3}}, None),
 }
 
