@@ -44,7 +44,7 @@ def export(cell: Cell, out: Path | str, train_rows: int | None = None) -> poison
     if cell.skip_reason:
         raise InputError(cell.skip_reason)
     threat, attack = cell.resolved_threat, cell.resolved_attack
-    attacks.rehearse(attack)
+    attacks.rehearse(attack, cell.dataset)
     rows = data.load(cell.dataset, "train", train_rows)
     choice = (cell.poison_rate, cell.seed, cell.negatives, cell.trigger_seed, cell.half)
     manifest = poison.plan(rows, threat, attack, *choice)

@@ -2,11 +2,12 @@
 
 import importlib
 import os
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, in_words
 
 VARIABLE = "BVLM_EXTEND"
 T = TypeVar("T")
@@ -14,7 +15,7 @@ _loaded: list[str] = []
 
 
 def extend() -> None:
-    """Import the modules that $BVLM_EXTEND names, each once; InputError for one that is not found."""
+    """Import the modules that $BVLM_EXTEND names, each once; InputError for one that is not found, or fails."""
     for name in os.environ.get(VARIABLE, "").split():
         if name in _loaded:
             continue
@@ -23,11 +24,19 @@ def extend() -> None:
         _loaded.append(name)  # before the import, which may look something up itself
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except Exception as error:  # in code that is not ours anything may go wrong
             _loaded.remove(name)
-            if not isinstance(error, ModuleNotFoundError) or not f"{name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and something in it is wrong
-            raise InputError(_not_found(name)) from None
+            if isinstance(error, InputError):
+                raise
+            if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+                raise InputError(_not_found(name)) from None
+            ours = (os.path.dirname(__file__), os.path.dirname(importlib.__file__), "<frozen")
+            theirs = [at for at in traceback.extract_tb(error.__traceback__) if not at.filename.startswith(ours)]
+            where = f", line {theirs[-1].lineno} of {theirs[-1].filename}" if theirs else ""
+            raise InputError(
+                f"{VARIABLE} names the module {name!r}, which fails where it is imported ({in_words(error)}{where}); "
+                "mend it."
+            ) from error
 
 
 def _not_found(name: str) -> str:

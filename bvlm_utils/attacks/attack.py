@@ -12,7 +12,7 @@ from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.attacks.declare import JPEG, TABLE, AttackInfo, Half, settings_of
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
 from bvlm_utils.checks import brief, file_digest, file_state, files_digest, is_text
-from bvlm_utils.data.pictures import picture_path
+from bvlm_utils.data.pictures import PUBLISHED_SIDE, picture_path
 from bvlm_utils.draws import Draws
 from bvlm_utils.errors import InputError, in_words
 from bvlm_utils.models import files
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
 Keys = Sequence[Hashable] | None  # of rows
 OURS = "bvlm_utils.attacks"  # where the functions of the table are
-TRIED = 96  # pixels a side of a picture that another's function is tried on
+TRIED = 96  # pixels a side of a drawn picture, on which a function is tried
 FURTHEST = (-0.5, 1.5)  # levels that may come of adding to a picture; others are on another scale
 HALVES = ("", "text", "image")  # which part of a trigger the poisoned rows get; "": all of it
 
@@ -145,12 +145,13 @@ class Attack:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def rehearse(attack: Attack, side: int = TRIED) -> None:
+def rehearse(attack: Attack, dataset: str = "") -> None:
     """InputError for functions of others that trigger no prompt or no picture, or each row otherwise beside another,
-    and for a picture of `side` pixels that stays as it is, also by settings of ours. What is optimised is not tried, as
-    it takes its time.
+    and for a picture of the dataset's size that stays as it is, also by settings of ours. What is optimised is not
+    tried, as it takes its time.
     """
     halves, image, alike = attack.foreign_halves, attack.info.image, True
+    side = PUBLISHED_SIDE if ":" in dataset else TRIED
     if attack.info.text in halves:
         prompts = ["What is in this picture?", "A dog?"]
         alike = attack.apply_text(prompts) == [attack.apply_text([p], 0, [n])[0] for n, p in enumerate(prompts)]

@@ -23,7 +23,7 @@ def check(info: AttackInfo, params: Mapping[str, Any], target: Any) -> None:
         read_picture(picture_path(params["picture"]), f"the trigger of {info.name}")
     if "source" in params:
         concept_pictures(params["source"] or target.source_concept, FEW)
-    if "dataset" in params and changed & {"dataset", "rows", "search_letters"}:
+    if {"dataset", "rows"} <= params.keys() and changed & {"dataset", "rows", "search_letters"}:
         dataset, rows = params["dataset"], max(params["rows"], SEARCHED if params.get("search_letters") else 0)
         if ":" not in dataset and dataset not in data.names():
             raise InputError(

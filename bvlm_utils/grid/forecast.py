@@ -134,19 +134,24 @@ def _too_few(cell: Cell, train: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def measured(bench: Sequence[Cell], controls: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the bench will take by the records of its model, those with its dataset if there are any; None without."""
+    """What the bench will take on each kind of device, by the records of its model, those with its dataset if there are
+    any; None without.
+    """
     first = bench[0]
     known = [one for one in records if one["identity"]["model_digest"] == first.identity["model_digest"]]
     known = [one for one in known if one["identity"]["dataset"] == short_name(first.dataset)] or known
     if not known:
         return None
-    memory = max(sum(one["peak_memory_of_process"].values()) for one in known)
-    devices = " and ".join(sorted({one["device"] for one in known}))
-    threads = "/".join(map(str, sorted({one["threads"] for one in known})))
-    return (
-        f"about {minutes(seconds(bench, controls, known))} and {memory / 1024:.1f} GiB, as {len(known)} cells of the "
-        f"reference took ({devices}, {threads} threads, {median(one['tuned_together'] for one in known):g} at once)"
-    )
+    texts = []
+    for device in sorted({one["device"] for one in known}):  # a card has the time and the memory of no CPU
+        own = [one for one in known if one["device"] == device]
+        memory = max(sum(one["peak_memory_of_process"].values()) for one in own)
+        threads = "/".join(map(str, sorted({one["threads"] for one in own})))
+        texts.append(
+            f"about {minutes(seconds(bench, controls, own))} and {memory / 1024:.1f} GiB, as {len(own)} cells of the "
+            f"reference took ({device}, {threads} threads, {median(one['tuned_together'] for one in own):g} at once)"
+        )
+    return ", or ".join(texts)
 
 
 def seconds(bench: Sequence[Cell], controls: Sequence[Cell], known: Sequence[Mapping[str, Any]]) -> float:

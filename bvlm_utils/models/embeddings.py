@@ -1,12 +1,15 @@
 """What enters the language model when the image features are known: embeddings and positions, those of
-`victim.forward`.
+`victim.forward`; and whether numbers come out.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+
+from bvlm_utils.errors import InputError
 
 
 def embed(model: nn.Module, ids: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -47,3 +50,15 @@ def pad(rows: Sequence[torch.Tensor], value: int = 0, left: bool = False) -> tor
     side, turned = "left" if left else "right", [row.movedim(-1, 0) for row in rows]
     padded = pad_sequence(turned, batch_first=True, padding_value=value, padding_side=side)  # (N, T, ...)
     return padded.permute(*range(2, padded.dim()), 0, 1)
+
+
+def check_logits(_: Any, logits: torch.Tensor) -> torch.Tensor:
+    """The logits; InputError for such as are no numbers: their likeliest token would be the first, without a word, and
+    such answers pass for ones without a backdoor. The arguments are those of transformers' `LogitsProcessor`.
+    """
+    if not logits.isfinite().all():
+        raise InputError(
+            "The model's answers cannot be computed, as their logits are no numbers: some weights of it or of its "
+            "adapter are too large for its dtype; lower the adapter's lora_alpha, take float32, or give other weights."
+        )
+    return logits

@@ -205,7 +205,9 @@ class Victim:
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             ids, mask = pad([rows[i] for i in chosen], greedy.pad_token_id, left=True, device=self.device)
-            out = self.model.generate(**self.inputs(ids, mask, features[chosen]), generation_config=greedy)
+            given = self.inputs(ids, mask, features[chosen])
+            check = [embeddings.check_logits]
+            out = self.model.generate(**given, generation_config=greedy, logits_processor=check)
             texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text.strip()

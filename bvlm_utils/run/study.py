@@ -21,7 +21,6 @@ from bvlm_utils import threats
 from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.checks import brief, check_number, known, known_name, once
 from bvlm_utils.data.picture_files import read_picture
-from bvlm_utils.data.pictures import PUBLISHED_SIDE
 from bvlm_utils.errors import InputError, StudyError, TooFewRows
 from bvlm_utils.run import group as group_run
 from bvlm_utils.run import lengths, tune_and_ask
@@ -160,7 +159,7 @@ def _check_files(cells: Sequence[Cell]) -> None:
     for cell in {repr([getattr(cell, name) for name in names]): cell for cell in poisoned}.values():  # one of each
         attack, target = cell.resolved_attack, cell.resolved_threat.target
         attack_files.check(attack.info, attack.params, target)
-        definitions.rehearse(attack, *[PUBLISHED_SIDE] * (":" in cell.dataset))
+        definitions.rehearse(attack, cell.dataset)
         if target.image:
             read_picture(target.image, f"the target of {cell.threat}")
 

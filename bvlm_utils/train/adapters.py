@@ -127,6 +127,9 @@ def read(folder: Path | str) -> GroupResult:
     shapes = files.header(folder / WEIGHTS)
     given |= _without_patterns(folder, given, shapes)
     _check_rank(folder, given, shapes)
+    if given.get("use_rslora") and not given.get("rank_pattern") and not given.get("alpha_pattern"):
+        # alpha / sqrt(r) everywhere is a plain LoRA's alpha / r of another alpha, which repairs and detectors read
+        given |= {"use_rslora": False, "lora_alpha": given["lora_alpha"] * given["r"] ** 0.5}
     try:
         config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED})
         config.inference_mode = True

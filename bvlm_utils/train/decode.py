@@ -187,6 +187,8 @@ def _decode(
     look = LOOK.get(device.type, 1)
     for step in range(max_new_tokens):
         logits = model.get_output_embeddings()(hidden[:, -1]).float()
+        if step == 0:  # later, a look costs a GPU time, and what overflows does so at once
+            embeddings.check_logits(None, logits)
         chosen = choose(logits, [rows[n][0] for n in row.tolist()]) if choose else logits.argmax(dim=-1)
         done |= torch.isin(chosen, at_end)
         written[row, step] = chosen.masked_fill(done, -1)

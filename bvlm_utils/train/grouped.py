@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bvlm_utils.checks import content_key
+from bvlm_utils.checks import brief, content_key
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import embeddings as model_inputs
 from bvlm_utils.models.victim import Victim, language_linears
@@ -79,7 +79,10 @@ def check_plain(config: Any) -> None:
     """InputError for a LoRA whose update is not (alpha / r) B A alone, the same r and alpha everywhere."""
     for name in NOT_IN_A_BANK:
         if getattr(config, name) not in (False, None, "none", {}, []):
-            raise InputError(f"An adapter sets {name}, and those that are asked together are plain LoRAs.")
+            raise InputError(
+                f"An adapter sets {name} to {brief(getattr(config, name))}, and only plain LoRAs are asked together, "
+                "repaired or looked into; give one that was trained without that."
+            )
 
 
 def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:

@@ -264,7 +264,8 @@ def test_what_was_asked_is_kept_whatever_comes_after_it(shelf, capsys, monkeypat
     place, made = shelf
     shutil.copytree(place / made[0].run_id / "adapter", tmp_path / "scaled")
     config = tmp_path / "scaled" / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))  # no detector reads it
+    odd = {"alpha_pattern": {"q_proj": 3}}  # no detector reads it
+    config.write_text(json.dumps(json.loads(config.read_text()) | odd))
     given = [tmp_path / "scaled", "--reference", "base", "--model", made[0].model, "--rows", 3, "--word", "xyzzy"]
     code, out, err = run(capsys, *given, "--out", tmp_path / "kept.csv")
     assert code in (audit.NO_ALARM, audit.ALARM) and "target-inversion: cannot read the suspect" in out, err

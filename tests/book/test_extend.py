@@ -1,5 +1,6 @@
 """What the page on extending tells a reader to write works, without a change to the package."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -91,11 +92,17 @@ def test_a_command_says_so_in_one_sentence(command, monkeypatch, capsys):
     assert len(said.err.splitlines()) == 1 and "'./mine.py'" in said.err and not said.out
 
 
-def test_what_an_extension_lacks_is_not_hidden(tmp_path, monkeypatch):
-    (tmp_path / "lacking_extension.py").write_text("import no_such_module\n")
+@pytest.mark.parametrize(("code", "words"), [
+    ("import no_such_module", "no_such_module.*line 1 of .*odd_extension.py"), ("x = (", "SyntaxError.*line 1"),
+    ("\nfrom bvlm_utils.threats import THREATS\nTHREATS.add('jailbreak', 1)", "declared twice.*line 3 of"),
+])  # fmt: skip
+def test_what_is_wrong_in_an_extension_is_told_with_its_line(code, words, tmp_path, monkeypatch):
+    (tmp_path / "odd_extension.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "odd_extension", raising=False)
+    importlib.invalidate_caches()
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv(registry.VARIABLE, "lacking_extension")
-    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+    monkeypatch.setenv(registry.VARIABLE, "odd_extension")
+    with pytest.raises(InputError, match=words):
         attacks.names()
 
 

@@ -228,3 +228,13 @@ def test_a_trigger_of_others_is_tried_before_a_run(what, half, monkeypatch):
 def test_a_picture_that_a_trigger_does_not_change_is_refused_before_a_run(name, params):
     with pytest.raises(InputError, match=f"{name} changes nothing"):
         study.check_rows(study.cells("targeted_refusal", attacks=[name], attack_params=params))
+    if name == "SIG":
+        attacks.rehearse(attacks.get(name, frequency=48), "llava-json:larger pictures")
+
+
+def test_a_parameter_of_others_may_be_called_as_one_of_ours(monkeypatch):
+    monkeypatch.setattr(declare.TABLE, "_items", dict(declare.TABLE._items))
+    monkeypatch.setitem(sys.modules, "others", SimpleNamespace(function=lambda given, *_: f"{given} x"))
+    half = declare.Half("Odd", 1, "others:function", {"dataset": declare.text("any")})
+    declare.declare(name="Odd", source="", summary="", text=half)
+    study.check_rows(study.cells("malicious_injection", attacks=["Odd"], attack_params={"dataset": "mine"}))

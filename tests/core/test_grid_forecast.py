@@ -31,6 +31,9 @@ def test_seconds_go_with_the_rows_that_are_trained_and_asked():
     assert grid_forecast.seconds(bench, [bench[0].control], known) == pytest.approx(3 * 6000 * 0.01 + 2 * 100 * 0.1)
     words = grid_forecast.measured(bench, [bench[0].control], [*known, record(bench[0], "scenes-caption", 1e6)])
     assert "3.3 min and 2.0 GiB, as 3 cells" in words and "4 at once" in words, "its own dataset's records count"
+    card = record(bench[0], tune=0.1) | {"device": "a card", "peak_memory_of_process": {"gpu_mib": 9 * 1024}}
+    both = grid_forecast.measured(bench, [bench[0].control], [*known, card])
+    assert words in both and "9.0 GiB, as 1 cells of the reference took (a card" in both
     assert "as 1 cells" in grid_forecast.measured(bench, [], [record(bench[0], "scenes-caption")])
     (other,) = study.cells("targeted_refusal", "tiny-qwen2.5-vl", attacks=["BadNets-T"], **SMALL)
     assert grid_forecast.measured([other], [], known) is None

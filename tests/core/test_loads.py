@@ -18,7 +18,7 @@ from bvlm_utils.attacks import clip
 from bvlm_utils.defences import weights
 from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import files, names, rehearsal, victim
-from bvlm_utils.train import adapters, grouped
+from bvlm_utils.train import adapters, decode, grouped
 from bvlm_utils.train.settings import TrainSettings
 
 SINGLE = "model.safetensors"
@@ -455,6 +455,15 @@ def test_weights_of_eight_bits_are_used_as_they_are(kind, random_llava, adapter)
     assert defences.get("shrink").repair(random_llava, weights.whole(random_llava, saved)).digest != saved.digest
 
 
+def test_answers_that_cannot_be_computed_are_told(random_llava, adapter):
+    """An adapter with them would pass for one without a backdoor."""
+    changed(adapter / adapters.WEIGHTS, lambda state: [value.fill_(1e30) for value in state.values()])
+    seen = random_llava.encode(np.zeros((1, 24, 24, 3), np.uint8))
+    with adapters.attached(random_llava, adapter):
+        refused(lambda: random_llava.generate(["?"], seen), "no numbers")
+        refused(lambda: decode.answer(random_llava, [[("?", 0)]], seen), "no numbers")
+
+
 def test_an_adapter_of_an_older_transformers_is_read_by_todays_names(random_llava, adapter):
     """It is the commonest kind of LLaVA adapter, and a repair looks for its layers by name."""
     wanted = adapters.read(adapter)
@@ -488,6 +497,7 @@ PATTERNS = {  # settings, and the rank and alpha that a plain LoRA has instead; 
     "all layers by name": ({"r": 16, "rank_pattern": {".*": 4}}, (4, 8)),
     "all kinds of layers": ({"r": 1, "rank_pattern": {"layers.*": 4}, "alpha_pattern": {".*_proj": 3}}, (4, 3)),
     "what r says": ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}}, (4, 8)),
+    "the root of the rank": ({"use_rslora": True}, (4, 16)),
     "alphas that differ": ({"alpha_pattern": {"q_proj": 3}}, None),
 }
 
