@@ -23,6 +23,7 @@ DOMINATES = 0.50
 HOLDS, CONTRADICTS, OPEN, SINGLE = "holds", "contradicts", "cannot be told", "single run"
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 SINGLES, NOT_RUN = "single runs, not judged", "not run yet"
+EARLY = "not decided yet"  # as many pairs or more have a single run as are judged, and those may be of easy threats
 
 PUBLISHED, PAYLOAD, STRICT, JUDGED = "published", "payload", "strict", "judged"
 TESTS = (PUBLISHED, PAYLOAD, STRICT)  # side by side; "judged" is the one of them that the rule names
@@ -268,15 +269,19 @@ class Verdict:
 
 
 def verdict(claim: Claim, base: Base, passes: int = 1, test: str = JUDGED) -> Verdict:
-    """Confirmed where more than half of what is judged holds, refuted where more than half contradicts."""
+    """Confirmed where more than half of what is judged holds, refuted where more than half contradicts; neither before
+    more than half of the pairs are judged.
+    """
     evidence = claim.evidence(base, passes, test)
     told = evidence["outcome"]
     single = int((told == SINGLE).sum())
     told = told[told != SINGLE]
+    early = single >= len(told) > 0
     if claim.tasks:
         by_task = told.groupby(evidence.loc[told.index, "threat"], sort=False)
         told = by_task.agg(lambda of_task: _majority(of_task, HOLDS, CONTRADICTS, OPEN))
     which = _majority(told, CONFIRMED, REFUTED, UNDECIDED) if len(told) else SINGLES if single else NOT_RUN
+    which = EARLY if early else which
     holds, against = (int((told == outcome).sum()) for outcome in (HOLDS, CONTRADICTS))
     return Verdict(which, holds, against, len(told), single, evidence)
 

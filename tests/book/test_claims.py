@@ -151,7 +151,7 @@ def test_single_runs_are_counted_and_not_judged():
     assert (found.judged, found.single) == (1, 1)
     quoted = claims.counts(bases)
     assert [quoted[f"pairs_tiny-llava_1_{name}"] for name in ("means", "single")] == ["2 of 2", "1 of 2"]
-    assert quoted["pairs_tiny-llava_1_verdict"] == "confirmed (1 of 1 pairs hold, 0 contradict)"
+    assert quoted["pairs_tiny-llava_1_verdict"] == "not decided yet (1 of 1 pairs hold, 0 contradict, 1 single run)"
     alone = of(by_all_tests(cell("AddSent", 0.95, seeds=1)))[1]
     assert claims.verdict_table(["pairs", "tasks"], alone)["by the rule"].tolist() == ["1 single"]
 

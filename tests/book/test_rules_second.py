@@ -101,7 +101,9 @@ def test_a_single_run_is_shown_and_not_judged():
     assert (found.verdict, found.judged, found.single) == (second.SINGLES, 0, 1)
     assert found.evidence["outcome"].tolist() == [SINGLE]
     two = told("pairs", base(cell("BadNets-T", 1.0, seeds=2), cell("AddSent", 0.2, seeds=1)))
-    assert (two.verdict, two.judged, two.single) == (CONFIRMED, 1, 1)
+    assert (two.verdict, two.judged, two.single) == (second.EARLY, 1, 1)  # those that wait may be the hard ones
+    more = cell("BadNets-T", 1.0, seeds=2), cell("MABA", 1.0, seeds=2), cell("AddSent", 0.2, seeds=1)
+    assert [told(key, base(*more)).verdict for key in ("pairs", "tasks")] == [CONFIRMED, CONFIRMED]
 
 
 def test_tasks_are_counted_by_the_majority_of_their_pairs():

@@ -29,7 +29,10 @@ def _same_verdict(names: Sequence[str], bases: dict[str, second.Base]) -> tuple[
     """The verdicts of bases on all pairs at 1 %, and whether they are one; None while one is not all judged."""
     pairs = second.CLAIMS["pairs"]
     found = {name: second.verdict(pairs, bases[name], PASSES) for name in names if len(bases[name].full)}
-    verdicts = {name: f"{one.verdict}{', not all pairs judged' * bool(one.single)}" for name, one in found.items()}
+    verdicts = {
+        name: f"{one.verdict}{', not all pairs judged' * (one.single > 0 and one.verdict != second.EARLY)}"
+        for name, one in found.items()
+    }
     decided = set(verdicts.values()) <= {second.CONFIRMED, second.REFUTED, second.UNDECIDED} and len(verdicts) > 1
     told = "; ".join(f"{name}: {one}" for name, one in verdicts.items())
     return told, len(set(verdicts.values())) == 1 if decided else None
