@@ -54,7 +54,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     rows, used, without = [], set(), []
     for index, entry in enumerate(content):
         if not isinstance(entry, dict):
-            raise InputError(f"{file}: entry {index} is no object.")
+            raise InputError(f"{file}: entry {index} is {brief(entry)}; it must be an object with conversations.")
         name = str(index) if entry.get("id") is None else number(entry, "id", f"entry {index}", file)
         owner = f"entry {name}"
         _check_keys(entry, owner, file)

@@ -246,11 +246,15 @@ class Cell:
     @cached_property
     def run_id(self) -> str:
         """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
-        digest = hashlib.sha256(json.dumps(canonical(self.identity), sort_keys=True).encode()).hexdigest()[:8]
         what = ["clean-tuned"] if self.is_control else [self.threat, self.attack, f"{self.poison_rate:g}"]
         name = "-".join([short_name(self.model), short_name(self.dataset), *what])
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
-        return f"{slug}-s{self.seed}-{digest}"
+        return f"{slug}-s{self.seed}-{digest_of(self.identity)}"
+
+
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """The 8 hex digits at the end of a run_id."""
+    return hashlib.sha256(json.dumps(canonical(identity), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def surrogate_of(model: str) -> str:

@@ -26,6 +26,7 @@ from bvlm_utils.command import FULL
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import judge
 from bvlm_utils.store import packed, packing, records
+from bvlm_utils.store.cell import digest_of
 
 SAME = 1e-9  # another version of numpy may sum in another order
 EVERY = 20  # seconds between two looks at the progress
@@ -110,11 +111,23 @@ def _differences(record: Mapping[str, Any], store: str | Path | None) -> tuple[l
         recorded, again = _by_name(record["metrics"]), _by_name(metrics)
         what = f"of {len(stored)} responses have another verdict in column"
         sentences = [f"{count} {what} {name}" for name, count in others.items() if count]
-        return sentences + list(_compared(recorded, again)), [" ".join(key) for key in again if key not in recorded]
+        sentences += [*_own_words(record, store), *_compared(recorded, again)]
+        return sentences, [" ".join(key) for key in again if key not in recorded]
     except InputError as error:
         return [f"it cannot be judged again ({error})"], []
     except DAMAGED as error:  # a column is missing, or a value is of another kind
         return [f"it cannot be judged again ({type(error).__name__}: {error})"], []
+
+
+def _own_words(record: Mapping[str, Any], store: str | Path | None) -> Iterator[str]:
+    """Where a record contradicts its name or its manifest."""
+    run_id = record["run_id"]
+    if not run_id.endswith(digest_of(record["identity"])):
+        yield "its name was not made from its identity"
+    if packed.has_rows(records.folder(store), run_id, "manifest"):
+        count = records.manifest(run_id, store).n_poisoned
+        if count != record["n_poisoned"]:
+            yield f"n_poisoned is {record['n_poisoned']}, and its manifest has {count} poisoned rows"
 
 
 def _compared(recorded: Mapping[tuple, Mapping], again: Mapping[tuple, Mapping]) -> Iterator[str]:

@@ -35,7 +35,8 @@ OF_THE_TRAINING = {"peft_version", "inference_mode", "revision", "auto_mapping"}
 SWITCHES = {"use_rslora", "use_dora", "fan_in_fan_out", "lora_bias"}
 # What trainers put beside an adapter where they tuned more than that: LLaVA's, those of Qwen-VL, ms-swift's. PEFT reads
 # none of it. Some write it always; the file is small then.
-BESIDE = ("non_lora_trainables.bin", "non_lora_state_dict.bin", "mm_projector.bin", "vit.safetensors")
+BESIDE = ("non_lora_trainables.bin", "non_lora_state_dict.bin", "mm_projector.bin", "projector.bin", "vit.safetensors",
+          "new_embeddings.safetensors")  # fmt: skip
 EMPTY = 4096  # bytes: no layer's weights have room in so few
 # How weights were begun that PEFT then overwrites; others, such as "pissa", take their beginning out of the base's own.
 BEGUN = (True, False, None, "gaussian", "orthogonal", "eva")

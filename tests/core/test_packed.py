@@ -456,6 +456,14 @@ def test_check_computes_every_number_again(form, tmp_path, capsys):
     code, out = checked()
     assert code == 1 and "1 of 36 responses have another verdict in column success" in out
     assert __main__.main(["check", str(tmp_path / "none")]) == 2
+    records.write_frame(folder / "responses.parquet", said.assign(success=said["success"].where(said.index > 0, True)))
+    records.write_frame(folder / "manifest.parquet", poison.Manifest((), 40, 30, 0).to_frame())
+    record = json.loads(text)
+    record["identity"]["seed"] = record["config"]["seed"] = 1
+    (folder / "record.json").write_text(json.dumps(record))
+    code, out = checked()
+    assert code == 1 and "its name was not made from its identity" in out
+    assert "n_poisoned is 3, and its manifest has 0 poisoned rows" in out
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", "/outside", "", ".", "..", ".hidden", "a\\b"])
