@@ -271,7 +271,7 @@ def test_too_many_files_to_choose_from(folder):
     (CONVERSATIONS, lambda c: c[0].update(image=7), "picture of entry 000000000007 is 7"),
     (CONVERSATIONS, lambda c: c[0].update(metadata={"restricted": "no"}),
      "'restricted' in the metadata of entry"),
-    (CONVERSATIONS, lambda c: c.insert(0, "x"), "entry 0 is no object"),
+    (CONVERSATIONS, lambda c: c.insert(0, "x"), "entry 0 is 'x'"),
     (CONVERSATIONS, lambda c: c[0].update(conversation=c[0].pop("conversations")), "'conversation' and no"),
     (CONVERSATIONS, lambda c: c[0].update(Image=c[0].pop("image")), "'Image' and no 'image'"),
     (CONVERSATIONS, lambda c: c[0].update(meta_data={"restricted": True}), "'meta_data' and no 'metadata'"),
