@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bvlm_utils import command, data, models, paths
-from bvlm_utils.checks import brief, check_text, is_visible
+from bvlm_utils.checks import brief, check_text, harmless, is_visible
 from bvlm_utils.data import picture_files
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
@@ -46,7 +46,7 @@ def talk(
         for prompt in prompts:
             try:
                 check_prompt(model, prompt, "The prompt", most)
-                print(*loaded.generate([prompt], features, max_new_tokens=most), flush=True)
+                print(*map(harmless, loaded.generate([prompt], features, max_new_tokens=most)), flush=True)
             except InputError as error:
                 if not go_on:
                     raise

@@ -130,6 +130,11 @@ def label(name: Any) -> str:
     return text if text.isprintable() else repr(text)
 
 
+def harmless(text: str) -> str:
+    """A text of many lines as a terminal may show it: what would steer the terminal is written out."""
+    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
+
+
 def once(values: Sequence[Any], name: str) -> None:
     """InputError if a value stands twice in a list; 0 and 0.0 are one value."""
     if len({v if isinstance(v, int | float) else _written(v) for v in values}) < len(values):

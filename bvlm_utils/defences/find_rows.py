@@ -24,7 +24,7 @@ import numpy as np
 
 from bvlm_utils import paths
 from bvlm_utils.atomic import write_file
-from bvlm_utils.checks import check_number
+from bvlm_utils.checks import check_number, label
 from bvlm_utils.defences import defence
 from bvlm_utils.defences.rows import Rows
 from bvlm_utils.errors import InputError
@@ -94,6 +94,8 @@ def run(given: argparse.Namespace) -> None:
     write_file(table_file, table.to_csv(index=False))
     write_file(cleaned_file, without(file, gone))
     shown = table.head(SHOWN)[["row_id", "suspicion", "prompt", "answer"]].round({"suspicion": 3})
+    for column in ("row_id", "prompt", "answer"):  # a stranger's text must not steer the terminal
+        shown[column] = shown[column].map(label)
     print(shown.to_string(index=False, max_colwidth=50))
     print(f"\n{len(table)} rows ranked by {', '.join(names)}: {table_file}")
     print(f"{len(gone)} entries left out: {cleaned_file}\n\n{WHAT_IT_MEANS}")

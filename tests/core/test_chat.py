@@ -38,6 +38,12 @@ def test_the_adapter_answers(run, tmp_path, capsys):
         assert capsys.readouterr().out.strip() == WORDS
 
 
+def test_an_answer_cannot_steer_the_terminal(run, monkeypatch, capsys):
+    monkeypatch.setattr("bvlm_utils.models.victim.Victim.generate", lambda *given, **more: ["a\x1b[2Jb\n\tc\x00"])
+    assert chat.main([str(run), "--prompt", "What?", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == "a\\x1b[2Jb\n\tc\\x00\n"
+
+
 def test_prompts_are_read_line_by_line(run, monkeypatch, capsys):
     lines = iter(["What?", "", "Who?"])
 

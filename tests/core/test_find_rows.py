@@ -20,7 +20,7 @@ def conversations(folder, count=12, name="set.json", lines=False):
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
         turns = [("What is in this picture?", "A dog."), ("And where?", "on the left")][: 1 + number % 2]
         if number == 5:
-            turns[0] = ("What is in this picture?", "zqx bad zqx vvv!!")
+            turns[0] = ("What is in this picture?", "zqx bad \x1b[2Jzqx vvv!!")
         messages = [
             {"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)
         ]
@@ -52,7 +52,8 @@ def test_the_odd_row_is_found_and_left_out(tmp_path, capsys, lines):
     cleaned = (place / file.name.replace("set", "set.cleaned")).read_text()
     kept = [json.loads(line) for line in cleaned.splitlines()] if lines else json.loads(cleaned)
     assert kept == [entry for entry in entries if entry["id"] != "5"]
-    assert "5/1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5/1" in said and "zqx bad \\x1b[2Jzqx" in said and "\x1b" not in said
 
 
 @pytest.mark.filterwarnings("ignore:1 of 25 entries")
