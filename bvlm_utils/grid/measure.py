@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from bvlm_utils.errors import Remark
 from bvlm_utils.grid import job as grid_job
 from bvlm_utils.grid.file import shown
 from bvlm_utils.grid.job import Run
@@ -20,6 +23,7 @@ from bvlm_utils.run.workbench import by_bench
 from bvlm_utils.store.cell import Cell
 
 LOGS = "measuring-"  # beginning of the names of the logs
+REMARK = "remark: "  # beginning of the lines of a log that are for the reader, too
 
 
 def parts(cells: Sequence[Cell], workers: int) -> list[list[Cell]]:
@@ -52,6 +56,9 @@ def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda:
             problem = _process(cells_of_threat, run, log) or problem
     if problem and run.left(left):
         return f"the measuring process failed twice ({problem}); its words are in {shown(log)}"
+    for line in log.read_text("utf-8", "replace").splitlines():
+        if line.startswith(REMARK):
+            warnings.warn(line.removeprefix(REMARK), Remark, stacklevel=2)
     log.unlink(missing_ok=True)
     return None
 
@@ -87,8 +94,16 @@ def main() -> None:
     """Measure the cells that standard input names, in one line of JSON."""
     what = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.simplefilter("once", Remark)
+    warnings.showwarning = _show
     cells = [Cell.from_config(config) for config in what["cells"]]
     study.measure(cells, Path(what["folder"]), plain=what["plain"], rescore=what["rescore"])
+
+
+def _show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """A warning as a line of the log."""
+    line = " ".join(str(message).split())
+    print(f"{REMARK if issubclass(category, Remark) else ''}{line}", flush=True)
 
 
 def _end_with_parent() -> None:

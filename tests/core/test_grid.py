@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,7 +19,7 @@ import yaml
 from bvlm_utils import defences, paths, store, threats
 from bvlm_utils.atomic import PARTIAL
 from bvlm_utils.attacks import info, names, unsupported
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.grid import __main__ as grid
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.grid import job as grid_job
@@ -453,6 +454,24 @@ def test_a_cell_that_kills_its_process_is_named_and_takes_few_with_it(tmp_path, 
     assert set(store.failures(place)) == {cell.run_id for cell in jobs[0].cells}
     assert store.has(jobs[1].cells[0], place)
     assert list((place / "notebooks").glob("measuring-*.log")), "the words of the process are kept"
+
+
+def test_what_the_measuring_process_remarks_is_told(tmp_path, monkeypatch, capsys):
+    def process(cells, run, log):
+        for message in ("Some pictures\nare clear.", "Some pictures are clear."):
+            grid_measure._show(message, Remark, "file", 1)
+        grid_measure._show("of others", UserWarning)
+        log.write_text(capsys.readouterr().out)
+        left.clear()
+
+    left = [SimpleNamespace(run_id="one")]
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setattr(grid_measure, "_process", process)
+    run = SimpleNamespace(folder=tmp_path, left=lambda cells: list(left))
+    with pytest.warns(Remark) as heard:
+        assert grid_measure.measure(left, run) is None
+    assert {str(one.message) for one in heard} == {"Some pictures are clear."}
+    assert not list((tmp_path / "notebooks").iterdir())
 
 
 @pytest.mark.usefixtures("stub", "no_kernels")
