@@ -24,7 +24,7 @@ def extend() -> None:
         _loaded.append(name)  # before the import, which may look something up itself
         try:
             importlib.import_module(name)
-        except Exception as error:  # in code that is not ours anything may go wrong
+        except (Exception, SystemExit) as error:  # in code that is not ours anything may go wrong
             _loaded.remove(name)
             if isinstance(error, InputError):
                 raise

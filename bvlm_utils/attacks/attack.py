@@ -181,7 +181,7 @@ def _made(attack: Attack, half: Half, given: Any, *more: Any) -> Any:
     made = function(half.function, OURS)
     try:
         return made(given, *more)
-    except Exception as error:  # in code that is not ours anything may go wrong
+    except (Exception, SystemExit) as error:  # in code that is not ours anything may go wrong
         if isinstance(error, InputError | MemoryError) or half not in attack.foreign_halves:
             raise
         what = f"the prompt {brief(given)}" if isinstance(given, str) else f"pictures {tuple(given.shape)}"

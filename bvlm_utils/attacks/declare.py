@@ -1,5 +1,6 @@
 """What an attack declares, and the table of all attacks. Sizes are in pixels of a 336 x 336 image. Free of torch."""
 
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -140,7 +141,7 @@ JPEG = {"jpeg_quality": whole(0, 0, 95)}
 
 def declare(**fields: Any) -> AttackInfo:
     """Add an attack; fields as in `AttackInfo`, its modality and headline by its halves. Every image half gets
-    `jpeg_quality`. ValueError if the name is taken; InputError if there is no half.
+    `jpeg_quality`. ValueError if the name is taken; InputError if there is no half, or a field does not fit the halves.
     """
     if fields.get("image") is not None:
         fields["image"] = replace(fields["image"], params={**fields["image"].params, **JPEG})
@@ -151,4 +152,26 @@ def declare(**fields: Any) -> AttackInfo:
         raise InputError(f"Attack {fields['name']!r} has no half; it needs one for text, for images or both.")
     modality = "bimodal" if len(kinds) == 2 else kinds[0]
     usual = {"modality": modality, "headline": {"bimodal": "both"}.get(modality, modality)}
+    _check_declared(fields, modality, ["clean", *kinds, usual["headline"]])
     return TABLE.add(fields["name"], AttackInfo(**{**usual, **fields}))
+
+
+def _check_declared(fields: Mapping[str, Any], modality: str, conditions: Sequence[str]) -> None:
+    what = f"Attack {fields['name']!r}"
+    if (given := fields.get("modality", modality)) != modality:
+        raise InputError(f"{what}: modality is {brief(given)}, and by its halves it is {modality!r}; leave it away.")
+    if (given := fields.get("headline", conditions[0])) not in conditions:
+        raise InputError(
+            f"{what}: headline is {brief(given)}; it must be one of {', '.join(dict.fromkeys(conditions))}."
+        )
+    if isinstance(given := fields.get("threats"), str):
+        raise InputError(f"{what}: threats is {given!r}; it must be a tuple of names.")
+    for half in filter(None, (fields.get("text"), fields.get("image"))):
+        for name, spec in half.params.items():
+            try:
+                json.dumps(spec.default, allow_nan=False)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"{what}: the default of parameter {name!r} is {brief(spec.default)}; it must be a text, a number, "
+                    "True, False, None or a list of such."
+                ) from None

@@ -169,7 +169,7 @@ declare(
             "ellipse_width": whole(10, 1, PUBLISHED_SIDE),
             "ellipse_height": whole(20, 1, PUBLISHED_SIDE),
             "spacing": whole(30, 1, PUBLISHED_SIDE),
-            "alpha": number(0.5, 0, 1),
+            "alpha": number(0.5, 0.01, 1),
             "share": number(0.1, 0.001, 1),
         },
     ),

@@ -51,7 +51,7 @@ def rehearse(skill: Skill, rows: Iterable[Sample]) -> None:
         try:
             taught = skill.teach(row["answers"][0], row) if skill.fits(row) else ""
             skill.shown(taught if is_text(taught) else "", row)
-        except Exception as error:  # in code that is not ours anything may go wrong
+        except (Exception, SystemExit) as error:  # in code that is not ours anything may go wrong
             said = in_words(error)
             raise InputError(f"Skill {skill.name!r} fails on row {row['row_id']} ({said}); mend its code.") from error
         if not is_text(taught):

@@ -54,7 +54,7 @@ def rehearse(threat: Threat, rows: Iterable[Sample]) -> None:
         before = deepcopy(row)
         try:
             asked, again = list(_asked(threat, row)), list(_asked(threat, row))
-        except Exception as error:  # in code that is not ours anything may go wrong
+        except (Exception, SystemExit) as error:  # in code that is not ours anything may go wrong
             said = in_words(error)
             raise InputError(f"Threat {threat.name!r} fails on row {row['row_id']} ({said}); mend its code.") from error
         if found := next((one for one in asked if not one[2]), None):

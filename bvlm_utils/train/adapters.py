@@ -140,6 +140,11 @@ def read(folder: Path | str) -> GroupResult:
     except (ValueError, TypeError, SafetensorError, NotImplementedError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
     _check_numbers(folder, state)
+    if twice := [name for name in state if _current(name) != name and _current(name) in state]:
+        raise InputError(
+            f"The adapter in {folder} has {len(twice)} weights under an older name, too ({twice[0]!r} for one); keep "
+            "one of each."
+        )
     return GroupResult({_current(name): value for name, value in state.items()}, config)
 
 

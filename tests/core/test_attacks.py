@@ -4,6 +4,7 @@ one?
 
 import importlib
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -183,6 +184,20 @@ OTHERS = {
     "an error in few rows": (lambda given, *_: f"{given[: given.index('?')]} x?", None),
     "no room": (lambda given, *_: given + " x" * 2000, None),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ({"modality": "audio"}, "modality is 'audio'"), ({"headline": "both"}, "headline is 'both'"),
+    ({"threats": "jailbreak"}, "threats is 'jailbreak'"), ({"params": {"near": {1, 2}}}, "parameter 'near' is"),
+    ({"params": {"near": float("nan")}}, "parameter 'near' is nan"),
+])  # fmt: skip
+def test_an_attack_that_contradicts_itself_is_not_declared(monkeypatch, given, said):
+    monkeypatch.setattr(declare.TABLE, "_items", dict(declare.TABLE._items))
+    params = {name: declare.Param(value, "odd", lambda v: True) for name, value in given.get("params", {}).items()}
+    half, fields = declare.Half("Odd", 1, "others:odd", params), {k: v for k, v in given.items() if k != "params"}
+    with pytest.raises(InputError, match=re.escape(said)):
+        declare.declare(name="Odd", source="", summary="", text=half, **fields)
+    assert "Odd" not in attacks.names()
 
 
 def test_a_module_of_others_that_is_called_like_one_of_ours_is_never_taken_for_it(monkeypatch, tmp_path):

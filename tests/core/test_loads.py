@@ -481,6 +481,13 @@ def test_an_adapter_of_an_older_transformers_is_read_by_todays_names(random_llav
     with adapters.attached(random_llava, adapter):
         pass
 
+    def both(state):
+        name = min(state)
+        state[name.replace("model.language_model.model.", "model.model.language_model.")] = state[name] + 1
+
+    changed(adapter / adapters.WEIGHTS, both)
+    refused(lambda: adapters.read(adapter), "1 weights under an older name")
+
 
 def setting(**values):
     return lambda folder: change_json(folder / adapters.CONFIG, **values)
