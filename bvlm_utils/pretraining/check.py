@@ -26,7 +26,6 @@ PROBED = ("BadNets-I", "Blended", "SIG")
 # Measured, not reached, and said on the card: the patch covers 9 of 96 pixels at a place of its own, and pooling hides
 # most of what single tokens show.
 SHORTFALLS = {"tiny-llava": ("probe: BadNets-I",), "tiny-qwen2.5-vl": ("probe: BadNets-I",)}
-STORED = {"tiny-llava-b": "float16"}  # how its weights are kept
 CLIP_SIDE_BY_SIDE = 6  # backgrounds per sprite in the zero-shot test
 
 
@@ -171,7 +170,7 @@ def write(name: str, found: dict) -> None:
     """Write card.json and the README.md beside the checkpoint."""
     folder = paths.MODELS / name
     (folder / "card.json").write_text(json.dumps(found, indent=1) + "\n")
-    kept = STORED.get(name, "float32")
+    kept = json.loads((folder / "config.json").read_text())["dtype"]
     lines = [
         f"# {name}\n",
         f"`{found['class']}`, {found['parameters'] / 1e6:.1f} M parameters in {kept}, trained from "

@@ -11,7 +11,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from bvlm_utils import paths
 from bvlm_utils.pretraining import architectures, pictures_and_words
-from bvlm_utils.pretraining.recipe import LANGUAGE, TOKENS, TOWER, Recipe, Training, autocast, quick_attention, spent
+from bvlm_utils.pretraining.recipe import TOKENS, Recipe, Training, autocast, quick_attention
 from bvlm_utils.pretraining.tower import (
     Heads,
     cache_tokens,
@@ -142,11 +141,11 @@ def positions(ids: torch.Tensor, image_id: int) -> torch.Tensor:
 
 def train_language(
     model, turns: Turns, features, data: dict, recipe: Recipe, image_id: int, device: str, folder: Path
-) -> float:
+) -> tuple[float, float]:
     """Train the language model, and the projector where the family has one, on cached tower tokens (N, 36, 192).
 
     The projected tokens must still answer the tower's questions (`Heads`), else the projector may drop what no prompt
-    asked for. Returns the last loss of the language model. folder: where an unfinished training is kept.
+    asked for. Returns the language model's last loss, and the seconds. folder: where an unfinished training is kept.
     """
     torch.manual_seed(recipe.seed + 1)
     inner = model.model
@@ -155,7 +154,7 @@ def train_language(
     trained = [inner.language_model, model.lm_head, *([projector, heads] if projector is not None else [])]
     model.to(device).train()
     generator = torch.Generator().manual_seed(recipe.seed)
-    training = Training(trained, recipe.language_lr, recipe.language_steps, generator, folder / LANGUAGE, recipe)
+    training = Training(trained, recipe.language_lr, recipe.language_steps, generator, folder, recipe)
     total = len(turns.ids)
     for step in (bar := training.rest("language")):
         # Rows are sorted by length: a batch is one stretch of them, so little of it is padding.
@@ -183,7 +182,7 @@ def train_language(
         training.learn(total_loss, step)
         if step % 200 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", all=f"{total_loss.item():.3f}")
-    return loss.item()
+    return loss.item(), training.seconds
 
 
 # --- putting it together ------------------------------------------------------------------------------------------
@@ -204,8 +203,6 @@ def make(
     clip_folder: a CLIP that an earlier try has trained; its vision tower is taken.
     """
     kind, clip_name = name.removesuffix(SECOND), name.replace("llava", "clip")
-    unfinished = (out / name / LANGUAGE, out / name / TOWER, out / clip_name / TOWER)
-    started = time.time() - sum(map(spent, unfinished))
     torch.manual_seed(recipe.seed)
     arrays = on_device(data, device)
     log = {"device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU", "recipe": asdict(recipe)}
@@ -224,7 +221,6 @@ def make(
         if clip_folder:
             clip = transformers.CLIPModel.from_pretrained(clip_folder).to(device).eval()
             log |= json.loads((clip_folder / "training.json").read_text())[-1]
-            started -= log["tower_seconds"]  # as if both were trained at once
         else:
             clip = _clip(data, arrays, recipe, device, log, out / clip_name)
         features = cache_tokens(lambda images: clip_tokens(clip, images)[0], arrays["pixels"], device, recipe)
@@ -235,16 +231,15 @@ def make(
         if not start:
             model = architectures.build_qwen(tokenizer)
         visual = model.model.visual
-        log["tower"] = train_tower(visual, arrays, None, recipe, device, out / name)
-        log["tower_seconds"] = time.time() - started
+        log["tower"], log["tower_seconds"] = train_tower(visual, arrays, None, recipe, device, out / name)
         visual.eval().requires_grad_(False)
         features = cache_tokens(lambda images: qwen_tokens(visual, images), arrays["pixels"], device, recipe)
     turns = tokenise(tokenizer, data, recipe, image_token, device)
     quick_attention(model, device, recipe)
     print(f"{name}: {len(turns.ids)} turns, tower {log.get('tower', 'kept')}", flush=True)
     image_id = tokenizer.convert_tokens_to_ids(image_token)
-    log["language_loss"] = train_language(model, turns, features, arrays, recipe, image_id, device, out / name)
-    log["seconds"] = time.time() - started
+    log["language_loss"], seconds = train_language(model, turns, features, arrays, recipe, image_id, device, out / name)
+    log["seconds"] = log.get("tower_seconds", 0.0) + seconds
     model.requires_grad_(True).eval()
     architectures.save(model, tokenizer, kind, out / name, torch.float16 if name.endswith(SECOND) else torch.float32)
     _write_log(out / name, [*earlier, log])
@@ -256,14 +251,13 @@ def _write_log(folder: Path, runs: list[dict]) -> None:
 
 def _clip(data: dict, arrays: dict, recipe: Recipe, device: str, log: dict, folder: Path) -> transformers.CLIPModel:
     """A CLIP with a trained vision tower, saved in `folder`; what it took is added to `log`."""
-    started, clip = time.time() - spent(folder / TOWER), architectures.build_clip()
+    clip = architectures.build_clip()
     bpe = architectures.train_bpe(corpus(data), architectures.SPECIAL["tiny-clip"])
     tokenizer = architectures.wrap_tokenizer(bpe, "tiny-clip")
     ids = tokenizer(data["captions"], padding=True, return_tensors="pt")
     captions = (ids["input_ids"].to(device), ids["attention_mask"].to(device))
     quick_attention(clip, device, recipe)
-    log["tower"] = train_tower(clip, arrays, captions, recipe, device, folder)
-    log["tower_seconds"] = time.time() - started
+    log["tower"], log["tower_seconds"] = train_tower(clip, arrays, captions, recipe, device, folder)
     clip.eval()
     architectures.save(clip, tokenizer, "tiny-clip", folder)
     _write_log(folder, [log])

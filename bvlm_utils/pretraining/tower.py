@@ -8,7 +8,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from bvlm_utils.data import scenes
 from bvlm_utils.pretraining import architectures, pictures_and_words
-from bvlm_utils.pretraining.recipe import TOKENS, TOWER, Recipe, Training, autocast
+from bvlm_utils.pretraining.recipe import TOKENS, Recipe, Training, autocast
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
@@ -95,8 +95,9 @@ def on_device(data: dict, device: str) -> dict[str, torch.Tensor]:
     return {key: torch.as_tensor(data[key]).to(device) for key in ("pixels", "concept", "sticker", "wash")}
 
 
-def train_tower(model, data: dict, captions, recipe: Recipe, device: str, folder: Path) -> dict[str, float]:
-    """Train CLIP (`captions`: padded ids and mask) or Qwen's visual part (`captions` None) on the pool; last losses.
+def train_tower(model, data: dict, captions, recipe: Recipe, device: str, folder: Path) -> tuple[dict, float]:
+    """Train CLIP (`captions`: padded ids and mask) or Qwen's visual part (`captions` None) on the pool; the last
+    losses, and the seconds that it took.
 
     folder: where an unfinished training is kept.
     """
@@ -104,7 +105,7 @@ def train_tower(model, data: dict, captions, recipe: Recipe, device: str, folder
     model.to(device).train()
     heads = Heads(192).to(device)
     generator = torch.Generator(device).manual_seed(recipe.seed)
-    training = Training([model, heads], recipe.tower_lr, recipe.tower_steps, generator, folder / TOWER, recipe)
+    training = Training([model, heads], recipe.tower_lr, recipe.tower_steps, generator, folder, recipe)
     for step in (bar := training.rest("tower")):
         rows = torch.randint(len(data["pixels"]), (recipe.tower_batch,), generator=generator, device=device)
         batch = {key: value[rows] for key, value in data.items()}
@@ -122,7 +123,7 @@ def train_tower(model, data: dict, captions, recipe: Recipe, device: str, folder
         training.learn(loss, step)
         if step % 200 == 0:
             bar.set_postfix({key: f"{value.item():.3f}" for key, value in losses.items()})
-    return {key: value.item() for key, value in losses.items()}
+    return {key: value.item() for key, value in losses.items()}, training.seconds
 
 
 def _contrast(clip, embedding: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -41,8 +41,10 @@ def check(cells: Sequence[Cell]) -> None:
             for split, count in (("test", None), ("train", cell.train_rows)):
                 threats.rehearse(cell.resolved_threat, rows_of(cell.dataset, split, count)[:TRIED])
             seen.add(tried)
-        if cell.skill and not cell.resolved_skill.fits.__module__.startswith("bvlm_utils."):
+        taught = (cell.skill, cell.dataset, cell.train_rows)
+        if cell.skill and taught not in seen and not cell.resolved_skill.fits.__module__.startswith("bvlm_utils."):
             skills.rehearse(cell.resolved_skill, rows_of(cell.dataset, "train", cell.train_rows)[:TRIED])
+            seen.add(taught)
         for split, count in (("train", cell.train_rows), ("test", None)) if own or worded else ():
             rows = rows_of(cell.dataset, split, count)
             as_is = (cell.model, cell.picture_last, cell.dataset, split, count, cell.max_new_tokens)
