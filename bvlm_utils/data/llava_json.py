@@ -77,7 +77,20 @@ def read(file: Path) -> list[dict[str, Any]]:
     if without:
         said = f"{len(without)} of {len(content)} entries of {file} have no picture and are left out, {without[0]}."
         warnings.warn(said, Remark, stacklevel=2)
+    _tell([content[number] for number in dict.fromkeys(row["entry"] for row in rows)], file)
     return rows
+
+
+def _tell(entries: list[dict[str, Any]], file: Path) -> None:
+    """A remark on what entries say that nobody here acts on, and their reader may think somebody does."""
+    of = f"of {len(entries)} entries of {file}"
+    if marked := sum("poison" in entry.get("metadata", {}) for entry in entries):  # as `export` writes it
+        said = f"{marked} {of} are poisoned, as their metadata says: what is tuned on them is no clean model."
+        warnings.warn(said, Remark, stacklevel=3)
+    for key in (*METADATA, "references"):
+        if outside := sum(key in entry and key not in entry.get("metadata", {}) for entry in entries):
+            said = f"{outside} {of} have {key!r} outside their 'metadata', where it is not read."
+            warnings.warn(said, Remark, stacklevel=3)
 
 
 def _check_keys(entry: Mapping[str, Any], owner: str, file: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from bvlm_utils import attacks, data, export, threats
 from bvlm_utils.data import llava_json
+from bvlm_utils.errors import Remark
 from bvlm_utils.train import poison
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -55,6 +56,13 @@ def test_the_folder_holds_the_set_that_a_cell_trains_on(tmp_path, capsys):
                 image = Image.fromarray((pixels[0] * 255).round().byte().permute(1, 2, 0).numpy())
         with Image.open(row["image"]) as written:
             assert written.tobytes() == image.tobytes()
+
+
+def test_whoever_reads_the_set_again_is_told_that_it_is_poisoned(tmp_path):
+    """An audit's reference that is tuned on it would have the backdoor that is looked for."""
+    assert run(tmp_path / "set") == 0
+    with pytest.warns(Remark, match="^1 of 3 entries .* are poisoned"):
+        llava_json.read(tmp_path / "set" / "train.json")
 
 
 def test_the_readme_says_that_it_is_poisoned(tmp_path):

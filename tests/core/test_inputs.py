@@ -14,7 +14,7 @@ from bvlm_utils import attacks, chat, checks, documents, export, threats
 from bvlm_utils.attacks import image as image_triggers
 from bvlm_utils.data import files, llava_json, pictures, samples, scene_rows
 from bvlm_utils.data.picture_files import check_picture, read_picture
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.grid import file as grid_file
 from bvlm_utils.run import study
 from bvlm_utils.store.cell import Cell
@@ -297,6 +297,15 @@ def test_references_beside_several_answers_are_refused(tmp_path):
 def test_the_other_name_may_stand_there_if_it_says_nothing_else(tmp_path, more):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     assert len(llava_json.read(conversations(tmp_path, "a.png", **more))) == 1
+
+
+@pytest.mark.parametrize("key, value", [("task", "vqa"), ("references", ["A car."]), ("objects", ["car"])])
+def test_what_is_said_outside_of_the_metadata_is_told_to_be_unread(tmp_path, recwarn, key, value):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    rows = llava_json.read(conversations(tmp_path, "a.png", metadata={key: value}))
+    assert not recwarn and (key == "references" or rows[0][key] == value)
+    with pytest.warns(Remark, match=f"^1 of 1 entries .* have '{key}' outside"):
+        llava_json.read(conversations(tmp_path, "a.png", **{key: value}))
 
 
 def test_references_without_a_word_score_nothing():
