@@ -69,6 +69,7 @@ class Defended:
         info = self.resolved.info
         about = {"defence": self.defence, "defence_version": info.version, "params": dict(self.resolved.params)}
         about |= {"relearn": self.relearn} if self.relearn else {}  # older names stay
+        about |= {"files": read} if (read := self.resolved.digests()) else {}
         return {"version": VERSION, "run_id": self.cell.run_id, "seed": self.seed, "placebo": self.placebo} | about
 
     @cached_property

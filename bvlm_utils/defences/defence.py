@@ -10,7 +10,7 @@ import numpy as np
 
 from bvlm_utils import paths
 from bvlm_utils.attacks.declare import settings_of
-from bvlm_utils.checks import brief
+from bvlm_utils.checks import brief, content_key, file_state, files_digest
 from bvlm_utils.defences.declare import MOMENTS, TABLE, DefenceInfo
 from bvlm_utils.defences.rows import Answered, Rows
 from bvlm_utils.errors import InputError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from bvlm_utils.train.grouped import GroupResult
 
 OURS = "bvlm_utils.defences"
+COMMITTED = paths.DATA / "adapters" / "zoo"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,22 @@ class Defence:
             for folder in value if isinstance(value, list) else ():
                 for model in models or (None,):
                     other_adapter(folder, model)
+
+    def digests(self) -> dict[str, str]:
+        """What changes with the content of the files that it reads, by the setting that names them. Adapters of the
+        committed zoo stay as they are, and names of records of them were given without a digest.
+        """
+        found = {}
+        for name in self.info.files:
+            value = self.params[name]
+            files = [paths.named(value, name)] if isinstance(value, str) and value else []
+            for folder in map(other_adapter, value if isinstance(value, list) else ()):
+                if not folder.resolve().is_relative_to(COMMITTED):
+                    files += [folder / part for part in ADAPTER]
+            digests = [files_digest(file.parent, ((file, file_state(file)),)) for file in files if file.is_file()]
+            if digests:
+                found[name] = content_key(digests)
+        return found
 
     def _function(self, moment: str) -> Any:
         if self.moment != moment:

@@ -1,13 +1,14 @@
 """The defence grid: a real cell under a defence, its record, its tables, and what a store makes of it."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bvlm_utils import defences, store
+from bvlm_utils import defences, paths, store
 from bvlm_utils.attacks.declare import Param
 from bvlm_utils.defences import measure, numbers, records, relearn
 from bvlm_utils.defences.declare import DefenceInfo
@@ -176,6 +177,22 @@ def test_a_name_changes_with_all_that_changes_the_result():
     ]
     assert len({one.name for one in several}) == len(several)
     assert defences.Defended(cell, "shrink", {"strength": 0.5}).name == several[0].name  # the default
+
+
+def test_a_name_changes_with_the_content_of_files_and_not_for_the_committed_zoo(tmp_path):
+    def names():
+        given = {"weight-spectrum": {"population": str(tmp_path / "p.csv")}, "mix": {"others": [str(tmp_path)]}}
+        return {defences.Defended(cell, name, own).name for name, own in given.items()}
+
+    cell, zoo = small()[0], "data/adapters/zoo/adapters/ff28ce48"
+    shutil.copytree(paths.ROOT / zoo, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "p.csv").write_text("backdoored,q.norm")
+    first = names()
+    assert names() == first and len(first) == 2
+    (tmp_path / "p.csv").write_text("backdoored,k.norm")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"another one")
+    assert not names() & first
+    assert "files" not in defences.Defended(cell, "mix", {"others": [zoo]}).identity  # as its records are called
 
 
 @pytest.mark.parametrize(
