@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from bvlm_utils.attacks.declare import Params
+from bvlm_utils.checks import file_state
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import PUBLISHED_SIDE, picture_path
 from bvlm_utils.draws import Draws
@@ -145,11 +146,13 @@ def ellipse_pattern(images: torch.Tensor, params: Params) -> torch.Tensor:
 
 def load_picture(name: str, height: int, width: int) -> torch.Tensor:
     """A picture of data/pictures, or at a path, resized (bicubic, 8 bit) to (3, height, width) float32 in [0, 1]."""
-    return tensor_of(_resized(str(picture_path(name)), height, width))
+    path = picture_path(name)
+    return tensor_of(_resized(str(path), file_state(path), height, width))
 
 
 @lru_cache(maxsize=16)
-def _resized(path: str, height: int, width: int) -> Image.Image:
+def _resized(path: str, state: tuple[int, ...], height: int, width: int) -> Image.Image:
+    """state: of the file, which may be another one when a notebook asks again."""
     return read_picture(path, "a trigger").resize((width, height), Image.Resampling.BICUBIC)
 
 

@@ -65,6 +65,16 @@ def test_other_data_to_compute_a_patch_with_are_another_cell(here):
     assert not set(before) & set(names())
 
 
+def test_a_picture_that_is_replaced_is_read_again(here):
+    """A notebook's process goes on when somebody draws another trigger into the same file."""
+    white = np.full((1, 16, 16, 3), 255, np.uint8)
+    found = []
+    for seed in range(2):
+        noise(here / "mine.png", seed)
+        found.append(attacks.get("ImgTrojan", picture="./mine.png").paint(white, 0, None))
+    assert not np.array_equal(*found)
+
+
 def test_what_is_no_file_leaves_names_as_they_were():
     assert files.digests(attacks.get("Shadowcast", threats.get("concept_substitution").target).params) == {}
     assert "attack_files" not in cell("Shadowcast").identity and "attack_files" not in cell("BadNets-T").identity
