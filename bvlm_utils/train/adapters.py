@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from bvlm_utils.checks import brief, is_number
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import files, opening, vocabulary
 from bvlm_utils.models.victim import Victim, language_linears
 from bvlm_utils.train.settings import TrainSettings
@@ -140,6 +141,10 @@ def read(folder: Path | str) -> GroupResult:
     except (ValueError, TypeError, SafetensorError, NotImplementedError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
     _check_numbers(folder, state)
+    pairs = all(".lora_A." in name or ".lora_B." in name for name in state)
+    if pairs and not any(value.any() for name, value in state.items() if ".lora_B." in name):
+        said = "changes nothing: its lora_B are 0, as before any training; its answers are those of its base."
+        warnings.warn(f"The adapter in {folder} {said}", Remark, stacklevel=2)
     if twice := [name for name in state if _current(name) != name and _current(name) in state]:
         raise InputError(
             f"The adapter in {folder} has {len(twice)} weights under an older name, too ({twice[0]!r} for one); keep "
@@ -238,11 +243,10 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
             adapter = get_peft_model(victim.model, saved.config, autocast_adapter_dtype=True)
             wanted = get_peft_model_state_dict(adapter, save_embedding_layers=False)
             shapes = {name: value.shape for name, value in wanted.items()}
-            found = shapes.keys() | of_base.keys()
-            if seen := {name for name in found if name.startswith(looks)}:  # features are kept, and are the base's
+            if seen := {name for name in saved.state if name.startswith(looks)}:  # features are kept: the base's
                 raise InputError(
-                    f"{len(seen)} of {len(found)} weights of the adapter in {folder} belong to the picture side of "
-                    f"{victim.name} ({min(seen)!r} for one), which is asked here without any adapter; merge the "
+                    f"{len(seen)} of {len(saved.state)} weights of the adapter in {folder} belong to the picture side "
+                    f"of {victim.name} ({min(seen)!r} for one), which is asked here without any adapter; merge the "
                     "adapter into its base (PEFT's merge_and_unload), and give the saved checkpoint as the model."
                 )
             report = set_peft_model_state_dict(adapter, saved.state, ignore_mismatched_sizes=True)

@@ -581,7 +581,23 @@ def test_a_broken_adapter_is_refused_in_one_sentence(what, random_llava, adapter
     assert not hasattr(random_llava.model, "peft_config")
 
 
+def test_an_adapter_that_changes_nothing_is_told(random_llava, adapter, recwarn):
+    with pytest.warns(Remark, match="changes nothing"):
+        adapters.read(adapter)
+    recwarn.clear()
+    changed(adapter / adapters.WEIGHTS, lambda state: [value.add_(0.1) for value in state.values()])
+    adapters.read(adapter)
+    assert not recwarn
+
+
+def test_an_adapter_of_another_family_is_not_told_to_be_of_the_picture_side(checkpoint, tmp_path):
+    """Its settings name layers of Qwen's picture side, and its weights are of none."""
+    foreign(checkpoint("llava"), tmp_path, target_modules=["up_proj"])
+    refused(lambda: adapters.load_adapter(load(checkpoint("qwen2.5-vl")), tmp_path), "are missing", "qwen2.5-vl")
+
+
 def test_a_tokenizer_beside_an_adapter_is_that_of_its_base(random_llava, adapter, recwarn):
+    changed(adapter / adapters.WEIGHTS, lambda state: [value.add_(0.1) for value in state.values()])
     random_llava.tokenizer.save_pretrained(adapter)
 
     def load():
