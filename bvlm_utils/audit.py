@@ -156,7 +156,8 @@ def _parser() -> command.Parser:
     inputs = "inputs and clean rows like those the model is used for: a name, or FORMAT:PATH such as llava-json:FILE"
     add("--dataset", default="scenes-vqa", help=inputs)
     add("--pictures", help="folder of your own pictures to ask about instead")
-    add("--prompts", help="text file with what to ask about them, a prompt a line")
+    add("--prompts", help="text file, a prompt a line: as many as pictures are asked in pairs, in "
+        "the order of the pictures' names, others about each picture")  # fmt: skip
     add("--rows", type=command.whole(1), default=ROWS, help=f"inputs (default {ROWS})")
     tried.add_options(parser, "all that need no target, and with --threat those too; none beside your own")
     add("--population", help="CSV file of adapters whose truth is known, for detectors that learn from it")

@@ -30,10 +30,10 @@ def prompts_of(file: Path) -> list[str]:
 
 
 def pictures_of(folder: Path) -> list[Path]:
-    """The pictures of a folder, by name; each is read to its end. What is left out is told."""
+    """The pictures of a folder, by name, 2 before 10; each is read to its end. What is left out is told."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; give one with pictures.")
-    pictures = data_pictures.in_folder(folder)
+    pictures = sorted(data_pictures.in_folder(folder), key=lambda file: _counted(file.name))
     if not pictures:
         raise InputError(f"The folder {folder} has no pictures ({', '.join(sorted(data_pictures.endings()))}).")
     others = sorted(file.name for file in folder.iterdir() if file not in pictures and not file.name.startswith("."))
@@ -43,6 +43,11 @@ def pictures_of(folder: Path) -> list[Path]:
     for file in pictures:
         read_picture(file, "the inputs")
     return pictures
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    """What sorts names as people count: prompts stand beside the pictures in this order."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def bench(model: str, pictures: Sequence[Path], prompts: Sequence[str], most: int, four_bit: bool = False) -> Bench:

@@ -330,7 +330,7 @@ def test_own_pictures_are_paired_with_as_many_prompts_and_else_crossed(tmp_path)
 
 
 def test_every_picture_of_a_folder_that_can_be_read_is_asked_about_and_others_are_told(tmp_path):
-    names = ["a.png", "b.gif", "c.webp", "d.jp2", "e.jpe", "f.TIF"]
+    names = ["2.png", "10.png", "a.png", "b.gif", "c.webp", "d.jp2", "e.jpe", "f.TIF"]
     for name in names:
         Image.new("RGB", (40, 40)).save(tmp_path / name)
     assert [file.name for file in own_pictures.pictures_of(tmp_path)] == names
