@@ -107,7 +107,7 @@ def _without(state, half):
         (lambda state: _without(state, "lora_B.weight"), {}, "no pair"),
         (lambda state: _without(state, "lora_A.weight"), {}, "no pair"),
         (lambda state: state | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, {}, "lm_head"),
-        (lambda state: state, {"target_modules": ["q_proj"]}, "picture side"),
+        (lambda state: state, {"target_modules": ["q_proj"]}, "fit nothing"),
     ],
 )
 def test_no_weight_of_an_adapter_is_lost_without_a_word(suspect, tmp_path, capsys, change, settings, said):
