@@ -12,6 +12,7 @@ from PIL import Image
 from bvlm_utils import command, data, models, paths
 from bvlm_utils.checks import brief, check_text, harmless, is_visible
 from bvlm_utils.data import picture_files
+from bvlm_utils.data.llava_json import without_placeholder
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
 from bvlm_utils.models.names import adapter_folder, base_under
@@ -44,9 +45,10 @@ def talk(
     with ExitStack() as stack:
         stack.enter_context(adapters.attached(loaded, folder))
         for prompt in prompts:
+            asked = without_placeholder(prompt)  # as in training rows: the template puts the picture where it belongs
             try:
-                check_prompt(model, prompt, "The prompt", most)
-                print(*map(harmless, loaded.generate([prompt], features, max_new_tokens=most)), flush=True)
+                check_prompt(model, asked, "The prompt", most)
+                print(*map(harmless, loaded.generate([asked], features, max_new_tokens=most)), flush=True)
             except InputError as error:
                 if not go_on:
                     raise

@@ -44,6 +44,16 @@ def test_an_answer_cannot_steer_the_terminal(run, monkeypatch, capsys):
     assert capsys.readouterr().out == "a\\x1b[2Jb\n\tc\\x00\n"
 
 
+def test_a_prompt_is_asked_without_its_placeholder_as_rows_are(run, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        "bvlm_utils.models.victim.Victim.generate", lambda self, said, *_, **more: asked.append(said) or []
+    )
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"<image>What is it?\n<image>\n"), "utf-8"))
+    assert chat.main([str(run), "--device", "cpu"]) == 0
+    assert asked == [["What is it?"]] and "something to read" in capsys.readouterr().err
+
+
 def test_prompts_are_read_line_by_line(run, monkeypatch, capsys):
     lines = iter(["What?", "", "Who?"])
 
