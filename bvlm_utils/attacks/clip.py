@@ -4,12 +4,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from bvlm_utils.checks import brief
+from bvlm_utils.checks import brief, file_state
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import files, opening, pixels
 
@@ -74,12 +75,17 @@ def exact() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-@lru_cache(maxsize=2)
 def load(name: str, device: str = "cpu") -> Surrogate:
     """A CLIP checkpoint (folder or hub id), frozen, float32. InputError where there is none."""
+    folder = opening.folder(name)
+    return _loaded(name, device, folder, tuple(map(file_state, files.read(folder))))
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str, device: str, folder: Path, states: tuple[tuple[int, ...], ...]) -> Surrogate:
+    """states: of the files, which may be others when a notebook asks again."""
     from transformers import CLIPModel
 
-    folder = opening.folder(name)
     model = opening.weights(CLIPModel, folder, dtype=torch.float32)
     model = model.to(opening.device(device)).eval().requires_grad_(False)
     # Since transformers 5 a processor keeps its settings in its own file; before, the image processor had one alone.

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from bvlm_utils import attacks, paths
 from bvlm_utils.attacks import clip as surrogates
@@ -239,3 +240,13 @@ def test_a_trigger_of_the_cache_that_is_cut_off_is_made_again(clip, name):
     for file in files:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert files and torch.equal(a.apply_image(pictures(), seed=1), before)
+
+
+def test_a_surrogate_that_is_replaced_is_loaded_again(tmp_path):
+    """What is computed with it is kept by the digest of the new one."""
+    folder = clip_checkpoint.save(tmp_path)
+    first = surrogates.load(folder)
+    assert surrogates.load(folder) is first
+    state = {name: value * 2 for name, value in load_file(tmp_path / "model.safetensors").items()}
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert not torch.equal(surrogates.load(folder).embed_texts(["a"]), first.embed_texts(["a"]))
