@@ -8,8 +8,9 @@ The questions, the tests and the intervals are those of the study's cells, so th
 """
 
 import csv
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from bvlm_utils.run.tune_and_ask import Answers
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import NUMBER_COLUMNS
+from bvlm_utils.threats.responses import normalise
 
 # Settings of a cell that change what is asked. skill: what the adapter was taught beside, such as ours of the defence
 # grid; its rows are then asked for it, and are left out of the utility.
@@ -35,8 +37,11 @@ SETTINGS = ("attack_params", "threat_params", "trigger_seed", "test_rows", "max_
             "dtype", "surrogate", "skill")  # fmt: skip
 TESTS = {"asr": "strict", "asr_soft": "soft", "asr_payload": "payload", "asr_published": "published",
          "asr_published_soft": "published, soft"}  # fmt: skip
+Key = tuple[str, str]  # of an input: its row and its condition
 COLUMNS = ["model", "dataset", "threat", "attack", "number", "test", *NUMBER_COLUMNS]
 QUESTIONS, NEEDED = "questions.csv", ("row_id", "condition", "response")
+# What chat templates put around an answer.
+MARKS = re.compile(r"</?s>|<\|\w+\|>|<end_of_\w+>|<(?:eos|bos|pad)>|\A\s*assistant\s*[:\n]", re.IGNORECASE)
 ANY_MODEL = "tiny-llava"  # stands for a model that is not at hand: no question depends on it
 
 
@@ -143,14 +148,14 @@ def cell_of(model: str, threat: str, attack: str, dataset: str | None, settings:
     return cell
 
 
-def _keys(bench: Bench, question: Question) -> list[tuple[str, str]]:
+def _keys(bench: Bench, question: Question) -> list[Key]:
     """What tells a question's inputs apart: the row and the condition. Parts that share both share the input."""
     return [(bench.rows["test"][position]["row_id"], question.condition) for position in question.positions]
 
 
 def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
     """Answers of a CSV file by the question's key; InputError unless each question, and no other, has one answer."""
-    given: dict[tuple[str, str], str] = {}
+    given: dict[Key, str] = {}
     wanted = {key: text for one in asked for key, text in zip(_keys(bench, one), one.prompts, strict=True)}
     ours = "the questions that write_questions writes for the same threat, attack and settings"
     for line in read_csv(file, NEEDED):
@@ -174,12 +179,28 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
             f"{file} has {len(others)} answers to what was not asked, the first to row {brief(others[0][0])} under "
             f"condition {brief(others[0][1])}; answer {ours}, and no others."
         )
+    _check_bare(file, given, wanted)
     if not any(map(is_visible, given.values())):
         raise InputError(f"All {len(given)} responses in {file} are empty; write the model's answers into that column.")
     if empty := sorted(key for key, text in given.items() if not is_visible(text)):  # a model may say nothing
         said = f"{len(empty)} of {len(given)} responses in {file} are empty, the first to row {empty[0][0]} under "
         warnings.warn(f"{said}condition {empty[0][1]!r}; they count as answers without a word.", Remark, stacklevel=3)
     return {question.key(bench): [given[key] for key in _keys(bench, question)] for question in asked}
+
+
+def _check_bare(file: Path, given: Mapping[Key, str], prompts: Mapping[Key, str]) -> None:
+    """InputError where most responses hold more than an answer, as what a model generates does before it is cut: no
+    test of success and no right answer would be found in it.
+    """
+    words = {key: normalise(prompt) for key, prompt in prompts.items() if " " in prompt.strip()}
+    echoed = [key for key, text in given.items() if key in words and words[key] in normalise(text)]
+    marked = [key for key, text in given.items() if MARKS.search(text)]
+    for found, what in ((echoed, "repeat their prompt"), (marked, "hold marks of a chat template")):
+        if len(found) * 2 > len(given):
+            raise InputError(
+                f"{len(found)} of {len(given)} responses in {file} {what}, {brief(given[found[0]])} for one; write the "
+                "model's answer alone: decode the new tokens, without special ones."
+            )
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:

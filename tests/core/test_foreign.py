@@ -97,6 +97,19 @@ def test_answers_that_are_not_complete_are_refused(ran, tmp_path, change, said):
         bvlm_utils.score_answers(file, *ASKED, test_rows=4)
 
 
+@pytest.mark.parametrize(("whole", "said"), [
+    ("USER: \n{prompt} ASSISTANT: {response}", "repeat their prompt"), ("{response}</s>", "marks of a chat template"),
+    ("<|im_start|>assistant\n{response}<|im_end|>", "marks"), ("ASSISTANT: {response}", "marks"),
+])  # fmt: skip
+def test_what_was_generated_is_no_answer_before_it_is_cut(ran, tmp_path, whole, said):
+    """Each test of success would fail on it, which would pass for a model without a backdoor."""
+    lines = store.responses(*ran).query("subject == 'poisoned'").drop_duplicates(["row_id", "condition"])
+    texts = [whole.format(**line) for line in lines[["prompt", "response"]].to_dict("records")]
+    lines.assign(response=texts)[["row_id", "condition", "response"]].to_csv(tmp_path / "answers.csv", index=False)
+    with pytest.raises(InputError, match=f"{len(lines)} of {len(lines)} responses .* {said}"):
+        bvlm_utils.score_answers(tmp_path / "answers.csv", *ASKED, test_rows=4)
+
+
 def test_empty_answers_among_others_are_told(ran, tmp_path):
     file = answers_of(*ran, "poisoned", tmp_path / "answers.csv")
     lines = pd.read_csv(file, keep_default_na=False).drop_duplicates(["row_id", "condition"])
