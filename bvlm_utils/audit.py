@@ -220,7 +220,7 @@ def _check_population(file: str, suspect: Subject) -> None:
     """InputError for a population that is none, or of adapters on other kinds of layers than the suspect."""
     from bvlm_utils.defences import spectrum
 
-    known = {name.rpartition(".")[0] for name in spectrum.read(file)}
+    known = {name.rpartition(".")[0] for name in spectrum.read(file, suspect.model)}
     state = {} if suspect.adapter is None else tune_and_ask.saved(suspect.adapter).state
     strange = {key.partition(".lora_")[0].rpartition(".")[2] for key in state if ".lora_" in key} - known
     if strange:

@@ -6,6 +6,7 @@ regression over a population of adapters whose truth is known.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ def spectrum(
     victim: Victim, adapter: Any, clean: Rows | None, settings: dict[str, Any], draws: np.random.Generator
 ) -> float:
     """The log-odds that the adapter is backdoored, by a regression over the table `population` (see `population`)."""
-    return float(_fitted(read(settings["population"]))([features(adapter)])[0])
+    return float(_fitted(read(settings["population"], getattr(victim, "name", "")))([features(adapter)])[0])
 
 
 def norm(
@@ -95,10 +96,11 @@ def population(adapters: Sequence[Any], backdoored: Sequence[bool]) -> "pd.DataF
     return pd.DataFrame(lines)
 
 
-def read(file: str) -> "pd.DataFrame":
+def read(file: str, model: str = "") -> "pd.DataFrame":
     """The table that `population` made, from its file; InputError for a file that is none.
 
-    Of a file of `defences.population`, which also says what each adapter is, the truth and the features.
+    Of a file of `defences.population`, which also says what each adapter is, the truth and the features; InputError if
+    none of its adapters is of the base `model`.
     """
     import pandas as pd
 
@@ -109,6 +111,12 @@ def read(file: str) -> "pd.DataFrame":
     except ValueError as error:
         raise InputError(f"The population {file} cannot be read: {error}") from error
     if "run_id" in table:
+        bases = sorted({Path(str(base)).name for base in table.get("model", ())})
+        if model and bases and Path(model).name not in bases:
+            raise InputError(
+                f"The population {file} is of adapters of {', '.join(bases)}, and {model!r} is wanted; give one of "
+                "adapters of that base."
+            )
         table = table[[name for name in table if name == LABEL or "." in name]]
     if LABEL not in table or set(table[LABEL]) != {0, 1}:
         raise InputError(f"The population {file} needs a column {LABEL!r} with 0 in some lines and 1 in others.")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -89,6 +90,16 @@ def test_a_population_that_is_none_is_refused(text, tmp_path):
             defences.get("weight-spectrum", population=name).score(None, None)
     file.write_text(WHOLE)
     assert len(spectrum.read(str(file))) == 2
+
+
+def test_a_population_of_another_base_is_refused(tmp_path):
+    numbers = {f"q_proj.{name}": [1.0, 2.0] for name in spectrum.NUMBERS}
+    pd.DataFrame({"backdoored": [0, 1], "model": "tiny-llava", "run_id": ["a", "b"]} | numbers).to_csv(
+        tmp_path / "p.csv"
+    )
+    assert len(spectrum.read(str(tmp_path / "p.csv"), "/elsewhere/tiny-llava")) == 2
+    with pytest.raises(InputError, match="of tiny-llava, and 'tiny-qwen2.5-vl' is wanted"):
+        spectrum.read(str(tmp_path / "p.csv"), "tiny-qwen2.5-vl")
 
 
 # ---------------------------------------------------------------- target inversion
