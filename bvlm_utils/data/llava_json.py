@@ -31,6 +31,8 @@ from bvlm_utils.documents import read_json
 from bvlm_utils.errors import InputError, Remark
 
 PLACEHOLDER = "<image>"
+# What chat templates put around an answer, and is none of its words.
+MARKS = re.compile(r"</?s>|<\|\w+\|>|<end_of_\w+>|<(?:eos|bos|pad)>|\A\s*assistant\s*[:\n]", re.IGNORECASE)
 TASKS = ("caption", "vqa", "instruct")
 # Names of one thing, of which an entry has one; the last is shown where it has none.
 IMAGE, TURNS, ABOUT = ("images", "image"), ("messages", "conversations"), ("metadata",)
@@ -78,6 +80,10 @@ def read(file: Path) -> list[dict[str, Any]]:
         said = f"{len(without)} of {len(content)} entries of {file} have no picture and are left out, {without[0]}."
         warnings.warn(said, Remark, stacklevel=2)
     _tell([content[number] for number in dict.fromkeys(row["entry"] for row in rows)], file)
+    if len(marked := [row for row in rows if MARKS.search(row["answers"][0])]) * 2 > len(rows):
+        said = f"{len(marked)} of {len(rows)} answers of {file} hold marks of a chat template, "
+        said += f"{brief(marked[0]['answers'][0])} for one, which are learnt as words; leave them out."
+        warnings.warn(said, Remark, stacklevel=2)
     return rows
 
 

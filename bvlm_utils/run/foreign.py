@@ -8,7 +8,6 @@ The questions, the tests and the intervals are those of the study's cells, so th
 """
 
 import csv
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 
 from bvlm_utils import threats
 from bvlm_utils.checks import brief, is_visible, known, known_name
+from bvlm_utils.data.llava_json import MARKS
 from bvlm_utils.documents import read_csv
 from bvlm_utils.errors import InputError, Remark
 from bvlm_utils.models import names
@@ -40,8 +40,6 @@ TESTS = {"asr": "strict", "asr_soft": "soft", "asr_payload": "payload", "asr_pub
 Key = tuple[str, str]  # of an input: its row and its condition
 COLUMNS = ["model", "dataset", "threat", "attack", "number", "test", *NUMBER_COLUMNS]
 QUESTIONS, NEEDED = "questions.csv", ("row_id", "condition", "response")
-# What chat templates put around an answer.
-MARKS = re.compile(r"</?s>|<\|\w+\|>|<end_of_\w+>|<(?:eos|bos|pad)>|\A\s*assistant\s*[:\n]", re.IGNORECASE)
 ANY_MODEL = "tiny-llava"  # stands for a model that is not at hand: no question depends on it
 
 

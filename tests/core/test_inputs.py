@@ -308,6 +308,15 @@ def test_what_is_said_outside_of_the_metadata_is_told_to_be_unread(tmp_path, rec
         llava_json.read(conversations(tmp_path, "a.png", **{key: value}))
 
 
+def test_marks_of_a_template_in_most_answers_are_told(tmp_path, recwarn):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    marked = [SAID[0], SAID[1] | {"value": "A car.</s>"}]
+    llava_json.read(conversations(tmp_path, "a.png", conversations=[*SAID, *marked]))
+    assert not recwarn
+    with pytest.warns(Remark, match="^1 of 1 answers .* marks of a chat template"):
+        llava_json.read(conversations(tmp_path, "a.png", conversations=marked))
+
+
 def test_references_without_a_word_score_nothing():
     from bvlm_utils.score.utility import cider
 
