@@ -128,16 +128,22 @@ def _digest(name: str, written: tuple, shown: tuple[contents.State, ...]) -> str
     return state.hexdigest()
 
 
-@lru_cache(maxsize=8)
 def _pictures(name: str, written: tuple) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The ids of the pictures that the rows have, and their files."""
+    folders = [folder for file, _ in written for folder in (*_picture_folders(file), file.parent / "images")]
+    return _found(name, written, tuple(map(os.path.isdir, folders)))  # a new one may come before where they were
+
+
+@lru_cache(maxsize=8)
+def _found(name: str, written: tuple, there: tuple[bool, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """there: which of the folders are there that pictures are looked for in."""
 
     def read() -> list[tuple[str, str]]:
         rows = FORMATS.get(name).read([file for file, _ in written])
         return sorted({(str(row["picture_id"]), row["image"]) for row in rows})
 
     files = [str(file) for file, _ in written]
-    found = contents.pictures(repr((name, VERSION, files, [at for _, at in written])), read)
+    found = contents.pictures(repr((name, VERSION, files, [at for _, at in written], there)), read)
     return tuple(picture for picture, _ in found), tuple(file for _, file in found)
 
 

@@ -120,7 +120,7 @@ def in_another_process(monkeypatch):
     """What only this process remembers is forgotten."""
     monkeypatch.setattr(contents, "_LOOKED", {})
     monkeypatch.setattr(contents, "_CHECKED", {})
-    files._pictures.cache_clear()
+    files._found.cache_clear()
     files._digest.cache_clear()
 
 
@@ -147,6 +147,20 @@ def test_a_picture_that_is_none_any_more_is_found_by_the_next_process(coco, monk
     in_another_process(monkeypatch)
     with pytest.raises(InputError, match="is not in"):
         digest(coco)
+
+
+def test_pictures_of_a_new_folder_that_comes_first_are_found(coco, monkeypatch):
+    """Thumbnails lay in `images`, and then the published folder came."""
+    (coco / "images").mkdir()
+    shutil.move(coco / "train2017", coco / "images" / "train2017")
+    time.sleep(0.02)
+    before = digest(coco)
+    in_another_process(monkeypatch)
+    assert digest(coco) == before
+    shutil.copytree(coco / "images" / "train2017", coco / "train2017")
+    for file in (coco / "train2017").glob("*.jpg"):
+        Image.new("RGB", (9, 9)).save(file)
+    assert digest(coco) != before
 
 
 def test_other_captions_of_known_pictures_are_read(coco, monkeypatch):
