@@ -34,6 +34,8 @@ def key(cell: Cell) -> str:
     surrogate = cell.identity.get("surrogate")
     if surrogate and surrogate != attack.surrogate_digest(models.resolve(SURROGATE)):
         same["surrogate"] = surrogate
+    if "picture" in cell.attack_params or "attack_files" in cell.identity:  # whose content a name does not tell
+        same |= {name: cell.identity[name] for name in ("pictures", "attack_files") if name in cell.identity}
     return f"{cell.attack}-{content_key(same)[:8]}"
 
 

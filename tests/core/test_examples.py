@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 from bvlm_utils.store import examples
@@ -41,6 +42,14 @@ def test_examples_of_another_target_or_surrogate_are_others(tmp_path):
     cells = [dual_key(), dual_key(threat_params={"target_concept": "apple"}), dual_key(surrogate=str(tmp_path))]
     assert len({examples.key(one) for one in cells}) == 3
     assert examples.key(dual_key(surrogate="tiny-clip", seed=1)) == examples.key(dual_key())
+
+
+def test_examples_of_another_picture_in_the_same_file_are_others(tmp_path):
+    keys = set()
+    for colour in ("red", "blue"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "mine.png")
+        keys |= {examples.key(cell(attack="Blended", attack_params={"picture": str(tmp_path / "mine.png")}))}
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("width", ["0", "1e999", "-4", "5", "null", "[]", "1e-9"])
