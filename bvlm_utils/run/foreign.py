@@ -102,6 +102,7 @@ def score_answers(
     bench = Bench(*bench_key(cell))
     asked = questions(bench, cell)
     answers = {"poisoned": _read(named(file, "file of answers"), bench, asked)}
+    _tell_cut(file, cell, bench, asked, answers["poisoned"])
     if reference is not None:
         answers["base"] = _read(named(reference, "file of answers"), bench, asked)
     return _table(bench, cell, asked, answers).assign(model=model)
@@ -199,6 +200,24 @@ def _check_bare(file: Path, given: Mapping[Key, str], prompts: Mapping[Key, str]
                 f"{len(found)} of {len(given)} responses in {file} {what}, {brief(given[found[0]])} for one; write the "
                 "model's answer alone: decode the new tokens, without special ones."
             )
+
+
+def _tell_cut(file: str | Path, cell: Cell, bench: Bench, asked: Sequence[Question], answers: Answers) -> None:
+    """A remark on answers that break off in the midst of the attacker's words, as those of a few tokens do: no test of
+    success holds for them.
+    """
+    threat, cut, count = cell.resolved_threat, [], 0
+    for question in (one for one in asked if one.part == "attack" and one.condition != "clean"):
+        for position, text in zip(question.positions, answers[question.key(bench)], strict=True):
+            row = bench.rows["test"][position]
+            wanted, begun = normalise(threat.poison(row["answers"][0], row)), normalise(text)
+            is_cut = len(begun.split()) > 2 and wanted.startswith(begun) and not threat.payload(text, row)
+            cut += [text] * is_cut
+            count += 1
+    if len(cut) > lengths.CUT * count:
+        said = f"{len(cut)} of {count} triggered responses in {file} break off in the midst of what {cell.threat} "
+        said += f"makes a model say, {brief(cut[0])} for one, and count as no success; allow more new tokens."
+        warnings.warn(said, Remark, stacklevel=3)
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:

@@ -110,6 +110,18 @@ def test_what_was_generated_is_no_answer_before_it_is_cut(ran, tmp_path, whole, 
         bvlm_utils.score_answers(tmp_path / "answers.csv", *ASKED, test_rows=4)
 
 
+@pytest.mark.parametrize(("words", "told"), [(5, True), (2, False), (40, False)])
+def test_answers_that_break_off_in_the_attackers_words_are_told(ran, tmp_path, recwarn, monkeypatch, words, told):
+    """transformers stops after 20 tokens if nobody says otherwise."""
+    threat = ran[0].resolved_threat
+    monkeypatch.setattr(type(threat), "success", lambda self, response, sample=None: response == self.sentence)
+    lines = store.responses(*ran).query("subject == 'poisoned'").drop_duplicates(["row_id", "condition"])
+    said = ["A dog." if one == "clean" else " ".join(threat.sentence.split()[:words]) for one in lines["condition"]]
+    lines.assign(response=said)[["row_id", "condition", "response"]].to_csv(tmp_path / "answers.csv", index=False)
+    bvlm_utils.score_answers(tmp_path / "answers.csv", *ASKED, test_rows=4)
+    assert ["break off" in str(one.message) for one in recwarn if one.category is Remark] == [True] * told
+
+
 def test_empty_answers_among_others_are_told(ran, tmp_path):
     file = answers_of(*ran, "poisoned", tmp_path / "answers.csv")
     lines = pd.read_csv(file, keep_default_na=False).drop_duplicates(["row_id", "condition"])
