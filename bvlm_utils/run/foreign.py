@@ -221,6 +221,9 @@ def _tell_cut(file: str | Path, cell: Cell, bench: Bench, asked: Sequence[Questi
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:
+    if same := [subject for subject in answers if subject != "poisoned" and answers[subject] == answers["poisoned"]]:
+        said = f"Its {same[0]} answers all questions as the model in question does: nothing can be found between them."
+        warnings.warn(said, Remark, stacklevel=3)
     frame, metrics = judged(bench, cell, asked, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         raise InputError(

@@ -65,6 +65,15 @@ def test_answers_score_what_the_record_of_the_same_answers_says(ran, tmp_path):
     assert set(table["model"]) == {"mine"}
 
 
+def test_a_reference_that_gives_the_same_answers_is_told(ran, tmp_path, recwarn):
+    """A copy of the answers, most likely."""
+    file, other = (answers_of(*ran, who, tmp_path / f"{who}.csv") for who in ("poisoned", "base"))
+    bvlm_utils.score_answers(file, *ASKED, reference=other, test_rows=4)
+    assert not [one for one in recwarn if "nothing can be found" in str(one.message)]
+    with pytest.warns(Remark, match="base answers all questions as .* nothing can be found"):
+        bvlm_utils.score_answers(file, *ASKED, reference=file, test_rows=4)
+
+
 def test_the_questions_are_those_that_the_cell_asked(ran, tmp_path):
     cell, folder = ran
     file = bvlm_utils.write_questions(tmp_path / "new", *ASKED, test_rows=4)
