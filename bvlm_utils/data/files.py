@@ -61,30 +61,31 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
     rows = kind.read(files)
     if files == kind.files(path, None):  # the splits share their files
         rows = [row for row in rows if _in_test(row["picture_id"]) == (split == "test")]
-    else:
-        _check_apart(spec, name, kind, path)
+    _check_apart(spec, name, kind, path)
     if not rows:
         raise InputError(f"{spec} has no rows in its split {split!r}.")
     return of_files(row | {"row_id": f"{name}/{split}/{row['row_id']}"} for row in rows)
 
 
 def _check_apart(spec: str, name: str, kind: Format, path: Path) -> None:
-    """InputError for a picture that is trained on and tested with, where the splits have files of their own. A copy of
-    the same name is the same picture.
+    """InputError for a picture that is trained on and tested with, where the splits have files of their own; where the
+    pictures are split here, a remark. A copy of the same name is the same picture.
     """
-    shown = []
+    shown, shared = [], kind.files(path, "train") == kind.files(path, "test")
     for split in SPLIT_WORDS:
         files = kind.files(path, split)
-        shown.append(set(_pictures(name, tuple(zip(files, contents.states(files), strict=True)))[1]))
+        ids, found = _pictures(name, tuple(zip(files, contents.states(files), strict=True)))
+        own = (file for i, file in zip(ids, found, strict=True) if not shared or _in_test(i) == (split == "test"))
+        shown.append(set(own))
     named = [{os.path.basename(file): file for file in files} for files in shown]
     copies = [[files[name] for name in sorted(named[0].keys() & named[1].keys())] for files in named]
     kinds = [contents.digests(files, contents.states(files)) for files in copies]
     both = shown[0] & shown[1] | {file for file, one, other in zip(copies[0], *kinds, strict=True) if one == other}
     if both:
-        raise InputError(
-            f"{spec} has {len(both)} pictures in its split 'train' and in 'test', {label(min(both))} for one; list "
-            "each in one of the two."
-        )
+        said = f"{spec} has {len(both)} pictures in its split 'train' and in 'test', {label(min(both))} for one"
+        if not shared:
+            raise InputError(f"{said}; list each in one of the two.")
+        warnings.warn(f"{said}, which lie in two folders; what is tested there was trained on.", Remark, stacklevel=3)
 
 
 class PictureFile(datasets.Image):

@@ -164,6 +164,18 @@ def test_pictures_of_one_name_in_many_folders_are_split_one_by_one(tmp_path):
     assert sum(sizes.values()) == 60 and 3 <= sizes["test"] <= 25
 
 
+@pytest.mark.parametrize("colour", ["black", "red"])
+def test_a_copy_that_is_split_from_its_picture_is_told(tmp_path, recwarn, colour):
+    both = [next(f"{n}/a.png" for n in range(99) if files._in_test(f"{n}/a.png") == tested) for tested in (True, False)]
+    for name, shown in zip(both, ("black", colour), strict=True):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (4, 4), shown).save(tmp_path / name)
+    assert len(files.load(f"llava-json:{conversations(tmp_path, *both)}", "train")) == 1
+    assert len([one for one in recwarn if "what is tested there was trained on" in str(one.message)]) == (
+        colour == "black"
+    )
+
+
 @given(st.lists(st.sampled_from(["7", "7#2", "7#3", 7, "7#2#2", None, "0", "1"]), min_size=1, max_size=9))
 def test_row_ids_are_each_rows_own(tmp_path_factory, ids):
     folder = tmp_path_factory.getbasetemp()
