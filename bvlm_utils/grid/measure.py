@@ -56,9 +56,10 @@ def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda:
             problem = _process(cells_of_threat, run, log) or problem
     if problem and run.left(left):
         return f"the measuring process failed twice ({problem}); its words are in {shown(log)}"
-    for line in log.read_text("utf-8", "replace").splitlines():
-        if line.startswith(REMARK):
-            warnings.warn(line.removeprefix(REMARK), Remark, stacklevel=2)
+    with suppress(FileNotFoundError):  # another run of the same cells in this store has removed it
+        for line in log.read_text("utf-8", "replace").splitlines():
+            if line.startswith(REMARK):
+                warnings.warn(line.removeprefix(REMARK), Remark, stacklevel=2)
     log.unlink(missing_ok=True)
     return None
 

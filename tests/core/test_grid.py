@@ -474,6 +474,12 @@ def test_what_the_measuring_process_remarks_is_told(tmp_path, monkeypatch, capsy
     assert not list((tmp_path / "notebooks").iterdir())
 
 
+def test_another_run_of_the_same_cells_may_remove_the_log_that_they_share(tmp_path, monkeypatch):
+    left = [SimpleNamespace(run_id="one")]
+    monkeypatch.setattr(grid_measure, "_process", lambda *_: left.clear())
+    assert grid_measure.measure(left, SimpleNamespace(folder=tmp_path, left=lambda cells: list(left))) is None
+
+
 @pytest.mark.usefixtures("stub", "no_kernels")
 def test_force_and_rescore_make_records_anew_whatever_the_clocks_say(tmp_path, capsys):
     """A record that a machine with a slow clock wrote is as new as any."""
