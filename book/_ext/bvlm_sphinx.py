@@ -11,6 +11,7 @@ import atexit
 import os
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def prepare_kernels(app: Sphinx, config: Any) -> None:
     os.environ["BVLM_DOWNLOADS"] = str(Path(app.outdir) / "_static" / "results")
     SocketKernelManager.folder = folder
     jupyter_client.AsyncKernelManager = SocketKernelManager  # nbclient asks for it by this name
-    local_provisioner.launch_kernel = bvlm_kernels.launch
+    if sys.platform == "linux":  # elsewhere a copy of a process may not use all of the system's libraries
+        local_provisioner.launch_kernel = bvlm_kernels.launch
 
 
 def _remove(folder: str, owner: int) -> None:
