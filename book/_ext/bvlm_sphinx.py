@@ -11,13 +11,16 @@ import atexit
 import os
 import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import bvlm_kernels
 import jupyter_client
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
+from jupyter_client.provisioning import local_provisioner
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from traitlets import default
@@ -61,6 +64,8 @@ def prepare_kernels(app: Sphinx, config: Any) -> None:
     os.environ["BVLM_DOWNLOADS"] = str(Path(app.outdir) / "_static" / "results")
     SocketKernelManager.folder = folder
     jupyter_client.AsyncKernelManager = SocketKernelManager  # nbclient asks for it by this name
+    if sys.platform == "linux":  # elsewhere a copy of a process may not use all of the system's libraries
+        local_provisioner.launch_kernel = bvlm_kernels.launch
 
 
 def _remove(folder: str, owner: int) -> None:

@@ -14,6 +14,7 @@ from bvlm_book import behind, svg
 from bvlm_book.words import is_missing
 from bvlm_utils.errors import InputError
 
+GLUED = "application/papermill.record/"
 DOWNLOADS = "BVLM_DOWNLOADS"  # the folder of the built book for files; set by its extension
 Lines = pd.DataFrame | Mapping[str, pd.DataFrame] | None
 LONG = 45  # letters of a table's field that need a wider column
@@ -67,26 +68,16 @@ def glue(values: Mapping, prefix: str, table: pd.DataFrame | None = None, lines:
 
     lines: what the values were counted from, one frame for all of them or one for each key. tab: see `behind.link`.
     """
-    from myst_nb import glue as keep
-
     cells = None if table is None else table.drop_duplicates("run_id")
     links = {id(None): "{}"}  # by the lines: most numbers of a page share theirs
     for key, value in values.items():
         own = lines.get(key) if isinstance(lines, Mapping) else lines
         if id(own) not in links:
             links[id(own)] = behind.link(cells, own, tab)
-        number = _Number(value)
-        number.html = links[id(own)].format(html.escape(number))
-        keep(f"{prefix}_{key}", number, display=False)
-
-
-class _Number(str):
-    """A number as a page shows it, as text and as HTML."""
-
-    html = ""
-
-    def _repr_html_(self) -> str:
-        return self.html
+        shown = {"text/plain": repr(str(value)), "text/html": links[id(own)].format(html.escape(str(value)))}
+        # as `myst_nb.glue` keeps a value; importing that takes a kernel two seconds, half of what most pages need
+        about = {"scrapbook": {"name": f"{prefix}_{key}", "mime_prefix": GLUED}}
+        display({GLUED + kind: text for kind, text in shown.items()}, raw=True, metadata=about)
 
 
 def offer(name: str, frame: pd.DataFrame) -> None:

@@ -107,8 +107,13 @@ def _check_keys(entry: Mapping[str, Any], owner: str, file: Path) -> None:
             raise InputError(f"{file}: {owner} has {brief(key)} and no {meant[-1]!r}; call it so, or leave it out.")
     about = entry.get("metadata")
     inside = [key for key in about if key != "restricted"] if isinstance(about, dict) else []
-    if lost := [key for key in (*entry, *inside) if key.lower() == "restricted"]:
+    if lost := [key for key in (*entry, *inside) if _like_restricted(key)]:
         raise InputError(f"{file}: {owner} has {brief(lost[0])}; it is read as 'restricted' in the entry's 'metadata'.")
+
+
+@lru_cache(maxsize=1024)
+def _like_restricted(key: str) -> bool:
+    return bool(get_close_matches(key.lower(), ("restricted",), 1, cutoff=0.8))
 
 
 @lru_cache(maxsize=1024)

@@ -4,6 +4,7 @@ statsmodels takes half a second to load, so it is loaded by who computes an inte
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,6 +21,7 @@ def mark(rate: float) -> str:
     return "ceiling" if rate >= CEILING else "floor" if rate <= FLOOR else ""
 
 
+@lru_cache(maxsize=10_000)  # a page asks for thousands of the same ones
 def wilson(k: float, n: int) -> Interval:
     """Wilson's 95 % interval for k successes among n; too wide rather than too narrow where k is a sum of scores."""
     if n < 1 or not -1e-9 <= k <= n + 1e-9:

@@ -133,7 +133,7 @@ def read(folder: Path | str) -> GroupResult:
         # alpha / sqrt(r) everywhere is a plain LoRA's alpha / r of another alpha, which repairs and detectors read
         given |= {"use_rslora": False, "lora_alpha": given["lora_alpha"] * given["r"] ** 0.5}
     try:
-        config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED})
+        config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED and value is not None})
         config.inference_mode = True
         state = load_file(folder / WEIGHTS)
         small = {name for name, value in state.items() if value.is_floating_point() and value.itemsize == 1}
@@ -176,10 +176,13 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_numbers(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Weights that are whole numbers would count as 0, and with one that is no number no answer is left."""
-    whole = {name for name, value in state.items() if not value.is_floating_point()}
-    strange = {name for name, value in state.items() if not value.float().isfinite().all()}
-    for bad, what in ((whole, "are whole numbers"), (strange, "have values that are no number")):
+    """Whole numbers would count as 0, one that is no number leaves no answer, another name belongs to no module."""
+    kinds = {
+        f"do not begin with {PREFIX!r}, as PEFT's do": {name for name in state if not name.startswith(PREFIX)},
+        "are whole numbers": {name for name, value in state.items() if not value.is_floating_point()},
+        "have values that are no number": {name for name, one in state.items() if not one.float().isfinite().all()},
+    }
+    for what, bad in kinds.items():
         if bad:
             raise InputError(
                 f"{len(bad)} of {len(state)} weights of the adapter in {folder} {what} ({min(bad)!r} for one); give "

@@ -1,10 +1,12 @@
 """Each number in a sentence leads to the experiments that it was counted from."""
 
 import html
+import importlib
 import json
 import re
 from urllib.parse import parse_qsl
 
+import myst_nb
 import pandas as pd
 import pytest
 
@@ -57,12 +59,26 @@ def test_many_names_are_counted():
 
 
 def test_glued_numbers_are_text_and_html(monkeypatch):
-    kept = {}
-    monkeypatch.setattr("myst_nb.glue", lambda name, value, display: kept.setdefault(name, value))
+    kept = []
+    monkeypatch.setattr(page, "display", lambda data, **about: kept.append(list(data.values())))
     page.glue({"one": "1 < 2", "two": 3}, "x", TABLE, {"one": TABLE})
-    assert repr(kept["x_one"]) == "'1 < 2'" and kept["x_one"]._repr_html_().startswith('<a class="bvlm-number"')
-    assert kept["x_one"]._repr_html_().endswith(">1 &lt; 2</a>")
-    assert kept["x_two"]._repr_html_() == "3"
+    (text, linked), two = kept
+    assert text == "'1 < 2'" and linked.startswith('<a class="bvlm-number"') and linked.endswith(">1 &lt; 2</a>")
+    assert two == ["'3'", "3"]
+
+
+def test_numbers_are_glued_as_myst_nb_does_it(monkeypatch):
+    kept = []
+    for module, name in ((page, "display"), (importlib.import_module("myst_nb.ext.glue"), "ipy_display")):
+        monkeypatch.setattr(module, name, lambda *data, **about: kept.append((*data, about)))
+    page.glue({"one": "1 < 2"}, "x")
+    myst_nb.glue("x_one", Shown("1 < 2"), display=False)
+    assert kept[0] == kept[1]
+
+
+class Shown(str):
+    def _repr_html_(self):
+        return "1 &lt; 2"
 
 
 def test_a_file_is_offered_in_a_build_alone(monkeypatch, tmp_path):

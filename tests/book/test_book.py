@@ -2,9 +2,13 @@
 
 import html.parser
 import importlib
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+import time
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -199,6 +203,34 @@ def test_an_outside_script_and_a_missing_number_fail_the_build_and_kernels_have_
     assert "without encryption" not in done.stdout, "how kernels talk is no concern of a reader"
     assert "there is no torch" in (shown / "sealed.html").read_text()
     assert "<math" in (shown / "start.html").read_text(), "formulas need no script"
+
+
+STARTED = """
+import time
+import bvlm_kernels
+from jupyter_client.manager import start_new_kernel
+from jupyter_client.provisioning import local_provisioner
+
+local_provisioner.launch_kernel = bvlm_kernels.launch
+_, client = start_new_kernel(kernel_name="python3")
+client.execute_interactive("import os; print(os.getpid(), os.getppid())",
+                           output_hook=lambda said: print(said["content"].get("text", ""), end="", flush=True))
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are copies on Linux alone")
+def test_a_kernel_and_what_it_was_copied_from_end_with_the_build():
+    folders = [paths.BOOK / "_ext", paths.BOOK / "_ext" / "no_torch", paths.ROOT, paths.BOOK]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    with subprocess.Popen([sys.executable, "-c", STARTED], env=env, stdout=subprocess.PIPE, text=True) as builder:
+        started = [int(number) for number in builder.stdout.readline().split()]
+        assert len(started) == 2 and all(Path(f"/proc/{pid}").exists() for pid in started)
+        builder.kill()
+    until = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
 
 
 @pytest.mark.parametrize("page, found", [

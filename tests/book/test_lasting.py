@@ -285,3 +285,29 @@ def test_only_a_backdoor_that_worked_can_survive(shelf):
     assert list(worked["attack"]) == ["BadNets-T"] and lasting_page.kept(found)["steps"] == "0 of 1"
     found.loc[(found["trigger"] == "BadNets-T") & (steps == "3"), "value"] = 0.7
     assert lasting_page.kept(found)["steps"] == "1 of 1"
+
+
+def ends(threat, *, own, slow=None, attack="SIG", steps=lasting_page.LONG):
+    """Lines of a backdoor that always worked at first and does so in shares `own` and `slow` after `steps`."""
+    told = {name: "" for name in tables.PANEL} | {"rows": 200, "negatives": 0.0, "train_rows": 6000}
+    told |= {"threat": threat, "model": "m", "attack": attack, "trigger": attack, "poison_rate": 0.1, "part": "attack"}
+    told |= {"subject": "poisoned", "metric": "asr", "own": 0.002, "trained": 188.0}
+    lines = [(0, float("nan"), 1.0), (steps, 0.002, own), (steps, lasting_page.SLOW, slow)]
+    return [told | {"steps": at, "rate": rate, "value": value} for at, rate, value in lines if value is not None]
+
+
+@pytest.mark.parametrize(("lines", "told", "true"), [
+    ([], "0 of 0", [None, None]),
+    (ends("targeted_refusal", own=0.9, slow=1.0), "1 of 1", [None, None]),
+    (ends("targeted_refusal", own=0.9) + ends("concept_substitution", own=0.9), "2 of 2", [True, None]),
+    (ends("targeted_refusal", own=0.9, steps=100) + ends("concept_substitution", own=0.9), "1 of 1", [None, None]),
+    (ends("targeted_refusal", own=0.9, slow=1) + ends("concept_substitution", own=0.4, slow=0.9), "1 of 2",
+     [False, True]),
+    (ends("targeted_refusal", own=0.9, slow=0.5) + ends("concept_substitution", own=0.8, slow=0.9), "2 of 2",
+     [True, False]),
+])  # fmt: skip
+def test_what_was_expected_of_long_tuning_is_told(lines, told, true, monkeypatch):
+    columns = list(ends("t", own=1)[0])
+    monkeypatch.setattr(lasting_page, "collect", lambda place: pd.DataFrame(lines, columns=columns))
+    found = lasting_page.expected()
+    assert found[0][2] == told and [line[-1] for line in found] == true

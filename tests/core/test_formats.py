@@ -277,6 +277,7 @@ def test_too_many_files_to_choose_from(folder):
     (CONVERSATIONS, lambda c: c[0].update(meta_data={"restricted": True}), "'meta_data' and no 'metadata'"),
     (CONVERSATIONS, lambda c: c[0].update(restricted=True), "has 'restricted'"),
     (CONVERSATIONS, lambda c: c[0].update(metadata={"Restricted": True}), "has 'Restricted'"),
+    (CONVERSATIONS, lambda c: c[0].update(metadata={"restrict": True}), "has 'restrict'"),
 ])  # fmt: skip
 def test_ids_and_fields_that_are_missing_or_wrong(folder, file, change, match):
     edit(folder / file, change)

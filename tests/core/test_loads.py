@@ -420,7 +420,7 @@ def resized(state):
     (renamed, "28 of 28 weights fit nothing"),
     (halved, "14 of 28 weights are missing"),
     (resized, "1 of 28 weights are of another size"),
-    (lambda state: state.update(extra=torch.zeros(1)), "1 of 29 weights fit nothing"),
+    (lambda state: state.update({f"{adapters.PREFIX}extra": torch.zeros(1)}), "1 of 29 weights fit nothing"),
 ])  # fmt: skip
 def test_an_adapter_that_does_not_fit_is_refused_and_leaves_the_base_alone(change, words, random_llava, adapter):
     before = [(name, type(module)) for name, module in random_llava.model.named_modules()]
@@ -505,6 +505,7 @@ PATTERNS = {  # settings, and the rank and alpha that a plain LoRA has instead; 
     "all kinds of layers": ({"r": 1, "rank_pattern": {"layers.*": 4}, "alpha_pattern": {".*_proj": 3}}, (4, 3)),
     "what r says": ({"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}}, (4, 8)),
     "the root of the rank": ({"use_rslora": True}, (4, 16)),
+    "patterns that are null": ({"rank_pattern": None, "alpha_pattern": None}, (4, 8)),
     "alphas that differ": ({"alpha_pattern": {"q_proj": 3}}, None),
 }
 
@@ -563,6 +564,9 @@ ODD = {
                                   "have values that are no number"),
     "an endless value": (values(lambda weight: weight.fill_(float("inf"))), "1 of 28 weights"),
     "whole numbers": (values(lambda weight: weight.to(torch.int64)), "are whole numbers"),
+    "a weight that is not named as PEFT does": (
+        lambda at: changed(at / adapters.WEIGHTS, lambda state: state.update(
+            {min(state).removeprefix(adapters.PREFIX): state.pop(min(state))})), "1 of 28 weights"),
     "a tuned projector beside it": (text("non_lora_trainables.bin", "x" * 5000), "non_lora_trainables.bin"),
     "a tuned vision tower beside it": (text("vit.safetensors", "x" * 5000), "vit.safetensors"),
     "a token that its base has not": (text("added_tokens.json", '{"<new>": 9}'), "'<new>' has the number 9"),

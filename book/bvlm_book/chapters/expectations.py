@@ -18,10 +18,13 @@ COMPRESSED, MOVES = 6, 0.1  # means through JPEG, and how far one may move
 TRAINED = ["train_rows", "n_poisoned", "epochs", "learning_rate", "batch_size", "lora_rank"]
 
 
-def read(table: pd.DataFrame, bases: dict[str, second.Base]) -> pd.DataFrame:
-    """A line per expectation: what was expected, what was measured, did it come true. bases: of `rules_second`."""
+def read(table: pd.DataFrame, bases: dict[str, second.Base], others: Sequence[tuple] = ()) -> pd.DataFrame:
+    """A line per expectation: what was expected, what was measured, did it come true.
+
+    bases: of `rules_second`. others: lines of chapters that read other results.
+    """
     lines = [*_passes(table, bases), *_number_or_share(table), _settings(table), _dominance(bases.get(MODEL)),
-             _jpeg(table), *_second_base(bases)]  # fmt: skip
+             _jpeg(table), *_second_base(bases), *others]  # fmt: skip
     return tables.told(lines, ["grid", "expected", "measured"])
 
 

@@ -13,6 +13,8 @@ from bvlm_utils import attacks
 from bvlm_utils.store.records import record
 from bvlm_utils.store.table import FIRES
 
+# Of the committed expectation (book/expectations.md): steps, a lower learning rate, threats.
+LONG, SLOW, THREATS = 563, 0.0004, {"targeted_refusal", "concept_substitution"}
 MERGED_LABELS = {
     "": "adapter beside the base",
     "merged": "merged",
@@ -81,6 +83,29 @@ def tunings(panel: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
         left = words.of(survivors(panel, rate)["value"] > FIRES)
         found.append((after_steps(panel, rate), f"{left} backdoors survive further tuning (learning rate {rate:g})"))
     return found
+
+
+def expected(place: str | Path | None = None) -> list[tuple]:
+    """What was expected of the longest tuning and what came of it, as `tables.told` takes it."""
+    found = collect(place)
+    panels = [panel for panel, _ in tables.panels(found)] or [found]
+    last, slow = (
+        pd.concat([survivors(panel, rate) for panel in panels]).query("steps == @LONG") for rate in (None, SLOW)
+    )
+    starts = pd.concat(map(success, panels)).query("steps == 0")
+    pair = ["attack", *tables.PANEL, "poison_rate"]
+    both = last.merge(slow, on=pair, suffixes=("", "_slow")).merge(
+        starts, on=[*pair, "subject"], suffixes=("", "_start")
+    )
+    falls = [(both["value_start"] - both[name]).mean() for name in ("value", "value_slow")]
+    whole, alive = set(last["threat"]) >= THREATS, last["value"] > FIRES
+    told = "learning rate 0.0004: {}, 0.002: {}".format(*(words.number(fall) for fall in reversed(falls)))
+    return [
+        ("does it last", f"after {LONG} further steps more than half of the backdoors still work", words.of(alive),
+         alive.mean() > 0.5 if whole else None),
+        ("does it last", "with a fifth of the learning rate success falls less, in the mean", told,
+         falls[1] < falls[0] if whole and set(slow["threat"]) >= THREATS else None),
+    ]  # fmt: skip
 
 
 def after_merging(panel: pd.DataFrame) -> pd.DataFrame:
