@@ -141,10 +141,8 @@ def read(folder: Path | str) -> GroupResult:
     except (ValueError, TypeError, SafetensorError, NotImplementedError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
     _check_numbers(folder, state)
-    pairs = all(".lora_A." in name or ".lora_B." in name for name in state)
-    if pairs and not any(value.any() for name, value in state.items() if ".lora_B." in name):
-        said = "changes nothing: its lora_B are 0, as before any training; its answers are those of its base."
-        warnings.warn(f"The adapter in {folder} {said}", Remark, stacklevel=2)
+    if not any(value.any() for name, value in state.items() if ".lora_A." not in name):
+        warnings.warn(f"The adapter in {folder} changes nothing, as before any training.", Remark, stacklevel=2)
     if twice := [name for name in state if _current(name) != name and _current(name) in state]:
         raise InputError(
             f"The adapter in {folder} has {len(twice)} weights under an older name, too ({twice[0]!r} for one); keep "
