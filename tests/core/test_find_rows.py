@@ -88,7 +88,7 @@ def test_an_adapter_that_does_not_fit_is_told_before_rows_are_ranked(checkpoint,
     assert run(*given) == 2 and "'<new>'" in capsys.readouterr().err
     config.write_text(json.dumps(json.loads(config.read_text()) | {"target_modules": ["q_proj"]}))
     (tmp_path / "adapter" / "added_tokens.json").unlink()
-    assert run(*given) == 2 and "picture side" in capsys.readouterr().err
+    assert run(*given) == 2 and "fit nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
