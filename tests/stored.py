@@ -69,7 +69,7 @@ def page(name, place, capsys, **given):
 
     shown = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(book_page, "display", lambda one: shown.append(one.data))
+        patch.setattr(book_page, "display", lambda one, **glued: glued or shown.append(one.data))
         for source in sources[1:]:
             exec(source, space)  # noqa: S102
     return "\n".join(shown)
