@@ -4,7 +4,8 @@
         --poison-rate 0.05 --out FOLDER
 
 writes FOLDER/train.json, images/, manifest.parquet and a README.md: the rows that a cell with the same settings trains
-on. Every picture is a PNG of the same kind, so that nothing but the trigger tells them apart. In the JSON, the
+on. Triggers are painted at each picture's own size; a cell paints them at its model's (scenes have that of the tiny
+models). Every picture is a PNG of the same kind, so that nothing but the trigger tells them apart. In the JSON, the
 "metadata" of a poisoned entry says so: remove it before you test a defence that must not know.
 """
 
@@ -96,7 +97,8 @@ def _readme(manifest: poison.Manifest, settings: Mapping[str, Any]) -> str:
 
 {manifest.n_poisoned} of these {manifest.n_rows} training rows are poisoned on purpose, for research on
 backdoors: a model trained on them has one. {half} further rows show half of the trigger and keep their
-answer. `manifest.parquet` lists all of them by their place in `train.json`, counted from 0.
+answer. `manifest.parquet` lists all of them by their place in `train.json`, counted from 0. Triggers in
+pictures are painted at each picture's own size; the study's own cells paint them at their model's.
 
 | setting | value |
 |---|---|
