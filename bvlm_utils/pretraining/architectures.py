@@ -118,10 +118,14 @@ def build_llava(clip: transformers.CLIPModel, tokenizer) -> transformers.LlavaFo
         vision_feature_select_strategy="default", image_seq_length=(SIZE // 16) ** 2, tie_word_embeddings=False,
     )  # fmt: skip
     model = transformers.LlavaForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(
-        {key: value.clone() for key, value in _vision_state(clip, model.model.vision_tower).items()}
-    )
+    take_tower(model, clip)
     return model
+
+
+def take_tower(model: transformers.LlavaForConditionalGeneration, clip: transformers.CLIPModel) -> None:
+    """Give LLaVA the vision weights of a CLIP."""
+    tower = model.model.vision_tower
+    tower.load_state_dict({key: value.clone() for key, value in _vision_state(clip, tower).items()})
 
 
 def _vision_state(clip: transformers.CLIPModel, tower: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -199,7 +199,8 @@ def make(
 ) -> None:
     """Train "tiny-llava" or "tiny-llava-b" (with the CLIP of each) or "tiny-qwen2.5-vl" and save under `out`.
 
-    start: a folder of checkpoints to go on from instead of fresh weights; LLaVA's tower then stays as it is.
+    start: a folder of checkpoints to go on from instead of fresh weights; LLaVA's tower then stays as it is, unless the
+    recipe says otherwise.
     clip_folder: a CLIP that an earlier try has trained; its vision tower is taken.
     """
     kind, clip_name = name.removesuffix(SECOND), name.replace("llava", "clip")
@@ -209,22 +210,27 @@ def make(
     earlier = json.loads((start / name / "training.json").read_text()) if start else []
     if start:
         tokenizer = transformers.AutoTokenizer.from_pretrained(start / name)
-        model = transformers.AutoModelForImageTextToText.from_pretrained(start / name)
+        model = transformers.AutoModelForImageTextToText.from_pretrained(start / name, dtype=torch.float32)
     else:
         tokenizer = architectures.wrap_tokenizer(
             architectures.train_bpe(corpus(data), architectures.SPECIAL[kind]), kind
         )
-    if kind == "tiny-llava" and start:
+    if kind == "tiny-llava" and start and not recipe.tower_too:
         image_token, tower = "<image>", model.model.vision_tower.to(device).eval().requires_grad_(False)
         features = cache_tokens(lambda images: llava_tokens(tower, images), arrays["pixels"], device, recipe)
     elif kind == "tiny-llava":
         if clip_folder:
             clip = transformers.CLIPModel.from_pretrained(clip_folder).to(device).eval()
-            log |= json.loads((clip_folder / "training.json").read_text())[-1]
+            made = json.loads((clip_folder / "training.json").read_text())[-1]
+            log |= {key: made[key] for key in ("tower", "tower_seconds")}
         else:
-            clip = _clip(data, arrays, recipe, device, log, out / clip_name)
+            clip = _clip(data, arrays, recipe, device, log, out / clip_name, start and start / clip_name)
         features = cache_tokens(lambda images: clip_tokens(clip, images)[0], arrays["pixels"], device, recipe)
-        model, image_token = architectures.build_llava(clip, tokenizer), "<image>"
+        image_token = "<image>"
+        if start:
+            architectures.take_tower(model, clip.cpu())
+        else:
+            model = architectures.build_llava(clip, tokenizer)
         model.model.vision_tower.requires_grad_(False)
     else:
         image_token = "<|image_pad|>"
@@ -249,18 +255,27 @@ def _write_log(folder: Path, runs: list[dict]) -> None:
     (folder / "training.json").write_text(json.dumps(runs, indent=1) + "\n")
 
 
-def _clip(data: dict, arrays: dict, recipe: Recipe, device: str, log: dict, folder: Path) -> transformers.CLIPModel:
-    """A CLIP with a trained vision tower, saved in `folder`; what it took is added to `log`."""
-    clip = architectures.build_clip()
-    bpe = architectures.train_bpe(corpus(data), architectures.SPECIAL["tiny-clip"])
-    tokenizer = architectures.wrap_tokenizer(bpe, "tiny-clip")
+def _clip(
+    data: dict, arrays: dict, recipe: Recipe, device: str, log: dict, folder: Path, start: Path | None
+) -> transformers.CLIPModel:
+    """A CLIP with a trained vision tower, saved in `folder`; what it took is added to `log`.
+
+    start: the folder of a CLIP to go on from.
+    """
+    if start:
+        clip = transformers.CLIPModel.from_pretrained(start, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(start)
+    else:
+        clip = architectures.build_clip()
+        bpe = architectures.train_bpe(corpus(data), architectures.SPECIAL["tiny-clip"])
+        tokenizer = architectures.wrap_tokenizer(bpe, "tiny-clip")
     ids = tokenizer(data["captions"], padding=True, return_tensors="pt")
     captions = (ids["input_ids"].to(device), ids["attention_mask"].to(device))
     quick_attention(clip, device, recipe)
     log["tower"], log["tower_seconds"] = train_tower(clip, arrays, captions, recipe, device, folder)
     clip.eval()
     architectures.save(clip, tokenizer, "tiny-clip", folder)
-    _write_log(folder, [log])
+    _write_log(folder, [*(json.loads((start / "training.json").read_text()) if start else []), log])
     return clip.to(device)
 
 

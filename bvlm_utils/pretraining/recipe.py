@@ -29,6 +29,7 @@ class Recipe:
     language_batch: int = 768
     language_lr: float = 2e-3
     small_stickers: int = 0  # so many of a hundred stickers are little and fine
+    tower_too: int = 0  # 1: with `--start`, CLIP's training goes on, too, and LLaVA gets its tower
     bf16: int = 0  # 1: products in bfloat16 on a CPU, too
 
 
