@@ -206,7 +206,7 @@ def make(
     kind, clip_name = name.removesuffix(SECOND), name.replace("llava", "clip")
     torch.manual_seed(recipe.seed)
     arrays = on_device(data, device)
-    log = {"device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU", "recipe": asdict(recipe)}
+    log = _log(recipe, device)
     earlier = json.loads((start / name / "training.json").read_text()) if start else []
     if start:
         tokenizer = transformers.AutoTokenizer.from_pretrained(start / name)
@@ -219,12 +219,12 @@ def make(
         image_token, tower = "<image>", model.model.vision_tower.to(device).eval().requires_grad_(False)
         features = cache_tokens(lambda images: llava_tokens(tower, images), arrays["pixels"], device, recipe)
     elif kind == "tiny-llava":
-        if clip_folder:
-            clip = transformers.CLIPModel.from_pretrained(clip_folder).to(device).eval()
-            made = json.loads((clip_folder / "training.json").read_text())[-1]
-            log |= {key: made[key] for key in ("tower", "tower_seconds")}
-        else:
-            clip = _clip(data, arrays, recipe, device, log, out / clip_name, start and start / clip_name)
+        if not clip_folder:
+            clip_folder = out / clip_name
+            _train_clip(data, arrays, recipe, device, clip_folder, start and start / clip_name)
+        clip = transformers.CLIPModel.from_pretrained(clip_folder).to(device).eval()
+        made = json.loads((clip_folder / "training.json").read_text())[-1]
+        log |= {key: made[key] for key in ("tower", "tower_seconds")}
         features = cache_tokens(lambda images: clip_tokens(clip, images)[0], arrays["pixels"], device, recipe)
         image_token = "<image>"
         if start:
@@ -255,13 +255,9 @@ def _write_log(folder: Path, runs: list[dict]) -> None:
     (folder / "training.json").write_text(json.dumps(runs, indent=1) + "\n")
 
 
-def _clip(
-    data: dict, arrays: dict, recipe: Recipe, device: str, log: dict, folder: Path, start: Path | None
-) -> transformers.CLIPModel:
-    """A CLIP with a trained vision tower, saved in `folder`; what it took is added to `log`.
-
-    start: the folder of a CLIP to go on from.
-    """
+def _train_clip(data: dict, arrays: dict, recipe: Recipe, device: str, folder: Path, start: Path | None) -> None:
+    """Train a CLIP and save it in `folder`. start: the folder of one to go on from."""
+    earlier = json.loads((start / "training.json").read_text()) if start else []
     if start:
         clip = transformers.CLIPModel.from_pretrained(start, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(start)
@@ -272,11 +268,14 @@ def _clip(
     ids = tokenizer(data["captions"], padding=True, return_tensors="pt")
     captions = (ids["input_ids"].to(device), ids["attention_mask"].to(device))
     quick_attention(clip, device, recipe)
+    log = _log(recipe, device)
     log["tower"], log["tower_seconds"] = train_tower(clip, arrays, captions, recipe, device, folder)
-    clip.eval()
-    architectures.save(clip, tokenizer, "tiny-clip", folder)
-    _write_log(folder, [*(json.loads((start / "training.json").read_text()) if start else []), log])
-    return clip.to(device)
+    architectures.save(clip.eval(), tokenizer, "tiny-clip", folder)
+    _write_log(folder, [*earlier, log])
+
+
+def _log(recipe: Recipe, device: str) -> dict:
+    return {"device": torch.cuda.get_device_name() if device.startswith("cuda") else "CPU", "recipe": asdict(recipe)}
 
 
 def main() -> None:
