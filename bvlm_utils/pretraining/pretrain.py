@@ -220,8 +220,7 @@ def make(
         features = cache_tokens(lambda images: llava_tokens(tower, images), arrays["pixels"], device, recipe)
     elif kind == "tiny-llava":
         if not clip_folder:
-            clip_folder = out / clip_name
-            _train_clip(data, arrays, recipe, device, clip_folder, start and start / clip_name)
+            _train_clip(data, arrays, recipe, device, clip_folder := out / clip_name, start and start / clip_name)
         clip = transformers.CLIPModel.from_pretrained(clip_folder).to(device).eval()
         made = json.loads((clip_folder / "training.json").read_text())[-1]
         log |= {key: made[key] for key in ("tower", "tower_seconds")}
