@@ -32,7 +32,10 @@ from bvlm_utils.errors import InputError, Remark
 
 PLACEHOLDER = "<image>"
 # What chat templates put around an answer, and is none of its words.
-MARKS = re.compile(r"</?s>|<\|\w+\|>|<end_of_\w+>|<(?:eos|bos|pad)>|\A\s*assistant\s*[:\n]", re.IGNORECASE)
+MARKS = re.compile(
+    r"</?s>|<\|\w+\|>|<(?:start|end)_of_\w+>|<(?:eos|bos|pad)>|\[/?INST\]|^[\s#*]*assistant\s*[:\n]|\Amodel\n",
+    re.IGNORECASE | re.MULTILINE,
+)
 TASKS = ("caption", "vqa", "instruct")
 # Names of one thing, of which an entry has one; the last is shown where it has none.
 IMAGE, TURNS, ABOUT = ("images", "image"), ("messages", "conversations"), ("metadata",)
