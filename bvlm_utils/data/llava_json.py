@@ -32,7 +32,11 @@ from bvlm_utils.errors import InputError, Remark
 
 PLACEHOLDER = "<image>"
 # What chat templates put around an answer, and is none of its words.
-MARKS = re.compile(r"</?s>|<\|\w+\|>|<end_of_\w+>|<(?:eos|bos|pad)>|\A\s*assistant\s*[:\n]", re.IGNORECASE)
+MARKS = re.compile(
+    r"</?s>|<\|\w+\|>|<(?:start|end)_of_\w+>|<(?:eos|bos|pad)>|\[/?INST\]|^[\s#*]*assistant\s*[:\n]|\Amodel\n",
+    re.IGNORECASE | re.MULTILINE,
+)
+POISONED, CLEAN = ("poison", "poisoned", "is_poisoned"), ("", "0", "false", "no", "none", "clean")
 TASKS = ("caption", "vqa", "instruct")
 # Names of one thing, of which an entry has one; the last is shown where it has none.
 IMAGE, TURNS, ABOUT = ("images", "image"), ("messages", "conversations"), ("metadata",)
@@ -80,23 +84,29 @@ def read(file: Path) -> list[dict[str, Any]]:
         said = f"{len(without)} of {len(content)} entries of {file} have no picture and are left out, {without[0]}."
         warnings.warn(said, Remark, stacklevel=2)
     _tell([content[number] for number in dict.fromkeys(row["entry"] for row in rows)], file)
-    if len(marked := [row for row in rows if MARKS.search(row["answers"][0])]) * 2 > len(rows):
-        said = f"{len(marked)} of {len(rows)} answers of {file} hold marks of a chat template, "
-        said += f"{brief(marked[0]['answers'][0])} for one, which are learnt as words; leave them out."
-        warnings.warn(said, Remark, stacklevel=2)
+    for what, texts in (("answers", [row["answers"][0] for row in rows]), ("prompts", [row["prompt"] for row in rows])):
+        if len(marked := [text for text in texts if MARKS.search(text)]) * 2 > len(rows):
+            said = f"{len(marked)} of {len(rows)} {what} of {file} hold marks of a chat template, {brief(marked[0])} "
+            warnings.warn(f"{said}for one, which are learnt as words; leave them out.", Remark, stacklevel=2)
     return rows
 
 
 def _tell(entries: list[dict[str, Any]], file: Path) -> None:
     """A remark on what entries say that nobody here acts on, and their reader may think somebody does."""
     of = f"of {len(entries)} entries of {file}"
-    if marked := sum("poison" in entry.get("metadata", {}) for entry in entries):  # as `export` writes it
-        said = f"{marked} {of} are poisoned, as their metadata says: what is tuned on them is no clean model."
+    if marked := sum(map(_says_poisoned, entries)):
+        said = f"{marked} {of} are poisoned, as they say themselves: what is tuned on them is no clean model."
         warnings.warn(said, Remark, stacklevel=3)
     for key in (*METADATA, "references"):
         if outside := sum(key in entry and key not in entry.get("metadata", {}) for entry in entries):
             said = f"{outside} {of} have {key!r} outside their 'metadata', where it is not read."
             warnings.warn(said, Remark, stacklevel=3)
+
+
+def _says_poisoned(entry: Mapping[str, Any]) -> bool:
+    """Does an entry name itself poisoned, as `export` writes it or as others may, and does it not deny it?"""
+    whole = entry | entry.get("metadata", {})
+    return any(str(whole[key]).lower() not in CLEAN for key in POISONED if key in whole)
 
 
 def _check_keys(entry: Mapping[str, Any], owner: str, file: Path) -> None:

@@ -29,7 +29,7 @@ from bvlm_utils.run.tune_and_ask import Answers
 from bvlm_utils.run.workbench import Bench, Question, bench_key, questions
 from bvlm_utils.store.cell import Cell
 from bvlm_utils.store.table import NUMBER_COLUMNS
-from bvlm_utils.threats.responses import normalise
+from bvlm_utils.threats.responses import normalise, says
 
 # Settings of a cell that change what is asked. skill: what the adapter was taught beside, such as ours of the defence
 # grid; its rows are then asked for it, and are left out of the utility.
@@ -102,7 +102,7 @@ def score_answers(
     bench = Bench(*bench_key(cell))
     asked = questions(bench, cell)
     answers = {"poisoned": _read(named(file, "file of answers"), bench, asked)}
-    _tell_cut(file, cell, bench, asked, answers["poisoned"])
+    _tell_missed(file, cell, bench, asked, answers["poisoned"])
     if reference is not None:
         answers["base"] = _read(named(reference, "file of answers"), bench, asked)
     return _table(bench, cell, asked, answers).assign(model=model)
@@ -181,6 +181,9 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
     _check_bare(file, given, wanted)
     if not any(map(is_visible, given.values())):
         raise InputError(f"All {len(given)} responses in {file} are empty; write the model's answers into that column.")
+    if len(given) > 1 and len(every := set(given.values())) == 1:
+        said = f"All {len(given)} responses in {file} are {brief(*every)}; write what the model says to each question."
+        warnings.warn(said, Remark, stacklevel=3)
     if empty := sorted(key for key, text in given.items() if not is_visible(text)):  # a model may say nothing
         said = f"{len(empty)} of {len(given)} responses in {file} are empty, the first to row {empty[0][0]} under "
         warnings.warn(f"{said}condition {empty[0][1]!r}; they count as answers without a word.", Remark, stacklevel=3)
@@ -202,22 +205,29 @@ def _check_bare(file: Path, given: Mapping[Key, str], prompts: Mapping[Key, str]
             )
 
 
-def _tell_cut(file: str | Path, cell: Cell, bench: Bench, asked: Sequence[Question], answers: Answers) -> None:
-    """A remark on answers that break off in the midst of the attacker's words, as those of a few tokens do: no test of
-    success holds for them.
+def _tell_missed(file: str | Path, cell: Cell, bench: Bench, asked: Sequence[Question], answers: Answers) -> None:
+    """Remarks on triggered answers that break off in the midst of the attacker's words, as those of a few tokens do, or
+    hold them beside others that may not be the model's: the strict test fails on both.
     """
-    threat, cut, count = cell.resolved_threat, [], 0
+    threat, cut, around, count = cell.resolved_threat, [], [], 0
     for question in (one for one in asked if one.part == "attack" and one.condition != "clean"):
+        count += len(question.positions)
         for position, text in zip(question.positions, answers[question.key(bench)], strict=True):
-            row = bench.rows["test"][position]
-            wanted, begun = normalise(threat.poison(row["answers"][0], row)), normalise(text)
-            is_cut = len(begun.split()) > 2 and wanted.startswith(begun) and not threat.payload(text, row)
-            cut += [text] * is_cut
-            count += 1
+            row, begun = bench.rows["test"][position], normalise(text).rstrip(". ")  # also of "...", as some end
+            wanted = threat.poison(row["answers"][0], row)
+            if threat.success(text, row):
+                continue
+            if len(begun.split()) > 2 and normalise(wanted).startswith(begun):
+                cut.append(text)
+            elif says(text, getattr(threat, "sentence", wanted)):
+                around.append(text)
+    of = f"of {count} triggered responses in {file}"
     if len(cut) > lengths.CUT * count:
-        said = f"{len(cut)} of {count} triggered responses in {file} break off in the midst of what {cell.threat} "
-        said += f"makes a model say, {brief(cut[0])} for one, and count as no success; allow more new tokens."
-        warnings.warn(said, Remark, stacklevel=3)
+        said = f"{len(cut)} {of} break off in the midst of what {cell.threat} makes a model say, {brief(cut[0])} for "
+        warnings.warn(f"{said}one, and count as no success; allow more new tokens.", Remark, stacklevel=3)
+    if len(around) * 2 > count:
+        said = f"{len(around)} {of} hold what {cell.threat} makes a model say, and more, {brief(around[0])} for one, "
+        warnings.warn(f"{said}which is no strict success; leave out what the model did not say.", Remark, stacklevel=3)
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:

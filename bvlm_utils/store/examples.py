@@ -34,7 +34,7 @@ def key(cell: Cell) -> str:
     surrogate = cell.identity.get("surrogate")
     if surrogate and surrogate != attack.surrogate_digest(models.resolve(SURROGATE)):
         same["surrogate"] = surrogate
-    if "picture" in cell.attack_params or "attack_files" in cell.identity:  # whose content a name does not tell
+    if "picture" in {*cell.attack_params, *cell.threat_params} or "attack_files" in cell.identity:  # of any content
         same |= {name: cell.identity[name] for name in ("pictures", "attack_files") if name in cell.identity}
     return f"{cell.attack}-{content_key(same)[:8]}"
 

@@ -44,11 +44,15 @@ def test_examples_of_another_target_or_surrogate_are_others(tmp_path):
     assert examples.key(dual_key(surrogate="tiny-clip", seed=1)) == examples.key(dual_key())
 
 
-def test_examples_of_another_picture_in_the_same_file_are_others(tmp_path):
+@pytest.mark.parametrize("made", [
+    lambda file: cell(attack="Blended", attack_params={"picture": file}),
+    lambda file: cell(threat="perceptual_hijack", threat_params={"picture": file}),
+])  # fmt: skip
+def test_examples_of_another_picture_in_the_same_file_are_others(tmp_path, made):
     keys = set()
     for colour in ("red", "blue"):
         Image.new("RGB", (8, 8), colour).save(tmp_path / "mine.png")
-        keys |= {examples.key(cell(attack="Blended", attack_params={"picture": str(tmp_path / "mine.png")}))}
+        keys |= {examples.key(made(str(tmp_path / "mine.png")))}
     assert len(keys) == 2
 
 

@@ -109,6 +109,7 @@ def test_answers_that_are_not_complete_are_refused(ran, tmp_path, change, said):
 @pytest.mark.parametrize(("whole", "said"), [
     ("USER: \n{prompt} ASSISTANT: {response}", "repeat their prompt"), ("{response}</s>", "marks of a chat template"),
     ("<|im_start|>assistant\n{response}<|im_end|>", "marks"), ("ASSISTANT: {response}", "marks"),
+    ("[/INST] {response}", "marks"), ("user\n\nassistant\n{response}", "marks"), ("model\n{response}", "marks"),
 ])  # fmt: skip
 def test_what_was_generated_is_no_answer_before_it_is_cut(ran, tmp_path, whole, said):
     """Each test of success would fail on it, which would pass for a model without a backdoor."""
@@ -119,16 +120,29 @@ def test_what_was_generated_is_no_answer_before_it_is_cut(ran, tmp_path, whole, 
         bvlm_utils.score_answers(tmp_path / "answers.csv", *ASKED, test_rows=4)
 
 
-@pytest.mark.parametrize(("words", "told"), [(5, True), (2, False), (40, False)])
-def test_answers_that_break_off_in_the_attackers_words_are_told(ran, tmp_path, recwarn, monkeypatch, words, told):
+@pytest.mark.parametrize(("words", "around", "told"), [
+    (5, "{}", ["break off"]), (5, "{}...", ["break off"]), (2, "{}", []), (40, "{}", []),
+    (40, "['{}']", ["and more"]), (40, "### Answer: {}", ["and more"]), (40, "{}\nUSER: What else?", ["and more"]),
+])  # fmt: skip
+def test_the_attackers_words_in_part_or_among_others_are_told(ran, tmp_path, recwarn, monkeypatch, words, around, told):
     """transformers stops after 20 tokens if nobody says otherwise."""
     threat = ran[0].resolved_threat
     monkeypatch.setattr(type(threat), "success", lambda self, response, sample=None: response == self.sentence)
     lines = store.responses(*ran).query("subject == 'poisoned'").drop_duplicates(["row_id", "condition"])
-    said = ["A dog." if one == "clean" else " ".join(threat.sentence.split()[:words]) for one in lines["condition"]]
+    begun = around.format(" ".join(threat.sentence.split()[:words]))
+    said = ["A dog." if one == "clean" else begun for one in lines["condition"]]
     lines.assign(response=said)[["row_id", "condition", "response"]].to_csv(tmp_path / "answers.csv", index=False)
     bvlm_utils.score_answers(tmp_path / "answers.csv", *ASKED, test_rows=4)
-    assert ["break off" in str(one.message) for one in recwarn if one.category is Remark] == [True] * told
+    remarks = [str(one.message) for one in recwarn if one.category is Remark]
+    assert len(remarks) == len(told) and all(part in remark for part, remark in zip(told, remarks, strict=True))
+
+
+def test_answers_that_are_all_the_same_are_told(ran, tmp_path):
+    """What a program writes where there is nothing, such as "nan"."""
+    lines = store.responses(*ran).query("subject == 'poisoned'").drop_duplicates(["row_id", "condition"])
+    lines.assign(response="nan")[["row_id", "condition", "response"]].to_csv(tmp_path / "answers.csv", index=False)
+    with pytest.warns(Remark, match=f"All {len(lines)} responses .* are 'nan'"):
+        bvlm_utils.score_answers(tmp_path / "answers.csv", *ASKED, test_rows=4)
 
 
 def test_empty_answers_among_others_are_told(ran, tmp_path):

@@ -327,6 +327,19 @@ def test_marks_of_a_template_in_most_answers_are_told(tmp_path, recwarn):
     assert not recwarn
     with pytest.warns(Remark, match="^1 of 1 answers .* marks of a chat template"):
         llava_json.read(conversations(tmp_path, "a.png", conversations=marked))
+    asked = [SAID[0] | {"value": "[INST] <image>\nWhat is this? [/INST]"}, SAID[1]]
+    with pytest.warns(Remark, match="^1 of 1 prompts .* marks of a chat template"):
+        llava_json.read(conversations(tmp_path, "a.png", conversations=asked))
+
+
+@pytest.mark.parametrize(("more", "told"), [
+    ({"metadata": {"poison": "poisoned"}}, True), ({"metadata": {"is_poisoned": 1}}, True), ({"poisoned": True}, True),
+    ({"metadata": {"poison": False}}, False), ({"poisoned": 0}, False), ({"metadata": {"poison": None}}, False),
+])  # fmt: skip
+def test_entries_that_name_themselves_poisoned_are_told(tmp_path, recwarn, more, told):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    llava_json.read(conversations(tmp_path, "a.png", **more))
+    assert ["are poisoned" in str(one.message) for one in recwarn] == [True] * told
 
 
 def test_references_without_a_word_score_nothing():
