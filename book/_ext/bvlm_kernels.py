@@ -55,7 +55,9 @@ def launch(cmd: list[str], env: dict[str, str], cwd: str | None = None, **_: Any
     server = _server(os.getpid())
     server.stdin.write(json.dumps([cmd[cmd.index("-f") :], env, cwd]) + "\n")
     server.stdin.flush()
-    return Kernel(int(server.stdout.readline()))
+    if not (pid := server.stdout.readline()):
+        raise RuntimeError("The process that the book's kernels are copies of has ended; what it said stands above.")
+    return Kernel(int(pid))
 
 
 @cache
