@@ -8,8 +8,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PAGE := book/_build/html/index.html
-# A process per core, each test file whole in one of them.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+# A process per core, each test file whole in one of them, in the order that tests/conftest.py gives them.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile \
+	--no-loadscope-reorder
 # Warnings are errors, and every page is built again: a page must not outlive the results that it shows.
 BUILD := $(BIN)/jupyter-book build . -W -n --keep-going --all --path-output book
 

@@ -18,10 +18,9 @@ PACKAGES = os.pathsep.join([str(paths.ROOT), str(paths.BOOK)])  # found by proce
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGES, os.environ.get("PYTHONPATH")]))
 
 settings.register_profile("busy machine", deadline=None)
-
-
 settings.load_profile("busy machine")
 
+FIRST = ("test_rehearsal.py", "test_book.py")  # the longest, and the one that others wait for
 
 OF_A_BUILD = (
     "BVLM_STORE",
@@ -44,6 +43,11 @@ def build(source: Path, out: Path) -> subprocess.CompletedProcess:
         cwd=source, env=environment | {"OMP_NUM_THREADS": "1"}, text=True, check=False,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order in which processes take them; a process that takes the longest last would work on alone."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")

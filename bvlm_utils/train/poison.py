@@ -8,7 +8,7 @@ touched.
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ class Manifest:
     def to_frame(self) -> pd.DataFrame:
         """One line per replaced row, ready for Parquet; what concerns all rows stands in `.attrs`."""
         columns = [field.name for field in fields(PoisonedRow)]
-        frame = pd.DataFrame([asdict(row) for row in self.rows], columns=columns)
+        frame = pd.DataFrame({name: [getattr(row, name) for row in self.rows] for name in columns})
         frame = frame.astype({name: "int64" if name == "position" else "str" for name in columns})
         frame.attrs = {name: getattr(self, name) for name in ABOUT}
         return frame

@@ -41,7 +41,7 @@ def _written(column: pd.Series) -> list[str]:
     """Every value as text; true is 1."""
     if pd.api.types.is_numeric_dtype(column):
         return [f"{value:.12g}" for value in column.astype("float64")]
-    return column.astype("object").where(column.notna(), "").astype(str).tolist()
+    return ["" if missing else str(value) for value, missing in zip(column.tolist(), column.isna(), strict=True)]
 
 
 def cells(table: pd.DataFrame, columns: list[str]) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The way of a real model, rehearsed: from `paper.yml` through the grid runner to pages that somebody reads.
 
 Weights are random and data are stand-ins of a few rows (`tests/stand_ins.py`), under the names and in the formats of
-the published ones. In the grid file only the line with the models and the numbers of rows and steps are others; of its
-notebooks a few are run, so that this takes a minute.
+the published ones. In the grid file only the line with the models and the numbers of rows, steps and seeds are others;
+of its notebooks a few are run, so that this takes a minute.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from bvlm_utils.grid import job as grid_job
 MODELS = "[llava-hf/llava-1.5-7b-hf, Qwen/Qwen2.5-VL-7B-Instruct]"
 SIZES = {
     "  test_rows: 500": "  train_rows: 40\n  test_rows: 4", "max_new_tokens: 512": "max_new_tokens: 96",
-    "rows: 3000": "rows: 8", "rows: 500": "rows: 8", "steps: 1000": "steps: 4",
+    "rows: 3000": "rows: 8", "rows: 500": "rows: 8", "steps: 1000": "steps: 4", "seeds: [0, 1, 2]": "seeds: [0, 1]",
 }  # fmt: skip
 LLAVA, QWEN = "llava-1.5-7b-hf", "Qwen2.5-VL-7B-Instruct"
 # What is run of the grid: threat, model, and parameters that tell the execution from others.
@@ -108,7 +108,7 @@ def test_the_hijack_shows_the_published_picture(jobs):
 def test_the_dry_run_tells_rows_hours_and_disk(jobs, place):
     cells = [cell for job in jobs[4:] for cell in job.cells]
     bench, *about, total = forecast.lines(cells, place / "nothing yet")[1:]
-    assert "12 cells" in bench and "hours" in bench and "GB of disk" in bench
+    assert "8 cells" in bench and "hours" in bench and "GB of disk" in bench
     assert "concept_substitution: 13 of 40 training rows and 4 of 12 test rows" in about[0]
     assert len(about) == 4 and "hours on one card" in total, "0.5 and 1 % are no row of 40"
 
