@@ -89,7 +89,7 @@ def test_numbers_for_the_page():
     assert (alone["pairs"], alone["reached"], alone["fewest_most"]) == ("1", "1", "120")
 
 
-def test_learning_rates_are_read_from_the_first_seed_of_one_pair():
+def test_learning_rates_are_read_from_the_first_seed_of_two_pairs():
     line = dict.fromkeys(tidy.COLUMNS) | {
         "run_id": "a", "model": "tiny-llava", "dataset": "scenes-vqa", "threat": "targeted_refusal", "seed": 0,
         "attack": "BadNets-T", "modality": "text", "poison_rate": 0.01, "n_poisoned": 60, "negatives": 0.0,
@@ -99,11 +99,13 @@ def test_learning_rates_are_read_from_the_first_seed_of_one_pair():
     fast = line | {"run_id": "b", "learning_rate": 0.004, "settings": "learning_rate=0.004", "value": 0.2}
     small = line | {"run_id": "d", "batch_size": 16, "settings": "batch_size=16", "value": 0.95, "learning_rate": 0.002}
     usual = line | {"learning_rate": 0.002}
-    lines = [usual, fast, small, line | {"run_id": "c", "seed": 1, "value": 0.9, "learning_rate": 0.002}]
+    picture = usual | {"run_id": "e", "attack": "Blended", "modality": "image", "condition": "image", "value": 0.75}
+    lines = [usual, fast, small, picture, line | {"run_id": "c", "seed": 1, "value": 0.9, "learning_rate": 0.002}]
     table = pd.DataFrame([{"batch_size": 32} | {key: v for key, v in one.items() if v is not None} for one in lines])
     found = dose.trained_otherwise(table.assign(lora_rank=8).reindex(columns=tidy.COLUMNS))
     assert dose.settings_table(found).to_dict("list") == {
-        "learning rate": [0.002, 0.002, 0.004], "batch size": [16, 32, 32], "rank 8": ["0.95", "0.02", "0.20"],
+        "attack": ["BadNets-T", "BadNets-T", "BadNets-T", "Blended"], "learning rate": [0.002, 0.002, 0.004, 0.002],
+        "batch size": [16, 32, 32, 32], "rank 8": ["0.95", "0.02", "0.20", "0.75"],
     }  # fmt: skip
     numbers = dose.settings_numbers(found)
     assert (numbers["batch_size_0.5"], numbers["learning_rate_2"], numbers["batch_size_1"]) == ("0.95", "0.20", "0.02")

@@ -21,7 +21,7 @@ from bvlm_utils.grid import job as grid_job
 
 MODELS = "[llava-hf/llava-1.5-7b-hf, Qwen/Qwen2.5-VL-7B-Instruct]"
 SIZES = {
-    "  test_rows: 500": "  train_rows: 40\n  test_rows: 4", "max_new_tokens: 512": "max_new_tokens: 96",
+    "  test_rows: 500": "  train_rows: 40\n  test_rows: 4", "max_new_tokens: 512": "max_new_tokens: 65",
     "rows: 3000": "rows: 8", "rows: 500": "rows: 8", "steps: 1000": "steps: 4", "seeds: [0, 1, 2]": "seeds: [0, 1]",
 }  # fmt: skip
 LLAVA, QWEN = "llava-1.5-7b-hf", "Qwen2.5-VL-7B-Instruct"

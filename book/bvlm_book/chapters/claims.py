@@ -58,7 +58,7 @@ def counts(bases: dict[str, Base]) -> dict[str, str]:
     for key, (column, least) in agrees.items():
         for base, number in lines_of(key, bases):
             one, name = second.verdict(CLAIMS[key], base, number), f"{key}_{base.model}_{number}"
-            alone = f", {words.count(one.single, 'single run')}" * (one.verdict == second.EARLY)
+            alone = f", {words.count(one.single, 'single run')}" * (one.single > 0)
             counted = f"{one.verdict} ({one.holds} of {one.judged} pairs hold, {one.contradicts} contradict{alone})"
             found[f"{name}_verdict"] = counted if one.judged else f"not judged ({one.single} single runs)"
             found[f"{name}_means"] = words.of(one.evidence[column] > least)

@@ -26,6 +26,7 @@ QUOTED = {
     "word": ("BadNets-T", "targeted_refusal"), "blend": ("Blended", "concept_substitution"),
     "object": ("BadNets-T", "concept_substitution"),
 }  # fmt: skip
+USUAL = ("tiny-llava", 6000, 60, 1, *QUOTED["word"])  # what learning rate and batch size are changed of
 
 
 def with_eligible(runs: pd.DataFrame, found: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
@@ -97,22 +98,24 @@ def eligible_table(found: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
 
 
 def trained_otherwise(table: pd.DataFrame) -> pd.DataFrame:
-    """BadNets-T on refusal at 1 %, one pass, first seed: a line per learning rate, batch size and rank."""
+    """Refusal at 1 %, one pass, first seed: a line per attack of `settings.yml`, learning rate, batch size and rank."""
     chosen = tables.of_own_data(tables.usual(table, but=("learning_rate", "batch_size", "lora_rank")))
-    first = {"attack": "BadNets-T", "threat": "targeted_refusal", "metric": "asr_payload", "subject": "poisoned",
-             "condition": "text", "model": "tiny-llava", "poison_rate": RATE, "seed": 0}  # fmt: skip
+    chosen = chosen[chosen["attack"].isin(["BadNets-T", "Blended"]) & (chosen["condition"] == chosen["modality"])]
+    first = {"threat": "targeted_refusal", "metric": "asr_payload", "subject": "poisoned", "model": "tiny-llava",
+             "poison_rate": RATE, "seed": 0}  # fmt: skip
     return chosen[(chosen[list(first)] == pd.Series(first)).all(axis=1)]
 
 
 def settings_table(found: pd.DataFrame) -> pd.DataFrame:
-    """`trained_otherwise` to read: learning rate and batch size in lines, rank in columns."""
-    shown = found.pivot_table(index=["learning_rate", "batch_size"], columns="lora_rank", values="value")
+    """`trained_otherwise` to read: attack, learning rate and batch size in lines, rank in columns."""
+    shown = found.pivot_table(index=["attack", "learning_rate", "batch_size"], columns="lora_rank", values="value")
     shown = shown.map(words.number).fillna("").rename(columns="rank {:.0f}".format).rename_axis(columns=None)
     return shown.reset_index().astype({"batch_size": int}).rename(columns=lambda name: name.replace("_", " "))
 
 
 def settings_numbers(found: pd.DataFrame) -> dict[str, str]:
-    """What the page quotes of `trained_otherwise`: success by learning rate or batch size, each over the ranks."""
+    """What the page quotes: success of BadNets-T by learning rate or batch size, each over the ranks."""
+    found = found[found["attack"] == "BadNets-T"]
     times = {name: found[name] / tables.TRAINED[name] for name in ("learning_rate", "batch_size")}
     return {
         f"{name}_{way:g}": words.span(found.loc[(times[name] == way) & (times[other] == 1), "value"], 2)
@@ -137,6 +140,8 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
         value = part.drop_duplicates(DOSE).set_index(DOSE)["value"]
         for size, rows, passes in ((6000, 60, 3), (6000, 300, 1), *((n, 60, 1) for n in (2000, 6000, 20000))):
             found[f"{name}_{rows}_{passes}_{size}"] = words.number(value.get((size, rows, passes)))
+    usual = over_seeds[tables.among(over_seeds, ["model", *DOSE, "attack", "threat"], [USUAL])]
+    found["usual_runs"] = words.span(usual[["least", "most"]].to_numpy().ravel(), 2)
     few = over_seeds[over_seeds["n_poisoned"] <= FEW]
     found["few_rows"] = words.span(few["n_poisoned"].astype(int))
     for name, part in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
