@@ -58,8 +58,7 @@ def test_what_was_not_added_is_an_error(tmp_path):
         kept.rows(["b"])
 
 
-def test_every_picture_is_encoded_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(paths, "CACHE", tmp_path)
+def test_every_picture_is_encoded_once(monkeypatch):
     shared, encoded = workbench.Bench("tiny-llava", "scenes-vqa", 16), []
     real = shared.victim.encode
     monkeypatch.setattr(shared.victim, "encode", lambda pictures: encoded.append(len(pictures)) or real(pictures))
