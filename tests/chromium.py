@@ -99,16 +99,27 @@ class Chromium:
 
     def open(self, address: str, width: int, height: int, scheme: str) -> list[dict[str, Any]]:
         """Load a page on a screen of that size and colour scheme ("light", "dark"); the events since then."""
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        self.ask("Emulation.setDeviceMetricsOverride", **screen)
+        self._screen(width, height)
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()
         self.ask("Page.navigate", url=address)
         self._until("Page.loadEventFired")
-        # two frames later deferred scripts have run and the layout is final
-        frame = "requestAnimationFrame"
-        self.run(f"new Promise(done => {frame}(() => {frame}(() => setTimeout(done, 100))))")
+        self._settle(100)  # deferred scripts have run
         return self.events
+
+    def resize(self, width: int, height: int) -> None:
+        """Show the page that is open on a screen of another size."""
+        self._screen(width, height)
+        self._settle(50)
+
+    def _screen(self, width: int, height: int) -> None:
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.ask("Emulation.setDeviceMetricsOverride", **screen)
+
+    def _settle(self, milliseconds: int) -> None:
+        """Two frames later the layout is final."""
+        frame = "requestAnimationFrame"
+        self.run(f"new Promise(done => {frame}(() => {frame}(() => setTimeout(done, {milliseconds}))))")
 
     def _until(self, method: str) -> None:
         while not any(event.get("method") == method for event in self.events):

@@ -52,7 +52,6 @@ NAMELESS = """
     || !caption || !getComputedStyle(caption, "::before").content.includes("counter");
 }).map(figure => (figure.querySelector("figcaption") || figure).textContent.slice(0, 80))
 """
-SETTLED = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 50))))"
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ def _page(browser: chromium.Chromium, file: Path, folder: Path) -> Page:
     events = browser.open(file.as_uri(), *WIDE, "light")
     words, height = browser.run(WORDS), browser.run("document.documentElement.scrollHeight")
     nameless, cut = browser.run(NAMELESS), browser.run(CUT)
-    browser.ask("Emulation.setDeviceMetricsOverride", width=PHONE[0], height=PHONE[1], deviceScaleFactor=1, mobile=True)
-    browser.run(SETTLED)
+    browser.resize(*PHONE)
     problems = chromium.problems(events)
     return Page(
         name=file.relative_to(folder).with_suffix("").as_posix(), words=words, height=height, bytes=file.stat().st_size,
