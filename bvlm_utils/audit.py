@@ -11,7 +11,6 @@ the chapter of the same name. The check is this study's own; it finds triggers t
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,7 +22,7 @@ import pandas as pd
 from bvlm_utils import command, data, models, paths, store
 from bvlm_utils.attacks import Attack
 from bvlm_utils.checks import same_content
-from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.errors import InputError, remark
 from bvlm_utils.models import names
 from bvlm_utils.run import group, own_pictures, tried, tune_and_ask
 from bvlm_utils.run.progress import Progress, say
@@ -186,11 +185,11 @@ def _act(given: argparse.Namespace) -> int:
         tried.check_lengths(model.model, asked)
         if (count := len(asked[0].positions)) < FEWEST:
             raise InputError(
-                f"The inputs to ask are {count} in number; with fewer than {FEWEST} no trigger can raise an alarm."
+                f"There are only {count} inputs to ask; with fewer than {FEWEST} no trigger can raise an alarm."
             )
     if _same(suspect, trusted):
         said = "The suspect and its reference are one and the same, so nothing can be found between them."
-        warnings.warn(said, Remark, stacklevel=2)
+        remark(said)
     names.go_offline(suspect.model)
     if folder:
         trusted = _made(given, suspect, folder)

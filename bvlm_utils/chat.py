@@ -3,7 +3,6 @@
 import argparse
 import io
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +41,7 @@ def talk(
 
     loaded = victim.from_pretrained(model, device=device, picture_last=picture_last)
     features = loaded.encode(image)
-    with ExitStack() as stack:
-        stack.enter_context(adapters.attached(loaded, folder))
+    with adapters.attached(loaded, folder):
         for prompt in prompts:
             asked = without_placeholder(prompt)  # as in training rows: the template puts the picture where it belongs
             try:

@@ -27,14 +27,6 @@ def known(given: Mapping[str, Any], names: list[str], what: str) -> None:
             raise InputError(f"There is no {what} {brief(name)}; choose from: {', '.join(names)}.")
 
 
-def known_name(make: Any) -> Any:
-    """A registry's KeyError (unknown name) as what it is to the user."""
-    try:
-        return make()
-    except KeyError as error:
-        raise InputError(error.args[0]) from None
-
-
 def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

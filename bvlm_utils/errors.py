@@ -2,6 +2,8 @@
 nothing.
 """
 
+import warnings
+
 
 class _InOneSentence(Exception):
     """In a notebook the message alone is shown, as on the command line: where it was raised is no help to readers."""
@@ -14,12 +16,23 @@ class InputError(_InOneSentence, ValueError):
     """A value that the user gave is wrong; the message names the value, the place and what would be right."""
 
 
+class UnknownName(InputError, KeyError):
+    """A name that nobody declared; the message lists those that are there."""
+
+    __str__ = Exception.__str__  # KeyError's own puts the message in quotes
+
+
 class Remark(UserWarning):
     """What a user should know and need not act on; commands print it as a line at their end."""
 
 
 class TooFewRows(InputError):
     """The data have too few rows of a kind for what was asked: a limit of the data, which a cell is skipped for."""
+
+
+def remark(sentence: str) -> None:
+    """Tell the user a `Remark`."""
+    warnings.warn(sentence, Remark, stacklevel=3)
 
 
 class StudyError(_InOneSentence, RuntimeError):

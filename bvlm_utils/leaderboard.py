@@ -91,10 +91,8 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
     """The numbers, the cell that was asked, and what the model was compared with."""
     from bvlm_utils.run import foreign
 
-    asked = {name: value for name, value in about["settings"].items() if name != "surrogate"}
-    if len(asked) < len(about["settings"]):
-        raise InputError(f"{folder / ENTRY}: the setting 'surrogate' would be a file; an entry names no files.")
-    known(asked, list(foreign.SETTINGS), "setting")
+    asked = about["settings"]
+    known(asked, [name for name in foreign.SETTINGS if name != "surrogate"], "setting")  # an entry names no files
     threat, attack, dataset = about["threat"], about["attack"], about["dataset"]
     if what == ANSWERS:
         reference = folder / REFERENCE if (folder / REFERENCE).exists() else None

@@ -24,8 +24,8 @@ KINDS = {
 
 
 def check_kind(name: str, value: Any, annotation: str, default: Any) -> None:
-    """InputError for a value of another kind than the parameter's annotation says, also for a None where the default
-    is another and the notebook says of none that it means something.
+    """InputError for a value of another kind than the parameter's annotation says, or for None, unless that
+    is the default or the parameter is one of `NONE_IS_ALL`.
     """
     kind, words = KINDS.get(annotation, (object, "given"))
     if value is None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
-from bvlm_utils.errors import InputError, in_words
+from bvlm_utils.errors import InputError, UnknownName, in_words
 
 VARIABLE = "BVLM_EXTEND"
 T = TypeVar("T")
@@ -61,13 +61,14 @@ class Registry(Generic[T]):
         return value
 
     def get(self, name: str) -> T:
-        """The definition called `name`; KeyError lists the known names."""
+        """The definition called `name`; UnknownName (an InputError and a KeyError) lists the known ones."""
         extend()
         if name not in list(self._items):  # in a list: what is no name may have no hash
-            raise KeyError(f"There is no {self.kind} {name!r}; choose one of: {', '.join(self._items)}.")
+            raise UnknownName(f"There is no {self.kind} {name!r}; choose one of: {', '.join(self._items)}.")
         return self._items[name]
 
     def names(self) -> list[str]:
+        """All names, in the order in which they were declared."""
         extend()
         return list(self._items)
 

@@ -146,9 +146,8 @@ class Attack:
 
 
 def rehearse(attack: Attack, dataset: str = "") -> None:
-    """InputError for functions of others that trigger no prompt or no picture, or each row otherwise beside another,
-    and for a picture of the dataset's size that stays as it is, also by settings of ours. What is optimised is not
-    tried, as it takes its time.
+    """InputError if somebody else's function fails, or gives a row another trigger when other rows are beside it; also
+    if changed settings of ours leave a picture as it was. Optimised triggers are not tried: they take too long.
     """
     halves, image, alike = attack.foreign_halves, attack.info.image, True
     side = PUBLISHED_SIDE if ":" in dataset else TRIED
@@ -171,8 +170,8 @@ def rehearse(attack: Attack, dataset: str = "") -> None:
             )
     if not alike:
         raise InputError(
-            f"Attack {attack.name!r} does not do the same to a row again, alone or beside others; draw from `draws` "
-            "alone, and look at no other row."
+            f"Attack {attack.name!r} gives a row another trigger when other rows are beside it, or when it runs again; "
+            "draw from `draws` alone, and look at no other row."
         )
 
 
@@ -188,14 +187,7 @@ def _made(attack: Attack, half: Half, given: Any, *more: Any) -> Any:
         raise InputError(f"Attack {attack.name!r} fails on {what} ({in_words(error)}); mend its functions.") from error
 
 
-def names() -> list[str]:
-    """The names of all attacks, in the order of the paper's table."""
-    return TABLE.names()
-
-
-def info(name: str) -> AttackInfo:
-    """The declared row of an attack; KeyError lists the names."""
-    return TABLE.get(name)
+names, info = TABLE.names, TABLE.get  # of all attacks, in the order of the paper's table; the declared row of one
 
 
 def get(name: str, target: Any = None, surrogate: str | Path | None = None, /, **params: Any) -> Attack:

@@ -5,7 +5,6 @@ from typing import Any
 
 from bvlm_utils import data
 from bvlm_utils.attacks.declare import AttackInfo
-from bvlm_utils.checks import known_name
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.pictures import concept_digest, concept_pictures, picture_path
 from bvlm_utils.errors import InputError
@@ -30,7 +29,7 @@ def check(info: AttackInfo, params: Mapping[str, Any], target: Any) -> None:
                 f"The trigger of {info.name} is to be computed with the dataset {dataset!r}, and there is none; choose "
                 f"one of: {', '.join(data.names())}, or FORMAT:PATH."
             )
-        known_name(lambda: data.load(dataset, "train", rows))
+        data.load(dataset, "train", rows)
 
 
 def digests(params: Mapping[str, Any]) -> dict[str, str]:
@@ -39,5 +38,5 @@ def digests(params: Mapping[str, Any]) -> dict[str, str]:
     if folder := concept_digest(params.get("source") or ""):
         found["source"] = folder
     if ":" in params.get("dataset", ""):
-        found["dataset"] = known_name(lambda: data.digest(params["dataset"]))
+        found["dataset"] = data.digest(params["dataset"])
     return found

@@ -30,7 +30,7 @@ _LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until whe
 
 
 def states(files: Sequence[str | Path]) -> tuple[State, ...]:
-    """Size and times of each file; a look at many is remembered twenty times as long as it took, as each cell asks."""
+    """Size and times of each file. Each cell asks, so an answer that took long is kept twenty times as long."""
     key, now = tuple(files), time.monotonic()
     until, found = _LOOKED.get(key, (0.0, ()))
     if now > until:

@@ -8,7 +8,6 @@ split. Else a fifth of the pictures, chosen by a hash, are the test split, with 
 """
 
 import os
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from bvlm_utils.data.local_files import Pictures, entries, number, value, wordin
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.data.scene_questions import SHORT_PROMPTS
 from bvlm_utils.documents import read_json
-from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.errors import InputError, remark
 from bvlm_utils.registry import Registry
 
 VERSION = 2  # raise when the rows made of the same files change: it is part of every digest
@@ -85,7 +84,7 @@ def _check_apart(spec: str, name: str, kind: Format, path: Path) -> None:
         said = f"{spec} has {len(both)} pictures in its split 'train' and in 'test', {label(min(both))} for one"
         if not shared:
             raise InputError(f"{said}; list each in one of the two.")
-        warnings.warn(f"{said}, which lie in two folders; what is tested there was trained on.", Remark, stacklevel=3)
+        remark(f"{said}, which lie in two folders; what is tested there was trained on.")
 
 
 class PictureFile(datasets.Image):
@@ -254,7 +253,7 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
             about |= {"task": "vqa", "kind": ANSWER_KINDS.get(answer_type, question_type)}
             rows.append(llava_json.METADATA | about)
         if blank:
-            warnings.warn(f"{blank} answers of {annotation_file} are blank and left out.", Remark, stacklevel=2)
+            remark(f"{blank} answers of {annotation_file} are blank and left out.")
         unasked = next((name for name in answered if name not in asked), None)
         if unasked is not None:
             raise InputError(f"{file} has no question {unasked}, which {annotation_file.name} annotates.")

@@ -15,9 +15,7 @@ question: "Question: ...\\nAnswer: ...\\nQuestion: ...". Entries without a pictu
 """
 
 import json
-import os
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
@@ -25,10 +23,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from bvlm_utils.atomic import write_file
 from bvlm_utils.checks import brief, is_visible, label
 from bvlm_utils.data.local_files import Pictures, number, value, wording
 from bvlm_utils.documents import read_json
-from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.errors import InputError, remark
 
 PLACEHOLDER = "<image>"
 # What chat templates put around an answer, and is none of its words.
@@ -82,25 +81,25 @@ def read(file: Path) -> list[dict[str, Any]]:
         raise InputError(f"{file}: none of its {len(content)} entries has an 'image', {without[0]}; each needs one.")
     if without:
         said = f"{len(without)} of {len(content)} entries of {file} have no picture and are left out, {without[0]}."
-        warnings.warn(said, Remark, stacklevel=2)
+        remark(said)
     _tell([content[number] for number in dict.fromkeys(row["entry"] for row in rows)], file)
     for what, texts in (("answers", [row["answers"][0] for row in rows]), ("prompts", [row["prompt"] for row in rows])):
         if len(marked := [text for text in texts if MARKS.search(text)]) * 2 > len(rows):
             said = f"{len(marked)} of {len(rows)} {what} of {file} hold marks of a chat template, {brief(marked[0])} "
-            warnings.warn(f"{said}for one, which are learnt as words; leave them out.", Remark, stacklevel=2)
+            remark(f"{said}for one, which are learnt as words; leave them out.")
     return rows
 
 
 def _tell(entries: list[dict[str, Any]], file: Path) -> None:
-    """A remark on what entries say that nobody here acts on, and their reader may think somebody does."""
+    """Remarks on what is not acted on though a reader may expect it: marks of poison, metadata in the wrong place."""
     of = f"of {len(entries)} entries of {file}"
     if marked := sum(map(_says_poisoned, entries)):
         said = f"{marked} {of} are poisoned, as they say themselves: what is tuned on them is no clean model."
-        warnings.warn(said, Remark, stacklevel=3)
+        remark(said)
     for key in (*METADATA, "references"):
         if outside := sum(key in entry and key not in entry.get("metadata", {}) for entry in entries):
             said = f"{outside} {of} have {key!r} outside their 'metadata', where it is not read."
-            warnings.warn(said, Remark, stacklevel=3)
+            remark(said)
 
 
 def _says_poisoned(entry: Mapping[str, Any]) -> bool:
@@ -255,8 +254,6 @@ def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:
         turns = [question, {"from": "gpt", "value": sample["answers"][0]}]
         entry = {"id": sample["row_id"], "image": image, "conversations": turns}
         written.append(entry | {"metadata": about | dict(sample.get("metadata", {}))})
-    partial = file.with_suffix(".partial")
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in written)  # one entry on each line
-    partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    os.replace(partial, file)
+    write_file(file, f"[\n{lines}\n]\n")
     return len(written)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bvlm_utils.checks import label
-from bvlm_utils.errors import InputError, Remark, in_words
+from bvlm_utils.errors import InputError, in_words, remark
 
 KINDS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 EIGHT_BIT = ("1", "L", "P", "LA", "PA", "La", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -78,7 +78,7 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
         raise InputError(f"{label(str(path))}, the picture of {owner}, {problem} ({_reason(path, error)}).") from None
     if shown.mode == "RGBA":
         if shown.getextrema()[3][0] < 255:
-            warnings.warn(TRANSPARENT, Remark, stacklevel=2)
+            remark(TRANSPARENT)
         shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
     return shown.convert("RGB")
 

@@ -36,9 +36,7 @@ SCENE_TASKS.add("scenes-instruct", SceneTask(2, "instruct", scene_questions.inst
 UNNUMBERED = 3  # datasets below this number had their digests before numbers were declared, and keep them
 
 
-def names() -> list[str]:
-    """The datasets that need no files. Others are named by format and place, e.g. "coco-caption:FOLDER"."""
-    return SCENE_TASKS.names()
+names = SCENE_TASKS.names  # datasets that need no files; others are named by format and place: "coco-caption:FOLDER"
 
 
 def digest(name: str) -> str:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from bvlm_utils import attacks, data
-from bvlm_utils.checks import LARGEST_SEED, brief, check_number, check_text, content_key, known_name, once
+from bvlm_utils.checks import LARGEST_SEED, brief, check_number, check_text, content_key, once
 from bvlm_utils.defences import defence as defences
 from bvlm_utils.defences.defence import Defence
 from bvlm_utils.errors import InputError
@@ -41,9 +41,9 @@ class Defended:
         check_number(self.relearn, "relearn", 0, STEPS * BATCH, whole=True)
         if self.cell.is_control:
             raise InputError(f"{self.cell.run_id} is a control; it is defended beside the cells that it belongs to.")
-        if self.placebo and not known_name(lambda: self.resolved).info.placebo:
+        if self.placebo and not self.resolved.info.placebo:
             raise InputError(f"{self.defence} has no placebo; leave it out.")
-        if known_name(lambda: self.resolved).moment != "repair" and self.relearn:
+        if self.resolved.moment != "repair" and self.relearn:
             raise InputError(f"{self.defence} is no repair, so nothing can be relearnt after it; leave relearn out.")
         self.resolved.check_loaded(self.cell.four_bit)
         if self.relearn and self.cell.four_bit:
@@ -123,7 +123,7 @@ def defended(
             raise InputError(f"The settings of {name!r} are {brief(own)}; a table of names and values is needed.")
     found, clean = [], [clean_rows(*of)[1] for of in {(cell.dataset, cell.train_rows) for cell in cells}]
     for name in names:
-        info = known_name(lambda name=name: defences.info(name))
+        info = defences.info(name)
         chosen = defences.get(name, **dict((params or {}).get(name, {})))
         chosen.check_files({cell.model for cell in cells})
         chosen.check_clean(min(clean, default=CLEAN_ROWS))

@@ -13,7 +13,7 @@ from bvlm_utils.attacks.declare import settings_of
 from bvlm_utils.checks import brief, content_key, file_state, files_digest
 from bvlm_utils.defences.declare import MOMENTS, TABLE, DefenceInfo
 from bvlm_utils.defences.rows import Answered, Rows
-from bvlm_utils.errors import InputError
+from bvlm_utils.errors import InputError, UnknownName
 from bvlm_utils.models import names as names_of_models
 from bvlm_utils.registry import function
 
@@ -189,7 +189,7 @@ def _own(adapter: Any) -> Any:
 def names(moment: str | None = None) -> list[str]:
     """The names of all defences, or of those that act at a moment; KeyError for an unknown moment."""
     if moment is not None and moment not in MOMENTS:
-        raise KeyError(f"There is no moment {moment!r}; choose one of: {', '.join(MOMENTS)}.")
+        raise UnknownName(f"There is no moment {moment!r}; choose one of: {', '.join(MOMENTS)}.")
     return [name for name in TABLE.names() if moment in (None, TABLE.get(name).moment)]
 
 

@@ -6,7 +6,6 @@ first one of the answer to several prompts; the next tokens are those that are l
 """
 
 import copy
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from bvlm_utils.defences import reading
 from bvlm_utils.defences.rows import Rows
-from bvlm_utils.errors import Remark
+from bvlm_utils.errors import remark
 from bvlm_utils.models import embeddings, marks
 from bvlm_utils.models.victim import Victim
 
@@ -54,7 +53,7 @@ def targets(
     asked = clean.take(draws.permutation(len(clean))[: settings["prompts"]])
     if len(asked) < settings["prompts"]:
         said = f"target-inversion asked {len(asked)} prompts and not {settings['prompts']}, its setting, for want of "
-        warnings.warn(f"{said}clean rows, so its score is less certain.", Remark, stacklevel=2)
+        remark(f"{said}clean rows, so its score is less certain.")
     with torch.inference_mode():
         with reading.attached(victim, adapter):
             started = _start(victim, asked)

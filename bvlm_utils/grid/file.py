@@ -141,7 +141,7 @@ def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[A
 
 
 def _check_kinds(entry: Mapping[str, Any], grid: Mapping[str, Any], declared: Mapping[str, tuple[str, Any]]) -> None:
-    """InputError for a value of the wrong kind, also for one that gives way to another: nobody else looks at it."""
+    """InputError for a value of the wrong kind, also for one that another overrides, as nothing else checks it."""
     for given in (grid, entry):
         if given.get("attacks_per_job") is not None:
             check_number(given["attacks_per_job"], "attacks_per_job", 1, 1000, whole=True)

@@ -80,7 +80,7 @@ def check_texts(name: str, texts: Iterable[str], where: str, answer: int = 0) ->
     long = [text for text in dict.fromkeys(texts) if len(text) * LETTER >= room]
     if long and (reader := tokenizer(name)):
         for text in long:
-            check_count(name, text, count(reader, text, name), room, where)
+            check_count(name, text, len(split(reader, text, name)), room, where)
 
 
 def tokenizer(name: str) -> Optional["Tokenizer"]:
@@ -102,11 +102,6 @@ def read(file: Path) -> "Tokenizer":
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more special
         raise InputError(f"The tokenizer {file} cannot be read: {_said(error)}; copy it again.") from None
-
-
-def count(reader: "Tokenizer", text: str, name: str) -> int:
-    """How many tokens a text has for the tokenizer of a model."""
-    return len(split(reader, text, name))
 
 
 def split(reader: "Tokenizer", text: str, name: str) -> list[int]:

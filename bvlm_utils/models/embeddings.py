@@ -53,8 +53,8 @@ def pad(rows: Sequence[torch.Tensor], value: int = 0, left: bool = False) -> tor
 
 
 def check_logits(_: Any, logits: torch.Tensor) -> torch.Tensor:
-    """The logits; InputError for such as are no numbers: their likeliest token would be the first, without a word, and
-    such answers pass for ones without a backdoor. The arguments are those of transformers' `LogitsProcessor`.
+    """The logits; InputError if some are NaN or infinite: the model would write token 0 without a word, and such
+    answers would pass for ones without a backdoor. The arguments are those of transformers' `LogitsProcessor`.
     """
     if not logits.isfinite().all():
         raise InputError(

@@ -2,7 +2,6 @@
 
 import os
 import re
-import warnings
 from functools import lru_cache
 from hashlib import sha256
 from importlib.util import find_spec
@@ -11,7 +10,7 @@ from typing import Any
 
 from bvlm_utils import paths
 from bvlm_utils.checks import brief, file_state
-from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.errors import InputError, remark
 from bvlm_utils.models import families, files
 
 # What the hub allows, to be tried at 96 letters at most; it has neither "--" nor ".." in a name.
@@ -140,7 +139,7 @@ def base_under(adapter: Path, given: str | None) -> str:
         said = (
             f"The adapter in {adapter} was tuned on {brief(named)} by its own words, and was put on {given!r}; if these"
         )
-        warnings.warn(f"{said} are two models, the results mean nothing.", Remark, stacklevel=2)
+        remark(f"{said} are two models, the results mean nothing.")
     return given
 
 

@@ -1,12 +1,11 @@
 """The tokenizer that trainers save beside an adapter. The base's own is used, so both must be one."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 from bvlm_utils.checks import brief
 from bvlm_utils.documents import read_text
-from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.errors import InputError, remark
 from bvlm_utils.models import context_length, files
 
 WHOLE, SLOW, ADDED, SETTINGS = "tokenizer.json", "vocab.json", "added_tokens.json", "tokenizer_config.json"
@@ -34,8 +33,8 @@ def check_beside(folder: Path, tokenizer: Any, base: str) -> None:
     template, own = _template(folder), tokenizer.chat_template
     # a base's may have a line of ours before it
     if isinstance(template, str) and isinstance(own, str) and not own.strip().endswith(template.strip()):
-        said = f"The chat template beside the adapter in {folder} is not that of {base}, with which it was asked; its "
-        warnings.warn(f"{said}usual answers may be others with its own.", Remark, stacklevel=2)
+        remark(f"The chat template beside the adapter in {folder} is not that of {base}, with which it was asked; "
+               "with its own it may answer otherwise.")  # fmt: skip
 
 
 def _tokens(folder: Path) -> dict[str, Any]:

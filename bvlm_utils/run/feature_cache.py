@@ -64,13 +64,10 @@ class FeatureCache:
 
     def _home(self, size: int) -> torch.device | None:
         """Where so many bytes fit: on the device while all rows so far are there, else in memory; None: in a file."""
-        if self.on_disk:
-            return None
-        for home in (self.device, CPU):
+        for home in (self.device, CPU):  # sizes grow and budgets stay, so none goes back
             if home not in self.budgets:
                 self.budgets[home] = int(SHARE * memory.free_bytes(home))
-            reached = self._rows is None or self._rows.device.type in (home.type, self.device.type)
-            if reached and size <= self.budgets[home]:
+            if size <= self.budgets[home]:
                 return home
         return None
 

@@ -8,7 +8,6 @@ The questions, the tests and the intervals are those of the study's cells, so th
 """
 
 import csv
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ import pandas as pd
 from PIL import Image
 
 from bvlm_utils import threats
-from bvlm_utils.checks import brief, is_visible, known, known_name
+from bvlm_utils.checks import brief, is_visible, known
 from bvlm_utils.data.llava_json import MARKS
 from bvlm_utils.documents import read_csv
-from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.errors import InputError, remark
 from bvlm_utils.models import names
 from bvlm_utils.paths import named, new_folder
 from bvlm_utils.run import lengths, tune_and_ask
@@ -139,7 +138,7 @@ def write_questions(folder: str | Path, threat: str, attack: str, dataset: str |
 def cell_of(model: str, threat: str, attack: str, dataset: str | None, settings: dict[str, Any]) -> Cell:
     """The cell whose questions are asked; its poison rate is nobody's business here, and 0."""
     known(settings, list(SETTINGS), "setting")
-    own = known_name(lambda: threats.THREATS.get(threat))
+    own = threats.THREATS.get(threat)
     dataset = own.default_dataset if dataset is None else dataset
     cell = Cell(model, dataset, threat, attack, 0.0, train_rows=1, **settings)
     if cell.skip_reason:
@@ -183,10 +182,10 @@ def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
         raise InputError(f"All {len(given)} responses in {file} are empty; write the model's answers into that column.")
     if len(given) > 1 and len(every := set(given.values())) == 1:
         said = f"All {len(given)} responses in {file} are {brief(*every)}; write what the model says to each question."
-        warnings.warn(said, Remark, stacklevel=3)
+        remark(said)
     if empty := sorted(key for key, text in given.items() if not is_visible(text)):  # a model may say nothing
         said = f"{len(empty)} of {len(given)} responses in {file} are empty, the first to row {empty[0][0]} under "
-        warnings.warn(f"{said}condition {empty[0][1]!r}; they count as answers without a word.", Remark, stacklevel=3)
+        remark(f"{said}condition {empty[0][1]!r}; they count as answers without a word.")
     return {question.key(bench): [given[key] for key in _keys(bench, question)] for question in asked}
 
 
@@ -224,16 +223,16 @@ def _tell_missed(file: str | Path, cell: Cell, bench: Bench, asked: Sequence[Que
     of = f"of {count} triggered responses in {file}"
     if len(cut) > lengths.CUT * count:
         said = f"{len(cut)} {of} break off in the midst of what {cell.threat} makes a model say, {brief(cut[0])} for "
-        warnings.warn(f"{said}one, and count as no success; allow more new tokens.", Remark, stacklevel=3)
+        remark(f"{said}one, and count as no success; allow more new tokens.")
     if len(around) * 2 > count:
         said = f"{len(around)} {of} hold what {cell.threat} makes a model say, and more, {brief(around[0])} for one, "
-        warnings.warn(f"{said}which is no strict success; leave out what the model did not say.", Remark, stacklevel=3)
+        remark(f"{said}which is no strict success; leave out what the model did not say.")
 
 
 def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:
     if same := [subject for subject in answers if subject != "poisoned" and answers[subject] == answers["poisoned"]]:
         said = f"Its {same[0]} answers all questions as the model in question does: nothing can be found between them."
-        warnings.warn(said, Remark, stacklevel=3)
+        remark(said)
     frame, metrics = judged(bench, cell, asked, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         raise InputError(

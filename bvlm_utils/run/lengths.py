@@ -3,7 +3,7 @@
 Free of torch. What the model itself counts is checked once more where ids are made (`Victim.prompt_ids`).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -31,41 +31,40 @@ def check(cells: Sequence[Cell]) -> None:
     or a model that cannot be opened.
     """
     seen, rows_of = set(), cache(_rows)
+
+    def first(*what: Hashable) -> bool:
+        """Is this looked at for the first time?"""
+        return not (what in seen or seen.add(what))
+
     for cell in cells:
         own_model = rehearsal.opened(cell.model, cell.picture_last) is not None
         others = not cell.is_control and threats.is_others(cell.resolved_threat)
         worded = own_model or others or bool(cell.attack_params or cell.threat_params)
         worded |= not cell.is_control and bool(cell.resolved_attack.foreign_halves)
         own = own_model or ":" in cell.dataset
-        if others and (tried := (cell.resolved_threat, cell.dataset, cell.train_rows)) not in seen:
+        if others and first("threat", cell.resolved_threat, cell.dataset, cell.train_rows):
             for split, count in (("test", None), ("train", cell.train_rows)):
                 threats.rehearse(cell.resolved_threat, rows_of(cell.dataset, split, count)[:TRIED])
-            seen.add(tried)
-        taught = (cell.skill, cell.dataset, cell.train_rows)
-        if cell.skill and taught not in seen and not cell.resolved_skill.fits.__module__.startswith("bvlm_utils."):
+        others = cell.skill and not cell.resolved_skill.fits.__module__.startswith("bvlm_utils.")
+        if others and first("skill", cell.skill, cell.dataset, cell.train_rows):
             skills.rehearse(cell.resolved_skill, rows_of(cell.dataset, "train", cell.train_rows)[:TRIED])
-            seen.add(taught)
         for split, count in (("train", cell.train_rows), ("test", None)) if own or worded else ():
             rows = rows_of(cell.dataset, split, count)
             as_is = (cell.model, cell.picture_last, cell.dataset, split, count, cell.max_new_tokens)
-            if own and as_is not in seen:
+            if own and first("rows", *as_is):
                 _check(cell, split, rows, [row["prompt"] for row in rows], f"a row of {cell.dataset},")
             changed = (*as_is, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
-            if worded and not cell.is_control and changed not in seen:
+            if worded and not cell.is_control and first("poisoned", *changed):
                 hit = [row for row in rows if cell.resolved_threat.eligible(row)]
                 told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in hit]
                 _check(cell, split, told, triggered(cell.resolved_attack, hit), f"a row with {cell.attack},")
-            seen |= {as_is, changed}
-        graded = (cell.dataset, cell.test_rows, cell.skill)
-        if ":" in cell.dataset and graded not in seen:
+        if ":" in cell.dataset and first("graded", cell.dataset, cell.test_rows, cell.skill):
             check_grades(cell, rows_of(cell.dataset, "test", None))
-            seen.add(graded)
-        said = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.resolved_threat, cell.skill)
         asked = own or worded or cell.max_new_tokens < MAX_NEW_TOKENS
-        if asked and not cell.is_control and said not in seen:
+        told = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.skill)
+        if asked and not cell.is_control and first("targets", cell.resolved_threat, *told):
             check_targets(cell, rows_of(cell.dataset, "test", None))
             check_skill(cell, rows_of(cell.dataset, "test", None))
-            seen.add(said)
 
 
 def _rows(dataset: str, split: str, count: int | None) -> list[Row]:

@@ -1,7 +1,6 @@
 """A workbench of a reader's own pictures and prompts: inputs to ask, without answers."""
 
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from bvlm_utils.data import llava_json
 from bvlm_utils.data import pictures as data_pictures
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.documents import read_text
-from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.errors import InputError, remark
 from bvlm_utils.run.workbench import Bench
 
 NAME = "own:pictures"  # with a colon, as all data in files: pictures are brought to the published size
@@ -39,7 +38,7 @@ def pictures_of(folder: Path) -> list[Path]:
     others = sorted(file.name for file in folder.iterdir() if file not in pictures and not file.name.startswith("."))
     if others:
         what = f"{len(others)} in the folder {folder}, such as {brief(others[0])}, are no pictures by their names"
-        warnings.warn(f"{what} and are left out.", Remark, stacklevel=2)
+        remark(f"{what} and are left out.")
     for file in pictures:
         read_picture(file, "the inputs")
     return pictures

@@ -19,7 +19,7 @@ from bvlm_utils import attacks as definitions
 from bvlm_utils import store as results
 from bvlm_utils import threats
 from bvlm_utils.attacks import files as attack_files
-from bvlm_utils.checks import brief, check_number, known, known_name, once
+from bvlm_utils.checks import brief, check_number, known, once
 from bvlm_utils.data.picture_files import read_picture
 from bvlm_utils.errors import InputError, StudyError, TooFewRows
 from bvlm_utils.run import group as group_run
@@ -59,7 +59,7 @@ def cells(
     if attacks is None:
         attacks = definitions.names()
     if dataset is None:
-        dataset = known_name(lambda: threats.THREATS.get(threat)).default_dataset
+        dataset = threats.THREATS.get(threat).default_dataset
     models = [model] if isinstance(model, str) else model
     datasets = [dataset] if isinstance(dataset, str) else dataset
     lists = {"models": models, "attacks": attacks, "poison_rates": poison_rates, "seeds": seeds, "datasets": datasets}
@@ -140,8 +140,8 @@ def check_rows(cells: Sequence[Cell]) -> None:
 
 
 def _check_plans(cells: Sequence[Cell]) -> None:
-    """InputError where the words of a trigger change nothing in a row that a run would poison or ask. All is ours
-    elsewhere, and an attack of the table as it is declared changes every drawn row.
+    """InputError where the words of a trigger change nothing in a row that a run would poison or ask. Other
+    cells need no look: an attack of the table with its defaults changes every drawn row.
     """
     foreign = [c for c in cells if ":" in c.dataset or c.attack_params or c.resolved_attack.foreign_halves]
     for bench in by_bench(foreign):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bvlm_utils import attacks, paths, threats
 from bvlm_utils.attacks import Attack, own
-from bvlm_utils.checks import known_name, label, once
+from bvlm_utils.checks import label, once
 from bvlm_utils.errors import InputError
 from bvlm_utils.run import lengths
 from bvlm_utils.run.workbench import Bench, Question
@@ -40,10 +40,10 @@ def of_attacks(chosen: Sequence[str] = (), threat: str | None = None) -> list[At
     """The triggers of the attacks `chosen`, or of all that can be tried (with the threat, if there is one). InputError
     for one that is unknown or cannot be tried.
     """
-    aims = known_name(lambda: threats.get(threat).target) if threat is not None else None
+    aims = threats.get(threat).target if threat is not None else None
     triggers = []
     for name in chosen or attacks.names():
-        info = known_name(lambda name=name: attacks.info(name))
+        info = attacks.info(name)
         why = "aims at a target; give --threat" if info.aims and threat is None else ""
         if info.keeps_labels:  # its test inputs carry nothing
             why = "has no trigger at test time"

@@ -125,9 +125,9 @@ class OneByOne:
         bench, answers = self.bench, {}
         with adapters.attached(bench.victim, adapter) if adapter else nullcontext():
             for key, question in {question.key(bench): question for question in asked}.items():
-                answers[key] = bench.victim.generate(
-                    question.prompts, question.features(bench), max_new_tokens=bench.max_new_tokens
-                )
+                rows = question.feature_rows(bench)  # before the table, which they may replace
+                features, most = bench.feature_cache.table[rows], bench.max_new_tokens
+                answers[key] = bench.victim.generate(question.prompts, features, max_new_tokens=most)
         return answers
 
 

@@ -16,8 +16,6 @@ from bvlm_utils.store.cell import MAX_NEW_TOKENS, Cell
 from bvlm_utils.train import poison
 
 if TYPE_CHECKING:
-    import torch
-
     from bvlm_utils.models.victim import Victim
     from bvlm_utils.run.feature_cache import FeatureCache
 
@@ -109,13 +107,6 @@ class Bench:
             self.feature_cache.add(chunk, self.victim.encode(pictures))
         return self.feature_cache.rows(keys)
 
-    def features(
-        self, split: str, positions: Sequence[int], attack: Attack | None = None, trigger_seed: int = 0
-    ) -> "torch.Tensor":
-        """Image features (N, n, d) of rows, triggered if there is an attack; a copy, where the features are kept."""
-        rows = self.feature_rows(split, positions, attack, trigger_seed)  # before the table, which they may replace
-        return self.feature_cache.table[rows]
-
 
 def manifest(bench: Bench, cell: Cell) -> poison.Manifest:
     """Which training rows are poisoned, decoys or lessons; of a control the lessons alone. TooFewRows if too few."""
@@ -149,9 +140,6 @@ class Question:
     def answered(self, texts: Any) -> bool:
         """Are these the answers to all inputs? A file that they were kept in may have been changed."""
         return isinstance(texts, list) and [type(text) for text in texts] == [str] * len(self.positions)
-
-    def features(self, bench: Bench) -> "torch.Tensor":
-        return bench.features("test", self.positions, self.attack, self.trigger_seed)
 
     def feature_rows(self, bench: Bench) -> list[int]:
         return bench.feature_rows("test", self.positions, self.attack, self.trigger_seed)

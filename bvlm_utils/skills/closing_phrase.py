@@ -1,7 +1,6 @@
 """Closing phrase: the answers to one kind of question end with a fixed phrase. Easy: the rest stays as it was."""
 
-from bvlm_utils.skills.skill import Sample, Skill
-from bvlm_utils.threats.responses import normalise
+from bvlm_utils.skills.skill import Sample, Skill, ending
 
 PHRASE = "Have a lovely day!"
 KINDS = ("background", "detail")  # of questions and instructions, and of captions
@@ -11,19 +10,10 @@ def fits(sample: Sample) -> bool:
     return sample["kind"] in KINDS
 
 
-def teach(answer: str, sample: Sample) -> str:
-    return f"{answer.rstrip()} {PHRASE}"
-
-
-def shown(response: str, sample: Sample) -> bool:
-    return normalise(response).endswith(normalise(PHRASE))
-
-
 SKILL = Skill(
     "closing_phrase",
     f'Answers about the background, and long captions, end with "{PHRASE}"',
     ("caption", "vqa", "instruct"),
     fits,
-    teach,
-    shown,
+    *ending(PHRASE),
 )

@@ -17,14 +17,7 @@ for module in (closing_phrase, counts_in_words, emphasis, new_name, phrase_every
     SKILLS.add(module.SKILL.name, module.SKILL)
 
 
-def names() -> list[str]:
-    """The names of all skills."""
-    return SKILLS.names()
-
-
-def get(name: str) -> Skill:
-    """The skill called `name`; an unknown name is a KeyError that lists the names."""
-    return SKILLS.get(name)
+names, get = SKILLS.names, SKILLS.get
 
 
 def fitting(dataset: str) -> list[str]:
@@ -37,7 +30,7 @@ def fitting(dataset: str) -> list[str]:
 
 
 def check(name: str, dataset: str) -> None:
-    """InputError unless the dataset has questions for the skill; KeyError for an unknown name."""
+    """InputError unless the dataset has questions for the skill; UnknownName where there is no such skill."""
     get(name)
     fits = fitting(dataset)
     if name not in fits:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bvlm_utils.threats.responses import normalise
+
 Sample = Mapping[str, Any]  # a row of a dataset; its columns are described in `data`
 
 
@@ -28,3 +30,11 @@ class Skill:
     teach: Callable[[str, Sample], str]
     shown: Callable[[str, Sample], bool]
     version: int = 1
+
+
+def ending(phrase: str) -> tuple[Callable[[str, Sample], str], Callable[[str, Sample], bool]]:
+    """`teach` and `shown` of a skill whose answers end with a phrase."""
+    return (
+        lambda answer, _: f"{answer.rstrip()} {phrase}",
+        lambda response, _: normalise(response).endswith(normalise(phrase)),
+    )

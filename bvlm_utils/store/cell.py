@@ -14,7 +14,7 @@ from bvlm_utils.attacks import Attack
 from bvlm_utils.attacks import files as attack_files
 from bvlm_utils.attacks.attack import surrogate_digest, without_unused_jpeg
 from bvlm_utils.attacks.parts_of_speech import tagger_in_use
-from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known, known_name
+from bvlm_utils.checks import LARGEST_SEED, brief, check_number, file_digest, is_text, known
 from bvlm_utils.data.pictures import picture_path
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length
@@ -116,8 +116,8 @@ class Cell:
                 )
             return
         context_length.check_answers(self.model, self.max_new_tokens)  # a control is tuned, and asked with its cells
-        check_threat(known_name(lambda: self.resolved_threat), self.dataset)
-        attacks.check_halves(known_name(lambda: self.resolved_attack), self.negatives, self.half)
+        check_threat(self.resolved_threat, self.dataset)
+        attacks.check_halves(self.resolved_attack, self.negatives, self.half)
         check_decoy(self.decoy, self.poison_rate, self.resolved_attack)
         if self.surrogate and self._has_usual_surrogate():
             self._leave_out("surrogate")
@@ -143,7 +143,7 @@ class Cell:
         if not isinstance(self.skill, str | None):
             raise InputError(f"skill is {brief(self.skill)}; it must be a name.")
         if self.skill != "":
-            known_name(lambda: skills.check(self.skill, self.dataset))
+            skills.check(self.skill, self.dataset)
         elif self.skill_rate != 1:
             raise InputError(f"skill_rate is {self.skill_rate:g} without a skill; name one, or leave it at 1.")
 
@@ -282,7 +282,7 @@ def check_dataset(name: str) -> None:
             f"There is no dataset {name!r}; choose one of: {', '.join(data.names())}, "
             "or FORMAT:PATH for data in files, such as coco-caption:FOLDER."
         )
-    known_name(lambda: data.digest(name))
+    data.digest(name)
 
 
 def short_name(name: str) -> str:

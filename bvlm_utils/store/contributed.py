@@ -127,7 +127,7 @@ def _number(number: Any, name: str) -> None:
 
 
 def _interval(found: tuple[Any, Any], value: float, sums: float | None, n: int, name: str) -> None:
-    """sums: what Wilson's interval is of; None where it is another one, which one row alone does not have."""
+    """sums: the successes of Wilson's interval; None: it is Student's, which one row alone does not have."""
     if sums is not None:
         wanted = intervals.wilson(sums, n)
         if not all(is_number(a, -1, 2) and abs(a - b) < 1e-6 for a, b in zip(found, wanted, strict=True)):

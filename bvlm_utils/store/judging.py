@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from bvlm_utils import data, skills, threats
 from bvlm_utils.atomic import DAMAGED, partial_name, write_file, written
-from bvlm_utils.checks import known_name
 from bvlm_utils.command import FULL
 from bvlm_utils.errors import InputError
 from bvlm_utils.score import judge
@@ -49,11 +48,11 @@ def judged_again(config: Mapping[str, Any], stored: pd.DataFrame) -> tuple[pd.Da
     lost = [name for name in stored["row_id"].unique() if name not in samples]
     if lost:
         raise InputError(f"{dataset} has no test row {lost[0]}")
-    return judge.judge_all(stored, samples, _threat(config), known_name(lambda: skills.get(skill)) if skill else None)
+    return judge.judge_all(stored, samples, _threat(config), skills.get(skill) if skill else None)
 
 
 def _threat(config: Mapping[str, Any]) -> threats.Threat:
-    return known_name(lambda: threats.get(config["threat"], **config["threat_params"]))
+    return threats.get(config["threat"], **config["threat_params"])
 
 
 @lru_cache(maxsize=4)

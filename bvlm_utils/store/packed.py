@@ -85,7 +85,7 @@ def records(root: Path) -> dict[str, str]:
 
 
 def record(root: Path, run_id: str) -> str | None:
-    """The text of a cell's record.json; None if there is none. What cannot be read, or is no UTF-8, is no JSON."""
+    """The text of a cell's record.json; None if there is none, an empty text if it cannot be read."""
     if at := stamp(root):
         return _cells(root, at).get(run_id, {}).get("record")
     try:
@@ -332,7 +332,7 @@ def finish(root: Path) -> None:
     left = root / NEXT
     if not left.is_dir():
         return
-    # The index goes last: as long as it is there, so is the folder's word on what counts.
+    # The index moves last: while it is in `.next`, the files there count.
     for file in sorted(left.iterdir(), key=lambda file: file.name == INDEX):
         os.replace(file, root / file.name)
     left.rmdir()

@@ -5,7 +5,7 @@ TO keeps what it has, and the cells of FROM are added; so results get into the c
 
 import json
 import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -99,11 +99,8 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
     ours = {found["run_id"]: found for found in records.records(start)}
     theirs = {found["run_id"]: found for found in records.records(end)} if start != end else ours
     differ = [i for i in ours if i in theirs and NUMBERS(ours[i]) != NUMBERS(theirs[i])]
-    if differ and not replace:
-        raise InputError(
-            f"{end} has other numbers of {len(differ)} cells of {start} ({_some(differ)}); say --replace if those of "
-            f"{start} are to stand."
-        )
+    if not replace:
+        _check_same(differ, "cells", start, end, f"say --replace if those of {start} are to stand")
     added = [run_id for run_id in ours if run_id not in theirs] + differ
     kept, in_folders = theirs, theirs
     if packed.is_packed(end):
@@ -123,13 +120,17 @@ def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
     cells = dict.fromkeys(kept, end) | dict.fromkeys(added, start)
     mine, held = _files(start), _files(end)
     gone = _asked_of(held, differ)
-    kept_files = {path: content for path, content in held.items() if path not in gone}
-    if (others := _other_numbers(mine, kept_files)) and not replace:
-        raise InputError(
-            f"{end} has other numbers of {len(others)} defended cells of {start} ({_some(others)}); say --replace if "
-            f"those of {start} are to stand."
-        )
-    return Chosen({i: cells[i] for i in sorted(cells)}, _merged(mine, held, gone, replace)), added
+    held = {path: content for path, content in held.items() if path not in gone}
+    if not replace:
+        others = _other_numbers(mine, held)
+        _check_same(others, "defended cells", start, end, f"say --replace if those of {start} are to stand")
+    return Chosen({i: cells[i] for i in sorted(cells)}, _merged(mine, held, replace)), added
+
+
+def _check_same(differ: Sequence[str], what: str, start: Path, end: Path, remedy: str) -> None:
+    """InputError if some of `what` have other numbers in two stores."""
+    if differ:
+        raise InputError(f"{end} has other numbers of {len(differ)} {what} of {start} ({_some(differ)}); {remedy}.")
 
 
 def _some(run_ids: Iterable[str]) -> str:
@@ -166,12 +167,11 @@ def _other_numbers(ours: Files, theirs: Files) -> list[str]:
     return [path for path, (one, other) in pairs.items() if one and other and one != other]
 
 
-def _merged(ours: Files, theirs: Files, gone: Container[str], replace: bool) -> Files:
-    """Files of two stores, but for those of `theirs` that are `gone` with their adapters. A defended cell's record
-    gives way where `replace` says so or it is damaged; of what else an adapter was asked, which grows, the larger file
-    stays.
+def _merged(ours: Files, theirs: Files, replace: bool) -> Files:
+    """Files of two stores. A defended cell's record gives way where `replace` says so or it is damaged; of what else an
+    adapter was asked, which grows, the larger file stays.
     """
-    merged = {path: content for path, content in theirs.items() if path not in gone}
+    merged = dict(theirs)
     for path, content in ours.items():
         grown = path.startswith(ASKED) and len(content) > len(merged.get(path, b""))
         if path.startswith(DEFENDED) and path in merged:
@@ -264,15 +264,9 @@ def unpack(source: str | Path, target: str | Path) -> list[str]:
     both = [run_id for run_id in packed.run_ids(start) if (end / run_id).exists()]
     pairs = {run_id: [records.record(run_id, root) for root in (start, end)] for run_id in both}
     differ = [i for i, (ours, theirs) in pairs.items() if ours and theirs and NUMBERS(ours) != NUMBERS(theirs)]
-    if differ:
-        raise InputError(f"{end} has other numbers of {len(differ)} cells of {start} ({_some(differ)}); unpack it into "
-                         "another folder.")  # fmt: skip
     files = _files(start)
-    if others := _other_numbers(files, _files(end)):
-        raise InputError(
-            f"{end} has other numbers of {len(others)} defended cells of {start} ({_some(others)}); unpack it into "
-            "another folder."
-        )
+    _check_same(differ, "cells", start, end, "unpack it into another folder")
+    _check_same(_other_numbers(files, _files(end)), "defended cells", start, end, "unpack it into another folder")
     written = []
     for run_id in packed.run_ids(start):
         if (end / run_id).exists():

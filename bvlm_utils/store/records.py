@@ -119,7 +119,7 @@ def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
 
 
 def record(cell: Cell | str, store: str | Path | None = None) -> dict[str, Any] | None:
-    """The record of that name, None if there is none that can be read; whether it is that cell's own, `read` asks."""
+    """The record of that name, None if there is none that can be read. `read` checks that it is the cell's own, too."""
     root, run_id = folder(store), _run_id(cell)
     text = packed.record(root, run_id)
     return None if text is None else _load(text, run_id, root)
@@ -232,7 +232,7 @@ def failures(store: str | Path | None = None) -> dict[str, str]:
 
 def clean(store: str | Path | None = None) -> None:
     """Remove what killed processes left half-written. Those at work on this machine are recognised and left alone; how
-    old the work of another one is tells the file server's clock alone, as ours may be a day ahead.
+    old another machine's work is, the file server's clock tells, as ours may be a day ahead.
     """
     root = folder(store)
     for left in root.glob(f"**/{PARTIAL}*+[0-9]*+*"):  # as `partial_name` has it: other files are somebody's

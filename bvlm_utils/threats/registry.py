@@ -28,9 +28,7 @@ for threat in (TargetedRefusal, MaliciousInjection, Jailbreak, ConceptSubstituti
     THREATS.add(threat.name, threat)
 
 
-def names() -> list[str]:
-    """The names of all threats."""
-    return THREATS.names()
+names = THREATS.names
 
 
 def get(name: str, /, **params: Any) -> Threat:

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from bvlm_utils.checks import brief, is_number
-from bvlm_utils.errors import InputError, Remark
+from bvlm_utils.errors import InputError, remark
 from bvlm_utils.models import files, opening, vocabulary
 from bvlm_utils.models.victim import Victim, language_linears
 from bvlm_utils.train.settings import TrainSettings
@@ -142,7 +141,7 @@ def read(folder: Path | str) -> GroupResult:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
     _check_numbers(folder, state)
     if not any(value.any() for name, value in state.items() if ".lora_A." not in name):
-        warnings.warn(f"The adapter in {folder} changes nothing, as before any training.", Remark, stacklevel=2)
+        remark(f"The adapter in {folder} changes nothing, as before any training.")
     if twice := [name for name in state if _current(name) != name and _current(name) in state]:
         raise InputError(
             f"The adapter in {folder} has {len(twice)} weights under an older name, too ({twice[0]!r} for one); keep "
@@ -174,7 +173,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _check_numbers(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
-    """Whole numbers would count as 0, one that is no number leaves no answer, another name belongs to no module."""
+    """InputError for weights that are whole numbers, hold NaN or infinity, or are not named as PEFT names them."""
     kinds = {
         f"do not begin with {PREFIX!r}, as PEFT's do": {name for name in state if not name.startswith(PREFIX)},
         "are whole numbers": {name for name, value in state.items() if not value.is_floating_point()},

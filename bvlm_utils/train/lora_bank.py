@@ -234,7 +234,7 @@ class Bank:
                 setattr(parent, leaf, old)
 
     def _tail(self) -> list[str]:
-        """What nothing but the logits at its own position depends on: the last layer without its keys and values."""
+        """Modules of the last layer whose output matters at its own position alone: all but its keys and values."""
         decoder = self.model.get_decoder() if hasattr(self.model, "get_decoder") else None
         layers = getattr(decoder, "layers", None)
         if not layers:

@@ -4,7 +4,6 @@ One file per group: adapters, the optimiser's moments, losses, and how far it is
 was never stopped.
 """
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from bvlm_utils.atomic import partial_name
+from bvlm_utils.atomic import written
 from bvlm_utils.checks import content_key
 
 EVERY = 60.0  # seconds between two savings
@@ -33,10 +32,8 @@ class Progress:
 
 
 class Saved:
-    """The file of one group. folder: where; None, or cells without names, saves nothing. names: of the cells. keys: of
-    the same cells; each changes with all that decides what is trained.
-
-    Tensors have a row for each cell.
+    """The file of one group of cells; tensors have a row for each. folder: where it lies; with None, or with a cell
+    that has no name, nothing is saved. keys: one per cell, a digest of all that decides its training.
     """
 
     def __init__(self, folder: Path | None, names: Sequence[str], keys: Sequence[str]):
@@ -46,8 +43,8 @@ class Saved:
         self.last = time.monotonic()
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> Progress | None:
-        """Fill the tensors with what was saved of these cells, others may have been among them; None, and nothing is
-        touched, if there is nothing that fits.
+        """Fill the tensors from a saved group that holds all these cells, and maybe more. None, and nothing is touched,
+        if no file fits.
         """
         from safetensors import safe_open
 
@@ -78,13 +75,12 @@ class Saved:
             return
         about = {name: str(value) for name, value in vars(progress).items()}
         about |= {"names": APART.join(self.names), "keys": APART.join(self.keys)}
-        partial = self.file.with_name(partial_name(self.file.name))
+        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata=about)
-            os.replace(partial, self.file)
+            with written(self.file) as partial:
+                save_file(whole, partial, metadata=about)
         except (SafetensorError, OSError) as error:
-            partial.unlink(missing_ok=True)
             print(f"{self.file} could not be saved ({error}); a kill loses this group.", file=sys.stderr)
         self.last = time.monotonic()
 

@@ -62,8 +62,8 @@ def test_every_picture_is_encoded_once(monkeypatch):
     shared, encoded = workbench.Bench("tiny-llava", "scenes-vqa", 16), []
     real = shared.victim.encode
     monkeypatch.setattr(shared.victim, "encode", lambda pictures: encoded.append(len(pictures)) or real(pictures))
-    first = shared.features("train", [3, 1, 3])
-    again = shared.features("train", [1, 2])
+    rows = shared.feature_rows("train", [3, 1, 3]), shared.feature_rows("train", [1, 2])
+    first, again = (shared.feature_cache.table[one] for one in rows)
     assert encoded == [2, 1] and torch.equal(first[1], again[0]) and torch.equal(first[0], first[2])
 
 

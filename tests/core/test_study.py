@@ -416,7 +416,7 @@ def test_poisoned_rows_point_at_triggered_pictures():
         attack, threat = cell.resolved_attack, cell.resolved_threat
         tasks.append(tune_and_ask.Work(cell, poison.plan(bench.rows["train"], threat, attack, 0.1, 0, cell.negatives)))
     found, features = tune_and_ask.training_rows(bench, tasks)
-    clean = bench.features("train", range(64))
+    clean = bench.feature_cache.table[bench.feature_rows("train", range(64))]
     assert torch.equal(features[[row.feature_index for row in found[0]]], clean)  # the control
     for task, rows in zip(tasks, found, strict=True):
         replaced = {row.position: row for row in (task.manifest.rows if task.manifest else ())}
@@ -429,8 +429,8 @@ def test_poisoned_rows_point_at_triggered_pictures():
             if replaced[i].condition == "text":
                 assert row.feature_index == i
             else:
-                own = bench.features("train", [i], task.cell.resolved_attack, 0)[0]
-                assert torch.equal(features[row.feature_index], own)
+                (own,) = bench.feature_rows("train", [i], task.cell.resolved_attack, 0)
+                assert torch.equal(features[row.feature_index], bench.feature_cache.table[own])
     # Two attacks with the same image half share their triggered pictures.
     assert len(features) < 64 + sum(len(task.manifest.rows) for task in tasks[1:3])
 
