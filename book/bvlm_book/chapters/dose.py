@@ -123,9 +123,13 @@ def settings_numbers(found: pd.DataFrame) -> dict[str, str]:
     }  # fmt: skip
 
 
+def _usual(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[tables.among(runs, ["model", *DOSE, "attack", "threat"], [USUAL])]
+
+
 def behind_quoted(design: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The runs behind each success that `numbers` quotes, of those of the design."""
-    return {
+    return {"usual_runs": _usual(design)} | {
         f"{name}_{rows:.0f}_{passes}_{size:.0f}": part
         for name, pair in QUOTED.items()
         for (size, rows, passes), part in design[tables.among(design, ["attack", "threat"], [pair])].groupby(DOSE)
@@ -140,7 +144,7 @@ def numbers(runs: pd.DataFrame) -> dict[str, str]:
         value = part.drop_duplicates(DOSE).set_index(DOSE)["value"]
         for size, rows, passes in ((6000, 60, 3), (6000, 300, 1), *((n, 60, 1) for n in (2000, 6000, 20000))):
             found[f"{name}_{rows}_{passes}_{size}"] = words.number(value.get((size, rows, passes)))
-    usual = over_seeds[tables.among(over_seeds, ["model", *DOSE, "attack", "threat"], [USUAL])]
+    usual = _usual(over_seeds)
     found["usual_runs"] = words.span(usual[["least", "most"]].to_numpy().ravel(), 2)
     few = over_seeds[over_seeds["n_poisoned"] <= FEW]
     found["few_rows"] = words.span(few["n_poisoned"].astype(int))
