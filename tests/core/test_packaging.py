@@ -80,7 +80,7 @@ def test_every_pin_installs_on_the_oldest_python(project):
     oldest = project["requires-python"].removeprefix(">=") + ".0"
     lines = (paths.ROOT / "constraints.txt").read_text().splitlines()
     for name in pins(line for line in lines if line and not line.startswith("#")):
-        wanted = importlib.metadata.metadata(name).get("Requires-Python") or ""  # of a backport, [] fails on what is missing
+        wanted = importlib.metadata.metadata(name).get("Requires-Python") or ""  # [] may raise
         assert oldest in SpecifierSet(wanted), f"{name} wants Python {wanted}"
 
 
