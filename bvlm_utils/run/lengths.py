@@ -45,8 +45,8 @@ def check(cells: Sequence[Cell]) -> None:
         if others and first("threat", cell.resolved_threat, cell.dataset, cell.train_rows):
             for split, count in (("test", None), ("train", cell.train_rows)):
                 threats.rehearse(cell.resolved_threat, rows_of(cell.dataset, split, count)[:TRIED])
-        others = cell.skill and not cell.resolved_skill.fits.__module__.startswith("bvlm_utils.")
-        if others and first("skill", cell.skill, cell.dataset, cell.train_rows):
+        others_skill = cell.skill and not cell.resolved_skill.fits.__module__.startswith("bvlm_utils.")
+        if others_skill and first("skill", cell.skill, cell.dataset, cell.train_rows):
             skills.rehearse(cell.resolved_skill, rows_of(cell.dataset, "train", cell.train_rows)[:TRIED])
         for split, count in (("train", cell.train_rows), ("test", None)) if own or worded else ():
             rows = rows_of(cell.dataset, split, count)
