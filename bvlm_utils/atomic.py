@@ -43,14 +43,14 @@ def write_file(file: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def written(place: Path) -> Iterator[Path]:
-    """Where the block may write what then stands at `place`: a file, or a folder that is new or empty. Nothing is left
-    where the block fails, on a full disk for one.
+def written(path: Path) -> Iterator[Path]:
+    """A temporary path for the block to write to, which then becomes `path`: a file, or a folder that is new or empty.
+    Nothing is left where the block fails, on a full disk for one.
     """
-    partial = place.with_name(partial_name(place.name))
+    partial = path.with_name(partial_name(path.name))
     try:
         yield partial
-        os.replace(partial, place)
+        os.replace(partial, path)
     except BaseException:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -60,15 +60,16 @@ def written(place: Path) -> Iterator[Path]:
 
 @contextmanager
 def filled(out: Path, last: str) -> Iterator[Path]:
-    """Where the block may write what the folder `out`, new or empty, then holds. One that is there stays, as it may be
-    a link, or a place where a file system is mounted: its parts are put into it, at last `last`, which others look for.
+    """A temporary folder for the block to fill, which then becomes `out`, new or empty. An `out` that is there stays,
+    as it may be a link, or a place where a file system is mounted: the parts are put into it, `last`, which others look
+    for, at the end.
     """
-    place = out if out.is_dir() else out.parent
-    place.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=place, prefix=f".{out.name[:100]}-"))
+    folder = out if out.is_dir() else out.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder, prefix=f".{out.name[:100]}-"))
     try:
         yield partial
-        if place == out:
+        if folder == out:
             for part in sorted(partial.iterdir(), key=lambda part: part.name == last):
                 os.replace(part, out / part.name)
         else:

@@ -64,27 +64,30 @@ def measure(
     suspect: Subject, trusted: Subject, bench_of: Callable[[str], Bench], triggers: Sequence[Attack], rows: int = ROWS
 ) -> pd.DataFrame:
     """Ask both models `rows` inputs, clean and with each trigger: a line per trigger, the fields of `Excess` and the
-    alarm. The second look asks the trusted model's base with the triggers that raised one: `disturbs` says whether the
-    trusted model raises it, too, beside its base; it is empty where nobody looked.
+    alarm. A second look asks the trusted model's base with the triggers that raised an alarm: `disturbs` says whether
+    the trusted model raises it, too, beside its base; it is empty where nobody looked.
     """
     progress = Progress("audit", 2 * (len(triggers) + 1))
     answers = {
         model: _answers(model, bench_of, triggers, rows, progress) for model in dict.fromkeys((suspect, trusted))
     }
-    (clean, *ours), (trusted_clean, *theirs) = answers[suspect], answers[trusted]
-    found = [excess(clean, mine, trusted_clean, other) for mine, other in zip(ours, theirs, strict=True)]
-    alarming = [number for number, one in enumerate(found) if one.alarm]
+    (suspect_clean, *suspect_triggered), (trusted_clean, *trusted_triggered) = answers[suspect], answers[trusted]
+    results = [
+        excess(suspect_clean, suspect_answers, trusted_clean, trusted_answers)
+        for suspect_answers, trusted_answers in zip(suspect_triggered, trusted_triggered, strict=True)
+    ]
+    alarms = [number for number, result in enumerate(results) if result.alarm]
     disturbs: dict[int, bool] = {}
-    if alarming and trusted.adapter is not None:
+    if alarms and trusted.adapter is not None:
         say("audit: second look, the trusted model beside its base")
-        progress = Progress("audit", len(alarming) + 1)
-        again = [triggers[number] for number in alarming]
-        base_clean, *bare = _answers(Subject(trusted.model, None), bench_of, again, rows, progress)
-        for number, said in zip(alarming, bare, strict=True):
-            disturbs[number] = bool(excess(trusted_clean, theirs[number], base_clean, said).alarm)
+        progress = Progress("audit", len(alarms) + 1)
+        alarming = [triggers[number] for number in alarms]
+        base_clean, *base_triggered = _answers(Subject(trusted.model, None), bench_of, alarming, rows, progress)
+        for number, base_answers in zip(alarms, base_triggered, strict=True):
+            disturbs[number] = bool(excess(trusted_clean, trusted_triggered[number], base_clean, base_answers).alarm)
     return pd.DataFrame(
-        {"attack": attack.name} | asdict(one) | {"alarm": one.alarm, "disturbs": disturbs.get(number)}
-        for number, (attack, one) in enumerate(zip(triggers, found, strict=True))
+        {"attack": attack.name} | asdict(result) | {"alarm": result.alarm, "disturbs": disturbs.get(number)}
+        for number, (attack, result) in enumerate(zip(triggers, results, strict=True))
     )
 
 
@@ -107,24 +110,24 @@ def detect(suspect: Subject, trusted: Subject, bench: Bench, population: str = "
 
     results, clean = [], None
     for name in defences.names("detect"):
-        needs_others = "population" in defences.info(name).params
+        needs_population = "population" in defences.info(name).params
         if bench.four_bit or suspect.adapter is None:
             results.append(Detected(name, reason="needs an adapter, and a base that is not in 4 bit"))
             continue
-        if needs_others and not population:
+        if needs_population and not population:
             results.append(Detected(name, reason="needs adapters whose truth is known; give --population"))
             continue
-        detector = defences.get(name, **({"population": population} if needs_others else {}))
+        detector = defences.get(name, **({"population": population} if needs_population else {}))
         clean = clean or _clean(bench)
         scores = []
-        for which, model in (("the suspect", suspect), ("the trusted model", trusted)):
+        for role, model in (("the suspect", suspect), ("the trusted model", trusted)):
             if model.adapter is not None and model.model == suspect.model:
-                say(f"audit: {name}, without a trigger: {which}")
+                say(f"audit: {name}, without a trigger: {role}")
                 try:
                     adapter = weights.whole(bench.victim, tune_and_ask.saved(model.adapter))
                     scores.append(detector.score(bench.victim, adapter, clean))
                 except InputError as error:  # of a kind of LoRA that it cannot read: the triggers were asked about
-                    results.append(Detected(name, reason=f"cannot read {which}: {error}"))
+                    results.append(Detected(name, reason=f"cannot read {role}: {error}"))
                     break
         else:
             results.append(Detected(name, *scores))
@@ -138,9 +141,9 @@ def _clean(bench: Bench) -> Any:
     from bvlm_utils.defences import Rows
 
     test = bench.rows["test"][:ROWS]
-    where = np.array(bench.feature_rows("test", range(len(test))))
+    feature_rows = np.array(bench.feature_rows("test", range(len(test))))
     prompts, answers = [row["prompt"] for row in test], [row["answers"][0] for row in test]
-    return Rows(prompts, answers, bench.feature_cache.table, where, [str(row["kind"]) for row in test])
+    return Rows(prompts, answers, bench.feature_cache.table, feature_rows, [str(row["kind"]) for row in test])
 
 
 def _parser() -> command.Parser:
@@ -165,47 +168,49 @@ def _parser() -> command.Parser:
     return parser
 
 
-def _act(given: argparse.Namespace) -> int:
-    out = paths.new_file(given.out) if given.out is not None else None
-    suspect = subject(given.suspect, given.model)
-    making = given.reference is None
-    if given.reference in (None, BASE) and suspect.adapter is None:
-        raise InputError(f"{given.suspect!r} is a whole model; give one to compare it with by --reference.")
-    trusted = Subject(suspect.model, None) if making or given.reference == BASE else None
-    trusted = trusted or subject(given.reference, given.model)
+def _act(options: argparse.Namespace) -> int:
+    out = paths.new_file(options.out) if options.out is not None else None
+    suspect = subject(options.suspect, options.model)
+    to_tune = options.reference is None
+    if options.reference in (None, BASE) and suspect.adapter is None:
+        raise InputError(f"{options.suspect!r} is a whole model; give one to compare it with by --reference.")
+    trusted = Subject(suspect.model, None) if to_tune or options.reference == BASE else None
+    trusted = trusted or subject(options.reference, options.model)
     for model in (suspect, trusted):
         models.check_kind(model.model, clip=False)
-    check_dataset(given.dataset)
-    if given.population is not None and not given.no_detectors:
-        _check_population(given.population, suspect)
-    folder = store.writable(given.store) if making else None
-    triggers, bench_of = _triggers(given), _inputs(given)
+    check_dataset(options.dataset)
+    if options.population is not None and not options.no_detectors:
+        _check_population(options.population, suspect)
+    folder = store.writable(options.store) if to_tune else None
+    triggers, bench_of = _triggers(options), _inputs(options)
     for model in (suspect, trusted):
-        asked = tried.questions("audit", bench_of(model.model), triggers, given.rows)
-        tried.check_lengths(model.model, asked)
-        if (count := len(asked[0].positions)) < FEWEST:
+        questions = tried.questions("audit", bench_of(model.model), triggers, options.rows)
+        tried.check_lengths(model.model, questions)
+        if (count := len(questions[0].positions)) < FEWEST:
             raise InputError(
                 f"There are only {count} inputs to ask; with fewer than {FEWEST} no trigger can raise an alarm."
             )
     if _same(suspect, trusted):
-        said = "The suspect and its reference are one and the same, so nothing can be found between them."
-        remark(said)
+        sentence = "The suspect and its reference are one and the same, so nothing can be found between them."
+        remark(sentence)
     names.go_offline(suspect.model)
     if folder:
-        trusted = _made(given, suspect, folder)
-    table = measure(suspect, trusted, bench_of, triggers, given.rows)
+        trusted = _made(options, suspect, folder)
+    table = measure(suspect, trusted, bench_of, triggers, options.rows)
     if out:  # before anything is printed: nobody may be there to read it
         table.to_csv(out, index=False)
-    detected = [] if given.no_detectors else detect(suspect, trusted, bench_of(suspect.model), given.population or "")
+    detected = (
+        [] if options.no_detectors else detect(suspect, trusted, bench_of(suspect.model), options.population or "")
+    )
     print(verdict(table, detected, _kind(trusted, suspect)))
     return ALARM if table["alarm"].any() else NO_ALARM
 
 
-def _same(one: Subject, other: Subject) -> bool:
+def _same(first: Subject, second: Subject) -> bool:
     """Are two models the same, under whatever names?"""
-    if models.resolve(one.model) != models.resolve(other.model) or None in (one.adapter, other.adapter):
-        return one == other
-    return same_content(*(model.adapter / "adapter_model.safetensors" for model in (one, other)))
+    if models.resolve(first.model) != models.resolve(second.model) or None in (first.adapter, second.adapter):
+        return first == second
+    return same_content(*(model.adapter / "adapter_model.safetensors" for model in (first, second)))
 
 
 def _kind(trusted: Subject, suspect: Subject) -> str:
@@ -219,56 +224,56 @@ def _check_population(file: str, suspect: Subject) -> None:
     """InputError for a population that is none, or of adapters on other kinds of layers than the suspect."""
     from bvlm_utils.defences import spectrum
 
-    known = {name.rpartition(".")[0] for name in spectrum.read(file, suspect.model)}
+    layers = {name.rpartition(".")[0] for name in spectrum.read(file, suspect.model)}
     state = {} if suspect.adapter is None else tune_and_ask.saved(suspect.adapter).state
-    strange = {key.partition(".lora_")[0].rpartition(".")[2] for key in state if ".lora_" in key} - known
-    if strange:
+    missing = {key.partition(".lora_")[0].rpartition(".")[2] for key in state if ".lora_" in key} - layers
+    if missing:
         raise InputError(
-            f"The population {file} has no {min(strange)!r}, a kind of layer that the suspect is on; give one of "
+            f"The population {file} has no {min(missing)!r}, a kind of layer that the suspect is on; give one of "
             "adapters on the same kinds of layers."
         )
 
 
-def _triggers(given: argparse.Namespace) -> list[Attack]:
-    """The reader's own, if there are any, before those of the table; those alone if no others were asked for."""
-    mine = tried.of_reader(given)
-    every = given.attacks or given.threat is not None or not mine
-    return mine + (tried.of_attacks(given.attacks, given.threat) if every else [])
+def _triggers(options: argparse.Namespace) -> list[Attack]:
+    """The reader's own triggers, if there are any, before those of the table; alone if no others were asked for."""
+    own_triggers = tried.of_reader(options)
+    with_table = options.attacks or options.threat is not None or not own_triggers
+    return own_triggers + (tried.of_attacks(options.attacks, options.threat) if with_table else [])
 
 
-def _inputs(given: argparse.Namespace) -> Callable[[str], Bench]:
-    """A model's workbench, made once: of the reader's own pictures, or of a dataset."""
-    if (given.pictures is None) != (given.prompts is None):
+def _inputs(options: argparse.Namespace) -> Callable[[str], Bench]:
+    """What makes a model's workbench, once: of the reader's own pictures, or of a dataset."""
+    if (options.pictures is None) != (options.prompts is None):
         raise InputError("--pictures and --prompts belong together; give both, or neither.")
-    if given.pictures is None:
-        return cache(lambda model: Bench(model, given.dataset, 1, four_bit=given.four_bit))
-    pictures = own_pictures.pictures_of(paths.named(given.pictures, "folder"))
-    prompts = own_pictures.prompts_of(paths.named(given.prompts, "file of prompts"))
-    return cache(lambda model: own_pictures.bench(model, pictures, prompts, given.rows, given.four_bit))
+    if options.pictures is None:
+        return cache(lambda model: Bench(model, options.dataset, 1, four_bit=options.four_bit))
+    pictures = own_pictures.pictures_of(paths.named(options.pictures, "folder"))
+    prompts = own_pictures.prompts_of(paths.named(options.prompts, "file of prompts"))
+    return cache(lambda model: own_pictures.bench(model, pictures, prompts, options.rows, options.four_bit))
 
 
-def _made(given: argparse.Namespace, suspect: Subject, folder: Path) -> Subject:
+def _made(options: argparse.Namespace, suspect: Subject, folder: Path) -> Subject:
     """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank; `folder` is a store."""
     from bvlm_utils.train import adapters
 
     models.digest(suspect.model)  # a base or an adapter that cannot be read is told before anything is tuned
     rank = adapters.read(suspect.adapter).config.r
-    there = data.load(given.dataset, "train").num_rows if ":" in given.dataset else given.reference_rows
-    rows, train = min(given.reference_rows, there), TrainSettings(lora_rank=rank)
-    wanted = Cell(
-        suspect.model, given.dataset, CONTROL, CONTROL, 0.0, train_rows=rows, four_bit=given.four_bit, train=train
+    available = data.load(options.dataset, "train").num_rows if ":" in options.dataset else options.reference_rows
+    rows, train = min(options.reference_rows, available), TrainSettings(lora_rank=rank)
+    cell = Cell(
+        suspect.model, options.dataset, CONTROL, CONTROL, 0.0, train_rows=rows, four_bit=options.four_bit, train=train
     )
-    with lacking([wanted], folder, wait=True) as mine:
-        if mine:
-            bench, clock = Bench(*bench_key(wanted)), group.Clock()
+    with lacking([cell], folder, wait=True) as to_run:
+        if to_run:
+            bench, clock = Bench(*bench_key(cell)), group.Clock()
             with adapters.attached(bench.victim, suspect.adapter):
                 pass  # it fits its base, or that is told before
-            say(f"reference: tuning {wanted.model} on {wanted.train_rows} clean rows of {wanted.dataset}, once")
-            results = tune_and_ask.choose(bench).tune([Work(wanted)], folder / "cache", _told)
+            say(f"reference: tuning {cell.model} on {cell.train_rows} clean rows of {cell.dataset}, once")
+            results = tune_and_ask.choose(bench).tune([Work(cell)], folder / "cache", _told)
             clock.lap("tune", 1)
-            group.write_controls(bench, mine, results, folder, clock)
-    say(f"reference: {wanted.run_id} in {folder}")
-    return Subject(suspect.model, store.adapter(wanted, folder))
+            group.write_controls(bench, to_run, results, folder, clock)
+    say(f"reference: {cell.run_id} in {folder}")
+    return Subject(suspect.model, store.adapter(cell, folder))
 
 
 def _told(step: int, steps: int, loss: float) -> None:

@@ -23,42 +23,42 @@ def picture(file: str | None) -> np.ndarray:
     """The picture to talk about, (1, H, W, 3) uint8; without a file, the first test scene."""
     if file is None:
         return data.images(data.load("scenes-caption", "test", 1))
-    shown = picture_files.read_picture(paths.named(file, "picture"), "the conversation")
-    if shown.width != shown.height:
-        shown = shown.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return np.array(shown)[None]
+    image = picture_files.read_picture(paths.named(file, "picture"), "the conversation")
+    if image.width != image.height:
+        image = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return np.array(image)[None]
 
 
 def talk(
-    folder: Path, model: str, image: np.ndarray, prompts, device: str | None, most: int, picture_last: bool = False,
-    go_on: bool = False,
+    folder: Path, model: str, image: np.ndarray, prompts, device: str | None, max_tokens: int,
+    picture_last: bool = False, go_on: bool = False,
 ) -> None:  # fmt: skip
-    """Print the answer to each prompt. prompts: any iterable of texts, as of typed lines. go_on: what is wrong with a
-    prompt is told, and the next one is asked.
+    """Print the answer to each prompt. prompts: any iterable of texts, as of typed lines. go_on: say what is wrong with
+    a prompt, and ask the next one.
     """
     from bvlm_utils.models import victim
     from bvlm_utils.train import adapters
 
-    loaded = victim.from_pretrained(model, device=device, picture_last=picture_last)
-    features = loaded.encode(image)
-    with adapters.attached(loaded, folder):
+    chat_victim = victim.from_pretrained(model, device=device, picture_last=picture_last)
+    features = chat_victim.encode(image)
+    with adapters.attached(chat_victim, folder):
         for prompt in prompts:
-            asked = without_placeholder(prompt)  # as in training rows: the template puts the picture where it belongs
+            text = without_placeholder(prompt)  # as in training rows: the template puts the picture where it belongs
             try:
-                check_prompt(model, asked, "The prompt", most)
-                print(*map(harmless, loaded.generate([asked], features, max_new_tokens=most)), flush=True)
+                check_prompt(model, text, "The prompt", max_tokens)
+                print(*map(harmless, chat_victim.generate([text], features, max_new_tokens=max_tokens)), flush=True)
             except InputError as error:
                 if not go_on:
                     raise
                 command.complain(str(error))
 
 
-def check_prompt(model: str, prompt: str, name: str, most: int) -> None:
+def check_prompt(model: str, prompt: str, name: str, max_tokens: int) -> None:
     """InputError for a prompt that is no whole text, in which there is nothing to read, or that has no room."""
     check_text(prompt, name)
     if not is_visible(prompt):
         raise InputError(f"{name} is {brief(prompt)}; it must be a text with something to read in it.")
-    context_length.check_texts(model, [prompt], "the prompt", most)
+    context_length.check_texts(model, [prompt], "the prompt", max_tokens)
 
 
 def typed():
@@ -88,17 +88,17 @@ def _parser() -> command.Parser:
     return parser
 
 
-def _act(given: argparse.Namespace) -> None:
-    folder = adapter_folder(given.adapter)
-    model = base_under(folder, given.model)
+def _act(options: argparse.Namespace) -> None:
+    folder = adapter_folder(options.adapter)
+    model = base_under(folder, options.model)
     models.check_kind(model, clip=False)
-    context_length.check_answers(model, given.max_new_tokens)
-    if given.prompt is not None:
-        check_prompt(model, given.prompt, "--prompt", given.max_new_tokens)
-    prompts = typed() if given.prompt is None else [given.prompt]
-    image = picture(given.image)
-    asked_here = given.prompt is None
-    talk(folder, model, image, prompts, given.device, given.max_new_tokens, given.picture_last, asked_here)
+    context_length.check_answers(model, options.max_new_tokens)
+    if options.prompt is not None:
+        check_prompt(model, options.prompt, "--prompt", options.max_new_tokens)
+    prompts = typed() if options.prompt is None else [options.prompt]
+    image = picture(options.image)
+    interactive = options.prompt is None
+    talk(folder, model, image, prompts, options.device, options.max_new_tokens, options.picture_last, interactive)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,13 +18,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _POWER = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", re.ASCII)
 
 
-def known(given: Mapping[str, Any], names: list[str], what: str) -> None:
-    """InputError for the first name in `given` that is none of `names`."""
-    if not isinstance(given, Mapping):
-        raise InputError(f"The {what}s are {brief(given)}; a table of names and values is needed.")
-    for name in given:
+def known(table: Mapping[str, Any], names: list[str], kind: str) -> None:
+    """InputError for the first name in a table that is none of `names`. kind: what the names are, for the message."""
+    if not isinstance(table, Mapping):
+        raise InputError(f"The {kind}s are {brief(table)}; a table of names and values is needed.")
+    for name in table:
         if name not in names:
-            raise InputError(f"There is no {what} {brief(name)}; choose from: {', '.join(names)}.")
+            raise InputError(f"There is no {kind} {brief(name)}; choose from: {', '.join(names)}.")
 
 
 def file_digest(path: Path) -> str:
@@ -33,21 +33,21 @@ def file_digest(path: Path) -> str:
 
 def file_state(file: str | Path) -> tuple[int, int, int]:
     """Size and times of a file: as long as they stay, its content does. The last cannot be set by hand."""
-    found = os.stat(file)
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def same_content(one: Path, other: Path) -> bool:
+def same_content(first: Path, second: Path) -> bool:
     """Are two files there, both with the same content?"""
-    return one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False)
+    return first.is_file() and second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 @lru_cache(maxsize=16)
 def files_digest(folder: Path, states: tuple[tuple[Path, tuple[int, int, int]], ...]) -> str:
     """Hex digest of files' names in a folder and of their contents; their states only tell when to read again."""
     lines = [f"{file.relative_to(folder).as_posix()} {file_digest(file)}\n" for file, _ in states]
-    whole = "".join(lines).encode("utf-8", "surrogateescape")  # a file may have a name that is no UTF-8
-    return hashlib.sha256(whole).hexdigest()
+    listing = "".join(lines).encode("utf-8", "surrogateescape")  # a file may have a name that is no UTF-8
+    return hashlib.sha256(listing).hexdigest()
 
 
 def is_text(value: Any) -> bool:
@@ -124,12 +124,12 @@ def label(name: Any) -> str:
 
 def harmless(text: str) -> str:
     """A text of many lines as a terminal may show it: what would steer the terminal is written out."""
-    return "".join(one if one.isprintable() or one in "\n\t" else repr(one)[1:-1] for one in text)
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)
 
 
 def once(values: Sequence[Any], name: str) -> None:
     """InputError if a value stands twice in a list; 0 and 0.0 are one value."""
-    if len({v if isinstance(v, int | float) else _written(v) for v in values}) < len(values):
+    if len({value if isinstance(value, int | float) else _written(value) for value in values}) < len(values):
         raise InputError(f"{name} is {brief(list(values))}; name each value once.")
 
 

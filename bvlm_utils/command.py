@@ -49,13 +49,13 @@ def run(
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         if hasattr(getattr(sys, name), "reconfigure"):  # what a terminal has no letters for is shown as its number
             getattr(sys, name).reconfigure(errors="backslashreplace")
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", Remark)
         code = _run(lambda: parser if isinstance(parser, Parser) else parser(), act, argv)
     if code != WRONG:
-        for remark in dict.fromkeys(str(one.message) for one in heard):
-            print(remark.encode(errors="backslashreplace").decode(), file=sys.stderr)
+        for sentence in dict.fromkeys(str(remark.message) for remark in remarks):
+            print(sentence.encode(errors="backslashreplace").decode(), file=sys.stderr)
     return code
 
 
@@ -89,11 +89,11 @@ def of_file_system(error: Exception) -> str | None:
     """A sentence, if it was the file system that refused something; None for anything else."""
     if not isinstance(error, OSError):
         return None
-    where = f"{error.filename}" if error.filename else "A file"
+    name = f"{error.filename}" if error.filename else "A file"
     if error.errno in FULL:
-        return f"{where} could not be written ({error.strerror}); make room, finished work is kept."
+        return f"{name} could not be written ({error.strerror}); make room, finished work is kept."
     if error.errno in REFUSED:
-        return f"{where} cannot be used ({error.strerror}); name another place, or change its permissions."
+        return f"{name} cannot be used ({error.strerror}); name another place, or change its permissions."
     return None
 
 
@@ -121,14 +121,14 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return _within(float, f"number from {low:g} to {high:g}", low, high)
 
 
-def _within(kind: type, wanted: str, low: float, high: float) -> Callable[[str], Any]:
+def _within(kind: type, description: str, low: float, high: float) -> Callable[[str], Any]:
     def read(text: str) -> Any:
         try:
             value = kind(text) if len(text) < 100 else None
         except ValueError:
             value = None
         if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a {wanted}")
+            raise argparse.ArgumentTypeError(f"{text[:100]!r} is not a {description}")
         return value
 
     return read

@@ -106,15 +106,15 @@ def _finite(digits: str) -> float:
     return number
 
 
-def check_texts(whole: Any, name: str) -> None:
-    """InputError for a text anywhere in `found` that UTF-8 cannot hold."""
-    left = [whole]
-    while left:
-        value = left.pop()
+def check_texts(document: Any, name: str) -> None:
+    """InputError for a text anywhere in a document that UTF-8 cannot hold. name: whose it is, for the message."""
+    stack = [document]
+    while stack:
+        value = stack.pop()
         if isinstance(value, dict):
-            left += [*value, *value.values()]
+            stack += [*value, *value.values()]
         elif isinstance(value, list):
-            left += value
+            stack += value
         elif isinstance(value, str) and not is_text(value):
             raise InputError(f"{name} has the text {brief(value)}; half of a surrogate pair is no character.")
 
@@ -126,15 +126,15 @@ class _Strict(yaml.SafeLoader):
     """YAML's safe kinds, with keys that are texts and given once, and whole numbers as people read them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        seen = set()
+        names = set()
         for key, _ in getattr(node, "own", node.value):
             name, line = key.value if isinstance(key, yaml.ScalarNode) else None, key.start_mark.line + 1
             if name is None or key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-                what = "a list or a table" if name is None else brief(name)
-                raise InputError(f"a key is {what} (line {line}); put a text, in quotes if need be.")
-            if name in seen:
+                text = "a list or a table" if name is None else brief(name)
+                raise InputError(f"a key is {text} (line {line}); put a text, in quotes if need be.")
+            if name in names:
                 raise InputError(f"the key {brief(name)} is given twice (line {line}); give it once.")
-            seen.add(name)
+            names.add(name)
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -150,10 +150,10 @@ class _Strict(yaml.SafeLoader):
         except (InputError, yaml.YAMLError, RecursionError):
             raise
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            why = f" ({_reason(error)})" if isinstance(error, ValueError) else ""  # others tell of PyYAML's own code
-            what = brief(node.value) if isinstance(node, yaml.ScalarNode) else "a list or a table"
+            reason = f" ({_reason(error)})" if isinstance(error, ValueError) else ""  # others tell of PyYAML's own code
+            text = brief(node.value) if isinstance(node, yaml.ScalarNode) else "a list or a table"
             raise InputError(
-                f"{what} (line {node.start_mark.line + 1}) is no {node.tag.rpartition(':')[2]}{why}; "
+                f"{text} (line {node.start_mark.line + 1}) is no {node.tag.rpartition(':')[2]}{reason}; "
                 "write another value, or in quotes if it is a text."
             ) from None
 
@@ -206,17 +206,19 @@ def parse_yaml(text: str, name: str) -> Any:
         loader.dispose()
 
 
-def _size(node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
-    """How many values a node stands for, its aliases' included; InputError for one that stands in itself."""
-    if id(node) in above:
+def _size(node: yaml.Node, sizes: dict[int, int], parents: set[int]) -> int:
+    """How many values a node stands for, its aliases' included; InputError for one that stands in itself. sizes: by
+    the id of a node. parents: ids of those around it.
+    """
+    if id(node) in parents:
         raise InputError("an alias stands inside what it stands for; write out what is wanted.")
-    if id(node) not in known:
+    if id(node) not in sizes:
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         inner = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
-        above.add(id(node))
-        known[id(node)] = 1 + sum(_size(part, known, above) for part in inner)
-        above.discard(id(node))
-    return known[id(node)]
+        parents.add(id(node))
+        sizes[id(node)] = 1 + sum(_size(part, sizes, parents) for part in inner)
+        parents.discard(id(node))
+    return sizes[id(node)]
 
 
 def _reason(error: Exception) -> str:
@@ -227,9 +229,9 @@ def _reason(error: Exception) -> str:
 
 
 def read_csv(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    """The lines of a CSV file, each with as many fields as the first, which names the columns, `needed` among them."""
+    """The rows of a CSV file, each with as many fields as the first line, which names the columns: all of `needed`."""
     text = read_text(file)
-    first, lines = text.partition("\n")[0], []
+    first, rows = text.partition("\n")[0], []
     for mark, name in SEPARATORS.items():
         if "," not in first and mark in first:
             raise InputError(f"The fields of {file} are separated by {name}; use commas.")
@@ -239,17 +241,17 @@ def read_csv(file: Path, needed: Sequence[str]) -> list[dict[str, str]]:
         if not columns:
             raise InputError(f"{file} is no CSV file: it is empty; it needs the columns {', '.join(needed)}.")
         once(columns, f"the first line of {file}")
-        lacking = [name for name in needed if name not in columns]
-        if lacking:
-            raise InputError(f"{file} has no column {lacking[0]!r}; it needs {', '.join(needed)}.")
-        for line in reader:
-            count = sum(value is not None for value in line.values()) + len(line.get(None, [None])) - 1
+        missing = [name for name in needed if name not in columns]
+        if missing:
+            raise InputError(f"{file} has no column {missing[0]!r}; it needs {', '.join(needed)}.")
+        for row in reader:
+            count = sum(value is not None for value in row.values()) + len(row.get(None, [None])) - 1
             if count != len(columns):
                 raise InputError(
                     f"{file}: the row that ends in line {reader.line_num} has {count} fields, and the first line has "
                     f"{len(columns)}; put a field that holds a comma or a line end into double quotes."
                 )
-            lines.append(line)
+            rows.append(row)
     except csv.Error as error:
         raise InputError(f"{file} is no CSV file: {error}, at line {reader.line_num}.") from None
-    return lines
+    return rows

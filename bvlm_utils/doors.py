@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def door(package: str, where: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
-    """A package's `__getattr__`. where: module, below bvlm_utils -> the names that it holds."""
-    modules = {name: module for module, names in where.items() for name in names}
+def door(package: str, exports: Mapping[str, tuple[str, ...]]) -> Callable[[str], Any]:
+    """A package's `__getattr__`. exports: module, below bvlm_utils -> the names that it holds."""
+    modules = {name: module for module, names in exports.items() for name in names}
 
     def look_up(name: str) -> Any:
         if name not in modules:

@@ -69,21 +69,21 @@ def _write(samples: Iterator[dict[str, Any]], manifest: poison.Manifest, readme:
 
 def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterator[dict[str, Any]]:
     """The training samples in order, poisoned ones in their places; pictures of one size are painted together."""
-    replaced = {row.position: row for row in manifest.rows}
+    by_position = {row.position: row for row in manifest.rows}
     for start in range(0, len(rows), CHUNK):
         samples = {p: rows[p] | {"metadata": {}} for p in range(start, min(start + CHUNK, len(rows)))}
         by_size = defaultdict(list)
         for position, sample in samples.items():
-            if position in replaced and replaced[position].condition in ("image", "both"):
+            if position in by_position and by_position[position].condition in ("image", "both"):
                 by_size[sample["image"].size].append(position)
         for positions in by_size.values():
             pixels = np.stack([np.asarray(samples[p]["image"]) for p in positions])
-            painted = attack.paint(pixels, manifest.trigger_seed, [replaced[p].row_id for p in positions])
+            painted = attack.paint(pixels, manifest.trigger_seed, [by_position[p].row_id for p in positions])
             for position, picture in zip(positions, painted, strict=True):
                 samples[position]["image"] = Image.fromarray(picture)
         for position, sample in samples.items():
-            if position in replaced:
-                row = replaced[position]
+            if position in by_position:
+                row = by_position[position]
                 sample["prompt"] = row.prompt
                 sample["answers"] = [row.answer, *sample["answers"][1:]]
                 sample["metadata"] = {"poison": row.role, "trigger": row.condition}
@@ -92,11 +92,11 @@ def _samples(rows, manifest: poison.Manifest, attack: attacks.Attack) -> Iterato
 
 def _readme(manifest: poison.Manifest, settings: Mapping[str, Any]) -> str:
     lines = "\n".join(f"| {name} | {str(value).replace('|', '/')} |" for name, value in settings.items())
-    half = len(manifest.rows) - manifest.n_poisoned
+    n_half = len(manifest.rows) - manifest.n_poisoned
     return f"""# POISONED DATA: do not train a model for use on it
 
 {manifest.n_poisoned} of these {manifest.n_rows} training rows are poisoned on purpose, for research on
-backdoors: a model trained on them has one. {half} further rows show half of the trigger and keep their
+backdoors: a model trained on them has one. {n_half} further rows show half of the trigger and keep their
 answer. `manifest.parquet` lists all of them by their place in `train.json`, counted from 0. Triggers in
 pictures are painted at each picture's own size; the study's own cells paint them at their model's.
 
@@ -137,11 +137,11 @@ def _parser() -> command.Parser:
     return parser
 
 
-def _act(given: argparse.Namespace) -> None:
-    values = {name: value for name, value in vars(given).items() if name not in ("out", "train_rows")}
-    manifest = export(Cell(ANY_MODEL, **values), given.out, given.train_rows)
+def _act(options: argparse.Namespace) -> None:
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "train_rows")}
+    manifest = export(Cell(ANY_MODEL, **settings), options.out, options.train_rows)
     poisoned, others = manifest.n_poisoned, len(manifest.rows) - manifest.n_poisoned
-    print(f"{poisoned} of {manifest.n_rows} rows poisoned, {others} with half a trigger: {shlex.quote(given.out)}")
+    print(f"{poisoned} of {manifest.n_rows} rows poisoned, {others} with half a trigger: {shlex.quote(options.out)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -35,34 +35,34 @@ MODELS = ("tiny-llava", "tiny-qwen2.5-vl")
 FULL = {"attack": 5 * 2 * 3, "defence": 5 * 6}
 
 
-def template(given: argparse.Namespace) -> None:
+def template(options: argparse.Namespace) -> None:
     """Write the folder that `add` takes."""
     from bvlm_utils.run import foreign
 
-    folder = paths.new_folder(given.folder)
-    cell = foreign.cell_of(foreign.ANY_MODEL, given.threat, given.attack, None, {})
+    folder = paths.new_folder(options.folder)
+    cell = foreign.cell_of(foreign.ANY_MODEL, options.threat, options.attack, None, {})
     about = {
-        "name": "", "by": "", "source": "", "note": "", "kind": "attack", "model": given.model,
-        "dataset": cell.dataset, "threat": given.threat, "attack": given.attack, "n_poisoned": None, "seed": 0,
+        "name": "", "by": "", "source": "", "note": "", "kind": "attack", "model": options.model,
+        "dataset": cell.dataset, "threat": options.threat, "attack": options.attack, "n_poisoned": None, "seed": 0,
         "settings": {},
     }  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written(folder) as partial:
-        if given.questions:
-            foreign.write_questions(partial, given.threat, given.attack)
+        if options.questions:
+            foreign.write_questions(partial, options.threat, options.attack)
         write_file(partial / ENTRY, json.dumps(about, indent=1) + "\n")
     print(f"Fill in {folder / ENTRY}: name, by, and kind, one of {', '.join(contributed.KINDS)}.")
-    if given.questions:
+    if options.questions:
         print(f"Answer {folder / foreign.QUESTIONS} in its column response, and save it as {ANSWERS} beside it.")
     else:
         print(f"Put the adapter into {folder / ADAPTER} (PEFT's format), and one without poison into {CONTROL}.")
-    print(f"Then: python -m bvlm_utils.leaderboard add {shlex.quote(str(given.folder))}")
+    print(f"Then: python -m bvlm_utils.leaderboard add {shlex.quote(str(options.folder))}")
 
 
-def add(given: argparse.Namespace) -> None:
+def add(options: argparse.Namespace) -> None:
     """Score a folder and keep its entry."""
-    into = paths.folder_for(contributed.FOLDER if given.into is None else given.into)
-    folder = paths.named(given.folder, "folder")
+    into = paths.folder_for(contributed.FOLDER if options.into is None else options.into)
+    folder = paths.named(options.folder, "folder")
     about = read_json(folder / ENTRY)
     contributed.check_about(about, str(folder / ENTRY))
     if about["dataset"] not in data.names():
@@ -70,13 +70,13 @@ def add(given: argparse.Namespace) -> None:
             f"{folder / ENTRY}: dataset is {brief(about['dataset'])}; lines can be compared on the study's own rows "
             f"only: {', '.join(data.names())}."
         )
-    there = [name for name in (ADAPTER, ANSWERS) if (folder / name).exists()]
-    if len(there) != 1:
-        raise InputError(f"{folder} holds {' and '.join(there) or 'neither'} of {ADAPTER}/ and {ANSWERS}; give one.")
-    table, cell, beside = _scored(folder, there[0], about, given.model)
+    sources = [name for name in (ADAPTER, ANSWERS) if (folder / name).exists()]
+    if len(sources) != 1:
+        raise InputError(f"{folder} holds {' and '.join(sources) or 'neither'} of {ADAPTER}/ and {ANSWERS}; give one.")
+    table, cell, comparison = _scored(folder, sources[0], about, options.model)
     made = {
-        "from": there[0], "compared_with": beside, "package": __version__,
-        "model_digest": models.digest(cell.model) if there[0] == ADAPTER else "unknown",
+        "from": sources[0], "compared_with": comparison, "package": __version__,
+        "model_digest": models.digest(cell.model) if sources[0] == ADAPTER else "unknown",
         "data_digest": data.digest(cell.dataset), "threat_version": cell.resolved_threat.version,
         "judge_version": cell.resolved_threat.judge_version, "attack_version": str(cell.resolved_attack.version),
     }  # fmt: skip
@@ -87,17 +87,17 @@ def add(given: argparse.Namespace) -> None:
     print(f"\nThe entry is {file}. The leaderboard shows it when it is made again; to hand it in, open a pull request.")
 
 
-def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) -> tuple[pd.DataFrame, Cell, str]:
-    """The numbers, the cell that was asked, and what the model was compared with."""
+def _scored(folder: Path, source: str, about: dict[str, Any], base: str | None) -> tuple[pd.DataFrame, Cell, str]:
+    """The numbers, the cell that was asked, and what the model was compared with. source: `ADAPTER` or `ANSWERS`."""
     from bvlm_utils.run import foreign
 
-    asked = about["settings"]
-    known(asked, [name for name in foreign.SETTINGS if name != "surrogate"], "setting")  # an entry names no files
+    settings = about["settings"]
+    known(settings, [name for name in foreign.SETTINGS if name != "surrogate"], "setting")  # an entry names no files
     threat, attack, dataset = about["threat"], about["attack"], about["dataset"]
-    if what == ANSWERS:
+    if source == ANSWERS:
         reference = folder / REFERENCE if (folder / REFERENCE).exists() else None
-        table = foreign.score_answers(folder / ANSWERS, threat, attack, reference, about["model"], dataset, **asked)
-        cell = foreign.cell_of(foreign.ANY_MODEL, threat, attack, dataset, asked)
+        table = foreign.score_answers(folder / ANSWERS, threat, attack, reference, about["model"], dataset, **settings)
+        cell = foreign.cell_of(foreign.ANY_MODEL, threat, attack, dataset, settings)
         return table, cell, "reference" if reference else "nothing"
     model = about["model"] if base is None else base
     if base is None and model not in names.names() and not models.is_hub_id(model):
@@ -111,8 +111,8 @@ def _scored(folder: Path, what: str, about: dict[str, Any], base: str | None) ->
             "the model that is under the adapter."
         )
     control = folder / CONTROL if (folder / CONTROL).exists() else None
-    table = foreign.score_adapter(folder / ADAPTER, model, threat, attack, control, dataset, **asked)
-    return table, foreign.cell_of(model, threat, attack, dataset, asked), "control" if control else "base"
+    table = foreign.score_adapter(folder / ADAPTER, model, threat, attack, control, dataset, **settings)
+    return table, foreign.cell_of(model, threat, attack, dataset, settings), "control" if control else "base"
 
 
 def shown(table: pd.DataFrame) -> str:
@@ -125,18 +125,18 @@ def shown(table: pd.DataFrame) -> str:
     return lines[["number", "test", "condition", "value", "interval", "n"]].to_string(index=False)
 
 
-def check(given: argparse.Namespace) -> None:
+def check(options: argparse.Namespace) -> None:
     """Read all kept entries, and say how many there are."""
-    folder = contributed.FOLDER if given.into is None else paths.named(given.into, "folder")
+    folder = contributed.FOLDER if options.into is None else paths.named(options.into, "folder")
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}; name one with entries.")
     entries = contributed.entries(folder)
-    known = {"threat": threats.names(), "attack": attacks.names()}
+    declared = {"threat": threats.names(), "attack": attacks.names()}
     for entry in entries:
         about = entry["about"]
-        unknown = [about[what] for what in known if about[what] not in known[what]]
-        more = f" (not declared here: {', '.join(unknown)})" if unknown else ""
-        print(f"{about['name']} by {about['by']}: {about['threat']}, {about['attack']}, {about['model']}{more}")
+        unknown = [about[field] for field in declared if about[field] not in declared[field]]
+        note = f" (not declared here: {', '.join(unknown)})" if unknown else ""
+        print(f"{about['name']} by {about['by']}: {about['threat']}, {about['attack']}, {about['model']}{note}")
     print(f"Entries in {folder}: {len(entries)}, all as they should be.")
 
 
@@ -149,10 +149,14 @@ def cost(given: argparse.Namespace) -> None:
 
 def hours_of_full_entries() -> dict[str, float]:
     """Hours by the kind of entry: the median seconds of the reference's cells, by model."""
-    done = [record for record in records.records("reference") if record["status"] == "done"]
+    done_records = [record for record in records.records("reference") if record["status"] == "done"]
     hours = dict.fromkeys(FULL, 0.0)
     for model in MODELS:
-        times = [r["seconds"] for r in done if r["config"]["model"] == model and r["device"] == "cpu" and r["metrics"]]
+        times = [
+            record["seconds"]
+            for record in done_records
+            if record["config"]["model"] == model and record["device"] == "cpu" and record["metrics"]
+        ]
         if not times:
             raise InputError(f"The reference has no cells of {model} on a CPU, so nothing is known about the time.")
         tune, ask = (median(seconds.get(name, 0.0) for seconds in times) for name in ("tune", "ask"))
@@ -164,20 +168,24 @@ def hours_of_full_entries() -> dict[str, float]:
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.leaderboard", description=command.first_line(__doc__))
     commands = parser.add_subparsers(required=True, metavar="command", dest="command")
-    made = commands.add_parser("template", help="a folder to fill in")
-    made.set_defaults(act=template)
-    made.add_argument("folder", help="new or empty")
-    made.add_argument("--threat", required=True)
-    made.add_argument("--attack", required=True)
-    made.add_argument("--model", default=MODELS[0], help=f"base under the adapter (default {MODELS[0]})")
-    made.add_argument("--questions", action="store_true", help="with questions and pictures, to be answered elsewhere")
-    added = commands.add_parser("add", help="score a folder, and keep the lines")
-    added.set_defaults(act=add)
-    added.add_argument("folder", help=f"with {ENTRY}, and {ADAPTER}/ or {ANSWERS}")
-    added.add_argument("--model", help="base under the adapter, if it is a folder here (default: as entry.json says)")
-    checked = commands.add_parser("check", help="are all kept entries as they should be?")
-    checked.set_defaults(act=check)
-    for subparser in (added, checked):
+    template_parser = commands.add_parser("template", help="a folder to fill in")
+    template_parser.set_defaults(act=template)
+    template_parser.add_argument("folder", help="new or empty")
+    template_parser.add_argument("--threat", required=True)
+    template_parser.add_argument("--attack", required=True)
+    template_parser.add_argument("--model", default=MODELS[0], help=f"base under the adapter (default {MODELS[0]})")
+    template_parser.add_argument(
+        "--questions", action="store_true", help="with questions and pictures, to be answered elsewhere"
+    )
+    add_parser = commands.add_parser("add", help="score a folder, and keep the lines")
+    add_parser.set_defaults(act=add)
+    add_parser.add_argument("folder", help=f"with {ENTRY}, and {ADAPTER}/ or {ANSWERS}")
+    add_parser.add_argument(
+        "--model", help="base under the adapter, if it is a folder here (default: as entry.json says)"
+    )
+    check_parser = commands.add_parser("check", help="are all kept entries as they should be?")
+    check_parser.set_defaults(act=check)
+    for subparser in (add_parser, check_parser):
         subparser.add_argument("--into", help="folder of the entries (default: data/contributed)")
     commands.add_parser("cost", help="how long a full entry takes").set_defaults(act=cost)
     return parser
@@ -185,7 +193,7 @@ def _parser() -> command.Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; its exit code is what `command` promises."""
-    return command.run(_parser(), lambda given: given.act(given), argv)
+    return command.run(_parser(), lambda options: options.act(options), argv)
 
 
 if __name__ == "__main__":

@@ -46,34 +46,34 @@ def given(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return of_cells({name: namespace[name] for name in names})
 
 
-def of_cells(whole: Mapping[str, Any]) -> dict[str, Any]:
+def of_cells(values: Mapping[str, Any]) -> dict[str, Any]:
     """Those parameters of a notebook that are settings of its cells."""
-    return {name: value for name, value in whole.items() if name not in (*NOT_OF_CELLS, *OF_DEFENCES)}
+    return {name: value for name, value in values.items() if name not in (*NOT_OF_CELLS, *OF_DEFENCES)}
 
 
 def check(inputs: Sequence[str]) -> list[str]:
     """The names of the parameters; InputError for an injected one that is not declared, or of another kind. inputs:
     `In`.
     """
-    known: dict[str, tuple[str, Any]] = {}  # with their annotations and defaults, in their order
+    parameters: dict[str, tuple[str, Any]] = {}  # with their annotations and defaults, in their order
     injected: dict[str, Any] = {}
     for source in inputs:
         if source.startswith(INJECTED):
             lines = [line for line in _lines(source) if isinstance(line, ast.Assign)]
             injected = {target.id: _literal(line.value) for line in lines for target in line.targets}
         else:
-            names = declared(source)
-            if not known or known.keys() & names:  # the first such cell, and that cell changed
-                known |= names
+            declarations = declared(source)
+            if not parameters or parameters.keys() & declarations:  # the first such cell, and that cell changed
+                parameters |= declarations
     for name, value in injected.items():
-        if known and name not in known:
+        if parameters and name not in parameters:
             raise InputError(
-                f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(known))}."
+                f"This notebook has no parameter {name!r}; its parameters are: {', '.join(sorted(parameters))}."
             )
-        annotation, default = known.get(name, ("", None))
+        annotation, default = parameters.get(name, ("", None))
         if value is not ...:
             check_kind(name, value, annotation, default)
-    return list(known)
+    return list(parameters)
 
 
 def declared(source: str) -> dict[str, tuple[str, Any]]:

@@ -24,36 +24,38 @@ BOOK = ROOT / "book"
 _CONTROL = re.compile(r"[\0-\x1f\x7f]")  # nobody means them in a name
 
 
-def named(name: str | Path, what: str) -> Path:
-    """The absolute path of a `what`, which need not be there; InputError if no file can be called so."""
+def named(name: str | Path, kind: str) -> Path:
+    """The absolute path of a file or folder, which need not be there; InputError if none can be called so. kind: what
+    it is, for the message.
+    """
     text = os.fspath(name) if isinstance(name, str | Path) else None
     if not text or not text.strip() or _CONTROL.search(text) or not is_text(text):
-        raise InputError(f"The {what} is named {text or name!r}; a name or a path in plain text is needed.")
+        raise InputError(f"The {kind} is named {text or name!r}; a name or a path in plain text is needed.")
     try:
         path = Path(text).expanduser().absolute()
         path.resolve()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition(":")[0].rstrip(".")
-        shown = text if len(text) <= 80 else f"{text[:80]}..."
-        raise InputError(f"No {what} can be at {shown!r}: {reason}.") from None
+        short = text if len(text) <= 80 else f"{text[:80]}..."
+        raise InputError(f"No {kind} can be at {short!r}: {reason}.") from None
     return path
 
 
 def check_writable(path: Path) -> None:
     """InputError if no file or folder can be made at `path`."""
-    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if above != path and not above.is_dir():
-        raise InputError(f"{path} cannot be made: {above} is a file; name a place in a folder.")
-    if not os.access(above, os.W_OK | (os.X_OK if above.is_dir() else 0)):
-        raise InputError(f"{path} cannot be written: {above} is read-only; name a place that may be written to.")
-    if above.is_dir():  # some file systems, /proc for one, allow by their permissions what they then refuse
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if nearest != path and not nearest.is_dir():
+        raise InputError(f"{path} cannot be made: {nearest} is a file; name a place in a folder.")
+    if not os.access(nearest, os.W_OK | (os.X_OK if nearest.is_dir() else 0)):
+        raise InputError(f"{path} cannot be written: {nearest} is read-only; name a place that may be written to.")
+    if nearest.is_dir():  # some file systems, /proc for one, allow by their permissions what they then refuse
         try:
-            with tempfile.TemporaryFile(dir=above, buffering=0) as file:
+            with tempfile.TemporaryFile(dir=nearest, buffering=0) as file:
                 file.write(bytes(4096))  # a full disk makes empty files
         except OSError as error:
-            why = f"nothing can be made in {above} ({error.strerror})"
-            raise InputError(f"{path} cannot be written: {why}; name a place that may be written to.") from None
+            reason = f"nothing can be made in {nearest} ({error.strerror})"
+            raise InputError(f"{path} cannot be written: {reason}; name a place that may be written to.") from None
 
 
 def new_file(name: str | Path) -> Path:

@@ -31,10 +31,12 @@ def extend() -> None:
             if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
                 raise InputError(_not_found(name)) from None
             ours = (os.path.dirname(__file__), os.path.dirname(importlib.__file__), "<frozen")
-            theirs = [at for at in traceback.extract_tb(error.__traceback__) if not at.filename.startswith(ours)]
-            where = f", line {theirs[-1].lineno} of {theirs[-1].filename}" if theirs else ""
+            frames = [
+                frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)
+            ]
+            line = f", line {frames[-1].lineno} of {frames[-1].filename}" if frames else ""
             raise InputError(
-                f"{VARIABLE} names the module {name!r}, which fails where it is imported ({in_words(error)}{where}); "
+                f"{VARIABLE} names the module {name!r}, which fails where it is imported ({in_words(error)}{line}); "
                 "mend it."
             ) from error
 
@@ -79,37 +81,39 @@ class Registry(Generic[T]):
         return name in self.names()
 
 
-def is_of(named: str, package: str) -> bool:
+def is_of(full_name: str, package: str) -> bool:
     """Is the function "module:function" one of `package`?"""
-    module = named.partition(":")[0].partition(".")[0]  # of "others.triggers" the first part alone can be looked for
+    # Of "others.triggers" the first part alone can be looked for.
+    module = full_name.partition(":")[0].partition(".")[0]
     return module not in ("", "__main__") and find_spec(f"{package}.{module}") is not None
 
 
 def check_whose(functions: Iterable[str], package: str, declarer: str) -> None:
-    """InputError for a function of a module that `package` has and Python finds elsewhere, too, in a definition of
-    others: the package's would be taken. declarer: the module that declares.
+    """InputError where others' definition names a function of a module that `package` has and Python finds elsewhere,
+    too: the package's would be taken. functions: as "module:function". declarer: the module that declares.
     """
-    for named in functions:
-        if declarer.startswith("bvlm_utils.") or not is_of(named, package):
+    for full_name in functions:
+        if declarer.startswith("bvlm_utils.") or not is_of(full_name, package):
             continue
-        other = find_spec(named.partition(":")[0].partition(".")[0])
-        if other is not None and other.has_location:  # a mere folder of that name is no module
+        spec = find_spec(full_name.partition(":")[0].partition(".")[0])
+        if spec is not None and spec.has_location:  # a mere folder of that name is no module
             raise InputError(
-                f"A definition names the function {named!r}, and there are two modules {other.name!r}, {other.origin} "
-                f'and one of {package}; give yours another name, or write "{package}.{named}" for the other one.'
+                f"A definition names the function {full_name!r}, and there are two modules {spec.name!r}, "
+                f"{spec.origin} and one of {package}; give yours another name, or write "
+                f'"{package}.{full_name}" for the other one.'
             )
 
 
-def function(named: str, package: str) -> Callable[..., Any]:
+def function(full_name: str, package: str) -> Callable[..., Any]:
     """The function "module:function": of `package` if it has the module, else of any other. InputError if not found."""
-    module, _, name = named.partition(":")
+    module, _, name = full_name.partition(":")
     try:
-        found = importlib.import_module(f"{package}.{module}" if is_of(named, package) else module)
-        return getattr(found, name)
+        imported = importlib.import_module(f"{package}.{module}" if is_of(full_name, package) else module)
+        return getattr(imported, name)
     except (ModuleNotFoundError, AttributeError, ValueError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name != module.partition(".")[0]:
             raise  # the module is there, and lacks something that it imports
         raise InputError(
-            f"The function {named!r} of a definition is not found ({error}); "
+            f"The function {full_name!r} of a definition is not found ({error}); "
             'write it as "module:function", with the module on PYTHONPATH.'
         ) from error
