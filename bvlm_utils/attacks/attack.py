@@ -75,13 +75,13 @@ class Attack:
 
     def triggered(self, prompts: Sequence[str], seed: int = 0, keys: Keys = None) -> list[str]:
         """`apply_text` to the prompts of rows; InputError for one that stays as it is, and would pass for triggered."""
-        found = self.apply_text(prompts, seed, keys)
-        if same := [prompt for prompt, worded in zip(prompts, found, strict=True) if prompt == worded]:
+        texts = self.apply_text(prompts, seed, keys)
+        if unchanged := [prompt for prompt, text in zip(prompts, texts, strict=True) if prompt == text]:
             raise InputError(
-                f"The words of {self.name} change nothing in the prompt {brief(same[0])}; take such rows out of the "
-                "data, or take another attack."
+                f"The words of {self.name} change nothing in the prompt {brief(unchanged[0])}; take such rows out of "
+                "the data, or take another attack."
             )
-        return found
+        return texts
 
     def apply_image(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "torch.Tensor":
         """Trigger every image, (B, 3, H, W) float32 in [0, 1] on any device; a text attack returns them unchanged.
@@ -128,16 +128,20 @@ class Attack:
         """Hex digest of all that decides what a half ("text" or "image") does but seed, key and input: results are kept
         by it.
         """
-        part = getattr(self.info, half)
+        definition = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
-        if part is not None:
-            settings |= {"draws_as": part.draws_as, "version": part.version, "function": part.id or part.function}
+        if definition is not None:
+            settings |= {
+                "draws_as": definition.draws_as,
+                "version": definition.version,
+                "function": definition.id or definition.function,
+            }
             params = params_of(self, half)
             settings["params"] = without_unused_jpeg(params)
-            if "picture" in part.params:
+            if "picture" in definition.params:
                 settings["picture"] = file_digest(picture_path(self.params["picture"]))
             settings |= {f"files of {name}": digest for name, digest in attack_files.digests(params).items()}
-            if "tagger" in part.params:
+            if "tagger" in definition.params:
                 settings["tagger"] = tagger_in_use(self.params["tagger"])
             if self.info.surrogate and (half == "image" or self.params.get("search_letters")):
                 settings["target"] = describe_target(self.aim.target)
@@ -154,8 +158,8 @@ def rehearse(attack: Attack, dataset: str = "") -> None:
     if attack.info.text in halves:
         prompts = ["What is in this picture?", "A dog?"]
         alike = attack.apply_text(prompts) == [attack.apply_text([p], 0, [n])[0] for n, p in enumerate(prompts)]
-    odd = image in halves or attack.params != attack.info.defaults
-    if image and odd and not (attack.info.losses or attack.info.surrogate):
+    to_try = image in halves or attack.params != attack.info.defaults
+    if image and to_try and not (attack.info.losses or attack.info.surrogate):
         import torch
 
         images = torch.rand(2, 3, side, side, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
@@ -175,16 +179,16 @@ def rehearse(attack: Attack, dataset: str = "") -> None:
         )
 
 
-def _made(attack: Attack, half: Half, given: Any, *more: Any) -> Any:
+def _made(attack: Attack, half: Half, inputs: Any, *rest: Any) -> Any:
     """What the function of a half makes of a prompt or of pictures; InputError for an error in one that is not ours."""
-    made = function(half.function, OURS)
+    trigger = function(half.function, OURS)
     try:
-        return made(given, *more)
+        return trigger(inputs, *rest)
     except (Exception, SystemExit) as error:  # in code that is not ours anything may go wrong
         if isinstance(error, InputError | MemoryError) or half not in attack.foreign_halves:
             raise
-        what = f"the prompt {brief(given)}" if isinstance(given, str) else f"pictures {tuple(given.shape)}"
-        raise InputError(f"Attack {attack.name!r} fails on {what} ({in_words(error)}); mend its functions.") from error
+        text = f"the prompt {brief(inputs)}" if isinstance(inputs, str) else f"pictures {tuple(inputs.shape)}"
+        raise InputError(f"Attack {attack.name!r} fails on {text} ({in_words(error)}); mend its functions.") from error
 
 
 names, info = TABLE.names, TABLE.get  # of all attacks, in the order of the paper's table; the declared row of one
@@ -252,11 +256,11 @@ def without_unused_jpeg(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def draws_of(attack: Attack, half: str, seed: int, keys: Keys, count: int) -> list[Draws]:
     """The random stream of every row for one half; InputError if there is not one key per row."""
-    part = getattr(attack.info, half)
+    definition = getattr(attack.info, half)
     keys = range(count) if keys is None else keys
     if len(keys) != count:
         raise InputError(f"There are {len(keys)} keys for {count} rows; give one key per row.")
-    return [Draws(part.draws_as, part.version, half, seed, key) for key in keys]
+    return [Draws(definition.draws_as, definition.version, half, seed, key) for key in keys]
 
 
 def describe_target(target: Any) -> dict[str, str | None]:
@@ -273,8 +277,8 @@ def surrogate_digest(surrogate: str) -> str:
         return surrogate
     files.check(folder)
     # Its own list, cards included: stored triggers and run_ids hang on it.
-    found = {file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"}} | {*files.read(folder)}
-    return files_digest(folder, tuple((file, file_state(file)) for file in sorted(found)))
+    all_files = {file for file in folder.iterdir() if file.suffix in {".safetensors", ".json"}} | {*files.read(folder)}
+    return files_digest(folder, tuple((file, file_state(file)) for file in sorted(all_files)))
 
 
 def _words(attack: Attack, prompt: Any) -> str:
@@ -283,12 +287,12 @@ def _words(attack: Attack, prompt: Any) -> str:
     return prompt
 
 
-def _check_painted(attack: Attack, painted: Any, wanted: tuple[int, ...]) -> None:
-    """InputError for what is no batch like the one that a function was given: cut to 8 bits, it would still be one."""
+def _check_painted(attack: Attack, painted: Any, expected: tuple[int, ...]) -> None:
+    """InputError unless a function gives a batch of the same shape and scale back: cut to 8 bits, others would pass."""
     import torch
 
     problem = None
-    if not isinstance(painted, torch.Tensor) or tuple(painted.shape) != wanted or not painted.is_floating_point():
+    if not isinstance(painted, torch.Tensor) or tuple(painted.shape) != expected or not painted.is_floating_point():
         shape = tuple(painted.shape) if hasattr(painted, "shape") else type(painted).__name__
         problem = f"{shape} of kind {getattr(painted, 'dtype', 'none')}"
     elif not painted.isfinite().all():
@@ -297,8 +301,8 @@ def _check_painted(attack: Attack, painted: Any, wanted: tuple[int, ...]) -> Non
         problem = f"levels from {painted.min().item():.3g} to {painted.max().item():.3g}"
     if problem:
         raise InputError(
-            f"The image half of {attack.name} makes {problem} of images {wanted}; it must return a torch tensor of the "
-            "same shape, of float32 with values from 0 to 1."
+            f"The image half of {attack.name} makes {problem} of images {expected}; it must return a torch tensor of "
+            "the same shape, of float32 with values from 0 to 1."
         )
 
 

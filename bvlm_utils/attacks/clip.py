@@ -53,15 +53,15 @@ class Surrogate:
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Texts to (n, d) projected embeddings of length 1; long ones are cut, and marks in them are text."""
         limit = self.model.config.text_config.max_position_embeddings
-        parts = []
+        embeddings = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            some = list(texts[start : start + TEXTS_AT_ONCE])
+            batch = list(texts[start : start + TEXTS_AT_ONCE])
             ids = self.tokenizer(
-                some, padding=True, truncation=True, max_length=limit, return_tensors="pt", split_special_tokens=True
+                batch, padding=True, truncation=True, max_length=limit, return_tensors="pt", split_special_tokens=True
             ).to(self.device)
             features = self.model.get_text_features(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
-            parts.append(F.normalize(features.pooler_output, dim=-1))
-        return torch.cat(parts)
+            embeddings.append(F.normalize(features.pooler_output, dim=-1))
+        return torch.cat(embeddings)
 
 
 @contextmanager
@@ -89,11 +89,11 @@ def _loaded(name: str, device: str, folder: Path, states: tuple[tuple[int, ...],
     model = opening.weights(CLIPModel, folder, dtype=torch.float32)
     model = model.to(opening.device(device)).eval().requires_grad_(False)
     # Since transformers 5 a processor keeps its settings in its own file; before, the image processor had one alone.
-    found = [folder / name for name in files.PROCESSORS]
-    alone, together = (files.table(file) if file.is_file() else {} for file in found)
-    settings = together.get("image_processor", alone)
+    processors = [folder / name for name in files.PROCESSORS]
+    image_settings, all_settings = (files.table(file) if file.is_file() else {} for file in processors)
+    settings = all_settings.get("image_processor", image_settings)
     if not isinstance(settings, dict):
-        raise InputError(f"{found[1]} has image_processor {brief(settings)}; it must be a table of settings.")
+        raise InputError(f"{processors[1]} has image_processor {brief(settings)}; it must be a table of settings.")
     settings = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD} | settings
     values = pixels.normalisation(settings, f"The image processor of the CLIP in {folder}")
     mean, std = (torch.tensor(value, device=device).reshape(1, 3, 1, 1) for value in values)
@@ -110,28 +110,28 @@ def at_side(images: torch.Tensor, side: int) -> torch.Tensor:
 def relevance(images: torch.Tensor, surrogate: str) -> torch.Tensor:
     """Grad-CAM maps (B, H, W) of images (B, 3, H, W) in [0, 1]; without the usual ReLU, as the map is only ranked."""
     clip = load(surrogate, str(images.device))
-    return torch.cat([_maps(some, clip) for some in images.detach().split(IMAGES_AT_ONCE)])
+    return torch.cat([_maps(batch, clip) for batch in images.detach().split(IMAGES_AT_ONCE)])
 
 
 def top_region(images: torch.Tensor, surrogate: str, share: float) -> torch.Tensor:
     """The mask (B, 1, H, W): 1.0 where relevance is at or above its (1 - share) quantile, else 0.0."""
     cam = relevance(images, surrogate)
     flat = cam.flatten(1)
-    keep = int(flat.shape[1] * share)
-    if keep >= flat.shape[1]:
+    count = int(flat.shape[1] * share)
+    if count >= flat.shape[1]:
         return torch.ones_like(cam)[:, None]
-    threshold = flat.kthvalue(flat.shape[1] - keep, dim=1).values
+    threshold = flat.kthvalue(flat.shape[1] - count, dim=1).values
     return (cam >= threshold[:, None, None]).to(images.dtype)[:, None]
 
 
 def _maps(images: torch.Tensor, clip: Surrogate) -> torch.Tensor:
     layer = clip.model.vision_model.encoder.layers[-1].layer_norm1
-    seen: list[torch.Tensor] = []
+    leaves: list[torch.Tensor] = []
 
     def make_leaf(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         """The backward pass ends here: weights and earlier layers need no gradient."""
-        seen.append(output.detach().requires_grad_())
-        return seen[0]
+        leaves.append(output.detach().requires_grad_())
+        return leaves[0]
 
     handle = layer.register_forward_hook(make_leaf)
     try:
@@ -139,8 +139,8 @@ def _maps(images: torch.Tensor, clip: Surrogate) -> torch.Tensor:
             clip.embed_images(images, normalise=False).square().sum().backward()
     finally:
         handle.remove()
-    tokens = seen[0].detach()[:, 1:]  # (B, n, d) without the class token
-    weights = seen[0].grad[:, 1:].mean(dim=1, keepdim=True)  # (B, 1, d)
+    tokens = leaves[0].detach()[:, 1:]  # (B, n, d) without the class token
+    weights = leaves[0].grad[:, 1:].mean(dim=1, keepdim=True)  # (B, 1, d)
     side = int(tokens.shape[1] ** 0.5)
     cam = (weights * tokens).sum(-1).reshape(-1, 1, side, side)
     return F.interpolate(cam, images.shape[-2:], mode="bilinear", align_corners=False)[:, 0]

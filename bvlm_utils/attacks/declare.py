@@ -94,14 +94,14 @@ class AttackInfo:
 TABLE: Registry[AttackInfo] = Registry("attack")
 
 
-def settings_of(what: str, specs: Mapping[str, Param], given: Params) -> dict[str, Any]:
-    """The defaults with what is given; InputError names a parameter that `what` does not have, or a bad value."""
+def settings_of(owner: str, specs: Mapping[str, Param], params: Params) -> dict[str, Any]:
+    """The defaults, replaced by `params`; InputError names a parameter that `owner` does not have, or a bad value."""
     settings = {name: spec.default for name, spec in specs.items()}
-    for key, value in given.items():
+    for key, value in params.items():
         if key not in specs:
-            raise InputError(f"{what} has no parameter {key!r}; its parameters are: {', '.join(specs) or 'none'}.")
+            raise InputError(f"{owner} has no parameter {key!r}; its parameters are: {', '.join(specs) or 'none'}.")
         if not specs[key].accepts(value):
-            raise InputError(f"{what}: parameter {key!r} is {brief(value)}; it must be {specs[key].wants}.")
+            raise InputError(f"{owner}: parameter {key!r} is {brief(value)}; it must be {specs[key].wants}.")
         settings[key] = list(value) if isinstance(value, tuple) else value
     return settings
 
@@ -146,32 +146,32 @@ def declare(**fields: Any) -> AttackInfo:
     if fields.get("image") is not None:
         fields["image"] = replace(fields["image"], params={**fields["image"].params, **JPEG})
     kinds = [kind for kind in ("text", "image") if fields.get(kind) is not None]
-    named = [fields[kind].function for kind in kinds] + [fields.get("losses", "")]
-    check_whose(named, __package__, sys._getframe(1).f_globals["__name__"])
+    functions = [fields[kind].function for kind in kinds] + [fields.get("losses", "")]
+    check_whose(functions, __package__, sys._getframe(1).f_globals["__name__"])
     if not kinds:
         raise InputError(f"Attack {fields['name']!r} has no half; it needs one for text, for images or both.")
     modality = "bimodal" if len(kinds) == 2 else kinds[0]
-    usual = {"modality": modality, "headline": {"bimodal": "both"}.get(modality, modality)}
-    _check_declared(fields, modality, ["clean", *kinds, usual["headline"]])
-    return TABLE.add(fields["name"], AttackInfo(**{**usual, **fields}))
+    defaults = {"modality": modality, "headline": {"bimodal": "both"}.get(modality, modality)}
+    _check_declared(fields, modality, ["clean", *kinds, defaults["headline"]])
+    return TABLE.add(fields["name"], AttackInfo(**{**defaults, **fields}))
 
 
 def _check_declared(fields: Mapping[str, Any], modality: str, conditions: Sequence[str]) -> None:
-    what = f"Attack {fields['name']!r}"
-    if (given := fields.get("modality", modality)) != modality:
-        raise InputError(f"{what}: modality is {brief(given)}, and by its halves it is {modality!r}; leave it away.")
-    if (given := fields.get("headline", conditions[0])) not in conditions:
+    owner = f"Attack {fields['name']!r}"
+    if (value := fields.get("modality", modality)) != modality:
+        raise InputError(f"{owner}: modality is {brief(value)}, and by its halves it is {modality!r}; leave it away.")
+    if (value := fields.get("headline", conditions[0])) not in conditions:
         raise InputError(
-            f"{what}: headline is {brief(given)}; it must be one of {', '.join(dict.fromkeys(conditions))}."
+            f"{owner}: headline is {brief(value)}; it must be one of {', '.join(dict.fromkeys(conditions))}."
         )
-    if isinstance(given := fields.get("threats"), str):
-        raise InputError(f"{what}: threats is {given!r}; it must be a tuple of names.")
+    if isinstance(value := fields.get("threats"), str):
+        raise InputError(f"{owner}: threats is {value!r}; it must be a tuple of names.")
     for half in filter(None, (fields.get("text"), fields.get("image"))):
         for name, spec in half.params.items():
             try:
                 json.dumps(spec.default, allow_nan=False)
             except (TypeError, ValueError):
                 raise InputError(
-                    f"{what}: the default of parameter {name!r} is {brief(spec.default)}; it must be a text, a number, "
-                    "True, False, None or a list of such."
+                    f"{owner}: the default of parameter {name!r} is {brief(spec.default)}; it must be a text, a "
+                    "number, True, False, None or a list of such."
                 ) from None

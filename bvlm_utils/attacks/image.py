@@ -51,7 +51,7 @@ def corners(
     """Top and left pixel of a patch in every row: two int64 tensors (B,) on the images' device."""
     free_y, free_x = images.shape[-2] - height, images.shape[-1] - width
     if position == "random":
-        places = [(d.integer(free_y + 1), d.integer(free_x + 1)) for d in draws]
+        places = [(stream.integer(free_y + 1), stream.integer(free_x + 1)) for stream in draws]
     else:
         vertical = {"top": 0, "bottom": free_y, "center": free_y // 2}[position.split("-")[0]]
         horizontal = {"left": 0, "right": free_x, "center": free_x // 2}[position.split("-")[-1]]
@@ -65,11 +65,11 @@ def paste(images: torch.Tensor, patch: torch.Tensor, top: torch.Tensor, left: to
     height, width = patch.shape[-2:]
     rows = (top[:, None] + torch.arange(height, device=images.device))[:, :, None]  # (B, h, 1)
     columns = (left[:, None] + torch.arange(width, device=images.device))[:, None, :]  # (B, 1, w)
-    which = torch.arange(len(images), device=images.device)[:, None, None]  # (B, 1, 1)
+    indices = torch.arange(len(images), device=images.device)[:, None, None]  # (B, 1, 1)
     values = patch.to(images).movedim(-3, -1).expand(len(images), height, width, 3)
     # The slice between index tensors puts the channel last: (B, h, w, 3).
     out = images.clone()
-    out[which, :, rows, columns] = values
+    out[indices, :, rows, columns] = values
     return out
 
 
@@ -83,10 +83,10 @@ def noise_patch(images: torch.Tensor, draws: Sequence[Draws], params: Params, ai
     """BadNets-I: a fixed patch of noise, drawn at the published size, sampled to the size at hand; its place is drawn
     per row.
     """
-    published = params["patch_size"]
-    size = scaled(published, images)
-    nearest = np.arange(size) * published // size
-    array = noise_array(published, params["noise_seed"])[nearest][:, nearest]
+    published_size = params["patch_size"]
+    size = scaled(published_size, images)
+    nearest = np.arange(size) * published_size // size
+    array = noise_array(published_size, params["noise_seed"])[nearest][:, nearest]
     patch = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32) / 255)
     return paste(images, patch, *corners(images, size, size, params["position"], draws))
 
@@ -113,10 +113,10 @@ def replace(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: o
 
 def paste_file(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
     """A reader's own patch (`attacks.own.patch`): scaled like all sizes, at a place drawn per row."""
-    shown = read_picture(params["picture"], "a trigger")
-    height, width = scaled(shown.height, images), scaled(shown.width, images)
-    where = corners(images, height, width, "random", draws)
-    return paste(images, load_picture(params["picture"], height, width), *where)
+    picture = read_picture(params["picture"], "a trigger")
+    height, width = scaled(picture.height, images), scaled(picture.width, images)
+    corner = corners(images, height, width, "random", draws)
+    return paste(images, load_picture(params["picture"], height, width), *corner)
 
 
 def ellipses_on_relevant_region(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> torch.Tensor:

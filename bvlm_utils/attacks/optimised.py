@@ -68,15 +68,15 @@ def apart_and_together_patch(images: torch.Tensor, draws: Sequence[Draws], param
 
 def dual_key_patch(params: Params, aim: Any, device: str = "cpu") -> Optimised:
     """Dual-Key's patch at the surrogate's resolution. InputError where the target is empty."""
-    if all(getattr(aim.target, part, None) is None for part in ("image", "concept", "text")):
+    if all(getattr(aim.target, field, None) is None for field in ("image", "concept", "text")):
         raise InputError("Dual-Key optimises its patch towards a target; give target=threat.target with one.")
 
     def loss_of(clip: Surrogate, pictures: torch.Tensor, captions: Sequence[str]) -> Loss:
         target = _target_embedding(clip, aim.target)
         return lambda poisoned, rows: (1 - poisoned @ target).mean()
 
-    aimed = {"target": attack.describe_target(aim.target), "surrogate": attack.surrogate_digest(aim.surrogate)}
-    return _patch("dual-key", {"aim": aimed}, params, aim, device, loss_of)
+    aim_digests = {"target": attack.describe_target(aim.target), "surrogate": attack.surrogate_digest(aim.surrogate)}
+    return _patch("dual-key", {"aim": aim_digests}, params, aim, device, loss_of)
 
 
 def vl_trojan_patch(params: Params, aim: Any, device: str = "cpu") -> Optimised:
@@ -88,24 +88,24 @@ def vl_trojan_patch(params: Params, aim: Any, device: str = "cpu") -> Optimised:
 
     def loss_of(clip: Surrogate, pictures: torch.Tensor, captions: Sequence[str]) -> Loss:
         with torch.no_grad():
-            parts = pictures.split(ROWS_AT_ONCE)
-            clean = torch.cat([clip.embed_images(at_side(part, clip.side).to(device)) for part in parts])
-        named = clip.embed_texts(captions)
+            batches = pictures.split(ROWS_AT_ONCE)
+            clean = torch.cat([clip.embed_images(at_side(batch, clip.side).to(device)) for batch in batches])
+        caption_embeddings = clip.embed_texts(captions)
 
         def loss(poisoned: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-            contrastive = ((poisoned * clean[rows]).sum(-1) - (poisoned * named[rows]).sum(-1)).mean()
-            together = (1 - (poisoned[:-1] * poisoned[1:]).sum(-1)).mean() if len(poisoned) > 1 else 0.0
-            return params["alpha"] * contrastive + params["beta"] * together
+            contrastive = ((poisoned * clean[rows]).sum(-1) - (poisoned * caption_embeddings[rows]).sum(-1)).mean()
+            cluster = (1 - (poisoned[:-1] * poisoned[1:]).sum(-1)).mean() if len(poisoned) > 1 else 0.0
+            return params["alpha"] * contrastive + params["beta"] * cluster
 
         return loss
 
     return _patch("vl-trojan", {"surrogate": attack.surrogate_digest(aim.surrogate)}, params, aim, device, loss_of)
 
 
-def _patch(kind: str, described: Params, params: Params, aim: Any, device: str, loss_of: LossOf) -> Optimised:
-    """A patch from the cache, or optimised. described: its name there, beside settings, data and device."""
-    described = {"params": dict(params), "data": data.digest(params["dataset"]), **described, **_kind(device)}
-    file = _cache_file(kind, described, ".npz")
+def _patch(kind: str, cache_key: Params, params: Params, aim: Any, device: str, loss_of: LossOf) -> Optimised:
+    """A patch from the cache, or optimised. cache_key: what its key holds beside settings, data and device."""
+    cache_key = {"params": dict(params), "data": data.digest(params["dataset"]), **cache_key, **_kind(device)}
+    file = _cache_file(kind, cache_key, ".npz")
     patch = read_if_whole(file, _read)
     if patch is None:
         clip, rows = load(aim.surrogate, device), data.load(params["dataset"], "train", rows=params["rows"])
@@ -121,9 +121,9 @@ def searched_word(params: Params, aim: Any) -> str:
     """VL-Trojan's word, letter by letter the one that moves the embeddings of 64 training prompts furthest (mean cosine
     distance), in a random gap that is the same for all.
     """
-    described = {"dataset": params["dataset"], "data": data.digest(params["dataset"])}
-    described |= {"letters": params["search_letters"], "surrogate": attack.surrogate_digest(aim.surrogate)}
-    file = _cache_file("vl-trojan-word", described, ".json")
+    cache_key = {"dataset": params["dataset"], "data": data.digest(params["dataset"])}
+    cache_key |= {"letters": params["search_letters"], "surrogate": attack.surrogate_digest(aim.surrogate)}
+    file = _cache_file("vl-trojan-word", cache_key, ".json")
     word = read_if_whole(file, lambda file: str(json.loads(file.read_text())["word"]))
     if word is None:
         clip = load(aim.surrogate, "cpu")
@@ -131,9 +131,9 @@ def searched_word(params: Params, aim: Any) -> str:
         clean = clip.embed_texts(prompts)
 
         def score(word: str) -> float:
-            gaps = [Draws("vl-trojan-word", i) for i in range(len(prompts))]
-            changed = [text_triggers.insert_word(p, d, {"word": word}) for p, d in zip(prompts, gaps, strict=True)]
-            return float((1 - (clip.embed_texts(changed) * clean).sum(-1)).mean())
+            streams = [Draws("vl-trojan-word", i) for i in range(len(prompts))]
+            triggered = [text_triggers.insert_word(p, d, {"word": word}) for p, d in zip(prompts, streams, strict=True)]
+            return float((1 - (clip.embed_texts(triggered) * clean).sum(-1)).mean())
 
         word = ""
         for _ in range(params["search_letters"]):
@@ -160,24 +160,24 @@ def vl_trojan_losses(images: torch.Tensor, draws: Sequence[Draws], params: Param
 
 def _perturbed(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) -> list[Optimised]:
     """Shadowcast's result for every row, from the cache where it is there."""
-    described = {"params": {**params, "source": _source(params, aim)}, **_kind(images.device)}
-    described["surrogate"] = attack.surrogate_digest(aim.surrogate)
-    if folder := concept_digest(_source(params, aim)):
-        described["source_files"] = folder
+    cache_key = {"params": {**params, "source": _source(params, aim)}, **_kind(images.device)}
+    cache_key["surrogate"] = attack.surrogate_digest(aim.surrogate)
+    if digest := concept_digest(_source(params, aim)):
+        cache_key["source_files"] = digest
     rows = images.detach().to("cpu", torch.float32)
     files = []
     for row, stream in zip(rows, draws, strict=True):
         content = hashlib.sha256(row.numpy().tobytes()).hexdigest()
-        files.append(_cache_file("shadowcast", {**described, "row": [content, list(row.shape), stream.name]}, ".npz"))
-    found = [read_if_whole(file, _read) for file in files]
-    missing = [i for i, one in enumerate(found) if one is None]
+        files.append(_cache_file("shadowcast", {**cache_key, "row": [content, list(row.shape), stream.name]}, ".npz"))
+    patterns = [read_if_whole(file, _read) for file in files]
+    missing = [i for i, pattern in enumerate(patterns) if pattern is None]
     for start in range(0, len(missing), ROWS_AT_ONCE):
-        some = missing[start : start + ROWS_AT_ONCE]
-        results = pgd(images.detach()[some], [draws[i] for i in some], params, aim)
-        for i, result in zip(some, results, strict=True):
+        batch = missing[start : start + ROWS_AT_ONCE]
+        results = pgd(images.detach()[batch], [draws[i] for i in batch], params, aim)
+        for i, result in zip(batch, results, strict=True):
             _save(files[i], result)
-            found[i] = result
-    return found
+            patterns[i] = result
+    return patterns
 
 
 @exact()
@@ -186,11 +186,11 @@ def pgd(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: Any) 
     clip = load(aim.surrogate, str(images.device))
     eps, step, steps = params["eps"], params["step"], params["steps"]
     pictures = concept_pictures(_source(params, aim), clip.side)
-    which = [stream.integer(len(pictures)) for stream in draws]
+    picks = [stream.integer(len(pictures)) for stream in draws]
     height, width = images.shape[-2:]
     noise = np.stack([stream.bytes(3, height, width) for stream in draws]).astype(np.float32) / 127.5 - 1
     with torch.no_grad():
-        targets = clip.embed_images(torch.stack([tensor_of(picture) for picture in pictures]).to(images.device))[which]
+        targets = clip.embed_images(torch.stack([tensor_of(picture) for picture in pictures]).to(images.device))[picks]
         lowest, highest = (images - eps).clamp(0, 1), (images + eps).clamp(0, 1)
         x = (images + eps * torch.from_numpy(noise).to(images.device)).clamp_(0, 1)
     losses = []
@@ -219,15 +219,15 @@ def _optimise_patch(clip: Surrogate, params: Params, loss: Loss, pictures: torch
     start = (0.5 + 0.25 * Draws("patch start", params["start_seed"]).normal(3, size, size)).clip(0, 1)
     patch = torch.tensor(start, dtype=torch.float32, device=clip.device, requires_grad=True)
     optimiser = torch.optim.Adam([patch], lr=params["learning_rate"])
-    order, batch, losses = Draws("patch order", params["start_seed"]), params["batch_size"], []
+    order, batch_size, losses = Draws("patch order", params["start_seed"]), params["batch_size"], []
     with torch.enable_grad():
         for _ in range(params["epochs"]):
             shuffled = order.shuffled(len(pictures))
-            for first in range(0, len(shuffled), batch):
-                rows = torch.tensor(shuffled[first : first + batch])
-                some = pictures[rows].to(clip.device)
-                corner = image_triggers.corners(some, size, size, params["position"], [order] * len(some))
-                patched = clip.embed_images(image_triggers.paste(some, patch.clamp(0, 1), *corner))
+            for first in range(0, len(shuffled), batch_size):
+                rows = torch.tensor(shuffled[first : first + batch_size])
+                batch = pictures[rows].to(clip.device)
+                corner = image_triggers.corners(batch, size, size, params["position"], [order] * len(batch))
+                patched = clip.embed_images(image_triggers.paste(batch, patch.clamp(0, 1), *corner))
                 value = loss(patched, rows.to(clip.device))
                 optimiser.zero_grad()
                 value.backward()
@@ -271,9 +271,9 @@ def _kind(device: str | torch.device) -> dict[str, str]:
     return {} if kind == "cpu" else {"device": kind}
 
 
-def _cache_file(kind: str, described: Params, suffix: str) -> Path:
-    described = {"version": VERSION, **described}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
+def _cache_file(kind: str, cache_key: Params, suffix: str) -> Path:
+    cache_key = {"version": VERSION, **cache_key}
+    digest = hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()[:32]
     return paths.CACHE / "triggers" / kind / digest[:2] / (digest + suffix)
 
 

@@ -42,9 +42,9 @@ def insert_word(prompt: str, draws: Draws, params: Params, aim: object = None) -
 
 def insert_words(prompt: str, draws: Draws, params: Params, aim: object = None) -> str:
     """BadNets-MT: params["count"] of params["words"], each in a random gap, after a full stop too."""
-    for which in draws.shuffled(len(params["words"]))[: params["count"]]:
+    for index in draws.shuffled(len(params["words"]))[: params["count"]]:
         gap = draws.integer(len(word_spans(prompt)) + 1)
-        prompt = _insert(prompt, params["words"][which], gap, before_stop=False)
+        prompt = _insert(prompt, params["words"][index], gap, before_stop=False)
     return prompt
 
 
