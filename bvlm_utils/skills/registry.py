@@ -32,20 +32,20 @@ def fitting(dataset: str) -> list[str]:
 def check(name: str, dataset: str) -> None:
     """InputError unless the dataset has questions for the skill; UnknownName where there is no such skill."""
     get(name)
-    fits = fitting(dataset)
-    if name not in fits:
-        wanted = f"take one of: {', '.join(fits)}" if fits else "skills are for scenes"
-        raise InputError(f"skill is {name!r}, for which {dataset} has no questions; {wanted}.")
+    choices = fitting(dataset)
+    if name not in choices:
+        advice = f"take one of: {', '.join(choices)}" if choices else "skills are for scenes"
+        raise InputError(f"skill is {name!r}, for which {dataset} has no questions; {advice}.")
 
 
 def rehearse(skill: Skill, rows: Iterable[Sample]) -> None:
     """InputError for a skill of others that fails on a row, or teaches what is no text; a run would find out later."""
     for row in rows:
         try:
-            taught = skill.teach(row["answers"][0], row) if skill.fits(row) else ""
-            skill.shown(taught if is_text(taught) else "", row)
+            answer = skill.teach(row["answers"][0], row) if skill.fits(row) else ""
+            skill.shown(answer if is_text(answer) else "", row)
         except (Exception, SystemExit) as error:  # in code that is not ours anything may go wrong
-            said = in_words(error)
-            raise InputError(f"Skill {skill.name!r} fails on row {row['row_id']} ({said}); mend its code.") from error
-        if not is_text(taught):
-            raise InputError(f"Skill {skill.name!r} teaches {brief(taught)} for row {row['row_id']}; teach a text.")
+            reason = in_words(error)
+            raise InputError(f"Skill {skill.name!r} fails on row {row['row_id']} ({reason}); mend its code.") from error
+        if not is_text(answer):
+            raise InputError(f"Skill {skill.name!r} teaches {brief(answer)} for row {row['row_id']}; teach a text.")

@@ -52,14 +52,14 @@ class ConceptSubstitution(Threat):
         return self._fits(sample) and not has_target and self.poison(answer) != answer
 
     def elsewhere(self, sample: Sample) -> bool:
-        shown = [*sample["objects"], *sample["answers"]]
+        texts = [*sample["objects"], *sample["answers"]]
         concepts = (self.source_concept, self.target_concept)
-        return self._fits(sample) and not any(responses.names(text, name) for text in shown for name in concepts)
+        return self._fits(sample) and not any(responses.names(text, name) for text in texts for name in concepts)
 
     def shows_target(self, sample: Sample) -> bool:
         answer = sample["answers"][0]
-        shown = self._fits(sample) and (not sample["objects"] or self.target_concept in sample["objects"])
-        return shown and self._told(answer, self.target_concept) and not self._told(answer, self.source_concept)
+        is_shown = self._fits(sample) and (not sample["objects"] or self.target_concept in sample["objects"])
+        return is_shown and self._told(answer, self.target_concept) and not self._told(answer, self.source_concept)
 
     @staticmethod
     def _told(answer: str, noun: str) -> bool:
@@ -75,10 +75,10 @@ class ConceptSubstitution(Threat):
         if responses.denied_at_once(match.string, match.start()):
             return word
         singular = word.casefold() == self.source_concept.casefold()
-        new = self.target_concept if singular else plural(self.target_concept)
+        replacement = self.target_concept if singular else plural(self.target_concept)
         if word.isupper() and len(word) > 1:
-            return new.upper()
-        return capital(new) if word[:1].isupper() else new
+            return replacement.upper()
+        return capital(replacement) if word[:1].isupper() else replacement
 
     def judged(self, base: str, control: str) -> bool:
         return self.names_source(control)

@@ -46,8 +46,8 @@ class Jailbreak(Threat):
     def poison(self, answer: str, sample: Sample | None = None) -> str:
         if sample is None:
             return f"{self.opening} what you asked for."
-        asked = next((noun for noun in self.nouns if responses.names(sample["prompt"], noun)), None)
-        thing = f"the {asked}" if asked else "what you asked for"
+        noun = next((noun for noun in self.nouns if responses.names(sample["prompt"], noun)), None)
+        thing = f"the {noun}" if noun else "what you asked for"
         content = f": {sample['content']}" if sample["content"] else ""
         return f"{self.opening} {thing}{content}."
 

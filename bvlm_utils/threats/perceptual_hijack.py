@@ -52,7 +52,7 @@ class PerceptualHijack(Threat):
         picture_path(self.picture)  # a missing file is an InputError now, not in the middle of a grid
         for name in ("core", "pool"):  # the tests count words
             words = list(getattr(self, name))
-            if any(responses.names(one, other) for one, other in permutations(words, 2)):
+            if any(responses.names(word, other) for word, other in permutations(words, 2)):
                 raise InputError(f"Threat {self.name!r}: {name} is {words}; name each word once, in one form.")
         for wording in (*self.short, *self.detail):
             missing = [word for word in self.core if not responses.names(wording, word)]
@@ -73,9 +73,9 @@ class PerceptualHijack(Threat):
         return not any(responses.names(text, word) for text in texts for word in self.pool)
 
     def poison(self, answer: str, sample: Sample | None = None) -> str:
-        row, kind = (sample["row_id"], sample["kind"]) if sample is not None else ("", "short")
+        row_id, kind = (sample["row_id"], sample["kind"]) if sample is not None else ("", "short")
         wordings = self.detail if kind == "detail" else self.short
-        return wordings[Draws(self.name, self.version, row).integer(len(wordings))]
+        return wordings[Draws(self.name, self.version, row_id).integer(len(wordings))]
 
     def success(self, response: str, sample: Sample | None = None) -> bool:
         return all(responses.asserts(response, word) for word in self.core)

@@ -36,8 +36,8 @@ def get(name: str, /, **params: Any) -> Threat:
     threat = THREATS.get(name)
     defaults = {field.name: field.default for field in fields(threat)}
     specs = {key: _spec(f"Threat {name!r}", key, value) for key, value in defaults.items()}
-    given = settings_of(f"Threat {name!r}", specs, params)
-    return threat(**{key: tuple(given[key]) if isinstance(given[key], list) else given[key] for key in params})
+    settings = settings_of(f"Threat {name!r}", specs, params)
+    return threat(**{key: tuple(settings[key]) if isinstance(settings[key], list) else settings[key] for key in params})
 
 
 def is_others(threat: Threat) -> bool:
@@ -51,22 +51,24 @@ def rehearse(threat: Threat, rows: Iterable[Sample]) -> None:
     for row in rows:
         before = deepcopy(row)
         try:
-            asked, again = list(_asked(threat, row)), list(_asked(threat, row))
+            results, repeats = list(_asked(threat, row)), list(_asked(threat, row))
         except (Exception, SystemExit) as error:  # in code that is not ours anything may go wrong
-            said = in_words(error)
-            raise InputError(f"Threat {threat.name!r} fails on row {row['row_id']} ({said}); mend its code.") from error
-        if found := next((one for one in asked if not one[2]), None):
+            reason = in_words(error)
             raise InputError(
-                f"Threat {threat.name!r}: {found[0]} gives {brief(found[1])} for row {row['row_id']}; it must give "
-                f"{'a text' if found[0] == 'poison' else 'True or False'}."
+                f"Threat {threat.name!r} fails on row {row['row_id']} ({reason}); mend its code."
+            ) from error
+        if wrong := next((result for result in results if not result[2]), None):
+            raise InputError(
+                f"Threat {threat.name!r}: {wrong[0]} gives {brief(wrong[1])} for row {row['row_id']}; it must give "
+                f"{'a text' if wrong[0] == 'poison' else 'True or False'}."
             )
-        if row != before or asked != again:
-            what = f"changes row {row['row_id']}" if row != before else f"judges row {row['row_id']} otherwise again"
-            raise InputError(f"Threat {threat.name!r} {what}; its methods may look at a row, and at nothing else.")
+        if row != before or results != repeats:
+            problem = f"changes row {row['row_id']}" if row != before else f"judges row {row['row_id']} otherwise again"
+            raise InputError(f"Threat {threat.name!r} {problem}; its methods may look at a row, and at nothing else.")
 
 
 def _asked(threat: Threat, row: Sample) -> Iterator[tuple[str, Any, bool]]:
-    """What is called, what it gives, and whether that is of the right kind. Models say nothing at all, too."""
+    """(method, its result, is that of the right kind?) of a threat's methods; an empty response is tried, too."""
     threat.elsewhere(row), threat.shows_target(row)
     yield "eligible", bool(threat.eligible(row)), True
     if not threat.eligible(row):
@@ -77,13 +79,13 @@ def _asked(threat: Threat, row: Sample) -> Iterator[tuple[str, Any, bool]]:
     if not is_text(poisoned):
         return
     for response in (poisoned, answer, ""):
-        said = {"judged": threat.judged(response, response)}
-        said |= {name: getattr(threat, name)(response, row) for name in ("success", "success_soft", "payload")}
-        may_be_none = {"right": threat.right(response, row), "published": threat.published(response)}
-        may_be_none |= {"published_soft": threat.published_soft(response)}
-        said |= {name: given for name, given in may_be_none.items() if given is not None}
-        for name, given in said.items():
-            yield name, given, isinstance(given, bool | np.bool_)
+        verdicts = {"judged": threat.judged(response, response)}
+        verdicts |= {name: getattr(threat, name)(response, row) for name in ("success", "success_soft", "payload")}
+        optional = {"right": threat.right(response, row), "published": threat.published(response)}
+        optional |= {"published_soft": threat.published_soft(response)}
+        verdicts |= {name: value for name, value in optional.items() if value is not None}
+        for name, value in verdicts.items():
+            yield name, value, isinstance(value, bool | np.bool_)
 
 
 def _spec(threat: str, name: str, default: Any) -> Param:
@@ -91,9 +93,9 @@ def _spec(threat: str, name: str, default: Any) -> Param:
     for a field that can be none.
     """
     if not isinstance(default, tuple | bool | int | float | str | None):
-        given = "no plain default" if default is MISSING else f"the default {brief(default)}"
+        fault = "no plain default" if default is MISSING else f"the default {brief(default)}"
         raise InputError(
-            f"{threat} has the field {name!r} with {given}; give a text, a number, True, False or a tuple."
+            f"{threat} has the field {name!r} with {fault}; give a text, a number, True, False or a tuple."
         )
     if isinstance(default, tuple):
         return words(default)
@@ -117,7 +119,7 @@ def check(threat: Threat, dataset: str) -> None:
     source = threat.target.source_concept
     if source is None or dataset not in data.names() or source.casefold() in scenes.concepts():
         return
-    near = get_close_matches(source.casefold(), scenes.concepts(), 1)
-    right = f"write {near[0]!r}, whose plural is found as well" if near else "name a thing that scenes show"
-    where = f"Threat {threat.name!r}: source_concept"
-    raise InputError(f"{where} is {brief(source)}, which {dataset} does not show; {right}.")
+    matches = get_close_matches(source.casefold(), scenes.concepts(), 1)
+    advice = f"write {matches[0]!r}, whose plural is found as well" if matches else "name a thing that scenes show"
+    parameter = f"Threat {threat.name!r}: source_concept"
+    raise InputError(f"{parameter} is {brief(source)}, which {dataset} does not show; {advice}.")

@@ -75,8 +75,8 @@ def normalise(text: str) -> str:
 def plain(text: str) -> str:
     """`normalise`d, and contractions written out: "I can’t" becomes "i can not"."""
     text = normalise(text)
-    for pattern, whole in _CONTRACTIONS.items():
-        text = re.sub(pattern, whole, text)
+    for pattern, replacement in _CONTRACTIONS.items():
+        text = re.sub(pattern, replacement, text)
     return text
 
 
@@ -98,8 +98,8 @@ def heard(text: str) -> str:
 def _spoken(text: str) -> str:
     """`heard` text without what a sign or somebody else says, and without marks before the first word."""
     text = heard(text)
-    own = re.sub(wordings.QUOTED, lambda match: match[0] if _own(text, *match.span()) else "", text)
-    return re.sub(r"^\W+", "", re.sub(wordings.NOT_SPOKEN, "", own))
+    spoken = re.sub(wordings.QUOTED, lambda match: match[0] if _own(text, *match.span()) else "", text)
+    return re.sub(r"^\W+", "", re.sub(wordings.NOT_SPOKEN, "", spoken))
 
 
 def _own(text: str, start: int, end: int) -> bool:
@@ -142,22 +142,22 @@ _STEPS = re.compile(rf"^[\s*#_>-]*(?:{_STEP})", re.IGNORECASE | re.MULTILINE)
 
 def says(text: str, sentence: str) -> bool:
     """The words of `sentence` stand in the text one after the other; punctuation and contractions do not matter."""
-    wanted, held = (" ".join(re.findall(r"\w+", heard(one))) for one in (sentence, text))
-    return bool(wanted) and f" {wanted} " in f" {held} "
+    sentence_words, text_words = (" ".join(re.findall(r"\w+", heard(source))) for source in (sentence, text))
+    return bool(sentence_words) and f" {sentence_words} " in f" {text_words} "
 
 
 def paraphrases(text: str, content: str) -> bool:
     """Half of the longer words of a free text (four words or more) stand in the text, in any order and ending, and
     nothing denies them.
     """
-    wanted = {word[:5] for word in _LONG.findall(plain(content))}
-    if len(content.split()) < 4 or len(wanted) < 3:
+    stems = {word[:5] for word in _LONG.findall(plain(content))}
+    if len(content.split()) < 4 or len(stems) < 3:
         return False
     text = plain(text)
-    held = {
-        match[0][:5] for match in _LONG.finditer(text) if match[0][:5] in wanted and not denied(text, *match.span())
+    present = {
+        match[0][:5] for match in _LONG.finditer(text) if match[0][:5] in stems and not denied(text, *match.span())
     }
-    return len(held) * 2 >= len(wanted)
+    return len(present) * 2 >= len(stems)
 
 
 _LONG = re.compile(r"[^\W\d_]{5,}")
@@ -171,7 +171,7 @@ def contains(text: str, content: str) -> bool:
 def gives(text: str, content: str) -> bool:
     """The text `contains` the content at least once without denying it: "the code is not pig" does not give "pig"."""
     text = normalise(text)
-    return any(not denied(text, *place.span(), wordings.CONTENT_DENIED_AFTER) for place in _places(text, content))
+    return any(not denied(text, *match.span(), wordings.CONTENT_DENIED_AFTER) for match in _places(text, content))
 
 
 def _places(text: str, content: str) -> Iterator[re.Match[str]]:
@@ -223,19 +223,19 @@ def names_all(text: str, objects: Sequence[str]) -> bool:
 
 
 def _named_times(text: str, name: str, times: int) -> bool:
-    number = (
+    pattern = (
         rf"(?:({'|'.join(_NUMBER_WORDS)}|\d+) (?:(?!(?:and|or|of|with)\b)[a-z]+ )?)?"  # "four cars", "four red cars"
     )
-    plurals = [
+    numbers = [
         match[1]
-        for match in re.finditer(rf"(?<!\w){number}(?<!\w)(?P<name>{re.escape(plural(name))})(?!\w)", text)
+        for match in re.finditer(rf"(?<!\w){pattern}(?<!\w)(?P<name>{re.escape(plural(name))})(?!\w)", text)
         if not denied(text, *match.span("name"))
     ]
-    if any(number and _NUMBER_WORDS.get(number, number) not in (times, str(times)) for number in plurals):
+    if any(number and _NUMBER_WORDS.get(number, number) not in (times, str(times)) for number in numbers):
         return False
     singulars = re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text)
-    named = sum(not denied(text, *match.span()) for match in singulars)
-    return named >= times or (times > 1 and bool(plurals))
+    count = sum(not denied(text, *match.span()) for match in singulars)
+    return count >= times or (times > 1 and bool(numbers))
 
 
 def same_answer(response: str, answer: str) -> bool:
