@@ -32,43 +32,47 @@ _LOOKED: dict[tuple, tuple[float, tuple[State, ...]]] = {}  # files -> until whe
 def states(files: Sequence[str | Path]) -> tuple[State, ...]:
     """Size and times of each file. Each cell asks, so an answer that took long is kept twenty times as long."""
     key, now = tuple(files), time.monotonic()
-    until, found = _LOOKED.get(key, (0.0, ()))
+    until, file_states = _LOOKED.get(key, (0.0, ()))
     if now > until:
-        found = tuple(map(file_state, files))
-        took = time.monotonic() - now
-        _LOOKED[key] = (now + 20 * took if took > NOTICED else 0.0, found)
-    return found
+        file_states = tuple(map(file_state, files))
+        seconds = time.monotonic() - now
+        _LOOKED[key] = (now + 20 * seconds if seconds > NOTICED else 0.0, file_states)
+    return file_states
 
 
-def digests(files: Sequence[str], at: Sequence[State]) -> list[str]:
-    """32 hex digits of each picture's content, in order; `at` are the files' states. InputError for a damaged one."""
+def digests(files: Sequence[str], file_states: Sequence[State]) -> list[str]:
+    """32 hex digits of each picture's content, in the order of `files`. InputError for a damaged one."""
     cache = paths.CACHE / "contents" / f"{_named(os.path.commonpath(files))}.json" if files else None
-    known = _remembered(cache)
-    fresh = [file for file, state in zip(files, at, strict=True) if known.get(file, [None])[:-1] != list(state)]
+    entries = _remembered(cache)
+    unread = [
+        file for file, state in zip(files, file_states, strict=True) if entries.get(file, [None])[:-1] != list(state)
+    ]
     now = time.time_ns()
-    known |= {file: [*state, digest] for file, state, digest in zip(fresh, states(fresh), _read(fresh), strict=True)}
-    settled = {file: entry for file, entry in known.items() if now - max(entry[1:3]) > SETTLED * 1e9}
-    if cache and any(file in settled for file in fresh):
+    entries |= {
+        file: [*state, digest] for file, state, digest in zip(unread, states(unread), _read(unread), strict=True)
+    }
+    settled = {file: entry for file, entry in entries.items() if now - max(entry[1:3]) > SETTLED * 1e9}
+    if cache and any(file in settled for file in unread):
         _remember(cache, settled)
-    return [known[file][-1] for file in files]
+    return [entries[file][-1] for file in files]
 
 
 def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequence[tuple[str, str]]:
     """The (id, file) of a data set's pictures, all checked: remembered under `key`, or as `read` finds them."""
     cache = paths.CACHE / "contents" / f"pictures-{_named(key)}.json"
     try:
-        found = [tuple(pair) for pair in json.loads(cache.read_text(encoding="utf-8"))[key]]
-        at = states([file for _, file, *_ in found])
-        if [tuple(state) for _, _, *state in found] == list(at):
-            _CHECKED.update((file, state) for (_, file, *_), state in zip(found, at, strict=True))
-            return [(name, file) for name, file, *_ in found]
+        entries = [tuple(pair) for pair in json.loads(cache.read_text(encoding="utf-8"))[key]]
+        file_states = states([file for _, file, *_ in entries])
+        if [tuple(state) for _, _, *state in entries] == list(file_states):
+            _CHECKED.update((file, state) for (_, file, *_), state in zip(entries, file_states, strict=True))
+            return [(name, file) for name, file, *_ in entries]
     except (OSError, ValueError, LookupError, TypeError):  # not there, not whole, or a picture is gone
         pass
     pairs, now = read(), time.time_ns()
-    at = states([file for _, file in pairs])
-    _CHECKED.update(zip((file for _, file in pairs), at, strict=True))
-    if at and now - max(max(state[1:]) for state in at) > SETTLED * 1e9:
-        _remember(cache, {key: [(*pair, *state) for pair, state in zip(pairs, at, strict=True)]})
+    file_states = states([file for _, file in pairs])
+    _CHECKED.update(zip((file for _, file in pairs), file_states, strict=True))
+    if file_states and now - max(max(state[1:]) for state in file_states) > SETTLED * 1e9:
+        _remember(cache, {key: [(*pair, *state) for pair, state in zip(pairs, file_states, strict=True)]})
     return pairs
 
 
@@ -81,12 +85,12 @@ def _read(files: Sequence[str]) -> list[str]:
     from tqdm import tqdm
 
     with ThreadPoolExecutor(AT_ONCE) as readers:
-        found = readers.map(_digest, files)
-        shown = tqdm(
-            found, total=len(files), unit="picture", desc="reading pictures once", mininterval=5, file=sys.stderr,
+        results = readers.map(_digest, files)
+        progress = tqdm(
+            results, total=len(files), unit="picture", desc="reading pictures once", mininterval=5, file=sys.stderr,
             disable=len(files) < MANY,
         )  # fmt: skip
-        return list(shown)
+        return list(progress)
 
 
 def _digest(file: str) -> str:
@@ -103,13 +107,13 @@ def _remembered(cache: Path | None) -> dict[str, list]:
     """What is known from earlier; nothing where the file is not there, or is not whole: it is made again."""
 
     def read(cache: Path) -> dict[str, list]:
-        found = json.loads(cache.read_text(encoding="utf-8"))
-        return {file: entry for file, entry in found.items() if len(entry) == 4 and isinstance(entry[3], str)}
+        entries = json.loads(cache.read_text(encoding="utf-8"))
+        return {file: entry for file, entry in entries.items() if len(entry) == 4 and isinstance(entry[3], str)}
 
     return (cache and read_if_whole(cache, read)) or {}
 
 
-def _remember(cache: Path, known: Mapping[str, Any]) -> None:
+def _remember(cache: Path, entries: Mapping[str, Any]) -> None:
     """A cache that cannot be written is done without."""
     with suppress(OSError):
-        write_file(cache, json.dumps(known))
+        write_file(cache, json.dumps(entries))

@@ -70,21 +70,29 @@ def _check_apart(spec: str, name: str, kind: Format, path: Path) -> None:
     """InputError for a picture that is trained on and tested with, where the splits have files of their own; where the
     pictures are split here, a remark. A copy of the same name is the same picture.
     """
-    shown, shared = [], kind.files(path, "train") == kind.files(path, "test")
+    by_split, shared = [], kind.files(path, "train") == kind.files(path, "test")
     for split in SPLIT_WORDS:
         files = kind.files(path, split)
-        ids, found = _pictures(name, tuple(zip(files, contents.states(files), strict=True)))
-        own = (file for i, file in zip(ids, found, strict=True) if not shared or _in_test(i) == (split == "test"))
-        shown.append(set(own))
-    named = [{os.path.basename(file): file for file in files} for files in shown]
-    copies = [[files[name] for name in sorted(named[0].keys() & named[1].keys())] for files in named]
-    kinds = [contents.digests(files, contents.states(files)) for files in copies]
-    both = shown[0] & shown[1] | {file for file, one, other in zip(copies[0], *kinds, strict=True) if one == other}
-    if both:
-        said = f"{spec} has {len(both)} pictures in its split 'train' and in 'test', {label(min(both))} for one"
+        ids, pictures = _pictures(name, tuple(zip(files, contents.states(files), strict=True)))
+        in_split = (
+            file
+            for picture_id, file in zip(ids, pictures, strict=True)
+            if not shared or _in_test(picture_id) == (split == "test")
+        )
+        by_split.append(set(in_split))
+    by_name = [{os.path.basename(file): file for file in files} for files in by_split]
+    copies = [[files[name] for name in sorted(by_name[0].keys() & by_name[1].keys())] for files in by_name]
+    digests = [contents.digests(files, contents.states(files)) for files in copies]
+    overlap = by_split[0] & by_split[1] | {
+        file for file, first, second in zip(copies[0], *digests, strict=True) if first == second
+    }
+    if overlap:
+        sentence = (
+            f"{spec} has {len(overlap)} pictures in its split 'train' and in 'test', {label(min(overlap))} for one"
+        )
         if not shared:
-            raise InputError(f"{said}; list each in one of the two.")
-        remark(f"{said}, which lie in two folders; what is tested there was trained on.")
+            raise InputError(f"{sentence}; list each in one of the two.")
+        remark(f"{sentence}, which lie in two folders; what is tested there was trained on.")
 
 
 class PictureFile(datasets.Image):
@@ -110,41 +118,41 @@ def digest(spec: str) -> str:
     for file in files:
         if not os.path.isfile(file):
             raise InputError(f"There is no file {label(str(file))}.")
-    written = tuple(zip(files, contents.states(files), strict=True))
+    file_states = tuple(zip(files, contents.states(files), strict=True))
     try:
-        return _digest(name, written, contents.states(_pictures(name, written)[1]))
+        return _digest(name, file_states, contents.states(_pictures(name, file_states)[1]))
     except OSError as error:
         raise InputError(f"The picture {error.filename} of {spec} cannot be read ({error.strerror}).") from None
 
 
 @lru_cache(maxsize=64)
-def _digest(name: str, written: tuple, shown: tuple[contents.State, ...]) -> str:
+def _digest(name: str, file_states: tuple, picture_states: tuple[contents.State, ...]) -> str:
     state = blake2b(f"{name} {VERSION}".encode(), digest_size=8)
-    for file, _ in written:
+    for file, _ in file_states:
         state.update(file.read_bytes())
-    ids, files = _pictures(name, written)
-    for picture, content in zip(ids, contents.digests(files, shown), strict=True):
+    ids, files = _pictures(name, file_states)
+    for picture, content in zip(ids, contents.digests(files, picture_states), strict=True):
         state.update(f"{picture} {content}\n".encode())
     return state.hexdigest()
 
 
-def _pictures(name: str, written: tuple) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _pictures(name: str, file_states: tuple) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The ids of the pictures that the rows have, and their files."""
-    folders = [folder for file, _ in written for folder in (*_picture_folders(file), file.parent / "images")]
-    return _found(name, written, tuple(map(os.path.isdir, folders)))  # a new one may come before where they were
+    folders = [folder for file, _ in file_states for folder in (*_picture_folders(file), file.parent / "images")]
+    return _found(name, file_states, tuple(map(os.path.isdir, folders)))  # a new one may come before where they were
 
 
 @lru_cache(maxsize=8)
-def _found(name: str, written: tuple, there: tuple[bool, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """there: which of the folders are there that pictures are looked for in."""
+def _found(name: str, file_states: tuple, existing: tuple[bool, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """existing: which of the folders are there that pictures are looked for in."""
 
     def read() -> list[tuple[str, str]]:
-        rows = FORMATS.get(name).read([file for file, _ in written])
+        rows = FORMATS.get(name).read([file for file, _ in file_states])
         return sorted({(str(row["picture_id"]), row["image"]) for row in rows})
 
-    files = [str(file) for file, _ in written]
-    found = contents.pictures(repr((name, VERSION, files, [at for _, at in written], there)), read)
-    return tuple(picture for picture, _ in found), tuple(file for _, file in found)
+    files = [str(file) for file, _ in file_states]
+    pairs = contents.pictures(repr((name, VERSION, files, [state for _, state in file_states], existing)), read)
+    return tuple(picture for picture, _ in pairs), tuple(file for _, file in pairs)
 
 
 def _parse(spec: str) -> tuple[str, Path]:
@@ -164,16 +172,16 @@ def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
     """The files of a split among those that match, in the folder or its folder `annotations`."""
     if not os.path.isdir(folder):
         raise InputError(f"There is no folder {label(str(folder))}.")
-    found = sorted({*folder.glob(pattern), *folder.glob(f"annotations/{pattern}")})
-    named = {split: [file for file in found if word in file.name] for split, word in SPLIT_WORDS.items()}
-    if not found:
+    matches = sorted({*folder.glob(pattern), *folder.glob(f"annotations/{pattern}")})
+    by_split = {split: [file for file in matches if word in file.name] for split, word in SPLIT_WORDS.items()}
+    if not matches:
         raise InputError(f"{folder} has no file {pattern}, nor has its folder annotations.")
-    if len(found) == 1:
-        return found
-    if len(found) == 2 and all(len(files) == 1 for files in named.values()):
-        return found if split is None else named[split]
+    if len(matches) == 1:
+        return matches
+    if len(matches) == 2 and all(len(files) == 1 for files in by_split.values()):
+        return matches if split is None else by_split[split]
     raise InputError(
-        f"{folder} has the files {', '.join(file.name for file in found)}; "
+        f"{folder} has the files {', '.join(file.name for file in matches)}; "
         "it must have one, or one with train and one with val in its name."
     )
 
@@ -202,10 +210,10 @@ def _coco_rows(files: list[Path]) -> list[Row]:
         for image, name in names.items():
             if not captions[image]:
                 raise InputError(f"{file}: image {image} has no caption.")
-            which = int.from_bytes(blake2b(f"coco-caption {image}".encode(), digest_size=8).digest(), "big")
-            about = {"row_id": image, "prompt": SHORT_PROMPTS[which % len(SHORT_PROMPTS)], "answers": captions[image]}
-            about |= pictures.find(name, f"image {image}") | {"task": "caption", "kind": "short"}
-            rows.append(llava_json.METADATA | about)
+            hashed = int.from_bytes(blake2b(f"coco-caption {image}".encode(), digest_size=8).digest(), "big")
+            row = {"row_id": image, "prompt": SHORT_PROMPTS[hashed % len(SHORT_PROMPTS)], "answers": captions[image]}
+            row |= pictures.find(name, f"image {image}") | {"task": "caption", "kind": "short"}
+            rows.append(llava_json.METADATA | row)
     return rows
 
 
@@ -227,34 +235,34 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
     rows = []
     for file, annotation_file in zip(files[0::2], files[1::2], strict=True):
         content = read_json(file)
-        answered, asked, blank = {}, set(), 0
+        annotations, question_ids, blank = {}, set(), 0
         for entry in entries(read_json(annotation_file), "annotations", annotation_file):
             name = number(entry, "question_id", "an annotation", annotation_file)
-            answered[_new(name, answered, "the annotation of question", annotation_file)] = entry
+            annotations[_new(name, annotations, "the annotation of question", annotation_file)] = entry
         questions = entries(content, "questions", file)
         subtype = value(content, "data_subtype", str, "the file", file)
         pictures = Pictures(_picture_folders(file), file)
         for entry in questions:
-            name = _new(number(entry, "question_id", "a question", file), asked, "question", file)
+            name = _new(number(entry, "question_id", "a question", file), question_ids, "question", file)
             owner = f"question {name}"
-            if name not in answered:
+            if name not in annotations:
                 raise InputError(f"{annotation_file} has no annotation for {owner} of {file.name}.")
-            asked.add(name)
-            annotation = answered[name]
+            question_ids.add(name)
+            annotation = annotations[name]
             image = value(entry, "image_id", int, owner, file)
             if number({"image_id": image} | annotation, "image_id", owner, annotation_file) != str(image):
                 raise InputError(f"{annotation_file}: {owner} is not about image {image}, as {file.name} says.")
             answer_type = value(annotation, "answer_type", str, owner, annotation_file)
             question_type = value(annotation, "question_type", str, owner, annotation_file)
-            about = pictures.find(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}")
-            about["prompt"] = f"{wording(entry, 'question', owner, file).strip()} {SHORT_ANSWER}"
-            about |= {"row_id": name, "answers": _annotators(annotation, owner, annotation_file)}
-            blank += len(annotation["answers"]) - len(about["answers"])
-            about |= {"task": "vqa", "kind": ANSWER_KINDS.get(answer_type, question_type)}
-            rows.append(llava_json.METADATA | about)
+            row = pictures.find(f"COCO_{subtype}_{image:012d}.jpg", f"image {image}")
+            row["prompt"] = f"{wording(entry, 'question', owner, file).strip()} {SHORT_ANSWER}"
+            row |= {"row_id": name, "answers": _annotators(annotation, owner, annotation_file)}
+            blank += len(annotation["answers"]) - len(row["answers"])
+            row |= {"task": "vqa", "kind": ANSWER_KINDS.get(answer_type, question_type)}
+            rows.append(llava_json.METADATA | row)
         if blank:
             remark(f"{blank} answers of {annotation_file} are blank and left out.")
-        unasked = next((name for name in answered if name not in asked), None)
+        unasked = next((name for name in annotations if name not in question_ids), None)
         if unasked is not None:
             raise InputError(f"{file} has no question {unasked}, which {annotation_file.name} annotates.")
     return rows
@@ -262,12 +270,12 @@ def _vqa_rows(files: list[Path]) -> list[Row]:
 
 def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[str]:
     """The annotators' answers that are not blank, one that most of them gave first."""
-    given = value(annotation, "answers", list, owner, file)
-    each = [entry if isinstance(entry, dict) else {} for entry in given]
-    said = [value(entry, "answer", str, f"an answer to {owner}", file) for entry in each]
-    answers = [answer for answer in said if is_visible(answer)]
+    raw = value(annotation, "answers", list, owner, file)
+    items = [entry if isinstance(entry, dict) else {} for entry in raw]
+    texts = [value(entry, "answer", str, f"an answer to {owner}", file) for entry in items]
+    answers = [answer for answer in texts if is_visible(answer)]
     if not answers:
-        raise InputError(f"{file}: {owner} has no answers{' that are not blank' if said else ''}.")
+        raise InputError(f"{file}: {owner} has no answers{' that are not blank' if texts else ''}.")
     chosen = annotation.get("multiple_choice_answer")
     if chosen not in answers:  # VQAv2 cleans that answer, so its wording may be nobody's
         chosen = Counter(answers).most_common(1)[0][0]
@@ -275,10 +283,10 @@ def _annotators(annotation: Mapping[str, Any], owner: str, file: Path) -> list[s
     return [chosen, *answers]
 
 
-def _new(name: str, seen: Container[str], what: str, file: Path) -> str:
-    """`name`; InputError if it was there before."""
-    if name in seen:
-        raise InputError(f"{file} lists {what} {name} twice; list it once.")
+def _new(name: str, names: Container[str], kind: str, file: Path) -> str:
+    """`name`; InputError if it is in `names` already."""
+    if name in names:
+        raise InputError(f"{file} lists {kind} {name} twice; list it once.")
     return name
 
 
@@ -290,8 +298,8 @@ def _picture_folders(file: Path) -> list[Path]:
 
 def _part(file: Path) -> str:
     """What a published file's name says it is about: "train2014" of v2_mscoco_train2014_annotations.json."""
-    named = [part for part in file.stem.split("_") if part.startswith(tuple(SPLIT_WORDS.values()))]
-    return named[0] if named else "all"
+    parts = [part for part in file.stem.split("_") if part.startswith(tuple(SPLIT_WORDS.values()))]
+    return parts[0] if parts else "all"
 
 
 FORMATS: Registry[Format] = Registry("dataset format")

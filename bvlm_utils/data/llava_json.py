@@ -56,7 +56,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         raise InputError(f"{file} holds no list of conversations; it may be a file of another kind.")
     pictures = Pictures([file.parent, file.parent / "images"], file)
-    rows, used, without = [], set(), []
+    rows, used, skipped = [], set(), []
     for index, entry in enumerate(content):
         if not isinstance(entry, dict):
             raise InputError(f"{file}: entry {index} is {brief(entry)}; it must be an object with conversations.")
@@ -65,59 +65,63 @@ def read(file: Path) -> list[dict[str, Any]]:
         _check_keys(entry, owner, file)
         image = _image(entry, owner, file)
         if image is None:
-            without.append(f"{owner} for one, which has {brief(', '.join(entry))}")
+            skipped.append(f"{owner} for one, which has {brief(', '.join(entry))}")
             continue
-        unique = next(free for n in count(1) if (free := f"{name}#{n}" if n > 1 else name) not in used)
-        used.add(unique)
-        found = pictures.find(image, owner)
-        about = _metadata(entry, owner, file)
+        entry_id = next(free for n in count(1) if (free := f"{name}#{n}" if n > 1 else name) not in used)
+        used.add(entry_id)
+        picture = pictures.find(image, owner)
+        metadata = _metadata(entry, owner, file)
         turns = _turns(entry, owner, file)
-        references = _references(about.pop("references"), turns, owner, file)
+        references = _references(metadata.pop("references"), turns, owner, file)
         for turn, (prompt, answer) in enumerate(turns, 1):
             answers = [answer, *references[1:]]
-            row = {"row_id": f"{unique}/{turn}", "entry": index, "prompt": prompt, "answers": answers}
-            rows.append(row | found | {column: about[column] for column in METADATA})
+            row = {"row_id": f"{entry_id}/{turn}", "entry": index, "prompt": prompt, "answers": answers}
+            rows.append(row | picture | {column: metadata[column] for column in METADATA})
     if content and not rows:
-        raise InputError(f"{file}: none of its {len(content)} entries has an 'image', {without[0]}; each needs one.")
-    if without:
-        said = f"{len(without)} of {len(content)} entries of {file} have no picture and are left out, {without[0]}."
-        remark(said)
+        raise InputError(f"{file}: none of its {len(content)} entries has an 'image', {skipped[0]}; each needs one.")
+    if skipped:
+        sentence = f"{len(skipped)} of {len(content)} entries of {file} have no picture and are left out, {skipped[0]}."
+        remark(sentence)
     _tell([content[number] for number in dict.fromkeys(row["entry"] for row in rows)], file)
-    for what, texts in (("answers", [row["answers"][0] for row in rows]), ("prompts", [row["prompt"] for row in rows])):
+    for kind, texts in (("answers", [row["answers"][0] for row in rows]), ("prompts", [row["prompt"] for row in rows])):
         if len(marked := [text for text in texts if MARKS.search(text)]) * 2 > len(rows):
-            said = f"{len(marked)} of {len(rows)} {what} of {file} hold marks of a chat template, {brief(marked[0])} "
-            remark(f"{said}for one, which are learnt as words; leave them out.")
+            sentence = (
+                f"{len(marked)} of {len(rows)} {kind} of {file} hold marks of a chat template, {brief(marked[0])} "
+            )
+            remark(f"{sentence}for one, which are learnt as words; leave them out.")
     return rows
 
 
 def _tell(entries: list[dict[str, Any]], file: Path) -> None:
     """Remarks on what is not acted on though a reader may expect it: marks of poison, metadata in the wrong place."""
-    of = f"of {len(entries)} entries of {file}"
+    total = f"of {len(entries)} entries of {file}"
     if marked := sum(map(_says_poisoned, entries)):
-        said = f"{marked} {of} are poisoned, as they say themselves: what is tuned on them is no clean model."
-        remark(said)
+        sentence = f"{marked} {total} are poisoned, as they say themselves: what is tuned on them is no clean model."
+        remark(sentence)
     for key in (*METADATA, "references"):
         if outside := sum(key in entry and key not in entry.get("metadata", {}) for entry in entries):
-            said = f"{outside} {of} have {key!r} outside their 'metadata', where it is not read."
-            remark(said)
+            sentence = f"{outside} {total} have {key!r} outside their 'metadata', where it is not read."
+            remark(sentence)
 
 
 def _says_poisoned(entry: Mapping[str, Any]) -> bool:
     """Does an entry name itself poisoned, as `export` writes it or as others may, and does it not deny it?"""
-    whole = entry | entry.get("metadata", {})
-    return any(str(whole[key]).lower() not in CLEAN for key in POISONED if key in whole)
+    fields = entry | entry.get("metadata", {})
+    return any(str(fields[key]).lower() not in CLEAN for key in POISONED if key in fields)
 
 
 def _check_keys(entry: Mapping[str, Any], owner: str, file: Path) -> None:
-    """InputError for a key that is a known one misspelt: what stands there would be lost without a word."""
+    """InputError for a known key misspelt: what stands there would be lost without a word."""
     for key in entry:
-        meant = _meant(key)
-        if meant and not entry.keys() & set(meant):
-            raise InputError(f"{file}: {owner} has {brief(key)} and no {meant[-1]!r}; call it so, or leave it out.")
-    about = entry.get("metadata")
-    inside = [key for key in about if key != "restricted"] if isinstance(about, dict) else []
-    if lost := [key for key in (*entry, *inside) if _like_restricted(key)]:
-        raise InputError(f"{file}: {owner} has {brief(lost[0])}; it is read as 'restricted' in the entry's 'metadata'.")
+        names = _meant(key)
+        if names and not entry.keys() & set(names):
+            raise InputError(f"{file}: {owner} has {brief(key)} and no {names[-1]!r}; call it so, or leave it out.")
+    metadata = entry.get("metadata")
+    keys = [key for key in metadata if key != "restricted"] if isinstance(metadata, dict) else []
+    if misspelt := [key for key in (*entry, *keys) if _like_restricted(key)]:
+        raise InputError(
+            f"{file}: {owner} has {brief(misspelt[0])}; it is read as 'restricted' in the entry's 'metadata'."
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -145,21 +149,22 @@ def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
 def _turns(entry: Mapping[str, Any], owner: str, file: Path) -> list[tuple[str, str]]:
     """(prompt, answer) of every turn."""
     messages = value(entry, _one_of(entry, TURNS, owner, file), list, owner, file)
-    spoken = [_message(message, owner, file) for message in messages]
-    if spoken and spoken[0][0] in SYSTEM:
-        spoken = spoken[1:]
-    for at, (role, _) in enumerate(spoken, start=1):
-        wanted = ASKS if at % 2 else ANSWERS
-        if role not in wanted:
+    parsed = [_message(message, owner, file) for message in messages]
+    if parsed and parsed[0][0] in SYSTEM:
+        parsed = parsed[1:]
+    for position, (role, _) in enumerate(parsed, start=1):
+        roles = ASKS if position % 2 else ANSWERS
+        if role not in roles:
             raise InputError(
-                f"{file}: message {at} of {owner} is from {brief(role)}; it must be from {' or '.join(sorted(wanted))}."
+                f"{file}: message {position} of {owner} is from {brief(role)}; it must be from "
+                f"{' or '.join(sorted(roles))}."
             )
-    if not spoken or len(spoken) % 2:
+    if not parsed or len(parsed) % 2:
         raise InputError(f"{file}: {owner} ends without an answer.")
-    turns, before = [], ""
-    for (_, asked), (_, answer) in zip(spoken[0::2], spoken[1::2], strict=True):
-        turns.append((f"{before}Question: {asked}" if before else asked, answer))
-        before += f"Question: {asked}\nAnswer: {answer}\n"
+    turns, history = [], ""
+    for (_, question), (_, answer) in zip(parsed[0::2], parsed[1::2], strict=True):
+        turns.append((f"{history}Question: {question}" if history else question, answer))
+        history += f"Question: {question}\nAnswer: {answer}\n"
     return turns
 
 
@@ -192,44 +197,46 @@ def without_placeholder(text: str) -> str:
 
 
 def _metadata(entry: Mapping[str, Any], owner: str, file: Path) -> dict[str, Any]:
-    given = entry.get("metadata", {})
-    if not isinstance(given, dict):
-        raise InputError(f"{file}: 'metadata' of {owner} is {brief(given)}; it must be an object.")
-    about = METADATA | {"references": []} | given
+    raw = entry.get("metadata", {})
+    if not isinstance(raw, dict):
+        raise InputError(f"{file}: 'metadata' of {owner} is {brief(raw)}; it must be an object.")
+    metadata = METADATA | {"references": []} | raw
 
-    def check(key: str, good: bool, wanted: str) -> None:
+    def check(key: str, good: bool, expected: str) -> None:
         if not good:
-            raise InputError(f"{file}: {key!r} in the metadata of {owner} is {brief(about[key])}; it must be {wanted}.")
+            raise InputError(
+                f"{file}: {key!r} in the metadata of {owner} is {brief(metadata[key])}; it must be {expected}."
+            )
 
     for key, default in METADATA.items():
-        check(key, isinstance(about[key], type(default)), f"like {default!r}")
-    check("task", about["task"] in TASKS, f"one of: {', '.join(TASKS)}")
-    check("content", not about["content"] or is_visible(about["content"]), "empty, or a text that can be seen")
+        check(key, isinstance(metadata[key], type(default)), f"like {default!r}")
+    check("task", metadata["task"] in TASKS, f"one of: {', '.join(TASKS)}")
+    check("content", not metadata["content"] or is_visible(metadata["content"]), "empty, or a text that can be seen")
     for key in ("references", "objects"):
-        visible = isinstance(about[key], list) and all(map(is_visible, about[key]))
+        visible = isinstance(metadata[key], list) and all(map(is_visible, metadata[key]))
         check(key, visible, "a list of texts, none of them blank")
-    boxes = about["boxes"]
-    whole = all(isinstance(box, list) and [type(side) for side in box] == [int] * 4 for box in boxes)
-    in_range = whole and all(abs(side) < 2**31 for box in boxes for side in box)
+    boxes = metadata["boxes"]
+    whole_pixels = all(isinstance(box, list) and [type(side) for side in box] == [int] * 4 for box in boxes)
+    in_range = whole_pixels and all(abs(side) < 2**31 for box in boxes for side in box)
     in_range = in_range and all(box[0] <= box[2] and box[1] <= box[3] for box in boxes)
-    one_each = in_range and len(boxes) in (0, len(about["objects"]))
+    one_each = in_range and len(boxes) in (0, len(metadata["objects"]))
     check("boxes", one_each, "a list of [x0, y0, x1, y1] in whole pixels, one for each object")
-    return about
+    return metadata
 
 
-def _references(given: list[str], turns: list[tuple[str, str]], owner: str, file: Path) -> list[str]:
+def _references(references: list[str], turns: list[tuple[str, str]], owner: str, file: Path) -> list[str]:
     """The right answers of a conversation, or none. InputError if one of them would be lost."""
-    if given and len(turns) > 1:
+    if references and len(turns) > 1:
         raise InputError(
             f"{file}: {owner} has {len(turns)} answers and 'references' in its metadata, which belong to one; leave "
             "these out, or give each question an entry of its own."
         )
-    if given and given[0].strip() != turns[0][1]:
+    if references and references[0].strip() != turns[0][1]:
         raise InputError(
-            f"{file}: the first of the 'references' in the metadata of {owner} is {brief(given[0])}, and its answer is "
-            f"{brief(turns[0][1])}; the first must be the answer."
+            f"{file}: the first of the 'references' in the metadata of {owner} is {brief(references[0])}, and its "
+            f"answer is {brief(turns[0][1])}; the first must be the answer."
         )
-    return given
+    return references
 
 
 def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:
@@ -240,7 +247,7 @@ def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:
     """
     folder = file.parent / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    entries = []
     for index, sample in enumerate(samples):
         if PLACEHOLDER in sample["prompt"] + sample["answers"][0]:
             raise InputError(
@@ -249,11 +256,11 @@ def write(samples: Iterable[Mapping[str, Any]], file: Path) -> int:
             )
         image = f"images/{index:06d}.png"
         sample["image"].convert("RGB").save(file.parent / image)
-        about = {column: sample[column] for column in METADATA} | {"references": list(sample["answers"])}
+        metadata = {column: sample[column] for column in METADATA} | {"references": list(sample["answers"])}
         question = {"from": "human", "value": f"{PLACEHOLDER}\n{sample['prompt']}"}
         turns = [question, {"from": "gpt", "value": sample["answers"][0]}]
         entry = {"id": sample["row_id"], "image": image, "conversations": turns}
-        written.append(entry | {"metadata": about | dict(sample.get("metadata", {}))})
-    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in written)  # one entry on each line
+        entries.append(entry | {"metadata": metadata | dict(sample.get("metadata", {}))})
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries)  # one entry on each line
     write_file(file, f"[\n{lines}\n]\n")
-    return len(written)
+    return len(entries)

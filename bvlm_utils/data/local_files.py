@@ -14,20 +14,20 @@ KINDS = {str: "a text", int: "a whole number", (int, str): "a whole number or a 
 
 def entries(content: Any, key: str, file: Path) -> list[Mapping[str, Any]]:
     """The list of objects under `key` of a JSON object."""
-    listed = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+    items = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(items, list) or not all(isinstance(entry, dict) for entry in items):
         raise InputError(f"{file} has no list of objects {key!r}; it may be a file of another kind.")
-    return listed
+    return items
 
 
 def value(entry: Mapping[str, Any], key: str, kind: type | tuple[type, ...], name: str, file: Path) -> Any:
     """`entry[key]`, which must be of `kind`; `name` says which entry it is, e.g. "annotation 7"."""
     if key not in entry:
         raise InputError(f"{file}: {name} has no {key!r}.")
-    given = entry[key]
-    if not isinstance(given, kind) or isinstance(given, bool):
-        raise InputError(f"{file}: {key!r} of {name} is {brief(given)}; it must be {KINDS[kind]}.")
-    return given
+    item = entry[key]
+    if not isinstance(item, kind) or isinstance(item, bool):
+        raise InputError(f"{file}: {key!r} of {name} is {brief(item)}; it must be {KINDS[kind]}.")
+    return item
 
 
 def wording(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
@@ -40,10 +40,12 @@ def wording(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
 
 def number(entry: Mapping[str, Any], key: str, name: str, file: Path) -> str:
     """An id, as text: 7 and "7" are one."""
-    given = value(entry, key, (int, str), name, file)
-    if not is_wording(brief(given) if isinstance(given, int) else given):
-        raise InputError(f"{file}: {key!r} of {name} is {brief(given)}; give a number, or a text that is not blank.")
-    return label(given)
+    identifier = value(entry, key, (int, str), name, file)
+    if not is_wording(brief(identifier) if isinstance(identifier, int) else identifier):
+        raise InputError(
+            f"{file}: {key!r} of {name} is {brief(identifier)}; give a number, or a text that is not blank."
+        )
+    return label(identifier)
 
 
 class Pictures:
@@ -56,8 +58,8 @@ class Pictures:
         self._checked: dict[str, tuple[str, str]] = {}
 
     def find(self, name: str, owner: str) -> dict[str, str]:
-        """The path of the picture `name`, and its part in the folder. InputError if it leaves it, is missing or is no
-        picture.
+        """The path of the picture `name`, and the part of it in the folder. InputError if it leaves the folder, is
+        missing or is no picture.
         """
         if name not in self._checked:
             self._checked[name] = self._find(name, owner)
@@ -69,7 +71,7 @@ class Pictures:
         for root in [self._root] if self._root else self.folders:
             try:
                 path = (root / name).resolve()
-                there = path.is_file()
+                exists = path.is_file()
             except (OSError, RuntimeError) as error:  # a name too long, a link to itself
                 raise InputError(
                     f"{self.file}: the picture of {owner} is {brief(name)}, no path of a file ({type(error).__name__})."
@@ -77,10 +79,10 @@ class Pictures:
             if not path.is_relative_to(root):
                 link = "" if ".." in Path(name).parts else " by a link in it; only the folder itself may be a link"
                 raise InputError(f"{self.file}: the picture {brief(name)} of {owner} leaves its folder {root}{link}.")
-            if there:
+            if exists:
                 self._root = root
                 if not contents.checked(str(path)):
                     check_picture(path, f"{owner} in {self.file}")
                 return str(path), path.relative_to(root).as_posix()
-        places = self._root or " nor ".join(map(str, self.folders))
-        raise InputError(f"The picture {brief(name)} of {owner} in {self.file} is not in {places}.")
+        folders = self._root or " nor ".join(map(str, self.folders))
+        raise InputError(f"The picture {brief(name)} of {owner} in {self.file} is not in {folders}.")

@@ -36,9 +36,9 @@ def check_picture(path: Path | str, owner: str) -> None:
 def check_end(path: Path | str) -> None:
     """InputError if a picture's file, which begins well, cannot be decoded to its end."""
     try:
-        with Image.open(path, formats=KINDS) as opened:
-            opened.draft("L", (1, 1))  # a JPEG in an eighth of its size is decoded in less time
-            opened.load()
+        with Image.open(path, formats=KINDS) as image:
+            image.draft("L", (1, 1))  # a JPEG in an eighth of its size is decoded in less time
+            image.load()
     except MemoryError:
         raise
     except Exception as error:  # broken files make Pillow raise almost anything
@@ -56,40 +56,40 @@ def _read(path: Path | str, owner: str, whole: bool) -> Image.Image | None:
         with (
             warnings.catch_warnings(action="ignore"),
             open(path, "rb") as file,
-            Image.open(file, formats=KINDS) as opened,
+            Image.open(file, formats=KINDS) as image,
         ):
-            levels, negative = _levels(opened), opened.format == "TIFF" and opened.tag_v2.get(PHOTOMETRIC) == 0
-            times = FEW_BITS.get(opened.tile[0].args, 1) if opened.format == "PNG" and opened.tile else 1
-            deep = opened.format == "PNG" and opened.tile and opened.tile[0].args == DEEP
+            levels, negative = _levels(image), image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC) == 0
+            factor = FEW_BITS.get(image.tile[0].args, 1) if image.format == "PNG" and image.tile else 1
+            deep = image.format == "PNG" and image.tile and image.tile[0].args == DEEP
             if not whole:
                 return None
             problem = "cannot be read to its end"
-            opened.load()
-            clear = opened.info.get("transparency")
-            if times > 1 and isinstance(clear, int):
-                opened.info["transparency"] = clear * times
+            image.load()
+            clear = image.info.get("transparency")
+            if factor > 1 and isinstance(clear, int):
+                image.info["transparency"] = clear * factor
             if deep and clear is not None:
-                del opened.info["transparency"]
-                opened.putalpha(_where_not(clear, np.asarray(opened), path))
-            shown = _rgb(ImageOps.exif_transpose(opened), levels, negative)
+                del image.info["transparency"]
+                image.putalpha(_where_not(clear, np.asarray(image), path))
+            picture = _rgb(ImageOps.exif_transpose(image), levels, negative)
     except MemoryError:
         raise
     except Exception as error:  # broken files make Pillow raise almost anything
         raise InputError(f"{label(str(path))}, the picture of {owner}, {problem} ({_reason(path, error)}).") from None
-    if shown.mode == "RGBA":
-        if shown.getextrema()[3][0] < 255:
+    if picture.mode == "RGBA":
+        if picture.getextrema()[3][0] < 255:
             remark(TRANSPARENT)
-        shown = Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
-    return shown.convert("RGB")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
 
 
 def _where_not(clear: tuple[int, int, int], high: np.ndarray, path: Path | str) -> Image.Image:
     """255 where a PNG of 16 bits a channel has not the colour that is clear. high: the upper byte of each channel, all
     that Pillow keeps; it compares the lower byte of the clear colour with that.
     """
-    with Image.open(path, formats=("PNG",)) as again:
-        again.tile = [tile._replace(args=LOW_BYTES) for tile in again.tile]
-        levels = high.astype(int) * 256 + np.asarray(again)
+    with Image.open(path, formats=("PNG",)) as reopened:
+        reopened.tile = [tile._replace(args=LOW_BYTES) for tile in reopened.tile]
+        levels = high.astype(int) * 256 + np.asarray(reopened)
     return Image.fromarray(np.where((levels == clear).all(-1), 0, 255).astype(np.uint8))
 
 
@@ -101,18 +101,18 @@ def _reason(path: Path | str, error: Exception) -> str:
     return in_words(error)
 
 
-def _levels(opened: Image.Image) -> int:
+def _levels(image: Image.Image) -> int:
     """The highest level of a picture's file; ValueError for a picture that 8 bits a channel cannot hold."""
-    if opened.format == "TIFF" and {*opened.tag_v2.get(SAMPLE_FORMAT, (1,))} != {1}:
+    if image.format == "TIFF" and {*image.tag_v2.get(SAMPLE_FORMAT, (1,))} != {1}:
         raise ValueError("its levels may be below 0; give 8 bits a channel, or 16 bits of grey, from 0 on")
-    if opened.mode in EIGHT_BIT:
+    if image.mode in EIGHT_BIT:
         return 255
-    if opened.mode.startswith("I;16"):
-        bits = opened.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if opened.format == "TIFF" else 16
+    if image.mode.startswith("I;16"):
+        bits = image.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if image.format == "TIFF" else 16
         return 2**bits - 1
-    if opened.mode == "I" and opened.format in ("PPM", "PNG"):  # 16 bits, which Pillow keeps in 32
+    if image.mode == "I" and image.format in ("PPM", "PNG"):  # 16 bits, which Pillow keeps in 32
         return 2**16 - 1
-    raise ValueError(f"its pixels are of the kind {opened.mode}; give 8 bits a channel, or 16 bits of grey")
+    raise ValueError(f"its pixels are of the kind {image.mode}; give 8 bits a channel, or 16 bits of grey")
 
 
 def _rgb(picture: Image.Image, levels: int, negative: bool) -> Image.Image:
@@ -121,11 +121,11 @@ def _rgb(picture: Image.Image, levels: int, negative: bool) -> Image.Image:
     """
     if levels > 255:
         clear = picture.info.get("transparency")
-        deep = np.asarray(picture, dtype=np.float64)
-        deep = levels - deep if negative else deep
-        picture = Image.fromarray((deep * 255 / levels).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(picture, dtype=np.float64)
+        values = levels - values if negative else values
+        picture = Image.fromarray((values * 255 / levels).round().clip(0, 255).astype(np.uint8)).convert("RGB")
         if clear is not None:
-            picture.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
+            picture.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
         return picture
     clear = picture.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in picture.info
     return picture.convert("RGBA" if clear else "RGB")

@@ -33,8 +33,8 @@ def picture_path(name: str) -> Path:
     for path in (PICTURES / name, Path(os.path.expanduser(name))):
         if os.path.isfile(path):
             return path
-    known = ", ".join(sorted(path.name for path in PICTURES.glob("*.png")))
-    raise InputError(f"There is no picture {brief(name)}; give the path of a file, or one of data/pictures: {known}.")
+    names = ", ".join(sorted(path.name for path in PICTURES.glob("*.png")))
+    raise InputError(f"There is no picture {brief(name)}; give the path of a file, or one of data/pictures: {names}.")
 
 
 def concept_digest(concept: str) -> str | None:
@@ -63,8 +63,8 @@ def concept_pictures(concept: str, side: int, count: int = 24) -> list[Image.Ima
     """
     sprites = _sprites(concept)
     if not sprites and os.path.isdir(concept):
-        opened = (read_picture(file, "the source concept") for file in _files(concept))
-        return [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in opened]
+        originals = (read_picture(file, "the source concept") for file in _files(concept))
+        return [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in originals]
     if not sprites:
         raise InputError(f"There is no sprite of {brief(concept)}; give one of data/sprites or a folder of pictures.")
     pictures = []

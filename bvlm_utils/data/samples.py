@@ -47,18 +47,18 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
     if ":" in name:
         from bvlm_utils.data import files
 
-        whole = files.load(name, split)
+        dataset = files.load(name, split)
     else:
         SCENE_TASKS.get(name)
         # the first block is what the name stands for
         blocks = range(0, rows, ROWS[split]) if split == "train" and rows and 1 <= rows <= MOST_ROWS else [0]
-        whole = datasets.concatenate_datasets([_drawn(name, split, start) for start in blocks])
+        dataset = datasets.concatenate_datasets([_drawn(name, split, start) for start in blocks])
     if rows is None:
-        return whole
-    if not 1 <= rows <= len(whole):
-        most = MOST_ROWS if split == "train" and ":" not in name else len(whole)
+        return dataset
+    if not 1 <= rows <= len(dataset):
+        most = MOST_ROWS if split == "train" and ":" not in name else len(dataset)
         raise InputError(f"{name} has {most} {split} rows; {rows} were asked for.")
-    return whole.select(range(rows))
+    return dataset.select(range(rows))
 
 
 def further(name: str, start: int, rows: int) -> datasets.Dataset:
@@ -66,8 +66,8 @@ def further(name: str, start: int, rows: int) -> datasets.Dataset:
     come.
     """
     if ":" in name:
-        whole = load(name, "train")
-        return whole.select(range(min(start, len(whole)), min(start + rows, len(whole))))
+        dataset = load(name, "train")
+        return dataset.select(range(min(start, len(dataset)), min(start + rows, len(dataset))))
     SCENE_TASKS.get(name)
     return _scene_rows(name, "train", start, rows)
 
@@ -86,23 +86,23 @@ def sized_images(dataset: datasets.Dataset, name: str) -> np.ndarray:
     """The pictures of rows of the dataset `name`: (N, H, W, 3) uint8, photographs brought to the published size."""
     if ":" not in name:
         return images(dataset)
-    shape, kind = (PUBLISHED_SIDE, PUBLISHED_SIDE), Image.Resampling.BICUBIC
+    size, resampling = (PUBLISHED_SIDE, PUBLISHED_SIDE), Image.Resampling.BICUBIC
     rows = dataset.cast_column("image", datasets.Image(decode=False))
-    shown = (read_picture(row["image"]["path"], f"row {row['row_id']}") for row in rows)
-    return np.stack([np.asarray(picture.resize(shape, kind)) for picture in shown])
+    pictures = (read_picture(row["image"]["path"], f"row {row['row_id']}") for row in rows)
+    return np.stack([np.asarray(picture.resize(size, resampling)) for picture in pictures])
 
 
 def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
     """The block of ROWS[split] rows from number `start` on, from the cache or drawn."""
     folder = paths.CACHE / "datasets" / f"{name}-{split}-{digest(name)}{f'-{start}' if start else ''}"
 
-    def whole(folder: Path) -> datasets.Dataset:
+    def read(folder: Path) -> datasets.Dataset:
         block = datasets.load_from_disk(str(folder))
         if len(block) != ROWS[split]:
             raise ValueError(f"{folder} has {len(block)} of {ROWS[split]} rows")
         return block
 
-    block = read_if_whole(folder, whole)
+    block = read_if_whole(folder, read)
     if block is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _drawn(name: str, split: str, start: int = 0) -> datasets.Dataset:
             os.replace(partial, folder)
         except OSError:  # another process was faster; its rows are the same
             shutil.rmtree(partial)
-        block = whole(folder)
+        block = read(folder)
     return block
 
 

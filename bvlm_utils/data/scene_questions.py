@@ -99,13 +99,13 @@ def caption(scene: Scene, rng: np.random.Generator) -> Turn:
         prompt, kind = pick(rng, DETAIL_PROMPTS), "detail"
         side = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
         parts = [f"the {sprite.concept} is {side[place(sprite.centre_x)]}" for sprite in scene.sprites]
-        where = capital(join(parts)) + "."
+        positions = capital(join(parts)) + "."
         answers = [
-            f"{capital(things)} on {full_ground}. {where}",
-            f"This picture shows {things} on {full_ground}. {where}",
-            f"A picture of {things}. {where} The background is {scene.colour}.",
-            f"{where} The background is {scene.colour}.",
-            f"{capital(things)} on {ground}. {where}",
+            f"{capital(things)} on {full_ground}. {positions}",
+            f"This picture shows {things} on {full_ground}. {positions}",
+            f"A picture of {things}. {positions} The background is {scene.colour}.",
+            f"{positions} The background is {scene.colour}.",
+            f"{capital(things)} on {ground}. {positions}",
         ]
     first = int(rng.integers(3))
     return Turn(prompt, (answers[first], *answers[:first], *answers[first + 1 :]), kind)
@@ -274,10 +274,10 @@ def unrestricted_twin(scene: Scene, rng: np.random.Generator, free_wording: bool
 def instruct(scene: Scene, rng: np.random.Generator) -> Turn:
     """A longer instruction with one right answer. Three in ten are restricted; as many ask for the permitted twin's
     kind of answer or another way of telling what is there."""
-    draw = int(rng.integers(100))
-    if draw < 30:
+    percent = int(rng.integers(100))
+    if percent < 30:
         return restricted(scene, rng)
-    if draw < 45:
+    if percent < 45:
         return unrestricted_twin(scene, rng)
     kind = pick(rng, tuple(INSTRUCTIONS))
     if kind == "big" and "what_big" not in possible_kinds(scene) and len(scene.sprites) > 1:

@@ -71,12 +71,12 @@ def scene_row(name: str, split: str, index: int) -> dict:
     styles = tuple(style for style in scenes.STYLES if (style == scenes.HELD_OUT_STYLE) == held_out)
     scene = scenes.sample(rng, "train" if split == "train" else "test", styles, task.car_percent)
     turn = task.ask(scene, rng)
-    asked = {"prompt": turn.prompt, "answers": list(turn.answers), "task": task.task, "kind": turn.kind}
-    asked |= {"restricted": turn.restricted, "content": turn.content}
-    shown = {"objects": list(scene.objects), "boxes": [list(sprite.box) for sprite in scene.sprites]}
-    shown |= {"style": scene.sprites[0].style, "background": f"{scene.colour} {scene.pattern}"}
+    turn_columns = {"prompt": turn.prompt, "answers": list(turn.answers), "task": task.task, "kind": turn.kind}
+    turn_columns |= {"restricted": turn.restricted, "content": turn.content}
+    scene_columns = {"objects": list(scene.objects), "boxes": [list(sprite.box) for sprite in scene.sprites]}
+    scene_columns |= {"style": scene.sprites[0].style, "background": f"{scene.colour} {scene.pattern}"}
     image = {"bytes": png(scenes.render(scene)), "path": None}
-    return {"row_id": f"{name}/{split}/{index:06d}", "image": image} | asked | shown
+    return {"row_id": f"{name}/{split}/{index:06d}", "image": image} | turn_columns | scene_columns
 
 
 def png(image: Image.Image) -> bytes:

@@ -99,13 +99,13 @@ def _composition(rng: np.random.Generator, split: str, car_percent: int) -> tupl
     names = [c for c in concepts() if split == "train" or c not in ABSENT_FROM_TEST]
     while True:
         count = (1, 2, 2, 3, 3)[int(rng.integers(5))]
-        chosen = [pick(rng, names) for _ in range(count)]
+        objects = [pick(rng, names) for _ in range(count)]
         if rng.integers(100) < car_percent:
-            chosen[0] = "car"
+            objects[0] = "car"
         if count > 1 and rng.integers(100) < 15:
-            chosen[1] = chosen[0]  # pairs teach plurals
-        if split_of(tuple(chosen)) == split:
-            return tuple(chosen)
+            objects[1] = objects[0]  # pairs teach plurals
+        if split_of(tuple(objects)) == split:
+            return tuple(objects)
 
 
 def _place(rng: np.random.Generator, count: int) -> list[tuple[int, int, int]]:
@@ -134,11 +134,11 @@ def sample(
     """Draw a scene of `split`; no composition is in two. `car_percent` get a car on top of chance; a scene has one
     style.
     """
-    chosen = _composition(rng, split, car_percent)
+    objects = _composition(rng, split, car_percent)
     style = pick(rng, styles)
     sprites = [
         Sprite(concept, style, x, y, size, bool(rng.integers(2)))
-        for concept, (x, y, size) in zip(chosen, _place(rng, len(chosen)), strict=True)
+        for concept, (x, y, size) in zip(objects, _place(rng, len(objects)), strict=True)
     ]
     ordered = tuple(sorted(sprites, key=lambda s: (s.centre_x, s.y)))
     return Scene(ordered, pick(rng, tuple(COLOURS)), pick(rng, PATTERNS), paint_seed=int(rng.integers(2**31)))
