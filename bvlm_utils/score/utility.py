@@ -48,8 +48,8 @@ def vqa_normalise(answer: str) -> str:
         glued = f"{mark} " in text or f" {mark}" in text or comma
         out = out.replace(mark, "" if glued else " ")
     out = _PERIOD.sub("", out)
-    found = out.lower().split()
-    words = [_DIGITS.get(word, word) for word in found if word not in _ARTICLES] or found
+    tokens = out.lower().split()
+    words = [_DIGITS.get(word, word) for word in tokens if word not in _ARTICLES] or tokens
     return " ".join(_CONTRACTIONS.get(word, word) for word in words)
 
 
@@ -73,31 +73,31 @@ def caption_object_f1(response: str, objects: Sequence[str], vocabulary: Sequenc
     """
     if not objects:
         raise InputError("The objects of the picture are unknown; F1 needs at least one.")
-    there = Counter(name.lower() for name in objects)
-    mentioned = _mentioned(response, there, vocabulary)
-    hits = sum((there & mentioned).values())
-    return 2 * hits / (sum(there.values()) + sum(mentioned.values()))
+    present = Counter(name.lower() for name in objects)
+    mentioned = _mentioned(response, present, vocabulary)
+    hits = sum((present & mentioned).values())
+    return 2 * hits / (sum(present.values()) + sum(mentioned.values()))
 
 
-def _mentioned(response: str, there: Counter, vocabulary: Sequence[str]) -> Counter:
+def _mentioned(response: str, present: Counter, vocabulary: Sequence[str]) -> Counter:
     forms, pattern = _forms(tuple(name.lower() for name in vocabulary))
     # once per name: a detailed caption names the same thing again when it says where it is
-    most: Counter = Counter()
+    total: Counter = Counter()
     for sentence in re.split(r"[.!?]", response.lower()):
         mentioned: Counter = Counter()
         for match in pattern.finditer(sentence):
             name, many = forms[match.group()]
-            mentioned[name] += max(many, there[name]) if many == 2 else 1
-        most |= mentioned
-    return most
+            mentioned[name] += max(many, present[name]) if many == 2 else 1
+        total |= mentioned
+    return total
 
 
 @cache
 def _forms(vocabulary: tuple[str, ...]) -> tuple[dict[str, tuple[str, int]], re.Pattern[str]]:
     """Singulars and plurals, each with its name and 1 or 2; and what finds them."""
     forms = {plural(name): (name, 2) for name in vocabulary} | {name: (name, 1) for name in vocabulary}
-    found = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
-    return forms, re.compile(rf"(?<!\w)(?:{found})(?!\w)")
+    alternatives = "|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True))
+    return forms, re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)")
 
 
 def words(text: str) -> list[str]:
@@ -137,10 +137,10 @@ def utility_scores(samples: Sequence[Mapping[str, Any]], responses: Sequence[str
     pairs, tasks = list(zip(samples, responses, strict=True)), [sample["task"] for sample in samples]
     scores, units = [0.0] * len(samples), []
     for task in dict.fromkeys(tasks):
-        rows = [row for row, own in enumerate(tasks) if own == task]
-        found, unit = _scores(task, [pairs[row] for row in rows])
+        rows = [row for row, row_task in enumerate(tasks) if row_task == task]
+        task_scores, unit = _scores(task, [pairs[row] for row in rows])
         units.append(unit)
-        for row, score in zip(rows, found, strict=True):
+        for row, score in zip(rows, task_scores, strict=True):
             scores[row] = score
     return scores, " and ".join(dict.fromkeys(units))
 
@@ -150,8 +150,8 @@ def _scores(task: str, pairs: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[
         return [vqa_accuracy(text, sample["answers"]) for sample, text in pairs], "VQA accuracy"
     listed = all(sample["objects"] for sample, _ in pairs)
     if task == "caption" and listed:
-        own = sorted({name for sample, _ in pairs for name in sample["objects"]})  # the data may name other things
-        names = list(dict.fromkeys([*scenes.concepts(), *own]))
+        things = sorted({name for sample, _ in pairs for name in sample["objects"]})  # the data may name other things
+        names = list(dict.fromkeys([*scenes.concepts(), *things]))
         return [caption_object_f1(text, sample["objects"], names) for sample, text in pairs], "object F1"
     if not listed:
         return cider([text for _, text in pairs], [list(sample["answers"]) for sample, _ in pairs]).tolist(), "CIDEr-D"
