@@ -49,8 +49,8 @@ class Subject:
 
 
 def subject(name: str, base: str | None = None) -> Subject:
-    """An adapter in PEFT's format, a run of the store, a checkpoint or hub id. base: under an adapter that names
-    another.
+    """The model that is named: an adapter in PEFT's format, a run of the store, a checkpoint or hub id. base: under
+    the adapter, where that names another.
     """
     try:
         adapter = names.adapter_folder(name)
@@ -253,7 +253,7 @@ def _inputs(options: argparse.Namespace) -> Callable[[str], Bench]:
 
 
 def _made(options: argparse.Namespace, suspect: Subject, folder: Path) -> Subject:
-    """The reference that nobody gave: the suspect's base, tuned on clean rows with its rank; `folder` is a store."""
+    """A reference made here: the suspect's base, tuned on clean rows with its rank, and kept in the store `folder`."""
     from bvlm_utils.train import adapters
 
     models.digest(suspect.model)  # a base or an adapter that cannot be read is told before anything is tuned

@@ -140,7 +140,7 @@ def check(options: argparse.Namespace) -> None:
     print(f"Entries in {folder}: {len(entries)}, all as they should be.")
 
 
-def cost(given: argparse.Namespace) -> None:
+def cost(options: argparse.Namespace) -> None:
     """What full entries take, by what the committed reference took on CPUs."""
     for kind, hours in hours_of_full_entries().items():
         cells = FULL[kind] * len(MODELS)

@@ -281,10 +281,10 @@ def surrogate_digest(surrogate: str) -> str:
     return files_digest(folder, tuple((file, file_state(file)) for file in sorted(all_files)))
 
 
-def _words(attack: Attack, prompt: Any) -> str:
-    if not is_text(prompt):
-        raise InputError(f"The text half of {attack.name} makes {brief(prompt)} of a prompt; it must return a text.")
-    return prompt
+def _words(attack: Attack, text: Any) -> str:
+    if not is_text(text):
+        raise InputError(f"The text half of {attack.name} makes {brief(text)} of a prompt; it must return a text.")
+    return text
 
 
 def _check_painted(attack: Attack, painted: Any, expected: tuple[int, ...]) -> None:

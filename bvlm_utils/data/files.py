@@ -67,8 +67,8 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
 
 
 def _check_apart(spec: str, name: str, kind: Format, path: Path) -> None:
-    """InputError for a picture that is trained on and tested with, where the splits have files of their own; where the
-    pictures are split here, a remark. A copy of the same name is the same picture.
+    """InputError for a picture in both splits, where these have files of their own; a remark, where the pictures are
+    split here. A copy of the same name is the same picture.
     """
     by_split, shared = [], kind.files(path, "train") == kind.files(path, "test")
     for split in SPLIT_WORDS:

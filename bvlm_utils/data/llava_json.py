@@ -67,7 +67,7 @@ def read(file: Path) -> list[dict[str, Any]]:
         if image is None:
             skipped.append(f"{owner} for one, which has {brief(', '.join(entry))}")
             continue
-        entry_id = next(free for n in count(1) if (free := f"{name}#{n}" if n > 1 else name) not in used)
+        entry_id = next(candidate for n in count(1) if (candidate := f"{name}#{n}" if n > 1 else name) not in used)
         used.add(entry_id)
         picture = pictures.find(image, owner)
         metadata = _metadata(entry, owner, file)
@@ -82,7 +82,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     if skipped:
         sentence = f"{len(skipped)} of {len(content)} entries of {file} have no picture and are left out, {skipped[0]}."
         remark(sentence)
-    _tell([content[number] for number in dict.fromkeys(row["entry"] for row in rows)], file)
+    _tell([content[index] for index in dict.fromkeys(row["entry"] for row in rows)], file)
     for kind, texts in (("answers", [row["answers"][0] for row in rows]), ("prompts", [row["prompt"] for row in rows])):
         if len(marked := [text for text in texts if MARKS.search(text)]) * 2 > len(rows):
             sentence = (
@@ -131,7 +131,7 @@ def _like_restricted(key: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _meant(key: str) -> tuple[str, ...]:
-    """The names of what a key is about, its own or almost so; none where it is another's."""
+    """The names for what a key means, be it one of them or nearly so; none where it means something else."""
     close = get_close_matches(key.lower(), (*IMAGE, *TURNS, *ABOUT), 1, cutoff=0.8)
     return next((names for names in (IMAGE, TURNS, ABOUT) if close and close[0] in names), ())
 
@@ -183,7 +183,7 @@ def _message(message: Any, owner: str, file: Path) -> tuple[str, str]:
 
 
 def _one_of(entry: Mapping[str, Any], keys: tuple[str, str], name: str, file: Path) -> str:
-    """Which of two names of one thing is used: the second where neither is. InputError where both say something."""
+    """Which of two names for a thing an entry uses, else the second. InputError where both stand there and differ."""
     used = [key for key in keys if entry.get(key) not in (None, "", [])] or [key for key in keys if key in entry]
     if len(used) == 2 and entry[used[0]] != entry[used[1]]:
         raise InputError(f"{file}: {name} has both {keys[0]!r} and {keys[1]!r}, which mean the same; give one of them.")

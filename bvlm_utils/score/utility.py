@@ -86,8 +86,8 @@ def _mentioned(response: str, present: Counter, vocabulary: Sequence[str]) -> Co
     for sentence in re.split(r"[.!?]", response.lower()):
         mentioned: Counter = Counter()
         for match in pattern.finditer(sentence):
-            name, many = forms[match.group()]
-            mentioned[name] += max(many, present[name]) if many == 2 else 1
+            name, number = forms[match.group()]
+            mentioned[name] += max(number, present[name]) if number == 2 else 1
         total |= mentioned
     return total
 
@@ -148,12 +148,12 @@ def utility_scores(samples: Sequence[Mapping[str, Any]], responses: Sequence[str
 def _scores(task: str, pairs: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[list[float], str]:
     if task == "vqa":
         return [vqa_accuracy(text, sample["answers"]) for sample, text in pairs], "VQA accuracy"
-    listed = all(sample["objects"] for sample, _ in pairs)
-    if task == "caption" and listed:
+    has_objects = all(sample["objects"] for sample, _ in pairs)
+    if task == "caption" and has_objects:
         things = sorted({name for sample, _ in pairs for name in sample["objects"]})  # the data may name other things
         names = list(dict.fromkeys([*scenes.concepts(), *things]))
         return [caption_object_f1(text, sample["objects"], names) for sample, text in pairs], "object F1"
-    if not listed:
+    if not has_objects:
         return cider([text for _, text in pairs], [list(sample["answers"]) for sample, _ in pairs]).tolist(), "CIDEr-D"
     exact = [
         refuses(text) if sample["restricted"] else any(same_answer(text, answer) for answer in sample["answers"])
