@@ -33,9 +33,9 @@ class Words:
         longest_first = sorted(self.marks.values(), key=len, reverse=True)
         places = "|".join(f"(?<={re.escape(mark[0])})(?={re.escape(mark[1:])})" for mark in longest_first)
         ids = [i for part in re.split(places, words) for i in self.within(part)]
-        left = next((self.marks[i] for i in ids if i in self.marks), None)
-        if left is not None:
-            raise InputError(f"The text {brief(words)} has the model's own mark {left!r} in it; take it out.")
+        mark = next((self.marks[i] for i in ids if i in self.marks), None)
+        if mark is not None:
+            raise InputError(f"The text {brief(words)} has the model's own mark {mark!r} in it; take it out.")
         return ids
 
     def within(self, text: str) -> list[int]:
