@@ -136,10 +136,10 @@ def base_under(adapter: Path, model: str | None) -> str:
         return base_name(adapter)
     base = _named_base(adapter)
     if base and not _same(base, model):
-        message = (
+        note = (
             f"The adapter in {adapter} was tuned on {brief(base)} by its own words, and was put on {model!r}; if these"
         )
-        remark(f"{message} are two models, the results mean nothing.")
+        remark(f"{note} are two models, the results mean nothing.")
     return model
 
 

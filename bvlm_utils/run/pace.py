@@ -16,9 +16,9 @@ class Pace:
         self.seconds, self.each = seconds, 0.0
 
     def size(self, waiting: int) -> int:
-        wanted = self.FIRST if not self.each else max(1, int(self.seconds / self.each))
+        limit = self.FIRST if not self.each else max(1, int(self.seconds / self.each))
         # Two groups of equal size beat a full one and a remainder.
-        return -(-waiting // -(-waiting // wanted))
+        return -(-waiting // -(-waiting // limit))
 
     def saw(self, cells: int, seconds: float) -> None:
         self.each = seconds / cells
