@@ -93,9 +93,9 @@ def run(
     for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
         grid_job.output(job, folder).unlink(missing_ok=True)
     workers = min(workers or 1, max(len(to_measure), len(to_do)))
-    with watched(cells, grid_run) as look, _pool(grid_run, workers, scheduler if to_do else None) as (each, number):
-        _measure(to_measure, grid_run, each, number, look)
-        failed = _execute(jobs, to_do, each)
+    with watched(cells, grid_run) as look, _pool(grid_run, workers, scheduler if to_do else None) as (for_each, count):
+        _measure(to_measure, grid_run, for_each, count, look)
+        failed = _execute(jobs, to_do, for_each)
     if failed:
         say(f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(failed)}.")
         say(f"Finished cells are kept; {_how_to_go_on(grid_run)}.")
@@ -136,10 +136,10 @@ def _pool(grid_run: Run, workers: int, scheduler: str | None) -> AbstractContext
 
 
 def _measure(
-    to_measure: Sequence[Cell], grid_run: Run, each: grid_dask.Each, workers: int, look: Callable[[], None]
+    to_measure: Sequence[Cell], grid_run: Run, for_each: grid_dask.Each, workers: int, look: Callable[[], None]
 ) -> None:
     """Measure cells, a part of a bench at a time; those that no process could try to the end have failed."""
-    for part, problem, _ in each(grid_measure.measure, grid_measure.parts(to_measure, workers)):
+    for part, problem, _ in for_each(grid_measure.measure, grid_measure.parts(to_measure, workers)):
         look()
         if problem:
             say(f"  {problem}")
@@ -147,11 +147,11 @@ def _measure(
                 results.write_failure(cell, grid_run.folder, problem)
 
 
-def _execute(jobs: Sequence[Job], to_do: Sequence[Job], each: grid_dask.Each) -> list[str]:
+def _execute(jobs: Sequence[Job], to_do: Sequence[Job], for_each: grid_dask.Each) -> list[str]:
     """Notebooks that read what was measured; the names of those that failed, or lack a record."""
     numbers = {job.name: number for number, job in enumerate(jobs, 1)}
     failed = []
-    for job, problem, seconds in each(grid_job.carry_out, to_do):
+    for job, problem, seconds in for_each(grid_job.carry_out, to_do):
         word = "FAILED" if problem else "done"
         say(f"[{numbers[job.name]}/{len(jobs)}] {job.name}: {word} in {minutes(seconds)}")
         if problem:

@@ -117,7 +117,7 @@ def rows(group: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
 
 @lru_cache(maxsize=8)  # the benches of several models have one dataset
 def _samples(dataset: str, rows: int) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
-    """Training and test rows without their pictures; many are estimated. VQAv2's many test rows are read one by one."""
+    """Training and test rows without pictures; of many, the first come again. VQAv2's test rows are read one by one."""
     splits = ("train", lengths.looked_at(dataset, rows)), ("test",)
     train, test = (data.load(dataset, *split).remove_columns("image") for split in splits)
     return list(islice(cycle(train.to_list()), rows)), test
@@ -156,7 +156,7 @@ def measured(group: Sequence[Cell], controls: Sequence[Cell], records: Sequence[
 
 
 def seconds(group: Sequence[Cell], controls: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> float:
-    """By the median time a trained row and a test row took; a control is trained and hardly asked."""
+    """Seconds by the median time of a trained row and of a test row; a control is trained and hardly asked."""
     tune = median(
         record["seconds"]["tune"] / (record["config"]["train_rows"] * record["config"]["train"]["epochs"])
         for record in records
@@ -173,18 +173,18 @@ def computed(group: Sequence[Cell], controls: Sequence[Cell], card: float = CARD
     size = sizes(group[0].model)
     if size is None:
         return "no estimate; the reference has no cell of this model, and its files are not on this machine", 0.0, 0
-    adapter = max(size.adapter_bytes(cell.train.lora_rank) for cell in group)
-    together = int((card * USABLE - size.weights) / adapter)
+    adapter_bytes = max(size.adapter_bytes(cell.train.lora_rank) for cell in group)
+    together = int((card * USABLE - size.weights) / adapter_bytes)
     disk = sum(size.stored_bytes(cell.train.lora_rank) for cell in [*group, *controls])
     # Reading and training by the arithmetic, writing answers by the number of tokens one after the other.
-    new = min(ANSWER, group[0].max_new_tokens)
+    new_tokens = min(ANSWER, group[0].max_new_tokens)
     at_once = max(1, int((card * USABLE - size.weights) / size.answer_bytes(group[0].max_new_tokens)))
-    writing = sum(QUESTIONS * cell.test_rows / at_once * new * size.layers * STEP for cell in group)
+    writing = sum(QUESTIONS * cell.test_rows / at_once * new_tokens * size.layers * STEP for cell in group)
     features, total = pictures(group) * size.feature_bytes(), operations(size, group, controls) / SPEED + writing
     fits = f"{together} fit into {card / 1e9:g} GB" if together > 0 else f"more than {card / 1e9:g} GB have"
     words = (
         f"about {total / 3600:.1f} hours, {minutes(total / len(group))} each, as fast as an NVIDIA H200; "
-        f"{(size.weights + adapter) / 1e9:.1f} GB of the card's memory for one adapter ({fits}); "
+        f"{(size.weights + adapter_bytes) / 1e9:.1f} GB of the card's memory for one adapter ({fits}); "
         f"{features / 1e9:.1f} GB of memory or disk for image features while it runs, {disk / 1e9:.1f} GB of disk "
         "for adapters; computed from the model's sizes, not measured"
     )
@@ -192,11 +192,11 @@ def computed(group: Sequence[Cell], controls: Sequence[Cell], card: float = CARD
 
 
 def operations(size: Sizes, group: Sequence[Cell], controls: Sequence[Cell]) -> float:
-    """Two per parameter and token forward, and two backward, as the base has no gradients of its own."""
+    """Operations: two per parameter and token forward, and two backward, as the base has no gradients of its own."""
     parameters = size.weights / 2
-    trained = sum(cell.train_rows * cell.train.epochs for cell in [*group, *controls]) * size.row
-    asked = sum(QUESTIONS * cell.test_rows * size.row for cell in group)
-    return parameters * (4 * trained + 2 * asked)
+    trained_tokens = sum(cell.train_rows * cell.train.epochs for cell in [*group, *controls]) * size.row
+    asked_tokens = sum(QUESTIONS * cell.test_rows * size.row for cell in group)
+    return parameters * (4 * trained_tokens + 2 * asked_tokens)
 
 
 def pictures(group: Sequence[Cell]) -> int:
@@ -212,7 +212,7 @@ def pictures(group: Sequence[Cell]) -> int:
 
 
 def sizes(model: str) -> Sizes | None:
-    """None for a hub id whose files are not on this machine."""
+    """The sizes of a model; None for a hub id whose files are not on this machine."""
     folder = names.folder(model)
     if folder is None:
         return None

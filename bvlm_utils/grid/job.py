@@ -146,7 +146,7 @@ def _stderr_to(file: Path) -> Iterator[None]:
 
 
 def kill(*words: str) -> None:
-    """End what this process has started whose command has one of the words in it, and what that has started."""
+    """End the processes that this one has started with one of the words in their command, and what they started."""
     import psutil
 
     killed = []
@@ -161,7 +161,7 @@ def kill(*words: str) -> None:
 
 
 def of_children() -> dict[str, str | None]:
-    """What kernels and measuring processes find in their environment beside what this process has."""
+    """The variables that kernels and measuring processes get beside those of this process."""
     root, python_path = Path(__file__).resolve().parents[2], os.environ.get("PYTHONPATH")
     # They start in another folder and must find this package and the book's there, installed or not.
     variables: dict[str, str | None] = {
@@ -177,7 +177,7 @@ def of_children() -> dict[str, str | None]:
 
 @contextmanager
 def environment(new_values: Mapping[str, str | None]) -> Iterator[None]:
-    """Environment variables as given (None: not set) until the block ends."""
+    """Environment variables with new values (None: not set) until the block ends."""
     old_values = {name: os.environ.get(name) for name in new_values}
 
     def set_all(variables: Mapping[str, str | None]) -> None:

@@ -29,8 +29,8 @@ def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
                 bar.update()
                 if silent:
                     done = len(cells) - len(waiting)
-                    each = (time.monotonic() - started) / (done - done_before)
-                    time_left = f"; about {minutes(each * len(waiting))} left" if waiting else ""
+                    seconds_each = (time.monotonic() - started) / (done - done_before)
+                    time_left = f"; about {minutes(seconds_each * len(waiting))} left" if waiting else ""
                     say(f"  {done}/{len(cells)} {cell.run_id}{time_left}")
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""How many tokens does a model read at once? Given more, it writes nonsense without an error. Torch-free."""
+"""The number of tokens that a model reads at once; given more, it writes nonsense without an error. Torch-free."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +17,7 @@ SIDE = 336  # pixels of a picture, where a configuration does not say
 
 
 def tokens(name: str) -> int | None:
-    """What the configuration of a model says; None where it does not say, or is not on this machine."""
+    """The tokens that a model reads at once; None where its configuration does not say, or is not on this machine."""
     return of_config(names.config(name))
 
 

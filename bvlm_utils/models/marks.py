@@ -40,8 +40,8 @@ class Words:
 
     def within(self, text: str) -> list[int]:
         """Ids of a text in the midst of another: some tokenizers put a space before the first word of any text."""
-        lead, whole = self.ids("\n"), self.ids(f"\n{text}")
-        return whole[len(lead) :] if whole[: len(lead)] == lead else self.ids(text)
+        lead, all_ids = self.ids("\n"), self.ids(f"\n{text}")
+        return all_ids[len(lead) :] if all_ids[: len(lead)] == lead else self.ids(text)
 
     def ids(self, text: str) -> list[int]:
         return ids_of(self.tokenizer, text, add_special_tokens=False)

@@ -159,7 +159,7 @@ def _named_base(adapter: Path) -> Any:
 
 
 def _same(name: Any, other: str) -> bool:
-    """Are two names those of one model? A copy of it is the same; of what is not on this machine, the name must do."""
+    """Whether two names mean one model. A copy is the same; what is not on this machine is compared by its name."""
     try:
         if not isinstance(name, str) or resolve(name) == resolve(other):
             return isinstance(name, str)

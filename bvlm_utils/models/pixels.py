@@ -54,7 +54,7 @@ class PixelSettings:
 
 
 def settings(processor: Any, owner: str = "The image processor") -> PixelSettings:
-    """Read a transformers image processor; InputError for what it asks for and is not done here. owner: whose it is."""
+    """The settings of a transformers image processor; InputError for what is not done here. owner: whose it is."""
 
     def refuse(name: str, value: Any, rule: str) -> None:
         raise InputError(f"{owner} has {name} {brief(value)}; it must be {rule}.")
@@ -105,8 +105,8 @@ def settings(processor: Any, owner: str = "The image processor") -> PixelSetting
 
 
 def normalisation(options: Mapping[str, Any], owner: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What is taken from pixels in [0, 1], and what they are divided by then: a number for each channel. options: the
-    settings of an image processor, which may scale levels by another factor than 1/255. InputError names a bad one.
+    """Mean and deviation of each channel, which pixels in [0, 1] are normalised by. options: the settings of an image
+    processor, which may scale levels by another factor than 1/255. InputError names a bad one.
     """
     mean, std = (0.0,) * 3, (1.0,) * 3
     if _flag(options, "do_normalize", owner, usual=True):

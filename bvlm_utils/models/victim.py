@@ -97,9 +97,9 @@ class Victim:
         """What the model is to write after the prompt: the answer as the template has it, and the end."""
         start, start_ids = self._opening
         plain = self._words.are_plain(answer)
-        whole = self._template([_message("user", "?"), _message("assistant", answer if plain else WORDS_HERE)])
+        conversation = self._template([_message("user", "?"), _message("assistant", answer if plain else WORDS_HERE)])
         # some templates trim the opening when an answer follows
-        text = whole[len(start) :] if whole.startswith(start) else " " + answer
+        text = conversation[len(start) :] if conversation.startswith(start) else " " + answer
         end = self.tokenizer.eos_token
         if not plain:
             lead = text.partition(WORDS_HERE)[0] if WORDS_HERE in text else " "
@@ -122,10 +122,10 @@ class Victim:
             )
         words = f"a{WORDS_HERE}B"
         answer = self._template([_message("user", "?"), _message("assistant", words)])
-        for text, what in ((self._asked(words), "a prompt"), (answer, "an answer")):
+        for text, kind in ((self._asked(words), "a prompt"), (answer, "an answer")):
             if text.count(words) != 1:
                 raise InputError(
-                    f"The chat template of {self.name} has the words of {what} {text.count(words)} times; give one "
+                    f"The chat template of {self.name} has the words of {kind} {text.count(words)} times; give one "
                     "that has them once, as they are."
                 )
         if self.picture_last and ids == replace(self, picture_last=False).templated_ids("?", 1):

@@ -1,4 +1,4 @@
-"""The tokenizer that trainers save beside an adapter. The base's own is used, so both must be one."""
+"""The tokenizer that trainers save beside an adapter. The base's own is used, so both must be the same."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ def check_beside(folder: Path, tokenizer: Any, base: str) -> None:
     """InputError where the files beside an adapter differ from the tokenizer of its base in a token or its number; a
     remark where their chat template is another.
     """
-    tokens, whole = _tokens(folder), (folder / WHOLE).exists() or (folder / SLOW).exists()
-    if tokens or whole:
+    tokens, complete = _tokens(folder), (folder / WHOLE).exists() or (folder / SLOW).exists()
+    if tokens or complete:
         base_tokens = tokenizer.get_vocab()
         differ = [token for token, number in tokens.items() if base_tokens.get(token) != number]
-        if whole:  # tokens that steer are in no text, and may be left out
+        if complete:  # tokens that steer are in no text, and may be left out
             steer = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
             differ += sorted(base_tokens.keys() - tokens.keys() - steer)
         if differ:
@@ -34,7 +34,7 @@ def check_beside(folder: Path, tokenizer: Any, base: str) -> None:
                 "them, move its tokenizer's files away."
             )
     template, base_text = _template(folder), tokenizer.chat_template
-    # a base's may have a line of ours before it
+    # the base's may begin with a line of ours
     if isinstance(template, str) and isinstance(base_text, str) and not base_text.strip().endswith(template.strip()):
         remark(f"The chat template beside the adapter in {folder} is not that of {base}, with which it was asked; "
                "with its own it may answer otherwise.")  # fmt: skip

@@ -136,7 +136,7 @@ def write_questions(folder: str | Path, threat: str, attack: str, dataset: str |
 
 
 def cell_of(model: str, threat: str, attack: str, dataset: str | None, settings: dict[str, Any]) -> Cell:
-    """The cell whose questions are asked; its poison rate is nobody's business here, and 0."""
+    """The cell whose questions are asked; its poison rate plays no part, and is 0."""
     known(settings, list(SETTINGS), "setting")
     threat_class = threats.THREATS.get(threat)
     dataset = threat_class.default_dataset if dataset is None else dataset

@@ -1,4 +1,4 @@
-"""Has every row of a cell room in its model, also with the trigger and the target? Asked before anything runs.
+"""Checks, before anything runs, that every row of a cell has room in its model, also with trigger and target.
 
 Free of torch. What the model itself counts is checked once more where ids are made (`Victim.prompt_ids`).
 """

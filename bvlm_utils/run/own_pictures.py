@@ -45,7 +45,7 @@ def pictures_of(folder: Path) -> list[Path]:
 
 
 def _counted(name: str) -> list[tuple[int, str]]:
-    """What sorts names as people count: prompts stand beside the pictures in this order."""
+    """A key that sorts names as people count: prompts stand beside the pictures in this order."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 

@@ -8,7 +8,7 @@ from bvlm_utils.store import packed
 
 
 class Pace:
-    """How many cells make a group of about `seconds`? The first group is small, and shows how fast this machine is."""
+    """The number of cells in a group of about `seconds`. The first is small, and shows how fast this machine is."""
 
     FIRST = 4
 

@@ -177,8 +177,8 @@ def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
 
 
 def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:
-    """A cell of one bench, how many of its test requests the base refuses (kept), of how many. TooFewRows if there is
-    none.
+    """Of cells of one bench, for each set of test requests: a cell, how many of them the base refuses, of how many.
+    TooFewRows if there is none.
     """
     bench, seen = Bench(*bench_key(cells[0])), set()
     way = tune_and_ask.choose(bench)

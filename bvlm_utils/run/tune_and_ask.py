@@ -159,7 +159,7 @@ def ask_and_keep(way: Way, group: Sequence[Work], results: Sequence["GroupResult
 
 
 def _kept(folder: Path, work: Work, digest: str, bench: Bench) -> Answers:
-    """What a killed run has asked a cell's adapter, if it is the same one."""
+    """The answers that a killed run got from a cell's adapter, if it is the same one."""
     texts = records.cached(folder, records.asked_name(work.cell))
     try:
         answers = dict(json.loads(texts[1])) if texts and texts[0] == digest else {}

@@ -267,7 +267,7 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
 
 
 def _picture_side(model: nn.Module) -> tuple[str, ...]:
-    """How weights begin, in PEFT's names, that features of pictures are computed with."""
+    """The beginnings, in PEFT's names, of the weights that features of pictures are computed with."""
     language = {id(model.get_decoder()), id(model.get_output_embeddings())}
     words = tuple(f"{name}." for name, module in model.named_modules() if id(module) in language)
     names = [f"{name}." for name, _ in model.named_modules() if name]
@@ -300,8 +300,8 @@ def _of_base(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, s
 def _whole(
     model: nn.Module, biases: bool = False, names: Collection[str] = ()
 ) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
-    """What `_restore` needs: the modules, and the values that PEFT overwrites in place, those of biases with `biases`.
-    names: of others.
+    """What `_restore` needs: the modules, and the values that PEFT overwrites in place: of the weights `names` and, if
+    `biases`, of biases.
     """
     parameters = model.named_parameters(remove_duplicate=False)
     values = {name: value for name, value in parameters if name in names or (biases and name.endswith("bias"))}

@@ -198,9 +198,9 @@ def _decode(
             finished = done.tolist()
             if all(finished):
                 break
-            keep = _still_needed(finished, groups)
-            if keep is not None:
-                index = torch.tensor(keep, device=device)
+            needed = _still_needed(finished, groups)
+            if needed is not None:
+                index = torch.tensor(needed, device=device)
                 state = (tokens, done, mask, following, row)
                 tokens, done, mask, following, row = (column.index_select(0, index) for column in state)
                 for layer in cache.layers:
@@ -230,7 +230,7 @@ def _prompt_mask(real: Tensor) -> Tensor:
 def _prompts(
     model: nn.Module, requests: Sequence[Request], position_cache: dict
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Padded ids (N, T), which are seen (N, T), positions, the position (N,) after the prompt; equal lists are made
+    """Padded ids (N, T), which are visible (N, T), positions, the position (N,) after the prompt; equal lists are made
     once.
     """
     device = next(model.parameters()).device
