@@ -134,7 +134,7 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
     bench, clock = way.bench, Clock()
     stored = [work.cell for work in group if rescore and store.adapter(work.cell, folder)]
-    # Of those that are not trained. Without a record nobody knows how the adapter was, and it is tuned again.
+    # Of cells that are not trained again. Without a record nobody knows how the adapter was tuned: it is tuned again.
     old_records = {cell.run_id: record for cell in stored if (record := store.read(cell, folder))}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
     with lacking(controls, folder) as to_tune:

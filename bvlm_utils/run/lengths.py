@@ -33,7 +33,7 @@ def check(cells: Sequence[Cell]) -> None:
     seen, rows_of = set(), cache(_rows)
 
     def first(*key: Hashable) -> bool:
-        """Is this looked at for the first time?"""
+        """Whether this key comes for the first time."""
         return not (key in seen or seen.add(key))
 
     for cell in cells:
