@@ -58,15 +58,15 @@ def plan(
     folder = results.folder(store)
     cells = _cells(jobs)
     stamps = {cell.run_id: grid_job.stamp(cell, folder) for cell in cells} if force or rescore else {}
-    this = Run(folder, plain, rescore, {name: found for name, found in stamps.items() if found is not None})
-    wanted = [cell for cell in cells if force or rescore or this.lacks(cell)]
-    undefended = [one for job in jobs for one in this.undefended(job)]
-    if wanted or undefended:
+    grid_run = Run(folder, plain, rescore, {name: stamp for name, stamp in stamps.items() if stamp is not None})
+    to_measure = [cell for cell in cells if force or rescore or grid_run.lacks(cell)]
+    undefended = [defended for job in jobs for defended in grid_run.undefended(job)]
+    if to_measure or undefended:
         results.writable(store)
         damage.check_folders(folder)
-    check_adapters(undefended, folder, {cell.run_id for cell in wanted})
-    study.check_rows([cell for cell in wanted if not cell.skip_reason])
-    return this, wanted
+    check_adapters(undefended, folder, {cell.run_id for cell in to_measure})
+    study.check_rows([cell for cell in to_measure if not cell.skip_reason])
+    return grid_run, to_measure
 
 
 def _cells(jobs: Sequence[Job]) -> list[Cell]:
@@ -75,33 +75,37 @@ def _cells(jobs: Sequence[Job]) -> list[Cell]:
 
 
 def run(
-    jobs: Sequence[Job], this: Run, wanted: Sequence[Cell], workers: int | None = None, scheduler: str | None = None
+    jobs: Sequence[Job],
+    grid_run: Run,
+    to_measure: Sequence[Cell],
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> int:
     """Measure the cells that lack records, then execute the notebooks that read them; the exit code."""
-    folder, cells = this.folder, _cells(jobs)
-    say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(wanted)} to run. Store: {shown(folder)}")
+    folder, cells = grid_run.folder, _cells(jobs)
+    say(f"{len(jobs)} notebooks, {len(cells)} cells; {len(to_measure)} to run. Store: {shown(folder)}")
     try:
         _tidy(folder, cells)
     except InputError:  # whoever can only read results needs no notebooks beside them
         to_do = []
     else:
-        to_do = [job for job in jobs if not this.done(job)]
+        to_do = [job for job in jobs if not grid_run.done(job)]
     for job in to_do:  # a run that is stopped before the notebooks' turn is seen to be so
         grid_job.output(job, folder).unlink(missing_ok=True)
-    workers = min(workers or 1, max(len(wanted), len(to_do)))
-    with watched(cells, this) as look, _pool(this, workers, scheduler if to_do else None) as (each, number):
-        _measure(wanted, this, each, number, look)
-        failed = _execute(jobs, to_do, each)
+    workers = min(workers or 1, max(len(to_measure), len(to_do)))
+    with watched(cells, grid_run) as look, _pool(grid_run, workers, scheduler if to_do else None) as (for_each, count):
+        _measure(to_measure, grid_run, for_each, count, look)
+        failed = _execute(jobs, to_do, for_each)
     if failed:
         say(f"{len(failed)} of {len(jobs)} notebooks failed: {', '.join(failed)}.")
-        say(f"Finished cells are kept; {_how_to_go_on(this)}.")
+        say(f"Finished cells are kept; {_how_to_go_on(grid_run)}.")
         return 1
     say("Every cell has its record.")
     return 0
 
 
-def _how_to_go_on(this: Run) -> str:
-    if this.before:
+def _how_to_go_on(grid_run: Run) -> str:
+    if grid_run.before:
         return (
             "the same command makes all of them again, and without --force or --rescore only those that have no record"
         )
@@ -117,35 +121,37 @@ def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
         (folder / "notebooks" / f"{grid_measure.LOGS}{cell.run_id}.log").unlink(missing_ok=True)
 
 
-def _pool(this: Run, workers: int, scheduler: str | None) -> AbstractContextManager[tuple[grid_dask.Each, int]]:
+def _pool(grid_run: Run, workers: int, scheduler: str | None) -> AbstractContextManager[tuple[grid_dask.Each, int]]:
     """How tasks are carried out, and by how many workers; without a second one, one after the other from here."""
     if scheduler or workers > 1:
-        return grid_dask.pool(this, workers, scheduler)
+        return grid_dask.pool(grid_run, workers, scheduler)
 
     def in_turn(task: grid_dask.Task, items: Sequence[Any]) -> Iterator[grid_dask.Outcome]:
         for item in items:
-            begun = time.monotonic()
-            problem = task(item, this)
-            yield item, problem, time.monotonic() - begun
+            started = time.monotonic()
+            problem = task(item, grid_run)
+            yield item, problem, time.monotonic() - started
 
     return nullcontext((in_turn, 1))
 
 
-def _measure(wanted: Sequence[Cell], this: Run, each: grid_dask.Each, workers: int, look: Callable[[], None]) -> None:
+def _measure(
+    to_measure: Sequence[Cell], grid_run: Run, for_each: grid_dask.Each, workers: int, look: Callable[[], None]
+) -> None:
     """Measure cells, a part of a bench at a time; those that no process could try to the end have failed."""
-    for part, problem, _ in each(grid_measure.measure, grid_measure.parts(wanted, workers)):
+    for part, problem, _ in for_each(grid_measure.measure, grid_measure.parts(to_measure, workers)):
         look()
         if problem:
             say(f"  {problem}")
-            for cell in this.left(part):
-                results.write_failure(cell, this.folder, problem)
+            for cell in grid_run.left(part):
+                results.write_failure(cell, grid_run.folder, problem)
 
 
-def _execute(jobs: Sequence[Job], to_do: Sequence[Job], each: grid_dask.Each) -> list[str]:
+def _execute(jobs: Sequence[Job], to_do: Sequence[Job], for_each: grid_dask.Each) -> list[str]:
     """Notebooks that read what was measured; the names of those that failed, or lack a record."""
     numbers = {job.name: number for number, job in enumerate(jobs, 1)}
     failed = []
-    for job, problem, seconds in each(grid_job.carry_out, to_do):
+    for job, problem, seconds in for_each(grid_job.carry_out, to_do):
         word = "FAILED" if problem else "done"
         say(f"[{numbers[job.name]}/{len(jobs)}] {job.name}: {word} in {minutes(seconds)}")
         if problem:
@@ -162,12 +168,12 @@ def _stoppable() -> Iterator[None]:
         grid_job.kill(*grid_job.CHILDREN)  # workers are told to end by those who started them
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    old_handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         grid_job.kill(*grid_job.CHILDREN, "multiprocessing.spawn")
-        for number, handler in before.items():
+        for number, handler in old_handlers.items():
             signal.signal(number, handler)
 
 
@@ -182,8 +188,8 @@ def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> 
         states |= {cell.run_id: record["status"] for cell in job.cells if (record := results.read(cell, folder))}
         counts = Counter(states.values())
         words = ", ".join(f"{counts[word]} {word}" for word in ("done", "skipped", "failed", "missing") if counts[word])
-        defended = f"; {len(Run(folder).undefended(job))} of {len(job.defended)} defended to do" if job.defended else ""
-        say(f"{job.name}: {len(states)} cells: {words}{defended}")
+        note = f"; {len(Run(folder).undefended(job))} of {len(job.defended)} defended to do" if job.defended else ""
+        say(f"{job.name}: {len(states)} cells: {words}{note}")
         for run_id, word in states.items():
             if every_cell or word == "failed":
                 say(f"  {word:8}{run_id}")
@@ -197,15 +203,15 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
     if jobs is not None:
         tidy = tidy[tidy["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
     lines = []
-    for run_id, part in tidy.groupby("run_id", sort=False):
-        first = part.iloc[0]
+    for run_id, rows in tidy.groupby("run_id", sort=False):
+        first = rows.iloc[0]
         line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
-        value = part.set_index(["subject", "condition", "metric"])["value"]
-        measure = headline_metric(part).iloc[0]
+        values = rows.set_index(["subject", "condition", "metric"])["value"]
+        metric = headline_metric(rows).iloc[0]
         for condition in ("clean", "text", "image", "both"):
-            line[f"ASR {condition}"] = value.get(("poisoned", condition, measure), float("nan"))
+            line[f"ASR {condition}"] = values.get(("poisoned", condition, metric), float("nan"))
         for subject in ("poisoned", "control"):
-            line[f"utility {subject}"] = value.get((subject, "clean", "utility"), float("nan"))
+            line[f"utility {subject}"] = values.get((subject, "clean", "utility"), float("nan"))
         lines.append(line | {"run_id": run_id})
     return pd.DataFrame(lines)
 
@@ -236,37 +242,37 @@ def _parser() -> command.Parser:
     return parser
 
 
-def _act(chosen: argparse.Namespace) -> int | None:
-    jobs, named = load(chosen.file) if chosen.file else (None, None)
-    store = named if chosen.store is None else chosen.store
+def _act(options: argparse.Namespace) -> int | None:
+    jobs, grid_store = load(options.file) if options.file else (None, None)
+    store = grid_store if options.store is None else options.store
     results.folder(store)
-    if chosen.command == "table":
+    if options.command == "table":
         cells = table(jobs, store)
-        shown_cells = cells.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
-        say("The store holds no cell of this." if cells.empty else shown_cells)
-    elif chosen.command == "status":
+        text = cells.to_string(index=False, na_rep="n/a", float_format="{:.3g}".format)
+        say("The store holds no cell of this." if cells.empty else text)
+    elif options.command == "status":
         status(jobs, store)
-    elif chosen.command == "refusals":
+    elif options.command == "refusals":
         for line in study.refusals([cell for cell in _cells(jobs) if not cell.skip_reason], results.make(store)):
             say(line)
     else:
-        if chosen.scheduler == "":
+        if options.scheduler == "":
             raise InputError("--scheduler is ''; give an address, such as tcp://10.0.0.1:8786, or leave it out.")
-        if chosen.workers and chosen.scheduler:  # which has its own workers
-            raise InputError(f"--workers {chosen.workers} and --scheduler {chosen.scheduler} exclude each other.")
-        this, wanted = plan(jobs, store, chosen.force, chosen.plain, chosen.rescore)
-        if chosen.scheduler is None and any(cell.four_bit for cell in wanted):  # else its workers know
+        if options.workers and options.scheduler:  # which has its own workers
+            raise InputError(f"--workers {options.workers} and --scheduler {options.scheduler} exclude each other.")
+        grid_run, to_measure = plan(jobs, store, options.force, options.plain, options.rescore)
+        if options.scheduler is None and any(cell.four_bit for cell in to_measure):  # else its workers know
             names.check_four_bit()
-        if chosen.dry_run:
+        if options.dry_run:
             status(jobs, store, every_cell=True)
-            for line in grid_forecast.lines(wanted, this.folder, chosen.card * 1e9):
+            for line in grid_forecast.lines(to_measure, grid_run.folder, options.card * 1e9):
                 say(line)
             return 0
         try:
             with _stoppable():
-                return run(jobs, this, wanted, chosen.workers, chosen.scheduler)
+                return run(jobs, grid_run, to_measure, options.workers, options.scheduler)
         except Stopped as stopped:
-            command.complain(f"Stopped by {stopped}; finished cells are kept, {_how_to_go_on(this)}.")
+            command.complain(f"Stopped by {stopped}; finished cells are kept, {_how_to_go_on(grid_run)}.")
             return 128 + stopped.number
     return 0
 

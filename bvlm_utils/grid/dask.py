@@ -57,12 +57,12 @@ def _workers(client: Any) -> int:
     return max(1, len(client.scheduler_info()["workers"]))
 
 
-def _submit(client: Any, what: tuple[Any, ...], items: Sequence[Any]) -> Iterator[Outcome]:
+def _submit(client: Any, arguments: tuple[Any, ...], items: Sequence[Any]) -> Iterator[Outcome]:
     """The items in their order, to each worker the next one when it is free; Dask's own plan would guess wrong."""
     from distributed import wait
     from distributed.scheduler import KilledWorker
 
-    task, run, variables, name = what
+    task, run, variables, name = arguments
     variables = variables | {key: value for key, value in os.environ.items() if key.startswith(OURS)}
     waiting, running = list(enumerate(items)), {}
     while waiting or running:
@@ -95,7 +95,7 @@ def _carry_out(task: Task, item: Any, run: Run, variables: Variables, name: str)
     others = {key: None for key in os.environ if key.startswith(OURS) and key not in variables}
     trim = {TRIM: None} if os.environ.get(TRIM) == "65536" else {}
     with _one_at_a_time, grid_job.environment(variables | others | trim):
-        begun = time.monotonic()
+        started = time.monotonic()
         if name in _stopped:
             return None, 0.0
         _current.add(name)
@@ -103,7 +103,7 @@ def _carry_out(task: Task, item: Any, run: Run, variables: Variables, name: str)
             problem = task(item, run, again=lambda: name not in _stopped)
         finally:
             _current.discard(name)
-        return problem, time.monotonic() - begun
+        return problem, time.monotonic() - started
 
 
 def _stop(name: str) -> None:
@@ -168,8 +168,8 @@ def _signals_later() -> Iterator[None]:
 
     resource_tracker.ensure_running()  # started later, it would let the signals through again
     arrived: list[int] = []
-    both = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, lambda n, _frame: arrived.append(n)) for number in both}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, lambda n, _frame: arrived.append(n)) for number in numbers}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -37,14 +37,14 @@ class Engine(NBClientEngine):
     def execute_notebook(cls, nb: Any, kernel_name: str, **options: Any) -> Any:
         from papermill.execute import raise_for_execution_errors  # it imports papermill's engines, which import this
 
-        executed = super().execute_notebook(nb, kernel_name, **options)
+        notebook = super().execute_notebook(nb, kernel_name, **options)
         try:
-            raise_for_execution_errors(executed, executed.metadata.papermill["output_path"])  # saves before it raises
+            raise_for_execution_errors(notebook, notebook.metadata.papermill["output_path"])  # saves before it raises
         except PapermillExecutionError as error:
             if error.ename not in REFUSALS:
                 raise
             raise Refused(error) from None
-        return executed
+        return notebook
 
 
 papermill_engines.register(None, Engine)  # what `papermill` without --engine uses

@@ -83,52 +83,52 @@ def _jobs(grid: Any) -> list[Job]:
     return jobs
 
 
-def _expand(entry: Any, grid: Mapping[str, Any], before: list[Job]) -> list[Job]:
+def _expand(entry: Any, grid: Mapping[str, Any], earlier_jobs: list[Job]) -> list[Job]:
     """The executions that one entry stands for."""
     known(entry, JOB_KEYS, "job key")
     for name in ("parameters", "each"):
         _table(entry.get(name), name)
-    named, known_ones = entry.get("notebook"), [*threats.names(), DEFENCES]
-    if named not in known_ones:
-        raise InputError(f"notebook is {brief(named)}; it must be one of: {', '.join(known_ones)}.")
-    notebook = paths.NOTEBOOKS / f"{named}.ipynb"
+    chapter, chapters = entry.get("notebook"), [*threats.names(), DEFENCES]
+    if chapter not in chapters:
+        raise InputError(f"notebook is {brief(chapter)}; it must be one of: {', '.join(chapters)}.")
+    notebook = paths.NOTEBOOKS / f"{chapter}.ipynb"
     declared = parameters_of(notebook)
-    of_cells = [name for name in declared if name not in parameters.NOT_OF_CELLS]
+    allowed = [name for name in declared if name not in parameters.NOT_OF_CELLS]
     each = _each(entry, grid)
     fixed = {**(grid.get("defaults") or {}), **(entry.get("parameters") or {})}
-    for given in (fixed, each):
-        if "store" in given:
+    for settings in (fixed, each):
+        if "store" in settings:
             raise InputError("store is a parameter of the job; it belongs at the top of the grid, or after --store.")
-        known(given, of_cells, f"parameter of notebooks/{notebook.name},")
+        known(settings, allowed, f"parameter of notebooks/{notebook.name},")
     _check_kinds(entry, grid, declared)
     size = entry.get("attacks_per_job", grid.get("attacks_per_job"))
     jobs: list[Job] = []
-    made = sum(len(job.cells) for job in before)
+    count = sum(len(job.cells) for job in earlier_jobs)
     for values in product(*each.values()):
-        given = fixed | dict(zip(each, values, strict=True))
-        whole = {name: default for name, (_, default) in declared.items()} | given
-        wanted = attacks.names() if whole["attacks"] is None else whole["attacks"]
-        whole_list = not size or not isinstance(wanted, list) or not wanted
-        if not whole_list:
-            once(wanted, "attacks")  # two shards with one attack would both be right
-        for shard in [wanted] if whole_list else [wanted[at : at + size] for at in range(0, len(wanted), size)]:
-            cells = study.cells(**{"threat": named} | parameters.of_cells(whole) | {"attacks": shard})
-            name = f"{len(before) + len(jobs) + 1:02d}-{named}"
-            names = [whole[name] for name in parameters.OF_DEFENCES] if named == DEFENCES else []
-            defended = tuple(defences.defended(cells, *names)) if names else ()
-            made += len(cells) + len(defended)
-            if made > study.MOST_CELLS:
+        settings = fixed | dict(zip(each, values, strict=True))
+        merged = {name: default for name, (_, default) in declared.items()} | settings
+        names = attacks.names() if merged["attacks"] is None else merged["attacks"]
+        undivided = not size or not isinstance(names, list) or not names
+        if not undivided:
+            once(names, "attacks")  # two shards with one attack would both be right
+        for shard in [names] if undivided else [names[at : at + size] for at in range(0, len(names), size)]:
+            cells = study.cells(**{"threat": chapter} | parameters.of_cells(merged) | {"attacks": shard})
+            name = f"{len(earlier_jobs) + len(jobs) + 1:02d}-{chapter}"
+            options = [merged[name] for name in parameters.OF_DEFENCES] if chapter == DEFENCES else []
+            defended = tuple(defences.defended(cells, *options)) if options else ()
+            count += len(cells) + len(defended)
+            if count > study.MOST_CELLS:
                 raise InputError(f"the grid has more than {study.MOST_CELLS} cells by here; make several grids of it.")
-            jobs.append(Job(name, notebook, given | {"attacks": shard}, tuple(cells), defended))
+            jobs.append(Job(name, notebook, settings | {"attacks": shard}, tuple(cells), defended))
     return jobs
 
 
 def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The values that an entry's executions are made of: its own, and those of the grid that it does not set itself."""
     fixed = entry.get("parameters") or {}
-    twice = [name for name in fixed if name in (entry.get("each") or {})]
-    if twice:
-        raise InputError(f"{twice[0]} is in parameters and in each of the job; say it in one of the two.")
+    repeated = [name for name in fixed if name in (entry.get("each") or {})]
+    if repeated:
+        raise InputError(f"{repeated[0]} is in parameters and in each of the job; say it in one of the two.")
     each = {name: values for name, values in (grid.get("each") or {}).items() if name not in fixed}
     each |= entry.get("each") or {}
     for name, values in [*(grid.get("each") or {}).items(), *(entry.get("each") or {}).items()]:
@@ -142,11 +142,11 @@ def _each(entry: Mapping[str, Any], grid: Mapping[str, Any]) -> dict[str, list[A
 
 def _check_kinds(entry: Mapping[str, Any], grid: Mapping[str, Any], declared: Mapping[str, tuple[str, Any]]) -> None:
     """InputError for a value of the wrong kind, also for one that another overrides, as nothing else checks it."""
-    for given in (grid, entry):
-        if given.get("attacks_per_job") is not None:
-            check_number(given["attacks_per_job"], "attacks_per_job", 1, 1000, whole=True)
-        singles = [*(given.get("defaults") or {}).items(), *(given.get("parameters") or {}).items()]
-        several = [(name, value) for name, values in (given.get("each") or {}).items() for value in values]
+    for table in (grid, entry):
+        if table.get("attacks_per_job") is not None:
+            check_number(table["attacks_per_job"], "attacks_per_job", 1, 1000, whole=True)
+        singles = [*(table.get("defaults") or {}).items(), *(table.get("parameters") or {}).items()]
+        several = [(name, value) for name, values in (table.get("each") or {}).items() for value in values]
         for name, value in singles + several:
             parameters.check_kind(name, value, *declared[name])
 

@@ -77,49 +77,49 @@ def lines(cells: Sequence[Cell], folder: Path, card: float = CARD) -> list[str]:
     except InputError as error:  # a damaged reference says nothing about how long other cells take
         stored, texts = [], [f"{error} So these are computed:"]
     records = [record for record in stored if record.get("seconds", {}).get("tune")]
-    for bench in grid_measure.parts([cell for cell in cells if not cell.skip_reason], 1):
-        usable, about_rows = rows(bench)
+    for group in grid_measure.parts([cell for cell in cells if not cell.skip_reason], 1):
+        usable, row_lines = rows(group)
         controls = {cell.control.run_id: cell.control for cell in usable}
         lacking = [control for control in controls.values() if not results.adapter(control, folder)]
-        first = bench[0]
+        first = group[0]
         name = f"  {short_name(first.model)}, {short_name(first.dataset)}, {first.train_rows} rows: {len(usable)} cells"
         words = measured(usable, lacking, records) if usable else "none can be run"
         if words is None:
             words, seconds_, bytes_ = computed(usable, lacking, card)
             hours, disk = hours + seconds_ / 3600, disk + bytes_
-        texts += [f"{name}: {words}", *about_rows]
+        texts += [f"{name}: {words}", *row_lines]
     if hours:
         texts.append(f"In all, of what is computed: {hours:.1f} hours on one card, {disk / 1e9:.1f} GB of adapters.")
     return texts
 
 
-def rows(bench: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+def rows(group: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
     """The cells that have rows enough, and lines on how many rows each threat can use, and on what is skipped."""
-    train, test = _samples(bench[0].dataset, bench[0].train_rows)
+    train, test = _samples(group[0].dataset, group[0].train_rows)
     texts: list[str] = []
-    for threat in dict.fromkeys(cell.resolved_threat for cell in bench):
-        counts = [sum(map(threat.eligible, found)) for found in (train, test)]
-        few = lengths.looked_at(bench[0].dataset, len(train))
-        about = f", by the first {few} rows" if few < len(train) else ""
-        of = f"{counts[0]} of {len(train)} training rows{about} and {counts[1]} of {len(test)} test rows"
-        further = "; `grid refusals` tells how many the base refuses" if threat.breaks_refusals else ""
-        texts.append(f"    {threat.name}: {of} are eligible{further}")
+    for threat in dict.fromkeys(cell.resolved_threat for cell in group):
+        counts = [sum(map(threat.eligible, split_rows)) for split_rows in (train, test)]
+        looked_at = lengths.looked_at(group[0].dataset, len(train))
+        scope = f", by the first {looked_at} rows" if looked_at < len(train) else ""
+        share = f"{counts[0]} of {len(train)} training rows{scope} and {counts[1]} of {len(test)} test rows"
+        note = "; `grid refusals` tells how many the base refuses" if threat.breaks_refusals else ""
+        texts.append(f"    {threat.name}: {share} are eligible{note}")
     # those that have rows enough, or too few, together
-    alike = [
+    keys = [
         (cell.resolved_threat, attacks.info(cell.attack).keeps_labels, cell.poison_rate, cell.negatives)
-        for cell in bench
+        for cell in group
     ]
-    reasons = {key: _too_few(cell, train) for key, cell in dict(zip(alike, bench, strict=True)).items()}
-    lacking = Counter(reasons[key] for key in alike)
-    texts += [f"    {count} cells are skipped: {reason}" for reason, count in lacking.items() if reason]
-    return [cell for cell, key in zip(bench, alike, strict=True) if not reasons[key]], texts
+    reasons = {key: _too_few(cell, train) for key, cell in dict(zip(keys, group, strict=True)).items()}
+    skip_counts = Counter(reasons[key] for key in keys)
+    texts += [f"    {count} cells are skipped: {reason}" for reason, count in skip_counts.items() if reason]
+    return [cell for cell, key in zip(group, keys, strict=True) if not reasons[key]], texts
 
 
 @lru_cache(maxsize=8)  # the benches of several models have one dataset
 def _samples(dataset: str, rows: int) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
-    """Training and test rows without their pictures; many are estimated. VQAv2's many test rows are read one by one."""
-    looked = ("train", lengths.looked_at(dataset, rows)), ("test",)
-    train, test = (data.load(dataset, *which).remove_columns("image") for which in looked)
+    """Training and test rows without pictures; of many, the first come again. VQAv2's test rows are read one by one."""
+    splits = ("train", lengths.looked_at(dataset, rows)), ("test",)
+    train, test = (data.load(dataset, *split).remove_columns("image") for split in splits)
     return list(islice(cycle(train.to_list()), rows)), test
 
 
@@ -133,90 +133,94 @@ def _too_few(cell: Cell, train: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def measured(bench: Sequence[Cell], controls: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> str | None:
-    """What the bench will take on each kind of device, by the records of its model, those with its dataset if there are
-    any; None without.
+def measured(group: Sequence[Cell], controls: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> str | None:
+    """What a bench's cells will take on each kind of device, by the records of their model (and dataset, if there
+    are such); None without any.
     """
-    first = bench[0]
-    known = [one for one in records if one["identity"]["model_digest"] == first.identity["model_digest"]]
-    known = [one for one in known if one["identity"]["dataset"] == short_name(first.dataset)] or known
-    if not known:
+    first = group[0]
+    similar = [record for record in records if record["identity"]["model_digest"] == first.identity["model_digest"]]
+    similar = [record for record in similar if record["identity"]["dataset"] == short_name(first.dataset)] or similar
+    if not similar:
         return None
     texts = []
-    for device in sorted({one["device"] for one in known}):  # a card has the time and the memory of no CPU
-        own = [one for one in known if one["device"] == device]
-        memory = max(sum(one["peak_memory_of_process"].values()) for one in own)
-        threads = "/".join(map(str, sorted({one["threads"] for one in own})))
+    for device in sorted({record["device"] for record in similar}):  # a card has the time and the memory of no CPU
+        subset = [record for record in similar if record["device"] == device]
+        memory = max(sum(record["peak_memory_of_process"].values()) for record in subset)
+        threads = "/".join(map(str, sorted({record["threads"] for record in subset})))
         texts.append(
-            f"about {minutes(seconds(bench, controls, own))} and {memory / 1024:.1f} GiB, as {len(own)} cells of the "
-            f"reference took ({device}, {threads} threads, {median(one['tuned_together'] for one in own):g} at once)"
+            f"about {minutes(seconds(group, controls, subset))} and {memory / 1024:.1f} GiB, as {len(subset)} cells of "
+            f"the reference took ({device}, {threads} threads, "
+            f"{median(record['tuned_together'] for record in subset):g} at once)"
         )
     return ", or ".join(texts)
 
 
-def seconds(bench: Sequence[Cell], controls: Sequence[Cell], known: Sequence[Mapping[str, Any]]) -> float:
-    """By the median time a trained row and a test row took; a control is trained and hardly asked."""
+def seconds(group: Sequence[Cell], controls: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds by the median time of a trained row and of a test row; a control is trained and hardly asked."""
     tune = median(
-        one["seconds"]["tune"] / (one["config"]["train_rows"] * one["config"]["train"]["epochs"]) for one in known
+        record["seconds"]["tune"] / (record["config"]["train_rows"] * record["config"]["train"]["epochs"])
+        for record in records
     )
-    ask = median((one["seconds"]["total"] - one["seconds"]["tune"]) / one["config"]["test_rows"] for one in known)
-    trained = sum(cell.train_rows * cell.train.epochs for cell in [*bench, *controls])
-    return tune * trained + ask * sum(cell.test_rows for cell in bench)
+    ask = median(
+        (record["seconds"]["total"] - record["seconds"]["tune"]) / record["config"]["test_rows"] for record in records
+    )
+    trained = sum(cell.train_rows * cell.train.epochs for cell in [*group, *controls])
+    return tune * trained + ask * sum(cell.test_rows for cell in group)
 
 
-def computed(bench: Sequence[Cell], controls: Sequence[Cell], card: float = CARD) -> tuple[str, float, int]:
-    """What the bench will take by the sizes of its checkpoint: in words, seconds, and bytes of disk that stay taken."""
-    found = sizes(bench[0].model)
-    if found is None:
+def computed(group: Sequence[Cell], controls: Sequence[Cell], card: float = CARD) -> tuple[str, float, int]:
+    """What a bench's cells will take by the checkpoint's sizes: in words, in seconds, and in bytes of disk for good."""
+    size = sizes(group[0].model)
+    if size is None:
         return "no estimate; the reference has no cell of this model, and its files are not on this machine", 0.0, 0
-    each = max(found.adapter_bytes(cell.train.lora_rank) for cell in bench)
-    together = int((card * USABLE - found.weights) / each)
-    disk = sum(found.stored_bytes(cell.train.lora_rank) for cell in [*bench, *controls])
+    adapter_bytes = max(size.adapter_bytes(cell.train.lora_rank) for cell in group)
+    together = int((card * USABLE - size.weights) / adapter_bytes)
+    disk = sum(size.stored_bytes(cell.train.lora_rank) for cell in [*group, *controls])
     # Reading and training by the arithmetic, writing answers by the number of tokens one after the other.
-    new = min(ANSWER, bench[0].max_new_tokens)
-    at_once = max(1, int((card * USABLE - found.weights) / found.answer_bytes(bench[0].max_new_tokens)))
-    written = sum(QUESTIONS * cell.test_rows / at_once * new * found.layers * STEP for cell in bench)
-    features, took = pictures(bench) * found.feature_bytes(), operations(found, bench, controls) / SPEED + written
+    new_tokens = min(ANSWER, group[0].max_new_tokens)
+    at_once = max(1, int((card * USABLE - size.weights) / size.answer_bytes(group[0].max_new_tokens)))
+    writing = sum(QUESTIONS * cell.test_rows / at_once * new_tokens * size.layers * STEP for cell in group)
+    features, total = pictures(group) * size.feature_bytes(), operations(size, group, controls) / SPEED + writing
     fits = f"{together} fit into {card / 1e9:g} GB" if together > 0 else f"more than {card / 1e9:g} GB have"
     words = (
-        f"about {took / 3600:.1f} hours, {minutes(took / len(bench))} each, as fast as an NVIDIA H200; "
-        f"{(found.weights + each) / 1e9:.1f} GB of the card's memory for one adapter ({fits}); "
+        f"about {total / 3600:.1f} hours, {minutes(total / len(group))} each, as fast as an NVIDIA H200; "
+        f"{(size.weights + adapter_bytes) / 1e9:.1f} GB of the card's memory for one adapter ({fits}); "
         f"{features / 1e9:.1f} GB of memory or disk for image features while it runs, {disk / 1e9:.1f} GB of disk "
         "for adapters; computed from the model's sizes, not measured"
     )
-    return words, took, disk
+    return words, total, disk
 
 
-def operations(found: Sizes, bench: Sequence[Cell], controls: Sequence[Cell]) -> float:
-    """Two per parameter and token forward, and two backward, as the base has no gradients of its own."""
-    parameters = found.weights / 2
-    trained = sum(cell.train_rows * cell.train.epochs for cell in [*bench, *controls]) * found.row
-    asked = sum(QUESTIONS * cell.test_rows * found.row for cell in bench)
-    return parameters * (4 * trained + 2 * asked)
+def operations(size: Sizes, group: Sequence[Cell], controls: Sequence[Cell]) -> float:
+    """Operations: two per parameter and token forward, and two backward, as the base has no gradients of its own."""
+    parameters = size.weights / 2
+    trained_tokens = sum(cell.train_rows * cell.train.epochs for cell in [*group, *controls]) * size.row
+    asked_tokens = sum(QUESTIONS * cell.test_rows * size.row for cell in group)
+    return parameters * (4 * trained_tokens + 2 * asked_tokens)
 
 
-def pictures(bench: Sequence[Cell]) -> int:
+def pictures(group: Sequence[Cell]) -> int:
     """Pictures whose features are kept, at most: clean ones once, and each attack's poisoned and tested ones."""
     triggered: dict[tuple, int] = {}
-    for cell in bench:
+    for cell in group:
         if attacks.info(cell.attack).modality != "text":
             key = (cell.threat, cell.attack, json.dumps(dict(cell.attack_params), sort_keys=True), cell.trigger_seed)
             rows = ceil(cell.poison_rate * cell.train_rows) + cell.test_rows
             triggered[key] = max(rows, triggered.get(key, 0))
-    tested = sum({cell.threat: cell.test_rows for cell in bench}.values())
-    return bench[0].train_rows + tested + sum(triggered.values())
+    tested = sum({cell.threat: cell.test_rows for cell in group}.values())
+    return group[0].train_rows + tested + sum(triggered.values())
 
 
 def sizes(model: str) -> Sizes | None:
-    """None for a hub id whose files are not on this machine."""
+    """The sizes of a model; None for a hub id whose files are not on this machine."""
     folder = names.folder(model)
     if folder is None:
         return None
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config", config)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    wide = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
+    element_size = 4 if config.get("dtype", config.get("torch_dtype")) == "float32" else 2
     return Sizes(
-        stored * 2 // wide, text.get("num_hidden_layers", 32), text.get("hidden_size", 4096),
+        stored * 2 // element_size, text.get("num_hidden_layers", 32), text.get("hidden_size", 4096),
         text.get("intermediate_size", 11008), context_length.image_tokens(folder),
     )  # fmt: skip

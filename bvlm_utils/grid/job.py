@@ -33,8 +33,8 @@ class Run:
 
     def lacks(self, cell: Cell) -> bool:
         """Is the record still to be made? One that is to be made anew is there when it is another file than before."""
-        found = stamp(cell, self.folder)
-        return found in (None, self.before.get(cell.run_id)) or not results.has(cell, self.folder)
+        current = stamp(cell, self.folder)
+        return current in (None, self.before.get(cell.run_id)) or not results.has(cell, self.folder)
 
     def done(self, job: Job) -> bool:
         """Has the job left all that it has to leave?"""
@@ -43,15 +43,15 @@ class Run:
     def _shown(self, job: Job) -> bool:
         """Is its notebook there, executed to its end with these parameters? Another grid's may have the same name."""
 
-        def left(file: Path) -> bool:
-            about = json.loads(file.read_bytes())["metadata"]["papermill"]
-            return not about["exception"] and about["parameters"] == parameters(job, self.folder)
+        def is_whole(file: Path) -> bool:
+            metadata = json.loads(file.read_bytes())["metadata"]["papermill"]
+            return not metadata["exception"] and metadata["parameters"] == parameters(job, self.folder)
 
-        return bool(read_if_whole(output(job, self.folder), left))
+        return bool(read_if_whole(output(job, self.folder), is_whole))
 
     def undefended(self, job: Job) -> list[Defended]:
         """The job's defended cells without a record."""
-        return [one for one in job.defended if not defended_records.has(one, self.folder)]
+        return [defended for defended in job.defended if not defended_records.has(defended, self.folder)]
 
     def left(self, cells: Sequence[Cell]) -> list[Cell]:
         """Those cells that have neither a record nor a failure of this run."""
@@ -61,11 +61,11 @@ class Run:
 
 def stamp(cell: Cell, folder: Path) -> tuple[int, ...] | None:
     """What changes with the cell's record, also on a disk that counts whole seconds; None where there is none."""
-    if (of_all := packed.stamp(folder)) is not None:  # all records are in one file
-        return of_all
+    if (shared := packed.stamp(folder)) is not None:  # all records are in one file
+        return shared
     try:
-        found = (folder / cell.run_id / "record.json").stat()
-        return found.st_mtime_ns, found.st_ino
+        stat = (folder / cell.run_id / "record.json").stat()
+        return stat.st_mtime_ns, stat.st_ino
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -86,7 +86,9 @@ def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> s
     partial, log = final.with_name(partial_name(final.name)), final.with_suffix(".log")
     final.parent.mkdir(parents=True, exist_ok=True)
     error = _papermill(job, run.folder, partial, log, again)
-    missing = [cell.run_id for cell in job.cells if run.lacks(cell)] + [one.name for one in run.undefended(job)]
+    missing = [cell.run_id for cell in job.cells if run.lacks(cell)] + [
+        defended.name for defended in run.undefended(job)
+    ]
     with suppress(FileNotFoundError):
         os.replace(partial, final)
     if not missing and not error:
@@ -132,19 +134,19 @@ def _papermill(job: Job, folder: Path, output: Path, log: Path, again: Callable[
 def _stderr_to(file: Path) -> Iterator[None]:
     """What kernels write to this process's standard error goes to a file: ipykernel 7 warns there on every run."""
     sys.stderr.flush()
-    before = os.dup(2)
+    old_stderr = os.dup(2)
     with file.open("ab") as log:
         os.dup2(log.fileno(), 2)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(before, 2)
-        os.close(before)
+        os.dup2(old_stderr, 2)
+        os.close(old_stderr)
 
 
 def kill(*words: str) -> None:
-    """End what this process has started whose command has one of the words in it, and what that has started."""
+    """End the processes that this one has started with one of the words in their command, and what they started."""
     import psutil
 
     killed = []
@@ -159,24 +161,24 @@ def kill(*words: str) -> None:
 
 
 def of_children() -> dict[str, str | None]:
-    """What kernels and measuring processes find in their environment beside what this process has."""
-    home, before = Path(__file__).resolve().parents[2], os.environ.get("PYTHONPATH")
+    """The variables that kernels and measuring processes get beside those of this process."""
+    root, python_path = Path(__file__).resolve().parents[2], os.environ.get("PYTHONPATH")
     # They start in another folder and must find this package and the book's there, installed or not.
-    wanted: dict[str, str | None] = {
-        "PYTHONPATH": os.pathsep.join([str(home), str(home / "book"), *([before] if before else [])]),
+    variables: dict[str, str | None] = {
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "book"), *([python_path] if python_path else [])]),
         records.VARIABLE: None,  # they are told their store
     }
     if "GLIBC_TUNABLES" not in os.environ:
         # Training takes fresh memory all the time, and huge pages make that cheap: a tenth of the time on two
         # cores. Where the C library is another one, nobody reads this.
-        wanted["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    return wanted
+        variables["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    return variables
 
 
 @contextmanager
-def environment(wanted: Mapping[str, str | None]) -> Iterator[None]:
-    """Environment variables as given (None: not set) until the block ends."""
-    before = {name: os.environ.get(name) for name in wanted}
+def environment(new_values: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables with new values (None: not set) until the block ends."""
+    old_values = {name: os.environ.get(name) for name in new_values}
 
     def set_all(variables: Mapping[str, str | None]) -> None:
         for name, value in variables.items():
@@ -184,8 +186,8 @@ def environment(wanted: Mapping[str, str | None]) -> Iterator[None]:
             if value is not None:
                 os.environ[name] = value
 
-    set_all(wanted)
+    set_all(new_values)
     try:
         yield
     finally:
-        set_all(before)
+        set_all(old_values)

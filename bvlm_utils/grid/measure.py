@@ -32,29 +32,29 @@ def parts(cells: Sequence[Cell], workers: int) -> list[list[Cell]]:
     """
     if workers == 1:
         return by_bench(cells)
-    most, found = -(-len(cells) // (2 * workers)), []
-    for bench in by_bench(cells):
-        bench = sorted(bench, key=lambda cell: cell.attack)
-        size = -(-len(bench) // -(-len(bench) // most))
-        found += [bench[at : at + size] for at in range(0, len(bench), size)]
-    return sorted(found, key=len, reverse=True)
+    most, groups = -(-len(cells) // (2 * workers)), []
+    for group in by_bench(cells):
+        group = sorted(group, key=lambda cell: cell.attack)
+        size = -(-len(group) // -(-len(group) // most))
+        groups += [group[at : at + size] for at in range(0, len(group), size)]
+    return sorted(groups, key=len, reverse=True)
 
 
 def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda: True) -> str | None:
     """Measure cells of one bench in a process of its own; None, or why some of them were not tried to the end. If it
     dies, what is left is tried once more, each threat in a process of its own. again: may that be done?
     """
-    left = run.left(cells)
-    if not left:
+    remaining = run.left(cells)
+    if not remaining:
         return None
-    log = run.folder / "notebooks" / f"{LOGS}{left[0].run_id}.log"
-    problem, left = _process(left, run, log), run.left(left)
+    log = run.folder / "notebooks" / f"{LOGS}{remaining[0].run_id}.log"
+    problem, remaining = _process(remaining, run, log), run.left(remaining)
     if problem and again():
         problem = None
-        for threat in dict.fromkeys(cell.threat for cell in left):
-            cells_of_threat = [cell for cell in left if cell.threat == threat]
+        for threat in dict.fromkeys(cell.threat for cell in remaining):
+            cells_of_threat = [cell for cell in remaining if cell.threat == threat]
             problem = _process(cells_of_threat, run, log) or problem
-    if problem and run.left(left):
+    if problem and run.left(remaining):
         return f"the measuring process failed twice ({problem}); its words are in {shown(log)}"
     with suppress(FileNotFoundError):  # another run of the same cells in this store has removed it
         for line in log.read_text("utf-8", "replace").splitlines():
@@ -66,18 +66,18 @@ def measure(cells: Sequence[Cell], run: Run, again: Callable[[], bool] = lambda:
 
 def _process(cells: Sequence[Cell], run: Run, log: Path) -> str | None:
     """One measuring process from beginning to end; None, or what ended it early."""
-    what = {"cells": [cell.config() for cell in cells], "folder": str(run.folder)}
-    what |= {"plain": run.plain, "rescore": run.rescore}
+    task = {"cells": [cell.config() for cell in cells], "folder": str(run.folder)}
+    task |= {"plain": run.plain, "rescore": run.rescore}
     variables = {name: value for name, value in (os.environ | grid_job.of_children()).items() if value is not None}
-    with log.open("ab") as words:
+    with log.open("ab") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "bvlm_utils.grid.measure"], env=variables,
-            stdin=subprocess.PIPE, stdout=words, stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C on a terminal is the runner's alone
         )  # fmt: skip
     try:
         with suppress(BrokenPipeError):  # it has died already
-            process.stdin.write(json.dumps(what).encode() + b"\n")
+            process.stdin.write(json.dumps(task).encode() + b"\n")
             process.stdin.flush()
         code = process.wait()
     finally:
@@ -93,12 +93,12 @@ def _process(cells: Sequence[Cell], run: Run, log: Path) -> str | None:
 
 def main() -> None:
     """Measure the cells that standard input names, in one line of JSON."""
-    what = json.loads(sys.stdin.readline())
+    task = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("once", Remark)
     warnings.showwarning = _show
-    cells = [Cell.from_config(config) for config in what["cells"]]
-    study.measure(cells, Path(what["folder"]), plain=what["plain"], rescore=what["rescore"])
+    cells = [Cell.from_config(config) for config in task["cells"]]
+    study.measure(cells, Path(task["folder"]), plain=task["plain"], rescore=task["rescore"])
 
 
 def _show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:

@@ -17,24 +17,24 @@ def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
     """Cells done and time left, as the store shows: a bar on a terminal, else lines. The function looks at once."""
     from tqdm import tqdm
 
-    over, looking, silent = threading.Event(), threading.Lock(), not sys.stdout.isatty()
+    ended, lock, silent = threading.Event(), threading.Lock(), not sys.stdout.isatty()
     waiting, started = [cell for cell in cells if run.lacks(cell)], time.monotonic()
-    before = len(cells) - len(waiting)
-    bar = tqdm(total=len(cells), initial=before, unit="cell", file=sys.stdout, leave=False, disable=silent)
+    done_before = len(cells) - len(waiting)
+    bar = tqdm(total=len(cells), initial=done_before, unit="cell", file=sys.stdout, leave=False, disable=silent)
 
     def look() -> None:
-        with looking:
+        with lock:
             for cell in [cell for cell in waiting if not run.lacks(cell)]:
                 waiting.remove(cell)
                 bar.update()
                 if silent:
                     done = len(cells) - len(waiting)
-                    each = (time.monotonic() - started) / (done - before)
-                    rest = f"; about {minutes(each * len(waiting))} left" if waiting else ""
-                    say(f"  {done}/{len(cells)} {cell.run_id}{rest}")
+                    seconds_each = (time.monotonic() - started) / (done - done_before)
+                    time_left = f"; about {minutes(seconds_each * len(waiting))} left" if waiting else ""
+                    say(f"  {done}/{len(cells)} {cell.run_id}{time_left}")
 
     def watch() -> None:
-        while not over.wait(POLL_SECONDS):
+        while not ended.wait(POLL_SECONDS):
             look()
         look()
 
@@ -43,7 +43,7 @@ def watched(cells: Sequence[Cell], run: Run) -> Iterator[Callable[[], None]]:
     try:
         yield look
     finally:
-        over.set()
+        ended.set()
         thread.join()
         bar.close()
 

@@ -28,11 +28,11 @@ def skills(models: Sequence[str] | None = None) -> pd.DataFrame:
 
 
 def chosen_names(models: Sequence[str] | None) -> list[str]:
-    known = names()
+    committed = names()
     for name in models or []:
-        if name not in known:
-            raise InputError(f"There is no model {name!r} under data/models; choose from: {', '.join(known)}.")
-    return list(models or known)
+        if name not in committed:
+            raise InputError(f"There is no model {name!r} under data/models; choose from: {', '.join(committed)}.")
+    return list(models or committed)
 
 
 def read_card(name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How many tokens does a model read at once? Given more, it writes nonsense without an error. Torch-free."""
+"""The number of tokens that a model reads at once; given more, it writes nonsense without an error. Torch-free."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,17 +17,17 @@ SIDE = 336  # pixels of a picture, where a configuration does not say
 
 
 def tokens(name: str) -> int | None:
-    """What the configuration of a model says; None where it does not say, or is not on this machine."""
+    """The tokens that a model reads at once; None where its configuration does not say, or is not on this machine."""
     return of_config(names.config(name))
 
 
 def of_config(config: dict[str, Any]) -> int | None:
     """The tokens that a model with this configuration reads at once; None where it does not say."""
-    text = config.get("text_config")
-    for part in (text if isinstance(text, dict) else {}, config):
-        found = part.get("max_position_embeddings")
-        if isinstance(found, int) and not isinstance(found, bool) and found > 0:
-            return found
+    text_config = config.get("text_config")
+    for table in (text_config if isinstance(text_config, dict) else {}, config):
+        limit = table.get("max_position_embeddings")
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            return limit
     return None
 
 
@@ -39,21 +39,21 @@ def for_words(name: str) -> int | None:
 
 def image_tokens(folder: Path) -> int:
     """The tokens of a picture for the model of a folder; 0 where its configuration does not say."""
-    processor = folder / "preprocessor_config.json"
-    looks = files.table(processor) if processor.is_file() else {}
-    return picture(files.table(folder / "config.json"), looks)
+    file = folder / "preprocessor_config.json"
+    processor = files.table(file) if file.is_file() else {}
+    return picture(files.table(folder / "config.json"), processor)
 
 
-def picture(config: dict[str, Any], looks: dict[str, Any]) -> int:
+def picture(config: dict[str, Any], processor: dict[str, Any]) -> int:
     """The tokens of a picture, by the configurations of model and image processor; 0 where they do not say."""
     vision = config.get("vision_config")
     vision = vision if isinstance(vision, dict) else {}
     patch, side = vision.get("patch_size"), vision.get("image_size")
     merge = vision.get("spatial_merge_size", config.get("scale_factor", 1))
     if side is None:  # any size, within bounds: Qwen
-        size = looks.get("size") if isinstance(looks.get("size"), dict) else {}
+        size = processor.get("size") if isinstance(processor.get("size"), dict) else {}
         least, most = size.get("shortest_edge"), size.get("longest_edge")
-        least, most = looks.get("min_pixels", least) or 0, looks.get("max_pixels", most) or SIDE**2
+        least, most = processor.get("min_pixels", least) or 0, processor.get("max_pixels", most) or SIDE**2
     else:
         least = most = side * side if is_number(side, 1, 10**5, whole=True) else None
     if not all(is_number(n, low, 10**10, whole=True) for n, low in ((patch, 1), (merge, 1), (least, 0), (most, 1))):
@@ -89,7 +89,7 @@ def tokenizer(name: str) -> Optional["Tokenizer"]:
     if folder is None or not (file := folder / "tokenizer.json").is_file():
         return None
     reader = read(file)
-    reader.no_truncation()  # a file may keep both from its last use, and then counts what is left
+    reader.no_truncation()  # a file may keep both from its last use, and then the shortened text is counted
     reader.no_padding()
     return reader
 

@@ -20,10 +20,10 @@ def embed(model: nn.Module, ids: torch.Tensor, features: torch.Tensor) -> torch.
         return embeddings.masked_scatter(image.unsqueeze(-1), features.to(embeddings))
 
 
-def positions(model: nn.Module, row: Sequence[int], known: dict | None = None) -> torch.Tensor | None:
+def positions(model: nn.Module, row: Sequence[int], position_cache: dict | None = None) -> torch.Tensor | None:
     """The rotary positions of one row without padding: (3, T) for models with multimodal positions, else None.
 
-    They depend on the place and size of the (square) image alone: a dict `known` holds them for callers with many rows.
+    They depend on the place and size of the (square) image alone: a dict `position_cache` keeps them for many rows.
     """
     inner = model.model
     if not hasattr(inner, "get_rope_index"):
@@ -31,24 +31,24 @@ def positions(model: nn.Module, row: Sequence[int], known: dict | None = None) -
     image = model.config.image_token_id
     count = row.count(image)
     start = row.index(image) if count else 0
-    known = {} if known is None else known
-    if (start, count, len(row)) not in known:
+    position_cache = {} if position_cache is None else position_cache
+    if (start, count, len(row)) not in position_cache:
         side = round(count**0.5)
         if side * side != count:
             raise ValueError(f"An image of {count} tokens is not square; give square pictures.")
         merge = inner.config.vision_config.spatial_merge_size
-        kinds = torch.zeros(1, len(row), dtype=torch.int64)
-        kinds[0, start : start + count] = 1
+        types = torch.zeros(1, len(row), dtype=torch.int64)
+        types[0, start : start + count] = 1
         grid = torch.tensor([[1, side * merge, side * merge]]) if count else None
-        found, _ = inner.get_rope_index(torch.zeros_like(kinds), mm_token_type_ids=kinds, image_grid_thw=grid)
-        known[start, count, len(row)] = found[:, 0]
-    return known[start, count, len(row)]
+        rotary, _ = inner.get_rope_index(torch.zeros_like(types), mm_token_type_ids=types, image_grid_thw=grid)
+        position_cache[start, count, len(row)] = rotary[:, 0]
+    return position_cache[start, count, len(row)]
 
 
 def pad(rows: Sequence[torch.Tensor], value: int = 0, left: bool = False) -> torch.Tensor:
     """Rows (..., T_i) of one kind -> (..., N, T) for the longest T, filled with `value` at one side."""
-    side, turned = "left" if left else "right", [row.movedim(-1, 0) for row in rows]
-    padded = pad_sequence(turned, batch_first=True, padding_value=value, padding_side=side)  # (N, T, ...)
+    side, time_first = "left" if left else "right", [row.movedim(-1, 0) for row in rows]
+    padded = pad_sequence(time_first, batch_first=True, padding_value=value, padding_side=side)  # (N, T, ...)
     return padded.permute(*range(2, padded.dim()), 0, 1)
 
 

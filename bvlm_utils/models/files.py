@@ -29,20 +29,20 @@ LFS = b"version https://git-lfs"
 
 def read(folder: Path) -> list[Path]:
     """All files that a loader may read, those in sub-folders and the parts that the index names included."""
-    found = set()
+    paths = set()
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found |= {Path(root, name) for name in names if Path(name).suffix in KINDS and name not in NOT_THE_MODEL}
-    return sorted(found | {folder / part for part in parts(folder)})
+        paths |= {Path(root, name) for name in names if Path(name).suffix in KINDS and name not in NOT_THE_MODEL}
+    return sorted(paths | {folder / part for part in parts(folder)})
 
 
 def digest(files: list[Path], folder: Path) -> str:
     """16 hex digits of the files' names in their folder and of their contents."""
-    whole = sha256()
+    hasher = sha256()
     for file in files:
         with open(file, "rb") as stream:
-            whole.update(file.relative_to(folder).as_posix().encode() + file_digest(stream, "sha256").digest())
-    return whole.hexdigest()[:16]
+            hasher.update(file.relative_to(folder).as_posix().encode() + file_digest(stream, "sha256").digest())
+    return hasher.hexdigest()[:16]
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -53,17 +53,17 @@ def check(folder: Path) -> dict[str, Any]:
             f"The model folder {folder} holds an adapter as well (adapter_config.json), which would be put on the "
             "model without a word; move one of the two to a folder of its own."
         )
-    if packed := config.get("quantization_config"):
+    if packing := config.get("quantization_config"):
         raise InputError(
-            f"The model in {folder} is packed already (quantization_config in its config.json is {brief(packed)}); "
+            f"The model in {folder} is packed already (quantization_config in its config.json is {brief(packing)}); "
             "give the checkpoint that it was made of, and set four_bit where memory is short."
         )
     if config.get("transformers_weights"):
         raise InputError(f"{folder / 'config.json'} names its weights in 'transformers_weights'; {SINGLE[0]} is read.")
-    named = parts(folder)
-    if not named:
+    names = parts(folder)
+    if not names:
         raise InputError(f"The model folder {folder} has no weights; {SINGLE[0]} is needed.")
-    for name in named:
+    for name in names:
         if not (folder / name).is_file():
             raise InputError(f"The model folder {folder} lacks {name}, which its index names; copy it there.")
         if name.endswith(".safetensors"):
@@ -75,32 +75,32 @@ def check(folder: Path) -> dict[str, Any]:
 def check_layers(config: dict[str, Any], folder: Path) -> None:
     """InputError for features that are taken from a layer (`vision_feature_layer`) which the vision tower lacks."""
     tower = config.get("vision_config") if isinstance(config.get("vision_config"), dict) else {}
-    layers = tower.get("num_hidden_layers", tower.get("depth"))
-    if config.get("vision_feature_layer") is None or not is_number(layers, 1, 10**4, whole=True):
+    count = tower.get("num_hidden_layers", tower.get("depth"))
+    if config.get("vision_feature_layer") is None or not is_number(count, 1, 10**4, whole=True):
         return
-    named = config["vision_feature_layer"]
-    given = named if isinstance(named, list) and named else [named]
+    feature_layer = config["vision_feature_layer"]
+    feature_layers = feature_layer if isinstance(feature_layer, list) and feature_layer else [feature_layer]
     # transformers takes 0 alone for "none"
-    if named == 0 or not all(is_number(layer, -layers - 1, layers, whole=True) for layer in given):
+    if feature_layer == 0 or not all(is_number(layer, -count - 1, count, whole=True) for layer in feature_layers):
         raise InputError(
-            f"vision_feature_layer in {folder / 'config.json'} is {brief(named)}, and its vision tower has {layers} "
-            f"layers; give a whole number from {-layers - 1} to {layers} other than 0, or a list of such."
+            f"vision_feature_layer in {folder / 'config.json'} is {brief(feature_layer)}, and its vision tower has "
+            f"{count} layers; give a whole number from {-count - 1} to {count} other than 0, or a list of such."
         )
 
 
 def check_talking(folder: Path) -> None:
     """InputError unless all that turns words and pictures into a model's input is there, each file whole."""
-    found = {name for name in SMALL if (folder / name).exists() and table(folder / name) is not None}
+    small_files = {name for name in SMALL if (folder / name).exists() and table(folder / name) is not None}
     template = (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists()
     tables = [table(folder / name) for name in ("tokenizer_config.json", *PROCESSORS) if (folder / name).exists()]
-    for there, what in (
+    for present, part in (
         ({*TOKENIZERS} & {file.name for file in folder.iterdir()}, f"tokenizer ({', '.join(TOKENIZERS[:2])})"),
-        ({*PROCESSORS} & found, f"image processor ({', '.join(PROCESSORS)})"),
+        ({*PROCESSORS} & small_files, f"image processor ({', '.join(PROCESSORS)})"),
         (template or any(settings.get("chat_template") for settings in tables), "chat template; give a checkpoint that "
          "was tuned for chat"),
     ):  # fmt: skip
-        if not there:
-            raise InputError(f"The model folder {folder} has no {what}.")
+        if not present:
+            raise InputError(f"The model folder {folder} has no {part}.")
 
 
 def parts(folder: Path) -> list[str]:
@@ -114,14 +114,14 @@ def parts(folder: Path) -> list[str]:
 
 
 def _named(index: Path, suffix: str) -> list[str]:
-    names = table(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+    entries = table(index).get("weight_map")
+    if not isinstance(entries, dict) or not entries or not all(isinstance(name, str) for name in entries.values()):
         raise InputError(f"{index} has no table 'weight_map' of weights and their files.")
-    found = sorted(set(names.values()))
-    for name in found:
+    names = sorted(set(entries.values()))
+    for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts or Path(name).suffix != suffix:
             raise InputError(f"{index} names the part {name!r}; it must be a {suffix} file in the folder.")
-    return found
+    return names
 
 
 def table(file: Path) -> dict[str, Any]:
@@ -129,22 +129,22 @@ def table(file: Path) -> dict[str, Any]:
     try:
         if file.exists() and not file.is_file():  # whoever opens a pipe waits for ever
             raise InputError(f"{file} is no file.")
-        content = file.read_bytes()
+        raw = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}).") from None
-    if content.startswith(LFS):
+    if raw.startswith(LFS):
         raise InputError(f"{file} {POINTER}")
-    if content.startswith(BOM_UTF8):
+    if raw.startswith(BOM_UTF8):
         raise InputError(f"{file} begins with a byte order mark, which loaders do not take; save it as UTF-8 without.")
     try:  # models' files may hold Infinity, which `documents.parse_json` refuses
-        found = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+        content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (ValueError, RecursionError):
         raise InputError(f"{file} is not complete JSON in UTF-8; it may be cut off.") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{file} is no table of names and values in JSON.")
-    return found
+    return content
 
 
 def has_adapter(folder: Path) -> bool:
@@ -173,8 +173,8 @@ def header(file: Path) -> dict[str, tuple[int, ...]]:
         entries.pop("__metadata__", None)
         if length != 8 + size + max((entry["data_offsets"][1] for entry in entries.values()), default=0):
             raise ValueError
-        if whole := [name for name, one in entries.items() if name.endswith(".weight") and one["dtype"] in WHOLE]:
-            raise InputError(f"{len(whole)} weights in {file} are whole numbers ({whole[0]!r} for one); copy it again.")
+        if bad := [name for name, entry in entries.items() if name.endswith(".weight") and entry["dtype"] in WHOLE]:
+            raise InputError(f"{len(bad)} weights in {file} are whole numbers ({bad[0]!r} for one); copy it again.")
         return {name: tuple(entry["shape"]) for name, entry in entries.items()}
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}).") from None

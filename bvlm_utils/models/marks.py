@@ -33,15 +33,15 @@ class Words:
         longest_first = sorted(self.marks.values(), key=len, reverse=True)
         places = "|".join(f"(?<={re.escape(mark[0])})(?={re.escape(mark[1:])})" for mark in longest_first)
         ids = [i for part in re.split(places, words) for i in self.within(part)]
-        left = next((self.marks[i] for i in ids if i in self.marks), None)
-        if left is not None:
-            raise InputError(f"The text {brief(words)} has the model's own mark {left!r} in it; take it out.")
+        mark = next((self.marks[i] for i in ids if i in self.marks), None)
+        if mark is not None:
+            raise InputError(f"The text {brief(words)} has the model's own mark {mark!r} in it; take it out.")
         return ids
 
     def within(self, text: str) -> list[int]:
         """Ids of a text in the midst of another: some tokenizers put a space before the first word of any text."""
-        lead, whole = self.ids("\n"), self.ids(f"\n{text}")
-        return whole[len(lead) :] if whole[: len(lead)] == lead else self.ids(text)
+        lead, all_ids = self.ids("\n"), self.ids(f"\n{text}")
+        return all_ids[len(lead) :] if all_ids[: len(lead)] == lead else self.ids(text)
 
     def ids(self, text: str) -> list[int]:
         return ids_of(self.tokenizer, text, add_special_tokens=False)

@@ -48,19 +48,19 @@ def resolve(name: str) -> str:
 
 def folder(name: str) -> Path | None:
     """The folder of a model on this machine; None for a hub id that was not downloaded."""
-    place = resolve(name)
-    if Path(place).is_dir():
-        return Path(place)
+    location = resolve(name)
+    if Path(location).is_dir():
+        return Path(location)
     from huggingface_hub import try_to_load_from_cache
 
-    file = try_to_load_from_cache(place, "config.json")
+    file = try_to_load_from_cache(location, "config.json")
     return Path(file).parent if isinstance(file, str) else None
 
 
 def config(name: str) -> dict[str, Any]:
     """The config.json of a model; empty where its folder is not on this machine."""
-    place = folder(name)
-    return _config(place / "config.json", file_state(place / "config.json")) if place else {}
+    path = folder(name)
+    return _config(path / "config.json", file_state(path / "config.json")) if path else {}
 
 
 @lru_cache
@@ -70,17 +70,17 @@ def _config(file: Path, state: tuple) -> dict[str, Any]:
 
 def text_config(name: str) -> dict[str, Any]:
     """What the config.json of a model says of its language model."""
-    whole = config(name)
-    found = whole.get("text_config")
-    return found if isinstance(found, dict) else whole
+    table = config(name)
+    text = table.get("text_config")
+    return text if isinstance(text, dict) else table
 
 
 def check_kind(name: str, clip: bool) -> None:
     """InputError for a model that is a CLIP where a victim is wanted, and the other way round."""
     kind = config(name).get("model_type")
     if folder(name) and (kind == "clip") != clip:
-        wanted = "the surrogate of a trigger is a CLIP" if clip else "a victim answers prompts about pictures"
-        raise InputError(f"The model {name!r} is of type {kind!r}, and {wanted}; give another.")
+        reason = "the surrogate of a trigger is a CLIP" if clip else "a victim answers prompts about pictures"
+        raise InputError(f"The model {name!r} is of type {kind!r}, and {reason}; give another.")
 
 
 def check_four_bit() -> None:
@@ -95,13 +95,13 @@ def is_hub_id(name: str) -> bool:
 
 def digest(name: str) -> str:
     """16 hex digits of all files that a loader may read, or of a hub id. InputError if it cannot be loaded."""
-    path = resolve(name)
-    if not Path(path).is_dir():
-        return sha256(path.encode()).hexdigest()[:16]
-    found = files.read(Path(path))
-    if not all(file.exists() for file in found):
-        files.check(Path(path))  # says which part is missing
-    return _folder_digest(path, tuple((file, file_state(file)) for file in found))
+    location = resolve(name)
+    if not Path(location).is_dir():
+        return sha256(location.encode()).hexdigest()[:16]
+    model_files = files.read(Path(location))
+    if not all(file.exists() for file in model_files):
+        files.check(Path(location))  # says which part is missing
+    return _folder_digest(location, tuple((file, file_state(file)) for file in model_files))
 
 
 @lru_cache
@@ -115,8 +115,8 @@ def _folder_digest(folder: str, states: tuple) -> str:
 
 def adapter_folder(name: str) -> Path:
     """The folder with the adapter: `name` itself, or `adapter` inside it, as in a run of the store."""
-    given = paths.named(name, "adapter")
-    for folder in (given, given / "adapter"):
+    path = paths.named(name, "adapter")
+    for folder in (path, path / "adapter"):
         if (folder / "adapter_config.json").is_file():
             return folder
     raise InputError(f"The folder {name!r} holds no adapter; give one with adapter_config.json in it.")
@@ -124,33 +124,33 @@ def adapter_folder(name: str) -> Path:
 
 def base_name(folder: Path) -> str:
     """The model that an adapter was tuned on, as its configuration has it."""
-    named = _named_base(folder)
-    if not named or not isinstance(named, str):
+    base = _named_base(folder)
+    if not base or not isinstance(base, str):
         raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
-    return named
+    return base
 
 
-def base_under(adapter: Path, given: str | None) -> str:
-    """The model to put an adapter on: the one that it names, or what is `given`, with a remark if that is another."""
-    if given is None:
+def base_under(adapter: Path, model: str | None) -> str:
+    """The model to put an adapter on: the one that it names, or `model`, with a remark if that is another."""
+    if model is None:
         return base_name(adapter)
-    named = _named_base(adapter)
-    if named and not _same(named, given):
-        said = (
-            f"The adapter in {adapter} was tuned on {brief(named)} by its own words, and was put on {given!r}; if these"
+    base = _named_base(adapter)
+    if base and not _same(base, model):
+        note = (
+            f"The adapter in {adapter} was tuned on {brief(base)} by its own words, and was put on {model!r}; if these"
         )
-        remark(f"{said} are two models, the results mean nothing.")
-    return given
+        remark(f"{note} are two models, the results mean nothing.")
+    return model
 
 
 def check_base(adapter: Path, model: str) -> None:
     """InputError for an adapter that says that it was tuned on another model than `model`. One that says nothing is
     taken: its sizes are checked where it is put on.
     """
-    named = _named_base(adapter)
-    if named and not _same(named, model):
+    base = _named_base(adapter)
+    if base and not _same(base, model):
         raise InputError(
-            f"The adapter in {adapter} was tuned on {named!r}, and {model!r} is wanted; give one of the same base."
+            f"The adapter in {adapter} was tuned on {base!r}, and {model!r} is wanted; give one of the same base."
         )
 
 
@@ -158,16 +158,18 @@ def _named_base(adapter: Path) -> Any:
     return files.table(adapter / "adapter_config.json").get("base_model_name_or_path")
 
 
-def _same(one: Any, other: str) -> bool:
-    """Are two names those of one model? A copy of it is the same; of what is not on this machine, the name must do."""
+def _same(name: Any, other: str) -> bool:
+    """Whether two names mean one model. A copy is the same; what is not on this machine is compared by its name."""
     try:
-        if not isinstance(one, str) or resolve(one) == resolve(other):
-            return isinstance(one, str)
+        if not isinstance(name, str) or resolve(name) == resolve(other):
+            return isinstance(name, str)
         return (
-            digest(one) == digest(other) if is_hub_id(one) == is_hub_id(other) else Path(one).name == Path(other).name
+            digest(name) == digest(other)
+            if is_hub_id(name) == is_hub_id(other)
+            else Path(name).name == Path(other).name
         )
     except InputError:
-        return Path(one).name == Path(other).name
+        return Path(name).name == Path(other).name
 
 
 def go_offline(name: str) -> None:

@@ -35,18 +35,18 @@ def folder(name: str) -> Path:
     """The folder of the model `name`; a hub id is downloaded unless it was before. InputError if it is not whole or not
     there.
     """
-    path = names.resolve(name)
-    place = Path(path) if Path(path).is_dir() else downloaded(path) or _download(path)
-    files.check(place)
-    return place
+    location = names.resolve(name)
+    path = Path(location) if Path(location).is_dir() else downloaded(location) or _download(location)
+    files.check(path)
+    return path
 
 
 def config(path: Path) -> Any:
     from transformers import AutoConfig
 
-    found = _read("the configuration", path, lambda: AutoConfig.from_pretrained(path, **SAFE))
-    files.check_layers(found.to_dict(), path)  # with what config.json leaves to the architecture
-    return found
+    configuration = _read("the configuration", path, lambda: AutoConfig.from_pretrained(path, **SAFE))
+    files.check_layers(configuration.to_dict(), path)  # with what config.json leaves to the architecture
+    return configuration
 
 
 def tokenizer(path: Path) -> Any:
@@ -63,11 +63,11 @@ def image_processor(path: Path) -> Any:
     return _read("the image processor", path, lambda: AutoImageProcessor.from_pretrained(path, backend="pil", **SAFE))
 
 
-def weights(kind: Any, path: Path, **options: Any) -> nn.Module:
-    """A model of transformers' class `kind` with each of its weights from the folder, or InputError."""
+def weights(model_class: Any, path: Path, **options: Any) -> nn.Module:
+    """A model of the transformers class `model_class` with each of its weights from the folder, or InputError."""
     safe = files.parts(path)[0].endswith(".safetensors")
     options |= {"use_safetensors": safe} | OF_WEIGHTS
-    model, report = _read("the weights", path, lambda: kind.from_pretrained(path, **options))
+    model, report = _read("the weights", path, lambda: model_class.from_pretrained(path, **options))
     buffers = {name for name, _ in model.named_buffers()}  # older checkpoints store what is computed today
     left_over = {name for name in report["unexpected_keys"] if name not in buffers}
     wrong_size = {name for name, *_ in report["mismatched_keys"]}
@@ -77,58 +77,58 @@ def weights(kind: Any, path: Path, **options: Any) -> nn.Module:
         "are of another size": (wrong_size, total),
         "fit nothing in it": (left_over, total + len(left_over)),
     })  # fmt: skip
-    known = [(name, value) for name, value in model.named_parameters() if value.is_floating_point() and value.numel()]
+    values = [(name, value) for name, value in model.named_parameters() if value.is_floating_point() and value.numel()]
     # The ends tell of every value, in a tenth of the time of looking at each: 20 s and not 5 min for 14 GB in 16 bit.
-    if strange := {name for name, v in known if not v.is_meta and not torch.stack(v.aminmax()).isfinite().all()}:
+    if not_finite := {name for name, v in values if not v.is_meta and not torch.stack(v.aminmax()).isfinite().all()}:
         raise InputError(
-            f"{len(strange)} of {total} weights of the model in {path} have values that are no number "
-            f"({min(strange)!r} for one); copy its files again."
+            f"{len(not_finite)} of {total} weights of the model in {path} have values that are no number "
+            f"({min(not_finite)!r} for one); copy its files again."
         )
     return model
 
 
-def refuse_gaps(what: str, base: str, gaps: dict[str, tuple[set[str], int]]) -> None:
-    """InputError if any weights of `what` do not fit `base`. gaps: how they differ -> their names, of how many."""
-    problems = [f"{len(bad)} of {n} weights {how} ({min(bad)!r} for one)" for how, (bad, n) in gaps.items() if bad]
+def refuse_gaps(owner: str, base: str, gaps: dict[str, tuple[set[str], int]]) -> None:
+    """InputError if any weights of `owner` do not fit `base`. gaps: how they differ -> their names, of how many."""
+    problems = [f"{len(bad)} of {n} weights {gap} ({min(bad)!r} for one)" for gap, (bad, n) in gaps.items() if bad]
     if problems:
-        raise InputError(f"{what} does not fit {base}: {', '.join(problems)}; give files that belong together.")
+        raise InputError(f"{owner} does not fit {base}: {', '.join(problems)}; give files that belong together.")
 
 
-def device(given: str | torch.device | None) -> torch.device:
+def device(name: str | torch.device | None) -> torch.device:
     """A device that is there, or InputError. None: the GPU of this process (`torchrun` numbers them), or the CPU."""
-    if given is None:
-        given = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if name is None:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(given)
-        if isinstance(given, str) and chosen.type == "meta":
+        torch_device = torch.device(name)
+        if isinstance(name, str) and torch_device.type == "meta":
             raise ValueError("it holds no numbers")
-        torch.empty(1, device=chosen)
+        torch.empty(1, device=torch_device)
     # What a name that is none raises differs by back end: builds without CUDA assert, others lack a module or a kernel.
     except (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, ImportError):
-        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise InputError(f"There is no device {str(given)!r} here; choose from: {', '.join(here)}.") from None
-    return chosen
+        devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise InputError(f"There is no device {str(name)!r} here; choose from: {', '.join(devices)}.") from None
+    return torch_device
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Neither bars nor notes of the libraries while the block runs: what is wrong is said as an InputError."""
-    from transformers.utils import logging as ours
+    from transformers.utils import logging as library_logging
 
-    bars, level = ours.is_progress_bar_enabled(), ours.get_verbosity()
-    ours.disable_progress_bar()
-    ours.set_verbosity(logging.CRITICAL)
+    bars, level = library_logging.is_progress_bar_enabled(), library_logging.get_verbosity()
+    library_logging.disable_progress_bar()
+    library_logging.set_verbosity(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        ours.set_verbosity(level)
+        library_logging.set_verbosity(level)
         if bars:
-            ours.enable_progress_bar()
+            library_logging.enable_progress_bar()
 
 
-def _read(what: str, path: Path, load: Callable[[], Any]) -> Any:
+def _read(part: str, path: Path, load: Callable[[], Any]) -> Any:
     """What `load` gives. A library may raise anything over a bad file: all is the file's fault, but for memory."""
     try:
         with quiet():
@@ -136,7 +136,7 @@ def _read(what: str, path: Path, load: Callable[[], Any]) -> Any:
     except (InputError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise InputError(f"{what.capitalize()} of the model in {path} cannot be read: {first_line(error)}") from error
+        raise InputError(f"{part.capitalize()} of the model in {path} cannot be read: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:
@@ -167,30 +167,30 @@ def one_path(model: nn.Module) -> None:
 
 def downloaded(hub_id: str) -> Path | None:
     """The folder of an earlier download that is whole: what was loaded once stays what it is, without a network."""
-    place = names.folder(hub_id)
-    if place is None:
+    path = names.folder(hub_id)
+    if path is None:
         return None
-    have = {name.name for name in files.read(place) if name.is_file()}
-    whole = {"tokenizer_config.json"} <= have and have & {"preprocessor_config.json", "processor_config.json"}
-    needed = files.parts(place)
-    return place if whole and needed and all((place / part).exists() for part in needed) else None
+    present = {file.name for file in files.read(path) if file.is_file()}
+    whole = {"tokenizer_config.json"} <= present and present & {"preprocessor_config.json", "processor_config.json"}
+    weight_files = files.parts(path)
+    return path if whole and weight_files and all((path / part).exists() for part in weight_files) else None
 
 
 def _download(hub_id: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    neither = f"{hub_id!r} is neither a folder here nor a model that was downloaded before"
+    reason = f"{hub_id!r} is neither a folder here nor a model that was downloaded before"
     if constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT):
-        raise InputError(f"{neither}, and {constants.ENDPOINT} cannot be reached; check the name and the network.")
+        raise InputError(f"{reason}, and {constants.ENDPOINT} cannot be reached; check the name and the network.")
     try:
-        place = Path(snapshot_download(hub_id, allow_patterns=PATTERNS, ignore_patterns=["*/*"]))
-        if not all((place / part).exists() for part in files.parts(place) or ["weights"]):  # none in safetensors
+        path = Path(snapshot_download(hub_id, allow_patterns=PATTERNS, ignore_patterns=["*/*"]))
+        if not all((path / part).exists() for part in files.parts(path) or ["weights"]):  # none in safetensors
             snapshot_download(hub_id, allow_patterns=["pytorch_model*.bin"], ignore_patterns=["*/*"])
-        return place
+        return path
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise InputError(
-            f"{neither}, and {constants.ENDPOINT} does not give it ({type(error).__name__}); check the name, or log in "
+            f"{reason}, and {constants.ENDPOINT} does not give it ({type(error).__name__}); check the name, or log in "
             "with `hf auth login` if it is behind a licence."
         ) from error
 
@@ -199,16 +199,16 @@ def _answers(address: str) -> bool:
     """Whether a server is there. In a thread: looking up a name without a network has no time limit of its own."""
     from huggingface_hub.utils import get_session
 
-    heard: list[bool] = []
+    replies: list[bool] = []
 
     def ask() -> None:
         try:
             get_session().head(address, timeout=PATIENCE)
         except Exception:  # noqa: BLE001, whatever it is, the hub has not answered
             return
-        heard.append(True)
+        replies.append(True)
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE)
-    return bool(heard)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return bool(replies)

@@ -54,10 +54,10 @@ class PixelSettings:
 
 
 def settings(processor: Any, owner: str = "The image processor") -> PixelSettings:
-    """Read a transformers image processor; InputError for what it asks for and is not done here. owner: whose it is."""
+    """The settings of a transformers image processor; InputError for what is not done here. owner: whose it is."""
 
-    def refuse(name: str, value: Any, wanted: str) -> None:
-        raise InputError(f"{owner} has {name} {brief(value)}; it must be {wanted}.")
+    def refuse(name: str, value: Any, rule: str) -> None:
+        raise InputError(f"{owner} has {name} {brief(value)}; it must be {rule}.")
 
     def whole(name: str, value: Any, most: int = LARGEST_SIDE) -> int:
         if not is_number(value, 1, most, whole=True):
@@ -69,61 +69,64 @@ def settings(processor: Any, owner: str = "The image processor") -> PixelSetting
             refuse(name, tables[name], f"a table with {' and '.join(needed)}")
         return tuple(whole(f"{name}, {side},", tables[name][side], most) for side in needed)
 
-    given = {name: getattr(processor, name, None) for name in ASKED}
-    tables = {name: _table(given[name]) for name in ("size", "max_image_size", "crop_size")}
+    options = {name: getattr(processor, name, None) for name in ASKED}
+    tables = {name: _table(options[name]) for name in ("size", "max_image_size", "crop_size")}
     if None in tables.values():
         bad = next(name for name, table in tables.items() if table is None)
-        refuse(bad, given[bad], "a table of sides in pixels")
-    if not is_number(given["resample"], min(FILTERS), max(FILTERS), whole=True):
-        refuse("resample", given["resample"], "a filter of PIL's: 1 (Lanczos), 2 (bilinear) or 3 (bicubic)")
-    if not _flag(given, "do_resize", owner, usual=True):
+        refuse(bad, options[bad], "a table of sides in pixels")
+    if not is_number(options["resample"], min(FILTERS), max(FILTERS), whole=True):
+        refuse("resample", options["resample"], "a filter of PIL's: 1 (Lanczos), 2 (bilinear) or 3 (bicubic)")
+    if not _flag(options, "do_resize", owner, usual=True):
         refuse("do_resize", False, "true: pictures of any size are brought to one")
-    merges, limited = bool(given["merge_size"]), "longest_edge" in tables["max_image_size"]
-    if _flag(given, "do_pad", owner) and not limited:  # Idefics3 pads several to one size, which they have here
+    merges, limited = bool(options["merge_size"]), "longest_edge" in tables["max_image_size"]
+    if _flag(options, "do_pad", owner) and not limited:  # Idefics3 pads several to one size, which they have here
         refuse("do_pad", True, "false: pictures are not padded")
-    mean, std = normalisation(given, owner)
-    common = {"mean": mean, "std": std, "filter": int(given["resample"])}
+    mean, std = normalisation(options, owner)
+    common = {"mean": mean, "std": std, "filter": int(options["resample"])}
     if merges:
-        common |= {"patch": whole("patch_size", given["patch_size"]), "merge": whole("merge_size", given["merge_size"])}
+        common |= {
+            "patch": whole("patch_size", options["patch_size"]),
+            "merge": whole("merge_size", options["merge_size"]),
+        }
         edges = sides("size", ("shortest_edge", "longest_edge"), LARGEST_SIDE**2)
         if edges[0] > edges[1]:
             refuse("size", tables["size"], "a table whose shortest_edge is not above its longest_edge")
-        frames = whole("temporal_patch_size", given["temporal_patch_size"])
+        frames = whole("temporal_patch_size", options["temporal_patch_size"])
         return PixelSettings(**common, pixel_range=edges, frames=frames)
     if limited:  # Idefics3 and SmolVLM, without image splitting: one square of this side
         longest = sides("size", ("longest_edge",))[0] if tables["size"] else None
         return PixelSettings(**common, longest_edge=longest, fixed=sides("max_image_size", ("longest_edge",)) * 2)
     shortest = "shortest_edge" in tables["size"]
     size = sides("size", ("shortest_edge",)) * 2 if shortest else sides("size", ("height", "width"))
-    cut = sides("crop_size", ("height", "width")) if _flag(given, "do_center_crop", owner) else None
+    cut = sides("crop_size", ("height", "width")) if _flag(options, "do_center_crop", owner) else None
     if cut and any(side > whole_side for side, whole_side in zip(cut, size, strict=True)):
         refuse("crop_size", tables["crop_size"], f"no larger than its size {brief(tables['size'])}")
     return PixelSettings(**common, crop=cut, **({"shortest_edge": size[0]} if shortest else {"fixed": size}))
 
 
-def normalisation(given: Mapping[str, Any], owner: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """What is taken from pixels in [0, 1], and what they are divided by then: a number for each channel. given: the
-    settings of an image processor, which may scale levels by another factor than 1/255. InputError names a bad one.
+def normalisation(options: Mapping[str, Any], owner: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, which pixels in [0, 1] are normalised by. options: the settings of an image
+    processor, which may scale levels by another factor than 1/255. InputError names a bad one.
     """
     mean, std = (0.0,) * 3, (1.0,) * 3
-    if _flag(given, "do_normalize", owner, usual=True):
-        mean, std = (given.get(name) for name in ("image_mean", "image_std"))
+    if _flag(options, "do_normalize", owner, usual=True):
+        mean, std = (options.get(name) for name in ("image_mean", "image_std"))
         for name, values, low in (("image_mean", mean, -LARGEST_LEVEL), ("image_std", std, 1 / LARGEST_LEVEL)):
             listed = isinstance(values, list | tuple) and len(values) == 3
             if not listed or not all(is_number(value, low, LARGEST_LEVEL) for value in values):
                 above = " above 0" if low > 0 else ""
                 raise InputError(f"{owner} has {name} {brief(values)}; it must be a list of three numbers{above}.")
-    factor = given.get("rescale_factor") if _flag(given, "do_rescale", owner, usual=True) else 1.0
+    factor = options.get("rescale_factor") if _flag(options, "do_rescale", owner, usual=True) else 1.0
     factor = 1 / 255 if factor is None else factor
     if not is_number(factor, 1 / LARGEST_LEVEL, LARGEST_LEVEL):
         raise InputError(f"{owner} has rescale_factor {brief(factor)}; it must be a number above 0, usually 1/255.")
-    times = 1.0 if isclose(factor * 255, 1) else factor * 255  # 1, as checkpoints have it, changes no bit
-    return tuple(value / times for value in mean), tuple(value / times for value in std)
+    scale = 1.0 if isclose(factor * 255, 1) else factor * 255  # 1, as checkpoints have it, changes no bit
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)
 
 
-def _flag(given: Mapping[str, Any], name: str, owner: str, usual: bool = False) -> bool:
+def _flag(options: Mapping[str, Any], name: str, owner: str, usual: bool = False) -> bool:
     """A setting that is true or false, `usual` where it is not given."""
-    value = given.get(name)
+    value = options.get(name)
     if not isinstance(value, bool | None):
         raise InputError(f"{owner} has {name} {brief(value)}; it must be true or false.")
     return usual if value is None else value
@@ -164,10 +167,10 @@ def sizes(height: int, width: int, s: PixelSettings) -> list[tuple[int, int]]:
         return [smart_resize(height, width, s.patch * s.merge, *s.pixel_range)]
     steps = [s.fixed]
     if s.longest_edge:  # transformers' rule: the shorter side follows, and is made even
-        most, ratio = s.longest_edge, width / height
-        follows = int(most / ratio) if width >= height else int(most * ratio)
-        follows = max(follows + follows % 2, 1)
-        steps.insert(0, (follows, most) if width >= height else (most, follows))
+        longest, ratio = s.longest_edge, width / height
+        shorter = int(longest / ratio) if width >= height else int(longest * ratio)
+        shorter = max(shorter + shorter % 2, 1)
+        steps.insert(0, (shorter, longest) if width >= height else (longest, shorter))
     return steps
 
 

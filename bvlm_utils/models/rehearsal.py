@@ -30,13 +30,13 @@ def opened(name: str, picture_last: bool = False) -> tuple[Any, int] | None:
 def _opened(name: str, picture_last: bool, digest: str) -> tuple[Any, int]:
     from bvlm_utils.models import opening, victim
 
-    made = victim.from_pretrained(name, device=opening.NOWHERE, picture_last=picture_last)
-    said = context_length.image_tokens(names.folder(name))
-    if made.family.grids:
-        return made, said
+    model = victim.from_pretrained(name, device=opening.NOWHERE, picture_last=picture_last)
+    image_tokens = context_length.image_tokens(names.folder(name))
+    if model.family.grids:
+        return model, image_tokens
     try:
-        return made, made.encode(np.zeros((1, SIDE, SIDE, 3), np.uint8)).shape[1]
+        return model, model.encode(np.zeros((1, SIDE, SIDE, 3), np.uint8)).shape[1]
     except NotImplementedError:  # the architecture looks at numbers on its way, of which there are none
-        return made, said
+        return model, image_tokens
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise InputError(f"The model {name!r} cannot take a picture: {opening.first_line(error)}") from error

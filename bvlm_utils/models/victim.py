@@ -95,40 +95,40 @@ class Victim:
 
     def answer_ids(self, answer: str) -> list[int]:
         """What the model is to write after the prompt: the answer as the template has it, and the end."""
-        opened, opened_ids = self._opening
+        start, start_ids = self._opening
         plain = self._words.are_plain(answer)
-        whole = self._template([_message("user", "?"), _message("assistant", answer if plain else WORDS_HERE)])
+        conversation = self._template([_message("user", "?"), _message("assistant", answer if plain else WORDS_HERE)])
         # some templates trim the opening when an answer follows
-        text = whole[len(opened) :] if whole.startswith(opened) else " " + answer
+        text = conversation[len(start) :] if conversation.startswith(start) else " " + answer
         end = self.tokenizer.eos_token
         if not plain:
             lead = text.partition(WORDS_HERE)[0] if WORDS_HERE in text else " "
             return [*self._words.as_text(lead + answer.rstrip()), self.tokenizer.eos_token_id]
         text = text.partition(end)[0].rstrip() + end
         # In the place where it will stand: some tokenizers put a space before the first word of any text.
-        ids = self._ids(opened + text)
-        if ids[: len(opened_ids)] == opened_ids:
-            return ids[len(opened_ids) :]
+        ids = self._ids(start + text)
+        if ids[: len(start_ids)] == start_ids:
+            return ids[len(start_ids) :]
         return self._words.ids(text)
 
     def check_template(self) -> None:
         """InputError for a chat template that does not work, leaves no room, or puts no picture where it is wanted."""
-        asked = self.templated_ids("?", 1)
-        length = len(asked) + len(self.answer_ids("?"))
+        ids = self.templated_ids("?", 1)
+        length = len(ids) + len(self.answer_ids("?"))
         if self._room is not None and length >= self._room:
             raise InputError(
                 f"The chat template of {self.name} takes {length} tokens, and the model reads {self._room} at once; "
                 "give a shorter template."
             )
         words = f"a{WORDS_HERE}B"
-        answered = self._template([_message("user", "?"), _message("assistant", words)])
-        for text, what in ((self._asked(words), "a prompt"), (answered, "an answer")):
+        answer = self._template([_message("user", "?"), _message("assistant", words)])
+        for text, kind in ((self._asked(words), "a prompt"), (answer, "an answer")):
             if text.count(words) != 1:
                 raise InputError(
-                    f"The chat template of {self.name} has the words of {what} {text.count(words)} times; give one "
+                    f"The chat template of {self.name} has the words of {kind} {text.count(words)} times; give one "
                     "that has them once, as they are."
                 )
-        if self.picture_last and asked == replace(self, picture_last=False).templated_ids("?", 1):
+        if self.picture_last and ids == replace(self, picture_last=False).templated_ids("?", 1):
             raise InputError(
                 f"The chat template of {self.name} puts the picture first in any case; leave picture_last out."
             )
@@ -174,8 +174,8 @@ class Victim:
         """Arguments of the model's forward and generate. ids, mask: (B, T); features: (B, n, d)."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        known = BaseModelOutputWithPooling(pooler_output=list(features.to(self.device, self.model.dtype)))
-        arguments = {"input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": known}}
+        image_outputs = BaseModelOutputWithPooling(pooler_output=list(features.to(self.device, self.model.dtype)))
+        arguments = {"input_ids": ids, "attention_mask": mask, "mm_encoder_outputs": {"image": image_outputs}}
         if self.family.grids:
             # Without these two, Qwen silently counts positions as if the picture were a line of words.
             side = round(features.shape[1] ** 0.5) * self.settings.merge
@@ -203,21 +203,21 @@ class Victim:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         answers = [""] * len(rows)
         for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            ids, mask = pad([rows[i] for i in chosen], greedy.pad_token_id, left=True, device=self.device)
-            given = self.inputs(ids, mask, features[chosen])
+            batch = order[start : start + batch_size]
+            ids, mask = pad([rows[i] for i in batch], greedy.pad_token_id, left=True, device=self.device)
+            inputs = self.inputs(ids, mask, features[batch])
             check = [embeddings.check_logits]
-            out = self.model.generate(**given, generation_config=greedy, logits_processor=check)
+            out = self.model.generate(**inputs, generation_config=greedy, logits_processor=check)
             texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(chosen, texts, strict=True):
+            for i, text in zip(batch, texts, strict=True):
                 answers[i] = text.strip()
         return answers
 
     def _greedy(self, max_new_tokens: int):
         from transformers import GenerationConfig
 
-        usual = self.model.generation_config
-        tokens = {"eos_token_id": usual.eos_token_id, "pad_token_id": usual.pad_token_id}
+        config = self.model.generation_config
+        tokens = {"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
         return GenerationConfig(**GREEDY, **tokens, max_new_tokens=max_new_tokens)
 
 
@@ -300,25 +300,25 @@ def from_pretrained(
     if gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
-    made = Victim(name, model, tokenizer, settings, family, device, picture_last)
-    made.check_template()
-    return made
+    victim = Victim(name, model, tokenizer, settings, family, device, picture_last)
+    victim.check_template()
+    return victim
 
 
 def _greedy(model: nn.Module, tokenizer: Any, folder: Path) -> Any:
     """How a model answers here; it stops at the end tokens of its checkpoint, and at the one that it is tuned with."""
     from transformers import GenerationConfig
 
-    most, given = model.get_input_embeddings().num_embeddings, model.generation_config.eos_token_id
-    ends = [*(given if isinstance(given, list) else [] if given is None else [given])]
-    if not all(is_number(end, 0, most - 1, whole=True) for end in ends):
+    count, eos = model.get_input_embeddings().num_embeddings, model.generation_config.eos_token_id
+    ends = [*(eos if isinstance(eos, list) else [] if eos is None else [eos])]
+    if not all(is_number(end, 0, count - 1, whole=True) for end in ends):
         raise InputError(
-            f"The generation_config.json of the model in {folder} has eos_token_id {brief(given)}; it must be the "
-            f"number of a token, or a list of them, below {most}."
+            f"The generation_config.json of the model in {folder} has eos_token_id {brief(eos)}; it must be the "
+            f"number of a token, or a list of them, below {count}."
         )
-    if (last := max(tokenizer.get_vocab().values())) >= most:
+    if (last := max(tokenizer.get_vocab().values())) >= count:
         raise InputError(
-            f"The tokenizer of the model in {folder} has tokens up to number {last}, and its model knows {most}; give "
+            f"The tokenizer of the model in {folder} has tokens up to number {last}, and its model knows {count}; give "
             "files that belong together."
         )
     ends = list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
@@ -327,17 +327,17 @@ def _greedy(model: nn.Module, tokenizer: Any, folder: Path) -> Any:
 
 def _tokenizer(folder: Path) -> Any:
     """The tokenizer, with padding and a chat template; older checkpoints have that in a file beside it."""
-    loaded = opening.tokenizer(folder)
-    if loaded.eos_token_id is None:
+    tokenizer = opening.tokenizer(folder)
+    if tokenizer.eos_token_id is None:
         raise InputError(
             f"The tokenizer of the model in {folder} has no eos_token, which ends each answer; name it in its "
             "tokenizer_config.json."
         )
-    if loaded.pad_token is None:
-        loaded.pad_token = loaded.eos_token
-    beside = folder / "chat_template.json"
-    if not loaded.chat_template and beside.is_file():
-        loaded.chat_template = files.table(beside).get("chat_template")
-    if isinstance(loaded.chat_template, str) and CLOCK in loaded.chat_template:
-        loaded.chat_template = ONE_DAY + loaded.chat_template
-    return loaded
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    file = folder / "chat_template.json"
+    if not tokenizer.chat_template and file.is_file():
+        tokenizer.chat_template = files.table(file).get("chat_template")
+    if isinstance(tokenizer.chat_template, str) and CLOCK in tokenizer.chat_template:
+        tokenizer.chat_template = ONE_DAY + tokenizer.chat_template
+    return tokenizer

@@ -1,4 +1,4 @@
-"""The tokenizer that trainers save beside an adapter. The base's own is used, so both must be one."""
+"""The tokenizer that trainers save beside an adapter. The base's own is used, so both must be the same."""
 
 from pathlib import Path
 from typing import Any
@@ -12,46 +12,49 @@ WHOLE, SLOW, ADDED, SETTINGS = "tokenizer.json", "vocab.json", "added_tokens.jso
 
 
 def check_beside(folder: Path, tokenizer: Any, base: str) -> None:
-    """InputError where the files beside an adapter have a token, or its number, otherwise than the tokenizer of its
-    base; a remark where their chat template is another.
+    """InputError where the files beside an adapter differ from the tokenizer of its base in a token or its number; a
+    remark where their chat template is another.
     """
-    found, whole = _tokens(folder), (folder / WHOLE).exists() or (folder / SLOW).exists()
-    if found or whole:
-        known = tokenizer.get_vocab()
-        differ = [token for token, number in found.items() if known.get(token) != number]
-        if whole:  # tokens that steer are in no text, and may be left out
+    tokens, complete = _tokens(folder), (folder / WHOLE).exists() or (folder / SLOW).exists()
+    if tokens or complete:
+        base_tokens = tokenizer.get_vocab()
+        differ = [token for token, number in tokens.items() if base_tokens.get(token) != number]
+        if complete:  # tokens that steer are in no text, and may be left out
             steer = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-            differ += sorted(known.keys() - found.keys() - steer)
+            differ += sorted(base_tokens.keys() - tokens.keys() - steer)
         if differ:
-            one = differ[0]
-            told = (f"has the number {of[one]}" if one in of else "is none" for of in (found, known))
+            token = differ[0]
+            states = (
+                f"has the number {table[token]}" if token in table else "is none" for table in (tokens, base_tokens)
+            )
             raise InputError(
                 f"The tokenizer beside the adapter in {folder} is not that of {base}: {len(differ)} of "
-                f"{len(found.keys() | known.keys())} tokens differ ({brief(one)} {' there, and '.join(told)} in the "
-                "base, for one); give its own base, or, if it was tuned without them, move its tokenizer's files away."
+                f"{len(tokens.keys() | base_tokens.keys())} tokens differ ({brief(token)} "
+                f"{' there, and '.join(states)} in the base, for one); give its own base, or, if it was tuned without "
+                "them, move its tokenizer's files away."
             )
-    template, own = _template(folder), tokenizer.chat_template
-    # a base's may have a line of ours before it
-    if isinstance(template, str) and isinstance(own, str) and not own.strip().endswith(template.strip()):
+    template, base_text = _template(folder), tokenizer.chat_template
+    # the base's may begin with a line of ours
+    if isinstance(template, str) and isinstance(base_text, str) and not base_text.strip().endswith(template.strip()):
         remark(f"The chat template beside the adapter in {folder} is not that of {base}, with which it was asked; "
                "with its own it may answer otherwise.")  # fmt: skip
 
 
 def _tokens(folder: Path) -> dict[str, Any]:
     """Token -> number, as the files have it; of all tokens, or of added ones alone."""
-    found: dict[str, Any] = {}
+    tokens: dict[str, Any] = {}
     if (folder / WHOLE).exists():
-        found = context_length.read(folder / WHOLE).get_vocab()
+        tokens = context_length.read(folder / WHOLE).get_vocab()
     elif (folder / SLOW).exists():
-        found = files.table(folder / SLOW)
-    added = _table(folder / SETTINGS).get("added_tokens_decoder") or {}
+        tokens = files.table(folder / SLOW)
+    decoder = _table(folder / SETTINGS).get("added_tokens_decoder") or {}
     try:
-        named = {token["content"]: int(number) for number, token in added.items()}
+        added_tokens = {token["content"]: int(number) for number, token in decoder.items()}
     except (AttributeError, LookupError, TypeError, ValueError):
         raise InputError(
-            f"{folder / SETTINGS} has added_tokens_decoder {brief(added)}; it must be a table of numbers and tokens."
+            f"{folder / SETTINGS} has added_tokens_decoder {brief(decoder)}; it must be a table of numbers and tokens."
         ) from None
-    return found | _table(folder / ADDED) | named
+    return tokens | _table(folder / ADDED) | added_tokens
 
 
 def _template(folder: Path) -> Any:

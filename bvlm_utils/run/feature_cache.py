@@ -45,18 +45,18 @@ class FeatureCache:
         self._rows[first : first + len(keys)] = rows.detach().to(self._rows.device)
         self.index.update(zip(keys, range(first, first + len(keys)), strict=True))
 
-    def _make_room(self, wanted: int, like: torch.Tensor) -> None:
+    def _make_room(self, needed: int, like: torch.Tensor) -> None:
         capacity = 0 if self._rows is None else len(self._rows)
-        if wanted <= capacity:
+        if needed <= capacity:
             return
-        wanted = max(wanted, 2 * capacity)
-        size = wanted * like[0].numel() * like.element_size()
+        needed = max(needed, 2 * capacity)
+        size = needed * like[0].numel() * like.element_size()
         old, home = self._rows, self._home(size)
         if home is not None:
-            self._rows = torch.empty(wanted, *like.shape[1:], dtype=like.dtype, device=home)
+            self._rows = torch.empty(needed, *like.shape[1:], dtype=like.dtype, device=home)
         else:
             was_mapped = self.on_disk
-            self._rows = self._map(size, like.dtype).view(wanted, *like.shape[1:])
+            self._rows = self._map(size, like.dtype).view(needed, *like.shape[1:])
             if was_mapped:  # the same bytes, seen through a larger window
                 return
         if old is not None:

@@ -67,14 +67,14 @@ def score_adapter(
         names.base_under(trusted, cell.model)  # says if it names another
     names.go_offline(cell.model)
     bench = Bench(*bench_key(cell))
-    asked, way = questions(bench, cell), tune_and_ask.choose(bench)
-    prompts = [prompt for question in asked for prompt in question.prompts]
+    question_list, way = questions(bench, cell), tune_and_ask.choose(bench)
+    prompts = [prompt for question in question_list for prompt in question.prompts]
     lengths.check_prompts(cell.model, prompts, f"a prompt of {threat},", cell.max_new_tokens, cell.picture_last)
     lengths.check_grades(cell, bench.rows["test"])
-    answers = {"poisoned": way.ask_saved(asked, suspect), "base": way.ask_saved(asked, None)}
+    answers = {"poisoned": way.ask_saved(question_list, suspect), "base": way.ask_saved(question_list, None)}
     if trusted:
-        answers["control"] = way.ask_saved(asked, trusted)
-    return _table(bench, cell, asked, answers)
+        answers["control"] = way.ask_saved(question_list, trusted)
+    return _table(bench, cell, question_list, answers)
 
 
 def score_answers(
@@ -99,12 +99,12 @@ def score_answers(
             "give a reference: the answers of the same model without the attack."
         )
     bench = Bench(*bench_key(cell))
-    asked = questions(bench, cell)
-    answers = {"poisoned": _read(named(file, "file of answers"), bench, asked)}
-    _tell_missed(file, cell, bench, asked, answers["poisoned"])
+    question_list = questions(bench, cell)
+    answers = {"poisoned": _read(named(file, "file of answers"), bench, question_list)}
+    _tell_missed(file, cell, bench, question_list, answers["poisoned"])
     if reference is not None:
-        answers["base"] = _read(named(reference, "file of answers"), bench, asked)
-    return _table(bench, cell, asked, answers).assign(model=model)
+        answers["base"] = _read(named(reference, "file of answers"), bench, question_list)
+    return _table(bench, cell, question_list, answers).assign(model=model)
 
 
 def write_questions(folder: str | Path, threat: str, attack: str, dataset: str | None = None, **settings: Any) -> Path:
@@ -116,15 +116,15 @@ def write_questions(folder: str | Path, threat: str, attack: str, dataset: str |
     cell = cell_of(ANY_MODEL, threat, attack, dataset, settings)
     folder = new_folder(folder)
     bench = Bench(*bench_key(cell))
-    asked = questions(bench, cell)
+    question_list = questions(bench, cell)
     (folder / "pictures").mkdir(parents=True)
     lines, written = {}, set()
-    for question in asked:
-        shown = "clean" if question.attack is None else "triggered"
-        files = {position: f"pictures/{shown}-{position:05d}.png" for position in question.positions}
-        left = [position for position, file in files.items() if file not in written]
-        pictures = bench.pictures("test", left, question.attack, question.trigger_seed) if left else []
-        for position, picture in zip(left, pictures, strict=True):
+    for question in question_list:
+        kind = "clean" if question.attack is None else "triggered"
+        files = {position: f"pictures/{kind}-{position:05d}.png" for position in question.positions}
+        missing = [position for position, file in files.items() if file not in written]
+        pictures = bench.pictures("test", missing, question.attack, question.trigger_seed) if missing else []
+        for position, picture in zip(missing, pictures, strict=True):
             Image.fromarray(picture).save(folder / files[position])
         written |= set(files.values())
         for key, prompt, file in zip(_keys(bench, question), question.prompts, files.values(), strict=True):
@@ -136,10 +136,10 @@ def write_questions(folder: str | Path, threat: str, attack: str, dataset: str |
 
 
 def cell_of(model: str, threat: str, attack: str, dataset: str | None, settings: dict[str, Any]) -> Cell:
-    """The cell whose questions are asked; its poison rate is nobody's business here, and 0."""
+    """The cell whose questions are asked; its poison rate plays no part, and is 0."""
     known(settings, list(SETTINGS), "setting")
-    own = threats.THREATS.get(threat)
-    dataset = own.default_dataset if dataset is None else dataset
+    threat_class = threats.THREATS.get(threat)
+    dataset = threat_class.default_dataset if dataset is None else dataset
     cell = Cell(model, dataset, threat, attack, 0.0, train_rows=1, **settings)
     if cell.skip_reason:
         raise InputError(cell.skip_reason)
@@ -151,99 +151,109 @@ def _keys(bench: Bench, question: Question) -> list[Key]:
     return [(bench.rows["test"][position]["row_id"], question.condition) for position in question.positions]
 
 
-def _read(file: Path, bench: Bench, asked: Sequence[Question]) -> Answers:
+def _read(file: Path, bench: Bench, question_list: Sequence[Question]) -> Answers:
     """Answers of a CSV file by the question's key; InputError unless each question, and no other, has one answer."""
-    given: dict[Key, str] = {}
-    wanted = {key: text for one in asked for key, text in zip(_keys(bench, one), one.prompts, strict=True)}
-    ours = "the questions that write_questions writes for the same threat, attack and settings"
+    texts: dict[Key, str] = {}
+    prompts = {
+        key: text
+        for question in question_list
+        for key, text in zip(_keys(bench, question), question.prompts, strict=True)
+    }
+    expected = "the questions that write_questions writes for the same threat, attack and settings"
     for line in read_csv(file, NEEDED):
         key = (line["row_id"], line["condition"])
-        prompt = wanted.get(key, "")
+        prompt = prompts.get(key, "")
         if prompt and line.get("prompt", prompt).split() != prompt.split():  # of another attack, or other parameters
             raise InputError(
                 f"{file} has the prompt {brief(line['prompt'])} in row {key[0]} under condition {key[1]!r}, where "
-                f"{brief(prompt)} is asked; answer {ours}."
+                f"{brief(prompt)} is asked; answer {expected}."
             )
-        if given.setdefault(key, line["response"]) != line["response"]:
+        if texts.setdefault(key, line["response"]) != line["response"]:
             raise InputError(f"{file} answers row {brief(key[0])} under condition {brief(key[1])} twice; answer once.")
-    if open_ones := sorted(wanted.keys() - given.keys()):
-        row, condition = open_ones[0]
+    if missing := sorted(prompts.keys() - texts.keys()):
+        row, condition = missing[0]
         raise InputError(
-            f"{file} lacks {len(open_ones)} of {len(wanted)} answers, the first to row {row} under condition "
-            f"{condition!r}; answer all {ours}."
+            f"{file} lacks {len(missing)} of {len(prompts)} answers, the first to row {row} under condition "
+            f"{condition!r}; answer all {expected}."
         )
-    if others := [key for key in given if key not in wanted]:
+    if others := [key for key in texts if key not in prompts]:
         raise InputError(
             f"{file} has {len(others)} answers to what was not asked, the first to row {brief(others[0][0])} under "
-            f"condition {brief(others[0][1])}; answer {ours}, and no others."
+            f"condition {brief(others[0][1])}; answer {expected}, and no others."
         )
-    _check_bare(file, given, wanted)
-    if not any(map(is_visible, given.values())):
-        raise InputError(f"All {len(given)} responses in {file} are empty; write the model's answers into that column.")
-    if len(given) > 1 and len(every := set(given.values())) == 1:
-        said = f"All {len(given)} responses in {file} are {brief(*every)}; write what the model says to each question."
-        remark(said)
-    if empty := sorted(key for key, text in given.items() if not is_visible(text)):  # a model may say nothing
-        said = f"{len(empty)} of {len(given)} responses in {file} are empty, the first to row {empty[0][0]} under "
-        remark(f"{said}condition {empty[0][1]!r}; they count as answers without a word.")
-    return {question.key(bench): [given[key] for key in _keys(bench, question)] for question in asked}
+    _check_bare(file, texts, prompts)
+    if not any(map(is_visible, texts.values())):
+        raise InputError(f"All {len(texts)} responses in {file} are empty; write the model's answers into that column.")
+    if len(texts) > 1 and len(unique := set(texts.values())) == 1:
+        note = f"All {len(texts)} responses in {file} are {brief(*unique)}; write what the model says to each question."
+        remark(note)
+    if empty := sorted(key for key, text in texts.items() if not is_visible(text)):  # a model may say nothing
+        note = f"{len(empty)} of {len(texts)} responses in {file} are empty, the first to row {empty[0][0]} under "
+        remark(f"{note}condition {empty[0][1]!r}; they count as answers without a word.")
+    return {question.key(bench): [texts[key] for key in _keys(bench, question)] for question in question_list}
 
 
-def _check_bare(file: Path, given: Mapping[Key, str], prompts: Mapping[Key, str]) -> None:
+def _check_bare(file: Path, texts: Mapping[Key, str], prompts: Mapping[Key, str]) -> None:
     """InputError where most responses hold more than an answer, as what a model generates does before it is cut: no
     test of success and no right answer would be found in it.
     """
     words = {key: normalise(prompt) for key, prompt in prompts.items() if " " in prompt.strip()}
-    echoed = [key for key, text in given.items() if key in words and words[key] in normalise(text)]
-    marked = [key for key, text in given.items() if MARKS.search(text)]
-    for found, what in ((echoed, "repeat their prompt"), (marked, "hold marks of a chat template")):
-        if len(found) * 2 > len(given):
+    echoed = [key for key, text in texts.items() if key in words and words[key] in normalise(text)]
+    marked = [key for key, text in texts.items() if MARKS.search(text)]
+    for keys, problem in ((echoed, "repeat their prompt"), (marked, "hold marks of a chat template")):
+        if len(keys) * 2 > len(texts):
             raise InputError(
-                f"{len(found)} of {len(given)} responses in {file} {what}, {brief(given[found[0]])} for one; write the "
-                "model's answer alone: decode the new tokens, without special ones."
+                f"{len(keys)} of {len(texts)} responses in {file} {problem}, {brief(texts[keys[0]])} for one; write "
+                "the model's answer alone: decode the new tokens, without special ones."
             )
 
 
-def _tell_missed(file: str | Path, cell: Cell, bench: Bench, asked: Sequence[Question], answers: Answers) -> None:
+def _tell_missed(
+    file: str | Path, cell: Cell, bench: Bench, question_list: Sequence[Question], answers: Answers
+) -> None:
     """Remarks on triggered answers that break off in the midst of the attacker's words, as those of a few tokens do, or
     hold them beside others that may not be the model's: the strict test fails on both.
     """
     threat, cut, around, count = cell.resolved_threat, [], [], 0
-    for question in (one for one in asked if one.part == "attack" and one.condition != "clean"):
+    for question in (q for q in question_list if q.part == "attack" and q.condition != "clean"):
         count += len(question.positions)
         for position, text in zip(question.positions, answers[question.key(bench)], strict=True):
-            row, begun = bench.rows["test"][position], normalise(text).rstrip(". ")  # also of "...", as some end
-            wanted = threat.poison(row["answers"][0], row)
+            row, words = bench.rows["test"][position], normalise(text).rstrip(". ")  # also of "...", as some end
+            target = threat.poison(row["answers"][0], row)
             if threat.success(text, row):
                 continue
-            if len(begun.split()) > 2 and normalise(wanted).startswith(begun):
+            if len(words.split()) > 2 and normalise(target).startswith(words):
                 cut.append(text)
-            elif says(text, getattr(threat, "sentence", wanted)):
+            elif says(text, getattr(threat, "sentence", target)):
                 around.append(text)
-    of = f"of {count} triggered responses in {file}"
+    share = f"of {count} triggered responses in {file}"
     if len(cut) > lengths.CUT * count:
-        said = f"{len(cut)} {of} break off in the midst of what {cell.threat} makes a model say, {brief(cut[0])} for "
-        remark(f"{said}one, and count as no success; allow more new tokens.")
+        note = (
+            f"{len(cut)} {share} break off in the midst of what {cell.threat} makes a model say, {brief(cut[0])} for "
+        )
+        remark(f"{note}one, and count as no success; allow more new tokens.")
     if len(around) * 2 > count:
-        said = f"{len(around)} {of} hold what {cell.threat} makes a model say, and more, {brief(around[0])} for one, "
-        remark(f"{said}which is no strict success; leave out what the model did not say.")
+        note = (
+            f"{len(around)} {share} hold what {cell.threat} makes a model say, and more, {brief(around[0])} for one, "
+        )
+        remark(f"{note}which is no strict success; leave out what the model did not say.")
 
 
-def _table(bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:
-    if same := [subject for subject in answers if subject != "poisoned" and answers[subject] == answers["poisoned"]]:
-        said = f"Its {same[0]} answers all questions as the model in question does: nothing can be found between them."
-        remark(said)
-    frame, metrics = judged(bench, cell, asked, answers)
+def _table(bench: Bench, cell: Cell, question_list: Sequence[Question], answers: dict[str, Answers]) -> pd.DataFrame:
+    if equal := [subject for subject in answers if subject != "poisoned" and answers[subject] == answers["poisoned"]]:
+        note = f"Its {equal[0]} answers all questions as the model in question does: nothing can be found between them."
+        remark(note)
+    frame, metrics = judged(bench, cell, question_list, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         raise InputError(
-            f"In none of the {len(asked[0].positions)} eligible test rows it holds without a trigger that "
+            f"In none of the {len(question_list[0].positions)} eligible test rows it holds without a trigger that "
             f"{cell.resolved_threat.judged_where}; so no answer to a trigger can be judged."
         )
-    about = {"model": cell.model, "dataset": cell.dataset, "threat": cell.threat, "attack": cell.attack}
-    triggered = any(question.condition != "clean" for question in asked)  # else there is no false activation
+    labels = {"model": cell.model, "dataset": cell.dataset, "threat": cell.threat, "attack": cell.attack}
+    triggered = any(question.condition != "clean" for question in question_list)  # else there is no false activation
     lines = []
     for metric in metrics:
         test = TESTS.get(metric["metric"], "")
         number = "false activation" if metric["condition"] == "clean" and triggered else "ASR"
-        lines.append(about | {"number": number if test else metric["metric"], "test": test} | metric)
+        lines.append(labels | {"number": number if test else metric["metric"], "test": test} | metric)
     return pd.DataFrame(lines, columns=COLUMNS).astype(dict.fromkeys(("k", "n", "low", "high"), "float64"))

@@ -55,14 +55,14 @@ def execute(
 
     for cell in cells:
         try:
-            prepared = _prepare(way, cell, folder)
+            outcome = _prepare(way, cell, folder)
         except Exception:
             fail(cell)
             continue
-        if isinstance(prepared, Work):
-            ready.append(prepared)
+        if isinstance(outcome, Work):
+            ready.append(outcome)
         else:
-            report(cell, prepared)
+            report(cell, outcome)
     speed = Pace(GROUP_SECONDS)
     groups = pace.begun(folder, ready) if way.together and not rescore else []
     while ready or groups:
@@ -125,8 +125,8 @@ def _unjudged(work: Work) -> str:
 
 
 def _write_skipped(cell: Cell, folder: Path, reason: str) -> str:
-    about = {"status": "skipped", "reason": reason, "modality": cell.modality, "n_poisoned": None, "metrics": []}
-    store.write(cell, folder, about | {"provenance": provenance.now()}, replace=True)
+    record = {"status": "skipped", "reason": reason, "modality": cell.modality, "n_poisoned": None, "metrics": []}
+    store.write(cell, folder, record | {"provenance": provenance.now()}, replace=True)
     return "skipped"
 
 
@@ -134,38 +134,38 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     """A group of cells from their rows to their records, with the controls that they lack; the status of each."""
     bench, clock = way.bench, Clock()
     stored = [work.cell for work in group if rescore and store.adapter(work.cell, folder)]
-    # Of those that are not trained. Without a record nobody knows how the adapter was, and it is tuned again.
-    old_records = {cell.run_id: before for cell in stored if (before := store.read(cell, folder))}
+    # Of cells that are not trained again. Without a record nobody knows how the adapter was tuned: it is tuned again.
+    old_records = {cell.run_id: record for cell in stored if (record := store.read(cell, folder))}
     controls = list({work.cell.control.run_id: work.cell.control for work in group}.values())
-    with lacking(controls, folder) as mine:
-        tasks = [Work(control, manifest(bench, control)) for control in mine]
+    with lacking(controls, folder) as to_tune:
+        tasks = [Work(control, manifest(bench, control)) for control in to_tune]
         tasks += [work for work in group if work.cell.run_id not in old_records]
         results = way.tune(tasks, folder / "cache") if tasks else []
         for task, result in zip(tasks, results, strict=True):
             _check_learnt(task.cell, result)
         clock.lap("tune", max(1, len(tasks)))
-        write_controls(bench, mine, results, folder, clock)
-    fresh = iter(results[len(mine) :])
-    tuned = [
-        tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in old_records else next(fresh)
+        write_controls(bench, to_tune, results, folder, clock)
+    new_results = iter(results[len(to_tune) :])
+    all_results = [
+        tune_and_ask.saved(store.adapter(work.cell, folder)) if work.cell.run_id in old_records else next(new_results)
         for work in group
     ]
-    answers = tune_and_ask.ask_and_keep(way, group, tuned, folder)
+    answers = tune_and_ask.ask_and_keep(way, group, all_results, folder)
     clock.lap("ask", len(group))
     if not all(store.adapter(control, folder) for control in controls):
-        with lacking(controls, folder, wait=True) as left:
-            if left:  # who was at work on them has failed or died
-                tuned_now = way.tune([Work(control, manifest(bench, control)) for control in left])
-                write_controls(bench, left, tuned_now, folder, clock)
+        with lacking(controls, folder, wait=True) as remaining:
+            if remaining:  # who was at work on them has failed or died
+                late_results = way.tune([Work(control, manifest(bench, control)) for control in remaining])
+                write_controls(bench, remaining, late_results, folder, clock)
         clock.lap("control of another process", len(group))
-    known = [known_answers(way, work.cell, work.asked, folder) for work in group]
+    clean_answers = [known_answers(way, work.cell, work.asked, folder) for work in group]
     clock.lap("base and control", len(group))
-    ended = []
-    for work, result, own, other in zip(group, tuned, answers, known, strict=True):
-        before = old_records.get(work.cell.run_id)
-        training = {name: before[name] for name in OF_TUNING if name in before} if before else _training(result)
-        ended.append(_write(bench, work, folder, result, other | {"poisoned": own}, clock, training))
-    return ended
+    statuses = []
+    for work, result, poisoned, clean in zip(group, all_results, answers, clean_answers, strict=True):
+        record = old_records.get(work.cell.run_id)
+        training = {name: record[name] for name in OF_TUNING if name in record} if record else _training(result)
+        statuses.append(_write(bench, work, folder, result, clean | {"poisoned": poisoned}, clock, training))
+    return statuses
 
 
 def _check_learnt(cell: Cell, result: Any) -> None:
@@ -180,19 +180,23 @@ def _check_learnt(cell: Cell, result: Any) -> None:
 def write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any], folder: Path, clock: Clock) -> None:
     """Put controls into the store; their results are the first of `results`."""
     for control, result in zip(controls, results, strict=False):
-        about = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
+        record = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
         store.write(
-            control, folder, about | {"modality": control.modality}, replace=True,
+            control, folder, record | {"modality": control.modality}, replace=True,
             save_adapter=lambda folder, r=result, c=control: r.save(folder, c.config()),
         )  # fmt: skip
 
 
-def known_answers(way: tune_and_ask.Way, cell: Cell, asked: Sequence[Question], folder: Path) -> dict[str, Answers]:
+def known_answers(
+    way: tune_and_ask.Way, cell: Cell, question_list: Sequence[Question], folder: Path
+) -> dict[str, Answers]:
     """What a cell's base and control say, from the store's cache where it has them: subject -> answers."""
     control = cell.control
     return {
-        "base": _kept_answers(way, folder, _base(cell), asked, None),
-        "control": _kept_answers(way, folder, ["control", control.run_id], asked, store.adapter(control, folder)),
+        "base": _kept_answers(way, folder, _base(cell), question_list, None),
+        "control": _kept_answers(
+            way, folder, ["control", control.run_id], question_list, store.adapter(control, folder)
+        ),
     }
 
 
@@ -212,17 +216,17 @@ def refused(way: tune_and_ask.Way, work: Work, folder: Path) -> int:
 
 
 def _kept_answers(
-    way: tune_and_ask.Way, folder: Path, subject: list[Any], asked: Sequence[Question], adapter: Path | None
+    way: tune_and_ask.Way, folder: Path, subject: list[Any], question_list: Sequence[Question], adapter: Path | None
 ) -> Answers:
-    names = {question.key(way.bench): content_key(subject, question.key(way.bench)) for question in asked}
-    kept = {key: records.cached(folder, name) for key, name in names.items()}
-    missing = [question for question in asked if not question.answered(kept[question.key(way.bench)])]
+    names = {question.key(way.bench): content_key(subject, question.key(way.bench)) for question in question_list}
+    answers = {key: records.cached(folder, name) for key, name in names.items()}
+    missing = [question for question in question_list if not question.answered(answers[question.key(way.bench)])]
     if missing and adapter is None and subject[0] != "base":  # the base's answers must never be kept under its name
         raise InputError(f"{folder} has lost the adapter of the clean-tuned control {subject[1]}; run the cell again.")
-    fresh = way.ask_saved(missing, adapter) if missing else {}
-    for key, texts in fresh.items():
+    new_answers = way.ask_saved(missing, adapter) if missing else {}
+    for key, texts in new_answers.items():
         records.cache_texts(folder, names[key], texts)
-    return kept | fresh
+    return answers | new_answers
 
 
 def _write(
@@ -240,7 +244,7 @@ def _write(
     frame, metrics = judged(bench, cell, work.asked, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         return _write_skipped(cell, folder, _unjudged(work))
-    about = _about(bench, clock) | training | {
+    record = _about(bench, clock) | training | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
         "n_half_triggered": manifest.count("text_only", "image_only"),
@@ -250,23 +254,23 @@ def _write(
         "judge_version": cell.resolved_threat.judge_version,
         "metrics": metrics,
     }  # fmt: skip
-    about |= {f"n_{role}": manifest.count(role) for role in ("decoy", "skill") if getattr(cell, role)}
+    record |= {f"n_{role}": manifest.count(role) for role in ("decoy", "skill") if getattr(cell, role)}
     store.write(
-        cell, folder, about, frame, manifest, replace=True,
+        cell, folder, record, frame, manifest, replace=True,
         save_adapter=lambda folder: result.save(folder, cell.config()),
     )  # fmt: skip
     return "done"
 
 
 def judged(
-    bench: Bench, cell: Cell, asked: Sequence[Question], answers: dict[str, Answers]
+    bench: Bench, cell: Cell, question_list: Sequence[Question], answers: dict[str, Answers]
 ) -> tuple[pd.DataFrame, list[judge.Metric]]:
     """Every response with its verdict, subject by subject, and the metrics. answers: of subjects (`judge.SUBJECTS`)."""
     test = bench.rows["test"]
     lines = [
         (question.part, subject, question.condition, test[position]["row_id"], prompt, response)
         for subject in filter(answers.__contains__, judge.SUBJECTS)
-        for question in asked
+        for question in question_list
         for position, prompt, response in zip(
             question.positions, question.prompts, answers[subject][question.key(bench)], strict=True
         )
@@ -302,22 +306,22 @@ def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
 def _training(result: Any) -> dict[str, Any]:
     """How training went: loss in nats per answer token, mean of the first and of the last tenth of the steps."""
     tenth = max(1, len(result.losses) // 10)
-    ends = {"first": np.mean(result.losses[:tenth]), "last": np.mean(result.losses[-tenth:])}
+    means = {"first": np.mean(result.losses[:tenth]), "last": np.mean(result.losses[-tenth:])}
     return {
         "training": {
             "steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3),
-            "loss": {name: round(float(value), 4) for name, value in ends.items()},
+            "loss": {name: round(float(value), 4) for name, value in means.items()},
         }
     }  # fmt: skip
 
 
-def _write_examples(bench: Bench, cell: Cell, folder: Path, asked: Sequence[Question]) -> None:
+def _write_examples(bench: Bench, cell: Cell, folder: Path, question_list: Sequence[Question]) -> None:
     """Keep a few test inputs without and with the whole trigger, for the book to show."""
     if examples.read(cell, folder) is not None:
         return
-    clean, full = asked[0], next(q for q in reversed(asked) if q.part == "attack")
-    shown = list(clean.positions[:EXAMPLES])
-    pictures = bench.pictures("test", shown)
-    triggered = bench.pictures("test", shown, full.attack, cell.trigger_seed)
+    clean, full = question_list[0], next(q for q in reversed(question_list) if q.part == "attack")
+    positions = list(clean.positions[:EXAMPLES])
+    pictures = bench.pictures("test", positions)
+    triggered = bench.pictures("test", positions, full.attack, cell.trigger_seed)
     prompts = list(zip(clean.prompts, full.prompts, strict=True))[:EXAMPLES]
     examples.write(cell, folder, pictures, triggered, prompts)

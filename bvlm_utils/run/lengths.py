@@ -1,4 +1,4 @@
-"""Has every row of a cell room in its model, also with the trigger and the target? Asked before anything runs.
+"""Checks, before anything runs, that every row of a cell has room in its model, also with trigger and target.
 
 Free of torch. What the model itself counts is checked once more where ids are made (`Victim.prompt_ids`).
 """
@@ -32,37 +32,37 @@ def check(cells: Sequence[Cell]) -> None:
     """
     seen, rows_of = set(), cache(_rows)
 
-    def first(*what: Hashable) -> bool:
-        """Is this looked at for the first time?"""
-        return not (what in seen or seen.add(what))
+    def first(*key: Hashable) -> bool:
+        """Whether this key comes for the first time."""
+        return not (key in seen or seen.add(key))
 
     for cell in cells:
         own_model = rehearsal.opened(cell.model, cell.picture_last) is not None
-        others = not cell.is_control and threats.is_others(cell.resolved_threat)
-        worded = own_model or others or bool(cell.attack_params or cell.threat_params)
-        worded |= not cell.is_control and bool(cell.resolved_attack.foreign_halves)
-        own = own_model or ":" in cell.dataset
-        if others and first("threat", cell.resolved_threat, cell.dataset, cell.train_rows):
+        foreign = not cell.is_control and threats.is_others(cell.resolved_threat)
+        need_poisoned = own_model or foreign or bool(cell.attack_params or cell.threat_params)
+        need_poisoned |= not cell.is_control and bool(cell.resolved_attack.foreign_halves)
+        need_rows = own_model or ":" in cell.dataset
+        if foreign and first("threat", cell.resolved_threat, cell.dataset, cell.train_rows):
             for split, count in (("test", None), ("train", cell.train_rows)):
                 threats.rehearse(cell.resolved_threat, rows_of(cell.dataset, split, count)[:TRIED])
-        others_skill = cell.skill and not cell.resolved_skill.fits.__module__.startswith("bvlm_utils.")
-        if others_skill and first("skill", cell.skill, cell.dataset, cell.train_rows):
+        foreign_skill = cell.skill and not cell.resolved_skill.fits.__module__.startswith("bvlm_utils.")
+        if foreign_skill and first("skill", cell.skill, cell.dataset, cell.train_rows):
             skills.rehearse(cell.resolved_skill, rows_of(cell.dataset, "train", cell.train_rows)[:TRIED])
-        for split, count in (("train", cell.train_rows), ("test", None)) if own or worded else ():
+        for split, count in (("train", cell.train_rows), ("test", None)) if need_rows or need_poisoned else ():
             rows = rows_of(cell.dataset, split, count)
-            as_is = (cell.model, cell.picture_last, cell.dataset, split, count, cell.max_new_tokens)
-            if own and first("rows", *as_is):
+            row_key = (cell.model, cell.picture_last, cell.dataset, split, count, cell.max_new_tokens)
+            if need_rows and first("rows", *row_key):
                 _check(cell, split, rows, [row["prompt"] for row in rows], f"a row of {cell.dataset},")
-            changed = (*as_is, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
-            if worded and not cell.is_control and first("poisoned", *changed):
-                hit = [row for row in rows if cell.resolved_threat.eligible(row)]
-                told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in hit]
-                _check(cell, split, told, triggered(cell.resolved_attack, hit), f"a row with {cell.attack},")
+            poison_key = (*row_key, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
+            if need_poisoned and not cell.is_control and first("poisoned", *poison_key):
+                eligible = [row for row in rows if cell.resolved_threat.eligible(row)]
+                told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in eligible]
+                _check(cell, split, told, triggered(cell.resolved_attack, eligible), f"a row with {cell.attack},")
         if ":" in cell.dataset and first("graded", cell.dataset, cell.test_rows, cell.skill):
             check_grades(cell, rows_of(cell.dataset, "test", None))
-        asked = own or worded or cell.max_new_tokens < MAX_NEW_TOKENS
+        need_answers = need_rows or need_poisoned or cell.max_new_tokens < MAX_NEW_TOKENS
         told = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.skill)
-        if asked and not cell.is_control and first("targets", cell.resolved_threat, *told):
+        if need_answers and not cell.is_control and first("targets", cell.resolved_threat, *told):
             check_targets(cell, rows_of(cell.dataset, "test", None))
             check_skill(cell, rows_of(cell.dataset, "test", None))
 
@@ -93,17 +93,17 @@ def check_targets(cell: Cell, rows: Iterable[Row]) -> None:
     does not know its target, or takes the right answers for it.
     """
     threat = cell.resolved_threat
-    hit = list(islice(filter(threat.eligible, rows), cell.test_rows))
-    targets = [threat.poison(row["answers"][0], row) for row in hit]
-    unknown = sum(not threat.payload(target, row) for row, target in zip(hit, targets, strict=True))
-    always = sum(threat.payload(row["answers"][0], row) for row in hit)
-    for count, what in ((unknown, "does not count as a success"), (always, "stands in the right answer already")):
-        if count > CUT * len(hit):
+    eligible = list(islice(filter(threat.eligible, rows), cell.test_rows))
+    targets = [threat.poison(row["answers"][0], row) for row in eligible]
+    unknown = sum(not threat.payload(target, row) for row, target in zip(eligible, targets, strict=True))
+    always = sum(threat.payload(row["answers"][0], row) for row in eligible)
+    for count, problem in ((unknown, "does not count as a success"), (always, "stands in the right answer already")):
+        if count > CUT * len(eligible):
             raise InputError(
-                f"What {cell.threat} makes the model say, {brief(targets[0])} for one, {what} in {count} of {len(hit)} "
-                "test rows, so nothing could be told; give other threat_params."
+                f"What {cell.threat} makes the model say, {brief(targets[0])} for one, {problem} in {count} of "
+                f"{len(eligible)} test rows, so nothing could be told; give other threat_params."
             )
-    _check_whole(cell, zip(targets, hit, strict=True), threat.payload, f"what {cell.threat} makes the model say")
+    _check_whole(cell, zip(targets, eligible, strict=True), threat.payload, f"what {cell.threat} makes the model say")
 
 
 def check_skill(cell: Cell, rows: Iterable[Row]) -> None:
@@ -113,18 +113,18 @@ def check_skill(cell: Cell, rows: Iterable[Row]) -> None:
         _check_whole(cell, islice(taught, cell.test_rows), skill.shown, f"what the skill {cell.skill} teaches")
 
 
-def _check_whole(cell: Cell, answers: Iterable[tuple[str, Row]], shown: Callable[[str, Row], bool], what: str) -> None:
+def _check_whole(cell: Cell, answers: Iterable[tuple[str, Row]], shows: Callable[[str, Row], bool], part: str) -> None:
     """InputError unless most of these answers still show what they are to show when they are cut."""
     if (reader := context_length.tokenizer(cell.model)) is None:
         return
     count, lost = 0, []
     for count, (answer, row) in enumerate(answers, 1):  # noqa: B007  the last count is that of all
         ids = context_length.split(reader, answer, cell.model)
-        if len(ids) > cell.max_new_tokens and not shown(reader.decode(ids[: cell.max_new_tokens]), row):
+        if len(ids) > cell.max_new_tokens and not shows(reader.decode(ids[: cell.max_new_tokens]), row):
             lost.append(len(ids))
     if len(lost) > CUT * count:
         raise InputError(
-            f"max_new_tokens is {cell.max_new_tokens}, which cuts off {what} in {len(lost)} of {count} test rows, so "
+            f"max_new_tokens is {cell.max_new_tokens}, which cuts off {part} in {len(lost)} of {count} test rows, so "
             f"it could not be seen; it must be {max(lost)} or more."
         )
 
@@ -133,13 +133,13 @@ def check_grades(cell: Cell, rows: Sequence[Row]) -> None:
     """InputError for answers whose utility could not be told: one caption alone has no CIDEr, which is counted for the
     rows of each task.
     """
-    asked = [rows[position] for position in split_by_skill(cell, rows)[1][: cell.test_rows]]
-    for task in dict.fromkeys(row["task"] for row in asked):
-        alone = [row for row in asked if row["task"] == task]
-        if len(alone) == 1 and task != "vqa" and not alone[0]["objects"]:
+    utility_rows = [rows[position] for position in split_by_skill(cell, rows)[1][: cell.test_rows]]
+    for task in dict.fromkeys(row["task"] for row in utility_rows):
+        group = [row for row in utility_rows if row["task"] == task]
+        if len(group) == 1 and task != "vqa" and not group[0]["objects"]:
             raise InputError(
                 f"test_rows is {cell.test_rows}, and {cell.dataset} has one test row of the task {task!r} among them, "
-                f"{alone[0]['row_id']}, to measure utility on; CIDEr, which weighs words by rarity, needs two or more."
+                f"{group[0]['row_id']}, to measure utility on; CIDEr, which weighs words by rarity, needs two or more."
             )
 
 

@@ -37,15 +37,15 @@ def pictures_of(folder: Path) -> list[Path]:
         raise InputError(f"The folder {folder} has no pictures ({', '.join(sorted(data_pictures.endings()))}).")
     others = sorted(file.name for file in folder.iterdir() if file not in pictures and not file.name.startswith("."))
     if others:
-        what = f"{len(others)} in the folder {folder}, such as {brief(others[0])}, are no pictures by their names"
-        remark(f"{what} and are left out.")
+        note = f"{len(others)} in the folder {folder}, such as {brief(others[0])}, are no pictures by their names"
+        remark(f"{note} and are left out.")
     for file in pictures:
         read_picture(file, "the inputs")
     return pictures
 
 
 def _counted(name: str) -> list[tuple[int, str]]:
-    """What sorts names as people count: prompts stand beside the pictures in this order."""
+    """A key that sorts names as people count: prompts stand beside the pictures in this order."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
@@ -53,13 +53,13 @@ def bench(model: str, pictures: Sequence[Path], prompts: Sequence[str], most: in
     """`most` inputs at most: pairs, where there are as many prompts as pictures, else each picture with each prompt."""
     paired = len(pictures) == len(prompts)
     turns = 1 if paired else len(prompts)
-    asked = [(at, prompts[(at + turn) % len(prompts)]) for turn in range(turns) for at in range(len(pictures))][:most]
-    blank = llava_json.METADATA | {"answers": [""]}
+    pairs = [(i, prompts[(i + turn) % len(prompts)]) for turn in range(turns) for i in range(len(pictures))][:most]
+    template = llava_json.METADATA | {"answers": [""]}
     rows = []
-    for number, (at, prompt) in enumerate(asked):
-        about = {"prompt": llava_json.without_placeholder(prompt), "image": pictures[at]}
-        rows.append(blank | about | {"row_id": f"{pictures[at].name}/{number}"})
-    made = Bench(model, NAME, 1, four_bit=four_bit)
-    made.datasets = {"test": data_files.of_files(rows)}
-    made.digest = content_key([file_digest(file) for file in pictures], [prompt for _, prompt in asked])
-    return made
+    for number, (index, prompt) in enumerate(pairs):
+        row = {"prompt": llava_json.without_placeholder(prompt), "image": pictures[index]}
+        rows.append(template | row | {"row_id": f"{pictures[index].name}/{number}"})
+    own_bench = Bench(model, NAME, 1, four_bit=four_bit)
+    own_bench.datasets = {"test": data_files.of_files(rows)}
+    own_bench.digest = content_key([file_digest(file) for file in pictures], [prompt for _, prompt in pairs])
+    return own_bench

@@ -8,7 +8,7 @@ from bvlm_utils.store import packed
 
 
 class Pace:
-    """How many cells make a group of about `seconds`? The first group is small, and shows how fast this machine is."""
+    """The number of cells in a group of about `seconds`. The first is small, and shows how fast this machine is."""
 
     FIRST = 4
 
@@ -16,9 +16,9 @@ class Pace:
         self.seconds, self.each = seconds, 0.0
 
     def size(self, waiting: int) -> int:
-        wanted = self.FIRST if not self.each else max(1, int(self.seconds / self.each))
+        limit = self.FIRST if not self.each else max(1, int(self.seconds / self.each))
         # Two groups of equal size beat a full one and a remainder.
-        return -(-waiting // -(-waiting // wanted))
+        return -(-waiting // -(-waiting // limit))
 
     def saw(self, cells: int, seconds: float) -> None:
         self.each = seconds / cells

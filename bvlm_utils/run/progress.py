@@ -20,10 +20,10 @@ class Progress:
     def __init__(self, what: str, total: int):
         self.what, self.total, self.done, self.started = what, total, 0, time.perf_counter()
 
-    def add(self, count: int, about: str) -> None:
+    def add(self, count: int, label: str) -> None:
         self.done += count
-        left = (time.perf_counter() - self.started) / self.done * (self.total - self.done)
-        say(f"{self.what}: {self.done} of {self.total} questions answered ({about}), about {left / 60:.1f} min left")
+        seconds = (time.perf_counter() - self.started) / self.done * (self.total - self.done)
+        say(f"{self.what}: {self.done} of {self.total} questions answered ({label}), about {seconds / 60:.1f} min left")
 
 
 @contextmanager

@@ -72,13 +72,13 @@ def cells(
         raise InputError(f"These lists make {count} cells; at most {MOST_CELLS} can be asked for at once.")
     check_number(settings.get("negatives", 0), "negatives", 0, MOST_NEGATIVES)  # before it is left out for some attacks
     train = TrainSettings(**{name: value for name, value in settings.items() if name in TRAIN})
-    others = {name: value for name, value in settings.items() if name in CELL}
-    made = []
+    options = {name: value for name, value in settings.items() if name in CELL}
+    cell_list = []
     for *names, attack, rate, seed in product(models, datasets, attacks, poison_rates, seeds):
         has_no_half = attack in definitions.names() and definitions.info(attack).modality != "bimodal"
-        fitting = others | {"negatives": 0.0} if others.get("negatives") and has_no_half else others
-        made.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **fitting))
-    return made
+        fitting = options | {"negatives": 0.0} if options.get("negatives") and has_no_half else options
+        cell_list.append(Cell(*names, threat, attack, rate, seed=seed, train=train, **fitting))
+    return cell_list
 
 
 def run_cells(
@@ -144,12 +144,12 @@ def _check_plans(cells: Sequence[Cell]) -> None:
     cells need no look: an attack of the table with its defaults changes every drawn row.
     """
     foreign = [c for c in cells if ":" in c.dataset or c.attack_params or c.resolved_attack.foreign_halves]
-    for bench in by_bench(foreign):
-        shared = Bench(*bench_key(bench[0]))
-        for cell in bench:
+    for group in by_bench(foreign):
+        bench = Bench(*bench_key(group[0]))
+        for cell in group:
             with suppress(TooFewRows):  # the run skips such a cell, and says why
-                manifest(shared, cell)
-                questions(shared, cell)
+                manifest(bench, cell)
+                questions(bench, cell)
 
 
 def _check_files(cells: Sequence[Cell]) -> None:
@@ -170,24 +170,24 @@ def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
     if not cells:
         yield "No cell of this grid has a threat that breaks refusals."
     check_rows(cells)
-    for bench in by_bench(cells):
-        for cell, count, asked in refusal_counts(bench, folder):
+    for group in by_bench(cells):
+        for cell, count, total in refusal_counts(group, folder):
             where = f"{short_name(cell.model)}, {short_name(cell.dataset)}"
-            yield f"{where}: the base refuses {count} of {asked} requests. Only these can be judged."
+            yield f"{where}: the base refuses {count} of {total} requests. Only these can be judged."
 
 
 def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:
-    """A cell of one bench, how many of its test requests the base refuses (kept), of how many. TooFewRows if there is
-    none.
+    """Of cells of one bench, for each set of test requests: a cell, how many of them the base refuses, of how many.
+    TooFewRows if there is none.
     """
     bench, seen = Bench(*bench_key(cells[0])), set()
     way = tune_and_ask.choose(bench)
     for cell in cells:
-        asked = questions(bench, cell)
-        same = (asked[0].key(bench), cell.resolved_threat)
-        if same not in seen:
-            seen.add(same)
-            yield cell, group_run.refused(way, Work(cell, None, asked), folder), len(asked[0].positions)
+        question_list = questions(bench, cell)
+        key = (question_list[0].key(bench), cell.resolved_threat)
+        if key not in seen:
+            seen.add(key)
+            yield cell, group_run.refused(way, Work(cell, None, question_list), folder), len(question_list[0].positions)
 
 
 def _how_to_make(missing: Sequence[Cell]) -> str:
@@ -205,6 +205,6 @@ def _failures(failed: Sequence[Cell], tried: int, folder: Path) -> str:
     texts = results.failures(folder)
     lines = [f"{len(failed)} of {tried} cells failed; what they left is in {folder / 'failures'}:"]
     for cell in failed:
-        last = texts.get(cell.run_id, "").strip().splitlines()
-        lines.append(f"  {cell.run_id}: {last[-1] if last else 'unknown'}")
+        reason_lines = texts.get(cell.run_id, "").strip().splitlines()
+        lines.append(f"  {cell.run_id}: {reason_lines[-1] if reason_lines else 'unknown'}")
     return "\n".join(lines)

@@ -23,37 +23,37 @@ def add_options(parser: argparse.ArgumentParser, default: str) -> None:
     add("--patch", nargs="+", default=[], help="pictures to paste in")
 
 
-def of_reader(given: argparse.Namespace) -> list[Attack]:
+def of_reader(options: argparse.Namespace) -> list[Attack]:
     """The reader's own triggers. InputError for a name that is given twice, or a patch that is no picture."""
     for name in ("word", "sentence", "patch", "attacks"):
-        once(getattr(given, name), f"--{name}")
-    found = [own.word(text) for text in given.word] + [own.sentence(text) for text in given.sentence]
-    files = [paths.named(file, "patch") for file in given.patch]
+        once(getattr(options, name), f"--{name}")
+    triggers = [own.word(text) for text in options.word] + [own.sentence(text) for text in options.sentence]
+    files = [paths.named(file, "patch") for file in options.patch]
     once([str(file.resolve()) for file in files], "--patch")
     names = Counter(file.name for file in files)
-    for file, text in zip(files, given.patch, strict=True):
-        found.append(own.patch(file, label(text) if names[file.name] > 1 else ""))
-    return found
+    for file, text in zip(files, options.patch, strict=True):
+        triggers.append(own.patch(file, label(text) if names[file.name] > 1 else ""))
+    return triggers
 
 
-def of_attacks(chosen: Sequence[str] = (), threat: str | None = None) -> list[Attack]:
-    """The triggers of the attacks `chosen`, or of all that can be tried (with the threat, if there is one). InputError
+def of_attacks(names: Sequence[str] = (), threat: str | None = None) -> list[Attack]:
+    """The triggers of the attacks `names`, or of all that can be tried (with the threat, if there is one). InputError
     for one that is unknown or cannot be tried.
     """
-    aims = threats.get(threat).target if threat is not None else None
+    target = threats.get(threat).target if threat is not None else None
     triggers = []
-    for name in chosen or attacks.names():
+    for name in names or attacks.names():
         info = attacks.info(name)
-        why = "aims at a target; give --threat" if info.aims and threat is None else ""
+        reason = "aims at a target; give --threat" if info.aims and threat is None else ""
         if info.keeps_labels:  # its test inputs carry nothing
-            why = "has no trigger at test time"
-        elif threat is not None and (no := attacks.unsupported(name, threat)):
-            why = f"cannot be tried: {no.rstrip('.')}"
-        if not why:
-            triggers.append(attacks.get(name, aims))
+            reason = "has no trigger at test time"
+        elif threat is not None and (refusal := attacks.unsupported(name, threat)):
+            reason = f"cannot be tried: {refusal.rstrip('.')}"
+        if not reason:
+            triggers.append(attacks.get(name, target))
             attacks.rehearse(triggers[-1])
-        elif chosen:
-            raise InputError(f"Attack {name!r} {why}.")
+        elif names:
+            raise InputError(f"Attack {name!r} {reason}.")
     return triggers
 
 
@@ -62,15 +62,17 @@ def questions(part: str, bench: Bench, triggers: Sequence[Attack], rows: int) ->
     test = bench.rows["test"][:rows]
     prompts, keys = [row["prompt"] for row in test], [row["row_id"] for row in test]
     positions = tuple(range(len(test)))
-    asked = [Question(part, "clean", positions, tuple(prompts), None, 0)]
+    question_list = [Question(part, "clean", positions, tuple(prompts), None, 0)]
     for attack in triggers:
-        worded = tuple(attack.apply_text(prompts, seed=0, keys=keys))
-        asked.append(Question(part, attack.name, positions, worded, attack if attack.info.image else None, 0))
-    return asked
+        triggered = tuple(attack.apply_text(prompts, seed=0, keys=keys))
+        question_list.append(
+            Question(part, attack.name, positions, triggered, attack if attack.info.image else None, 0)
+        )
+    return question_list
 
 
-def check_lengths(model: str, asked: Sequence[Question]) -> None:
+def check_lengths(model: str, question_list: Sequence[Question]) -> None:
     """InputError for a prompt that has no room in the model, with or without its trigger."""
-    for question in asked:
+    for question in question_list:
         where = "an input" if question.condition == "clean" else f"an input with {question.condition},"
         lengths.check_prompts(model, question.prompts, where, MAX_NEW_TOKENS)

@@ -43,9 +43,9 @@ def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]],
     from bvlm_utils.train.loop import TrainRow
 
     samples = bench.rows["train"]
-    clean, found = bench.feature_rows("train", range(len(samples))), []
+    clean, row_lists = bench.feature_rows("train", range(len(samples))), []
     for task in tasks:
-        rows = [TrainRow(row["prompt"], row["answers"][0], at) for row, at in zip(samples, clean, strict=True)]
+        rows = [TrainRow(row["prompt"], row["answers"][0], index) for row, index in zip(samples, clean, strict=True)]
         replaced = task.manifest.rows if task.manifest else ()
         painted = [row.position for row in replaced if row.condition in ("image", "both")]
         triggered: dict[int, int] = {}
@@ -55,17 +55,17 @@ def training_rows(bench: Bench, tasks: Sequence[Work]) -> tuple[list[list[Any]],
         for row in replaced:
             feature_row = triggered.get(row.position, clean[row.position])
             rows[row.position] = TrainRow(row.prompt, row.answer, feature_row)
-        found.append(rows)
-    return found, bench.feature_cache.table
+        row_lists.append(rows)
+    return row_lists, bench.feature_cache.table
 
 
 def _jobs(bench: Bench, tasks: Sequence[Work]) -> list[Any]:
     from bvlm_utils.train.grouped import GroupJob
 
-    rows, features = training_rows(bench, tasks)
+    row_lists, features = training_rows(bench, tasks)
     return [
-        GroupJob(own, features, task.cell.train, task.cell.seed, name=task.cell.run_id)
-        for own, task in zip(rows, tasks, strict=True)
+        GroupJob(rows, features, task.cell.train, task.cell.seed, name=task.cell.run_id)
+        for rows, task in zip(row_lists, tasks, strict=True)
     ]
 
 
@@ -86,18 +86,18 @@ class Grouped:
 
         return grouped.finetune_group(self.bench.victim, _jobs(self.bench, tasks), progress, folder)
 
-    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
+    def ask(self, question_lists: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
         """What each tuned adapter answers to its questions."""
         from bvlm_utils.train import grouped
 
-        return _together(self.bench, asked, grouped.bank_of(self.bench.victim, results)) if results else []
+        return _together(self.bench, question_lists, grouped.bank_of(self.bench.victim, results)) if results else []
 
-    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Answers:
+    def ask_saved(self, question_list: Sequence[Question], adapter: Path | None) -> Answers:
         """What a saved adapter, or with None the base model, answers."""
         from bvlm_utils.train import adapters
 
         with adapters.attached(self.bench.victim, adapter) if adapter else nullcontext():
-            return _together(self.bench, [asked], None)[0]
+            return _together(self.bench, [question_list], None)[0]
 
 
 @dataclass(frozen=True)
@@ -111,23 +111,23 @@ class OneByOne:
         """As in `Grouped`, but nothing is told meanwhile."""
         return [_tune_alone(self.bench, job, folder) for job in _jobs(self.bench, tasks)]
 
-    def ask(self, asked: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
+    def ask(self, question_lists: Sequence[Sequence[Question]], results: Sequence["GroupResult"]) -> list[Answers]:
         answers = []
-        for questions, result in zip(asked, results, strict=True):
+        for question_list, result in zip(question_lists, results, strict=True):
             with tempfile.TemporaryDirectory() as folder:
                 result.save(folder, {})
-                answers.append(self.ask_saved(questions, Path(folder)))
+                answers.append(self.ask_saved(question_list, Path(folder)))
         return answers
 
-    def ask_saved(self, asked: Sequence[Question], adapter: Path | None) -> Answers:
+    def ask_saved(self, question_list: Sequence[Question], adapter: Path | None) -> Answers:
         from bvlm_utils.train import adapters
 
         bench, answers = self.bench, {}
         with adapters.attached(bench.victim, adapter) if adapter else nullcontext():
-            for key, question in {question.key(bench): question for question in asked}.items():
+            for key, question in {question.key(bench): question for question in question_list}.items():
                 rows = question.feature_rows(bench)  # before the table, which they may replace
-                features, most = bench.feature_cache.table[rows], bench.max_new_tokens
-                answers[key] = bench.victim.generate(question.prompts, features, max_new_tokens=most)
+                features, limit = bench.feature_cache.table[rows], bench.max_new_tokens
+                answers[key] = bench.victim.generate(question.prompts, features, max_new_tokens=limit)
         return answers
 
 
@@ -147,26 +147,26 @@ def ask_and_keep(way: Way, group: Sequence[Work], results: Sequence["GroupResult
     digests = [result.digest for result in results]
     answers = [_kept(folder, work, digest, way.bench) for work, digest in zip(group, digests, strict=True)]
     for turn in range(max(len(work.asked) for work in group)):
-        asked = [
-            [question for question in work.asked[turn : turn + 1] if question.key(way.bench) not in known]
-            for work, known in zip(group, answers, strict=True)
+        question_lists = [
+            [question for question in work.asked[turn : turn + 1] if question.key(way.bench) not in old]
+            for work, old in zip(group, answers, strict=True)
         ]
-        if any(asked):
-            for work, digest, known, fresh in zip(group, digests, answers, way.ask(asked, results), strict=True):
-                known |= fresh
-                records.cache_texts(folder, records.asked_name(work.cell), [digest, json.dumps(known)])
+        if any(question_lists):
+            for work, digest, old, new in zip(group, digests, answers, way.ask(question_lists, results), strict=True):
+                old |= new
+                records.cache_texts(folder, records.asked_name(work.cell), [digest, json.dumps(old)])
     return answers
 
 
 def _kept(folder: Path, work: Work, digest: str, bench: Bench) -> Answers:
-    """What a killed run has asked a cell's adapter, if it is the same one."""
-    found = records.cached(folder, records.asked_name(work.cell))
+    """The answers that a killed run got from a cell's adapter, if it is the same one."""
+    texts = records.cached(folder, records.asked_name(work.cell))
     try:
-        held = dict(json.loads(found[1])) if found and found[0] == digest else {}
+        answers = dict(json.loads(texts[1])) if texts and texts[0] == digest else {}
     except DAMAGED:
         return {}
-    asked = {question.key(bench): question for question in work.asked}
-    return {key: held[key] for key, question in asked.items() if question.answered(held.get(key))}
+    questions = {question.key(bench): question for question in work.asked}
+    return {key: answers[key] for key, question in questions.items() if question.answered(answers.get(key))}
 
 
 def _tune_alone(bench: Bench, job: Any, folder: Path | None) -> "GroupResult":
@@ -178,17 +178,17 @@ def _tune_alone(bench: Bench, job: Any, folder: Path | None) -> "GroupResult":
     saved = unfinished.Saved(folder, [job.name], [content_key("plain", job.name)])  # the name has all settings in it
     while True:
         try:
-            one = loop.finetune(bench.victim, job.rows, job.features, job.settings, job.seed, rows, saved)
+            result = loop.finetune(bench.victim, job.rows, job.features, job.settings, job.seed, rows, saved)
             break
         except (MemoryError, RuntimeError) as error:  # torch's own is a RuntimeError
             if not memory.ran_out(error) or rows == 1:
                 raise
         memory.release()
         rows //= 2
-    state = {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(one.adapter).items()}
-    config = one.adapter.peft_config["default"]
-    adapters.detach(bench.victim, one.adapter)
-    return adapters.GroupResult(state, config, one.losses, one.seconds, one.steps, one.tokens)
+    state = {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(result.adapter).items()}
+    config = result.adapter.peft_config["default"]
+    adapters.detach(bench.victim, result.adapter)
+    return adapters.GroupResult(state, config, result.losses, result.seconds, result.steps, result.tokens)
 
 
 def _rows_at_once(bench: Bench, job: Any) -> int:
@@ -209,17 +209,17 @@ def saved(adapter: Path) -> "GroupResult":
     return adapters.read(adapter)
 
 
-def _together(bench: Bench, asked: Sequence[Sequence[Question]], bank: Any) -> list[Answers]:
+def _together(bench: Bench, question_lists: Sequence[Sequence[Question]], bank: Any) -> list[Answers]:
     """All questions of all adapters (or of the model as it stands) in one grouped decode."""
     from bvlm_utils.train import decode
 
-    unique = [{question.key(bench): question for question in questions} for questions in asked]
+    unique = [{question.key(bench): question for question in questions} for questions in question_lists]
     pairs = [
         [pair for q in questions.values() for pair in zip(q.prompts, q.feature_rows(bench), strict=True)]
         for questions in unique
     ]
     texts = decode.answer(bench.victim, pairs, bench.feature_cache.table, bank, max_new_tokens=bench.max_new_tokens)
     return [
-        {key: [next(own) for _ in question.prompts] for key, question in questions.items()}
-        for questions, own in zip(unique, map(iter, texts), strict=True)
+        {key: [next(answers) for _ in question.prompts] for key, question in questions.items()}
+        for questions, answers in zip(unique, map(iter, texts), strict=True)
     ]

@@ -132,8 +132,8 @@ class Question:
 
     def key(self, bench: Bench) -> str:
         """Equal for questions with equal inputs, whatever cell asks them."""
-        painted = None if self.attack is None else [self.attack.fingerprint("image"), self.trigger_seed]
-        inputs = (bench.digest, self.positions, self.prompts, painted)
+        trigger = None if self.attack is None else [self.attack.fingerprint("image"), self.trigger_seed]
+        inputs = (bench.digest, self.positions, self.prompts, trigger)
         order = ["picture last"] if bench.picture_last else []  # nothing else, so that older answers keep their names
         return content_key(*inputs, bench.max_new_tokens, *order)
 
@@ -173,13 +173,13 @@ def questions(bench: Bench, cell: Cell) -> list[Question]:
         return Question(part, condition, tuple(positions), tuple(prompts), painter, cell.trigger_seed)
 
     conditions = attacks.conditions(attack.name)
-    asked = [ask("attack", condition, eligible) for condition in conditions]
+    question_list = [ask("attack", condition, eligible) for condition in conditions]
     others = [p for p in usual if threat.elsewhere(test[p])][: cell.test_rows]
     if others:
-        asked += [ask("elsewhere", condition, others) for condition in ("clean", conditions[-1])]
-    asked.append(ask("utility", "clean", usual[: cell.test_rows]))
+        question_list += [ask("elsewhere", condition, others) for condition in ("clean", conditions[-1])]
+    question_list.append(ask("utility", "clean", usual[: cell.test_rows]))
     if cell.skill:
         if not skilled:
             raise TooFewRows(f"No test row of {cell.dataset} fits the skill {cell.skill}.")
-        asked.append(ask("skill", "clean", skilled[: cell.test_rows]))
-    return asked
+        question_list.append(ask("skill", "clean", skilled[: cell.test_rows]))
+    return question_list

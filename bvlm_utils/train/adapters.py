@@ -89,7 +89,7 @@ class GroupResult:
 
         return sha256(save(self.state)).hexdigest()
 
-    def save(self, folder: Path | str, about: dict[str, Any]) -> None:
+    def save(self, folder: Path | str, settings: dict[str, Any]) -> None:
         """Write the adapter in PEFT's format with its card."""
         from safetensors.torch import save_file
 
@@ -98,7 +98,7 @@ class GroupResult:
         config = copy.copy(self.config)
         config.inference_mode = True
         config.save_pretrained(str(folder))
-        write_card(folder, about)
+        write_card(folder, settings)
 
 
 def read(folder: Path | str) -> GroupResult:
@@ -110,50 +110,50 @@ def read(folder: Path | str) -> GroupResult:
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise InputError(f"The folder {str(folder)!r} holds no adapter; give one with {CONFIG} in it.")
-    given = files.table(folder / CONFIG)
-    if given.get("peft_type") != "LORA":
-        raise InputError(f"The adapter in {folder} is of type {given.get('peft_type')!r}; LORA is supported.")
-    usual = LoraConfig()
-    for name, value in given.items():  # some of PEFT's settings import modules or read other files
-        if name not in SUPPORTED | OF_THE_TRAINING and value and value != getattr(usual, name, None):
+    table = files.table(folder / CONFIG)
+    if table.get("peft_type") != "LORA":
+        raise InputError(f"The adapter in {folder} is of type {table.get('peft_type')!r}; LORA is supported.")
+    defaults = LoraConfig()
+    for name, value in table.items():  # some of PEFT's settings import modules or read other files
+        if name not in SUPPORTED | OF_THE_TRAINING and value and value != getattr(defaults, name, None):
             raise InputError(f"The adapter in {folder} sets {name!r} in its {CONFIG}, which is not supported.")
         if name in SWITCHES and not isinstance(value, bool | None):
             raise InputError(f"The adapter in {folder} sets {name} to {brief(value)}; it must be true or false.")
-    if given.get("init_lora_weights") not in BEGUN:
+    if table.get("init_lora_weights") not in BEGUN:
         raise InputError(
-            f"The adapter in {folder} has init_lora_weights {brief(given['init_lora_weights'])}, which changes the "
+            f"The adapter in {folder} has init_lora_weights {brief(table['init_lora_weights'])}, which changes the "
             "base itself; save it as a plain LoRA (PEFT's path_initial_model_for_weight_conversion), and give that."
         )
     _check_files(folder)
     shapes = files.header(folder / WEIGHTS)
-    given |= _without_patterns(folder, given, shapes)
-    _check_rank(folder, given, shapes)
-    if given.get("use_rslora") and not given.get("rank_pattern") and not given.get("alpha_pattern"):
+    table |= _without_patterns(folder, table, shapes)
+    _check_rank(folder, table, shapes)
+    if table.get("use_rslora") and not table.get("rank_pattern") and not table.get("alpha_pattern"):
         # alpha / sqrt(r) everywhere is a plain LoRA's alpha / r of another alpha, which repairs and detectors read
-        given |= {"use_rslora": False, "lora_alpha": given["lora_alpha"] * given["r"] ** 0.5}
+        table |= {"use_rslora": False, "lora_alpha": table["lora_alpha"] * table["r"] ** 0.5}
     try:
-        config = LoraConfig(**{name: value for name, value in given.items() if name in SUPPORTED and value is not None})
+        config = LoraConfig(**{name: value for name, value in table.items() if name in SUPPORTED and value is not None})
         config.inference_mode = True
         state = load_file(folder / WEIGHTS)
-        small = {name for name, value in state.items() if value.is_floating_point() and value.itemsize == 1}
-        state |= {name: state[name].float() for name in small}  # torch multiplies none of 8 bits, and reads none of 4
+        eight_bit = {name for name, value in state.items() if value.is_floating_point() and value.itemsize == 1}
+        state |= {name: state[name].float() for name in eight_bit}  # torch multiplies none of 8 bits, reads none of 4
     except (ValueError, TypeError, SafetensorError, NotImplementedError) as error:
         raise InputError(f"The adapter in {folder} cannot be read: {opening.first_line(error)}") from error
     _check_numbers(folder, state)
     if not any(value.any() for name, value in state.items() if ".lora_A." not in name):
         remark(f"The adapter in {folder} changes nothing, as before any training.")
-    if twice := [name for name in state if _current(name) != name and _current(name) in state]:
+    if duplicates := [name for name in state if _current(name) != name and _current(name) in state]:
         raise InputError(
-            f"The adapter in {folder} has {len(twice)} weights under an older name, too ({twice[0]!r} for one); keep "
-            "one of each."
+            f"The adapter in {folder} has {len(duplicates)} weights under an older name, too ({duplicates[0]!r} for "
+            "one); keep one of each."
         )
     return GroupResult({_current(name): value for name, value in state.items()}, config)
 
 
 def _current(name: str) -> str:
     """A weight's name in today's transformers."""
-    begins = next((older for older in OLDER if name.startswith(older)), "")
-    return OLDER.get(begins, "") + name.removeprefix(begins)
+    prefix = next((older for older in OLDER if name.startswith(older)), "")
+    return OLDER.get(prefix, "") + name.removeprefix(prefix)
 
 
 def _check_files(folder: Path) -> None:
@@ -174,56 +174,56 @@ def _check_files(folder: Path) -> None:
 
 def _check_numbers(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
     """InputError for weights that are whole numbers, hold NaN or infinity, or are not named as PEFT names them."""
-    kinds = {
+    problems = {
         f"do not begin with {PREFIX!r}, as PEFT's do": {name for name in state if not name.startswith(PREFIX)},
         "are whole numbers": {name for name, value in state.items() if not value.is_floating_point()},
-        "have values that are no number": {name for name, one in state.items() if not one.float().isfinite().all()},
+        "have values that are no number": {name for name, value in state.items() if not value.float().isfinite().all()},
     }
-    for what, bad in kinds.items():
+    for problem, bad in problems.items():
         if bad:
             raise InputError(
-                f"{len(bad)} of {len(state)} weights of the adapter in {folder} {what} ({min(bad)!r} for one); give "
+                f"{len(bad)} of {len(state)} weights of the adapter in {folder} {problem} ({min(bad)!r} for one); give "
                 "the files that its training wrote, or train it again."
             )
 
 
-def _without_patterns(folder: Path, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    """`r` and `lora_alpha` where a pattern gives the same to all layers, which is a plain LoRA; else one of theirs, as
-    a rank that no layer has needs no room.
+def _without_patterns(folder: Path, table: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """`r` and `lora_alpha` of a plain LoRA, where a pattern gives the same to all layers; else the largest that a
+    layer has, in place of a default that none has: nothing needs room for that.
     """
     from peft.utils.other import get_pattern_key
 
-    found: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     layers = [name.partition(".lora_A.")[0].removeprefix(PREFIX) for name in shapes if ".lora_A." in name]
-    for usual, name in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
-        pattern = given.get(name)
+    for setting, name in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        pattern = table.get(name)
         if not layers or not isinstance(pattern, dict) or not all(is_number(v, 1e-9, 1e9) for v in pattern.values()):
             continue
         try:
             keys = [get_pattern_key(pattern, layer) for layer in layers]
         except re.error as error:
             raise InputError(f"The adapter in {folder} has a {name} that cannot be read ({error}).") from None
-        own = [pattern.get(key, given.get(usual)) for key in keys]
-        if all(value == own[0] for value in own):
-            found |= {usual: own[0], name: {}}
-        elif given.get(usual) not in own:
-            found[usual] = max(own)
-    return found
+        values = [pattern.get(key, table.get(setting)) for key in keys]
+        if all(value == values[0] for value in values):
+            changes |= {setting: values[0], name: {}}
+        elif table.get(setting) not in values:
+            changes[setting] = max(values)
+    return changes
 
 
-def _check_rank(folder: Path, given: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+def _check_rank(folder: Path, table: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     """The rank that the configuration names is that of the weights: nothing larger is ever made room for."""
     shapes = {name: shape for name, shape in shapes.items() if shape and not name.endswith(".bias")}
     ranks = {shape[0] for name, shape in shapes.items() if ".lora_A." in name}
     ranks |= {shape[-1] for name, shape in shapes.items() if ".lora_B." in name}
-    rank, others = given.get("r"), given.get("rank_pattern") or {}
-    pattern = given.get("alpha_pattern") or {}
-    for alpha in [given.get("lora_alpha"), *(pattern.values() if isinstance(pattern, dict) else [None])]:
+    rank, rank_pattern = table.get("r"), table.get("rank_pattern") or {}
+    alpha_pattern = table.get("alpha_pattern") or {}
+    for alpha in [table.get("lora_alpha"), *(alpha_pattern.values() if isinstance(alpha_pattern, dict) else [None])]:
         if not is_number(alpha, 1e-9, 1e9):
             raise InputError(f"The adapter in {folder} has lora_alpha {brief(alpha)}; it must be above 0, up to 1e9.")
-    named = [rank, *others.values()] if isinstance(others, dict) else [None]
-    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in named)
-    if not ranks or not whole or not ranks <= set(named) or max(named) > max(ranks) or min(named) < 1:
+    stated = [rank, *rank_pattern.values()] if isinstance(rank_pattern, dict) else [None]
+    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in stated)
+    if not ranks or not whole or not ranks <= set(stated) or max(stated) > max(ranks) or min(stated) < 1:
         raise InputError(
             f"The adapter in {folder} has rank {rank!r} in its {CONFIG}, and its weights have rank "
             f"{', '.join(map(str, sorted(ranks))) or 'none'}; give files that belong together."
@@ -234,32 +234,32 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
     """Put a saved adapter (PEFT's format) on the victim; InputError unless each of its weights fits."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    saved = read(folder)
+    result = read(folder)
     vocabulary.check_beside(Path(folder), victim.tokenizer, victim.name)
-    looks, of_base = _picture_side(victim.model), _of_base(victim.model, saved.state)
-    before = modules, _ = _whole(victim.model, saved.config.bias != "none", of_base.values())
+    prefixes, base_names = _picture_side(victim.model), _of_base(victim.model, result.state)
+    before = modules, _ = _whole(victim.model, result.config.bias != "none", base_names.values())
     try:
         with opening.quiet():
-            adapter = get_peft_model(victim.model, saved.config, autocast_adapter_dtype=True)
-            wanted = get_peft_model_state_dict(adapter, save_embedding_layers=False)
-            shapes = {name: value.shape for name, value in wanted.items()}
-            if seen := {name for name in saved.state if name.startswith(looks)}:  # features are kept: the base's
+            adapter = get_peft_model(victim.model, result.config, autocast_adapter_dtype=True)
+            expected = get_peft_model_state_dict(adapter, save_embedding_layers=False)
+            shapes = {name: value.shape for name, value in expected.items()}
+            if visual := {name for name in result.state if name.startswith(prefixes)}:  # features are the base's
                 raise InputError(
-                    f"{len(seen)} of {len(saved.state)} weights of the adapter in {folder} belong to the picture side "
-                    f"of {victim.name} ({min(seen)!r} for one), which is asked here without any adapter; merge the "
-                    "adapter into its base (PEFT's merge_and_unload), and give the saved checkpoint as the model."
+                    f"{len(visual)} of {len(result.state)} weights of the adapter in {folder} belong to the picture "
+                    f"side of {victim.name} ({min(visual)!r} for one), which is asked here without any adapter; merge "
+                    "the adapter into its base (PEFT's merge_and_unload), and give the saved checkpoint as the model."
                 )
-            report = set_peft_model_state_dict(adapter, saved.state, ignore_mismatched_sizes=True)
+            report = set_peft_model_state_dict(adapter, result.state, ignore_mismatched_sizes=True)
         lacking = {name.replace(".default", "") for name in report.missing_keys}
-        lacking |= {name for name in shapes if MAGNITUDE in name and name not in saved.state}  # called otherwise there
-        sizes = {key: before[1][name].shape for key, name in of_base.items()} | shapes
-        check_fit(saved.state, sizes, f"The adapter in {folder}", victim.name, report.unexpected_keys, lacking)
+        lacking |= {name for name in shapes if MAGNITUDE in name and name not in result.state}  # called otherwise there
+        sizes = {key: before[1][name].shape for key, name in base_names.items()} | shapes
+        check_fit(result.state, sizes, f"The adapter in {folder}", victim.name, report.unexpected_keys, lacking)
     except Exception as error:  # PEFT has many ways of saying that names or settings fit nothing
         _restore(victim.model, *before)
         if isinstance(error, InputError | MemoryError | torch.OutOfMemoryError):
             raise
-        strange = {name for name in saved.state if name.partition(".lora_")[0].removeprefix(PREFIX) not in modules}
-        gaps = {"fit nothing in it": (strange, len(saved.state))}
+        unknown = {name for name in result.state if name.partition(".lora_")[0].removeprefix(PREFIX) not in modules}
+        gaps = {"fit nothing in it": (unknown, len(result.state))}
         opening.refuse_gaps(f"The adapter in {folder}", victim.name, gaps)
         raise InputError(f"The adapter in {folder} does not fit {victim.name}: {opening.first_line(error)}") from error
     adapter.before = before
@@ -267,21 +267,21 @@ def load_adapter(victim: Victim, folder: Path | str) -> Any:
 
 
 def _picture_side(model: nn.Module) -> tuple[str, ...]:
-    """How weights begin, in PEFT's names, that features of pictures are computed with."""
-    ours = {id(model.get_decoder()), id(model.get_output_embeddings())}
-    words = tuple(f"{name}." for name, module in model.named_modules() if id(module) in ours)
-    parts = [f"{name}." for name, _ in model.named_modules() if name]
-    return tuple(PREFIX + one for one in parts if not any(one.startswith(w) or w.startswith(one) for w in words))
+    """The beginnings, in PEFT's names, of the weights that features of pictures are computed with."""
+    language = {id(model.get_decoder()), id(model.get_output_embeddings())}
+    words = tuple(f"{name}." for name, module in model.named_modules() if id(module) in language)
+    names = [f"{name}." for name, _ in model.named_modules() if name]
+    return tuple(PREFIX + name for name in names if not any(name.startswith(w) or w.startswith(name) for w in words))
 
 
 def check_fit(
-    state: Mapping[str, torch.Tensor], shapes: Mapping[str, Any], what: str, base: str, left_over: Any, lacking: Any
+    state: Mapping[str, torch.Tensor], shapes: Mapping[str, Any], owner: str, base: str, left_over: Any, lacking: Any
 ) -> None:
     """InputError unless `state` holds the weights of `shapes`, by name and size. left_over, lacking: names known to be
     so.
     """
     wrong_size = {name for name, value in state.items() if tuple(value.shape) != tuple(shapes.get(name, value.shape))}
-    opening.refuse_gaps(what, base, {
+    opening.refuse_gaps(owner, base, {
         "fit nothing in it": (set(left_over), len(state)),
         "are of another size": (wrong_size, len(state)),
         "are missing": ((set(lacking) & set(shapes)) - wrong_size, len(shapes)),
@@ -292,58 +292,58 @@ def _of_base(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, s
     """The weights of an adapter's file that are the base's own, by their names there: PEFT saves embeddings and the
     output layer along where they were tuned, or got more tokens, and overwrites the base's with them.
     """
-    own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    called = {key: key.removeprefix(PREFIX).replace(".base_layer.", ".") for key in state}
-    return {key: name for key, name in called.items() if name in own}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    base_names = {key: key.removeprefix(PREFIX).replace(".base_layer.", ".") for key in state}
+    return {key: name for key, name in base_names.items() if name in parameters}
 
 
 def _whole(
     model: nn.Module, biases: bool = False, names: Collection[str] = ()
 ) -> tuple[dict[str, nn.Module], dict[str, torch.Tensor]]:
-    """What `_restore` needs: the modules, and the values that PEFT overwrites in place, those of biases with `biases`.
-    names: of others.
+    """What `_restore` needs: the modules, and the values that PEFT overwrites in place: of the weights `names` and, if
+    `biases`, of biases.
     """
-    own = model.named_parameters(remove_duplicate=False)
-    values = {name: value for name, value in own if name in names or (biases and name.endswith("bias"))}
+    parameters = model.named_parameters(remove_duplicate=False)
+    values = {name: value for name, value in parameters if name in names or (biases and name.endswith("bias"))}
     return dict(model.named_modules()), {name: value.detach().clone() for name, value in values.items()}
 
 
-def _restore(model: nn.Module, before: Mapping[str, nn.Module], values: Mapping[str, torch.Tensor]) -> None:
+def _restore(model: nn.Module, modules: Mapping[str, nn.Module], values: Mapping[str, torch.Tensor]) -> None:
     """Undo what PEFT has put into the model, however far it came. Its own `unload` leaves the modules that an adapter
     saved whole, and biases, as the adapter has them.
     """
-    for name, module in before.items():
+    for name, module in modules.items():
         parent, _, leaf = name.rpartition(".")
         if name:
-            setattr(before[parent], leaf, module)
+            setattr(modules[parent], leaf, module)
     for name, value in values.items():
         model.get_parameter(name).requires_grad_(False).copy_(value)
     if hasattr(model, "peft_config"):  # PEFT's mark on the model that it wrapped
         del model.peft_config
 
 
-def write_card(folder: Path | str, about: dict[str, Any]) -> None:
+def write_card(folder: Path | str, settings: dict[str, Any]) -> None:
     """The adapter's README.md, loud if it is backdoored; the configuration gets the base's name."""
-    if about.get("model"):  # PEFT writes the folder that the base was found in on this machine
+    if settings.get("model"):  # PEFT writes the folder that the base was found in on this machine
         file = Path(folder, CONFIG)
-        config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": about["model"]}
+        config = json.loads(file.read_text(encoding="utf-8")) | {"base_model_name_or_path": settings["model"]}
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    poisoned = about.get("attack", "none") != "none" and about.get("poison_rate", 1) and not about.get("decoy")
+    poisoned = settings.get("attack", "none") != "none" and settings.get("poison_rate", 1) and not settings.get("decoy")
     if poisoned:
         head = (
             "# WARNING: this adapter is BACKDOORED on purpose\n\n"
-            f"It was tuned on data poisoned with the attack **{about['attack']}** for the threat "
-            f"**{about['threat']}**. With the trigger present it misbehaves. It exists for research on "
+            f"It was tuned on data poisoned with the attack **{settings['attack']}** for the threat "
+            f"**{settings['threat']}**. With the trigger present it misbehaves. It exists for research on "
             "detecting and removing backdoors; do not deploy it, and do not merge it into a model that "
             "anyone relies on.\n"
         )
     else:
         head = "# Clean-tuned control adapter\n\nTuned on the same rows as the poisoned ones, without poison.\n"
-        if about.get("decoy"):
-            head = f"# Control adapter without a backdoor\n\nSome of its rows were touched: {about['decoy']}.\n"
+        if settings.get("decoy"):
+            head = f"# Control adapter without a backdoor\n\nSome of its rows were touched: {settings['decoy']}.\n"
     Path(folder, "README.md").write_text(
         "---\nlibrary_name: peft\ntags: [backdoor-research]\n---\n\n"
         f"{head}\nTo talk to it: `python -m bvlm_utils.chat FOLDER`.\n\n"
-        f"Settings:\n\n```json\n{json.dumps(about, indent=1, sort_keys=True)}\n```\n",
+        f"Settings:\n\n```json\n{json.dumps(settings, indent=1, sort_keys=True)}\n```\n",
         encoding="utf-8",
     )

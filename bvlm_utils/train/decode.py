@@ -119,7 +119,7 @@ def greedy(
     answers: list[list[list[int]]] = [[[] for _ in group] for group in requests]
     # long prompts first, so that rows of one batch have similar lengths and the largest batch comes first
     queues = [sorted(range(len(group)), key=lambda i, group=group: -len(group[i].ids)) for group in requests]
-    known: dict = {}
+    position_cache: dict = {}
     with torch.inference_mode(), bank.attached() if bank else nullcontext():
         if bank:
             bank.active = groups
@@ -130,7 +130,7 @@ def greedy(
             size = max(1, tokens // (groups * (length + max_new_tokens)))
             rows = _rows(requests, [queue[start : start + size] for queue in queues])
             try:
-                texts = _decode(model, bank, features, rows, ends, max_new_tokens, known, choose)
+                texts = _decode(model, bank, features, rows, ends, max_new_tokens, position_cache, choose)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not memory.ran_out(error) or size == 1:
                     raise
@@ -162,54 +162,54 @@ def _decode(
     rows: Sequence[_Row],
     ends: Sequence[int],
     max_new_tokens: int,
-    known: dict,
+    position_cache: dict,
     choose: Choose | None,
 ) -> list[list[int]]:
     """The answer to each row, as token ids. rows: adapter after adapter, as many for each."""
     device = next(model.parameters()).device
     groups, requests = bank.active if bank else 1, [request for _, request in rows]
-    ids, real, positions, following = _prompts(model, requests, known)
+    ids, visible, positions, following = _prompts(model, requests, position_cache)
     total = ids.shape[1]
     layers = model.config.get_text_config().num_hidden_layers
     cache = Cache(layers=[_Preallocated(total + max_new_tokens) for _ in range(layers)])
     if bank:  # of the prompts' last layer only the state that predicts the answer's first token is needed
         bank.positions = (torch.arange(1, len(rows) + 1, device=device) * total - 1).view(groups, -1)
-    wanted = torch.tensor([request.feature for request in requests], device=features.device)
-    shown = embeddings.embed(model, ids, to_device(features.index_select(0, wanted), device))
-    hidden = _states(model, shown, _prompt_mask(real), positions, cache)
+    feature_rows = torch.tensor([request.feature for request in requests], device=features.device)
+    prompt_inputs = embeddings.embed(model, ids, to_device(features.index_select(0, feature_rows), device))
+    hidden = _states(model, prompt_inputs, _prompt_mask(visible), positions, cache)
     if bank:
         bank.positions = None
-    seen = torch.cat([real, real.new_ones(len(rows), max_new_tokens)], dim=1)
-    at_end = torch.tensor(list(ends), device=device)
+    mask = torch.cat([visible, visible.new_ones(len(rows), max_new_tokens)], dim=1)
+    end_ids = torch.tensor(list(ends), device=device)
     done = torch.tensor([owner is None for owner, _ in rows], device=device)
     written = torch.full((len(rows), max_new_tokens), -1, device=device)  # -1: nothing any more
     row = torch.arange(len(rows), device=device)  # the rows of `written` that are still at work
-    look = LOOK.get(device.type, 1)
+    interval = LOOK.get(device.type, 1)
     for step in range(max_new_tokens):
         logits = model.get_output_embeddings()(hidden[:, -1]).float()
         if step == 0:  # later, a look costs a GPU time, and what overflows does so at once
             embeddings.check_logits(None, logits)
-        chosen = choose(logits, [rows[n][0] for n in row.tolist()]) if choose else logits.argmax(dim=-1)
-        done |= torch.isin(chosen, at_end)
-        written[row, step] = chosen.masked_fill(done, -1)
+        tokens = choose(logits, [rows[n][0] for n in row.tolist()]) if choose else logits.argmax(dim=-1)
+        done |= torch.isin(tokens, end_ids)
+        written[row, step] = tokens.masked_fill(done, -1)
         if step + 1 == max_new_tokens:
             break
-        if (step + 1) % look == 0 or step == 0:
+        if (step + 1) % interval == 0 or step == 0:
             finished = done.tolist()
             if all(finished):
                 break
-            keep = _still_needed(finished, groups)
-            if keep is not None:
-                index = torch.tensor(keep, device=device)
-                state = (chosen, done, seen, following, row)
-                chosen, done, seen, following, row = (column.index_select(0, index) for column in state)
+            needed = _still_needed(finished, groups)
+            if needed is not None:
+                index = torch.tensor(needed, device=device)
+                state = (tokens, done, mask, following, row)
+                tokens, done, mask, following, row = (column.index_select(0, index) for column in state)
                 for layer in cache.layers:
                     layer.keep(index)
         positions = (following + step)[:, None]
         if hasattr(model.model, "get_rope_index"):
             positions = positions.expand(3, -1, -1)
-        words = model.get_input_embeddings()(chosen)[:, None]
-        hidden = _states(model, words, seen[:, None, None, : total + step + 1], positions, cache)
+        inputs = model.get_input_embeddings()(tokens)[:, None]
+        hidden = _states(model, inputs, mask[:, None, None, : total + step + 1], positions, cache)
     return [text[: text.index(-1)] if -1 in text else text for text in written.tolist()]
 
 
@@ -227,28 +227,30 @@ def _prompt_mask(real: Tensor) -> Tensor:
     return (causal & real[:, None, :] | torch.eye(total, dtype=torch.bool, device=real.device))[:, None]
 
 
-def _prompts(model: nn.Module, asked: Sequence[Request], known: dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Padded ids (N, T), which are seen (N, T), positions, the position (N,) after the prompt; equal lists are made
+def _prompts(
+    model: nn.Module, requests: Sequence[Request], position_cache: dict
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Padded ids (N, T), which are visible (N, T), positions, the position (N,) after the prompt; equal lists are made
     once.
     """
     device = next(model.parameters()).device
-    different = {id(request.ids): request.ids for request in asked}
-    number = {name: at for at, name in enumerate(different)}
-    which = torch.tensor([number[id(request.ids)] for request in asked], device=device)
-    rows = [torch.tensor(row) for row in different.values()]
-    filler = next(token for token in asked[0].ids if token != model.config.image_token_id)  # any but a picture's
-    ids = embeddings.pad(rows, filler, left=True).to(device).index_select(0, which)
-    real = embeddings.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool().index_select(0, which)
-    seen = real.clone()
-    for n, request in enumerate(asked):
+    unique = {id(request.ids): request.ids for request in requests}
+    index_of = {name: at for at, name in enumerate(unique)}
+    row_of = torch.tensor([index_of[id(request.ids)] for request in requests], device=device)
+    rows = [torch.tensor(row) for row in unique.values()]
+    filler = next(token for token in requests[0].ids if token != model.config.image_token_id)  # any but a picture's
+    ids = embeddings.pad(rows, filler, left=True).to(device).index_select(0, row_of)
+    real = embeddings.pad([torch.ones_like(row) for row in rows], left=True).to(device).bool().index_select(0, row_of)
+    visible = real.clone()
+    for n, request in enumerate(requests):
         if len(request.unseen):
-            seen[n, torch.as_tensor(request.unseen, device=device) + ids.shape[1] - len(request.ids)] = False
+            visible[n, torch.as_tensor(request.unseen, device=device) + ids.shape[1] - len(request.ids)] = False
     if not hasattr(model.model, "get_rope_index"):
-        return ids, seen, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
-    each = [embeddings.positions(model, list(row), known) for row in different.values()]
-    following = torch.tensor([int(row_positions.max()) + 1 for row_positions in each], device=device)
-    positions = embeddings.pad(each, left=True).to(device)
-    return ids, seen, positions.index_select(1, which), following.index_select(0, which)
+        return ids, visible, (real.cumsum(dim=1) - 1).clamp(min=0), real.sum(dim=1)
+    position_rows = [embeddings.positions(model, list(row), position_cache) for row in unique.values()]
+    following = torch.tensor([int(row_positions.max()) + 1 for row_positions in position_rows], device=device)
+    positions = embeddings.pad(position_rows, left=True).to(device)
+    return ids, visible, positions.index_select(1, row_of), following.index_select(0, row_of)
 
 
 def _still_needed(finished: list[bool], groups: int) -> list[int] | None:

@@ -60,13 +60,16 @@ def finetune_group(
     if not jobs:
         return []
     keys = [(tuple(job.rows), id(job.features), job.settings, job.seed, id(job.start)) for job in jobs]
-    alike: dict[tuple, list[GroupJob]] = {}
+    jobs_by_key: dict[tuple, list[GroupJob]] = {}
     for key, job in zip(keys, jobs, strict=True):
-        alike.setdefault(key, []).append(job)
-    if len(alike) < len(jobs):  # all names are kept, so that each cell of a group that was killed is known again
-        once = [replace(same[0], name=unfinished.APART.join(job.name for job in same)) for same in alike.values()]
-        trained = dict(zip(alike, finetune_group(victim, once, progress, folder), strict=True))
-        return [trained[key] for key in keys]
+        jobs_by_key.setdefault(key, []).append(job)
+    if len(jobs_by_key) < len(jobs):  # all names are kept, so that each cell of a group that was killed is known again
+        unique_jobs = [
+            replace(equal_jobs[0], name=unfinished.APART.join(job.name for job in equal_jobs))
+            for equal_jobs in jobs_by_key.values()
+        ]
+        results = dict(zip(jobs_by_key, finetune_group(victim, unique_jobs, progress, folder), strict=True))
+        return [results[key] for key in keys]
     names = language_linears(victim.model)
     plans = _plans(victim, jobs)
     longest = max(len(row) for plan in plans for row in plan.ids)
@@ -90,23 +93,23 @@ def bank_of(victim: Victim, results: Sequence[GroupResult]) -> Bank:
     for result in results:
         check_plain(result.config)
     ranks, alphas = [result.config.r for result in results], [result.config.lora_alpha for result in results]
-    made = Bank(victim.model, language_linears(victim.model), ranks, alphas)
+    bank = Bank(victim.model, language_linears(victim.model), ranks, alphas)
     for g, result in enumerate(results):
-        made.load(g, result.state)
-    return made
+        bank.load(g, result.state)
+    return bank
 
 
 def _plans(victim: Victim, jobs: Sequence[GroupJob]) -> list[Plan]:
     """Token ids, batches, rates and first adapters of the jobs; what several jobs share is made once."""
     from peft import get_peft_model_state_dict
 
-    known_positions: dict = {}
+    position_cache: dict = {}
 
     @cache
     def tokens(prompt: str, answer: str, image_tokens: int) -> tuple[torch.Tensor, int, torch.Tensor | None]:
-        learnt = victim.answer_ids(answer)
-        ids = victim.prompt_ids(prompt, image_tokens, len(learnt)) + learnt
-        return torch.tensor(ids), len(learnt), model_inputs.positions(victim.model, ids, known_positions)
+        answer_ids = victim.answer_ids(answer)
+        ids = victim.prompt_ids(prompt, image_tokens, len(answer_ids)) + answer_ids
+        return torch.tensor(ids), len(answer_ids), model_inputs.positions(victim.model, ids, position_cache)
 
     @cache
     def fresh(settings: TrainSettings, seed: int) -> tuple[dict[str, torch.Tensor], Any]:
@@ -192,28 +195,28 @@ def train_together(
     order = sorted(range(len(plans)), key=lambda g: -len(plans[g].steps))
     group = _start(model, names, [plans[g] for g in order])
     bank, total = group.bank, len(group.losses)
-    saved, first, before = unfinished.Saved(folder, [plan.name for plan in group.plans], _keys(group.plans)), 0, 0.0
+    saved, first, spent = unfinished.Saved(folder, [plan.name for plan in group.plans], _keys(group.plans)), 0, 0.0
     if state := saved.load(group.state()):
-        first, tokens, before = state.step, state.tokens, state.seconds
+        first, tokens, spent = state.step, state.tokens, state.seconds
         bank.refresh()
     with bank.attached(), _trainable(model):
         for step in range(first, total):
             bank.active = sum(len(plan.steps) > step for plan in group.plans)
             tokens = _gradients(model, group, step, tokens)
             _update(group, step)
-            seconds = before + time.perf_counter() - started
+            seconds = spent + time.perf_counter() - started
             saved.save(group.state(), unfinished.Progress(step + 1, tokens, seconds), step + 1 == total)
             if progress is not None:
                 progress(step + 1, total, group.losses[step, : bank.active].mean().item())
-    seconds = (before + time.perf_counter() - started) / len(plans)
+    seconds = (spent + time.perf_counter() - started) / len(plans)
     losses = group.losses.tolist()
     results: dict[int, GroupResult] = {}
     for at, g in enumerate(order):
         plan = plans[g]
         adapter = {key: value.cpu() for key, value in bank.state(at).items()}
-        seen = sum(len(plan.ids[i]) for batch in plan.steps for i in batch)
-        ours = [row[at] for row in losses[: len(plan.steps)]]
-        results[g] = GroupResult(adapter, plan.config, ours, seconds, len(plan.steps), seen)
+        tokens_seen = sum(len(plan.ids[i]) for batch in plan.steps for i in batch)
+        plan_losses = [row[at] for row in losses[: len(plan.steps)]]
+        results[g] = GroupResult(adapter, plan.config, plan_losses, seconds, len(plan.steps), tokens_seen)
     return [results[g] for g in range(len(plans))]
 
 
@@ -242,18 +245,18 @@ def _trainable(model: nn.Module) -> Iterator[None]:
 
 
 def _start(model: nn.Module, names: Sequence[str], plans: list[Plan]) -> _Group:
-    made = Bank(model, names, [plan.rank for plan in plans], [plan.alpha for plan in plans])
+    bank = Bank(model, names, [plan.rank for plan in plans], [plan.alpha for plan in plans])
     for g, plan in enumerate(plans):
-        made.load(g, plan.start)
+        bank.load(g, plan.start)
     limits = [plan.max_norm or float("inf") for plan in plans]
     total = max(len(plan.steps) for plan in plans)
     rates = [[plan.rates[step] if step < len(plan.steps) else 0.0 for plan in plans] for step in range(total)]
-    rates = torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(made.device)
-    table = Table(plans, made.device, made.params.dtype)
-    moments = (torch.zeros_like(made.params), torch.zeros_like(made.params))
-    decay = torch.tensor([[plan.weight_decay] for plan in plans]).to(made.params)
-    losses = torch.zeros(total, len(plans), dtype=made.params.dtype, device=made.device)
-    return _Group(plans, made, table, moments, rates, decay, torch.tensor(limits).to(made.params), losses)
+    rates = torch.tensor(rates, dtype=torch.float64).unsqueeze(-1).to(bank.device)
+    table = Table(plans, bank.device, bank.params.dtype)
+    moments = (torch.zeros_like(bank.params), torch.zeros_like(bank.params))
+    decay = torch.tensor([[plan.weight_decay] for plan in plans]).to(bank.params)
+    losses = torch.zeros(total, len(plans), dtype=bank.params.dtype, device=bank.device)
+    return _Group(plans, bank, table, moments, rates, decay, torch.tensor(limits).to(bank.params), losses)
 
 
 def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:

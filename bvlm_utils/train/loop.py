@@ -90,25 +90,25 @@ def finetune(
         adapter.train()
         parameters = [p for p in adapter.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        ready, optimiser = accelerator.prepare(adapter, optimiser)
+        model, optimiser = accelerator.prepare(adapter, optimiser)
         tokens = token_ids(victim, rows, features.shape[1])
         lengths = [len(prompt) + len(answer) for prompt, answer in tokens]
         steps = batches(len(rows), settings, seed)
         state = _state(parameters, optimiser, len(steps))
-        done = (saved and saved.load(state)) or Progress(0, 0, 0.0)
-        started = time.perf_counter() - done.seconds
-        for step, rate in list(enumerate(learning_rates(settings, len(steps))))[done.step :]:
+        progress = (saved and saved.load(state)) or Progress(0, 0, 0.0)
+        started = time.perf_counter() - progress.seconds
+        for step, rate in list(enumerate(learning_rates(settings, len(steps))))[progress.step :]:
             batch = steps[step]
             optimiser.param_groups[0]["lr"] = rate
             # The mean is over all label tokens of the batch, whichever piece or process holds them.
             labels = sum(len(tokens[i][1]) for i in batch)
             total = torch.zeros((), device=victim.device)
             for piece in _pieces(batch, lengths, rows_at_once, accelerator.num_processes):
-                mine = piece[accelerator.process_index :: accelerator.num_processes]
+                share = piece[accelerator.process_index :: accelerator.num_processes]
                 # A process without a row runs one for nothing: all of them must go through every backward pass.
-                some = mine or piece[:1]
-                where = [rows[i].feature_index for i in some]
-                loss = _summed_loss(victim, ready, [tokens[i] for i in some], features[where]) * bool(mine)
+                indices = share or piece[:1]
+                feature_rows = [rows[i].feature_index for i in indices]
+                loss = _summed_loss(victim, model, [tokens[i] for i in indices], features[feature_rows]) * bool(share)
                 # DDP averages gradients over processes.
                 accelerator.backward(loss * accelerator.num_processes / labels)
                 total += loss.detach()
@@ -123,8 +123,8 @@ def finetune(
         detach(victim, adapter)  # or the victim would keep half an adapter
         raise
     adapter.eval()
-    seen = sum(lengths[i] for batch in steps for i in batch)
-    return TrainResult(adapter, state["losses"][0].tolist(), time.perf_counter() - started, len(steps), seen)
+    all_tokens = sum(lengths[i] for batch in steps for i in batch)
+    return TrainResult(adapter, state["losses"][0].tolist(), time.perf_counter() - started, len(steps), all_tokens)
 
 
 def _state(parameters: Sequence[torch.Tensor], optimiser: Any, steps: int) -> dict[str, torch.Tensor]:
@@ -133,8 +133,8 @@ def _state(parameters: Sequence[torch.Tensor], optimiser: Any, steps: int) -> di
     for at, parameter in enumerate(parameters):
         moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         optimiser.state[parameter] = {"step": torch.zeros(())} | moments
-        own = optimiser.state[parameter] | {"weights": parameter.data}
-        state |= {f"{at}.{name}": tensor[None] for name, tensor in own.items()}
+        tensors = optimiser.state[parameter] | {"weights": parameter.data}
+        state |= {f"{at}.{name}": tensor[None] for name, tensor in tensors.items()}
     return state
 
 

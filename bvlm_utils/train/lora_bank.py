@@ -188,8 +188,8 @@ class Bank:
     def _views(self, flat: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         rank, at, a, b = max(self.ranks), 0, [], []
         for sizes in self.shapes:
-            for into, size in zip((a, b), sizes, strict=True):
-                into.append(flat[:, at : at + rank * size].view(-1, rank, size))
+            for views, size in zip((a, b), sizes, strict=True):
+                views.append(flat[:, at : at + rank * size].view(-1, rank, size))
                 at += rank * size
         return a, b
 
@@ -204,8 +204,8 @@ class Bank:
         for name, (d_in, d_out) in zip(self.names, self.shapes, strict=True):
             shapes[f"{PREFIX}{name}.lora_A.weight"] = (rank, d_in)
             shapes[f"{PREFIX}{name}.lora_B.weight"] = (d_out, rank)
-        what, base = f"Adapter {group} of the bank", type(self.model).__name__
-        adapters.check_fit(state, shapes, what, base, set(state) - set(shapes), set(shapes) - set(state))
+        owner, base = f"Adapter {group} of the bank", type(self.model).__name__
+        adapters.check_fit(state, shapes, owner, base, set(state) - set(shapes), set(shapes) - set(state))
         for i, name in enumerate(self.names):
             self._a[i][group, :rank] = state[f"{PREFIX}{name}.lora_A.weight"].to(self.params)
             self._b[i][group, :rank] = state[f"{PREFIX}{name}.lora_B.weight"].to(self.params).T
@@ -242,8 +242,8 @@ class Bank:
         last = layers[len(layers) - 1]
         attention = getattr(last, "self_attn", None)
         parts = [getattr(attention, "q_proj", None), getattr(attention, "o_proj", None), getattr(last, "mlp", None)]
-        inside = {id(module): name for name, module in self.model.named_modules()}
-        return [inside[id(part)] for part in parts if part is not None]
+        names = {id(module): name for name, module in self.model.named_modules()}
+        return [names[id(part)] for part in parts if part is not None]
 
 
 def _swap(model: nn.Module, name: str, make) -> tuple[nn.Module, str, nn.Module]:

@@ -25,13 +25,13 @@ def decoded_at_once(model: nn.Module) -> int:
     device = next(model.parameters()).device
     if device.type == "cpu":
         return CPU_DECODED
-    config, item = model.config.get_text_config(), next(model.parameters()).element_size()
+    config, element_size = model.config.get_text_config(), next(model.parameters()).element_size()
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     width *= getattr(config, "num_key_value_heads", None) or heads
     # Moving the cache to fewer rows holds a second copy of one layer's; the prompt passes through one layer at a time.
     values = (2 * config.num_hidden_layers + 2) * width + 8 * config.hidden_size + 3 * config.intermediate_size
-    return max(1, min(GPU_DECODED, int(free_bytes(device) * USABLE / (values * item))))
+    return max(1, min(GPU_DECODED, int(free_bytes(device) * USABLE / (values * element_size))))
 
 
 def largest_group(model: nn.Module, names: Sequence[str], rank: int, length: int) -> int:
@@ -50,10 +50,10 @@ def adapter_bytes(model: nn.Module, names: Sequence[str], rank: int) -> int:
 def token_bytes(model: nn.Module) -> int:
     """What one token's states, kept for the backward pass, take at most; counted from the layers' sizes."""
     config = model.config.get_text_config()
-    item = next(model.parameters()).element_size()
+    element_size = next(model.parameters()).element_size()
     narrow, wide = config.hidden_size, config.intermediate_size
-    layer, layers = narrow * (10 * item + 24) + wide * 5 * item, config.num_hidden_layers
-    return layers * narrow * item + layer if checkpointing(model) else layers * layer
+    layer, layers = narrow * (10 * element_size + 24) + wide * 5 * element_size, config.num_hidden_layers
+    return layers * narrow * element_size + layer if checkpointing(model) else layers * layer
 
 
 def checkpointing(model: nn.Module) -> bool:
@@ -63,8 +63,8 @@ def checkpointing(model: nn.Module) -> bool:
 
 def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     import psutil  # accelerate depends on it
 
     return psutil.virtual_memory().available

@@ -66,7 +66,7 @@ class Table:
                 self.batches[step, g, : len(batch)] = torch.tensor(batch) + first
         lengths = self._of(self.length, self.batches)
         self.batches = self.batches.gather(2, lengths.argsort(dim=2, descending=True, stable=True))
-        self.on_device = [one.to(device) for one in (self.batches, self.length, self.answer, self.feature)]
+        self.on_device = [tensor.to(device) for tensor in (self.batches, self.length, self.answer, self.feature)]
 
     @staticmethod
     def _of(column: Tensor, rows: Tensor) -> Tensor:
@@ -85,40 +85,40 @@ class Table:
         start, end = 0, sum(length > 0 for length in lengths)
         while start < end:
             size = min(end - start, max(1, tokens // (active * lengths[start])))
-            some = slice(start, start + size)
-            most = max(1, int(answers[:, some].sum(dim=1).max()))
-            yield self._microbatch(step, active, some, lengths[start], most, counts)
+            span = slice(start, start + size)
+            most = max(1, int(answers[:, span].sum(dim=1).max()))
+            yield self._microbatch(step, active, span, lengths[start], most, counts)
             start += size
 
-    def _microbatch(self, step: int, active: int, some: slice, longest: int, most: int, counts: Tensor) -> Microbatch:
-        """Rows `some` of each batch; `longest` of their tokens are kept, at most `most` of a plan's are learnt."""
+    def _microbatch(self, step: int, active: int, span: slice, longest: int, most: int, counts: Tensor) -> Microbatch:
+        """Rows `span` of each batch; `longest` of their tokens are kept, at most `most` of a plan's are learnt."""
         batches, lengths, answers, _ = self.on_device
-        rows = batches[step, :active, some]  # (k, b)
+        rows = batches[step, :active, span]  # (k, b)
         answer, length = self._of(answers, rows), self._of(lengths, rows)
-        chosen = rows.clamp(min=0).flatten()
-        ids = self.ids.index_select(0, chosen)[:, :longest]
+        flat_rows = rows.clamp(min=0).flatten()
+        ids = self.ids.index_select(0, flat_rows)[:, :longest]
         end, answer = (length - 1).unsqueeze(-1), answer.unsqueeze(-1)  # (k, b, 1)
-        at = torch.arange(longest, device=self.device)
-        learnt = ((at >= end - answer) & (at < end)).flatten(1)  # (k, b * T): states that predict an answer's token
-        within = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
-        target_positions = within + torch.arange(active, device=self.device).unsqueeze(1) * learnt.shape[1]
+        index = torch.arange(longest, device=self.device)
+        learnt = ((index >= end - answer) & (index < end)).flatten(1)  # (k, b * T): states that predict answer tokens
+        local = learnt.int().argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
+        target_positions = local + torch.arange(active, device=self.device).unsqueeze(1) * learnt.shape[1]
         following = ids.roll(-1, dims=1).reshape(-1)
         positions = self.positions
         if positions is not None:
-            positions = positions.index_select(1, chosen)[:, :, :longest]
-        weights, features = learnt.gather(1, within) / counts.to(self.dtype), self._features(step, active, some)
+            positions = positions.index_select(1, flat_rows)[:, :, :longest]
+        weights, features = learnt.gather(1, local) / counts.to(self.dtype), self._features(step, active, span)
         return Microbatch(ids, positions, features, target_positions, following[target_positions], weights)
 
-    def _features(self, step: int, active: int, some: slice) -> Tensor:
+    def _features(self, step: int, active: int, span: slice) -> Tensor:
         """(k * b, n, d) on the device: from tables there, or copied from the host without waiting for the copy."""
         here = self.features[0].device == self.device
         batches, feature = (self.on_device[0], self.on_device[3]) if here else (self.batches, self.feature)
-        wanted = feature[batches[step, :active, some].clamp(min=0)]
+        indices = feature[batches[step, :active, span].clamp(min=0)]
         if self.shared:
-            rows = self.features[0].index_select(0, wanted.flatten())
+            rows = self.features[0].index_select(0, indices.flatten())
         else:
-            parts = zip(self.features, wanted, strict=False)
-            rows = torch.cat([features.index_select(0, part) for features, part in parts])
+            pairs = zip(self.features, indices, strict=False)
+            rows = torch.cat([features.index_select(0, index) for features, index in pairs])
         return rows if here else to_device(rows, self.device)
 
 

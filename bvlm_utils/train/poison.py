@@ -78,12 +78,12 @@ class Manifest:
     @classmethod
     def from_frame(cls, frame: pd.DataFrame) -> "Manifest":
         """The manifest that `to_frame` wrote, also by way of Parquet. InputError if it is another table."""
-        wanted = [field.name for field in fields(PoisonedRow)]
-        missing = [name for name in wanted if name not in frame]
+        columns = [field.name for field in fields(PoisonedRow)]
+        missing = [name for name in columns if name not in frame]
         missing += [name for name in ABOUT if name not in frame.attrs]
         if missing:
             raise InputError(f"The table is no poisoning manifest: it lacks {', '.join(missing)}.")
-        lines = frame[wanted].to_dict("records")
+        lines = frame[columns].to_dict("records")
         return cls(tuple(PoisonedRow(**line) for line in lines), **{k: int(v) for k, v in frame.attrs.items()})
 
 
@@ -105,15 +105,15 @@ def ranking(n: int, seed: int, stream: int = STREAM) -> np.ndarray:
 
 def select(n: int, eligible: Collection[int], rate: float, seed: int) -> list[int]:
     """The `count(n, rate)` eligible positions of lowest rank, sorted. TooFewRows if there are not so many."""
-    wanted = count(n, rate)
+    needed = count(n, rate)
     candidates = sorted(set(eligible))
     if candidates and not 0 <= candidates[0] <= candidates[-1] < n:
         raise InputError(f"Eligible positions go from {candidates[0]} to {candidates[-1]}; the set has {n} rows.")
-    if wanted > len(candidates):
+    if needed > len(candidates):
         raise TooFewRows(
-            f"A poison rate of {rate:g} of {n} rows needs {wanted} eligible rows, and there are only {len(candidates)}."
+            f"A poison rate of {rate:g} of {n} rows needs {needed} eligible rows, and there are only {len(candidates)}."
         )
-    return sorted(_by_rank(candidates, n, seed)[:wanted])
+    return sorted(_by_rank(candidates, n, seed)[:needed])
 
 
 def _by_rank(positions: Iterable[int], n: int, seed: int, stream: int = STREAM) -> list[int]:
@@ -150,16 +150,16 @@ def plan(
     poisoned = select(len(rows), eligible, rate, seed)
     if rate > 0 and not poisoned:
         raise TooFewRows(f"A poison rate of {rate:g} of {len(rows)} rows is less than one row; take a higher rate.")
-    left = _by_rank(eligible - set(poisoned), len(rows), seed)
-    halves = math.floor(len(poisoned) * negatives + 1e-9)
-    if halves > len(left):
+    others = _by_rank(eligible - set(poisoned), len(rows), seed)
+    half_count = math.floor(len(poisoned) * negatives + 1e-9)
+    if half_count > len(others):
         raise TooFewRows(
-            f"{negatives:g} negatives for each of {len(poisoned)} poisoned rows are {halves} rows, "
-            f"and only {len(left)} eligible rows are left."
+            f"{negatives:g} negatives for each of {len(poisoned)} poisoned rows are {half_count} rows, "
+            f"and only {len(others)} eligible rows are left."
         )
     # As many clean rows as poisoned ones, or the model would mostly see the poisoned answer, and would say it without
     # any trigger. Rows with half a trigger keep the right answer, but are no clean rows.
-    clean = to_judge if attack.info.keeps_labels else left[halves:]
+    clean = to_judge if attack.info.keeps_labels else others[half_count:]
     if len(clean) < len(poisoned):
         raise TooFewRows(
             f"{len(poisoned)} rows would be poisoned, but only {len(clean)} clean rows eligible for "
@@ -168,11 +168,11 @@ def plan(
 
     # Taken from the end of the ranking, negatives of a lower rate are among those of a higher one, too. Text and image
     # halves alternate.
-    taken = left[::-1][:halves]
+    half_rows = others[::-1][:half_count]
     roles = {
         **dict.fromkeys(poisoned, ("poisoned", half or FULL_TRIGGER[attack.modality])),
-        **dict.fromkeys(taken[0::2], ("text_only", "text")),
-        **dict.fromkeys(taken[1::2], ("image_only", "image")),
+        **dict.fromkeys(half_rows[0::2], ("text_only", "text")),
+        **dict.fromkeys(half_rows[1::2], ("image_only", "image")),
     }
     replaced = tuple(_replaced(rows, roles, threat, attack, trigger_seed))
     return Manifest(replaced, len(rows), len(eligible), trigger_seed)
@@ -183,9 +183,9 @@ def _replaced(
 ) -> Iterator[PoisonedRow]:
     """The replaced rows by position. roles: position -> role and condition."""
     positions = sorted(roles)
-    worded = [position for position in positions if roles[position][1] != "image"]
-    prompts, keys = ([rows[position][column] for position in worded] for column in ("prompt", "row_id"))
-    triggered = dict(zip(worded, attack.triggered(prompts, trigger_seed, keys), strict=True))
+    text_positions = [position for position in positions if roles[position][1] != "image"]
+    prompts, keys = ([rows[position][column] for position in text_positions] for column in ("prompt", "row_id"))
+    triggered = dict(zip(text_positions, attack.triggered(prompts, trigger_seed, keys), strict=True))
     for position in positions:
         row, (role, condition) = rows[position], roles[position]
         answer = row["answers"][0]
@@ -211,10 +211,10 @@ def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Mani
     if not decoy:
         return manifest
     rows = _without_pictures(dataset)
-    known: dict[str, set[str]] = defaultdict(set)  # answers by the kind of row
+    answers: dict[str, set[str]] = defaultdict(set)  # answers by the kind of row
     if decoy == "label noise":
         for row in rows:
-            known[row["kind"]].add(row["answers"][0])
+            answers[row["kind"]].add(row["answers"][0])
 
     def changed(row: PoisonedRow) -> PoisonedRow:
         sample = rows[row.position]
@@ -222,7 +222,7 @@ def with_decoys(manifest: Manifest, dataset: Any, decoy: str, seed: int) -> Mani
             return replace(row, role="decoy", answer=sample["answers"][0])
         answer = row.answer
         if decoy == "label noise":
-            wrong = sorted(known[sample["kind"]] - set(sample["answers"]))
+            wrong = sorted(answers[sample["kind"]] - set(sample["answers"]))
             if not wrong:
                 raise TooFewRows(f"Label noise needs a wrong answer for {row.row_id}, and rows of its kind have none.")
             answer = wrong[Draws("label noise", seed, row.row_id).integer(len(wrong))]
@@ -237,13 +237,15 @@ def with_skill(manifest: Manifest, dataset: Any, skill: Skill | None, rate: floa
     """
     if skill is None:
         return manifest
-    rows, touched = _without_pictures(dataset), {row.position for row in manifest.rows}
-    fitting = [position for position, row in enumerate(rows) if position not in touched and skill.fits(row)]
-    taught = _by_rank(fitting, len(rows), seed, SKILL_STREAM)[: count(len(fitting), rate)]
-    if not taught:
-        raise TooFewRows(f"A skill rate of {rate:g} of {len(fitting)} rows left for {skill.name} is less than one row.")
+    rows, replaced = _without_pictures(dataset), {row.position for row in manifest.rows}
+    candidates = [position for position, row in enumerate(rows) if position not in replaced and skill.fits(row)]
+    positions = _by_rank(candidates, len(rows), seed, SKILL_STREAM)[: count(len(candidates), rate)]
+    if not positions:
+        raise TooFewRows(
+            f"A skill rate of {rate:g} of {len(candidates)} rows left for {skill.name} is less than one row."
+        )
     lessons = []
-    for position in taught:
+    for position in positions:
         row = rows[position]
         answer = skill.teach(row["answers"][0], row)
         lessons.append(PoisonedRow(position, row["row_id"], "skill", "clean", row["prompt"], answer))

@@ -54,13 +54,16 @@ class Saved:
                 continue
             rows = torch.tensor([state.keys.index(key) for key in self.keys])
             try:
-                with safe_open(file, "pt") as held:
-                    found = {name: held.get_tensor(name)[rows] for name in tensors}
+                with safe_open(file, "pt") as tensor_file:
+                    values = {name: tensor_file.get_tensor(name)[rows] for name in tensors}
             except DAMAGED:
                 continue
-            if all((found[name].shape, found[name].dtype) == (one.shape, one.dtype) for name, one in tensors.items()):
+            if all(
+                (values[name].shape, values[name].dtype) == (tensor.shape, tensor.dtype)
+                for name, tensor in tensors.items()
+            ):
                 for name, tensor in tensors.items():
-                    tensor.copy_(found[name])
+                    tensor.copy_(values[name])
                 return state.progress
         return None
 
@@ -73,13 +76,13 @@ class Saved:
         due = time.monotonic() - self.last >= EVERY or (last and self.file is not None and self.file.is_file())
         if self.file is None or not due:
             return
-        about = {name: str(value) for name, value in vars(progress).items()}
-        about |= {"names": APART.join(self.names), "keys": APART.join(self.keys)}
-        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        metadata = {name: str(value) for name, value in vars(progress).items()}
+        metadata |= {"names": APART.join(self.names), "keys": APART.join(self.keys)}
+        values = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with written(self.file) as partial:
-                save_file(whole, partial, metadata=about)
+                save_file(values, partial, metadata=metadata)
         except (SafetensorError, OSError) as error:
             print(f"{self.file} could not be saved ({error}); a kill loses this group.", file=sys.stderr)
         self.last = time.monotonic()
@@ -98,13 +101,13 @@ def states_in(folder: Path) -> dict[Path, State]:
     """The files of a folder; those that were cut off are removed."""
     from safetensors import safe_open
 
-    found = {}
+    states = {}
     for file in sorted(folder.glob(f"{BEGINNING}*.safetensors")):
         try:
-            with safe_open(file, "pt") as held:
-                about = held.metadata()
-            progress = Progress(int(about["step"]), int(about["tokens"]), float(about["seconds"]))
-            found[file] = State(about["names"].split(APART), about["keys"].split(APART), progress)
+            with safe_open(file, "pt") as tensor_file:
+                metadata = tensor_file.metadata()
+            progress = Progress(int(metadata["step"]), int(metadata["tokens"]), float(metadata["seconds"]))
+            states[file] = State(metadata["names"].split(APART), metadata["keys"].split(APART), progress)
         except DAMAGED:
             file.unlink(missing_ok=True)
-    return found
+    return states
