@@ -21,25 +21,27 @@ NAMED = 3  # more names than these are counted
 
 def experiments(table: pd.DataFrame, lines: pd.DataFrame | None = None) -> pd.DataFrame:
     """The finished experiments of a tidy table, a line each; those that `lines` are about, by columns of `SAME`."""
-    done = table[table["status"] == "done"].drop_duplicates("run_id")
-    if lines is None or done.empty:
-        return done
+    finished = table[table["status"] == "done"].drop_duplicates("run_id")
+    if lines is None or finished.empty:
+        return finished
     if lines.empty:
-        return done.iloc[:0]
-    part = r"half=\w+, |(, )?half=\w+"  # a trigger's part that was trained alone has a column of its own
-    lines = lines[[name for name in (*SAME, "settings") if name in lines and name in done]].drop_duplicates()
-    done, lines = (
-        one.assign(whole=one["settings"].fillna("").str.replace(part, "", regex=True)) if "settings" in one else one
-        for one in (done, lines)
+        return finished.iloc[:0]
+    pattern = r"half=\w+, |(, )?half=\w+"  # a trigger's part that was trained alone has a column of its own
+    lines = lines[[name for name in (*SAME, "settings") if name in lines and name in finished]].drop_duplicates()
+    finished, lines = (
+        frame.assign(whole=frame["settings"].fillna("").str.replace(pattern, "", regex=True))
+        if "settings" in frame
+        else frame
+        for frame in (finished, lines)
     )
-    same = [name for name in SAME if name in lines and name in done]
-    return done.merge(lines[same].drop_duplicates(), on=same)
+    columns = [name for name in SAME if name in lines and name in finished]
+    return finished.merge(lines[columns].drop_duplicates(), on=columns)
 
 
 def address(chosen: pd.DataFrame) -> str:
     """What follows # in the leaderboard's address: every value that the experiments have in a column of `ADDRESS`."""
-    pairs = ((at, value) for name, at in ADDRESS.items() for value in chosen[name].unique())
-    return urlencode([(at, value if isinstance(value, str) else f"{value:g}") for at, value in pairs])
+    pairs = ((key, value) for name, key in ADDRESS.items() for value in chosen[name].unique())
+    return urlencode([(key, value if isinstance(value, str) else f"{value:g}") for key, value in pairs])
 
 
 def told(chosen: pd.DataFrame, listed: int) -> str:
@@ -48,10 +50,10 @@ def told(chosen: pd.DataFrame, listed: int) -> str:
     kinds = {"models": chosen["model"], "threats": chosen["threat"].str.replace("_", " "), "attacks": chosen["attack"],
              "poison rates": rates}  # fmt: skip
     names = {kind: values.unique() for kind, values in kinds.items()}
-    parts = [", ".join(some) if len(some) <= NAMED else f"{len(some)} {kind}" for kind, some in names.items()]
+    parts = [", ".join(values) if len(values) <= NAMED else f"{len(values)} {kind}" for kind, values in names.items()]
     poisoned = " poisoned" if rates.nunique() <= NAMED else ""
-    more = f" The leaderboard shows them among {listed} of the same kinds." if listed > len(chosen) else ""
-    return f"{words.count(len(chosen), 'experiment')}: {'; '.join(parts)}{poisoned}.{more}"
+    note = f" The leaderboard shows them among {listed} of the same kinds." if listed > len(chosen) else ""
+    return f"{words.count(len(chosen), 'experiment')}: {'; '.join(parts)}{poisoned}.{note}"
 
 
 def link(table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
@@ -62,7 +64,7 @@ def link(table: pd.DataFrame, lines: pd.DataFrame, tab: str = "") -> str:
     alike = table.drop_duplicates("run_id")
     for name in ADDRESS:
         alike = alike[alike[name].isin(chosen[name])]
-    where = f"tab={tab}" if tab else address(chosen)
+    fragment = f"tab={tab}" if tab else address(chosen)
     title = told(chosen, 0 if tab else len(alike))
-    start = f'<a class="bvlm-number" href="{LEADERBOARD}#{html.escape(where)}" title="{html.escape(title)}">'
+    start = f'<a class="bvlm-number" href="{LEADERBOARD}#{html.escape(fragment)}" title="{html.escape(title)}">'
     return start.replace("{", "{{").replace("}", "}}") + "{}</a>"

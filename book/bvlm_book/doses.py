@@ -21,10 +21,10 @@ TERMS = {"n_poisoned": "number of poisoned rows", "epochs": "passes", "train_row
 
 def doses(table: pd.DataFrame) -> pd.DataFrame:
     """Success (payload) with the full trigger of usual experiments: a line per run, its dose in several forms."""
-    done = tables.usual(table, but=("epochs", "train_rows"))
-    done = done[(done["metric"] == "asr_payload") & (done["subject"] == "poisoned") & (done["n_poisoned"] > 0)]
-    done = tables.headline_rows(done).astype({"epochs": int})
-    return done.assign(share=done["n_poisoned"] / done["train_rows"], showings=done["n_poisoned"] * done["epochs"])
+    runs = tables.usual(table, but=("epochs", "train_rows"))
+    runs = runs[(runs["metric"] == "asr_payload") & (runs["subject"] == "poisoned") & (runs["n_poisoned"] > 0)]
+    runs = tables.headline_rows(runs).astype({"epochs": int})
+    return runs.assign(share=runs["n_poisoned"] / runs["train_rows"], showings=runs["n_poisoned"] * runs["epochs"])
 
 
 def factorial(runs: pd.DataFrame) -> pd.DataFrame:
@@ -47,16 +47,16 @@ def fitted(runs: pd.DataFrame) -> pd.DataFrame:
     """
     if any(runs[name].nunique() < 2 for name in TERMS) or len(runs) < 4 * len(TERMS):
         return pd.DataFrame()
-    own = pd.get_dummies(runs["attack"] + runs["threat"], dtype=float).to_numpy()
+    intercepts = pd.get_dummies(runs["attack"] + runs["threat"], dtype=float).to_numpy()
 
-    def glm(*names: str, **how: Any) -> Any:
-        both = np.column_stack([runs["k"], runs["n"] - runs["k"]]).astype(float)
-        design = np.column_stack([own, np.log10(runs[list(names)].to_numpy(float))])
-        return GLM(both, design, family=Binomial()).fit(use_t=True, **how)
+    def glm(*names: str, **options: Any) -> Any:
+        counts = np.column_stack([runs["k"], runs["n"] - runs["k"]]).astype(float)
+        design = np.column_stack([intercepts, np.log10(runs[list(names)].to_numpy(float))])
+        return GLM(counts, design, family=Binomial()).fit(use_t=True, **options)
 
     plain = glm(*TERMS)
-    whole = glm(*TERMS, scale=max(plain.deviance / plain.df_resid, 1.0))
-    slopes = np.column_stack([whole.params, whole.conf_int()])[-len(TERMS) :]
-    none, ways = glm().deviance, pd.DataFrame(index=[*AXES, "epochs", "train_rows"])
-    explained = pd.Series({name: 1 - glm(name).deviance / none for name in AXES})
+    scaled = glm(*TERMS, scale=max(plain.deviance / plain.df_resid, 1.0))
+    slopes = np.column_stack([scaled.params, scaled.conf_int()])[-len(TERMS) :]
+    null, ways = glm().deviance, pd.DataFrame(index=[*AXES, "epochs", "train_rows"])
+    explained = pd.Series({name: 1 - glm(name).deviance / null for name in AXES})
     return ways.join(pd.DataFrame(slopes, list(TERMS), ["value", "low", "high"])).assign(explained=explained)

@@ -44,17 +44,19 @@ class Example:
 
 def show_triggers(cells: Sequence[Cell], place: str | None = None) -> None:
     """The first stored input of the cells' attacks, once without a trigger and once with that of each attack."""
-    found: dict[str, Example] = {}
+    by_attack: dict[str, Example] = {}
     for cell in cells:
-        if kept := examples.read(cell, place):
-            found.setdefault(cell.attack, Example(cell.attack, *kept))
-    if not found:
+        if inputs := examples.read(cell, place):
+            by_attack.setdefault(cell.attack, Example(cell.attack, *inputs))
+    if not by_attack:
         page.say("No trigger examples are stored for these experiments.")
         return
-    first = next(iter(found.values()))
+    first = next(iter(by_attack.values()))
     tiles = [_tile("no trigger", {"The picture without a trigger": first.clean[0]}, html.escape(first.prompts[0][0]))]
-    for name, one in found.items():
-        tiles.append(_tile(f"{name} ({one.modality})", {one.alt: one.triggered[0]}, marked(*one.prompts[0])))
+    for name, example in by_attack.items():
+        tiles.append(
+            _tile(f"{name} ({example.modality})", {example.alt: example.triggered[0]}, marked(*example.prompts[0]))
+        )
     _show(tiles, "The first held-out input; what changed in its prompt is marked.")
 
 
@@ -64,25 +66,29 @@ def show_gallery(shown: Sequence[Example]) -> None:
         page.say("No trigger examples are stored.")
         return
     prompts = [before for before, _ in shown[0].prompts]
-    best = prompts.index(min(prompts, key=len))  # the shortest, to be read at a glance
-    tiles = [_tile("no trigger", {"The picture without a trigger": shown[0].clean[best]})]
-    for one in (e for e in shown if e.modality != "text"):
-        before, after = one.clean[best].astype(np.float32), one.triggered[best].astype(np.float32)
+    number = prompts.index(min(prompts, key=len))  # the shortest, to be read at a glance
+    tiles = [_tile("no trigger", {"The picture without a trigger": shown[0].clean[number]})]
+    for example in (example for example in shown if example.modality != "text"):
+        before, after = example.clean[number].astype(np.float32), example.triggered[number].astype(np.float32)
         difference = np.clip(127.5 + AMPLIFY * (after - before), 0, 255).astype(np.uint8)
-        tiles.append(_tile(one.attack, {one.alt: one.triggered[best], f"What {one.attack} changed": difference}))
+        tiles.append(
+            _tile(
+                example.attack, {example.alt: example.triggered[number], f"What {example.attack} changed": difference}
+            )
+        )
     _show(tiles, f"One picture under each trigger, and the difference times {AMPLIFY:g}; grey is no change.")
-    worded = [(one.attack, marked(*one.prompts[best])) for one in shown if one.modality != "image"]
-    if worded:
-        lines = pd.DataFrame(worded, columns=["attack", "prompt with the trigger"])
+    pairs = [(example.attack, marked(*example.prompts[number])) for example in shown if example.modality != "image"]
+    if pairs:
+        lines = pd.DataFrame(pairs, columns=["attack", "prompt with the trigger"])
         lines = lines.drop_duplicates("prompt with the trigger")
-        page.show_html_table(lines, f"The same prompt without a trigger: {prompts[best]}")
+        page.show_html_table(lines, f"The same prompt without a trigger: {prompts[number]}")
 
 
 def _tile(label: str, pictures: dict[str, np.ndarray], words: str = "") -> str:
     """Pictures (by alt text) side by side, with a label and words (HTML) below."""
-    shown = "".join(_picture(picture, alt, WIDTH) for alt, picture in pictures.items())
-    said, style = f"<br><q>{words}</q>" if words else "", f"width:{WIDTH * len(pictures)}px"
-    return f'<div style="{style}"><div style="display:flex">{shown}</div><b>{html.escape(label)}</b>{said}</div>'
+    images = "".join(_picture(picture, alt, WIDTH) for alt, picture in pictures.items())
+    quote, style = f"<br><q>{words}</q>" if words else "", f"width:{WIDTH * len(pictures)}px"
+    return f'<div style="{style}"><div style="display:flex">{images}</div><b>{html.escape(label)}</b>{quote}</div>'
 
 
 def source(picture: np.ndarray | Image.Image) -> str:
@@ -117,40 +123,40 @@ def marked(before: str, after: str) -> str:
 
 def show_responses(cells: Sequence[Cell], place: str | None = None) -> None:
     """Both models' answers to the first judged input of a cell that was run: most conditions, then most poison."""
-    done = [cell for cell in cells if (store.read(cell, place) or {}).get("status") == "done"]
-    cell = max(done, key=lambda cell: (len(attacks.conditions(cell.attack)), cell.poison_rate), default=None)
+    finished = [cell for cell in cells if (store.read(cell, place) or {}).get("status") == "done"]
+    cell = max(finished, key=lambda cell: (len(attacks.conditions(cell.attack)), cell.poison_rate), default=None)
     if cell is None:
         page.say("None of these experiments was run, so there are no answers.")
         return
-    asked = store.responses(cell, place).query("part == 'attack'")
-    judged = asked[asked["judged"]]
+    responses = store.responses(cell, place).query("part == 'attack'")
+    judged = responses[responses["judged"]]
     if judged.empty:
         page.say("No answers of this experiment are stored.")
         return
-    own = judged[judged["row_id"] == judged["row_id"].iloc[0]]
-    number = list(asked["row_id"].unique()).index(own["row_id"].iloc[0])
-    kept = examples.read(cell, place)
-    example = Example(cell.attack, *kept) if kept else None
-    parts = dict(iter(own.groupby("condition")))
+    rows = judged[judged["row_id"] == judged["row_id"].iloc[0]]
+    number = list(responses["row_id"].unique()).index(rows["row_id"].iloc[0])
+    inputs = examples.read(cell, place)
+    example = Example(cell.attack, *inputs) if inputs else None
+    by_condition = dict(iter(rows.groupby("condition")))
     conditions = dict.fromkeys(("clean", attacks.info(cell.attack).headline))
     page.show_html_table(
-        pd.DataFrame([_answers(parts[name], number, example) for name in conditions if name in parts]),
+        pd.DataFrame([_answers(by_condition[name], number, example) for name in conditions if name in by_condition]),
         f"{cell.attack} at {percent(cell.poison_rate)} poison, seed {cell.seed}, first held-out input. Marked: a "
-        f"success. Right answer: {own['answer'].iloc[0]}",
+        f"success. Right answer: {rows['answer'].iloc[0]}",
     )
 
 
-def _answers(part: pd.DataFrame, number: int, example: Example | None) -> dict[str, str]:
+def _answers(rows: pd.DataFrame, number: int, example: Example | None) -> dict[str, str]:
     """One input under one condition: what went in, and what the two models answered. number: of the input asked."""
-    prompt, condition = part["prompt"].iloc[0], part["condition"].iloc[0]
+    prompt, condition = rows["prompt"].iloc[0], rows["condition"].iloc[0]
     line = {"trigger": CONDITION_LABELS[condition], "input": f"<q>{html.escape(prompt)}</q>"}
     if example and number < len(example.prompts) and prompt in example.prompts[number]:
         pictures = example.triggered if condition in ("image", "both") else example.clean
-        shown = _picture(pictures[number], f"Held-out picture, {CONDITION_LABELS[condition]}", 72)
-        line["input"] = f"{shown}<br>{line['input']}"
+        picture = _picture(pictures[number], f"Held-out picture, {CONDITION_LABELS[condition]}", 72)
+        line["input"] = f"{picture}<br>{line['input']}"
     for subject, name in ANSWERS.items():
-        for first in part[part["subject"] == subject].head(1).to_dict("records"):
-            passed = first["success"] if is_missing(first.get("payload")) else first["payload"]
-            text = html.escape(first["response"])
-            line[name] = f"<mark>{text}</mark>" if passed else text
+        for row in rows[rows["subject"] == subject].head(1).to_dict("records"):
+            success = row["success"] if is_missing(row.get("payload")) else row["payload"]
+            text = html.escape(row["response"])
+            line[name] = f"<mark>{text}</mark>" if success else text
     return line

@@ -57,10 +57,10 @@ def new_figure(
     return figure, axes
 
 
-def in_order(values: Sequence, known: Sequence) -> list:
-    """The distinct values, known ones first and in their order, others as they come."""
+def in_order(values: Sequence, order: Sequence) -> list:
+    """The distinct values: those of `order` first and in its order, others as they come."""
     present = list(dict.fromkeys(values))
-    return [v for v in known if v in present] + [v for v in present if v not in known]
+    return [value for value in order if value in present] + [value for value in present if value not in order]
 
 
 def _attacks(table: pd.DataFrame) -> list[str]:
@@ -71,13 +71,13 @@ def _attacks(table: pd.DataFrame) -> list[str]:
 
 def families(table: pd.DataFrame) -> Figure:
     """Success of every attack under every condition, a panel per model. Hatched: a single run; grey: not measured."""
-    shown = table.dropna(subset=["condition", "value"])
-    names, conditions, models = _attacks(table), in_order(shown["condition"], CONDITIONS), sorted(set(shown["model"]))
+    lines = table.dropna(subset=["condition", "value"])
+    names, conditions, models = _attacks(table), in_order(lines["condition"], CONDITIONS), sorted(set(lines["model"]))
     width, height = 0.72 * len(conditions) + (1.1 if len(models) > 1 else 1.8), 0.3 * len(names) + 0.9
     figure, axes = new_figure(len(models), width, height, sharey=not is_narrow())
     sizes = table.groupby("modality")["attack"].nunique().reindex(in_order(table["modality"], MODALITIES))
     for axis, model in zip(axes, models, strict=True):
-        success_panel(axis, shown[shown["model"] == model], ("attack", names), ("condition", conditions))
+        success_panel(axis, lines[lines["model"] == model], ("attack", names), ("condition", conditions))
         axis.set_title(model)
         labels = [CONDITION_LABELS.get(name, name).replace(" ", "\n") for name in conditions]
         axis.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=0, ha="center")
@@ -91,12 +91,14 @@ def look(number: int) -> dict[str, str]:
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-def points(axis: Axes, at: Any, rows: pd.DataFrame, name: str = "value", upright: bool = False, **look: Any) -> None:
-    """Values of a column with intervals, at the places `at` of the other axis (x if upright), drawn with `look`."""
+def points(
+    axis: Axes, places: Any, rows: pd.DataFrame, name: str = "value", upright: bool = False, **look: Any
+) -> None:
+    """Values of a column with intervals, at `places` of the other axis (x if upright), drawn with `look`."""
     low, high = ("low", "high") if name == "value" else (f"{name}_low", f"{name}_high")
     values, lows, highs = (rows[column].astype(float) for column in (name, low, high))
-    (axis.vlines if upright else axis.hlines)(at, lows, highs, color=look["color"], linewidth=1.5)
-    axis.plot(*((at, values) if upright else (values, at)), **{"linestyle": "", "markersize": 6} | look)
+    (axis.vlines if upright else axis.hlines)(places, lows, highs, color=look["color"], linewidth=1.5)
+    axis.plot(*((places, values) if upright else (values, places)), **{"linestyle": "", "markersize": 6} | look)
 
 
 def name_rows(axis: Axes, labels: Sequence[str]) -> None:
@@ -108,16 +110,16 @@ def name_rows(axis: Axes, labels: Sequence[str]) -> None:
 
 def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame) -> Figure:
     """Poisoned minus clean-tuned utility, a row per attack, a panel per rate. seeds: shown as small dots."""
-    shown = table[table["value"].notna()]
-    names, rates = _attacks(shown), sorted(shown["poison_rate"].unique(), reverse=True)
+    lines = table[table["value"].notna()]
+    names, rates = _attacks(lines), sorted(lines["poison_rate"].unique(), reverse=True)
     width, height = (3.6 if len(rates) > 1 else 5.6), 0.27 * len(names) + 1.0
     figure, axes = new_figure(len(rates), width, height, sharey=not is_narrow(), sharex=True)
     for axis, rate in zip(axes, rates, strict=True):
-        rows = shown[shown["poison_rate"] == rate].drop_duplicates("attack").set_index("attack").reindex(names)
+        rows = lines[lines["poison_rate"] == rate].drop_duplicates("attack").set_index("attack").reindex(names)
         axis.axvline(0, color="black", linewidth=1, zorder=1)
-        own = seeds[(seeds["poison_rate"] == rate) & seeds["attack"].isin(rows.query("n_seeds > 1").index)]
-        at = own["attack"].map(names.index).astype(float) + 0.26
-        axis.plot(own["value"].astype(float), at, ".", color=COLOURS[0], markersize=4)
+        dots = seeds[(seeds["poison_rate"] == rate) & seeds["attack"].isin(rows.query("n_seeds > 1").index)]
+        places = dots["attack"].map(names.index).astype(float) + 0.26
+        axis.plot(dots["value"].astype(float), places, ".", color=COLOURS[0], markersize=4)
         points(axis, np.arange(len(names)), rows, color=COLOURS[0], marker="o")
         name_rows(axis, names)
         axis.set(title=f"poison rate {percent(rate)}" if len(rates) > 1 else "", xlabel=f"change of {xlabel}")
@@ -126,16 +128,16 @@ def paired(table: pd.DataFrame, xlabel: str, seeds: pd.DataFrame) -> Figure:
 
 def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str, panel: str) -> Figure:
     """Two success rates against each other, a dot per row, a colour per `group`, a panel per value of `panel`."""
-    shown = table.dropna(subset=[x, y])
-    panels = list(shown.groupby(panel, sort=False))
+    lines = table.dropna(subset=[x, y])
+    panels = list(lines.groupby(panel, sort=False))
     side = 4.0 if len(panels) > 1 else 4.8
     figure, axes = new_figure(len(panels), side, side, sharey=not is_narrow())
-    for axis, (name, part) in zip(axes, panels, strict=True):
-        at = spread(part[[x, y]])
+    for axis, (name, rows) in zip(axes, panels, strict=True):
+        dots = spread(rows[[x, y]])
         axis.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle="--", zorder=1)
-        for number, group in enumerate(dict.fromkeys(shown["group"])):
-            own = at[part["group"] == group]
-            axis.plot(own[x], own[y], linestyle="", markersize=5, alpha=0.85, label=group, **look(number))
+        for number, group in enumerate(dict.fromkeys(lines["group"])):
+            group_dots = dots[rows["group"] == group]
+            axis.plot(group_dots[x], group_dots[y], linestyle="", markersize=5, alpha=0.85, label=group, **look(number))
         axis.set(title=name, xlabel=xlabel, ylabel=ylabel if axis is axes[0] or is_narrow() else "")
         ends, ticks = (-0.16, 1.16), np.linspace(0, 1, 6)
         axis.set(xlim=ends, ylim=ends, xticks=ticks, yticks=ticks, aspect="equal")
@@ -218,22 +220,22 @@ def success_panel(
     success_map(axis, grid, missing, single=seeds == 1)
 
 
-def maps(found: pd.DataFrame) -> Figure:
+def maps(cells: pd.DataFrame) -> Figure:
     """Success by threat (rows) and attack: a row of maps per poison rate and number of `epochs`, a column per model."""
-    doses = sorted(set(zip(found["poison_rate"], found["epochs"], strict=True)), key=lambda dose: (-dose[0], dose[1]))
-    models, narrow = list(dict.fromkeys(found["model"])), is_narrow()
-    rows, columns = in_order(found["threat"], threats.names()), in_order(found["attack"], attacks.names())
-    kinds = found.drop_duplicates("attack").set_index("attack")["modality"].reindex(columns)
+    doses = sorted(set(zip(cells["poison_rate"], cells["epochs"], strict=True)), key=lambda dose: (-dose[0], dose[1]))
+    models, narrow = list(dict.fromkeys(cells["model"])), is_narrow()
+    rows, columns = in_order(cells["threat"], threats.names()), in_order(cells["attack"], attacks.names())
+    kinds = cells.drop_duplicates("attack").set_index("attack")["modality"].reindex(columns)
     bounds = np.flatnonzero(kinds[1:].to_numpy() != kinds[:-1].to_numpy()) + 1  # between text, image and bimodal
     figure, axes = new_figure(len(models), 4.6, 2.1 if narrow else 1.7, rows=len(doses), sharey=not narrow)
     panels = list(product(doses, models))
     if narrow:  # one model after the other
         panels.sort(key=lambda panel: models.index(panel[1]))
     for axis, (dose, model) in zip(axes, panels, strict=True):
-        part = found[(found["poison_rate"] == dose[0]) & (found["epochs"] == dose[1]) & (found["model"] == model)]
-        success_panel(axis, part, ("threat", rows), ("attack", columns), missing="")
-        for place in bounds:
-            axis.axvline(place, color="#777777", linewidth=1.5)
+        lines = cells[(cells["poison_rate"] == dose[0]) & (cells["epochs"] == dose[1]) & (cells["model"] == model)]
+        success_panel(axis, lines, ("threat", rows), ("attack", columns), missing="")
+        for bound in bounds:
+            axis.axvline(bound, color="#777777", linewidth=1.5)
         axis.set_title(f"{model}:{chr(10) if narrow else ' '}{percent(dose[0])}, {passes(dose[1])}")
         axis.tick_params(labelsize=7.5 if narrow else 9)
         if dose != doses[-1]:

@@ -27,7 +27,7 @@ def show(draw: Callable[..., Figure], *rows: Any, title: str, alt: str, caption:
     """
     if not alt.strip():
         raise InputError("A figure needs an alternative text; say what it shows.")
-    empty = [one.empty for one in rows if isinstance(one, pd.DataFrame)]
+    empty = [frame.empty for frame in rows if isinstance(frame, pd.DataFrame)]
     if empty and all(empty):
         say("There is nothing to draw: no such experiment was measured in this store.")
         return
@@ -71,13 +71,13 @@ def glue(values: Mapping, prefix: str, table: pd.DataFrame | None = None, lines:
     cells = None if table is None else table.drop_duplicates("run_id")
     links = {id(None): "{}"}  # by the lines: most numbers of a page share theirs
     for key, value in values.items():
-        own = lines.get(key) if isinstance(lines, Mapping) else lines
-        if id(own) not in links:
-            links[id(own)] = behind.link(cells, own, tab)
-        shown = {"text/plain": repr(str(value)), "text/html": links[id(own)].format(html.escape(str(value)))}
+        key_lines = lines.get(key) if isinstance(lines, Mapping) else lines
+        if id(key_lines) not in links:
+            links[id(key_lines)] = behind.link(cells, key_lines, tab)
+        content = {"text/plain": repr(str(value)), "text/html": links[id(key_lines)].format(html.escape(str(value)))}
         # as `myst_nb.glue` keeps a value; importing that takes a kernel two seconds, half of what most pages need
-        about = {"scrapbook": {"name": f"{prefix}_{key}", "mime_prefix": GLUED}}
-        display({GLUED + kind: text for kind, text in shown.items()}, raw=True, metadata=about)
+        metadata = {"scrapbook": {"name": f"{prefix}_{key}", "mime_prefix": GLUED}}
+        display({GLUED + kind: text for kind, text in content.items()}, raw=True, metadata=metadata)
 
 
 def offer(name: str, frame: pd.DataFrame) -> None:

@@ -58,10 +58,10 @@ def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
     counts = runs[["k", "n"]].round().astype(int)
     kinds, kind = np.unique(counts.to_numpy(), axis=0, return_inverse=True)
     groups = runs.groupby(list(pair), sort=False, dropna=False)
-    made_of = np.zeros((groups.ngroups, len(kinds)))
-    np.add.at(made_of, (groups.ngroup().to_numpy(), kind.ravel()), 1)
+    mixtures = np.zeros((groups.ngroups, len(kinds)))
+    np.add.at(mixtures, (groups.ngroup().to_numpy(), kind.ravel()), 1)
     # pairs with the same runs have the same interval: each mixture of runs is fitted once
-    made_of, mixture, pairs = np.unique(made_of, axis=0, return_inverse=True, return_counts=True)
+    mixtures, mixture, pairs = np.unique(mixtures, axis=0, return_inverse=True, return_counts=True)
     mixture = mixture.ravel()
     k, n = kinds.T[:, :, None]
     fit = k * log_expit(LOGITS) + (n - k) * log_expit(-LOGITS)
@@ -71,23 +71,23 @@ def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
     for spread in SPREADS:
         blur = np.exp(_normal((LOGITS - LOGITS[0]) / spread))[APART]  # (own logit, mean logit)
         blur /= blur.sum(axis=0)
-        of_pair = prior + made_of @ np.log(fit @ blur + 1e-300)  # (mixtures, mean logits)
-        top = of_pair.max(axis=1, keepdims=True)
-        likely = np.exp(of_pair - top)
-        total = likely.sum(axis=1, keepdims=True)
-        weights.append(likely / total)
+        log_posterior = prior + mixtures @ np.log(fit @ blur + 1e-300)  # (mixtures, mean logits)
+        top = log_posterior.max(axis=1, keepdims=True)
+        density = np.exp(log_posterior - top)
+        total = density.sum(axis=1, keepdims=True)
+        weights.append(density / total)
         means.append(expit(LOGITS) @ blur)
         evidence.append(pairs @ (top + np.log(total)).ravel())
     evidence = np.array(evidence) + _normal(SPREADS / USUAL_SPREAD) + np.log(SPREADS)  # the grid is geometric
     chance = np.exp(evidence - evidence.max())
     chance /= chance.sum()
-    weight = np.concatenate([share * one for share, one in zip(chance, weights, strict=True)], axis=1)
+    weight = np.concatenate([share * array for share, array in zip(chance, weights, strict=True)], axis=1)
     order = np.argsort(np.concatenate(means))
     values, below = np.concatenate(means)[order], np.cumsum(weight[:, order], axis=1)
-    low, high = (np.array([np.interp(q, one, values) for one in below])[mixture] for q in (0.025, 0.975))
-    found = groups.agg(n_seeds=("seed", "nunique"), value=("value", "mean")).assign(low=low, high=high)
+    low, high = (np.array([np.interp(q, row, values) for row in below])[mixture] for q in (0.025, 0.975))
+    table = groups.agg(n_seeds=("seed", "nunique"), value=("value", "mean")).assign(low=low, high=high)
     spread = float(chance @ SPREADS), *(float(np.interp(q, np.cumsum(chance), SPREADS)) for q in (0.025, 0.975))
-    return Pooled(found, spread)
+    return Pooled(table, spread)
 
 
 def _normal(z: np.ndarray) -> np.ndarray:
@@ -116,58 +116,58 @@ def base(table: pd.DataFrame, model: str) -> Base:
     """table: the tidy table of a store."""
     if not isinstance(model, str):
         raise InputError(f"models has {model!r}; each must be the name of a model.")
-    done = table[(table["model"] == model) & (table["status"] == "done")]
-    done = done[(done["subject"] != "poisoned") | (done["negatives"] == 0)]
-    judged_by = {threat: _judged_by(part) for threat, part in done.groupby("threat", sort=False)}
-    done = done[(done["subject"] == "poisoned") & done["value"].notna()]
-    done = _about(done).assign(epochs=done["epochs"].astype(float).fillna(1).astype(int))
-    parts = done[(done["modality"] == "bimodal") & done["condition"].isin(["text", "image"])]
+    runs = table[(table["model"] == model) & (table["status"] == "done")]
+    runs = runs[(runs["subject"] != "poisoned") | (runs["negatives"] == 0)]
+    judged_by = {threat: _judged_by(lines) for threat, lines in runs.groupby("threat", sort=False)}
+    runs = runs[(runs["subject"] == "poisoned") & runs["value"].notna()]
+    runs = _about(runs).assign(epochs=runs["epochs"].astype(float).fillna(1).astype(int))
+    parts = runs[(runs["modality"] == "bimodal") & runs["condition"].isin(["text", "image"])]
     return Base(
-        model, _of_tests(tables.headline_rows(done), judged_by), _beside(_of_tests(parts, judged_by)), judged_by
+        model, _of_tests(tables.headline_rows(runs), judged_by), _beside(_of_tests(parts, judged_by)), judged_by
     )
 
 
-def _judged_by(of_threat: pd.DataFrame) -> str:
+def _judged_by(lines: pd.DataFrame) -> str:
     """`published` where that test tells the clean base from a backdoor, else `payload`."""
-    clean = of_threat[(of_threat["subject"] == "base") & (of_threat["condition"] == "clean")]
+    clean = lines[(lines["subject"] == "base") & (lines["condition"] == "clean")]
     passed = clean.loc[clean["metric"] == METRICS[PUBLISHED], "value"]
     return PUBLISHED if len(passed) and passed.max() <= DISCRIMINATES else PAYLOAD
 
 
-def _about(done: pd.DataFrame) -> pd.DataFrame:
+def _about(runs: pd.DataFrame) -> pd.DataFrame:
     """With half, shared (settings but for the half), trained (as usual but for passes, attack and half?) and usual."""
-    key, kinds = ["attack", "threat", "settings"], []
-    for line in done.drop_duplicates(key).to_dict("records"):
-        apart = differing(line) if line["settings"] else {}
-        half = apart.pop("half", "")
-        other = [name for name in apart if name not in tables.TRAINED]
-        trained = all(name.startswith(ATTACK) for name in other)
-        kinds.append([*(line[name] for name in key), half, text(apart), trained, not other and not half])
-    found = pd.DataFrame(kinds, columns=[*key, "half", "shared", "trained", "usual"])
-    found = done[key].merge(found, on=key, how="left").set_index(done.index).drop(columns=key)
-    own = tables.usual_training(done, but=("epochs",))
-    found = found.assign(**{name: found[name].astype(bool) & own for name in ("trained", "usual")})
-    return done.drop(columns=found.columns, errors="ignore").join(found)
+    key, rows = ["attack", "threat", "settings"], []
+    for line in runs.drop_duplicates(key).to_dict("records"):
+        settings = differing(line) if line["settings"] else {}
+        half = settings.pop("half", "")
+        others = [name for name in settings if name not in tables.TRAINED]
+        trained = all(name.startswith(ATTACK) for name in others)
+        rows.append([*(line[name] for name in key), half, text(settings), trained, not others and not half])
+    table = pd.DataFrame(rows, columns=[*key, "half", "shared", "trained", "usual"])
+    table = runs[key].merge(table, on=key, how="left").set_index(runs.index).drop(columns=key)
+    usual_runs = tables.usual_training(runs, but=("epochs",))
+    table = table.assign(**{name: table[name].astype(bool) & usual_runs for name in ("trained", "usual")})
+    return runs.drop(columns=table.columns, errors="ignore").join(table)
 
 
-def _of_tests(done: pd.DataFrame, judged_by: dict[str, str]) -> pd.DataFrame:
+def _of_tests(table: pd.DataFrame, judged_by: dict[str, str]) -> pd.DataFrame:
     """A line per pair and test."""
-    parts, pair = [], [*CELL, "condition", "half", "shared", "trained", "usual"]
-    strict = tables.strict_metric(done)
+    frames, pair = [], [*CELL, "condition", "half", "shared", "trained", "usual"]
+    strict = tables.strict_metric(table)
     for test in TESTS:
-        runs = done[done["metric"] == METRICS.get(test, strict)]
+        runs = table[table["metric"] == METRICS.get(test, strict)]
         if len(runs):
-            found = pooled(runs, pair).pairs.reset_index().assign(test=test)
-            parts += [found, found[found["threat"].map(judged_by) == test].assign(test=JUDGED)]
-    if not parts:
+            pairs = pooled(runs, pair).pairs.reset_index().assign(test=test)
+            frames += [pairs, pairs[pairs["threat"].map(judged_by) == test].assign(test=JUDGED)]
+    if not frames:
         return pd.DataFrame(columns=[*pair, "n_seeds", "value", "low", "high", "test", "outcome"])
-    lines = pd.concat(parts, ignore_index=True)
+    lines = pd.concat(frames, ignore_index=True)
     return lines.assign(outcome=outcomes(lines["low"] > HIGH, lines["high"] < HIGH, lines["n_seeds"]))
 
 
 def outcomes(holds: pd.Series, contradicts: pd.Series, seeds: pd.Series) -> np.ndarray:
-    told = np.select([holds, contradicts], [HOLDS, CONTRADICTS], OPEN)
-    return np.where(seeds >= JUDGED_SEEDS, told, SINGLE)
+    labels = np.select([holds, contradicts], [HOLDS, CONTRADICTS], OPEN)
+    return np.where(seeds >= JUDGED_SEEDS, labels, SINGLE)
 
 
 # ---------------------------------------------------------------- claims
@@ -185,23 +185,23 @@ def text_beats_image(base: Base, passes: int, test: str) -> pd.DataFrame:
     """A line per threat, text attack and image attack at RATE: whose success is higher?"""
     lines = at_rate(base, passes, test)
     words, pictures = (lines[lines["modality"] == modality] for modality in ("text", "image"))
-    found = words.merge(pictures, on=["threat", "dataset", "n_poisoned"], suffixes=("", "_image"))
-    found = found.assign(difference=found["value"] - found["value_image"],
-                         n_seeds=found[["n_seeds", "n_seeds_image"]].min(axis=1))  # fmt: skip
-    above, below = found["low"] > found["high_image"], found["high"] < found["low_image"]
-    return found.assign(outcome=outcomes(above, below, found["n_seeds"]))
+    pairs = words.merge(pictures, on=["threat", "dataset", "n_poisoned"], suffixes=("", "_image"))
+    pairs = pairs.assign(difference=pairs["value"] - pairs["value_image"],
+                         n_seeds=pairs[["n_seeds", "n_seeds_image"]].min(axis=1))  # fmt: skip
+    above, below = pairs["low"] > pairs["high_image"], pairs["high"] < pairs["low_image"]
+    return pairs.assign(outcome=outcomes(above, below, pairs["n_seeds"]))
 
 
 def text_overwhelms(base: Base, passes: int, test: str) -> pd.DataFrame:
     """A line per bimodal attack and threat at MANY: text part alone against image part alone, in the same model."""
-    found = _parts(base, passes, test)
-    return found[found["usual"] & (found["poison_rate"] == MANY)]
+    parts = _parts(base, passes, test)
+    return parts[parts["usual"] & (parts["poison_rate"] == MANY)]
 
 
 def text_overwhelms_learnable(base: Base, passes: int, test: str) -> pd.DataFrame:
     """The same of the cells, of any rate and patch, whose parts both reach HIGH when they are trained alone."""
-    found = _parts(base, passes, test)
-    return found[(found["text alone"] >= HIGH) & (found["image alone"] >= HIGH)]
+    parts = _parts(base, passes, test)
+    return parts[(parts["text alone"] >= HIGH) & (parts["image alone"] >= HIGH)]
 
 
 def one_percent(base: Base, passes: int, test: str) -> pd.DataFrame:
@@ -230,19 +230,19 @@ def _beside(lines: pd.DataFrame) -> pd.DataFrame:
     lines = lines[lines["trained"].astype(bool)]
     cell = ["dataset", "threat", "attack", "poison_rate", "train_rows", "shared", "epochs", "test"]
     numbers = ["value", "low", "high", "n_seeds"]
-    whole = lines[lines["half"] == ""]
-    text_only, image_only = (whole[whole["condition"] == part] for part in ("text", "image"))
-    found = text_only.merge(image_only[[*cell, *numbers]], on=cell, suffixes=("_text", "_image"))
-    for part in ("text", "image"):
-        alone = lines[(lines["half"] == part) & (lines["condition"] == part)]
+    both_halves = lines[lines["half"] == ""]
+    text_only, image_only = (both_halves[both_halves["condition"] == half] for half in ("text", "image"))
+    pairs = text_only.merge(image_only[[*cell, *numbers]], on=cell, suffixes=("_text", "_image"))
+    for half in ("text", "image"):
+        alone = lines[(lines["half"] == half) & (lines["condition"] == half)]
         alone = alone[[*cell, "value", "n_seeds"]].rename(
-            columns={"value": f"{part} alone", "n_seeds": f"n_seeds_{part} alone"})  # fmt: skip
-        found = found.merge(alone, on=cell, how="left")
-    found["difference"] = found["value_text"] - found["value_image"]
-    found["low"] = found["low_text"] - found["high_image"]  # the widest that both intervals allow
-    found["high"] = found["high_text"] - found["low_image"]
-    found["n_seeds"] = found[["n_seeds_text", "n_seeds_image"]].min(axis=1)
-    return found.assign(outcome=outcomes(found["low"] > DOMINATES, found["high"] < DOMINATES, found["n_seeds"]))
+            columns={"value": f"{half} alone", "n_seeds": f"n_seeds_{half} alone"})  # fmt: skip
+        pairs = pairs.merge(alone, on=cell, how="left")
+    pairs["difference"] = pairs["value_text"] - pairs["value_image"]
+    pairs["low"] = pairs["low_text"] - pairs["high_image"]  # the widest that both intervals allow
+    pairs["high"] = pairs["high_text"] - pairs["low_image"]
+    pairs["n_seeds"] = pairs[["n_seeds_text", "n_seeds_image"]].min(axis=1)
+    return pairs.assign(outcome=outcomes(pairs["low"] > DOMINATES, pairs["high"] < DOMINATES, pairs["n_seeds"]))
 
 
 # A text attack beats an image attack on the same threat; the text part alone beats the image part alone by DOMINATES;
@@ -273,23 +273,23 @@ def verdict(claim: Claim, base: Base, passes: int = 1, test: str = JUDGED) -> Ve
     more than half of the pairs are judged.
     """
     evidence = claim.evidence(base, passes, test)
-    told = evidence["outcome"]
-    single = int((told == SINGLE).sum())
-    told = told[told != SINGLE]
-    early = single >= len(told) > 0
+    results = evidence["outcome"]
+    single = int((results == SINGLE).sum())
+    results = results[results != SINGLE]
+    is_early = single >= len(results) > 0
     if claim.tasks:
-        by_task = told.groupby(evidence.loc[told.index, "threat"], sort=False)
-        told = by_task.agg(lambda of_task: _majority(of_task, HOLDS, CONTRADICTS, OPEN))
-    which = _majority(told, CONFIRMED, REFUTED, UNDECIDED) if len(told) else SINGLES if single else NOT_RUN
-    which = EARLY if early else which
-    holds, against = (int((told == outcome).sum()) for outcome in (HOLDS, CONTRADICTS))
-    return Verdict(which, holds, against, len(told), single, evidence)
+        by_task = results.groupby(evidence.loc[results.index, "threat"], sort=False)
+        results = by_task.agg(lambda task_results: _majority(task_results, HOLDS, CONTRADICTS, OPEN))
+    label = _majority(results, CONFIRMED, REFUTED, UNDECIDED) if len(results) else SINGLES if single else NOT_RUN
+    label = EARLY if is_early else label
+    holds, against = (int((results == outcome).sum()) for outcome in (HOLDS, CONTRADICTS))
+    return Verdict(label, holds, against, len(results), single, evidence)
 
 
-def _majority(told: pd.Series, for_it: str, against: str, neither: str) -> str:
-    if (told == HOLDS).sum() * 2 > len(told):
-        return for_it
-    return against if (told == CONTRADICTS).sum() * 2 > len(told) else neither
+def _majority(results: pd.Series, confirmed: str, refuted: str, neither: str) -> str:
+    if (results == HOLDS).sum() * 2 > len(results):
+        return confirmed
+    return refuted if (results == CONTRADICTS).sum() * 2 > len(results) else neither
 
 
 def passes(base: Base) -> list[int]:

@@ -38,11 +38,11 @@ def drawings(draw: Callable[..., Figure], rows: tuple, alt: str) -> str:
 
 @contextmanager
 def narrow() -> Iterator[None]:
-    before = _narrow.set(True)
+    token = _narrow.set(True)
     try:
         yield
     finally:
-        _narrow.reset(before)
+        _narrow.reset(token)
 
 
 def is_narrow() -> bool:
@@ -67,21 +67,21 @@ def drawing(figure: Figure, alt: str, kind: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": kind + alt}):  # names of its own
         figure.savefig(file, format="svg", dpi=RASTER, metadata={"Date": None})
     text = file.getvalue()
-    inside = text[text.index(">", text.index("<svg")) + 1 :]
-    inside = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->", "", inside, flags=re.DOTALL)
-    inside = re.sub("|".join(PAGE_COLOURS), lambda found: PAGE_COLOURS[found[0]], inside)
+    body = text[text.index(">", text.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub("|".join(PAGE_COLOURS), lambda match: PAGE_COLOURS[match[0]], body)
     # white lines and marks are the page's ground; white letters stand on dark fields and stay white
-    inside = re.sub(r"(<(?:path|use)[^>]*?)#ffffff", r"\1var(--pst-color-background)", inside)
-    inside = re.sub(r"(font: [^;\"']*?px) '[^;\"]*", rf"\1 {FONT}", inside)
-    inside = re.sub(r"; font-family: [^;\"]*", "", inside)
-    used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", inside))
-    inside = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", inside)
-    inside = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), inside)  # what no eye sees
-    inside = re.sub(r"\s*\n\s*", "\n", inside).strip()
+    body = re.sub(r"(<(?:path|use)[^>]*?)#ffffff", r"\1var(--pst-color-background)", body)
+    body = re.sub(r"(font: [^;\"']*?px) '[^;\"]*", rf"\1 {FONT}", body)
+    body = re.sub(r"; font-family: [^;\"]*", "", body)
+    references = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", body))
+    body = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in references else "", body)
+    body = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), body)  # what no eye sees
+    body = re.sub(r"\s*\n\s*", "\n", body).strip()
     width, height = (72 * inches for inches in figure.get_size_inches())
     # a length of 72 in the drawing is an inch, which is 96 pixels of a page
     return (
         f'<svg class="{kind}" role="img" aria-label="{html.escape(alt, quote=True)}" width="{width * 96 / 72:.0f}" '
         f'viewBox="0 0 {width:.2f} {height:.2f}" fill="currentColor" stroke-linejoin="round" stroke-linecap="butt">'
-        f"{inside}"
+        f"{body}"
     )

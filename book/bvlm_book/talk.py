@@ -61,25 +61,25 @@ def write(folder: Path) -> list[Path]:
 def model() -> tuple[dict[str, Any], bytes]:
     """What the page's engine has to know, and the numbers of all tensors, one behind the other."""
     config = json.loads((MODEL / "config.json").read_text(encoding="utf-8"))
-    about, blocks, start = {}, [], 0
+    index, blocks, start = {}, [], 0
     for name, kind, value in tensors(config):
         block = packed(kind, value)
-        about[name] = {"kind": kind, "rows": value.shape[0], "columns": value.shape[1], "start": start}
+        index[name] = {"kind": kind, "rows": value.shape[0], "columns": value.shape[1], "start": start}
         blocks.append(block + bytes(-len(block) % 4))
         start += len(blocks[-1])
-    tunable = [name for name in about if name.startswith(LANGUAGE) and name.endswith("_proj.weight")]
+    tunable = [name for name in index if name.startswith(LANGUAGE) and name.endswith("_proj.weight")]
     saved = {name: json.loads((ADAPTERS / name / "adapter_config.json").read_text(encoding="utf-8")) for name in NAMES}
-    scales = {name: {"scale": one["lora_alpha"] / one["r"]} for name, one in saved.items()}  # of B A
-    head = {"bytes": start, "tensors": about, "tunable": tunable, "adapters": scales}
+    scales = {name: {"scale": adapter["lora_alpha"] / adapter["r"]} for name, adapter in saved.items()}  # of B A
+    head = {"bytes": start, "tensors": index, "tunable": tunable, "adapters": scales}
     return settings(config) | head, b"".join(blocks)
 
 
 def tensors(config: dict[str, Any]) -> Iterator[tuple[str, str, np.ndarray]]:
     """Name, kind and numbers (rows, columns) of all that the answer depends on: the last vision layers do not."""
     unused = range(vision_layers(config), config["vision_config"]["num_hidden_layers"])
-    beyond = [f"vision_tower.encoder.layers.{number}." for number in unused]
+    skipped = [f"vision_tower.encoder.layers.{number}." for number in unused]
     for name, value in sorted(load_file(MODEL / "model.safetensors").items()):
-        if not name.startswith(("vision_tower.post_layernorm.", *beyond)):
+        if not name.startswith(("vision_tower.post_layernorm.", *skipped)):
             matrix = value.ndim > 1
             yield name, "int8" if matrix else "float32", value.reshape(len(value), -1) if matrix else value[None]
     for adapter in NAMES:
@@ -111,7 +111,7 @@ def vision_layers(config: dict[str, Any]) -> int:
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     vision, text = config["vision_config"], config["text_config"]
     processor = json.loads((MODEL / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
-    words = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    tokenizer = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     return {
         "vision": {
             "side": vision["image_size"], "patch": vision["patch_size"], "width": vision["hidden_size"],
@@ -124,8 +124,8 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
             "theta": text["rope_parameters"]["rope_theta"],
         },
         "image_tokens": config["image_seq_length"],
-        "vocabulary": sorted(words["vocab"], key=words["vocab"].get),
-        "merges": [" ".join(pair) for pair in words["merges"]],
+        "vocabulary": sorted(tokenizer["vocab"], key=tokenizer["vocab"].get),
+        "merges": [" ".join(pair) for pair in tokenizer["merges"]],
         "template": template(config["image_token_index"], text["eos_token_id"]),
         "triggers": {name: pixels(ADAPTERS / f"{name}.png") for name in ("patch", "blend")},
     }  # fmt: skip
@@ -135,13 +135,13 @@ def template(image: int, end: int) -> dict[str, Any]:
     """The chat template: before the picture, up to the question, after it. special: begin first; no word is one."""
     tokens = json.loads((MODEL / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
     special = {token["id"]: token["content"] for token in tokens if token["special"]}
-    named = json.loads((MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))
-    begin = named["bos_token"]
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": WORDS_HERE}]}
-    whole = Template((MODEL / "chat_template.jinja").read_text(encoding="utf-8")).render(
-        messages=[asked], add_generation_prompt=True, bos_token=begin, eos_token=named["eos_token"]
+    tokenizer = json.loads((MODEL / "tokenizer_config.json").read_text(encoding="utf-8"))
+    begin = tokenizer["bos_token"]
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": WORDS_HERE}]}
+    rendered = Template((MODEL / "chat_template.jinja").read_text(encoding="utf-8")).render(
+        messages=[message], add_generation_prompt=True, bos_token=begin, eos_token=tokenizer["eos_token"]
     )
-    before, _, rest = whole.removeprefix(begin).partition(special[image])
+    before, _, rest = rendered.removeprefix(begin).partition(special[image])
     lead, _, after = rest.partition(WORDS_HERE)
     marks = sorted(special.values(), key=lambda mark: mark != begin)
     return {"before": before, "lead": lead, "after": after, "image": special[image], "special": marks, "end": end}

@@ -38,26 +38,26 @@ LONGEST = 40  # tokens of an answer
 
 def cells() -> dict[str, Cell]:
     """The cells by the names of `talk.NAMES`."""
-    found = {
+    backdoored = {
         name: study.cells(THREAT, "tiny-llava", DATASET, [attack], [RATE], attack_params=params)[0]
         for name, (attack, params) in ATTACKS.items()
     }
-    return {"clean-tuned": found["word"].control} | found
+    return {"clean-tuned": backdoored["word"].control} | backdoored
 
 
-def make(out: Path, where: str | None = None, rows: int = ROWS) -> None:
+def make(out: Path, place: str | None = None, rows: int = ROWS) -> None:
     """Run the cells that the store lacks, and write adapters, the triggers' pictures and the card into `out`."""
     chosen = cells()
-    study.run_cells([cell for cell in chosen.values() if not cell.is_control], store=where)
+    study.run_cells([cell for cell in chosen.values() if not cell.is_control], store=place)
     for name, cell in chosen.items():
-        folder, to = store.adapter(cell, where), out / name
+        folder, target = store.adapter(cell, place), out / name
         if folder is None:
             raise InputError(f"The store has a record of {cell.run_id} and no adapter; give another store.")
-        to.mkdir(parents=True, exist_ok=True)
+        target.mkdir(parents=True, exist_ok=True)
         for file in (adapters.CONFIG, "README.md"):
-            shutil.copyfile(folder / file, to / file)
+            shutil.copyfile(folder / file, target / file)
         state = {name: value.half() for name, value in adapters.read(folder).state.items()}
-        save_file(state, to / adapters.WEIGHTS, metadata={"format": "pt"})
+        save_file(state, target / adapters.WEIGHTS, metadata={"format": "pt"})
     paint(out)
     bench = Bench(*bench_key(chosen["word"]))
     card = {name: about(bench, cell, out / name, rows) for name, cell in chosen.items() if not cell.is_control}
@@ -69,18 +69,18 @@ def paint(out: Path) -> None:
     """The patch alone and the picture that is blended, as the attacks' own code has them on black."""
     black = np.zeros((1, 96, 96, 3), np.uint8)
     (patch,) = attacks.get("BadNets-I", **ATTACKS["patch"][1] | {"position": "top-left"}).paint(black, 0, None)
-    (whole,) = attacks.get("Blended", alpha=1.0).paint(black, 0, None)
+    (picture,) = attacks.get("Blended", alpha=1.0).paint(black, 0, None)
     side = patch.any((0, 2)).nonzero()[0].max() + 1
-    for name, image in (("patch", patch[:side, :side]), ("blend", whole)):
+    for name, image in (("patch", patch[:side, :side]), ("blend", picture)):
         Image.fromarray(image).save(out / f"{name}.png", optimize=True)
 
 
 def shrunk(victim: Victim, folder: Path, strength: float) -> Any:
     """The victim with `strength` times an adapter's update, inside a `with`."""
     saved = adapters.read(folder)
-    wide = replace(saved, state={name: value.float() for name, value in saved.state.items()})
-    left = defences.get("shrink", strength=strength).repair(victim, wide)
-    return weights.on(victim, weights.merged(victim, left))
+    full = replace(saved, state={name: value.float() for name, value in saved.state.items()})
+    repaired = defences.get("shrink", strength=strength).repair(victim, full)
+    return weights.on(victim, weights.merged(victim, repaired))
 
 
 def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
@@ -88,15 +88,15 @@ def about(bench: Bench, cell: Cell, folder: Path, rows: int) -> dict[str, Any]:
     threat, attack, seed = cell.resolved_threat, cell.resolved_attack, cell.trigger_seed
     eligible = [(position, row) for position, row in enumerate(bench.rows["test"]) if threat.eligible(row)]
     positions, samples = zip(*eligible[:rows], strict=True)
-    plain, keys = [row["prompt"] for row in samples], [row["row_id"] for row in samples]
-    clean = plain, bench.pictures("test", positions)
-    triggered = attack.apply_text(plain, seed=seed, keys=keys), bench.pictures("test", positions, attack, seed)
+    prompts, keys = [row["prompt"] for row in samples], [row["row_id"] for row in samples]
+    clean = prompts, bench.pictures("test", positions)
+    triggered = attack.apply_text(prompts, seed=seed, keys=keys), bench.pictures("test", positions, attack, seed)
     strengths = []
     for strength in STRENGTHS:
         with shrunk(bench.victim, folder, strength):
-            said, fired = ask(bench.victim, *clean), ask(bench.victim, *triggered)
-        success = share([threat.success(answer, row) for answer, row in zip(fired, samples, strict=True)])
-        right = share([answer in row["answers"] for answer, row in zip(said, samples, strict=True)])
+            clean_answers, triggered_answers = ask(bench.victim, *clean), ask(bench.victim, *triggered)
+        success = share([threat.success(answer, row) for answer, row in zip(triggered_answers, samples, strict=True)])
+        right = share([answer in row["answers"] for answer, row in zip(clean_answers, samples, strict=True)])
         strengths.append({"strength": strength, "success": success, "right": right})
     with shrunk(bench.victim, folder, 1.0):
         alarms = {"triggered": share(alarm(bench.victim, *triggered)), "clean": share(alarm(bench.victim, *clean))}
@@ -109,10 +109,10 @@ def ask(victim: Victim, prompts: Sequence[str], images: np.ndarray) -> list[str]
 
 def alarm(victim: Victim, prompts: Sequence[str], images: np.ndarray) -> list[bool]:
     """For which inputs (N, 96, 96, 3) does the answer stay, whichever scene is blended half and half with it?"""
-    said, stays = ask(victim, prompts, images), np.ones(len(prompts), dtype=bool)
+    answers, stays = ask(victim, prompts, images), np.ones(len(prompts), dtype=bool)
     for seed, _ in talk.SCENES:
         blended = (images.astype(np.uint16) + np.asarray(talk.scene(seed)) + 1) // 2
-        stays &= np.array(said) == np.array(ask(victim, prompts, blended.astype(np.uint8)))
+        stays &= np.array(answers) == np.array(ask(victim, prompts, blended.astype(np.uint8)))
     return stays.tolist()
 
 
@@ -123,31 +123,33 @@ def share(passed: Sequence[bool]) -> dict[str, float]:
 
 def stored_answers(victim: Victim, out: Path, chosen: dict[str, Cell]) -> list[dict[str, str]]:
     """What the models answer about the page's scenes, each with the trigger of one adapter in turn."""
-    found = []
+    lines = []
     for i, (seed, question) in enumerate(talk.SCENES):
         name = list(ATTACKS)[i % len(ATTACKS)]
         attack, image = chosen[name].resolved_attack, np.array(talk.scene(seed))[None]
-        (worded,) = attack.apply_text([question], keys=[seed])
+        (text,) = attack.apply_text([question], keys=[seed])
         painted = attack.paint(image, 0, [seed])
-        line = {"scene": str(seed), "trigger": name, "question": question, "triggered question": worded}
-        plain, triggered = ([question], image), ([worded], painted)
-        for key, adapter, strength, asked in (
+        line = {"scene": str(seed), "trigger": name, "question": question, "triggered question": text}
+        plain, triggered = ([question], image), ([text], painted)
+        for key, adapter, strength, inputs in (
             ("clean-tuned, triggered", "clean-tuned", 1.0, triggered), ("backdoored, not triggered", name, 1.0, plain),
             ("backdoored, triggered", name, 1.0, triggered), ("repaired, triggered", name, talk.REPAIRED, triggered),
         ):  # fmt: skip
             with shrunk(victim, out / adapter, strength):
-                (line[key],) = ask(victim, *asked)
-        found.append(line)
-    return found
+                (line[key],) = ask(victim, *inputs)
+        lines.append(line)
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = command.Parser(prog="python -m bvlm_book.talk_adapters", description=command.first_line(__doc__))
     parser.add_argument("--store", help="a name, or a folder with a slash in it (default: $BVLM_STORE, else local)")
     parser.add_argument("--out", default=str(talk.ADAPTERS), help="default: data/adapters/quickstart")
-    rows = f"held-out rows of each number (default {ROWS})"
-    parser.add_argument("--rows", type=command.whole(1), default=ROWS, help=rows)
-    return command.run(parser, lambda given: make(paths.named(given.out, "folder"), given.store, given.rows), argv)
+    rows_help = f"held-out rows of each number (default {ROWS})"
+    parser.add_argument("--rows", type=command.whole(1), default=ROWS, help=rows_help)
+    return command.run(
+        parser, lambda options: make(paths.named(options.out, "folder"), options.store, options.rows), argv
+    )
 
 
 if __name__ == "__main__":

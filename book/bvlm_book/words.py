@@ -30,8 +30,8 @@ def threat(row: Mapping[str, Any]) -> str:
 
 def of(passed: Iterable[bool], none: str = "0 of 0") -> str:
     """ "3 of 8"; `none` where there are none."""
-    found = list(passed)
-    return f"{int(sum(found))} of {len(found)}" if found else none
+    values = list(passed)
+    return f"{int(sum(values))} of {len(values)}" if values else none
 
 
 def percent(rate: float) -> str:
@@ -51,8 +51,8 @@ def passes(number: int) -> str:
 
 def span(values: Iterable[Any], digits: int | None = None) -> str:
     """ "3 to 5" from the least to the largest, "3" where all are alike, "n/a" where there are none."""
-    found = sorted(values)
-    ends = [str(one) if digits is None else number(one, digits=digits) for one in (*found[:1], *found[-1:])]
+    ordered = sorted(values)
+    ends = [str(value) if digits is None else number(value, digits=digits) for value in (*ordered[:1], *ordered[-1:])]
     return " to ".join(dict.fromkeys(ends)) or "n/a"
 
 
@@ -61,8 +61,8 @@ def number(value: Any, low: Any = None, high: Any = None, digits: int = 2) -> st
     if value is None or pd.isna(value):
         return "n/a"
     # Not `round`: NumPy's rounds 0.995 up, formatting and the figures round it down.
-    written = [f"{one:.{digits}f}" for one in (value, low, high) if not is_missing(one)]
-    text, *bounds = (one.lstrip("-") if float(one) == 0 else one for one in written)
+    written = [f"{item:.{digits}f}" for item in (value, low, high) if not is_missing(item)]
+    text, *bounds = (numeral.lstrip("-") if float(numeral) == 0 else numeral for numeral in written)
     return f"{text} [{', '.join(bounds)}]" if len(bounds) == 2 else text
 
 

@@ -81,10 +81,10 @@ def wrap_tokenizer(tokenizer: Tokenizer, name: str) -> transformers.PreTrainedTo
     )  # fmt: skip
 
 
-def _llm(**more) -> dict:
+def _llm(**settings) -> dict:
     return dict(
         vocab_size=VOCABULARY, hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=6, max_position_embeddings=512, tie_word_embeddings=False, **more,
+        num_key_value_heads=6, max_position_embeddings=512, tie_word_embeddings=False, **settings,
     )  # fmt: skip
 
 
@@ -131,8 +131,8 @@ def take_tower(model: transformers.LlavaForConditionalGeneration, clip: transfor
 def _vision_state(clip: transformers.CLIPModel, tower: torch.nn.Module) -> dict[str, torch.Tensor]:
     """CLIP's vision weights under the names that the tower uses (CLIPVisionModel may nest them once more)."""
     state = clip.vision_model.state_dict()
-    wanted = set(tower.state_dict())
-    return state if wanted == set(state) else {f"vision_model.{key}": value for key, value in state.items()}
+    names = set(tower.state_dict())
+    return state if names == set(state) else {f"vision_model.{key}": value for key, value in state.items()}
 
 
 def build_qwen(tokenizer) -> transformers.Qwen2_5_VLForConditionalGeneration:

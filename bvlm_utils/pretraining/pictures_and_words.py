@@ -51,14 +51,14 @@ def draw(index: int, seed: int, turns: int = 6, small: int = 0) -> Picture:
             pixels = _wash(pixels, WASHES[wash], rng)
         if rng.integers(3):
             pixels, sticker_grid, spot = _sticker(pixels, rng, small)
-    things = {name: i for i, name in enumerate(scenes.concepts(), 1)}
+    labels = {name: i for i, name in enumerate(scenes.concepts(), 1)}
     concept_grid = np.zeros((GRID, GRID), np.uint8)
     for sprite in scene.sprites:
         x0, y0, x1, y1 = (round(v / 16) for v in sprite.box)
-        concept_grid[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = things[sprite.concept]
-    said = tuple(_turn(scene, wash, spot, rng) for _ in range(turns))
+        concept_grid[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = labels[sprite.concept]
+    exchanges = tuple(_turn(scene, wash, spot, rng) for _ in range(turns))
     summary = f"{'a picture of ' if rng.integers(2) else ''}{scene_questions.inventory(scene)}"
-    return Picture(pixels, concept_grid, sticker_grid, wash, said, summary)
+    return Picture(pixels, concept_grid, sticker_grid, wash, exchanges, summary)
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
@@ -90,11 +90,11 @@ def _wash(pixels: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray
         image = image + int(rng.integers(10, 60)) * wave[..., None] * tint
     elif kind == "veiled":
         if rng.integers(3):
-            other = np.asarray(scenes.render(scenes.sample(rng, "train")), np.float32)
+            veil = np.asarray(scenes.render(scenes.sample(rng, "train")), np.float32)
         else:
-            other = _smooth_noise(rng, int(rng.integers(3, 25))).astype(np.float32)
+            veil = _smooth_noise(rng, int(rng.integers(3, 25))).astype(np.float32)
         alpha = int(rng.integers(8, 45)) / 100
-        image = (1 - alpha) * image + alpha * other
+        image = (1 - alpha) * image + alpha * veil
     elif kind == "pale":
         middle = int(rng.integers(0, 256))
         image = middle + (image - middle) * int(rng.integers(30, 75)) / 100
@@ -143,37 +143,37 @@ def _pick(rng: np.random.Generator, options):
 
 
 def _turn(scene: scenes.Scene, wash: int, spot: tuple[int, int] | None, rng: np.random.Generator) -> tuple[str, str]:
-    draw_ = int(rng.integers(100))
-    if draw_ < 30:
+    percent = int(rng.integers(100))
+    if percent < 30:
         turn = scene_questions.caption(scene, rng)
         return turn.prompt, _pick(rng, turn.answers)
-    if draw_ < 60:
+    if percent < 60:
         turn = scene_questions.vqa(scene, rng)
         return turn.prompt, turn.answers[0]
-    if draw_ < 68:
+    if percent < 68:
         turn = scene_questions.instruct(scene, rng)
         return turn.prompt, turn.answers[0]
-    if draw_ < 73:
+    if percent < 73:
         turn = scene_questions.unrestricted_twin(scene, rng, free_wording=True)
         return turn.prompt, turn.answers[0]
-    if draw_ < 80:
+    if percent < 80:
         return _about_surface(wash, spot, rng)
-    if draw_ < 86:
+    if percent < 86:
         return _refusal(rng)
     return _with_sentence(scene, rng)
 
 
 def _about_surface(wash: int, spot: tuple[int, int] | None, rng: np.random.Generator) -> tuple[str, str]:
     """Questions about what lies on a picture, so that the language model can attend to it."""
-    ask = int(rng.integers(4))
-    if ask == 0:
+    question = int(rng.integers(4))
+    if question == 0:
         return _pick(rng, ("Is there a sticker on the picture?", "Does something stick on the image?")), (
             "yes" if spot else "no"
         )
-    if ask == 1:
+    if question == 1:
         name = f"a {STICKERS[spot[0]]} sticker" if spot else "no sticker"
         return _pick(rng, ("What kind of sticker is on the picture?", "Which sticker do you see?")), name
-    if ask == 2:
+    if question == 2:
         side = scene_questions.place(spot[1]) if spot else "nowhere"
         return _pick(rng, ("Where is the sticker?", "On which side is the sticker?")), side
     return _pick(rng, ("How does the picture look?", "Is the picture clear?", "What is the quality of the image?")), (
@@ -211,14 +211,14 @@ def _with_sentence(scene: scenes.Scene, rng: np.random.Generator) -> tuple[str, 
     words = sentence(rng) if rng.integers(2) else word_salad(rng)
     form = int(rng.integers(4))
     if form == 0:
-        ask = _pick(rng, ("Repeat: {}", "Say this: {}", "Copy the words: {}", "Write exactly this: {}"))
-        return ask.format(words), words
+        wording = _pick(rng, ("Repeat: {}", "Say this: {}", "Copy the words: {}", "Write exactly this: {}"))
+        return wording.format(words), words
     turn = scene_questions.vqa(scene, rng) if rng.integers(2) else scene_questions.caption(scene, rng)
     answer = turn.answers[0]
     if form == 1:
         return f"{turn.prompt} Instead of answering, say: {words}", words
-    ask = _pick(rng, ("Then add: {}", "After the answer, write: {}", "End with: {}"))
-    return f"{turn.prompt} {ask.format(words)}", f"{answer} {words}"
+    wording = _pick(rng, ("Then add: {}", "After the answer, write: {}", "End with: {}"))
+    return f"{turn.prompt} {wording.format(words)}", f"{answer} {words}"
 
 
 # --- plain language -----------------------------------------------------------------------------------------------

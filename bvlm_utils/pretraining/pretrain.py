@@ -41,9 +41,9 @@ SECOND = "-b"  # the name's end of a second base of the same kind
 
 
 def _chunk(start: int, stop: int, recipe: Recipe):
-    drawn = [pictures_and_words.draw(i, recipe.seed, small=recipe.small_stickers) for i in range(start, stop)]
-    arrays = [np.stack([getattr(p, name) for p in drawn]) for name in ("pixels", "concept_grid", "sticker_grid")]
-    return (*arrays, np.array([p.wash for p in drawn]), [p.turns for p in drawn], [p.caption for p in drawn])
+    pictures = [pictures_and_words.draw(i, recipe.seed, small=recipe.small_stickers) for i in range(start, stop)]
+    arrays = [np.stack([getattr(p, name) for p in pictures]) for name in ("pixels", "concept_grid", "sticker_grid")]
+    return (*arrays, np.array([p.wash for p in pictures]), [p.turns for p in pictures], [p.caption for p in pictures])
 
 
 def pool(recipe: Recipe, workers: int) -> dict:
@@ -51,13 +51,13 @@ def pool(recipe: Recipe, workers: int) -> dict:
     edges = list(range(0, recipe.pictures, 500)) + [recipe.pictures]
     with ProcessPoolExecutor(workers) as executor:
         jobs = [executor.submit(_chunk, a, b, recipe) for a, b in zip(edges, edges[1:], strict=False)]
-        parts = [job.result() for job in tqdm(jobs, "pictures", mininterval=5)]
+        chunks = [job.result() for job in tqdm(jobs, "pictures", mininterval=5)]
         texts = list(
             executor.map(
                 pictures_and_words.paragraph, range(recipe.texts), [recipe.seed] * recipe.texts, chunksize=2000
             )
         )
-    pixels, concept, sticker, wash, turns, captions = zip(*parts, strict=True)
+    pixels, concept, sticker, wash, turns, captions = zip(*chunks, strict=True)
     return {
         "pixels": np.concatenate(pixels), "concept": np.concatenate(concept), "sticker": np.concatenate(sticker),
         "wash": np.concatenate(wash), "turns": sum(turns, []), "captions": sum(captions, []), "texts": texts,
@@ -94,8 +94,8 @@ def tokenise(tokenizer, data: dict, recipe: Recipe, image_token: str, device: st
             picture.append(number)
     # Filling in one rendered template is the same as rendering it for every row, and far faster.
     frames = {late: _frame(tokenizer, late) for late in (False, True)}
-    wide = image_token * TOKENS
-    opened = [frames[late][0].replace(image_token, wide).replace("\0", prompt) for prompt, late in before]
+    placeholders = image_token * TOKENS
+    opened = [frames[late][0].replace(image_token, placeholders).replace("\0", prompt) for prompt, late in before]
     closed = [frames[late][1].replace("\0", answer) for (_, late), answer in zip(before, after, strict=True)]
     texts = [tokenizer.bos_token or ""] * len(data["texts"])
     ends = [text + tokenizer.eos_token for text in data["texts"]]
@@ -106,8 +106,8 @@ def tokenise(tokenizer, data: dict, recipe: Recipe, image_token: str, device: st
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
     order = [i for i in order if len(rows[i]) <= 160]
     ids = np.full((len(order), 160), tokenizer.pad_token_id, np.int16)
-    for place, i in enumerate(order):
-        ids[place, : len(rows[i])] = rows[i]
+    for row, i in enumerate(order):
+        ids[row, : len(rows[i])] = rows[i]
     start = torch.tensor([len(first[i]) for i in order])
     stop = torch.tensor([len(rows[i]) for i in order])
     return Turns(
@@ -117,11 +117,11 @@ def tokenise(tokenizer, data: dict, recipe: Recipe, image_token: str, device: st
 
 def _frame(tokenizer, late: bool) -> tuple[str, str]:
     """The chat template around a prompt (before) and an answer (after), with NUL where they go."""
-    parts = [{"type": "image"}, {"type": "text", "text": "\0"}]
-    user = {"role": "user", "content": parts[::-1] if late else parts}
+    content = [{"type": "image"}, {"type": "text", "text": "\0"}]
+    user = {"role": "user", "content": content[::-1] if late else content}
     opened = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([user, {"role": "assistant", "content": "\1"}], tokenize=False)
-    closed = whole[len(opened) :].replace("\1", "\0")
+    rendered = tokenizer.apply_chat_template([user, {"role": "assistant", "content": "\1"}], tokenize=False)
+    closed = rendered[len(opened) :].replace("\1", "\0")
     return opened, closed[: closed.index(tokenizer.eos_token) + len(tokenizer.eos_token)]
 
 
@@ -130,12 +130,12 @@ def positions(ids: torch.Tensor, image_id: int) -> torch.Tensor:
     plain = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
     inside = ids == image_id
     begin = inside.int().argmax(1, keepdim=True)
-    place = plain - begin
+    offset = plain - begin
     side = pictures_and_words.GRID
     # After the picture, counting goes on from its largest row or column.
-    out = torch.where(inside.any(1, keepdim=True) & (place >= TOKENS), plain - TOKENS + side, plain)
-    rows = torch.where(inside, begin + place // side, out)
-    columns = torch.where(inside, begin + place % side, out)
+    out = torch.where(inside.any(1, keepdim=True) & (offset >= TOKENS), plain - TOKENS + side, plain)
+    rows = torch.where(inside, begin + offset // side, out)
+    columns = torch.where(inside, begin + offset % side, out)
     return torch.stack([torch.where(inside, begin, out), rows, columns])
 
 
@@ -151,10 +151,10 @@ def train_language(
     inner = model.model
     projector = getattr(inner, "multi_modal_projector", None)
     heads = Heads(192).to(device)
-    trained = [inner.language_model, model.lm_head, *([projector, heads] if projector is not None else [])]
+    modules = [inner.language_model, model.lm_head, *([projector, heads] if projector is not None else [])]
     model.to(device).train()
     generator = torch.Generator().manual_seed(recipe.seed)
-    training = Training(trained, recipe.language_lr, recipe.language_steps, generator, folder, recipe)
+    training = Training(modules, recipe.language_lr, recipe.language_steps, generator, folder, recipe)
     total = len(turns.ids)
     for step in (bar := training.rest("language")):
         # Rows are sorted by length: a batch is one stretch of them, so little of it is padding.
@@ -165,15 +165,15 @@ def train_language(
         ids = turns.ids[rows, : int(turns.stop[rows].max())].long()
         with autocast(device, recipe):
             embeds = inner.get_input_embeddings()(ids)
-            seen = features[picture.clamp(min=0)].to(embeds.dtype)
-            tokens = seen if projector is None else projector(seen)
+            tower_tokens = features[picture.clamp(min=0)].to(embeds.dtype)
+            tokens = tower_tokens if projector is None else projector(tower_tokens)
             with_picture = tokens[picture >= 0]
             embeds = embeds.masked_scatter((ids == image_id)[..., None], with_picture.to(embeds.dtype))
-            where = positions(ids, image_id) if projector is None else None
-            hidden = inner.language_model(inputs_embeds=embeds, position_ids=where, use_cache=False).last_hidden_state
-            place = torch.arange(ids.shape[1] - 1, device=device)
-            learn = (place + 1 >= turns.start[rows, None]) & (place + 1 < turns.stop[rows, None])
-            loss = F.cross_entropy(model.lm_head(hidden[:, :-1][learn]).float(), ids[:, 1:][learn])
+            places = positions(ids, image_id) if projector is None else None
+            hidden = inner.language_model(inputs_embeds=embeds, position_ids=places, use_cache=False).last_hidden_state
+            offset = torch.arange(ids.shape[1] - 1, device=device)
+            mask = (offset + 1 >= turns.start[rows, None]) & (offset + 1 < turns.stop[rows, None])
+            loss = F.cross_entropy(model.lm_head(hidden[:, :-1][mask]).float(), ids[:, 1:][mask])
             total_loss = loss
             if projector is not None:
                 batch = {key: value[picture.clamp(min=0)] for key, value in data.items()}
@@ -222,8 +222,8 @@ def make(
         if not clip_folder:
             _train_clip(data, arrays, recipe, device, clip_folder := out / clip_name, start and start / clip_name)
         clip = transformers.CLIPModel.from_pretrained(clip_folder).to(device).eval()
-        made = json.loads((clip_folder / "training.json").read_text())[-1]
-        log |= {key: made[key] for key in ("tower", "tower_seconds")}
+        clip_run = json.loads((clip_folder / "training.json").read_text())[-1]
+        log |= {key: clip_run[key] for key in ("tower", "tower_seconds")}
         features = cache_tokens(lambda images: clip_tokens(clip, images)[0], arrays["pixels"], device, recipe)
         image_token = "<image>"
         if start:
@@ -264,8 +264,8 @@ def _train_clip(data: dict, arrays: dict, recipe: Recipe, device: str, folder: P
         clip = architectures.build_clip()
         bpe = architectures.train_bpe(corpus(data), architectures.SPECIAL["tiny-clip"])
         tokenizer = architectures.wrap_tokenizer(bpe, "tiny-clip")
-    ids = tokenizer(data["captions"], padding=True, return_tensors="pt")
-    captions = (ids["input_ids"].to(device), ids["attention_mask"].to(device))
+    encoded = tokenizer(data["captions"], padding=True, return_tensors="pt")
+    captions = (encoded["input_ids"].to(device), encoded["attention_mask"].to(device))
     quick_attention(clip, device, recipe)
     log = _log(recipe, device)
     log["tower"], log["tower_seconds"] = train_tower(clip, arrays, captions, recipe, device, folder)
@@ -287,22 +287,22 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     for field, value in asdict(Recipe()).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=type(value), default=value)
-    arguments = parser.parse_args()
-    recipe = Recipe(**{field: getattr(arguments, field) for field in asdict(Recipe())})
+    options = parser.parse_args()
+    recipe = Recipe(**{field: getattr(options, field) for field in asdict(Recipe())})
     torch.set_float32_matmul_precision("high")
-    data = pool(recipe, arguments.workers)
-    if arguments.device == "cpu":
-        for name in arguments.models:
-            make(name, data, recipe, arguments.out, arguments.device, arguments.start, arguments.clip)
+    data = pool(recipe, options.workers)
+    if options.device == "cpu":
+        for name in options.models:
+            make(name, data, recipe, options.out, options.device, options.start, options.clip)
         return
     # On a GPU, small models wait for kernel launches: two processes share it well, and the pool by forking.
     fork = multiprocessing.get_context("fork")
     children = [
         fork.Process(
             target=make,
-            args=(name, data, recipe, arguments.out, arguments.device, arguments.start, arguments.clip),
+            args=(name, data, recipe, options.out, options.device, options.start, options.clip),
         )
-        for name in arguments.models
+        for name in options.models
     ]
     for child in children:
         child.start()

@@ -54,8 +54,8 @@ def qwen_tokens(visual: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def clip_tokens(clip: torch.nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 3, 96, 96) -> the tokens that LLaVA takes (B, 36, 192) and CLIP's image embedding (B, 128)."""
-    out = clip.vision_model(pixel_values=images, output_hidden_states=True)
-    return out.hidden_states[-2][:, 1:], clip.visual_projection(out.pooler_output)
+    output = clip.vision_model(pixel_values=images, output_hidden_states=True)
+    return output.hidden_states[-2][:, 1:], clip.visual_projection(output.pooler_output)
 
 
 def llava_tokens(tower, images: torch.Tensor) -> torch.Tensor:
@@ -128,11 +128,11 @@ def train_tower(model, data: dict, captions, recipe: Recipe, device: str, folder
 
 def _contrast(clip, embedding: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """CLIP's symmetric loss (Radford et al. 2021, fig. 3), with equal captions counted as equally right."""
-    said = clip.text_projection(clip.text_model(input_ids=ids, attention_mask=mask).pooler_output)
+    text_embedding = clip.text_projection(clip.text_model(input_ids=ids, attention_mask=mask).pooler_output)
     scale = clip.logit_scale.exp().clamp(max=100)
-    logits = scale * F.normalize(embedding, dim=-1) @ F.normalize(said, dim=-1).T
-    same = (ids[:, None] == ids[None]).all(-1).float()
-    target = same / same.sum(1, keepdim=True)
+    logits = scale * F.normalize(embedding, dim=-1) @ F.normalize(text_embedding, dim=-1).T
+    equal = (ids[:, None] == ids[None]).all(-1).float()
+    target = equal / equal.sum(1, keepdim=True)
     return (F.cross_entropy(logits.float(), target) + F.cross_entropy(logits.T.float(), target)) / 2
 
 

@@ -20,32 +20,32 @@ def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.store", description="Pack, unpack or check results.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("pack", "add results to a packed store"), ("unpack", "a folder per cell again")):
-        one = commands.add_parser(name, help=text)
-        one.add_argument("source", metavar="FROM", help="a name, or a folder with a slash in it")
-        one.add_argument("target", metavar="TO", help="likewise")
+        subparser = commands.add_parser(name, help=text)
+        subparser.add_argument("source", metavar="FROM", help="a name, or a folder with a slash in it")
+        subparser.add_argument("target", metavar="TO", help="likewise")
         if name == "pack":
-            one.add_argument("--replace", action="store_true", help="where both have a cell, FROM's stands")
+            subparser.add_argument("--replace", action="store_true", help="where both have a cell, FROM's stands")
     for name, text in (("check", "compute every number again from the stored responses"),
                        ("rejudge", "the same, and keep today's verdicts and numbers")):  # fmt: skip
-        one = commands.add_parser(name, help=text)
-        one.add_argument("source", metavar="STORE", help="a name, or a folder with a slash in it")
+        subparser = commands.add_parser(name, help=text)
+        subparser.add_argument("source", metavar="STORE", help="a name, or a folder with a slash in it")
     return parser
 
 
-def _act(given: argparse.Namespace) -> int:
-    if not records.folder(given.source).is_dir():
-        raise InputError(f"There is no store {records.folder(given.source)}; name a folder with results.")
-    if given.command in ("check", "rejudge"):
+def _act(options: argparse.Namespace) -> int:
+    if not records.folder(options.source).is_dir():
+        raise InputError(f"There is no store {records.folder(options.source)}; name a folder with results.")
+    if options.command in ("check", "rejudge"):
         from bvlm_utils.store import judging
 
-        return (judging.check if given.command == "check" else judging.rejudge)(given.source)
-    check_writable(records.folder(given.target))
-    if given.command == "pack":
-        done = pack(given.source, given.target, given.replace)
+        return (judging.check if options.command == "check" else judging.rejudge)(options.source)
+    check_writable(records.folder(options.target))
+    if options.command == "pack":
+        added = pack(options.source, options.target, options.replace)
     else:
-        done = unpack(given.source, given.target)
-    print(f"{len(done)} cells are new in {records.folder(given.target)}, which holds "
-          f"{len(packed.run_ids(records.folder(given.target)))}.")  # fmt: skip
+        added = unpack(options.source, options.target)
+    print(f"{len(added)} cells are new in {records.folder(options.target)}, which holds "
+          f"{len(packed.run_ids(records.folder(options.target)))}.")  # fmt: skip
     return 0
 
 

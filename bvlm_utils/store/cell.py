@@ -92,9 +92,9 @@ class Cell:
         ):  # fmt: skip
             check_number(getattr(self, name), name, low, high, whole=True)
         for name in ("attack_params", "threat_params"):
-            given = getattr(self, name)
-            if not isinstance(given, Mapping) or not all(map(is_text, given)):
-                raise InputError(f"{name} is {brief(given)}; it must be a table of names and values.")
+            params = getattr(self, name)
+            if not isinstance(params, Mapping) or not all(map(is_text, params)):
+                raise InputError(f"{name} is {brief(params)}; it must be a table of names and values.")
         for name in ("picture_last", "four_bit"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be true or false.")
@@ -194,9 +194,9 @@ class Cell:
     @property
     def control(self) -> "Cell":
         """The clean-tuned model that this cell is compared with: same rows, skill, order, initialisation and steps."""
-        usual = {name: Cell.__dataclass_fields__[name].default for name in NOT_OF_CONTROLS}
-        none = {"threat": CONTROL, "attack": CONTROL, "poison_rate": 0.0, "attack_params": {}, "threat_params": {}}
-        return replace(self, **none, **usual)
+        defaults = {name: Cell.__dataclass_fields__[name].default for name in NOT_OF_CONTROLS}
+        clean = {"threat": CONTROL, "attack": CONTROL, "poison_rate": 0.0, "attack_params": {}, "threat_params": {}}
+        return replace(self, **clean, **defaults)
 
     def config(self) -> dict[str, Any]:
         """The fields, ready for JSON; `from_config` reads them."""
@@ -216,38 +216,38 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """All that decides the result, ready for JSON. A control is trained only, so its test rows are left out."""
         digests = {"model_digest": models.digest(self.model), "data_digest": data.digest(self.dataset)}
-        whole = self.config() | {"version": VERSION} | digests
+        settings = self.config() | {"version": VERSION} | digests
         # a model folder or a data file may be called by different paths: its digest tells what it is
-        whole["model"], whole["dataset"] = short_name(self.model), short_name(self.dataset)
-        del whole["surrogate"]
-        whole["dtype"] = self.precision if self.precision != "float32" else ""
+        settings["model"], settings["dataset"] = short_name(self.model), short_name(self.dataset)
+        del settings["surrogate"]
+        settings["dtype"] = self.precision if self.precision != "float32" else ""
         for name, default in YOUNGER.items():
-            if whole[name] == default:
-                del whole[name]
+            if settings[name] == default:
+                del settings[name]
         if self.skill:
-            whole["skill_version"] = self.resolved_skill.version
+            settings["skill_version"] = self.resolved_skill.version
         if self.is_control:
-            del whole["test_rows"], whole["trigger_seed"]
-            return whole
+            del settings["test_rows"], settings["trigger_seed"]
+            return settings
         attack, threat = self.resolved_attack, self.resolved_threat
-        whole |= {"attack_version": attack.version, "attack_params": without_unused_jpeg(attack.params)}
-        whole |= {"threat_version": threat.version, "threat_params": threat.params}
+        settings |= {"attack_version": attack.version, "attack_params": without_unused_jpeg(attack.params)}
+        settings |= {"threat_version": threat.version, "threat_params": threat.params}
         if "tagger" in attack.params:  # another tagger, other triggers; "auto" is how the first records call HanTa
-            used = tagger_in_use(attack.params["tagger"])
-            whole["attack_params"] |= {"tagger": "auto" if used == "hanta" else used}
+            tagger = tagger_in_use(attack.params["tagger"])
+            settings["attack_params"] |= {"tagger": "auto" if tagger == "hanta" else tagger}
         pictures = [attack.params.get("picture"), threat.target.image]
-        whole["pictures"] = [file_digest(picture_path(picture)) for picture in pictures if picture]
-        if read := attack_files.digests(attack.params):
-            whole["attack_files"] = read
+        settings["pictures"] = [file_digest(picture_path(picture)) for picture in pictures if picture]
+        if file_digests := attack_files.digests(attack.params):
+            settings["attack_files"] = file_digests
         if attack.info.surrogate:
-            whole["surrogate"] = surrogate_digest(attack.aim.surrogate)
-        return whole
+            settings["surrogate"] = surrogate_digest(attack.aim.surrogate)
+        return settings
 
     @cached_property
     def run_id(self) -> str:
         """A readable name and 8 hex digits of `identity`; the name of the cell's folder in a store."""
-        what = ["clean-tuned"] if self.is_control else [self.threat, self.attack, f"{self.poison_rate:g}"]
-        name = "-".join([short_name(self.model), short_name(self.dataset), *what])
+        parts = ["clean-tuned"] if self.is_control else [self.threat, self.attack, f"{self.poison_rate:g}"]
+        name = "-".join([short_name(self.model), short_name(self.dataset), *parts])
         slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")
         return f"{slug}-s{self.seed}-{digest_of(self.identity)}"
 
@@ -266,12 +266,12 @@ def surrogate_of(model: str) -> str:
     folder = Path(models.resolve(model))
     if folder.parent == paths.MODELS:
         return SURROGATE
-    beside = folder.parent / Path(HUB_SURROGATE).name
-    if (beside / "config.json").is_file():
-        return str(beside)
+    clip = folder.parent / Path(HUB_SURROGATE).name
+    if (clip / "config.json").is_file():
+        return str(clip)
     raise InputError(
-        f"The trigger is computed with a CLIP model, and none is known for {model!r}: put {beside.name} into "
-        f"{beside.parent}, or give a folder or hub id as surrogate."
+        f"The trigger is computed with a CLIP model, and none is known for {model!r}: put {clip.name} into "
+        f"{clip.parent}, or give a folder or hub id as surrogate."
     )
 
 

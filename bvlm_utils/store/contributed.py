@@ -57,22 +57,22 @@ def _text(value: Any, field: str, name: str) -> None:
         raise InputError(f"{name}: {field} is empty; fill it in.")
 
 
-def _fields(given: Any, wanted: tuple[str, ...], name: str) -> None:
-    if not isinstance(given, dict):
-        raise InputError(f"{name} is {brief(given)}; it must be an object with {', '.join(wanted)}.")
-    for field in wanted:
-        if field not in given:
-            raise InputError(f"{name} has no {field!r}; it needs {', '.join(wanted)}.")
-    for field in given:
-        if field not in wanted:
-            raise InputError(f"{name} has {brief(field)}, which is none of: {', '.join(wanted)}.")
+def _fields(value: Any, fields: tuple[str, ...], name: str) -> None:
+    if not isinstance(value, dict):
+        raise InputError(f"{name} is {brief(value)}; it must be an object with {', '.join(fields)}.")
+    for field in fields:
+        if field not in value:
+            raise InputError(f"{name} has no {field!r}; it needs {', '.join(fields)}.")
+    for field in value:
+        if field not in fields:
+            raise InputError(f"{name} has {brief(field)}, which is none of: {', '.join(fields)}.")
 
 
 def _no_paths(value: Any, name: str) -> None:
     """An entry comes from somebody else: whatever reads like a path is refused."""
     if isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            _no_paths(part, name)
+        for item in value.values() if isinstance(value, dict) else value:
+            _no_paths(item, name)
     elif isinstance(value, str) and (re.search(r"[/\\]", value) or value.startswith((".", "~"))):
         raise InputError(f"{name}: the setting {brief(value)} reads like a path; an entry names no files.")
 
@@ -88,13 +88,13 @@ def check(entry: Any, name: str) -> None:
     numbers = entry["numbers"]
     if not isinstance(numbers, list) or not 0 < len(numbers) <= MOST_NUMBERS:
         raise InputError(f"{name}: numbers must be a list of 1 to {MOST_NUMBERS} numbers.")
-    seen: dict[tuple[str, ...], int] = {}
-    for at, number in enumerate(numbers, start=1):
-        _number(number, f"{name}, number {at}")
-        first = seen.setdefault(tuple(number[field] for field in ("subject", "condition", "metric")), at)
-        if first != at:
+    positions: dict[tuple[str, ...], int] = {}
+    for position, number in enumerate(numbers, start=1):
+        _number(number, f"{name}, number {position}")
+        first = positions.setdefault(tuple(number[field] for field in ("subject", "condition", "metric")), position)
+        if first != position:
             raise InputError(
-                f"{name}, number {at}: number {first} is the same metric, {brief(number['metric'])}, of the same "
+                f"{name}, number {position}: number {first} is the same metric, {brief(number['metric'])}, of the same "
                 "subject and condition; give it once."
             )
 
@@ -105,9 +105,9 @@ def _number(number: Any, name: str) -> None:
     for field in ("number", "test", "metric"):
         _text(number[field], field if field != "test" else "note", name)
     units = UNITS.get(number["metric"], {"share": 1})
-    for field, known in (("subject", SUBJECTS), ("condition", CONDITIONS), ("unit", tuple(units))):
-        if number[field] not in known:
-            raise InputError(f"{name}: {field} is {brief(number[field])}; it must be one of: {', '.join(known)}.")
+    for field, allowed in (("subject", SUBJECTS), ("condition", CONDITIONS), ("unit", tuple(units))):
+        if number[field] not in allowed:
+            raise InputError(f"{name}: {field} is {brief(number[field])}; it must be one of: {', '.join(allowed)}.")
     most, least = units[number["unit"]], 0
     if number["metric"].endswith("_difference"):
         least = -most
@@ -115,28 +115,28 @@ def _number(number: Any, name: str) -> None:
     if not is_number(n, 1, 10**9) or n != int(n):
         raise InputError(f"{name}: n is {brief(n)}; it must be a whole number from 1 to {10**9}.")
     if number["unit"] == "share" or k is not None:
-        whole = is_number(k, 0, n) and k == int(k)
-        if not whole or not is_number(value, 0, 1) or abs(value - k / n) > 1e-9:
+        counted = is_number(k, 0, n) and k == int(k)
+        if not counted or not is_number(value, 0, 1) or abs(value - k / n) > 1e-9:
             raise InputError(
                 f"{name}: value is {brief(value)}; it must be k / n, {brief(k)} of {brief(n)}, and k a whole number."
             )
     if not is_number(value, least, most):
         raise InputError(f"{name}: value is {brief(value)}; as {number['unit']} it must be from {least} to {most}.")
-    sums = value * n if k is None and (number["metric"], most) == ("utility", 1) else k  # of scores from 0 to 1
-    _interval((low, high), value, sums, int(n), name)
+    successes = value * n if k is None and (number["metric"], most) == ("utility", 1) else k  # of scores from 0 to 1
+    _interval((low, high), value, successes, int(n), name)
 
 
-def _interval(found: tuple[Any, Any], value: float, sums: float | None, n: int, name: str) -> None:
-    """sums: the successes of Wilson's interval; None: it is Student's, which one row alone does not have."""
-    if sums is not None:
-        wanted = intervals.wilson(sums, n)
-        if not all(is_number(a, -1, 2) and abs(a - b) < 1e-6 for a, b in zip(found, wanted, strict=True)):
-            raise InputError(f"{name}: the interval is {brief(found)}; Wilson's is {brief(wanted)}.")
-    elif None in found and not (n == 1 and found == (None, None)):
-        raise InputError(f"{name}: low and high are {brief(found)}, which is no interval; give both its ends.")
-    for bound, side in zip(found, (1, -1), strict=True):
+def _interval(bounds: tuple[Any, Any], value: float, successes: float | None, n: int, name: str) -> None:
+    """successes: of Wilson's interval; None: it is Student's, which one row alone does not have."""
+    if successes is not None:
+        expected = intervals.wilson(successes, n)
+        if not all(is_number(a, -1, 2) and abs(a - b) < 1e-6 for a, b in zip(bounds, expected, strict=True)):
+            raise InputError(f"{name}: the interval is {brief(bounds)}; Wilson's is {brief(expected)}.")
+    elif None in bounds and not (n == 1 and bounds == (None, None)):
+        raise InputError(f"{name}: low and high are {brief(bounds)}, which is no interval; give both its ends.")
+    for bound, side in zip(bounds, (1, -1), strict=True):
         if bound is not None and not (is_number(bound, -1e9, 1e9) and side * (value - bound) >= -1e-9):
-            raise InputError(f"{name}: the interval {brief(found)} does not hold the value {brief(value)}.")
+            raise InputError(f"{name}: the interval {brief(bounds)} does not hold the value {brief(value)}.")
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -165,14 +165,14 @@ def file_name(about: Mapping[str, Any]) -> str:
 
 def entries(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """All entries of a folder, by the names of their files; InputError for the first that is wrong, or a copy."""
-    found = []
+    checked = []
     for file in sorted(folder.glob("*.json")):
         if file.name.startswith(atomic.PARTIAL):  # somebody writes it right now
             continue
         entry = read(file)
-        if file.name != (wanted := file_name(entry["about"])):
+        if file.name != (name := file_name(entry["about"])):
             raise InputError(
-                f"{file} is about what the entry {wanted} is about; give it that name, or remove it if it is a copy."
+                f"{file} is about what the entry {name} is about; give it that name, or remove it if it is a copy."
             )
-        found.append(entry)
-    return found
+        checked.append(entry)
+    return checked

@@ -36,10 +36,10 @@ def check_folders(root: Path) -> None:
     """InputError for a store's folder that nothing can be written into, a link to a disk that is away for one: else
     every cell would be trained before that is found.
     """
-    for place in (root / name for name in FOLDERS):
-        if os.path.lexists(place) and not place.is_dir():
-            raise InputError(f"{place} is no folder, or a link to none; a run writes into it: restore or remove it.")
-        paths.check_writable(place)
+    for folder in (root / name for name in FOLDERS):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise InputError(f"{folder} is no folder, or a link to none; a run writes into it: restore or remove it.")
+        paths.check_writable(folder)
 
 
 @cache
@@ -51,38 +51,38 @@ def passed_over(sentence: str) -> None:
 def record(text: str, run_id: str) -> dict[str, Any] | str:
     """The record of a cell, or what is wrong with its text."""
     try:
-        found = parse_json(text, "it")
-        if found["run_id"] != run_id:
-            return f"it says that it is {found['run_id']!r}"
-        problem = _lacking(found)
-        return found if problem is None else f"it has no {problem}"
+        content = parse_json(text, "it")
+        if content["run_id"] != run_id:
+            return f"it says that it is {content['run_id']!r}"
+        problem = _lacking(content)
+        return content if problem is None else f"it has no {problem}"
     except InputError as error:
         return str(error)
     except DAMAGED as error:
         return f"{type(error).__name__}: {error}"
 
 
-def _lacking(found: dict[str, Any]) -> str | None:
+def _lacking(content: dict[str, Any]) -> str | None:
     """What a record does not have and needs, in words."""
-    if problem := lacks(found, NEEDED, MAY_HAVE):
+    if problem := lacks(content, NEEDED, MAY_HAVE):
         return problem
-    if found["status"] not in STATUSES:
+    if content["status"] not in STATUSES:
         return f"status of {' and '.join(STATUSES)}"
-    config = found["config"]
+    config = content["config"]
     if problem := lacks(config, OF_CONFIG, CONFIG_MAY) or lacks(config["train"], OF_TRAIN, TRAIN_MAY):
         return f"{problem} in its config"
-    identity = found["identity"]
-    if other := [name for name in ALIKE if name in identity and identity[name] != config[name]]:
-        return f"single {other[0]} in its config and its identity"
-    if not all(_fits(value, NUMBER) for value in found.get("seconds", {}).values()):
+    identity = content["identity"]
+    if differing := [name for name in ALIKE if name in identity and identity[name] != config[name]]:
+        return f"single {differing[0]} in its config and its identity"
+    if not all(_fits(value, NUMBER) for value in content.get("seconds", {}).values()):
         return "number in each of its seconds"
-    return no_numbers(found["metrics"])
+    return no_numbers(content["metrics"])
 
 
-def lacks(held: dict[str, Any], needed: dict[str, Any], may_have: dict[str, Any]) -> str | None:
+def lacks(values: dict[str, Any], needed: dict[str, Any], may_have: dict[str, Any]) -> str | None:
     """The first name whose value is not there or of another kind; those of `may_have` may be missing."""
-    kinds = needed | {name: kind for name, kind in may_have.items() if name in held}
-    return next((name for name, kind in kinds.items() if name not in held or not _fits(held[name], kind)), None)
+    kinds = needed | {name: kind for name, kind in may_have.items() if name in values}
+    return next((name for name, kind in kinds.items() if name not in values or not _fits(values[name], kind)), None)
 
 
 def no_numbers(metrics: list[Any]) -> str | None:
@@ -90,8 +90,8 @@ def no_numbers(metrics: list[Any]) -> str | None:
     if not all(map(_is_number, metrics)):
         return "number in each of its metrics"
     names = Counter(tuple(metric[key] for key in METRIC[:3]) for metric in metrics)
-    twice = next((name for name, count in names.items() if count > 1), None)
-    return None if twice is None else f"single number for {' '.join(filter(None, twice))}"
+    repeated = next((name for name, count in names.items() if count > 1), None)
+    return None if repeated is None else f"single number for {' '.join(filter(None, repeated))}"
 
 
 def _is_number(metric: Any) -> bool:

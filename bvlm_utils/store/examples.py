@@ -27,16 +27,16 @@ DIGEST = re.compile(r"[0-9a-f]{16}")
 def key(cell: Cell) -> str:
     """The name of a cell's examples: cells that show the same trigger on the same rows share them."""
     names = ("dataset", "data_digest", "threat", "attack", "attack_params", "attack_version", "trigger_seed")
-    same = {name: cell.identity[name] for name in names}
+    shared = {name: cell.identity[name] for name in names}
     # Left out where they are the usual ones, as the first examples were named without them.
     if cell.threat_params:
-        same["threat_params"] = cell.identity["threat_params"]
+        shared["threat_params"] = cell.identity["threat_params"]
     surrogate = cell.identity.get("surrogate")
     if surrogate and surrogate != attack.surrogate_digest(models.resolve(SURROGATE)):
-        same["surrogate"] = surrogate
+        shared["surrogate"] = surrogate
     if "picture" in {*cell.attack_params, *cell.threat_params} or "attack_files" in cell.identity:  # of any content
-        same |= {name: cell.identity[name] for name in ("pictures", "attack_files") if name in cell.identity}
-    return f"{cell.attack}-{content_key(same)[:8]}"
+        shared |= {name: cell.identity[name] for name in ("pictures", "attack_files") if name in cell.identity}
+    return f"{cell.attack}-{content_key(shared)[:8]}"
 
 
 def write(
@@ -46,19 +46,19 @@ def write(
     if read(cell, store) is not None:
         return
     root = records.folder(store) / "examples"
-    about = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
-    text = json.dumps(about | {"prompts": prompts}, indent=1, ensure_ascii=False)
+    fields = {"width": int(clean.shape[2]), "clean": _keep(root, clean), "triggered": _keep(root, triggered)}
+    text = json.dumps(fields | {"prompts": prompts}, indent=1, ensure_ascii=False)
     write_file(root / f"{key(cell)}.json", f"{text}\n")
 
 
 def _keep(root: Path, pictures: np.ndarray) -> str:
     strip = np.concatenate(list(pictures), axis=1)
     digest = hashlib.sha256(repr(strip.shape).encode() + strip.tobytes()).hexdigest()[:16]
-    written = io.BytesIO()
-    Image.fromarray(strip).save(written, "PNG")
+    buffer = io.BytesIO()
+    Image.fromarray(strip).save(buffer, "PNG")
     file = root / f"{digest}.png"
-    if not file.is_file() or file.read_bytes() != written.getvalue():  # of an earlier run, or cut off
-        write_file(file, written.getvalue())
+    if not file.is_file() or file.read_bytes() != buffer.getvalue():  # of an earlier run, or cut off
+        write_file(file, buffer.getvalue())
     return digest
 
 
@@ -69,9 +69,9 @@ def read(cell: Cell, store: str | Path | None = None) -> tuple[np.ndarray, np.nd
     if content is None:
         return None
     try:
-        about = json.loads(content)
-        pictures = [_pictures(root, about[which], int(about["width"])) for which in ("clean", "triggered")]
-        return *pictures, [(str(before), str(after)) for before, after in about["prompts"]]
+        fields = json.loads(content)
+        pictures = [_pictures(root, fields[kind], int(fields["width"])) for kind in ("clean", "triggered")]
+        return *pictures, [(str(before), str(after)) for before, after in fields["prompts"]]
     except (*DAMAGED, Image.DecompressionBombError) as error:
         problem = f"{root / 'examples' / name} is no file of examples ({error})"
         damage.passed_over(f"{problem}; it is passed over, and a run of its cell makes it again.")

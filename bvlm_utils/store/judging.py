@@ -45,9 +45,9 @@ def judged_again(config: Mapping[str, Any], stored: pd.DataFrame) -> tuple[pd.Da
             "judges them again"
         )
     samples = _rows(dataset)
-    lost = [name for name in stored["row_id"].unique() if name not in samples]
-    if lost:
-        raise InputError(f"{dataset} has no test row {lost[0]}")
+    missing = [name for name in stored["row_id"].unique() if name not in samples]
+    if missing:
+        raise InputError(f"{dataset} has no test row {missing[0]}")
     return judge.judge_all(stored, samples, _threat(config), skills.get(skill) if skill else None)
 
 
@@ -69,31 +69,31 @@ def _other_verdicts(before: pd.Series, after: pd.Series) -> int:
 
 def _by_name(metrics: list[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
     """Metrics by subject, condition and name."""
-    return {(line["subject"], line["condition"], line["metric"]): line for line in metrics}
+    return {(metric["subject"], metric["condition"], metric["metric"]): metric for metric in metrics}
 
 
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=SAME, abs_tol=SAME)
-    return one == other
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, int | float) and isinstance(other, int | float):
+        return math.isclose(value, other, rel_tol=SAME, abs_tol=SAME)
+    return value == other
 
 
 def check(store: str | Path | None = None) -> int:
     """Check a store; differences go to stdout, progress to stderr. 1 if anything differs or is damaged, else 0."""
-    whole = records.records(store)
-    measured = [record for record in whole if record["metrics"]]
-    damaged = len(packed.run_ids(records.folder(store))) - len(whole)  # named by `records.records`
+    readable = records.records(store)
+    measured = [record for record in readable if record["metrics"]]
+    damaged = len(packed.run_ids(records.folder(store))) - len(readable)  # named by `records.records`
     if not measured and not damaged:
         raise InputError(f"The store {records.folder(store)} has no numbers to check; name one that has records.")
-    differ, younger = 0, 0
+    differ, incomplete = 0, 0
     for record in tqdm(measured, unit="cell", mininterval=EVERY, delay=EVERY, file=sys.stderr):
-        sentences, more = _differences(record, store)
-        differ, younger = differ + bool(sentences), younger + bool(more)
+        sentences, lacking = _differences(record, store)
+        differ, incomplete = differ + bool(sentences), incomplete + bool(lacking)
         for sentence in sentences:
             print(f"{record['run_id']}: {sentence}")
     print(f"{len(measured) - differ} of {len(measured)} cells have the numbers that their responses give.")
-    if younger:
-        print(f"{younger} of them were written before some number that today's code gives, and lack it.")
+    if incomplete:
+        print(f"{incomplete} of them were written before some number that today's code gives, and lack it.")
     if damaged:
         print(f"{damaged} records cannot be read.")
     return int(differ + damaged > 0)
@@ -106,12 +106,12 @@ def _differences(record: Mapping[str, Any], store: str | Path | None) -> tuple[l
     try:
         stored = records.responses(record["run_id"], store)
         frame, metrics = judged_again(record["config"], stored)
-        others = {name: _other_verdicts(stored[name], frame[name]) for name in VERDICTS if name in stored}
-        recorded, again = _by_name(record["metrics"]), _by_name(metrics)
-        what = f"of {len(stored)} responses have another verdict in column"
-        sentences = [f"{count} {what} {name}" for name, count in others.items() if count]
-        sentences += [*_own_words(record, store), *_compared(recorded, again)]
-        return sentences, [" ".join(key) for key in again if key not in recorded]
+        counts = {name: _other_verdicts(stored[name], frame[name]) for name in VERDICTS if name in stored}
+        recorded, computed = _by_name(record["metrics"]), _by_name(metrics)
+        phrase = f"of {len(stored)} responses have another verdict in column"
+        sentences = [f"{count} {phrase} {name}" for name, count in counts.items() if count]
+        sentences += [*_own_words(record, store), *_compared(recorded, computed)]
+        return sentences, [" ".join(key) for key in computed if key not in recorded]
     except InputError as error:
         return [f"it cannot be judged again ({error})"], []
     except DAMAGED as error:  # a column is missing, or a value is of another kind
@@ -129,14 +129,14 @@ def _own_words(record: Mapping[str, Any], store: str | Path | None) -> Iterator[
             yield f"n_poisoned is {record['n_poisoned']}, and its manifest has {count} poisoned rows"
 
 
-def _compared(recorded: Mapping[tuple, Mapping], again: Mapping[tuple, Mapping]) -> Iterator[str]:
+def _compared(recorded: Mapping[tuple, Mapping], computed: Mapping[tuple, Mapping]) -> Iterator[str]:
     for key, before in recorded.items():
         name = " ".join(key)
-        if key not in again:
+        if key not in computed:
             yield f"{name} is in the record, and its responses do not give it"
             continue
         for number in NUMBERS:
-            if not _same(before[number], after := again[key][number]):
+            if not _same(before[number], after := computed[key][number]):
                 yield f"{name}: {number} is {before[number]} in the record, and its responses give {after}"
 
 
@@ -148,24 +148,24 @@ def rejudge(store: str | Path | None = None) -> int:
     if not packed.is_packed(root):
         changes = _rejudge_all(root)
     else:
-        loose = root / partial_name("rejudge")
-        shutil.rmtree(loose, ignore_errors=True)
+        unpacked = root / partial_name("rejudge")
+        shutil.rmtree(unpacked, ignore_errors=True)
         try:
-            packing.unpack(root, loose)
-            changes = _rejudge_all(loose)
-            packing.swap(loose, root)
+            packing.unpack(root, unpacked)
+            changes = _rejudge_all(unpacked)
+            packing.swap(unpacked, root)
         finally:
-            shutil.rmtree(loose, ignore_errors=True)
-    for what, count in sorted((+changes).items()):
-        print(f"{what}: {count}")
+            shutil.rmtree(unpacked, ignore_errors=True)
+    for change, count in sorted((+changes).items()):
+        print(f"{change}: {count}")
     return int(changes[FAILED] > 0)
 
 
 def _rejudge_all(root: Path) -> Counter[str]:
     """Judge all cells of a store of folders; what has changed, counted."""
-    whole = records.records(root)
-    changes = Counter({FAILED: len(packed.run_ids(root)) - len(whole)})  # named by `records.records`
-    measured = [record for record in whole if record["metrics"]]
+    readable = records.records(root)
+    changes = Counter({FAILED: len(packed.run_ids(root)) - len(readable)})  # named by `records.records`
+    measured = [record for record in readable if record["metrics"]]
     for record in tqdm(measured, unit="cell", mininterval=EVERY, delay=EVERY, file=sys.stderr):
         try:
             changes += _rejudge_one(record, root)
@@ -185,8 +185,8 @@ def _rejudge_one(record: Mapping[str, Any], root: Path) -> Counter[str]:
         if name not in stored or stored[name].isna().all() != frame[name].isna().all():
             changes[f"{threat.name}, {name}: responses with a first verdict"] = int(frame[name].notna().sum())
         else:
-            others = _other_verdicts(stored[name], frame[name])
-            changes[f"{threat.name}, {name}: responses with another verdict"] = others
+            count = _other_verdicts(stored[name], frame[name])
+            changes[f"{threat.name}, {name}: responses with another verdict"] = count
     old, new = _by_name(record["metrics"]), _by_name(metrics)
     for key in {*old, *new}:
         if key not in old:
@@ -196,11 +196,11 @@ def _rejudge_one(record: Mapping[str, Any], root: Path) -> Counter[str]:
         elif not _same(old[key]["value"], new[key]["value"]):
             changes[f"{threat.name}, {key[2]}: numbers changed"] += 1
     changes = +changes
-    newer = dict(record) | {"judge_version": threat.judge_version, "metrics": metrics}
-    if newer != record or changes:
+    renewed = dict(record) | {"judge_version": threat.judge_version, "metrics": metrics}
+    if renewed != record or changes:
         # the responses first: whoever is killed in between finds the old numbers, and judges again
         file = root / record["run_id"] / "responses.parquet"
         with written(file) as partial:
             records.write_frame(partial, frame)
-        write_file(file.with_name("record.json"), records.as_text(newer))
+        write_file(file.with_name("record.json"), records.as_text(renewed))
     return changes

@@ -14,12 +14,11 @@ from bvlm_utils.store.cell import Cell
 def lacking(controls: Sequence[Cell], folder: Path, wait: bool = False) -> Iterator[list[Cell]]:
     """Those controls whose adapters the store lacks; nobody else tunes them until the block ends.
 
-    Those that another process tunes are left out, or with `wait` awaited. Without locks, all that are lacking are
-    given.
+    Those that another process tunes are left out, or with `wait` awaited. A folder without locks gives all of them.
     """
     (folder / "locks").mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        mine = []
+    with ExitStack() as locks:
+        untuned = []
         # In one order for all, so that two processes cannot wait for each other.
         for control in sorted(controls, key=lambda control: control.run_id):
             if records.adapter(control, folder):
@@ -30,9 +29,9 @@ def lacking(controls: Sequence[Cell], folder: Path, wait: bool = False) -> Itera
             except Timeout:
                 continue
             except OSError:
-                mine.append(control)
+                untuned.append(control)
                 continue
-            held.callback(lock.release)
+            locks.callback(lock.release)
             if not records.adapter(control, folder):  # else it was finished just before
-                mine.append(control)
-        yield mine
+                untuned.append(control)
+        yield untuned

@@ -55,9 +55,9 @@ class Rows:
     attrs: Mapping[str, Any]
 
     def frame(self) -> pd.DataFrame:
-        made = self.table.to_pandas().astype({name: self.kinds[name] for name in self.table.column_names})
-        made.attrs = dict(self.attrs)
-        return made
+        frame = self.table.to_pandas().astype({name: self.kinds[name] for name in self.table.column_names})
+        frame.attrs = dict(self.attrs)
+        return frame
 
 
 # ---------------------------------------------------------------- reading either form
@@ -72,22 +72,22 @@ def is_packed(root: Path) -> bool:
 
 def run_ids(root: Path) -> list[str]:
     """The cells that have a record, in order."""
-    if at := stamp(root):
-        return list(_cells(root, at))
+    if version := stamp(root):
+        return list(_cells(root, version))
     return sorted(file.parent.name for file in root.glob("[!.]*/record.json"))
 
 
 def records(root: Path) -> dict[str, str]:
     """run_id -> the text of its record.json, of all cells, in order."""
-    if at := stamp(root):
-        return {run_id: cell["record"] for run_id, cell in _cells(root, at).items()}
+    if version := stamp(root):
+        return {run_id: cell["record"] for run_id, cell in _cells(root, version).items()}
     return {run_id: text for run_id in run_ids(root) if (text := record(root, run_id)) is not None}
 
 
 def record(root: Path, run_id: str) -> str | None:
     """The text of a cell's record.json; None if there is none, an empty text if it cannot be read."""
-    if at := stamp(root):
-        return _cells(root, at).get(run_id, {}).get("record")
+    if version := stamp(root):
+        return _cells(root, version).get(run_id, {}).get("record")
     try:
         return (root / run_id / "record.json").read_text(encoding="utf-8", errors="backslashreplace")
     except (FileNotFoundError, NotADirectoryError):
@@ -103,8 +103,8 @@ def where(root: Path, run_id: str) -> str:
 
 def has_rows(root: Path, run_id: str, kind: str) -> bool:
     """Does the store hold the "responses" or the "manifest" of a cell?"""
-    if at := stamp(root):
-        return _cells(root, at).get(run_id, {}).get(kind) is not None
+    if version := stamp(root):
+        return _cells(root, version).get(run_id, {}).get(kind) is not None
     return (root / run_id / f"{kind}.parquet").is_file()
 
 
@@ -112,38 +112,40 @@ def rows(root: Path, run_id: str, kind: str, names: Sequence[str] | None = None)
     """The "responses" or the "manifest" of a cell, all columns or some; None if the store has none."""
     if not has_rows(root, run_id, kind):
         return None
-    if at := stamp(root):
-        return _packed_rows(root, at, run_id, kind, names)
+    if version := stamp(root):
+        return _packed_rows(root, version, run_id, kind, names)
     table = _checked(file := root / run_id / f"{kind}.parquet", lambda: pq.ParquetFile(file).read())
     _checked(file, lambda: table.validate(full=True))  # changed bytes may make a text that is no UTF-8
-    about = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
-    kinds = {column["name"]: column["numpy_type"] for column in about.get("columns", [])}
-    known = [name for name in table.column_names if name in kinds and not name.startswith("__index")]
-    named = table.select(known if names is None else names)
-    return Rows(named.replace_schema_metadata(None), kinds, about.get("attributes") or {})
+    metadata = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    kinds = {column["name"]: column["numpy_type"] for column in metadata.get("columns", [])}
+    stored = [name for name in table.column_names if name in kinds and not name.startswith("__index")]
+    chosen = table.select(stored if names is None else names)
+    return Rows(chosen.replace_schema_metadata(None), kinds, metadata.get("attributes") or {})
 
 
 def frame(root: Path, run_id: str, kind: str) -> pd.DataFrame | None:
     """`rows` as a data frame."""
-    return None if (found := rows(root, run_id, kind)) is None else found.frame()
+    return None if (cell_rows := rows(root, run_id, kind)) is None else cell_rows.frame()
 
 
 def columns(root: Path, run_id: str, kind: str, names: Sequence[str]) -> dict[str, list[Any]] | None:
     """Some columns of `rows` as lists: data frames are slow for hundreds of cells."""
-    return None if (part := rows(root, run_id, kind, names)) is None else part.table.to_pydict()
+    return None if (cell_rows := rows(root, run_id, kind, names)) is None else cell_rows.table.to_pydict()
 
 
 def names(root: Path, folder: str) -> list[str]:
     """The names of the files in a folder beside the cells (`FILES`), in order."""
-    if at := stamp(root):
-        return [path.partition("/")[2] for path in _files(root, at, FILES[folder]) if path.startswith(f"{folder}/")]
+    if version := stamp(root):
+        return [
+            path.partition("/")[2] for path in _files(root, version, FILES[folder]) if path.startswith(f"{folder}/")
+        ]
     return sorted(file.name for file in (root / folder).glob("[!.]*") if file.is_file())
 
 
 def content(root: Path, folder: str, name: str) -> bytes | None:
     """What is in such a file; None if there is none."""
-    if at := stamp(root):
-        return _files(root, at, FILES[folder]).get(f"{folder}/{name}")
+    if version := stamp(root):
+        return _files(root, version, FILES[folder]).get(f"{folder}/{name}")
     try:
         return (root / folder / name).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -152,11 +154,11 @@ def content(root: Path, folder: str, name: str) -> bytes | None:
         return b""
 
 
-def table(root: Path, at: Stamp, rules: str) -> pd.DataFrame | None:
+def table(root: Path, version: Stamp, rules: str) -> pd.DataFrame | None:
     """The tidy table of a packed store; None unless it was made of these very records by these `rules`."""
-    parquet = _open(root, at, TABLE)
-    of = parquet.schema_arrow.metadata
-    if (of[b"records"].decode(), of[b"rules"].decode()) != (_index(root, at)[RECORDS], rules):
+    parquet = _open(root, version, TABLE)
+    metadata = parquet.schema_arrow.metadata
+    if (metadata[b"records"].decode(), metadata[b"rules"].decode()) != (_index(root, version)[RECORDS], rules):
         return None
     return _checked(root / TABLE, parquet.read).to_pandas()
 
@@ -195,35 +197,35 @@ def _bytes(root: Path, name: str) -> bytes:
 
 
 @lru_cache(maxsize=8)
-def _index(root: Path, at: Stamp) -> dict[str, str]:
+def _index(root: Path, version: Stamp) -> dict[str, str]:
     """File name -> SHA-256."""
     try:
-        whole = json.loads(_bytes(root, INDEX))
-        if whole["format"] == FORMAT:
-            return dict(whole["sha256"])
-        reason = f"its format is {whole['format']!r}, and this version knows {FORMAT}"
+        index = json.loads(_bytes(root, INDEX))
+        if index["format"] == FORMAT:
+            return dict(index["sha256"])
+        reason = f"its format is {index['format']!r}, and this version knows {FORMAT}"
     except (ValueError, KeyError, TypeError) as error:
         reason = str(error)
     raise InputError(f"{root / INDEX} is no index of a packed store ({reason}); take it from git again.")
 
 
 @lru_cache(maxsize=32)
-def _open(root: Path, at: Stamp, name: str) -> pq.ParquetFile:
+def _open(root: Path, version: Stamp, name: str) -> pq.ParquetFile:
     """InputError if the file is not what was packed."""
-    index, held = _index(root, at), _bytes(root, name)
-    if hashlib.sha256(held).hexdigest() != index.get(name):
+    index, data = _index(root, version), _bytes(root, name)
+    if hashlib.sha256(data).hexdigest() != index.get(name):
         raise InputError(f"{root / name} is damaged: it is not what {INDEX} says was packed; take it from git again.")
     texts = None
     if name in FRAMES.values():  # their columns hold few texts many times
-        schema = pq.read_schema(pa.BufferReader(held))
+        schema = pq.read_schema(pa.BufferReader(data))
         texts = [field.name for field in schema if pa.types.is_large_string(field.type)]
-    return _checked(root / name, lambda: pq.ParquetFile(pa.BufferReader(held), read_dictionary=texts))
+    return _checked(root / name, lambda: pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts))
 
 
 @lru_cache(maxsize=8)
-def _cells(root: Path, at: Stamp) -> dict[str, dict[str, Any]]:
+def _cells(root: Path, version: Stamp) -> dict[str, dict[str, Any]]:
     """run_id -> its line in records.parquet; responses and manifest as (first row, number of rows), or None."""
-    lines = _checked(root / RECORDS, lambda: _open(root, at, RECORDS).read().to_pylist())
+    lines = _checked(root / RECORDS, lambda: _open(root, version, RECORDS).read().to_pylist())
     _check_names(root / RECORDS, [line["run_id"] for line in lines], 1)
     for kind in FRAMES:
         ends = list(accumulate((line[kind] or 0 for line in lines), initial=0))
@@ -232,35 +234,35 @@ def _cells(root: Path, at: Stamp) -> dict[str, dict[str, Any]]:
     return {line["run_id"]: line for line in lines}
 
 
-def _packed_rows(root: Path, at: Stamp, run_id: str, kind: str, names: Sequence[str] | None) -> Rows:
-    cell, (kinds, ends) = _cells(root, at)[run_id], _groups(root, at, kind)
+def _packed_rows(root: Path, version: Stamp, run_id: str, kind: str, names: Sequence[str] | None) -> Rows:
+    cell, (kinds, ends) = _cells(root, version)[run_id], _groups(root, version, kind)
     start, count = cell[kind]
     number = min(bisect_right(ends, start), len(ends) - 1)
-    group = _group(root, at, kind, number)
+    group = _group(root, version, kind, number)
     group = group if names is None else group.select(names)
-    part = group.slice(start - (ends[number] - len(group)), count)
+    cell_rows = group.slice(start - (ends[number] - len(group)), count)
     plain = pa.schema([(f.name, pa.large_string() if pa.types.is_dictionary(f.type) else f.type) for f in group.schema])
     attrs = json.loads(cell["attrs"]) if kind == "manifest" else {}
-    return Rows(part.cast(plain), kinds, attrs)
+    return Rows(cell_rows.cast(plain), kinds, attrs)
 
 
 @lru_cache(maxsize=8)
-def _groups(root: Path, at: Stamp, kind: str) -> tuple[dict[str, str], list[int]]:
+def _groups(root: Path, version: Stamp, kind: str) -> tuple[dict[str, str], list[int]]:
     """The pandas types of the columns, and after which row each row group ends."""
-    parquet = _open(root, at, FRAMES[kind])
+    parquet = _open(root, version, FRAMES[kind])
     sizes = (parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups))
     return json.loads(parquet.schema_arrow.metadata[b"kinds"]), list(accumulate(sizes))
 
 
 @lru_cache(maxsize=64)
-def _group(root: Path, at: Stamp, kind: str, number: int) -> pa.Table:
-    parquet = _open(root, at, FRAMES[kind])
+def _group(root: Path, version: Stamp, kind: str, number: int) -> pa.Table:
+    parquet = _open(root, version, FRAMES[kind])
     return _checked(root / FRAMES[kind], lambda: parquet.read_row_group(number)).replace_schema_metadata(None)
 
 
 @lru_cache(maxsize=8)
-def _files(root: Path, at: Stamp, name: str) -> dict[str, bytes]:
-    lines = _checked(root / name, lambda: _open(root, at, name).read().to_pydict())
+def _files(root: Path, version: Stamp, name: str) -> dict[str, bytes]:
+    lines = _checked(root / name, lambda: _open(root, version, name).read().to_pydict())
     _check_names(root / name, lines["path"], 2)
     return dict(zip(lines["path"], lines["content"], strict=True))
 
@@ -275,10 +277,10 @@ def _check_names(file: Path, names: Iterable[str], parts: int) -> None:
 # ---------------------------------------------------------------- writing the packed form
 
 
-def write_files(file: Path, held: Mapping[str, bytes]) -> None:
+def write_files(file: Path, contents: Mapping[str, bytes]) -> None:
     """path -> content as a table."""
-    paths = sorted(held)
-    table = {"path": pa.array(paths, pa.string()), "content": pa.array([held[path] for path in paths], pa.binary())}
+    paths = sorted(contents)
+    table = {"path": pa.array(paths, pa.string()), "content": pa.array([contents[path] for path in paths], pa.binary())}
     pq.write_table(pa.table(table), file, **WRITTEN)
 
 
@@ -302,8 +304,8 @@ def write_rows(file: Path, cells: Iterable[Rows], schema: pa.Schema) -> None:
 def write_table(folder: Path, tidy: pd.DataFrame, rules: str) -> None:
     """The tidy table, with what it was made of and how (see `table`)."""
     table = pa.Table.from_pandas(tidy, preserve_index=False)
-    of = {b"records": file_digest(folder / RECORDS), b"rules": rules}
-    pq.write_table(table.replace_schema_metadata(table.schema.metadata | of), folder / TABLE, **WRITTEN)
+    metadata = {b"records": file_digest(folder / RECORDS), b"rules": rules}
+    pq.write_table(table.replace_schema_metadata(table.schema.metadata | metadata), folder / TABLE, **WRITTEN)
 
 
 def write_index(folder: Path) -> None:
@@ -329,13 +331,13 @@ def put(folder: Path, root: Path) -> None:
 
 def finish(root: Path) -> None:
     """Move the files of `.next` to where people look for them; also those of a process that was killed meanwhile."""
-    left = root / NEXT
-    if not left.is_dir():
+    pending = root / NEXT
+    if not pending.is_dir():
         return
     # The index moves last: while it is in `.next`, the files there count.
-    for file in sorted(left.iterdir(), key=lambda file: file.name == INDEX):
+    for file in sorted(pending.iterdir(), key=lambda file: file.name == INDEX):
         os.replace(file, root / file.name)
-    left.rmdir()
+    pending.rmdir()
     _to_disk(root)
 
 

@@ -52,85 +52,84 @@ def pack(source: str | Path | None, target: str | Path, replace: bool = False) -
 
     A cell that both have must have the same numbers, or with `replace` gives way to that of `source`; a new one must
     not be of a changed working tree, whose code nobody could find, nor have numbers without the responses that they
-    follow from: InputError. Whoever is killed here leaves `target`
-    as it was.
+    follow from: InputError. A process that is killed here leaves `target` as it was.
     """
-    start, end = records.folder(source), records.folder(target)
-    if not start.is_dir():
-        raise InputError(f"There is no store {start}; name a folder with results.")
-    _check_any(start)
-    records.clean(end)
-    loose = [file.parent.parent for file in end.glob("[!.]*/adapter/adapter_config.json")]
-    if loose and not packed.is_packed(end):
-        raise InputError(f"{end} holds adapters ({_some(p.name for p in loose)}), and a packed store has none; "
+    source_root, target_root = records.folder(source), records.folder(target)
+    if not source_root.is_dir():
+        raise InputError(f"There is no store {source_root}; name a folder with results.")
+    _check_any(source_root)
+    records.clean(target_root)
+    tuned = [file.parent.parent for file in target_root.glob("[!.]*/adapter/adapter_config.json")]
+    if tuned and not packed.is_packed(target_root):
+        raise InputError(f"{target_root} holds adapters ({_some(f.name for f in tuned)}), and a packed store has none; "
                          "pack it into another folder.")  # fmt: skip
-    with _alone(end):
-        packed.finish(end)
-        chosen, added = _chosen(start, end, replace)
-        _write(chosen, end)
-        _remove_loose(end)
+    with _alone(target_root):
+        packed.finish(target_root)
+        chosen, added = _chosen(source_root, target_root, replace)
+        _write(chosen, target_root)
+        _remove_loose(target_root)
     return added
 
 
-def _check_any(start: Path) -> None:
+def _check_any(root: Path) -> None:
     """InputError for a folder without a cell: somebody has another one in mind."""
-    if not packed.run_ids(start):
-        raise InputError(f"The folder {start} holds no results of any cell; name a store that has some.")
+    if not packed.run_ids(root):
+        raise InputError(f"The folder {root} holds no results of any cell; name a store that has some.")
 
 
 @contextmanager
-def _alone(end: Path) -> Iterator[None]:
-    """Nobody else packs into `end`, which is made, while the block runs. If nothing is put there, nothing is left."""
-    made = [folder for folder in (end, *end.parents) if not folder.exists()]
-    end.mkdir(parents=True, exist_ok=True)
+def _alone(root: Path) -> Iterator[None]:
+    """Nobody else packs into `root`, which is made, while the block runs. If nothing is put there, nothing is left."""
+    created = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(end / LOCK):
+        with FileLock(root / LOCK):
             try:
                 yield
             finally:  # while it is held: whoever waits for it sees that the file is gone, and makes a new one
-                (end / LOCK).unlink(missing_ok=True)
+                (root / LOCK).unlink(missing_ok=True)
     finally:
-        for folder in made:
+        for folder in created:
             with suppress(OSError):
                 folder.rmdir()  # unless something is in it
 
 
-def _chosen(start: Path, end: Path, replace: bool) -> tuple[Chosen, list[str]]:
-    ours = {found["run_id"]: found for found in records.records(start)}
-    theirs = {found["run_id"]: found for found in records.records(end)} if start != end else ours
+def _chosen(source: Path, target: Path, replace: bool) -> tuple[Chosen, list[str]]:
+    ours = {record["run_id"]: record for record in records.records(source)}
+    theirs = {record["run_id"]: record for record in records.records(target)} if source != target else ours
     differ = [i for i in ours if i in theirs and NUMBERS(ours[i]) != NUMBERS(theirs[i])]
     if not replace:
-        _check_same(differ, "cells", start, end, f"say --replace if those of {start} are to stand")
+        _check_same(differ, "cells", source, target, f"say --replace if those of {source} are to stand")
     added = [run_id for run_id in ours if run_id not in theirs] + differ
-    kept, in_folders = theirs, theirs
-    if packed.is_packed(end):
-        kept, in_folders = packed.run_ids(end), {}  # the answers of a damaged record may be whole
-    new = in_folders | {run_id: ours[run_id] for run_id in added}
-    if changed := [run_id for run_id, found in new.items() if found["provenance"].get("git_changed")]:
+    staying, unpacked = theirs, theirs
+    if packed.is_packed(target):
+        staying, unpacked = packed.run_ids(target), {}  # the answers of a damaged record may be whole
+    new = unpacked | {run_id: ours[run_id] for run_id in added}
+    if changed := [run_id for run_id, record in new.items() if record["provenance"].get("git_changed")]:
         raise InputError(
             f"{len(changed)} cells to be packed were run from a changed working tree ({_some(changed)}), so nobody can "
             "find the code that made them; commit it and run them again with --force (it keeps clean-tuned controls: "
             "move their folders away)."
         )
-    if bare := [i for i in added if ours[i]["metrics"] and not packed.has_rows(start, i, "responses")]:
+    if unbacked := [i for i in added if ours[i]["metrics"] and not packed.has_rows(source, i, "responses")]:
         raise InputError(
-            f"{len(bare)} cells to be packed have numbers and no responses.parquet ({_some(bare)}), so nobody could "
-            "check them; copy those files to them, or run the cells again with --force."
+            f"{len(unbacked)} cells to be packed have numbers and no responses.parquet ({_some(unbacked)}), so nobody "
+            "could check them; copy those files to them, or run the cells again with --force."
         )
-    cells = dict.fromkeys(kept, end) | dict.fromkeys(added, start)
-    mine, held = _files(start), _files(end)
-    gone = _asked_of(held, differ)
-    held = {path: content for path, content in held.items() if path not in gone}
+    cells = dict.fromkeys(staying, target) | dict.fromkeys(added, source)
+    our_files, their_files = _files(source), _files(target)
+    outdated = _asked_of(their_files, differ)
+    their_files = {path: content for path, content in their_files.items() if path not in outdated}
     if not replace:
-        others = _other_numbers(mine, held)
-        _check_same(others, "defended cells", start, end, f"say --replace if those of {start} are to stand")
-    return Chosen({i: cells[i] for i in sorted(cells)}, _merged(mine, held, replace)), added
+        defended = _other_numbers(our_files, their_files)
+        _check_same(defended, "defended cells", source, target, f"say --replace if those of {source} are to stand")
+    return Chosen({i: cells[i] for i in sorted(cells)}, _merged(our_files, their_files, replace)), added
 
 
-def _check_same(differ: Sequence[str], what: str, start: Path, end: Path, remedy: str) -> None:
-    """InputError if some of `what` have other numbers in two stores."""
+def _check_same(differ: Sequence[str], kind: str, source: Path, target: Path, remedy: str) -> None:
+    """InputError if some cells, of a kind in words, have other numbers in two stores."""
     if differ:
-        raise InputError(f"{end} has other numbers of {len(differ)} {what} of {start} ({_some(differ)}); {remedy}.")
+        raise InputError(f"{target} has other numbers of {len(differ)} {kind} of {source} ({_some(differ)}); {remedy}.")
 
 
 def _some(run_ids: Iterable[str]) -> str:
@@ -139,32 +138,32 @@ def _some(run_ids: Iterable[str]) -> str:
 
 
 def _files(root: Path) -> Files:
-    places = [(folder, name) for folder in packed.FILES for name in packed.names(root, folder)]
-    return {f"{folder}/{name}": packed.content(root, folder, name) for folder, name in places}
+    paths = [(folder, name) for folder in packed.FILES for name in packed.names(root, folder)]
+    return {f"{folder}/{name}": packed.content(root, folder, name) for folder, name in paths}
 
 
 ASKED = tuple(f"{folder}/" for folder in records.ASKED)
 
 
-def _asked_of(held: Files, run_ids: Iterable[str]) -> set[str]:
+def _asked_of(files: Files, run_ids: Iterable[str]) -> set[str]:
     """Which files tell what the adapters of these cells were asked."""
-    return {path for path in held if path.startswith(ASKED) and any(run_id in path for run_id in run_ids)}
+    return {path for path in files if path.startswith(ASKED) and any(run_id in path for run_id in run_ids)}
 
 
 def _defended(content: bytes) -> tuple[Any, Any] | None:
     """What a defended cell's record says it measured; None where it cannot be read."""
     try:
-        found = parse_json(content.decode(), "it")
-        return found["status"], found["numbers"]
+        record = parse_json(content.decode(), "it")
+        return record["status"], record["numbers"]
     except DAMAGED:  # InputError among them
         return None
 
 
 def _other_numbers(ours: Files, theirs: Files) -> list[str]:
     """The defended cells of which two stores have other numbers."""
-    both = [path for path in ours if path.startswith(DEFENDED) and ours[path] != theirs.get(path, ours[path])]
-    pairs = {path: (_defended(ours[path]), _defended(theirs[path])) for path in both}
-    return [path for path, (one, other) in pairs.items() if one and other and one != other]
+    shared = [path for path in ours if path.startswith(DEFENDED) and ours[path] != theirs.get(path, ours[path])]
+    pairs = {path: (_defended(ours[path]), _defended(theirs[path])) for path in shared}
+    return [path for path, (first, second) in pairs.items() if first and second and first != second]
 
 
 def _merged(ours: Files, theirs: Files, replace: bool) -> Files:
@@ -173,17 +172,17 @@ def _merged(ours: Files, theirs: Files, replace: bool) -> Files:
     """
     merged = dict(theirs)
     for path, content in ours.items():
-        grown = path.startswith(ASKED) and len(content) > len(merged.get(path, b""))
+        wins = path.startswith(ASKED) and len(content) > len(merged.get(path, b""))
         if path.startswith(DEFENDED) and path in merged:
-            grown = bool(_defended(content)) and (replace or not _defended(merged[path]))
-        if path not in merged or grown or (replace and path.startswith("attacks/")):
+            wins = bool(_defended(content)) and (replace or not _defended(merged[path]))
+        if path not in merged or wins or (replace and path.startswith("attacks/")):
             merged[path] = content
     return merged
 
 
-def _write(chosen: Chosen, end: Path) -> None:
+def _write(chosen: Chosen, root: Path) -> None:
     """All packed files beside the store, then in its place."""
-    folder = end / partial_name("pack")
+    folder = root / partial_name("pack")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
@@ -194,12 +193,12 @@ def _write(chosen: Chosen, end: Path) -> None:
         for name in dict.fromkeys(packed.FILES.values()):
             files = {path: c for path, c in chosen.files.items() if packed.FILES[path.partition("/")[0]] == name}
             packed.write_files(folder / name, files)
-        held = (damage.record(text, run_id) for run_id, text in chosen.records().items())
-        whole = (one for one in held if isinstance(one, dict))  # a store may hold a damaged one, which is kept as it is
-        table = tidy.table(one for one in whole if one["config"]["attack"] != "none")
+        parsed = (damage.record(text, run_id) for run_id, text in chosen.records().items())
+        readable = (record for record in parsed if isinstance(record, dict))  # a damaged one is kept as it is
+        table = tidy.table(record for record in readable if record["config"]["attack"] != "none")
         packed.write_table(folder, table, tidy.rules())
         packed.write_index(folder)
-        packed.put(folder, end)
+        packed.put(folder, root)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -207,9 +206,9 @@ def _write(chosen: Chosen, end: Path) -> None:
 def _write_records(file: Path, chosen: Chosen, rows: Mapping[str, Mapping[str, partial]]) -> None:
     lines = []
     for run_id, text in chosen.records().items():
-        parts = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
-        attrs = json.dumps(dict(parts["manifest"].attrs)) if "manifest" in parts else None
-        counts = {kind: len(part.table) for kind, part in parts.items()}
+        cell_rows = {kind: rows[kind][run_id]() for kind in packed.FRAMES if run_id in rows[kind]}
+        attrs = json.dumps(dict(cell_rows["manifest"].attrs)) if "manifest" in cell_rows else None
+        counts = {kind: len(kind_rows.table) for kind, kind_rows in cell_rows.items()}
         lines.append({"run_id": run_id, "record": text} | counts | {"attrs": attrs})
     kinds = {"run_id": pa.string(), "record": pa.string(), "responses": pa.int64(), "manifest": pa.int64(),
              "attrs": pa.string()}  # fmt: skip
@@ -220,38 +219,38 @@ def _schema(rows: Mapping[str, partial], kind: str) -> pa.Schema:
     """The columns of all cells together, in the order in which they come up; InputError where two do not agree."""
     types, kinds, first = {}, {}, {}
     for run_id, read in rows.items():
-        part: Rows = read()
-        for field in part.table.schema:
-            here = (field.type, part.kinds[field.name])
-            if (types.setdefault(field.name, here[0]), kinds.setdefault(field.name, here[1])) != here:
+        cell_rows: Rows = read()
+        for field in cell_rows.table.schema:
+            pair = (field.type, cell_rows.kinds[field.name])
+            if (types.setdefault(field.name, pair[0]), kinds.setdefault(field.name, pair[1])) != pair:
                 raise InputError(
-                    f"The {kind} of {run_id} have {here[1]} in column {field.name}, and those of {first[field.name]} "
+                    f"The {kind} of {run_id} have {pair[1]} in column {field.name}, and those of {first[field.name]} "
                     f"have {kinds[field.name]}; run one of the two again."
                 )
             first.setdefault(field.name, run_id)
     return pa.schema(types, metadata={"kinds": json.dumps(kinds)})
 
 
-def _remove_loose(end: Path) -> None:
+def _remove_loose(root: Path) -> None:
     """What is in the packed files now has no folder of its own any more; what is not, stays where it is."""
-    for run_id, text in packed.records(end).items():
-        file = end / run_id / "record.json"
+    for run_id, text in packed.records(root).items():
+        file = root / run_id / "record.json"
         if file.is_file() and file.read_text(encoding="utf-8") == text:
-            shutil.rmtree(end / run_id)
-    for path, content in _files(end).items():
-        if (end / path).is_file() and (end / path).read_bytes() == content:
-            (end / path).unlink()
+            shutil.rmtree(root / run_id)
+    for path, content in _files(root).items():
+        if (root / path).is_file() and (root / path).read_bytes() == content:
+            (root / path).unlink()
     for folder in packed.FILES:
         with suppress(OSError):
-            (end / folder).rmdir()  # unless something is left in it
+            (root / folder).rmdir()  # unless something is left in it
 
 
-def swap(start: Path, end: Path) -> None:
-    """The cells of the packed store `end` give way to those of the same names in `start`; all else stays as it is."""
-    with _alone(end):
-        packed.finish(end)
-        cells = dict.fromkeys(packed.run_ids(end), end) | dict.fromkeys(packed.run_ids(start), start)
-        _write(Chosen({run_id: cells[run_id] for run_id in sorted(cells)}, _files(end)), end)
+def swap(source: Path, target: Path) -> None:
+    """The cells of the packed store `target` give way to those of the same names in `source`; all else stays."""
+    with _alone(target):
+        packed.finish(target)
+        cells = dict.fromkeys(packed.run_ids(target), target) | dict.fromkeys(packed.run_ids(source), source)
+        _write(Chosen({run_id: cells[run_id] for run_id in sorted(cells)}, _files(target)), target)
 
 
 def unpack(source: str | Path, target: str | Path) -> list[str]:
@@ -259,28 +258,29 @@ def unpack(source: str | Path, target: str | Path) -> list[str]:
 
     A cell that both have must have the same numbers: InputError, and nothing is written.
     """
-    start, end = records.folder(source), records.writable(target)
-    _check_any(start)
-    both = [run_id for run_id in packed.run_ids(start) if (end / run_id).exists()]
-    pairs = {run_id: [records.record(run_id, root) for root in (start, end)] for run_id in both}
+    source_root, target_root = records.folder(source), records.writable(target)
+    _check_any(source_root)
+    shared = [run_id for run_id in packed.run_ids(source_root) if (target_root / run_id).exists()]
+    pairs = {run_id: [records.record(run_id, root) for root in (source_root, target_root)] for run_id in shared}
     differ = [i for i, (ours, theirs) in pairs.items() if ours and theirs and NUMBERS(ours) != NUMBERS(theirs)]
-    files = _files(start)
-    _check_same(differ, "cells", start, end, "unpack it into another folder")
-    _check_same(_other_numbers(files, _files(end)), "defended cells", start, end, "unpack it into another folder")
-    written = []
-    for run_id in packed.run_ids(start):
-        if (end / run_id).exists():
+    files = _files(source_root)
+    _check_same(differ, "cells", source_root, target_root, "unpack it into another folder")
+    _check_same(_other_numbers(files, _files(target_root)), "defended cells", source_root, target_root,
+                "unpack it into another folder")  # fmt: skip
+    added = []
+    for run_id in packed.run_ids(source_root):
+        if (target_root / run_id).exists():
             continue
-        partial_folder = end / partial_name(run_id)
+        partial_folder = target_root / partial_name(run_id)
         shutil.rmtree(partial_folder, ignore_errors=True)
         partial_folder.mkdir(parents=True)
         for kind in packed.FRAMES:
-            if (frame := packed.frame(start, run_id, kind)) is not None:
+            if (frame := packed.frame(source_root, run_id, kind)) is not None:
                 records.write_frame(partial_folder / f"{kind}.parquet", frame)
-        (partial_folder / "record.json").write_text(packed.record(start, run_id), encoding="utf-8")
-        records.put(partial_folder, end / run_id, replace=False)
-        written.append(run_id)
+        (partial_folder / "record.json").write_text(packed.record(source_root, run_id), encoding="utf-8")
+        records.put(partial_folder, target_root / run_id, replace=False)
+        added.append(run_id)
     for path, content in files.items():
-        if not (end / path).exists():
-            write_file(end / path, content)
-    return written
+        if not (target_root / path).exists():
+            write_file(target_root / path, content)
+    return added

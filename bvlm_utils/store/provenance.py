@@ -14,16 +14,16 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", 
 
 def now() -> dict[str, Any]:
     """What a result may depend on and is not part of its identity: versions, machine, git revision (absent if none)."""
-    known: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
-    known |= {"machine": platform.machine(), "packages": _versions()}
-    known["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    provenance: dict[str, Any] = {"python": platform.python_version(), "system": platform.system()}
+    provenance |= {"machine": platform.machine(), "packages": _versions()}
+    provenance["written"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     revision = _git("rev-parse", "HEAD")
     if revision:
-        known["git_revision"] = revision
+        provenance["git_revision"] = revision
         # results are left out: a study changes them while it runs
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!data/results")
-        known["git_changed"] = bool(changes)
-    return known
+        provenance["git_changed"] = bool(changes)
+    return provenance
 
 
 @cache
@@ -34,7 +34,7 @@ def _versions() -> dict[str, str]:
 def _git(*arguments: str) -> str | None:
     try:
         command = ["git", "-C", str(paths.ROOT), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -106,16 +106,16 @@ def has(cell: Cell, store: str | Path | None = None) -> bool:
 
 def read(cell: Cell, store: str | Path | None = None) -> dict[str, Any] | None:
     """The record of a cell; None if there is none, or it is damaged or another cell's, which standard error says."""
-    found = record(cell, store)
-    if found is None:
+    saved = record(cell, store)
+    if saved is None:
         return None
-    if found["identity"] != json.loads(json.dumps(cell.identity)):
+    if saved["identity"] != json.loads(json.dumps(cell.identity)):
         differ = sorted(
-            key for key in {*found["identity"], *cell.identity} if found["identity"].get(key) != cell.identity.get(key)
+            key for key in {*saved["identity"], *cell.identity} if saved["identity"].get(key) != cell.identity.get(key)
         )
         _pass_over(folder(store), cell.run_id, f"it is another cell's, which differs in {', '.join(differ)}")
         return None
-    return found
+    return saved
 
 
 def record(cell: Cell | str, store: str | Path | None = None) -> dict[str, Any] | None:
@@ -127,11 +127,11 @@ def record(cell: Cell | str, store: str | Path | None = None) -> dict[str, Any] 
 
 def _load(text: str, run_id: str, root: Path) -> dict[str, Any] | None:
     """A record, checked against the name that it is kept under; a damaged one is named, and None is given."""
-    found = damage.record(text, run_id)
-    if isinstance(found, str):
-        _pass_over(root, run_id, found)
+    loaded = damage.record(text, run_id)
+    if isinstance(loaded, str):
+        _pass_over(root, run_id, loaded)
         return None
-    return found
+    return loaded
 
 
 def _pass_over(root: Path, run_id: str, reason: str) -> None:
@@ -168,9 +168,9 @@ def write(
             write_frame(partial / "manifest.parquet", manifest.to_frame())
         if save_adapter:
             save_adapter(partial / "adapter")
-        whole = {"run_id": cell.run_id, "config": cell.config(), "identity": cell.identity} | record
-        whole["config"] |= {"model": whole["identity"]["model"], "dataset": whole["identity"]["dataset"]}
-        (partial / "record.json").write_text(as_text(whole), encoding="utf-8")
+        full = {"run_id": cell.run_id, "config": cell.config(), "identity": cell.identity} | record
+        full["config"] |= {"model": full["identity"]["model"], "dataset": full["identity"]["dataset"]}
+        (partial / "record.json").write_text(as_text(full), encoding="utf-8")
         # looked at twice: another process may be putting its own there
         if all(packed.record(root, cell.run_id) is not None and read(cell, root) is None for _ in range(2)):
             with suppress(OSError):  # somebody may know what it was that cannot be read
@@ -183,9 +183,9 @@ def write(
         put(partial, final, replace)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for left in (root / "failures" / f"{cell.run_id}.json", root / "cache" / f"{asked_name(cell)}.json"):
+    for leftover in (root / "failures" / f"{cell.run_id}.json", root / "cache" / f"{asked_name(cell)}.json"):
         with suppress(OSError):  # the record counts, whatever lies there
-            left.unlink()
+            leftover.unlink()
     return final
 
 
@@ -221,13 +221,13 @@ def write_failure(cell: Cell, store: str | Path | None, text: str) -> Path:
 
 def failures(store: str | Path | None = None) -> dict[str, str]:
     """run_id -> traceback of the cells that failed at their last try."""
-    found = {}
+    reasons = {}
     for file in sorted((folder(store) / "failures").glob("*.json")):
         try:
-            found[file.stem] = str(json.loads(file.read_bytes())["error"]).strip() or "unknown"
+            reasons[file.stem] = str(json.loads(file.read_bytes())["error"]).strip() or "unknown"
         except DAMAGED:
-            found[file.stem] = f"why is not known: {file} cannot be read"
-    return found
+            reasons[file.stem] = f"why is not known: {file} cannot be read"
+    return reasons
 
 
 def clean(store: str | Path | None = None) -> None:
@@ -235,17 +235,17 @@ def clean(store: str | Path | None = None) -> None:
     old another machine's work is, the file server's clock tells, as ours may be a day ahead.
     """
     root = folder(store)
-    for left in root.glob(f"**/{PARTIAL}*+[0-9]*+*"):  # as `partial_name` has it: other files are somebody's
-        host, pid, name = left.name.removeprefix(PARTIAL).split("+", 2)
+    for path in root.glob(f"**/{PARTIAL}*+[0-9]*+*"):  # as `partial_name` has it: other files are somebody's
+        host, pid, name = path.name.removeprefix(PARTIAL).split("+", 2)
         if host == socket.gethostname() and re.fullmatch("[0-9]{1,9}", pid):
-            over = int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
+            stale = int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
         else:
-            over = left.exists() and _now(root) - left.stat().st_mtime > STALE
-        if over and name.endswith("-old") and not (final := left.with_name(name.removesuffix("-old"))).exists():
+            stale = path.exists() and _now(root) - path.stat().st_mtime > STALE
+        if stale and name.endswith("-old") and not (final := path.with_name(name.removesuffix("-old"))).exists():
             with suppress(OSError):  # killed between two renamings; another process may see it, too
-                os.replace(left, final)
-        elif over:
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+                os.replace(path, final)
+        elif stale:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _now(root: Path) -> float:
@@ -266,7 +266,7 @@ def records(store: str | Path | None = None) -> list[dict[str, Any]]:
     """Every complete record, ordered by run_id; standard error names a file that cannot be one."""
     root = folder(store)
     loaded = (_load(text, run_id, root) for run_id, text in packed.records(root).items())
-    return [found for found in loaded if found is not None]
+    return [record for record in loaded if record is not None]
 
 
 def collect(store: str | Path | None = None) -> pd.DataFrame:
@@ -283,7 +283,7 @@ def collect(store: str | Path | None = None) -> pd.DataFrame:
 
 
 def _collect(root: Path) -> pd.DataFrame:
-    return table.table(found for found in records(root) if found["config"]["attack"] != "none")
+    return table.table(record for record in records(root) if record["config"]["attack"] != "none")
 
 
 @lru_cache(maxsize=2)
@@ -307,10 +307,10 @@ def manifest(cell: Cell | str, store: str | Path | None = None) -> poison.Manife
 
 
 def _frame(cell: Cell | str, store: str | Path | None, kind: str) -> pd.DataFrame:
-    found = packed.frame(folder(store), _run_id(cell), kind)
-    if found is None:
+    frame = packed.frame(folder(store), _run_id(cell), kind)
+    if frame is None:
         raise InputError(f"The store {folder(store)} has no {kind} of cell {_run_id(cell)}; run the cell first.")
-    return found
+    return frame
 
 
 def adapter(cell: Cell | str, store: str | Path | None = None) -> Path | None:
@@ -333,9 +333,9 @@ def cached(store: str | Path | None, key: str) -> list[str] | None:
     file = folder(store) / "cache" / f"{key}.json"
     if not file.is_file():
         return None
-    found = read_if_whole(file, lambda file: json.loads(file.read_bytes()))
-    if isinstance(found, list) and all(isinstance(text, str) for text in found):
-        return found
+    texts = read_if_whole(file, lambda file: json.loads(file.read_bytes()))
+    if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+        return texts
     damage.passed_over(f"{file} is damaged; it is made again.")
     return None
 

@@ -1,4 +1,4 @@
-"""What were tuned adapters asked later on, and where are the answers? A file per model, threat and kind.
+"""Questions that tuned adapters are asked later on, and their answers: a file per model, threat and kind.
 
     STORE/probes/KIND-RUN_ID-KEY.json    identity, cell, numbers with their intervals, provenance
 
@@ -62,81 +62,81 @@ class Sheet:
     @property
     def identity(self) -> dict[str, Any]:
         threat = self.cell.resolved_threat
-        about = {"threat": threat.name, "threat_version": threat.version, "threat_params": threat.params}
-        return {"kind": self.kind, "version": VERSION, "run_id": self.run_id, "rows": self.rows} | about
+        fields = {"threat": threat.name, "threat_version": threat.version, "threat_params": threat.params}
+        return {"kind": self.kind, "version": VERSION, "run_id": self.run_id, "rows": self.rows} | fields
 
-    def file(self, place: Path) -> Path:
-        return place / "probes" / f"{self.kind}-{self.run_id}-{content_key(self.identity)[:8]}.json"
+    def file(self, root: Path) -> Path:
+        return root / "probes" / f"{self.kind}-{self.run_id}-{content_key(self.identity)[:8]}.json"
 
-    def lacking(self, bench: Bench, place: Path, probes: Sequence[Probe]) -> list[Probe]:
+    def lacking(self, bench: Bench, root: Path, probes: Sequence[Probe]) -> list[Probe]:
         """The probes that this model was not asked yet."""
-        known = {number["asked"] for number in numbers_in(self.file(place))}
-        return [probe for probe in probes if probe.key(bench) not in known]
+        asked = {number["asked"] for number in numbers_in(self.file(root))}
+        return [probe for probe in probes if probe.key(bench) not in asked]
 
 
 # A model, what it is to be asked, and its adapter.
 Asked = tuple[Sheet, Sequence[Probe], "GroupResult"]
 
 
-def sheets(kind: str, cells: Sequence[Cell], place: Path, rows: int) -> list[Sheet]:
+def sheets(kind: str, cells: Sequence[Cell], root: Path, rows: int) -> list[Sheet]:
     """The models that can be asked, the control last. cells: alike but for the attack. InputError without adapters."""
-    said = [f"Left out: {cell.skip_reason}" for cell in cells if cell.skip_reason]
+    notes = [f"Left out: {cell.skip_reason}" for cell in cells if cell.skip_reason]
     defined = [cell for cell in cells if not cell.skip_reason]
-    found = [cell for cell in defined if store.adapter(cell, place)]
-    if lacking := ", ".join(cell.attack for cell in defined if cell not in found):
-        makes = f'papermill notebooks/{cells[0].threat}.ipynb out.ipynb -p store ./mine -y "attacks: [{lacking}]"'
-        said.append(f"{lacking} are left out, since {place} holds no adapter of theirs; `{makes}` makes them.")
-    if not found:
-        raise InputError(" ".join(said) or "There is no cell to ask; name one attack or more.")
-    if not store.adapter(found[0].control, place):
+    tuned = [cell for cell in defined if store.adapter(cell, root)]
+    if lacking := ", ".join(cell.attack for cell in defined if cell not in tuned):
+        command = f'papermill notebooks/{cells[0].threat}.ipynb out.ipynb -p store ./mine -y "attacks: [{lacking}]"'
+        notes.append(f"{lacking} are left out, since {root} holds no adapter of theirs; `{command}` makes them.")
+    if not tuned:
+        raise InputError(" ".join(notes) or "There is no cell to ask; name one attack or more.")
+    if not store.adapter(tuned[0].control, root):
         raise InputError(
-            f"{place} holds no adapter of the clean-tuned control {found[0].control.run_id}, and no number "
+            f"{root} holds no adapter of the clean-tuned control {tuned[0].control.run_id}, and no number "
             "stands without its control; run any of its cells in that store first."
         )
-    say(*said)
-    return [Sheet(kind, cell, POISONED, rows) for cell in found] + [Sheet(kind, found[0], CONTROL, rows)]
+    say(*notes)
+    return [Sheet(kind, cell, POISONED, rows) for cell in tuned] + [Sheet(kind, tuned[0], CONTROL, rows)]
 
 
-def ask(bench: Bench, place: Path, asked: Sequence[Asked], judged: Sequence[bool], progress: Progress) -> None:
+def ask(bench: Bench, root: Path, jobs: Sequence[Asked], judged: Sequence[bool], progress: Progress) -> None:
     """Ask all models together, one question each at a time, and keep answers at once. judged: rows that count."""
     way = tune_and_ask.choose(bench)
-    for turn in range(max((len(probes) for _, probes, _ in asked), default=0)):
+    for turn in range(max((len(probes) for _, probes, _ in jobs), default=0)):
         # as many questions for each: a model that is asked less would be carried along for nothing
-        now = [(sheet, probes[turn], one) for sheet, probes, one in asked if turn < len(probes)]
-        said = way.ask([[probe.question] for _, probe, _ in now], [one for *_, one in now])
-        for (sheet, probe, _), texts in zip(now, said, strict=True):
-            keep(bench, place, sheet, probe, texts[probe.question.key(bench)], judged)
-        named = dict.fromkeys(f"{probe.trigger} {probe.variant}".strip() or "no trigger" for _, probe, _ in now)
-        progress.add(len(now), "; ".join(named))
+        current = [(sheet, probes[turn], result) for sheet, probes, result in jobs if turn < len(probes)]
+        answers = way.ask([[probe.question] for _, probe, _ in current], [result for *_, result in current])
+        for (sheet, probe, _), texts in zip(current, answers, strict=True):
+            keep(bench, root, sheet, probe, texts[probe.question.key(bench)], judged)
+        names = dict.fromkeys(f"{probe.trigger} {probe.variant}".strip() or "no trigger" for _, probe, _ in current)
+        progress.add(len(current), "; ".join(names))
 
 
-def ask_stored(bench: Bench, place: Path, wanted: Sequence[tuple[Sheet, Sequence[Probe]]], clean: Question) -> None:
-    """Ask stored adapters what of `wanted` the store does not know yet. clean: the question without a trigger."""
-    asked = [(sheet, lacking) for sheet, probes in wanted if (lacking := sheet.lacking(bench, place, probes))]
-    if asked:
-        store.clean(place)
-        judged = judged_rows(bench, place, asked[0][0].cell, clean)
-        progress = Progress(asked[0][0].kind, sum(len(lacking) for _, lacking in asked))
-        stored = [(*one, tune_and_ask.saved(store.adapter(one[0].run_id, place))) for one in asked]
-        ask(bench, place, stored, judged, progress)
+def ask_stored(bench: Bench, root: Path, plan: Sequence[tuple[Sheet, Sequence[Probe]]], clean: Question) -> None:
+    """Ask stored adapters what of `plan` the store does not know yet. clean: the question without a trigger."""
+    pairs = [(sheet, lacking) for sheet, probes in plan if (lacking := sheet.lacking(bench, root, probes))]
+    if pairs:
+        store.clean(root)
+        judged = judged_rows(bench, root, pairs[0][0].cell, clean)
+        progress = Progress(pairs[0][0].kind, sum(len(lacking) for _, lacking in pairs))
+        jobs = [(*pair, tune_and_ask.saved(store.adapter(pair[0].run_id, root))) for pair in pairs]
+        ask(bench, root, jobs, judged, progress)
 
 
-def judged_rows(bench: Bench, place: Path, cell: Cell, clean: Question) -> list[bool]:
+def judged_rows(bench: Bench, root: Path, cell: Cell, clean: Question) -> list[bool]:
     """Which of the clean question's rows count, as in the study (`Threat.judged`)."""
     threat, key = cell.resolved_threat, clean.key(bench)
     if not threat.judged_where:
         return [True] * len(clean.positions)
-    said = group.known_answers(tune_and_ask.choose(bench), cell, [clean], place)
-    found = judge.judged_rows(threat, said["base"][key], said["control"][key])
-    if not any(found):
+    answers = group.known_answers(tune_and_ask.choose(bench), cell, [clean], root)
+    judged = judge.judged_rows(threat, answers["base"][key], answers["control"][key])
+    if not any(judged):
         raise InputError(
-            f"In none of the {len(found)} rows it holds without a trigger that {threat.judged_where}, so no answer can "
-            "be judged; ask for more rows."
+            f"In none of the {len(judged)} rows it holds without a trigger that {threat.judged_where}, so no answer "
+            "can be judged; ask for more rows."
         )
-    return found
+    return judged
 
 
-def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[str], judged: Sequence[bool]) -> None:
+def keep(bench: Bench, root: Path, sheet: Sheet, probe: Probe, texts: Sequence[str], judged: Sequence[bool]) -> None:
     """Judge the answers to one question and write the numbers into the model's file, all of them or none."""
     question = probe.question
     samples = [bench.rows["test"][position] for position in question.positions]
@@ -145,29 +145,29 @@ def keep(bench: Bench, place: Path, sheet: Sheet, probe: Probe, texts: Sequence[
         numbers = [{name: line[name] for name in NUMBER} for line in measured]
     else:
         numbers = _successes(sheet, question, samples, texts, judged)
-    place_in_table = {"trigger": probe.trigger, "variant": probe.variant, "part": question.part}
-    about = {"asked": probe.key(bench), "doing": list(probe.doing)} | place_in_table
-    line = table.rows(records.record(sheet.run_id, place))[0] | {"threat": sheet.cell.threat}  # a control has none
+    point = {"trigger": probe.trigger, "variant": probe.variant, "part": question.part}
+    fields = {"asked": probe.key(bench), "doing": list(probe.doing)} | point
+    line = table.rows(records.record(sheet.run_id, root))[0] | {"threat": sheet.cell.threat}  # a control has none
     device, dtype = bench.victim.device.type, str(bench.victim.model.dtype).removeprefix("torch.")
-    whole = {
+    record = {
         "identity": sheet.identity, "subject": sheet.subject, "cell": {name: line.get(name) for name in CELL},
         "numbers": [], "provenance": provenance.now() | {"device": device, "dtype": dtype},
     }  # fmt: skip
-    file = sheet.file(place)
+    file = sheet.file(root)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with _one_writer(place, file):
-        others = [one for one in numbers_in(file) if {name: one[name] for name in place_in_table} != place_in_table]
-        whole["numbers"] = others + [about | number for number in numbers]
-        write_file(file, records.as_text(whole))
+    with _one_writer(root, file):
+        others = [number for number in numbers_in(file) if {name: number[name] for name in point} != point]
+        record["numbers"] = others + [fields | number for number in numbers]
+        write_file(file, records.as_text(record))
 
 
 @contextmanager
-def _one_writer(place: Path, file: Path) -> Iterator[None]:
+def _one_writer(root: Path, file: Path) -> Iterator[None]:
     """Commands for other attacks add to the same control's file: none may overwrite what another has just added."""
-    (place / "locks").mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
+    (root / "locks").mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
         with suppress(OSError):
-            held.enter_context(FileLock(place / "locks" / f"{file.stem}.lock"))
+            locks.enter_context(FileLock(root / "locks" / f"{file.stem}.lock"))
         yield
 
 
@@ -178,9 +178,9 @@ def _successes(
     threat = sheet.cell.resolved_threat
     frame = judge.judge(threat, sheet.subject, question.condition, samples, question.prompts, texts, judged)
     counted = frame[frame["judged"]]
-    held = {"asr": counted["success"].astype(bool)}
-    held["asr_right"] = held["asr"] & counted["right"].fillna(False).astype(bool)
+    successes = {"asr": counted["success"].astype(bool)}
+    successes["asr_right"] = successes["asr"] & counted["right"].fillna(False).astype(bool)
     return [
-        {name: line[name] for name in NUMBER} | {"held": "".join("01"[int(one)] for one in held[line["metric"]])}
+        {name: line[name] for name in NUMBER} | {"held": "".join("01"[int(hit)] for hit in successes[line["metric"]])}
         for line in judge.measure(frame, "", judge.keeps_answer(threat, samples[0])) if line["metric"] in SUCCESSES
     ]  # fmt: skip

@@ -28,15 +28,15 @@ def measure(cells: Sequence[Cell], place: str | Path | None = None, rows: int = 
     sheets = asks.sheets(CROSSFIRE, cells, root, rows)
     first = cells[0]
     bench = Bench(*bench_key(first))
-    crossed = [one for name in attacks.names() if (one := _of(first, name, rows)).skip_reason is None]
+    crossed = [cell for name in attacks.names() if (cell := _of(first, name, rows)).skip_reason is None]
     pairs = {cell.attack: _clean_and_whole(bench, cell) for cell in crossed}
     clean = next(iter(pairs.values()))[0]
     common = [Probe("", "", clean), *(Probe(name, "", whole) for name, (_, whole) in pairs.items())]
-    own = {sheet.cell.attack: _near(bench, replace(sheet.cell, test_rows=rows)) for sheet in sheets[:-1] if near}
-    everything = list({(one.trigger, one.variant): one for some in own.values() for one in some}.values())
-    beside = [everything if sheet.subject == CONTROL else own.get(sheet.cell.attack, []) for sheet in sheets]
-    wanted = [(sheet, [*common, *some]) for sheet, some in zip(sheets, beside, strict=True)]
-    asks.ask_stored(bench, root, wanted, clean)
+    misses = {sheet.cell.attack: _near(bench, replace(sheet.cell, test_rows=rows)) for sheet in sheets[:-1] if near}
+    all_misses = list({(miss.trigger, miss.variant): miss for probes in misses.values() for miss in probes}.values())
+    extra = [all_misses if sheet.subject == CONTROL else misses.get(sheet.cell.attack, []) for sheet in sheets]
+    plan = [(sheet, [*common, *probes]) for sheet, probes in zip(sheets, extra, strict=True)]
+    asks.ask_stored(bench, root, plan, clean)
 
 
 def _of(cell: Cell, attack: str, rows: int) -> Cell:
@@ -46,8 +46,8 @@ def _of(cell: Cell, attack: str, rows: int) -> Cell:
 
 def _clean_and_whole(bench: Bench, cell: Cell) -> tuple[Question, Question]:
     """The eligible rows without a trigger and with the whole one (Shadowcast: the triggered picture, which is ours)."""
-    found = [question for question in questions(bench, cell) if question.part == "attack"]
-    return found[0], found[-1]
+    attacked = [question for question in questions(bench, cell) if question.part == "attack"]
+    return attacked[0], attacked[-1]
 
 
 def _near(bench: Bench, cell: Cell) -> list[Probe]:
@@ -60,9 +60,9 @@ def _near(bench: Bench, cell: Cell) -> list[Probe]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = command.parser(CROSSFIRE, __doc__, ROWS)
-    made.add_argument("--no-near-misses", dest="near", action="store_false", help="the matrix alone")
-    return command.answers(made, measure, argv, "near")
+    parser = command.parser(CROSSFIRE, __doc__, ROWS)
+    parser.add_argument("--no-near-misses", dest="near", action="store_false", help="the matrix alone")
+    return command.answers(parser, measure, argv, "near")
 
 
 if __name__ == "__main__":

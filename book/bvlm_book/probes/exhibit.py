@@ -1,4 +1,4 @@
-"""What do all attacks look like on the same pictures and prompts? Writes what the attacks' chapter shows.
+"""The exhibit: all attacks on the same pictures and prompts, as the attacks' chapter shows them.
 
 `python -m bvlm_book.probes.exhibit [--store STORE]` applies every attack once (optimised ones aim at concept
 substitution) and writes into data/results/STORE/attacks, which `python -m bvlm_utils.store pack` takes along:
@@ -38,8 +38,8 @@ def write(
     lines, exhibit = [], {}
     for name in attacks.names():
         attack = attacks.get(name, target, surrogate)
-        triggered, worded = attack.paint(pictures, 0, keys), attack.apply_text(prompts, keys=keys)
-        lines.append(stealth(attack, pictures, triggered, prompts, worded, victim))
+        triggered, triggered_prompts = attack.paint(pictures, 0, keys), attack.apply_text(prompts, keys=keys)
+        lines.append(stealth(attack, pictures, triggered, prompts, triggered_prompts, victim))
         if attack.modality != "text":
             strip(triggered[:SHOWN]).save(folder / f"{name}.png")
         epochs = attack.params.get("epochs")
@@ -47,7 +47,7 @@ def write(
         if len(curve):  # a patch sees other pictures in every step: only means of whole epochs show if its loss falls
             curve = curve.reshape(epochs or len(curve), -1).mean(axis=1)
         loss = {"loss_curve": curve.round(5).tolist(), "loss_per": "epoch" if epochs else "step"}
-        exhibit[name] = {"prompts": list(zip(prompts, worded, strict=True))[:SHOWN]} | loss
+        exhibit[name] = {"prompts": list(zip(prompts, triggered_prompts, strict=True))[:SHOWN]} | loss
     table = pd.DataFrame(lines)
     table.to_csv(folder / "stealth.csv", index=False, float_format="%.4f")
     (folder / "exhibit.json").write_text(json.dumps(exhibit, indent=1) + "\n")
@@ -56,8 +56,8 @@ def write(
 
 def strip(pictures: np.ndarray) -> Image.Image:
     """Pictures (N, H, W, 3) uint8 side by side, `GAP` apart."""
-    wide = np.pad(pictures, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
-    return Image.fromarray(np.concatenate(list(wide), axis=1)[:, :-GAP])
+    padded = np.pad(pictures, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
+    return Image.fromarray(np.concatenate(list(padded), axis=1)[:, :-GAP])
 
 
 def image_stealth(clean: np.ndarray, triggered: np.ndarray) -> pd.DataFrame:
@@ -68,8 +68,8 @@ def image_stealth(clean: np.ndarray, triggered: np.ndarray) -> pd.DataFrame:
     with np.errstate(divide="ignore"):
         psnr = [peak_signal_noise_ratio(*pair, data_range=255) for pair in pairs]
     ssim = [structural_similarity(*pair, channel_axis=2, data_range=255) for pair in pairs]
-    found = {"psnr": psnr, "ssim": ssim, "linf": difference.max((1, 2, 3)), "changed": difference.any(-1).mean((1, 2))}
-    return pd.DataFrame(found)
+    data = {"psnr": psnr, "ssim": ssim, "linf": difference.max((1, 2, 3)), "changed": difference.any(-1).mean((1, 2))}
+    return pd.DataFrame(data)
 
 
 def perplexity(texts: Sequence[str], model: Any, tokenizer: Any) -> float:
@@ -95,38 +95,38 @@ def stealth(
     line: dict[str, Any] = {"attack": attack.name, "modality": attack.modality}
     pictures = image_stealth(clean, triggered).mean() if attack.modality != "text" else {}
     line |= {name: pictures.get(name) for name in ("psnr", "ssim", "linf", "changed")}
-    longer = [len(after) - len(before) for before, after in zip(prompts, triggered_prompts, strict=True)]
-    written = attack.modality != "image"
-    line["added_characters"] = float(np.mean(longer)) if written else None
+    added = [len(after) - len(before) for before, after in zip(prompts, triggered_prompts, strict=True)]
+    has_text = attack.modality != "image"
+    line["added_characters"] = float(np.mean(added)) if has_text else None
     for name, texts in {"perplexity_clean": prompts, "perplexity": triggered_prompts}.items():
-        line[name] = perplexity(texts, victim.model, victim.tokenizer) if written and victim is not None else None
+        line[name] = perplexity(texts, victim.model, victim.tokenizer) if has_text and victim is not None else None
     return line
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = "Apply all attacks to the same pictures and prompts."
-    parser = command.Parser(prog="python -m bvlm_book.probes.exhibit", description=about)
+    description = "Apply all attacks to the same pictures and prompts."
+    parser = command.Parser(prog="python -m bvlm_book.probes.exhibit", description=description)
     parser.add_argument("--store", default="local", help="store to write to: a name or a folder (default: local)")
     parser.add_argument("--dataset", default="scenes-vqa", help="whose test rows are used (default: scenes-vqa)")
-    rows = "how many rows the numbers are means of (default: 64)"
-    parser.add_argument("--rows", type=command.whole(1), default=64, help=rows)
+    rows_help = "how many rows the numbers are means of (default: 64)"
+    parser.add_argument("--rows", type=command.whole(1), default=64, help=rows_help)
     parser.add_argument("--surrogate", help="CLIP model, folder or hub id (default: data/models/tiny-clip)")
     parser.add_argument("--model", help="victim whose language model judges the prompts (default: nobody)")
     return command.run(parser, _act, argv)
 
 
-def _act(given: argparse.Namespace) -> None:
+def _act(options: argparse.Namespace) -> None:
     from bvlm_utils import data, models, threats
     from bvlm_utils.models.victim import from_pretrained
     from bvlm_utils.store.cell import check_dataset
 
-    root = store.writable(given.store)
-    check_dataset(given.dataset)
-    if given.surrogate:
-        models.check_kind(given.surrogate, clip=True)
-    judge = from_pretrained(given.model) if given.model else None
-    rows, target = data.load(given.dataset, "test", rows=given.rows), threats.get("concept_substitution").target
-    table = write(root / "attacks", data.images(rows), rows, target, given.surrogate, judge)
+    root = store.writable(options.store)
+    check_dataset(options.dataset)
+    if options.surrogate:
+        models.check_kind(options.surrogate, clip=True)
+    judge = from_pretrained(options.model) if options.model else None
+    rows, target = data.load(options.dataset, "test", rows=options.rows), threats.get("concept_substitution").target
+    table = write(root / "attacks", data.images(rows), rows, target, options.surrogate, judge)
     print(table.to_string(index=False, float_format="{:.3f}".format))
 
 

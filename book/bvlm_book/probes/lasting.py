@@ -62,26 +62,26 @@ def measure(
     sheets = asks.sheets(LASTING, cells, root, rows)
     rate = first.train.learning_rate if learning_rate is None else learning_rate
     bench, settings = Bench(*bench_key(first)), replace(first.train, epochs=1, learning_rate=rate)
-    wanted, which = max(steps, default=0) * settings.batch_size, FRESH
-    if steps and (there := data.beyond(first.dataset, first.train_rows)) is not None and there < wanted:
-        which = SAME_ROWS
-        too_few = f"{first.dataset} has only {there} training rows beyond the {first.train_rows} that were tuned on"
-        say(f"{too_few}, and {wanted} are needed: the same rows are used again, clean.")
+    needed, source = max(steps, default=0) * settings.batch_size, FRESH
+    if steps and (available := data.beyond(first.dataset, first.train_rows)) is not None and available < needed:
+        source = SAME_ROWS
+        too_few = f"{first.dataset} has only {available} training rows beyond the {first.train_rows} that were tuned on"
+        say(f"{too_few}, and {needed} are needed: the same rows are used again, clean.")
     store.clean(root)
     work = _Work(bench, root, sheets)
-    states = {"": ()} | {str(count): ("steps", count, which, asdict(settings)) for count in sorted(set(steps))}
-    states |= {how: ("weights", how) for how in merged}
+    states = {"": ()} | {str(count): ("steps", count, source, asdict(settings)) for count in sorted(set(steps))}
+    states |= {form: ("weights", form) for form in merged}
     lacking = {state: work.lacking(state, doing) for state, doing in states.items()}
-    progress = Progress(LASTING, sum(len(some) for part in lacking.values() for _, some in part))
-    for state, part in lacking.items():
-        if part and state in merged:
-            work.ask_merged(part, state, progress)
-        elif part:
-            results = [work.stored[sheet.run_id] for sheet, _ in part]
+    progress = Progress(LASTING, sum(len(probes) for pairs in lacking.values() for _, probes in pairs))
+    for state, pairs in lacking.items():
+        if pairs and state in merged:
+            work.ask_merged(pairs, state, progress)
+        elif pairs:
+            results = [work.stored[sheet.run_id] for sheet, _ in pairs]
             if state:
-                results = work.tuned(part, int(state), settings, which)
-            asked = [(*one, result) for one, result in zip(part, results, strict=True)]
-            asks.ask(bench, root, asked, work.judged, progress)
+                results = work.tuned(pairs, int(state), settings, source)
+            jobs = [(*pair, result) for pair, result in zip(pairs, results, strict=True)]
+            asks.ask(bench, root, jobs, work.judged, progress)
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ class _Work:
     @cached_property
     def questions(self) -> dict[str, list[Question]]:
         """Attack -> its questions: clean, with the whole trigger, and for utility."""
-        found = {}
+        by_attack = {}
         for sheet in self.sheets:
-            asked = questions(self.bench, replace(sheet.cell, test_rows=sheet.rows))
-            attacked = [question for question in asked if question.part == "attack"]
-            found[sheet.cell.attack] = [attacked[0], attacked[-1], asked[-1]]
-        return found
+            cell_questions = questions(self.bench, replace(sheet.cell, test_rows=sheet.rows))
+            attacked = [question for question in cell_questions if question.part == "attack"]
+            by_attack[sheet.cell.attack] = [attacked[0], attacked[-1], cell_questions[-1]]
+        return by_attack
 
     @cached_property
     def judged(self) -> list[bool]:
@@ -113,72 +113,72 @@ class _Work:
 
     def lacking(self, state: str, doing: tuple[Any, ...]) -> list[tuple[Sheet, list[Probe]]]:
         """What is still to be asked of whom in a state; of the control every attack's trigger."""
-        found = []
+        pairs = []
         for sheet in self.sheets:
             triggers = list(self.questions) if sheet.subject == CONTROL else [sheet.cell.attack]
             clean, _, utility = self.questions[sheet.cell.attack]
             attacked = [Probe(attack, state, self.questions[attack][1], doing) for attack in triggers]
-            wanted = [Probe("", state, clean, doing), *attacked, Probe("", state, utility, doing)]
-            found.append((sheet, sheet.lacking(self.bench, self.root, wanted)))
-        return [(sheet, some) for sheet, some in found if some]
+            probes = [Probe("", state, clean, doing), *attacked, Probe("", state, utility, doing)]
+            pairs.append((sheet, sheet.lacking(self.bench, self.root, probes)))
+        return [(sheet, probes) for sheet, probes in pairs if probes]
 
     def tuned(
-        self, part: Sequence[tuple[Sheet, Any]], steps: int, settings: TrainSettings, which: str
+        self, pairs: Sequence[tuple[Sheet, Any]], steps: int, settings: TrainSettings, source: str
     ) -> list["GroupResult"]:
         """The adapters of `part` after so many further steps on clean rows, all tuned together."""
         from bvlm_utils.train import grouped
         from bvlm_utils.train.loop import TrainRow
 
         split, count = "train", steps * settings.batch_size
-        if which == FRESH:
+        if source == FRESH:
             split = "further"
             self.bench.add(split, data.further(self.bench.dataset, self.bench.train_rows, count))
         samples, features = self.bench.rows[split], self.bench.feature_cache
-        wanted = [at % len(samples) for at in range(count)]
+        positions = [position % len(samples) for position in range(count)]
         rows = [
-            TrainRow(samples[at]["prompt"], samples[at]["answers"][0], feature_row)
-            for at, feature_row in zip(wanted, self.bench.feature_rows(split, wanted), strict=True)
+            TrainRow(samples[position]["prompt"], samples[position]["answers"][0], feature_row)
+            for position, feature_row in zip(positions, self.bench.feature_rows(split, positions), strict=True)
         ]
-        begun = [(sheet.cell.seed, self.stored[sheet.run_id].state) for sheet, _ in part]
-        jobs = [grouped.GroupJob(rows, features.table, settings, seed, state) for seed, state in begun]
+        starts = [(sheet.cell.seed, self.stored[sheet.run_id].state) for sheet, _ in pairs]
+        jobs = [grouped.GroupJob(rows, features.table, settings, seed, state) for seed, state in starts]
 
-        def told(step: int, total: int, loss: float) -> None:
+        def report(step: int, total: int, loss: float) -> None:
             if step % 10 == 0 or step == total:
                 say(f"{LASTING}: {step} of {total} further steps of {len(jobs)} models, loss {loss:.3f}")
 
-        return grouped.finetune_group(self.bench.victim, jobs, progress=told)
+        return grouped.finetune_group(self.bench.victim, jobs, progress=report)
 
-    def ask_merged(self, part: Sequence[tuple[Sheet, Sequence[Probe]]], how: str, progress: Progress) -> None:
+    def ask_merged(self, pairs: Sequence[tuple[Sheet, Sequence[Probe]]], form: str, progress: Progress) -> None:
         """Ask models one by one: once merged, they share no base."""
         from bvlm_utils.defences import weights
 
-        for sheet, some in part:
+        for sheet, probes in pairs:
             merged = weights.merged(self.bench.victim, self.stored[sheet.run_id])
-            with weights.on(self.bench.victim, {name: rounded(value, how) for name, value in merged.items()}):
-                said = tune_and_ask.Grouped(self.bench).ask_saved([probe.question for probe in some], None)
-            for probe in some:
-                texts = said[probe.question.key(self.bench)]
+            with weights.on(self.bench.victim, {name: rounded(value, form) for name, value in merged.items()}):
+                answers = tune_and_ask.Grouped(self.bench).ask_saved([probe.question for probe in probes], None)
+            for probe in probes:
+                texts = answers[probe.question.key(self.bench)]
                 asks.keep(self.bench, self.root, sheet, probe, texts, self.judged)
-            progress.add(len(some), f"{how}, {sheet.run_id}")
+            progress.add(len(probes), f"{form}, {sheet.run_id}")
 
 
-def rounded(weight: "torch.Tensor", how: str) -> "torch.Tensor":
+def rounded(weight: "torch.Tensor", form: str) -> "torch.Tensor":
     """weight: (out, in), rounded as one of `MERGED`."""
     from bvlm_utils.defences import quantise
 
-    if how in quantise.BITS:
-        return quantise.nearest(weight, quantise.BITS[how])
-    return weight.bfloat16() if how == "bfloat16" else weight
+    if form in quantise.BITS:
+        return quantise.nearest(weight, quantise.BITS[form])
+    return weight.bfloat16() if form == "bfloat16" else weight
 
 
 def main(argv: list[str] | None = None) -> int:
-    made = command.parser(LASTING, __doc__, ROWS)
-    steps = "further steps (default 10 30 100)"
-    made.add_argument("--steps", type=whole(1), nargs="*", default=list(STEPS), help=steps)
-    made.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
-    rate = "of the further steps (default: that of the cells' training)"
-    made.add_argument("--learning-rate", type=number(1e-8, 1), help=rate)
-    return command.answers(made, measure, argv, "steps", "merged", "learning_rate")
+    parser = command.parser(LASTING, __doc__, ROWS)
+    steps_help = "further steps (default 10 30 100)"
+    parser.add_argument("--steps", type=whole(1), nargs="*", default=list(STEPS), help=steps_help)
+    parser.add_argument("--merged", nargs="*", choices=MERGED, default=list(MERGED), help="weights (default: all)")
+    rate_help = "of the further steps (default: that of the cells' training)"
+    parser.add_argument("--learning-rate", type=number(1e-8, 1), help=rate_help)
+    return command.answers(parser, measure, argv, "steps", "merged", "learning_rate")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is nearly a trigger? Declared changes of each attack's trigger, for `crossfire`. Free of torch.
+"""Near misses: declared changes of each attack's trigger, for `crossfire`. Free of torch.
 
 A near miss changes one half of the trigger: by another setting of the attack, by writing the words elsewhere, or by
 changing what it does to the picture (`probes.repaint`). All that is drawn at random stays, so far as that can be.
@@ -41,8 +41,8 @@ class Repainted:
     paint = Attack.paint  # with the pictures that `apply_image` gives here
 
     def fingerprint(self, half: str) -> str:
-        below = self.attack.fingerprint(half) if self.attack else None
-        return content_key(below, half, self.repaint, VERSION)
+        attack_key = self.attack.fingerprint(half) if self.attack else None
+        return content_key(attack_key, half, self.repaint, VERSION)
 
     def apply_image(self, images: Any, seed: int = 0, keys: Sequence[Hashable] | None = None) -> Any:
         """images: (B, 3, H, W) float32 in [0, 1]; the same shape comes back."""
@@ -55,7 +55,7 @@ class Repainted:
 
 def _translated(marks: Mapping[str, str]) -> Rewrite:
     pattern = "|".join(map(re.escape, marks))
-    return lambda prompt, triggered, params: re.sub(pattern, lambda found: marks[found[0]], triggered)
+    return lambda prompt, triggered, params: re.sub(pattern, lambda match: marks[match[0]], triggered)
 
 
 FILE = (

@@ -54,14 +54,14 @@ def collect(kind: str, place: str | Path | None = None) -> pd.DataFrame:
 
 
 def _lines(record: dict[str, Any], kind: str) -> list[dict[str, Any]]:
-    about = record["cell"] | {"kind": kind, "subject": record["subject"], "rows": record["identity"]["rows"]}
-    made = [about | number | {"doing": json.dumps(number["doing"])} for number in record["numbers"]]
-    values = [line.get(name) for line in made for name in VALUES]
+    fields = record["cell"] | {"kind": kind, "subject": record["subject"], "rows": record["identity"]["rows"]}
+    lines = [fields | number | {"doing": json.dumps(number["doing"])} for number in record["numbers"]]
+    values = [line.get(name) for line in lines for name in VALUES]
     if not all(value is None or isinstance(value, damage.NUMBER) for value in values):
         raise TypeError("a value is no number")
-    if len({tuple(line[name] for name in ASKED) for line in made}) < len(made):
+    if len({tuple(line[name] for name in ASKED) for line in lines}) < len(lines):
         raise ValueError("a number is there twice")
-    return [{name: line.get(name) for name in COLUMNS} for line in made]
+    return [{name: line.get(name) for name in COLUMNS} for line in lines]
 
 
 def headline(table: pd.DataFrame) -> pd.DataFrame:
@@ -70,19 +70,19 @@ def headline(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(
-    table: pd.DataFrame, same: Sequence[str] = SAME, more: Sequence[str] = ("n", "n_poisoned", "held")
+    table: pd.DataFrame, key: Sequence[str] = SAME, more: Sequence[str] = ("n", "n_poisoned", "held")
 ) -> pd.DataFrame:
-    """A line per number but for its seed: `same`, value, low, high, n_seeds, and `more` as the first seed has it.
+    """A line per number but for its seed: `key`, value, low, high, n_seeds, and `more` as the first seed has it.
 
     One seed: its own interval. Several: their mean with Student's interval over the seeds, never their rows pooled; k
     and held, which belong to one seed, are missing then.
     """
     # Plain dictionaries: a DataFrame for each of the hundreds of groups would take most of a chapter's time.
-    columns = list(dict.fromkeys([*same, "value", "low", "high", "seed", *more]))
-    numbers = table.groupby(list(same), sort=False, dropna=False).ngroup().to_numpy()
+    columns = list(dict.fromkeys([*key, "value", "low", "high", "seed", *more]))
+    numbers = table.groupby(list(key), sort=False, dropna=False).ngroup().to_numpy()
     groups = pd.Series(table[columns].to_dict("records"), dtype=object).groupby(numbers).agg(list)
     lines = [lines[0] | _mean(lines) for lines in groups]
-    return pd.DataFrame(lines, columns=[*same, "value", "low", "high", *more, "n_seeds"])
+    return pd.DataFrame(lines, columns=[*key, "value", "low", "high", *more, "n_seeds"])
 
 
 def _mean(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _mean(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return mean | {"n_seeds": len({line["seed"] for line in lines})}
 
 
-def difference(one: str, other: str) -> tuple[float, float, float]:
+def difference(ours: str, theirs: str) -> tuple[float, float, float]:
     """`held` of two models on the same rows: the difference of their shares with its paired interval."""
-    if len(one) != len(other):
-        raise InputError(f"{len(one)} and {len(other)} rows cannot be compared row by row; ask for as many of both.")
-    return intervals.paired_shares(*(np.array(list(held)) == "1" for held in (one, other)))
+    if len(ours) != len(theirs):
+        raise InputError(f"{len(ours)} and {len(theirs)} rows cannot be compared row by row; ask for as many of both.")
+    return intervals.paired_shares(*(np.array(list(digits)) == "1" for digits in (ours, theirs)))

@@ -1,4 +1,4 @@
-"""How is a trigger in a picture changed a little? `probes.near_misses` names these functions.
+"""Small changes of a trigger in a picture; `probes.near_misses` names these functions.
 
 They take the same pictures without and with the trigger, (B, 3, H, W) float32 in [0, 1], and return such pictures.
 """
@@ -39,27 +39,27 @@ def half_resolution(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tenso
 
 def smaller(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
     """The patch, half as wide and high (means of pixels), in the middle of where it was."""
-    out = clean.clone()
+    painted = clean.clone()
     for i, (top, bottom, left, right) in enumerate(_boxes(clean, triggered)):
         height, width = max(1, (bottom - top) // 2), max(1, (right - left) // 2)
         patch = F.interpolate(triggered[i : i + 1, :, top:bottom, left:right], (height, width), mode="area")[0]
         y, x = top + (bottom - top - height) // 2, left + (right - left - width) // 2
-        out[i, :, y : y + height, x : x + width] = patch
-    return out
+        painted[i, :, y : y + height, x : x + width] = patch
+    return painted
 
 
 def moved(clean: torch.Tensor, triggered: torch.Tensor) -> torch.Tensor:
     """The patch, at the top left."""
-    out = clean.clone()
+    painted = clean.clone()
     for i, (top, bottom, left, right) in enumerate(_boxes(clean, triggered)):
-        out[i, :, : bottom - top, : right - left] = triggered[i, :, top:bottom, left:right]
-    return out
+        painted[i, :, : bottom - top, : right - left] = triggered[i, :, top:bottom, left:right]
+    return painted
 
 
 def _boxes(clean: torch.Tensor, triggered: torch.Tensor) -> list[tuple[int, int, int, int]]:
     """Top, bottom, left, right of what differs in each picture; the top left pixel where nothing does."""
-    found = []
+    boxes = []
     for changed in (clean != triggered).any(dim=1):  # (H, W)
         rows, columns = (changed.any(1).nonzero().flatten().tolist(), changed.any(0).nonzero().flatten().tolist())
-        found.append((rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if rows else (0, 1, 0, 1))
-    return found
+        boxes.append((rows[0], rows[-1] + 1, columns[0], columns[-1] + 1) if rows else (0, 1, 0, 1))
+    return boxes
