@@ -25,7 +25,7 @@ PROBE_TRAIN, PROBE_TEST = 2000, 500  # pictures, half of them triggered
 PROBED = ("BadNets-I", "Blended", "SIG")
 # Measured, not reached, and said on the card: the patch covers 9 of 96 pixels at a place of its own, and pooling hides
 # most of what single tokens show.
-SHORTFALLS = {"tiny-llava": ("probe: BadNets-I",), "tiny-qwen2.5-vl": ("probe: BadNets-I",)}
+SHORTFALLS = dict.fromkeys(("tiny-llava", "tiny-llava-b", "tiny-qwen2.5-vl"), ("probe: BadNets-I",))
 CLIP_SIDE_BY_SIDE = 6  # backgrounds per sprite in the zero-shot test
 
 

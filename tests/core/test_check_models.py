@@ -12,7 +12,7 @@ from bvlm_utils.pretraining import check
 from bvlm_utils.score import utility
 from bvlm_utils.threats import responses
 
-NAMES = ["tiny-clip", "tiny-llava", "tiny-qwen2.5-vl"]
+NAMES = ["tiny-clip", "tiny-llava", "tiny-llava-b", "tiny-qwen2.5-vl"]
 
 
 def card(name: str) -> dict:
