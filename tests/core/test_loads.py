@@ -295,7 +295,8 @@ def test_a_hub_that_does_not_answer_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("name, known", [
-    ("tiny-llava", "6bebdf5d10e2c7e9"), ("tiny-llava-b", "e51ae591405adeb6"), ("tiny-qwen2.5-vl", "2f6957e2f47a9e74"), ("tiny-clip", "cec1cbee212fbea3"),
+    ("tiny-llava", "6bebdf5d10e2c7e9"), ("tiny-llava-b", "e51ae591405adeb6"),
+    ("tiny-qwen2.5-vl", "2f6957e2f47a9e74"), ("tiny-clip", "cec1cbee212fbea3"),
 ])  # fmt: skip
 def test_the_committed_models_keep_their_digests(name, known):
     assert models.digest(name) == known
