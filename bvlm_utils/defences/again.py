@@ -1,6 +1,6 @@
 """What defences ask again and again is computed once: answers, readings and encoded pictures, known by their content.
 
-Kept are the results of rows, inside `remembering` alone. Elsewhere only equal rows of one call are computed once.
+Results of rows are kept inside `remembering` alone. Elsewhere only equal rows of one call are computed once.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -22,7 +22,7 @@ _KEPT: ContextVar[Kept | None] = ContextVar("kept", default=None)
 
 @contextmanager
 def remembering(kept: Kept) -> Iterator[None]:
-    """Results go to `kept` and come from there, inside a `with`. The model has to be one and the same."""
+    """Inside a `with`, results go to `kept` and come from there. The model has to stay the same."""
     token = _KEPT.set(kept)
     try:
         yield
@@ -34,10 +34,10 @@ def each(kind: str, keys: Sequence[Hashable], make: Callable[[list[int]], Sequen
     """The result of each key. `make` takes the positions of those that are not known yet, and gives their results."""
     kept = _KEPT.get()
     results = {} if kept is None else kept.setdefault(kind, {})
-    first = {key: position for position, key in reversed(list(enumerate(keys))) if key not in results}
+    first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in results}
     missing = sorted(first.values())
     if missing:
-        results.update(zip((keys[position] for position in missing), make(missing), strict=True))
+        results.update(zip((keys[i] for i in missing), make(missing), strict=True))
     return [results[key] for key in keys]
 
 

@@ -32,7 +32,7 @@ def answers(
     all_requests, ends = requests(victim, rows, unseen), decode.ends_of(victim)
 
     def ask(missing: list[int]) -> list[str]:
-        batch = [all_requests[position] for position in missing]
+        batch = [all_requests[i] for i in missing]
         with reading.attached(victim, adapter):
             token_ids = decode.greedy(victim.model, [batch], rows.features, ends, max_new_tokens)
         return decode.texts_of(victim, token_ids)[0]

@@ -110,7 +110,7 @@ class DefenceBench:
 
 
 def lacks_adapter(cell: Cell, folder: Path) -> str:
-    """What to do where a store has a cell's record alone, as one that was unpacked has."""
+    """What to do where a store has a cell's record without its adapter, as after unpacking."""
     ending = "with --force (run_cells: force=True)" if store.has(cell, folder) else "first"
     return f"{folder} holds no adapter of {cell.run_id}; run that cell, or those that it belongs to, {ending}."
 

@@ -73,7 +73,7 @@ def read_scores(file: Path) -> dict[str, float]:
 
 
 def read_truth(folder: Path) -> pd.DataFrame:
-    """What each adapter of a zoo is, in texts."""
+    """What each adapter of a zoo is: a table of texts."""
     file, needed = folder / zoo.TRUTH / "adapters.csv", ["adapter", "kind", "model"]
     if not file.is_file():
         raise InputError(f"{folder} is no zoo of adapters: it has no {zoo.TRUTH}/adapters.csv.")

@@ -152,8 +152,8 @@ class Defence:
                     other_adapter(folder, model)
 
     def digests(self) -> dict[str, str]:
-        """What changes with the content of the files that it reads, by the setting that names them. Adapters of the
-        committed zoo stay as they are, and names of records of them were given without a digest.
+        """By setting, a digest of the files that it names. Adapters of the committed zoo are left out: they stay as
+        they are, and records of them were named without a digest.
         """
         by_setting = {}
         for name in self.info.files:

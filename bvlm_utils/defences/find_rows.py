@@ -114,7 +114,7 @@ def chosen(methods: Sequence[str] | None, with_adapter: bool) -> tuple[str, ...]
 
 
 def outputs(file: Path, folder: str | None) -> tuple[Path, Path]:
-    """Where the table and the cleaned file go; InputError if something is there: it may have been looked through."""
+    """Where the table and the cleaned file go; InputError if one is there: somebody may have worked on it."""
     out = file.parent if folder is None else paths.named(folder, "folder")
     if out.exists() and not out.is_dir():
         raise InputError(f"{folder!r} is a file; --out must be a folder.")
