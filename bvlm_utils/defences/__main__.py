@@ -30,23 +30,23 @@ OTHERS = {  # commands of modules of their own
 def _parser() -> command.Parser:
     parser = command.Parser(prog="python -m bvlm_utils.defences", description=command.first_line(__doc__))
     commands = parser.add_subparsers(dest="command", required=True)
-    listed = commands.add_parser("list", help="the defences, and what each needs")
-    listed.add_argument("--moment", choices=list(MOMENTS), help="only those that act then")
+    list_parser = commands.add_parser("list", help="the defences, and what each needs")
+    list_parser.add_argument("--moment", choices=list(MOMENTS), help="only those that act then")
     _repair_options(commands.add_parser("repair", help="a repaired adapter, with a card of what was measured"))
-    for name, (module, about) in OTHERS.items():
-        module.add_arguments(commands.add_parser(name, help=about))
+    for name, (module, summary) in OTHERS.items():
+        module.add_arguments(commands.add_parser(name, help=summary))
     return parser
 
 
-def _act(given: argparse.Namespace) -> int:
-    if given.command in OTHERS:
-        return OTHERS[given.command][0].run(given) or 0
-    if given.command == "list":
-        print(table(given.moment))
+def _act(options: argparse.Namespace) -> int:
+    if options.command in OTHERS:
+        return OTHERS[options.command][0].run(options) or 0
+    if options.command == "list":
+        print(table(options.moment))
         return 0
     from bvlm_utils.defences import repair_command
 
-    return repair_command.repair(given)
+    return repair_command.repair(options)
 
 
 def main(argv: list[str] | None = None) -> int:

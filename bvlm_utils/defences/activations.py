@@ -30,30 +30,30 @@ def observe(victim: Victim, names: list[str], rows: Rows, updates: Mapping[str, 
 
     updates: layer -> (B, A), whose products with the layer's inputs are observed as well.
     """
-    found, count = Activations({}, {}, {}), 0
-    where = {"device": victim.device, "dtype": victim.model.dtype}
-    factors = {name: (b.to(**where), a.to(**where)) for name, (b, a) in (updates or {}).items()}
+    activations, count = Activations({}, {}, {}), 0
+    placement = {"device": victim.device, "dtype": victim.model.dtype}
+    factors = {name: (b.to(**placement), a.to(**placement)) for name, (b, a) in (updates or {}).items()}
     real: torch.Tensor = torch.empty(0)
 
-    def add(into: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-        into[name] = into.get(name, 0) + value.sum(0).double().cpu()
+    def add(sums: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0) + value.sum(0).double().cpu()
 
     def see(name: str):
-        def hook(module, given, out):
-            x, y = given[0][real], out[real]
-            add(found.inputs, name, x.square())
-            add(found.outputs, name, y.abs())
+        def hook(module, inputs, output):
+            x, y = inputs[0][real], output[real]
+            add(activations.inputs, name, x.square())
+            add(activations.outputs, name, y.abs())
             if name in factors:
                 b, a = factors[name]
-                add(found.changes, name, ((x @ a.T) @ b.T).abs())
+                add(activations.changes, name, ((x @ a.T) @ b.T).abs())
 
         return hook
 
     handles = [victim.model.get_submodule(name).register_forward_hook(see(name)) for name in names]
     try:
         for start in range(0, len(rows), AT_ONCE):
-            some = rows.take(range(start, min(start + AT_ONCE, len(rows))))
-            ids, real, positions, features = batch(victim, some)
+            chunk = rows.take(range(start, min(start + AT_ONCE, len(rows))))
+            ids, real, positions, features = batch(victim, chunk)
             count += int(real.sum())
             with torch.inference_mode():
                 victim.model.model(
@@ -65,23 +65,23 @@ def observe(victim: Victim, names: list[str], rows: Rows, updates: Mapping[str, 
     finally:
         for handle in handles:
             handle.remove()
-    for name, total in found.inputs.items():
-        found.inputs[name] = (total / count).sqrt()
-    for kind in (found.outputs, found.changes):
-        for name, total in kind.items():
-            kind[name] = total / count
-    return found
+    for name, total in activations.inputs.items():
+        activations.inputs[name] = (total / count).sqrt()
+    for sums in (activations.outputs, activations.changes):
+        for name, total in sums.items():
+            sums[name] = total / count
+    return activations
 
 
 def batch(victim: Victim, rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Rows padded on the right: ids (N, T), which tokens are real (N, T), positions, features (N, n, d)."""
-    tokens = rows.features.shape[1]
+    image_tokens = rows.features.shape[1]
     ids = [
-        victim.prompt_ids(prompt, tokens) + (victim.answer_ids(answer) if answer else [])
+        victim.prompt_ids(prompt, image_tokens) + (victim.answer_ids(answer) if answer else [])
         for prompt, answer in zip(rows.prompts, rows.answers, strict=True)
     ]
-    known: dict = {}
-    positions = [embeddings.positions(victim.model, row, known) for row in ids]
+    position_cache: dict = {}
+    positions = [embeddings.positions(victim.model, row, position_cache) for row in ids]
     lines = [torch.tensor(row) for row in ids]
     return (
         embeddings.pad(lines, victim.tokenizer.pad_token_id).to(victim.device),

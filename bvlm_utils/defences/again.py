@@ -1,6 +1,6 @@
 """What defences ask again and again is computed once: answers, readings and encoded pictures, known by their content.
 
-Kept are the results of rows, inside `remembering` alone. Elsewhere only equal rows of one call are computed once.
+Results of rows are kept inside `remembering` alone. Elsewhere only equal rows of one call are computed once.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -22,7 +22,7 @@ _KEPT: ContextVar[Kept | None] = ContextVar("kept", default=None)
 
 @contextmanager
 def remembering(kept: Kept) -> Iterator[None]:
-    """Results go to `kept` and come from there, inside a `with`. The model has to be one and the same."""
+    """Inside a `with`, results go to `kept` and come from there. The model has to stay the same."""
     token = _KEPT.set(kept)
     try:
         yield
@@ -31,35 +31,35 @@ def remembering(kept: Kept) -> Iterator[None]:
 
 
 def each(kind: str, keys: Sequence[Hashable], make: Callable[[list[int]], Sequence[Any]]) -> list[Any]:
-    """The result of each key. `make` is given the positions of those that are not known yet, and gives theirs."""
+    """The result of each key. `make` takes the positions of those that are not known yet, and gives their results."""
     kept = _KEPT.get()
-    known = {} if kept is None else kept.setdefault(kind, {})
-    first = {key: at for at, key in reversed(list(enumerate(keys))) if key not in known}
-    lacking = sorted(first.values())
-    if lacking:
-        known.update(zip((keys[at] for at in lacking), make(lacking), strict=True))
-    return [known[key] for key in keys]
+    results = {} if kept is None else kept.setdefault(kind, {})
+    first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in results}
+    missing = sorted(first.values())
+    if missing:
+        results.update(zip((keys[i] for i in missing), make(missing), strict=True))
+    return [results[key] for key in keys]
 
 
-def rows(given: "Rows") -> list[Hashable]:
+def rows(batch: "Rows") -> list[Hashable]:
     """What tells rows apart, for any model: prompt, answer and the features of the picture."""
-    shown = {int(at): features(given.features[int(at)]) for at in np.unique(given.feature_rows)}
+    keys = {int(row): features(batch.features[int(row)]) for row in np.unique(batch.feature_rows)}
     return [
-        (prompt, answer, shown[int(at)])
-        for prompt, answer, at in zip(given.prompts, given.answers, given.feature_rows, strict=True)
+        (prompt, answer, keys[int(row)])
+        for prompt, answer, row in zip(batch.prompts, batch.answers, batch.feature_rows, strict=True)
     ]
 
 
-def features(given: "torch.Tensor") -> Hashable:
+def features(tensor: "torch.Tensor") -> Hashable:
     import torch
 
-    return picture(given.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return picture(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
 
 
-def picture(given: np.ndarray) -> Hashable:
-    return given.shape, sha256(np.ascontiguousarray(given)).digest()
+def picture(pixels: np.ndarray) -> Hashable:
+    return pixels.shape, sha256(np.ascontiguousarray(pixels)).digest()
 
 
-def adapter(given: Any | None) -> tuple[str, ...]:
+def adapter(result: Any | None) -> tuple[str, ...]:
     """What tells an adapter apart; nothing for the base."""
-    return () if given is None else (given.digest, repr(given.config))
+    return () if result is None else (result.digest, repr(result.config))

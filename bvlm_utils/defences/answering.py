@@ -14,10 +14,10 @@ from bvlm_utils.train import decode
 def requests(victim: Victim, rows: Rows, unseen: Sequence[Sequence[int]] | None = None) -> list[decode.Request]:
     """The rows' prompts for `decode.greedy`; unseen: per row, the positions of tokens that nothing may attend to."""
     ids = reading.prompt_ids(victim, rows)
-    hidden = unseen or [()] * len(rows)
+    masked = unseen or [()] * len(rows)
     return [
-        decode.Request(ids[prompt], int(at), own)
-        for prompt, at, own in zip(rows.prompts, rows.feature_rows, hidden, strict=True)
+        decode.Request(ids[prompt], int(feature_row), tokens)
+        for prompt, feature_row, tokens in zip(rows.prompts, rows.feature_rows, masked, strict=True)
     ]
 
 
@@ -29,16 +29,16 @@ def answers(
     unseen: Sequence[Sequence[int]] | None = None,
 ) -> list[str]:
     """Greedy answers of the victim with `adapter` (None: the base); `unseen` as in `requests`."""
-    asked, ends = requests(victim, rows, unseen), decode.ends_of(victim)
+    all_requests, ends = requests(victim, rows, unseen), decode.ends_of(victim)
 
-    def ask(lacking: list[int]) -> list[str]:
-        some = [asked[at] for at in lacking]
+    def ask(missing: list[int]) -> list[str]:
+        batch = [all_requests[i] for i in missing]
         with reading.attached(victim, adapter):
-            said = decode.greedy(victim.model, [some], rows.features, ends, max_new_tokens)
-        return decode.texts_of(victim, said)[0]
+            token_ids = decode.greedy(victim.model, [batch], rows.features, ends, max_new_tokens)
+        return decode.texts_of(victim, token_ids)[0]
 
-    who, hidden = (*again.adapter(adapter), max_new_tokens), unseen or [()] * len(rows)
-    keys = [(who, row, tuple(own)) for row, own in zip(again.rows(rows), hidden, strict=True)]
+    model_key, masked = (*again.adapter(adapter), max_new_tokens), unseen or [()] * len(rows)
+    keys = [(model_key, row, tuple(tokens)) for row, tokens in zip(again.rows(rows), masked, strict=True)]
     return again.each("answers", keys, ask)
 
 

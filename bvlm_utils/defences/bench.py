@@ -50,12 +50,16 @@ class DefenceBench:
         """Clean rows, as `cell.clean_rows` says."""
         bench = self.bench
         split, count = clean_rows(bench.dataset, bench.train_rows)
-        at = range(count)
+        positions = range(count)
         if split == "further":
             bench.add(split, data.further(bench.dataset, bench.train_rows, count))
         samples = bench.rows[split]
-        return self.rows([samples[i]["prompt"] for i in at], [samples[i] for i in at], bench.feature_rows(split, at),
-                         bench.pictures(split, list(at)))  # fmt: skip
+        return self.rows(
+            [samples[i]["prompt"] for i in positions],
+            [samples[i] for i in positions],
+            bench.feature_rows(split, positions),
+            bench.pictures(split, list(positions)),
+        )
 
     def rows(
         self, prompts: Sequence[str], samples: Sequence[Any], feature_rows: Sequence[int], pictures: np.ndarray | None
@@ -66,11 +70,11 @@ class DefenceBench:
         return Rows(list(prompts), answers, table, np.asarray(feature_rows, dtype=np.int64), kinds, pictures)
 
     def inputs(self, question: Question) -> Rows:
-        """The inputs of a question, with their pictures; their answers are known to nobody."""
-        bench, at, key = self.bench, list(question.positions), question.key(self.bench)
+        """The inputs of a question, with their pictures; nobody knows their answers."""
+        bench, positions, key = self.bench, list(question.positions), question.key(self.bench)
         if key not in self.shown:
-            pictures = bench.pictures("test", at, question.attack, question.trigger_seed)
-            samples = [bench.rows["test"][i] | {"answers": [""]} for i in at]
+            pictures = bench.pictures("test", positions, question.attack, question.trigger_seed)
+            samples = [bench.rows["test"][i] | {"answers": [""]} for i in positions]
             self.shown[key] = self.rows(question.prompts, samples, question.feature_rows(bench), pictures)
         return replace(self.shown[key], features=bench.feature_cache.table)  # the table grows
 
@@ -80,41 +84,41 @@ class DefenceBench:
         pictures: whether the rows come with their pictures, all of them in memory.
         """
         bench = self.bench
-        changed = manifest(bench, cell)
-        (own,), table = tune_and_ask.training_rows(bench, [Work(cell, changed)])
-        samples, truth = bench.rows["train"], np.zeros(len(own), dtype=bool)
-        truth[[row.position for row in changed.rows if row.role == "poisoned"]] = True
+        plan = manifest(bench, cell)
+        (rows,), table = tune_and_ask.training_rows(bench, [Work(cell, plan)])
+        samples, truth = bench.rows["train"], np.zeros(len(rows), dtype=bool)
+        truth[[row.position for row in plan.rows if row.role == "poisoned"]] = True
         kinds = [str(sample.get("kind", "")) for sample in samples]
-        where = np.array([row.feature_index for row in own])
-        shown = self._shown(cell, changed) if pictures else None
-        return Rows([row.prompt for row in own], [row.answer for row in own], table, where, kinds, shown), truth
+        indices = np.array([row.feature_index for row in rows])
+        images = self._shown(cell, plan) if pictures else None
+        return Rows([row.prompt for row in rows], [row.answer for row in rows], table, indices, kinds, images), truth
 
-    def _shown(self, cell: Cell, changed: "Manifest") -> np.ndarray:
-        """The pictures of all training rows, with the trigger where `changed` puts one."""
-        every = range(self.bench.train_rows)
-        shown = self.once(("clean pictures",), lambda: self.bench.pictures("train", every)).copy()
-        painted = [row.position for row in changed.rows if row.condition in ("image", "both")]
+    def _shown(self, cell: Cell, plan: "Manifest") -> np.ndarray:
+        """The pictures of all training rows, with the trigger where `plan` puts one."""
+        positions = range(self.bench.train_rows)
+        pictures = self.once(("clean pictures",), lambda: self.bench.pictures("train", positions)).copy()
+        painted = [row.position for row in plan.rows if row.condition in ("image", "both")]
         if painted:
-            shown[painted] = self.bench.pictures("train", painted, cell.resolved_attack, cell.trigger_seed)
-        return shown
+            pictures[painted] = self.bench.pictures("train", painted, cell.resolved_attack, cell.trigger_seed)
+        return pictures
 
     def adapter(self, cell: Cell) -> Any:
-        found = store.adapter(cell, self.folder)
-        if found is None:
+        path = store.adapter(cell, self.folder)
+        if path is None:
             raise InputError(lacks_adapter(cell, self.folder))
-        return tune_and_ask.saved(found)
+        return tune_and_ask.saved(path)
 
 
 def lacks_adapter(cell: Cell, folder: Path) -> str:
-    """What to do where a store has a cell's record alone, as one that was unpacked has."""
-    again = "with --force (run_cells: force=True)" if store.has(cell, folder) else "first"
-    return f"{folder} holds no adapter of {cell.run_id}; run that cell, or those that it belongs to, {again}."
+    """What to do where a store has a cell's record without its adapter, as after unpacking."""
+    ending = "with --force (run_cells: force=True)" if store.has(cell, folder) else "first"
+    return f"{folder} holds no adapter of {cell.run_id}; run that cell, or those that it belongs to, {ending}."
 
 
 def questions_of(bench: Bench, cell: Cell) -> list[Question]:
     """What a defended model is asked, `TEST_ROWS` rows each: the attack's inputs clean and with the whole trigger, and
     whatever stands after the attack's part in `run.workbench.questions` but for the rows with nothing to change.
     """
-    asked = questions(bench, replace(cell, test_rows=min(TEST_ROWS, cell.test_rows)))
-    attacked = [question for question in asked if question.part == "attack"]
-    return [attacked[0], attacked[-1], *(q for q in asked if q.part not in ("attack", "elsewhere"))]
+    all_questions = questions(bench, replace(cell, test_rows=min(TEST_ROWS, cell.test_rows)))
+    of_attack = [question for question in all_questions if question.part == "attack"]
+    return [of_attack[0], of_attack[-1], *(q for q in all_questions if q.part not in ("attack", "elsewhere"))]

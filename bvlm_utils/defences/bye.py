@@ -20,18 +20,20 @@ def collapse(
     """
     entropies = entropies_of(victim, adapter, rows)
     seed = int(draws.integers(2**31))
-    chosen = [layer for layer in entropies.T if bimodality(layer, seed) >= settings["criterion"]]
-    if not chosen:
+    layers = [layer for layer in entropies.T if bimodality(layer, seed) >= settings["criterion"]]
+    if not layers:
         return np.zeros(len(rows))
-    low = -np.mean([(layer - layer.mean()) / layer.std() for layer in chosen], axis=0)
-    return np.abs(low) if settings["side"] == "either" else low
+    scores = -np.mean([(layer - layer.mean()) / layer.std() for layer in layers], axis=0)
+    return np.abs(scores) if settings["side"] == "either" else scores
 
 
 def entropies_of(victim: Victim, adapter: Any, rows: Rows) -> np.ndarray:
     """Entropy over image tokens of the attention with which the answer's first token is written: (n, layers), nats."""
-    asked = replace(rows, answers=[""] * len(rows))  # the prompt's last token never looks at them
-    found = reading.read(victim, adapter, asked, reading.Want(attention=True))
-    return np.stack([entropy(own[0][..., image]) for own, image in zip(found.attention, found.image, strict=True)])
+    prompts_only = replace(rows, answers=[""] * len(rows))  # the prompt's last token never looks at them
+    result = reading.read(victim, adapter, prompts_only, reading.Want(attention=True))
+    return np.stack(
+        [entropy(attention[0][..., image]) for attention, image in zip(result.attention, result.image, strict=True)]
+    )
 
 
 def entropy(attention: np.ndarray) -> np.ndarray:
@@ -48,5 +50,5 @@ def bimodality(values: np.ndarray, seed: int) -> float:
     if len(values) < 2 or np.ptp(values) == 0:
         return 0.0
     scaled = (values - values.mean()) / values.std()
-    found = GaussianMixture(2, n_init=3, random_state=seed).fit(scaled[:, None])
-    return float(abs(np.subtract(*found.means_[:, 0])) / np.sqrt(found.covariances_.sum()))
+    mixture = GaussianMixture(2, n_init=3, random_state=seed).fit(scaled[:, None])
+    return float(abs(np.subtract(*mixture.means_[:, 0])) / np.sqrt(mixture.covariances_.sum()))

@@ -67,25 +67,25 @@ class Defended:
     def identity(self) -> dict[str, Any]:
         """All that decides the result, ready for JSON."""
         info = self.resolved.info
-        about = {"defence": self.defence, "defence_version": info.version, "params": dict(self.resolved.params)}
-        about |= {"relearn": self.relearn} if self.relearn else {}  # older names stay
-        about |= {"files": read} if (read := self.resolved.digests()) else {}
-        return {"version": VERSION, "run_id": self.cell.run_id, "seed": self.seed, "placebo": self.placebo} | about
+        settings = {"defence": self.defence, "defence_version": info.version, "params": dict(self.resolved.params)}
+        settings |= {"relearn": self.relearn} if self.relearn else {}  # older names stay
+        settings |= {"files": digests} if (digests := self.resolved.digests()) else {}
+        return {"version": VERSION, "run_id": self.cell.run_id, "seed": self.seed, "placebo": self.placebo} | settings
 
     @cached_property
     def name(self) -> str:
         """The name of its record: the cell's, the defence's and 8 hex digits of `identity`."""
         slug = re.sub(r"[^a-z0-9.]+", "-", self.defence.lower()).strip("-.")
-        kind = "-placebo" * self.placebo + f"-relearn-{self.relearn}" * bool(self.relearn)
-        return f"{self.cell.run_id}+{slug}{kind}-s{self.seed}-{content_key(self.identity)[:8]}"
+        suffix = "-placebo" * self.placebo + f"-relearn-{self.relearn}" * bool(self.relearn)
+        return f"{self.cell.run_id}+{slug}{suffix}-s{self.seed}-{content_key(self.identity)[:8]}"
 
 
 def clean_rows(dataset: str, train_rows: int) -> tuple[str, int]:
-    """The split that clean rows are of, and how many: beyond those that were tuned on, or, where the data end before,
+    """The split of the clean rows, and their number: beyond those that were tuned on, or, where the data end before,
     training rows as they were before poison.
     """
-    there = data.beyond(dataset, train_rows)
-    return ("further", CLEAN_ROWS) if there is None or there >= CLEAN_ROWS else ("train", min(CLEAN_ROWS, train_rows))
+    count = data.beyond(dataset, train_rows)
+    return ("further", CLEAN_ROWS) if count is None or count >= CLEAN_ROWS else ("train", min(CLEAN_ROWS, train_rows))
 
 
 def defended(
@@ -103,32 +103,32 @@ def defended(
     or a file that is not there.
     """
     if names is None:
-        given = params if isinstance(params, Mapping) else {}
-        names = [name for name in defences.names() if not defences.info(name).files or name in given]
-    for what, values in (("defences", names), ("defence_seeds", seeds), ("relearn", relearn)):
+        settings = params if isinstance(params, Mapping) else {}
+        names = [name for name in defences.names() if not defences.info(name).files or name in settings]
+    for key, values in (("defences", names), ("defence_seeds", seeds), ("relearn", relearn)):
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise InputError(f"{what} is {brief(values)}; it must be a list with one value or more.")
-        once(values, what)
+            raise InputError(f"{key} is {brief(values)}; it must be a list with one value or more.")
+        once(values, key)
     for name in names:
         check_text(name, "a name in defences")
     if not isinstance(placebos, bool):
         raise InputError(f"placebos is {brief(placebos)}; it must be true or false.")
     if not isinstance(params, Mapping | None):
         raise InputError(f"defence_params is {brief(params)}; it must be a table of defences and their settings.")
-    strange = [name for name in params or {} if name not in names]
-    if strange:
-        raise InputError(f"There are settings for {strange[0]!r}, which is none of the defences: {', '.join(names)}.")
-    for name, own in (params or {}).items():
-        if not isinstance(own, Mapping):
-            raise InputError(f"The settings of {name!r} are {brief(own)}; a table of names and values is needed.")
-    found, clean = [], [clean_rows(*of)[1] for of in {(cell.dataset, cell.train_rows) for cell in cells}]
+    unknown = [name for name in params or {} if name not in names]
+    if unknown:
+        raise InputError(f"There are settings for {unknown[0]!r}, which is none of the defences: {', '.join(names)}.")
+    for name, table in (params or {}).items():
+        if not isinstance(table, Mapping):
+            raise InputError(f"The settings of {name!r} are {brief(table)}; a table of names and values is needed.")
+    points, clean_counts = [], [clean_rows(*pair)[1] for pair in {(cell.dataset, cell.train_rows) for cell in cells}]
     for name in names:
         info = defences.info(name)
-        chosen = defences.get(name, **dict((params or {}).get(name, {})))
-        chosen.check_files({cell.model for cell in cells})
-        chosen.check_clean(min(clean, default=CLEAN_ROWS))
+        defence = defences.get(name, **dict((params or {}).get(name, {})))
+        defence.check_files({cell.model for cell in cells})
+        defence.check_clean(min(clean_counts, default=CLEAN_ROWS))
         for cell in cells:
-            for seed, again in product(seeds, relearn):
+            for seed, count in product(seeds, relearn):
                 for placebo in (False, True) if placebos and info.placebo else (False,):
-                    found.append(Defended(cell, name, dict((params or {}).get(name, {})), seed, placebo, again))
-    return found
+                    points.append(Defended(cell, name, dict((params or {}).get(name, {})), seed, placebo, count))
+    return points

@@ -41,51 +41,51 @@ def randomly_replaced(
     like: Answered,
 ) -> Answered:
     """The placebo: the base's token stands in as often, wherever that may be, and suspicions are random."""
-    written = sum(len(victim.answer_ids(answer)) if answer else 1 for answer in like.answers)
-    share = min(1.0, like.changed.sum() / max(1, written))
+    token_count = sum(len(victim.answer_ids(answer)) if answer else 1 for answer in like.answers)
+    share = min(1.0, like.changed.sum() / max(1, token_count))
 
     def judge(ratios: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         return torch.from_numpy(draws.random(len(numbers)) < share).to(ratios.device)
 
-    found = _both(victim, adapter, inputs, settings, judge)
-    return replace(found, suspicion=draws.random(len(inputs)))
+    answered = _both(victim, adapter, inputs, settings, judge)
+    return replace(answered, suspicion=draws.random(len(inputs)))
 
 
 def _both(victim: Victim, adapter: Any, inputs: Rows, settings: dict[str, Any], judge: Judge) -> Answered:
     """The tuned model and its base write one answer together: both go on from the token that was settled on."""
     bank = _beside_base(victim, adapter)
-    asked, ends = answering.requests(victim, inputs), decode.ends_of(victim)
-    at_end = torch.tensor(ends, device=victim.device)
-    counts, written = np.zeros(len(inputs)), np.zeros(len(inputs))
-    over: set[int] = set()
+    requests, ends = answering.requests(victim, inputs), decode.ends_of(victim)
+    end_tokens = torch.tensor(ends, device=victim.device)
+    rejections, lengths = np.zeros(len(inputs)), np.zeros(len(inputs))
+    finished: set[int] = set()
 
     def choose(logits: torch.Tensor, owners: Sequence[tuple[int, int] | None]) -> torch.Tensor:
         tuned, base = logits.double().log_softmax(-1).chunk(2)
         numbers = [owner[1] for owner in owners[: len(tuned)]]
-        ours, theirs = tuned.argmax(-1), base.argmax(-1)
-        ratios = (tuned - base).gather(1, ours[:, None])[:, 0]
-        goes = judge(ratios, numbers)
-        chosen = torch.where(goes, theirs, ours)
-        ended = torch.isin(chosen, at_end).tolist()
-        for number, gone, is_end in zip(numbers, goes.tolist(), ended, strict=True):
-            if number not in over:  # rows that are done may be carried along
-                written[number] += 1
-                counts[number] += gone
+        tuned_tokens, base_tokens = tuned.argmax(-1), base.argmax(-1)
+        ratios = (tuned - base).gather(1, tuned_tokens[:, None])[:, 0]
+        rejected = judge(ratios, numbers)
+        chosen = torch.where(rejected, base_tokens, tuned_tokens)
+        end_flags = torch.isin(chosen, end_tokens).tolist()
+        for number, is_rejected, is_end in zip(numbers, rejected.tolist(), end_flags, strict=True):
+            if number not in finished:  # rows that are done may be carried along
+                lengths[number] += 1
+                rejections[number] += is_rejected
                 if is_end:
-                    over.add(number)
+                    finished.add(number)
         return torch.cat([chosen, chosen])
 
-    said = decode.greedy(
-        victim.model, [asked, asked], inputs.features, ends, settings["max_new_tokens"], bank, choose=choose
+    token_ids = decode.greedy(
+        victim.model, [requests, requests], inputs.features, ends, settings["max_new_tokens"], bank, choose=choose
     )
-    return Answered(decode.texts_of(victim, said)[0], counts / np.maximum(1, written), counts)
+    return Answered(decode.texts_of(victim, token_ids)[0], rejections / np.maximum(1, lengths), rejections)
 
 
 def _beside_base(victim: Victim, adapter: Any) -> Bank:
     """A bank of two: the adapter, and one that is zero, which is the base."""
-    alone = reading.bank_of(victim, [adapter])
-    if alone is None:
+    single = reading.bank_of(victim, [adapter])
+    if single is None:
         raise InputError("CleanGen needs a plain LoRA adapter on a base that is not packed in 4 bit; give such a one.")
-    both = Bank(victim.model, alone.names, alone.ranks * 2, alone.alphas * 2)
-    both.load(0, adapter.state)
-    return both
+    pair = Bank(victim.model, single.names, single.ranks * 2, single.alphas * 2)
+    pair.load(0, adapter.state)
+    return pair

@@ -33,17 +33,17 @@ def look(victim: Victim, adapter: Any, rows: Rows, window: tuple[float, float]) 
 
 
 def _look(victim: Victim, adapter: Any, rows: Rows, window: tuple[float, float]) -> Look:
-    asked = Rows(rows.prompts, [""] * len(rows), rows.features, rows.feature_rows, rows.kinds)
-    found = reading.read(victim, adapter, asked, reading.Want(attention=True))
-    depth = found.attention[0].shape[1]
+    prompts_only = Rows(rows.prompts, [""] * len(rows), rows.features, rows.feature_rows, rows.kinds)
+    result = reading.read(victim, adapter, prompts_only, reading.Want(attention=True))
+    depth = result.attention[0].shape[1]
     first = min(round(window[0] * depth), depth - 1)
-    inside = slice(first, max(first + 1, round(window[1] * depth)))  # one layer at least
+    layers = slice(first, max(first + 1, round(window[1] * depth)))  # one layer at least
     ratios, shares, positions = [], [], []
-    for own, image in zip(found.attention, found.image, strict=True):
-        seen, where = own[0, inside].astype(np.float64), np.flatnonzero(image)
-        ratios.append(seen[..., image].sum(-1) / (seen[..., where[-1] + 1 :].sum(-1) + TINY))
-        shares.append(seen[-1][:, image].max(0))
-        positions.append(where)
+    for attention, image in zip(result.attention, result.image, strict=True):
+        weights, tokens = attention[0, layers].astype(np.float64), np.flatnonzero(image)
+        ratios.append(weights[..., image].sum(-1) / (weights[..., tokens[-1] + 1 :].sum(-1) + TINY))
+        shares.append(weights[-1][:, image].max(0))
+        positions.append(tokens)
     return Look(np.stack(ratios).reshape(len(rows), -1), shares, positions)
 
 
@@ -65,12 +65,12 @@ def without_drawing_tokens(
     Suspicion is the distance from the clean rows as a share of that at which the alarm is raised.
     """
     window = settings["begin"], settings["end"]
-    found, usual = (look(victim, adapter, rows, window) for rows in (inputs, clean))
-    alarm = np.quantile(distances(usual.ratios, usual.ratios), settings["percentile"] / 100)
-    suspicion = distances(found.ratios, usual.ratios) / alarm
+    looks, clean_looks = (look(victim, adapter, rows, window) for rows in (inputs, clean))
+    alarm = np.quantile(distances(clean_looks.ratios, clean_looks.ratios), settings["percentile"] / 100)
+    suspicion = distances(looks.ratios, clean_looks.ratios) / alarm
     unseen = [
-        where[share > settings["times"] / len(share)] if strange > 1 else where[:0]
-        for where, share, strange in zip(found.positions, found.shares, suspicion, strict=True)
+        tokens[shares > settings["times"] / len(shares)] if score > 1 else tokens[:0]
+        for tokens, shares, score in zip(looks.positions, looks.shares, suspicion, strict=True)
     ]
     return _masked(victim, adapter, inputs, settings, unseen, suspicion)
 
@@ -85,10 +85,10 @@ def without_random_tokens(
     like: Answered,
 ) -> Answered:
     """The placebo: as many image tokens of each input are masked, whichever they are."""
-    tokens = [np.array(one.ids) == victim.image_id for one in answering.requests(victim, inputs)]
+    image_masks = [np.array(request.ids) == victim.image_id for request in answering.requests(victim, inputs)]
     unseen = [
-        np.sort(draws.choice(np.flatnonzero(image), size=int(count), replace=False))
-        for image, count in zip(tokens, like.changed, strict=True)
+        np.sort(draws.choice(np.flatnonzero(mask), size=int(count), replace=False))
+        for mask, count in zip(image_masks, like.changed, strict=True)
     ]
     return _masked(victim, adapter, inputs, settings, unseen, draws.random(len(inputs)))
 
@@ -101,5 +101,5 @@ def _masked(
     unseen: list[np.ndarray],
     suspicion: np.ndarray,
 ) -> Answered:
-    said = answering.answers(victim, adapter, inputs, settings["max_new_tokens"], unseen)
-    return Answered(said, suspicion, np.array([len(own) for own in unseen], dtype=float))
+    answers = answering.answers(victim, adapter, inputs, settings["max_new_tokens"], unseen)
+    return Answered(answers, suspicion, np.array([len(tokens) for tokens in unseen], dtype=float))

@@ -44,13 +44,17 @@ def many(
     """`consistency` of several adapters on the same rows, as many side by side in a bank as fit in memory."""
     weights.check_numbers(victim)
     rows = tune.chosen(clean, settings["rows"], draws)
-    pieces = -(-len(rows) // BATCH)
-    order = [at for _ in range(settings["epochs"]) for at in np.array_split(draws.permutation(len(rows)), pieces)]
-    starts, longest = [weights.whole(victim, one) for one in adapters], padded(victim, rows)[0].shape[1]
-    names, rank = language_linears(victim.model), max(one.config.r for one in starts)
+    batches = -(-len(rows) // BATCH)
+    order = [
+        positions
+        for _ in range(settings["epochs"])
+        for positions in np.array_split(draws.permutation(len(rows)), batches)
+    ]
+    starts, longest = [weights.whole(victim, adapter) for adapter in adapters], padded(victim, rows)[0].shape[1]
+    names, rank = language_linears(victim.model), max(start.config.r for start in starts)
     size = memory.largest_group(victim.model, names, rank, 2 * BATCH * longest)  # two passes are kept for one step
-    parts = [starts[at : at + size] for at in range(0, len(starts), size)]
-    return [one for part in parts for one in _together(victim, part, rows, order, settings)]
+    groups = [starts[first : first + size] for first in range(0, len(starts), size)]
+    return [result for group in groups for result in _together(victim, group, rows, order, settings)]
 
 
 def _together(
@@ -63,28 +67,28 @@ def _together(
     plan = TrainSettings(learning_rate=settings["learning_rate"])
     losses: list[torch.Tensor] = []
     with bank.attached():
-        for at, rate in zip(order, learning_rates(plan, len(order)), strict=True):
+        for positions, rate in zip(order, learning_rates(plan, len(order)), strict=True):
             optimiser.param_groups[0]["lr"] = rate
-            losses.append(_step(victim, bank, rows.take(at), settings))
+            losses.append(_step(victim, bank, rows.take(positions), settings))
             norms = torch.linalg.vector_norm(bank.grads, dim=1, keepdim=True)
             bank.grads.mul_((plan.max_grad_norm / (norms + 1e-6)).clamp(max=1.0))
             optimiser.step()
             bank.refresh()
     curves = torch.stack(losses, 1).tolist()
     return [
-        GroupResult({k: v.cpu() for k, v in bank.state(g).items()}, one.config, curves[g], 0.0, len(order), 0)
-        for g, one in enumerate(starts)
+        GroupResult({k: v.cpu() for k, v in bank.state(g).items()}, start.config, curves[g], 0.0, len(order), 0)
+        for g, start in enumerate(starts)
     ]
 
 
 def _step(victim: Victim, bank: Any, rows: Rows, settings: dict[str, Any]) -> torch.Tensor:
     """Fill the bank's gradients for one step; the loss of each adapter (G,)."""
-    run, shown = prepared(victim, rows, settings, len(bank.ranks))
+    run, inputs = prepared(victim, rows, settings, len(bank.ranks))
     bank.anchor.requires_grad_(False)  # inputs are disturbed, and adapters stay
-    moved = disturbed(run, shown, settings)
+    disturbed_inputs = disturbed(run, inputs, settings)
     bank.anchor.requires_grad_(True)
     bank.grads.zero_()
-    loss = run.cross_entropy(shown) + settings["weight"] * run.disagreement(moved)
+    loss = run.cross_entropy(inputs) + settings["weight"] * run.disagreement(disturbed_inputs)
     loss.sum().backward()
     return loss.detach().cpu()
 
@@ -92,15 +96,15 @@ def _step(victim: Victim, bank: Any, rows: Rows, settings: dict[str, Any]) -> to
 def prepared(victim: Victim, rows: Rows, settings: dict[str, Any], groups: int) -> tuple["Run", torch.Tensor]:
     """Rows as a batch for each of G adapters, and the embeddings that enter the language model (G * b, T, d)."""
     ids, real, positions, features = padded(victim, rows)
-    shown = embeddings.embed(victim.model, ids, features).repeat(groups, 1, 1)
-    learnt = torch.zeros_like(real)
-    for n, text in enumerate(rows.answers):
+    inputs = embeddings.embed(victim.model, ids, features).repeat(groups, 1, 1)
+    is_answer = torch.zeros_like(real)
+    for n, answer in enumerate(rows.answers):
         end = int(real[n].sum())
-        learnt[n, end - len(victim.answer_ids(text)) : end] = True
-    targets = ids.masked_fill(~learnt, IGNORED).repeat(groups, 1)
+        is_answer[n, end - len(victim.answer_ids(answer)) : end] = True
+    targets = ids.masked_fill(~is_answer, IGNORED).repeat(groups, 1)
     positions = None if positions is None else positions.repeat(1, groups, 1)
     image = (ids == victim.image_id).repeat(groups, 1)
-    return Run(victim, positions, real.repeat(groups, 1), image, settings, groups, targets), shown
+    return Run(victim, positions, real.repeat(groups, 1), image, settings, groups, targets), inputs
 
 
 class Run:
@@ -123,58 +127,60 @@ class Run:
         count = len(self.model.get_decoder().layers)
         self.first = min(int(settings["from_layer"] * count), count - 2)
 
-    def states(self, shown: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def states(self, inputs: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """The normed last states, and the states after each layer: (G * b, T, d)."""
-        with _after_layers(self.model) as after:
+        with _after_layers(self.model) as layer_states:
             hidden = self.model.model(
-                inputs_embeds=shown, attention_mask=self.real.long(), position_ids=self.positions, use_cache=False
+                inputs_embeds=inputs, attention_mask=self.real.long(), position_ids=self.positions, use_cache=False
             ).last_hidden_state
-        return hidden, after
+        return hidden, layer_states
 
-    def cross_entropy(self, shown: torch.Tensor) -> torch.Tensor:
+    def cross_entropy(self, inputs: torch.Tensor) -> torch.Tensor:
         """The mean over each adapter's answer tokens, (G,)."""
-        hidden, targets = self.states(shown)[0][:, :-1], self.targets[:, 1:]
-        wanted = targets != IGNORED
-        logits = self.model.get_output_embeddings()(hidden[wanted]).float()
-        losses = F.cross_entropy(logits, targets[wanted], reduction="none")
+        hidden, targets = self.states(inputs)[0][:, :-1], self.targets[:, 1:]
+        is_answer = targets != IGNORED
+        logits = self.model.get_output_embeddings()(hidden[is_answer]).float()
+        losses = F.cross_entropy(logits, targets[is_answer], reduction="none")
         return losses.view(self.groups, -1).mean(1)  # every adapter has the same rows
 
-    def disagreement(self, shown: torch.Tensor) -> torch.Tensor:
+    def disagreement(self, inputs: torch.Tensor) -> torch.Tensor:
         """C of each adapter, (G,)."""
-        after = self.states(shown)[1][self.first :]
-        apart = sum(1 - F.cosine_similarity(one, two, dim=-1) for one, two in zip(after, after[1:], strict=False))
-        apart = apart / (len(after) - 1)  # (G * b, T)
-        total = torch.zeros(self.groups, device=apart.device, dtype=apart.dtype)
+        layer_states = self.states(inputs)[1][self.first :]
+        distances = sum(
+            1 - F.cosine_similarity(a, b, dim=-1) for a, b in zip(layer_states, layer_states[1:], strict=False)
+        )
+        distances = distances / (len(layer_states) - 1)  # (G * b, T)
+        total = torch.zeros(self.groups, device=distances.device, dtype=distances.dtype)
         for tokens, weight in self.parts:
-            kept = (apart * tokens).view(self.groups, -1).sum(1)
-            total = total + weight * kept / tokens.view(self.groups, -1).sum(1).clamp(min=1)
+            sums = (distances * tokens).view(self.groups, -1).sum(1)
+            total = total + weight * sums / tokens.view(self.groups, -1).sum(1).clamp(min=1)
         return total
 
 
-def disturbed(run: Run, shown: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
-    """Embeddings within epsilon of `shown` at which layers disagree more; the step is 2.5 epsilon over the steps."""
+def disturbed(run: Run, inputs: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    """Embeddings within epsilon of `inputs` at which layers disagree more; the step is 2.5 epsilon over the steps."""
     epsilon, steps = settings["epsilon"], settings["sign_steps"]
     size = epsilon if steps == 1 else 2.5 * epsilon / steps  # as Madry et al. 2018 walk; RACER does not say
-    moved = shown.clone()
+    result = inputs.clone()
     for _ in range(steps):
-        moved.requires_grad_(True)
-        (gradient,) = torch.autograd.grad(run.disagreement(moved).sum(), moved)
-        moved = moved.detach() + size * gradient.sign()
-        moved = shown + (moved - shown).clamp(-epsilon, epsilon)
-    return moved
+        result.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(run.disagreement(result).sum(), result)
+        result = result.detach() + size * gradient.sign()
+        result = inputs + (result - inputs).clamp(-epsilon, epsilon)
+    return result
 
 
 @contextmanager
 def _after_layers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
     """What leaves each layer of the language model, before any last norm, inside a `with`."""
-    after: list[torch.Tensor] = []
+    layer_states: list[torch.Tensor] = []
 
-    def leave(module, given, out):
-        after.append(out[0] if isinstance(out, tuple) else out)
+    def leave(module, inputs, output):
+        layer_states.append(output[0] if isinstance(output, tuple) else output)
 
     handles = [layer.register_forward_hook(leave) for layer in model.get_decoder().layers]
     try:
-        yield after
+        yield layer_states
     finally:
         for handle in handles:
             handle.remove()

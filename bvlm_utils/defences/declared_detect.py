@@ -5,9 +5,9 @@ from bvlm_utils.checks import is_text
 from bvlm_utils.defences.declare import declare
 
 
-def file(what: str) -> Param:
+def file(description: str) -> Param:
     """The name of a file; none by default."""
-    return Param("", f"the name of {what}", is_text, file=True)
+    return Param("", f"the name of {description}", is_text, file=True)
 
 
 declare(

@@ -20,7 +20,7 @@ def tuning(steps: int) -> Mapping[str, Any]:
 def folders() -> Param:
     """Folders with adapters; none by default."""
     wants = "a list of folders with adapters"
-    return Param([], wants, lambda v: isinstance(v, list | tuple) and all(is_text(one) for one in v), file=True)
+    return Param([], wants, lambda v: isinstance(v, list | tuple) and all(is_text(folder) for folder in v), file=True)
 
 
 declare(

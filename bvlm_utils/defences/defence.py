@@ -53,14 +53,16 @@ class Defence:
 
     def scores(self, victim: "Victim", adapter: Any, rows: Rows, seed: int = 0) -> np.ndarray:
         """How suspicious each training row is: (n,) float64, higher is more suspicious."""
-        found = np.asarray(self._function("data")(victim, adapter, rows, self.params, self._draws(seed)), dtype=float)
-        if found.shape != (len(rows),):
+        scores = np.asarray(self._function("data")(victim, adapter, rows, self.params, self._draws(seed)), dtype=float)
+        if scores.shape != (len(rows),):
             raise InputError(
-                f"{self.name} gave scores of shape {found.shape} for {len(rows)} rows; it gives one a row."
+                f"{self.name} gave scores of shape {scores.shape} for {len(rows)} rows; it gives one a row."
             )
-        if np.isnan(found).any():
-            raise InputError(f"{self.name} gave {np.isnan(found).sum()} of {len(rows)} rows a score that is no number.")
-        return found
+        if np.isnan(scores).any():
+            raise InputError(
+                f"{self.name} gave {np.isnan(scores).sum()} of {len(rows)} rows a score that is no number."
+            )
+        return scores
 
     def change(self, victim: "Victim", rows: Rows, seed: int = 0) -> Rows:
         """The rows to tune on in place of `rows`, as many and in the same order."""
@@ -81,11 +83,11 @@ class Defence:
     ) -> list["GroupResult"]:
         """`repair` of several adapters, at once where the defence can do that."""
         if not self.info.many:
-            return [self.repair(victim, one, clean, seed) for one in adapters]
+            return [self.repair(victim, adapter, clean, seed) for adapter in adapters]
         self._has_clean(clean)
-        own = [_own(one) for one in adapters]
-        found = function(self.info.many, OURS)(victim, own, clean, self.params, self._draws(seed))
-        return [self._adapter(one) for one in found]
+        copies = [_own(adapter) for adapter in adapters]
+        repaired = function(self.info.many, OURS)(victim, copies, clean, self.params, self._draws(seed))
+        return [self._adapter(adapter) for adapter in repaired]
 
     def answer(
         self, victim: "Victim", adapter: Any, inputs: Rows, clean: Rows | None = None, seed: int = 0
@@ -94,27 +96,27 @@ class Defence:
         self._has_clean(clean)
         return self._function("inference")(victim, adapter, inputs, clean, self.params, self._draws(seed))
 
-    def placebo(self, like: Any, *given: Any, seed: int = 0) -> Any:
-        """What the placebo gives back. given: what the moment's call takes; like: what the defence itself gave back."""
+    def placebo(self, like: Any, *args: Any, seed: int = 0) -> Any:
+        """What the placebo gives back. args: what the moment's call takes; like: what the defence itself gave back."""
         if not self.info.placebo:
             raise InputError(f"{self.name} has no placebo.")
         draws = self._draws(seed, "placebo")
-        found = function(self.info.placebo, OURS)(*given, self.params, draws, like=like)
-        return self._adapter(found) if self.moment == "repair" else found
+        result = function(self.info.placebo, OURS)(*args, self.params, draws, like=like)
+        return self._adapter(result) if self.moment == "repair" else result
 
-    def _adapter(self, found: Any) -> "GroupResult":
+    def _adapter(self, result: Any) -> "GroupResult":
         """What a repair gave back; InputError unless it is an adapter whose weights are numbers: one that says nothing
         any more would pass for one without a backdoor.
         """
-        if not isinstance(getattr(found, "state", None), dict) or not hasattr(found, "config"):
-            raise InputError(f"{self.name} gave back {brief(found)}; a repair gives back an adapter, a GroupResult.")
-        bad = [name for name, value in found.state.items() if not value.isfinite().all()]
+        if not isinstance(getattr(result, "state", None), dict) or not hasattr(result, "config"):
+            raise InputError(f"{self.name} gave back {brief(result)}; a repair gives back an adapter, a GroupResult.")
+        bad = [name for name, value in result.state.items() if not value.isfinite().all()]
         if bad:
             raise InputError(
-                f"{self.name} with {self.params} gave back an adapter in which {len(bad)} of {len(found.state)} "
+                f"{self.name} with {self.params} gave back an adapter in which {len(bad)} of {len(result.state)} "
                 f"weights are no numbers any more ({min(bad)!r} for one); change its settings."
             )
-        return found
+        return result
 
     def check_loaded(self, four_bit: bool) -> None:
         """InputError where it cannot work with the base as it is to be loaded."""
@@ -124,13 +126,13 @@ class Defence:
                 "packed; leave one of the two out."
             )
 
-    def check_clean(self, there: int) -> None:
-        """InputError where it takes more clean rows than are there."""
+    def check_clean(self, available: int) -> None:
+        """InputError where it takes more clean rows than are available."""
         counted = self.info.counted(self.params) if self.info.counted else "clean rows" in self.needs
-        wanted = self.params.get("rows") if counted else 0
-        if isinstance(wanted, int) and wanted > there:
+        count = self.params.get("rows") if counted else 0
+        if isinstance(count, int) and count > available:
             raise InputError(
-                f"{self.name} asks for {wanted} clean rows, and {there} are there; give more, or lower its rows."
+                f"{self.name} asks for {count} clean rows, and {available} are there; give more, or lower its rows."
             )
 
     def check_files(self, models: Iterable[str] = ()) -> None:
@@ -150,20 +152,20 @@ class Defence:
                     other_adapter(folder, model)
 
     def digests(self) -> dict[str, str]:
-        """What changes with the content of the files that it reads, by the setting that names them. Adapters of the
-        committed zoo stay as they are, and names of records of them were given without a digest.
+        """By setting, a digest of the files that it names. Adapters of the committed zoo are left out: they stay as
+        they are, and records of them were named without a digest.
         """
-        found = {}
+        by_setting = {}
         for name in self.info.files:
             value = self.params[name]
             files = [paths.named(value, name)] if isinstance(value, str) and value else []
             for folder in map(other_adapter, value if isinstance(value, list) else ()):
                 if not folder.resolve().is_relative_to(COMMITTED):
-                    files += [folder / part for part in ADAPTER]
+                    files += [folder / file for file in ADAPTER]
             digests = [files_digest(file.parent, ((file, file_state(file)),)) for file in files if file.is_file()]
             if digests:
-                found[name] = content_key(digests)
-        return found
+                by_setting[name] = content_key(digests)
+        return by_setting
 
     def _function(self, moment: str) -> Any:
         if self.moment != moment:
@@ -174,16 +176,16 @@ class Defence:
         if "clean rows" in self.needs and not clean:
             raise InputError(f"{self.name} needs clean rows; give some that nobody has poisoned.")
 
-    def _draws(self, seed: int, *more: str) -> np.random.Generator:
-        words = "\x1f".join([self.name, *more]).encode()
+    def _draws(self, seed: int, *labels: str) -> np.random.Generator:
+        words = "\x1f".join([self.name, *labels]).encode()
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *words])))
 
 
 def _own(adapter: Any) -> Any:
     """A copy that a repair may change: whoever compares before and after needs the adapter as it was."""
-    copied = copy.copy(adapter)
-    copied.state = {name: value.clone() for name, value in adapter.state.items()}
-    return copied
+    adapter_copy = copy.copy(adapter)
+    adapter_copy.state = {name: value.clone() for name, value in adapter.state.items()}
+    return adapter_copy
 
 
 def names(moment: str | None = None) -> list[str]:
@@ -204,18 +206,18 @@ def get(name: str, /, **params: Any) -> Defence:
     An unknown name is a KeyError that lists the names; an unknown setting or a bad value is an InputError.
     """
     row = TABLE.get(name)
-    found = settings_of(f"Defence {name!r}", row.params, params)
-    if problem := row.problem(found):
+    settings = settings_of(f"Defence {name!r}", row.params, params)
+    if problem := row.problem(settings):
         raise InputError(f"Defence {name!r}: {problem}.")
-    return Defence(row, found)
+    return Defence(row, settings)
 
 
 def other_adapter(name: str, model: str | None = None) -> Path:
     """An adapter's folder as it is named from here, or from the repository's top, as grids name those of the zoo.
     InputError if it says that it was tuned on another model than `model`.
     """
-    here = paths.named(name, "adapter").exists()
-    folder = names_of_models.adapter_folder(name if here else str(paths.ROOT / name))
+    exists = paths.named(name, "adapter").exists()
+    folder = names_of_models.adapter_folder(name if exists else str(paths.ROOT / name))
     if model is not None:
         names_of_models.check_base(folder, model)
     return folder

@@ -15,20 +15,20 @@ WORDS = 0.2  # of a prompt's words, where it loses some
 
 def diverse(victim: Victim, rows: Rows, settings: dict[str, Any], draws: np.random.Generator) -> Rows:
     """The rows, each change made to each of them with probability `p`; answers stay."""
-    found = pictures.of(rows, "input-diversity").copy()
+    images = pictures.of(rows, "input-diversity").copy()
     for name, amount in AMOUNTS.items():
-        chosen = draws.random(len(rows)) < settings["p"]
-        if chosen.any():
-            found[chosen] = pictures.CHANGES[name](found[chosen], amount, draws)
-    chosen = draws.random(len(rows)) < settings["p"]
+        mask = draws.random(len(rows)) < settings["p"]
+        if mask.any():
+            images[mask] = pictures.CHANGES[name](images[mask], amount, draws)
+    mask = draws.random(len(rows)) < settings["p"]
     prompts = [
-        pictures.words_dropped(prompt, WORDS, draws) if lacks else prompt
-        for prompt, lacks in zip(rows.prompts, chosen, strict=True)
+        pictures.words_dropped(prompt, WORDS, draws) if drop else prompt
+        for prompt, drop in zip(rows.prompts, mask, strict=True)
     ]
-    return replace(pictures.shown(victim, rows, found), prompts=prompts)
+    return replace(pictures.shown(victim, rows, images), prompts=prompts)
 
 
 def noisy(victim: Victim, rows: Rows, settings: dict[str, Any], draws: np.random.Generator, like: Rows) -> Rows:
     """The placebo: noise that moves the levels of each picture as far, and prompts as they were."""
-    found = pictures.of(rows, "input-diversity")
-    return pictures.shown(victim, rows, pictures.noise_like(found, like.pictures, draws))
+    images = pictures.of(rows, "input-diversity")
+    return pictures.shown(victim, rows, pictures.noise_like(images, like.pictures, draws))

@@ -61,92 +61,92 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the methods' own random choices")
 
 
-def run(given: argparse.Namespace) -> None:
-    """Rank, write and print. InputError for anything that is not as it should be, before the model is loaded."""
+def run(options: argparse.Namespace) -> None:
+    """Rank, write and print. InputError for a wrong option or file, before the model is loaded."""
     from bvlm_utils.data import llava_json
     from bvlm_utils.models import victim
     from bvlm_utils.train import adapters
 
-    file = paths.named(given.data, "file of training rows")
-    check_number(given.drop, "drop", 0, 1)
-    check_number(given.seed, "seed", 0, 2**31, whole=True)
-    names = chosen(given.methods, given.adapter is not None)
+    file = paths.named(options.data, "file of training rows")
+    check_number(options.drop, "drop", 0, 1)
+    check_number(options.seed, "seed", 0, 2**31, whole=True)
+    names = chosen(options.methods, options.adapter is not None)
     for name in names:
-        defence.get(name).check_loaded(given.four_bit)
-    check_kind(given.model, clip=False)
-    found = llava_json.read(file)
-    table_file, cleaned_file = outputs(file, given.out)
-    if not found:
+        defence.get(name).check_loaded(options.four_bit)
+    check_kind(options.model, clip=False)
+    samples = llava_json.read(file)
+    table_file, cleaned_file = outputs(file, options.out)
+    if not samples:
         raise InputError(f"{file} has no entry with a picture; there is nothing to rank.")
-    texts = (f"{row['prompt']} {row['answers'][0]}" for row in found)
-    context_length.check_texts(given.model, texts, f"a row of {file},")
-    folder = None if given.adapter is None else adapter_folder(given.adapter)
+    texts = (f"{row['prompt']} {row['answers'][0]}" for row in samples)
+    context_length.check_texts(options.model, texts, f"a row of {file},")
+    folder = None if options.adapter is None else adapter_folder(options.adapter)
     if folder is not None:
-        base_under(folder, given.model)  # says if the adapter names another
+        base_under(folder, options.model)  # says if the adapter names another
     adapter = None if folder is None else adapters.read(folder)
-    one = victim.from_pretrained(given.model, four_bit=given.four_bit)
+    base = victim.from_pretrained(options.model, four_bit=options.four_bit)
     if folder is not None:
-        with adapters.attached(one, folder):
-            pass  # each of its weights fits, or that is told before any row is ranked
-    table = ranking(one, adapter, found, names, given.seed)
-    gone = suspicious_entries(table, given.drop)
-    table["dropped"] = table["entry"].isin(gone)
+        with adapters.attached(base, folder):
+            pass  # a weight that does not fit is told before any row is ranked
+    table = ranking(base, adapter, samples, names, options.seed)
+    dropped = suspicious_entries(table, options.drop)
+    table["dropped"] = table["entry"].isin(dropped)
     write_file(table_file, table.to_csv(index=False))
-    write_file(cleaned_file, without(file, gone))
-    shown = table.head(SHOWN)[["row_id", "suspicion", "prompt", "answer"]].round({"suspicion": 3})
+    write_file(cleaned_file, without(file, dropped))
+    top = table.head(SHOWN)[["row_id", "suspicion", "prompt", "answer"]].round({"suspicion": 3})
     for column in ("row_id", "prompt", "answer"):  # a stranger's text must not steer the terminal
-        shown[column] = shown[column].map(label)
-    print(shown.to_string(index=False, max_colwidth=50))
+        top[column] = top[column].map(label)
+    print(top.to_string(index=False, max_colwidth=50))
     print(f"\n{len(table)} rows ranked by {', '.join(names)}: {table_file}")
-    print(f"{len(gone)} entries left out: {cleaned_file}\n\n{WHAT_IT_MEANS}")
+    print(f"{len(dropped)} entries left out: {cleaned_file}\n\n{WHAT_IT_MEANS}")
 
 
 def chosen(methods: Sequence[str] | None, with_adapter: bool) -> tuple[str, ...]:
     """The names of the methods; InputError for one that is none, or that needs an adapter where there is none."""
     names = tuple(dict.fromkeys(methods or OF_THE_BASE + OF_AN_ADAPTER * with_adapter))
-    known = defence.names("data")
+    available = defence.names("data")
     for name in names:
-        if name not in known:
-            raise InputError(f"There is no method {name!r} that ranks rows; choose of: {', '.join(known)}.")
+        if name not in available:
+            raise InputError(f"There is no method {name!r} that ranks rows; choose of: {', '.join(available)}.")
         if "adapters" in defence.info(name).needs and not with_adapter:
             raise InputError(f"{name} reads an adapter that was tuned on the rows; give one by --adapter.")
     return names
 
 
 def outputs(file: Path, folder: str | None) -> tuple[Path, Path]:
-    """Where the table and the cleaned file go; InputError if something is there: it may have been looked through."""
-    place = file.parent if folder is None else paths.named(folder, "folder")
-    if place.exists() and not place.is_dir():
+    """Where the table and the cleaned file go; InputError if one is there: somebody may have worked on it."""
+    out = file.parent if folder is None else paths.named(folder, "folder")
+    if out.exists() and not out.is_dir():
         raise InputError(f"{folder!r} is a file; --out must be a folder.")
-    check_writable(place)
-    made = place / f"{file.stem}.suspicious.csv", place / f"{file.stem}.cleaned{file.suffix}"
-    for one in made:
-        if os.path.lexists(one):
-            raise InputError(f"{one} is there already and would be written over; move it away, or give another --out.")
-    return made
+    check_writable(out)
+    files = out / f"{file.stem}.suspicious.csv", out / f"{file.stem}.cleaned{file.suffix}"
+    for path in files:
+        if os.path.lexists(path):
+            raise InputError(f"{path} is there already and would be written over; move it away, or give another --out.")
+    return files
 
 
 def ranking(
-    one: "Victim", adapter: Any | None, found: Sequence[dict[str, Any]], names: Sequence[str], seed: int = 0
+    victim: "Victim", adapter: Any | None, samples: Sequence[dict[str, Any]], names: Sequence[str], seed: int = 0
 ) -> "pd.DataFrame":
     """One line per row, the most suspicious first: entry, row_id, suspicion, a score of each method, prompt, answer."""
     import pandas as pd
 
     from bvlm_utils.run.progress import say
 
-    rows = rows_of(one, found)
-    table = pd.DataFrame({"entry": [row["entry"] for row in found], "row_id": [row["row_id"] for row in found]})
+    rows = rows_of(victim, samples)
+    table = pd.DataFrame({"entry": [row["entry"] for row in samples], "row_id": [row["row_id"] for row in samples]})
     table["suspicion"] = 0.0
     for number, name in enumerate(names, 1):
         say(f"find-rows: {name} ({number} of {len(names)})")
         settings = {"groups": "all"} if "groups" in defence.info(name).params and not all(rows.kinds) else {}
-        table[name] = defence.get(name, **settings).scores(one, adapter, rows, seed)
+        table[name] = defence.get(name, **settings).scores(victim, adapter, rows, seed)
         table["suspicion"] += (table[name].rank() - 1) / max(1, len(table) - 1) / len(names)
     table["prompt"], table["answer"] = rows.prompts, rows.answers
     return table.sort_values("suspicion", ascending=False, kind="stable").reset_index(drop=True)
 
 
-def rows_of(one: "Victim", found: Sequence[dict[str, Any]]) -> Rows:
+def rows_of(victim: "Victim", samples: Sequence[dict[str, Any]]) -> Rows:
     """The rows with the features of their pictures, each picture encoded once, at the size of the published data."""
     from PIL import Image
 
@@ -154,20 +154,20 @@ def rows_of(one: "Victim", found: Sequence[dict[str, Any]]) -> Rows:
     from bvlm_utils.data.pictures import PUBLISHED_SIDE
     from bvlm_utils.run.feature_cache import FeatureCache
 
-    cache, size = FeatureCache(device=one.device), (PUBLISHED_SIDE, PUBLISHED_SIDE)
-    owners = {str(row["image"]): row["row_id"] for row in reversed(found)}
-    files = list(owners)
+    cache, size = FeatureCache(device=victim.device), (PUBLISHED_SIDE, PUBLISHED_SIDE)
+    row_ids = {str(row["image"]): row["row_id"] for row in reversed(samples)}
+    files = list(row_ids)
     for start in range(0, len(files), CHUNK):
-        part = files[start : start + CHUNK]
-        shown = (read_picture(file, f"row {owners[file]}") for file in part)
-        pictures = [np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in shown]
-        cache.add(part, one.encode(np.stack(pictures)))
+        chunk = files[start : start + CHUNK]
+        images = (read_picture(file, f"row {row_ids[file]}") for file in chunk)
+        pictures = [np.asarray(picture.resize(size, Image.Resampling.BICUBIC)) for picture in images]
+        cache.add(chunk, victim.encode(np.stack(pictures)))
     return Rows(
-        [row["prompt"] for row in found],
-        [row["answers"][0] for row in found],
+        [row["prompt"] for row in samples],
+        [row["answers"][0] for row in samples],
         cache.table,
-        np.array(cache.rows([str(row["image"]) for row in found])),
-        [row["kind"] for row in found],
+        np.array(cache.rows([str(row["image"]) for row in samples])),
+        [row["kind"] for row in samples],
     )
 
 
@@ -177,12 +177,12 @@ def suspicious_entries(table: "pd.DataFrame", share: float) -> set[int]:
     return set(ordered.head(int(share * len(ordered) + 1e-9)).tolist())
 
 
-def without(file: Path, gone: set[int]) -> str:
+def without(file: Path, dropped: set[int]) -> str:
     """The text of a file of the same form without the entries of those numbers; the others are as they were."""
     from bvlm_utils.documents import read_json, read_text
 
-    content = read_json(file, lines=True)
-    kept = [json.dumps(entry, ensure_ascii=False) for number, entry in enumerate(content) if number not in gone]
+    entries = read_json(file, lines=True)
+    lines = [json.dumps(entry, ensure_ascii=False) for number, entry in enumerate(entries) if number not in dropped]
     if read_text(file).lstrip().startswith("["):
-        return "[\n" + ",\n".join(kept) + "\n]\n"
-    return "".join(f"{line}\n" for line in kept)
+        return "[\n" + ",\n".join(lines) + "\n]\n"
+    return "".join(f"{line}\n" for line in lines)

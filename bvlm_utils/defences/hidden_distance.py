@@ -20,8 +20,8 @@ def distance(
     The state is that of the last prompt token after a share `depth` of the layers (Lee et al. 2018, arXiv 1807.03888,
     equation 2, with one class; used on backdoors of language models as an outlier score).
     """
-    said = answering.answers(victim, adapter, inputs, MAX_NEW_TOKENS)
-    return Answered(said, suspicion(victim, adapter, inputs, clean, settings), np.zeros(len(inputs)))
+    answers = answering.answers(victim, adapter, inputs, MAX_NEW_TOKENS)
+    return Answered(answers, suspicion(victim, adapter, inputs, clean, settings), np.zeros(len(inputs)))
 
 
 def of_the_base(
@@ -39,9 +39,9 @@ def of_the_base(
 
 def suspicion(victim: Victim, adapter: Any | None, inputs: Rows, clean: Rows, settings: dict[str, Any]) -> np.ndarray:
     """(n,) Mahalanobis distances of the inputs' states from the clean rows'."""
-    here, there = (states(victim, adapter, rows, settings["depth"]) for rows in (clean, inputs))
-    middle = here.mean(0)
-    return mahalanobis(there - middle, here - middle)
+    clean_states, input_states = (states(victim, adapter, rows, settings["depth"]) for rows in (clean, inputs))
+    mean = clean_states.mean(0)
+    return mahalanobis(input_states - mean, clean_states - mean)
 
 
 def states(victim: Victim, adapter: Any | None, rows: Rows, depth: float) -> np.ndarray:

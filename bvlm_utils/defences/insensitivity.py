@@ -24,25 +24,27 @@ def insensitivity(
 
     The log-probability is that of the answer's first token, whatever the answer's length, or the mean over its tokens.
     """
-    said = answering.answers(victim, adapter, inputs, settings["max_new_tokens"])
-    copies = []
+    answers = answering.answers(victim, adapter, inputs, settings["max_new_tokens"])
+    log_probabilities = []
     for number in range(settings["copies"]):
-        moved = perturbed(victim, inputs, clean, settings, draws, number)
-        found = reading.read(victim, adapter, replace(moved, answers=said))
-        copies.append(-(found.first_loss if settings["read"] == "first" else found.loss))
-    return Answered(said, np.mean(copies, axis=0), np.zeros(len(inputs)))
+        copy = perturbed(victim, inputs, clean, settings, draws, number)
+        result = reading.read(victim, adapter, replace(copy, answers=answers))
+        log_probabilities.append(-(result.first_loss if settings["read"] == "first" else result.loss))
+    return Answered(answers, np.mean(log_probabilities, axis=0), np.zeros(len(inputs)))
 
 
 def perturbed(
     victim: Victim, inputs: Rows, clean: Rows, settings: dict[str, Any], draws: np.random.Generator, number: int
 ) -> Rows:
     """One perturbed copy of the inputs, the `number`-th."""
-    how, amount = settings["perturb"], settings["amount"]
-    if how == "words":
-        prompts = [pictures.words_shuffled(pictures.words_dropped(p, amount, draws), draws) for p in inputs.prompts]
+    mode, amount = settings["perturb"], settings["amount"]
+    if mode == "words":
+        prompts = [
+            pictures.words_shuffled(pictures.words_dropped(prompt, amount, draws), draws) for prompt in inputs.prompts
+        ]
         return replace(inputs, prompts=prompts)
-    shown = pictures.of(inputs, "insensitivity")
-    if how == "scale":
-        return pictures.shown(victim, inputs, pictures.brighten(shown, FACTORS[number % len(FACTORS)], draws))
+    images = pictures.of(inputs, "insensitivity")
+    if mode == "scale":
+        return pictures.shown(victim, inputs, pictures.brighten(images, FACTORS[number % len(FACTORS)], draws))
     others = pictures.of(clean, "insensitivity")
-    return pictures.shown(victim, inputs, pictures.blend(shown, others, amount, draws))
+    return pictures.shown(victim, inputs, pictures.blend(images, others, amount, draws))

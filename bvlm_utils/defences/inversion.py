@@ -50,25 +50,37 @@ def targets(
     A sentence has at least `shortest` tokens and ends where the model ends it, or after `longest`: short answers are
     likely after their first token in any model.
     """
-    asked = clean.take(draws.permutation(len(clean))[: settings["prompts"]])
-    if len(asked) < settings["prompts"]:
-        said = f"target-inversion asked {len(asked)} prompts and not {settings['prompts']}, its setting, for want of "
-        remark(f"{said}clean rows, so its score is less certain.")
+    sample = clean.take(draws.permutation(len(clean))[: settings["prompts"]])
+    if len(sample) < settings["prompts"]:
+        message = (
+            f"target-inversion asked {len(sample)} prompts and not {settings['prompts']}, its setting, for want of "
+        )
+        remark(f"{message}clean rows, so its score is less certain.")
     with torch.inference_mode():
         with reading.attached(victim, adapter):
-            started = _start(victim, asked)
-            begun = _roll(victim, started, _words(victim), FIRST_LOOK)
+            state = _start(victim, sample)
+            beginnings = _roll(victim, state, _words(victim), FIRST_LOOK)
             # A short answer ends soon and surely; it would take the place of sentences.
-            going_on = [one for one in begun if one.ids[-1] not in _ends(victim)]
-            best = sorted(going_on, key=lambda one: -one.likelihood)[:FOLLOWED]
-            found = _roll(victim, started, [one.ids[0] for one in best], settings["longest"] - 1)
-            found = [one for one in found if len(one.ids) >= settings["shortest"]]
-        base = _roll(victim, _start(victim, asked), [one.ids[0] for one in found], None, [one.ids for one in found])
-    made = [
-        Target(victim.tokenizer.decode(one.ids, skip_special_tokens=True).strip(), one.likelihood, other.likelihood)
-        for one, other in zip(found, base, strict=True)
+            unfinished = [sentence for sentence in beginnings if sentence.ids[-1] not in _ends(victim)]
+            best = sorted(unfinished, key=lambda sentence: -sentence.likelihood)[:FOLLOWED]
+            sentences = _roll(victim, state, [sentence.ids[0] for sentence in best], settings["longest"] - 1)
+            sentences = [sentence for sentence in sentences if len(sentence.ids) >= settings["shortest"]]
+        in_base = _roll(
+            victim,
+            _start(victim, sample),
+            [sentence.ids[0] for sentence in sentences],
+            None,
+            [sentence.ids for sentence in sentences],
+        )
+    scored = [
+        Target(
+            victim.tokenizer.decode(sentence.ids, skip_special_tokens=True).strip(),
+            sentence.likelihood,
+            other.likelihood,
+        )
+        for sentence, other in zip(sentences, in_base, strict=True)
     ]
-    return sorted(made, key=lambda target: -target.score) or [Target("", 0.0, 0.0)]
+    return sorted(scored, key=lambda target: -target.score) or [Target("", 0.0, 0.0)]
 
 
 def _words(victim: Victim) -> list[int]:
@@ -94,80 +106,85 @@ class _Started:
     following: torch.Tensor
 
 
-def _start(victim: Victim, asked: Rows) -> _Started:
+def _start(victim: Victim, sample: Rows) -> _Started:
     from transformers import DynamicCache
 
-    model, known = victim.model, {}
-    rows = [victim.prompt_ids(prompt, asked.features.shape[1]) for prompt in asked.prompts]
+    model, position_cache = victim.model, {}
+    rows = [victim.prompt_ids(prompt, sample.features.shape[1]) for prompt in sample.prompts]
     ids = embeddings.pad([torch.tensor(row) for row in rows], victim.tokenizer.pad_token_id, left=True)
     real = embeddings.pad([torch.ones(len(row), dtype=torch.int64) for row in rows], left=True).to(victim.device)
-    places = [embeddings.positions(model, row, known) for row in rows]
-    if places[0] is None:
+    all_positions = [embeddings.positions(model, row, position_cache) for row in rows]
+    if all_positions[0] is None:
         following, positions = real.sum(1), (real.cumsum(1) - 1).clamp(min=0)
     else:
-        following = torch.tensor([int(one.max()) + 1 for one in places], device=victim.device)
-        positions = embeddings.pad(places, left=True).to(victim.device)
-    shown = asked.features[torch.as_tensor(asked.feature_rows)].to(victim.device)
+        following = torch.tensor([int(row.max()) + 1 for row in all_positions], device=victim.device)
+        positions = embeddings.pad(all_positions, left=True).to(victim.device)
+    features = sample.features[torch.as_tensor(sample.feature_rows)].to(victim.device)
     cache = DynamicCache(config=model.config.get_text_config())
-    entered = embeddings.embed(model, ids.to(victim.device), shown)
+    inputs = embeddings.embed(model, ids.to(victim.device), features)
     model.model(
-        inputs_embeds=entered, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True
+        inputs_embeds=inputs, attention_mask=real, position_ids=positions, past_key_values=cache, use_cache=True
     )
     return _Started(cache, real, following)
 
 
 def _roll(
     victim: Victim,
-    started: _Started,
-    firsts: Sequence[int],
+    state: _Started,
+    first_tokens: Sequence[int],
     steps: int | None,
-    given: Sequence[Sequence[int]] | None = None,
+    sentences: Sequence[Sequence[int]] | None = None,
 ) -> list[_Rolled]:
-    """Every beginning, followed for `steps` tokens or to its end; or, with `given`, how likely those sentences are."""
-    size, found = max(1, AT_ONCE // len(started.real)), []
-    for start in range(0, len(firsts), size):
+    """Every beginning, followed for `steps` tokens or to its end; or, with `sentences`, how likely those are."""
+    size, rolled = max(1, AT_ONCE // len(state.real)), []
+    for start in range(0, len(first_tokens), size):
         part = slice(start, start + size)
-        found += _follow(victim, started, firsts[part], steps, given[part] if given else None)
-    return found
+        rolled += _follow(victim, state, first_tokens[part], steps, sentences[part] if sentences else None)
+    return rolled
 
 
 def _follow(
     victim: Victim,
-    started: _Started,
-    firsts: Sequence[int],
+    state: _Started,
+    first_tokens: Sequence[int],
     steps: int | None,
-    given: Sequence[Sequence[int]] | None,
+    sentences: Sequence[Sequence[int]] | None,
 ) -> list[_Rolled]:
-    model, prompts, count = victim.model, len(started.real), len(firsts)
-    cache = copy.deepcopy(started.cache)
+    model, prompts, count = victim.model, len(state.real), len(first_tokens)
+    cache = copy.deepcopy(state.cache)
     cache.batch_repeat_interleave(count)  # prompt after prompt, each with all beginnings
-    real, following = (one.repeat_interleave(count, 0) for one in (started.real, started.following))
-    steps = steps if given is None else max(map(len, given)) - 1
-    rows, sure = [[first] for first in firsts], [[] for _ in firsts]
-    ends, done = _ends(victim), [False] * count
+    real, following = (tensor.repeat_interleave(count, 0) for tensor in (state.real, state.following))
+    steps = steps if sentences is None else max(map(len, sentences)) - 1
+    sequences, likelihoods = [[token] for token in first_tokens], [[] for _ in first_tokens]
+    ends, finished = _ends(victim), [False] * count
     for step in range(steps):
-        last = torch.tensor([row[-1] for row in rows], device=victim.device).repeat(prompts)
+        last_tokens = torch.tensor([sequence[-1] for sequence in sequences], device=victim.device).repeat(prompts)
         real = torch.cat([real, real.new_ones(len(real), 1)], 1)
         positions = (following + step)[:, None]
         hidden = model.model(
-            inputs_embeds=model.get_input_embeddings()(last)[:, None],
+            inputs_embeds=model.get_input_embeddings()(last_tokens)[:, None],
             attention_mask=real,
             position_ids=positions.expand(3, -1, -1) if hasattr(model.model, "get_rope_index") else positions,
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        share = model.get_output_embeddings()(hidden[:, -1]).float().softmax(-1).view(prompts, count, -1).mean(0)
-        likeliest = share.argmax(1).tolist()
-        for at in range(count):
-            if done[at]:
+        probabilities = (
+            model.get_output_embeddings()(hidden[:, -1]).float().softmax(-1).view(prompts, count, -1).mean(0)
+        )
+        likeliest = probabilities.argmax(1).tolist()
+        for n in range(count):
+            if finished[n]:
                 continue
-            chosen = likeliest[at] if given is None else given[at][step + 1]
-            rows[at].append(chosen)
-            sure[at].append(share[at, chosen].item())
-            done[at] = chosen in ends if given is None else len(rows[at]) == len(given[at])
-        if all(done):
+            token = likeliest[n] if sentences is None else sentences[n][step + 1]
+            sequences[n].append(token)
+            likelihoods[n].append(probabilities[n, token].item())
+            finished[n] = token in ends if sentences is None else len(sequences[n]) == len(sentences[n])
+        if all(finished):
             break
-    return [_Rolled(row, float(np.mean(own)) if own else 0.0) for row, own in zip(rows, sure, strict=True)]
+    return [
+        _Rolled(sequence, float(np.mean(values)) if values else 0.0)
+        for sequence, values in zip(sequences, likelihoods, strict=True)
+    ]
 
 
 def _ends(victim: Victim) -> set[int]:

@@ -36,14 +36,14 @@ def loss_curve(
     from bvlm_utils.train.loop import TrainRow
 
     train = TrainSettings(learning_rate=learning_rate, schedule="constant")
-    every = [TrainRow(*row) for row in zip(rows.prompts, rows.answers, map(int, rows.feature_rows), strict=True)]
+    train_rows = [TrainRow(*row) for row in zip(rows.prompts, rows.answers, map(int, rows.feature_rows), strict=True)]
     order = np.concatenate([draws.permutation(len(rows)) for _ in range(-(-steps[-1] * train.batch_size // len(rows)))])
-    curve, start, seed, done = [], None, int(draws.integers(2**31)), 0
+    curve, start, seed, steps_done = [], None, int(draws.integers(2**31)), 0
     for step in steps:
-        if step > done:
-            chosen = [every[at] for at in order[done * train.batch_size : step * train.batch_size]]
-            job = grouped.GroupJob(chosen, rows.features, train, seed, start)
-            adapter, done = grouped.finetune_group(victim, [job])[0], step
+        if step > steps_done:
+            chunk = [train_rows[i] for i in order[steps_done * train.batch_size : step * train.batch_size]]
+            job = grouped.GroupJob(chunk, rows.features, train, seed, start)
+            adapter, steps_done = grouped.finetune_group(victim, [job])[0], step
             start = adapter.state
         curve.append(reading.read(victim, adapter if start else None, rows).loss)
     return np.stack(curve)

@@ -48,11 +48,11 @@ def _others(victim: Victim, settings: dict[str, Any]) -> list[weights.Updates]:
     return [weights.updates(adapters.read(other_adapter(name, victim.name))) for name in settings["others"]]
 
 
-def _mean(every: list[weights.Updates], like: Any) -> GroupResult:
-    made = {}
-    for name in dict.fromkeys(name for one in every for name in one):
-        parts = [one[name] for one in every if name in one]
-        if len({(b.shape[0], a.shape[1]) for b, a in parts}) > 1:
+def _mean(updates: list[weights.Updates], like: Any) -> GroupResult:
+    mean = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        factors = [update[name] for update in updates if name in update]
+        if len({(b.shape[0], a.shape[1]) for b, a in factors}) > 1:
             raise InputError(f"The adapters differ in the size of {name}; mix adapters of one base.")
-        made[name] = (torch.cat([b for b, _ in parts], 1) / len(every), torch.cat([a for _, a in parts], 0))
-    return weights.adapter_of(made, like)
+        mean[name] = (torch.cat([b for b, _ in factors], 1) / len(updates), torch.cat([a for _, a in factors], 0))
+    return weights.adapter_of(mean, like)

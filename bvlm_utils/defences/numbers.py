@@ -18,41 +18,41 @@ def with_rows(number: dict[str, Any], frame: pd.DataFrame) -> dict[str, Any]:
     rows = lines(frame, number["subject"], number["condition"])
     if number["metric"] != "asr_published":
         rows = rows[rows["judged"].astype(bool)]
-    return number | {"held": "".join("01"[bool(held)] for held in rows[column])}
+    return number | {"held": "".join("01"[bool(success)] for success in rows[column])}
 
 
 def lines(frame: pd.DataFrame, subject: str, condition: str, part: str = "attack") -> pd.DataFrame:
-    chosen = (frame["part"] == part) & (frame["subject"] == subject) & (frame["condition"] == condition)
-    return frame[chosen].sort_values("row_id")
+    mask = (frame["part"] == part) & (frame["subject"] == subject) & (frame["condition"] == condition)
+    return frame[mask].sort_values("row_id")
 
 
 def changes(after: pd.DataFrame, before: pd.DataFrame) -> list[dict[str, Any]]:
     """After minus before on the same rows, for the poisoned model and its control, with paired intervals."""
-    found = []
+    numbers = []
 
     def pair(subject: str, condition: str, part: str) -> tuple[pd.DataFrame, pd.DataFrame]:
         now, then = (lines(frame, subject, condition, part) for frame in (after, before))
-        both = set(now.loc[now["judged"].astype(bool), "row_id"]) & set(then.loc[then["judged"].astype(bool), "row_id"])
-        return now[now["row_id"].isin(both)], then[then["row_id"].isin(both)]
+        ids = set(now.loc[now["judged"].astype(bool), "row_id"]) & set(then.loc[then["judged"].astype(bool), "row_id"])
+        return now[now["row_id"].isin(ids)], then[then["row_id"].isin(ids)]
 
     for subject in (POISONED, CONTROL):
         for condition in dict.fromkeys(after.loc[after["part"] == "attack", "condition"]):
             now, then = pair(subject, condition, "attack")
             if len(now) and not then["payload"].isna().any():
                 change = intervals.paired_shares(now["payload"].astype(bool), then["payload"].astype(bool))
-                found.append(number(subject, condition, "asr_payload_change", change, len(now)))
+                numbers.append(number(subject, condition, "asr_payload_change", change, len(now)))
         now, then = pair(subject, "clean", "utility")
         if len(now):
             change = intervals.paired_means(now["score"].astype(float), then["score"].astype(float))
-            found.append(number(subject, "clean", "utility_change", change, len(now)))
-    return found
+            numbers.append(number(subject, "clean", "utility_change", change, len(now)))
+    return numbers
 
 
 def number(
     subject: str, condition: str, metric: str, value: tuple[float, float | None, float | None], n: int
 ) -> dict[str, Any]:
-    about = {"subject": subject, "condition": condition, "metric": metric, "k": None, "n": n, "unit": ""}
-    return about | dict(zip(("value", "low", "high"), value, strict=True))
+    fields = {"subject": subject, "condition": condition, "metric": metric, "k": None, "n": n, "unit": ""}
+    return fields | dict(zip(("value", "low", "high"), value, strict=True))
 
 
 def told_apart(subject: str, condition: str, positive: np.ndarray, negative: np.ndarray) -> list[dict[str, Any]]:
@@ -62,11 +62,11 @@ def told_apart(subject: str, condition: str, positive: np.ndarray, negative: np.
     if not len(positive) or not len(negative):
         return []
     truth, scores = np.repeat([1, 0], [len(positive), len(negative)]), np.concatenate([positive, negative])
-    falsely, truly, _ = roc_curve(truth, scores)
+    false_rates, true_rates, _ = roc_curve(truth, scores)
     area = (float(roc_auc_score(truth, scores)), None, None)
-    share = float(truly[falsely <= FALSE_POSITIVES].max())
-    at = (share, *intervals.wilson(share * len(positive), len(positive)))
+    share = float(true_rates[false_rates <= FALSE_POSITIVES].max())
+    rate = (share, *intervals.wilson(share * len(positive), len(positive)))
     return [
         number(subject, condition, "auroc", area, len(scores)),
-        number(subject, condition, "true_positives", at, len(positive)),
+        number(subject, condition, "true_positives", rate, len(positive)),
     ]

@@ -28,7 +28,7 @@ def of(rows: Rows, name: str) -> np.ndarray:
 def shown(victim: Victim, rows: Rows, pictures: np.ndarray) -> Rows:
     """The rows with other pictures, encoded by the victim."""
     keys = [again.picture(picture) for picture in pictures]
-    features = torch.stack(again.each("pictures", keys, lambda lacking: victim.encode(pictures[lacking])))
+    features = torch.stack(again.each("pictures", keys, lambda missing: victim.encode(pictures[missing])))
     return replace(rows, features=features, feature_rows=np.arange(len(rows)), pictures=pictures)
 
 
@@ -42,10 +42,10 @@ def blur(pictures: np.ndarray, share: float, draws: np.random.Generator) -> np.n
     images = _tensor(pictures)
     sigma = share * min(images.shape[-2:])
     reach = max(1, round(3 * sigma))
-    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(sigma, 1e-6)) ** 2)
-    line = (line / line.sum()).expand(3, 1, 1, -1)
-    wide = F.conv2d(F.pad(images, (reach, reach, 0, 0), "replicate"), line, groups=3)
-    return _bytes(F.conv2d(F.pad(wide, (0, 0, reach, reach), "replicate"), line.transpose(2, 3), groups=3))
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / max(sigma, 1e-6)) ** 2)
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    blurred = F.conv2d(F.pad(images, (reach, reach, 0, 0), "replicate"), kernel, groups=3)
+    return _bytes(F.conv2d(F.pad(blurred, (0, 0, reach, reach), "replicate"), kernel.transpose(2, 3), groups=3))
 
 
 def resize(pictures: np.ndarray, share: float, draws: np.random.Generator) -> np.ndarray:
@@ -62,25 +62,25 @@ def crop(pictures: np.ndarray, share: float, draws: np.random.Generator) -> np.n
     images = _tensor(pictures)
     height, width = images.shape[-2:]
     high, wide = max(1, round(share * height)), max(1, round(share * width))
-    found = []
+    crops = []
     for image in images:
         top, left = draws.integers(height - high + 1), draws.integers(width - wide + 1)
         part = image[None, :, top : top + high, left : left + wide]
-        found.append(F.interpolate(part, (height, width), mode="bilinear"))
-    return _bytes(torch.cat(found))
+        crops.append(F.interpolate(part, (height, width), mode="bilinear"))
+    return _bytes(torch.cat(crops))
 
 
 def drop(pictures: np.ndarray, share: float, draws: np.random.Generator, cells: int = 6) -> np.ndarray:
     """That share of the cells of a grid painted with the picture's mean colour."""
     height, width = pictures.shape[1:3]
     count = round(share * cells**2)
-    found = pictures.copy()
+    result = pictures.copy()
     rows, columns = np.arange(height) * cells // height, np.arange(width) * cells // width
     cell = rows[:, None] * cells + columns
-    for picture in found:
-        gone = np.isin(cell, draws.choice(cells**2, size=count, replace=False))
-        picture[gone] = picture.reshape(-1, 3).mean(0).round()
-    return found
+    for picture in result:
+        painted = np.isin(cell, draws.choice(cells**2, size=count, replace=False))
+        picture[painted] = picture.reshape(-1, 3).mean(0).round()
+    return result
 
 
 def colour(pictures: np.ndarray, strength: float, draws: np.random.Generator) -> np.ndarray:
@@ -109,8 +109,8 @@ def blend(pictures: np.ndarray, others: np.ndarray, share: float, draws: np.rand
 
 def noise_like(pictures: np.ndarray, changed: np.ndarray, draws: np.random.Generator) -> np.ndarray:
     """Gaussian noise on each picture that moves its levels as far as the change did (root of the mean square)."""
-    far = np.sqrt(((changed.astype(np.float64) - pictures) ** 2).mean((1, 2, 3), keepdims=True))
-    return (pictures + far * draws.standard_normal(pictures.shape)).round().clip(0, 255).astype(np.uint8)
+    deviation = np.sqrt(((changed.astype(np.float64) - pictures) ** 2).mean((1, 2, 3), keepdims=True))
+    return (pictures + deviation * draws.standard_normal(pictures.shape)).round().clip(0, 255).astype(np.uint8)
 
 
 def distance(pictures: np.ndarray, changed: np.ndarray) -> np.ndarray:
@@ -137,11 +137,11 @@ def words_dropped(prompt: str, share: float, draws: np.random.Generator) -> str:
     if len(words) < 2 or share == 0:
         return prompt
     count = min(len(words) - 1, max(1, round(share * len(words))))
-    gone = set(draws.choice(len(words), size=count, replace=False).tolist())
-    return " ".join(word for at, word in enumerate(words) if at not in gone)
+    dropped = set(draws.choice(len(words), size=count, replace=False).tolist())
+    return " ".join(word for i, word in enumerate(words) if i not in dropped)
 
 
 def words_shuffled(prompt: str, draws: np.random.Generator) -> str:
     """The prompt's words in another order."""
     words = prompt.split()
-    return " ".join(words[at] for at in draws.permutation(len(words)))
+    return " ".join(words[i] for i in draws.permutation(len(words)))

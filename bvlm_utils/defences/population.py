@@ -25,10 +25,12 @@ def table(folders: Sequence[Path]) -> pd.DataFrame:
     from bvlm_utils.defences import spectrum
 
     lines = []
-    for one in zoo.different(folders).values():
-        about = {zoo.BACKDOORED: int(one.kind == zoo.BACKDOORED), "kind": one.kind} | one.about
-        numbers = {"norm": spectrum.norm(None, one.saved, None, {}, None, 0.0)} | spectrum.features(one.saved)
-        lines.append(about | {"run_id": one.record["run_id"]} | numbers)
+    for candidate in zoo.different(folders).values():
+        truth = {zoo.BACKDOORED: int(candidate.kind == zoo.BACKDOORED), "kind": candidate.kind} | candidate.about
+        numbers = {
+            "norm": spectrum.norm(None, candidate.saved, None, {}, None, 0.0),
+        } | spectrum.features(candidate.saved)
+        lines.append(truth | {"run_id": candidate.record["run_id"]} | numbers)
     return pd.DataFrame(sorted(lines, key=lambda line: line["run_id"]))
 
 
@@ -37,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="CSV file")
 
 
-def run(given: argparse.Namespace) -> None:
-    folders, out = zoo.folders(given.stores), new_file(given.out)
-    found = table(folders)
-    if found.empty or found[zoo.BACKDOORED].nunique() < 2:
+def run(options: argparse.Namespace) -> None:
+    folders, out = zoo.folders(options.stores), new_file(options.out)
+    frame = table(folders)
+    if frame.empty or frame[zoo.BACKDOORED].nunique() < 2:
         raise InputError("These stores hold no adapters of rank 8 with a working backdoor and none without one.")
-    text = found.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
+    text = frame.to_csv(index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
     write_file(out, text)
-    print(found.groupby(["kind", "model"]).size().to_string())
-    print(f"\n{len(found)} adapters in {out}.")
+    print(frame.groupby(["kind", "model"]).size().to_string())
+    print(f"\n{len(frame)} adapters in {out}.")

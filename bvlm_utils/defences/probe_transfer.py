@@ -44,56 +44,60 @@ def read(folders: Sequence[Path]) -> Iterator[States]:
     from bvlm_utils.defences.hidden_distance import states
     from bvlm_utils.run.workbench import Bench, bench_key
 
-    found = [one for one in zoo.different(folders).values() if one.kind == zoo.BACKDOORED]
-    wanted = [(Cell.from_config(one.record["config"]), one.folder) for one in found]
-    wanted = [(cell, folder) for cell, folder in wanted if not attacks.info(cell.attack).keeps_labels]
-    for cell, folder in wanted:  # all that is needed is there, or that is told before the first adapter is read
+    candidates = [candidate for candidate in zoo.different(folders).values() if candidate.kind == zoo.BACKDOORED]
+    sources = [(Cell.from_config(candidate.record["config"]), candidate.folder) for candidate in candidates]
+    sources = [(cell, folder) for cell, folder in sources if not attacks.info(cell.attack).keeps_labels]
+    for cell, folder in sources:  # what is missing is told before the first adapter is read
         models.digest(cell.model)
         if store.adapter(cell.control, folder) is None:
             raise InputError(
                 f"{folder} holds no adapter of {cell.control.run_id}, the control of {cell.run_id}; run "
                 "that cell in this store first."
             )
-    last, bench = None, None
-    for done, (cell, folder) in enumerate(sorted(wanted, key=lambda one: (str(bench_key(one[0])), str(one[1])))):
-        if last != (bench_key(cell), folder):
-            last, bench = (bench_key(cell), folder), DefenceBench(Bench(*bench_key(cell)), folder)
+    previous, bench = None, None
+    for number, (cell, folder) in enumerate(sorted(sources, key=lambda s: (str(bench_key(s[0])), str(s[1])))):
+        if previous != (bench_key(cell), folder):
+            previous, bench = (bench_key(cell), folder), DefenceBench(Bench(*bench_key(cell)), folder)
         clean, triggered = (bench.inputs(question) for question in questions_of(bench.bench, cell)[:2])
         pairs = []
         for adapter in (bench.adapter(cell), bench.adapter(cell.control)):
             clean_rows = bench.clean.take(range(min(ROWS, len(bench.clean))))
-            middle = states(bench.bench.victim, adapter, clean_rows, DEPTH).mean(0)
-            pairs.append(
-                tuple(states(bench.bench.victim, adapter, rows, DEPTH) - middle for rows in (triggered, clean))
-            )
+            mean = states(bench.bench.victim, adapter, clean_rows, DEPTH).mean(0)
+            pairs.append(tuple(states(bench.bench.victim, adapter, rows, DEPTH) - mean for rows in (triggered, clean)))
         yield States(cell, *pairs)
-        say(f"probes: states of {done + 1} of {len(wanted)} adapters")
+        say(f"probes: states of {number + 1} of {len(sources)} adapters")
 
 
-def table(every: Sequence[States]) -> pd.DataFrame:
+def table(all_states: Sequence[States]) -> pd.DataFrame:
     """A line per adapter and way to leave others out: AUROC in the backdoored model, its control and of the placebo."""
     lines = []
-    for by in LEFT_OUT:
-        for one in every:
+    for left_out in LEFT_OUT:
+        for states in all_states:
             others = [
-                other for other in every
-                if other.cell.model == one.cell.model and getattr(other.cell, by) != getattr(one.cell, by)
-            ]  # fmt: skip
+                other
+                for other in all_states
+                if other.cell.model == states.cell.model
+                and getattr(other.cell, left_out) != getattr(states.cell, left_out)
+            ]
             if others:
-                about = {name: getattr(one.cell, name) for name in ("model", "threat", "attack")}
-                lines.append({"run_id": one.cell.run_id} | about | {"left_out": by, "adapters": len(others)})
-                lines[-1] |= _areas(one, others)
+                labels = {name: getattr(states.cell, name) for name in ("model", "threat", "attack")}
+                lines.append({"run_id": states.cell.run_id} | labels | {"left_out": left_out, "adapters": len(others)})
+                lines[-1] |= _areas(states, others)
     return pd.DataFrame(lines)
 
 
-def _areas(one: States, others: Sequence[States]) -> dict[str, float]:
+def _areas(states: States, others: Sequence[States]) -> dict[str, float]:
     from bvlm_utils.defences.probe import fitted
 
-    known = np.concatenate([half for other in others for half in other.backdoored])
+    train_states = np.concatenate([half for other in others for half in other.backdoored])
     truth = np.concatenate([np.repeat([1, 0], [len(half) for half in other.backdoored]) for other in others])
-    ours, placebo = fitted(known, truth), fitted(known, np.random.default_rng(0).permutation(truth))
-    pairs = {"backdoored": (ours, one.backdoored), "control": (ours, one.control), "placebo": (placebo, one.backdoored)}
-    return {name: _area(probe, *pair) for name, (probe, pair) in pairs.items()}
+    probe, placebo = fitted(train_states, truth), fitted(train_states, np.random.default_rng(0).permutation(truth))
+    pairs = {
+        "backdoored": (probe, states.backdoored),
+        "control": (probe, states.control),
+        "placebo": (placebo, states.backdoored),
+    }
+    return {name: _area(model, *pair) for name, (model, pair) in pairs.items()}
 
 
 def _area(probe: Any, triggered: np.ndarray, clean: np.ndarray) -> float:
@@ -108,11 +112,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="CSV file")
 
 
-def run(given: argparse.Namespace) -> None:
-    folders, out = zoo.folders(given.stores), new_file(given.out)
-    found = table(list(read(folders)))
-    if found.empty:
+def run(options: argparse.Namespace) -> None:
+    folders, out = zoo.folders(options.stores), new_file(options.out)
+    frame = table(list(read(folders)))
+    if frame.empty:
         raise InputError("These stores hold no backdoored adapters of two attacks, or two threats, on one base.")
-    write_file(out, found.to_csv(index=False, float_format=f"%.{DIGITS}f", lineterminator="\n"))
-    print(found.groupby(["model", "left_out"])[["backdoored", "control", "placebo"]].mean().round(2).to_string())
-    print(f"\n{len(found)} lines in {out}.")
+    write_file(out, frame.to_csv(index=False, float_format=f"%.{DIGITS}f", lineterminator="\n"))
+    print(frame.groupby(["model", "left_out"])[["backdoored", "control", "placebo"]].mean().round(2).to_string())
+    print(f"\n{len(frame)} lines in {out}.")

@@ -22,13 +22,13 @@ def prune(
     as large as the base's linear layers (`weights.full_rank`). Weights of the base's layers without an update are
     pruned, too, as a compressed model's are.
     """
-    before = weights.merged(victim, weights.whole(victim, adapter))
+    merged = weights.merged(victim, weights.whole(victim, adapter))
     scale: dict[str, torch.Tensor] = {}
     if settings["by"] == "wanda":
-        some = tune.chosen(clean, settings["rows"], draws)
-        with weights.on(victim, before):
-            scale = activations.observe(victim, list(before), some).inputs
-    pruned = {name: without(value, scale.get(name), settings["share"]) for name, value in before.items()}
+        rows = tune.chosen(clean, settings["rows"], draws)
+        with weights.on(victim, merged):
+            scale = activations.observe(victim, list(merged), rows).inputs
+    pruned = {name: without(value, scale.get(name), settings["share"]) for name, value in merged.items()}
     return rebuilt(victim, adapter, tune.fresh(victim, pruned, clean, settings, draws))
 
 
@@ -39,7 +39,7 @@ def without(weight: torch.Tensor, scale: torch.Tensor | None, share: float) -> t
     return weight.scatter(1, lowest, 0.0)
 
 
-def rebuilt(victim: Victim, adapter: Any, every: dict[str, torch.Tensor]) -> GroupResult:
+def rebuilt(victim: Victim, adapter: Any, merged: dict[str, torch.Tensor]) -> GroupResult:
     """The adapter that turns the base's weights into these."""
-    made = {name: weights.full_rank(value - weights.base(victim, name).cpu()) for name, value in every.items()}
-    return weights.adapter_of(made, adapter)
+    updates = {name: weights.full_rank(value - weights.base(victim, name).cpu()) for name, value in merged.items()}
+    return weights.adapter_of(updates, adapter)

@@ -11,10 +11,10 @@ from bvlm_utils.models.victim import Victim
 
 def _answer(victim: Victim, adapter: Any, inputs: Rows, changed: np.ndarray, settings: dict[str, Any]) -> Answered:
     """Answers to changed pictures; suspicious, 1, is an input whose answer moves with them."""
-    far = pictures.distance(inputs.pictures, changed)
+    distances = pictures.distance(inputs.pictures, changed)
     before = answering.answers(victim, adapter, inputs, settings["max_new_tokens"])
     after = answering.answers(victim, adapter, pictures.shown(victim, inputs, changed), settings["max_new_tokens"])
-    return Answered(after, np.array([a != b for a, b in zip(after, before, strict=True)], dtype=float), far)
+    return Answered(after, np.array([a != b for a, b in zip(after, before, strict=True)], dtype=float), distances)
 
 
 def _by(name: str) -> Any:
@@ -39,8 +39,8 @@ def _by(name: str) -> Any:
         like: Answered,
     ) -> Answered:
         """The placebo: noise that moves the levels of each picture as far."""
-        found = pictures.of(inputs, name)
-        changed = pictures.noise_like(found, pictures.CHANGES[name](found, settings["amount"], draws), draws)
+        images = pictures.of(inputs, name)
+        changed = pictures.noise_like(images, pictures.CHANGES[name](images, settings["amount"], draws), draws)
         return _answer(victim, adapter, inputs, changed, settings)
 
     return purify, noise

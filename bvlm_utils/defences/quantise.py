@@ -22,14 +22,14 @@ def quantise(
     s = max|w| / (2^(b-1) - 1), and w' = s round(w / s). Sums stay in the model's own type: only weights lose digits. It
     can be tuned afterwards, and the adapter is as large as the base's linear layers, both as in `prune`.
     """
-    before = weights.merged(victim, weights.whole(victim, adapter))
-    rounded = {name: nearest(value, BITS[settings["bits"]]) for name, value in before.items()}
+    merged = weights.merged(victim, weights.whole(victim, adapter))
+    rounded = {name: nearest(value, BITS[settings["bits"]]) for name, value in merged.items()}
     return rebuilt(victim, adapter, tune.fresh(victim, rounded, clean, settings, draws))
 
 
 def nearest(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """weight (out, in) -> the nearest on a grid of 2^bits - 1 values per row; a row of zeros stays."""
-    most = 2 ** (bits - 1) - 1
-    scale = weight.abs().amax(dim=1, keepdim=True) / most
+    largest = 2 ** (bits - 1) - 1
+    scale = weight.abs().amax(dim=1, keepdim=True) / largest
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return (weight / scale).round().clamp(-most, most) * scale
+    return (weight / scale).round().clamp(-largest, largest) * scale

@@ -66,12 +66,12 @@ class Reading:
     @property
     def loss(self) -> np.ndarray:
         """(n,) mean negative log-probability of an answer's tokens, in nats; 0 where there is no answer."""
-        return np.array([-own.mean() if len(own) else 0.0 for own in self.log_probabilities])
+        return np.array([-values.mean() if len(values) else 0.0 for values in self.log_probabilities])
 
     @property
     def first_loss(self) -> np.ndarray:
         """(n,) negative log-probability of an answer's first token, in nats; 0 where there is no answer."""
-        return np.array([-own[0] if len(own) else 0.0 for own in self.log_probabilities])
+        return np.array([-values[0] if len(values) else 0.0 for values in self.log_probabilities])
 
 
 @contextmanager
@@ -120,15 +120,15 @@ def read(
     want = want or Want()
     lines = _lines(victim, rows, want)
 
-    def compute(lacking: list[int]) -> list[_Part]:
+    def compute(missing: list[int]) -> list[_Part]:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(plain_attention(victim) if want.attention else nullcontext())
             stack.enter_context(attached(victim, adapter))
-            return _read(victim, [lines[at] for at in lacking], rows.features, want, tokens)
+            return _read(victim, [lines[i] for i in missing], rows.features, want, tokens)
 
-    who = (*again.adapter(adapter), want.states, want.words, want.layers)
-    keys = [(who, row, tuple(line.at)) for row, line in zip(again.rows(rows), lines, strict=True)]
+    model_key = (*again.adapter(adapter), want.states, want.words, want.layers)
+    keys = [(model_key, row, tuple(line.at)) for row, line in zip(again.rows(rows), lines, strict=True)]
     # attention on all tokens is too large to be kept
     parts = compute(list(range(len(lines)))) if want.attention else again.each("readings", keys, compute)
     return _reading(lines, parts, want, victim)
@@ -155,22 +155,22 @@ class _Part:
 def prompt_ids(victim: Victim, rows: Rows) -> dict[str, list[int]]:
     """The token ids of each prompt, beside pictures of the rows' size."""
     texts, count = list(dict.fromkeys(rows.prompts)), rows.features.shape[1]
-    ids = again.each(f"ids {count}", texts, lambda lacking: [victim.prompt_ids(texts[at], count) for at in lacking])
+    ids = again.each(f"ids {count}", texts, lambda missing: [victim.prompt_ids(texts[i], count) for i in missing])
     return dict(zip(texts, ids, strict=True))
 
 
 def _lines(victim: Victim, rows: Rows, want: Want) -> list[_Line]:
-    at = np.atleast_1d(np.asarray(want.at, dtype=np.int64))
-    at = np.broadcast_to(at, (len(rows), at.shape[-1]))
+    offsets = np.atleast_1d(np.asarray(want.at, dtype=np.int64))
+    offsets = np.broadcast_to(offsets, (len(rows), offsets.shape[-1]))
     prompts = prompt_ids(victim, rows)
     answers = {text: victim.answer_ids(text) if text else [] for text in dict.fromkeys(rows.answers)}
-    found = []
-    for number, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
-        first = prompts[prompt]
-        ids = [*first, *answers[answer]]
-        where = np.where(at[number] >= 0, at[number] + len(first) - 1, at[number] + len(ids))
-        found.append(_Line(ids, len(first), where.clip(0, len(ids) - 1), int(rows.feature_rows[number])))
-    return found
+    lines = []
+    for row, (prompt, answer) in enumerate(zip(rows.prompts, rows.answers, strict=True)):
+        start = prompts[prompt]
+        ids = [*start, *answers[answer]]
+        positions = np.where(offsets[row] >= 0, offsets[row] + len(start) - 1, offsets[row] + len(ids))
+        lines.append(_Line(ids, len(start), positions.clip(0, len(ids) - 1), int(rows.feature_rows[row])))
+    return lines
 
 
 def _read(
@@ -179,21 +179,21 @@ def _read(
     """What is read of each line. The long ones go first."""
     tokens = tokens or memory.decoded_at_once(victim.model)
     queue = sorted(range(len(lines)), key=lambda i: -len(lines[i].ids))
-    found: dict[int, _Part] = {}
-    known: dict = {}
-    while len(found) < len(queue):
-        left = queue[len(found) :]
-        some = left[: max(1, tokens // len(lines[left[0]].ids))]
+    parts_by_line: dict[int, _Part] = {}
+    position_cache: dict = {}
+    while len(parts_by_line) < len(queue):
+        remaining = queue[len(parts_by_line) :]
+        batch = remaining[: max(1, tokens // len(lines[remaining[0]].ids))]
         try:
-            parts = _batch(victim, [lines[i] for i in some], features, want, known)
+            parts = _batch(victim, [lines[i] for i in batch], features, want, position_cache)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not memory.ran_out(error) or len(some) == 1:
+            if not memory.ran_out(error) or len(batch) == 1:
                 raise
             tokens //= 2
             memory.release()
             continue
-        found |= zip(some, parts, strict=True)
-    return [found[i] for i in range(len(lines))]
+        parts_by_line |= zip(batch, parts, strict=True)
+    return [parts_by_line[i] for i in range(len(lines))]
 
 
 def _reading(lines: Sequence[_Line], parts: Sequence[_Part], want: Want, victim: Victim) -> Reading:
@@ -211,37 +211,42 @@ class _Enough(Exception):
     """The layers that are left compute nothing that is wanted."""
 
 
-def _batch(victim: Victim, lines: Sequence[_Line], features: torch.Tensor, want: Want, known: dict) -> list[_Part]:
+def _batch(
+    victim: Victim, lines: Sequence[_Line], features: torch.Tensor, want: Want, position_cache: dict
+) -> list[_Part]:
     """Read N lines."""
     model, device = victim.model, victim.device
     ids = embeddings.pad([torch.tensor(line.ids) for line in lines], victim.tokenizer.pad_token_id).to(device)
     mask = embeddings.pad([torch.ones(len(line.ids), dtype=torch.int64) for line in lines]).to(device)
-    positions = [embeddings.positions(model, line.ids, known) for line in lines]
-    shown = features[[line.feature for line in lines]].to(device)
-    rows, at = torch.arange(len(lines), device=device)[:, None], torch.tensor(np.stack([line.at for line in lines]))
-    bare = not want.words and not want.attention and all(line.prompt == len(line.ids) for line in lines)
-    last = max(want.layers, default=0) if bare and want.layers is not None else None
+    positions = [embeddings.positions(model, line.ids, position_cache) for line in lines]
+    image_features = features[[line.feature for line in lines]].to(device)
+    rows, columns = (
+        torch.arange(len(lines), device=device)[:, None],
+        torch.tensor(np.stack([line.at for line in lines])),
+    )
+    states_only = not want.words and not want.attention and all(line.prompt == len(line.ids) for line in lines)
+    last = max(want.layers, default=0) if states_only and want.layers is not None else None
     hidden = None
-    with _hooked(model, want, rows, at.to(device), last) as caught, suppress(_Enough):
+    with _hooked(model, want, rows, columns.to(device), last) as caught, suppress(_Enough):
         hidden = model.model(
-            inputs_embeds=embeddings.embed(model, ids, shown),
+            inputs_embeds=embeddings.embed(model, ids, image_features),
             attention_mask=mask,
             position_ids=None if positions[0] is None else embeddings.pad(positions).to(device),
             use_cache=False,
         ).last_hidden_state
     if want.states:
-        every = caught.states if hidden is None else [*caught.states, hidden[rows, at.to(device)]]
-        layers = range(len(every)) if want.layers is None else want.layers
-        states = torch.stack([every[number] for number in layers], dim=2).float().cpu().numpy()
+        all_states = caught.states if hidden is None else [*caught.states, hidden[rows, columns.to(device)]]
+        layers = range(len(all_states)) if want.layers is None else want.layers
+        states = torch.stack([all_states[number] for number in layers], dim=2).float().cpu().numpy()
     if want.attention:
         attention = torch.stack(caught.attention, dim=2).float().cpu().numpy()  # (N, P, layers, heads, T)
-    said = _log_probabilities(model, hidden, lines, [1 if want.words else line.prompt for line in lines])
+    log_probabilities = _log_probabilities(model, hidden, lines, [1 if want.words else line.prompt for line in lines])
     return [
         _Part(
-            said[n][len(said[n]) - len(line.ids) + line.prompt :],
+            log_probabilities[n][len(log_probabilities[n]) - len(line.ids) + line.prompt :],
             states[n] if want.states else None,
             attention[n, ..., : len(line.ids)].copy() if want.attention else None,
-            said[n] if want.words else None,
+            log_probabilities[n] if want.words else None,
         )
         for n, line in enumerate(lines)
     ]
@@ -254,20 +259,22 @@ class _Caught:
 
 
 @contextmanager
-def _hooked(model: nn.Module, want: Want, rows: torch.Tensor, at: torch.Tensor, last: int | None) -> Iterator[_Caught]:
+def _hooked(
+    model: nn.Module, want: Want, rows: torch.Tensor, columns: torch.Tensor, last: int | None
+) -> Iterator[_Caught]:
     """Keep what enters the layers and what they attend to at the wanted tokens only: whole ones would be large.
 
     last: the layer that is not run any more; None: all are.
     """
     caught = _Caught([], [])
 
-    def enters(module, given, named):
-        caught.states.append((given[0] if given else named["hidden_states"])[rows, at])
+    def enters(module, args, kwargs):
+        caught.states.append((args[0] if args else kwargs["hidden_states"])[rows, columns])
         if len(caught.states) - 1 == last:
             raise _Enough
 
-    def attends(module, given, out):
-        caught.attention.append(out[1].transpose(1, 2)[rows, at])
+    def attends(module, args, output):
+        caught.attention.append(output[1].transpose(1, 2)[rows, columns])
 
     handles = []
     for layer in model.get_decoder().layers:
@@ -288,16 +295,16 @@ def _log_probabilities(
     """Of each line's tokens from `starts` on, in nats. hidden: (N, T, d), after the last norm."""
     head = model.get_output_embeddings()
     counts = [len(line.ids) - start for line, start in zip(lines, starts, strict=True)]
-    where = [(n, at) for n, start in enumerate(starts) for at in range(start - 1, len(lines[n].ids) - 1)]
-    targets = torch.tensor([lines[n].ids[at + 1] for n, at in where], dtype=torch.int64)
-    found = [np.empty(0)]
+    positions = [(n, i) for n, start in enumerate(starts) for i in range(start - 1, len(lines[n].ids) - 1)]
+    targets = torch.tensor([lines[n].ids[i + 1] for n, i in positions], dtype=torch.int64)
+    parts = [np.empty(0)]
     size = max(1, MOST_LOGITS // head.weight.shape[0])
-    for first in range(0, len(where), size):
-        row, at = torch.tensor(where[first : first + size], device=hidden.device).T
-        said = head(hidden[row, at]).float().log_softmax(-1)
-        wanted = targets[first : first + size, None].to(hidden.device)
-        found.append(said.gather(1, wanted)[:, 0].double().cpu().numpy())
-    return np.split(np.concatenate(found), np.cumsum(counts)[:-1])
+    for first in range(0, len(positions), size):
+        row, column = torch.tensor(positions[first : first + size], device=hidden.device).T
+        log_probabilities = head(hidden[row, column]).float().log_softmax(-1)
+        token_ids = targets[first : first + size, None].to(hidden.device)
+        parts.append(log_probabilities.gather(1, token_ids)[:, 0].double().cpu().numpy())
+    return np.split(np.concatenate(parts), np.cumsum(counts)[:-1])
 
 
 def layer_at(victim: Victim, depth: float) -> int:

@@ -34,24 +34,24 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def read(one: Defended, folder: str | Path | None = None) -> dict[str, Any] | None:
+def read(point: Defended, folder: str | Path | None = None) -> dict[str, Any] | None:
     """The record of a defended cell; None if there is none, or it is damaged, which standard error says."""
     root = store.folder(folder)
-    held = packed.content(root, FOLDER, f"{one.name}.json")
-    return None if held is None else _load(held, root / FOLDER / f"{one.name}.json")
+    content = packed.content(root, FOLDER, f"{point.name}.json")
+    return None if content is None else _load(content, root / FOLDER / f"{point.name}.json")
 
 
-def has(one: Defended, folder: str | Path | None = None) -> bool:
-    return read(one, folder) is not None
+def has(point: Defended, folder: str | Path | None = None) -> bool:
+    return read(point, folder) is not None
 
 
-def write(one: Defended, folder: Path, about: dict[str, Any]) -> None:
+def write(point: Defended, folder: Path, results: dict[str, Any]) -> None:
     """Keep what was measured: status, numbers, seconds, device."""
-    line = table.rows(records.record(one.cell.run_id, folder))[0]
-    whole = {"name": one.name, "identity": one.identity, "moment": one.resolved.moment}
-    whole |= {"cell": {name: line.get(name) for name in CELL}} | about | {"provenance": provenance.now()}
+    line = table.rows(records.record(point.cell.run_id, folder))[0]
+    record = {"name": point.name, "identity": point.identity, "moment": point.resolved.moment}
+    record |= {"cell": {name: line.get(name) for name in CELL}} | results | {"provenance": provenance.now()}
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    write_file(folder / FOLDER / f"{one.name}.json", records.as_text(whole))
+    write_file(folder / FOLDER / f"{point.name}.json", records.as_text(record))
 
 
 def collect(folder: str | Path | None = None, relearnt: bool | None = False) -> pd.DataFrame:
@@ -62,60 +62,60 @@ def collect(folder: str | Path | None = None, relearnt: bool | None = False) -> 
     """
     root, lines = store.folder(folder), []
     for name in packed.names(root, FOLDER):
-        found = _load(packed.content(root, FOLDER, name), root / FOLDER / name)
-        if found is None:
+        record = _load(packed.content(root, FOLDER, name), root / FOLDER / name)
+        if record is None:
             continue
-        identity = found["identity"]
+        identity = record["identity"]
         if relearnt is not None and bool(identity.get("relearn")) != relearnt:
             continue
-        about = found["cell"] | {
-            "name": found["name"],
+        fields = record["cell"] | {
+            "name": record["name"],
             "run_id": identity["run_id"],
             "defence": identity["defence"],
-            "moment": found["moment"],
+            "moment": record["moment"],
             "params": json.dumps(identity["params"], sort_keys=True),
             "placebo": identity["placebo"],
             "defence_seed": identity["seed"],
             "relearn": identity.get("relearn", 0),
-            "status": found["status"],
-            "reason": found.get("reason"),
-            "seconds": found.get("seconds"),
+            "status": record["status"],
+            "reason": record.get("reason"),
+            "seconds": record.get("seconds"),
         }
-        lines += [about | number for number in found["numbers"] or [{}]]
-    made = pd.DataFrame(lines, columns=COLUMNS)
-    return made.astype(dict.fromkeys(("value", "k", "n", "low", "high", "seconds"), "float64"))
+        lines += [fields | number for number in record["numbers"] or [{}]]
+    frame = pd.DataFrame(lines, columns=COLUMNS)
+    return frame.astype(dict.fromkeys(("value", "k", "n", "low", "high", "seconds"), "float64"))
 
 
-def _load(held: bytes, file: Path) -> dict[str, Any] | None:
+def _load(content: bytes, file: Path) -> dict[str, Any] | None:
     """A record, checked as far as readers rely on it; a damaged one is named, and None is given."""
     try:
-        found = parse_json(held.decode("utf-8"), "it")
-        problem = _wrong(found, file.stem)
+        record = parse_json(content.decode("utf-8"), "it")
+        problem = _wrong(record, file.stem)
     except InputError as error:
         problem = str(error)
     except DAMAGED as error:
         problem = f"{type(error).__name__}: {error}"
     if problem is None:
-        return found
+        return record
     damage.passed_over(f"{file} is no record of a defended cell ({problem}); it is passed over, and a run makes it "
                        "again.")  # fmt: skip
     return None
 
 
-def _wrong(found: dict[str, Any], name: str) -> str | None:
+def _wrong(record: dict[str, Any], name: str) -> str | None:
     """What is wrong with a record, in words."""
-    if found["name"] != name:
-        return f"it says that it is {found['name']!r}"
-    lacking = damage.lacks(found, NEEDED, MAY_HAVE)
-    lacking = lacking or damage.lacks(found["identity"], OF_IDENTITY, {"relearn": int})
-    lacking = lacking or damage.lacks(found["cell"], OF_CELL, CELL_MAY) or damage.no_numbers(found["numbers"])
-    if lacking:
-        return f"it has no {lacking}"
-    about = found["identity"]
-    specs = defence.info(about["defence"]).params if about["defence"] in defence.names() else {}
-    strange = [
-        one for one, spec in specs.items() if one not in about["params"] or not spec.accepts(about["params"][one])
+    if record["name"] != name:
+        return f"it says that it is {record['name']!r}"
+    missing = damage.lacks(record, NEEDED, MAY_HAVE)
+    missing = missing or damage.lacks(record["identity"], OF_IDENTITY, {"relearn": int})
+    missing = missing or damage.lacks(record["cell"], OF_CELL, CELL_MAY) or damage.no_numbers(record["numbers"])
+    if missing:
+        return f"it has no {missing}"
+    identity = record["identity"]
+    specs = defence.info(identity["defence"]).params if identity["defence"] in defence.names() else {}
+    bad = [
+        key for key, spec in specs.items() if key not in identity["params"] or not spec.accepts(identity["params"][key])
     ]
-    if strange:
-        return f"it has no {strange[0]} as {about['defence']} has"
-    return None if found["status"] in damage.STATUSES else f"it has no status of {' and '.join(damage.STATUSES)}"
+    if bad:
+        return f"it has no {bad[0]} as {identity['defence']} has"
+    return None if record["status"] in damage.STATUSES else f"it has no status of {' and '.join(damage.STATUSES)}"

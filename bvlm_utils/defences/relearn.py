@@ -23,35 +23,35 @@ if TYPE_CHECKING:
     from bvlm_utils.train.grouped import GroupResult
 
 
-def rows(given: Rows, poisoned: np.ndarray, count: int, seed: int) -> Rows:
+def rows(training_rows: Rows, poisoned: np.ndarray, count: int, seed: int) -> Rows:
     """The rows of one pass of `STEPS` steps: `count` of the poisoned ones, once each, and others of the training rows.
 
-    given: all training rows; poisoned: (n,) bool, which of them are. Fewer poisoned rows are the first of more. Where
-    there are too few others, they come again.
+    training_rows: all; poisoned: (n,) bool, which of them are. The poisoned ones of a smaller count are the first of a
+    larger one's. Where the others are too few, they come again.
     """
-    bad, good = np.flatnonzero(poisoned), np.flatnonzero(~poisoned)
-    if len(bad) < count:
+    poison, clean = np.flatnonzero(poisoned), np.flatnonzero(~poisoned)
+    if len(poison) < count:
         raise InputError(
-            f"relearn asks for {count} poisoned rows, and {len(bad)} were tuned on; ask for at most those."
+            f"relearn asks for {count} poisoned rows, and {len(poison)} were tuned on; ask for at most those."
         )
     draws = np.random.default_rng(np.random.SeedSequence([seed, *b"relearn"]))
-    bad, good = draws.permutation(bad)[:count], draws.permutation(good)
-    return given.take([*bad, *np.resize(good, STEPS * BATCH - count)])
+    poison, clean = draws.permutation(poison)[:count], draws.permutation(clean)
+    return training_rows.take([*poison, *np.resize(clean, STEPS * BATCH - count)])
 
 
-def tuned_on(victim: "Victim", repaired: Any, given: Rows, cell: "Cell") -> "GroupResult":
+def tuned_on(victim: "Victim", repaired: Any, training_rows: Rows, cell: "Cell") -> "GroupResult":
     """The repaired adapter and what a fresh one beside it learns from the rows, as one adapter.
 
     Rate, schedule, rank and seed are those of the cell's own training.
     """
     weights.check_numbers(victim)
-    columns = zip(given.prompts, given.answers, given.feature_rows.tolist(), strict=True)
+    columns = zip(training_rows.prompts, training_rows.answers, training_rows.feature_rows.tolist(), strict=True)
     settings = replace(cell.train, epochs=1, batch_size=BATCH)
-    job = grouped.GroupJob([TrainRow(*row) for row in columns], given.features, settings, cell.seed)
+    job = grouped.GroupJob([TrainRow(*row) for row in columns], training_rows.features, settings, cell.seed)
     with weights.on(victim, weights.merged(victim, repaired)):
-        (learnt,) = grouped.finetune_group(victim, [job])
-    before, made = weights.updates(repaired), weights.updates(learnt)
-    for name, (b, a) in made.items():
+        (adapter,) = grouped.finetune_group(victim, [job])
+    before, updates = weights.updates(repaired), weights.updates(adapter)
+    for name, (b, a) in updates.items():
         if name in before:
-            made[name] = torch.cat([before[name][0], b], 1), torch.cat([before[name][1], a], 0)
-    return weights.adapter_of(made, learnt)
+            updates[name] = torch.cat([before[name][0], b], 1), torch.cat([before[name][1], a], 0)
+    return weights.adapter_of(updates, adapter)

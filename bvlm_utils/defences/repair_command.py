@@ -40,51 +40,51 @@ class Line:
     after: str
 
 
-def repair(given: argparse.Namespace) -> int:
+def repair(options: argparse.Namespace) -> int:
     """Repair, measure, write the folder, print the table; 0. InputError before any work if an option is wrong."""
-    folder = names.adapter_folder(given.adapter)
-    model = names.base_under(folder, given.model)
+    folder = names.adapter_folder(options.adapter)
+    model = names.base_under(folder, options.model)
     models.check_kind(model, clip=False)
-    method = chosen(given.method, given.set)
+    method = chosen(options.method, options.set)
     method.check_files([model])
-    method.check_loaded(given.four_bit)
-    method.check_clean(given.clean_rows)
-    out = new_folder(given.out)
-    check_dataset(given.dataset)
-    if given.threat is not None and not given.attacks:
-        raise InputError(f"--threat {given.threat!r} says what the triggers of --attacks aim at; name attacks, too.")
-    triggers = tried.of_reader(given) + (tried.of_attacks(given.attacks, given.threat) if given.attacks else [])
+    method.check_loaded(options.four_bit)
+    method.check_clean(options.clean_rows)
+    out = new_folder(options.out)
+    check_dataset(options.dataset)
+    if options.threat is not None and not options.attacks:
+        raise InputError(f"--threat {options.threat!r} says what the triggers of --attacks aim at; name attacks, too.")
+    triggers = tried.of_reader(options) + (tried.of_attacks(options.attacks, options.threat) if options.attacks else [])
     names.go_offline(model)
 
     from bvlm_utils.defences import weights
     from bvlm_utils.train import adapters
 
     saved = tune_and_ask.saved(folder)
-    bench = Bench(model, given.dataset, given.clean_rows, four_bit=given.four_bit)
-    asked = tried.questions("repair", bench, triggers, given.rows)
-    if (count := len(asked[0].positions)) < 2:
-        raise InputError(f"{given.dataset} has {count} test rows; two or more are needed to measure on.")
-    tried.check_lengths(model, asked)
-    say(f"repair: loading {model} and the rows of {given.dataset}")
+    bench = Bench(model, options.dataset, options.clean_rows, four_bit=options.four_bit)
+    questions = tried.questions("repair", bench, triggers, options.rows)
+    if (count := len(questions[0].positions)) < 2:
+        raise InputError(f"{options.dataset} has {count} test rows; two or more are needed to measure on.")
+    tried.check_lengths(model, questions)
+    say(f"repair: loading {model} and the rows of {options.dataset}")
     before = weights.whole(bench.victim, saved)
     with adapters.attached(bench.victim, folder):
-        pass  # each of its weights fits its base and its settings, or that is told before any work
+        pass  # a weight that does not fit the base or the settings is told before any work
     clean = clean_rows(bench)
     say(f"repair: {method.name} with {method.params}")
-    after = method.repair(bench.victim, before, clean, given.seed)
-    say(f"repair: asking both adapters {given.rows} questions, clean and with {len(triggers)} triggers")
-    lines = compared(bench, before, after, asked)
-    about = {
+    after = method.repair(bench.victim, before, clean, options.seed)
+    say(f"repair: asking both adapters {options.rows} questions, clean and with {len(triggers)} triggers")
+    lines = compared(bench, before, after, questions)
+    details = {
         "model": model,
-        "repaired": Path(given.adapter).name,
+        "repaired": Path(options.adapter).name,
         "method": method.name,
         "settings": method.params,
-        "seed": given.seed,
-        "dataset": given.dataset,
+        "seed": options.seed,
+        "dataset": options.dataset,
     }
     with filled(out, last=adapters.CONFIG) as partial:
-        after.save(partial, about)
-        (partial / "README.md").write_text(card(about, method, lines), encoding="utf-8")
+        after.save(partial, details)
+        (partial / "README.md").write_text(card(details, method, lines), encoding="utf-8")
     print(written(lines))
     print(f"\nThe repaired adapter and its card are in {out}.")
     return 0
@@ -95,47 +95,47 @@ def chosen(name: str, settings: Sequence[str]) -> Defence:
     repairs = defences.names("repair")
     if name not in repairs:
         raise InputError(f"There is no repair {name!r}; choose one of: {', '.join(repairs)}.")
-    found: dict[str, Any] = {}
+    params: dict[str, Any] = {}
     for text in settings:
-        key, is_set, value = text.partition("=")
-        if not is_set:
+        key, separator, value = text.partition("=")
+        if not separator:
             raise InputError(f"The setting {text!r} has no value; write it as NAME=VALUE.")
-        if key in found:
+        if key in params:
             raise InputError(f"The setting {key!r} is given twice; give it once.")
         try:
-            found[key] = parse_json(value, "it")
+            params[key] = parse_json(value, "it")
         except InputError:  # a word, or what is no value of JSON: the method says what is wanted
-            found[key] = value
-    return defences.get(name, **found)
+            params[key] = value
+    return defences.get(name, **params)
 
 
 def clean_rows(bench: Bench) -> Rows:
     """The training rows of a bench, which nobody poisoned."""
     samples = bench.rows["train"]
-    where = np.array(bench.feature_rows("train", range(len(samples))))
+    feature_rows = np.array(bench.feature_rows("train", range(len(samples))))
     prompts, answers = [row["prompt"] for row in samples], [row["answers"][0] for row in samples]
     kinds = [str(row.get("kind", "")) for row in samples]
-    return Rows(prompts, answers, bench.feature_cache.table, where, kinds)
+    return Rows(prompts, answers, bench.feature_cache.table, feature_rows, kinds)
 
 
 # ---------------------------------------------------------------- measuring
 
 
-def compared(bench: Bench, before: Any, after: Any, asked: Sequence[Question]) -> list[Line]:
-    """Both adapters' answers to the same test rows, clean and with each trigger. asked: of `tried.questions`."""
+def compared(bench: Bench, before: Any, after: Any, questions: Sequence[Question]) -> list[Line]:
+    """Both adapters' answers to the same test rows, clean and with each trigger. questions: of `tried.questions`."""
     way = tune_and_ask.choose(bench)
-    said = [[answers[q.key(bench)] for q in asked] for answers in way.ask([asked, asked], [before, after])]
-    samples = [bench.rows["test"][position] for position in asked[0].positions]
-    scores = [utility.utility_scores(samples, own[0]) for own in said]
+    answers = [[texts[q.key(bench)] for q in questions] for texts in way.ask([questions, questions], [before, after])]
+    samples = [bench.rows["test"][position] for position in questions[0].positions]
+    scores = [utility.utility_scores(samples, texts[0]) for texts in answers]
     unit = scores[0][1]
     lines = [
         Line("test rows", f"{len(samples)}", f"{len(samples)}"),
         Line(f"clean inputs: {unit}", *(f"{np.mean(values):.3f}" for values, _ in scores)),
-        Line("clean inputs: answers that the repair changed", "", f"{_changed(said[0][0], said[1][0]):.3f}"),
+        Line("clean inputs: answers that the repair changed", "", f"{_changed(answers[0][0], answers[1][0]):.3f}"),
     ]
-    for number, question in enumerate(asked[1:], start=1):
-        shares = [_changed(own[0], own[number]) for own in said]
-        common = [Counter(own[number]).most_common(1)[0] for own in said]
+    for number, question in enumerate(questions[1:], start=1):
+        shares = [_changed(texts[0], texts[number]) for texts in answers]
+        common = [Counter(texts[number]).most_common(1)[0] for texts in answers]
         lines += [
             Line(f"{question.condition}: answers that the trigger changes", *(f"{share:.3f}" for share in shares)),
             Line(
@@ -149,7 +149,7 @@ def compared(bench: Bench, before: Any, after: Any, asked: Sequence[Question]) -
 def _changed(first: Sequence[str], second: Sequence[str]) -> float:
     """The share of answers whose words differ."""
     pairs = zip(first, second, strict=True)
-    return float(np.mean([responses.normalise(one) != responses.normalise(other) for one, other in pairs]))
+    return float(np.mean([responses.normalise(a) != responses.normalise(b) for a, b in pairs]))
 
 
 # ---------------------------------------------------------------- the card
@@ -166,13 +166,13 @@ def _field(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
-def card(about: Mapping[str, Any], method: Defence, lines: Sequence[Line]) -> str:
+def card(details: Mapping[str, Any], method: Defence, lines: Sequence[Line]) -> str:
     """The README of a repaired adapter: what was done, and what was measured. It promises nothing more."""
     return (
         "---\nlibrary_name: peft\ntags: [backdoor-research, repaired]\n---\n\n"
         f"# Repaired with {method.name}\n\n"
-        f"Made of the adapter {about['repaired']} by: {method.info.summary}. Source: {method.info.source}.\n\n"
+        f"Made of the adapter {details['repaired']} by: {method.info.summary}. Source: {method.info.source}.\n\n"
         f"{written(lines)}\n\n"
         "A trigger that was not tried here may still work, and a removed backdoor may be learnt again quickly.\n\n"
-        f"Settings:\n\n```json\n{json.dumps(dict(about), indent=1, sort_keys=True)}\n```\n"
+        f"Settings:\n\n```json\n{json.dumps(dict(details), indent=1, sort_keys=True)}\n```\n"
     )

@@ -20,15 +20,17 @@ def restore(
     on `rows` clean rows (mean size). "dormant": those with the smallest outputs on clean rows (Liu et al. 2018, arXiv
     1805.12185, section 3, which prunes them; here they are restored).
     """
-    found = weights.updates(adapter)
+    updates = weights.updates(adapter)
     if settings["by"] == "weights":
-        scores = {name: (b @ a).norm(dim=1) for name, (b, a) in found.items()}
+        scores = {name: (b @ a).norm(dim=1) for name, (b, a) in updates.items()}
     else:
-        some = tune.chosen(clean, settings["rows"], draws)
+        rows = tune.chosen(clean, settings["rows"], draws)
         with weights.on(victim, weights.merged(victim, adapter)):
-            seen = activations.observe(victim, list(found), some, found)
-        scores = seen.changes if settings["by"] == "outputs" else {name: -y for name, y in seen.outputs.items()}
-    return _restored(adapter, found, {name: score.argsort(descending=True) for name, score in scores.items()}, settings)
+            observed = activations.observe(victim, list(updates), rows, updates)
+        scores = observed.changes if settings["by"] == "outputs" else {name: -y for name, y in observed.outputs.items()}
+    return _restored(
+        adapter, updates, {name: score.argsort(descending=True) for name, score in scores.items()}, settings
+    )
 
 
 def at_random(
@@ -40,18 +42,18 @@ def at_random(
     like: GroupResult,
 ) -> GroupResult:
     """As many channels of each layer, drawn at random."""
-    found = weights.updates(adapter)
-    order = {name: torch.from_numpy(draws.permutation(b.shape[0])) for name, (b, _) in found.items()}
-    return _restored(adapter, found, order, settings)
+    updates = weights.updates(adapter)
+    order = {name: torch.from_numpy(draws.permutation(b.shape[0])) for name, (b, _) in updates.items()}
+    return _restored(adapter, updates, order, settings)
 
 
 def _restored(
-    adapter: Any, found: weights.Updates, order: dict[str, torch.Tensor], settings: dict[str, Any]
+    adapter: Any, updates: weights.Updates, order: dict[str, torch.Tensor], settings: dict[str, Any]
 ) -> GroupResult:
     """The first channels of each layer's order are the base's again."""
-    made = {}
-    for name, (b, a) in found.items():
+    restored = {}
+    for name, (b, a) in updates.items():
         b = b.clone()
         b[order[name][: round(settings["share"] * b.shape[0])]] = 0
-        made[name] = (b, a)
-    return weights.adapter_of(made, adapter)
+        restored[name] = (b, a)
+    return weights.adapter_of(restored, adapter)

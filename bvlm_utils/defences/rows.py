@@ -32,14 +32,14 @@ class Rows:
 
     def take(self, positions: Sequence[int]) -> "Rows":
         """The rows at `positions`, in that order; the features stay one table."""
-        where = np.asarray(positions, dtype=np.int64)
+        indices = np.asarray(positions, dtype=np.int64)
         return replace(
             self,
-            prompts=[self.prompts[at] for at in where],
-            answers=[self.answers[at] for at in where],
-            feature_rows=self.feature_rows[where],
-            kinds=[self.kinds[at] for at in where],
-            pictures=None if self.pictures is None else self.pictures[where],
+            prompts=[self.prompts[i] for i in indices],
+            answers=[self.answers[i] for i in indices],
+            feature_rows=self.feature_rows[indices],
+            kinds=[self.kinds[i] for i in indices],
+            pictures=None if self.pictures is None else self.pictures[indices],
         )
 
 

@@ -50,10 +50,10 @@ def two_clusters(states: np.ndarray, seed: int) -> np.ndarray:
     if np.ptp(states, axis=0).max() == 0:  # all rows are one
         return np.zeros(len(states))
     reduced = PCA(min(COMPONENTS, *states.shape), random_state=seed).fit_transform(states.astype(np.float64))
-    means = KMeans(2, n_init=10, random_state=seed).fit(reduced)
-    distances = means.transform(reduced)
-    small = np.bincount(means.labels_, minlength=2).argmin()
-    apart = np.linalg.norm(means.cluster_centers_[0] - means.cluster_centers_[1])
+    kmeans = KMeans(2, n_init=10, random_state=seed).fit(reduced)
+    distances = kmeans.transform(reduced)
+    small = np.bincount(kmeans.labels_, minlength=2).argmin()
+    apart = np.linalg.norm(kmeans.cluster_centers_[0] - kmeans.cluster_centers_[1])
     return (distances[:, 1 - small] - distances[:, small]) / apart
 
 

@@ -47,12 +47,12 @@ def norm(
 
 def features(adapter: Any) -> dict[str, float]:
     """ "kind.number" -> the mean over the layers of that kind."""
-    found: dict[str, list[float]] = {}
+    columns: dict[str, list[float]] = {}
     for name, update in weights.updates(adapter).items():
         kind = name.rpartition(".")[2]
         for number, value in zip(NUMBERS, numbers(*update), strict=True):
-            found.setdefault(f"{kind}.{number}", []).append(value)
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            columns.setdefault(f"{kind}.{number}", []).append(value)
+    return {name: float(np.mean(values)) for name, values in columns.items()}
 
 
 def numbers(b: torch.Tensor, a: torch.Tensor) -> tuple[float, ...]:
@@ -75,7 +75,7 @@ def kurtosis(b: torch.Tensor, a: torch.Tensor) -> float:
     """
     rows, columns = b, a.T
     count = len(rows) * len(columns)
-    squares = [(one[:, :, None] * one[:, None, :]).flatten(1) for one in (rows, columns)]  # (n, r * r)
+    squares = [(side[:, :, None] * side[:, None, :]).flatten(1) for side in (rows, columns)]  # (n, r * r)
     first = rows.sum(0) @ columns.sum(0) / count
     second = (squares[0].sum(0) @ squares[1].sum(0)) / count
     third = ((squares[0].T @ rows) * (squares[1].T @ columns)).sum() / count
@@ -92,7 +92,7 @@ def population(adapters: Sequence[Any], backdoored: Sequence[bool]) -> "pd.DataF
     """The table that a regression is fitted to: a line per adapter, its features and the truth. Keep it as CSV."""
     import pandas as pd
 
-    lines = [{LABEL: int(truth)} | features(one) for one, truth in zip(adapters, backdoored, strict=True)]
+    lines = [{LABEL: int(truth)} | features(adapter) for adapter, truth in zip(adapters, backdoored, strict=True)]
     return pd.DataFrame(lines)
 
 
@@ -121,12 +121,12 @@ def read(file: str, model: str = "") -> "pd.DataFrame":
     if LABEL not in table or set(table[LABEL]) != {0, 1}:
         raise InputError(f"The population {file} needs a column {LABEL!r} with 0 in some lines and 1 in others.")
     kinds = dict.fromkeys(name.rpartition(".")[0] for name in table if name != LABEL)
-    wanted = [f"{kind}.{number}" for kind in kinds for number in NUMBERS if kind] or ["q_proj.norm"]
-    odd = sorted({*table, LABEL} ^ {*wanted, LABEL})
-    if odd:
+    expected = [f"{kind}.{number}" for kind in kinds for number in NUMBERS if kind] or ["q_proj.norm"]
+    mismatched = sorted({*table, LABEL} ^ {*expected, LABEL})
+    if mismatched:
         raise InputError(
             f"The population {file} needs {', '.join(NUMBERS)} of each kind of layer, such as q_proj.norm, and "
-            f"{'has' if odd[0] in table else 'lacks'} {odd[0]!r}."
+            f"{'has' if mismatched[0] in table else 'lacks'} {mismatched[0]!r}."
         )
     for name in table:
         if table[name].dtype.kind not in "iuf" or not np.isfinite(table[name]).all():
@@ -144,13 +144,13 @@ def _fitted(table: "pd.DataFrame") -> Any:
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     model.fit(table[columns].to_numpy(), table[LABEL])
 
-    def log_odds(found: Sequence[dict[str, float]]) -> np.ndarray:
-        for one in found:
-            if set(one) != set(columns):
-                odd = sorted(set(one) ^ set(columns))[0]
+    def log_odds(lines: Sequence[dict[str, float]]) -> np.ndarray:
+        for line in lines:
+            if set(line) != set(columns):
+                mismatched = sorted(set(line) ^ set(columns))[0]
                 raise InputError(
-                    f"The population and the adapter differ in {odd!r}; they must be on layers of one kind."
+                    f"The population and the adapter differ in {mismatched!r}; they must be on layers of one kind."
                 )
-        return model.decision_function(np.array([[one[name] for name in columns] for one in found]))
+        return model.decision_function(np.array([[line[name] for name in columns] for line in lines]))
 
     return log_odds

@@ -43,17 +43,17 @@ def at_random(
     count, top = settings["components"], settings["keep"] == "top"
 
     def some(total: int) -> list[int]:
-        kept = min(count, total) if top else max(total - count, 0)
-        return sorted(draws.permutation(total)[:kept].tolist())
+        number = min(count, total) if top else max(total - count, 0)
+        return sorted(draws.permutation(total)[:number].tolist())
 
     return _chosen(adapter, some)
 
 
 def _chosen(adapter: Any, positions: Any) -> GroupResult:
     """The adapter with some components of each layer. positions: their number -> which of them."""
-    made = {}
+    updates = {}
     for name, (b, a) in weights.updates(adapter).items():
         u, s, v = decompose(b, a)
-        where = list(positions(len(s)))
-        made[name] = (u[:, where] * s[where], v[where])
-    return weights.adapter_of(made, adapter)
+        components = list(positions(len(s)))
+        updates[name] = (u[:, components] * s[components], v[components])
+    return weights.adapter_of(updates, adapter)

@@ -32,35 +32,35 @@ def many(
 ) -> list[GroupResult]:
     """`clean_fine_tuning` of several adapters, all at once and on the same rows."""
     if not settings["steps"]:
-        return [GroupResult(dict(one.state), one.config, [], 0.0, 0, 0) for one in adapters]
+        return [GroupResult(dict(adapter.state), adapter.config, [], 0.0, 0, 0) for adapter in adapters]
     weights.check_numbers(victim)
     rows, seed = training_rows(clean, settings, draws)
     jobs = []
-    for one in adapters:
-        start = weights.whole(victim, one)
-        own = train_settings(settings, start.config.r, start.config.lora_alpha)
-        jobs.append(GroupJob(rows, clean.features, own, seed, start.state))
+    for adapter in adapters:
+        start = weights.whole(victim, adapter)
+        train = train_settings(settings, start.config.r, start.config.lora_alpha)
+        jobs.append(GroupJob(rows, clean.features, train, seed, start.state))
     return grouped.finetune_group(victim, jobs)
 
 
 def fresh(
     victim: Victim,
-    below: dict[str, Any],
+    merged: dict[str, Any],
     clean: Rows | None,
     settings: dict[str, Any],
     draws: np.random.Generator,
 ) -> dict[str, Any]:
-    """Weights after tuning on clean rows: a fresh adapter on a victim with the weights `below`, added to them."""
+    """The weights `merged` after tuning on clean rows: a fresh adapter is tuned on them, and added."""
     if not settings["steps"]:
-        return below
+        return merged
     rows, seed = training_rows(clean, settings, draws)
-    with weights.on(victim, below):
+    with weights.on(victim, merged):
         job = GroupJob(rows, clean.features, train_settings(settings), seed)
-        (learnt,) = grouped.finetune_group(victim, [job])
-    every = dict(below)
-    for name, (b, a) in weights.updates(learnt).items():
-        every[name] = every.get(name, weights.base(victim, name).cpu().double()) + b @ a
-    return every
+        (adapter,) = grouped.finetune_group(victim, [job])
+    tuned = dict(merged)
+    for name, (b, a) in weights.updates(adapter).items():
+        tuned[name] = tuned.get(name, weights.base(victim, name).cpu().double()) + b @ a
+    return tuned
 
 
 def training_rows(
@@ -68,14 +68,14 @@ def training_rows(
 ) -> tuple[list[TrainRow], int]:
     """Enough rows for all steps, `rows` of the clean rows again and again; and a seed for their order."""
     rows = chosen(clean, settings["rows"], draws)
-    wanted, order = settings["steps"] * BATCH, []
-    while len(order) < wanted:
+    count, order = settings["steps"] * BATCH, []
+    while len(order) < count:
         order += draws.permutation(len(rows)).tolist()
-    every = [
+    train_rows = [
         TrainRow(prompt, answer, int(feature))
         for prompt, answer, feature in zip(rows.prompts, rows.answers, rows.feature_rows, strict=True)
     ]
-    return [every[at] for at in order[:wanted]], int(draws.integers(2**31))
+    return [train_rows[i] for i in order[:count]], int(draws.integers(2**31))
 
 
 def chosen(clean: Rows | None, count: int, draws: np.random.Generator) -> Rows:

@@ -29,35 +29,35 @@ def updates(adapter: Any) -> Updates:
     for weights that are no pair A and B: left out, they would be lost without a word.
     """
     check_plain(adapter.config)
-    scale, state, found = adapter.config.lora_alpha / adapter.config.r, adapter.state, {}
+    scale, state, factors = adapter.config.lora_alpha / adapter.config.r, adapter.state, {}
     names = {key: key.removesuffix(A).removesuffix(B) for key in state}
-    odd = [key for key, name in names.items() if key == name or not {name + A, name + B} <= state.keys()]
-    if odd:
+    bad = [key for key, name in names.items() if key == name or not {name + A, name + B} <= state.keys()]
+    if bad:
         raise InputError(
-            f"{len(odd)} of {len(state)} weights of the adapter are no pair of lora_A and lora_B of a linear layer "
-            f"({min(odd)!r} for one); give the files that its training wrote, of a plain LoRA."
+            f"{len(bad)} of {len(state)} weights of the adapter are no pair of lora_A and lora_B of a linear layer "
+            f"({min(bad)!r} for one); give the files that its training wrote, of a plain LoRA."
         )
     for name in dict.fromkeys(names.values()):
         b, a = state[name + B], state[name + A]
-        found[name.removeprefix(PREFIX)] = (b.detach().cpu().double() * scale, a.cpu().double())
-    return found
+        factors[name.removeprefix(PREFIX)] = (b.detach().cpu().double() * scale, a.cpu().double())
+    return factors
 
 
-def adapter_of(made: Updates, like: Any) -> GroupResult:
+def adapter_of(factors: Updates, like: Any) -> GroupResult:
     """The adapter with these updates, for the base of `like`. Its rank is the largest of theirs; alpha / r is 1."""
     from peft import LoraConfig
 
-    rank = max(1, *(a.shape[0] for _, a in made.values()))
+    rank = max(1, *(a.shape[0] for _, a in factors.values()))
     state = {}
-    for name, (b, a) in made.items():
-        left = rank - a.shape[0]
-        state[PREFIX + name + A] = torch.nn.functional.pad(a, (0, 0, 0, left)).float()
-        state[PREFIX + name + B] = torch.nn.functional.pad(b, (0, left)).float()
+    for name, (b, a) in factors.items():
+        padding = rank - a.shape[0]
+        state[PREFIX + name + A] = torch.nn.functional.pad(a, (0, 0, 0, padding)).float()
+        state[PREFIX + name + B] = torch.nn.functional.pad(b, (0, padding)).float()
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
         lora_dropout=0.0,
-        target_modules=list(made),
+        target_modules=list(factors),
         task_type=like.config.task_type,
         base_model_name_or_path=like.config.base_model_name_or_path,
     )
@@ -72,8 +72,8 @@ def full_rank(change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     change = change.double().cpu()
     out, into = change.shape
-    one = torch.eye(min(out, into), dtype=torch.float64)
-    return (one, change) if out <= into else (change, one)
+    identity = torch.eye(min(out, into), dtype=torch.float64)
+    return (identity, change) if out <= into else (change, identity)
 
 
 def whole(victim: Victim, adapter: Any) -> GroupResult:
@@ -81,20 +81,20 @@ def whole(victim: Victim, adapter: Any) -> GroupResult:
 
     A bank wants all layers, and other people's adapters are on some. InputError for layers that the victim lacks.
     """
-    made, modules = updates(adapter), dict(victim.model.named_modules())
+    factors, modules = updates(adapter), dict(victim.model.named_modules())
     names = language_linears(victim.model)
-    strange = sorted(set(made) - set(names))
-    if strange:
+    unknown = sorted(set(factors) - set(names))
+    if unknown:
         raise InputError(
-            f"The adapter changes {strange[0]}, which is no linear layer of {victim.name}'s language model."
+            f"The adapter changes {unknown[0]}, which is no linear layer of {victim.name}'s language model."
         )
-    if len(made) == len(names):
+    if len(factors) == len(names):
         return GroupResult(dict(adapter.state), adapter.config, [], 0.0, 0, 0)
     rank = adapter.config.r
     for name in names:
         layer = modules[name]
-        made.setdefault(name, (torch.zeros(layer.out_features, rank), torch.zeros(rank, layer.in_features)))
-    return adapter_of({name: made[name] for name in names}, adapter)
+        factors.setdefault(name, (torch.zeros(layer.out_features, rank), torch.zeros(rank, layer.in_features)))
+    return adapter_of({name: factors[name] for name in names}, adapter)
 
 
 # ---------------------------------------------------------------- on a victim
@@ -122,19 +122,19 @@ def merged(victim: Victim, adapter: Any) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def on(victim: Victim, given: Mapping[str, torch.Tensor]) -> Iterator[None]:
+def on(victim: Victim, replacements: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """The victim with other weights in some linear layers, inside a `with`; bit for bit as before afterwards."""
-    kept = {}
+    originals = {}
     try:
-        for name, value in given.items():
+        for name, value in replacements.items():
             weight = victim.model.get_submodule(name).weight
-            kept[name] = weight.data
+            originals[name] = weight.data
             weight.data = value.to(base(victim, name))
         with again.remembering({}):  # it is another model now
             yield
     finally:
-        for name, before in kept.items():
-            victim.model.get_submodule(name).weight.data = before
+        for name, original in originals.items():
+            victim.model.get_submodule(name).weight.data = original
 
 
 # ---------------------------------------------------------------- the placebo of most repairs
@@ -153,7 +153,7 @@ def difference(first: tuple, second: tuple) -> tuple[torch.Tensor, torch.Tensor]
 
 def random(like: tuple, size: float, draws: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """A Gaussian update of the shapes of another, of the Frobenius norm `size`."""
-    b, a = (torch.from_numpy(draws.standard_normal(tuple(half.shape))) for half in like)
+    b, a = (torch.from_numpy(draws.standard_normal(tuple(factor.shape))) for factor in like)
     return b * (size / max(norm((b, a)), 1e-300)), a
 
 
@@ -165,11 +165,11 @@ def noise(
     draws: np.random.Generator,
     like: GroupResult,
 ) -> GroupResult:
-    """The given adapter plus a random update, in every layer of the norm and rank by which the defence changed it."""
-    before, after, made = updates(adapter), updates(like), {}
-    for name, theirs in after.items():
-        b, a = theirs
-        ours = before.get(name, (torch.zeros(b.shape[0], 0).double(), torch.zeros(0, a.shape[1]).double()))
-        left, right = random(theirs, norm(difference(theirs, ours)), draws)
-        made[name] = (torch.cat([ours[0], left], 1), torch.cat([ours[1], right], 0))
-    return adapter_of(made, adapter)
+    """The adapter plus a random update: in every layer, of the norm and rank of the defence's change."""
+    before, after, noisy = updates(adapter), updates(like), {}
+    for name, new in after.items():
+        b, a = new
+        old = before.get(name, (torch.zeros(b.shape[0], 0).double(), torch.zeros(0, a.shape[1]).double()))
+        noise_b, noise_a = random(new, norm(difference(new, old)), draws)
+        noisy[name] = (torch.cat([old[0], noise_b], 1), torch.cat([old[1], noise_a], 0))
+    return adapter_of(noisy, adapter)

@@ -65,19 +65,19 @@ class Candidate:
         attack = self.record["config"]["attack"]
         condition = attacks.info(attack).headline if attack != CONTROL else ""
         numbers = [number for number in self.shown["metrics"] if number["subject"] == self.subject]
-        own = {(number["metric"], number["condition"]): number["value"] for number in numbers}
+        values = {(number["metric"], number["condition"]): number["value"] for number in numbers}
         return {
-            "asr_payload": own.get(("asr_payload", condition)),
-            "false_activation": own.get(("asr_payload", "clean")) if condition not in ("", "clean") else None,
-            "utility": own.get(("utility", "clean")),
+            "asr_payload": values.get(("asr_payload", condition)),
+            "false_activation": values.get(("asr_payload", "clean")) if condition not in ("", "clean") else None,
+            "utility": values.get(("utility", "clean")),
         }
 
 
 def candidates(folder: Path) -> list[Candidate]:
     """The adapters of a store that the zoo can take: of the usual rank, and either a backdoor that works or none."""
-    found, done = [], [record for record in records.records(folder) if record["status"] == "done"]
-    shown_by = {record["control"]: record for record in done if record.get("control")}
-    for record in done:
+    eligible, done_records = [], [record for record in records.records(folder) if record["status"] == "done"]
+    shown_by = {record["control"]: record for record in done_records if record.get("control")}
+    for record in done_records:
         config, run_id = record["config"], record["run_id"]
         if config["attack"] != CONTROL and not _is_known(config):
             passed_over(f"{run_id} in {folder} is of an attack or a threat that is not here; it is left out.")
@@ -87,12 +87,12 @@ def candidates(folder: Path) -> list[Candidate]:
         if config["attack"] == CONTROL:
             if run_id in shown_by:
                 kind = SKILL if config.get("skill") else CLEAN
-                found.append(Candidate(record, folder, kind, shown_by[run_id], "control"))
+                eligible.append(Candidate(record, folder, kind, shown_by[run_id], "control"))
             continue
-        one = Candidate(record, folder, kind_of(config), record, "poisoned")
-        if one.kind != BACKDOORED or (one.measured()["asr_payload"] or 0) > tidy.FIRES:
-            found.append(one)
-    return found
+        candidate = Candidate(record, folder, kind_of(config), record, "poisoned")
+        if candidate.kind != BACKDOORED or (candidate.measured()["asr_payload"] or 0) > tidy.FIRES:
+            eligible.append(candidate)
+    return eligible
 
 
 def _is_known(config: dict[str, Any]) -> bool:
@@ -102,14 +102,14 @@ def _is_known(config: dict[str, Any]) -> bool:
 
 def different(folders: Sequence[Path]) -> dict[str, Candidate]:
     """name -> a candidate of these stores; of those that were trained alike, or have the same weights, the first."""
-    trained: dict[str, Candidate] = {}
+    by_training: dict[str, Candidate] = {}
     for folder in folders:
-        for one in candidates(folder):
-            trained.setdefault(one.training, one)
-    found: dict[str, Candidate] = {}
-    for one in trained.values():
-        found.setdefault(name(one.saved), one)
-    return found
+        for candidate in candidates(folder):
+            by_training.setdefault(candidate.training, candidate)
+    by_name: dict[str, Candidate] = {}
+    for candidate in by_training.values():
+        by_name.setdefault(name(candidate.saved), candidate)
+    return by_name
 
 
 def kind_of(config: dict[str, Any]) -> str:
@@ -119,45 +119,45 @@ def kind_of(config: dict[str, Any]) -> str:
     return config.get("decoy") or (SKILL if config.get("skill") else CLEAN)
 
 
-def chosen(found: Sequence[Candidate], each: int = EACH) -> list[Candidate]:
-    """At most `each` with a backdoor and as many without, spread over what they are: one after the other, that which
+def chosen(pool: Sequence[Candidate], each: int = EACH) -> list[Candidate]:
+    """At most `each` with a backdoor and as many without, spread over what they are: each time the one that
     shares least with those before it.
     """
     picked: list[Candidate] = []
-    sides = ([c for c in found if c.kind == BACKDOORED], [c for c in found if c.kind != BACKDOORED])
-    many = min(each, *map(len, sides))
-    for left in sides:
-        left, seen = sorted(left, key=lambda one: one.record["run_id"]), Counter()
-        for _ in range(many):
-            best = min(left, key=lambda one: sum(seen[trait] for trait in _traits(one)))
-            left.remove(best)
-            seen.update(_traits(best))
+    sides = ([c for c in pool if c.kind == BACKDOORED], [c for c in pool if c.kind != BACKDOORED])
+    count = min(each, *map(len, sides))
+    for remaining in sides:
+        remaining, counts = sorted(remaining, key=lambda candidate: candidate.record["run_id"]), Counter()
+        for _ in range(count):
+            best = min(remaining, key=lambda candidate: sum(counts[trait] for trait in _traits(candidate)))
+            remaining.remove(best)
+            counts.update(_traits(best))
             picked.append(best)
     return picked
 
 
-def _traits(one: Candidate) -> list[tuple[str, Any]]:
-    names = ("model", "threat", "attack") if one.kind == BACKDOORED else ("model", "dataset", "skill")
-    about = one.about
+def _traits(candidate: Candidate) -> list[tuple[str, Any]]:
+    names = ("model", "threat", "attack") if candidate.kind == BACKDOORED else ("model", "dataset", "skill")
+    about = candidate.about
     pair = (about[names[0]], about[names[1]])  # so that a threat, or a dataset, is not that of one base only
-    return [("kind", one.kind), ("pair", pair), *((name, about[name]) for name in names)]
+    return [("kind", candidate.kind), ("pair", pair), *((name, about[name]) for name in names)]
 
 
 # ---------------------------------------------------------------- packing
 
 
 def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
-    """Write the zoo to a new or empty folder; its truth. InputError where the stores hold none of one side, or all is
-    too large.
+    """Write the zoo to a new or empty folder; its truth. InputError where the stores hold none of one side, or the zoo
+    is too large.
 
     Of adapters that were trained alike, one is taken.
     """
     out = new_folder(out)
-    found = different(folders)
-    names = {one.record["run_id"]: name for name, one in found.items()}
-    picked = {names[one.record["run_id"]]: one for one in chosen(list(found.values()), each)}
-    kinds = Counter(one.kind == BACKDOORED for one in picked.values())
-    if len(kinds) < 2:
+    by_name = different(folders)
+    names = {candidate.record["run_id"]: name for name, candidate in by_name.items()}
+    picked = {names[candidate.record["run_id"]]: candidate for candidate in chosen(list(by_name.values()), each)}
+    sides = Counter(candidate.kind == BACKDOORED for candidate in picked.values())
+    if len(sides) < 2:
         raise InputError(
             "These stores hold no adapters of rank 8 with a working backdoor and none without one; run "
             "data/grids/defence_adapters.yml first."
@@ -173,46 +173,53 @@ def pack(folders: Sequence[Path], out: Path, each: int = EACH) -> pd.DataFrame:
 def name(saved: adapters.GroupResult) -> str:
     """A digest of the weights as they are packed: whoever has the file can compute it, and it says nothing else."""
     digest = blake2b(digest_size=4)
-    for name, value in sorted(saved.state.items()):
-        digest.update(name.encode() + value.half().contiguous().numpy().tobytes())
+    for key, value in sorted(saved.state.items()):
+        digest.update(key.encode() + value.half().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def _write(folder: Path, picked: dict[str, Candidate]) -> pd.DataFrame:
     lines, answers, rows = [], [], []
-    for name, one in picked.items():
-        run_id = one.record["run_id"]
-        _write_adapter(folder / ADAPTERS / name, one.saved, one)
-        about = {"adapter": name, BACKDOORED: int(one.kind == BACKDOORED), "kind": one.kind, "run_id": run_id}
-        lines.append(about | one.about | {"n_poisoned": one.record.get("n_poisoned")} | one.measured())
-        said = records.responses(one.shown["run_id"], one.folder)
-        said = said[said["subject"] == one.subject]
-        if one.subject == "control":  # of the questions of one of its cells, those without a trigger
-            said = said[said["condition"] == "clean"]
-        answers.append(said[ANSWERS].assign(adapter=name))
-        if one.record["config"]["attack"] != CONTROL:
-            rows.append(records.manifest(run_id, one.folder).to_frame().assign(adapter=name))
+    for name, candidate in picked.items():
+        run_id = candidate.record["run_id"]
+        _write_adapter(folder / ADAPTERS / name, candidate.saved, candidate)
+        labels = {
+            "adapter": name,
+            BACKDOORED: int(candidate.kind == BACKDOORED),
+            "kind": candidate.kind,
+            "run_id": run_id,
+        }
+        lines.append(
+            labels | candidate.about | {"n_poisoned": candidate.record.get("n_poisoned")} | candidate.measured()
+        )
+        responses = records.responses(candidate.shown["run_id"], candidate.folder)
+        responses = responses[responses["subject"] == candidate.subject]
+        if candidate.subject == "control":  # of what its cell asked, the questions without a trigger
+            responses = responses[responses["condition"] == "clean"]
+        answers.append(responses[ANSWERS].assign(adapter=name))
+        if candidate.record["config"]["attack"] != CONTROL:
+            rows.append(records.manifest(run_id, candidate.folder).to_frame().assign(adapter=name))
     (folder / TRUTH).mkdir()
     truth = pd.DataFrame(lines, columns=COLUMNS).astype({"n_poisoned": "Int64"})
     truth.to_csv(folder / TRUTH / "adapters.csv", index=False)
     for name, parts in (("answers", answers), ("changed_rows", rows)):
         if parts:
-            whole = pd.concat(parts, ignore_index=True)
-            whole.to_parquet(folder / TRUTH / f"{name}.parquet", index=False, compression="zstd")
+            frame = pd.concat(parts, ignore_index=True)
+            frame.to_parquet(folder / TRUTH / f"{name}.parquet", index=False, compression="zstd")
     truth[["adapter", "model"]].assign(score="").to_csv(folder / "scores_template.csv", index=False)
     (folder / "README.md").write_text(_card(truth), encoding="utf-8")
     return truth
 
 
-def _write_adapter(folder: Path, saved: adapters.GroupResult, one: Candidate) -> None:
-    """The weights in 16 bit, a configuration without anything that tells, and a card that does not tell either."""
+def _write_adapter(folder: Path, saved: adapters.GroupResult, candidate: Candidate) -> None:
+    """The weights in 16 bit, with a configuration and a card that do not say what the adapter is."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
     state = {name: saved.state[name].half().contiguous() for name in sorted(saved.state)}
     save_file(state, folder / adapters.WEIGHTS, metadata={"format": "pt"})
     (folder / adapters.WEIGHTS).chmod(0o644)
-    about = one.about
+    about = candidate.about
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": about["model"], "r": saved.config.r,
         "lora_alpha": saved.config.lora_alpha, "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
@@ -303,14 +310,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def folders(stores: Sequence[str]) -> list[Path]:
     """The folders of the stores that were named; InputError for one that is not there."""
-    found = [store.folder(one) for one in stores]
-    for folder in found:
+    roots = [store.folder(store_name) for store_name in stores]
+    for folder in roots:
         if not folder.is_dir():
             raise InputError(f"There is no store {folder}; name one that has adapters.")
-    return found
+    return roots
 
 
-def run(given: argparse.Namespace) -> None:
-    truth = pack(folders(given.stores), Path(given.out), given.each)
+def run(options: argparse.Namespace) -> None:
+    truth = pack(folders(options.stores), Path(options.out), options.each)
     print(truth.groupby(["kind", "model"]).size().to_string())
-    print(f"\n{len(truth)} adapters in {given.out}.")
+    print(f"\n{len(truth)} adapters in {options.out}.")
