@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from bvlm_utils.models.victim import Victim
 
-OF_THE_BASE = ("base-likelihood", "onion-rows")
+OF_THE_BASE = ("base-likelihood",)  # onion-rows puts poisoned rows last on the defence grid (AUROC 0.35)
 OF_AN_ADAPTER = ("spectral-signatures", "activation-clustering")
 CHUNK = 64  # pictures in memory at a time
 SHOWN = 10  # rows that are printed
