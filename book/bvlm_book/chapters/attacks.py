@@ -44,7 +44,7 @@ def split_strip(png: bytes, gap: int = 0) -> np.ndarray:
 
 def read_exhibit(place: str | None = None) -> tuple[list[Example], dict[tuple[str, str], list[float]], pd.DataFrame]:
     """What `probes.exhibit` wrote into a store: examples of all attacks, loss curves of optimised ones (by attack and
-    "step" or "epoch"), and stealth. Nothing where it was not run, or is damaged, as standard error says then.
+    "step" or "epoch"), and stealth. Nothing where it was not run or is damaged; standard error names the damage.
     """
     folder = store.folder(place)
     read = partial(packed.content, folder, "attacks")
@@ -94,9 +94,9 @@ def jpeg_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_parts(table: pd.DataFrame) -> pd.DataFrame:
-    """Success (payload, full trigger) of experiments that lack a part of the backdoor (`PARTS`), means over seeds;
-    `clean`, that without a trigger; and `whole`, that of the same experiment with all parts: of a word without poison,
-    that of 10 % with the usual word.
+    """A line per experiment that lacks a part of the backdoor (`PARTS`): success (payload, full trigger, mean over
+    seeds), success without a trigger (`clean`) and of the same experiment with all parts (`whole`); for a word without
+    poison that is 10 % with the usual word.
     """
     key = ["model", "threat", "attack", "poison_rate", "train_rows", "half"]
     rows = tables.of_own_data(table.query("metric == 'asr_payload' and subject == 'poisoned' and negatives == 0"))

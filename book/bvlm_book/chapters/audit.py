@@ -59,7 +59,7 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
 
 
 def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
-    """What each finished cell is, and its answers. Not of halves of triggers, which are often another attack."""
+    """The columns and the answers of each finished cell; no halves of triggers, which are often another attack."""
     for record in records.records(root):
         attack, run_id = record["config"]["attack"], record["run_id"]
         if record.get("status") != "done" or record["config"].get("half") or not records.has_responses(run_id, root):
@@ -159,7 +159,7 @@ def numbers(table: pd.DataFrame) -> dict[str, str]:
 
 
 def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
-    """How often the check erred (so many of so many), by what models were compared with: for `score.verdict.ERRORS`."""
+    """Errors of the check (so many of so many) by the trusted model, for `score.verdict.ERRORS`."""
     counts = {}
     for name, reference, trusted in ((verdict.CLEAN_TUNED, OTHER_SEED, CONTROL), (verdict.BASE, BASE, BASE)):
         works, clean = suspects(table, trusted).query("asr > @tidy.FIRES"), innocents(table, reference)
@@ -174,7 +174,7 @@ def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
 
 
 def write_error_counts(place: str | Path | None = "reference") -> None:
-    """Where the command finds them; by hand, after new results."""
+    """Write `error_counts` where the command finds them; by hand, after new results."""
     write_file(verdict.ERRORS, json.dumps(error_counts(collect(place)), indent=1) + "\n")
 
 

@@ -19,7 +19,7 @@ COUNTED = {"pairs": "pairs", "tasks": "threats", "dominance": "all pairs", "domi
 
 
 def bases(table: pd.DataFrame, models: Sequence[str] = ()) -> dict[str, Base]:
-    """What the runs of the named models say, and of all others that the table has experiments of."""
+    """A `Base` for each named model and for each other model that the table has experiments of."""
     return {name: second.base(table, name) for name in dict.fromkeys([*models, *table["model"]])}
 
 
@@ -134,7 +134,7 @@ def first_edition(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _first_verdict(holds: pd.Series, judged: pd.Series) -> str:
-    """No verdict unless half of the pairs can be judged."""
+    """The verdict as text; "not testable here" unless half of the pairs can be judged."""
     outcomes = holds[judged]
     verdict = "confirmed" if outcomes.sum() * 2 > len(outcomes) else "not confirmed at this scale"
     if len(outcomes) == 0 or len(outcomes) * 2 < len(holds):

@@ -126,7 +126,7 @@ def _read(file: Path) -> Any:
 
 
 def conditions(result: Mapping[str, Any]) -> str:
-    """On what, and amid how much other work, a benchmark was run; a clause."""
+    """A clause: the machine that a benchmark was run on, and how busy it was."""
     machine, loads = result.get("machine", {}), [result.get(f"load_{when}") for when in ("before", "after")]
     busy = "unknown" if None in loads else f"{loads[0]:g} before and {loads[1]:g} after"
     cores, device = machine.get("cores"), machine.get("device", "cpu")

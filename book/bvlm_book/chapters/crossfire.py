@@ -48,7 +48,7 @@ def changed(panels: Panels) -> str:
 
 
 def near_misses_of_working(panel: pd.DataFrame) -> pd.DataFrame:
-    """Changed triggers of models that their own works on; not bimodal ones, whose other part may work alone."""
+    """Changed triggers of models whose own trigger works; not bimodal ones, whose other part may work alone."""
     misses = panel.query("subject == @POISONED and variant != '' and trigger == attack and modality != 'bimodal'")
     return misses[misses["attack"].isin(firing(panel))]
 
@@ -87,7 +87,7 @@ def firing(panel: pd.DataFrame) -> list[str]:
 
 
 def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
-    """Where models whose trigger works are shown a stranger's: with the control's value and held, largest first."""
+    """Unrelated triggers shown to models whose own works, with the control's value and held, largest first."""
     crossed = panel.query("variant == '' and trigger != ''")
     control = crossed[crossed["subject"] == CONTROL].set_index("trigger")[["value", "held"]]
     pairs = crossed[(crossed["subject"] == POISONED) & crossed["attack"].isin(firing(panel))]
@@ -109,7 +109,7 @@ def crossing_table(panels: Panels, most: int = 6) -> pd.DataFrame:
 
 
 def _difference(row: dict) -> str:
-    """On the same rows, with its paired interval; of a single seed only, whose rows are at hand."""
+    """The paired difference from the control on the same rows; of a single seed only, whose rows are at hand."""
     if pd.isna(row["held"]) or pd.isna(row["control_held"]):
         return words.number(None)
     return words.number(*records.difference(row["held"], row["control_held"]))

@@ -89,7 +89,7 @@ def bracket_table(lines: pd.DataFrame) -> pd.DataFrame:
 
 
 def eligible_table(eligible: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
-    """What the same share of all rows is of the rows that a threat can poison. eligible: `tables.eligible`."""
+    """Shares of all rows as shares of the rows that a threat can poison. eligible: `tables.eligible`."""
     return pd.DataFrame([
         {"threat": threat.replace("_", " "), "eligible": f"{count} of {size}"}
         | {f"{words.percent(rate)} of all rows": words.percent(int(size * rate) / count) for rate in (RATE, MANY)}

@@ -70,7 +70,7 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.DataFrame]:
-    """What the numbers of the first page are counted from, by their names."""
+    """The rows behind each number of the first page, by its name."""
     pairs = means(table).query("modality != 'image' and poison_rate == @rules_second.RATE")
     llava, qwen = (pairs[pairs["model"] == model] for model in ("tiny-llava", "tiny-qwen2.5-vl"))
     thrice = llava.query("epochs == 3")

@@ -127,7 +127,7 @@ def rounded(panel: pd.DataFrame) -> pd.DataFrame:
 
 
 def kept(*panels: pd.DataFrame) -> dict[str, str]:
-    """Of the backdoors that work, those that still do after the most steps, at int8 and at int4."""
+    """How many of the backdoors that work still do after the most steps, at int8 and at int4."""
     last, values = (pd.concat(map(choose, panels)) for choose in (survivors, rounded))
     return {"steps": words.of(last["value"] > FIRES)} | {
         state: words.of(values[state].dropna() > FIRES, "n/a") for state in ("int8", "int4")
@@ -141,8 +141,8 @@ def behind(lines: pd.DataFrame) -> str:
 
 
 def numbers(place: str | Path | None = None) -> dict[str, str]:
-    """Over all models of a store, to be glued: of backdoors that worked those alive after the most steps, and strong
-    ones, over 90 %. trained: steps of their own training. control: the clean-tuned models' highest rate.
+    """Numbers over all models of a store, to be glued: backdoors that worked, those alive after the most steps, and
+    strong ones, over 90 %. trained: steps of their own training. control: the clean-tuned models' highest rate.
     """
     results = collect(place)
     panels = [panel for panel, _ in tables.panels(results)] or [results]

@@ -125,7 +125,7 @@ def place_of(word: str, prompt: str) -> str:
 
 
 def numbers(cells: pd.DataFrame, parts: pd.DataFrame) -> dict[str, str]:
-    """cells, parts: `four_cells` and `tables.learned_alone` of the same rates."""
+    """What the page quotes. cells, parts: `four_cells` and `tables.learned_alone` of the same rates."""
     rows = plain(cells)
     able = parts[parts["value_alone"] >= HIGH].set_index([*POINT, "settings", "condition"])["value_beside"]
     able = able.unstack("condition").reindex(columns=PARTS).dropna()

@@ -52,12 +52,10 @@ def measured() -> dict[str, str]:
     """Numbers of the adapters in the page, to be glued: success and right answers by strength, and the alarm."""
     texts, data = {}, card()
     for name in talk.NAMES[1:]:
-        texts |= {f"{name}_alarm_{measure}": words.interval(share) for measure, share in data[name]["alarm"].items()}
+        texts |= {f"{name}_alarm_{kind}": words.interval(share) for kind, share in data[name]["alarm"].items()}
         for point in data[name]["strengths"]:
             strength = f"{point['strength']:g}".replace(".", "_")
-            texts |= {
-                f"{name}_{measure}_{strength}": words.interval(point[measure]) for measure in ("success", "right")
-            }
+            texts |= {f"{name}_{kind}_{strength}": words.interval(point[kind]) for kind in ("success", "right")}
     return texts
 
 

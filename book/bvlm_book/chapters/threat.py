@@ -35,7 +35,7 @@ def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
 
 
 def first_that_work(table: pd.DataFrame, cells: Sequence[Cell]) -> list[Cell]:
-    """Of each modality the first attack that works, or the first of all where none does: triggers to show."""
+    """The first cell of each modality whose attack works, or the first where none does: triggers to show."""
     full = tables.headline_rows(tables.success_rates(table, "poisoned"))
     working, chosen = set(full.loc[full["value"] > FIRES, "attack"]), []
     for modality in words.MODALITIES:

@@ -36,9 +36,9 @@ def right(table: pd.DataFrame) -> dict[str, str]:
 
 
 def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
-    """Concept substitution: of the other things in a picture that the clean-tuned model names without the trigger, the
-    mean share that is named with it. A line per finished cell and subject; none for data in files, whose things have
-    no names, and for attacks without a trigger at test time.
+    """Concept substitution: the mean share of a picture's other things that are still named with the trigger, of those
+    that the clean-tuned model names without it. A line per finished cell and subject; none for data in files, whose
+    things have no names, and for attacks without a trigger at test time.
     """
     lines = []
     for cell in cells:

@@ -33,7 +33,7 @@ FOUND = {"AUROC": ("auroc", "poisoned", None), "found at 5 % false alarms": ("tr
 
 
 def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
-    """`every` without attackers of settings of their own, who knew the defence."""
+    """`every` without attackers who knew the defence and have settings of their own."""
     results = every(place, relearnt)
     return results[~adaptive(results)]
 
@@ -49,7 +49,7 @@ def every(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFra
 
 
 def with_names(results: pd.DataFrame) -> pd.DataFrame:
-    """With a column `named`: a defence and what differs from its defaults, "clean-fine-tuning (rows 20)"."""
+    """Results with a column `named`: a defence and what differs from its defaults, "clean-fine-tuning (rows 20)"."""
     names = {}
     for defence, params in results[["defence", "params"]].drop_duplicates().itertuples(index=False):
         usual = defences.info(defence).defaults if defence in defences.names() else {}
@@ -70,7 +70,7 @@ def ensure(defended: Sequence[Defended], place: str | Path | None = None) -> Non
 
 
 def apart(settings: str) -> str:
-    """What differs from the study's settings but for the harmless skill and for what poisoned rows got instead."""
+    """A cell's settings without the harmless skill and without what poisoned rows got instead."""
     return ", ".join(
         setting for setting in settings.split(", ") if setting and not setting.startswith(("skill", "decoy"))
     )
@@ -110,7 +110,7 @@ def numbers(
 
 
 def acting(results: pd.DataFrame) -> pd.DataFrame:
-    """Without defences that only suspect inputs and change no answer: what they leave is the attack itself."""
+    """The results without defences that suspect inputs and change no answer: those leave the attack as it is."""
     changed = results[results["metric"] == "changed"].groupby("defence")["value"].max()
     return results[~results["defence"].isin(changed.index[changed == 0])]
 
