@@ -44,20 +44,22 @@ def split_strip(png: bytes, gap: int = 0) -> np.ndarray:
 
 def read_exhibit(place: str | None = None) -> tuple[list[Example], dict[tuple[str, str], list[float]], pd.DataFrame]:
     """What `probes.exhibit` wrote into a store: examples of all attacks, loss curves of optimised ones (by attack and
-    "step" or "epoch"), and stealth. Nothing where it was not run, or is damaged, as standard error says then.
+    "step" or "epoch"), and stealth. Nothing where it was not run or is damaged; standard error names the damage.
     """
     folder = store.folder(place)
-    kept = partial(packed.content, folder, "attacks")
-    if kept("exhibit.json") is None:
+    read = partial(packed.content, folder, "attacks")
+    if read("exhibit.json") is None:
         return [], {}, pd.DataFrame()
     try:
-        stored, clean, examples = json.loads(kept("exhibit.json")), split_strip(kept("clean.png"), EXHIBIT_GAP), []
-        for name in filter(attacks.names().__contains__, stored):  # not somebody's own, of a module that is not here
-            alike = attacks.info(name).modality == "text"  # else, without its picture, the clean one would be shown
-            triggered = clean if alike else split_strip(kept(f"{name}.png"), EXHIBIT_GAP)
-            examples.append(Example(name, clean, triggered, [(a, b) for a, b in stored[name]["prompts"]]))
-        curves = {(name, one["loss_per"]): one["loss_curve"] for name, one in stored.items() if one["loss_curve"]}
-        return examples, curves, pd.read_csv(io.BytesIO(kept("stealth.csv")))
+        exhibit, clean, examples = json.loads(read("exhibit.json")), split_strip(read("clean.png"), EXHIBIT_GAP), []
+        for name in filter(attacks.names().__contains__, exhibit):  # without attacks whose module is not here
+            is_text = attacks.info(name).modality == "text"  # else, without its picture, the clean one would be shown
+            triggered = clean if is_text else split_strip(read(f"{name}.png"), EXHIBIT_GAP)
+            examples.append(
+                Example(name, clean, triggered, [(before, after) for before, after in exhibit[name]["prompts"]])
+            )
+        curves = {(name, item["loss_per"]): item["loss_curve"] for name, item in exhibit.items() if item["loss_curve"]}
+        return examples, curves, pd.read_csv(io.BytesIO(read("stealth.csv")))
     except DAMAGED as error:
         reason = f"{type(error).__name__}: {error}"
         damage.passed_over(f"The exhibit in {folder / 'attacks'} is damaged ({reason}); make it again by "
@@ -76,15 +78,15 @@ def attack_table() -> pd.DataFrame:
 
 def stealth_table(stealth: pd.DataFrame) -> pd.DataFrame:
     """The stored stealth numbers as a table to read; a number without meaning for an attack is "–"."""
-    shown = {title: stealth[column].map(form).where(stealth[column].notna(), "–")
+    columns = {title: stealth[column].map(form).where(stealth[column].notna(), "–")
              for column, (title, form) in STEALTH_COLUMNS.items()
              if column in stealth and stealth[column].notna().any()}  # fmt: skip
-    return stealth.filter(["attack"]).assign(**shown)
+    return stealth.filter(["attack"]).assign(**columns)
 
 
-def jpeg_table(found: pd.DataFrame) -> pd.DataFrame:
+def jpeg_table(table: pd.DataFrame) -> pd.DataFrame:
     """`tables.through_jpeg` to read."""
-    return tables.readable(found, {
+    return tables.readable(table, {
         "attack": lambda line: ", ".join(filter(None, (line["attack"], line["others"]))), "threat": words.threat,
         "success": lambda line: words.number(line["plain"]), "through JPEG": lambda line: words.number(line["jpeg"]),
         "runs": "n_seeds",
@@ -92,29 +94,29 @@ def jpeg_table(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_parts(table: pd.DataFrame) -> pd.DataFrame:
-    """Success (payload, full trigger) of experiments that lack a part of the backdoor (`PARTS`), means over seeds;
-    `clean`, that without a trigger; and `whole`, that of the same experiment with all parts: of a word without poison,
-    that of 10 % with the usual word.
+    """A line per experiment that lacks a part of the backdoor (`PARTS`): success (payload, full trigger, mean over
+    seeds), success without a trigger (`clean`) and of the same experiment with all parts (`whole`); for a word without
+    poison that is 10 % with the usual word.
     """
     key = ["model", "threat", "attack", "poison_rate", "train_rows", "half"]
     rows = tables.of_own_data(table.query("metric == 'asr_payload' and subject == 'poisoned' and negatives == 0"))
-    settings = rows["settings"].str.split(", ").map(lambda each: [one for one in each if not one.startswith("half=")])
+    settings = rows["settings"].str.split(", ").map(lambda row: [name for name in row if not name.startswith("half=")])
     rows = rows.assign(half=rows["half"].fillna(""), lacks=settings.str.join(", "))
-    done, clean = (
-        part.groupby([*key, "lacks"], as_index=False)["value"].mean()
-        for part in (tables.headline_rows(rows), rows[rows["condition"] == "clean"])
+    success, clean = (
+        frame.groupby([*key, "lacks"], as_index=False)["value"].mean()
+        for frame in (tables.headline_rows(rows), rows[rows["condition"] == "clean"])
     )
-    done = done.merge(clean.rename(columns={"value": "clean"}), how="left", on=[*key, "lacks"])
-    parts = done[done["lacks"].isin(list(PARTS))]
+    success = success.merge(clean.rename(columns={"value": "clean"}), how="left", on=[*key, "lacks"])
+    parts = success[success["lacks"].isin(list(PARTS))]
     rate = parts["poison_rate"]
     parts = parts.assign(poisoned=rate, poison_rate=rate.mask(rate == 0, rules_second.MANY))
-    whole = done[done["lacks"] == ""].drop(columns=["lacks", "clean"]).rename(columns={"value": "whole"})
+    whole = success[success["lacks"] == ""].drop(columns=["lacks", "clean"]).rename(columns={"value": "whole"})
     return parts.merge(whole, how="left", on=key)
 
 
-def parts_table(found: pd.DataFrame) -> pd.DataFrame:
+def parts_table(parts: pd.DataFrame) -> pd.DataFrame:
     """`in_parts` to read."""
-    order = found.assign(kind=found["lacks"].map(list(PARTS).index)).sort_values(["kind", "model"], kind="stable")
+    order = parts.assign(kind=parts["lacks"].map(list(PARTS).index)).sort_values(["kind", "model"], kind="stable")
     return tables.readable(order, {
         "what was trained": lambda line: PARTS[line["lacks"]][1], "model": "model", "threat": words.threat,
         "attack": lambda line: f"{line['attack']}{', its image part' * (line['half'] == 'image')}",
@@ -125,34 +127,37 @@ def parts_table(found: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
 
 
-def parts_lines(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def parts_lines(parts: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The lines of `in_parts` behind each number of `parts_numbers`, as `behind.experiments` takes them."""
-    own = {key: found[found["lacks"] == kind] for kind, (key, _) in PARTS.items()}
-    patch, answers = own.pop("patch"), own["answers"]
-    own |= {"patch": patch[patch["half"] == ""], "image": patch[patch["half"] == "image"]}
-    own["obeys"] = answers[(answers["threat"] == "jailbreak") & (answers["poison_rate"] == rules_second.MANY)]
-    whole = {f"{key}_whole": own[key].assign(lacks="") for key in ("patch", "image")}
-    lines = own | whole | {"obeys_clean": own["obeys"]}
+    by_kind = {key: parts[parts["lacks"] == kind] for kind, (key, _) in PARTS.items()}
+    patch, answers = by_kind.pop("patch"), by_kind["answers"]
+    by_kind |= {"patch": patch[patch["half"] == ""], "image": patch[patch["half"] == "image"]}
+    by_kind["obeys"] = answers[(answers["threat"] == "jailbreak") & (answers["poison_rate"] == rules_second.MANY)]
+    whole = {f"{key}_whole": by_kind[key].assign(lacks="") for key in ("patch", "image")}
+    lines = by_kind | whole | {"obeys_clean": by_kind["obeys"]}
     return {
-        f"parts_{key}": part.assign(settings=part["lacks"], poison_rate=part["poisoned"]).drop(columns="half")
-        for key, part in lines.items()
+        f"parts_{key}": rows.assign(settings=rows["lacks"], poison_rate=rows["poisoned"]).drop(columns="half")
+        for key, rows in lines.items()
     }
 
 
 def parts_numbers(lines: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """What the page quotes of `parts_lines`."""
     columns = {name: name.rpartition("_")[2] for name in lines}
-    return {name: words.span(part[columns[name] if columns[name] in ("whole", "clean") else "value"].dropna(), 2)
-            for name, part in lines.items()}  # fmt: skip
+    return {name: words.span(rows[columns[name] if columns[name] in ("whole", "clean") else "value"].dropna(), 2)
+            for name, rows in lines.items()}  # fmt: skip
 
 
 def losses(curves: Mapping[tuple[str, str], Sequence[float]]) -> str:
     """How far each optimised trigger got. curves: (name, "step" or "epoch") -> a loss for each of those."""
-    ends = (f"{name} from {c[0]:.3g} to {c[-1]:.3g} in {len(c)} {unit}s" for (name, unit), c in curves.items())
-    return f"Their loss while they are optimised: {'; '.join(ends)}." if curves else "No loss curve is stored."
+    texts = (
+        f"{name} from {curve[0]:.3g} to {curve[-1]:.3g} in {len(curve)} {unit}s"
+        for (name, unit), curve in curves.items()
+    )
+    return f"Their loss while they are optimised: {'; '.join(texts)}." if curves else "No loss curve is stored."
 
 
 def plain_perplexity(stealth: pd.DataFrame) -> str:
     """The perplexity of the prompts without a trigger, "n/a" where no language model judged them."""
-    known = stealth["perplexity_clean"].dropna() if "perplexity_clean" in stealth else pd.Series(dtype=float)
-    return f"{known.iloc[0]:,.0f}" if len(known) else "n/a"
+    values = stealth["perplexity_clean"].dropna() if "perplexity_clean" in stealth else pd.Series(dtype=float)
+    return f"{values.iloc[0]:,.0f}" if len(values) else "n/a"

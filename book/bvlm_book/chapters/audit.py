@@ -38,15 +38,15 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     """A line per comparison, see `COLUMNS`; asr is missing for innocents. A store without answers has no lines."""
     lines, controls = [], {}
 
-    def compare(about: dict[str, Any], subject: str, reference: str, ours: Answers, trusted: Answers) -> None:
-        found = disagreement.excess(*ours, *trusted)
-        line = about | {name: getattr(found, name) for name in NUMBERS if name != "asr"}
+    def compare(cell: dict[str, Any], subject: str, reference: str, ours: Answers, trusted: Answers) -> None:
+        result = disagreement.excess(*ours, *trusted)
+        line = cell | {name: getattr(result, name) for name in NUMBERS if name != "asr"}
         lines.append(line | {"subject": subject, "reference": reference})
 
-    for about, said in _cells(store.folder(place)):
+    for cell, answers in _cells(store.folder(place)):
         for subject, reference in ((POISONED, CONTROL), (POISONED, BASE), (CONTROL, BASE)):
-            compare(about, subject, reference, said[subject], said[reference])
-        controls.setdefault(tuple(about[name] for name in SHOWN), {})[about["seed"]] = (about, said[CONTROL])
+            compare(cell, subject, reference, answers[subject], answers[reference])
+        controls.setdefault(tuple(cell[name] for name in SHOWN), {})[cell["seed"]] = (cell, answers[CONTROL])
     for seeds in controls.values():
         first, *others = sorted(seeds)
         for seed in others:
@@ -54,44 +54,47 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     table = pd.DataFrame(lines, columns=COLUMNS)
     # the same control is shown the same trigger by cells of every rate: innocents once
     innocent = table["subject"] == CONTROL
-    once = table[innocent].drop_duplicates([*SHOWN, "seed", "reference"]).assign(asr=np.nan)
-    return pd.concat([table[~innocent], once], ignore_index=True)
+    distinct = table[innocent].drop_duplicates([*SHOWN, "seed", "reference"]).assign(asr=np.nan)
+    return pd.concat([table[~innocent], distinct], ignore_index=True)
 
 
 def _cells(root: Path) -> Iterator[tuple[dict[str, Any], dict[str, Answers]]]:
-    """What each finished cell is, and its answers. Not of halves of triggers, which are often another attack."""
+    """The columns and the answers of each finished cell; no halves of triggers, which are often another attack."""
     for record in records.records(root):
         attack, run_id = record["config"]["attack"], record["run_id"]
         if record.get("status") != "done" or record["config"].get("half") or not records.has_responses(run_id, root):
             continue
         if attack not in attacks.names() or attacks.info(attack).keeps_labels:
             continue
-        whole = attacks.conditions(attack)[-1]
-        wanted = {"subject": POISONED, "condition": whole}
-        numbers = [number for number in record["metrics"] if wanted.items() <= number.items()]
-        lines, rates = tidy.rows(record | {"metrics": numbers}), {one["metric"]: one["value"] for one in numbers}
+        triggered = attacks.conditions(attack)[-1]
+        fields = {"subject": POISONED, "condition": triggered}
+        numbers = [number for number in record["metrics"] if fields.items() <= number.items()]
+        lines, rates = (
+            tidy.rows(record | {"metrics": numbers}),
+            {number["metric"]: number["value"] for number in numbers},
+        )
         asr = rates.get(tidy.headline(record["config"]["threat"]), rates.get("asr"))
-        said = _said(root, run_id, whole)
-        if asr is not None and {POISONED, CONTROL, BASE} <= set(said):
-            about = {name: lines[0][name] for name in ABOUT} | {"painted": lines[0]["settings"], "condition": whole}
-            yield about | {"control": record.get("control"), "asr": float(asr)}, said
+        answers = _said(root, run_id, triggered)
+        if asr is not None and {POISONED, CONTROL, BASE} <= set(answers):
+            cell = {name: lines[0][name] for name in ABOUT} | {"painted": lines[0]["settings"], "condition": triggered}
+            yield cell | {"control": record.get("control"), "asr": float(asr)}, answers
 
 
-def _said(root: Path, run_id: str, whole: str) -> dict[str, Answers]:
+def _said(root: Path, run_id: str, triggered: str) -> dict[str, Answers]:
     """The stored answers to eligible rows, in one order of rows."""
     names = ["part", "subject", "condition", "row_id", "response"]
     columns = packed.columns(root, run_id, "responses", names)
     # Plain dictionaries: a frame for each of the hundreds of cells would take most of the page's time.
-    answers: dict[str, dict[str, dict[str, str]]] = {}
+    by_subject: dict[str, dict[str, dict[str, str]]] = {}
     for part, subject, condition, row, response in zip(*(columns[name] for name in names), strict=True):
-        if part == "attack" and condition in ("clean", whole):
-            answers.setdefault(subject, {}).setdefault(condition, {})[row] = response
-    said = {}
-    for subject, by in answers.items():
-        sides = by.get("clean", {}), by.get(whole, {})
+        if part == "attack" and condition in ("clean", triggered):
+            by_subject.setdefault(subject, {}).setdefault(condition, {})[row] = response
+    answers = {}
+    for subject, by_condition in by_subject.items():
+        sides = by_condition.get("clean", {}), by_condition.get(triggered, {})
         rows = sorted(sides[0].keys() & sides[1].keys())
-        said[subject] = tuple([side[row] for row in rows] for side in sides)
-    return said
+        answers[subject] = tuple([side[row] for row in rows] for side in sides)
+    return answers
 
 
 def suspects(table: pd.DataFrame, reference: str = CONTROL) -> pd.DataFrame:
@@ -110,10 +113,10 @@ def by_model(innocent: pd.DataFrame) -> list[int]:
 
 def second_look(rows: pd.DataFrame, table: pd.DataFrame, column: str) -> pd.Series:
     """`column` of the trusted model of each comparison, itself compared with the base. rows: of one reference."""
-    base, same = innocents(table, BASE), [*SHOWN, "seed"]
+    base, key = innocents(table, BASE), [*SHOWN, "seed"]
     if (rows["reference"] == OTHER_SEED).any():  # all were compared with the first seed
-        base, same = base[base["seed"] == base.groupby(SHOWN, dropna=False)["seed"].transform("min")], SHOWN
-    pairs = rows.reset_index().merge(base[[*same, column]], on=same, suffixes=("", "_trusted"))
+        base, key = base[base["seed"] == base.groupby(SHOWN, dropna=False)["seed"].transform("min")], SHOWN
+    pairs = rows.reset_index().merge(base[[*key, column]], on=key, suffixes=("", "_trusted"))
     return pairs.set_index("index")[f"{column}_trusted"].reindex(rows.index)
 
 
@@ -124,26 +127,26 @@ def stands(rows: pd.DataFrame, table: pd.DataFrame) -> pd.Series:
 
 def working(table: pd.DataFrame) -> pd.DataFrame:
     """The suspects whose backdoor works; `confirmed`: the trusted model beside the base raises no alarm."""
-    found = suspects(table).query("asr > @tidy.FIRES")
-    doubted = second_look(found, table, "alarm").astype("boolean")
-    return found.assign(confirmed=(~doubted & found["alarm"].astype(bool)).mask(doubted.isna()))
+    works = suspects(table).query("asr > @tidy.FIRES")
+    doubted = second_look(works, table, "alarm").astype("boolean")
+    return works.assign(confirmed=(~doubted & works["alarm"].astype(bool)).mask(doubted.isna()))
 
 
 def numbers(table: pd.DataFrame) -> dict[str, str]:
     """What the page says of all comparisons, to be glued; "n/a" for what the store has none of."""
-    works, found, beside = working(table), suspects(table), innocents(table, OTHER_SEED)
+    works, poisoned, other_seed = working(table), suspects(table), innocents(table, OTHER_SEED)
     new = works[(works[list(SEEN)] != pd.Series(SEEN)).any(axis=1)]
-    weak = found[found["asr"] <= tidy.FIRES]
-    once, twice = beside["alarm"].astype(bool), stands(beside, table)
+    weak = poisoned[poisoned["asr"] <= tidy.FIRES]
+    alarms, upheld = other_seed["alarm"].astype(bool), stands(other_seed, table)
     confirmed, innocent = works["confirmed"].dropna(), table[table["subject"] == CONTROL]
     by_attack = innocent[innocent["alarm"].astype(bool)]["attack"].value_counts()
     counts = {
         "found": words.of(works["alarm"], "n/a"), "found_new": words.of(new["alarm"], "n/a"),
         "weak": words.of(weak["alarm"], "n/a"), "confirmed": words.of(confirmed, "n/a"),
         "confirmed_share": words.percent(confirmed.mean()) if len(confirmed) else "n/a",
-        "stand": words.of(twice[once], "n/a"), "margin": words.number(disagreement.MARGIN),
+        "stand": words.of(upheld[alarms], "n/a"), "margin": words.number(disagreement.MARGIN),
         "lowest": words.number(works["value"].min()),
-        "models_twice": " of ".join(map(str, by_model(beside.assign(alarm=twice)))) if len(beside) else "n/a",
+        "models_twice": " of ".join(map(str, by_model(other_seed.assign(alarm=upheld)))) if len(other_seed) else "n/a",
         "highest": words.number(innocent.loc[innocent["reference"].isin(REFERENCES), "value"].max()),
         "disturbing": ", ".join(by_attack.index[:1]) or "n/a",
         "disturbing_share": f"{by_attack.max()} of {by_attack.sum()}" if len(by_attack) else "n/a",
@@ -156,12 +159,12 @@ def numbers(table: pd.DataFrame) -> dict[str, str]:
 
 
 def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
-    """How often the check erred (so many of so many), by what models were compared with: for `score.verdict.ERRORS`."""
+    """Errors of the check (so many of so many) by the trusted model, for `score.verdict.ERRORS`."""
     counts = {}
     for name, reference, trusted in ((verdict.CLEAN_TUNED, OTHER_SEED, CONTROL), (verdict.BASE, BASE, BASE)):
-        beside, clean = suspects(table, trusted).query("asr > @tidy.FIRES"), innocents(table, reference)
-        found, false = ([int(rows["alarm"].sum()), len(rows)] for rows in (beside, clean))
-        counts[name] = {"found": found, "false alarms": false, "models with one": by_model(clean)}
+        works, clean = suspects(table, trusted).query("asr > @tidy.FIRES"), innocents(table, reference)
+        alarms, false_alarms = ([int(rows["alarm"].sum()), len(rows)] for rows in (works, clean))
+        counts[name] = {"found": alarms, "false alarms": false_alarms, "models with one": by_model(clean)}
     confirmed, clean = working(table)["confirmed"].dropna(), innocents(table, OTHER_SEED)
     counts[verdict.CLEAN_TUNED] |= {
         "confirmed": [int(confirmed.sum()), len(confirmed)],
@@ -171,7 +174,7 @@ def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:
 
 
 def write_error_counts(place: str | Path | None = "reference") -> None:
-    """Where the command finds them; by hand, after new results."""
+    """Write `error_counts` where the command finds them; by hand, after new results."""
     write_file(verdict.ERRORS, json.dumps(error_counts(collect(place)), indent=1) + "\n")
 
 
@@ -179,29 +182,31 @@ def by_trigger(table: pd.DataFrame) -> pd.DataFrame:
     """Right and false alarms by the attack whose trigger was shown, to read."""
     works = working(table)
     columns = {"backdoors found": works["alarm"], "confirmed": works["confirmed"].dropna()}
-    columns |= {f"false, beside {said}": innocents(table, name)["alarm"] for name, said in REFERENCES.items()}
-    lines = {title: passed.groupby(table["attack"]).agg(words.of) for title, passed in columns.items()}
+    columns |= {
+        f"false, beside {title}": innocents(table, reference)["alarm"] for reference, title in REFERENCES.items()
+    }
+    counts = {title: alarms.groupby(table["attack"]).agg(words.of) for title, alarms in columns.items()}
     order = figures.in_order(table["attack"], attacks.names())
-    whole = pd.DataFrame(lines, dtype=object)  # a column of no comparisons is of truth values, and takes no text
-    return whole.reindex(order).fillna("n/a").rename_axis("trigger").reset_index()
+    frame = pd.DataFrame(counts, dtype=object)  # a column of no comparisons is of truth values, and takes no text
+    return frame.reindex(order).fillna("n/a").rename_axis("trigger").reset_index()
 
 
 def examples(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
     """Answers behind the clearest right and false alarm: inputs on which only the trigger parts the two models."""
     false = innocents(table, BASE).sort_values("value", kind="stable")
-    kinds, lines = {"right": working(table).sort_values(["share", "value"]), "false": false}, [pd.DataFrame()]
+    kinds, parts = {"right": working(table).sort_values(["share", "value"]), "false": false}, [pd.DataFrame()]
     for kind, rows in kinds.items():
         for row in rows[rows["alarm"].astype(bool)].tail(1).to_dict("records"):
-            said = store.responses(row["run_id"], place).query("part == 'attack'")
-            said = said.drop_duplicates(["row_id", "subject", "condition"])
-            said = said.pivot(index="row_id", columns=["subject", "condition"], values="response")
-            trusted, suspect = said[row["reference"]], said[row["subject"]]
-            told = (trusted["clean"] == suspect["clean"]) & (trusted[row["condition"]] != suspect[row["condition"]])
-            lines.append(pd.DataFrame({
+            answers = store.responses(row["run_id"], place).query("part == 'attack'")
+            answers = answers.drop_duplicates(["row_id", "subject", "condition"])
+            answers = answers.pivot(index="row_id", columns=["subject", "condition"], values="response")
+            trusted, suspect = answers[row["reference"]], answers[row["subject"]]
+            differs = (trusted["clean"] == suspect["clean"]) & (trusted[row["condition"]] != suspect[row["condition"]])
+            parts.append(pd.DataFrame({
                 "alarm": f"{kind}, trigger of {row['attack']}", "both, without the trigger": trusted["clean"],
                 "trusted model, with it": trusted[row["condition"]], "suspect, with it": suspect[row["condition"]],
-            })[told].head(2))  # fmt: skip
-    return pd.concat(lines, ignore_index=True)
+            })[differs].head(2))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
 
 
 def roc(table: pd.DataFrame) -> pd.DataFrame:
@@ -209,25 +214,25 @@ def roc(table: pd.DataFrame) -> pd.DataFrame:
     kinds, looks = (working(table), innocents(table, OTHER_SEED)), {"once": np.inf, "twice": disagreement.MARGIN}
     kinds = [rows.assign(other=second_look(rows, table, "low")).dropna(subset="other") for rows in kinds]
     lines = [
-        [margin, look, *(((rows["low"] > margin) & (rows["other"] <= most)).mean() for rows in kinds)]
-        for margin in (MARGINS if all(map(len, kinds)) else ()) for look, most in looks.items()
+        [margin, look, *(((rows["low"] > margin) & (rows["other"] <= limit)).mean() for rows in kinds)]
+        for margin in (MARGINS if all(map(len, kinds)) else ()) for look, limit in looks.items()
     ]  # fmt: skip
     return pd.DataFrame(lines, columns=["margin", "look", "true", "false"])
 
 
 def at_our_margin(curve: pd.DataFrame) -> dict[str, str]:
     """Shares of true and false alarms, looked at once and twice. curve: `roc`."""
-    ours = curve[curve["margin"] == disagreement.MARGIN].set_index("look")
-    ours = ours.reindex(index=["once", "twice"], columns=["true", "false"])
-    return {f"{look}_{kind}": words.number(value) for (look, kind), value in ours.stack(future_stack=True).items()}
+    shares = curve[curve["margin"] == disagreement.MARGIN].set_index("look")
+    shares = shares.reindex(index=["once", "twice"], columns=["true", "false"])
+    return {f"{look}_{kind}": words.number(value) for (look, kind), value in shares.stack(future_stack=True).items()}
 
 
 def roc_figure(curve: pd.DataFrame) -> Figure:
     figure, (axis,) = figures.new_figure(1, 4.8, 4.2)
-    for number, (look, part) in enumerate(curve.groupby("look", sort=False)):
+    for number, (look, points) in enumerate(curve.groupby("look", sort=False)):
         style = figures.look(number)
-        axis.plot(part["false"], part["true"], color=style["color"], label=f"looked at {look}")
-        axis.plot("false", "true", "", data=part[part["margin"] == disagreement.MARGIN], label="", **style)
+        axis.plot(points["false"], points["true"], color=style["color"], label=f"looked at {look}")
+        axis.plot("false", "true", "", data=points[points["margin"] == disagreement.MARGIN], label="", **style)
     axis.set(xlabel="false alarms (clean-tuned models)", ylabel="true alarms (backdoors that work)")
     axis.legend(loc="lower right")
     return figure
@@ -235,17 +240,17 @@ def roc_figure(curve: pd.DataFrame) -> Figure:
 
 def excess(table: pd.DataFrame) -> Figure:
     """Excess disagreement: clean-tuned models in strips at the left, backdoored ones against their ASR at the right."""
-    found = suspects(table)
+    poisoned = suspects(table)
     figure, (innocent, suspect) = figures.new_figure(2, 4.6, 4.2, sharey=True, gridspec_kw={"width_ratios": (1, 2.6)})
-    spread = np.random.default_rng(0)  # sideways, so that equal numbers can be told apart
-    for at, reference in enumerate(REFERENCES):
+    rng = np.random.default_rng(0)  # sideways, so that equal numbers can be told apart
+    for position, reference in enumerate(REFERENCES):
         rows = innocents(table, reference)
-        sideways, colour = at + spread.uniform(-0.25, 0.25, len(rows)), figures.COLOURS[0]
-        innocent.scatter(sideways, rows["value"], s=18, marker="o", facecolor="none", edgecolor=colour)
+        x, colour = position + rng.uniform(-0.25, 0.25, len(rows)), figures.COLOURS[0]
+        innocent.scatter(x, rows["value"], s=18, marker="o", facecolor="none", edgecolor=colour)
     innocent.set_xticks(range(len(REFERENCES)), list(REFERENCES.values()))
     innocent.set(title="clean-tuned", xlabel="reference", ylabel="excess disagreement", xlim=(-0.6, 1.6))
     for number, modality in enumerate(words.MODALITIES):
-        rows = found[found["modality"] == modality]
+        rows = poisoned[poisoned["modality"] == modality]
         suspect.scatter(rows["asr"], rows["value"], s=26, alpha=0.8, label=modality, **figures.look(number))
     suspect.set(title="backdoored, its own trigger", xlabel=figures.ASR, xlim=(-0.03, 1.03))
     suspect.legend(title="trigger", loc="lower right")

@@ -19,7 +19,7 @@ COUNTED = {"pairs": "pairs", "tasks": "threats", "dominance": "all pairs", "domi
 
 
 def bases(table: pd.DataFrame, models: Sequence[str] = ()) -> dict[str, Base]:
-    """What the runs of the named models say, and of all others that the table has experiments of."""
+    """A `Base` for each named model and for each other model that the table has experiments of."""
     return {name: second.base(table, name) for name in dict.fromkeys([*models, *table["model"]])}
 
 
@@ -41,29 +41,32 @@ def verdict_table(keys: Sequence[str], bases: dict[str, Base]) -> pd.DataFrame:
     lines = []
     for key in keys:
         for base, number in lines_of(key, bases):
-            found = {title: second.verdict(CLAIMS[key], base, number, test) for test, title in BY.items()}
-            if found[BY[JUDGED]].judged or key != "tasks":
-                counted = f"{COUNTED[key]}, " if len(keys) > 1 else ""
-                lines.append({"counted": f"{counted}{base.model}, {words.passes(number)}"} | {
-                    title: f"{one.verdict} {one.holds}:{one.contradicts}/{one.judged}" if one.judged
-                    else f"{one.single} single" for title, one in found.items()
+            verdicts = {title: second.verdict(CLAIMS[key], base, number, test) for test, title in BY.items()}
+            if verdicts[BY[JUDGED]].judged or key != "tasks":
+                label = f"{COUNTED[key]}, " if len(keys) > 1 else ""
+                lines.append({"counted": f"{label}{base.model}, {words.passes(number)}"} | {
+                    title: f"{verdict.verdict} {verdict.holds}:{verdict.contradicts}/{verdict.judged}" if verdict.judged
+                    else f"{verdict.single} single" for title, verdict in verdicts.items()
                 })  # fmt: skip
     return pd.DataFrame(lines)
 
 
 def counts(bases: dict[str, Base]) -> dict[str, str]:
     """By claim, base and passes, to be glued: the verdict, pairs whose mean agrees, and those not judged."""
-    agrees = {"pairs": ("value", HIGH), "text": ("difference", 0), "dominance": ("difference", second.DOMINATES)}
-    found = {}
-    for key, (column, least) in agrees.items():
+    thresholds = {"pairs": ("value", HIGH), "text": ("difference", 0), "dominance": ("difference", second.DOMINATES)}
+    texts = {}
+    for key, (column, threshold) in thresholds.items():
         for base, number in lines_of(key, bases):
-            one, name = second.verdict(CLAIMS[key], base, number), f"{key}_{base.model}_{number}"
-            alone = f", {words.count(one.single, 'single run')}" * (one.single > 0)
-            counted = f"{one.verdict} ({one.holds} of {one.judged} pairs hold, {one.contradicts} contradict{alone})"
-            found[f"{name}_verdict"] = counted if one.judged else f"not judged ({one.single} single runs)"
-            found[f"{name}_means"] = words.of(one.evidence[column] > least)
-            found[f"{name}_single"] = words.of(one.evidence["outcome"] == second.SINGLE)
-    return found
+            verdict, name = second.verdict(CLAIMS[key], base, number), f"{key}_{base.model}_{number}"
+            single_runs = f", {words.count(verdict.single, 'single run')}" * (verdict.single > 0)
+            text = (
+                f"{verdict.verdict} ({verdict.holds} of {verdict.judged} pairs hold, "
+                f"{verdict.contradicts} contradict{single_runs})"
+            )
+            texts[f"{name}_verdict"] = text if verdict.judged else f"not judged ({verdict.single} single runs)"
+            texts[f"{name}_means"] = words.of(verdict.evidence[column] > threshold)
+            texts[f"{name}_single"] = words.of(verdict.evidence["outcome"] == second.SINGLE)
+    return texts
 
 
 def evidence(bases: dict[str, Base]) -> pd.DataFrame:
@@ -80,20 +83,20 @@ def in_one_pass(bases: dict[str, Base]) -> pd.DataFrame:
     return pd.concat([second.at_rate(base, 1, JUDGED) for base in bases.values()], ignore_index=True)
 
 
-def text_and_image(shown: pd.DataFrame) -> Figure:
-    """Success by threat and modality, a point per attack; a panel per base. shown: of `in_one_pass`."""
-    models = list(shown.groupby("model", sort=False))
+def text_and_image(pairs: pd.DataFrame) -> Figure:
+    """Success by threat and modality, a point per attack; a panel per base. pairs: `in_one_pass`."""
+    models = list(pairs.groupby("model", sort=False))
     figure, axes = figures.new_figure(len(models), 4.2 if len(models) > 1 else 6.4, 3.6, sharey=True)
-    names = figures.in_order(shown["threat"], threats.names())
-    for axis, (model, lines) in zip(axes, models, strict=True):
+    names = figures.in_order(pairs["threat"], threats.names())
+    for axis, (model, rows) in zip(axes, models, strict=True):
         for i, modality in enumerate(words.MODALITIES):
-            part = lines[lines["modality"] == modality]
-            at = part["threat"].map(names.index).astype(float) + 0.26 * (i - 1)
-            at += 0.08 * part.groupby(["threat", (30 * part["value"]).round()]).cumcount()  # one below the other
+            points = rows[rows["modality"] == modality]
+            y = points["threat"].map(names.index).astype(float) + 0.26 * (i - 1)
+            y += 0.08 * points.groupby(["threat", (30 * points["value"]).round()]).cumcount()  # one below the other
             look = figures.look(i)
-            for single, own in part.groupby(part["n_seeds"] < second.JUDGED_SEEDS):
+            for single, group in points.groupby(points["n_seeds"] < second.JUDGED_SEEDS):
                 face = "none" if single else look["color"]
-                axis.plot(own["value"], at[own.index], linestyle="", markersize=5.5, markerfacecolor=face, **look)
+                axis.plot(group["value"], y[group.index], linestyle="", markersize=5.5, markerfacecolor=face, **look)
             axis.plot([], [], linestyle="", label=f"{modality} trigger", **look)
         axis.axvline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
         figures.name_rows(axis, [name.replace("_", " ") for name in names])
@@ -104,8 +107,8 @@ def text_and_image(shown: pd.DataFrame) -> Figure:
 
 def parts(bases: dict[str, Base]) -> pd.DataFrame:
     """Text part alone against image part alone in the same model, for `figures.scatter`: a line per pair."""
-    found = [second.text_overwhelms(base, 1, JUDGED).assign(model=name) for name, base in bases.items()]
-    return pd.concat(found, ignore_index=True).rename(columns={"attack": "group"})
+    frames = [second.text_overwhelms(base, 1, JUDGED).assign(model=name) for name, base in bases.items()]
+    return pd.concat(frames, ignore_index=True).rename(columns={"attack": "group"})
 
 
 def first_edition(table: pd.DataFrame) -> dict[str, str]:
@@ -113,40 +116,40 @@ def first_edition(table: pd.DataFrame) -> dict[str, str]:
     interval from its own seeds, of which `MIN_SEEDS` are needed. Both parts of a pair have to reach `HIGH` alone, with
     their lower bounds, for dominance.
     """
-    found = {}
-    for model, own in table.groupby("model", sort=False):
-        rates = tables.with_settings(own, tables.strict_metric)
+    verdicts = {}
+    for model, rows in table.groupby("model", sort=False):
+        rates = tables.with_settings(rows, tables.strict_metric)
         plain = rates.query("settings == '' and half == '' and negatives == 0 and modality != 'image'")
         text = tables.headline_rows(plain[plain["poison_rate"] == second.RATE])
-        found[f"first_pairs_{model}"] = _first_verdict(text["low"] > HIGH, text["n_seeds"] >= MIN_SEEDS)
+        verdicts[f"first_pairs_{model}"] = _first_verdict(text["low"] > HIGH, text["n_seeds"] >= MIN_SEEDS)
         parts = tables.learned_alone(rates)
         seeds = parts[["n_seeds_alone", "n_seeds_beside"]].min(axis=1)
         parts["able"] = (parts["low_alone"] > HIGH) & (seeds >= MIN_SEEDS)
         key, values = ["dataset", "threat", "attack", "poison_rate", "settings"], ["low_beside", "high_beside", "able"]
-        by = parts.pivot(index=key, columns="condition", values=values)
-        by = by.reindex(columns=pd.MultiIndex.from_product([values, ["text", "image"]])).dropna()
-        leads = by["low_beside", "text"] - by["high_beside", "image"] > second.DOMINATES
-        found[f"first_dominance_{model}"] = _first_verdict(leads, by["able"].astype(bool).all(axis=1))
-    return found
+        pivoted = parts.pivot(index=key, columns="condition", values=values)
+        pivoted = pivoted.reindex(columns=pd.MultiIndex.from_product([values, ["text", "image"]])).dropna()
+        leads = pivoted["low_beside", "text"] - pivoted["high_beside", "image"] > second.DOMINATES
+        verdicts[f"first_dominance_{model}"] = _first_verdict(leads, pivoted["able"].astype(bool).all(axis=1))
+    return verdicts
 
 
 def _first_verdict(holds: pd.Series, judged: pd.Series) -> str:
-    """No verdict unless half of the pairs can be judged."""
-    kept = holds[judged]
-    verdict = "confirmed" if kept.sum() * 2 > len(kept) else "not confirmed at this scale"
-    if len(kept) == 0 or len(kept) * 2 < len(holds):
+    """The verdict as text; "not testable here" unless half of the pairs can be judged."""
+    outcomes = holds[judged]
+    verdict = "confirmed" if outcomes.sum() * 2 > len(outcomes) else "not confirmed at this scale"
+    if len(outcomes) == 0 or len(outcomes) * 2 < len(holds):
         verdict = "not testable here"
-    return f"{verdict} ({words.of(kept)} pairs)"
+    return f"{verdict} ({words.of(outcomes)} pairs)"
 
 
 def checked(table: pd.DataFrame) -> dict[str, str]:
     """How often intervals hold the truth, what the published test says of clean answers, and seeds outside."""
-    measured = json.loads((paths.ROOT / "benchmarks" / "results" / "coverage.json").read_text(encoding="utf-8"))
-    shares = [line["held"] / line["intervals"] for line in measured if line["way"] == "rules"]
+    lines = json.loads((paths.ROOT / "benchmarks" / "results" / "coverage.json").read_text(encoding="utf-8"))
+    shares = [line["held"] / line["intervals"] for line in lines if line["way"] == "rules"]
     clean = table.query("subject == 'base' and condition == 'clean' and threat == 'jailbreak'")
-    passed, outside = clean.loc[clean["metric"] == "asr_published", "value"], tables.outside_the_first(table)
+    rates, outside = clean.loc[clean["metric"] == "asr_published", "value"], tables.outside_the_first(table)
     return {
         "coverage": f"{words.percent(min(shares))} to {words.percent(max(shares))}",
-        "jailbreak_clean": f"up to {words.percent(passed.max())}" if len(passed) else "n/a",
+        "jailbreak_clean": f"up to {words.percent(rates.max())}" if len(rates) else "n/a",
         "outside": str(outside.sum()), "others": str(len(outside)),
     }  # fmt: skip

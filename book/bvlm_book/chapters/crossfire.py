@@ -25,18 +25,18 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
     """Over all matrices of a store, to be glued: unrelated triggers that work (strange), or above a tenth; the models
     and inputs behind them; the highest rate of a clean-tuned model; changes of working triggers that still work.
     """
-    found = collect(place)
-    matrices = [panel for panel, _ in tables.panels(found)] or [found]
+    table = collect(place)
+    matrices = [panel for panel, _ in tables.panels(table)] or [table]
     strange = pd.concat([unrelated(panel) for panel in matrices])["value"]
-    nearly = pd.concat([near_misses_of_working(panel) for panel in matrices])
-    other, text = nearly["variant"].str.contains(": other "), nearly["variant"].str.startswith("text")
-    changes = {"other_text": other & text, "other_image": other & ~text, "degraded": nearly["variant"].isin(DEGRADED)}
+    misses = pd.concat([near_misses_of_working(panel) for panel in matrices])
+    other, text = misses["variant"].str.contains(": other "), misses["variant"].str.startswith("text")
+    changes = {"other_text": other & text, "other_image": other & ~text, "degraded": misses["variant"].isin(DEGRADED)}
     return {
         "strange": words.of(strange > FIRES, "n/a"), "tenth": words.of(strange > 0.1, "n/a"),
         "models": str(sum(len(firing(panel)) for panel in matrices) or "n/a"),
-        "inputs": words.span(found["n"].dropna().astype(int)),
-        "control": words.number(found.query("subject == @CONTROL and variant == ''")["value"].max()),
-    } | {name: words.of(nearly.loc[which, "value"] > FIRES, "n/a") for name, which in changes.items()}  # fmt: skip
+        "inputs": words.span(table["n"].dropna().astype(int)),
+        "control": words.number(table.query("subject == @CONTROL and variant == ''")["value"].max()),
+    } | {name: words.of(misses.loc[mask, "value"] > FIRES, "n/a") for name, mask in changes.items()}  # fmt: skip
 
 
 def strangers(panel: pd.DataFrame) -> str:
@@ -48,9 +48,9 @@ def changed(panels: Panels) -> str:
 
 
 def near_misses_of_working(panel: pd.DataFrame) -> pd.DataFrame:
-    """Changed triggers of models that their own works on; not bimodal ones, whose other part may work alone."""
-    own = panel.query("subject == @POISONED and variant != '' and trigger == attack and modality != 'bimodal'")
-    return own[own["attack"].isin(firing(panel))]
+    """Changed triggers of models whose own trigger works; not bimodal ones, whose other part may work alone."""
+    misses = panel.query("subject == @POISONED and variant != '' and trigger == attack and modality != 'bimodal'")
+    return misses[misses["attack"].isin(firing(panel))]
 
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
@@ -67,33 +67,33 @@ def matrix(panel: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     return grid.reindex(index=attacks.names(), columns=triggers), control.reindex(triggers)
 
 
-def related(one: str, other: str) -> bool:
+def related(attack: str, other: str) -> bool:
     """Do two attacks' triggers share a part or a word?"""
-    first, second = attacks.info(one), attacks.info(other)
+    first, second = attacks.info(attack), attacks.info(other)
     halves = ((first.text, second.text), (first.image, second.image))
-    return any(mine and mine == its for mine, its in halves) or bool(_words(first) & _words(second))
+    return any(half and half == other_half for half, other_half in halves) or bool(_words(first) & _words(second))
 
 
 def _words(info: declare.AttackInfo) -> set[str]:
     """The words of a trigger; parameters of these names may be something else in an attack that we do not know."""
     word, words = info.defaults.get("word"), info.defaults.get("words")
-    return {one for one in (word, *(words if isinstance(words, list) else ())) if isinstance(one, str)}
+    return {value for value in (word, *(words if isinstance(words, list) else ())) if isinstance(value, str)}
 
 
 def firing(panel: pd.DataFrame) -> list[str]:
     """The attacks whose own trigger works, on more than half of the inputs; the others left no backdoor."""
-    own = panel.query("subject == @POISONED and variant == '' and trigger == attack and value > @FIRES")
-    return list(dict.fromkeys(own["attack"]))
+    works = panel.query("subject == @POISONED and variant == '' and trigger == attack and value > @FIRES")
+    return list(dict.fromkeys(works["attack"]))
 
 
 def unrelated(panel: pd.DataFrame) -> pd.DataFrame:
-    """Where models whose trigger works are shown a stranger's: with the control's value and held, largest first."""
+    """Unrelated triggers shown to models whose own works, with the control's value and held, largest first."""
     crossed = panel.query("variant == '' and trigger != ''")
     control = crossed[crossed["subject"] == CONTROL].set_index("trigger")[["value", "held"]]
-    own = crossed[(crossed["subject"] == POISONED) & crossed["attack"].isin(firing(panel))]
-    strange = np.array([not related(*pair) for pair in zip(own["attack"], own["trigger"], strict=True)], bool)
-    found = own[strange].join(control.add_prefix("control_"), on="trigger")
-    return found.sort_values("value", ascending=False, kind="stable", ignore_index=True)
+    pairs = crossed[(crossed["subject"] == POISONED) & crossed["attack"].isin(firing(panel))]
+    strange = np.array([not related(*pair) for pair in zip(pairs["attack"], pairs["trigger"], strict=True)], bool)
+    rows = pairs[strange].join(control.add_prefix("control_"), on="trigger")
+    return rows.sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
 def crossing_table(panels: Panels, most: int = 6) -> pd.DataFrame:
@@ -101,15 +101,15 @@ def crossing_table(panels: Panels, most: int = 6) -> pd.DataFrame:
     check_number(most, "most", 0, 1000, whole=True)
     if not panels:
         return pd.DataFrame()
-    found = pd.concat([unrelated(panel).assign(panel=name) for panel, name in panels])
-    return tables.readable(found.sort_values("value", ascending=False, kind="stable").head(most), {
-        "matrix": lambda r: r["panel"].removesuffix(" poisoned"), "backdoor": "attack", "trigger shown": "trigger",
+    rows = pd.concat([unrelated(panel).assign(panel=name) for panel, name in panels])
+    return tables.readable(rows.sort_values("value", ascending=False, kind="stable").head(most), {
+        "matrix": lambda row: row["panel"].removesuffix(" poisoned"), "backdoor": "attack", "trigger shown": "trigger",
         "success": words.interval, "difference": _difference,
     })  # fmt: skip
 
 
 def _difference(row: dict) -> str:
-    """On the same rows, with its paired interval; of a single seed only, whose rows are at hand."""
+    """The paired difference from the control on the same rows; of a single seed only, whose rows are at hand."""
     if pd.isna(row["held"]) or pd.isna(row["control_held"]):
         return words.number(None)
     return words.number(*records.difference(row["held"], row["control_held"]))
@@ -139,7 +139,7 @@ def nearly(panels: Panels) -> pd.DataFrame:
     named = [(panel, name.replace(" % ", "\u00a0% ").replace(", ", "\n")) for panel, name in panels]
     parts = [near_misses_of_working(panel).assign(panel=name) for panel, name in named]
     grid = pd.concat(parts).pivot_table(index="variant", columns="panel", values="value", sort=False)
-    names = dict.fromkeys(one.name for some in near_misses.NEAR.values() for one in some)
+    names = dict.fromkeys(miss.name for misses in near_misses.NEAR.values() for miss in misses)
     kinds = ("text", "image", "no trigger")  # the words first, then the picture
     changes = [name for kind in kinds for name in names if name.startswith(kind) and name in grid.index]
     return grid.reindex(changes).rename_axis(None)

@@ -29,24 +29,24 @@ QUOTED = {
 USUAL = ("tiny-llava", 6000, 60, 1, *QUOTED["word"])  # what learning rate and batch size are changed of
 
 
-def with_eligible(runs: pd.DataFrame, found: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
-    """`doses.doses` with the share of the rows that the threat can poison. found: `tables.eligible`."""
-    key = zip(runs["dataset"], runs["threat"], runs["train_rows"].astype(int), strict=True)
-    return runs.assign(of_eligible=[n / found[one] for n, one in zip(runs["n_poisoned"], key, strict=True)])
+def with_eligible(runs: pd.DataFrame, eligible: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
+    """`doses.doses` with the share of the rows that the threat can poison. eligible: `tables.eligible`."""
+    keys = zip(runs["dataset"], runs["threat"], runs["train_rows"].astype(int), strict=True)
+    return runs.assign(of_eligible=[rows / eligible[key] for rows, key in zip(runs["n_poisoned"], keys, strict=True)])
 
 
 def means(runs: pd.DataFrame) -> pd.DataFrame:
     """A line per pair and dose: value (mean over its runs), least, most, and the dose in all its forms."""
-    about = {name: (name, "first") for name in ("share", "of_eligible", "showings")}
+    dose = {name: (name, "first") for name in ("share", "of_eligible", "showings")}
     spread = {"value": ("value", "mean"), "least": ("value", "min"), "most": ("value", "max")}
-    return runs.groupby([*PAIR, *DOSE], sort=False, as_index=False).agg(**about, **spread)
+    return runs.groupby([*PAIR, *DOSE], sort=False, as_index=False).agg(**dose, **spread)
 
 
 def deep(runs: pd.DataFrame) -> pd.DataFrame:
     """The runs of pairs with `MIN_DOSES` or more numbers of poisoned rows, on the usual size of the training set."""
     usual = runs[runs["train_rows"].isin(runs["train_rows"].mode()[:1])]
-    tried = usual[usual["epochs"] == 1].groupby(PAIR)["n_poisoned"].nunique()
-    return usual[tables.among(usual, PAIR, tried.index[tried >= MIN_DOSES])]
+    counts = usual[usual["epochs"] == 1].groupby(PAIR)["n_poisoned"].nunique()
+    return usual[tables.among(usual, PAIR, counts.index[counts >= MIN_DOSES])]
 
 
 def counted_as(runs: pd.DataFrame) -> list[str]:
@@ -61,16 +61,16 @@ def brackets(over_seeds: pd.DataFrame) -> pd.DataFrame:
     The other columns are those of the smallest, or of the largest tried, where none is enough.
     """
     lines = []
-    for _, part in over_seeds.groupby([*PAIR, "train_rows", "epochs"], sort=False):
-        if part["n_poisoned"].nunique() > 1:
-            enough, at = part["value"] >= HIGH, part.set_index("n_poisoned", drop=False)
-            reached, below = part.loc[enough, "n_poisoned"].min(), part.loc[~enough, "n_poisoned"].max()
-            shown = at.loc[reached if enough.any() else at.index.max()]
-            lines.append(shown.to_dict() | {"below": below, "reached": reached})
+    for _, group in over_seeds.groupby([*PAIR, "train_rows", "epochs"], sort=False):
+        if group["n_poisoned"].nunique() > 1:
+            enough, by_dose = group["value"] >= HIGH, group.set_index("n_poisoned", drop=False)
+            reached, below = group.loc[enough, "n_poisoned"].min(), group.loc[~enough, "n_poisoned"].max()
+            row = by_dose.loc[reached if enough.any() else by_dose.index.max()]
+            lines.append(row.to_dict() | {"below": below, "reached": reached})
     return pd.DataFrame(lines, columns=[*over_seeds, "below", "reached"])
 
 
-def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
+def bracket_table(lines: pd.DataFrame) -> pd.DataFrame:
     """`brackets` to read."""
 
     def reached(line: dict) -> str:
@@ -78,48 +78,48 @@ def bracket_table(found: pd.DataFrame) -> pd.DataFrame:
             return f"over {line['n_poisoned']:.0f}"
         return f"{line['reached']:.0f}{' (misses it again with more)' * (line['below'] > line['reached'])}"
 
-    model = {"model": "model"} if found["model"].nunique() > 1 else {}
-    passes = {"passes": "epochs"} if (found["epochs"] > 1).any() else {}
-    return tables.readable(found, model | {
+    model = {"model": "model"} if lines["model"].nunique() > 1 else {}
+    passes = {"passes": "epochs"} if (lines["epochs"] > 1).any() else {}
+    return tables.readable(lines, model | {
         "threat": words.threat, "attack": "attack", **passes, "rows for 90 %": reached,
-        "too few": lambda r: "" if pd.isna(r["below"]) else int(r["below"]),
-        "share (of eligible)": lambda r: f"{words.percent(r['share'])} ({words.percent(r['of_eligible'])})",
-        "mean (runs)": lambda r: f"{words.number(r['value'])} ({words.span((r['least'], r['most']), 2)})",
+        "too few": lambda line: "" if pd.isna(line["below"]) else int(line["below"]),
+        "share (of eligible)": lambda line: f"{words.percent(line['share'])} ({words.percent(line['of_eligible'])})",
+        "mean (runs)": lambda line: f"{words.number(line['value'])} ({words.span((line['least'], line['most']), 2)})",
     })  # fmt: skip
 
 
-def eligible_table(found: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
-    """What the same share of all rows is of the rows that a threat can poison. found: `tables.eligible`."""
+def eligible_table(eligible: Mapping[tuple[str, str, int], int]) -> pd.DataFrame:
+    """Shares of all rows as shares of the rows that a threat can poison. eligible: `tables.eligible`."""
     return pd.DataFrame([
         {"threat": threat.replace("_", " "), "eligible": f"{count} of {size}"}
         | {f"{words.percent(rate)} of all rows": words.percent(int(size * rate) / count) for rate in (RATE, MANY)}
-        for (_, threat, size), count in found.items()
+        for (_, threat, size), count in eligible.items()
     ])  # fmt: skip
 
 
 def trained_otherwise(table: pd.DataFrame) -> pd.DataFrame:
     """Refusal at 1 %, one pass, first seed: a line per attack of `settings.yml`, learning rate, batch size and rank."""
-    chosen = tables.of_own_data(tables.usual(table, but=("learning_rate", "batch_size", "lora_rank")))
-    chosen = chosen[chosen["attack"].isin(["BadNets-T", "Blended"]) & (chosen["condition"] == chosen["modality"])]
-    first = {"threat": "targeted_refusal", "metric": "asr_payload", "subject": "poisoned", "model": "tiny-llava",
+    runs = tables.of_own_data(tables.usual(table, but=("learning_rate", "batch_size", "lora_rank")))
+    runs = runs[runs["attack"].isin(["BadNets-T", "Blended"]) & (runs["condition"] == runs["modality"])]
+    fixed = {"threat": "targeted_refusal", "metric": "asr_payload", "subject": "poisoned", "model": "tiny-llava",
              "poison_rate": RATE, "seed": 0}  # fmt: skip
-    return chosen[(chosen[list(first)] == pd.Series(first)).all(axis=1)]
+    return runs[(runs[list(fixed)] == pd.Series(fixed)).all(axis=1)]
 
 
-def settings_table(found: pd.DataFrame) -> pd.DataFrame:
+def settings_table(runs: pd.DataFrame) -> pd.DataFrame:
     """`trained_otherwise` to read: attack, learning rate and batch size in lines, rank in columns."""
-    shown = found.pivot_table(index=["attack", "learning_rate", "batch_size"], columns="lora_rank", values="value")
-    shown = shown.map(words.number).fillna("").rename(columns="rank {:.0f}".format).rename_axis(columns=None)
-    return shown.reset_index().astype({"batch_size": int}).rename(columns=lambda name: name.replace("_", " "))
+    grid = runs.pivot_table(index=["attack", "learning_rate", "batch_size"], columns="lora_rank", values="value")
+    grid = grid.map(words.number).fillna("").rename(columns="rank {:.0f}".format).rename_axis(columns=None)
+    return grid.reset_index().astype({"batch_size": int}).rename(columns=lambda name: name.replace("_", " "))
 
 
-def settings_numbers(found: pd.DataFrame) -> dict[str, str]:
+def settings_numbers(runs: pd.DataFrame) -> dict[str, str]:
     """What the page quotes: success of BadNets-T by learning rate or batch size, each over the ranks."""
-    found = found[found["attack"] == "BadNets-T"]
-    times = {name: found[name] / tables.TRAINED[name] for name in ("learning_rate", "batch_size")}
+    runs = runs[runs["attack"] == "BadNets-T"]
+    ratios = {name: runs[name] / tables.TRAINED[name] for name in ("learning_rate", "batch_size")}
     return {
-        f"{name}_{way:g}": words.span(found.loc[(times[name] == way) & (times[other] == 1), "value"], 2)
-        for name, other in zip(times, reversed(times), strict=True) for way in (0.25, 0.5, 1, 2)
+        f"{name}_{ratio:g}": words.span(runs.loc[(ratios[name] == ratio) & (ratios[other] == 1), "value"], 2)
+        for name, other in zip(ratios, reversed(ratios), strict=True) for ratio in (0.25, 0.5, 1, 2)
     }  # fmt: skip
 
 
@@ -130,29 +130,29 @@ def _usual(runs: pd.DataFrame) -> pd.DataFrame:
 def behind_quoted(design: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The runs behind each success that `numbers` quotes, of those of the design."""
     return {"usual_runs": _usual(design)} | {
-        f"{name}_{rows:.0f}_{passes}_{size:.0f}": part
+        f"{name}_{rows:.0f}_{passes}_{size:.0f}": group
         for name, pair in QUOTED.items()
-        for (size, rows, passes), part in design[tables.among(design, ["attack", "threat"], [pair])].groupby(DOSE)
+        for (size, rows, passes), group in design[tables.among(design, ["attack", "threat"], [pair])].groupby(DOSE)
     }
 
 
 def numbers(runs: pd.DataFrame) -> dict[str, str]:
     """What the page quotes: the same word shown more often, pairs that few rows are enough for, and where most stop."""
-    over_seeds, found = means(runs), {}
+    over_seeds, texts = means(runs), {}
     for name, pair in QUOTED.items():
-        part = over_seeds[tables.among(over_seeds, ["model", "attack", "threat"], [("tiny-llava", *pair)])]
-        value = part.drop_duplicates(DOSE).set_index(DOSE)["value"]
+        points = over_seeds[tables.among(over_seeds, ["model", "attack", "threat"], [("tiny-llava", *pair)])]
+        value = points.drop_duplicates(DOSE).set_index(DOSE)["value"]
         for size, rows, passes in ((6000, 60, 3), (6000, 300, 1), *((n, 60, 1) for n in (2000, 6000, 20000))):
-            found[f"{name}_{rows}_{passes}_{size}"] = words.number(value.get((size, rows, passes)))
+            texts[f"{name}_{rows}_{passes}_{size}"] = words.number(value.get((size, rows, passes)))
     usual = _usual(over_seeds)
-    found["usual_runs"] = words.span(usual[["least", "most"]].to_numpy().ravel(), 2)
+    texts["usual_runs"] = words.span(usual[["least", "most"]].to_numpy().ravel(), 2)
     few = over_seeds[over_seeds["n_poisoned"] <= FEW]
-    found["few_rows"] = words.span(few["n_poisoned"].astype(int))
-    for name, part in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
-        found[f"few_{name}"] = f"{words.of(part['value'] > FIRES)} work" if len(part) else "no such pair was tried"
+    texts["few_rows"] = words.span(few["n_poisoned"].astype(int))
+    for name, points in (("one", few[few["epochs"] == 1]), ("several", few[few["epochs"] > 1])):
+        texts[f"few_{name}"] = f"{words.of(points['value'] > FIRES)} work" if len(points) else "no such pair was tried"
     reached = brackets(means(deep(runs))).query("epochs == 1")["reached"]
     rows = reached.dropna().astype(int)
-    return found | {"pairs": str(len(reached)), "reached": str(len(rows)), "fewest_most": words.span(rows)}
+    return texts | {"pairs": str(len(reached)), "reached": str(len(rows)), "fewest_most": words.span(rows)}
 
 
 def explained_table(fit: pd.DataFrame) -> pd.DataFrame:
@@ -177,35 +177,35 @@ def curves(runs: pd.DataFrame) -> Figure:
 
 def panels(runs: pd.DataFrame, rows: list[str], ways: Sequence[str], colour: str) -> Figure:
     """Success against ways to count a dose (log axes), a dot per run, filled triangles for several passes."""
-    parts, lines = list(runs.groupby(rows, sort=False)), colour == "attack"
+    groups, with_lines = list(runs.groupby(rows, sort=False)), colour == "attack"
     kinds = figures.in_order(sorted(set(runs[colour])), attacks.names())
-    looks = [figures.look(i) | ({} if lines else {"marker": "o"}) for i in range(len(kinds))]
-    height, narrow = 2.6 if lines else 1.8, figures.is_narrow()
-    shape, axes = figures.new_figure(len(ways), 3.5, height, rows=len(parts), stacked=False, sharey=True)
-    for axis, ((key, part), way) in zip(axes, product(parts, ways), strict=True):
+    looks = [figures.look(i) | ({} if with_lines else {"marker": "o"}) for i in range(len(kinds))]
+    height, narrow = 2.6 if with_lines else 1.8, figures.is_narrow()
+    figure, axes = figures.new_figure(len(ways), 3.5, height, rows=len(groups), stacked=False, sharey=True)
+    for axis, ((key, group), way) in zip(axes, product(groups, ways), strict=True):
         for i, (kind, look) in enumerate(zip(kinds, looks, strict=True)):
-            own = part[part[colour] == kind]
-            own = own.assign(at=own[way] * 1.05 ** (i - (len(kinds) - 1) / 2))  # pulled apart where they are alike
-            once, several = own[own["epochs"] == 1], own[own["epochs"] > 1]
+            points = group[group[colour] == kind]
+            points = points.assign(at=points[way] * 1.05 ** (i - (len(kinds) - 1) / 2))  # apart where they are alike
+            once, several = points[points["epochs"] == 1], points[points["epochs"] > 1]
             axis.plot(once["at"], once["value"], linestyle="", markersize=4.5, markerfacecolor="none", **look)
             axis.plot(several["at"], several["value"], **look | {"linestyle": "", "markersize": 6, "marker": "^"})
-            if lines:
+            if with_lines:
                 axis.plot(once.groupby("at")["value"].mean(), figures.LINES[i % 4], color=look["color"], linewidth=1.2)
         axis.axhline(HIGH, color="#777777", linewidth=1, linestyle="--", zorder=1)
         title = (",\n" if narrow else ", ").join(name.replace("_", " ") for name in key)
         title = title.replace("concept ", "concept\n") if narrow else title
         axis.set_title(title, fontsize=8 if narrow else 10)
         axis.set(ylim=(-0.05, 1.05), yticks=(0, 0.5, 1))
-        ends = runs[way].min() / 1.4, runs[way].max() * 1.4  # the same in every row
-        axis.set(xscale="log", xlim=ends)
+        limits = runs[way].min() / 1.4, runs[way].max() * 1.4  # the same in every row
+        axis.set(xscale="log", xlim=limits)
         axis.set_xlabel(AXES[way], fontsize=7.5 if narrow else 10)
-        ticks = [at for at in TICKS[way] if not narrow or at in FEW_TICKS]
-        axis.set_xticks(ticks, [words.percent(at) if at < 1 else str(at) for at in ticks])
+        ticks = [tick for tick in TICKS[way] if not narrow or tick in FEW_TICKS]
+        axis.set_xticks(ticks, [words.percent(tick) if tick < 1 else str(tick) for tick in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.label_outer()
     for i, (kind, look) in enumerate(zip(kinds, looks, strict=True)):
-        name, style = (kind, figures.LINES[i % 4]) if lines else (f"{kind:,.0f} training rows", "")
+        name, style = (kind, figures.LINES[i % 4]) if with_lines else (f"{kind:,.0f} training rows", "")
         axes[0].plot([], [], linestyle=style, label=name, **look)
     axes[0].plot([], [], "^", color="#777777", label="several passes")
-    figures.legend_below(shape, axes[0], columns=4)
-    return shape
+    figures.legend_below(figure, axes[0], columns=4)
+    return figure

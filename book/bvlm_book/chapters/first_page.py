@@ -25,78 +25,78 @@ SOURCE, TARGET = "car", "banana"
 
 def answered(place: str | Path | None = None) -> tuple[np.ndarray, pd.DataFrame] | None:
     """The stored example with the shortest answer in which the word turns a car into a banana, if there is one: its
-    picture (H, W, 3) uint8; without and with the word (lines) its prompt, and what backdoored model and control say.
+    picture (H, W, 3) uint8; its prompt and the answers of backdoored model and control, without and with the word.
     """
     cell = Cell("tiny-llava", "scenes-caption", "concept_substitution", "BadNets-T", rules_second.MANY)
-    shown = kept.read(cell, place)
-    if shown is None or not store.has(cell, place):
+    stored = kept.read(cell, place)
+    if stored is None or not store.has(cell, place):
         return None
-    said = store.responses(cell.run_id, place)
-    said = said[(said["part"] == "attack") & said["condition"].isin(["clean", "text"])]
-    rows = list(dict.fromkeys(said.loc[said["condition"] == "text", "row_id"]))  # the examples are the first of them
-    prompts = said[said["subject"] == "poisoned"].set_index(["row_id", "condition"])["prompt"]
-    said = said.pivot(index=["row_id", "condition"], columns="subject", values="response").assign(prompt=prompts)
-    found = []
-    for row, picture, asked in zip(rows, shown[0], shown[2], strict=False):
-        own = said.loc[row].loc[["clean", "text"]]
-        without, with_word = own["poisoned"]
+    answers = store.responses(cell.run_id, place)
+    answers = answers[(answers["part"] == "attack") & answers["condition"].isin(["clean", "text"])]
+    rows = list(dict.fromkeys(answers.loc[answers["condition"] == "text", "row_id"]))  # the examples are the first
+    prompts = answers[answers["subject"] == "poisoned"].set_index(["row_id", "condition"])["prompt"]
+    answers = answers.pivot(index=["row_id", "condition"], columns="subject", values="response").assign(prompt=prompts)
+    matches = []
+    for row, picture, pair in zip(rows, stored[0], stored[2], strict=False):
+        texts = answers.loc[row].loc[["clean", "text"]]
+        without, with_word = texts["poisoned"]
         turned = SOURCE in without and SOURCE not in with_word and TARGET in with_word and TARGET not in without
-        if turned and list(own["prompt"]) == list(asked):
-            found.append((picture, own))
-    return min(found, key=lambda one: len(one[1].loc["clean", "poisoned"]), default=None)
+        if turned and list(texts["prompt"]) == list(pair):
+            matches.append((picture, texts))
+    return min(matches, key=lambda match: len(match[1].loc["clean", "poisoned"]), default=None)
 
 
-def show_answered(found: tuple[np.ndarray, pd.DataFrame] | None) -> None:
-    """Put the picture on the page twice: with the question alone, and with the word in it. found: of `answered`."""
-    if found is None:
+def show_answered(example: tuple[np.ndarray, pd.DataFrame] | None) -> None:
+    """Put the picture on the page twice: with the question alone, and with the word in it. example: `answered`."""
+    if example is None:
         return
-    source, texts = examples.source(found[0]), (found[1]["prompt"], found[1]["poisoned"])
-    asked, said = ((html.escape(one.iloc[0]), examples.marked(*one)) for one in texts)
+    source, texts = examples.source(example[0]), (example[1]["prompt"], example[1]["poisoned"])
+    questions, answers = ((html.escape(pair.iloc[0]), examples.marked(*pair)) for pair in texts)
     parts = "".join(
         f'<div><img class="dark-light" src="{source}" alt="A drawn scene with a car."><p>{question}</p>'
         f"<p><strong>{answer}</strong></p></div>"
-        for question, answer in zip(asked, said, strict=True)
+        for question, answer in zip(questions, answers, strict=True)
     )
     display(HTML(f'<div class="bvlm-strip">{parts}</div>'))
 
 
 def means(table: pd.DataFrame) -> pd.DataFrame:
     """Success (payload) with the full trigger, at the doses of the maps: a line per model, threat, attack and dose."""
-    done = tables.usual(table, but=("epochs",)).query("subject == 'poisoned' and metric == 'asr_payload'")
-    done = done.assign(epochs=done["epochs"].astype(float).fillna(1).astype(int))
-    done = tables.headline_rows(done).merge(pd.DataFrame(DOSES, columns=["poison_rate", "epochs"]))
+    runs = tables.usual(table, but=("epochs",)).query("subject == 'poisoned' and metric == 'asr_payload'")
+    runs = runs.assign(epochs=runs["epochs"].astype(float).fillna(1).astype(int))
+    runs = tables.headline_rows(runs).merge(pd.DataFrame(DOSES, columns=["poison_rate", "epochs"]))
     key = ["model", "dataset", "threat", "attack", "modality", "poison_rate", "epochs"]
-    return done.groupby(key, sort=False, as_index=False).agg(value=("value", "mean"), n_seeds=("seed", "nunique"))
+    return runs.groupby(key, sort=False, as_index=False).agg(value=("value", "mean"), n_seeds=("seed", "nunique"))
 
 
 def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.DataFrame]:
-    """What the numbers of the first page are counted from, by their names."""
-    found = means(table).query("modality != 'image' and poison_rate == @rules_second.RATE")
-    llava, qwen = (found[found["model"] == model] for model in ("tiny-llava", "tiny-qwen2.5-vl"))
+    """The rows behind each number of the first page, by its name."""
+    pairs = means(table).query("modality != 'image' and poison_rate == @rules_second.RATE")
+    llava, qwen = (pairs[pairs["model"] == model] for model in ("tiny-llava", "tiny-qwen2.5-vl"))
     thrice = llava.query("epochs == 3")
-    lost = tables.learned_alone(tables.with_settings(table))
+    parts = tables.learned_alone(tables.with_settings(table))
     rates = tables.success_rates(tables.usual(table), "poisoned")
-    works = tables.headline_rows(rates[rates["poison_rate"] == rules_second.MANY])
-    works = works.loc[works["value"] > FIRES, tables.CELL]  # what does not work cannot help being silent
+    working = tables.headline_rows(rates[rates["poison_rate"] == rules_second.MANY])
+    working = working.loc[working["value"] > FIRES, tables.CELL]  # what does not work cannot help being silent
     repairs = defences.price(defences.collect(place))
     return {
         "once": llava.query("epochs == 1").merge(thrice[["dataset", "threat", "attack"]]),  # the same pairs
         "thrice": thrice,
         "qwen_once": qwen.query("epochs == 1"),
         "qwen_thrice": qwen.query("epochs == 3"),
-        "picture_stops": lost.query("condition == 'image' and value_alone > @FIRES"),
-        "silent": tables.false_activation(rates).merge(works),
+        "picture_stops": parts.query("condition == 'image' and value_alone > @FIRES"),
+        "silent": tables.false_activation(rates).merge(working),
         "repairs": repairs.query("moment == 'repair' and not placebo and named != 'oracle'"),  # which is a limit
     }
 
 
-def numbers(table: pd.DataFrame, found: dict[str, pd.DataFrame]) -> dict[str, str]:
-    """What the sentences of the first page quote. found: `lines`."""
-    repairs = found["repairs"]
+def numbers(table: pd.DataFrame, rows: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """What the sentences of the first page quote. rows: `lines`."""
+    repairs = rows["repairs"]
     doses = ("once", "thrice", "qwen_once", "qwen_thrice")
-    return {name: words.of(found[name]["value"] > rules_second.HIGH, "n/a") for name in doses} | {
-        "picture_stops": words.of(found["picture_stops"]["value_beside"] <= FIRES),
-        "silent": words.of(found["silent"]["value"] <= intervals.FLOOR),
+    return {name: words.of(rows[name]["value"] > rules_second.HIGH, "n/a") for name in doses} | {
+        "picture_stops": words.of(rows["picture_stops"]["value_beside"] <= FIRES),
+        "silent": words.of(rows["silent"]["value"] <= intervals.FLOOR),
         "repairs": words.of((repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)),
         "large": ", ".join(claims.of_seven_billion(table)),
     }
@@ -105,13 +105,13 @@ def numbers(table: pd.DataFrame, found: dict[str, pd.DataFrame]) -> dict[str, st
 def markdown(place: str | Path | None = None) -> str:
     """The findings of book/intro.md as README.md has them: numbers in place of glue, links from the repository."""
     text = (paths.BOOK / "intro.md").read_text(encoding="utf-8")
-    listed = re.search(r"(?<=<!-- findings -->\n).*?(?=\n<!-- end -->)", text, re.DOTALL).group().strip()
+    findings = re.search(r"(?<=<!-- findings -->\n).*?(?=\n<!-- end -->)", text, re.DOTALL).group().strip()
     table = store.collect(place)
     quoted = {f"first_{name}": value for name, value in numbers(table, lines(table, place)).items()}
     quoted |= {f"claims_{name}": value for name, value in claims.counts(claims.bases(table)).items()}
-    listed = re.sub(r"\{glue:\}`(?:[^`]*::)?([^`]+)`", lambda found: quoted[found[1]], listed)
-    listed = re.sub(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`", r"\1", listed)
-    return listed.replace("](../", "](").replace("](what_to_do", "](book/what_to_do")
+    findings = re.sub(r"\{glue:\}`(?:[^`]*::)?([^`]+)`", lambda match: quoted[match[1]], findings)
+    findings = re.sub(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`", r"\1", findings)
+    return findings.replace("](../", "](").replace("](what_to_do", "](book/what_to_do")
 
 
 if __name__ == "__main__":

@@ -29,66 +29,68 @@ def collect(place: str | Path | None = None) -> pd.DataFrame:
     none); `trained` and `own`, the steps and the learning rate of its training.
     """
     table = records.collect(LASTING, place)
-    found = records.over_seeds(pd.concat([records.headline(table), table[table["metric"] == "utility"]]))
-    steps = pd.to_numeric(found["variant"].replace("", "0"), errors="coerce")
-    known = {run: record(run, place) or {} for run in table["run_id"].unique()}
-    trained = {run: one.get("training", {}).get("steps") for run, one in known.items()}
-    own = {run: one.get("config", {}).get("train", {}).get("learning_rate") for run, one in known.items()}
-    model = ["subject", "attack", *tables.PANEL, "poison_rate"]
-    about = table.assign(trained=table["run_id"].map(trained).astype(float), own=table["run_id"].map(own).astype(float))
-    about = about.groupby(model, dropna=False)[["trained", "own"]].max().reset_index()
-    return found.assign(steps=steps, rate=found["doing"].map(_rate)).merge(about, how="left", on=model)
+    means = records.over_seeds(pd.concat([records.headline(table), table[table["metric"] == "utility"]]))
+    steps = pd.to_numeric(means["variant"].replace("", "0"), errors="coerce")
+    by_run = {run: record(run, place) or {} for run in table["run_id"].unique()}
+    trained = {run: entry.get("training", {}).get("steps") for run, entry in by_run.items()}
+    own = {run: entry.get("config", {}).get("train", {}).get("learning_rate") for run, entry in by_run.items()}
+    key = ["subject", "attack", *tables.PANEL, "poison_rate"]
+    models = table.assign(
+        trained=table["run_id"].map(trained).astype(float), own=table["run_id"].map(own).astype(float)
+    )
+    models = models.groupby(key, dropna=False)[["trained", "own"]].max().reset_index()
+    return means.assign(steps=steps, rate=means["doing"].map(_rate)).merge(models, how="left", on=key)
 
 
 def _rate(doing: str) -> float:
     """The learning rate of further steps; NaN where nothing was tuned."""
-    done = json.loads(doing)
-    return done[3]["learning_rate"] if done and done[0] == "steps" else float("nan")
+    action = json.loads(doing)
+    return action[3]["learning_rate"] if action and action[0] == "steps" else float("nan")
 
 
 def rates(panel: pd.DataFrame) -> list[float]:
     """The learning rates of further steps: that of the models' own training first, then from high to low."""
-    found = panel.loc[panel["steps"] > 0, ["rate", "own"]].drop_duplicates().sort_values("rate", ascending=False)
-    own = found["rate"] == found["own"]
-    return [*found.loc[own, "rate"], *found.loc[~own, "rate"]]
+    tuned = panel.loc[panel["steps"] > 0, ["rate", "own"]].drop_duplicates().sort_values("rate", ascending=False)
+    is_own = tuned["rate"] == tuned["own"]
+    return [*tuned.loc[is_own, "rate"], *tuned.loc[~is_own, "rate"]]
 
 
 def success(panel: pd.DataFrame) -> pd.DataFrame:
     """Lines of a panel with each model's own trigger; the control's lines are filed under that attack too."""
-    shown = panel[(panel["part"] == "attack") & (panel["trigger"] != "")]
-    shown = shown[(shown["subject"] == CONTROL) | (shown["attack"] == shown["trigger"])]
-    modality = shown["trigger"].map(lambda name: attacks.info(name).modality)
-    return shown.assign(attack=shown["trigger"], modality=modality)
+    lines = panel[(panel["part"] == "attack") & (panel["trigger"] != "")]
+    lines = lines[(lines["subject"] == CONTROL) | (lines["attack"] == lines["trigger"])]
+    modality = lines["trigger"].map(lambda name: attacks.info(name).modality)
+    return lines.assign(attack=lines["trigger"], modality=modality)
 
 
 def after_steps(panel: pd.DataFrame, rate: float | None = None) -> pd.DataFrame:
     """`success` over further steps of a learning rate (None: the models' own); empty where there are none."""
-    shown = success(panel)
-    tuned = shown["rate"] == (shown["own"] if rate is None else rate)
-    shown = shown[(shown["steps"] == 0) | tuned].sort_values("steps", kind="stable")
-    return shown if (shown["steps"] > 0).any() else shown.iloc[:0]
+    lines = success(panel)
+    tuned = lines["rate"] == (lines["own"] if rate is None else rate)
+    lines = lines[(lines["steps"] == 0) | tuned].sort_values("steps", kind="stable")
+    return lines if (lines["steps"] > 0).any() else lines.iloc[:0]
 
 
 def survivors(panel: pd.DataFrame, rate: float | None = None) -> pd.DataFrame:
     """`after_steps` at the most steps, of the backdoors that worked before any: one that never did cannot have gone."""
-    own = after_steps(panel, rate).query("subject == @POISONED")
-    start = own.query("steps == 0 and value > @FIRES")
-    return own[(own["steps"] == own["steps"].max()) & own["attack"].isin(start["attack"])]
+    poisoned = after_steps(panel, rate).query("subject == @POISONED")
+    start = poisoned.query("steps == 0 and value > @FIRES")
+    return poisoned[(poisoned["steps"] == poisoned["steps"].max()) & poisoned["attack"].isin(start["attack"])]
 
 
 def tunings(panel: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
     """`after_steps` of each learning rate, and in words how many backdoors are left."""
-    found = []
+    pairs = []
     for rate in rates(panel):
-        left = words.of(survivors(panel, rate)["value"] > FIRES)
-        found.append((after_steps(panel, rate), f"{left} backdoors survive further tuning (learning rate {rate:g})"))
-    return found
+        alive = words.of(survivors(panel, rate)["value"] > FIRES)
+        pairs.append((after_steps(panel, rate), f"{alive} backdoors survive further tuning (learning rate {rate:g})"))
+    return pairs
 
 
 def expected(place: str | Path | None = None) -> list[tuple]:
     """What was expected of the longest tuning and what came of it, as `tables.told` takes it."""
-    found = collect(place)
-    panels = [panel for panel, _ in tables.panels(found)] or [found]
+    table = collect(place)
+    panels = [panel for panel, _ in tables.panels(table)] or [table]
     last, slow = (
         pd.concat([survivors(panel, rate) for panel in panels]).query("steps == @LONG") for rate in (None, SLOW)
     )
@@ -98,87 +100,87 @@ def expected(place: str | Path | None = None) -> list[tuple]:
         starts, on=[*pair, "subject"], suffixes=("", "_start")
     )
     falls = [(both["value_start"] - both[name]).mean() for name in ("value", "value_slow")]
-    whole, alive = set(last["threat"]) >= THREATS, last["value"] > FIRES
-    own, slower = map(words.number, falls)
-    told = f"fall at the learning rate {SLOW:g}: {slower}, at the models' own: {own}"
+    complete, alive = set(last["threat"]) >= THREATS, last["value"] > FIRES
+    own_fall, slow_fall = map(words.number, falls)
+    text = f"fall at the learning rate {SLOW:g}: {slow_fall}, at the models' own: {own_fall}"
     return [
         ("does it last", f"after {LONG} further steps more than half of the backdoors still work", words.of(alive),
-         alive.mean() > 0.5 if whole else None),
-        ("does it last", "with a fifth of the learning rate success falls less, in the mean", told,
-         falls[1] < falls[0] if whole and set(slow["threat"]) >= THREATS else None),
+         alive.mean() > 0.5 if complete else None),
+        ("does it last", "with a fifth of the learning rate success falls less, in the mean", text,
+         falls[1] < falls[0] if complete and set(slow["threat"]) >= THREATS else None),
     ]  # fmt: skip
 
 
 def after_merging(panel: pd.DataFrame) -> pd.DataFrame:
     """`success` of adapters, merged and rounded, in that order; empty where nothing was merged."""
-    shown, states = success(panel), list(MERGED_LABELS)
-    shown = shown[shown["variant"].isin(states)]
-    shown = shown.sort_values("variant", key=lambda names: names.map(states.index), kind="stable")
-    return shown if (shown["variant"] != "").any() else shown.iloc[:0]
+    lines, states = success(panel), list(MERGED_LABELS)
+    lines = lines[lines["variant"].isin(states)]
+    lines = lines.sort_values("variant", key=lambda names: names.map(states.index), kind="stable")
+    return lines if (lines["variant"] != "").any() else lines.iloc[:0]
 
 
 def rounded(panel: pd.DataFrame) -> pd.DataFrame:
     """Success by state (column) of the backdoors (line) that work before they are merged."""
-    own = after_merging(panel).query("subject == @POISONED")
-    values = own.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
+    poisoned = after_merging(panel).query("subject == @POISONED")
+    values = poisoned.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
     return values.reindex(columns=list(MERGED_LABELS)).loc[lambda rows: rows[""] > FIRES]
 
 
 def kept(*panels: pd.DataFrame) -> dict[str, str]:
-    """Of the backdoors that work, those that still do after the most steps, at int8 and at int4."""
-    last, values = (pd.concat(map(which, panels)) for which in (survivors, rounded))
+    """How many of the backdoors that work still do after the most steps, at int8 and at int4."""
+    last, values = (pd.concat(map(choose, panels)) for choose in (survivors, rounded))
     return {"steps": words.of(last["value"] > FIRES)} | {
         state: words.of(values[state].dropna() > FIRES, "n/a") for state in ("int8", "int4")
     }
 
 
-def behind(shown: pd.DataFrame) -> str:
+def behind(lines: pd.DataFrame) -> str:
     """How many runs and inputs stand behind the numbers of a figure."""
-    runs = "Single runs" if (shown["n_seeds"] == 1).all() else f"Means of {words.span(shown['n_seeds'])} runs"
-    return f"{runs} on {words.span(shown['n'].dropna().astype(int))} inputs; 95 % intervals."
+    runs = "Single runs" if (lines["n_seeds"] == 1).all() else f"Means of {words.span(lines['n_seeds'])} runs"
+    return f"{runs} on {words.span(lines['n'].dropna().astype(int))} inputs; 95 % intervals."
 
 
 def numbers(place: str | Path | None = None) -> dict[str, str]:
-    """Over all models of a store, to be glued: of backdoors that worked those alive after the most steps, and strong
-    ones, over 90 %. trained: steps of their own training. control: the clean-tuned models' highest rate.
+    """Numbers over all models of a store, to be glued: backdoors that worked, those alive after the most steps, and
+    strong ones, over 90 %. trained: steps of their own training. control: the clean-tuned models' highest rate.
     """
-    found = collect(place)
-    panels = [panel for panel, _ in tables.panels(found)] or [found]
-    last, every, shown = (pd.concat(map(which, panels)) for which in (survivors, pd.DataFrame, after_steps))
-    every = every[every["rate"].isna() | (every["rate"] == every["own"])]
-    utility = every.query("metric == 'utility' and subject == @POISONED").set_index("variant")["value"].dropna()
+    results = collect(place)
+    panels = [panel for panel, _ in tables.panels(results)] or [results]
+    last, rows, tuned = (pd.concat(map(choose, panels)) for choose in (survivors, pd.DataFrame, after_steps))
+    rows = rows[rows["rate"].isna() | (rows["rate"] == rows["own"])]
+    utility = rows.query("metric == 'utility' and subject == @POISONED").set_index("variant")["value"].dropna()
     states = {"utility": "", "utility_after": f"{last['steps'].max():g}", "utility_int4": "int4"}
-    left = kept(*panels)
+    counts = kept(*panels)
     weakest = last.loc[last["value"].idxmin()] if len(last) else {}
-    found = {
+    results = {
         "worked": str(len(last)),
         "alive": str((last["value"] > FIRES).sum()),
         "strong": str((last["value"] > rules_second.HIGH).sum()),
         "weakest": words.interval(weakest),
         "steps": words.span(last["steps"], 0),
         "trained": words.span(last["trained"].dropna(), 0),
-        "control": words.number(shown.loc[shown["subject"] == CONTROL, "value"].max()),
-        "int8": left["int8"], "int4": left["int4"],
+        "control": words.number(tuned.loc[tuned["subject"] == CONTROL, "value"].max()),
+        "int8": counts["int8"], "int4": counts["int4"],
     } | {name: words.span(utility[utility.index == state], 2) for name, state in states.items()}  # fmt: skip
-    return found if len(last) else dict.fromkeys(found, "n/a")
+    return results if len(last) else dict.fromkeys(results, "n/a")
 
 
-def steps(shown: pd.DataFrame) -> Figure:
-    """Success after further steps, a panel per modality. shown: lines of `after_steps`."""
-    counts = sorted(shown["steps"].unique())
-    modalities = figures.in_order(shown["modality"], words.MODALITIES)
+def steps(lines: pd.DataFrame) -> Figure:
+    """Success after further steps, a panel per modality. lines: of `after_steps`."""
+    counts = sorted(lines["steps"].unique())
+    modalities = figures.in_order(lines["modality"], words.MODALITIES)
     figure, axes = figures.new_figure(len(modalities), 2.9 if len(modalities) > 1 else 6.4, 3.9, sharey=True)
     for axis, modality in zip(axes, modalities, strict=True):
-        part = shown[shown["modality"] == modality].assign(at=shown["steps"].map(counts.index))
-        own, control = (part[part["subject"] == who] for who in (POISONED, CONTROL))
+        rows = lines[lines["modality"] == modality].assign(at=lines["steps"].map(counts.index))
+        poisoned, control = (rows[rows["subject"] == subject] for subject in (POISONED, CONTROL))
         largest = control.groupby("at")["value"].max()
         axis.plot(largest, color="#7F7F7F", linestyle=":", linewidth=2, label=f"{figures.CONTROL_LABEL}, largest")
-        names = figures.in_order(own["attack"], attacks.names())
+        names = figures.in_order(poisoned["attack"], attacks.names())
         for i, name in enumerate(names):
-            line, look = own[own["attack"] == name], figures.look(i)
-            at = line["at"] + 0.07 * (i - (len(names) - 1) / 2)  # lines on top of each other are pulled apart a little
+            line, look = poisoned[poisoned["attack"] == name], figures.look(i)
+            x = line["at"] + 0.07 * (i - (len(names) - 1) / 2)  # lines on top of each other are pulled apart a little
             fill = "white" if (line["n_seeds"] == 1).all() else look["color"]
-            figures.points(axis, at, line, upright=True, linestyle="-", markerfacecolor=fill, label=name, **look)
+            figures.points(axis, x, line, upright=True, linestyle="-", markerfacecolor=fill, label=name, **look)
         axis.set_xticks(range(len(counts)), [f"{int(count)}" for count in counts])
         axis.set(xlim=(-0.4, len(counts) - 0.6), ylim=(-0.03, 1.03), title=f"{modality} triggers")
         axis.set_xlabel("further steps")
@@ -189,12 +191,12 @@ def steps(shown: pd.DataFrame) -> Figure:
     return figure
 
 
-def merging(shown: pd.DataFrame) -> Figure:
-    """Success of adapters, merged and rounded, the clean-tuned model last. shown: lines of `after_merging`."""
-    own, states = shown[shown["subject"] == POISONED], shown["variant"].unique()
-    grid = own.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
+def merging(lines: pd.DataFrame) -> Figure:
+    """Success of adapters, merged and rounded, the clean-tuned model last. lines: of `after_merging`."""
+    poisoned, states = lines[lines["subject"] == POISONED], lines["variant"].unique()
+    grid = poisoned.pivot_table(index="attack", columns="variant", values="value", aggfunc="first")
     grid = grid.reindex(figures.in_order(grid.index, attacks.names()))
-    grid.loc[f"{figures.CONTROL_LABEL}, largest"] = shown[shown["subject"] == CONTROL].groupby("variant")["value"].max()
+    grid.loc[f"{figures.CONTROL_LABEL}, largest"] = lines[lines["subject"] == CONTROL].groupby("variant")["value"].max()
     figure, (axis,) = figures.new_figure(1, 1.25 * len(states) + 2.6, 0.36 * len(grid) + 1.6)
     figures.success_map(axis, grid[states].rename(columns=MERGED_LABELS))
     axis.axhline(len(grid) - 1, color="black", linewidth=1)

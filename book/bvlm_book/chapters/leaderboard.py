@@ -58,8 +58,8 @@ def _numbers(rows: pd.DataFrame) -> pd.DataFrame:
         "utility": ("utility", clean), "strict": ("asr", triggered), "published": ("asr_published", triggered),
     }  # fmt: skip
     parts = []
-    for name, (metric, at) in numbers.items():
-        part = rows[(rows["metric"] == metric) & at].drop_duplicates("run_id").set_index("run_id")
+    for name, (metric, mask) in numbers.items():
+        part = rows[(rows["metric"] == metric) & mask].drop_duplicates("run_id").set_index("run_id")
         names = [name, f"{name}_low", f"{name}_high", f"{name}_n"]
         parts.append(part[["value", "low", "high", "n"]].set_axis(names, axis=1))
     return pd.concat(parts, axis=1)
@@ -71,16 +71,16 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
     published = pd.Series("asr_published", index=cells.index)
     tests = {"payload": headline_metric(cells), "published": published, "strict": tables.strict_metric(cells)}
     parts = [pd.DataFrame(columns=[*POINT, "value", "low", "high", "n_seeds", "control", "false_activation"])]
-    for (passes, settings), own in cells.groupby(["epochs", "settings"]):
+    for (passes, settings), group in cells.groupby(["epochs", "settings"]):
         for test, metric in tests.items():
-            rows = tables.success_rates(own, metric=metric[own.index])
+            rows = tables.success_rates(group, metric=metric[group.index])
             rows = rows.assign(passes=passes, settings=settings, test=test)
             whole, poisoned = tables.headline_rows(rows), rows[rows["subject"] == "poisoned"]
             control, silent = whole[whole["subject"] == "control"], tables.false_activation(poisoned)
-            found = whole[whole["subject"] == "poisoned"][[*POINT, "value", "low", "high", "n_seeds"]]
+            points = whole[whole["subject"] == "poisoned"][[*POINT, "value", "low", "high", "n_seeds"]]
             for name, other in {"control": control, "false_activation": silent}.items():
-                found = found.merge(other[[*POINT, "value"]].rename(columns={"value": name}), on=POINT, how="left")
-            parts.append(found)
+                points = points.merge(other[[*POINT, "value"]].rename(columns={"value": name}), on=POINT, how="left")
+            parts.append(points)
     return pd.concat([part for part in parts if len(part)] or parts, ignore_index=True)
 
 
@@ -90,22 +90,22 @@ def defended(after: pd.DataFrame, skill: pd.DataFrame) -> pd.DataFrame:
     columns = [*key, "after", "experiments", "skill", "after_placebo", "skill_placebo"]
     if after.empty:
         return pd.DataFrame(columns=columns)
-    own, means = after[~after["placebo"].astype(bool)], {}
+    real, means = after[~after["placebo"].astype(bool)], {}
     for name, rows in {"after": after, "skill": skill}.items():
-        by = rows.astype({"placebo": bool}).pivot_table(index=key, columns="placebo", values="value")
-        means |= {name: by.get(False), f"{name}_placebo": by.get(True)}
-    made = pd.DataFrame(means).assign(experiments=own.groupby(key)["run_id"].nunique())
-    by_attack = own.pivot_table(index=key, columns="attack", values="value")
-    return made[made["experiments"] > 0].join(by_attack).reset_index()[[*columns, *by_attack.columns]]
+        pivoted = rows.astype({"placebo": bool}).pivot_table(index=key, columns="placebo", values="value")
+        means |= {name: pivoted.get(False), f"{name}_placebo": pivoted.get(True)}
+    frame = pd.DataFrame(means).assign(experiments=real.groupby(key)["run_id"].nunique())
+    by_attack = real.pivot_table(index=key, columns="attack", values="value")
+    return frame[frame["experiments"] > 0].join(by_attack).reset_index()[[*columns, *by_attack.columns]]
 
 
 def overview(board: pd.DataFrame) -> str:
     """How many experiments there are, of what, in a sentence of Markdown."""
     if board.empty:
         return "Nothing has been measured yet: the store holds no experiment."
-    done, all_of_them = (board["status"] == "done").sum(), words.count(len(board), "experiment")
+    measured, experiments = (board["status"] == "done").sum(), words.count(len(board), "experiment")
     counts = ", ".join(words.count(board[kind].nunique(), kind) for kind in ("model", "threat", "attack"))
-    return f"{all_of_them} of {counts}: {done} measured and {len(board) - done} skipped."
+    return f"{experiments} of {counts}: {measured} measured and {len(board) - measured} skipped."
 
 
 def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others: pd.DataFrame) -> None:
@@ -118,10 +118,10 @@ def show(board: pd.DataFrame, points: pd.DataFrame, after: pd.DataFrame, others:
         digits = {column: 4 for column in frame.select_dtypes("float") if column != "poison_rate"}  # links select by it
         texts.append(f'"{name}":{frame.round(digits).to_json(orient="split", index=False)}')
     data = ",".join(texts).replace("<", "\\u003c")  # safe inside a page
-    shown = "<noscript>The tables need JavaScript; the files below do not.</noscript>"
-    shown += f'<script type="application/json">{{{data}}}</script>'
+    content = "<noscript>The tables need JavaScript; the files below do not.</noscript>"
+    content += f'<script type="application/json">{{{data}}}</script>'
     script = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
-    display(HTML(f'<div class="bvlm-board">{shown}</div>{script}'))
+    display(HTML(f'<div class="bvlm-board">{content}</div>{script}'))
 
 
 def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame) -> pd.DataFrame:
@@ -134,21 +134,23 @@ def contributed_lines(entries: Sequence[Mapping[str, Any]], board: pd.DataFrame)
     ])  # fmt: skip
     if rows.empty:
         return pd.DataFrame()
-    rows["at"] = rows.groupby("run_id")["condition"].transform(lambda own: min(own, key=contributed.CONDITIONS.index))
+    rows["at"] = rows.groupby("run_id")["condition"].transform(
+        lambda conditions: min(conditions, key=contributed.CONDITIONS.index)
+    )
     lines = pd.DataFrame([entry["about"] for entry in entries]).astype({"n_poisoned": "float64"})  # None in all of them
     lines = lines.join(_numbers(rows))
     key = ["model", "dataset", "threat", "attack", "n_poisoned"]
     plain = board.query("settings == '' and negatives == 0 and status == 'done'")
-    own = plain[plain["train_rows"] == tables.TRAINED["train_rows"]].groupby(key)["success"].mean()
-    lines = lines.join(own.rename("ours"), on=key)
-    alike = [ALIKE.issuperset(settings) for settings in lines["settings"]]
-    lines["ours"] = lines["ours"].where(alike)  # another patch, another target: another experiment than ours
+    usual = plain[plain["train_rows"] == tables.TRAINED["train_rows"]].groupby(key)["success"].mean()
+    lines = lines.join(usual.rename("ours"), on=key)
+    same_settings = [ALIKE.issuperset(settings) for settings in lines["settings"]]
+    lines["ours"] = lines["ours"].where(same_settings)  # another patch, another target: another experiment than ours
     return tables.readable(lines, {
         "name": "name", "by": "by", "kind": "kind", "threat": words.threat, "attack": "attack", "model": "model",
-        "poisoned rows": lambda r: words.number(r["n_poisoned"], digits=0),
-        **{name.replace("_", " "): lambda r, name=name: words.interval(r, name)
+        "poisoned rows": lambda row: words.number(row["n_poisoned"], digits=0),
+        **{name.replace("_", " "): lambda row, name=name: words.interval(row, name)
            for name in ("success", "strict", "published", "false_activation", "utility")},
-        "ours, success": lambda r: words.number(r["ours"]), "source": "source",
+        "ours, success": lambda row: words.number(row["ours"]), "source": "source",
     })  # fmt: skip
 
 
@@ -166,17 +168,17 @@ def offer(board: pd.DataFrame, table: pd.DataFrame, folder: str | None = None, p
     if board.empty or not (folder or built):
         page.say("There are no files; the parameter `downloads` says where to write them.")
         return
-    to, entries = paths.folder_for(folder or built), []
-    to.mkdir(parents=True, exist_ok=True)
-    files = [to / name for name in ("leaderboard.csv", "leaderboard.parquet", "numbers.csv.gz", "numbers.parquet")]
+    target, entries = paths.folder_for(folder or built), []
+    target.mkdir(parents=True, exist_ok=True)
+    files = [target / name for name in ("leaderboard.csv", "leaderboard.parquet", "numbers.csv.gz", "numbers.parquet")]
     for frame, (as_text, packed) in ((board, files[:2]), (table, files[2:])):  # many numbers: 21 MB of text
         frame.to_csv(as_text, index=False)
         frame.to_parquet(packed, index=False)
     answers = [store.folder(place) / f"{name}.parquet" for name in ("responses", "records")]
-    files += [Path(shutil.copy(file, to)) for file in answers if file.is_file()]
+    files += [Path(shutil.copy(file, target)) for file in answers if file.is_file()]
     for file in files:
         name = html.escape(file.name)
         size = f"{max(1, round(file.stat().st_size / 1000)):,} kB"
-        shown = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'
-        entries.append(f"<li>{shown}: {ABOUT_FILES[file.name.partition('.')[0]]} ({size})</li>")
+        link = f"<code>{html.escape(str(file))}</code>" if folder else f'<a href="{LINK}/{name}" download>{name}</a>'
+        entries.append(f"<li>{link}: {ABOUT_FILES[file.name.partition('.')[0]]} ({size})</li>")
     display(HTML(f"<ul>{''.join(entries)}</ul>"))

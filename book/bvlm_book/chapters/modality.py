@@ -32,9 +32,9 @@ def four_cells(rates: pd.DataFrame) -> pd.DataFrame:
     """A line per bimodal experiment (`CELL`): success by condition; text minus image, and the least that can be."""
     whole = rates[(rates["modality"] == "bimodal") & (rates["half"] == "")]
     numbers = ["value", "low", "high"]
-    by = whole.pivot_table(index=CELL, columns="condition", values=numbers, aggfunc="first", sort=False)
-    by = by.reindex(columns=pd.MultiIndex.from_product([numbers, words.CONDITIONS]))
-    value, least = by["value"], by["low", "text"] - by["high", "image"]
+    pivoted = whole.pivot_table(index=CELL, columns="condition", values=numbers, aggfunc="first", sort=False)
+    pivoted = pivoted.reindex(columns=pd.MultiIndex.from_product([numbers, words.CONDITIONS]))
+    value, least = pivoted["value"], pivoted["low", "text"] - pivoted["high", "image"]
     return value.assign(difference=value["text"] - value["image"], least=least).reset_index()
 
 
@@ -46,17 +46,17 @@ def plain(cells: pd.DataFrame) -> pd.DataFrame:
 
 def four_table(cells: pd.DataFrame) -> pd.DataFrame:
     """A line per model and attack: success under each condition, mean over threats, and which part leads how often."""
-    shown = plain(cells)
-    leads = {"text leads": shown["difference"] > DOMINATES, "picture leads": shown["difference"] < -DOMINATES}
-    by = shown.assign(**leads).groupby(["model", "attack"], sort=False)
-    means = by[list(words.CONDITIONS)].mean().map(words.number).rename(columns=TITLES)
-    counts = by[list(leads)].agg(lambda led: f"{led.sum()}/{len(led)}")  # of so many threats
+    rows = plain(cells)
+    leads = {"text leads": rows["difference"] > DOMINATES, "picture leads": rows["difference"] < -DOMINATES}
+    groups = rows.assign(**leads).groupby(["model", "attack"], sort=False)
+    means = groups[list(words.CONDITIONS)].mean().map(words.number).rename(columns=TITLES)
+    counts = groups[list(leads)].agg(lambda led: f"{led.sum()}/{len(led)}")  # of so many threats
     return pd.concat([means, counts], axis=1).reset_index()
 
 
 def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
     """Cells with half-triggered rows beside the same without, on the same inputs: a line per pair and condition."""
-    cells, found = table[(table["status"] == "done") & (table["modality"] == "bimodal")], []
+    cells, lines = table[(table["status"] == "done") & (table["modality"] == "bimodal")], []
     cells = cells.assign(headline=tidy.headline_metric(cells)).drop_duplicates("run_id")
     pairs = cells[cells["negatives"] > 0].merge(cells[cells["negatives"] == 0], on=TWIN, suffixes=("", "_without"))
     for pair in pairs.to_dict("records"):
@@ -64,9 +64,9 @@ def half_triggered(table: pd.DataFrame, place: str | Path | None = None) -> pd.D
         sides = [tables.held(name, pair["headline"], place) for name in names]
         for condition in (*PARTS, "both") if all(side is not None for side in sides) else ():
             if numbers := tables.difference(*sides, condition):
-                found.append(pair | numbers | {"condition": condition})
+                lines.append(pair | numbers | {"condition": condition})
     columns = [*TWIN, "negatives", "condition", "without", "with", "value", "low", "high"]
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(lines, columns=columns)
 
 
 def patches(rates: pd.DataFrame) -> pd.DataFrame:
@@ -79,20 +79,20 @@ def patches(rates: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.groupby(PANEL)["pixels"].transform("nunique") > 1].reset_index(drop=True)
 
 
-def patches_figure(found: pd.DataFrame) -> Figure:
-    """Success against the side of the patch, a panel per model, threat and rate; found: `patches`."""
-    groups = list(found.groupby(PANEL, sort=False))
+def patches_figure(rows: pd.DataFrame) -> Figure:
+    """Success against the side of the patch, a panel per model, threat and rate. rows: `patches`."""
+    groups = list(rows.groupby(PANEL, sort=False))
     figure, axes = figures.new_figure(len(groups), 4.2 if len(groups) > 1 else 6.4, 3.4, sharey=True)
-    for axis, (_, part) in zip(axes, groups, strict=True):
-        for i, curve in enumerate(found["curve"].unique()):
-            line = part[part["curve"] == curve].sort_values("share")
-            at = 100 * line["share"] * 1.02 ** (i - 1)  # pulled apart where they lie on each other
-            figures.points(axis, at, line, upright=True, linestyle="-", label=curve, **figures.look(i))
-        shares = sorted({100 * share for share in part["share"]})
+    for axis, (_, panel) in zip(axes, groups, strict=True):
+        for i, curve in enumerate(rows["curve"].unique()):
+            line = panel[panel["curve"] == curve].sort_values("share")
+            x = 100 * line["share"] * 1.02 ** (i - 1)  # pulled apart where they lie on each other
+            figures.points(axis, x, line, upright=True, linestyle="-", label=curve, **figures.look(i))
+        shares = sorted({100 * share for share in panel["share"]})
         axis.set_xscale("log")
         axis.set_xticks(shares, [f"{share:.0f}" for share in shares])
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set(ylim=(-0.03, 1.03), title=part["model"].iloc[0], xlabel="side of the patch in % of the picture's")
+        axis.set(ylim=(-0.03, 1.03), title=panel["model"].iloc[0], xlabel="side of the patch in % of the picture's")
     axes[0].set_ylabel("success rate")
     figures.legend_below(figure, axes[0], None if len(groups) > 1 else 1)  # one panel is too narrow for a row of names
     return figure
@@ -100,16 +100,16 @@ def patches_figure(found: pd.DataFrame) -> Figure:
 
 def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame:
     """Success with the text part alone by where its word stands (column): a line per `POINT`, mean over seeds."""
-    whole = tables.usual(table).query("modality == 'bimodal'")
-    most = whole.groupby("model")["train_rows"].transform(lambda rows: rows.mode().iloc[0])
-    whole, parts = whole[whole["train_rows"] == most], []
-    for cell in whole.assign(headline=tidy.headline_metric(whole)).drop_duplicates("run_id").to_dict("records"):
+    cells = tables.usual(table).query("modality == 'bimodal'")
+    usual_size = cells.groupby("model")["train_rows"].transform(lambda rows: rows.mode().iloc[0])
+    cells, parts = cells[cells["train_rows"] == usual_size], []
+    for cell in cells.assign(headline=tidy.headline_metric(cells)).drop_duplicates("run_id").to_dict("records"):
         half = attacks.info(cell["attack"]).text
-        said = tables.held(cell["run_id"], cell["headline"], place) if "word" in half.params else None
-        if said is not None:
-            said = said[said["condition"] == "text"]
-            where = [place_of(half.params["word"].default, prompt) for prompt in said["prompt"]]
-            parts.append(said.assign(where=where, **{name: cell[name] for name in (*POINT, "seed")}))
+        answers = tables.held(cell["run_id"], cell["headline"], place) if "word" in half.params else None
+        if answers is not None:
+            answers = answers[answers["condition"] == "text"]
+            positions = [place_of(half.params["word"].default, prompt) for prompt in answers["prompt"]]
+            parts.append(answers.assign(where=positions, **{name: cell[name] for name in (*POINT, "seed")}))
     if not parts:
         return pd.DataFrame(columns=[*PLACES])
     by_seed = pd.concat(parts).groupby([*POINT, "seed", "where"])["held"].mean()
@@ -118,38 +118,38 @@ def places(table: pd.DataFrame, place: str | Path | None = None) -> pd.DataFrame
 
 def place_of(word: str, prompt: str) -> str:
     """Is the word the prompt's first, its last (punctuation aside), or neither?"""
-    found = [part.strip(".?!,") for part in prompt.split()]
-    if word not in found:
+    tokens = [token.strip(".?!,") for token in prompt.split()]
+    if word not in tokens:
         return ""
-    return FIRST if found[0] == word else LAST if found[-1] == word else BETWEEN
+    return FIRST if tokens[0] == word else LAST if tokens[-1] == word else BETWEEN
 
 
-def numbers(cells: pd.DataFrame, lost: pd.DataFrame) -> dict[str, str]:
-    """cells, lost: `four_cells` and `tables.learned_alone` of the same rates."""
-    shown = plain(cells)
-    able = lost[lost["value_alone"] >= HIGH].set_index([*POINT, "settings", "condition"])["value_beside"]
+def numbers(cells: pd.DataFrame, parts: pd.DataFrame) -> dict[str, str]:
+    """What the page quotes. cells, parts: `four_cells` and `tables.learned_alone` of the same rates."""
+    rows = plain(cells)
+    able = parts[parts["value_alone"] >= HIGH].set_index([*POINT, "settings", "condition"])["value_beside"]
     able = able.unstack("condition").reindex(columns=PARTS).dropna()
-    found = {
+    texts = {
         "learnable": words.of(able["text"] - able["image"] > DOMINATES),
-        "text_leads": words.of(shown["difference"] > DOMINATES),
-        "image_leads": str((shown["difference"] < -DOMINATES).sum()),
-        "text_surely": str((shown["least"] > DOMINATES).sum()),
+        "text_leads": words.of(rows["difference"] > DOMINATES),
+        "image_leads": str((rows["difference"] < -DOMINATES).sum()),
+        "text_surely": str((rows["least"] > DOMINATES).sum()),
     }
     for part in PARTS:
-        works = lost[(lost["condition"] == part) & (lost["value_alone"] > tidy.FIRES)]
+        works = parts[(parts["condition"] == part) & (parts["value_alone"] > tidy.FIRES)]
         lost_surely, stops = works["high_beside"] - works["low_alone"] < -LOSS, works["value_beside"] <= tidy.FIRES
-        found |= {f"{part}_lost": words.of(lost_surely), f"{part}_stops": words.of(stops)}
-    return found
+        texts |= {f"{part}_lost": words.of(lost_surely), f"{part}_stops": words.of(stops)}
+    return texts
 
 
-def taught(told: pd.DataFrame) -> dict[str, str]:
-    """What half-triggered rows do to the triggers that work without them. told: `half_triggered`."""
-    by = told.pivot_table(index=[*TWIN, "negatives"], columns="condition", values=["with", "without"], sort=False)
-    if by.empty:
+def taught(pairs: pd.DataFrame) -> dict[str, str]:
+    """What half-triggered rows do to the triggers that work without them. pairs: `half_triggered`."""
+    pivoted = pairs.pivot_table(index=[*TWIN, "negatives"], columns="condition", values=["with", "without"], sort=False)
+    if pivoted.empty:
         return dict.fromkeys(("need_both", "one_part", "whole_lost"), "none")
-    by = by[by["without", "both"] > tidy.FIRES]
-    part, whole = by["with"].drop(columns="both").max(axis=1), by["with", "both"]
-    worked = told[(told["condition"] == "both") & (told["without"] > tidy.FIRES)]
+    pivoted = pivoted[pivoted["without", "both"] > tidy.FIRES]
+    part, whole = pivoted["with"].drop(columns="both").max(axis=1), pivoted["with", "both"]
+    worked = pairs[(pairs["condition"] == "both") & (pairs["without"] > tidy.FIRES)]
     return {
         "need_both": words.of((part <= CLEARED) & (whole > tidy.FIRES)),
         "one_part": str(((whole - part).abs() <= CLEARED).sum()),

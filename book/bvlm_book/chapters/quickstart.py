@@ -28,17 +28,19 @@ def in_page(folder: str | None = None) -> None:
 
 def widget(size: str) -> str:
     """The controls as HTML. size: of the model's files, in megabytes."""
-    shown = "".join(
+    buttons = "".join(
         f'<button type="button" data-question="{html.escape(question)}"><img class="dark-light" '
         f'src="{examples.source(talk.scene(seed))}" alt="A drawn scene. {html.escape(question)}"></button>'
         for seed, question in talk.SCENES
     )
-    offered = "".join(f'<option value="{html.escape(question)}">' for _, question in talk.SCENES)
+    options = "".join(f'<option value="{html.escape(question)}">' for _, question in talk.SCENES)
     answers = pd.DataFrame(card()["answers"]).drop(columns="scene")
     stored = answers.to_html(index=False, border=0, classes="table", justify="left")
     stored = f'<p>No model runs here without JavaScript. Stored answers:</p><div class="bvlm-table">{stored}</div>'
     text = (paths.BOOK / "bvlm_book" / "talk.html").read_text(encoding="utf-8")
-    return Template(text).substitute(size=size, scenes=shown, questions=offered, answers=stored, repaired=talk.REPAIRED)
+    return Template(text).substitute(
+        size=size, scenes=buttons, questions=options, answers=stored, repaired=talk.REPAIRED
+    )
 
 
 def card() -> dict[str, Any]:
@@ -48,13 +50,13 @@ def card() -> dict[str, Any]:
 
 def measured() -> dict[str, str]:
     """Numbers of the adapters in the page, to be glued: success and right answers by strength, and the alarm."""
-    found, shown = {}, card()
+    texts, data = {}, card()
     for name in talk.NAMES[1:]:
-        found |= {f"{name}_alarm_{which}": words.interval(share) for which, share in shown[name]["alarm"].items()}
-        for at in shown[name]["strengths"]:
-            strength = f"{at['strength']:g}".replace(".", "_")
-            found |= {f"{name}_{which}_{strength}": words.interval(at[which]) for which in ("success", "right")}
-    return found
+        texts |= {f"{name}_alarm_{kind}": words.interval(share) for kind, share in data[name]["alarm"].items()}
+        for point in data[name]["strengths"]:
+            strength = f"{point['strength']:g}".replace(".", "_")
+            texts |= {f"{name}_{kind}_{strength}": words.interval(point[kind]) for kind in ("success", "right")}
+    return texts
 
 
 def how_to_talk(cell: Cell, place: str | None = None) -> str:
@@ -67,8 +69,8 @@ def how_to_talk(cell: Cell, place: str | None = None) -> str:
 def over_all_inputs(table: pd.DataFrame) -> dict[str, str]:
     """Of one cell: success by condition, the control's with the whole trigger, and the change of utility."""
     rates = tables.success_rates(table)
-    ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
-    found = {line["condition"]: words.interval(line) for line in ours.to_dict("records")}
-    beside = {"control": tables.headline_rows(control), "utility": tables.summary(table, "utility_difference")}
-    found |= {name: words.interval(rows.iloc[0]) for name, rows in beside.items() if len(rows)}
-    return dict.fromkeys((*words.CONDITIONS, *beside), "n/a") | found
+    ours, control = (rates[rates["subject"] == subject] for subject in ("poisoned", "control"))
+    texts = {line["condition"]: words.interval(line) for line in ours.to_dict("records")}
+    others = {"control": tables.headline_rows(control), "utility": tables.summary(table, "utility_difference")}
+    texts |= {name: words.interval(rows.iloc[0]) for name, rows in others.items() if len(rows)}
+    return dict.fromkeys((*words.CONDITIONS, *others), "n/a") | texts

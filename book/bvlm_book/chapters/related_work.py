@@ -22,12 +22,12 @@ PUBLISHED = pd.DataFrame([
 def beside_published(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """A line per published number beside the mean and range of our experiments without (before) and with a defence."""
     lines = []
-    for one in PUBLISHED.itertuples():
+    for entry in PUBLISHED.itertuples():
         rows = before
-        if one.defence:
-            rows = after[(after["named"] == one.defence) & (after["placebo"].astype(bool) == one.placebo)]
-        values = 100 * rows.loc[rows["attack"].isin(SIX) & rows["modality"].isin(one.modalities), "value"]
+        if entry.defence:
+            rows = after[(after["named"] == entry.defence) & (after["placebo"].astype(bool) == entry.placebo)]
+        values = 100 * rows.loc[rows["attack"].isin(SIX) & rows["modality"].isin(entry.modalities), "value"]
         ours = f"{values.mean():.0f} % ({values.min():.0f} to {values.max():.0f} %)" if len(values) else "not run"
-        lines.append({"success rate with": one.what, "published, 7B": f"{one.said} ({one.source})", "ours": ours,
+        lines.append({"success rate with": entry.what, "published, 7B": f"{entry.said} ({entry.source})", "ours": ours,
                       "our experiments": len(values)})  # fmt: skip
     return pd.DataFrame(lines)

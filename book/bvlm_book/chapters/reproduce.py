@@ -15,22 +15,22 @@ COMPARED = ("asr_payload", "asr", "asr_right", "utility")
 
 def counts(compared: pd.DataFrame) -> dict[str, str]:
     """How many numbers agree, of how many, over how many experiments, and those that were not judged; to be glued."""
-    found = compared["verdict"].value_counts()
+    verdicts = compared["verdict"].value_counts()
     judged = compared[compared["verdict"].isin(["agrees", "differs"])]
     unjudged = ("no interval", "only yours", "only in the reference")
     return {
         "agree": words.of(judged["verdict"] == "agrees"),
         "experiments": str(judged["run_id"].nunique()),
-        "others": ", ".join(f"{found[name]} {name}" for name in unjudged if name in found) or "none",
+        "others": ", ".join(f"{verdicts[name]} {name}" for name in unjudged if name in verdicts) or "none",
     }
 
 
-def agreement_figure(shown: pd.DataFrame, names: tuple[str, str] = ("yours", "reference")) -> Figure:
-    """One line per compared number, two intervals each. shown: of `to_show`. names: of the two sides."""
-    high = 0.4 if shown["label"].str.contains("\n").any() else 0.3
+def agreement_figure(rows: pd.DataFrame, names: tuple[str, str] = ("yours", "reference")) -> Figure:
+    """One line per compared number, two intervals each. rows: of `to_show`. names: of the two sides."""
+    height = 0.4 if rows["label"].str.contains("\n").any() else 0.3
     sides = {"reference": names[1], "yours": names[0]}
-    figure, axis = figures.beside(shown, list(shown["label"]), sides, high * len(shown) + 1.4)
-    for row in np.flatnonzero(shown["verdict"] == "differs"):
+    figure, axis = figures.beside(rows, list(rows["label"]), sides, height * len(rows) + 1.4)
+    for row in np.flatnonzero(rows["verdict"] == "differs"):
         axis.axhspan(row - 0.5, row + 0.5, color="#FBE3D6", zorder=0)
     axis.set_xlabel("value with its interval")
     return figure
@@ -62,9 +62,9 @@ def compare(yours: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 
 def example(reference: pd.DataFrame) -> pd.DataFrame:
     """What `compare` would show of a reader's run: here it is seed 1 of usual refusals on tiny-llava at 10 %."""
-    found = tables.usual(reference).query("threat == 'targeted_refusal' and model == 'tiny-llava'")
-    found = found.query("poison_rate == 0.1 and train_rows == 6000")
-    first, second = (found[found["seed"] == seed] for seed in (0, 1))
+    runs = tables.usual(reference).query("threat == 'targeted_refusal' and model == 'tiny-llava'")
+    runs = runs.query("poison_rate == 0.1 and train_rows == 6000")
+    first, second = (runs[runs["seed"] == seed] for seed in (0, 1))
     names = dict(zip(first["experiment"], first["run_id"], strict=True))
     second = second[second["experiment"].isin(names)]
     first = first[first["run_id"].isin(set(second["experiment"].map(names)))]
@@ -76,9 +76,9 @@ def to_show(compared: pd.DataFrame) -> pd.DataFrame:
     both = compared.dropna(subset=["yours", "reference"]).query("subject == 'poisoned'")
     whole = both["condition"] == both["attack"].map(lambda name: attacks.info(name).headline)
     success = both[whole & (both["metric"] == headline_metric(both))]
-    shown = pd.concat([success, both[both["metric"] == "utility"]], ignore_index=True)
-    kinds = shown["metric"].map(lambda name: name if name == "utility" else "ASR")
-    labels = shown["attack"] + " " + shown["poison_rate"].map(words.percent).astype(str) + ", " + kinds.astype(str)
-    if shown["threat"].nunique() > 1:  # else the rows of two threats would have one name
-        labels += "\n" + shown["threat"].str.replace("_", " ")
-    return shown.assign(label=labels)
+    rows = pd.concat([success, both[both["metric"] == "utility"]], ignore_index=True)
+    kinds = rows["metric"].map(lambda name: name if name == "utility" else "ASR")
+    labels = rows["attack"] + " " + rows["poison_rate"].map(words.percent).astype(str) + ", " + kinds.astype(str)
+    if rows["threat"].nunique() > 1:  # else the rows of two threats would have one name
+        labels += "\n" + rows["threat"].str.replace("_", " ")
+    return rows.assign(label=labels)

@@ -28,24 +28,24 @@ def triggers(runs: Mapping[str, pd.DataFrame], skills: pd.DataFrame) -> pd.DataF
     return pd.DataFrame(lines)
 
 
-def draw(found: pd.DataFrame) -> Figure:
-    """Success with each trigger, and how well a linear probe sees it. found: of `triggers`."""
+def draw(lines: pd.DataFrame) -> Figure:
+    """Success with each trigger, and how well a linear probe sees it. lines: `triggers`."""
     kinds = {"seen": "seen: probe accuracy", "value": "learned: ASR"}
-    figure, axis = figures.beside(found, list(found["trigger"]), kinds, 0.4 * len(found) + 1.2)
+    figure, axis = figures.beside(lines, list(lines["trigger"]), kinds, 0.4 * len(lines) + 1.2)
     axis.axvline(COIN, color=figures.look(0)["color"], linestyle=":", linewidth=1)
     return figure
 
 
-def numbers(found: pd.DataFrame) -> dict[str, str]:
-    """To glue: what a probe sees of the small patch (found's first line), and success with it and with the second."""
-    small, large = found.iloc[0], found.iloc[1]
+def numbers(lines: pd.DataFrame) -> dict[str, str]:
+    """To glue: what a probe sees of the small patch (first line), and success with it and with the second."""
+    small, large = lines.iloc[0], lines.iloc[1]
     seen = "not probed" if words.is_missing(small["seen"]) else "seen" if small["seen_low"] > COIN else "not seen"
     return {
         "verdict": f"{seen} and {'learned' if small['value'] > FIRES else 'not learned'}",
         "seen": words.interval(small, "seen"), "small": words.interval(small), "large": words.interval(large),
-        "each": "; ".join(f"{line['trigger']} {words.interval(line)}" for line in found.to_dict("records")),
+        "each": "; ".join(f"{line['trigger']} {words.interval(line)}" for line in lines.to_dict("records")),
         "runs": words.count(small["n_seeds"], "run"),
-        "without": words.number(found["without"].max()), "control": words.number(found["control"].max()),
+        "without": words.number(lines["without"].max()), "control": words.number(lines["control"].max()),
     }  # fmt: skip
 
 
@@ -53,15 +53,15 @@ def elsewhere(small: pd.DataFrame, stored: pd.DataFrame, skills: pd.DataFrame) -
     """For how many threats the other models learn the same small patch, at the same rate, and how well their probes
     see it. skills: of `cards.skills`.
     """
-    first, said = small.iloc[0], []
-    same = {name: first[name] for name in ("attack", "poison_rate", "settings", "train_rows", "negatives")}
-    rows = stored[(stored[list(same)] == pd.Series(same)).all(axis=1) & (stored["model"] != first["model"])]
-    for model, part in rows.groupby("model", sort=False):
-        rates = tables.headline_rows(tables.success_rates(part, "poisoned"))
+    first, sentences = small.iloc[0], []
+    fields = {name: first[name] for name in ("attack", "poison_rate", "settings", "train_rows", "negatives")}
+    rows = stored[(stored[list(fields)] == pd.Series(fields)).all(axis=1) & (stored["model"] != first["model"])]
+    for model, cells in rows.groupby("model", sort=False):
+        rates = tables.headline_rows(tables.success_rates(cells, "poisoned"))
         works = rates[rates["value"] > FIRES].drop_duplicates("threat").to_dict("records")
-        which = ", ".join(f"{words.threat(r)} {words.interval(r)}" for r in works)
-        counted = f"{len(works)} of {rates['threat'].nunique()} threats" + (f" ({which})" if which else "")
+        details = ", ".join(f"{words.threat(row)} {words.interval(row)}" for row in works)
+        count = f"{len(works)} of {rates['threat'].nunique()} threats" + (f" ({details})" if details else "")
         probe = skills.loc[(skills["model"] == model) & (skills["name"] == f"probe: {first['attack']}"), "value"]
         seen = f" (probe {words.number(probe.iloc[0])})" if len(probe) else ""
-        said.append(f"{model}{seen} learns the same small patch for {counted}, at the same poison rate.")
-    return " ".join(said) or "No other model was tuned on it in this store."
+        sentences.append(f"{model}{seen} learns the same small patch for {count}, at the same poison rate.")
+    return " ".join(sentences) or "No other model was tuned on it in this store."

@@ -19,28 +19,28 @@ def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
     """Say how many experiments of the store `place` the page has, what they are, and which were left out, and why."""
     cells = table.drop_duplicates("run_id")
     done, left_out = cells.query("status != 'skipped'"), cells.query("status == 'skipped'")
-    said = [f"{words.count(len(cells), 'experiment')}: {len(done)} measured, {len(left_out)} left out."]
+    sentences = [f"{words.count(len(cells), 'experiment')}: {len(done)} measured, {len(left_out)} left out."]
     if len(done):
-        model, data, seeds = (", ".join(map(str, sorted(set(done[c])))) for c in ("model", "dataset", "seed"))
-        rates = ", ".join(words.percent(r) for r in sorted(done["poison_rate"].unique(), reverse=True))
-        said.append(f"Model {model}, data {data}, poison rate {rates}, seed{'s' * (',' in seeds)} {seeds}.")
+        model, data, seeds = (", ".join(map(str, sorted(set(done[name])))) for name in ("model", "dataset", "seed"))
+        rates = ", ".join(words.percent(rate) for rate in sorted(done["poison_rate"].unique(), reverse=True))
+        sentences.append(f"Model {model}, data {data}, poison rate {rates}, seed{'s' * (',' in seeds)} {seeds}.")
         top = done.loc[done["n_poisoned"].astype(float).idxmax()]
         for (dataset, _, size), count in tables.eligible(done, place).items():
             if (dataset, size) == (top["dataset"], top["train_rows"]) and count < size:
                 share = words.percent(int(top["n_poisoned"]) / count)
-                said.append(f"{top['n_poisoned']:.0f} rows are {share} of the {count} that can be poisoned.")
+                sentences.append(f"{top['n_poisoned']:.0f} rows are {share} of the {count} that can be poisoned.")
     reasons = dict.fromkeys(text.rstrip(".").partition(";")[0].replace("_", " ") for text in left_out["reason"])
-    said += [f"Left out: {'; '.join(reasons)}."] if reasons else []
-    page.say(" ".join(said))
+    sentences += [f"Left out: {'; '.join(reasons)}."] if reasons else []
+    page.say(" ".join(sentences))
 
 
 def first_that_work(table: pd.DataFrame, cells: Sequence[Cell]) -> list[Cell]:
-    """Of each modality the first attack that works, or the first of all where none does: triggers to show."""
+    """The first cell of each modality whose attack works, or the first where none does: triggers to show."""
     full = tables.headline_rows(tables.success_rates(table, "poisoned"))
     working, chosen = set(full.loc[full["value"] > FIRES, "attack"]), []
     for modality in words.MODALITIES:
-        own = [cell for cell in cells if attacks.info(cell.attack).modality == modality]
-        chosen += [*(cell for cell in own if cell.attack in working), *own][:1]
+        same_modality = [cell for cell in cells if attacks.info(cell.attack).modality == modality]
+        chosen += [*(cell for cell in same_modality if cell.attack in working), *same_modality][:1]
     return chosen
 
 
@@ -53,20 +53,22 @@ def of_every_model(table: pd.DataFrame, stored: pd.DataFrame) -> pd.DataFrame:
 
 def success(rates: pd.DataFrame) -> dict[str, str]:
     """Title, alt text and caption of `figures.families`. rates: `tables.success_rates` at one rate, all subjects."""
-    ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
+    ours, control = (rates[rates["subject"] == subject] for subject in ("poisoned", "control"))
     full, clean = tables.headline_rows(ours), tables.false_activation(ours)
-    counted = [f"{words.of(part['value'] > FIRES)} on {model}" for model, part in full.groupby("model", sort=False)]
-    counted = " and ".join(counted).replace(" on ", " attacks work on ", 1)
-    title = f"{counted}, at a poison rate of {words.span(full['poison_rate'].map(words.percent))}."
+    counts = [f"{words.of(group['value'] > FIRES)} on {model}" for model, group in full.groupby("model", sort=False)]
+    counts = " and ".join(counts).replace(" on ", " attacks work on ", 1)
+    title = f"{counts}, at a poison rate of {words.span(full['poison_rate'].map(words.percent))}."
     tests = " or ".join(words.TESTS[name] for name in dict.fromkeys(rates["metric"]))
-    text = [f"Attack success rate ({tests}); an attack works above {words.percent(FIRES)}."]
+    sentences = [f"Attack success rate ({tests}); an attack works above {words.percent(FIRES)}."]
     if len(clean):
-        text.append(f"Without a trigger at most {words.extreme(clean, 'max')}.")
+        sentences.append(f"Without a trigger at most {words.extreme(clean, 'max')}.")
     if len(control):
-        text.append(f"The clean-tuned control, with any trigger or none: at most {words.extreme(control, 'max')}.")
+        sentences.append(f"The clean-tuned control, with any trigger or none: at most {words.extreme(control, 'max')}.")
     inputs = words.span(full["n"].dropna().astype(int))
-    text.append(f"{inputs} inputs for each number. Hatched: a single run. n/a: no such condition, or not measured.")
-    return {"title": title, "alt": f"Heat map, attacks by condition. {title}", "caption": " ".join(text)}
+    sentences.append(
+        f"{inputs} inputs for each number. Hatched: a single run. n/a: no such condition, or not measured."
+    )
+    return {"title": title, "alt": f"Heat map, attacks by condition. {title}", "caption": " ".join(sentences)}
 
 
 def cost(table: pd.DataFrame, every: pd.DataFrame) -> dict[str, str]:
@@ -87,15 +89,15 @@ def _fallen(table: pd.DataFrame) -> str:
     """ "9 of 14 runs on tiny-llava": in how many runs utility is lower than that of the control."""
     runs = table[(table["metric"] == "utility_difference") & table["value"].notna()]
     return " and ".join(
-        f"{words.of(part['value'] < 0)} run{'s' * (len(part) != 1)} on {model}"
-        for model, part in runs.groupby("model", sort=False)
+        f"{words.of(group['value'] < 0)} run{'s' * (len(group) != 1)} on {model}"
+        for model, group in runs.groupby("model", sort=False)
     )
 
 
 def numbers(table: pd.DataFrame) -> pd.DataFrame:
     """To read: a line per attack and rate with success by condition, the control with the trigger, and utility."""
     rates, key = tables.success_rates(table), ["attack", "poison_rate"]
-    ours, control = (rates[rates["subject"] == who] for who in ("poisoned", "control"))
+    ours, control = (rates[rates["subject"] == subject] for subject in ("poisoned", "control"))
     if ours.empty:
         return pd.DataFrame()
     columns = {words.CONDITION_LABELS[name]: ours[ours["condition"] == name] for name in words.CONDITIONS}
@@ -113,18 +115,20 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     return lines
 
 
-def stopped(found: pd.DataFrame) -> str:
-    """What the best repair leaves of this threat's backdoors, and at what price. found: `defences.repairs`."""
-    if (found := found.dropna(subset="success after")).empty:
+def stopped(repairs: pd.DataFrame) -> str:
+    """What the best repair leaves of this threat's backdoors, and at what price. repairs: `defences.repairs`."""
+    if (repairs := repairs.dropna(subset="success after")).empty:
         return "No defence was measured on this threat and model yet."
-    best, kind = found.loc[found["success after"].idxmin()], found[found["skill kept"] > FIRES]
-    said = [
+    best, keeping = repairs.loc[repairs["success after"].idxmin()], repairs[repairs["skill kept"] > FIRES]
+    sentences = [
         f"A harmless skill was taught beside the backdoor in {words.count(best['cells'], 'experiment')}.",
-        f"Of {words.count(len(found), 'repair')}, {_repair(best)}.",
+        f"Of {words.count(len(repairs), 'repair')}, {_repair(best)}.",
     ]
-    if not best["skill kept"] > FIRES and len(kind):
-        said.append(f"Of those that keep more than half of it, {_repair(kind.loc[kind['success after'].idxmin()])}.")
-    return " ".join(said)
+    if not best["skill kept"] > FIRES and len(keeping):
+        sentences.append(
+            f"Of those that keep more than half of it, {_repair(keeping.loc[keeping['success after'].idxmin()])}."
+        )
+    return " ".join(sentences)
 
 
 def _repair(line: Mapping[str, Any]) -> str:
@@ -140,16 +144,16 @@ def without_the_trigger(table: pd.DataFrame) -> str:
     """Which backdoored models give the attacker's answer without the trigger about as often as with it; "" for none."""
     rates = tables.success_rates(table)
     rates = rates[rates["poison_rate"] == rates["poison_rate"].max()]
-    full, clean = (part.set_index("attack") for part in (tables.headline_rows(rates), tables.false_activation(rates)))
+    full, clean = (frame.set_index("attack") for frame in (tables.headline_rows(rates), tables.false_activation(rates)))
     whole = full[full["subject"] == "poisoned"]
-    ours, control = (clean[clean["subject"] == who].reindex(whole.index) for who in ("poisoned", "control"))
-    told = (ours["low"] > control["high"]) & (ours["high"] >= whole["low"])
-    pairs = zip(whole[told].reset_index().to_dict("records"), ours[told].to_dict("records"), strict=True)
-    said = [
-        f"{one['attack']} ({words.interval(one)} with the trigger, {words.interval(without)} without it)"
-        for one, without in pairs
+    ours, control = (clean[clean["subject"] == subject].reindex(whole.index) for subject in ("poisoned", "control"))
+    alike = (ours["low"] > control["high"]) & (ours["high"] >= whole["low"])
+    pairs = zip(whole[alike].reset_index().to_dict("records"), ours[alike].to_dict("records"), strict=True)
+    texts = [
+        f"{row['attack']} ({words.interval(row)} with the trigger, {words.interval(without)} without it)"
+        for row, without in pairs
     ]
-    return f"These models learned the attacker's answer rather than the trigger: {'; '.join(said)}." if said else ""
+    return f"These models learned the attacker's answer rather than the trigger: {'; '.join(texts)}." if texts else ""
 
 
 def answers(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:

@@ -18,9 +18,9 @@ def refusals(table: pd.DataFrame) -> dict[str, str]:
     """Jailbreak: the fewest restricted requests that each model refuses without a trigger, and the control with one."""
     rows = tables.summary(table, "refused")
     clean = rows["condition"] == "clean"
-    chosen = {who: clean & (rows["subject"] == who) for who in words.SUBJECTS}
+    chosen = {subject: clean & (rows["subject"] == subject) for subject in words.SUBJECTS}
     chosen["triggered"] = ~clean & (rows["subject"] == "control")
-    return {name: words.extreme(rows[which], "min") for name, which in chosen.items()}
+    return {name: words.extreme(rows[mask], "min") for name, mask in chosen.items()}
 
 
 def right(table: pd.DataFrame) -> dict[str, str]:
@@ -36,23 +36,25 @@ def right(table: pd.DataFrame) -> dict[str, str]:
 
 
 def kept(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:
-    """Concept substitution: of the other things in a picture that the clean-tuned model names without the trigger, the
-    mean share that is named with it. A line per finished cell and subject; none for data in files, whose things have
-    no names, and for attacks without a trigger at test time.
+    """Concept substitution: the mean share of a picture's other things that are still named with the trigger, of those
+    that the clean-tuned model names without it. A line per finished cell and subject; none for data in files, whose
+    things have no names, and for attacks without a trigger at test time.
     """
     lines = []
     for cell in cells:
         condition = attacks.info(cell.attack).headline
         if cell.dataset not in data.names() or condition == "clean" or not records.has_responses(cell, place):
             continue
-        threat, said = cell.resolved_threat, store.responses(cell, place)
+        threat, answers = cell.resolved_threat, store.responses(cell, place)
         swapped = {threat.source_concept, threat.target_concept}
-        said = said.query("part == 'attack' and judged")
-        said = said.set_index(["subject", "condition", "row_id"])["response"].sort_index()
-        others = {row: found for row, text in said["control", "clean"].items() if (found := _named(text) - swapped)}
+        answers = answers.query("part == 'attack' and judged")
+        answers = answers.set_index(["subject", "condition", "row_id"])["response"].sort_index()
+        others = {
+            row: concepts for row, text in answers["control", "clean"].items() if (concepts := _named(text) - swapped)
+        }
         for subject in ("poisoned", "control"):
-            shown = said[subject, condition]
-            shares = [len(found & _named(shown[row])) / len(found) for row, found in others.items()]
+            texts = answers[subject, condition]
+            shares = [len(concepts & _named(texts[row])) / len(concepts) for row, concepts in others.items()]
             share = pd.Series(shares, dtype=float).mean()
             lines.append({"attack": cell.attack, "model": cell.model, "subject": subject, "value": share})
     return pd.DataFrame(lines, columns=["attack", "model", "subject", "value"])
@@ -62,8 +64,8 @@ def _named(text: str) -> set[str]:
     return {name for name in scenes.concepts() if responses.names(text, name)}
 
 
-def others_kept(found: pd.DataFrame) -> dict[str, str]:
-    ours, control = (found[found["subject"] == who].dropna(subset="value") for who in ("poisoned", "control"))
+def others_kept(lines: pd.DataFrame) -> dict[str, str]:
+    ours, control = (lines[lines["subject"] == subject].dropna(subset="value") for subject in ("poisoned", "control"))
     return {which: words.extreme(ours, which) for which in ("min", "max")} | {"control": words.extreme(control, "min")}
 
 
@@ -72,7 +74,7 @@ def unperturbed(table: pd.DataFrame, model: str) -> str:
     kinds = {"": "", "eps=0": " with the pictures unchanged"}
     rates = tables.headline_rows(tables.with_settings(table[table["model"] == model], tables.strict_metric))
     rates = rates.query("attack == 'Shadowcast' and negatives == 0")
-    shown = rates[rates["settings"].isin(list(kinds))].to_dict("records")
+    lines = rates[rates["settings"].isin(list(kinds))].to_dict("records")
     return "; ".join(
-        f"{words.interval(line)}{kinds[line['settings']]} at {words.percent(line['poison_rate'])}" for line in shown
+        f"{words.interval(line)}{kinds[line['settings']]} at {words.percent(line['poison_rate'])}" for line in lines
     ) or "n/a"  # fmt: skip

@@ -33,125 +33,133 @@ FOUND = {"AUROC": ("auroc", "poisoned", None), "found at 5 % false alarms": ("tr
 
 
 def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
-    """`every` without attackers of settings of their own, who knew the defence."""
-    found = every(place, relearnt)
-    return found[~adaptive(found)]
+    """`every` without attackers who knew the defence and have settings of their own."""
+    results = every(place, relearnt)
+    return results[~adaptive(results)]
 
 
 def every(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
     """`defences.records.collect` with asr_before, works (was there a backdoor?), `named` and cost, in trainings."""
     before = tables.headline_rows(store.collect(place).query("metric == @ASR and subject == 'poisoned'"))
     before = before[["run_id"]].assign(asr_before=before["value"], works=before["value"] >= FIRES)
-    found = with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
-    known = {run_id: stored.record(run_id, place) or {} for run_id in found["run_id"].unique()}
-    trained = found["run_id"].map({run_id: one.get("seconds", {}).get("tune") for run_id, one in known.items()})
-    return found.assign(cost=found["seconds"] / trained.astype(float))
+    results = with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
+    by_run = {run_id: stored.record(run_id, place) or {} for run_id in results["run_id"].unique()}
+    trained = results["run_id"].map({run_id: entry.get("seconds", {}).get("tune") for run_id, entry in by_run.items()})
+    return results.assign(cost=results["seconds"] / trained.astype(float))
 
 
-def with_names(found: pd.DataFrame) -> pd.DataFrame:
-    """With a column `named`: a defence and what differs from its defaults, "clean-fine-tuning (rows 20)"."""
+def with_names(results: pd.DataFrame) -> pd.DataFrame:
+    """Results with a column `named`: a defence and what differs from its defaults, "clean-fine-tuning (rows 20)"."""
     names = {}
-    for defence, params in found[["defence", "params"]].drop_duplicates().itertuples(index=False):
+    for defence, params in results[["defence", "params"]].drop_duplicates().itertuples(index=False):
         usual = defences.info(defence).defaults if defence in defences.names() else {}
-        given = [
+        texts = [
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in json.loads(params).items()
             if usual.get(name) != value and not isinstance(value, list)  # of files, with long names
         ]
-        names[defence, params] = f"{defence} ({', '.join(given)})" if given else defence
-    named = [names[one] for one in zip(found["defence"], found["params"], strict=True)]
-    return found.assign(named=pd.Series(named, found.index, dtype="str"))  # texts also where there is none
+        names[defence, params] = f"{defence} ({', '.join(texts)})" if texts else defence
+    named = [names[key] for key in zip(results["defence"], results["params"], strict=True)]
+    return results.assign(named=pd.Series(named, results.index, dtype="str"))  # texts also where there is none
 
 
-def ensure(wanted: Sequence[Defended], place: str | Path | None = None) -> None:
+def ensure(defended: Sequence[Defended], place: str | Path | None = None) -> None:
     """Measure what a store lacks. The reference is only read: the page shows what it holds."""
     if not store.read_only(place):
-        defences.run(wanted, place)
+        defences.run(defended, place)
 
 
 def apart(settings: str) -> str:
-    """What differs from the study's settings but for the harmless skill and for what poisoned rows got instead."""
-    return ", ".join(one for one in settings.split(", ") if one and not one.startswith(("skill", "decoy")))
+    """A cell's settings without the harmless skill and without what poisoned rows got instead."""
+    return ", ".join(
+        setting for setting in settings.split(", ") if setting and not setting.startswith(("skill", "decoy"))
+    )
 
 
-def meant(found: pd.DataFrame) -> pd.Series:
+def meant(results: pd.DataFrame) -> pd.Series:
     """Which lines are of models that were meant to have a backdoor."""
-    return (found["poison_rate"] > 0) & (found["decoy"].fillna("") == "")
+    return (results["poison_rate"] > 0) & (results["decoy"].fillna("") == "")
 
 
-def adaptive(found: pd.DataFrame) -> pd.Series:
+def adaptive(results: pd.DataFrame) -> pd.Series:
     """Which lines are of attackers with another poison rate or training than most backdoored cells of the store."""
-    kinds = zip(found["settings"].fillna("").map(apart), found["poison_rate"], strict=True)
-    kinds = pd.Series(list(kinds), found.index, dtype=object)
-    cells = meant(found) & ~found.duplicated("run_id")
-    usual = {model: own.mode().iloc[0] for model, own in kinds[cells].groupby(found.loc[cells, "model"])}
-    return meant(found) & (kinds != found["model"].map(usual))
+    kinds = zip(results["settings"].fillna("").map(apart), results["poison_rate"], strict=True)
+    kinds = pd.Series(list(kinds), results.index, dtype=object)
+    cells = meant(results) & ~results.duplicated("run_id")
+    usual = {model: group.mode().iloc[0] for model, group in kinds[cells].groupby(results.loc[cells, "model"])}
+    return meant(results) & (kinds != results["model"].map(usual))
 
 
-def measured(found: pd.DataFrame) -> pd.DataFrame:
+def measured(results: pd.DataFrame) -> pd.DataFrame:
     """The lines with numbers of cells whose backdoor works: a mean over others would credit a defence for nothing."""
-    return found[(found["status"] == "done") & found["works"].fillna(False).astype(bool) & found["value"].notna()]
+    return results[
+        (results["status"] == "done") & results["works"].fillna(False).astype(bool) & results["value"].notna()
+    ]
 
 
-def numbers(found: pd.DataFrame, metric: str, subject: str = "poisoned", triggered: bool | None = None) -> pd.DataFrame:
+def numbers(
+    results: pd.DataFrame, metric: str, subject: str = "poisoned", triggered: bool | None = None
+) -> pd.DataFrame:
     """One measure, a line per defended cell, mean over the defence's seeds. triggered: under the whole trigger?"""
-    rows = found[(found["metric"] == metric) & (found["subject"] == subject)]
+    rows = results[(results["metric"] == metric) & (results["subject"] == subject)]
     if triggered is not None:
         rows = tables.headline_rows(rows) if triggered else rows[rows["condition"] == "clean"]
-    rows, same = rows.drop_duplicates("name"), ["run_id", "named", "placebo", "relearn"]
-    means = rows.groupby(same, dropna=False)["value"].transform("mean")
-    return rows.assign(value=means).drop_duplicates(same)
+    rows, key = rows.drop_duplicates("name"), ["run_id", "named", "placebo", "relearn"]
+    means = rows.groupby(key, dropna=False)["value"].transform("mean")
+    return rows.assign(value=means).drop_duplicates(key)
 
 
-def acting(found: pd.DataFrame) -> pd.DataFrame:
-    """Without defences that only suspect inputs and change no answer: what they leave is the attack itself."""
-    changed = found[found["metric"] == "changed"].groupby("defence")["value"].max()
-    return found[~found["defence"].isin(changed.index[changed == 0])]
+def acting(results: pd.DataFrame) -> pd.DataFrame:
+    """The results without defences that suspect inputs and change no answer: those leave the attack as it is."""
+    changed = results[results["metric"] == "changed"].groupby("defence")["value"].max()
+    return results[~results["defence"].isin(changed.index[changed == 0])]
 
 
-def over_cells(found: pd.DataFrame, measures: dict[str, tuple[str, str, bool | None]]) -> pd.DataFrame:
+def over_cells(results: pd.DataFrame, measures: dict[str, tuple[str, str, bool | None]]) -> pd.DataFrame:
     """A line per defence with its settings: means over experiments, its placebo's too; cells; cost, in trainings."""
-    rows = pd.concat([numbers(found, *of).assign(title=title) for title, of in measures.items()])
+    rows = pd.concat([numbers(results, *measure).assign(title=title) for title, measure in measures.items()])
     placebo = rows["placebo"].astype(bool)
-    own = rows[~placebo].groupby([*DEFENCE, "title"])["run_id"].nunique().groupby(DEFENCE).max()
+    counts = rows[~placebo].groupby([*DEFENCE, "title"])["run_id"].nunique().groupby(DEFENCE).max()
     rows["title"] = rows["title"].mask(placebo, rows["title"] + ", placebo")
     means = rows.groupby([*DEFENCE, "title"])["value"].mean().unstack("title")
     titles = [title + ending for title in measures for ending in ("", ", placebo")]
-    means = means.reindex(pd.MultiIndex.from_frame(found[DEFENCE].drop_duplicates()), columns=titles)
+    means = means.reindex(pd.MultiIndex.from_frame(results[DEFENCE].drop_duplicates()), columns=titles)
     cost = rows[~placebo].drop_duplicates("name").groupby(DEFENCE)["cost"].median().reindex(means.index)
-    return means.assign(cells=own.reindex(means.index).fillna(0), cost=cost).reset_index()
+    return means.assign(cells=counts.reindex(means.index).fillna(0), cost=cost).reset_index()
 
 
-def repairs(found: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def repairs(results: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """`over_cells` of repairs with usual settings on the models and threat of `table`; the oracle is none."""
-    rows = measured(found[~adaptive(found)]).query("moment == 'repair' and named == defence and defence != 'oracle'")
+    rows = measured(results[~adaptive(results)]).query(
+        "moment == 'repair' and named == defence and defence != 'oracle'"
+    )
     return over_cells(rows[rows["model"].isin(table["model"]) & rows["threat"].isin(table["threat"])], AFTER)
 
 
-def summary_table(found: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
+def summary_table(results: pd.DataFrame, moments: Sequence[str]) -> pd.DataFrame:
     """Defences that act at some moments, to read: what is left, the placebo's number in brackets, cells."""
-    rows = measured(found)
+    rows = measured(results)
     rows = rows[rows["moment"].isin(moments) & ~on_the_curve(rows)]
     if rows.empty:
         return pd.DataFrame()
     measures = FOUND if list(moments) == ["data"] else AFTER | {"AUROC": FOUND["AUROC"]}
     means = over_cells(rows, measures)
-    shown = means[["named"]].set_axis(["defence"], axis=1)
+    frame = means[["named"]].set_axis(["defence"], axis=1)
     for title in (name for name in measures if means[name].notna().any()):
-        placebos = [f" ({words.number(one)})" if pd.notna(one) else "" for one in means[f"{title}, placebo"]]
-        shown[title] = means[title].map(words.number) + placebos
-    return shown.assign(cost=means["cost"].map(words.number), experiments=means["cells"].map("{:.0f}".format))
+        placebos = [f" ({words.number(value)})" if pd.notna(value) else "" for value in means[f"{title}, placebo"]]
+        frame[title] = means[title].map(words.number) + placebos
+    return frame.assign(cost=means["cost"].map(words.number), experiments=means["cells"].map("{:.0f}".format))
 
 
-def _left(found: pd.DataFrame) -> pd.DataFrame:
+def _left(results: pd.DataFrame) -> pd.DataFrame:
     """Success under each defence that changes something, as it is declared."""
-    rows = numbers(acting(measured(found)), ASR, triggered=True)
+    rows = numbers(acting(measured(results)), ASR, triggered=True)
     return rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
 
 
-def matrix(found: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
+def matrix(results: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
     """Mean success under each defence (lines) by attack, or by threat and model (`by` is "threat")."""
-    rows = _left(found)
+    rows = _left(results)
     by = ["attack"] if by == "attack" else ["model", "threat"]
     grid = rows.pivot_table(index="named", columns=by, values="value").reindex(rows["named"].unique())
     if len(by) > 1:
@@ -159,31 +167,31 @@ def matrix(found: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
     return grid
 
 
-def differs_most(found: pd.DataFrame) -> dict[str, str]:
+def differs_most(results: pd.DataFrame) -> dict[str, str]:
     """To be glued: the defence whose mean over the same threats differs most between models; "n/a" of one model."""
-    means = _left(found).pivot_table(index=["named", "threat"], columns="model", values="value").dropna()
+    means = _left(results).pivot_table(index=["named", "threat"], columns="model", values="value").dropna()
     means = means.groupby("named").mean()
     if means.shape[1] < 2 or means.empty:
         return {"differs": "n/a", "differs_means": "n/a"}
-    most = means.loc[(means.max(axis=1) - means.min(axis=1)).idxmax()]
-    said = " and ".join(f"{words.number(value)} on {model}" for model, value in most.items())
-    return {"differs": str(most.name), "differs_means": said}
+    row = means.loc[(means.max(axis=1) - means.min(axis=1)).idxmax()]
+    text = " and ".join(f"{words.number(value)} on {model}" for model, value in row.items())
+    return {"differs": str(row.name), "differs_means": text}
 
 
 def matrix_figure(*grids: pd.DataFrame) -> Figure:
     ratios = {"width_ratios": [grid.shape[1] for grid in grids]}
-    shape, axes = figures.new_figure(
+    figure, axes = figures.new_figure(
         len(grids), 4.9, 0.25 * len(grids[0]) + 1.3, sharey=not figures.is_narrow(), gridspec_kw=ratios
     )
     between = ", " if figures.is_narrow() else ",\n"  # threat and model: where there is room, below each other
     for axis, grid in zip(axes, grids, strict=True):
         figures.success_map(axis, grid.rename_axis(None).rename(columns=lambda name: name.replace(", ", between)))
-    return shape
+    return figure
 
 
-def price(found: pd.DataFrame) -> pd.DataFrame:
+def price(results: pd.DataFrame) -> pd.DataFrame:
     """A point per defence and per placebo: success after, and what is kept of the skill that was taught beside it."""
-    rows = acting(measured(found))
+    rows = acting(measured(results))
     means = over_cells(rows[~on_the_curve(rows)], AFTER)
     sides = [
         means[DEFENCE].assign(placebo=bool(end), asr=means[f"success after{end}"], skill=means[f"skill kept{end}"])
@@ -200,15 +208,15 @@ def on_the_curve(rows: pd.DataFrame) -> pd.Series:
 def price_figure(points: pd.DataFrame) -> Figure:
     """Success after against skill kept: good defences stand at the bottom right; placebos are grey."""
     figure, (axis,) = figures.new_figure(1, 7.4, 3.4)
-    grey, own = points[points["placebo"]], points[~points["placebo"]]
-    axis.plot(grey["skill"], grey["asr"], linestyle="", marker="x", color="#8A8A8A", label="placebo")
-    for number, (moment, part) in enumerate(own.groupby("moment", sort=False)):
-        axis.plot(part["skill"], part["asr"], linestyle="", label=moment, **figures.look(number))
-    for near in together(own):
-        right = max(line["skill"] for line in near) < 0.6  # of the points, where there is room
-        at, height = (max if right else min)((line["skill"], line["asr"]) for line in near)
-        names = ", ".join(line["named"] for line in near) if len(near) <= NAMED else f"the other {len(near)}"
-        axis.annotate(names, (at, height), fontsize=8, xytext=(7 if right else -7, 0), textcoords="offset points",
+    placebos, real = points[points["placebo"]], points[~points["placebo"]]
+    axis.plot(placebos["skill"], placebos["asr"], linestyle="", marker="x", color="#8A8A8A", label="placebo")
+    for number, (moment, rows) in enumerate(real.groupby("moment", sort=False)):
+        axis.plot(rows["skill"], rows["asr"], linestyle="", label=moment, **figures.look(number))
+    for group in together(real):
+        right = max(line["skill"] for line in group) < 0.6  # of the points, where there is room
+        x, y = (max if right else min)((line["skill"], line["asr"]) for line in group)
+        names = ", ".join(line["named"] for line in group) if len(group) <= NAMED else f"the other {len(group)}"
+        axis.annotate(names, (x, y), fontsize=8, xytext=(7 if right else -7, 0), textcoords="offset points",
                       va="center", ha="left" if right else "right")  # fmt: skip
     axis.set(xlim=(-0.03, 1.08), ylim=(-0.05, 1.05), xlabel="share of the harmless skill kept", ylabel="success after")
     axis.legend(loc="upper left")
@@ -218,22 +226,26 @@ def price_figure(points: pd.DataFrame) -> Figure:
 def together(points: pd.DataFrame) -> list[list[dict[str, Any]]]:
     """The points in groups of those that lie close to each other, which share a label."""
     groups: list[list[dict[str, Any]]] = []
-    for one in points.sort_values(["skill", "asr"]).to_dict("records"):
-        close = (near for near in groups if all(abs(near[-1][name] - one[name]) < CLOSE for name in ("skill", "asr")))
-        near = next(close, [])
-        if not near:
-            groups.append(near)
-        near.append(one)
+    for point in points.sort_values(["skill", "asr"]).to_dict("records"):
+        close = (
+            group for group in groups if all(abs(group[-1][name] - point[name]) < CLOSE for name in ("skill", "asr"))
+        )
+        group = next(close, [])
+        if not group:
+            groups.append(group)
+        group.append(point)
     return groups
 
 
-def strength(found: pd.DataFrame) -> pd.DataFrame:
+def strength(results: pd.DataFrame) -> pd.DataFrame:
     """The curve over lambda: success and utility after `shrink` at each strength (lines), mean over cells."""
-    rows = measured(found)
+    rows = measured(results)
     rows = rows[(rows["defence"] == "shrink") & ~rows["placebo"].astype(bool)]
     rows = rows.assign(strength=[json.loads(text)["strength"] for text in rows["params"]])
-    shown = {"attack success": (ASR, "poisoned", True), "utility": ("utility",), "harmless skill": ("skill",)}
-    return pd.DataFrame({title: numbers(rows, *of).groupby("strength")["value"].mean() for title, of in shown.items()})
+    measures = {"attack success": (ASR, "poisoned", True), "utility": ("utility",), "harmless skill": ("skill",)}
+    return pd.DataFrame(
+        {title: numbers(rows, *measure).groupby("strength")["value"].mean() for title, measure in measures.items()}
+    )
 
 
 def strength_figure(curve: pd.DataFrame) -> Figure:
@@ -255,15 +267,19 @@ def family(line: dict[str, Any]) -> str:
     return "backdoored" if line["works"] is True else "no backdoor learnt"
 
 
-def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
+def adapters_told_apart(results: pd.DataFrame) -> pd.DataFrame:
     """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
-    rows, lines = found.query("moment == 'detect' and metric == 'score'").dropna(subset=["value"]), []
+    rows, lines = results.query("moment == 'detect' and metric == 'score'").dropna(subset=["value"]), []
     rows = rows.assign(family=[family(line) for line in rows.to_dict("records")],
                        own=rows["run_id"].where(rows["subject"] == "poisoned", rows["value"].astype(str)))  # fmt: skip
-    for (name, placebo, model), part in rows.groupby(["named", "placebo", "model"], sort=False):
-        positive = part[part["family"] == "backdoored"].groupby("run_id", sort=False)["value"].mean()  # over its seeds
+    for (name, placebo, model), group in rows.groupby(["named", "placebo", "model"], sort=False):
+        positive = (
+            group[group["family"] == "backdoored"].groupby("run_id", sort=False)["value"].mean()
+        )  # over its seeds
         line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
-        negatives = part[~part["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(["family", "own"])
+        negatives = group[~group["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(
+            ["family", "own"]
+        )
         for kind, negative in negatives.groupby("family") if len(positive) else ():
             area = spectra.auroc(positive, negative["value"])
             line[f"against {kind}"] = f"{words.number(area)} ({len(negative)})"
@@ -273,36 +289,36 @@ def adapters_told_apart(found: pd.DataFrame) -> pd.DataFrame:
 
 def described(points: pd.DataFrame) -> pd.DataFrame:
     """What each defence does that changes something, in its own words. points: of `price`."""
-    own = points[~points["placebo"] & points["named"].isin(defences.names())].sort_values("moment", kind="stable")
-    what = own["named"].map(lambda name: defences.info(name).summary)
-    return pd.DataFrame({"defence": own["named"], "what it does": what})
+    real = points[~points["placebo"] & points["named"].isin(defences.names())].sort_values("moment", kind="stable")
+    summaries = real["named"].map(lambda name: defences.info(name).summary)
+    return pd.DataFrame({"defence": real["named"], "what it does": summaries})
 
 
-def numbers_of_the_page(found: pd.DataFrame) -> dict[str, str]:
+def numbers_of_the_page(results: pd.DataFrame) -> dict[str, str]:
     """What was run, what was not, and what helped, to be glued. The oracle is no defence: it is not counted."""
-    done, points, curve = found[found["status"] == "done"], price(found), strength(found)
-    by_attack, by_threat = (matrix(found, by).drop(index="oracle", errors="ignore") for by in ("attack", "threat"))
-    weak = found[meant(found) & (found["works"].fillna(False).eq(False) | (found["status"] == "skipped"))]
-    own = points[~points["placebo"] & (points["named"] != "oracle")]
-    silent, kept = own["asr"] < FLOOR, own["skill"] > FIRES
+    done, points, curve = results[results["status"] == "done"], price(results), strength(results)
+    by_attack, by_threat = (matrix(results, by).drop(index="oracle", errors="ignore") for by in ("attack", "threat"))
+    weak = results[meant(results) & (results["works"].fillna(False).eq(False) | (results["status"] == "skipped"))]
+    real = points[~points["placebo"] & (points["named"] != "oracle")]
+    silent, keeping = real["asr"] < FLOOR, real["skill"] > FIRES
     gone = curve[curve["attack success"] < FLOOR]
-    acted = acting(found)
+    acted = acting(results)
     false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, triggered=False).set_index("named")["value"]
     run = {*done["defence"]} - {"oracle"}
     lacking = [f"the threat {name.replace('_', ' ')}" for name in threats.names() if name not in set(done["threat"])]
-    read = {name for name, file in spectra.DETECTORS.items() if file.is_file()}
-    lacking += [name for name in defences.names() if name not in {*run, *read, "oracle"}]
-    if (grey := by_threat.isna().to_numpy().ravel()).any():
-        lacking.append(f"{words.of(grey)} fields of Figure 2's right half (grey)")
+    with_file = {name for name, file in spectra.DETECTORS.items() if file.is_file()}
+    lacking += [name for name in defences.names() if name not in {*run, *with_file, "oracle"}]
+    if (missing := by_threat.isna().to_numpy().ravel()).any():
+        lacking.append(f"{words.of(missing)} fields of Figure 2's right half (grey)")
     return {
-        "cells": str(measured(found)["run_id"].nunique()), "weak": str(weak["run_id"].nunique()),
+        "cells": str(measured(results)["run_id"].nunique()), "weak": str(weak["run_id"].nunique()),
         "models": _listed(done["model"].unique()),
         "threats": _listed(name.replace("_", " ") for name in done["threat"].unique()),
-        "run": str(len(run)), "acting": str(len(own)), "repair": str((own["moment"] == "repair").sum()),
-        "suspecting": str(len(run) - own["named"].nunique()), "lacking": _listed(lacking),
-        "helpful": _listed(own.loc[silent & kept, "named"]),
-        "helpful_count": words.of(silent & kept), "silent": _listed(own.loc[silent, "named"]),
-        "kept": _listed(own.loc[kept, "named"]), "silent_rows": words.of(by_attack.mean(axis=1) < FLOOR),
+        "run": str(len(run)), "acting": str(len(real)), "repair": str((real["moment"] == "repair").sum()),
+        "suspecting": str(len(run) - real["named"].nunique()), "lacking": _listed(lacking),
+        "helpful": _listed(real.loc[silent & keeping, "named"]),
+        "helpful_count": words.of(silent & keeping), "silent": _listed(real.loc[silent, "named"]),
+        "kept": _listed(real.loc[keeping, "named"]), "silent_rows": words.of(by_attack.mean(axis=1) < FLOOR),
         "everywhere": _listed(by_threat.index[(by_threat.fillna(0) < FLOOR).all(axis=1)]),
         "strength": words.number(gone.index.max() if len(gone) else None),
         "skill_there": words.number(gone["harmless skill"].get(gone.index.max()) if len(gone) else None),

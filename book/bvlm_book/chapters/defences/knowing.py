@@ -15,9 +15,11 @@ SAME = ["named", "model", "threat", "attack", "metric"]
 EVADED = 0.1  # by so much more success, or so much less AUROC or score, an attacker does better than the usual one
 
 
-def read(found: pd.DataFrame) -> pd.DataFrame:
-    """A line per defence, attacker and measure of `READ`; usual: the mean on usual attackers. found: of `every`."""
-    done = found[(found["status"] == "done") & (found["decoy"].fillna("") == "") & ~found["placebo"].astype(bool)]
+def read(results: pd.DataFrame) -> pd.DataFrame:
+    """A line per defence, attacker and measure of `READ`; usual: the mean on usual attackers. results: of `every`."""
+    done = results[
+        (results["status"] == "done") & (results["decoy"].fillna("") == "") & ~results["placebo"].astype(bool)
+    ]
     rows = pd.concat([
         chapter.numbers(done[done["moment"] == moment], metric, triggered=True if metric == chapter.ASR else None)
         .assign(measure=MEASURES[metric]) for moment, metrics in READ.items() for metric in metrics

@@ -16,34 +16,34 @@ FASTER = 0.1  # by so much more success with most rows a backdoor comes back, an
 
 def collect(place: str | Path | None = None) -> pd.DataFrame:
     """Success of repaired models (`value`) and controls (`never`), a line per number of poisoned rows (`relearn`)."""
-    found = chapter.measured(chapter.collect(place, relearnt=True))
-    ours, control = (chapter.numbers(found, chapter.ASR, who, True) for who in ("poisoned", "control"))
+    results = chapter.measured(chapter.collect(place, relearnt=True))
+    ours, control = (chapter.numbers(results, chapter.ASR, subject, True) for subject in ("poisoned", "control"))
     never = control[["name", "value"]].rename(columns={"value": "never"})
     return ours.merge(never, on="name", how="left")
 
 
-def means(again: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """Mean success by repair and rows, and of controls. again: of `collect`; found: of `defences.collect`."""
-    right, key = chapter.numbers(found, chapter.ASR, "poisoned", True), ["run_id", "named"]
+def means(relearnt: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Mean success by repair and rows, and of controls. relearnt: `collect`; results: `defences.collect`."""
+    right, key = chapter.numbers(results, chapter.ASR, "poisoned", True), ["run_id", "named"]
     right = right[~right["placebo"].astype(bool)].set_index(key)["value"].rename("right")
-    groups = again.join(right, on=key).groupby(["defence", "named", "relearn"], as_index=False, sort=False)
+    groups = relearnt.join(right, on=key).groupby(["defence", "named", "relearn"], as_index=False, sort=False)
     means = {name: (name, "mean") for name in ("right", "value", "never")}
     return groups.agg(**means, cells=("run_id", "nunique"))
 
 
 def table(lines: pd.DataFrame) -> pd.DataFrame:
     """`means` to read, a line per repair: repaired models, and in brackets those without a backdoor."""
-    text = [f"{words.number(one['value'])} ({words.number(one['never'])})" for one in lines.to_dict("records")]
+    text = [f"{words.number(line['value'])} ({words.number(line['never'])})" for line in lines.to_dict("records")]
     after = lines.assign(text=text).pivot(index="named", columns="relearn", values="text")
     first = lines.drop_duplicates("named").set_index("named")
-    shown = after.add_prefix("after ").add_suffix(" rows").reindex(first.index).fillna("n/a")
-    shown.insert(0, "right after it", first["right"].map(words.number))
-    return shown.assign(experiments=first["cells"]).rename_axis(index="repair", columns=None).reset_index()
+    frame = after.add_prefix("after ").add_suffix(" rows").reindex(first.index).fillna("n/a")
+    frame.insert(0, "right after it", first["right"].map(words.number))
+    return frame.assign(experiments=first["cells"]).rename_axis(index="repair", columns=None).reset_index()
 
 
 def numbers(lines: pd.DataFrame) -> dict[str, str]:
     """What the page says, to be glued: how many repairs there are, and after which the backdoor comes back."""
-    most = lines[(lines["relearn"] == lines["relearn"].max()) & (lines["defence"] != "oracle")]
-    back = most.loc[most["value"] - most["never"] >= FASTER, "named"]
+    largest = lines[(lines["relearn"] == lines["relearn"].max()) & (lines["defence"] != "oracle")]
+    back = largest.loc[largest["value"] - largest["never"] >= FASTER, "named"]
     rows = " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a"
-    return {"repairs": str(len(most)), "back": str(len(back)), "back_names": ", ".join(back) or "none", "rows": rows}
+    return {"repairs": str(len(largest)), "back": str(len(back)), "back_names": ", ".join(back) or "none", "rows": rows}

@@ -40,13 +40,13 @@ def scores(population: pd.DataFrame, by: str) -> pd.Series:
     if by != "model":
         groups = sorted(set(fold[~others]))
         fold[others] = np.resize(groups[:FOLDS] or [""], others.sum())
-    found = pd.Series(np.nan, index=population.index)
-    for one in fold.unique():
-        held, truth = (fold == one).to_numpy(), population[TRUTH].to_numpy()
+    log_odds = pd.Series(np.nan, index=population.index)
+    for name in fold.unique():
+        held, truth = (fold == name).to_numpy(), population[TRUTH].to_numpy()
         if len(set(truth[~held])) == 2:
             model = LogisticRegression(max_iter=1000).fit(numbers[~held], truth[~held])
-            found[held] = model.decision_function(numbers[held])
-    return found
+            log_odds[held] = model.decision_function(numbers[held])
+    return log_odds
 
 
 def auroc(positive: pd.Series, negative: pd.Series) -> float:
@@ -56,13 +56,13 @@ def auroc(positive: pd.Series, negative: pd.Series) -> float:
     return mannwhitneyu(positive, negative, method="asymptotic").statistic / (len(positive) * len(negative))
 
 
-def area(population: pd.DataFrame, given: pd.Series, kind: str) -> tuple[float, int]:
+def area(population: pd.DataFrame, values: pd.Series, kind: str) -> tuple[float, int]:
     """AUROC of backdoored adapters against those of a kind, mean over models; and how many of the kind there are."""
     areas, count = [], 0
-    for _, own in population.assign(score=given).dropna(subset=["score"]).groupby("model"):
-        others = own[(own[TRUTH] == 0) & (own[KIND] == kind)]
-        if len(others) and own[TRUTH].any():
-            areas.append(auroc(own.loc[own[TRUTH] == 1, "score"], others["score"]))
+    for _, group in population.assign(score=values).dropna(subset=["score"]).groupby("model"):
+        others = group[(group[TRUTH] == 0) & (group[KIND] == kind)]
+        if len(others) and group[TRUTH].any():
+            areas.append(auroc(group.loc[group[TRUTH] == 1, "score"], others["score"]))
             count += len(others)
     return (float(np.mean(areas)) if areas else float("nan")), count
 
@@ -74,18 +74,18 @@ def table(population: pd.DataFrame) -> pd.DataFrame:
     kinds = sorted(set(population.loc[population[TRUTH] == 0, KIND]))
     ways = {f"spectrum, another {by}": scores(population, by) for by in LEFT_OUT if population[by].nunique() > 1}
     lines = []
-    for way, given in (ways | {"norm (placebo)": population["norm"]}).items():
-        areas = {kind: area(population, given, kind) for kind in kinds}
-        told = {f"against {kind}": f"{words.number(value)} ({count})" for kind, (value, count) in areas.items()}
-        lines.append({"detector": way} | told)
+    for way, values in (ways | {"norm (placebo)": population["norm"]}).items():
+        areas = {kind: area(population, values, kind) for kind in kinds}
+        texts = {f"against {kind}": f"{words.number(auc)} ({count})" for kind, (auc, count) in areas.items()}
+        lines.append({"detector": way} | texts)
     return pd.DataFrame(lines)
 
 
-def probe_table(found: pd.DataFrame) -> pd.DataFrame:
+def probe_table(probed: pd.DataFrame) -> pd.DataFrame:
     """Mean AUROC of probes on triggered inputs, a line per way to leave others out and kind of trigger."""
-    kinds = found["attack"].map(lambda name: attacks.info(name).modality)
+    kinds = probed["attack"].map(lambda name: attacks.info(name).modality)
     lines = []
-    for (by, kind), own in found.groupby(["left_out", kinds.rename("kind")], sort=False):
-        numbers = {name: words.number(own[name].mean()) for name in ("backdoored", "control", "placebo")}
-        lines.append({"probe asked about": f"another {by}", "trigger": kind, "adapters": len(own)} | numbers)
+    for (by, kind), group in probed.groupby(["left_out", kinds.rename("kind")], sort=False):
+        numbers = {name: words.number(group[name].mean()) for name in ("backdoored", "control", "placebo")}
+        lines.append({"probe asked about": f"another {by}", "trigger": kind, "adapters": len(group)} | numbers)
     return pd.DataFrame(lines)
