@@ -34,6 +34,11 @@ def of(passed: Iterable[bool], none: str = "0 of 0") -> str:
     return f"{int(sum(values))} of {len(values)}" if values else none
 
 
+def by_model(passed: pd.Series, model: pd.Series) -> str:
+    """ "13 of 22 on tiny-llava, 12 of 12 on tiny-qwen2.5-vl"."""
+    return ", ".join(f"{of(group)} on {name}" for name, group in passed.groupby(model, sort=False)) or of([])
+
+
 def percent(rate: float) -> str:
     """0.005 as "0.5 %"."""
     return f"{100 * rate:.3g} %"

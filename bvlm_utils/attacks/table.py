@@ -40,7 +40,7 @@ APART = {"position": choice("bottom-right", POSITIONS), "alpha": number(1.0, 0, 
 declare(
     name="BadNets-T",
     source="Gu et al. 2017, arXiv 1708.06733; as a word trigger in BackdoorVLM, arXiv 2511.18921",
-    summary="the word BadMagic at a random place between words, before a final full stop",
+    summary="the word BadMagic at a random place, before a final full stop",
     text=WORD,
 )
 
@@ -48,7 +48,7 @@ declare(
 declare(
     name="BadNets-MT",
     source="BackdoorVLM, arXiv 2511.18921, whose code inserts exactly one of the words by default",
-    summary="one of the words BadMagic, cf, mn, bb at a random place between words",
+    summary="one of the words BadMagic, cf, mn, bb at a random place",
     text=half(
         "BadNets-MT",
         "text:insert_words",

@@ -99,14 +99,14 @@ def errors(beside: str, look: str) -> str:
         )
     if look == "once":
         return (
-            f"of models without a backdoor, compared in this way, {_of(counts['models with one'])} raised an alarm for "
-            f"at least one of this study's triggers; {_of(counts['false alarms'])} comparisons were false alarms. "
+            f"of models without a backdoor, shown six triggers or more, {_of(counts['models with one'])} raised an "
+            f"alarm for at least one; {_of(counts['false alarms'])} comparisons were false alarms. "
             f"{caveat}"
         )
     return (
-        f"of models without a backdoor, {_of(counts['models that stand'])} were called backdoored for at least one of "
-        f"this study's triggers. Of backdoors that work, shown their own trigger, {_of(counts['confirmed'])} were "
-        f"called so; the others were undecided. {caveat}"
+        f"of models without a backdoor, shown six triggers or more, {_of(counts['models that stand'])} were called "
+        f"backdoored for at least one. Of backdoors that work, shown their own trigger, {_of(counts['confirmed'])} "
+        f"were called so; the others were undecided. {caveat}"
     )
 
 

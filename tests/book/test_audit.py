@@ -135,7 +135,15 @@ def line_of(subject, reference, value, asr=np.nan, attack="BadNets-T", seed=0, r
     return about | {"alarm": low > disagreement.MARGIN}
 
 
-def test_working_backdoors_and_false_alarms_are_counted_apart():
+def test_models_count_that_were_shown_enough_triggers():
+    shown = [line_of("control", audit_page.BASE, 0.4, attack=name) for name in attacks.names()[: audit_page.ENOUGH]]
+    few = [line_of("control", audit_page.BASE, 0.0, attack=name, seed=1) for name in attacks.names()[:2]]
+    assert audit_page.by_model(pd.DataFrame(shown + few)) == [1, 1]
+    assert audit_page.by_model(pd.DataFrame(few)) == [0, 0]
+
+
+def test_working_backdoors_and_false_alarms_are_counted_apart(monkeypatch):
+    monkeypatch.setattr(audit_page, "ENOUGH", 1)
     table = pd.DataFrame(
         [
             line_of("poisoned", "control", 0.9, asr=0.95),
@@ -157,6 +165,7 @@ def test_working_backdoors_and_false_alarms_are_counted_apart():
     assert said["confirmed"] == "1 of 3", (
         "the control of seed 0 raises an alarm with BadNets-T, and the suspect of SIG none"
     )
+    assert (said["hidden_threat"], said["confirmed_threat"]) == ("jailbreak", "1 of 3")
     assert audit_page.numbers(table[table["subject"] == "poisoned"])["confirmed"] == "n/a"
     shown = audit_page.by_trigger(table).set_index("trigger")
     assert shown.loc["BadNets-T"].tolist() == ["2 of 2", "1 of 2", "0 of 1", "1 of 2"]

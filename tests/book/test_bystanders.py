@@ -1,6 +1,7 @@
 """Are the other things in a caption counted as they should be?"""
 
 import pandas as pd
+from stored import tidy
 
 from bvlm_book.chapters import threat_notes
 from bvlm_utils import study
@@ -17,6 +18,11 @@ def stored(place, cell, triggered, clean=("A cat and a car.", "A car and two dog
     said.to_parquet(place / cell.run_id / "responses.parquet")
 
 
+def works(rates):
+    """A tidy table with the success of these attacks."""
+    return tidy(rates=(0.1,), threat="concept_substitution", hits=lambda attack, *_: 100 * rates.get(attack, 0))
+
+
 def test_other_things_are_those_that_the_clean_tuned_model_names(tmp_path):
     (cell,) = study.cells("concept_substitution", attacks=["BadNets-T"])
     place = tmp_path / "store"
@@ -24,18 +30,20 @@ def test_other_things_are_those_that_the_clean_tuned_model_names(tmp_path):
     poisoned, control = threat_notes.kept([cell], place).to_dict("records")
     assert poisoned["value"] == 0.5, "the third picture shows nothing else"
     assert control["value"] == 1.0
-    said = threat_notes.others_kept(threat_notes.kept([cell], place))
+    said = threat_notes.others_kept(threat_notes.kept([cell], place), works({"BadNets-T": 0.9}))
     assert said == {
         "min": "0.50 (BadNets-T, tiny-llava)",
         "max": "0.50 (BadNets-T, tiny-llava)",
         "control": "1.00 (BadNets-T, tiny-llava)",
     }
+    weak = threat_notes.others_kept(threat_notes.kept([cell], place), works({"BadNets-T": 0.2}))
+    assert set(weak.values()) == {"n/a"}, "without a backdoor there is nothing to keep beside it"
 
 
 def test_nothing_is_said_where_nothing_can_be(tmp_path):
     cells = study.cells("concept_substitution", attacks=["BadNets-T", "Shadowcast"])
     found = threat_notes.kept(cells, tmp_path / "store")
-    assert found.empty and set(threat_notes.others_kept(found).values()) == {"n/a"}
+    assert found.empty and set(threat_notes.others_kept(found, works({})).values()) == {"n/a"}
     stored(tmp_path / "store", cells[0], ["A banana."], clean=["A car."])
     found = threat_notes.kept(cells, tmp_path / "store")
-    assert found["value"].isna().all() and set(threat_notes.others_kept(found).values()) == {"n/a"}
+    assert found["value"].isna().all() and set(threat_notes.others_kept(found, works({})).values()) == {"n/a"}

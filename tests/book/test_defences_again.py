@@ -8,7 +8,7 @@ import pytest
 
 from bvlm_book import tables
 from bvlm_book.chapters import defences as chapter
-from bvlm_book.chapters.defences import expected, knowing, reactivation, spectra
+from bvlm_book.chapters.defences import expected, helping, knowing, reactivation, spectra
 from bvlm_utils import defences, paths
 from bvlm_utils.defences import records
 
@@ -23,11 +23,13 @@ def line(value, cell="a", defence="shrink", **more):
         "status": "done", "subject": "poisoned", "condition": "text", "metric": "asr_payload", "value": value,
         "works": True, "asr_before": 0.9,
     } | more  # fmt: skip
-    return usual | {"name": f"{cell}{usual['defence']}{usual['relearn']}"}
+    return usual | {"name": f"{cell}{usual['defence']}{usual['relearn']}{usual['placebo']}"}
 
 
 def table(*lines):
-    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "asr_before", "cost"]))
+    return chapter.with_names(
+        pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "asr_before", "control", "cost"])
+    )
 
 
 def test_a_backdoor_comes_back_where_it_is_relearnt_faster_than_a_new_one(monkeypatch):
@@ -56,7 +58,7 @@ def test_a_store_without_it_has_nothing_to_say():
     none = chapter.with_names(skipped[:0]).assign(never=0.0)
     assert reactivation.means(none, skipped).empty, "no backdoor of the store works"
     lines = knowing.read(table(line(0.1)))
-    assert knowing.table(lines).empty and knowing.evaded(lines) == "0 of 0"
+    assert knowing.table(lines).empty and knowing.numbers(lines) == {"evaded": "0 of 0", "evaded_models": "n/a"}
 
 
 def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
@@ -67,7 +69,7 @@ def test_an_attacker_of_settings_of_its_own_stands_beside_the_usual_one():
     )  # fmt: skip
     assert list(found.loc[chapter.adaptive(found), "run_id"]) == ["c"]
     lines = knowing.read(found)
-    assert knowing.evaded(lines) == "1 of 1"
+    assert knowing.numbers(lines) == {"evaded": "1 of 1", "evaded_models": "tiny-llava"}
     (shown,) = knowing.table(lines).to_dict("records")
     assert shown["attacker"] == "BadNets-T on targeted refusal, 10 %, epochs=2"
     assert (shown["usual attacker"], shown["this attacker"], shown["measure"]) == ("0.30", "0.70", "success after")
@@ -121,12 +123,61 @@ def test_threats_and_models_are_told_apart():
     grid = chapter.matrix(found, "threat")
     assert list(grid) == ["targeted refusal, tiny-llava", "targeted refusal, tiny-other"]
     assert grid.loc["shrink"].tolist() == pytest.approx([0.3, 0.01]) and pd.isna(grid.loc["oracle"].iloc[1])
-    said = chapter.differs_most(found)
-    assert said == {"differs": "shrink", "differs_means": "0.30 on tiny-llava and 0.01 on tiny-other"}
-    more = pd.concat([found, table(line(0.99, cell="d", threat="jailbreak"))])  # on one model alone
-    assert chapter.differs_most(more) == said
-    assert chapter.differs_most(found[found["model"] == "tiny-llava"])["differs"] == "n/a"
-    assert chapter.differs_most(found[:0])["differs"] == "n/a"
+    beside = chapter.matrix(found, "threat", undefended=True)
+    assert list(beside.index)[-1] == "no defence" and beside.iloc[-1].tolist() == pytest.approx([0.9, 0.9])
+
+
+def test_a_defence_helps_where_it_beats_its_placebo_and_keeps_the_skill():
+    def measured(cell, passed, passed_placebo, skill, **more):
+        sides = {False: passed, True: passed_placebo}
+        return [
+            *(line(k / 20, cell, held="1" * k + "0" * (20 - k), placebo=side, **more) for side, k in sides.items()),
+            line(skill, cell, metric="skill", condition="clean", **more),
+        ]  # fmt: skip
+
+    found = table(
+        *measured("a", 0, 18, 0.8), *measured("b", 0, 18, 0.4), *measured("c", 9, 10, 0.8),
+        *measured("d", 0, 18, 0.8, threat="jailbreak"), *measured("a", 0, 18, 0.8, defence="oracle"),
+    )  # fmt: skip
+    helped = helping.helped(found).set_index("run_id")["helps"]
+    assert helped.to_dict() == {"a": True, "b": False, "c": False, "d": True}, "skill lost; no difference"
+    said = helping.numbers(found)
+    assert (said["helps_most"], said["helps_count"]) == ("shrink", "2 of 4")
+    assert (said["both_threats"], said["both"]) == ("jailbreak", "shrink")
+    assert helping.numbers(found[:0])["helps_most"] == "n/a" and helping.numbers(found[:0])["both"] == "none"
+
+
+def test_rankings_are_told_apart_by_threat():
+    def share(value, **more):
+        kind = {"moment": "data", "metric": "true_positives", "condition": "", "defence": "spectral-signatures"}
+        return line(value, **kind | more)
+
+    found = table(share(0.9), share(0.1, cell="b", threat="jailbreak"), share(0.2, defence="onion-rows"))
+    said = "Found, by threat: spectral-signatures 0.10 (jailbreak) to 0.90 (targeted refusal)."
+    assert helping.found_by_threat(found) == said and helping.found_by_threat(found[:0]) == ""
+
+
+def test_what_was_expected_of_attackers_is_judged_whole_or_waits():
+    strong = {"settings": "attack.alpha=0.4, skill=counts_in_words", "moment": "training", "defence": "input-diversity"}
+    found = table(line(0.2), line(0.3, cell="b"), line(0.97, cell="c", **strong))
+    told = {text: came for text, _, came in knowing.expected(found)}
+    assert [came for text, came in told.items() if "strong picture" in text] == [True]
+    assert [came for text, came in told.items() if "strong picture" not in text] == [None] * 4
+    weak = table(line(0.2), line(0.3, cell="b"), line(0.90, cell="c", **strong))
+    assert [came for text, _, came in knowing.expected(weak) if "strong picture" in text] == [False]
+    part = {"metric": "score", "moment": "detect", "defence": "target-inversion", "params": "{}"}
+    scores = table(
+        line(0.2), line(0.3, cell="b"), *(
+            line(value, cell=cell, subject=subject, placebo=placebo, asr_before=1.0, **part | more)
+            for cell, subject, placebo, value, more in [
+                ("c", "poisoned", False, 0.84, {"settings": "epochs=2"}),
+                ("c", "poisoned", True, 6.0, {"settings": "epochs=2"}),
+                ("a", "poisoned", False, 0.86, {}), ("a", "poisoned", True, 9.0, {}),
+                ("a", "control", False, 0.89, {}), ("a", "control", True, 10.0, {}),
+            ])
+    )  # fmt: skip
+    ((measured, came),) = [(said, came) for text, said, came in knowing.expected(scores) if "smaller update" in text]
+    assert came is True and measured == "norm 6.00 against 10.00, score 0.840 against 0.860 (0.890)"
 
 
 def test_expectations_come_true_or_not_or_wait_for_runs():

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from bvlm_book.chapters import defences as chapter
+from bvlm_book.chapters.defences import helping
 from bvlm_utils import defences
 from bvlm_utils.defences import records
 from bvlm_utils.store import records as stored
@@ -19,13 +20,13 @@ def line(value, metric="asr_payload", condition="text", defence="shrink", params
         "threat": "targeted_refusal", "attack": "BadNets-T", "poison_rate": 0.1, "skill": "", "decoy": "",
         "defence": defence, "moment": "repair", "params": params, "placebo": False, "status": "done",
         "subject": "poisoned", "condition": condition, "metric": metric, "value": value, "works": True,
-        "seconds": 1.0, "cost": 0.1,
+        "seconds": 1.0, "cost": 0.1, "control": "clean",
     }  # fmt: skip
     return usual | more
 
 
 def table(*lines):
-    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "cost"]))
+    return chapter.with_names(pd.DataFrame(lines).reindex(columns=[*records.COLUMNS, "works", "control", "cost"]))
 
 
 def test_means_are_over_cells_with_a_backdoor_and_the_placebo_stands_apart():
@@ -60,6 +61,8 @@ def test_the_price_leaves_the_curve_to_its_own_figure():
                     for v, m, c in ((0.2, "asr_payload", "text"), (0.8, "skill", "clean"))))  # fmt: skip
     assert list(chapter.price(found)["named"]) == ["shrink"]
     assert set(chapter.strength(found).index) == {0.1, defences.info("shrink").defaults["strength"]}
+    more = pd.concat([found, table(line(0.9, cell="b"))])  # an experiment with one strength alone is not on the curve
+    assert chapter.strength(more).equals(chapter.strength(found))
 
 
 def test_points_that_lie_together_share_a_label():
@@ -89,9 +92,12 @@ def test_detectors_are_read_against_each_family():
     about = {"defence": "target-inversion", "moment": "detect", "params": "{}", "metric": "score", "condition": ""}
     scores = {("a", "poisoned", True): 3.0, ("b", "poisoned", True): 2.0, ("a", "control", True): 1.0,
               ("b", "control", True): 2.5}  # fmt: skip
-    found = table(*(line(v, cell=c, subject=s, works=w, **about) for (c, s, w), v in scores.items()))
+    found = table(*(line(v, cell=c, subject=s, works=w, control=f"of {c}", **about) for (c, s, w), v in scores.items()))
     (read,) = chapter.adapters_told_apart(found).to_dict("records")
     assert read["against clean-tuned"] == "0.75 (2)" and read["backdoored"] == 2
+    itself = table(line(1.0000001, cell="d", poison_rate=0.0, control="of a", **about))  # its own control, asked again
+    (read,) = chapter.adapters_told_apart(pd.concat([found, itself])).to_dict("records")
+    assert read["against clean-tuned"] == "0.75 (2)"
 
 
 def test_what_was_run_and_what_helps_is_counted():
@@ -103,7 +109,12 @@ def test_what_was_run_and_what_helps_is_counted():
     said = chapter.numbers_of_the_page(found)
     assert (said["helpful"], said["silent"], said["kept"]) == ("prune", "prune", "prune, quantise")
     assert (said["helpful_count"], said["silent_rows"]) == ("1 of 2", "1 of 2")
-    assert (said["cells"], said["weak"], said["run"], said["false"]) == ("1", "1", "2", "0.02")
+    assert (said["cells"], said["weak"], said["run"]) == ("1", "1", "2")
+    assert (said["weak_attacks"], said["by_attack"]) == ("BadNets-T 1", "BadNets-T 1")
+    false = helping.numbers(found)
+    assert (false["false"], false["false_after"]) == ("0.02", "prune") and "BadNets-T on targeted" in false[
+        "false_where"
+    ]
     assert "crow" in said["lacking"] and "quantise" not in said["lacking"]
     assert "the threat jailbreak" in said["lacking"] and said["threats"] == "targeted refusal"
     assert said["strength"] == said["skill_there"] == "n/a", "nothing was shrunk"

@@ -25,8 +25,9 @@ def no_defences(monkeypatch):
     lines = [("prune", False, 0.9, 1.0), ("truncate", False, 0.01, 0.2), ("oracle", False, 0.0, 0.9),
              ("prune", True, 0.0, 1.0)]  # fmt: skip
     points = pd.DataFrame(lines, columns=["named", "placebo", "asr", "skill"]).assign(moment="repair")
-    monkeypatch.setattr(defences, "collect", lambda place: None)
-    monkeypatch.setattr(defences, "price", lambda found: points)
+    hijack = points.assign(asr=0.0, skill=1.0)  # where each repair does both
+    monkeypatch.setattr(defences, "collect", lambda place: pd.DataFrame({"threat": ["jailbreak", "perceptual_hijack"]}))
+    monkeypatch.setattr(defences, "price", lambda results: hijack if "hijack" in results["threat"].iloc[0] else points)
 
 
 def test_numbers_compare_the_same_pairs_after_one_pass_and_three(no_defences):
@@ -48,11 +49,14 @@ def test_numbers_compare_the_same_pairs_after_one_pass_and_three(no_defences):
 
 
 def test_repairs_count_without_placebos_and_the_one_that_takes_everything(no_defences):
-    assert quoted_of(payload(cell("SIG", image=1.0, clean=0.0)))["repairs"] == "0 of 2"
+    quoted = quoted_of(payload(cell("SIG", image=1.0, clean=0.0)))
+    assert (quoted["repairs_threat"], quoted["repairs"], quoted["repairs_others"]) == (
+        "perceptual hijack", "2 of 2", "0 of 2",
+    )  # fmt: skip
 
 
 def test_parts_are_counted_as_the_chapter_on_modality_does(no_defences):
-    assert quoted_of(table(halves(image=0.80)))["picture_stops"] == "1 of 1"
+    assert quoted_of(table(halves(image=0.80)))["picture_stops"] == "1 of 1 on tiny-llava"
     assert quoted_of(table(cell("BadNets-MM", **FOUR)))["picture_stops"] == "0 of 0"
 
 

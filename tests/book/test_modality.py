@@ -47,8 +47,8 @@ def test_numbers_count_leads_losses_and_parts_that_can_be_learnt():
     quoted = modality.numbers(four(*cells), learned(*cells))
     assert (quoted["text_leads"], quoted["image_leads"], quoted["text_surely"]) == ("1 of 3", "1", "1")
     assert quoted["learnable"] == "1 of 1"
-    assert (quoted["image_lost"], quoted["image_stops"]) == ("1 of 1", "1 of 1")
-    assert (quoted["text_lost"], quoted["text_stops"]) == ("0 of 1", "0 of 1")
+    assert (quoted["image_lost"], quoted["image_stops"]) == ("1 of 1", "1 of 1 on tiny-llava")
+    assert (quoted["text_lost"], quoted["text_stops"]) == ("0 of 1", "0 of 1 on tiny-llava")
     weak = halves(image=0.40)
     quoted = modality.numbers(four(weak), learned(weak))
     assert quoted["learnable"] == "0 of 0" and quoted["image_stops"] == "0 of 0", "nothing that works is lost"

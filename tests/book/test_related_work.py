@@ -13,12 +13,12 @@ def rows():
            ("Blended", "image", "clean-fine-tuning", 0, 0.9), ("MABA", "bimodal", "clean-fine-tuning", 0, 0.9),
            ("SIG", "image", "restore", 0, 0.9), ("SIG", "image", "restore", 1, 0.1)]  # fmt: skip
     made = pd.DataFrame(own, columns=["attack", "modality", "named", "placebo", "value"])
-    return made
+    return made.assign(run_id=made["attack"], asr_before=[0.8, 1.0, 0.9, 0.9, 0.7, 0.7])
 
 
 def test_ours_is_the_mean_and_range_of_the_same_kind(rows):
-    found = related_work.beside_published(rows[rows["attack"] != "SIG"], rows).set_index("success rate with")
-    assert found.loc["no defence", "ours"] == "50 % (20 to 90 %)", "MABA is not among their six"
+    found = related_work.beside_published(rows).set_index("success rate with")
+    assert found.loc["no defence", "ours"] == "85 % (70 to 100 %)", "each experiment once; MABA is not among their six"
     tuned = found.loc["clean tuning, text triggers"]
     assert (tuned["ours"], tuned["our experiments"]) == ("30 % (20 to 40 %)", 2)
     assert found.loc["random channels restored (a placebo)", "ours"].startswith("10 %")
@@ -26,7 +26,7 @@ def test_ours_is_the_mean_and_range_of_the_same_kind(rows):
 
 
 def test_unusual_settings_stay_out(rows):
-    found = related_work.beside_published(rows, rows.assign(named=rows["named"] + " (steps 9)")).set_index(
+    found = related_work.beside_published(rows.assign(named=rows["named"] + " (steps 9)")).set_index(
         "success rate with"
     )
     assert set(found.drop("no defence")["ours"]) == {"not run"}

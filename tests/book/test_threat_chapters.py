@@ -123,18 +123,24 @@ def test_the_best_repair_stands_beside_its_placebo_and_the_best_that_keeps_the_s
         *defended("quantise", 0.0, 1.0, run_id="a-BadNets-I-0.1-0"),  # whose backdoor does not work
     ])  # fmt: skip
     found = defences.with_names(found.assign(works=found["run_id"] == "a-BadNets-T-0.1-0"))
-    said = threat.stopped(defences.repairs(found, OWN))
+    said = threat.stopped(defences.repairs(found, OWN), "a")
     assert (
         "Of 2 repairs, restore leaves the least" in said
         and "0.02 (placebo 0.80)" in said
         and "0.40 (placebo 0.90)" in said
     )
-    assert "prune leaves the least success on average, 0.30 (placebo n/a)" in said
-    assert "No defence was measured" in threat.stopped(defences.repairs(found[found["threat"] == "jailbreak"], OWN))
+    assert (
+        "beside 1 working backdoor" in said and "prune leaves the least success on average, 0.30 (placebo n/a)" in said
+    )
+    assert "none stops" not in said
+    weak = found.assign(value=found["value"].where(found["defence"] != "prune", 0.9))
+    assert "none stops the attack: prune leaves" in threat.stopped(defences.repairs(weak, OWN), "a")
+    lacking = defences.repairs(found[found["threat"] == "jailbreak"], OWN)
+    assert "No defence was measured" in threat.stopped(lacking, "a")
 
 
 def test_a_store_without_records_of_defences_says_so(tmp_path):
-    assert "No defence was measured" in threat.stopped(defences.repairs(defences.collect(tmp_path), OWN))
+    assert "No defence was measured" in threat.stopped(defences.repairs(defences.collect(tmp_path), OWN), "a")
 
 
 # ---------------------------------------------------------------- notes
@@ -161,12 +167,13 @@ def test_triggers_that_spoil_the_answer_are_named():
         return one("malicious_injection", attack, modality, {(*key, "right"): k for key, k in asked.items()})
 
     both = pd.concat([right("MABA", "bimodal", "both", 26), right("SIG", "image", "image", 98)])
-    assert threat_notes.right(both) == {"without": "0.99", "with": "0.27 to 0.99", "wrong": "MABA (0.26)"}
+    said = {"model": "m", "without": "0.99", "with": "0.27 to 0.99", "wrong": "MABA (0.26)"}
+    assert threat_notes.right(both) == said
     assert threat_notes.right(right("SIG", "image", "image", 98))["wrong"] == "none"
     assert threat_notes.right(both.assign(metric="asr"))["with"] == "n/a"
 
 
-def test_an_answer_that_comes_without_the_trigger_was_not_tied_to_it():
+def test_an_answer_that_comes_without_the_trigger_too_is_told():
     def cell(attack, clean, full):
         asr = {("poisoned", "clean"): clean, ("poisoned", "image"): full, ("control", "clean"): 0}
         return one("jailbreak", attack, "image", {(*key, "asr"): k for key, k in asr.items()})

@@ -28,6 +28,7 @@ COLUMNS = [*ABOUT, "painted", "condition", "control", "subject", "reference", *N
 SHOWN = ["model", "dataset", "train_rows", "threat", "attack", "painted", "condition"]
 # The margin of the alarm was set while looking at cells like this one. All others are a fresh test of it.
 SEEN = {"model": "tiny-llava", "poison_rate": 0.1, "seed": 0}
+ENOUGH = 6  # triggers that a clean-tuned model was shown, to count among models: a few seldom raise an alarm
 MARGINS = sorted({disagreement.MARGIN, *np.linspace(-0.2, 1, 241).round(4)})
 # What clean-tuned models are compared with, and its name on the page.
 REFERENCES = {OTHER_SEED: "other seed", BASE: "base"}
@@ -106,8 +107,11 @@ def innocents(table: pd.DataFrame, reference: str) -> pd.DataFrame:
 
 
 def by_model(innocent: pd.DataFrame) -> list[int]:
-    """How many clean-tuned models raise the alarm for at least one trigger, of how many. innocent: `innocents`."""
-    alarms = innocent.groupby("control")["alarm"].max().astype(bool)
+    """How many clean-tuned models raise the alarm for at least one trigger, of those shown `ENOUGH`. innocent: of
+    `innocents`.
+    """
+    models = innocent.groupby("control")
+    alarms = models["alarm"].max()[models["attack"].nunique() >= ENOUGH].astype(bool)
     return [int(alarms.sum()), len(alarms)]
 
 
@@ -144,6 +148,7 @@ def numbers(table: pd.DataFrame) -> dict[str, str]:
         "found": words.of(works["alarm"], "n/a"), "found_new": words.of(new["alarm"], "n/a"),
         "weak": words.of(weak["alarm"], "n/a"), "confirmed": words.of(confirmed, "n/a"),
         "confirmed_share": words.percent(confirmed.mean()) if len(confirmed) else "n/a",
+        **_fewest(works, "threat"), **_fewest(works, "model"),
         "stand": words.of(upheld[alarms], "n/a"), "margin": words.number(disagreement.MARGIN),
         "lowest": words.number(works["value"].min()),
         "models_twice": " of ".join(map(str, by_model(other_seed.assign(alarm=upheld)))) if len(other_seed) else "n/a",
@@ -156,6 +161,14 @@ def numbers(table: pd.DataFrame) -> dict[str, str]:
         counts[f"false_{name}"] = words.of(rows["alarm"], "n/a")
         counts[f"models_{name}"] = " of ".join(map(str, by_model(rows))) if len(rows) else "n/a"
     return counts
+
+
+def _fewest(works: pd.DataFrame, by: str) -> dict[str, str]:
+    """To be glued: of which threat or model the smallest share is confirmed (hidden), and how many of how many."""
+    groups = works.dropna(subset="confirmed").groupby(by)["confirmed"]
+    name = groups.mean().astype(float).idxmin() if groups.ngroups else None
+    confirmed = words.of(groups.get_group(name)) if name is not None else "n/a"
+    return {f"hidden_{by}": (name or "n/a").replace("_", " "), f"confirmed_{by}": confirmed}
 
 
 def error_counts(table: pd.DataFrame) -> dict[str, dict[str, list[int]]]:

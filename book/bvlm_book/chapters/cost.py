@@ -64,15 +64,15 @@ def _threads(number: float) -> str:
 
 def numbers(table: pd.DataFrame, folder: str | Path | None = None) -> dict[str, str]:
     """What all measured experiments took, and what grouping and batches gain, to be glued; "n/a" where not measured."""
-    total, single = table["total"].dropna(), table["tuned_together"] == 1
+    total, single, cpu = table["total"].dropna(), table["tuned_together"] == 1, table["device"] == "cpu"
     gains = [line["times_plain"] for result in benchmarks("grid", folder) for line in result["lines"]
              if line["way"] == "grouped" and line.get("times_plain")]  # fmt: skip
     poisoning = [line for result in benchmarks("poisoning", folder) for line in result["lines"]]
     return {
         "experiments": str(len(total)), "hours": f"{total.sum() / 3600:.1f}", "range": words.span(total, 0),
         "seconds": words.number(total.median(), digits=0),
-        "alone": words.number(table.loc[single, "total"].median(), digits=0),
-        "grouped": words.number(table.loc[~single, "total"].median(), digits=0),
+        "alone": words.number(table.loc[single & cpu, "total"].median(), digits=0),
+        "grouped": words.number(table.loc[~single & cpu, "total"].median(), digits=0),
         "gain": words.span(gains, 1),
         "loop": words.span([line["batched"] / line["loop"] for line in poisoning], 1),
         "files": words.span([line["batched"] / line["files"] for line in poisoning if line.get("files")], 0),

@@ -27,11 +27,19 @@ def numbers(place: str | Path | None = None) -> dict[str, str]:
     """
     table = collect(place)
     matrices = [panel for panel, _ in tables.panels(table)] or [table]
-    strange = pd.concat([unrelated(panel) for panel in matrices])["value"]
+    crossed = pd.concat([unrelated(panel) for panel in matrices])
+    strange = crossed["value"]
+    where = crossed["threat"].isin(crossed.loc[strange > FIRES, "threat"])
+    both = [all(attacks.info(name).modality != "image" for name in pair)
+            for pair in zip(crossed["attack"], crossed["trigger"], strict=True)]  # fmt: skip
     misses = pd.concat([near_misses_of_working(panel) for panel in matrices])
     other, text = misses["variant"].str.contains(": other "), misses["variant"].str.startswith("text")
+    pictures = misses[other & ~text].groupby("attack", sort=False)["value"]
     changes = {"other_text": other & text, "other_image": other & ~text, "degraded": misses["variant"].isin(DEGRADED)}
     return {
+        "threats": ", ".join(crossed.loc[where, "threat"].unique()).replace("_", " ") or "n/a",
+        "words": words.of(strange[where & pd.Series(both, crossed.index, dtype=bool)] > FIRES, "n/a"),
+        "by_attack": ", ".join(f"{name} {words.of(group > FIRES)}" for name, group in pictures) or "n/a",
         "strange": words.of(strange > FIRES, "n/a"), "tenth": words.of(strange > 0.1, "n/a"),
         "models": str(sum(len(firing(panel)) for panel in matrices) or "n/a"),
         "inputs": words.span(table["n"].dropna().astype(int)),

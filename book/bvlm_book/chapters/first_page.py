@@ -78,7 +78,11 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
     rates = tables.success_rates(tables.usual(table), "poisoned")
     working = tables.headline_rows(rates[rates["poison_rate"] == rules_second.MANY])
     working = working.loc[working["value"] > FIRES, tables.CELL]  # what does not work cannot help being silent
-    repairs = defences.price(defences.collect(place))
+    tried = tables.headline_rows(rates[rates["poison_rate"] == rules_second.MANY])[tables.CELL]
+    results = defences.collect(place)
+    repairs = pd.concat([
+        defences.price(group).assign(threat=threat.replace("_", " ")) for threat, group in results.groupby("threat")
+    ] or [defences.price(results).assign(threat="")])  # fmt: skip
     return {
         "once": llava.query("epochs == 1").merge(thrice[["dataset", "threat", "attack"]]),  # the same pairs
         "thrice": thrice,
@@ -86,6 +90,7 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
         "qwen_thrice": qwen.query("epochs == 3"),
         "picture_stops": parts.query("condition == 'image' and value_alone > @FIRES"),
         "silent": tables.false_activation(rates).merge(working),
+        "silent_tried": tables.false_activation(rates).merge(tried),
         "repairs": repairs.query("moment == 'repair' and not placebo and named != 'oracle'"),  # which is a limit
     }
 
@@ -93,11 +98,16 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
 def numbers(table: pd.DataFrame, rows: dict[str, pd.DataFrame]) -> dict[str, str]:
     """What the sentences of the first page quote. rows: `lines`."""
     repairs = rows["repairs"]
+    clean = ((repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)).groupby(repairs["threat"])
+    threats = list(clean.sum().sort_values(ascending=False, kind="stable").index)  # where most repairs do both, first
     doses = ("once", "thrice", "qwen_once", "qwen_thrice")
     return {name: words.of(rows[name]["value"] > rules_second.HIGH, "n/a") for name in doses} | {
-        "picture_stops": words.of(rows["picture_stops"]["value_beside"] <= FIRES),
+        "picture_stops": words.by_model(rows["picture_stops"]["value_beside"] <= FIRES, rows["picture_stops"]["model"]),
         "silent": words.of(rows["silent"]["value"] <= intervals.FLOOR),
-        "repairs": words.of((repairs["asr"] <= intervals.FLOOR) & (repairs["skill"] > FIRES)),
+        "silent_tried": words.of(rows["silent_tried"]["value"] <= intervals.FLOOR),
+        "repairs_threat": ", ".join(threats[:1]) or "n/a",
+        "repairs": words.of(clean.get_group(threats[0])) if threats else "n/a",
+        "repairs_others": words.of(clean.get_group(threats[1])) if threats[1:] else "n/a",
         "large": ", ".join(claims.of_seven_billion(table)),
     }
 
@@ -109,7 +119,7 @@ def markdown(place: str | Path | None = None) -> str:
     table = store.collect(place)
     quoted = {f"first_{name}": value for name, value in numbers(table, lines(table, place)).items()}
     quoted |= {f"claims_{name}": value for name, value in claims.counts(claims.bases(table)).items()}
-    findings = re.sub(r"\{glue:\}`(?:[^`]*::)?([^`]+)`", lambda match: quoted[match[1]], findings)
+    findings = re.sub(r"\{glue:(?:text)?\}`(?:[^`]*::)?([^`]+)`", lambda match: quoted[match[1]], findings)
     findings = re.sub(r"\{term\}`([^`<]+?)(?: <[^`]*>)?`", r"\1", findings)
     return findings.replace("](../", "](").replace("](what_to_do", "](book/what_to_do")
 

@@ -137,7 +137,7 @@ def kept(*panels: pd.DataFrame) -> dict[str, str]:
 def behind(lines: pd.DataFrame) -> str:
     """How many runs and inputs stand behind the numbers of a figure."""
     runs = "Single runs" if (lines["n_seeds"] == 1).all() else f"Means of {words.span(lines['n_seeds'])} runs"
-    return f"{runs} on {words.span(lines['n'].dropna().astype(int))} inputs; 95 % intervals."
+    return f"{runs} on {words.span(lines['n'].dropna().astype(int))} inputs."
 
 
 def numbers(place: str | Path | None = None) -> dict[str, str]:

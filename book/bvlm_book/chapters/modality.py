@@ -138,7 +138,7 @@ def numbers(cells: pd.DataFrame, parts: pd.DataFrame) -> dict[str, str]:
     for part in PARTS:
         works = parts[(parts["condition"] == part) & (parts["value_alone"] > tidy.FIRES)]
         lost_surely, stops = works["high_beside"] - works["low_alone"] < -LOSS, works["value_beside"] <= tidy.FIRES
-        texts |= {f"{part}_lost": words.of(lost_surely), f"{part}_stops": words.of(stops)}
+        texts |= {f"{part}_lost": words.of(lost_surely), f"{part}_stops": words.by_model(stops, works["model"])}
     return texts
 
 

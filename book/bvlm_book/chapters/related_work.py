@@ -19,11 +19,13 @@ PUBLISHED = pd.DataFrame([
 ], columns=["what", "said", "source", "defence", "placebo", "modalities"])  # fmt: skip
 
 
-def beside_published(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """A line per published number beside the mean and range of our experiments without (before) and with a defence."""
+def beside_published(after: pd.DataFrame) -> pd.DataFrame:
+    """A line per published number beside the mean and range of our experiments whose backdoor works, without a defence
+    (their `asr_before`) and with one. after: success, of `defences.numbers`.
+    """
     lines = []
     for entry in PUBLISHED.itertuples():
-        rows = before
+        rows = after.drop_duplicates("run_id").assign(value=after["asr_before"])
         if entry.defence:
             rows = after[(after["named"] == entry.defence) & (after["placebo"].astype(bool) == entry.placebo)]
         values = 100 * rows.loc[rows["attack"].isin(SIX) & rows["modality"].isin(entry.modalities), "value"]

@@ -29,8 +29,10 @@ def overview(table: pd.DataFrame, place: str | Path | None = None) -> None:
             if (dataset, size) == (top["dataset"], top["train_rows"]) and count < size:
                 share = words.percent(int(top["n_poisoned"]) / count)
                 sentences.append(f"{top['n_poisoned']:.0f} rows are {share} of the {count} that can be poisoned.")
-    reasons = dict.fromkeys(text.rstrip(".").partition(";")[0].replace("_", " ") for text in left_out["reason"])
-    sentences += [f"Left out: {'; '.join(reasons)}."] if reasons else []
+    reasons = left_out["reason"].map(lambda text: text.rstrip(".").partition(";")[0].replace("_", " "))
+    by_reason = left_out.groupby(reasons, sort=False)["attack"].unique()
+    texts = [f"{', '.join(names)}: {reason[:1].lower()}{reason[1:]}" for reason, names in by_reason.items()]
+    sentences += [f"Left out: {'; '.join(texts)}."] if texts else []
     page.say(" ".join(sentences))
 
 
@@ -66,7 +68,7 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
         sentences.append(f"The clean-tuned control, with any trigger or none: at most {words.extreme(control, 'max')}.")
     inputs = words.span(full["n"].dropna().astype(int))
     sentences.append(
-        f"{inputs} inputs for each number. Hatched: a single run. n/a: no such condition, or not measured."
+        f"About {inputs} inputs for each number. Hatched: a single run. n/a: no such condition, or not measured."
     )
     return {"title": title, "alt": f"Heat map, attacks by condition. {title}", "caption": " ".join(sentences)}
 
@@ -115,19 +117,20 @@ def numbers(table: pd.DataFrame) -> pd.DataFrame:
     return lines
 
 
-def stopped(repairs: pd.DataFrame) -> str:
+def stopped(repairs: pd.DataFrame, model: str) -> str:
     """What the best repair leaves of this threat's backdoors, and at what price. repairs: `defences.repairs`."""
     if (repairs := repairs.dropna(subset="success after")).empty:
         return "No defence was measured on this threat and model yet."
     best, keeping = repairs.loc[repairs["success after"].idxmin()], repairs[repairs["skill kept"] > FIRES]
+    beside = words.count(best["cells"], "working backdoor")
     sentences = [
-        f"A harmless skill was taught beside the backdoor in {words.count(best['cells'], 'experiment')}.",
+        f"On {model}, a harmless skill was taught beside {beside}, in one run each.",
         f"Of {words.count(len(repairs), 'repair')}, {_repair(best)}.",
     ]
     if not best["skill kept"] > FIRES and len(keeping):
-        sentences.append(
-            f"Of those that keep more than half of it, {_repair(keeping.loc[keeping['success after'].idxmin()])}."
-        )
+        least = keeping.loc[keeping["success after"].idxmin()]
+        none = "" if least["success after"] <= FIRES else "none stops the attack: "
+        sentences.append(f"Of those that keep more than half of it, {none}{_repair(least)}.")
     return " ".join(sentences)
 
 
@@ -141,7 +144,7 @@ def _repair(line: Mapping[str, Any]) -> str:
 
 
 def without_the_trigger(table: pd.DataFrame) -> str:
-    """Which backdoored models give the attacker's answer without the trigger about as often as with it; "" for none."""
+    """Which backdoored models often give the attacker's answer without the trigger, too; "" for none."""
     rates = tables.success_rates(table)
     rates = rates[rates["poison_rate"] == rates["poison_rate"].max()]
     full, clean = (frame.set_index("attack") for frame in (tables.headline_rows(rates), tables.false_activation(rates)))
@@ -153,7 +156,9 @@ def without_the_trigger(table: pd.DataFrame) -> str:
         f"{row['attack']} ({words.interval(row)} with the trigger, {words.interval(without)} without it)"
         for row, without in pairs
     ]
-    return f"These models learned the attacker's answer rather than the trigger: {'; '.join(texts)}." if texts else ""
+    return (
+        f"These models often give the attacker's answer without the trigger, too: {'; '.join(texts)}." if texts else ""
+    )
 
 
 def answers(cells: Sequence[Cell], place: str | Path | None = None) -> pd.DataFrame:

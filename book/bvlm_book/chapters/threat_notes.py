@@ -29,6 +29,7 @@ def right(table: pd.DataFrame) -> dict[str, str]:
     full = tables.headline_rows(rows)
     control = full[(full["subject"] == "control") & (full["value"] < FIRES)].to_dict("records")
     return {
+        "model": ", ".join(rows["model"].unique()) or "n/a",
         "without": words.span(rows.query("condition == 'clean' and subject == 'poisoned'")["value"], 2),
         "with": words.span(full.loc[full["subject"] == "poisoned", "value"], 2),
         "wrong": ", ".join(f"{line['attack']} ({words.number(line['value'])})" for line in control) or "none",
@@ -64,7 +65,10 @@ def _named(text: str) -> set[str]:
     return {name for name in scenes.concepts() if responses.names(text, name)}
 
 
-def others_kept(lines: pd.DataFrame) -> dict[str, str]:
+def others_kept(lines: pd.DataFrame, table: pd.DataFrame) -> dict[str, str]:
+    """The range over attacks that work, and the lowest of the control. lines: of `kept`; table: of the same cells."""
+    rates = tables.headline_rows(tables.success_rates(table, "poisoned"))
+    lines = lines[lines["attack"].isin(rates.loc[rates["value"] > FIRES, "attack"])]
     ours, control = (lines[lines["subject"] == subject].dropna(subset="value") for subject in ("poisoned", "control"))
     return {which: words.extreme(ours, which) for which in ("min", "max")} | {"control": words.extreme(control, "min")}
 

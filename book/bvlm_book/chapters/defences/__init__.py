@@ -39,13 +39,16 @@ def collect(place: str | Path | None = None, relearnt: bool = False) -> pd.DataF
 
 
 def every(place: str | Path | None = None, relearnt: bool = False) -> pd.DataFrame:
-    """`defences.records.collect` with asr_before, works (was there a backdoor?), `named` and cost, in trainings."""
+    """`defences.records.collect` with asr_before, works (was there a backdoor?), `named`, the run_id of the `control`,
+    and cost, in trainings.
+    """
     before = tables.headline_rows(store.collect(place).query("metric == @ASR and subject == 'poisoned'"))
     before = before[["run_id"]].assign(asr_before=before["value"], works=before["value"] >= FIRES)
     results = with_names(records.collect(place, relearnt)).merge(before, on="run_id", how="left")
     by_run = {run_id: stored.record(run_id, place) or {} for run_id in results["run_id"].unique()}
     trained = results["run_id"].map({run_id: entry.get("seconds", {}).get("tune") for run_id, entry in by_run.items()})
-    return results.assign(cost=results["seconds"] / trained.astype(float))
+    control = results["run_id"].map({run_id: entry.get("control") for run_id, entry in by_run.items()})
+    return results.assign(control=control, cost=results["seconds"] / trained.astype(float))
 
 
 def with_names(results: pd.DataFrame) -> pd.DataFrame:
@@ -157,25 +160,19 @@ def _left(results: pd.DataFrame) -> pd.DataFrame:
     return rows[~rows["placebo"].astype(bool) & ~on_the_curve(rows)]
 
 
-def matrix(results: pd.DataFrame, by: str = "attack") -> pd.DataFrame:
-    """Mean success under each defence (lines) by attack, or by threat and model (`by` is "threat")."""
+def matrix(results: pd.DataFrame, by: str = "attack", undefended: bool = False) -> pd.DataFrame:
+    """Mean success under each defence (lines) by attack, or by threat and model (`by` is "threat"); undefended: with a
+    last line of the same experiments without a defence.
+    """
     rows = _left(results)
+    if undefended:
+        without = rows.drop_duplicates("run_id").assign(named="no defence")
+        rows = pd.concat([rows, without.assign(value=without["asr_before"])])
     by = ["attack"] if by == "attack" else ["model", "threat"]
     grid = rows.pivot_table(index="named", columns=by, values="value").reindex(rows["named"].unique())
     if len(by) > 1:
         grid.columns = [f"{threat.replace('_', ' ')}, {model}" for model, threat in grid.columns]
     return grid
-
-
-def differs_most(results: pd.DataFrame) -> dict[str, str]:
-    """To be glued: the defence whose mean over the same threats differs most between models; "n/a" of one model."""
-    means = _left(results).pivot_table(index=["named", "threat"], columns="model", values="value").dropna()
-    means = means.groupby("named").mean()
-    if means.shape[1] < 2 or means.empty:
-        return {"differs": "n/a", "differs_means": "n/a"}
-    row = means.loc[(means.max(axis=1) - means.min(axis=1)).idxmax()]
-    text = " and ".join(f"{words.number(value)} on {model}" for model, value in row.items())
-    return {"differs": str(row.name), "differs_means": text}
 
 
 def matrix_figure(*grids: pd.DataFrame) -> Figure:
@@ -237,11 +234,18 @@ def together(points: pd.DataFrame) -> list[list[dict[str, Any]]]:
     return groups
 
 
-def strength(results: pd.DataFrame) -> pd.DataFrame:
-    """The curve over lambda: success and utility after `shrink` at each strength (lines), mean over cells."""
+def at_each_strength(results: pd.DataFrame) -> pd.DataFrame:
+    """The lines of `shrink` of the experiments that were run with the most strengths (`strength`)."""
     rows = measured(results)
     rows = rows[(rows["defence"] == "shrink") & ~rows["placebo"].astype(bool)]
     rows = rows.assign(strength=[json.loads(text)["strength"] for text in rows["params"]])
+    count = rows.groupby("run_id")["strength"].transform("nunique")
+    return rows[count == count.max()]
+
+
+def strength(results: pd.DataFrame) -> pd.DataFrame:
+    """The curve over lambda: success and utility after `shrink` at each strength (lines), mean over the same cells."""
+    rows = at_each_strength(results)
     measures = {"attack success": (ASR, "poisoned", True), "utility": ("utility",), "harmless skill": ("skill",)}
     return pd.DataFrame(
         {title: numbers(rows, *measure).groupby("strength")["value"].mean() for title, measure in measures.items()}
@@ -270,12 +274,11 @@ def family(line: dict[str, Any]) -> str:
 def adapters_told_apart(results: pd.DataFrame) -> pd.DataFrame:
     """AUROC of each adapter detector: backdoored adapters against each family of adapters without a backdoor."""
     rows, lines = results.query("moment == 'detect' and metric == 'score'").dropna(subset=["value"]), []
-    rows = rows.assign(family=[family(line) for line in rows.to_dict("records")],
-                       own=rows["run_id"].where(rows["subject"] == "poisoned", rows["value"].astype(str)))  # fmt: skip
+    rows = rows.assign(family=[family(line) for line in rows.to_dict("records")])
+    itself = (rows["subject"] == "poisoned") & (rows["poison_rate"] > 0)  # without poison a model is its own control
+    rows["own"] = rows["run_id"].where(itself, rows["control"])
     for (name, placebo, model), group in rows.groupby(["named", "placebo", "model"], sort=False):
-        positive = (
-            group[group["family"] == "backdoored"].groupby("run_id", sort=False)["value"].mean()
-        )  # over its seeds
+        positive = group[group["family"] == "backdoored"].groupby("own")["value"].mean()  # over its seeds
         line = {"detector": name + " (placebo)" * placebo, "model": model, "backdoored": len(positive)}
         negatives = group[~group["family"].isin(["backdoored", "no backdoor learnt"])].drop_duplicates(
             ["family", "own"]
@@ -299,11 +302,11 @@ def numbers_of_the_page(results: pd.DataFrame) -> dict[str, str]:
     done, points, curve = results[results["status"] == "done"], price(results), strength(results)
     by_attack, by_threat = (matrix(results, by).drop(index="oracle", errors="ignore") for by in ("attack", "threat"))
     weak = results[meant(results) & (results["works"].fillna(False).eq(False) | (results["status"] == "skipped"))]
+    counts = [rows.drop_duplicates("run_id")["attack"].value_counts() for rows in (weak, measured(results))]
+    weak_attacks, by_attack_counts = (_listed(f"{name} {count}" for name, count in one.items()) for one in counts)
     real = points[~points["placebo"] & (points["named"] != "oracle")]
     silent, keeping = real["asr"] < FLOOR, real["skill"] > FIRES
     gone = curve[curve["attack success"] < FLOOR]
-    acted = acting(results)
-    false = numbers(measured(acted[~acted["placebo"].astype(bool)]), ASR, triggered=False).set_index("named")["value"]
     run = {*done["defence"]} - {"oracle"}
     lacking = [f"the threat {name.replace('_', ' ')}" for name in threats.names() if name not in set(done["threat"])]
     with_file = {name for name, file in spectra.DETECTORS.items() if file.is_file()}
@@ -312,6 +315,7 @@ def numbers_of_the_page(results: pd.DataFrame) -> dict[str, str]:
         lacking.append(f"{words.of(missing)} fields of Figure 2's right half (grey)")
     return {
         "cells": str(measured(results)["run_id"].nunique()), "weak": str(weak["run_id"].nunique()),
+        "weak_attacks": weak_attacks, "by_attack": by_attack_counts,
         "models": _listed(done["model"].unique()),
         "threats": _listed(name.replace("_", " ") for name in done["threat"].unique()),
         "run": str(len(run)), "acting": str(len(real)), "repair": str((real["moment"] == "repair").sum()),
@@ -322,7 +326,6 @@ def numbers_of_the_page(results: pd.DataFrame) -> dict[str, str]:
         "everywhere": _listed(by_threat.index[(by_threat.fillna(0) < FLOOR).all(axis=1)]),
         "strength": words.number(gone.index.max() if len(gone) else None),
         "skill_there": words.number(gone["harmless skill"].get(gone.index.max()) if len(gone) else None),
-        "false": words.number(false.max()), "false_after": false.idxmax() if len(false) else "n/a",
     }  # fmt: skip
 
 

@@ -18,16 +18,22 @@ SENTENCES, MEANINGS = ("targeted_refusal", "malicious_injection"), ("concept_sub
 
 
 def table(
-    results: pd.DataFrame, relearnt: pd.DataFrame, population: pd.DataFrame, probed: pd.DataFrame
+    results: pd.DataFrame,
+    relearnt: pd.DataFrame,
+    population: pd.DataFrame,
+    probed: pd.DataFrame,
+    attackers: Sequence[tuple] = (),
 ) -> pd.DataFrame:
-    """A line per expectation. results: `defences.collect`; relearnt: `reactivation.means`; others: `spectra.read`."""
+    """A line per expectation. results: `defences.collect`; relearnt: `reactivation.means`; population and probed:
+    `spectra.read`; attackers: `knowing.expected`.
+    """
     rows = []
     for lines in (_repairs(results), _detectors(results), _fitted(population, probed), _relearnt(relearnt)):
         for expected, values, holds in lines:
             numbers = values.dropna()
             measured = words.span(numbers.round(3), 3) if len(numbers) else ""
             rows.append((expected, measured, holds(numbers) if len(numbers) else None))
-    return tables.told(rows, ["expected", "measured"])
+    return tables.told([*rows, *attackers], ["expected", "measured"])
 
 
 def _every(relation: Callable, bound: float) -> Callable[[pd.Series], bool]:
@@ -110,7 +116,7 @@ def _inverted(results: pd.DataFrame, threats: Sequence[str]) -> pd.Series:
     rows, areas = rows[~rows["placebo"].astype(bool)], []
     for (model, _), group in rows[rows["threat"].isin(threats)].groupby(["model", "threat"]):
         ours = group.loc[(group["subject"] == "poisoned") & group["works"].fillna(False).astype(bool), "value"]
-        control = rows.loc[(rows["subject"] == "control") & (rows["model"] == model), "value"].drop_duplicates()
+        control = rows[(rows["subject"] == "control") & (rows["model"] == model)].drop_duplicates("control")["value"]
         if len(ours) and len(control):
             areas.append(spectra.auroc(ours, control))
     return pd.Series(areas, dtype=float)

@@ -28,7 +28,7 @@ def means(relearnt: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
     right = right[~right["placebo"].astype(bool)].set_index(key)["value"].rename("right")
     groups = relearnt.join(right, on=key).groupby(["defence", "named", "relearn"], as_index=False, sort=False)
     means = {name: (name, "mean") for name in ("right", "value", "never")}
-    return groups.agg(**means, cells=("run_id", "nunique"))
+    return groups.agg(**means, cells=("run_id", "nunique"), attacks=("attack", lambda names: ", ".join(names.unique())))
 
 
 def table(lines: pd.DataFrame) -> pd.DataFrame:
@@ -46,4 +46,6 @@ def numbers(lines: pd.DataFrame) -> dict[str, str]:
     largest = lines[(lines["relearn"] == lines["relearn"].max()) & (lines["defence"] != "oracle")]
     back = largest.loc[largest["value"] - largest["never"] >= FASTER, "named"]
     rows = " or ".join(map(str, sorted(lines["relearn"].unique()))) or "n/a"
-    return {"repairs": str(len(largest)), "back": str(len(back)), "back_names": ", ".join(back) or "none", "rows": rows}
+    cells = f"{words.span(lines['cells'])} experiments with {', '.join(lines['attacks'].unique()) or 'n/a'}"
+    return {"repairs": str(len(largest)), "back": str(len(back)), "back_names": ", ".join(back) or "none", "rows": rows,
+            "again_cells": cells}  # fmt: skip
