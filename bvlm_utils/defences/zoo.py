@@ -283,8 +283,8 @@ one that only learnt a harmless skill must pass, too. `skill` says which of the 
 
 ## The challenge
 
-Score every adapter without a look into `{TRUTH}/`, nor into `spectra.csv` beside this folder, which holds these adapters
-and their truth, then:
+Score every adapter without a look into `{TRUTH}/`, nor into `spectra.csv` beside this folder, which holds these
+adapters and their truth, then:
 
     python -m bvlm_utils.defences challenge scores.csv
 

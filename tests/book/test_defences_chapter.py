@@ -107,7 +107,7 @@ def test_what_was_run_and_what_helps_is_counted():
         line(0.2, cell="b", works=False, **good), line(0.02, condition="clean", **good),
     )  # fmt: skip
     said = chapter.numbers_of_the_page(found)
-    assert (said["helpful"], said["silent"], said["kept"]) == ("prune", "prune", "prune, quantise")
+    assert (said["helpful"], said["silent"], said["kept"]) == ("prune", "prune", "2 of 2")
     assert (said["helpful_count"], said["silent_rows"]) == ("1 of 2", "1 of 2")
     assert (said["cells"], said["weak"], said["run"]) == ("1", "1", "2")
     assert (said["weak_attacks"], said["by_attack"]) == ("BadNets-T 1", "BadNets-T 1")
@@ -125,7 +125,7 @@ def test_fields_that_were_not_measured_are_counted_and_condemn_no_defence():
     good, bad = {"defence": "prune", "params": "{}"}, {"defence": "quantise", "params": "{}"}
     found = table(line(0.01, **good), line(0.9, **bad), line(0.8, cell="b", threat="jailbreak", **bad))
     said = chapter.numbers_of_the_page(found)
-    assert said["everywhere"] == "prune" and "1 of 4 fields" in said["lacking"]
+    assert "1 of 4 fields" in said["lacking"]
     whole = table(line(0.01, **good), line(0.9, **bad))
     assert "fields" not in chapter.numbers_of_the_page(whole)["lacking"]
 

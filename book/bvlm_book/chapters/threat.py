@@ -67,9 +67,7 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
     if len(control):
         sentences.append(f"The clean-tuned control, with any trigger or none: at most {words.extreme(control, 'max')}.")
     inputs = words.span(full["n"].dropna().astype(int))
-    sentences.append(
-        f"About {inputs} inputs for each number. Hatched: a single run. n/a: no such condition, or not measured."
-    )
+    sentences.append(f"About {inputs} inputs each. Hatched: a single run. n/a: not measured.")
     return {"title": title, "alt": f"Heat map, attacks by condition. {title}", "caption": " ".join(sentences)}
 
 

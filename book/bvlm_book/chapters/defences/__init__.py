@@ -322,8 +322,7 @@ def numbers_of_the_page(results: pd.DataFrame) -> dict[str, str]:
         "suspecting": str(len(run) - real["named"].nunique()), "lacking": _listed(lacking),
         "helpful": _listed(real.loc[silent & keeping, "named"]),
         "helpful_count": words.of(silent & keeping), "silent": _listed(real.loc[silent, "named"]),
-        "kept": _listed(real.loc[keeping, "named"]), "silent_rows": words.of(by_attack.mean(axis=1) < FLOOR),
-        "everywhere": _listed(by_threat.index[(by_threat.fillna(0) < FLOOR).all(axis=1)]),
+        "kept": words.of(keeping), "silent_rows": words.of(by_attack.mean(axis=1) < FLOOR),
         "strength": words.number(gone.index.max() if len(gone) else None),
         "skill_there": words.number(gone["harmless skill"].get(gone.index.max()) if len(gone) else None),
     }  # fmt: skip
