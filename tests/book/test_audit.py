@@ -158,7 +158,7 @@ def test_working_backdoors_and_false_alarms_are_counted_apart(monkeypatch):
         ]
     )
     said = audit_page.numbers(table)
-    assert (said["found"], said["weak"], said["found_new"]) == ("2 of 3", "0 of 1", "1 of 1")
+    assert (said["found"], said["found_new"]) == ("2 of 3", "1 of 1"), "BadNets-I does not work"
     assert (said["false_seed"], said["models_seed"]) == ("0 of 1", "0 of 1")
     assert (said["false_base"], said["models_base"], said["disturbing"]) == ("1 of 3", "1 of 2", "BadNets-T")
     assert (said["stand"], said["models_twice"]) == ("n/a", "0 of 1"), "no false alarm beside another seed"

@@ -138,15 +138,14 @@ def working(table: pd.DataFrame) -> pd.DataFrame:
 
 def numbers(table: pd.DataFrame) -> dict[str, str]:
     """What the page says of all comparisons, to be glued; "n/a" for what the store has none of."""
-    works, poisoned, other_seed = working(table), suspects(table), innocents(table, OTHER_SEED)
+    works, other_seed = working(table), innocents(table, OTHER_SEED)
     new = works[(works[list(SEEN)] != pd.Series(SEEN)).any(axis=1)]
-    weak = poisoned[poisoned["asr"] <= tidy.FIRES]
     alarms, upheld = other_seed["alarm"].astype(bool), stands(other_seed, table)
     confirmed, innocent = works["confirmed"].dropna(), table[table["subject"] == CONTROL]
     by_attack = innocent[innocent["alarm"].astype(bool)]["attack"].value_counts()
     counts = {
         "found": words.of(works["alarm"], "n/a"), "found_new": words.of(new["alarm"], "n/a"),
-        "weak": words.of(weak["alarm"], "n/a"), "confirmed": words.of(confirmed, "n/a"),
+        "confirmed": words.of(confirmed, "n/a"),
         "confirmed_share": words.percent(confirmed.mean()) if len(confirmed) else "n/a",
         **_fewest(works, "threat"), **_fewest(works, "model"),
         "stand": words.of(upheld[alarms], "n/a"), "margin": words.number(disagreement.MARGIN),
