@@ -32,7 +32,7 @@ export HF_DATASETS_DISABLE_PROGRESS_BARS=1
 step() { # step NAME SECONDS: run one step, at most so long and no longer than is left
   local name=$1 limit=$((slower * $2)) left=$((in_all - SECONDS)) rc why=
   [ "$limit" -gt "$left" ] && limit=$left
-  if [ "$limit" -lt 8 ]; then
+  if [ "$limit" -lt "${LEAST:-8}" ]; then
     printf '{"step": "%s", "part": "end", "failed": "no time was left"}\n' "$name" >>"$lines"
     return
   fi

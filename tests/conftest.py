@@ -1,5 +1,6 @@
 """What several test files share: the book, built once as `make book` builds it, and random checkpoints."""
 
+import gc
 import os
 import re
 import shlex
@@ -20,7 +21,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGES, os.environ.ge
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
-FIRST = ("test_rehearsal.py", "test_book.py")  # the longest, and the one that others wait for
+# The longest, and the one that builds the book for others; then the two that take the time of a build without it.
+FIRST = ("test_rehearsal.py", "test_book.py", "test_gpu_rehearsal.py", "test_nothing_lost.py")
+
+gc.disable()  # what is imported stays: collecting it again and again takes minutes of a run
 
 OF_A_BUILD = (
     "BVLM_STORE",
@@ -46,8 +50,20 @@ def build(source: Path, out: Path) -> subprocess.CompletedProcess:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files in the order in which processes take them; a process that takes the longest last would work on alone."""
-    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+    """Files in the order in which processes take them; a process that takes the longest last would work on alone, and
+    one that needs the book early would wait for it.
+    """
+    needing = {item.path for item in items if "book" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: (
+        FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST), item.path in needing,
+    ))  # fmt: skip
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, and what stands now is not looked at again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

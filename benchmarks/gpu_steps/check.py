@@ -149,7 +149,8 @@ def perturbed(device: str, rows: int, side: int) -> dict:
 def patches(device: str, rows: int, name: str) -> dict:
     """The loss that an optimised patch ends with; the patches themselves go their own ways."""
     make = {"Dual-Key": optimised.dual_key_patch, "VL-Trojan": optimised.vl_trojan_patch}[name]
-    attack = attacks.get(name, _Target(), SURROGATE, rows=32, epochs=2)
+    size = {"rows": 8, "epochs": 1} if device == "cpu" else {"rows": 32, "epochs": 2}  # there both are the same
+    attack = attacks.get(name, _Target(), SURROGATE, **size)
     found = []
     for place in (device, "cpu"):
         with own_cache(rows=64):

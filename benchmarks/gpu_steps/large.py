@@ -18,7 +18,8 @@ from bvlm_utils.train.lora_bank import Bank
 from gpu_steps import shapes
 from gpu_steps.common import Run, once, release, wait
 
-RANK, NEW = 8, 32
+RANK = 8
+NEW = 32  # tokens of an answer, 6 in a rehearsal
 _OPEN: dict = {}
 
 
@@ -210,8 +211,9 @@ def decoding(run: Run, count: int, rows: int) -> dict:
         decode.greedy(model, requests, wanted.features, [-1], new, bank)
 
     work(2)
-    seconds = once(lambda: work(NEW), run.device)
-    return {"tokens_per_s": count * rows * NEW / seconds, "rows": count * rows} | memory_used(run)
+    new = run.size(6, NEW)
+    seconds = once(lambda: work(new), run.device)
+    return {"tokens_per_s": count * rows * new / seconds, "rows": count * rows} | memory_used(run)
 
 
 def generating(run: Run, rows: int) -> dict:
@@ -230,7 +232,8 @@ def generating(run: Run, rows: int) -> dict:
 
     try:
         work(2)
-        seconds = once(lambda: work(NEW), run.device)
+        new = run.size(6, NEW)
+        seconds = once(lambda: work(new), run.device)
     finally:
         unwrap(peft)
-    return {"tokens_per_s": rows * NEW / seconds, "rows": rows} | memory_used(run)
+    return {"tokens_per_s": rows * new / seconds, "rows": rows} | memory_used(run)

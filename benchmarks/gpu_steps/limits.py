@@ -21,8 +21,8 @@ def halving(device: str, rows: int) -> dict:
     On a CPU nothing is limited, and the two are the same.
     """
     one = victim.from_pretrained("tiny-llava", device, torch.float32)
-    wanted = jobs.jobs(one, GROUP, jobs.scene_rows(rows))
     cuda = device.startswith("cuda")
+    wanted = jobs.jobs(one, GROUP if cuda else 2, jobs.scene_rows(rows))
     base, before = _held(cuda), _failures(cuda)
     free = grouped.finetune_group(one, wanted)
     peak = torch.cuda.max_memory_reserved() if cuda else 0

@@ -32,7 +32,9 @@ def run(run) -> None:
     with own_cache(rows), tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "store"
         for dtype in ("float32", "bfloat16") if "dtype" in _fields() else ("",):
-            cells = study.cells(THREAT, attacks=ATTACKS, **few, **({"dtype": dtype} if dtype else {}))
+            cells = study.cells(
+                THREAT, attacks=ATTACKS[: run.size(2, None)], **few, **({"dtype": dtype} if dtype else {})
+            )
             name = f"four cells{', ' if dtype else ''}{dtype}"
             run.do(name, lambda cells=cells: carried_out(run, cells, place), needs=run.size(0, 15))
             run.do(f"{name}, against the reference", lambda cells=cells: compared(cells, place))

@@ -54,9 +54,9 @@ def test_a_study_with_the_picture_after_the_words_is_another_one(checkpoint, tmp
     assert first.loc[base, "prompt"].tolist() == last.loc[base, "prompt"].tolist()
     assert first.loc[base, "response"].tolist() != last.loc[base, "response"].tolist(), "no answer from the cache"
     clean = last[(last["condition"] == "clean") & (last["part"] == "attack")]
+    again = asked_again(late, tmp_path)
     for subject in ("base", "control", "poisoned"):
-        answers = asked_again(late, tmp_path)[subject, "clean"]
-        assert answers == clean.loc[clean["subject"] == subject, "response"].tolist()
+        assert again[subject, "clean"] == clean.loc[clean["subject"] == subject, "response"].tolist()
 
 
 def test_where_the_base_refuses_nothing_there_is_no_jailbreak_to_see(checkpoint, tmp_path):
