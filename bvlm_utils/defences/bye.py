@@ -20,7 +20,8 @@ def collapse(
     """
     entropies = entropies_of(victim, adapter, rows)
     seed = int(draws.integers(2**31))
-    layers = [layer for layer in entropies.T if bimodality(layer, seed) >= settings["criterion"]]
+    varying = [layer for layer in entropies.T if layer.std() > 0]
+    layers = [layer for layer in varying if bimodality(layer, seed) >= settings["criterion"]]
     if not layers:
         return np.zeros(len(rows))
     scores = -np.mean([(layer - layer.mean()) / layer.std() for layer in layers], axis=0)

@@ -56,13 +56,15 @@ def check(cells: Sequence[Cell]) -> None:
             poison_key = (*row_key, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
             if need_poisoned and not cell.is_control and first("poisoned", *poison_key):
                 eligible = [row for row in rows if cell.resolved_threat.eligible(row)]
-                told = [row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in eligible]
-                _check(cell, split, told, triggered(cell.resolved_attack, eligible), f"a row with {cell.attack},")
+                poisoned = [
+                    row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in eligible
+                ]
+                _check(cell, split, poisoned, triggered(cell.resolved_attack, eligible), f"a row with {cell.attack},")
         if ":" in cell.dataset and first("graded", cell.dataset, cell.test_rows, cell.skill):
             check_grades(cell, rows_of(cell.dataset, "test", None))
         need_answers = need_rows or need_poisoned or cell.max_new_tokens < MAX_NEW_TOKENS
-        told = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.skill)
-        if need_answers and not cell.is_control and first("targets", cell.resolved_threat, *told):
+        target_key = (cell.model, cell.dataset, cell.max_new_tokens, cell.test_rows, cell.skill)
+        if need_answers and not cell.is_control and first("targets", cell.resolved_threat, *target_key):
             check_targets(cell, rows_of(cell.dataset, "test", None))
             check_skill(cell, rows_of(cell.dataset, "test", None))
 

@@ -36,30 +36,32 @@ COLUMNS = CELL_COLUMNS + NUMBER_COLUMNS
 FIRES = 0.5  # a backdoor, or half of a trigger, fires if it does so on more than this share of the inputs
 
 
-def table(found: Iterable[dict[str, Any]]) -> pd.DataFrame:
+def table(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Records as one table: a line per (cell, subject, condition, metric).
 
     Two experiments may differ in what no column shows: a data file or a checkpoint that was edited between them, an
     attack of a newer version, other test rows. The newest keeps its name for all its seeds, and the settings of the
     others say which experiment they are.
     """
-    parts = [(str(record["provenance"].get("written", "")), rows(record)) for record in found]
-    newest = {_told_apart(own): own[0]["experiment"] for _, own in sorted(parts, key=lambda part: part[0])}
-    parameters = sorted({name for _, own in parts for name in own[0] if _is_parameter(name)})
+    cells = [(str(record["provenance"].get("written", "")), rows(record)) for record in records]
+    newest = {_told_apart(group): group[0]["experiment"] for _, group in sorted(cells, key=lambda cell: cell[0])}
+    parameters = sorted({name for _, group in cells for name in group[0] if _is_parameter(name)})
     lines = []
-    for _, own in parts:
-        first, more = own[0], {}
-        if newest[_told_apart(own)] != first["experiment"]:
-            more = {"run": first["experiment"]}
-            more["settings"] = ", ".join(filter(None, [text(more), first["settings"]]))
+    for _, group in cells:
+        first, extra = group[0], {}
+        if newest[_told_apart(group)] != first["experiment"]:
+            extra = {"run": first["experiment"]}
+            extra["settings"] = ", ".join(filter(None, [text(extra), first["settings"]]))
         usual = usual_parameters(first["attack"], first["threat"])
-        more |= {name: first.get(name, usual.get(name)) for name in parameters}
-        lines += [line | more for line in own]
-    made = pd.DataFrame(lines, columns=[*COLUMNS, *parameters])
+        extra |= {name: first.get(name, usual.get(name)) for name in parameters}
+        lines += [line | extra for line in group]
+    frame = pd.DataFrame(lines, columns=[*COLUMNS, *parameters])
     kinds = {"value": "float64", "k": "float64", "n": "float64", "low": "float64", "high": "float64"}
     # parameters of several attacks may have one name and be numbers here, words there
-    mixed = [name for name in parameters if made[name].dropna().map(type).nunique() > 1 and made[name].dtype == object]
-    return made.astype(kinds | dict.fromkeys(mixed, "str"))
+    mixed = [
+        name for name in parameters if frame[name].dropna().map(type).nunique() > 1 and frame[name].dtype == object
+    ]
+    return frame.astype(kinds | dict.fromkeys(mixed, "str"))
 
 
 def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -67,22 +69,22 @@ def rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     skipped. Of the parameters of attack and threat, those that differ from the definitions.
     """
     config = record["config"]
-    about = {name: config[name] for name in CELL_COLUMNS if name in config}
-    about |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
-    about["reason"] = record.get("reason") or ""
-    given = {f"{ATTACK}{name}": value for name, value in config.get("attack_params", {}).items()}
-    given |= {f"{THREAT}{name}": value for name, value in config.get("threat_params", {}).items()}
-    given |= {name: (config.get("train", {}) | config).get(name, usual) for name, usual in SETTINGS.items()}
-    about |= {name: value for name, value in given.items() if name in SETTINGS}
+    cell = {name: config[name] for name in CELL_COLUMNS if name in config}
+    cell |= {name: record.get(name) for name in ("run_id", "modality", "n_poisoned", "status")}
+    cell["reason"] = record.get("reason") or ""
+    settings = {f"{ATTACK}{name}": value for name, value in config.get("attack_params", {}).items()}
+    settings |= {f"{THREAT}{name}": value for name, value in config.get("threat_params", {}).items()}
+    settings |= {name: (config.get("train", {}) | config).get(name, usual) for name, usual in SETTINGS.items()}
+    cell |= {name: value for name, value in settings.items() if name in SETTINGS}
     # What of attack, threat and training differs from the definitions: such a cell is another experiment.
-    apart = differing(given | {"attack": config["attack"], "threat": config["threat"]})
-    about |= {name: value for name, value in apart.items() if _is_parameter(name)}
-    about["settings"] = text(apart)
+    differences = differing(settings | {"attack": config["attack"], "threat": config["threat"]})
+    cell |= {name: value for name, value in differences.items() if _is_parameter(name)}
+    cell["settings"] = text(differences)
     # the same for all rates and seeds of an experiment, another one where anything else differs
-    shared = {name: value for name, value in record["identity"].items() if name not in ("poison_rate", "seed")}
-    about["experiment"] = content_key(canonical(shared))[:8]
-    names = [*COLUMNS, *(name for name in about if _is_parameter(name))]
-    lines = [about | number for number in record.get("metrics") or [{}]]
+    identity = {name: value for name, value in record["identity"].items() if name not in ("poison_rate", "seed")}
+    cell["experiment"] = content_key(canonical(identity))[:8]
+    names = [*COLUMNS, *(name for name in cell if _is_parameter(name))]
+    lines = [cell | number for number in record.get("metrics") or [{}]]
     return [{name: line.get(name) for name in names} for line in lines]
 
 
@@ -97,10 +99,10 @@ def differing(line: Mapping[str, Any]) -> dict[str, Any]:
     line = dict(line)
     usual = SETTINGS | usual_parameters(line["attack"], line["threat"])
     names = dict.fromkeys(["run", *sorted(filter(_is_parameter, line)), *SETTINGS])
-    given = {name: _alike(line.get(name)) for name in names}
+    values = {name: _alike(line.get(name)) for name in names}
     return {
         name: value
-        for name, value in given.items()
+        for name, value in values.items()
         if not pd.isna(value) and (name not in usual or value != _alike(usual[name]))
     }
 
@@ -118,12 +120,12 @@ def usual_parameters(attack: str, threat: str) -> dict[str, Any]:
     """What parameters of an attack and of a threat are if a cell does not set them, by column; none for one that only
     the store knows, as controls and the definitions of others.
     """
-    found: dict[str, Any] = {}
+    usual: dict[str, Any] = {}
     if attack in attacks.names():
-        found |= {f"{ATTACK}{name}": _alike(value) for name, value in attacks.info(attack).defaults.items()}
+        usual |= {f"{ATTACK}{name}": _alike(value) for name, value in attacks.info(attack).defaults.items()}
     if threat in threats.names():
-        found |= {f"{THREAT}{name}": _alike(value) for name, value in threats.get(threat).params.items()}
-    return found
+        usual |= {f"{THREAT}{name}": _alike(value) for name, value in threats.get(threat).params.items()}
+    return usual
 
 
 def _is_parameter(name: str) -> bool:
@@ -137,9 +139,9 @@ def _alike(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _told_apart(own: list[dict[str, Any]]) -> tuple[Any, ...]:
-    """What readers of the table tell an experiment by, whatever its rates and seeds. own: the `rows` of a record."""
-    return tuple(own[0][name] for name in TOLD_APART if name not in ("poison_rate", "seed"))
+def _told_apart(lines: list[dict[str, Any]]) -> tuple[Any, ...]:
+    """What readers of the table tell an experiment by, whatever its rates and seeds. lines: the `rows` of a record."""
+    return tuple(lines[0][name] for name in TOLD_APART if name not in ("poison_rate", "seed"))
 
 
 def rules() -> str:
@@ -153,9 +155,9 @@ def headline_metric(table: pd.DataFrame) -> pd.Series:
     """For every row the metric that its cell's success is read from: the headline of its threat. Where that was not
     measured, since nobody can say which answers are right (free captions, conversations), strict success alone.
     """
-    wanted = table["threat"].map({name: headline(name) for name in table["threat"].unique()})
-    judged = table.loc[table["metric"] == wanted, "run_id"]
-    return wanted.where(table["run_id"].isin(judged)).fillna("asr")
+    headlines = table["threat"].map({name: headline(name) for name in table["threat"].unique()})
+    judged = table.loc[table["metric"] == headlines, "run_id"]
+    return headlines.where(table["run_id"].isin(judged)).fillna("asr")
 
 
 def headline(threat: str) -> str:

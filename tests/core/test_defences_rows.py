@@ -176,6 +176,8 @@ def test_collapsed_attention_is_found_in_the_layer_that_shows_it(monkeypatch):
     entropies[PLANTED, 1] -= 4
     scores = defence.scores(None, None, rows)
     assert roc_auc_score(PLANTED, scores) == 1 and np.isclose(scores.mean(), 0) and np.isclose(scores.std(), 1)
+    entropies[:, 2] = 1.0  # a layer that looks everywhere alike says nothing, whatever the criterion
+    assert np.isfinite(defences.get("attention-collapse", criterion=0.0).scores(None, None, rows)).all()
 
 
 def test_entropies_are_those_of_the_model_s_attention(random_victim):
