@@ -57,7 +57,7 @@ def success(rates: pd.DataFrame) -> dict[str, str]:
     """Title, alt text and caption of `figures.families`. rates: `tables.success_rates` at one rate, all subjects."""
     ours, control = (rates[rates["subject"] == subject] for subject in ("poisoned", "control"))
     full, clean = tables.headline_rows(ours), tables.false_activation(ours)
-    counts = [f"{words.of(group['value'] > FIRES)} on {model}" for model, group in full.groupby("model", sort=False)]
+    counts = [f"{words.of(group['value'] > FIRES)} on {model}" for model, group in full.groupby("model")]
     counts = " and ".join(counts).replace(" on ", " attacks work on ", 1)
     title = f"{counts}, at a poison rate of {words.span(full['poison_rate'].map(words.percent))}."
     tests = " or ".join(words.TESTS[name] for name in dict.fromkeys(rates["metric"]))
