@@ -22,7 +22,7 @@ SECTIONS = [
     "One run",
     "How often it works",
     "What it costs",
-    "What stopped it",
+    "What repairs leave",
     "Limits",
     "Change it",
 ]
