@@ -63,8 +63,16 @@ def test_parts_are_counted_as_the_chapter_on_modality_does(no_defences):
 def test_an_empty_store_has_no_numbers_no_maps_and_no_answer(no_defences, tmp_path):
     quoted = quoted_of(table())
     assert quoted["thrice"] == "n/a" and quoted["silent"] == "0 of 0"
-    assert first_page.means(table()).empty
+    assert first_page.means(table()).empty and first_page.mapped(table()).empty
     assert first_page.answered(tmp_path) is None
+
+
+def test_a_model_that_was_run_at_one_dose_alone_is_on_no_map_beside_others():
+    one = payload(cell("BadNets-T", text=1.0)).assign(model="begun")
+    assert set(first_page.mapped(one)["model"]) == {"begun"}
+    doses = [{}, {"rate": 0.01}, {"rate": 0.01, "settings": {"epochs": 3}}]
+    whole = payload(*(cell("BadNets-T", text=1.0, **dose) for dose in doses))
+    assert set(first_page.mapped(pd.concat([one, whole]))["model"]) == {"tiny-llava"}
 
 
 def test_maps_have_a_row_per_dose_and_hatch_single_runs():

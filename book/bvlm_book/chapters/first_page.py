@@ -69,6 +69,16 @@ def means(table: pd.DataFrame) -> pd.DataFrame:
     return runs.groupby(key, sort=False, as_index=False).agg(value=("value", "mean"), n_seeds=("seed", "nunique"))
 
 
+def mapped(table: pd.DataFrame) -> pd.DataFrame:
+    """`means` of the models that were run at all doses; of all models where none was: a grid that has only begun would
+    fill the first page with grey.
+    """
+    pairs = means(table)
+    doses = pairs[["model", "poison_rate", "epochs"]].drop_duplicates()["model"].value_counts()
+    whole = pairs[pairs["model"].isin(doses.index[doses == len(DOSES)])]
+    return whole if len(whole) else pairs
+
+
 def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.DataFrame]:
     """The rows behind each number of the first page, by its name."""
     pairs = means(table).query("modality != 'image' and poison_rate == @rules_second.RATE")
