@@ -1,5 +1,6 @@
 """A real browser opens every page, light and dark, wide and narrow: no error, no request, nothing cut off."""
 
+import re
 from urllib.parse import quote
 
 import chromium
@@ -103,7 +104,8 @@ def test_the_leaderboard_ranks_sorts_and_folds_without_a_server(book, browser):
     browser.run("document.querySelectorAll('.bvlm-board th button')[1].click()")
     assert values[::-1] == [float(text[:4]) for text in browser.run(f"{SCORES}.map(cell => cell.textContent)")]
     browser.run(f"{SCORES}[0].click()")  # on the phone a line opens
-    assert browser.run("document.querySelectorAll('.bvlm-board .detail dt').length") >= 2
+    said = re.search(r"of (\d+) threats", browser.run(f"{SCORES}[0].parentElement.textContent"))
+    assert browser.run("document.querySelectorAll('.bvlm-board .detail dt').length") == int(said[1]), "one per threat"
     browser.run("document.querySelector('#tab-defences').click()")
     left = [float(text) for text in browser.run(f"{SCORES}.map(cell => cell.textContent)")]
     assert left == sorted(left) and len(left) > 5

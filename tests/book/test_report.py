@@ -191,7 +191,7 @@ def test_overview_counts_cells_and_lists_the_skipped(page, monkeypatch):
     monkeypatch.setattr(tables, "eligible", lambda table, place: {})  # no store holds these made-up cells
     chapters_threat.overview(pd.concat([tidy(), skipped_row()], ignore_index=True))
     assert page[0].data.startswith("7 experiments: 6 measured, 1 left out.") and "10 %, 1 %" in page[0].data
-    assert page[0].data.endswith(": the attack has no target here.")
+    assert page[0].data.endswith("Left out: Shadowcast: the attack has no target here.")
 
 
 def test_agreement_is_counted():

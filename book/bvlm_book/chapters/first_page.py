@@ -89,10 +89,7 @@ def lines(table: pd.DataFrame, place: str | Path | None = None) -> dict[str, pd.
     working = tables.headline_rows(rates[rates["poison_rate"] == rules_second.MANY])
     working = working.loc[working["value"] > FIRES, tables.CELL]  # what does not work cannot help being silent
     tried = tables.headline_rows(rates[rates["poison_rate"] == rules_second.MANY])[tables.CELL]
-    results = defences.collect(place)
-    repairs = pd.concat([
-        defences.price(group).assign(threat=threat.replace("_", " ")) for threat, group in results.groupby("threat")
-    ] or [defences.price(results).assign(threat="")])  # fmt: skip
+    repairs = defences.price_by_threat(defences.collect(place))
     return {
         "once": llava.query("epochs == 1").merge(thrice[["dataset", "threat", "attack"]]),  # the same pairs
         "thrice": thrice,

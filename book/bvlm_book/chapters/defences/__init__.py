@@ -197,6 +197,12 @@ def price(results: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(sides, ignore_index=True).dropna().astype({"placebo": bool})
 
 
+def price_by_threat(results: pd.DataFrame) -> pd.DataFrame:
+    """`price` of each threat apart, with its name (`threat`)."""
+    parts = [price(rows).assign(threat=threat.replace("_", " ")) for threat, rows in results.groupby("threat")]
+    return pd.concat(parts) if parts else price(results).assign(threat="")
+
+
 def on_the_curve(rows: pd.DataFrame) -> pd.Series:
     """`shrink` at other strengths than its own, which have a figure of their own."""
     return (rows["defence"] == "shrink") & (rows["named"] != "shrink")

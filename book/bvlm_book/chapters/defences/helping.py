@@ -58,12 +58,9 @@ def numbers(results: pd.DataFrame) -> dict[str, str]:
 
 def _both(results: pd.DataFrame) -> dict[str, list[str]]:
     """Threat -> repairs that leave almost no success and over half of the skill there, on average."""
-    found = {}
-    for threat, rows in results.groupby("threat", sort=False):
-        points = chapter.price(rows).query("moment == 'repair' and not placebo and named != 'oracle'")
-        good = points.loc[(points["asr"] < chapter.FLOOR) & (points["skill"] > FIRES), "named"]
-        found |= {threat.replace("_", " "): list(good)} if len(good) else {}
-    return found
+    points = chapter.price_by_threat(results).query("moment == 'repair' and not placebo and named != 'oracle'")
+    good = points[(points["asr"] < chapter.FLOOR) & (points["skill"] > FIRES)]
+    return {threat: list(rows["named"]) for threat, rows in good.groupby("threat")}
 
 
 def found_by_threat(results: pd.DataFrame) -> str:
