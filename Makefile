@@ -57,5 +57,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$$($(PYTHON) --version) is too old: Python 3.11 or newer is needed (make PYTHON=python3.12 ...)." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,lab,test]'
+	@# Python compiles what it imports: compiling all that is installed takes as long as unpacking it
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[book,lab,test]'
 	touch $@

@@ -4,6 +4,7 @@
 each process that reads pages starts one, and it ends with that.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -72,6 +73,7 @@ def _serve() -> None:
     sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
     for name in LOADED:
         importlib.import_module(name)
+    gc.freeze()  # no copy looks at what is loaded when it collects garbage, so that memory stays shared
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended kernels leave nothing
     for line in sys.stdin:
         parent = os.getpid()
