@@ -5,6 +5,7 @@ Committed before the runs (book/expectations.md); the page of claims says what w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,6 @@ CELL = [*tables.POINT, "modality", "n_poisoned", "epochs"]
 # runs its intervals are much too narrow, as neither way of fitting it carries the spread over to the mean.
 # `benchmarks/coverage.py` measures both.
 LOGITS = np.linspace(-12, 12, 601)
-APART = np.abs(np.subtract.outer(np.arange(LOGITS.size), np.arange(LOGITS.size)))  # in steps of the grid
 SPREADS = np.geomspace(0.1, 3.5, 24)
 WIDE = 4.0  # standard deviation of a mean logit before any run, so wide that 600 successes of 600 are near 1
 USUAL_SPREAD = 1.0  # half-normal, of the spread
@@ -68,9 +68,7 @@ def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
     fit = np.exp(fit - fit.max(axis=1, keepdims=True))  # (kinds, logits): how well a run's own logit explains it
     prior = _normal(LOGITS / WIDE)
     weights, means, evidence = [], [], []
-    for spread in SPREADS:
-        blur = np.exp(_normal((LOGITS - LOGITS[0]) / spread))[APART]  # (own logit, mean logit)
-        blur /= blur.sum(axis=0)
+    for blur in _blurs():
         log_posterior = prior + mixtures @ np.log(fit @ blur + 1e-300)  # (mixtures, mean logits)
         top = log_posterior.max(axis=1, keepdims=True)
         density = np.exp(log_posterior - top)
@@ -88,6 +86,14 @@ def pooled(runs: pd.DataFrame, pair: Sequence[str]) -> Pooled:
     table = groups.agg(n_seeds=("seed", "nunique"), value=("value", "mean")).assign(low=low, high=high)
     spread = float(chance @ SPREADS), *(float(np.interp(q, np.cumsum(chance), SPREADS)) for q in (0.025, 0.975))
     return Pooled(table, spread)
+
+
+@cache
+def _blurs() -> list[np.ndarray]:
+    """For each spread, (own logit, mean logit): how likely a run's own logit is, given the mean of its pair."""
+    apart = np.abs(np.subtract.outer(np.arange(LOGITS.size), np.arange(LOGITS.size)))  # in steps of the grid
+    blurs = [np.exp(_normal((LOGITS - LOGITS[0]) / spread))[apart] for spread in SPREADS]
+    return [blur / blur.sum(axis=0) for blur in blurs]
 
 
 def _normal(z: np.ndarray) -> np.ndarray:
