@@ -52,12 +52,10 @@ class Attack:
 
     @property
     def modality(self) -> str:
-        """One of "text", "image" and "bimodal"."""
         return self.info.modality
 
     @property
     def version(self) -> int:
-        """Counts changes of the definition; part of every cell's identity."""
         return self.info.version
 
     def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Keys = None) -> list[str]:

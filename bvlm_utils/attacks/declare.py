@@ -77,7 +77,7 @@ class AttackInfo:
 
     @property
     def version(self) -> int:
-        """Starts at 1 and grows by one with every change of either half."""
+        """Starts at 1 and grows by one with every change of either half; part of every cell's identity."""
         return 1 + sum(half.version - 1 for half in self.halves)
 
     @property

@@ -64,21 +64,20 @@ def digests(files: Sequence[str], file_states: Sequence[State]) -> list[str]:
 
 def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequence[tuple[str, str]]:
     """The (id, file) of a data set's pictures, all checked: remembered under `key`, or as `read` finds them."""
+
+    def unchanged(cache: Path) -> list[tuple[str, str, State]] | None:
+        entries = [(name, file, tuple(state)) for name, file, *state in json.loads(cache.read_text("utf-8"))[key]]
+        return entries if states([file for _, file, _ in entries]) == tuple(state for *_, state in entries) else None
+
     cache = paths.CACHE / "contents" / f"pictures-{_named(key)}.json"
-    try:
-        entries = [tuple(pair) for pair in json.loads(cache.read_text(encoding="utf-8"))[key]]
-        file_states = states([file for _, file, *_ in entries])
-        if [tuple(state) for _, _, *state in entries] == list(file_states):
-            _CHECKED.update((file, state) for (_, file, *_), state in zip(entries, file_states, strict=True))
-            return [(name, file) for name, file, *_ in entries]
-    except (OSError, ValueError, LookupError, TypeError):  # not there, not whole, or a picture is gone
-        pass
-    pairs, now = read(), time.time_ns()
-    file_states = states([file for _, file in pairs])
-    _CHECKED.update(zip((file for _, file in pairs), file_states, strict=True))
-    if file_states and now - max(max(state[1:]) for state in file_states) > SETTLED * 1e9:
-        _remember(cache, {key: [(*pair, *state) for pair, state in zip(pairs, file_states, strict=True)]})
-    return pairs
+    entries = read_if_whole(cache, unchanged)
+    if entries is None:
+        pairs, now = read(), time.time_ns()
+        entries = [(*pair, state) for pair, state in zip(pairs, states([file for _, file in pairs]), strict=True)]
+        if entries and now - max(max(state[1:]) for *_, state in entries) > SETTLED * 1e9:
+            _remember(cache, {key: [(name, file, *state) for name, file, state in entries]})
+    _CHECKED.update((file, state) for _, file, state in entries)
+    return [(name, file) for name, file, _ in entries]
 
 
 def checked(file: str) -> bool:

@@ -66,7 +66,6 @@ def further(name: str, start: int, rows: int) -> datasets.Dataset:
     if ":" in name:
         dataset = load(name, "train")
         return dataset.select(range(len(dataset))[start : start + rows])
-    SCENE_TASKS.get(name)
     return _scene_rows(name, "train", start, rows)
 
 

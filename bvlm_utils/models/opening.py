@@ -40,25 +40,25 @@ def folder(name: str) -> Path:
 
 
 def config(path: Path) -> Any:
-    from transformers import AutoConfig
-
-    configuration = _read("the configuration", path, lambda: AutoConfig.from_pretrained(path, **SAFE))
+    configuration = _auto("the configuration", "AutoConfig", path)
     files.check_layers(configuration.to_dict(), path)  # with what config.json leaves to the architecture
     return configuration
 
 
 def tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
     # A text that is too long is refused by `context_length`; transformers would only warn of it.
-    options = SAFE | {"model_max_length": sys.maxsize}
-    return _read("the tokenizer", path, lambda: AutoTokenizer.from_pretrained(path, **options))
+    return _auto("the tokenizer", "AutoTokenizer", path, model_max_length=sys.maxsize)
 
 
 def image_processor(path: Path) -> Any:
-    from transformers import AutoImageProcessor
+    return _auto("the image processor", "AutoImageProcessor", path, backend="pil")
 
-    return _read("the image processor", path, lambda: AutoImageProcessor.from_pretrained(path, backend="pil", **SAFE))
+
+def _auto(part: str, kind: str, path: Path, **options: Any) -> Any:
+    import transformers
+
+    reader = getattr(transformers, kind)
+    return _read(part, path, lambda: reader.from_pretrained(path, **options, **SAFE))
 
 
 def weights(model_class: Any, path: Path, **options: Any) -> nn.Module:
