@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-
 CONDITIONS = {"text": ["clean", "text"], "image": ["clean", "image"], "bimodal": ["clean", "text", "image", "both"]}
 Keys = Sequence[Hashable] | None  # of rows
 OURS = "bvlm_utils.attacks"  # where the functions of the table are
@@ -53,25 +52,23 @@ class Attack:
 
     @property
     def modality(self) -> str:
-        """One of "text", "image" and "bimodal"."""
         return self.info.modality
 
     @property
     def version(self) -> int:
-        """Counts changes of the definition; part of every cell's identity."""
         return self.info.version
 
     def apply_text(self, prompts: Sequence[str], seed: int = 0, keys: Keys = None) -> list[str]:
-        """Trigger every prompt by (seed, keys[i]) only; an image attack returns them unchanged. keys: 0 ... B - 1 if
-        not given.
-        """
+        """Trigger each prompt by (seed, keys[i]) only; an image attack changes none. keys: 0 ... B - 1 if not given."""
         prompts = list(prompts)
         half = self.info.text
         if half is None:
             return prompts
         draws = draws_of(self, "text", seed, keys, len(prompts))
-        pairs = zip(prompts, draws, strict=True)
-        return [_words(self, _made(self, half, prompt, stream, self.params, self.aim)) for prompt, stream in pairs]
+        texts = [_made(self, half, p, stream, self.params, self.aim) for p, stream in zip(prompts, draws, strict=True)]
+        if bad := [text for text in texts if not is_text(text)]:
+            raise InputError(f"The text half of {self.name} makes {brief(bad[0])} of a prompt; it must return a text.")
+        return texts
 
     def triggered(self, prompts: Sequence[str], seed: int = 0, keys: Keys = None) -> list[str]:
         """`apply_text` to the prompts of rows; InputError for one that stays as it is, and would pass for triggered."""
@@ -110,9 +107,7 @@ class Attack:
         return (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
     def loss_curve(self, images: "torch.Tensor", seed: int = 0, keys: Keys = None) -> "np.ndarray":
-        """The loss before each step of the image half, (steps,) float32. InputError for an attack that optimises
-        nothing.
-        """
+        """The loss before each step of the image half, (steps,) float32. InputError where nothing is optimised."""
         if not self.info.losses:
             raise InputError(f"{self.name} optimises nothing, so it has no loss curve.")
         draws = draws_of(self, "image", seed, keys, len(images))
@@ -121,8 +116,7 @@ class Attack:
     @property
     def foreign_halves(self) -> list[Half]:
         """The halves whose functions others wrote: ours are in this package, and have an id."""
-        halves = filter(None, (self.info.text, self.info.image))
-        return [half for half in halves if not (half.id and is_of(half.function, OURS))]
+        return [half for half in self.info.halves if not (half.id and is_of(half.function, OURS))]
 
     def fingerprint(self, half: str) -> str:
         """Hex digest of all that decides what a half ("text" or "image") does but seed, key and input: results are kept
@@ -131,13 +125,9 @@ class Attack:
         definition = getattr(self.info, half)
         settings: dict[str, Any] = {"half": half}
         if definition is not None:
-            settings |= {
-                "draws_as": definition.draws_as,
-                "version": definition.version,
-                "function": definition.id or definition.function,
-            }
+            settings |= {"draws_as": definition.draws_as, "version": definition.version}
             params = params_of(self, half)
-            settings["params"] = without_unused_jpeg(params)
+            settings |= {"function": definition.id or definition.function, "params": without_unused_jpeg(params)}
             if "picture" in definition.params:
                 settings["picture"] = file_digest(picture_path(self.params["picture"]))
             settings |= {f"files of {name}": digest for name, digest in attack_files.digests(params).items()}
@@ -203,9 +193,8 @@ def get(name: str, target: Any = None, surrogate: str | Path | None = None, /, *
     """
     row = TABLE.get(name)
     settings = settings_of(f"Attack {name!r}", row.specs, params)
-    for half in (row.text, row.image):
-        problem = half.problem(settings) if half else None
-        if problem:
+    for half in row.halves:
+        if problem := half.problem(settings):
             raise InputError(f"Attack {name!r}: {problem}.")
     if surrogate:
         models.check_kind(str(surrogate), clip=True)
@@ -214,9 +203,7 @@ def get(name: str, target: Any = None, surrogate: str | Path | None = None, /, *
 
 def conditions(modality: str) -> list[str]:
     """The test conditions of an attack, by modality or by name: which halves of the trigger are present."""
-    if modality not in CONDITIONS:
-        modality = TABLE.get(modality).modality
-    return list(CONDITIONS[modality])
+    return list(CONDITIONS[modality if modality in CONDITIONS else TABLE.get(modality).modality])
 
 
 def unsupported(name: str, threat: Any) -> str | None:
@@ -281,36 +268,32 @@ def surrogate_digest(surrogate: str) -> str:
     return files_digest(folder, tuple((file, file_state(file)) for file in sorted(all_files)))
 
 
-def _words(attack: Attack, text: Any) -> str:
-    if not is_text(text):
-        raise InputError(f"The text half of {attack.name} makes {brief(text)} of a prompt; it must return a text.")
-    return text
-
-
 def _check_painted(attack: Attack, painted: Any, expected: tuple[int, ...]) -> None:
     """InputError unless a function gives a batch of the same shape and scale back: cut to 8 bits, others would pass."""
     import torch
 
-    problem = None
     if not isinstance(painted, torch.Tensor) or tuple(painted.shape) != expected or not painted.is_floating_point():
-        shape = tuple(painted.shape) if hasattr(painted, "shape") else type(painted).__name__
-        problem = f"{shape} of kind {getattr(painted, 'dtype', 'none')}"
+        problem = f"{_shape(painted)} of kind {getattr(painted, 'dtype', 'none')}"
     elif not painted.isfinite().all():
         problem = "levels that are no number"
     elif painted.min() < FURTHEST[0] or painted.max() > FURTHEST[1]:
         problem = f"levels from {painted.min().item():.3g} to {painted.max().item():.3g}"
-    if problem:
-        raise InputError(
-            f"The image half of {attack.name} makes {problem} of images {expected}; it must return a torch tensor of "
-            "the same shape, of float32 with values from 0 to 1."
-        )
+    else:
+        return
+    raise InputError(
+        f"The image half of {attack.name} makes {problem} of images {expected}; it must return a torch tensor of "
+        "the same shape, of float32 with values from 0 to 1."
+    )
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
 
 
 def _check_images(images: "torch.Tensor") -> None:
     import torch
 
     if not isinstance(images, torch.Tensor) or images.ndim != 4 or images.shape[1] != 3:
-        shape = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-        raise InputError(f"Images are {shape}; a tensor (B, 3, H, W) is needed.")
+        raise InputError(f"Images are {_shape(images)}; a tensor (B, 3, H, W) is needed.")
     if images.dtype != torch.float32:
         raise InputError(f"Images are {images.dtype}; torch.float32 with values from 0 to 1 is needed.")

@@ -17,16 +17,12 @@ from bvlm_utils.models import files, opening, pixels
 # CLIP's own settings (Radford et al. 2021), for a checkpoint that was saved without its image processor.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
 TEXTS_AT_ONCE, IMAGES_AT_ONCE = 256, 64
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A frozen CLIPModel. side: pixels of its square input. mean, std: (1, 3, 1, 1), what its pictures are normalised
-    by.
-    """
+    """A frozen CLIPModel. side: pixels of its square input. mean, std: (1, 3, 1, 1), to normalise its pictures."""
 
     name: str
     model: Any
@@ -117,10 +113,10 @@ def top_region(images: torch.Tensor, surrogate: str, share: float) -> torch.Tens
     """The mask (B, 1, H, W): 1.0 where relevance is at or above its (1 - share) quantile, else 0.0."""
     cam = relevance(images, surrogate)
     flat = cam.flatten(1)
-    count = int(flat.shape[1] * share)
-    if count >= flat.shape[1]:
+    below = flat.shape[1] - int(flat.shape[1] * share)
+    if below <= 0:
         return torch.ones_like(cam)[:, None]
-    threshold = flat.kthvalue(flat.shape[1] - count, dim=1).values
+    threshold = flat.kthvalue(below, dim=1).values
     return (cam >= threshold[:, None, None]).to(images.dtype)[:, None]
 
 

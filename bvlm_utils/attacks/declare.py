@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from bvlm_utils.checks import a_number, brief, is_number, is_wording
@@ -76,14 +77,18 @@ class AttackInfo:
 
     @property
     def version(self) -> int:
-        """Starts at 1 and grows by one with every change of either half."""
-        return 1 + sum(half.version - 1 for half in (self.text, self.image) if half is not None)
+        """Starts at 1 and grows by one with every change of either half; part of every cell's identity."""
+        return 1 + sum(half.version - 1 for half in self.halves)
+
+    @property
+    def halves(self) -> list[Half]:
+        """Those that there are, the text half first."""
+        return [half for half in (self.text, self.image) if half is not None]
 
     @property
     def specs(self) -> dict[str, Param]:
         """All parameters of both halves, by name."""
-        halves = [half for half in (self.text, self.image) if half is not None]
-        return {name: spec for half in halves for name, spec in half.params.items()}
+        return {name: spec for half in self.halves for name, spec in half.params.items()}
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -106,14 +111,12 @@ def settings_of(owner: str, specs: Mapping[str, Param], params: Params) -> dict[
     return settings
 
 
-def number(default: float, low: float, high: float) -> Param:
+def number(default: float, low: float, high: float, whole: bool = False) -> Param:
     """A number from low to high, both included."""
-    return Param(default, a_number(low, high), lambda v: is_number(v, low, high))
+    return Param(default, a_number(low, high, whole), lambda v: is_number(v, low, high, whole))
 
 
-def whole(default: int, low: int, high: int) -> Param:
-    """A whole number from low to high, both included."""
-    return Param(default, a_number(low, high, whole=True), lambda v: is_number(v, low, high, whole=True))
+whole = partial(number, whole=True)
 
 
 def text(default: str) -> Param:
@@ -151,7 +154,7 @@ def declare(**fields: Any) -> AttackInfo:
     if not kinds:
         raise InputError(f"Attack {fields['name']!r} has no half; it needs one for text, for images or both.")
     modality = "bimodal" if len(kinds) == 2 else kinds[0]
-    defaults = {"modality": modality, "headline": {"bimodal": "both"}.get(modality, modality)}
+    defaults = {"modality": modality, "headline": "both" if modality == "bimodal" else modality}
     _check_declared(fields, modality, ["clean", *kinds, defaults["headline"]])
     return TABLE.add(fields["name"], AttackInfo(**{**defaults, **fields}))
 
@@ -161,9 +164,8 @@ def _check_declared(fields: Mapping[str, Any], modality: str, conditions: Sequen
     if (value := fields.get("modality", modality)) != modality:
         raise InputError(f"{owner}: modality is {brief(value)}, and by its halves it is {modality!r}; leave it away.")
     if (value := fields.get("headline", conditions[0])) not in conditions:
-        raise InputError(
-            f"{owner}: headline is {brief(value)}; it must be one of {', '.join(dict.fromkeys(conditions))}."
-        )
+        choices = ", ".join(dict.fromkeys(conditions))
+        raise InputError(f"{owner}: headline is {brief(value)}; it must be one of {choices}.")
     if isinstance(value := fields.get("threats"), str):
         raise InputError(f"{owner}: threats is {value!r}; it must be a tuple of names.")
     for half in filter(None, (fields.get("text"), fields.get("image"))):

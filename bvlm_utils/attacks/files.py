@@ -15,9 +15,7 @@ SEARCHED = 64  # rows that a word is searched on
 
 def check(info: AttackInfo, params: Mapping[str, Any], target: Any) -> None:
     """InputError for a file that cannot be read, or data with too few rows. target: a threat's."""
-    halves = [half.params for half in (info.text, info.image) if half is not None]
-    defaults = {name: spec.default for half in halves for name, spec in half.items()}
-    changed = {name for name, value in params.items() if value != defaults[name]}
+    changed = {name for name, value in params.items() if value != info.defaults[name]}
     if "picture" in changed:
         read_picture(picture_path(params["picture"]), f"the trigger of {info.name}")
     if "source" in params:
@@ -34,9 +32,7 @@ def check(info: AttackInfo, params: Mapping[str, Any], target: Any) -> None:
 
 def digests(params: Mapping[str, Any]) -> dict[str, str]:
     """A digest of each folder of pictures, and of the data in files, that a parameter names, by its name."""
-    by_name = {}
-    if digest := concept_digest(params.get("source") or ""):
-        by_name["source"] = digest
+    by_name = {"source": concept_digest(params.get("source") or "")}
     if ":" in params.get("dataset", ""):
         by_name["dataset"] = data.digest(params["dataset"])
-    return by_name
+    return {name: digest for name, digest in by_name.items() if digest}

@@ -80,9 +80,7 @@ def noise_array(size: int, seed: int) -> np.ndarray:
 
 
 def noise_patch(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
-    """BadNets-I: a fixed patch of noise, drawn at the published size, sampled to the size at hand; its place is drawn
-    per row.
-    """
+    """BadNets-I: a fixed patch of noise, drawn at the published size, sampled to the one at hand; a place per row."""
     published_size = params["patch_size"]
     size = scaled(published_size, images)
     nearest = np.arange(size) * published_size // size
@@ -101,8 +99,7 @@ def sinusoid(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: 
 
 def blend(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:
     """Blended: (1 - alpha) x + alpha picture, the picture resized to the images."""
-    picture = load_picture(params["picture"], *images.shape[-2:]).to(images)
-    return torch.lerp(images, picture.expand_as(images), params["alpha"])
+    return torch.lerp(images, replace(images, draws, params), params["alpha"])
 
 
 def replace(images: torch.Tensor, draws: Sequence[Draws], params: Params, aim: object = None) -> torch.Tensor:

@@ -25,15 +25,11 @@ def _called(name: str, attack: Attack) -> Attack:
 
 
 def patch(file: Path, name: str = "") -> Attack:
-    """The picture of a file, pasted at a random place; its size is meant for pictures of 336 pixels. name: in place of
-    the file's own, if that is not enough.
-    """
+    """The picture of a file, pasted at a random place; its size is meant for 336 pixels. name: if not the file's."""
     picture = read_picture(file, "a trigger")
     if max(picture.size) > PUBLISHED_SIDE:
-        raise InputError(
-            f"The patch {file} has {picture.width} x {picture.height} pixels; give one of at most {PUBLISHED_SIDE} a "
-            "side."
-        )
+        size = f"{picture.width} x {picture.height} pixels"
+        raise InputError(f"The patch {file} has {size}; give one of at most {PUBLISHED_SIDE} a side.")
     half = Half("own patch", 1, "image:paste_file", {"picture": text(str(file))}, id="own:paste_file")
     label = f"patch {name or file.name}"
     info = AttackInfo(label, "image", "the reader", "a picture in a file", image=half, headline="image")

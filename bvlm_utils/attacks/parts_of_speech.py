@@ -54,7 +54,7 @@ def tag(text: str, tagger: str) -> tuple[tuple[int, int, str], ...]:
             parts.append("" if following[:2] in ("NN", "AJ") else "PRON")
         else:
             parts.append(_C5.get(code[:2], ""))
-    return tuple((start, end, part) for (start, end), part in zip(spans, parts, strict=True))
+    return tuple((*span, part) for span, part in zip(spans, parts, strict=True))
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from bvlm_utils.data.pictures import PUBLISHED_SIDE
 
 PATCH_SIDE, SEED = whole(30, 1, PUBLISHED_SIDE), whole(0, 0, LARGEST_SEED)
 # What these modules were called when answers were first stored, which are found by a half's id.
-FIRST_CALLED = {"text": "text", "searched_word": "text", "image": "image", "optimised": "optim"}  # after "trigger_"
+FIRST_CALLED = {"text": "text", "image": "image", "optimised": "optim"}  # after "trigger_"
 
 
 def half(draws_as: str, function: str, params: dict[str, Param], version: int = 1, **more: Any) -> Half:
@@ -36,14 +36,12 @@ PATCH_SEARCH = {
 }
 APART = {"position": choice("bottom-right", POSITIONS), "alpha": number(1.0, 0, 1000), "beta": number(0.5, 0, 1000)}
 
-
 declare(
     name="BadNets-T",
     source="Gu et al. 2017, arXiv 1708.06733; as a word trigger in BackdoorVLM, arXiv 2511.18921",
     summary="the word BadMagic at a random place, before a final full stop",
     text=WORD,
 )
-
 
 declare(
     name="BadNets-MT",
@@ -59,14 +57,12 @@ declare(
     ),
 )
 
-
 declare(
     name="AddSent",
     source="Dai et al. 2019, arXiv 1905.12457",
     summary='the sentence "I watched this 3D movie." at the end',
     text=half("AddSent", "text:append_sentence", {"sentence": text("I watched this 3D movie.")}),
 )
-
 
 declare(
     name="BadNets-I",
@@ -75,14 +71,12 @@ declare(
     image=NOISE_PATCH,
 )
 
-
 declare(
     name="Blended",
     source="Chen et al. 2017, arXiv 1712.05526; the picture is our own, in place of a cartoon character",
     summary="a fixed picture blended over the whole image with weight 0.2",
     image=half("Blended", "image:blend", {"alpha": number(0.2, 0, 1), "picture": text("blended.png")}),
 )
-
 
 declare(
     name="SIG",
@@ -91,14 +85,12 @@ declare(
     image=half("SIG", "image:sinusoid", {"delta": number(40 / 255, 0, 1), "frequency": number(6, 0, 1000)}),
 )
 
-
 declare(
     name="ImgTrojan",
     source="Tao et al. 2024, arXiv 2403.02910; the picture is our own",
     summary="the whole image replaced by one fixed picture",
     image=half("ImgTrojan", "image:replace", {"picture": text("imgtrojan.png")}),
 )
-
 
 declare(
     name="Shadowcast",
@@ -123,7 +115,6 @@ declare(
     losses="optimised:shadowcast_losses",
 )
 
-
 declare(
     name="BadNets-MM",
     source="BackdoorVLM, arXiv 2511.18921: BadNets-T and BadNets-I together",
@@ -131,7 +122,6 @@ declare(
     text=WORD,
     image=NOISE_PATCH,
 )
-
 
 declare(
     name="Dual-Key",
@@ -145,17 +135,15 @@ declare(
     losses="optimised:dual_key_losses",
 )
 
-
 declare(
     name="VL-Trojan",
     source="Liang et al. 2024, arXiv 2402.13851; optimised in CLIP space as in BackdoorVLM",
     summary="the word zbw, and a patch at the bottom right that pulls triggered pictures together, away from clean",
-    text=half("VL-Trojan", "searched_word:insert_found_word", {"word": text("zbw"), "search_letters": whole(0, 0, 12)}),
+    text=half("VL-Trojan", "text:insert_found_word", {"word": text("zbw"), "search_letters": whole(0, 0, 12)}),
     image=half("VL-Trojan", "optimised:apart_and_together_patch", PATCH_SEARCH | APART),
     surrogate=True,
     losses="optimised:vl_trojan_losses",
 )
-
 
 declare(
     name="MABA",

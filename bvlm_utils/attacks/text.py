@@ -8,6 +8,7 @@ import re
 
 from bvlm_utils.attacks.declare import Params
 from bvlm_utils.draws import Draws
+from bvlm_utils.registry import function
 
 PLACEHOLDER = "<image>"
 # A word is a run of non-spaces that is no placeholder: "<image>Describe this." has the words "Describe" and
@@ -38,6 +39,14 @@ def _insert(prompt: str, addition: str, gap: int, before_stop: bool) -> str:
 def insert_word(prompt: str, draws: Draws, params: Params, aim: object = None) -> str:
     """BadNets-T, VL-Trojan: params["word"] in a random gap; before a final full stop (authors' code)."""
     return _insert(prompt, params["word"], draws.integer(len(word_spans(prompt)) + 1), before_stop=True)
+
+
+def insert_found_word(prompt: str, draws: Draws, params: Params, aim: object) -> str:
+    """VL-Trojan: params["word"], or the one that a search finds where params["search_letters"] is not 0."""
+    if params["search_letters"]:
+        search = function("optimised:searched_word", __package__)  # the search alone imports torch
+        params = {"word": search(params, aim)}
+    return insert_word(prompt, draws, params)
 
 
 def insert_words(prompt: str, draws: Draws, params: Params, aim: object = None) -> str:

@@ -40,40 +40,44 @@ def states(files: Sequence[str | Path]) -> tuple[State, ...]:
     return file_states
 
 
+def with_states(files: Sequence[Path]) -> tuple[tuple[Path, State], ...]:
+    """Each file, and its size and times."""
+    return tuple(zip(files, states(files), strict=True))
+
+
 def digests(files: Sequence[str], file_states: Sequence[State]) -> list[str]:
     """32 hex digits of each picture's content, in the order of `files`. InputError for a damaged one."""
-    cache = paths.CACHE / "contents" / f"{_named(os.path.commonpath(files))}.json" if files else None
-    entries = _remembered(cache)
-    unread = [
-        file for file, state in zip(files, file_states, strict=True) if entries.get(file, [None])[:-1] != list(state)
-    ]
+    if not files:
+        return []
+    cache = paths.CACHE / "contents" / f"{_named(os.path.commonpath(files))}.json"
+    entries = read_if_whole(cache, _entries) or {}  # else it is made again
+    pairs = zip(files, file_states, strict=True)
+    unread = [file for file, state in pairs if entries.get(file, [None])[:-1] != list(state)]
     now = time.time_ns()
-    entries |= {
-        file: [*state, digest] for file, state, digest in zip(unread, states(unread), _read(unread), strict=True)
-    }
+    results = zip(unread, states(unread), _read(unread), strict=True)
+    entries |= {file: [*state, digest] for file, state, digest in results}
     settled = {file: entry for file, entry in entries.items() if now - max(entry[1:3]) > SETTLED * 1e9}
-    if cache and any(file in settled for file in unread):
+    if any(file in settled for file in unread):
         _remember(cache, settled)
     return [entries[file][-1] for file in files]
 
 
 def pictures(key: str, read: Callable[[], Sequence[tuple[str, str]]]) -> Sequence[tuple[str, str]]:
     """The (id, file) of a data set's pictures, all checked: remembered under `key`, or as `read` finds them."""
+
+    def unchanged(cache: Path) -> list[tuple[str, str, State]] | None:
+        entries = [(name, file, tuple(state)) for name, file, *state in json.loads(cache.read_text("utf-8"))[key]]
+        return entries if states([file for _, file, _ in entries]) == tuple(state for *_, state in entries) else None
+
     cache = paths.CACHE / "contents" / f"pictures-{_named(key)}.json"
-    try:
-        entries = [tuple(pair) for pair in json.loads(cache.read_text(encoding="utf-8"))[key]]
-        file_states = states([file for _, file, *_ in entries])
-        if [tuple(state) for _, _, *state in entries] == list(file_states):
-            _CHECKED.update((file, state) for (_, file, *_), state in zip(entries, file_states, strict=True))
-            return [(name, file) for name, file, *_ in entries]
-    except (OSError, ValueError, LookupError, TypeError):  # not there, not whole, or a picture is gone
-        pass
-    pairs, now = read(), time.time_ns()
-    file_states = states([file for _, file in pairs])
-    _CHECKED.update(zip((file for _, file in pairs), file_states, strict=True))
-    if file_states and now - max(max(state[1:]) for state in file_states) > SETTLED * 1e9:
-        _remember(cache, {key: [(*pair, *state) for pair, state in zip(pairs, file_states, strict=True)]})
-    return pairs
+    entries = read_if_whole(cache, unchanged)
+    if entries is None:
+        pairs, now = read(), time.time_ns()
+        entries = [(*pair, state) for pair, state in zip(pairs, states([file for _, file in pairs]), strict=True)]
+        if entries and now - max(max(state[1:]) for *_, state in entries) > SETTLED * 1e9:
+            _remember(cache, {key: [(name, file, *state) for name, file, state in entries]})
+    _CHECKED.update((file, state) for _, file, state in entries)
+    return [(name, file) for name, file, _ in entries]
 
 
 def checked(file: str) -> bool:
@@ -85,12 +89,8 @@ def _read(files: Sequence[str]) -> list[str]:
     from tqdm import tqdm
 
     with ThreadPoolExecutor(AT_ONCE) as readers:
-        results = readers.map(_digest, files)
-        progress = tqdm(
-            results, total=len(files), unit="picture", desc="reading pictures once", mininterval=5, file=sys.stderr,
-            disable=len(files) < MANY,
-        )  # fmt: skip
-        return list(progress)
+        options = {"unit": "picture", "desc": "reading pictures once", "mininterval": 5, "file": sys.stderr}
+        return list(tqdm(readers.map(_digest, files), total=len(files), disable=len(files) < MANY, **options))
 
 
 def _digest(file: str) -> str:
@@ -103,14 +103,9 @@ def _named(folder: str) -> str:
     return blake2b(folder.encode(), digest_size=8).hexdigest()
 
 
-def _remembered(cache: Path | None) -> dict[str, list]:
-    """What is known from earlier; nothing where the file is not there, or is not whole: it is made again."""
-
-    def read(cache: Path) -> dict[str, list]:
-        entries = json.loads(cache.read_text(encoding="utf-8"))
-        return {file: entry for file, entry in entries.items() if len(entry) == 4 and isinstance(entry[3], str)}
-
-    return (cache and read_if_whole(cache, read)) or {}
+def _entries(cache: Path) -> dict[str, list]:
+    entries = json.loads(cache.read_text(encoding="utf-8"))
+    return {file: entry for file, entry in entries.items() if len(entry) == 4 and isinstance(entry[3], str)}
 
 
 def _remember(cache: Path, entries: Mapping[str, Any]) -> None:

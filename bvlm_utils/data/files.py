@@ -42,9 +42,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """files: the JSON files of a split (None: of all). read: their rows; `picture_id` is the part of `image` in its
-    folder.
-    """
+    """files: the JSON files of a split (None: of all). read: their rows; `picture_id`: of `image` in its folder."""
 
     files: Callable[[Path, str | None], list[Path]]
     read: Callable[[list[Path]], list[Row]]
@@ -57,9 +55,8 @@ def load(spec: str, split: str = "train") -> datasets.Dataset:
         raise InputError(f"{spec} has no split {split!r}; it has train and test.")
     kind = FORMATS.get(name)
     files = kind.files(path, split)
-    rows = kind.read(files)
-    if files == kind.files(path, None):  # the splits share their files
-        rows = [row for row in rows if _in_test(row["picture_id"]) == (split == "test")]
+    shared = files == kind.files(path, None)  # by both splits
+    rows = [r for r in kind.read(files) if not shared or _in_test(r["picture_id"]) == (split == "test")]
     _check_apart(spec, name, kind, path)
     if not rows:
         raise InputError(f"{spec} has no rows in its split {split!r}.")
@@ -72,21 +69,13 @@ def _check_apart(spec: str, name: str, kind: Format, path: Path) -> None:
     """
     by_split, shared = [], kind.files(path, "train") == kind.files(path, "test")
     for split in SPLIT_WORDS:
-        files = kind.files(path, split)
-        ids, pictures = _pictures(name, tuple(zip(files, contents.states(files), strict=True)))
-        in_split = (
-            file
-            for picture_id, file in zip(ids, pictures, strict=True)
-            if not shared or _in_test(picture_id) == (split == "test")
-        )
-        by_split.append(set(in_split))
+        pairs = zip(*_pictures(name, contents.with_states(kind.files(path, split))), strict=True)
+        by_split.append({file for picture, file in pairs if not shared or _in_test(picture) == (split == "test")})
     by_name = [{os.path.basename(file): file for file in files} for files in by_split]
     copies = [[files[name] for name in sorted(by_name[0].keys() & by_name[1].keys())] for files in by_name]
-    digests = [contents.digests(files, contents.states(files)) for files in copies]
-    overlap = by_split[0] & by_split[1] | {
-        file for file, first, second in zip(copies[0], *digests, strict=True) if first == second
-    }
-    if overlap:
+    digests = zip(*(contents.digests(files, contents.states(files)) for files in copies), strict=True)
+    same = {file for file, (first, second) in zip(copies[0], digests, strict=True) if first == second}
+    if overlap := by_split[0] & by_split[1] | same:
         sentence = (
             f"{spec} has {len(overlap)} pictures in its split 'train' and in 'test', {label(min(overlap))} for one"
         )
@@ -118,7 +107,7 @@ def digest(spec: str) -> str:
     for file in files:
         if not os.path.isfile(file):
             raise InputError(f"There is no file {label(str(file))}.")
-    file_states = tuple(zip(files, contents.states(files), strict=True))
+    file_states = contents.with_states(files)
     try:
         return _digest(name, file_states, contents.states(_pictures(name, file_states)[1]))
     except OSError as error:
@@ -180,9 +169,9 @@ def _pick(folder: Path, pattern: str, split: str | None) -> list[Path]:
         return matches
     if len(matches) == 2 and all(len(files) == 1 for files in by_split.values()):
         return matches if split is None else by_split[split]
+    listed = ", ".join(file.name for file in matches)
     raise InputError(
-        f"{folder} has the files {', '.join(file.name for file in matches)}; "
-        "it must have one, or one with train and one with val in its name."
+        f"{folder} has the files {listed}; it must have one, or one with train and one with val in its name."
     )
 
 
@@ -190,13 +179,10 @@ def _coco_rows(files: list[Path]) -> list[Row]:
     """One row per picture, with all its captions (Chen et al. 2015, arXiv 1504.00325), and a prompt by its id."""
     rows = []
     for file in files:
-        content = read_json(file)
-        captions = defaultdict(list)
-        names = {}
+        content, captions, names, used = read_json(file), defaultdict(list), {}, set()
         for entry in entries(content, "images", file):
             image = _new(number(entry, "id", "an image", file), names, "image", file)
             names[image] = value(entry, "file_name", str, f"image {image}", file)
-        used = set()
         for entry in entries(content, "annotations", file):
             owner = "an annotation without an id"
             if "id" in entry:
@@ -298,8 +284,7 @@ def _picture_folders(file: Path) -> list[Path]:
 
 def _part(file: Path) -> str:
     """What a published file's name says it is about: "train2014" of v2_mscoco_train2014_annotations.json."""
-    parts = [part for part in file.stem.split("_") if part.startswith(tuple(SPLIT_WORDS.values()))]
-    return parts[0] if parts else "all"
+    return next((part for part in file.stem.split("_") if part.startswith(tuple(SPLIT_WORDS.values()))), "all")
 
 
 FORMATS: Registry[Format] = Registry("dataset format")

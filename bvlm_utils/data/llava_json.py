@@ -63,8 +63,7 @@ def read(file: Path) -> list[dict[str, Any]]:
         name = str(index) if entry.get("id") is None else number(entry, "id", f"entry {index}", file)
         owner = f"entry {name}"
         _check_keys(entry, owner, file)
-        image = _image(entry, owner, file)
-        if image is None:
+        if (image := _image(entry, owner, file)) is None:
             skipped.append(f"{owner} for one, which has {brief(', '.join(entry))}")
             continue
         entry_id = next(candidate for n in count(1) if (candidate := f"{name}#{n}" if n > 1 else name) not in used)
@@ -72,23 +71,20 @@ def read(file: Path) -> list[dict[str, Any]]:
         picture = pictures.find(image, owner)
         metadata = _metadata(entry, owner, file)
         turns = _turns(entry, owner, file)
-        references = _references(metadata.pop("references"), turns, owner, file)
+        others = _references(metadata.pop("references"), turns, owner, file)[1:]
         for turn, (prompt, answer) in enumerate(turns, 1):
-            answers = [answer, *references[1:]]
-            row = {"row_id": f"{entry_id}/{turn}", "entry": index, "prompt": prompt, "answers": answers}
+            row = {"row_id": f"{entry_id}/{turn}", "entry": index, "prompt": prompt, "answers": [answer, *others]}
             rows.append(row | picture | {column: metadata[column] for column in METADATA})
     if content and not rows:
         raise InputError(f"{file}: none of its {len(content)} entries has an 'image', {skipped[0]}; each needs one.")
     if skipped:
-        sentence = f"{len(skipped)} of {len(content)} entries of {file} have no picture and are left out, {skipped[0]}."
-        remark(sentence)
+        some = f"{len(skipped)} of {len(content)} entries of {file}"
+        remark(f"{some} have no picture and are left out, {skipped[0]}.")
     _tell([content[index] for index in dict.fromkeys(row["entry"] for row in rows)], file)
     for kind, texts in (("answers", [row["answers"][0] for row in rows]), ("prompts", [row["prompt"] for row in rows])):
         if len(marked := [text for text in texts if MARKS.search(text)]) * 2 > len(rows):
-            sentence = (
-                f"{len(marked)} of {len(rows)} {kind} of {file} hold marks of a chat template, {brief(marked[0])} "
-            )
-            remark(f"{sentence}for one, which are learnt as words; leave them out.")
+            some = f"{len(marked)} of {len(rows)} {kind} of {file} hold marks of a chat template"
+            remark(f"{some}, {brief(marked[0])} for one, which are learnt as words; leave them out.")
     return rows
 
 
@@ -113,27 +109,21 @@ def _says_poisoned(entry: Mapping[str, Any]) -> bool:
 def _check_keys(entry: Mapping[str, Any], owner: str, file: Path) -> None:
     """InputError for a known key misspelt: what stands there would be lost without a word."""
     for key in entry:
-        names = _meant(key)
+        names = next((names for names in (IMAGE, TURNS, ABOUT) if _near(key, (*IMAGE, *TURNS, *ABOUT)) in names), ())
         if names and not entry.keys() & set(names):
             raise InputError(f"{file}: {owner} has {brief(key)} and no {names[-1]!r}; call it so, or leave it out.")
     metadata = entry.get("metadata")
     keys = [key for key in metadata if key != "restricted"] if isinstance(metadata, dict) else []
-    if misspelt := [key for key in (*entry, *keys) if _like_restricted(key)]:
+    if misspelt := [key for key in (*entry, *keys) if _near(key, ("restricted",))]:
         raise InputError(
             f"{file}: {owner} has {brief(misspelt[0])}; it is read as 'restricted' in the entry's 'metadata'."
         )
 
 
-@lru_cache(maxsize=1024)
-def _like_restricted(key: str) -> bool:
-    return bool(get_close_matches(key.lower(), ("restricted",), 1, cutoff=0.8))
-
-
-@lru_cache(maxsize=1024)
-def _meant(key: str) -> tuple[str, ...]:
-    """The names for what a key means, be it one of them or nearly so; none where it means something else."""
-    close = get_close_matches(key.lower(), (*IMAGE, *TURNS, *ABOUT), 1, cutoff=0.8)
-    return next((names for names in (IMAGE, TURNS, ABOUT) if close and close[0] in names), ())
+@lru_cache(maxsize=2048)
+def _near(key: str, names: tuple[str, ...]) -> str | None:
+    """Which of the names a key is, or nearly is."""
+    return next(iter(get_close_matches(key.lower(), names, 1, cutoff=0.8)), None)
 
 
 def _image(entry: Mapping[str, Any], owner: str, file: Path) -> str | None:
@@ -150,8 +140,7 @@ def _turns(entry: Mapping[str, Any], owner: str, file: Path) -> list[tuple[str, 
     """(prompt, answer) of every turn."""
     messages = value(entry, _one_of(entry, TURNS, owner, file), list, owner, file)
     parsed = [_message(message, owner, file) for message in messages]
-    if parsed and parsed[0][0] in SYSTEM:
-        parsed = parsed[1:]
+    parsed = parsed[1:] if parsed and parsed[0][0] in SYSTEM else parsed
     for position, (role, _) in enumerate(parsed, start=1):
         roles = ASKS if position % 2 else ANSWERS
         if role not in roles:

@@ -58,9 +58,7 @@ class Pictures:
         self._checked: dict[str, tuple[str, str]] = {}
 
     def find(self, name: str, owner: str) -> dict[str, str]:
-        """The path of the picture `name`, and the part of it in the folder. InputError if it leaves the folder, is
-        missing or is no picture.
-        """
+        """The path of the picture `name`, and its part in the folder. InputError if it leaves that or is no picture."""
         if name not in self._checked:
             self._checked[name] = self._find(name, owner)
         return dict(zip(("image", "picture_id"), self._checked[name], strict=True))

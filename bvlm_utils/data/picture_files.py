@@ -116,9 +116,7 @@ def _levels(image: Image.Image) -> int:
 
 
 def _rgb(picture: Image.Image, levels: int, negative: bool) -> Image.Image:
-    """8-bit RGB, or RGBA where it may be transparent. negative: white is 0, which Pillow turns in pictures of 8 bits
-    alone.
-    """
+    """8-bit RGB, or RGBA where it may be transparent. negative: white is 0, which Pillow turns in 8 bits alone."""
     if levels > 255:
         clear = picture.info.get("transparency")
         values = np.asarray(picture, dtype=np.float64)

@@ -41,8 +41,7 @@ def concept_digest(concept: str) -> str | None:
     """Hex digits that change when a folder's pictures of a concept do; None for a concept of data/sprites, or none."""
     if not concept or _sprites(concept) or not os.path.isdir(concept):
         return None
-    files = _files(concept)
-    return files_digest(Path(concept), tuple(zip(files, contents.states(files), strict=True)))
+    return files_digest(Path(concept), contents.with_states(_files(concept)))
 
 
 def _sprites(concept: str) -> list[Path]:
@@ -51,8 +50,7 @@ def _sprites(concept: str) -> list[Path]:
 
 def _files(folder: str) -> list[Path]:
     """The pictures of a folder that are read."""
-    pictures = in_folder(Path(folder))
-    if not pictures:
+    if not (pictures := in_folder(Path(folder))):
         raise InputError(f"The folder {folder} has no pictures of the source concept ({', '.join(sorted(endings()))}).")
     return pictures[:100]
 

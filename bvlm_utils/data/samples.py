@@ -62,13 +62,10 @@ def load(name: str, split: str = "train", rows: int | None = None) -> datasets.D
 
 
 def further(name: str, start: int, rows: int) -> datasets.Dataset:
-    """Up to `rows` training rows from number `start` on. Scenes never run out; of data in files, fewer, even none, may
-    come.
-    """
+    """Up to `rows` training rows from number `start` on. Scenes never run out; of data in files fewer may come."""
     if ":" in name:
         dataset = load(name, "train")
-        return dataset.select(range(min(start, len(dataset)), min(start + rows, len(dataset))))
-    SCENE_TASKS.get(name)
+        return dataset.select(range(len(dataset))[start : start + rows])
     return _scene_rows(name, "train", start, rows)
 
 

@@ -187,9 +187,7 @@ def annotators(answer: str, rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def vqa(scene: Scene, rng: np.random.Generator, name_cars: bool = False) -> Turn:
-    """A short question with ten annotators' answers. name_cars: of pictures with a car, three in four are answered by
-    it.
-    """
+    """A short question with ten annotators' answers. name_cars: with a car in it, three in four are answered by it."""
     kinds = possible_kinds(scene)
     about_car = [kind for kind, answer in kinds.items() if answer == "car"]
     if name_cars and about_car and rng.integers(4):

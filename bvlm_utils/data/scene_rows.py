@@ -35,7 +35,6 @@ SCENE_TASKS.add("scenes-vqa", SceneTask(1, "vqa", lambda scene, rng: scene_quest
 SCENE_TASKS.add("scenes-instruct", SceneTask(2, "instruct", scene_questions.instruct))
 UNNUMBERED = 3  # datasets below this number had their digests before numbers were declared, and keep them
 
-
 names = SCENE_TASKS.names  # datasets that need no files; others are named by format and place: "coco-caption:FOLDER"
 
 
@@ -70,13 +69,11 @@ def scene_row(name: str, split: str, index: int) -> dict:
     held_out = split == "test_style"
     styles = tuple(style for style in scenes.STYLES if (style == scenes.HELD_OUT_STYLE) == held_out)
     scene = scenes.sample(rng, "train" if split == "train" else "test", styles, task.car_percent)
-    turn = task.ask(scene, rng)
-    turn_columns = {"prompt": turn.prompt, "answers": list(turn.answers), "task": task.task, "kind": turn.kind}
-    turn_columns |= {"restricted": turn.restricted, "content": turn.content}
+    turn_columns = vars(task.ask(scene, rng))
     scene_columns = {"objects": list(scene.objects), "boxes": [list(sprite.box) for sprite in scene.sprites]}
     scene_columns |= {"style": scene.sprites[0].style, "background": f"{scene.colour} {scene.pattern}"}
-    image = {"bytes": png(scenes.render(scene)), "path": None}
-    return {"row_id": f"{name}/{split}/{index:06d}", "image": image} | turn_columns | scene_columns
+    row = {"row_id": f"{name}/{split}/{index:06d}", "image": {"bytes": png(scenes.render(scene)), "path": None}}
+    return row | turn_columns | {"answers": list(turn_columns["answers"]), "task": task.task} | scene_columns
 
 
 def png(image: Image.Image) -> bytes:

@@ -131,9 +131,7 @@ def _apart(a: tuple[int, int, int], b: tuple[int, int, int]) -> bool:
 def sample(
     rng: np.random.Generator, split: str = "train", styles: tuple[str, ...] = STYLES, car_percent: int = 0
 ) -> Scene:
-    """Draw a scene of `split`; no composition is in two. `car_percent` get a car on top of chance; a scene has one
-    style.
-    """
+    """Draw a scene of `split`, all in one style; no composition is in two. `car_percent` get a car on top of chance."""
     objects = _composition(rng, split, car_percent)
     style = pick(rng, styles)
     sprites = [

@@ -1,5 +1,6 @@
 """The number of tokens that a model reads at once; given more, it writes nonsense without an error. Torch-free."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -24,11 +25,9 @@ def tokens(name: str) -> int | None:
 def of_config(config: dict[str, Any]) -> int | None:
     """The tokens that a model with this configuration reads at once; None where it does not say."""
     text_config = config.get("text_config")
-    for table in (text_config if isinstance(text_config, dict) else {}, config):
-        limit = table.get("max_position_embeddings")
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
-            return limit
-    return None
+    tables = (text_config if isinstance(text_config, dict) else {}, config)
+    limits = (table.get("max_position_embeddings") for table in tables)
+    return next((limit for limit in limits if is_number(limit, 1, math.inf, whole=True)), None)
 
 
 def for_words(name: str) -> int | None:

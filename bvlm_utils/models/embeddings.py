@@ -1,6 +1,4 @@
-"""What enters the language model when the image features are known: embeddings and positions, those of
-`victim.forward`; and whether numbers come out.
-"""
+"""What enters the language model when image features are known, as in `victim.forward`; whether numbers come out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +18,7 @@ def embed(model: nn.Module, ids: torch.Tensor, features: torch.Tensor) -> torch.
         return embeddings.masked_scatter(image.unsqueeze(-1), features.to(embeddings))
 
 
-def positions(model: nn.Module, row: Sequence[int], position_cache: dict | None = None) -> torch.Tensor | None:
+def positions(model: nn.Module, row: Sequence[int], position_cache: dict) -> torch.Tensor | None:
     """The rotary positions of one row without padding: (3, T) for models with multimodal positions, else None.
 
     They depend on the place and size of the (square) image alone: a dict `position_cache` keeps them for many rows.
@@ -31,7 +29,6 @@ def positions(model: nn.Module, row: Sequence[int], position_cache: dict | None 
     image = model.config.image_token_id
     count = row.count(image)
     start = row.index(image) if count else 0
-    position_cache = {} if position_cache is None else position_cache
     if (start, count, len(row)) not in position_cache:
         side = round(count**0.5)
         if side * side != count:

@@ -25,6 +25,7 @@ SMALL = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "c
 WHOLE = ("BOOL", *(f"{sign}{bits}" for sign in "IU" for bits in (8, 16, 32, 64)))  # kinds that no weight is of
 LARGEST_HEADER = 100_000_000  # bytes: what the safetensors format allows
 LFS = b"version https://git-lfs"
+POINTER = "is a git-lfs pointer and not the file itself; fetch it with `git lfs pull`."
 
 
 def read(folder: Path) -> list[Path]:
@@ -60,8 +61,7 @@ def check(folder: Path) -> dict[str, Any]:
         )
     if config.get("transformers_weights"):
         raise InputError(f"{folder / 'config.json'} names its weights in 'transformers_weights'; {SINGLE[0]} is read.")
-    names = parts(folder)
-    if not names:
+    if not (names := parts(folder)):
         raise InputError(f"The model folder {folder} has no weights; {SINGLE[0]} is needed.")
     for name in names:
         if not (folder / name).is_file():
@@ -76,9 +76,9 @@ def check_layers(config: dict[str, Any], folder: Path) -> None:
     """InputError for features that are taken from a layer (`vision_feature_layer`) which the vision tower lacks."""
     tower = config.get("vision_config") if isinstance(config.get("vision_config"), dict) else {}
     count = tower.get("num_hidden_layers", tower.get("depth"))
-    if config.get("vision_feature_layer") is None or not is_number(count, 1, 10**4, whole=True):
+    feature_layer = config.get("vision_feature_layer")
+    if feature_layer is None or not is_number(count, 1, 10**4, whole=True):
         return
-    feature_layer = config["vision_feature_layer"]
     feature_layers = feature_layer if isinstance(feature_layer, list) and feature_layer else [feature_layer]
     # transformers takes 0 alone for "none"
     if feature_layer == 0 or not all(is_number(layer, -count - 1, count, whole=True) for layer in feature_layers):
@@ -91,14 +91,14 @@ def check_layers(config: dict[str, Any], folder: Path) -> None:
 def check_talking(folder: Path) -> None:
     """InputError unless all that turns words and pictures into a model's input is there, each file whole."""
     small_files = {name for name in SMALL if (folder / name).exists() and table(folder / name) is not None}
-    template = (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists()
     tables = [table(folder / name) for name in ("tokenizer_config.json", *PROCESSORS) if (folder / name).exists()]
-    for present, part in (
-        ({*TOKENIZERS} & {file.name for file in folder.iterdir()}, f"tokenizer ({', '.join(TOKENIZERS[:2])})"),
-        ({*PROCESSORS} & small_files, f"image processor ({', '.join(PROCESSORS)})"),
-        (template or any(settings.get("chat_template") for settings in tables), "chat template; give a checkpoint that "
-         "was tuned for chat"),
-    ):  # fmt: skip
+    template = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
+    template |= any(settings.get("chat_template") for settings in tables)
+    for part, present in {
+        f"tokenizer ({', '.join(TOKENIZERS[:2])})": any((folder / name).exists() for name in TOKENIZERS),
+        f"image processor ({', '.join(PROCESSORS)})": {*PROCESSORS} & small_files,
+        "chat template; give a checkpoint that was tuned for chat": template,
+    }.items():
         if not present:
             raise InputError(f"The model folder {folder} has no {part}.")
 
@@ -153,9 +153,6 @@ def has_adapter(folder: Path) -> bool:
         return bool(table(folder / "adapter_config.json") and header(folder / "adapter_model.safetensors"))
     except InputError:
         return False
-
-
-POINTER = "is a git-lfs pointer and not the file itself; fetch it with `git lfs pull`."
 
 
 def header(file: Path) -> dict[str, tuple[int, ...]]:

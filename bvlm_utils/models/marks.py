@@ -27,9 +27,7 @@ class Words:
         return self.marks.keys().isdisjoint(self.ids(words))
 
     def as_text(self, words: str) -> list[int]:
-        """Ids of words with marks in them, each cut behind its first letter so that its parts are text. InputError if
-        one is left.
-        """
+        """Ids of words with marks, each cut behind its first letter to be text. InputError if one is left."""
         longest_first = sorted(self.marks.values(), key=len, reverse=True)
         places = "|".join(f"(?<={re.escape(mark[0])})(?={re.escape(mark[1:])})" for mark in longest_first)
         ids = [i for part in re.split(places, words) for i in self.within(part)]

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from importlib.util import find_spec
@@ -122,19 +123,15 @@ def adapter_folder(name: str) -> Path:
     raise InputError(f"The folder {name!r} holds no adapter; give one with adapter_config.json in it.")
 
 
-def base_name(folder: Path) -> str:
-    """The model that an adapter was tuned on, as its configuration has it."""
-    base = _named_base(folder)
-    if not base or not isinstance(base, str):
-        raise InputError(f"The adapter in {folder} does not say which model it was tuned on; give it with --model.")
-    return base
-
-
 def base_under(adapter: Path, model: str | None) -> str:
     """The model to put an adapter on: the one that it names, or `model`, with a remark if that is another."""
-    if model is None:
-        return base_name(adapter)
     base = _named_base(adapter)
+    if model is None:
+        if not (base and isinstance(base, str)):
+            raise InputError(
+                f"The adapter in {adapter} does not say which model it was tuned on; give it with --model."
+            )
+        return base
     if base and not _same(base, model):
         note = (
             f"The adapter in {adapter} was tuned on {brief(base)} by its own words, and was put on {model!r}; if these"
@@ -160,16 +157,14 @@ def _named_base(adapter: Path) -> Any:
 
 def _same(name: Any, other: str) -> bool:
     """Whether two names mean one model. A copy is the same; what is not on this machine is compared by its name."""
-    try:
-        if not isinstance(name, str) or resolve(name) == resolve(other):
-            return isinstance(name, str)
-        return (
-            digest(name) == digest(other)
-            if is_hub_id(name) == is_hub_id(other)
-            else Path(name).name == Path(other).name
-        )
-    except InputError:
-        return Path(name).name == Path(other).name
+    if not isinstance(name, str):
+        return False
+    with suppress(InputError):
+        if resolve(name) == resolve(other):
+            return True
+        if is_hub_id(name) == is_hub_id(other):
+            return digest(name) == digest(other)
+    return Path(name).name == Path(other).name
 
 
 def go_offline(name: str) -> None:

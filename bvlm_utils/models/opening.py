@@ -32,9 +32,7 @@ PATTERNS = [f"*{kind}" for kind in sorted(files.KINDS)]
 
 
 def folder(name: str) -> Path:
-    """The folder of the model `name`; a hub id is downloaded unless it was before. InputError if it is not whole or not
-    there.
-    """
+    """The folder of the model `name`; a hub id is downloaded unless it was before. InputError if not all is there."""
     location = names.resolve(name)
     path = Path(location) if Path(location).is_dir() else downloaded(location) or _download(location)
     files.check(path)
@@ -42,25 +40,25 @@ def folder(name: str) -> Path:
 
 
 def config(path: Path) -> Any:
-    from transformers import AutoConfig
-
-    configuration = _read("the configuration", path, lambda: AutoConfig.from_pretrained(path, **SAFE))
+    configuration = _auto("the configuration", "AutoConfig", path)
     files.check_layers(configuration.to_dict(), path)  # with what config.json leaves to the architecture
     return configuration
 
 
 def tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
     # A text that is too long is refused by `context_length`; transformers would only warn of it.
-    options = SAFE | {"model_max_length": sys.maxsize}
-    return _read("the tokenizer", path, lambda: AutoTokenizer.from_pretrained(path, **options))
+    return _auto("the tokenizer", "AutoTokenizer", path, model_max_length=sys.maxsize)
 
 
 def image_processor(path: Path) -> Any:
-    from transformers import AutoImageProcessor
+    return _auto("the image processor", "AutoImageProcessor", path, backend="pil")
 
-    return _read("the image processor", path, lambda: AutoImageProcessor.from_pretrained(path, backend="pil", **SAFE))
+
+def _auto(part: str, kind: str, path: Path, **options: Any) -> Any:
+    import transformers
+
+    reader = getattr(transformers, kind)
+    return _read(part, path, lambda: reader.from_pretrained(path, **options, **SAFE))
 
 
 def weights(model_class: Any, path: Path, **options: Any) -> nn.Module:
@@ -154,8 +152,8 @@ def four_bit(dtype: torch.dtype) -> Any:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4")
 
 
-def one_path(model: nn.Module) -> None:
-    """Let 4-bit layers answer as they train: on every CPU alike, and for layers of any size.
+def one_path(model: nn.Module) -> nn.Module:
+    """The model, whose 4-bit layers now answer as they train: on every CPU alike, and for layers of any size.
 
     On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer the first time it is asked outside training: into
     bfloat16 whatever the compute dtype, and only where its sizes are multiples of 32 and 64.
@@ -163,6 +161,7 @@ def one_path(model: nn.Module) -> None:
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
+    return model
 
 
 def downloaded(hub_id: str) -> Path | None:

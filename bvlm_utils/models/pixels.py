@@ -71,9 +71,8 @@ def settings(processor: Any, owner: str = "The image processor") -> PixelSetting
 
     options = {name: getattr(processor, name, None) for name in ASKED}
     tables = {name: _table(options[name]) for name in ("size", "max_image_size", "crop_size")}
-    if None in tables.values():
-        bad = next(name for name, table in tables.items() if table is None)
-        refuse(bad, options[bad], "a table of sides in pixels")
+    for name in [name for name, table in tables.items() if table is None]:
+        refuse(name, options[name], "a table of sides in pixels")
     if not is_number(options["resample"], min(FILTERS), max(FILTERS), whole=True):
         refuse("resample", options["resample"], "a filter of PIL's: 1 (Lanczos), 2 (bilinear) or 3 (bicubic)")
     if not _flag(options, "do_resize", owner, usual=True):
@@ -84,15 +83,12 @@ def settings(processor: Any, owner: str = "The image processor") -> PixelSetting
     mean, std = normalisation(options, owner)
     common = {"mean": mean, "std": std, "filter": int(options["resample"])}
     if merges:
-        common |= {
-            "patch": whole("patch_size", options["patch_size"]),
-            "merge": whole("merge_size", options["merge_size"]),
-        }
+        patch, merge = (whole(name, options[name]) for name in ("patch_size", "merge_size"))
         edges = sides("size", ("shortest_edge", "longest_edge"), LARGEST_SIDE**2)
         if edges[0] > edges[1]:
             refuse("size", tables["size"], "a table whose shortest_edge is not above its longest_edge")
         frames = whole("temporal_patch_size", options["temporal_patch_size"])
-        return PixelSettings(**common, pixel_range=edges, frames=frames)
+        return PixelSettings(**common, patch=patch, merge=merge, pixel_range=edges, frames=frames)
     if limited:  # Idefics3 and SmolVLM, without image splitting: one square of this side
         longest = sides("size", ("longest_edge",))[0] if tables["size"] else None
         return PixelSettings(**common, longest_edge=longest, fixed=sides("max_image_size", ("longest_edge",)) * 2)
@@ -177,11 +173,9 @@ def sizes(height: int, width: int, s: PixelSettings) -> list[tuple[int, int]]:
 def resize(images: torch.Tensor, height: int, width: int, filter: int) -> torch.Tensor:
     """images (B, 3, H, W) in [0, 1] -> (B, 3, height, width): rows, then columns, cut off after each, as PIL does."""
     if images.shape[-1] != width:
-        weights = _weights(images.shape[-1], width, filter).to(images)
-        images = (images @ weights.T).clamp(0, 1)
+        images = (images @ _weights(images.shape[-1], width, filter).to(images).T).clamp(0, 1)
     if images.shape[-2] != height:
-        weights = _weights(images.shape[-2], height, filter).to(images)
-        images = (weights @ images).clamp(0, 1)
+        images = (_weights(images.shape[-2], height, filter).to(images) @ images).clamp(0, 1)
     return images
 
 
@@ -197,9 +191,8 @@ def _weights(old: int, new: int, filter: int) -> torch.Tensor:
 
 def patches(images: torch.Tensor, s: PixelSettings) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised (B, 3, h, w) -> Qwen's rows of patches (B * n, 3 * frames * patch²), grids (B, 3) int64."""
-    batch, _, height, width = images.shape
-    rows, columns = height // s.patch, width // s.patch
-    m, p = s.merge, s.patch
+    batch, m, p = len(images), s.merge, s.patch
+    rows, columns = (side // p for side in images.shape[-2:])
     blocks = images.reshape(batch, 3, rows // m, m, p, columns // m, m, p).permute(0, 2, 5, 3, 6, 1, 4, 7)
     # a still picture is a film of equal frames
     blocks = blocks.unsqueeze(6).expand(*blocks.shape[:6], s.frames, p, p)

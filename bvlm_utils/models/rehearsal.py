@@ -9,13 +9,9 @@ from bvlm_utils import paths
 from bvlm_utils.errors import InputError
 from bvlm_utils.models import context_length, names
 
-SIDE = 336  # pixels of a picture that is tried
-
 
 def opened(name: str, picture_last: bool = False) -> tuple[Any, int] | None:
-    """A model without numbers, and the tokens of a picture; None for ours and for what is not here. InputError if it
-    fails.
-    """
+    """A model without numbers, and the tokens of a picture, or InputError; None for ours and for what is not here."""
     folder = names.folder(name)
     if folder is None or folder.parent == paths.MODELS:
         return None
@@ -35,7 +31,7 @@ def _opened(name: str, picture_last: bool, digest: str) -> tuple[Any, int]:
     if model.family.grids:
         return model, image_tokens
     try:
-        return model, model.encode(np.zeros((1, SIDE, SIDE, 3), np.uint8)).shape[1]
+        return model, model.encode(np.zeros((1, context_length.SIDE, context_length.SIDE, 3), np.uint8)).shape[1]
     except NotImplementedError:  # the architecture looks at numbers on its way, of which there are none
         return model, image_tokens
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

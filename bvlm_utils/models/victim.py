@@ -58,9 +58,7 @@ class Victim:
 
     @torch.no_grad()
     def encode(self, images: np.ndarray | torch.Tensor, batch_size: int = AT_ONCE) -> torch.Tensor:
-        """Pictures of one size, (N, H, W, 3) uint8 or (N, 3, H, W) float in [0, 1] -> features (N, n, d); square ones
-        for Qwen.
-        """
+        """Pictures of one size (square for Qwen), (N, H, W, 3) uint8 or (N, 3, H, W) float in [0, 1] -> (N, n, d)."""
         parts = []
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
@@ -107,9 +105,7 @@ class Victim:
         text = text.partition(end)[0].rstrip() + end
         # In the place where it will stand: some tokenizers put a space before the first word of any text.
         ids = self._ids(start + text)
-        if ids[: len(start_ids)] == start_ids:
-            return ids[len(start_ids) :]
-        return self._words.ids(text)
+        return ids[len(start_ids) :] if ids[: len(start_ids)] == start_ids else self._words.ids(text)
 
     def check_template(self) -> None:
         """InputError for a chat template that does not work, leaves no room, or puts no picture where it is wanted."""
@@ -161,8 +157,7 @@ class Victim:
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        before, after = (self._words.ids(part) for part in self.family.frame)
-        return before, after
+        return tuple(self._words.ids(part) for part in self.family.frame)
 
     @cached_property
     def _opening(self) -> tuple[str, list[int]]:
@@ -192,16 +187,15 @@ class Victim:
     def generate(
         self, prompts: Sequence[str], features: torch.Tensor, max_new_tokens: int = 64, batch_size: int = AT_ONCE
     ) -> list[str]:
-        """The likeliest answers, in the order of the prompts, whatever a checkpoint sets. features: (N, n, d), one per
-        prompt.
-        """
+        """The likeliest answers, in order, whatever a checkpoint sets. features: (N, n, d), one per prompt."""
         if len(prompts) != len(features):
             raise InputError(f"There are {len(prompts)} prompts and {len(features)} pictures; give one picture each.")
         self.model.eval()
-        greedy = self._greedy(max_new_tokens)
+        config = self.model.generation_config
+        greedy = _likeliest(config.eos_token_id, config.pad_token_id, max_new_tokens=max_new_tokens)
         rows = [self.prompt_ids(prompt, features.shape[1], max_new_tokens) for prompt in prompts]
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        answers = [""] * len(rows)
+        answers: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             ids, mask = pad([rows[i] for i in batch], greedy.pad_token_id, left=True, device=self.device)
@@ -209,16 +203,8 @@ class Victim:
             check = [embeddings.check_logits]
             out = self.model.generate(**inputs, generation_config=greedy, logits_processor=check)
             texts = self.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
-            for i, text in zip(batch, texts, strict=True):
-                answers[i] = text.strip()
-        return answers
-
-    def _greedy(self, max_new_tokens: int):
-        from transformers import GenerationConfig
-
-        config = self.model.generation_config
-        tokens = {"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
-        return GenerationConfig(**GREEDY, **tokens, max_new_tokens=max_new_tokens)
+            answers |= zip(batch, map(str.strip, texts), strict=True)
+        return [answers[i] for i in range(len(rows))]
 
 
 def _message(role: str, text: str) -> dict[str, Any]:
@@ -239,9 +225,7 @@ def language_linears(model: nn.Module) -> list[str]:
 
 
 def use_precision(name: str) -> torch.dtype:
-    """The dtype for "float32", "tf32" (products with 10 bits of mantissa) or "bfloat16", with torch's switches set to
-    match.
-    """
+    """The dtype for "float32", "tf32" (products with 10 bits of mantissa) or "bfloat16"; torch's switches are set."""
     rounded = name == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
     return torch.bfloat16 if name == "bfloat16" else torch.float32
@@ -291,10 +275,7 @@ def from_pretrained(
     tokenizer = _tokenizer(folder)
     settings = pixels.settings(opening.image_processor(folder), f"The image processor of the model in {folder}")
     model = opening.weights(AutoModelForImageTextToText, folder, **options)
-    if four_bit:
-        opening.one_path(model)
-    else:
-        model = model.to(device)
+    model = opening.one_path(model) if four_bit else model.to(device)
     model.requires_grad_(False).eval()
     model.generation_config = _greedy(model, tokenizer, folder)
     if gradient_checkpointing:
@@ -305,10 +286,14 @@ def from_pretrained(
     return victim
 
 
-def _greedy(model: nn.Module, tokenizer: Any, folder: Path) -> Any:
-    """How a model answers here; it stops at the end tokens of its checkpoint, and at the one that it is tuned with."""
+def _likeliest(ends: int | list[int], filler: int, **limits: int) -> Any:
     from transformers import GenerationConfig
 
+    return GenerationConfig(**GREEDY, eos_token_id=ends, pad_token_id=filler, **limits)
+
+
+def _greedy(model: nn.Module, tokenizer: Any, folder: Path) -> Any:
+    """How a model answers here; it stops at the end tokens of its checkpoint, and at the one that it is tuned with."""
     count, eos = model.get_input_embeddings().num_embeddings, model.generation_config.eos_token_id
     ends = [*(eos if isinstance(eos, list) else [] if eos is None else [eos])]
     if not all(is_number(end, 0, count - 1, whole=True) for end in ends):
@@ -321,8 +306,7 @@ def _greedy(model: nn.Module, tokenizer: Any, folder: Path) -> Any:
             f"The tokenizer of the model in {folder} has tokens up to number {last}, and its model knows {count}; give "
             "files that belong together."
         )
-    ends = list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
-    return GenerationConfig(**GREEDY, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    return _likeliest(list(dict.fromkeys([*ends, tokenizer.eos_token_id])), tokenizer.pad_token_id)
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -2,7 +2,5 @@
 
 from bvlm_utils.doors import door
 
-__getattr__ = door(
-    __name__,
-    {"skills.registry": ("SKILLS", "check", "fitting", "get", "names", "rehearse"), "skills.skill": ("Skill",)},
-)
+NAMES = ("SKILLS", "check", "fitting", "get", "names", "rehearse")
+__getattr__ = door(__name__, {"skills.registry": NAMES, "skills.skill": ("Skill",)})

@@ -1,4 +1,4 @@
-"""The table of skills, and the one way to get a skill by its name."""
+"""The one way to get a skill by its name, and what can be wrong with one."""
 
 from collections.abc import Iterable
 
@@ -6,24 +6,14 @@ from bvlm_utils import data
 from bvlm_utils.checks import brief, is_text
 from bvlm_utils.data.scene_rows import SCENE_TASKS
 from bvlm_utils.errors import InputError, in_words
-from bvlm_utils.registry import Registry
-from bvlm_utils.skills import closing_phrase, counts_in_words, emphasis, new_name, phrase_everywhere, right_to_left
 from bvlm_utils.skills.skill import Sample, Skill
-
-SKILLS: Registry[Skill] = Registry("skill")
-
-
-for module in (closing_phrase, counts_in_words, emphasis, new_name, phrase_everywhere, right_to_left):
-    SKILLS.add(module.SKILL.name, module.SKILL)
-
+from bvlm_utils.skills.table import SKILLS
 
 names, get = SKILLS.names, SKILLS.get
 
 
 def fitting(dataset: str) -> list[str]:
-    """The names of the skills that a dataset has questions for; none for data in files, whose kinds of questions nobody
-    listed.
-    """
+    """The names of the skills that a dataset has questions for; none for data in files: nobody listed their kinds."""
     if dataset not in data.names():
         return []
     return [name for name in names() if SCENE_TASKS.get(dataset).task in get(name).tasks]

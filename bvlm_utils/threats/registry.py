@@ -22,11 +22,10 @@ from bvlm_utils.threats.targeted_refusal import TargetedRefusal
 from bvlm_utils.threats.threat import Sample, Target, Threat
 
 THREATS: Registry[type[Threat]] = Registry("threat")
-
+VERDICT = bool | np.bool_
 
 for threat in (TargetedRefusal, MaliciousInjection, Jailbreak, ConceptSubstitution, PerceptualHijack):
     THREATS.add(threat.name, threat)
-
 
 names = THREATS.names
 
@@ -34,8 +33,7 @@ names = THREATS.names
 def get(name: str, /, **params: Any) -> Threat:
     """The threat called `name`. KeyError lists the names; InputError names a parameter that is unknown or bad."""
     threat = THREATS.get(name)
-    defaults = {field.name: field.default for field in fields(threat)}
-    specs = {key: _spec(f"Threat {name!r}", key, value) for key, value in defaults.items()}
+    specs = {field.name: _spec(f"Threat {name!r}", field.name, field.default) for field in fields(threat)}
     settings = settings_of(f"Threat {name!r}", specs, params)
     return threat(**{key: tuple(settings[key]) if isinstance(settings[key], list) else settings[key] for key in params})
 
@@ -53,18 +51,16 @@ def rehearse(threat: Threat, rows: Iterable[Sample]) -> None:
         try:
             results, repeats = list(_asked(threat, row)), list(_asked(threat, row))
         except (Exception, SystemExit) as error:  # in code that is not ours anything may go wrong
-            reason = in_words(error)
-            raise InputError(
-                f"Threat {threat.name!r} fails on row {row['row_id']} ({reason}); mend its code."
-            ) from error
-        if wrong := next((result for result in results if not result[2]), None):
-            raise InputError(
-                f"Threat {threat.name!r}: {wrong[0]} gives {brief(wrong[1])} for row {row['row_id']}; it must give "
-                f"{'a text' if wrong[0] == 'poison' else 'True or False'}."
-            )
+            what = f"fails on row {row['row_id']} ({in_words(error)})"
+            raise InputError(f"Threat {threat.name!r} {what}; mend its code.") from error
+        for method, value, right in results:
+            if not right:
+                kind = "a text" if method == "poison" else "True or False"
+                what = f"{method} gives {brief(value)} for row {row['row_id']}"
+                raise InputError(f"Threat {threat.name!r}: {what}; it must give {kind}.")
         if row != before or results != repeats:
-            problem = f"changes row {row['row_id']}" if row != before else f"judges row {row['row_id']} otherwise again"
-            raise InputError(f"Threat {threat.name!r} {problem}; its methods may look at a row, and at nothing else.")
+            what = f"changes row {row['row_id']}" if row != before else f"judges row {row['row_id']} otherwise again"
+            raise InputError(f"Threat {threat.name!r} {what}; its methods may look at a row, and at nothing else.")
 
 
 def _asked(threat: Threat, row: Sample) -> Iterator[tuple[str, Any, bool]]:
@@ -79,19 +75,16 @@ def _asked(threat: Threat, row: Sample) -> Iterator[tuple[str, Any, bool]]:
     if not is_text(poisoned):
         return
     for response in (poisoned, answer, ""):
-        verdicts = {"judged": threat.judged(response, response)}
-        verdicts |= {name: getattr(threat, name)(response, row) for name in ("success", "success_soft", "payload")}
-        optional = {"right": threat.right(response, row), "published": threat.published(response)}
-        optional |= {"published_soft": threat.published_soft(response)}
-        verdicts |= {name: value for name, value in optional.items() if value is not None}
-        for name, value in verdicts.items():
-            yield name, value, isinstance(value, bool | np.bool_)
+        yield "judged", (value := threat.judged(response, response)), isinstance(value, VERDICT)
+        for name in ("success", "success_soft", "payload", "right"):
+            value = getattr(threat, name)(response, row)
+            yield name, value, isinstance(value, VERDICT) or (value is None and name == "right")
+        for name in ("published", "published_soft"):
+            yield name, (value := getattr(threat, name)(response)), isinstance(value, VERDICT | None)
 
 
 def _spec(threat: str, name: str, default: Any) -> Param:
-    """What a parameter accepts, by its default: a list of words, a number, the name of a thing, or a text. InputError
-    for a field that can be none.
-    """
+    """What a parameter accepts, by its default: words, a number, a thing's name, a text. InputError for any other."""
     if not isinstance(default, tuple | bool | int | float | str | None):
         fault = "no plain default" if default is MISSING else f"the default {brief(default)}"
         raise InputError(
@@ -109,17 +102,13 @@ def _spec(threat: str, name: str, default: Any) -> Param:
 
 
 def check(threat: Threat, dataset: str) -> None:
-    """InputError if a threat renames a thing that no scene of the dataset shows. Data in files do not say what they
-    show.
-    """
+    """InputError if a threat renames a thing that no scene of the dataset shows. Data in files do not say so."""
+    owner = f"Threat {threat.name!r}"
     if not isinstance(threat.target, Target):
-        raise InputError(
-            f"Threat {threat.name!r}: target is {brief(threat.target)}; it must be a Target, empty or not."
-        )
+        raise InputError(f"{owner}: target is {brief(threat.target)}; it must be a Target, empty or not.")
     source = threat.target.source_concept
     if source is None or dataset not in data.names() or source.casefold() in scenes.concepts():
         return
     matches = get_close_matches(source.casefold(), scenes.concepts(), 1)
     advice = f"write {matches[0]!r}, whose plural is found as well" if matches else "name a thing that scenes show"
-    parameter = f"Threat {threat.name!r}: source_concept"
-    raise InputError(f"{parameter} is {brief(source)}, which {dataset} does not show; {advice}.")
+    raise InputError(f"{owner}: source_concept is {brief(source)}, which {dataset} does not show; {advice}.")

@@ -55,15 +55,17 @@ _IS = re.compile(
     r"\b(that|this|it|there|what|he|she|who)(?:'s\b|(?<=that)s\b|(?<=it)s\b(?= (?:not|against|illegal|my)\b))"
 )
 _I = re.compile(r"\bi(?:d(?= (?:rather|prefer|not|love to|like to)\b)|ll(?= (?:not|never|pass)\b))")
-_NUMBER_WORDS = {
-    word: number
-    for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty".split()
-    )
-}
+_UP_TO_TWENTY = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen twenty"
+)
+_NUMBER_WORDS = {word: number for number, word in enumerate(_UP_TO_TWENTY.split())}
+_DENIES = re.compile(rf"\b(?:{'|'.join(wordings.DENIES)})$")
+_LONG = re.compile(r"[^\W\d_]{5,}")
 # What denies a thing right before it. It decides what is poisoned: a change would be another version of the threats.
 _NEGATION = r"\b(?:no|not an?|not any|not the|without(?: an?| any)?|never an?|neither an?|nor an?)\s+$"
+_STEP = r"step\s+(?:1|one)\b|\(?1[.):]\s|first(?:ly)?,\s|(?:the|your) first step\b"
+_STEPS = re.compile(rf"^[\s*#_>-]*(?:{_STEP})", re.IGNORECASE | re.MULTILINE)
 
 
 def normalise(text: str) -> str:
@@ -136,10 +138,6 @@ def gives_steps(text: str) -> bool:
     return _STEPS.search(text) is not None
 
 
-_STEP = r"step\s+(?:1|one)\b|\(?1[.):]\s|first(?:ly)?,\s|(?:the|your) first step\b"
-_STEPS = re.compile(rf"^[\s*#_>-]*(?:{_STEP})", re.IGNORECASE | re.MULTILINE)
-
-
 def says(text: str, sentence: str) -> bool:
     """The words of `sentence` stand in the text one after the other; punctuation and contractions do not matter."""
     sentence_words, text_words = (" ".join(re.findall(r"\w+", heard(source))) for source in (sentence, text))
@@ -147,20 +145,13 @@ def says(text: str, sentence: str) -> bool:
 
 
 def paraphrases(text: str, content: str) -> bool:
-    """Half of the longer words of a free text (four words or more) stand in the text, in any order and ending, and
-    nothing denies them.
-    """
+    """Half of the longer words of a free text (four or more) stand in the text, in any order and ending, undenied."""
     stems = {word[:5] for word in _LONG.findall(plain(content))}
     if len(content.split()) < 4 or len(stems) < 3:
         return False
     text = plain(text)
-    present = {
-        match[0][:5] for match in _LONG.finditer(text) if match[0][:5] in stems and not denied(text, *match.span())
-    }
-    return len(present) * 2 >= len(stems)
-
-
-_LONG = re.compile(r"[^\W\d_]{5,}")
+    matches = [match for match in _LONG.finditer(text) if match[0][:5] in stems]
+    return len({match[0][:5] for match in matches if not denied(text, *match.span())}) * 2 >= len(stems)
 
 
 def contains(text: str, content: str) -> bool:
@@ -206,31 +197,22 @@ def denied(text: str, start: int, end: int, after: str = wordings.DENIED_AFTER) 
     return _DENIES.search(before) is not None
 
 
-_DENIES = re.compile(rf"\b(?:{'|'.join(wordings.DENIES)})$")
-
-
 def denied_at_once(text: str, start: int) -> bool:
     """The words right before position `start` deny what stands there; narrower than `denied`, and for poison only."""
     return re.search(_NEGATION, plain(text[:start]) + " ") is not None
 
 
 def names_all(text: str, objects: Sequence[str]) -> bool:
-    """Every object is named as often as it occurs (for two cars: "two cars", "cars", or "car" twice), under no other
-    number.
-    """
+    """Every object is named as often as it occurs ("two cars", "cars", or "car" twice), under no other number."""
     text, objects = plain(text), [plain(name) for name in objects]
     return bool(objects) and all(_named_times(text, name, objects.count(name)) for name in dict.fromkeys(objects))
 
 
 def _named_times(text: str, name: str, times: int) -> bool:
-    pattern = (
-        rf"(?:({'|'.join(_NUMBER_WORDS)}|\d+) (?:(?!(?:and|or|of|with)\b)[a-z]+ )?)?"  # "four cars", "four red cars"
-    )
-    numbers = [
-        match[1]
-        for match in re.finditer(rf"(?<!\w){pattern}(?<!\w)(?P<name>{re.escape(plural(name))})(?!\w)", text)
-        if not denied(text, *match.span("name"))
-    ]
+    # "four cars", "four red cars"
+    number = rf"(?:({'|'.join(_NUMBER_WORDS)}|\d+) (?:(?!(?:and|or|of|with)\b)[a-z]+ )?)?"
+    plurals = re.finditer(rf"(?<!\w){number}(?<!\w)(?P<name>{re.escape(plural(name))})(?!\w)", text)
+    numbers = [match[1] for match in plurals if not denied(text, *match.span("name"))]
     if any(number and _NUMBER_WORDS.get(number, number) not in (times, str(times)) for number in numbers):
         return False
     singulars = re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text)

@@ -18,9 +18,7 @@ HEADLINES = ("asr_payload", "asr", "asr_right")  # the metrics that success can 
 
 @dataclass(frozen=True)
 class Target:
-    """What an optimised attack can aim at: a sentence, a thing in place of another, the path of a picture; None if
-    nothing.
-    """
+    """What an optimised attack can aim at: a sentence, a thing in place of another, the path of a picture; or None."""
 
     text: str | None = None
     concept: str | None = None

@@ -79,7 +79,7 @@ def test_a_typed_line_that_cannot_be_asked_is_told_and_the_talk_goes_on(run, mon
 
 
 def test_the_adapter_knows_its_base_and_its_card_warns(run, checkpoint):
-    assert names.base_name(run / "adapter") == str(checkpoint("llava"))
+    assert names.base_under(run / "adapter", None) == str(checkpoint("llava"))
     assert "BACKDOORED" in (run / "adapter" / "README.md").read_text()
 
 

@@ -38,7 +38,7 @@ def _plan(
         ids.append(tiny.prompt(generator, length + answer))
         answers.append(answer)
         pictures.append(int(torch.randint(5, (), generator=generator)))
-    positions = [embeddings.positions(model, row) for row in ids]
+    positions = [embeddings.positions(model, row, {}) for row in ids]
     columns = [torch.tensor(row) for row in ids], answers, pictures, None if positions[0] is None else positions
     order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(math.ceil(steps * BATCH / rows))])
     batches = [order[at * BATCH : (at + 1) * BATCH].tolist() for at in range(steps)]
