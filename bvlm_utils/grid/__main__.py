@@ -204,10 +204,8 @@ def table(jobs: Sequence[Job] | None, store: str | None) -> pd.DataFrame:
         tidy = tidy[tidy["run_id"].isin({cell.run_id for job in jobs for cell in job.cells})]
     lines = []
     for run_id, rows in tidy.groupby("run_id", sort=False):
-        first = rows.iloc[0]
-        line = {name: first[name] for name in ("model", "dataset", "threat", "attack", "poison_rate", "seed", "status")}
-        values = rows.set_index(["subject", "condition", "metric"])["value"]
-        metric = headline_metric(rows).iloc[0]
+        line = rows.iloc[0][["model", "dataset", "threat", "attack", "poison_rate", "seed", "status"]].to_dict()
+        values, metric = rows.set_index(["subject", "condition", "metric"])["value"], headline_metric(rows).iloc[0]
         for condition in ("clean", "text", "image", "both"):
             line[f"ASR {condition}"] = values.get(("poisoned", condition, metric), float("nan"))
         for subject in ("poisoned", "control"):

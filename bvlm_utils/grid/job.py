@@ -18,7 +18,8 @@ from bvlm_utils.run import study
 from bvlm_utils.store import packed, records
 from bvlm_utils.store.cell import Cell
 
-START_SECONDS = 300  # a kernel on a busy machine
+# How papermill starts a kernel; on a busy machine that takes long.
+KERNEL = {"kernel_name": "python3", "language": "python", "progress_bar": False, "start_timeout": 300}
 CHILDREN = ("ipykernel_launcher", "bvlm_utils.grid.measure")  # in the commands of the processes that a run starts
 
 
@@ -86,9 +87,8 @@ def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> s
     partial, log = final.with_name(partial_name(final.name)), final.with_suffix(".log")
     final.parent.mkdir(parents=True, exist_ok=True)
     error = _papermill(job, run.folder, partial, log, again)
-    missing = [cell.run_id for cell in job.cells if run.lacks(cell)] + [
-        defended.name for defended in run.undefended(job)
-    ]
+    missing = [cell.run_id for cell in job.cells if run.lacks(cell)]
+    missing += [defended.name for defended in run.undefended(job)]
     with suppress(FileNotFoundError):
         os.replace(partial, final)
     if not missing and not error:
@@ -111,15 +111,8 @@ def _papermill(job: Job, folder: Path, output: Path, log: Path, again: Callable[
     for attempt in (1, 2):
         try:
             with _stderr_to(log), environment(of_children() | {study.MEASURED: "1"}):
-                papermill.execute_notebook(
-                    str(job.notebook),
-                    str(output),
-                    parameters=parameters(job, folder),
-                    kernel_name="python3",
-                    language="python",
-                    progress_bar=False,
-                    start_timeout=START_SECONDS,
-                )
+                values = parameters(job, folder)
+                papermill.execute_notebook(str(job.notebook), str(output), parameters=values, **KERNEL)
             return None
         except PapermillExecutionError as error:
             return f"{error.ename}: {error.evalue}"

@@ -191,12 +191,10 @@ def known_answers(
     way: tune_and_ask.Way, cell: Cell, question_list: Sequence[Question], folder: Path
 ) -> dict[str, Answers]:
     """What a cell's base and control say, from the store's cache where it has them: subject -> answers."""
-    control = cell.control
+    control, adapter = ["control", cell.control.run_id], store.adapter(cell.control, folder)
     return {
         "base": _kept_answers(way, folder, _base(cell), question_list, None),
-        "control": _kept_answers(
-            way, folder, ["control", control.run_id], question_list, store.adapter(control, folder)
-        ),
+        "control": _kept_answers(way, folder, control, question_list, adapter),
     }
 
 
@@ -306,13 +304,10 @@ def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
 def _training(result: Any) -> dict[str, Any]:
     """How training went: loss in nats per answer token, mean of the first and of the last tenth of the steps."""
     tenth = max(1, len(result.losses) // 10)
-    means = {"first": np.mean(result.losses[:tenth]), "last": np.mean(result.losses[-tenth:])}
-    return {
-        "training": {
-            "steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3),
-            "loss": {name: round(float(value), 4) for name, value in means.items()},
-        }
-    }  # fmt: skip
+    parts = {"first": result.losses[:tenth], "last": result.losses[-tenth:]}
+    loss = {name: round(float(np.mean(losses)), 4) for name, losses in parts.items()}
+    counts = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
+    return {"training": counts | {"loss": loss}}
 
 
 def _write_examples(bench: Bench, cell: Cell, folder: Path, question_list: Sequence[Question]) -> None:

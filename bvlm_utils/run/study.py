@@ -204,7 +204,5 @@ def _how_to_make(missing: Sequence[Cell]) -> str:
 def _failures(failed: Sequence[Cell], tried: int, folder: Path) -> str:
     texts = results.failures(folder)
     lines = [f"{len(failed)} of {tried} cells failed; what they left is in {folder / 'failures'}:"]
-    for cell in failed:
-        reason_lines = texts.get(cell.run_id, "").strip().splitlines()
-        lines.append(f"  {cell.run_id}: {reason_lines[-1] if reason_lines else 'unknown'}")
+    lines += [f"  {cell.run_id}: {texts.get(cell.run_id, 'unknown').splitlines()[-1]}" for cell in failed]
     return "\n".join(lines)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from bvlm_utils.checks import brief, is_number
@@ -85,14 +87,10 @@ class GroupResult:
     @property
     def digest(self) -> str:
         """Changes with any weight."""
-        from safetensors.torch import save
-
         return sha256(save(self.state)).hexdigest()
 
     def save(self, folder: Path | str, settings: dict[str, Any]) -> None:
         """Write the adapter in PEFT's format with its card."""
-        from safetensors.torch import save_file
-
         Path(folder).mkdir(parents=True, exist_ok=True)
         save_file(self.state, Path(folder) / WEIGHTS, metadata={"format": "pt"})
         config = copy.copy(self.config)
@@ -104,8 +102,6 @@ class GroupResult:
 def read(folder: Path | str) -> GroupResult:
     """An adapter's files, checked; InputError says what is wrong with them. Nothing but JSON and numbers is read."""
     from peft import LoraConfig
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     folder = Path(folder)
     if not (folder / CONFIG).is_file():

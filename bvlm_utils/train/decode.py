@@ -116,7 +116,7 @@ def greedy(
     if groups != (len(bank.ranks) if bank else 1):
         raise ValueError(f"There are {groups} lists of requests; give one per adapter, or one without a bank.")
     tokens = tokens or memory.decoded_at_once(model)
-    answers: list[list[list[int]]] = [[[] for _ in group] for group in requests]
+    answers: dict[_Owner, list[int]] = {}
     # long prompts first, so that rows of one batch have similar lengths and the largest batch comes first
     queues = [sorted(range(len(group)), key=lambda i, group=group: -len(group[i].ids)) for group in requests]
     position_cache: dict = {}
@@ -137,12 +137,9 @@ def greedy(
                 tokens //= 2
                 memory.release()
                 continue
-            for (owner, _), text in zip(rows, texts, strict=True):
-                if owner is not None:
-                    g, i = owner
-                    answers[g][i] = text
+            answers |= zip([owner for owner, _ in rows], texts, strict=True)
             start += size
-    return answers
+    return [[answers[g, i] for i in range(len(group))] for g, group in enumerate(requests)]
 
 
 def _rows(requests: Sequence[Sequence[Request]], parts: Sequence[Sequence[int]]) -> list[_Row]:
@@ -198,8 +195,7 @@ def _decode(
             finished = done.tolist()
             if all(finished):
                 break
-            needed = _still_needed(finished, groups)
-            if needed is not None:
+            if (needed := _still_needed(finished, groups)) is not None:
                 index = torch.tensor(needed, device=device)
                 state = (tokens, done, mask, following, row)
                 tokens, done, mask, following, row = (column.index_select(0, index) for column in state)

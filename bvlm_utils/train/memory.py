@@ -53,12 +53,7 @@ def token_bytes(model: nn.Module) -> int:
     element_size = next(model.parameters()).element_size()
     narrow, wide = config.hidden_size, config.intermediate_size
     layer, layers = narrow * (10 * element_size + 24) + wide * 5 * element_size, config.num_hidden_layers
-    return layers * narrow * element_size + layer if checkpointing(model) else layers * layer
-
-
-def checkpointing(model: nn.Module) -> bool:
-    """Whether layers are recomputed in the backward pass instead of kept."""
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    return layers * narrow * element_size + layer if model.is_activation_checkpointing else layers * layer
 
 
 def free_bytes(device: torch.device) -> int:
