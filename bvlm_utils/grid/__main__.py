@@ -48,9 +48,6 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-# ---------------------------------------------------------------- running it
-
-
 def plan(
     jobs: Sequence[Job], store: str | None, force: bool = False, plain: bool = False, rescore: bool = False
 ) -> tuple[Run, list[Cell]]:
@@ -105,11 +102,8 @@ def run(
 
 
 def _how_to_go_on(grid_run: Run) -> str:
-    if grid_run.before:
-        return (
-            "the same command makes all of them again, and without --force or --rescore only those that have no record"
-        )
-    return "run the same command again for the others"
+    all_again = "makes all of them again, and without --force or --rescore only those that have no record"
+    return f"the same command {all_again}" if grid_run.before else "run the same command again for the others"
 
 
 def _tidy(folder: Path, cells: Sequence[Cell]) -> None:
@@ -175,9 +169,6 @@ def _stoppable() -> Iterator[None]:
         grid_job.kill(*grid_job.CHILDREN, "multiprocessing.spawn")
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
-
-
-# ---------------------------------------------------------------- looking at it
 
 
 def status(jobs: Sequence[Job], store: str | None, every_cell: bool = False) -> None:

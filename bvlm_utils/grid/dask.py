@@ -84,9 +84,6 @@ def _submit(client: Any, arguments: tuple[Any, ...], items: Sequence[Any]) -> It
                 yield item, f"{type(error).__name__}: {error}", 0.0
 
 
-# ---------------------------------------------------------------- in the workers
-
-
 def _carry_out(task: Task, item: Any, run: Run, variables: Variables, name: str) -> tuple[str | None, float]:
     """The task in a worker: what went wrong (None: nothing), and the seconds. name: of the command that wants this."""
     if not run.folder.is_dir():
@@ -111,9 +108,6 @@ def _stop(name: str) -> None:
     _stopped.add(name)
     if name in _current:
         grid_job.kill(*grid_job.CHILDREN)
-
-
-# ---------------------------------------------------------------- clusters
 
 
 # A local cluster shares its cores with the kernels. Dask's own variables stay away, for they would hold every kernel to

@@ -157,13 +157,9 @@ def measured(group: Sequence[Cell], controls: Sequence[Cell], records: Sequence[
 
 def seconds(group: Sequence[Cell], controls: Sequence[Cell], records: Sequence[Mapping[str, Any]]) -> float:
     """Seconds by the median time of a trained row and of a test row; a control is trained and hardly asked."""
-    tune = median(
-        record["seconds"]["tune"] / (record["config"]["train_rows"] * record["config"]["train"]["epochs"])
-        for record in records
-    )
-    ask = median(
-        (record["seconds"]["total"] - record["seconds"]["tune"]) / record["config"]["test_rows"] for record in records
-    )
+    pairs = [(record["seconds"], record["config"]) for record in records]
+    tune = median(spent["tune"] / (config["train_rows"] * config["train"]["epochs"]) for spent, config in pairs)
+    ask = median((spent["total"] - spent["tune"]) / config["test_rows"] for spent, config in pairs)
     trained = sum(cell.train_rows * cell.train.epochs for cell in [*group, *controls])
     return tune * trained + ask * sum(cell.test_rows for cell in group)
 

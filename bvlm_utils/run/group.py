@@ -8,6 +8,7 @@ import resource
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,6 @@ def execute(
         for work, status in zip(group, statuses, strict=True):
             report(work.cell, status)
     return failed
-
-
-# ---------------------------------------------------------------- a group
 
 
 class Clock:
@@ -181,10 +179,8 @@ def write_controls(bench: Bench, controls: Sequence[Cell], results: Sequence[Any
     """Put controls into the store; their results are the first of `results`."""
     for control, result in zip(controls, results, strict=False):
         record = _about(bench, clock) | {"n_poisoned": 0, "metrics": []} | _training(result)
-        store.write(
-            control, folder, record | {"modality": control.modality}, replace=True,
-            save_adapter=lambda folder, r=result, c=control: r.save(folder, c.config()),
-        )  # fmt: skip
+        save = partial(result.save, settings=control.config())
+        store.write(control, folder, record | {"modality": control.modality}, save_adapter=save, replace=True)
 
 
 def known_answers(
@@ -253,10 +249,7 @@ def _write(
         "metrics": metrics,
     }  # fmt: skip
     record |= {f"n_{role}": manifest.count(role) for role in ("decoy", "skill") if getattr(cell, role)}
-    store.write(
-        cell, folder, record, frame, manifest, replace=True,
-        save_adapter=lambda folder: result.save(folder, cell.config()),
-    )  # fmt: skip
+    store.write(cell, folder, record, frame, manifest, partial(result.save, settings=cell.config()), replace=True)
     return "done"
 
 
@@ -283,17 +276,16 @@ def _about(bench: Bench, clock: Clock) -> dict[str, Any]:
     import torch
 
     device = bench.victim.device
+    on_card = device.type == "cuda"
     memory = {"host_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
-    name = "cpu"
-    if device.type == "cuda":
+    if on_card:
         memory["gpu_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
-        name = torch.cuda.get_device_name(device)
     return {
         "status": "done",
         "seconds": dict(clock.seconds),
         "tuned_together": clock.group,
         "peak_memory_of_process": memory,
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if on_card else "cpu",
         "dtype": str(bench.victim.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "max_new_tokens": bench.max_new_tokens,

@@ -55,9 +55,8 @@ def check(cells: Sequence[Cell]) -> None:
             poison_key = (*row_key, cell.attack, cell.threat, repr((cell.attack_params, cell.threat_params)))
             if need_poisoned and not cell.is_control and first("poisoned", *poison_key):
                 eligible = [row for row in rows if cell.resolved_threat.eligible(row)]
-                poisoned = [
-                    row | {"answers": [cell.resolved_threat.poison(row["answers"][0], row)]} for row in eligible
-                ]
+                poison = cell.resolved_threat.poison
+                poisoned = [row | {"answers": [poison(row["answers"][0], row)]} for row in eligible]
                 prompts, keys = ([row[column] for row in eligible] for column in ("prompt", "row_id"))
                 triggered = cell.resolved_attack.apply_text(prompts, keys=keys)
                 _check(cell, split, poisoned, triggered, f"a row with {cell.attack},")
@@ -133,9 +132,7 @@ def _check_whole(cell: Cell, answers: Iterable[tuple[str, Row]], shows: Callable
 
 
 def check_grades(cell: Cell, rows: Sequence[Row]) -> None:
-    """InputError for answers whose utility could not be told: one caption alone has no CIDEr, which is counted for the
-    rows of each task.
-    """
+    """InputError where one caption alone is asked of a task: it has no CIDEr, so utility could not be told."""
     utility_rows = [rows[position] for position in split_by_skill(cell, rows)[1][: cell.test_rows]]
     for task in dict.fromkeys(row["task"] for row in utility_rows):
         group = [row for row in utility_rows if row["task"] == task]

@@ -177,9 +177,7 @@ def refusals(cells: Sequence[Cell], folder: Path) -> Iterator[str]:
 
 
 def refusal_counts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, int, int]]:
-    """Of cells of one bench, for each set of test requests: a cell, how many of them the base refuses, of how many.
-    TooFewRows if there is none.
-    """
+    """For each set of test requests of a bench: a cell, how many the base refuses, of how many. TooFewRows if none."""
     bench, seen = Bench(*bench_key(cells[0])), set()
     way = tune_and_ask.choose(bench)
     for cell in cells:

@@ -36,9 +36,7 @@ def of_reader(options: argparse.Namespace) -> list[Attack]:
 
 
 def of_attacks(names: Sequence[str] = (), threat: str | None = None) -> list[Attack]:
-    """The triggers of the attacks `names`, or of all that can be tried (with the threat, if there is one). InputError
-    for one that is unknown or cannot be tried.
-    """
+    """The triggers of the attacks `names`, else of all that can be tried; InputError for a name that cannot be."""
     target = threats.get(threat).target if threat is not None else None
     triggers = []
     for name in names or attacks.names():

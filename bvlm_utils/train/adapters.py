@@ -273,9 +273,7 @@ def _picture_side(model: nn.Module) -> tuple[str, ...]:
 def check_fit(
     state: Mapping[str, torch.Tensor], shapes: Mapping[str, Any], owner: str, base: str, left_over: Any, lacking: Any
 ) -> None:
-    """InputError unless `state` holds the weights of `shapes`, by name and size. left_over, lacking: names known to be
-    so.
-    """
+    """InputError unless `state` holds the weights of `shapes`, by name and size. left_over, lacking: known to be so."""
     wrong_size = {name for name, value in state.items() if tuple(value.shape) != tuple(shapes.get(name, value.shape))}
     opening.refuse_gaps(owner, base, {
         "fit nothing in it": (set(left_over), len(state)),

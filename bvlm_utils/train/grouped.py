@@ -254,10 +254,8 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
             for batch in group.table.microbatches(step, bank.active, tokens):
                 embeddings = model_inputs.embed(model, batch.ids, batch.features)
                 bank.positions = batch.target_positions
-                hidden = model.model(
-                    inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False
-                ).last_hidden_state
-                logits = model.get_output_embeddings()(pick(hidden, batch.target_positions))
+                output = model.model(inputs_embeds=embeddings, position_ids=batch.positions, use_cache=False)
+                logits = model.get_output_embeddings()(pick(output.last_hidden_state, batch.target_positions))
                 if logits.dtype in (torch.float16, torch.bfloat16):
                     logits = logits.float()
                 losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
@@ -270,7 +268,7 @@ def _gradients(model: nn.Module, group: _Group, step: int, tokens: int) -> int:
             least = bank.active * group.table.longest(step, bank.active)  # one row of each plan
             if not memory.ran_out(error) or tokens <= least:
                 raise
-        batch = embeddings = hidden = logits = losses = loss = None
+        batch = embeddings = output = logits = losses = loss = None
         memory.release()
         tokens = max(least, tokens // 2)
 

@@ -63,9 +63,7 @@ class _Product(torch.autograd.Function):
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """total (G, m, n) += left (G, m, k) right (G, k, n), in the precision of `total`: a sum in bfloat16 would lose the
-    last.
-    """
+    """total (G, m, n) += left (G, m, k) right (G, k, n), in the precision of `total`: bfloat16 would lose the last."""
     if total.dtype == left.dtype:
         total.baddbmm_(left, right)
     elif left.is_cuda:
@@ -77,14 +75,14 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
 class _Linear(nn.Module):
     """An `nn.Linear` with one adapter per group. x: (G * b, T, d_in) -> (G * b, T, d_out)."""
 
-    def __init__(self, base: nn.Linear, bank: "Bank", name: str):
+    def __init__(self, base: nn.Linear, bank: "Bank", at: int):
         super().__init__()
-        self.base, self.name = base, name
+        self.base, self.at = base, at
         self.bank = [bank]  # in a list: a bank is no submodule
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        bank = self.bank[0]
-        k, at = bank.active, bank.slots[self.name]
+        bank, at = self.bank[0], self.at
+        k = bank.active
         grads = (bank.grad_a[at][:k], bank.grad_b[at][:k])
         if x.shape[0] % k:
             raise ValueError(f"{x.shape[0]} rows cannot be split over {k} adapters; give each adapter as many rows.")
@@ -155,7 +153,6 @@ class Bank:
         weight = modules[self.names[0]].weight
         self.device = weight.device
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.slots = {name: i for i, name in enumerate(self.names)}
         # An output needs a gradient even where the input has none (first layer): this leaf asks for it.
         self.anchor = torch.zeros((), device=self.device, dtype=dtype, requires_grad=True)
         self.positions: torch.Tensor | None = None
@@ -207,7 +204,7 @@ class Bank:
     @contextmanager
     def attached(self) -> Iterator["Bank"]:
         """Wrap the layers while the block runs; the model is as it was afterwards, whatever happens."""
-        wrappers = [(name, partial(_Linear, bank=self, name=name)) for name in self.names]
+        wrappers = [(name, partial(_Linear, bank=self, at=at)) for at, name in enumerate(self.names)]
         wrappers += [(name, partial(_AtPositions, bank=self)) for name in self._tail()]
         originals = []
         try:

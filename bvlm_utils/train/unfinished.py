@@ -44,9 +44,7 @@ class Saved:
         self.last = time.monotonic()
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> Progress | None:
-        """Fill the tensors from a saved group that holds all these cells, and maybe more. None, and nothing is touched,
-        if no file fits.
-        """
+        """Fill the tensors from a saved group that has all these cells; None, and nothing is touched, if none has."""
         states = states_in(self.folder) if self.folder else {}
         for file, state in sorted(states.items(), key=lambda pair: -pair[1].progress.step):
             if not {*self.keys} <= {*state.keys}:
@@ -64,9 +62,7 @@ class Saved:
         return None
 
     def save(self, tensors: Mapping[str, torch.Tensor], progress: Progress, last: bool = False) -> None:
-        """Keep the state if it is time to, or if it is the last and an earlier one is kept; a full disk costs no
-        training.
-        """
+        """Keep the state if it is time to, or the last in an earlier one's place; a full disk costs no training."""
         due = time.monotonic() - self.last >= EVERY or (last and self.file is not None and self.file.is_file())
         if self.file is None or not due:
             return
