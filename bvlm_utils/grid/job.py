@@ -1,6 +1,7 @@
 """A run of a grid, and one job of it: papermill runs its notebook, which reads what `grid.measure` has measured."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,6 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bvlm_utils import store as results
 from bvlm_utils.atomic import partial_name, read_if_whole
@@ -101,13 +104,11 @@ def carry_out(job: Job, run: Run, again: Callable[[], bool] = lambda: True) -> s
 
 def _papermill(job: Job, folder: Path, output: Path, log: Path, again: Callable[[], bool]) -> str | None:
     """Execute; None or the error in a line. A kernel that fails is started once more."""
-    import logging
-
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    logging.getLogger("traitlets").setLevel(logging.ERROR)
+    for library in ("papermill", "traitlets"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     for attempt in (1, 2):
         try:
             with _stderr_to(log), environment(of_children() | {study.MEASURED: "1"}):
@@ -140,8 +141,6 @@ def _stderr_to(file: Path) -> Iterator[None]:
 
 def kill(*words: str) -> None:
     """End the processes that this one has started with one of the words in their command, and what they started."""
-    import psutil
-
     killed = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from bvlm_utils.train.adapters import GroupResult
 
-
 Answers = dict[str, list[str]]  # answers by the question's key
 Progress = Callable[[int, int, float], None]
 

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Sequence
 
+import psutil
 import torch
 from torch import nn
 
@@ -60,8 +61,6 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    import psutil  # accelerate depends on it
-
     return psutil.virtual_memory().available
 
 
