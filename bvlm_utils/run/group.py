@@ -33,11 +33,7 @@ OF_TUNING = ("training", "seconds", "tuned_together", "peak_memory_of_process") 
 
 
 def execute(
-    cells: Sequence[Cell],
-    folder: Path,
-    report: Callable[[Cell, str], None] = lambda cell, status: None,
-    plain: bool = False,
-    rescore: bool = False,
+    cells: Sequence[Cell], folder: Path, report: Callable[[Cell, str], None], plain: bool = False, rescore: bool = False
 ) -> list[Cell]:
     """Run cells that share model, dataset and training rows; the failed ones are returned.
 
@@ -162,7 +158,8 @@ def _run(way: tune_and_ask.Way, group: Sequence[Work], folder: Path, rescore: bo
     for work, result, poisoned, clean in zip(group, all_results, answers, clean_answers, strict=True):
         record = old_records.get(work.cell.run_id)
         training = {name: record[name] for name in OF_TUNING if name in record} if record else _training(result)
-        statuses.append(_write(bench, work, folder, result, clean | {"poisoned": poisoned}, clock, training))
+        about = _about(bench, clock) | training
+        statuses.append(_write(bench, work, folder, result, clean | {"poisoned": poisoned}, about))
     return statuses
 
 
@@ -224,21 +221,15 @@ def _kept_answers(
 
 
 def _write(
-    bench: Bench,
-    work: Work,
-    folder: Path,
-    result: Any,
-    answers: dict[str, Answers],
-    clock: Clock,
-    training: dict[str, Any],
+    bench: Bench, work: Work, folder: Path, result: Any, answers: dict[str, Answers], about: dict[str, Any]
 ) -> str:
-    """Judge one cell's answers and write its record: "done", or "skipped" where no answer could be judged."""
+    """Judge one cell's answers and write its record: "done", or "skipped" where none could be judged."""
     cell, manifest = work.cell, work.manifest
     _write_examples(bench, cell, folder, work.asked)
     frame, metrics = judged(bench, cell, work.asked, answers)
     if not (frame["judged"] & (frame["part"] == "attack")).any():
         return _write_skipped(cell, folder, _unjudged(work))
-    record = _about(bench, clock) | training | {
+    record = about | {
         "modality": cell.modality,
         "n_poisoned": manifest.n_poisoned,
         "n_half_triggered": manifest.count("text_only", "image_only"),
