@@ -218,8 +218,7 @@ def _check_rank(folder: Path, table: dict[str, Any], shapes: dict[str, tuple[int
         if not is_number(alpha, 1e-9, 1e9):
             raise InputError(f"The adapter in {folder} has lora_alpha {brief(alpha)}; it must be above 0, up to 1e9.")
     stated = [rank, *rank_pattern.values()] if isinstance(rank_pattern, dict) else [None]
-    whole = all(isinstance(value, int) and not isinstance(value, bool) for value in stated)
-    if not ranks or not whole or not ranks <= set(stated) or max(stated) > max(ranks) or min(stated) < 1:
+    if not ranks or not all(is_number(value, 1, max(ranks), whole=True) for value in stated) or not ranks <= {*stated}:
         raise InputError(
             f"The adapter in {folder} has rank {rank!r} in its {CONFIG}, and its weights have rank "
             f"{', '.join(map(str, sorted(ranks))) or 'none'}; give files that belong together."
